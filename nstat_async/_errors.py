@@ -1,0 +1,131 @@
+"""The errors of the library, one tree:
+
+- `NstatError`
+    - `UsageError` -- the caller did what cannot be done (also a `ValueError`)
+        - `MonitorClosedError` -- reading from a monitor that was closed
+        - `ConcurrentReadError` -- two tasks read one subscription at once
+    - `ProtocolError` -- bytes broke the rules of their format
+        - `RecordingError` -- the bytes of a recording did
+    - `RequestError` -- the kernel refused a request
+    - `BackendUnavailableError` -- a kernel interface cannot be opened here
+
+`UsageError` is your misuse, `ProtocolError` and `RequestError` are the other
+side's answer, `BackendUnavailableError` is the machine. Every error carries its
+facts as attributes; the text is made of them.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = [
+    "BackendUnavailableError",
+    "ConcurrentReadError",
+    "MonitorClosedError",
+    "NstatError",
+    "ProtocolError",
+    "RecordingError",
+    "RequestError",
+    "UnavailableReason",
+    "UsageError",
+]
+
+
+class NstatError(Exception):
+    """Base of everything this library raises on purpose."""
+
+
+class UsageError(NstatError, ValueError):
+    """An argument or a call that cannot work, whatever the kernel does."""
+
+
+class MonitorClosedError(UsageError):
+    """The monitor (or subscription) was closed before this read."""
+
+
+class ConcurrentReadError(UsageError):
+    """A second task read from a subscription that another task is reading."""
+
+
+class ProtocolError(NstatError):
+    """Bytes that break the rules of their format.
+
+    Args:
+        reason: What is wrong, for a person.
+        offset: Where in `raw` the trouble begins, in bytes.
+        raw: The bytes concerned (a datagram, a message, a record).
+    """
+
+    def __init__(self, reason: str, *, offset: int = 0, raw: bytes = b"") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.offset = offset
+        self.raw = raw
+
+    def __str__(self) -> str:
+        return f"{self.reason} (at byte {self.offset} of {len(self.raw)})"
+
+
+class RecordingError(ProtocolError):
+    """A recording that is none, or one whose format version is unknown."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class RequestError(NstatError):
+    """The kernel refused a request.
+
+    Args:
+        operation: What was asked, e.g. ``"ADD_ALL_SRCS tcp"``.
+        errno: The kernel's error number. For a Darwin kernel it is Darwin's
+            number, whatever the host: compare with
+            `nstat_async.ntstat.DarwinErrno`.
+        detail: What to do about it, for a person.
+    """
+
+    def __init__(self, operation: str, errno: int, detail: str = "") -> None:
+        super().__init__(operation, errno, detail)
+        self.operation = operation
+        self.errno = errno
+        self.detail = detail
+
+    def __str__(self) -> str:
+        text = f"{self.operation}: the kernel answered error {self.errno}"
+        return f"{text}: {self.detail}" if self.detail else text
+
+
+class UnavailableReason(enum.Enum):
+    """Why a kernel interface cannot be opened on this machine."""
+
+    PLATFORM = "platform"
+    """This operating system has no such interface."""
+    PERMISSION = "permission"
+    """The interface is there; this process may not use it."""
+    MISSING = "missing"
+    """The operating system is right, yet the interface is absent."""
+    KERNEL = "kernel"
+    """The kernel's version is unknown, too old, or was not given."""
+    RESOURCE = "resource"
+    """The machine ran out of descriptors or memory while opening."""
+    DEPENDENCY = "dependency"
+    """An optional package is needed and not installed."""
+
+
+class BackendUnavailableError(NstatError):
+    """A backend cannot be opened here.
+
+    Args:
+        backend: The backend's name, e.g. ``"kctl"``.
+        reason: The kind of obstacle.
+        detail: What happened and what to do, for a person.
+    """
+
+    def __init__(self, backend: str, reason: UnavailableReason, detail: str) -> None:
+        super().__init__(backend, reason, detail)
+        self.backend = backend
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"backend {self.backend!r} is unavailable ({self.reason.value}): {self.detail}"

@@ -1,0 +1,590 @@
+"""The values that users hold: flows, their endpoints, owners and counters.
+
+Two rules for this file:
+
+- *Unknown is `None`.* A field that the platform cannot tell is `None`, on every
+  platform; ``0`` and ``""`` mean that the kernel said so.
+- *Values are immutable and hashable*, and say the unit in the name when it is
+  not bytes or packets.
+
+`Counts` and the ``details`` of an event are made for every report of every flow,
+half a million times a second on a busy replay. They therefore keep what the
+kernel sent and translate a field when it is read; everything else is made once
+per flow and shared between its events.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import socket
+from collections.abc import Iterator
+from typing import Any, Protocol
+from uuid import UUID
+
+import attrs
+
+__all__ = [
+    "Capabilities",
+    "Counts",
+    "Delta",
+    "Details",
+    "DetailsSource",
+    "Direction",
+    "DomainInfo",
+    "Endpoint",
+    "Flow",
+    "Interface",
+    "InterfaceKind",
+    "MediumCounts",
+    "Process",
+    "Proof",
+    "Provider",
+    "TcpState",
+    "Visibility",
+]
+
+
+class Provider(enum.Enum):
+    """What kind of thing a flow is.
+
+    Kernel and user-land variants share a member; `Flow.userland` tells them apart.
+    """
+
+    TCP = "tcp"
+    UDP = "udp"
+    QUIC = "quic"
+    CONNECTION = "connection"
+    """A connection attempt of the network framework (Darwin); it groups flows and carries no bytes."""
+    UDP_SUBFLOW = "udp_subflow"
+    """One peer of an unconnected UDP socket (Darwin); its bytes are also in the socket's own flow."""
+    ROUTE = "route"
+    INTERFACE = "interface"
+    UNKNOWN = "unknown"
+    """A provider that a newer kernel invented."""
+
+
+class TcpState(enum.Enum):
+    """The states of RFC 9293, in the words of both kernels."""
+
+    CLOSED = "closed"
+    LISTEN = "listen"
+    SYN_SENT = "syn_sent"
+    SYN_RECEIVED = "syn_received"
+    ESTABLISHED = "established"
+    CLOSE_WAIT = "close_wait"
+    FIN_WAIT_1 = "fin_wait_1"
+    CLOSING = "closing"
+    LAST_ACK = "last_ack"
+    FIN_WAIT_2 = "fin_wait_2"
+    TIME_WAIT = "time_wait"
+
+
+class Direction(enum.Enum):
+    """Who began a flow."""
+
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+    LISTENER = "listener"
+
+
+class InterfaceKind(enum.Enum):
+    """The kind of the interface that carried the last packet."""
+
+    WIFI = "wifi"
+    WIRED = "wired"
+    CELLULAR = "cellular"
+    LOOPBACK = "loopback"
+    AWDL = "awdl"
+    """Peer-to-peer Wi-Fi: Apple wireless direct link, or low-latency WLAN."""
+    COMPANION = "companion"
+    """The link between a watch or headset and its host."""
+    BLUETOOTH = "bluetooth"
+    VPN = "vpn"
+    """A tunnel. On Darwin it may also have a physical medium: see `Interface.properties`."""
+    BRIDGE = "bridge"
+    """A bridge or virtual Ethernet (Linux; Darwin counts these as wired)."""
+    OTHER = "other"
+    """The kernel knows the interface and none of the words above fits."""
+
+
+def _address_text(packed: bytes) -> str:
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, packed)
+
+
+@attrs.frozen(repr=False)
+class Endpoint:
+    """An address and a port."""
+
+    packed: bytes
+    """The address in network order: 4 bytes for IPv4, 16 for IPv6."""
+    port: int
+    """The port; 0 when none is bound."""
+    scope_id: int | None = None
+    """The interface index of a scoped (link-local) IPv6 address, else `None`."""
+
+    @classmethod
+    def parse(cls, address: str, port: int = 0) -> Endpoint:
+        """Make an endpoint from text, e.g. ``"192.0.2.1"`` or ``"fe80::1%4"``.
+
+        Raises:
+            ValueError: `address` is not an IP address.
+        """
+        text, _, zone = address.partition("%")
+        packed = ipaddress.ip_address(text).packed
+        return cls(packed, port, int(zone) if zone else None)
+
+    @property
+    def address(self) -> str:
+        """The address as text, without scope."""
+        return _address_text(self.packed)
+
+    @property
+    def ip_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address as an object of the standard library."""
+        return ipaddress.ip_address(self.packed)
+
+    @property
+    def is_unspecified(self) -> bool:
+        """True for ``0.0.0.0`` and ``::``."""
+        return not any(self.packed)
+
+    @property
+    def is_loopback(self) -> bool:
+        """True for 127.0.0.0/8 and ``::1``."""
+        if len(self.packed) == 4:
+            return self.packed[0] == 127
+        return self.packed == b"\0" * 15 + b"\1"
+
+    def __str__(self) -> str:
+        scope = f"%{self.scope_id}" if self.scope_id else ""
+        if len(self.packed) == 4:
+            return f"{self.address}:{self.port}"
+        return f"[{self.address}{scope}]:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self}>"
+
+
+@attrs.frozen(repr=False)
+class Process:
+    """The owner of a flow, as far as the kernel tells."""
+
+    pid: int
+    """Process id; 0 is the kernel itself."""
+    name: str | None = None
+    """Name as the kernel has it (chosen by the process: escape before printing)."""
+    unique_pid: int | None = None
+    """An id that is never reused while the machine is up: on Darwin the kernel's
+    unique process id, on Linux the process' start time in clock ticks since boot."""
+    effective_pid: int | None = None
+    """The process on whose behalf the flow exists, when that differs or is told."""
+    effective_unique_pid: int | None = None
+    """`unique_pid` of the effective process."""
+    uuid: UUID | None = None
+    """UUID of the executable (Darwin: LC_UUID); equal for all runs of one build."""
+    effective_uuid: UUID | None = None
+    """UUID of the effective process' executable."""
+    uid: int | None = None
+    """User id of the socket's credential."""
+    persona_id: int | None = None
+    """Darwin persona, where there is one."""
+    path: str | None = None
+    """Path of the executable."""
+
+    @property
+    def key(self) -> tuple[int, int | None]:
+        """Tells this process from a later one with the same pid."""
+        return (self.pid, self.unique_pid)
+
+    def __str__(self) -> str:
+        return f"pid:{self.pid} ({self.name})" if self.name else f"pid:{self.pid}"
+
+    def __repr__(self) -> str:
+        extra = f" for {self.effective_pid}" if self.effective_pid not in (None, self.pid) else ""
+        return f"<Process {self.pid} {self.name!r}{extra}>"
+
+
+@attrs.frozen
+class Interface:
+    """A network interface, as a flow names it."""
+
+    index: int
+    """Interface index."""
+    name: str | None = None
+    """Name, e.g. ``"en0"``; `None` where only the index is known."""
+    kind: InterfaceKind | None = None
+    """What it is; `None` when the kernel did not say."""
+    properties: int | None = None
+    """Darwin's raw property bits (``NSTAT_IFNET_*``), unknown bits included."""
+
+
+@attrs.frozen(repr=False)
+class Flow:
+    """Who talks to whom: one source of traffic, without its counters.
+
+    A flow's value changes when the kernel learns more (an address is bound, a
+    connection is established); `id` stays. While nothing changed, successive
+    events carry the very same object.
+    """
+
+    id: str
+    """Unique while the monitor lives, never reused."""
+    provider: Provider
+    userland: bool | None = None
+    """True if the transport runs in the process (Darwin user-land flows)."""
+    local: Endpoint | None = None
+    """Local address; `None` while unknown."""
+    remote: Endpoint | None = None
+    """Remote address; `None` while there is no peer, or it is unknown."""
+    process: Process | None = None
+    """The owner; `None` when it may not be seen or is not known yet."""
+    interface: Interface | None = None
+    """The interface of the last packet; `None` when there was none."""
+    state: TcpState | None = None
+    """TCP state at the last report; `None` for what has no state."""
+    direction: Direction | None = None
+    """Who began it; `None` for UDP and while it is open."""
+    started_ns: int | None = None
+    """Creation of the socket, wall clock, nanoseconds since the epoch."""
+    uuid: UUID | None = None
+    """The flow's own id in the network framework (Darwin)."""
+    parent_uuid: UUID | None = None
+    """Id of the connection that this one belongs to (Darwin, connections)."""
+    provider_id: int | None = None
+    """The kernel's own provider number."""
+    traffic_class: int | None = None
+    """Darwin: ``SO_TRAFFIC_CLASS`` of the socket (``SO_TC_*``)."""
+    fallback_mode: int | None = None
+    """Darwin: how a cellular fallback came about (``SO_FALLBACK_MODE_*``)."""
+    vpn_uuid: UUID | None = None
+    """Darwin: policy (VPN) id of the socket."""
+    namespace: str | None = None
+    """Linux: the network namespace, when it is not the monitor's own."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when the flow stays on this machine, as far as its addresses or interface tell."""
+        if self.interface is not None and self.interface.kind is InterfaceKind.LOOPBACK:
+            return True
+        return any(e is not None and e.is_loopback for e in (self.remote, self.local))
+
+    def __str__(self) -> str:
+        parts = [self.provider.value, str(self.local or "*"), "->", str(self.remote or "*")]
+        if self.state is not None:
+            parts.append(self.state.value)
+        if self.process is not None:
+            parts.append(str(self.process))
+        return " ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<Flow {self.id} {self}>"
+
+
+@attrs.frozen
+class MediumCounts:
+    """Traffic over one kind of medium (Darwin 26 details; Bluetooth item of 15)."""
+
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+
+
+def _index(position: int, doc: str) -> Any:
+    def read(self: Counts) -> int | None:
+        value: int | None = self._values[position]
+        return value
+
+    read.__doc__ = doc
+    return property(read)
+
+
+COUNTS_FIELDS = (
+    "rx_packets",
+    "rx_bytes",
+    "tx_packets",
+    "tx_bytes",
+    "cell_rx_bytes",
+    "cell_tx_bytes",
+    "wifi_rx_bytes",
+    "wifi_tx_bytes",
+    "wired_rx_bytes",
+    "wired_tx_bytes",
+    "rx_duplicate_bytes",
+    "rx_out_of_order_bytes",
+    "tx_retransmitted_bytes",
+    "connect_attempts",
+    "connect_successes",
+    "min_rtt_us",
+    "avg_rtt_us",
+    "var_rtt_us",
+)
+"""Order of the values inside `Counts`: that of ``nstat_counts`` since xnu-4570."""
+
+
+class Counts:
+    """Cumulative totals of a flow since it began.
+
+    Every field is an `int` or, where the platform does not count it, `None`.
+    Construct it with keywords; absent ones are `None`. Instances are immutable,
+    hashable, and equal when all fields are.
+
+    A subclass may keep a kernel's raw values and translate on reading; it
+    overrides `_translated` and the properties concerned.
+    """
+
+    __slots__ = ("_values",)
+    _values: tuple[Any, ...]
+
+    def __init__(self, **fields: int | None) -> None:
+        unknown = fields.keys() - set(COUNTS_FIELDS)
+        if unknown:
+            msg = f"Counts has no field {sorted(unknown)[0]!r}"
+            raise TypeError(msg)
+        object.__setattr__(self, "_values", tuple(fields.get(name) for name in COUNTS_FIELDS))
+
+    rx_packets: int | None = _index(0, "Packets received. Kernel TCP counts only segments with data.")
+    rx_bytes: int | None = _index(1, "Payload bytes received, duplicates and out-of-order data included on Darwin.")
+    tx_packets: int | None = _index(2, "Packets sent. Kernel TCP counts only segments with data.")
+    tx_bytes: int | None = _index(3, "Payload bytes sent; Darwin includes retransmitted ones.")
+    cell_rx_bytes: int | None = _index(4, "Bytes received over cellular (Darwin, since 10.9).")
+    cell_tx_bytes: int | None = _index(5, "Bytes sent over cellular.")
+    wifi_rx_bytes: int | None = _index(6, "Bytes received over Wi-Fi, peer-to-peer included (since 10.9).")
+    wifi_tx_bytes: int | None = _index(7, "Bytes sent over Wi-Fi.")
+    wired_rx_bytes: int | None = _index(8, "Bytes received over Ethernet and its like (since 10.10).")
+    wired_tx_bytes: int | None = _index(9, "Bytes sent over Ethernet and its like.")
+    rx_duplicate_bytes: int | None = _index(10, "Bytes received more than once (TCP).")
+    rx_out_of_order_bytes: int | None = _index(11, "Bytes received out of order (TCP).")
+    tx_retransmitted_bytes: int | None = _index(12, "Bytes sent again (TCP).")
+    connect_attempts: int | None = _index(13, "Darwin: 1 once a connection was tried; 0 again after close.")
+    connect_successes: int | None = _index(14, "Darwin: 1 once it was established; 0 again after close.")
+    min_rtt_us: int | None = _index(15, "Smallest round-trip estimate, microseconds; `None` without a sample.")
+    avg_rtt_us: int | None = _index(16, "Smoothed round-trip time, microseconds; `None` without a sample.")
+    var_rtt_us: int | None = _index(17, "Round-trip variance, microseconds; `None` without a sample.")
+
+    def _translated(self) -> tuple[int | None, ...]:
+        """All fields in the order of `COUNTS_FIELDS`, in their public units."""
+        return self._values[: len(COUNTS_FIELDS)]
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The fields by name."""
+        return dict(zip(COUNTS_FIELDS, self._translated(), strict=True))
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """The known fields with their values."""
+        return ((name, value) for name, value in self.as_dict().items() if value is not None)
+
+    def since(self, earlier: Counts | None) -> Delta:
+        """What was added since `earlier` (`None`: since the flow began)."""
+        return Delta.between(earlier, self)
+
+    @property
+    def is_zero(self) -> bool:
+        """True when no byte and no packet was counted in either direction."""
+        return not (self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Counts):
+            return NotImplemented
+        return self._translated() == other._translated()
+
+    def __hash__(self) -> int:
+        return hash(self._translated())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise attrs.exceptions.FrozenInstanceError
+
+    def __delattr__(self, name: str) -> None:
+        raise attrs.exceptions.FrozenInstanceError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_counts, (self._translated(),))
+
+    def __repr__(self) -> str:
+        shown = " ".join(f"{name}={value}" for name, value in self.items() if value)
+        return f"<Counts {shown or 'zero'}>"
+
+
+def _rebuild_counts(values: tuple[int | None, ...]) -> Counts:
+    return Counts(**dict(zip(COUNTS_FIELDS, values, strict=True)))
+
+
+def _difference(new: int | None, old: int | None) -> int | None:
+    if new is None:
+        return None
+    return max(0, new - (old or 0))
+
+
+@attrs.frozen
+class Delta:
+    """What two readings of a flow's counters differ by; never negative."""
+
+    rx_bytes: int | None
+    tx_bytes: int | None
+    rx_packets: int | None
+    tx_packets: int | None
+
+    @classmethod
+    def between(cls, earlier: Counts | None, later: Counts) -> Delta:
+        """The growth from `earlier` (`None`: from zero) to `later`."""
+        if earlier is None:
+            return cls(later.rx_bytes, later.tx_bytes, later.rx_packets, later.tx_packets)
+        return cls(
+            _difference(later.rx_bytes, earlier.rx_bytes),
+            _difference(later.tx_bytes, earlier.tx_bytes),
+            _difference(later.rx_packets, earlier.rx_packets),
+            _difference(later.tx_packets, earlier.tx_packets),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class DomainInfo:
+    """The domain behind a flow (Darwin 12 and later; privileged since 13.1)."""
+
+    name: str | None = None
+    """Domain name."""
+    owner: str | None = None
+    """Owner of the domain, if it is a known tracker's."""
+    tracker_context: str | None = None
+    attributed_bundle_id: str | None = None
+    """Bundle that the flow is attributed to."""
+    remote: Endpoint | None = None
+    """Address at the time of the look-up."""
+    is_tracker: bool = False
+    is_non_app_initiated: bool = False
+    is_silent: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Details:
+    """Samples that come with a report: windows, buffers, platform facts.
+
+    Unlike `Counts` nothing here is cumulative, and all of it is optional.
+    """
+
+    congestion_control: str | None = None
+    """Name of the congestion control algorithm."""
+    congestion_window: int | None = None
+    """Congestion window in bytes."""
+    send_window: int | None = None
+    """The peer's receive window in bytes."""
+    unacked_bytes: int | None = None
+    """Bytes sent and not acknowledged."""
+    send_buffer_size: int | None = None
+    send_buffer_used: int | None = None
+    receive_buffer_size: int | None = None
+    receive_buffer_used: int | None = None
+
+    traffic_mgt_flags: int | None = None
+    """Darwin: 1 background socket, 2 background receive."""
+    connection_status: int | None = None
+    """Darwin: probe bits of ``tcp_conn_status``."""
+    rx_transfer_size: int | None = None
+    """Darwin user-land flows: announced size of the transfer in bytes."""
+    tx_transfer_size: int | None = None
+    activity_started_s: int | None = None
+    """Darwin: begin of `activity`, seconds of uptime; `None` when there was none."""
+    activity: int | None = None
+    """Darwin: 128 bits, bit *i* set when there was traffic in the *i*-th 8 seconds."""
+    sampled_at_ns: int | None = None
+    """When the kernel filled in this report, wall clock, nanoseconds since the epoch."""
+    domain: DomainInfo | None = None
+    original_domain: DomainInfo | None = None
+    necp_parameters: bytes | None = None
+    """Darwin: NECP client parameters, TLV as sent."""
+    original_necp_parameters: bytes | None = None
+    bluetooth: MediumCounts | None = None
+    """Darwin 15 and later, privileged."""
+    media: tuple[tuple[str, MediumCounts], ...] = ()
+    """Darwin 26: traffic by medium, from ``SRC_DETAILS``."""
+    undecoded: bytes = b""
+    """Descriptor bytes beyond the known layout (a newer kernel)."""
+
+    cgroup_id: int | None = None
+    """Linux: cgroup v2 id of the socket."""
+    mark: int | None = None
+    """Linux: ``SO_MARK``; needs CAP_NET_ADMIN."""
+    delivery_rate: int | None = None
+    """Linux: recent delivery rate, bytes per second."""
+    pacing_rate: int | None = None
+    """Linux: pacing rate, bytes per second; `None` when unlimited."""
+    min_rtt_us: int | None = None
+    """Linux: smallest round trip seen in the kernel's window, microseconds."""
+    retransmits: int | None = None
+    """Linux: segments sent again since the flow began."""
+    lost: int | None = None
+    """Linux: segments presumed lost at this moment."""
+    mss: int | None = None
+    """Linux: sending segment size, bytes."""
+    path_mtu: int | None = None
+    rto_us: int | None = None
+    """Linux: retransmission time-out, microseconds."""
+    inode: int | None = None
+    """Linux: inode of the socket."""
+
+
+class DetailsSource(Protocol):
+    """Something that can be decoded into `Details` when somebody asks."""
+
+    def details(self) -> Details:
+        """Decode."""
+        ...  # pragma: no cover - a protocol
+
+
+class Proof(enum.Enum):
+    """How sure a backend is of the layout it decodes with."""
+
+    VERIFIED = "verified"
+    """Checked on this machine against flows of known values."""
+    PROBED = "probed"
+    """Found on this machine: offsets had to be moved, evidence was unambiguous."""
+    ASSUMED = "assumed"
+    """Taken from the kernel's version; lengths agree."""
+    UNKNOWN = "unknown"
+    """A kernel newer than known, unchecked: parts may be missing."""
+
+
+class Visibility(enum.Enum):
+    """Whose flows or processes can be seen."""
+
+    ALL = "all"
+    OWN = "own"
+    """Only those of the own user."""
+    NONE = "none"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen(kw_only=True)
+class Capabilities:
+    """What an open backend can tell, so that programs test a fact, not a platform."""
+
+    backend: str
+    """Name of the backend: ``kctl``, ``sock_diag``, ``emulated``, ``unix``, ``replay``."""
+    kernel: str | None = None
+    """Kernel version as reported."""
+    providers: frozenset[Provider] = frozenset()
+    """Providers that answered the subscription."""
+    tcp_counts: bool = True
+    """Byte counts for TCP."""
+    udp_counts: bool = False
+    """Byte counts for UDP."""
+    per_medium_bytes: bool = False
+    """Byte counts split by Wi-Fi, wired, cellular."""
+    final_counts: bool = False
+    """A closing flow reports its last counts."""
+    short_lived: bool = False
+    """Flows that live between two polls are reported."""
+    flows: Visibility = Visibility.UNKNOWN
+    """Whose flows are visible."""
+    processes: Visibility = Visibility.UNKNOWN
+    """Whose processes can be named."""
+    layout: str | None = None
+    """Wire layout in use, e.g. ``W11``."""
+    layout_proof: Proof | None = None
+    """How sure the layout is; `None` where the question does not arise."""
+    receive_buffer: int | None = None
+    """Size of the kernel's receive buffer that was granted, bytes."""
+    notes: tuple[str, ...] = ()
+    """Remarks for a person: what is missing here, and what would give it."""

@@ -1,0 +1,102 @@
+"""The options of a monitor: one frozen value, validated once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+
+from ._errors import UsageError
+from ._model import Provider
+
+__all__ = ["DEFAULT_PROVIDERS", "Discovery", "MonitorOptions", "Overflow"]
+
+import enum
+
+DEFAULT_PROVIDERS = frozenset({Provider.TCP, Provider.UDP, Provider.QUIC})
+"""Everything that carries traffic and needs no privilege."""
+
+
+class Overflow(enum.Enum):
+    """What happens when the consumer is slower than the kernel."""
+
+    COALESCE = "coalesce"
+    """At most one pending update a flow; past the limit the oldest flows that came
+    and went are given up, with their sum in `EventsLost`. Totals stay right."""
+    BLOCK = "block"
+    """Stop reading; the kernel will drop, and the stream will say so."""
+    ALL = "all"
+    """Keep everything: unbounded, for recorders that must see each report."""
+
+
+class Discovery(enum.Enum):
+    """How new flows of a Darwin kernel are found."""
+
+    POLL = "poll"
+    """Announcements are suppressed and polls find the flows: nothing is lost, short-lived flows included."""
+    ANNOUNCE = "announce"
+    """The kernel announces each new source at once; losses show as gaps in reference numbers."""
+
+
+def _providers(value: Iterable[Provider | str] | Provider | str) -> frozenset[Provider]:
+    if isinstance(value, (Provider, str)):
+        value = (value,)
+    members = set()
+    for item in value:
+        try:
+            members.add(Provider(item))
+        except ValueError:
+            known = ", ".join(p.value for p in Provider)
+            raise UsageError(f"providers: {item!r} is none of {known}") from None
+    if not members:
+        raise UsageError("providers: at least one is needed")
+    return frozenset(members)
+
+
+def _positive(name: str, *, optional: bool = False) -> Any:
+    def check(_instance: object, _attribute: Any, value: float | None) -> None:
+        if value is None and optional:
+            return
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+            raise UsageError(f"{name}: {value!r} is not a positive number")
+
+    return check
+
+
+def _enum_of(kind: type[enum.Enum], name: str) -> Any:
+    def convert(value: Any) -> enum.Enum:
+        try:
+            return kind(value)
+        except ValueError:
+            known = ", ".join(repr(m.value) for m in kind)
+            raise UsageError(f"{name}: {value!r} is none of {known}") from None
+
+    return convert
+
+
+@attrs.frozen(kw_only=True)
+class MonitorOptions:
+    """How to watch. `Monitor` takes the same names as keywords."""
+
+    providers: frozenset[Provider] = attrs.field(default=DEFAULT_PROVIDERS, converter=_providers)
+    """Which kinds of flows."""
+    interval: float | None = attrs.field(default=1.0, validator=_positive("interval", optional=True))
+    """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now`."""
+    discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_enum_of(Discovery, "discovery"))
+    """How a Darwin kernel's new flows are found."""
+    every_update: bool = False
+    """True: an update for each report, changed or not. False: only for changes."""
+    flow_filter: Any = None
+    """A `nstat_async.filters.Filter` or a predicate on flows; `None` passes all."""
+    max_pending: int = attrs.field(default=10_000, validator=_positive("max_pending"))
+    """Events that may wait for the consumer before the overflow policy acts."""
+    overflow: Overflow = attrs.field(default=Overflow.COALESCE, converter=_enum_of(Overflow, "overflow"))
+    """What to do then."""
+    receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
+    """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
+    record_to: str | os.PathLike[str] | None = None
+    """Also write the kernel conversation to this file."""
+    strict: bool = False
+    """True: undecodable bytes raise `ProtocolError` instead of becoming `EventsLost`."""
