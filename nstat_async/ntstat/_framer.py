@@ -1,0 +1,81 @@
+"""Datagram to messages: where each begins and ends.
+
+The rules, from the kernel's side of the socket:
+
+- Since xnu-3247 every header carries the message's length; a datagram is one
+  message or several back to back (``nstat_accumulate_msg``).
+- Before, a datagram is one message, and the four bytes that later hold length and
+  flags are kernel stack (up to xnu-2422) or zero (xnu-2782): they are not read.
+- Up to 15 bytes may remain behind the last message: too few for a header, they
+  are reported and no error.
+- A length below a header's size or beyond the datagram ends *this* datagram; what
+  came before it stands.
+
+Every turn of the loop consumes at least a header.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import attrs
+
+from ._constants import HEADER_SIZE
+
+__all__ = ["Defect", "Frame", "split"]
+
+Frame = tuple[int, int, int, int, int]
+"""(type, context, flags, begin, end): a message is ``data[begin:end]``."""
+
+_HEADER = struct.Struct("<QIHH")
+
+
+@attrs.frozen
+class Defect:
+    """Bytes of a datagram that are no message."""
+
+    reason: str
+    begin: int
+    """Offset of the first byte concerned."""
+    end: int
+    harmless: bool = False
+    """True for a tail shorter than a header."""
+
+
+def split(data: bytes, *, has_lengths: bool) -> tuple[list[Frame], Defect | None]:
+    """Find the messages of one datagram.
+
+    Args:
+        data: The datagram.
+        has_lengths: `Layout.has_lengths` of the kernel that sent it.
+
+    Returns:
+        The messages, and what is wrong with the rest (`None`: nothing).
+    """
+    size = len(data)
+    frames: list[Frame] = []
+    if not has_lengths:
+        if size < HEADER_SIZE:
+            return frames, Defect("datagram shorter than a header", 0, size)
+        context, kind, _, _ = _HEADER.unpack_from(data, 0)
+        return [(kind, context, 0, 0, size)], None
+    at = 0
+    unpack = _HEADER.unpack_from
+    append = frames.append
+    last = size - HEADER_SIZE
+    while at <= last:
+        context, kind, length, flags = unpack(data, at)
+        end = at + length
+        if length < HEADER_SIZE or end > size:
+            if length == 0 and at == 0:
+                # A client-side copy of an old kernel's datagram: its header has no length.
+                return [(kind, context, flags, 0, size)], None
+            reason = f"message length {length}" + (" is less than a header" if length < HEADER_SIZE else "")
+            if end > size:
+                reason += f" with {size - at} bytes left"
+            return frames, Defect(reason, at, size)
+        append((kind, context, flags, at, end))
+        at = end
+    if at == size and frames:
+        return frames, None
+    return frames, Defect("tail shorter than a header" if frames else "datagram shorter than a header", at, size, bool(frames))

@@ -1,0 +1,236 @@
+"""Structures of one kernel release, compiled from the table.
+
+`Layout` is a row number of ``_tables.py`` turned into `struct.Struct` objects, each
+made when first used and kept. A `StructCodec` decodes and encodes one structure,
+knows its exact size, and decodes a *prefix* when fewer bytes are there: a field
+that does not fit is left out, nothing is read past the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Mapping
+from typing import Any, Union
+
+import attrs
+
+from ._tables import NEWEST, OLDEST, STRUCTS, Since
+
+__all__ = ["Field", "FieldValue", "Layout", "StructCodec", "layout"]
+
+FieldValue = Union[int, float, bytes, "tuple[int, ...]"]
+"""Integers and floats are numbers, strings, addresses and UUIDs raw bytes, arrays tuples."""
+
+_FORMATS = {
+    "U8": "B",
+    "U16": "H",
+    "U32": "I",
+    "U64": "Q",
+    "I32": "i",
+    "I64": "q",
+    "F64": "d",
+    "BOOL": "B",
+    "SOCKADDR": "28s",
+    "UUID": "16s",
+}
+
+
+def _at(since: Since, number: int) -> Any:
+    """The value of a "since" mapping for one layout; `None` where it does not exist."""
+    known = [n for n in since if n <= number]
+    return since[max(known)] if known else None
+
+
+@attrs.frozen
+class Field:
+    """One field of a structure in one layout."""
+
+    name: str
+    """Name in the kernel's header."""
+    kind: str
+    """``U8`` … ``I64``, ``F64``, ``BOOL``, ``CHAR``, ``UUID``, ``SOCKADDR``, ``COUNTS``, ``DETAILED_COUNTS``."""
+    offset: int
+    """Bytes from the structure's start."""
+    size: int
+    """Size in bytes."""
+    format: str
+    """Format for `struct`, without byte order."""
+    count: int
+    """Number of elements of an array; 1 otherwise."""
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind the field."""
+        return self.offset + self.size
+
+
+def _field(name: str, kind: str, offset: int, number: int) -> Field:
+    base, _, times = kind.partition("*")
+    count = int(times or 1)
+    if base == "CHAR":
+        fmt, count = f"{count}s", 1
+    elif base in {"COUNTS", "DETAILED_COUNTS"}:
+        size = _at(STRUCTS["nstat_counts" if base == "COUNTS" else "nstat_detailed_counts"][0], number)
+        fmt = f"{size}s"
+    else:
+        fmt = _FORMATS[base] if count == 1 else f"{count}{_FORMATS[base]}"
+    return Field(name, base, offset, struct.calcsize(f"<{fmt}"), fmt, count)
+
+
+class StructCodec:
+    """Decodes and encodes one structure of one layout."""
+
+    def __init__(self, name: str, size: int, fields: tuple[Field, ...]) -> None:
+        self.name = name
+        """Name in the kernel's header."""
+        self.size = size
+        """Exact size in bytes."""
+        self.fields = fields
+        """The fields by offset; members of unions overlap."""
+        self.by_name = {field.name: field for field in fields}
+        """The fields by name."""
+        self._structs = {field.name: struct.Struct(f"<{field.format}") for field in fields}
+        plain, overlay, end = [], [], 0
+        for field in fields:
+            if field.offset >= end:
+                plain.append(field)
+                end = field.end
+            else:
+                overlay.append(field)
+        self._overlay = overlay
+        self._plain = plain
+        self._whole = struct.Struct(self._pad_format(plain, size))
+        self._has_arrays = any(field.count > 1 for field in plain)
+
+    @staticmethod
+    def _pad_format(fields: list[Field], size: int) -> str:
+        parts, at = ["<"], 0
+        for field in fields:
+            if field.offset > at:
+                parts.append(f"{field.offset - at}x")
+            parts.append(field.format)
+            at = field.end
+        if size > at:
+            parts.append(f"{size - at}x")
+        return "".join(parts)
+
+    def decode(self, data: bytes, at: int = 0, end: int | None = None) -> dict[str, FieldValue]:
+        """The fields of the structure at `at`, by name, in the order of their offsets.
+
+        Args:
+            data: Where it is.
+            at: Where it begins.
+            end: Where the bytes that belong to it end; fields beyond are left out.
+        """
+        limit = len(data) if end is None else end
+        if limit - at < self.size:
+            return {f.name: self.read(f.name, data, at) for f in self.fields if at + f.end <= limit}
+        values = list(self._whole.unpack_from(data, at))
+        if not self._has_arrays:
+            result: dict[str, FieldValue] = dict(zip((f.name for f in self._plain), values, strict=True))
+        else:
+            result, used = {}, 0
+            for field in self._plain:
+                result[field.name] = values[used] if field.count == 1 else tuple(values[used : used + field.count])
+                used += field.count
+        for field in self._overlay:
+            result[field.name] = self.read(field.name, data, at)
+        return result
+
+    def read(self, name: str, data: bytes, at: int = 0) -> Any:
+        """One field. The caller has checked that it is there."""
+        field = self.by_name[name]
+        values = self._structs[name].unpack_from(data, at + field.offset)
+        return values[0] if field.count == 1 else values
+
+    def write(self, buffer: bytearray, name: str, value: Any, at: int = 0) -> None:
+        """Put one field into `buffer`. Strings and blobs are padded with NULs or cut."""
+        field = self.by_name[name]
+        values = value if field.count > 1 else (value,)
+        self._structs[name].pack_into(buffer, at + field.offset, *values)
+
+    def encode(self, values: Mapping[str, Any]) -> bytes:
+        """The structure with these fields; absent ones are zero.
+
+        Raises:
+            KeyError: The layout has no such field.
+        """
+        buffer = bytearray(self.size)
+        for name, value in values.items():
+            self.write(buffer, name, value)
+        return bytes(buffer)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.by_name
+
+    def __repr__(self) -> str:
+        return f"<StructCodec {self.name} {self.size} bytes>"
+
+
+class Layout:
+    """All structures of one wire layout."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """1 to 12."""
+        self.name = f"W{number:02d}"
+        """Short name, e.g. ``"W11"``."""
+        self._codecs: dict[str, StructCodec | None] = {}
+
+    def find(self, name: str) -> StructCodec | None:
+        """The structure of this name, or `None` if this layout has none."""
+        try:
+            return self._codecs[name]
+        except KeyError:
+            codec = self._codecs[name] = self._compile(name)
+            return codec
+
+    def __getitem__(self, name: str) -> StructCodec:
+        codec = self.find(name)
+        if codec is None:
+            raise KeyError(f"layout {self.name} has no {name}")
+        return codec
+
+    def __contains__(self, name: str) -> bool:
+        return self.find(name) is not None
+
+    def _compile(self, name: str) -> StructCodec | None:
+        sizes, rows = STRUCTS[name]
+        size = _at(sizes, self.number)
+        if size is None:
+            return None
+        fields = []
+        for field_name, kind, offsets in rows:
+            offset = _at(offsets, self.number)
+            if offset is not None:
+                kind_here = kind if isinstance(kind, str) else _at(kind, self.number)
+                fields.append(_field(field_name, kind_here, offset, self.number))
+        fields.sort(key=lambda field: field.offset)
+        return StructCodec(name, size, tuple(fields))
+
+    @property
+    def has_lengths(self) -> bool:
+        """True if the header carries length and flags (since xnu-3247)."""
+        return self.number >= 5
+
+    @property
+    def reference_size(self) -> int:
+        """Bytes of a source reference: 4, or 8 since xnu-3789."""
+        return 8 if self.number >= 6 else 4
+
+    @property
+    def all_sources(self) -> int:
+        """The reference that means "all sources"."""
+        return (1 << 8 * self.reference_size) - 1
+
+    def __repr__(self) -> str:
+        return f"<Layout {self.name}>"
+
+
+@functools.cache
+def layout(number: int) -> Layout:
+    """The layout of this number (compiled once; layouts are immutable)."""
+    if not OLDEST <= number <= NEWEST:
+        raise KeyError(f"no layout {number}")
+    return Layout(number)

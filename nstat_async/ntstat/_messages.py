@@ -1,0 +1,490 @@
+"""Messages of both directions: one class a type, encode beside decode.
+
+A message class names its structure and its fields; offsets come from the layout.
+Counters, descriptors and parameters stay bytes here: `decode_fields` (or the codec
+of the layout) opens them. The session's hot path reads datagrams with its own
+compiled formats and never builds these; the emulated kernel, the passive session's
+view of requests and the ``messages`` command do.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, ClassVar
+
+import attrs
+
+from .._errors import ProtocolError
+from ._constants import HEADER_SIZE, MESSAGE_NAMES, MessageType
+from ._framer import Frame
+from ._kernels import Kernel
+from ._layouts import Layout
+
+__all__ = [
+    "MESSAGE_CLASSES",
+    "AddAllSources",
+    "AddSource",
+    "Error",
+    "ExtensionItem",
+    "GetDetails",
+    "GetSourceDescription",
+    "GetUpdate",
+    "Message",
+    "QuerySource",
+    "RemoveSource",
+    "SetFilter",
+    "SourceAdded",
+    "SourceCounts",
+    "SourceDescription",
+    "SourceDetails",
+    "SourceExtendedDetails",
+    "SourceExtendedUpdate",
+    "SourceRemoved",
+    "SourceUpdate",
+    "SubscribeSystemInfo",
+    "Success",
+    "SystemInfoCounts",
+    "UnknownMessage",
+    "decode_message",
+    "encode_items",
+    "split_items",
+]
+
+_HEADER = struct.Struct("<QIHH")
+_ITEM = struct.Struct("<II")
+
+
+@attrs.frozen
+class ExtensionItem:
+    """One item behind an extended update."""
+
+    type: int
+    """`Extension` number; 0 is filler after an item that the kernel could not make."""
+    length: int
+    """As sent: exact in answers about one source, rounded up to 8 in answers about all."""
+    data: bytes
+    """The content, `length` bytes (fewer if the message ended before)."""
+
+
+def split_items(data: bytes) -> tuple[tuple[ExtensionItem, ...], bytes]:
+    """Take apart what follows the descriptor of an extended update.
+
+    Returns:
+        The items, and bytes too few for another one.
+    """
+    items = []
+    at, size = 0, len(data)
+    while size - at >= 8:
+        kind, length = _ITEM.unpack_from(data, at)
+        begin = at + 8
+        items.append(ExtensionItem(kind, length, data[begin : begin + length]))
+        at = begin + (length + 7 & ~7)
+    return tuple(items), data[at:] if at < size else b""
+
+
+def encode_items(items: tuple[ExtensionItem, ...]) -> bytes:
+    """The inverse of `split_items`, items padded to 8 bytes."""
+    parts = []
+    for item in items:
+        parts.append(_ITEM.pack(item.type, item.length))
+        parts.append(item.data)
+        parts.append(b"\0" * (-len(item.data) % 8))
+    return b"".join(parts)
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """Base of all messages."""
+
+    TYPE: ClassVar[int] = -1
+    STRUCT: ClassVar[str] = "nstat_msg_hdr"
+    FIELDS: ClassVar[tuple[str, ...]] = ()
+    PAYLOAD: ClassVar[str | None] = None
+
+    context: int = 0
+    """The request's number, echoed where the kernel answers a request."""
+    flags: int = 0
+    """`HeaderFlag` bits; always 0 up to xnu-2782."""
+    tail: bytes = attrs.field(default=b"", repr=False)
+    """Bytes beyond the structure that this message has no field for."""
+
+    @property
+    def name(self) -> str:
+        """The kernel's name of the type, without ``NSTAT_MSG_TYPE_``."""
+        return MESSAGE_NAMES[self.TYPE]
+
+    @classmethod
+    def decode(cls, kernel: Kernel, data: bytes, frame: Frame) -> Message:
+        """Read a message that `split` found.
+
+        Raises:
+            ProtocolError: It is shorter than its structure, or the kernel has no such message.
+        """
+        _, context, flags, begin, end = frame
+        codec = kernel.layout.find(cls.STRUCT)
+        name = MESSAGE_NAMES[cls.TYPE]
+        if codec is None:
+            raise ProtocolError(f"{kernel.name} has no {name}", offset=begin, raw=data)
+        if end - begin < codec.size:
+            reason = f"{name} of {end - begin} bytes is shorter than its {codec.size}"
+            raise ProtocolError(reason, offset=begin, raw=data)
+        values: dict[str, Any] = {field: codec.read(field, data, begin) for field in cls.FIELDS if field in codec}
+        rest = data[begin + codec.size : end]
+        if cls.PAYLOAD is None:
+            values["tail"] = rest
+        else:
+            values.update(cls._open_payload(kernel, values, rest))
+        return cls(context=context, flags=flags, **values)
+
+    @classmethod
+    def _open_payload(cls, kernel: Kernel, values: dict[str, Any], rest: bytes) -> dict[str, Any]:  # noqa: ARG003
+        assert cls.PAYLOAD is not None
+        return {cls.PAYLOAD: rest}
+
+    def _payload(self) -> bytes:
+        return getattr(self, self.PAYLOAD) if self.PAYLOAD is not None else b""
+
+    def encode(self, layout: Layout) -> bytes:
+        """The message as the kernel (or a client) of this layout sends it.
+
+        Raises:
+            KeyError: The layout has no such message.
+        """
+        codec = layout[self.STRUCT]
+        buffer = bytearray(codec.size)
+        for field in self.FIELDS:
+            if field in codec:
+                codec.write(buffer, field, self._field(field))
+        buffer += self._payload()
+        buffer += self.tail
+        length, flags = (len(buffer), self.flags) if layout.has_lengths else (0, 0)
+        _HEADER.pack_into(buffer, 0, self.context, self.type_number, length & 0xFFFF, flags)
+        return bytes(buffer)
+
+    def _field(self, name: str) -> Any:
+        return getattr(self, name)
+
+    @property
+    def type_number(self) -> int:
+        """The type's number."""
+        return self.TYPE
+
+
+@attrs.frozen(kw_only=True)
+class Success(Message):
+    """End of an answer; with `HeaderFlag.CONTINUATION` more is to be asked for."""
+
+    TYPE = MessageType.SUCCESS
+
+
+@attrs.frozen(kw_only=True)
+class Error(Message):
+    """Refusal of a request, or end of a displaced poll."""
+
+    TYPE = MessageType.ERROR
+    STRUCT = "nstat_msg_error"
+    FIELDS = ("error",)
+    PAYLOAD = "request"
+
+    error: int = 0
+    """Darwin's error number."""
+    request: bytes = attrs.field(default=b"", repr=False)
+    """Copy of the offending request (since xnu-3247, not always)."""
+
+
+@attrs.frozen(kw_only=True)
+class _SourceMessage(Message):
+    srcref: int = 0
+    """Source reference."""
+
+
+@attrs.frozen(kw_only=True)
+class SourceAdded(_SourceMessage):
+    """A source exists."""
+
+    TYPE = MessageType.SRC_ADDED
+    STRUCT = "nstat_msg_src_added"
+    FIELDS = ("srcref", "provider")
+
+    provider: int = 0
+    """Provider number of this release."""
+
+
+@attrs.frozen(kw_only=True)
+class SourceRemoved(_SourceMessage):
+    """A source is gone; the flags may say what became of its last report."""
+
+    TYPE = MessageType.SRC_REMOVED
+    STRUCT = "nstat_msg_src_removed"
+    FIELDS = ("srcref",)
+
+
+@attrs.frozen(kw_only=True)
+class SourceDescription(_SourceMessage):
+    """Who and where a source is."""
+
+    TYPE = MessageType.SRC_DESC
+    STRUCT = "nstat_msg_src_description"
+    FIELDS = ("srcref", "event_flags", "provider")
+    PAYLOAD = "descriptor"
+
+    event_flags: int = 0
+    provider: int = 0
+    descriptor: bytes = attrs.field(default=b"", repr=False)
+    """The provider's descriptor, with whatever a newer kernel put behind it."""
+
+
+@attrs.frozen(kw_only=True)
+class SourceCounts(_SourceMessage):
+    """Counters of a source."""
+
+    TYPE = MessageType.SRC_COUNTS
+    STRUCT = "nstat_msg_src_counts"
+    FIELDS = ("srcref", "event_flags", "counts")
+
+    event_flags: int = 0
+    counts: bytes = attrs.field(default=b"", repr=False)
+    """``nstat_counts``."""
+
+
+@attrs.frozen(kw_only=True)
+class SourceUpdate(_SourceMessage):
+    """Counters and description in one."""
+
+    TYPE = MessageType.SRC_UPDATE
+    STRUCT = "nstat_msg_src_update"
+    FIELDS = ("srcref", "event_flags", "counts", "provider")
+    PAYLOAD = "descriptor"
+
+    event_flags: int = 0
+    counts: bytes = attrs.field(default=b"", repr=False)
+    """``nstat_counts``."""
+    provider: int = 0
+    descriptor: bytes = attrs.field(default=b"", repr=False)
+    """The provider's descriptor, with whatever a newer kernel put behind it."""
+
+
+class _WithItems:
+    """How the items behind a descriptor are found: by the descriptor's known size."""
+
+    @classmethod
+    def _open_payload(cls, kernel: Kernel, values: dict[str, Any], rest: bytes) -> dict[str, Any]:
+        name = kernel.descriptor_name(values["provider"])
+        codec = kernel.layout.find(name) if name is not None else None
+        if codec is None or len(rest) < codec.size:
+            return {"descriptor": rest}
+        items, tail = split_items(rest[codec.size :])
+        return {"descriptor": rest[: codec.size], "items": items, "tail": tail}
+
+    def _payload(self) -> bytes:
+        return self.descriptor + encode_items(self.items)  # type: ignore[attr-defined, no-any-return]  # mixed in
+
+
+@attrs.frozen(kw_only=True)
+class SourceExtendedUpdate(_WithItems, SourceUpdate):
+    """An update with extension items."""
+
+    TYPE = MessageType.SRC_EXTENDED_UPDATE
+
+    items: tuple[ExtensionItem, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class SourceDetails(_SourceMessage):
+    """Counters by medium and description (macOS 26)."""
+
+    TYPE = MessageType.SRC_DETAILS
+    STRUCT = "nstat_msg_src_details"
+    FIELDS = ("srcref", "event_flags", "detailed_counts", "provider")
+    PAYLOAD = "descriptor"
+
+    event_flags: int = 0
+    detailed_counts: bytes = attrs.field(default=b"", repr=False)
+    """``nstat_detailed_counts``."""
+    provider: int = 0
+    descriptor: bytes = attrs.field(default=b"", repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class SourceExtendedDetails(_WithItems, SourceDetails):
+    """Details with extension items."""
+
+    TYPE = MessageType.SRC_EXTENDED_DETAILS
+
+    items: tuple[ExtensionItem, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class SystemInfoCounts(_SourceMessage):
+    """System-wide statistics."""
+
+    TYPE = MessageType.SYSINFO_COUNTS
+    STRUCT = "nstat_msg_sysinfo_counts"
+    FIELDS = ("srcref", "counts.nstat_sysinfo_len")
+    PAYLOAD = "entries"
+
+    size: int = 0
+    """``nstat_sysinfo_len``."""
+    entries: bytes = attrs.field(default=b"", repr=False)
+    """The list of ``nstat_sysinfo_keyval``."""
+
+    @classmethod
+    def _open_payload(cls, kernel: Kernel, values: dict[str, Any], rest: bytes) -> dict[str, Any]:  # noqa: ARG003
+        return {"size": values.pop("counts.nstat_sysinfo_len"), "entries": rest}
+
+    def _field(self, name: str) -> Any:
+        return self.size if name == "counts.nstat_sysinfo_len" else super()._field(name)
+
+
+@attrs.frozen(kw_only=True)
+class AddSource(Message):
+    """Request: watch one named source."""
+
+    TYPE = MessageType.ADD_SRC
+    STRUCT = "nstat_msg_add_src"
+    FIELDS = ("provider",)
+    PAYLOAD = "param"
+
+    provider: int = 0
+    param: bytes = b""
+    """``nstat_…_add_param`` of the provider."""
+
+
+@attrs.frozen(kw_only=True)
+class AddAllSources(Message):
+    """Request: watch all sources of a provider."""
+
+    TYPE = MessageType.ADD_ALL_SRCS
+    STRUCT = "nstat_msg_add_all_srcs"
+    FIELDS = ("filter", "events", "provider", "target_pid", "target_uuid")
+
+    provider: int = 0
+    filter: int = 0
+    """Filter bits (since xnu-3247)."""
+    events: int = 0
+    """`EventFlag` mask (since xnu-3789)."""
+    target_pid: int = 0
+    target_uuid: bytes = b"\0" * 16
+
+
+@attrs.frozen(kw_only=True)
+class RemoveSource(_SourceMessage):
+    """Request: give one source up."""
+
+    TYPE = MessageType.REM_SRC
+    STRUCT = "nstat_msg_rem_src"
+    FIELDS = ("srcref",)
+
+
+@attrs.frozen(kw_only=True)
+class QuerySource(_SourceMessage):
+    """Request: counters of one or all sources."""
+
+    TYPE = MessageType.QUERY_SRC
+    STRUCT = "nstat_msg_query_src"
+    FIELDS = ("srcref",)
+
+
+@attrs.frozen(kw_only=True)
+class GetSourceDescription(_SourceMessage):
+    """Request: description of one or all sources."""
+
+    TYPE = MessageType.GET_SRC_DESC
+    STRUCT = "nstat_msg_get_src_description"
+    FIELDS = ("srcref",)
+
+
+@attrs.frozen(kw_only=True)
+class SetFilter(_SourceMessage):
+    """Request: private filter of one source (xnu-2422 to 10063)."""
+
+    TYPE = MessageType.SET_FILTER
+    STRUCT = "nstat_msg_set_filter"
+    FIELDS = ("srcref", "filter")
+
+    filter: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class GetUpdate(QuerySource):
+    """Request: update of one or all sources (since xnu-3247)."""
+
+    TYPE = MessageType.GET_UPDATE
+
+
+@attrs.frozen(kw_only=True)
+class GetDetails(QuerySource):
+    """Request: details of one or all sources (macOS 26)."""
+
+    TYPE = MessageType.GET_DETAILS
+
+
+@attrs.frozen(kw_only=True)
+class SubscribeSystemInfo(Message):
+    """Request: system-wide statistics from now on."""
+
+    TYPE = MessageType.SUBSCRIBE_SYSINFO
+
+
+@attrs.frozen(kw_only=True)
+class UnknownMessage(Message):
+    """A type that this library does not know."""
+
+    number: int = -1
+    """The type's number."""
+    body: bytes = attrs.field(default=b"", repr=False)
+    """Everything behind the header."""
+
+    @property
+    def name(self) -> str:
+        """Always ``UNKNOWN``."""
+        return "UNKNOWN"
+
+    @property
+    def type_number(self) -> int:
+        """The number that was sent."""
+        return self.number
+
+    def _payload(self) -> bytes:
+        return self.body
+
+
+MESSAGE_CLASSES: dict[int, type[Message]] = {
+    cls.TYPE: cls
+    for cls in (
+        Success,
+        Error,
+        AddSource,
+        AddAllSources,
+        RemoveSource,
+        QuerySource,
+        GetSourceDescription,
+        SetFilter,
+        GetUpdate,
+        SubscribeSystemInfo,
+        GetDetails,
+        SourceAdded,
+        SourceRemoved,
+        SourceDescription,
+        SourceCounts,
+        SystemInfoCounts,
+        SourceUpdate,
+        SourceExtendedUpdate,
+        SourceDetails,
+        SourceExtendedDetails,
+    )
+}
+"""Class of each known type."""
+
+
+def decode_message(kernel: Kernel, data: bytes, frame: Frame) -> Message:
+    """Read any message; an unknown type becomes `UnknownMessage`.
+
+    Raises:
+        ProtocolError: It is shorter than its structure, or not of this kernel's time.
+    """
+    cls = MESSAGE_CLASSES.get(frame[0])
+    if cls is None:
+        number, context, flags, begin, end = frame
+        return UnknownMessage(context=context, flags=flags, number=number, body=data[begin + HEADER_SIZE : end])
+    return cls.decode(kernel, data, frame)
