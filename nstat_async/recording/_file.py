@@ -1,0 +1,245 @@
+"""Reading recordings from files and pipes. The one place of these floors that opens a path."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections import deque
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
+
+from nstat_async._errors import RecordingError, UsageError
+
+from ._reader import GZIP_MAGIC, RecordingReader
+from ._records import Record, RecordingInfo, damage_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+__all__ = ["RecordingFile", "open_recording"]
+
+_CHUNK = 256 * 1024
+"""Bytes read at once, and decompressed at once: the most that a compressed file can make of one read."""
+
+
+class RecordingFile:
+    """An open recording: iterate it for its records. `open_recording` makes it.
+
+    Reading blocks as the file does. It is read once, from the beginning to the end, without seeking.
+    """
+
+    def __init__(self, file: BinaryIO, *, kernel: str | None, growing: bool, owned: bool) -> None:
+        self._file = file
+        self._owned = owned
+        self._growing = growing
+        self._reader = RecordingReader(kernel=kernel)
+        self._gzip: _Gunzip | None = None
+        self._sniffed = b""
+        self._pending: deque[Record] = deque()
+        self._ended = False
+        self._last: Record | None = None
+        while self._reader.info is None:
+            more = self._more()
+            if more is None:
+                if not self._ended:
+                    raise RecordingError("the recording has no beginning yet")
+                break
+            self._pending += more
+
+    @property
+    def info(self) -> RecordingInfo:
+        """The facts about the whole, as far as the file was read (a `META` record tells when they change)."""
+        info = self._reader.info
+        assert info is not None  # noqa: S101  # the constructor read until it was there
+        return info
+
+    @property
+    def format(self) -> str:
+        """``"nstat"``, ``"jsonl"`` or ``"bin"``."""
+        return self._reader.format or ""
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records that were not read yet; of a growing file, those that are there by now."""
+        pending = self._pending
+        while True:
+            # A record leaves `_pending` when it is handed out: whoever stops in the middle can go on later.
+            while pending:
+                yield pending.popleft()
+            more = self._more()
+            if more is None:
+                return
+            pending += more
+
+    def records_batch(self, limit: int = 1024) -> Iterator[list[Record]]:
+        """The records in lists of at most `limit`, as they come: a list is never held back to fill it.
+
+        Raises:
+            UsageError: `limit` is not positive.
+            OSError: The file cannot be read.
+        """
+        if limit < 1:
+            raise UsageError(f"limit: {limit!r} is not a positive number")
+        return self._batches(limit)
+
+    def _batches(self, limit: int) -> Iterator[list[Record]]:
+        pending = self._pending
+        while True:
+            while pending:
+                batch = [pending.popleft() for _ in range(min(limit, len(pending)))]
+                yield batch
+            more = self._more()
+            if more is None:
+                return
+            if len(more) <= limit:
+                if more:
+                    yield more
+            else:
+                pending += more
+
+    def _more(self) -> list[Record] | None:
+        """Read on; `None`: the end, or the end by now."""
+        if self._ended:
+            return None
+        data, damage = self._read()
+        if data:
+            records = self._reader.feed(data)
+            self._last = records[-1] if records else self._last
+            return records
+        if damage is None and self._growing:
+            return None
+        self._ended = True
+        records = self._reader.close()
+        self._last = records[-1] if records else self._last
+        if damage is not None:
+            index, time_ns = (self._last.index + 1, self._last.time_ns) if self._last else (0, 0)
+            records.append(damage_record(index, time_ns, *damage))
+        return records
+
+    def _read(self) -> tuple[bytes, tuple[str, int, int, bytes] | None]:
+        """The next decompressed bytes; none at the end, with what is wrong with the compression."""
+        if self._gzip is not None:
+            return self._gzip.read()
+        data = _read_some(self._file)
+        if self._reader.format is not None:
+            return data, None
+        # Two bytes tell whether it is compressed; a pipe may give one.
+        data = self._sniffed + data
+        self._sniffed = b""
+        if data == GZIP_MAGIC[:1]:
+            more = _read_some(self._file)
+            if not more and self._growing:
+                self._sniffed = data
+                return b"", None
+            data += more
+        if data.startswith(GZIP_MAGIC):
+            self._gzip = _Gunzip(self._file, data, growing=self._growing)
+            return self._gzip.read()
+        return data, None
+
+    def close(self) -> None:
+        """Close the file if `open_recording` opened it. Idempotent."""
+        if self._owned:
+            self._file.close()
+
+    def __enter__(self) -> RecordingFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Gunzip:
+    """A gzip file, of one or more members, in pieces of bounded size."""
+
+    def __init__(self, file: BinaryIO, first: bytes, *, growing: bool) -> None:
+        self._file = file
+        self._growing = growing
+        self._input = first
+        self._offset = 0  # of the input's beginning in the compressed file
+        self._member: Any = zlib.decompressobj(wbits=31)
+        self._broken = False
+
+    def read(self) -> tuple[bytes, tuple[str, int, int, bytes] | None]:
+        """Decompressed bytes; at the end none, and what is wrong if something is."""
+        while not self._broken:
+            if self._member.eof:
+                if not self._input and not self._refill():
+                    return b"", None
+                if not self._input.startswith(GZIP_MAGIC[:1]):
+                    if not self._input.strip(b"\0"):  # padding, e.g. of a tape or a block device
+                        self._input = b""
+                        continue
+                    return self._fail("bytes after the compressed data")
+                self._member = zlib.decompressobj(wbits=31)
+            if not self._input and not self._refill():
+                # The decompressor may hold output back although it has all input.
+                data = self._member.decompress(b"", _CHUNK)
+                if data or self._growing:
+                    return data, None
+                return b"", ("the compressed file ends too early", self._offset, 0, b"")
+            try:
+                data = self._member.decompress(self._input, _CHUNK)
+            except zlib.error as error:
+                return self._fail(f"broken compression: {error}")
+            rest = self._member.unconsumed_tail or self._member.unused_data
+            self._offset += len(self._input) - len(rest)
+            self._input = rest
+            if data:
+                return data, None
+        return b"", None
+
+    def _refill(self) -> bool:
+        self._input = _read_some(self._file)
+        return bool(self._input)
+
+    def _fail(self, reason: str) -> tuple[bytes, tuple[str, int, int, bytes]]:
+        self._broken = True
+        return b"", (reason, self._offset, len(self._input), self._input[:64])
+
+
+def _read_some(file: BinaryIO) -> bytes:
+    """What is there, waiting only if nothing is."""
+    read: Any = getattr(file, "read1", None) or file.read
+    data = read(_CHUNK)
+    if data is None:
+        raise BlockingIOError("the recording's file does not block; give one that does")
+    if not isinstance(data, bytes):
+        raise UsageError("a recording is read from a file opened in binary mode")
+    return data
+
+
+def open_recording(
+    source: Union[str, PurePath, BinaryIO], *, kernel: str | None = None, growing: bool = False
+) -> RecordingFile:
+    """Open a recording of any format; the format is recognised by its content, ``gzip`` is decompressed.
+
+    Args:
+        source: A path, ``"-"`` for standard input, or an open binary file (which stays the caller's to close).
+            It is read forward only, so a pipe will do.
+        kernel: The kernel's name, e.g. ``"xnu-11417.121.6"``, for files that do not say it; goes before what they say.
+        growing: True: the file is still being written. Iterating stops where it ends by now and goes on there
+            when iterated again. False: an unfinished record at the end is a `DAMAGE` record.
+
+    Returns:
+        The open recording, a context manager.
+
+    Raises:
+        RecordingError: It is no recording, one of an unknown version, or the kernel must be given.
+        UsageError: An argument is wrong.
+        OSError: The file cannot be opened or read.
+    """
+    if isinstance(source, str) and source == "-":
+        return RecordingFile(sys.stdin.buffer, kernel=kernel, growing=growing, owned=False)
+    if not isinstance(source, (str, PurePath)):
+        if not hasattr(source, "read"):
+            raise UsageError(f"source: {source!r} is neither a path nor an open file")
+        return RecordingFile(source, kernel=kernel, growing=growing, owned=False)
+    file = open(source, "rb")  # noqa: SIM115, PTH123  # closed by the recording
+    try:
+        return RecordingFile(file, kernel=kernel, growing=growing, owned=True)
+    except BaseException:
+        file.close()
+        raise

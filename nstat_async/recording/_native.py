@@ -1,0 +1,300 @@
+"""The project's own format, version 1 (``docs/recording-format.md``): both directions.
+
+::
+
+    file    magic 8 bytes, u16 version, u16 length of this header, u32 zero
+    record  u16 marker, u8 kind, u8 flags, u32 length, u32 client, i64 time, then `length` bytes
+
+Numbers are little endian. The marker begins each record, so that a reader finds the
+next one after damage; kinds have limits of length, so that damage never costs memory.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from nstat_async._errors import RecordingError
+
+from ._records import (
+    MAX_DATAGRAM,
+    MAX_DOCUMENT,
+    MAX_EXTRA,
+    MAX_NOTE,
+    NO_EXTRA,
+    Record,
+    RecordingInfo,
+    RecordKind,
+    check_length,
+    check_stamp,
+    damage_record,
+    dump_json,
+    info_from_mapping,
+    with_kernel,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record"]
+
+MAGIC = b"\x89NSTAT\r\n"
+"""Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
+VERSION = 1
+
+_FILE = struct.Struct("<8sHHI")
+_RECORD = struct.Struct("<HBBIIq")
+_HEAD = _RECORD.size
+_MARKER = 0xA9D3
+_MARKER_BYTES = _MARKER.to_bytes(2, "little")
+_EXTRA_LENGTH = struct.Struct("<I")
+
+FLAG_EXTRA = 1
+"""The payload begins with u32 length and that many bytes of a JSON object: further keys of the record."""
+
+_KINDS = {
+    1: RecordKind.TO_KERNEL,
+    2: RecordKind.FROM_KERNEL,
+    3: RecordKind.NOTE,
+    4: RecordKind.ANSWER,
+    5: RecordKind.META,
+}
+_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+_LIMITS = {1: MAX_DATAGRAM, 2: MAX_DATAGRAM, 3: MAX_NOTE, 4: MAX_DOCUMENT, 5: MAX_DOCUMENT}
+# By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
+# There is no kind 0: zeros are what a crash leaves in a file.
+_LONGEST = [-1, -1] + [
+    _LIMITS.get(kind, MAX_DOCUMENT) + (_EXTRA_LENGTH.size + MAX_EXTRA if flags & FLAG_EXTRA else 0)
+    for kind in range(1, 256)
+    for flags in range(2)
+]
+
+_SHOWN = 64
+"""Bytes of damage that are kept to look at."""
+_FILE_HEADER_MAX = 4096
+"""A newer version may have a longer file header, up to this."""
+
+
+def encode_header() -> bytes:
+    """The beginning of a file."""
+    return _FILE.pack(MAGIC, VERSION, _FILE.size, 0)
+
+
+def encode_record(
+    kind: RecordKind, payload: bytes, time_ns: int, client: int, extra: Mapping[str, Any] = NO_EXTRA
+) -> bytes:
+    """One record, whole.
+
+    Raises:
+        UsageError: It does not fit the format.
+    """
+    number = _NUMBERS[kind]
+    check_length(payload, kind.value, _LIMITS[number])
+    flags = 0
+    if extra:
+        beside = dump_json(dict(extra), "extra", MAX_EXTRA)
+        payload = _EXTRA_LENGTH.pack(len(beside)) + beside + payload
+        flags = FLAG_EXTRA
+    try:
+        return _RECORD.pack(_MARKER, number, flags, len(payload), client, time_ns) + payload
+    except struct.error:
+        check_stamp(time_ns, client)
+        raise
+
+
+class NativeParser:
+    """Bytes in, records out; see `RecordingReader`.
+
+    Wanted: no copy of a chunk but the datagrams themselves, bytes fed one at a time
+    at no more than linear cost (`_need`), and memory bounded by the longest record.
+    """
+
+    def __init__(self, kernel: str | None) -> None:
+        self.info: RecordingInfo | None = None
+        self._kernel = kernel
+        self._buffer = bytearray()
+        self._need = _FILE.size  # nothing can be done before the buffer holds this much
+        self._started = False
+        self._index = 0
+        self._time = 0
+        self._offset = 0  # of the buffer's beginning in the file
+        self._damage: _Damage | None = None
+
+    def feed(self, data: bytes) -> list[Record]:
+        """Take in bytes.
+
+        Raises:
+            RecordingError: The file's header is not one of this format and version.
+        """
+        buffer = self._buffer
+        if buffer or len(data) < self._need:
+            buffer += data
+            if len(buffer) < self._need:
+                return []
+            data = bytes(buffer)
+            buffer.clear()
+        at = 0
+        if not self._started:
+            at = _file_header(data)
+            if at > len(data):
+                self._keep(data, 0, at)
+                return []
+            self._started = True
+        return self._records(data, at)
+
+    def close(self) -> list[Record]:
+        """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed.
+
+        Raises:
+            RecordingError: It ended within its header.
+        """
+        if not self._started:
+            raise RecordingError("the recording ends within its header", raw=bytes(self._buffer))
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        records = self._records(rest, 0, final=True)
+        self._need = _HEAD
+        if self.info is None:
+            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+        return records
+
+    def _keep(self, data: bytes, at: int, need: int) -> None:
+        """Keep what follows `at`, until there are `need` bytes of it."""
+        self._offset += at
+        self._buffer += data[at:]
+        self._need = need
+
+    def _records(self, data: bytes, at: int, *, final: bool = False) -> list[Record]:
+        """The loop. Each turn consumes a record, or skips at least a byte, or ends."""
+        records: list[Record] = []
+        end = len(data)
+        unpack, kinds, longest = _RECORD.unpack_from, _KINDS, _LONGEST
+        index = self._index
+        need = _HEAD
+        while end - at >= _HEAD:
+            marker, number, flags, length, client, time_ns = unpack(data, at)
+            if marker != _MARKER or flags > FLAG_EXTRA or length > longest[number * 2 + flags]:
+                at = self._skip(data, at, "bytes that begin no record" if marker != _MARKER else "an impossible record")
+                continue
+            stop = at + _HEAD + length
+            if stop > end:
+                if final:
+                    at = self._skip(data, at, "the file ends within a record")
+                    continue
+                need = _HEAD + length
+                break
+            if self._damage is not None:
+                records.append(self._end_damage(index))
+                index += 1
+            if number <= 2 and not flags:
+                records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop]))
+                index += 1
+            else:
+                record = self._uncommon(
+                    data[at + _HEAD : stop], number, flags, time_ns, client, index, self._offset + at
+                )
+                if record is not None:
+                    records.append(record)
+                    index += record.kind is not RecordKind.META
+            self._time = time_ns
+            at = stop
+        if final:
+            if at < end:
+                self._skip(data, at, "the file ends within a record", end)
+                at = end
+            if self._damage is not None:
+                records.append(self._end_damage(index))
+                index += 1
+        if records and self.info is None:
+            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+        self._index = index
+        self._keep(data, at, need)
+        return records
+
+    def _skip(self, data: bytes, at: int, reason: str, to: int | None = None) -> int:
+        """Begin or go on with damage; returns where the next record might begin."""
+        if to is None:
+            to = data.find(_MARKER_BYTES, at + 1)
+            if to < 0:  # the last byte may be the first of a marker
+                to = max(at + 1, len(data) - (data[-1] == _MARKER_BYTES[0]))
+        if self._damage is None:
+            self._damage = _Damage(reason, self._offset + at)
+        self._damage.length += to - at
+        if len(self._damage.shown) < _SHOWN:
+            self._damage.shown += data[at : min(to, at + _SHOWN - len(self._damage.shown))]
+        return to
+
+    def _end_damage(self, index: int) -> Record:
+        damage, self._damage = self._damage, None
+        assert damage is not None  # noqa: S101  # both callers looked
+        return damage_record(index, self._time, damage.reason, damage.offset, damage.length, bytes(damage.shown))
+
+    def _uncommon(
+        self, payload: bytes, number: int, flags: int, time_ns: int, client: int, index: int, offset: int
+    ) -> Record | None:
+        """A record that is not a plain datagram; `None` for the facts that begin a file."""
+        kind = _KINDS.get(number)
+        extra: dict[str, Any] = {}
+        value: Any = None
+        body = payload
+        try:
+            if kind is None:
+                raise ValueError("a kind that this version does not know")
+            if flags & FLAG_EXTRA:
+                extra, body = _split_extra(payload)
+            if kind is RecordKind.ANSWER or kind is RecordKind.META:
+                value = json.loads(body.decode("utf-8"))
+            if kind is RecordKind.META:
+                return self._meta(value, body, time_ns, client, index)
+        except (ValueError, RecursionError) as error:
+            reason = f"a record of kind {number} that cannot be read: {error}"
+            return damage_record(index, time_ns, reason, offset, _HEAD + len(payload), payload[:_SHOWN])
+        text = extra.pop("text") if isinstance(extra.get("text"), str) else None
+        if type(extra.get("i")) is int:
+            index = extra.pop("i")
+        if kind is RecordKind.NOTE:
+            text, body = body.decode("utf-8", "backslashreplace"), b""
+        return Record(index, kind, time_ns, client, body, text, extra or NO_EXTRA, value)
+
+    def _meta(self, facts: Any, body: bytes, time_ns: int, client: int, index: int) -> Record | None:
+        if not isinstance(facts, dict):
+            raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
+        first = self.info is None
+        self.info = with_kernel(info_from_mapping(facts, self.info), self._kernel)
+        return None if first else Record(index, RecordKind.META, time_ns, client, body, value=self.info)
+
+
+@attrs.define(eq=False)
+class _Damage:
+    """A run of bytes that are no record, while it lasts."""
+
+    reason: str
+    offset: int
+    length: int = 0
+    shown: bytearray = attrs.field(factory=bytearray)
+
+
+def _file_header(data: bytes) -> int:
+    magic, version, length, _ = _FILE.unpack_from(data)
+    if magic != MAGIC:
+        raise RecordingError("not a recording: the first bytes are not its magic", raw=data[:_SHOWN])
+    if version != VERSION:
+        raise RecordingError(f"recording format version {version}; this library reads {VERSION}", raw=data[:_SHOWN])
+    if not _FILE.size <= length <= _FILE_HEADER_MAX:
+        raise RecordingError(f"the recording's header claims {length} bytes", raw=data[:_SHOWN])
+    return int(length)
+
+
+def _split_extra(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    if len(payload) < _EXTRA_LENGTH.size:
+        raise ValueError("too short for its further keys")
+    stop = _EXTRA_LENGTH.size + _EXTRA_LENGTH.unpack_from(payload)[0]
+    if stop > len(payload):
+        raise ValueError("too short for its further keys")
+    extra = json.loads(payload[_EXTRA_LENGTH.size : stop].decode("utf-8"))
+    if not isinstance(extra, dict):
+        raise ValueError("further keys that are no JSON object")  # noqa: TRY004  # it is the file's mistake
+    return extra, payload[stop:]

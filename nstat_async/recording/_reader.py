@@ -1,0 +1,120 @@
+"""Finding out what a file is, and reading it piece by piece, without I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, Union
+
+from nstat_async._errors import RecordingError, UsageError
+
+from ._bin import BinParser
+from ._jsonlines import JsonLinesParser
+from ._native import MAGIC, NativeParser
+
+if TYPE_CHECKING:
+    from ._records import Record, RecordingInfo
+
+__all__ = ["GZIP_MAGIC", "RecordingReader"]
+
+GZIP_MAGIC = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+_BLANK_MAX = 4096
+"""White space that may stand before JSON."""
+
+
+class _Parser(Protocol):
+    @property
+    def info(self) -> Union[RecordingInfo, None]: ...
+    def feed(self, data: bytes) -> list[Record]: ...
+    def close(self) -> list[Record]: ...
+
+
+class RecordingReader:
+    """The three formats, recognised by their first bytes: bytes in, records out.
+
+    It may be fed whatever is there by now, in pieces of any size, and again when the
+    file has grown; it keeps at most one unfinished record. `open_recording` is the
+    same for files, and also opens ``gzip``.
+
+    Args:
+        kernel: The kernel's name, e.g. ``"xnu-11417.121.6"``: needed for the headerless
+            ``.bin``, and taken instead of the file's own word elsewhere.
+    """
+
+    def __init__(self, *, kernel: str | None = None) -> None:
+        if kernel is not None and not (isinstance(kernel, str) and kernel.strip()):
+            raise UsageError(f"kernel: {kernel!r} is no kernel's name")
+        self._kernel = kernel
+        self._parser: _Parser | None = None
+        self._first = b""
+        self._closed = False
+
+    @property
+    def info(self) -> RecordingInfo | None:
+        """What is known about the whole recording by now; `None` before its beginning was fed."""
+        return self._parser.info if self._parser is not None else None
+
+    @property
+    def format(self) -> str | None:
+        """``"nstat"`` (the project's own), ``"jsonl"`` or ``"bin"``; `None` until it is recognised."""
+        return None if self._parser is None else _NAMES[type(self._parser)]
+
+    def feed(self, data: bytes) -> list[Record]:
+        """Take in the next bytes of the file and return the records that they complete.
+
+        Damage within the file is a `RecordKind.DAMAGE` record.
+
+        Raises:
+            RecordingError: These are no recording, or one of an unknown version, or the kernel must be given.
+            UsageError: `close` was called.
+        """
+        if self._closed:
+            raise UsageError("the reader was closed")
+        if self._parser is not None:
+            return self._parser.feed(bytes(data))
+        self._first += data
+        self._parser = self._recognise(self._first, final=False)
+        if self._parser is None:
+            return []
+        first, self._first = self._first, b""
+        return self._parser.feed(first)
+
+    def close(self) -> list[Record]:
+        """Say that nothing follows, and get what is left: a last line, or a `DAMAGE` record for a cut one.
+
+        Raises:
+            RecordingError: The file ended before it said what it is.
+        """
+        if self._closed:
+            return []
+        self._closed = True
+        if self._parser is not None:
+            return self._parser.close()
+        if not self._first:
+            raise RecordingError("the recording is empty")
+        self._parser = self._recognise(self._first, final=True)
+        assert self._parser is not None  # noqa: S101  # `final` says what it is or raises
+        return [*self._parser.feed(self._first), *self._parser.close()]
+
+    def _recognise(self, first: bytes, *, final: bool) -> _Parser | None:
+        """The parser for a file that begins so; `None`: not enough bytes yet."""
+        if first[: len(MAGIC)] == MAGIC:
+            return NativeParser(self._kernel)
+        if not final and (MAGIC.startswith(first) or first == _BOM[: len(first)]):
+            return None
+        text = first.removeprefix(_BOM).lstrip()
+        if text.startswith(b"{"):
+            return JsonLinesParser(self._kernel)
+        if not text and not final and len(first) < _BLANK_MAX and first.isspace():
+            return None
+        if first.startswith(GZIP_MAGIC) and self._kernel is None:
+            raise RecordingError("compressed with gzip within gzip, or fed without decompression", raw=first[:64])
+        if self._kernel is None:
+            raise RecordingError(
+                "not a recording that says what it is: if it is a headerless .bin (u32 seconds, u32 length, datagram), "
+                "its kernel must be given, e.g. xnu-11417.121.6",
+                raw=first[:64],
+            )
+        return BinParser(self._kernel)
+
+
+_NAMES: dict[type, str] = {NativeParser: "nstat", JsonLinesParser: "jsonl", BinParser: "bin"}

@@ -1,0 +1,266 @@
+"""What a recording holds: records, and facts about the whole.
+
+One rule for this file: a value here means the same in every format. The format
+modules (`_native`, `_jsonlines`, `_bin`) translate; nobody above them asks which
+one a file was in.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from nstat_async._errors import UsageError
+
+__all__ = [
+    "MAX_DATAGRAM",
+    "MAX_DOCUMENT",
+    "MAX_EXTRA",
+    "MAX_LINE",
+    "MAX_NOTE",
+    "NO_EXTRA",
+    "Record",
+    "RecordKind",
+    "RecordingInfo",
+    "check_length",
+    "check_stamp",
+    "damage_record",
+    "dump_json",
+    "info_from_mapping",
+    "info_to_mapping",
+    "kernel_name",
+    "stamp_fits",
+    "with_kernel",
+]
+
+MAX_DATAGRAM = 1 << 20
+"""Longest datagram, bytes. The largest receive buffer that a kernel grants without privilege is smaller."""
+MAX_NOTE = 1 << 20
+"""Longest note, bytes of UTF-8."""
+MAX_DOCUMENT = 4 << 20
+"""Longest JSON document (facts, answers), bytes. An answer may list every process and its sockets."""
+MAX_EXTRA = 1 << 20
+"""Longest JSON object of further keys beside a record, bytes."""
+MAX_LINE = 8 << 20
+"""Longest line of a JSON Lines recording, bytes: a document whose every other character is escaped."""
+
+NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
+"""The further keys of a record that has none; one object, shared."""
+
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
+_CLIENT_MAX = (1 << 32) - 1
+
+
+class RecordKind(enum.Enum):
+    """What a record is."""
+
+    TO_KERNEL = "to_kernel"
+    """A datagram that a client sent."""
+    FROM_KERNEL = "from_kernel"
+    """A datagram that a client received."""
+    NOTE = "note"
+    """Text of the person or program that recorded."""
+    ANSWER = "answer"
+    """What the host answered to a look-up (JSON), e.g. which process owns a socket."""
+    META = "meta"
+    """Facts about the recording changed; the new ones are in `Record.value`."""
+    DAMAGE = "damage"
+    """Bytes of the file that are no record; `Record.text` says what is wrong and where. Never written."""
+
+
+@attrs.frozen
+class Record:
+    """One record."""
+
+    index: int
+    """Its number in the file, from 0, `META` records not counted; in JSON Lines the line's ``"i"`` if it has one.
+    A `META` record carries the number of the record after it."""
+    kind: RecordKind
+    time_ns: int
+    """Nanoseconds since the recording's own zero (`RecordingInfo.started_ns`); in JSON Lines and ``.bin`` whatever
+    clock the file was written with. A line without a time has the time of the line before."""
+    client: int = 0
+    """Which client: each is a socket (or, for one program with several sockets, a channel) of its own."""
+    data: bytes = b""
+    """The datagram; of `ANSWER` the JSON text where the format keeps it; of `DAMAGE` the beginning of the bytes concerned."""
+    text: str | None = None
+    """The text of a `NOTE`; what is wrong, of `DAMAGE`; else `None` unless the file has a text there."""
+    extra: Mapping[str, Any] = attrs.field(default=NO_EXTRA, hash=False)
+    """Further keys that the writer put beside it, as they were."""
+    value: Any = attrs.field(default=None, hash=False)
+    """The JSON value of an `ANSWER`; the `RecordingInfo` that holds from a `META` on; else `None`."""
+
+
+@attrs.frozen(kw_only=True)
+class RecordingInfo:
+    """Facts about a whole recording. What the file does not say is `None`."""
+
+    protocol: str | None = "ntstat"
+    """``"ntstat"`` (Darwin), ``"sock_diag"`` (Linux), or what a newer version wrote."""
+    kernel: str | None = None
+    """The kernel, e.g. ``"xnu-11417.121.6"``, or Linux' release string."""
+    timebase: tuple[int, int] | None = None
+    """How to turn the kernel's ticks into nanoseconds: times the first, through the second."""
+    layout: str | None = None
+    """Name of the layout that the recorder had proven, if it had."""
+    started_ns: int | None = None
+    """Wall clock at the recording's time zero, nanoseconds since the epoch."""
+    interfaces: Mapping[int, str] = attrs.field(factory=dict, hash=False)
+    """Interface names by index, of the recorded machine."""
+    tool: str | None = None
+    """What wrote it, e.g. ``"nstat_async 0.1.0"``."""
+    extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+    """Further keys, as they were. ``"xnu"`` is there if the file says more about the kernel than its name."""
+
+
+_XNU = re.compile(r"xnu-\d+(?:\.\d+)*")
+
+
+def kernel_name(text: str) -> str:
+    """The kernel's name within a longer text: the first ``xnu-1.2.3``, else the text itself.
+
+    Prose about a kernel may name a second one later on; the first is the one spoken of.
+    """
+    found = _XNU.search(text)
+    return found.group() if found else text.strip()
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _timebase(value: Any) -> tuple[int, int] | None:
+    """A timebase as ``[125, 3]``, ``"125/3"`` or ``{"numer": 125, "denom": 3}``; `None` if it is none of them."""
+    if isinstance(value, str):
+        parts: Any = [int(part) for part in value.split("/") if part.isascii() and part.isdigit() and len(part) < 20]
+    elif isinstance(value, Mapping):
+        parts = [value.get("numer"), value.get("denom")]
+    else:
+        parts = value
+    if isinstance(parts, (list, tuple)) and len(parts) == 2 and all(_is_int(p) and 0 < p < 1 << 32 for p in parts):
+        return (parts[0], parts[1])
+    return None
+
+
+def _interfaces(value: Any) -> dict[int, str] | None:
+    if not isinstance(value, Mapping):
+        return None
+    names = {}
+    for key, name in value.items():
+        index = str(key)
+        if not (index.isascii() and index.isdigit() and len(index) <= 10 and isinstance(name, str)):
+            return None
+        names[int(index)] = name
+    return names
+
+
+_TEXTS = ("protocol", "kernel", "layout", "tool")
+
+
+def info_from_mapping(facts: Mapping[str, Any], before: RecordingInfo | None = None) -> RecordingInfo:
+    """Read the facts of a JSON object; a fact of the wrong type stays visible in `extra`.
+
+    Args:
+        facts: The object. ``"xnu"`` is taken for the kernel's name, and means Darwin.
+        before: What was known until now; facts that are not repeated stay.
+    """
+    extra = dict(before.extra) if before else {}
+    known: dict[str, Any] = {}
+    for key, value in facts.items():
+        fact: Any = None
+        if key in _TEXTS:
+            fact = value if isinstance(value, str) else None
+        elif key == "timebase":
+            fact = _timebase(value)
+        elif key == "started_ns":
+            fact = value if _is_int(value) else None
+        elif key == "interfaces":
+            fact = _interfaces(value)
+            if fact is not None and before:
+                fact = {**before.interfaces, **fact}
+        elif key == "xnu" and isinstance(value, str) and value.strip():
+            known.setdefault("protocol", "ntstat")
+            known.setdefault("kernel", kernel_name(value))
+            if known["kernel"] == value:
+                continue
+        if fact is not None:
+            known[key] = fact
+        elif value is not None:
+            extra[key] = value
+    base = before or RecordingInfo(protocol=None)
+    return attrs.evolve(base, **known, extra=extra)
+
+
+def info_to_mapping(info: RecordingInfo) -> dict[str, Any]:
+    """The facts as a JSON object, those that are `None` left out."""
+    facts: dict[str, Any] = dict(info.extra)
+    for name in (*_TEXTS, "started_ns"):
+        value = getattr(info, name)
+        if value is not None:
+            facts[name] = value
+    if info.timebase is not None:
+        facts["timebase"] = list(info.timebase)
+    if info.interfaces:
+        facts["interfaces"] = {str(index): name for index, name in info.interfaces.items()}
+    return facts
+
+
+def with_kernel(info: RecordingInfo, kernel: str | None) -> RecordingInfo:
+    """The facts, with the kernel that the caller named; it goes before the file's."""
+    if kernel is None:
+        return info
+    return attrs.evolve(info, kernel=kernel_name(kernel), protocol=info.protocol or "ntstat")
+
+
+def damage_record(index: int, time_ns: int, reason: str, offset: int, length: int, data: bytes, **more: Any) -> Record:
+    """A `DAMAGE` record; `extra` has the offset and length of the bytes in the (decompressed) file."""
+    text = f"{reason} ({length} bytes at offset {offset})"
+    extra = {"offset": offset, "length": length, **more}
+    return Record(index, RecordKind.DAMAGE, time_ns, 0, data, text, extra)
+
+
+def dump_json(value: Any, what: str, limit: int) -> bytes:
+    """Compact ASCII JSON.
+
+    Raises:
+        UsageError: The value is not JSON, or its text is longer than `limit` bytes.
+    """
+    try:
+        text = json.dumps(value, separators=(",", ":")).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{what}: cannot be written as JSON: {error}") from error
+    check_length(text, what, limit)
+    return text
+
+
+def check_length(data: bytes, what: str, limit: int) -> None:
+    """Refuse to write what no reader would take.
+
+    Raises:
+        UsageError: It is too long.
+    """
+    if len(data) > limit:
+        raise UsageError(f"{what}: {len(data)} bytes; a recording takes {limit}")
+
+
+def check_stamp(time_ns: int, client: int) -> None:
+    """Refuse times and client numbers that a record has no room for.
+
+    Raises:
+        UsageError: One of them is out of range.
+    """
+    if not stamp_fits(time_ns, client):
+        raise UsageError(
+            f"time_ns {time_ns!r} or client {client!r}: not whole numbers of 64 bits signed, 32 bits unsigned"
+        )
+
+
+def stamp_fits(time_ns: Any, client: Any) -> bool:
+    """True if both are integers that a record can hold."""
+    return _is_int(time_ns) and _is_int(client) and _TIME_MIN <= time_ns <= _TIME_MAX and 0 <= client <= _CLIENT_MAX

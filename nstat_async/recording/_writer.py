@@ -1,0 +1,194 @@
+"""Writing recordings. A record reaches the file whole or not at all, as far as the file lets us."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import attrs
+
+from nstat_async._errors import UsageError
+
+from ._jsonlines import encode_info_line, encode_line
+from ._native import encode_header, encode_record
+from ._records import MAX_DOCUMENT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+__all__ = ["JsonLinesWriter", "RecordingWriter", "copy"]
+
+
+class _Writer:
+    """What both writers do: count, flush, and turn a call into a record."""
+
+    def __init__(self, file: BinaryIO, info: RecordingInfo, *, flush: bool = True) -> None:
+        self._file = file
+        self._flush = flush
+        self._info = info
+        self._count = 0
+        self._put([self._encode_beginning(info)])
+
+    @property
+    def info(self) -> RecordingInfo:
+        """The facts as written last."""
+        return self._info
+
+    @property
+    def count(self) -> int:
+        """Records written so far, facts not counted: the index of the next one."""
+        return self._count
+
+    def to_kernel(self, data: bytes, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
+        """Write a datagram that was sent.
+
+        Args:
+            data: The datagram.
+            time_ns: When, in nanoseconds since the recording's zero.
+            client: Which client or channel.
+            extra: Further keys to keep beside it (JSON).
+
+        Raises:
+            UsageError: It is longer than a recording takes, or a number is out of range.
+            OSError: The file cannot be written.
+        """
+        self.write_batch((Record(self._count, RecordKind.TO_KERNEL, time_ns, client, data, None, extra),))
+
+    def from_kernel(self, data: bytes, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
+        """Write a datagram that was received; see `to_kernel`."""
+        self.write_batch((Record(self._count, RecordKind.FROM_KERNEL, time_ns, client, data, None, extra),))
+
+    def note(self, text: str, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
+        """Write a text for whoever reads the recording; see `to_kernel`."""
+        self.write_batch((Record(self._count, RecordKind.NOTE, time_ns, client, b"", text, extra),))
+
+    def answer(self, value: Any, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
+        """Write what the host answered to a look-up (any JSON value); see `to_kernel`."""
+        self.write_batch((Record(self._count, RecordKind.ANSWER, time_ns, client, b"", None, extra, value),))
+
+    def update_info(self, info: RecordingInfo, time_ns: int = 0) -> None:
+        """Write the facts again, from now on these; facts once written are replaced, never withdrawn."""
+        self.write_batch((Record(self._count, RecordKind.META, time_ns, 0, b"", None, NO_EXTRA, info),))
+
+    def write_batch(self, records: Iterable[Record]) -> None:
+        """Write many records with one write and one flush. Their `Record.index` is kept where it differs from their place.
+
+        Raises:
+            UsageError: One of them does not fit; those before it are written.
+            OSError: The file cannot be written.
+        """
+        pieces: list[bytes] = []
+        try:
+            for record in records:
+                pieces.append(self._encode(record))
+                if record.kind is RecordKind.META:
+                    self._info = record.value
+                else:
+                    self._count += 1
+        finally:
+            self._put(pieces)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+
+    def _put(self, pieces: list[bytes]) -> None:
+        view = memoryview(b"".join(pieces))
+        while view:
+            written = self._file.write(view)  # an unbuffered file may take a part
+            if written is None:
+                raise BlockingIOError("the recording's file does not block, and is full")
+            view = view[written:]
+        if self._flush and pieces:
+            self._file.flush()
+
+    def _encode_beginning(self, info: RecordingInfo) -> bytes:
+        raise NotImplementedError
+
+    def _encode(self, record: Record) -> bytes:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.flush()
+
+
+class RecordingWriter(_Writer):
+    """Writes the project's own format.
+
+    Args:
+        file: An open binary file, at its beginning; it stays open and is the caller's to close.
+        info: The facts known by now; `update_info` adds what is learnt later.
+        flush: Hand each record (or batch) to the operating system at once, so that a reader sees it
+            and a crash of this program loses nothing. False leaves that to the file's own buffer.
+    """
+
+    def _encode_beginning(self, info: RecordingInfo) -> bytes:
+        facts = dump_json(info_to_mapping(info), "info", MAX_DOCUMENT)
+        return encode_header() + encode_record(RecordKind.META, facts, 0, 0)
+
+    def _encode(self, record: Record) -> bytes:
+        kind, extra = record.kind, record.extra
+        if kind is RecordKind.META:
+            payload = dump_json(info_to_mapping(record.value), "info", MAX_DOCUMENT)
+            return encode_record(kind, payload, record.time_ns, record.client)
+        if record.index != self._count:
+            extra = {**extra, "i": record.index}
+        if kind is RecordKind.NOTE:
+            payload = (record.text or "").encode("utf-8", "backslashreplace")
+        elif kind is RecordKind.ANSWER:
+            payload = dump_json(record.value, "answer", MAX_DOCUMENT)
+        elif kind is RecordKind.DAMAGE:
+            raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
+        else:
+            payload = record.data
+        if record.text is not None and kind is not RecordKind.NOTE:
+            extra = {**extra, "text": record.text}
+        return encode_record(kind, payload, record.time_ns, record.client, extra)
+
+
+class JsonLinesWriter(_Writer):
+    """Writes JSON Lines; the arguments are those of `RecordingWriter`."""
+
+    def _encode_beginning(self, info: RecordingInfo) -> bytes:
+        return encode_info_line(info)
+
+    def _encode(self, record: Record) -> bytes:
+        if record.kind is RecordKind.DAMAGE:
+            raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
+        return encode_line(record.index, record)
+
+
+def copy(source: Iterable[Record], writer: RecordingWriter | JsonLinesWriter) -> int:
+    """Write all records of one recording into another, e.g. to change its format.
+
+    Damage, and a record that the other format has no room for, becomes a note that says so.
+
+    Args:
+        source: A `RecordingFile`, or any records.
+        writer: Where to; made with the source's `RecordingInfo`.
+
+    Returns:
+        How many records were written.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    copied = 0
+    for record in source:
+        if record.kind is RecordKind.DAMAGE:
+            record = _as_note(record, f"damage: {record.text}")  # noqa: PLW2901  # the note stands for it
+        try:
+            writer.write_batch((record,))
+        except UsageError as error:
+            writer.write_batch((_as_note(record, f"a record of kind {record.kind.value} left out: {error}"),))
+        copied += 1
+    return copied
+
+
+def _as_note(record: Record, text: str) -> Record:
+    return attrs.evolve(record, kind=RecordKind.NOTE, data=b"", text=text, extra=NO_EXTRA, value=None)
