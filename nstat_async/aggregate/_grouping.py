@@ -1,0 +1,175 @@
+"""What a table can group by.
+
+A `GroupBy` turns a flow into a key, or into `None` where the platform does not
+tell it. It is asked once for each new value of a flow, not for each report.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Union
+
+import attrs
+
+from nstat_async._errors import UsageError
+from nstat_async._model import Details, Endpoint, Flow, Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+__all__ = ["GroupBy", "ProcessKey"]
+
+ProcessKey = tuple[int, Union[int, None]]
+"""Process id and `Process.unique_pid`."""
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def _owner(flow: Flow) -> Process | None:
+    return flow.process
+
+
+def _effective(flow: Flow) -> Process | None:
+    process = flow.process
+    if process is None or process.effective_pid is None or process.effective_pid == process.pid:
+        return process
+    return Process(
+        process.effective_pid,
+        None,
+        process.effective_unique_pid,
+        uuid=process.effective_uuid,
+    )
+
+
+def _address(endpoint: Endpoint | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    if endpoint is None or endpoint.is_unspecified:
+        return None
+    packed = endpoint.packed
+    # A dual-stack socket names its IPv4 peer as ::ffff:a.b.c.d; it is the same peer.
+    return ipaddress.ip_address(packed[12:] if packed.startswith(_MAPPED) else packed)
+
+
+def _never(_old: Hashable, _new: Hashable) -> bool:
+    return False
+
+
+def _learned_unique_pid(old: Hashable, new: Hashable) -> bool:
+    return isinstance(old, tuple) and isinstance(new, tuple) and old[1] is None and old[0] == new[0]
+
+
+def _prefix(name: str, value: int, bits: int) -> int:
+    if not isinstance(value, int) or not 0 <= value <= bits:
+        raise UsageError(f"{name}: {value!r} is not a prefix length of 0 to {bits}")
+    return value
+
+
+@attrs.frozen(kw_only=True)
+class GroupBy:
+    """A way to group flows; make one with the class methods."""
+
+    name: str
+    """What the keys are, for a person: ``"process"``, ``"remote network"``."""
+    key: Callable[[Flow, Details | None], Hashable]
+    """The key of a flow; `None` when it is not known."""
+    process: Callable[[Flow], Process | None] | None = None
+    """The process that a row stands for, when keys are processes."""
+    refines: Callable[[Hashable, Hashable], bool] = _never
+    """Whether a new key of a flow says the same as its old one, only better. The
+    flow's traffic so far then goes to the new key; otherwise it stays with the old."""
+    needs_details: bool = False
+    """True if the key is read from an event's details."""
+
+    @classmethod
+    def processes(cls, *, effective: bool = False) -> GroupBy:
+        """By process: ``(pid, unique_pid)``.
+
+        Args:
+            effective: Attribute a flow to the process on whose behalf it exists
+                (Darwin's effective process) rather than to the socket's owner.
+        """
+        find = _effective if effective else _owner
+
+        def key(flow: Flow, _details: Details | None) -> Hashable:
+            process = find(flow)
+            return None if process is None else process.key
+
+        name = "effective process" if effective else "process"
+        return cls(name=name, key=key, process=find, refines=_learned_unique_pid)
+
+    @classmethod
+    def function(cls, function: Callable[[Flow], Hashable], name: str = "key") -> GroupBy:
+        """By your own function of a flow; it returns a hashable key, or `None` for unknown."""
+        return cls(name=name, key=lambda flow, _details: function(flow))
+
+    @classmethod
+    def process_name(cls) -> GroupBy:
+        """By the name of the process."""
+        return cls.function(lambda flow: None if flow.process is None else flow.process.name, "process name")
+
+    @classmethod
+    def user(cls) -> GroupBy:
+        """By user id."""
+        return cls.function(lambda flow: None if flow.process is None else flow.process.uid, "user id")
+
+    @classmethod
+    def remote_address(cls) -> GroupBy:
+        """By the peer's address, as an object of `ipaddress`; listeners and unconnected sockets have none."""
+        return cls.function(lambda flow: _address(flow.remote), "remote address")
+
+    @classmethod
+    def remote_network(cls, ipv4_prefix: int = 24, ipv6_prefix: int = 48) -> GroupBy:
+        """By the peer's network.
+
+        Raises:
+            UsageError: A prefix length is out of range.
+        """
+        lengths = {4: _prefix("ipv4_prefix", ipv4_prefix, 32), 6: _prefix("ipv6_prefix", ipv6_prefix, 128)}
+
+        def key(flow: Flow) -> Hashable:
+            address = _address(flow.remote)
+            if address is None:
+                return None
+            return ipaddress.ip_network((address, lengths[address.version]), strict=False)
+
+        return cls.function(key, "remote network")
+
+    @classmethod
+    def remote_port(cls) -> GroupBy:
+        """By the peer's port."""
+        return cls.function(lambda flow: flow.remote.port or None if flow.remote else None, "remote port")
+
+    @classmethod
+    def local_port(cls) -> GroupBy:
+        """By the own port."""
+        return cls.function(lambda flow: flow.local.port or None if flow.local else None, "local port")
+
+    @classmethod
+    def interface_kind(cls) -> GroupBy:
+        """By `InterfaceKind`. A flow that moves leaves behind what it carried before."""
+        return cls.function(lambda flow: flow.interface.kind if flow.interface else None, "interface kind")
+
+    @classmethod
+    def interface(cls) -> GroupBy:
+        """By the interface's name, or its index where only that is known."""
+        return cls.function(
+            lambda flow: (flow.interface.name or flow.interface.index) if flow.interface else None, "interface"
+        )
+
+    @classmethod
+    def provider(cls) -> GroupBy:
+        """By `Provider`."""
+        return cls.function(lambda flow: flow.provider, "provider")
+
+    @classmethod
+    def cgroup(cls) -> GroupBy:
+        """By cgroup v2 id (Linux; from the events' details)."""
+        return cls(
+            name="cgroup",
+            key=lambda _flow, details: None if details is None else details.cgroup_id,
+            needs_details=True,
+        )
+
+    @classmethod
+    def flow(cls) -> GroupBy:
+        """Each flow by itself: rates of single flows, e.g. to expand a process."""
+        return cls.function(lambda flow: flow.id, "flow")

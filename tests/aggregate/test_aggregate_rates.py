@@ -1,0 +1,126 @@
+"""Rates: exact for what is steady, honest while there is nothing to tell, falling when it stops."""
+
+from __future__ import annotations
+
+import pytest
+from aggregate_events import added, counts, flow, polled, updated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nstat_async.aggregate import ProcessTable
+
+
+def steady(table, until, interval=1.0, rate=1000, jitter=0.0):
+    """One flow that receives `rate` bytes per second, seen by polls."""
+    a = flow("a")
+    table.feed(added(a, 0, counts(0)))
+    time, polls = 0.0, 0
+    while time + interval <= until:
+        polls += 1
+        time += interval
+        table.feed(updated(a, time + jitter, counts(round(rate * (time + jitter)))))
+        table.feed(polled(time + jitter))
+    return time + jitter
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.3, 1.0, 2.0, 5.0, 12.0])
+@pytest.mark.parametrize("window", [1.0, 5.0, 30.0])
+def test_a_steady_flow_has_its_exact_rate_for_any_interval(interval, window):
+    table = ProcessTable(rate_window=window)
+    steady(table, 100, interval)
+    assert table.total().rx_rate == pytest.approx(1000, rel=1e-6)
+    assert table.rows()[0].tx_rate == 0
+
+
+def test_the_first_moment_has_no_rate():
+    """Before two moments were seen a rate is unknown, not zero."""
+    table = ProcessTable()
+    assert (table.total().rx_rate, table.time) == (None, None)
+    table.feed(added(flow("a"), 5, counts(100)))
+    assert (table.total().rx_rate, table.rows()[0].rate) == (None, None)
+    table.feed(polled(6))
+    assert table.total().rx_rate == 100
+
+
+def test_a_rate_falls_to_zero_when_the_flow_rests():
+    table = ProcessTable(rate_window=5)
+    end = steady(table, 20)
+    for second in range(1, 12):
+        table.feed(polled(end + second))
+        assert table.total().rx_rate <= 1000
+    assert table.total().rx_rate == 0
+
+
+def test_time_can_go_on_without_events():
+    table = ProcessTable(rate_window=5)
+    end = steady(table, 20)
+    table.advance(end - 10)
+    assert table.total().rx_rate == pytest.approx(1000)
+    table.advance(end + 2.5)
+    assert 0 < table.total().rx_rate < 1000
+    table.advance(end + 100)
+    assert table.total().rx_rate == 0
+    empty = ProcessTable()
+    empty.advance(5)
+    assert empty.time is None
+
+
+def test_a_burst_leaves_the_window_after_its_width():
+    table = ProcessTable(rate_window=5)
+    steady(table, 50, rate=0)
+    table.feed(updated(flow("a"), 51, counts(10_000)))
+    rates = []
+    for second in range(51, 60):
+        table.feed(polled(second))
+        rates.append(table.total().rx_rate)
+    assert rates[:5] == pytest.approx([2000] * 5)
+    assert rates[6:] == [0] * 3
+
+
+@pytest.mark.parametrize("step", [-3600.0, -1e9])
+def test_a_clock_that_is_set_back_begins_the_rates_anew(step):
+    """No rate is negative or absurd, and totals do not notice."""
+    table = ProcessTable(rate_window=5)
+    end = steady(table, 20)
+    a = flow("a")
+    for second in range(10):
+        table.feed(updated(a, end + step + second, counts(round(1000 * end) + 500 * second)))
+        rate = table.total().rx_rate
+        assert rate is None or 0 <= rate <= 1000
+    assert table.total().rx_rate == pytest.approx(500)
+    assert table.total().rx_bytes == 20_000 + 4500
+
+
+def test_late_events_of_a_slow_consumer_do_not_disturb_the_rates():
+    """A coalesced update may be older than its predecessors; time never runs back for it."""
+    table = ProcessTable(rate_window=5)
+    end = steady(table, 20)
+    table.feed(updated(flow("b"), end - 4, counts(0)))
+    assert table.time == end
+    assert table.rows()[0].rx_rate == pytest.approx(1000)
+
+
+@given(
+    steps=st.lists(st.tuples(st.floats(0.01, 3), st.integers(0, 10_000)), min_size=3, max_size=60),
+    window=st.sampled_from([1.0, 5.0, 20.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_rate_is_the_growth_over_a_span_near_the_window(steps, window):
+    """It equals bytes over time for some span of the past that is no shorter than the window, or all there is."""
+    table = ProcessTable(rate_window=window)
+    a = flow("a")
+    history = [(0.0, 0)]
+    table.feed(added(a, 0.0, counts(0)))
+    for gap, amount in steps:
+        history.append((history[-1][0] + gap, history[-1][1] + amount))
+        table.feed(updated(a, history[-1][0], counts(history[-1][1])))
+    now, total = history[-1]
+    spans = [(now - time, total - seen) for time, seen in history[:-1]]
+    possible = [grown / span for span, grown in spans if span >= window or span == now]
+    if table.total().rx_rate is not None:
+        assert any(table.total().rx_rate == pytest.approx(rate) for rate in possible)
+        longest = max((gap for gap, _ in steps), default=0)
+        start, span = table._window.span()
+        assert start
+        assert span <= window + longest + window / 8 + 1e-6 or span == now
+    assert len(table._window._marks) <= 12

@@ -1,0 +1,319 @@
+"""What a table counts, to whom, and how long it remembers."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from aggregate_events import CURL, SSHD, Counts, added, counts, flow, lost, polled, removed, updated
+
+from nstat_async._errors import UsageError
+from nstat_async._events import LossCause
+from nstat_async._model import Details, Interface, InterfaceKind, Process, Provider
+from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable, process_row_to_dict
+
+
+def fed(*events, **options):
+    table = ProcessTable(**options)
+    table.feed_many(events)
+    return table
+
+
+def test_a_new_flow_counts_from_zero_and_stays_counted_when_closed():
+    a = flow("a")
+    table = fed(added(a, 1, counts(100, 10)), updated(a, 2, counts(400, 40)), removed(a, 3, counts(500, 50)))
+    (row,) = table.rows()
+    assert (row.pid, row.name, row.rx_bytes, row.tx_bytes, row.flows, row.open_flows) == (42, "curl", 500, 50, 1, 0)
+    assert (row.first_seen, row.last_seen) == (1, 3)
+
+
+def test_what_a_preexisting_flow_had_before_is_history():
+    """It counts from its first counts on; on request, history counts too, but never as a rate."""
+    a, b = flow("a"), flow("b")
+    stream = [
+        added(a, 0, counts(10_000), preexisting=True),
+        added(b, 0, None, preexisting=True),
+        updated(b, 0.5, counts(5_000)),
+        updated(a, 1, counts(10_300)),
+        updated(b, 1, counts(5_200)),
+    ]
+    assert fed(*stream).total().rx_bytes == 500
+    table = fed(*stream, include_history=True)
+    assert table.total().rx_bytes == 15_500
+    assert table.total().rx_rate == 500
+
+
+def test_a_removed_flow_without_counts_keeps_what_was_known():
+    a = flow("a")
+    table = fed(added(a, 1), updated(a, 2, counts(70)), removed(a, 3, None))
+    assert table.total().rx_bytes == 70
+    assert table.open_flows == 0
+
+
+def test_a_table_that_comes_late_counts_from_its_first_event():
+    """An update of an unknown flow counts its own growth; a removal of one counts nothing."""
+    a, b = flow("a"), flow("b")
+    table = fed(updated(a, 1, counts(900), counts(600)), removed(b, 2, counts(4000)))
+    assert table.total().rx_bytes == 300
+    assert table.total().flows == 2
+
+
+def test_counters_that_fall_are_a_new_flow():
+    a = flow("a")
+    table = fed(added(a, 1, counts(1000)), updated(a, 2, counts(200, 5)), updated(a, 3, counts(250, 5)))
+    assert (table.total().rx_bytes, table.total().tx_bytes, table.total().flows) == (1250, 5, 2)
+
+
+def test_a_successor_with_the_same_pid_has_its_own_row():
+    old, new = flow("a", CURL), flow("b", attrs.evolve(CURL, name="wget", unique_pid=4300))
+    table = fed(added(old, 1, counts(10)), removed(old, 2, counts(20)), added(new, 3, counts(5)))
+    assert [(row.key, row.name, row.rx_bytes) for row in table.rows()] == [
+        ((42, 4200), "curl", 20),
+        ((42, 4300), "wget", 5),
+    ]
+
+
+def test_an_owner_that_becomes_known_gets_what_the_flow_carried_before():
+    """The row of the unknown disappears, the process has all of it, the flow is counted once."""
+    nobody, somebody = flow("a", None), flow("a", Process(42, "curl"))
+    surely = flow("a", CURL)
+    table = fed(added(nobody, 1, counts(100)), updated(nobody, 2, counts(150)))
+    assert [row.kind for row in table.rows()] == [RowKind.UNKNOWN]
+    table.feed(updated(somebody, 3, counts(170)))
+    table.feed(updated(surely, 4, counts(200)))
+    (row,) = table.rows()
+    assert (row.key, row.rx_bytes, row.flows, row.open_flows) == ((42, 4200), 200, 1, 1)
+
+
+def test_a_flow_that_changes_hands_leaves_its_past_behind():
+    """Bytes belong to the process (or interface) that had the flow when they were reported."""
+    table = fed(added(flow("a", CURL), 1, counts(100)), updated(flow("a", SSHD), 2, counts(130)))
+    rows = {row.name: row for row in table.rows()}
+    assert (rows["curl"].rx_bytes, rows["curl"].flows, rows["curl"].open_flows) == (100, 0, 0)
+    assert (rows["sshd"].rx_bytes, rows["sshd"].flows, rows["sshd"].open_flows) == (30, 1, 1)
+
+    kinds = TrafficTable(GroupBy.interface_kind())
+    kinds.feed(added(flow("a"), 1, counts(100)))
+    kinds.feed(updated(flow("a", interface=Interface(2, "pdp_ip0", InterfaceKind.CELLULAR)), 2, counts(150)))
+    assert {row.key: row.rx_bytes for row in kinds.rows()} == {InterfaceKind.WIFI: 100, InterfaceKind.CELLULAR: 50}
+
+
+def test_flows_can_be_attributed_to_the_process_they_exist_for():
+    """The name of the effective process is learnt from flows of its own."""
+    helper = Process(9, "helper", unique_pid=900, effective_pid=42, effective_unique_pid=4200)
+    stream = [added(flow("a", helper), 1, counts(70)), added(flow("b", CURL), 2, counts(7))]
+    stream.append(updated(flow("a", attrs.evolve(helper, uid=5)), 3, counts(80)))
+    assert {row.name: row.rx_bytes for row in fed(*stream).rows()} == {"helper": 80, "curl": 7}
+    (row,) = fed(*stream, effective=True).rows()
+    assert (row.pid, row.unique_pid, row.name) == (42, 4200, "curl")
+    assert row.rx_bytes == 87
+    (alone,) = fed(stream[0], effective=True).rows()
+    assert (alone.pid, alone.name) == (42, None)
+
+
+def test_bytes_of_udp_subflows_are_not_counted_twice():
+    socket, peer = flow("a", provider=Provider.UDP), flow("b", provider=Provider.UDP_SUBFLOW)
+    stream = [added(socket, 1, counts(100)), added(peer, 1, counts(100)), updated(peer, 2, counts(200))]
+    assert (fed(*stream).total().rx_bytes, fed(*stream).total().flows) == (100, 1)
+    assert fed(*stream, exclude=[Provider.UDP]).total().rx_bytes == 200
+
+
+def test_flows_without_counts_are_flows_and_nothing_else():
+    """They show as uncounted, and a row that never had counts says null rather than zero."""
+    a, b = flow("a", provider=Provider.UDP), flow("b")
+    table = fed(added(a, 1), updated(a, 2, Counts()))
+    (row,) = table.rows()
+    assert (row.flows, row.open_flows, row.uncounted_flows, row.rx_bytes) == (1, 1, 1, 0)
+    assert process_row_to_dict(row, 2)["rx_bytes"] is None
+    table.feed(added(b, 3, counts(0)))
+    assert process_row_to_dict(table.rows()[0], 3)["rx_bytes"] == 0
+
+
+def test_losses_carry_their_counts_and_are_listed_by_cause():
+    table = fed(
+        added(flow("a"), 1, counts(1)),
+        lost(2, 3, counts(500, 50)),
+        lost(3, None, None, LossCause.GOODBYE),
+        lost(4, 2, counts(9), LossCause.FINAL_COUNTS),
+    )
+    assert [(row.kind, row.rx_bytes, row.flows) for row in table.rows()] == [
+        (RowKind.GROUP, 1, 1),
+        (RowKind.LOST, 500, 3),
+    ]
+    assert {(loss.cause, loss.events, loss.count) for loss in table.losses} == {
+        (LossCause.OVERFLOW, 1, 3),
+        (LossCause.GOODBYE, 1, 0),
+        (LossCause.FINAL_COUNTS, 1, 2),
+    }
+
+
+def test_polls_are_counted():
+    assert fed(polled(1), polled(2, complete=False), polled(3)).polls == (3, 1)
+
+
+def test_old_rows_are_folded_by_age_and_number():
+    """Rows with open flows stay; of the others the largest and youngest stay; nothing is lost."""
+    table = ProcessTable(max_finished=2, max_age=100)
+    living = flow("living", Process(1, "living"))
+    table.feed(added(living, 0, counts(1)))
+    for number in range(50):
+        short = flow(f"f{number}", Process(100 + number, f"p{number}"))
+        table.feed(added(short, number / 10))
+        table.feed(removed(short, number / 10, counts(1000 + number)))
+    assert len(table) <= 4
+    names = {row.name for row in table.rows()}
+    assert {"living", "p49"} <= names
+    assert table.total().rx_bytes == 1 + sum(range(1000, 1050))
+    table.feed(polled(1000))
+    assert [row.kind for row in table.rows()] == [RowKind.GROUP, RowKind.OTHER]
+    assert table.total().rx_bytes == 1 + sum(range(1000, 1050))
+
+
+def test_memory_does_not_grow_with_the_processes_that_came_and_went():
+    """Names, rows and finished rows all stay below their limits."""
+    table = ProcessTable(max_finished=100, effective=True)
+    for number in range(20_000):
+        short = flow(f"f{number}", Process(number, f"p{number}", unique_pid=number))
+        table.feed(added(short, number / 100, counts(number)))
+        table.feed(removed(short, number / 100, counts(number)))
+    assert len(table) <= 125
+    assert len(table._names) <= 4096
+    assert table.total().rx_bytes == sum(range(20_000))
+    assert table.total().flows == 20_000
+
+
+def test_the_largest_rows_come_first_and_the_rest_is_summed_up():
+    stream = [added(flow(str(n), Process(n, f"p{n}")), 1, counts(n * 10, 1)) for n in range(1, 8)]
+    table = fed(*stream, lost(2, 1, counts(5)))
+    rows = table.top(2, by="rx_bytes")
+    assert [(row.kind, row.name, row.rx_bytes) for row in rows] == [
+        (RowKind.GROUP, "p7", 70),
+        (RowKind.GROUP, "p6", 60),
+        (RowKind.OTHER, None, 150),
+        (RowKind.LOST, None, 5),
+    ]
+    assert [row.name for row in table.top(1, other=False)] == ["p7"]
+    with pytest.raises(UsageError, match="by: 'size' is none of"):
+        table.top(by="size")
+
+
+def test_a_look_sees_what_changed_since_the_last_one():
+    a, b, c = flow("a"), flow("b", SSHD), flow("c", Process(3, "gone"))
+    table = ProcessTable(max_age=10)
+    table.feed_many(
+        [added(a, 1, counts(100)), added(b, 1, counts(50)), added(c, 1, counts(7)), removed(c, 1, counts(7))]
+    )
+    first = table.snapshot()
+    table.feed_many([updated(a, 20, counts(130)), updated(b, 20, counts(50))])
+    second = table.snapshot()
+    assert [(row.name, row.rx_bytes, row.flows) for row in second.since(first)] == [("curl", 30, 0)]
+    assert second.since(second) == ()
+    assert second.total.rx_bytes == 187
+
+
+def test_rows_know_their_open_flows():
+    a, b = flow("a"), flow("b", SSHD)
+    table = fed(added(a, 1), added(b, 1))
+    assert table.flows(CURL.key) == [a]
+    assert table.flows((1, None)) == []
+    assert table.row(SSHD.key).name == "sshd"
+    assert table.row((1, None)) is None
+
+
+def test_a_reset_begins_at_zero_and_keeps_the_open_flows():
+    a, b = flow("a"), flow("b", SSHD)
+    table = fed(added(a, 1, counts(100)), added(b, 1, counts(9)), removed(b, 2, counts(9)), lost(2, 1, counts(1)))
+    table.reset()
+    (row,) = table.rows()
+    assert (row.name, row.rx_bytes, row.flows, row.open_flows) == ("curl", 0, 1, 1)
+    assert table.losses == ()
+    table.feed(updated(a, 3, counts(150)))
+    assert table.total().rx_bytes == 50
+
+
+def test_a_merge_keeps_machines_apart_by_their_names():
+    here, there = fed(added(flow("a"), 1, counts(5))), fed(added(flow("a"), 1, counts(7)))
+    with pytest.raises(UsageError, match="flow a is open in both"):
+        here.merge(there)
+    here.merge(there, source="there")
+    assert [(row.source, row.name, row.rx_bytes) for row in here.rows()] == [(None, "curl", 5), ("there", "curl", 7)]
+    here.feed(updated(flow("there/a"), 2, counts(17)))
+    assert here.row(CURL.key, "there").rx_bytes == 17
+    with pytest.raises(UsageError, match="a table by provider into one by process"):
+        here.merge(TrafficTable(GroupBy.provider()))
+
+
+def test_merging_recordings_of_one_machine_adds_equal_processes_up():
+    one, two = flow("1"), flow("2")
+    day = fed(added(one, 1, counts(5)), removed(one, 2, counts(5)), lost(2, 1, counts(3)))
+    next_day = fed(added(two, 1, counts(7)), removed(two, 2, counts(7)), lost(2, 1, counts(4)), max_finished=0)
+    day.merge(next_day)
+    assert [(row.kind, row.name, row.rx_bytes, row.flows) for row in day.rows()] == [
+        (RowKind.GROUP, "curl", 5, 1),
+        (RowKind.OTHER, None, 7, 1),
+        (RowKind.LOST, None, 7, 2),
+    ]
+
+
+def test_the_json_object_of_a_process_has_its_documented_keys_in_order():
+    table = fed(added(flow("a"), 10, counts(0)), updated(flow("a"), 11, counts(300, 100)))
+    (row,) = table.rows()
+    line = process_row_to_dict(row, table.time)
+    assert list(line)[:12] == [
+        "v", "time", "pid", "name", "flows", "open_flows", "rx_bytes", "tx_bytes",
+        "rx_packets", "tx_packets", "rx_rate", "tx_rate",
+    ]  # fmt: skip
+    assert (line["v"], line["time"], line["pid"], line["rx_rate"], line["kind"]) == (1, 11, 42, 300, "process")
+
+
+@attrs.frozen
+class CgroupDetails:
+    cgroup_id: int | None
+
+    def details(self):
+        return Details(cgroup_id=self.cgroup_id)
+
+
+def test_cgroups_come_from_the_details_of_any_event():
+    """A report without details changes nothing; the first one that has them decides."""
+    a = flow("a")
+    table = TrafficTable(GroupBy.cgroup())
+    table.feed(added(a, 1, counts(10)))
+    table.feed(attrs.evolve(updated(a, 2, counts(20)), raw_details=CgroupDetails(77)))
+    table.feed(updated(flow("a", SSHD), 3, counts(30)))
+    assert [(row.key, row.rx_bytes) for row in table.rows()] == [(77, 30)]
+
+
+@pytest.mark.parametrize(
+    ("grouping", "key"),
+    [
+        (GroupBy.process_name(), "curl"),
+        (GroupBy.user(), 501),
+        (GroupBy.remote_port(), 443),
+        (GroupBy.local_port(), 50000),
+        (GroupBy.interface(), "en0"),
+        (GroupBy.interface_kind(), InterfaceKind.WIFI),
+        (GroupBy.provider(), Provider.TCP),
+        (GroupBy.flow(), "a"),
+        (GroupBy.function(lambda a_flow: a_flow.remote.port // 100), 4),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_flow_can_be_grouped_by(grouping, key):
+    table = TrafficTable(grouping)
+    table.feed(added(flow("a"), 1, counts(1)))
+    assert [row.key for row in table.rows()] == [key]
+
+
+def test_networks_join_addresses_and_know_mapped_ones():
+    table = TrafficTable(GroupBy.remote_network(24, 48))
+    for name, remote in enumerate(["198.51.100.7", "198.51.100.250", "::ffff:198.51.100.9", "2001:db8::1", None]):
+        table.feed(added(flow(name, remote=remote), 1, counts(1)))
+    assert {row.name: row.flows for row in table.rows()} == {"198.51.100.0/24": 3, "2001:db8::/48": 1, None: 1}
+    with pytest.raises(UsageError, match="ipv4_prefix: 33"):
+        GroupBy.remote_network(33)
+
+
+@pytest.mark.parametrize("options", [{"max_finished": -1}, {"max_age": 0}, {"rate_window": 0}, {"rate_window": -1.0}])
+def test_options_out_of_range_are_refused_by_name(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        ProcessTable(**options)

@@ -1,0 +1,122 @@
+"""Events for the tests of consumers: short makers, and a model of what a table must say."""
+
+from __future__ import annotations
+
+import attrs
+
+from nstat_async._events import (
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    PollCompleted,
+    RemovalReason,
+)
+from nstat_async._model import Counts, Endpoint, Flow, Interface, InterfaceKind, Process, Provider
+
+CURL = Process(42, "curl", unique_pid=4200, uid=501)
+SSHD = Process(7, "sshd", unique_pid=700, uid=0)
+
+
+def counts(rx=0, tx=0, rxp=None, txp=None):
+    return Counts(
+        rx_bytes=rx,
+        tx_bytes=tx,
+        rx_packets=rx // 100 if rxp is None else rxp,
+        tx_packets=tx // 100 if txp is None else txp,
+    )
+
+
+def flow(name="1", process=CURL, provider=Provider.TCP, remote="198.51.100.7", port=443, **more):
+    return Flow(
+        str(name),
+        provider,
+        local=Endpoint.parse("192.0.2.1", 50000),
+        remote=None if remote is None else Endpoint.parse(remote, port),
+        process=process,
+        interface=more.pop("interface", Interface(4, "en0", InterfaceKind.WIFI)),
+        **more,
+    )
+
+
+def added(a_flow, time=0.0, total=None, preexisting=False):
+    return FlowAdded(time, a_flow, total, preexisting)
+
+
+def updated(a_flow, time, total, previous=None):
+    return FlowUpdated(time, a_flow, total, previous)
+
+
+def removed(a_flow, time, total=None, final=True, reason=RemovalReason.CLOSED):
+    return FlowRemoved(time, a_flow, total, final and total is not None, reason)
+
+
+def polled(time, flows=0, complete=True):
+    return PollCompleted(time, flows, complete)
+
+
+def lost(time, count, total=None, cause=LossCause.OVERFLOW):
+    return EventsLost(time, cause, count, total)
+
+
+FIELDS = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+
+
+@attrs.define
+class ModelFlow:
+    preexisting: bool
+    last: dict | None = None
+    total: dict = attrs.field(factory=lambda: dict.fromkeys(FIELDS, 0))
+    parts: int = 1
+
+
+def model_totals(events, include_history=False, exclude=frozenset({Provider.UDP_SUBFLOW, Provider.CONNECTION})):
+    """Sums over flows, computed the slow and plain way: one flow at a time."""
+    flows: dict[str, ModelFlow] = {}
+    done: list[ModelFlow] = []
+    given_up = dict.fromkeys(FIELDS, 0)
+    given_up_flows = 0
+    for event in events:
+        if isinstance(event, EventsLost):
+            if event.cause is LossCause.OVERFLOW:
+                given_up_flows += event.count or 0
+                for name in FIELDS:
+                    given_up[name] += (getattr(event.counts, name) or 0) if event.counts else 0
+            continue
+        if not isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)) or event.flow.provider in exclude:
+            continue
+        known = flows.get(event.flow.id)
+        if known is None:
+            known = flows[event.flow.id] = ModelFlow(
+                event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
+            )
+            if isinstance(event, FlowUpdated) and event.previous is not None:
+                values = {name: getattr(event.previous, name) for name in FIELDS}
+                if any(value is not None for value in values.values()):
+                    known.last = {name: value or 0 for name, value in values.items()}
+        if event.counts is not None:
+            values = {name: getattr(event.counts, name) for name in FIELDS}
+            if any(value is not None for value in values.values()):
+                _count(known, values, include_history)
+        if isinstance(event, FlowRemoved):
+            done.append(flows.pop(event.flow.id))
+    everything = [*done, *flows.values()]
+    totals = {name: sum(each.total[name] for each in everything) + given_up[name] for name in FIELDS}
+    totals["flows"] = sum(each.parts for each in everything) + given_up_flows
+    totals["open_flows"] = len(flows)
+    return totals
+
+
+def _count(known, values, include_history):
+    first = known.last is None
+    last = dict.fromkeys(FIELDS, 0) if first else known.last
+    new = {name: last[name] if value is None else value for name, value in values.items()}
+    if not first and any(new[name] < last[name] for name in FIELDS):
+        known.parts += 1
+        last = dict.fromkeys(FIELDS, 0)
+        new = {name: value or 0 for name, value in values.items()}
+    if not (first and known.preexisting and not include_history):
+        for name in FIELDS:
+            known.total[name] += new[name] - last[name]
+    known.last = new
