@@ -109,6 +109,8 @@ class RecordingFile:
         if damage is None and self._growing:
             return None
         self._ended = True
+        if damage is not None and self._reader.info is None:
+            raise RecordingError(f"not a recording: {damage[0]}", raw=damage[3])
         records = self._reader.close()
         self._last = records[-1] if records else self._last
         if damage is not None:
@@ -123,14 +125,15 @@ class RecordingFile:
         data = _read_some(self._file)
         if self._reader.format is not None:
             return data, None
-        # Two bytes tell whether it is compressed; a pipe may give one.
-        data = self._sniffed + data
-        self._sniffed = b""
-        if data == GZIP_MAGIC[:1]:
+        # Three bytes tell whether it is compressed; a pipe may give fewer at once.
+        data, self._sniffed = self._sniffed + data, b""
+        while data and len(data) < len(GZIP_MAGIC) and GZIP_MAGIC.startswith(data):
             more = _read_some(self._file)
             if not more and self._growing:
                 self._sniffed = data
                 return b"", None
+            if not more:
+                break
             data += more
         if data.startswith(GZIP_MAGIC):
             self._gzip = _Gunzip(self._file, data, growing=self._growing)

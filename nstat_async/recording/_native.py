@@ -237,12 +237,12 @@ class NativeParser:
     ) -> Record | None:
         """A record that is not a plain datagram; `None` for the facts that begin a file."""
         kind = _KINDS.get(number)
+        if kind is None:
+            return _unreadable(index, time_ns, f"a record of unknown kind {number}", offset, payload)
         extra: dict[str, Any] = {}
         value: Any = None
         body = payload
         try:
-            if kind is None:
-                raise ValueError("a kind that this version does not know")
             if flags & FLAG_EXTRA:
                 extra, body = _split_extra(payload)
             if kind is RecordKind.ANSWER or kind is RecordKind.META:
@@ -250,8 +250,7 @@ class NativeParser:
             if kind is RecordKind.META:
                 return self._meta(value, body, time_ns, client, index)
         except (ValueError, RecursionError) as error:
-            reason = f"a record of kind {number} that cannot be read: {error}"
-            return damage_record(index, time_ns, reason, offset, _HEAD + len(payload), payload[:_SHOWN])
+            return _unreadable(index, time_ns, f"a broken record of kind {kind.value}: {error}", offset, payload)
         text = extra.pop("text") if isinstance(extra.get("text"), str) else None
         if type(extra.get("i")) is int:
             index = extra.pop("i")
@@ -262,7 +261,7 @@ class NativeParser:
     def _meta(self, facts: Any, body: bytes, time_ns: int, client: int, index: int) -> Record | None:
         if not isinstance(facts, dict):
             raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
-        first = self.info is None
+        first = self.info is None and index == 0
         self.info = with_kernel(info_from_mapping(facts, self.info), self._kernel)
         return None if first else Record(index, RecordKind.META, time_ns, client, body, value=self.info)
 
@@ -275,6 +274,10 @@ class _Damage:
     offset: int
     length: int = 0
     shown: bytearray = attrs.field(factory=bytearray)
+
+
+def _unreadable(index: int, time_ns: int, reason: str, offset: int, payload: bytes) -> Record:
+    return damage_record(index, time_ns, reason, offset, _HEAD + len(payload), payload[:_SHOWN])
 
 
 def _file_header(data: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Protocol, Union
 
 from nstat_async._errors import RecordingError, UsageError
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["GZIP_MAGIC", "RecordingReader"]
 
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b\x08"
+"""With the one compression method there is: a headerless file may begin with any seconds."""
 _BOM = b"\xef\xbb\xbf"
 _BLANK_MAX = 4096
 """White space that may stand before JSON."""
+_JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*[\"}]")
+_JSON_MAY_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{?\s*")
 
 
 class _Parser(Protocol):
@@ -101,12 +105,11 @@ class RecordingReader:
             return NativeParser(self._kernel)
         if not final and (MAGIC.startswith(first) or first == _BOM[: len(first)]):
             return None
-        text = first.removeprefix(_BOM).lstrip()
-        if text.startswith(b"{"):
+        if _JSON_BEGINS.match(first):
             return JsonLinesParser(self._kernel)
-        if not text and not final and len(first) < _BLANK_MAX and first.isspace():
+        if not final and len(first) < _BLANK_MAX and _JSON_MAY_BEGIN.fullmatch(first):
             return None
-        if first.startswith(GZIP_MAGIC) and self._kernel is None:
+        if first.startswith(GZIP_MAGIC):
             raise RecordingError("compressed with gzip within gzip, or fed without decompression", raw=first[:64])
         if self._kernel is None:
             raise RecordingError(
