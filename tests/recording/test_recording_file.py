@@ -74,6 +74,18 @@ def test_headerless_damage_ends_the_reading_visibly():
         assert records[1].extra == {"offset": len(good), "length": cut}
 
 
+def test_headerless_damage_costs_no_memory():
+    """After a length that cannot be true, what follows is counted and not kept."""
+    reader = RecordingReader(kernel=KERNEL)
+    reader.feed(headerless(b"abc") + struct.pack("<II", 9, 1 << 30))
+    for _ in range(5):
+        assert reader.feed(bytes(1 << 20)) == []
+        assert not reader._parser._buffer
+    (record,) = reader.close()
+    assert record.extra == {"offset": 11, "length": 8 + (5 << 20)}
+    assert "nothing after it can be read" in record.text
+
+
 def test_headerless_files_need_a_kernel():
     """Without one they are refused, and the error says what to give."""
     with pytest.raises(errors.RecordingError, match="its kernel must be given"):
@@ -225,9 +237,11 @@ def test_a_compression_bomb_is_read_in_bounded_pieces():
     bomb = gzip.compress(native(1) + bytes(64 << 20))
     assert len(bomb) < 100_000
     recording = open_recording(io.BytesIO(bomb))
-    largest = 0
-    for batch in recording.records_batch():
-        largest = max(largest, len(batch))
-    assert largest == 1
+    pieces = []
+    feed = recording._reader.feed
+    recording._reader.feed = lambda data: pieces.append(len(data)) or feed(data)
+    assert [r.kind.value for r in recording] == ["from_kernel", "damage"]
+    assert max(pieces) <= 256 * 1024
+    assert sum(pieces) > 63 << 20
     with pytest.raises(errors.RecordingError, match="within gzip"):
         open_recording(io.BytesIO(gzip.compress(gzip.compress(native()))))

@@ -117,11 +117,23 @@ def test_garbage_between_records_is_one_damage_record():
     data = write()
     at = data.index(b"\x01" * 56) + 56
     for garbage in (b"\0" * 3000, b"\xd3\xa9" * 50, bytes(range(256)), b"\xd3"):
-        _, records = read(data[:at] + garbage + data[at:])
+        for step in (None, 1, 2, 7, 64):  # a marker may be cut, too
+            _, records = read(data[:at] + garbage + data[at:], step)
+            assert kinds(records) == ["note", "to_kernel", "damage", "from_kernel", "answer", "meta", "from_kernel"]
+            assert records[2].extra == {"offset": at, "length": len(garbage)}
+            assert records[2].data == garbage[:64]
+            assert [r.index for r in records] == [0, 1, 2, 3, 4, 5, 5]
+
+
+def test_a_marker_cut_in_two_is_found():
+    """The search for the next record keeps a last byte that may begin its marker."""
+    data = write()
+    at = data.index(b"\x01" * 56) + 56
+    for length in range(60, 64):
+        reader = RecordingReader()
+        damaged = data[:at] + b"?" * length + data[at:]
+        records = reader.feed(damaged[: at + length + 1]) + reader.feed(damaged[at + length + 1 :]) + reader.close()
         assert kinds(records) == ["note", "to_kernel", "damage", "from_kernel", "answer", "meta", "from_kernel"]
-        assert records[2].extra == {"offset": at, "length": len(garbage)}
-        assert records[2].data == garbage[:64]
-        assert [r.index for r in records] == [0, 1, 2, 3, 4, 5, 5]
 
 
 def test_a_length_that_was_damaged_hides_no_other_record_at_the_end():
