@@ -1,0 +1,92 @@
+"""The command line: ``nstat-async``, or ``python -m nstat_async``.
+
+Results go to standard output, everything else to standard error, one line and no
+traceback. Exit status: 0 done (also when stopped, and when nobody reads any more), 1
+the work failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+__all__ = ["main"]
+
+_DONE, _FAILED, _USAGE = 0, 1, 2
+
+
+class _Terminated(BaseException):
+    """SIGTERM came while a command worked without an event loop."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments; `None`: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        _take_sigterm()
+        return _main(argv)
+    except (KeyboardInterrupt, _Terminated):
+        return _leave(_DONE)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    from .._errors import NstatError, UsageError  # noqa: PLC0415  # Ctrl-C is handled from here on
+    from ._arguments import build_parser  # noqa: PLC0415
+    from ._output import complain  # noqa: PLC0415
+
+    try:
+        try:
+            arguments = build_parser().parse_args(argv)
+        except SystemExit as end:  # argparse printed help, or why not
+            _flush()
+            return end.code if isinstance(end.code, int) else _USAGE
+        command = importlib.import_module(f"._{arguments.command}", __name__)
+        status: int = command.run(arguments)
+        _flush()
+    except BrokenPipeError:
+        return _leave(_DONE)
+    except UsageError as error:
+        complain(f"error: {error}")
+        return _USAGE
+    except NstatError as error:
+        complain(f"error: {error}")
+        return _leave(_FAILED)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
+        complain(f"error: {what}")
+        return _leave(_FAILED)
+    return status
+
+
+def _take_sigterm() -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _leave(status: int) -> int:
+    """Leave without a second complaint at exit when standard output is gone."""
+    from ._output import abandon_stdout  # noqa: PLC0415
+
+    try:
+        _flush()
+    except (OSError, ValueError):
+        abandon_stdout()
+    return status

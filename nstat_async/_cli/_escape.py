@@ -1,0 +1,53 @@
+"""Text that others chose, made safe to print.
+
+Names of processes and domains come from whoever runs on the machine. Printed as they
+are they could move the cursor, forge a line or turn the reading direction; so
+everything that is no plain printable character becomes its escape sequence.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["dump", "escape", "quote"]
+
+_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def escape(text: str) -> str:
+    r"""`text` without control characters, line breaks, direction marks or lone surrogates.
+
+    They become ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``; a backslash is doubled, so that
+    the result can be told from a name that merely looks like an escape.
+    """
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_escape_one, text))
+
+
+def _escape_one(char: str) -> str:
+    if char == "\\":
+        return "\\\\"
+    # str.isprintable is false for the categories Other (control, format, surrogate,
+    # private, unassigned) and Separator: the bidirectional marks are among "format".
+    if char.isprintable():
+        return char
+    number = ord(char)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def dump(value: Any) -> str:
+    """One line of JSON, in ASCII, that a terminal cannot misread; never NaN.
+
+    Raises:
+        ValueError: A float in it is not finite.
+    """
+    return _encoder.encode(value).replace("\x7f", "\\u007f")
+
+
+def quote(text: str | None) -> str:
+    """A JSON string, or ``null``."""
+    return "null" if text is None else dump(text)

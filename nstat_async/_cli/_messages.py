@@ -1,0 +1,56 @@
+"""``messages FILE``: every protocol message of a recording, decoded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from .._errors import RecordingError, UsageError
+from ..ntstat._kernels import Kernel
+from ..recording import Record, RecordingInfo, RecordKind, open_recording
+from ._decode import MessageDecoder
+from ._escape import dump
+from ._output import Output
+
+__all__ = ["run"]
+
+Decoder = Callable[[Record], "list[dict[str, Any]]"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the messages of the file.
+
+    Raises:
+        RecordingError: It is no recording, or its protocol or kernel is unknown.
+        OSError: It cannot be read.
+    """
+    output = Output()
+    with open_recording(arguments.file, kernel=arguments.kernel) as recording:
+        decode = _decoder(recording.info, arguments.kernel)
+        for batch in recording.records_batch(256):
+            lines = []
+            for record in batch:
+                if record.kind is RecordKind.META:
+                    decode = _decoder(record.value, arguments.kernel)
+                else:
+                    lines += [dump(line) for line in decode(record)]
+            output.lines(lines)
+    return 0
+
+
+def _decoder(info: RecordingInfo, given: str | None) -> Decoder:
+    if info.protocol == "ntstat":
+        if info.kernel is None:
+            raise RecordingError("the recording does not name its kernel: give it with --kernel, e.g. xnu-11417.121.6")
+        try:
+            return MessageDecoder(Kernel.parse(info.kernel)).lines
+        except UsageError as error:
+            if given is not None:
+                raise
+            raise RecordingError(f"the recording's {error}") from error
+    if info.protocol == "sock_diag":
+        from ._netlink import NetlinkDecoder  # noqa: PLC0415  # Linux recordings only
+
+        return NetlinkDecoder().lines
+    raise RecordingError(f"the recording's protocol {info.protocol!r} is unknown to this version")

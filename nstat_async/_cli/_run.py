@@ -1,0 +1,93 @@
+"""Runs an asynchronous command until it ends or is asked to end.
+
+Ctrl-C and SIGTERM, the end of ``--duration`` and a reader that closes the pipe behind
+standard output all cancel one scope; the command leaves its loop there and may still
+print what it owes. A second Ctrl-C ends it at once.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from ._output import Output
+
+__all__ = ["Work", "run_until_stopped"]
+
+Work = Callable[[anyio.CancelScope], Awaitable[int]]
+"""A command: enters the scope around its loop, returns the exit status."""
+
+
+def run_until_stopped(work: Work, *, duration: float | None = None, output: Output | None = None) -> int:
+    """Run `work` on asyncio.
+
+    Args:
+        work: The command.
+        duration: Seconds after which the scope is cancelled.
+        output: If it is a pipe, its reader is watched.
+
+    Returns:
+        What `work` returned; 0 if it was ended.
+    """
+    return anyio.run(_supervise, work, duration, None if output is None else output.pipe)
+
+
+async def _supervise(work: Work, duration: float | None, pipe: int | None) -> int:
+    deadline = math.inf if duration is None else anyio.current_time() + duration
+    scope = anyio.CancelScope(deadline=deadline)
+    status = 0
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        if threading.current_thread() is threading.main_thread():
+            await group.start(_watch_signals, scope, group)
+        if pipe is not None:
+            group.start_soon(_watch_reader, pipe, scope)
+        try:
+            status = await work(scope)
+        except Exception as error:  # noqa: BLE001  # raised below, out of the task group
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise _innermost(failure)
+    return status
+
+
+def _innermost(error: Exception) -> Exception:
+    """The one error in a group of one, so that it is reported by its own text."""
+    nested: Any = getattr(error, "exceptions", ())
+    while len(nested) == 1 and isinstance(nested[0], Exception):
+        error = nested[0]
+        nested = getattr(error, "exceptions", ())
+    return error
+
+
+async def _watch_signals(
+    scope: anyio.CancelScope,
+    group: anyio.abc.TaskGroup,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            if scope.cancel_called:
+                group.cancel_scope.cancel()
+            scope.cancel()
+
+
+async def _watch_reader(pipe: int, scope: anyio.CancelScope) -> None:
+    """End when nobody reads: a quiet machine would otherwise never write, and so never notice.
+
+    The write end of a pipe becomes "readable" only in error, which is when its last reader closed it.
+    """
+    try:
+        await anyio.wait_readable(pipe)
+    except (OSError, ValueError, NotImplementedError):  # a descriptor that the loop cannot watch
+        return
+    scope.cancel()

@@ -1,0 +1,235 @@
+"""Events as lines for people.
+
+One line an event: a sign (``+`` added, ``-`` removed, ``#`` updated, ``!`` a gap or
+a refusal), ``@`` for listeners, the time, the protocol, both addresses, the process,
+then bytes and packets and the kind of the interface::
+
+    + 12:03:59.123   tcp    10.0.0.5:50312 > 192.0.2.1:443  pid:811 (curl)  rx 0 B (0) tx 0 B (0)  wifi
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from .._events import (
+    AnyEvent,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    InterfaceUpdated,
+    PollCompleted,
+    ProviderRefused,
+    RouteUpdated,
+    SystemInfo,
+    Unrecognized,
+)
+from .._model import Counts, Direction, Flow, Interface, Process, Provider, TcpState
+from ._escape import escape
+
+__all__ = [
+    "TextFormatter",
+    "bytes_text",
+    "flow_text",
+    "interface_text",
+    "is_listener",
+    "process_text",
+    "rate_text",
+    "traffic_text",
+]
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_REMEMBERED = 50_000
+_GREEN, _RED, _YELLOW, _DIM, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+_COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
+
+
+def bytes_text(number: float | None) -> str:
+    """A number of bytes with a binary unit: ``512 B``, ``1.5 KiB``; ``?`` when unknown."""
+    if number is None:
+        return "?"
+    if number < 1024:
+        return f"{number:.0f} B"
+    value = float(number)
+    for unit in _UNITS:
+        value /= 1024
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+    return f"{value:.{0 if value >= 99.95 else 1}f} {unit}"
+
+
+def rate_text(number: float | None) -> str:
+    """Bytes per second."""
+    return f"{bytes_text(number)}/s"
+
+
+def process_text(process: Process | None) -> str:
+    """``pid:N (name)``, escaped; ``pid:?`` when the owner is unknown."""
+    if process is None:
+        return "pid:?"
+    return f"pid:{process.pid} ({escape(process.name)})" if process.name else f"pid:{process.pid}"
+
+
+def interface_text(interface: Interface | None) -> str:
+    """Kind of an interface, else its name or number; empty for none."""
+    if interface is None:
+        return ""
+    if interface.kind is not None:
+        return interface.kind.value
+    return escape(interface.name) if interface.name else f"if{interface.index}"
+
+
+def traffic_text(counts: Counts | None) -> str:
+    """Bytes and packets in both directions; empty when nothing is known."""
+    if counts is None or (counts.rx_bytes is None and counts.tx_bytes is None):
+        return ""
+    rx_packets = "" if counts.rx_packets is None else f" ({counts.rx_packets})"
+    tx_packets = "" if counts.tx_packets is None else f" ({counts.tx_packets})"
+    return f"rx {bytes_text(counts.rx_bytes)}{rx_packets} tx {bytes_text(counts.tx_bytes)}{tx_packets}"
+
+
+def is_listener(flow: Flow) -> bool:
+    """True for a socket that waits for connections."""
+    return flow.direction is Direction.LISTENER or flow.state is TcpState.LISTEN
+
+
+def flow_text(flow: Flow) -> str:
+    """Protocol, addresses and process of a flow."""
+    name = flow.provider.value
+    if flow.userland and flow.provider in {Provider.TCP, Provider.UDP}:
+        name += "*"
+    where = f"{flow.local or '*'} > {flow.remote or '*'}"
+    if flow.namespace is not None:
+        where += f"  netns:{escape(flow.namespace)}"
+    return f"{name:<6} {where}  {process_text(flow.process)}"
+
+
+def failed(event: FlowRemoved) -> bool:
+    """True for TCP that is known to have ended without receiving anything, listeners apart."""
+    if event.flow.provider is not Provider.TCP or is_listener(event.flow):
+        return False
+    if event.counts is None or not event.final:
+        return False
+    return event.counts.rx_bytes == 0 and not event.counts.rx_packets
+
+
+@attrs.define(eq=False)
+class TextFormatter:
+    """Turns events into lines; see the module."""
+
+    colour: bool = False
+    """True: signs are coloured."""
+    utc: bool = False
+    """True: times are UTC instead of local."""
+    _flows: dict[str, tuple[Flow, str, str]] = attrs.field(factory=dict, init=False)
+    _second: int | None = attrs.field(default=None, init=False)
+    _second_text: str = attrs.field(default="", init=False)
+
+    _formatters: dict[type, Callable[[Any], str | None]] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._formatters = {
+            FlowUpdated: self._updated,
+            FlowAdded: self._added,
+            FlowRemoved: self._removed,
+            PollCompleted: self._poll,
+            EventsLost: self._lost,
+            ProviderRefused: self._refused,
+            InterfaceUpdated: self._interface,
+            RouteUpdated: self._route,
+            SystemInfo: self._system,
+            Unrecognized: self._unrecognized,
+        }
+
+    def __call__(self, event: AnyEvent) -> str | None:
+        """The line; `None` for polls without trouble, which say nothing new."""
+        formatter = self._formatters.get(type(event))
+        if formatter is None:  # a subclass of an event: its own base decides
+            formatter = next(f for kind, f in self._formatters.items() if isinstance(event, kind))
+        return formatter(event)
+
+    def clock(self, seconds: float) -> str:
+        """Time of day to the millisecond."""
+        milliseconds = round(seconds * 1000)
+        second, rest = divmod(milliseconds, 1000)
+        if second != self._second:
+            self._second = second
+            try:
+                parts = time.gmtime(second) if self.utc else time.localtime(second)
+                self._second_text = time.strftime("%H:%M:%S", parts)
+            except (OverflowError, OSError, ValueError):  # beyond the C library's calendar
+                self._second_text = str(second)
+        return f"{self._second_text}.{rest:03d}"
+
+    def _flow(self, flow: Flow) -> tuple[str, str]:
+        known = self._flows.get(flow.id)
+        if known is not None and known[0] is flow:
+            return known[1], known[2]
+        text, kind = flow_text(flow), interface_text(flow.interface)
+        if len(self._flows) >= _REMEMBERED:
+            self._flows.clear()
+        self._flows[flow.id] = (flow, text, kind)
+        return text, kind
+
+    def _line(self, sign: str, seconds: float, text: str, mark: str = " ") -> str:
+        colour = _COLOURS[sign] if self.colour else ""
+        end = _PLAIN if colour else ""
+        return f"{colour}{sign}{end} {self.clock(seconds)} {mark} {text}"
+
+    def _of_flow(self, sign: str, event: FlowAdded | FlowUpdated | FlowRemoved, *more: str) -> str:
+        text, kind = self._flow(event.flow)
+        parts = (text, traffic_text(event.counts), kind, *more)
+        return self._line(
+            sign, event.time, "  ".join(part for part in parts if part), "@" if is_listener(event.flow) else " "
+        )
+
+    def _added(self, event: FlowAdded) -> str:
+        return self._of_flow("+", event)
+
+    def _updated(self, event: FlowUpdated) -> str:
+        return self._of_flow("#", event)
+
+    def _removed(self, event: FlowRemoved) -> str:
+        more = []
+        if failed(event):
+            more.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
+        if not event.final:
+            more.append(f"[{event.reason.value}]")
+        line = self._of_flow("-", event, *more)
+        self._flows.pop(event.flow.id, None)
+        return line
+
+    def _poll(self, event: PollCompleted) -> str | None:
+        if event.complete:
+            return None
+        return self._line("!", event.time, f"incomplete poll, {event.flows} flows known")
+
+    def _lost(self, event: EventsLost) -> str:
+        count = "some" if event.count is None else str(event.count)
+        parts = [f"lost: {count} ({event.cause.value})", traffic_text(event.counts), escape(event.detail or "")]
+        return self._line("!", event.time, "  ".join(part for part in parts if part))
+
+    def _refused(self, event: ProviderRefused) -> str:
+        text = f"provider {event.provider.value} refused: error {event.errno}  {escape(event.detail)}"
+        return self._line("!", event.time, text.rstrip())
+
+    def _interface(self, event: InterfaceUpdated) -> str:
+        name = escape(event.interface.name) if event.interface.name else f"if{event.interface.index}"
+        parts = (f"interface {name}", escape(event.description or ""), traffic_text(event.counts))
+        return self._line("#", event.time, "  ".join(part for part in parts if part))
+
+    def _route(self, event: RouteUpdated) -> str:
+        to = "*" if event.destination is None else event.destination.address
+        via = "" if event.gateway is None else f" via {event.gateway.address}"
+        text = f"route  {to}{via}  {traffic_text(event.counts)}".rstrip()
+        return self._line("-" if event.removed else "#", event.time, text)
+
+    def _system(self, event: SystemInfo) -> str:
+        return self._line("#", event.time, f"system information, {len(event.values)} values")
+
+    def _unrecognized(self, event: Unrecognized) -> str:
+        return self._line("!", event.time, f"unrecognized message {event.number} of {len(event.data)} bytes")
