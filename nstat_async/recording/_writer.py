@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import attrs
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["JsonLinesWriter", "RecordingWriter", "copy"]
+
+_W = TypeVar("_W", bound="_Writer")
 
 
 class _Writer:
@@ -108,7 +110,7 @@ class _Writer:
     def _encode(self, record: Record) -> bytes:
         raise NotImplementedError
 
-    def __enter__(self) -> Any:
+    def __enter__(self: _W) -> _W:
         return self
 
     def __exit__(
