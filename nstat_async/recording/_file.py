@@ -51,7 +51,7 @@ class RecordingFile:
     def info(self) -> RecordingInfo:
         """The facts about the whole, as far as the file was read (a `META` record tells when they change)."""
         info = self._reader.info
-        assert info is not None  # noqa: S101  # the constructor read until it was there
+        assert info is not None  # the constructor read until it was there
         return info
 
     @property

@@ -229,7 +229,7 @@ class NativeParser:
 
     def _end_damage(self, index: int) -> Record:
         damage, self._damage = self._damage, None
-        assert damage is not None  # noqa: S101  # both callers looked
+        assert damage is not None  # both callers looked
         return damage_record(index, self._time, damage.reason, damage.offset, damage.length, bytes(damage.shown))
 
     def _uncommon(

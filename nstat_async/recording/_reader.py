@@ -96,7 +96,7 @@ class RecordingReader:
         if not self._first:
             raise RecordingError("the recording is empty")
         self._parser = self._recognise(self._first, final=True)
-        assert self._parser is not None  # noqa: S101  # `final` says what it is or raises
+        assert self._parser is not None  # `final` says what it is or raises
         return [*self._parser.feed(self._first), *self._parser.close()]
 
     def _recognise(self, first: bytes, *, final: bool) -> _Parser | None:

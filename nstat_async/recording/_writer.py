@@ -110,7 +110,7 @@ class _Writer:
     def _encode(self, record: Record) -> bytes:
         raise NotImplementedError
 
-    def __enter__(self: _W) -> _W:
+    def __enter__(self: _W) -> _W:  # noqa: PYI019  # Self is 3.11
         return self
 
     def __exit__(
