@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import anyio
+import anyio.lowlevel
 import attrs
 
 from nstat_async._events import (
@@ -13,7 +15,7 @@ from nstat_async._events import (
     PollCompleted,
     RemovalReason,
 )
-from nstat_async._model import Counts, Endpoint, Flow, Interface, InterfaceKind, Process, Provider
+from nstat_async._model import Capabilities, Counts, Endpoint, Flow, Interface, InterfaceKind, Process, Provider
 
 CURL = Process(42, "curl", unique_pid=4200, uid=501)
 SSHD = Process(7, "sshd", unique_pid=700, uid=0)
@@ -120,3 +122,91 @@ def _count(known, values, include_history):
         for name in FIELDS:
             known.total[name] += new[name] - last[name]
     known.last = new
+
+
+class FakeSubscription:
+    """A subscription as consumers see it: bounded by nothing, fed by `FakeMonitor.deliver`."""
+
+    def __init__(self, monitor):
+        self.monitor = monitor
+        self.events = []
+        self.changed = anyio.Event()
+        self.entered = 0
+
+    async def __aenter__(self):
+        self.entered += 1
+        self.monitor.subscriptions.append(self)
+        return self
+
+    async def __aexit__(self, *_error):
+        await anyio.lowlevel.checkpoint()
+        self.entered -= 1
+        if self in self.monitor.subscriptions:
+            self.monitor.subscriptions.remove(self)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.events:
+            self.events = await self.receive_many()
+        if not self.events:
+            raise StopAsyncIteration
+        return self.events.pop(0)
+
+    async def receive_many(self):
+        await anyio.lowlevel.checkpoint()
+        while not self.events:
+            if self.monitor.failure is not None:
+                raise self.monitor.failure
+            if self.monitor.ended:
+                return []
+            self.changed = anyio.Event()
+            await self.changed.wait()
+        return self.receive_nowait()
+
+    def receive_nowait(self):
+        events, self.events = self.events, []
+        return events
+
+    def statistics(self):
+        return {"pending": len(self.events)}
+
+
+class FakeMonitor:
+    """The part of a monitor that consumers use."""
+
+    def __init__(self):
+        self.subscriptions = []
+        self.ended = False
+        self.failure = None
+        self.capabilities = Capabilities(backend="fake")
+        self.flows = ()
+        self.options = []
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_error):
+        self.end()
+
+    def subscribe(self, **options):
+        self.options.append(options)
+        return FakeSubscription(self)
+
+    def deliver(self, *events):
+        for each in list(self.subscriptions):
+            each.events.extend(events)
+            each.changed.set()
+
+    def end(self, failure=None):
+        self.ended, self.failure = True, failure
+        for each in list(self.subscriptions):
+            each.changed.set()
+
+
+async def until(condition):
+    """Wait until something is true."""
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.sleep(0.002)

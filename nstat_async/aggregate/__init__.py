@@ -5,19 +5,31 @@ rows. `by_process` feeds one from a monitor beside its other consumers.
 `HistoryWriter` and `History` keep and read totals in an SQLite file.
 """
 
+from ._consumer import TableStream, by_process
 from ._grouping import GroupBy, ProcessKey
+from ._history import Gap, History, Usage
 from ._rows import Loss, Row, RowKind, TableSnapshot, process_row_to_dict, sum_rows
+from ._schema import HistoryError
+from ._sqlite import HistoryWriter, keep_history
 from ._table import ProcessTable, TrafficTable
 
 __all__ = [
+    "Gap",
     "GroupBy",
+    "History",
+    "HistoryError",
+    "HistoryWriter",
     "Loss",
     "ProcessKey",
     "ProcessTable",
     "Row",
     "RowKind",
     "TableSnapshot",
+    "TableStream",
     "TrafficTable",
+    "Usage",
+    "by_process",
+    "keep_history",
     "process_row_to_dict",
     "sum_rows",
 ]

@@ -1,0 +1,174 @@
+"""The asynchronous side: a table fed from a monitor, beside the monitor's other consumers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import anyio
+
+from nstat_async._errors import UsageError
+
+from ._table import ProcessTable, TrafficTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from nstat_async._events import AnyEvent
+
+__all__ = ["EventSource", "EventSubscription", "TableStream", "by_process"]
+
+
+class EventSubscription(Protocol):
+    """What is used of `nstat_async.Subscription`."""
+
+    async def __aenter__(self) -> Any:
+        """Begin to listen."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None:
+        """Stop listening."""
+
+    async def receive_many(self) -> Sequence[AnyEvent]:
+        """At least one event; none at the end."""
+
+    def receive_nowait(self) -> Sequence[AnyEvent]:
+        """What waits now."""
+
+
+class EventSource(Protocol):
+    """What is used of `nstat_async.Monitor`."""
+
+    def subscribe(self) -> EventSubscription:
+        """One more consumer, with a buffer of its own."""
+
+
+_Table = TypeVar("_Table", bound=TrafficTable)
+
+
+class TableStream(Generic[_Table]):
+    """A table that feeds itself from a monitor and is handed out at intervals.
+
+    Iterate it with ``async for``; it gives the same table again and again, and once
+    more when the monitor ends. It has a subscription of its own, so it neither takes
+    events from other consumers nor waits for them. Use it as a context manager to end
+    the subscription before the monitor ends.
+
+    Args:
+        monitor: Where the events come from.
+        table: What to feed.
+        every: Seconds between two looks.
+        clock: ``"wall"``: seconds of this machine. ``"events"``: seconds of the events'
+            own clock, for recordings that are replayed faster than they happened.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+
+    def __init__(self, monitor: EventSource, table: _Table, *, every: float = 2.0, clock: str = "wall") -> None:
+        if not every > 0:
+            raise UsageError(f"every: {every!r} is not a positive number of seconds")
+        if clock not in {"wall", "events"}:
+            raise UsageError(f"clock: {clock!r} is neither 'wall' nor 'events'")
+        self.table = table
+        self._monitor = monitor
+        self._every = every
+        self._by_events = clock == "events"
+        self._subscription: EventSubscription | None = None
+        self._waiting: list[AnyEvent] = []  # received and not fed yet, next one last
+        self._next: float | None = None
+        self._fresh = False
+        self._ended = False
+
+    def __aiter__(self) -> TableStream[_Table]:
+        return self
+
+    async def __anext__(self) -> _Table:
+        if self._ended:
+            raise StopAsyncIteration
+        subscription = await self._subscribed()
+        try:
+            more = await (self._until_event_time if self._by_events else self._until_wall_time)(subscription)
+        except Exception:
+            await self.aclose()
+            raise
+        if not more:
+            await self.aclose()
+            if not self._fresh:
+                raise StopAsyncIteration
+        self._fresh = False
+        return self.table
+
+    async def _subscribed(self) -> EventSubscription:
+        if self._subscription is None:
+            subscription = self._monitor.subscribe()
+            await subscription.__aenter__()
+            self._subscription = subscription
+        return self._subscription
+
+    async def _until_wall_time(self, subscription: EventSubscription) -> bool:
+        """Feed until the next look is due; False when the stream ended."""
+        if self._next is None:
+            self._next = anyio.current_time() + self._every
+        while (left := self._next - anyio.current_time()) > 0:
+            with anyio.move_on_after(left):
+                events = await subscription.receive_many()
+                if not events:
+                    return False
+                self.table.feed_many(events)
+                self._fresh = True
+        if events := subscription.receive_nowait():
+            self.table.feed_many(events)
+        # Looks that were missed are skipped, not made up for.
+        self._next = max(self._next + self._every, anyio.current_time())
+        return True
+
+    async def _until_event_time(self, subscription: EventSubscription) -> bool:
+        """Feed until the events' clock reaches the next look; False when the stream ended."""
+        while True:
+            while self._waiting:
+                time = self._waiting[-1].time
+                if self._next is None:
+                    self._next = time + self._every
+                if time >= self._next:
+                    self._next += self._every * (1 + (time - self._next) // self._every)
+                    return True
+                self.table.feed(self._waiting.pop())
+                self._fresh = True
+            events = await subscription.receive_many()
+            if not events:
+                return False
+            self._waiting = list(reversed(events))
+
+    async def aclose(self) -> None:
+        """End the subscription. Idempotent."""
+        self._ended = True
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> TableStream[_Table]:
+        await self._subscribed()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def by_process(
+    monitor: EventSource, *, every: float = 2.0, clock: str = "wall", **options: Any
+) -> TableStream[ProcessTable]:
+    """Totals and rates per process, each `every` seconds.
+
+    ``async for table in by_process(monitor, every=2.0): print(table.top(10, by="rate"))``
+
+    Args:
+        monitor: A `Monitor`.
+        every: Seconds between two looks.
+        clock: See `TableStream`.
+        options: Those of `ProcessTable`.
+    """
+    return TableStream(monitor, ProcessTable(**options), every=every, clock=clock)

@@ -1,0 +1,191 @@
+"""Reading a history back: how much did whom use, and when."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Union
+
+import attrs
+
+from nstat_async._errors import UsageError
+
+from ._schema import HistoryError, connect
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+__all__ = ["Gap", "History", "Usage"]
+
+Moment = Union[float, datetime, None]
+_SUMS = (
+    "sum(flows), sum(uncounted_flows), sum(rx_bytes), sum(tx_bytes), sum(rx_packets), sum(tx_packets),"
+    " min(start), max(start + length)"
+)
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """Traffic of one process, name or span of time."""
+
+    kind: str | None = None
+    """``"group"`` for processes, else ``"unknown"``, ``"other"`` or ``"lost"``; `None` in a timeline."""
+    name: str | None = None
+    source: str | None = None
+    pid: int | None = None
+    """Process id, when the processes are told apart."""
+    unique_pid: int | None = None
+    path: str | None = None
+    uid: int | None = None
+    flows: int
+    """Flows that began in the time asked for."""
+    uncounted_flows: int
+    """Those of them whose bytes the platform did not tell."""
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    begin: float
+    """Start of the first bucket with traffic, seconds since the epoch."""
+    end: float
+    """End of the last one."""
+
+    @property
+    def bytes(self) -> int:
+        """Received and sent together."""
+        return self.rx_bytes + self.tx_bytes
+
+
+@attrs.frozen
+class Gap:
+    """Something was lost in a bucket."""
+
+    start: float
+    cause: str
+    events: int
+    count: int
+
+
+def _seconds(name: str, value: Moment, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise UsageError(f"{name}: a datetime needs a time zone")
+        return value.timestamp()
+    return value
+
+
+class History:
+    """A history that was written by `HistoryWriter`, opened for reading.
+
+    It may be read while it is written. Times are seconds since the epoch or aware
+    `datetime` objects; a bucket belongs to a span of time when it begins in it. Use it
+    as a context manager.
+
+    Raises:
+        HistoryError: The file is not there or is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self._connection = connect(path, write=False)
+
+    def _select(self, columns: str, rest: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(f"SELECT {columns} {rest}", values).fetchall()
+        except sqlite3.ProgrammingError as error:
+            raise UsageError(f"history: {error}") from error
+        except sqlite3.Error as error:
+            raise HistoryError(self.path, f"cannot be read: {error}") from error
+
+    @staticmethod
+    def _where(since: Moment, until: Moment, name: str | None) -> tuple[str, tuple[Any, ...]]:
+        text = "FROM traffic JOIN process ON process.id = traffic.process WHERE start >= ? AND start < ?"
+        values: tuple[Any, ...] = (_seconds("since", since, -1e18), _seconds("until", until, 1e18))
+        if name is not None:
+            text, values = f"{text} AND name = ?", (*values, name)
+        return text, values
+
+    def usage(
+        self, since: Moment = None, until: Moment = None, *, name: str | None = None, by: str = "name"
+    ) -> list[Usage]:
+        """Who used how much, most first.
+
+        Args:
+            since: First moment; `None`: from the beginning.
+            until: First moment that is not asked for; `None`: to the end.
+            name: Only processes of this name.
+            by: ``"name"``: processes of one name together. ``"process"``: each by itself.
+
+        Raises:
+            UsageError: `by` is neither, or a `datetime` has no time zone.
+        """
+        columns = {"name": "kind, source, name", "process": "kind, source, name, pid, unique_pid, path, uid"}.get(by)
+        if columns is None:
+            raise UsageError(f"by: {by!r} is neither 'name' nor 'process'")
+        where, values = self._where(since, until, name)
+        order = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, name, kind"
+        found = self._select(f"{_SUMS}, {columns}", f"{where} GROUP BY {columns} {order}", *values)
+        return [self._usage(row, columns) for row in found]
+
+    def timeline(
+        self, step: float, since: Moment = None, until: Moment = None, *, name: str | None = None
+    ) -> list[Usage]:
+        """Traffic over time, in steps; steps without traffic are left out.
+
+        Args:
+            step: Seconds per entry; at least a bucket to be of use.
+            since: See `usage`.
+            until: See `usage`.
+            name: Only processes of this name.
+
+        Raises:
+            UsageError: `step` is not positive.
+        """
+        if not step > 0:
+            raise UsageError(f"step: {step!r} is not a positive number of seconds")
+        where, values = self._where(since, until, name)
+        # Starts are integers: without the cast a whole step would round, a fractional one not.
+        group = f"GROUP BY CAST(start / {float(step)!r} AS INTEGER) ORDER BY start"
+        return [self._usage(row, "") for row in self._select(_SUMS, f"{where} {group}", *values)]
+
+    def gaps(self, since: Moment = None, until: Moment = None) -> list[Gap]:
+        """What the stream reported as lost, by bucket and cause."""
+        return [
+            Gap(*row)
+            for row in self._select(
+                "start, cause, events, count",
+                "FROM gap WHERE start >= ? AND start < ? ORDER BY start, cause",
+                _seconds("since", since, -1e18),
+                _seconds("until", until, 1e18),
+            )
+        ]
+
+    @staticmethod
+    def _usage(row: tuple[Any, ...], columns: str) -> Usage:
+        names = [each.strip() for each in columns.split(",")] if columns else []
+        return Usage(
+            flows=row[0],
+            uncounted_flows=row[1],
+            rx_bytes=row[2],
+            tx_bytes=row[3],
+            rx_packets=row[4],
+            tx_packets=row[5],
+            begin=row[6],
+            end=row[7],
+            **dict(zip(names, row[8:], strict=True)),
+        )
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

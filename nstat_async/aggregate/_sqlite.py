@@ -1,0 +1,335 @@
+"""A history of traffic per process: time buckets in an SQLite file.
+
+Events are counted in memory; when the events' clock leaves a bucket, its totals
+are put aside, and the next write stores them in one transaction. A crash loses at
+most what was not written: the open bucket. Counting never touches the disk, so the
+asynchronous form counts on the loop and writes in a worker thread.
+
+Bytes belong to the bucket in which they were *reported*: up to one polling
+interval later than they passed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from nstat_async._errors import UsageError
+
+from ._schema import HistoryError, connect
+from ._table import ProcessTable
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from nstat_async._events import AnyEvent
+
+    from ._consumer import EventSource
+    from ._rows import Loss, Row, TableSnapshot
+
+__all__ = ["HistoryWriter", "keep_history"]
+
+logger = logging.getLogger("nstat_async")
+
+DEFAULT_BUCKET = 300.0
+MAX_PENDING_BUCKETS = 288
+"""Closed buckets that wait while the file cannot be written, a day of the default ones;
+beyond it the two oldest become one: bytes are kept, resolution is not."""
+_LATE = 60.0
+"""An event may be this much older than its bucket and still count there (a coalesced update)."""
+_LARGEST = 2**48
+"""More than a bucket can carry (SQLite's integers end at 2**63, and are added up here)."""
+
+
+@attrs.define
+class _Bucket:
+    start: int
+    length: float
+    rows: list[Row]
+    losses: dict[str, tuple[int, int]]
+
+    def join(self, later: _Bucket) -> None:
+        self.length = later.start + later.length - self.start
+        self.rows += later.rows
+        for cause, (events, count) in later.losses.items():
+            known = self.losses.get(cause, (0, 0))
+            self.losses[cause] = (known[0] + events, known[1] + count)
+
+
+def _new_losses(now: tuple[Loss, ...], before: tuple[Loss, ...]) -> dict[str, tuple[int, int]]:
+    old = {loss.cause: loss for loss in before}
+    found = {}
+    for loss in now:
+        known = old.get(loss.cause)
+        events, count = (
+            (loss.events, loss.count)
+            if known is None
+            else (
+                loss.events - known.events,
+                loss.count - known.count,
+            )
+        )
+        if events:
+            found[loss.cause.value] = (events, count)
+    return found
+
+
+class HistoryWriter:
+    """Writes the traffic of each process, in buckets of time, to an SQLite file.
+
+    Plain and synchronous: `feed` counts, `write` stores the buckets that are complete,
+    `flush` stores everything. Several writers may share a file, and a bucket may be
+    written in several pieces: pieces add up. Use it as a context manager.
+
+    Args:
+        path: The file; made if it is not there.
+        bucket: Length of a bucket in seconds; buckets begin at multiples of it since the epoch.
+        keep: Seconds after which buckets are deleted; `None`: never.
+        options: Those of `ProcessTable`, e.g. ``effective=True``, ``source="laptop"``.
+
+    Raises:
+        HistoryError: The file cannot be opened.
+        UsageError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        bucket: float = DEFAULT_BUCKET,
+        keep: float | None = None,
+        **options: Any,
+    ) -> None:
+        if not bucket >= 1:
+            raise UsageError(f"bucket: {bucket!r} is less than a second")
+        if keep is not None and not keep >= bucket:
+            raise UsageError(f"keep: {keep!r} is less than a bucket")
+        self.path = path
+        self.bucket = bucket
+        self.keep = keep
+        # A row needs to be remembered only until its last bucket was put aside.
+        self._table = ProcessTable(**{"max_age": bucket + _LATE, **options})
+        self._start: float | None = None
+        self._before: TableSnapshot = self._table.snapshot()
+        self._pending: list[_Bucket] = []
+        self._written_rows = self._written_buckets = self._failures = 0
+        self._connection: sqlite3.Connection | None = connect(path, write=True)
+
+    def feed(self, event: AnyEvent) -> None:
+        """Take in one event."""
+        start = self._start
+        if start is None or not start - _LATE <= event.time < start + self.bucket:
+            self._turn(event.time)
+        self._table.feed(event)
+
+    def feed_many(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events, in order."""
+        for event in events:
+            self.feed(event)
+
+    def _turn(self, time: float) -> None:
+        self._put_aside()
+        self._start = time // self.bucket * self.bucket
+
+    def _put_aside(self) -> None:
+        now = self._table.snapshot()
+        rows = list(now.since(self._before))
+        losses = _new_losses(now.losses, self._before.losses)
+        self._before = now
+        if self._start is None or not (rows or losses):
+            return
+        self._pending.append(_Bucket(int(self._start), self.bucket, rows, losses))
+        if len(self._pending) > MAX_PENDING_BUCKETS:
+            self._pending[0].join(self._pending.pop(1))
+
+    @property
+    def pending(self) -> int:
+        """Complete buckets that are not written yet."""
+        return len(self._pending)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters: buckets and rows written, buckets pending, failed writes."""
+        return {
+            "buckets_written": self._written_buckets,
+            "rows_written": self._written_rows,
+            "buckets_pending": len(self._pending),
+            "failed_writes": self._failures,
+        }
+
+    def write(self) -> None:
+        """Store the complete buckets in one transaction.
+
+        Raises:
+            HistoryError: It failed, e.g. the disk is full; the buckets stay for the next attempt.
+            UsageError: The writer is closed.
+        """
+        if self._connection is None:
+            raise UsageError("write: the history is closed")
+        if not self._pending:
+            return
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                rows = sum(self._write_bucket(self._connection, bucket) for bucket in self._pending)
+                self._forget(self._connection)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            self._failures += 1
+            raise HistoryError(self.path, f"cannot be written: {error}") from error
+        self._written_rows += rows
+        self._written_buckets += len(self._pending)
+        self._pending.clear()
+
+    def flush(self) -> None:
+        """Store everything, the open bucket so far included.
+
+        Raises:
+            HistoryError: It failed; nothing is forgotten.
+        """
+        self._put_aside()
+        self.write()
+
+    def _write_bucket(self, connection: sqlite3.Connection, bucket: _Bucket) -> int:
+        for row in bucket.rows:
+            connection.execute(
+                "INSERT INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (start, process) DO UPDATE SET"
+                " length = max(length, excluded.length), flows = flows + excluded.flows,"
+                " uncounted_flows = uncounted_flows + excluded.uncounted_flows,"
+                " rx_bytes = rx_bytes + excluded.rx_bytes, tx_bytes = tx_bytes + excluded.tx_bytes,"
+                " rx_packets = rx_packets + excluded.rx_packets, tx_packets = tx_packets + excluded.tx_packets",
+                (
+                    bucket.start,
+                    self._process_id(connection, row),
+                    bucket.length,
+                    *(
+                        min(value, _LARGEST)
+                        for value in (
+                            row.flows,
+                            row.uncounted_flows,
+                            row.rx_bytes,
+                            row.tx_bytes,
+                            row.rx_packets,
+                            row.tx_packets,
+                        )
+                    ),
+                ),
+            )
+        for cause, (events, count) in bucket.losses.items():
+            connection.execute(
+                "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
+                " events = events + excluded.events, count = count + excluded.count",
+                (bucket.start, cause, events, count),
+            )
+        return len(bucket.rows)
+
+    @staticmethod
+    def _process_id(connection: sqlite3.Connection, row: Row) -> int:
+        process = row.process
+        columns: tuple[Any, ...] = (row.kind.value, row.source, row.pid, row.unique_pid)
+        if process is None:
+            columns += (None, None, None)
+        else:
+            # Names come from the kernel as bytes: what is not UTF-8 cannot be stored as text.
+            columns += (_storable(process.name), _storable(process.path), process.uid)
+        identity = json.dumps(columns)
+        connection.execute(
+            "INSERT INTO process (identity, kind, source, pid, unique_pid, name, path, uid)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (identity) DO NOTHING",
+            (identity, *columns),
+        )
+        found: int = connection.execute("SELECT id FROM process WHERE identity = ?", (identity,)).fetchone()[0]
+        return found
+
+    def _forget(self, connection: sqlite3.Connection) -> None:
+        if self.keep is None or self._start is None:
+            return
+        oldest = self._start - self.keep
+        gone = connection.execute("DELETE FROM traffic WHERE start < ?", (oldest,)).rowcount
+        connection.execute("DELETE FROM gap WHERE start < ?", (oldest,))
+        if gone:
+            connection.execute("DELETE FROM process WHERE id NOT IN (SELECT process FROM traffic)")
+
+    def close(self) -> None:
+        """Store everything and close the file. Idempotent.
+
+        Raises:
+            HistoryError: The last write failed; the file is closed nevertheless.
+        """
+        if self._connection is None:
+            return
+        try:
+            self.flush()
+        finally:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> HistoryWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _storable(text: str | None) -> str | None:
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+async def keep_history(
+    monitor: EventSource,
+    path: str | os.PathLike[str],
+    *,
+    bucket: float = DEFAULT_BUCKET,
+    keep: float | None = None,
+    **options: Any,
+) -> None:
+    """Write the history of a monitor until it ends, or this is cancelled.
+
+    Run it in a task of its own. Files are touched in worker threads only. While the file cannot
+    be written, buckets wait (and a warning is logged); what is there at the end, or at
+    the cancellation, is written before this returns.
+
+    Args:
+        monitor: A `Monitor`.
+        path: The SQLite file.
+        bucket: Length of a bucket in seconds.
+        keep: Seconds after which buckets are deleted; `None`: never.
+        options: Those of `ProcessTable`.
+
+    Raises:
+        HistoryError: The file cannot be opened, or not be written at the very end.
+    """
+
+    def open_writer() -> HistoryWriter:
+        return HistoryWriter(path, bucket=bucket, keep=keep, **options)
+
+    async with monitor.subscribe() as subscription:
+        writer = await anyio.to_thread.run_sync(open_writer)
+        try:
+            while events := await subscription.receive_many():
+                writer.feed_many(events)
+                if writer.pending:
+                    try:
+                        await anyio.to_thread.run_sync(writer.write)
+                    except HistoryError as error:
+                        logger.warning("history: %s; %d buckets wait", error, writer.pending)
+        except anyio.get_cancelled_exc_class():
+            writer.feed_many(subscription.receive_nowait())
+            raise
+        finally:
+            # What was received is written, whatever ends this.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(writer.close)

@@ -1,0 +1,135 @@
+"""A table beside a monitor: handed out in time, ended cleanly, on asyncio and trio."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from aggregate_events import FakeMonitor, added, counts, flow, polled, until, updated
+
+from nstat_async._errors import NstatError, UsageError
+from nstat_async.aggregate import GroupBy, TableStream, TrafficTable, by_process
+
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@BACKENDS
+def test_a_table_is_handed_out_each_interval_and_once_more_at_the_end(backend):
+    async def main():
+        monitor = FakeMonitor()
+        async with by_process(monitor, every=0.02) as tables:
+            monitor.deliver(added(flow("a"), 1, counts(100)))
+            table = await anext(tables)
+            assert table.total().rx_bytes == 100
+            monitor.deliver(updated(flow("a"), 2, counts(250)))
+            assert await anext(tables) is table
+            assert table.total().rx_bytes == 250
+            monitor.deliver(updated(flow("a"), 3, counts(300)))
+            monitor.end()
+            assert [each.total().rx_bytes async for each in tables] == [300]
+            assert monitor.subscriptions == []
+        with pytest.raises(StopAsyncIteration):
+            await anext(tables)
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+def test_looks_come_in_time_however_busy_the_monitor_is(backend):
+    """Events that never stop do not put a look off."""
+
+    async def main():
+        monitor = FakeMonitor()
+        stopped = False
+
+        async def busy():
+            time = 0.0
+            while not stopped:
+                time += 0.001
+                monitor.deliver(polled(time))
+                await anyio.sleep(0)
+
+        async with anyio.create_task_group() as tasks, by_process(monitor, every=0.01) as tables:
+            tasks.start_soon(busy)
+            with anyio.fail_after(20):
+                for _ in range(5):
+                    await anext(tables)
+            stopped = True
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+def test_a_recording_gives_tables_of_its_own_time(backend):
+    """On the events' clock each table has exactly the events before its moment, however fast they came."""
+
+    async def main():
+        monitor = FakeMonitor()
+        tables = by_process(monitor, every=2.0, clock="events")
+        async with tables:
+            a = flow("a")
+            monitor.deliver(added(a, 100, counts(0)), *(updated(a, 100 + n, counts(n)) for n in range(1, 9)))
+            monitor.deliver(updated(a, 200, counts(1000)))
+            monitor.end()
+            seen = [(table.time, table.total().rx_bytes) async for table in tables]
+        assert seen == [(101, 1), (103, 3), (105, 5), (107, 7), (108, 8), (200, 1000)]
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+def test_a_monitor_that_fails_tells_the_consumer(backend):
+    async def main():
+        monitor = FakeMonitor()
+        tables = TableStream(monitor, TrafficTable(GroupBy.provider()), every=60)
+        async with tables:
+            monitor.end(NstatError("broken"))
+            with pytest.raises(NstatError, match="broken"):
+                await anext(tables)
+            assert monitor.subscriptions == []
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+def test_a_cancelled_wait_loses_no_event(backend):
+    async def main():
+        monitor = FakeMonitor()
+        tables = by_process(monitor, every=60)
+        with anyio.move_on_after(0.01):
+            await anext(tables)
+        monitor.deliver(added(flow("a"), 1, counts(5)))
+        monitor.end()
+        assert (await anext(tables)).total().rx_bytes == 5
+        await tables.aclose()
+        await tables.aclose()
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+def test_several_tables_of_one_monitor_do_not_disturb_each_other(backend):
+    async def main():
+        monitor = FakeMonitor()
+        totals = {}
+
+        async def consume(name, every):
+            async for table in by_process(monitor, every=every):
+                totals[name] = table.total().rx_bytes
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume, "quick", 0.001)
+            tasks.start_soon(consume, "slow", 30)
+            await until(lambda: len(monitor.subscriptions) == 2)
+            monitor.deliver(added(flow("a"), 1, counts(5)))
+            await until(lambda: totals.get("quick") == 5)
+            assert "slow" not in totals
+            monitor.end()
+        assert totals == {"quick": 5, "slow": 5}
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"clock": "moon"}])
+def test_arguments_out_of_range_are_refused_by_name(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        by_process(FakeMonitor(), **options)

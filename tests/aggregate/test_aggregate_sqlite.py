@@ -1,0 +1,323 @@
+"""A history: nothing lost but the open bucket, nothing counted twice, read back by name and time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from datetime import datetime, timezone
+
+import anyio
+import attrs
+import pytest
+from aggregate_events import (
+    CURL,
+    SSHD,
+    FakeMonitor,
+    added,
+    counts,
+    flow,
+    lost,
+    polled,
+    removed,
+    until,
+    updated,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nstat_async._errors import UsageError
+from nstat_async._events import LossCause
+from nstat_async._model import Process
+from nstat_async.aggregate import History, HistoryError, HistoryWriter, ProcessTable, keep_history
+from nstat_async.aggregate import _sqlite as module
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "history.db"
+
+
+def usage(path, *span, **options):
+    with History(path) as history:
+        return [(each.name, each.rx_bytes, each.flows) for each in history.usage(*span, **options)]
+
+
+def test_traffic_is_written_bucket_by_bucket_and_read_back(path):
+    a, b = flow("a"), flow("b", SSHD)
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed_many([added(a, 1000, counts(100, 7)), updated(a, 1010, counts(150, 7))])
+        assert writer.pending == 0
+        writer.feed_many([added(b, 1025, counts(30)), polled(1090), updated(a, 1095, counts(1150, 7))])
+        assert writer.pending == 2
+        writer.write()
+        assert usage(path) == [("curl", 150, 1), ("sshd", 30, 1)]
+    assert usage(path) == [("curl", 1150, 1), ("sshd", 30, 1)]
+    assert usage(path, 1020, 1080) == [("sshd", 30, 1)]
+    assert usage(path, until=1020) == [("curl", 150, 1)]
+    assert usage(path, name="sshd") == [("sshd", 30, 1)]
+    week = datetime.fromtimestamp(1020, timezone.utc)
+    assert usage(path, week) == [("curl", 1000, 0), ("sshd", 30, 1)]
+    assert writer.statistics() == {"buckets_written": 3, "rows_written": 3, "buckets_pending": 0, "failed_writes": 0}
+
+
+def test_processes_are_told_apart_or_joined_by_name(path):
+    again = attrs.evolve(CURL, pid=43, unique_pid=4300, path="/usr/bin/curl")
+    with HistoryWriter(path, source="laptop") as writer:
+        writer.feed_many([added(flow("a"), 1, counts(5)), added(flow("b", again), 2, counts(6)), lost(3, 2, counts(4))])
+        writer.feed(added(flow("c", None), 3, counts(3)))
+    assert usage(path) == [("curl", 11, 2), (None, 4, 2), (None, 3, 1)]
+    with History(path) as history:
+        rows = history.usage(by="process")
+        assert [(row.pid, row.unique_pid, row.path, row.kind, row.bytes) for row in rows] == [
+            (43, 4300, "/usr/bin/curl", "group", 6),
+            (42, 4200, None, "group", 5),
+            (None, None, None, "lost", 4),
+            (None, None, None, "unknown", 3),
+        ]
+        assert rows[0].source == "laptop"
+        assert (rows[0].begin, rows[0].end) == (0, 300)
+
+
+def test_a_timeline_adds_buckets_up_into_steps(path):
+    a = flow("a")
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed(added(a, 0, counts(0)))
+        writer.feed_many(updated(a, minute * 60 + 1, counts(minute * 10)) for minute in range(1, 121))
+    with History(path) as history:
+        hours = history.timeline(3600)
+        assert [(hour.begin, hour.end, hour.rx_bytes) for hour in hours] == [
+            (0, 3600, 590),
+            (3600, 7200, 600),
+            (7200, 7260, 10),
+        ]
+        assert [each.rx_bytes for each in history.timeline(90.5, 60, 400, name="curl")] == [10, 20, 10, 20]
+        assert history.timeline(3600, name="nobody") == []
+
+
+def test_gaps_are_part_of_the_history(path):
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed_many([lost(1, None, None, LossCause.GOODBYE), lost(2, 3, None, LossCause.GOODBYE)])
+        writer.feed_many([lost(70, 2, counts(9)), polled(200)])
+    with History(path) as history:
+        assert [attrs.astuple(gap) for gap in history.gaps()] == [(0, "goodbye", 2, 3), (60, "overflow", 1, 2)]
+        assert history.gaps(60, 120)[0].cause == "overflow"
+
+
+def test_pieces_of_a_bucket_add_up_over_restarts(path):
+    for part in range(3):
+        with HistoryWriter(path, bucket=60) as writer:
+            writer.feed_many([added(flow("a"), 10 + part, counts(100)), lost(11, 1, None, LossCause.BATCH)])
+            writer.flush()
+            writer.feed(updated(flow("a"), 20 + part, counts(110)))
+    assert usage(path) == [("curl", 330, 3)]
+    with History(path) as history:
+        assert history.gaps()[0].events == 3
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 300), st.floats(-100, 200), st.booleans()), max_size=40)
+)
+@settings(max_examples=40, deadline=None)
+def test_the_sums_of_all_buckets_are_the_sums_of_the_table(tmp_path_factory, steps):
+    """Whatever the clock does and whenever it is flushed."""
+    path = tmp_path_factory.mktemp("history") / "h.db"
+    table, time, totals = ProcessTable(), 1e6, {}
+    with HistoryWriter(path, bucket=60, max_finished=1) as writer:
+        for number, amount, gap, close in steps:
+            time += gap
+            a = flow(str(number), Process(number, f"p{number}"))
+            totals[number] = totals.get(number, 0) + amount
+            event = removed(a, time, counts(totals.pop(number))) if close else updated(a, time, counts(totals[number]))
+            for each in (writer, table):
+                each.feed(event)
+            if close:
+                writer.flush()
+    assert sum(row[1] for row in usage(path)) == table.total().rx_bytes
+    assert sum(row[2] for row in usage(path)) == table.total().flows
+
+
+def test_old_buckets_are_deleted_and_so_are_their_processes(path):
+    with HistoryWriter(path, bucket=60, keep=600) as writer:
+        for number in range(100):
+            a = flow(str(number), Process(number, f"p{number}"))
+            writer.feed(added(a, number * 60, counts(1)))
+            writer.feed(removed(a, number * 60, counts(1)))
+            writer.write()
+    with History(path) as history:
+        assert len(history.usage()) == 11
+        assert history.usage(by="process")[0].begin >= 89 * 60
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM process").fetchone()[0] == 11
+    connection.close()
+
+
+def test_a_crash_loses_at_most_the_open_bucket(path):
+    """A process that is killed without warning leaves every bucket it had written."""
+    program = f"""
+        import sys
+        sys.path[:0] = {sys.path!r}
+        from aggregate_events import *
+        from nstat_async.aggregate import HistoryWriter
+        writer = HistoryWriter({str(path)!r}, bucket=60)
+        a = flow("a")
+        writer.feed(added(a, 0, counts(0)))
+        for minute in range(1, 1000):
+            writer.feed(updated(a, minute * 60, counts(minute * 10)))
+            writer.write()
+            print(minute, flush=True)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as child:
+        for line in child.stdout:
+            if int(line) >= 20:
+                break
+        os.kill(child.pid, signal.SIGKILL)
+        seen = max([20, *(int(line) for line in child.stdout if line.strip())])
+    (row,) = usage(path)
+    assert row[1] >= (seen - 1) * 10
+
+
+def test_a_file_that_cannot_be_written_keeps_its_buckets_waiting(path, monkeypatch):
+    """While another program locks it nothing is lost; what waits is bounded, and written later."""
+    monkeypatch.setattr(module, "MAX_PENDING_BUCKETS", 4)
+    a = flow("a")
+    with HistoryWriter(path, bucket=60) as writer:
+        writer._connection.execute("PRAGMA busy_timeout=1")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        writer.feed_many([added(a, 0, counts(0)), lost(0, 1, None, LossCause.BATCH)])
+        for minute in range(1, 11):
+            writer.feed(updated(a, minute * 60, counts(minute * 10)))
+            with pytest.raises(HistoryError, match="cannot be written: database is locked") as caught:
+                writer.flush() if minute == 10 else writer.write()
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+        assert writer.pending == 4
+        assert writer.statistics()["failed_writes"] == 10
+        other.execute("ROLLBACK")
+        other.close()
+        writer.write()
+    assert usage(path) == [("curl", 100, 1)]
+
+
+def test_names_that_are_no_text_are_stored_escaped(path):
+    with HistoryWriter(path) as writer:
+        writer.feed(added(flow("a", Process(1, "bad\udcff<b>")), 1, counts(2**63)))
+    assert usage(path) == [("bad\\udcff<b>", module._LARGEST, 1)]
+
+
+def test_files_that_are_no_history_are_left_alone(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database, but long enough to be looked at by SQLite" * 20)
+    foreign = tmp_path / "foreign.db"
+    connection = sqlite3.connect(foreign)
+    connection.execute("CREATE TABLE mine (x)")
+    connection.commit()
+    connection.close()
+    newer = tmp_path / "newer.db"
+    HistoryWriter(newer).close()
+    connection = sqlite3.connect(newer)
+    connection.execute("PRAGMA user_version=2")
+    connection.close()
+    for make in (History, HistoryWriter):
+        with pytest.raises(HistoryError, match="is no history: file is not a database"):
+            make(text)
+        with pytest.raises(HistoryError, match="is a database of something else"):
+            make(foreign)
+        with pytest.raises(HistoryError, match="has version 2"):
+            make(newer)
+    with pytest.raises(HistoryError, match="cannot be opened"):
+        History(tmp_path / "absent.db")
+    with pytest.raises(HistoryError, match="cannot be opened"):
+        HistoryWriter(tmp_path / "absent" / "h.db")
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_misuse_is_refused_by_name(path):
+    for options, text in [({"bucket": 0}, "bucket"), ({"keep": 5}, "keep")]:
+        with pytest.raises(UsageError, match=text):
+            HistoryWriter(path, **options)
+    writer = HistoryWriter(path)
+    writer.close()
+    writer.close()
+    with pytest.raises(UsageError, match="closed"):
+        writer.write()
+    history = History(path)
+    with pytest.raises(UsageError, match="by: 'pid'"):
+        history.usage(by="pid")
+    with pytest.raises(UsageError, match="since: a datetime needs a time zone"):
+        history.usage(datetime(2026, 1, 1))
+    with pytest.raises(UsageError, match="step"):
+        history.timeline(0)
+    history.close()
+    with pytest.raises(UsageError, match="closed"):
+        history.usage()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_monitor_writes_its_history_beside_the_loop(path, backend):
+    """Complete buckets are there while it runs, the rest when the monitor ends."""
+
+    async def main():
+        monitor = FakeMonitor()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: keep_history(monitor, path, bucket=60))
+            await until(lambda: monitor.subscriptions)
+            monitor.deliver(added(flow("a"), 10, counts(100)), updated(flow("a"), 70, counts(170)))
+            await until(lambda: path.exists() and path.stat().st_size and usage_or_nothing(path) == [("curl", 100, 1)])
+            monitor.end()
+        assert usage(path) == [("curl", 170, 1)]
+        assert monitor.subscriptions == []
+
+    anyio.run(main, backend=backend)
+
+
+def usage_or_nothing(path):
+    try:
+        return usage(path)
+    except HistoryError:
+        return []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_cancelled_history_is_complete(path, backend):
+    async def main():
+        monitor = FakeMonitor()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: keep_history(monitor, path))
+            await until(lambda: monitor.subscriptions and path.exists())
+            await until(lambda: monitor.subscriptions[0].changed.statistics().tasks_waiting)
+            monitor.deliver(added(flow("a"), 10, counts(100)))
+            tasks.cancel_scope.cancel()
+        assert usage(path) == [("curl", 100, 1)]
+
+    anyio.run(main, backend=backend)
+
+
+def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkeypatch, caplog):
+    """The task goes on, says so in the log, and stores the buckets when it can."""
+    failing = True
+    write = HistoryWriter.write
+
+    def flaky(self):
+        if failing:
+            raise HistoryError(self.path, "cannot be written: disk full")
+        write(self)
+
+    monkeypatch.setattr(HistoryWriter, "write", flaky)
+
+    async def main():
+        nonlocal failing
+        monitor = FakeMonitor()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: keep_history(monitor, path, bucket=60))
+            await until(lambda: monitor.subscriptions)
+            monitor.deliver(added(flow("a"), 10, counts(100)), updated(flow("a"), 70, counts(170)))
+            await until(lambda: "1 buckets wait" in caplog.text)
+            failing = False
+            monitor.end()
+        assert usage(path) == [("curl", 170, 1)]
+
+    anyio.run(main)
