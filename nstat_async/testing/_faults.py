@@ -1,0 +1,62 @@
+"""What can go wrong on purpose."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import attrs
+
+__all__ = ["DARWIN_27_INSERTION", "Faults"]
+
+DARWIN_27_INSERTION: Mapping[str, tuple[tuple[int, int], ...]] = {"nstat_tcp_descriptor": ((260, 16),)}
+"""What is said of Darwin 27: 16 bytes more behind the process name of a TCP descriptor.
+
+For the parameter ``insertions`` of `EmulatedKernel` with a kernel from xnu-10002 on."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Faults:
+    """Switches of an `EmulatedKernel`; set them at any time.
+
+    Probabilities are drawn from the kernel's own seeded generator, so that a run with
+    the same seed and the same calls has the same losses.
+    """
+
+    lose_announcements: float = 0.0
+    """Probability that an SRC_ADDED is refused; its source is never made."""
+    lose_batches: float = 0.0
+    """Probability that a full batch of a poll is refused; the poll still ends in SUCCESS."""
+    lose_final_reports: float = 0.0
+    """Probability that the last report of a closing source is refused (REMOVED says so since xnu-8019.61)."""
+    lose_goodbyes: float = 0.0
+    """Probability that a source ends without any message."""
+    delay_goodbyes: float = 0.0
+    """Seconds between the end of a flow and its goodbye."""
+    full: bool = False
+    """True: every ordinary record is refused, as with a full buffer; critical ones pass."""
+    mbufs_exhausted: bool = False
+    """True: no record can be queued at all."""
+    reply_delay: float = 0.0
+    """Seconds until a record can be received, as over a slow bridge."""
+    random: random.Random = attrs.field(factory=random.Random, repr=False)
+    """The generator; the kernel's."""
+
+    def _happens(self, probability: float) -> bool:
+        return probability > 0 and self.random.random() < probability
+
+    def loses_announcement(self) -> bool:
+        """Draw for one announcement."""
+        return self._happens(self.lose_announcements)
+
+    def loses_batch(self) -> bool:
+        """Draw for one batch."""
+        return self._happens(self.lose_batches)
+
+    def loses_final_report(self) -> bool:
+        """Draw for one closing source's last report."""
+        return self._happens(self.lose_final_reports)
+
+    def loses_goodbye(self) -> bool:
+        """Draw for one closing source's goodbye."""
+        return self._happens(self.lose_goodbyes)

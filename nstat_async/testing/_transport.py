@@ -1,0 +1,168 @@
+"""Channels to an emulated kernel within the process, behind real descriptors.
+
+A record stays in the emulated receive buffer until it is received, so that the
+accounting is the kernel's; the descriptor of a channel is one end of a socket pair on
+which a byte waits while there is something to receive. Answers are therefore readable
+when `send` returns, by `select` and every event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from nstat_async._feed import Channel, Feed
+    from nstat_async._options import MonitorOptions
+
+    from ._kernel import EmulatedKernel
+
+__all__ = ["EmulatedBackend", "EmulatedChannel", "EmulatedTransport", "Ticker"]
+
+_COMFORTABLE = 1 << 20
+
+
+class Ticker:
+    """A thread that runs a kernel's timers by the wall clock."""
+
+    def __init__(self, kernel: EmulatedKernel) -> None:
+        self._kernel = kernel
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="nstat-emulated-timers", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        kernel = self._kernel
+        while not self._stop:
+            kernel.timer_added.clear()
+            kernel.run_due()
+            kernel.timer_added.wait(kernel.next_timer())
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop = True
+        self._kernel.timer_added.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+class EmulatedChannel:
+    """One control socket of the emulated kernel, as the pump wants it."""
+
+    def __init__(self, kernel: EmulatedKernel, receive_buffer: int | None) -> None:
+        self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+        self._signalled = False
+        self.kernel = kernel
+        self.client = kernel.connect()
+        if receive_buffer is not None:
+            self.client.set_receive_buffer(receive_buffer)
+        self.client.on_readable = self._update_signal
+        self.immediate = not kernel.faults.reply_delay
+        """True unless the fault of a slow bridge is on."""
+        self.receive_buffer: int | None = self.client.receive_buffer
+        """Granted receive buffer in bytes."""
+
+    def fileno(self) -> int:
+        """The descriptor to wait on; -1 once closed."""
+        return self._near.fileno()
+
+    def _update_signal(self) -> None:
+        wanted = bool(self.client.readable or self.client.ended)
+        if wanted == self._signalled or self._near.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            if wanted:
+                self._far.send(b"\0")
+            else:
+                self._near.recv(1)
+            self._signalled = wanted
+
+    def receive(self) -> bytes:
+        """One record, whole.
+
+        Raises:
+            BlockingIOError: There is none now.
+            EOFError: The control went away.
+            OSError: The channel is closed.
+        """
+        if self._near.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        with self.kernel.lock:
+            data = self.client.receive()
+            if not self.client.readable:
+                self._update_signal()
+            return data
+
+    def send(self, data: bytes) -> None:
+        """Send one request; it is answered when this returns.
+
+        Raises:
+            OSError: As `EmulatedClient.send`.
+        """
+        self.client.send(data)
+
+    def close(self) -> None:
+        """Close the control socket. Idempotent."""
+        self.client.close()
+        self._near.close()
+        self._far.close()
+
+
+class EmulatedTransport:
+    """Opens channels to one emulated kernel.
+
+    Args:
+        kernel: The kernel.
+        receive_buffer: Receive buffer of each channel, bytes; `None` leaves what ``connect`` gives.
+    """
+
+    def __init__(self, kernel: EmulatedKernel, receive_buffer: int | None = None) -> None:
+        self.kernel = kernel
+        self._receive_buffer = receive_buffer
+        self._ticker: Ticker | None = None
+
+    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002
+        """Open a control socket."""
+        if self.kernel.runs_by_the_clock and self._ticker is None:
+            self._ticker = Ticker(self.kernel)
+        return EmulatedChannel(self.kernel, self._receive_buffer)
+
+    def lookup(self, request: Any) -> Any:  # noqa: ARG002
+        """Nothing is known of emulated processes beside what their flows tell."""
+        return None
+
+    def close(self) -> None:
+        """Stop the timers' thread. Idempotent."""
+        if self._ticker is not None:
+            self._ticker.close()
+            self._ticker = None
+
+
+@attrs.frozen
+class EmulatedBackend:
+    """An emulated kernel as the ``backend`` of a monitor."""
+
+    kernel: EmulatedKernel
+
+    @property
+    def name(self) -> str:
+        """Always ``"emulated"``."""
+        return "emulated"
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Open it: a session of the library on channels of this kernel."""
+        from nstat_async._io.kctl import make_session  # noqa: PLC0415  (upward, only when a monitor is wanted)
+        from nstat_async._io.pump import KernelFeed  # noqa: PLC0415
+
+        kernel = self.kernel
+        core = make_session(options, kernel.release, kernel.timebase, kernel.interface_list())
+        transport = EmulatedTransport(kernel, options.receive_buffer or _COMFORTABLE)
+        return KernelFeed(core, transport, options=options, kernel=kernel.name, protocol="ntstat")

@@ -1,0 +1,173 @@
+"""A seeded random workload: flows that come, carry traffic and go.
+
+It is driven by the kernel's timers, hence by `EmulatedKernel.advance` or, for a kernel
+with a wall clock, by whoever runs its timers (a server, a transport).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nstat_async._errors import UsageError
+from nstat_async._model import Provider
+
+if TYPE_CHECKING:
+    from ._flows import EmulatedFlow
+    from ._kernel import EmulatedKernel
+
+__all__ = ["Workload"]
+
+_NAMES = ("Safari", "curl", "sshd", "mDNSResponder", "Mail", "nsurlsessiond", "python3", "backupd", "Music", "zoom.us")
+_PORTS = (443, 443, 443, 80, 22, 53, 993, 5223, 8080)
+_INTERFACES = ("en0", "en0", "en0", "en1", "pdp_ip0", "utun0", "lo0")
+_KINDS = (
+    (Provider.TCP, False),
+    (Provider.TCP, True),
+    (Provider.UDP, False),
+    (Provider.UDP, True),
+    (Provider.QUIC, True),
+)
+
+
+class Workload:
+    """Random flows on an emulated kernel, the same for the same seed.
+
+    Args:
+        kernel: Where.
+        rate: New flows a second (exponential gaps).
+        size: Flows that are open from the beginning, and that the number stays near if
+            ``rate * mean_life`` is `size`.
+        mean_life: Mean life of a flow, seconds (exponential).
+        transfers: Share of open flows that move bytes each second.
+        largest: Most bytes that one transfer moves in one direction.
+        kinds: Kinds of flows, pairs of provider and user-land; default: all that carry traffic
+            in this release.
+        seed: Of the random numbers; default: drawn from the kernel's.
+    """
+
+    def __init__(
+        self,
+        kernel: EmulatedKernel,
+        *,
+        rate: float = 10.0,
+        size: int = 100,
+        mean_life: float = 10.0,
+        transfers: float = 0.2,
+        largest: int = 100_000,
+        kinds: Sequence[tuple[Provider, bool]] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if rate < 0 or size < 0 or mean_life <= 0 or not 0 <= transfers <= 1:
+            raise UsageError("workload: rate and size are not negative, mean_life is positive, transfers is 0 to 1")
+        self.kernel = kernel
+        self.rate = rate
+        self.size = size
+        self.mean_life = mean_life
+        self.transfers = transfers
+        self.largest = largest
+        self._random = random.Random(kernel.random.getrandbits(64) if seed is None else seed)  # noqa: S311
+        self._kinds = tuple(self._available(kinds or _KINDS))
+        self._flows: list[EmulatedFlow] = []
+        self._positions: dict[int, int] = {}
+        self._running = False
+        self.opened = 0
+        """Flows since the beginning."""
+        self.closed = 0
+        """Flows that ended."""
+        self.rx_bytes = 0
+        """Bytes received by all flows since the beginning, those of ended flows included."""
+        self.tx_bytes = 0
+        """Bytes sent, as `rx_bytes`."""
+
+    def _available(self, kinds: Sequence[tuple[Provider, bool]]) -> list[tuple[Provider, bool]]:
+        here = set(self.kernel.release.providers.values())
+        found = [kind for kind in kinds if kind in here]
+        if not found:
+            raise UsageError(f"workload: {self.kernel.name} has none of these providers")
+        return found
+
+    @property
+    def flows(self) -> list[EmulatedFlow]:
+        """The flows that are open now."""
+        return list(self._flows)
+
+    def start(self) -> None:
+        """Open the first flows and set the timers. Idempotent."""
+        if self._running:
+            return
+        self._running = True
+        with self.kernel.lock:
+            for _ in range(self.size - len(self._flows)):
+                self._open(traffic=True)
+            if self.rate > 0:
+                self._later(self._random.expovariate(self.rate), self._arrive)
+            if self.transfers > 0:
+                self._later(1.0, self._move)
+
+    def stop(self) -> None:
+        """No flow comes, goes or moves bytes any more; open ones stay."""
+        self._running = False
+
+    def _later(self, seconds: float, function: object) -> None:
+        self.kernel.call_later(seconds, function)  # type: ignore[arg-type]  # a bound method without arguments
+
+    def _open(self, *, traffic: bool) -> EmulatedFlow:
+        draw = self._random
+        provider, userland = draw.choice(self._kinds)
+        number = draw.randrange(len(_NAMES) * 3)
+        pid, name = 300 + number, _NAMES[number % len(_NAMES)]
+        interface = draw.choice(_INTERFACES)
+        remote = (self._address(interface), draw.choice(_PORTS))
+        kernel = self.kernel
+        if provider is Provider.TCP:
+            flow = kernel.open_tcp(pid, name, remote=remote, userland=userland, interface=interface)
+        elif provider is Provider.UDP:
+            flow = kernel.open_udp(pid, name, remote=remote, userland=userland, interface=interface)
+        else:
+            flow = kernel.open_quic(pid, name, remote=remote, interface=interface)
+        if traffic:
+            self._transfer(flow)
+        self._positions[flow.number] = len(self._flows)
+        self._flows.append(flow)
+        self.opened += 1
+        self._later(draw.expovariate(1 / self.mean_life), lambda: self._close(flow))
+        return flow
+
+    def _address(self, interface: str) -> str:
+        if interface == "lo0":
+            return "127.0.0.1"
+        host = self._random.randrange(1, 255)
+        return f"2001:db8::{host:x}" if self._random.random() < 0.3 else f"198.51.100.{host}"
+
+    def _transfer(self, flow: EmulatedFlow) -> None:
+        rx = int(self._random.random() ** 3 * self.largest)
+        tx = int(self._random.random() ** 4 * self.largest)
+        flow.transfer(rx, tx)
+        self.rx_bytes += rx
+        self.tx_bytes += tx
+
+    def _arrive(self) -> None:
+        if self._running:
+            self._open(traffic=True)
+            self._later(self._random.expovariate(self.rate), self._arrive)
+
+    def _close(self, flow: EmulatedFlow) -> None:
+        if not self._running or not flow.open:
+            return
+        if self._random.random() < 0.8:
+            self._transfer(flow)
+        position = self._positions.pop(flow.number)
+        last = self._flows.pop()
+        if last is not flow:
+            self._flows[position] = last
+            self._positions[last.number] = position
+        self.closed += 1
+        flow.close()
+
+    def _move(self) -> None:
+        if self._running:
+            for flow in self._random.sample(self._flows, int(len(self._flows) * self.transfers)):
+                self._transfer(flow)
+            self._later(1.0, self._move)
