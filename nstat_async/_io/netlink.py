@@ -1,0 +1,279 @@
+"""Netlink sockets for the sock_diag core, and the backend that puts them together.
+
+A socket of ours always receives with the same large buffer: the kernel fits the
+pieces of a dump to the largest receive it ever saw on a socket, and would cut them
+without a word for a smaller one (``netlink_recvmsg``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Union
+
+import attrs
+
+from .._errors import BackendUnavailableError, UnavailableReason, UsageError
+from .._feed import Feed
+from .._options import MonitorOptions
+from ..sockdiag import LinkKindsAnswer, LinkKindsRequest, OwnersRequest, Session
+from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, process_visibility
+from .procfs import ProcessScanner
+
+__all__ = ["NetlinkChannel", "NetlinkTransport", "SockDiagBackend", "set_receive_buffer"]
+
+RECEIVE_SIZE = 65536
+"""Bytes of one receive: twice what the kernel puts into a piece of a dump."""
+GOODBYE_BUFFER = 64 << 20
+"""Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
+OTHER_BUFFER = 1 << 20
+"""Asked for the other sockets, whose answers come only when asked for."""
+_SMALLEST_BUFFER = 256 << 10
+
+_NETLINK_ROUTE = 0
+_NETLINK_SOCK_DIAG = 4
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP = 1
+_SO_RCVBUFFORCE = 33
+_ROUTE_GROUPS = 0x1 | 0x10 | 0x100
+"""Changes of links, IPv4 and IPv6 addresses (``RTMGRP_*``)."""
+_AF_NETLINK = 16
+
+Namespace = Union[str, int, None]
+
+
+def set_receive_buffer(channel: socket.socket, size: int) -> int:
+    """Give a socket the largest receive buffer up to `size` that our privileges allow.
+
+    ``SO_RCVBUFFORCE`` needs CAP_NET_ADMIN; ``SO_RCVBUF`` is capped by
+    ``net.core.rmem_max`` without an error. Both are doubled by the kernel for its
+    bookkeeping, and so counted here.
+
+    Returns:
+        Bytes granted, as the kernel counts them.
+    """
+    half = max(1, size // 2)
+    try:
+        channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, half)
+    except OSError:
+        while True:
+            try:
+                channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
+            except OSError:
+                if half <= _SMALLEST_BUFFER:
+                    break
+                half //= 2
+            else:
+                break
+    return channel.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+class NetlinkChannel:
+    """A netlink socket as a `Channel`."""
+
+    immediate = True
+
+    def __init__(self, sock: socket.socket, receive_buffer: int | None) -> None:
+        self.receive_buffer = receive_buffer
+        self._socket = sock
+        self.receive: Callable[[], bytes] = lambda: sock.recv(RECEIVE_SIZE)
+
+    def fileno(self) -> int:
+        """The descriptor to wait on; -1 once closed."""
+        return self._socket.fileno()
+
+    def send(self, data: bytes) -> None:
+        """Send requests; the kernel answers before this returns.
+
+        Raises:
+            OSError: It was refused.
+        """
+        self._socket.send(data)
+
+    def close(self) -> None:
+        """Release the socket. Idempotent."""
+        self._socket.close()
+
+
+class NetlinkTransport:
+    """Opens the channels of a sock_diag session and answers its look-ups.
+
+    Args:
+        namespaces: Descriptors of network namespaces by their number in the
+            session; `None` is the own one. They are owned from here on.
+        receive_buffer: Bytes to ask for, for destroy notifications; `None`: a sensible size.
+    """
+
+    def __init__(self, namespaces: tuple[int | None, ...] = (None,), receive_buffer: int | None = None) -> None:
+        self._namespaces = namespaces
+        self._receive_buffer = receive_buffer or GOODBYE_BUFFER
+        self._scanner = ProcessScanner()
+        self._closed = False
+
+    def open(self, channel: int, purpose: str) -> NetlinkChannel:
+        """Open a channel.
+
+        Args:
+            channel: Its number; not used.
+            purpose: Number of the namespace and the role, e.g. ``"0:goodbyes:1,3"``.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        del channel
+        number, role, *arguments = purpose.split(":")
+        namespace = self._namespaces[int(number)]
+
+        def make() -> NetlinkChannel:
+            return self._make(role, arguments)
+
+        return make() if namespace is None else in_namespace(namespace, make)
+
+    def _make(self, role: str, arguments: list[str]) -> NetlinkChannel:
+        family = _NETLINK_ROUTE if role == "routes" else _NETLINK_SOCK_DIAG
+        sock = socket.socket(_AF_NETLINK, socket.SOCK_RAW | _SOCK_CLOEXEC, family)
+        try:
+            sock.setblocking(False)
+            wanted = self._receive_buffer if role == "goodbyes" else OTHER_BUFFER
+            granted = set_receive_buffer(sock, wanted)
+            sock.bind((0, _ROUTE_GROUPS if role == "routes" else 0))
+            if role == "goodbyes":
+                for group in arguments[0].split(","):
+                    sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, int(group))
+        except BaseException:
+            sock.close()
+            raise
+        return NetlinkChannel(sock, granted)
+
+    def lookup(self, request: Any) -> Any:
+        """Answer a look-up of the session; blocks for some 20 ms at most.
+
+        Raises:
+            OSError: ``/proc`` cannot be read.
+        """
+        if isinstance(request, OwnersRequest):
+            return self._scanner.answer(request)
+        if isinstance(request, LinkKindsRequest):
+            return self._link_kinds(request)
+        return None
+
+    def _link_kinds(self, request: LinkKindsRequest) -> LinkKindsAnswer:
+        if self._namespaces[request.namespace] is not None:
+            return LinkKindsAnswer(request.namespace)  # /sys shows the devices of the own namespace only
+        kinds = ((name, device_kind(name)) for name in request.names)
+        return LinkKindsAnswer(request.namespace, tuple((name, kind.value) for name, kind in kinds if kind is not None))
+
+    def close(self) -> None:
+        """Release the namespaces. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for descriptor in self._namespaces:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+_SOCK_CLOEXEC: int = getattr(socket, "SOCK_CLOEXEC", 0)
+
+
+def _namespaces(value: Any) -> tuple[Namespace, ...]:
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for item in items:
+        if item is not None and (isinstance(item, bool) or not isinstance(item, (str, int))):
+            raise UsageError(f"netns: {item!r} is neither a name, a path nor a pid")
+    if not items:
+        raise UsageError("netns: at least one is needed")
+    return items
+
+
+@attrs.frozen
+class SockDiagBackend:
+    """The sockets of this Linux machine, by sock_diag. Needs no privilege."""
+
+    netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
+    """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for the
+    own one; several as a tuple. Any but the own one needs CAP_SYS_ADMIN."""
+
+    @property
+    def name(self) -> str:
+        """``sock_diag``."""
+        return "sock_diag"
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Open it.
+
+        Raises:
+            BackendUnavailableError: This is not Linux, or a namespace cannot be entered.
+            UsageError: The options ask for nothing that sock_diag has.
+        """
+        from .pump import KernelFeed  # noqa: PLC0415 - the pump is for the event loop; the transport is not
+
+        core, transport = self.parts(options)
+        return KernelFeed(core, transport, options=options, kernel=platform.release(), protocol="sock_diag")
+
+    def parts(self, options: MonitorOptions) -> tuple[Session, NetlinkTransport]:
+        """The core and the transport, for an event loop of one's own.
+
+        Raises:
+            BackendUnavailableError: As `open`.
+            UsageError: As `open`.
+        """
+        if not sys.platform.startswith("linux"):
+            raise BackendUnavailableError("sock_diag", UnavailableReason.PLATFORM, f"this is {sys.platform}, not Linux")
+        labels, descriptors = _enter_all(self.netns)
+        try:
+            visibility = process_visibility()
+            core = Session(options, namespaces=labels, kernel=platform.release(), processes=visibility)
+        except BaseException:
+            for descriptor in descriptors:
+                if descriptor is not None:
+                    os.close(descriptor)
+            raise
+        return core, NetlinkTransport(tuple(descriptors), options.receive_buffer)
+
+
+def _enter_all(namespaces: tuple[Namespace, ...]) -> tuple[list[str | None], list[int | None]]:
+    """Labels and descriptors of namespaces, the own one as `None` by whatever name."""
+    labels: list[str | None] = []
+    descriptors: list[int | None] = []
+    with contextlib.ExitStack() as undo:
+        for namespace in namespaces:
+            descriptor = None if namespace is None else _enter(namespace)
+            if descriptor is not None:
+                undo.callback(os.close, descriptor)
+            labels.append(None if descriptor is None else _label(namespace))
+            descriptors.append(descriptor)
+        undo.pop_all()
+    return labels, descriptors
+
+
+def _label(namespace: Namespace) -> str:
+    return f"pid:{namespace}" if isinstance(namespace, int) else str(namespace)
+
+
+def _enter(namespace: str | int) -> int | None:
+    """A descriptor of a namespace in which sockets can be made; `None` when it is our own."""
+    path = namespace_path(namespace)
+    descriptor = -1
+    try:
+        if namespaces_equal(path):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        in_namespace(descriptor, lambda: None)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        reason = {
+            errno.ENOENT: UnavailableReason.MISSING,
+            errno.ESRCH: UnavailableReason.MISSING,
+            errno.EACCES: UnavailableReason.PERMISSION,
+            errno.EPERM: UnavailableReason.PERMISSION,
+        }.get(error.errno or 0, UnavailableReason.RESOURCE)
+        detail = f"network namespace {_label(namespace)} ({path}): {os.strerror(error.errno or 0)}"
+        raise BackendUnavailableError("sock_diag", reason, detail) from error
+    return descriptor

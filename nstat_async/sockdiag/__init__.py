@@ -1,0 +1,47 @@
+"""Linux' sock_diag: its messages, and the core that makes events of them.
+
+`Session` is the whole logic without sockets and clock; feed it datagrams with the
+time and carry out its commands, or let `nstat_async.Monitor` do that.
+"""
+
+from __future__ import annotations
+
+from ._constants import (
+    DiagAttribute,
+    DiagGroup,
+    HardwareType,
+    MessageFlag,
+    MessageType,
+    RouteMessage,
+    SocketState,
+    TcpInfo,
+)
+from ._links import LinkKindsAnswer, LinkKindsRequest
+from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
+from ._owners import OwnersAnswer, OwnersRequest, ProcessFacts, answer_from_json, answer_to_json
+from ._session import Session
+
+__all__ = [
+    "AddressMessage",
+    "DiagAttribute",
+    "DiagGroup",
+    "DiagMessage",
+    "DiagRequest",
+    "Frame",
+    "HardwareType",
+    "LinkKindsAnswer",
+    "LinkKindsRequest",
+    "LinkMessage",
+    "MessageFlag",
+    "MessageType",
+    "OwnersAnswer",
+    "OwnersRequest",
+    "ProcessFacts",
+    "RouteMessage",
+    "Session",
+    "SocketState",
+    "TcpInfo",
+    "answer_from_json",
+    "answer_to_json",
+    "iterate_messages",
+]

@@ -1,0 +1,90 @@
+"""The last words of sockets: how many payload bytes came in, to the byte.
+
+A destroyed TCP socket reports its whole ``tcp_info``, yet always as CLOSE, so the
+message does not say whether the peer's FIN is among ``tcpi_bytes_received``. The
+evidence, strongest first:
+
+1. no data segment ever came: no payload;
+2. the last dump saw a state behind the FIN (CLOSE_WAIT, LAST_ACK, CLOSING), or
+   FIN_WAIT2, which a socket with an owner leaves by the FIN;
+3. something unread (``rcv_nxt`` ahead of ``copied_seq``) at an orderly end: that is the
+   FIN, because unread data would have made it a reset (``tcp_close``);
+4. a reset: no FIN, as far as anyone can tell;
+5. what is left in the kernel after an orderly end: nothing -- we closed second, the FIN
+   came first; FIN_WAIT2 -- it had not come; TIME_WAIT -- it came, before the end
+   or after: before, if the remains are older than the notification.
+
+Number 5 needs a look-up and is rare on sockets that lived through a poll.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+from .._model import Direction
+from ._constants import TIMER_TIME_WAIT, SocketState, TcpInfo
+from ._flows import extra_sequence_numbers
+from ._messages import HEADER
+from ._table import Entry
+
+__all__ = ["fin_among_received", "fin_by_remains", "is_unused"]
+
+_TIME_WAIT_MS = 60_000
+"""``TCP_TIMEWAIT_LEN``."""
+_NOTICE_MS = 50
+"""Notifications are written by a work queue and read by us: remains older than this were there before."""
+_BEHIND_FIN = frozenset(
+    {
+        SocketState.CLOSE_WAIT,
+        SocketState.LAST_ACK,
+        SocketState.CLOSING,
+        SocketState.TIME_WAIT,
+        SocketState.FIN_WAIT2,
+    }
+)
+_U32 = struct.Struct("=I")
+_EXPIRES_AT = HEADER.size + 52
+_RECEIVE_QUEUE_AT = HEADER.size + 56
+
+
+def fin_among_received(entry: Entry, message: bytes, start: int, length: int) -> int | None:
+    """How many of the received bytes are a FIN; `None` when the kernel has to be asked (number 5).
+
+    Args:
+        entry: What was known of the socket before.
+        message: Its last message.
+        start: Offset of ``tcp_info``.
+        length: Length of ``tcp_info``.
+    """
+    if length < TcpInfo.DATA_SEGS_IN + 4:
+        return 1 if entry.state in _BEHIND_FIN else 0
+    received = int.from_bytes(
+        message[start + TcpInfo.BYTES_RECEIVED : start + TcpInfo.BYTES_RECEIVED + 8], sys.byteorder
+    )
+    if not received or not _U32.unpack_from(message, start + TcpInfo.DATA_SEGS_IN)[0]:
+        return min(received, 1)
+    if entry.state in _BEHIND_FIN:
+        return 1
+    extra = extra_sequence_numbers(message, start, length)
+    outbound = entry.direction is Direction.OUTBOUND
+    orderly = extra == 2 or (extra == 1 and not outbound)
+    if not orderly:
+        return 0
+    unread: int = _U32.unpack_from(message, _RECEIVE_QUEUE_AT)[0]
+    return 1 if unread else None
+
+
+def fin_by_remains(remains: bytes | None) -> int:
+    """How many of the received bytes are a FIN, by what a look-up found under the socket's addresses."""
+    if remains is None or remains[HEADER.size + 2] != TIMER_TIME_WAIT:
+        return 1  # nothing, or the listener: we closed second
+    if remains[HEADER.size + 1] == SocketState.FIN_WAIT2:
+        return 0
+    expires: int = _U32.unpack_from(remains, _EXPIRES_AT)[0]
+    return 1 if _TIME_WAIT_MS - expires > _NOTICE_MS else 0
+
+
+def is_unused(message: bytes) -> bool:
+    """True for a socket that was made and closed, and had neither port nor peer."""
+    return not any(message[HEADER.size + 4 : HEADER.size + 8]) and not any(message[HEADER.size + 24 : HEADER.size + 40])

@@ -1,0 +1,142 @@
+"""Exact look-ups: is this very socket there, or what is left of it?
+
+Each is one request and one answer on a channel of its own (about 5 µs of the
+kernel's time). Requests wait their turn so that the answers always fit the
+receive buffer; an answer that never comes is given up by `expire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._core import Send
+from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
+from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
+
+__all__ = ["LookupQueue", "lookup_request"]
+
+BATCH = 64
+"""Requests in one datagram to the kernel."""
+MAX_OUTSTANDING = 128
+"""Answers that may wait in the receive buffer: 128 of them fit the smallest default."""
+PATIENCE = 1.0
+"""Seconds until an answer is given up; the kernel answers while the request is sent."""
+
+Done = Callable[["bytes | None"], None]
+"""Gets the socket's message, or `None`: no such socket, or no answer."""
+
+_EXTENSIONS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG, DiagAttribute.SKMEMINFO)
+
+
+def lookup_request(message: bytes, protocol: int, *, exact: bool = True) -> DiagRequest:
+    """The request for the socket of a message.
+
+    Args:
+        message: A reply or notification.
+        protocol: TCP or UDP.
+        exact: Ask for its cookie; else for whatever has its addresses.
+    """
+    identity = message[SOCKET_ID_AT:COOKIE_AT]
+    if protocol == IPPROTO_UDP:
+        # udp_dump_one looks for the packet that would arrive: ends are exchanged.
+        identity = identity[2:4] + identity[:2] + identity[20:36] + identity[4:20] + identity[36:]
+    cookie = message[COOKIE_AT : COOKIE_AT + 8] if exact else NO_COOKIE
+    return DiagRequest(message[16], protocol, _EXTENSIONS, socket_id=identity + cookie, dump=False)
+
+
+class LookupQueue:
+    """Look-ups of one namespace, in order."""
+
+    def __init__(self, channel: int, *, passive: bool = False) -> None:
+        self.channel = channel
+        self.unanswered = 0
+        """Look-ups that were given up."""
+        self._passive = passive
+        self._waiting: dict[bytes, DiagRequest] = {}
+        self._done: dict[bytes, list[Done]] = {}
+        self._asked: dict[int, bytes] = {}
+        self._sequence = 0
+        self._progress = 0.0
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def ask(self, request: DiagRequest, done: Done, now: float) -> None:
+        """Have `done` called with the answer."""
+        key = request.socket_id
+        if not self._done:
+            self._progress = now
+        if key in self._done:
+            self._done[key].append(done)
+            return
+        self._done[key] = [done]
+        self._waiting[key] = request
+
+    def commands(self) -> list[Send]:
+        """What may be asked now."""
+        sends = []
+        while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self._passive:
+            batch = []
+            for key in list(self._waiting)[:BATCH]:
+                self._sequence = self._sequence % 0xFFFFFFFF + 1
+                request = self._waiting.pop(key)
+                self._asked[self._sequence] = key
+                batch.append(
+                    DiagRequest(
+                        request.family,
+                        request.protocol,
+                        request.extensions,
+                        request.states,
+                        request.socket_id,
+                        dump=False,
+                        sequence=self._sequence,
+                    ).encode()
+                )
+            sends.append(Send(self.channel, b"".join(batch)))
+        return sends
+
+    def observe(self, data: bytes) -> None:
+        """Passive: the recorded client asked this.
+
+        Raises:
+            ProtocolError: It is no request.
+        """
+        for frame in iterate_messages(data):
+            request = DiagRequest.decode(data, frame)
+            if request.socket_id in self._done:
+                self._waiting.pop(request.socket_id, None)
+                self._asked[frame.sequence] = request.socket_id
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take in answers.
+
+        Raises:
+            ProtocolError: A length that cannot be.
+        """
+        self._progress = now
+        for frame in iterate_messages(data):
+            key = self._asked.pop(frame.sequence, None)
+            if key is None:
+                continue
+            if frame.type == SOCK_DIAG_BY_FAMILY and frame.length >= ATTRIBUTES_AT:
+                self._finish(key, data[frame.offset : frame.end])
+            else:
+                if frame.type != MessageType.ERROR:
+                    self.unanswered += 1
+                self._finish(key, None)
+
+    def _finish(self, key: bytes, message: bytes | None) -> None:
+        for done in self._done.pop(key, ()):
+            done(message)
+
+    def deadline(self) -> float | None:
+        """When to call `expire`."""
+        return self._progress + PATIENCE if self._done else None
+
+    def expire(self) -> None:
+        """Give up everything that was not answered."""
+        self.unanswered += len(self._done)
+        self._waiting.clear()
+        self._asked.clear()
+        while self._done:
+            self._finish(next(iter(self._done)), None)

@@ -1,0 +1,353 @@
+"""The netlink messages of sock_diag and rtnetlink: encode beside decode.
+
+A netlink datagram is a row of messages, each a 16-byte header (length, type,
+flags, sequence, port) and a body, padded to four bytes. ``inet_diag`` bodies are a
+fixed part (56 bytes of request, 72 of reply) and attributes; numbers are in host
+order except addresses and ports, which are in network order.
+
+The classes here are for tests, tools and the rare message; `_table` reads dumps
+with formats of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from .._errors import ProtocolError
+from ._constants import SOCK_DIAG_BY_FAMILY, AddressAttribute, DiagAttribute, LinkAttribute, MessageFlag, MessageType
+
+__all__ = [
+    "ATTRIBUTES_AT",
+    "COOKIE_AT",
+    "HEADER",
+    "SOCKET_ID_AT",
+    "AddressMessage",
+    "DiagMessage",
+    "DiagRequest",
+    "Frame",
+    "LinkMessage",
+    "align",
+    "decode_attributes",
+    "encode_attributes",
+    "encode_done",
+    "encode_error",
+    "encode_message",
+    "encode_route_dump",
+    "error_number",
+    "extension_bits",
+    "find_attribute",
+    "iterate_messages",
+    "socket_id",
+]
+
+HEADER = struct.Struct("=IHHII")
+"""Length, type, flags, sequence, port."""
+_ATTRIBUTE = struct.Struct("=HH")
+_REQUEST = struct.Struct("=BBBBI48s")
+_SOCKET = struct.Struct("=BBBB48sIIIII")
+_ERROR = struct.Struct("=i")
+_LINK = struct.Struct("=BBHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+
+SOCKET_ID_AT = HEADER.size + 4
+"""Offset in a reply of the 48 bytes of ``inet_diag_sockid``: ports, addresses, device, cookie."""
+COOKIE_AT = SOCKET_ID_AT + 40
+"""Offset in a reply of the socket's cookie."""
+ATTRIBUTES_AT = HEADER.size + 72
+"""Offset in a reply of its first attribute."""
+_NESTED = 0x3FFF
+"""Mask for the type of an attribute: without the flags "nested" and "network order"."""
+
+
+def align(length: int) -> int:
+    """`length` rounded up to where the next message or attribute begins."""
+    return (length + 3) & ~3
+
+
+@attrs.frozen
+class Frame:
+    """Where a message lies in its datagram."""
+
+    offset: int
+    length: int
+    type: int
+    flags: int
+    sequence: int
+
+    @property
+    def body(self) -> int:
+        """Offset of what follows the header."""
+        return self.offset + HEADER.size
+
+    @property
+    def end(self) -> int:
+        """Offset behind the message, without padding."""
+        return self.offset + self.length
+
+
+def iterate_messages(data: bytes) -> Iterator[Frame]:
+    """The messages of a datagram.
+
+    Raises:
+        ProtocolError: A length that cannot be; what came before it was yielded.
+    """
+    offset, size = 0, len(data)
+    while offset < size:
+        if size - offset < HEADER.size:
+            raise ProtocolError("datagram ends inside a netlink header", offset=offset, raw=data)
+        length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+        if length < HEADER.size or offset + length > size:
+            raise ProtocolError(f"netlink message of impossible length {length}", offset=offset, raw=data)
+        yield Frame(offset, length, kind, flags, sequence)
+        offset += align(length)
+
+
+def encode_message(kind: int, body: bytes, *, sequence: int = 0, flags: int = 0) -> bytes:
+    """A message with its header and padding."""
+    length = HEADER.size + len(body)
+    return HEADER.pack(length, kind, flags, sequence, 0) + body + bytes(align(length) - length)
+
+
+def encode_done(sequence: int) -> bytes:
+    """The end of a dump."""
+    return encode_message(MessageType.DONE, _ERROR.pack(0), sequence=sequence, flags=MessageFlag.MULTI)
+
+
+def encode_error(number: int, request: bytes = b"", *, sequence: int = 0) -> bytes:
+    """A refusal (`number` positive) or acknowledgement (0), with the header of what it answers."""
+    return encode_message(MessageType.ERROR, _ERROR.pack(-number) + request[: HEADER.size], sequence=sequence)
+
+
+def error_number(data: bytes, frame: Frame) -> int:
+    """The positive error number in an ERROR (or at the end of a dump, DONE) message; 0 is success."""
+    if frame.length < HEADER.size + _ERROR.size:
+        return 0
+    number: int = _ERROR.unpack_from(data, frame.body)[0]
+    return max(0, -number)
+
+
+def decode_attributes(data: bytes, offset: int, end: int) -> dict[int, bytes]:
+    """The attributes between two offsets, by type; of a repeated one the last.
+
+    Raises:
+        ProtocolError: An attribute shorter than its header or longer than the message.
+    """
+    found: dict[int, bytes] = {}
+    while end - offset >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > end:
+            raise ProtocolError(f"netlink attribute of impossible length {length}", offset=offset, raw=data)
+        found[kind & _NESTED] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += align(length)
+    return found
+
+
+def find_attribute(data: bytes, offset: int, end: int, wanted: int) -> tuple[int, int] | None:
+    """Offset and length of one attribute's value; `None` when it is not there or the attributes are broken."""
+    while end - offset >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > end:
+            return None
+        if kind & _NESTED == wanted:
+            return offset + _ATTRIBUTE.size, length - _ATTRIBUTE.size
+        offset += align(length)
+    return None
+
+
+def encode_attributes(attributes: Mapping[int, bytes]) -> bytes:
+    """Attributes in the mapping's order, each padded."""
+    parts = []
+    for kind, value in attributes.items():
+        length = _ATTRIBUTE.size + len(value)
+        parts.append(_ATTRIBUTE.pack(length, kind) + value + bytes(align(length) - length))
+    return b"".join(parts)
+
+
+def extension_bits(*attributes: DiagAttribute) -> int:
+    """The ``idiag_ext`` byte that asks for these attributes."""
+    return sum(1 << (attribute - 1) for attribute in attributes)
+
+
+@attrs.frozen
+class DiagRequest:
+    """``inet_diag_req_v2``: a dump of one family and protocol, or a look-up of one socket."""
+
+    family: int
+    protocol: int
+    extensions: int = 0
+    """Bits of `extension_bits`."""
+    states: int = 0xFFFFFFFF
+    """Bit *n*: sockets in state *n*."""
+    socket_id: bytes = bytes(48)
+    """For a look-up: ports, addresses, device and cookie, as in a reply."""
+    dump: bool = True
+    sequence: int = 0
+
+    def encode(self) -> bytes:
+        """The message."""
+        flags = MessageFlag.REQUEST | (MessageFlag.DUMP if self.dump else 0)
+        body = _REQUEST.pack(self.family, self.protocol, self.extensions, 0, self.states, self.socket_id)
+        return encode_message(SOCK_DIAG_BY_FAMILY, body, sequence=self.sequence, flags=flags)
+
+    @classmethod
+    def decode(cls, data: bytes, frame: Frame) -> DiagRequest:
+        """Read a request.
+
+        Raises:
+            ProtocolError: It is too short.
+        """
+        if frame.length < HEADER.size + _REQUEST.size:
+            raise ProtocolError("sock_diag request is too short", offset=frame.offset, raw=data)
+        family, protocol, extensions, _, states, socket_id = _REQUEST.unpack_from(data, frame.body)
+        dump = frame.flags & MessageFlag.DUMP == MessageFlag.DUMP
+        return cls(family, protocol, extensions, states, socket_id, dump, frame.sequence)
+
+
+@attrs.frozen
+class DiagMessage:
+    """``inet_diag_msg`` with its attributes: a socket, in a dump, a look-up or at its destruction."""
+
+    family: int
+    state: int
+    socket_id: bytes
+    timer: int = 0
+    retransmits: int = 0
+    expires: int = 0
+    """Milliseconds until the timer fires."""
+    receive_queue: int = 0
+    """Bytes not read yet; of a listener connections not accepted yet."""
+    write_queue: int = 0
+    """Sequence numbers not acknowledged yet; of a listener its backlog."""
+    uid: int = 0
+    inode: int = 0
+    attributes: Mapping[int, bytes] = attrs.field(factory=dict, hash=False)
+    sequence: int = 0
+    flags: int = 0
+
+    @property
+    def cookie(self) -> int:
+        """The socket's id, never reused while the machine is up."""
+        low, high = struct.unpack_from("=II", self.socket_id, 40)
+        return int(low | high << 32)
+
+    def encode(self) -> bytes:
+        """The message."""
+        body = _SOCKET.pack(
+            self.family,
+            self.state,
+            self.timer,
+            self.retransmits,
+            self.socket_id,
+            self.expires,
+            self.receive_queue,
+            self.write_queue,
+            self.uid,
+            self.inode,
+        )
+        body += encode_attributes(self.attributes)
+        return encode_message(SOCK_DIAG_BY_FAMILY, body, sequence=self.sequence, flags=self.flags)
+
+    @classmethod
+    def decode(cls, data: bytes, frame: Frame) -> DiagMessage:
+        """Read a socket.
+
+        Raises:
+            ProtocolError: It is too short, or its attributes are broken.
+        """
+        if frame.length < ATTRIBUTES_AT:
+            raise ProtocolError("inet_diag message is too short", offset=frame.offset, raw=data)
+        family, state, timer, retransmits, socket_id, expires, unread, unsent, uid, inode = _SOCKET.unpack_from(
+            data, frame.body
+        )
+        attributes = decode_attributes(data, frame.offset + ATTRIBUTES_AT, frame.end)
+        numbers = (expires, unread, unsent, uid, inode)
+        return cls(family, state, socket_id, timer, retransmits, *numbers, attributes, frame.sequence, frame.flags)
+
+
+def socket_id(
+    local: bytes, local_port: int, remote: bytes, remote_port: int, *, device: int = 0, cookie: int = 0
+) -> bytes:
+    """``inet_diag_sockid``; addresses of 4 or 16 bytes in network order."""
+    ports = struct.pack("!HH", local_port, remote_port)
+    low, high = cookie & 0xFFFFFFFF, cookie >> 32
+    return ports + local.ljust(16, b"\0") + remote.ljust(16, b"\0") + struct.pack("=III", device, low, high)
+
+
+def encode_route_dump(kind: int, sequence: int) -> bytes:
+    """A request for all links or all addresses."""
+    flags = MessageFlag.REQUEST | MessageFlag.DUMP
+    return encode_message(kind, bytes(_LINK.size), sequence=sequence, flags=flags)
+
+
+@attrs.frozen
+class LinkMessage:
+    """``ifinfomsg``: an interface."""
+
+    index: int
+    hardware: int
+    name: str | None = None
+    kind: str | None = None
+    """The driver's kind (``IFLA_INFO_KIND``), where it is a software device."""
+
+    def encode(self, message_type: int, *, sequence: int = 0) -> bytes:
+        """The message."""
+        attributes: dict[int, bytes] = {}
+        if self.name is not None:
+            attributes[LinkAttribute.IFNAME] = self.name.encode() + b"\0"
+        if self.kind is not None:
+            attributes[LinkAttribute.LINKINFO] = encode_attributes({LinkAttribute.INFO_KIND: self.kind.encode()})
+        body = _LINK.pack(0, 0, self.hardware, self.index, 0, 0) + encode_attributes(attributes)
+        return encode_message(message_type, body, sequence=sequence)
+
+    @classmethod
+    def decode(cls, data: bytes, frame: Frame) -> LinkMessage:
+        """Read an interface.
+
+        Raises:
+            ProtocolError: It is too short, or its attributes are broken.
+        """
+        if frame.length < HEADER.size + _LINK.size:
+            raise ProtocolError("ifinfomsg is too short", offset=frame.offset, raw=data)
+        _, _, hardware, index, _, _ = _LINK.unpack_from(data, frame.body)
+        found = decode_attributes(data, frame.body + _LINK.size, frame.end)
+        details = found.get(LinkAttribute.LINKINFO)
+        kind = None
+        if details is not None:
+            kind = _text(decode_attributes(details, 0, len(details)).get(LinkAttribute.INFO_KIND))
+        return cls(index, hardware, _text(found.get(LinkAttribute.IFNAME)), kind)
+
+
+@attrs.frozen
+class AddressMessage:
+    """``ifaddrmsg``: an address of an interface."""
+
+    family: int
+    index: int
+    address: bytes | None
+    """The local address, network order; `None` when the message has none."""
+
+    def encode(self, message_type: int, *, sequence: int = 0) -> bytes:
+        """The message."""
+        attributes: dict[int, bytes] = {} if self.address is None else {AddressAttribute.LOCAL: self.address}
+        body = _ADDRESS.pack(self.family, 0, 0, 0, self.index) + encode_attributes(attributes)
+        return encode_message(message_type, body, sequence=sequence)
+
+    @classmethod
+    def decode(cls, data: bytes, frame: Frame) -> AddressMessage:
+        """Read an address; on point-to-point links ``IFA_LOCAL`` is ours and ``IFA_ADDRESS`` the peer's.
+
+        Raises:
+            ProtocolError: It is too short, or its attributes are broken.
+        """
+        if frame.length < HEADER.size + _ADDRESS.size:
+            raise ProtocolError("ifaddrmsg is too short", offset=frame.offset, raw=data)
+        family, _, _, _, index = _ADDRESS.unpack_from(data, frame.body)
+        found = decode_attributes(data, frame.body + _ADDRESS.size, frame.end)
+        return cls(family, index, found.get(AddressAttribute.LOCAL, found.get(AddressAttribute.ADDRESS)))
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.split(b"\0", 1)[0].decode("utf-8", "replace")

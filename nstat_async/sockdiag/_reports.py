@@ -1,0 +1,233 @@
+"""What the kernel says of a socket, kept as bytes and translated when somebody reads it.
+
+A report is a `Counts` and, by `details`, the source of an event's `Details`: one
+object that holds one copy of the message. Translation, with the kernel's functions:
+
+- ``tcpi_bytes_sent`` counts payload, sent again or not (``__tcp_transmit_skb``):
+  ``tx_bytes`` is it without ``tcpi_bytes_retrans``. Kernels before 4.19 have neither,
+  and ``tcpi_bytes_acked`` counts a SYN and a FIN as bytes: `None` is the truth there.
+- ``tcpi_bytes_received`` counts the peer's FIN as a byte (``tcp_data_queue``), so
+  one is taken off once the FIN was received.
+- ``tcpi_min_rtt`` is all ones, ``tcpi_rtt`` zero, until there is a sample.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from .._model import COUNTS_FIELDS, Counts, Details
+from ._constants import DiagAttribute, SocketState, TcpInfo
+from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
+
+__all__ = ["NO_COUNTS", "SocketReport", "TcpReport", "info_position", "tcp_report"]
+
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+_QUEUES = struct.Struct("=IIII")
+_QUEUES_AT = HEADER.size + 56
+_ALL_ONES_32 = 0xFFFFFFFF
+_ALL_ONES_64 = 0xFFFFFFFFFFFFFFFF
+_MILLION = 1_000_000
+
+_set_values = Counts.__dict__["_values"].__set__
+_new = object.__new__
+
+NO_COUNTS = Counts()
+"""The counts of a socket that the kernel does not count: all unknown."""
+
+
+def info_position(message: bytes) -> tuple[int, int] | None:
+    """Offset and length of ``tcp_info`` in a message; `None` when it has none."""
+    return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO)
+
+
+class _Report(Counts):
+    """A message kept for reading: ``_values`` is (message, offset of tcp_info, its length, FIN received)."""
+
+    __slots__ = ()
+
+    def details(self) -> Details:
+        """Decode the samples of this report."""
+        return _details(*self._values)
+
+    @property
+    def message(self) -> bytes:
+        """The netlink message as received."""
+        message: bytes = self._values[0]
+        return message
+
+
+def _u32(values: tuple[Any, ...], at: int) -> int | None:
+    message, start, length, _ = values
+    if at + 4 > length:
+        return None
+    number: int = _U32.unpack_from(message, start + at)[0]
+    return number
+
+
+def _u64(values: tuple[Any, ...], at: int) -> int | None:
+    message, start, length, _ = values
+    if at + 8 > length:
+        return None
+    number: int = _U64.unpack_from(message, start + at)[0]
+    return number
+
+
+def _rx_bytes(values: tuple[Any, ...]) -> int | None:
+    received = _u64(values, TcpInfo.BYTES_RECEIVED)
+    return None if received is None else max(0, received - values[3])
+
+
+def _tx_bytes(values: tuple[Any, ...]) -> int | None:
+    sent = _u64(values, TcpInfo.BYTES_SENT)
+    again = _u64(values, TcpInfo.BYTES_RETRANS)
+    if sent is None or again is None:
+        return None
+    return max(0, sent - again)
+
+
+def _rtt(values: tuple[Any, ...]) -> int | None:
+    return _u32(values, TcpInfo.RTT) or None
+
+
+def _rtt_variance(values: tuple[Any, ...]) -> int | None:
+    # Before the first sample the variance is the initial time-out's, not a measurement.
+    return None if _rtt(values) is None else _u32(values, TcpInfo.RTTVAR)
+
+
+def _min_rtt(values: tuple[Any, ...]) -> int | None:
+    smallest = _u32(values, TcpInfo.MIN_RTT)
+    return None if smallest == _ALL_ONES_32 else smallest
+
+
+_READERS: dict[str, Any] = {
+    "rx_packets": lambda values: _u32(values, TcpInfo.DATA_SEGS_IN),
+    "rx_bytes": _rx_bytes,
+    "tx_packets": lambda values: _u32(values, TcpInfo.DATA_SEGS_OUT),
+    "tx_bytes": _tx_bytes,
+    "tx_retransmitted_bytes": lambda values: _u64(values, TcpInfo.BYTES_RETRANS),
+    "min_rtt_us": _min_rtt,
+    "avg_rtt_us": _rtt,
+    "var_rtt_us": _rtt_variance,
+}
+
+
+def _field(name: str) -> Any:
+    reader = _READERS.get(name)
+    if reader is None:
+        return property(lambda _self: None, doc=f"`None`: Linux does not count {name}.")
+    return property(lambda self: reader(self._values), doc=getattr(Counts, name).__doc__)
+
+
+class TcpReport(_Report):
+    """Counts of a TCP socket, read from its ``tcp_info``."""
+
+    __slots__ = ()
+
+    rx_packets: int | None = _field("rx_packets")
+    rx_bytes: int | None = _field("rx_bytes")
+    tx_packets: int | None = _field("tx_packets")
+    tx_bytes: int | None = _field("tx_bytes")
+    cell_rx_bytes: int | None = _field("cell_rx_bytes")
+    cell_tx_bytes: int | None = _field("cell_tx_bytes")
+    wifi_rx_bytes: int | None = _field("wifi_rx_bytes")
+    wifi_tx_bytes: int | None = _field("wifi_tx_bytes")
+    wired_rx_bytes: int | None = _field("wired_rx_bytes")
+    wired_tx_bytes: int | None = _field("wired_tx_bytes")
+    rx_duplicate_bytes: int | None = _field("rx_duplicate_bytes")
+    rx_out_of_order_bytes: int | None = _field("rx_out_of_order_bytes")
+    tx_retransmitted_bytes: int | None = _field("tx_retransmitted_bytes")
+    connect_attempts: int | None = _field("connect_attempts")
+    connect_successes: int | None = _field("connect_successes")
+    min_rtt_us: int | None = _field("min_rtt_us")
+    avg_rtt_us: int | None = _field("avg_rtt_us")
+    var_rtt_us: int | None = _field("var_rtt_us")
+
+    def _translated(self) -> tuple[int | None, ...]:
+        values = self._values
+        return tuple(None if (read := _READERS.get(name)) is None else read(values) for name in COUNTS_FIELDS)
+
+
+class SocketReport:
+    """Details of a socket without counters."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: bytes) -> None:
+        self.message = message
+
+    def details(self) -> Details:
+        """Decode the samples of this report."""
+        return _details(self.message, 0, 0, 0)
+
+
+def tcp_report(message: bytes, start: int, length: int, fin_received: int) -> TcpReport:
+    """A report without validation, for the hot path.
+
+    Args:
+        message: One whole netlink message.
+        start: Offset of ``tcp_info`` in it.
+        length: Length of ``tcp_info``.
+        fin_received: 1 once the peer's FIN is among the received bytes.
+    """
+    report: TcpReport = _new(TcpReport)
+    _set_values(report, (message, start, length, fin_received))
+    return report
+
+
+def _details(message: bytes, start: int, length: int, fin: int) -> Details:
+    values = (message, start, length, fin)
+    attributes = decode_attributes(message, ATTRIBUTES_AT, len(message))
+    receive_queue, write_queue, _, inode = _QUEUES.unpack_from(message, _QUEUES_AT)
+    memory = attributes.get(DiagAttribute.SKMEMINFO, b"")
+    segment = _u32(values, TcpInfo.SND_MSS)
+    window = _u32(values, TcpInfo.SND_CWND)
+    pacing = _u64(values, TcpInfo.PACING_RATE)
+    # At its destruction a UDP socket reports leftovers here (udp_diag has no queues then): memory says if they are real.
+    queues_known = bool(length or memory) and message[HEADER.size + 1] != SocketState.LISTEN
+    return Details(
+        congestion_control=_name(attributes.get(DiagAttribute.CONG)),
+        congestion_window=None if segment is None or window is None else segment * window,
+        send_window=_u32(values, TcpInfo.SND_WND),
+        unacked_bytes=_unacked(values, write_queue),
+        send_buffer_size=_u32_at(memory, 12),
+        send_buffer_used=write_queue if queues_known else None,
+        receive_buffer_size=_u32_at(memory, 4),
+        receive_buffer_used=receive_queue if queues_known else None,
+        cgroup_id=_number(attributes.get(DiagAttribute.CGROUP_ID)),
+        mark=_number(attributes.get(DiagAttribute.MARK)),
+        delivery_rate=_u64(values, TcpInfo.DELIVERY_RATE) or None,
+        pacing_rate=None if pacing in {_ALL_ONES_64, _ALL_ONES_32} else pacing,
+        min_rtt_us=_min_rtt(values),
+        retransmits=_u32(values, TcpInfo.TOTAL_RETRANS),
+        lost=_u32(values, TcpInfo.LOST),
+        mss=segment,
+        path_mtu=_u32(values, TcpInfo.PMTU),
+        rto_us=_u32(values, TcpInfo.RTO),
+        inode=inode or None,
+    )
+
+
+def _unacked(values: tuple[Any, ...], write_queue: int) -> int | None:
+    # The write queue is write_seq - snd_una (tcp_diag_get_info): what is in flight and what waits to be sent.
+    waiting = _u32(values, TcpInfo.NOTSENT_BYTES)
+    return None if waiting is None else max(0, write_queue - waiting)
+
+
+def _name(value: bytes | None) -> str | None:
+    return None if value is None else value.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def _number(value: bytes | None) -> int | None:
+    if value is None or len(value) not in {4, 8}:
+        return None
+    number: int = (_U32 if len(value) == 4 else _U64).unpack(value)[0]
+    return number
+
+
+def _u32_at(value: bytes, at: int) -> int | None:
+    if len(value) < at + 4:
+        return None
+    number: int = _U32.unpack_from(value, at)[0]
+    return number
