@@ -1,0 +1,180 @@
+"""Counters per process name for metric systems: bounded in number, never falling.
+
+A metric system keeps every label value for ever, so the label is the process'
+*name*, never a pid or an address, and only so many names get a series of their
+own; the rest is one series. Both rules meet in a third: a counter may not fall, or
+the system takes it for a restart. So what was once counted in "other" stays there:
+a name that gets a series begins it at zero, and one that loses its series simply
+ends it. ``sum(rate(...))`` over all series is right at any time, and the totals
+without a label are exact.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import attrs
+
+from nstat_async._errors import UsageError
+from nstat_async.aggregate import GroupBy, RowKind, TrafficTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nstat_async._events import AnyEvent
+    from nstat_async.aggregate import Loss, Row
+
+__all__ = ["Observation", "Series", "SeriesKeeper"]
+
+OTHER, UNKNOWN, LOST = "(other)", "(unknown)", "(lost)"
+_RESERVED = {RowKind.OTHER: OTHER, RowKind.UNKNOWN: UNKNOWN, RowKind.LOST: LOST}
+_MAX_LABEL = 64
+_MAX_CANDIDATES = 10_000
+
+
+def _label(row: Row) -> str:
+    if row.kind in _RESERVED:
+        return _RESERVED[row.kind]
+    # Names are chosen by processes: nothing unprintable goes into a metric, nor a lone surrogate.
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(row.key))
+    text = text[:_MAX_LABEL]
+    return OTHER if text in _RESERVED.values() or not text else text
+
+
+@attrs.define(eq=False)
+class Series:
+    """The counters of one label."""
+
+    label: str
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    rx_packets: int = 0
+    tx_packets: int = 0
+    flows: int = 0
+    open_flows: int = 0
+    is_counted: bool = False
+    """False while the platform told no bytes for any of its flows."""
+    recent: int = 0
+    """Bytes since the last review."""
+    debt: dict[str, int] = attrs.field(factory=dict, repr=False)
+
+    def add(self, row: Row) -> None:
+        """Add a difference. One below zero (an owner became known late) is set off against later ones."""
+        for name in ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "flows"):
+            amount = getattr(row, name) + self.debt.pop(name, 0)
+            if amount < 0:
+                self.debt[name] = amount
+            else:
+                setattr(self, name, getattr(self, name) + amount)
+        self.recent += max(0, row.bytes)
+        self.is_counted = self.is_counted or row.is_counted
+
+
+@attrs.frozen
+class Observation:
+    """Everything there is to export at one moment."""
+
+    time: float | None
+    """Time of the last event, seconds since the epoch."""
+    series: tuple[Series, ...]
+    total: Row
+    losses: tuple[Loss, ...]
+    polls: tuple[int, int]
+    """Completed polls, and those of them that were incomplete."""
+
+
+class SeriesKeeper:
+    """Feeds a table by process name and keeps the choice of names.
+
+    `feed_many` and `observe` may be called from different threads.
+
+    Args:
+        limit: Names with a series of their own. Free places go to the first who come; each
+            `review` seconds names with at least twice the recent traffic replace those with the least.
+        review: Seconds between reviews, on the events' clock.
+        include_history: Count what flows had carried before they were seen.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+
+    def __init__(self, *, limit: int = 50, review: float = 300.0, include_history: bool = False) -> None:
+        if limit < 0:
+            raise UsageError(f"limit: {limit!r} is negative")
+        if not review > 0:
+            raise UsageError(f"review: {review!r} is not a positive number of seconds")
+        self._limit = limit
+        self._review = review
+        self._table = TrafficTable(GroupBy.process_name(), include_history=include_history, max_finished=1000)
+        self._lock = threading.Lock()
+        self._before = self._table.snapshot()
+        self._series: dict[str, Series] = {}
+        self._candidates: dict[str, int] = {}
+        self._next_review: float | None = None
+        self._observed: Observation | None = None
+
+    def feed_many(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events, in order."""
+        with self._lock:
+            self._table.feed_many(events)
+            self._observed = None
+
+    def observe(self) -> Observation:
+        """The counters of now. Two calls without an event between them give the same object."""
+        with self._lock:
+            if self._observed is None:
+                self._observed = self._look()
+            return self._observed
+
+    def _look(self) -> Observation:
+        now = self._table.snapshot()
+        grown = now.since(self._before)
+        self._before = now
+        for row in sorted(grown, key=lambda row: row.bytes, reverse=True):
+            self._place(_label(row)).add(row)
+            if row.kind is RowKind.GROUP and _label(row) not in self._series:
+                self._note(_label(row), row.bytes)
+        for series in self._series.values():
+            series.open_flows = 0
+        for row in now.rows:
+            if row.open_flows:
+                self._place(_label(row)).open_flows += row.open_flows
+        if now.time is not None and (self._next_review is None or now.time >= self._next_review):
+            if self._next_review is not None:
+                self._replace()
+            self._next_review = now.time + self._review
+        # Copies: the observation is read in other threads while these go on.
+        copies = tuple(attrs.evolve(each, debt={}) for each in self._series.values())
+        return Observation(now.time, copies, now.total, now.losses, self._table.polls)
+
+    def _place(self, label: str) -> Series:
+        """The series of a label: its own, a free one, or that of all others."""
+        series = self._series.get(label)
+        if series is None:
+            own = sum(name not in _RESERVED.values() for name in self._series)
+            if label not in _RESERVED.values() and own >= self._limit:
+                return self._place(OTHER)
+            series = self._series[label] = Series(label)
+        return series
+
+    def _note(self, label: str, amount: int) -> None:
+        if label in self._candidates or len(self._candidates) < _MAX_CANDIDATES:
+            self._candidates[label] = self._candidates.get(label, 0) + amount
+
+    def _replace(self) -> None:
+        """Give the places of the quietest names to much busier ones."""
+        own = sorted(
+            (each for each in self._series.values() if each.label not in _RESERVED.values()),
+            key=lambda each: each.recent,
+        )
+        busiest = sorted(self._candidates.items(), key=lambda item: item[1], reverse=True)
+        for (label, amount), quiet in zip(busiest, own, strict=False):
+            if amount <= 2 * quiet.recent:
+                break
+            del self._series[quiet.label]
+            self._series[label] = Series(label, is_counted=True)
+            # Open flows of both move between "other" and their series at the next look.
+        for series in self._series.values():
+            series.recent = 0
+        self._candidates.clear()

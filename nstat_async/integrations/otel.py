@@ -1,0 +1,115 @@
+"""OpenTelemetry metrics: traffic per process name, through the API only.
+
+Instruments (asynchronous, read when the SDK exports), after the semantic conventions
+for processes where these have a name:
+
+==============================  ==================  ============  ====================================
+``process.network.io``          observable counter  ``By``        attribute ``network.io.direction``
+``process.network.packets``     observable counter  ``{packet}``  attribute ``network.io.direction``
+``process.network.flows``       observable counter  ``{flow}``    flows seen
+``process.network.open_flows``  observable up-down  ``{flow}``    flows open now
+``nstat.losses``                observable counter  ``{report}``  attribute ``cause``
+==============================  ==================  ============  ====================================
+
+Those of processes have the attribute ``process.executable.name``. Its values are bounded in
+number; ``(other)``, ``(unknown)`` and ``(lost)`` are as in `nstat_async.integrations.prometheus`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+try:
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
+except ImportError as error:  # pragma: no cover - depends on what is installed
+    msg = "nstat_async.integrations.otel needs opentelemetry-api: pip install nstat-async[otel]"
+    raise ImportError(msg) from error
+
+from ._series import SeriesKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from nstat_async._events import AnyEvent
+    from nstat_async.aggregate._consumer import EventSource
+
+__all__ = ["TrafficMetrics"]
+
+_NAME = "process.executable.name"
+_DIRECTION = "network.io.direction"
+
+
+class TrafficMetrics:
+    """Reports the traffic of a monitor to OpenTelemetry.
+
+    The instruments are made with the object; feed it with `run` in a task, or with `feed_many`.
+
+    Args:
+        meter: Where to make them; `None`: the global meter provider's.
+        limit: Process names told apart; the rest is ``(other)``.
+        review: Seconds after which busier names may take the places of quiet ones.
+        include_history: Count what flows had carried before they were seen.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        meter: Meter | None = None,
+        *,
+        limit: int = 50,
+        review: float = 300.0,
+        include_history: bool = False,
+    ) -> None:
+        self._keeper = SeriesKeeper(limit=limit, review=review, include_history=include_history)
+        meter = meter or get_meter("nstat_async")
+        meter.create_observable_counter(
+            "process.network.io", [self._bytes], unit="By", description="Payload bytes by process name"
+        )
+        meter.create_observable_counter(
+            "process.network.packets", [self._packets], unit="{packet}", description="Packets by process name"
+        )
+        meter.create_observable_counter(
+            "process.network.flows", [self._flows], unit="{flow}", description="Flows seen, by process name"
+        )
+        meter.create_observable_up_down_counter(
+            "process.network.open_flows", [self._open], unit="{flow}", description="Flows open now, by process name"
+        )
+        meter.create_observable_counter(
+            "nstat.losses", [self._losses], unit="{report}", description="Reports of loss in the stream"
+        )
+
+    def feed_many(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events, in order."""
+        self._keeper.feed_many(events)
+
+    async def run(self, monitor: EventSource) -> None:
+        """Feed from a monitor, beside its other consumers, until it ends."""
+        async with monitor.subscribe() as subscription:
+            while events := await subscription.receive_many():
+                self.feed_many(events)
+
+    def _bytes(self, _options: CallbackOptions) -> Iterator[Observation]:
+        for each in self._keeper.observe().series:
+            if each.is_counted:
+                yield Observation(each.rx_bytes, {_NAME: each.label, _DIRECTION: "receive"})
+                yield Observation(each.tx_bytes, {_NAME: each.label, _DIRECTION: "transmit"})
+
+    def _packets(self, _options: CallbackOptions) -> Iterator[Observation]:
+        for each in self._keeper.observe().series:
+            if each.is_counted:
+                yield Observation(each.rx_packets, {_NAME: each.label, _DIRECTION: "receive"})
+                yield Observation(each.tx_packets, {_NAME: each.label, _DIRECTION: "transmit"})
+
+    def _flows(self, _options: CallbackOptions) -> Iterator[Observation]:
+        for each in self._keeper.observe().series:
+            yield Observation(each.flows, {_NAME: each.label})
+
+    def _open(self, _options: CallbackOptions) -> Iterator[Observation]:
+        for each in self._keeper.observe().series:
+            yield Observation(each.open_flows, {_NAME: each.label})
+
+    def _losses(self, _options: CallbackOptions) -> Iterator[Observation]:
+        for loss in self._keeper.observe().losses:
+            yield Observation(loss.events, {"cause": loss.cause.value})

@@ -1,0 +1,134 @@
+"""A Prometheus collector: traffic per process name, with a bounded number of series.
+
+Metrics (all with the prefix ``nstat_``):
+
+====================================  ========  ==============================================
+``process_receive_bytes_total``       counter   bytes received, label ``process``: its name
+``process_transmit_bytes_total``      counter   bytes sent
+``process_receive_packets_total``     counter   packets received
+``process_transmit_packets_total``    counter   packets sent
+``process_flows_total``               counter   flows seen
+``process_open_flows``                gauge     flows open now
+``receive_bytes_total`` etc.          counter   the same for the whole machine, exact
+``losses_total``                      counter   reports of loss, label ``cause``
+``polls_total``                       counter   polls, label ``result``: ``complete`` or ``incomplete``
+``last_event_timestamp_seconds``      gauge     when the last event was observed
+``up``                                gauge     1 while `TrafficCollector.run` is fed
+====================================  ========  ==============================================
+
+Labels ``(other)``, ``(unknown)`` and ``(lost)`` are no names: they have what got no series of its
+own, what has no known owner, and what an overflowing buffer gave up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ImportError as error:  # pragma: no cover - depends on what is installed
+    msg = "nstat_async.integrations.prometheus needs prometheus-client: pip install nstat-async[prometheus]"
+    raise ImportError(msg) from error
+
+from ._series import SeriesKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from nstat_async._events import AnyEvent
+    from nstat_async.aggregate import Row
+    from nstat_async.aggregate._consumer import EventSource
+
+    from ._series import Series
+
+__all__ = ["TrafficCollector"]
+
+_COUNTERS = (
+    ("receive_bytes", "rx_bytes", "Payload bytes received"),
+    ("transmit_bytes", "tx_bytes", "Payload bytes sent"),
+    ("receive_packets", "rx_packets", "Packets received"),
+    ("transmit_packets", "tx_packets", "Packets sent"),
+    ("flows", "flows", "Flows seen"),
+)
+
+
+class TrafficCollector(Collector):
+    """Exports the traffic of a monitor; register it with a `prometheus_client` registry.
+
+    Feed it with `run` in a task, or with `feed_many`. It may be scraped from another thread.
+
+    Args:
+        limit: Process names with series of their own; the rest is ``(other)``.
+        review: Seconds after which busier names may take the places of quiet ones.
+        include_history: Count what flows had carried before they were seen.
+        keeper: Share the counters of another exporter instead.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int = 50,
+        review: float = 300.0,
+        include_history: bool = False,
+        keeper: SeriesKeeper | None = None,
+    ) -> None:
+        self._keeper = keeper or SeriesKeeper(limit=limit, review=review, include_history=include_history)
+        self._running = 0
+
+    def feed_many(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events, in order."""
+        self._keeper.feed_many(events)
+
+    async def run(self, monitor: EventSource) -> None:
+        """Feed from a monitor, beside its other consumers, until it ends."""
+        async with monitor.subscribe() as subscription:
+            self._running += 1
+            try:
+                while events := await subscription.receive_many():
+                    self.feed_many(events)
+            finally:
+                self._running -= 1
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is promised at registration: names are told by `collect`."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of now; called by the registry, in any thread."""
+        seen = self._keeper.observe()
+        yield from self._by_process(seen.series)
+        yield from self._whole(seen.total)
+        losses = CounterMetricFamily("nstat_losses", "Reports of loss in the stream", labels=["cause"])
+        for loss in seen.losses:
+            losses.add_metric([loss.cause.value], loss.events)
+        yield losses
+        polls = CounterMetricFamily("nstat_polls", "Polls of the kernel", labels=["result"])
+        polls.add_metric(["complete"], seen.polls[0] - seen.polls[1])
+        polls.add_metric(["incomplete"], seen.polls[1])
+        yield polls
+        if seen.time is not None:
+            yield GaugeMetricFamily("nstat_last_event_timestamp_seconds", "Time of the last event", seen.time)
+        yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._running > 0))
+
+    @staticmethod
+    def _by_process(series: tuple[Series, ...]) -> Iterator[Metric]:
+        for name, field, text in _COUNTERS:
+            family = CounterMetricFamily(f"nstat_process_{name}", f"{text}, by process name", labels=["process"])
+            for each in series:
+                if each.is_counted or field == "flows":
+                    family.add_metric([each.label], getattr(each, field))
+            yield family
+        gauge = GaugeMetricFamily("nstat_process_open_flows", "Flows open now, by process name", labels=["process"])
+        for each in series:
+            gauge.add_metric([each.label], each.open_flows)
+        yield gauge
+
+    @staticmethod
+    def _whole(total: Row) -> Iterator[Metric]:
+        for name, field, text in _COUNTERS:
+            yield CounterMetricFamily(f"nstat_{name}", f"{text}, all together", getattr(total, field))
+        yield GaugeMetricFamily("nstat_open_flows", "Flows open now, all together", total.open_flows)
