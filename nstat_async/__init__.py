@@ -1,3 +1,118 @@
-"""Stream every network flow of this machine, with the process behind it, into ``async for``."""
+"""Stream every network flow of this machine, with the process behind it, into ``async for``.
+
+    async with Monitor() as monitor:
+        async for event in monitor:
+            print(event)
+
+See `Monitor`, the events (`FlowAdded`, `FlowUpdated`, `FlowRemoved`, `EventsLost`, …) and
+`nstat_async.backends`. The protocol cores are public in `nstat_async.ntstat` and
+`nstat_async.sockdiag`; `nstat_async.testing` has an emulated kernel.
+"""
 
 __version__ = "0.1.0"
+
+from . import backends, filters
+from ._buffer import BufferStatistics
+from ._errors import (
+    BackendUnavailableError,
+    ConcurrentReadError,
+    MonitorClosedError,
+    NstatError,
+    ProtocolError,
+    RecordingError,
+    RequestError,
+    UnavailableReason,
+    UsageError,
+)
+from ._events import (
+    AnyEvent,
+    Event,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    InterfaceUpdated,
+    LossCause,
+    PollCompleted,
+    ProviderRefused,
+    RemovalReason,
+    RouteUpdated,
+    SystemInfo,
+    Unrecognized,
+)
+from ._model import (
+    Capabilities,
+    Counts,
+    Delta,
+    Details,
+    DetailsSource,
+    Direction,
+    DomainInfo,
+    Endpoint,
+    Flow,
+    Interface,
+    InterfaceKind,
+    MediumCounts,
+    Process,
+    Proof,
+    Provider,
+    TcpState,
+    Visibility,
+)
+from ._monitor import Monitor, MonitorStatistics, Subscription, snapshot
+from ._options import DEFAULT_PROVIDERS, Discovery, MonitorOptions, Overflow
+
+__all__ = [
+    "DEFAULT_PROVIDERS",
+    "AnyEvent",
+    "BackendUnavailableError",
+    "BufferStatistics",
+    "Capabilities",
+    "ConcurrentReadError",
+    "Counts",
+    "Delta",
+    "Details",
+    "DetailsSource",
+    "Direction",
+    "Discovery",
+    "DomainInfo",
+    "Endpoint",
+    "Event",
+    "EventsLost",
+    "Flow",
+    "FlowAdded",
+    "FlowRemoved",
+    "FlowUpdated",
+    "Interface",
+    "InterfaceKind",
+    "InterfaceUpdated",
+    "LossCause",
+    "MediumCounts",
+    "Monitor",
+    "MonitorClosedError",
+    "MonitorOptions",
+    "MonitorStatistics",
+    "NstatError",
+    "Overflow",
+    "PollCompleted",
+    "Process",
+    "Proof",
+    "ProtocolError",
+    "Provider",
+    "ProviderRefused",
+    "RecordingError",
+    "RemovalReason",
+    "RequestError",
+    "RouteUpdated",
+    "Subscription",
+    "SystemInfo",
+    "TcpState",
+    "UnavailableReason",
+    "Unrecognized",
+    "UsageError",
+    "Visibility",
+    "__version__",
+    "backends",
+    "filters",
+    "snapshot",
+]

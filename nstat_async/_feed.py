@@ -33,6 +33,9 @@ class Sink(Protocol):
 class Feed(Protocol):
     """An opened backend."""
 
+    can_wait: bool
+    """True if nothing is lost by not reading: a recording. Decides the default overflow policy."""
+
     @property
     def capabilities(self) -> Capabilities:
         """What it can tell; may grow while the subscription is set up."""

@@ -364,6 +364,11 @@ class Counts:
     avg_rtt_us: int | None = _index(16, "Smoothed round-trip time, microseconds; `None` without a sample.")
     var_rtt_us: int | None = _index(17, "Round-trip variance, microseconds; `None` without a sample.")
 
+    @property
+    def media(self) -> tuple[tuple[str, MediumCounts], ...]:
+        """Traffic by medium, with packets: only when a Darwin 26 kernel sent details; else empty."""
+        return self._values[len(COUNTS_FIELDS)] if len(self._values) > len(COUNTS_FIELDS) else ()
+
     def _translated(self) -> tuple[int | None, ...]:
         """All fields in the order of `COUNTS_FIELDS`, in their public units."""
         return self._values[: len(COUNTS_FIELDS)]
@@ -497,8 +502,6 @@ class Details:
     original_necp_parameters: bytes | None = None
     bluetooth: MediumCounts | None = None
     """Darwin 15 and later, privileged."""
-    media: tuple[tuple[str, MediumCounts], ...] = ()
-    """Darwin 26: traffic by medium, from ``SRC_DETAILS``."""
     undecoded: bytes = b""
     """Descriptor bytes beyond the known layout (a newer kernel)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -88,12 +89,17 @@ class MonitorOptions:
     """How a Darwin kernel's new flows are found."""
     every_update: bool = False
     """True: an update for each report, changed or not. False: only for changes."""
+    extras: bool = False
+    """Also ask for what needs privilege or costs more: domain names, flow ids, Bluetooth
+    counters, system information, per-medium details. What is refused is left out."""
     flow_filter: Any = None
     """A `nstat_async.filters.Filter` or a predicate on flows; `None` passes all."""
     max_pending: int = attrs.field(default=10_000, validator=_positive("max_pending"))
     """Events that may wait for the consumer before the overflow policy acts."""
-    overflow: Overflow = attrs.field(default=Overflow.COALESCE, converter=_enum_of(Overflow, "overflow"))
-    """What to do then."""
+    overflow: Overflow | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_enum_of(Overflow, "overflow"))
+    )
+    """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
     receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
     record_to: str | os.PathLike[str] | None = None

@@ -1,5 +1,93 @@
 """The Darwin protocol: layouts, messages, sessions.
 
 Public for those who bring their own I/O, write tools or study the protocol;
-`nstat_async.Monitor` needs none of it.
+`nstat_async.Monitor` needs none of it. ``docs/how-to/sans-io.md`` shows a whole
+client in thirty lines.
 """
+
+from ._constants import (
+    CONTROL_NAME,
+    DarwinErrno,
+    EventFlag,
+    Extension,
+    Filter,
+    HeaderFlag,
+    InterfaceProperty,
+    MessageType,
+)
+from ._framer import Defect, Frame, split
+from ._kernels import Kernel
+from ._layouts import Field, Layout, StructCodec, layout
+from ._messages import (
+    AddAllSources,
+    AddSource,
+    Error,
+    ExtensionItem,
+    GetDetails,
+    GetSourceDescription,
+    GetUpdate,
+    Message,
+    QuerySource,
+    RemoveSource,
+    SetFilter,
+    SourceAdded,
+    SourceCounts,
+    SourceDescription,
+    SourceDetails,
+    SourceExtendedDetails,
+    SourceExtendedUpdate,
+    SourceRemoved,
+    SourceUpdate,
+    SubscribeSystemInfo,
+    Success,
+    SystemInfoCounts,
+    UnknownMessage,
+    decode_message,
+)
+from ._passive import PassiveSession
+from ._session import Session
+
+__all__ = [
+    "CONTROL_NAME",
+    "AddAllSources",
+    "AddSource",
+    "DarwinErrno",
+    "Defect",
+    "Error",
+    "EventFlag",
+    "Extension",
+    "ExtensionItem",
+    "Field",
+    "Filter",
+    "Frame",
+    "GetDetails",
+    "GetSourceDescription",
+    "GetUpdate",
+    "HeaderFlag",
+    "InterfaceProperty",
+    "Kernel",
+    "Layout",
+    "Message",
+    "MessageType",
+    "PassiveSession",
+    "QuerySource",
+    "RemoveSource",
+    "Session",
+    "SetFilter",
+    "SourceAdded",
+    "SourceCounts",
+    "SourceDescription",
+    "SourceDetails",
+    "SourceExtendedDetails",
+    "SourceExtendedUpdate",
+    "SourceRemoved",
+    "SourceUpdate",
+    "StructCodec",
+    "SubscribeSystemInfo",
+    "Success",
+    "SystemInfoCounts",
+    "UnknownMessage",
+    "decode_message",
+    "layout",
+    "split",
+]

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Union
 
-__all__ = ["NEWEST", "OLDEST", "STRUCTS", "Since", "StructTable"]
+__all__ = ["MEDIA", "NEWEST", "OLDEST", "STRUCTS", "Since", "StructTable"]
 
 OLDEST = 1
 NEWEST = 12
@@ -41,7 +41,7 @@ Since = Mapping[int, Union[int, str, None]]
 Row = tuple[str, Union[str, Since], Since]
 StructTable = tuple[Since, tuple[Row, ...]]
 
-_MEDIA = ("total", "cellular", "wifi_infra", "wifi_non_infra", "wired", "bluetooth", "alternate")
+MEDIA = ("total", "cellular", "wifi_infra", "wifi_non_infra", "wired", "bluetooth", "alternate")
 _TRAFFIC = (("rxpackets", "U64", 0), ("rxbytes", "U64", 8), ("txpackets", "U64", 16), ("txbytes", "U64", 24),
             ("activity_bitmap.start", "U64", 32), ("activity_bitmap.bitmap", "U64*2", 40))  # fmt: skip
 
@@ -49,7 +49,7 @@ _TRAFFIC = (("rxpackets", "U64", 0), ("rxbytes", "U64", 8), ("txpackets", "U64",
 def _media_rows() -> tuple[Row, ...]:
     return tuple(
         (f"media_stats.{medium}.{name}", kind, {12: 56 * index + offset})
-        for index, medium in enumerate(_MEDIA)
+        for index, medium in enumerate(MEDIA)
         for name, kind, offset in _TRAFFIC
     )
 

@@ -1,0 +1,328 @@
+"""The buffer between the pump and one consumer.
+
+Operations wanted: append a batch from the pump; take one event, or all, from the
+consumer's side; both synchronous, neither ever waits. Promised costs: O(1) each.
+
+Coalescing (the default policy) rests on one fact: counters are cumulative. A flow
+has at most one pending `FlowUpdated`; a newer one takes its *place* in the queue
+with the newer counters and the older ``previous``, so the deltas that a consumer
+sees still add up. `FlowRemoved` takes the pending update away, since it carries the
+same totals. What can still pile up is bounded by open flows, plus flows that came
+and went while nobody read. Past `limit` the oldest such pairs are given up, and one
+`EventsLost` at their place says how many and the sum of their counters.
+
+A hole that a removed event leaves in the queue is skipped when it is reached.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+
+import attrs
+
+from ._events import (
+    AnyEvent,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    InterfaceUpdated,
+    LossCause,
+    PollCompleted,
+    RouteUpdated,
+    Unrecognized,
+)
+from ._model import COUNTS_FIELDS, Counts
+from ._options import Overflow
+
+__all__ = ["BufferStatistics", "EventBuffer"]
+
+MERGEABLE_LOSSES = 256
+"""Pending `EventsLost` of one cause before further ones are added to the last."""
+
+
+@attrs.frozen(kw_only=True)
+class BufferStatistics:
+    """The state of an `EventBuffer`."""
+
+    pending: int
+    """Events that wait."""
+    delivered: int
+    """Events handed to the consumer."""
+    coalesced: int
+    """Updates that replaced, or were taken away with, a pending one."""
+    given_up: int
+    """Flows whose events were given up, in pairs of added and removed."""
+    high_water: int
+    """Most events that ever waited."""
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """What waits for one flow: slots of the queue."""
+
+    added: list[AnyEvent | None] | None = None
+    updated: list[AnyEvent | None] | None = None
+
+
+class EventBuffer:
+    """A bounded queue of events for one consumer.
+
+    Args:
+        limit: Events that may wait before the policy acts.
+        overflow: The policy.
+    """
+
+    def __init__(self, limit: int, overflow: Overflow) -> None:
+        self.limit = limit
+        self.overflow = overflow
+        # A queue slot is a list of one event, so that an event can be replaced or
+        # taken out in place without a search.
+        self._queue: deque[list[AnyEvent | None]] = deque()
+        self._flows: dict[str, _Pending] = {}
+        self._pairs: OrderedDict[str, tuple[list[AnyEvent | None], list[AnyEvent | None]]] = OrderedDict()
+        self._polls: list[AnyEvent | None] | None = None
+        self._tables: dict[tuple[str, str], list[AnyEvent | None]] = {}
+        self._losses: dict[LossCause, list[AnyEvent | None]] = {}
+        self._loss_count = 0
+        self._overflow_slot: list[AnyEvent | None] | None = None
+        self._pending = 0
+        self._delivered = self._coalesced = self._given_up = self._high_water = 0
+
+    def __len__(self) -> int:
+        return self._pending
+
+    @property
+    def is_full(self) -> bool:
+        """True when as many events wait as the limit allows."""
+        return self._pending >= self.limit
+
+    def extend(self, events: Iterable[AnyEvent]) -> None:
+        """Take a batch."""
+        if self.overflow is Overflow.COALESCE:
+            for event in events:
+                self._coalesce(event)
+            if self._pending > self.limit:
+                self._shrink()
+        else:
+            before = len(self._queue)
+            self._queue.extend([event] for event in events)
+            self._pending += len(self._queue) - before
+        if self._pending > self._high_water:
+            self._high_water = self._pending
+
+    def pop(self) -> AnyEvent | None:
+        """The oldest event, or `None`."""
+        queue = self._queue
+        while queue:
+            slot = queue.popleft()
+            event = slot[0]
+            if event is None:
+                continue
+            self._pending -= 1
+            self._delivered += 1
+            if self.overflow is Overflow.COALESCE:
+                self._forget(event, slot)
+            return event
+        return None
+
+    def pop_all(self) -> list[AnyEvent]:
+        """All events, oldest first."""
+        events = [slot[0] for slot in self._queue if slot[0] is not None]
+        self._queue.clear()
+        self._flows.clear()
+        self._pairs.clear()
+        self._tables.clear()
+        self._polls = self._overflow_slot = None
+        self._losses.clear()
+        self._loss_count = 0
+        self._delivered += len(events)
+        self._pending = 0
+        return events
+
+    def statistics(self) -> BufferStatistics:
+        """Figures of this moment."""
+        return BufferStatistics(
+            pending=self._pending,
+            delivered=self._delivered,
+            coalesced=self._coalesced,
+            given_up=self._given_up,
+            high_water=self._high_water,
+        )
+
+    # --- coalescing --------------------------------------------------------
+
+    def _append(self, event: AnyEvent) -> list[AnyEvent | None]:
+        slot: list[AnyEvent | None] = [event]
+        self._queue.append(slot)
+        self._pending += 1
+        return slot
+
+    def _coalesce(self, event: AnyEvent) -> None:
+        kind = event.__class__
+        if kind is FlowUpdated:
+            self._coalesce_update(event)  # type: ignore[arg-type]
+        elif kind is FlowAdded:
+            self._flows[event.flow.id] = _Pending(added=self._append(event))  # type: ignore[union-attr]
+        elif kind is FlowRemoved:
+            self._coalesce_removal(event)  # type: ignore[arg-type]
+        elif kind is PollCompleted:
+            # Only the newest matters; it keeps its order behind what it completed.
+            if self._polls is not None:
+                self._clear(self._polls)
+            self._polls = self._append(event)
+        elif isinstance(event, (InterfaceUpdated, RouteUpdated)):
+            self._coalesce_table(event)
+        elif isinstance(event, EventsLost):
+            self._coalesce_loss(event)
+        elif isinstance(event, Unrecognized):
+            self._coalesce_unrecognized(event)
+        else:
+            self._append(event)
+
+    def _clear(self, slot: list[AnyEvent | None]) -> None:
+        if slot[0] is not None:
+            slot[0] = None
+            self._pending -= 1
+            self._coalesced += 1
+
+    def _coalesce_update(self, event: FlowUpdated) -> None:
+        pending = self._flows.get(event.flow.id)
+        if pending is None:
+            self._flows[event.flow.id] = _Pending(updated=self._append(event))
+        elif pending.updated is None:
+            pending.updated = self._append(event)
+        else:
+            older = pending.updated[0]
+            assert isinstance(older, FlowUpdated)
+            pending.updated[0] = FlowUpdated(event.time, event.flow, event.counts, older.previous, event.raw_details)
+            self._coalesced += 1
+
+    def _coalesce_removal(self, event: FlowRemoved) -> None:
+        pending = self._flows.pop(event.flow.id, None)
+        slot = self._append(event)
+        if pending is None:
+            return
+        if pending.updated is not None:
+            self._clear(pending.updated)
+        if pending.added is not None:
+            self._pairs[event.flow.id] = (pending.added, slot)
+
+    def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated) -> None:
+        key = ("route", event.id) if isinstance(event, RouteUpdated) else ("interface", str(event.interface.index))
+        slot = self._tables.get(key)
+        if slot is not None and slot[0] is not None:
+            slot[0] = event
+            self._coalesced += 1
+        else:
+            self._tables[key] = self._append(event)
+
+    def _coalesce_loss(self, event: EventsLost) -> None:
+        slot = self._losses.get(event.cause)
+        last = slot[0] if slot is not None else None
+        if self._loss_count < MERGEABLE_LOSSES or slot is None or not isinstance(last, EventsLost):
+            self._losses[event.cause] = self._append(event)
+            self._loss_count += 1
+            return
+        slot[0] = _merge(last, event)
+        self._coalesced += 1
+
+    def _coalesce_unrecognized(self, event: Unrecognized) -> None:
+        if self._loss_count < MERGEABLE_LOSSES:
+            self._append(event)
+            self._loss_count += 1
+        else:
+            detail = f"unrecognized messages of type {event.number} and maybe others"
+            self._coalesce_loss(EventsLost(event.time, LossCause.PROTOCOL, 1, detail=detail))
+
+    def _forget(self, event: AnyEvent, slot: list[AnyEvent | None]) -> None:
+        """An event leaves the queue: nothing may be merged into it any more."""
+        if isinstance(event, (FlowUpdated, FlowAdded)):
+            pending = self._flows.get(event.flow.id)
+            if pending is not None:
+                if pending.updated is slot:
+                    pending.updated = None
+                elif pending.added is slot:
+                    pending.added = None
+                if pending.added is None and pending.updated is None:
+                    del self._flows[event.flow.id]
+            self._pairs.pop(event.flow.id, None)
+        elif slot is self._polls:
+            self._polls = None
+        elif isinstance(event, (EventsLost, Unrecognized)):
+            self._loss_count -= 1
+            if slot is self._overflow_slot:
+                self._overflow_slot = None
+            if isinstance(event, EventsLost) and self._losses.get(event.cause) is slot:
+                del self._losses[event.cause]
+        elif isinstance(event, (InterfaceUpdated, RouteUpdated)):
+            self._tables = {key: kept for key, kept in self._tables.items() if kept is not slot}
+
+    def _shrink(self) -> None:
+        """Give up the oldest flows that came and went, until a tenth of the limit is free."""
+        target = self.limit - self.limit // 10
+        given_up, total, place, time = 0, None, None, 0.0
+        while self._pending > target and self._pairs:
+            _, (added, removed) = self._pairs.popitem(last=False)
+            first, event = added[0], removed[0]
+            assert isinstance(first, FlowAdded)
+            assert isinstance(event, FlowRemoved)
+            total = _sum(total, _observed(first, event))
+            given_up += 1
+            time = event.time
+            added[0] = None
+            removed[0] = None
+            self._pending -= 2
+            place = removed
+        if place is None:
+            return
+        self._given_up += given_up
+        detail = "the consumer was slower than the flows that came and went"
+        loss = EventsLost(time, LossCause.OVERFLOW, given_up, total, detail=detail)
+        earlier = self._overflow_slot[0] if self._overflow_slot is not None else None
+        if self._overflow_slot is not None and isinstance(earlier, EventsLost):
+            self._overflow_slot[0] = _merge(earlier, loss)
+        else:
+            place[0] = loss
+            self._overflow_slot = place
+            self._pending += 1
+            self._loss_count += 1
+        self._drop_holes()
+
+    def _drop_holes(self) -> None:
+        if len(self._queue) > 2 * self._pending + 64:
+            self._queue = deque(slot for slot in self._queue if slot[0] is not None)
+
+
+def _merge(earlier: EventsLost, later: EventsLost) -> EventsLost:
+    count = None if earlier.count is None or later.count is None else earlier.count + later.count
+    return EventsLost(later.time, later.cause, count, _sum(earlier.counts, later.counts), later.detail)
+
+
+def _observed(added: FlowAdded, removed: FlowRemoved) -> Counts | None:
+    """What a flow counted while it was watched: all of it, unless it is older than the monitor."""
+    if not added.preexisting or added.counts is None or removed.counts is None:
+        return removed.counts
+    before, after = added.counts.as_dict(), removed.counts.as_dict()
+    values = {}
+    for name in COUNTS_FIELDS[:13]:
+        old, new = before[name], after[name]
+        if new is not None:
+            values[name] = max(0, new - (old or 0))
+    return Counts(**values)
+
+
+def _sum(first: Counts | None, second: Counts | None) -> Counts | None:
+    """The sum of two readings; a field is known if either is."""
+    if first is None or second is None:
+        return first if second is None else second
+    values = {}
+    one, two = first.as_dict(), second.as_dict()
+    for name in COUNTS_FIELDS[:13]:
+        a, b = one[name], two[name]
+        if a is not None or b is not None:
+            values[name] = (a or 0) + (b or 0)
+    return Counts(**values)
+
+

@@ -1,0 +1,1 @@
+"""Input and output: the pump, sockets, recordings, the host's facts."""

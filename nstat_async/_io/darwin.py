@@ -1,0 +1,89 @@
+"""Facts of a Darwin host that the standard library does not tell.
+
+A few guarded calls by `ctypes`, each with a fallback; nothing here is imported on
+another system.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import os
+import socket
+from typing import Any
+
+__all__ = ["interface_names", "is_translated", "kernel_text", "process_path", "sysctl_integer", "timebase"]
+
+APPLE_SILICON = (125, 3)
+"""Timebase of every Apple silicon Mac so far: 24 MHz."""
+_PATH_SIZE = 4096
+"""``PROC_PIDPATHINFO_MAXSIZE``."""
+
+
+@functools.cache
+def _libc() -> Any:
+    try:
+        return ctypes.CDLL(ctypes.util.find_library("c") or "/usr/lib/libSystem.dylib", use_errno=True)
+    except OSError:
+        return None
+
+
+class _Timebase(ctypes.Structure):
+    _fields_ = (("numer", ctypes.c_uint32), ("denom", ctypes.c_uint32))
+
+
+def kernel_text() -> str:
+    """The kernel's version string (``uname -v``)."""
+    return os.uname().version
+
+
+def is_translated() -> bool:
+    """True if this process runs under Rosetta: it is told a timebase that the kernel's ticks do not follow."""
+    return sysctl_integer("sysctl.proc_translated") == 1
+
+
+def sysctl_integer(name: str) -> int | None:
+    """An integer of ``sysctlbyname``; `None` if there is none, or it may not be read."""
+    libc = _libc()
+    if libc is None or not hasattr(libc, "sysctlbyname"):
+        return None
+    buffer = (ctypes.c_ubyte * 8)()
+    size = ctypes.c_size_t(8)
+    if libc.sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, 0) != 0:
+        return None
+    return int.from_bytes(bytes(buffer)[: size.value], "little")
+
+
+def timebase() -> tuple[int, int]:
+    """Nanoseconds per tick of the kernel's clock, as a fraction (``mach_timebase_info``).
+
+    Under Rosetta the kernel's own is told; where it cannot be asked, the machine's
+    architecture decides.
+    """
+    if is_translated():
+        return APPLE_SILICON
+    libc = _libc()
+    info = _Timebase()
+    if libc is not None and hasattr(libc, "mach_timebase_info"):
+        if libc.mach_timebase_info(ctypes.byref(info)) == 0 and info.numer and info.denom:
+            return info.numer, info.denom
+    return APPLE_SILICON if os.uname().machine == "arm64" else (1, 1)
+
+
+def interface_names() -> dict[int, str]:
+    """Interface names by index."""
+    try:
+        return dict(socket.if_nameindex())
+    except OSError:
+        return {}
+
+
+def process_path(pid: int) -> str | None:
+    """Path of a process' executable (``proc_pidpath``); `None` if it is gone or may not be seen."""
+    libc = _libc()
+    if libc is None or not hasattr(libc, "proc_pidpath"):
+        return None
+    buffer = ctypes.create_string_buffer(_PATH_SIZE)
+    size = libc.proc_pidpath(pid, buffer, _PATH_SIZE)
+    return os.fsdecode(buffer.raw[:size]) if size > 0 else None

@@ -1,0 +1,189 @@
+"""The kernel control socket of Darwin, and sessions on it.
+
+``PF_SYSTEM``/``SYSPROTO_CONTROL`` through Python's own `socket`; the id of the control
+is looked up by name each time (it differs between boots). ``SO_RCVBUF`` is set *after*
+connect, which would reset it (``ctl_setup_kctl``), and read back, because the kernel
+clamps it to ``kern.ipc.maxsockbuf`` in silence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from typing import Any
+
+from .._errors import BackendUnavailableError, UnavailableReason
+from .._feed import Channel
+from .._options import MonitorOptions
+from ..ntstat import CONTROL_NAME, Kernel, Session
+
+__all__ = ["KctlTransport", "SocketChannel", "make_session", "set_receive_buffer"]
+
+BACKEND = "kctl"
+RECEIVE_SIZE = 65_536
+"""Offered to each receive: no record is larger, and a shorter offer would cut one."""
+RECEIVE_BUFFERS = (4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10)
+"""Sizes tried, largest first; with 256 KiB a paced poll of anything fits."""
+
+_PF_SYSTEM = 32
+_SYSPROTO_CONTROL = 2
+_CTLIOCGINFO = 0xC0644E03
+_CTL_INFO_SIZE = 100
+
+
+def make_session(
+    options: MonitorOptions, kernel: Kernel, timebase: tuple[int, int], interfaces: dict[int, str], *, backend: str = BACKEND
+) -> Session:
+    """The core for a Darwin kernel behind any channel."""
+    return Session(kernel, timebase=timebase, interfaces=interfaces, options=options, backend=backend)
+
+
+def set_receive_buffer(sock: socket.socket, wanted: int | None) -> int | None:
+    """Ask for the largest receive buffer that is granted; returns what was."""
+    for size in (wanted,) if wanted is not None else RECEIVE_BUFFERS:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+            break
+        except OSError:
+            continue
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    except OSError:
+        return None
+
+
+class SocketChannel:
+    """A connected, non-blocking socket that keeps datagram boundaries.
+
+    Args:
+        sock: The socket; closed with the channel.
+        immediate: True if answers are readable when a send returns.
+        receive_buffer: Granted size in bytes.
+        ends: True if an empty read is the end (SOCK_SEQPACKET).
+    """
+
+    def __init__(self, sock: socket.socket, *, immediate: bool, receive_buffer: int | None, ends: bool = False) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self.immediate = immediate
+        self.receive_buffer = receive_buffer
+        self._ends = ends
+        self._receive = sock.recv
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._socket.fileno()
+
+    def receive(self) -> bytes:
+        """One datagram."""
+        data = self._receive(RECEIVE_SIZE)
+        if not data and self._ends:
+            raise EOFError
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send one datagram."""
+        self._socket.send(data)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class KctlTransport:
+    """Opens control sockets on this machine."""
+
+    def __init__(self, options: MonitorOptions) -> None:
+        self._options = options
+        self._ready: Channel | None = None
+
+    def prepare(self) -> None:
+        """Open the first channel now, so that failure shows at opening.
+
+        Raises:
+            BackendUnavailableError: As `open`.
+        """
+        self._ready = self.open(0, "")
+
+    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002
+        """Open and connect a control socket.
+
+        Raises:
+            BackendUnavailableError: It cannot be had; the text says why.
+        """
+        ready, self._ready = self._ready, None
+        return ready if ready is not None else open_control(self._options.receive_buffer)
+
+    def lookup(self, request: Any) -> Any:
+        """No look-ups are asked for."""
+        return request
+
+    def close(self) -> None:
+        """Close a channel that nobody took."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.close()
+
+
+def open_control(receive_buffer: int | None) -> SocketChannel:
+    """Connect to ``com.apple.network.statistics``.
+
+    Raises:
+        BackendUnavailableError: This is no Darwin system, the control is absent, or
+            the sandbox denies it.
+    """
+    if sys.platform != "darwin":
+        detail = f"this is {sys.platform}; the kernel control exists on macOS only"
+        raise BackendUnavailableError(BACKEND, UnavailableReason.PLATFORM, detail)
+    sock = _system_socket()
+    try:
+        sock.connect((_control_id(sock), 0))
+        granted = set_receive_buffer(sock, receive_buffer)
+    except OSError as error:
+        sock.close()
+        raise _explain(error, "connect to the control") from error
+    except BaseException:
+        sock.close()
+        raise
+    return SocketChannel(sock, immediate=True, receive_buffer=granted)
+
+
+def _system_socket() -> socket.socket:
+    family = getattr(socket, "PF_SYSTEM", _PF_SYSTEM)
+    protocol = getattr(socket, "SYSPROTO_CONTROL", _SYSPROTO_CONTROL)
+    try:
+        return socket.socket(family, socket.SOCK_DGRAM, protocol)
+    except OSError as error:
+        raise _explain(error, "create a system socket") from error
+
+
+def _control_id(sock: socket.socket) -> int:
+    import fcntl  # noqa: PLC0415  # not on every platform
+
+    info = bytearray(_CTL_INFO_SIZE)
+    name = CONTROL_NAME.encode()
+    info[4 : 4 + len(name)] = name
+    try:
+        fcntl.ioctl(sock.fileno(), _CTLIOCGINFO, info)
+    except OSError as error:
+        raise _explain(error, f"look up {CONTROL_NAME}") from error
+    (control_id,) = struct.unpack_from("=I", info)
+    return int(control_id)
+
+
+def _explain(error: OSError, what: str) -> BackendUnavailableError:
+    """What a failed call means and what to do."""
+    number = error.errno or 0
+    text = os.strerror(number)
+    if number in {errno.EPERM, errno.EACCES}:
+        reason, hint = UnavailableReason.PERMISSION, "a sandbox denies it; run outside the App Sandbox"
+    elif number == errno.ENOENT:
+        reason, hint = UnavailableReason.MISSING, "this kernel has no such control (it begins with OS X 10.7)"
+    elif number in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
+        reason, hint = UnavailableReason.RESOURCE, "out of descriptors or memory"
+    else:
+        reason, hint = UnavailableReason.MISSING, "unexpected"
+    return BackendUnavailableError(BACKEND, reason, f"cannot {what}: {text} ({hint})")

@@ -1,0 +1,361 @@
+"""The pump: the only place that awaits a kernel.
+
+It owns the clock and the sockets, the core owns the schedule and the meaning.
+One turn: carry out the core's commands; read every channel that may have data until
+it would block; feed; deliver. Only then wait, for a readable channel, the core's
+deadline, a request from outside, or room at the consumer (policy ``block``).
+
+- *Drain first.* The kernel answers inside ``send``, so after a send the channel is
+  read at once, without waiting for readiness.
+- *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
+  busy kernel nor a dump of 50,000 sockets holds it.
+- *Nothing is lost to cancellation.* What was read was fed before the next await.
+- Channels are waited on by one task each, which only sets an event; look-ups that
+  may block run in worker threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import anyio.to_thread
+
+from .._core import CloseChannel, Command, Core, Lookup, OpenChannel, Send
+from .._errors import NstatError
+from .._feed import Channel, Sink, Transport
+from .._model import Capabilities, Counts, Flow
+from .._options import MonitorOptions
+
+__all__ = ["KernelFeed", "Recorder"]
+
+_log = logging.getLogger("nstat_async.pump")
+
+SLICE = 0.002
+"""Seconds of work after which other tasks get a turn."""
+CHECK_EVERY = 8
+"""Datagrams between two looks at the clock."""
+
+
+class Recorder(Protocol):
+    """Writes the conversation down. Times are nanoseconds of the monotonic clock since it began."""
+
+    def to_kernel(self, data: bytes, time_ns: int, client: int) -> None:
+        """A datagram was sent."""
+
+    def from_kernel(self, data: bytes, time_ns: int, client: int) -> None:
+        """A datagram was received."""
+
+    def answer(self, token: int, answer: object, time_ns: int) -> None:
+        """A look-up was answered."""
+
+    def close(self) -> None:
+        """Finish the recording."""
+
+
+class KernelFeed:
+    """A core, its transport, and the loop between them.
+
+    Args:
+        core: The protocol's logic.
+        transport: Opens its channels.
+        options: The monitor's.
+        kernel: Kernel version, for a recording.
+        protocol: ``ntstat`` or ``sock_diag``, for a recording.
+        recorder: Where the conversation is written; made from
+            ``options.record_to`` by the backend.
+    """
+
+    can_wait = False
+
+    def __init__(
+        self,
+        core: Core,
+        transport: Transport,
+        *,
+        options: MonitorOptions,
+        kernel: str,
+        protocol: str,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.core = core
+        self.options = options
+        self._transport = transport
+        if recorder is None and options.record_to is not None:
+            from .record import open_recorder  # noqa: PLC0415
+
+            recorder = open_recorder(options.record_to, core, kernel=kernel, protocol=protocol)
+        self._recorder = recorder
+        self._began = time.monotonic()
+        self._channels: dict[int, _Waiter] = {}
+        self._wake = anyio.Event()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._closed = False
+        self._poll_requested = False
+        self._slices = 0
+        self._longest_slice = 0.0
+        self._wakes = 0
+        self._open_error: NstatError | None = None
+
+    # --- Feed ----------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the core knows by now."""
+        return self.core.capabilities
+
+    def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
+        """The flows of this moment."""
+        return self.core.flows()
+
+    def request_poll(self) -> None:
+        """Ask the kernel now."""
+        self._poll_requested = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Release the sockets; `run` ends soon."""
+        self._closed = True
+        for waiter in list(self._channels.values()):
+            waiter.close()
+        self._channels.clear()
+        self._transport.close()
+        if self._recorder is not None:
+            self._recorder.close()
+        self._wake.set()
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the core and the pump."""
+        return {
+            **self.core.statistics(),
+            "wakes": self._wakes,
+            "slices": self._slices,
+            "longest_slice_us": int(self._longest_slice * 1e6),
+        }
+
+    async def run(self, sink: Sink) -> None:
+        """Pump until closed.
+
+        Raises:
+            NstatError: The subscription failed for good.
+        """
+        core = self.core
+        failure: BaseException | None = None
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                # Errors are carried out of the group by hand, so that none arrives
+                # wrapped in an exception group.
+                try:
+                    core.start(self._now())
+                    while not self._closed and core.failure is None:
+                        await self._turn(sink)
+                        if not self._closed and core.failure is None:
+                            await self._wait(sink)
+                    failure = core.failure
+                except Exception as error:  # noqa: BLE001
+                    failure = error
+                self._tasks.cancel_scope.cancel()
+        finally:
+            self.close()
+        if failure is not None:
+            raise (self._open_error or failure) if failure is core.failure else failure
+
+    # --- a turn ----------------------------------------------------------------
+
+    def _now(self) -> float:
+        now = time.monotonic()
+        self.core.epoch_offset = time.time() - now
+        return now
+
+    async def _turn(self, sink: Sink) -> None:
+        core = self.core
+        if self._poll_requested:
+            self._poll_requested = False
+            core.request_poll(self._now())
+        deadline = core.next_deadline()
+        if deadline is not None and deadline <= time.monotonic():
+            core.handle_deadline(self._now())
+        work = True
+        commands = core.commands()
+        while work and not self._closed:
+            start = time.perf_counter()
+            for command in commands:
+                self._carry_out(command)
+            read = self._read(start + SLICE)
+            events = core.take_events()
+            if events:
+                sink.deliver(events)
+            spent = time.perf_counter() - start
+            self._longest_slice = max(self._longest_slice, spent)
+            self._slices += 1
+            commands = core.commands()  # reading may have called for more
+            work = bool(commands) or read
+            if core.failure is not None:
+                return
+            if work:
+                await anyio.lowlevel.checkpoint()
+                await sink.room()
+
+    def _read(self, until: float) -> bool:
+        """Read channels that may have data; True if one of them has more."""
+        more = False
+        for waiter in list(self._channels.values()):
+            if waiter.maybe_readable and not waiter.channel_closed and self._drain(waiter, until):
+                more = True
+        return more
+
+    def _drain(self, waiter: _Waiter, until: float) -> bool:
+        """Read one channel until it would block or the slice is over; True in the latter case."""
+        core, recorder, channel, number = self.core, self._recorder, waiter.channel, waiter.number
+        receive, feed = channel.receive, core.receive_datagram
+        now = self._now()
+        count = 0
+        try:
+            while True:
+                data = receive()
+                if recorder is not None:
+                    recorder.from_kernel(data, self._record_time(), number)
+                feed(data, now, number)
+                count += 1
+                if not count % CHECK_EVERY and time.perf_counter() >= until:
+                    return True
+        except BlockingIOError:
+            waiter.maybe_readable = False
+            core.channel_drained(number, self._now())
+            waiter.rearm()
+        except EOFError:
+            waiter.close()
+            self._channels.pop(number, None)
+            core.channel_closed(number, self._now())
+        except OSError as error:
+            if self._closed or waiter.channel_closed:
+                return False
+            core.channel_failed(number, error.errno or 0, self._now())
+            # The error was reported and taken off the socket; what else is queued is still there.
+            return number in self._channels
+        return False
+
+    def _record_time(self) -> int:
+        return int((time.monotonic() - self._began) * 1e9)
+
+    # --- commands ----------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Send):
+            self._send(command)
+        elif isinstance(command, OpenChannel):
+            self._open(command)
+        elif isinstance(command, CloseChannel):
+            waiter = self._channels.pop(command.channel, None)
+            if waiter is not None:
+                waiter.close()
+        elif isinstance(command, Lookup) and self._tasks is not None:
+            self._tasks.start_soon(self._look_up, command)
+
+    def _send(self, command: Send) -> None:
+        waiter = self._channels.get(command.channel)
+        if waiter is None:
+            return
+        if self._recorder is not None:
+            self._recorder.to_kernel(command.data, self._record_time(), command.channel)
+        try:
+            waiter.channel.send(command.data)
+        except OSError as error:
+            self.core.channel_failed(command.channel, error.errno or 0, self._now())
+        waiter.maybe_readable = True
+
+    def _open(self, command: OpenChannel) -> None:
+        try:
+            channel = self._transport.open(command.channel, command.purpose)
+        except NstatError as error:
+            self._open_error = error
+            cause = error.__cause__
+            number = cause.errno if isinstance(cause, OSError) and cause.errno else 0
+            self.core.channel_failed(command.channel, number, self._now())
+            return
+        except OSError as error:
+            self.core.channel_failed(command.channel, error.errno or 0, self._now())
+            return
+        assert self._tasks is not None
+        waiter = _Waiter(command.channel, channel, self)
+        self._channels[command.channel] = waiter
+        self._tasks.start_soon(waiter.watch)
+        self.core.channel_opened(
+            command.channel, self._now(), immediate=channel.immediate, receive_buffer=channel.receive_buffer
+        )
+
+    async def _look_up(self, command: Lookup) -> None:
+        try:
+            answer = await anyio.to_thread.run_sync(self._transport.lookup, command.request, abandon_on_cancel=True)
+        except OSError as error:
+            _log.debug("look-up failed: %s", error)
+            answer = None
+        if self._closed:
+            return
+        if self._recorder is not None and answer is not None:
+            self._recorder.answer(command.token, answer, self._record_time())
+        self.core.lookup_done(command.token, answer, self._now())
+        self.wake()
+
+    # --- waiting -------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something happened that the loop should look at."""
+        self._wake.set()
+
+    async def _wait(self, sink: Sink) -> None:
+        await sink.room()
+        deadline = self.core.next_deadline()
+        timeout = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+        with anyio.move_on_after(timeout):
+            await self._wake.wait()
+        self._wakes += 1
+        self._wake = anyio.Event()
+
+
+class _Waiter:
+    """Waits for one channel to become readable, as often as it is rearmed."""
+
+    def __init__(self, number: int, channel: Channel, feed: KernelFeed) -> None:
+        self.number = number
+        self.channel = channel
+        self.maybe_readable = True
+        self.channel_closed = False
+        self._feed = feed
+        self._armed = anyio.Event()
+
+    def rearm(self) -> None:
+        """The channel is empty: tell when it no longer is."""
+        self._armed.set()
+
+    def close(self) -> None:
+        """Close the channel; whoever waits for it is woken first."""
+        if self.channel_closed:
+            return
+        self.channel_closed = True
+        self._armed.set()
+        try:
+            anyio.notify_closing(self.channel)
+        except (OSError, RuntimeError, NotImplementedError):
+            _log.debug("nobody waits for channel %d", self.number)
+        self.channel.close()
+
+    async def watch(self) -> None:
+        """Task: set `maybe_readable` and wake the pump whenever data arrives."""
+        while not self.channel_closed:
+            await self._armed.wait()
+            self._armed = anyio.Event()
+            if self.channel_closed:
+                return
+            try:
+                await anyio.wait_readable(self.channel)
+            except anyio.ClosedResourceError:
+                return
+            self.maybe_readable = True
+            self._feed.wake()

@@ -1,0 +1,83 @@
+"""Writing a live conversation to a recording."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from .. import __version__
+from .._core import Core
+from .._errors import UsageError
+from ..recording import RecordingInfo, RecordingWriter
+
+__all__ = ["FileRecorder", "open_recorder"]
+
+
+class FileRecorder:
+    """Writes the pump's conversation to a file in the library's own format.
+
+    Args:
+        file: The file; closed with the recorder.
+        info: Facts about the conversation.
+        answer_to_json: Turns a look-up's answer into something JSON can hold.
+    """
+
+    def __init__(self, file: BinaryIO, info: RecordingInfo, answer_to_json: Callable[[Any], Any]) -> None:
+        self._file = file
+        self._writer = RecordingWriter(file, info)
+        self._answer_to_json = answer_to_json
+
+    def to_kernel(self, data: bytes, time_ns: int, client: int) -> None:
+        """A datagram was sent."""
+        self._writer.to_kernel(data, time_ns, client)
+
+    def from_kernel(self, data: bytes, time_ns: int, client: int) -> None:
+        """A datagram was received."""
+        self._writer.from_kernel(data, time_ns, client)
+
+    def answer(self, token: int, answer: object, time_ns: int) -> None:
+        """A look-up was answered."""
+        self._writer.answer({"token": token, "answer": self._answer_to_json(answer)}, time_ns)
+
+    def close(self) -> None:
+        """Flush and close the file. Idempotent."""
+        if not self._file.closed:
+            self._writer.flush()
+            self._file.close()
+
+
+def open_recorder(path: str | os.PathLike[str], core: Core, *, kernel: str, protocol: str) -> FileRecorder:
+    """Begin a recording of what a core and its kernel will say.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    translator = getattr(core, "translator", None)
+    timebase: tuple[int, int] | None = getattr(translator, "timebase", None)
+    interfaces: Mapping[int, str] = getattr(translator, "interfaces", {})
+    layout = core.capabilities.layout
+    info = RecordingInfo(
+        protocol=protocol,
+        kernel=kernel,
+        timebase=timebase,
+        layout=layout,
+        started_ns=time.time_ns(),
+        interfaces=dict(interfaces),
+        tool=f"nstat_async {__version__}",
+    )
+
+    def as_is(value: Any) -> Any:
+        return value
+
+    to_json: Callable[[Any], Any] = as_is
+    if protocol == "sock_diag":
+        from ..sockdiag import answer_to_json  # noqa: PLC0415
+
+        to_json = answer_to_json
+    try:
+        file = open(path, "wb")  # noqa: SIM115, PTH123  # closed by the recorder
+    except OSError as error:
+        raise UsageError(f"record_to: {os.fspath(path)}: {error.strerror or error}") from error
+    return FileRecorder(file, info, to_json)

@@ -1,0 +1,70 @@
+"""A kernel behind an AF_UNIX socket: the emulated one, or a bridge to another machine's.
+
+SOCK_SEQPACKET; one packet is one datagram of the control socket, both ways; end of
+file is the control going away. Answers may come a moment after a request.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from .._errors import BackendUnavailableError, UnavailableReason
+from .._feed import Channel
+from .._options import MonitorOptions
+from .kctl import SocketChannel, set_receive_buffer
+
+__all__ = ["UnixTransport"]
+
+
+class UnixTransport:
+    """Connects to a server on a path, once per channel."""
+
+    def __init__(self, path: str, options: MonitorOptions) -> None:
+        self._path = path
+        self._options = options
+        self._ready: Channel | None = None
+
+    def prepare(self) -> None:
+        """Connect the first channel now, so that failure shows at opening.
+
+        Raises:
+            BackendUnavailableError: As `open`.
+        """
+        self._ready = self.open(0, "")
+
+    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002
+        """Connect.
+
+        Raises:
+            BackendUnavailableError: Nobody listens there, or the host has no such sockets.
+        """
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            return ready
+        family = getattr(socket, "AF_UNIX", None)
+        kind = getattr(socket, "SOCK_SEQPACKET", None)
+        if family is None or kind is None:
+            raise BackendUnavailableError("unix", UnavailableReason.PLATFORM, "this host has no AF_UNIX SOCK_SEQPACKET sockets")
+        sock = socket.socket(family, kind)
+        try:
+            sock.connect(self._path)
+        except OSError as error:
+            sock.close()
+            detail = f"cannot connect to {self._path}: {os.strerror(error.errno or 0)}"
+            denied = isinstance(error, PermissionError)
+            reason = UnavailableReason.PERMISSION if denied else UnavailableReason.MISSING
+            raise BackendUnavailableError("unix", reason, detail) from error
+        granted = set_receive_buffer(sock, self._options.receive_buffer)
+        return SocketChannel(sock, immediate=False, receive_buffer=granted, ends=True)
+
+    def lookup(self, request: Any) -> Any:
+        """No look-ups are asked for."""
+        return request
+
+    def close(self) -> None:
+        """Close a channel that nobody took."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.close()

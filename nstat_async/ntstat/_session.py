@@ -1,0 +1,434 @@
+"""The active session: a monitor's whole conversation with a Darwin kernel.
+
+A session drives one `Subscription` (one control socket). It opens a second one when
+only that repairs the picture: announcements were lost for good, or the control went
+away. The second is subscribed with announcements suppressed and polled completely in
+silence; then it takes over: each of its sources that is the same kernel socket as one
+of the old subscription (same provider, addresses, creation time) continues that
+flow, the others are told as added, and old flows without a counterpart as gone.
+Counters are the kernel socket's, not the subscription's, so totals go on unbroken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+
+from .._core import CloseChannel, Command, OpenChannel, Send
+from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
+from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause
+from .._model import Capabilities, Counts, Flow, Proof, Visibility
+from .._options import Discovery, MonitorOptions
+from ._kernels import Kernel
+from ._sources import Source, advance
+from ._subscription import State, Subscription
+from ._translate import Translator, make_counts, raw_values
+
+__all__ = ["Session"]
+
+REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
+"""Seconds to wait before each try to open a control that went away."""
+RESYNC_PAUSE = 5.0
+"""Seconds between two resynchronisations for lost announcements."""
+PURPOSE = "ntstat"
+
+
+class Session:
+    """An active session: sans-IO, sans-clock.
+
+    Args:
+        kernel: The kernel's version string, or a `Kernel`.
+        timebase: Nanoseconds per tick of the kernel's clock, as a fraction:
+            ``(1, 1)`` on Intel, ``(125, 3)`` on Apple silicon.
+        interfaces: Interface names by index, where they are known.
+        options: What to watch and how.
+        backend: Name for `Capabilities`.
+
+    Raises:
+        UsageError: The kernel's version is not understood or too old.
+    """
+
+    def __init__(
+        self,
+        kernel: str | Kernel,
+        *,
+        timebase: tuple[int, int] = (1, 1),
+        interfaces: dict[int, str] | None = None,
+        options: MonitorOptions | None = None,
+        backend: str = "kctl",
+    ) -> None:
+        self.kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
+        self.options = options if options is not None else MonitorOptions()
+        self.epoch_offset = 0.0
+        self.failure: NstatError | None = None
+        self.backend = backend
+        self.translator = Translator(self.kernel, timebase, dict(interfaces or {}))
+        self.proof = Proof.ASSUMED if self.kernel.known else Proof.UNKNOWN
+        """How sure the layout is."""
+        self.flows_visible = Visibility.UNKNOWN
+        self._events: deque[AnyEvent] = deque()
+        self._commands: list[Command] = []
+        self._generation = 0
+        self._current: Subscription | None = None
+        self._candidate: Subscription | None = None
+        self._next_poll: float | None = None
+        self._poll_started = 0.0
+        self._reopen_at: float | None = None
+        self._reopen_tries = 0
+        self._resync_at: float | None = None
+        self._last_resync = float("-inf")
+        self._statistics = {"resynchronisations": 0}
+
+    # --- Core: in -------------------------------------------------------------
+
+    def start(self, now: float) -> None:  # noqa: ARG002
+        """Begin to subscribe."""
+        self._current = self._open(self.options.discovery, muted=False)
+
+    def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
+        """An `OpenChannel` was carried out."""
+        subscription = self._subscription(channel)
+        if subscription is not None:
+            subscription.opened(now, now + self.epoch_offset, immediate=immediate, receive_buffer=receive_buffer)
+
+    def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
+        """Take in one datagram of the kernel.
+
+        Raises:
+            ProtocolError: Only with the option ``strict``.
+        """
+        subscription = self._subscription(channel)
+        if subscription is not None:
+            before = subscription.table.statistics["sources_seen"]
+            subscription.receive(data, now, now + self.epoch_offset)
+            if not subscription.suppress and subscription.table.statistics["sources_seen"] != before:
+                self._announced(subscription)
+            self._check_refusals(subscription)
+
+    def channel_drained(self, channel: int, now: float) -> None:
+        """The channel would block."""
+        subscription = self._subscription(channel)
+        if subscription is not None:
+            subscription.drained(now)
+            self._check_refusals(subscription)
+
+    def channel_failed(self, channel: int, errno: int, now: float) -> None:
+        """Opening, sending or receiving failed."""
+        import errno as host  # noqa: PLC0415  # numbers of the host that did the call
+
+        subscription = self._subscription(channel)
+        if subscription is None:
+            return
+        if errno in {host.ENOBUFS, host.ENOMEM} and subscription.state is not State.OPENING:
+            subscription.overloaded(now)
+            return
+        if subscription.state is State.OPENING and subscription is self._current and not self._reopen_tries:
+            self.failure = BackendUnavailableError(
+                self.backend, UnavailableReason.MISSING, f"the control socket cannot be opened (error {errno})"
+            )
+            return
+        self._lost(subscription, now)
+
+    def channel_closed(self, channel: int, now: float) -> None:
+        """End of file: the control went away."""
+        subscription = self._subscription(channel)
+        if subscription is not None:
+            self._lost(subscription, now)
+
+    def lookup_done(self, token: int, answer: Any, now: float) -> None:
+        """No look-ups are made."""
+
+    # --- Core: out -------------------------------------------------------------
+
+    def commands(self) -> list[Command]:
+        """What to do now, in this order."""
+        for subscription in (self._current, self._candidate):
+            if subscription is not None and subscription.outbox:
+                self._commands.extend(Send(subscription.channel, data) for data in subscription.outbox)
+                subscription.outbox.clear()
+        commands, self._commands = self._commands, []
+        return commands
+
+    def data_to_send(self) -> list[bytes]:
+        """The datagrams of `commands`, for a caller with exactly one socket.
+
+        The first call also reports that socket as opened, so such a caller needs
+        no commands at all; it forgoes resynchronisation.
+        """
+        data = []
+        for command in self.commands():
+            if isinstance(command, OpenChannel):
+                self.channel_opened(command.channel, self._poll_started, immediate=False, receive_buffer=None)
+                data.extend(self.data_to_send())
+            elif isinstance(command, Send):
+                data.append(command.data)
+        return data
+
+    def take_events(self) -> list[AnyEvent]:
+        """The events since the last call."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def next_event(self) -> AnyEvent | None:
+        """The next event, or `None`."""
+        return self._events.popleft() if self._events else None
+
+    def next_deadline(self) -> float | None:
+        """When `handle_deadline` wants to be called."""
+        times = [self._next_poll, self._reopen_at, self._resync_at]
+        times.extend(s.deadline() for s in (self._current, self._candidate) if s is not None)
+        return min((t for t in times if t is not None), default=None)
+
+    def handle_deadline(self, now: float) -> None:
+        """The time has come (or passed)."""
+        if self._reopen_at is not None and now >= self._reopen_at:
+            self._reopen_at = None
+            self._candidate = self._open(Discovery.POLL, muted=True)
+        if self._resync_at is not None and now >= self._resync_at:
+            self._resync_at = None
+            self._resynchronise(now)
+        for subscription in (self._current, self._candidate):
+            if subscription is not None:
+                subscription.tick(now)
+                self._check_refusals(subscription)
+        if self._next_poll is not None and now >= self._next_poll:
+            self.request_poll(now)
+
+    def request_poll(self, now: float) -> None:
+        """Ask for one poll of everything as soon as possible."""
+        current = self._current
+        self._next_poll = None
+        if current is None or current.state is not State.RUNNING:
+            return
+        self._poll_started = now
+        current.table.begin(now + self.epoch_offset)
+        current.want_poll(now)
+
+    def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
+        """The open flows, with their last counts."""
+        return self._current.table.flows() if self._current is not None else ()
+
+    def statistics(self) -> dict[str, int]:
+        """Counters about the subscription, by name."""
+        result = dict(self._statistics)
+        current = self._current
+        if current is not None:
+            for part in (current.receiver.statistics, current.table.statistics, current.statistics):
+                result.update(part)
+            result["sources"] = len(current.table.sources)
+        return result
+
+    @property
+    def polling(self) -> bool:
+        """True while a poll is under way."""
+        return self._current is not None and self._current.busy
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this subscription can tell."""
+        kernel, current = self.kernel, self._current
+        providers = frozenset(current.providers) if current is not None else frozenset()
+        return Capabilities(
+            backend=self.backend,
+            kernel=kernel.text,
+            providers=providers,
+            tcp_counts=True,
+            udp_counts=True,
+            per_medium_bytes=kernel.version >= (2422,),
+            final_counts=kernel.has_counts_at_goodbye,
+            short_lived=kernel.has_counts_at_goodbye,
+            flows=self.flows_visible,
+            processes=Visibility.ALL,
+            layout=kernel.layout.name,
+            layout_proof=self.proof,
+            receive_buffer=current.receive_buffer if current is not None else None,
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if not self.kernel.known:
+            notes.append(f"{self.kernel.name} is newer than the layouts that were compiled; {self.kernel.layout.name} is assumed")
+        if not self.kernel.has_counts_at_goodbye:
+            notes.append("this kernel reports a close up to a minute late and without final counts")
+        if self.kernel.version > (12377, 99):
+            notes.append("this kernel may show an ordinary user only that user's flows; root may see more")
+        current = self._current
+        if current is not None:
+            notes.extend(f"{p.value}: refused (error {e})" for p, e in current.refused.items() if p in self.options.providers)
+        return tuple(notes)
+
+    # --- inside ------------------------------------------------------------------
+
+    def _emit(self, event: AnyEvent) -> None:
+        self._events.append(event)
+
+    def _open(self, discovery: Discovery, *, muted: bool) -> Subscription:
+        self._generation += 1
+        channel = self._generation - 1
+        self._commands.append(OpenChannel(channel, PURPOSE))
+        subscription = Subscription(
+            channel,
+            self.translator,
+            self._emit,
+            self.options,
+            generation=self._generation,
+            discovery=discovery,
+            muted=muted,
+            on_ready=self._ready,
+            on_gap=self._gap,
+        )
+        if self._current is not None:
+            subscription.table.probed = self._current.table.probed
+        return subscription
+
+    def _subscription(self, channel: int) -> Subscription | None:
+        for subscription in (self._current, self._candidate):
+            if subscription is not None and subscription.channel == channel and subscription.state is not State.CLOSED:
+                return subscription
+        return None
+
+    def _announced(self, subscription: Subscription) -> None:
+        for source in reversed(subscription.table.sources.values()):
+            if source.flow is not None or source.announced_ns is None or source.seen < 0:
+                break
+            source.seen = -1  # asked for once
+            subscription.announced(source.ref)
+
+    def _check_refusals(self, subscription: Subscription) -> None:
+        """Fail when neither TCP nor UDP of those wanted was granted."""
+        if subscription is not self._current or subscription.state is not State.RUNNING or self.failure is not None:
+            return
+        wanted = self.options.providers
+        if subscription.providers or not subscription.refused:
+            return
+        errno = next(iter(subscription.refused.values()))
+        names = ", ".join(sorted(p.value for p in wanted))
+        self.failure = RequestError(f"subscription to {names}", errno, "the kernel refused every provider")
+
+    def _ready(self, subscription: Subscription, complete: bool) -> None:
+        """A poll of this subscription ended."""
+        if subscription is self._candidate:
+            if complete or subscription.statistics["polls"] >= 3:
+                self._take_over(subscription)
+            else:
+                subscription.poll_wanted = True
+            return
+        interval = self.options.interval
+        if interval is None:
+            self._next_poll = None
+            return
+        # The next poll is due an interval after this one began; missed turns are skipped.
+        now = subscription._now  # noqa: SLF001
+        due = self._poll_started + interval
+        if due <= now:
+            due = now + interval - (now - self._poll_started) % interval
+        self._next_poll = due
+
+    def _gap(self, subscription: Subscription, count: int | None) -> None:  # noqa: ARG002
+        """Announcements were lost for good: only another control socket sees the rest."""
+        if subscription is self._current and self._candidate is None and self._resync_at is None:
+            now = subscription._now  # noqa: SLF001
+            self._resync_at = max(now, self._last_resync + RESYNC_PAUSE)
+
+    def _resynchronise(self, now: float) -> None:
+        if self._candidate is None:
+            self._last_resync = now
+            self._statistics["resynchronisations"] += 1
+            self._candidate = self._open(Discovery.POLL, muted=True)
+
+    def _lost(self, subscription: Subscription, now: float) -> None:
+        """A control socket went away."""
+        self._commands.append(CloseChannel(subscription.channel))
+        subscription.state = State.CLOSED
+        subscription.outbox.clear()
+        if subscription is self._candidate:
+            self._candidate = None
+        elif subscription is self._current:
+            self._next_poll = None
+            self._emit(EventsLost(now + self.epoch_offset, LossCause.RESYNC, None, detail="the kernel control went away"))
+        current = self._current
+        if current is None or current.state is not State.CLOSED:
+            return
+        if self._reopen_tries >= len(REOPEN_DELAYS):
+            self.failure = BackendUnavailableError(
+                self.backend, UnavailableReason.MISSING, "the kernel control went away and cannot be opened again"
+            )
+            return
+        self._reopen_at = now + REOPEN_DELAYS[self._reopen_tries]
+        self._reopen_tries += 1
+
+    def _take_over(self, candidate: Subscription) -> None:
+        """The second socket knows everything: let it continue the flows of the first."""
+        old, self._current, self._candidate = self._current, candidate, None
+        self._reopen_tries = 0
+        assert old is not None
+        was_open = old.state is not State.CLOSED
+        if was_open:
+            self._commands.append(CloseChannel(old.channel))
+            old.state = State.CLOSED
+        table = candidate.table
+        table.muted = False
+        old.table.time, old.table.time_ns = table.time, table.time_ns
+        waiting: dict[tuple[Any, ...], list[Source]] = {}
+        for source in old.table.sources.values():
+            if source.reported and source.reader is not None and source.reader.is_flow:
+                waiting.setdefault(_same_socket(source), []).append(source)
+        fresh = []
+        for source in table.sources.values():
+            partners = waiting.get(_same_socket(source))
+            if not partners:
+                fresh.append(source)
+                continue
+            partner = partners.pop(0)
+            if _continue(partner, source) and source.flow is not None:
+                counts = source.counts if source.counts is not None else Counts()
+                self._emit(FlowUpdated(table.time, source.flow, counts, partner.counts))
+        for partners in waiting.values():
+            for source in partners:
+                old.table.gone(source)
+        for source in fresh:
+            source.preexisting = False
+            if source.reported and source.flow is not None:
+                table.statistics["flows_added"] += 1
+                self._emit(FlowAdded(table.time, source.flow, source.counts, preexisting=False))
+        for name, value in old.table.statistics.items():
+            table.statistics[name] += value
+        for name, value in old.receiver.statistics.items():
+            candidate.receiver.statistics[name] += value
+        candidate.providers |= old.providers & self.options.providers
+        if was_open:
+            self._emit(EventsLost(table.time, LossCause.RESYNC, None, detail="resynchronised on a second control socket"))
+        self._poll_started = candidate._now  # noqa: SLF001
+        self._ready(candidate, True)
+
+
+def _same_socket(source: Source) -> tuple[Any, ...]:
+    flow = source.flow
+    if flow is None:
+        return (source.provider_id,)
+    if source.start_ticks is not None:
+        return (source.provider_id, source.start_ticks, flow.local, flow.remote)
+    owner = flow.process.key if flow.process is not None else None
+    return (source.provider_id, owner, flow.local, flow.remote)
+
+
+def _continue(old: Source, new: Source) -> bool:
+    """Make a source of the new socket carry on a flow of the old one; True if it looks different now."""
+    new.id, new.preexisting, new.announced_ns = old.id, old.preexisting, old.announced_ns
+    flow, before = new.flow, old.flow
+    assert flow is not None
+    assert before is not None
+    merged = attrs.evolve(
+        flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=flow.direction or before.direction
+    )
+    new.flow = before if merged == before else merged
+    if old.counts is None or old.raw is None or new.counts is None or new.raw is None:
+        return new.flow is not before or new.counts is not old.counts
+    values = advance(raw_values(old.counts), old.raw, new.raw)
+    new.counts = make_counts(type(new.counts), values)
+    return new.flow is not before or new.counts != old.counts

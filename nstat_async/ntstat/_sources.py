@@ -1,0 +1,644 @@
+"""The source table: what the kernel said about each source, turned into events.
+
+Operations and their cost:
+
+- a report of a known source whose flow and counters did not change: two
+  comparisons, no allocation but the unpacked tuple;
+- a report with new counters: one `Counts`, one event;
+- a report with a new description: a new `Flow` (ten microseconds);
+- memory: one `Source`, its `Flow` and its last counters; owners and interfaces are
+  shared. Sources leave with their goodbye or when their absence is proven.
+
+Promises to the user, kept here: a flow is added once, then updated, then removed
+once; counters never run backwards (`advance`); a flow that ended without its final
+counts is followed by `EventsLost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from .._events import (
+    AnyEvent,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    InterfaceUpdated,
+    LossCause,
+    RemovalReason,
+    RouteUpdated,
+)
+from .._model import Counts, Direction, Flow, Interface, Provider, TcpState
+from ._constants import HeaderFlag, LinkStatus
+from ._kernels import Kernel
+from ._layouts import layout
+from ._tables import NEWEST
+from ._translate import (
+    DescriptorReader,
+    RawDetails,
+    Translator,
+    Values,
+    decode_endpoint,
+    interface_kind,
+    make_counts,
+    raw_values,
+    text,
+)
+
+__all__ = ["MAX_MISSING", "Source", "SourceTable", "advance"]
+
+MAX_MISSING = 65_536
+"""Reference numbers remembered as not yet seen; more are only counted as lost."""
+
+_CLOSING = int(HeaderFlag.CLOSING)
+_TCP_STABLE_PREFIX = 260
+"""TCP descriptor bytes that kernels newer than known kept in place (through ``pname``)."""
+_UDP_STABLE_PREFIX = 196
+_UNKNOWN_COUNTS = Counts()
+
+
+@attrs.define(eq=False)
+class Source:
+    """One source of the kernel."""
+
+    ref: int
+    id: str
+    reader: DescriptorReader | None
+    provider_id: int | None
+    preexisting: bool
+    span: int = -1
+    """Length of the descriptor that `reader` was chosen for."""
+    flow: Flow | None = None
+    identity: tuple[bytes, ...] | None = None
+    raw: Values | None = None
+    """Counters as last sent."""
+    counts: Counts | None = None
+    """Counters as last told: never below earlier ones."""
+    raw_details: RawDetails | None = None
+    reported: bool = False
+    """FlowAdded was emitted."""
+    closing: bool = False
+    """The final report came."""
+    unsolicited: int = 0
+    """Old kernels: 1 after unsolicited counts, 2 after the description that follows: a goodbye."""
+    seen: int = 0
+    """Serial number of the last poll that reported it."""
+    missed: int = 0
+    """Polls in a row that did not."""
+    announced_ns: int | None = None
+    """When SRC_ADDED came."""
+    start_ticks: int | None = None
+    """Creation of the socket on the kernel's clock: tells the same socket on another control socket."""
+
+
+def _is_monotone(new: Values, old: Values) -> bool:
+    return bool(
+        new[1] >= old[1]
+        and new[3] >= old[3]
+        and new[0] >= old[0]
+        and new[2] >= old[2]
+        and new[10] >= old[10]
+        and new[11] >= old[11]
+        and new[12] >= old[12]
+    )
+
+
+def advance(told: Values, old: Values, new: Values) -> Values:
+    """The counters to tell when the raw ones do not simply grow.
+
+    - u32 byte counters of TCP (positions 10 to 12) wrap at 4 GiB: their growth is
+      taken modulo 2^32, unless it is so large that the counter must have fallen.
+    - All others keep their highest value: xnu-1699 reports zero while a socket is
+      closed (``nstat_tcp_counts``), and user-land processes write what they like.
+    """
+    values = list(new)
+    for position in range(10):
+        if new[position] is not None and told[position] is not None:
+            values[position] = max(new[position], told[position])
+    for position in (10, 11, 12):
+        if new[position] is not None and told[position] is not None:
+            growth = (new[position] - old[position]) & 0xFFFFFFFF if old[position] < 1 << 32 else new[position] - old[position]
+            values[position] = told[position] + (growth if 0 <= growth < 1 << 31 else 0)
+    return tuple(values)
+
+
+class SourceTable:
+    """The sources of one control socket.
+
+    Args:
+        translator: Shared with the session.
+        emit: Where events go.
+        prefix: Makes flow ids of this socket unlike those of another one.
+        every_update: Emit an update for each report, changed or not.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        emit: Callable[[AnyEvent], None],
+        *,
+        prefix: str,
+        every_update: bool = False,
+    ) -> None:
+        self.translator = translator
+        self.kernel: Kernel = translator.kernel
+        self.emit = emit
+        self.prefix = prefix
+        self.every_update = every_update
+        self.sources: dict[int, Source] = {}
+        self.time = 0.0
+        """Wall clock of the datagram at hand, seconds."""
+        self.time_ns = 0
+        self.muted = False
+        """True while the table is only being filled (a second socket during a resynchronisation)."""
+        self.scanning = False
+        """True while the kernel lists the existing sources of a provider."""
+        self.baseline = False
+        """True until the first poll is over."""
+        self.subscribed_ns: int | None = None
+        """Wall clock of the subscription: flows that began before are pre-existing."""
+        self.poll_serial = 0
+        self.poll_seen = 0
+        """Distinct sources that the current poll reported."""
+        self.accounting = False
+        """True when every reference number is known to mean a source (no filter set)."""
+        self.highest: int | None = None
+        self.missing: set[int] = set()
+        """References below `highest` that neither reported nor said goodbye."""
+        self.written_off: set[int] = set()
+        """References whose loss was told already."""
+        self.given_up: set[int] = set()
+        """References that the client asked the kernel to remove."""
+        self.quiet_goodbyes = False
+        """True when the client hides silent sources: flag 8 is then no loss."""
+        self.probed: dict[int, int] = {}
+        """Provider number to bytes of its descriptor that a live check has proven."""
+        self.statistics = dict.fromkeys(
+            ("sources_seen", "flows_added", "flows_removed", "unknown_lengths", "unknown_references", "counters_adjusted"), 0
+        )
+        self._serial = 0
+        self._readers: dict[tuple[int | None, int], DescriptorReader] = {}
+        self._listening: dict[int, int] = {}
+        self._warned: set[tuple[int, int]] = set()
+        self._added_none: dict[int | None, DescriptorReader] = {}
+
+    # --- entry points: one per message ------------------------------------
+
+    def begin(self, time: float) -> None:
+        """A datagram that arrived at this wall-clock time is about to be reported."""
+        self.time = time
+        self.time_ns = int(time * 1e9)
+
+    def added(self, ref: int, provider_id: int, *, requested: bool) -> Source:
+        """SRC_ADDED."""
+        source = self.sources.get(ref)
+        if source is not None and not source.reported:
+            return source
+        if source is not None:
+            # Narrow references wrap around: the old bearer must have gone unheard.
+            self.gone(source)
+        source = self._create(ref, provider_id, preexisting=self.scanning and not requested)
+        source.announced_ns = self.time_ns
+        return source
+
+    def counted(self, ref: int, raw: Values, flags: int, *, solicited: bool) -> None:
+        """SRC_COUNTS."""
+        source = self.sources.get(ref)
+        if source is None:
+            self.statistics["unknown_references"] += 1
+            source = self._create(ref, None, preexisting=self.baseline)
+        if source.seen != self.poll_serial:
+            source.seen = self.poll_serial
+            self.poll_seen += 1
+        reader = source.reader
+        if reader is not None and not reader.is_flow:
+            self._take(source, raw)
+            self._other(source, removed=False)
+            return
+        previous = source.counts
+        had_raw = source.raw is not None
+        changed = self._take(source, raw)
+        if flags & _CLOSING:
+            source.closing = True
+        if not solicited:
+            source.unsolicited = 1
+        if not source.reported:
+            # The description usually follows; a second reading without one means
+            # that nobody asks for it, and then the flow is told as it is.
+            if had_raw and source.flow is None and not flags & _CLOSING:
+                self._add(source)
+            return
+        if changed or self.every_update:
+            self._updated(source, previous)
+
+    def described(self, ref: int, provider_id: int, data: bytes, at: int, end: int, flags: int) -> None:
+        """SRC_DESC."""
+        source = self.sources.get(ref)
+        if source is None:
+            source = self._create(ref, provider_id, preexisting=self.baseline)
+        if source.seen != self.poll_serial:
+            source.seen = self.poll_serial
+            self.poll_seen += 1
+        if source.unsolicited == 1:
+            source.unsolicited = 2
+        if flags & _CLOSING:
+            source.closing = True
+        reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
+        assert reader is not None
+        if not reader.is_flow:
+            source.identity = (data[at:end],)
+            if source.raw is not None:
+                self._other(source, removed=False)
+            return
+        identity = reader.identity(data, at)
+        changed = identity != source.identity
+        source.raw_details = RawDetails(reader, data[at:end], b"", self.time_ns)
+        if changed:
+            self._redescribe(source, reader, identity, data, at, end)
+        if not source.reported:
+            self._add(source)
+        elif changed and not source.closing and source.unsolicited != 2:
+            self._updated(source, source.counts)
+
+    def updated(
+        self, ref: int, provider_id: int, raw: Values, data: bytes, at: int, end: int, flags: int, items: bytes = b""
+    ) -> None:
+        """SRC_UPDATE and its variants: the hot path."""
+        source = self.sources.get(ref)
+        if source is None:
+            source = self._create(ref, provider_id, preexisting=self.baseline)
+        if source.seen != self.poll_serial:
+            source.seen = self.poll_serial
+            self.poll_seen += 1
+        reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
+        assert reader is not None
+        if not reader.is_flow:
+            source.identity = (data[at:end],)
+            self._take(source, raw)
+            self._other(source, removed=False)
+            return
+        identity = reader.identity(data, at)
+        same = identity == source.identity
+        old = source.raw
+        if same and old == raw and source.reported and not self.every_update:
+            if flags & _CLOSING:
+                source.closing = True
+                source.raw_details = RawDetails(reader, data[at:end], items, self.time_ns)
+            return
+        previous = source.counts
+        changed = old != raw and self._take(source, raw)
+        if not same:
+            self._redescribe(source, reader, identity, data, at, end, items)
+        if flags & _CLOSING:
+            source.closing = True
+        details = RawDetails(reader, data[at:end], items, self.time_ns)
+        if not source.reported:
+            source.raw_details = details
+            self._add(source)
+        elif changed or self.every_update or (not same and not source.closing):
+            counts = source.counts
+            if not self.muted:
+                self.emit(FlowUpdated(self.time, source.flow, counts, previous, details))  # type: ignore[arg-type]
+        if source.closing:
+            source.raw_details = details
+
+    def removed(self, ref: int, flags: int) -> None:
+        """SRC_REMOVED."""
+        source = self.sources.get(ref)
+        if source is None:
+            self._unseen_goodbye(ref, flags)
+            return
+        if flags & HeaderFlag.CLOSED_AFTER_FILTER:
+            reason = RemovalReason.FILTERED
+        elif flags & HeaderFlag.CLOSED_AFTER_DROP:
+            reason = RemovalReason.DROPPED
+        elif flags & HeaderFlag.CLOSED_AFTER_GONE:
+            reason = RemovalReason.GONE
+        elif ref in self.given_up:
+            reason = RemovalReason.MONITOR
+        else:
+            reason = RemovalReason.CLOSED
+        self.remove(source, reason)
+
+    def remove(self, source: Source, reason: RemovalReason) -> None:
+        """Take a source out of the picture and say so."""
+        self.sources.pop(source.ref, None)
+        self.given_up.discard(source.ref)
+        self._forget_listener(source.flow)
+        if source.reader is not None and not source.reader.is_flow:
+            self._other(source, removed=True)
+            return
+        if not source.reported:
+            self._add(source)
+        self.statistics["flows_removed"] += 1
+        if self.muted:
+            return
+        final = source.counts is not None and (source.closing or source.unsolicited == 2)
+        assert source.flow is not None
+        self.emit(FlowRemoved(self.time, source.flow, source.counts, final, reason, source.raw_details))
+        if not final and reason is not RemovalReason.MONITOR:
+            self.emit(EventsLost(self.time, LossCause.FINAL_COUNTS, 1, detail=f"flow {source.id} ended without its final counts"))
+
+    def gone(self, source: Source) -> None:
+        """A source is proven absent, its goodbye was lost."""
+        self.remove(source, RemovalReason.GONE)
+
+    def finish(self) -> None:
+        """Nothing follows: tell the flows that were announced and never described."""
+        for source in list(self.sources.values()):
+            if not source.reported and (source.reader is None or source.reader.is_flow):
+                self._add(source)
+
+    # --- polls -------------------------------------------------------------
+
+    def poll_begins(self) -> None:
+        """From now on reports belong to a new poll."""
+        self.poll_serial += 1
+        self.poll_seen = 0
+
+    def absent(self) -> list[Source]:
+        """Sources that the poll which just ended did not report."""
+        if self.poll_seen >= len(self.sources):
+            return []
+        serial = self.poll_serial
+        return [s for s in self.sources.values() if s.seen != serial]
+
+    def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
+        """The flows that were told, with their last counts."""
+        for source in list(self.sources.values()):
+            if source.reported and source.flow is not None:
+                yield source.flow, source.counts
+
+    # --- making ------------------------------------------------------------
+
+    def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source:
+        self._note_reference(ref)
+        self.statistics["sources_seen"] += 1
+        identifier = f"{self.prefix}{ref}"
+        if not self.kernel.references_are_gapless:
+            self._serial += 1
+            identifier = f"{identifier}.{self._serial}"
+        source = Source(ref, identifier, self._bare_reader(provider_id), provider_id, preexisting)
+        self.sources[ref] = source
+        return source
+
+    def _note_reference(self, ref: int) -> None:
+        if not self.accounting:
+            return
+        highest = self.highest
+        if highest is None or ref > highest:
+            first = 1 if highest is None else highest + 1
+            if ref - first <= MAX_MISSING:
+                self.missing.update(range(first, ref))
+            self.highest = ref
+        else:
+            self.missing.discard(ref)
+            self.written_off.discard(ref)
+
+    def _unseen_goodbye(self, ref: int, flags: int) -> None:
+        self._note_reference(ref)
+        self.given_up.discard(ref)
+        lost = flags & HeaderFlag.CLOSED_AFTER_DROP and not self.quiet_goodbyes
+        if (lost or (not self.kernel.explains_removal and self.accounting)) and not self.muted:
+            self.emit(EventsLost(self.time, LossCause.GOODBYE, 1, detail="a flow came and went unreported"))
+
+    def _bare_reader(self, provider_id: int | None) -> DescriptorReader:
+        """The reader of a source that has no description yet."""
+        reader = self._added_none.get(provider_id)
+        if reader is None:
+            provider, userland = self._provider(provider_id)
+            reader = DescriptorReader(self.translator, -1 if provider_id is None else provider_id, provider, userland, None)
+            self._added_none[provider_id] = reader
+        return reader
+
+    def _provider(self, provider_id: int | None) -> tuple[Provider, bool | None]:
+        if provider_id is None:
+            return Provider.UNKNOWN, None
+        return self.kernel.providers.get(provider_id, (Provider.UNKNOWN, None))
+
+    def _choose(self, source: Source, provider_id: int, data: bytes, at: int, end: int) -> DescriptorReader:
+        """Pick the reader for a descriptor of this length and remember it with the source."""
+        key = (provider_id, end - at)
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = self._readers[key] = self._make_reader(provider_id, end - at)
+            if len(self._readers) > 1024:
+                self._readers.clear()  # only garbage has so many lengths
+        if (
+            self.kernel.version[0] == 3789
+            and provider_id == 3
+            and reader.codec is not None
+            and not reader.state_is_sane(data, at)
+        ):
+            # xnu-3789 announces user-land UDP flows that appear later as user-land TCP,
+            # with the UDP descriptor padded to TCP's length; UDP has no state there.
+            reader = self._misnamed_udp()
+        source.reader, source.span, source.provider_id = reader, end - at, provider_id
+        source.identity = None
+        return reader
+
+    def _misnamed_udp(self) -> DescriptorReader:
+        key = (3, -1)
+        reader = self._readers.get(key)
+        if reader is None:
+            codec = self.kernel.layout["nstat_udp_descriptor"]
+            reader = self._readers[key] = DescriptorReader(self.translator, 5, Provider.UDP, True, codec)
+        return reader
+
+    def _make_reader(self, provider_id: int, length: int) -> DescriptorReader:
+        provider, userland = self._provider(provider_id)
+        name = self.kernel.descriptor_name(provider_id)
+        codec = self.kernel.layout.find(name) if name is not None else None
+        trusted: int | None = self.probed.get(provider_id)
+        if codec is not None and name is not None and length != codec.size:
+            self._length_surprise(provider_id, codec.size, length)
+            other = next(
+                (c for n in range(NEWEST, 6, -1) if (c := layout(n).find(name)) is not None and c.size == length), None
+            )
+            if other is not None and self.kernel.layout.number >= 7:
+                codec = other
+            elif length < codec.size:
+                codec = None
+            elif not self.kernel.known and trusted is None:
+                # What follows the name moved in the newest kernels: believe it only when proven.
+                trusted = {Provider.TCP: _TCP_STABLE_PREFIX, Provider.QUIC: _TCP_STABLE_PREFIX}.get(
+                    provider, _UDP_STABLE_PREFIX if name == "nstat_udp_descriptor" else None
+                )
+        return DescriptorReader(self.translator, provider_id, provider, userland, codec, trusted)
+
+    def _length_surprise(self, provider_id: int, expected: int, length: int) -> None:
+        key = (provider_id, length)
+        if key in self._warned or len(self._warned) > 256:
+            return
+        self._warned.add(key)
+        self.statistics["unknown_lengths"] += 1
+        if length < expected and not self.muted:
+            detail = f"descriptor of provider {provider_id} has {length} bytes, expected {expected}: not read"
+            self.emit(EventsLost(self.time, LossCause.PROTOCOL, None, detail=detail))
+
+    # --- changing ----------------------------------------------------------
+
+    def _take(self, source: Source, raw: Values) -> bool:
+        """Remember new counters; True if what the user sees changed."""
+        old, told = source.raw, source.counts
+        reader = source.reader
+        assert reader is not None
+        source.raw = raw
+        if old is None or told is None:
+            source.counts = make_counts(reader.counts_class, raw)
+            return True
+        if raw == old and told.__class__ is reader.counts_class:
+            return False
+        told_values = raw_values(told)
+        if told_values is old and not reader.self_reported and _is_monotone(raw, old):
+            source.counts = make_counts(reader.counts_class, raw)
+            return True
+        values = advance(told_values, old, raw)
+        if values != raw:
+            self.statistics["counters_adjusted"] += 1
+        elif told_values is not old:
+            values = raw
+        source.counts = make_counts(reader.counts_class, values)
+        return values != told_values
+
+    def _redescribe(
+        self,
+        source: Source,
+        reader: DescriptorReader,
+        identity: tuple[bytes, ...],
+        data: bytes,
+        at: int,
+        end: int,
+        items: bytes = b"",
+    ) -> None:
+        source.identity = identity
+        before = source.flow
+        flow = reader.flow(
+            source.id, data, at, end, time_ns=self.time_ns, previous=before, inbound_ports=self._is_listening
+        )
+        source.start_ticks = reader.start_ticks(data, at)
+        if flow.started_ns is None and source.announced_ns is not None and not source.preexisting:
+            flow = attrs.evolve(flow, started_ns=source.announced_ns)
+        source.flow = flow
+        if flow.direction is Direction.LISTENER or (before is not None and before.direction is Direction.LISTENER):
+            self._forget_listener(before)
+            self._remember_listener(flow)
+        if source.counts is not None and source.counts.__class__ is not reader.counts_class and source.raw is not None:
+            source.counts = make_counts(reader.counts_class, raw_values(source.counts))
+
+    def _add(self, source: Source) -> None:
+        if source.flow is None:
+            reader = source.reader
+            assert reader is not None
+            started = None if source.preexisting else source.announced_ns
+            source.flow = Flow(
+                source.id, reader.provider, reader.userland, started_ns=started, provider_id=source.provider_id
+            )
+        flow = source.flow
+        if self.subscribed_ns is not None and flow.started_ns is not None and source.announced_ns is None:
+            source.preexisting = flow.started_ns < self.subscribed_ns
+        source.reported = True
+        if not self.muted:
+            self.statistics["flows_added"] += 1
+            self.emit(FlowAdded(self.time, flow, source.counts, source.preexisting, source.raw_details))
+        source.raw_details = None
+
+    def _updated(self, source: Source, previous: Counts | None) -> None:
+        if self.muted or source.flow is None:
+            return
+        counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS
+        self.emit(FlowUpdated(self.time, source.flow, counts, previous, source.raw_details))
+        source.raw_details = None
+
+    # --- listeners of kernels that do not tell the direction ----------------
+
+    def _is_listening(self, port: int) -> bool:
+        return port in self._listening
+
+    def _remember_listener(self, flow: Flow) -> None:
+        if flow.state is not TcpState.LISTEN or flow.local is None or not flow.local.port:
+            return
+        port = flow.local.port
+        known = port in self._listening
+        self._listening[port] = self._listening.get(port, 0) + 1
+        if known or flow.userland:
+            return
+        for source in self.sources.values():
+            # Polls come newest first, so connections are often read before their listener.
+            other = source.flow
+            if (
+                other is not None
+                and other.direction is Direction.OUTBOUND
+                and other.local is not None
+                and other.local.port == port
+                and other.state is not TcpState.SYN_SENT
+                and not self._has_roles()
+            ):
+                source.flow = attrs.evolve(other, direction=Direction.INBOUND)
+                if source.reported:
+                    self._updated(source, source.counts)
+
+    def _has_roles(self) -> bool:
+        return self.kernel.version >= (10002,)
+
+    def _forget_listener(self, flow: Flow | None) -> None:
+        if flow is None or flow.direction is not Direction.LISTENER or flow.local is None:
+            return
+        left = self._listening.get(flow.local.port, 0) - 1
+        if left > 0:
+            self._listening[flow.local.port] = left
+        else:
+            self._listening.pop(flow.local.port, None)
+
+    # --- routes and interfaces ----------------------------------------------
+
+    def _other(self, source: Source, *, removed: bool) -> None:
+        reader = source.reader
+        if self.muted or reader is None or source.identity is None or reader.codec is None:
+            return
+        descriptor = source.identity[0]
+        fields: dict[str, Any] = reader.fields(descriptor, 0, len(descriptor))
+        counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS
+        if reader.provider is Provider.ROUTE:
+            self.emit(
+                RouteUpdated(
+                    self.time,
+                    source.id,
+                    decode_endpoint(fields["dst"]),
+                    decode_endpoint(fields["mask"]),
+                    decode_endpoint(fields["gateway"]),
+                    self.translator.interface(fields["ifindex"], None),
+                    fields["flags"],
+                    counts,
+                    removed,
+                )
+            )
+        elif not removed:
+            self.emit(self._interface_event(fields, counts, [f.name for f in reader.codec.fields]))
+
+    def _interface_event(self, fields: dict[str, Any], counts: Counts, names: list[str]) -> InterfaceUpdated:
+        kind = interface_kind(fields.get("ifnet_properties"))
+        interface = Interface(fields["ifindex"], text(fields["name"]), kind)
+        link: tuple[tuple[str, int], ...] = ()
+        block = {LinkStatus.CELLULAR: "cellular", LinkStatus.WIFI: "wifi"}.get(fields.get("link_status.link_status_type", 0))
+        if block is not None:
+            at = f"link_status.u.{block}."
+            valid = fields[at + "valid_bitmask"]
+            order = [n[len(at) :] for n in names if n.startswith(at) and not n.endswith("valid_bitmask")]
+            link = tuple((n, fields[at + n]) for i, n in enumerate(_valid_order(block, order)) if valid >> i & 1)
+        return InterfaceUpdated(
+            self.time, interface, counts, text(fields["description"]), fields["threshold"] or None, link
+        )
+
+
+def _valid_order(block: str, names: list[str]) -> list[str]:
+    """Field names in the order of their validity bits (``NSTAT_IFNET_DESC_…_VALID``)."""
+    if block == "wifi" and "ul_error_rate" in names:
+        # Bytes lost has the higher bit though it lies before the error rate.
+        lost, rate = names.index("ul_bytes_lost"), names.index("ul_error_rate")
+        names[lost], names[rate] = names[rate], names[lost]
+    return names
