@@ -109,8 +109,7 @@ class EventBuffer:
             before = len(self._queue)
             self._queue.extend([event] for event in events)
             self._pending += len(self._queue) - before
-        if self._pending > self._high_water:
-            self._high_water = self._pending
+        self._high_water = max(self._high_water, self._pending)
 
     def pop(self) -> AnyEvent | None:
         """The oldest event, or `None`."""
@@ -324,5 +323,3 @@ def _sum(first: Counts | None, second: Counts | None) -> Counts | None:
         if a is not None or b is not None:
             values[name] = (a or 0) + (b or 0)
     return Counts(**values)
-
-

@@ -1,4 +1,6 @@
-"""The errors of the library, one tree:
+"""The errors of the library.
+
+One tree:
 
 - `NstatError`
     - `UsageError` -- the caller did what cannot be done (also a `ValueError`)

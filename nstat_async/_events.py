@@ -235,4 +235,3 @@ AnyEvent = Union[
     Unrecognized,
 ]
 """Every event there is; close a ``match`` over it with ``typing.assert_never``."""
-

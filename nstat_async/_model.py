@@ -341,7 +341,7 @@ class Counts:
     def __init__(self, **fields: int | None) -> None:
         unknown = fields.keys() - set(COUNTS_FIELDS)
         if unknown:
-            msg = f"Counts has no field {sorted(unknown)[0]!r}"
+            msg = f"Counts has no field {min(unknown)!r}"
             raise TypeError(msg)
         object.__setattr__(self, "_values", tuple(fields.get(name) for name in COUNTS_FIELDS))
 

@@ -227,12 +227,12 @@ class Monitor:
         chosen: dict[str, Any] = {} if providers is None else {"providers": providers}
         self.options = MonitorOptions(
             interval=interval,
-            discovery=discovery,  # type: ignore[arg-type]  # its converter takes strings
+            discovery=discovery,
             every_update=every_update,
             extras=extras,
             flow_filter=None if flow_filter is None else as_filter(flow_filter),
             max_pending=max_pending,
-            overflow=overflow,  # type: ignore[arg-type]  # its converter takes strings
+            overflow=overflow,
             receive_buffer=receive_buffer,
             record_to=record_to,
             strict=strict,
@@ -297,7 +297,9 @@ class Monitor:
 
     def __del__(self) -> None:
         if getattr(self, "_tasks", None) is not None and not self._closed:
-            warnings.warn(f"{self!r} was never closed; use it in an async with block", ResourceWarning, source=self, stacklevel=1)
+            warnings.warn(
+                f"{self!r} was never closed; use it in an async with block", ResourceWarning, source=self, stacklevel=1
+            )
             if self._feed is not None:
                 self._feed.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -14,7 +14,7 @@ from ._model import Provider
 
 __all__ = ["DEFAULT_PROVIDERS", "Discovery", "MonitorOptions", "Overflow"]
 
-import enum
+_E = TypeVar("_E", bound=enum.Enum)
 
 DEFAULT_PROVIDERS = frozenset({Provider.TCP, Provider.UDP, Provider.QUIC})
 """Everything that carries traffic and needs no privilege."""
@@ -66,15 +66,20 @@ def _positive(name: str, *, optional: bool = False) -> Any:
     return check
 
 
-def _enum_of(kind: type[enum.Enum], name: str) -> Any:
-    def convert(value: Any) -> enum.Enum:
-        try:
-            return kind(value)
-        except ValueError:
-            known = ", ".join(repr(m.value) for m in kind)
-            raise UsageError(f"{name}: {value!r} is none of {known}") from None
+def _member(kind: type[_E], name: str, value: Any) -> _E:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(repr(m.value) for m in kind)
+        raise UsageError(f"{name}: {value!r} is none of {known}") from None
 
-    return convert
+
+def _discovery(value: Discovery | str) -> Discovery:
+    return _member(Discovery, "discovery", value)
+
+
+def _overflow(value: Overflow | str | None) -> Overflow | None:
+    return None if value is None else _member(Overflow, "overflow", value)
 
 
 @attrs.frozen(kw_only=True)
@@ -85,7 +90,7 @@ class MonitorOptions:
     """Which kinds of flows."""
     interval: float | None = attrs.field(default=1.0, validator=_positive("interval", optional=True))
     """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now`."""
-    discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_enum_of(Discovery, "discovery"))
+    discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_discovery)
     """How a Darwin kernel's new flows are found."""
     every_update: bool = False
     """True: an update for each report, changed or not. False: only for changes."""
@@ -96,9 +101,7 @@ class MonitorOptions:
     """A `nstat_async.filters.Filter` or a predicate on flows; `None` passes all."""
     max_pending: int = attrs.field(default=10_000, validator=_positive("max_pending"))
     """Events that may wait for the consumer before the overflow policy acts."""
-    overflow: Overflow | None = attrs.field(
-        default=None, converter=attrs.converters.optional(_enum_of(Overflow, "overflow"))
-    )
+    overflow: Overflow | None = attrs.field(default=None, converter=_overflow)
     """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
     receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""

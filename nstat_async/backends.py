@@ -47,8 +47,9 @@ class Kctl:
         from ._io.pump import KernelFeed  # noqa: PLC0415
         from .ntstat import Kernel  # noqa: PLC0415
 
-        if sys.platform != "darwin":
-            detail = f"this is {sys.platform}; the kernel control exists on macOS only"
+        platform: str = sys.platform
+        if platform != "darwin":
+            detail = f"this is {platform}; the kernel control exists on macOS only"
             raise BackendUnavailableError(self.name, UnavailableReason.PLATFORM, detail)
         from ._io import darwin  # noqa: PLC0415
 
@@ -81,8 +82,9 @@ class SockDiag:
         Raises:
             BackendUnavailableError: No Linux, no netlink, or no access to the namespace.
         """
-        if not sys.platform.startswith("linux"):
-            detail = f"this is {sys.platform}; netlink exists on Linux only"
+        platform: str = sys.platform
+        if not platform.startswith("linux"):
+            detail = f"this is {platform}; netlink exists on Linux only"
             raise BackendUnavailableError(self.name, UnavailableReason.PLATFORM, detail)
         from ._io.netlink import SockDiagBackend  # noqa: PLC0415
 
@@ -131,7 +133,7 @@ class UnixSocket:
 class Replay:
     """A recording of either protocol, in any of the formats of `nstat_async.recording`."""
 
-    source: Union[str, "os.PathLike[str]", BinaryIO]
+    source: Union[str, os.PathLike[str], BinaryIO]
     """A path, ``"-"`` for standard input, or an open binary file."""
     kernel: str | None = None
     """The kernel's version, for recordings that do not carry it."""
@@ -165,12 +167,13 @@ def auto() -> Backend:
     Raises:
         BackendUnavailableError: There is none for this operating system.
     """
-    if sys.platform == "darwin":
+    platform: str = sys.platform
+    if platform == "darwin":
         return Kctl()
-    if sys.platform.startswith("linux"):
+    if platform.startswith("linux"):
         return SockDiag()
     detail = (
-        f"no kernel interface is known for {sys.platform}; an emulated kernel "
+        f"no kernel interface is known for {platform}; an emulated kernel "
         "(nstat_async.testing.EmulatedKernel().backend()) and recordings (Replay) work everywhere"
     )
     raise BackendUnavailableError("auto", UnavailableReason.PLATFORM, detail)

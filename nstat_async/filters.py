@@ -146,7 +146,9 @@ def by_interface(*names: str) -> Filter:
 def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
     """Flows over interfaces of these kinds."""
     wanted = frozenset(map(InterfaceKind, kinds))
-    return Filter(lambda flow: flow.interface is not None and flow.interface.kind in wanted, f"by_interface_kind({kinds})")
+    return Filter(
+        lambda flow: flow.interface is not None and flow.interface.kind in wanted, f"by_interface_kind({kinds})"
+    )
 
 
 def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:

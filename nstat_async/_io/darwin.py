@@ -65,9 +65,9 @@ def timebase() -> tuple[int, int]:
         return APPLE_SILICON
     libc = _libc()
     info = _Timebase()
-    if libc is not None and hasattr(libc, "mach_timebase_info"):
-        if libc.mach_timebase_info(ctypes.byref(info)) == 0 and info.numer and info.denom:
-            return info.numer, info.denom
+    asked = getattr(libc, "mach_timebase_info", None)
+    if asked is not None and asked(ctypes.byref(info)) == 0 and info.numer and info.denom:
+        return info.numer, info.denom
     return APPLE_SILICON if os.uname().machine == "arm64" else (1, 1)
 
 

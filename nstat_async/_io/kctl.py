@@ -35,7 +35,12 @@ _CTL_INFO_SIZE = 100
 
 
 def make_session(
-    options: MonitorOptions, kernel: Kernel, timebase: tuple[int, int], interfaces: dict[int, str], *, backend: str = BACKEND
+    options: MonitorOptions,
+    kernel: Kernel,
+    timebase: tuple[int, int],
+    interfaces: dict[int, str],
+    *,
+    backend: str = BACKEND,
 ) -> Session:
     """The core for a Darwin kernel behind any channel."""
     return Session(kernel, timebase=timebase, interfaces=interfaces, options=options, backend=backend)
@@ -135,8 +140,9 @@ def open_control(receive_buffer: int | None) -> SocketChannel:
         BackendUnavailableError: This is no Darwin system, the control is absent, or
             the sandbox denies it.
     """
-    if sys.platform != "darwin":
-        detail = f"this is {sys.platform}; the kernel control exists on macOS only"
+    platform: str = sys.platform
+    if platform != "darwin":
+        detail = f"this is {platform}; the kernel control exists on macOS only"
         raise BackendUnavailableError(BACKEND, UnavailableReason.PLATFORM, detail)
     sock = _system_socket()
     try:

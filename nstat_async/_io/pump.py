@@ -146,7 +146,7 @@ class KernelFeed:
             NstatError: The subscription failed for good.
         """
         core = self.core
-        failure: BaseException | None = None
+        failure: Exception | None = None
         try:
             async with anyio.create_task_group() as self._tasks:
                 # Errors are carried out of the group by hand, so that none arrives
@@ -164,7 +164,9 @@ class KernelFeed:
         finally:
             self.close()
         if failure is not None:
-            raise (self._open_error or failure) if failure is core.failure else failure
+            if failure is core.failure and self._open_error is not None:
+                raise self._open_error
+            raise failure
 
     # --- a turn ----------------------------------------------------------------
 
@@ -348,7 +350,7 @@ class _Waiter:
 
     async def watch(self) -> None:
         """Task: set `maybe_readable` and wake the pump whenever data arrives."""
-        while not self.channel_closed:
+        while True:
             await self._armed.wait()
             self._armed = anyio.Event()
             if self.channel_closed:

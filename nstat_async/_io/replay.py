@@ -260,7 +260,7 @@ class ReplayFeed:
                         if begun is None:
                             begun, first = time.monotonic(), record.time_ns
                         await anyio.sleep(begun + (record.time_ns - first) / 1e9 / self._speed - time.monotonic())
-                        if self._closed:
+                        if self._stopped():
                             return
                         self._play((record,))
                         sink.deliver(self._take_events())
@@ -271,6 +271,9 @@ class ReplayFeed:
                 sink.deliver(self._take_events())
         finally:
             self.close()
+
+    def _stopped(self) -> bool:
+        return self._closed
 
     async def _next_batch(self) -> list[Record] | None:
         if self._regular:

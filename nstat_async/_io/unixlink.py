@@ -46,7 +46,9 @@ class UnixTransport:
         family = getattr(socket, "AF_UNIX", None)
         kind = getattr(socket, "SOCK_SEQPACKET", None)
         if family is None or kind is None:
-            raise BackendUnavailableError("unix", UnavailableReason.PLATFORM, "this host has no AF_UNIX SOCK_SEQPACKET sockets")
+            raise BackendUnavailableError(
+                "unix", UnavailableReason.PLATFORM, "this host has no AF_UNIX SOCK_SEQPACKET sockets"
+            )
         sock = socket.socket(family, kind)
         try:
             sock.connect(self._path)

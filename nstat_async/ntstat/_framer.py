@@ -78,4 +78,6 @@ def split(data: bytes, *, has_lengths: bool) -> tuple[list[Frame], Defect | None
         at = end
     if at == size and frames:
         return frames, None
-    return frames, Defect("tail shorter than a header" if frames else "datagram shorter than a header", at, size, bool(frames))
+    return frames, Defect(
+        "tail shorter than a header" if frames else "datagram shorter than a header", at, size, bool(frames)
+    )

@@ -258,7 +258,7 @@ def _find_version(text: str) -> Version | None:
     if match is None:
         return None
     release = tuple(map(int, match.group(1).split(".")))
-    chosen = (0,)
+    chosen: Version = (0,)
     for first, version in _XNU_BY_DARWIN:
         if first <= release:
             chosen = version

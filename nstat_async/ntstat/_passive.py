@@ -292,4 +292,3 @@ class PassiveSession:
         lost = len(self.table.missing)
         self.table.missing.clear()
         self._events.append(EventsLost(self.table.time, LossCause.ANNOUNCEMENT, lost))
-

@@ -252,14 +252,18 @@ class Session:
     def _notes(self) -> tuple[str, ...]:
         notes = []
         if not self.kernel.known:
-            notes.append(f"{self.kernel.name} is newer than the layouts that were compiled; {self.kernel.layout.name} is assumed")
+            notes.append(
+                f"{self.kernel.name} is newer than the layouts that were compiled; {self.kernel.layout.name} is assumed"
+            )
         if not self.kernel.has_counts_at_goodbye:
             notes.append("this kernel reports a close up to a minute late and without final counts")
         if self.kernel.version > (12377, 99):
             notes.append("this kernel may show an ordinary user only that user's flows; root may see more")
         current = self._current
         if current is not None:
-            notes.extend(f"{p.value}: refused (error {e})" for p, e in current.refused.items() if p in self.options.providers)
+            notes.extend(
+                f"{p.value}: refused (error {e})" for p, e in current.refused.items() if p in self.options.providers
+            )
         return tuple(notes)
 
     # --- inside ------------------------------------------------------------------
@@ -350,7 +354,9 @@ class Session:
             self._candidate = None
         elif subscription is self._current:
             self._next_poll = None
-            self._emit(EventsLost(now + self.epoch_offset, LossCause.RESYNC, None, detail="the kernel control went away"))
+            self._emit(
+                EventsLost(now + self.epoch_offset, LossCause.RESYNC, None, detail="the kernel control went away")
+            )
         current = self._current
         if current is None or current.state is not State.CLOSED:
             return
@@ -402,7 +408,9 @@ class Session:
             candidate.receiver.statistics[name] += value
         candidate.providers |= old.providers & self.options.providers
         if was_open:
-            self._emit(EventsLost(table.time, LossCause.RESYNC, None, detail="resynchronised on a second control socket"))
+            self._emit(
+                EventsLost(table.time, LossCause.RESYNC, None, detail="resynchronised on a second control socket")
+            )
         self._poll_started = candidate._now  # noqa: SLF001
         self._ready(candidate, True)
 

@@ -121,7 +121,11 @@ def advance(told: Values, old: Values, new: Values) -> Values:
             values[position] = max(new[position], told[position])
     for position in (10, 11, 12):
         if new[position] is not None and told[position] is not None:
-            growth = (new[position] - old[position]) & 0xFFFFFFFF if old[position] < 1 << 32 else new[position] - old[position]
+            growth = (
+                (new[position] - old[position]) & 0xFFFFFFFF
+                if old[position] < 1 << 32
+                else new[position] - old[position]
+            )
             values[position] = told[position] + (growth if 0 <= growth < 1 << 31 else 0)
     return tuple(values)
 
@@ -178,7 +182,15 @@ class SourceTable:
         self.probed: dict[int, int] = {}
         """Provider number to bytes of its descriptor that a live check has proven."""
         self.statistics = dict.fromkeys(
-            ("sources_seen", "flows_added", "flows_removed", "unknown_lengths", "unknown_references", "counters_adjusted"), 0
+            (
+                "sources_seen",
+                "flows_added",
+                "flows_removed",
+                "unknown_lengths",
+                "unknown_references",
+                "counters_adjusted",
+            ),
+            0,
         )
         self._serial = 0
         self._readers: dict[tuple[int | None, int], DescriptorReader] = {}
@@ -292,7 +304,7 @@ class SourceTable:
         previous = source.counts
         changed = old != raw and self._take(source, raw)
         if not same:
-            self._redescribe(source, reader, identity, data, at, end, items)
+            self._redescribe(source, reader, identity, data, at, end)
         if flags & _CLOSING:
             source.closing = True
         details = RawDetails(reader, data[at:end], items, self.time_ns)
@@ -341,7 +353,11 @@ class SourceTable:
         assert source.flow is not None
         self.emit(FlowRemoved(self.time, source.flow, source.counts, final, reason, source.raw_details))
         if not final and reason is not RemovalReason.MONITOR:
-            self.emit(EventsLost(self.time, LossCause.FINAL_COUNTS, 1, detail=f"flow {source.id} ended without its final counts"))
+            self.emit(
+                EventsLost(
+                    self.time, LossCause.FINAL_COUNTS, 1, detail=f"flow {source.id} ended without its final counts"
+                )
+            )
 
     def gone(self, source: Source) -> None:
         """A source is proven absent, its goodbye was lost."""
@@ -411,7 +427,9 @@ class SourceTable:
         reader = self._added_none.get(provider_id)
         if reader is None:
             provider, userland = self._provider(provider_id)
-            reader = DescriptorReader(self.translator, -1 if provider_id is None else provider_id, provider, userland, None)
+            reader = DescriptorReader(
+                self.translator, -1 if provider_id is None else provider_id, provider, userland, None
+            )
             self._added_none[provider_id] = reader
         return reader
 
@@ -513,7 +531,6 @@ class SourceTable:
         data: bytes,
         at: int,
         end: int,
-        items: bytes = b"",
     ) -> None:
         source.identity = identity
         before = source.flow
@@ -624,7 +641,9 @@ class SourceTable:
         kind = interface_kind(fields.get("ifnet_properties"))
         interface = Interface(fields["ifindex"], text(fields["name"]), kind)
         link: tuple[tuple[str, int], ...] = ()
-        block = {LinkStatus.CELLULAR: "cellular", LinkStatus.WIFI: "wifi"}.get(fields.get("link_status.link_status_type", 0))
+        block = {LinkStatus.CELLULAR: "cellular", LinkStatus.WIFI: "wifi"}.get(
+            fields.get("link_status.link_status_type", 0)
+        )
         if block is not None:
             at = f"link_status.u.{block}."
             valid = fields[at + "valid_bitmask"]

@@ -467,7 +467,7 @@ class Subscription:
 
     # --- replies -------------------------------------------------------------
 
-    def _answered(self, context: int, ref: int) -> None:  # noqa: ARG002
+    def _answered(self, context: int, ref: int) -> None:
         single = self._singles.pop(context, None)
         if single is not None:
             if single[1] is not _Purpose.DESCRIBE and self._verification is not None:

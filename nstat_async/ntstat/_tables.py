@@ -66,15 +66,11 @@ STRUCTS: Mapping[str, StructTable] = {
     ),
     "nstat_msg_error": (
         {1: 20, 7: 24},
-        (
-            ("error", "U32", {1: 16}),
-        ),
+        (("error", "U32", {1: 16}),),
     ),
     "nstat_msg_add_src": (
         {1: 20, 7: 24},
-        (
-            ("provider", "U32", {1: 16}),
-        ),
+        (("provider", "U32", {1: 16}),),
     ),
     "nstat_msg_add_all_srcs": (
         {1: 20, 5: 28, 6: 56},
@@ -88,21 +84,15 @@ STRUCTS: Mapping[str, StructTable] = {
     ),
     "nstat_msg_rem_src": (
         {1: 20, 6: 24},
-        (
-            ("srcref", {1: "U32", 6: "U64"}, {1: 16}),
-        ),
+        (("srcref", {1: "U32", 6: "U64"}, {1: 16}),),
     ),
     "nstat_msg_query_src": (
         {1: 20, 6: 24},
-        (
-            ("srcref", {1: "U32", 6: "U64"}, {1: 16}),
-        ),
+        (("srcref", {1: "U32", 6: "U64"}, {1: 16}),),
     ),
     "nstat_msg_get_src_description": (
         {1: 20, 6: 24},
-        (
-            ("srcref", {1: "U32", 6: "U64"}, {1: 16}),
-        ),
+        (("srcref", {1: "U32", 6: "U64"}, {1: 16}),),
     ),
     "nstat_msg_set_filter": (
         {3: 24, 6: 28, 7: 32},
@@ -120,9 +110,7 @@ STRUCTS: Mapping[str, StructTable] = {
     ),
     "nstat_msg_src_removed": (
         {1: 20, 6: 24},
-        (
-            ("srcref", {1: "U32", 6: "U64"}, {1: 16}),
-        ),
+        (("srcref", {1: "U32", 6: "U64"}, {1: 16}),),
     ),
     "nstat_msg_src_description": (
         {1: 24, 6: 36, 7: 40},
@@ -336,9 +324,7 @@ STRUCTS: Mapping[str, StructTable] = {
     ),
     "nstat_sysinfo_descriptor": (
         {4: 4},
-        (
-            ("flags", "U32", {4: 0}),
-        ),
+        (("flags", "U32", {4: 0}),),
     ),
     "nstat_sysinfo_keyval": (
         {4: 16, 7: 40},

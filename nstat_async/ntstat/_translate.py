@@ -269,7 +269,9 @@ def detailed_values(fields: dict[str, Any]) -> Values:
 
     def medium(name: str) -> MediumCounts:
         at = f"media_stats.{name}."
-        return MediumCounts(fields[at + "rxbytes"], fields[at + "txbytes"], fields[at + "rxpackets"], fields[at + "txpackets"])
+        return MediumCounts(
+            fields[at + "rxbytes"], fields[at + "txbytes"], fields[at + "rxpackets"], fields[at + "txpackets"]
+        )
 
     media = {name: medium(name) for name in MEDIA}
     total, cell, wired = media["total"], media["cellular"], media["wired"]
@@ -641,7 +643,7 @@ def sysinfo_value(fields: dict[str, Any]) -> int | float | str | None:
     if flags & 4:
         raw = fields.get("u.nstat_sysinfo_string", b"")
         size = fields.get("nstat_sysinfo_valsize", len(raw))
-        return raw[:size].split(b"\0", 1)[0].decode("utf-8", "replace")
+        return str(raw[:size].split(b"\0", 1)[0], "utf-8", "replace")
     if flags & 2:
         value = fields["u.nstat_sysinfo_distribution"]
         return float(value) if math.isfinite(value) else None
