@@ -205,13 +205,14 @@ _COUNTS_CLASSES: dict[Provider, type[Counts]] = {
 }
 
 _new = object.__new__
-_set_values = Counts.__dict__["_values"].__set__
+set_values = Counts.__dict__["_values"].__set__
+"""(counts, raw values): fills a `Counts` made by `object.__new__`, past its keyword constructor."""
 
 
 def make_counts(cls: type[Counts], values: Values) -> Counts:
     """A `Counts` around raw values, without its keyword constructor."""
     counts = _new(cls)
-    _set_values(counts, values)
+    set_values(counts, values)
     return counts
 
 
@@ -384,9 +385,12 @@ class Translator:
         return interface
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class RawDetails:
-    """The volatile part of a report, opened when somebody looks."""
+    """The volatile part of a report, opened when somebody looks.
+
+    Made for every report: not frozen, because that alone would double its price.
+    """
 
     reader: DescriptorReader
     descriptor: bytes
