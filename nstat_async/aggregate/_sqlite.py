@@ -11,6 +11,7 @@ interval later than they passed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
@@ -20,7 +21,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from nstat_async._errors import UsageError
+from nstat_async._errors import NstatError, UsageError
 
 from ._schema import HistoryError, connect
 from ._table import ProcessTable
@@ -327,7 +328,8 @@ async def keep_history(
                     except HistoryError as error:
                         logger.warning("history: %s; %d buckets wait", error, writer.pending)
         except anyio.get_cancelled_exc_class():
-            writer.feed_many(subscription.receive_nowait())
+            with contextlib.suppress(NstatError):
+                writer.feed_many(subscription.receive_nowait())
             raise
         finally:
             # What was received is written, whatever ends this.

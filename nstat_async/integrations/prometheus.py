@@ -34,7 +34,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 from ._series import SeriesKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from nstat_async._events import AnyEvent
     from nstat_async.aggregate import Row
@@ -62,7 +62,8 @@ class TrafficCollector(Collector):
         limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
-        keeper: Share the counters of another exporter instead.
+        keeper: Counters that are fed elsewhere, instead of own ones.
+        is_running: Tells whether these are fed.
 
     Raises:
         UsageError: An argument is out of range.
@@ -75,9 +76,11 @@ class TrafficCollector(Collector):
         review: float = 300.0,
         include_history: bool = False,
         keeper: SeriesKeeper | None = None,
+        is_running: Callable[[], bool] | None = None,
     ) -> None:
         self._keeper = keeper or SeriesKeeper(limit=limit, review=review, include_history=include_history)
-        self._running = 0
+        self._feeds = 0
+        self._is_running = is_running or (lambda: self._feeds > 0)
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
         """Take in events, in order."""
@@ -86,12 +89,12 @@ class TrafficCollector(Collector):
     async def run(self, monitor: EventSource) -> None:
         """Feed from a monitor, beside its other consumers, until it ends."""
         async with monitor.subscribe() as subscription:
-            self._running += 1
+            self._feeds += 1
             try:
                 while events := await subscription.receive_many():
                     self.feed_many(events)
             finally:
-                self._running -= 1
+                self._feeds -= 1
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is promised at registration: names are told by `collect`."""
@@ -112,7 +115,7 @@ class TrafficCollector(Collector):
         yield polls
         if seen.time is not None:
             yield GaugeMetricFamily("nstat_last_event_timestamp_seconds", "Time of the last event", seen.time)
-        yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._running > 0))
+        yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._is_running()))
 
     @staticmethod
     def _by_process(series: tuple[Series, ...]) -> Iterator[Metric]:

@@ -1,0 +1,265 @@
+"""A small web service on one monitor: events, totals, metrics and a live page.
+
+========================  =======================================================================
+``GET /``                 the live page
+``GET /events``           every event as a server-sent event: its name, and a line of JSON
+                          (``?pid=``, ``?process=``, both repeatable: only flows of these)
+``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``)
+``GET /metrics``          for Prometheus (needs the extra ``prometheus``)
+========================  =======================================================================
+
+All clients share one monitor; each has a buffer of its own that coalesces when it reads too
+slowly, so that none delays another. The service shows who talks to whom: it listens on
+loopback unless told otherwise, and refuses what other web sites ask for.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+try:
+    from sse_starlette.sse import EventSourceResponse
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import Route
+except ImportError as error:  # pragma: no cover - depends on what is installed
+    msg = "nstat_async.integrations.server needs starlette and sse-starlette: pip install nstat-async[server]"
+    raise ImportError(msg) from error
+
+from nstat_async._cli._jsonlines import JsonFormatter
+from nstat_async._errors import NstatError, UsageError
+
+from ._guard import Guard
+from ._hub import Hub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from nstat_async._events import AnyEvent
+    from nstat_async._model import Flow
+    from nstat_async.aggregate._consumer import EventSubscription
+
+__all__ = ["LOOPBACK_HOSTS", "create_app", "serve"]
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+_MAX_ROWS = 1000
+_MAX_SUBJECTS = 100
+_PING_SECONDS = 15
+_SEND_SECONDS = 60
+_PAGES = {
+    "/": ("index.html", "text/html"),
+    "/live.js": ("live.js", "text/javascript"),
+    "/live.css": ("live.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+@cache
+def _page(name: str) -> bytes:
+    return (files(__package__) / "_live" / name).read_bytes()
+
+
+class _EventText:
+    """The bytes of an event stream, as many events at a time as wait.
+
+    Args:
+        subscription: Where the events come from.
+        first: What is sent before them.
+    """
+
+    def __init__(self, subscription: EventSubscription, first: bytes) -> None:
+        self._subscription = subscription
+        self._format = JsonFormatter()
+        self._first: bytes | None = first
+        self._ended = False
+
+    def __aiter__(self) -> _EventText:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            events = await self._subscription.receive_many()
+        except NstatError as error:
+            self._ended = True
+            return _message("failed", json.dumps({"v": 1, "event": "failed", "detail": str(error)}))
+        if not events:
+            self._ended = True
+            return _message("ended", '{"v":1,"event":"ended"}')
+        return b"".join(map(self._encode, events))
+
+    def _encode(self, event: AnyEvent) -> bytes:
+        line = self._format(event)
+        if line is None:
+            return b""
+        # Every line begins {"v":1,"event":"NAME": the name of the server-sent event is that.
+        return _message(line.split('"', 6)[5], line)
+
+
+def _message(name: str, line: str) -> bytes:
+    return f"event: {name}\r\ndata: {line}\r\n\r\n".encode()
+
+
+class _EventStream:
+    """The response of ``/events``: it holds a subscription for as long as the client listens."""
+
+    def __init__(self, hub: Hub, options: dict[str, Any]) -> None:
+        self._hub = hub
+        self._options = options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hub = self._hub
+        if hub.monitor is None:
+            await PlainTextResponse("The application's lifespan was not entered.\n", 503)(scope, receive, send)
+            return
+        if hub.clients >= hub.max_clients:
+            await PlainTextResponse("Too many clients.\n", 503, {"Retry-After": "5"})(scope, receive, send)
+            return
+        hub.clients += 1
+        try:
+            # Coalescing, whatever the monitor's own policy is: a client never holds the others up.
+            options = {"max_pending": hub.max_pending, "overflow": "coalesce", **self._options}
+            async with hub.monitor.subscribe(**options) as subscription:
+                capabilities = hub.monitor.capabilities
+                hello = {"v": 1, "event": "hello", "backend": capabilities.backend, "kernel": capabilities.kernel}
+                text = _EventText(subscription, _message("hello", json.dumps(hello)))
+                # A client that does not read for a minute is dropped: it holds a socket and a buffer.
+                response = EventSourceResponse(text, ping=_PING_SECONDS, send_timeout=_SEND_SECONDS)
+                await response(scope, receive, send)
+        finally:
+            hub.clients -= 1
+
+
+def _json(value: Any) -> Response:
+    # ASCII only: names of processes may have lone surrogates, which no encoding can write.
+    return Response(json.dumps(value, allow_nan=False, separators=(",", ":")), media_type="application/json")
+
+
+def _subjects(request: Request) -> Callable[[Flow], bool] | None:
+    """A predicate for the processes that a request asks for; `None` for all.
+
+    Raises:
+        UsageError: A pid is no number, or there are too many.
+    """
+    names = set(request.query_params.getlist("process"))
+    try:
+        pids = {int(text) for text in request.query_params.getlist("pid")}
+    except ValueError:
+        raise UsageError("pid: not a number") from None
+    if len(names) + len(pids) > _MAX_SUBJECTS:
+        raise UsageError(f"more than {_MAX_SUBJECTS} processes")
+    if not names and not pids:
+        return None
+
+    def matches(flow: Flow) -> bool:
+        process = flow.process
+        return process is not None and (process.pid in pids or process.name in names)
+
+    return matches
+
+
+def create_app(
+    open_monitor: Callable[[], AbstractAsyncContextManager[Any]],
+    *,
+    allowed_hosts: Iterable[str] = LOOPBACK_HOSTS,
+    max_clients: int = 64,
+    max_pending: int = 2000,
+    **table_options: Any,
+) -> Starlette:
+    """The service as an ASGI application.
+
+    Its lifespan opens the monitor; a server that cannot open it does not start. An application
+    that mounts it enters ``app.router.lifespan_context(app)`` in its own lifespan.
+
+    Args:
+        open_monitor: Makes the monitor, e.g. ``Monitor`` or ``lambda: Monitor(interval=2.0)``.
+        allowed_hosts: Host names, without ports, that requests may be for; ``"*"`` allows any
+            and so gives up the protection against DNS rebinding.
+        max_clients: Event streams at a time; one more is answered 503.
+        max_pending: Events that may wait for one of them before it is coalesced further.
+        table_options: Those of `nstat_async.aggregate.ProcessTable`.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+    hub = Hub(open_monitor, max_clients=max_clients, max_pending=max_pending, table_options=table_options)
+
+    async def page(request: Request) -> Response:
+        name, kind = _PAGES[request.url.path.removeprefix(request.scope.get("root_path", "")) or "/"]
+        return Response(_page(name), media_type=kind)
+
+    async def events(request: Request) -> Any:
+        try:
+            chosen = _subjects(request)
+        except UsageError as error:
+            return PlainTextResponse(f"{error}\n", 400)
+        return _EventStream(hub, {} if chosen is None else {"flow_filter": chosen})
+
+    async def processes(request: Request) -> Response:
+        query = request.query_params
+        try:
+            count = min(_MAX_ROWS, max(0, int(query.get("n", "100"))))
+            return _json(hub.processes(count, query.get("by", "bytes")))
+        except ValueError as error:  # UsageError is one too
+            return PlainTextResponse(f"{error}\n", 400)
+
+    async def metrics(_request: Request) -> Response:
+        try:
+            from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest  # noqa: PLC0415
+
+            from .prometheus import TrafficCollector  # noqa: PLC0415  # another extra
+        except ImportError:  # pragma: no cover - depends on what is installed
+            return PlainTextResponse("Metrics need prometheus-client.\n", 501)
+        registry = CollectorRegistry()
+        registry.register(TrafficCollector(keeper=hub.keeper, is_running=lambda: hub.state == "running"))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            *(Route(path, page) for path in _PAGES),
+            Route("/events", events),
+            Route("/processes", processes),
+            Route("/metrics", metrics),
+        ],
+        middleware=[Middleware(Guard, allowed_hosts=tuple(allowed_hosts))],
+        lifespan=lambda _app: hub,
+    )
+
+
+def serve(
+    open_monitor: Callable[[], AbstractAsyncContextManager[Any]],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    **options: Any,
+) -> None:
+    """Serve with uvicorn until interrupted.
+
+    Args:
+        open_monitor: Makes the monitor.
+        host: Address to listen on. Beyond loopback, name the hosts in `allowed_hosts` too, and think
+            twice: there is no authentication.
+        port: TCP port.
+        options: Those of `create_app`.
+
+    Raises:
+        UsageError: An argument is out of range.
+    """
+    try:
+        import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
+    except ImportError as error:  # pragma: no cover - depends on what is installed
+        text = "serve() needs uvicorn: pip install nstat-async[server]"
+        raise ImportError(text) from error
+    uvicorn.run(create_app(open_monitor, **options), host=host, port=port, log_level="warning")

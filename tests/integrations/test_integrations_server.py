@@ -1,0 +1,246 @@
+"""The web service, asked by a real HTTP client over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import httpx
+import pytest
+import uvicorn
+from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, removed, until, updated
+
+from nstat_async._errors import NstatError, UsageError
+from nstat_async._model import Process
+from nstat_async.integrations.server import create_app
+
+pytestmark = pytest.mark.asyncio
+
+
+@contextlib.asynccontextmanager
+async def served(monitor, **options):
+    """A running server on a free port of loopback, and a client for it."""
+    app = create_app(lambda: monitor, **options)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="on", ws="none", log_config=None)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    await until(lambda: server.started or task.done())
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+        try:
+            yield client
+        finally:
+            server.should_exit = True
+            await asyncio.wait_for(task, 20)
+
+
+class Events:
+    """Reads server-sent events."""
+
+    def __init__(self, response):
+        self.lines = response.aiter_lines()
+
+    async def next(self):
+        event = {}
+        async with asyncio.timeout(20) if hasattr(asyncio, "timeout") else contextlib.nullcontext():
+            async for line in self.lines:
+                if not line and event:
+                    return event
+                name, _, value = line.partition(": ")
+                if name in {"event", "data"}:
+                    event[name] = value
+        return None
+
+    async def named(self, name):
+        while (event := await self.next()) is not None:
+            if event["event"] == name:
+                return json.loads(event["data"])
+        return None
+
+
+async def test_processes_are_served_as_json():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+        monitor.deliver(added(flow("a"), 1, counts(0)), added(flow("b", Process(9, "bad\udcff<script>")), 1, counts(7)))
+        monitor.deliver(updated(flow("a"), 2, counts(3000, 10)), lost(2, 5, counts(1)), polled(3))
+
+        async def answer():
+            return (await client.get("/processes", params={"by": "rx_rate", "n": 1})).json()
+
+        while (seen := await answer())["time"] != 3:
+            await asyncio.sleep(0.002)
+        assert (seen["state"], seen["backend"], seen["total"]["rx_bytes"]) == ("running", "fake", 3008)
+        assert [(row["name"], row["kind"], row["rx_bytes"]) for row in seen["processes"]] == [
+            ("curl", "process", 3000),
+            (None, "other", 7),
+            (None, "lost", 1),
+        ]
+        assert seen["losses"] == [{"cause": "overflow", "events": 1, "count": 5}]
+        everything = await client.get("/processes")
+        assert everything.json()["processes"][1]["name"] == "bad\udcff<script>"
+        assert everything.content.isascii()
+        for wrong in ("/processes?by=size", "/processes?n=many"):
+            assert (await client.get(wrong)).status_code == 400
+
+
+async def test_events_are_streamed_to_every_client():
+    """Each gets every event, in order, named and as one line of JSON, until the monitor ends."""
+    monitor = FakeMonitor()
+    async with (
+        served(monitor) as client,
+        client.stream("GET", "/events") as one,
+        client.stream("GET", "/events") as two,
+    ):
+        streams = Events(one), Events(two)
+        for each in streams:
+            assert (await each.named("hello"))["backend"] == "fake"
+        monitor.deliver(
+            added(flow("a", Process(1, "line\nevent: forged")), 1, counts(5)), removed(flow("a"), 2, counts(6))
+        )
+        monitor.deliver(polled(3), lost(4, None))
+        for each in streams:
+            first = await each.named("flow_added")
+            assert (first["flow"]["process"]["name"], first["counts"]["rx_bytes"]) == ("line\nevent: forged", 5)
+            assert (await each.next())["event"] == "flow_removed"
+            assert (await each.next())["event"] == "poll_completed"
+            assert (await each.next())["event"] == "events_lost"
+        monitor.end()
+        for each in streams:
+            assert (await each.next())["event"] == "ended"
+            assert await each.next() is None
+    assert one.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_a_client_has_a_bounded_buffer_and_leaves_nothing_behind():
+    """Its subscription coalesces, ends when it goes away, and there is a limit to their number."""
+    monitor = FakeMonitor()
+    async with served(monitor, max_clients=1, max_pending=77) as client:
+        async with client.stream("GET", "/events") as response:
+            await Events(response).named("hello")
+            assert monitor.options[-1] == {"max_pending": 77, "overflow": "coalesce"}
+            assert len(monitor.subscriptions) == 2
+            refused = await client.get("/events")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        await until(lambda: len(monitor.subscriptions) == 1)
+        async with client.stream("GET", "/events?process=curl&pid=7") as response:
+            await Events(response).named("hello")
+            wanted = monitor.options[-1]["flow_filter"]
+            assert [
+                wanted(flow("a", process)) for process in (Process(1, "curl"), Process(7), Process(8, "x"), None)
+            ] == [
+                True,
+                True,
+                False,
+                False,
+            ]
+        assert (await client.get("/events?pid=x")).status_code == 400
+        assert (await client.get("/events?" + "&".join(f"pid={n}" for n in range(101)))).status_code == 400
+
+
+async def test_a_server_stops_while_clients_listen():
+    monitor = FakeMonitor()
+    async with served(monitor) as client, client.stream("GET", "/events") as response:
+        await Events(response).named("hello")
+    assert monitor.ended
+    assert monitor.subscriptions == []
+
+
+async def test_a_monitor_that_fails_is_said_to_have_failed():
+    """The page, the totals and the metrics stay; the streams end with the reason."""
+    monitor = FakeMonitor()
+    async with served(monitor) as client, client.stream("GET", "/events") as response:
+        stream = Events(response)
+        await stream.named("hello")
+        monitor.end(NstatError("the kernel went away"))
+        assert (await stream.named("failed"))["detail"] == "the kernel went away"
+        assert (await client.get("/processes")).json()["state"] == "failed: the kernel went away"
+        assert "nstat_up 0.0" in (await client.get("/metrics")).text
+
+
+async def test_metrics_are_served_for_prometheus():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+        monitor.deliver(added(flow("a"), 1, counts(12)))
+        while "nstat_receive_bytes_total 12.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.002)
+        answer = await client.get("/metrics")
+        assert 'nstat_process_receive_bytes_total{process="curl"} 12.0' in answer.text
+        assert "nstat_up 1.0" in answer.text
+
+
+async def test_the_page_loads_nothing_from_elsewhere():
+    async with served(FakeMonitor()) as client:
+        page = await client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        for name in ("live.js", "live.css", "icon.svg"):
+            assert name in page.text
+            part = await client.get(f"/{name}")
+            assert part.status_code == 200
+            assert "innerHTML" not in part.text
+            assert "http" not in part.text.replace("http://www.w3.org/2000/svg", "")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert page.headers["x-frame-options"] == "DENY"
+        assert "access-control-allow-origin" not in page.headers
+        assert (await client.get("/live/../server.py")).status_code == 404
+        assert (await client.post("/processes")).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/", "/events", "/processes", "/metrics", "/nothing"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "127.0.0.1.evil.example:80"}, 421),
+        ({"host": "localhost@evil.example"}, 400),
+        ({"host": "127.0.0.1:x"}, 400),
+        ({"host": ""}, 400),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:1"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+async def test_what_other_sites_ask_for_is_refused(path, headers, status):
+    """DNS rebinding, cross-origin scripts, images and forms get nothing, not even an error page of ours."""
+    app = create_app(FakeMonitor)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765") as client:
+        answer = await client.get(path, headers=headers)
+    assert answer.status_code == status
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": "LOCALHOST:1234"},
+        {"host": "[::1]:8765"},
+        {"host": "localhost."},
+        {"origin": "http://127.0.0.1:8765", "sec-fetch-site": "same-origin"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
+    ],
+)
+async def test_what_the_own_page_asks_for_is_answered(headers):
+    transport = httpx.ASGITransport(app=create_app(FakeMonitor))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765") as client:
+        assert (await client.get("/", headers=headers)).status_code == 200
+
+
+async def test_other_names_can_be_allowed():
+    transport = httpx.ASGITransport(app=create_app(FakeMonitor, allowed_hosts=["Stats.Example"]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://stats.example") as client:
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/", headers={"host": "localhost"})).status_code == 421
+    transport = httpx.ASGITransport(app=create_app(FakeMonitor, allowed_hosts=["*"]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://any.example") as client:
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/events")).status_code == 503
+
+
+@pytest.mark.parametrize("options", [{"max_clients": -1}, {"max_pending": 0}, {"rate_window": 0}])
+async def test_options_out_of_range_are_refused_by_name(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        create_app(FakeMonitor, **options)
