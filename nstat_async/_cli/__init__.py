@@ -65,6 +65,11 @@ def _main(argv: Sequence[str] | None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
         complain(f"error: {what}")
         return _leave(_FAILED)
+    except Exception as error:
+        if sys.flags.dev_mode:  # python -X dev: whoever looks for the bug wants to see it
+            raise
+        complain(f"internal error: {type(error).__name__}: {error} (python -X dev -m nstat_async … shows where)")
+        return _leave(_FAILED)
     return status
 
 

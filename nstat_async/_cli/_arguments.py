@@ -99,6 +99,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help="auto (default), kctl, sock_diag, emulated, unix:PATH or replay:FILE",
     )
     _add_kernel(group)
+    group.add_argument("--extras", action="store_true", help="also ask for what needs privilege or costs more (macOS)")
     group.add_argument(
         "--netns", action="append", metavar="NAME|PATH|PID", help="Linux: watch this network namespace (repeatable)"
     )
@@ -121,6 +122,15 @@ def _add_stream_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print no events; count them, and say so at the end")
 
 
+def _add_counting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--include-history", action="store_true", help="count what open flows had carried before the start, too"
+    )
+    parser.add_argument(
+        "--effective", action="store_true", help="attribute flows to the process on whose behalf they exist"
+    )
+
+
 def _watch(parser: argparse.ArgumentParser) -> None:
     _add_source(parser)
     _add_timing(parser)
@@ -133,6 +143,7 @@ def _top(parser: argparse.ArgumentParser) -> None:
     _add_timing(parser)
     _add_selection(parser)
     parser.add_argument("--sort", choices=SORT_KEYS, default="rate", help="order at the start (default: rate)")
+    _add_counting(parser)
     parser.add_argument("--json", action="store_true", help="no screen: each interval one JSON object a process")
 
 
@@ -141,6 +152,8 @@ def _processes(parser: argparse.ArgumentParser) -> None:
     _add_timing(parser)
     _add_selection(parser)
     parser.add_argument("--every", type=_number(0, above=True), metavar="S", help="print a table each S seconds")
+    parser.add_argument("--sort", choices=SORT_KEYS, default="traffic", help="order of the rows (default: traffic)")
+    _add_counting(parser)
     _add_json(parser, "one JSON object a process")
 
 

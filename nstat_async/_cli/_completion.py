@@ -166,8 +166,7 @@ def _fish_quote(text: str) -> str:
 
 def _fish_option(option: _Option, condition: str) -> str:
     parts = ["complete -c nstat-async", condition]
-    for flag in option.flags:
-        parts.append(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}")
+    parts += [f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags]
     if option.choices:
         parts.append(f"-x -a {_fish_quote(' '.join(option.choices))}")
     elif option.takes_value:

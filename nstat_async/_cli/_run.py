@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 
 from ._output import Output
+from ._progress import Progress
 
 __all__ = ["Work", "run_until_stopped"]
 
@@ -24,21 +25,28 @@ Work = Callable[[anyio.CancelScope], Awaitable[int]]
 """A command: enters the scope around its loop, returns the exit status."""
 
 
-def run_until_stopped(work: Work, *, duration: float | None = None, output: Output | None = None) -> int:
+def run_until_stopped(
+    work: Work, *, duration: float | None = None, output: Output | None = None, progress: Progress | None = None
+) -> int:
     """Run `work` on asyncio.
 
     Args:
         work: The command.
         duration: Seconds after which the scope is cancelled.
         output: If it is a pipe, its reader is watched.
+        progress: What to show on standard error meanwhile.
 
     Returns:
         What `work` returned; 0 if it was ended.
     """
-    return anyio.run(_supervise, work, duration, None if output is None else output.pipe)
+    try:
+        return anyio.run(_supervise, work, duration, None if output is None else output.pipe, progress)
+    finally:
+        if progress is not None:
+            progress.clear()
 
 
-async def _supervise(work: Work, duration: float | None, pipe: int | None) -> int:
+async def _supervise(work: Work, duration: float | None, pipe: int | None, progress: Progress | None) -> int:
     deadline = math.inf if duration is None else anyio.current_time() + duration
     scope = anyio.CancelScope(deadline=deadline)
     status = 0
@@ -48,6 +56,8 @@ async def _supervise(work: Work, duration: float | None, pipe: int | None) -> in
             await group.start(_watch_signals, scope, group)
         if pipe is not None:
             group.start_soon(_watch_reader, pipe, scope)
+        if progress is not None:
+            group.start_soon(progress.keep_showing)
         try:
             status = await work(scope)
         except Exception as error:  # noqa: BLE001  # raised below, out of the task group

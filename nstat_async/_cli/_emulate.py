@@ -1,0 +1,50 @@
+"""``emulate``: the emulated kernel on an AF_UNIX socket."""
+
+from __future__ import annotations
+
+import argparse
+from time import monotonic
+
+import anyio
+
+from ..testing import EmulatedKernel, UnixServer, Workload
+from ._output import complain
+from ._run import run_until_stopped
+from ._workload import Script, read_script
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until stopped.
+
+    Raises:
+        NstatError: The kernel's version is unknown, the script is none, or the socket cannot be had.
+        OSError: The path cannot be listened on.
+    """
+    steps = None if arguments.script is None else read_script(arguments.script)
+    more = {} if arguments.receive_space is None else {"receive_space": arguments.receive_space}
+    kernel = EmulatedKernel(
+        arguments.kernel, privileged=arguments.privileged, clock=monotonic, seed=arguments.seed, **more
+    )
+    server = UnixServer(kernel, arguments.listen)
+    workload: Script | Workload
+    if steps is None:
+        workload = Workload(
+            kernel, rate=arguments.rate, size=arguments.flows, mean_life=arguments.life, seed=arguments.seed
+        )
+    else:
+        workload = Script(kernel, steps, complain)
+
+    async def work(scope: anyio.CancelScope) -> int:
+        workload.start()
+        server.start()
+        complain(f"{kernel.name} listens on {arguments.listen}")
+        with scope:
+            await anyio.sleep_forever()
+        return 0
+
+    try:
+        return run_until_stopped(work, duration=arguments.duration)
+    finally:
+        server.close()

@@ -1,0 +1,83 @@
+"""``replay FILE``: a recording as events."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import anyio
+
+from .. import Monitor, backends
+from .._errors import RecordingError, UsageError
+from ._output import Output, complain, is_terminal, use_colour
+from ._progress import Progress
+from ._run import run_until_stopped
+from ._source import monitor_options
+from ._stream import formatter_of, stream
+from ._text import bytes_text
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Stream the events of a recording.
+
+    Raises:
+        NstatError: It is no recording, or names no kernel.
+        OSError: It cannot be read.
+    """
+    output = Output(quiet=arguments.quiet)
+    formatter = formatter_of(arguments, colour=use_colour(output.stream))
+    options = monitor_options(arguments, recorded=True)
+    with _opened(arguments.file) as file:
+        backend = backends.Replay(file, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
+
+        async def work(scope: anyio.CancelScope) -> int:
+            async with Monitor(backend=backend, **options) as monitor:
+                with scope:
+                    await stream(monitor.subscribe(), output, formatter)
+            return 0
+
+        # Where the events scroll past on the same terminal, a progress line would only disturb.
+        visible = is_terminal(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
+        progress = Progress(_describe(file, output)) if visible else None
+        try:
+            status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
+        except UsageError as error:
+            if arguments.kernel is not None:
+                raise
+            # What cannot work is then in the file, not on the command line.
+            raise RecordingError(str(error)) from error
+    if arguments.quiet:
+        complain(f"{output.written} events")
+    return status
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    if path == "-":
+        yield sys.stdin.buffer
+        return
+    with open(path, "rb") as file:  # noqa: PTH123  # a name of any kind, also of a pipe
+        yield file
+
+
+class _describe:  # noqa: N801  # a function with a memory
+    """Says how far a replay is."""
+
+    def __init__(self, file: BinaryIO, output: Output) -> None:
+        self._file = file
+        self._output = output
+        facts = os.fstat(file.fileno())
+        self._total = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+
+    def __call__(self) -> str:
+        text = f"{self._output.written} events"
+        if self._total is None or self._file.closed:
+            return text
+        return f"{text}  {bytes_text(self._file.tell())} of {bytes_text(self._total)}"

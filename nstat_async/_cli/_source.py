@@ -1,0 +1,97 @@
+"""What the common options mean: which backend, which flows, how often."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .. import backends
+from .._errors import UsageError
+from .._feed import Backend
+from .._model import Provider
+from ..filters import Filter, by_pid, by_process_name, by_provider, loopback
+
+__all__ = ["backend_of", "every_provider", "filter_of", "monitor_options"]
+
+
+def backend_of(arguments: argparse.Namespace) -> Backend:
+    """The backend that ``--backend`` (with ``--kernel`` and ``--netns``) names.
+
+    Raises:
+        UsageError: Options contradict each other, or one is missing.
+        BackendUnavailableError: It cannot be had on this machine.
+    """
+    scheme, _, rest = arguments.backend.partition(":")
+    netns = arguments.netns
+    if netns and scheme not in {"auto", "sock_diag"}:
+        raise UsageError(f"--netns: backend {scheme} has no network namespaces")
+    if netns or scheme == "sock_diag":
+        names = tuple(map(_namespace, netns or ()))
+        return backends.SockDiag(netns=names if len(names) > 1 else (names[0] if names else None))
+    if scheme == "unix":
+        if arguments.kernel is None:
+            raise UsageError("--backend unix:PATH needs --kernel: which kernel speaks there, e.g. xnu-11417.121.6")
+        return backends.UnixSocket(rest, arguments.kernel)
+    if scheme == "replay":
+        return backends.Replay(rest, kernel=arguments.kernel)
+    if scheme == "emulated":
+        from ._workload import emulated_backend  # noqa: PLC0415  # nobody else needs the emulated kernel
+
+        return emulated_backend(arguments.kernel)
+    if scheme == "kctl":
+        return backends.Kctl()
+    return backends.auto()
+
+
+def _namespace(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def filter_of(arguments: argparse.Namespace) -> Filter | None:
+    """The filter of ``--pid``, ``--process`` and ``--no-loopback``; a flow must pass each kind that is given."""
+    conditions = []
+    if arguments.pid:
+        conditions.append(by_pid(*arguments.pid))
+    if arguments.process:
+        conditions.append(by_process_name(*arguments.process))
+    if arguments.no_loopback:
+        conditions.append(~loopback())
+    if not conditions:
+        return None
+    result = conditions[0]
+    for condition in conditions[1:]:
+        result &= condition
+    return result
+
+
+def every_provider() -> frozenset[Provider]:
+    """All kinds of flows: what a recording shows when nothing else is asked for."""
+    return frozenset(Provider)
+
+
+def monitor_options(arguments: argparse.Namespace, *, recorded: bool = False) -> dict[str, Any]:
+    """The keywords of `Monitor` that the common options stand for; what was not given keeps its default.
+
+    Args:
+        arguments: The parsed options.
+        recorded: True: the events come from a recording, which may hold more providers
+            than a monitor asks for by default.
+    """
+    options: dict[str, Any] = {}
+    condition = filter_of(arguments)
+    if arguments.provider:
+        options["providers"] = frozenset(arguments.provider)
+        if recorded:  # whoever recorded asked for what there is; leave the rest out
+            chosen = by_provider(*arguments.provider)
+            condition = chosen if condition is None else condition & chosen
+    elif recorded:
+        options["providers"] = every_provider()
+    if condition is not None:
+        options["flow_filter"] = condition
+    if arguments.interval is not None:
+        options["interval"] = arguments.interval
+    if getattr(arguments, "extras", False):
+        options["extras"] = True
+    if getattr(arguments, "every_update", False):
+        options["every_update"] = True
+    return options

@@ -1,0 +1,55 @@
+"""``top``: a live table of processes, most traffic first.
+
+The model (`_model`) knows what is shown and in which order and is plain Python; the
+layout (`_layout`) knows columns; the application (`_app`) knows Textual. Only the last
+needs the extra ``[cli]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..._errors import BackendUnavailableError, NstatError, UnavailableReason
+from .._output import is_terminal
+from .._source import backend_of, monitor_options
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the table until the user quits.
+
+    Raises:
+        NstatError: Textual is missing, there is no terminal, or the backend failed.
+    """
+    if arguments.json:
+        from .. import _processes  # noqa: PLC0415  # the same numbers without a screen
+
+        arguments.every = arguments.interval or 1.0
+        return _processes.run(arguments)
+    try:
+        from ._app import TopApp  # noqa: PLC0415  # needs the extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"textual", "rich"}:
+            raise
+        raise BackendUnavailableError(
+            "top", UnavailableReason.DEPENDENCY, "it needs Textual: pip install 'nstat-async[cli]'"
+        ) from error
+    if not (is_terminal(sys.stdout) and is_terminal(sys.stdin)):
+        raise NstatError("top needs a terminal; `processes --every 1` prints the same numbers to a pipe")
+    backend = backend_of(arguments)
+    options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
+    app = TopApp(
+        backend,
+        options,
+        interval=arguments.interval or 1.0,
+        sort=arguments.sort,
+        duration=arguments.duration,
+        effective=arguments.effective,
+        include_history=arguments.include_history,
+    )
+    app.run()
+    if app.failure is not None:
+        raise app.failure
+    return app.return_code or 0

@@ -1,0 +1,207 @@
+"""What `top` shows, without a screen.
+
+Operations wanted: feed thousands of events a second; once a second put all processes
+in order; hand out any line by its number at once. A look costs one sort of the
+processes, plus the flows of those that are expanded; nothing is formatted here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Union
+
+import attrs
+
+from ..._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from ..._model import Counts, Flow
+from ...aggregate import ProcessTable, Row, RowKind
+from .._processes import row_name, sort_rows
+
+__all__ = ["HISTORY", "SORTS", "FlowLine", "Line", "ProcessLine", "TopModel"]
+
+SORTS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid")
+"""The keys to sort by, in the order in which a key press goes through them."""
+HISTORY = 60
+"""Looks that the little curves remember."""
+_STALE_LOOKS = 2.5
+"""A flow that was not updated for so many looks moves nothing now."""
+
+
+@attrs.define(eq=False)
+class FlowLine:
+    """A flow under its process."""
+
+    flow: Flow
+    counts: Counts | None
+    time: float
+    """When it was last reported."""
+    rx_rate: float | None = None
+    """Bytes per second between its last two reports."""
+    tx_rate: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Stays the same while the flow lives."""
+        return self.flow.id
+
+    @property
+    def bytes(self) -> int:
+        """Both directions; 0 when unknown."""
+        return 0 if self.counts is None else (self.counts.rx_bytes or 0) + (self.counts.tx_bytes or 0)
+
+    def update(self, event: FlowUpdated) -> None:
+        """Take over a report."""
+        elapsed = event.time - self.time
+        if elapsed > 0:
+            delta = event.delta
+            self.rx_rate = None if delta.rx_bytes is None else delta.rx_bytes / elapsed
+            self.tx_rate = None if delta.tx_bytes is None else delta.tx_bytes / elapsed
+        self.flow, self.counts, self.time = event.flow, event.counts, event.time
+
+
+@attrs.frozen(eq=False)
+class ProcessLine:
+    """A process."""
+
+    row: Row
+    expanded: bool
+    curve: tuple[float, ...]
+    """Total rate at the last looks, newest last."""
+
+    @property
+    def key(self) -> int:
+        """Stays the same while the row is in the table."""
+        return self.row.serial
+
+
+Line = Union[ProcessLine, FlowLine]
+
+
+@attrs.define(eq=False)
+class TopModel:
+    """Everything behind the screen."""
+
+    table: ProcessTable
+    sort: str = "rate"
+    reverse: bool = False
+    wanted: str = ""
+    """Only processes with this in their name or pid."""
+    lines: list[Line] = attrs.field(factory=list, init=False)
+    """What is shown, top to bottom."""
+    total: Row = attrs.field(factory=lambda: Row(kind=RowKind.TOTAL), init=False)
+    processes: int = attrs.field(default=0, init=False)
+    """Rows before the filter."""
+    expanded: set[int] = attrs.field(factory=set, init=False)
+    """Keys of the processes whose flows are shown."""
+    _flows: dict[str, FlowLine] = attrs.field(factory=dict, init=False)
+    _curves: dict[int, deque[float]] = attrs.field(factory=dict, init=False)
+    _look_every: float = attrs.field(default=1.0, init=False)
+
+    def feed(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events."""
+        flows = self._flows
+        feed = self.table.feed
+        for event in events:
+            feed(event)
+            if isinstance(event, FlowUpdated):
+                line = flows.get(event.flow.id)
+                if line is None:
+                    flows[event.flow.id] = FlowLine(event.flow, event.counts, event.time)
+                else:
+                    line.update(event)
+            elif isinstance(event, FlowAdded):
+                flows[event.flow.id] = FlowLine(event.flow, event.counts, event.time)
+            elif isinstance(event, FlowRemoved):
+                flows.pop(event.flow.id, None)
+
+    def look(self, every: float = 1.0) -> None:
+        """A new look at the table: order, curves, sums.
+
+        Args:
+            every: Seconds since the last look.
+        """
+        self._look_every = every
+        rows = self.table.rows()
+        curves = {}
+        for row in rows:
+            curve = self._curves.get(row.serial)
+            if curve is None:
+                curve = deque(maxlen=HISTORY)
+            curve.append(row.rate or 0.0)
+            curves[row.serial] = curve
+        self._curves = curves  # those of folded rows are forgotten here
+        self.expanded &= curves.keys()
+        self.total = self.table.total()
+        self.processes = len(rows)
+        self._arrange(rows)
+
+    def rearrange(self) -> None:
+        """The same moment in another order or with other processes expanded."""
+        self._arrange(self.table.rows())
+
+    def _arrange(self, rows: list[Row]) -> None:
+        if self.wanted:
+            wanted = self.wanted.lower()
+            rows = [row for row in rows if wanted in row_name(row).lower() or wanted == str(row.pid)]
+        ordered = sort_rows(rows, self.sort)
+        if self.reverse:
+            ordered.reverse()
+        flows = self._flows_of(ordered)
+        lines: list[Line] = []
+        for row in ordered:
+            expanded = row.serial in self.expanded
+            lines.append(ProcessLine(row, expanded, tuple(self._curves.get(row.serial, ()))))
+            if expanded:
+                below: list[FlowLine] = sorted(flows.get(row.serial, ()), key=self._flow_order)
+                lines.extend(below)
+        self.lines = lines
+
+    def _flows_of(self, rows: list[Row]) -> dict[int, list[FlowLine]]:
+        result: dict[int, list[FlowLine]] = {}
+        for row in rows:
+            if row.serial in self.expanded and row.kind in {RowKind.GROUP, RowKind.UNKNOWN}:
+                known = (self._flows.get(flow.id) for flow in self.table.flows(row.key))
+                result[row.serial] = [line for line in known if line is not None]
+        return result
+
+    def _flow_order(self, line: FlowLine) -> tuple[float, int, str]:
+        rx, tx = self.flow_rates(line)
+        rate = (rx or 0.0) + (tx or 0.0) if self.sort == "rate" else 0.0
+        return (-rate, -line.bytes, line.flow.id)
+
+    def flow_rates(self, line: FlowLine) -> tuple[float | None, float | None]:
+        """Rates of a flow now: zero when its last report is old."""
+        now = self.table.time
+        if now is not None and now - line.time > _STALE_LOOKS * self._look_every:
+            return (
+                None if line.rx_rate is None else 0.0,
+                None if line.tx_rate is None else 0.0,
+            )
+        return line.rx_rate, line.tx_rate
+
+    def toggle(self, key: int) -> None:
+        """Expand or collapse a process."""
+        self.expanded ^= {key}
+        self.rearrange()
+
+    def next_sort(self) -> None:
+        """The next key to sort by."""
+        self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
+        self.rearrange()
+
+    def reset(self) -> None:
+        """Begin all totals at zero."""
+        self.table.reset()
+        self._curves.clear()
+        self.expanded.clear()
+
+    @property
+    def gaps(self) -> int:
+        """Reports of lost events so far."""
+        return sum(loss.events for loss in self.table.losses)
+
+    @staticmethod
+    def is_poll(events: Iterable[AnyEvent]) -> bool:
+        """True if a poll ended among these events."""
+        return any(isinstance(event, PollCompleted) for event in events)

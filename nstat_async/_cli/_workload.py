@@ -1,0 +1,153 @@
+"""What happens on an emulated kernel: at random, or by a script.
+
+A script is JSON Lines, one step a line, in the order of time::
+
+    {"at": 0,   "do": "open",     "flow": "a", "kind": "tcp", "pid": 501, "name": "curl", "remote": "198.51.100.7:443"}
+    {"at": 0.5, "do": "transfer", "flow": "a", "rx": 10000, "tx": 500}
+    {"at": 2,   "do": "close",    "flow": "a"}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import attrs
+
+from .._errors import NstatError, UsageError
+from .._feed import Backend
+from ..testing import EmulatedFlow, EmulatedKernel, Workload
+
+__all__ = ["DEFAULT_KERNEL", "Script", "emulated_backend", "read_script"]
+
+DEFAULT_KERNEL = "xnu-11417.121.6"
+_MAX_STEPS = 1_000_000
+_KINDS = ("tcp", "udp", "quic", "connection")
+
+
+def emulated_backend(kernel: str | None) -> Backend:
+    """An emulated kernel in this process with a small random workload, for trying things out."""
+    emulated = EmulatedKernel(kernel or DEFAULT_KERNEL, clock=monotonic)
+    Workload(emulated, rate=2.0, size=20, mean_life=10.0).start()
+    return emulated.backend()
+
+
+@attrs.frozen
+class Step:
+    """One line of a script."""
+
+    at: float
+    """Seconds since the start."""
+    do: str
+    flow: str
+    line: int
+    values: Mapping[str, Any]
+
+
+@attrs.define(eq=False)
+class Script:
+    """Steps to be carried out on a kernel by its timers."""
+
+    kernel: EmulatedKernel
+    steps: tuple[Step, ...]
+    complain: Callable[[str], None]
+    """Told about a step that cannot be done; the next ones go on."""
+    _flows: dict[str, EmulatedFlow] = attrs.field(factory=dict, init=False)
+
+    def start(self) -> None:
+        """Set the timers."""
+        for step in self.steps:
+            self.kernel.call_later(step.at, lambda step=step: self._carry_out(step))  # type: ignore[misc]
+
+    def _carry_out(self, step: Step) -> None:
+        try:
+            self._do(step)
+        except (NstatError, KeyError, TypeError, ValueError) as error:
+            self.complain(f"script line {step.line}: {error!r}")
+
+    def _do(self, step: Step) -> None:
+        values = dict(step.values)
+        if step.do == "open":
+            if step.flow in self._flows:
+                raise UsageError(f"flow {step.flow!r} is open already")
+            self._flows[step.flow] = self._open(str(values.pop("kind", "tcp")), values)
+            return
+        flow = self._flows[step.flow]
+        if step.do == "transfer":
+            flow.transfer(int(values.get("rx", 0)), int(values.get("tx", 0)))
+        elif step.do == "connect":
+            flow.connect(_address(values["remote"]), established=bool(values.get("established", True)))
+        elif step.do == "listen":
+            flow.listen(_address(values["local"]))
+        elif step.do == "state":
+            flow.set_state(values["state"])
+        elif step.do == "set":
+            flow.set(values)
+        else:
+            flow.close()
+            del self._flows[step.flow]
+
+    def _open(self, kind: str, values: dict[str, Any]) -> EmulatedFlow:
+        for key in ("local", "remote"):
+            if values.get(key) is not None:
+                values[key] = _address(values[key])
+        kernel = self.kernel
+        openers: dict[str, Callable[..., EmulatedFlow]] = {
+            "tcp": kernel.open_tcp,
+            "udp": kernel.open_udp,
+            "quic": kernel.open_quic,
+            "connection": kernel.open_connection,
+        }
+        return openers[kind](**values)
+
+
+_STEPS = ("open", "transfer", "connect", "listen", "state", "set", "close")
+
+
+def _address(text: Any) -> tuple[str, int]:
+    if not isinstance(text, str):
+        raise UsageError(f"address {text!r} is no text such as 192.0.2.1:443 or [2001:db8::1]:443")
+    address, _, port = text.rpartition(":")
+    try:
+        return address.strip("[]"), int(port)
+    except ValueError:
+        raise UsageError(f"address {text!r} has no port") from None
+
+
+def read_script(path: str) -> tuple[Step, ...]:
+    """The steps of a file, ``-`` for standard input, in the order of their time.
+
+    Raises:
+        UsageError: A line is no step.
+        OSError: It cannot be read.
+    """
+    text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8", "replace")
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if len(lines) > _MAX_STEPS:
+        raise UsageError(f"{path}: more than {_MAX_STEPS} steps")
+    steps = [_step(path, number, line) for number, line in lines]
+    return tuple(sorted(steps, key=lambda step: step.at))
+
+
+def _step(path: str, number: int, line: str) -> Step:
+    where = f"{path}, line {number}"
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: a step is a JSON object")
+    at, do, flow = values.pop("at", 0), values.pop("do", None), values.pop("flow", None)
+    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < 1e9:
+        raise UsageError(f"{where}: at {at!r} is no number of seconds")
+    if do not in _STEPS:
+        raise UsageError(f"{where}: do {do!r} is none of {', '.join(_STEPS)}")
+    if not isinstance(flow, str):
+        raise UsageError(f"{where}: flow {flow!r} is no name")
+    if do == "open" and values.get("kind", "tcp") not in _KINDS:
+        raise UsageError(f"{where}: kind {values['kind']!r} is none of {', '.join(_KINDS)}")
+    return Step(float(at), do, flow, number, values)
