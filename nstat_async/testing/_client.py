@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EmulatedClient", "host_error"]
 
+_OLD_HEADER = 12
+"""Up to xnu-2782 the last word of the header is not used, and need not be there."""
 _ENOBUFS = int(DarwinErrno.ENOBUFS)
 _HOST_ERRNO = {
     member.value: getattr(host_errno, member.name) for member in DarwinErrno if hasattr(host_errno, member.name)
@@ -90,9 +92,9 @@ class EmulatedClient:
             self.kernel.run_due()
             if len(datagram) > MAX_REQUEST:
                 raise host_error(DarwinErrno.EMSGSIZE)
-            if len(datagram) < HEADER_SIZE:
+            if len(datagram) < (HEADER_SIZE if self.kernel.wire.has_lengths else _OLD_HEADER):
                 raise host_error(DarwinErrno.EINVAL)
-            error = self.handler.handle(bytes(datagram))
+            error = self.handler.handle(bytes(datagram).ljust(HEADER_SIZE, b"\0"))
             if error:
                 raise host_error(error)
 
@@ -156,16 +158,26 @@ class EmulatedClient:
 
     # The kernel's side: queueing
 
-    def enqueue(self, record: bytes, *, critical: bool = False, storage: int | None = None) -> int:
-        """Queue a record; 0 or ``ENOBUFS``."""
+    def enqueue(
+        self, record: bytes, *, critical: bool = False, storage: int | None = None, allocated: bool = False
+    ) -> int:
+        """Queue a record; 0, ``ENOBUFS`` or ``ENOMEM``.
+
+        Args:
+            record: The bytes.
+            critical: It may use the buffer's reserve.
+            storage: Its cost in mbufs, if not what its size tells.
+            allocated: It is in memory that was had before.
+        """
         faults = self.kernel.faults
-        if faults.mbufs_exhausted:
-            return int(DarwinErrno.ENOMEM)
         if faults.full and not critical:
             self.buffer.refused += 1
             return _ENOBUFS
-        if not self.buffer.append(self.kernel.finish(record), critical=critical, storage=storage):
+        if not self.buffer.admits(len(record), critical=critical):
             return _ENOBUFS
+        if not allocated and not faults.allocates():
+            return int(DarwinErrno.ENOMEM)
+        self.buffer.append(self.kernel.finish(record), storage=storage)
         self._arrived()
         return 0
 
@@ -174,7 +186,7 @@ class EmulatedClient:
         if self.kernel.faults.loses_batch():
             self.buffer.refused += 1
             return _ENOBUFS
-        return self.enqueue(record, storage=BATCH_STORAGE)
+        return self.enqueue(record, storage=BATCH_STORAGE, allocated=True)
 
     def _arrived(self) -> None:
         delay = self.kernel.faults.reply_delay

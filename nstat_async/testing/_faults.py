@@ -35,8 +35,9 @@ class Faults:
     """Seconds between the end of a flow and its goodbye."""
     full: bool = False
     """True: every ordinary record is refused, as with a full buffer; critical ones pass."""
-    mbufs_exhausted: bool = False
-    """True: no record can be queued at all."""
+    mbufs: int | None = None
+    """Allocations that the kernel's memory for messages still has; `None`: enough.
+    Replies and batches take one each; an ERROR reuses the request's, and needs none."""
     reply_delay: float = 0.0
     """Seconds until a record can be received, as over a slow bridge."""
     random: random.Random = attrs.field(factory=random.Random, repr=False)
@@ -44,6 +45,15 @@ class Faults:
 
     def _happens(self, probability: float) -> bool:
         return probability > 0 and self.random.random() < probability
+
+    def allocates(self) -> bool:
+        """Take memory for one record; False if there is none."""
+        if self.mbufs is None:
+            return True
+        if not self.mbufs:
+            return False
+        self.mbufs -= 1
+        return True
 
     def loses_announcement(self) -> bool:
         """Draw for one announcement."""

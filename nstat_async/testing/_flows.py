@@ -98,6 +98,13 @@ class EmulatedFlow:
         self.gone = False
         """True while it ended unnoticed: polls and the minute-timer find it."""
         self.inbound = False
+        """True for an accepted connection."""
+        self.peer_is_local: bool | None = None
+        """What TCP thinks of its peer's network; `None`: loopback and link-local peers are local."""
+        self.cell_fallback = False
+        """True while it may fall back from Wi-Fi to cellular."""
+        self.properties_at_open: int | None = None
+        """User-land: what the network layer told the filters; `None`: what the descriptor says."""
         self.number = kernel.next_number()
         """Counts the flows of this kernel."""
         self.items: dict[int, bytes] = {}
@@ -159,16 +166,26 @@ class EmulatedFlow:
         bits = interface_properties(version, self.interface)
         if not self.is_kernel_socket:
             return bits
-        if self.interface is not None and self.provider is Provider.TCP and version >= (3789,):
+        tells_locality = version >= ((4570,) if self.provider is Provider.TCP else (10002,))
+        if tells_locality and (self.interface is not None or version >= (10002,)):
             bits |= Bit.LOCAL if self._remote_is_local() else Bit.NON_LOCAL
+        if self.cell_fallback and version >= (6153,):
+            bits |= Bit.VIA_CELLFALLBACK
         if (8019,) <= version < (10002,):
             return bits & 0xFFFF
         if version >= (10002,) and self.provider is Provider.TCP:
             bits |= self._role()
         return bits
 
+    @property
+    def filter_properties(self) -> int:
+        """The properties that interface filters look at."""
+        return self.properties if self.properties_at_open is None else self.properties_at_open
+
     def _remote_is_local(self) -> bool:
         """TCP's own view: the peer is on a directly attached network (here: loopback, link-local)."""
+        if self.peer_is_local is not None:
+            return self.peer_is_local
         slot: bytes = self._fields.get("remote", b"")
         if slot[1:2] == bytes((DARWIN_AF_INET,)):
             return slot[4] == 127 or slot[4:6] == b"\xa9\xfe"
@@ -417,6 +434,11 @@ class EmulatedFlow:
         """A user-land TCP flow enters TIME_WAIT: an early goodbye, unless a client filters for none."""
         with self.kernel.lock:
             self._enter(_TIME_WAIT)
+            self.time_wait_event()
+
+    def time_wait_event(self) -> None:
+        """The early goodbye of TIME_WAIT, with the fields as they are."""
+        with self.kernel.lock:
             self.kernel.userland_time_wait(self)
 
     def detach(self) -> None:

@@ -41,7 +41,6 @@ __all__ = ["EmulatedKernel"]
 _NANOSECOND = 1_000_000_000
 _MINUTE = 60 * _NANOSECOND
 _TIME_WAIT_SECONDS = 30.0
-_UPTIME = 1000 * _NANOSECOND
 _FIRST_PORT = 49152
 _ESTABLISHED = 4
 _USERLAND_EVENTS = int(EventFlag.ENTER_CELLFALLBACK | EventFlag.EXIT_CELLFALLBACK)
@@ -49,6 +48,7 @@ _CONNECTION_EVENTS = int(EventFlag.FLOW_UUID_ASSIGNED | EventFlag.FLOW_UUID_CHAN
 _ROLE_EVENTS = int(EventFlag.FLOW_STATE_LISTEN | EventFlag.FLOW_STATE_OUTBOUND)
 _OWNER = ("pid", "upid", "pname", "uuid", "epid", "eupid", "euuid", "uid", "persona_id")
 _RTF_UP = 1
+_LONGEST_PROCESS_NAME = 32
 
 
 class EmulatedKernel:
@@ -68,6 +68,9 @@ class EmulatedKernel:
             to pairs of (offset, bytes). See `DARWIN_27_INSERTION`.
         contended: True: since xnu-11215 a chunk of a paced poll ends after five sources, as when
             another thread waits for the lock.
+        uptime: Seconds since the machine was started, where time does not pass by itself.
+        minute_timer: False: what it does is only done by `idle_check`.
+        header_garbage: Up to xnu-2422 the word of the header that is not used holds anything; False: zero.
     """
 
     def __init__(
@@ -83,6 +86,9 @@ class EmulatedKernel:
         layout_number: int | None = None,
         insertions: Mapping[str, Iterable[tuple[int, int]]] | None = None,
         contended: bool = False,
+        uptime: float = 1000.0,
+        minute_timer: bool = True,
+        header_garbage: bool = True,
     ) -> None:
         release = Kernel.parse(kernel)
         if layout_number is not None:
@@ -91,6 +97,8 @@ class EmulatedKernel:
         """The release as the library understands it."""
         self.lock = threading.RLock()
         """Held during every call; hold it to make several changes at once."""
+        self.absent_providers: set[int] = set()
+        """Providers that this build of the release lacks, though its headers have their numbers."""
         self.receive_space = receive_space
         self.privileged = privileged
         self.privilege_check = privilege_check
@@ -101,12 +109,12 @@ class EmulatedKernel:
         self.wire: Wire = wire(release.layout)
         self.batch_limit = MAX_BATCH
         self.update_limit = 2048 if release.version >= (8019,) else 512
-        self.longest_name = 32 if release.version >= (11215,) else 16
+        self.longest_name = 63 if release.version >= (11215,) else 16
         self.clients: list[EmulatedClient] = []
         """Connected control sockets, newest first."""
         self.interfaces: dict[str, EmulatedInterface] = {}
         self._clock = clock
-        self._offset_ns = 0 if clock is not None else _UPTIME
+        self._offset_ns = 0 if clock is not None else round(uptime * _NANOSECOND)
         self._tick_jump_ns = 0
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -120,7 +128,8 @@ class EmulatedKernel:
         self._packers: dict[str, Packer] = {}
         self._insertions = {name: sorted(pairs) for name, pairs in (insertions or {}).items()}
         self._merged_events = 0
-        self._minute_timer_runs = False
+        self._minute_timer_runs = not minute_timer
+        self._header_garbage = header_garbage and release.version < (2782,)
         self.timer_added = threading.Event()
         """Set when a timer was added: threads that run timers by the wall clock wait for it."""
         self._servers: list[UnixServer] = []
@@ -337,7 +346,7 @@ class EmulatedKernel:
 
     def finish(self, record: bytes) -> bytes:
         """The bytes as they leave: up to xnu-2422 the unused header word is kernel stack."""
-        if self.release.version < (2782,):
+        if self._header_garbage:
             return record[:12] + self.random.randbytes(4) + record[16:]
         return record
 
@@ -411,7 +420,8 @@ class EmulatedKernel:
         """Descriptor fields for an owner that acts for itself."""
         unique = self.process(pid, name) if upid is None else upid
         image = executable_uuid(name)
-        owner = {"pid": pid, "upid": unique, "pname": name.encode(), "uuid": image, "uid": uid}
+        told = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
+        owner = {"pid": pid, "upid": unique, "pname": told, "uuid": image, "uid": uid}
         return {**owner, "epid": pid, "eupid": unique, "euuid": image}
 
     def ephemeral(self, peer: Endpoint | None) -> Endpoint:
@@ -579,8 +589,13 @@ class EmulatedKernel:
             if (2782,) <= self.release.version < (3247,) and flow.state == "time_wait":
                 flow.set_state(0)
             self._flows[flow.provider_id].pop(flow.number, None)
+            told: set[int] = set()
             for source in reversed(list(flow.sources.values())):
-                source.client.say_goodbye(source)
+                # One source of each client says goodbye; another one that names the same socket is found gone.
+                if source.client.unit not in told:
+                    told.add(source.client.unit)
+                    source.client.say_goodbye(source)
+            flow.gone = bool(flow.sources)
 
     def userland_time_wait(self, flow: EmulatedFlow) -> None:
         """User-land TCP in TIME_WAIT: its sources say goodbye early."""

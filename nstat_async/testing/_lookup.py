@@ -31,7 +31,7 @@ def find_named(client: EmulatedClient, provider_id: int, param: bytes, context: 
     """Carry out ``ADD_SRC``; returns Darwin's error number."""
     kernel = client.kernel
     known = kernel.release.providers.get(provider_id)
-    if known is None:
+    if known is None or provider_id in kernel.absent_providers:
         return _ENOENT
     provider, userland = known
     if provider is Provider.ROUTE:

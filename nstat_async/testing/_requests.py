@@ -76,7 +76,9 @@ class RequestHandler:
 
     def _refuse(self, data: bytes, context: int, error: int) -> int:
         wire, client = self.kernel.wire, self.client
-        if self.version >= (3247,) and not client.enqueue(wire.error(context, error, data), critical=True):
+        if self.version >= (3247,) and not client.enqueue(
+            wire.error(context, error, data), critical=True, allocated=True
+        ):
             return 0
         return client.enqueue(wire.error(context, error), critical=True)
 
@@ -122,7 +124,7 @@ class RequestHandler:
 
     def _may_watch(self, provider_id: int) -> int:
         known = self.kernel.release.providers.get(provider_id)
-        if known is None:
+        if known is None or provider_id in self.kernel.absent_providers:
             return _ENOENT
         if known[0] is Provider.INTERFACE:
             return _ENOTSUP
@@ -171,7 +173,7 @@ class RequestHandler:
         if len(data) < codec.size:
             return _EINVAL
         srcref, bits = codec.read("srcref", data), codec.read("filter", data)
-        if srcref == self.kernel.release.layout.all_sources:
+        if srcref in {0, self.kernel.release.layout.all_sources}:
             return _EINVAL
         source = self.client.sources.get(srcref)
         if source is None:

@@ -117,23 +117,25 @@ class ReceiveBuffer:
         self._size = min(self._size + size - room + _MBUF, limit)
         return self._room() >= size
 
-    def append(self, record: bytes, *, critical: bool = False, storage: int | None = None) -> bool:
-        """Queue a record; False if it was refused.
+    def admits(self, size: int, *, critical: bool) -> bool:
+        """True if a record of this size would be queued (a critical one may make the buffer grow)."""
+        if self._admits(size, critical=critical):
+            return True
+        self.refused += 1
+        return False
+
+    def append(self, record: bytes, *, storage: int | None = None) -> None:
+        """Queue a record that `admits` let in.
 
         Args:
             record: The bytes.
-            critical: It may use the reserve.
             storage: What it costs in mbufs, where that is not told by its size: a batch has
                 a cluster for the largest batch, however few messages are in it.
         """
-        if not self._admits(len(record), critical=critical):
-            self.refused += 1
-            return False
         cost = _mbuf_storage(len(record)) if storage is None else storage
         self._records.append((record, cost))
         self._bytes += len(record)
         self._storage += cost
-        return True
 
     def force(self, record: bytes) -> None:
         """Queue a record whatever there is room for (a fault, not the kernel's way)."""

@@ -99,7 +99,7 @@ class Reporter:
             return False
         mask = self.property_bits | (_HAS_NETWORK_ACCESS if flow.provider in _GENERIC else 0)
         asked = wanted.bits & mask
-        if asked and not asked & flow.properties and not self._moved_on(flow, asked):
+        if asked and not asked & flow.filter_properties and not self._moved_on(flow, asked):
             return False
         return not wanted.bits & self._user_bits or self._owner_matches(flow, wanted)
 
@@ -143,8 +143,8 @@ class Reporter:
         """Put a message into the batch; a full batch is flushed, and its loss goes unnoticed."""
         if self._batch_size + len(message) > self.kernel.batch_limit:
             self.flush()
-        if self.kernel.faults.mbufs_exhausted:
-            return int(DarwinErrno.ENOMEM)
+        if not self._batch and not self.kernel.faults.allocates():
+            return self.client.enqueue(message)
         self._batch.append(message)
         self._batch_size += len(message)
         return _OK

@@ -160,7 +160,8 @@ class Wire:
         """``SYSINFO_COUNTS``; `entries` is a list of ``nstat_sysinfo_keyval``."""
         codec = self.layout["nstat_msg_sysinfo_counts"]
         body = bytearray(codec.size)
-        codec.write(body, "counts.nstat_sysinfo_len", len(entries))
+        own = codec.size - codec.by_name["counts.nstat_sysinfo_len"].offset
+        codec.write(body, "counts.nstat_sysinfo_len", own + len(entries))
         size = codec.size + len(entries)
         body[:HEADER_SIZE] = self.header(MessageType.SYSINFO_COUNTS, size)
         return bytes(body) + entries
