@@ -33,7 +33,6 @@ GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
 OTHER_BUFFER = 1 << 20
 """Asked for the other sockets, whose answers come only when asked for."""
-_SMALLEST_BUFFER = 256 << 10
 
 _NETLINK_ROUTE = 0
 _NETLINK_SOCK_DIAG = 4
@@ -61,15 +60,7 @@ def set_receive_buffer(channel: socket.socket, size: int) -> int:
     try:
         channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, half)
     except OSError:
-        while True:
-            try:
-                channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
-            except OSError:
-                if half <= _SMALLEST_BUFFER:
-                    break
-                half //= 2
-            else:
-                break
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
     return channel.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 

@@ -5,10 +5,11 @@ cut into pieces of bounded time; between two pieces the caller may do what it
 likes, and the next one goes on at lower pids.
 """
 
-# ruff: noqa: PTH - paths of /proc and /sys are read thousands at a time: strings
+# Paths of /proc and /sys are read thousands at a time: strings
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -48,10 +49,8 @@ def process_facts(pid: int) -> ProcessFacts:
     The name is the executable's base name, because ``comm`` ends after 15 characters.
     """
     path = None
-    try:
+    with contextlib.suppress(OSError):
         path = os.readlink(f"/proc/{pid}/exe").removesuffix(_DELETED)
-    except OSError:
-        pass
     return ProcessFacts(pid, start_ticks(pid), os.path.basename(path) if path else _comm(pid), path)
 
 

@@ -229,6 +229,7 @@ class Session:
 
     def _finish_early(self) -> None:
         """Passive: the next poll begins, whatever was still expected of this one."""
+        self._search = None
         while self._phase is not _Phase.IDLE:
             self._expire()
 
@@ -324,10 +325,9 @@ class Session:
             if namespace is not None:
                 namespace.links.classify(answer)
             return
-        if not self._passive:
-            if token != self._search:
-                return
-            self._search = None
+        if token != self._search and not self._passive:
+            return
+        self._search = None
         if isinstance(answer, OwnersAnswer):
             self._take_owners(answer)
         self._advance()
@@ -437,7 +437,7 @@ class Session:
         elif self._phase is _Phase.DUMPING:
             if all(namespace.poll_done for namespace in self._namespaces):
                 self._end_dumps()
-        elif self._phase is _Phase.OWNERS and self._search is None and not self._passive:
+        elif self._phase is _Phase.OWNERS and self._search is None:
             self._enter(_Phase.ANNOUNCING, self._hub.now)
             self._announce()
 
@@ -464,7 +464,7 @@ class Session:
     def _end_dumps(self) -> None:
         for namespace in self._namespaces:
             namespace.end_poll()
-        if not self._passive and self._search is None:
+        if self._search is None:
             request = self._hub.owners.begin(self._hub.generation)
             if request is not None:
                 self._ask_owners(request)

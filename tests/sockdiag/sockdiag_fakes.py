@@ -1,0 +1,345 @@
+"""A kernel made of a dictionary, and a synchronous driver for the real one."""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import (
+    AddressMessage,
+    DiagAttribute,
+    DiagMessage,
+    DiagRequest,
+    LinkKindsAnswer,
+    LinkMessage,
+    OwnersAnswer,
+    OwnersRequest,
+    ProcessFacts,
+    RouteMessage,
+    Session,
+    SocketState,
+    TcpInfo,
+    iterate_messages,
+)
+from nstat_async.sockdiag._messages import encode_done, encode_error, socket_id
+
+INFO_FORMATS = {
+    TcpInfo.STATE: "=B",
+    TcpInfo.RTO: "=I",
+    TcpInfo.SND_MSS: "=I",
+    TcpInfo.LOST: "=I",
+    TcpInfo.PMTU: "=I",
+    TcpInfo.RTT: "=I",
+    TcpInfo.RTTVAR: "=I",
+    TcpInfo.SND_CWND: "=I",
+    TcpInfo.TOTAL_RETRANS: "=I",
+    TcpInfo.PACING_RATE: "=Q",
+    TcpInfo.BYTES_ACKED: "=Q",
+    TcpInfo.BYTES_RECEIVED: "=Q",
+    TcpInfo.SEGS_OUT: "=I",
+    TcpInfo.SEGS_IN: "=I",
+    TcpInfo.NOTSENT_BYTES: "=I",
+    TcpInfo.MIN_RTT: "=I",
+    TcpInfo.DATA_SEGS_IN: "=I",
+    TcpInfo.DATA_SEGS_OUT: "=I",
+    TcpInfo.DELIVERY_RATE: "=Q",
+    TcpInfo.BYTES_SENT: "=Q",
+    TcpInfo.BYTES_RETRANS: "=Q",
+    TcpInfo.SND_WND: "=I",
+}
+
+
+def tcp_info(fields: dict[int, int] | None = None, length: int = 280) -> bytes:
+    """A ``struct tcp_info`` with these fields, zero elsewhere."""
+    data = bytearray(280)
+    for at, value in {TcpInfo.MIN_RTT: 0xFFFFFFFF, **(fields or {})}.items():
+        struct.pack_into(INFO_FORMATS[TcpInfo(at)], data, at, value)
+    return bytes(data[:length])
+
+
+LOOPBACK = b"\x7f\0\0\1"
+
+
+@attrs.define(eq=False)
+class FakeSocket:
+    cookie: int
+    local: bytes = LOOPBACK
+    local_port: int = 40000
+    remote: bytes = LOOPBACK
+    remote_port: int = 80
+    family: int = 2
+    protocol: int = 6
+    state: int = SocketState.ESTABLISHED
+    inode: int = 0
+    uid: int = 1000
+    timer: int = 0
+    expires: int = 0
+    unread: int = 0
+    unacked: int = 0
+    info: dict[int, int] = attrs.field(factory=dict)
+    info_length: int = 280
+    extra: dict[int, bytes] = attrs.field(factory=dict)
+
+    @property
+    def id(self) -> bytes:
+        return socket_id(self.local, self.local_port, self.remote, self.remote_port, cookie=self.cookie)
+
+    def message(self, sequence: int = 0, *, final: bool = False) -> bytes:
+        attributes: dict[int, bytes] = dict(self.extra)
+        if final:
+            attributes = {DiagAttribute.PROTOCOL: bytes([self.protocol])}
+        if self.protocol == 6 and self.timer != 3:
+            state = SocketState.CLOSE if final else self.state
+            attributes[DiagAttribute.INFO] = tcp_info({TcpInfo.STATE: state, **self.info}, self.info_length)
+            if not final:
+                attributes[DiagAttribute.CONG] = b"cubic\0"
+        return DiagMessage(
+            self.family,
+            SocketState.CLOSE if final else self.state,
+            self.id,
+            timer=self.timer,
+            expires=self.expires,
+            receive_queue=self.unread,
+            write_queue=self.unacked,
+            uid=0 if final else self.uid,
+            inode=0 if final else self.inode,
+            attributes=attributes,
+            sequence=sequence,
+            flags=0 if final else 2,
+        ).encode()
+
+
+class FakeKernel:
+    """Carries out the commands of a session at once and keeps the whole conversation."""
+
+    def __init__(self, session: Session | None = None, **options: Any) -> None:
+        self.session = session or Session(MonitorOptions(**options), kernel="6.18.0")
+        self.session.epoch_offset = 1000.0
+        self.now = 100.0
+        self.sockets: dict[int, FakeSocket] = {}
+        self.remains: list[FakeSocket] = []
+        self.owners: dict[int, int] = {}
+        self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
+        self.addresses = [AddressMessage(2, 1, LOOPBACK), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
+        self.refused: dict[tuple[int, int], int] = {}
+        self.events: list[Any] = []
+        self.record: list[tuple[str, float, int, Any]] = []
+        self.during_dump: Callable[[], None] | None = None
+        self.silent: set[int] = set()
+        self.held: list[Lookup] = []
+        self.hold_lookups = False
+        self.per_datagram = 2
+
+    def start(self) -> list[Any]:
+        self.session.start(self.now)
+        return self.run()
+
+    def run(self) -> list[Any]:
+        """Carry out commands until there are none; the new events."""
+        for _ in range(1000):
+            commands = self.session.commands()
+            for command in commands:
+                self._carry_out(command)
+            deadline = self.session.next_deadline()
+            if not commands:
+                if deadline is None or deadline > self.now:
+                    break
+                self.session.handle_deadline(self.now)
+        else:
+            raise AssertionError("the session never rests")
+        new = self.session.take_events()
+        self.events += new
+        return new
+
+    def poll(self) -> list[Any]:
+        self.session.request_poll(self.now)
+        return self.run()
+
+    def wait(self, seconds: float) -> list[Any]:
+        self.now += seconds
+        self.session.handle_deadline(self.now)
+        return self.run()
+
+    def feed(self, data: bytes, channel: int) -> None:
+        self.record.append(("from", self.now, channel, data))
+        self.session.receive_datagram(data, self.now, channel)
+
+    def close(self, cookie: int, *, tell: bool = True) -> None:
+        """Destroy a socket."""
+        sock = self.sockets.pop(cookie)
+        if tell:
+            self.feed(sock.message(final=True), 1)
+
+    def _carry_out(self, command: Any) -> None:
+        if isinstance(command, OpenChannel):
+            self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=1 << 20)
+        elif isinstance(command, Send):
+            self.record.append(("to", self.now, command.channel, command.data))
+            if command.channel not in self.silent:
+                {0: self._dump, 2: self._route, 3: self._lookups}[command.channel % 4](command.data, command.channel)
+        elif isinstance(command, Lookup):
+            if self.hold_lookups:
+                self.held.append(command)
+            else:
+                self.answer(command)
+        else:
+            assert isinstance(command, CloseChannel)
+
+    def answer(self, command: Lookup) -> None:
+        request = command.request
+        if isinstance(request, OwnersRequest):
+            found = tuple((i, self.owners[i]) for i in sorted(request.inodes) if i in self.owners)
+            facts = tuple(ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}") for _, pid in found)
+            gone = tuple(key for key in request.verify if key[0] not in self.owners.values())
+            answer: Any = OwnersAnswer(found, facts, None, gone)
+        else:
+            answer = LinkKindsAnswer(request.namespace, tuple((name, "wifi") for name in request.names))
+        self.record.append(("answer", self.now, 0, answer))
+        self.session.lookup_done(command.token, answer, self.now)
+
+    def _dump(self, data: bytes, channel: int) -> None:
+        (frame,) = iterate_messages(data)
+        request = DiagRequest.decode(data, frame)
+        error = self.refused.get((request.family, request.protocol))
+        if error is not None:
+            self.feed(encode_error(error, data, sequence=frame.sequence), channel)
+            return
+        found = [
+            s.message(frame.sequence)
+            for s in [*self.sockets.values(), *self.remains]
+            if (s.family, s.protocol) == (request.family, request.protocol) and request.states >> s.state & 1
+        ]
+        if self.during_dump is not None:
+            action, self.during_dump = self.during_dump, None
+            action()
+        for at in range(0, len(found), self.per_datagram):
+            self.feed(b"".join(found[at : at + self.per_datagram]), channel)
+        self.feed(encode_done(frame.sequence), channel)
+
+    def _route(self, data: bytes, channel: int) -> None:
+        (frame,) = iterate_messages(data)
+        links = frame.type == RouteMessage.GETLINK
+        kind = RouteMessage.NEWLINK if links else RouteMessage.NEWADDR
+        parts = [item.encode(kind, sequence=frame.sequence) for item in (self.links if links else self.addresses)]
+        self.feed(b"".join(parts) + encode_done(frame.sequence), channel)
+
+    def _lookups(self, data: bytes, channel: int) -> None:
+        for frame in iterate_messages(data):
+            request = DiagRequest.decode(data, frame)
+            wanted = request.socket_id
+            for sock in [*self.sockets.values(), *self.remains]:
+                if sock.id[:40] == wanted[:40] and wanted[40:] in {sock.id[40:], b"\xff" * 8}:
+                    self.feed(sock.message(frame.sequence), channel)
+                    break
+            else:
+                self.feed(encode_error(2, data, sequence=frame.sequence), channel)
+
+
+def flow_events(events: list[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved))]
+
+
+def kinds(events: list[Any]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+class LiveDriver:
+    """Runs a session against the real kernel in the calling thread."""
+
+    def __init__(self, core: Session, transport: Any) -> None:
+        self.core = core
+        self.transport = transport
+        self.channels: dict[int, Any] = {}
+        self.events: list[Any] = []
+        self.record: list[tuple[str, float, int, Any]] = []
+        self.core.epoch_offset = time.time() - time.monotonic()
+        self.core.start(time.monotonic())
+
+    def __enter__(self) -> LiveDriver:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for channel in self.channels.values():
+            channel.close()
+        self.transport.close()
+
+    def until(self, condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+        """Turn until the condition holds; its value."""
+        end = time.monotonic() + timeout
+        while not (value := condition()):
+            assert time.monotonic() < end, "condition not met in time"
+            assert self.core.failure is None, self.core.failure
+            if not self.turn():
+                readable = [channel for channel in self.channels.values() if channel.fileno() >= 0]
+                select.select(readable, [], [], 0.05)
+        return value
+
+    def poll(self) -> PollCompleted:
+        """One more complete poll."""
+        done = sum(isinstance(event, PollCompleted) for event in self.events)
+        self.until(lambda: self.core._phase.name == "IDLE")
+        self.core.request_poll(time.monotonic())
+        self.until(lambda: sum(isinstance(event, PollCompleted) for event in self.events) > done)
+        return [event for event in self.events if isinstance(event, PollCompleted)][-1]
+
+    def turn(self) -> bool:
+        core, now = self.core, time.monotonic
+        deadline = core.next_deadline()
+        if deadline is not None and deadline <= now():
+            core.handle_deadline(now())
+        commands = core.commands()
+        for command in commands:
+            self._carry_out(command)
+        busy = bool(commands)
+        for number, channel in list(self.channels.items()):
+            busy = self._read(number, channel) or busy
+        self.events += core.take_events()
+        return busy
+
+    def _read(self, number: int, channel: Any) -> bool:
+        for count in range(16):
+            try:
+                data = channel.receive()
+            except BlockingIOError:
+                return count > 0
+            except OSError as error:
+                self.core.channel_failed(number, error.errno, time.monotonic())
+                continue
+            self.record.append(("from", time.monotonic(), number, data))
+            self.core.receive_datagram(data, time.monotonic(), number)
+        return True
+
+    def _carry_out(self, command: Any) -> None:
+        core, now = self.core, time.monotonic
+        if isinstance(command, OpenChannel):
+            channel = self.channels[command.channel] = self.transport.open(command.channel, command.purpose)
+            core.channel_opened(command.channel, now(), immediate=True, receive_buffer=channel.receive_buffer)
+        elif isinstance(command, CloseChannel):
+            self.channels.pop(command.channel).close()
+        elif isinstance(command, Send):
+            self.record.append(("to", now(), command.channel, command.data))
+            self.channels[command.channel].send(command.data)
+        else:
+            answer = self.transport.lookup(command.request)
+            self.record.append(("answer", now(), 0, answer))
+            core.lookup_done(command.token, answer, now())
+
+    # -- what was seen
+
+    def added(self, port: int) -> list[FlowAdded]:
+        """Additions of flows with this local port."""
+        return [e for e in self.events if isinstance(e, FlowAdded) and e.flow.local.port == port]
+
+    def removed(self, port: int) -> list[FlowRemoved]:
+        return [e for e in self.events if isinstance(e, FlowRemoved) and e.flow.local.port == port]
+
+    def updated(self, port: int) -> list[FlowUpdated]:
+        return [e for e in self.events if isinstance(e, FlowUpdated) and e.flow.local.port == port]

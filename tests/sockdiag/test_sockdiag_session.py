@@ -1,0 +1,524 @@
+"""The core against a kernel made of a dictionary: every rule of the picture it keeps."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, flow_events, kinds
+
+from nstat_async import _errors, _model
+from nstat_async._events import (
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    PollCompleted,
+    ProviderRefused,
+    RemovalReason,
+)
+from nstat_async._model import Direction, InterfaceKind, Provider, TcpState
+from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import AddressMessage, LinkMessage, RouteMessage, Session, SocketState, TcpInfo
+from nstat_async.sockdiag._session import ANNOUNCED_AT_ONCE
+
+
+def traffic(rx: int = 0, tx: int = 0, *, fin: int = 0, active: int = 1, fin_sent: int = 0) -> dict[int, int]:
+    """``tcp_info`` fields as the kernel counts them: SYN and FIN are bytes acknowledged, a FIN is a byte received."""
+    return {
+        TcpInfo.BYTES_RECEIVED: rx + fin,
+        TcpInfo.BYTES_SENT: tx,
+        TcpInfo.BYTES_ACKED: tx + active + fin_sent,
+        TcpInfo.SEGS_IN: 1 + rx,
+        TcpInfo.SEGS_OUT: 1 + tx,
+        TcpInfo.DATA_SEGS_IN: (rx + 999) // 1000,
+        TcpInfo.DATA_SEGS_OUT: (tx + 999) // 1000,
+        TcpInfo.RTT: 250,
+        TcpInfo.RTTVAR: 30,
+        TcpInfo.MIN_RTT: 200,
+    }
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    return FakeKernel(interval=1.0)
+
+
+def test_first_poll_adds_what_was_there_before(kernel):
+    """Flows of the first complete dump are preexisting, have their process and interface, and a poll says so."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 10))
+    kernel.owners[77] = 42
+    added, done = kernel.start()
+    assert isinstance(added, FlowAdded)
+    assert added.preexisting
+    assert added.time == 1100.0
+    flow = added.flow
+    assert flow.id == "c1"
+    assert flow.provider is Provider.TCP
+    assert flow.userland is False
+    assert (str(flow.local), str(flow.remote)) == ("127.0.0.1:40000", "127.0.0.1:80")
+    assert flow.process == _model.Process(42, "p42", 7042, uid=1000, path="/bin/p42")
+    assert flow.interface.kind is InterfaceKind.LOOPBACK
+    assert flow.state is TcpState.ESTABLISHED
+    assert flow.direction is Direction.OUTBOUND
+    assert flow.namespace is None
+    assert (added.counts.rx_bytes, added.counts.tx_bytes) == (5, 10)
+    assert isinstance(done, PollCompleted)
+    assert (done.flows, done.complete) == (1, True)
+
+
+def test_later_flows_are_new(kernel):
+    """What a later poll finds was not there before."""
+    kernel.start()
+    kernel.sockets[2] = FakeSocket(2)
+    (added,) = flow_events(kernel.wait(1.0))
+    assert isinstance(added, FlowAdded)
+    assert not added.preexisting
+
+
+def test_an_update_only_for_change(kernel):
+    """Idle sockets are silent; traffic gives one update with both totals and the same flow object."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+    kernel.sockets[1].info = traffic(1005, 10)
+    updated, _ = kernel.wait(1.0)
+    assert isinstance(updated, FlowUpdated)
+    assert updated.delta.rx_bytes == 1000
+    assert updated.delta.tx_bytes == 0
+    assert updated.flow is kernel.events[0].flow
+
+
+def test_a_keepalive_is_no_change(kernel):
+    """Segments without data, timers and their expiry make no update."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    sock = kernel.sockets[1]
+    sock.info = {**sock.info, TcpInfo.SEGS_IN: 99, TcpInfo.SEGS_OUT: 98}
+    sock.timer, sock.expires = 2, 5000
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+
+
+def test_every_update_reports_each_dump():
+    """With every_update an idle socket is reported each time."""
+    kernel = FakeKernel(every_update=True)
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    assert kinds(kernel.wait(1.0)) == ["FlowUpdated", "PollCompleted"]
+
+
+def test_a_state_change_rebuilds_the_flow(kernel):
+    """The flow's value follows its state, its id and endpoints stay."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    before = kernel.events[0].flow
+    kernel.sockets[1].state = SocketState.CLOSE_WAIT
+    kernel.sockets[1].info = traffic(5, 10, fin=1)
+    updated, _ = kernel.wait(1.0)
+    assert updated.flow.state is TcpState.CLOSE_WAIT
+    assert updated.flow.id == before.id
+    assert updated.flow.local is before.local
+    assert updated.counts.rx_bytes == 5
+    assert updated.flow.direction is Direction.OUTBOUND
+
+
+def test_goodbye_has_the_final_counts(kernel):
+    """A destroyed socket is removed at once, by cookie, with its very last counts and the process known before."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 10))
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.sockets[1].info = traffic(5, 3000, fin_sent=1)
+    kernel.remains.append(FakeSocket(99, state=SocketState.FIN_WAIT2, timer=3))
+    kernel.close(1)
+    (removed,) = kernel.run()
+    assert isinstance(removed, FlowRemoved)
+    assert (removed.final, removed.reason) == (True, RemovalReason.CLOSED)
+    assert (removed.counts.rx_bytes, removed.counts.tx_bytes) == (5, 3000)
+    assert removed.flow.process.pid == 42
+    assert list(kernel.session.flows()) == []
+
+
+def test_a_flow_between_two_polls_is_added_and_removed(kernel):
+    """A socket known only by its goodbye is added, then removed, without a process."""
+    kernel.start()
+    kernel.feed(FakeSocket(5, info=traffic(0, 1234, fin_sent=1)).message(final=True), 1)
+    added, removed = kernel.run()
+    assert (added.preexisting, added.flow.process) == (False, None)
+    assert removed.flow is added.flow
+    assert (removed.counts.tx_bytes, removed.final) == (1234, True)
+
+
+def test_a_socket_never_used_is_no_flow(kernel):
+    """Made and closed without port or peer: counted, not reported."""
+    kernel.start()
+    kernel.feed(FakeSocket(5, b"\0" * 4, 0, b"\0" * 4, 0).message(final=True), 1)
+    assert kernel.run() == []
+    assert kernel.session.statistics()["unused_sockets"] == 1
+
+
+def test_a_goodbye_overtaken_by_its_dump(kernel):
+    """A dump written before a socket's goodbye, and read after it, does not bring the socket back."""
+    kernel.start()
+    kernel.sockets[1] = FakeSocket(1, info=traffic(0, 10, fin_sent=1))
+    kernel.during_dump = lambda: kernel.close(1)
+    events = kernel.wait(1.0)
+    assert kinds(events) == ["FlowAdded", "FlowRemoved", "PollCompleted"]
+    assert events[-1].flows == 0
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+
+
+def test_closed_and_held_is_not_removed(kernel):
+    """A socket in no dump while its descriptor stays open becomes CLOSED, and ends by its goodbye with final counts."""
+    kernel.sockets[1] = sock = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.sockets.pop(1)
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+    updated, _ = kernel.wait(1.0)
+    assert updated.flow.state is TcpState.CLOSED
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+    sock.info = traffic(5, 20)
+    kernel.feed(sock.message(final=True), 1)
+    (removed,) = kernel.run()
+    assert (removed.counts.tx_bytes, removed.final) == (20, True)
+
+
+def test_absence_is_confirmed_before_it_counts(kernel):
+    """A socket that a dump missed and a look-up finds stays, and is not asked for again."""
+    kernel.sockets[1] = sock = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    sock.state = SocketState.CLOSE  # not among the dumped states
+    kernel.wait(1.0)
+    events = kernel.wait(1.0)
+    assert [type(e) for e in events] == [FlowUpdated, PollCompleted]
+    assert len(list(kernel.session.flows())) == 1
+
+
+def test_an_overrun_is_told_and_repaired(kernel):
+    """After a lost goodbye a loss is in the stream, a poll comes at once, and vanished flows go, confirmed, not final."""
+    for cookie in (1, 2, 3):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=40000 + cookie, info=traffic(5, 10))
+    kernel.start()
+    kernel.now += 0.5
+    kernel.close(2, tell=False)
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    events = kernel.run()
+    lost, removed, done = events
+    assert isinstance(lost, EventsLost)
+    assert (lost.cause, lost.count) == (LossCause.KERNEL_BUFFER, None)
+    assert (removed.reason, removed.final) == (RemovalReason.GONE, False)
+    assert removed.counts.tx_bytes == 10
+    assert (done.flows, done.complete) == (2, True)
+    kernel.sockets.pop(3)
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"], "repaired: absence is explained by goodbyes again"
+
+
+def test_an_overrun_during_a_poll_is_repaired_by_the_next(kernel):
+    """A dump that began before the loss cannot repair it."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.close(1, tell=False)
+
+    def lose():
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+
+    kernel.sockets[9] = FakeSocket(9, local_port=9, info=traffic())
+    kernel.during_dump = lose
+    kernel.wait(1.0)
+    kernel.wait(0.3)
+    assert sum(isinstance(e, PollCompleted) for e in kernel.events) == 3
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+
+
+def test_without_goodbyes_absence_removes():
+    """Where the kernel does not tell of destroyed sockets, a flow goes when its absence is confirmed."""
+    kernel = FakeKernel()
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    carry_out = kernel._carry_out
+
+    def refuse(command):
+        if getattr(command, "purpose", "").startswith("0:goodbyes"):
+            kernel.session.channel_failed(1, errno.ENOENT, kernel.now)
+        else:
+            carry_out(command)
+
+    kernel._carry_out = refuse
+    kernel.start()
+    assert not kernel.session.capabilities.final_counts
+    kernel.sockets.clear()
+    removed, _ = kernel.wait(1.0)
+    assert (removed.reason, removed.final) == (RemovalReason.GONE, False)
+
+
+def test_new_flows_wait_for_their_process_but_not_for_long(kernel):
+    """A search that does not end delays an addition by its patience; the process then comes as an update."""
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 10))
+    kernel.owners[77] = 42
+    assert kernel.wait(1.0) == []
+    added, _ = kernel.wait(0.3)
+    assert added.flow.process is None
+    kernel.answer(kernel.held.pop())
+    (updated,) = kernel.run()
+    assert updated.flow.process.pid == 42
+    assert updated.delta.rx_bytes == 0
+
+
+def test_a_flow_that_ends_while_waiting_for_its_process(kernel):
+    """It is added and removed at its goodbye, once each."""
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(0, 10, fin_sent=1))
+    kernel.wait(1.0)
+    kernel.close(1)
+    assert kinds(kernel.run()) == ["FlowAdded", "FlowRemoved"]
+    assert kinds(kernel.wait(0.3)) == ["PollCompleted"]
+
+
+def test_many_flows_are_announced_in_steps(kernel):
+    """No single step announces more than its share, and all are announced before the poll is complete."""
+    kernel.per_datagram = 80
+    for cookie in range(1, 3 * ANNOUNCED_AT_ONCE):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+    session, steps = kernel.session, []
+    announce = session._announce
+
+    def counted():
+        before = len(session._hub.events)
+        announce()
+        steps.append(len(session._hub.events) - before)
+
+    session._announce = counted
+    events = kernel.start()
+    assert len(events) == 3 * ANNOUNCED_AT_ONCE
+    assert isinstance(events[-1], PollCompleted)
+    assert max(steps) <= ANNOUNCED_AT_ONCE + 1
+
+
+def test_owner_of_a_passed_descriptor(kernel):
+    """When the owner ends and the socket lives on, its new owner is found."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.owners[77] = 43
+    for _ in range(7):
+        kernel.wait(1.0)
+    assert [e.flow.process.pid for e in kernel.events if isinstance(e, FlowUpdated)] == [43]
+
+
+def test_accepting_gives_a_connection_its_owner(kernel):
+    """A connection in a backlog has no inode; once accepted its process is found."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    assert kernel.events[0].flow.process is None
+    kernel.sockets[1].inode = 77
+    kernel.wait(1.0)
+    assert [e.flow.process and e.flow.process.pid for e in kernel.events if isinstance(e, FlowUpdated)] == [None, 42]
+
+
+def test_an_owner_that_is_never_found_is_sought_ever_more_rarely(kernel):
+    """Unknown inodes do not cost a search each poll."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.start()
+    for _ in range(30):
+        kernel.wait(1.0)
+    searches = [item for item in kernel.record if item[0] == "answer" and hasattr(item[3], "owners")]
+    assert len(searches) == 5  # polls 1, 2, 4, 8, 16
+    assert kernel.session.statistics()["unresolved_owners"] == 1
+
+
+def test_udp_is_known_and_not_counted(kernel):
+    """UDP flows have no counters, neither zero nor any, and no state; connecting one is an update."""
+    kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 53, b"\0" * 4, 0, protocol=17, state=SocketState.CLOSE)
+    added, _ = kernel.start()
+    assert added.flow.provider is Provider.UDP
+    assert (added.flow.remote, added.flow.state, added.flow.direction) == (None, None, None)
+    assert (added.counts.rx_bytes, added.counts.tx_packets) == (None, None)
+    sock = kernel.sockets[1]
+    sock.local, sock.remote, sock.remote_port, sock.state = LOOPBACK, LOOPBACK, 5353, SocketState.ESTABLISHED
+    updated, _ = kernel.wait(1.0)
+    assert str(updated.flow.remote) == "127.0.0.1:5353"
+    assert updated.delta.rx_bytes is None
+    kernel.close(1)
+    (removed,) = kernel.run()
+    assert removed.counts.rx_bytes is None
+
+
+def test_accepted_connections_are_inbound_by_their_listener(kernel):
+    """Where sequence numbers do not tell, a known listener does; without one it stays unknown."""
+    listener = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    kernel.sockets[1] = listener
+    kernel.start()
+    assert kernel.events[0].flow.direction is Direction.LISTENER
+    ambiguous = traffic(0, 10, active=0, fin_sent=1)
+    for cookie, port in ((5, 80), (6, 81)):
+        kernel.feed(FakeSocket(cookie, LOOPBACK, port, LOOPBACK, 40000, info=ambiguous).message(final=True), 1)
+    directions = [e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)]
+    assert directions == [Direction.INBOUND, None]
+    kernel.close(1)
+    kernel.feed(FakeSocket(7, LOOPBACK, 80, LOOPBACK, 40000, info=ambiguous).message(final=True), 1)
+    assert [e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)] == [None]
+
+
+def test_a_refused_provider_is_told_once_and_the_others_go_on(kernel):
+    """Without udp_diag UDP is refused by name; TCP works."""
+    kernel.refused = {(2, 17): errno.ENOENT, (10, 17): errno.ENOENT}
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    events = kernel.start()
+    assert kinds(events) == ["ProviderRefused", "FlowAdded", "PollCompleted"]
+    assert events[0].provider is Provider.UDP
+    assert kernel.session.capabilities.providers == {Provider.TCP}
+    assert not any(isinstance(e, ProviderRefused) for e in kernel.wait(1.0))
+
+
+def test_a_kernel_without_inet_diag_fails_by_name(kernel):
+    """When every dump is refused the session ends with the reason."""
+    kernel.refused = {(family, protocol): errno.ENOENT for family in (2, 10) for protocol in (6, 17)}
+    kernel.start()
+    kernel.wait(1.0)
+    assert isinstance(kernel.session.failure, _errors.BackendUnavailableError)
+
+
+def test_a_dump_that_never_ends_is_given_up(kernel):
+    """The poll is incomplete and says so, the channel is replaced, and the next poll works."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.start()
+    kernel.silent.add(0)
+    kernel.wait(1.0)
+    kernel.silent.clear()
+    (done,) = kernel.wait(2.5)
+    assert not done.complete
+    kernel.wait(1.0)
+    assert kernel.events[-1].complete
+    assert len(list(kernel.session.flows())) == 1
+    assert kernel.session.statistics()["reopened"] == 1
+
+
+def test_dump_socket_errors_end_the_session_only_when_they_last(kernel):
+    """A failed receive costs a poll; many in a row are a failure."""
+    kernel.start()
+    for _ in range(8):
+        kernel.session.channel_failed(0, errno.ENOMEM, kernel.now)
+        kernel.silent.add(0)
+        kernel.wait(1.0)
+    assert isinstance(kernel.session.failure, _errors.BackendUnavailableError)
+
+
+def test_interfaces_follow_their_addresses(kernel):
+    """The interface is that of the local address, changes included; the host tells Wi-Fi from cable."""
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.sockets[2] = FakeSocket(2, bytes([10, 9, 0, 1]), info=traffic())
+    kernel.start()
+    by_id = {e.flow.id: e.flow.interface for e in flow_events(kernel.events)}
+    assert (by_id["c1"].name, by_id["c1"].kind) == ("eth0", InterfaceKind.WIFI)
+    assert by_id["c2"] is None
+    kernel.feed(AddressMessage(2, 3, bytes([10, 9, 0, 1])).encode(RouteMessage.NEWADDR), 2)
+    kernel.feed(LinkMessage(4, 1, "eth1").encode(RouteMessage.NEWLINK), 2)
+    kernel.sockets[2].state = SocketState.CLOSE_WAIT
+    updated, _ = kernel.wait(1.0)
+    assert (updated.flow.interface.name, updated.flow.interface.kind) == ("wg0", InterfaceKind.VPN)
+
+
+def test_polls_do_not_wait_for_interfaces_forever(kernel):
+    """Without rtnetlink's answer the first poll begins after its patience."""
+    kernel.silent.add(2)
+    assert kernel.start() == []
+    assert kinds(kernel.wait(1.5)) == ["PollCompleted"]
+
+
+@pytest.mark.parametrize("data", [b"\0", b"\0" * 20, b"\xff" * 40, b"\x14\0\0\0\x14\0\2\0" + bytes(12)])
+@pytest.mark.parametrize("channel", [0, 1, 2, 3, 7])
+def test_broken_bytes_cost_themselves(kernel, data, channel):
+    """Nothing raises; what is broken is a loss in the stream, and polling goes on."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.start()
+    kernel.feed(data, channel)
+    assert all(isinstance(e, EventsLost) and e.cause is LossCause.PROTOCOL for e in kernel.run())
+    assert kernel.wait(1.0)[-1].complete
+
+
+def test_strict_turns_broken_bytes_into_a_failure():
+    """strict=True is for tests: the first undecodable datagram ends the session."""
+    kernel = FakeKernel(strict=True)
+    kernel.start()
+    kernel.feed(b"\xff" * 40, 1)
+    assert isinstance(kernel.session.failure, _errors.ProtocolError)
+
+
+def test_no_interval_polls_once_and_on_demand():
+    """interval=None: the first picture, goodbyes, and what is asked for."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    assert kernel.session.next_deadline() is None
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    assert kinds(kernel.poll()) == ["FlowAdded", "PollCompleted"]
+
+
+def test_missed_intervals_are_skipped(kernel):
+    """A late poll is not made up for by several."""
+    kernel.start()
+    kernel.wait(10.5)
+    kernel.wait(0.1)
+    assert sum(isinstance(e, PollCompleted) for e in kernel.events) == 2
+
+
+def test_providers_choose_the_dumps():
+    """Only what was asked for is dumped and subscribed; nothing that Linux has is a usage error."""
+    kernel = FakeKernel(providers="tcp")
+    kernel.start()
+    assert sum(item[0] == "to" and item[2] == 0 for item in kernel.record) == 2
+    with pytest.raises(_errors.UsageError, match="tcp and udp"):
+        Session(MonitorOptions(providers={Provider.QUIC}))
+
+
+def test_several_namespaces_share_one_stream():
+    """Flows of another namespace say so, ids differ, and the poll is complete when all are."""
+    session = Session(MonitorOptions(), namespaces=(None, "blue"))
+    kernel = FakeKernel(session)
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    added = [e.flow for e in kernel.start() if isinstance(e, FlowAdded)]
+    assert {(flow.id, flow.namespace) for flow in added} == {("c1", None), ("n1:c1", "blue")}
+    assert sum(isinstance(e, PollCompleted) for e in kernel.events) == 1
+
+
+def test_a_recording_gives_the_same_events():
+    """A passive session that is fed a conversation says what the session that had it said."""
+    kernel = FakeKernel(interval=1.0)
+    for cookie in range(1, 40):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=1000 + cookie, info=traffic(5, 10))
+        kernel.owners[1000 + cookie] = 42
+    kernel.start()
+    kernel.sockets[3].info = traffic(500, 10)
+    kernel.sockets[41] = FakeSocket(41, local_port=41, inode=5, info=traffic())
+    kernel.wait(1.0)
+    kernel.sockets[4].info = traffic(5, 3000, fin_sent=1)
+    kernel.close(4)
+    kernel.run()
+    kernel.sockets.pop(5)
+    kernel.wait(1.0)
+    kernel.wait(1.0)
+    passive = Session(passive=True)
+    passive.epoch_offset = 1000.0
+    passive.start(100.0)
+    events = []
+    for direction, now, channel, item in kernel.record:
+        if direction == "to":
+            passive.observe_request(item, now, channel)
+        elif direction == "from":
+            passive.receive_datagram(item, now, channel)
+        else:
+            passive.lookup_done(0, item, now)
+        deadline = passive.next_deadline()
+        while deadline is not None and deadline <= now:
+            passive.handle_deadline(now)
+            deadline = passive.next_deadline()
+        assert passive.commands() == []
+        events += passive.take_events()
+    passive.handle_deadline(now + 10)
+    events += passive.take_events()
+    assert kinds(flow_events(events)) == kinds(flow_events(kernel.events))
+    assert [e.flow for e in flow_events(events)] == [e.flow for e in flow_events(kernel.events)]
+    assert [e.counts for e in flow_events(events)] == [e.counts for e in flow_events(kernel.events)]
+    assert sum(isinstance(e, PollCompleted) for e in events) == 4
