@@ -60,7 +60,7 @@ class Kctl:
             kernel = Kernel.parse(text)
         except UsageError as error:
             raise BackendUnavailableError(self.name, UnavailableReason.KERNEL, str(error)) from error
-        session = kctl.make_session(options, kernel, darwin.timebase(), darwin.interface_names())
+        session = kctl.make_session(options, kernel, darwin.timebase(), darwin.interface_names(), verify=self.verify)
         return KernelFeed(session, transport, options=options, kernel=text, protocol="ntstat")
 
 

@@ -18,7 +18,8 @@ from typing import Any
 from .._errors import BackendUnavailableError, UnavailableReason
 from .._feed import Channel
 from .._options import MonitorOptions
-from ..ntstat import CONTROL_NAME, Kernel, Session
+from ..ntstat import CONTROL_NAME, Kernel, OpenEvidence, Session
+from .selftest import LoopbackEvidence
 
 __all__ = ["KctlTransport", "SocketChannel", "make_session", "set_receive_buffer"]
 
@@ -41,9 +42,19 @@ def make_session(
     interfaces: dict[int, str],
     *,
     backend: str = BACKEND,
+    verify: bool | None = False,
 ) -> Session:
     """The core for a Darwin kernel behind any channel."""
-    return Session(kernel, timebase=timebase, interfaces=interfaces, options=options, backend=backend)
+    own_uid = os.getuid() if hasattr(os, "getuid") else None
+    return Session(
+        kernel,
+        timebase=timebase,
+        interfaces=interfaces,
+        options=options,
+        backend=backend,
+        verify=verify,
+        own_uid=own_uid,
+    )
 
 
 def set_receive_buffer(sock: socket.socket, wanted: int | None) -> int | None:
@@ -103,6 +114,7 @@ class KctlTransport:
 
     def __init__(self, options: MonitorOptions) -> None:
         self._options = options
+        self._evidence = LoopbackEvidence()
         self._ready: Channel | None = None
 
     def prepare(self) -> None:
@@ -123,11 +135,15 @@ class KctlTransport:
         return ready if ready is not None else open_control(self._options.receive_buffer)
 
     def lookup(self, request: Any) -> Any:
-        """No look-ups are asked for."""
-        return request
+        """Open or close the flows that prove a layout."""
+        if isinstance(request, OpenEvidence):
+            return self._evidence.open()
+        self._evidence.close()
+        return None
 
     def close(self) -> None:
-        """Close a channel that nobody took."""
+        """Close a channel that nobody took, and known flows that are still open."""
+        self._evidence.close()
         ready, self._ready = self._ready, None
         if ready is not None:
             ready.close()

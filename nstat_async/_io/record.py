@@ -39,7 +39,9 @@ class FileRecorder:
 
     def answer(self, token: int, answer: object, time_ns: int) -> None:
         """A look-up was answered."""
-        self._writer.answer({"token": token, "answer": self._answer_to_json(answer)}, time_ns)
+        value = self._answer_to_json(answer)
+        if value is not None:
+            self._writer.answer({"token": token, "answer": value}, time_ns)
 
     def close(self) -> None:
         """Flush and close the file. Idempotent."""
@@ -68,10 +70,10 @@ def open_recorder(path: str | os.PathLike[str], core: Core, *, kernel: str, prot
         tool=f"nstat_async {__version__}",
     )
 
-    def as_is(value: Any) -> Any:
-        return value
+    def nothing(_value: Any) -> None:
+        """Known flows are of this moment: a replay has no use for them."""
 
-    to_json: Callable[[Any], Any] = as_is
+    to_json: Callable[[Any], Any] = nothing
     if protocol == "sock_diag":
         from ..sockdiag import answer_to_json  # noqa: PLC0415
 

@@ -15,6 +15,7 @@ from ._constants import (
     InterfaceProperty,
     MessageType,
 )
+from ._evidence import CloseEvidence, Evidence, KnownFlow, OpenEvidence
 from ._framer import Defect, Frame, split
 from ._kernels import Kernel
 from ._layouts import Field, Layout, StructCodec, layout
@@ -51,10 +52,12 @@ __all__ = [
     "CONTROL_NAME",
     "AddAllSources",
     "AddSource",
+    "CloseEvidence",
     "DarwinErrno",
     "Defect",
     "Error",
     "EventFlag",
+    "Evidence",
     "Extension",
     "ExtensionItem",
     "Field",
@@ -66,9 +69,11 @@ __all__ = [
     "HeaderFlag",
     "InterfaceProperty",
     "Kernel",
+    "KnownFlow",
     "Layout",
     "Message",
     "MessageType",
+    "OpenEvidence",
     "PassiveSession",
     "QuerySource",
     "RemoveSource",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 
 from .._errors import ProtocolError
 from .._events import AnyEvent, EventsLost, LossCause, SystemInfo, Unrecognized
@@ -38,6 +38,8 @@ _SYSINFO = int(MessageType.SYSINFO_COUNTS)
 
 Success = Callable[[int, int], None]
 """(context, flags)"""
+Observer = Callable[[int, Union[Values, None], bytes], None]
+"""(provider number, raw counters if the message has them, descriptor)"""
 Failure = Callable[[int, int, bytes], None]
 """(context, errno, copy of the request)"""
 
@@ -134,6 +136,25 @@ class Receiver:
             return values[::-1]
 
         return reordered
+
+    def watch(self, observer: Observer | None) -> None:
+        """Also show the raw bytes of each description and update to an observer (`None`: to nobody)."""
+        self._handlers[_DESC] = self._on_desc if observer is None else self._shown(observer, self._on_desc)
+        if _UPDATE in self._handlers:
+            self._handlers[_UPDATE] = self._on_update if observer is None else self._shown(observer, self._on_update)
+
+    def _shown(self, observer: Observer, handler: Callable[[bytes, Frame], None]) -> Callable[[bytes, Frame], None]:
+        def show(data: bytes, frame: Frame) -> None:
+            handler(data, frame)  # first: it refuses what is too short
+            kind, _, _, begin, end = frame
+            if kind == _DESC:
+                observer(self._desc(data, begin)[1], None, data[begin + self._desc_size : end])
+                return
+            values = self._update.unpack_from(data, begin)
+            raw: Values = values[1:-1] if self._arrange is None else self._arrange(values[1:-1])
+            observer(values[-1], raw, data[begin + self._update_size : end])
+
+        return show
 
     def receive(self, data: bytes, time: float) -> None:
         """Take in one datagram that arrived at this wall-clock time (seconds)."""

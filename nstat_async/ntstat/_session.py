@@ -17,12 +17,14 @@ from typing import Any
 
 import attrs
 
-from .._core import CloseChannel, Command, OpenChannel, Send
+from .._core import CloseChannel, Command, Lookup, OpenChannel, Send
 from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
 from .._options import Discovery, MonitorOptions
+from ._evidence import CloseEvidence, Evidence, OpenEvidence
 from ._kernels import Kernel
+from ._proof import LayoutProbe
 from ._sources import Source, advance
 from ._subscription import State, Subscription
 from ._translate import Translator, make_counts, raw_values
@@ -34,6 +36,7 @@ REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
 RESYNC_PAUSE = 5.0
 """Seconds between two resynchronisations for lost announcements."""
 PURPOSE = "ntstat"
+_OPEN_EVIDENCE, _CLOSE_EVIDENCE = 1, 2
 
 
 class Session:
@@ -46,6 +49,9 @@ class Session:
         interfaces: Interface names by index, where they are known.
         options: What to watch and how.
         backend: Name for `Capabilities`.
+        verify: Prove the layout with known flows that the transport opens: always,
+            never, or (`None`) on kernels newer than known.
+        own_uid: User id of this process, to tell whether others' flows are visible.
 
     Raises:
         UsageError: The kernel's version is not understood or too old.
@@ -59,6 +65,8 @@ class Session:
         interfaces: dict[int, str] | None = None,
         options: MonitorOptions | None = None,
         backend: str = "kctl",
+        verify: bool | None = None,
+        own_uid: int | None = None,
     ) -> None:
         self.kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
         self.options = options if options is not None else MonitorOptions()
@@ -68,7 +76,10 @@ class Session:
         self.translator = Translator(self.kernel, timebase, dict(interfaces or {}))
         self.proof = Proof.ASSUMED if self.kernel.known else Proof.UNKNOWN
         """How sure the layout is."""
-        self.flows_visible = Visibility.UNKNOWN
+        self._verify = not self.kernel.known if verify is None else verify
+        self._own_uid = own_uid
+        self._probe: LayoutProbe | None = None
+        self._proof_notes: tuple[str, ...] = ()
         self._events: deque[AnyEvent] = deque()
         self._commands: list[Command] = []
         self._generation = 0
@@ -139,7 +150,16 @@ class Session:
             self._lost(subscription, now)
 
     def lookup_done(self, token: int, answer: Any, now: float) -> None:
-        """No look-ups are made."""
+        """Known flows are open (or cannot be opened): look for them in the next poll."""
+        current = self._current
+        if token != _OPEN_EVIDENCE or current is None:
+            return
+        if not isinstance(answer, Evidence):
+            self._proof_notes = ("the layout cannot be proven here: no known flows can be opened",)
+            return
+        self._probe = LayoutProbe(self.kernel, answer)
+        current.receiver.watch(self._probe.observe)
+        self.request_poll(now)
 
     # --- Core: out -------------------------------------------------------------
 
@@ -241,7 +261,7 @@ class Session:
             per_medium_bytes=kernel.version >= (2422,),
             final_counts=kernel.has_counts_at_goodbye,
             short_lived=kernel.has_counts_at_goodbye,
-            flows=self.flows_visible,
+            flows=self._visibility(),
             processes=Visibility.ALL,
             layout=kernel.layout.name,
             layout_proof=self.proof,
@@ -249,8 +269,16 @@ class Session:
             notes=self._notes(),
         )
 
+    def _visibility(self) -> Visibility:
+        """Whose flows are seen: no public kernel through macOS 26 hides any, later ones may."""
+        if self._current is not None and self._own_uid is not None:
+            owners = (flow.process.uid for flow, _ in self._current.table.flows() if flow.process is not None)
+            if any(uid is not None and uid != self._own_uid for uid in owners):
+                return Visibility.ALL
+        return Visibility.ALL if self.kernel.version < (12378,) else Visibility.UNKNOWN
+
     def _notes(self) -> tuple[str, ...]:
-        notes = []
+        notes = list(self._proof_notes)
         if not self.kernel.known:
             notes.append(
                 f"{self.kernel.name} is newer than the layouts that were compiled; {self.kernel.layout.name} is assumed"
@@ -287,7 +315,7 @@ class Session:
             on_gap=self._gap,
         )
         if self._current is not None:
-            subscription.table.probed = self._current.table.probed
+            subscription.table.proven = self._current.table.proven
         return subscription
 
     def _subscription(self, channel: int) -> Subscription | None:
@@ -322,6 +350,7 @@ class Session:
             else:
                 subscription.poll_wanted = True
             return
+        self._prove(subscription)
         interval = self.options.interval
         if interval is None:
             self._next_poll = None
@@ -332,6 +361,19 @@ class Session:
         if due <= now:
             due = now + interval - (now - self._poll_started) % interval
         self._next_poll = due
+
+    def _prove(self, subscription: Subscription) -> None:
+        """Begin the proof of the layout after the first poll, conclude it after the next."""
+        if self._verify:
+            self._verify = False
+            self._commands.append(Lookup(_OPEN_EVIDENCE, OpenEvidence()))
+        elif self._probe is not None:
+            probe, self._probe = self._probe, None
+            result = probe.conclude()
+            subscription.receiver.watch(None)
+            self.proof, self._proof_notes = result.proof, result.notes
+            subscription.table.prove(result.codecs)
+            self._commands.append(Lookup(_CLOSE_EVIDENCE, CloseEvidence()))
 
     def _gap(self, subscription: Subscription, count: int | None) -> None:  # noqa: ARG002
         """Announcements were lost for good: only another control socket sees the rest."""

@@ -35,7 +35,7 @@ from .._events import (
 from .._model import Counts, Direction, Flow, Interface, Provider, TcpState
 from ._constants import HeaderFlag, LinkStatus
 from ._kernels import Kernel
-from ._layouts import layout
+from ._layouts import StructCodec, layout
 from ._tables import NEWEST
 from ._translate import (
     DescriptorReader,
@@ -181,8 +181,8 @@ class SourceTable:
         """References that the client asked the kernel to remove."""
         self.quiet_goodbyes = False
         """True when the client hides silent sources: flag 8 is then no loss."""
-        self.probed: dict[int, int] = {}
-        """Provider number to bytes of its descriptor that a live check has proven."""
+        self.proven: dict[tuple[str, int], StructCodec] = {}
+        """Structure name and length to the structure that a live check has proven."""
         self.statistics = dict.fromkeys(
             (
                 "sources_seen",
@@ -409,6 +409,13 @@ class SourceTable:
             if source.reported and source.flow is not None:
                 yield source.flow, source.counts
 
+    def prove(self, codecs: dict[tuple[str, int], StructCodec]) -> None:
+        """From now on read these structures as proven; every flow is read anew at its next report."""
+        self.proven.update(codecs)
+        self._readers.clear()
+        for source in self.sources.values():
+            source.span = -1
+
     # --- making ------------------------------------------------------------
 
     def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source:
@@ -491,7 +498,10 @@ class SourceTable:
         provider, userland = self._provider(provider_id)
         name = self.kernel.descriptor_name(provider_id)
         codec = self.kernel.layout.find(name) if name is not None else None
-        trusted: int | None = self.probed.get(provider_id)
+        trusted: int | None = None
+        proven = self.proven.get((name or "", length))
+        if proven is not None:
+            return DescriptorReader(self.translator, provider_id, provider, userland, proven)
         if codec is not None and name is not None and length != codec.size:
             self._length_surprise(provider_id, codec.size, length)
             other = next(
@@ -501,7 +511,7 @@ class SourceTable:
                 codec = other
             elif length < codec.size:
                 codec = None
-            elif not self.kernel.known and trusted is None:
+            elif not self.kernel.known:
                 # What follows the name moved in the newest kernels: believe it only when proven.
                 trusted = {Provider.TCP: _TCP_STABLE_PREFIX, Provider.QUIC: _TCP_STABLE_PREFIX}.get(
                     provider, _UDP_STABLE_PREFIX if name == "nstat_udp_descriptor" else None

@@ -1,0 +1,50 @@
+"""Flows of known values, by which a layout is proven on a living kernel.
+
+These are the request and the answer of a look-up: the session asks its transport to
+open such flows, the transport opens them (real sockets on loopback, or an emulated
+kernel's) and keeps them open until it is told to let go.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from .._model import Endpoint, Provider, TcpState
+
+__all__ = ["CloseEvidence", "Evidence", "KnownFlow", "OpenEvidence"]
+
+
+@attrs.frozen(kw_only=True)
+class KnownFlow:
+    """One flow whose every value is known beforehand."""
+
+    provider: Provider
+    """`Provider.TCP` or `Provider.UDP`, in the kernel."""
+    local: Endpoint
+    remote: Endpoint
+    state: TcpState | None
+    rx_bytes: int
+    """Payload received so far."""
+    tx_bytes: int
+    """Payload sent so far."""
+
+
+@attrs.frozen(kw_only=True)
+class Evidence:
+    """Flows that are open now, all of one process."""
+
+    flows: tuple[KnownFlow, ...]
+    pid: int
+    uid: int
+    interface_index: int | None
+    """Index of the loopback interface, if it is known."""
+
+
+@attrs.frozen
+class OpenEvidence:
+    """Look-up: open known flows; answered by `Evidence`, or `None` where that cannot be done."""
+
+
+@attrs.frozen
+class CloseEvidence:
+    """Look-up: close them again; answered by `None`."""

@@ -1,0 +1,234 @@
+"""Proof of a layout: what a living kernel says about flows of known values.
+
+A kernel newer than every published one may have moved fields. History says how:
+something was *inserted* in the middle of a descriptor, never reordered within one
+release line. So the probe asks which insertions explain what the kernel says:
+
+1. Find the descriptors of the known flows by their addresses and ports.
+2. The surplus in length over the known layout is the size of the insertion. Every
+   field boundary is a place where it may be; each place is a hypothesis.
+3. A hypothesis survives when every check holds in every descriptor: addresses,
+   ports, pid, uid, state, interface, times in order, the executable's UUID twice.
+4. A field is read where *all* survivors put it. Where they disagree, or none
+   survives and the field could not be checked by itself, it is not read: `None`.
+
+Byte counters are checked beside it, exactly, for they do not depend on descriptors.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+
+from .._model import Endpoint, Proof, Provider
+from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, TCP_STATES, InterfaceProperty
+from ._evidence import Evidence, KnownFlow
+from ._kernels import Kernel
+from ._layouts import Field, StructCodec
+from ._translate import Values, decode_endpoint
+
+__all__ = ["LayoutProbe", "ProofResult"]
+
+_STRUCTS = {Provider.TCP: "nstat_tcp_descriptor", Provider.UDP: "nstat_udp_descriptor"}
+_MAX_SAMPLES = 64
+
+
+@attrs.frozen(kw_only=True)
+class ProofResult:
+    """What the probe found."""
+
+    proof: Proof
+    codecs: dict[tuple[str, int], StructCodec]
+    """Structure name and length to the structure to read it with, where it differs from the known one."""
+    notes: tuple[str, ...]
+    """What was found, for a person."""
+
+
+@attrs.frozen
+class _Sample:
+    flow: KnownFlow
+    raw: Values | None
+    descriptor: bytes
+
+
+Mapping = dict[str, int]
+"""Field name to offset, under one hypothesis."""
+
+
+class LayoutProbe:
+    """Collects the kernel's words about known flows and judges the layout.
+
+    Args:
+        kernel: The kernel, with its assumed layout.
+        evidence: The flows that are open.
+    """
+
+    def __init__(self, kernel: Kernel, evidence: Evidence) -> None:
+        self.kernel = kernel
+        self.evidence = evidence
+        self._samples: dict[Provider, list[_Sample]] = {Provider.TCP: [], Provider.UDP: []}
+        self._patterns = [(flow, _wire(flow.local), _wire(flow.remote)) for flow in evidence.flows]
+
+    def observe(self, provider_id: int, raw: Values | None, descriptor: bytes) -> None:
+        """Look at a report: is it about one of the known flows?"""
+        provider, userland = self.kernel.providers.get(provider_id, (Provider.UNKNOWN, None))
+        samples = self._samples.get(provider)
+        if samples is None or userland or len(samples) >= _MAX_SAMPLES:
+            return
+        for flow, local, remote in self._patterns:
+            if flow.provider is provider and local in descriptor and remote in descriptor:
+                if descriptor.index(local) < descriptor.index(remote):
+                    samples.append(_Sample(flow, raw, descriptor))
+                return
+
+    def conclude(self) -> ProofResult:
+        """Judge by what was observed."""
+        notes: list[str] = []
+        codecs: dict[tuple[str, int], StructCodec] = {}
+        proofs = [self._judge(provider, codecs, notes) for provider in self._samples]
+        if not self._counts_agree(notes):
+            proofs.append(Proof.UNKNOWN)
+        worst = max(proofs, key=_ORDER.index)
+        return ProofResult(proof=worst, codecs=codecs, notes=tuple(notes))
+
+    def _counts_agree(self, notes: list[str]) -> bool:
+        """Byte counters of the known flows, exactly."""
+        counted = [s for samples in self._samples.values() for s in samples if s.raw is not None]
+        wrong = [s for s in counted if s.raw is not None and (s.raw[1], s.raw[3]) != (s.flow.rx_bytes, s.flow.tx_bytes)]
+        if wrong:
+            notes.append(
+                f"byte counters of {len(wrong)} of {len(counted)} known flows are not what was sent and received"
+            )
+        elif not counted:
+            notes.append("byte counters could not be checked")
+        else:
+            notes.append(f"byte counters of {len(counted)} known flows are exact")
+        return bool(counted) and not wrong
+
+    def _judge(self, provider: Provider, codecs: dict[tuple[str, int], StructCodec], notes: list[str]) -> Proof:
+        name = _STRUCTS[provider]
+        samples = self._samples[provider]
+        wanted = sum(1 for flow in self.evidence.flows if flow.provider is provider)
+        known = self.kernel.layout[name]
+        if not samples or len({s.flow for s in samples}) < wanted:
+            notes.append(f"{provider.value}: {len({s.flow for s in samples})} of {wanted} known flows were found")
+            return Proof.UNKNOWN
+        lengths = {len(s.descriptor) for s in samples}
+        if len(lengths) != 1 or min(lengths) < known.size:
+            notes.append(f"{provider.value}: descriptors of {sorted(lengths)} bytes, {known.size} are known")
+            return Proof.UNKNOWN
+        (length,) = lengths
+        hypotheses = _hypotheses(known, length - known.size)
+        checks = self._checks(provider)
+        survivors = [h for h in hypotheses if all(_holds(checks, known, h, s) for s in samples)]
+        return self._verdict(provider, known, length, survivors, codecs, notes)
+
+    def _verdict(
+        self,
+        provider: Provider,
+        known: StructCodec,
+        length: int,
+        survivors: list[Mapping],
+        codecs: dict[tuple[str, int], StructCodec],
+        notes: list[str],
+    ) -> Proof:
+        if not survivors:
+            notes.append(f"{provider.value}: no single insertion explains the descriptor of {length} bytes")
+            return Proof.UNKNOWN
+        fields = []
+        moved, open_fields = [], []
+        for field in known.fields:
+            offsets = {h[field.name] for h in survivors}
+            if len(offsets) > 1:
+                open_fields.append(field.name)
+                continue
+            offset = offsets.pop()
+            if offset != field.offset:
+                moved.append(field.name)
+            fields.append(attrs.evolve(field, offset=offset))
+        codecs[known.name, length] = StructCodec(known.name, length, tuple(sorted(fields, key=_offset)))
+        if open_fields:
+            notes.append(f"{provider.value}: not told apart and left out: {', '.join(open_fields)}")
+        if moved:
+            notes.append(f"{provider.value}: moved by {length - known.size} bytes: {', '.join(moved)}")
+            return Proof.PROBED
+        notes.append(f"{provider.value}: every field that could be checked is where it is expected")
+        return Proof.PROBED if open_fields else Proof.VERIFIED
+
+    def _checks(self, provider: Provider) -> tuple[tuple[str, Callable[[Any, _Sample], bool]], ...]:
+        evidence = self.evidence
+
+        def state(value: int, sample: _Sample) -> bool:
+            return sample.flow.state is None or (value < len(TCP_STATES) and TCP_STATES[value] is sample.flow.state)
+
+        def interface(value: int, sample: _Sample) -> bool:  # noqa: ARG001
+            return evidence.interface_index is None or value == evidence.interface_index
+
+        def printable(value: bytes, sample: _Sample) -> bool:  # noqa: ARG001
+            text = value.split(b"\0", 1)[0]
+            return bool(text) and all(byte >= 0x20 for byte in text)
+
+        checks: tuple[tuple[str, Callable[[Any, _Sample], bool]], ...] = (
+            ("local", lambda value, sample: decode_endpoint(value) == sample.flow.local),
+            ("remote", lambda value, sample: decode_endpoint(value) == sample.flow.remote),
+            ("pid", lambda value, sample: value == evidence.pid),  # noqa: ARG005
+            ("uid", lambda value, sample: value == evidence.uid),  # noqa: ARG005
+            ("pname", printable),
+            ("ifindex", interface),
+            ("ifnet_properties", lambda value, sample: bool(value & InterfaceProperty.LOOPBACK) and value < 1 << 28),  # noqa: ARG005
+            ("fallback_mode", lambda value, sample: value <= 4),  # noqa: ARG005
+            ("uuid", lambda value, sample: any(value)),  # noqa: ARG005
+        )
+        return (*checks, ("state", state)) if provider is Provider.TCP else checks
+
+
+_ORDER = (Proof.VERIFIED, Proof.ASSUMED, Proof.PROBED, Proof.UNKNOWN)
+
+
+def _offset(field: Field) -> int:
+    return field.offset
+
+
+def _wire(endpoint: Endpoint) -> bytes:
+    """The bytes of an address slot that tell an endpoint (length byte included)."""
+    if len(endpoint.packed) == 4:
+        return struct.pack(">BBH4s", 16, DARWIN_AF_INET, endpoint.port, endpoint.packed)
+    return struct.pack(">BBHI16s", 28, DARWIN_AF_INET6, endpoint.port, 0, endpoint.packed)
+
+
+def _hypotheses(known: StructCodec, surplus: int) -> list[Mapping]:
+    """The layouts that one insertion of `surplus` bytes at a field boundary makes."""
+    if surplus == 0:
+        return [{field.name: field.offset for field in known.fields}]
+    places: Iterable[int] = sorted({field.offset for field in known.fields} | {known.size})
+    return [
+        {field.name: field.offset + (surplus if field.offset >= place else 0) for field in known.fields}
+        for place in places
+    ]
+
+
+def _holds(
+    checks: tuple[tuple[str, Callable[[Any, _Sample], bool]], ...],
+    known: StructCodec,
+    mapping: Mapping,
+    sample: _Sample,
+) -> bool:
+    """True if every check holds for a descriptor read under a hypothesis."""
+    data = sample.descriptor
+
+    def read(name: str) -> Any:
+        field = known.by_name[name]
+        return known.read(name, data, mapping[name] - field.offset) if mapping[name] + field.size <= len(data) else None
+
+    for name, check in checks:
+        if name in known:
+            value = read(name)
+            if value is None or not check(value, sample):
+                return False
+    if "start_timestamp" in known and not 0 < read("start_timestamp") <= read("timestamp"):
+        return False
+    # Nobody delegates a loopback socket to another executable, so both are the own one's.
+    return "euuid" not in known or bool(read("euuid") == read("uuid"))
