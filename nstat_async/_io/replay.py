@@ -259,7 +259,8 @@ class ReplayFeed:
                     for record in batch:
                         if begun is None:
                             begun, first = time.monotonic(), record.time_ns
-                        await anyio.sleep(begun + (record.time_ns - first) / 1e9 / self._speed - time.monotonic())
+                        due = begun + (record.time_ns - first) / 1e9 / self._speed
+                        await anyio.sleep(max(0.0, due - time.monotonic()))
                         if self._stopped():
                             return
                         self._play((record,))
