@@ -216,6 +216,7 @@ async def test_the_loop_stays_responsive_with_ten_thousand_flows():
     """A key press is handled while 10,000 flows change; only visible lines are drawn."""
     pytest.importorskip("textual")
     app = _app(EmulatedKernel())
+    app._look_every = 1.0
     draw = random.Random(1)
     async with app.run_test(size=(80, 24)) as pilot:
         flows = [_flow(n, n % 50) for n in range(10_000)]

@@ -36,9 +36,10 @@ class FlowLine:
     counts: Counts | None
     time: float
     """When it was last reported."""
-    rx_rate: float | None = None
-    """Bytes per second between its last two reports."""
-    tx_rate: float | None = None
+    previous: Counts | None = None
+    """Totals at the report before."""
+    before: float | None = None
+    """When that was."""
 
     @property
     def key(self) -> str:
@@ -50,13 +51,20 @@ class FlowLine:
         """Both directions; 0 when unknown."""
         return 0 if self.counts is None else (self.counts.rx_bytes or 0) + (self.counts.tx_bytes or 0)
 
+    @property
+    def rates(self) -> tuple[float | None, float | None]:
+        """Bytes per second, in and out, between the last two reports; `None` when unknown."""
+        if self.counts is None or self.before is None or self.time <= self.before:
+            return None, None
+        delta, elapsed = self.counts.since(self.previous), self.time - self.before
+        return (
+            None if delta.rx_bytes is None else delta.rx_bytes / elapsed,
+            None if delta.tx_bytes is None else delta.tx_bytes / elapsed,
+        )
+
     def update(self, event: FlowUpdated) -> None:
         """Take over a report."""
-        elapsed = event.time - self.time
-        if elapsed > 0:
-            delta = event.delta
-            self.rx_rate = None if delta.rx_bytes is None else delta.rx_bytes / elapsed
-            self.tx_rate = None if delta.tx_bytes is None else delta.tx_bytes / elapsed
+        self.before, self.previous = self.time, event.previous
         self.flow, self.counts, self.time = event.flow, event.counts, event.time
 
 
@@ -158,11 +166,16 @@ class TopModel:
         self.lines = lines
 
     def _flows_of(self, rows: list[Row]) -> dict[int, list[FlowLine]]:
+        """The flows of the expanded rows, found in one pass over all flows."""
+        shown = {RowKind.GROUP, RowKind.UNKNOWN}
+        wanted = {row.key: row.serial for row in rows if row.serial in self.expanded and row.kind in shown}
         result: dict[int, list[FlowLine]] = {}
-        for row in rows:
-            if row.serial in self.expanded and row.kind in {RowKind.GROUP, RowKind.UNKNOWN}:
-                known = (self._flows.get(flow.id) for flow in self.table.flows(row.key))
-                result[row.serial] = [line for line in known if line is not None]
+        if wanted:
+            key_of = self.table.group_by.key
+            for line in self._flows.values():
+                serial = wanted.get(key_of(line.flow, None))
+                if serial is not None:
+                    result.setdefault(serial, []).append(line)
         return result
 
     def _flow_order(self, line: FlowLine) -> tuple[float, int, str]:
@@ -173,12 +186,10 @@ class TopModel:
     def flow_rates(self, line: FlowLine) -> tuple[float | None, float | None]:
         """Rates of a flow now: zero when its last report is old."""
         now = self.table.time
+        rates = line.rates
         if now is not None and now - line.time > _STALE_LOOKS * self._look_every:
-            return (
-                None if line.rx_rate is None else 0.0,
-                None if line.tx_rate is None else 0.0,
-            )
-        return line.rx_rate, line.tx_rate
+            return None if rates[0] is None else 0.0, None if rates[1] is None else 0.0
+        return rates
 
     def toggle(self, key: int) -> None:
         """Expand or collapse a process."""

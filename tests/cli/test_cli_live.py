@@ -1,0 +1,207 @@
+"""The commands on an emulated kernel, in this process or behind a socket."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+
+import conversations
+import pytest
+from support import run, run_json
+
+from nstat_async._cli import _workload
+from nstat_async.testing import EmulatedKernel
+
+KERNEL = "xnu-11417.121.6"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """An emulated kernel with known flows behind a socket: (kernel, options for the command line)."""
+    import time
+
+    kernel = EmulatedKernel(KERNEL, clock=time.monotonic)
+    server = kernel.serve_unix(str(tmp_path / "s"))
+    yield kernel, ("--backend", f"unix:{tmp_path / 's'}", "--kernel", KERNEL)
+    server.close()
+
+
+def test_snapshot_lists_the_flows_of_the_moment(served):
+    kernel, options = served
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=20)
+    kernel.open_tcp(88, "sshd").listen(("0.0.0.0", 22))
+    kernel.open_udp(53, "dns", remote=("127.0.0.1", 53), interface="lo0")
+    lines = run_json("snapshot", "--json", *options)
+    assert {line["flow"]["process"]["name"] for line in lines} == {"curl", "sshd", "dns"}
+    assert all(line["v"] == 1 and line["event"] == "flow" for line in lines)
+    (curl,) = (line for line in lines if line["flow"]["process"]["pid"] == 501)
+    assert (curl["counts"]["rx_bytes"], curl["counts"]["tx_bytes"]) == (10, 20)
+    status, out, _ = run("snapshot", *options)
+    assert status == 0
+    assert "198.51.100.7:443" in out
+    assert "pid:501 (curl)" in out
+
+
+def test_filters_choose_the_flows(served):
+    kernel, options = served
+    for pid, name, remote in ((1, "a", "198.51.100.7"), (2, "b", "198.51.100.7"), (2, "b", "127.0.0.1")):
+        kernel.open_tcp(pid, name, remote=(remote, 443), interface="lo0" if remote == "127.0.0.1" else "en0")
+    kernel.open_udp(3, "c", remote=("198.51.100.7", 53))
+
+    def shown(*more: str) -> list[tuple[int, str]]:
+        lines = run_json("snapshot", "--json", *options, *more)
+        return sorted((line["flow"]["process"]["pid"], line["flow"]["remote"]["address"]) for line in lines)
+
+    assert shown("--pid", "1", "--pid", "3") == [(1, "198.51.100.7"), (3, "198.51.100.7")]
+    assert shown("--process", "b") == [(2, "127.0.0.1"), (2, "198.51.100.7")]
+    assert shown("--process", "b", "--no-loopback") == [(2, "198.51.100.7")]
+    assert shown("--pid", "1", "--process", "b") == []
+    assert shown("--provider", "udp") == [(3, "198.51.100.7")]
+
+
+def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
+    """What moved while it watched is counted to the byte, the last interval and closed flows included."""
+    kernel, options = served
+    old = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000_000)
+    done = threading.Event()
+
+    def work() -> None:
+        deadline = 10.0
+        while not any(client.sources for client in kernel.clients):
+            if done.wait(0.02) or (deadline := deadline - 0.02) < 0:
+                return
+        done.wait(0.3)
+        old.transfer(rx=111, tx=222)
+        short = kernel.open_tcp(777, "short", remote=("198.51.100.8", 80))
+        short.transfer(rx=5, tx=7)
+        short.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        lines = run_json("processes", "--json", "--duration", "1.2", "--interval", "0.2", *options)
+    finally:
+        done.set()
+        thread.join()
+    rows = {line["pid"]: line for line in lines}
+    assert (rows[501]["rx_bytes"], rows[501]["tx_bytes"], rows[501]["open_flows"]) == (111, 222, 1)
+    assert (rows[777]["rx_bytes"], rows[777]["tx_bytes"], rows[777]["open_flows"]) == (5, 7, 0)
+    assert list(rows[501])[:12] == [
+        "v", "time", "pid", "name", "flows", "open_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets",
+        "rx_rate", "tx_rate",
+    ]  # fmt: skip
+
+
+def test_processes_prints_a_table_at_each_interval(served):
+    kernel, options = served
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1)
+    status, out, err = run("processes", "--every", "0.2", "--duration", "0.9", "--interval", "0.1", *options)
+    assert (status, err) == (0, "")
+    assert out.count("PROCESS") >= 3
+    assert "curl" in out
+
+
+def test_processes_of_a_recording_are_its_totals(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(conversations.raw("stack/xnu-11417.121.6/b_tcp_loopback"))
+    rows = run_json("processes", "--json", "--backend", f"replay:{path}")
+    events = run_json("replay", path, "--json")
+    last = {e["flow"]["id"]: e["counts"] for e in events if e["event"].startswith("flow_") and e["counts"]}
+    assert sum(row["rx_bytes"] or 0 for row in rows) == sum(c["rx_bytes"] for c in last.values())
+    assert sum(row["tx_bytes"] or 0 for row in rows) == sum(c["tx_bytes"] for c in last.values())
+
+
+def test_a_recording_replays_to_what_was_seen(served, tmp_path):
+    """`record`, then `replay`, `messages` and `processes` on the file."""
+    kernel, options = served
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=20)
+    path = tmp_path / "session.nstat"
+    (summary,) = run_json("record", path, "--duration", "0.6", "--interval", "0.1", "--json", *options)
+    assert summary["bytes"] == path.stat().st_size > 0
+    assert summary["events"] > 0
+    (added,) = (event for event in run_json("replay", path, "--json") if event["event"] == "flow_added")
+    assert (added["flow"]["process"]["name"], added["counts"]["rx_bytes"]) == ("curl", 10)
+    kinds = {line["type"] for line in run_json("messages", path)}
+    assert {"ADD_ALL_SRCS", "SUCCESS", "SRC_UPDATE", "GET_UPDATE"} <= kinds
+
+
+def test_record_replaces_recordings_and_nothing_else(served, tmp_path):
+    _, options = served
+    path = tmp_path / "thesis.txt"
+    path.write_text("years of work\n")
+    status, _, err = run("record", path, "--duration", "0.1", *options)
+    assert (status, path.read_text()) == (1, "years of work\n")
+    assert "--force" in err
+    for _ in range(2):
+        assert run("record", path, "--duration", "0.1", "--force", *options)[0] == 0
+        options = tuple(option for option in options if option != "--force")
+    assert run("record", path, "--duration", "0.1", *options)[0] == 0
+
+
+def test_replay_keeps_every_record_whatever_the_reader_does(tmp_path):
+    """`--speed` and `--quiet` change when and whether lines appear, not which."""
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(conversations.raw("stack/xnu-11417.121.6/c_udp"))
+    plain = run("replay", path, "--json")[1]
+    assert run("replay", path, "--json", "--speed", "1e9")[1] == plain
+    status, out, err = run("replay", path, "--quiet")
+    assert (status, out) == (0, "")
+    assert err == f"nstat-async: {plain.count(chr(10))} events\n"
+
+
+def test_replay_filters_by_provider(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(conversations.raw("stack/xnu-11417.121.6/live_demo"))
+    events = run_json("replay", path, "--json", "--provider", "udp")
+    assert {
+        event["flow"]["provider"] for event in events if "flow" in event and event["event"] != "poll_completed"
+    } == {"udp"}
+
+
+def test_a_bin_file_needs_its_kernel(tmp_path):
+    path = tmp_path / "old.bin"
+    datagrams = conversations.datagrams("stack/xnu-7195.141.2/b_tcp_loopback")
+    path.write_bytes(b"".join(struct.pack("<II", 5, len(data)) + data for data in datagrams))
+    assert run("replay", path)[0] == 1
+    events = run_json("replay", path, "--json", "--kernel", "xnu-7195.141.2")
+    assert any(event["event"] == "flow_removed" for event in events)
+
+
+def test_a_script_drives_the_emulated_kernel(tmp_path):
+    kernel = EmulatedKernel(KERNEL)
+    path = tmp_path / "script"
+    steps = [
+        {"do": "open", "flow": "a", "kind": "tcp", "pid": 7, "name": "x", "remote": "[2001:db8::1]:443"},
+        {"at": 1, "do": "transfer", "flow": "a", "rx": 10, "tx": 20},
+        {"at": 2, "do": "close", "flow": "nobody"},
+        {"at": 3, "do": "close", "flow": "a"},
+    ]
+    path.write_text("\n".join(map(json.dumps, steps)))
+    trouble: list[str] = []
+    _workload.Script(kernel, _workload.read_script(str(path)), trouble.append).start()
+    kernel.advance(1.5)
+    (flow,) = kernel.flows()
+    assert (flow.rx_bytes, flow.tx_bytes) == (10, 20)
+    assert trouble == []
+    kernel.advance(5)
+    assert len(trouble) == 1
+    assert "line 3" in trouble[0]
+    assert not flow.open
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"do": "fly", "flow": "a"}', '{"do": "close"}', '{"at": -1, "do": "close", "flow": "a"}']
+)
+def test_a_script_that_is_none_is_a_usage_error(line, tmp_path):
+    path = tmp_path / "script"
+    path.write_text(line)
+    status, _, err = run("emulate", "--listen", tmp_path / "s", "--script", path)
+    assert status == 2
+    assert "line 1" in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_socket_that_nobody_serves_is_status_1(tmp_path):
+    status, out, err = run("watch", "--backend", f"unix:{tmp_path / 'none'}", "--kernel", KERNEL)
+    assert (status, out, err.count("\n")) == (1, "", 1)

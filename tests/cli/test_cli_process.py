@@ -1,0 +1,213 @@
+"""The command line as a process: exit status, pipes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import conversations
+import pytest
+from support import PYTHON
+
+EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
+COMMANDS = ["watch", "top", "processes", "snapshot", "record", "replay", "messages", "doctor", "emulate"]
+
+
+def _command(*arguments: object) -> list[str]:
+    return [PYTHON, "-m", "nstat_async", *map(str, arguments)]
+
+
+def _run(*arguments: object, **options) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(_command(*arguments), capture_output=True, timeout=30, check=False, **options)
+
+
+@pytest.fixture
+def recording(tmp_path) -> Path:
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(conversations.raw(EXAMPLE))
+    return path
+
+
+def test_every_command_explains_itself_with_an_example():
+    """One process for all: `--help` needs no backend and no extra."""
+    script = (
+        "import sys; from nstat_async._cli import main\n"
+        "for name in sys.argv[1:]: print(name, main([name, '--help']))\n"
+        "sys.exit('textual' in sys.modules or 'anyio' in sys.modules and 2 * ('trio' in sys.modules))"
+    )
+    done = subprocess.run([PYTHON, "-c", script, *COMMANDS], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"example:\n  nstat-async") == len(COMMANDS)
+    assert done.stdout.count(b" 0\n") >= len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["watch", "--interval", "0"],
+        ["watch", "--interval", "nan"],
+        ["watch", "--pid", "-1"],
+        ["watch", "--provider", "tcp,smtp"],
+        ["watch", "--backend", "carrier-pigeon"],
+        ["watch", "--backend", "unix:/tmp/none"],
+        ["watch", "--backend", "emulated", "--kernel", "vista"],
+        ["replay"],
+        ["replay", "x", "--speed", "0"],
+        ["messages", "--kernel", "xnu-1", "/dev/null", "more"],
+        ["emulate"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, capfd):
+    from nstat_async._cli import main
+
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert err
+
+
+def test_a_recording_ends_with_status_0_and_silence_on_stderr(recording):
+    done = _run("replay", recording, "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert {"flow_added", "flow_updated", "flow_removed"} <= set(events)
+
+
+def test_standard_input_is_a_recording_too(recording):
+    done = _run("replay", "-", "--json", input=recording.read_bytes())
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == _run("replay", recording, "--json").stdout
+
+
+@pytest.mark.parametrize("command", ["replay", "messages"])
+def test_what_cannot_be_read_is_one_line_and_status_1(command, tmp_path):
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"\x93NUMPY\0\0" * 50)
+    for path in (garbage, tmp_path / "missing", tmp_path):
+        done = _run(command, path)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"nstat-async: error: ")
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("command", ["replay", "messages"])
+def test_a_reader_that_goes_away_is_the_end_and_no_failure(command, recording):
+    """Like ``| head -1``: status 0, no traceback, no "Exception ignored"."""
+    content = recording.read_bytes()
+    head, _, rest = content.partition(b"\n")
+    recording.write_bytes(head + b"\n" + rest * 40)
+    process = subprocess.Popen(_command(command, recording), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_a_full_disk_is_one_line_and_status_1(recording):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(_command("messages", recording), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def _next_line(process: subprocess.Popen[bytes], seconds: float = 20) -> bytes:
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    assert ready, "no line came"
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_watch_with_status_0(number):
+    """Each line is there as it happens; Ctrl-C and SIGTERM are a normal end."""
+    command = _command("watch", "--backend", "emulated", "--interval", "0.1", "--json")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert json.loads(_next_line(process))["v"] == 1
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_a_quiet_watch_ends_when_its_reader_goes_away(tmp_path):
+    """Nothing happens in the kernel, so nothing is written: the closed pipe alone ends it."""
+    script = tmp_path / "script"
+    script.write_text('{"do": "open", "flow": "a", "remote": "198.51.100.7:443"}\n')
+    path = tmp_path / "s"
+    server = subprocess.Popen(_command("emulate", "--listen", path, "--script", script), stderr=subprocess.PIPE)
+    try:
+        assert b"listens on" in server.stderr.readline()
+        command = _command("watch", "--backend", f"unix:{path}", "--kernel", "xnu-11417.121.6", "--interval", "0.1")
+        watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert b"198.51.100.7:443" in _next_line(watch)
+        watch.stdout.close()
+        assert watch.wait(20) == 0
+        assert watch.stderr.read() == b""
+        watch.stderr.close()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        server.stderr.close()
+    assert not path.exists()
+
+
+def test_emulate_serves_a_random_workload_until_stopped(tmp_path):
+    path = tmp_path / "s"
+    server = subprocess.Popen(_command("emulate", "--listen", path, "--flows", 30), stderr=subprocess.PIPE)
+    try:
+        assert b"listens on" in server.stderr.readline()
+        done = _run("snapshot", "--json", "--backend", f"unix:{path}", "--kernel", "xnu-11417.121.6")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert len(done.stdout.splitlines()) >= 20
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
+        server.stderr.close()
+    assert not path.exists()
+
+
+def test_a_terminal_gets_colour_unless_it_declines(recording):
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
+        near, far = pty.openpty()
+        process = subprocess.Popen(
+            _command("replay", recording), stdout=far, env={**os.environ, "TERM": "xterm", **environment}
+        )
+        os.close(far)
+        out = b""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                data = os.read(near, 65536)
+            except OSError:  # Linux: the other side is closed
+                break
+            if not data:
+                break
+            out += data
+        os.close(near)
+        assert process.wait(20) == 0
+        assert (b"\x1b[32m" in out) is coloured
+
+
+def test_top_needs_a_terminal():
+    done = _run("top", "--backend", "emulated")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"needs a terminal" in done.stderr
+
+
+def test_top_without_textual_says_what_to_install():
+    script = "import sys; sys.modules['textual'] = None; from nstat_async._cli import main; sys.exit(main(['top']))"
+    done = subprocess.run([PYTHON, "-c", script], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert b"pip install 'nstat-async[cli]'" in done.stderr
+    assert done.stderr.count(b"\n") == 1
