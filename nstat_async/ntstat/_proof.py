@@ -79,9 +79,12 @@ class LayoutProbe:
         if samples is None or userland or len(samples) >= _MAX_SAMPLES:
             return
         for flow, local, remote in self._patterns:
-            if flow.provider is provider and local in descriptor and remote in descriptor:
-                if descriptor.index(local) < descriptor.index(remote):
-                    samples.append(_Sample(flow, raw, descriptor))
+            if flow.provider is not provider:
+                continue
+            # The other end of the same connection has the same two addresses, the other way round.
+            first, second = descriptor.find(local), descriptor.find(remote)
+            if 0 <= first < second:
+                samples.append(_Sample(flow, raw, descriptor))
                 return
 
     def conclude(self) -> ProofResult:
