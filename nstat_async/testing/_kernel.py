@@ -433,6 +433,10 @@ class EmulatedKernel:
             return Endpoint.parse("2001:db8:1::10", port)
         return Endpoint.parse("192.168.1.10", port)
 
+    def loopback_pair(self, address: str) -> tuple[Endpoint, Endpoint]:
+        """Two endpoints with fresh ports on a loopback address."""
+        return Endpoint.parse(address, next(self._ports)), Endpoint.parse(address, next(self._ports))
+
     def _open(
         self,
         provider: Provider,
@@ -651,11 +655,15 @@ class EmulatedKernel:
 
         return EmulatedTransport(self)
 
-    def backend(self) -> Backend:
-        """This kernel as the ``backend`` of a `nstat_async.Monitor`."""
+    def backend(self, *, verify: bool | None = None) -> Backend:
+        """This kernel as the ``backend`` of a `nstat_async.Monitor`.
+
+        Args:
+            verify: Prove the layout with flows of known values; `None`: when the kernel is newer than known.
+        """
         from ._transport import EmulatedBackend  # noqa: PLC0415  (the only road upward)
 
-        return EmulatedBackend(self)
+        return EmulatedBackend(self, verify)
 
     def serve_socketpair(self) -> socket.socket:
         """A client socket that a thread of this kernel serves; closing it ends the control socket."""
