@@ -277,11 +277,14 @@ class Monitor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
         tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            tasks.cancel_scope.cancel()
-            await tasks.__aexit__(None, None, None)
+        try:
+            await self.aclose()
+        finally:
+            # Also when a cancellation ends the block: a task group must be left in the order it was entered.
+            if tasks is not None:
+                tasks.cancel_scope.cancel()
+                await tasks.__aexit__(None, None, None)
 
     async def aclose(self) -> None:
         """Stop watching; readers that wait see the end. Idempotent.
