@@ -159,6 +159,7 @@ class Session:
             return
         self._probe = LayoutProbe(self.kernel, answer)
         current.receiver.watch(self._probe.observe)
+        current.proving = True
         self.request_poll(now)
 
     # --- Core: out -------------------------------------------------------------
@@ -279,7 +280,7 @@ class Session:
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self._proof_notes)
-        if not self.kernel.known:
+        if not self.kernel.known and self.proof is Proof.UNKNOWN:
             notes.append(
                 f"{self.kernel.name} is newer than the layouts that were compiled; {self.kernel.layout.name} is assumed"
             )
@@ -371,6 +372,7 @@ class Session:
             probe, self._probe = self._probe, None
             result = probe.conclude()
             subscription.receiver.watch(None)
+            subscription.proving = False
             self.proof, self._proof_notes = result.proof, result.notes
             subscription.table.prove(result.codecs)
             self._commands.append(Lookup(_CLOSE_EVIDENCE, CloseEvidence()))

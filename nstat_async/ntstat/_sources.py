@@ -272,7 +272,7 @@ class SourceTable:
         changed = identity != source.identity
         source.raw_details = RawDetails(reader, data[at:end], b"", self.time_ns)
         if changed:
-            self._redescribe(source, reader, identity, data, at, end)
+            changed = self._redescribe(source, reader, identity, data, at, end)
         if not source.reported:
             self._add(source)
         elif changed and not source.closing and source.unsolicited != 2:
@@ -308,13 +308,13 @@ class SourceTable:
             previous is not None
             and previous._values is old  # noqa: SLF001
             and not reader.self_reported
-            and raw[1] >= old[1]  # type: ignore[index]  # it is what `previous` holds
-            and raw[3] >= old[3]  # type: ignore[index]
-            and raw[0] >= old[0]  # type: ignore[index]
-            and raw[2] >= old[2]  # type: ignore[index]
-            and raw[10] >= old[10]  # type: ignore[index]
-            and raw[11] >= old[11]  # type: ignore[index]
-            and raw[12] >= old[12]  # type: ignore[index]
+            and raw[1] >= old[1]
+            and raw[3] >= old[3]
+            and raw[0] >= old[0]
+            and raw[2] >= old[2]
+            and raw[10] >= old[10]
+            and raw[11] >= old[11]
+            and raw[12] >= old[12]
             and previous.__class__ is reader.counts_class
         ):
             # What `_take` does for a kernel's growing counters, without the calls.
@@ -325,7 +325,7 @@ class SourceTable:
         else:
             changed = old != raw and self._take(source, raw)
         if not same:
-            self._redescribe(source, reader, identity, data, at, end)
+            same = not self._redescribe(source, reader, identity, data, at, end)
         if flags & _CLOSING:
             source.closing = True
         details = RawDetails(reader, data[at:end], items, self.time_ns)
@@ -482,6 +482,8 @@ class SourceTable:
             # xnu-3789 announces user-land UDP flows that appear later as user-land TCP,
             # with the UDP descriptor padded to TCP's length; UDP has no state there.
             reader = self._misnamed_udp()
+        elif reader.doubtful and not reader.looks_sane(data, at):
+            reader = self._bare_reader(provider_id)
         source.reader, source.span, source.provider_id = reader, end - at, provider_id
         source.identity = None
         return reader
@@ -499,6 +501,7 @@ class SourceTable:
         name = self.kernel.descriptor_name(provider_id)
         codec = self.kernel.layout.find(name) if name is not None else None
         trusted: int | None = None
+        doubtful = False
         proven = self.proven.get((name or "", length))
         if proven is not None:
             return DescriptorReader(self.translator, provider_id, provider, userland, proven)
@@ -512,11 +515,13 @@ class SourceTable:
             elif length < codec.size:
                 codec = None
             elif not self.kernel.known:
-                # What follows the name moved in the newest kernels: believe it only when proven.
+                # What follows the name moved in the newest kernels: believe it only when proven,
+                # and what is before it only when it looks like what it should be.
+                doubtful = True
                 trusted = {Provider.TCP: _TCP_STABLE_PREFIX, Provider.QUIC: _TCP_STABLE_PREFIX}.get(
                     provider, _UDP_STABLE_PREFIX if name == "nstat_udp_descriptor" else None
                 )
-        return DescriptorReader(self.translator, provider_id, provider, userland, codec, trusted)
+        return DescriptorReader(self.translator, provider_id, provider, userland, codec, trusted, doubtful=doubtful)
 
     def _length_surprise(self, provider_id: int, expected: int, length: int) -> None:
         key = (provider_id, length)
@@ -561,7 +566,8 @@ class SourceTable:
         data: bytes,
         at: int,
         end: int,
-    ) -> None:
+    ) -> bool:
+        """Make the flow anew; False if it turns out the same."""
         source.identity = identity
         before = source.flow
         flow = reader.flow(
@@ -570,12 +576,15 @@ class SourceTable:
         source.start_ticks = reader.start_ticks(data, at)
         if flow.started_ns is None and source.announced_ns is not None and not source.preexisting:
             flow = attrs.evolve(flow, started_ns=source.announced_ns)
-        source.flow = flow
+        different = flow != before
+        if different:
+            source.flow = flow
         if flow.direction is Direction.LISTENER or (before is not None and before.direction is Direction.LISTENER):
             self._forget_listener(before)
             self._remember_listener(flow)
         if source.counts is not None and source.counts.__class__ is not reader.counts_class and source.raw is not None:
             source.counts = make_counts(reader.counts_class, raw_values(source.counts))
+        return different
 
     def _add(self, source: Source) -> None:
         if source.flow is None:

@@ -172,6 +172,8 @@ class Subscription:
         self.statistics = dict.fromkeys(
             ("requests", "polls", "polls_incomplete", "verifications", "replies_lost", "requests_refused"), 0
         )
+        self.proving = False
+        """True while plain updates are wanted, for the proof of the layout."""
         self.poll_wanted = False
         """A poll is to begin when nothing is in flight."""
         self._now = 0.0
@@ -373,7 +375,8 @@ class Subscription:
     def _plan(self) -> list[type[Message]]:
         kernel = self.kernel
         if kernel.has_updates:
-            return [GetDetails if self.options.extras and kernel.has_details else GetUpdate]
+            details = self.options.extras and kernel.has_details and not self.proving
+            return [GetDetails if details else GetUpdate]
         again = self.statistics["polls"] % REDESCRIBE_EVERY == 1
         vague = [s for s in self.table.sources.values() if again or s.flow is None or _is_vague(s)]
         if not kernel.can_describe_all:

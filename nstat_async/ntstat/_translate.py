@@ -328,6 +328,8 @@ _IDENTITY = frozenset(
     }
 )
 _PROCESS_CACHE = 4096
+_ADDRESS_FORMS = {(DARWIN_AF_INET, 16), (DARWIN_AF_INET6, 28)}
+"""(family, length byte) of the address slots that there are."""
 
 
 @attrs.define(eq=False)
@@ -413,6 +415,7 @@ class DescriptorReader:
         codec: The structure, or `None` when the provider's descriptor is unknown.
         trusted: Bytes of the descriptor that may be believed; fewer than the
             structure has when a newer kernel moved what follows.
+        doubtful: Each descriptor is to be checked with `looks_sane` first.
     """
 
     def __init__(
@@ -423,6 +426,8 @@ class DescriptorReader:
         userland: bool | None,
         codec: StructCodec | None,
         trusted: int | None = None,
+        *,
+        doubtful: bool = False,
     ) -> None:
         self.translator = translator
         self.provider_id = provider_id
@@ -430,6 +435,7 @@ class DescriptorReader:
         self.userland = userland
         self.codec = codec
         size = 0 if codec is None else codec.size
+        self.doubtful = doubtful
         self.trusted = size if trusted is None else min(trusted, size)
         """Descriptor bytes that are read."""
         self.counts_class = _COUNTS_CLASSES.get(provider, TcpCounts)
@@ -479,6 +485,20 @@ class DescriptorReader:
         """False when the TCP state is none: the descriptor is of another kind."""
         assert self.codec is not None
         return bool(self.codec.read("state", data, at) < len(TCP_STATES))
+
+    def looks_sane(self, data: bytes, at: int) -> bool:
+        """True if addresses, state and name look like addresses, a state and a name."""
+        codec = self.codec
+        if codec is None:
+            return True
+        for name in ("local", "remote"):
+            if name in codec:
+                length, family = codec.read(name, data, at)[:2]
+                if (family, length) not in _ADDRESS_FORMS and family != 0:
+                    return False
+        if "pname" in codec and any(byte < 0x20 for byte in codec.read("pname", data, at).split(b"\0", 1)[0]):
+            return False
+        return "state" not in codec or self.state_is_sane(data, at)
 
     def flow(
         self,
