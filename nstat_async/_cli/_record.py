@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.force:
         _spare(path)
     backend = backend_of(arguments)
+    is_new = not path.exists()
+    path.open("ab").close()  # what cannot be written is known before anything is asked of the kernel
     options = monitor_options(arguments)
     events = losses = 0
 
@@ -47,7 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     progress = Progress(lambda: f"{_size(path)}  {events} events") if is_terminal(sys.stderr) else None
-    status = run_until_stopped(work, duration=arguments.duration, progress=progress)
+    try:
+        status = run_until_stopped(work, duration=arguments.duration, progress=progress)
+    except BaseException:
+        if is_new and path.is_file() and not path.stat().st_size:
+            path.unlink()
+        raise
     if arguments.json:
         size = path.stat().st_size if path.is_file() else None
         Output().line(dump({"v": 1, "file": str(path), "bytes": size, "events": events, "losses": losses}))

@@ -160,7 +160,7 @@ def _screen(app) -> str:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("size", [(80, 24), (200, 60)])
 async def test_the_application_shows_processes_and_takes_keys(size):
-    """Expanding, filtering, sorting, pausing, help and quitting work at 80×24 and at 200×60."""
+    """Expanding, filtering, sorting, pausing, help and quitting work at 80x24 and at 200x60."""
     kernel = EmulatedKernel()
     first = kernel.open_tcp(501, "Safari", remote=("198.51.100.7", 443), rx=5000)
     kernel.open_tcp(502, EVIL[:15], remote=("198.51.100.8", 443), rx=1)
