@@ -1,0 +1,33 @@
+"""Raise an alarm when a process moved more than its quota.
+
+python quota_alert.py [BYTES]
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import anyio
+
+from nstat_async import Monitor
+from nstat_async.aggregate import RowKind, by_process
+from nstat_async.backends import Backend
+
+
+async def main(
+    quota: int, backend: Backend | None = None, every: float = 5.0, alarm: Callable[[str], object] = print
+) -> None:
+    told = set()
+    async with Monitor(backend=backend) as monitor, by_process(monitor, every=every, max_age=3600) as tables:
+        async for table in tables:
+            for row in table.top(20, other=False):
+                # A key is (pid, unique_pid): a successor with the same pid has a quota of its own.
+                if row.kind is RowKind.GROUP and row.bytes > quota and row.key not in told:
+                    told.add(row.key)
+                    alarm(f"pid {row.pid} {row.name!r} moved {row.bytes:,} bytes (quota {quota:,})")
+            told &= {row.key for row in table.rows()}  # forget what the table forgot
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        anyio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000_000)

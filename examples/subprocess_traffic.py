@@ -1,0 +1,47 @@
+"""What did this command send and receive?
+
+    python subprocess_traffic.py curl -sO https://example.com/
+
+Counts the process that was started, not the children that it starts. Linux tells the owner
+of a connection while it is open: one that is shorter than the polling interval has none.
+"""
+
+import sys
+
+import anyio
+
+from nstat_async import Monitor, Subscription
+from nstat_async.aggregate import ProcessTable, Row, sum_rows
+from nstat_async.backends import Backend
+
+
+async def traffic_of(command: list[str], backend: Backend | None = None, interval: float = 0.1) -> tuple[int, Row]:
+    """Run a command; its exit status and the sum of its rows."""
+    table = ProcessTable()
+
+    async def count(subscription: Subscription) -> None:
+        while events := await subscription.receive_many():
+            table.feed_many(events)
+
+    async with Monitor(backend=backend, interval=interval) as monitor, monitor.subscribe() as subscription:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count, subscription)
+            await monitor.poll_now()  # what is there already is not the command's
+            async with await anyio.open_process(command, stdin=None, stdout=None, stderr=None) as process:
+                status = await process.wait()
+            await monitor.poll_now()  # its last words
+            await monitor.poll_now()
+            tasks.cancel_scope.cancel()
+        table.feed_many(subscription.receive_nowait())
+    return status, sum_rows(row for row in table.rows() if row.pid == process.pid)
+
+
+async def main(command: list[str]) -> int:
+    status, total = await traffic_of(command)
+    print(f"exit status {status}, {total.flows} flows", file=sys.stderr)
+    print(f"received {total.rx_bytes:,} bytes, sent {total.tx_bytes:,} bytes", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(anyio.run(main, sys.argv[1:] or sys.exit(__doc__)))

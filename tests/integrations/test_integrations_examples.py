@@ -1,0 +1,192 @@
+"""The examples of this part run, on emulated kernels, recordings and (where marked) this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import anyio
+import httpx
+import pytest
+
+from nstat_async import backends
+from nstat_async.testing import EmulatedKernel
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+RECORDING = EXAMPLES / "recordings" / "web-session.jsonl"
+# A child process finds the package where this one did.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["plain_asyncio", "with_trio"])
+def test_examples_print_the_processes_of_a_recording(name):
+    text = run(name, RECORDING)
+    assert re.search(r"curl +60,000 in +3,480 out", text), text
+    if name == "plain_asyncio":
+        assert "+ tcp" in text
+        assert "- tcp" in text
+
+
+def test_the_opentelemetry_example_exports_at_the_end():
+    pytest.importorskip("opentelemetry.sdk")
+    (exported,) = re.findall(r"^\{.*?^\}", run("otel_metrics", RECORDING), re.DOTALL | re.MULTILINE)
+    metrics = {
+        metric["name"]: metric["data"]["data_points"]
+        for metric in json.loads(exported)["resource_metrics"][0]["scope_metrics"][0]["metrics"]
+    }
+    found = {(p["attributes"]["process.executable.name"], p["attributes"]["network.io.direction"]): p["value"]
+             for p in metrics["process.network.io"]}  # fmt: skip
+    assert found["curl", "receive"] == 60_000  # the first of the four was there before
+
+
+def test_the_prometheus_example_can_be_scraped(capsys):
+    pytest.importorskip("prometheus_client")
+    kernel = EmulatedKernel()
+    module = load("prometheus_exporter")
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(module.main, kernel.backend(), 0)
+            text = ""
+            with anyio.fail_after(20):
+                while not (match := re.search(r"http\S+", text)):
+                    text += capsys.readouterr().out
+                    await anyio.sleep(0.005)
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    while "nstat_up 1.0" not in (await client.get(match[0])).text:
+                        await anyio.sleep(0.01)
+                    flow = kernel.open_tcp(pid=42, name="curl", remote=("2001:db8::1", 443))
+                    flow.transfer(rx=1500)
+                    flow.close()
+                    wanted = 'nstat_process_receive_bytes_total{process="curl"} 1500.0'
+                    while wanted not in (await client.get(match[0])).text:
+                        await anyio.sleep(0.05)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+def test_the_quota_example_raises_one_alarm_per_process():
+    kernel = EmulatedKernel()
+    module = load("quota_alert")
+    alarms = []
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(module.main, 1000, kernel.backend(), 0.05, alarms.append)
+            with anyio.fail_after(20):
+                while not kernel.clients:
+                    await anyio.sleep(0.01)
+                await anyio.sleep(0)
+                flow = kernel.open_tcp(pid=42, name="greedy", remote=("2001:db8::1", 443))
+                kernel.open_tcp(pid=43, name="modest", remote=("2001:db8::1", 443)).transfer(rx=1000)
+                while not alarms:
+                    flow.transfer(rx=1500)
+                    await anyio.sleep(0.05)
+                flow.transfer(rx=1500)
+                await anyio.sleep(0.2)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+    (alarm,) = alarms
+    assert re.fullmatch(r"pid 42 'greedy' moved [0-9,]+ bytes \(quota 1,000\)", alarm)
+
+
+def test_the_server_example_serves_a_recording():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, EXAMPLES / "sse_server.py", "--port", str(port), RECORDING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as child:
+        try:
+            assert child.stdout.readline() == f"http://127.0.0.1:{port}/\n"
+
+            async def main():
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                    with anyio.fail_after(30):
+                        while True:
+                            try:
+                                seen = (await client.get("/processes")).json()
+                            except httpx.ConnectError:
+                                await anyio.sleep(0.02)
+                                continue
+                            if any(row["name"] == "curl" for row in seen["processes"]):
+                                return
+                            await anyio.sleep(0.05)
+
+            anyio.run(main)
+        finally:
+            child.send_signal(signal.SIGINT)
+            errors = child.communicate(timeout=20)[1]
+        assert "Traceback" not in errors or "KeyboardInterrupt" in errors
+
+
+COMMAND = """
+import socket, sys, threading
+server = socket.create_server(("127.0.0.1", 0))
+def send():
+    peer, _ = server.accept()
+    with peer:
+        peer.sendall(bytes(1_000_000))
+        peer.recv(1)
+thread = threading.Thread(target=send)
+thread.start()
+with socket.create_connection(server.getsockname()) as client:
+    left = 1_000_000
+    while left:
+        left -= len(client.recv(65536))
+    threading.Event().wait(0.6)
+thread.join()
+sys.exit(3)
+"""
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the living Linux kernel")
+def test_the_subprocess_example_counts_a_command_exactly():
+    """Its exit status, and each byte that it moved over loopback: it is both ends."""
+    module = load("subprocess_traffic")
+
+    async def main():
+        return await module.traffic_of([sys.executable, "-c", COMMAND], backends.SockDiag())
+
+    status, total = anyio.run(main)
+    assert (status, total.rx_bytes, total.tx_bytes) == (3, 1_000_000, 1_000_000)
+
+
+def test_examples_are_short():
+    for name in (
+        "prometheus_exporter", "otel_metrics", "sse_server", "quota_alert", "subprocess_traffic", "plain_asyncio", "with_trio",
+    ):  # fmt: skip
+        assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
