@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import sys
 
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, Monitor, backends
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, Monitor, Subscription, backends
 from nstat_async.aggregate import ProcessTable, TableStream, by_process
 from nstat_async.backends import Backend
 
 
-async def print_events(monitor: Monitor) -> None:
-    async for event in monitor:
+async def print_events(events: Subscription) -> None:
+    async for event in events:
         if isinstance(event, FlowAdded):
             print("+", event.flow)
         elif isinstance(event, FlowRemoved):
@@ -29,8 +29,12 @@ async def print_processes(tables: TableStream[ProcessTable]) -> None:
 
 
 async def main(backend: Backend | None = None, every: float = 2.0) -> None:
-    async with Monitor(backend=backend) as monitor, by_process(monitor, every=every) as tables:
-        await asyncio.gather(print_events(monitor), print_processes(tables))
+    async with (
+        Monitor(backend=backend) as monitor,
+        monitor.subscribe() as events,
+        by_process(monitor, every=every) as tables,
+    ):
+        await asyncio.gather(print_events(events), print_processes(tables))
 
 
 if __name__ == "__main__":
