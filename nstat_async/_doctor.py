@@ -1,0 +1,328 @@
+"""What this machine offers: the examination behind ``nstat-async doctor``.
+
+Each finding is one fact that was looked at just now; nothing is inferred from the
+platform's name. The live self-check opens loopback connections of its own and wants
+to see them appear, count and go through the real monitor.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import os
+import platform
+import socket
+import sys
+import time
+from typing import Any, Union
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from . import __version__
+from ._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError
+from ._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from ._feed import Backend
+from ._model import Capabilities, Counts, Flow, Proof, Provider, Visibility
+from ._monitor import Monitor
+from .backends import Kctl, SockDiag
+
+__all__ = ["DoctorReport", "Finding", "Status", "examine"]
+
+SELF_CHECK_SECONDS = 10.0
+"""Longest that the live self-check may take."""
+SELF_CHECK_BYTES = (12_345, 6_789)
+"""Bytes sent and received by the self-check's own connection."""
+_OPTIONAL = {
+    "textual": "nstat-async top (extra: cli)",
+    "prometheus_client": "Prometheus collector (extra: prometheus)",
+    "opentelemetry": "OpenTelemetry metrics (extra: otel)",
+    "starlette": "web server (extra: server)",
+    "uvloop": "a quicker asyncio loop (extra: uvloop)",
+}
+_CAPABILITIES = {12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 2: "CAP_DAC_READ_SEARCH", 21: "CAP_SYS_ADMIN"}
+
+
+class Status(enum.Enum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    INFO = "info"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@attrs.frozen
+class Finding:
+    """One fact."""
+
+    name: str
+    """What was looked at."""
+    status: Status
+    detail: str
+    """What was found, for a person."""
+    data: dict[str, Any] = attrs.field(factory=dict, hash=False)
+    """The same for a program."""
+
+
+@attrs.frozen
+class DoctorReport:
+    """All findings."""
+
+    findings: tuple[Finding, ...]
+    works: bool
+    """True if a kernel of this machine can be watched."""
+
+
+async def examine(backend: Backend | None = None) -> DoctorReport:
+    """Look at everything.
+
+    Args:
+        backend: Examine this backend instead of this machine's own ones.
+    """
+    findings = [_library(), _system(), _privileges()]
+    findings += _buffers()
+    works = False
+    candidates: tuple[Backend, ...] = (backend,) if backend is not None else (Kctl(verify=True), SockDiag())
+    for candidate in candidates:
+        found, ok = await _examine_backend(candidate)
+        findings += found
+        works = works or ok
+    findings.append(await _emulated())
+    findings += _optional()
+    return DoctorReport(tuple(findings), works)
+
+
+# --- facts of the host --------------------------------------------------------
+
+
+def _library() -> Finding:
+    data = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+    }
+    return Finding("library", Status.OK, f"nstat_async {__version__} on Python {data['python']}", data)
+
+
+def _system() -> Finding:
+    data = {"system": platform.system(), "release": platform.release(), "machine": platform.machine()}
+    if hasattr(os, "uname"):
+        data["version"] = os.uname().version
+    return Finding("system", Status.OK, f"{data['system']} {data['release']} on {data['machine']}", data)
+
+
+def _privileges() -> Finding:
+    uid = os.geteuid() if hasattr(os, "geteuid") else None
+    effective = _effective_capabilities()
+    held = [name for bit, name in sorted(_CAPABILITIES.items()) if effective is not None and effective >> bit & 1]
+    data = {"uid": uid, "root": uid == 0, "capabilities": held if effective is not None else None}
+    who = "no user ids on this system" if uid is None else "root" if uid == 0 else f"user {uid}"
+    return Finding("privileges", Status.INFO, f"{who}; {', '.join(held)}" if held else who, data)
+
+
+def _effective_capabilities() -> int | None:
+    """CapEff of proc(5); `None` where there is no such file."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            line = next((row for row in file if row.startswith("CapEff:")), None)
+        return int(line.split()[1], 16) if line is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def _buffers() -> list[Finding]:
+    """The largest receive buffer that the system grants without privilege."""
+    platform_name: str = sys.platform
+    if platform_name.startswith("linux"):
+        try:
+            with open("/proc/sys/net/core/rmem_max", encoding="ascii") as file:  # noqa: PTH123
+                size = int(file.read())
+        except (OSError, ValueError):
+            return []
+        return [Finding("net.core.rmem_max", Status.INFO, f"{size:,} bytes", {"bytes": size})]
+    if platform_name == "darwin":
+        from ._io.darwin import sysctl_integer  # noqa: PLC0415
+
+        limit = sysctl_integer("kern.ipc.maxsockbuf")
+        if limit is not None:
+            return [Finding("kern.ipc.maxsockbuf", Status.INFO, f"{limit:,} bytes", {"bytes": limit})]
+    return []
+
+
+def _optional() -> list[Finding]:
+    findings = []
+    for module, use in _OPTIONAL.items():
+        there = importlib.util.find_spec(module) is not None
+        findings.append(
+            Finding(module, Status.INFO, f"{'installed' if there else 'not installed'}: {use}", {"installed": there})
+        )
+    return findings
+
+
+# --- backends -------------------------------------------------------------------
+
+
+async def _examine_backend(backend: Backend) -> tuple[list[Finding], bool]:
+    name = backend.name
+    try:
+        with anyio.fail_after(SELF_CHECK_SECONDS):
+            capabilities, seen, check = await _watch(backend)
+    except BackendUnavailableError as error:
+        # Another system's interface being absent is how it should be.
+        status = Status.INFO if error.reason is UnavailableReason.PLATFORM else Status.FAIL
+        return [Finding(name, status, error.detail, {"reason": error.reason.value})], False
+    except NstatError as error:
+        return [Finding(name, Status.FAIL, str(error))], False
+    except TimeoutError:
+        return [Finding(name, Status.FAIL, f"no complete answer within {SELF_CHECK_SECONDS:.0f} s")], False
+    granted = capabilities.receive_buffer
+    size = "" if granted is None else f", receive buffer {granted:,} bytes"
+    kernel = {"kernel": capabilities.kernel, "receive_buffer": granted}
+    findings = [Finding(name, Status.OK, f"works{size}", kernel)]
+    findings += _layout(name, capabilities)
+    findings.append(_visible(name, capabilities, seen))
+    findings.append(check)
+    findings += [Finding(f"{name} note", Status.INFO, note) for note in capabilities.notes]
+    return findings, True
+
+
+def _layout(name: str, capabilities: Capabilities) -> list[Finding]:
+    if capabilities.layout is None or capabilities.layout_proof is None:
+        return []
+    proof = capabilities.layout_proof
+    status = {Proof.VERIFIED: Status.OK, Proof.ASSUMED: Status.OK, Proof.PROBED: Status.WARN}.get(proof, Status.WARN)
+    detail = f"{capabilities.layout}, {proof.value}"
+    return [Finding(f"{name} layout", status, detail, {"layout": capabilities.layout, "proof": proof.value})]
+
+
+Seen = tuple[tuple[Flow, Union[Counts, None]], ...]
+
+
+def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
+    by_provider: dict[str, int] = {}
+    for flow, _ in seen:
+        by_provider[flow.provider.value] = by_provider.get(flow.provider.value, 0) + 1
+    named = sum(1 for flow, _ in seen if flow.process is not None)
+    counts = ", ".join(f"{count} {provider}" for provider, count in sorted(by_provider.items())) or "no flows"
+    partial = (
+        Visibility.ALL not in (capabilities.flows, capabilities.processes) or capabilities.flows is Visibility.UNKNOWN
+    )
+    detail = f"{counts}; {named} with a process; flows of {_whose(capabilities.flows)}, processes of {_whose(capabilities.processes)}"
+    data = {
+        "flows": len(seen),
+        "with_process": named,
+        "by_provider": by_provider,
+        "flows_of": capabilities.flows.value,
+        "processes_of": capabilities.processes.value,
+        "udp_counts": capabilities.udp_counts,
+        "final_counts": capabilities.final_counts,
+        "per_medium_bytes": capabilities.per_medium_bytes,
+    }
+    hint = "; run as root to see more" if partial else ""
+    return Finding(f"{name} visible", Status.WARN if partial else Status.OK, detail + hint, data)
+
+
+def _whose(visibility: Visibility) -> str:
+    return {Visibility.ALL: "all users", Visibility.OWN: "the own user", Visibility.NONE: "nobody"}.get(
+        visibility, "unknown users"
+    )
+
+
+async def _watch(backend: Backend) -> tuple[Capabilities, Seen, Finding]:
+    """One monitor: what is there, and whether a connection of our own is seen to the byte."""
+    async with Monitor(backend=backend, interval=0.2, providers={Provider.TCP, Provider.UDP, Provider.QUIC}) as monitor:
+        polls = 0
+        async for event in monitor:
+            polls += isinstance(event, PollCompleted)
+            # A proof of the layout is concluded with the second or third poll.
+            if polls >= 3:
+                break
+        seen = monitor.flows
+        check = await _self_check(monitor, backend.name)
+        return monitor.capabilities, seen, check
+
+
+async def _self_check(monitor: Monitor, name: str) -> Finding:
+    """Open, use and close a loopback connection; follow it in the stream."""
+    if name not in {"kctl", "sock_diag"}:
+        return Finding(
+            f"{name} self-check", Status.INFO, "not made: this kernel does not see this machine's connections"
+        )
+    began = time.perf_counter()
+    async with monitor.subscribe() as stream:
+        try:
+            ports = await anyio.to_thread.run_sync(_exchange)
+        except OSError as error:
+            return Finding(f"{name} self-check", Status.WARN, f"loopback does not work here: {error}")
+        steps: dict[str, Counts | None] = {}
+        with anyio.move_on_after(SELF_CHECK_SECONDS / 2):
+            async for event in stream:
+                if not isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
+                    continue
+                flow = event.flow
+                if flow.local is None or flow.remote is None or (flow.local.port, flow.remote.port) != ports:
+                    continue
+                steps[type(event).__name__] = event.counts
+                if isinstance(event, FlowRemoved):
+                    break
+    return _verdict(name, steps, time.perf_counter() - began)
+
+
+def _verdict(name: str, steps: dict[str, Counts | None], seconds: float) -> Finding:
+    sent, received = SELF_CHECK_BYTES
+    final = steps.get("FlowRemoved")
+    data: dict[str, Any] = {"steps": sorted(steps), "seconds": round(seconds, 3)}
+    if "FlowRemoved" not in steps:
+        detail = "an own connection was " + ("added and never removed" if steps else "not seen")
+        return Finding(f"{name} self-check", Status.FAIL, detail, data)
+    exact = final is not None and (final.tx_bytes, final.rx_bytes) == (sent, received)
+    data["exact"] = exact
+    if not exact:
+        return Finding(
+            f"{name} self-check",
+            Status.WARN,
+            f"an own connection of {sent}/{received} bytes ended with {final!r}",
+            data,
+        )
+    detail = f"an own connection was seen to come and go, {sent:,} and {received:,} bytes exact, in {seconds:.2f} s"
+    return Finding(f"{name} self-check", Status.OK, detail, data)
+
+
+def _exchange() -> tuple[int, int]:
+    """A TCP connection over loopback that sends and receives known amounts; returns its two ports."""
+    sent, received = SELF_CHECK_BYTES
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(2)
+        with socket.create_connection(listener.getsockname(), timeout=2) as client:
+            ports = (client.getsockname()[1], client.getpeername()[1])
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(2)
+                for sender, receiver, size in ((client, server, sent), (server, client, received)):
+                    sender.sendall(b"d" * size)
+                    left = size
+                    while left > 0:
+                        piece = len(receiver.recv(65_536))
+                        if not piece:
+                            raise OSError("the connection ended early")
+                        left -= piece
+    return ports
+
+
+async def _emulated() -> Finding:
+    """The emulated kernel works wherever Python does; see that it does here."""
+    from .testing import EmulatedKernel  # noqa: PLC0415
+
+    try:
+        kernel = EmulatedKernel()
+        kernel.open_tcp(pid=1, name="doctor", remote=("192.0.2.1", 443), rx=1, tx=2)
+        async with Monitor(backend=kernel.backend(), interval=None) as monitor:
+            with anyio.fail_after(SELF_CHECK_SECONDS):
+                async for event in monitor:
+                    if isinstance(event, FlowAdded):
+                        break
+    except (NstatError, UsageError, OSError, TimeoutError) as error:
+        return Finding("emulated kernel", Status.FAIL, f"does not work here: {error}")
+    return Finding("emulated kernel", Status.OK, f"works ({kernel.name}); recordings play everywhere too")
