@@ -195,9 +195,6 @@ def _messages(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
-    parser.add_argument(
-        "--no-check", action="store_true", help="open nothing and send nothing: skip the live self-check"
-    )
 
 
 def _emulate(parser: argparse.ArgumentParser) -> None:

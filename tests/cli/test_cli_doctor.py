@@ -1,0 +1,66 @@
+"""How findings are shown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+
+from nstat_async._cli._doctor import render_json, render_text
+
+
+@attrs.frozen
+class _Finding:
+    name: str
+    status: str
+    detail: str
+    data: dict[str, Any] | None = None
+
+
+@attrs.frozen
+class _Report:
+    findings: tuple[_Finding, ...]
+    works: bool
+
+
+GOOD = _Report(
+    (
+        _Finding("platform", "info", "Linux 6.1", {"system": "Linux"}),
+        _Finding("sock_diag", "ok", "open\n3 of 3 flows found", {"flows": 3}),
+        _Finding("kctl", "fail", "evil\x1b[31m"),
+    ),
+    works=True,
+)
+
+
+def test_text_has_a_line_a_finding_and_indented_details():
+    assert render_text(GOOD) == [
+        "info  platform   Linux 6.1",
+        "ok    sock_diag  open",
+        "                 3 of 3 flows found",
+        "fail  kctl       evil\\x1b[31m",
+    ]
+
+
+def test_colour_marks_the_status_only():
+    lines = render_text(GOOD, colour=True)
+    assert lines[1].startswith("\x1b[32mok  \x1b[0m  sock_diag")
+
+
+def test_json_is_one_object_with_every_fact():
+    shown = json.loads(render_json(GOOD))
+    assert list(shown) == ["v", "works", "findings"]
+    assert shown["findings"][1] == {
+        "name": "sock_diag",
+        "status": "ok",
+        "detail": "open\n3 of 3 flows found",
+        "data": {"flows": 3},
+    }
+    assert shown["findings"][2]["data"] is None
+
+
+def test_a_machine_where_nothing_works_says_so():
+    report = _Report((_Finding("backend", "fail", "none"),), works=False)
+    assert render_text(report)[-1].startswith("nothing works")
+    assert json.loads(render_json(report))["works"] is False
