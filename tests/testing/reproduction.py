@@ -293,7 +293,9 @@ class ControlReplay:
         fields = {"dst": line["dst"], "mask": line["mask"], "gateway": line["gateway"]}
         values = {key: Endpoint.parse(value) for key, value in fields.items() if value}
         number = self.kernel.provider_number(Provider.ROUTE)
-        self.routes.append(self.kernel.open_flow(number, {**values, "ifindex": line["ifindex"], "flags": line["flags"]}))
+        self.routes.append(
+            self.kernel.open_flow(number, {**values, "ifindex": line["ifindex"], "flags": line["flags"]})
+        )
 
     def route_update(self, line):
         flow = self.routes[self.routes_updated]
@@ -318,7 +320,9 @@ class ControlReplay:
         interface_traffic(self.kernel, flow)
 
     def system_information(self, line):
-        self.kernel.send_system_information(self.next_reply(line)[self.kernel.wire.layout["nstat_msg_sysinfo_counts"].size :])
+        self.kernel.send_system_information(
+            self.next_reply(line)[self.kernel.wire.layout["nstat_msg_sysinfo_counts"].size :]
+        )
 
     def next_reply(self, line):
         return next(bytes.fromhex(l["hex"]) for l in self.lines if l["dir"] == "from_kernel" and l["i"] > line["i"])

@@ -1,0 +1,17 @@
+"""The emulated kernel says what the real kernel code said."""
+
+import conversations
+import pytest
+import reproduction
+
+
+@pytest.mark.parametrize("name", conversations.names("control/*"))
+def test_a_conversation_with_the_control_comes_out_equal_byte_for_byte(name):
+    assert reproduction.play_control(name) > 0
+
+
+def test_a_wrong_byte_is_noticed(monkeypatch):
+    """The comparison can fail: with the wrong kernel it does."""
+    monkeypatch.setattr(conversations, "kernel", lambda name: "xnu-10063.141.1")
+    with pytest.raises(reproduction.Mismatch):
+        reproduction.play_control("control/xnu-11417.121.6/agg_tcp_kernel_101_QUERY_SRC_noagg")
