@@ -175,8 +175,6 @@ class SourceTable:
         self.highest: int | None = None
         self.missing: set[int] = set()
         """References below `highest` that neither reported nor said goodbye."""
-        self.written_off: set[int] = set()
-        """References whose loss was told already."""
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
         self.quiet_goodbyes = False
@@ -440,7 +438,6 @@ class SourceTable:
             self.highest = ref
         else:
             self.missing.discard(ref)
-            self.written_off.discard(ref)
 
     def _unseen_goodbye(self, ref: int, flags: int) -> None:
         self._note_reference(ref)

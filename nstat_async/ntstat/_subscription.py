@@ -286,10 +286,12 @@ class Subscription:
             self.state = State.RUNNING
             self.table.scanning = False
             self.poll_wanted = True
+        if self._queue and not self._steps:
+            self._send_singles()
         if self._steps:
             self._send_step()
-        elif self._queue or self._singles:
-            self._send_singles()
+        elif self._singles:
+            pass  # their answers come first
         elif self._verification is not None:
             self._verified()
         elif self.poll_wanted:
@@ -406,7 +408,7 @@ class Subscription:
             refs = sorted(r for r in table.missing if r <= self._highest_at_poll or not table.baseline)
             if table.baseline:
                 refs = sorted(table.missing)
-            wanted.extend((ref, _Purpose.DISCOVER) for ref in refs if ref not in table.written_off)
+            wanted.extend((ref, _Purpose.DISCOVER) for ref in refs)
         verification.unresolved += max(0, len(wanted) - MAX_VERIFICATIONS)
         self._queue.extend(wanted[:MAX_VERIFICATIONS])
         self._proceed()
@@ -443,8 +445,6 @@ class Subscription:
             if purpose is not _Purpose.DESCRIBE:
                 self.statistics["verifications"] += 1
             self._emit_request(cls(context=context, srcref=ref))
-        if not self._singles and not self._queue and self._verification is not None:
-            self._verified()
 
     def _singles_lost(self) -> None:
         for context in list(self._singles):
