@@ -35,9 +35,9 @@ _T = TypeVar("_T")
 def capability(number: int) -> bool:
     """True if this process has a capability in effect (``/proc/self/status``, CapEff)."""
     try:
-        with open("/proc/self/status", encoding="ascii") as status:
+        with open("/proc/self/status", "rb") as status:
             for line in status:
-                if line.startswith("CapEff:"):
+                if line.startswith(b"CapEff:"):
                     return bool(int(line.split()[1], 16) >> number & 1)
     except (OSError, ValueError):
         pass

@@ -121,8 +121,9 @@ class FlowBuilder:
     def direction(self, identity: bytes, message: bytes, info: tuple[int, int]) -> Direction | None:
         """Who began a TCP connection.
 
-        A SYN among the sequence numbers is proof either way while no FIN can be
-        mistaken for it; else a known listener is evidence; else it stays unknown.
+        A known listener on the local port accepted it. Else a SYN among the sequence
+        numbers is proof either way, while no FIN can be mistaken for it. Else it is
+        unknown.
         """
         state = identity[1]
         if state == SocketState.LISTEN:
@@ -134,16 +135,18 @@ class FlowBuilder:
             return None
         if remote.port == 0:  # a refused attempt: the kernel forgets the port and keeps the address
             return Direction.OUTBOUND
+        if self.listeners.covers(local.port, local.packed):
+            return Direction.INBOUND
         extra = extra_sequence_numbers(message, *info)
-        if extra is not None:
-            waiting = _SENT.unpack_from(message, info[0] + TcpInfo.BYTES_ACKED)[1]
-            if state in _AFTER_FIN and not waiting and extra:
-                extra = 2 if extra == 2 else 0
-            elif state in _BEFORE_FIN:
-                extra *= 2
-            if extra != 1:
-                return Direction.OUTBOUND if extra else Direction.INBOUND
-        return Direction.INBOUND if self.listeners.covers(local.port, local.packed) else None
+        # The dump does not lock the socket: between two states the numbers belong to neither.
+        if extra is None or message[info[0] + TcpInfo.STATE] != state:
+            return None
+        waiting = _SENT.unpack_from(message, info[0] + TcpInfo.BYTES_ACKED)[1]
+        if state in _BEFORE_FIN:
+            return Direction.OUTBOUND if extra else Direction.INBOUND
+        if state in _AFTER_FIN and not waiting and extra:
+            return Direction.OUTBOUND if extra == 2 else Direction.INBOUND
+        return {0: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra)
 
     def note_listener(self, entry: Entry) -> None:
         """Remember a listening socket."""

@@ -7,9 +7,9 @@ evidence, strongest first:
 1. no data segment ever came: no payload;
 2. the last dump saw a state behind the FIN (CLOSE_WAIT, LAST_ACK, CLOSING), or
    FIN_WAIT2, which a socket with an owner leaves by the FIN;
-3. something unread (``rcv_nxt`` ahead of ``copied_seq``) at an orderly end: that is the
+3. one unread byte (``rcv_nxt`` ahead of ``copied_seq``) at an orderly end: that is the
    FIN, because unread data would have made it a reset (``tcp_close``);
-4. a reset: no FIN, as far as anyone can tell;
+4. a reset: no FIN, as far as anyone can tell (a FIN before an unread end counts as a byte then);
 5. what is left in the kernel after an orderly end: nothing -- we closed second, the FIN
    came first; FIN_WAIT2 -- it had not come; TIME_WAIT -- it came, before the end
    or after: before, if the remains are older than the notification.
@@ -28,7 +28,7 @@ from ._flows import extra_sequence_numbers
 from ._messages import HEADER
 from ._table import Entry
 
-__all__ = ["fin_among_received", "fin_by_remains", "is_unused"]
+__all__ = ["fin_among_received", "fin_by_remains", "is_unused", "was_disconnected"]
 
 _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
@@ -46,6 +46,9 @@ _BEHIND_FIN = frozenset(
 _U32 = struct.Struct("=I")
 _EXPIRES_AT = HEADER.size + 52
 _RECEIVE_QUEUE_AT = HEADER.size + 56
+_WRITE_QUEUE_AT = HEADER.size + 60
+_FAILED_ATTEMPT = 3
+"""What ``tcp_disconnect`` leaves in the write queue of a failed attempt: its SYN and 2."""
 
 
 def fin_among_received(entry: Entry, message: bytes, start: int, length: int) -> int | None:
@@ -72,6 +75,8 @@ def fin_among_received(entry: Entry, message: bytes, start: int, length: int) ->
     if not orderly:
         return 0
     unread: int = _U32.unpack_from(message, _RECEIVE_QUEUE_AT)[0]
+    if unread > 1:
+        return 0  # not orderly after all
     return 1 if unread else None
 
 
@@ -88,3 +93,17 @@ def fin_by_remains(remains: bytes | None) -> int:
 def is_unused(message: bytes) -> bool:
     """True for a socket that was made and closed, and had neither port nor peer."""
     return not any(message[HEADER.size + 4 : HEADER.size + 8]) and not any(message[HEADER.size + 24 : HEADER.size + 40])
+
+
+def was_disconnected(message: bytes, start: int, length: int) -> bool:
+    """True if a connection was aborted by its owner (``SO_LINGER`` with time 0), or dissolved by ``AF_UNSPEC``.
+
+    ``tcp_disconnect`` forgets the peer's port, sets every counter to zero and moves
+    ``write_seq`` behind the peer's window. The kernel treats a failed attempt the same
+    way, but that has no window: nothing was lost with it.
+    """
+    if length < TcpInfo.SEGS_IN + 4 or any(message[HEADER.size + 6 : HEADER.size + 8]):
+        return False
+    segments = message[start + TcpInfo.SEGS_OUT : start + TcpInfo.SEGS_IN + 4]
+    (unacknowledged,) = _U32.unpack_from(message, _WRITE_QUEUE_AT)
+    return not any(segments) and unacknowledged > _FAILED_ATTEMPT

@@ -15,7 +15,7 @@ from .._model import Counts, Flow, Process
 from ._constants import IPPROTO_TCP, DiagAttribute, DiagGroup, SocketState
 from ._dumps import DumpReader
 from ._flows import FlowBuilder, with_owner
-from ._goodbyes import fin_among_received, fin_by_remains, is_unused
+from ._goodbyes import fin_among_received, fin_by_remains, is_unused, was_disconnected
 from ._hub import Hub
 from ._links import LinkTable
 from ._lookups import LookupQueue, lookup_request
@@ -60,6 +60,7 @@ class Namespace:
         self.goodbyes_open = False
         """Destroyed sockets are told."""
         self.goodbye_buffer: int | None = None
+        self._congested = False
         self._overruns = 0
         self._repaired = 0
         self._overruns_at_poll = 0
@@ -95,7 +96,7 @@ class Namespace:
     @property
     def repairing(self) -> bool:
         """True while goodbyes are known to be missing: then absence is no longer explained by them."""
-        return not self.goodbyes_open or self._repaired != self._overruns
+        return self._congested or not self.goodbyes_open or self._repaired != self._overruns
 
     def begin_poll(self) -> None:
         """Dump everything."""
@@ -116,12 +117,24 @@ class Namespace:
             self._repaired = self._overruns_at_poll
 
     def overrun(self) -> None:
-        """The kernel could not queue a goodbye for us; it does not say how many."""
+        """The kernel could not queue a goodbye for us; it does not say how many.
+
+        Until its queue was read empty it goes on dropping and says nothing more
+        (``NETLINK_S_CONGESTED``), so the repair begins at `drained`.
+        """
+        self._congested = True
         self._overruns += 1
         self.hub.count("overruns")
-        self.hub.lose(
-            LossCause.KERNEL_BUFFER, "goodbyes of destroyed sockets were lost; the next dump repairs the picture"
-        )
+        detail = "goodbyes of destroyed sockets were lost; the next dump repairs the picture"
+        self.hub.lose(LossCause.KERNEL_BUFFER, detail)
+
+    def drained(self) -> bool:
+        """The goodbyes were read until there were none; True if a dump can now repair a loss."""
+        if not self._congested:
+            return False
+        self._congested = False
+        self._overruns += 1
+        return True
 
     def _dumped(self, table: SocketTable) -> None:
         for entry in table.unseen():
@@ -247,6 +260,9 @@ class Namespace:
         elif entry.state == SocketState.LISTEN:
             self.builder.forget_listener(entry)
         self._drop(table, entry)
+        if info[1] and was_disconnected(message, *info):
+            self._farewell_unknown(entry)
+            return
         if not info[1]:
             self._farewell(entry, message, info, 0)
             return
@@ -271,6 +287,12 @@ class Namespace:
             entry.counts = counts
         self._announced(entry)
         self._remove(entry, counts, final=True, reason=RemovalReason.CLOSED)
+
+    def _farewell_unknown(self, entry: Entry) -> None:
+        """Remove a socket whose counters the kernel cleared before its end: the last known ones stand."""
+        self._announced(entry)
+        self.hub.lose(LossCause.FINAL_COUNTS, f"{entry.flow}: aborted, which clears the kernel's counters", 1)
+        self._remove(entry, entry.counts, final=False, reason=RemovalReason.DROPPED)
 
     def _drop(self, table: SocketTable, entry: Entry) -> None:
         table.remove(entry)

@@ -257,7 +257,11 @@ class Session:
             self._advance()
 
     def channel_drained(self, channel: int, now: float) -> None:
-        """Nothing is readable now; progress is judged by deadlines."""
+        """Nothing is readable now; of interest for goodbyes, progress elsewhere is judged by deadlines."""
+        namespace, role = self._place(channel)
+        if namespace is not None and role == GOODBYES and namespace.drained():
+            self._hub.now = now
+            self._want_repair()
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
         """Opening, sending or receiving failed."""
@@ -302,7 +306,6 @@ class Session:
     def _goodbyes_failed(self, namespace: Namespace, errno: int) -> None:
         if namespace.goodbyes_open:
             namespace.overrun()
-            self._want_repair()
         else:
             self._note(f"destroyed sockets are not told (error {errno}): flows between two polls are missed")
 

@@ -309,6 +309,7 @@ class LiveDriver:
             try:
                 data = channel.receive()
             except BlockingIOError:
+                self.core.channel_drained(number, time.monotonic())
                 return count > 0
             except OSError as error:
                 self.core.channel_failed(number, error.errno, time.monotonic())

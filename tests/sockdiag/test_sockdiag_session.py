@@ -202,8 +202,9 @@ def test_an_overrun_is_told_and_repaired(kernel):
     kernel.now += 0.5
     kernel.close(2, tell=False)
     kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
-    events = kernel.run()
-    lost, removed, done = events
+    (lost,) = kernel.run()
+    kernel.session.channel_drained(1, kernel.now)
+    removed, done = kernel.run()
     assert isinstance(lost, EventsLost)
     assert (lost.cause, lost.count) == (LossCause.KERNEL_BUFFER, None)
     assert (removed.reason, removed.final) == (RemovalReason.GONE, False)
@@ -221,6 +222,7 @@ def test_an_overrun_during_a_poll_is_repaired_by_the_next(kernel):
 
     def lose():
         kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+        kernel.session.channel_drained(1, kernel.now)
 
     kernel.sockets[9] = FakeSocket(9, local_port=9, info=traffic())
     kernel.during_dump = lose
@@ -228,6 +230,33 @@ def test_an_overrun_during_a_poll_is_repaired_by_the_next(kernel):
     kernel.wait(0.3)
     assert sum(isinstance(e, PollCompleted) for e in kernel.events) == 3
     assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+
+
+def test_no_repair_before_the_queue_is_empty(kernel):
+    """A full queue drops silently until it was read empty: a dump before that repairs nothing."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.wait(1.0)
+    kernel.close(1, tell=False)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.wait(0.3)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+
+
+def test_an_aborted_socket_keeps_its_last_known_counts(kernel):
+    """The kernel clears the counters of an aborted socket: the loss is told, the last counts stand and are not final."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    for cookie in (1, 2):
+        wiped = FakeSocket(cookie, remote_port=0, unacked=65000)
+        kernel.feed(wiped.message(final=True), 1)
+    lost, removed, *short = kernel.run()
+    assert (lost.cause, lost.count) == (LossCause.FINAL_COUNTS, 1)
+    assert (removed.reason, removed.final) == (RemovalReason.DROPPED, False)
+    assert (removed.counts.rx_bytes, str(removed.flow.remote)) == (5, "127.0.0.1:80")
+    assert kinds(short) == ["FlowAdded", "EventsLost", "FlowRemoved"]
+    assert (short[0].counts, short[2].counts) == (None, None)
 
 
 def test_without_goodbyes_absence_removes():
