@@ -1,6 +1,7 @@
 """Facts of a Linux host that are neither sockets nor processes: privileges, namespaces, devices."""
 
-# Paths of /proc and /sys are read thousands at a time: strings
+# ruff: noqa: PTH112, PTH110, PTH121, PTH123
+# Paths of /proc and /sys are read thousands at a time: as strings.
 
 from __future__ import annotations
 
@@ -96,9 +97,9 @@ def in_namespace(descriptor: int, work: Callable[[], _T]) -> _T:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.setns(descriptor, _CLONE_NEWNET):
                 number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), "setns")
+                raise OSError(number, os.strerror(number), "setns")  # noqa: TRY301 - carried to the caller's thread
             outcome.append(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
             failure.append(error)
 
     thread = threading.Thread(target=enter, name="nstat-async-netns")

@@ -5,7 +5,8 @@ cut into pieces of bounded time; between two pieces the caller may do what it
 likes, and the next one goes on at lower pids.
 """
 
-# Paths of /proc and /sys are read thousands at a time: strings
+# ruff: noqa: PTH115, PTH119, PTH123, PTH208
+# Paths of /proc and /sys are read thousands at a time: as strings.
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from .._errors import ProtocolError
 from .._model import COUNTS_FIELDS, Counts, Details
 from ._constants import DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
@@ -178,7 +179,10 @@ def tcp_report(message: bytes, start: int, length: int, fin_received: int) -> Tc
 
 def _details(message: bytes, start: int, length: int, fin: int) -> Details:
     values = (message, start, length, fin)
-    attributes = decode_attributes(message, ATTRIBUTES_AT, len(message))
+    try:
+        attributes = decode_attributes(message, ATTRIBUTES_AT, len(message))
+    except ProtocolError:  # whoever reads details of a damaged message gets what can be had
+        attributes = {}
     receive_queue, write_queue, _, inode = _QUEUES.unpack_from(message, _QUEUES_AT)
     memory = attributes.get(DiagAttribute.SKMEMINFO, b"")
     segment = _u32(values, TcpInfo.SND_MSS)

@@ -61,8 +61,9 @@ def exchange(client: socket.socket, server: socket.socket, up: int, down: int) -
     """Send `up` bytes one way and `down` the other, and read all of them."""
     for sender, receiver, size in ((client, server, up), (server, client, down)):
         sender.sendall(bytes(size))
-        while size:
-            size -= len(receiver.recv(size))
+        left = size
+        while left:
+            left -= len(receiver.recv(left))
 
 
 def totals(event) -> tuple[int | None, int | None]:

@@ -1,0 +1,417 @@
+"""The parts of the core by themselves: tables, reports, last words, owners, links, look-ups."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+
+import pytest
+from sockdiag_fakes import LOOPBACK, FakeSocket
+
+from nstat_async._errors import ProtocolError
+from nstat_async._model import COUNTS_FIELDS, Counts, Direction, InterfaceKind
+from nstat_async.sockdiag import (
+    AddressMessage,
+    DiagAttribute,
+    LinkKindsAnswer,
+    LinkMessage,
+    OwnersAnswer,
+    OwnersRequest,
+    ProcessFacts,
+    RouteMessage,
+    SocketState,
+    TcpInfo,
+    answer_from_json,
+    answer_to_json,
+    iterate_messages,
+)
+from nstat_async.sockdiag._goodbyes import fin_among_received, fin_by_remains, is_unused, was_disconnected
+from nstat_async.sockdiag._links import LinkTable, kind_of_link
+from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, LookupQueue, lookup_request
+from nstat_async.sockdiag._reports import info_position, tcp_report
+from nstat_async.sockdiag._table import KINDS, Entry, SocketTable, layout_of
+
+# -- tables
+
+
+def scanned(table: SocketTable, *messages: bytes) -> int:
+    data = b"".join(messages)
+    offset = 0
+    while offset < len(data):
+        offset = table.scan(data, offset, int.from_bytes(data[offset : offset + 4], sys.byteorder))
+    return offset
+
+
+def collecting() -> tuple[SocketTable, list]:
+    seen: list = []
+
+    def differs(table, entry, pieces, message, layout):
+        seen.append((entry is None, pieces[2], message))
+        if entry is None:
+            entry = table.entries[pieces[2]] = Entry(pieces[2], table.kind, pieces, table.generation)
+        entry.last, entry.seen = pieces, table.generation
+
+    return SocketTable(KINDS[0], differs), seen
+
+
+def test_messages_of_different_lengths_mix():
+    """A datagram may hold sockets with and without attributes, in any order."""
+    table, seen = collecting()
+    sockets = [FakeSocket(n, extra={DiagAttribute.MARK: b"\1\0\0\0"} if n % 3 else {}) for n in range(1, 20)]
+    scanned(table, *(sock.message(1) for sock in sockets))
+    assert [cookie for _, cookie, _ in seen] == list(range(1, 20))
+    assert [message for *_, message in seen] == [sock.message(1) for sock in sockets]
+    seen.clear()
+    table.generation = 1
+    scanned(table, *(sock.message(1) for sock in reversed(sockets)))
+    assert seen == []
+    assert table.unseen() == []
+
+
+def test_only_what_changed_differs():
+    """Of many sockets the one with another counter is found, and the one that is absent."""
+    table, seen = collecting()
+    sockets = {n: FakeSocket(n) for n in range(1, 50)}
+    scanned(table, *(sock.message(1) for sock in sockets.values()))
+    seen.clear()
+    sockets[7].info = {TcpInfo.SEGS_IN: 1}
+    del sockets[9]
+    table.generation = 1
+    scanned(table, *(sock.message(2) for sock in sockets.values()))
+    assert [(new, cookie) for new, cookie, _ in seen] == [(False, 7)]
+    assert [entry.cookie for entry in table.unseen()] == [9]
+
+
+def test_structures_of_one_length_are_told_apart():
+    """Two messages of the same length with their parts in another order both give their counters."""
+    one = FakeSocket(1, extra={DiagAttribute.MARK: b"\1\0\0\0"}, info={TcpInfo.BYTES_RECEIVED: 5})
+    table, seen = collecting()
+    scanned(table, one.message(1))
+    layout = layout_of(one.message(1))
+    assert layout.info == info_position(one.message(1))[0]
+    assert len(seen) == 1
+
+
+def test_a_last_message_without_padding():
+    """The end of a datagram may lack the padding of its last message."""
+    table, seen = collecting()
+    message = bytearray(FakeSocket(1).message(1) + b"\x05\0\x0a\0\6")
+    message[:4] = len(message).to_bytes(4, sys.byteorder)
+    assert scanned(table, bytes(message)) == len(message)
+    assert len(seen) == 1
+
+
+# -- reports
+
+
+def report(fin: int = 0, length: int = 280, **fields: int):
+    info = {TcpInfo[name]: value for name, value in fields.items()}
+    message = FakeSocket(1, info=info, info_length=length).message(1)
+    return tcp_report(message, *info_position(message), fin)
+
+
+def test_counts_are_translated_when_read():
+    """Payload without retransmissions and FIN, microseconds, None without a sample."""
+    counts = report(1, BYTES_SENT=1500, BYTES_RETRANS=500, BYTES_RECEIVED=11, RTT=300, RTTVAR=20, MIN_RTT=100)
+    assert (counts.rx_bytes, counts.tx_bytes, counts.tx_retransmitted_bytes) == (10, 1000, 500)
+    assert (counts.min_rtt_us, counts.avg_rtt_us, counts.var_rtt_us) == (100, 300, 20)
+    fresh = report(RTTVAR=250000)
+    assert (fresh.min_rtt_us, fresh.avg_rtt_us, fresh.var_rtt_us) == (None, None, None)
+    assert fresh.rx_bytes == 0
+    assert fresh.cell_rx_bytes is None
+    assert set(counts.as_dict()) == set(COUNTS_FIELDS)
+
+
+def test_counts_behave_like_counts():
+    """Equal to plain ones of the same values, hashable, immutable, picklable."""
+    counts = report(BYTES_SENT=5, RTT=3)
+    plain = Counts(**dict(counts.items()))
+    assert counts == plain
+    assert hash(counts) == hash(plain)
+    assert pickle.loads(pickle.dumps(counts)) == counts
+    assert plain.since(counts).tx_bytes == 0
+    with pytest.raises(AttributeError):
+        counts.tx_bytes = 1
+
+
+def test_details_say_none_for_what_is_not_there():
+    """No sample, no limit, no attribute: None."""
+    details = report(PACING_RATE=2**64 - 1, SND_MSS=1000, SND_CWND=10, DELIVERY_RATE=0).details()
+    assert (details.pacing_rate, details.delivery_rate, details.mark, details.cgroup_id) == (None, None, None, None)
+    assert details.congestion_window == 10_000
+    assert details.congestion_control == "cubic"
+    extra = {DiagAttribute.MARK: b"\7\0\0\0", DiagAttribute.CGROUP_ID: b"\1" + bytes(7)}
+    message = FakeSocket(1, extra=extra, unacked=100, info={TcpInfo.NOTSENT_BYTES: 40}).message(1)
+    details = tcp_report(message, *info_position(message), 0).details()
+    assert (details.mark, details.cgroup_id, details.unacked_bytes) == (7, 1, 60)
+
+
+# -- last words
+
+
+def last(*, state=SocketState.ESTABLISHED, direction=None, unread=0, acked=0, rx=100, segments=1, tx=50):
+    sock = FakeSocket(
+        1,
+        unread=unread,
+        info={
+            TcpInfo.BYTES_RECEIVED: rx,
+            TcpInfo.DATA_SEGS_IN: segments,
+            TcpInfo.BYTES_SENT: tx,
+            TcpInfo.BYTES_ACKED: tx + acked,
+        },
+    )
+    message = sock.message(final=True)
+    entry = Entry(1, KINDS[0], (0, bytes([2, state]) + bytes(42), 1, b"", b""), 0)
+    entry.direction = direction
+    return fin_among_received(entry, message, *info_position(message))
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"segments": 0, "rx": 1}, 1),
+        ({"segments": 0, "rx": 0}, 0),
+        ({"state": SocketState.CLOSE_WAIT}, 1),
+        ({"state": SocketState.LAST_ACK}, 1),
+        ({"state": SocketState.FIN_WAIT2}, 1),
+        ({"acked": 2, "unread": 1}, 1),
+        ({"acked": 1, "direction": Direction.INBOUND, "unread": 1}, 1),
+        ({"acked": 1, "direction": Direction.OUTBOUND}, 0),
+        ({"acked": 0}, 0),
+        ({"acked": 1, "unread": 5}, 0),
+        ({"acked": 2}, None),
+        ({"acked": 1}, None),
+    ],
+)
+def test_evidence_of_a_fin(facts, expected):
+    """The table of evidence, one case a row; None asks the kernel."""
+    assert last(**facts) == expected
+
+
+def test_the_remains_tell():
+    """Nothing or a listener: the FIN came; FIN_WAIT2: it did not; TIME_WAIT: by age."""
+    assert fin_by_remains(None) == 1
+    assert fin_by_remains(FakeSocket(1, state=SocketState.LISTEN).message()) == 1
+    assert fin_by_remains(FakeSocket(1, state=SocketState.FIN_WAIT2, timer=3, expires=60000).message()) == 0
+    assert fin_by_remains(FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=59990).message()) == 0
+    assert fin_by_remains(FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=59000).message()) == 1
+
+
+def test_unused_and_disconnected():
+    """A socket without port and peer was never used; without port and counters, yet with a peer's window, aborted."""
+    assert is_unused(FakeSocket(1, b"\0" * 4, 0, b"\0" * 4, 0).message(final=True))
+    assert not is_unused(FakeSocket(1, LOOPBACK, 5, b"\0" * 4, 0).message(final=True))
+    aborted = FakeSocket(1, remote_port=0, unacked=65000).message(final=True)
+    refused = FakeSocket(1, remote_port=0, unacked=3).message(final=True)
+    assert was_disconnected(aborted, *info_position(aborted))
+    assert not was_disconnected(refused, *info_position(refused))
+
+
+# -- look-ups
+
+
+def test_lookups_are_batched_and_bounded():
+    """Never more answers outstanding than the buffer holds; all are asked in the end, and each is answered once."""
+    queue, answers = LookupQueue(3), []
+    messages = [FakeSocket(n, local_port=n).message() for n in range(1, 400)]
+    for message in messages:
+        queue.ask(lookup_request(message, 6), lambda found, m=message: answers.append((m, found)), 0.0)
+    rounds = 0
+    while len(queue):
+        frames = [(send.data, frame) for send in queue.commands() for frame in iterate_messages(send.data)]
+        assert 0 < len(frames) <= MAX_OUTSTANDING
+        rounds += 1
+        for _, frame in frames:
+            queue.receive(FakeSocket(1).message(frame.sequence), 1.0)
+    assert rounds == 4
+    assert [message for message, _ in answers] == messages
+
+
+def test_lookups_that_are_not_answered_are_given_up():
+    """After their patience each gets None, once, and is counted."""
+    queue, answers = LookupQueue(3), []
+    request = lookup_request(FakeSocket(1).message(), 6)
+    queue.ask(request, answers.append, 5.0)
+    queue.ask(request, answers.append, 5.0)
+    queue.commands()
+    assert queue.deadline() == 6.0
+    queue.expire()
+    assert answers == [None, None]
+    assert queue.deadline() is None
+    assert queue.unanswered == 1
+
+
+# -- owners
+
+
+def test_answers_survive_json():
+    """A recording holds them as JSON."""
+    for answer in (
+        OwnersAnswer(((5, 42),), (ProcessFacts(42, 77, "curl", None),), 41, ((9, 1), (8, None))),
+        OwnersAnswer(),
+        LinkKindsAnswer(1, (("wlan0", "wifi"),)),
+    ):
+        assert answer_from_json(json.loads(json.dumps(answer_to_json(answer)))) == answer
+
+
+@pytest.mark.parametrize("value", [{}, {"lookup": "tarot"}, {"lookup": "owners"}, {"lookup": "link_kinds", "kinds": 3}])
+def test_other_json_is_refused(value):
+    """With the library's own error."""
+    with pytest.raises(ProtocolError):
+        answer_from_json(value)
+
+
+# -- links
+
+
+@pytest.mark.parametrize(
+    ("link", "kind"),
+    [
+        (LinkMessage(1, 772, "lo"), InterfaceKind.LOOPBACK),
+        (LinkMessage(2, 1, "eth0"), None),
+        (LinkMessage(3, 65534, "wg0", "wireguard"), InterfaceKind.VPN),
+        (LinkMessage(3, 65534, "tun0", "tun"), InterfaceKind.VPN),
+        (LinkMessage(4, 1, "docker0", "bridge"), InterfaceKind.BRIDGE),
+        (LinkMessage(4, 1, "veth1", "veth"), InterfaceKind.BRIDGE),
+        (LinkMessage(5, 1, "bond0", "bond"), InterfaceKind.WIRED),
+        (LinkMessage(6, 519, "wwan0"), InterfaceKind.CELLULAR),
+        (LinkMessage(7, 776, "sit0"), InterfaceKind.VPN),
+        (LinkMessage(8, 1, "dummy0", "dummy"), InterfaceKind.OTHER),
+        (LinkMessage(9, 4242, "odd0"), InterfaceKind.OTHER),
+    ],
+)
+def test_kinds_of_links(link, kind):
+    """Loopback, tunnels, bridges and cellular are told by rtnetlink; Ethernet hardware by the host."""
+    assert kind_of_link(link) is kind
+
+
+def test_the_link_table_follows_changes():
+    """Addresses come and go, names and kinds follow, unknown indices are still indices."""
+    table = LinkTable()
+
+    def apply(kind, message):
+        data = message.encode(kind)
+        (frame,) = iterate_messages(data)
+        table.apply(kind, data, frame)
+
+    address = bytes([192, 0, 2, 1])
+    apply(RouteMessage.NEWLINK, LinkMessage(2, 1, "eth0"))
+    apply(RouteMessage.NEWADDR, AddressMessage(2, 2, address))
+    assert table.unclassified() == ("eth0",)
+    table.classify(LinkKindsAnswer(0, (("eth0", "wired"),)))
+    apply(RouteMessage.NEWLINK, LinkMessage(2, 1, "eth0"))
+    assert table.interface_of(address).kind is InterfaceKind.WIRED
+    assert table.interface_of(address) is table.interface_of(b"\0" * 4, 2)
+    assert table.interface_of(b"\0" * 4) is None
+    assert table.interface_of(b"\0" * 4, 99).index == 99
+    apply(RouteMessage.NEWADDR, AddressMessage(2, 1, LOOPBACK))
+    assert table.index_of(b"\x7f\1\2\3") == 1
+    apply(RouteMessage.DELADDR, AddressMessage(2, 2, address))
+    assert table.interface_of(address) is None
+    apply(RouteMessage.DELLINK, LinkMessage(2, 1, "eth0"))
+    assert table.interface_of(b"\0" * 4, 2).name is None
+
+
+# -- the host
+
+
+linux = [pytest.mark.linux, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")]
+
+
+@pytest.fixture
+def scanner():
+    pytest.importorskip("nstat_async._io.procfs")
+    from nstat_async._io.procfs import ProcessScanner
+
+    return ProcessScanner
+
+
+def found_by(scanner, inodes, **request) -> tuple[dict[int, int], int]:
+    """The whole search, and how many answers it took."""
+    answer = scanner.answer(OwnersRequest(frozenset(inodes), **request))
+    owners, rounds = dict(answer.owners), 1
+    while answer.below is not None:
+        answer = scanner.answer(OwnersRequest(frozenset(inodes), (), answer.below))
+        owners.update(answer.owners)
+        rounds += 1
+    return owners, rounds
+
+
+class TestProcesses:
+    pytestmark = linux
+
+    def test_owners_are_found(self, scanner):
+        """Own and a child's sockets, with names, paths and start times; unknown inodes are not."""
+        with socket.socket() as own:
+            inode = os.fstat(own.fileno()).st_ino
+            owners, _ = found_by(scanner(), {inode, 1})
+            assert owners == {inode: os.getpid()}
+            answer = scanner().answer(OwnersRequest(frozenset({inode}), (os.getpid(),)))
+        (facts,) = answer.processes
+        assert facts.path == os.readlink("/proc/self/exe")
+        assert facts.name == os.path.basename(facts.path)
+        assert facts.start_ticks > 0
+
+    def test_a_search_is_cut_into_pieces(self, scanner):
+        """Without time each answer goes one step on, and all steps together find everything."""
+        with socket.socket() as own:
+            inode = os.fstat(own.fileno()).st_ino
+            owners, rounds = found_by(scanner(budget=0.0), {inode})
+        assert owners == {inode: os.getpid()}
+        assert rounds > 1
+
+    def test_a_reused_pid_is_another_process(self, scanner, monkeypatch):
+        """Facts are remembered by start time: the same pid with another start is read anew."""
+        from nstat_async._io import procfs
+
+        with socket.socket() as own:
+            inode = os.fstat(own.fileno()).st_ino
+            one = scanner()
+            first = one.answer(OwnersRequest(frozenset({inode}))).processes[0]
+            monkeypatch.setattr(procfs, "start_ticks", lambda pid: 12345)
+            second = one.answer(OwnersRequest(frozenset({inode}))).processes[0]
+        assert (first.pid, second.start_ticks) == (second.pid, 12345)
+        assert first.start_ticks != 12345
+
+    def test_ended_processes_are_told(self, scanner):
+        """A pid that is gone, or has another start, is gone; a living one is not."""
+        from nstat_async._io.procfs import start_ticks
+
+        child = subprocess.Popen([sys.executable, "-c", ""])
+        key = (child.pid, start_ticks(child.pid))
+        child.wait()
+        own = (os.getpid(), start_ticks(os.getpid()))
+        answer = scanner().answer(OwnersRequest(frozenset(), verify=(key, own, (own[0], 1))))
+        assert answer.gone == (key, (own[0], 1))
+
+    def test_a_name_with_parentheses(self, tmp_path):
+        """The start time is found behind whatever a process calls itself."""
+        from nstat_async._io.procfs import process_facts, start_ticks
+
+        script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'a) b ( c 1 2'); print(flush=True); sys.stdin.read()"
+        command = [sys.executable, "-c", script]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            child.stdout.readline()
+            assert abs(start_ticks(child.pid) - start_ticks(os.getpid())) < 100 * 3600 * 24
+            assert process_facts(child.pid).name == os.path.basename(os.path.realpath(sys.executable))
+            child.communicate()
+
+    def test_devices_of_this_machine(self):
+        """An unknown device is unknown, and a name with a slash is none."""
+        from nstat_async._io.linux import device_kind
+
+        assert device_kind("no-such-device") is None
+        assert device_kind("../../etc") is None
+        assert device_kind("lo") is InterfaceKind.WIRED or device_kind("lo") is None
+
+    def test_namespace_paths(self):
+        """A pid, a path and a name each have their file."""
+        from nstat_async._io.linux import namespace_path
+
+        assert namespace_path(42) == "/proc/42/ns/net"
+        assert namespace_path("/some/where") == "/some/where"
+        assert namespace_path("blue") == "/run/netns/blue"
