@@ -89,7 +89,7 @@ def _add_kernel(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_source(parser: argparse.ArgumentParser) -> None:
+def _add_source(parser: argparse.ArgumentParser, *, extras: bool = True) -> None:
     group = parser.add_argument_group("where from")
     group.add_argument(
         "--backend",
@@ -99,7 +99,10 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help="auto (default), kctl, sock_diag, emulated, unix:PATH or replay:FILE",
     )
     _add_kernel(group)
-    group.add_argument("--extras", action="store_true", help="also ask for what needs privilege or costs more (macOS)")
+    if extras:
+        group.add_argument(
+            "--extras", action="store_true", help="also ask for what needs privilege or costs more (macOS)"
+        )
     group.add_argument(
         "--netns", action="append", metavar="NAME|PATH|PID", help="Linux: watch this network namespace (repeatable)"
     )
@@ -194,7 +197,8 @@ def _messages(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
+    _add_source(parser, extras=False)
+    _add_json(parser, "the findings as one JSON object")
 
 
 def _emulate(parser: argparse.ArgumentParser) -> None:

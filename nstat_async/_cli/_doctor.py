@@ -12,6 +12,7 @@ import anyio
 from ._escape import dump, escape
 from ._output import Output, use_colour
 from ._run import run_until_stopped
+from ._source import backend_of
 from ._table import cell_width
 
 __all__ = ["Finding", "Report", "render_json", "render_text", "run"]
@@ -53,15 +54,21 @@ class Report(Protocol):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Examine the machine; status 1 when nothing works."""
+    """Examine the machine; status 1 when nothing works.
+
+    Raises:
+        UsageError: The chosen backend lacks an option.
+    """
     from .._doctor import examine  # noqa: PLC0415  # the probes are needed here only
 
     output = Output()
     reports: list[Report] = []
+    # Without a choice every backend of this machine is examined, also the one that is not for it.
+    backend = None if arguments.backend == "auto" and not arguments.netns else backend_of(arguments)
 
     async def work(scope: anyio.CancelScope) -> int:
         with scope:
-            reports.append(await examine())
+            reports.append(await examine(backend))
         return 0
 
     run_until_stopped(work)

@@ -26,7 +26,7 @@ from .._events import (
     SystemInfo,
     Unrecognized,
 )
-from .._model import COUNTS_FIELDS, Counts, Delta, Endpoint, Flow, Interface, Process
+from .._model import COUNTS_FIELDS, Counts, Endpoint, Flow, Interface, Process
 from ._escape import dump, quote
 
 __all__ = ["JsonFormatter", "counts_json", "flow_json", "flow_line", "time_json"]
@@ -70,19 +70,24 @@ def _flag(value: bool | None) -> str:
     return "true" if value else "false"
 
 
+def _shown(counts: Counts) -> tuple[int | None, ...]:
+    """The values of ``COUNTS``; the first four are those of a delta."""
+    return _pick_counts(counts._translated())  # noqa: SLF001  # all at once, for speed
+
+
+def _format(template: str, values: tuple[int | None, ...]) -> str:
+    if None in values:
+        return template % tuple("null" if value is None else value for value in values)
+    return template % values
+
+
 def counts_json(counts: Counts | None) -> str:
     """``COUNTS``, or ``null``."""
-    if counts is None:
-        return "null"
-    values = _pick_counts(counts._translated())  # noqa: SLF001  # all at once, for speed
-    if None in values:
-        values = tuple("null" if value is None else value for value in values)
-    return _COUNTS % values
+    return "null" if counts is None else _format(_COUNTS, _shown(counts))
 
 
-def _delta_json(delta: Delta) -> str:
-    values = (delta.rx_bytes, delta.tx_bytes, delta.rx_packets, delta.tx_packets)
-    return _DELTA % tuple("null" if value is None else value for value in values)
+def _grown(new: int | None, old: int | None) -> int | None:
+    return None if new is None else max(0, new - (old or 0))
 
 
 def _endpoint_json(end: Endpoint | None) -> str:
@@ -143,6 +148,7 @@ class JsonFormatter:
     """
 
     _flows: dict[str, tuple[Flow, str]] = attrs.field(factory=dict, init=False)
+    _values: dict[str, tuple[Counts | None, tuple[int | None, ...]]] = attrs.field(factory=dict, init=False)
 
     _formatters: dict[type, Callable[[Any], str]] = attrs.field(init=False, repr=False)
 
@@ -174,6 +180,7 @@ class JsonFormatter:
         text = flow_json(flow)
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
+            self._values.clear()
         self._flows[flow.id] = (flow, text)
         return text
 
@@ -184,9 +191,21 @@ class JsonFormatter:
         )
 
     def _updated(self, event: FlowUpdated) -> str:
+        flow, counts, previous = event.flow, event.counts, event.previous
+        text = self._flow(flow)
+        values = _shown(counts)
+        if previous is None:
+            delta = values[:4]
+        else:
+            # Nearly always the counts of the line before, whose values are still there.
+            last, before = self._values.get(flow.id, (None, ()))
+            if last is not previous:
+                before = _shown(previous)
+            delta = tuple(map(_grown, values[:4], before))
+        self._values[flow.id] = (counts, values)
         return (
-            f'{{"v":1,"event":"flow_updated","time":{event.time:.6f},"flow":{self._flow(event.flow)},'
-            f'"counts":{counts_json(event.counts)},"delta":{_delta_json(event.delta)}}}'
+            f'{{"v":1,"event":"flow_updated","time":{event.time:.6f},"flow":{text},'
+            f'"counts":{_format(_COUNTS, values)},"delta":{_format(_DELTA, delta)}}}'
         )
 
     def _removed(self, event: FlowRemoved) -> str:
@@ -195,6 +214,7 @@ class JsonFormatter:
             f'"counts":{counts_json(event.counts)},"final":{_flag(event.final)},"reason":"{event.reason.value}"}}'
         )
         self._flows.pop(event.flow.id, None)
+        self._values.pop(event.flow.id, None)
         return line
 
     def _poll(self, event: PollCompleted) -> str:

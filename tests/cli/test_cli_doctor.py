@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import attrs
+from support import run
 
 from nstat_async._cli._doctor import render_json, render_text
 
@@ -64,3 +65,13 @@ def test_a_machine_where_nothing_works_says_so():
     report = _Report((_Finding("backend", "fail", "none"),), works=False)
     assert render_text(report)[-1].startswith("nothing works")
     assert json.loads(render_json(report))["works"] is False
+
+
+def test_doctor_examines_a_chosen_kernel():
+    """Status 0 for one that works, 1 for one that is not there; the findings are JSON."""
+    status, out, err = run("doctor", "--json", "--backend", "emulated")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["works"] is True
+    status, out, _ = run("doctor", "--backend", "unix:/nonexistent/socket", "--kernel", "xnu-11417")
+    assert status == 1
+    assert "nonexistent" in out

@@ -9,6 +9,8 @@ from pathlib import Path
 import attrs
 import pytest
 import sample_events as sample
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nstat_async._cli._jsonlines import JsonFormatter, flow_line
 from nstat_async._events import FlowAdded, FlowUpdated
@@ -75,3 +77,22 @@ def test_a_flow_of_a_snapshot_has_the_same_flow_and_counts():
     assert line["flow"] == json.loads(JsonFormatter()(sample.EVENTS[0]))["flow"]
     assert line["counts"]["rx_bytes"] == 1
     assert line["counts"]["tx_bytes"] is None
+
+
+_amount = st.none() | st.integers(0, 2**64 - 1)
+_counts = st.builds(Counts, rx_bytes=_amount, tx_bytes=_amount, rx_packets=_amount, tx_packets=_amount)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["1", "2"]), _counts, st.booleans()), max_size=12))
+def test_the_delta_of_a_line_is_the_delta_of_its_event(steps):
+    """Also where the kept values are not those of the event's previous counts."""
+    formatter = JsonFormatter()
+    last: dict[str, Counts] = {}
+    for number, counts, follows in steps:
+        flow = Flow(id=number, provider=Provider.TCP)
+        previous = last.get(number) if follows else Counts(rx_bytes=5, tx_bytes=None)
+        event = FlowUpdated(1.0, flow, counts, previous)
+        line = json.loads(formatter(event))
+        assert line["delta"] == attrs.asdict(event.delta)
+        assert line["counts"]["rx_bytes"] == counts.rx_bytes
+        last[number] = counts
