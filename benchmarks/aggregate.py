@@ -117,6 +117,7 @@ def measure():
         "bytes_per_process_row_with_one_flow": row_bytes(2000),
         "top_10_of_10000_rows_ms": look(lambda: table.top(10, by="rate", other=False)),
         "top_10_and_other_of_10000_rows_ms": look(lambda: table.top(10, by="rate")),
+        "total_of_10000_rows_ms": look(table.total),
         "rows_of_10000_rows_ms": look(table.rows, rounds=5),
     }
 

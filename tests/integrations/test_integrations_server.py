@@ -112,6 +112,18 @@ async def test_events_are_streamed_to_every_client():
     assert one.headers["content-type"].startswith("text/event-stream")
 
 
+async def test_many_events_at_once_reach_a_client_whole_and_in_order():
+    monitor = FakeMonitor()
+    async with served(monitor) as client, client.stream("GET", "/events") as response:
+        stream = Events(response)
+        await stream.named("hello")
+        monitor.deliver(*(added(flow(str(number)), number, counts(number)) for number in range(1234)))
+        monitor.end()
+        for number in range(1234):
+            assert (await stream.named("flow_added"))["flow"]["id"] == str(number)
+        assert (await stream.next())["event"] == "ended"
+
+
 async def test_a_client_has_a_bounded_buffer_and_leaves_nothing_behind():
     """Its subscription coalesces, ends when it goes away, and there is a limit to their number."""
     monitor = FakeMonitor()

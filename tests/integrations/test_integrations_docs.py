@@ -1,0 +1,36 @@
+"""Every program in the how-tos of this part runs, and prints what stands there."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = ("aggregate", "history", "prometheus", "opentelemetry", "server")
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+
+
+def programs():
+    for page in PAGES:
+        text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text()
+        for number, match in enumerate(BLOCK.finditer(text), 1):
+            yield pytest.param(match[1], match[2], id=f"{page}-{number}")
+
+
+@pytest.mark.parametrize(("program", "output"), list(programs()))
+def test_a_program_of_the_documentation_runs(program, output, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 0
+    if output is not None:
+        assert done.stdout == output
