@@ -6,6 +6,7 @@ import ntstat_reader as reader
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nstat_async import Provider, UsageError
 from nstat_async.ntstat import Kernel
 
@@ -85,7 +86,19 @@ def test_between_newer_and_odd_versions_are_read_like_their_older_neighbour(text
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Linux 6.1", "xnu-", "xnu-abc", "xnu-1504.15.3", "xnu-1698.99", "Darwin", "Darwin 10.8.0", "Darwin x", "12", "\0"],
+    [
+        "",
+        "Linux 6.1",
+        "xnu-",
+        "xnu-abc",
+        "xnu-1504.15.3",
+        "xnu-1698.99",
+        "Darwin",
+        "Darwin 10.8.0",
+        "Darwin x",
+        "12",
+        "\0",
+    ],
 )
 def test_what_is_no_kernel_with_ntstat_is_a_usage_error_that_says_so(text):
     with pytest.raises(UsageError, match="kernel: "):

@@ -6,6 +6,7 @@ import re
 
 import ntstat_reader as reader
 import pytest
+
 from nstat_async.ntstat import Kernel, MessageType, layout
 from nstat_async.ntstat._messages import MESSAGE_CLASSES
 from nstat_async.ntstat._tables import NEWEST, STRUCTS
@@ -97,9 +98,9 @@ def test_message_numbers_structures_and_providers_are_the_headers(file):
         assert MessageType[name] == number
         ours = MESSAGE_CLASSES[number].STRUCT
         theirs = facts["message_structs"][name]
-        assert ours == theirs or facts["structs"].get(ours) == facts["structs"].get(theirs) or theirs.startswith(ours), (
-            name
-        )
+        assert (
+            ours == theirs or facts["structs"].get(ours) == facts["structs"].get(theirs) or theirs.startswith(ours)
+        ), name
     wanted = {}
     for name, (number, descriptor) in facts["providers"].items():
         if name != "SYSINFO":
@@ -109,9 +110,11 @@ def test_message_numbers_structures_and_providers_are_the_headers(file):
         if number in kernel.providers:
             provider, userland = kernel.providers[number]
             assert (userland is True) == ("USERLAND" in name)
-            assert name.split("_")[0].lower() in {provider.value, {"connection": "conn", "interface": "ifnet"}.get(
-                provider.value, provider.value
-            )} or provider.value == name.lower()
+            assert (
+                name.split("_")[0].lower()
+                in {provider.value, {"connection": "conn", "interface": "ifnet"}.get(provider.value, provider.value)}
+                or provider.value == name.lower()
+            )
 
 
 @pytest.mark.parametrize("file", reader.files())
