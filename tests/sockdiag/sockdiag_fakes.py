@@ -284,8 +284,8 @@ class LiveDriver:
 
     def poll(self) -> PollCompleted:
         """One more complete poll."""
-        done = sum(isinstance(event, PollCompleted) for event in self.events)
         self.until(lambda: self.core._phase.name == "IDLE")
+        done = sum(isinstance(event, PollCompleted) for event in self.events)
         self.core.request_poll(time.monotonic())
         self.until(lambda: sum(isinstance(event, PollCompleted) for event in self.events) > done)
         return [event for event in self.events if isinstance(event, PollCompleted)][-1]

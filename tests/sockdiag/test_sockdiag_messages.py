@@ -51,10 +51,14 @@ def only(data: bytes):
     return frame
 
 
+calm = settings(max_examples=60, deadline=None)
+"""A slow machine is no failure."""
+
 words = st.integers(0, 2**32 - 1)
 attributes = st.dictionaries(st.integers(0, 0x3FFF), st.binary(max_size=40), max_size=6)
 
 
+@calm
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), words, st.binary(min_size=48, max_size=48), words)
 def test_requests_survive_encoding(family, protocol, extensions, states, identity, sequence):
     """Decoding an encoded request gives the request."""
@@ -65,6 +69,7 @@ def test_requests_survive_encoding(family, protocol, extensions, states, identit
         assert DiagRequest.decode(data, only(data)) == request
 
 
+@calm
 @given(st.integers(0, 255), st.integers(0, 255), st.binary(min_size=48, max_size=48), words, words, attributes)
 def test_sockets_survive_encoding(family, state, identity, uid, inode, attached):
     """Decoding an encoded socket gives the socket."""
@@ -149,6 +154,7 @@ def test_extension_bits():
     assert extension_bits(DiagAttribute.INFO, DiagAttribute.CONG, DiagAttribute.SKMEMINFO) == 0b1001010
 
 
+@calm
 @given(st.binary(max_size=300), st.integers(0, 3))
 def test_arbitrary_bytes_never_raise(data, channel):
     """Whatever comes from the kernel becomes events; and requests of a recording are no better trusted."""
@@ -162,7 +168,7 @@ def test_arbitrary_bytes_never_raise(data, channel):
     passive.receive_datagram(data, 0.0, channel)
 
 
-@settings(max_examples=60)
+@calm
 @given(st.data())
 def test_a_damaged_dump_never_raises(data):
     """Any byte of a dump or goodbye may be wrong: no exception, and the details of what is reported can be read."""
