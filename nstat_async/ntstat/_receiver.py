@@ -18,7 +18,7 @@ from ._constants import MESSAGE_NAMES, MessageType
 from ._framer import Defect, Frame, split
 from ._kernels import Kernel
 from ._sources import SourceTable
-from ._translate import Values, counts_unpacker, detailed_values, sysinfo_value
+from ._translate import Values, counts_unpacker, detailed_values, sysinfo_value, unpacked
 
 __all__ = ["Receiver"]
 
@@ -83,8 +83,7 @@ class Receiver:
     def _compile(self) -> None:
         layout = self.kernel.layout
         ref = "Q" if layout.reference_size == 8 else "I"
-        counts_format, self._arrange = counts_unpacker(layout)
-        counts_size = layout["nstat_counts"].size
+        counts_size, self._arrange = counts_unpacker(layout)
         self._ref = struct.Struct(f"<16x{ref}")
         self._added = self._fields("nstat_msg_src_added", "srcref", "provider")
         self._error = self._fields("nstat_msg_error", "error")
@@ -94,7 +93,7 @@ class Receiver:
         self._desc_size = layout["nstat_msg_src_description"].size
         counts = layout["nstat_msg_src_counts"]
         gap = counts.by_name["counts"].offset - 16 - layout.reference_size
-        self._counts = struct.Struct(f"<16x{ref}{gap}x{counts_format}")
+        self._counts = struct.Struct(f"<16x{ref}{gap}x{counts_size}s")
         self._handlers = {
             _SUCCESS: self._on_success,
             _ERROR: self._on_error,
@@ -106,7 +105,7 @@ class Receiver:
         update = layout.find("nstat_msg_src_update")
         if update is not None:
             provider_gap = update.by_name["provider"].offset - update.by_name["counts"].offset - counts_size
-            self._update = struct.Struct(f"<16x{ref}{gap}x{counts_format}{provider_gap}xI")
+            self._update = struct.Struct(f"<16x{ref}{gap}x{counts_size}s{provider_gap}xI")
             self._update_size = update.size
             self._handlers[_UPDATE] = self._on_update
             self._handlers[_EXTENDED] = self._on_update
@@ -150,9 +149,9 @@ class Receiver:
             if kind == _DESC:
                 observer(self._desc(data, begin)[1], None, data[begin + self._desc_size : end])
                 return
-            values = self._update.unpack_from(data, begin)
-            raw: Values = values[1:-1] if self._arrange is None else self._arrange(values[1:-1])
-            observer(values[-1], raw, data[begin + self._update_size : end])
+            _, raw, provider = self._update.unpack_from(data, begin)
+            values = unpacked(raw) if self._arrange is None else self._arrange(raw)
+            observer(provider, values, data[begin + self._update_size : end])
 
         return show
 
@@ -241,30 +240,28 @@ class Receiver:
         _, context, flags, begin, end = frame
         if end - begin < self._counts.size:
             self._short()
-        values = self._counts.unpack_from(data, begin)
-        raw: Values = values[1:]
+        ref, raw = self._counts.unpack_from(data, begin)
         if self._arrange is not None:
             raw = self._arrange(raw)
-        self.table.counted(values[0], raw, flags, solicited=context != 0 or self._has_lengths)
+        self.table.counted(ref, raw, flags, context != 0 or self._has_lengths)
         if context:
-            self.on_answer(context, values[0])
+            self.on_answer(context, ref)
 
     def _on_update(self, data: bytes, frame: Frame) -> None:
         kind, context, flags, begin, end = frame
         payload = begin + self._update_size
         if payload > end:
             self._short()
-        values = self._update.unpack_from(data, begin)
-        raw: Values = values[1:-1]
+        ref, raw, provider = self._update.unpack_from(data, begin)
         if self._arrange is not None:
             raw = self._arrange(raw)
         if kind == _UPDATE:
-            self.table.updated(values[0], values[-1], raw, data, payload, end, flags)
+            self.table.updated(ref, provider, raw, data, payload, end, flags)
         else:
-            stop, items = self._items(values[-1], data, payload, end)
-            self.table.updated(values[0], values[-1], raw, data, payload, stop, flags, items)
+            stop, items = self._items(provider, data, payload, end)
+            self.table.updated(ref, provider, raw, data, payload, stop, flags, items)
         if context:
-            self.on_answer(context, values[0])
+            self.on_answer(context, ref)
 
     def _items(self, provider_id: int, data: bytes, payload: int, end: int) -> tuple[int, bytes]:
         """Where the descriptor of an extended message ends, and what follows it."""

@@ -27,7 +27,7 @@ from ._kernels import Kernel
 from ._proof import LayoutProbe
 from ._sources import Source, advance
 from ._subscription import State, Subscription
-from ._translate import Translator, make_counts, raw_values
+from ._translate import Translator, make_counts, raw_values, unpacked
 
 __all__ = ["Session"]
 
@@ -481,6 +481,7 @@ def _continue(old: Source, new: Source) -> bool:
     new.flow = before if merged == before else merged
     if old.counts is None or old.raw is None or new.counts is None or new.raw is None:
         return new.flow is not before or new.counts is not old.counts
-    values = advance(raw_values(old.counts), old.raw, new.raw)
-    new.counts = make_counts(type(new.counts), values)
+    assert new.reader is not None
+    values = advance(unpacked(raw_values(old.counts)), unpacked(old.raw), unpacked(new.raw))
+    new.counts = make_counts(new.reader, values)
     return new.flow is not before or new.counts != old.counts

@@ -2,12 +2,17 @@
 
 Operations and their cost:
 
-- a report of a known source whose flow and counters did not change: two
-  comparisons, no allocation but the unpacked tuple;
+- a report of a known source whose flow and counters did not change: one hash of
+  the descriptor's identity and two comparisons;
 - a report with new counters: one `Counts`, one event;
 - a report with a new description: a new `Flow` (ten microseconds);
-- memory: one `Source`, its `Flow` and its last counters; owners and interfaces are
-  shared. Sources leave with their goodbye or when their absence is proven.
+- memory: one `Source`, its `Flow` and its last counters as the kernel's bytes, about
+  1 KiB; owners and interfaces are shared. Sources leave with their goodbye or when
+  their absence is proven.
+
+The identity is kept as its hash alone (64 bits, keyed by the process' random seed):
+the bytes would be half of a flow's memory, and a collision would cost no more than
+one late change of a `Flow`.
 
 Promises to the user, kept here: a flow is added once, then updated, then removed
 once; counters never run backwards (`advance`); a flow that ended without its final
@@ -16,6 +21,7 @@ counts is followed by `EventsLost`.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +29,7 @@ import attrs
 
 from .._events import (
     AnyEvent,
+    Event,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -39,6 +46,7 @@ from ._layouts import StructCodec, layout
 from ._tables import NEWEST
 from ._translate import (
     DescriptorReader,
+    Raw,
     RawDetails,
     Translator,
     Values,
@@ -46,8 +54,8 @@ from ._translate import (
     interface_kind,
     make_counts,
     raw_values,
-    set_values,
     text,
+    unpacked,
 )
 
 __all__ = ["MAX_MISSING", "Source", "SourceTable", "advance"]
@@ -60,10 +68,29 @@ _TCP_STABLE_PREFIX = 260
 """TCP descriptor bytes that kernels newer than known kept in place (through ``pname``)."""
 _UDP_STABLE_PREFIX = 196
 _UNKNOWN_COUNTS = Counts()
+_GROWING = struct.Struct("<4Q48x3I").unpack_from
+"""Of packed counters those whose growth is checked: packets, bytes, and the three that wrap."""
+
 _new = object.__new__
+_set_time = Event.__dict__["time"].__set__
+_set_flow = FlowUpdated.__mro__[1].__dict__["flow"].__set__
+_set_counts, _set_previous, _set_details = (
+    FlowUpdated.__dict__[name].__set__ for name in ("counts", "previous", "raw_details")
+)
 
 
-@attrs.define(eq=False)
+def _flow_updated(time: float, flow: Flow, counts: Counts, previous: Counts | None, details: Any) -> FlowUpdated:
+    """``FlowUpdated(…)``: filling the slots of a frozen class by itself takes a third of the time."""
+    event = _new(FlowUpdated)
+    _set_time(event, time)
+    _set_flow(event, flow)
+    _set_counts(event, counts)
+    _set_previous(event, previous)
+    _set_details(event, details)
+    return event
+
+
+@attrs.define(eq=False, weakref_slot=False)
 class Source:
     """One source of the kernel."""
 
@@ -75,8 +102,11 @@ class Source:
     span: int = -1
     """Length of the descriptor that `reader` was chosen for."""
     flow: Flow | None = None
-    identity: tuple[bytes, ...] | None = None
-    raw: Values | None = None
+    identity: int | None = None
+    """Hash of the descriptor's part that makes `flow`."""
+    descriptor: bytes | None = None
+    """Routes and interfaces, which have no flow: the descriptor itself."""
+    raw: Raw | None = None
     """Counters as last sent."""
     counts: Counts | None = None
     """Counters as last told: never below earlier ones."""
@@ -97,15 +127,21 @@ class Source:
     """Creation of the socket on the kernel's clock: tells the same socket on another control socket."""
 
 
-def _is_monotone(new: Values, old: Values) -> bool:
-    return bool(
-        new[1] >= old[1]
-        and new[3] >= old[3]
-        and new[0] >= old[0]
-        and new[2] >= old[2]
-        and new[10] >= old[10]
-        and new[11] >= old[11]
-        and new[12] >= old[12]
+def _has_grown(new: Raw, old: Raw) -> bool:
+    """True when no counter of a kernel's source is less than before."""
+    if new.__class__ is bytes and old.__class__ is bytes:
+        a, b, c, d, e, f, g = _GROWING(new)
+        h, i, j, k, m, n, o = _GROWING(old)
+        return bool(a >= h and b >= i and c >= j and d >= k and e >= m and f >= n and g >= o)
+    later, earlier = unpacked(new), unpacked(old)
+    return all(later[p] >= earlier[p] for p in (0, 1, 2, 3, 10, 11, 12))
+
+
+def _has_grown_whole(new: Raw, old: Raw) -> bool:
+    """The same for numbers that a process wrote, which need not agree with each other."""
+    later, earlier = unpacked(new), unpacked(old)
+    return later[10:13] == earlier[10:13] and all(
+        a is not None and b is not None and a >= b for a, b in zip(later[:10], earlier[:10], strict=True)
     )
 
 
@@ -217,7 +253,7 @@ class SourceTable:
         source.announced_ns = self.time_ns
         return source
 
-    def counted(self, ref: int, raw: Values, flags: int, *, solicited: bool) -> None:
+    def counted(self, ref: int, raw: Raw, flags: int, solicited: bool) -> None:
         """SRC_COUNTS."""
         source = self.sources.get(ref)
         if source is None:
@@ -262,22 +298,20 @@ class SourceTable:
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         assert reader is not None
         if not reader.is_flow:
-            source.identity = (data[at:end],)
+            source.descriptor = data[at:end]
             if source.raw is not None:
                 self._other(source, removed=False)
             return
-        identity = reader.identity(data, at)
-        changed = identity != source.identity
+        identity = hash(reader.identity(data, at))
         source.raw_details = RawDetails(reader, data[at:end], b"", self.time_ns)
-        if changed:
-            changed = self._redescribe(source, reader, identity, data, at, end)
+        changed = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if not source.reported:
             self._add(source)
         elif changed and not source.closing and source.unsolicited != 2:
             self._updated(source, source.counts)
 
     def updated(
-        self, ref: int, provider_id: int, raw: Values, data: bytes, at: int, end: int, flags: int, items: bytes = b""
+        self, ref: int, provider_id: int, raw: Raw, data: bytes, at: int, end: int, flags: int, items: bytes = b""
     ) -> None:
         """SRC_UPDATE and its variants: the hot path."""
         source = self.sources.get(ref)
@@ -289,39 +323,20 @@ class SourceTable:
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         assert reader is not None
         if not reader.is_flow:
-            source.identity = (data[at:end],)
+            source.descriptor = data[at:end]
             self._take(source, raw)
             self._other(source, removed=False)
             return
-        identity = reader.identity(data, at)
+        identity = hash(reader.identity(data, at))
         same = identity == source.identity
         old = source.raw
-        if same and old == raw and source.reported and not self.every_update:
+        if same and raw == old and source.reported and not self.every_update:
             if flags & _CLOSING:
                 source.closing = True
                 source.raw_details = RawDetails(reader, data[at:end], items, self.time_ns)
             return
         previous = source.counts
-        if (
-            previous is not None
-            and previous._values is old  # noqa: SLF001
-            and not reader.self_reported
-            and raw[1] >= old[1]
-            and raw[3] >= old[3]
-            and raw[0] >= old[0]
-            and raw[2] >= old[2]
-            and raw[10] >= old[10]
-            and raw[11] >= old[11]
-            and raw[12] >= old[12]
-            and previous.__class__ is reader.counts_class
-        ):
-            # What `_take` does for a kernel's growing counters, without the calls.
-            source.raw = raw
-            source.counts = counts = _new(reader.counts_class)
-            set_values(counts, raw)
-            changed = raw != old
-        else:
-            changed = old != raw and self._take(source, raw)
+        changed = raw != old and self._take(source, raw)
         if not same:
             same = not self._redescribe(source, reader, identity, data, at, end)
         if flags & _CLOSING:
@@ -330,9 +345,8 @@ class SourceTable:
         if not source.reported:
             source.raw_details = details
             self._add(source)
-        elif changed or self.every_update or (not same and not source.closing):
-            if not self.muted:
-                self.emit(FlowUpdated(self.time, source.flow, source.counts, previous, details))  # type: ignore[arg-type]
+        elif (changed or self.every_update or (not same and not source.closing)) and not self.muted:
+            self.emit(_flow_updated(self.time, source.flow, source.counts, previous, details))  # type: ignore[arg-type]
         if source.closing:
             source.raw_details = details
 
@@ -482,7 +496,7 @@ class SourceTable:
         elif reader.doubtful and not reader.looks_sane(data, at):
             reader = self._bare_reader(provider_id)
         source.reader, source.span, source.provider_id = reader, end - at, provider_id
-        source.identity = None
+        source.identity = source.descriptor = None
         return reader
 
     def _misnamed_udp(self) -> DescriptorReader:
@@ -532,34 +546,33 @@ class SourceTable:
 
     # --- changing ----------------------------------------------------------
 
-    def _take(self, source: Source, raw: Values) -> bool:
+    def _take(self, source: Source, raw: Raw) -> bool:
         """Remember new counters; True if what the user sees changed."""
         old, told = source.raw, source.counts
         reader = source.reader
         assert reader is not None
         source.raw = raw
         if old is None or told is None:
-            source.counts = make_counts(reader.counts_class, raw)
+            source.counts = make_counts(reader, raw)
             return True
-        if raw == old and told.__class__ is reader.counts_class:
+        before = raw_values(told)
+        if raw == old and reader.made(told):
             return False
-        told_values = raw_values(told)
-        if told_values is old and not reader.self_reported and _is_monotone(raw, old):
-            source.counts = make_counts(reader.counts_class, raw)
+        if before is old and (_has_grown_whole if reader.self_reported else _has_grown)(raw, old):
+            source.counts = make_counts(reader, raw)
             return True
-        values = advance(told_values, old, raw)
-        if values != raw:
+        sent, shown = unpacked(raw), unpacked(before)
+        values = advance(shown, unpacked(old), sent)
+        if values != sent:
             self.statistics["counters_adjusted"] += 1
-        elif told_values is not old:
-            values = raw
-        source.counts = make_counts(reader.counts_class, values)
-        return values != told_values
+        source.counts = make_counts(reader, raw if values == sent else values)
+        return values != shown
 
     def _redescribe(
         self,
         source: Source,
         reader: DescriptorReader,
-        identity: tuple[bytes, ...],
+        identity: int,
         data: bytes,
         at: int,
         end: int,
@@ -579,8 +592,8 @@ class SourceTable:
         if flow.direction is Direction.LISTENER or (before is not None and before.direction is Direction.LISTENER):
             self._forget_listener(before)
             self._remember_listener(flow)
-        if source.counts is not None and source.counts.__class__ is not reader.counts_class and source.raw is not None:
-            source.counts = make_counts(reader.counts_class, raw_values(source.counts))
+        if source.counts is not None and source.raw is not None and not reader.made(source.counts):
+            source.counts = make_counts(reader, raw_values(source.counts))
         return different
 
     def _add(self, source: Source) -> None:
@@ -604,7 +617,7 @@ class SourceTable:
         if self.muted or source.flow is None:
             return
         counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS
-        self.emit(FlowUpdated(self.time, source.flow, counts, previous, source.raw_details))
+        self.emit(_flow_updated(self.time, source.flow, counts, previous, source.raw_details))
         source.raw_details = None
 
     # --- listeners of kernels that do not tell the direction ----------------
@@ -651,9 +664,9 @@ class SourceTable:
 
     def _other(self, source: Source, *, removed: bool) -> None:
         reader = source.reader
-        if self.muted or reader is None or source.identity is None or reader.codec is None:
+        descriptor = source.descriptor
+        if self.muted or reader is None or descriptor is None or reader.codec is None:
             return
-        descriptor = source.identity[0]
         fields: dict[str, Any] = reader.fields(descriptor, 0, len(descriptor))
         counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS
         if reader.provider is Provider.ROUTE:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 from uuid import UUID
 
 import attrs
@@ -48,8 +48,10 @@ from ._messages import split_items
 from ._tables import MEDIA
 
 __all__ = [
+    "PACKED",
     "ConnectionCounts",
     "DescriptorReader",
+    "Raw",
     "TcpCounts",
     "Translator",
     "UdpCounts",
@@ -57,11 +59,20 @@ __all__ = [
     "counts_unpacker",
     "decode_endpoint",
     "interface_kind",
+    "make_counts",
+    "raw_values",
     "text",
+    "unpacked",
 ]
 
 Values = tuple[Any, ...]
 """Raw counters in the order of `COUNTS_FIELDS`; `None` where the release has no field."""
+Raw = Union[bytes, Values]
+"""Counters as a session keeps them: ``nstat_counts`` itself where it has the canonical
+form (`PACKED`, since xnu-4570), which takes a third of the memory; else `Values`."""
+
+PACKED = struct.Struct("<10Q8I")
+"""``nstat_counts`` since xnu-4570: the fields in the order of `COUNTS_FIELDS`."""
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _ZERO_UUID = b"\0" * 16
@@ -128,11 +139,22 @@ def interface_kind(properties: int | None) -> InterfaceKind | None:
 # --- counters --------------------------------------------------------------
 
 
+def unpacked(raw: Raw) -> Values:
+    """The counters as numbers."""
+    return PACKED.unpack(raw) if isinstance(raw, bytes) else raw
+
+
+def raw_values(counts: Counts) -> Raw:
+    """What `make_counts` put into these counters."""
+    return counts._values  # noqa: SLF001  # the one door to them, beside the one that fills them
+
+
 def _scaled(position: int, divisor: int, doc: str | None) -> Any:
     def read(self: Counts) -> int | None:
         # Without a sample the average is 0; the variance then has its initial value, which means nothing.
-        raw = self._values[position]
-        return raw * 1000 // divisor if raw and self._values[16] else None
+        values = unpacked(raw_values(self))
+        raw = values[position]
+        return raw * 1000 // divisor if raw and values[16] else None
 
     read.__doc__ = doc
     return property(read)
@@ -152,7 +174,7 @@ class TcpCounts(Counts):
     var_rtt_us = _scaled(17, 16, Counts.var_rtt_us.__doc__)
 
     def _translated(self) -> tuple[int | None, ...]:
-        return (*self._values[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
+        return (*unpacked(raw_values(self))[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
 
 
 class UdpCounts(Counts):
@@ -170,7 +192,7 @@ class UdpCounts(Counts):
     var_rtt_us = _unknown(Counts.var_rtt_us.__doc__)
 
     def _translated(self) -> tuple[int | None, ...]:
-        return (*self._values[:10], *(None,) * 8)
+        return (*unpacked(raw_values(self))[:10], *(None,) * 8)
 
 
 class SubflowCounts(UdpCounts):
@@ -179,7 +201,7 @@ class SubflowCounts(UdpCounts):
     __slots__ = ()
 
     def _translated(self) -> tuple[int | None, ...]:
-        return (*self._values[:4], *(None,) * 14)
+        return (*unpacked(raw_values(self))[:4], *(None,) * 14)
 
 
 for _name in COUNTS_FIELDS[4:10]:
@@ -204,43 +226,66 @@ _COUNTS_CLASSES: dict[Provider, type[Counts]] = {
     Provider.CONNECTION: ConnectionCounts,
 }
 
+
+def _packed_field(position: int, doc: str | None) -> Any:
+    before = f"{8 * position}x" if position < 10 else f"80x{4 * (position - 10)}x"
+    unpack = struct.Struct(f"<{before}{'Q' if position < 10 else 'I'}").unpack_from
+
+    def read(self: Counts) -> int | None:
+        value: int | None = unpack(self._values)[0]  # type: ignore[arg-type]  # bytes, in these classes
+        return value
+
+    read.__doc__ = doc
+    return property(read)
+
+
+def _packed(cls: type[Counts], known: int) -> type[Counts]:
+    """The same counters around `PACKED` bytes: their first `known` fields are read from there."""
+    members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
+    members["media"] = property(lambda self: (), doc=Counts.media.__doc__)  # noqa: ARG005
+    for position, name in enumerate(COUNTS_FIELDS[:known]):
+        members[name] = _packed_field(position, getattr(Counts, name).__doc__)
+    return type("Packed" + cls.__name__, (cls,), members)
+
+
+_PACKED_CLASSES = {
+    TcpCounts: _packed(TcpCounts, 15),
+    UdpCounts: _packed(UdpCounts, 10),
+    SubflowCounts: _packed(SubflowCounts, 4),
+    ConnectionCounts: _packed(ConnectionCounts, 0),
+}
+
 _new = object.__new__
 set_values = Counts.__dict__["_values"].__set__
 """(counts, raw values): fills a `Counts` made by `object.__new__`, past its keyword constructor."""
 
 
-def make_counts(cls: type[Counts], values: Values) -> Counts:
-    """A `Counts` around raw values, without its keyword constructor."""
-    counts = _new(cls)
-    set_values(counts, values)
+def make_counts(reader: DescriptorReader, raw: Raw) -> Counts:
+    """The counters of this reader's provider, without the keyword constructor of `Counts`."""
+    counts = _new(reader.packed_class if isinstance(raw, bytes) else reader.counts_class)
+    set_values(counts, raw)
     return counts
 
 
-def raw_values(counts: Counts) -> Values:
-    """The raw values inside counters that `make_counts` made."""
-    return counts._values  # noqa: SLF001  # the one door to them, beside the one that fills them
-
-
-def counts_unpacker(layout: Layout) -> tuple[str, Callable[[Values], Values] | None]:
-    """How ``nstat_counts`` of a layout becomes `Values`.
+def counts_unpacker(layout: Layout) -> tuple[int, Callable[[bytes], Values] | None]:
+    """How ``nstat_counts`` of a layout becomes `Raw`.
 
     Returns:
-        The format of its fields for `struct`, without byte order, and the function
-        that brings them into canonical order (`None`: they already are).
+        Its size, and the function that makes `Values` of its bytes (`None`: they are `PACKED`).
     """
     codec = layout["nstat_counts"]
     order = [COUNTS_FIELDS.index(_CANONICAL[field.name]) for field in codec.fields]
-    fmt = "".join(field.format for field in codec.fields)
+    fmt = struct.Struct("<" + "".join(field.format for field in codec.fields))
     if order == list(range(18)):
-        return fmt, None
+        return codec.size, None
 
-    def arrange(raw: Values) -> Values:
+    def arrange(raw: bytes) -> Values:
         values: list[Any] = [None] * 18
-        for position, value in zip(order, raw, strict=True):
+        for position, value in zip(order, fmt.unpack_from(raw), strict=True):
             values[position] = value
         return tuple(values)
 
-    return fmt, arrange
+    return codec.size, arrange
 
 
 _CANONICAL = {
@@ -327,6 +372,8 @@ _IDENTITY = frozenset(
         "fallback_mode",
     }
 )
+_IDENTITY_NEIGHBOURS = frozenset({"traffic_mgt_flags", "cc_algo", "connstatus"})
+"""Samples that hardly ever change and lie between identity fields: compared along with them, fewer pieces are cut out."""
 _PROCESS_CACHE = 4096
 _ADDRESS_FORMS = {(DARWIN_AF_INET, 16), (DARWIN_AF_INET6, 28)}
 """(family, length byte) of the address slots that there are."""
@@ -440,6 +487,8 @@ class DescriptorReader:
         """Descriptor bytes that are read."""
         self.counts_class = _COUNTS_CLASSES.get(provider, TcpCounts)
         """Class of this provider's counters."""
+        self.packed_class = _PACKED_CLASSES[self.counts_class]
+        """The same for counters kept as the kernel's bytes."""
         self.is_flow = provider not in {Provider.ROUTE, Provider.INTERFACE}
         """False for routes and interfaces, which have events of their own."""
         self.self_reported = bool(userland) or provider is Provider.UNKNOWN
@@ -447,14 +496,20 @@ class DescriptorReader:
         self._has_roles = translator.kernel.version >= Line.ROLES and provider is Provider.TCP and not userland
         self._struct = struct.Struct(self._identity_format())
         self.identity: Callable[[bytes, int], tuple[bytes, ...]] = self._struct.unpack_from
-        """(data, offset) to the bytes that make the flow's identity."""
+        """(data, offset) to the bytes that make the flow's identity, and few others."""
+
+    def made(self, counts: Counts) -> bool:
+        """True if these counters are of this provider's classes."""
+        return counts.__class__ is self.packed_class or counts.__class__ is self.counts_class
 
     def _identity_format(self) -> str:
         if self.codec is None:
             return "<0s"
         parts, at, run = ["<"], 0, 0
         for field in self.codec.fields:
-            if field.name not in _IDENTITY or field.end > self.trusted:
+            if field.name not in _IDENTITY and field.name not in _IDENTITY_NEIGHBOURS:
+                continue
+            if field.end > self.trusted:
                 continue
             if field.offset == at:
                 run += field.size
