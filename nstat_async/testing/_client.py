@@ -73,7 +73,8 @@ class EmulatedClient:
         self.reporter = Reporter(self)
         self.handler = RequestHandler(self)
         self.next_reference = 1
-        self._delayed: int = 0
+        self._delayed = 0
+        self._last_release = 0.0
 
     # The client's side
 
@@ -190,15 +191,14 @@ class EmulatedClient:
 
     def _arrived(self) -> None:
         delay = self.kernel.faults.reply_delay
-        if delay > 0:
-            self._delayed += 1
-            self.kernel.call_later(delay, self._release)
-        elif self._delayed:
-            # Records stay in order: nothing overtakes one that is still on its way.
-            self._delayed += 1
-            self.kernel.call_later(0.0, self._release)
-        else:
+        if delay <= 0 and not self._delayed:
             self._notify()
+            return
+        # Records stay in order: nothing overtakes one that is still on its way.
+        now = self.kernel.now
+        self._last_release = max(self._last_release, now + delay)
+        self._delayed += 1
+        self.kernel.call_later(self._last_release - now, self._release)
 
     def _release(self) -> None:
         self._delayed -= 1

@@ -39,10 +39,10 @@ def nstat_kernel(request: pytest.FixtureRequest) -> Iterator[EmulatedKernel]:
 
 @pytest.fixture
 def nstat_monitor(nstat_kernel: EmulatedKernel) -> Callable[..., Monitor]:
-    """Makes monitors on `nstat_kernel`: ``async with nstat_monitor(interval=0.05) as monitor:``.
+    """Makes monitors on the emulated kernel, with the options of `nstat_async.Monitor`.
 
-    Takes the options of `nstat_async.Monitor`; without an interval it polls every 50 ms,
-    so that tests do not wait.
+    ``async with nstat_monitor(max_pending=10) as monitor:``. Without an interval it polls
+    every 50 ms, so that tests do not wait.
     """
     from nstat_async import Monitor  # noqa: PLC0415
 

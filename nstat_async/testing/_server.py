@@ -96,7 +96,10 @@ class UnixServer:
     def __init__(self, kernel: EmulatedKernel, path: str | None = None) -> None:
         self.kernel = kernel
         self.path = path
+        self._listener = self._listen(path) if path is not None else None
         self._selector = selectors.DefaultSelector()
+        if self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ)
         self._bridges: dict[socket.socket, _Bridge] = {}
         self._stop = False
         self._closed = False
@@ -105,11 +108,11 @@ class UnixServer:
         self._wake_near.setblocking(False)
         self._wake_far.setblocking(False)
         self._selector.register(self._wake_near, selectors.EVENT_READ)
-        self._listener = self._listen(path) if path is not None else None
         self.served = 0
         """Clients since the beginning."""
 
-    def _listen(self, path: str) -> socket.socket:
+    @staticmethod
+    def _listen(path: str) -> socket.socket:
         if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
             reason = "AF_UNIX SOCK_SEQPACKET is not available on this system"
             raise BackendUnavailableError("emulate", UnavailableReason.PLATFORM, reason)
@@ -122,7 +125,6 @@ class UnixServer:
             listener.close()
             raise
         listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ)
         return listener
 
     # From other threads

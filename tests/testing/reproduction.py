@@ -12,6 +12,7 @@ import re
 import struct
 
 import conversations
+
 from nstat_async._model import Endpoint, InterfaceKind, Provider
 from nstat_async.ntstat._framer import split
 from nstat_async.ntstat._messages import decode_message
@@ -460,7 +461,7 @@ def difference(kernel, got, expected):
     """Where two datagrams differ, field by field as far as they are the same messages."""
     text = f"got {describe(kernel, got)}\n  recorded {describe(kernel, expected)}"
     has_lengths = kernel.release.layout.has_lengths
-    for a, b in zip(split(got, has_lengths=has_lengths)[0], split(expected, has_lengths=has_lengths)[0]):
+    for a, b in zip(split(got, has_lengths=has_lengths)[0], split(expected, has_lengths=has_lengths)[0], strict=False):
         one, two = got[a[3] : a[4]], expected[b[3] : b[4]]
         if one == two:
             continue
@@ -474,7 +475,7 @@ def difference(kernel, got, expected):
             codec = kernel.release.layout[structure]
             x, y = codec.decode(getattr(mine, name)), codec.decode(getattr(theirs, name))
             text += "".join(f"\n    {k}: {x[k]!r} != {y[k]!r}" for k in y if x.get(k) != y[k])
-        at = next((i for i, (p, q) in enumerate(zip(one, two)) if p != q), min(len(one), len(two)))
+        at = next((i for i, (p, q) in enumerate(zip(one, two, strict=False)) if p != q), min(len(one), len(two)))
         text += f"\n    first difference at byte {at} of message {a[3]}"
         break
     return text

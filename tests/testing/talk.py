@@ -61,7 +61,7 @@ class Talk:
         reference = self.layout.all_sources if srcref is None else srcref
         return self.send(kind(srcref=reference, context=self.context, flags=flags, **fields))
 
-    def watch(self, provider, *, userland=None, filter=0, **fields):
+    def watch(self, provider, *, userland=None, filter=0, **fields):  # noqa: A002  (the protocol's word)
         self.context += 1
         number = self.kernel.provider_number(provider, userland=userland)
         return self.send(AddAllSources(provider=number, filter=filter, context=self.context, **fields))

@@ -106,7 +106,11 @@ def test_send_fails_with_the_hosts_number_when_not_even_the_error_fits():
     kernel = EmulatedKernel()
     client = kernel.connect()
     bad = (7).to_bytes(8, "little") + (999).to_bytes(4, "little") + (16).to_bytes(2, "little") + bytes(2)
-    with pytest.raises(OSError) as caught:
+
+    def fill_and_send():
         for _ in range(1000):
             client.send(bad)
+
+    with pytest.raises(OSError) as caught:
+        fill_and_send()
     assert caught.value.errno == errno.ENOBUFS
