@@ -61,6 +61,7 @@ Processes, most traffic first; rates over the last seconds.
   q, ctrl-c                    quit
 
 A dash is an unknown number: Linux does not count the bytes of UDP sockets.
+Processes count from the start of top, flows from their own beginning.
 "!" in the first line: the kernel or a full buffer lost reports; totals may be low.
 """
 
@@ -85,7 +86,7 @@ class TrafficView(ScrollView, can_focus=True):
         self.model = model
         self.cursor = 0
         self._key: object = None
-        self._ascii = "utf" not in (os.environ.get("LC_ALL") or os.environ.get("LANG") or "utf-8").lower()
+        self.ascii_only = "utf" not in (os.environ.get("LC_ALL") or os.environ.get("LANG") or "utf-8").lower()
 
     def update_lines(self) -> None:
         """The model has a new picture: keep the cursor on its line, and show what is visible of it."""
@@ -111,11 +112,15 @@ class TrafficView(ScrollView, can_focus=True):
         if at >= len(self.model.lines):
             return Strip.blank(width, self.rich_style)
         line = self.model.lines[at]
-        columns = Columns(width, self._ascii)
+        columns = Columns(width, self.ascii_only)
         cells: list[Cell] = columns.process(line) if isinstance(line, ProcessLine) else columns.flow(line, self.model)
-        base = self.rich_style + _CURSOR if at == self.cursor else self.rich_style
-        strip = Strip([Segment(text, base + _STYLES[role]) for text, role in cells])
-        return strip.adjust_cell_length(width, base)
+        base = self.rich_style
+        if at == self.cursor:  # one plain bar: colours would make a patchwork of it
+            base += _CURSOR
+            segments = [Segment("".join(text for text, _ in cells), base)]
+        else:
+            segments = [Segment(text, base + _STYLES[role]) for text, role in cells]
+        return Strip(segments).adjust_cell_length(width, base)
 
     def on_resize(self, _event: events.Resize) -> None:
         """Other columns fit now."""
@@ -310,7 +315,7 @@ class TopApp(App[None]):
         main.query_one("#summary", Static).update(self._summary())
         view = self.view
         width = view.scrollable_content_region.width or self.size.width
-        heading = Columns(width).heading(self.model.sort, reverse=self.model.reverse)
+        heading = Columns(width, view.ascii_only).heading(self.model.sort, reverse=self.model.reverse)
         main.query_one("#heading", Static).update(Text(heading, no_wrap=True, overflow="crop"))
         view.update_lines()
 

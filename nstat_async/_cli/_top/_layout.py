@@ -25,6 +25,8 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:-=+*#@"
 _FLOOR = 128.0
 """Bytes per second below which a curve shows its lowest mark."""
+_RATE = 12
+"""Columns of a rate: "92.5 KiB/s" and room between."""
 _STEP = 2.2
 """Powers of two to a mark: 8 marks reach from 128 B/s to some 25 MB/s."""
 
@@ -78,21 +80,21 @@ class Columns:
     @property
     def _name(self) -> int:
         totals = 20 if self._wide else 10
-        return max(8, self.width - 2 - 9 - 6 - 20 - totals - self._curve - 1)
+        return max(8, self.width - 2 - 9 - 6 - 2 * _RATE - totals - self._curve - 1)
 
     def heading(self, sort: str, *, reverse: bool) -> str:
         """The headings; an arrow marks the one that is sorted by."""
-        arrow = "^" if reverse else "v"
+        arrow = ("^" if reverse else "v") if self.ascii_only else ("▴" if reverse else "▾")
 
         def mark(text: str, *keys: str) -> str:
-            return text + arrow if sort in keys else text
+            return arrow + text if sort in keys else text
 
         parts = [
             "  " + fit(mark("PID", "pid"), 8, right=True) + " ",
             fit(mark("PROCESS", "name"), self._name),
             fit(mark("FLOWS", "flows"), 6, right=True),
-            fit(mark("RX/S", "rate"), 10, right=True),
-            fit(mark("TX/S", "rate"), 10, right=True),
+            fit(mark("RX/S", "rate"), _RATE, right=True),
+            fit(mark("TX/S", "rate"), _RATE, right=True),
         ]
         if self._wide:
             parts += [
@@ -130,7 +132,7 @@ class Columns:
     def _numbers(
         self, rx_rate: float | None, tx_rate: float | None, rx: int | None, tx: int | None, *, known: bool
     ) -> list[Cell]:
-        cells = [(fit(rate_text(rate) if known and rate is not None else "-", 10, right=True), role)
+        cells = [(fit(rate_text(rate) if known and rate is not None else "-", _RATE, right=True), role)
                  for rate, role in ((rx_rate, "rx"), (tx_rate, "tx"))]  # fmt: skip
         if self._wide:
             cells += [(fit("-" if total is None else bytes_text(total), 10, right=True), role)
