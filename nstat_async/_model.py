@@ -10,7 +10,8 @@ Two rules for this file:
 `Counts` and the ``details`` of an event are made for every report of every flow,
 half a million times a second on a busy replay. They therefore keep what the
 kernel sent and translate a field when it is read; everything else is made once
-per flow and shared between its events.
+per flow and shared between its events. A machine has as many flows as sockets:
+they and their endpoints have no slot for weak references.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _address_text(packed: bytes) -> str:
     return socket.inet_ntop(family, packed)
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
     """An address and a port."""
 
@@ -220,7 +221,7 @@ class Interface:
     """Darwin's raw property bits (``NSTAT_IFNET_*``), unknown bits included."""
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, weakref_slot=False)
 class Flow:
     """Who talks to whom: one source of traffic, without its counters.
 

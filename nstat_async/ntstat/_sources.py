@@ -102,10 +102,8 @@ class Source:
     span: int = -1
     """Length of the descriptor that `reader` was chosen for."""
     flow: Flow | None = None
-    identity: int | None = None
-    """Hash of the descriptor's part that makes `flow`."""
-    descriptor: bytes | None = None
-    """Routes and interfaces, which have no flow: the descriptor itself."""
+    identity: int | bytes | None = None
+    """Hash of the descriptor's part that makes `flow`; the whole descriptor of routes and interfaces, which have none."""
     raw: Raw | None = None
     """Counters as last sent."""
     counts: Counts | None = None
@@ -298,7 +296,7 @@ class SourceTable:
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         assert reader is not None
         if not reader.is_flow:
-            source.descriptor = data[at:end]
+            source.identity = data[at:end]
             if source.raw is not None:
                 self._other(source, removed=False)
             return
@@ -323,7 +321,7 @@ class SourceTable:
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         assert reader is not None
         if not reader.is_flow:
-            source.descriptor = data[at:end]
+            source.identity = data[at:end]
             self._take(source, raw)
             self._other(source, removed=False)
             return
@@ -496,7 +494,7 @@ class SourceTable:
         elif reader.doubtful and not reader.looks_sane(data, at):
             reader = self._bare_reader(provider_id)
         source.reader, source.span, source.provider_id = reader, end - at, provider_id
-        source.identity = source.descriptor = None
+        source.identity = None
         return reader
 
     def _misnamed_udp(self) -> DescriptorReader:
@@ -664,8 +662,8 @@ class SourceTable:
 
     def _other(self, source: Source, *, removed: bool) -> None:
         reader = source.reader
-        descriptor = source.descriptor
-        if self.muted or reader is None or descriptor is None or reader.codec is None:
+        descriptor = source.identity
+        if self.muted or reader is None or not isinstance(descriptor, bytes) or reader.codec is None:
             return
         fields: dict[str, Any] = reader.fields(descriptor, 0, len(descriptor))
         counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS

@@ -392,6 +392,18 @@ class Translator:
     _interfaces: dict[tuple[int, int | None], Interface] = attrs.field(factory=dict, init=False)
     _packed: dict[bytes, bytes] = attrs.field(factory=dict, init=False)
 
+    def shared(self, endpoint: Endpoint | None) -> Endpoint | None:
+        """The same endpoint; its address shared with other flows, which have the few local ones in common."""
+        if endpoint is None:
+            return None
+        known = self._packed.get(endpoint.packed)
+        if known is None:
+            if len(self._packed) >= _PROCESS_CACHE:
+                self._packed.clear()
+            self._packed[endpoint.packed] = endpoint.packed
+            return endpoint
+        return Endpoint(known, endpoint.port, endpoint.scope_id)
+
     def nanoseconds(self, ticks: int) -> int:
         """Ticks of the kernel's clock in nanoseconds."""
         numerator, denominator = self.timebase
@@ -579,7 +591,7 @@ class DescriptorReader:
         """
         fields = self.fields(data, at, end)
         get = fields.get
-        local = _peer(fields["local"]) if "local" in fields else None
+        local = self.translator.shared(_peer(fields["local"])) if "local" in fields else None
         remote = _peer(fields["remote"]) if "remote" in fields else None
         number = get("state")
         state = TCP_STATES[number] if number is not None and number < len(TCP_STATES) else None
