@@ -11,7 +11,8 @@ import importlib
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 __all__ = ["main"]
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        _take_sigterm()
-        return _main(argv)
+        with _sigterm_taken():
+            return _main(argv)
     except (KeyboardInterrupt, _Terminated):
         return _leave(_DONE)
 
@@ -73,12 +74,21 @@ def _main(argv: Sequence[str] | None) -> int:
     return status
 
 
-def _take_sigterm() -> None:
+@contextmanager
+def _sigterm_taken() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does; afterwards it means again what it meant to the caller."""
+
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise _Terminated
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _flush() -> None:

@@ -83,12 +83,15 @@ async def _watch_signals(
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    try:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                if scope.cancel_called:
+                    group.cancel_scope.cancel()
+                scope.cancel()
+    except NotImplementedError:  # Windows' loops have no signals; Ctrl-C is an exception there
         task_status.started()
-        async for _ in signals:
-            if scope.cancel_called:
-                group.cancel_scope.cancel()
-            scope.cancel()
 
 
 async def _watch_reader(pipe: int, scope: anyio.CancelScope) -> None:
