@@ -103,7 +103,7 @@ class Namespace:
         self._overruns_at_poll = self._overruns
         self._departed.clear()
         for table in self.tables.values():
-            table.generation = self.hub.generation
+            table.begin(self.hub.generation)
         self.dumps.begin()
 
     @property
@@ -137,7 +137,7 @@ class Namespace:
         return True
 
     def _dumped(self, table: SocketTable) -> None:
-        for entry in table.unseen():
+        for entry in table.unseen(certain=self.repairing):
             entry.absences += 1
             # Closed while its descriptor is open, a socket is in no dump, and says goodbye later. Only when goodbyes are
             # missing, or the absence lasts, is it worth a question.
@@ -171,11 +171,14 @@ class Namespace:
         """A message is not what the last dump had (`Differs`)."""
         hub = self.hub
         if is_remains(message):
-            if entry is not None:
+            if entry is None:
+                table.reported -= 1
+            else:
                 entry.seen = table.generation
             return
         if entry is None:
             if pieces[2] in self._departed:  # this part of the dump was written before the socket said goodbye
+                table.reported -= 1
                 return
             entry = self._new(table, pieces, table.generation)
             entry.preexisting = hub.first_poll

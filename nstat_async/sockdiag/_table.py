@@ -8,8 +8,8 @@ as one tuple. Formats belong to message lengths: sockets of one kind have one
 length, so a whole datagram is one `struct.Struct.iter_unpack`. Pieces that move
 without traffic (timers, times since the last segment) lie between them.
 
-Removals cost nothing when there are none: the sockets seen are counted, and the
-table is searched only when the count falls short.
+Removals cost nothing when there are none: the sockets reported are counted, and the
+table is searched only when the count falls short, or when it must be certain.
 """
 
 from __future__ import annotations
@@ -171,6 +171,8 @@ class SocketTable:
         self.entries: dict[int, Entry] = {}
         self.generation = 0
         """Number of the poll under way."""
+        self.reported = 0
+        """Sockets that this poll's dump had; whoever takes a message for something else takes it off."""
         self._differs = differs
         self._every = every
         self._layouts: dict[int, Layout] = {}
@@ -186,6 +188,7 @@ class SocketTable:
         count = (len(data) - offset) // stride
         if count == 0:  # the last message of a datagram may come without its padding
             return self._scan_one(data, offset, length, layout)
+        start = offset
         view = memoryview(data)[offset : offset + count * stride]
         head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
         get = self.entries.get
@@ -200,11 +203,13 @@ class SocketTable:
             else:
                 self._differs(self, entry, pieces, data[offset : offset + length], layout)
             offset += stride
+        self.reported += (offset - start) // stride
         return offset
 
     def _scan_one(self, data: bytes, offset: int, length: int, layout: Layout) -> int:
         message = data[offset : offset + length]
         pieces = layout.format.unpack(message.ljust(layout.stride, b"\0"))
+        self.reported += 1
         self._differs(self, self.entries.get(pieces[2]), pieces, message, layout)
         return offset + length
 
@@ -221,8 +226,21 @@ class SocketTable:
             layout = self._layouts[length] = layout_of(data[offset : offset + length])
         return layout
 
-    def unseen(self) -> list[Entry]:
-        """The sockets that the dump just finished did not have."""
+    def begin(self, generation: int) -> None:
+        """A poll begins."""
+        self.generation = generation
+        self.reported = 0
+
+    def unseen(self, *, certain: bool = True) -> list[Entry]:
+        """The sockets that the dump just finished did not have.
+
+        Args:
+            certain: Search in any case. Else a dump that had as many sockets as are known
+                is taken to have had those: one that was told twice could hide an
+                absence until the next poll.
+        """
+        if not certain and self.reported == len(self.entries):
+            return []
         generation = self.generation
         return [entry for entry in self.entries.values() if entry.seen != generation]
 
