@@ -8,13 +8,19 @@ out), a question about one source (whose ENOENT proves that it is gone).
 
 A recording without requests (the seed's ``.bin``) is followed as well; what only
 requests tell is then unknown.
+
+A client may close its control socket and open another within one recording. Nothing in
+the bytes says so, but references then begin anew: a provider is granted a second time
+(on one socket the kernel answers EALREADY), or a number is announced that is not higher
+than all before it (since xnu-3789 none is used twice).
 """
 
 from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
 
@@ -27,7 +33,7 @@ from ._framer import Frame
 from ._kernels import Kernel, Line
 from ._messages import AddAllSources, AddSource, Message, QuerySource, RemoveSource, decode_message
 from ._receiver import Receiver
-from ._sources import SourceTable
+from ._sources import Source, SourceTable
 from ._translate import Translator
 
 __all__ = ["PassiveSession", "request_frame"]
@@ -61,6 +67,32 @@ class _Asked:
     """Highest reference known when it was sent."""
 
 
+class _FollowedTable(SourceTable):
+    """A source table that notices when references begin anew."""
+
+    top = 0
+    """Highest reference of this control socket."""
+
+    def __init__(self, *args: Any, on_reuse: Callable[[], None], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._on_reuse = on_reuse
+
+    def added(self, ref: int, provider_id: int, *, requested: bool) -> Source:
+        """SRC_ADDED."""
+        if ref <= self.top and self.kernel.references_are_gapless:
+            self._on_reuse()
+        return super().added(ref, provider_id, requested=requested)
+
+    def restart(self, prefix: str) -> None:
+        """References begin anew."""
+        super().restart(prefix)
+        self.top = 0
+
+    def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source:
+        self.top = max(self.top, ref)
+        return super()._create(ref, provider_id, preexisting=preexisting)
+
+
 class PassiveSession:
     """Follows one client of a recorded conversation: sans-IO, sans-clock.
 
@@ -90,7 +122,15 @@ class PassiveSession:
         self._events: deque[AnyEvent] = deque()
         self.translator = Translator(self.kernel, timebase, dict(interfaces or {}))
         emit = self._events.append
-        self.table = SourceTable(self.translator, emit, prefix=f"{client + 1}.", every_update=options.every_update)
+        self._client = client
+        self._sockets = 1
+        self.table = _FollowedTable(
+            self.translator,
+            emit,
+            prefix=f"{client + 1}.",
+            every_update=options.every_update,
+            on_reuse=self._reopened,
+        )
         self.receiver = Receiver(
             self.kernel,
             self.table,
@@ -106,6 +146,8 @@ class PassiveSession:
         self._suppressed = False
         self._poll: int | None = None
         self._absent_told: set[int] = set()
+        self._granted: set[int] = set()
+        """Provider numbers that this control socket watches."""
 
     # --- in --------------------------------------------------------------------
 
@@ -226,6 +268,24 @@ class PassiveSession:
         if zero is not None and bits & zero:
             self.table.quiet_goodbyes = True
 
+    def _grant(self, message: AddAllSources) -> None:
+        if message.provider in self._granted:
+            self._reopened()
+        self._granted.add(message.provider)
+
+    def _reopened(self) -> None:
+        """The recorded client has another control socket."""
+        self._sockets += 1
+        self.table.restart(f"{self._client + 1}r{self._sockets}.")
+        self._granted.clear()
+        self._absent_told.clear()
+        self._poll = None
+        self._filtered = self._suppressed = self.table.quiet_goodbyes = False
+        self.table.subscribed_ns = None
+        for asked in self._asked.values():
+            if isinstance(asked.message, AddAllSources):
+                self._subscribing(asked.message, asked)
+
     # --- replies ------------------------------------------------------------------------
 
     def _succeeded(self, context: int, flags: int) -> None:
@@ -233,6 +293,8 @@ class PassiveSession:
         if asked is None:
             return
         if asked.provider is not None:
+            if isinstance(asked.message, AddAllSources):
+                self._grant(asked.message)
             self.table.scanning = False
             self.providers.add(asked.provider)
             del self._asked[context]

@@ -399,6 +399,19 @@ class SourceTable:
             if not source.reported and (source.reader is None or source.reader.is_flow):
                 self._add(source)
 
+    def restart(self, prefix: str) -> None:
+        """The same client speaks over another control socket: references begin anew.
+
+        Open flows leave the picture, since nobody observes them through the old socket any more.
+        """
+        for source in list(self.sources.values()):
+            self.remove(source, RemovalReason.MONITOR)
+        self.prefix = prefix
+        self.highest = None
+        self.missing.clear()
+        self.given_up.clear()
+        self.poll_seen = 0
+
     # --- polls -------------------------------------------------------------
 
     def poll_begins(self) -> None:

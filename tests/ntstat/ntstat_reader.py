@@ -57,7 +57,7 @@ class Reader:
         self.facts = vectors()["files"][file]
         self.structs = self.facts["structs"]
         self.by_type = {number: name for name, number in self.facts["types"].items()}
-        self.descriptors = {number: name for number, name in self.facts["providers"].values()}
+        self.descriptors = dict(self.facts["providers"].values())
         self.wide = self.facts["reference"] == 8
         self.number = int(self.facts["wire"][1:])
 
