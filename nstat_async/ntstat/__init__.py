@@ -5,6 +5,7 @@ Public for those who bring their own I/O, write tools or study the protocol;
 client in thirty lines.
 """
 
+from .._core import CloseChannel, Command, Core, Lookup, OpenChannel, Send
 from ._constants import (
     CONTROL_NAME,
     DarwinErrno,
@@ -52,7 +53,10 @@ __all__ = [
     "CONTROL_NAME",
     "AddAllSources",
     "AddSource",
+    "CloseChannel",
     "CloseEvidence",
+    "Command",
+    "Core",
     "DarwinErrno",
     "Defect",
     "Error",
@@ -71,12 +75,15 @@ __all__ = [
     "Kernel",
     "KnownFlow",
     "Layout",
+    "Lookup",
     "Message",
     "MessageType",
+    "OpenChannel",
     "OpenEvidence",
     "PassiveSession",
     "QuerySource",
     "RemoveSource",
+    "Send",
     "Session",
     "SetFilter",
     "SourceAdded",

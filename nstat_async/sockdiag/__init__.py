@@ -6,6 +6,7 @@ time and carry out its commands, or let `nstat_async.Monitor` do that.
 
 from __future__ import annotations
 
+from .._core import CloseChannel, Command, Core, Lookup, OpenChannel, Send
 from ._constants import (
     DiagAttribute,
     DiagGroup,
@@ -23,6 +24,9 @@ from ._session import Session
 
 __all__ = [
     "AddressMessage",
+    "CloseChannel",
+    "Command",
+    "Core",
     "DiagAttribute",
     "DiagGroup",
     "DiagMessage",
@@ -32,12 +36,15 @@ __all__ = [
     "LinkKindsAnswer",
     "LinkKindsRequest",
     "LinkMessage",
+    "Lookup",
     "MessageFlag",
     "MessageType",
+    "OpenChannel",
     "OwnersAnswer",
     "OwnersRequest",
     "ProcessFacts",
     "RouteMessage",
+    "Send",
     "Session",
     "SocketState",
     "TcpInfo",
