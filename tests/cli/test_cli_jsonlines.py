@@ -12,6 +12,7 @@ import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nstat_async._cli import _jsonlines
 from nstat_async._cli._jsonlines import JsonFormatter, flow_line
 from nstat_async._events import FlowAdded, FlowUpdated
 from nstat_async._model import Counts, Flow, Provider
@@ -64,9 +65,10 @@ def test_a_flow_that_changed_is_written_anew():
     assert json.loads(formatter(FlowUpdated(2.0, moved, sample.FIRST, None)))["flow"]["remote"] is None
 
 
-def test_the_kept_texts_are_bounded():
+def test_the_kept_texts_are_bounded(monkeypatch):
+    monkeypatch.setattr(_jsonlines, "_REMEMBERED", 100)
     formatter = JsonFormatter()
-    for number in range(50_001):
+    for number in range(101):
         formatter(FlowAdded(1.0, Flow(id=str(number), provider=Provider.UDP), None, preexisting=False))
     assert len(formatter._flows) == 1
 

@@ -71,7 +71,7 @@ def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
         while not any(client.sources for client in kernel.clients):
             if done.wait(0.02) or (deadline := deadline - 0.02) < 0:
                 return
-        done.wait(0.3)
+        done.wait(0.25)
         old.transfer(rx=111, tx=222)
         short = kernel.open_tcp(777, "short", remote=("198.51.100.8", 80))
         short.transfer(rx=5, tx=7)
@@ -80,7 +80,7 @@ def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        lines = run_json("processes", "--json", "--duration", "1.2", "--interval", "0.2", *options)
+        lines = run_json("processes", "--json", "--duration", "0.8", "--interval", "0.1", *options)
     finally:
         done.set()
         thread.join()
@@ -96,7 +96,7 @@ def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
 def test_processes_prints_a_table_at_each_interval(served):
     kernel, options = served
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1)
-    status, out, err = run("processes", "--every", "0.2", "--duration", "0.9", "--interval", "0.1", *options)
+    status, out, err = run("processes", "--every", "0.1", "--duration", "0.45", "--interval", "0.05", *options)
     assert (status, err) == (0, "")
     assert out.count("PROCESS") >= 3
     assert "curl" in out
@@ -117,7 +117,7 @@ def test_a_recording_replays_to_what_was_seen(served, tmp_path):
     kernel, options = served
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=20)
     path = tmp_path / "session.nstat"
-    (summary,) = run_json("record", path, "--duration", "0.6", "--interval", "0.1", "--json", *options)
+    (summary,) = run_json("record", path, "--duration", "0.3", "--interval", "0.05", "--json", *options)
     assert summary["bytes"] == path.stat().st_size > 0
     assert summary["events"] > 0
     (added,) = (event for event in run_json("replay", path, "--json") if event["event"] == "flow_added")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import conversations
 import pytest
-from support import PYTHON
+from support import PYTHON, run
 
 EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
 COMMANDS = ["watch", "top", "processes", "snapshot", "record", "replay", "messages", "doctor", "emulate"]
@@ -93,10 +93,10 @@ def test_what_cannot_be_read_is_one_line_and_status_1(command, tmp_path):
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"\x93NUMPY\0\0" * 50)
     for path in (garbage, tmp_path / "missing", tmp_path):
-        done = _run(command, path)
-        assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"nstat-async: error: ")
-        assert done.stderr.count(b"\n") == 1
+        status, out, err = run(command, path)
+        assert (status, out) == (1, "")
+        assert err.startswith("nstat-async: error: ")
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["replay", "messages"])
