@@ -29,10 +29,16 @@ class TrafficTable(Ledger):
     Feed it every event of a monitor, a subscription or a recording, in order; it
     keeps no clock, opens nothing and raises for nothing that a kernel did.
 
+    A flow that begins meanwhile counts from zero, one that was there before from its first
+    report on. Closed flows stay counted. Traffic belongs to the group that had the flow when it
+    was reported; a flow whose group was unknown takes its past along. The sums over
+    the rows of any table are the sums over all flows.
+
     Args:
         group_by: What the rows stand for.
         include_history: Count what flows had carried before the table saw them.
-        exclude: Providers that are not counted.
+        exclude: Providers that are not counted; by default those that carry no traffic of their
+            own, and UDP subflows, whose bytes are in the flow of their socket too.
         rate_window: Seconds over which rates are taken; a rate spans at least one
             polling interval.
         max_finished: Rows without open flows that are kept. When there are more, those

@@ -101,6 +101,9 @@ class Hub:
             # The page and the metrics stay up and say so; a service manager sees the log.
             self.state = f"failed: {error}"
             logger.error("server: the monitor failed: %s", error)  # noqa: TRY400  # no traceback for what a kernel does
+        except Exception as error:
+            self.state = f"failed: {type(error).__name__}"
+            logger.exception("server: the monitor failed")
 
     def processes(self, count: int, by: str) -> dict[str, Any]:
         """The answer of ``/processes``."""

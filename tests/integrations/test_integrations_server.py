@@ -170,6 +170,16 @@ async def test_a_monitor_that_fails_is_said_to_have_failed():
         assert "nstat_up 0.0" in (await client.get("/metrics")).text
 
 
+async def test_an_error_that_nobody_expected_does_not_take_the_server_down(caplog):
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+        monitor.end(OSError("surprise"))
+        while (await client.get("/processes")).json()["state"] != "failed: OSError":
+            await asyncio.sleep(0.002)
+        assert (await client.get("/")).status_code == 200
+    assert "surprise" in caplog.text
+
+
 async def test_metrics_are_served_for_prometheus():
     monitor = FakeMonitor()
     async with served(monitor) as client:
