@@ -83,7 +83,7 @@ def enter_namespace() -> bool:
         return True
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
         return False
-    setup = 'ip link set lo up; echo "1024 65500" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"'
+    setup = 'ip link set lo up; echo "15000 65500" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"'
     command = ["unshare", "-n", "sh", "-c", setup, "sh", sys.executable, *sys.argv]
     os.execvpe("unshare", command, {**os.environ, _INSIDE: "1"})
 
