@@ -178,7 +178,7 @@ class RequestHandler:
         source = self.client.sources.get(srcref)
         if source is None:
             return _ENOENT
-        source.no_zero_bytes = bool(bits & (self.kernel.release.no_zero_bytes_bit or 1))
+        source.no_zero_bytes = bool(bits & 1)
         return _OK
 
     def _subscribe_sysinfo(self, _data: bytes, _context: int, _flags: int) -> int:
@@ -221,7 +221,7 @@ class RequestHandler:
                     break
                 dead.append(source)
             if paced and everything and reported >= self._chunk():
-                walked = False
+                walked = self._is_last()
                 break
         reporter.flush()
         return self._finish(context, error, dead, everything=everything, paced=paced, walked=walked)
@@ -243,7 +243,7 @@ class RequestHandler:
                 break
             reported += self._mark(source, error, paced=paced)
             if paced and everything and reported >= self._chunk():
-                walked = False
+                walked = self._is_last()
                 break
         reporter.flush()
         return self._finish(context, error, [], everything=everything, paced=paced, walked=walked)
@@ -273,7 +273,7 @@ class RequestHandler:
                 if source.flow.gone and not error:
                     dead.append(source)
             if paced and everything and reported >= self._chunk():
-                walked = False
+                walked = self._is_last()
                 break
         reporter.flush()
         return self._finish(context, error, dead, everything=everything, paced=paced, walked=walked)
@@ -344,6 +344,17 @@ class RequestHandler:
             if source is not None and source.sequence != sequence:
                 skipped.append(source)
             waiting.extend(reversed(skipped))
+
+    def _is_last(self) -> bool:
+        """True if a chunk that is full ends the walk.
+
+        Since xnu-4570 the kernel looks at the source it stopped at, not at the next one: where
+        the limit falls on the last source, another chunk is asked for, and is empty.
+        """
+        if self.version >= (4570,) or self._walk is None:
+            return False
+        sources, sequence = self.client.sources, self._poll_sequence
+        return not any(s.sequence != sequence and sources.get(s.srcref) is s for s in self._walk[1])
 
     def _mark(self, source: Source, error: int, *, paced: bool) -> int:
         """Note that a source was reported; returns how many count towards the chunk."""

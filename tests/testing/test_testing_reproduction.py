@@ -3,6 +3,7 @@
 import conversations
 import pytest
 import reproduction
+import stack_reproduction
 
 
 @pytest.mark.parametrize("name", conversations.names("control/*"))
@@ -15,3 +16,11 @@ def test_a_wrong_byte_is_noticed(monkeypatch):
     monkeypatch.setattr(conversations, "kernel", lambda name: "xnu-10063.141.1")
     with pytest.raises(reproduction.Mismatch):
         reproduction.play_control("control/xnu-11417.121.6/agg_tcp_kernel_101_QUERY_SRC_noagg")
+
+
+STACK = [name for name in conversations.names("stack/*") if not name.endswith("/live_demo")]
+
+
+@pytest.mark.parametrize("name", STACK)
+def test_a_conversation_above_a_whole_network_stack_comes_out_equal_but_for_timestamps(name):
+    assert stack_reproduction.play_stack(name) > 0
