@@ -180,6 +180,8 @@ class Session:
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel."""
         self._hub.now = now
+        if self._passive:
+            self._catch_up(now)
         namespace, role = self._place(channel)
         if namespace is None:
             self._hub.count("stray_datagrams")
@@ -206,7 +208,7 @@ class Session:
 
     def observe_request(self, data: bytes, now: float, channel: int = 0) -> None:
         """Passive: take in one datagram that the recorded client sent."""
-        self._hub.now = now
+        self._catch_up(now)
         namespace, role = self._place(channel)
         if namespace is None:
             return
@@ -232,6 +234,19 @@ class Session:
         self._search = None
         while self._phase is not _Phase.IDLE:
             self._expire()
+
+    def _catch_up(self, now: float) -> None:
+        """Passive: nobody calls `handle_deadline`; the records' times do."""
+        self._hub.now = now
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            self.handle_deadline(now)
+
+    def finish(self, now: float) -> None:
+        """Passive: the recording is at its end; what was still expected will not come."""
+        self._hub.now = now
+        for namespace in self._namespaces:
+            namespace.lookups.expire()
+        self._finish_early()
 
     def _place(self, channel: int) -> tuple[Namespace | None, int]:
         index, role = divmod(channel, CHANNELS)
@@ -310,6 +325,8 @@ class Session:
             self._note(f"destroyed sockets are not told (error {errno}): flows between two polls are missed")
 
     def _want_repair(self) -> None:
+        if self._passive:  # the recorded client asked for its repair itself
+            return
         earliest = max(self._hub.now, self._began + REPAIR_PAUSE)
         if self._phase is _Phase.IDLE:
             self._next_poll = earliest if self._next_poll is None else min(self._next_poll, earliest)
@@ -323,6 +340,8 @@ class Session:
     def lookup_done(self, token: int, answer: object, now: float) -> None:
         """The answer to a look-up; `None` when it could not be answered."""
         self._hub.now = now
+        if self._passive:
+            self._catch_up(now)
         if isinstance(answer, LinkKindsAnswer):
             namespace, _ = self._place(answer.namespace * CHANNELS)
             if namespace is not None:
