@@ -22,12 +22,13 @@ import attrs
 
 from ._constants import HEADER_SIZE
 
-__all__ = ["Defect", "Frame", "split"]
+__all__ = ["HEADER", "Defect", "Frame", "split"]
 
 Frame = tuple[int, int, int, int, int]
 """(type, context, flags, begin, end): a message is ``data[begin:end]``."""
 
-_HEADER = struct.Struct("<QIHH")
+HEADER = struct.Struct("<QIHH")
+"""``nstat_msg_hdr``: context, type, length, flags."""
 
 
 @attrs.frozen
@@ -42,12 +43,13 @@ class Defect:
     """True for a tail shorter than a header."""
 
 
-def split(data: bytes, *, has_lengths: bool) -> tuple[list[Frame], Defect | None]:
+def split(data: bytes, *, has_lengths: bool, begin: int = 0) -> tuple[list[Frame], Defect | None]:
     """Find the messages of one datagram.
 
     Args:
         data: The datagram.
         has_lengths: `Layout.has_lengths` of the kernel that sent it.
+        begin: Where to begin: behind messages that the caller has found by the same rules.
 
     Returns:
         The messages, and what is wrong with the rest (`None`: nothing).
@@ -57,10 +59,10 @@ def split(data: bytes, *, has_lengths: bool) -> tuple[list[Frame], Defect | None
     if not has_lengths:
         if size < HEADER_SIZE:
             return frames, Defect("datagram shorter than a header", 0, size)
-        context, kind, _, _ = _HEADER.unpack_from(data, 0)
+        context, kind, _, _ = HEADER.unpack_from(data, 0)
         return [(kind, context, 0, 0, size)], None
-    at = 0
-    unpack = _HEADER.unpack_from
+    at = begin
+    unpack = HEADER.unpack_from
     append = frames.append
     last = size - HEADER_SIZE
     while at <= last:
@@ -76,8 +78,6 @@ def split(data: bytes, *, has_lengths: bool) -> tuple[list[Frame], Defect | None
             return frames, Defect(reason, at, size)
         append((kind, context, flags, at, end))
         at = end
-    if at == size and frames:
+    if at == size and at:
         return frames, None
-    return frames, Defect(
-        "tail shorter than a header" if frames else "datagram shorter than a header", at, size, bool(frames)
-    )
+    return frames, Defect("tail shorter than a header" if at else "datagram shorter than a header", at, size, at > 0)

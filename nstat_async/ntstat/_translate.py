@@ -446,7 +446,7 @@ class Translator:
         return interface
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class RawDetails:
     """The volatile part of a report, opened when somebody looks.
 
@@ -505,6 +505,8 @@ class DescriptorReader:
         """False for routes and interfaces, which have events of their own."""
         self.self_reported = bool(userland) or provider is Provider.UNKNOWN
         """True if a process may write any numbers."""
+        self.growing_class = None if self.self_reported else self.packed_class
+        """`packed_class` where the kernel counts: there, growth of the main counters is enough to believe the rest."""
         self._has_roles = translator.kernel.version >= Line.ROLES and provider is Provider.TCP and not userland
         self._struct = struct.Struct(self._identity_format())
         self.identity: Callable[[bytes, int], tuple[bytes, ...]] = self._struct.unpack_from
