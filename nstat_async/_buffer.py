@@ -17,7 +17,7 @@ A hole that a removed event leaves in the queue is skipped when it is reached.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import attrs
 
@@ -31,6 +31,7 @@ from ._events import (
     LossCause,
     PollCompleted,
     RouteUpdated,
+    SystemInfo,
     Unrecognized,
 )
 from ._model import COUNTS_FIELDS, Counts
@@ -40,6 +41,8 @@ __all__ = ["BufferStatistics", "EventBuffer"]
 
 MERGEABLE_LOSSES = 256
 """Pending `EventsLost` of one cause before further ones are added to the last."""
+
+_TABLE_EVENTS = (InterfaceUpdated, RouteUpdated, SystemInfo)
 
 
 @attrs.frozen(kw_only=True)
@@ -81,9 +84,11 @@ class EventBuffer:
         # taken out in place without a search.
         self._queue: deque[list[AnyEvent | None]] = deque()
         self._flows: dict[str, _Pending] = {}
-        self._pairs: OrderedDict[str, tuple[list[AnyEvent | None], list[AnyEvent | None]]] = OrderedDict()
+        # Keyed by the slot of FlowAdded: under a filter one flow may come and go more than once.
+        self._pairs: OrderedDict[int, tuple[list[AnyEvent | None], list[AnyEvent | None]]] = OrderedDict()
         self._polls: list[AnyEvent | None] | None = None
-        self._tables: dict[tuple[str, str], list[AnyEvent | None]] = {}
+        self._tables: dict[Hashable, list[AnyEvent | None]] = {}
+        self._leftovers: deque[list[AnyEvent | None]] = deque()
         self._losses: dict[LossCause, list[AnyEvent | None]] = {}
         self._loss_count = 0
         self._overflow_slot: list[AnyEvent | None] | None = None
@@ -105,6 +110,7 @@ class EventBuffer:
                 self._coalesce(event)
             if self._pending > self.limit:
                 self._shrink()
+            self._drop_holes()
         else:
             before = len(self._queue)
             self._queue.extend([event] for event in events)
@@ -133,6 +139,7 @@ class EventBuffer:
         self._flows.clear()
         self._pairs.clear()
         self._tables.clear()
+        self._leftovers.clear()
         self._polls = self._overflow_slot = None
         self._losses.clear()
         self._loss_count = 0
@@ -171,7 +178,7 @@ class EventBuffer:
             if self._polls is not None:
                 self._clear(self._polls)
             self._polls = self._append(event)
-        elif isinstance(event, (InterfaceUpdated, RouteUpdated)):
+        elif isinstance(event, _TABLE_EVENTS):
             self._coalesce_table(event)
         elif isinstance(event, EventsLost):
             self._coalesce_loss(event)
@@ -206,16 +213,20 @@ class EventBuffer:
         if pending.updated is not None:
             self._clear(pending.updated)
         if pending.added is not None:
-            self._pairs[event.flow.id] = (pending.added, slot)
+            self._pairs[id(pending.added)] = (pending.added, slot)
 
-    def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated) -> None:
-        key = ("route", event.id) if isinstance(event, RouteUpdated) else ("interface", str(event.interface.index))
+    def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated | SystemInfo) -> None:
+        """Of what is told again and again, only the newest waits."""
+        key = _table_key(event)
         slot = self._tables.get(key)
-        if slot is not None and slot[0] is not None:
+        if slot is not None:
             slot[0] = event
             self._coalesced += 1
         else:
-            self._tables[key] = self._append(event)
+            slot = self._tables[key] = self._append(event)
+        if isinstance(event, RouteUpdated) and event.removed:
+            del self._tables[key]  # its number may be given to another one
+            self._leftovers.append(slot)
 
     def _coalesce_loss(self, event: EventsLost) -> None:
         slot = self._losses.get(event.cause)
@@ -246,7 +257,7 @@ class EventBuffer:
                     pending.added = None
                 if pending.added is None and pending.updated is None:
                     del self._flows[event.flow.id]
-            self._pairs.pop(event.flow.id, None)
+            self._pairs.pop(id(slot), None)
         elif slot is self._polls:
             self._polls = None
         elif isinstance(event, (EventsLost, Unrecognized)):
@@ -255,8 +266,13 @@ class EventBuffer:
                 self._overflow_slot = None
             if isinstance(event, EventsLost) and self._losses.get(event.cause) is slot:
                 del self._losses[event.cause]
-        elif isinstance(event, (InterfaceUpdated, RouteUpdated)):
-            self._tables = {key: kept for key, kept in self._tables.items() if kept is not slot}
+        elif isinstance(event, _TABLE_EVENTS):
+            key = _table_key(event)
+            if self._tables.get(key) is slot:
+                del self._tables[key]
+            slot[0] = None
+            while self._leftovers and self._leftovers[0][0] is None:
+                self._leftovers.popleft()
 
     def _shrink(self) -> None:
         """Give up the oldest flows that came and went, until a tenth of the limit is free."""
@@ -275,23 +291,56 @@ class EventBuffer:
             self._pending -= 2
             place = removed
         if place is None:
+            self._give_up_leftovers(target)
             return
         self._given_up += given_up
         detail = "the consumer was slower than the flows that came and went"
         loss = EventsLost(time, LossCause.OVERFLOW, given_up, total, detail=detail)
-        earlier = self._overflow_slot[0] if self._overflow_slot is not None else None
-        if self._overflow_slot is not None and isinstance(earlier, EventsLost):
-            self._overflow_slot[0] = _merge(earlier, loss)
-        else:
+        if not self._join_overflow(loss):
             place[0] = loss
             self._overflow_slot = place
             self._pending += 1
             self._loss_count += 1
-        self._drop_holes()
+        self._give_up_leftovers(target)
+
+    def _join_overflow(self, loss: EventsLost) -> bool:
+        """Add to the overflow that waits already; False if none does."""
+        slot = self._overflow_slot
+        earlier = slot[0] if slot is not None else None
+        if slot is None or not isinstance(earlier, EventsLost):
+            return False
+        slot[0] = _merge(earlier, loss)
+        return True
+
+    def _give_up_leftovers(self, target: int) -> None:
+        """Routes that are gone: when nothing else helps, their last word is given up."""
+        given_up, time = 0, 0.0
+        while self._leftovers and (self._pending > target or self._leftovers[0][0] is None):
+            slot = self._leftovers.popleft()
+            if slot[0] is not None:
+                time = slot[0].time
+                slot[0] = None
+                self._pending -= 1
+                given_up += 1
+        if given_up:
+            detail = "the consumer was slower than the routes that went away"
+            loss = EventsLost(time, LossCause.OVERFLOW, given_up, detail=detail)
+            if not self._join_overflow(loss):
+                self._overflow_slot = self._append(loss)
+                self._loss_count += 1
 
     def _drop_holes(self) -> None:
         if len(self._queue) > 2 * self._pending + 64:
             self._queue = deque(slot for slot in self._queue if slot[0] is not None)
+
+
+def _table_key(event: InterfaceUpdated | RouteUpdated | SystemInfo) -> Hashable:
+    """What the event is the newest of."""
+    if isinstance(event, RouteUpdated):
+        return ("route", event.id)
+    if isinstance(event, InterfaceUpdated):
+        return ("interface", event.interface.index)
+    return tuple(key for key, _ in event.values)
 
 
 def _merge(earlier: EventsLost, later: EventsLost) -> EventsLost:

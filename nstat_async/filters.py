@@ -195,12 +195,18 @@ def loopback() -> Filter:
 class FlowGate:
     """Applies a filter to a stream of events, consistently per flow.
 
-    Memory: one id for each open flow that matches.
+    What a flow counted while it was hidden is not the consumer's: one that was seen
+    before, or is older than the monitor, begins to match as ``preexisting``.
+
+    Memory: one id for each open flow that matches, is older than the monitor, or
+    matched before.
     """
 
     def __init__(self, flow_filter: FilterLike) -> None:
         self._filter = as_filter(flow_filter)
         self._visible: set[str] = set()
+        self._historic: set[str] = set()
+        """Hidden flows whose counters are not new."""
 
     def __call__(self, events: Iterable[AnyEvent]) -> Sequence[AnyEvent]:
         """The events that pass."""
@@ -219,14 +225,19 @@ class FlowGate:
         known = flow.id in self._visible
         if isinstance(event, FlowRemoved):
             self._visible.discard(flow.id)
+            self._historic.discard(flow.id)
             return event if known else None
         matches = self._filter(flow)
         if matches and not known:
             self._visible.add(flow.id)
             if isinstance(event, FlowUpdated):
-                return FlowAdded(event.time, flow, event.counts, preexisting=False, raw_details=event.raw_details)
+                old = flow.id in self._historic
+                self._historic.discard(flow.id)
+                return FlowAdded(event.time, flow, event.counts, preexisting=old, raw_details=event.raw_details)
         elif known and not matches:
             self._visible.discard(flow.id)
-            counts = event.counts
-            return FlowRemoved(event.time, flow, counts, final=False, reason=RemovalReason.FILTERED)
+            self._historic.add(flow.id)
+            return FlowRemoved(event.time, flow, event.counts, final=False, reason=RemovalReason.FILTERED)
+        elif not matches and isinstance(event, FlowAdded) and event.preexisting:
+            self._historic.add(flow.id)
         return event if matches else None

@@ -1,0 +1,190 @@
+"""Filters as values, and the gate that applies them to a stream."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nstat_async import (
+    Counts,
+    Direction,
+    Endpoint,
+    Flow,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    Interface,
+    InterfaceKind,
+    PollCompleted,
+    Process,
+    Provider,
+    RemovalReason,
+    TcpState,
+    UsageError,
+    filters,
+)
+from nstat_async.filters import FlowGate
+
+FLOW = Flow(
+    "1",
+    Provider.TCP,
+    local=Endpoint.parse("192.0.2.1", 50_000),
+    remote=Endpoint.parse("2001:db8::7", 443),
+    process=Process(42, "curl", effective_pid=7, uid=501),
+    interface=Interface(4, "en0", InterfaceKind.WIFI),
+    state=TcpState.ESTABLISHED,
+    direction=Direction.OUTBOUND,
+)
+BARE = Flow("2", Provider.UDP)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "misses"),
+    [
+        (filters.by_pid(42), filters.by_pid(43)),
+        (filters.by_pid(1, 7), filters.by_pid(0)),  # on behalf of 7
+        (filters.by_process_name("curl"), filters.by_process_name("cur")),
+        (filters.by_uid(501), filters.by_uid(0)),
+        (filters.by_provider("tcp"), filters.by_provider(Provider.QUIC)),
+        (filters.by_direction("outbound"), filters.by_direction("inbound")),
+        (filters.by_state("established"), filters.by_state(TcpState.LISTEN)),
+        (filters.by_interface("en0"), filters.by_interface("en1")),
+        (filters.by_interface_kind("wifi"), filters.by_interface_kind("wired")),
+        (filters.by_port(443), filters.by_port(80)),
+        (filters.by_port(50_000), filters.by_port(50_000, local=False)),
+        (filters.by_address("2001:db8::/32"), filters.by_address("192.0.2.0/24")),
+        (filters.by_address("192.0.2.0/24", local=True), filters.by_address("2001:db8::/32", local=True, remote=False)),
+        (filters.matching(lambda f: f.id == "1"), filters.loopback()),
+    ],
+)
+def test_a_filter_passes_what_it_names_and_nothing_else(chosen, misses):
+    assert chosen(FLOW)
+    assert not misses(FLOW)
+    assert not chosen(BARE)
+    assert not misses(BARE)
+    assert (chosen & ~misses)(FLOW)
+    assert (misses | chosen)(FLOW)
+    assert not (chosen & misses)(FLOW)
+    assert (lambda f: True) & chosen  # a predicate on the left
+    assert ((lambda f: False) | chosen)(FLOW)
+    assert repr(chosen & ~misses).startswith("<Filter (")
+
+
+def test_loopback_is_told_by_an_address_or_the_interface():
+    assert filters.loopback()(Flow("1", Provider.UDP, remote=Endpoint.parse("127.0.0.53", 53)))
+    assert filters.loopback()(Flow("1", Provider.UDP, local=Endpoint.parse("::1", 53)))
+    assert filters.loopback()(Flow("1", Provider.UDP, interface=Interface(1, "lo0", InterfaceKind.LOOPBACK)))
+    assert not filters.loopback()(BARE)
+
+
+def test_nonsense_is_a_usage_error_that_names_it():
+    with pytest.raises(UsageError, match="by_address: 'nowhere'"):
+        filters.by_address("nowhere")
+    with pytest.raises(UsageError, match="flow_filter: 5 is neither"):
+        filters.as_filter(5)
+    with pytest.raises(ValueError, match="carrier pigeon"):
+        filters.by_provider("carrier pigeon")
+
+
+_POOL = [
+    Flow(str(number), Provider.TCP, local=Endpoint.parse("192.0.2.1", port), state=state)
+    for number in (1, 2, 3)
+    for port in (0, 80)
+    for state in (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
+]
+
+
+@st.composite
+def _streams(draw):
+    """A well-formed stream: each flow added, updated, removed, with growing counters."""
+    events, told = [], {}
+    for time in range(draw(st.integers(0, 40))):
+        flow = draw(st.sampled_from(_POOL))
+        before = told.get(flow.id)
+        if before is None:
+            counts = Counts(rx_bytes=draw(st.integers(0, 9)))
+            events.append(FlowAdded(time, flow, counts, preexisting=draw(st.booleans())))
+            told[flow.id] = counts
+        elif draw(st.integers(0, 4)):
+            counts = Counts(rx_bytes=before.rx_bytes + draw(st.integers(0, 9)))
+            events.append(FlowUpdated(time, flow, counts, before))
+            told[flow.id] = counts
+        else:
+            events.append(FlowRemoved(time, flow, before, True, RemovalReason.CLOSED))
+            del told[flow.id]
+    return events
+
+
+def _counted(events) -> int:
+    """What an aggregate makes of a stream: new flows from zero, others from their first counts."""
+    total, last = 0, {}
+    for event in events:
+        if isinstance(event, FlowAdded):
+            assert event.flow.id not in last
+            last[event.flow.id] = event.counts.rx_bytes
+            total += 0 if event.preexisting else event.counts.rx_bytes
+        else:
+            total += event.counts.rx_bytes - last[event.flow.id]
+            last[event.flow.id] = event.counts.rx_bytes
+            if isinstance(event, FlowRemoved):
+                del last[event.flow.id]
+    return total
+
+
+@settings(deadline=None, max_examples=60)
+@given(_streams())
+def test_a_gate_adds_updates_and_removes_in_order_and_never_counts_bytes_twice(events):
+    chosen = filters.by_port(80) & filters.by_state("established")
+    gate = FlowGate(chosen)
+    passed = []
+    for event in events:
+        passed.extend(gate([event]))
+    visible = set()
+    for event in passed:
+        if isinstance(event, FlowAdded):
+            assert event.flow.id not in visible
+            visible.add(event.flow.id)
+            assert chosen(event.flow)
+        else:
+            assert event.flow.id in visible
+            if isinstance(event, FlowRemoved):
+                visible.remove(event.flow.id)
+            else:
+                assert chosen(event.flow)
+    assert _counted(passed) <= _counted(events)
+    ended = {e.flow.id for e in events if isinstance(e, FlowRemoved)}
+    if len(ended) == len({e.flow.id for e in events}):
+        assert visible <= {e.flow.id for e in events}
+    again = FlowGate(chosen)
+    assert list(again(events)) == passed  # however the stream is cut into batches
+
+
+def test_a_flow_that_ceases_to_match_is_removed_as_filtered_and_comes_back_as_preexisting():
+    gate = FlowGate(filters.by_state("established"))
+    up = Flow("1", Provider.TCP, state=TcpState.ESTABLISHED)
+    down = Flow("1", Provider.TCP, state=TcpState.CLOSE_WAIT)
+    one, two, three = (Counts(rx_bytes=n) for n in (1, 20, 300))
+    out = gate([FlowAdded(0, up, one, False), FlowUpdated(1, down, two, one), FlowUpdated(2, up, three, two)])
+    assert out[0].preexisting is False
+    assert (out[1].reason, out[1].final, out[1].counts) == (RemovalReason.FILTERED, False, two)
+    assert isinstance(out[2], FlowAdded)
+    assert (out[2].preexisting, out[2].counts) == (True, three)
+
+
+def test_a_flow_that_is_hidden_at_first_keeps_whether_it_is_older_than_the_monitor():
+    for old in (True, False):
+        gate = FlowGate(filters.by_port(80))
+        bound = Flow("1", Provider.TCP, local=Endpoint.parse("192.0.2.1", 80))
+        counts = Counts(rx_bytes=5)
+        hidden = gate([FlowAdded(0, Flow("1", Provider.TCP), counts, old)])
+        assert hidden == []
+        (added,) = gate([FlowUpdated(1, bound, counts, counts)])
+        assert isinstance(added, FlowAdded)
+        assert added.preexisting is old
+    assert gate([FlowRemoved(2, BARE, None, False, RemovalReason.CLOSED)]) == []
+
+
+def test_events_that_are_no_flow_s_pass_every_gate():
+    event = PollCompleted(1.0, 0, True)
+    assert FlowGate(lambda flow: False)([event]) == [event]
