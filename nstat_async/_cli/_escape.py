@@ -45,7 +45,7 @@ def dump(value: Any) -> str:
     Raises:
         ValueError: A float in it is not finite.
     """
-    return _encoder.encode(value).replace("\x7f", "\\u007f")
+    return _encoder.encode(value)  # which escapes all but the printable characters of ASCII
 
 
 def quote(text: str | None) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
+import subprocess
 import threading
+import time
 
 import conversations
 import pytest
-from support import run, run_json
+from support import PYTHON, run, run_json
 
 from nstat_async._cli import _workload
 from nstat_async.testing import EmulatedKernel
@@ -19,8 +22,6 @@ KERNEL = "xnu-11417.121.6"
 @pytest.fixture
 def served(tmp_path):
     """An emulated kernel with known flows behind a socket: (kernel, options for the command line)."""
-    import time
-
     kernel = EmulatedKernel(KERNEL, clock=time.monotonic)
     server = kernel.serve_unix(str(tmp_path / "s"))
     yield kernel, ("--backend", f"unix:{tmp_path / 's'}", "--kernel", KERNEL)
@@ -61,7 +62,7 @@ def test_filters_choose_the_flows(served):
 
 
 def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
-    """What moved while it watched is counted to the byte, the last interval and closed flows included."""
+    """What moved while it watched is counted to the byte: closed flows, and what no regular poll came to tell."""
     kernel, options = served
     old = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000_000)
     done = threading.Event()
@@ -80,7 +81,7 @@ def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        lines = run_json("processes", "--json", "--duration", "0.8", "--interval", "0.1", *options)
+        lines = run_json("processes", "--json", "--duration", "0.8", "--interval", "30", *options)
     finally:
         done.set()
         thread.join()
@@ -91,6 +92,22 @@ def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
         "v", "time", "pid", "name", "flows", "open_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets",
         "rx_rate", "tx_rate",
     ]  # fmt: skip
+
+
+def test_processes_stopped_by_a_signal_still_prints_its_table(served):
+    kernel, options = served
+    flow = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000)
+    command = [PYTHON, "-m", "nstat_async", "processes", "--json", "--include-history", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not any(client.sources for client in list(kernel.clients)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    flow.transfer(rx=5)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, b"")
+    assert json.loads(out)["rx_bytes"] == 1_005
 
 
 def test_processes_prints_a_table_at_each_interval(served):

@@ -113,6 +113,24 @@ def test_a_reader_that_goes_away_is_the_end_and_no_failure(command, recording):
     process.stderr.close()
 
 
+def test_a_reader_that_goes_away_between_two_lines_leaves_no_noise_at_exit(recording):
+    """What could not be written is not tried again, and complained about, when the interpreter ends."""
+    header, *lines = recording.read_bytes().splitlines(keepends=True)
+    line = next(line for line in lines if b"from_kernel" in line)
+    process = subprocess.Popen(
+        _command("messages", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdin.write(header + line)
+    process.stdin.flush()
+    assert _next_line(process)
+    process.stdout.close()
+    process.stdin.write(line)
+    process.stdin.close()
+    assert process.wait(20) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
 def test_a_full_disk_is_one_line_and_status_1(recording):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")

@@ -184,6 +184,8 @@ async def test_the_application_shows_processes_and_takes_keys():
         assert app.paused
         kernel.open_tcp(600, "late", remote=("198.51.100.9", 443), rx=1)
         await _until(pilot, lambda: len(app.model.table) == 3)
+        polls = app.model.table.polls[0]
+        await _until(pilot, lambda: app.model.table.polls[0] > polls + 3)
         assert "late" not in _screen(app)
         await pilot.press("p")
         await _until(pilot, lambda: "late" in _screen(app))
