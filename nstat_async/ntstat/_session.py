@@ -11,7 +11,7 @@ Counters are the kernel socket's, not the subscription's, so totals go on unbrok
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,6 +90,7 @@ class Session:
         self._reopen_at: float | None = None
         self._reopen_tries = 0
         self._resync_at: float | None = None
+        self._candidate_poll: float | None = None
         self._last_resync = float("-inf")
         self._statistics = {"resynchronisations": 0}
 
@@ -200,7 +201,7 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        times = [self._next_poll, self._reopen_at, self._resync_at]
+        times = [self._next_poll, self._reopen_at, self._resync_at, self._candidate_poll]
         times.extend(s.deadline() for s in (self._current, self._candidate) if s is not None)
         return min((t for t in times if t is not None), default=None)
 
@@ -216,6 +217,10 @@ class Session:
             if subscription is not None:
                 subscription.tick(now)
                 self._check_refusals(subscription)
+        if self._candidate_poll is not None and now >= self._candidate_poll:
+            self._candidate_poll = None
+            if self._candidate is not None:
+                self._candidate.want_poll(now)
         if self._next_poll is not None and now >= self._next_poll:
             self.request_poll(now)
 
@@ -344,12 +349,14 @@ class Session:
         self.failure = RequestError(f"subscription to {names}", errno, "the kernel refused every provider")
 
     def _ready(self, subscription: Subscription, complete: bool) -> None:
-        """A poll of this subscription ended."""
+        """A poll of this subscription ended; `complete`: the kernel answered all that was asked."""
         if subscription is self._candidate:
-            if complete or subscription.statistics["polls"] >= 3:
+            if complete:
                 self._take_over(subscription)
             else:
-                subscription.poll_wanted = True
+                # The kernel is short of room: what it could not answer must not count as gone.
+                tries = subscription.statistics["polls"] - 1
+                self._candidate_poll = subscription._now + REOPEN_DELAYS[min(tries, len(REOPEN_DELAYS) - 1)]  # noqa: SLF001
             return
         self._prove(subscription)
         interval = self.options.interval
@@ -395,7 +402,9 @@ class Session:
         subscription.state = State.CLOSED
         subscription.outbox.clear()
         if subscription is self._candidate:
-            self._candidate = None
+            self._candidate = self._candidate_poll = None
+            if self._current is not None and self._current.state is not State.CLOSED:
+                self._resync_at = now + RESYNC_PAUSE
         elif subscription is self._current:
             self._next_poll = None
             self._emit(
@@ -415,6 +424,7 @@ class Session:
     def _take_over(self, candidate: Subscription) -> None:
         """The second socket knows everything: let it continue the flows of the first."""
         old, self._current, self._candidate = self._current, candidate, None
+        self._candidate_poll = None
         self._reopen_tries = 0
         assert old is not None
         was_open = old.state is not State.CLOSED
@@ -424,23 +434,13 @@ class Session:
         table = candidate.table
         table.muted = False
         old.table.time, old.table.time_ns = table.time, table.time_ns
-        waiting: dict[tuple[Any, ...], list[Source]] = {}
-        for source in old.table.sources.values():
-            if source.reported and source.reader is not None and source.reader.is_flow:
-                waiting.setdefault(_same_socket(source), []).append(source)
-        fresh = []
-        for source in table.sources.values():
-            partners = waiting.get(_same_socket(source))
-            if not partners:
-                fresh.append(source)
-                continue
-            partner = partners.pop(0)
+        partners, fresh, vanished = _pair(old.table.sources.values(), table.sources.values())
+        for partner, source in partners:
             if _continue(partner, source) and source.flow is not None:
                 counts = source.counts if source.counts is not None else Counts()
                 self._emit(FlowUpdated(table.time, source.flow, counts, partner.counts))
-        for partners in waiting.values():
-            for source in partners:
-                old.table.gone(source)
+        for source in vanished:
+            old.table.gone(source)
         for source in fresh:
             source.preexisting = False
             if source.reported and source.flow is not None:
@@ -459,14 +459,63 @@ class Session:
         self._ready(candidate, True)
 
 
-def _same_socket(source: Source) -> tuple[Any, ...]:
+def _pair(
+    old: Iterable[Source], new: Iterable[Source]
+) -> tuple[list[tuple[Source, Source]], list[Source], list[Source]]:
+    """Which sources of two control sockets are the same kernel socket.
+
+    Returns:
+        The pairs (old, new), what only the new socket knows, what only the old one did.
+    """
+    pairs: list[tuple[Source, Source]] = []
+    left = [s for s in old if s.reported and s.flow is not None and s.reader is not None and s.reader.is_flow]
+    fresh = list(new)
+    for sign, ambiguous in ((_every_sign, True), (_creation, False), (_local_port, False), (_addresses, False)):
+        waiting: dict[tuple[Any, ...], list[Source]] = {}
+        for source in left:
+            if (key := sign(source)) is not None:
+                waiting.setdefault(key, []).append(source)
+        rivals = Counter(sign(source) for source in fresh)
+        unpaired = []
+        for source in fresh:
+            key = sign(source)
+            partners = waiting.get(key, []) if key is not None else []
+            if partners and (ambiguous or len(partners) == rivals[key] == 1):
+                pairs.append((partners.pop(0), source))
+            else:
+                unpaired.append(source)
+        found = {id(partner) for partner, _ in pairs}
+        left, fresh = [source for source in left if id(source) not in found], unpaired
+    return pairs, fresh, left
+
+
+def _every_sign(source: Source) -> tuple[Any, ...] | None:
     flow = source.flow
     if flow is None:
-        return (source.provider_id,)
-    if source.start_ticks is not None:
-        return (source.provider_id, source.start_ticks, flow.local, flow.remote)
+        return None
     owner = flow.process.key if flow.process is not None else None
-    return (source.provider_id, owner, flow.local, flow.remote)
+    return (source.provider_id, source.start_ticks, owner, flow.local, flow.remote)
+
+
+def _creation(source: Source) -> tuple[Any, ...] | None:
+    """The moment of its creation, to the tick: it may have been bound, connected or handed over since."""
+    return None if source.start_ticks is None else (source.provider_id, source.start_ticks)
+
+
+def _local_port(source: Source) -> tuple[Any, ...] | None:
+    """Where the moment is not told: the owner's local port."""
+    flow = source.flow
+    if source.start_ticks is not None or flow is None or flow.local is None or flow.process is None:
+        return None
+    return (source.provider_id, flow.process.key, flow.local.port)
+
+
+def _addresses(source: Source) -> tuple[Any, ...] | None:
+    """Where the moment is not told: both ends of a connection, whoever has it now."""
+    flow = source.flow
+    if source.start_ticks is not None or flow is None or flow.remote is None:
+        return None
+    return (source.provider_id, flow.local, flow.remote)
 
 
 def _continue(old: Source, new: Source) -> bool:

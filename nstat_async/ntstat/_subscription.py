@@ -53,9 +53,13 @@ DESCRIBE_DELAY = 0.1
 MAX_RETRIES = 3
 """Times that a refused or unanswered request is sent again."""
 MAX_SINGLES = 32
-"""Requests about single sources that may be outstanding together."""
+"""Requests about single sources that may be outstanding together; fewer where the receive buffer is small."""
+SINGLE_REPLY = 1024
+"""Bytes of buffer reckoned for the answer to one of them."""
 MAX_VERIFICATIONS = 2_000
 """Sources verified after one poll; the rest waits for the next."""
+PROBED_AHEAD = 4
+"""References above the highest that the first poll told, asked for by themselves."""
 SUSPICIOUS_FILL = 0.7
 """Part of the receive buffer after which the kernel may have refused messages (it does at 0.75)."""
 REDESCRIBE_EVERY = 5
@@ -99,9 +103,16 @@ class _Request:
 
 
 class _Purpose(enum.Enum):
+    """Why a single source is asked for."""
+
     DESCRIBE = enum.auto()
     VERIFY = enum.auto()
     DISCOVER = enum.auto()
+    PROBE = enum.auto()
+
+
+_UNKNOWN = frozenset({_Purpose.DISCOVER, _Purpose.PROBE})
+"""Purposes of asking for references that are no known source."""
 
 
 @attrs.define(eq=False)
@@ -112,6 +123,10 @@ class _Verification:
     gone: int = 0
     unresolved: int = 0
     never_seen: int = 0
+    unanswered: int = 0
+    """Of the unresolved ones those that the kernel could not answer now: they are worth asking again."""
+    probed: int = 0
+    """Highest reference that was probed."""
 
 
 class Subscription:
@@ -125,7 +140,7 @@ class Subscription:
         generation: Makes flow ids of this socket unlike those of others.
         discovery: How new flows are found.
         muted: Fill the table without events (a second socket, until it takes over).
-        on_ready: Called when a poll ended, with whether it is whole.
+        on_ready: Called when a poll ended, with whether the kernel answered all that was asked.
         on_gap: Called when only another control socket can repair the picture.
     """
 
@@ -159,6 +174,7 @@ class Subscription:
         self.table.muted = muted
         self.table.baseline = True
         self.table.accounting = self.kernel.references_are_gapless
+        self.table.unfiltered = True
         self.receiver = Receiver(
             self.kernel,
             self.table,
@@ -188,7 +204,9 @@ class Subscription:
         self._poll_trouble = False
         self._highest_at_poll = 0
         self._polling = False
-        self._gap_told = False
+        self._singles_at_once = MAX_SINGLES
+        self._answered_whole = False
+        """True once the kernel answered all that a poll and its verification asked."""
 
     # --- in ----------------------------------------------------------------
 
@@ -197,6 +215,8 @@ class Subscription:
         self._now = now
         self.immediate = immediate
         self.receive_buffer = receive_buffer
+        if receive_buffer:
+            self._singles_at_once = max(1, min(MAX_SINGLES, receive_buffer * 3 // 4 // SINGLE_REPLY))
         self.state = State.SUBSCRIBING
         self.table.begin(wall)
         self.table.subscribed_ns = self.table.time_ns
@@ -394,24 +414,43 @@ class Subscription:
 
     def _poll_ends(self) -> None:
         """All steps are answered: look for what should have come and did not."""
+        table = self.table
         verification = self._verification = _Verification()
         wanted: list[tuple[int, _Purpose]] = []
-        for source in self.table.absent():
+        for source in table.absent():
             source.missed += 1
             # Some sources are never reported (dead sockets, oversized extensions): ask rarely.
             if source.missed & (source.missed - 1) == 0:
                 wanted.append((source.ref, _Purpose.VERIFY))
             else:
                 verification.unresolved += 1
-        table = self.table
         if self.suppress and table.missing:
             refs = sorted(r for r in table.missing if r <= self._highest_at_poll or not table.baseline)
             if table.baseline:
                 refs = sorted(table.missing)
             wanted.extend((ref, _Purpose.DISCOVER) for ref in refs)
-        verification.unresolved += max(0, len(wanted) - MAX_VERIFICATIONS)
+        postponed = max(0, len(wanted) - MAX_VERIFICATIONS)
+        verification.unresolved += postponed
+        verification.unanswered += postponed
         self._queue.extend(wanted[:MAX_VERIFICATIONS])
+        if self.suppress and (wanted or not self._answered_whole):
+            verification.probed = max(table.sources, default=0)
+            self._probe_up_to(verification.probed + PROBED_AHEAD)
         self._proceed()
+
+    def _probe_up_to(self, ref: int) -> None:
+        """Ask for references above all that the first poll told.
+
+        A poll begins with the newest sources. If that batch was lost, no number above the
+        others says so: only asking does.
+        """
+        verification = self._verification
+        if verification is None:
+            return
+        if verification.probed >= max(self.table.sources, default=0) + MAX_VERIFICATIONS:
+            return
+        self._queue.extend((probed, _Purpose.PROBE) for probed in range(verification.probed + 1, ref + 1))
+        verification.probed = max(verification.probed, ref)
 
     def _verified(self) -> None:
         verification, self._verification = self._verification, None
@@ -429,16 +468,18 @@ class Subscription:
         if not table.muted:
             count = sum(1 for s in table.sources.values() if s.reported) if not complete else len(table.sources)
             self.emit(PollCompleted(table.time, count, complete))
-        self.on_ready(self, complete)
+        answered = not verification.unanswered and not self._poll_trouble
+        self._answered_whole = self._answered_whole or answered
+        self.on_ready(self, answered)
         self._proceed()
 
     # --- single sources -----------------------------------------------------
 
     def _send_singles(self) -> None:
         cls = GetUpdate if self.kernel.has_updates else GetSourceDescription
-        while self._queue and len(self._singles) < MAX_SINGLES:
+        while self._queue and len(self._singles) < self._singles_at_once:
             ref, purpose = self._queue.popleft()
-            if purpose is not _Purpose.DISCOVER and ref not in self.table.sources:
+            if (ref in self.table.sources) == (purpose in _UNKNOWN):
                 continue
             context = self.next_context()
             self._singles[context] = (ref, purpose, self._now)
@@ -448,10 +489,19 @@ class Subscription:
 
     def _singles_lost(self) -> None:
         for context in list(self._singles):
-            _, purpose, _ = self._singles.pop(context)
+            ref, purpose, _ = self._singles.pop(context)
             self.statistics["replies_lost"] += 1
-            if purpose is not _Purpose.DESCRIBE and self._verification is not None:
-                self._verification.unresolved += 1
+            self._unanswered(ref, purpose)
+
+    def _unanswered(self, ref: int, purpose: _Purpose) -> None:
+        """The kernel could not answer now: this says nothing about the source."""
+        if purpose is _Purpose.DESCRIBE or self._verification is None:
+            return
+        self._verification.unresolved += 1
+        self._verification.unanswered += 1
+        source = self.table.sources.get(ref)
+        if source is not None:
+            source.missed = 0  # the next poll asks again at once
 
     def _single_refused(self, ref: int, purpose: _Purpose, errno: int) -> None:
         verification = self._verification
@@ -465,6 +515,8 @@ class Subscription:
                     verification.never_seen += 1
         elif errno == DarwinErrno.EAGAIN:
             pass  # the source is there and has nothing to report
+        elif errno in {DarwinErrno.ENOBUFS, DarwinErrno.ENOMEM}:
+            self._unanswered(ref, purpose)
         elif verification is not None and purpose is not _Purpose.DESCRIBE:
             verification.unresolved += 1
 
@@ -473,7 +525,9 @@ class Subscription:
     def _answered(self, context: int, ref: int) -> None:
         single = self._singles.pop(context, None)
         if single is not None:
-            if single[1] is not _Purpose.DESCRIBE and self._verification is not None:
+            if single[1] is _Purpose.PROBE:
+                self._probe_up_to(ref + PROBED_AHEAD)
+            elif single[1] is not _Purpose.DESCRIBE and self._verification is not None:
                 self._verification.recovered += 1
                 source = self.table.sources.get(ref)
                 if source is not None:
@@ -561,6 +615,8 @@ class Subscription:
             self._request = None  # it has no answer when it is granted
         elif request.provider is not None:
             self._subscribed(request)
+            if not self.suppress:
+                self._gap(None)  # whether the kernel listed everything is in the lost answer
         elif request.retries < MAX_RETRIES:
             request.message = attrs.evolve(request.message, context=self.next_context())
             request.retries += 1
