@@ -8,26 +8,24 @@ consistent the way the kernel does; `EmulatedFlow.set` writes any of them.
 from __future__ import annotations
 
 import struct
-import uuid as uuid_module
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from nstat_async._model import Endpoint, InterfaceKind, Provider
-from nstat_async.ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6, TCP_STATES, EventFlag
+from nstat_async.ntstat._constants import DARWIN_AF_INET, TCP_STATES, EventFlag
 from nstat_async.ntstat._constants import InterfaceProperty as Bit
 
 from ._interfaces import EmulatedInterface, interface_properties
+from ._values import endpoint, field_value
 from ._wire import Packer
 
 if TYPE_CHECKING:
     from ._kernel import EmulatedKernel
     from ._sources import Source
 
-__all__ = ["EmulatedFlow", "endpoint", "executable_uuid", "sockaddr"]
+__all__ = ["EmulatedFlow"]
 
 _CLOSED, _LISTEN, _SYN_SENT, _ESTABLISHED, _TIME_WAIT = 0, 1, 2, 4, 10
-_UUID_SPACE = UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
 _SECONDS_PER_BIT = 8
 _SEGMENT = 1448
 _TIMESTAMP = struct.Struct("<Q")
@@ -46,36 +44,6 @@ _DETAILED_MEDIA = {
     InterfaceKind.BRIDGE: "wired",
     InterfaceKind.BLUETOOTH: "bluetooth",
 }
-
-
-def executable_uuid(name: str) -> bytes:
-    """A UUID for an executable of that name: the same for every process that runs it."""
-    return uuid_module.uuid5(_UUID_SPACE, name).bytes
-
-
-def endpoint(value: Endpoint | str | tuple[str, int] | None) -> Endpoint | None:
-    """An endpoint from ``("192.0.2.1", 443)``, ``"192.0.2.1:443"`` or ``"[2001:db8::1]:443"``.
-
-    Raises:
-        ValueError: It is none of these.
-    """
-    if value is None or isinstance(value, Endpoint):
-        return value
-    if isinstance(value, str):
-        address, _, port = value.rpartition(":")
-        return Endpoint.parse(address.strip("[]"), int(port))
-    return Endpoint.parse(value[0], value[1])
-
-
-def sockaddr(value: Endpoint | None) -> bytes:
-    """A BSD socket address in 28 bytes; all zero for `None`."""
-    if value is None:
-        return bytes(28)
-    port = value.port.to_bytes(2, "big")
-    if len(value.packed) == 4:
-        return (bytes((16, DARWIN_AF_INET)) + port + value.packed).ljust(28, b"\0")
-    scope = (value.scope_id or 0).to_bytes(4, "little")
-    return bytes((28, DARWIN_AF_INET6)) + port + bytes(4) + value.packed + scope
 
 
 class EmulatedFlow:
@@ -262,7 +230,7 @@ class EmulatedFlow:
                     self._counts[name] = value
                     self._counts_bytes = None
                 else:
-                    self._fields[name] = _field_value(name, value)
+                    self._fields[name] = field_value(name, value)
                     self._descriptor_parts = None
 
     def use_interface(self, interface: str | EmulatedInterface | None) -> None:
@@ -461,11 +429,3 @@ class EmulatedFlow:
     def descriptor_errno(self) -> int:
         """Error of the provider's descriptor function: since xnu-2782 a dead socket has none to tell."""
         return 22 if self.gone and self.is_kernel_socket and self.kernel.release.version >= (2782,) else 0
-
-
-def _field_value(name: str, value: Any) -> Any:
-    if name in {"local", "remote", "dst", "mask", "gateway"} and not isinstance(value, bytes):
-        return sockaddr(endpoint(value))
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    return value.bytes if isinstance(value, UUID) else value

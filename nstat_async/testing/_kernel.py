@@ -7,25 +7,22 @@ compared with the real kernel code and where it differs on purpose.
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import random
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nstat_async._errors import UsageError
-from nstat_async._model import Endpoint, InterfaceKind, Provider
+from nstat_async._model import Provider
 from nstat_async.ntstat._constants import MAX_BATCH, EventFlag
 from nstat_async.ntstat._kernels import Kernel
 from nstat_async.ntstat._layouts import layout
 
 from ._client import EmulatedClient
 from ._faults import Faults
-from ._flows import EmulatedFlow, _field_value, endpoint, executable_uuid
-from ._interfaces import DEFAULT_INTERFACES, EmulatedInterface
+from ._flows import EmulatedFlow
 from ._lookup import interface_traffic
+from ._scripting import ScriptedMachine
 from ._socket import DEFAULT_RECEIVE_SPACE
+from ._values import field_value
 from ._wire import Packer, Wire, wire
 
 if TYPE_CHECKING:
@@ -38,20 +35,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EmulatedKernel"]
 
-_NANOSECOND = 1_000_000_000
-_MINUTE = 60 * _NANOSECOND
+_MINUTE = 60.0
 _TIME_WAIT_SECONDS = 30.0
-_FIRST_PORT = 49152
-_ESTABLISHED = 4
 _USERLAND_EVENTS = int(EventFlag.ENTER_CELLFALLBACK | EventFlag.EXIT_CELLFALLBACK)
 _CONNECTION_EVENTS = int(EventFlag.FLOW_UUID_ASSIGNED | EventFlag.FLOW_UUID_CHANGED)
 _ROLE_EVENTS = int(EventFlag.FLOW_STATE_LISTEN | EventFlag.FLOW_STATE_OUTBOUND)
-_OWNER = ("pid", "upid", "pname", "uuid", "epid", "eupid", "euuid", "uid", "persona_id")
 _RTF_UP = 1
-_LONGEST_PROCESS_NAME = 32
 
 
-class EmulatedKernel:
+class EmulatedKernel(ScriptedMachine):
     """The ntstat side of one XNU release.
 
     Args:
@@ -93,36 +85,22 @@ class EmulatedKernel:
         release = Kernel.parse(kernel)
         if layout_number is not None:
             release = Kernel(release.text, release.version, layout(layout_number), known=False)
-        self.release: Kernel = release
-        """The release as the library understands it."""
-        self.lock = threading.RLock()
-        """Held during every call; hold it to make several changes at once."""
+        super().__init__(release, clock, uptime, timebase, seed)
         self.absent_providers: set[int] = set()
         """Providers that this build of the release lacks, though its headers have their numbers."""
         self.receive_space = receive_space
         self.privileged = privileged
         self.privilege_check = privilege_check
-        self.timebase = timebase
         self.contended = contended
-        self.random = random.Random(seed)  # noqa: S311  (reproducible, not secret)
         self.faults = Faults(random=self.random)
+        """What goes wrong on purpose."""
         self.wire: Wire = wire(release.layout)
         self.batch_limit = MAX_BATCH
         self.update_limit = 2048 if release.version >= (8019,) else 512
         self.longest_name = 63 if release.version >= (11215,) else 16
         self.clients: list[EmulatedClient] = []
         """Connected control sockets, newest first."""
-        self.interfaces: dict[str, EmulatedInterface] = {}
-        self._clock = clock
-        self._offset_ns = 0 if clock is not None else round(uptime * _NANOSECOND)
-        self._tick_jump_ns = 0
-        self._timers: list[tuple[int, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._numbers = itertools.count()
         self._units = itertools.count(1)
-        self._ports = itertools.cycle(range(_FIRST_PORT, 65536))
-        self._upids = itertools.count(100_001)
-        self._processes: dict[int, tuple[int, str]] = {}
         self._flows: dict[int, dict[int, EmulatedFlow]] = {number: {} for number in release.providers}
         self._interface_flows: dict[int, EmulatedFlow] = {}
         self._packers: dict[str, Packer] = {}
@@ -130,92 +108,17 @@ class EmulatedKernel:
         self._merged_events = 0
         self._minute_timer_runs = not minute_timer
         self._header_garbage = header_garbage and release.version < (2782,)
-        self.timer_added = threading.Event()
-        """Set when a timer was added: threads that run timers by the wall clock wait for it."""
         self._servers: list[UnixServer] = []
-        for interface in DEFAULT_INTERFACES():
-            self.interfaces[interface.name] = interface
-
-    @property
-    def name(self) -> str:
-        """``xnu-…``."""
-        return self.release.name
 
     def __repr__(self) -> str:
         return f"<EmulatedKernel {self.name} flows={sum(map(len, self._flows.values()))} clients={len(self.clients)}>"
 
-    # Time
-
-    @property
-    def now_ns(self) -> int:
-        """Nanoseconds since this machine was started."""
-        if self._clock is None:
-            return self._offset_ns
-        return int(self._clock() * _NANOSECOND) + self._offset_ns
-
-    @property
-    def now(self) -> float:
-        """`now_ns` in seconds."""
-        return self.now_ns / _NANOSECOND
-
-    @property
-    def ticks(self) -> int:
-        """Mach continuous time."""
-        numerator, denominator = self.timebase
-        return max(0, self.now_ns + self._tick_jump_ns) * denominator // numerator
-
-    @property
-    def runs_by_the_clock(self) -> bool:
-        """True if time passes by itself."""
-        return self._clock is not None
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass; timers that fall due run at their moment, in order."""
-        self.advance_to(self.now_ns + round(seconds * _NANOSECOND))
-
-    def advance_to(self, now_ns: int) -> None:
-        """Let time pass until this moment (`now_ns`)."""
-        with self.lock:
-            if self._clock is None:
-                while self._timers and self._timers[0][0] <= now_ns:
-                    self._offset_ns = max(self._offset_ns, self._timers[0][0])
-                    self._fire()
-                self._offset_ns = max(self._offset_ns, now_ns)
-            else:
-                self._offset_ns += max(0, now_ns - self.now_ns)
-                self.run_due()
-
-    def jump_clock(self, seconds: float) -> None:
-        """Let the tick counter jump (a fault): timestamps move, timers do not."""
-        with self.lock:
-            self._tick_jump_ns += round(seconds * _NANOSECOND)
-
-    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Call a function when that time has passed (see `run_due`)."""
-        with self.lock:
-            heapq.heappush(self._timers, (self.now_ns + round(seconds * _NANOSECOND), next(self._order), function))
-        self.timer_added.set()
-
-    def next_timer(self) -> float | None:
-        """Seconds until a timer falls due; `None`: there is none."""
-        with self.lock:
-            return max(0.0, (self._timers[0][0] - self.now_ns) / _NANOSECOND) if self._timers else None
-
-    def run_due(self) -> None:
-        """Run the timers that are due. Calls of clients do; with a wall clock, servers do too."""
-        if not self._timers:
-            return
-        with self.lock:
-            while self._timers and self._timers[0][0] <= self.now_ns:
-                self._fire()
-
-    def _fire(self) -> None:
-        heapq.heappop(self._timers)[2]()
+    # The minute-timer
 
     def _arm_minute_timer(self) -> None:
         if not self._minute_timer_runs:
             self._minute_timer_runs = True
-            self.call_later(_MINUTE / _NANOSECOND, self._minute_timer)
+            self.call_later(_MINUTE, self._minute_timer)
 
     def _minute_timer(self) -> None:
         self._minute_timer_runs = False
@@ -276,27 +179,7 @@ class EmulatedKernel:
         self._servers.clear()
         self.end_controls()
 
-    # Interfaces
-
-    def add_interface(
-        self, name: str, index: int, kind: InterfaceKind, *, delegate: str | None = None, **more: Any
-    ) -> EmulatedInterface:
-        """Add a network interface, or replace the one of that name."""
-        over = self.interface(delegate) if delegate is not None else None
-        made = self.interfaces[name] = EmulatedInterface(name, index, kind, delegate=over, **more)
-        return made
-
-    def interface(self, name: str) -> EmulatedInterface:
-        """The interface of this name.
-
-        Raises:
-            UsageError: There is none.
-        """
-        try:
-            return self.interfaces[name]
-        except KeyError:
-            known = ", ".join(self.interfaces)
-            raise UsageError(f"interface: {name!r} is none of {known}") from None
+    # Flows
 
     def interface_flow(self, index: int) -> EmulatedFlow | None:
         """The interface of this index as a flow; `None` if there is none."""
@@ -325,8 +208,6 @@ class EmulatedKernel:
             if interface.threshold and (before + rx + tx) // interface.threshold > before // interface.threshold:
                 interface_traffic(self, flow)
 
-    # Flows
-
     def packer(self, structure: str) -> Packer:
         """Encodes a descriptor of this release."""
         if structure not in self._packers:
@@ -350,10 +231,6 @@ class EmulatedKernel:
             return record[:12] + self.random.randbytes(4) + record[16:]
         return record
 
-    def next_number(self) -> int:
-        """A number for a flow."""
-        return next(self._numbers)
-
     def flows(self) -> Iterator[EmulatedFlow]:
         """All open flows, oldest first."""
         with self.lock:
@@ -372,24 +249,12 @@ class EmulatedKernel:
         routes = [flow for number in numbers for flow in self._flows[number].values() if not flow.gone]
         return sorted(routes, key=lambda flow: bytes(flow.fields.get("dst", b"")))
 
-    def provider_number(self, provider: Provider, *, userland: bool | None = None) -> int:
-        """The number of a provider in this release.
-
-        Raises:
-            UsageError: This release has no such provider.
-        """
-        for number, known in self.release.providers.items():
-            if known[0] is provider and (userland is None or known[1] in {None, userland}):
-                return number
-        where = " in user-land" if userland else ""
-        raise UsageError(f"provider: {self.name} has no {provider.value}{where}")
-
     def open_flow(
         self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
     ) -> EmulatedFlow:
         """Make a flow from raw fields and announce it to whoever watches its provider."""
         with self.lock:
-            values = {name: _field_value(name, value) for name, value in (fields or {}).items()}
+            values = {name: field_value(name, value) for name, value in (fields or {}).items()}
             flow = EmulatedFlow(self, provider_id, values)
             flow.inbound = inbound
             self._flows[provider_id][flow.number] = flow
@@ -406,166 +271,6 @@ class EmulatedKernel:
         for client in list(self.clients):
             if client.watches(flow.provider_id):
                 client.add_source(flow, announced_as)
-
-    def process(self, pid: int, name: str) -> int:
-        """The unique id of a process; made when the pid, or its name, is new."""
-        known = self._processes.get(pid)
-        if known is None or known[1] != name:
-            known = self._processes[pid] = (next(self._upids), name)
-        return known[0]
-
-    owner_names = _OWNER
-
-    def owner_fields(self, pid: int, name: str, *, upid: int | None = None, uid: int = 501) -> dict[str, Any]:
-        """Descriptor fields for an owner that acts for itself."""
-        unique = self.process(pid, name) if upid is None else upid
-        image = executable_uuid(name)
-        told = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
-        owner = {"pid": pid, "upid": unique, "pname": told, "uuid": image, "uid": uid}
-        return {**owner, "epid": pid, "eupid": unique, "euuid": image}
-
-    def ephemeral(self, peer: Endpoint | None) -> Endpoint:
-        """A local endpoint for a connection to `peer`."""
-        port = next(self._ports)
-        if peer is not None and peer.is_loopback:
-            return Endpoint(peer.packed, port)
-        if peer is not None and len(peer.packed) == 16:
-            return Endpoint.parse("2001:db8:1::10", port)
-        return Endpoint.parse("192.168.1.10", port)
-
-    def loopback_pair(self, address: str) -> tuple[Endpoint, Endpoint]:
-        """Two endpoints with fresh ports on a loopback address."""
-        return Endpoint.parse(address, next(self._ports)), Endpoint.parse(address, next(self._ports))
-
-    def _open(
-        self,
-        provider: Provider,
-        pid: int,
-        name: str,
-        local: Endpoint | str | tuple[str, int] | None,
-        remote: Endpoint | str | tuple[str, int] | None,
-        *,
-        userland: bool | None,
-        interface: str | None,
-        rx: int,
-        tx: int,
-        inbound: bool,
-        fields: Mapping[str, Any],
-    ) -> EmulatedFlow:
-        peer = endpoint(remote)
-        mine = endpoint(local) if local is not None else (self.ephemeral(peer) if peer is not None else None)
-        owner = self.owner_fields(pid, name)
-        if mine is not None and peer is None:
-            peer = Endpoint(bytes(len(mine.packed)), 0)
-        values = {**_DEFAULTS.get(provider, {}), **owner, "local": mine, "remote": peer, **fields}
-        if remote is not None and provider in {Provider.TCP, Provider.QUIC}:
-            values.setdefault("state", _ESTABLISHED)
-        with self.lock:
-            number = self.provider_number(provider, userland=userland)
-            counters = {key: values.pop(key) for key in list(values) if key.startswith("nstat_")}
-            flow = self.open_flow(number, values, inbound=inbound)
-            flow.set(counters)
-            if remote is not None and interface is not None:
-                flow.use_interface(interface)
-            if rx or tx:
-                flow.transfer(rx, tx)
-        return flow
-
-    def open_tcp(
-        self,
-        pid: int = 501,
-        name: str = "app",
-        *,
-        local: Endpoint | str | tuple[str, int] | None = None,
-        remote: Endpoint | str | tuple[str, int] | None = None,
-        userland: bool = False,
-        interface: str | None = "en0",
-        rx: int = 0,
-        tx: int = 0,
-        inbound: bool = False,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A TCP socket (or user-land flow): established if it has a remote address, else just created."""
-        return self._open(
-            Provider.TCP, pid, name, local, remote,
-            userland=userland, interface=interface, rx=rx, tx=tx, inbound=inbound, fields=fields,
-        )  # fmt: skip
-
-    def open_udp(
-        self,
-        pid: int = 501,
-        name: str = "app",
-        *,
-        local: Endpoint | str | tuple[str, int] | None = None,
-        remote: Endpoint | str | tuple[str, int] | None = None,
-        userland: bool = False,
-        interface: str | None = "en0",
-        rx: int = 0,
-        tx: int = 0,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A UDP socket (or user-land flow)."""
-        return self._open(
-            Provider.UDP, pid, name, local, remote,
-            userland=userland, interface=interface, rx=rx, tx=tx, inbound=False, fields=fields,
-        )  # fmt: skip
-
-    def open_quic(
-        self,
-        pid: int = 501,
-        name: str = "app",
-        *,
-        local: Endpoint | str | tuple[str, int] | None = None,
-        remote: Endpoint | str | tuple[str, int] | None = ("198.51.100.7", 443),
-        interface: str | None = "en0",
-        rx: int = 0,
-        tx: int = 0,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A user-land QUIC flow (since xnu-6153)."""
-        return self._open(
-            Provider.QUIC, pid, name, local, remote,
-            userland=None, interface=interface, rx=rx, tx=tx, inbound=False, fields=fields,
-        )  # fmt: skip
-
-    def open_connection(self, pid: int = 501, name: str = "app", **fields: Any) -> EmulatedFlow:
-        """A connection attempt of the network framework (since xnu-8019.61): no traffic, no addresses."""
-        number = self.provider_number(Provider.CONNECTION)
-        attempt = self.random.randbytes(16)
-        return self.open_flow(number, {**self.owner_fields(pid, name), "cuuid": attempt, **fields})
-
-    def open_subflow(
-        self, parent: EmulatedFlow, remote: Endpoint | str | tuple[str, int], *, rx: int = 0, tx: int = 0
-    ) -> EmulatedFlow:
-        """One peer of an unconnected UDP socket (since xnu-8019.61); its bytes are the parent's too."""
-        with self.lock:
-            number = self.provider_number(Provider.UDP_SUBFLOW)
-            inherited = {key: parent.fields[key] for key in (*_OWNER, "local") if key in parent.fields}
-            flow = self.open_flow(number, {**inherited, "remote": remote})
-            flow.use_interface(parent.interface or "en0")
-            for holder in (flow, parent) if rx or tx else ():
-                holder.transfer(rx, tx)
-        return flow
-
-    def add_route(
-        self,
-        destination: str,
-        *,
-        mask: str | None = None,
-        gateway: str | None = None,
-        interface: str = "en0",
-        flags: int = 0x803,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A route; `EmulatedFlow.close` lets it go down, which polls and the minute-timer find."""
-        number = self.provider_number(Provider.ROUTE)
-        values: dict[str, Any] = {"dst": Endpoint.parse(destination), "flags": flags, **fields}
-        values["ifindex"] = self.interface(interface).index
-        values.setdefault("id", self.random.getrandbits(48))
-        for key, address in (("mask", mask), ("gateway", gateway)):
-            if address is not None:
-                values[key] = Endpoint.parse(address)
-        return self.open_flow(number, values)
 
     # The end of flows, and events
 
@@ -681,19 +386,3 @@ class EmulatedKernel:
         self._servers.append(server)
         server.start()
         return server
-
-
-_DEFAULTS: dict[Provider, dict[str, Any]] = {
-    Provider.TCP: {
-        "sndbufsize": 131072,
-        "rcvbufsize": 131072,
-        "txwindow": 131072,
-        "txcwindow": 14480,
-        "cc_algo": b"cubic",
-        "nstat_min_rtt": 640,
-        "nstat_avg_rtt": 800,
-        "nstat_var_rtt": 160,
-    },
-    Provider.QUIC: {"sndbufsize": 131072, "rcvbufsize": 131072, "txcwindow": 14480, "cc_algo": b"cubic"},
-    Provider.UDP: {"rcvbufsize": 786896},
-}

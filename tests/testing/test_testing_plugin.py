@@ -22,23 +22,25 @@ def pytest_of_a_user(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_the_example_suite_passes_with_pytest_asyncio_and_anyios_plugin():
-    done = pytest_of_a_user("--strict-markers", ".", cwd=ROOT / "examples" / "testsuite")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
-
-
-def test_the_marker_is_documented_and_its_arguments_reach_the_kernel(tmp_path):
-    (tmp_path / "test_it.py").write_text(
+def test_the_example_suite_and_a_marked_test_pass_with_pytest_asyncio_and_anyios_plugin(tmp_path):
+    marked = tmp_path / "test_marked.py"
+    marked.write_text(
         "import pytest\n"
         "@pytest.mark.nstat_kernel('xnu-2422.115.4', privileged=True)\n"
         "def test_it(nstat_kernel):\n"
         "    assert nstat_kernel.name == 'xnu-2422.115.4'\n"
         "    assert nstat_kernel.privileged\n"
     )
-    done = pytest_of_a_user("--strict-markers", cwd=tmp_path)
+    done = pytest_of_a_user("--strict-markers", ".", str(marked), cwd=ROOT / "examples" / "testsuite")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "nstat_kernel(kernel=" in pytest_of_a_user("--markers", cwd=tmp_path).stdout
+    assert "6 passed" in done.stdout
+
+
+def test_the_marker_is_documented(pytestconfig):
+    from nstat_async.testing._plugin import pytest_configure
+
+    pytest_configure(pytestconfig)
+    assert any(line.startswith("nstat_kernel(") for line in pytestconfig.getini("markers"))
 
 
 def test_the_plugin_brings_in_neither_the_emulated_kernel_nor_a_server():

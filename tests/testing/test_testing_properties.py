@@ -27,7 +27,7 @@ def requests(draw):
     return head + length.to_bytes(2, "little") + draw(st.integers(0, 3)).to_bytes(2, "little") + body
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(kernels, st.booleans(), st.lists(requests() | st.binary(max_size=40), max_size=12))
 def test_any_request_is_answered_by_well_formed_messages(name, privileged, datagrams):
     kernel = EmulatedKernel(name, privileged=privileged)
@@ -46,7 +46,7 @@ def test_any_request_is_answered_by_well_formed_messages(name, privileged, datag
             decode_message(kernel.release, record, frame)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from(["xnu-3248.60.10", "xnu-7195.141.2", "xnu-11417.121.6"]),
@@ -74,7 +74,7 @@ def test_a_client_that_polls_until_done_has_the_kernels_picture(seed, name, spac
         assert {s.flow for s in talk.client.sources.values()} == set(kernel.flows())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), kernels)
 def test_a_workload_is_the_same_for_the_same_seed_and_keeps_its_books(seed, name):
     runs = []
