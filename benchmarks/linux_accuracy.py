@@ -55,7 +55,9 @@ def judge(events, pids, processes):
     return {
         "clients_seen": share(lambda p: p in clients),
         "servers_seen": share(lambda p: p in servers),
-        "sent_exact": share(lambda p: p in clients and (clients[p].counts.tx_bytes, clients[p].final) == (size[p], True)),
+        "sent_exact": share(
+            lambda p: p in clients and (clients[p].counts.tx_bytes, clients[p].final) == (size[p], True)
+        ),
         "received_exact": share(
             lambda p: p in servers and (servers[p].counts.rx_bytes, servers[p].final) == (size[p], True)
         ),
@@ -79,7 +81,18 @@ def main():
     rows = []
     if not arguments.json:
         print(machine())
-        columns = ("hold", "poll", "seen", "sent exact", "received exact", "pid client", "pid server", "named", "wrong", "losses")
+        columns = (
+            "hold",
+            "poll",
+            "seen",
+            "sent exact",
+            "received exact",
+            "pid client",
+            "pid server",
+            "named",
+            "wrong",
+            "losses",
+        )
         print("".join(f"{column:>15s}" for column in columns))
     for hold in arguments.hold:
         for interval in arguments.interval:
@@ -88,7 +101,11 @@ def main():
             if not arguments.json:
                 shares = ("sent_exact", "received_exact", "client_pid_right", "server_pid_right", "polled")
                 seen = min(row["clients_seen"], row["servers_seen"])
-                cells = [f"{hold} ms", f"{interval} s", *(f"{value:.1f} %" for value in (seen, *(row[s] for s in shares)))]
+                cells = [
+                    f"{hold} ms",
+                    f"{interval} s",
+                    *(f"{value:.1f} %" for value in (seen, *(row[s] for s in shares))),
+                ]
                 print("".join(f"{cell:>15}" for cell in (*cells, row["pids_wrong"], row["losses"])))
     if arguments.json:
         print(json.dumps(rows, indent=1))

@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter
 
-from linux_common import Collector, enter_namespace, generator, machine, open_feed
+from linux_common import Collector, HoldMeter, enter_namespace, generator, machine, open_feed
 
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved
 from nstat_async._model import Provider
@@ -29,6 +29,7 @@ class Judge(Collector):
         self.facts = Counter()
 
     def deliver(self, events):
+        """Take events."""
         for event in events:
             if isinstance(event, FlowAdded):
                 self.facts["added"] += 1
@@ -39,6 +40,7 @@ class Judge(Collector):
         super().deliver(events)
 
     def removed(self, event):
+        """Compare a flow's last counts with what was sent."""
         self.facts["removed"] += 1
         if event.flow.remote is None:
             return
@@ -50,7 +52,7 @@ class Judge(Collector):
 
 async def run(program, connections, rate, size, receive_buffer):
     feed = open_feed(interval=1.0, providers={Provider.TCP}, receive_buffer=receive_buffer)
-    sink = Judge(size)
+    sink, meter = Judge(size), HoldMeter(feed)
     running = asyncio.create_task(feed.run(sink))
     await sink.until_polls(2)
     cpu, wall = time.process_time(), time.perf_counter()
@@ -73,7 +75,8 @@ async def run(program, connections, rate, size, receive_buffer):
         "unanswered_lookups": statistics["unanswered_lookups"],
         "cpu_us_per_connection": spent / connections * 1e6,
         "cpu_share": spent / (time.perf_counter() - wall),
-        "longest_hold_ms": statistics["longest_slice_us"] / 1e3,
+        "longest_hold_cpu_ms": meter.longest * 1e3,
+        "longest_hold_wall_ms": statistics["longest_slice_us"] / 1e3,
         "receive_buffer": buffer,
     }
 

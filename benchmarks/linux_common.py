@@ -77,12 +77,12 @@ int main(int argc, char **argv) {
 """
 
 
-def enter_namespace() -> bool:
-    """Run this program again in a network namespace of its own, if that is possible; True when inside one."""
+def enter_namespace() -> None:
+    """Run this program again in a network namespace of its own, if that is possible."""
     if os.environ.get(_INSIDE):
-        return True
+        return
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
-        return False
+        return
     setup = 'ip link set lo up; echo "15000 65500" > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"'
     command = ["unshare", "-n", "sh", "-c", setup, "sh", sys.executable, *sys.argv]
     os.execvpe("unshare", command, {**os.environ, _INSIDE: "1"})
@@ -98,9 +98,7 @@ class Holders:
         while connections > 0:
             share = min(limit, connections)
             command = [sys.executable, "-c", HOLDER, str(share), str(number)]
-            self.processes.append(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
+            self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
             connections -= share
             number += 1
 
@@ -136,6 +134,7 @@ class Collector:
         self._news = anyio.Event()
 
     def deliver(self, events) -> None:
+        """Take events."""
         self.count += len(events)
         if self._keep:
             self.events += events
@@ -145,12 +144,35 @@ class Collector:
             self._news.set()
 
     async def room(self) -> None:
-        pass
+        """There is always room."""
 
     async def until_polls(self, number: int) -> None:
+        """Wait until so many polls were complete."""
         while self.polls < number:
             await self._news.wait()
             self._news = anyio.Event()
+
+
+class HoldMeter:
+    """The longest time that a feed kept the event loop in one go, as CPU time of the thread.
+
+    Wall time is in the feed's own statistics; on a busy machine it holds other programs' turns too.
+    """
+
+    def __init__(self, feed) -> None:
+        self.longest = 0.0
+        for owner, name in ((feed, "_read"), (feed.core, "handle_deadline"), (feed.core, "lookup_done")):
+            setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _timed(self, function):
+        def timed(*arguments, **keywords):
+            start = time.thread_time()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self.longest = max(self.longest, time.thread_time() - start)
+
+        return timed
 
 
 def open_feed(**options):
@@ -170,4 +192,15 @@ def settle(seconds: float = 0.2) -> None:
     time.sleep(seconds)
 
 
-__all__ = ["Collector", "Holders", "enter_namespace", "generator", "machine", "median", "open_feed", "settle", "socket"]
+__all__ = [
+    "Collector",
+    "HoldMeter",
+    "Holders",
+    "enter_namespace",
+    "generator",
+    "machine",
+    "median",
+    "open_feed",
+    "settle",
+    "socket",
+]

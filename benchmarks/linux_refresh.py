@@ -8,9 +8,11 @@ turns, and medians are shown. Compare ratios, not milliseconds.
 - ``floor``: the four dumps requested and received by a loop that looks for nothing but the end.
 - ``this library``: from the request of a poll to ``PollCompleted`` on asyncio: dumps, change
   detection, events; processes are known since the first poll.
-- ``hold``: longest time in one turn of the event loop; ``first``: the same in the first poll,
-  which makes all flows and finds their processes; there the garbage collector's full
-  passes are shown apart, because they belong to the interpreter.
+- ``hold``: longest CPU time in one turn of the event loop (and its wall time, which has other
+  programs' turns in it on a busy machine); ``first``: the same in the first poll, which makes
+  all flows and finds their processes; there the garbage collector's full passes are shown
+  apart, because they belong to the interpreter.
+- ``ss``: run and parsed into the same facts.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import subprocess
 import sys
 import time
 
-from linux_common import Collector, Holders, enter_namespace, machine, median, open_feed, settle
+from linux_common import Collector, Holders, HoldMeter, enter_namespace, machine, median, open_feed, settle
 
 from nstat_async.sockdiag import DiagRequest
 from nstat_async.sockdiag._dumps import _EXTENSIONS
@@ -53,7 +55,7 @@ def library(repeat):
 async def _library(repeat):
     collections = []
 
-    def watch_collector(phase, info):
+    def watch_collector(phase, _info):
         if phase == "start":
             collections.append(time.perf_counter())
         else:
@@ -61,23 +63,25 @@ async def _library(repeat):
 
     gc.callbacks.append(watch_collector)
     feed, sink = open_feed(interval=None), Collector(keep=False)
+    meter = HoldMeter(feed)
     running = asyncio.create_task(feed.run(sink))
     start = time.perf_counter()
     await sink.until_polls(1)
     facts = {
         "first_ms": (time.perf_counter() - start) * 1e3,
-        "first_hold_ms": feed.statistics()["longest_slice_us"] / 1e3,
+        "first_hold_ms": meter.longest * 1e3,
         "collector_ms": max(collections, default=0.0) * 1e3,
         "flows": feed.statistics()["flows"],
     }
     await asyncio.sleep(0.5)
-    feed._longest_slice = 0.0
+    feed._longest_slice = meter.longest = 0.0
     polls = sink.polls
     for _ in repeat:
         polls += 1
         feed.request_poll()
         await sink.until_polls(polls)
-    facts["hold_ms"] = feed.statistics()["longest_slice_us"] / 1e3
+    facts["hold_ms"] = meter.longest * 1e3
+    facts["hold_wall_ms"] = feed.statistics()["longest_slice_us"] / 1e3
     feed.close()
     await running
     return facts
@@ -105,10 +109,24 @@ def _ss(options):
         for _ in repeat:
             text = subprocess.run(["ss", *options], capture_output=True, text=True, check=True).stdout
             for line in text.splitlines():
-                fields = line.split()
-                dict(field.split(":", 1) for field in fields[5:] if ":" in field)
+                parse(line)
 
     return run
+
+
+def parse(line):
+    """A line of ss as the facts that this library's flows have: addresses, ports, counters, round trip, owner."""
+    state, unread, unsent, local, remote, *rest = line.split()
+    facts = {"state": state, "unread": int(unread), "unsent": int(unsent)}
+    for name, end in (("local", local), ("remote", remote)):
+        facts[name], _, facts[f"{name}_port"] = end.rpartition(":")
+    for field in rest:
+        name, colon, value = field.partition(":")
+        if colon:
+            facts[name] = int(value) if value.isdigit() else value
+    if "rtt" in facts:
+        facts["rtt"], facts["rttvar"] = (float(part) for part in str(facts["rtt"]).split("/"))
+    return facts
 
 
 CANDIDATES = {
@@ -188,7 +206,7 @@ def show(sockets, results):
         )
     row = results["this library"]
     print(
-        f"  hold {row['hold_ms']:.2f} ms; first poll {row['first_ms']:.0f} ms, hold {row['first_hold_ms']:.2f} ms, "
+        f"  hold {row['hold_ms']:.2f} ms (wall {row['hold_wall_ms']:.2f}); first poll {row['first_ms']:.0f} ms, hold {row['first_hold_ms']:.2f} ms, "
         f"of which the collector {row['collector_ms']:.2f} ms; {row['flows']:.0f} flows, "
         f"{row['memory_mib'] * 2**20 / max(1, row['flows']):.0f} bytes a flow"
     )
