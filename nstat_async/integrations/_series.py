@@ -129,6 +129,11 @@ class SeriesKeeper:
 
     def _look(self) -> Observation:
         now = self._table.snapshot()
+        # Before the growth is placed: what is added to a series must be seen once before it ends.
+        if now.time is not None and (self._next_review is None or now.time >= self._next_review):
+            if self._next_review is not None:
+                self._replace()
+            self._next_review = now.time + self._review
         grown = now.since(self._before)
         self._before = now
         for row in sorted(grown, key=lambda row: row.bytes, reverse=True):
@@ -140,10 +145,6 @@ class SeriesKeeper:
         for row in now.rows:
             if row.open_flows:
                 self._place(_label(row)).open_flows += row.open_flows
-        if now.time is not None and (self._next_review is None or now.time >= self._next_review):
-            if self._next_review is not None:
-                self._replace()
-            self._next_review = now.time + self._review
         # Copies: the observation is read in other threads while these go on.
         copies = tuple(attrs.evolve(each, debt={}) for each in self._series.values())
         return Observation(now.time, copies, now.total, now.losses, self._table.polls)
@@ -174,7 +175,6 @@ class SeriesKeeper:
                 break
             del self._series[quiet.label]
             self._series[label] = Series(label, is_counted=True)
-            # Open flows of both move between "other" and their series at the next look.
         for series in self._series.values():
             series.recent = 0
         self._candidates.clear()

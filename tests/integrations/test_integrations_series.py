@@ -41,8 +41,8 @@ def test_the_busiest_names_get_the_places_at_a_review():
     keeper.observe()
     keeper.feed_many([added(named(2, "busy"), 30, counts(1000))])
     assert values(keeper) == {"quiet": 10, OTHER: 1000}
-    keeper.feed_many([updated(named(2, "busy"), 61, counts(1500))])
-    keeper.observe()
+    keeper.feed_many([updated(named(2, "busy"), 59, counts(1500))])
+    assert values(keeper) == {"quiet": 10, OTHER: 1500}
     keeper.feed_many([updated(named(2, "busy"), 62, counts(1700)), updated(named(1, "quiet"), 62, counts(15))])
     assert values(keeper) == {OTHER: 1505, "busy": 200}
     assert values(keeper, "open_flows") == {OTHER: 1, "busy": 1}
@@ -68,7 +68,7 @@ moves = st.lists(
 
 
 @given(moves=moves, limit=st.integers(0, 3), review=st.sampled_from([10.0, 1000.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_series_are_bounded_never_fall_and_miss_nothing(moves, limit, review):
     """Growth of the series, added up, is the traffic; a series falls only by ending."""
     keeper, time, totals, grown, before = SeriesKeeper(limit=limit, review=review), 0.0, {}, 0, {}
