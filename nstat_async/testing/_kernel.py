@@ -237,6 +237,13 @@ class EmulatedKernel(ScriptedMachine):
             everything = [flow for flows in self._flows.values() for flow in flows.values() if flow.open]
         return iter(sorted(everything, key=lambda flow: flow.number))
 
+    def warm_up(self) -> None:
+        """Encode every flow now, so that the timing of a client's first poll is the client's."""
+        with self.lock:
+            for flow in self.flows():
+                flow.encoded_counts()
+                flow.encoded_descriptor()
+
     def existing(self, provider_id: int) -> list[EmulatedFlow]:
         """What a scan of a provider finds: newest first, without what is being torn down."""
         if self.release.providers[provider_id][0] is Provider.ROUTE:
