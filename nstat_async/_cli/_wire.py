@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 from .._errors import ProtocolError
 from ..ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6, EXTENSION_NAMES, Extension
@@ -49,21 +49,33 @@ def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def _value(field: Field, value: Any) -> Any:
-    kind = field.kind
-    if kind == "SOCKADDR":
-        return sockaddr(value)
-    if kind == "UUID":
-        return str(UUID(bytes=value))
-    if kind == "CHAR":
-        return _text(value)
-    if kind == "F64":
-        return value if math.isfinite(value) else None
-    if kind == "BOOL":
-        return bool(value) if value < 2 else value
-    if field.count > 1:
-        return list(value)
-    return value.hex() if isinstance(value, bytes) else value
+def _uuid(data: bytes) -> str:
+    text = data.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _flag(value: int) -> bool | int:
+    return bool(value) if value < 2 else value
+
+
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "SOCKADDR": sockaddr,
+    "UUID": _uuid,
+    "CHAR": _text,
+    "F64": _number,
+    "BOOL": _flag,
+    "COUNTS": bytes.hex,
+    "DETAILED_COUNTS": bytes.hex,
+}
+
+
+def _converter(field: Field) -> Callable[[Any], Any] | None:
+    """What makes JSON of a field's value; `None`: it is a plain number."""
+    return list if field.count > 1 else _CONVERTERS.get(field.kind)
 
 
 class WireReader:
@@ -71,7 +83,7 @@ class WireReader:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self._plans: dict[str, list[tuple[str, str, Field]]] = {}
+        self._plans: dict[str, list[tuple[str, str, Callable[[Any], Any] | None]]] = {}
 
     def codec(self, name: str | None) -> StructCodec | None:
         """The structure of this name in this kernel, if it has it."""
@@ -81,10 +93,10 @@ class WireReader:
         """Every named field of a structure; the caller has checked its length."""
         plan = self._plans.get(codec.name)
         if plan is None:
-            plan = [(field.name, kernel_name(field.name), field) for field in codec.fields]
+            plan = [(field.name, kernel_name(field.name), _converter(field)) for field in codec.fields]
             self._plans[codec.name] = plan
         values = codec.decode(data, at)
-        return {shown: _value(field, values[name]) for name, shown, field in plan}
+        return {shown: values[name] if convert is None else convert(values[name]) for name, shown, convert in plan}
 
     def structure(self, name: str, data: bytes) -> dict[str, Any]:
         """Every named field of the structure `name` that `data` begins with.
@@ -121,7 +133,7 @@ class WireReader:
         """One extension item: its fields where its structure is known, else its bytes."""
         line: dict[str, Any] = {"type": item.type, "name": EXTENSION_NAMES.get(item.type), "length": item.length}
         if item.type == Extension.FUUID and len(item.data) == 16:
-            line["fuuid"] = str(UUID(bytes=item.data))
+            line["fuuid"] = _uuid(item.data)
             return line
         codec = self.codec(_EXTENSION_STRUCTS.get(item.type))
         if codec is None or len(item.data) < codec.size:
