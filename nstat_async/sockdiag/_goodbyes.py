@@ -14,7 +14,10 @@ evidence, strongest first:
    came first; FIN_WAIT2 -- it had not come; TIME_WAIT -- it came, before the end
    or after: before, if the remains are older than the notification.
 
-Number 5 needs a look-up and is rare on sockets that lived through a poll.
+Number 5 needs a look-up and is rare on sockets that lived through a poll. Nothing left and
+nobody known to have listened may also be a reset of a connection that we opened: then
+the other end is looked at, which is in TIME_WAIT only if it is on this machine and closed
+in order.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from ._flows import extra_sequence_numbers
 from ._messages import HEADER
 from ._table import Entry
 
-__all__ = ["fin_among_received", "fin_by_remains", "is_unused", "was_disconnected"]
+__all__ = ["direction_by_remains", "fin_among_received", "fin_by_remains", "is_unused", "was_disconnected"]
 
 _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
@@ -88,6 +91,11 @@ def fin_by_remains(remains: bytes | None) -> int:
         return 0
     expires: int = _U32.unpack_from(remains, _EXPIRES_AT)[0]
     return 1 if _TIME_WAIT_MS - expires > _NOTICE_MS else 0
+
+
+def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
+    """Who began a connection that is known to have ended in order: with its FIN known, the rest is a SYN or none."""
+    return {1: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)
 
 
 def is_unused(message: bytes) -> bool:

@@ -28,16 +28,17 @@ Done = Callable[["bytes | None"], None]
 _EXTENSIONS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG, DiagAttribute.SKMEMINFO)
 
 
-def lookup_request(message: bytes, protocol: int, *, exact: bool = True) -> DiagRequest:
+def lookup_request(message: bytes, protocol: int, *, exact: bool = True, mirrored: bool = False) -> DiagRequest:
     """The request for the socket of a message.
 
     Args:
         message: A reply or notification.
         protocol: TCP or UDP.
         exact: Ask for its cookie; else for whatever has its addresses.
+        mirrored: Ask for the other end.
     """
     identity = message[SOCKET_ID_AT:COOKIE_AT]
-    if protocol == IPPROTO_UDP:
+    if mirrored or protocol == IPPROTO_UDP:
         # udp_dump_one looks for the packet that would arrive: ends are exchanged.
         identity = identity[2:4] + identity[:2] + identity[20:36] + identity[4:20] + identity[36:]
     cookie = message[COOKIE_AT : COOKIE_AT + 8] if exact else NO_COOKIE

@@ -15,7 +15,7 @@ from .._model import Counts, Flow, Process
 from ._constants import IPPROTO_TCP, DiagAttribute, DiagGroup, SocketState
 from ._dumps import DumpReader
 from ._flows import FlowBuilder, with_owner
-from ._goodbyes import fin_among_received, fin_by_remains, is_unused, was_disconnected
+from ._goodbyes import direction_by_remains, fin_among_received, fin_by_remains, is_unused, was_disconnected
 from ._hub import Hub
 from ._links import LinkTable
 from ._lookups import LookupQueue, lookup_request
@@ -271,12 +271,34 @@ class Namespace:
             return
         fin = fin_among_received(entry, message, *info)
         if fin is not None:
+            if fin and entry.direction is None:
+                entry.direction = direction_by_remains(message, info)
             self._farewell(entry, message, info, fin)
         else:
             request = lookup_request(message, IPPROTO_TCP, exact=False)
-            self.lookups.ask(
-                request, lambda found: self._farewell(entry, message, info, fin_by_remains(found)), self.hub.now
-            )
+            self.lookups.ask(request, lambda found: self._remains_found(entry, message, info, found), self.hub.now)
+
+    def _remains_found(self, entry: Entry, message: bytes, info: tuple[int, int], found: bytes | None) -> None:
+        """What is left under the addresses of a socket that ended, it seems, in order.
+
+        Anything there, be it a listener, proves who began. With nothing there and nothing
+        else known, a peer in this namespace is looked at: it is in TIME_WAIT if this was
+        no reset.
+        """
+        if entry.direction is not None:
+            self._farewell(entry, message, info, fin_by_remains(found))
+        elif found is not None:
+            entry.direction = direction_by_remains(message, info)
+            self._farewell(entry, message, info, fin_by_remains(found))
+        else:
+            request = lookup_request(message, IPPROTO_TCP, exact=False, mirrored=True)
+            self.lookups.ask(request, lambda peer: self._peer_found(entry, message, info, peer), self.hub.now)
+
+    def _peer_found(self, entry: Entry, message: bytes, info: tuple[int, int], peer: bytes | None) -> None:
+        orderly = peer is not None and is_remains(peer)
+        if orderly:
+            entry.direction = direction_by_remains(message, info)
+        self._farewell(entry, message, info, 1 if orderly else 0)
 
     def _farewell(self, entry: Entry, message: bytes, info: tuple[int, int], fin: int) -> None:
         """Remove a socket with its final counts."""

@@ -192,6 +192,44 @@ def test_final_bytes_are_exact_however_it_ends(live, way, polled):
     listener.close()
 
 
+@pytest.mark.parametrize("polled", [True, False], ids=["polled", "between polls"])
+def test_reset_by_the_peer(live, polled):
+    """A client that received data and then a reset has no FIN among its bytes."""
+    listener = listen()
+    client, server = pair(listener)
+    here = port(client)
+    exchange(client, server, 123, 4567)
+    if polled:
+        live.poll()
+    client.send(b"!?!")
+    server.close()  # with something unread: a reset
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+    (gone,) = live.until(lambda: live.removed(here))
+    assert totals(gone) == (4567, 126)
+    listener.close()
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_server_whose_listener_was_never_seen(live, first):
+    """Listener, both ends, all between two polls: final bytes are exact and the directions are not wrong."""
+    listener = listen()
+    client, server = pair(listener)
+    here, there = port(client), port(listener)
+    listener.close()
+    exchange(client, server, 123, 4567)
+    one, other = (client, server) if first == "client" else (server, client)
+    one.close()
+    assert other.recv(1) == b""
+    other.close()
+    (out,) = live.until(lambda: live.removed(here))
+    (back,) = live.until(lambda: [e for e in live.removed(there) if e.flow.remote])
+    assert (totals(out), totals(back)) == ((4567, 123), (123, 4567))
+    assert out.flow.direction is Direction.OUTBOUND
+    assert back.flow.direction is Direction.INBOUND
+
+
 def test_half_closed_for_long(live):
     """Each end shows its state while half-closed; the byte of the FIN is not payload."""
     listener = listen()
