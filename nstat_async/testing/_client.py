@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nstat_async._model import Provider
 from nstat_async.ntstat._constants import HEADER_SIZE, DarwinErrno
 
 from ._requests import RequestHandler
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EmulatedClient", "host_error"]
 
+_FOUND_BY_NEW_TIMER = frozenset({Provider.ROUTE, Provider.INTERFACE})
+"""What the minute-timer of macOS 26 looks at."""
 _OLD_HEADER = 12
 """Up to xnu-2782 the last word of the header is not used, and need not be there."""
 _ENOBUFS = int(DarwinErrno.ENOBUFS)
@@ -266,8 +269,9 @@ class EmulatedClient:
             self.polled = False
             return
         self.polled = False
+        kinds = _FOUND_BY_NEW_TIMER if self.kernel.release.has_details else None
         for source in reversed(list(self.sources.values())):
-            if source.flow.gone:
+            if source.flow.gone and (kinds is None or source.flow.provider in kinds):
                 self.say_goodbye(source)
 
     def event(self, source: Source, event: int) -> None:

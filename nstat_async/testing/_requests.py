@@ -252,9 +252,12 @@ class RequestHandler:
         if self._reference("nstat_msg_query_src", data) is None:
             return _EINVAL
         self.client.wants_details = True
-        return self._update(data, context, flags)
+        return self._report(data, context, flags, details=True)
 
     def _update(self, data: bytes, context: int, flags: int) -> int:
+        return self._report(data, context, flags, details=False)
+
+    def _report(self, data: bytes, context: int, flags: int, *, details: bool) -> int:
         srcref = self._reference("nstat_msg_query_src", data)
         if srcref is None:
             return _EINVAL
@@ -265,7 +268,7 @@ class RequestHandler:
         error, walked, reported = (_OK if everything else _ENOENT), True, 0
         for source in self._candidates(srcref, everything=everything, paced=paced):
             if reporter.allowed(source, int(Filter.SUPPRESS_BORING_POLL) if everything else 0):
-                error = reporter.update(source, 0 if everything else context, batched=everything)
+                error = reporter.update(source, 0 if everything else context, batched=everything, details=details)
                 if is_buffer_error(error):
                     walked = False
                     break

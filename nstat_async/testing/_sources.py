@@ -200,7 +200,7 @@ class Reporter:
         if self._silent(source):
             return _EAGAIN
         items = self._items(source, padded=batched)
-        if client.wants_details:
+        if details:
             counts = flow.encoded_detailed_counts()
             kind = MessageType.SRC_EXTENDED_DETAILS if items else MessageType.SRC_DETAILS
         else:
@@ -254,7 +254,7 @@ class Reporter:
     def _final_reports(self, source: Source) -> int:
         closing = int(HeaderFlag.CLOSING) if self.kernel.wire.has_lengths else 0
         if self.client.updates:
-            return self.update(source, flags=closing)
+            return self.update(source, flags=closing, details=self.client.wants_details)
         if not self.kernel.release.has_counts_at_goodbye:
             return self.description(source, 0, closing)
         first = self.counts(source, 0, closing)
@@ -264,7 +264,7 @@ class Reporter:
     def event(self, source: Source, event: int) -> None:
         """An update for an event, if the client is in update mode and nothing filters it."""
         if self.client.updates and self.allowed(source):
-            self.update(source, events=event)
+            self.update(source, events=event, details=self.client.wants_details)
 
 
 def is_buffer_error(error: int) -> bool:

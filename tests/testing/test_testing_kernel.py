@@ -264,6 +264,28 @@ def test_details_count_packets_by_medium_on_tahoe():
     assert Talk(EmulatedKernel()).ask(GetDetails)[0].error == 22
 
 
+def test_goodbyes_are_details_once_details_were_asked_for_and_updates_stay_updates():
+    machine = EmulatedKernel("xnu-12377.1.9")
+    talk = Talk(machine)
+    talk.watch(Provider.TCP, filter=SUPPRESS, userland=False)
+    flow = machine.open_tcp(remote=("198.51.100.7", 443))
+    talk.ask(GetDetails)
+    assert talk.update()[0].name == "SRC_UPDATE"
+    flow.close()
+    assert names(talk.read()) == ["SRC_DETAILS", "SRC_REMOVED"]
+
+
+def test_the_minute_timer_of_tahoe_looks_at_routes_only():
+    machine = EmulatedKernel("xnu-12377.1.9")
+    talk = Talk(machine)
+    talk.watch(Provider.TCP, filter=SUPPRESS, userland=False)
+    talk.watch(Provider.ROUTE, filter=SUPPRESS)
+    machine.open_tcp().mark_gone()
+    machine.add_route("203.0.113.9").close()
+    machine.advance(60)
+    assert [m.srcref for m in talk.read() if m.name == "SRC_REMOVED"] == [2]
+
+
 def test_two_clients_have_their_own_references_filters_and_polls():
     machine = EmulatedKernel()
     one, two = Talk(machine), Talk(machine)
