@@ -84,6 +84,13 @@ def test_an_owner_that_becomes_known_gets_what_the_flow_carried_before():
     assert (row.key, row.rx_bytes, row.flows, row.open_flows) == ((42, 4200), 200, 1, 1)
 
 
+def test_flows_behind_one_id_go_to_the_late_owner_together():
+    nobody = flow("a", None)
+    table = fed(added(nobody, 1, counts(100)), updated(nobody, 2, counts(30)), updated(flow("a", CURL), 3, counts(40)))
+    (row,) = table.rows()
+    assert (row.name, row.rx_bytes, row.flows, row.open_flows) == ("curl", 140, 2, 1)
+
+
 def test_a_flow_that_changes_hands_leaves_its_past_behind():
     """Bytes belong to the process (or interface) that had the flow when they were reported."""
     table = fed(added(flow("a", CURL), 1, counts(100)), updated(flow("a", SSHD), 2, counts(130)))
