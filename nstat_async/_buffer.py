@@ -33,6 +33,7 @@ from ._events import (
     RouteUpdated,
     SystemInfo,
     Unrecognized,
+    flow_updated,
 )
 from ._model import COUNTS_FIELDS, Counts
 from ._options import Overflow
@@ -61,14 +62,6 @@ class BufferStatistics:
     """Most events that ever waited."""
 
 
-@attrs.define(eq=False)
-class _Pending:
-    """What waits for one flow: slots of the queue."""
-
-    added: list[AnyEvent | None] | None = None
-    updated: list[AnyEvent | None] | None = None
-
-
 class EventBuffer:
     """A bounded queue of events for one consumer.
 
@@ -83,7 +76,10 @@ class EventBuffer:
         # A queue slot is a list of one event, so that an event can be replaced or
         # taken out in place without a search.
         self._queue: deque[list[AnyEvent | None]] = deque()
-        self._flows: dict[str, _Pending] = {}
+        self._coalesces = overflow is Overflow.COALESCE
+        # What waits for each flow: the slots of its update and of its addition.
+        self._flows: dict[str, list[AnyEvent | None]] = {}
+        self._added: dict[str, list[AnyEvent | None]] = {}
         # Keyed by the slot of FlowAdded: under a filter one flow may come and go more than once.
         self._pairs: OrderedDict[int, tuple[list[AnyEvent | None], list[AnyEvent | None]]] = OrderedDict()
         self._polls: list[AnyEvent | None] | None = None
@@ -105,9 +101,16 @@ class EventBuffer:
 
     def extend(self, events: Iterable[AnyEvent]) -> None:
         """Take a batch."""
-        if self.overflow is Overflow.COALESCE:
+        if self._coalesces:
+            flows, append = self._flows, self._queue.append
             for event in events:
-                self._coalesce(event)
+                if event.__class__ is FlowUpdated and event.flow.id not in flows:  # type: ignore[union-attr]
+                    slot: list[AnyEvent | None] = [event]
+                    flows[event.flow.id] = slot  # type: ignore[union-attr]
+                    append(slot)
+                    self._pending += 1
+                else:
+                    self._coalesce(event)
             if self._pending > self.limit:
                 self._shrink()
             self._drop_holes()
@@ -127,8 +130,12 @@ class EventBuffer:
                 continue
             self._pending -= 1
             self._delivered += 1
-            if self.overflow is Overflow.COALESCE:
-                self._forget(event, slot)
+            if self._coalesces:
+                if event.__class__ is FlowUpdated:
+                    if self._flows.get(event.flow.id) is slot:  # type: ignore[union-attr]
+                        del self._flows[event.flow.id]  # type: ignore[union-attr]
+                else:
+                    self._forget(event, slot)
             return event
         return None
 
@@ -137,6 +144,7 @@ class EventBuffer:
         events = [slot[0] for slot in self._queue if slot[0] is not None]
         self._queue.clear()
         self._flows.clear()
+        self._added.clear()
         self._pairs.clear()
         self._tables.clear()
         self._leftovers.clear()
@@ -170,7 +178,8 @@ class EventBuffer:
         if kind is FlowUpdated:
             self._coalesce_update(event)  # type: ignore[arg-type]
         elif kind is FlowAdded:
-            self._flows[event.flow.id] = _Pending(added=self._append(event))  # type: ignore[union-attr]
+            self._added[event.flow.id] = self._append(event)  # type: ignore[union-attr]
+            self._flows.pop(event.flow.id, None)  # type: ignore[union-attr]
         elif kind is FlowRemoved:
             self._coalesce_removal(event)  # type: ignore[arg-type]
         elif kind is PollCompleted:
@@ -194,26 +203,21 @@ class EventBuffer:
             self._coalesced += 1
 
     def _coalesce_update(self, event: FlowUpdated) -> None:
-        pending = self._flows.get(event.flow.id)
-        if pending is None:
-            self._flows[event.flow.id] = _Pending(updated=self._append(event))
-        elif pending.updated is None:
-            pending.updated = self._append(event)
-        else:
-            older = pending.updated[0]
-            assert isinstance(older, FlowUpdated)
-            pending.updated[0] = FlowUpdated(event.time, event.flow, event.counts, older.previous, event.raw_details)
-            self._coalesced += 1
+        """Let an update take the place of the one that waits."""
+        slot = self._flows[event.flow.id]
+        older = slot[0]
+        assert isinstance(older, FlowUpdated)
+        slot[0] = flow_updated(event.time, event.flow, event.counts, older.previous, event.raw_details)
+        self._coalesced += 1
 
     def _coalesce_removal(self, event: FlowRemoved) -> None:
-        pending = self._flows.pop(event.flow.id, None)
+        updated = self._flows.pop(event.flow.id, None)
+        added = self._added.pop(event.flow.id, None)
         slot = self._append(event)
-        if pending is None:
-            return
-        if pending.updated is not None:
-            self._clear(pending.updated)
-        if pending.added is not None:
-            self._pairs[id(pending.added)] = (pending.added, slot)
+        if updated is not None:
+            self._clear(updated)
+        if added is not None:
+            self._pairs[id(added)] = (added, slot)
 
     def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated | SystemInfo) -> None:
         """Of what is told again and again, only the newest waits."""
@@ -248,15 +252,9 @@ class EventBuffer:
 
     def _forget(self, event: AnyEvent, slot: list[AnyEvent | None]) -> None:
         """An event leaves the queue: nothing may be merged into it any more."""
-        if isinstance(event, (FlowUpdated, FlowAdded)):
-            pending = self._flows.get(event.flow.id)
-            if pending is not None:
-                if pending.updated is slot:
-                    pending.updated = None
-                elif pending.added is slot:
-                    pending.added = None
-                if pending.added is None and pending.updated is None:
-                    del self._flows[event.flow.id]
+        if isinstance(event, FlowAdded):
+            if self._added.get(event.flow.id) is slot:
+                del self._added[event.flow.id]
             self._pairs.pop(id(slot), None)
         elif slot is self._polls:
             self._polls = None

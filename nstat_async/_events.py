@@ -122,6 +122,27 @@ class FlowUpdated(_FlowEvent):
         return None if self.raw_details is None else self.raw_details.details()
 
 
+_new = object.__new__
+_set_time = Event.__dict__["time"].__set__
+_set_flow = _FlowEvent.__dict__["flow"].__set__
+_set_counts = FlowUpdated.__dict__["counts"].__set__
+_set_previous = FlowUpdated.__dict__["previous"].__set__
+_set_details = FlowUpdated.__dict__["raw_details"].__set__
+
+
+def flow_updated(
+    time: float, flow: Flow, counts: Counts, previous: Counts | None, raw_details: DetailsSource | None
+) -> FlowUpdated:
+    """``FlowUpdated(…)`` for hot paths: to fill the slots directly takes a third of a frozen class's time."""
+    event = _new(FlowUpdated)
+    _set_time(event, time)
+    _set_flow(event, flow)
+    _set_counts(event, counts)
+    _set_previous(event, previous)
+    _set_details(event, raw_details)
+    return event
+
+
 @attrs.frozen
 class FlowRemoved(_FlowEvent):
     """A flow ended, or left the monitor's view."""

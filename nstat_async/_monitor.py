@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -87,8 +87,11 @@ class Subscription:
         return self
 
     async def __anext__(self) -> AnyEvent:
-        event = self._take()
+        # What `_take` does, without its call.
+        event = None if self._reading or self._closed else self._buffer.pop()
         if event is not None:
+            if self._monitor._waiting_for_room:  # noqa: SLF001
+                self._monitor._made_room()  # noqa: SLF001
             self._since_checkpoint += 1
             if self._since_checkpoint >= CHECKPOINT_EVERY:
                 self._since_checkpoint = 0
@@ -96,6 +99,7 @@ class Subscription:
                 with anyio.CancelScope(shield=True):
                     await anyio.lowlevel.checkpoint()
             return event
+        self._check_reader()
         self._since_checkpoint = 0
         while True:
             if not await self._wait():
@@ -356,13 +360,14 @@ class Monitor:
     def __aiter__(self) -> Monitor:
         return self
 
-    async def __anext__(self) -> AnyEvent:
+    def __anext__(self) -> Awaitable[AnyEvent]:
+        # Not a coroutine of its own: one less for each event.
         own = self._own
         if own is None:
             self._opened()
             own = self._own = self.subscribe(self.options.flow_filter)
         self._iterated = True
-        return await own.__anext__()
+        return own.__anext__()
 
     def subscribe(
         self,
