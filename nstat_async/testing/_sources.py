@@ -190,10 +190,17 @@ class Reporter:
         return descriptor
 
     def update(
-        self, source: Source, context: int = 0, flags: int = 0, events: int = 0, *, batched: bool = False
+        self,
+        source: Source,
+        context: int = 0,
+        flags: int = 0,
+        events: int = 0,
+        *,
+        batched: bool = False,
+        details: bool = False,
     ) -> int:
-        """``SRC_UPDATE``, or its extended form, or (macOS 26, once asked for) details."""
-        flow, client = source.flow, self.client
+        """``SRC_UPDATE`` or ``SRC_DETAILS`` (macOS 26), extended where items were asked for."""
+        flow = source.flow
         error = flow.descriptor_errno() or flow.counts_errno()
         if error:
             return error
