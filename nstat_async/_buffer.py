@@ -104,9 +104,9 @@ class EventBuffer:
         if self._coalesces:
             flows, append = self._flows, self._queue.append
             for event in events:
-                if event.__class__ is FlowUpdated and event.flow.id not in flows:  # type: ignore[union-attr]
+                if event.__class__ is FlowUpdated and event.flow.id not in flows:
                     slot: list[AnyEvent | None] = [event]
-                    flows[event.flow.id] = slot  # type: ignore[union-attr]
+                    flows[event.flow.id] = slot
                     append(slot)
                     self._pending += 1
                 else:
@@ -132,8 +132,8 @@ class EventBuffer:
             self._delivered += 1
             if self._coalesces:
                 if event.__class__ is FlowUpdated:
-                    if self._flows.get(event.flow.id) is slot:  # type: ignore[union-attr]
-                        del self._flows[event.flow.id]  # type: ignore[union-attr]
+                    if self._flows.get(event.flow.id) is slot:
+                        del self._flows[event.flow.id]
                 else:
                     self._forget(event, slot)
             return event
