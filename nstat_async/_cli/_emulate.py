@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from time import monotonic
 
 import anyio
+import anyio.to_thread
 
 from ..testing import EmulatedKernel, UnixServer, Workload
 from ._output import complain
@@ -36,12 +38,27 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         workload = Script(kernel, steps, complain)
 
+    stop = threading.Event()
+
     async def work(scope: anyio.CancelScope) -> int:
+        failures: list[Exception] = []
+
+        async def serve() -> None:
+            try:
+                await anyio.to_thread.run_sync(server.run, stop)
+            except Exception as error:  # noqa: BLE001  # raised below, out of the task group
+                failures.append(error)
+            scope.cancel()
+
         workload.start()
-        server.start()
-        complain(f"{kernel.name} listens on {arguments.listen}")
-        with scope:
-            await anyio.sleep_forever()
+        async with anyio.create_task_group() as group:
+            group.start_soon(serve)
+            complain(f"{kernel.name} listens on {arguments.listen}")
+            with scope:
+                await anyio.sleep_forever()
+            stop.set()
+        if failures:
+            raise failures[0]
         return 0
 
     try:

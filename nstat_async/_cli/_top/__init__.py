@@ -36,8 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise BackendUnavailableError(
             "top", UnavailableReason.DEPENDENCY, "it needs Textual: pip install 'nstat-async[cli]'"
         ) from error
-    if not (is_terminal(sys.stdout) and is_terminal(sys.stdin)):
-        raise NstatError("top needs a terminal; `processes --every 1` prints the same numbers to a pipe")
+    # Textual reads standard input and draws on standard error.
+    if not all(map(is_terminal, (sys.stdin, sys.stdout, sys.stderr))):
+        raise NstatError(
+            "top needs a terminal on all three standard streams; `processes --every 1` prints the same numbers to a pipe"
+        )
     backend = backend_of(arguments)
     options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
     app = TopApp(

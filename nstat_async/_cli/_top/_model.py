@@ -13,7 +13,7 @@ from typing import Union
 
 import attrs
 
-from ..._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from ..._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated
 from ..._model import Counts, Flow
 from ...aggregate import ProcessTable, Row, RowKind
 from .._processes import row_name, sort_rows
@@ -211,8 +211,3 @@ class TopModel:
     def gaps(self) -> int:
         """Reports of lost events so far."""
         return sum(loss.events for loss in self.table.losses)
-
-    @staticmethod
-    def is_poll(events: Iterable[AnyEvent]) -> bool:
-        """True if a poll ended among these events."""
-        return any(isinstance(event, PollCompleted) for event in events)
