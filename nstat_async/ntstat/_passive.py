@@ -170,7 +170,7 @@ class PassiveSession:
             ProtocolError: Only with the option ``strict``.
         """
         self.receiver.receive(data, now + self.epoch_offset)
-        if self.table.missing and not self._suppressed:
+        if (self.table.missing or self.table.forgotten) and not self._suppressed:
             self._gap()
 
     def finish(self, now: float) -> None:
@@ -351,6 +351,7 @@ class PassiveSession:
         self._events.append(PollCompleted(table.time, flows, complete))
 
     def _gap(self) -> None:
-        lost = len(self.table.missing)
+        lost = len(self.table.missing) + self.table.forgotten
         self.table.missing.clear()
+        self.table.forgotten = 0
         self._events.append(EventsLost(self.table.time, LossCause.ANNOUNCEMENT, lost))

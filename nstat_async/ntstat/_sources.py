@@ -61,7 +61,7 @@ from ._translate import (
 __all__ = ["MAX_MISSING", "Source", "SourceTable", "advance"]
 
 MAX_MISSING = 65_536
-"""Reference numbers remembered as not yet seen; more are only counted as lost."""
+"""Reference numbers remembered as not yet seen; more are only counted."""
 
 _CLOSING = int(HeaderFlag.CLOSING)
 _TCP_STABLE_PREFIX = 260
@@ -96,11 +96,13 @@ class Source:
     reported: bool = False
     """FlowAdded was emitted."""
     closing: bool = False
-    """The final report came."""
+    """The final counters came."""
     unsolicited: int = 0
     """Old kernels: 1 after unsolicited counts, 2 after the description that follows: a goodbye."""
     seen: int = 0
     """Serial number of the last poll that reported it."""
+    born: int = 0
+    """Serial number of the last poll that had begun when it was announced."""
     missed: int = 0
     """Polls in a row that did not."""
     announced_ns: int | None = None
@@ -132,11 +134,13 @@ def advance(told: Values, old: Values, new: Values) -> Values:
     """The counters to tell when the raw ones do not simply grow.
 
     - u32 byte counters of TCP (positions 10 to 12) wrap at 4 GiB: their growth is
-      taken modulo 2^32, unless it is so large that the counter must have fallen.
+      taken modulo 2^32, unless it is so large, or the bytes fell with it, that the
+      counter must have fallen.
     - All others keep their highest value: xnu-1699 reports zero while a socket is
       closed (``nstat_tcp_counts``), and user-land processes write what they like.
     """
     values = list(new)
+    fell = new[1] < old[1] or new[3] < old[3]
     for position in range(10):
         if new[position] is not None and told[position] is not None:
             values[position] = max(new[position], told[position])
@@ -147,7 +151,7 @@ def advance(told: Values, old: Values, new: Values) -> Values:
                 if old[position] < 1 << 32
                 else new[position] - old[position]
             )
-            values[position] = told[position] + (growth if 0 <= growth < 1 << 31 else 0)
+            values[position] = told[position] + (growth if 0 <= growth < 1 << 31 and not fell else 0)
     return tuple(values)
 
 
@@ -196,6 +200,8 @@ class SourceTable:
         self.highest: int | None = None
         self.missing: set[int] = set()
         """References below `highest` that neither reported nor said goodbye."""
+        self.forgotten = 0
+        """Further ones, skipped when `missing` was full: known by number only."""
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
         self.quiet_goodbyes = False
@@ -236,6 +242,7 @@ class SourceTable:
             self.gone(source)
         source = self._create(ref, provider_id, preexisting=self.scanning and not requested)
         source.announced_ns = self.time_ns
+        source.born = self.poll_serial
         return source
 
     def counted(self, ref: int, raw: Raw, flags: int, solicited: bool) -> None:
@@ -278,8 +285,6 @@ class SourceTable:
             self.poll_seen += 1
         if source.unsolicited == 1:
             source.unsolicited = 2
-        if flags & _CLOSING:
-            source.closing = True
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         assert reader is not None
         if not reader.is_flow:
@@ -292,7 +297,7 @@ class SourceTable:
         changed = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if not source.reported:
             self._add(source)
-        elif changed and not source.closing and source.unsolicited != 2:
+        elif changed and not (flags & _CLOSING or source.closing or source.unsolicited == 2):
             self._updated(source, source.counts)
 
     def updated(
@@ -355,7 +360,8 @@ class SourceTable:
 
     def remove(self, source: Source, reason: RemovalReason) -> None:
         """Take a source out of the picture and say so."""
-        self.sources.pop(source.ref, None)
+        if self.sources.pop(source.ref, None) is not None and source.seen == self.poll_serial:
+            self.poll_seen -= 1
         self.given_up.discard(source.ref)
         self._forget_listener(source.flow)
         if source.reader is not None and not source.reader.is_flow:
@@ -396,6 +402,7 @@ class SourceTable:
         self.prefix = prefix
         self.highest = None
         self.missing.clear()
+        self.forgotten = 0
         self.given_up.clear()
         self.poll_seen = 0
 
@@ -407,11 +414,11 @@ class SourceTable:
         self.poll_seen = 0
 
     def absent(self) -> list[Source]:
-        """Sources that the poll which just ended did not report."""
+        """Sources that the poll which just ended did not report, though they were there when it began."""
         if self.poll_seen >= len(self.sources):
             return []
         serial = self.poll_serial
-        return [s for s in self.sources.values() if s.seen != serial]
+        return [s for s in self.sources.values() if serial not in {s.seen, s.born}]
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The flows that were told, with their last counts."""
@@ -445,8 +452,10 @@ class SourceTable:
         highest = self.highest
         if highest is None or ref > highest:
             first = 1 if highest is None else highest + 1
-            if ref - first <= MAX_MISSING:
+            if len(self.missing) + ref - first <= MAX_MISSING:
                 self.missing.update(range(first, ref))
+            else:
+                self.forgotten += ref - first
             self.highest = ref
         else:
             self.missing.discard(ref)
@@ -460,7 +469,9 @@ class SourceTable:
             self.emit(EventsLost(self.time, LossCause.GOODBYE, 1, detail="a flow came and went unreported"))
 
     def _bare_reader(self, provider_id: int | None) -> DescriptorReader:
-        """The reader of a source that has no description yet."""
+        """The reader of a source that has no description yet; one for all unknown providers."""
+        if provider_id not in self.kernel.providers:
+            provider_id = None
         reader = self._added_none.get(provider_id)
         if reader is None:
             provider, userland = self._provider(provider_id)

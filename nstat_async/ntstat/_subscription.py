@@ -227,7 +227,7 @@ class Subscription:
         """One datagram came."""
         self._now = now
         self.receiver.receive(data, wall)
-        if not self.suppress and self.table.missing:
+        if not self.suppress and (self.table.missing or self.table.forgotten):
             self._announcements_lost()
         self._proceed()
 
@@ -634,8 +634,9 @@ class Subscription:
 
     def _announcements_lost(self) -> None:
         table = self.table
-        lost = len(table.missing)
+        lost = len(table.missing) + table.forgotten
         table.missing.clear()
+        table.forgotten = 0
         self._gap(lost)
 
     def _gap(self, count: int | None) -> None:

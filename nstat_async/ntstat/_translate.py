@@ -734,7 +734,9 @@ def sysinfo_value(fields: dict[str, Any]) -> int | float | str | None:
     """The value of a ``nstat_sysinfo_keyval``; `None` for a kind that is unknown."""
     flags = fields["nstat_sysinfo_flags"]
     if flags & 4:
-        raw = fields.get("u.nstat_sysinfo_string", b"")
+        raw = fields.get("u.nstat_sysinfo_string")
+        if raw is None:
+            return None  # before xnu-4570 there were no strings
         size = fields.get("nstat_sysinfo_valsize", len(raw))
         return str(raw[:size].split(b"\0", 1)[0], "utf-8", "replace")
     if flags & 2:
