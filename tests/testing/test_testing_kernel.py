@@ -344,6 +344,17 @@ def test_an_interface_says_when_its_threshold_is_passed():
     assert counts(machine, report)["nstat_rxbytes"] == 1000 + (1 << 20)
 
 
+def test_the_threshold_left_behind_is_the_least_of_all_interface_sources():
+    machine = EmulatedKernel()
+    codec = machine.release.layout["nstat_ifnet_add_param"]
+    talk = Talk(machine)
+    for index, threshold in ((4, 1 << 20), (5, 5 << 20), (6, 3 << 20)):
+        talk.send(AddSource(provider=6, context=1, param=codec.encode({"ifindex": index, "threshold": threshold})))
+    assert machine.interface("en0").threshold == 1 << 20
+    talk.ask(RemoveSource, srcref=1)
+    assert machine.interface("en0").threshold == 3 << 20, "of other interfaces, as the kernel has it"
+
+
 def test_a_tunnel_has_its_delegates_medium_too():
     machine = EmulatedKernel()
     flow = machine.open_udp(remote=("198.51.100.7", 4500), interface="utun0", rx=10, tx=20)
