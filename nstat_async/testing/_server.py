@@ -31,6 +31,7 @@ _LARGEST_REQUEST = 65536
 _SEND_ROOM = 16384
 """Room of the socket between, bytes: what a record of 4096 needs, with the host's own overhead."""
 _RECORDS_A_TURN = 64
+_LONGEST_WAIT = 0.1
 _SEQPACKET: int = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
 
@@ -174,10 +175,12 @@ class UnixServer:
             self._clean_up()
 
     def _timeout(self, stop: threading.Event | None) -> float | None:
-        due = self.kernel.next_timer() if self.kernel.runs_by_the_clock else None
-        if stop is None:
-            return due
-        return 0.1 if due is None else min(due, 0.1)  # an Event cannot be selected on
+        """Seconds to wait at most: other threads may add a timer, or set `stop`, without waking this one."""
+        by_the_clock = self.kernel.runs_by_the_clock
+        if stop is None and not by_the_clock:
+            return None
+        due = self.kernel.next_timer() if by_the_clock else None
+        return _LONGEST_WAIT if due is None else min(due, _LONGEST_WAIT)
 
     def _turn(self, timeout: float | None) -> None:
         for key, _ in self._selector.select(timeout):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["EmulatedBackend", "EmulatedChannel", "EmulatedTransport", "Ticker"]
 
 _COMFORTABLE = 1 << 20
+_LONGEST_WAIT = 0.25
 _EVIDENCE_PID = 4242
 _EVIDENCE_UID = 501
 
@@ -47,7 +48,9 @@ class Ticker:
         while not self._stop:
             kernel.timer_added.clear()
             kernel.run_due()
-            kernel.timer_added.wait(kernel.next_timer())
+            due = kernel.next_timer()
+            # Several threads may wait for the same event: look again now and then.
+            kernel.timer_added.wait(_LONGEST_WAIT if due is None else min(due, _LONGEST_WAIT))
 
     def close(self) -> None:
         """Stop the thread and wait for it."""
