@@ -12,6 +12,7 @@ from ..recording import Record, RecordingInfo, RecordKind, open_recording
 from ._decode import MessageDecoder
 from ._escape import dump
 from ._output import Output
+from ._source import check_input
 
 __all__ = ["run"]
 
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: It cannot be read.
     """
     output = Output()
+    check_input(arguments.file)
     with open_recording(arguments.file, kernel=arguments.kernel) as recording:
         decode = _decoder(recording.info, arguments.kernel)
         for batch in recording.records_batch(256):

@@ -17,7 +17,7 @@ from .._errors import RecordingError, UsageError
 from ._output import Output, complain, is_terminal, use_colour
 from ._progress import Progress
 from ._run import run_until_stopped
-from ._source import monitor_options
+from ._source import check_input, monitor_options
 from ._stream import formatter_of, stream
 from ._text import bytes_text
 
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(quiet=arguments.quiet)
     formatter = formatter_of(arguments, colour=use_colour(output.stream))
     options = monitor_options(arguments, recorded=True)
+    check_input(arguments.file)
     with _opened(arguments.file) as file:
         backend = backends.Replay(file, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import sys
 from typing import Any
 
 from .. import backends
@@ -11,7 +13,7 @@ from .._feed import Backend
 from .._model import Provider
 from ..filters import Filter, by_pid, by_process_name, by_provider, loopback
 
-__all__ = ["backend_of", "every_provider", "filter_of", "monitor_options"]
+__all__ = ["backend_of", "check_input", "every_provider", "filter_of", "monitor_options"]
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
@@ -41,6 +43,16 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
     if scheme == "kctl":
         return backends.Kctl()
     return backends.auto()
+
+
+def check_input(path: str) -> None:
+    """See that there is a standard input where ``-`` stands for it.
+
+    Raises:
+        OSError: It was closed before the program began.
+    """
+    if path == "-" and sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed")
 
 
 def _namespace(text: str) -> str | int:

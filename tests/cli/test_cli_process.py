@@ -131,6 +131,28 @@ def test_a_reader_that_goes_away_between_two_lines_leaves_no_noise_at_exit(recor
     process.stderr.close()
 
 
+@pytest.mark.parametrize("command", ["replay", "messages"])
+def test_a_closed_standard_input_is_one_line_and_status_1(command, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    status, out, err = run(command, "-")
+    assert (status, out, err) == (1, "", "nstat-async: error: standard input is closed\n")
+
+
+def test_a_closed_standard_output_is_no_failure(recording):
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *_command("replay", recording)], stderr=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_recording_of_another_system_is_status_1_and_a_wrong_option_status_2(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"xnu": "plan9"}\n')
+    for command in ("replay", "messages"):
+        assert run(command, path)[0] == 1
+        assert run(command, path, "--kernel", "vista")[0] == 2
+
+
 def test_a_full_disk_is_one_line_and_status_1(recording):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
