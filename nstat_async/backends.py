@@ -53,13 +53,13 @@ class Kctl:
             raise BackendUnavailableError(self.name, UnavailableReason.PLATFORM, detail)
         from ._io import darwin  # noqa: PLC0415
 
-        transport = kctl.KctlTransport(options)
-        transport.prepare()
         text = darwin.kernel_text()
         try:
             kernel = Kernel.parse(text)
         except UsageError as error:
             raise BackendUnavailableError(self.name, UnavailableReason.KERNEL, str(error)) from error
+        transport = kctl.KctlTransport(options)
+        transport.prepare()
         session = kctl.make_session(options, kernel, darwin.timebase(), darwin.interface_names(), verify=self.verify)
         return KernelFeed(session, transport, options=options, kernel=text, protocol="ntstat")
 

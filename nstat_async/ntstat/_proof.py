@@ -50,6 +50,7 @@ class ProofResult:
 @attrs.frozen
 class _Sample:
     flow: KnownFlow
+    ref: int
     raw: Values | None
     descriptor: bytes
 
@@ -70,10 +71,16 @@ class LayoutProbe:
         self.kernel = kernel
         self.evidence = evidence
         self._samples: dict[Provider, list[_Sample]] = {Provider.TCP: [], Provider.UDP: []}
+        self._counts: dict[int, Values] = {}
+        """By reference: old kernels send counters and descriptions apart."""
         self._patterns = [(flow, _wire(flow.local), _wire(flow.remote)) for flow in evidence.flows]
 
-    def observe(self, provider_id: int, raw: Values | None, descriptor: bytes) -> None:
+    def observe(self, ref: int, provider_id: int | None, raw: Values | None, descriptor: bytes) -> None:
         """Look at a report: is it about one of the known flows?"""
+        if provider_id is None:
+            if raw is not None:
+                self._counts[ref] = raw
+            return
         provider, userland = self.kernel.providers.get(provider_id, (Provider.UNKNOWN, None))
         samples = self._samples.get(provider)
         if samples is None or userland or len(samples) >= _MAX_SAMPLES:
@@ -84,8 +91,19 @@ class LayoutProbe:
             # The other end of the same connection has the same two addresses, the other way round.
             first, second = descriptor.find(local), descriptor.find(remote)
             if 0 <= first < second:
-                samples.append(_Sample(flow, raw, descriptor))
+                samples.append(_Sample(flow, ref, raw, descriptor))
                 return
+
+    @property
+    def complete(self) -> bool:
+        """True once every known flow was seen, with its counters."""
+        seen = {
+            sample.flow
+            for samples in self._samples.values()
+            for sample in samples
+            if sample.raw is not None or sample.ref in self._counts
+        }
+        return len(seen) == len(set(self.evidence.flows))
 
     def conclude(self) -> ProofResult:
         """Judge by what was observed."""
@@ -99,8 +117,13 @@ class LayoutProbe:
 
     def _counts_agree(self, notes: list[str]) -> bool:
         """Byte counters of the known flows, exactly."""
-        counted = [s for samples in self._samples.values() for s in samples if s.raw is not None]
-        wrong = [s for s in counted if s.raw is not None and (s.raw[1], s.raw[3]) != (s.flow.rx_bytes, s.flow.tx_bytes)]
+        counted = [
+            (sample.flow, raw)
+            for samples in self._samples.values()
+            for sample in samples
+            if (raw := sample.raw or self._counts.get(sample.ref)) is not None
+        ]
+        wrong = [flow for flow, raw in counted if (raw[1], raw[3]) != (flow.rx_bytes, flow.tx_bytes)]
         if wrong:
             notes.append(
                 f"byte counters of {len(wrong)} of {len(counted)} known flows are not what was sent and received"

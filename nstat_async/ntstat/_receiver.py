@@ -38,8 +38,8 @@ _SYSINFO = int(MessageType.SYSINFO_COUNTS)
 
 Success = Callable[[int, int], None]
 """(context, flags)"""
-Observer = Callable[[int, Union[Values, None], bytes], None]
-"""(provider number, raw counters if the message has them, descriptor)"""
+Observer = Callable[[int, Union[int, None], Union[Values, None], bytes], None]
+"""(reference, provider number, counters, descriptor); `None` or empty is what the message does not have."""
 Failure = Callable[[int, int, bytes], None]
 """(context, errno, copy of the request)"""
 
@@ -139,24 +139,32 @@ class Receiver:
         return reordered
 
     def watch(self, observer: Observer | None) -> None:
-        """Also show the raw bytes of each description and update to an observer (`None`: to nobody)."""
-        self._handlers[_DESC] = self._on_desc if observer is None else self._shown(observer, self._on_desc)
+        """Also show the raw bytes of each description, update and counts to an observer (`None`: to nobody)."""
+        plain = {_DESC: self._on_desc, _COUNTS: self._on_counts, _UPDATE: self._on_update}
+        for kind, handler in plain.items():
+            if kind in self._handlers:
+                self._handlers[kind] = handler if observer is None else self._shown(observer, handler)
         if _UPDATE in self._handlers:
             self._direct = observer is None
-            self._handlers[_UPDATE] = self._on_update if observer is None else self._shown(observer, self._on_update)
 
     def _shown(self, observer: Observer, handler: Callable[[bytes, Frame], None]) -> Callable[[bytes, Frame], None]:
         def show(data: bytes, frame: Frame) -> None:
             handler(data, frame)  # first: it refuses what is too short
             kind, _, _, begin, end = frame
             if kind == _DESC:
-                observer(self._desc(data, begin)[1], None, data[begin + self._desc_size : end])
-                return
-            _, raw, provider = self._update.unpack_from(data, begin)
-            values = unpacked(raw) if self._arrange is None else self._arrange(raw)
-            observer(provider, values, data[begin + self._update_size : end])
+                ref, provider = self._desc(data, begin)
+                observer(ref, provider, None, data[begin + self._desc_size : end])
+            elif kind == _COUNTS:
+                ref, raw = self._counts.unpack_from(data, begin)
+                observer(ref, None, self._values_of(raw), b"")
+            else:
+                ref, raw, provider = self._update.unpack_from(data, begin)
+                observer(ref, provider, self._values_of(raw), data[begin + self._update_size : end])
 
         return show
+
+    def _values_of(self, raw: bytes) -> Values:
+        return unpacked(raw) if self._arrange is None else self._arrange(raw)
 
     def receive(self, data: bytes, time: float) -> None:
         """Take in one datagram that arrived at this wall-clock time (seconds)."""

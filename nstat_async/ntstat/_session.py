@@ -35,6 +35,8 @@ REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds to wait before each try to open a control that went away."""
 RESYNC_PAUSE = 5.0
 """Seconds between two resynchronisations for lost announcements."""
+PROOF_POLLS = 3
+"""Polls in which the known flows of a proof are looked for."""
 PURPOSE = "ntstat"
 _OPEN_EVIDENCE, _CLOSE_EVIDENCE = 1, 2
 
@@ -79,6 +81,7 @@ class Session:
         self._verify = not self.kernel.known if verify is None else verify
         self._own_uid = own_uid
         self._probe: LayoutProbe | None = None
+        self._probe_polls = 0
         self._proof_notes: tuple[str, ...] = ()
         self._events: deque[AnyEvent] = deque()
         self._commands: list[Command] = []
@@ -376,6 +379,10 @@ class Session:
             self._verify = False
             self._commands.append(Lookup(_OPEN_EVIDENCE, OpenEvidence()))
         elif self._probe is not None:
+            self._probe_polls += 1
+            if not self._probe.complete and self._probe_polls < PROOF_POLLS:
+                subscription.poll_wanted = True
+                return
             probe, self._probe = self._probe, None
             result = probe.conclude()
             subscription.receiver.watch(None)

@@ -10,18 +10,19 @@ Sessions run without descriptors, in virtual time (``tests/virtual.py``).
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from virtual import Picture, VirtualMonitor, compare, traffic
 
 from nstat_async import LossCause, Provider
 from nstat_async._buffer import EventBuffer
 from nstat_async._options import DEFAULT_PROVIDERS, Overflow
 from nstat_async.ntstat._subscription import REDESCRIBE_EVERY
 from nstat_async.testing import EmulatedKernel
-from virtual import Picture, VirtualMonitor, compare, traffic
 
 KERNELS = (
     "xnu-1699.32.7",
@@ -40,7 +41,13 @@ KERNELS = (
     "xnu-11417.121.6",
     "xnu-12377.1.9",
 )
-KINDS = ((Provider.TCP, False), (Provider.UDP, False), (Provider.TCP, True), (Provider.UDP, True), (Provider.QUIC, True))
+KINDS = (
+    (Provider.TCP, False),
+    (Provider.UDP, False),
+    (Provider.TCP, True),
+    (Provider.UDP, True),
+    (Provider.QUIC, True),
+)
 PAUSES = (0.01, 0.12, 0.5, 1.0, 2.5, 7.0, 61.0)
 JUMPS = (-3600.0, -0.5, 0.5, 86_400.0)
 UNHEARD = (LossCause.ANNOUNCEMENT, LossCause.GOODBYE, LossCause.RESYNC)
@@ -58,7 +65,7 @@ life = st.one_of(
     st.tuples(st.just("accept"), which),
     st.tuples(st.just("hand over"), which),
     st.tuples(st.just("close"), which),
-    st.tuples(st.just("crowd"), st.integers(1, 150)),
+    st.tuples(st.just("crowd"), st.integers(1, 40)),
     st.tuples(st.just("wait"), st.sampled_from(PAUSES)),
     st.tuples(st.just("poll")),
 )
@@ -219,7 +226,9 @@ def check_accounts(machine: Machine, picture: Picture) -> None:
     twice = [name for name, count in names.items() if count > 1]
     # Before xnu-4570 nothing tells a socket that changed its addresses while the control was away.
     known_by_birth = machine.kernel.release.version >= (4570,)
-    assert not twice or (not known_by_birth and picture.lost(LossCause.RESYNC)), f"one flow of the kernel was two here: {twice}"
+    assert not twice or (not known_by_birth and picture.lost(LossCause.RESYNC)), (
+        f"one flow of the kernel was two here: {twice}"
+    )
     for flow in machine.flows:
         if flow.open or flow in machine.unwatched:
             continue
@@ -287,10 +296,12 @@ def play(
     return machine, monitor
 
 
+SCALE = int(os.environ.get("NSTAT_PROPERTY_SCALE", "1"))
+"""Set it to search longer."""
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-@settings(common, max_examples=150)
+@settings(common, max_examples=50 * SCALE)
 @given(
     kernel=st.sampled_from(KERNELS),
     discovery=st.sampled_from(("poll", "announce")),
@@ -304,7 +315,7 @@ def test_without_faults_every_flow_is_told_from_begin_to_end_with_exact_counts(k
         assert not monitor.picture.losses
 
 
-@settings(common, max_examples=300)
+@settings(common, max_examples=200 * SCALE)
 @given(
     kernel=st.sampled_from(KERNELS),
     discovery=st.sampled_from(("poll", "announce")),
@@ -320,19 +331,19 @@ def test_after_any_faults_the_picture_is_the_kernels_truth_or_says_what_it_misse
     play(kernel, script, before=before, discovery=discovery, interval=interval, delay=delay, seed=seed)
 
 
-@settings(common, max_examples=60)
+@settings(common, max_examples=25 * SCALE)
 @given(
     kernel=st.sampled_from(KERNELS[5:]),
     discovery=st.sampled_from(("poll", "announce")),
     size=st.sampled_from((2048, 4096, 8192, 10_000, 16_384, 65_536)),
-    before=st.integers(0, 250),
+    before=st.sampled_from((3, 40, 120)),
     script=st.lists(life, max_size=15),
 )
 def test_with_a_receive_buffer_of_any_size_the_picture_is_the_kernels_truth(kernel, discovery, size, before, script):
     play(kernel, script, before=before, discovery=discovery, receive_buffer=size)
 
 
-@settings(common, max_examples=100)
+@settings(common, max_examples=50 * SCALE)
 @given(
     kernel=st.sampled_from(KERNELS),
     limit=st.integers(1, 40),

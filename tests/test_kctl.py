@@ -1,0 +1,249 @@
+"""Opening the kernel control: what is asked of the system, and what each refusal means."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from nstat_async import BackendUnavailableError, UnavailableReason
+from nstat_async._io import kctl
+from nstat_async._options import MonitorOptions
+from nstat_async.backends import Kctl
+
+CONTROL_ID = 7
+
+
+class FakeSocket:
+    """A system socket that notes what is done to it and refuses what it is told to."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.calls: list[tuple[object, ...]] = []
+        self.closed = False
+        self.size = 8192
+
+    def fileno(self) -> int:
+        return 99
+
+    def connect(self, address: tuple[int, int]) -> None:
+        self.calls.append(("connect", address))
+        self.system.fail("connect")
+
+    def setsockopt(self, _level: int, option: int, value: int) -> None:
+        assert option == socket.SO_RCVBUF
+        self.calls.append(("SO_RCVBUF", value))
+        if value > self.system.largest:
+            raise OSError(errno.ENOBUFS, "too large")
+        self.size = min(value, self.system.clamp)
+
+    def getsockopt(self, _level: int, _option: int) -> int:
+        self.system.fail("read back")
+        return self.size
+
+    def setblocking(self, flag: bool) -> None:
+        self.calls.append(("blocking", flag))
+
+    def recv(self, size: int) -> bytes:
+        return bytes(size)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class System:
+    """A Darwin system whose calls fail where a test wants it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refusals: dict[str, int] = {}
+        self.largest = self.clamp = 8 << 20
+        self.made: list[FakeSocket] = []
+        self.asked: list[tuple[int, bytes]] = []
+        fake = SimpleNamespace(
+            socket=self.socket, SOCK_DGRAM=socket.SOCK_DGRAM, SOL_SOCKET=socket.SOL_SOCKET, SO_RCVBUF=socket.SO_RCVBUF
+        )
+        monkeypatch.setattr(kctl, "socket", fake)
+        monkeypatch.setattr(kctl, "sys", SimpleNamespace(platform="darwin"))
+        monkeypatch.setattr("fcntl.ioctl", self.ioctl)
+
+    def fail(self, step: str) -> None:
+        if step in self.refusals:
+            raise OSError(self.refusals[step], "refused")
+
+    def socket(self, family: int, kind: int, protocol: int) -> FakeSocket:
+        assert (family, kind, protocol) == (32, socket.SOCK_DGRAM, 2)
+        self.fail("create")
+        self.made.append(FakeSocket(self))
+        return self.made[-1]
+
+    def ioctl(self, _descriptor: int, request: int, argument: bytearray) -> int:
+        self.asked.append((request, bytes(argument)))
+        self.fail("look up")
+        argument[:4] = struct.pack("=I", CONTROL_ID)
+        return 0
+
+
+@pytest.fixture
+def system(monkeypatch):
+    return System(monkeypatch)
+
+
+def test_the_control_is_looked_up_by_name_and_connected_by_the_id_of_this_boot(system):
+    channel = kctl.open_control(None)
+    ((request, info),) = system.asked
+    assert request == 0xC0644E03
+    assert len(info) == 100
+    assert info[4:].split(b"\0")[0] == b"com.apple.network.statistics"
+    assert ("connect", (CONTROL_ID, 0)) in system.made[0].calls
+    assert channel.immediate
+    assert ("blocking", False) in system.made[0].calls
+
+
+def test_the_receive_buffer_is_set_after_connect_which_would_reset_it(system):
+    kctl.open_control(None)
+    names = [call[0] for call in system.made[0].calls]
+    assert names.index("connect") < names.index("SO_RCVBUF")
+
+
+def test_the_receive_buffer_steps_down_to_what_is_granted_and_the_clamped_size_is_told(system):
+    system.largest, system.clamp = 1 << 20, 900_000
+    channel = kctl.open_control(None)
+    assert [call[1] for call in system.made[0].calls if call[0] == "SO_RCVBUF"] == [4 << 20, 2 << 20, 1 << 20]
+    assert channel.receive_buffer == 900_000
+
+
+def test_a_receive_buffer_that_was_asked_for_is_the_only_one_tried(system):
+    assert kctl.open_control(8192).receive_buffer == 8192
+    assert [call[1] for call in system.made[0].calls if call[0] == "SO_RCVBUF"] == [8192]
+
+
+def test_a_refused_receive_buffer_leaves_what_the_kernel_gave(system):
+    system.largest = 0
+    assert kctl.open_control(None).receive_buffer == 8192
+
+
+def test_a_receive_buffer_that_cannot_be_read_back_is_unknown(system):
+    system.refusals["read back"] = errno.EINVAL
+    assert kctl.open_control(None).receive_buffer is None
+
+
+@pytest.mark.parametrize("step", ["create", "look up", "connect"])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EPERM, UnavailableReason.PERMISSION),
+        (errno.EACCES, UnavailableReason.PERMISSION),
+        (errno.ENOENT, UnavailableReason.MISSING),
+        (errno.EMFILE, UnavailableReason.RESOURCE),
+        (errno.ENFILE, UnavailableReason.RESOURCE),
+        (errno.ENOMEM, UnavailableReason.RESOURCE),
+        (errno.ENOBUFS, UnavailableReason.RESOURCE),
+        (errno.EBUSY, UnavailableReason.MISSING),
+    ],
+)
+def test_a_refusal_says_which_step_failed_and_what_kind_of_obstacle_it_is(system, step, number, reason):
+    system.refusals[step] = number
+    with pytest.raises(BackendUnavailableError) as caught:
+        kctl.open_control(None)
+    error = caught.value
+    assert (error.backend, error.reason) == ("kctl", reason)
+    assert {"create": "system socket", "look up": "com.apple.network.statistics", "connect": "connect"}[
+        step
+    ] in error.detail
+    assert isinstance(error.__cause__, OSError)
+    assert all(made.closed for made in system.made), "a socket was left open"
+
+
+def test_a_sandbox_is_named_where_permission_is_denied(system):
+    system.refusals["connect"] = errno.EPERM
+    with pytest.raises(BackendUnavailableError, match="sandbox"):
+        kctl.open_control(None)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is one on macOS")
+def test_another_system_has_no_control_and_the_error_names_the_system():
+    for opening in (lambda: kctl.open_control(None), lambda: Kctl().open(MonitorOptions())):
+        with pytest.raises(BackendUnavailableError, match=sys.platform) as caught:
+            opening()
+        assert caught.value.reason is UnavailableReason.PLATFORM
+
+
+def test_an_interrupted_opening_leaves_no_socket(system, monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeSocket, "connect", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        kctl.open_control(None)
+    assert system.made[0].closed
+
+
+def test_the_first_channel_is_the_one_that_opening_made_and_later_ones_are_new(system):
+    transport = kctl.KctlTransport(MonitorOptions())
+    transport.prepare()
+    first, second = transport.open(0, "ntstat"), transport.open(1, "ntstat")
+    assert first is not second
+    assert len(system.made) == 2
+
+
+def test_a_channel_that_nobody_took_is_closed_with_the_transport(system):
+    transport = kctl.KctlTransport(MonitorOptions())
+    transport.prepare()
+    transport.close()
+    transport.close()
+    assert system.made[0].closed
+
+
+@pytest.mark.parametrize("text", ["", "Linux 6.1", "xnu-1504.15.3"])
+def test_a_kernel_that_is_not_understood_is_told_and_leaves_no_socket(system, monkeypatch, text):
+    monkeypatch.setattr("nstat_async.backends.sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr("nstat_async._io.darwin.kernel_text", lambda: text)
+    with pytest.raises(BackendUnavailableError) as caught:
+        Kctl().open(MonitorOptions())
+    assert caught.value.reason is UnavailableReason.KERNEL
+    assert all(made.closed for made in system.made)
+
+
+# --- a channel, on real sockets ---------------------------------------------
+
+
+@pytest.fixture
+def pair():
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with near, far:
+        yield near, far
+
+
+def test_a_channel_keeps_datagrams_apart_and_says_when_there_is_none(pair):
+    near, far = pair
+    channel = kctl.SocketChannel(near, immediate=True, receive_buffer=1)
+    with pytest.raises(BlockingIOError):
+        channel.receive()
+    far.send(b"one")
+    far.send(b"two" * 1000)
+    assert channel.receive() == b"one"
+    assert channel.receive() == b"two" * 1000
+    channel.send(b"three")
+    assert far.recv(100) == b"three"
+    assert channel.fileno() == near.fileno()
+
+
+def test_a_record_of_64_kib_is_taken_whole(pair):
+    near, far = pair
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+    channel = kctl.SocketChannel(near, immediate=True, receive_buffer=None)
+    far.send(bytes(65_536))
+    assert len(channel.receive()) == 65_536
+
+
+def test_an_empty_read_is_the_end_only_where_the_socket_has_ends(pair):
+    near, far = pair
+    far.send(b"")
+    far.send(b"")
+    assert kctl.SocketChannel(near, immediate=True, receive_buffer=None).receive() == b""
+    with pytest.raises(EOFError):
+        kctl.SocketChannel(near, immediate=True, receive_buffer=None, ends=True).receive()
