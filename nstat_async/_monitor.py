@@ -252,6 +252,7 @@ class Monitor:
         self._over = False
         self._closed = False
         self._room: anyio.Event | None = None
+        self._stream_time: float | None = None
         self._waiting_for_room = False
         self._poll_waiters: list[tuple[anyio.Event, int]] = []
 
@@ -333,6 +334,7 @@ class Monitor:
         """Give events to every subscription (called by the feed)."""
         if not events or self._closed:
             return
+        self._stream_time = events[-1].time
         for subscription in self._subscriptions:
             subscription._deliver(events)  # noqa: SLF001
         if self._poll_waiters:
@@ -403,9 +405,9 @@ class Monitor:
             subscription._deliver(self._catch_up(feed))  # noqa: SLF001
         return subscription
 
-    @staticmethod
-    def _catch_up(feed: Feed) -> list[AnyEvent]:
-        now = time.time()
+    def _catch_up(self, feed: Feed) -> list[AnyEvent]:
+        # The time of the stream, which in a replay is not that of the wall.
+        now = time.time() if self._stream_time is None else self._stream_time
         return [FlowAdded(now, flow, counts, preexisting=True) for flow, counts in feed.flows()]
 
     def _subscribe(
