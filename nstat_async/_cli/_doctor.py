@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from ._escape import dump, escape
+from .._escape import dump, escape
 from ._output import Output, use_colour
 from ._run import run_until_stopped
 from ._source import backend_of

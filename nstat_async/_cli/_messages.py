@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import RecordingError, UsageError
+from .._escape import dump
 from ..ntstat._kernels import Kernel
 from ..recording import Record, RecordingInfo, RecordKind, open_recording
 from ._decode import MessageDecoder
-from ._escape import dump
 from ._output import Output
 from ._source import check_input
 

@@ -9,9 +9,9 @@ from time import time
 import anyio
 
 from .. import Monitor, Subscription
+from .._escape import dump, escape
 from .._events import AnyEvent
 from ..aggregate import ProcessTable, Row, RowKind, process_row_to_dict
-from ._escape import dump, escape
 from ._output import Output
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options

@@ -10,9 +10,9 @@ import anyio
 
 from .. import Monitor
 from .._errors import NstatError, RecordingError
+from .._escape import dump
 from .._events import EventsLost
 from ..recording import open_recording
-from ._escape import dump
 from ._output import Output, complain, is_terminal
 from ._progress import Progress
 from ._run import run_until_stopped

@@ -8,8 +8,8 @@ from time import time
 import anyio
 
 from .. import snapshot
+from .._jsonlines import flow_line
 from .._model import Counts, Flow
-from ._jsonlines import flow_line
 from ._output import Output
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .. import Subscription
 from .._events import AnyEvent
-from ._jsonlines import JsonFormatter
+from .._jsonlines import JsonFormatter
 from ._output import Output
 from ._text import TextFormatter
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from .._escape import escape
 from .._events import (
     AnyEvent,
     EventsLost,
@@ -29,7 +30,6 @@ from .._events import (
     Unrecognized,
 )
 from .._model import Counts, Direction, Flow, Interface, Process, Provider, TcpState
-from ._escape import escape
 
 __all__ = [
     "TextFormatter",

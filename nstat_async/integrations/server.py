@@ -30,8 +30,8 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.server needs starlette and sse-starlette: pip install nstat-async[server]"
     raise ImportError(msg) from error
 
-from nstat_async._cli._jsonlines import JsonFormatter
 from nstat_async._errors import NstatError, UsageError
+from nstat_async._jsonlines import JsonFormatter
 
 from ._guard import Guard
 from ._hub import Hub

@@ -27,9 +27,10 @@ from ._messages import (
 )
 from ._table import KINDS, SocketTable
 
-__all__ = ["DumpReader", "sequence_of", "split_sequence"]
+__all__ = ["DumpReader", "extensions_of", "first_request", "sequence_of", "split_sequence"]
 
-_EXTENSIONS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG, DiagAttribute.SKMEMINFO)
+_COUNTERS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
+_MEMORY = extension_bits(DiagAttribute.SKMEMINFO)
 _POLL_MASK = 0x1FFFFFFF
 _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOMEM, errors.EAGAIN})
 
@@ -37,6 +38,13 @@ _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOME
 def sequence_of(poll: int, kind: int, *, last: bool) -> int:
     """The sequence number of a dump request; never 0, which is the kernel's own."""
     return ((poll & _POLL_MASK) or 1) << 3 | kind << 1 | last
+
+
+def extensions_of(protocol: int, *, extras: bool) -> int:
+    """The attributes to ask for. Buffer sizes cost a sixth of a TCP dump, so they are an extra there; UDP has little else."""
+    if protocol != IPPROTO_TCP:
+        return _MEMORY
+    return _COUNTERS | _MEMORY if extras else _COUNTERS
 
 
 def split_sequence(sequence: int) -> tuple[int, int, bool]:
@@ -90,7 +98,8 @@ class DumpReader:
             return
         kind = KINDS[self._queue.pop(0)]
         self._sequence = sequence_of(self._hub.generation, kind.index, last=not self._queue)
-        request = DiagRequest(kind.family, kind.protocol, _EXTENSIONS, kind.states, sequence=self._sequence)
+        extensions = extensions_of(kind.protocol, extras=self._hub.extras)
+        request = DiagRequest(kind.family, kind.protocol, extensions, kind.states, sequence=self._sequence)
         self._hub.commands.append(Send(self._channel, request.encode()))
 
     def observe(self, sequence: int) -> None:

@@ -23,6 +23,8 @@ class Hub:
     """The shared state of a session."""
 
     every_update: bool = False
+    extras: bool = False
+    """Ask for buffer sizes of TCP sockets, too."""
     passive: bool = False
     """Follow a recording: nothing is sent."""
     epoch_offset: float = 0.0

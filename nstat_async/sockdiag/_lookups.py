@@ -25,7 +25,7 @@ PATIENCE = 1.0
 Done = Callable[["bytes | None"], None]
 """Gets the socket's message, or `None`: no such socket, or no answer."""
 
-_EXTENSIONS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG, DiagAttribute.SKMEMINFO)
+_EXTENSIONS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
 
 
 def lookup_request(message: bytes, protocol: int, *, exact: bool = True, mirrored: bool = False) -> DiagRequest:

@@ -89,7 +89,7 @@ class Session:
             protocols = list(_PROTOCOLS.values())
         if not protocols:
             raise UsageError("providers: sock_diag has tcp and udp only")
-        self._hub = Hub(self._options.every_update, passive)
+        self._hub = Hub(self._options.every_update, self._options.extras, passive)
         self._namespaces = [Namespace(self._hub, i, label, protocols) for i, label in enumerate(namespaces)]
         self._protocols = protocols
         self._kernel = kernel

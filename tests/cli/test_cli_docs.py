@@ -12,7 +12,7 @@ import sample_events as sample
 from support import run
 
 from nstat_async._cli._arguments import COMMANDS, build_parser
-from nstat_async._cli._jsonlines import JsonFormatter
+from nstat_async._jsonlines import JsonFormatter
 from nstat_async._cli._workload import read_script
 
 ROOT = Path(__file__).parents[2]

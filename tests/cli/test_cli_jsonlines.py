@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nstat_async._cli import _jsonlines
-from nstat_async._cli._jsonlines import JsonFormatter, flow_line
+from nstat_async._jsonlines import JsonFormatter, flow_line
 from nstat_async._events import FlowAdded, FlowUpdated
 from nstat_async._model import Counts, Flow, Provider
 

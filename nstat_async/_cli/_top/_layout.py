@@ -11,9 +11,9 @@ from math import log2
 
 import attrs
 
+from ..._escape import escape
 from ..._model import Flow
 from ...aggregate import Row
-from .._escape import escape
 from .._processes import row_name
 from .._table import cell_width
 from .._text import bytes_text, interface_text, is_listener, rate_text

@@ -13,7 +13,8 @@ from typing import Any
 
 import attrs
 
-from .._events import (
+from ._escape import dump, quote
+from ._events import (
     AnyEvent,
     EventsLost,
     FlowAdded,
@@ -26,8 +27,7 @@ from .._events import (
     SystemInfo,
     Unrecognized,
 )
-from .._model import COUNTS_FIELDS, Counts, Endpoint, Flow, Interface, Process
-from ._escape import dump, quote
+from ._model import COUNTS_FIELDS, Counts, Endpoint, Flow, Interface, Process
 
 __all__ = ["JsonFormatter", "counts_json", "flow_json", "flow_line", "time_json"]
 
