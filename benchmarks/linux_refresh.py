@@ -3,7 +3,7 @@
 Run: ``python benchmarks/linux_refresh.py [--sockets 1000 10000 50000] [--rounds 3] [--json]``
 Needs Linux; psutil, pyroute2 and ss are measured where they are installed. Every
 candidate is a process of its own that looks at the same idle sockets; candidates take
-turns, and medians are shown. Compare ratios, not milliseconds.
+turns, and medians are shown. Compare ratios, not milliseconds; on a machine with other work those of CPU.
 
 - ``floor``: the four dumps requested and received by a loop that looks for nothing but the end.
 - ``this library``: from the request of a poll to ``PollCompleted`` on asyncio: dumps, change
@@ -32,19 +32,24 @@ import time
 from linux_common import Collector, Holders, HoldMeter, enter_namespace, machine, median, open_feed, settle
 
 from nstat_async.sockdiag import DiagRequest
-from nstat_async.sockdiag._dumps import _EXTENSIONS
+from nstat_async.sockdiag._dumps import extensions_of
 from nstat_async.sockdiag._table import KINDS
+
+
+def request_of(kind):
+    extensions = extensions_of(kind.protocol, extras=False)
+    return DiagRequest(kind.family, kind.protocol, extensions, kind.states, sequence=1).encode()
 
 
 def floor(repeat):
     sock = socket.socket(16, socket.SOCK_RAW, 4)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 19)
-    requests = [DiagRequest(k.family, k.protocol, _EXTENSIONS, k.states, sequence=1).encode() for k in KINDS]
-    kind = struct.Struct("=IH")
+    requests = [request_of(kind) for kind in KINDS]
+    head = struct.Struct("=IH")
     for _ in repeat:
         for request in requests:
             sock.send(request)
-            while kind.unpack_from(sock.recv(65536))[1] != 3:
+            while head.unpack_from(sock.recv(65536))[1] != 3:
                 pass
 
 
@@ -197,12 +202,15 @@ def measure(sockets, rounds, only):
 
 
 def show(sockets, results):
-    base, ours = results["floor"]["wall"], results["this library"]["wall"]
-    print(f"\n{sockets} sockets      wall ms    CPU ms   memory MiB   x floor   x this library")
+    base, ours = results["floor"], results["this library"]
+    head = ("wall ms", "CPU ms", "MiB", "x floor: wall", "CPU", "x this library: wall", "CPU")
+    print(f"\n{sockets:>7} sockets  " + "  ".join(f"{title:>9s}" for title in head))
     for name, row in results.items():
+        cells = [row["wall"], row["cpu"], row["memory_mib"]]
+        cells += [row[clock] / other[clock] for other in (base, ours) for clock in ("wall", "cpu")]
         print(
-            f"  {name:14s} {row['wall']:10.2f} {row['cpu']:9.2f} {row['memory_mib']:12.1f}"
-            f" {row['wall'] / base:9.2f} {row['wall'] / ours:16.2f}"
+            f"  {name:14s} "
+            + "  ".join(f"{cell:{max(9, len(title))}.2f}" for cell, title in zip(cells, head, strict=True))
         )
     row = results["this library"]
     print(

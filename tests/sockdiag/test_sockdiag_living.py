@@ -22,7 +22,9 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
 
 from nstat_async._io.netlink import SockDiagBackend
-from nstat_async.sockdiag import Session
+from nstat_async.sockdiag import DiagMessage, Session, iterate_messages
+from nstat_async.sockdiag._lookups import lookup_request
+from nstat_async.sockdiag._messages import error_number
 
 pytestmark = pytest.mark.linux
 
@@ -119,8 +121,14 @@ def port_of(event) -> int:
     return event.flow.local.port
 
 
-def test_details_are_the_kernels(live):
-    """Linux-only samples are those that getsockopt(TCP_INFO) and the socket itself tell."""
+@pytest.mark.parametrize("extras", [False, True])
+def test_details_are_the_kernels(extras):
+    """Linux-only samples are those that getsockopt(TCP_INFO) and the socket itself tell; buffer sizes are an extra."""
+    with drive(extras=extras) as live:
+        check_details(live, extras)
+
+
+def check_details(live, extras):
     listener = listen()
     client, server = pair(listener)
     exchange(client, server, 3000, 3000)
@@ -134,8 +142,8 @@ def test_details_are_the_kernels(live):
     assert details.mss == mss
     assert details.path_mtu == pmtu
     assert details.congestion_window == mss * cwnd
-    assert details.receive_buffer_size == client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    assert details.send_buffer_size == client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    sizes = tuple(client.getsockopt(socket.SOL_SOCKET, option) for option in (socket.SO_RCVBUF, socket.SO_SNDBUF))
+    assert (details.receive_buffer_size, details.send_buffer_size) == (sizes if extras else (None, None))
     assert live.added(port(client))[0].counts.avg_rtt_us == rtt
     assert details.retransmits == 0
     for sock in (client, server, listener):
@@ -331,6 +339,26 @@ def test_udp(live, family):
     here = port(short)
     short.close()
     live.until(lambda: live.removed(here))
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_an_exact_lookup_finds_the_socket(live, kind):
+    """The living kernel answers a look-up by addresses and cookie with that socket, and with nothing once it is gone."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        here = port(sock)
+        live.poll()
+        (added,) = live.added(here)
+        request = lookup_request(added.raw_details.message, 6 if kind == socket.SOCK_STREAM else 17)
+        live.channels[3].send(request.encode())
+        data = live.channels[3].receive()
+        found = DiagMessage.decode(data, next(iterate_messages(data)))
+        assert f"c{found.cookie:x}" == added.flow.id
+    live.channels[3].send(request.encode())
+    data = live.channels[3].receive()
+    assert error_number(data, next(iterate_messages(data))) > 0
 
 
 def test_thousands_at_once(live):

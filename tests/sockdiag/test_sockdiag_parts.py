@@ -86,6 +86,20 @@ def test_only_what_changed_differs():
     assert [entry.cookie for entry in table.unseen()] == [9]
 
 
+def test_a_socket_told_twice_cannot_hide_an_absence_for_certain():
+    """Counting is quick and may be fooled by a duplicate; a certain search is not."""
+    table, _ = collecting()
+    one, two = FakeSocket(1).message(1), FakeSocket(2).message(1)
+    scanned(table, one, two)
+    table.begin(1)
+    scanned(table, one, one)
+    assert table.unseen(certain=False) == []
+    assert [entry.cookie for entry in table.unseen()] == [2]
+    table.begin(2)
+    scanned(table, one)
+    assert [entry.cookie for entry in table.unseen(certain=False)] == [2]
+
+
 def test_structures_of_one_length_are_told_apart():
     """Two messages of the same length with their parts in another order both give their counters."""
     one = FakeSocket(1, extra={DiagAttribute.MARK: b"\1\0\0\0"}, info={TcpInfo.BYTES_RECEIVED: 5})

@@ -391,6 +391,18 @@ def test_accepted_connections_are_inbound_by_their_listener(kernel):
     assert [e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)] == [None]
 
 
+def test_between_two_states_nothing_is_proved(kernel):
+    """When the message and its tcp_info tell different states, sequence numbers are no evidence of who began."""
+    kernel.sockets[1] = FakeSocket(
+        1, info={**traffic(0, 10, active=0, fin_sent=1), TcpInfo.STATE: SocketState.LAST_ACK}
+    )
+    kernel.start()
+    assert kernel.events[0].flow.direction is None
+    kernel.sockets[1].state = SocketState.LAST_ACK
+    kernel.wait(1.0)
+    assert kernel.events[-2].flow.direction is Direction.INBOUND
+
+
 def test_a_refused_provider_is_told_once_and_the_others_go_on(kernel):
     """Without udp_diag UDP is refused by name; TCP works."""
     kernel.refused = {(2, 17): errno.ENOENT, (10, 17): errno.ENOENT}
