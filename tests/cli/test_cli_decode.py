@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nstat_async._cli._decode import MessageDecoder
-from nstat_async._escape import dump
 from nstat_async._cli._netlink import NetlinkDecoder
+from nstat_async._escape import dump
 from nstat_async.ntstat import Kernel
 from nstat_async.recording import Record, RecordKind
 

@@ -12,9 +12,9 @@ import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nstat_async._cli import _jsonlines
-from nstat_async._jsonlines import JsonFormatter, flow_line
+from nstat_async import _jsonlines
 from nstat_async._events import FlowAdded, FlowUpdated
+from nstat_async._jsonlines import JsonFormatter, flow_line
 from nstat_async._model import Counts, Flow, Provider
 
 GOLDEN = Path(__file__).parent / "golden"

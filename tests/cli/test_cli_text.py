@@ -9,8 +9,8 @@ import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nstat_async._escape import dump, escape
 from nstat_async._cli._text import TextFormatter, bytes_text
+from nstat_async._escape import dump, escape
 from nstat_async._events import FlowAdded
 
 GOLDEN = Path(__file__).parent / "golden"
