@@ -392,7 +392,15 @@ def test_files_that_pages_name_in_passing_exist():
     for page in PAGES:
         text = FENCE.sub("", page.read_text(encoding="utf-8"))
         for path in re.findall(r"`((?:tests|docs|examples|benchmarks|nstat_async)/[\w./-]+)`", text):
-            assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
+            root = pathlib.Path(nstat_async.__file__).parents[1] if path.startswith("nstat_async") else ROOT
+            assert (root / path).exists(), f"{name_of(page)}: {path}"
+
+
+def test_every_example_is_run_by_a_test():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != pathlib.Path(__file__))
+    for path in (ROOT / "examples").iterdir():
+        if path.suffix == ".py" or path.name == "testsuite":
+            assert re.search(rf"\b{path.stem}\b", tests), path
 
 
 def test_a_monitor_opens_the_backend_that_auto_gives(place):

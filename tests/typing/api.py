@@ -6,7 +6,6 @@ What must *not* type-check is marked; mypy complains about a mark that is not ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional, Union
 
 # `typing.assert_type` and `assert_never` are from 3.11; the typing of 3.10 is enough here.
 from typing_extensions import assert_never, assert_type
@@ -65,13 +64,13 @@ def handle(event: AnyEvent) -> str:
     match event:
         case FlowAdded(flow=flow, counts=counts, preexisting=preexisting):
             assert_type(flow, Flow)
-            assert_type(counts, Optional[Counts])
+            assert_type(counts, Counts | None)
             assert_type(preexisting, bool)
             return counts.rx_bytes  # type: ignore[union-attr, return-value]
         case FlowUpdated(flow=flow, counts=counts, delta=delta, details=details):
             assert_type(counts, Counts)
             assert_type(delta, Delta)
-            assert_type(details, Optional[Details])
+            assert_type(details, Details | None)
             return str(flow)
         case FlowRemoved(flow=flow, final=final, reason=reason):
             assert_type(final, bool)
@@ -82,7 +81,7 @@ def handle(event: AnyEvent) -> str:
             assert_type(complete, bool)
         case EventsLost(cause=cause, count=count):
             assert_type(cause, LossCause)
-            assert_type(count, Optional[int])
+            assert_type(count, int | None)
         case ProviderRefused(provider=provider):
             assert_type(provider, Provider)
         case InterfaceUpdated() | RouteUpdated() | SystemInfo() | Unrecognized():
@@ -93,13 +92,13 @@ def handle(event: AnyEvent) -> str:
 
 
 def values(flow: Flow, counts: Counts) -> None:
-    assert_type(flow.process, Optional[Process])
-    assert_type(flow.local, Optional[Endpoint])
-    assert_type(flow.state, Optional[TcpState])
-    assert_type(flow.direction, Optional[Direction])
-    assert_type(counts.rx_bytes, Optional[int])
+    assert_type(flow.process, Process | None)
+    assert_type(flow.local, Endpoint | None)
+    assert_type(flow.state, TcpState | None)
+    assert_type(flow.direction, Direction | None)
+    assert_type(counts.rx_bytes, int | None)
     assert_type(counts.since(None), Delta)
-    assert_type(counts.as_dict(), dict[str, Union[int, None]])
+    assert_type(counts.as_dict(), dict[str, int | None])
     flow.id = "another"  # type: ignore[misc]
     print(flow.process.pid)  # type: ignore[union-attr]  # it may be None
     Counts(rx_bytes=1, tx_bytes=None)
@@ -127,7 +126,7 @@ async def totals(monitor: Monitor) -> None:
         async for table in tables:
             assert_type(table, ProcessTable)
             for row in table.top(10, by="rate"):
-                assert_type(row.rx_rate, Optional[float])
+                assert_type(row.rx_rate, float | None)
     table_by_port = TrafficTable(GroupBy.function(lambda flow: flow.is_loopback, "loopback"))
     table_by_port.feed_many([PollCompleted(0.0, flows=0, complete=True)])
 
@@ -161,8 +160,8 @@ def without_io() -> None:
             session.channel_opened(command.channel, 0.0, immediate=False, receive_buffer=None)
         elif isinstance(command, Send):
             assert_type(command.data, bytes)
-    assert_type(session.next_event(), Optional[AnyEvent])
-    assert_type(session.next_deadline(), Optional[float])
+    assert_type(session.next_event(), AnyEvent | None)
+    assert_type(session.next_deadline(), float | None)
 
 
 def read(path: str) -> list[Record]:
