@@ -106,6 +106,7 @@ class MonitorOptions:
     receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
     record_to: str | os.PathLike[str] | None = None
-    """Also write the kernel conversation to this file."""
+    """Also write the kernel conversation to this file: JSON Lines if its name ends in
+    ``.jsonl``, else the library's own format."""
     strict: bool = False
     """True: undecodable bytes raise `ProtocolError` instead of becoming `EventsLost`."""

@@ -10,23 +10,26 @@ from typing import Any, BinaryIO
 from .. import __version__
 from .._core import Core
 from .._errors import UsageError
-from ..recording import RecordingInfo, RecordingWriter
+from ..recording import JsonLinesWriter, RecordingInfo, RecordingWriter
 
 __all__ = ["FileRecorder", "open_recorder"]
 
 
 class FileRecorder:
-    """Writes the pump's conversation to a file in the library's own format.
+    """Writes the pump's conversation to a file.
 
     Args:
         file: The file; closed with the recorder.
         info: Facts about the conversation.
         answer_to_json: Turns a look-up's answer into something JSON can hold.
+        json_lines: Write JSON Lines instead of the library's own format.
     """
 
-    def __init__(self, file: BinaryIO, info: RecordingInfo, answer_to_json: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, file: BinaryIO, info: RecordingInfo, answer_to_json: Callable[[Any], Any], *, json_lines: bool = False
+    ) -> None:
         self._file = file
-        self._writer = RecordingWriter(file, info)
+        self._writer = JsonLinesWriter(file, info) if json_lines else RecordingWriter(file, info)
         self._answer_to_json = answer_to_json
 
     def to_kernel(self, data: bytes, time_ns: int, client: int) -> None:
@@ -52,6 +55,8 @@ class FileRecorder:
 
 def open_recorder(path: str | os.PathLike[str], core: Core, *, kernel: str, protocol: str) -> FileRecorder:
     """Begin a recording of what a core and its kernel will say.
+
+    A path that ends in ``.jsonl`` gets JSON Lines, any other the library's own format.
 
     Raises:
         UsageError: The file cannot be written.
@@ -82,4 +87,4 @@ def open_recorder(path: str | os.PathLike[str], core: Core, *, kernel: str, prot
         file = open(path, "wb")  # noqa: SIM115, PTH123  # closed by the recorder
     except OSError as error:
         raise UsageError(f"record_to: {os.fspath(path)}: {error.strerror or error}") from error
-    return FileRecorder(file, info, to_json)
+    return FileRecorder(file, info, to_json, json_lines=os.fspath(path).endswith(".jsonl"))
