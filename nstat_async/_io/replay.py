@@ -28,7 +28,12 @@ from ..recording import Record, RecordingFile, RecordingInfo, RecordKind, open_r
 __all__ = ["ReplayFeed"]
 
 BATCH = 256
-"""Records read between two turns of the loop."""
+"""Most records read between two turns of the loop."""
+SLICE = 32
+"""Records played before their events are handed over."""
+EVENTS_A_TURN = 100
+"""Events handed over before the consumer gets its turn: read soon, they die young, which the
+garbage collector rewards with a fifth of the whole time."""
 MAX_CLIENTS = 4096
 """Clients that a recording may have; more are garbage."""
 
@@ -253,8 +258,7 @@ class ReplayFeed:
                 if batch is None:
                     break
                 if self._speed is None:
-                    self._play(batch)
-                    sink.deliver(self._take_events())
+                    await self._play_fast(batch, sink)
                 else:
                     for record in batch:
                         if begun is None:
@@ -272,6 +276,20 @@ class ReplayFeed:
                 sink.deliver(self._take_events())
         finally:
             self.close()
+
+    async def _play_fast(self, batch: list[Record], sink: Sink) -> None:
+        delivered = 0
+        for at in range(0, len(batch), SLICE):
+            self._play(batch[at : at + SLICE])
+            events = self._take_events()
+            sink.deliver(events)
+            delivered += len(events)
+            if delivered >= EVENTS_A_TURN:
+                delivered = 0
+                await anyio.lowlevel.checkpoint()
+                await sink.room()
+                if self._closed:
+                    return
 
     def _stopped(self) -> bool:
         return self._closed
