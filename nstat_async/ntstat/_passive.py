@@ -70,9 +70,6 @@ class _Asked:
 class _FollowedTable(SourceTable):
     """A source table that notices when references begin anew."""
 
-    top = 0
-    """Highest reference of this control socket."""
-
     def __init__(self, *args: Any, on_reuse: Callable[[], None], **options: Any) -> None:
         super().__init__(*args, **options)
         self._on_reuse = on_reuse
@@ -82,15 +79,6 @@ class _FollowedTable(SourceTable):
         if ref <= self.top and self.kernel.references_are_gapless:
             self._on_reuse()
         return super().added(ref, provider_id, requested=requested)
-
-    def restart(self, prefix: str) -> None:
-        """References begin anew."""
-        super().restart(prefix)
-        self.top = 0
-
-    def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source:
-        self.top = max(self.top, ref)
-        return super()._create(ref, provider_id, preexisting=preexisting)
 
 
 class PassiveSession:
@@ -246,7 +234,7 @@ class PassiveSession:
 
     def _start_accounting(self) -> None:
         """References are counted from 1 only when the recording has the client's beginning."""
-        if not self.table.sources and self.table.highest is None:
+        if not self.table.top and self.table.highest is None:
             self.table.accounting = self.kernel.references_are_gapless
 
     def _subscribing(self, message: AddAllSources, asked: _Asked) -> None:

@@ -197,6 +197,8 @@ class SourceTable:
         """True when every reference number is known to mean a source (no filter set)."""
         self.unfiltered = False
         """True when no filter of ours holds a report back: a goodbye without one is a loss."""
+        self.top = 0
+        """Highest reference that a source had."""
         self.highest: int | None = None
         self.missing: set[int] = set()
         """References below `highest` that neither reported nor said goodbye."""
@@ -400,6 +402,7 @@ class SourceTable:
         for source in list(self.sources.values()):
             self.remove(source, RemovalReason.MONITOR)
         self.prefix = prefix
+        self.top = 0
         self.highest = None
         self.missing.clear()
         self.forgotten = 0
@@ -436,10 +439,13 @@ class SourceTable:
     # --- making ------------------------------------------------------------
 
     def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source:
+        is_new = ref > self.top or ref in self.missing
+        self.top = max(self.top, ref)
         self._note_reference(ref)
         self.statistics["sources_seen"] += 1
         identifier = f"{self.prefix}{ref}"
-        if not self.kernel.references_are_gapless:
+        if not self.kernel.references_are_gapless or not is_new:
+            # The number may have had another bearer, whose id must not come back.
             self._serial += 1
             identifier = f"{identifier}.{self._serial}"
         source = Source(ref, identifier, self._bare_reader(provider_id), provider_id, preexisting)
@@ -505,9 +511,19 @@ class SourceTable:
             reader = self._misnamed_udp()
         elif reader.doubtful and not reader.looks_sane(data, at):
             reader = self._bare_reader(provider_id)
+        if source.reported and not reader.is_flow:
+            self._retract(source)
         source.reader, source.span, source.provider_id = reader, end - at, provider_id
         source.identity = None
         return reader
+
+    def _retract(self, source: Source) -> None:
+        """What only its counters made known, and so was told as a flow, is a route or an interface."""
+        source.reported = False
+        flow, source.flow = source.flow, None
+        if not self.muted and flow is not None:
+            self.statistics["flows_removed"] += 1
+            self.emit(FlowRemoved(self.time, flow, source.counts, final=False, reason=RemovalReason.MONITOR))
 
     def _misnamed_udp(self) -> DescriptorReader:
         key = (3, -1)

@@ -407,6 +407,26 @@ def test_counters_without_a_description_wait_for_it_but_not_for_ever():
     assert play(wire.removed(1))[0].counts.connect_attempts is None
 
 
+def test_counters_that_turn_out_to_be_an_interface_s_are_a_flow_no_longer():
+    """In a recording that begins in the middle counters may come long before a description."""
+    wire, play = Wire(11), Play(Wire(11))
+    added = one(play(wire.counted(1, wire.counts(5)), wire.counted(1, wire.counts(6))), FlowAdded)
+    codec = wire.layout["nstat_ifnet_descriptor"]
+    events = play(wire.described(1, codec.encode({"ifindex": 4, "name": b"en0"}), provider=6))
+    removed = one(events, FlowRemoved)
+    assert (removed.flow.id, removed.reason, removed.final) == (added.flow.id, RemovalReason.MONITOR, False)
+    assert one(events, InterfaceUpdated).counts.rx_bytes == 6
+    assert list(play.session.flows()) == []
+    assert play(wire.removed(1)) == []
+
+
+def test_a_report_behind_its_goodbye_does_not_bring_the_flow_back():
+    wire, play = Wire(11), Play(Wire(11))
+    report, goodbye = wire.report(1, wire.counts(5), wire.descriptor(2)), wire.removed(1)
+    events = play(report, goodbye, report, goodbye)
+    assert len({e.flow.id for e in events if isinstance(e, FlowAdded)}) == 2
+
+
 def test_announced_flows_that_nobody_described_are_told_at_the_end():
     wire, play = Wire(11), Play(Wire(11))
     assert play(wire.added(1), wire.added(2, provider=4)) == []

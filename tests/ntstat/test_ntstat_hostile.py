@@ -1,0 +1,152 @@
+"""Whatever arrives: only documented errors, no endless loop, no growth without bound."""
+
+from __future__ import annotations
+
+import random
+import struct
+import sys
+from pathlib import Path
+
+import conversations
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ntstat_wire import NEWEST_OF_LAYOUT
+from test_ntstat_messages import samples
+
+from nstat_async import EventsLost, LossCause, MonitorOptions, ProtocolError
+from nstat_async.ntstat import Kernel, PassiveSession, split
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
+
+import targets
+
+LAYOUTS = sorted(NEWEST_OF_LAYOUT)
+_QUIET = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+
+
+def _head(number: int) -> int:
+    return [kernel.layout.number for kernel in targets.KERNELS].index(number)
+
+
+@pytest.mark.parametrize("number", LAYOUTS)
+def test_every_message_cut_at_every_byte_costs_a_session_itself_and_no_more(number):
+    kernel = Kernel.parse(NEWEST_OF_LAYOUT[number])
+    for message in samples(kernel):
+        data = message.encode(kernel.layout)
+        for cut in range(len(data)):
+            short = data[:cut]
+            for patched in {short, short[:12] + struct.pack("<H", cut) + short[14:] if cut >= 16 else short}:
+                session = PassiveSession(kernel)
+                session.receive_datagram(patched, 0.0)
+                session.receive_datagram(data, 0.0)
+                lives = targets.Lives()
+                lives.check(session.take_events())
+                strict = PassiveSession(kernel, options=MonitorOptions(strict=True))
+                try:
+                    strict.receive_datagram(patched, 0.0)
+                except ProtocolError as error:
+                    assert error.raw == patched  # noqa: PT017  # most cuts raise, some are whole messages
+                    assert 0 <= error.offset <= len(patched)  # noqa: PT017
+
+
+def test_a_cut_datagram_gives_what_lay_before_the_cut():
+    name = "control/xnu-11417.121.6/agg_tcp_kernel_101_GET_UPDATE"
+    data = max(conversations.datagrams(name), key=len)
+    frames, _ = split(data, has_lengths=True)
+    whole = PassiveSession(conversations.kernel(name))
+    whole.receive_datagram(data, 0.0)
+    expected = whole.take_events()
+    for cut in range(0, len(data), 7):
+        session = PassiveSession(conversations.kernel(name))
+        session.receive_datagram(data[:cut], 0.0)
+        events = session.take_events()
+        complete = sum(1 for f in frames if f[4] <= cut)
+        assert events[:complete] == expected[:complete]
+        assert all(isinstance(e, EventsLost) and e.cause is LossCause.PROTOCOL for e in events[complete:])
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+@_QUIET
+@given(data=st.data())
+def test_random_bytes_break_no_promise(target, data):
+    targets.TARGETS[target](data.draw(st.binary(max_size=300)))
+
+
+@pytest.mark.parametrize("target", ["passive", "session"])
+@_QUIET
+@given(data=st.data())
+def test_random_steps_with_plausible_headers_break_no_promise(target, data):
+    number = data.draw(st.sampled_from(LAYOUTS))
+    steps = data.draw(st.lists(st.tuples(st.integers(0, 255), _plausible()), max_size=12))
+    flags = data.draw(st.integers(0, 255)) & (~1 if target == "passive" else 255)
+    targets.TARGETS[target](bytes([_head(number), flags]) + targets.join(steps))
+
+
+@st.composite
+def _plausible(draw):
+    """A datagram with headers that could be a kernel's."""
+    parts = []
+    for _ in range(draw(st.integers(0, 3))):
+        kind = draw(st.sampled_from([0, 1, 1002, 1004, 1007, 1009, *range(10_001, 10_011), 77]))
+        body = draw(st.binary(max_size=600)) + bytes(draw(st.sampled_from([0, 8, 128, 480])))
+        # Small references and contexts, so that messages concern each other.
+        body = draw(st.sampled_from([b"", struct.pack("<Q", draw(st.integers(0, 5)))])) + body
+        context, flags = draw(st.integers(0, 6)), draw(st.sampled_from([0, 2, 4, 8]))
+        length = (16 + len(body) + draw(st.sampled_from([0, 0, 0, 0, -3, 5]))) & 0xFFFF
+        parts.append(struct.pack("<QIHH", context, kind, length, flags) + body)
+    return b"".join(parts)
+
+
+def _mutated(dice: random.Random, steps: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """A conversation with a few things wrong."""
+    steps = list(steps)
+    for _ in range(dice.randint(1, 6)):
+        at = dice.randrange(len(steps))
+        operation, data = steps[at]
+        what = dice.randrange(6)
+        if what == 0:
+            del steps[at]
+        elif what == 1:
+            steps.insert(dice.randrange(len(steps) + 1), steps[at])
+        elif what == 2 and data:
+            position = dice.randrange(len(data))
+            steps[at] = operation, data[:position] + bytes([dice.randrange(256)]) + data[position + 1 :]
+        elif what == 3:
+            steps[at] = operation, data[: dice.randrange(len(data) + 1)]
+        elif what == 4:
+            steps[at] = operation, data + dice.randbytes(dice.randrange(40))
+        elif len(steps) > 1:
+            other = dice.randrange(len(steps))
+            steps[at], steps[other] = steps[other], steps[at]
+        if not steps:
+            break
+    return steps
+
+
+@pytest.mark.parametrize("kernel", sorted({conversations.kernel(name) for name in conversations.names()}))
+def test_mutated_conversations_break_no_promise(kernel):
+    names = [n for n in conversations.names(f"*/{kernel}/*") if len(conversations.raw(n)) < 40_000]
+    dice = random.Random(kernel)
+    head = _head(Kernel.parse(kernel).layout.number)
+    for name in names:
+        lines = [line for line in conversations.load(name)[1] if line["dir"] != "note"]
+        steps = [(0 if line["dir"] == "to_kernel" else 1, bytes.fromhex(line["hex"])) for line in lines]
+        if not steps:
+            continue
+        for _ in range(4):
+            changed = _mutated(dice, steps)
+            targets.passive(bytes([head, 0]) + targets.join(changed))
+            answers = [(0 if op else dice.choice([3, 4, 132, 5, 6, 255]), data) for op, data in changed]
+            targets.session(bytes([head, dice.randrange(256)]) + targets.join(answers))
+
+
+def test_a_recording_cut_or_changed_anywhere_breaks_no_promise():
+    name = min(conversations.names("stack/*"), key=lambda n: len(conversations.raw(n)))
+    data = conversations.raw(name)
+    dice = random.Random(1)
+    for cut in range(0, len(data), max(1, len(data) // 400)):
+        targets.recording(data[:cut])
+    for _ in range(200):
+        at = dice.randrange(len(data))
+        targets.recording(data[:at] + dice.randbytes(dice.randrange(4)) + data[at + dice.randrange(4) :])
