@@ -185,6 +185,14 @@ def test_the_programs_of_a_page_run_and_print_what_stands_there(page, place):
         assert [str(flow.local) for flow in runner.names["result_of_listening"]] == ["0.0.0.0:8080"]
 
 
+def test_the_first_program_prints_the_lines_below_it(place, monkeypatch):
+    recording = nstat_async.backends.Replay(str(ROOT / "examples" / "recordings" / "web-session.jsonl"))
+    monkeypatch.setattr("nstat_async.backends.auto", lambda: recording)
+    first, shown, *_ = blocks(ROOT / "README.md")
+    assert (first.language, shown.language) == ("python", "text")
+    assert shown.body in Page(ROOT / "README.md", place).run(first)
+
+
 def test_programs_that_are_not_run_here_are_run_by_their_own_test():
     text = (ROOT / ELSEWHERE).read_text()
     assert all(f'"{name}"' in text for name in PROGRAMS)
@@ -391,7 +399,7 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
 def test_files_that_pages_name_in_passing_exist():
     for page in PAGES:
         text = FENCE.sub("", page.read_text(encoding="utf-8"))
-        for path in re.findall(r"`((?:tests|docs|examples|benchmarks|nstat_async)/[\w./-]+)`", text):
+        for path in re.findall(r"`((?:tests|docs|examples|benchmarks|fuzz|nstat_async)/[\w./-]+)`", text):
             root = pathlib.Path(nstat_async.__file__).parents[1] if path.startswith("nstat_async") else ROOT
             assert (root / path).exists(), f"{name_of(page)}: {path}"
 
