@@ -239,9 +239,9 @@ class Subscription:
             request.backoff = False
             self._send(request)
         elif self.immediate and not self.outbox:
-            if request is not None and request.sent_at is not None:
-                self._reply_lost(request)
             self._singles_lost()
+            if request is not None and request.sent_at is not None:
+                self._reply_lost(request)  # which may ask for single sources
         self._proceed()
 
     def overloaded(self, now: float) -> None:

@@ -1,0 +1,696 @@
+"""The active session against a kernel of bytes: what it asks, when, and what it makes of each answer."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from ntstat_wire import Wire, address
+
+from nstat_async import (
+    BackendUnavailableError,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    MonitorOptions,
+    PollCompleted,
+    Provider,
+    ProviderRefused,
+    RemovalReason,
+    RequestError,
+    UsageError,
+)
+from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async.ntstat import (
+    AddAllSources,
+    AddSource,
+    DarwinErrno,
+    GetDetails,
+    GetSourceDescription,
+    GetUpdate,
+    QuerySource,
+    Session,
+    SubscribeSystemInfo,
+    decode_message,
+)
+from nstat_async.ntstat._passive import request_frame
+from nstat_async.ntstat._subscription import DESCRIBE_DELAY, REPLY_TIMEOUT
+
+ALL = {4: (1 << 32) - 1, 8: (1 << 64) - 1}
+TCP_UDP = {Provider.TCP, Provider.UDP}
+
+
+class Talk:
+    """A session, its clock and the other side of its sockets."""
+
+    def __init__(self, kernel: str | int = 11, *, immediate: bool = True, receive_buffer=1 << 20, **options) -> None:
+        self.wire = Wire(kernel)
+        self.core = Session(
+            self.wire.kernel, options=MonitorOptions(**{"providers": TCP_UDP, **options}), interfaces={4: "en0"}
+        )
+        self.now = 100.0
+        self.immediate, self.receive_buffer = immediate, receive_buffer
+        self.channels: list[int] = []
+        self.closed: list[int] = []
+        self.contexts: dict[int, list[int]] = {}
+        self.last: dict[int, int] = {}
+        self.probes = 0
+        """Questions about numbers above all that were told; they are answered at once: there is none."""
+        self.answers_probes = True
+        self.core.start(self.now)
+
+    def asked(self) -> list:
+        """The requests since the last call; channels are opened and closed as wanted."""
+        found = []
+        while commands := self.core.commands():
+            for command in commands:
+                if isinstance(command, OpenChannel):
+                    assert command.channel not in self.channels + self.closed
+                    self.channels.append(command.channel)
+                    self.core.channel_opened(
+                        command.channel, self.now, immediate=self.immediate, receive_buffer=self.receive_buffer
+                    )
+                elif isinstance(command, CloseChannel):
+                    self.channels.remove(command.channel)
+                    self.closed.append(command.channel)
+                elif isinstance(command, Lookup):
+                    self.core.lookup_done(command.token, None, self.now)  # no evidence to be had here
+                else:
+                    assert isinstance(command, Send)
+                    frame = request_frame(self.wire.kernel, command.data)
+                    message = decode_message(self.wire.kernel, command.data, frame)
+                    assert message.context != 0
+                    if self.answers_probes and self._is_probe(command.channel, message):
+                        self.probes += 1
+                        refusal = self.wire.error(message.context, DarwinErrno.ENOENT)
+                        self.core.receive_datagram(refusal, self.now, command.channel)
+                        continue
+                    self.last[command.channel] = message.context
+                    found.append(message)
+        return found
+
+    def _is_probe(self, channel: int, message) -> bool:
+        known = self.core._subscription(channel).table.sources
+        return type(message) is GetUpdate and max(known, default=0) < message.srcref < self.wire.layout.all_sources
+
+    def answer(self, *datagrams, channel: int | None = None) -> list:
+        """Deliver, and say what is asked next."""
+        for entry in datagrams:
+            for datagram in entry if isinstance(entry, list) else [entry]:
+                self.core.receive_datagram(datagram, self.now, self.channels[-1] if channel is None else channel)
+        return self.asked()
+
+    def drained(self, channel: int | None = None) -> list:
+        self.core.channel_drained(self.channels[-1] if channel is None else channel, self.now)
+        return self.asked()
+
+    def later(self, seconds: float) -> list:
+        self.now += seconds
+        deadline = self.core.next_deadline()
+        if deadline is not None and deadline <= self.now:
+            self.core.handle_deadline(self.now)
+        return self.asked()
+
+    def due(self) -> list:
+        """Let time pass to the next deadline."""
+        deadline = self.core.next_deadline()
+        assert deadline is not None
+        return self.later(max(0.0, deadline - self.now) + 1e-6)
+
+    def events(self, *kinds: type) -> list:
+        return [e for e in self.core.take_events() if not kinds or isinstance(e, kinds)]
+
+    def subscribe(self) -> list:
+        """Grant everything; the requests of the first poll are left open."""
+        requests, found = self.asked(), []
+        while requests and isinstance(requests[0], AddAllSources):
+            (request,) = requests
+            found.append(request)
+            requests = self.answer(self.wire.success(request.context))
+        self.open_poll = requests
+        return found
+
+    def report(self, ref: int, rx: int = 1, **fields):
+        fields = {"local": address("192.0.2.1", 1000 + ref), "remote": address("192.0.2.9", 443), "state": 4, **fields}
+        return self.wire.report(ref, self.wire.counts(rx, rx), self.wire.descriptor(2, **fields), context=0)
+
+    def poll(self, *refs: int, rx: int = 1) -> list:
+        """Answer the open poll with these sources; the result is what is asked next."""
+        (request,) = self.open_poll
+        data = [datagram for ref in refs for datagram in self.report(ref, rx)]
+        return self.answer(data, self.wire.success(request.context))
+
+    def next_poll(self, *refs: int, rx: int = 1) -> list:
+        self.open_poll = self.due()
+        return self.poll(*refs, rx=rx)
+
+
+def names(messages: list) -> list[str]:
+    return [type(m).__name__ for m in messages]
+
+
+# --- subscribing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "numbers", "bits"),
+    [
+        (1, [2, 3], 0),
+        (4, [2, 3], 0),
+        (5, [2, 3], 0x100000),
+        (6, [2, 3, 4, 5], 0x100000),
+        (7, [2, 3, 4, 5, 8], 0x100000),
+        (11, [2, 3, 4, 5, 8], 0x100000),
+        (12, [2, 3, 4, 5, 8], 0x100000),
+    ],
+)
+def test_providers_are_subscribed_one_after_the_other_and_a_poll_follows(kernel, numbers, bits):
+    talk = Talk(kernel, providers={Provider.TCP, Provider.UDP, Provider.QUIC})
+    requests = talk.subscribe()
+    assert [r.provider for r in requests] == numbers
+    assert {r.filter for r in requests} == {bits}
+    contexts = [r.context for r in requests]
+    assert len(set(contexts)) == len(contexts)
+    (first,) = talk.open_poll
+    reference = talk.wire.layout.all_sources
+    if kernel >= 5:
+        assert first == GetUpdate(context=first.context, flags=3, srcref=reference)
+    else:
+        assert isinstance(first, GetSourceDescription if kernel >= 3 else QuerySource)
+    assert talk.events() == []
+    assert talk.core.capabilities.providers >= TCP_UDP
+
+
+def test_announced_discovery_suppresses_nothing():
+    assert {r.filter for r in Talk(11, discovery="announce").subscribe()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bits"),
+    [("xnu-8019.41.5", 1 << 28), ("xnu-8019.61.5", 1 << 41), ("xnu-8796.141.3", 1 << 41 | 1 << 45),
+     ("xnu-11417.121.6", 1 << 41 | 1 << 45 | 1 << 46)],
+)  # fmt: skip
+def test_extras_ask_for_what_the_release_has(kernel, bits):
+    talk = Talk(kernel, extras=True, providers={Provider.TCP})
+    requests = talk.subscribe()
+    assert {r.filter for r in requests} == {0x100000 | bits}
+    assert isinstance(talk.open_poll[0], SubscribeSystemInfo)
+    (poll,) = talk.drained()  # granted in silence
+    assert isinstance(poll, GetUpdate)
+    refused = Talk(kernel, extras=True, providers={Provider.TCP})
+    refused.subscribe()
+    (poll,) = refused.answer(refused.wire.error(refused.open_poll[0].context, DarwinErrno.EPERM))
+    assert isinstance(poll, GetUpdate)
+    assert refused.events() == []
+
+
+def test_extras_of_26_poll_for_details():
+    talk = Talk(12, extras=True, providers={Provider.TCP})
+    talk.subscribe()
+    assert isinstance(talk.drained()[0], GetDetails)
+
+
+def test_interfaces_are_asked_for_by_index():
+    talk = Talk(11, providers={Provider.INTERFACE, Provider.TCP})
+    talk.subscribe()
+    (request,) = talk.open_poll
+    assert isinstance(request, AddSource)
+    assert talk.wire.layout["nstat_ifnet_add_param"].decode(request.param) == {"threshold": 1 << 20, "ifindex": 4}
+    (poll,) = talk.answer(talk.wire.added(1, provider=6, context=request.context))
+    assert isinstance(poll, GetUpdate)
+
+
+def test_what_a_kernel_is_too_old_for_is_left_out_and_what_it_refuses_is_told():
+    talk = Talk(11, providers={*TCP_UDP, Provider.QUIC, Provider.CONNECTION, Provider.UDP_SUBFLOW})
+    requests = talk.asked()
+    while requests and isinstance(requests[0], AddAllSources):
+        (request,) = requests
+        refusal = {3: 2, 5: 2, 8: 2, 9: 1, 10: 45}.get(request.provider)
+        requests = talk.answer(
+            talk.wire.error(request.context, refusal) if refusal else talk.wire.success(request.context)
+        )
+    assert isinstance(requests[0], GetUpdate)
+    told = talk.events()
+    assert [(type(e), e.provider, e.errno) for e in told] == [
+        (ProviderRefused, Provider.CONNECTION, 1),
+        (ProviderRefused, Provider.UDP_SUBFLOW, 45),
+    ]
+    assert "root" in told[0].detail
+    assert talk.core.failure is None
+    assert any("connection: refused" in note for note in talk.core.capabilities.notes)
+    old = Talk(4, providers={Provider.TCP, Provider.QUIC, Provider.CONNECTION})
+    old.subscribe()
+    assert [e.provider for e in old.events()] == [Provider.CONNECTION]
+
+
+def test_when_every_provider_is_refused_the_subscription_fails():
+    talk = Talk(11)
+    requests = talk.asked()
+    while requests and isinstance(requests[0], AddAllSources):
+        requests = talk.answer(talk.wire.error(requests[0].context, DarwinErrno.EPERM))
+    assert isinstance(talk.core.failure, RequestError)
+    assert talk.core.failure.errno == 1
+    assert "tcp, udp" in str(talk.core.failure)
+
+
+def test_a_channel_that_cannot_be_opened_is_a_failure():
+    talk = Talk(11)
+    (command,) = talk.core.commands()
+    talk.core.channel_failed(command.channel, errno.EMFILE, talk.now)
+    assert isinstance(talk.core.failure, BackendUnavailableError)
+    with pytest.raises(UsageError):
+        Session("OS/2")
+
+
+# --- polls ----------------------------------------------------------------------------------
+
+
+def test_a_paced_poll_goes_on_while_the_kernel_says_so_also_through_an_empty_piece():
+    talk = Talk()
+    talk.subscribe()
+    context = talk.open_poll[0].context
+    again = talk.answer([d for r in range(1, 101) for d in talk.report(r)], talk.wire.success(context, flags=2))
+    assert again == talk.open_poll
+    assert talk.answer(talk.report(101), talk.wire.success(context, flags=2)) == again
+    assert talk.answer(talk.wire.success(context)) == []
+    *added, completed = talk.events()
+    assert {type(e) for e in added} == {FlowAdded}
+    assert len(added) == 101
+    assert (completed.flows, completed.complete) == (101, True)
+
+
+def test_a_displaced_poll_of_another_time_is_ignored_and_an_own_one_is_incomplete():
+    talk = Talk()
+    talk.subscribe()
+    context = talk.open_poll[0].context
+    assert talk.answer(talk.wire.error(context + 1000, DarwinErrno.EAGAIN)) == []
+    assert talk.answer(talk.report(1), talk.wire.error(context, DarwinErrno.EAGAIN)) == []
+    assert talk.events(PollCompleted)[0].complete is False
+    assert isinstance(talk.due()[0], GetUpdate)
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_a_full_buffer_ends_a_poll_s_piece_and_the_same_request_goes_on(immediate):
+    talk = Talk(immediate=immediate)
+    talk.subscribe()
+    request = talk.open_poll[0]
+    for attempt in range(4):
+        requests = talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS))
+        if immediate and attempt < 3:
+            assert requests == []  # first what fills the buffer is read
+            requests = talk.drained()
+        assert requests == ([request] if attempt < 3 else [])
+    assert talk.events(PollCompleted)[0].complete is False
+
+
+def test_after_a_drained_immediate_channel_a_missing_success_is_lost():
+    talk = Talk()
+    talk.subscribe()
+    contexts = [talk.open_poll[0].context]
+    talk.answer(talk.report(1))
+    for _ in range(3):
+        (request,) = talk.drained()
+        contexts.append(request.context)
+    assert len(set(contexts)) == 4  # a new poll each time, so the kernel begins anew
+    assert talk.drained() == []
+    assert talk.events(PollCompleted)[0].complete is False
+    assert talk.core.statistics()["replies_lost"] == 4
+
+
+def test_over_a_bridge_a_missing_success_is_lost_after_a_time():
+    talk = Talk(immediate=False)
+    talk.subscribe()
+    assert talk.drained() == []
+    assert talk.core.next_deadline() == pytest.approx(talk.now + REPLY_TIMEOUT)
+    assert talk.later(REPLY_TIMEOUT - 0.1) == []
+    (request,) = talk.later(0.2)
+    assert request.context != talk.open_poll[0].context
+    # The first answer comes after all, and means nothing any more.
+    assert talk.answer(talk.wire.success(talk.open_poll[0].context)) == []
+    assert talk.answer(talk.wire.success(request.context)) == []
+    assert len(talk.events(PollCompleted)) == 1
+
+
+def test_polls_keep_their_interval_and_missed_turns_are_skipped():
+    talk = Talk(interval=10.0)
+    talk.subscribe()
+    talk.poll()
+    begun = talk.core.next_deadline()
+    assert begun - talk.now == pytest.approx(10.0, abs=0.01) or begun <= talk.now + 10
+    talk.open_poll = talk.due()
+    start = talk.now
+    talk.now += 34.0  # the answer takes three turns and more
+    talk.poll()
+    assert talk.core.next_deadline() == pytest.approx(start + 40.0)
+    assert len(talk.due()) == 1
+
+
+def test_without_an_interval_a_poll_comes_only_when_wanted():
+    talk = Talk(interval=None)
+    talk.subscribe()
+    talk.poll(1)
+    assert talk.core.next_deadline() is None
+    talk.core.request_poll(talk.now)
+    talk.core.request_poll(talk.now)
+    (request,) = talk.asked()
+    assert isinstance(request, GetUpdate)
+    talk.core.request_poll(talk.now)
+    assert talk.asked() == []  # one is under way
+    (following,) = talk.answer(talk.report(1), talk.wire.success(request.context))
+    assert following.context != request.context
+
+
+# --- verification -----------------------------------------------------------------------------
+
+
+def _absent_source(talk: Talk) -> int:
+    """Two sources, of which the second poll reports one; the context of the question about the other."""
+    talk.subscribe()
+    talk.poll(2, 1)
+    talk.events()
+    (question,) = talk.next_poll(1)
+    assert (type(question), question.srcref, question.flags) == (GetUpdate, 2, 0)
+    return question.context
+
+
+def test_a_source_that_a_poll_left_out_and_that_answers_was_in_a_lost_batch():
+    talk = Talk()
+    context = _absent_source(talk)
+    data = talk.wire.updated(2, talk.wire.counts(9, 9), talk.wire.descriptor(2, state=4), context=context)
+    assert talk.answer(data) == []
+    events = talk.events()
+    assert [type(e) for e in events] == [FlowUpdated, EventsLost, PollCompleted]
+    assert (events[1].cause, events[1].count, events[2].complete) == (LossCause.BATCH, 1, True)
+
+
+def test_a_source_that_a_poll_left_out_and_that_is_unknown_has_gone():
+    talk = Talk()
+    talk.answer(talk.wire.error(_absent_source(talk), DarwinErrno.ENOENT))
+    events = talk.events()
+    assert [type(e) for e in events] == [FlowRemoved, EventsLost, PollCompleted]
+    assert (events[0].reason, events[0].final, events[1].cause) == (
+        RemovalReason.GONE, False, LossCause.FINAL_COUNTS,
+    )  # fmt: skip
+
+
+def test_a_source_that_has_nothing_to_report_stays():
+    talk = Talk()
+    talk.answer(talk.wire.error(_absent_source(talk), DarwinErrno.EAGAIN))
+    assert [type(e) for e in talk.events()] == [PollCompleted]
+    assert len(list(talk.core.flows())) == 2
+    assert talk.next_poll(1) != []  # asked again the second time,
+    talk.answer(talk.wire.error(talk.last[0], DarwinErrno.EAGAIN))
+    assert talk.next_poll(1) == []  # not the third
+
+
+def test_a_question_that_stays_without_an_answer_leaves_the_poll_incomplete():
+    talk = Talk()
+    _absent_source(talk)
+    talk.drained()
+    assert talk.events(PollCompleted)[0].complete is False
+
+
+def test_numbers_below_the_highest_that_never_appeared_are_asked_for():
+    talk = Talk()
+    talk.subscribe()
+    questions = talk.poll(5, 2)
+    assert [(q.srcref, q.flags) for q in questions] == [(1, 0), (3, 0), (4, 0)]
+    by_ref = {q.srcref: q.context for q in questions}
+    talk.answer(
+        talk.wire.error(by_ref[1], DarwinErrno.ENOENT),
+        talk.wire.error(by_ref[3], DarwinErrno.ENOENT),
+        talk.wire.updated(4, talk.wire.counts(7, 7), talk.wire.descriptor(2), context=by_ref[4]),
+    )
+    losses = {e.cause: e.count for e in talk.events(EventsLost)}
+    assert losses == {LossCause.GOODBYE: 2, LossCause.BATCH: 1}
+    assert talk.next_poll(5, 4, 2) == []  # and only once
+
+
+def test_after_the_first_poll_a_few_numbers_above_all_are_asked_for_in_case_the_newest_batch_was_lost():
+    talk = Talk()
+    talk.answers_probes = False
+    talk.subscribe()
+    questions = talk.poll(2, 1)
+    assert [q.srcref for q in questions] == [3, 4, 5, 6]
+    answer = talk.wire.updated(3, talk.wire.counts(7, 7), talk.wire.descriptor(2), context=questions[0].context)
+    more = talk.answer(answer)
+    assert [q.srcref for q in more] == [7]
+    for question in [*questions[1:], *more]:
+        talk.answer(talk.wire.error(question.context, DarwinErrno.ENOENT))
+    events = talk.events()
+    assert len([e for e in events if isinstance(e, FlowAdded)]) == 3
+    assert [e for e in events if isinstance(e, PollCompleted)][0].complete
+    assert talk.next_poll(3, 2, 1) == []  # it was answered whole: there is no need any more
+
+
+def test_flows_between_polls_come_whole_with_their_goodbye():
+    talk = Talk()
+    talk.subscribe()
+    talk.poll()
+    talk.answer(talk.wire.goodbye(1, talk.wire.counts(9, 9), talk.wire.descriptor(2, state=10)))
+    added, removed = talk.events(FlowAdded, FlowRemoved)
+    assert (removed.final, removed.counts.rx_bytes, added.preexisting) == (True, 9, False)
+    assert talk.next_poll() == []  # its number is accounted for
+
+
+def test_flows_that_began_before_the_subscription_are_preexisting():
+    talk = Talk()
+    talk.core.epoch_offset = 1e9
+    talk.subscribe()
+    old = talk.report(1, start_timestamp=10**9, timestamp=50 * 10**9)
+    (context,) = [m.context for m in talk.open_poll]
+    talk.answer(old, talk.wire.success(context))
+    assert talk.events(FlowAdded)[0].preexisting is True
+    talk.now += 5
+    talk.answer(talk.report(2, start_timestamp=60 * 10**9, timestamp=61 * 10**9))
+    added = talk.events(FlowAdded)[0]
+    assert added.preexisting is False
+    assert added.flow.started_ns == pytest.approx((talk.now + 1e9 - 1) * 1e9)
+
+
+# --- announcements ---------------------------------------------------------------------------
+
+
+def _announcing() -> Talk:
+    talk = Talk(discovery="announce", interval=60.0)
+    requests = talk.asked()
+    (request,) = requests
+    requests = talk.answer(talk.wire.added(1), talk.wire.added(2), talk.wire.success(request.context))
+    while isinstance(requests[0], AddAllSources):
+        requests = talk.answer(talk.wire.success(requests[0].context))
+    talk.open_poll = requests
+    talk.poll(2, 1)
+    assert {e.preexisting for e in talk.events(FlowAdded)} == {True}
+    return talk
+
+
+def test_an_announced_source_is_described_after_a_moment():
+    talk = _announcing()
+    assert talk.answer(talk.wire.added(3)) == []
+    assert talk.core.next_deadline() == pytest.approx(talk.now + DESCRIBE_DELAY)
+    assert talk.later(DESCRIBE_DELAY / 2) == []
+    (question,) = talk.later(DESCRIBE_DELAY)
+    assert (type(question), question.srcref) == (GetUpdate, 3)
+    talk.answer(talk.wire.updated(3, talk.wire.counts(1), talk.wire.descriptor(2), context=question.context))
+    (added,) = talk.events()
+    assert (added.preexisting, added.flow.started_ns) == (False, int(100.0 * 1e9))
+    # One that told of itself meanwhile is not asked for.
+    talk.answer(talk.wire.added(4), talk.report(4))
+    assert talk.later(1.0) == []
+
+
+def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a_seam():
+    talk = _announcing()
+    before = {flow.local.port: (flow.id, counts.rx_bytes) for flow, counts in talk.core.flows()}
+    talk.answer(talk.wire.added(5))
+    (loss,) = talk.events()
+    assert (loss.cause, loss.count) == (LossCause.ANNOUNCEMENT, 2)
+    requests = talk.due()
+    assert talk.channels == [0, 1]
+    # The second socket knows the same sockets by other numbers, and those that were missed.
+    while isinstance(requests[0], AddAllSources):
+        assert requests[0].filter == 0x100000
+        requests = talk.answer(talk.wire.success(requests[0].context), channel=1)
+    # Meanwhile the first goes on speaking.
+    talk.answer(talk.report(1, rx=50), channel=0)
+    assert [e.counts.rx_bytes for e in talk.events(FlowUpdated)] == [50]
+    ports = {11: 1001, 12: 1002, 13: 1003, 14: 1004}
+    data = [talk.report(ref, rx=60, local=address("192.0.2.1", port)) for ref, port in ports.items()]
+    singles = talk.answer(*data, talk.wire.success(talk.last[1]), channel=1)
+    for question in singles:
+        talk.answer(talk.wire.error(question.context, DarwinErrno.ENOENT), channel=1)
+    assert talk.channels == [1]
+    assert talk.closed == [0]
+    events = talk.events()
+    updated = {e.flow.id: e.delta.rx_bytes for e in events if isinstance(e, FlowUpdated)}
+    assert updated == {before[1001][0]: 10, before[1002][0]: 59}
+    added = [e.flow for e in events if isinstance(e, FlowAdded)]
+    assert sorted(f.local.port for f in added) == [1003, 1004]
+    assert len({f.id for f in added} | set(updated)) == 4
+    gone = [e for e in events if isinstance(e, FlowRemoved)]
+    assert {e.reason for e in gone} <= {RemovalReason.GONE}
+    assert [e.cause for e in events if isinstance(e, EventsLost)].count(LossCause.RESYNC) == 1
+    # From now on the second speaks for all, under the old ids.
+    talk.answer(talk.report(11, rx=99, local=address("192.0.2.1", 1001)), channel=1)
+    (event,) = talk.events()
+    assert (event.flow.id, event.delta.rx_bytes) == (before[1001][0], 39)
+    talk.answer(talk.wire.removed(1), channel=0)  # what is left in the first means nothing
+    assert talk.events() == []
+
+
+def test_a_scan_that_filled_the_buffer_was_cut_short():
+    talk = Talk(discovery="announce", receive_buffer=8192)
+    (request,) = talk.asked()
+    talk.answer([talk.wire.added(r) for r in range(1, 194)], talk.wire.success(request.context))
+    (loss,) = talk.events()
+    assert (loss.cause, loss.count) == (LossCause.ANNOUNCEMENT, None)
+    assert talk.core.next_deadline() is not None
+
+
+def test_a_scan_that_the_kernel_gave_up_is_a_gap_too():
+    talk = Talk(discovery="announce")
+    (request,) = talk.asked()
+    (following,) = talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS))
+    assert isinstance(following, AddAllSources)
+    assert [e.cause for e in talk.events()] == [LossCause.ANNOUNCEMENT]
+
+
+# --- the control goes away ----------------------------------------------------------------------
+
+
+def test_a_control_that_closes_is_opened_again_after_growing_pauses():
+    talk = Talk()
+    talk.subscribe()
+    talk.poll(1)
+    kept = talk.events(FlowAdded)[0].flow.id
+    talk.core.channel_closed(0, talk.now)
+    assert talk.asked() == []
+    assert [e.cause for e in talk.events()] == [LossCause.RESYNC]
+    pauses = []
+    for _ in range(4):
+        pauses.append(talk.core.next_deadline() - talk.now)
+        talk.now = talk.core.next_deadline()
+        talk.core.handle_deadline(talk.now)
+        (command,) = talk.core.commands()
+        assert isinstance(command, OpenChannel)
+        talk.core.channel_failed(command.channel, errno.ENOENT, talk.now)
+        talk.core.commands()
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[-1]
+    requests = talk.due()
+    while isinstance(requests[0], AddAllSources):
+        requests = talk.answer(talk.wire.success(requests[0].context))
+    talk.open_poll = requests
+    talk.poll(1, rx=7)
+    events = talk.events(FlowAdded, FlowRemoved, FlowUpdated)
+    assert [(type(e), e.flow.id, e.counts.rx_bytes) for e in events] == [(FlowUpdated, kept, 7)]
+    assert talk.core.failure is None
+    assert isinstance(talk.due()[0], GetUpdate)  # and polls go on
+
+
+def test_a_control_that_stays_away_is_a_failure():
+    talk = Talk()
+    talk.subscribe()
+    talk.core.channel_closed(0, talk.now)
+    for _ in range(10):
+        for command in talk.core.commands():
+            if isinstance(command, OpenChannel):
+                talk.core.channel_failed(command.channel, errno.ENOENT, talk.now)
+        if talk.core.failure is not None:
+            break
+        talk.now = talk.core.next_deadline()
+        talk.core.handle_deadline(talk.now)
+    assert isinstance(talk.core.failure, BackendUnavailableError)
+
+
+def test_an_overloaded_kernel_is_told_and_spoils_the_poll():
+    talk = Talk()
+    talk.subscribe()
+    talk.core.channel_failed(0, errno.ENOBUFS, talk.now)
+    assert [e.cause for e in talk.events()] == [LossCause.KERNEL_BUFFER]
+    talk.poll(1)
+    assert talk.events(PollCompleted)[0].complete is False
+
+
+# --- old kernels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_10_9_and_10_10_are_asked_for_all_descriptions_and_all_counters(kernel):
+    talk = Talk(kernel)
+    (request,) = talk.asked()
+    requests = talk.answer(talk.wire.added(1), talk.wire.success(request.context))
+    (poll,) = talk.answer(talk.wire.success(requests[0].context))
+    assert (type(poll), poll.srcref, poll.flags) == (GetSourceDescription, 2**32 - 1, 0)
+    descriptor = talk.wire.descriptor(2, local=address("192.0.2.1", 5), remote=address("192.0.2.9", 443), state=4)
+    described = talk.wire.described(1, descriptor, context=poll.context)
+    (query,) = talk.answer(described, talk.wire.success(poll.context))
+    assert type(query) is QuerySource
+    counted = talk.wire.counted(1, talk.wire.counts(5, 5), context=query.context)
+    assert talk.answer(counted, talk.wire.success(query.context)) == []
+    events = talk.events()
+    assert (type(events[0]), type(events[-1])) == (FlowAdded, PollCompleted)
+    assert next(iter(talk.core.flows()))[1].rx_bytes == 5
+    assert talk.later(DESCRIBE_DELAY + 0.01) == []  # what was announced is described by now
+    (query,) = talk.due()
+    assert type(query) is QuerySource  # known in full: counters are enough
+    talk.answer(talk.wire.goodbye(1, talk.wire.counts(9, 9), descriptor), talk.wire.success(query.context))
+    (removed,) = talk.events(FlowRemoved)
+    assert (removed.final, removed.counts.rx_bytes) == (True, 9)
+
+
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_10_7_and_10_8_are_asked_for_descriptions_one_by_one(kernel):
+    talk = Talk(kernel)
+    (request,) = talk.asked()
+    requests = talk.answer(talk.wire.added(1), talk.wire.added(2), talk.wire.success(request.context))
+    (query,) = talk.answer(talk.wire.success(requests[0].context))
+    assert type(query) is QuerySource
+    counted = [talk.wire.counted(r, talk.wire.counts(5, 5), context=query.context) for r in (2, 1)]
+    questions = talk.answer(*counted, talk.wire.success(query.context))
+    assert [(type(q), q.srcref) for q in questions] == [(GetSourceDescription, 1), (GetSourceDescription, 2)]
+    descriptor = talk.wire.descriptor(2, local=address("192.0.2.1", 5), remote=address("192.0.2.9", 443), state=4)
+    talk.answer(
+        talk.wire.described(1, descriptor, context=questions[0].context),
+        talk.wire.error(questions[1].context, DarwinErrno.ENOENT),
+    )
+    events = talk.events()
+    assert len([e for e in events if isinstance(e, FlowAdded)]) == 2
+    assert [e.reason for e in events if isinstance(e, FlowRemoved)] == [RemovalReason.GONE]
+    assert isinstance(events[-1], PollCompleted)
+
+
+@pytest.mark.parametrize("kernel", [5, 6, 7, 10, 11, 12])
+def test_every_batching_release_polls_by_updates_from_the_start(kernel):
+    """Up to 10.12 only the first GET_UPDATE makes goodbyes come as updates: it is asked at once."""
+    talk = Talk(kernel)
+    talk.subscribe()
+    talk.poll(1)
+    talk.answer(talk.wire.goodbye(1, talk.wire.counts(9, 9), talk.wire.descriptor(2, state=0)))
+    events = talk.events()
+    assert [type(e) for e in events] == [FlowAdded, PollCompleted, FlowUpdated, FlowRemoved]
+    assert events[-1].final
+
+
+def test_one_socket_without_commands_is_enough_to_bring_one_s_own_io():
+    wire = Wire(11)
+    session = Session(wire.kernel, options=MonitorOptions(providers={Provider.TCP}))
+    session.start(0.0)
+    requests = [session.data_to_send()]
+    for turn in range(10):
+        for data in requests[-1]:
+            message = decode_message(wire.kernel, data, request_frame(wire.kernel, data))
+            if isinstance(message, AddAllSources):
+                answer = wire.success(message.context)
+            elif message.srcref == wire.layout.all_sources:
+                answer = wire.updated(1, wire.counts(5), wire.descriptor(2)) + wire.success(message.context)
+            else:
+                answer = wire.error(message.context, DarwinErrno.ENOENT)
+            session.receive_datagram(answer, turn / 10)
+        requests.append(session.data_to_send())
+    assert isinstance(session.next_event(), FlowAdded)
+    assert isinstance(session.next_event(), PollCompleted)
+    assert session.next_event() is None
+    assert requests[-1] == []
