@@ -142,7 +142,8 @@ class VirtualMonitor:
         kernel: The kernel; its time must stand still by itself.
         verify: As for `nstat_async.backends.Kctl`.
         receive_buffer: Of each control socket, bytes; `None`: what the kernel gives.
-        sink: Where events go; default: a `Picture`.
+        picture: Counts the polls, and takes the events in unless there is a `sink`.
+        sink: Where events go instead.
         options: Of the monitor.
     """
 
@@ -152,11 +153,12 @@ class VirtualMonitor:
         *,
         verify: bool | None = False,
         receive_buffer: int | None = 1 << 20,
+        picture: Picture | None = None,
         sink: Callable[[list[Any]], None] | None = None,
         **options: Any,
     ) -> None:
         self.kernel = kernel
-        self.picture = Picture()
+        self.picture = Picture() if picture is None else picture
         self.receive_buffer = receive_buffer
         self.control_present = True
         """False: opening a control socket fails with ENOENT."""

@@ -58,8 +58,9 @@ class UnixTransport:
             denied = isinstance(error, PermissionError)
             reason = UnavailableReason.PERMISSION if denied else UnavailableReason.MISSING
             raise BackendUnavailableError("unix", reason, detail) from error
-        granted = set_receive_buffer(sock, self._options.receive_buffer)
-        return SocketChannel(sock, immediate=False, receive_buffer=granted, ends=True)
+        # This socket's own buffer; what the kernel behind it has is not known here.
+        set_receive_buffer(sock, self._options.receive_buffer)
+        return SocketChannel(sock, immediate=False, receive_buffer=None, ends=True)
 
     def lookup(self, request: Any) -> Any:
         """No look-ups are asked for."""

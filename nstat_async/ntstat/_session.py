@@ -19,7 +19,7 @@ import attrs
 
 from .._core import CloseChannel, Command, Lookup, OpenChannel, Send
 from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
-from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause
+from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause, PollCompleted
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
 from .._options import Discovery, MonitorOptions
 from ._evidence import CloseEvidence, Evidence, OpenEvidence
@@ -462,6 +462,9 @@ class Session:
             self._emit(
                 EventsLost(table.time, LossCause.RESYNC, None, detail="resynchronised on a second control socket")
             )
+        # The poll of the new socket is one, and whoever waits for one of the old socket's gets another.
+        self._emit(PollCompleted(table.time, len(table.sources), True))
+        candidate.poll_wanted = old.poll_wanted or old.busy
         self._poll_started = candidate._now  # noqa: SLF001
         self._ready(candidate, True)
 

@@ -54,6 +54,8 @@ MAX_RETRIES = 3
 """Times that a refused or unanswered request is sent again."""
 MAX_SINGLES = 32
 """Requests about single sources that may be outstanding together; fewer where the receive buffer is small."""
+DEFAULT_BUFFER = 8192
+"""Receive buffer that ``connect`` gives: reckoned with where the true size is not known (a bridge)."""
 SINGLE_REPLY = 1024
 """Bytes of buffer reckoned for the answer to one of them."""
 MAX_VERIFICATIONS = 2_000
@@ -215,8 +217,8 @@ class Subscription:
         self._now = now
         self.immediate = immediate
         self.receive_buffer = receive_buffer
-        if receive_buffer:
-            self._singles_at_once = max(1, min(MAX_SINGLES, receive_buffer * 3 // 4 // SINGLE_REPLY))
+        room = (receive_buffer or DEFAULT_BUFFER) * 3 // 4
+        self._singles_at_once = max(1, min(MAX_SINGLES, room // SINGLE_REPLY))
         self.state = State.SUBSCRIBING
         self.table.begin(wall)
         self.table.subscribed_ns = self.table.time_ns
@@ -564,14 +566,12 @@ class Subscription:
             self._gap(None)
 
     def _buffer_was_full(self, request: _Request) -> bool:
-        if not self.receive_buffer:
-            return False
         statistics = self.receiver.statistics
         size = statistics["bytes"] - request.size
         records = statistics["datagrams"] - request.records
         # Up to xnu-10002 a record also takes an mbuf of 256 bytes, of eight times the limit.
         storage = records * 256 / 8 if self.kernel.version < Line.ROLES else 0
-        return max(size, storage) >= SUSPICIOUS_FILL * self.receive_buffer
+        return max(size, storage) >= SUSPICIOUS_FILL * (self.receive_buffer or DEFAULT_BUFFER)
 
     def _failed(self, context: int, errno: int, request_copy: bytes) -> None:  # noqa: ARG002
         single = self._singles.pop(context, None)

@@ -1,0 +1,466 @@
+"""The pump: between a core's commands and the sockets, on every loop.
+
+The core here is a note-book that says what it is told to; the sockets are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+import time
+
+import anyio
+import pytest
+import trio
+
+from nstat_async import BackendUnavailableError, Capabilities, PollCompleted, RequestError, UnavailableReason
+from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._io import pump
+from nstat_async._io.kctl import SocketChannel
+from nstat_async._io.pump import KernelFeed
+from nstat_async._options import MonitorOptions
+
+LIMIT = 5.0
+
+
+class NoteBook:
+    """A core that writes down what it hears and answers from a script."""
+
+    def __init__(self):
+        self.heard = []
+        self.epoch_offset = 0.0
+        self.failure = None
+        self.capabilities = Capabilities(backend="note-book")
+        self.deadline = None
+        self.polls = 0
+        self.next = [OpenChannel(0, "first")]
+        self.events = []
+        self.on_datagram = lambda data, channel: None
+        self.on_hearing = lambda *heard: None
+
+    def _hear(self, *what):
+        self.heard.append(what)
+        self.on_hearing(*what)
+
+    def start(self, now):
+        self._hear("start")
+
+    def receive_datagram(self, data, now, channel=0):
+        self._hear("datagram", data, channel)
+        self.on_datagram(data, channel)
+
+    def channel_opened(self, channel, now, *, immediate, receive_buffer):
+        self._hear("opened", channel, immediate, receive_buffer)
+
+    def channel_drained(self, channel, now):
+        self._hear("drained", channel)
+
+    def channel_failed(self, channel, number, now):
+        self._hear("failed", channel, number)
+
+    def channel_closed(self, channel, now):
+        self._hear("closed", channel)
+
+    def lookup_done(self, token, answer, now):
+        self._hear("answer", token, answer)
+
+    def commands(self):
+        commands, self.next = self.next, []
+        return commands
+
+    def take_events(self):
+        events, self.events = self.events, []
+        return events
+
+    def next_deadline(self):
+        return self.deadline
+
+    def handle_deadline(self, now):
+        self.deadline = None
+        self._hear("deadline")
+
+    def request_poll(self, now):
+        self.polls += 1
+        self._hear("poll")
+
+    def flows(self):
+        return ()
+
+    def statistics(self):
+        return {}
+
+
+class Wires:
+    """Opens socket pairs; the test holds the far ends."""
+
+    def __init__(self):
+        self.far = {}
+        self.refusal = None
+        self.closed = 0
+        self.answer = lambda request: request
+
+    def open(self, channel, purpose):
+        if self.refusal is not None:
+            raise self.refusal
+        near, far = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET if hasattr(socket, "SOCK_SEQPACKET") else socket.SOCK_DGRAM
+        )
+        self.far[channel] = far
+        return SocketChannel(near, immediate=True, receive_buffer=4096, ends=True)
+
+    def lookup(self, request):
+        return self.answer(request)
+
+    def close(self):
+        self.closed += 1
+        for far in self.far.values():
+            far.close()
+
+
+class Plate:
+    """A sink that may make the feed wait."""
+
+    def __init__(self):
+        self.events = []
+        self.room_asked = 0
+        self.gate = None
+
+    def deliver(self, events):
+        self.events.extend(events)
+
+    async def room(self):
+        self.room_asked += 1
+        if self.gate is not None:
+            await self.gate.wait()
+
+
+class Pumping:
+    def __init__(self, **options):
+        self.core, self.wires, self.plate = NoteBook(), Wires(), Plate()
+        self.feed = KernelFeed(
+            self.core, self.wires, options=MonitorOptions(), kernel="none", protocol="ntstat", **options
+        )
+
+    async def until(self, *heard):
+        """Run the pump until the core has heard this."""
+        self._at_hearing(heard)
+        with anyio.fail_after(LIMIT):
+            await self.feed.run(self.plate)
+
+    def _at_hearing(self, wanted):
+        earlier = self.core.on_hearing
+
+        def hear(*heard):
+            earlier(*heard)
+            if heard[: len(wanted)] == wanted:
+                self.feed.close()
+
+        self.core.on_hearing = hear
+
+
+def on_asyncio(body):
+    asyncio.run(body(), debug=True)
+
+
+@pytest.fixture(params=[on_asyncio, trio.run], ids=["asyncio", "trio"])
+def run(request):
+    return request.param
+
+
+def test_after_a_send_the_channel_is_read_before_anything_is_waited_for(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                it.wires.far[0].send(b"an answer")  # the kernel answers within the send
+                it.core.next = [Send(0, b"a question")]
+
+        it.core.on_hearing = hear
+        await it.until("drained", 0)
+        assert it.core.heard[1:] == [("opened", 0, True, 4096), ("datagram", b"an answer", 0), ("drained", 0)]
+
+    run(body)
+
+
+def test_a_datagram_that_comes_later_wakes_the_pump(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard == ("drained", 0) and ("datagram", b"late", 0) not in it.core.heard:
+                threading.Timer(0.02, it.wires.far[0].send, (b"late",)).start()
+
+        it.core.on_hearing = hear
+        await it.until("datagram", b"late", 0)
+
+    run(body)
+
+
+def test_the_end_of_a_channel_is_told_once_and_the_others_go_on(run):
+    async def body():
+        it = Pumping()
+        it.core.next = [OpenChannel(0), OpenChannel(1)]
+
+        def hear(*heard):
+            if heard == ("drained", 1):
+                it.wires.far[0].close()
+            if heard == ("closed", 0):
+                it.wires.far[1].send(b"still here")
+
+        it.core.on_hearing = hear
+        await it.until("datagram", b"still here", 1)
+        assert it.core.heard.count(("closed", 0)) == 1
+
+    run(body)
+
+
+def test_a_channel_that_the_core_closes_is_not_read_any_more(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard[:2] == ("opened", 0):
+                it.wires.far[0].send(b"never read")  # commands are carried out before anything is read
+
+        it.core.on_hearing = hear
+        it.core.next = [OpenChannel(0), CloseChannel(0), OpenChannel(1)]
+        await it.until("drained", 1)
+        assert not [heard for heard in it.core.heard if heard[0] in {"datagram", "closed"}]
+
+    run(body)
+
+
+def test_an_opening_that_fails_is_told_with_the_hosts_error_number(run):
+    async def body():
+        it = Pumping()
+        it.wires.refusal = OSError(errno.EMFILE, "no descriptors")
+        await it.until("failed", 0, errno.EMFILE)
+
+    run(body)
+
+
+def test_an_opening_that_is_explained_ends_the_run_with_that_explanation(run):
+    async def body():
+        it = Pumping()
+        it.wires.refusal = BackendUnavailableError("kctl", UnavailableReason.PERMISSION, "a sandbox")
+
+        def hear(*heard):
+            if heard[0] == "failed":
+                it.core.failure = BackendUnavailableError("kctl", UnavailableReason.MISSING, "some error")
+
+        it.core.on_hearing = hear
+        with pytest.raises(BackendUnavailableError, match="a sandbox"):
+            await it.feed.run(it.plate)
+
+    run(body)
+
+
+def test_a_send_that_fails_is_told_and_the_pump_goes_on(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                it.core.next = [Send(7, b"to a channel that is not open"), Send(0, bytes(10_000_000))]
+            if heard == ("failed", 0, errno.EMSGSIZE):
+                it.wires.far[0].send(b"goes on")
+
+        it.core.on_hearing = hear
+        await it.until("datagram", b"goes on", 0)
+
+    run(body)
+
+
+def test_a_failed_core_ends_the_run_with_its_own_error_not_with_a_group(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                it.core.failure = RequestError("ADD_ALL_SRCS tcp", 1)
+                it.core.events = [PollCompleted(0.0, 0, True)]
+
+        it.core.on_hearing = hear
+        with pytest.raises(RequestError):
+            await it.feed.run(it.plate)
+        assert len(it.plate.events) == 1, "what was known before the failure is delivered"
+        assert it.wires.closed
+
+    run(body)
+
+
+def test_an_error_of_the_core_itself_comes_out_as_it_is(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                raise ZeroDivisionError
+
+        it.core.on_hearing = hear
+        with pytest.raises(ZeroDivisionError):
+            await it.feed.run(it.plate)
+
+    run(body)
+
+
+def test_a_deadline_is_kept_and_a_request_from_outside_wakes(run):
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard == ("drained", 0) and ("deadline",) not in it.core.heard:
+                it.core.deadline = time.monotonic() + 0.02
+            if heard == ("deadline",):
+                it.feed.request_poll()
+
+        it.core.on_hearing = hear
+        await it.until("poll")
+        assert it.core.heard[-2:] == [("deadline",), ("poll",)]
+
+    run(body)
+
+
+def test_look_ups_are_answered_from_another_thread_and_a_failed_one_with_none(run):
+    async def body():
+        it = Pumping()
+        it.core.next = [OpenChannel(0), Lookup(1, "who")]
+        threads = []
+
+        def answer(request):
+            threads.append(threading.current_thread())
+            if request == "fails":
+                raise OSError(errno.ENOENT, "gone")
+            return request + "!"
+
+        def hear(*heard):
+            if heard == ("answer", 1, "who!"):
+                it.core.next = [Lookup(2, "fails")]
+
+        it.wires.answer, it.core.on_hearing = answer, hear
+        await it.until("answer", 2, None)
+        assert threading.main_thread() not in threads
+
+    run(body)
+
+
+def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(run, monkeypatch):
+    monkeypatch.setattr(pump, "SLICE", 0.0005)
+
+    async def body():
+        it = Pumping()
+        it.core.on_datagram = lambda data, channel: it.wires.far[0].send(data)
+        turns = 0
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                it.wires.far[0].send(b"again and again")
+
+        it.core.on_hearing = hear
+
+        async def other():
+            nonlocal turns
+            while turns < 20:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+            it.feed.close()
+
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(other)
+                await it.feed.run(it.plate)
+        assert turns == 20
+        assert len(it.core.heard) > 20
+
+    run(body)
+
+
+def test_a_sink_without_room_stops_the_reading_until_it_has_some(run):
+    async def body():
+        it = Pumping()
+        it.plate.gate = anyio.Event()
+
+        def hear(*heard):
+            if heard == ("drained", 0) and it.core.heard.count(heard) == 1:
+                it.wires.far[0].send(b"wait for room")
+
+        it.core.on_hearing = hear
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(it.until, "datagram", b"wait for room", 0)
+                while not it.plate.room_asked:
+                    await anyio.sleep(0.001)
+                await anyio.sleep(0.01)
+                assert ("datagram", b"wait for room", 0) not in it.core.heard
+                it.plate.gate.set()
+
+    run(body)
+
+
+def test_what_was_read_was_fed_and_delivered_when_a_cancellation_comes(run):
+    async def body():
+        it = Pumping()
+
+        def take(data, channel):
+            it.core.events.append(PollCompleted(float(len(it.core.heard)), 0, True))
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                for _ in range(5):
+                    it.wires.far[0].send(b"x")
+
+        it.core.on_datagram, it.core.on_hearing = take, hear
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            with anyio.fail_after(LIMIT):
+                while len(it.plate.events) < 5:
+                    await anyio.sleep(0)
+            tasks.cancel_scope.cancel()
+        assert len(it.plate.events) == [heard[0] for heard in it.core.heard].count("datagram") == 5
+        assert it.wires.closed, "a cancelled pump releases its sockets"
+
+    run(body)
+
+
+def test_both_directions_and_the_answers_are_recorded(run):
+    class Tape:
+        def __init__(self):
+            self.lines = []
+
+        def to_kernel(self, data, time_ns, client):
+            self.lines.append((">", data, client))
+
+        def from_kernel(self, data, time_ns, client):
+            self.lines.append(("<", data, client))
+
+        def answer(self, token, answer, time_ns):
+            self.lines.append(("?", token, answer))
+
+        def close(self):
+            self.lines.append("closed")
+
+    async def body():
+        tape = Tape()
+        it = Pumping(recorder=tape)
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                it.wires.far[0].send(b"reply")
+                it.core.next = [Send(0, b"request"), Lookup(3, "who")]
+
+        it.core.on_hearing = hear
+        await it.until("answer", 3, "who")
+        assert set(tape.lines) == {(">", b"request", 0), ("<", b"reply", 0), ("?", 3, "who"), "closed"}
+        assert tape.lines[-1] == "closed"
+
+    run(body)
+
+
+def test_closing_twice_is_closing_once_and_closes_what_was_opened():
+    it = Pumping()
+    it.feed.close()
+    it.feed.close()
+    assert it.wires.closed >= 1

@@ -1,0 +1,66 @@
+"""The soak of ``benchmarks/soak.py``, shortened: it finds what it looks for, and a minute of churn is clean."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from nstat_async.ntstat._sources import SourceTable
+
+
+@pytest.fixture(scope="module")
+def soak_module():
+    path = Path(__file__).parent.parent / "benchmarks" / "soak.py"
+    spec = importlib.util.spec_from_file_location("soak", path)
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    sys.modules["soak"] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path[:] = before
+        del sys.modules["soak"]
+
+
+def test_a_minute_of_churn_loses_nothing_counts_nothing_twice_and_memory_stays_flat(soak_module):
+    tracemalloc.start()
+    try:
+        outcome = soak_module.soak(minutes=0.4, rate=30.0, size=60, samples=4)
+    finally:
+        tracemalloc.stop()
+    assert outcome.problem is None
+    assert outcome.opened > 600
+    assert outcome.moved == outcome.true
+    # The first sample holds caches that fill once; 500 flows later nothing of theirs is left.
+    first, last = outcome.samples[0], outcome.samples[-1]
+    assert last.traced_bytes < first.traced_bytes + 64 * 1024, outcome.samples
+
+
+def test_a_flow_that_is_forgotten_is_noticed(soak_module, monkeypatch):
+    told = SourceTable._add
+    monkeypatch.setattr(
+        SourceTable, "_add", lambda self, source: None if source.ref == 100 and source.flow else told(self, source)
+    )
+    assert soak_module.soak(minutes=0.1, rate=20.0, size=60, samples=1).problem is not None
+
+
+def test_flows_that_stay_after_their_goodbye_are_noticed_as_memory_that_grows(soak_module, monkeypatch):
+    kept = []
+    taken = SourceTable.remove
+    monkeypatch.setattr(
+        SourceTable,
+        "remove",
+        lambda self, source, reason: (kept.append((source, bytes(200))), taken(self, source, reason)),
+    )
+    tracemalloc.start()
+    try:
+        outcome = soak_module.soak(minutes=0.4, rate=30.0, size=60, samples=4)
+    finally:
+        tracemalloc.stop()
+    first, last = outcome.samples[0], outcome.samples[-1]
+    assert last.traced_bytes > first.traced_bytes + 64 * 1024
