@@ -41,6 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "two_loops: asyncio and trio are enough for this one")
+
+
 def on_asyncio(body: Callable[[], Any]) -> None:
     asyncio.run(body(), debug=True)
 
@@ -60,7 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("any_world", [None] if real else GENERATIONS, indirect=True)
         metafunc.parametrize("run", loops[:1])
     elif "run" in metafunc.fixturenames:
-        metafunc.parametrize("run", loops)
+        few = metafunc.definition.get_closest_marker("two_loops") is not None
+        metafunc.parametrize("run", [each for each in loops if not few or each.id != "uvloop"])
 
 
 @pytest.fixture

@@ -197,16 +197,17 @@ def test_several_monitors_have_the_same_picture(world, run):
     links = [world.tcp(), world.udp()]
 
     async def body():
-        async with Monitor(backend=world.backend(), interval=None) as one:
-            async with Monitor(backend=world.backend(), interval=None, discovery="announce") as two:
-                await one.poll_now()
-                await two.poll_now()
-                links[0].send(SENT)
-                await one.poll_now()
-                await two.poll_now()
-                for link in links:
-                    first, second = own(one.flows, link), own(two.flows, link)
-                    assert [(ends(f), totals(c)) for f, c in first] == [(ends(f), totals(c)) for f, c in second]
+        one = Monitor(backend=world.backend(), interval=None)
+        two = Monitor(backend=world.backend(), interval=None, discovery="announce")
+        async with one, two:
+            for monitor in (one, two):
+                await monitor.poll_now()
+            links[0].send(SENT)
+            for monitor in (one, two):
+                await monitor.poll_now()
+            for link in links:
+                first, second = own(one.flows, link), own(two.flows, link)
+                assert [(ends(f), totals(c)) for f, c in first] == [(ends(f), totals(c)) for f, c in second]
 
     run(bounded(body))
 
