@@ -441,7 +441,7 @@ def test_after_the_first_poll_a_few_numbers_above_all_are_asked_for_in_case_the_
         talk.answer(talk.wire.error(question.context, DarwinErrno.ENOENT))
     events = talk.events()
     assert len([e for e in events if isinstance(e, FlowAdded)]) == 3
-    assert [e for e in events if isinstance(e, PollCompleted)][0].complete
+    assert next(e for e in events if isinstance(e, PollCompleted)).complete
     assert talk.next_poll(3, 2, 1) == []  # it was answered whole: there is no need any more
 
 

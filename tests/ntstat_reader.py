@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-VECTORS = Path(__file__).parent.parent / "vectors" / "layouts" / "layouts.json.xz"
+VECTORS = Path(__file__).parent / "vectors" / "layouts" / "layouts.json.xz"
 
 _CODES = {
     "uint8": "B",

@@ -1,0 +1,45 @@
+"""Options are checked once, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, Overflow, Provider, UsageError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"providers": "pigeon"}, r"providers: 'pigeon' is none of tcp, udp, quic"),
+        ({"providers": []}, "providers: at least one is needed"),
+        ({"interval": 0}, "interval: 0 is not a positive number"),
+        ({"interval": -1.5}, r"interval: -1\.5 is not"),
+        ({"interval": "1"}, "interval: '1' is not"),
+        ({"interval": True}, "interval: True is not"),
+        ({"interval": float("nan")}, "interval: nan is not"),
+        ({"max_pending": 0}, "max_pending: 0 is not"),
+        ({"max_pending": None}, "max_pending: None is not"),
+        ({"receive_buffer": -5}, "receive_buffer: -5 is not"),
+        ({"discovery": "smell"}, "discovery: 'smell' is none of 'poll', 'announce'"),
+        ({"overflow": "panic"}, "overflow: 'panic' is none of 'coalesce', 'block', 'all'"),
+        ({"flow_filter": 7}, "flow_filter: 7 is neither"),
+    ],
+)
+def test_an_option_that_cannot_work_is_named_with_its_value(arguments, text):
+    with pytest.raises(UsageError, match=text):
+        Monitor(**arguments)
+
+
+def test_options_take_words_and_members_alike():
+    options = MonitorOptions(providers=("tcp", Provider.UDP), discovery="announce", overflow="all", interval=None)
+    assert options.providers == {Provider.TCP, Provider.UDP}
+    assert options.discovery is Discovery.ANNOUNCE
+    assert options.overflow is Overflow.ALL
+    assert options == MonitorOptions(
+        providers=["udp", "tcp"], discovery=Discovery.ANNOUNCE, overflow=Overflow.ALL, interval=None
+    )
+    assert MonitorOptions(providers="udp").providers == {Provider.UDP}
+    assert MonitorOptions().providers == DEFAULT_PROVIDERS == {Provider.TCP, Provider.UDP, Provider.QUIC}
+    assert MonitorOptions().overflow is None
+    with pytest.raises(AttributeError):
+        MonitorOptions().interval = 2
