@@ -111,13 +111,13 @@ class Flows:
         return [b"".join(messages[at : at + per]) for at in range(0, len(messages), per)]
 
 
-def clock(function, rounds=7):
+def clock(rounds, function, *arguments):
     """Median and best of several runs, in seconds of processor time for one unit; `function` returns (seconds, units) or the units it did."""
     spans = []
     for _ in range(rounds):
         gc.collect()
         begin = time.process_time()
-        done = function()
+        done = function(*arguments)
         span = time.process_time() - begin
         if isinstance(done, tuple):
             span, done = done
@@ -131,7 +131,10 @@ def table(title, header, rows):
     cells = [header, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
-        print("  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))))
+        print(
+            "  "
+            + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        )
 
 
 def machine():

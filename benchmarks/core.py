@@ -26,7 +26,6 @@ from nstat_async.ntstat import (
     Error,
     PassiveSession,
     SourceAdded,
-    SourceCounts,
     SourceDescription,
     SourceRemoved,
     SourceUpdate,
@@ -133,12 +132,12 @@ def streams(rounds, quick):
             if not changed:
                 known = flows.poll(0, changed=False)
             if base is None:
-                base, _ = clock(lambda: floor(stream), rounds)
+                base, _ = clock(rounds, floor, stream)
                 rows.append(_stream_row(f"{kind}: floor, received and walked", base, base, None))
-                cost, _ = clock(lambda: decoded(flows, stream), rounds)
+                cost, _ = clock(rounds, decoded, flows, stream)
                 rows.append(_stream_row(f"{kind}: framed and unpacked", cost, base, BUDGET.get(kind)))
             expected = number * SOURCES if changed else 0
-            cost, _ = clock(lambda: through(flows, stream, known, expected), rounds)
+            cost, _ = clock(rounds, through, flows, stream, known, expected)
             what = "all changed" if changed else "nothing changed"
             rows.append(
                 _stream_row(f"{kind}: session, {what}", cost, base, BUDGET[kind[:-1] if kind == "updates" else kind])
@@ -195,7 +194,7 @@ def kinds(rounds):
             session.take_events()
             return time.process_time() - begin, len(messages)
 
-        cost, _ = clock(run, rounds)
+        cost, _ = clock(rounds, run)
         rows.append([name, f"{cost * 1e6:.2f}"])
     table("(b) one message alone in its datagram, by kind", ["message", "µs each"], rows)
 
@@ -213,30 +212,36 @@ class Feed:
         self.batches = batches
 
     async def run(self, sink):
+        """Deliver them, one after another."""
         for batch in self.batches:
             sink.deliver(batch)
             await sink.room()
 
     def flows(self):
+        """There are none."""
         return ()
 
     def request_poll(self):
-        pass
+        """There is nobody to ask."""
 
     def close(self):
-        pass
+        """There is nothing to close."""
 
     def statistics(self):
+        """There are none."""
         return {}
 
 
 class Backend:
+    """Opens a `Feed`."""
+
     name = "benchmark"
 
     def __init__(self, batches):
         self.batches = batches
 
-    def open(self, options):
+    def open(self, options):  # noqa: ARG002
+        """Make the feed."""
         return Feed(self.batches)
 
 
@@ -262,15 +267,15 @@ async def by_many(batches, overflow):
 def runners():
     import trio
 
-    found = {"asyncio": asyncio.run, "trio": lambda coroutine: trio.run(lambda: coroutine)}
+    found = {"asyncio": lambda work, *arguments: asyncio.run(work(*arguments)), "trio": trio.run}
     try:
         import uvloop
     except ImportError:
         return found
 
-    def on_uvloop(coroutine):
+    def on_uvloop(work, *arguments):
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(coroutine)
+            return runner.run(work(*arguments))
 
     if hasattr(asyncio, "Runner"):
         found["uvloop"] = on_uvloop
@@ -318,19 +323,19 @@ def hand_over(rounds, quick):
 
         return run
 
-    cost, _ = clock(plain, rounds)
+    cost, _ = clock(rounds, plain)
     rows.append(["the bare loop over lists", f"{cost * 1e9:.0f}", "", ""])
     for policy in (Overflow.COALESCE, Overflow.BLOCK):
         for take, name in (("all", "in and all out"), ("one", "in and out one by one"), ("none", "in, merging")):
             if take == "none" and policy is Overflow.BLOCK:
                 continue
-            cost, _ = clock(buffer(policy, take), rounds)
+            cost, _ = clock(rounds, buffer(policy, take))
             rows.append([f"EventBuffer {policy.value}: {name}", f"{cost * 1e9:.0f}", "", ""])
     for name, run in runners().items():
         for policy in ("coalesce", "block"):
             chosen = distinct if policy == "coalesce" else batches
             for way, work in (("async for", one_by_one), ("receive_many", by_many)):
-                cost, _ = clock(lambda: run(work(chosen, policy)), rounds)
+                cost, _ = clock(rounds, run, work, chosen, policy)
                 met = "yes" if cost <= 0.5e-6 else f"no, {cost / 0.5e-6:.2f}x"
                 rows.append([f"{name}, {way}, {policy}", f"{cost * 1e9:.0f}", "500", met])
     table(f"(c) hand-over of {events:,} events, delivery included", ["way", "ns each", "target", "met"], rows)
