@@ -143,6 +143,8 @@ class VirtualMonitor:
         verify: As for `nstat_async.backends.Kctl`.
         receive_buffer: Of each control socket, bytes; `None`: what the kernel gives.
         picture: Counts the polls, and takes the events in unless there is a `sink`.
+        lookup: Answers the session's look-ups; default: the emulated machine.
+        believed: The release that the session takes the kernel for; default: what it is.
         sink: Where events go instead.
         options: Of the monitor.
     """
@@ -154,6 +156,8 @@ class VirtualMonitor:
         verify: bool | None = False,
         receive_buffer: int | None = 1 << 20,
         picture: Picture | None = None,
+        lookup: Callable[[Any], Any] | None = None,
+        believed: Any = None,
         sink: Callable[[list[Any]], None] | None = None,
         **options: Any,
     ) -> None:
@@ -165,11 +169,11 @@ class VirtualMonitor:
         self.offset = EPOCH
         """Wall clock minus the monotonic clock."""
         self._sinks = [self.picture.feed] if sink is None else [sink]
-        self._transport = kernel.transport()
+        self._lookup = kernel.transport().lookup if lookup is None else lookup
         self._channels: dict[int, Any] = {}
         self._readable: set[int] = set()
         self.session = Session(
-            kernel.release,
+            kernel.release if believed is None else believed,
             timebase=kernel.timebase,
             interfaces=kernel.interface_list(),
             options=MonitorOptions(**options),
@@ -251,7 +255,7 @@ class VirtualMonitor:
         elif isinstance(command, CloseChannel):
             self._close(command.channel)
         elif isinstance(command, Lookup):
-            session.lookup_done(command.token, self._transport.lookup(command.request), self._now())
+            session.lookup_done(command.token, self._lookup(command.request), self._now())
 
     def _open(self, channel: int) -> None:
         if not self.control_present:

@@ -507,6 +507,7 @@ class DescriptorReader:
         """True if a process may write any numbers."""
         self.growing_class = None if self.self_reported else self.packed_class
         """`packed_class` where the kernel counts: there, growth of the main counters is enough to believe the rest."""
+        self._tells_interface = provider is Provider.CONNECTION or (codec is not None and "ifindex" in codec)
         self._has_roles = translator.kernel.version >= Line.ROLES and provider is Provider.TCP and not userland
         self._struct = struct.Struct(self._identity_format())
         self.identity: Callable[[bytes, int], tuple[bytes, ...]] = self._struct.unpack_from
@@ -610,7 +611,8 @@ class DescriptorReader:
             local,
             remote,
             self.translator.process(fields),
-            self.translator.interface(get("ifindex"), properties),
+            # A proven layout may lack the index; 0 would then be a claim.
+            self.translator.interface(get("ifindex"), properties) if self._tells_interface else None,
             state,
             direction,
             started,

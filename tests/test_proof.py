@@ -1,0 +1,312 @@
+"""The proof of a layout: what a kernel says of flows whose every value is known.
+
+A newer kernel is an emulated one with bytes inserted into its structures. Whatever is
+inserted wherever, a field is read where it is, or not at all.
+"""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from virtual import VirtualMonitor, compare
+
+from nstat_async import Endpoint, Proof, Provider, TcpState
+from nstat_async._options import DEFAULT_PROVIDERS
+from nstat_async.ntstat import Evidence, Kernel, KnownFlow, OpenEvidence
+from nstat_async.ntstat._proof import LayoutProbe
+from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
+
+NEWER = "xnu-13000.1.1"
+KNOWN = ("xnu-1699.32.7", "xnu-2422.115.4", "xnu-2782.40.9", "xnu-3248.60.10", "xnu-4570.71.2", "xnu-7195.141.2",
+         "xnu-8019.41.5", "xnu-8796.141.3", "xnu-10063.141.1", "xnu-11417.121.6", "xnu-12377.1.9")  # fmt: skip
+TCP = Kernel.parse(NEWER).layout["nstat_tcp_descriptor"]
+UDP = Kernel.parse(NEWER).layout["nstat_udp_descriptor"]
+
+
+def populate(kernel):
+    """Flows in which every field has a value of its own."""
+    more = {"traffic_class": 300, "fallback_mode": 2, "persona_id": 99, "fuuid": bytes(range(16, 32)), "uid": 502,
+            "vuuid": bytes(range(32, 48)), "connstatus": 5, "txwindow": 4321, "txcwindow": 8765, "txunacked": 11,
+            "traffic_mgt_flags": 1, "sndbufused": 77, "rcvbufused": 33}  # fmt: skip
+    tcp = {name: value for name, value in more.items() if name in TCP}
+    udp = {name: value for name, value in more.items() if name in UDP}
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1000, tx=10, **tcp)
+    kernel.open_tcp(502, "ssh", remote=("2001:db8::7", 22), rx=5, tx=6, **tcp)
+    kernel.open_quic(503, "browser", rx=7, tx=8, **tcp)
+    kernel.open_udp(504, "dns", remote=("198.51.100.53", 53), rx=70, tx=40, **udp)
+    kernel.advance(10.0)
+
+
+def prove(kernel, *, answer=None, **options):
+    """A monitor after the proof is concluded."""
+    monitor = VirtualMonitor(kernel, verify=True, lookup=answer, **options)
+    monitor.run(3.0)
+    return monitor
+
+
+def evidence_changed(kernel, change):
+    """Look-ups of this kernel, with other words about the known flows."""
+    lookup = kernel.transport().lookup
+
+    def answer(request):
+        found = lookup(request)
+        return change(found) if isinstance(request, OpenEvidence) else found
+
+    return answer
+
+
+# --- known kernels ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_kernels_layout_is_verified(name):
+    kernel = EmulatedKernel(name)
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1000, tx=10)
+    monitor = prove(kernel)
+    capabilities = monitor.session.capabilities
+    assert capabilities.layout_proof is Proof.VERIFIED, capabilities.notes
+    assert "byte counters of 8 known flows are exact" in capabilities.notes
+    monitor.run(70.0)  # xnu-1699 reports a close up to a minute late
+    compare(kernel, monitor.session.flows(), providers=DEFAULT_PROVIDERS)
+    assert not [flow for flow, _ in monitor.session.flows() if flow.process.pid == 4242], "the known flows are closed"
+
+
+def test_without_a_proof_a_known_layout_is_assumed_and_a_new_one_unknown():
+    for name, proof in (("xnu-11417.121.6", Proof.ASSUMED), (NEWER, Proof.UNKNOWN)):
+        monitor = VirtualMonitor(EmulatedKernel(name), verify=False)
+        monitor.run(3.0)
+        assert monitor.session.capabilities.layout_proof is proof
+
+
+def test_a_new_kernel_is_proven_without_being_asked():
+    monitor = VirtualMonitor(EmulatedKernel(NEWER), verify=None)
+    monitor.run(3.0)
+    assert monitor.session.capabilities.layout_proof is Proof.VERIFIED
+
+
+# --- moved fields -----------------------------------------------------------------
+
+
+def seen(monitor):
+    """What is known of the populated flows, and of their last report, by owner's name or traffic."""
+    details = {}
+    for event in monitor.collected:
+        if getattr(event, "details", None) is not None:
+            details[event.flow.id] = event.details
+    return {
+        counts.rx_bytes: (flow, counts, details.get(flow.id))
+        for flow, counts in monitor.session.flows()
+        if flow.process is None or flow.process.pid != 4242
+    }
+
+
+def observed(kernel):
+    populate(kernel)
+    monitor = VirtualMonitor(kernel, verify=True, every_update=True)
+    monitor.collected = []
+    monitor.add_sink(monitor.collected.extend)
+    monitor.run(4.0)
+    return monitor
+
+
+def told(value):
+    """The fields of a value that say something, flattened."""
+    if not attrs.has(type(value)):
+        return {}
+    found = {}
+    for field in attrs.fields(type(value)):
+        inner = getattr(value, field.name)
+        if field.name in {"id", "started_ns", "undecoded", "sampled_at_ns", "activity", "activity_started_s"}:
+            continue
+        if attrs.has(type(inner)) and field.name not in {"local", "remote"}:
+            found.update({f"{field.name}.{name}": each for name, each in told(inner).items()})
+        elif inner is not None:
+            found[field.name] = inner
+    return found
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """The same machine, its structures as they are known."""
+    return seen(observed(EmulatedKernel(NEWER)))
+
+
+def wrong_fields(monitor, truth):
+    wrong = []
+    flows = seen(monitor)
+    assert set(flows) == set(truth)
+    for key, (flow, counts, details) in flows.items():
+        true_flow, true_counts, true_details = truth[key]
+        assert counts.as_dict() == true_counts.as_dict()
+        for mine, theirs in ((told(flow), told(true_flow)), (told(details), told(true_details))):
+            wrong += [(key, name, value) for name, value in mine.items() if theirs.get(name) != value]
+    return wrong
+
+
+PLACES = sorted({field.offset for field in TCP.fields} | {TCP.size})
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 24])
+def test_wherever_something_is_inserted_into_tcp_a_field_is_right_or_none(truth, size):
+    proofs = []
+    for place in PLACES:
+        kernel = EmulatedKernel(NEWER, insertions={"nstat_tcp_descriptor": ((place, size),)})
+        monitor = observed(kernel)
+        assert not (wrong := wrong_fields(monitor, truth)), f"{size} bytes at {place}: {wrong}"
+        proofs.append(monitor.session.capabilities.layout_proof)
+    # Behind the last field, nothing moved; before the addresses, all that can be checked did.
+    assert proofs.count(Proof.PROBED) > len(PLACES) * 3 // 4, dict(zip(PLACES, proofs, strict=True))
+
+
+@pytest.mark.parametrize("place", sorted({field.offset for field in UDP.fields} | {UDP.size}))
+def test_wherever_something_is_inserted_into_udp_a_field_is_right_or_none(truth, place):
+    kernel = EmulatedKernel(NEWER, insertions={"nstat_udp_descriptor": ((place, 8),)})
+    monitor = observed(kernel)
+    assert not wrong_fields(monitor, truth)
+
+
+@pytest.mark.parametrize("insertions", [((0, 8), (260, 16)), ((56, 4), (344, 4)), ((124, 8), (180, 8), (300, 8))])
+def test_several_insertions_are_not_explained_and_leave_right_fields_or_none(truth, insertions):
+    kernel = EmulatedKernel(NEWER, insertions={"nstat_tcp_descriptor": insertions})
+    monitor = observed(kernel)
+    assert monitor.session.capabilities.layout_proof in {Proof.UNKNOWN, Proof.PROBED}
+    assert not wrong_fields(monitor, truth)
+
+
+def test_what_is_said_of_darwin_27_is_found_and_every_field_behind_it_is_read_again(truth):
+    monitor = observed(EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTION))
+    capabilities = monitor.session.capabilities
+    assert capabilities.layout_proof is Proof.PROBED
+    assert any(note.startswith("tcp: moved by 16 bytes") and "uuid" in note for note in capabilities.notes)
+    flow, _, _ = seen(monitor)[1000]
+    assert told(flow) == told(truth[1000][0])
+
+
+def test_without_a_proof_nothing_behind_the_name_is_believed_of_a_longer_descriptor():
+    kernel = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTION)
+    populate(kernel)
+    monitor = VirtualMonitor(kernel, verify=False)
+    monitor.run(3.0)
+    compare(kernel, monitor.session.flows(), providers=DEFAULT_PROVIDERS)
+    tcp = [flow for flow, _ in monitor.session.flows() if flow.provider is Provider.TCP]
+    assert all(flow.process.uuid is None and flow.process.uid is None for flow in tcp)
+
+
+@pytest.mark.parametrize(
+    ("speaks", "predecessor"), [("xnu-10063.141.1", "xnu-8796.141.3"), ("xnu-7195.141.2", "xnu-6153.141.1")]
+)
+def test_a_kernel_that_is_taken_for_its_predecessor_is_found_out(speaks, predecessor):
+    kernel = EmulatedKernel(speaks)
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1000, tx=10)
+    kernel.advance(1.0)
+    believed = attrs.evolve(kernel.release, layout=Kernel.parse(predecessor).layout)
+    monitor = VirtualMonitor(kernel, verify=True, believed=believed)
+    monitor.run(3.0)
+    assert monitor.session.capabilities.layout_proof in {Proof.PROBED, Proof.UNKNOWN}
+    for flow, counts in monitor.session.flows():
+        if counts is not None and counts.rx_bytes == 1000 and flow.remote is not None:
+            assert (flow.remote, flow.process.pid) == (Endpoint.parse("198.51.100.7", 443), 501)
+
+
+# --- evidence that does not agree ---------------------------------------------------
+
+
+def test_byte_counters_that_are_not_what_was_sent_make_the_layout_unknown():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+
+    def change(evidence):
+        flows = tuple(attrs.evolve(flow, rx_bytes=flow.rx_bytes + 1) for flow in evidence.flows)
+        return attrs.evolve(evidence, flows=flows)
+
+    monitor = prove(kernel, answer=evidence_changed(kernel, change))
+    capabilities = monitor.session.capabilities
+    assert capabilities.layout_proof is Proof.UNKNOWN
+    assert "byte counters of 8 of 8 known flows are not what was sent and received" in capabilities.notes
+
+
+@pytest.mark.parametrize("field", ["pid", "uid", "interface_index"])
+def test_a_known_value_that_is_nowhere_where_it_should_be_makes_the_layout_unknown(field):
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    answer = evidence_changed(kernel, lambda evidence: attrs.evolve(evidence, **{field: 77_777}))
+    capabilities = prove(kernel, answer=answer).session.capabilities
+    assert capabilities.layout_proof is Proof.UNKNOWN
+    assert any("no single insertion explains" in note for note in capabilities.notes)
+
+
+def test_known_flows_that_the_kernel_does_not_show_make_the_layout_unknown():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+
+    def change(evidence):
+        more = KnownFlow(
+            provider=Provider.TCP,
+            local=Endpoint.parse("127.0.0.1", 1),
+            remote=Endpoint.parse("127.0.0.1", 2),
+            state=TcpState.ESTABLISHED,
+            rx_bytes=0,
+            tx_bytes=0,
+        )
+        return attrs.evolve(evidence, flows=(*evidence.flows, more))
+
+    capabilities = prove(kernel, answer=evidence_changed(kernel, change)).session.capabilities
+    assert capabilities.layout_proof is Proof.UNKNOWN
+    assert "tcp: 4 of 5 known flows were found" in capabilities.notes
+
+
+def test_a_machine_that_cannot_open_known_flows_says_so_and_goes_on():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1000, tx=10)
+    monitor = prove(kernel, answer=lambda request: None)
+    capabilities = monitor.session.capabilities
+    assert capabilities.layout_proof is Proof.ASSUMED
+    assert any("no known flows can be opened" in note for note in capabilities.notes)
+    compare(kernel, monitor.session.flows(), providers=DEFAULT_PROVIDERS)
+
+
+def test_a_proof_survives_a_lost_batch_by_looking_again():
+    kernel = EmulatedKernel("xnu-11417.121.6", seed=5)
+    kernel.faults.lose_batches = 0.5
+    assert prove(kernel).session.capabilities.layout_proof is Proof.VERIFIED
+
+
+def test_a_proof_is_the_same_in_announce_mode():
+    assert (
+        prove(EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTION), discovery="announce").session.proof is Proof.PROBED
+    )
+
+
+# --- the probe by itself ---------------------------------------------------------
+
+
+def probe(kernel=NEWER):
+    flow = KnownFlow(
+        provider=Provider.TCP,
+        local=Endpoint.parse("127.0.0.1", 1000),
+        remote=Endpoint.parse("127.0.0.1", 2000),
+        state=TcpState.ESTABLISHED,
+        rx_bytes=1,
+        tx_bytes=2,
+    )
+    return LayoutProbe(Kernel.parse(kernel), Evidence(flows=(flow,), pid=1, uid=2, interface_index=3))
+
+
+def test_nothing_observed_is_no_proof():
+    result = probe().conclude()
+    assert result.proof is Proof.UNKNOWN
+    assert "byte counters could not be checked" in result.notes
+
+
+@pytest.mark.parametrize("descriptor", [b"", b"\0" * 10, b"\xff" * 5000])
+def test_descriptors_that_are_not_of_the_known_flows_are_passed_over(descriptor):
+    made = probe()
+    for provider in (2, 3, 4, 99):
+        made.observe(1, provider, (0,) * 18, descriptor)
+    assert made.conclude().proof is Proof.UNKNOWN
+
+
+def test_a_descriptor_shorter_than_known_is_no_proof():
+    made = probe()
+    local, remote = b"\x10\x02\x03\xe8\x7f\0\0\1" + bytes(20), b"\x10\x02\x07\xd0\x7f\0\0\1" + bytes(20)
+    made.observe(1, 2, (0, 1, 0, 2) + (0,) * 14, local + remote)
+    result = made.conclude()
+    assert result.proof is Proof.UNKNOWN
+    assert f"tcp: descriptors of [56] bytes, {TCP.size} are known" in result.notes
