@@ -1,0 +1,112 @@
+"""What is public: named, documented, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import nstat_async
+
+PUBLIC = [
+    "nstat_async",
+    "nstat_async.aggregate",
+    "nstat_async.backends",
+    "nstat_async.filters",
+    "nstat_async.ntstat",
+    "nstat_async.recording",
+    "nstat_async.sockdiag",
+    "nstat_async.testing",
+]
+ROOT = Path(nstat_async.__file__).parent
+
+
+def _imported(module) -> set[str]:
+    """Public names that a module's source binds at its top: imports from the package, definitions, constants."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level and module.__file__.endswith("__init__.py"):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            names.add(node.name)
+    return {name for name in names if not name.startswith("_") and name != "annotations"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_what_the_package_gathers(name):
+    module = importlib.import_module(name)
+    exported = list(module.__all__)
+    assert len(set(exported)) == len(exported), "a name stands twice"
+    missing = [entry for entry in exported if not hasattr(module, entry)]
+    assert not missing
+    forgotten = _imported(module) - set(exported)
+    if name == "nstat_async.filters":
+        forgotten -= {"as_filter"}  # for the monitor's own use
+    assert not forgotten, f"public and not in __all__: {sorted(forgotten)}"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_a_docstring(name):
+    module = importlib.import_module(name)
+    assert inspect.getdoc(module)
+    bare = []
+    for entry in module.__all__:
+        value = getattr(module, entry)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            doc = inspect.getdoc(value)
+            if not doc or doc.startswith(f"{entry}("):
+                bare.append(entry)
+            if inspect.isclass(value):
+                bare += [
+                    f"{entry}.{member}"
+                    for member, thing in vars(value).items()
+                    if not member.startswith("_")
+                    and (inspect.isfunction(thing) or isinstance(thing, (property, classmethod, staticmethod)))
+                    and not inspect.getdoc(getattr(value, member))
+                ]
+    assert not bare, f"without a docstring: {bare}"
+
+
+def _modules():
+    return sorted(p for p in ROOT.rglob("*.py") if p.name != "__main__.py")
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_a_module_calls_its_own_it_defines(path):
+    """``__all__`` of a private module, where it has one, names what is there."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "a module begins by saying what it is"
+    declared: list[str] = []
+    bound: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            bound.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                for name in ast.walk(target):
+                    if isinstance(name, ast.Name):
+                        bound.add(name.id)
+                        if name.id == "__all__" and isinstance(node.value, (ast.List, ast.Tuple)):
+                            declared = [e.value for e in node.value.elts if isinstance(e, ast.Constant)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            bound.add(node.target.id)
+    assert set(declared) <= bound, sorted(set(declared) - bound)
+    assert len(set(declared)) == len(declared)
+
+
+def test_the_package_is_typed_and_has_a_version():
+    assert (ROOT / "py.typed").exists()
+    assert nstat_async.__version__.count(".") == 2
+    assert set(nstat_async.AnyEvent.__args__) == {
+        value
+        for entry in nstat_async.__all__
+        if inspect.isclass(value := getattr(nstat_async, entry))
+        and issubclass(value, nstat_async.Event)
+        and value is not nstat_async.Event
+    }

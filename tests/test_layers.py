@@ -1,0 +1,173 @@
+"""The floors of ``docs/architecture.md``: imports go down or sideways, never up.
+
+Walks the syntax trees, so that an import inside a function counts as well: there it may
+reach upward only where the architecture says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nstat_async
+
+ROOT = Path(nstat_async.__file__).parent
+
+FLOORS = {
+    "_errors": 0, "_model": 0, "_events": 0,
+    "_core": 1, "_jsonlines": 1, "_escape": 1,
+    "ntstat._constants": 1, "ntstat._tables": 1, "ntstat._layouts": 1, "ntstat._kernels": 1,
+    "ntstat._messages": 1, "ntstat._framer": 1,
+    "sockdiag._constants": 1, "sockdiag._messages": 1,
+    "recording": 1,
+    "ntstat": 2, "sockdiag": 2,
+    "filters": 2, "_buffer": 2, "_options": 2,
+    "_feed": 3, "_io": 3,
+    "backends": 4, "_monitor": 4,
+    "": 5,  # the package itself: it gathers what is public
+    "aggregate": 5, "testing": 5, "integrations": 5, "_doctor": 5,
+    "_cli": 6, "__main__": 6,
+}  # fmt: skip
+"""Module, or package for all its modules, to floor."""
+
+UPWARD: set[tuple[str, str]] = set()
+"""Imports that go up on purpose, inside a function."""
+
+FORBIDDEN = {"socket", "asyncio", "anyio", "trio", "selectors", "select", "time", "os", "threading", "subprocess"}
+"""Not on floors 0 to 2: time and bytes are arguments there."""
+
+ALLOWED = {
+    ("_model", "socket"): "inet_ntop, which touches no network",
+    ("_options", "os"): "os.PathLike, a type",
+    ("recording._file", "os"): "opening a path",
+}
+"""(module, import) with the reason."""
+
+
+def _name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(parts)
+
+
+MODULES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def floor(module: str) -> int:
+    """The floor of a module: its own entry, or that of the nearest package around it."""
+    parts = module.split(".")
+    while parts:
+        known = FLOORS.get(".".join(parts))
+        if known is not None:
+            return known
+        parts.pop()
+    if not module:
+        return FLOORS[""]
+    raise AssertionError(f"nstat_async.{module} stands on no floor: name it here and in docs/architecture.md")
+
+
+def imports(module: str) -> Iterator[tuple[str, bool, int]]:
+    """(imported module, true if inside a function, line); modules of the package without its name."""
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    package = [part for part in package if part]
+
+    def visit(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool, int]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield alias.name, inside, child.lineno
+            elif isinstance(child, ast.ImportFrom):
+                if child.level:
+                    base = package[: len(package) - child.level + 1]
+                    target = [*base, *(child.module.split(".") if child.module else [])]
+                    for alias in child.names:
+                        if alias.name == "__version__":
+                            continue  # set before the package imports anything
+                        whole = ".".join([*target, alias.name])
+                        found = whole if whole in MODULES else ".".join(target)
+                        yield "nstat_async." + found if found else "nstat_async", inside, child.lineno
+                else:
+                    for alias in child.names:
+                        whole = f"{child.module}.{alias.name}"
+                        known = whole.removeprefix("nstat_async.") in MODULES and whole.startswith("nstat_async.")
+                        yield whole if known else child.module, inside, child.lineno
+            yield from visit(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+    yield from visit(tree, inside=False)
+
+
+def _own(imported: str) -> str | None:
+    """The module inside the package, or `None` for a foreign one."""
+    if imported == "nstat_async":
+        return ""
+    return imported.removeprefix("nstat_async.") if imported.startswith("nstat_async.") else None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_its_own_floor_or_below(module):
+    offenders = []
+    for imported, inside, line in imports(module):
+        target = _own(imported)
+        if target is None or floor(target) <= floor(module):
+            continue
+        if inside and any(module == m and (target == t or target.startswith(t + ".")) for m, t in UPWARD):
+            continue
+        offenders.append(
+            f"line {line}: {module or 'nstat_async'} (floor {floor(module)}) imports {target} ({floor(target)})"
+        )
+    assert not offenders, "\n".join(offenders)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m and floor(m) <= 2])
+def test_the_lower_floors_touch_no_clock_socket_or_loop(module):
+    offenders = [
+        f"line {line}: {module} imports {imported}"
+        for imported, _, line in imports(module)
+        if imported.split(".")[0] in FORBIDDEN and (module, imported.split(".")[0]) not in ALLOWED
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] == "testing"])
+def test_the_emulated_kernel_never_reads_the_session(module):
+    """Two readings of one header meet at the bytes: neither may copy from the other."""
+    offenders = []
+    for imported, inside, line in imports(module):
+        target = _own(imported)
+        if target is None or inside or target.split(".")[0] == "testing" or module == "testing._plugin":
+            continue
+        # The packages themselves gather what their floor-1 modules define; contracts and options are no reading.
+        if floor(target) > 1 and target not in {"ntstat", "_feed", "_options"}:
+            offenders.append(f"line {line}: {module} imports {target}")
+    assert not offenders, "\n".join(offenders)
+
+
+def test_only_attrs_and_anyio_are_imported_by_the_core():
+    """Everything else is an extra, asked for where it is used."""
+    extras = {"integrations", "_cli", "testing"}
+    standard = set(sys.stdlib_module_names)
+    offenders = []
+    for module in MODULES:
+        if module.split(".")[0] in extras:
+            continue
+        for imported, inside, line in imports(module):
+            top = imported.split(".")[0]
+            if top not in standard | {"nstat_async", "attrs", "anyio"} and not inside:
+                offenders.append(f"{module}, line {line}: {imported}")
+    assert not offenders, "\n".join(offenders)
+
+
+def test_every_module_stands_on_a_floor():
+    assert {floor(module) for module in MODULES} == set(range(7))
+    known = {entry for entry in FLOORS if entry}
+    missing = {entry for entry in known if entry not in MODULES}
+    assert not missing, f"the floors name modules that are gone: {sorted(missing)}"

@@ -1,0 +1,170 @@
+"""Values: immutable, hashable, honest about what is unknown."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import uuid
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ntstat_wire import Wire, address
+
+from nstat_async import (
+    Capabilities,
+    Counts,
+    Delta,
+    Details,
+    Direction,
+    Endpoint,
+    Flow,
+    Interface,
+    InterfaceKind,
+    MediumCounts,
+    Process,
+    Provider,
+    TcpState,
+)
+from nstat_async._model import COUNTS_FIELDS
+from nstat_async.ntstat import PassiveSession
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "shown"),
+    [
+        ("192.0.2.1", 80, "192.0.2.1:80"),
+        ("2001:db8::1", 443, "[2001:db8::1]:443"),
+        ("fe80::1%4", 53, "[fe80::1%4]:53"),
+        ("0.0.0.0", 0, "0.0.0.0:0"),
+    ],
+)
+def test_endpoints_are_shown_as_one_writes_them(text, port, shown):
+    endpoint = Endpoint.parse(text, port)
+    assert str(endpoint) == shown
+    assert repr(endpoint) == f"<Endpoint {shown}>"
+    assert endpoint.ip_address.packed == endpoint.packed
+    assert hash(endpoint) == hash(Endpoint.parse(text, port))
+    assert endpoint.address == text.partition("%")[0]
+
+
+def test_endpoints_know_loopback_and_unspecified_and_refuse_nonsense():
+    assert Endpoint.parse("127.9.9.9").is_loopback
+    assert Endpoint.parse("::1").is_loopback
+    assert not Endpoint.parse("::2").is_loopback
+    assert Endpoint.parse("::").is_unspecified
+    assert not Endpoint.parse("::1").is_unspecified
+    with pytest.raises(ValueError, match="nowhere"):
+        Endpoint.parse("nowhere")
+
+
+def test_counts_are_made_by_name_and_unknown_is_none():
+    counts = Counts(rx_bytes=5, tx_bytes=0)
+    assert (counts.rx_bytes, counts.tx_bytes, counts.rx_packets) == (5, 0, None)
+    assert dict(counts.items()) == {"rx_bytes": 5, "tx_bytes": 0}
+    assert list(counts.as_dict()) == list(COUNTS_FIELDS)
+    assert repr(counts) == "<Counts rx_bytes=5>"
+    assert repr(Counts(rx_bytes=0)) == "<Counts zero>"
+    assert counts.media == ()
+    assert Counts(rx_bytes=0).is_zero
+    assert not counts.is_zero
+    with pytest.raises(TypeError, match="no field 'bytes'"):
+        Counts(bytes=5)
+
+
+def test_values_cannot_be_changed_and_are_equal_by_content():
+    counts = Counts(rx_bytes=5)
+    for change in (lambda: setattr(counts, "rx_bytes", 6), lambda: delattr(counts, "_values")):
+        with pytest.raises((attrs.exceptions.FrozenInstanceError, AttributeError)):
+            change()
+    assert counts == Counts(rx_bytes=5)
+    assert counts != Counts(rx_bytes=6)
+    assert counts != 5
+    assert len({counts, Counts(rx_bytes=5)}) == 1
+    for value in (
+        Flow("1", Provider.TCP), Process(1), Interface(4), Endpoint.parse("::1"), Details(),
+        MediumCounts(1, 2, 3, 4), Delta(1, 2, 3, 4),
+    ):  # fmt: skip
+        name = attrs.fields(type(value))[0].name
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(value, name, None)
+        assert hash(value) == hash(copy.copy(value))
+
+
+_NUMBER = st.none() | st.integers(0, 2**64 - 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(_NUMBER, _NUMBER, _NUMBER, _NUMBER)
+def test_a_delta_is_never_negative_and_unknown_only_where_the_later_is(a, b, c, d):
+    earlier, later = Counts(rx_bytes=a, tx_bytes=b), Counts(rx_bytes=c, tx_bytes=d)
+    delta = later.since(earlier)
+    for before, after, grown in ((a, c, delta.rx_bytes), (b, d, delta.tx_bytes)):
+        assert (grown is None) == (after is None)
+        assert grown is None or grown == max(0, after - (before or 0))
+    assert later.since(None).rx_bytes == c
+
+
+@pytest.mark.parametrize("number", [1, 4, 6, 7, 11, 12])
+@pytest.mark.parametrize("provider", [2, None])
+def test_counters_of_a_kernel_are_equal_to_the_same_counters_made_by_hand(number, provider):
+    wire = Wire(number)
+    session = PassiveSession(wire.kernel)
+    chosen = provider or wire.udp
+    data = wire.counts(5, 7, rxpackets=1, txpackets=2, txretransmit=3, avg_rtt=64, min_rtt=32, connectattempts=1)
+    for datagram in wire.report(1, data, wire.descriptor(chosen), provider=chosen):
+        session.receive_datagram(datagram, 0.0)
+    ((_, counts),) = session.flows()
+    by_hand = Counts(**counts.as_dict())
+    assert counts == by_hand
+    assert by_hand == counts
+    assert hash(counts) == hash(by_hand)
+    for again in (pickle.loads(pickle.dumps(counts)), copy.deepcopy(counts)):
+        assert again == counts
+    assert {name: getattr(counts, name) for name in COUNTS_FIELDS} == counts.as_dict()
+    assert counts.since(Counts(rx_bytes=1)).rx_bytes == 4
+    assert counts.media == ()
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        counts.rx_bytes = 5
+
+
+def test_a_flow_says_what_it_is():
+    flow = Flow(
+        "1",
+        Provider.TCP,
+        local=Endpoint.parse("192.0.2.1", 5),
+        state=TcpState.LISTEN,
+        direction=Direction.LISTENER,
+        process=Process(42, "sshd"),
+    )
+    assert str(flow) == "tcp 192.0.2.1:5 -> * listen pid:42 (sshd)"
+    assert repr(flow).startswith("<Flow 1 tcp")
+    assert not flow.is_loopback
+    assert attrs.evolve(flow, interface=Interface(1, "lo0", InterfaceKind.LOOPBACK)).is_loopback
+    assert attrs.evolve(flow, remote=Endpoint.parse("::1", 1)).is_loopback
+    assert pickle.loads(pickle.dumps(flow)) == flow
+
+
+def test_a_process_is_told_from_a_later_one_with_its_number():
+    assert Process(42, unique_pid=1).key != Process(42, unique_pid=2).key
+    assert str(Process(42)) == "pid:42"
+    assert "for 7" in repr(Process(42, effective_pid=7))
+    assert "for" not in repr(Process(42, effective_pid=42))
+    assert Process(1, uuid=uuid.UUID(int=1)) == Process(1, uuid=uuid.UUID(int=1))
+
+
+def test_events_of_a_kernel_keep_their_details_and_can_be_pickled():
+    wire = Wire(11)
+    session = PassiveSession(wire.kernel)
+    descriptor = wire.descriptor(2, txcwindow=10, remote=address("192.0.2.9", 443))
+    session.receive_datagram(wire.updated(1, wire.counts(5), descriptor), 0.0)
+    (event,) = session.take_events()
+    assert event.details.congestion_window == 10
+    assert event.counts.rx_bytes == 5
+
+
+def test_capabilities_default_to_what_nobody_promised():
+    facts = Capabilities(backend="x", kernel=None)
+    assert facts.final_counts in {False, None}
+    assert facts.providers == frozenset()
