@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from virtual import Picture, VirtualMonitor, compare  # noqa: E402
 
+import nstat_async  # noqa: E402
 from nstat_async._options import DEFAULT_PROVIDERS  # noqa: E402
 from nstat_async.testing import EmulatedKernel, Workload  # noqa: E402
 
@@ -90,7 +91,7 @@ def traced() -> int:
     if not tracemalloc.is_tracing():
         return 0
     gc.collect()
-    package = str(ROOT / "nstat_async")
+    package = str(Path(nstat_async.__file__).parent)
     filters = [
         tracemalloc.Filter(inclusive=True, filename_pattern=f"{package}/*"),
         tracemalloc.Filter(inclusive=False, filename_pattern=f"{package}/testing/*"),
