@@ -401,7 +401,7 @@ class Subscription:
         if kernel.has_updates:
             details = self.options.extras and kernel.has_details and not self.proving
             return [GetDetails if details else GetUpdate]
-        again = self.statistics["polls"] % REDESCRIBE_EVERY == 1
+        again = self.proving or self.statistics["polls"] % REDESCRIBE_EVERY == 1
         vague = [s for s in self.table.sources.values() if again or s.flow is None or _is_vague(s)]
         if not kernel.can_describe_all:
             self._queue.extend((source.ref, _Purpose.DESCRIBE) for source in vague)
