@@ -29,7 +29,7 @@ import attrs
 import pytest
 
 import nstat_async
-from nstat_async import FlowAdded, FlowRemoved, Monitor
+from nstat_async import FlowAdded, FlowRemoved, Monitor, PollCompleted
 from nstat_async._cli import main as command_line
 from nstat_async._cli._arguments import COMMANDS, build_parser
 from nstat_async.testing import EmulatedKernel, Workload
@@ -43,7 +43,7 @@ FENCE = re.compile(
 # Each block of these pages is a program by itself, which this file runs as one.
 PROGRAMS = {"aggregate", "history", "opentelemetry", "prometheus", "server"}
 ELSEWHERE = "tests/integrations/test_integrations_docs.py"
-LIVE_SECONDS = 0.3
+POLLS = 4
 # macOS has no SOCK_SEQPACKET between processes: there the emulated kernel serves no path.
 HAS_PACKETS = sys.platform != "darwin"
 
@@ -96,6 +96,8 @@ class Moment:
 
 
 class Ending:
+    """A feed that ends by itself, when there was something of everything."""
+
     def __init__(self, feed):
         self._feed = feed
 
@@ -103,8 +105,22 @@ class Ending:
         return getattr(self._feed, name)
 
     async def run(self, sink):
-        with anyio.move_on_after(LIVE_SECONDS):
-            await self._feed.run(sink)
+        with anyio.move_on_after(20) as scope:
+            await self._feed.run(Watched(sink, scope))
+
+
+class Watched:
+    def __init__(self, sink, scope):
+        self._sink, self._scope = sink, scope
+        self._polls = self._removed = 0
+        self.room = sink.room
+
+    def deliver(self, events):
+        self._sink.deliver(events)
+        self._polls += sum(isinstance(event, PollCompleted) for event in events)
+        self._removed += sum(isinstance(event, FlowRemoved) for event in events)
+        if self._polls >= POLLS and self._removed:
+            self._scope.cancel()
 
 
 def small_kernel():
@@ -274,11 +290,11 @@ def parts(command):
 
 
 def capped(arguments):
-    """The same for a moment: recordings are whole, a kernel is watched for a tenth of a second."""
+    """The same for a moment: recordings are whole, a kernel is watched for a moment."""
     options = build_parser().parse_args(arguments)
     live = options.command in {"watch", "processes", "record", "top", "snapshot", "emulate"}
     if live and not str(getattr(options, "backend", "")).startswith("replay:"):
-        arguments = [*arguments, "--duration", "0.1"]
+        arguments = [*arguments, "--duration", "0.05"]
     if options.command == "replay":
         arguments = [*arguments, "--speed", "1000"] if options.speed else arguments
     return options, arguments
