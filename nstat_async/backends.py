@@ -60,7 +60,14 @@ class Kctl:
             raise BackendUnavailableError(self.name, UnavailableReason.KERNEL, str(error)) from error
         transport = kctl.KctlTransport(options)
         transport.prepare()
-        session = kctl.make_session(options, kernel, darwin.timebase(), darwin.interface_names(), verify=self.verify)
+        session = kctl.make_session(
+            options,
+            kernel,
+            darwin.timebase(),
+            darwin.interface_names(),
+            verify=self.verify,
+            path_of=darwin.process_path,
+        )
         return KernelFeed(session, transport, options=options, kernel=text, protocol="ntstat")
 
 

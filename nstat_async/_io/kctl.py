@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .._errors import BackendUnavailableError, UnavailableReason
@@ -43,6 +44,7 @@ def make_session(
     *,
     backend: str = BACKEND,
     verify: bool | None = False,
+    path_of: Callable[[int], str | None] | None = None,
 ) -> Session:
     """The core for a Darwin kernel behind any channel."""
     own_uid = os.getuid() if hasattr(os, "getuid") else None
@@ -54,6 +56,7 @@ def make_session(
         backend=backend,
         verify=verify,
         own_uid=own_uid,
+        path_of=path_of,
     )
 
 

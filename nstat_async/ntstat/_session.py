@@ -12,7 +12,7 @@ Counters are the kernel socket's, not the subscription's, so totals go on unbrok
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -54,6 +54,7 @@ class Session:
         verify: Prove the layout with known flows that the transport opens: always,
             never, or (`None`) on kernels newer than known.
         own_uid: User id of this process, to tell whether others' flows are visible.
+        path_of: Finds the path of a living process' executable by its pid.
 
     Raises:
         UsageError: The kernel's version is not understood or too old.
@@ -69,13 +70,14 @@ class Session:
         backend: str = "kctl",
         verify: bool | None = None,
         own_uid: int | None = None,
+        path_of: Callable[[int], str | None] | None = None,
     ) -> None:
         self.kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
         self.options = options if options is not None else MonitorOptions()
         self.epoch_offset = 0.0
         self.failure: NstatError | None = None
         self.backend = backend
-        self.translator = Translator(self.kernel, timebase, dict(interfaces or {}))
+        self.translator = Translator(self.kernel, timebase, dict(interfaces or {}), path_of)
         self.proof = Proof.ASSUMED if self.kernel.known else Proof.UNKNOWN
         """How sure the layout is."""
         self._verify = not self.kernel.known if verify is None else verify

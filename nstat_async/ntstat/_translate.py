@@ -388,6 +388,8 @@ class Translator:
     """Nanoseconds a tick, as numerator and denominator."""
     interfaces: dict[int, str] = attrs.field(factory=dict)
     """Interface names by index, where they are known."""
+    path_of: Callable[[int], str | None] | None = None
+    """Finds the executable of a living process on the kernel's machine; `None`: it cannot be asked."""
     _processes: dict[tuple[Any, ...], Process] = attrs.field(factory=dict, init=False)
     _interfaces: dict[tuple[int, int | None], Interface] = attrs.field(factory=dict, init=False)
     _packed: dict[bytes, bytes] = attrs.field(factory=dict, init=False)
@@ -423,12 +425,19 @@ class Translator:
             if pid is None or (pid == 0 and not upid and name is None):
                 return None
             process = Process(
-                pid, name, upid or None, epid or None, eupid or None, uuid_of(uuid), uuid_of(euuid), uid, persona or None
+                pid, name, upid or None, epid or None, eupid or None, uuid_of(uuid), uuid_of(euuid), uid, persona or None,
+                self._path(pid, name),
             )  # fmt: skip
             if len(self._processes) >= _PROCESS_CACHE:
                 self._processes.clear()
             self._processes[key] = process
         return process
+
+    def _path(self, pid: int, name: str | None) -> str | None:
+        """Path of a process' executable, if the process that has the pid now is the one that is named."""
+        path = None if self.path_of is None or not name else self.path_of(pid)
+        # A flow may be told after its owner is gone and the pid was given away; names may be cut.
+        return path if path is not None and name is not None and path.rpartition("/")[2].startswith(name) else None
 
     def interface(self, index: int | None, properties: int | None) -> Interface | None:
         """The interface; `None` when no packet was sent yet."""
