@@ -7,7 +7,7 @@ so that processor time here is the monitor's alone. Elapsed time contains the em
 which is Python too and makes an answer much more slowly than a real one; it is therefore
 given beside the monitor's own time.
 
-The other client is modelled on the older program that this library replaces: it asks for one
+The other client is modelled on the C++ program libntstat: it asks for one
 source at a time and waits 50 ms between two requests. Small numbers of flows are run, for
 larger ones its law (time per flow times flows) is computed, and marked so.
 """

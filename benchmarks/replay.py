@@ -23,8 +23,8 @@ from _kernels import KERNEL, Flows, machine, table
 from nstat_async import Monitor, backends
 from nstat_async.recording import RecordingInfo, RecordingWriter, open_recording
 
-SEED = (350_000, 600_000)
-"""Messages a second of the older C++ program that this library replaces, on a machine of this kind."""
+LIBNTSTAT = (350_000, 600_000)
+"""Messages a second of the C++ program libntstat, measured on a machine of this kind: least and most."""
 
 
 def write(path, messages, *, changed, sources=100):
@@ -103,7 +103,7 @@ def measure(path, messages, what, rounds):
             f"{speed:,.0f}",
             f"{messages / wall:,.0f}",
             f"{span / messages * 1e9:,.0f}",
-            f"{speed / SEED[0]:.2f}-{speed / SEED[1]:.2f}",
+            f"{speed / LIBNTSTAT[0]:.2f}-{speed / LIBNTSTAT[1]:.2f}",
         ]
 
 
@@ -120,7 +120,7 @@ def main():
             messages = write(path, arguments.messages, changed=changed)
             print(f"{what}: {messages:,} messages, {os.path.getsize(path):,} bytes")
             rows += measure(path, messages, what, arguments.rounds)
-    header = ["(e) replay", "messages/s of CPU", "messages/s of wall", "ns each", "x the seed's"]
+    header = ["(e) replay", "messages/s of CPU", "messages/s of wall", "ns each", "x libntstat"]
     table("replay of a large recording", header, rows)
 
 
