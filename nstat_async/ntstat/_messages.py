@@ -10,12 +10,13 @@ view of requests and the ``messages`` command do.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import attrs
 
 from .._errors import ProtocolError
-from ._constants import HEADER_SIZE, MESSAGE_NAMES, MessageType
+from ._constants import HEADER_SIZE, MESSAGE_NAMES, Extension, MessageType
 from ._framer import Frame
 from ._kernels import Kernel
 from ._layouts import Layout
@@ -45,6 +46,7 @@ __all__ = [
     "Success",
     "SystemInfoCounts",
     "UnknownMessage",
+    "are_items",
     "decode_message",
     "encode_items",
     "split_items",
@@ -80,6 +82,32 @@ def split_items(data: bytes) -> tuple[tuple[ExtensionItem, ...], bytes]:
         items.append(ExtensionItem(kind, length, data[begin : begin + length]))
         at = begin + (length + 7 & ~7)
     return tuple(items), data[at:] if at < size else b""
+
+
+_ITEM_LENGTHS: dict[int, Callable[[int], bool]] = {
+    Extension.DOMAIN: (1032, 1056).__contains__,
+    Extension.NECP_TLV: bool,
+    Extension.ORIGINAL_NECP_TLV: bool,
+    Extension.ORIGINAL_DOMAIN: (1032, 1056).__contains__,
+    Extension.FUUID: (16).__eq__,
+    Extension.BLUETOOTH_COUNTS: (32).__eq__,
+}
+
+
+def are_items(data: bytes, at: int, end: int) -> bool:
+    """True if these bytes are known items of their usual lengths, at least one, to the end."""
+    if at == end:
+        return False
+    while end - at >= 8:
+        kind, length = _ITEM.unpack_from(data, at)
+        at += 8
+        if kind == Extension.UNKNOWN:
+            return bool(at + length == end)  # filler takes what remains
+        fits = _ITEM_LENGTHS.get(kind)
+        if fits is None or not fits(length) or at + length > end:
+            return False
+        at = min(end, at + (length + 7 & ~7))
+    return at == end
 
 
 def encode_items(items: tuple[ExtensionItem, ...]) -> bytes:

@@ -17,12 +17,16 @@ from .._events import AnyEvent, EventsLost, LossCause, SystemInfo, Unrecognized
 from ._constants import MESSAGE_NAMES, MessageType
 from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
+from ._messages import are_items
 from ._sources import SourceTable
 from ._translate import Values, counts_unpacker, detailed_values, sysinfo_value, unpacked
 
 __all__ = ["Receiver"]
 
 _log = logging.getLogger("nstat_async.ntstat")
+
+_LONGEST_GROWTH = 256
+"""Bytes by which a descriptor may be longer than the newest known, for its items to be found."""
 
 _SUCCESS = int(MessageType.SUCCESS)
 _ERROR = int(MessageType.ERROR)
@@ -319,6 +323,10 @@ class Receiver:
         name = self.kernel.descriptor_name(provider_id)
         codec = self.kernel.layout.find(name) if name is not None else None
         stop = end if codec is None else min(end, payload + codec.size)
+        if codec is not None and not self.kernel.known:
+            # A newer kernel's descriptor may be longer: the items begin where all the rest is items.
+            longer = range(stop, min(end, stop + _LONGEST_GROWTH) + 1, 8)
+            stop = next((at for at in longer if are_items(data, at, end)), stop)
         return stop, data[stop:end]
 
     def _on_details(self, data: bytes, frame: Frame) -> None:

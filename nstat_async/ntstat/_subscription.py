@@ -372,11 +372,11 @@ class Subscription:
         return bits
 
     def _refuse(self, provider: Provider, errno: int, *, userland: bool | None = None) -> None:
+        if userland and errno == DarwinErrno.ENOENT:
+            return
         self.refused.setdefault(provider, errno)
         if provider is Provider.QUIC and errno == DarwinErrno.ENOENT:
             return  # part of the default wish, and simply younger than some kernels
-        if userland and errno == DarwinErrno.ENOENT:
-            return
         detail = _REFUSALS.get(errno, f"error {errno}")  # type: ignore[call-overload]
         if not self.table.muted:
             self.emit(ProviderRefused(self.table.time, provider, errno, detail))

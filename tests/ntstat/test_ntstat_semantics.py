@@ -564,6 +564,26 @@ def test_of_darwin_27_s_longer_tcp_descriptor_the_part_through_the_name_is_belie
     assert flow.process.uid == 501
 
 
+@pytest.mark.parametrize("extra", [0, 16, 24])
+def test_items_behind_a_longer_descriptor_of_a_newer_kernel_are_found(extra):
+    wire, play = Wire("xnu-13000.1.2"), Play(Wire("xnu-13000.1.2"))
+    known = wire.descriptor(2, remote=address("192.0.2.9", 443), uid=0, connstatus=0, ifnet_properties=2)
+    data = known[:260] + b"\xff" * extra + known[260:]
+    items = (
+        ExtensionItem(5, 16, b"f" * 16),
+        ExtensionItem(6, 32, struct.pack("<4Q", 1, 2, 3, 4)),
+        ExtensionItem(1, 1056, wire.layout["nstat_domain_info"].encode({"domain_name": b"example.org"})),
+    )
+    event = one(play(wire.updated(1, wire.counts(5, 5), data, items=items)), FlowAdded)
+    assert (event.details.domain.name, event.details.bluetooth.tx_bytes) == ("example.org", 4)
+    assert str(event.flow.remote) == "192.0.2.9:443"
+    assert event.flow.process.uid == (None if extra else 0)
+    # Where nothing looks like items, the known length stands.
+    strange = (ExtensionItem(99, 8, b"whatever"),)
+    event = one(play(wire.updated(2, wire.counts(5, 5), known, items=strange)), FlowAdded)
+    assert event.flow.process.uid == 0
+
+
 def test_an_unknown_provider_keeps_its_counters_and_its_number():
     wire, play = Wire(11), Play(Wire(11))
     flow = one(play(wire.updated(1, wire.counts(5, 6), b"opaque", provider=77)), FlowAdded)

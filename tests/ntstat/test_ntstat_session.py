@@ -240,6 +240,7 @@ def test_what_a_kernel_is_too_old_for_is_left_out_and_what_it_refuses_is_told():
     assert "root" in told[0].detail
     assert talk.core.failure is None
     assert any("connection: refused" in note for note in talk.core.capabilities.notes)
+    assert not any(note.startswith(("tcp:", "udp:")) for note in talk.core.capabilities.notes)
     old = Talk(4, providers={Provider.TCP, Provider.QUIC, Provider.CONNECTION})
     old.subscribe()
     assert [e.provider for e in old.events()] == [Provider.CONNECTION]
