@@ -112,7 +112,8 @@ def play(name: str, **options: Any) -> tuple[dict[int, PassiveSession], Iterator
                 yield Step(line, client, sockets[client], parse(theirs, data), session.take_events())
         for client, session in sessions.items():
             session.finish(seconds(lines[-1]) if lines else 0.0)
-            yield Step({"i": -1, "dir": "end"}, client, sockets[client], [], session.take_events())
+            last = seconds(lines[-1]) if lines else 0.0
+            yield Step({"i": -1, "dir": "end", "t": last}, client, sockets[client], [], session.take_events())
 
     return sessions, steps()
 

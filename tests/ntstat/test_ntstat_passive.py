@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 
+import attrs
 import conversation_play as playing
 import conversations
 import pytest
 from ntstat_reader import Reader
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, Provider, RemovalReason
+from nstat_async.ntstat import PassiveSession
 
 _FIELDS = {
     "rx_packets": "rxpackets",
@@ -238,3 +240,36 @@ def _check_stack_flow(flow, facts: dict) -> None:
         assert abs(flow.started_ns - facts["start_timestamp"]) < 1_000
     if "state_name" in facts:
         assert flow.state.name == facts["state_name"]
+
+
+@pytest.mark.parametrize("name", [n for n in conversations.names() if "xnu-2422" not in n])
+def test_how_messages_are_cut_into_datagrams_changes_no_event(name):
+    """One message a datagram, or as many as fit: since 10.11 both are the same conversation."""
+    kernel = conversations.kernel(name)
+    theirs = Reader.of(kernel)
+    sessions, steps = playing.play(name)
+    expected: dict[int, list] = collections.defaultdict(list)
+    for step in steps:
+        expected[step.client] += step.events
+    apart = {client: PassiveSession(kernel, client=client) for client in sessions}
+    found: dict[int, list] = collections.defaultdict(list)
+    for step in playing.play(name)[1]:
+        client = step.client
+        if step.line["dir"] == "end":
+            apart[client].finish(step.line["t"])
+        elif step.line["dir"] == "to_kernel":
+            apart[client].observe_request(bytes.fromhex(step.line["hex"]), playing.seconds(step.line))
+        else:
+            data, end = bytes.fromhex(step.line["hex"]), 0
+            for begin, end in theirs.messages(data):
+                apart[client].receive_datagram(data[begin:end], playing.seconds(step.line))
+            if end < len(data):
+                apart[client].receive_datagram(data[end:], playing.seconds(step.line))
+        found[client] += apart[client].take_events()
+    for client in sessions:
+        # A cut record's rest has another text, and no other meaning.
+        assert [_plain(e) for e in found[client]] == [_plain(e) for e in expected[client]]
+
+
+def _plain(event):
+    return attrs.evolve(event, detail=None) if isinstance(event, EventsLost) else event
