@@ -257,3 +257,20 @@ def test_what_is_no_recording_is_refused_by_the_right_error(tmp_path):
             await replayed(io.BytesIO(nameless.encode()), speed=0)
 
     run(main)
+
+
+def test_more_clients_than_anybody_has_are_garbage_and_told_once(monkeypatch):
+    from nstat_async._io import replay
+
+    monkeypatch.setattr(replay, "MAX_CLIENTS", 3)
+    lines = [{"xnu": "xnu-11417.121.6"}]
+    success = "11000000000000000000000010000000"
+    lines += [{"i": n, "dir": "from_kernel", "t": n, "c": n, "hex": success} for n in range(10)]
+    raw = "".join(json.dumps(line) + "\n" for line in lines)
+
+    async def main() -> None:
+        (loss,) = await replayed(io.BytesIO(raw.encode()))
+        assert (loss.cause, loss.count) == (LossCause.RECORDING, None)
+        assert "3 clients" in loss.detail
+
+    run(main)
