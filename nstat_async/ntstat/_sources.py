@@ -521,6 +521,8 @@ class SourceTable:
         """What only its counters made known, and so was told as a flow, is a route or an interface."""
         source.reported = False
         flow, source.flow = source.flow, None
+        self._serial += 1
+        source.id = f"{self.prefix}{source.ref}.{self._serial}"  # should it be told as a flow once more
         if not self.muted and flow is not None:
             self.statistics["flows_removed"] += 1
             self.emit(FlowRemoved(self.time, flow, source.counts, final=False, reason=RemovalReason.MONITOR))
