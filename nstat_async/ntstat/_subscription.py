@@ -204,7 +204,6 @@ class Subscription:
         self._describe: deque[tuple[float, int]] = deque()
         self._verification: _Verification | None = None
         self._poll_trouble = False
-        self._highest_at_poll = 0
         self._polling = False
         self._singles_at_once = MAX_SINGLES
         self._answered_whole = False
@@ -389,7 +388,6 @@ class Subscription:
         self._poll_trouble = False
         self.statistics["polls"] += 1
         self.table.poll_begins()
-        self._highest_at_poll = self.table.highest or 0
         self._steps.extend(self._plan())
         if self._steps:
             self._send_step()
@@ -418,19 +416,22 @@ class Subscription:
         """All steps are answered: look for what should have come and did not."""
         table = self.table
         verification = self._verification = _Verification()
+        # What was never seen comes first; then, what was not heard of for longest. With a
+        # buffer that loses most of every poll, all of it has its turn within a few polls.
         wanted: list[tuple[int, _Purpose]] = []
-        for source in table.absent():
+        if self.suppress and table.missing:
+            wanted.extend((ref, _Purpose.DISCOVER) for ref in sorted(table.missing))
+        for source in sorted(table.absent(), key=_last_seen):
             source.missed += 1
             # Some sources are never reported (dead sockets, oversized extensions): ask rarely.
-            if source.missed & (source.missed - 1) == 0:
+            if source.missed & (source.missed - 1):
+                verification.unresolved += 1
+            elif len(wanted) < MAX_VERIFICATIONS:
                 wanted.append((source.ref, _Purpose.VERIFY))
             else:
+                source.missed -= 1  # not asked for: it has its turn after the next poll
                 verification.unresolved += 1
-        if self.suppress and table.missing:
-            refs = sorted(r for r in table.missing if r <= self._highest_at_poll or not table.baseline)
-            if table.baseline:
-                refs = sorted(table.missing)
-            wanted.extend((ref, _Purpose.DISCOVER) for ref in refs)
+                verification.unanswered += 1
         postponed = max(0, len(wanted) - MAX_VERIFICATIONS)
         verification.unresolved += postponed
         verification.unanswered += postponed
@@ -643,6 +644,10 @@ class Subscription:
         if not self.table.muted:
             self.emit(EventsLost(self.table.time, LossCause.ANNOUNCEMENT, count))
         self.on_gap(self, count)
+
+
+def _last_seen(source: Source) -> int:
+    return source.seen
 
 
 def _is_vague(source: Source) -> bool:
