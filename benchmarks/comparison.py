@@ -117,7 +117,7 @@ def traffic(ports):
 
 
 def polled(look):
-    """(seen, with exact bytes) by looking each second."""
+    """(different ports used, seen, with exact bytes) by looking each second."""
     ports, seen, exact = set(), set(), set()
     thread = threading.Thread(target=traffic, args=(ports,))
     thread.start()
@@ -127,7 +127,7 @@ def polled(look):
             if received == SIZE:
                 exact.add(port)
         thread.join(EVERY)
-    return len(seen & ports), len(exact & ports)
+    return len(ports), len(seen & ports), len(exact & ports)
 
 
 def by_psutil():
@@ -164,7 +164,7 @@ async def by_library():
         await monitor.poll_now()
         await anyio.sleep(0.2)
         tasks.cancel_scope.cancel()
-    return len(seen & ports), len(exact & ports)
+    return len(ports), len(seen & ports), len(exact & ports)
 
 
 def main():
@@ -178,14 +178,14 @@ def main():
         for name, (wall, used) in rows:
             print(f"| {name} | {wall:.1f} | {used:.1f} | {used / rows[0][1][1]:.1f} |")
     print(
-        f"\n| {SHORT} connections of {LIFE * 1e3:.0f} ms, a look each {EVERY:.0f} s | seen | with exact bytes |\n|---|---|---|"
+        f"\n| {SHORT} connections of {LIFE * 1e3:.0f} ms, a look each {EVERY:.0f} s | ports used | seen | with exact bytes |\n|---|---|---|---|"
     )
-    for name, (seen, exact) in (
+    for name, (used, seen, exact) in (
         ("nstat_async", anyio.run(by_library)),
         ("`psutil.net_connections('tcp')`", polled(by_psutil)),
         ("`ss -tinaHO`", polled(by_ss)),
     ):
-        print(f"| {name} | {seen} | {exact} |")
+        print(f"| {name} | {used} | {seen} | {exact} |")
 
 
 if __name__ == "__main__":
