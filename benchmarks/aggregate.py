@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from nstat_async._events import FlowAdded, FlowUpdated, PollCompleted
 from nstat_async._model import Counts, Endpoint, Flow, Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, TrafficTable
-from nstat_async.ntstat._translate import _PACKED_CLASSES, PACKED, TcpCounts, make_counts
+from nstat_async.ntstat._counters import PACKED, TcpCounts, make_counts
+from nstat_async.ntstat._translate import _PACKED_CLASSES
 
 FLOWS_PER_PROCESS = 4
 

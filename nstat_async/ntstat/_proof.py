@@ -25,10 +25,11 @@ import attrs
 
 from .._model import Endpoint, Proof, Provider
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, TCP_STATES, InterfaceProperty
+from ._counters import Values
 from ._evidence import Evidence, KnownFlow
 from ._kernels import Kernel
 from ._layouts import Field, StructCodec
-from ._translate import Values, decode_endpoint
+from ._translate import decode_endpoint
 
 __all__ = ["LayoutProbe", "ProofResult"]
 

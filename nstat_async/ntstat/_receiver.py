@@ -15,11 +15,12 @@ from typing import Any, Union
 from .._errors import ProtocolError
 from .._events import AnyEvent, EventsLost, LossCause, SystemInfo, Unrecognized
 from ._constants import MESSAGE_NAMES, MessageType
+from ._counters import Values, counts_unpacker, detailed_values, unpacked
 from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
 from ._messages import are_items
 from ._sources import SourceTable
-from ._translate import Values, counts_unpacker, detailed_values, sysinfo_value, unpacked
+from ._translate import sysinfo_value
 
 __all__ = ["Receiver"]
 

@@ -22,12 +22,13 @@ from .._errors import BackendUnavailableError, NstatError, RequestError, Unavail
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause, PollCompleted
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
 from .._options import Discovery, MonitorOptions
+from ._counters import make_counts, raw_values, unpacked
 from ._evidence import CloseEvidence, Evidence, OpenEvidence
 from ._kernels import Kernel
 from ._proof import LayoutProbe
 from ._sources import Source, advance
 from ._subscription import State, Subscription
-from ._translate import Translator, make_counts, raw_values, unpacked
+from ._translate import Translator
 
 __all__ = ["Session"]
 
@@ -515,19 +516,19 @@ def _creation(source: Source) -> tuple[Any, ...] | None:
 
 
 def _local_port(source: Source) -> tuple[Any, ...] | None:
-    """Where the moment is not told: the owner's local port."""
+    """Its owner's local port: it may have been connected since."""
     flow = source.flow
-    if source.start_ticks is not None or flow is None or flow.local is None or flow.process is None:
+    if flow is None or flow.local is None or flow.process is None:
         return None
-    return (source.provider_id, flow.process.key, flow.local.port)
+    return (source.provider_id, source.start_ticks, flow.process.key, flow.local.port)
 
 
 def _addresses(source: Source) -> tuple[Any, ...] | None:
-    """Where the moment is not told: both ends of a connection, whoever has it now."""
+    """Both ends of a connection, whoever has it now."""
     flow = source.flow
-    if source.start_ticks is not None or flow is None or flow.remote is None:
+    if flow is None or flow.remote is None:
         return None
-    return (source.provider_id, flow.local, flow.remote)
+    return (source.provider_id, source.start_ticks, flow.local, flow.remote)
 
 
 def _continue(old: Source, new: Source) -> bool:

@@ -40,23 +40,11 @@ from .._events import (
 )
 from .._model import Counts, Direction, Flow, Interface, Provider, TcpState
 from ._constants import HeaderFlag, LinkStatus
+from ._counters import Raw, Values, make_counts, raw_values, set_values, unpacked
 from ._kernels import Kernel
 from ._layouts import StructCodec, layout
 from ._tables import NEWEST
-from ._translate import (
-    DescriptorReader,
-    Raw,
-    RawDetails,
-    Translator,
-    Values,
-    decode_endpoint,
-    interface_kind,
-    make_counts,
-    raw_values,
-    set_values,
-    text,
-    unpacked,
-)
+from ._translate import DescriptorReader, RawDetails, Translator, decode_endpoint, interface_kind, text
 
 __all__ = ["MAX_MISSING", "Source", "SourceTable", "advance"]
 

@@ -1,0 +1,261 @@
+"""The kernel's counters, kept as sent and translated when read.
+
+``nstat_counts`` is the same for all providers; what a provider does not count is
+`None` for the user. Round-trip times are scaled integers: 1/32 ms for average and
+minimum, 1/16 ms for the variance; 0 is "no sample" (``nstat_tcp_counts``, ``tcp_timer.h``).
+
+Since xnu-4570 the structure has one form, and a session keeps its 112 bytes: a third of
+the memory of the numbers, and unchanged counters are found by one comparison. Those of
+older releases are brought into the same order as numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol, Union
+
+from .._model import COUNTS_FIELDS, Counts, MediumCounts, Provider
+from ._layouts import Layout
+from ._tables import MEDIA
+
+__all__ = [
+    "COUNTS_CLASSES",
+    "PACKED",
+    "PACKED_CLASSES",
+    "ConnectionCounts",
+    "CountsMaker",
+    "Raw",
+    "SubflowCounts",
+    "TcpCounts",
+    "UdpCounts",
+    "Values",
+    "counts_unpacker",
+    "detailed_values",
+    "make_counts",
+    "raw_values",
+    "set_values",
+    "unpacked",
+]
+
+Values = tuple[Any, ...]
+"""Raw counters in the order of `COUNTS_FIELDS`; `None` where the release has no field."""
+Raw = Union[bytes, Values]
+"""Counters as a session keeps them: ``nstat_counts`` itself where it has the canonical
+form (`PACKED`, since xnu-4570), which takes a third of the memory; else `Values`."""
+
+PACKED = struct.Struct("<10Q8I")
+"""``nstat_counts`` since xnu-4570: the fields in the order of `COUNTS_FIELDS`."""
+
+
+class CountsMaker(Protocol):
+    """Who knows which classes of counters a provider has."""
+
+    counts_class: type[Counts]
+    packed_class: type[Counts]
+
+
+def unpacked(raw: Raw) -> Values:
+    """The counters as numbers."""
+    return PACKED.unpack(raw) if isinstance(raw, bytes) else raw
+
+
+def raw_values(counts: Counts) -> Raw:
+    """What `make_counts` put into these counters."""
+    return counts._values  # noqa: SLF001  # the one door to them, beside the one that fills them
+
+
+def _scaled(position: int, divisor: int, doc: str | None) -> Any:
+    def read(self: Counts) -> int | None:
+        # Without a sample the average is 0; the variance then has its initial value, which means nothing.
+        values = unpacked(raw_values(self))
+        raw = values[position]
+        return raw * 1000 // divisor if raw and values[16] else None
+
+    read.__doc__ = doc
+    return property(read)
+
+
+def _unknown(doc: str | None) -> Any:
+    return property(lambda self: None, doc=doc)  # noqa: ARG005
+
+
+class TcpCounts(Counts):
+    """Counters of a kernel or user-land TCP or QUIC source, kept as sent."""
+
+    __slots__ = ()
+
+    min_rtt_us = _scaled(15, 32, Counts.min_rtt_us.__doc__)
+    avg_rtt_us = _scaled(16, 32, Counts.avg_rtt_us.__doc__)
+    var_rtt_us = _scaled(17, 16, Counts.var_rtt_us.__doc__)
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return (*unpacked(raw_values(self))[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
+
+
+class UdpCounts(Counts):
+    """Counters of a UDP source: no duplicates, no retransmissions, no round trips."""
+
+    __slots__ = ()
+
+    rx_duplicate_bytes = _unknown(Counts.rx_duplicate_bytes.__doc__)
+    rx_out_of_order_bytes = _unknown(Counts.rx_out_of_order_bytes.__doc__)
+    tx_retransmitted_bytes = _unknown(Counts.tx_retransmitted_bytes.__doc__)
+    connect_attempts = _unknown(Counts.connect_attempts.__doc__)
+    connect_successes = _unknown(Counts.connect_successes.__doc__)
+    min_rtt_us = _unknown(Counts.min_rtt_us.__doc__)
+    avg_rtt_us = _unknown(Counts.avg_rtt_us.__doc__)
+    var_rtt_us = _unknown(Counts.var_rtt_us.__doc__)
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return (*unpacked(raw_values(self))[:10], *(None,) * 8)
+
+
+class SubflowCounts(UdpCounts):
+    """Counters of a UDP subflow: the kernel does not split them by medium."""
+
+    __slots__ = ()
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return (*unpacked(raw_values(self))[:4], *(None,) * 14)
+
+
+for _name in COUNTS_FIELDS[4:10]:
+    setattr(SubflowCounts, _name, _unknown(getattr(Counts, _name).__doc__))
+
+
+class ConnectionCounts(Counts):
+    """A connection of the network framework carries nothing itself: all is `None`."""
+
+    __slots__ = ()
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return (None,) * len(COUNTS_FIELDS)
+
+
+for _name in COUNTS_FIELDS:
+    setattr(ConnectionCounts, _name, _unknown(getattr(Counts, _name).__doc__))
+
+COUNTS_CLASSES: dict[Provider, type[Counts]] = {
+    Provider.UDP: UdpCounts,
+    Provider.UDP_SUBFLOW: SubflowCounts,
+    Provider.CONNECTION: ConnectionCounts,
+}
+
+
+def _packed_field(position: int, doc: str | None) -> Any:
+    before = f"{8 * position}x" if position < 10 else f"80x{4 * (position - 10)}x"
+    unpack = struct.Struct(f"<{before}{'Q' if position < 10 else 'I'}").unpack_from
+
+    def read(self: Counts) -> int | None:
+        value: int | None = unpack(self._values)[0]  # type: ignore[arg-type]  # bytes, in these classes
+        return value
+
+    read.__doc__ = doc
+    return property(read)
+
+
+def _packed(cls: type[Counts], known: int) -> type[Counts]:
+    """The same counters around `PACKED` bytes: their first `known` fields are read from there."""
+    members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
+    members["media"] = property(lambda self: (), doc=Counts.media.__doc__)  # noqa: ARG005
+    for position, name in enumerate(COUNTS_FIELDS[:known]):
+        members[name] = _packed_field(position, getattr(Counts, name).__doc__)
+    return type("Packed" + cls.__name__, (cls,), members)
+
+
+PACKED_CLASSES = {
+    TcpCounts: _packed(TcpCounts, 15),
+    UdpCounts: _packed(UdpCounts, 10),
+    SubflowCounts: _packed(SubflowCounts, 4),
+    ConnectionCounts: _packed(ConnectionCounts, 0),
+}
+
+_new = object.__new__
+set_values = Counts.__dict__["_values"].__set__
+"""(counts, raw values): fills a `Counts` made by `object.__new__`, past its keyword constructor."""
+
+
+def make_counts(maker: CountsMaker, raw: Raw) -> Counts:
+    """The counters of this reader's provider, without the keyword constructor of `Counts`."""
+    counts = _new(maker.packed_class if isinstance(raw, bytes) else maker.counts_class)
+    set_values(counts, raw)
+    return counts
+
+
+def counts_unpacker(layout: Layout) -> tuple[int, Callable[[bytes], Values] | None]:
+    """How ``nstat_counts`` of a layout becomes `Raw`.
+
+    Returns:
+        Its size, and the function that makes `Values` of its bytes (`None`: they are `PACKED`).
+    """
+    codec = layout["nstat_counts"]
+    order = [COUNTS_FIELDS.index(_CANONICAL[field.name]) for field in codec.fields]
+    fmt = struct.Struct("<" + "".join(field.format for field in codec.fields))
+    if order == list(range(18)):
+        return codec.size, None
+
+    def arrange(raw: bytes) -> Values:
+        values: list[Any] = [None] * 18
+        for position, value in zip(order, fmt.unpack_from(raw), strict=True):
+            values[position] = value
+        return tuple(values)
+
+    return codec.size, arrange
+
+
+_CANONICAL = {
+    "nstat_rxpackets": "rx_packets",
+    "nstat_rxbytes": "rx_bytes",
+    "nstat_txpackets": "tx_packets",
+    "nstat_txbytes": "tx_bytes",
+    "nstat_cell_rxbytes": "cell_rx_bytes",
+    "nstat_cell_txbytes": "cell_tx_bytes",
+    "nstat_wifi_rxbytes": "wifi_rx_bytes",
+    "nstat_wifi_txbytes": "wifi_tx_bytes",
+    "nstat_wired_rxbytes": "wired_rx_bytes",
+    "nstat_wired_txbytes": "wired_tx_bytes",
+    "nstat_rxduplicatebytes": "rx_duplicate_bytes",
+    "nstat_rxoutoforderbytes": "rx_out_of_order_bytes",
+    "nstat_txretransmit": "tx_retransmitted_bytes",
+    "nstat_connectattempts": "connect_attempts",
+    "nstat_connectsuccesses": "connect_successes",
+    "nstat_min_rtt": "min_rtt_us",
+    "nstat_avg_rtt": "avg_rtt_us",
+    "nstat_var_rtt": "var_rtt_us",
+}
+
+
+def detailed_values(fields: dict[str, Any]) -> Values:
+    """``nstat_detailed_counts`` as `Values`, with the media behind them."""
+
+    def medium(name: str) -> MediumCounts:
+        at = f"media_stats.{name}."
+        return MediumCounts(
+            fields[at + "rxbytes"], fields[at + "txbytes"], fields[at + "rxpackets"], fields[at + "txpackets"]
+        )
+
+    media = {name: medium(name) for name in MEDIA}
+    total, cell, wired = media["total"], media["cellular"], media["wired"]
+    infra, other = media["wifi_infra"], media["wifi_non_infra"]
+    return (
+        total.rx_packets,
+        total.rx_bytes,
+        total.tx_packets,
+        total.tx_bytes,
+        cell.rx_bytes,
+        cell.tx_bytes,
+        infra.rx_bytes + other.rx_bytes,
+        infra.tx_bytes + other.tx_bytes,
+        wired.rx_bytes,
+        wired.tx_bytes,
+        fields["rxduplicatebytes"],
+        fields["rxoutoforderbytes"],
+        fields["txretransmit"],
+        None,
+        None,
+        fields["min_rtt"],
+        fields["avg_rtt"],
+        fields["var_rtt"],
+        tuple(media.items()),
+    )
