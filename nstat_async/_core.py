@@ -79,6 +79,10 @@ class Core(Protocol):
         """Why the subscription cannot go on, once it cannot."""
 
     @property
+    def subscribed(self) -> bool:
+        """True once no flow that begins from now on can escape the subscription."""
+
+    @property
     def capabilities(self) -> Capabilities:
         """What is known by now about what this subscription can tell."""
 

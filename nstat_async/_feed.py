@@ -47,6 +47,9 @@ class Feed(Protocol):
             NstatError: The source failed.
         """
 
+    async def subscribed(self) -> None:
+        """Return when no flow that begins from now on can be missed, or `run` ended, or waiting no longer pays."""
+
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The flows of this moment."""
 

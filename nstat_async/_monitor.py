@@ -259,7 +259,7 @@ class Monitor:
     # --- life -------------------------------------------------------------------
 
     async def __aenter__(self) -> Monitor:
-        """Open the backend and begin.
+        """Open the backend and subscribe: every flow that begins after this is seen.
 
         Raises:
             BackendUnavailableError: It cannot be had here; the error says why.
@@ -277,6 +277,13 @@ class Monitor:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._run)
+        try:
+            # What the caller opens and closes next is to be seen, however short it lives.
+            await self._feed.subscribed()
+        except BaseException as error:
+            # The block is not entered, so nobody else leaves it.
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(

@@ -60,6 +60,9 @@ class Silent:
     def flows(self):
         return ()
 
+    async def subscribed(self):
+        pass
+
     def request_poll(self):
         pass
 

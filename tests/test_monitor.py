@@ -85,6 +85,9 @@ class Script:
     def flows(self):
         return list(self.known)
 
+    async def subscribed(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
     def request_poll(self) -> None:
         self.polls += 1
 
@@ -535,3 +538,21 @@ def test_a_snapshot_is_the_flows_of_one_moment(loop):
         assert only[1].rx_bytes == 7
 
     run(loop, main)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_flow_that_ends_right_after_the_monitor_opened_is_told_to_the_last_byte(backend):
+    async def run():
+        kernel = EmulatedKernel()
+        async with Monitor(backend=kernel.backend(), interval=None) as monitor:
+            flow = kernel.open_tcp(pid=42, name="curl", remote=("2001:db8::1", 443))
+            flow.transfer(rx=1500)
+            flow.close()
+            with anyio.fail_after(10):
+                async for event in monitor:
+                    if isinstance(event, FlowRemoved):
+                        return event
+
+    event = anyio.run(run, backend=backend)
+    assert event.final
+    assert event.counts.rx_bytes == 1500

@@ -196,6 +196,7 @@ class VirtualMonitor:
     def run(self, seconds: float) -> None:
         """Let time pass; whatever falls due happens at its moment."""
         end = self.kernel.now_ns + round(seconds * 1e9)
+        self.turn()
         for _ in range(1_000_000):
             deadline, timer = self.session.next_deadline(), self.kernel.next_timer()
             due = end if timer is None else min(end, self.kernel.now_ns + round(timer * 1e9))

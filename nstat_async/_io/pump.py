@@ -39,6 +39,8 @@ _log = logging.getLogger("nstat_async.pump")
 
 SLICE = 0.002
 """Seconds of work after which other tasks get a turn."""
+SUBSCRIBE_SECONDS = 2.0
+"""Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
 CHECK_EVERY = 8
 """Datagrams between two looks at the clock."""
 
@@ -95,6 +97,7 @@ class KernelFeed:
         self._began = time.monotonic()
         self._channels: dict[int, _Waiter] = {}
         self._wake = anyio.Event()
+        self._subscribed = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._closed = False
         self._poll_requested = False
@@ -113,6 +116,11 @@ class KernelFeed:
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The flows of this moment."""
         return self.core.flows()
+
+    async def subscribed(self) -> None:
+        """Wait for the kernel's answers to the subscription, but not for one that stays away."""
+        with anyio.move_on_after(SUBSCRIBE_SECONDS):
+            await self._subscribed.wait()
 
     def request_poll(self) -> None:
         """Ask the kernel now."""
@@ -162,6 +170,7 @@ class KernelFeed:
                     failure = error
                 self._tasks.cancel_scope.cancel()
         finally:
+            self._subscribed.set()
             self.close()
         if failure is not None:
             if failure is core.failure and self._open_error is not None:
@@ -196,6 +205,8 @@ class KernelFeed:
             spent = time.perf_counter() - start
             self._longest_slice = max(self._longest_slice, spent)
             self._slices += 1
+            if core.subscribed:
+                self._subscribed.set()
             commands = core.commands()  # reading may have called for more
             work = bool(commands) or read
             if core.failure is not None:

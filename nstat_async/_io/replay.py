@@ -235,6 +235,9 @@ class ReplayFeed:
         """The flows at the point that the replay has reached."""
         return self._follower.flows()
 
+    async def subscribed(self) -> None:
+        """A recording misses nothing."""
+
     def request_poll(self) -> None:
         """A recording cannot be asked."""
 

@@ -260,6 +260,11 @@ class Session:
         return self._current is not None and self._current.busy
 
     @property
+    def subscribed(self) -> bool:
+        """True once the kernel has answered every subscription."""
+        return self._current is not None and self._current.state is State.RUNNING
+
+    @property
     def capabilities(self) -> Capabilities:
         """What this subscription can tell."""
         kernel, current = self.kernel, self._current

@@ -124,6 +124,11 @@ class Session:
         return self._failure
 
     @property
+    def subscribed(self) -> bool:
+        """True from the start: the channels join their multicast groups when they are opened."""
+        return True
+
+    @property
     def capabilities(self) -> Capabilities:
         """What is known by now about what this subscription can tell."""
         goodbyes = all(namespace.goodbyes_open for namespace in self._namespaces)

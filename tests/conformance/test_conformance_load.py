@@ -136,9 +136,13 @@ def test_a_consumer_that_stops_reading_has_the_same_flows_and_totals_when_it_goe
                 while {flow.id for flow, _ in monitor.flows} != set(slow.flows) or slow.polls < 1 + (overflow == "all"):
                     slow.feed(await stream.receive_many())
                     quick.feed(other.receive_nowait() if len(other._buffer) else [])
-                with anyio.move_on_after(0.05):
-                    while True:
-                        slow.feed(await stream.receive_many())
+                async with anyio.create_task_group() as tasks:
+                    if overflow == "block":
+                        tasks.start_soon(monitor.poll_now)  # how far it came before it had to wait is chance
+                    with anyio.move_on_after(0.1):
+                        while True:
+                            slow.feed(await stream.receive_many())
+                            quick.feed(other.receive_nowait() if len(other._buffer) else [])
                 quick.feed(other.receive_nowait() if len(other._buffer) else [])
                 compare(kernel, slow.flows.values(), providers=providers(monitor))
                 assert slow.moved == quick.moved

@@ -1,0 +1,299 @@
+"""How each kind of loss is repaired, step by step, in virtual time.
+
+The property tests in ``tests/property`` find combinations; what they found once stays here.
+"""
+
+from __future__ import annotations
+
+import pytest
+from virtual import VirtualMonitor, compare, traffic
+
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
+from nstat_async._options import DEFAULT_PROVIDERS
+from nstat_async.ntstat._session import REOPEN_DELAYS
+from nstat_async.testing import EmulatedKernel
+
+pytestmark = pytest.mark.usefixtures("emulated")
+KERNEL = "xnu-11417.121.6"
+SUPPRESSING = ("xnu-3248.60.10", "xnu-4570.71.2", "xnu-8020.140.41", KERNEL)
+REMOTE = ("198.51.100.7", 443)
+
+
+def watched(name=KERNEL, flows=3, **options):
+    kernel = EmulatedKernel(name)
+    made = []
+    for number in range(flows):
+        made.append(kernel.open_tcp(501 + number, f"p{number}", remote=REMOTE, rx=100 * number, tx=number))
+        kernel.advance(1e-6)  # no two sockets are made at the same tick
+    monitor = VirtualMonitor(kernel, **{"interval": None, **options})
+    monitor.run(0.5)
+    return kernel, made, monitor
+
+
+def agree(kernel, monitor):
+    compare(kernel, monitor.picture.flows.values(), providers=DEFAULT_PROVIDERS)
+    compare(kernel, monitor.session.flows(), providers=DEFAULT_PROVIDERS)
+
+
+def causes(monitor):
+    return [loss.cause for loss in monitor.picture.losses]
+
+
+# --- polls --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SUPPRESSING)
+def test_a_lost_batch_is_asked_for_again_in_the_same_poll(name):
+    kernel, flows, monitor = watched(name, flows=20)
+    for flow in flows:
+        flow.transfer(1, 1)
+    kernel.faults.lose_batches = 1.0
+    monitor.poll()
+    agree(kernel, monitor)
+    (loss,) = monitor.picture.losses
+    assert (loss.cause, loss.count) == (LossCause.BATCH, 20)
+    assert monitor.picture.last_poll.complete
+
+
+@pytest.mark.parametrize("name", SUPPRESSING)
+def test_a_first_poll_of_which_every_batch_is_lost_still_finds_every_flow(name):
+    kernel = EmulatedKernel(name)
+    kernel.faults.lose_batches = 1.0
+    for number in range(50):
+        kernel.open_tcp(501, f"p{number}", remote=REMOTE)
+    monitor = VirtualMonitor(kernel, interval=None)
+    monitor.run(0.5)
+    agree(kernel, monitor)
+
+
+def test_a_poll_that_finds_no_room_is_incomplete_and_the_next_one_makes_up_for_it():
+    kernel, flows, monitor = watched(flows=20)
+    kernel.faults.full = True
+    flows[0].transfer(5, 5)
+    monitor.poll()
+    assert not monitor.picture.last_poll.complete
+    assert not monitor.picture.removed, "no room is no sign of an end"
+    kernel.faults.full = False
+    monitor.poll()
+    agree(kernel, monitor)
+
+
+def test_a_question_that_found_no_room_is_asked_again_at_the_very_next_poll():
+    kernel, flows, monitor = watched()
+    kernel.faults.lose_goodbyes, kernel.faults.full = 1.0, True
+    flows[1].close()
+    for _ in range(4):
+        monitor.poll()
+    kernel.faults.full = False
+    monitor.poll()
+    agree(kernel, monitor)
+    assert monitor.picture.removed[0].reason is RemovalReason.GONE
+
+
+# --- goodbyes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SUPPRESSING)
+def test_a_flow_whose_goodbye_was_lost_is_gone_with_the_next_poll_and_without_final_counts(name):
+    kernel, flows, monitor = watched(name)
+    kernel.faults.lose_goodbyes = 1.0
+    flows[1].transfer(5, 5)
+    flows[1].close()
+    monitor.poll()
+    agree(kernel, monitor)
+    (removed,) = monitor.picture.removed
+    assert (removed.reason, removed.final, traffic(removed.counts)) == (RemovalReason.GONE, False, (100, 1, 1, 1))
+    assert causes(monitor) == [LossCause.FINAL_COUNTS]
+
+
+@pytest.mark.parametrize("name", ["xnu-8020.140.41", KERNEL])
+def test_a_final_report_that_found_no_room_is_told_with_the_last_known_counts(name):
+    kernel, flows, monitor = watched(name)
+    kernel.faults.lose_final_reports = 1.0
+    flows[1].transfer(5, 5)
+    flows[1].close()
+    monitor.turn()
+    (removed,) = monitor.picture.removed
+    assert (removed.reason, removed.final, traffic(removed.counts)) == (RemovalReason.DROPPED, False, (100, 1, 1, 1))
+    assert causes(monitor) == [LossCause.FINAL_COUNTS]
+
+
+@pytest.mark.parametrize("name", SUPPRESSING)
+def test_a_flow_that_came_and_went_without_its_report_is_told_as_one_goodbye(name):
+    kernel, _, monitor = watched(name)
+    kernel.faults.lose_final_reports = 1.0
+    kernel.open_tcp(9, "short", remote=REMOTE, rx=7).close()
+    monitor.turn()
+    (loss,) = monitor.picture.losses
+    assert (loss.cause, loss.count) == (LossCause.GOODBYE, 1)
+
+
+@pytest.mark.parametrize("name", SUPPRESSING[1:])
+def test_a_flow_that_came_and_went_without_a_word_is_missed_by_its_number(name):
+    kernel, _, monitor = watched(name)
+    kernel.faults.lose_goodbyes = 1.0
+    kernel.open_tcp(9, "short", remote=REMOTE, rx=7).close()
+    kernel.open_tcp(10, "next", remote=REMOTE)
+    monitor.poll()
+    monitor.poll()
+    (loss,) = monitor.picture.losses
+    assert (loss.cause, loss.count) == (LossCause.GOODBYE, 1)
+
+
+# --- announcements ------------------------------------------------------------------
+
+
+def test_a_lost_announcement_is_told_when_a_later_number_comes_and_the_flow_is_found_on_a_second_socket():
+    kernel, _, monitor = watched(discovery="announce")
+    kernel.faults.lose_announcements = 1.0
+    lost = [kernel.open_tcp(9, f"lost{n}", remote=REMOTE, rx=n) for n in range(2)]
+    monitor.run(0.1)
+    assert not monitor.picture.losses, "nothing tells yet"
+    kernel.faults.lose_announcements = 0.0
+    kernel.open_tcp(10, "next", remote=REMOTE)
+    monitor.run(0.2)
+    agree(kernel, monitor)
+    first = monitor.picture.losses[0]
+    assert (first.cause, first.count) == (LossCause.ANNOUNCEMENT, len(lost))
+    assert len(kernel.clients) == 1
+
+
+def test_a_subscription_whose_answer_was_lost_may_have_been_cut_short_and_is_checked_on_a_second_socket():
+    kernel = EmulatedKernel(KERNEL)
+    flows = [kernel.open_tcp(501, f"p{n}", remote=REMOTE) for n in range(5)]
+    kernel.faults.mbufs = 3  # for three announcements of the five, and no SUCCESS
+    monitor = VirtualMonitor(kernel, interval=None, discovery="announce")
+    kernel.faults.mbufs = None
+    monitor.run(10.0)
+    agree(kernel, monitor)
+    assert LossCause.ANNOUNCEMENT in causes(monitor)
+    assert len(monitor.picture.flows) == len(flows)
+
+
+def test_resynchronisations_for_ever_new_gaps_keep_a_distance():
+    kernel, _, monitor = watched(discovery="announce", interval=1.0)
+    kernel.faults.lose_announcements = 0.5
+    for number in range(200):
+        kernel.open_tcp(9, f"n{number}", remote=REMOTE)
+        monitor.run(0.1)
+    assert monitor.session.statistics()["resynchronisations"] <= 5
+
+
+# --- the control goes away ----------------------------------------------------------------
+
+
+def test_a_socket_that_changed_while_the_control_was_away_is_still_the_same_flow():
+    kernel, flows, monitor = watched()
+    bare = kernel.open_tcp(9, "bare")
+    monitor.poll()
+    before = set(monitor.picture.flows)
+    kernel.end_controls()
+    monitor.turn()
+    bare.connect(REMOTE)
+    flows[0].rename_process(77, "heir")
+    flows[1].transfer(50, 5)
+    flows[2].close()
+    monitor.run(1.0)
+    agree(kernel, monitor)
+    assert set(monitor.picture.flows) < before
+    assert len(monitor.picture.removed) == 1
+    assert causes(monitor) == [LossCause.RESYNC, LossCause.FINAL_COUNTS]
+
+
+def test_a_second_socket_that_finds_no_room_does_not_take_over_with_half_a_picture():
+    kernel, _flows, monitor = watched(flows=20)
+    before = set(monitor.picture.flows)
+    kernel.faults.full = True
+    kernel.end_controls()
+    monitor.run(7.0)
+    assert set(monitor.picture.flows) == before, "what was known stays until something better is known"
+    kernel.faults.full = False
+    monitor.run(3.0)
+    agree(kernel, monitor)
+    assert set(monitor.picture.flows) == before
+    assert not monitor.picture.removed
+
+
+def test_a_second_socket_of_which_every_batch_is_lost_still_continues_every_flow():
+    kernel, _flows, monitor = watched(flows=50)
+    before = set(monitor.picture.flows)
+    kernel.faults.lose_batches = 1.0
+    kernel.end_controls()
+    monitor.run(1.0)
+    agree(kernel, monitor)
+    assert set(monitor.picture.flows) == before
+
+
+def test_totals_go_on_across_a_counter_that_wrapped_on_the_way():
+    kernel, flows, monitor = watched()
+    flows[0].set(nstat_rxduplicatebytes=(1 << 32) - 10)
+    monitor.poll()
+    kernel.end_controls()
+    monitor.turn()
+    flows[0].set(nstat_rxduplicatebytes=20)  # 30 more, in 32 bits
+    monitor.run(1.0)
+    (counts,) = (counts for flow, counts in monitor.picture.flows.values() if flow.process.name == "p0")
+    assert counts.rx_duplicate_bytes == (1 << 32) + 20
+
+
+def test_a_control_is_tried_again_with_growing_pauses_and_then_given_up_with_an_error():
+    kernel, _, monitor = watched()
+    monitor.control_present = False
+    kernel.end_controls()
+    monitor.run(sum(REOPEN_DELAYS) - 0.1)
+    assert monitor.session.failure is None
+    monitor.run(0.2)
+    assert "cannot be opened again" in str(monitor.session.failure)
+
+
+def test_a_control_that_returns_after_a_while_is_used_and_may_go_away_again():
+    kernel, flows, monitor = watched()
+    for _ in range(5):
+        monitor.control_present = False
+        kernel.end_controls()
+        monitor.run(1.0)
+        flows[0].transfer(1, 1)
+        monitor.control_present = True
+        monitor.run(2.5)
+        agree(kernel, monitor)
+    assert monitor.session.failure is None
+    assert len(monitor.picture.ids) == 3
+
+
+def test_a_second_socket_that_is_lost_on_the_way_is_followed_by_another():
+    kernel, _, monitor = watched(discovery="announce")
+    kernel.faults.lose_announcements = 1.0
+    kernel.open_tcp(9, "lost", remote=REMOTE)
+    kernel.faults.lose_announcements = 0.0
+    kernel.open_tcp(10, "next", remote=REMOTE)
+    monitor.control_present = False
+    monitor.run(1.0)
+    assert len(monitor.picture.flows) == 4
+    monitor.control_present = True
+    monitor.run(6.0)
+    agree(kernel, monitor)
+
+
+def test_whoever_asks_for_a_poll_while_the_control_is_away_gets_the_first_one_after():
+    kernel, _, monitor = watched()
+    polls = monitor.picture.polls
+    kernel.end_controls()
+    monitor.turn()
+    monitor.session.request_poll(kernel.now)
+    monitor.run(1.0)
+    assert monitor.picture.polls > polls
+
+
+# --- order ----------------------------------------------------------------------------------
+
+
+def test_the_loss_of_final_counts_is_told_right_after_the_removal_that_it_is_about():
+    kernel, flows, _ = watched()
+    events = []
+    monitor = VirtualMonitor(kernel, interval=None, sink=events.extend)
+    kernel.faults.lose_final_reports = 1.0
+    flows[0].close()
+    monitor.turn()
+    assert [type(event) for event in events[-2:]] == [FlowRemoved, EventsLost]
+    assert events[-2].flow.id in events[-1].detail
+    assert [type(event) for event in events[:3]] == [FlowAdded] * 3
