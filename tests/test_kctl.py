@@ -12,6 +12,7 @@ import pytest
 
 from nstat_async import BackendUnavailableError, UnavailableReason
 from nstat_async._io import kctl
+from nstat_async._io.channel import SocketChannel
 from nstat_async._options import MonitorOptions
 from nstat_async.backends import Kctl
 
@@ -220,7 +221,7 @@ def pair():
 
 def test_a_channel_keeps_datagrams_apart_and_says_when_there_is_none(pair):
     near, far = pair
-    channel = kctl.SocketChannel(near, immediate=True, receive_buffer=1)
+    channel = SocketChannel(near, immediate=True, receive_buffer=1)
     with pytest.raises(BlockingIOError):
         channel.receive()
     far.send(b"one")
@@ -235,7 +236,7 @@ def test_a_channel_keeps_datagrams_apart_and_says_when_there_is_none(pair):
 def test_a_record_of_64_kib_is_taken_whole(pair):
     near, far = pair
     far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
-    channel = kctl.SocketChannel(near, immediate=True, receive_buffer=None)
+    channel = SocketChannel(near, immediate=True, receive_buffer=None)
     far.send(bytes(65_536))
     assert len(channel.receive()) == 65_536
 
@@ -244,6 +245,6 @@ def test_an_empty_read_is_the_end_only_where_the_socket_has_ends(pair):
     near, far = pair
     far.send(b"")
     far.send(b"")
-    assert kctl.SocketChannel(near, immediate=True, receive_buffer=None).receive() == b""
+    assert SocketChannel(near, immediate=True, receive_buffer=None).receive() == b""
     with pytest.raises(EOFError):
-        kctl.SocketChannel(near, immediate=True, receive_buffer=None, ends=True).receive()
+        SocketChannel(near, immediate=True, receive_buffer=None, ends=True).receive()

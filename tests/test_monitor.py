@@ -552,6 +552,7 @@ def test_a_flow_that_ends_right_after_the_monitor_opened_is_told_to_the_last_byt
                 async for event in monitor:
                     if isinstance(event, FlowRemoved):
                         return event
+        raise AssertionError("the stream ended without it")
 
     event = anyio.run(run, backend=backend)
     assert event.final

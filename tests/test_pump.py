@@ -18,7 +18,7 @@ import trio
 from nstat_async import BackendUnavailableError, Capabilities, PollCompleted, RequestError, UnavailableReason
 from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async._io import pump
-from nstat_async._io.kctl import SocketChannel
+from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
 from nstat_async._options import MonitorOptions
 

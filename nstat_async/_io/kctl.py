@@ -20,15 +20,12 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from .._feed import Channel
 from .._options import MonitorOptions
 from ..ntstat import CONTROL_NAME, Kernel, OpenEvidence, Session
+from .channel import PreparedTransport, SocketChannel, set_receive_buffer
 from .selftest import LoopbackEvidence
 
-__all__ = ["KctlTransport", "SocketChannel", "make_session", "set_receive_buffer"]
+__all__ = ["KctlTransport", "make_session", "open_control"]
 
 BACKEND = "kctl"
-RECEIVE_SIZE = 65_536
-"""Offered to each receive: no record is larger, and a shorter offer would cut one."""
-RECEIVE_BUFFERS = (4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10)
-"""Sizes tried, largest first; with 256 KiB a paced poll of anything fits."""
 
 _PF_SYSTEM = 32
 _SYSPROTO_CONTROL = 2
@@ -60,82 +57,21 @@ def make_session(
     )
 
 
-def set_receive_buffer(sock: socket.socket, wanted: int | None) -> int | None:
-    """Ask for the largest receive buffer that is granted; returns what was."""
-    for size in (wanted,) if wanted is not None else RECEIVE_BUFFERS:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-            break
-        except OSError:
-            continue
-    try:
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    except OSError:
-        return None
-
-
-class SocketChannel:
-    """A connected, non-blocking socket that keeps datagram boundaries.
-
-    Args:
-        sock: The socket; closed with the channel.
-        immediate: True if answers are readable when a send returns.
-        receive_buffer: Granted size in bytes.
-        ends: True if an empty read is the end (SOCK_SEQPACKET).
-    """
-
-    def __init__(self, sock: socket.socket, *, immediate: bool, receive_buffer: int | None, ends: bool = False) -> None:
-        sock.setblocking(False)
-        self._socket = sock
-        self.immediate = immediate
-        self.receive_buffer = receive_buffer
-        self._ends = ends
-        self._receive = sock.recv
-
-    def fileno(self) -> int:
-        """The descriptor to wait on."""
-        return self._socket.fileno()
-
-    def receive(self) -> bytes:
-        """One datagram."""
-        data = self._receive(RECEIVE_SIZE)
-        if not data and self._ends:
-            raise EOFError
-        return data
-
-    def send(self, data: bytes) -> None:
-        """Send one datagram."""
-        self._socket.send(data)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-class KctlTransport:
+class KctlTransport(PreparedTransport):
     """Opens control sockets on this machine."""
 
     def __init__(self, options: MonitorOptions) -> None:
+        super().__init__()
         self._options = options
         self._evidence = LoopbackEvidence()
-        self._ready: Channel | None = None
 
-    def prepare(self) -> None:
-        """Open the first channel now, so that failure shows at opening.
-
-        Raises:
-            BackendUnavailableError: As `open`.
-        """
-        self._ready = self.open(0, "")
-
-    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002
+    def connect(self) -> Channel:
         """Open and connect a control socket.
 
         Raises:
             BackendUnavailableError: It cannot be had; the text says why.
         """
-        ready, self._ready = self._ready, None
-        return ready if ready is not None else open_control(self._options.receive_buffer)
+        return open_control(self._options.receive_buffer)
 
     def lookup(self, request: Any) -> Any:
         """Open or close the flows that prove a layout."""
@@ -147,9 +83,7 @@ class KctlTransport:
     def close(self) -> None:
         """Close a channel that nobody took, and known flows that are still open."""
         self._evidence.close()
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            ready.close()
+        super().close()
 
 
 def open_control(receive_buffer: int | None) -> SocketChannel:

@@ -8,41 +8,29 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
 
 from .._errors import BackendUnavailableError, UnavailableReason
 from .._feed import Channel
 from .._options import MonitorOptions
-from .kctl import SocketChannel, set_receive_buffer
+from .channel import PreparedTransport, SocketChannel, set_receive_buffer
 
 __all__ = ["UnixTransport"]
 
 
-class UnixTransport:
+class UnixTransport(PreparedTransport):
     """Connects to a server on a path, once per channel."""
 
     def __init__(self, path: str, options: MonitorOptions) -> None:
+        super().__init__()
         self._path = path
         self._options = options
-        self._ready: Channel | None = None
 
-    def prepare(self) -> None:
-        """Connect the first channel now, so that failure shows at opening.
-
-        Raises:
-            BackendUnavailableError: As `open`.
-        """
-        self._ready = self.open(0, "")
-
-    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002
+    def connect(self) -> Channel:
         """Connect.
 
         Raises:
             BackendUnavailableError: Nobody listens there, or the host has no such sockets.
         """
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            return ready
         family = getattr(socket, "AF_UNIX", None)
         kind = getattr(socket, "SOCK_SEQPACKET", None)
         if family is None or kind is None:
@@ -61,13 +49,3 @@ class UnixTransport:
         # This socket's own buffer; what the kernel behind it has is not known here.
         set_receive_buffer(sock, self._options.receive_buffer)
         return SocketChannel(sock, immediate=False, receive_buffer=None, ends=True)
-
-    def lookup(self, request: Any) -> Any:
-        """No look-ups are asked for."""
-        return request
-
-    def close(self) -> None:
-        """Close a channel that nobody took."""
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            ready.close()

@@ -1,0 +1,110 @@
+"""Sockets as channels, and what the transports of Darwin kernels have in common."""
+
+from __future__ import annotations
+
+import abc
+import socket
+from typing import Any
+
+from .._feed import Channel
+
+__all__ = ["PreparedTransport", "SocketChannel", "set_receive_buffer"]
+
+RECEIVE_SIZE = 65_536
+"""Offered to each receive: no record is larger, and a shorter offer would cut one."""
+RECEIVE_BUFFERS = (4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10)
+"""Sizes tried, largest first; with 256 KiB a paced poll of anything fits."""
+
+
+def set_receive_buffer(sock: socket.socket, wanted: int | None) -> int | None:
+    """Ask for the largest receive buffer that is granted; returns what was."""
+    for size in (wanted,) if wanted is not None else RECEIVE_BUFFERS:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+            break
+        except OSError:
+            continue
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    except OSError:
+        return None
+
+
+class SocketChannel:
+    """A connected, non-blocking socket that keeps datagram boundaries.
+
+    Args:
+        sock: The socket; closed with the channel.
+        immediate: True if answers are readable when a send returns.
+        receive_buffer: Granted size in bytes.
+        ends: True if an empty read is the end (SOCK_SEQPACKET).
+    """
+
+    def __init__(self, sock: socket.socket, *, immediate: bool, receive_buffer: int | None, ends: bool = False) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self.immediate = immediate
+        self.receive_buffer = receive_buffer
+        self._ends = ends
+        self._receive = sock.recv
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._socket.fileno()
+
+    def receive(self) -> bytes:
+        """One datagram."""
+        data = self._receive(RECEIVE_SIZE)
+        if not data and self._ends:
+            raise EOFError
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send one datagram."""
+        self._socket.send(data)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class PreparedTransport(abc.ABC):
+    """A transport whose channels are all alike, and whose first one may be opened ahead."""
+
+    def __init__(self) -> None:
+        self._ready: Channel | None = None
+
+    @abc.abstractmethod
+    def connect(self) -> Channel:
+        """Open one more channel.
+
+        Raises:
+            BackendUnavailableError: It cannot be had; the text says why.
+        """
+
+    def prepare(self) -> None:
+        """Open the first channel now, so that failure shows at opening.
+
+        Raises:
+            BackendUnavailableError: As `connect`.
+        """
+        self._ready = self.connect()
+
+    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002  # all are alike
+        """The prepared channel, or a new one.
+
+        Raises:
+            BackendUnavailableError: As `connect`.
+        """
+        ready, self._ready = self._ready, None
+        return ready if ready is not None else self.connect()
+
+    def lookup(self, request: Any) -> Any:  # noqa: ARG002
+        """Nothing can be looked up behind these channels."""
+        return None
+
+    def close(self) -> None:
+        """Close a channel that nobody took. Idempotent."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.close()
