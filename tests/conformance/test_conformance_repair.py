@@ -81,9 +81,9 @@ def test_a_poll_that_finds_no_room_is_incomplete_and_the_next_one_makes_up_for_i
 def test_a_question_that_found_no_room_is_asked_again_at_the_very_next_poll():
     kernel, flows, monitor = watched()
     kernel.faults.lose_goodbyes, kernel.faults.full = 1.0, True
-    flows[1].close()
     for _ in range(4):
-        monitor.poll()
+        monitor.poll()  # questions without an answer
+    flows[1].close()
     kernel.faults.full = False
     monitor.poll()
     agree(kernel, monitor)
