@@ -211,8 +211,8 @@ class Process:
 class Interface:
     """A network interface, as a flow names it."""
 
-    index: int
-    """Interface index."""
+    index: int | None
+    """Interface index; `None` where only the kind is known (Darwin's connection objects)."""
     name: str | None = None
     """Name, e.g. ``"en0"``; `None` where only the index is known."""
     kind: InterfaceKind | None = None

@@ -160,7 +160,7 @@ class Translator:
     path_of: Callable[[int], str | None] | None = None
     """Finds the executable of a living process on the kernel's machine; `None`: it cannot be asked."""
     _processes: dict[tuple[Any, ...], Process] = attrs.field(factory=dict, init=False)
-    _interfaces: dict[tuple[int, int | None], Interface] = attrs.field(factory=dict, init=False)
+    _interfaces: dict[tuple[int | None, int | None], Interface] = attrs.field(factory=dict, init=False)
     _packed: dict[bytes, bytes] = attrs.field(factory=dict, init=False)
 
     def shared(self, endpoint: Endpoint | None) -> Endpoint | None:
@@ -211,13 +211,15 @@ class Translator:
     def interface(self, index: int | None, properties: int | None) -> Interface | None:
         """The interface; `None` when no packet was sent yet."""
         if not index:
-            if properties is None or interface_kind(properties) is None:
+            if interface_kind(properties) is None:
                 return None
-            index = 0
+            index = None
         key = (index, properties)
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(index, self.interfaces.get(index), interface_kind(properties), properties)
+            interface = Interface(
+                index, None if index is None else self.interfaces.get(index), interface_kind(properties), properties
+            )
             if len(self._interfaces) >= _PROCESS_CACHE:
                 self._interfaces.clear()
             self._interfaces[key] = interface
