@@ -28,7 +28,7 @@ import attrs
 from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, ProviderRefused
 from .._model import Provider
 from .._options import Discovery, MonitorOptions
-from ._constants import DarwinErrno, Extension, Filter, HeaderFlag
+from ._constants import MAX_BATCH, DarwinErrno, Extension, Filter, HeaderFlag
 from ._kernels import Kernel, Line
 from ._messages import (
     AddAllSources,
@@ -436,10 +436,14 @@ class Subscription:
         verification.unresolved += postponed
         verification.unanswered += postponed
         self._queue.extend(wanted[:MAX_VERIFICATIONS])
-        if self.suppress and (wanted or not self._answered_whole):
+        if self.suppress and (wanted or not self._answered_whole or not self._newest_fit()):
             verification.probed = max(table.sources, default=0)
             self._probe_up_to(verification.probed + PROBED_AHEAD)
         self._proceed()
+
+    def _newest_fit(self) -> bool:
+        """True if a poll's first batch finds room: it has the newest sources, and nothing else tells of them."""
+        return self.receive_buffer is None or self.receive_buffer * 3 // 4 >= MAX_BATCH
 
     def _probe_up_to(self, ref: int) -> None:
         """Ask for references above all that the first poll told.

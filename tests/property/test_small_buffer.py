@@ -20,3 +20,13 @@ def test_a_buffer_that_loses_most_of_every_poll_still_lets_every_flow_be_found_a
     monitor.run(6)
     told = sorted(counts.rx_bytes for _, counts in monitor.picture.flows.values())
     assert told == [n + 10_001 for n in range(700)]
+
+
+def test_new_flows_are_found_when_a_whole_batch_of_them_never_fits():
+    kernel = EmulatedKernel("xnu-7195.141.2")
+    kernel.open_udp(pid=7, name="old", remote=("198.51.100.1", 53))
+    monitor = VirtualMonitor(kernel, receive_buffer=2048, interval=1.0)
+    for n in range(8):
+        kernel.open_tcp(pid=8 + n, name="new", remote=("198.51.100.1", 443))
+    monitor.run(3)
+    assert len(monitor.picture.flows) == 9
