@@ -78,8 +78,13 @@ class Kernels:
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         self._pipe.recv()
-        while not os.path.exists(self.path):
+        while not self._listens():
             time.sleep(0.01)
+
+    def _listens(self):
+        """True once somebody can be connected to; the path is there a moment before."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(self.path) == 0
 
     def ask(self, word):
         """Say ``go`` or ``quiet`` to the workload; flows opened and closed by then, bytes received and sent."""
