@@ -24,7 +24,7 @@ from nstat_async import (
     Provider,
     UsageError,
 )
-from nstat_async._core import CloseChannel, OpenChannel, Send
+from nstat_async._contract import CloseChannel, OpenChannel, Send
 from nstat_async.ntstat import Kernel, PassiveSession, Session, decode_message, split
 from nstat_async.recording import open_recording
 

@@ -21,9 +21,9 @@ import anyio.to_thread
 import attrs
 
 from . import __version__
+from ._contract import Backend
 from ._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError
 from ._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
-from ._feed import Backend
 from ._model import Capabilities, Counts, Flow, Proof, Provider, Visibility
 from ._monitor import Monitor
 from .backends import Kctl, SockDiag

@@ -169,6 +169,9 @@ class PollCompleted(Event):
     """Flows known at this moment."""
     complete: bool
     """False when something is known to be missing from the answer."""
+    serial: int | None = None
+    """Number of the poll: `Monitor.poll_now` waits for that of a poll which began after it was called.
+    `None` where polls are not numbered."""
 
 
 @attrs.frozen

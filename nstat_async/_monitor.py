@@ -27,9 +27,9 @@ import anyio.lowlevel
 import attrs
 
 from ._buffer import BufferStatistics, EventBuffer
+from ._contract import Backend, Feed
 from ._errors import ConcurrentReadError, MonitorClosedError, UsageError
 from ._events import AnyEvent, FlowAdded, PollCompleted
-from ._feed import Backend, Feed
 from ._model import Capabilities, Counts, Flow, Provider
 from ._options import Discovery, MonitorOptions, Overflow
 from .filters import FilterLike, FlowGate, as_filter
@@ -345,12 +345,15 @@ class Monitor:
         for subscription in self._subscriptions:
             subscription._deliver(events)  # noqa: SLF001
         if self._poll_waiters:
-            completed = sum(1 for event in events if isinstance(event, PollCompleted))
-            waiting = [(waiter, left - completed) for waiter, left in self._poll_waiters]
-            for waiter, left in waiting:
-                if left <= 0:
-                    waiter.set()
-            self._poll_waiters = [(waiter, left) for waiter, left in waiting if left > 0]
+            serials = [e.serial for e in events if isinstance(e, PollCompleted) and e.serial is not None]
+            if serials:
+                self._polls_completed(max(serials))
+
+    def _polls_completed(self, serial: int) -> None:
+        for waiter, wanted in self._poll_waiters:
+            if wanted <= serial:
+                waiter.set()
+        self._poll_waiters = [(waiter, wanted) for waiter, wanted in self._poll_waiters if wanted > serial]
 
     async def room(self) -> None:
         """Wait until every subscription that blocks has room (called by the feed)."""
@@ -466,11 +469,11 @@ class Monitor:
         if self._over or feed.can_wait:
             self._raise_failure()
             return
-        done = anyio.Event()
-        under_way = bool(getattr(getattr(feed, "core", None), "polling", False))
-        self._poll_waiters.append((done, 2 if under_way else 1))
-        feed.request_poll()
-        await done.wait()
+        serial = feed.request_poll()
+        if serial is not None:
+            done = anyio.Event()
+            self._poll_waiters.append((done, serial))
+            await done.wait()
         self._raise_failure()
 
     @property

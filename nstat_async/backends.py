@@ -18,8 +18,8 @@ from typing import BinaryIO, Union
 
 import attrs
 
+from ._contract import Backend, Feed
 from ._errors import BackendUnavailableError, UnavailableReason, UsageError
-from ._feed import Backend, Feed
 from ._options import MonitorOptions
 
 __all__ = ["Backend", "Kctl", "Replay", "SockDiag", "UnixSocket", "auto"]

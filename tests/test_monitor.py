@@ -88,8 +88,9 @@ class Script:
     async def subscribed(self) -> None:
         await anyio.lowlevel.checkpoint()
 
-    def request_poll(self) -> None:
+    def request_poll(self) -> int:
         self.polls += 1
+        return self.polls
 
     def close(self) -> None:
         self.closed += 1
@@ -118,7 +119,7 @@ def updated(number: int, rx: int, before: int) -> FlowUpdated:
     return FlowUpdated(float(rx), flow(number), Counts(rx_bytes=rx), Counts(rx_bytes=before))
 
 
-POLLED = PollCompleted(0.0, 0, True)
+POLLED = PollCompleted(0.0, 0, True, 1)
 
 
 @on_both_loops

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from nstat_async import BackendUnavailableError, Capabilities, PollCompleted, RequestError, UnavailableReason
-from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
@@ -35,7 +35,7 @@ class NoteBook:
         self.capabilities = Capabilities(backend="note-book")
         self.deadline = None
         self.polls = 0
-        self.next = [OpenChannel(0, "first")]
+        self.next = [OpenChannel(0, 0)]
         self.events = []
         self.on_datagram = lambda data, channel: None
         self.on_hearing = lambda *heard: None
@@ -47,9 +47,10 @@ class NoteBook:
     def start(self, now):
         self._hear("start")
 
-    def receive_datagram(self, data, now, channel=0):
-        self._hear("datagram", data, channel)
-        self.on_datagram(data, channel)
+    def receive_datagrams(self, datagrams, now, channel):
+        for data in datagrams:
+            self._hear("datagram", data, channel)
+            self.on_datagram(data, channel)
 
     def channel_opened(self, channel, now, *, immediate, receive_buffer):
         self._hear("opened", channel, immediate, receive_buffer)
@@ -86,6 +87,7 @@ class NoteBook:
     def request_poll(self, now):
         self.polls += 1
         self._hear("poll")
+        return self.polls
 
     def flows(self):
         return ()
@@ -103,13 +105,13 @@ class Wires:
         self.closed = 0
         self.answer = lambda request: request
 
-    def open(self, channel, purpose):
+    def open(self, purpose):
         if self.refusal is not None:
             raise self.refusal
         near, far = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET if hasattr(socket, "SOCK_SEQPACKET") else socket.SOCK_DGRAM
         )
-        self.far[channel] = far
+        self.far[purpose] = far
         return SocketChannel(near, immediate=True, receive_buffer=4096, ends=True)
 
     def lookup(self, request):
@@ -207,7 +209,7 @@ def test_a_datagram_that_comes_later_wakes_the_pump(run):
 def test_the_end_of_a_channel_is_told_once_and_the_others_go_on(run):
     async def body():
         it = Pumping()
-        it.core.next = [OpenChannel(0), OpenChannel(1)]
+        it.core.next = [OpenChannel(0, 0), OpenChannel(1, 1)]
 
         def hear(*heard):
             if heard == ("drained", 1):
@@ -231,7 +233,7 @@ def test_a_channel_that_the_core_closes_is_not_read_any_more(run):
                 it.wires.far[0].send(b"never read")  # commands are carried out before anything is read
 
         it.core.on_hearing = hear
-        it.core.next = [OpenChannel(0), CloseChannel(0), OpenChannel(1)]
+        it.core.next = [OpenChannel(0, 0), CloseChannel(0), OpenChannel(1, 1)]
         await it.until("drained", 1)
         assert not [heard for heard in it.core.heard if heard[0] in {"datagram", "closed"}]
 
@@ -332,7 +334,7 @@ def test_a_deadline_is_kept_and_a_request_from_outside_wakes(run):
 def test_look_ups_are_answered_from_another_thread_and_a_failed_one_with_none(run):
     async def body():
         it = Pumping()
-        it.core.next = [OpenChannel(0), Lookup(1, "who")]
+        it.core.next = [OpenChannel(0, 0), Lookup(1, "who")]
         threads = []
 
         def answer(request):
@@ -362,7 +364,8 @@ def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(run, m
 
         def hear(*heard):
             if heard[0] == "opened":
-                it.wires.far[0].send(b"again and again")
+                for _ in range(pump.BATCH):
+                    it.wires.far[0].send(b"again and again")
 
         it.core.on_hearing = hear
 

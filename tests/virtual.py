@@ -24,7 +24,7 @@ from nstat_async import (
     PollCompleted,
     ProviderRefused,
 )
-from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async._options import MonitorOptions
 from nstat_async.ntstat import Session
 

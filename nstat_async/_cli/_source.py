@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from .. import backends
+from .._contract import Backend
 from .._errors import UsageError
-from .._feed import Backend
 from .._model import Provider
 from ..filters import Filter, by_pid, by_process_name, by_provider, loopback
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import attrs
 
+from .._contract import Backend
 from .._errors import NstatError, UsageError
-from .._feed import Backend
 from ..testing import EmulatedFlow, EmulatedKernel, Workload
 
 __all__ = ["DEFAULT_KERNEL", "Script", "emulated_backend", "read_script"]

@@ -6,7 +6,7 @@ import abc
 import socket
 from typing import Any
 
-from .._feed import Channel
+from .._contract import Channel
 
 __all__ = ["PreparedTransport", "SocketChannel", "set_receive_buffer"]
 
@@ -52,12 +52,18 @@ class SocketChannel:
         """The descriptor to wait on."""
         return self._socket.fileno()
 
-    def receive(self) -> bytes:
-        """One datagram."""
-        data = self._receive(RECEIVE_SIZE)
-        if not data and self._ends:
-            raise EOFError
-        return data
+    def read_into(self, batch: list[bytes], most: int) -> bool:
+        """Append the datagrams that are there, at most this many; False if there are no more."""
+        receive, append = self._receive, batch.append
+        try:
+            for _ in range(most):
+                data = receive(RECEIVE_SIZE)
+                if not data and self._ends:
+                    raise EOFError  # an empty read is the end of a SOCK_SEQPACKET socket
+                append(data)
+        except BlockingIOError:
+            return False
+        return True
 
     def send(self, data: bytes) -> None:
         """Send one datagram."""
@@ -90,7 +96,7 @@ class PreparedTransport(abc.ABC):
         """
         self._ready = self.connect()
 
-    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002  # all are alike
+    def open(self, purpose: Any) -> Channel:  # noqa: ARG002  # all are alike
         """The prepared channel, or a new one.
 
         Raises:

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason
-from .._feed import Channel
 from .._options import MonitorOptions
 from ..ntstat import CONTROL_NAME, Kernel, OpenEvidence, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer

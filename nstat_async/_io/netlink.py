@@ -13,22 +13,20 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any, Union
 
 import attrs
 
+from .._contract import Feed
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
-from .._feed import Feed
 from .._options import MonitorOptions
-from ..sockdiag import LinkKindsAnswer, LinkKindsRequest, OwnersRequest, Session
+from ..sockdiag import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, OwnersRequest, Role, Session
+from .channel import SocketChannel
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, process_visibility
 from .procfs import ProcessScanner
 
-__all__ = ["NetlinkChannel", "NetlinkTransport", "SockDiagBackend", "set_receive_buffer"]
+__all__ = ["NetlinkTransport", "SockDiagBackend", "set_receive_buffer"]
 
-RECEIVE_SIZE = 65536
-"""Bytes of one receive: twice what the kernel puts into a piece of a dump."""
 GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
 OTHER_BUFFER = 1 << 20
@@ -64,33 +62,6 @@ def set_receive_buffer(channel: socket.socket, size: int) -> int:
     return channel.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
-class NetlinkChannel:
-    """A netlink socket as a `Channel`."""
-
-    immediate = True
-
-    def __init__(self, sock: socket.socket, receive_buffer: int | None) -> None:
-        self.receive_buffer = receive_buffer
-        self._socket = sock
-        self.receive: Callable[[], bytes] = lambda: sock.recv(RECEIVE_SIZE)
-
-    def fileno(self) -> int:
-        """The descriptor to wait on; -1 once closed."""
-        return self._socket.fileno()
-
-    def send(self, data: bytes) -> None:
-        """Send requests; the kernel answers before this returns.
-
-        Raises:
-            OSError: It was refused.
-        """
-        self._socket.send(data)
-
-    def close(self) -> None:
-        """Release the socket. Idempotent."""
-        self._socket.close()
-
-
 class NetlinkTransport:
     """Opens the channels of a sock_diag session and answers its look-ups.
 
@@ -106,40 +77,32 @@ class NetlinkTransport:
         self._scanner = ProcessScanner()
         self._closed = False
 
-    def open(self, channel: int, purpose: str) -> NetlinkChannel:
+    def open(self, purpose: ChannelPurpose) -> SocketChannel:
         """Open a channel.
-
-        Args:
-            channel: Its number; not used.
-            purpose: Number of the namespace and the role, e.g. ``"0:goodbyes:1,3"``.
 
         Raises:
             OSError: It cannot be opened.
         """
-        del channel
-        number, role, *arguments = purpose.split(":")
-        namespace = self._namespaces[int(number)]
+        namespace = self._namespaces[purpose.namespace]
 
-        def make() -> NetlinkChannel:
-            return self._make(role, arguments)
+        def make() -> SocketChannel:
+            return self._make(purpose)
 
         return make() if namespace is None else in_namespace(namespace, make)
 
-    def _make(self, role: str, arguments: list[str]) -> NetlinkChannel:
-        family = _NETLINK_ROUTE if role == "routes" else _NETLINK_SOCK_DIAG
+    def _make(self, purpose: ChannelPurpose) -> SocketChannel:
+        routes, removals = purpose.role is Role.ROUTES, purpose.role is Role.REMOVALS
+        family = _NETLINK_ROUTE if routes else _NETLINK_SOCK_DIAG
         sock = socket.socket(_AF_NETLINK, socket.SOCK_RAW | _SOCK_CLOEXEC, family)
         try:
-            sock.setblocking(False)
-            wanted = self._receive_buffer if role == "goodbyes" else OTHER_BUFFER
-            granted = set_receive_buffer(sock, wanted)
-            sock.bind((0, _ROUTE_GROUPS if role == "routes" else 0))
-            if role == "goodbyes":
-                for group in arguments[0].split(","):
-                    sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, int(group))
+            granted = set_receive_buffer(sock, self._receive_buffer if removals else OTHER_BUFFER)
+            sock.bind((0, _ROUTE_GROUPS if routes else 0))
+            for group in purpose.groups:
+                sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         except BaseException:
             sock.close()
             raise
-        return NetlinkChannel(sock, granted)
+        return SocketChannel(sock, immediate=True, receive_buffer=granted)
 
     def lookup(self, request: Any) -> Any:
         """Answer a look-up of the session; blocks for some 20 ms at most.

@@ -27,9 +27,8 @@ import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
 
-from .._core import CloseChannel, Command, Core, Lookup, OpenChannel, Send
+from .._contract import Channel, CloseChannel, Command, Core, Lookup, OpenChannel, Send, Sink, Transport
 from .._errors import NstatError
-from .._feed import Channel, Sink, Transport
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 
@@ -41,8 +40,8 @@ SLICE = 0.002
 """Seconds of work after which other tasks get a turn."""
 SUBSCRIBE_SECONDS = 2.0
 """Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
-CHECK_EVERY = 8
-"""Datagrams between two looks at the clock."""
+BATCH = 8
+"""Datagrams read at once; between two batches the clock is looked at."""
 
 
 class Recorder(Protocol):
@@ -100,7 +99,6 @@ class KernelFeed:
         self._subscribed = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._closed = False
-        self._poll_requested = False
         self._slices = 0
         self._longest_slice = 0.0
         self._wakes = 0
@@ -122,10 +120,11 @@ class KernelFeed:
         with anyio.move_on_after(SUBSCRIBE_SECONDS):
             await self._subscribed.wait()
 
-    def request_poll(self) -> None:
-        """Ask the kernel now."""
-        self._poll_requested = True
+    def request_poll(self) -> int:
+        """Ask the kernel for a poll; its serial."""
+        serial = self.core.request_poll(self._now())
         self._wake.set()
+        return serial
 
     def close(self) -> None:
         """Release the sockets; `run` ends soon."""
@@ -186,9 +185,6 @@ class KernelFeed:
 
     async def _turn(self, sink: Sink) -> None:
         core = self.core
-        if self._poll_requested:
-            self._poll_requested = False
-            core.request_poll(self._now())
         deadline = core.next_deadline()
         if deadline is not None and deadline <= time.monotonic():
             core.handle_deadline(self._now())
@@ -225,34 +221,46 @@ class KernelFeed:
 
     def _drain(self, waiter: _Waiter, until: float) -> bool:
         """Read one channel until it would block or the slice is over; True in the latter case."""
-        core, recorder, channel, number = self.core, self._recorder, waiter.channel, waiter.number
-        receive, feed = channel.receive, core.receive_datagram
-        now = self._now()
-        count = 0
-        try:
-            while True:
-                data = receive()
-                if recorder is not None:
-                    recorder.from_kernel(data, self._record_time(), number)
-                feed(data, now, number)
-                count += 1
-                if not count % CHECK_EVERY and time.perf_counter() >= until:
-                    return True
-        except BlockingIOError:
-            waiter.maybe_readable = False
-            core.channel_drained(number, self._now())
-            waiter.rearm()
-        except EOFError:
+        core, number = self.core, waiter.number
+        read_into = waiter.channel.read_into
+        while True:
+            batch: list[bytes] = []
+            try:
+                more = read_into(batch, BATCH)
+            except (OSError, EOFError) as error:
+                self._take_in(batch, number)
+                return self._read_failed(waiter, error)
+            self._take_in(batch, number)
+            if not more:
+                waiter.maybe_readable = False
+                core.channel_drained(number, self._now())
+                waiter.rearm()
+                return False
+            if time.perf_counter() >= until:
+                return True
+
+    def _take_in(self, batch: list[bytes], number: int) -> None:
+        if not batch:
+            return
+        if self._recorder is not None:
+            at = self._record_time()
+            for data in batch:
+                self._recorder.from_kernel(data, at, number)
+        self.core.receive_datagrams(batch, self._now(), number)
+
+    def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:
+        """A channel ended or failed; True if it may have more."""
+        core, number = self.core, waiter.number
+        if isinstance(error, EOFError):
             waiter.close()
             self._channels.pop(number, None)
             core.channel_closed(number, self._now())
-        except OSError as error:
-            if self._closed or waiter.channel_closed:
-                return False
-            core.channel_failed(number, error.errno or 0, self._now())
-            # The error was reported and taken off the socket; what else is queued is still there.
-            return number in self._channels
-        return False
+            return False
+        if self._closed or waiter.channel_closed:
+            return False
+        core.channel_failed(number, error.errno or 0, self._now())
+        # The error was reported and taken off the socket; what else is queued is still there.
+        return number in self._channels
 
     def _record_time(self) -> int:
         return int((time.monotonic() - self._began) * 1e9)
@@ -285,7 +293,7 @@ class KernelFeed:
 
     def _open(self, command: OpenChannel) -> None:
         try:
-            channel = self._transport.open(command.channel, command.purpose)
+            channel = self._transport.open(command.purpose)
         except NstatError as error:
             self._open_error = error
             cause = error.__cause__

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from .. import __version__
-from .._core import Core
+from .._contract import Core
 from .._errors import UsageError
 from ..recording import JsonLinesWriter, RecordingInfo, RecordingWriter
 

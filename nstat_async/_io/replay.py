@@ -17,9 +17,9 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from .._contract import Sink
 from .._errors import RecordingError, UsageError
 from .._events import AnyEvent, EventsLost, LossCause
-from .._feed import Sink
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..ntstat import Kernel, PassiveSession
@@ -239,7 +239,7 @@ class ReplayFeed:
         """A recording misses nothing."""
 
     def request_poll(self) -> None:
-        """A recording cannot be asked."""
+        """A recording cannot be asked: `None`."""
 
     def close(self) -> None:
         """Stop and close the file."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import socket
 
+from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason
-from .._feed import Channel
 from .._options import MonitorOptions
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
 

@@ -5,7 +5,7 @@ Public for those who bring their own I/O, write tools or study the protocol;
 client in thirty lines.
 """
 
-from .._core import CloseChannel, Command, Core, Lookup, OpenChannel, Send
+from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send
 from ._constants import (
     CONTROL_NAME,
     DarwinErrno,

@@ -12,12 +12,12 @@ Counters are the kernel socket's, not the subscription's, so totals go on unbrok
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
 
-from .._core import CloseChannel, Command, Lookup, OpenChannel, Send
+from .._contract import CloseChannel, Command, Lookup, OpenChannel, Send
 from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause, PollCompleted
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
@@ -126,6 +126,15 @@ class Session:
                 self._announced(subscription)
             self._check_refusals(subscription)
 
+    def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
+        """Take in datagrams of the kernel, in order.
+
+        Raises:
+            ProtocolError: Only with the option ``strict``.
+        """
+        for data in datagrams:
+            self.receive_datagram(data, now, channel)
+
     def channel_drained(self, channel: int, now: float) -> None:
         """The channel would block."""
         subscription = self._subscription(channel)
@@ -230,15 +239,20 @@ class Session:
         if self._next_poll is not None and now >= self._next_poll:
             self.request_poll(now)
 
-    def request_poll(self, now: float) -> None:
-        """Ask for one poll of everything as soon as possible."""
+    def request_poll(self, now: float) -> int:
+        """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
         current = self._current
         self._next_poll = None
-        if current is None or current.state is not State.RUNNING:
-            return
+        if current is None:
+            return 1
+        serial = current.serial + 1
+        if current.state is not State.RUNNING:
+            current.poll_wanted = True  # its first poll, or that of the socket which takes over
+            return serial
         self._poll_started = now
         current.table.begin(now + self.epoch_offset)
         current.want_poll(now)
+        return serial
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows, with their last counts."""
@@ -471,7 +485,8 @@ class Session:
                 EventsLost(table.time, LossCause.RESYNC, None, detail="resynchronised on a second control socket")
             )
         # The poll of the new socket is one, and whoever waits for one of the old socket's gets another.
-        self._emit(PollCompleted(table.time, len(table.sources), True))
+        candidate.serial = old.serial
+        self._emit(PollCompleted(table.time, len(table.sources), True, candidate.serial))
         candidate.poll_wanted = old.poll_wanted or old.busy
         self._poll_started = candidate._now  # noqa: SLF001
         self._ready(candidate, True)

@@ -194,6 +194,8 @@ class Subscription:
         """True while plain updates are wanted, for the proof of the layout."""
         self.poll_wanted = False
         """A poll is to begin when nothing is in flight."""
+        self.serial = 0
+        """Number of the poll under way, or of the last one."""
         self._now = 0.0
         self._context = 0
         self._request: _Request | None = None
@@ -384,6 +386,7 @@ class Subscription:
 
     def _begin_poll(self) -> None:
         self.poll_wanted = False
+        self.serial += 1
         self._polling = True
         self._poll_trouble = False
         self.statistics["polls"] += 1
@@ -474,7 +477,7 @@ class Subscription:
         self._polling = False
         if not table.muted:
             count = sum(1 for s in table.sources.values() if s.reported) if not complete else len(table.sources)
-            self.emit(PollCompleted(table.time, count, complete))
+            self.emit(PollCompleted(table.time, count, complete, self.serial))
         answered = not verification.unanswered and not self._poll_trouble
         self._answered_whole = self._answered_whole or answered
         self.on_ready(self, answered)

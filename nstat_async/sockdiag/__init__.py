@@ -6,7 +6,7 @@ time and carry out its commands, or let `nstat_async.Monitor` do that.
 
 from __future__ import annotations
 
-from .._core import CloseChannel, Command, Core, Lookup, OpenChannel, Send
+from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send
 from ._constants import (
     DiagAttribute,
     DiagGroup,
@@ -20,10 +20,12 @@ from ._constants import (
 from ._links import LinkKindsAnswer, LinkKindsRequest
 from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
 from ._owners import OwnersAnswer, OwnersRequest, ProcessFacts, answer_from_json, answer_to_json
+from ._purpose import ChannelPurpose, Role
 from ._session import Session
 
 __all__ = [
     "AddressMessage",
+    "ChannelPurpose",
     "CloseChannel",
     "Command",
     "Core",
@@ -43,6 +45,7 @@ __all__ = [
     "OwnersAnswer",
     "OwnersRequest",
     "ProcessFacts",
+    "Role",
     "RouteMessage",
     "Send",
     "Session",

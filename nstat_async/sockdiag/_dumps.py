@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno as errors
 from collections.abc import Callable, Mapping
 
-from .._core import Send
+from .._contract import Send
 from .._errors import ProtocolError
 from .._events import ProviderRefused
 from .._model import Provider

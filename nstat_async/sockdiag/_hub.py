@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .._core import Command
+from .._contract import Command
 from .._events import AnyEvent, EventsLost, LossCause
 from ._owners import OwnerBook
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from .._core import CloseChannel, OpenChannel, Send
+from .._contract import CloseChannel, OpenChannel, Send
 from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
 from .._model import Counts, Flow, Process
 from ._constants import IPPROTO_TCP, DiagAttribute, DiagGroup, SocketState
@@ -20,6 +20,7 @@ from ._hub import Hub
 from ._links import LinkTable
 from ._lookups import LookupQueue, lookup_request
 from ._messages import ATTRIBUTES_AT, find_attribute, iterate_messages
+from ._purpose import ChannelPurpose, Role
 from ._reports import NO_COUNTS, SocketReport, tcp_report
 from ._routes import RouteReader
 from ._table import KINDS, Entry, Kind, Layout, SocketTable, counters_differ, identity_differs, info_of, is_remains
@@ -30,6 +31,7 @@ CHANNELS = 4
 """Channels of a namespace: it has numbers ``4 * index`` and on."""
 DUMPS, GOODBYES, ROUTES, LOOKUPS = range(CHANNELS)
 
+_ROLES = {DUMPS: Role.DUMPS, GOODBYES: Role.REMOVALS, ROUTES: Role.ROUTES, LOOKUPS: Role.LOOKUPS}
 _GROUPS = {
     0: DiagGroup.TCP4_DESTROY,
     1: DiagGroup.TCP6_DESTROY,
@@ -71,16 +73,18 @@ class Namespace:
 
     def open(self) -> None:
         """Ask for the channels."""
-        groups = ",".join(str(int(_GROUPS[kind.index])) for kind in self.kinds)
-        purposes = {GOODBYES: f"goodbyes:{groups}", ROUTES: "routes", LOOKUPS: "lookups", DUMPS: "dumps"}
-        for role, purpose in purposes.items():
-            self.hub.commands.append(OpenChannel(self.base + role, f"{self.index}:{purpose}"))
+        for role in (GOODBYES, ROUTES, LOOKUPS, DUMPS):
+            self.hub.commands.append(OpenChannel(self.base + role, self._purpose(role)))
 
-    def reopen(self, role: int, purpose: str) -> None:
+    def reopen(self, role: int) -> None:
         """Replace a channel that went wrong."""
         self.hub.count("reopened")
         self.hub.commands.append(CloseChannel(self.base + role))
-        self.hub.commands.append(OpenChannel(self.base + role, f"{self.index}:{purpose}"))
+        self.hub.commands.append(OpenChannel(self.base + role, self._purpose(role)))
+
+    def _purpose(self, role: int) -> ChannelPurpose:
+        groups = tuple(int(_GROUPS[kind.index]) for kind in self.kinds) if role == GOODBYES else ()
+        return ChannelPurpose(self.index, _ROLES[role], groups)
 
     @property
     def ready(self) -> bool:

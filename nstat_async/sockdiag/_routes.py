@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._core import Lookup, Send
+from .._contract import Lookup, Send
 from .._errors import ProtocolError
 from ._constants import MessageType, RouteMessage
 from ._hub import Hub

@@ -18,7 +18,7 @@ import enum
 import errno as errors
 from collections.abc import Iterable, Sequence
 
-from .._core import Command, Lookup
+from .._contract import Command, Lookup
 from .._errors import BackendUnavailableError, NstatError, ProtocolError, UnavailableReason, UsageError
 from .._events import AnyEvent, PollCompleted
 from .._model import Capabilities, Counts, Flow, Provider, Visibility
@@ -211,6 +211,11 @@ class Session:
         except ProtocolError as error:
             self._hub.reject(error.reason)
 
+    def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
+        """Take in datagrams of the kernel, in order."""
+        for data in datagrams:
+            self.receive_datagram(data, now, channel)
+
     def observe_request(self, data: bytes, now: float, channel: int = 0) -> None:
         """Passive: take in one datagram that the recorded client sent."""
         self._catch_up(now)
@@ -320,7 +325,7 @@ class Session:
             )
             return
         namespace.dumps.abort()
-        namespace.reopen(DUMPS, "dumps")
+        namespace.reopen(DUMPS)
         self._advance()
 
     def _goodbyes_failed(self, namespace: Namespace, errno: int) -> None:
@@ -376,13 +381,15 @@ class Session:
                 return namespace
         return self._namespaces[0]
 
-    def request_poll(self, now: float) -> None:
-        """Ask for one poll of everything as soon as possible."""
+    def request_poll(self, now: float) -> int:
+        """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
         self._hub.now = now
+        serial = self._hub.generation + 1
         if self._phase is _Phase.IDLE and not self._passive:
             self._begin_poll()
         else:
             self._poll_wanted = True
+        return serial
 
     # -- the contract: output
 
@@ -445,7 +452,7 @@ class Session:
                 if not dumps.done:
                     dumps.abort()
                     if not self._passive:
-                        namespace.reopen(DUMPS, "dumps")
+                        namespace.reopen(DUMPS)
                 namespace.lookups.expire()
         if all(namespace.poll_done for namespace in self._namespaces):
             self._advance()
@@ -519,7 +526,7 @@ class Session:
     def _end_poll(self) -> None:
         complete = all(namespace.dumps.complete for namespace in self._namespaces)
         flows = sum(len(namespace) for namespace in self._namespaces)
-        self._hub.events.append(PollCompleted(self._hub.time, flows, complete))
+        self._hub.events.append(PollCompleted(self._hub.time, flows, complete, self._hub.generation))
         self._hub.first_poll = False
         self._enter(_Phase.IDLE, None)
         now = self._hub.now

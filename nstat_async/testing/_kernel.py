@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
-    from nstat_async._feed import Backend, Transport
+    from nstat_async._contract import Backend, Transport
 
     from ._server import UnixServer
 

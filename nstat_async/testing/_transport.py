@@ -20,7 +20,7 @@ import attrs
 from nstat_async._model import Provider, TcpState
 
 if TYPE_CHECKING:
-    from nstat_async._feed import Channel, Feed
+    from nstat_async._contract import Channel, Feed
     from nstat_async._options import MonitorOptions
 
     from ._flows import EmulatedFlow
@@ -93,21 +93,25 @@ class EmulatedChannel:
                 self._near.recv(1)
             self._signalled = wanted
 
-    def receive(self) -> bytes:
-        """One record, whole.
+    def read_into(self, batch: list[bytes], most: int) -> bool:
+        """Append the records that are there, at most this many; False if there are no more.
 
         Raises:
-            BlockingIOError: There is none now.
             EOFError: The control went away.
             OSError: The channel is closed.
         """
         if self._near.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         with self.kernel.lock:
-            data = self.client.receive()
-            if not self.client.readable:
-                self._update_signal()
-            return data
+            try:
+                for _ in range(most):
+                    batch.append(self.client.receive())  # noqa: PERF401  # what came before an error must stay
+            except BlockingIOError:
+                return False
+            finally:
+                if not self.client.readable:
+                    self._update_signal()
+        return True
 
     def send(self, data: bytes) -> None:
         """Send one request; it is answered when this returns.
@@ -138,7 +142,7 @@ class EmulatedTransport:
         self._ticker: Ticker | None = None
         self._evidence: list[EmulatedFlow] = []
 
-    def open(self, channel: int, purpose: str) -> Channel:  # noqa: ARG002
+    def open(self, purpose: Any) -> Channel:  # noqa: ARG002
         """Open a control socket."""
         if self.kernel.runs_by_the_clock and self._ticker is None:
             self._ticker = Ticker(self.kernel)

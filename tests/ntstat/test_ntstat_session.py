@@ -22,7 +22,7 @@ from nstat_async import (
     RequestError,
     UsageError,
 )
-from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async.ntstat import (
     AddAllSources,
     AddSource,

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from nstat_async._core import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
@@ -305,23 +305,25 @@ class LiveDriver:
         return busy
 
     def _read(self, number: int, channel: Any) -> bool:
-        for count in range(16):
-            try:
-                data = channel.receive()
-            except BlockingIOError:
-                self.core.channel_drained(number, time.monotonic())
-                return count > 0
-            except OSError as error:
-                self.core.channel_failed(number, error.errno, time.monotonic())
-                continue
+        batch, more, error = [], True, None
+        try:
+            more = channel.read_into(batch, 16)
+        except OSError as failure:
+            error = failure
+        for data in batch:
             self.record.append(("from", time.monotonic(), number, data))
             self.core.receive_datagram(data, time.monotonic(), number)
+        if error is not None:
+            self.core.channel_failed(number, error.errno, time.monotonic())
+        elif not more:
+            self.core.channel_drained(number, time.monotonic())
+            return bool(batch)
         return True
 
     def _carry_out(self, command: Any) -> None:
         core, now = self.core, time.monotonic
         if isinstance(command, OpenChannel):
-            channel = self.channels[command.channel] = self.transport.open(command.channel, command.purpose)
+            channel = self.channels[command.channel] = self.transport.open(command.purpose)
             core.channel_opened(command.channel, now(), immediate=True, receive_buffer=channel.receive_buffer)
         elif isinstance(command, CloseChannel):
             self.channels.pop(command.channel).close()

@@ -12,6 +12,7 @@ import pytest
 from nstat_async._errors import BackendUnavailableError, UnavailableReason, UsageError
 from nstat_async._events import FlowAdded, FlowRemoved, PollCompleted
 from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import ChannelPurpose, Role
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
@@ -96,12 +97,13 @@ def test_a_namespace_is_a_name_a_path_or_a_pid(value):
 def test_the_receive_buffer_is_as_large_as_privileges_allow():
     """A channel says what was granted; asking for less gives less."""
     transport = NetlinkTransport(receive_buffer=64 << 10)
-    small = transport.open(1, "0:goodbyes:1")
-    large = NetlinkTransport().open(1, "0:goodbyes:1,2,3,4")
+    small = transport.open(ChannelPurpose(0, Role.REMOVALS, (1,)))
+    large = NetlinkTransport().open(ChannelPurpose(0, Role.REMOVALS, (1, 2, 3, 4)))
     assert small.receive_buffer == 64 << 10
     assert large.receive_buffer > small.receive_buffer
-    with pytest.raises(BlockingIOError):
-        small.receive()
+    batch: list[bytes] = []
+    assert not small.read_into(batch, 4)
+    assert not batch
     for channel in (small, large):
         channel.close()
         channel.close()

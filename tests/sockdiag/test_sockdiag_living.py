@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from channels import read_one
 from sockdiag_fakes import LiveDriver
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
@@ -354,11 +355,11 @@ def test_an_exact_lookup_finds_the_socket(live, kind):
         (added,) = live.added(here)
         request = lookup_request(added.raw_details.message, 6 if kind == socket.SOCK_STREAM else 17)
         live.channels[3].send(request.encode())
-        data = live.channels[3].receive()
+        data = read_one(live.channels[3])
         found = DiagMessage.decode(data, next(iterate_messages(data)))
         assert f"c{found.cookie:x}" == added.flow.id
     live.channels[3].send(request.encode())
-    data = live.channels[3].receive()
+    data = read_one(live.channels[3])
     assert error_number(data, next(iterate_messages(data))) > 0
 
 

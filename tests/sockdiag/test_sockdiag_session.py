@@ -20,7 +20,16 @@ from nstat_async._events import (
 )
 from nstat_async._model import Direction, InterfaceKind, Provider, TcpState
 from nstat_async._options import MonitorOptions
-from nstat_async.sockdiag import AddressMessage, LinkMessage, RouteMessage, Session, SocketState, TcpInfo
+from nstat_async.sockdiag import (
+    AddressMessage,
+    LinkMessage,
+    OpenChannel,
+    Role,
+    RouteMessage,
+    Session,
+    SocketState,
+    TcpInfo,
+)
 from nstat_async.sockdiag._session import ANNOUNCED_AT_ONCE
 
 
@@ -266,7 +275,7 @@ def test_without_goodbyes_absence_removes():
     carry_out = kernel._carry_out
 
     def refuse(command):
-        if getattr(command, "purpose", "").startswith("0:goodbyes"):
+        if isinstance(command, OpenChannel) and command.purpose.role is Role.REMOVALS:
             kernel.session.channel_failed(1, errno.ENOENT, kernel.now)
         else:
             carry_out(command)

@@ -10,6 +10,7 @@ import time
 
 import anyio
 import pytest
+from channels import read_one
 from talk import SUPPRESS, Talk
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Proof, Provider
@@ -45,33 +46,33 @@ def wait_until(condition, timeout=10):
 def test_an_answer_is_readable_by_select_as_soon_as_send_returns():
     kernel = EmulatedKernel()
     transport = kernel.transport()
-    channel = transport.open(0, "")
+    channel = transport.open(None)
     assert channel.immediate
     assert not readable(channel)
     channel.send(watch_tcp(kernel))
     assert readable(channel)
-    assert channel.receive()
+    assert read_one(channel)
     assert not readable(channel)
     with pytest.raises(BlockingIOError):
-        channel.receive()
+        read_one(channel)
     kernel.open_tcp()
     assert readable(channel)
     channel.close()
     channel.close()
     with pytest.raises(OSError) as caught:
-        channel.receive()
+        read_one(channel)
     assert caught.value.errno == errno.EBADF
     assert not kernel.clients
 
 
 def test_the_end_of_a_control_is_readable_and_stays_so():
     kernel = EmulatedKernel()
-    channel = kernel.transport().open(0, "")
+    channel = kernel.transport().open(None)
     kernel.end_controls()
     for _ in range(2):
         assert readable(channel)
         with pytest.raises(EOFError):
-            channel.receive()
+            read_one(channel)
     channel.close()
 
 
@@ -80,7 +81,7 @@ def test_a_transport_sets_the_receive_buffer_it_is_told_to():
     from nstat_async.testing._transport import EmulatedTransport
 
     for asked, granted in ((None, 4096), (65536, 65536), (1 << 30, 8 << 20)):
-        channel = EmulatedTransport(kernel, asked).open(0, "")
+        channel = EmulatedTransport(kernel, asked).open(None)
         assert channel.receive_buffer == granted
         channel.close()
 
@@ -88,10 +89,10 @@ def test_a_transport_sets_the_receive_buffer_it_is_told_to():
 def test_timers_run_by_the_clock_while_a_channel_is_open():
     kernel = EmulatedKernel(clock=time.monotonic)
     transport = kernel.transport()
-    channel = transport.open(0, "")
+    channel = transport.open(None)
     channel.send(watch_tcp(kernel))
     kernel.call_later(0.01, kernel.open_tcp)
-    channel.receive()
+    read_one(channel)
     assert readable(channel, 10)
     channel.close()
     transport.close()
@@ -278,7 +279,7 @@ def test_the_default_talk_reads_what_a_channel_reads():
     kernel = EmulatedKernel()
     kernel.open_tcp()
     talk = Talk(kernel)
-    channel = kernel.transport().open(0, "")
+    channel = kernel.transport().open(None)
     channel.send(watch_tcp(kernel))
-    assert talk.watch(Provider.TCP, userland=False)[0].encode(talk.layout) == channel.receive()
+    assert talk.watch(Provider.TCP, userland=False)[0].encode(talk.layout) == read_one(channel)
     channel.close()

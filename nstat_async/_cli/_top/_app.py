@@ -27,8 +27,8 @@ from textual.strip import Strip
 from textual.widgets import Footer, Input, Static
 
 from ... import Monitor
+from ..._contract import Backend
 from ..._errors import NstatError
-from ..._feed import Backend
 from ...aggregate import ProcessTable
 from .._text import rate_text
 from ._layout import Cell, Columns
