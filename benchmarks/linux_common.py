@@ -19,8 +19,8 @@ from pathlib import Path
 import anyio
 
 from nstat_async._events import PollCompleted
-from nstat_async._io.netlink import SockDiagBackend
 from nstat_async._options import MonitorOptions
+from nstat_async.backends import SockDiag
 
 _INSIDE = "NSTAT_BENCHMARK_NAMESPACE"
 HOLDER = """
@@ -176,7 +176,7 @@ class HoldMeter:
 
 
 def open_feed(**options):
-    return SockDiagBackend().open(MonitorOptions(**options))
+    return SockDiag().open(MonitorOptions(**options))
 
 
 def median(values) -> float:

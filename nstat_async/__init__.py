@@ -16,16 +16,20 @@ from ._buffer import BufferStatistics
 from ._errors import (
     BackendUnavailableError,
     ConcurrentReadError,
+    IncompleteSnapshotError,
     MonitorClosedError,
     NstatError,
     ProtocolError,
     RecordingError,
     RequestError,
+    StreamEndedError,
     UnavailableReason,
     UsageError,
 )
 from ._events import (
     AnyEvent,
+    Auxiliary,
+    AuxiliaryFailed,
     Event,
     EventsLost,
     FlowAdded,
@@ -59,12 +63,15 @@ from ._model import (
     TcpState,
     Visibility,
 )
-from ._monitor import Monitor, MonitorStatistics, Subscription, snapshot
+from ._monitor import Monitor, MonitorStatistics, snapshot
 from ._options import DEFAULT_PROVIDERS, Discovery, MonitorOptions, Overflow
+from ._subscription import Subscription
 
 __all__ = [
     "DEFAULT_PROVIDERS",
     "AnyEvent",
+    "Auxiliary",
+    "AuxiliaryFailed",
     "BackendUnavailableError",
     "BufferStatistics",
     "Capabilities",
@@ -83,6 +90,7 @@ __all__ = [
     "FlowAdded",
     "FlowRemoved",
     "FlowUpdated",
+    "IncompleteSnapshotError",
     "Interface",
     "InterfaceKind",
     "InterfaceUpdated",
@@ -104,6 +112,7 @@ __all__ = [
     "RemovalReason",
     "RequestError",
     "RouteUpdated",
+    "StreamEndedError",
     "Subscription",
     "SystemInfo",
     "TcpState",

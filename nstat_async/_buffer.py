@@ -23,6 +23,7 @@ import attrs
 
 from ._events import (
     AnyEvent,
+    AuxiliaryFailed,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -43,7 +44,7 @@ __all__ = ["BufferStatistics", "EventBuffer"]
 MERGEABLE_LOSSES = 256
 """Pending `EventsLost` of one cause before further ones are added to the last."""
 
-_TABLE_EVENTS = (InterfaceUpdated, RouteUpdated, SystemInfo)
+_TABLE_EVENTS = (InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed)
 
 
 @attrs.frozen(kw_only=True)
@@ -219,7 +220,7 @@ class EventBuffer:
         if added is not None:
             self._pairs[id(added)] = (added, slot)
 
-    def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated | SystemInfo) -> None:
+    def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated | SystemInfo | AuxiliaryFailed) -> None:
         """Of what is told again and again, only the newest waits."""
         key = _table_key(event)
         slot = self._tables.get(key)
@@ -332,12 +333,14 @@ class EventBuffer:
             self._queue = deque(slot for slot in self._queue if slot[0] is not None)
 
 
-def _table_key(event: InterfaceUpdated | RouteUpdated | SystemInfo) -> Hashable:
+def _table_key(event: InterfaceUpdated | RouteUpdated | SystemInfo | AuxiliaryFailed) -> Hashable:
     """What the event is the newest of."""
     if isinstance(event, RouteUpdated):
         return ("route", event.id)
     if isinstance(event, InterfaceUpdated):
         return ("interface", event.interface.index)
+    if isinstance(event, AuxiliaryFailed):
+        return ("auxiliary", event.auxiliary)
     return tuple(key for key, _ in event.values)
 
 

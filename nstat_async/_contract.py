@@ -26,16 +26,14 @@ Rules that both sides of a core keep:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import Any, Protocol, Union
 
 import attrs
 
 from ._errors import NstatError
 from ._events import AnyEvent
 from ._model import Capabilities, Counts, Flow
-
-if TYPE_CHECKING:
-    from ._options import MonitorOptions
+from ._options import MonitorOptions
 
 __all__ = [
     "Backend",

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import platform
 import socket
-import sys
 import time
 from typing import Any, Union
 
@@ -26,7 +25,7 @@ from ._errors import BackendUnavailableError, NstatError, UnavailableReason, Usa
 from ._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
 from ._model import Capabilities, Counts, Flow, Proof, Provider, Visibility
 from ._monitor import Monitor
-from .backends import Kctl, SockDiag
+from .backends._registry import ROWS
 
 __all__ = ["DoctorReport", "Finding", "Status", "examine"]
 
@@ -84,7 +83,7 @@ async def examine(backend: Backend | None = None) -> DoctorReport:
     findings = [_library(), _system(), _privileges()]
     findings += _buffers()
     works = False
-    candidates: tuple[Backend, ...] = (backend,) if backend is not None else (Kctl(verify=True), SockDiag())
+    candidates = [row.examine() for row in ROWS if row.examine is not None] if backend is None else [backend]
     for candidate in candidates:
         found, ok = await _examine_backend(candidate)
         findings += found
@@ -133,22 +132,9 @@ def _effective_capabilities() -> int | None:
 
 
 def _buffers() -> list[Finding]:
-    """The largest receive buffer that the system grants without privilege."""
-    platform_name: str = sys.platform
-    if platform_name.startswith("linux"):
-        try:
-            with open("/proc/sys/net/core/rmem_max", encoding="ascii") as file:  # noqa: PTH123
-                size = int(file.read())
-        except (OSError, ValueError):
-            return []
-        return [Finding("net.core.rmem_max", Status.INFO, f"{size:,} bytes", {"bytes": size})]
-    if platform_name == "darwin":
-        from ._io.darwin import sysctl_integer  # noqa: PLC0415
-
-        limit = sysctl_integer("kern.ipc.maxsockbuf")
-        if limit is not None:
-            return [Finding("kern.ipc.maxsockbuf", Status.INFO, f"{limit:,} bytes", {"bytes": limit})]
-    return []
+    """The largest receive buffers that the system grants without privilege."""
+    limits = [row.receive_limit() for row in ROWS if row.receive_limit is not None]
+    return [Finding(name, Status.INFO, f"{size:,} bytes", {"bytes": size}) for name, size in limits if size is not None]
 
 
 def _optional() -> list[Finding]:
@@ -246,7 +232,7 @@ async def _watch(backend: Backend) -> tuple[Capabilities, Seen, Finding]:
 
 async def _self_check(monitor: Monitor, name: str) -> Finding:
     """Open, use and close a loopback connection; follow it in the stream."""
-    if name not in {"kctl", "sock_diag"}:
+    if not any(row.name == name and row.platform is not None for row in ROWS):
         return Finding(
             f"{name} self-check", Status.INFO, "not made: this kernel does not see this machine's connections"
         )

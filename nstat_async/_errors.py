@@ -10,6 +10,8 @@ One tree:
         - `RecordingError` -- the bytes of a recording did
     - `RequestError` -- the kernel refused a request
     - `BackendUnavailableError` -- a kernel interface cannot be opened here
+    - `IncompleteSnapshotError` -- `snapshot` could not see everything; it has what it saw
+    - `StreamEndedError` -- nothing waits and nothing will come
 
 `UsageError` is your misuse, `ProtocolError` and `RequestError` are the other
 side's answer, `BackendUnavailableError` is the machine. Every error carries its
@@ -20,14 +22,18 @@ from __future__ import annotations
 
 import enum
 
+from ._model import Counts, Flow
+
 __all__ = [
     "BackendUnavailableError",
     "ConcurrentReadError",
+    "IncompleteSnapshotError",
     "MonitorClosedError",
     "NstatError",
     "ProtocolError",
     "RecordingError",
     "RequestError",
+    "StreamEndedError",
     "UnavailableReason",
     "UsageError",
 ]
@@ -131,3 +137,24 @@ class BackendUnavailableError(NstatError):
 
     def __str__(self) -> str:
         return f"backend {self.backend!r} is unavailable ({self.reason.value}): {self.detail}"
+
+
+class IncompleteSnapshotError(NstatError):
+    """A `nstat_async.snapshot` of which something is known to be missing.
+
+    Args:
+        flows: What was seen: flows with their counts.
+        detail: What is missing and why, for a person.
+    """
+
+    def __init__(self, flows: tuple[tuple[Flow, Counts | None], ...], detail: str) -> None:
+        super().__init__(flows, detail)
+        self.flows = flows
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the snapshot is incomplete, {len(self.flows)} flows are known: {self.detail}"
+
+
+class StreamEndedError(NstatError):
+    """Nothing waits and nothing will come any more: a recording is over, or the kernel's side ended."""

@@ -15,6 +15,8 @@ from ._model import Counts, Delta, Details, DetailsSource, Endpoint, Flow, Inter
 
 __all__ = [
     "AnyEvent",
+    "Auxiliary",
+    "AuxiliaryFailed",
     "Event",
     "EventsLost",
     "FlowAdded",
@@ -67,6 +69,17 @@ class LossCause(enum.Enum):
     """The kernel's stream was reopened; flows that lived only in between are unknown."""
     RECORDING = "recording"
     """A recording is damaged or ends in the middle of a record."""
+
+
+class Auxiliary(enum.Enum):
+    """What works beside a monitor, and may fail without ending it."""
+
+    LOOKUP = "lookup"
+    """A question to the machine, such as who owns a socket: what it would have told is `None`."""
+    THREAD = "thread"
+    """A worker thread, which look-ups run in, could not be started."""
+    RECORDER = "recorder"
+    """The recording ended early; the file holds what came before."""
 
 
 @attrs.frozen
@@ -198,6 +211,19 @@ class ProviderRefused(Event):
 
 
 @attrs.frozen
+class AuxiliaryFailed(Event):
+    """Something beside the kernel's conversation failed; the monitor goes on without it.
+
+    Reported once, and again only after it worked in between. `MonitorStatistics.feed`
+    counts every failure (``failed_lookup``, ``failed_thread``, ``failed_recorder``).
+    """
+
+    auxiliary: Auxiliary
+    detail: str
+    """What failed and why, for a person."""
+
+
+@attrs.frozen
 class InterfaceUpdated(Event):
     """Counters of a watched interface (privileged extra on Darwin)."""
 
@@ -253,6 +279,7 @@ AnyEvent = Union[
     PollCompleted,
     EventsLost,
     ProviderRefused,
+    AuxiliaryFailed,
     InterfaceUpdated,
     RouteUpdated,
     SystemInfo,

@@ -16,6 +16,7 @@ import attrs
 from ._escape import dump, quote
 from ._events import (
     AnyEvent,
+    AuxiliaryFailed,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -160,6 +161,7 @@ class JsonFormatter:
             PollCompleted: self._poll,
             EventsLost: self._lost,
             ProviderRefused: self._refused,
+            AuxiliaryFailed: self._auxiliary,
             InterfaceUpdated: self._interface,
             RouteUpdated: self._route,
             SystemInfo: self._system,
@@ -233,6 +235,12 @@ class JsonFormatter:
         return (
             f'{{"v":1,"event":"provider_refused","time":{event.time:.6f},"provider":"{event.provider.value}",'
             f'"errno":{event.errno},"detail":{quote(event.detail)}}}'
+        )
+
+    def _auxiliary(self, event: AuxiliaryFailed) -> str:
+        return (
+            f'{{"v":1,"event":"auxiliary_failed","time":{event.time:.6f},"auxiliary":"{event.auxiliary.value}",'
+            f'"detail":{quote(event.detail)}}}'
         )
 
     def _interface(self, event: InterfaceUpdated) -> str:

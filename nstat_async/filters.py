@@ -211,6 +211,11 @@ class FlowGate:
     def __call__(self, events: Iterable[AnyEvent]) -> Sequence[AnyEvent]:
         """The events that pass."""
         passed: list[AnyEvent] = []
+        self.sift(events, passed)
+        return passed
+
+    def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
+        """Append the events that pass; what passed before the filter raises stays appended."""
         for event in events:
             if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
                 changed = self._flow_event(event)
@@ -218,7 +223,6 @@ class FlowGate:
                     passed.append(changed)
             else:
                 passed.append(event)
-        return passed
 
     def _flow_event(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> AnyEvent | None:
         flow = event.flow

@@ -19,22 +19,22 @@ ROOT = Path(nstat_async.__file__).parent
 
 FLOORS = {
     "_errors": 0, "_model": 0, "_events": 0,
-    "_contract": 1, "_jsonlines": 1, "_escape": 1,
+    "_options": 1, "_contract": 1, "_jsonlines": 1, "_escape": 1,
     "ntstat._constants": 1, "ntstat._tables": 1, "ntstat._layouts": 1, "ntstat._kernels": 1,
     "ntstat._messages": 1, "ntstat._framer": 1,
     "sockdiag._constants": 1, "sockdiag._messages": 1,
     "recording": 1,
     "ntstat": 2, "sockdiag": 2,
-    "filters": 2, "_buffer": 2, "_options": 2,
+    "filters": 2, "_buffer": 2,
     "_io": 3,
-    "backends": 4, "_monitor": 4,
+    "backends": 4, "_subscription": 4, "_monitor": 4,
     "": 5,  # the package itself: it gathers what is public
     "aggregate": 5, "testing": 5, "integrations": 5, "_doctor": 5,
     "_cli": 6, "__main__": 6,
 }  # fmt: skip
 """Module, or package for all its modules, to floor."""
 
-UPWARD: set[tuple[str, str]] = set()
+UPWARD = {("backends._emulated", "testing")}
 """Imports that go up on purpose, inside a function."""
 
 FORBIDDEN = {"socket", "asyncio", "anyio", "trio", "selectors", "select", "time", "os", "threading", "subprocess"}

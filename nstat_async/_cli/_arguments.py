@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import __version__
+from .._errors import UsageError
 from .._model import Provider
+from ..backends._registry import parse
 
 __all__ = ["COMMANDS", "build_parser"]
 
@@ -67,12 +69,11 @@ def _timebase(text: str) -> tuple[int, int]:
 
 
 def _backend(text: str) -> str:
-    if text in {"auto", "kctl", "sock_diag", "emulated"}:
-        return text
-    scheme, _, rest = text.partition(":")
-    if scheme in {"unix", "replay"} and rest:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, kctl, sock_diag, emulated, unix:PATH, replay:FILE")
+    try:
+        parse(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("backend: ")) from None
+    return text
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ from time import time
 import anyio
 
 from .. import snapshot
+from .._errors import IncompleteSnapshotError
 from .._jsonlines import flow_line
 from .._model import Counts, Flow
-from ._output import Output
+from ._output import Output, complain
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
 from ._table import render
@@ -23,7 +24,7 @@ _RIGHT = frozenset({6, 7})
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the flows.
+    """Print the flows; status 1 when some are known to be missing.
 
     Raises:
         NstatError: The backend cannot be opened, or failed.
@@ -36,7 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def work(scope: anyio.CancelScope) -> int:
         with scope:
-            found.extend(await snapshot(backend=backend, **options))
+            try:
+                found.extend(await snapshot(backend=backend, **options))
+            except IncompleteSnapshotError as error:
+                found.extend(error.flows)
+                complain(str(error))
+                return 1
         return 0
 
     status = run_until_stopped(work, duration=arguments.duration, output=output)

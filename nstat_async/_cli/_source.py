@@ -9,7 +9,6 @@ from typing import Any
 
 from .. import backends
 from .._contract import Backend
-from .._errors import UsageError
 from .._model import Provider
 from ..filters import Filter, by_pid, by_process_name, by_provider, loopback
 
@@ -23,26 +22,8 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
         UsageError: Options contradict each other, or one is missing.
         BackendUnavailableError: It cannot be had on this machine.
     """
-    scheme, _, rest = arguments.backend.partition(":")
-    netns = arguments.netns
-    if netns and scheme not in {"auto", "sock_diag"}:
-        raise UsageError(f"--netns: backend {scheme} has no network namespaces")
-    if netns or scheme == "sock_diag":
-        names = tuple(map(_namespace, netns or ()))
-        return backends.SockDiag(netns=names if len(names) > 1 else (names[0] if names else None))
-    if scheme == "unix":
-        if arguments.kernel is None:
-            raise UsageError("--backend unix:PATH needs --kernel: which kernel speaks there, e.g. xnu-11417.121.6")
-        return backends.UnixSocket(rest, arguments.kernel)
-    if scheme == "replay":
-        return backends.Replay(rest, kernel=arguments.kernel)
-    if scheme == "emulated":
-        from ._workload import emulated_backend  # noqa: PLC0415  # nobody else needs the emulated kernel
-
-        return emulated_backend(arguments.kernel)
-    if scheme == "kctl":
-        return backends.Kctl()
-    return backends.auto()
+    namespaces = [_namespace(text) for text in arguments.netns or ()]
+    return backends.named(arguments.backend, kernel=arguments.kernel, netns=namespaces)
 
 
 def check_input(path: str) -> None:

@@ -18,6 +18,7 @@ import attrs
 from .._escape import escape
 from .._events import (
     AnyEvent,
+    AuxiliaryFailed,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -139,6 +140,7 @@ class TextFormatter:
             PollCompleted: self._poll,
             EventsLost: self._lost,
             ProviderRefused: self._refused,
+            AuxiliaryFailed: self._auxiliary,
             InterfaceUpdated: self._interface,
             RouteUpdated: self._route,
             SystemInfo: self._system,
@@ -216,6 +218,9 @@ class TextFormatter:
     def _refused(self, event: ProviderRefused) -> str:
         text = f"provider {event.provider.value} refused: error {event.errno}  {escape(event.detail)}"
         return self._line("!", event.time, text.rstrip())
+
+    def _auxiliary(self, event: AuxiliaryFailed) -> str:
+        return self._line("!", event.time, f"{event.auxiliary.value} failed: {escape(event.detail)}")
 
     def _interface(self, event: InterfaceUpdated) -> str:
         name = escape(event.interface.name) if event.interface.name else f"if{event.interface.index}"

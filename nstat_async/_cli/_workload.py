@@ -13,27 +13,17 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import attrs
 
-from .._contract import Backend
 from .._errors import NstatError, UsageError
-from ..testing import EmulatedFlow, EmulatedKernel, Workload
+from ..testing import EmulatedFlow, EmulatedKernel
 
-__all__ = ["DEFAULT_KERNEL", "Script", "emulated_backend", "read_script"]
+__all__ = ["Script", "read_script"]
 
-DEFAULT_KERNEL = "xnu-11417.121.6"
 _MAX_STEPS = 1_000_000
 _KINDS = ("tcp", "udp", "quic", "connection")
-
-
-def emulated_backend(kernel: str | None) -> Backend:
-    """An emulated kernel in this process with a small random workload, for trying things out."""
-    emulated = EmulatedKernel(kernel or DEFAULT_KERNEL, clock=monotonic)
-    Workload(emulated, rate=2.0, size=20, mean_life=10.0).start()
-    return emulated.backend()
 
 
 @attrs.frozen

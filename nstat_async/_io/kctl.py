@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -93,10 +92,6 @@ def open_control(receive_buffer: int | None) -> SocketChannel:
         BackendUnavailableError: This is no Darwin system, the control is absent, or
             the sandbox denies it.
     """
-    platform: str = sys.platform
-    if platform != "darwin":
-        detail = f"this is {platform}; the kernel control exists on macOS only"
-        raise BackendUnavailableError(BACKEND, UnavailableReason.PLATFORM, detail)
     sock = _system_socket()
     try:
         sock.connect((_control_id(sock), 0))
@@ -137,7 +132,9 @@ def _explain(error: OSError, what: str) -> BackendUnavailableError:
     """What a failed call means and what to do."""
     number = error.errno or 0
     text = os.strerror(number)
-    if number in {errno.EPERM, errno.EACCES}:
+    if number == errno.EAFNOSUPPORT:
+        reason, hint = UnavailableReason.PLATFORM, "the kernel control exists on macOS only"
+    elif number in {errno.EPERM, errno.EACCES}:
         reason, hint = UnavailableReason.PERMISSION, "a sandbox denies it; run outside the App Sandbox"
     elif number == errno.ENOENT:
         reason, hint = UnavailableReason.MISSING, "this kernel has no such control (it begins with OS X 10.7)"

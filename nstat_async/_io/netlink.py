@@ -1,4 +1,4 @@
-"""Netlink sockets for the sock_diag core, and the backend that puts them together.
+"""Netlink sockets for the sock_diag core, and the namespaces that they are opened in.
 
 A socket of ours always receives with the same large buffer: the kernel fits the
 pieces of a dump to the largest receive it ever saw on a socket, and would cut them
@@ -10,22 +10,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import socket
-import sys
 from typing import Any, Union
 
-import attrs
-
-from .._contract import Feed
-from .._errors import BackendUnavailableError, UnavailableReason, UsageError
-from .._options import MonitorOptions
-from ..sockdiag import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, OwnersRequest, Role, Session
+from .._errors import BackendUnavailableError, UnavailableReason
+from ..sockdiag import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, OwnersRequest, Role
 from .channel import SocketChannel
-from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, process_visibility
+from .linux import device_kind, in_namespace, namespace_path, namespaces_equal
 from .procfs import ProcessScanner
 
-__all__ = ["NetlinkTransport", "SockDiagBackend", "set_receive_buffer"]
+__all__ = ["NetlinkTransport", "open_namespaces", "set_receive_buffer"]
 
 GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
@@ -135,64 +129,12 @@ class NetlinkTransport:
 _SOCK_CLOEXEC: int = getattr(socket, "SOCK_CLOEXEC", 0)
 
 
-def _namespaces(value: Any) -> tuple[Namespace, ...]:
-    items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    for item in items:
-        if item is not None and (isinstance(item, bool) or not isinstance(item, (str, int))):
-            raise UsageError(f"netns: {item!r} is neither a name, a path nor a pid")
-    if not items:
-        raise UsageError("netns: at least one is needed")
-    return items
+def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[list[str | None], list[int | None]]:
+    """Labels and descriptors of namespaces; this one is `None` in both, by whatever name it was given.
 
-
-@attrs.frozen
-class SockDiagBackend:
-    """The sockets of this Linux machine, by sock_diag. Needs no privilege."""
-
-    netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
-    """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for the
-    own one; several as a tuple. Any but the own one needs CAP_SYS_ADMIN."""
-
-    @property
-    def name(self) -> str:
-        """``sock_diag``."""
-        return "sock_diag"
-
-    def open(self, options: MonitorOptions) -> Feed:
-        """Open it.
-
-        Raises:
-            BackendUnavailableError: This is not Linux, or a namespace cannot be entered.
-            UsageError: The options ask for nothing that sock_diag has.
-        """
-        from .pump import KernelFeed  # noqa: PLC0415 - the pump is for the event loop; the transport is not
-
-        core, transport = self.parts(options)
-        return KernelFeed(core, transport, options=options, kernel=platform.release(), protocol="sock_diag")
-
-    def parts(self, options: MonitorOptions) -> tuple[Session, NetlinkTransport]:
-        """The core and the transport, for an event loop of one's own.
-
-        Raises:
-            BackendUnavailableError: As `open`.
-            UsageError: As `open`.
-        """
-        if not sys.platform.startswith("linux"):
-            raise BackendUnavailableError("sock_diag", UnavailableReason.PLATFORM, f"this is {sys.platform}, not Linux")
-        labels, descriptors = _enter_all(self.netns)
-        try:
-            visibility = process_visibility()
-            core = Session(options, namespaces=labels, kernel=platform.release(), processes=visibility)
-        except BaseException:
-            for descriptor in descriptors:
-                if descriptor is not None:
-                    os.close(descriptor)
-            raise
-        return core, NetlinkTransport(tuple(descriptors), options.receive_buffer)
-
-
-def _enter_all(namespaces: tuple[Namespace, ...]) -> tuple[list[str | None], list[int | None]]:
-    """Labels and descriptors of namespaces, the own one as `None` by whatever name."""
+    Raises:
+        BackendUnavailableError: One of them is not there, or cannot be entered.
+    """
     labels: list[str | None] = []
     descriptors: list[int | None] = []
     with contextlib.ExitStack() as undo:

@@ -12,23 +12,28 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
 - Channels are waited on by one task each, which only sets an event; look-ups that
   may block run in worker threads.
+- *What is auxiliary may fail.* A look-up, its thread or the recorder end nothing but
+  themselves: the core hears `LookupFailed`, the consumer `AuxiliaryFailed`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 import anyio.to_thread
 
-from .._contract import Channel, CloseChannel, Command, Core, Lookup, OpenChannel, Send, Sink, Transport
+from .._contract import Channel, CloseChannel, Command, Core, Lookup, LookupFailed, OpenChannel, Send, Sink, Transport
 from .._errors import NstatError
+from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 
@@ -103,6 +108,9 @@ class KernelFeed:
         self._longest_slice = 0.0
         self._wakes = 0
         self._open_error: NstatError | None = None
+        self._failures: Counter[Auxiliary] = Counter()
+        self._failing: set[Hashable] = set()
+        self._reports: list[AnyEvent] = []
 
     # --- Feed ----------------------------------------------------------------
 
@@ -133,8 +141,9 @@ class KernelFeed:
             waiter.close()
         self._channels.clear()
         self._transport.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        self._record(lambda recorder: recorder.close())
+        self._recorder = None
+        self._subscribed.set()
         self._wake.set()
 
     def statistics(self) -> dict[str, int]:
@@ -144,6 +153,7 @@ class KernelFeed:
             "wakes": self._wakes,
             "slices": self._slices,
             "longest_slice_us": int(self._longest_slice * 1e6),
+            **{f"failed_{auxiliary.value}": self._failures[auxiliary] for auxiliary in Auxiliary},
         }
 
     async def run(self, sink: Sink) -> None:
@@ -169,7 +179,6 @@ class KernelFeed:
                     failure = error
                 self._tasks.cancel_scope.cancel()
         finally:
-            self._subscribed.set()
             self.close()
         if failure is not None:
             if failure is core.failure and self._open_error is not None:
@@ -196,6 +205,8 @@ class KernelFeed:
                 self._carry_out(command)
             read = self._read(start + SLICE)
             events = core.take_events()
+            if self._reports:
+                events, self._reports = [*events, *self._reports], []
             if events:
                 sink.deliver(events)
             spent = time.perf_counter() - start
@@ -244,8 +255,12 @@ class KernelFeed:
             return
         if self._recorder is not None:
             at = self._record_time()
-            for data in batch:
-                self._recorder.from_kernel(data, at, number)
+
+            def write(recorder: Recorder) -> None:
+                for data in batch:
+                    recorder.from_kernel(data, at, number)
+
+            self._record(write)
         self.core.receive_datagrams(batch, self._now(), number)
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:
@@ -283,8 +298,7 @@ class KernelFeed:
         waiter = self._channels.get(command.channel)
         if waiter is None:
             return
-        if self._recorder is not None:
-            self._recorder.to_kernel(command.data, self._record_time(), command.channel)
+        self._record(lambda recorder: recorder.to_kernel(command.data, self._record_time(), command.channel))
         try:
             waiter.channel.send(command.data)
         except OSError as error:
@@ -312,17 +326,55 @@ class KernelFeed:
         )
 
     async def _look_up(self, command: Lookup) -> None:
+        request = command.request
         try:
-            answer = await anyio.to_thread.run_sync(self._transport.lookup, command.request, abandon_on_cancel=True)
-        except OSError as error:
-            _log.debug("look-up failed: %s", error)
-            answer = None
+            answer = await anyio.to_thread.run_sync(self._ask, request, abandon_on_cancel=True)
+            self._failing.discard(Auxiliary.THREAD)
+        except Exception as error:  # noqa: BLE001  # no thread could be started
+            answer = LookupFailed(f"no worker thread: {_reason(error)}")
+            self._auxiliary_failed(Auxiliary.THREAD, Auxiliary.THREAD, _reason(error))
+        else:
+            if isinstance(answer, LookupFailed):
+                self._auxiliary_failed(Auxiliary.LOOKUP, type(request).__name__, answer.reason)
+            else:
+                self._failing.discard(type(request).__name__)
         if self._closed:
             return
-        if self._recorder is not None and answer is not None:
-            self._recorder.answer(command.token, answer, self._record_time())
+        if answer is not None and not isinstance(answer, LookupFailed):
+            self._record(lambda recorder: recorder.answer(command.token, answer, self._record_time()))
         self.core.lookup_done(command.token, answer, self._now())
         self.wake()
+
+    def _ask(self, request: Any) -> Any:
+        """Worker thread: the answer to a look-up, or why there is none."""
+        try:
+            return self._transport.lookup(request)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the kernel's conversation goes on
+            _log.debug("look-up failed", exc_info=True)
+            return LookupFailed(_reason(error))
+
+    # --- auxiliaries ---------------------------------------------------------------
+
+    def _record(self, write: Callable[[Recorder], None]) -> None:
+        """Write to the recording, if there is one; it ends where it cannot be written."""
+        recorder = self._recorder
+        if recorder is None:
+            return
+        try:
+            write(recorder)
+        except OSError as error:
+            self._recorder = None
+            self._auxiliary_failed(Auxiliary.RECORDER, Auxiliary.RECORDER, f"the recording ends here: {_reason(error)}")
+            with contextlib.suppress(OSError):
+                recorder.close()
+
+    def _auxiliary_failed(self, auxiliary: Auxiliary, kind: Hashable, detail: str) -> None:
+        """Count a failure, and report it unless its kind has failed before and not worked since."""
+        self._failures[auxiliary] += 1
+        if kind not in self._failing:
+            self._failing.add(kind)
+            _log.info("%s failed: %s", auxiliary.value, detail)
+            self._reports.append(AuxiliaryFailed(self._now() + self.core.epoch_offset, auxiliary, detail))
 
     # --- waiting -------------------------------------------------------------------
 
@@ -338,6 +390,13 @@ class KernelFeed:
             await self._wake.wait()
         self._wakes += 1
         self._wake = anyio.Event()
+
+
+def _reason(error: Exception) -> str:
+    """An error in words, for a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 class _Waiter:

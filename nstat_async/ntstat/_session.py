@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from .._contract import CloseChannel, Command, Lookup, OpenChannel, Send
+from .._contract import CloseChannel, Command, Lookup, LookupFailed, OpenChannel, Send
 from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowUpdated, LossCause, PollCompleted
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
@@ -171,7 +171,8 @@ class Session:
         if token != _OPEN_EVIDENCE or current is None:
             return
         if not isinstance(answer, Evidence):
-            self._proof_notes = ("the layout cannot be proven here: no known flows can be opened",)
+            reason = f" ({answer.reason})" if isinstance(answer, LookupFailed) else ""
+            self._proof_notes = (f"the layout cannot be proven here: no known flows can be opened{reason}",)
             return
         self._probe = LayoutProbe(self.kernel, answer)
         current.receiver.watch(self._probe.observe)

@@ -18,7 +18,7 @@ import enum
 import errno as errors
 from collections.abc import Iterable, Sequence
 
-from .._contract import Command, Lookup
+from .._contract import Command, Lookup, LookupFailed
 from .._errors import BackendUnavailableError, NstatError, ProtocolError, UnavailableReason, UsageError
 from .._events import AnyEvent, PollCompleted
 from .._model import Capabilities, Counts, Flow, Provider, Visibility
@@ -102,6 +102,8 @@ class Session:
         self._next_poll: float | None = None
         self._poll_wanted = False
         self._search: int | None = None
+        self._no_owners: str | None = None
+        """Why the last search for owners failed."""
         self._dump_failures = 0
         self._notes: list[str] = []
 
@@ -149,6 +151,8 @@ class Session:
         )
 
     def _remarks(self) -> Iterable[str]:
+        if self._no_owners is not None:
+            yield f"processes are unknown: {self._no_owners}"
         if Provider.UDP in self._options.providers:
             yield "the kernel keeps no byte counters of UDP sockets"
         if self._processes is Visibility.OWN:
@@ -348,7 +352,7 @@ class Session:
         self.channel_failed(channel, errors.EBADF, now)
 
     def lookup_done(self, token: int, answer: object, now: float) -> None:
-        """The answer to a look-up; `None` when it could not be answered."""
+        """The answer to a look-up, or `LookupFailed`."""
         self._hub.now = now
         if self._passive:
             self._catch_up(now)
@@ -360,6 +364,7 @@ class Session:
         if token != self._search and not self._passive:
             return
         self._search = None
+        self._no_owners = answer.reason if isinstance(answer, LookupFailed) else None
         if isinstance(answer, OwnersAnswer):
             self._take_owners(answer)
         self._advance()

@@ -18,7 +18,8 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
 
 from nstat_async._io import netlink
-from nstat_async._io.netlink import NetlinkTransport, SockDiagBackend
+from nstat_async._io.netlink import NetlinkTransport
+from nstat_async.backends import SockDiag
 
 pytestmark = pytest.mark.linux
 
@@ -48,7 +49,7 @@ def test_a_connection_on_every_loop(loop):
 
     async def main() -> None:
         sink = Sink()
-        feed = SockDiagBackend().open(MonitorOptions(interval=0.05))
+        feed = SockDiag().open(MonitorOptions(interval=0.05))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed.run, sink)
             await sink.until(lambda: any(isinstance(e, PollCompleted) for e in sink.events))
@@ -83,7 +84,7 @@ def test_other_platforms_say_so(monkeypatch):
     """Opening elsewhere fails with the platform's name."""
     monkeypatch.setattr(netlink.sys, "platform", "darwin")
     with pytest.raises(BackendUnavailableError, match="this is darwin") as caught:
-        SockDiagBackend().open(MonitorOptions())
+        SockDiag().open(MonitorOptions())
     assert caught.value.reason is UnavailableReason.PLATFORM
 
 
@@ -91,7 +92,7 @@ def test_other_platforms_say_so(monkeypatch):
 def test_a_namespace_is_a_name_a_path_or_a_pid(value):
     """Anything else is a usage error that shows the value."""
     with pytest.raises(UsageError, match="netns"):
-        SockDiagBackend(value)
+        SockDiag(value)
 
 
 def test_the_receive_buffer_is_as_large_as_privileges_allow():
@@ -116,5 +117,5 @@ def test_descriptors_do_not_leak():
     """A failed opening releases the namespaces entered before."""
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BackendUnavailableError):
-        SockDiagBackend((None, "/proc/self/ns/net", "/no/such/namespace")).parts(MonitorOptions())
+        SockDiag((None, "/proc/self/ns/net", "/no/such/namespace")).parts(MonitorOptions())
     assert len(os.listdir("/proc/self/fd")) == before

@@ -23,7 +23,7 @@ from nstat_async._options import MonitorOptions
 if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
 
-from nstat_async._io.netlink import SockDiagBackend
+from nstat_async.backends import SockDiag
 from nstat_async.sockdiag import DiagMessage, Session, iterate_messages
 from nstat_async.sockdiag._lookups import lookup_request
 from nstat_async.sockdiag._messages import error_number
@@ -34,7 +34,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 def drive(netns=None, **options) -> LiveDriver:
-    return LiveDriver(*SockDiagBackend(netns).parts(MonitorOptions(**{"interval": None, **options})))
+    return LiveDriver(*SockDiag(netns).parts(MonitorOptions(**{"interval": None, **options})))
 
 
 @pytest.fixture
@@ -541,7 +541,7 @@ def test_a_recorded_conversation_replays(live):
 def test_a_namespace_that_does_not_exist():
     """Opening fails with the reason and the path."""
     with pytest.raises(BackendUnavailableError, match="no-such-namespace") as caught:
-        SockDiagBackend("no-such-namespace").parts(MonitorOptions())
+        SockDiag("no-such-namespace").parts(MonitorOptions())
     assert caught.value.reason is UnavailableReason.MISSING
 
 
@@ -616,12 +616,12 @@ import os, socket, sys
 "127.0.0.1".encode("idna")  # what is imported late must be there before the other user, who may not look here
 sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
 from sockdiag_fakes import LiveDriver
-from nstat_async._io.netlink import SockDiagBackend
+from nstat_async.backends import SockDiag
 from nstat_async._options import MonitorOptions
 os.setgid(65534); os.setuid(65534)
 l = socket.socket(); l.bind(("127.0.0.1", 0)); l.listen()
 c = socket.create_connection(l.getsockname()); a, _ = l.accept()
-with LiveDriver(*SockDiagBackend().parts(MonitorOptions(interval=None))) as live:
+with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
     live.poll()
     (own,) = live.added(c.getsockname()[1])
     (foreign,) = live.added(int(sys.argv[1]))

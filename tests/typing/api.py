@@ -12,6 +12,8 @@ from typing_extensions import assert_never, assert_type
 
 from nstat_async import (
     AnyEvent,
+    Auxiliary,
+    AuxiliaryFailed,
     BackendUnavailableError,
     Capabilities,
     Counts,
@@ -84,6 +86,8 @@ def handle(event: AnyEvent) -> str:
             assert_type(count, int | None)
         case ProviderRefused(provider=provider):
             assert_type(provider, Provider)
+        case AuxiliaryFailed(auxiliary=auxiliary):
+            assert_type(auxiliary, Auxiliary)
         case InterfaceUpdated() | RouteUpdated() | SystemInfo() | Unrecognized():
             pass
         case _:

@@ -1,0 +1,130 @@
+"""A task that belongs to the event loop, not to whoever starts it.
+
+A task group lives in the task that entered it: it has to be left there, in order, and it
+cancels that task when something fails. What is started here has no such host. It may be
+started in one task and stopped in another, in any order, and no cancel scope is open
+while the caller's code runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+__all__ = ["BackgroundTask"]
+
+STOP_SECONDS = 2.0
+"""Longest that `BackgroundTask.stop` waits for the work to end; it is cancelled, so that takes a few turns of the loop."""
+
+_running: set[BackgroundTask] = set()
+"""asyncio keeps tasks by weak references only: somebody has to hold them."""
+
+
+class BackgroundTask:
+    """Runs some work in a task of the running event loop: asyncio's `create_task`, trio's `spawn_system_task`.
+
+    Args:
+        work: What to run, once.
+        ended: Called when the work is over, in any way and exactly once: with its error, with
+            the cancellation if the loop ended it, else with `None`.
+        name: Name of the task, for debuggers.
+    """
+
+    def __init__(
+        self, work: Callable[[], Awaitable[None]], ended: Callable[[BaseException | None], None], name: str
+    ) -> None:
+        self._work = work
+        self._ended = ended
+        self._scope = anyio.CancelScope()
+        self._done = anyio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._soon: Callable[[Callable[[], None]], Any]
+        trio = _trio()
+        if trio is not None:
+            self._soon = trio.lowlevel.current_trio_token().run_sync_soon
+            trio.lowlevel.spawn_system_task(self._run, name=name)
+        else:
+            self._loop = asyncio.get_running_loop()
+            self._soon = self._loop.call_soon_threadsafe
+            self._task = self._loop.create_task(self._run(), name=name)
+            self._task.add_done_callback(self._task_done)
+        for forgotten in [task for task in _running if task.loop_closed]:
+            _running.discard(forgotten)
+        _running.add(self)
+
+    @property
+    def done(self) -> bool:
+        """True once the work is over."""
+        return self._done.is_set()
+
+    @property
+    def loop_closed(self) -> bool:
+        """True once the work can never go on."""
+        return self._loop is not None and self._loop.is_closed()
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._work()
+        except Exception as error:  # noqa: BLE001  # whoever started it asks for it
+            self._end(error)
+        except BaseException as error:
+            self._end(error)  # the loop ends, or somebody cancelled every task of it
+            raise
+        else:
+            self._end(None)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not self.done:  # cancelled before its first step
+            self._end(asyncio.CancelledError())
+        if not task.cancelled():
+            task.exception()  # retrieved: it was handed to `ended`
+
+    def _end(self, error: BaseException | None) -> None:
+        _running.discard(self)
+        self._done.set()
+        self._ended(error)
+
+    async def stop(self) -> None:
+        """Cancel the work and wait until it is over. From any task of the loop, as often as one likes."""
+        if not self.done:
+            self._scope.cancel()
+            # Shielded: whoever is cancelled while leaving a block leaves nothing open behind it.
+            with anyio.move_on_after(STOP_SECONDS, shield=True):
+                await self._done.wait()
+
+    def stop_soon(self, release: Callable[[], None]) -> None:
+        """Cancel the work without waiting, from any thread, also when the loop is no more (for ``__del__``).
+
+        Args:
+            release: Called as well: in the loop while it runs, else at once.
+        """
+
+        def stop() -> None:
+            release()
+            self._scope.cancel()
+
+        if self.done or (self._loop is not None and not self._loop.is_running()):
+            release()
+            return
+        try:
+            self._soon(stop)
+        except RuntimeError:  # the loop ended
+            release()
+
+
+def _trio() -> Any:
+    """The module `trio`, if its task is what runs now."""
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return None
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return None
+    return trio

@@ -1,0 +1,292 @@
+"""Between the feed and the readers: one `Distributor` for each monitor, one `Subscription` for each consumer.
+
+- Delivery is synchronous: every subscription has a buffer that takes what comes and
+  bounds it by its own policy, so a slow consumer never holds up a quick one (unless
+  it chose the policy that does).
+- A consumer's filter that raises fails that consumer and nobody else.
+- A read that is cancelled took nothing: events leave a buffer only when they are
+  returned, with no wait in between.
+- Nothing here refers to the `Monitor`: a monitor that everybody forgot can be noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NoReturn
+
+import anyio
+import anyio.lowlevel
+
+from ._buffer import BufferStatistics, EventBuffer
+from ._errors import ConcurrentReadError, MonitorClosedError, StreamEndedError
+from ._events import AnyEvent, PollCompleted
+from ._options import Overflow
+from .filters import FlowGate
+
+__all__ = ["Distributor", "Subscription"]
+
+CHECKPOINT_EVERY = 1_000
+"""Events handed out without waiting, after which other tasks get a turn."""
+
+
+class Failure:
+    """An error that is raised at each read, as if for the first time."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self._traceback = error.__traceback__
+
+    def throw(self) -> NoReturn:
+        """Raise it. Without the frames of earlier reads, which would pile up."""
+        raise self.error.with_traceback(self._traceback)
+
+
+class Distributor:
+    """Gives the events of a feed to every subscription: the feed's `Sink`."""
+
+    def __init__(self) -> None:
+        self.subscriptions: tuple[Subscription, ...] = ()
+        self.over = False
+        """True once nothing will come any more."""
+        self.failure: Failure | None = None
+        """Why, if the feed failed."""
+        self.stream_time: float | None = None
+        """Time of the last event, which in a replay is not that of the wall."""
+        self.waiting_for_room = False
+        self.closed = False
+        """True once the monitor is closed."""
+        self._room: anyio.Event | None = None
+        self._poll_waiters: list[tuple[int, anyio.Event]] = []
+
+    # --- Sink: what the feed calls ------------------------------------------------
+
+    def deliver(self, events: Sequence[AnyEvent]) -> None:
+        """Give events to every subscription."""
+        if not events or self.closed:
+            return
+        self.stream_time = events[-1].time
+        for subscription in self.subscriptions:
+            subscription._take(events)  # noqa: SLF001  # of this module
+        if self._poll_waiters:
+            serials = [e.serial for e in events if isinstance(e, PollCompleted) and e.serial is not None]
+            if serials:
+                newest = max(serials)
+                for wanted, waiter in self._poll_waiters:
+                    if wanted <= newest:
+                        waiter.set()
+
+    async def room(self) -> None:
+        """Wait until every subscription that blocks has room."""
+        while not self.over and any(each._holds_up for each in self.subscriptions):  # noqa: SLF001
+            self._room = anyio.Event()
+            self.waiting_for_room = True
+            await self._room.wait()
+
+    # --- the monitor's side -------------------------------------------------------
+
+    def add(self, subscription: Subscription) -> None:
+        """One more consumer."""
+        self.subscriptions = (*self.subscriptions, subscription)
+
+    def remove(self, subscription: Subscription) -> None:
+        """One less; whether it is there or not."""
+        self.subscriptions = tuple(each for each in self.subscriptions if each is not subscription)
+        self.made_room()
+
+    def made_room(self) -> None:
+        """A buffer has room again."""
+        if self._room is not None:
+            self.waiting_for_room = False
+            self._room.set()
+
+    def close(self) -> None:
+        """Take nothing more, and end."""
+        self.closed = True
+        self.end(None)
+
+    def end(self, failure: BaseException | None) -> None:
+        """Nothing will come any more; readers see the end, or this failure, when they have read what waits."""
+        if not self.over:
+            self.over = True
+            self.failure = None if failure is None else Failure(failure)
+        for subscription in self.subscriptions:
+            subscription._wake()  # noqa: SLF001
+        for _, waiter in self._poll_waiters:
+            waiter.set()
+        self.made_room()
+
+    async def poll_completed(self, serial: int) -> None:
+        """Wait until this poll, or a later one, is complete; or for the end."""
+        waiter = (serial, anyio.Event())
+        self._poll_waiters.append(waiter)
+        try:
+            await waiter[1].wait()
+        finally:
+            self._poll_waiters.remove(waiter)
+
+
+class Subscription:
+    """One consumer's view of a monitor: an async iterator of events.
+
+    Made by `Monitor.subscribe`. Leaving its ``async with`` block (or `close`) ends it
+    without touching the monitor.
+
+    If its filter raises, every read after the events before that raises the filter's own
+    error; the monitor and its other consumers go on.
+    """
+
+    def __init__(self, distributor: Distributor, buffer: EventBuffer, gate: FlowGate | None) -> None:
+        self._distributor = distributor
+        self._buffer = buffer
+        self._gate = gate
+        self._news: anyio.Event | None = None
+        self._failure: Failure | None = None
+        self._reading = False
+        self._closed = False
+        # Events that may be handed out at once; 0: closed, being read, or other tasks are due.
+        self._credit = CHECKPOINT_EVERY
+        distributor.add(self)
+
+    # --- the side of the distributor and the monitor ------------------------------
+
+    def _take(self, events: Sequence[AnyEvent]) -> None:
+        if self._gate is not None:
+            events = self._sift(self._gate, events)
+        self._buffer.extend(events)
+        if self._news is not None and len(self._buffer):
+            self._news.set()
+
+    def _sift(self, gate: FlowGate, events: Sequence[AnyEvent]) -> Sequence[AnyEvent]:
+        passed: list[AnyEvent] = []
+        try:
+            gate.sift(events, passed)
+        except Exception as error:  # noqa: BLE001  # a consumer's own code; raised at its next read
+            self._failure = Failure(error)
+            self._distributor.remove(self)
+            self._wake()
+        return passed
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    @property
+    def _holds_up(self) -> bool:
+        return self._buffer.overflow is Overflow.BLOCK and self._buffer.is_full
+
+    # --- the consumer's side ----------------------------------------------------
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> AnyEvent:
+        if self._credit:
+            event = self._buffer.pop()
+            if event is not None:
+                self._credit -= 1
+                if self._distributor.waiting_for_room:
+                    self._distributor.made_room()
+                return event
+        if not await self._wait(turn=bool(len(self._buffer))):
+            raise StopAsyncIteration
+        event = self._buffer.pop()
+        assert event is not None
+        self._distributor.made_room()
+        return event
+
+    def receive_nowait(self) -> list[AnyEvent]:
+        """All events that wait, oldest first; an empty list when there are none now.
+
+        Raises:
+            StreamEndedError: Nothing waits, and nothing will come: a recording is over.
+            MonitorClosedError: The subscription is closed, or nothing waits and the monitor is.
+            NstatError: Nothing waits and the kernel's side failed.
+            ConcurrentReadError: Another task is reading this subscription.
+        """
+        self._check_reader()
+        if self._closed:
+            raise MonitorClosedError("the subscription is closed")
+        events = self._buffer.pop_all()
+        if events:
+            self._distributor.made_room()
+        elif self._ended:
+            self._raise_failure()
+            if self._distributor.closed:
+                raise MonitorClosedError("the monitor is closed")
+            raise StreamEndedError("the stream is over")
+        return events
+
+    async def receive_many(self) -> list[AnyEvent]:
+        """All events that wait, at least one; an empty list means that the stream is over.
+
+        Raises:
+            NstatError: The kernel's side failed.
+            ConcurrentReadError: Another task is reading this subscription.
+        """
+        if not await self._wait(turn=True):
+            return []
+        events = self._buffer.pop_all()
+        self._distributor.made_room()
+        return events
+
+    def statistics(self) -> BufferStatistics:
+        """Figures about the buffer."""
+        return self._buffer.statistics()
+
+    def close(self) -> None:
+        """End the subscription; a reader that waits sees the end. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._credit = 0
+            self._distributor.remove(self)
+            self._wake()
+
+    async def aclose(self) -> None:
+        """`close`, for ``contextlib.aclosing`` and whoever closes monitors and subscriptions alike."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Subscription:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._failure is not None or self._distributor.over
+
+    def _check_reader(self) -> None:
+        if self._reading:
+            raise ConcurrentReadError("another task is reading this subscription; give each task one of its own")
+
+    def _raise_failure(self) -> None:
+        failure = self._failure or self._distributor.failure
+        if failure is not None and not self._closed:
+            failure.throw()
+
+    async def _wait(self, *, turn: bool) -> bool:
+        """Wait until an event is there; False when none will ever come.
+
+        Args:
+            turn: Also give other tasks a turn. Nothing was taken then, so a cancellation loses nothing.
+        """
+        self._check_reader()
+        self._reading, self._credit = True, 0
+        try:
+            while not len(self._buffer):
+                if self._ended:
+                    self._raise_failure()
+                    return False
+                self._news = anyio.Event()
+                await self._news.wait()
+            if turn:
+                await anyio.lowlevel.checkpoint()
+            return not self._closed
+        finally:
+            self._news = None
+            self._reading = False
+            self._credit = 0 if self._closed else CHECKPOINT_EVERY

@@ -1,0 +1,67 @@
+"""Where events come from: values for `Monitor`'s parameter ``backend``, and what a backend of your own needs.
+
+| value | name | kernel |
+|---|---|---|
+| `auto()` | ``auto`` | this machine's: `Kctl` on macOS, `SockDiag` on Linux |
+| `Kctl()` | ``kctl`` | the kernel control ``com.apple.network.statistics`` (macOS) |
+| `SockDiag()` | ``sock_diag`` | netlink sock_diag (Linux) |
+| `Emulated()` | ``emulated`` | an emulated Darwin kernel with a small random workload |
+| `UnixSocket(path, kernel)` | ``unix:PATH`` | a Darwin kernel behind an AF_UNIX socket, real or emulated |
+| `Replay(file)` | ``replay:FILE`` | a recording |
+| ``EmulatedKernel(...).backend()`` | | an emulated kernel of your own making (`nstat_async.testing`) |
+
+``Monitor(backend="sock_diag")`` and ``--backend sock_diag`` take the same names.
+
+A backend of your own is a `Backend` that opens a `Feed`. Either write the feed, or write a `Core`
+(the logic) and a `Transport` (the sockets), and let `KernelFeed` run them: it brings the event
+loop, worker threads, fair turns, recording, and the isolation of what may fail.
+"""
+
+from __future__ import annotations
+
+from .._contract import (
+    Backend,
+    Channel,
+    CloseChannel,
+    Command,
+    Core,
+    Feed,
+    Lookup,
+    LookupFailed,
+    OpenChannel,
+    Send,
+    Sink,
+    Transport,
+)
+from .._io.channel import SocketChannel
+from .._io.pump import KernelFeed
+from ._emulated import Emulated
+from ._kctl import Kctl
+from ._registry import auto, named
+from ._replay import Replay
+from ._sock_diag import SockDiag
+from ._unix import UnixSocket
+
+__all__ = [
+    "Backend",
+    "Channel",
+    "CloseChannel",
+    "Command",
+    "Core",
+    "Emulated",
+    "Feed",
+    "Kctl",
+    "KernelFeed",
+    "Lookup",
+    "LookupFailed",
+    "OpenChannel",
+    "Replay",
+    "Send",
+    "Sink",
+    "SockDiag",
+    "SocketChannel",
+    "Transport",
+    "UnixSocket",
+    "auto",
+    "named",
+]

@@ -1,0 +1,41 @@
+"""The backend ``emulated``: something to watch wherever Python runs."""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+
+from .._contract import Feed
+from .._options import MonitorOptions
+
+__all__ = ["Emulated"]
+
+
+@attrs.frozen
+class Emulated:
+    """An emulated Darwin kernel with a small random workload, for trying things out.
+
+    Each opening makes a new one. To write the workload yourself, make an
+    `nstat_async.testing.EmulatedKernel` and take its ``backend()``.
+    """
+
+    kernel: str = "xnu-11417.121.6"
+    """Which kernel to be."""
+
+    @property
+    def name(self) -> str:
+        """``"emulated"``."""
+        return "emulated"
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Make it.
+
+        Raises:
+            UsageError: There is no such kernel.
+        """
+        from ..testing import EmulatedKernel, Workload  # noqa: PLC0415  # upward: nobody else needs it
+
+        emulated = EmulatedKernel(self.kernel, clock=time.monotonic)
+        Workload(emulated, rate=2.0, size=20, mean_life=10.0).start()
+        return emulated.backend().open(options)

@@ -1,0 +1,60 @@
+"""The backend ``kctl``: the kernel control of macOS."""
+
+from __future__ import annotations
+
+import attrs
+
+from .._contract import Feed
+from .._errors import BackendUnavailableError, UnavailableReason, UsageError
+from .._io.pump import KernelFeed
+from .._options import MonitorOptions
+from ._platform import DARWIN, require
+
+__all__ = ["Kctl", "receive_limit"]
+
+
+@attrs.frozen
+class Kctl:
+    """The kernel control of this Mac."""
+
+    verify: bool | None = None
+    """Prove the layout with own loopback flows: always, never, or (`None`) on kernels newer than known."""
+
+    @property
+    def name(self) -> str:
+        """``"kctl"``."""
+        return "kctl"
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Open it.
+
+        Raises:
+            BackendUnavailableError: No Darwin, no control, a sandbox, or an unknown kernel.
+        """
+        require(DARWIN, self.name, "the kernel control exists on macOS only")
+        from .._io import darwin, kctl  # noqa: PLC0415  # for Macs
+        from ..ntstat import Kernel  # noqa: PLC0415  # as above
+
+        text = darwin.kernel_text()
+        try:
+            kernel = Kernel.parse(text)
+        except UsageError as error:
+            raise BackendUnavailableError(self.name, UnavailableReason.KERNEL, str(error)) from error
+        transport = kctl.KctlTransport(options)
+        transport.prepare()
+        session = kctl.make_session(
+            options,
+            kernel,
+            darwin.timebase(),
+            darwin.interface_names(),
+            verify=self.verify,
+            path_of=darwin.process_path,
+        )
+        return KernelFeed(session, transport, options=options, kernel=text, protocol="ntstat")
+
+
+def receive_limit() -> tuple[str, int | None]:
+    """Name and value of the largest receive buffer that the system grants, bytes; `None` if it cannot be read."""
+    from .._io.darwin import sysctl_integer  # noqa: PLC0415  # for Macs
+
+    return "kern.ipc.maxsockbuf", sysctl_integer("kern.ipc.maxsockbuf")

@@ -1,0 +1,171 @@
+"""The one table of backends: name, how to make it, where it works, what the doctor asks.
+
+A new backend is a module beside this one and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from .._contract import Backend
+from .._errors import BackendUnavailableError, UnavailableReason, UsageError
+from . import _kctl, _sock_diag
+from ._emulated import Emulated
+from ._kctl import Kctl
+from ._platform import DARWIN, LINUX, is_here, system
+from ._replay import Replay
+from ._sock_diag import Namespace, SockDiag
+from ._unix import UnixSocket
+
+__all__ = ["ROWS", "Row", "auto", "checked", "named", "parse"]
+
+
+@attrs.frozen(kw_only=True)
+class Given:
+    """What a name is given with, on the command line or to `named`."""
+
+    rest: str
+    """What follows the colon."""
+    kernel: str | None
+    netns: tuple[Namespace, ...]
+
+
+@attrs.frozen
+class Row:
+    """One backend."""
+
+    name: str
+    """As the command line and `Monitor` take it."""
+    make: Callable[[Given], Backend]
+    takes: str | None = None
+    """What has to follow the name and a colon, in a word; `None`: nothing may."""
+    namespaces: bool = False
+    """True if network namespaces can be checked."""
+    platform: str | None = None
+    """The operating system whose kernel it is; `None`: not this machine's kernel."""
+    examine: Callable[[], Backend] | None = None
+    """What the doctor opens; `None`: nothing."""
+    receive_limit: Callable[[], tuple[str, int | None]] | None = None
+    """Name and value of the system's limit for receive buffers."""
+
+    @property
+    def text(self) -> str:
+        """How it is written: ``kctl``, ``unix:PATH``."""
+        return self.name if self.takes is None else f"{self.name}:{self.takes}"
+
+
+def _auto(given: Given) -> Backend:
+    return SockDiag(given.netns) if given.netns else auto()
+
+
+def _sock(given: Given) -> Backend:
+    return SockDiag(given.netns or (None,))
+
+
+def _emulated(given: Given) -> Backend:
+    return Emulated() if given.kernel is None else Emulated(given.kernel)
+
+
+def _unix(given: Given) -> Backend:
+    if given.kernel is None:
+        raise UsageError(
+            "backend unix:PATH needs the kernel that speaks there, e.g. xnu-11417.121.6: "
+            "--kernel on the command line, backends.UnixSocket(path, kernel) in a program"
+        )
+    return UnixSocket(given.rest, given.kernel)
+
+
+ROWS = (
+    Row("auto", _auto, namespaces=True),
+    Row(
+        "kctl",
+        lambda _: Kctl(),
+        platform=DARWIN,
+        examine=lambda: Kctl(verify=True),
+        receive_limit=_kctl.receive_limit,
+    ),
+    Row(
+        "sock_diag",
+        _sock,
+        namespaces=True,
+        platform=LINUX,
+        examine=SockDiag,
+        receive_limit=_sock_diag.receive_limit,
+    ),
+    Row("emulated", _emulated),
+    Row("unix", _unix, takes="PATH"),
+    Row("replay", lambda given: Replay(given.rest, kernel=given.kernel), takes="FILE"),
+)
+
+
+def choices() -> str:
+    """All names, for messages."""
+    return ", ".join(row.text for row in ROWS)
+
+
+def parse(text: str) -> tuple[Row, str]:
+    """The row of a name, and what follows the colon.
+
+    Raises:
+        UsageError: There is no such backend; the text lists those that are.
+    """
+    name, colon, rest = text.partition(":")
+    for row in ROWS:
+        if row.name == name and (bool(rest) if row.takes else not colon):
+            return row, rest
+    raise UsageError(f"backend: {text!r} is none of {choices()}")
+
+
+def named(text: str, *, kernel: str | None = None, netns: Sequence[Namespace] = ()) -> Backend:
+    """The backend of a name, as the command line takes it.
+
+    Args:
+        text: ``auto``, ``kctl``, ``sock_diag``, ``emulated``, ``unix:PATH`` or ``replay:FILE``.
+        kernel: Version of a Darwin kernel, where it is not known otherwise, e.g. ``xnu-11417.121.6``.
+        netns: Linux: network namespaces to watch, as `SockDiag.netns`.
+
+    Raises:
+        UsageError: There is no such backend, or it cannot be had with these arguments.
+        BackendUnavailableError: ``auto``, and there is none for this operating system.
+    """
+    row, rest = parse(text)
+    if netns and not row.namespaces:
+        raise UsageError(f"netns: backend {row.name} has no network namespaces")
+    return row.make(Given(rest=rest, kernel=kernel, netns=tuple(netns)))
+
+
+def checked(backend: Any) -> Backend:
+    """What `Monitor` was given as a backend, as a value.
+
+    Raises:
+        UsageError: It is neither a backend nor the name of one.
+        BackendUnavailableError: As `named`.
+    """
+    if backend is None:
+        return auto()
+    if isinstance(backend, str):
+        return named(backend)
+    if isinstance(backend, type) or not callable(getattr(backend, "open", None)) or not hasattr(backend, "name"):
+        hint = f"; make one: {backend.__name__}(…)" if isinstance(backend, type) else ""
+        raise UsageError(f"backend: {backend!r} is no backend and none of {choices()}{hint}")
+    value: Backend = backend
+    return value
+
+
+def auto() -> Backend:
+    """The backend of this machine.
+
+    Raises:
+        BackendUnavailableError: There is none for this operating system.
+    """
+    for row in ROWS:
+        if row.platform is not None and is_here(row.platform):
+            return row.make(Given(rest="", kernel=None, netns=()))
+    detail = (
+        f"no kernel interface is known for {system()}; an emulated kernel "
+        "(nstat_async.testing.EmulatedKernel().backend()) and recordings (Replay) work everywhere"
+    )
+    raise BackendUnavailableError("auto", UnavailableReason.PLATFORM, detail)

@@ -1,0 +1,49 @@
+"""The backend ``replay:FILE``: a recording."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, BinaryIO, Union
+
+import attrs
+
+from .._contract import Feed
+from .._errors import UsageError
+from .._options import MonitorOptions
+
+__all__ = ["Replay"]
+
+
+def _speed(_instance: object, _attribute: Any, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise UsageError(f"speed: {value!r} is not a positive number")
+
+
+@attrs.frozen
+class Replay:
+    """A recording of either protocol, in any of the formats of `nstat_async.recording`."""
+
+    source: Union[str, os.PathLike[str], BinaryIO]
+    """A path, ``"-"`` for standard input, or an open binary file."""
+    kernel: str | None = None
+    """The kernel's version, for recordings that do not carry it."""
+    speed: float | None = attrs.field(default=None, validator=_speed)
+    """1 plays as recorded; `None` as fast as possible."""
+    timebase: tuple[int, int] | None = None
+    """The kernel's timebase, for recordings that do not carry it."""
+
+    @property
+    def name(self) -> str:
+        """``"replay"``."""
+        return "replay"
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Open it.
+
+        Raises:
+            RecordingError: It is no recording, or its kernel is not known.
+            UsageError: It cannot be opened.
+        """
+        from .._io.replay import ReplayFeed  # noqa: PLC0415  # with both protocols, which others do without
+
+        return ReplayFeed(self.source, options, kernel=self.kernel, speed=self.speed, timebase=self.timebase)

@@ -1,0 +1,82 @@
+"""The backend ``sock_diag``: netlink of this Linux machine."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Union
+
+import attrs
+
+from .._contract import Core, Feed, Transport
+from .._errors import UsageError
+from .._io.pump import KernelFeed
+from .._options import MonitorOptions
+from ._platform import LINUX, require
+
+__all__ = ["Namespace", "SockDiag", "receive_limit"]
+
+Namespace = Union[str, int, None]
+
+
+def _namespaces(value: Any) -> tuple[Namespace, ...]:
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for item in items:
+        if item is not None and (isinstance(item, bool) or not isinstance(item, (str, int))):
+            raise UsageError(f"netns: {item!r} is neither a name, a path nor a pid")
+    if not items:
+        raise UsageError("netns: at least one is needed")
+    return items
+
+
+@attrs.frozen
+class SockDiag:
+    """The sockets of this Linux machine, by netlink sock_diag. Needs no privilege."""
+
+    netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
+    """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for this
+    one; several as a tuple. Any but this one needs CAP_SYS_ADMIN."""
+
+    @property
+    def name(self) -> str:
+        """``"sock_diag"``."""
+        return "sock_diag"
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Open it.
+
+        Raises:
+            BackendUnavailableError: This is not Linux, or a namespace cannot be entered.
+            UsageError: The options ask for nothing that sock_diag has.
+        """
+        core, transport = self.parts(options)
+        return KernelFeed(core, transport, options=options, kernel=platform.release(), protocol=self.name)
+
+    def parts(self, options: MonitorOptions) -> tuple[Core, Transport]:
+        """The core and the transport, for an event loop of one's own.
+
+        Raises:
+            BackendUnavailableError: As `open`.
+            UsageError: As `open`.
+        """
+        require(LINUX, self.name, "netlink exists on Linux only")
+        from .._io.linux import process_visibility  # noqa: PLC0415  # for Linux
+        from .._io.netlink import NetlinkTransport, open_namespaces  # noqa: PLC0415  # as above
+        from ..sockdiag import Session  # noqa: PLC0415  # as above
+
+        labels, descriptors = open_namespaces(self.netns)
+        transport = NetlinkTransport(tuple(descriptors), options.receive_buffer)
+        try:
+            core = Session(options, namespaces=labels, kernel=platform.release(), processes=process_visibility())
+        except BaseException:
+            transport.close()
+            raise
+        return core, transport
+
+
+def receive_limit() -> tuple[str, int | None]:
+    """Name and value of the largest receive buffer that the system grants, bytes; `None` if it cannot be read."""
+    try:
+        with open("/proc/sys/net/core/rmem_max", encoding="ascii") as file:  # noqa: PTH123  # a fixed path
+            return "net.core.rmem_max", int(file.read())
+    except (OSError, ValueError):
+        return "net.core.rmem_max", None
