@@ -270,21 +270,20 @@ class Monitor:
     # --- the rest ----------------------------------------------------------------------
 
     async def poll_now(self) -> None:
-        """Ask the kernel now and wait until it has answered; a recording is not asked.
+        """Ask the kernel now and wait until a poll that began after this call is over; a recording is not asked.
+
+        Whether that poll was complete is said by its `PollCompleted`.
 
         Raises:
-            MonitorClosedError: The monitor is closed.
-            NstatError: The kernel's side failed.
+            MonitorClosedError: The monitor is closed, or was before the kernel had answered.
+            NstatError: The kernel's side failed, or ended (`StreamEndedError`).
         """
         feed, distributor = self._opened(), self._distributor
-        if not distributor.over and not feed.can_wait:
-            serial = feed.request_poll()
-            if serial is not None:
-                await distributor.poll_completed(serial)
         if distributor.failure is not None:
             distributor.failure.throw()
-        if self._closed:
-            raise MonitorClosedError("the monitor was closed before the kernel had answered")
+        serial = None if feed.can_wait else feed.request_poll()
+        if serial is not None:
+            await distributor.poll_completed(serial)
 
     @property
     def flows(self) -> tuple[tuple[Flow, Counts | None], ...]:

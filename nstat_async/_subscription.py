@@ -57,6 +57,7 @@ class Distributor:
         self.closed = False
         """True once the monitor is closed."""
         self._room: anyio.Event | None = None
+        self._newest_poll = -1
         self._poll_waiters: list[tuple[int, anyio.Event]] = []
 
     # --- Sink: what the feed calls ------------------------------------------------
@@ -71,9 +72,9 @@ class Distributor:
         if self._poll_waiters:
             serials = [e.serial for e in events if isinstance(e, PollCompleted) and e.serial is not None]
             if serials:
-                newest = max(serials)
+                self._newest_poll = max(serials)
                 for wanted, waiter in self._poll_waiters:
-                    if wanted <= newest:
+                    if wanted <= self._newest_poll:
                         waiter.set()
 
     async def room(self) -> None:
@@ -117,13 +118,36 @@ class Distributor:
         self.made_room()
 
     async def poll_completed(self, serial: int) -> None:
-        """Wait until this poll, or a later one, is complete; or for the end."""
+        """Wait until this poll, or a later one, is complete.
+
+        Raises:
+            MonitorClosedError: The monitor was closed before.
+            StreamEndedError: The kernel's side ended before.
+            NstatError: It failed.
+        """
         waiter = (serial, anyio.Event())
         self._poll_waiters.append(waiter)
         try:
-            await waiter[1].wait()
+            if not self.over:
+                await waiter[1].wait()
         finally:
             self._poll_waiters.remove(waiter)
+        if self._newest_poll < serial:
+            self.raise_end()
+
+    def raise_end(self) -> NoReturn:
+        """Raise why nothing comes any more.
+
+        Raises:
+            MonitorClosedError: The monitor is closed.
+            StreamEndedError: The kernel's side ended.
+            NstatError: It failed.
+        """
+        if self.failure is not None:
+            self.failure.throw()
+        if self.closed:
+            raise MonitorClosedError("the monitor is closed")
+        raise StreamEndedError("the stream is over")
 
 
 class Subscription:
@@ -212,9 +236,7 @@ class Subscription:
             self._distributor.made_room()
         elif self._ended:
             self._raise_failure()
-            if self._distributor.closed:
-                raise MonitorClosedError("the monitor is closed")
-            raise StreamEndedError("the stream is over")
+            self._distributor.raise_end()
         return events
 
     async def receive_many(self) -> list[AnyEvent]:

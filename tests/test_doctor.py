@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -229,7 +228,6 @@ def test_a_system_without_user_ids_is_no_obstacle(alone, monkeypatch):
 
 
 def test_the_largest_receive_buffer_of_a_mac_is_asked_for(alone, monkeypatch):
-    monkeypatch.setattr(_doctor, "sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setattr("nstat_async._io.darwin.sysctl_integer", {"kern.ipc.maxsockbuf": 8 << 20}.get)
     assert looked_at()[1]["kern.ipc.maxsockbuf"].data == {"bytes": 8 << 20}
     monkeypatch.setattr("nstat_async._io.darwin.sysctl_integer", lambda name: None)

@@ -10,6 +10,7 @@ import nstat_async
 from nstat_async import (
     BackendUnavailableError,
     ConcurrentReadError,
+    IncompleteSnapshotError,
     MonitorClosedError,
     NstatError,
     ProtocolError,
@@ -54,7 +55,12 @@ def test_errors_carry_their_facts_and_say_them():
 
 @pytest.mark.parametrize(
     "error",
-    [RequestError("x", 1, "y"), BackendUnavailableError("kctl", UnavailableReason.KERNEL, "y"), UsageError("x")],
+    [
+        RequestError("x", 1, "y"),
+        BackendUnavailableError("kctl", UnavailableReason.KERNEL, "y"),
+        UsageError("x"),
+        IncompleteSnapshotError((), "y"),
+    ],
 )
 def test_errors_cross_processes(error):
     again = pickle.loads(pickle.dumps(error))
@@ -65,4 +71,4 @@ def test_errors_cross_processes(error):
 def test_every_public_error_is_one_of_the_tree():
     public = [getattr(nstat_async, name) for name in nstat_async.__all__ if name.endswith("Error")]
     assert all(issubclass(cls, NstatError) for cls in public)
-    assert len(public) == 8
+    assert len(public) == 10

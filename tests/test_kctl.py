@@ -69,7 +69,7 @@ class System:
             socket=self.socket, SOCK_DGRAM=socket.SOCK_DGRAM, SOL_SOCKET=socket.SOL_SOCKET, SO_RCVBUF=socket.SO_RCVBUF
         )
         monkeypatch.setattr(kctl, "socket", fake)
-        monkeypatch.setattr(kctl, "sys", SimpleNamespace(platform="darwin"))
+        monkeypatch.setattr("nstat_async._io.system.system", lambda: "darwin")
         monkeypatch.setattr("fcntl.ioctl", self.ioctl)
 
     def fail(self, step: str) -> None:
@@ -202,7 +202,6 @@ def test_a_channel_that_nobody_took_is_closed_with_the_transport(system):
 
 @pytest.mark.parametrize("text", ["", "Linux 6.1", "xnu-1504.15.3"])
 def test_a_kernel_that_is_not_understood_is_told_and_leaves_no_socket(system, monkeypatch, text):
-    monkeypatch.setattr("nstat_async.backends.sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setattr("nstat_async._io.darwin.kernel_text", lambda: text)
     with pytest.raises(BackendUnavailableError) as caught:
         Kctl().open(MonitorOptions())

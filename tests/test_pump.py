@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from nstat_async import BackendUnavailableError, Capabilities, PollCompleted, RequestError, UnavailableReason
-from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._contract import CloseChannel, Lookup, LookupFailed, OpenChannel, Send
 from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
@@ -331,7 +331,7 @@ def test_a_deadline_is_kept_and_a_request_from_outside_wakes(run):
     run(body)
 
 
-def test_look_ups_are_answered_from_another_thread_and_a_failed_one_with_none(run):
+def test_look_ups_are_answered_from_another_thread_and_a_failed_one_with_its_reason(run):
     async def body():
         it = Pumping()
         it.core.next = [OpenChannel(0, 0), Lookup(1, "who")]
@@ -348,7 +348,7 @@ def test_look_ups_are_answered_from_another_thread_and_a_failed_one_with_none(ru
                 it.core.next = [Lookup(2, "fails")]
 
         it.wires.answer, it.core.on_hearing = answer, hear
-        await it.until("answer", 2, None)
+        await it.until("answer", 2, LookupFailed("gone"))
         assert threading.main_thread() not in threads
 
     run(body)

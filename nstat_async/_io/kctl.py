@@ -21,10 +21,12 @@ from .._options import MonitorOptions
 from ..ntstat import CONTROL_NAME, Kernel, OpenEvidence, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
 from .selftest import LoopbackEvidence
+from .system import DARWIN, require
 
 __all__ = ["KctlTransport", "make_session", "open_control"]
 
 BACKEND = "kctl"
+ABSENT = "the kernel control exists on macOS only"
 
 _PF_SYSTEM = 32
 _SYSPROTO_CONTROL = 2
@@ -92,6 +94,7 @@ def open_control(receive_buffer: int | None) -> SocketChannel:
         BackendUnavailableError: This is no Darwin system, the control is absent, or
             the sandbox denies it.
     """
+    require(DARWIN, BACKEND, ABSENT)
     sock = _system_socket()
     try:
         sock.connect((_control_id(sock), 0))
@@ -132,9 +135,7 @@ def _explain(error: OSError, what: str) -> BackendUnavailableError:
     """What a failed call means and what to do."""
     number = error.errno or 0
     text = os.strerror(number)
-    if number == errno.EAFNOSUPPORT:
-        reason, hint = UnavailableReason.PLATFORM, "the kernel control exists on macOS only"
-    elif number in {errno.EPERM, errno.EACCES}:
+    if number in {errno.EPERM, errno.EACCES}:
         reason, hint = UnavailableReason.PERMISSION, "a sandbox denies it; run outside the App Sandbox"
     elif number == errno.ENOENT:
         reason, hint = UnavailableReason.MISSING, "this kernel has no such control (it begins with OS X 10.7)"

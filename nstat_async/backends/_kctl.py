@@ -7,8 +7,8 @@ import attrs
 from .._contract import Feed
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._io.pump import KernelFeed
+from .._io.system import DARWIN, require
 from .._options import MonitorOptions
-from ._platform import DARWIN, require
 
 __all__ = ["Kctl", "receive_limit"]
 

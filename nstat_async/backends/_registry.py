@@ -12,10 +12,10 @@ import attrs
 
 from .._contract import Backend
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
+from .._io.system import DARWIN, LINUX, is_here, system
 from . import _kctl, _sock_diag
 from ._emulated import Emulated
 from ._kctl import Kctl
-from ._platform import DARWIN, LINUX, is_here, system
 from ._replay import Replay
 from ._sock_diag import Namespace, SockDiag
 from ._unix import UnixSocket

@@ -10,8 +10,8 @@ import attrs
 from .._contract import Core, Feed, Transport
 from .._errors import UsageError
 from .._io.pump import KernelFeed
+from .._io.system import LINUX, require
 from .._options import MonitorOptions
-from ._platform import LINUX, require
 
 __all__ = ["Namespace", "SockDiag", "receive_limit"]
 

@@ -17,7 +17,6 @@ from nstat_async.sockdiag import ChannelPurpose, Role
 if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
 
-from nstat_async._io import netlink
 from nstat_async._io.netlink import NetlinkTransport
 from nstat_async.backends import SockDiag
 
@@ -82,7 +81,7 @@ def test_a_connection_on_every_loop(loop):
 
 def test_other_platforms_say_so(monkeypatch):
     """Opening elsewhere fails with the platform's name."""
-    monkeypatch.setattr(netlink.sys, "platform", "darwin")
+    monkeypatch.setattr("nstat_async._io.system.system", lambda: "darwin")
     with pytest.raises(BackendUnavailableError, match="this is darwin") as caught:
         SockDiag().open(MonitorOptions())
     assert caught.value.reason is UnavailableReason.PLATFORM

@@ -615,6 +615,7 @@ def test_unprivileged():
 import os, socket, sys
 "127.0.0.1".encode("idna")  # what is imported late must be there before the other user, who may not look here
 sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
+import nstat_async._io.linux, nstat_async._io.netlink
 from sockdiag_fakes import LiveDriver
 from nstat_async.backends import SockDiag
 from nstat_async._options import MonitorOptions
