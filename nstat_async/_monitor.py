@@ -32,7 +32,11 @@ from .filters import FilterLike, FlowGate, as_filter
 __all__ = ["Monitor", "MonitorStatistics", "snapshot"]
 
 SNAPSHOT_POLLS = 4
-"""Polls that a snapshot makes until one is complete."""
+"""Most polls that a snapshot makes until one is complete."""
+SNAPSHOT_SECONDS = 5.0
+"""After this time it makes no further one."""
+NEVER_REPAIRED = frozenset({LossCause.ANNOUNCEMENT, LossCause.PROTOCOL, LossCause.RECORDING})
+"""Gaps that a later complete poll does not close: it asks for the flows that are known."""
 
 
 @attrs.frozen(kw_only=True)
@@ -352,23 +356,21 @@ async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | 
     """Read until a poll is complete, or a recording over; what is missing then, `None` if nothing."""
     feed = monitor._opened()  # noqa: SLF001  # of this module
     refused: dict[Provider, str] = {}
-    lost: dict[LossCause, str | None] = {}
-    polls = 0
+    lost: dict[LossCause, str] = {}
+    polls, until = 0, time.monotonic() + SNAPSHOT_SECONDS
     async for event in monitor:
         if isinstance(event, ProviderRefused) and event.provider in named:
             refused[event.provider] = f"provider {event.provider.value} was refused: {event.detail}"
         elif isinstance(event, EventsLost):
-            lost[event.cause] = event.detail
+            lost[event.cause] = f"{event.cause.value}: {event.detail}" if event.detail else event.cause.value
         elif isinstance(event, PollCompleted) and not feed.can_wait:
             if event.complete:
                 break
             polls += 1
-            if polls == SNAPSHOT_POLLS or feed.request_poll() is None:
-                reasons = [f"{cause.value}: {detail}" if detail else cause.value for cause, detail in lost.items()]
-                return "; ".join([f"none of {polls} polls was answered in full", *reasons, *refused.values()])
+            if polls == SNAPSHOT_POLLS or time.monotonic() > until or feed.request_poll() is None:
+                return "; ".join([f"no poll was answered in full, of {polls}", *lost.values(), *refused.values()])
     else:
         if not feed.can_wait:
             return "the kernel's side ended before a poll was complete"
-        if LossCause.RECORDING in lost:
-            return f"the recording is damaged: {lost[LossCause.RECORDING]}"
-    return "; ".join(refused.values()) or None
+    missing = [text for cause, text in lost.items() if cause in NEVER_REPAIRED]
+    return "; ".join([*missing, *refused.values()]) or None

@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 Predicate = Callable[[Flow], bool]
-FilterLike = Union["Filter", Predicate]
 
 
 @attrs.frozen(repr=False)
@@ -72,6 +71,9 @@ class Filter:
 
     def __repr__(self) -> str:
         return f"<Filter {self.text}>"
+
+
+FilterLike = Union[Filter, Predicate]
 
 
 def as_filter(value: FilterLike) -> Filter:

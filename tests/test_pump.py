@@ -15,7 +15,15 @@ import anyio
 import pytest
 import trio
 
-from nstat_async import BackendUnavailableError, Capabilities, PollCompleted, RequestError, UnavailableReason
+from nstat_async import (
+    Auxiliary,
+    AuxiliaryFailed,
+    BackendUnavailableError,
+    Capabilities,
+    PollCompleted,
+    RequestError,
+    UnavailableReason,
+)
 from nstat_async._contract import CloseChannel, Lookup, LookupFailed, OpenChannel, Send
 from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
@@ -472,3 +480,149 @@ def test_closing_twice_is_closing_once_and_closes_what_was_opened():
     it.feed.close()
     it.feed.close()
     assert it.wires.closed >= 1
+
+
+# --- what may fail beside the conversation ----------------------------------------------
+
+
+def reports(it):
+    return [(event.auxiliary, event.detail) for event in it.plate.events if isinstance(event, AuxiliaryFailed)]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (ZeroDivisionError("a bug of the transport"), "a bug of the transport"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_whatever_a_look_up_raises_the_core_hears_why_and_the_consumer_once_until_it_worked(run, error, reason):
+    async def body():
+        it = Pumping()
+        outcomes = ["fails", "fails", "works", "fails", "fails", "end"]
+        it.core.next = [OpenChannel(0, 0), Lookup(0, "fails")]
+
+        def answer(request):
+            if request == "fails":
+                raise error
+            return request
+
+        def hear(*heard):
+            if heard[0] == "answer" and heard[1] + 1 < len(outcomes):
+                it.core.next = [Lookup(heard[1] + 1, outcomes[heard[1] + 1])]
+
+        it.wires.answer, it.core.on_hearing = answer, hear
+        await it.until("answer", 5)
+        answers = [heard[2] for heard in it.core.heard if heard[0] == "answer"]
+        failed = LookupFailed(reason)
+        assert answers == [failed, failed, "works", failed, failed, "end"]
+        assert reports(it) == [(Auxiliary.LOOKUP, reason)] * 2
+        assert it.feed.statistics()["failed_lookup"] == 4
+
+    run(body)
+
+
+def test_look_ups_of_two_kinds_fail_and_recover_apart(run):
+    async def body():
+        it = Pumping()
+        asked = ["text", 1, "text", 1, "text", 1]
+        it.core.next = [OpenChannel(0, 0), Lookup(0, asked[0])]
+
+        def answer(request):
+            return LookupFailed("not here") if request == 1 else request
+
+        def hear(*heard):
+            if heard[0] == "answer" and heard[1] + 1 < len(asked):
+                it.core.next = [Lookup(heard[1] + 1, asked[heard[1] + 1])]
+            elif heard[0] == "answer":
+                it.core.next = [Send(0, b"last")]
+
+        it.wires.answer, it.core.on_hearing = answer, hear
+        await it.until("answer", 5)
+        assert [heard[2] for heard in it.core.heard if heard[0] == "answer"][1] == LookupFailed("not here")
+        assert len(reports(it)) == 1
+
+    run(body)
+
+
+def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_else(run, monkeypatch):
+    async def refused(*_arguments, **_options):
+        await anyio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", refused)
+
+    async def body():
+        it = Pumping()
+        it.core.next = [OpenChannel(0, 0), Lookup(1, "who"), Lookup(2, "who")]
+
+        def hear(*heard):
+            if heard[:2] == ("answer", 2):
+                it.wires.far[0].send(b"goes on")
+
+        it.core.on_hearing = hear
+        await it.until("datagram", b"goes on", 0)
+        assert ("answer", 1, LookupFailed("no worker thread: can't start new thread")) in it.core.heard
+        assert reports(it) == [(Auxiliary.THREAD, "can't start new thread")]
+        assert it.feed.statistics()["failed_thread"] == 2
+
+    run(body)
+
+
+@pytest.mark.parametrize("step", ["to_kernel", "from_kernel", "answer", "close"])
+def test_a_recording_that_cannot_be_written_ends_by_itself(run, step):
+    class Full:
+        """A recorder whose disk is full at one kind of record."""
+
+        def __init__(self):
+            self.calls = []
+
+        def _call(self, name):
+            self.calls.append(name)
+            if name == step:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def to_kernel(self, data, time_ns, client):
+            self._call("to_kernel")
+
+        def from_kernel(self, data, time_ns, client):
+            self._call("from_kernel")
+
+        def answer(self, token, answer, time_ns):
+            self._call("answer")
+
+        def close(self):
+            self._call("close")
+
+    async def body():
+        recorder = Full()
+        it = Pumping(recorder=recorder)
+
+        def hear(*heard):
+            if heard[0] == "opened":
+                it.core.next = [Send(0, b"request"), Lookup(1, "who")]
+                it.wires.far[0].send(b"reply")
+            elif heard[0] == "answer":
+                it.wires.far[0].send(b"still taken in")
+
+        it.core.on_hearing = hear
+        await it.until("datagram", b"still taken in", 0)
+        assert ("datagram", b"reply", 0) in it.core.heard, "the datagram at hand is not lost with the recording"
+        assert recorder.calls[-1] == "close", "the file is closed"
+        assert it.feed.statistics()["failed_recorder"] == 1
+        if step != "close":  # then the feed is over
+            assert reports(it) == [(Auxiliary.RECORDER, "the recording ends here: No space left on device")]
+            assert recorder.calls.count(step) == 1
+
+    run(body)
+
+
+def test_a_feed_that_is_closed_before_it_ran_lets_nobody_wait_for_its_subscription(run):
+    async def body():
+        it = Pumping()
+        it.feed.close()
+        with anyio.fail_after(LIMIT):
+            await it.feed.subscribed()
+
+    run(body)

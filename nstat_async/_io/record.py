@@ -49,8 +49,10 @@ class FileRecorder:
     def close(self) -> None:
         """Flush and close the file. Idempotent."""
         if not self._file.closed:
-            self._writer.flush()
-            self._file.close()
+            try:
+                self._writer.flush()
+            finally:
+                self._file.close()
 
 
 def open_recorder(path: str | os.PathLike[str], core: Core, *, kernel: str, protocol: str) -> FileRecorder:

@@ -12,7 +12,8 @@ import attrs
 
 from .._contract import Backend
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
-from .._io.system import DARWIN, LINUX, is_here, system
+from .._io import system
+from .._io.system import DARWIN, LINUX, is_here
 from . import _kctl, _sock_diag
 from ._emulated import Emulated
 from ._kctl import Kctl
@@ -149,7 +150,7 @@ def checked(backend: Any) -> Backend:
     if isinstance(backend, str):
         return named(backend)
     if isinstance(backend, type) or not callable(getattr(backend, "open", None)) or not hasattr(backend, "name"):
-        hint = f"; make one: {backend.__name__}(…)" if isinstance(backend, type) else ""
+        hint = f"; make one: {backend.__name__}()" if isinstance(backend, type) and hasattr(backend, "open") else ""
         raise UsageError(f"backend: {backend!r} is no backend and none of {choices()}{hint}")
     value: Backend = backend
     return value
@@ -165,7 +166,7 @@ def auto() -> Backend:
         if row.platform is not None and is_here(row.platform):
             return row.make(Given(rest="", kernel=None, netns=()))
     detail = (
-        f"no kernel interface is known for {system()}; an emulated kernel "
+        f"no kernel interface is known for {system.system()}; an emulated kernel "
         "(nstat_async.testing.EmulatedKernel().backend()) and recordings (Replay) work everywhere"
     )
     raise BackendUnavailableError("auto", UnavailableReason.PLATFORM, detail)

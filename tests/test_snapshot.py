@@ -1,0 +1,187 @@
+"""A snapshot is complete, or says that it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import socket
+import sys
+import threading
+
+import anyio
+import attrs
+import pytest
+
+from nstat_async import (
+    Capabilities,
+    EventsLost,
+    Flow,
+    IncompleteSnapshotError,
+    LossCause,
+    PollCompleted,
+    Provider,
+    ProviderRefused,
+    backends,
+    snapshot,
+)
+from nstat_async._cli import main
+from nstat_async.testing import EmulatedKernel
+
+
+class Scripted:
+    """A backend that answers each poll with the next batch of a script."""
+
+    name = "scripted"
+    can_wait = False
+    capabilities = Capabilities(backend="scripted")
+
+    def __init__(self, *batches, ends=False):
+        self.batches, self.ends = list(batches), ends
+        self.polls = 0
+
+    def open(self, options):
+        self.wanted = anyio.Event()
+        self.wanted.set()
+        self.closed = False
+        return self
+
+    async def run(self, sink):
+        while not self.closed:
+            await self.wanted.wait()
+            self.wanted = anyio.Event()
+            if self.batches:
+                sink.deliver(self.batches.pop(0))
+            elif self.ends:
+                return
+
+    async def subscribed(self):
+        pass
+
+    def flows(self):
+        return [(Flow("1", Provider.TCP), None)]
+
+    def request_poll(self):
+        self.polls += 1
+        self.wanted.set()
+        return self.polls
+
+    def close(self):
+        self.closed = True
+        self.wanted.set()
+
+    def statistics(self):
+        return {}
+
+
+PART, WHOLE = PollCompleted(1.0, 1, False), PollCompleted(1.0, 1, True)
+
+
+def look(*batches, ends=False, **options):
+    return anyio.run(functools.partial(snapshot, backend=Scripted(*batches, ends=ends), **options))
+
+
+def test_a_poll_that_was_not_answered_in_full_is_made_again():
+    assert len(look([PART], [PART], [WHOLE])) == 1
+
+
+def test_what_never_becomes_complete_is_raised_with_what_there_is_and_why():
+    lost = EventsLost(1.0, LossCause.BATCH, 5, detail="asked for again")
+    with pytest.raises(IncompleteSnapshotError, match=r"1 flows are known: .*batch: asked for again") as caught:
+        look(*[[lost, PART]] * 100)
+    assert [flow.id for flow, _ in caught.value.flows] == ["1"]
+
+
+def test_a_kernel_side_that_ends_first_is_incomplete():
+    scripted = Scripted([], ends=True)
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look_at)
+            await anyio.wait_all_tasks_blocked()
+            scripted.request_poll()
+
+    async def look_at():
+        with pytest.raises(IncompleteSnapshotError, match="ended before"):
+            await snapshot(backend=scripted)
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("cause", list(LossCause))
+def test_a_gap_that_no_poll_closes_makes_it_incomplete_and_others_do_not(cause):
+    events = [EventsLost(1.0, cause, None), WHOLE]
+    if cause in {LossCause.ANNOUNCEMENT, LossCause.PROTOCOL, LossCause.RECORDING}:
+        with pytest.raises(IncompleteSnapshotError, match=cause.value):
+            look(events)
+    else:
+        assert len(look(events)) == 1
+
+
+def test_a_refused_provider_is_missing_where_it_was_asked_for_by_name():
+    events = [ProviderRefused(1.0, Provider.QUIC, 2, "not on this kernel"), WHOLE]
+    assert len(look(events)) == 1
+    assert len(look(events, providers={"tcp"})) == 1
+    with pytest.raises(IncompleteSnapshotError, match="quic was refused: not on this kernel"):
+        look(events, providers={"tcp", "quic"})
+
+
+@attrs.frozen
+class Small:
+    """An emulated kernel with a receive buffer of this size."""
+
+    kernel: EmulatedKernel
+    size: int | None
+    name = "emulated"
+
+    def open(self, options):
+        return self.kernel.backend().open(attrs.evolve(options, receive_buffer=self.size))
+
+
+@pytest.mark.parametrize("name", ["xnu-2422.115.4", "xnu-4570.1.46", "xnu-11417.121.6"])
+@pytest.mark.parametrize("size", [1024, 8192, 65536, None])
+def test_of_six_thousand_flows_and_a_small_buffer_all_are_there_or_it_says_so(name, size):
+    kernel = EmulatedKernel(name)
+    for number in range(6_000):
+        kernel.open_tcp(pid=number + 1, name="a", remote=("192.0.2.1", 443))
+    try:
+        assert len(anyio.run(lambda: snapshot(backend=Small(kernel, size)))) == 6_000
+    except IncompleteSnapshotError as error:
+        assert size is not None, "a comfortable buffer is enough"
+        assert len(error.flows) <= 6_000  # noqa: PT017  # either is right
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET") or sys.platform == "darwin", reason="needs SOCK_SEQPACKET")
+def test_a_kernel_that_never_answers_is_not_an_idle_machine(tmp_path, monkeypatch, capsys):
+    path = str(tmp_path / "silent")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        kept = []
+        threading.Thread(target=accept, args=(listener, kept), daemon=True).start()
+        monkeypatch.setattr("nstat_async._monitor.SNAPSHOT_SECONDS", 0.0)
+        backend = backends.UnixSocket(path, "xnu-11417.121.6")
+        monkeypatch.setattr("nstat_async.backends.named", lambda *_, **__: backend)
+        assert main(["snapshot", "--json"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "the snapshot is incomplete, 0 flows are known" in err
+        listener.shutdown(socket.SHUT_RDWR)
+        for connection in kept:
+            connection.close()
+
+
+def accept(listener, kept):
+    """Take connections and say nothing."""
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(listener.accept()[0])
+
+
+def test_the_command_prints_what_there_is_and_says_that_more_is_missing(monkeypatch, capsys):
+    scripted = Scripted(*[[PART]] * 100)
+    monkeypatch.setattr("nstat_async.backends.named", lambda *_, **__: scripted)
+    assert main(["snapshot", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["flow"]["id"] == "1"
+    assert "incomplete" in err
