@@ -217,6 +217,9 @@ class Feed:
             sink.deliver(batch)
             await sink.room()
 
+    async def subscribed(self):
+        """At once."""
+
     def flows(self):
         """There are none."""
         return ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from time import time
 
 import anyio
 
 from .. import Monitor, Subscription
+from .._errors import StreamEndedError
 from .._escape import dump, escape
 from .._events import AnyEvent
 from ..aggregate import ProcessTable, Row, RowKind, process_row_to_dict
@@ -47,9 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
             with scope:
                 await _feed(events, table, arguments.every, show)
             if scope.cancelled_caught:  # stopped while flows live: ask how far they are
-                with anyio.move_on_after(_LAST_POLL):
-                    await monitor.poll_now()
-                table.feed_many(events.receive_nowait())
+                with contextlib.suppress(StreamEndedError):
+                    with anyio.move_on_after(_LAST_POLL):
+                        await monitor.poll_now()
+                    table.feed_many(events.receive_nowait())
         show()
         return 0
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
 
-from nstat_async._errors import UsageError
+from nstat_async._errors import MonitorClosedError, StreamEndedError, UsageError
 
 from ._table import ProcessTable, TrafficTable
 
@@ -118,8 +119,8 @@ class TableStream(Generic[_Table]):
                     return False
                 self.table.feed_many(events)
                 self._fresh = True
-        if events := subscription.receive_nowait():
-            self.table.feed_many(events)
+        with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
+            self.table.feed_many(subscription.receive_nowait())
         # Looks that were missed are skipped, not made up for.
         self._next = max(self._next + self._every, anyio.current_time())
         return True

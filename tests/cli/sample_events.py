@@ -6,6 +6,8 @@ from uuid import UUID
 
 from nstat_async._events import (
     AnyEvent,
+    Auxiliary,
+    AuxiliaryFailed,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -89,6 +91,7 @@ EVENTS: list[AnyEvent] = [
     EventsLost(TIME, LossCause.OVERFLOW, 5, SECOND, "slow\nconsumer"),
     EventsLost(TIME, LossCause.GOODBYE, None),
     ProviderRefused(TIME, Provider.CONNECTION, 1, "needs privilege"),
+    AuxiliaryFailed(TIME, Auxiliary.RECORDER, "disk\x1b full"),
     InterfaceUpdated(TIME, Interface(4, "en0", InterfaceKind.WIFI), FIRST, "Wi-Fi", 1 << 20, (("ul_max_latency", 7),)),
     RouteUpdated(TIME, "r1", Endpoint.parse("192.0.2.0"), None, Endpoint.parse("10.0.0.1"), None, 3, FIRST),
     RouteUpdated(TIME, "r1", None, None, None, None, 3, FIRST, removed=True),

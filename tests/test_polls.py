@@ -1,0 +1,130 @@
+"""`Monitor.poll_now` returns after a poll that began after it was called, on every kernel."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+
+import anyio
+import pytest
+
+from nstat_async import Monitor, PollCompleted
+from nstat_async.testing import EmulatedKernel
+
+LOOPS = ["asyncio", "trio"]
+LINUX = [
+    pytest.mark.linux,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks a living Linux kernel"),
+]
+
+
+class Emulated:
+    """Opens flows on an emulated kernel."""
+
+    def __init__(self, name, **options):
+        self.kernel = EmulatedKernel(name, clock=time.monotonic)
+        self.options = {"backend": self.kernel.backend(), **options}
+
+    def open(self, number):
+        flow = self.kernel.open_tcp(pid=1, name="a", local=("192.0.2.9", 1024 + number), remote=("192.0.2.1", 443))
+        return 1024 + number, flow.close
+
+    def close(self):
+        self.kernel.close()
+
+
+class Living:
+    """Opens connections on loopback."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.options = {"providers": "tcp"}
+
+    def open(self, number):
+        near = socket.create_connection(self.listener.getsockname())
+        far, _ = self.listener.accept()
+
+        def close():
+            far.close()
+            near.close()
+
+        return near.getsockname()[1], close
+
+    def close(self):
+        self.listener.close()
+
+
+SYSTEMS = [
+    pytest.param(lambda: Emulated("xnu-11417.121.6"), id="newest"),
+    pytest.param(lambda: Emulated("xnu-4570.1.46"), id="counted"),
+    pytest.param(Living, id="linux", marks=LINUX),
+]
+
+
+def ports(monitor):
+    return {flow.local.port for flow, _ in monitor.flows if flow.local is not None}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("make", SYSTEMS)
+def test_what_is_open_when_it_is_called_is_known_when_it_returns_also_during_a_poll(make, loop):
+    system = make()
+    missing = []
+
+    async def main():
+        async with Monitor(interval=0.005, **system.options) as monitor, anyio.create_task_group() as tasks:
+
+            async def ask(number):
+                port, close = system.open(number)
+                try:
+                    await monitor.poll_now()
+                    if port not in ports(monitor):
+                        missing.append(number)
+                finally:
+                    close()
+
+            for number in range(150):
+                # One on its own, or three at once of which two come while a poll is under way.
+                for each in range(1 if number % 2 else 3):
+                    tasks.start_soon(ask, 3 * number + each)
+                await anyio.sleep(0.0003 * (number % 20))
+
+    anyio.run(main, backend=loop)
+    system.close()
+    assert not missing
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("make", SYSTEMS)
+def test_each_poll_is_reported_with_a_serial_that_grows(make, loop):
+    system = make()
+
+    async def main():
+        async with Monitor(interval=None, **system.options) as monitor:
+            stream = monitor.subscribe(overflow="all")
+            for _ in range(5):
+                await monitor.poll_now()
+            return [event.serial for event in stream.receive_nowait() if isinstance(event, PollCompleted)]
+
+    serials = anyio.run(main, backend=loop)
+    system.close()
+    assert len(serials) >= 5
+    assert serials == sorted(set(serials))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_call_that_is_given_up_leaves_nothing_that_waits(loop):
+    system = Emulated("xnu-11417.121.6")
+
+    async def main():
+        async with Monitor(interval=None, **system.options) as monitor:
+            for _ in range(20):
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await monitor.poll_now()
+            assert monitor._distributor._poll_waiters == []
+            await monitor.poll_now()
+
+    anyio.run(main, backend=loop)
+    system.close()
