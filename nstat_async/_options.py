@@ -44,12 +44,14 @@ class Discovery(enum.Enum):
 def _providers(value: Iterable[Provider | str] | Provider | str) -> frozenset[Provider]:
     if isinstance(value, (Provider, str)):
         value = (value,)
+    known = ", ".join(p.value for p in Provider)
+    if not isinstance(value, Iterable):
+        raise UsageError(f"providers: {value!r} is none of {known}")
     members = set()
     for item in value:
         try:
             members.add(Provider(item))
         except ValueError:
-            known = ", ".join(p.value for p in Provider)
             raise UsageError(f"providers: {item!r} is none of {known}") from None
     if not members:
         raise UsageError("providers: at least one is needed")
@@ -64,6 +66,11 @@ def _positive(name: str, *, optional: bool = False) -> Any:
             raise UsageError(f"{name}: {value!r} is not a positive number")
 
     return check
+
+
+def _path(_instance: object, _attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"record_to: {value!r} is no path")
 
 
 def _member(kind: type[_E], name: str, value: Any) -> _E:
@@ -105,7 +112,7 @@ class MonitorOptions:
     """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
     receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
-    record_to: str | os.PathLike[str] | None = None
+    record_to: str | os.PathLike[str] | None = attrs.field(default=None, validator=_path)
     """Also write the kernel conversation to this file: JSON Lines if its name ends in
     ``.jsonl``, else the library's own format."""
     strict: bool = False

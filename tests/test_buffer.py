@@ -7,6 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nstat_async import (
+    Auxiliary,
+    AuxiliaryFailed,
     Counts,
     EventsLost,
     Flow,
@@ -277,3 +279,10 @@ def test_what_cannot_be_merged_is_kept():
     refused = ProviderRefused(1, Provider.CONNECTION, 1, "needs root")
     buffer.extend([refused, refused])
     assert buffer.pop_all() == [refused, refused]
+
+
+def test_of_what_failed_beside_the_monitor_the_newest_waits_for_each_kind():
+    buffer = EventBuffer(10, Overflow.COALESCE)
+    for number in range(1_000):
+        buffer.extend([AuxiliaryFailed(float(number), auxiliary, str(number)) for auxiliary in Auxiliary])
+    assert buffer.pop_all() == [AuxiliaryFailed(999.0, auxiliary, "999") for auxiliary in Auxiliary]

@@ -11,6 +11,9 @@ from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, O
     ("arguments", "text"),
     [
         ({"providers": "pigeon"}, r"providers: 'pigeon' is none of tcp, udp, quic"),
+        ({"providers": 5}, "providers: 5 is none of tcp"),
+        ({"record_to": 5}, "record_to: 5 is no path"),
+        ({"backend": 5}, "backend: 5 is no backend and none of auto, kctl"),
         ({"providers": []}, "providers: at least one is needed"),
         ({"interval": 0}, "interval: 0 is not a positive number"),
         ({"interval": -1.5}, r"interval: -1\.5 is not"),

@@ -11,6 +11,7 @@ import pytest
 from virtual import VirtualMonitor, compare
 
 from nstat_async import Endpoint, Proof, Provider, TcpState
+from nstat_async._contract import LookupFailed
 from nstat_async._options import DEFAULT_PROVIDERS
 from nstat_async.ntstat import Evidence, Kernel, KnownFlow, OpenEvidence
 from nstat_async.ntstat._proof import LayoutProbe
@@ -310,3 +311,9 @@ def test_a_descriptor_shorter_than_known_is_no_proof():
     result = made.conclude()
     assert result.proof is Proof.UNKNOWN
     assert f"tcp: descriptors of [56] bytes, {TCP.size} are known" in result.notes
+
+
+def test_why_known_flows_cannot_be_opened_is_in_the_note():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    notes = prove(kernel, answer=lambda request: LookupFailed("no descriptors")).session.capabilities.notes
+    assert any("no known flows can be opened (no descriptors)" in note for note in notes)
