@@ -17,8 +17,7 @@ from types import SimpleNamespace
 from nstat_async._events import FlowAdded, FlowUpdated, PollCompleted
 from nstat_async._model import Counts, Endpoint, Flow, Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, TrafficTable
-from nstat_async.ntstat._counters import PACKED, TcpCounts, make_counts
-from nstat_async.ntstat._translate import _PACKED_CLASSES
+from nstat_async.ntstat._counters import PACKED, PACKED_CLASSES, TcpCounts, make_counts
 
 FLOWS_PER_PROCESS = 4
 
@@ -56,7 +55,7 @@ def make_events(flows, polls):
 
 def packed(events):
     """The same events with counters as a Darwin kernel's bytes, which are unpacked when they are read."""
-    reader = SimpleNamespace(packed_class=_PACKED_CLASSES[TcpCounts])
+    reader = SimpleNamespace(packed_class=PACKED_CLASSES[TcpCounts])
     result = []
     for event in events:
         if isinstance(event, FlowUpdated):

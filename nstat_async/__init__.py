@@ -11,7 +11,7 @@ See `Monitor`, the events (`FlowAdded`, `FlowUpdated`, `FlowRemoved`, `EventsLos
 
 __version__ = "0.1.0"
 
-from . import backends, filters
+from . import backends, filters, json
 from ._buffer import BufferStatistics
 from ._errors import (
     BackendUnavailableError,
@@ -33,6 +33,7 @@ from ._events import (
     Event,
     EventsLost,
     FlowAdded,
+    FlowEvent,
     FlowRemoved,
     FlowUpdated,
     InterfaceUpdated,
@@ -88,6 +89,7 @@ __all__ = [
     "EventsLost",
     "Flow",
     "FlowAdded",
+    "FlowEvent",
     "FlowRemoved",
     "FlowUpdated",
     "IncompleteSnapshotError",
@@ -123,5 +125,6 @@ __all__ = [
     "__version__",
     "backends",
     "filters",
+    "json",
     "snapshot",
 ]

@@ -1,13 +1,16 @@
-"""What the user iterates: one frozen class an event, one union of all.
+"""What the user iterates: one frozen class for each event, one union of all.
 
 Names are participles from the observer's place. ``match`` on the class and use
 keyword patterns: fields may be added, their order is not promised.
+
+Constructors take plain values, so that tests and programs build events too. A core gives
+what `Details` can be decoded from in place of the details; they are decoded when somebody reads them.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Union
+from typing import Any, ClassVar, Union
 
 import attrs
 
@@ -20,6 +23,7 @@ __all__ = [
     "Event",
     "EventsLost",
     "FlowAdded",
+    "FlowEvent",
     "FlowRemoved",
     "FlowUpdated",
     "InterfaceUpdated",
@@ -34,7 +38,7 @@ __all__ = [
 
 
 class RemovalReason(enum.Enum):
-    """Why a flow left the picture."""
+    """Why a flow left the monitor's view."""
 
     CLOSED = "closed"
     """It ended, and the kernel said so in full."""
@@ -90,61 +94,75 @@ class Event:
     """When it was observed, seconds since the epoch."""
 
 
+_Details = Union[Details, DetailsSource, None]
+
+
 @attrs.frozen
-class _FlowEvent(Event):
+class FlowEvent(Event):
+    """Base of the events of one flow: `FlowAdded`, `FlowUpdated` and `FlowRemoved`."""
+
     flow: Flow
     """The flow, as known at this moment."""
-
-
-@attrs.frozen
-class FlowAdded(_FlowEvent):
-    """A flow is seen for the first time."""
-
     counts: Counts | None
-    """Its totals so far; `None` when no report came yet."""
-    preexisting: bool
-    """True when it existed before the subscription."""
-    raw_details: DetailsSource | None = attrs.field(default=None, repr=False, eq=False)
-    """Where `details` come from."""
+    """Its totals; `None` when no report came yet."""
+
+    _details: ClassVar[Any]
 
     @property
     def details(self) -> Details | None:
-        """Samples of this report, decoded when read; `None` when it had none."""
-        return None if self.raw_details is None else self.raw_details.details()
+        """Samples of the last report, decoded when read; `None` when it had none. Not compared by ``==``."""
+        found = self._details
+        return found if found is None or isinstance(found, Details) else found.details()
+
+    @property
+    def raw_details(self) -> Details | DetailsSource | None:
+        """What `details` are decoded from, for handing it on unread."""
+        return self._details  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A kernel's own bytes need their decoder; a copy or a pickle has the decoded values.
+        return type(self), tuple(getattr(self, name) for name in self.__match_args__)
 
 
 @attrs.frozen
-class FlowUpdated(_FlowEvent):
+class FlowAdded(FlowEvent):
+    """A flow is seen for the first time."""
+
+    __match_args__ = ("time", "flow", "counts", "preexisting", "details")
+
+    preexisting: bool
+    """True when it existed before the subscription."""
+    _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # each class has its own
+
+
+@attrs.frozen
+class FlowUpdated(FlowEvent):
     """A flow's counters or facts changed."""
+
+    __match_args__ = ("time", "flow", "counts", "previous", "details")
 
     counts: Counts
     """Its totals now."""
     previous: Counts | None
     """Its totals at the previous event that this consumer got; `None` when there were none."""
-    raw_details: DetailsSource | None = attrs.field(default=None, repr=False, eq=False)
-    """Where `details` come from."""
+    _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # as above
 
     @property
     def delta(self) -> Delta:
         """What was added since the previous event; never negative."""
         return Delta.between(self.previous, self.counts)
 
-    @property
-    def details(self) -> Details | None:
-        """Samples of this report, decoded when read; `None` when it had none."""
-        return None if self.raw_details is None else self.raw_details.details()
-
 
 _new = object.__new__
 _set_time = Event.__dict__["time"].__set__
-_set_flow = _FlowEvent.__dict__["flow"].__set__
+_set_flow = FlowEvent.__dict__["flow"].__set__
 _set_counts = FlowUpdated.__dict__["counts"].__set__
 _set_previous = FlowUpdated.__dict__["previous"].__set__
-_set_details = FlowUpdated.__dict__["raw_details"].__set__
+_set_details = FlowUpdated.__dict__["_details"].__set__
 
 
 def flow_updated(
-    time: float, flow: Flow, counts: Counts, previous: Counts | None, raw_details: DetailsSource | None
+    time: float, flow: Flow, counts: Counts, previous: Counts | None, raw_details: _Details
 ) -> FlowUpdated:
     """``FlowUpdated(…)`` for hot paths: to fill the slots directly takes a third of a frozen class's time."""
     event = _new(FlowUpdated)
@@ -157,21 +175,16 @@ def flow_updated(
 
 
 @attrs.frozen
-class FlowRemoved(_FlowEvent):
+class FlowRemoved(FlowEvent):
     """A flow ended, or left the monitor's view."""
 
-    counts: Counts | None
-    """Its last known totals; `None` when none were ever reported."""
+    __match_args__ = ("time", "flow", "counts", "final", "reason", "details")
+
     final: bool
     """True only when `counts` are the flow's very last."""
     reason: RemovalReason
-    raw_details: DetailsSource | None = attrs.field(default=None, repr=False, eq=False)
-    """Where `details` come from."""
-
-    @property
-    def details(self) -> Details | None:
-        """Samples of the last report, decoded when read; `None` when it had none."""
-        return None if self.raw_details is None else self.raw_details.details()
+    """Why."""
+    _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # as above
 
 
 @attrs.frozen
@@ -192,6 +205,7 @@ class EventsLost(Event):
     """A gap: something happened and is not in the stream."""
 
     cause: LossCause
+    """What made the gap."""
     count: int | None
     """How many flows or messages; `None` when that is unknown."""
     counts: Counts | None = None
@@ -205,9 +219,11 @@ class ProviderRefused(Event):
     """The kernel refused one provider of the subscription; the others go on."""
 
     provider: Provider
+    """Which one."""
     errno: int
     """The kernel's error number (Darwin's, for a Darwin kernel)."""
     detail: str
+    """What it means, for a person."""
 
 
 @attrs.frozen
@@ -219,6 +235,7 @@ class AuxiliaryFailed(Event):
     """
 
     auxiliary: Auxiliary
+    """What failed."""
     detail: str
     """What failed and why, for a person."""
 
@@ -228,7 +245,9 @@ class InterfaceUpdated(Event):
     """Counters of a watched interface (privileged extra on Darwin)."""
 
     interface: Interface
+    """Which one."""
     counts: Counts
+    """Its totals."""
     description: str | None
     """The interface's long name."""
     threshold: int | None
@@ -244,12 +263,17 @@ class RouteUpdated(Event):
     id: str
     """Unique while the monitor lives."""
     destination: Endpoint | None
+    """Network or host that it leads to."""
     mask: Endpoint | None
+    """Mask of the destination; `None` for a host."""
     gateway: Endpoint | None
+    """Next hop, where there is one."""
     interface: Interface | None
+    """Interface that it leads through, where that is known."""
     flags: int
     """``RTF_*`` bits."""
     counts: Counts
+    """Its totals."""
     removed: bool = False
     """True when the route went away."""
 

@@ -233,6 +233,7 @@ class Flow:
     id: str
     """Unique while the monitor lives, never reused."""
     provider: Provider
+    """What kind of flow it is."""
     userland: bool | None = None
     """True if the transport runs in the process (Darwin user-land flows)."""
     local: Endpoint | None = None
@@ -265,6 +266,11 @@ class Flow:
     """Linux: the network namespace, when it is not the monitor's own."""
 
     @property
+    def started(self) -> float | None:
+        """`started_ns` in seconds since the epoch, as the times of events are."""
+        return None if self.started_ns is None else self.started_ns / 1e9
+
+    @property
     def is_loopback(self) -> bool:
         """True when the flow stays on this machine, as far as its addresses or interface tell."""
         if self.interface is not None and self.interface.kind is InterfaceKind.LOOPBACK:
@@ -288,9 +294,13 @@ class MediumCounts:
     """Traffic over one kind of medium (Darwin 26 details; Bluetooth item of 15)."""
 
     rx_bytes: int
+    """Bytes received."""
     tx_bytes: int
+    """Bytes sent."""
     rx_packets: int
+    """Packets received."""
     tx_packets: int
+    """Packets sent."""
 
 
 def _index(position: int, doc: str) -> Any:
@@ -330,21 +340,30 @@ class Counts:
 
     Every field is an `int` or, where the platform does not count it, `None`.
     Construct it with keywords; absent ones are `None`. Instances are immutable,
-    hashable, and equal when all fields are.
+    hashable, and equal when all fields are, `media` included.
 
     A subclass may keep a kernel's raw values and translate on reading; it
     overrides `_translated` and the properties concerned.
+
+    Args:
+        media: Traffic by medium: a mapping, or pairs of name and `MediumCounts`.
+        fields: The other fields by name.
+
+    Raises:
+        TypeError: There is no field of that name.
     """
 
     __slots__ = ("_values",)
     _values: tuple[Any, ...]
 
-    def __init__(self, **fields: int | None) -> None:
+    def __init__(self, *, media: Any = (), **fields: int | None) -> None:
         unknown = fields.keys() - set(COUNTS_FIELDS)
         if unknown:
             msg = f"Counts has no field {min(unknown)!r}"
             raise TypeError(msg)
-        object.__setattr__(self, "_values", tuple(fields.get(name) for name in COUNTS_FIELDS))
+        values: tuple[Any, ...] = tuple(fields.get(name) for name in COUNTS_FIELDS)
+        split = tuple(dict(media).items())
+        object.__setattr__(self, "_values", (*values, split) if split else values)
 
     rx_packets: int | None = _index(0, "Packets received. Kernel TCP counts only segments with data.")
     rx_bytes: int | None = _index(1, "Payload bytes received, duplicates and out-of-order data included on Darwin.")
@@ -394,10 +413,10 @@ class Counts:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Counts):
             return NotImplemented
-        return self._translated() == other._translated()
+        return self._translated() == other._translated() and self.media == other.media
 
     def __hash__(self) -> int:
-        return hash(self._translated())
+        return hash(self._translated())  # equal counts have equal fields; the media need not be read
 
     def __setattr__(self, name: str, value: object) -> None:
         raise attrs.exceptions.FrozenInstanceError
@@ -406,15 +425,15 @@ class Counts:
         raise attrs.exceptions.FrozenInstanceError
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_counts, (self._translated(),))
+        return (_rebuild_counts, (self._translated(), self.media))
 
     def __repr__(self) -> str:
         shown = " ".join(f"{name}={value}" for name, value in self.items() if value)
         return f"<Counts {shown or 'zero'}>"
 
 
-def _rebuild_counts(values: tuple[int | None, ...]) -> Counts:
-    return Counts(**dict(zip(COUNTS_FIELDS, values, strict=True)))
+def _rebuild_counts(values: tuple[int | None, ...], media: tuple[tuple[str, MediumCounts], ...] = ()) -> Counts:
+    return Counts(media=media, **dict(zip(COUNTS_FIELDS, values, strict=True)))
 
 
 def _difference(new: int | None, old: int | None) -> int | None:
@@ -428,9 +447,13 @@ class Delta:
     """What two readings of a flow's counters differ by; never negative."""
 
     rx_bytes: int | None
+    """Bytes received; `None` where they are not counted, as all the others."""
     tx_bytes: int | None
+    """Bytes sent."""
     rx_packets: int | None
+    """Packets received."""
     tx_packets: int | None
+    """Packets sent."""
 
     @classmethod
     def between(cls, earlier: Counts | None, later: Counts) -> Delta:
@@ -454,13 +477,17 @@ class DomainInfo:
     owner: str | None = None
     """Owner of the domain, if it is a known tracker's."""
     tracker_context: str | None = None
+    """What the tracker is about, by the system's list."""
     attributed_bundle_id: str | None = None
     """Bundle that the flow is attributed to."""
     remote: Endpoint | None = None
     """Address at the time of the look-up."""
     is_tracker: bool = False
+    """True for a domain on the system's list of trackers."""
     is_non_app_initiated: bool = False
+    """True when something inside the app began it, such as a web page."""
     is_silent: bool = False
+    """True for a flow that the system does not report to the user."""
 
 
 @attrs.frozen(kw_only=True)
@@ -479,9 +506,13 @@ class Details:
     unacked_bytes: int | None = None
     """Bytes sent and not acknowledged."""
     send_buffer_size: int | None = None
+    """Limit of the send buffer in bytes."""
     send_buffer_used: int | None = None
+    """Bytes in it."""
     receive_buffer_size: int | None = None
+    """Limit of the receive buffer in bytes."""
     receive_buffer_used: int | None = None
+    """Bytes in it that the program has not read."""
 
     traffic_mgt_flags: int | None = None
     """Darwin: 1 background socket, 2 background receive."""
@@ -490,6 +521,7 @@ class Details:
     rx_transfer_size: int | None = None
     """Darwin user-land flows: announced size of the transfer in bytes."""
     tx_transfer_size: int | None = None
+    """The same for what is sent."""
     activity_started_s: int | None = None
     """Darwin: begin of `activity`, seconds of uptime; `None` when there was none."""
     activity: int | None = None
@@ -497,12 +529,15 @@ class Details:
     sampled_at_ns: int | None = None
     """When the kernel filled in this report, wall clock, nanoseconds since the epoch."""
     domain: DomainInfo | None = None
+    """Darwin: the domain behind the flow."""
     original_domain: DomainInfo | None = None
+    """Darwin: the domain that was asked for, before a proxy or relay."""
     necp_parameters: bytes | None = None
     """Darwin: NECP client parameters, TLV as sent."""
     original_necp_parameters: bytes | None = None
+    """Darwin: those of the flow before a proxy or relay."""
     bluetooth: MediumCounts | None = None
-    """Darwin 15 and later, privileged."""
+    """Traffic over Bluetooth: Darwin 15 and later, privileged."""
     undecoded: bytes = b""
     """Descriptor bytes beyond the known layout (a newer kernel)."""
 
@@ -523,6 +558,7 @@ class Details:
     mss: int | None = None
     """Linux: sending segment size, bytes."""
     path_mtu: int | None = None
+    """Linux: path MTU, bytes."""
     rto_us: int | None = None
     """Linux: retransmission time-out, microseconds."""
     inode: int | None = None
@@ -534,7 +570,6 @@ class DetailsSource(Protocol):
 
     def details(self) -> Details:
         """Decode."""
-        ...  # pragma: no cover - a protocol
 
 
 class Proof(enum.Enum):

@@ -3,7 +3,7 @@
     Monitor(flow_filter=by_pid(42) & ~loopback())
 
 A filter looks at a `Flow`; any callable that takes a flow and returns a bool may
-stand for one. What a flow *is* may change while it lives (its address is bound, its
+stand for one. `parse` makes one of a text; the command line and the web server ask in the same words. What a flow *is* may change while it lives (its address is bound, its
 owner changes), so `FlowGate` keeps count: a consumer sees a flow as added when it
 begins to match and as removed (``reason=FILTERED``) when it ceases to.
 
@@ -13,15 +13,18 @@ reports, not sources, and make losses undetectable (see ``docs/ntstat.md``).
 
 from __future__ import annotations
 
+import enum
+import importlib
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
-from typing import Union
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Any, TypeVar, Union
+from urllib.parse import unquote
 
 import attrs
 
 from ._errors import UsageError
 from ._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
-from ._model import Direction, Endpoint, Flow, InterfaceKind, Provider, TcpState
+from ._model import Direction, Endpoint, Flow, InterfaceKind, Process, Provider, TcpState
 
 __all__ = [
     "Filter",
@@ -30,14 +33,17 @@ __all__ = [
     "by_direction",
     "by_interface",
     "by_interface_kind",
+    "by_namespace",
     "by_pid",
     "by_port",
     "by_process_name",
     "by_provider",
     "by_state",
     "by_uid",
+    "from_items",
     "loopback",
     "matching",
+    "parse",
 ]
 
 Predicate = Callable[[Flow], bool]
@@ -94,75 +100,142 @@ def matching(predicate: Predicate) -> Filter:
     return Filter(predicate, getattr(predicate, "__name__", "predicate"))
 
 
+# --- what may be asked for ------------------------------------------------------------
+
+_T = TypeVar("_T")
+_E = TypeVar("_E", bound=enum.Enum)
+
+
+def _each(name: str, values: Iterable[Any], check: Callable[[Any], _T | None], right: str) -> tuple[_T, ...]:
+    """The values of a filter, each checked.
+
+    Raises:
+        UsageError: There are none, or one of them is wrong.
+    """
+    found = []
+    for value in values:
+        good = check(value)
+        if good is None:
+            raise UsageError(f"{name}: {value!r} is not {right}")
+        found.append(good)
+    if not found:
+        raise UsageError(f"{name}: give at least one: {right}")
+    return tuple(found)
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int | None]:
+    def check(value: Any) -> int | None:
+        return value if type(value) is int and least <= value <= most else None
+
+    return check
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _members(name: str, kind: type[_E], values: Iterable[_E | str]) -> frozenset[_E]:
+    known: dict[Any, _E] = {member.value: member for member in kind} | {member: member for member in kind}
+    words = ", ".join(str(member.value) for member in kind)
+
+    def check(value: Any) -> _E | None:
+        return known.get(value) if isinstance(value, (str, kind)) else None
+
+    found: tuple[_E, ...] = _each(name, values, check, f"one of {words}")
+    return frozenset(found)
+
+
+def _user(value: Any) -> int | None:
+    """A user id, by number or name."""
+    if not isinstance(value, str):
+        return _whole(0, 2**32 - 1)(value)
+    try:
+        return importlib.import_module("pwd").getpwnam(value).pw_uid  # type: ignore[no-any-return]
+    except (ImportError, KeyError, ValueError):  # no such user, or a system without users
+        return None
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(sorted(repr(getattr(value, "value", value)) for value in values))
+
+
+# --- the filters ----------------------------------------------------------------------
+
+
+def is_of(process: Process | None, pids: Container[int]) -> bool:
+    """True for a process with one of these ids, or one that works on behalf of such a process."""
+    return process is not None and (process.pid in pids or process.effective_pid in pids)
+
+
 def by_pid(*pids: int) -> Filter:
-    """Flows of these processes, or on their behalf (effective pid)."""
-    wanted = frozenset(pids)
+    """Flows of these processes, or on their behalf (effective pid).
 
-    def matches(flow: Flow) -> bool:
-        process = flow.process
-        return process is not None and (process.pid in wanted or process.effective_pid in wanted)
-
-    return Filter(matches, f"by_pid({', '.join(map(str, pids))})")
+    Raises:
+        UsageError: One is not the number of a process, or there are none; as for every filter here.
+    """
+    wanted = frozenset(_each("by_pid", pids, _whole(0, 2**31 - 1), "the number of a process, e.g. by_pid(501)"))
+    return Filter(lambda flow: is_of(flow.process, wanted), f"by_pid({_listed(wanted)})")
 
 
 def by_process_name(*names: str) -> Filter:
     """Flows of processes with one of these names (exact, as the kernel has them)."""
-    wanted = frozenset(names)
-
-    def matches(flow: Flow) -> bool:
-        return flow.process is not None and flow.process.name in wanted
-
-    return Filter(matches, f"by_process_name({', '.join(map(repr, names))})")
+    wanted = frozenset(_each("by_process_name", names, _text, "a name, e.g. by_process_name('curl')"))
+    return Filter(
+        lambda flow: flow.process is not None and flow.process.name in wanted, f"by_process_name({_listed(wanted)})"
+    )
 
 
-def by_uid(*uids: int) -> Filter:
-    """Flows of these users."""
-    wanted = frozenset(uids)
-    return Filter(lambda flow: flow.process is not None and flow.process.uid in wanted, f"by_uid({uids})")
+def by_uid(*users: int | str) -> Filter:
+    """Flows of these users, by number or by name (``"root"``)."""
+    wanted = frozenset(_each("by_uid", users, _user, "the number or the name of a user of this machine"))
+    return Filter(lambda flow: flow.process is not None and flow.process.uid in wanted, f"by_uid({_listed(wanted)})")
 
 
 def by_provider(*providers: Provider | str) -> Filter:
     """Flows of these kinds."""
-    wanted = frozenset(map(Provider, providers))
-    return Filter(lambda flow: flow.provider in wanted, f"by_provider({', '.join(p.value for p in wanted)})")
+    wanted = _members("by_provider", Provider, providers)
+    return Filter(lambda flow: flow.provider in wanted, f"by_provider({_listed(wanted)})")
 
 
 def by_direction(*directions: Direction | str) -> Filter:
     """Flows of these directions."""
-    wanted = frozenset(map(Direction, directions))
-    return Filter(lambda flow: flow.direction in wanted, f"by_direction({', '.join(d.value for d in wanted)})")
+    wanted = _members("by_direction", Direction, directions)
+    return Filter(lambda flow: flow.direction in wanted, f"by_direction({_listed(wanted)})")
 
 
 def by_state(*states: TcpState | str) -> Filter:
     """Flows in these TCP states."""
-    wanted = frozenset(map(TcpState, states))
-    return Filter(lambda flow: flow.state in wanted, f"by_state({', '.join(s.value for s in wanted)})")
+    wanted = _members("by_state", TcpState, states)
+    return Filter(lambda flow: flow.state in wanted, f"by_state({_listed(wanted)})")
 
 
 def by_interface(*names: str) -> Filter:
-    """Flows over these interfaces."""
-    wanted = frozenset(names)
-    return Filter(lambda flow: flow.interface is not None and flow.interface.name in wanted, f"by_interface({names})")
+    """Flows over the interfaces of these names."""
+    wanted = frozenset(_each("by_interface", names, _text, "the name of an interface, e.g. by_interface('en0')"))
+    return Filter(
+        lambda flow: flow.interface is not None and flow.interface.name in wanted, f"by_interface({_listed(wanted)})"
+    )
 
 
 def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
     """Flows over interfaces of these kinds."""
-    wanted = frozenset(map(InterfaceKind, kinds))
+    wanted = _members("by_interface_kind", InterfaceKind, kinds)
     return Filter(
-        lambda flow: flow.interface is not None and flow.interface.kind in wanted, f"by_interface_kind({kinds})"
+        lambda flow: flow.interface is not None and flow.interface.kind in wanted,
+        f"by_interface_kind({_listed(wanted)})",
     )
 
 
 def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
     """Flows with one of these ports at either end (or at the end chosen)."""
-    wanted = frozenset(ports)
+    wanted = frozenset(_each("by_port", ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. by_port(443)"))
 
     def matches(flow: Flow) -> bool:
         return (local and flow.local is not None and flow.local.port in wanted) or (
             remote and flow.remote is not None and flow.remote.port in wanted
         )
 
-    return Filter(matches, f"by_port({', '.join(map(str, ports))})")
+    return Filter(matches, f"by_port({_listed(wanted)})")
 
 
 def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filter:
@@ -176,22 +249,131 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
     Raises:
         UsageError: One of them is no network.
     """
-    try:
-        wanted = [ipaddress.ip_network(network, strict=False) for network in networks]
-    except ValueError as error:
-        raise UsageError(f"by_address: {error}") from None
+
+    def network_of(value: Any) -> Any:
+        try:
+            return ipaddress.ip_network(value, strict=False) if isinstance(value, str) else None
+        except ValueError:
+            return None
+
+    wanted = _each("by_address", networks, network_of, "an address or a network, e.g. by_address('192.0.2.0/24')")
 
     def inside(endpoint: Endpoint | None) -> bool:
-        return endpoint is not None and any(endpoint.ip_address in network for network in wanted)
+        if endpoint is None:
+            return False
+        address = endpoint.ip_address
+        return any(address in network for network in wanted)
 
     return Filter(
-        lambda flow: (remote and inside(flow.remote)) or (local and inside(flow.local)), f"by_address({networks})"
+        lambda flow: (remote and inside(flow.remote)) or (local and inside(flow.local)),
+        f"by_address({_listed(map(str, wanted))})",
     )
+
+
+def by_namespace(*names: str) -> Filter:
+    """Flows in these network namespaces (Linux), by the names that `Flow.namespace` has."""
+    wanted = frozenset(_each("by_namespace", names, _text, "the name of a network namespace"))
+    return Filter(lambda flow: flow.namespace in wanted, f"by_namespace({_listed(wanted)})")
 
 
 def loopback() -> Filter:
     """Flows that stay on this machine."""
     return Filter(lambda flow: flow.is_loopback, "loopback()")
+
+
+# --- as text --------------------------------------------------------------------------
+
+
+def _numbers(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
+    """The numbers among texts as numbers; what is none stays, for the filter to refuse (or to know, as a user)."""
+
+    def filter_of(texts: list[str]) -> Filter:
+        words = [word for text in texts for word in text.split(",")]
+        return make(*(int(word) if len(word) < 20 and word.isascii() and word.isdigit() else word for word in words))
+
+    return filter_of
+
+
+def _words(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
+    return lambda texts: make(*(word for text in texts for word in text.split(",")))
+
+
+def _whole_texts(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
+    return lambda texts: make(*texts)
+
+
+def _loopback_of(texts: list[str]) -> Filter:
+    if texts != [""] * len(texts):
+        raise UsageError("loopback: it has no value; ask for loopback or ~loopback")
+    return loopback()
+
+
+_KEYS: dict[str, Callable[[list[str]], Filter]] = {
+    "pid": _numbers(by_pid),
+    "process": _whole_texts(by_process_name),
+    "user": _numbers(by_uid),
+    "provider": _words(by_provider),
+    "direction": _words(by_direction),
+    "state": _words(by_state),
+    "interface": _whole_texts(by_interface),
+    "interface_kind": _words(by_interface_kind),
+    "port": _numbers(by_port),
+    "address": _words(by_address),
+    "namespace": _whole_texts(by_namespace),
+    "loopback": _loopback_of,
+}
+MAX_ITEMS = 100
+"""Conditions that a text may have."""
+
+
+def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
+    """A filter of keys and values, as a query string or a command line has them: one meaning for both.
+
+    Values of one key are alternatives; a flow must pass every key. A key with ``~`` before it must not
+    pass. Lists with commas are taken apart, except names, which may have commas.
+
+    Args:
+        items: Pairs of key and value: ``pid``, ``process``, ``user``, ``provider``, ``direction``, ``state``,
+            ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, and ``loopback`` with an empty value.
+
+    Returns:
+        The filter; `None` when there are no items.
+
+    Raises:
+        UsageError: A key is unknown, a value is wrong, or there are too many items.
+    """
+    values: dict[str, list[str]] = {}
+    for number, (key, value) in enumerate(items):
+        if number >= MAX_ITEMS:
+            raise UsageError(f"filter: more than {MAX_ITEMS} conditions")
+        if key.removeprefix("~") not in _KEYS:
+            raise UsageError(f"filter: {key!r} is none of {', '.join(_KEYS)}")
+        values.setdefault(key, []).append(value)
+    found = None
+    for key, texts in values.items():
+        each = _KEYS[key.removeprefix("~")](texts)
+        each = ~each if key.startswith("~") else each
+        found = each if found is None else found & each
+    return found
+
+
+def parse(text: str) -> Filter:
+    """A filter of a text such as ``"pid=1,2 & ~loopback"``: the form of a query string, with spaces where you like.
+
+    See `from_items` for the keys. What would be taken apart in a name is written as in a URL (``%26`` for ``&``).
+
+    Raises:
+        UsageError: It says nothing, or something unknown.
+    """
+    items = [part.strip().partition("=") for part in text.split("&")]
+    found = from_items((unquote(key.strip()), unquote(value.strip())) for key, _, value in items)
+    if found is None:  # pragma: no cover - a split text has at least one part
+        raise UsageError("filter: it says nothing")
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 class FlowGate:
@@ -239,7 +421,7 @@ class FlowGate:
             if isinstance(event, FlowUpdated):
                 old = flow.id in self._historic
                 self._historic.discard(flow.id)
-                return FlowAdded(event.time, flow, event.counts, preexisting=old, raw_details=event.raw_details)
+                return FlowAdded(event.time, flow, event.counts, preexisting=old, details=event.raw_details)
         elif known and not matches:
             self._visible.discard(flow.id)
             self._historic.add(flow.id)

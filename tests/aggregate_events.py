@@ -112,12 +112,20 @@ def model_totals(events, include_history=False, exclude=frozenset({Provider.UDP_
 
 def _count(known, values, include_history):
     first = known.last is None
-    last = dict.fromkeys(FIELDS, 0) if first else known.last
+    last = dict.fromkeys(FIELDS, 0) if first else dict(known.last)
     new = {name: last[name] if value is None else value for name, value in values.items()}
-    if not first and any(new[name] < last[name] for name in FIELDS):
+    had = [name for name in FIELDS if values[name] is not None and last[name]]
+    lower = any(values.values()) and had and all(new[name] < last[name] for name in had)
+    if lower and any(new[name] < last[name] / 2 for name in had):  # a new flow behind the id
         known.parts += 1
         last = dict.fromkeys(FIELDS, 0)
         new = {name: value or 0 for name, value in values.items()}
+    for name in FIELDS:
+        if new[name] < last[name]:
+            if "packets" in name and any(values.values()) and last[name] < 2**32 and last[name] - new[name] > 2**31:
+                last[name] -= 2**32  # wrapped
+            else:
+                new[name] = last[name]  # an odd reading
     if not (first and known.preexisting and not include_history):
         for name in FIELDS:
             known.total[name] += new[name] - last[name]

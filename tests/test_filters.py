@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,3 +190,102 @@ def test_a_flow_that_is_hidden_at_first_keeps_whether_it_is_older_than_the_monit
 def test_events_that_are_no_flow_s_pass_every_gate():
     event = PollCompleted(1.0, 0, True)
     assert FlowGate(lambda flow: False)([event]) == [event]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: filters.by_port("443"), r"by_port\(443\)"),
+        (lambda: filters.by_port(70_000), "0 to 65535"),
+        (lambda: filters.by_port(-1), "0 to 65535"),
+        (filters.by_port, "at least one"),
+        (lambda: filters.by_pid("501"), r"by_pid\(501\)"),
+        (lambda: filters.by_pid(True), "True"),
+        (lambda: filters.by_pid(-5), "-5"),
+        (lambda: filters.by_pid(1.0), "1.0"),
+        (filters.by_pid, "at least one"),
+        (lambda: filters.by_uid("no such user here"), "name of a user"),
+        (lambda: filters.by_uid("nul\0"), "name of a user"),
+        (filters.by_uid, "at least one"),
+        (filters.by_process_name, "at least one"),
+        (lambda: filters.by_process_name(501), "501 is not a name"),
+        (lambda: filters.by_process_name(""), "''"),
+        (lambda: filters.by_interface(4), "by_interface"),
+        (lambda: filters.by_provider("tpc"), "one of tcp, udp, quic"),
+        (lambda: filters.by_provider(6), "one of tcp, udp, quic"),
+        (lambda: filters.by_state("open"), "one of closed, listen"),
+        (lambda: filters.by_direction("up"), "one of outbound, inbound, listener"),
+        (lambda: filters.by_interface_kind("wlan"), "one of wifi, wired"),
+        (filters.by_address, "at least one"),
+        (lambda: filters.by_address("nowhere"), "nowhere"),
+        (lambda: filters.by_address(5), "5"),
+        (lambda: filters.by_namespace(7), "namespace"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_the_error_says_what_is_right(make, says):
+    with pytest.raises(UsageError, match=says):
+        make()
+
+
+def test_a_user_may_be_named():
+    root = Flow("3", Provider.TCP, process=Process(1, uid=0))
+    assert filters.by_uid("root")(root)
+    assert not filters.by_uid("root")(FLOW)
+    assert filters.by_uid("root", 501)(FLOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("pid=42", True), ("pid=7", True), ("pid=1,42", True), ("pid=1", False), ("~pid=1", True), ("pid=1&pid=7", True),
+        ("pid=42 & process=curl", True), ("pid=42 & process=wget", False), ("process=wget & process=curl", True),
+        ("~loopback", True), ("loopback", False), ("port=443", True), ("port=80,443", True), ("user=501", True),
+        ("provider=udp,tcp & state=established & direction=outbound", True), ("interface=en0", True),
+        ("interface_kind=wifi", True), ("address=2001:db8::/32", True), ("address=192.0.2.0/24", False),
+        (" pid = 42 & ~ loopback".replace("~ ", "~"), True), ("namespace=blue", False), ("process=c%75rl", True),
+    ],
+)  # fmt: skip
+def test_a_text_says_what_the_functions_say(text, matches):
+    assert filters.parse(text)(FLOW) is matches
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "&",
+        "pid",
+        "pid=",
+        "pid=x",
+        "pid=1&",
+        "colour=red",
+        "loopback=1",
+        "port=99999",
+        "pid=" + "9" * 5000,
+        "user=-1",
+    ],
+)
+def test_a_text_that_says_nothing_or_nonsense_is_refused(text):
+    with pytest.raises(UsageError):
+        filters.parse(text)
+
+
+def test_a_text_of_endless_conditions_is_refused():
+    with pytest.raises(UsageError, match="more than 100"):
+        filters.parse("&".join(["pid=1"] * 101))
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_filter_or_a_usage_error(text):
+    with contextlib.suppress(UsageError):
+        filters.parse(text)(FLOW)
+
+
+def test_names_with_commas_are_names():
+    named = Flow("4", Provider.TCP, process=Process(1, "a,b"))
+    assert filters.from_items([("process", "a,b")])(named)
+    assert filters.from_items([]) is None
+
+
+def test_the_module_lists_what_it_offers():
+    assert dir(filters) == sorted(filters.__all__)

@@ -81,6 +81,12 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--provider", type=_providers, metavar="NAME,…", help="kinds of flows, e.g. tcp,udp,quic")
     group.add_argument("--pid", type=_whole(0), action="append", metavar="N", help="only this process (repeatable)")
     group.add_argument("--process", action="append", metavar="NAME", help="only processes of this name (repeatable)")
+    group.add_argument(
+        "--filter",
+        action="append",
+        metavar="TEXT",
+        help="only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
+    )
     group.add_argument("--no-loopback", action="store_true", help="leave out flows that stay on this machine")
 
 
@@ -121,6 +127,9 @@ def _add_json(parser: argparse.ArgumentParser, what: str = "one JSON object a li
 
 def _add_stream_output(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
+    parser.add_argument(
+        "--details", action="store_true", help="with --json: also the details of reports, and the counts before"
+    )
     parser.add_argument("--every-update", action="store_true", help="each report, also those that change nothing")
     parser.add_argument("--utc", action="store_true", help="times of the text form in UTC")
     parser.add_argument("--quiet", action="store_true", help="print no events; count them, and say so at the end")

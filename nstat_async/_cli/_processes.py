@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 
 import anyio
 
 from .. import Monitor, Subscription
 from .._errors import StreamEndedError
-from .._escape import dump, escape
+from .._escape import escape
 from .._events import AnyEvent
-from ..aggregate import ProcessTable, Row, RowKind, process_row_to_dict
+from .._fields import TABLE, Field
+from .._model import Process
+from ..aggregate import ProcessTable, Row
+from ..json import dumps
 from ._output import Output
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
@@ -24,8 +27,6 @@ __all__ = ["row_name", "run", "sort_rows"]
 
 _LAST_POLL = 2.0
 """Seconds that the last poll may take."""
-_HEADINGS = ("PID", "PROCESS", "FLOWS", "OPEN", "RX", "TX", "RX/S", "TX/S")
-_RIGHT = frozenset({0, 2, 3, 4, 5, 6, 7})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,26 +44,32 @@ def run(arguments: argparse.Namespace) -> int:
     def show() -> None:
         output.lines(_table_lines(table, arguments))
 
+    def feed(events: Sequence[AnyEvent]) -> None:
+        # A recording has its own time; on a running machine rates go by a clock that nobody sets.
+        table.feed_many(events, now=None if recorded else anyio.current_time())
+
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
             events = monitor.subscribe()
             with scope:
-                await _feed(events, table, arguments.every, show)
+                await _feed(events, feed, arguments.every, show)
             if scope.cancelled_caught:  # stopped while flows live: ask how far they are
                 with contextlib.suppress(StreamEndedError):
                     with anyio.move_on_after(_LAST_POLL):
                         await monitor.poll_now()
-                    table.feed_many(events.receive_nowait())
+                    feed(events.receive_nowait())
         show()
         return 0
 
     return run_until_stopped(work, duration=arguments.duration, output=output)
 
 
-async def _feed(events: Subscription, table: ProcessTable, every: float | None, show: Callable[[], None]) -> None:
+async def _feed(
+    events: Subscription, feed: Callable[[Sequence[AnyEvent]], None], every: float | None, show: Callable[[], None]
+) -> None:
     if every is None:
         while batch := await events.receive_many():
-            table.feed_many(batch)
+            feed(batch)
         return
     due = anyio.current_time() + every
     while True:
@@ -71,7 +78,7 @@ async def _feed(events: Subscription, table: ProcessTable, every: float | None, 
             more = await events.receive_many()
         if more == []:
             return
-        table.feed_many(more or ())
+        feed(more or ())
         if anyio.current_time() >= due:
             show()
             # Intervals that passed meanwhile are skipped, not made up for.
@@ -94,35 +101,36 @@ def sort_rows(rows: list[Row], key: str) -> list[Row]:
 
 def row_name(row: Row) -> str:
     """What to call a row, escaped."""
-    if row.kind is RowKind.GROUP:
-        return escape(row.name) if row.name else "?"
-    return {
-        RowKind.UNKNOWN: "(owner unknown)",
-        RowKind.OTHER: "(others, finished)",
-        RowKind.LOST: "(closed flows, owner lost)",
-        RowKind.TOTAL: "(all)",
-    }[row.kind]
+    return escape(row.label)
 
 
 def _table_lines(table: ProcessTable, arguments: argparse.Namespace) -> list[str]:
     rows = sort_rows(table.rows(), arguments.sort)
     moment = table.time if table.time is not None else time()
     if arguments.json:
-        return [dump(process_row_to_dict(row, round(moment, 6))) for row in rows]
-    lines = render(_HEADINGS, [_cells(row) for row in rows], right=_RIGHT)
+        return [dumps(row, time=moment) for row in rows]
+    columns = [field for _, field in _columns()]
+    right = [at for at, field in enumerate(columns) if field.kind.sql != "TEXT"]
+    lines = render([field.heading for field in columns], [_cells(row) for row in rows], right=right)
     lines += [f"! {loss.cause.value}: {loss.events} reports, {loss.count} flows or messages" for loss in table.losses]
     return [*lines, ""] if arguments.every is not None else lines
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    known = row.is_counted
-    return (
-        "" if row.pid is None else str(row.pid),
-        row_name(row),
-        str(row.flows),
-        str(row.open_flows),
-        bytes_text(row.rx_bytes if known else None),
-        bytes_text(row.tx_bytes if known else None),
-        rate_text(row.rx_rate) if known and row.rx_rate is not None else "",
-        rate_text(row.tx_rate) if known and row.tx_rate is not None else "",
-    )
+def _columns() -> list[tuple[type, Field]]:
+    """The fields that have a heading: those of the row, then those of its process."""
+    return [(cls, field) for cls in (Row, TABLE.of(Process).cls) for field in TABLE.of(cls).fields if field.heading]
+
+
+def _cells(row: Row) -> list[str]:
+    return [_cell(row if cls is Row else row.process, field) for cls, field in _columns()]
+
+
+def _cell(owner: Row | Process | None, field: Field) -> str:
+    if isinstance(owner, Row) and field.name == "name":
+        return row_name(owner)
+    value = None if owner is None else field.value_of(owner)
+    if field.unit == "bytes":
+        return bytes_text(value)
+    if value is None:
+        return ""
+    return rate_text(value) if field.unit == "bytes per second" else escape(str(value))

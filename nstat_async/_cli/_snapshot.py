@@ -9,8 +9,8 @@ import anyio
 
 from .. import snapshot
 from .._errors import IncompleteSnapshotError
-from .._jsonlines import flow_line
 from .._model import Counts, Flow
+from ..json import JsonFormatter
 from ._output import Output, complain
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     status = run_until_stopped(work, duration=arguments.duration, output=output)
     moment = time()
     if arguments.json:
-        output.lines(flow_line(flow, counts, moment) for flow, counts in found)
+        line = JsonFormatter().flow_line
+        output.lines(line(flow, counts, moment) for flow, counts in found)
     else:
         output.lines(render(_HEADINGS, [_cells(flow, counts) for flow, counts in found], right=_RIGHT))
     return status

@@ -10,7 +10,7 @@ from typing import Any
 from .. import backends
 from .._contract import Backend
 from .._model import Provider
-from ..filters import Filter, by_pid, by_process_name, by_provider, loopback
+from ..filters import Filter, by_provider, from_items, parse
 
 __all__ = ["backend_of", "check_input", "every_provider", "filter_of", "monitor_options"]
 
@@ -41,19 +41,18 @@ def _namespace(text: str) -> str | int:
 
 
 def filter_of(arguments: argparse.Namespace) -> Filter | None:
-    """The filter of ``--pid``, ``--process`` and ``--no-loopback``; a flow must pass each kind that is given."""
-    conditions = []
-    if arguments.pid:
-        conditions.append(by_pid(*arguments.pid))
-    if arguments.process:
-        conditions.append(by_process_name(*arguments.process))
-    if arguments.no_loopback:
-        conditions.append(~loopback())
-    if not conditions:
-        return None
-    result = conditions[0]
-    for condition in conditions[1:]:
-        result &= condition
+    """The filter of ``--pid``, ``--process``, ``--no-loopback`` and ``--filter``: a flow must pass each that is given.
+
+    Raises:
+        UsageError: ``--filter`` says something unknown.
+    """
+    items = [("pid", str(pid)) for pid in arguments.pid or ()]
+    items += [("process", name) for name in arguments.process or ()]
+    items += [("~loopback", "")] * arguments.no_loopback
+    result = from_items(items)
+    for text in arguments.filter or ():
+        each = parse(text)
+        result = each if result is None else result & each
     return result
 
 

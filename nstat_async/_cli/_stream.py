@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .. import Subscription
 from .._events import AnyEvent
-from .._jsonlines import JsonFormatter
+from ..json import JsonFormatter
 from ._output import Output
 from ._text import TextFormatter
 
@@ -18,7 +18,7 @@ Formatter = Callable[[AnyEvent], "str | None"]
 
 def formatter_of(arguments: argparse.Namespace, *, colour: bool) -> Formatter:
     """JSON Lines or text, as asked."""
-    return JsonFormatter() if arguments.json else TextFormatter(colour=colour, utc=arguments.utc)
+    return JsonFormatter(full=arguments.details) if arguments.json else TextFormatter(colour=colour, utc=arguments.utc)
 
 
 async def stream(events: Subscription, output: Output, formatter: Formatter) -> None:

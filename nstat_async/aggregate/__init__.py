@@ -5,15 +5,19 @@ rows. `by_process` feeds one from a monitor beside its other consumers.
 `HistoryWriter` and `History` keep and read totals in an SQLite file.
 """
 
-from ._consumer import TableStream, by_process
+from nstat_async._rows import Row, RowKind
+
+from ._consumer import EventSource, EventSubscription, TableStream, by_process
 from ._grouping import GroupBy, ProcessKey
 from ._history import Gap, History, Usage
-from ._rows import Loss, Row, RowKind, TableSnapshot, process_row_to_dict, sum_rows
+from ._rows import Loss, TableSnapshot, sum_rows
 from ._schema import HistoryError
 from ._sqlite import HistoryWriter, keep_history
-from ._table import ProcessTable, TrafficTable
+from ._table import ProcessTable, SortKey, TrafficTable
 
 __all__ = [
+    "EventSource",
+    "EventSubscription",
     "Gap",
     "GroupBy",
     "History",
@@ -24,12 +28,12 @@ __all__ = [
     "ProcessTable",
     "Row",
     "RowKind",
+    "SortKey",
     "TableSnapshot",
     "TableStream",
     "TrafficTable",
     "Usage",
     "by_process",
     "keep_history",
-    "process_row_to_dict",
     "sum_rows",
 ]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
 from nstat_async._errors import MonitorClosedError, StreamEndedError, UsageError
+from nstat_async._events import AnyEvent
 
 from ._table import ProcessTable, TrafficTable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
-
-    from nstat_async._events import AnyEvent
 
 __all__ = ["EventSource", "EventSubscription", "TableStream", "by_process"]
 
@@ -60,14 +57,16 @@ class TableStream(Generic[_Table]):
         monitor: Where the events come from.
         table: What to feed.
         every: Seconds between two looks.
-        clock: ``"wall"``: seconds of this machine. ``"events"``: seconds of the events'
-            own clock, for recordings that are replayed faster than they happened.
+        clock: ``"wall"``: seconds of this machine; rates do not notice when its date is set. ``"events"``: seconds
+            of the events' own clock, for recordings that are replayed faster than they happened.
 
     Raises:
         UsageError: An argument is out of range.
     """
 
-    def __init__(self, monitor: EventSource, table: _Table, *, every: float = 2.0, clock: str = "wall") -> None:
+    def __init__(
+        self, monitor: EventSource, table: _Table, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall"
+    ) -> None:
         if not every > 0:
             raise UsageError(f"every: {every!r} is not a positive number of seconds")
         if clock not in {"wall", "events"}:
@@ -117,10 +116,10 @@ class TableStream(Generic[_Table]):
                 events = await subscription.receive_many()
                 if not events:
                     return False
-                self.table.feed_many(events)
+                self.table.feed_many(events, now=anyio.current_time())
                 self._fresh = True
         with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
-            self.table.feed_many(subscription.receive_nowait())
+            self.table.feed_many(subscription.receive_nowait(), now=anyio.current_time())
         # Looks that were missed are skipped, not made up for.
         self._next = max(self._next + self._every, anyio.current_time())
         return True
@@ -160,7 +159,7 @@ class TableStream(Generic[_Table]):
 
 
 def by_process(
-    monitor: EventSource, *, every: float = 2.0, clock: str = "wall", **options: Any
+    monitor: EventSource, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall", **options: Any
 ) -> TableStream[ProcessTable]:
     """Totals and rates per process, each `every` seconds.
 

@@ -7,15 +7,14 @@ tell it. It is asked once for each new value of a flow, not for each report.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Union
+from collections.abc import Callable, Hashable
+from typing import Union
 
 import attrs
 
 from nstat_async._errors import UsageError
+from nstat_async._fields import TABLE, Field, FieldTable
 from nstat_async._model import Details, Endpoint, Flow, Process
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
 
 __all__ = ["GroupBy", "ProcessKey"]
 
@@ -63,6 +62,18 @@ def _prefix(name: str, value: int, bits: int) -> int:
     return value
 
 
+def _groupings(table: FieldTable) -> dict[str, tuple[str | None, Field]]:
+    """The groupings of the table by name: the part of the flow that has the field (`None`: itself), and the field."""
+    found: dict[str, tuple[str | None, Field]] = {}
+    parts = {field.kind.record: field.name for field in table.of(Flow).fields if field.kind.record is not Endpoint}
+    parts |= {table.of(Details).cls: "details"}
+    for record in table.records:
+        owner = next((parts[base] for base in record.cls.__mro__ if base in parts), None)
+        if owner is not None or record is table.of(Flow):
+            found.update({field.group: (owner, field) for field in record.fields if field.group})
+    return found
+
+
 @attrs.frozen(kw_only=True)
 class GroupBy:
     """A way to group flows; make one with the class methods."""
@@ -102,14 +113,44 @@ class GroupBy:
         return cls(name=name, key=lambda flow, _details: function(flow))
 
     @classmethod
+    def field(cls, name: str) -> GroupBy:
+        """By a field of the flow, its process, its interface or the details of its reports.
+
+        Args:
+            name: What the table of fields calls the grouping, e.g. ``"user id"``, ``"state"``, ``"network namespace"``.
+
+        Raises:
+            UsageError: Nobody groups by that.
+        """
+        found = _groupings(TABLE).get(name)
+        if found is None:
+            raise UsageError(f"GroupBy: {name!r} is none of {', '.join(_groupings(TABLE))}")
+        owner, field = found
+        if owner == "details":
+            return cls(
+                name=name,
+                key=lambda _flow, details: None if details is None else field.value_of(details),
+                needs_details=True,
+            )
+        if owner is None:
+            return cls.function(field.value_of, name)
+
+        def of_part(flow: Flow) -> Hashable:
+            part = getattr(flow, owner)
+            key: Hashable = None if part is None else field.value_of(part)
+            return key
+
+        return cls.function(of_part, name)
+
+    @classmethod
     def process_name(cls) -> GroupBy:
         """By the name of the process."""
-        return cls.function(lambda flow: None if flow.process is None else flow.process.name, "process name")
+        return cls.field("process name")
 
     @classmethod
     def user(cls) -> GroupBy:
         """By user id."""
-        return cls.function(lambda flow: None if flow.process is None else flow.process.uid, "user id")
+        return cls.field("user id")
 
     @classmethod
     def remote_address(cls) -> GroupBy:
@@ -140,13 +181,13 @@ class GroupBy:
 
     @classmethod
     def local_port(cls) -> GroupBy:
-        """By the own port."""
+        """By the port of this side."""
         return cls.function(lambda flow: flow.local.port or None if flow.local else None, "local port")
 
     @classmethod
     def interface_kind(cls) -> GroupBy:
         """By `InterfaceKind`. A flow that moves leaves behind what it carried before."""
-        return cls.function(lambda flow: flow.interface.kind if flow.interface else None, "interface kind")
+        return cls.field("interface kind")
 
     @classmethod
     def interface(cls) -> GroupBy:
@@ -158,18 +199,14 @@ class GroupBy:
     @classmethod
     def provider(cls) -> GroupBy:
         """By `Provider`."""
-        return cls.function(lambda flow: flow.provider, "provider")
+        return cls.field("provider")
 
     @classmethod
     def cgroup(cls) -> GroupBy:
         """By cgroup v2 id (Linux; from the events' details)."""
-        return cls(
-            name="cgroup",
-            key=lambda _flow, details: None if details is None else details.cgroup_id,
-            needs_details=True,
-        )
+        return cls.field("cgroup")
 
     @classmethod
     def flow(cls) -> GroupBy:
         """Each flow by itself: rates of single flows, e.g. to expand a process."""
-        return cls.function(lambda flow: flow.id, "flow")
+        return cls.field("flow")

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Union
+from types import TracebackType
+from typing import Any, Literal, Union
 
 import attrs
 
 from nstat_async._errors import UsageError
+from nstat_async._fields import SqlTable
+from nstat_async._model import Process
 
-from ._schema import HistoryError, connect
-
-if TYPE_CHECKING:
-    import os
-    from types import TracebackType
+from ._schema import SCHEMA, HistoryError, connect
 
 __all__ = ["Gap", "History", "Usage"]
 
 Moment = Union[float, datetime, None]
-_SUMS = (
-    "sum(flows), sum(uncounted_flows), sum(rx_bytes), sum(tx_bytes), sum(rx_packets), sum(tx_packets),"
-    " min(start), max(start + length)"
-)
+_ADDED_UP = ("flows", "uncounted_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+_SUMS = [*(f"sum({name})" for name in _ADDED_UP), "min(start)", "max(start + length)"]
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +36,8 @@ class Usage:
     unique_pid: int | None = None
     path: str | None = None
     uid: int | None = None
+    process: Process | None = None
+    """All that the file has about the process, when the processes are told apart."""
     flows: int
     """Flows that began in the time asked for."""
     uncounted_flows: int
@@ -90,7 +90,7 @@ class History:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
-        self._connection = connect(path, write=False)
+        self._connection, self._version = connect(path, write=False, schema=SCHEMA)
 
     def _select(self, columns: str, rest: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
@@ -109,7 +109,12 @@ class History:
         return text, values
 
     def usage(
-        self, since: Moment = None, until: Moment = None, *, name: str | None = None, by: str = "name"
+        self,
+        since: Moment = None,
+        until: Moment = None,
+        *,
+        name: str | None = None,
+        by: Literal["name", "process"] = "name",
     ) -> list[Usage]:
         """Who used how much, most first.
 
@@ -122,12 +127,15 @@ class History:
         Raises:
             UsageError: `by` is neither, or a `datetime` has no time zone.
         """
-        columns = {"name": "kind, source, name", "process": "kind, source, name, pid, unique_pid, path, uid"}.get(by)
-        if columns is None:
+        if by not in {"name", "process"}:
             raise UsageError(f"by: {by!r} is neither 'name' nor 'process'")
+        columns = ["kind", "source", "name"]
+        if by == "process":
+            columns = list(SCHEMA.columns(SqlTable.PROCESS, self._version))
         where, values = self._where(since, until, name)
+        chosen = ", ".join(columns)
         order = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, name, kind"
-        found = self._select(f"{_SUMS}, {columns}", f"{where} GROUP BY {columns} {order}", *values)
+        found = self._select(", ".join([*_SUMS, *columns]), f"{where} GROUP BY {chosen} {order}", *values)
         return [self._usage(row, columns) for row in found]
 
     def timeline(
@@ -149,7 +157,7 @@ class History:
         where, values = self._where(since, until, name)
         # Starts are integers: without the cast a whole step would round, a fractional one not.
         group = f"GROUP BY CAST(start / {float(step)!r} AS INTEGER) ORDER BY start"
-        return [self._usage(row, "") for row in self._select(_SUMS, f"{where} {group}", *values)]
+        return [self._usage(row, []) for row in self._select(", ".join(_SUMS), f"{where} {group}", *values)]
 
     def gaps(self, since: Moment = None, until: Moment = None) -> list[Gap]:
         """What the stream reported as lost, by bucket and cause."""
@@ -164,18 +172,14 @@ class History:
         ]
 
     @staticmethod
-    def _usage(row: tuple[Any, ...], columns: str) -> Usage:
-        names = [each.strip() for each in columns.split(",")] if columns else []
+    def _usage(row: tuple[Any, ...], columns: list[str]) -> Usage:
+        sums = dict(zip((*_ADDED_UP, "begin", "end"), row, strict=False))
+        named = dict(zip(columns, row[len(sums) :], strict=True))
+        shown = {each.name for each in attrs.fields(Usage)}
         return Usage(
-            flows=row[0],
-            uncounted_flows=row[1],
-            rx_bytes=row[2],
-            tx_bytes=row[3],
-            rx_packets=row[4],
-            tx_packets=row[5],
-            begin=row[6],
-            end=row[7],
-            **dict(zip(names, row[8:], strict=True)),
+            **sums,
+            **{name: value for name, value in named.items() if name in shown},
+            process=SCHEMA.process_of(named),
         )
 
     def close(self) -> None:

@@ -64,6 +64,13 @@ class RateWindow:
         self.high = time + self.width / _STEPS
         self.low = time - max(_CLOCK_SLACK, self.width)
 
+    def shift(self, seconds: float) -> None:
+        """The clock was set by so many seconds: what was before moves along, so that spans stay what they were."""
+        self._marks = deque((number, time + seconds) for number, time in self._marks)
+        self.now += seconds
+        self.low += seconds
+        self.high += seconds
+
     @property
     def oldest(self) -> int:
         """Number of the oldest mark that a rate can need."""

@@ -7,53 +7,111 @@ bucket that was written survives a crash of the machine as well as of the progra
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import attrs
 
 from nstat_async._errors import NstatError
+from nstat_async._fields import TABLE, Field, FieldTable, SqlTable
+from nstat_async._model import Process
+from nstat_async._rows import Row
 
-if TYPE_CHECKING:
-    import os
-
-__all__ = ["HistoryError", "connect"]
+__all__ = ["SCHEMA", "HistoryError", "Schema", "connect"]
 
 APPLICATION_ID = 0x6E737461
-VERSION = 1
-
-SCHEMA = """
+_FIRST = """
 CREATE TABLE process (
     id         INTEGER PRIMARY KEY,
     identity   TEXT NOT NULL UNIQUE, -- JSON of the columns below: UNIQUE takes each NULL for another value
-    kind       TEXT NOT NULL,        -- group (a process), unknown, other (folded together), lost
-    source     TEXT,                 -- machine or recording, when named
-    pid        INTEGER,
-    unique_pid INTEGER,              -- tells processes with the same pid apart
-    name       TEXT,
-    path       TEXT,
-    uid        INTEGER
+    {process}
 );
 CREATE TABLE traffic (
-    start           INTEGER NOT NULL, -- of the bucket, seconds since the epoch
-    process         INTEGER NOT NULL REFERENCES process (id),
-    length          REAL NOT NULL,    -- of the bucket, seconds
-    flows           INTEGER NOT NULL, -- that began in it
-    uncounted_flows INTEGER NOT NULL, -- those of them whose bytes are not told
-    rx_bytes        INTEGER NOT NULL,
-    tx_bytes        INTEGER NOT NULL,
-    rx_packets      INTEGER NOT NULL,
-    tx_packets      INTEGER NOT NULL,
+    start      INTEGER NOT NULL,     -- of the bucket, seconds since the epoch
+    process    INTEGER NOT NULL REFERENCES process (id),
+    length     REAL NOT NULL,        -- of the bucket, seconds
+    {traffic},
     PRIMARY KEY (start, process)
 ) WITHOUT ROWID;
 CREATE TABLE gap (
-    start  INTEGER NOT NULL,          -- of the bucket in which it was reported
+    start  INTEGER NOT NULL,         -- of the bucket in which it was reported
     cause  TEXT NOT NULL,
-    events INTEGER NOT NULL,          -- reports of it
-    count  INTEGER NOT NULL,          -- flows or messages concerned, as far as told
+    events INTEGER NOT NULL,         -- reports of it
+    count  INTEGER NOT NULL,         -- flows or messages concerned, as far as they are known
     PRIMARY KEY (start, cause)
 ) WITHOUT ROWID;
 CREATE INDEX traffic_by_process ON traffic (process);
 """
+
+
+@attrs.frozen
+class Schema:
+    """The schema that a table of fields asks for: the first version, and the steps from each version to the next."""
+
+    fields: FieldTable
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self.fields.schema_version
+
+    def columns(self, table: SqlTable, version: int) -> dict[str, tuple[type, Field]]:
+        """The columns that a table has in a version, by name, each with its class and field."""
+        return {field.name: (cls, field) for cls, field in self.fields.columns(table) if field.since <= version}
+
+    def step(self, version: int) -> str:
+        """The statements that make a file of this version from one of the version before (0: an empty file)."""
+        new = {
+            table: [(name, _type(table, field)) for name, (_, field) in self.columns(table, version).items()
+                    if field.since == version]
+            for table in SqlTable
+        }  # fmt: skip
+        if version == 1:
+            return _FIRST.format(
+                **{
+                    table.value: ",\n    ".join(" ".join(column) for column in columns)
+                    for table, columns in new.items()
+                }
+            )
+        return "".join(
+            f"ALTER TABLE {table.value} ADD COLUMN {name} {kind};\n"
+            for table, columns in new.items() for name, kind in columns
+        )  # fmt: skip
+
+    def process_values(self, row: Row) -> dict[str, Any]:
+        """What identifies a row, by column."""
+        values = {}
+        for name, (cls, field) in self.columns(SqlTable.PROCESS, self.version).items():
+            owner: Any = row.process if cls is not Row else row
+            value = None if owner is None else getattr(owner, name)
+            value = None if value is None else field.kind.plain(value)
+            # Names come from the kernel as bytes: what is not UTF-8 cannot be stored as text.
+            values[name] = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        return values
+
+    def process_of(self, values: Mapping[str, Any]) -> Process | None:
+        """The process that a row of the table ``process`` was made of; `None` when it was none."""
+        if values.get("pid") is None:
+            return None
+        record = self.fields.of(Process)
+        known = {field.name: field for field in record.fields}
+        found = {
+            name: known[name].kind.read(value) for name, value in values.items() if name in known and value is not None
+        }
+        process: Process = record.cls(**found)
+        return process
+
+
+def _type(table: SqlTable, field: Field) -> str:
+    if table is SqlTable.PROCESS:
+        return field.kind.sql
+    return field.kind.sql + (" NOT NULL" if field.since == 1 else " NOT NULL DEFAULT 0")
+
+
+SCHEMA = Schema(TABLE)
 
 
 class HistoryError(NstatError):
@@ -73,51 +131,63 @@ class HistoryError(NstatError):
         return f"{self.path}: {self.detail}"
 
 
-def connect(path: str | os.PathLike[str], *, write: bool) -> sqlite3.Connection:
-    """Open a history; a writer makes it if it is not there.
+def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEMA) -> tuple[sqlite3.Connection, int]:
+    """Open a history; a writer makes it if it is not there, and brings an older one up to date.
+
+    Returns:
+        The connection, and the version of the file.
 
     Raises:
         HistoryError: It cannot be opened, or is something else.
     """
+    target = os.fspath(path) if write else f"{Path(path).absolute().as_uri()}?mode=ro"
     try:
-        if write:
-            connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        else:
-            uri = f"{Path(path).absolute().as_uri()}?mode=ro"
-            connection = sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(target, uri=not write, timeout=5.0, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise HistoryError(path, f"cannot be opened: {error}") from error
     try:
-        _check(connection, path, write=write)
+        return connection, _checked(connection, path, schema, write=write)
     except sqlite3.Error as error:
         connection.close()
         raise HistoryError(path, f"is no history: {error}") from error
     except HistoryError:
         connection.close()
         raise
-    return connection
 
 
-def _check(connection: sqlite3.Connection, path: str | os.PathLike[str], *, write: bool) -> None:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
+def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schema: Schema, *, write: bool) -> int:
+    application, version = _identity(connection)
     if write and application == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        connection.execute("PRAGMA journal_mode=WAL")
-        try:
-            connection.executescript(
-                f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA application_id={APPLICATION_ID};PRAGMA user_version={VERSION};COMMIT;"
-            )
-        except sqlite3.OperationalError:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            # Another writer may have made it at the same moment; anything else is an error.
-            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        application = APPLICATION_ID
     if application != APPLICATION_ID:
         raise HistoryError(path, "is a database of something else")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
-        raise HistoryError(path, f"has version {version} of the format; this library knows {VERSION}")
+    if version > schema.version:
+        raise HistoryError(path, f"has version {version} of the format; this library knows {schema.version}")
     if write:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        version = _migrate(connection, schema) if version < schema.version else version
+    return version
+
+
+def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
+    """What the file says that it is: (application, version)."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    return application, connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _migrate(connection: sqlite3.Connection, schema: Schema) -> int:
+    """Take the steps that are missing, in order, all or none."""
+    connection.execute("BEGIN IMMEDIATE")  # another writer may be about to do the same
+    try:
+        _, version = _identity(connection)
+        for step in range(version + 1, schema.version + 1):
+            for statement in schema.step(step).split(";\n"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={max(version, schema.version)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    return schema.version

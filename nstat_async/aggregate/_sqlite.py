@@ -14,27 +14,25 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from nstat_async._errors import NstatError, UsageError
+from nstat_async._events import AnyEvent
+from nstat_async._fields import SqlTable
+from nstat_async._rows import Row
 
-from ._schema import HistoryError, connect
+from ._consumer import EventSource
+from ._rows import Loss, TableSnapshot
+from ._schema import SCHEMA, HistoryError, connect
 from ._table import ProcessTable
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
-    from types import TracebackType
-
-    from nstat_async._events import AnyEvent
-
-    from ._consumer import EventSource
-    from ._rows import Loss, Row, TableSnapshot
 
 __all__ = ["HistoryWriter", "keep_history"]
 
@@ -46,6 +44,10 @@ MAX_PENDING_BUCKETS = 288
 beyond it the two oldest become one: bytes are kept, resolution is not."""
 _LATE = 60.0
 """An event may be this much older than its bucket and still count there (a coalesced update)."""
+_AGREEING = 3
+"""Buckets that must agree about what time it is before older ones are deleted."""
+_IDENTITY = ("kind", "source", "pid", "unique_pid", "name", "path", "uid")
+"""Columns of the first schema, in the order of their values in ``identity``; later ones follow by name where known."""
 _LARGEST = 2**48
 """More than a bucket can carry (SQLite's integers end at 2**63, and are added up here)."""
 
@@ -69,17 +71,9 @@ def _new_losses(now: tuple[Loss, ...], before: tuple[Loss, ...]) -> dict[str, tu
     old = {loss.cause: loss for loss in before}
     found = {}
     for loss in now:
-        known = old.get(loss.cause)
-        events, count = (
-            (loss.events, loss.count)
-            if known is None
-            else (
-                loss.events - known.events,
-                loss.count - known.count,
-            )
-        )
-        if events:
-            found[loss.cause.value] = (events, count)
+        known = old.get(loss.cause, Loss(loss.cause, 0, 0))
+        if loss.events > known.events:
+            found[loss.cause.value] = (loss.events - known.events, loss.count - known.count)
     return found
 
 
@@ -93,7 +87,7 @@ class HistoryWriter:
     Args:
         path: The file; made if it is not there.
         bucket: Length of a bucket in seconds; buckets begin at multiples of it since the epoch.
-        keep: Seconds after which buckets are deleted; `None`: never.
+        keep: Seconds after which buckets are deleted (a few buckets later, when the clock is sure); `None`: never.
         options: Those of `ProcessTable`, e.g. ``effective=True``, ``source="laptop"``.
 
     Raises:
@@ -122,7 +116,7 @@ class HistoryWriter:
         self._before: TableSnapshot = self._table.snapshot()
         self._pending: list[_Bucket] = []
         self._written_rows = self._written_buckets = self._failures = 0
-        self._connection: sqlite3.Connection | None = connect(path, write=True)
+        self._connection: sqlite3.Connection | None = connect(path, write=True, schema=SCHEMA)[0]
 
     def feed(self, event: AnyEvent) -> None:
         """Take in one event."""
@@ -203,30 +197,15 @@ class HistoryWriter:
         self.write()
 
     def _write_bucket(self, connection: sqlite3.Connection, bucket: _Bucket) -> int:
+        names = list(SCHEMA.columns(SqlTable.TRAFFIC, SCHEMA.version))
+        statement = (
+            f"INSERT INTO traffic (start, process, length, {', '.join(names)}) VALUES (?, ?, ?{', ?' * len(names)})"  # noqa: S608  # names are those of our own table
+            " ON CONFLICT (start, process) DO UPDATE SET length = max(length, excluded.length), "
+            + ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
+        )
         for row in bucket.rows:
-            connection.execute(
-                "INSERT INTO traffic VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (start, process) DO UPDATE SET"
-                " length = max(length, excluded.length), flows = flows + excluded.flows,"
-                " uncounted_flows = uncounted_flows + excluded.uncounted_flows,"
-                " rx_bytes = rx_bytes + excluded.rx_bytes, tx_bytes = tx_bytes + excluded.tx_bytes,"
-                " rx_packets = rx_packets + excluded.rx_packets, tx_packets = tx_packets + excluded.tx_packets",
-                (
-                    bucket.start,
-                    self._process_id(connection, row),
-                    bucket.length,
-                    *(
-                        min(value, _LARGEST)
-                        for value in (
-                            row.flows,
-                            row.uncounted_flows,
-                            row.rx_bytes,
-                            row.tx_bytes,
-                            row.rx_packets,
-                            row.tx_packets,
-                        )
-                    ),
-                ),
-            )
+            counters = [min(getattr(row, name), _LARGEST) for name in names]
+            connection.execute(statement, (bucket.start, _process_id(connection, row), bucket.length, *counters))
         for cause, (events, count) in bucket.losses.items():
             connection.execute(
                 "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
@@ -235,28 +214,20 @@ class HistoryWriter:
             )
         return len(bucket.rows)
 
-    @staticmethod
-    def _process_id(connection: sqlite3.Connection, row: Row) -> int:
-        process = row.process
-        columns: tuple[Any, ...] = (row.kind.value, row.source, row.pid, row.unique_pid)
-        if process is None:
-            columns += (None, None, None)
-        else:
-            # Names come from the kernel as bytes: what is not UTF-8 cannot be stored as text.
-            columns += (_storable(process.name), _storable(process.path), process.uid)
-        identity = json.dumps(columns)
-        connection.execute(
-            "INSERT INTO process (identity, kind, source, pid, unique_pid, name, path, uid)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (identity) DO NOTHING",
-            (identity, *columns),
-        )
-        found: int = connection.execute("SELECT id FROM process WHERE identity = ?", (identity,)).fetchone()[0]
-        return found
-
     def _forget(self, connection: sqlite3.Connection) -> None:
+        """Delete what is older than `keep`, by a clock that several buckets agree about.
+
+        One reading of a clock that is years ahead must not delete everything: what counts as now is
+        not the newest bucket of the file but the third newest.
+        """
         if self.keep is None or self._start is None:
             return
-        oldest = self._start - self.keep
+        newest = connection.execute(
+            "SELECT DISTINCT start FROM traffic ORDER BY start DESC LIMIT 1 OFFSET ?", (_AGREEING - 1,)
+        ).fetchone()
+        if newest is None:
+            return
+        oldest = min(self._start, newest[0]) - self.keep
         gone = connection.execute("DELETE FROM traffic WHERE start < ?", (oldest,)).rowcount
         connection.execute("DELETE FROM gap WHERE start < ?", (oldest,))
         if gone:
@@ -285,8 +256,17 @@ class HistoryWriter:
         self.close()
 
 
-def _storable(text: str | None) -> str | None:
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+def _process_id(connection: sqlite3.Connection, row: Row) -> int:
+    values = SCHEMA.process_values(row)
+    later = [[name, value] for name, value in values.items() if name not in _IDENTITY and value is not None]
+    identity = json.dumps([values[name] for name in _IDENTITY] + later)
+    connection.execute(
+        f"INSERT INTO process (identity, {', '.join(values)}) VALUES (?{', ?' * len(values)})"  # noqa: S608  # as above
+        " ON CONFLICT (identity) DO NOTHING",
+        (identity, *values.values()),
+    )
+    found: int = connection.execute("SELECT id FROM process WHERE identity = ?", (identity,)).fetchone()[0]
+    return found
 
 
 async def keep_history(

@@ -1,29 +1,71 @@
-"""How a table is looked at: rows, the largest ones, snapshots, resets and merges."""
+"""Exact totals and rates of flows, grouped by anything: the pure, synchronous heart.
+
+Operations wanted, and what they cost (``benchmarks/aggregate.py`` measures):
+`TrafficTable.feed` of an update, the hot path, in about a microsecond and
+without making objects; a row of a process in about a kilobyte; a look at the
+ten largest of *n* rows in one pass.
+
+Three parts: `Groups` has the rows, an `OpenFlow` judges the counters of one flow, and the table
+here takes in events and is looked at. What is counted:
+
+- A flow that begins while the table is fed counts from zero, one that was there
+  before (``preexisting``) from its first counts on; ``include_history=True``
+  counts all of it.
+- A closed flow stays counted. Each counter is judged by itself (`OpenFlow.grow`): an odd
+  reading adds nothing, a wrapped counter what it wrapped by, and only where all of them begin anew
+  there is a new flow behind the old id.
+- `Provider.UDP_SUBFLOW` is left out, because its bytes are in the flow of its
+  socket too; so are connections, routes and interfaces, which are no flows.
+- Flows without counts add nothing and are in ``flows`` and ``uncounted_flows``.
+- Flows that an overflowing buffer gave up come as one sum; they are the row
+  ``LOST``. Such a sum has what the flows had in all, their history included.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from heapq import nlargest
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
 import attrs
 
 from nstat_async._errors import UsageError
+from nstat_async._events import (
+    AnyEvent,
+    EventsLost,
+    FlowAdded,
+    FlowEvent,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    PollCompleted,
+)
+from nstat_async._model import Counts, Flow, Provider
+from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
-from ._ledger import Ledger
-from ._rows import Loss, Row, RowKind, TableSnapshot
-from ._tally import OpenFlow, Tally, sum_tallies
+from ._groups import Groups
+from ._rates import RateWindow
+from ._rows import Loss, TableSnapshot
+from ._tally import OpenFlow, Tally, is_counted, known_or, sum_tallies
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+__all__ = ["ProcessTable", "SortKey", "TrafficTable"]
 
-    from nstat_async._model import Flow
+UNCOUNTED_PROVIDERS = frozenset({Provider.UDP_SUBFLOW, Provider.CONNECTION, Provider.ROUTE, Provider.INTERFACE})
+DEFAULT_MAX_FINISHED = 10_000
+_CLOCK_STEP = 5.0
+"""Seconds by which the events' clock may differ from the monotonic one between two batches before it was stepped."""
 
-__all__ = ["ProcessTable", "TrafficTable"]
+SortKey = Literal[
+    "bytes", "rate", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "rx_rate", "tx_rate", "flows", "open_flows",
+    "first_seen", "last_seen",
+]  # fmt: skip
+"""What `TrafficTable.top` can sort by."""
 
 
-class TrafficTable(Ledger):
+class TrafficTable:
     """Totals and rates of flows, grouped by a key.
 
     Feed it every event of a monitor, a subscription or a recording, in order; it
@@ -53,11 +95,259 @@ class TrafficTable(Ledger):
         UsageError: An argument is out of range.
     """
 
+    def __init__(
+        self,
+        group_by: GroupBy,
+        *,
+        include_history: bool = False,
+        exclude: Iterable[Provider] = UNCOUNTED_PROVIDERS,
+        rate_window: float = 5.0,
+        max_finished: int = DEFAULT_MAX_FINISHED,
+        max_age: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        if max_finished < 0:
+            raise UsageError(f"max_finished: {max_finished!r} is negative")
+        if max_age is not None and not max_age > 0:
+            raise UsageError(f"max_age: {max_age!r} is not a positive number of seconds")
+        self.group_by = group_by
+        self.source = source
+        self._include_history = include_history
+        self._exclude = frozenset(exclude)
+        self._max_age = max_age
+        self._window = RateWindow(rate_window)
+        self._groups = Groups(group_by, max_finished)
+        self._open: dict[str, OpenFlow] = {}
+        self._losses: dict[LossCause, Loss] = {}
+        self._polls = self._incomplete_polls = 0
+        self._clocks: tuple[float, float] | None = None
+        """The events' clock and the monotonic one, at the last batch."""
+
+    # -- feeding ----------------------------------------------------------------------------
+
+    def feed(self, event: AnyEvent) -> None:
+        """Take in one event."""
+        window = self._window
+        time = event.time
+        if not window.low <= time < window.high:
+            self._tick(time)
+        if time > window.now:  # noqa: PLR1730  # max() would cost a tenth of the whole feed
+            window.now = time
+        if event.__class__ is FlowUpdated:
+            flow = event.flow
+            entry = self._open.get(flow.id)
+            if entry is None or entry.seen is not flow:
+                entry = self._find(event, entry)
+                if entry is None:
+                    return
+            tally = entry.tally
+            tally.last_seen = time
+            if tally.mark != window.mark:
+                tally.save(window)
+            counts = event.counts
+            # Written out, because this runs for every report of every flow.
+            try:
+                rx_bytes = counts.rx_bytes
+                tx_bytes = counts.tx_bytes
+                rx_packets = counts.rx_packets
+                tx_packets = counts.tx_packets
+                more_rx_bytes = rx_bytes - entry.rx_bytes  # type: ignore[operator]  # None: see below
+                more_tx_bytes = tx_bytes - entry.tx_bytes  # type: ignore[operator]
+                more_rx_packets = rx_packets - entry.rx_packets  # type: ignore[operator]
+                more_tx_packets = tx_packets - entry.tx_packets  # type: ignore[operator]
+            except TypeError:
+                self._account(entry, counts)
+                return
+            if (
+                not entry.counted
+                or more_rx_bytes < 0
+                or more_tx_bytes < 0
+                or more_rx_packets < 0
+                or more_tx_packets < 0
+            ):
+                self._account(entry, counts)
+                return
+            entry.rx_bytes = rx_bytes  # type: ignore[assignment]
+            entry.tx_bytes = tx_bytes  # type: ignore[assignment]
+            entry.rx_packets = rx_packets  # type: ignore[assignment]
+            entry.tx_packets = tx_packets  # type: ignore[assignment]
+            tally.rx_bytes += more_rx_bytes
+            tally.tx_bytes += more_tx_bytes
+            tally.rx_packets += more_rx_packets
+            tally.tx_packets += more_tx_packets
+        elif isinstance(event, FlowEvent):
+            self._feed_edge(event)
+        elif isinstance(event, EventsLost):
+            self._feed_loss(event)
+        elif isinstance(event, PollCompleted):
+            self._polls += 1
+            self._incomplete_polls += not event.complete
+
+    def feed_many(self, events: Iterable[AnyEvent], *, now: float | None = None) -> None:
+        """Take in events, in order.
+
+        Args:
+            events: The events.
+            now: Monotonic seconds at which they were received, if they come from a running kernel: rates then do
+                not notice when the wall clock, which events carry, is set. `None`: rates go by the events' clock.
+        """
+        feed = self.feed
+        if now is not None:
+            events = list(events)
+            at, step = self._clock_step(events, now)
+            if step:
+                self.feed_many(events[:at])
+                self._window.shift(step)
+                events = events[at:]
+        for event in events:
+            feed(event)
+
+    def _clock_step(self, events: Sequence[AnyEvent], now: float) -> tuple[int, float]:
+        """Before which of these events the wall clock was set since the last batch, and by how much."""
+        if not events:
+            return 0, 0.0
+        last, self._clocks = self._clocks, (events[-1].time, now)
+        if last is None:
+            return 0, 0.0
+        step = (events[-1].time - last[0]) - (now - last[1])
+        if abs(step) <= _CLOCK_STEP:
+            return 0, 0.0
+        times = [last[0], *(event.time for event in events)]
+        jumps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        return (jumps.index(max(jumps)) if step > 0 else jumps.index(min(jumps))), step
+
+    def advance(self, time: float) -> None:
+        """Let the clock go on without an event, so that the rates of a silent stream fall.
+
+        Args:
+            time: Seconds since the epoch, on the events' clock; an earlier one is ignored.
+        """
+        if time > self._window.now and self._window.mark:
+            if time >= self._window.high:
+                self._tick(time)
+            self._window.now = time
+
+    def _tick(self, time: float) -> None:
+        self._window.advance(time)
+        if self._max_age is not None:
+            self._groups.fold_older(time - self._max_age)
+
+    def _feed_edge(self, event: FlowEvent) -> None:
+        """A flow comes or goes (or an update of a subclass of the event, off the hot path)."""
+        entry = self._find(event, self._open.get(event.flow.id))
+        if entry is None:
+            return
+        tally = entry.tally
+        tally.touch(event.time, self._window)
+        if event.counts is not None:
+            self._account(entry, event.counts)
+        if isinstance(event, FlowRemoved):
+            del self._open[event.flow.id]
+            tally.open_flows -= 1
+            self._groups.settle(tally)
+
+    def _feed_loss(self, event: EventsLost) -> None:
+        self._add_loss(Loss(event.cause, 1, event.count or 0))
+        # Other gaps may concern flows that are open, or will be removed with the same counts.
+        if event.cause is not LossCause.OVERFLOW:
+            return
+        tally = self._groups.of_kind(RowKind.LOST, event.time)
+        tally.touch(event.time, self._window)
+        tally.flows += event.count or 0
+        if event.counts is not None and is_counted(event.counts):
+            tally.add(*known_or(event.counts))
+        else:
+            tally.uncounted_flows += event.count or 0
+
+    def _add_loss(self, loss: Loss) -> None:
+        old = self._losses.get(loss.cause) or Loss(loss.cause, 0, 0)
+        self._losses[loss.cause] = Loss(loss.cause, old.events + loss.events, old.count + loss.count)
+
+    # -- flows ------------------------------------------------------------------------------
+
+    def _find(self, event: FlowEvent, entry: OpenFlow | None) -> OpenFlow | None:
+        """The entry of the event's flow, its row brought up to date; `None` when it is not counted."""
+        flow = event.flow
+        if entry is not None:
+            if entry.seen is flow:
+                return entry
+            if entry.seen == flow:
+                entry.flow = entry.seen = flow
+                return entry
+            return self._follow(event, entry)
+        if flow.provider in self._exclude:
+            return None
+        key = self._key(event)
+        tally = self._groups.of_key(self.source, key, flow, event.time)
+        # One that goes before it came was there before the table was.
+        preexisting = event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
+        entry = OpenFlow(flow, tally, preexisting, seen=None if self._is_waiting(key) else flow)
+        if isinstance(event, FlowUpdated) and event.previous is not None and is_counted(event.previous):
+            # The table came in the middle of the stream: this event's own growth is its share.
+            entry.counted = True
+            entry.current = known_or(event.previous)
+            entry.rebase()
+        self._open[flow.id] = entry
+        tally.count_flow(1, entry)
+        return entry
+
+    def _key(self, event: FlowEvent) -> Hashable:
+        return self.group_by.key(event.flow, event.details if self.group_by.needs_details else None)
+
+    def _is_waiting(self, key: Hashable) -> bool:
+        return key is None and self.group_by.needs_details
+
+    def _follow(self, event: FlowEvent, entry: OpenFlow) -> OpenFlow:
+        """A flow has new facts: it may belong to another row now."""
+        flow, old = event.flow, entry.tally
+        key = self._key(event)
+        if self._is_waiting(key):
+            key = old.key  # a report without details says nothing
+        entry.flow = flow
+        entry.seen = None if self._is_waiting(key) else flow
+        if key == old.key:
+            self._groups.describe(old, flow)
+            return entry
+        new = self._groups.of_key(old.source, key, flow, event.time)
+        if new.mark != self._window.mark:
+            new.save(self._window)
+        if old.key is None or self.group_by.refines(old.key, key):
+            # Known better now: everything so far was the new row's.
+            rx_bytes, tx_bytes, rx_packets, tx_packets = moved = entry.contribution()
+            old.shift(-rx_bytes, -tx_bytes, -rx_packets, -tx_packets)
+            new.add(*moved)
+        else:
+            entry.rebase()
+            entry.parts = 1  # earlier flows behind the same id stay where they were
+        old.count_flow(-1, entry)
+        new.count_flow(1, entry)
+        entry.tally = new
+        self._groups.settle(old)
+        return entry
+
+    def _account(self, entry: OpenFlow, counts: Counts) -> None:
+        """Count a report, whatever is special about it: the first, a partial one, one with a counter that fell."""
+        if not is_counted(counts):
+            return
+        tally = entry.tally
+        if entry.counted:
+            tally.add(*entry.grow(counts))
+            return
+        entry.counted = True
+        tally.uncounted_flows -= 1
+        entry.current = known_or(counts)
+        if not entry.preexisting:
+            tally.add(*entry.current)
+        elif self._include_history:
+            tally.shift(*entry.current)
+        else:
+            entry.rebase()
+
     # -- looking ----------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Rows, without those of what was folded or lost."""
-        return len(self._tallies)
+        return len(self._groups.tallies)
 
     @property
     def time(self) -> float | None:
@@ -82,72 +372,43 @@ class TrafficTable(Ledger):
     def rows(self) -> list[Row]:
         """Every row, in the order in which the groups appeared; folded and lost traffic at the end."""
         span = self._window.span()
-        return [tally.row(span) for tally in self._all()]
+        return [tally.row(span) for tally in self._groups]
 
     def row(self, key: Hashable, source: str | None = None) -> Row | None:
         """The row of one key; `None` when there is none."""
-        tally = self._tallies.get((source or self.source, key))
+        tally = self._groups.tallies.get((source or self.source, key))
         return None if tally is None else tally.row(self._window.span())
 
     def total(self) -> Row:
         """The sum of all rows."""
-        return sum_tallies(self._all(), RowKind.TOTAL, self._window.span())
+        return sum_tallies(self._groups, RowKind.TOTAL, self._window.span())
 
-    def top(self, count: int = 10, by: str = "bytes", *, other: bool = True) -> list[Row]:
+    def top(self, count: int = 10, by: SortKey = "bytes", *, other: bool = True) -> list[Row]:
         """The largest rows, largest first.
 
         Args:
             count: How many.
-            by: ``"bytes"``, ``"rate"``, ``"rx_bytes"``, ``"tx_bytes"``, ``"rx_packets"``, ``"tx_packets"``,
-                ``"rx_rate"``, ``"tx_rate"``, ``"flows"``, ``"open_flows"``, ``"first_seen"`` or ``"last_seen"``.
+            by: What makes a row large: bytes and rates of one direction or both together, packets, flows, times.
             other: Add, if there is anything in them, a row ``OTHER`` with the sum of all
                 rows not listed and a row ``LOST``, so that the list sums up to the total.
 
         Raises:
             UsageError: `by` is none of these.
         """
-        order = self._order(by)
-        chosen = nlargest(count, self._tallies.values(), key=order)
         span = self._window.span()
+        chosen = nlargest(count, self._groups.tallies.values(), key=_order(by, span[0]))
         rows = [tally.row(span) for tally in chosen]
         if other:
             listed = {tally.serial for tally in chosen}
-            rest = [tally for tally in self._tallies.values() if tally.serial not in listed]
-            if self._other is not None:
-                rest.append(self._other)
+            rest = [each for each in self._groups if each.serial not in listed and each.kind is not RowKind.LOST]
             if rest:
                 rows.append(sum_tallies(rest, RowKind.OTHER, span))
-            if self._lost is not None:
-                rows.append(self._lost.row(span))
+            rows += [each.row(span) for each in self._groups.sums() if each.kind is RowKind.LOST]
         return rows
-
-    def _order(self, by: str) -> Callable[[Tally], Any]:
-        start = self._window.span()[0]
-        orders: dict[str, Callable[[Tally], Any]] = {
-            "bytes": lambda tally: tally.rx_bytes + tally.tx_bytes,
-            "rate": lambda tally: sum(tally.grown(start)),
-            "rx_rate": lambda tally: tally.grown(start)[0],
-            "tx_rate": lambda tally: tally.grown(start)[1],
-        }
-        for name in (
-            "rx_bytes",
-            "tx_bytes",
-            "rx_packets",
-            "tx_packets",
-            "flows",
-            "open_flows",
-            "first_seen",
-            "last_seen",
-        ):
-            orders[name] = attrgetter(name)
-        try:
-            return orders[by]
-        except KeyError:
-            raise UsageError(f"by: {by!r} is none of {', '.join(sorted(orders))}") from None
 
     def flows(self, key: Hashable, source: str | None = None) -> list[Flow]:
         """The open flows of one row."""
-        tally = self._tallies.get((source or self.source, key))
+        tally = self._groups.tallies.get((source or self.source, key))
         return [] if tally is None else [entry.flow for entry in self._open.values() if entry.tally is tally]
 
     def snapshot(self) -> TableSnapshot:
@@ -158,21 +419,16 @@ class TrafficTable(Ledger):
 
     def reset(self) -> None:
         """Begin all totals and rates at zero; open flows stay known and count from here on."""
-        self._tallies.clear()
-        self._finished.clear()
+        self._groups.clear()
         self._losses.clear()
-        self._other = self._lost = None
         self._polls = self._incomplete_polls = 0
-        now = self._window.now
         for entry in self._open.values():
             old = entry.tally
             entry.parts = 1
             entry.rebase()
-            entry.tally = tally = self._tally(old.source, old.key, None, now)
+            entry.tally = tally = self._groups.of_key(old.source, old.key, None, self._window.now)
             tally.process = old.process
-            tally.flows += 1
-            tally.open_flows += 1
-            tally.uncounted += not entry.counted
+            tally.count_flow(1, entry)
 
     def merge(self, other: TrafficTable, source: str | None = None) -> None:
         """Add everything of another table, e.g. of another machine or recording.
@@ -196,32 +452,27 @@ class TrafficTable(Ledger):
             renamed[identity if label is None else f"{label}/{identity}"] = entry
         if clash := self._open.keys() & renamed.keys():
             raise UsageError(f"merge: flow {min(clash)} is open in both tables; name a source")
-        targets: dict[int, Tally] = {}
-        for tally in other._tallies.values():
-            target = self._tally(source or tally.source, tally.key, None, tally.first_seen)
-            target.process = target.process or tally.process
-            target.absorb(tally)
-            targets[tally.serial] = target
+        targets = self._groups.merge(other._groups, source)
         for identity, entry in renamed.items():
             self._open[identity] = attrs.evolve(entry, tally=targets[entry.tally.serial])
         for target in targets.values():
-            self._settle(target)
-        self._merge_rest(other)
-
-    def _merge_rest(self, other: TrafficTable) -> None:
-        if other._other is not None:
-            if self._other is None:
-                self._other = self._new_tally(RowKind.OTHER, None, None, None, other._other.first_seen)
-            self._other.absorb(other._other)
-        if other._lost is not None:
-            if self._lost is None:
-                self._lost = self._new_tally(RowKind.LOST, None, None, None, other._lost.first_seen)
-            self._lost.absorb(other._lost)
+            self._groups.settle(target)
         for loss in other._losses.values():
-            old = self._losses.get(loss.cause) or Loss(loss.cause, 0, 0)
-            self._losses[loss.cause] = Loss(loss.cause, old.events + loss.events, old.count + loss.count)
+            self._add_loss(loss)
         self._polls += other._polls
         self._incomplete_polls += other._incomplete_polls
+
+
+def _order(by: SortKey, start: int) -> Callable[[Tally], Any]:
+    if by not in get_args(SortKey):
+        raise UsageError(f"by: {by!r} is none of {', '.join(get_args(SortKey))}")
+    special: dict[str, Callable[[Tally], Any]] = {
+        "bytes": lambda tally: tally.rx_bytes + tally.tx_bytes,
+        "rate": lambda tally: sum(tally.grown(start)),
+        "rx_rate": lambda tally: tally.grown(start)[0],
+        "tx_rate": lambda tally: tally.grown(start)[1],
+    }
+    return special.get(by) or attrgetter(by)
 
 
 class ProcessTable(TrafficTable):

@@ -1,21 +1,22 @@
-"""The mutable state of a table: one tally per row, one entry per open flow."""
+"""The mutable state of a table: one tally for each row, one entry for each open flow."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Hashable, Iterable
 
 import attrs
 
-from ._rows import Row, RowKind
+from nstat_async._model import Counts, Flow, Process
+from nstat_async._rows import Row, RowKind
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+from ._rates import RateWindow
 
-    from nstat_async._model import Flow, Process
+__all__ = ["Four", "OpenFlow", "Tally", "is_counted", "known_or", "sum_tallies"]
 
-    from ._rates import RateWindow
-
-__all__ = ["OpenFlow", "Tally", "sum_tallies"]
+Four = tuple[int, int, int, int]
+"""Bytes received and sent, packets received and sent."""
+_WRAP = 2**32
 
 
 @attrs.define(eq=False)
@@ -24,14 +25,14 @@ class Tally:
 
     serial: int
     kind: RowKind
-    key: Hashable
-    source: str | None
-    process: Process | None
-    first_seen: float
-    last_seen: float
+    key: Hashable = None
+    source: str | None = None
+    process: Process | None = None
+    first_seen: float = math.inf
+    last_seen: float = -math.inf
     flows: int = 0
     open_flows: int = 0
-    uncounted: int = 0
+    uncounted_flows: int = 0
     rx_bytes: int = 0
     tx_bytes: int = 0
     rx_packets: int = 0
@@ -40,6 +41,12 @@ class Tally:
     """The clock's mark when `samples` were last added to."""
     samples: list[tuple[int, int, int]] = attrs.field(factory=list)
     """Totals (mark, rx_bytes, tx_bytes) at marks after which the row grew."""
+
+    def touch(self, time: float, window: RateWindow) -> None:
+        """An event concerns the row: it may be about to grow."""
+        self.last_seen = time
+        if self.mark != window.mark:
+            self.save(window)
 
     def save(self, window: RateWindow) -> None:
         """Keep the totals of the latest mark: the row is about to grow."""
@@ -54,10 +61,7 @@ class Tally:
 
     def shift(self, rx_bytes: int, tx_bytes: int, rx_packets: int, tx_packets: int) -> None:
         """Add (or, negative, take away) traffic as if it had always been (not) there: rates do not see it."""
-        self.rx_bytes += rx_bytes
-        self.tx_bytes += tx_bytes
-        self.rx_packets += rx_packets
-        self.tx_packets += tx_packets
+        self.add(rx_bytes, tx_bytes, rx_packets, tx_packets)
         # Taken-away traffic may be younger than a sample: a rate is then understated, never negative.
         self.samples = [
             (mark, min(max(0, rx + rx_bytes), self.rx_bytes), min(max(0, tx + tx_bytes), self.tx_bytes))
@@ -71,6 +75,12 @@ class Tally:
         self.rx_packets += rx_packets
         self.tx_packets += tx_packets
 
+    def count_flow(self, sign: int, entry: OpenFlow) -> None:
+        """An open flow comes to the row (1) or leaves it for another one (-1)."""
+        self.flows += sign * entry.parts
+        self.open_flows += sign
+        self.uncounted_flows += sign * (not entry.counted)
+
     def grown(self, start: int) -> tuple[int, int]:
         """Bytes received and sent since the mark `start`."""
         for mark, rx_bytes, tx_bytes in self.samples:
@@ -80,70 +90,80 @@ class Tally:
 
     def row(self, span: tuple[int, float]) -> Row:
         """The tally as a frozen value; `span` is that of the window."""
-        start, seconds = span
-        rx_rate = tx_rate = None
-        if seconds > 0:
-            rx_bytes, tx_bytes = self.grown(start)
-            rx_rate, tx_rate = rx_bytes / seconds, tx_bytes / seconds
-        return Row(
+        row = Row(
             kind=self.kind,
             key=self.key,
             source=self.source,
             process=self.process,
             flows=self.flows,
             open_flows=self.open_flows,
-            uncounted_flows=self.uncounted,
+            uncounted_flows=self.uncounted_flows,
             rx_bytes=self.rx_bytes,
             tx_bytes=self.tx_bytes,
             rx_packets=self.rx_packets,
             tx_packets=self.tx_packets,
-            rx_rate=rx_rate,
-            tx_rate=tx_rate,
-            first_seen=self.first_seen,
-            last_seen=self.last_seen,
+            first_seen=self.first_seen if self.first_seen < math.inf else None,
+            last_seen=self.last_seen if self.last_seen > -math.inf else None,
             serial=self.serial,
         )
+        return _with_rates(row, self.grown(span[0]), span[1])
 
     @property
     def is_empty(self) -> bool:
         """True when nothing is, or ever was, counted here."""
-        return not (self.flows or self.open_flows or self.rx_bytes or self.tx_bytes or self.packets)
-
-    @property
-    def packets(self) -> int:
-        """Both directions."""
-        return self.rx_packets + self.tx_packets
+        return not (
+            self.flows or self.open_flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets
+        )
 
     def absorb(self, other: Tally) -> None:
         """Take over everything of a tally that goes away; rates do not see it."""
         self.shift(other.rx_bytes, other.tx_bytes, other.rx_packets, other.tx_packets)
         self.flows += other.flows
         self.open_flows += other.open_flows
-        self.uncounted += other.uncounted
+        self.uncounted_flows += other.uncounted_flows
         self.first_seen = min(self.first_seen, other.first_seen)
         self.last_seen = max(self.last_seen, other.last_seen)
 
 
+_set_rx_rate = Row.__dict__["rx_rate"].__set__
+_set_tx_rate = Row.__dict__["tx_rate"].__set__
+
+
+def _with_rates(row: Row, grown: tuple[int, int], seconds: float) -> Row:
+    """Fill in the rates of a row that nobody has seen yet; where nothing is counted there are none."""
+    if seconds > 0 and row.is_counted:
+        _set_rx_rate(row, grown[0] / seconds)
+        _set_tx_rate(row, grown[1] / seconds)
+    return row
+
+
 def sum_tallies(tallies: Iterable[Tally], kind: RowKind, span: tuple[int, float]) -> Row:
     """Many tallies as one row, without making a row of each."""
-    start, seconds = span
-    listed = list(tallies)
-    growth = [tally.grown(start) for tally in listed]
-    rated = seconds > 0
-    return Row(
-        kind=kind,
-        flows=sum(tally.flows for tally in listed),
-        open_flows=sum(tally.open_flows for tally in listed),
-        uncounted_flows=sum(tally.uncounted for tally in listed),
-        rx_bytes=sum(tally.rx_bytes for tally in listed),
-        tx_bytes=sum(tally.tx_bytes for tally in listed),
-        rx_packets=sum(tally.rx_packets for tally in listed),
-        tx_packets=sum(tally.tx_packets for tally in listed),
-        rx_rate=sum(rx_bytes for rx_bytes, _ in growth) / seconds if rated else None,
-        tx_rate=sum(tx_bytes for _, tx_bytes in growth) / seconds if rated else None,
-        first_seen=min((tally.first_seen for tally in listed), default=None),
-        last_seen=max((tally.last_seen for tally in listed), default=None),
+    total = Tally(0, kind)
+    rx_bytes = tx_bytes = 0
+    for tally in tallies:
+        total.absorb(tally)
+        rx_more, tx_more = tally.grown(span[0])
+        rx_bytes += rx_more
+        tx_bytes += tx_more
+    return _with_rates(total.row((0, 0.0)), (rx_bytes, tx_bytes), span[1])
+
+
+def is_counted(counts: Counts | None) -> bool:
+    """True when these counts have any of the four counters."""
+    return counts is not None and any(value is not None for value in _reported(counts))
+
+
+def _reported(counts: Counts) -> tuple[int | None, int | None, int | None, int | None]:
+    return counts.rx_bytes, counts.tx_bytes, counts.rx_packets, counts.tx_packets
+
+
+def known_or(counts: Counts, default: Four = (0, 0, 0, 0)) -> Four:
+    """The four counters, with a default for each that is unknown."""
+    rx_bytes, tx_bytes, rx_packets, tx_packets = (
+        other if value is None else value for value, other in zip(_reported(counts), default, strict=True)
     )
+    return rx_bytes, tx_bytes, rx_packets, tx_packets
 
 
 @attrs.define(eq=False)
@@ -151,7 +171,7 @@ class OpenFlow:
     """One open flow, and how much of it is in its tally.
 
     The tally has ``current - base`` of each counter. A base is above zero for what
-    was there before the table looked, below zero after a counter began anew.
+    was there before the table looked, below zero after a counter began anew or wrapped.
     """
 
     flow: Flow
@@ -162,32 +182,75 @@ class OpenFlow:
     seen: Flow | None = None
     """The flow's value that the key was made of; `None` while the key waits for details."""
     parts: int = 1
-    """How many flows this one counts for: one more each time its counters began anew."""
+    """How many flows this one counts for: one more each time all its counters began anew."""
     rx_bytes: int = 0
     tx_bytes: int = 0
     rx_packets: int = 0
     tx_packets: int = 0
-    base: tuple[int, int, int, int] = (0, 0, 0, 0)
+    base: Four = (0, 0, 0, 0)
 
     @property
-    def current(self) -> tuple[int, int, int, int]:
-        """The counters as last reported."""
+    def current(self) -> Four:
+        """The counters as last reported; where one fell by itself, what it was before."""
         return (self.rx_bytes, self.tx_bytes, self.rx_packets, self.tx_packets)
 
     @current.setter
-    def current(self, values: tuple[int, int, int, int]) -> None:
+    def current(self, values: Four) -> None:
         self.rx_bytes, self.tx_bytes, self.rx_packets, self.tx_packets = values
 
-    def contribution(self) -> tuple[int, int, int, int]:
+    def contribution(self) -> Four:
         """What the tally has of this flow."""
-        rx_bytes, tx_bytes, rx_packets, tx_packets = self.base
-        return (
-            self.rx_bytes - rx_bytes,
-            self.tx_bytes - tx_bytes,
-            self.rx_packets - rx_packets,
-            self.tx_packets - tx_packets,
-        )
+        return _minus(self.current, self.base)
 
     def rebase(self) -> None:
         """Forget the contribution: it stays where it is, or was moved away."""
         self.base = self.current
+
+    def grow(self, counts: Counts) -> Four:
+        """Take in a report in which a counter is unknown or lower than before; each is judged by itself.
+
+        - All that had counted are lower, one of them by more than half: a new flow behind an old id. It counts from zero.
+        - A packet counter below 2**32 falls by more than 2**31: it wrapped (Linux counts segments in 32 bits).
+        - Any other fall is an odd reading: nothing was added until the counter is above what it was.
+
+        Returns:
+            What was added.
+        """
+        last, reported = self.current, _reported(counts)
+        had = [(new, old) for new, old in zip(reported, last, strict=True) if new is not None and old]
+        something = any(reported)
+        if something and had and all(new < old for new, old in had) and any(2 * new < old for new, old in had):
+            grown = current = known_or(counts)
+            self.parts += 1
+            self.tally.flows += 1
+        else:
+            rx_bytes, tx_bytes, rx_packets, tx_packets = known_or(counts, last)
+            grown = (
+                max(0, rx_bytes - last[0]),
+                max(0, tx_bytes - last[1]),
+                _packets_grown(rx_packets, last[2], wraps=something),
+                _packets_grown(tx_packets, last[3], wraps=something),
+            )
+            current = (
+                max(rx_bytes, last[0]),
+                max(tx_bytes, last[1]),
+                rx_packets if grown[2] else last[2],
+                tx_packets if grown[3] else last[3],
+            )
+        self.base = _minus(current, _plus(self.contribution(), grown))
+        self.current = current
+        return grown
+
+
+def _packets_grown(new: int, old: int, *, wraps: bool) -> int:
+    if new < old < _WRAP and wraps and old - new > _WRAP // 2:
+        return new + _WRAP - old
+    return max(0, new - old)
+
+
+def _plus(one: Four, other: Four) -> Four:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
+
+
+def _minus(one: Four, other: Four) -> Four:
+    return one[0] - other[0], one[1] - other[1], one[2] - other[2], one[3] - other[3]

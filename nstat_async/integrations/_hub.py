@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import Any, Protocol
 
 import anyio
 
 from nstat_async._errors import NstatError, UsageError
-from nstat_async.aggregate import ProcessTable, process_row_to_dict
+from nstat_async._model import Capabilities
+from nstat_async.aggregate import EventSubscription, ProcessTable, SortKey
+from nstat_async.json import to_dict
 
 from ._series import SeriesKeeper
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
-
-    from nstat_async._model import Capabilities
-    from nstat_async.aggregate._consumer import EventSubscription
 
 __all__ = ["Hub", "ServedMonitor"]
 
@@ -94,7 +90,8 @@ class Hub:
         self.state = "running"
         try:
             while events := await subscription.receive_many():
-                self.table.feed_many(events)
+                # A recording has its own time; rates of a running kernel go by a clock that nobody sets.
+                self.table.feed_many(events, now=None if self._is_recorded() else anyio.current_time())
                 self.keeper.feed_many(events)
             self.state = "ended"
         except NstatError as error:
@@ -105,7 +102,10 @@ class Hub:
             self.state = f"failed: {type(error).__name__}"
             logger.exception("server: the monitor failed")
 
-    def processes(self, count: int, by: str) -> dict[str, Any]:
+    def _is_recorded(self) -> bool:
+        return self.monitor is not None and self.monitor.capabilities.backend == "replay"
+
+    def processes(self, count: int, by: SortKey) -> dict[str, Any]:
         """The answer of ``/processes``."""
         table = self.table
         time = table.time
@@ -115,8 +115,8 @@ class Hub:
             "time": time,
             "state": self.state,
             "backend": backend,
-            "total": process_row_to_dict(table.total(), time),
-            "processes": [process_row_to_dict(row, time) for row in table.top(count, by)],
+            "total": to_dict(table.total(), time=time),
+            "processes": [to_dict(row, time=time) for row in table.top(count, by)],
             "losses": [
                 {"cause": loss.cause.value, "events": loss.events, "count": loss.count} for loss in table.losses
             ],

@@ -12,18 +12,13 @@ without a label are exact.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import attrs
 
 from nstat_async._errors import UsageError
-from nstat_async.aggregate import GroupBy, RowKind, TrafficTable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from nstat_async._events import AnyEvent
-    from nstat_async.aggregate import Loss, Row
+from nstat_async._events import AnyEvent
+from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
 __all__ = ["Observation", "Series", "SeriesKeeper"]
 

@@ -17,21 +17,18 @@ number; ``(other)``, ``(unknown)`` and ``(lost)`` are as in `nstat_async.integra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.otel needs opentelemetry-api: pip install nstat-async[otel]"
     raise ImportError(msg) from error
 
+from collections.abc import Iterable, Iterator
+
+from nstat_async._events import AnyEvent
+from nstat_async.aggregate import EventSource
+
 from ._series import SeriesKeeper
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from nstat_async._events import AnyEvent
-    from nstat_async.aggregate._consumer import EventSource
 
 __all__ = ["TrafficMetrics"]
 

@@ -22,8 +22,6 @@ own, what has no known owner, and what an overflowing buffer gave up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
@@ -31,16 +29,12 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.prometheus needs prometheus-client: pip install nstat-async[prometheus]"
     raise ImportError(msg) from error
 
-from ._series import SeriesKeeper
+from collections.abc import Callable, Iterable, Iterator
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+from nstat_async._events import AnyEvent
+from nstat_async.aggregate import EventSource, Row
 
-    from nstat_async._events import AnyEvent
-    from nstat_async.aggregate import Row
-    from nstat_async.aggregate._consumer import EventSource
-
-    from ._series import Series
+from ._series import Series, SeriesKeeper
 
 __all__ = ["TrafficCollector"]
 
@@ -103,7 +97,7 @@ class TrafficCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics of now; called by the registry, in any thread."""
         seen = self._keeper.observe()
-        yield from self._by_process(seen.series)
+        yield from self._per_process(seen.series)
         yield from self._whole(seen.total)
         losses = CounterMetricFamily("nstat_losses", "Reports of loss in the stream", labels=["cause"])
         for loss in seen.losses:
@@ -118,7 +112,7 @@ class TrafficCollector(Collector):
         yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._is_running()))
 
     @staticmethod
-    def _by_process(series: tuple[Series, ...]) -> Iterator[Metric]:
+    def _per_process(series: tuple[Series, ...]) -> Iterator[Metric]:
         for name, field, text in _COUNTERS:
             family = CounterMetricFamily(f"nstat_process_{name}", f"{text}, by process name", labels=["process"])
             for each in series:

@@ -3,7 +3,8 @@
 ========================  =======================================================================
 ``GET /``                 the live page
 ``GET /events``           every event as a server-sent event: its name, and a line of JSON
-                          (``?pid=``, ``?process=``, both repeatable: only flows of these)
+                          (``?pid=1&process=curl&~loopback``: only flows that pass, as
+                          `nstat_async.filters.from_items` says)
 ``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``)
 ``GET /metrics``          for Prometheus (needs the extra ``prometheus``)
 ========================  =======================================================================
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 try:
     from sse_starlette.sse import EventSourceResponse
@@ -30,28 +31,25 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.server needs starlette and sse-starlette: pip install nstat-async[server]"
     raise ImportError(msg) from error
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from nstat_async import filters
 from nstat_async._errors import NstatError, UsageError
-from nstat_async._jsonlines import JsonFormatter
+from nstat_async._events import AnyEvent
+from nstat_async.aggregate import EventSubscription
+from nstat_async.json import JsonFormatter
 
 from ._guard import Guard
 from ._hub import Hub
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from contextlib import AbstractAsyncContextManager
-
-    from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
-
-    from nstat_async._events import AnyEvent
-    from nstat_async._model import Flow
-    from nstat_async.aggregate._consumer import EventSubscription
 
 __all__ = ["LOOPBACK_HOSTS", "create_app", "serve"]
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 _MAX_ROWS = 1000
-_MAX_SUBJECTS = 100
 _PING_SECONDS = 15
 _EVENTS_AT_ONCE = 500
 _SEND_SECONDS = 60
@@ -111,8 +109,6 @@ class _EventText:
 
     def _encode(self, event: AnyEvent) -> bytes:
         line = self._format(event)
-        if line is None:
-            return b""
         # Every line begins {"v":1,"event":"NAME": the name of the server-sent event is that.
         return _message(line.split('"', 6)[5], line)
 
@@ -156,29 +152,6 @@ def _json(value: Any) -> Response:
     return Response(json.dumps(value, allow_nan=False, separators=(",", ":")), media_type="application/json")
 
 
-def _subjects(request: Request) -> Callable[[Flow], bool] | None:
-    """A predicate for the processes that a request asks for; `None` for all.
-
-    Raises:
-        UsageError: A pid is no number, or there are too many.
-    """
-    names = set(request.query_params.getlist("process"))
-    try:
-        pids = {int(text) for text in request.query_params.getlist("pid")}
-    except ValueError:
-        raise UsageError("pid: not a number") from None
-    if len(names) + len(pids) > _MAX_SUBJECTS:
-        raise UsageError(f"more than {_MAX_SUBJECTS} processes")
-    if not names and not pids:
-        return None
-
-    def matches(flow: Flow) -> bool:
-        process = flow.process
-        return process is not None and (process.pid in pids or process.name in names)
-
-    return matches
-
-
 def create_app(
     open_monitor: Callable[[], AbstractAsyncContextManager[Any]],
     *,
@@ -211,7 +184,7 @@ def create_app(
 
     async def events(request: Request) -> Any:
         try:
-            chosen = _subjects(request)
+            chosen = filters.from_items(request.query_params.multi_items())
         except UsageError as error:
             return PlainTextResponse(f"{error}\n", 400)
         return _EventStream(hub, {} if chosen is None else {"flow_filter": chosen})
@@ -220,7 +193,8 @@ def create_app(
         query = request.query_params
         try:
             count = min(_MAX_ROWS, max(0, int(query.get("n", "100"))))
-            return _json(hub.processes(count, query.get("by", "bytes")))
+            by: Any = query.get("by", "bytes")  # checked there
+            return _json(hub.processes(count, by))
         except ValueError as error:  # UsageError is one too
             return PlainTextResponse(f"{error}\n", 400)
 

@@ -124,3 +124,21 @@ def test_a_rate_is_the_growth_over_a_span_near_the_window(steps, window):
         assert start
         assert span <= window + longest + window / 8 + 1e-6 or span == now
     assert len(table._window._marks) <= 12
+
+
+@pytest.mark.parametrize("step", [8 * 3600.0, 3600.0, -3600.0, -1e9])
+@pytest.mark.parametrize("straddling", [False, True])
+def test_a_clock_that_is_set_does_not_change_the_rates_of_a_running_kernel(step, straddling):
+    """Batches come with the monotonic time; the wall clock, which the events carry, may jump as it likes."""
+    table = ProcessTable(rate_window=5)
+    a = flow("a")
+    rates, waiting = [], [added(a, 1e6, counts(0))]
+    for second in range(60):
+        wall = 1e6 + second + (step if second >= 30 else 0)
+        waiting += [updated(a, wall, counts(10_000 * second)), polled(wall)]
+        if not straddling or second % 2:  # two polls in one batch: the step may be in its middle
+            table.feed_many(waiting, now=second)
+            waiting = []
+            rates.append(table.total().rx_rate)
+    assert rates[3:] == pytest.approx([10_000] * len(rates[3:]), rel=0.02 if not straddling else 0.2)
+    assert table.total().rx_bytes == 590_000

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 from support import run
 
+from nstat_async._cli import main
 from nstat_async._cli._arguments import COMMANDS
 
 
@@ -37,6 +39,7 @@ def test_the_script_has_the_shells_grammar(shell, tmp_path):
         (["nstat-async", "wa"], ["watch"]),
         (["nstat-async", "watch", "--backend", "k"], ["kctl"]),
         (["nstat-async", "watch", "--no"], ["--no-loopback"]),
+        (["nstat-async", "watch", "--provider", "qu"], ["quic"]),
         (["nstat-async", "--print-completion", "z"], ["zsh"]),
         (["nstat-async", "top", "--sort", "tr"], ["traffic"]),
     ],
@@ -48,7 +51,14 @@ def test_bash_completes(words, offered, tmp_path):
     path.write_text(run("--print-completion", "bash")[1])
     script = (
         f"source {path}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
-        '_nstat_async; printf "%s\\n" "${COMPREPLY[@]}"'
+        '_shtab_nstat_async; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=20, check=False)
     assert done.stdout.split() == offered
+
+
+def test_without_shtab_only_the_completion_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "bash"]) == 1
+    assert "pip install 'nstat-async[cli]'" in capsys.readouterr().err
+    assert main(["watch", "--help"]) == 0

@@ -13,7 +13,7 @@ from support import run
 
 from nstat_async._cli._arguments import COMMANDS, build_parser
 from nstat_async._cli._workload import read_script
-from nstat_async._jsonlines import JsonFormatter
+from nstat_async.json import JsonFormatter
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()

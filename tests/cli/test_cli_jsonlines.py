@@ -12,10 +12,10 @@ import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nstat_async import _jsonlines
+from nstat_async import json as jsonlines
 from nstat_async._events import FlowAdded, FlowUpdated
-from nstat_async._jsonlines import JsonFormatter, flow_line
 from nstat_async._model import Counts, Flow, Provider
+from nstat_async.json import JsonFormatter
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -39,6 +39,7 @@ def test_keys_of_a_flow_are_those_of_the_contract_in_its_order():
     assert list(line) == ["v", "event", "time", "flow", "counts", "preexisting"]
     assert list(line["flow"]) == [
         "id", "provider", "userland", "local", "remote", "process", "interface", "state", "direction", "started",
+        "started_ns",
     ]  # fmt: skip
     assert list(line["flow"]["process"]) == ["pid", "name", "unique_pid", "effective_pid", "uuid", "uid", "path"]
     assert list(line["flow"]["local"]) == ["address", "port", "scope"]
@@ -66,7 +67,7 @@ def test_a_flow_that_changed_is_written_anew():
 
 
 def test_the_kept_texts_are_bounded(monkeypatch):
-    monkeypatch.setattr(_jsonlines, "_REMEMBERED", 100)
+    monkeypatch.setattr(jsonlines, "_REMEMBERED", 100)
     formatter = JsonFormatter()
     for number in range(101):
         formatter(FlowAdded(1.0, Flow(id=str(number), provider=Provider.UDP), None, preexisting=False))
@@ -74,7 +75,7 @@ def test_the_kept_texts_are_bounded(monkeypatch):
 
 
 def test_a_flow_of_a_snapshot_has_the_same_flow_and_counts():
-    line = json.loads(flow_line(sample.CURL, Counts(rx_bytes=1), 5.0))
+    line = json.loads(JsonFormatter().flow_line(sample.CURL, Counts(rx_bytes=1), 5.0))
     assert line["event"] == "flow"
     assert line["flow"] == json.loads(JsonFormatter()(sample.EVENTS[0]))["flow"]
     assert line["counts"]["rx_bytes"] == 1

@@ -135,17 +135,14 @@ async def test_a_client_has_a_bounded_buffer_and_leaves_nothing_behind():
             refused = await client.get("/events")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         await until(lambda: len(monitor.subscriptions) == 1)
-        async with client.stream("GET", "/events?process=curl&pid=7") as response:
+        async with client.stream("GET", "/events?process=curl&pid=7&pid=9&~loopback") as response:
             await Events(response).named("hello")
             wanted = monitor.options[-1]["flow_filter"]
-            assert [
-                wanted(flow("a", process)) for process in (Process(1, "curl"), Process(7), Process(8, "x"), None)
-            ] == [
-                True,
-                True,
-                False,
-                False,
-            ]
+            processes = (
+                Process(7, "curl"), Process(1, "curl", effective_pid=9), Process(1, "curl"), Process(7), Process(8, "x"), None
+            )  # fmt: skip
+            assert [wanted(flow("a", process)) for process in processes] == [True, True, False, False, False, False]
+        assert (await client.get("/events?colour=red")).status_code == 400
         assert (await client.get("/events?pid=x")).status_code == 400
         assert (await client.get("/events?" + "&".join(f"pid={n}" for n in range(101)))).status_code == 400
 

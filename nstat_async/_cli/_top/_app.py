@@ -13,6 +13,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import anyio
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -30,6 +31,7 @@ from ... import Monitor
 from ..._contract import Backend
 from ..._errors import NstatError
 from ...aggregate import ProcessTable
+from ...backends import Replay
 from .._text import rate_text
 from ._layout import Cell, Columns
 from ._model import FlowLine, ProcessLine, TopModel
@@ -263,6 +265,7 @@ class TopApp(App[None]):
         self._look_every = interval
         self._duration = duration
         self._source = backend.name
+        self._recorded = isinstance(backend, Replay)  # its time is its own
 
     def compose(self) -> ComposeResult:
         """Two lines of head, the table, the keys."""
@@ -294,7 +297,7 @@ class TopApp(App[None]):
                 stream = monitor.subscribe()
                 while batch := await stream.receive_many():
                     for begin in range(0, len(batch), _SLICE):
-                        self.model.feed(batch[begin : begin + _SLICE])
+                        self.model.feed(batch[begin : begin + _SLICE], None if self._recorded else anyio.current_time())
                         await asyncio.sleep(0)
             self.ended = True
             self.look()

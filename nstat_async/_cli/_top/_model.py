@@ -16,6 +16,7 @@ import attrs
 from ..._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated
 from ..._model import Counts, Flow
 from ...aggregate import ProcessTable, Row, RowKind
+from ...filters import is_of
 from .._processes import row_name, sort_rows
 
 __all__ = ["HISTORY", "SORTS", "FlowLine", "Line", "ProcessLine", "TopModel"]
@@ -106,12 +107,11 @@ class TopModel:
     _curves: dict[int, deque[float]] = attrs.field(factory=dict, init=False)
     _look_every: float = attrs.field(default=1.0, init=False)
 
-    def feed(self, events: Iterable[AnyEvent]) -> None:
-        """Take in events."""
-        flows = self._flows
-        feed = self.table.feed
+    def feed(self, events: Iterable[AnyEvent], now: float | None = None) -> None:
+        """Take in events; `now` as in `TrafficTable.feed_many`."""
+        flows, events = self._flows, list(events)
+        self.table.feed_many(events, now=now)
         for event in events:
-            feed(event)
             if isinstance(event, FlowUpdated):
                 line = flows.get(event.flow.id)
                 if line is None:
@@ -151,7 +151,8 @@ class TopModel:
     def _arrange(self, rows: list[Row]) -> None:
         if self.wanted:
             wanted = self.wanted.lower()
-            rows = [row for row in rows if wanted in row_name(row).lower() or wanted == str(row.pid)]
+            pids = {int(wanted)} if wanted.isascii() and wanted.isdigit() else set()
+            rows = [row for row in rows if wanted in row_name(row).lower() or is_of(row.process, pids)]
         ordered = sort_rows(rows, self.sort)
         if self.reverse:
             ordered.reverse()

@@ -1,0 +1,526 @@
+"""The table of fields: one row for each public field of values, events and rows.
+
+JSON Lines in both directions, the SQLite schema, the columns of ``processes``, group keys and
+the reference page are made from this table. To add a field, add it to its class (with a
+docstring: the reference takes the explanation from there) and add a row here.
+
+Rules for a row:
+
+- The order of the fields of a record is the order of the keys in JSON: new ones go to the end, and
+  are `later`: left out of a line where they are unknown. Fields of the first version are
+  always there, ``null`` when unknown. A key is never renamed.
+- A new column in SQL says in `since` with which schema it came; a file of an older schema gets it
+  when it is opened for writing.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from ipaddress import ip_address
+from operator import attrgetter
+from typing import Any
+from uuid import UUID
+
+import attrs
+
+from ._escape import quote
+from ._events import (
+    Auxiliary,
+    AuxiliaryFailed,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    InterfaceUpdated,
+    LossCause,
+    PollCompleted,
+    ProviderRefused,
+    RemovalReason,
+    RouteUpdated,
+    SystemInfo,
+    Unrecognized,
+)
+from ._model import (
+    Counts,
+    Delta,
+    Details,
+    Direction,
+    DomainInfo,
+    Endpoint,
+    Flow,
+    Interface,
+    InterfaceKind,
+    MediumCounts,
+    Process,
+    Provider,
+    TcpState,
+)
+from ._rows import Row, RowKind
+
+__all__ = ["TABLE", "Field", "FieldTable", "Kind", "Record", "SqlTable", "number_text"]
+
+# --- kinds of values --------------------------------------------------------------------
+
+
+@attrs.frozen
+class Kind:
+    """How the values of a field become plain JSON values, and how these become values again."""
+
+    name: str
+    """For the reference."""
+    plain: Callable[[Any], Any]
+    """A value (never `None`) as a plain one."""
+    read: Callable[[Any], Any]
+    """A plain value (never `None`) as a value; raises `ValueError` or `TypeError` for nonsense."""
+    sql: str = "TEXT"
+    """Type of a column."""
+    text: Callable[[Any], str] | None = None
+    """A value as JSON text, where that is quicker than by the plain value."""
+    record: type | None = None
+    """The class, for values that are records themselves."""
+    empty: Any = None
+    """The value that says no more than `None`."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _must_be(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
+
+    return read
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _read_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def number_text(value: float) -> str:
+    return float.__repr__(float(value)) if math.isfinite(value) else "null"
+
+
+def _seconds_text(ns: int) -> str:
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return f"{seconds}.{rest // 1000:06d}" if seconds >= 0 else number_text(ns / 1e9)
+
+
+def _flag_text(value: object) -> str:
+    return "true" if value else "false"
+
+
+def _one_of(kind: type[enum.Enum]) -> Kind:
+    texts = {member: quote(member.value) for member in kind}
+    return Kind(" ".join(f"`{member.value}`" for member in kind), attrgetter("value"), kind, text=texts.__getitem__)
+
+
+def _read_address(text: Any) -> bytes:
+    return ip_address(_must_be(str)(text)).packed
+
+
+def _read_pairs(value: Any) -> tuple[tuple[str, int], ...]:
+    return tuple((name, _must_be(int)(number)) for name, number in _must_be(dict)(value).items())
+
+
+def _plain_settings(values: tuple[tuple[int, Any], ...]) -> list[list[Any]]:
+    return [[key, _finite(value) if isinstance(value, float) else value] for key, value in values]
+
+
+def _read_settings(value: Any) -> tuple[tuple[int, Any], ...]:
+    found = []
+    for key, item in _must_be(list)(value):
+        if not isinstance(item, (int, float, str, type(None))):
+            raise TypeError(f"{item!r} is neither a number nor a text")
+        found.append((_must_be(int)(key), math.nan if item is None else item))
+    return tuple(found)
+
+
+def _plain_media(media: tuple[tuple[str, MediumCounts], ...]) -> dict[str, dict[str, int]]:
+    return {name: attrs.asdict(counts) for name, counts in media}
+
+
+def _read_media(value: Any) -> tuple[tuple[str, MediumCounts], ...]:
+    names = [field.name for field in attrs.fields(MediumCounts)]
+    return tuple(
+        (medium, MediumCounts(*(_must_be(int)(_must_be(dict)(item)[name]) for name in names)))
+        for medium, item in _must_be(dict)(value).items()
+    )
+
+
+def _plain_key(key: Hashable) -> Any:
+    if isinstance(key, enum.Enum):
+        return key.value
+    return key if isinstance(key, (int, str)) else str(key)
+
+
+def _plain_row_kind(value: RowKind | str) -> str:
+    return value.value if isinstance(value, RowKind) else value
+
+
+def _read_row_kind(value: Any) -> RowKind:
+    return RowKind.GROUP if value == "process" else RowKind(value)
+
+
+def _record(kind: type) -> Kind:
+    return Kind(kind.__name__, _same, _same, record=kind)
+
+
+INTEGER = Kind("integer", _same, _must_be(int), "INTEGER", text=int.__repr__)
+NUMBER = Kind("number", _finite, _read_number, "REAL", text=number_text)
+FLAG = Kind("true or false", bool, _must_be(bool), "INTEGER", text=_flag_text)
+TEXT = Kind("text", _same, _must_be(str), text=quote)
+BYTES = Kind("bytes as hex", bytes.hex, lambda text: bytes.fromhex(_must_be(str)(text)), empty=b"")
+UUID_TEXT = Kind("UUID", str, lambda text: UUID(_must_be(str)(text)), text=lambda value: f'"{value}"')
+ADDRESS = Kind("address", _same, _read_address, text=lambda text: f'"{text}"')
+NANOSECONDS = Kind("number", lambda ns: ns / 1e9, _read_number, text=_seconds_text)
+PAIRS = Kind("object of integers", dict, _read_pairs)
+SETTINGS = Kind("list of [key, value]", _plain_settings, _read_settings)
+MEDIA = Kind("object of MediumCounts", _plain_media, _read_media, empty=())
+KEY = Kind("text or integer", _plain_key, _same)
+ROW_KIND = attrs.evolve(_one_of(RowKind), plain=_plain_row_kind, read=_read_row_kind, text=None)
+
+
+# --- rows -------------------------------------------------------------------------------
+
+
+class SqlTable(enum.Enum):
+    """The tables of a history that have columns of fields."""
+
+    PROCESS = "process"
+    """What identifies a row."""
+    TRAFFIC = "traffic"
+    """What is added up, for each row and bucket."""
+
+
+@attrs.frozen
+class Field:
+    """One public field."""
+
+    name: str
+    """The attribute, and the constructor's argument."""
+    kind: Kind
+    """Type of the value."""
+    unit: str = attrs.field(default="", kw_only=True)
+    """Unit of a number."""
+    platform: str = attrs.field(default="", kw_only=True)
+    """Where it is known; empty: everywhere."""
+    key: str = attrs.field(kw_only=True)
+    """Its key in JSON."""
+    later: bool = attrs.field(default=False, kw_only=True)
+    """True: left out of JSON where it is unknown or empty."""
+    full: bool = attrs.field(default=False, kw_only=True)
+    """True: only in full lines, because it is long."""
+    derived: bool = attrs.field(default=False, kw_only=True)
+    """True: made from other fields, and no argument of the constructor."""
+    sql: SqlTable | None = attrs.field(default=None, kw_only=True)
+    """Where it is a column."""
+    since: int = attrs.field(default=1, kw_only=True)
+    """The schema with which the column came."""
+    heading: str = attrs.field(default="", kw_only=True)
+    """Heading of its column in ``processes``; empty: it has none."""
+    group: str = attrs.field(default="", kw_only=True)
+    """Name of the grouping by this field (`GroupBy.field`); empty: nobody groups by it."""
+    get: Callable[[Any], Any] | None = attrs.field(default=None, kw_only=True, repr=False)
+    """Reads the value; `None`: it is the attribute."""
+
+    @key.default
+    def _same_as_name(self) -> str:
+        return self.name
+
+    def value_of(self, value: Any) -> Any:
+        """The field of a value."""
+        return getattr(value, self.name) if self.get is None else self.get(value)
+
+    def is_absent(self, value: Any) -> bool:
+        """True for what a line leaves out."""
+        return self.later and (value is None or value == self.kind.empty)
+
+
+@attrs.frozen
+class Record:
+    """One class of values, with its fields in the order of the JSON keys."""
+
+    cls: type
+    fields: tuple[Field, ...]
+    event: str | None = None
+    """Name of the event in JSON; `None`: it is no event."""
+    nullable: frozenset[str] = attrs.field(init=False, repr=False, eq=False)
+    """Names of the fields that may be `None`."""
+
+    @nullable.default
+    def _find_nullable(self) -> frozenset[str]:
+        if not attrs.has(self.cls):  # Counts: all of them
+            return frozenset(field.name for field in self.fields)
+        return frozenset(each.alias or each.name for each in attrs.fields(self.cls) if "None" in str(each.type))
+
+
+@attrs.frozen
+class FieldTable:
+    """All records: the one table."""
+
+    records: tuple[Record, ...]
+    _by_class: Mapping[type, Record] = attrs.field(init=False, repr=False, eq=False)
+
+    @_by_class.default
+    def _index(self) -> Mapping[type, Record]:
+        found = {record.cls: record for record in self.records}
+        for record in self.records:
+            if record.event is None:  # a class made of another one stands for it, too
+                for base in record.cls.__mro__[:-1]:
+                    found.setdefault(base, record)
+        return found
+
+    def of(self, cls: type) -> Record:
+        """The record of a class, or of the nearest class that it is made of.
+
+        Raises:
+            LookupError: There is none.
+        """
+        for each in cls.__mro__:
+            found = self._by_class.get(each)
+            if found is not None:
+                return found
+        raise LookupError(cls.__name__)
+
+    def columns(self, table: SqlTable) -> tuple[tuple[type, Field], ...]:
+        """The fields that are columns of a table in SQL, each with its class."""
+        return tuple((record.cls, field) for record in self.records for field in record.fields if field.sql is table)
+
+    @property
+    def schema_version(self) -> int:
+        """The newest version of the SQLite schema."""
+        return max(field.since for table in SqlTable for _, field in self.columns(table))
+
+
+# --- the table --------------------------------------------------------------------------
+
+_int = partial(Field, kind=INTEGER)
+_text = partial(Field, kind=TEXT)
+_bytes = partial(Field, kind=INTEGER, unit="bytes")
+_packets = partial(Field, kind=INTEGER, unit="packets")
+_moment = partial(Field, kind=NUMBER, unit="seconds since the epoch")
+_mac = partial(Field, platform="macOS", later=True)
+_linux = partial(Field, platform="Linux", later=True)
+_sample = partial(Field, kind=INTEGER, later=True)
+_TIME = _moment("time")
+_FLOW = Field("flow", _record(Flow))
+_COUNTS = Field("counts", _record(Counts))
+_DETAILS = Field("details", _record(Details), later=True, full=True)
+_FOUR = (_bytes("rx_bytes"), _bytes("tx_bytes"), _packets("rx_packets"), _packets("tx_packets"))
+
+
+def _if_counted(name: str) -> Callable[[Row], Any]:
+    return lambda row: getattr(row, name) if row.is_counted else None
+
+
+def _row_kind(row: Row) -> RowKind | str:
+    return row.kind if row.process is None or row.kind is not RowKind.GROUP else "process"
+
+
+def _row_key(row: Row) -> Hashable:
+    return row.key if row.process is None else None
+
+
+def _traffic(name: str, heading: str = "", unit: str = "") -> Field:
+    return Field(name, INTEGER, heading=heading, unit=unit, sql=SqlTable.TRAFFIC, get=_if_counted(name))
+
+
+TABLE = FieldTable((
+    Record(Endpoint, (
+        Field("packed", ADDRESS, key="address", get=attrgetter("address")),
+        _int("port"),
+        _int("scope_id", key="scope"),
+    )),
+    Record(Process, (
+        _int("pid", sql=SqlTable.PROCESS),
+        _text("name", sql=SqlTable.PROCESS, group="process name"),
+        _int("unique_pid", sql=SqlTable.PROCESS),
+        _int("effective_pid", platform="macOS"),
+        Field("uuid", UUID_TEXT, platform="macOS"),
+        _int("uid", sql=SqlTable.PROCESS, group="user id"),
+        _text("path", sql=SqlTable.PROCESS),
+        _mac("effective_unique_pid", INTEGER),
+        _mac("effective_uuid", UUID_TEXT),
+        _mac("persona_id", INTEGER),
+    )),
+    Record(Interface, (
+        _int("index"),
+        _text("name"),
+        Field("kind", _one_of(InterfaceKind), group="interface kind"),
+        _mac("properties", INTEGER),
+    )),
+    Record(Flow, (
+        _text("id", group="flow"),
+        Field("provider", _one_of(Provider), group="provider"),
+        Field("userland", FLAG, platform="macOS"),
+        Field("local", _record(Endpoint)),
+        Field("remote", _record(Endpoint)),
+        Field("process", _record(Process)),
+        Field("interface", _record(Interface)),
+        Field("state", _one_of(TcpState), group="state"),
+        Field("direction", _one_of(Direction), group="direction"),
+        Field("started", NANOSECONDS, derived=True, unit="seconds since the epoch", get=attrgetter("started_ns")),
+        _linux("namespace", TEXT, group="network namespace"),
+        _int("started_ns", unit="nanoseconds since the epoch", later=True),
+        _mac("uuid", UUID_TEXT),
+        _mac("parent_uuid", UUID_TEXT),
+        _int("provider_id", later=True),
+        _mac("traffic_class", INTEGER),
+        _mac("fallback_mode", INTEGER),
+        _mac("vpn_uuid", UUID_TEXT),
+    )),
+    Record(MediumCounts, _FOUR),
+    Record(Counts, (
+        *_FOUR,
+        _bytes("rx_duplicate_bytes", platform="macOS"),
+        _bytes("rx_out_of_order_bytes", platform="macOS"),
+        _bytes("tx_retransmitted_bytes"),
+        _int("min_rtt_us", unit="microseconds"),
+        _int("avg_rtt_us", unit="microseconds"),
+        _int("var_rtt_us", unit="microseconds"),
+        *(_bytes(f"{medium}_{way}_bytes", platform="macOS") for medium in ("cell", "wifi", "wired") for way in ("rx", "tx")),
+        _mac("connect_attempts", INTEGER),
+        _mac("connect_successes", INTEGER),
+        _mac("media", MEDIA),
+    )),
+    Record(Delta, _FOUR),
+    Record(DomainInfo, (
+        _mac("name", TEXT),
+        _mac("owner", TEXT),
+        _mac("tracker_context", TEXT),
+        _mac("attributed_bundle_id", TEXT),
+        _mac("remote", _record(Endpoint)),
+        _mac("is_tracker", FLAG),
+        _mac("is_non_app_initiated", FLAG),
+        _mac("is_silent", FLAG),
+    )),
+    Record(Details, (
+        _text("congestion_control", later=True),
+        _sample("congestion_window", unit="bytes"),
+        _sample("send_window", unit="bytes"),
+        _sample("unacked_bytes", unit="bytes"),
+        _sample("send_buffer_size", unit="bytes"),
+        _sample("send_buffer_used", unit="bytes"),
+        _sample("receive_buffer_size", unit="bytes"),
+        _sample("receive_buffer_used", unit="bytes"),
+        _mac("traffic_mgt_flags", INTEGER),
+        _mac("connection_status", INTEGER),
+        _mac("rx_transfer_size", INTEGER, unit="bytes"),
+        _mac("tx_transfer_size", INTEGER, unit="bytes"),
+        _mac("activity_started_s", INTEGER, unit="seconds of uptime"),
+        _mac("activity", INTEGER, unit="bits of 8 seconds"),
+        _mac("sampled_at_ns", INTEGER, unit="nanoseconds since the epoch"),
+        _mac("domain", _record(DomainInfo)),
+        _mac("original_domain", _record(DomainInfo)),
+        _mac("necp_parameters", BYTES),
+        _mac("original_necp_parameters", BYTES),
+        _mac("bluetooth", _record(MediumCounts)),
+        _mac("undecoded", BYTES),
+        _linux("cgroup_id", INTEGER, group="cgroup"),
+        _linux("mark", INTEGER),
+        _linux("delivery_rate", INTEGER, unit="bytes per second"),
+        _linux("pacing_rate", INTEGER, unit="bytes per second"),
+        _linux("min_rtt_us", INTEGER, unit="microseconds"),
+        _linux("retransmits", INTEGER, unit="segments"),
+        _linux("lost", INTEGER, unit="segments"),
+        _linux("mss", INTEGER, unit="bytes"),
+        _linux("path_mtu", INTEGER, unit="bytes"),
+        _linux("rto_us", INTEGER, unit="microseconds"),
+        _linux("inode", INTEGER),
+    )),
+    Record(FlowAdded, (_TIME, _FLOW, _COUNTS, Field("preexisting", FLAG), _DETAILS), "flow_added"),
+    Record(FlowUpdated, (
+        _TIME,
+        _FLOW,
+        _COUNTS,
+        Field("delta", _record(Delta), derived=True),
+        Field("previous", _record(Counts), full=True),
+        _DETAILS,
+    ), "flow_updated"),
+    Record(FlowRemoved, (
+        _TIME,
+        _FLOW,
+        _COUNTS,
+        Field("final", FLAG),
+        Field("reason", _one_of(RemovalReason)),
+        _DETAILS,
+    ), "flow_removed"),
+    Record(PollCompleted, (
+        _TIME,
+        _int("flows"),
+        Field("complete", FLAG),
+        _int("serial", later=True),
+    ), "poll_completed"),
+    Record(EventsLost, (
+        _TIME,
+        Field("cause", _one_of(LossCause)),
+        _int("count"),
+        _COUNTS,
+        _text("detail"),
+    ), "events_lost"),
+    Record(ProviderRefused, (
+        _TIME,
+        Field("provider", _one_of(Provider)),
+        _int("errno"),
+        _text("detail"),
+    ), "provider_refused"),
+    Record(AuxiliaryFailed, (
+        _TIME,
+        Field("auxiliary", _one_of(Auxiliary)),
+        _text("detail"),
+    ), "auxiliary_failed"),
+    Record(InterfaceUpdated, (
+        _TIME,
+        Field("interface", _record(Interface)),
+        _text("description"),
+        _int("threshold", unit="bytes"),
+        _COUNTS,
+        Field("link", PAIRS),
+    ), "interface_updated"),
+    Record(RouteUpdated, (
+        _TIME,
+        _text("id"),
+        Field("destination", _record(Endpoint)),
+        Field("mask", _record(Endpoint)),
+        Field("gateway", _record(Endpoint)),
+        Field("interface", _record(Interface)),
+        _int("flags"),
+        _COUNTS,
+        Field("removed", FLAG),
+    ), "route_updated"),
+    Record(SystemInfo, (_TIME, Field("values", SETTINGS)), "system_info"),
+    Record(Unrecognized, (_TIME, _int("number", key="type_number"), Field("data", BYTES, key="raw")), "unrecognized"),
+    Record(Row, (
+        _int("pid", derived=True, heading="PID"),
+        _text("name", derived=True, heading="PROCESS"),
+        _int("flows", heading="FLOWS", sql=SqlTable.TRAFFIC),
+        _int("open_flows", heading="OPEN"),
+        _traffic("rx_bytes", "RX", unit="bytes"),
+        _traffic("tx_bytes", "TX", unit="bytes"),
+        _traffic("rx_packets", unit="packets"),
+        _traffic("tx_packets", unit="packets"),
+        Field("rx_rate", NUMBER, unit="bytes per second", heading="RX/S", get=_if_counted("rx_rate")),
+        Field("tx_rate", NUMBER, unit="bytes per second", heading="TX/S", get=_if_counted("tx_rate")),
+        _int("unique_pid", derived=True),
+        Field("kind", ROW_KIND, sql=SqlTable.PROCESS, get=_row_kind),
+        _int("uncounted_flows", sql=SqlTable.TRAFFIC),
+        _text("source", sql=SqlTable.PROCESS),
+        Field("key", KEY, later=True, get=_row_key),
+        Field("process", _record(Process), later=True),
+        _moment("first_seen", later=True),
+        _moment("last_seen", later=True),
+    )),
+))  # fmt: skip
+"""The table."""

@@ -1,0 +1,117 @@
+"""The values of tables: one row, and what kinds of rows there are.
+
+They stand beside the values of flows, because everything that shows, stores or writes a
+row (JSON, SQLite, the command line) is made from the same table of fields.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+
+import attrs
+
+from ._model import Process
+
+__all__ = ["Row", "RowKind"]
+
+
+class RowKind(enum.Enum):
+    """What a row stands for."""
+
+    GROUP = "group"
+    """One process, or one value of whatever the table groups by."""
+    UNKNOWN = "unknown"
+    """Flows for which the platform did not tell the key (e.g. no owner)."""
+    OTHER = "other"
+    """What was folded together to keep the table, or the list shown, short."""
+    LOST = "lost"
+    """Closed flows that an overflowing buffer gave up: their sum is known, their owners are not."""
+    TOTAL = "total"
+    """The sum of a table."""
+
+
+_LABELS = {
+    RowKind.UNKNOWN: "(owner unknown)",
+    RowKind.OTHER: "(others, finished)",
+    RowKind.LOST: "(closed flows, owner lost)",
+    RowKind.TOTAL: "(all)",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One line of a table. `TrafficTable` says what its bytes and packets count."""
+
+    kind: RowKind
+    """What it stands for."""
+    key: Hashable = None
+    """What the table groups by; for a process ``(pid, unique_pid)``. `None` unless `kind` is ``GROUP``."""
+    source: str | None = None
+    """Name of the machine or recording that the row came from, after `TrafficTable.merge`."""
+    process: Process | None = None
+    """The process, in a table of processes."""
+    flows: int = 0
+    """Flows seen, each counted once: in the row where it was last."""
+    open_flows: int = 0
+    """Those that are still open."""
+    uncounted_flows: int = 0
+    """Those of `flows` whose bytes the platform never told (Linux UDP)."""
+    rx_bytes: int = 0
+    """Bytes received."""
+    tx_bytes: int = 0
+    """Bytes sent."""
+    rx_packets: int = 0
+    """Packets received."""
+    tx_packets: int = 0
+    """Packets sent."""
+    rx_rate: float | None = None
+    """Bytes received per second over the window; `None` until two moments were seen, and where nothing is counted."""
+    tx_rate: float | None = None
+    """Bytes sent per second; `None` as for `rx_rate`."""
+    first_seen: float | None = None
+    """Time of the first event, seconds since the epoch."""
+    last_seen: float | None = None
+    """Time of the last event, seconds since the epoch."""
+    serial: int = attrs.field(default=0, repr=False, eq=False)
+    """Tells a row from a later one with the same key."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; `None` in rows that are no process."""
+        return None if self.process is None else self.process.pid
+
+    @property
+    def unique_pid(self) -> int | None:
+        """`Process.unique_pid`; `None` in rows that are no process, or where it is not known."""
+        return None if self.process is None else self.process.unique_pid
+
+    @property
+    def name(self) -> str | None:
+        """Name of the process, or the key as text; `None` when neither is known.
+
+        Names are chosen by the processes: escape before printing.
+        """
+        if self.process is not None:
+            return self.process.name
+        return None if self.key is None else str(self.key)
+
+    @property
+    def label(self) -> str:
+        """What to call the row: its name, ``"?"``, or in parentheses what it stands for. Escape before printing."""
+        return _LABELS.get(self.kind) or self.name or "?"
+
+    @property
+    def bytes(self) -> int:
+        """Received and sent together."""
+        return self.rx_bytes + self.tx_bytes
+
+    @property
+    def rate(self) -> float | None:
+        """Both directions together, bytes per second."""
+        return None if self.rx_rate is None or self.tx_rate is None else self.rx_rate + self.tx_rate
+
+    @property
+    def is_counted(self) -> bool:
+        """False when no flow of the row ever reported bytes: its zeros then mean "unknown"."""
+        return not self.flows or self.flows > self.uncounted_flows or bool(self.bytes)

@@ -1,0 +1,139 @@
+"""The rows of a table while they grow: found by key, described, folded together when there are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Union
+
+import attrs
+
+from nstat_async._model import Flow
+from nstat_async._rows import RowKind
+
+from ._grouping import GroupBy
+from ._tally import Tally
+
+__all__ = ["Groups"]
+
+_MAX_NAMES = 4096
+
+Place = tuple[Union[str, None], Hashable]
+"""Source and key."""
+
+
+@attrs.define(eq=False)
+class Groups:
+    """All tallies of a table. Those with open flows are never folded; of the others `max_finished` are kept."""
+
+    group_by: GroupBy
+    max_finished: int
+    tallies: dict[Place, Tally] = attrs.field(factory=dict, init=False)
+    """The groups, in the order in which they appeared."""
+    _finished: dict[Place, Tally] = attrs.field(factory=dict, init=False)
+    """Those without open flows, in the order in which they finished, so that ageing looks at the first only."""
+    _sums: dict[RowKind, Tally] = attrs.field(factory=dict, init=False)
+    """What was folded (``OTHER``) and what was given up (``LOST``)."""
+    _names: dict[Hashable, str] = attrs.field(factory=dict, init=False)
+    _serial: int = attrs.field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[Tally]:
+        """Every tally: the groups, then what was folded or given up."""
+        yield from self.tallies.values()
+        yield from self.sums()
+
+    def sums(self) -> Iterator[Tally]:
+        """What was folded, and what was given up."""
+        return (self._sums[kind] for kind in (RowKind.OTHER, RowKind.LOST) if kind in self._sums)
+
+    def _new(self, kind: RowKind, time: float, source: str | None = None, key: Hashable = None) -> Tally:
+        self._serial += 1
+        return Tally(self._serial, kind, key, source, None, time, time)
+
+    def of_kind(self, kind: RowKind, time: float) -> Tally:
+        """The tally of what was folded or given up."""
+        found = self._sums.get(kind)
+        if found is None:
+            found = self._sums[kind] = self._new(kind, time)
+        return found
+
+    def of_key(self, source: str | None, key: Hashable, flow: Flow | None, time: float) -> Tally:
+        """The tally of a group; a new one when the group is new, or came back after it was folded."""
+        place = (source, key)
+        tally = self.tallies.get(place)
+        if tally is None:
+            kind = RowKind.UNKNOWN if key is None else RowKind.GROUP
+            tally = self.tallies[place] = self._new(kind, time, source, key)
+        else:
+            self._finished.pop(place, None)
+        if flow is not None:
+            self.describe(tally, flow)
+        return tally
+
+    def describe(self, tally: Tally, flow: Flow) -> None:
+        """Learn what there is to learn about the process of a row."""
+        find, owner = self.group_by.process, flow.process
+        if find is None or owner is None or tally.key is None:
+            return
+        process = find(flow)
+        if process is not None and process is not owner:
+            # The effective process: its name is known only from flows of its own.
+            process = attrs.evolve(process, name=self._names.get(process.key))
+        elif owner.name is not None and self._names.get(owner.key) != owner.name:
+            self._names.pop(owner.key, None)
+            while len(self._names) >= _MAX_NAMES:
+                del self._names[next(iter(self._names))]
+            self._names[owner.key] = owner.name
+        if process is not None and (tally.process is None or process.name is not None or tally.process.name is None):
+            tally.process = process
+
+    def settle(self, tally: Tally) -> None:
+        """A row may have lost its last open flow."""
+        if tally.open_flows:
+            return
+        place = (tally.source, tally.key)
+        if tally.is_empty:
+            del self.tallies[place]
+            return
+        self._finished[place] = tally
+        # Folding a quarter at a time makes it cheap on average.
+        if len(self._finished) > self.max_finished + self.max_finished // 4:
+            surplus = len(self._finished) - self.max_finished
+            smallest = sorted(self._finished.values(), key=lambda each: each.rx_bytes + each.tx_bytes)
+            for each in smallest[:surplus]:
+                self._fold(each)
+
+    def fold_older(self, time: float) -> None:
+        """Fold the rows that finished before this time."""
+        while self._finished:
+            tally = next(iter(self._finished.values()))
+            if tally.last_seen >= time:
+                return
+            self._fold(tally)
+
+    def _fold(self, tally: Tally) -> None:
+        place = (tally.source, tally.key)
+        del self._finished[place]
+        del self.tallies[place]
+        self.of_kind(RowKind.OTHER, tally.first_seen).absorb(tally)
+
+    def clear(self) -> None:
+        """Forget every row; names stay."""
+        self.tallies.clear()
+        self._finished.clear()
+        self._sums.clear()
+
+    def merge(self, other: Groups, source: str | None) -> dict[int, Tally]:
+        """Add the rows of another table.
+
+        Returns:
+            Where each of its tallies went, by its serial. They are to be settled when their open flows are known.
+        """
+        targets: dict[int, Tally] = {}
+        for tally in other.tallies.values():
+            target = self.of_key(source or tally.source, tally.key, None, tally.first_seen)
+            target.process = target.process or tally.process
+            target.absorb(tally)
+            targets[tally.serial] = target
+        for tally in other.sums():
+            self.of_kind(tally.kind, tally.first_seen).absorb(tally)
+        return targets

@@ -1,0 +1,389 @@
+"""Events and rows as JSON Lines, version 1, and back.
+
+    line = json.dumps(event)
+    event == json.loads(line)
+
+What a line has is the table of fields (`docs/fields.md` shows it): numbers are numbers,
+what is unknown is ``null`` or left out, nothing is ever NaN, and a line is plain ASCII that a
+terminal cannot misread. The command line writes shorter lines than `dumps`: without `FlowUpdated.previous`
+and without the details of a report.
+
+`to_dict` and `dumps` take any event, any row of a table, and any value of them (a flow, counts, …).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Union
+
+import attrs
+
+from ._errors import ProtocolError
+from ._escape import dump
+from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
+from ._fields import TABLE, Field, FieldTable, Record, number_text
+from ._model import COUNTS_FIELDS, Counts, Flow
+from ._rows import Row, RowKind
+
+__all__ = ["JsonFormatter", "dumps", "loads", "to_dict"]
+
+_VERSION = 1
+_REMEMBERED = 50_000
+_MAX_PATTERNS = 256
+_MOST_SHOWN = 200
+"""Characters of a refused line that its error carries."""
+
+
+# --- values to plain values ---------------------------------------------------------------
+
+
+def _plain(value: Any, table: FieldTable, *, full: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for field in table.of(type(value)).fields:
+        if field.full and not full:
+            continue
+        item = field.value_of(value)
+        if field.is_absent(item):
+            continue
+        result[field.key] = None if item is None else _plain_item(field, item, table)
+    return result
+
+
+def _plain_item(field: Field, item: Any, table: FieldTable) -> Any:
+    return field.kind.plain(item) if field.kind.record is None else _plain(item, table, full=True)
+
+
+def to_dict(value: Any, *, time: float | None = None, full: bool = True, table: FieldTable = TABLE) -> dict[str, Any]:
+    """An event, a row or a value as a dictionary that `json.dumps` of the standard library takes.
+
+    Args:
+        value: The event, row or value.
+        time: For a row: the moment of the look, seconds since the epoch.
+        full: False: without what the command line leaves out.
+        table: The table of fields; another one for fields of your own.
+
+    Raises:
+        TypeError: There is nothing about such a value in the table.
+    """
+    try:
+        record = table.of(type(value))
+    except LookupError:
+        raise TypeError(f"{value!r} is no event, no row and no value of them") from None
+    result = _plain(value, table, full=full)
+    if record.event is not None:
+        return {"v": _VERSION, "event": record.event, **result}
+    return {"v": _VERSION, "time": time, **result} if record.cls is Row else result
+
+
+def dumps(value: Any, *, time: float | None = None, full: bool = True) -> str:
+    """An event, a row or a value as one line of JSON, without a line break.
+
+    Args:
+        value: See `to_dict`.
+        time: See `to_dict`.
+        full: See `to_dict`.
+
+    Raises:
+        TypeError: See `to_dict`.
+    """
+    return dump(to_dict(value, time=time, full=full))
+
+
+# --- and back -----------------------------------------------------------------------------
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
+
+
+def loads(line: str | bytes, *, table: FieldTable = TABLE) -> AnyEvent | Row:
+    """The event or row that a line was made of; a line of ``snapshot`` is a flow that was there before.
+
+    Unknown keys are skipped. Lines that are not full, as the command line prints them, give `FlowUpdated.previous`
+    from ``delta``: the four counters that it has.
+
+    Raises:
+        ProtocolError: The line is no JSON, or nothing that this version knows.
+    """
+    try:
+        data = json.loads(line, parse_constant=_no_constant)
+        if not isinstance(data, dict):
+            raise TypeError("it is no object")  # noqa: TRY301  # one place says what is wrong
+        event: AnyEvent | Row = _event(data, table)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
+        raise ProtocolError(f"no event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
+    return event
+
+
+def _event(data: Mapping[str, Any], table: FieldTable) -> Any:
+    if data.get("v") != _VERSION:
+        raise ValueError(f"version {data.get('v')!r} of the format is unknown")
+    name = data.get("event")
+    if name is None:
+        return _value(table.of(Row), data, table)
+    if name == "flow":
+        return _value(table.of(FlowAdded), {**data, "preexisting": True}, table)
+    for record in table.records:
+        if record.event == name:
+            return _value(record, data, table)
+    raise ValueError(f"event {name!r} is unknown")
+
+
+def _value(record: Record, data: Any, table: FieldTable) -> Any:
+    if not isinstance(data, dict):
+        raise TypeError(f"{data!r} is no {record.cls.__name__}")
+    found: dict[str, Any] = {}
+    for field in record.fields:
+        if field.derived or field.key not in data:
+            continue
+        item = data[field.key]
+        if item is not None:
+            kind = field.kind
+            found[field.name] = kind.read(item) if kind.record is None else _value(table.of(kind.record), item, table)
+        elif field.name in record.nullable:
+            found[field.name] = None
+    complete = _COMPLETE.get(record.cls)
+    if complete is not None:
+        complete(found, data)
+    return record.cls(**found)
+
+
+def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
+    """Lines of earlier versions have the begin of a flow in seconds only."""
+    started = data.get("started")
+    if started is not None and "started_ns" not in found:
+        found["started_ns"] = round(started * 1_000_000) * 1000
+
+
+def _complete_update(found: dict[str, Any], data: Mapping[str, Any]) -> None:
+    if "previous" in found:
+        return
+    counts, delta = found["counts"], data["delta"]
+    before = {}
+    for name, grown in delta.items():
+        now = getattr(counts, name, None) if name in COUNTS_FIELDS else None
+        if now is not None and grown is not None and grown != now:
+            before[name] = now - grown
+    found["previous"] = Counts(**before) if before else None
+
+
+def _complete_row(found: dict[str, Any], _data: Mapping[str, Any]) -> None:
+    process = found.get("process")
+    if process is not None and found.get("kind") is RowKind.GROUP:
+        found["key"] = process.key
+
+
+_COMPLETE: dict[type, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
+    Flow: _complete_flow,
+    FlowUpdated: _complete_update,
+    Row: _complete_row,
+}
+"""What a class needs beside its own keys."""
+
+
+# --- many lines a second ------------------------------------------------------------------
+
+_Text = Callable[[Any], str]
+_DELTA = '{"rx_bytes":%s,"tx_bytes":%s,"rx_packets":%s,"tx_packets":%s}'
+
+
+def _delta_text(values: tuple[int | None, ...]) -> str:
+    if None in values:
+        return _DELTA % tuple(["null" if value is None else value for value in values])
+    return _DELTA % values
+
+
+def _grown(new: int | None, old: int | None) -> int | None:
+    return None if new is None else max(0, int(new) - (old or 0))
+
+
+def _compiled(fields: Sequence[Field], texts: Sequence[_Text], head: str, end: str) -> _Text:
+    """A function that writes these fields of a value: one expression, made once, as quick as one by hand."""
+    names: dict[str, Any] = {}
+    source, parts = ["def write(value):"], []
+    for at, field in enumerate(fields):
+        key = f',"{field.key}":'
+        names.update({f"get{at}": field.get, f"text{at}": texts[at], f"empty{at}": field.kind.empty})
+        source.append(f"    x{at} = value.{field.name}" if field.get is None else f"    x{at} = get{at}(value)")
+        absent = f"x{at} is None" + (f" or x{at} == empty{at}" if field.later and field.kind.empty is not None else "")
+        unknown = "" if field.later else key + "null"
+        parts.append(f"{unknown!r} if {absent} else {key!r} + text{at}(x{at})")
+    members = f"''.join(({', '.join(parts)},))"
+    source.append(f"    return {head!r} + {members if len(head) != 1 else members + '[1:]'} + {end!r}")
+    exec("\n".join(source), names)  # noqa: S102  # source from the table alone, as attrs makes its methods
+    write: _Text = names["write"]
+    return write
+
+
+class _Writer:
+    """Makes for each class the function that writes its values as JSON objects."""
+
+    def __init__(self, table: FieldTable, *, full: bool) -> None:
+        self._table = table
+        self._full = full
+        self.counts = _CountsText(table)
+        self.known: dict[type, _Text] = {Counts: self.counts.text}
+
+    def of(self, cls: type) -> _Text:
+        """The function for a class."""
+        known = self.known.get(cls)
+        if known is None:
+            record = self._table.of(cls)
+            head = "{" if record.event is None else f'{{"v":{_VERSION},"event":"{record.event}"'
+            known = self.known[cls] = self.of_fields(self.chosen(record), head, "}")
+        return known
+
+    def chosen(self, record: Record) -> list[Field]:
+        """The fields that are written."""
+        return [field for field in record.fields if self._full or not field.full]
+
+    def of_fields(self, fields: Sequence[Field], head: str = "", end: str = "") -> _Text:
+        """The function for some fields, each with a comma before it."""
+        return _compiled(fields, [self._text(field) for field in fields], head, end)
+
+    def _text(self, field: Field) -> _Text:
+        kind = field.kind
+        if kind.record is not None:
+            return self.of(kind.record)
+        return kind.text or (lambda item: dump(kind.plain(item)))
+
+
+class _CountsText:
+    """Counts as JSON. Most of a line is this, so it is one format of all numbers at once."""
+
+    def __init__(self, table: FieldTable) -> None:
+        fields = table.of(Counts).fields
+        self._numbers = [field for field in fields if field.name in COUNTS_FIELDS]
+        self._more = [field for field in fields if field.name not in COUNTS_FIELDS]
+        self.pick: Callable[[tuple[Any, ...]], tuple[int | None, ...]] = itemgetter(
+            *(COUNTS_FIELDS.index(field.name) for field in self._numbers)
+        )
+        """The numbers of all counters in the order of the keys; the first four are those of a delta."""
+        self._all = self._template((False,) * len(self._numbers))
+        self._templates: dict[tuple[bool, ...], str] = {}
+
+    def _template(self, unknown: tuple[bool, ...]) -> str:
+        parts = [
+            f'"{field.key}":{"null" if missing else "%d"}'
+            for field, missing in zip(self._numbers, unknown, strict=True)
+            if not (missing and field.later)
+        ]
+        return f"{{{','.join(parts)}}}"
+
+    def text(self, counts: Counts) -> str:
+        """The object."""
+        return self.text_of(counts, self.pick(counts._translated()))  # noqa: SLF001  # all at once, for speed
+
+    def text_of(self, counts: Counts, values: tuple[int | None, ...]) -> str:
+        """The object of counts whose numbers were picked already."""
+        if None not in values:
+            text = self._all % values
+        else:
+            unknown = tuple([value is None for value in values])
+            template = self._templates.get(unknown)
+            if template is None:
+                if len(self._templates) >= _MAX_PATTERNS:
+                    self._templates.clear()
+                template = self._templates[unknown] = self._template(unknown)
+            text = template % tuple([value for value in values if value is not None])
+        for field in self._more:
+            item = field.value_of(counts)
+            if item and item is not None:
+                text = f'{text[:-1]},"{field.key}":{dump(field.kind.plain(item))}}}'
+        return text
+
+
+_Known = tuple[Union[Counts, None], tuple[Union[int, None], ...]]
+
+
+@attrs.define(eq=False)
+class JsonFormatter:
+    """Turns events into lines, many a second: `dumps` for streams.
+
+    Operations: one look-up and a few formats for each event. The text of a flow is kept
+    while successive events carry the same object, at most `_REMEMBERED` of them.
+    """
+
+    full: bool = False
+    """True: everything that `dumps` writes."""
+    table: FieldTable = attrs.field(default=TABLE, repr=False)
+    """The table of fields."""
+    _flows: dict[str, tuple[Flow, str]] = attrs.field(factory=dict, init=False)
+    _values: dict[str, _Known] = attrs.field(factory=dict, init=False)
+    _time: tuple[float, str] = attrs.field(default=(0.0, "0.0"), init=False)
+    _writer: _Writer = attrs.field(init=False)
+    _counts: _CountsText = attrs.field(init=False)
+    _write_tail: _Text | None = attrs.field(init=False)
+    _write_flow: _Text = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._writer = writer = _Writer(self.table, full=self.full)
+        self._counts = writer.counts
+        self._write_flow = writer.of(Flow)
+        writer.known[Flow] = self._flow
+        # The first four of an update are written by hand below: time, flow, counts, delta.
+        rest = writer.chosen(self.table.of(FlowUpdated))[4:]
+        self._write_tail = writer.of_fields(rest) if rest else None
+
+    def __call__(self, event: Event) -> str:
+        """The line.
+
+        Raises:
+            TypeError: It is no event.
+        """
+        if type(event) is FlowUpdated:
+            return self._updated(event)
+        try:
+            line = self._writer.of(type(event))(event)
+        except LookupError:
+            raise TypeError(f"{event!r} is no event") from None
+        if isinstance(event, FlowRemoved):
+            self._flows.pop(event.flow.id, None)
+            self._values.pop(event.flow.id, None)
+        return line
+
+    def flow_line(self, flow: Flow, counts: Counts | None, time: float) -> str:
+        """A flow of this moment, as ``snapshot`` prints it; its text is not kept."""
+        counted = "null" if counts is None else self._counts.text(counts)
+        return f'{{"v":1,"event":"flow","time":{number_text(time)},"flow":{self._write_flow(flow)},"counts":{counted}}}'
+
+    def _moment(self, time: float) -> str:
+        known, text = self._time
+        if known != time:
+            text = number_text(time)
+            self._time = time, text
+        return text
+
+    def _flow(self, flow: Flow) -> str:
+        known = self._flows.get(flow.id)
+        if known is not None and known[0] is flow:
+            return known[1]
+        text = self._write_flow(flow)
+        if len(self._flows) >= _REMEMBERED:
+            self._flows.clear()
+            self._values.clear()
+        self._flows[flow.id] = (flow, text)
+        return text
+
+    def _updated(self, event: FlowUpdated) -> str:
+        flow, counts, previous = event.flow, event.counts, event.previous
+        text = self._flow(flow)
+        pick = self._counts.pick
+        values = pick(counts._translated())  # noqa: SLF001  # all at once, for speed
+        if previous is None:
+            delta = values[:4]
+        else:
+            # Nearly always the counts of the line before, whose values are still there.
+            last, before = self._values.get(flow.id, (None, ()))
+            if last is not previous:
+                before = pick(previous._translated())  # noqa: SLF001  # as above
+            delta = tuple(map(_grown, values[:4], before))
+        self._values[flow.id] = (counts, values)
+        tail = "" if self._write_tail is None else self._write_tail(event)
+        return (
+            f'{{"v":1,"event":"flow_updated","time":{self._moment(event.time)},"flow":{text},'
+            f'"counts":{self._counts.text_of(counts, values)},"delta":{_delta_text(delta)}{tail}}}'
+        )

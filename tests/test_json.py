@@ -1,0 +1,205 @@
+"""JSON of events and rows, in both directions."""
+
+from __future__ import annotations
+
+import json as standard
+import typing
+
+import attrs
+import pytest
+import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nstat_async
+from nstat_async import (
+    AnyEvent,
+    Counts,
+    Details,
+    DomainInfo,
+    Flow,
+    FlowAdded,
+    FlowUpdated,
+    Interface,
+    InterfaceKind,
+    MediumCounts,
+    PollCompleted,
+    Process,
+    ProtocolError,
+    Provider,
+    json,
+)
+from nstat_async._fields import TABLE
+from nstat_async._rows import Row, RowKind
+
+FLOW = Flow("x", Provider.CONNECTION, interface=Interface(None, kind=InterfaceKind.WIFI))
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other and getattr(one, "details", None) == getattr(other, "details", None)
+
+
+@settings(deadline=None, max_examples=300)
+@given(strategies.events)
+def test_a_full_line_read_back_is_the_event(event):
+    line = json.dumps(event)
+    assert line.isascii()
+    assert line.isprintable()
+    assert _same(json.loads(line), event)
+    assert type(json.loads(line.encode())) is type(event)
+
+
+@settings(deadline=None, max_examples=100)
+@given(strategies.rows(), strategies.times)
+def test_a_row_read_back_is_the_row(row, time):
+    assert json.loads(json.dumps(row, time=time)) == row
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(strategies.events, max_size=4), st.booleans())
+def test_the_formatter_writes_what_the_dictionary_has(events, full):
+    formatter = json.JsonFormatter(full=full)
+    for event in [*events, *events]:
+        line = formatter(event)
+        read = standard.loads(line, parse_constant=pytest.fail)
+        wanted = json.to_dict(event, full=full)
+        if wanted.get("flow", {}).get("started") is not None:  # to the microsecond in a line
+            assert read["flow"].pop("started") == pytest.approx(wanted["flow"].pop("started"), abs=1e-6, rel=1e-15)
+        assert read == wanted
+        assert list(read) == list(wanted)
+        assert line.isascii()
+        assert line.isprintable()
+
+
+@settings(deadline=None, max_examples=100)
+@given(strategies.flow_events)
+def test_a_line_of_the_command_gives_the_same_delta(event):
+    back = json.loads(json.JsonFormatter()(event))
+    assert back.flow == event.flow
+    assert back.counts == event.counts
+    if isinstance(event, FlowUpdated):
+        assert back.delta == event.delta
+
+
+@settings(deadline=None, max_examples=200)
+@given(strategies.events, st.data())
+def test_a_line_with_anything_in_one_place_is_read_or_refused(event, data):
+    line = json.to_dict(event)
+    where = data.draw(st.sampled_from(sorted(line)))
+    junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()) | st.just({})
+    line[where] = data.draw(junk)
+    try:
+        back = json.loads(standard.dumps(line))
+    except ProtocolError:
+        return
+    assert isinstance(back, (nstat_async.Event, Row))
+    assert json.loads(json.dumps(back)) is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "[]", "{}", "null", "NaN", '{"v":2,"event":"poll_completed"}', '{"v":1,"event":"new"}', '{"v":1,"event":7}',
+        '{"v":1,"event":"poll_completed","time":NaN,"flows":1,"complete":true}',
+        '{"v":1,"event":"poll_completed","time":1e999,"flows":1,"complete":true}',
+        '{"v":1,"event":"poll_completed","time":1,"flows":null,"complete":true}',
+        '{"v":1,"event":"poll_completed","time":1,"flows":1}', "[" * 100_000, b"\xff",
+    ],
+)  # fmt: skip
+def test_what_is_no_event_is_refused_and_the_error_has_the_line(line):
+    with pytest.raises(ProtocolError) as caught:
+        json.loads(line)
+    raw = line if isinstance(line, bytes) else line.encode()
+    assert raw.startswith(caught.value.raw)
+    assert len(caught.value.raw) <= 200
+
+
+def test_unknown_keys_are_skipped():
+    line = {**json.to_dict(PollCompleted(1.0, 5, complete=True, serial=3)), "invented": {"a": 1}}
+    assert json.loads(standard.dumps(line)) == PollCompleted(1.0, 5, complete=True, serial=3)
+
+
+def test_an_unknown_index_of_an_interface_is_null():
+    line = standard.loads(json.JsonFormatter()(FlowAdded(1.0, FLOW, None, preexisting=False)))
+    assert line["flow"]["interface"] == {"index": None, "name": None, "kind": "wifi"}
+
+
+def test_a_line_of_a_snapshot_is_a_flow_that_was_there():
+    line = json.JsonFormatter().flow_line(FLOW, Counts(rx_bytes=1), 5.0)
+    assert json.loads(line) == FlowAdded(5.0, FLOW, Counts(rx_bytes=1), preexisting=True)
+
+
+def test_lines_of_the_first_version_are_read():
+    line = (
+        '{"v":1,"event":"flow_updated","time":1.5,"flow":{"id":"7","provider":"tcp","userland":null,"local":null,'
+        '"remote":null,"process":{"pid":1,"name":"a"},"interface":null,"state":null,"direction":null,'
+        '"started":1763865120.123456},"counts":{"rx_bytes":10,"tx_bytes":null},"delta":{"rx_bytes":4,"tx_bytes":null,'
+        '"rx_packets":null,"tx_packets":null}}'
+    )
+    event = json.loads(line)
+    assert event.flow.process == Process(1, "a")
+    assert event.flow.started_ns == 1763865120_123456000
+    assert event.previous == Counts(rx_bytes=6)
+
+
+def test_the_public_fields_that_were_in_no_output_are_in_the_line():
+    process = Process(1, effective_unique_pid=9, persona_id=1000)
+    flow = Flow("1", Provider.TCP, process=process, interface=Interface(1, properties=5), traffic_class=200)
+    details = Details(mss=1448, domain=DomainInfo(name="example.org"))
+    counts = Counts(connect_attempts=1, media={"wifi_infra": MediumCounts(1, 2, 3, 4)})
+    line = json.to_dict(FlowUpdated(1.0, flow, counts, None, details=details))
+    assert line["flow"]["process"]["effective_unique_pid"] == 9
+    assert line["flow"]["process"]["persona_id"] == 1000
+    assert line["flow"]["traffic_class"] == 200
+    assert line["flow"]["interface"]["properties"] == 5
+    assert line["counts"]["connect_attempts"] == 1
+    assert line["counts"]["media"]["wifi_infra"]["tx_packets"] == 4
+    assert line["details"]["mss"] == 1448
+    assert line["details"]["domain"]["name"] == "example.org"
+    assert json.to_dict(PollCompleted(1.0, 2, complete=True, serial=7))["serial"] == 7
+
+
+def test_a_row_without_counts_says_null_and_its_kind_is_in_the_contract_s_words():
+    row = Row(kind=RowKind.GROUP, key=(5, None), process=Process(5, "ntpd"), flows=1, uncounted_flows=1)
+    line = json.to_dict(row, time=2.0)
+    assert list(line) == [
+        "v", "time", "pid", "name", "flows", "open_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets",
+        "rx_rate", "tx_rate", "unique_pid", "kind", "uncounted_flows", "source", "process",
+    ]  # fmt: skip
+    assert line["rx_bytes"] is None
+    assert line["kind"] == "process"
+    assert json.to_dict(Row(kind=RowKind.LOST))["kind"] == "lost"
+
+
+def test_other_values_are_refused():
+    for value in (object(), 5, None, "flow"):
+        with pytest.raises(TypeError):
+            json.dumps(value)
+        with pytest.raises(TypeError):
+            json.JsonFormatter()(value)
+
+
+def test_every_public_field_stands_in_the_table():
+    """Also every event: what has no row has no output."""
+    assert set(typing.get_args(AnyEvent)) == {record.cls for record in TABLE.records if record.event is not None}
+    forgotten = []
+    for record in TABLE.records:
+        if not attrs.has(record.cls):
+            continue
+        rows = {field.name for field in record.fields}
+        hidden = {"serial"} if record.cls is Row else set()
+        forgotten += [
+            f"{record.cls.__name__}.{each.name}"
+            for each in attrs.fields(record.cls)
+            if each.name.lstrip("_") not in rows | hidden
+        ]
+    assert not forgotten
+
+
+def test_a_subclass_of_an_event_is_written_as_its_base():
+    class Mine(PollCompleted):
+        pass
+
+    assert json.JsonFormatter()(Mine(1.0, 2, complete=True)) == json.JsonFormatter()(
+        PollCompleted(1.0, 2, complete=True)
+    )
