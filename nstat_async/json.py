@@ -24,7 +24,7 @@ from ._errors import ProtocolError
 from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
 from ._fields import TABLE, Field, FieldTable, Record, number_text
-from ._model import COUNTS_FIELDS, Counts, Flow
+from ._model import COUNTS_FIELDS, Counts, Delta, Flow
 from ._rows import Row, RowKind
 
 __all__ = ["JsonFormatter", "dumps", "loads", "to_dict"]
@@ -112,7 +112,7 @@ def loads(line: str | bytes, *, table: FieldTable = TABLE) -> AnyEvent | Row:
         if not isinstance(data, dict):
             raise TypeError("it is no object")  # noqa: TRY301  # one place says what is wrong
         event: AnyEvent | Row = _event(data, table)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
         raise ProtocolError(f"no event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
     return event
@@ -161,10 +161,10 @@ def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
 def _complete_update(found: dict[str, Any], data: Mapping[str, Any]) -> None:
     if "previous" in found:
         return
-    counts, delta = found["counts"], data["delta"]
+    delta = _value(TABLE.of(Delta), data["delta"], TABLE)
     before = {}
-    for name, grown in delta.items():
-        now = getattr(counts, name, None) if name in COUNTS_FIELDS else None
+    for name, grown in attrs.asdict(delta).items():
+        now = getattr(found["counts"], name)
         if now is not None and grown is not None and grown != now:
             before[name] = now - grown
     found["previous"] = Counts(**before) if before else None

@@ -115,6 +115,10 @@ def test_the_package_is_typed_and_has_a_version():
 
 
 HINTED = [
+    "nstat_async",
+    "nstat_async.backends",
+    "nstat_async.ntstat",
+    "nstat_async.sockdiag",
     "nstat_async.aggregate",
     "nstat_async.filters",
     "nstat_async.json",

@@ -6,6 +6,7 @@ What must *not* type-check is marked; mypy complains about a mark that is not ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 # `typing.assert_type` and `assert_never` are from 3.11; the typing of 3.10 is enough here.
 from typing_extensions import assert_never, assert_type
@@ -24,6 +25,7 @@ from nstat_async import (
     EventsLost,
     Flow,
     FlowAdded,
+    FlowEvent,
     FlowRemoved,
     FlowUpdated,
     InterfaceUpdated,
@@ -43,13 +45,27 @@ from nstat_async import (
     Unrecognized,
     backends,
     filters,
+    json,
     snapshot,
 )
-from nstat_async.aggregate import GroupBy, ProcessTable, TrafficTable, by_process
+from nstat_async.aggregate import GroupBy, ProcessTable, Row, TrafficTable, by_process
 from nstat_async.backends import Backend
 from nstat_async.ntstat import Kernel, OpenChannel, Send, Session
 from nstat_async.recording import Record, open_recording
 from nstat_async.testing import EmulatedKernel
+
+
+def lines(event: AnyEvent, row: Row) -> None:
+    """Events and rows as JSON, and built by hand."""
+    assert_type(json.dumps(event), str)
+    assert_type(json.to_dict(row, time=1.0), dict[str, Any])
+    assert_type(json.loads("{}"), AnyEvent | Row)
+    assert_type(row.label, str)
+    if isinstance(event, FlowEvent):
+        update = FlowUpdated(event.time, event.flow, Counts(), event.counts, details=Details(mss=1448))
+        assert_type(update.details, Details | None)
+    filters.parse("pid=1 & ~loopback")
+    ProcessTable().top(3, by="speed")  # type: ignore[arg-type]
 
 
 async def iterate() -> None:
