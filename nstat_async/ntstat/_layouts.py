@@ -102,6 +102,7 @@ class StructCodec:
         self._plain = plain
         self._whole = struct.Struct(self._pad_format(plain, size))
         self._has_arrays = any(field.count > 1 for field in plain)
+        self._defaults = [(f.name, f.count, b"" if f.format.endswith("s") else 0) for f in plain]
 
     @staticmethod
     def _pad_format(fields: list[Field], size: int) -> str:
@@ -156,9 +157,26 @@ class StructCodec:
         Raises:
             KeyError: The layout has no such field.
         """
-        buffer = bytearray(self.size)
-        for name, value in values.items():
-            self.write(buffer, name, value)
+        for name in values:
+            if name not in self.by_name:
+                raise KeyError(name)
+        return self.pack(values)
+
+    def pack(self, values: Mapping[str, Any]) -> bytes:
+        """As `encode`, for values of every release: a field that this layout lacks is left out."""
+        flat: list[Any] = []
+        for name, count, zero in self._defaults:
+            if count == 1:
+                flat.append(values.get(name, zero))
+            else:
+                flat.extend(values.get(name, (0,) * count))
+        packed = self._whole.pack(*flat)
+        overlaps = [field.name for field in self._overlay if field.name in values]
+        if not overlaps:
+            return packed
+        buffer = bytearray(packed)
+        for name in overlaps:
+            self.write(buffer, name, values[name])
         return bytes(buffer)
 
     def __contains__(self, name: str) -> bool:

@@ -25,6 +25,8 @@ class Faults:
 
     lose_announcements: float = 0.0
     """Probability that an SRC_ADDED is refused; its source is never made."""
+    fail_allocations: float = 0.0
+    """Probability that there is no memory for a new source: it is never made, and uses up no reference."""
     lose_batches: float = 0.0
     """Probability that a full batch of a poll is refused; the poll still ends in SUCCESS."""
     lose_final_reports: float = 0.0
@@ -54,6 +56,10 @@ class Faults:
             return False
         self.mbufs -= 1
         return True
+
+    def fails_allocation(self) -> bool:
+        """Draw for one source."""
+        return self._happens(self.fail_allocations)
 
     def loses_announcement(self) -> bool:
         """Draw for one announcement."""

@@ -6,7 +6,7 @@ it, so a client that does not read has the socket's own room on top (a few recor
 over this bridge answers come a moment after the send, as over any.
 
 macOS has no ``SOCK_SEQPACKET`` for AF_UNIX; there a pair is ``SOCK_DGRAM`` and a path
-cannot be served.
+cannot be served. Windows has no AF_UNIX in Python, and nothing of this.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import selectors
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 
-if TYPE_CHECKING:
-    from ._client import EmulatedClient
-    from ._kernel import EmulatedKernel
-    from ._workload import Workload
+from ._client import EmulatedClient
+from ._kernel import SansIoKernel
+from ._signal import Signal
+from ._workload import Workload
 
 __all__ = ["UnixServer", "serve_unix"]
 
@@ -94,7 +93,7 @@ class UnixServer:
         path: Where to listen (``SOCK_SEQPACKET``); `None`: only pairs.
     """
 
-    def __init__(self, kernel: EmulatedKernel, path: str | None = None) -> None:
+    def __init__(self, kernel: SansIoKernel, path: str | None = None) -> None:
         self.kernel = kernel
         self.path = path
         self._listener = self._listen(path) if path is not None else None
@@ -105,18 +104,15 @@ class UnixServer:
         self._stop = False
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._wake_near, self._wake_far = socket.socketpair()
-        self._wake_near.setblocking(False)
-        self._wake_far.setblocking(False)
-        self._selector.register(self._wake_near, selectors.EVENT_READ)
+        self._wake = Signal()
+        self._selector.register(self._wake, selectors.EVENT_READ)
         self.served = 0
         """Clients since the beginning."""
 
     @staticmethod
     def _listen(path: str) -> socket.socket:
         if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
-            reason = "AF_UNIX SOCK_SEQPACKET is not available on this system"
-            raise BackendUnavailableError("emulate", UnavailableReason.PLATFORM, reason)
+            raise _unavailable("AF_UNIX packet sockets (SOCK_SEQPACKET)")
         _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, _SEQPACKET)
         try:
@@ -132,11 +128,17 @@ class UnixServer:
 
     def wake(self) -> None:
         """Let the thread look again; called by the kernel whenever a record is queued."""
-        with contextlib.suppress(OSError):
-            self._wake_far.send(b"\0")
+        with self.kernel.lock:
+            self._wake.set()
 
     def open_pair(self) -> socket.socket:
-        """A connected client socket, served from now on."""
+        """A connected client socket, served from now on.
+
+        Raises:
+            BackendUnavailableError: This system has no AF_UNIX.
+        """
+        if not hasattr(socket, "AF_UNIX"):
+            raise _unavailable("AF_UNIX sockets")
         near, far = socket.socketpair(socket.AF_UNIX, _SEQPACKET)
         with self.kernel.lock:
             self._add(far)
@@ -184,10 +186,9 @@ class UnixServer:
 
     def _turn(self, timeout: float | None) -> None:
         for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._wake_near:
-                with contextlib.suppress(BlockingIOError):
-                    while self._wake_near.recv(4096):
-                        pass
+            if key.fileobj is self._wake:
+                with self.kernel.lock:
+                    self._wake.clear()
             elif key.fileobj is self._listener:
                 self._accept()
             else:
@@ -237,14 +238,18 @@ class UnixServer:
             with contextlib.suppress(OSError):
                 assert self.path is not None
                 Path(self.path).unlink()
-        self._wake_near.close()
-        self._wake_far.close()
+        self._wake.close()
 
     def __enter__(self) -> UnixServer:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def _unavailable(what: str) -> BackendUnavailableError:
+    detail = f"this system has no {what}; EmulatedKernel.backend() and .transport() work without, in this process"
+    return BackendUnavailableError("emulate", UnavailableReason.PLATFORM, detail)
 
 
 def _remove_stale(path: str) -> None:
@@ -264,7 +269,7 @@ def _remove_stale(path: str) -> None:
 
 
 def serve_unix(
-    kernel: EmulatedKernel,
+    kernel: SansIoKernel,
     path: str,
     *,
     workload: Workload | None = None,

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from nstat_async._errors import UsageError
 from nstat_async._model import Provider
 
-if TYPE_CHECKING:
-    from ._flows import EmulatedFlow
-    from ._kernel import EmulatedKernel
+from ._flows import EmulatedFlow
+from ._scripting import ScriptedMachine
 
 __all__ = ["Workload"]
 
@@ -49,7 +47,7 @@ class Workload:
 
     def __init__(
         self,
-        kernel: EmulatedKernel,
+        kernel: ScriptedMachine,
         *,
         rate: float = 10.0,
         size: int = 100,
