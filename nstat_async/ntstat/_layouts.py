@@ -102,7 +102,6 @@ class StructCodec:
         self._plain = plain
         self._whole = struct.Struct(self._pad_format(plain, size))
         self._has_arrays = any(field.count > 1 for field in plain)
-        self._defaults = [(f.name, f.count, b"" if f.format.endswith("s") else 0) for f in plain]
 
     @staticmethod
     def _pad_format(fields: list[Field], size: int) -> str:
@@ -162,10 +161,16 @@ class StructCodec:
                 raise KeyError(name)
         return self.pack(values)
 
+    @functools.cached_property
+    def _zeros(self) -> list[tuple[str, int, Any]]:
+        """Name, count and zero of the fields that do not overlap an earlier one."""
+        plain = [field for field in self.fields if field not in self._overlay]
+        return [(field.name, field.count, b"" if field.format.endswith("s") else 0) for field in plain]
+
     def pack(self, values: Mapping[str, Any]) -> bytes:
         """As `encode`, for values of every release: a field that this layout lacks is left out."""
         flat: list[Any] = []
-        for name, count, zero in self._defaults:
+        for name, count, zero in self._zeros:
             if count == 1:
                 flat.append(values.get(name, zero))
             else:

@@ -8,6 +8,7 @@ is `nstat_async.ntstat`'s; what a request means is read from ``ntstat.c`` here a
 from __future__ import annotations
 
 import errno as host_errno
+import functools
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -65,10 +66,8 @@ class EmulatedClient(Watcher):
     Made by `EmulatedKernel.connect`.
     """
 
-    def __init__(
-        self, machine: ScriptedMachine, clients: list[Watcher], unit: int, receive_space: int, *, header_garbage: bool
-    ) -> None:
-        super().__init__(machine, receive_space, header_garbage=header_garbage)
+    def __init__(self, machine: ScriptedMachine, clients: list[Watcher], unit: int) -> None:
+        super().__init__(machine)
         self.kernel = machine
         self.unit = unit
         """Number of the socket; counts from 1."""
@@ -288,7 +287,8 @@ class EmulatedClient(Watcher):
     def _details(self, request: GetDetails) -> int:
         self.updates = self.wants_details = True
         everything = request.srcref == self.machine.layout.all_sources
-        return self._ask(request, self.report_details, everything=everything, batched=True)
+        report = functools.partial(self.report_update, details=True)
+        return self._ask(request, report, everything=everything, batched=True)
 
     def _batches(self, flags: int) -> bool:
         if self.release.version >= (11215,):

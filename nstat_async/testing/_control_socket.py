@@ -30,24 +30,19 @@ def host_error(darwin: int) -> OSError:
 
 
 class ControlSocket:
-    """The receive side of a connected control socket.
+    """The receive side of a connected control socket."""
 
-    Args:
-        machine: The machine it belongs to.
-        receive_space: Byte limit that ``connect`` gives.
-        header_garbage: The header's unused word holds anything (up to xnu-2422).
-    """
-
-    def __init__(self, machine: Machine, receive_space: int, *, header_garbage: bool) -> None:
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
         version = machine.release.version
-        self.buffer = ReceiveBuffer(receive_space, critical_quarter=version >= (2782,), count_mbufs=version < (10002,))
+        self.buffer = ReceiveBuffer(
+            machine.receive_space, critical_quarter=version >= (2782,), count_mbufs=version < (10002,)
+        )
         self.closed = False
         self.ended = False
         """The control went away: end of file once everything was read."""
         self.on_readable: Callable[[], None] | None = None
         """Called when a record becomes readable (also from within ``send``)."""
-        self._header_garbage = header_garbage
         self._delayed = 0
         self._last_release = 0.0
 
@@ -123,7 +118,7 @@ class ControlSocket:
             return _ENOBUFS
         if not allocated and not faults.allocates():
             return int(DarwinErrno.ENOMEM)
-        if self._header_garbage:
+        if self.machine.header_garbage:
             record = record[:12] + self.machine.random.randbytes(4) + record[16:]
         self.buffer.append(record, storage=storage)
         self._arrived()
@@ -131,7 +126,7 @@ class ControlSocket:
 
     def enqueue_batch(self, record: bytes) -> int:
         """Queue a batch, in the cluster that was made for it."""
-        if self.machine.faults.loses_batch():
+        if self.machine.faults.happens(self.machine.faults.lose_batches):
             self.buffer.refused += 1
             return _ENOBUFS
         return self.enqueue(record, storage=BATCH_STORAGE, allocated=True)

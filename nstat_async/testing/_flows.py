@@ -223,9 +223,8 @@ class EmulatedFlow:
         return int(DarwinErrno.EIO) if self.unreadable else 0
 
     def details_errno(self) -> int:
-        """Error of the provider's function for counters by medium: routes and interfaces have none."""
-        without = self.provider in {Provider.ROUTE, Provider.INTERFACE}
-        return int(DarwinErrno.EOPNOTSUPP) if without else self.counts_errno()
+        """Error for want of a function for counters by medium: routes and interfaces have none."""
+        return int(DarwinErrno.EOPNOTSUPP) if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
 
     def descriptor_errno(self) -> int:
         """Error of the provider's descriptor function: since xnu-2782 a dead socket has no descriptor."""

@@ -77,6 +77,7 @@ class SansIoKernel(ScriptedMachine):
             release = Kernel(release.text, release.version, layout(layout_number), known=False)
         super().__init__(release, clock=clock, uptime=uptime, timebase=timebase, seed=seed, insertions=insertions)
         self.receive_space = receive_space
+        self.header_garbage = header_garbage and release.version < (2782,)
         self.privileged = privileged
         self.privilege_check = privilege_check
         self.contended = contended
@@ -88,7 +89,6 @@ class SansIoKernel(ScriptedMachine):
         self._units = itertools.count(1)
         self._merged_events = 0
         self._minute_timer_runs = not minute_timer
-        self._header_garbage = header_garbage and release.version < (2782,)
 
     def __repr__(self) -> str:
         return f"<EmulatedKernel {self.name} flows={sum(map(len, self._flows.values()))} clients={len(self.clients)}>"
@@ -123,7 +123,6 @@ class SansIoKernel(ScriptedMachine):
                     for source in client.sources_of(flow):
                         client.say_goodbye(source)
 
-
     def _forget_gone(self) -> None:
         """Flows that ended unnoticed and that nobody watches any more are freed."""
         for flows in self._flows.values():
@@ -138,8 +137,7 @@ class SansIoKernel(ScriptedMachine):
     def connect(self) -> EmulatedClient:
         """Open a control socket. Nobody needs a privilege for it."""
         with self.lock:
-            unit, garbage = next(self._units), self._header_garbage
-            client = EmulatedClient(self, self._watchers, unit, self.receive_space, header_garbage=garbage)
+            client = EmulatedClient(self, self._watchers, next(self._units))
             client.on_closed = self._merge_event_masks
             self.clients.insert(0, client)
             self._merge_event_masks()

@@ -14,6 +14,7 @@ from nstat_async.ntstat import Kernel
 from ._encoding import ReportEncoder
 from ._faults import Faults
 from ._interfaces import EmulatedInterface, default_interfaces
+from ._receive_buffer import DEFAULT_RECEIVE_SPACE
 from ._time import KernelTime
 from ._values import executable_uuid
 
@@ -58,6 +59,8 @@ class Machine(KernelTime):
         """What goes wrong on purpose."""
         self.interfaces: dict[str, EmulatedInterface] = {made.name: made for made in default_interfaces()}
         """The network interfaces by name."""
+        self.receive_space = DEFAULT_RECEIVE_SPACE
+        self.header_garbage = False
         self.privileged = False
         self.privilege_check = False
         self.contended = False

@@ -62,16 +62,10 @@ class ClientSource:
 
 
 class Watcher(ControlSocket):
-    """A control socket with the sources that it watches.
+    """A control socket with the sources that it watches."""
 
-    Args:
-        machine: See `ControlSocket`.
-        receive_space: See `ControlSocket`.
-        header_garbage: See `ControlSocket`.
-    """
-
-    def __init__(self, machine: Machine, receive_space: int, *, header_garbage: bool) -> None:
-        super().__init__(machine, receive_space, header_garbage=header_garbage)
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
         self.release = machine.release
         self.filters: dict[int, ProviderFilter] = {}
         self.sources: dict[int, ClientSource] = {}
@@ -107,7 +101,8 @@ class Watcher(ControlSocket):
         The reference is drawn before the announcement is queued, and a refused
         announcement means that the source is never made.
         """
-        if self.machine.faults.fails_allocation():
+        faults = self.machine.faults
+        if faults.happens(faults.fail_allocations):
             return _ENOMEM
         srcref = self._draw_reference()
         bits = self.filter_of(announced_as).bits
@@ -116,7 +111,7 @@ class Watcher(ControlSocket):
         hidden = bits & Filter.INITIAL_PROPERTIES and flow.provider in GENERIC and not self.allows(source)
         if not silent and not hidden:
             announcement = SourceAdded(srcref=srcref, provider=announced_as, context=context)
-            lost = self.machine.faults.loses_announcement()
+            lost = faults.happens(faults.lose_announcements)
             error = _ENOBUFS if lost else self.enqueue(announcement.encode(self.machine.layout))
             if error:
                 return error
@@ -214,49 +209,36 @@ class Watcher(ControlSocket):
         return descriptor
 
     def report_update(
-        self, source: ClientSource, context: int = 0, flags: int = 0, events: int = 0, *, batched: bool = False
-    ) -> int:
-        """``SRC_UPDATE``, extended where items were asked for."""
-        error = source.flow.descriptor_errno() or source.flow.counts_errno()
-        if error:
-            return error
-        kinds = (MessageType.SRC_UPDATE, MessageType.SRC_EXTENDED_UPDATE)
-        return self._report_both(source, kinds, source.flow.encoded_counts(), context, flags, events, batched=batched)
-
-    def report_details(
-        self, source: ClientSource, context: int = 0, flags: int = 0, events: int = 0, *, batched: bool = False
-    ) -> int:
-        """``SRC_DETAILS`` (macOS 26), extended where items were asked for.
-
-        In answers about all sources one without counters by medium has zeros; alone it is refused.
-        """
-        flow = source.flow
-        refused = flow.details_errno()
-        unreadable = flow.descriptor_errno() or flow.counts_errno()
-        if unreadable or (refused and not batched):
-            return unreadable or refused
-        kinds = (MessageType.SRC_DETAILS, MessageType.SRC_EXTENDED_DETAILS)
-        counts = bytes(_DETAILS_SIZE) if refused else flow.encoded_detailed_counts()
-        return self._report_both(source, kinds, counts, context, flags, events, batched=batched)
-
-    def _report_both(
         self,
         source: ClientSource,
-        kinds: tuple[MessageType, MessageType],
-        counts: bytes,
-        context: int,
-        flags: int,
-        events: int,
+        context: int = 0,
+        flags: int = 0,
+        events: int = 0,
         *,
-        batched: bool,
+        batched: bool = False,
+        details: bool = False,
     ) -> int:
+        """``SRC_UPDATE`` or ``SRC_DETAILS``, extended where items were asked for.
+
+        A source without counters by medium has zeros in details of all sources; alone it is refused.
+        """
+        flow = source.flow
+        error = flow.descriptor_errno() or flow.counts_errno()
+        without = details and flow.details_errno()
+        if error or (without and not batched):
+            return error or without
         if self._silent(source):
             return _EAGAIN
-        items = self._items(source, padded=batched) if source.flow.items else b""
-        descriptor = self._descriptor(source)
+        items = self._items(source, padded=batched) if flow.items else b""
+        if details:
+            kind = MessageType.SRC_EXTENDED_DETAILS if items else MessageType.SRC_DETAILS
+            counts = bytes(_DETAILS_SIZE) if without else flow.encoded_detailed_counts()
+        else:
+            kind = MessageType.SRC_EXTENDED_UPDATE if items else MessageType.SRC_UPDATE
+            counts = flow.encoded_counts()
         message = self.machine.reports.update(
-            source.srcref, source.announced_as, counts, descriptor,
-            kind=kinds[bool(items)], context=context, flags=flags, events=events, items=items,
+            source.srcref, source.announced_as, counts, self._descriptor(source),
+            kind=kind, context=context, flags=flags, events=events, items=items,
         )  # fmt: skip
         if batched and len(message) > self._update_limit:
             return _EINVAL
@@ -285,20 +267,18 @@ class Watcher(ControlSocket):
     def say_goodbye(self, source: ClientSource) -> None:
         """Report a source for the last time and forget it (``nstat_client_send_goodbye``)."""
         faults = self.machine.faults
-        if not faults.loses_goodbye():
+        if not faults.happens(faults.lose_goodbyes):
             flags = int(HeaderFlag.CLOSED_AFTER_FILTER)
             if self.allows(source, int(Filter.SUPPRESS_BORING_CLOSE) if self.updates else 0):
-                dropped = faults.loses_final_report() or self._report_last(source)
+                dropped = faults.happens(faults.lose_final_reports) or self._report_last(source)
                 flags = int(HeaderFlag.CLOSED_AFTER_DROP) if dropped else 0
             self.report_removed(source, flags)
         self.drop(source)
 
     def _report_last(self, source: ClientSource) -> int:
         closing = int(HeaderFlag.CLOSING)
-        if self.wants_details:
-            return self.report_details(source, flags=closing)
         if self.updates:
-            return self.report_update(source, flags=closing)
+            return self.report_update(source, flags=closing, details=self.wants_details)
         if not self.release.has_counts_at_goodbye:
             return self.report_description(source, 0, closing)
         first = self.report_counts(source, 0, closing)
@@ -307,8 +287,7 @@ class Watcher(ControlSocket):
     def event(self, source: ClientSource, event: int) -> None:
         """An event of one of its sources, reported if the client asked for it and is in update mode."""
         if self.updates and self.filter_of(source.announced_as).events & event and self.allows(source):
-            report = self.report_details if self.wants_details else self.report_update
-            report(source, events=event)
+            self.report_update(source, events=event, details=self.wants_details)
 
     @property
     def event_mask(self) -> int:

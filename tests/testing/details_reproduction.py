@@ -37,9 +37,7 @@ class DetailsReplay:
         self.name = name
         self.lines = conversations.load(name)[1]
         self.truth = conversations.truth(name)
-        self.kernel = EmulatedKernel(
-            conversations.kernel(name), uptime=0, minute_timer=False
-        )
+        self.kernel = EmulatedKernel(conversations.kernel(name), uptime=0, minute_timer=False)
         self.kernel.interfaces.clear()
         for interface, index, kind, description in _INTERFACES:
             self.kernel.add_interface(interface, index, kind, description=description)
