@@ -94,11 +94,14 @@ class EmulatedFlow:
         self._counters = FlowCounters()
         self._fields = fields
         self._former_bits = 0
-        self._role_now = self._role_kept = 0
+        self.role = 0
+        """TCP's role in the last description, "listener" or "outbound"; each source keeps it (see `ClientSource`)."""
         structure = kernel.release.descriptor_name(provider_id)
         assert structure is not None
         self._codec = kernel.layout[structure]
         self._descriptor_parts: tuple[bytes, bytes] | None = None
+        bits = self._codec.by_name.get("ifnet_properties")
+        self._role_at = kernel.inserted_offset(structure, bits.offset) if bits is not None else 0
         stamp = self._codec.by_name.get("timestamp")
         self._stamp = kernel.inserted_offset(structure, stamp.offset) if stamp is not None else None
         fields.setdefault("start_timestamp", kernel.ticks)
@@ -142,7 +145,12 @@ class EmulatedFlow:
             return bits
         if (8019,) <= version < (10002,):
             return bits & 0xFFFF
-        return bits | self._role() if version >= (10002,) and self.provider is Provider.TCP else bits
+        if version < (10002,) or self.provider is not Provider.TCP:
+            return bits
+        if self.inbound:
+            return bits | Bit.SOURCE_IS_INBOUND
+        state = self._fields.get("state", _CLOSED)
+        return bits | (Bit.SOURCE_IS_LISTENER if state == _LISTEN else Bit.SOURCE_IS_OUTBOUND if state else 0)
 
     def _whole_properties(self) -> int:
         """The properties without TCP's role, before they are cut to the width that a release has for them."""
@@ -169,15 +177,6 @@ class EmulatedFlow:
             return slot[4] == 127 or slot[4:6] == b"\xa9\xfe"
         return slot[8:24] == b"\0" * 15 + b"\1" or slot[8:10] == b"\xfe\x80"
 
-    def _role(self) -> int:
-        """The bit for inbound, listener or outbound; the last two are kept once a description had them."""
-        if self.inbound:
-            return Bit.SOURCE_IS_INBOUND
-        state = self._fields.get("state", 0)
-        if self._role_kept == Bit.SOURCE_IS_LISTENER or state == _LISTEN:
-            return Bit.SOURCE_IS_LISTENER
-        return Bit.SOURCE_IS_OUTBOUND if state != _CLOSED else self._role_kept
-
     def encoded_counts(self) -> bytes:
         """``nstat_counts`` of this release."""
         return self._counters.encode(self.kernel.layout)
@@ -186,21 +185,25 @@ class EmulatedFlow:
         """``nstat_detailed_counts`` (macOS 26)."""
         return self._counters.encode_details(self.kernel.layout)
 
-    def encoded_descriptor(self) -> bytes:
-        """The descriptor of this release, with the time of now in it; TCP's role is kept from now on."""
-        parts = self._descriptor_parts or self.prepare()
-        if self._role_now:
-            self._role_kept = self._role_now
-        if self._stamp is None:
-            return parts[0]
-        return b"".join((parts[0], _TIMESTAMP.pack(self.kernel.ticks), parts[1]))
+    def encoded_descriptor(self, kept_role: int = 0) -> bytes:
+        """The descriptor of this release, with the time of now in it.
+
+        Args:
+            kept_role: The role that an earlier description for the same client had; it holds when TCP is CLOSED.
+        """
+        before, behind = self._descriptor_parts or self.prepare()
+        if kept_role and not self.role:
+            at = self._role_at - len(before) - _TIMESTAMP.size
+            bits = int.from_bytes(behind[at : at + 4], "little") | kept_role
+            behind = behind[:at] + bits.to_bytes(4, "little") + behind[at + 4 :]
+        return before if self._stamp is None else b"".join((before, _TIMESTAMP.pack(self.kernel.ticks), behind))
 
     def prepare(self) -> tuple[bytes, bytes]:
         """Encode the descriptor now; returns what stands before and behind the time."""
         values, codec = dict(self._fields), self._codec
         if "ifnet_properties" in codec:
             bits = self.properties
-            self._role_now = bits & (Bit.SOURCE_IS_LISTENER | Bit.SOURCE_IS_OUTBOUND)
+            self.role = bits & (Bit.SOURCE_IS_LISTENER | Bit.SOURCE_IS_OUTBOUND)
             values["ifnet_properties"] = bits & (1 << 8 * codec.by_name["ifnet_properties"].size) - 1
         if self.interface is not None:
             values.setdefault("ifindex", self.interface.index)

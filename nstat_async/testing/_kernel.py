@@ -116,7 +116,7 @@ class SansIoKernel(ScriptedMachine):
             self._forget_gone()
 
     def _bury_sockets(self) -> None:
-        """macOS 26 looks at the lists of sockets first, TCP before UDP, and not at the clients' sources."""
+        """On macOS 26 the timer looks at the lists of sockets first, TCP before UDP, and not at the clients' sources."""
         for provider in (Provider.TCP, Provider.UDP):
             for flow in reversed(list(self._flows[self.provider_number(provider, userland=False)].values())):
                 for client in list(self.clients) if flow.gone else ():

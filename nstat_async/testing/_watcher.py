@@ -45,7 +45,7 @@ def is_buffer_error(error: int) -> bool:
 class ClientSource:
     """One flow as one client watches it (``nstat_src``)."""
 
-    __slots__ = ("announced_as", "flow", "no_zero_bytes", "reported", "sequence", "srcref", "threshold")
+    __slots__ = ("announced_as", "flow", "no_zero_bytes", "reported", "role", "sequence", "srcref", "threshold")
 
     def __init__(self, srcref: int, flow: EmulatedFlow, announced_as: int, sequence: int) -> None:
         self.srcref = srcref
@@ -57,6 +57,8 @@ class ClientSource:
         self.no_zero_bytes = False
         self.reported = False
         """A generic provider's report went out ("boring" filters look at it)."""
+        self.role = 0
+        """Bits for TCP's role, as the last description had them: only what was described is known at the end."""
         self.threshold = 0
         """Interface sources: bytes after which the client wants a report."""
 
@@ -201,7 +203,8 @@ class Watcher(ControlSocket):
         return self._deliver(message, batched=batched)
 
     def _descriptor(self, source: ClientSource) -> bytes:
-        descriptor = source.flow.encoded_descriptor()
+        descriptor = source.flow.encoded_descriptor(source.role)
+        source.role = source.flow.role or source.role
         if source.announced_as != source.flow.provider_id:
             structure = self.release.descriptor_name(source.announced_as)
             assert structure is not None

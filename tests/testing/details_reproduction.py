@@ -226,8 +226,7 @@ class DetailsReplay:
             moved,
         ),
         (
-            r"flow (\d+): process says (\d+)/(\d+) bytes in (\d+)/(\d+) packets; "
-            r"flow switch saw (\d+)/(\d+) in (\d+)/(\d+)",
+            r"flow (\d+): process says (\d+)/(\d+) bytes in (\d+)/(\d+) packets; flow switch saw (\d+)/(\d+) in (\d+)/(\d+)",
             moved_in_user_space,
         ),
         (r"the process says (\d+)/(\d+), the flow switch saw (\d+)/(\d+)", moved_without_number),

@@ -6,7 +6,6 @@ import pytest
 import reproduction
 import stack_reproduction
 
-
 STARVED = conversations.names("control/*/older_client_starved")
 TAHOE = conversations.names("control/xnu-12377*")
 CONTROL = [name for name in conversations.names("control/*") if name not in {*STARVED, *TAHOE}]
