@@ -162,21 +162,22 @@ class StructCodec:
         return self.pack(values)
 
     @functools.cached_property
-    def _zeros(self) -> list[tuple[str, int, Any]]:
-        """Name, count and zero of the fields that do not overlap an earlier one."""
+    def _zeros(self) -> list[tuple[str, Any]]:
+        """Name and zero of the fields that do not overlap an earlier one."""
         plain = [field for field in self.fields if field not in self._overlay]
-        return [(field.name, field.count, b"" if field.format.endswith("s") else 0) for field in plain]
+        zeros = [b"" if field.format.endswith("s") else 0 for field in plain]
+        return [(f.name, z if f.count == 1 else (z,) * f.count) for f, z in zip(plain, zeros, strict=True)]
 
     def pack(self, values: Mapping[str, Any]) -> bytes:
         """As `encode`, for values of every release: a field that this layout lacks is left out."""
-        flat: list[Any] = []
-        for name, count, zero in self._zeros:
-            if count == 1:
-                flat.append(values.get(name, zero))
-            else:
-                flat.extend(values.get(name, (0,) * count))
+        get = values.get
+        flat = [get(name, zero) for name, zero in self._zeros]
+        if self._has_arrays:
+            for index in range(len(flat) - 1, -1, -1):
+                if type(flat[index]) is tuple:
+                    flat[index : index + 1] = flat[index]
         packed = self._whole.pack(*flat)
-        overlaps = [field.name for field in self._overlay if field.name in values]
+        overlaps = [field.name for field in self._overlay if field.name in values] if self._overlay else ()
         if not overlaps:
             return packed
         buffer = bytearray(packed)

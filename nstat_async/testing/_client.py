@@ -14,25 +14,10 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nstat_async import ntstat
 from nstat_async._errors import ProtocolError
 from nstat_async._model import Provider
-from nstat_async.ntstat import (
-    AddAllSources,
-    AddSource,
-    DarwinErrno,
-    Error,
-    Filter,
-    GetDetails,
-    GetSourceDescription,
-    GetUpdate,
-    HeaderFlag,
-    QuerySource,
-    RemoveSource,
-    SetFilter,
-    SubscribeSystemInfo,
-    Success,
-    decode_message,
-)
+from nstat_async.ntstat import DarwinErrno, Filter, GetDetails, GetUpdate, HeaderFlag, QuerySource
 from nstat_async.ntstat._constants import HEADER_SIZE, POLL_CHUNK
 
 from ._control_socket import host_error
@@ -81,17 +66,17 @@ class EmulatedClient(Watcher):
         self._poll = PacedPoll(self)
         version = self.release.version
         self._handlers: dict[type, Callable[[Any], int]] = {
-            AddSource: self._add_source,
-            AddAllSources: self._add_all,
-            RemoveSource: self._remove,
+            ntstat.AddSource: self._add_source,
+            ntstat.AddAllSources: self._add_all,
+            ntstat.RemoveSource: self._remove,
             QuerySource: self._query,
-            GetSourceDescription: self._describe,
+            ntstat.GetSourceDescription: self._describe,
         }
         if (2422,) <= version < (11215,):
-            self._handlers[SetFilter] = self._set_filter
+            self._handlers[ntstat.SetFilter] = self._set_filter
         if version >= (3247,):
             self._handlers[GetUpdate] = self._update
-            self._handlers[SubscribeSystemInfo] = self._subscribe_sysinfo
+            self._handlers[ntstat.SubscribeSystemInfo] = self._subscribe_sysinfo
         if self.release.has_details:
             self._handlers[GetDetails] = self._details
 
@@ -142,7 +127,7 @@ class EmulatedClient(Watcher):
         elif not self.machine.layout.has_lengths:
             flags = 0
         try:
-            request = decode_message(self.release, data, (kind, context, flags, 0, len(data)))
+            request = ntstat.decode_message(self.release, data, (kind, context, flags, 0, len(data)))
         except ProtocolError:
             error = _EINVAL
         else:
@@ -152,13 +137,13 @@ class EmulatedClient(Watcher):
 
     def _refuse(self, data: bytes, context: int, error: int) -> int:
         layout = self.machine.layout
-        message = Error(context=context, error=error, request=data)
+        message = ntstat.Error(context=context, error=error, request=data)
         if self.release.version >= (3247,) and not self.enqueue(message.encode(layout), critical=True, allocated=True):
             return _OK
-        return self.enqueue(Error(context=context, error=error).encode(layout), critical=True)
+        return self.enqueue(ntstat.Error(context=context, error=error).encode(layout), critical=True)
 
     def _succeed(self, context: int, flags: int = 0) -> None:
-        self.enqueue(Success(context=context, flags=flags).encode(self.machine.layout), critical=True)
+        self.enqueue(ntstat.Success(context=context, flags=flags).encode(self.machine.layout), critical=True)
 
     def source_added(self, source: ClientSource) -> None:
         """A source was added, perhaps while a paced poll is under way: it is at the head of the list."""
@@ -174,7 +159,7 @@ class EmulatedClient(Watcher):
 
     # Subscribing
 
-    def _add_all(self, request: AddAllSources) -> int:
+    def _add_all(self, request: ntstat.AddAllSources) -> int:
         provider_id, bits, version = request.provider, request.filter, self.release.version
         error = self._may_watch(provider_id)
         if error:
@@ -223,7 +208,7 @@ class EmulatedClient(Watcher):
                 return _OK if kernel_sockets else error
         return _OK
 
-    def _add_source(self, request: AddSource) -> int:
+    def _add_source(self, request: ntstat.AddSource) -> int:
         error, flow = find_flow(self.kernel, request.provider, request.param)
         if flow is None:
             return error
@@ -240,7 +225,7 @@ class EmulatedClient(Watcher):
             self.sources_of(flow)[-1].threshold = threshold
         return error
 
-    def _remove(self, request: RemoveSource) -> int:
+    def _remove(self, request: ntstat.RemoveSource) -> int:
         source = self.sources.get(request.srcref)
         if source is None:
             return _ENOENT
@@ -253,7 +238,7 @@ class EmulatedClient(Watcher):
         if source.flow.provider is Provider.INTERFACE:
             reset_threshold(self._clients, source)
 
-    def _set_filter(self, request: SetFilter) -> int:
+    def _set_filter(self, request: ntstat.SetFilter) -> int:
         if request.srcref in {0, self.machine.layout.all_sources}:
             return _EINVAL
         source = self.sources.get(request.srcref)
@@ -262,7 +247,7 @@ class EmulatedClient(Watcher):
         source.no_zero_bytes = bool(request.filter & 1)
         return _OK
 
-    def _subscribe_sysinfo(self, _request: SubscribeSystemInfo) -> int:
+    def _subscribe_sysinfo(self, _request: ntstat.SubscribeSystemInfo) -> int:
         if not self.machine.privileged:
             return _EPERM
         self.subscribed_to_sysinfo = True
@@ -275,7 +260,7 @@ class EmulatedClient(Watcher):
         self.polled = self.polled or everything
         return self._ask(request, self.report_counts, everything=everything, batched=self._batches(request.flags))
 
-    def _describe(self, request: GetSourceDescription) -> int:
+    def _describe(self, request: ntstat.GetSourceDescription) -> int:
         everything = request.srcref == self.machine.layout.all_sources and self.release.can_describe_all
         return self._ask(request, self.report_description, everything=everything, batched=self._batches(request.flags))
 
@@ -297,7 +282,7 @@ class EmulatedClient(Watcher):
 
     def _ask(
         self,
-        request: QuerySource | GetSourceDescription,
+        request: QuerySource | ntstat.GetSourceDescription,
         report: Callable[..., int],
         *,
         everything: bool,
@@ -336,7 +321,7 @@ class EmulatedClient(Watcher):
         self.flush()
         return self._finish(request.context, error, dead, everything=everything, paced=paced, walked=walked)
 
-    def _marks_single(self, request: QuerySource | GetSourceDescription) -> bool:
+    def _marks_single(self, request: QuerySource | ntstat.GetSourceDescription) -> bool:
         """True if a report of one source counts as one of the paced poll that has its context."""
         return self.release.version < (11215,) or not isinstance(request, GetUpdate | GetDetails)
 

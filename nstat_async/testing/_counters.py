@@ -12,6 +12,7 @@ _ALIGNMENT = 8
 """Seconds that one bit of an activity map stands for; every map begins at a multiple of them."""
 _LAST_BIT = 127
 _WORD = (1 << 64) - 1
+_TOTALS = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
 _NAMES = ("rxpackets", "rxbytes", "txpackets", "txbytes")
 _EARLIER_MEDIA = (("cellular", "cell"), ("wifi", "wifi"), ("wired", "wired"))
 """The media of ``nstat_counts``: how their names begin in ``media_stats``, and their own names."""
@@ -39,9 +40,14 @@ def mark_active(start: int, bitmap: tuple[int, int], uptime: int) -> tuple[int, 
 
 
 class FlowCounters:
-    """What a flow has moved, by the names of the kernel's header; absent means 0."""
+    """What a flow has moved, by the names of the kernel's header; absent means 0.
 
-    def __init__(self) -> None:
+    Args:
+        by_medium: The release counts packets and activity by medium, too (macOS 26).
+    """
+
+    def __init__(self, *, by_medium: bool) -> None:
+        self._by_medium = by_medium
         self.values: dict[str, int] = {}
         """``nstat_counts`` of all releases."""
         self.details: dict[str, Any] = {}
@@ -66,16 +72,18 @@ class FlowCounters:
             medium: Name in ``media_stats``; `None`: in no medium (loopback, or no interface yet).
             uptime: Seconds since the machine was started.
         """
-        totals = zip(_NAMES, (seen[0], said[1], seen[2], said[3]), strict=True)
-        for name, amount in totals:
-            self.values["nstat_" + name] = self.values.get("nstat_" + name, 0) + amount
-        self._add_details("total", said, uptime)
+        values = self.values
+        for name, amount in zip(_TOTALS, (seen[0], said[1], seen[2], said[3]), strict=True):
+            values[name] = values.get(name, 0) + amount
+        if self._by_medium:
+            self._add_details("total", said, uptime)
+            if medium is not None:
+                self._add_details(medium, seen, uptime)
         if medium is not None:
-            self._add_details(medium, seen, uptime)
             for prefix, name in _EARLIER_MEDIA:
                 if medium.startswith(prefix):
                     for key, amount in ((f"nstat_{name}_rxbytes", seen[1]), (f"nstat_{name}_txbytes", seen[3])):
-                        self.values[key] = self.values.get(key, 0) + amount
+                        values[key] = values.get(key, 0) + amount
         self._encoded = None
 
     def _add_details(self, medium: str, traffic: Traffic, uptime: int) -> None:

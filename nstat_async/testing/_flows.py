@@ -91,7 +91,7 @@ class EmulatedFlow:
         """Extension items by type (`nstat_async.ntstat.Extension`)."""
         self.broken_items: set[int] = set()
         """Items whose provider gives a size and then fails."""
-        self._counters = FlowCounters()
+        self._counters = FlowCounters(by_medium=kernel.release.has_details)
         self._fields = fields
         self._former_bits = 0
         self.role = 0
