@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import attrs
+
 from nstat_async._model import Provider
 from nstat_async.ntstat import EventFlag, Kernel, SystemInfoCounts, layout
 
@@ -74,7 +76,7 @@ class SansIoKernel(ScriptedMachine):
     ) -> None:
         release = Kernel.parse(kernel)
         if layout_number is not None:
-            release = Kernel(release.text, release.version, layout(layout_number), known=False)
+            release = attrs.evolve(release, layout=layout(layout_number), known=False)
         super().__init__(release, clock=clock, uptime=uptime, timebase=timebase, seed=seed, insertions=insertions)
         self.receive_space = receive_space
         self.header_garbage = header_garbage and release.version < (2782,)
