@@ -18,6 +18,11 @@ from nstat_async import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated
 from nstat_async.ntstat import PassiveSession
 
 ADDED, REMOVED, DESC, COUNTS, UPDATE, EXTENDED = 10001, 10002, 10003, 10004, 10006, 10007
+DETAILS, EXTENDED_DETAILS = 10008, 10009
+COUNTING = {COUNTS, UPDATE, EXTENDED, DETAILS, EXTENDED_DETAILS}
+"""Messages with counters."""
+DESCRIBING = {DESC, UPDATE, EXTENDED, DETAILS, EXTENDED_DETAILS}
+"""Messages with a descriptor."""
 FLOW_PROVIDERS = {"TCP", "TCP_KERNEL", "TCP_USERLAND", "UDP", "UDP_KERNEL", "UDP_USERLAND", "QUIC_USERLAND"} | {
     "CONN_USERLAND",
     "UDP_SUBFLOW",
@@ -68,7 +73,7 @@ def parse(theirs: Reader, data: bytes) -> list[tuple[int, int, int, dict[str, An
         fields["_context"] = struct.unpack_from("<Q", data, begin)[0]
         flags = fields.get("hdr.flags", 0)
         provider = fields.get("provider")
-        if kind in {DESC, UPDATE, EXTENDED} and provider in theirs.descriptors:
+        if kind in DESCRIBING and provider in theirs.descriptors:
             at = begin + theirs.size(name)
             if end - at >= theirs.size(theirs.descriptors[provider]):
                 fields["_descriptor"] = theirs.read(theirs.descriptors[provider], data, at)
@@ -77,8 +82,21 @@ def parse(theirs: Reader, data: bytes) -> list[tuple[int, int, int, dict[str, An
 
 
 def counts_of(fields: dict[str, Any]) -> dict[str, Any]:
-    """The counters inside a message's fields."""
-    return {k.removeprefix("counts.nstat_"): v for k, v in fields.items() if k.startswith("counts.")}
+    """The counters inside a message's fields, by their names without ``nstat_``."""
+    found = {k.removeprefix("counts.nstat_"): v for k, v in fields.items() if k.startswith("counts.")}
+    details = {k.removeprefix("detailed_counts.nstat_"): v for k, v in fields.items() if k.startswith("detailed_c")}
+    for direction in ("rx", "tx") if details else ():
+        media = {
+            "cell": ("cellular",),
+            "wifi": ("wifi_infra", "wifi_non_infra"),
+            "wired": ("wired",),
+        }
+        for unit in ("packets", "bytes"):
+            found[direction + unit] = details[f"media_stats.ms_total.ts_{direction}{unit}"]
+        for name, parts in media.items():
+            key = f"{name}_{direction}bytes"
+            found[key] = sum(details[f"media_stats.ms_{part}.ts_{direction}bytes"] for part in parts)
+    return {**found, **{k: v for k, v in details.items() if not k.startswith("media_stats.")}}
 
 
 def play(name: str, **options: Any) -> tuple[dict[int, PassiveSession], Iterator[Step]]:
@@ -122,7 +140,7 @@ def note(theirs: Reader, seen: dict[int, Seen], step: Step) -> None:
     """Keep the books of what the bytes say."""
     names = {number: name for name, (number, _) in theirs.facts["providers"].items()}
     for kind, flags, ref, fields in step.messages:
-        if kind not in {ADDED, REMOVED, DESC, COUNTS, UPDATE, EXTENDED}:
+        if kind not in {ADDED, REMOVED} | DESCRIBING | COUNTING:
             continue
         if kind == REMOVED and ref not in seen:
             continue  # came and went unreported
@@ -135,7 +153,7 @@ def note(theirs: Reader, seen: dict[int, Seen], step: Step) -> None:
         entry.reports += kind != ADDED
         if "provider" in fields:
             entry.provider = names[fields["provider"]]
-        if kind in {COUNTS, UPDATE, EXTENDED}:
+        if kind in COUNTING:
             entry.last_counts = counts_of(fields)
             entry.closing |= bool(flags & 4)
         if kind == COUNTS and theirs.number < 5 and not fields["_context"]:

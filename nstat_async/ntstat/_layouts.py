@@ -156,9 +156,33 @@ class StructCodec:
         Raises:
             KeyError: The layout has no such field.
         """
-        buffer = bytearray(self.size)
-        for name, value in values.items():
-            self.write(buffer, name, value)
+        for name in values:
+            if name not in self.by_name:
+                raise KeyError(name)
+        return self.pack(values)
+
+    @functools.cached_property
+    def _zeros(self) -> list[tuple[str, Any]]:
+        """Name and zero of the fields that do not overlap an earlier one."""
+        plain = [field for field in self.fields if field not in self._overlay]
+        zeros = [b"" if field.format.endswith("s") else 0 for field in plain]
+        return [(f.name, z if f.count == 1 else (z,) * f.count) for f, z in zip(plain, zeros, strict=True)]
+
+    def pack(self, values: Mapping[str, Any]) -> bytes:
+        """As `encode`, for values of every release: a field that this layout lacks is left out."""
+        get = values.get
+        flat = [get(name, zero) for name, zero in self._zeros]
+        if self._has_arrays:
+            for index in range(len(flat) - 1, -1, -1):
+                if type(flat[index]) is tuple:
+                    flat[index : index + 1] = flat[index]
+        packed = self._whole.pack(*flat)
+        overlaps = [field.name for field in self._overlay if field.name in values] if self._overlay else ()
+        if not overlaps:
+            return packed
+        buffer = bytearray(packed)
+        for name in overlaps:
+            self.write(buffer, name, values[name])
         return bytes(buffer)
 
     def __contains__(self, name: str) -> bool:

@@ -21,9 +21,8 @@ The layouts are numbered by the releases that changed a byte:
 12  xnu-12377                  26
 ==  =========================  ==============
 
-Layouts 1 to 11 come from compiling the public headers of all 85 tags; the rows of
-layout 12 (``nstat_detailed_counts``) from reading a public copy of its header. Up
-to layout 6 structures are packed to 4 bytes, from 7 on naturally aligned.
+All layouts are what a compiler said of the public headers of all 85 tags, and of
+xnu-12377.121.6. Up to layout 6 structures are packed to 4 bytes, from 7 on naturally aligned.
 Padding and reserved bytes have no rows.
 """
 

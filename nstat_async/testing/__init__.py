@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._client import EmulatedClient
+    from ._emulated import EmulatedKernel
     from ._faults import DARWIN_27_INSERTION, Faults
     from ._flows import EmulatedFlow
     from ._interfaces import EmulatedInterface
-    from ._kernel import EmulatedKernel
+    from ._receive_buffer import SocketStatistics
     from ._server import UnixServer, serve_unix
-    from ._socket import SocketStatistics
     from ._workload import Workload
 
 __all__ = [
@@ -47,9 +47,9 @@ _MODULES = {
     "EmulatedClient": "_client",
     "EmulatedFlow": "_flows",
     "EmulatedInterface": "_interfaces",
-    "EmulatedKernel": "_kernel",
+    "EmulatedKernel": "_emulated",
     "Faults": "_faults",
-    "SocketStatistics": "_socket",
+    "SocketStatistics": "_receive_buffer",
     "UnixServer": "_server",
     "Workload": "_workload",
     "serve_unix": "_server",

@@ -1,83 +1,87 @@
-"""One control socket of the emulated kernel, from the client's side and the kernel's."""
+"""What the emulated kernel does for each request.
+
+One method a type, named after the request. Each returns Darwin's error number, 0 for
+success; the caller turns an error into the ``ERROR`` message. How bytes become a request
+is `nstat_async.ntstat`'s; what a request means is read from ``ntstat.c`` here alone.
+"""
 
 from __future__ import annotations
 
 import errno as host_errno
+import functools
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from nstat_async import ntstat
+from nstat_async._errors import ProtocolError
 from nstat_async._model import Provider
-from nstat_async.ntstat._constants import HEADER_SIZE, DarwinErrno
+from nstat_async.ntstat import DarwinErrno, Filter, GetDetails, GetUpdate, HeaderFlag, QuerySource
+from nstat_async.ntstat._constants import HEADER_SIZE, POLL_CHUNK
 
-from ._requests import RequestHandler
-from ._socket import BATCH_STORAGE, MAX_REQUEST, ReceiveBuffer, SocketStatistics
-from ._sources import ProviderFilter, Reporter, Source
+from ._control_socket import host_error
+from ._filters import GENERIC, ProviderFilter
+from ._lookup import find_flow, reset_threshold, set_threshold
+from ._polls import PacedPoll
+from ._receive_buffer import MAX_REQUEST
+from ._scripting import ScriptedMachine
+from ._watcher import ClientSource, Watcher, is_buffer_error
 
-if TYPE_CHECKING:
-    from ._flows import EmulatedFlow
-    from ._kernel import EmulatedKernel
+__all__ = ["EmulatedClient"]
 
-__all__ = ["EmulatedClient", "host_error"]
-
-_FOUND_BY_NEW_TIMER = frozenset({Provider.ROUTE, Provider.INTERFACE})
-"""What the minute-timer of macOS 26 looks at."""
+_HEADER = struct.Struct("<QIHH")
 _OLD_HEADER = 12
 """Up to xnu-2782 the last word of the header is not used, and need not be there."""
-_ENOBUFS = int(DarwinErrno.ENOBUFS)
-_HOST_ERRNO = {
-    member.value: getattr(host_errno, member.name) for member in DarwinErrno if hasattr(host_errno, member.name)
-}
+_OK = 0
+_EPERM = int(DarwinErrno.EPERM)
+_ENOENT = int(DarwinErrno.ENOENT)
+_EINVAL = int(DarwinErrno.EINVAL)
+_EALREADY = int(DarwinErrno.EALREADY)
+_ENOTSUP = int(DarwinErrno.ENOTSUP)
+_EXTENSION_BITS = 0xFFFFFF << 40 | 1 << 28
+_CONTENDED_CHUNK = 5
+_NAMED_ONCE = (8796, 141, 3)
+"""Since then one client has one source of a route or interface at most."""
 
 
-def host_error(darwin: int) -> OSError:
-    """The `OSError` with the host's number for a Darwin error number.
-
-    Darwin's and the host's numbers differ from 35 on (``EAGAIN`` 35 is 11 on Linux): as a
-    real ``send`` raises the numbers of its own system, so does the emulated one.
-    """
-    number = _HOST_ERRNO.get(darwin, host_errno.EIO)
-    return OSError(number, os.strerror(number))
-
-
-class EmulatedClient:
+class EmulatedClient(Watcher):
     """A connected control socket: `send` runs the request, `receive` takes one record.
 
     Made by `EmulatedKernel.connect`.
     """
 
-    def __init__(self, kernel: EmulatedKernel, unit: int) -> None:
-        self.kernel = kernel
+    def __init__(self, machine: ScriptedMachine, clients: list[Watcher], unit: int) -> None:
+        super().__init__(machine)
+        self.kernel = machine
         self.unit = unit
         """Number of the socket; counts from 1."""
-        release = kernel.release
-        self.buffer = ReceiveBuffer(
-            kernel.receive_space,
-            critical_quarter=release.version >= (2782,),
-            count_mbufs=release.version < (10002,),
-        )
-        self.filters: dict[int, ProviderFilter] = {}
-        self.sources: dict[int, Source] = {}
-        """Sources by reference, oldest first."""
-        self.watching: set[int] = set()
-        self.added_by_name: set[int] = set()
-        """Providers of which a source was added by ADD_SRC."""
-        self.updates = False
-        """Update mode: goodbyes and events come as updates."""
-        self.wants_details = False
         self.subscribed_to_sysinfo = False
         self.polled = False
         """A QUERY of everything came since the last minute-timer."""
-        self.closed = False
-        self.ended = False
-        """The control went away: end of file once everything was read."""
-        self.on_readable: Callable[[], None] | None = None
-        """Called when a record becomes readable (also from within `send`)."""
-        self.reporter = Reporter(self)
-        self.handler = RequestHandler(self)
-        self.next_reference = 1
-        self._delayed = 0
-        self._last_release = 0.0
+        self.on_closed: Callable[[], None] = lambda: None
+        """Called once the socket was closed."""
+        self._clients = clients
+        self._added_by_name: set[int] = set()
+        self._poll = PacedPoll(self)
+        version = self.release.version
+        self._handlers: dict[type, Callable[[Any], int]] = {
+            ntstat.AddSource: self._add_source,
+            ntstat.AddAllSources: self._add_all,
+            ntstat.RemoveSource: self._remove,
+            QuerySource: self._query,
+            ntstat.GetSourceDescription: self._describe,
+        }
+        if (2422,) <= version < (11215,):
+            self._handlers[ntstat.SetFilter] = self._set_filter
+        if version >= (3247,):
+            self._handlers[GetUpdate] = self._update
+            self._handlers[ntstat.SubscribeSystemInfo] = self._subscribe_sysinfo
+        if self.release.has_details:
+            self._handlers[GetDetails] = self._details
+
+    def __repr__(self) -> str:
+        return f"<EmulatedClient {self.unit} sources={len(self.sources)} queued={len(self.buffer)}>"
 
     # The client's side
 
@@ -88,207 +92,265 @@ class EmulatedClient:
             OSError: ``EMSGSIZE`` above 2048 bytes, ``EINVAL`` below 16, ``ENOBUFS`` or ``ENOMEM``
                 when not even the error reply could be queued, ``EPIPE`` after the end.
         """
-        with self.kernel.lock:
-            if self.closed:
-                raise OSError(host_errno.EBADF, os.strerror(host_errno.EBADF))
-            if self.ended:
-                raise OSError(host_errno.EPIPE, os.strerror(host_errno.EPIPE))
-            self.kernel.run_due()
+        with self.machine.lock:
+            if self.closed or self.ended:
+                number = host_errno.EBADF if self.closed else host_errno.EPIPE
+                raise OSError(number, os.strerror(number))
+            self.machine.run_due()
             if len(datagram) > MAX_REQUEST:
                 raise host_error(DarwinErrno.EMSGSIZE)
-            if len(datagram) < (HEADER_SIZE if self.kernel.wire.has_lengths else _OLD_HEADER):
+            if len(datagram) < (HEADER_SIZE if self.machine.layout.has_lengths else _OLD_HEADER):
                 raise host_error(DarwinErrno.EINVAL)
-            error = self.handler.handle(bytes(datagram).ljust(HEADER_SIZE, b"\0"))
+            error = self._handle(bytes(datagram).ljust(HEADER_SIZE, b"\0"))
             if error:
                 raise host_error(error)
 
-    def receive(self, bufsize: int = 65536) -> bytes:
-        """The next record; what does not fit into `bufsize` of it is lost.
-
-        Raises:
-            BlockingIOError: There is none now.
-            EOFError: The control went away.
-        """
-        with self.kernel.lock:
-            if self.closed:
-                raise OSError(host_errno.EBADF, os.strerror(host_errno.EBADF))
-            self.kernel.run_due()
-            if not self.readable:
-                if self.ended and not self.buffer:
-                    raise EOFError("the emulated control went away")
-                raise BlockingIOError(host_errno.EAGAIN, os.strerror(host_errno.EAGAIN))
-            return self.buffer.pop()[:bufsize]
-
-    @property
-    def readable(self) -> int:
-        """Records that can be received now (those on their way over a slow bridge left out)."""
-        return len(self.buffer) - self._delayed
-
-    def set_receive_buffer(self, size: int) -> int:
-        """``SO_RCVBUF``; returns what was granted."""
-        with self.kernel.lock:
-            return self.buffer.resize(size)
-
-    @property
-    def receive_buffer(self) -> int:
-        """Byte limit of the receive buffer."""
-        return self.buffer.size
-
-    @property
-    def statistics(self) -> SocketStatistics:
-        """The state of the socket's receive side."""
-        return self.buffer.statistics
-
     def close(self) -> None:
-        """Close the socket; nothing is said about its sources. Idempotent."""
-        with self.kernel.lock:
+        """Close the socket; nothing is reported about its sources. Idempotent."""
+        with self.machine.lock:
             if not self.closed:
                 self.closed = True
                 for source in list(self.sources.values()):
                     self.drop(source)
-                self.kernel.client_closed(self)
+                self._clients.remove(self)
+                self.on_closed()
 
-    def end(self) -> None:
-        """Let the control go away: what is queued can be read, then there is end of file."""
-        with self.kernel.lock:
-            self.ended = True
-            self._notify()
+    # The kernel's side
 
-    def inject(self, datagram: bytes) -> None:
-        """Put bytes before the client that no kernel would send (a fault)."""
-        with self.kernel.lock:
-            self.buffer.force(datagram)
-            self._arrived()
+    def _handle(self, data: bytes) -> int:
+        """Carry out one request; returns what ``send`` fails with (0: it succeeds)."""
+        context, kind, length, flags = _HEADER.unpack_from(data)
+        if self.machine.layout.has_lengths and length != len(data):
+            # A client that does not fill in the length is taken for an old one: no flags.
+            flags = 0
+            data = _HEADER.pack(context, kind, len(data), 0) + data[HEADER_SIZE:]
+        elif not self.machine.layout.has_lengths:
+            flags = 0
+        try:
+            request = ntstat.decode_message(self.release, data, (kind, context, flags, 0, len(data)))
+        except ProtocolError:
+            error = _EINVAL
+        else:
+            handler = self._handlers.get(type(request))
+            error = _EINVAL if handler is None else handler(request)
+        return self._refuse(data, context, error) if error else _OK
 
-    # The kernel's side: queueing
+    def _refuse(self, data: bytes, context: int, error: int) -> int:
+        layout = self.machine.layout
+        message = ntstat.Error(context=context, error=error, request=data)
+        if self.release.version >= (3247,) and not self.enqueue(message.encode(layout), critical=True, allocated=True):
+            return _OK
+        return self.enqueue(ntstat.Error(context=context, error=error).encode(layout), critical=True)
 
-    def enqueue(
-        self, record: bytes, *, critical: bool = False, storage: int | None = None, allocated: bool = False
-    ) -> int:
-        """Queue a record; 0, ``ENOBUFS`` or ``ENOMEM``.
+    def _succeed(self, context: int, flags: int = 0) -> None:
+        self.enqueue(ntstat.Success(context=context, flags=flags).encode(self.machine.layout), critical=True)
 
-        Args:
-            record: The bytes.
-            critical: It may use the buffer's reserve.
-            storage: Its cost in mbufs, if not what its size tells.
-            allocated: It is in memory that was had before.
-        """
-        faults = self.kernel.faults
-        if faults.full and not critical:
-            self.buffer.refused += 1
-            return _ENOBUFS
-        if not self.buffer.admits(len(record), critical=critical):
-            return _ENOBUFS
-        if not allocated and not faults.allocates():
-            return int(DarwinErrno.ENOMEM)
-        self.buffer.append(self.kernel.finish(record), storage=storage)
-        self._arrived()
-        return 0
-
-    def enqueue_batch(self, record: bytes) -> int:
-        """Queue a batch, in the cluster that was made for it."""
-        if self.kernel.faults.loses_batch():
-            self.buffer.refused += 1
-            return _ENOBUFS
-        return self.enqueue(record, storage=BATCH_STORAGE, allocated=True)
-
-    def _arrived(self) -> None:
-        delay = self.kernel.faults.reply_delay
-        if delay <= 0 and not self._delayed:
-            self._notify()
-            return
-        # Records stay in order: nothing overtakes one that is still on its way.
-        now = self.kernel.now
-        self._last_release = max(self._last_release, now + delay)
-        self._delayed += 1
-        self.kernel.call_later(self._last_release - now, self._release)
-
-    def _release(self) -> None:
-        self._delayed -= 1
-        self._notify()
-
-    def _notify(self) -> None:
-        if self.on_readable is not None:
-            self.on_readable()
-
-    # The kernel's side: sources
-
-    def watches(self, provider_id: int) -> bool:
-        """True if new flows of this provider become sources here."""
-        return provider_id in self.watching and not self.closed
-
-    def filter_of(self, provider_id: int) -> ProviderFilter:
-        """What was asked of a provider; nothing by default."""
-        return self.filters.get(provider_id, _NO_FILTER)
-
-    def add_source(self, flow: EmulatedFlow, announced_as: int, context: int = 0, *, named: bool = False) -> int:
-        """Make a source and announce it (``nstat_client_source_add``).
-
-        The reference is drawn before the announcement is queued, and a refused
-        announcement means that the source is never made.
-        """
-        srcref = self._draw_reference()
-        bits = self.filter_of(announced_as).bits
-        source = Source(self, srcref, flow, announced_as)
-        silent = not named and bits & 0x100000 and self.kernel.release.can_suppress
-        initial = bits & 0x1000000000 and not self.reporter.allowed(source)
-        if not silent and not initial:
-            announcement = self.kernel.wire.added(srcref, announced_as, context)
-            error = _ENOBUFS if self.kernel.faults.loses_announcement() else self.enqueue(announcement)
-            if error:
-                return error
-        self.sources[srcref] = source
-        flow.sources[self.unit, srcref] = source
-        self.handler.source_added(source)
-        return 0
-
-    def _draw_reference(self) -> int:
-        srcref = self.next_reference
-        if self.kernel.release.references_are_gapless:
-            self.next_reference += 1
-            return srcref
-        while srcref in self.sources or srcref in {0, 0xFFFFFFFF}:
-            srcref = srcref + 1 & 0xFFFFFFFF
-        self.next_reference = srcref + 1 & 0xFFFFFFFF
-        return srcref
-
-    def drop(self, source: Source) -> None:
-        """Forget a source without a word."""
-        self.sources.pop(source.srcref, None)
-        source.flow.sources.pop((self.unit, source.srcref), None)
-
-    def say_goodbye(self, source: Source) -> None:
-        """Report a source for the last time and forget it."""
-        self.reporter.goodbye(source)
-        self.drop(source)
+    def source_added(self, source: ClientSource) -> None:
+        """A source was added, perhaps while a paced poll is under way: it is at the head of the list."""
+        self._poll.source_added(source)
 
     def find_gone(self) -> None:
         """The minute-timer: goodbyes for sources that ended unnoticed."""
-        version = self.kernel.release.version
-        if self.polled and (2050,) <= version < (11215,):
-            self.polled = False
-            return
+        skipped = self.polled and (2050,) <= self.release.version < (11215,)
         self.polled = False
-        kinds = _FOUND_BY_NEW_TIMER if self.kernel.release.has_details else None
-        for source in reversed(list(self.sources.values())):
-            if source.flow.gone and (kinds is None or source.flow.provider in kinds):
+        for source in [] if skipped else reversed(list(self.sources.values())):
+            if source.flow.gone:
                 self.say_goodbye(source)
 
-    def event(self, source: Source, event: int) -> None:
-        """An event of one of its sources; the client's mask decides."""
-        if self.filter_of(source.announced_as).events & event:
-            self.reporter.event(source, event)
+    # Subscribing
 
-    @property
-    def event_mask(self) -> int:
-        """All events that it asked for, of any provider."""
-        mask = 0
-        for wanted in self.filters.values():
-            mask |= wanted.events
-        return mask & (1 << 64) - 1
+    def _add_all(self, request: ntstat.AddAllSources) -> int:
+        provider_id, bits, version = request.provider, request.filter, self.release.version
+        error = self._may_watch(provider_id)
+        if error:
+            return error
+        if bits & Filter.SUPPRESS_SRC_ADDED and self.release.suppress_switches_updates:
+            self.updates = True
+        if provider_id in self.watching:
+            return _EALREADY
+        self.watching.add(provider_id)
+        if provider_id in self._added_by_name and version >= _NAMED_ONCE:
+            return _EALREADY
+        if not self.machine.privileged and version >= (8792, 61, 2):
+            bits &= ~_EXTENSION_BITS
+        asked = ProviderFilter(bits, request.events, request.target_pid, bytes(request.target_uuid))
+        self.filters[provider_id] = asked
+        error = self._scan(provider_id)
+        if error:
+            if version < (4570,):
+                self.watching.discard(provider_id)
+            return error
+        self._succeed(request.context)
+        return _OK
 
-    def __repr__(self) -> str:
-        return f"<EmulatedClient {self.unit} sources={len(self.sources)} queued={len(self.buffer)}>"
+    def _may_watch(self, provider_id: int) -> int:
+        known = self.release.providers.get(provider_id)
+        if known is None or provider_id in self.machine.absent_providers:
+            return _ENOENT
+        if known[0] is Provider.INTERFACE:
+            return _ENOTSUP
+        if self.machine.privileged:
+            return _OK
+        if self.machine.privilege_check and self.release.version >= (2422,):
+            return _EPERM
+        return _EPERM if known[0] in GENERIC and self.release.version >= (8792, 61, 2) else _OK
 
+    def _scan(self, provider_id: int) -> int:
+        """Add what exists.
 
-_NO_FILTER = ProviderFilter()
+        A refused announcement ends the scan: in silence for kernel sockets, which macOS 26
+        skips one by one, and with an error for all others.
+        """
+        kernel_sockets = self.release.providers[provider_id] in {(Provider.TCP, False), (Provider.UDP, False)}
+        for flow in self.kernel.existing(provider_id):
+            error = self.add_source(flow, provider_id)
+            if error and not (kernel_sockets and self.release.has_details):
+                return _OK if kernel_sockets else error
+        return _OK
+
+    def _add_source(self, request: ntstat.AddSource) -> int:
+        error, flow = find_flow(self.kernel, request.provider, request.param)
+        if flow is None:
+            return error
+        is_interface = flow.provider is Provider.INTERFACE
+        threshold = set_threshold(self.kernel, self._clients, flow, request.param) if is_interface else 0
+        if self.release.version >= _NAMED_ONCE:
+            for source in self.sources_of(flow):
+                self.say_goodbye(source)
+                if is_interface:
+                    reset_threshold(self._clients, source)
+        error = self.add_source(flow, request.provider, request.context, named=True)
+        if not error:
+            self._added_by_name.add(request.provider)
+            self.sources_of(flow)[-1].threshold = threshold
+        return error
+
+    def _remove(self, request: ntstat.RemoveSource) -> int:
+        source = self.sources.get(request.srcref)
+        if source is None:
+            return _ENOENT
+        self._clean_up(source)
+        return _OK
+
+    def _clean_up(self, source: ClientSource) -> None:
+        self.report_removed(source)
+        self.drop(source)
+        if source.flow.provider is Provider.INTERFACE:
+            reset_threshold(self._clients, source)
+
+    def _set_filter(self, request: ntstat.SetFilter) -> int:
+        if request.srcref in {0, self.machine.layout.all_sources}:
+            return _EINVAL
+        source = self.sources.get(request.srcref)
+        if source is None:
+            return _ENOENT
+        source.no_zero_bytes = bool(request.filter & 1)
+        return _OK
+
+    def _subscribe_sysinfo(self, _request: ntstat.SubscribeSystemInfo) -> int:
+        if not self.machine.privileged:
+            return _EPERM
+        self.subscribed_to_sysinfo = True
+        return _OK
+
+    # Asking
+
+    def _query(self, request: QuerySource) -> int:
+        everything = request.srcref == self.machine.layout.all_sources
+        self.polled = self.polled or everything
+        return self._ask(request, self.report_counts, everything=everything, batched=self._batches(request.flags))
+
+    def _describe(self, request: ntstat.GetSourceDescription) -> int:
+        everything = request.srcref == self.machine.layout.all_sources and self.release.can_describe_all
+        return self._ask(request, self.report_description, everything=everything, batched=self._batches(request.flags))
+
+    def _update(self, request: GetUpdate) -> int:
+        self.updates = True
+        everything = request.srcref == self.machine.layout.all_sources
+        return self._ask(request, self.report_update, everything=everything, batched=True)
+
+    def _details(self, request: GetDetails) -> int:
+        self.updates = self.wants_details = True
+        everything = request.srcref == self.machine.layout.all_sources
+        report = functools.partial(self.report_update, details=True)
+        return self._ask(request, report, everything=everything, batched=True)
+
+    def _batches(self, flags: int) -> bool:
+        if self.release.version >= (11215,):
+            return True
+        return self.release.version >= (3247,) and bool(flags & HeaderFlag.SUPPORTS_AGGREGATE)
+
+    def _ask(
+        self,
+        request: QuerySource | ntstat.GetSourceDescription,
+        report: Callable[..., int],
+        *,
+        everything: bool,
+        batched: bool,
+    ) -> int:
+        """Report one source, or all of them, and answer the request."""
+        poll, paced = self._poll, self._poll.begin(request.context, request.flags)
+        boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
+        batched = batched and everything
+        marks = paced and (everything or self._marks_single(request))
+        dead: list[ClientSource] = []
+        error, walked, reported = (_OK if everything else _ENOENT), True, 0
+        for source in self._candidates(request.srcref, everything=everything, paced=paced):
+            if self.allows(source, boring):
+                error = report(source, 0 if batched else request.context, batched=batched)
+                if not error:
+                    source.reported = True
+                    if marks:
+                        poll.mark(source)
+                        reported += 1
+                    if source.flow.gone and isinstance(request, GetUpdate | GetDetails):
+                        dead.append(source)
+            if not is_buffer_error(error) and source.flow.gone and type(request) is QuerySource:
+                # Its state is reported once more; if even that cannot be had, the walk ends here.
+                error = self.report_description(source, 0)
+                if not error:
+                    dead.append(source)
+                walked = not error
+            if is_buffer_error(error) or not walked:
+                walked = False
+                self.polled = self.polled and type(request) is not QuerySource
+                break
+            if everything and paced and reported >= self._chunk():
+                walked = poll.is_last()
+                break
+        self.flush()
+        return self._finish(request.context, error, dead, everything=everything, paced=paced, walked=walked)
+
+    def _marks_single(self, request: QuerySource | ntstat.GetSourceDescription) -> bool:
+        """True if a report of one source counts as one of the paced poll that has its context."""
+        return self.release.version < (11215,) or not isinstance(request, GetUpdate | GetDetails)
+
+    def _chunk(self) -> int:
+        contended = self.machine.contended and self.release.version >= (11215,)
+        return _CONTENDED_CHUNK if contended else POLL_CHUNK
+
+    def _candidates(self, srcref: int, *, everything: bool, paced: bool) -> Iterator[ClientSource]:
+        """The sources of a request, newest first; of a paced poll those not reported yet."""
+        if not everything:
+            source = self.sources.get(srcref)
+            return iter(() if source is None else (source,))
+        return self._poll.unreported() if paced else reversed(list(self.sources.values()))
+
+    def _finish(
+        self, context: int, error: int, dead: list[ClientSource], *, everything: bool, paced: bool, walked: bool
+    ) -> int:
+        """End the answer; what was found gone is removed before SUCCESS up to xnu-2422, and behind it later."""
+        flags = 0
+        if everything and (walked or not paced):
+            self._poll.end()
+        elif everything:
+            flags = int(HeaderFlag.CONTINUATION)
+        early = dead if self.release.version < (2782,) else []
+        for source in early:
+            self._clean_up(source)
+        if everything and not (is_buffer_error(error) and self.release.version >= (3247,)):
+            self._succeed(context, flags)
+            error = _OK
+        for source in [] if early else dead:
+            self._clean_up(source)
+        return error

@@ -25,6 +25,8 @@ class Faults:
 
     lose_announcements: float = 0.0
     """Probability that an SRC_ADDED is refused; its source is never made."""
+    fail_allocations: float = 0.0
+    """Probability that there is no memory for a new source: it is never made, and uses up no reference."""
     lose_batches: float = 0.0
     """Probability that a full batch of a poll is refused; the poll still ends in SUCCESS."""
     lose_final_reports: float = 0.0
@@ -43,7 +45,8 @@ class Faults:
     random: random.Random = attrs.field(factory=random.Random, repr=False)
     """The generator; the kernel's."""
 
-    def _happens(self, probability: float) -> bool:
+    def happens(self, probability: float) -> bool:
+        """Draw whether something with this probability happens."""
         return probability > 0 and self.random.random() < probability
 
     def allocates(self) -> bool:
@@ -54,19 +57,3 @@ class Faults:
             return False
         self.mbufs -= 1
         return True
-
-    def loses_announcement(self) -> bool:
-        """Draw for one announcement."""
-        return self._happens(self.lose_announcements)
-
-    def loses_batch(self) -> bool:
-        """Draw for one batch."""
-        return self._happens(self.lose_batches)
-
-    def loses_final_report(self) -> bool:
-        """Draw for one closing source's last report."""
-        return self._happens(self.lose_final_reports)
-
-    def loses_goodbye(self) -> bool:
-        """Draw for one closing source's goodbye."""
-        return self._happens(self.lose_goodbyes)

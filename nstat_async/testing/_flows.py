@@ -9,41 +9,49 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nstat_async._model import Endpoint, InterfaceKind, Provider
-from nstat_async.ntstat._constants import DARWIN_AF_INET, TCP_STATES, EventFlag
-from nstat_async.ntstat._constants import InterfaceProperty as Bit
+from nstat_async._errors import UsageError
+from nstat_async._model import Endpoint, Provider
+from nstat_async.ntstat import DarwinErrno, EventFlag
+from nstat_async.ntstat import InterfaceProperty as Bit
+from nstat_async.ntstat._constants import DARWIN_AF_INET, TCP_STATES
 
-from ._interfaces import EmulatedInterface, interface_properties
+from ._counters import FlowCounters, mark_active
+from ._interfaces import EmulatedInterface, property_bits
+from ._machine import OWNER_FIELDS, Machine
+from ._time import NANOSECOND
 from ._values import endpoint, field_value
-from ._wire import Packer
 
-if TYPE_CHECKING:
-    from ._kernel import EmulatedKernel
-    from ._sources import Source
+__all__ = ["Address", "EmulatedFlow", "FlowHost"]
 
-__all__ = ["EmulatedFlow"]
-
+Address = Endpoint | str | tuple[str, int]
 _CLOSED, _LISTEN, _SYN_SENT, _ESTABLISHED, _TIME_WAIT = 0, 1, 2, 4, 10
-_SECONDS_PER_BIT = 8
 _SEGMENT = 1448
 _TIMESTAMP = struct.Struct("<Q")
-_MEDIUM_FIELDS = {
-    InterfaceKind.CELLULAR: ("nstat_cell_rxbytes", "nstat_cell_txbytes"),
-    InterfaceKind.WIFI: ("nstat_wifi_rxbytes", "nstat_wifi_txbytes"),
-    InterfaceKind.AWDL: ("nstat_wifi_rxbytes", "nstat_wifi_txbytes"),
-    InterfaceKind.WIRED: ("nstat_wired_rxbytes", "nstat_wired_txbytes"),
-    InterfaceKind.BRIDGE: ("nstat_wired_rxbytes", "nstat_wired_txbytes"),
-}
-_DETAILED_MEDIA = {
-    InterfaceKind.CELLULAR: "cellular",
-    InterfaceKind.WIFI: "wifi_infra",
-    InterfaceKind.AWDL: "wifi_non_infra",
-    InterfaceKind.WIRED: "wired",
-    InterfaceKind.BRIDGE: "wired",
-    InterfaceKind.BLUETOOTH: "bluetooth",
-}
+_STREAMS = frozenset({Provider.TCP, Provider.QUIC})
+
+
+class FlowHost(Machine):
+    """What flows ask of their kernel: to make flows, and to hear of their ends and events."""
+
+    def open_flow(
+        self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
+    ) -> EmulatedFlow:
+        """Make a flow from raw fields and announce it to whoever watches its provider."""
+        raise NotImplementedError
+
+    def flow_closed(self, flow: EmulatedFlow) -> None:
+        """A flow ended: say goodbye as this release does, or leave it to be found."""
+        raise NotImplementedError
+
+    def userland_time_wait(self, flow: EmulatedFlow) -> None:
+        """A user-land TCP flow is in TIME_WAIT: its sources say goodbye early."""
+        raise NotImplementedError
+
+    def raise_event(self, flow: EmulatedFlow, event: int) -> None:
+        """Report an event to the clients that asked for it."""
+        raise NotImplementedError
 
 
 class EmulatedFlow:
@@ -52,19 +60,23 @@ class EmulatedFlow:
     Made by the kernel's ``open_…`` methods, never directly.
     """
 
-    def __init__(self, kernel: EmulatedKernel, provider_id: int, fields: dict[str, Any]) -> None:
+    def __init__(self, kernel: FlowHost, provider_id: int, fields: dict[str, Any]) -> None:
         self.kernel = kernel
         self.provider_id = provider_id
         """The provider's number in this release."""
         provider, userland = kernel.release.providers[provider_id]
         self.provider = provider
         self.userland = bool(userland)
+        self.is_kernel_socket = provider in {Provider.TCP, Provider.UDP} and not userland
+        """True for BSD sockets (not for channels, connections, subflows, routes, interfaces)."""
         self.interface: EmulatedInterface | None = None
         """The interface of the last packet."""
         self.open = True
         """False once it was closed (its goodbye may still be to come)."""
         self.gone = False
         """True while it ended unnoticed: polls and the minute-timer find it."""
+        self.unreadable = False
+        """True: nothing can be copied from it any more (a process took its memory away): EIO."""
         self.inbound = False
         """True for an accepted connection."""
         self.peer_is_local: bool | None = None
@@ -78,19 +90,20 @@ class EmulatedFlow:
         self.items: dict[int, bytes] = {}
         """Extension items by type (`nstat_async.ntstat.Extension`)."""
         self.broken_items: set[int] = set()
-        """Items whose provider tells a size and then fails."""
-        self.sources: dict[tuple[int, int], Source] = {}
-        """The sources made of it, by client unit and reference."""
-        self._counts: dict[str, int] = {}
-        self._detailed: dict[str, Any] = {}
+        """Items whose provider gives a size and then fails."""
+        self._counters = FlowCounters(by_medium=kernel.release.has_details)
         self._fields = fields
-        self._counts_bytes: bytes | None = None
-        self._descriptor_parts: tuple[bytes, bytes] | None = None
+        self._former_bits = 0
+        self.role = 0
+        """TCP's role in the last description, "listener" or "outbound"; each source keeps it (see `ClientSource`)."""
         structure = kernel.release.descriptor_name(provider_id)
         assert structure is not None
-        self._packer: Packer = kernel.packer(structure)
-        stamp = self._packer.codec.by_name.get("timestamp")
-        self._stamp = kernel.shifted(structure, stamp.offset) if stamp is not None else None
+        self._codec = kernel.layout[structure]
+        self._descriptor_parts: tuple[bytes, bytes] | None = None
+        bits = self._codec.by_name.get("ifnet_properties")
+        self._role_at = kernel.inserted_offset(structure, bits.offset) if bits is not None else 0
+        stamp = self._codec.by_name.get("timestamp")
+        self._stamp = kernel.inserted_offset(structure, stamp.offset) if stamp is not None else None
         fields.setdefault("start_timestamp", kernel.ticks)
 
     def __repr__(self) -> str:
@@ -100,14 +113,9 @@ class EmulatedFlow:
     # What it holds
 
     @property
-    def is_kernel_socket(self) -> bool:
-        """True for BSD sockets (not for channels, connections, subflows, routes, interfaces)."""
-        return self.provider in {Provider.TCP, Provider.UDP} and not self.userland
-
-    @property
     def counts(self) -> Mapping[str, int]:
         """The counters by the kernel's names; absent means 0."""
-        return self._counts
+        return self._counters.values
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -117,38 +125,48 @@ class EmulatedFlow:
     @property
     def rx_bytes(self) -> int:
         """Bytes received."""
-        return self._counts.get("nstat_rxbytes", 0)
+        return self.counts.get("nstat_rxbytes", 0)
 
     @property
     def tx_bytes(self) -> int:
         """Bytes sent."""
-        return self._counts.get("nstat_txbytes", 0)
-
-    @property
-    def properties(self) -> int:
-        """``ifnet_properties`` as a report of this moment would have it."""
-        raw = self._fields.get("ifnet_properties")
-        if raw is not None:
-            return int(raw)
-        version = self.kernel.release.version
-        bits = interface_properties(version, self.interface)
-        if not self.is_kernel_socket:
-            return bits
-        tells_locality = version >= ((4570,) if self.provider is Provider.TCP else (10002,))
-        if tells_locality and (self.interface is not None or version >= (10002,)):
-            bits |= Bit.LOCAL if self._remote_is_local() else Bit.NON_LOCAL
-        if self.cell_fallback and version >= (6153,):
-            bits |= Bit.VIA_CELLFALLBACK
-        if (8019,) <= version < (10002,):
-            return bits & 0xFFFF
-        if version >= (10002,) and self.provider is Provider.TCP:
-            bits |= self._role()
-        return bits
+        return self.counts.get("nstat_txbytes", 0)
 
     @property
     def filter_properties(self) -> int:
         """The properties that interface filters look at."""
-        return self.properties if self.properties_at_open is None else self.properties_at_open
+        return self._whole_properties() if self.properties_at_open is None else self.properties_at_open
+
+    @property
+    def properties(self) -> int:
+        """``ifnet_properties`` as a description of this moment would have it."""
+        version, bits = self.kernel.release.version, self._whole_properties()
+        if not self.is_kernel_socket or self._fields.get("ifnet_properties") is not None:
+            return bits
+        if (8019,) <= version < (10002,):
+            return bits & 0xFFFF
+        if version < (10002,) or self.provider is not Provider.TCP:
+            return bits
+        if self.inbound:
+            return bits | Bit.SOURCE_IS_INBOUND
+        state = self._fields.get("state", _CLOSED)
+        return bits | (Bit.SOURCE_IS_LISTENER if state == _LISTEN else Bit.SOURCE_IS_OUTBOUND if state else 0)
+
+    def _whole_properties(self) -> int:
+        """The properties without TCP's role, before they are cut to the width that a release has for them."""
+        raw = self._fields.get("ifnet_properties")
+        if raw is not None:
+            return int(raw)
+        version = self.kernel.release.version
+        bits = property_bits(version, self.interface)
+        if not self.is_kernel_socket:
+            return bits
+        reports_locality = version >= ((6153,) if self.provider is Provider.TCP else (10002,))
+        if reports_locality and (self.interface is not None or version >= (10002,)):
+            bits |= Bit.LOCAL if self._remote_is_local() else Bit.NON_LOCAL
+        if self.cell_fallback and version >= (6153,):
+            bits |= Bit.VIA_CELLFALLBACK
+        return bits if self.inbound else bits | self._former_bits
 
     def _remote_is_local(self) -> bool:
         """TCP's own view: the peer is on a directly attached network (here: loopback, link-local)."""
@@ -159,60 +177,64 @@ class EmulatedFlow:
             return slot[4] == 127 or slot[4:6] == b"\xa9\xfe"
         return slot[8:24] == b"\0" * 15 + b"\1" or slot[8:10] == b"\xfe\x80"
 
-    def _role(self) -> int:
-        state = self._fields.get("state", 0)
-        if self.inbound:
-            return Bit.SOURCE_IS_INBOUND
-        if state == _LISTEN:
-            self._fields["_listener"] = True
-        elif state != _CLOSED:
-            self._fields["_outbound"] = True
-        if self._fields.get("_listener"):
-            return Bit.SOURCE_IS_LISTENER
-        return Bit.SOURCE_IS_OUTBOUND if self._fields.get("_outbound") else 0
-
     def encoded_counts(self) -> bytes:
         """``nstat_counts`` of this release."""
-        if self._counts_bytes is None:
-            self._counts_bytes = self.kernel.wire.counts(self._counts)
-        return self._counts_bytes
+        return self._counters.encode(self.kernel.layout)
 
     def encoded_detailed_counts(self) -> bytes:
         """``nstat_detailed_counts`` (macOS 26)."""
-        values: dict[str, Any] = dict(self._detailed)
-        for name in ("rxpackets", "rxbytes", "txpackets", "txbytes"):
-            values[f"media_stats.total.{name}"] = self._counts.get(f"nstat_{name}", 0)
-        for field in self.kernel.wire.detailed_counts.codec.fields:
-            if not field.name.startswith("media_stats.") and field.name in self._counts:
-                values[field.name] = self._counts[field.name]
-        return self.kernel.wire.detailed_counts(values)
+        return self._counters.encode_details(self.kernel.layout)
 
-    def encoded_descriptor(self) -> bytes:
-        """The descriptor of this release, with the time of now in it."""
-        parts = self._descriptor_parts
-        if parts is None:
-            parts = self._descriptor_parts = self._encode_descriptor()
-        if self._stamp is None:
-            return parts[0]
-        return b"".join((parts[0], _TIMESTAMP.pack(self.kernel.ticks), parts[1]))
+    def encoded_descriptor(self, kept_role: int = 0) -> bytes:
+        """The descriptor of this release, with the time of now in it.
 
-    def _encode_descriptor(self) -> tuple[bytes, bytes]:
-        values = dict(self._fields)
-        codec = self._packer.codec
+        Args:
+            kept_role: The role that an earlier description for the same client had; it holds when TCP is CLOSED.
+        """
+        before, behind = self._descriptor_parts or self.prepare()
+        if kept_role and not self.role:
+            at = self._role_at - len(before) - _TIMESTAMP.size
+            bits = int.from_bytes(behind[at : at + 4], "little") | kept_role
+            behind = behind[:at] + bits.to_bytes(4, "little") + behind[at + 4 :]
+        return before if self._stamp is None else b"".join((before, _TIMESTAMP.pack(self.kernel.ticks), behind))
+
+    def prepare(self) -> tuple[bytes, bytes]:
+        """Encode the descriptor now; returns what stands before and behind the time."""
+        values, codec = dict(self._fields), self._codec
         if "ifnet_properties" in codec:
-            field = codec.by_name["ifnet_properties"]
-            values["ifnet_properties"] = self.properties & (1 << 8 * field.size) - 1
+            bits = self.properties
+            self.role = bits & (Bit.SOURCE_IS_LISTENER | Bit.SOURCE_IS_OUTBOUND)
+            values["ifnet_properties"] = bits & (1 << 8 * codec.by_name["ifnet_properties"].size) - 1
         if self.interface is not None:
             values.setdefault("ifindex", self.interface.index)
-        name = values.get("pname", b"")
-        room = codec.by_name["pname"].size - 1 if "pname" in codec else 0
-        values["pname"] = name[: min(room, self.kernel.longest_name) if self.is_kernel_socket else room]
+        if "pname" in codec:
+            room = codec.by_name["pname"].size - 1
+            longest = 63 if self.kernel.release.version >= (11215,) or not self.is_kernel_socket else 16
+            values["pname"] = values.get("pname", b"")[: min(room, longest)]
         if self.provider is Provider.TCP and not self.userland and values.get("state") == _CLOSED and not self.open:
             values["cc_algo"] = b""
-        data = self.kernel.shift("" if self._packer is None else codec.name, self._packer(values))
-        if self._stamp is None:
-            return data, b""
-        return data[: self._stamp], data[self._stamp + 8 :]
+        data = self.kernel.insert(codec.name, codec.pack(values))
+        stamp = self._stamp
+        parts = (data, b"") if stamp is None else (data[:stamp], data[stamp + _TIMESTAMP.size :])
+        self._descriptor_parts = parts
+        return parts
+
+    # What the provider's functions answer
+
+    def counts_errno(self) -> int:
+        """Error of the provider's counters function; 0 in life."""
+        return int(DarwinErrno.EIO) if self.unreadable else 0
+
+    def details_errno(self) -> int:
+        """Error for want of a function for counters by medium: routes and interfaces have none."""
+        return int(DarwinErrno.EOPNOTSUPP) if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
+
+    def descriptor_errno(self) -> int:
+        """Error of the provider's descriptor function: since xnu-2782 a dead socket has no descriptor."""
+        if self.unreadable:
+            return int(DarwinErrno.EIO)
+        dead = self.gone and self.is_kernel_socket and self.kernel.release.version >= (2782,)
+        return int(DarwinErrno.EINVAL) if dead else 0
 
     # Changing it
 
@@ -224,11 +246,8 @@ class EmulatedFlow:
         """
         with self.kernel.lock:
             for name, value in {**(values or {}), **more}.items():
-                if name.startswith("media_stats."):
-                    self._detailed[name] = value
-                elif name.startswith("nstat_"):
-                    self._counts[name] = value
-                    self._counts_bytes = None
+                if name.startswith(("nstat_", "media_stats.")):
+                    self._counters.set(name, value)
                 else:
                     self._fields[name] = field_value(name, value)
                     self._descriptor_parts = None
@@ -240,7 +259,14 @@ class EmulatedFlow:
             self._descriptor_parts = None
 
     def transfer(
-        self, rx: int = 0, tx: int = 0, *, rx_packets: int | None = None, tx_packets: int | None = None
+        self,
+        rx: int = 0,
+        tx: int = 0,
+        *,
+        rx_packets: int | None = None,
+        tx_packets: int | None = None,
+        interface: str | None = None,
+        switch: tuple[int, int, int, int] | None = None,
     ) -> None:
         """Count traffic: totals, packets, the interface's medium and the activity bitmap.
 
@@ -250,95 +276,69 @@ class EmulatedFlow:
             rx_packets: Packets of them; by default what TCP segments of 1448 bytes would be,
                 and one datagram for the others.
             tx_packets: As `rx_packets`.
+            interface: What carried it; default: the interface of the last packet.
+            switch: Flows in user space: what the flow switch saw of it, headers included: packets and
+                bytes received, packets and bytes sent. Default: the same as the process says.
         """
+        rxp = self._packets(rx) if rx_packets is None else rx_packets
+        txp = self._packets(tx) if tx_packets is None else tx_packets
+        said = (rxp, rx, txp, tx)
         with self.kernel.lock:
-            counts = self._counts
-            rxp = self._packets(rx) if rx_packets is None else rx_packets
-            txp = self._packets(tx) if tx_packets is None else tx_packets
-            for name, amount in (
-                ("nstat_rxbytes", rx),
-                ("nstat_txbytes", tx),
-                ("nstat_rxpackets", rxp),
-                ("nstat_txpackets", txp),
-            ):
-                counts[name] = counts.get(name, 0) + amount
-            if self.interface is not None:
-                self._count_medium(self.interface.media, rx, tx, rxp, txp)
-            self._counts_bytes = None
-            self._mark_activity()
+            uptime = self.kernel.now_ns // NANOSECOND
+            carrier = self.interface if interface is None else self.kernel.interface(interface)
+            medium = carrier.medium if carrier is not None else None
+            self._counters.add(said, said if switch is None else switch, medium, uptime)
+            names, fields = ("activity_bitmap.start", "activity_bitmap.bitmap"), self._fields
+            before = fields.get(names[0], 0), fields.get(names[1], (0, 0))
+            after = mark_active(*before, uptime)
+            if after != before:
+                fields.update(zip(names, after, strict=True))
+                self._descriptor_parts = None
 
     def _packets(self, size: int) -> int:
-        return -(-size // _SEGMENT) if self.provider in {Provider.TCP, Provider.QUIC} else int(size > 0)
-
-    def _count_medium(self, kind: InterfaceKind, rx: int, tx: int, rxp: int, txp: int) -> None:
-        names = _MEDIUM_FIELDS.get(kind)
-        if names is not None:
-            for name, amount in zip(names, (rx, tx), strict=True):
-                self._counts[name] = self._counts.get(name, 0) + amount
-        if self.kernel.release.has_details:
-            medium = _DETAILED_MEDIA.get(kind, "alternate")
-            for name, amount in (("rxbytes", rx), ("txbytes", tx), ("rxpackets", rxp), ("txpackets", txp)):
-                key = f"media_stats.{medium}.{name}"
-                self._detailed[key] = self._detailed.get(key, 0) + amount
-
-    def _mark_activity(self) -> None:
-        fields, now = self._fields, self.kernel.now_ns // 1_000_000_000
-        start = fields.get("activity_bitmap.start") or now
-        low, high = fields.get("activity_bitmap.bitmap", (0, 0))
-        bits, position = low | high << 64, (now - start) // _SECONDS_PER_BIT
-        if position > 127:
-            bits, start, position = bits >> position - 127, start + (position - 127) * _SECONDS_PER_BIT, 127
-        marked = bits | 1 << max(position, 0)
-        if marked == bits and fields.get("activity_bitmap.start") == start:
-            return
-        fields["activity_bitmap.start"] = start
-        fields["activity_bitmap.bitmap"] = (marked & (1 << 64) - 1, marked >> 64 & (1 << 64) - 1)
-        self._descriptor_parts = None
+        return -(-size // _SEGMENT) if self.provider in _STREAMS else int(size > 0)
 
     def rename_process(self, pid: int, name: str, *, upid: int | None = None) -> None:
         """Let another process use the socket last (descriptor passing, ``accept`` in a child)."""
-        owner = self.kernel.owner_fields(pid, name, upid=upid)
-        self.set(owner)
+        self.set(self.kernel.owner_fields(pid, name, upid=upid))
 
-    # TCP's life
+    # Its life
 
     @property
     def state(self) -> str:
         """The TCP state as `nstat_async.TcpState` names it."""
         return TCP_STATES[self._fields.get("state", 0)].value
 
-    def bind(self, local: Endpoint | str | tuple[str, int]) -> None:
+    def bind(self, local: Address) -> None:
         """Give it a local address."""
         self.set(local=local)
 
     def _enter(self, state: int) -> None:
         self._fields["state"] = state
-        if self.is_kernel_socket:
-            self._counts["nstat_connectattempts"] = int(state >= _SYN_SENT)
-            self._counts["nstat_connectsuccesses"] = int(state >= _ESTABLISHED)
-        self._counts_bytes = None
         self._descriptor_parts = None
+        if self.is_kernel_socket:
+            self._counters.set("nstat_connectattempts", int(state >= _SYN_SENT))
+            self._counters.set("nstat_connectsuccesses", int(state >= _ESTABLISHED))
 
     def set_state(self, state: str | int) -> None:
         """Put a TCP flow into a state, by number or by `nstat_async.TcpState`'s word."""
         with self.kernel.lock:
-            number = state if isinstance(state, int) else [s.value for s in TCP_STATES].index(state)
-            self._enter(number)
+            self._enter(state if isinstance(state, int) else [s.value for s in TCP_STATES].index(state))
 
     def connect(
         self,
-        remote: Endpoint | str | tuple[str, int],
+        remote: Address,
         *,
-        local: Endpoint | str | tuple[str, int] | None = None,
+        local: Address | None = None,
         interface: str | EmulatedInterface | None = "en0",
         established: bool = True,
     ) -> EmulatedFlow:
-        """Connect; TCP raises the "outbound" event and is established unless told otherwise."""
+        """Connect; TCP raises the "outbound" event and is established unless `established` is false."""
         peer = endpoint(remote)
         with self.kernel.lock:
             self.set(remote=peer, local=local if local is not None else self.kernel.ephemeral(peer))
             self.use_interface(interface)
-            if self.provider in {Provider.TCP, Provider.QUIC}:
+            if self.provider in _STREAMS:
                 self._enter(_SYN_SENT)
                 if self.is_kernel_socket:
                     self.event(EventFlag.FLOW_STATE_OUTBOUND)
@@ -346,7 +346,22 @@ class EmulatedFlow:
                     self._enter(_ESTABLISHED)
         return self
 
-    def listen(self, local: Endpoint | str | tuple[str, int]) -> EmulatedFlow:
+    def disconnect(self) -> None:
+        """Take a UDP socket's peer away; `connect` may give it another one.
+
+        Reports keep the last addresses and bits meanwhile (``nstat_pcb_cache``). Since macOS 26 the
+        bits of the interface of now stay for ever beside those of later ones.
+
+        Raises:
+            UsageError: It is no kernel UDP socket.
+        """
+        if self.provider is not Provider.UDP or not self.is_kernel_socket:
+            raise UsageError("disconnect: only a UDP socket can be disconnected")
+        with self.kernel.lock:
+            if self.kernel.release.has_details:
+                self._former_bits |= property_bits(self.kernel.release.version, self.interface)
+
+    def listen(self, local: Address) -> EmulatedFlow:
         """Become a TCP listener; raises the "listen" event."""
         with self.kernel.lock:
             bound = endpoint(local)
@@ -358,26 +373,26 @@ class EmulatedFlow:
 
     def accept(
         self,
-        remote: Endpoint | str | tuple[str, int],
+        remote: Address,
         *,
-        local: Endpoint | str | tuple[str, int] | None = None,
+        local: Address | None = None,
         interface: str | EmulatedInterface | None = "en0",
     ) -> EmulatedFlow:
         """A new inbound connection of this listener, owned by its last user."""
         with self.kernel.lock:
             mine = local if local is not None else self._fields.get("local")
-            inherited = {name: self._fields[name] for name in self.kernel.owner_names if name in self._fields}
+            inherited = {name: self._fields[name] for name in OWNER_FIELDS if name in self._fields}
             child = self.kernel.open_flow(self.provider_id, {**inherited, "state": _ESTABLISHED}, inbound=True)
             child.set(local=mine, remote=remote)
             child.use_interface(interface)
         return child
 
-    # The end
-
     def event(self, event: int) -> None:
         """Raise an event for this flow (`nstat_async.ntstat.EventFlag`)."""
         with self.kernel.lock:
             self.kernel.raise_event(self, event)
+
+    # The end
 
     def close(self, *, first: bool | None = None) -> None:
         """End it, with the goodbye that this release says.
@@ -389,24 +404,17 @@ class EmulatedFlow:
         with self.kernel.lock:
             if not self.open:
                 return
+            self.open = False
             if self.provider is Provider.TCP and self.is_kernel_socket:
                 state = self._fields.get("state", 0)
                 closes_first = (not self.inbound and state == _ESTABLISHED) if first is None else first
-                self.properties  # noqa: B018  (a report of this moment would remember the role)
-                self.open = False
                 self._enter(_TIME_WAIT if closes_first else _CLOSED)
-            self.open = False
             self.kernel.flow_closed(self)
 
     def time_wait(self) -> None:
         """A user-land TCP flow enters TIME_WAIT: an early goodbye, unless a client filters for none."""
         with self.kernel.lock:
             self._enter(_TIME_WAIT)
-            self.time_wait_event()
-
-    def time_wait_event(self) -> None:
-        """The early goodbye of TIME_WAIT, with the fields as they are."""
-        with self.kernel.lock:
             self.kernel.userland_time_wait(self)
 
     def detach(self) -> None:
@@ -419,13 +427,3 @@ class EmulatedFlow:
         """Let it end unnoticed: no goodbye until a poll or the minute-timer finds it."""
         with self.kernel.lock:
             self.gone = True
-
-    # What the provider's functions answer
-
-    def counts_errno(self) -> int:
-        """Error of the provider's counters function; 0 in life."""
-        return 0
-
-    def descriptor_errno(self) -> int:
-        """Error of the provider's descriptor function: since xnu-2782 a dead socket has none to tell."""
-        return 22 if self.gone and self.is_kernel_socket and self.kernel.release.version >= (2782,) else 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 import attrs
 
 from nstat_async._model import InterfaceKind
-from nstat_async.ntstat._constants import InterfaceProperty as Bit
-from nstat_async.ntstat._kernels import Version
+from nstat_async.ntstat import InterfaceProperty as Bit
 
-__all__ = ["DEFAULT_INTERFACES", "EmulatedInterface", "interface_properties", "known_property_bits"]
+__all__ = ["EmulatedInterface", "default_interfaces", "filter_mask", "property_bits"]
 
 _KIND_BITS = {
     InterfaceKind.LOOPBACK: Bit.LOOPBACK,
@@ -18,7 +17,15 @@ _KIND_BITS = {
     InterfaceKind.AWDL: Bit.WIFI | Bit.AWDL,
     InterfaceKind.CELLULAR: Bit.CELLULAR,
     InterfaceKind.COMPANION: Bit.COMPANIONLINK,
-    InterfaceKind.BLUETOOTH: Bit.COMPANIONLINK_BT,
+    InterfaceKind.BLUETOOTH: Bit.COMPANIONLINK | Bit.COMPANIONLINK_BT,
+}
+_MEDIA = {
+    InterfaceKind.CELLULAR: "cellular",
+    InterfaceKind.WIFI: "wifi_infra",
+    InterfaceKind.AWDL: "wifi_non_infra",
+    InterfaceKind.WIRED: "wired",
+    InterfaceKind.BRIDGE: "wired",
+    InterfaceKind.BLUETOOTH: "bluetooth",
 }
 _IFT = {InterfaceKind.LOOPBACK: 24, InterfaceKind.CELLULAR: 0xFF, InterfaceKind.VPN: 1}
 
@@ -38,16 +45,25 @@ class EmulatedInterface:
     counts: dict[str, int] = attrs.Factory(dict)
     """``nstat_rxpackets``, ``nstat_rxbytes``, ``nstat_txpackets``, ``nstat_txbytes``."""
     threshold: int = 0
-    """``if_data_threshold``: bytes after which watchers are told; 0: nobody asked."""
+    """``if_data_threshold``: bytes after which watchers get a report; 0: nobody asked."""
+    ultra_constrained: bool = False
+    """Constrained even more (since macOS 26; implies `constrained`)."""
 
     @property
-    def media(self) -> InterfaceKind:
-        """The kind whose counters its bytes go to: the delegate's for a tunnel."""
-        return self.delegate.media if self.delegate is not None else self.kind
+    def medium(self) -> str | None:
+        """Where ``media_stats`` counts its bytes; `None` for loopback, which is in no medium.
+
+        A tunnel counts where its delegate does, but never as Wi-Fi infrastructure: that test
+        looks at the tunnel itself (``IFNET_COUNT_TYPE``).
+        """
+        if self.kind is InterfaceKind.LOOPBACK:
+            return None
+        medium = self.delegate.medium if self.delegate is not None else _MEDIA.get(self.kind, "alternate")
+        return "wifi_non_infra" if medium == "wifi_infra" and self.kind is not InterfaceKind.WIFI else medium
 
     @property
     def bits(self) -> int:
-        """``NSTAT_IFNET_*`` of a flow whose last packet went out here."""
+        """``NSTAT_IFNET_*`` of a flow whose last packet went out here, as the newest release knows them."""
         flags = _KIND_BITS.get(self.kind, Bit(0))
         if self.kind is InterfaceKind.VPN:
             flags |= Bit.VPN
@@ -56,8 +72,10 @@ class EmulatedInterface:
             flags = Bit.UNKNOWN_TYPE
         if self.expensive:
             flags |= Bit.EXPENSIVE
-        if self.constrained:
+        if self.constrained or self.ultra_constrained:
             flags |= Bit.CONSTRAINED
+        if self.ultra_constrained:
+            flags |= Bit.ULTRA_CONSTRAINED
         return int(flags)
 
     @property
@@ -66,36 +84,41 @@ class EmulatedInterface:
         return _IFT.get(self.kind, 6)
 
 
-def known_property_bits(version: Version) -> int:
+_FILTER_MASKS = (
+    ((11215,), 0x7FFFF),
+    ((8019,), 0x1FFFF),
+    ((7195,), 0xFFFF),
+    ((6153,), 0x1FFF),
+    ((3789,), 0xFFF),
+    ((3247,), 0xFF),
+)
+_KNOWN_BITS = (
+    ((12377,), 0xFFFFF),
+    ((11215,), 0x7FFFF),
+    ((8019,), 0x3FFFF),
+    ((7195,), 0xFFFF),
+    ((3789,), 0xFFF),
+    ((3247,), 0xFF),
+)
+
+
+def _row(table: tuple[tuple[tuple[int, ...], int], ...], version: tuple[int, ...]) -> int:
+    return next((mask for first, mask in table if version >= first), 0)
+
+
+def filter_mask(version: tuple[int, ...]) -> int:
     """Interface bits that the filter of a release looks at (``NSTAT_FILTER_IFNET_FLAGS``)."""
-    for first, mask in (
-        ((11215,), 0x7FFFF),
-        ((8019,), 0x1FFFF),
-        ((7195,), 0xFFFF),
-        ((6153,), 0x1FFF),
-        ((3789,), 0xFFF),
-        ((3247,), 0xFF),
-    ):
-        if version >= first:
-            return mask
-    return 0
+    return _row(_FILTER_MASKS, version)
 
 
-def interface_properties(version: Version, interface: EmulatedInterface | None) -> int:
+def property_bits(version: tuple[int, ...], interface: EmulatedInterface | None) -> int:
     """What a release knows of an interface's kind; "unknown" while no packet went out."""
-    if version < (3247,):
-        return 0
     bits = int(Bit.UNKNOWN_TYPE) if interface is None else interface.bits
-    if version < (3789,):
-        bits &= 0xFF
-    elif version < (7195,):
-        bits &= 0xFFF
-    elif version < (8019,):
-        bits &= 0xFFFF
-    return bits
+    return bits & _row(_KNOWN_BITS, version)
 
 
-def _defaults() -> list[EmulatedInterface]:
+def default_interfaces() -> list[EmulatedInterface]:
+    """The interfaces of a new machine."""
     wifi = EmulatedInterface("en0", 4, InterfaceKind.WIFI, description="Wi-Fi")
     return [
         EmulatedInterface("lo0", 1, InterfaceKind.LOOPBACK),
@@ -105,7 +128,3 @@ def _defaults() -> list[EmulatedInterface]:
         EmulatedInterface("utun0", 7, InterfaceKind.VPN, delegate=wifi),
         EmulatedInterface("awdl0", 8, InterfaceKind.AWDL),
     ]
-
-
-DEFAULT_INTERFACES = _defaults
-"""Makes the interfaces of a new kernel."""

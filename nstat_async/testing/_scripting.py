@@ -1,148 +1,86 @@
-"""What a test scripts: processes, interfaces and flows of the emulated machine."""
+"""What a test scripts: the flows of the emulated machine."""
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from nstat_async._errors import UsageError
-from nstat_async._model import Endpoint, InterfaceKind, Provider
-from nstat_async.ntstat._kernels import Kernel
+from nstat_async._model import Endpoint, Provider
 
-from ._interfaces import DEFAULT_INTERFACES, EmulatedInterface
-from ._time import KernelTime
-from ._values import endpoint, executable_uuid
-
-if TYPE_CHECKING:
-    from ._flows import EmulatedFlow
+from ._flows import Address, EmulatedFlow, FlowHost
+from ._machine import OWNER_FIELDS
+from ._values import endpoint
 
 __all__ = ["ScriptedMachine"]
 
-_FIRST_PORT = 49152
 _ESTABLISHED = 4
-_OWNER = ("pid", "upid", "pname", "uuid", "epid", "eupid", "euuid", "uid", "persona_id")
-_LONGEST_PROCESS_NAME = 32
 
 
-class ScriptedMachine(KernelTime):
-    """The part of an emulated kernel by which flows come into being.
+class ScriptedMachine(FlowHost):
+    """The part of an emulated kernel that holds flows, and by which they come into being."""
 
-    Args:
-        release: The kernel release.
-        clock: See `KernelTime`, like the next two.
-        uptime: …
-        timebase: …
-        seed: Of everything random.
-    """
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._flows: dict[int, dict[int, EmulatedFlow]] = {number: {} for number in self.release.providers}
+        self._interface_flows: dict[int, EmulatedFlow] = {}
 
-    def __init__(
-        self,
-        release: Kernel,
-        clock: Callable[[], float] | None,
-        uptime: float,
-        timebase: tuple[int, int],
-        seed: int,
-    ) -> None:
-        super().__init__(clock, uptime, timebase)
-        self.release: Kernel = release
-        """The release as the library understands it."""
-        self.random = random.Random(seed)  # noqa: S311  (reproducible, not secret)
-        self.interfaces: dict[str, EmulatedInterface] = {made.name: made for made in DEFAULT_INTERFACES()}
-        self._numbers = itertools.count()
-        self._ports = itertools.cycle(range(_FIRST_PORT, 65536))
-        self._upids = itertools.count(100_001)
-        self._processes: dict[int, tuple[int, str]] = {}
+    # The flows there are
 
-    @property
-    def name(self) -> str:
-        """``xnu-…``."""
-        return self.release.name
+    def flows(self) -> Iterator[EmulatedFlow]:
+        """All open flows, oldest first."""
+        with self.lock:
+            everything = [flow for flows in self._flows.values() for flow in flows.values() if flow.open]
+        return iter(sorted(everything, key=lambda flow: flow.number))
 
-    def next_number(self) -> int:
-        """A number for a flow."""
-        return next(self._numbers)
+    def warm_up(self) -> None:
+        """Encode every flow now, so that the timing of a client's first poll is the client's."""
+        with self.lock:
+            for flow in self.flows():
+                flow.encoded_counts()
+                flow.prepare()
 
-    def open_flow(
-        self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
-    ) -> EmulatedFlow:
-        """Make a flow from raw fields and announce it to whoever watches its provider."""
-        raise NotImplementedError
+    def existing(self, provider_id: int) -> list[EmulatedFlow]:
+        """What a scan of a provider finds: newest first, without what is being torn down."""
+        if self.release.providers[provider_id][0] is Provider.ROUTE:
+            return self.existing_routes()
+        return [flow for flow in reversed(self._flows[provider_id].values()) if flow.open and not flow.gone]
 
-    def provider_number(self, provider: Provider, *, userland: bool | None = None) -> int:
-        """The number of a provider in this release.
+    def existing_routes(self) -> list[EmulatedFlow]:
+        """The routes in the order of their destinations, as the tree is walked."""
+        numbers = self.release.provider_numbers(Provider.ROUTE)
+        routes = [flow for number in numbers for flow in self._flows[number].values() if not flow.gone]
+        return sorted(routes, key=lambda flow: bytes(flow.fields.get("dst", b"")))
 
-        Raises:
-            UsageError: This release has no such provider.
-        """
-        for number, known in self.release.providers.items():
-            if known[0] is provider and (userland is None or known[1] in {None, userland}):
-                return number
-        where = " in user-land" if userland else ""
-        raise UsageError(f"provider: {self.name} has no {provider.value}{where}")
+    def interface_flow(self, index: int) -> EmulatedFlow | None:
+        """The interface of this index as a flow; `None` if there is none."""
+        flow = self._interface_flows.get(index)
+        found = next((i for i in self.interfaces.values() if i.index == index), None)
+        if flow is None and found is not None:
+            number = self.provider_number(Provider.INTERFACE)
+            fields = {"name": found.name.encode(), "ifindex": index, "type": found.type_number}
+            fields["description"] = found.description.encode()
+            flow = self._interface_flows[index] = EmulatedFlow(self, number, fields)
+            flow.interface = found
+            flow.set(found.counts)
+        return flow
 
-    # Interfaces
+    def remove_interface(self, name: str) -> None:
+        """Take an interface away; the minute-timer, or a poll, says goodbye to its watchers."""
+        with self.lock:
+            flow = self._interface_flows.pop(self.interface(name).index, None)
+            del self.interfaces[name]
+            if flow is not None:
+                flow.mark_gone()
 
-    def add_interface(
-        self, name: str, index: int, kind: InterfaceKind, *, delegate: str | None = None, **more: Any
-    ) -> EmulatedInterface:
-        """Add a network interface, or replace the one of that name."""
-        over = self.interface(delegate) if delegate is not None else None
-        made = self.interfaces[name] = EmulatedInterface(name, index, kind, delegate=over, **more)
-        return made
-
-    def interface(self, name: str) -> EmulatedInterface:
-        """The interface of this name.
-
-        Raises:
-            UsageError: There is none.
-        """
-        try:
-            return self.interfaces[name]
-        except KeyError:
-            known = ", ".join(self.interfaces)
-            raise UsageError(f"interface: {name!r} is none of {known}") from None
-
-    # Processes and flows
-
-    def process(self, pid: int, name: str) -> int:
-        """The unique id of a process; made when the pid, or its name, is new."""
-        known = self._processes.get(pid)
-        if known is None or known[1] != name:
-            known = self._processes[pid] = (next(self._upids), name)
-        return known[0]
-
-    owner_names = _OWNER
-
-    def owner_fields(self, pid: int, name: str, *, upid: int | None = None, uid: int = 501) -> dict[str, Any]:
-        """Descriptor fields for an owner that acts for itself."""
-        unique = self.process(pid, name) if upid is None else upid
-        image = executable_uuid(name)
-        told = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
-        owner = {"pid": pid, "upid": unique, "pname": told, "uuid": image, "uid": uid}
-        return {**owner, "epid": pid, "eupid": unique, "euuid": image}
-
-    def ephemeral(self, peer: Endpoint | None) -> Endpoint:
-        """A local endpoint for a connection to `peer`."""
-        port = next(self._ports)
-        if peer is not None and peer.is_loopback:
-            return Endpoint(peer.packed, port)
-        if peer is not None and len(peer.packed) == 16:
-            return Endpoint.parse("2001:db8:1::10", port)
-        return Endpoint.parse("192.168.1.10", port)
-
-    def loopback_pair(self, address: str) -> tuple[Endpoint, Endpoint]:
-        """Two endpoints with fresh ports on a loopback address."""
-        return Endpoint.parse(address, next(self._ports)), Endpoint.parse(address, next(self._ports))
+    # Making them
 
     def _open(
         self,
         provider: Provider,
         pid: int,
         name: str,
-        local: Endpoint | str | tuple[str, int] | None,
-        remote: Endpoint | str | tuple[str, int] | None,
+        local: Address | None,
+        remote: Address | None,
         *,
         userland: bool | None,
         interface: str | None,
@@ -175,8 +113,8 @@ class ScriptedMachine(KernelTime):
         pid: int = 501,
         name: str = "app",
         *,
-        local: Endpoint | str | tuple[str, int] | None = None,
-        remote: Endpoint | str | tuple[str, int] | None = None,
+        local: Address | None = None,
+        remote: Address | None = None,
         userland: bool = False,
         interface: str | None = "en0",
         rx: int = 0,
@@ -195,8 +133,8 @@ class ScriptedMachine(KernelTime):
         pid: int = 501,
         name: str = "app",
         *,
-        local: Endpoint | str | tuple[str, int] | None = None,
-        remote: Endpoint | str | tuple[str, int] | None = None,
+        local: Address | None = None,
+        remote: Address | None = None,
         userland: bool = False,
         interface: str | None = "en0",
         rx: int = 0,
@@ -214,8 +152,8 @@ class ScriptedMachine(KernelTime):
         pid: int = 501,
         name: str = "app",
         *,
-        local: Endpoint | str | tuple[str, int] | None = None,
-        remote: Endpoint | str | tuple[str, int] | None = ("198.51.100.7", 443),
+        local: Address | None = None,
+        remote: Address | None = ("198.51.100.7", 443),
         interface: str | None = "en0",
         rx: int = 0,
         tx: int = 0,
@@ -233,13 +171,11 @@ class ScriptedMachine(KernelTime):
         attempt = self.random.randbytes(16)
         return self.open_flow(number, {**self.owner_fields(pid, name), "cuuid": attempt, **fields})
 
-    def open_subflow(
-        self, parent: EmulatedFlow, remote: Endpoint | str | tuple[str, int], *, rx: int = 0, tx: int = 0
-    ) -> EmulatedFlow:
+    def open_subflow(self, parent: EmulatedFlow, remote: Address, *, rx: int = 0, tx: int = 0) -> EmulatedFlow:
         """One peer of an unconnected UDP socket (since xnu-8019.61); its bytes are the parent's too."""
         with self.lock:
             number = self.provider_number(Provider.UDP_SUBFLOW)
-            inherited = {key: parent.fields[key] for key in (*_OWNER, "local") if key in parent.fields}
+            inherited = {key: parent.fields[key] for key in (*OWNER_FIELDS, "local") if key in parent.fields}
             flow = self.open_flow(number, {**inherited, "remote": remote})
             flow.use_interface(parent.interface or "en0")
             for holder in (flow, parent) if rx or tx else ():

@@ -6,7 +6,7 @@ it, so a client that does not read has the socket's own room on top (a few recor
 over this bridge answers come a moment after the send, as over any.
 
 macOS has no ``SOCK_SEQPACKET`` for AF_UNIX; there a pair is ``SOCK_DGRAM`` and a path
-cannot be served.
+cannot be served. Python on Windows has no AF_UNIX, and there is no server.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import contextlib
 import selectors
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 
-if TYPE_CHECKING:
-    from ._client import EmulatedClient
-    from ._kernel import EmulatedKernel
-    from ._workload import Workload
+from ._client import EmulatedClient
+from ._kernel import SansIoKernel
+from ._signal import Signal
+from ._workload import Workload
 
 __all__ = ["UnixServer", "serve_unix"]
 
@@ -32,21 +32,36 @@ _SEND_ROOM = 16384
 """Room of the socket between, bytes: what a record of 4096 needs, with the host's own overhead."""
 _RECORDS_A_TURN = 64
 _LONGEST_WAIT = 0.1
-_SEQPACKET: int = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
+
+
+def _packet_type(*, path: bool) -> int:
+    """The type of packet sockets here.
+
+    Raises:
+        BackendUnavailableError: There are none, or none that a path could be bound to.
+    """
+    if not hasattr(socket, "AF_UNIX") or (path and not hasattr(socket, "SOCK_SEQPACKET")):
+        what = "AF_UNIX packet sockets (SOCK_SEQPACKET)" if path else "AF_UNIX sockets"
+        detail = f"this system has no {what}; in this process EmulatedKernel.backend() and .transport() work without"
+        raise BackendUnavailableError("emulate", UnavailableReason.PLATFORM, detail)
+    return getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
 
 class _Bridge:
     """One control socket and the packet socket that stands for it."""
 
-    def __init__(self, server: UnixServer, sock: socket.socket, client: EmulatedClient) -> None:
-        self.server = server
+    def __init__(self, sock: socket.socket, client: EmulatedClient) -> None:
         self.sock = sock
         self.client = client
         self.pending: bytes | None = None
-        client.on_readable = server.wake
+        """A record that the packet socket had no room for."""
 
-    def request(self) -> None:
-        """Take one request from the packet socket; an error of `send` has no way back but silence."""
+    def take_request(self) -> None:
+        """Carry out one request; an error of `send` has no way back but silence.
+
+        Raises:
+            EOFError: The client is gone.
+        """
         try:
             data = self.sock.recv(_LARGEST_REQUEST)
         except BlockingIOError:
@@ -54,36 +69,33 @@ class _Bridge:
         except OSError:
             data = b""
         if not data:
-            self.server.forget(self)
-            return
+            raise EOFError
         with contextlib.suppress(OSError):
             self.client.send(data)
 
-    def flush(self) -> bool:
-        """Hand over what fits, a few records a turn; True if there may be more at once."""
-        for _ in range(_RECORDS_A_TURN):
-            if self.pending is None:
-                try:
+    def hand_over(self) -> bool:
+        """Hand over what fits, a few records a turn; True if there may be more at once.
+
+        Raises:
+            EOFError: The control went away, or the client is gone.
+        """
+        try:
+            for _ in range(_RECORDS_A_TURN):
+                if self.pending is None:
                     self.pending = self.client.receive()
-                except BlockingIOError:
-                    return False
-                except (EOFError, OSError):
-                    self.server.forget(self)
-                    return False
-            try:
                 self.sock.send(self.pending)
-            except BlockingIOError:
-                return False
-            except OSError:
-                self.server.forget(self)
-                return False
-            self.pending = None
+                self.pending = None
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise EOFError from error
         return True
 
-    @property
-    def waits_for_room(self) -> bool:
-        """True if a record could not be handed over."""
-        return self.pending is not None
+    def close(self) -> None:
+        """End both sides."""
+        self.client.on_readable = None
+        self.client.close()
+        self.sock.close()
 
 
 class UnixServer:
@@ -92,52 +104,38 @@ class UnixServer:
     Args:
         kernel: The kernel.
         path: Where to listen (``SOCK_SEQPACKET``); `None`: only pairs.
+
+    Raises:
+        BackendUnavailableError: This system has no such sockets.
+        OSError: The path cannot be listened on.
     """
 
-    def __init__(self, kernel: EmulatedKernel, path: str | None = None) -> None:
+    def __init__(self, kernel: SansIoKernel, path: str | None = None) -> None:
         self.kernel = kernel
         self.path = path
-        self._listener = self._listen(path) if path is not None else None
-        self._selector = selectors.DefaultSelector()
+        self._type = _packet_type(path=path is not None)
+        self._listener = _listen(path, self._type) if path is not None else None
+        self._bridges: dict[socket.socket, _Bridge] = {}
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._wake = Signal()
+        self._selector: selectors.BaseSelector | None = selectors.DefaultSelector()
+        self._selector.register(self._wake, selectors.EVENT_READ)
         if self._listener is not None:
             self._selector.register(self._listener, selectors.EVENT_READ)
-        self._bridges: dict[socket.socket, _Bridge] = {}
-        self._stop = False
-        self._closed = False
-        self._thread: threading.Thread | None = None
-        self._wake_near, self._wake_far = socket.socketpair()
-        self._wake_near.setblocking(False)
-        self._wake_far.setblocking(False)
-        self._selector.register(self._wake_near, selectors.EVENT_READ)
         self.served = 0
         """Clients since the beginning."""
-
-    @staticmethod
-    def _listen(path: str) -> socket.socket:
-        if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
-            reason = "AF_UNIX SOCK_SEQPACKET is not available on this system"
-            raise BackendUnavailableError("emulate", UnavailableReason.PLATFORM, reason)
-        _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX, _SEQPACKET)
-        try:
-            listener.bind(path)
-            listener.listen(16)
-        except OSError:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        return listener
 
     # From other threads
 
     def wake(self) -> None:
         """Let the thread look again; called by the kernel whenever a record is queued."""
-        with contextlib.suppress(OSError):
-            self._wake_far.send(b"\0")
+        with self.kernel.lock:
+            self._wake.set()
 
     def open_pair(self) -> socket.socket:
         """A connected client socket, served from now on."""
-        near, far = socket.socketpair(socket.AF_UNIX, _SEQPACKET)
+        near, far = socket.socketpair(socket.AF_UNIX, self._type)
         with self.kernel.lock:
             self._add(far)
         if self._thread is None:
@@ -152,14 +150,14 @@ class UnixServer:
 
     def close(self) -> None:
         """Stop, close every connection and remove the path. Idempotent."""
-        self._stop = True
+        self._stopped.set()
         self.kernel.timer_added.set()
         self.wake()
         thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None:
+            self._release()
+        elif thread is not threading.current_thread():
             thread.join()
-        elif thread is None:
-            self._clean_up()
 
     # The thread
 
@@ -167,78 +165,79 @@ class UnixServer:
         """Serve in this thread until `close` is called or `stop` is set."""
         busy = False
         try:
-            while not self._stop and (stop is None or not stop.is_set()):
+            while not self._stopped.is_set() and (stop is None or not stop.is_set()):
                 self._turn(0.0 if busy else self._timeout(stop))
                 self.kernel.run_due()
-                busy = self._flush()
+                busy = self._hand_over()
         finally:
-            self._clean_up()
+            self._release()
 
     def _timeout(self, stop: threading.Event | None) -> float | None:
         """Seconds to wait at most: other threads may add a timer, or set `stop`, without waking this one."""
-        by_the_clock = self.kernel.runs_by_the_clock
-        if stop is None and not by_the_clock:
-            return None
-        due = self.kernel.next_timer() if by_the_clock else None
+        if not self.kernel.runs_by_the_clock:
+            return None if stop is None else _LONGEST_WAIT
+        due = self.kernel.next_timer()
         return _LONGEST_WAIT if due is None else min(due, _LONGEST_WAIT)
 
     def _turn(self, timeout: float | None) -> None:
+        assert self._selector is not None
         for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._wake_near:
-                with contextlib.suppress(BlockingIOError):
-                    while self._wake_near.recv(4096):
-                        pass
+            if key.fileobj is self._wake:
+                with self.kernel.lock:
+                    self._wake.clear()
             elif key.fileobj is self._listener:
-                self._accept()
+                with contextlib.suppress(OSError):
+                    self._add(self._listener.accept()[0])
             else:
                 bridge = self._bridges.get(key.fileobj)  # type: ignore[call-overload]  # a socket, as registered
                 if bridge is not None:
-                    bridge.request()
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(OSError):
-            self._add(self._listener.accept()[0])
+                    self._end_with(bridge, bridge.take_request)
 
     def _add(self, sock: socket.socket) -> None:
+        assert self._selector is not None
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
         self.served += 1
-        self._bridges[sock] = _Bridge(self, sock, self.kernel.connect())
+        bridge = self._bridges[sock] = _Bridge(sock, self.kernel.connect())
+        bridge.client.on_readable = self.wake
         self._selector.register(sock, selectors.EVENT_READ)
 
-    def _flush(self) -> bool:
+    def _hand_over(self) -> bool:
+        assert self._selector is not None
         busy = False
         for bridge in list(self._bridges.values()):
-            waited = bridge.waits_for_room
-            busy = bridge.flush() or busy
-            if bridge.sock in self._bridges and bridge.waits_for_room != waited:
-                write = selectors.EVENT_WRITE if bridge.waits_for_room else 0
-                self._selector.modify(bridge.sock, selectors.EVENT_READ | write)
+            waited = bridge.pending is not None
+            busy = self._end_with(bridge, bridge.hand_over) or busy
+            waits = bridge.pending is not None
+            if bridge.sock in self._bridges and waits != waited:
+                self._selector.modify(bridge.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0))
         return busy
 
-    def forget(self, bridge: _Bridge) -> None:
-        """The client closed its end, or the control went away."""
-        if self._bridges.pop(bridge.sock, None) is not None:
-            self._selector.unregister(bridge.sock)
-            bridge.client.on_readable = None
-            bridge.client.close()
-            bridge.sock.close()
+    def _end_with(self, bridge: _Bridge, work: Callable[[], bool | None]) -> bool:
+        """Do a bridge's work; it ends with its client, or with the control."""
+        try:
+            return bool(work())
+        except EOFError:
+            self._forget(bridge)
+            return False
 
-    def _clean_up(self) -> None:
-        if self._closed:
+    def _forget(self, bridge: _Bridge) -> None:
+        if self._selector is not None and self._bridges.pop(bridge.sock, None) is not None:
+            self._selector.unregister(bridge.sock)
+            bridge.close()
+
+    def _release(self) -> None:
+        if self._selector is None:
             return
-        self._closed = True
         for bridge in list(self._bridges.values()):
-            self.forget(bridge)
+            self._forget(bridge)
         self._selector.close()
-        if self._listener is not None:
+        self._selector = None
+        if self._listener is not None and self.path is not None:
             self._listener.close()
             with contextlib.suppress(OSError):
-                assert self.path is not None
                 Path(self.path).unlink()
-        self._wake_near.close()
-        self._wake_far.close()
+        self._wake.close()
 
     def __enter__(self) -> UnixServer:
         return self
@@ -247,14 +246,27 @@ class UnixServer:
         self.close()
 
 
-def _remove_stale(path: str) -> None:
+def _listen(path: str, kind: int) -> socket.socket:
+    _remove_stale(path, kind)
+    listener = socket.socket(socket.AF_UNIX, kind)
+    try:
+        listener.bind(path)
+        listener.listen(16)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _remove_stale(path: str, kind: int) -> None:
     """Remove a socket that nobody listens on any more; anything else is left alone."""
     try:
         if not Path(path).is_socket():
             return
     except OSError:
         return
-    with socket.socket(socket.AF_UNIX, _SEQPACKET) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -264,7 +276,7 @@ def _remove_stale(path: str) -> None:
 
 
 def serve_unix(
-    kernel: EmulatedKernel,
+    kernel: SansIoKernel,
     path: str,
     *,
     workload: Workload | None = None,

@@ -1,17 +1,13 @@
 """Channels to an emulated kernel within the process, behind real descriptors.
 
 A record stays in the emulated receive buffer until it is received, so that the
-accounting is the kernel's; the descriptor of a channel is one end of a socket pair on
-which a byte waits while there is something to receive. Answers are therefore readable
-when `send` returns, by `select` and every event loop.
+accounting is the kernel's; the descriptor of a channel is a `Signal` that is set while
+there is something to receive. Answers are therefore readable when `send` returns, by
+`select` and every event loop.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +15,13 @@ import attrs
 
 from nstat_async._model import Provider, TcpState
 
+from ._flows import EmulatedFlow
+from ._kernel import SansIoKernel
+from ._signal import Signal
+
 if TYPE_CHECKING:
     from nstat_async._contract import Channel, Feed
     from nstat_async._options import MonitorOptions
-
-    from ._flows import EmulatedFlow
-    from ._kernel import EmulatedKernel
 
 __all__ = ["EmulatedBackend", "EmulatedChannel", "EmulatedTransport", "Ticker"]
 
@@ -37,7 +34,7 @@ _EVIDENCE_UID = 501
 class Ticker:
     """A thread that runs a kernel's timers by the wall clock."""
 
-    def __init__(self, kernel: EmulatedKernel) -> None:
+    def __init__(self, kernel: SansIoKernel) -> None:
         self._kernel = kernel
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="nstat-emulated-timers", daemon=True)
@@ -63,11 +60,8 @@ class Ticker:
 class EmulatedChannel:
     """One control socket of the emulated kernel, as the pump wants it."""
 
-    def __init__(self, kernel: EmulatedKernel, receive_buffer: int | None) -> None:
-        self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._near.setblocking(False)
-        self._far.setblocking(False)
-        self._signalled = False
+    def __init__(self, kernel: SansIoKernel, receive_buffer: int | None) -> None:
+        self._signal = Signal()
         self.kernel = kernel
         self.client = kernel.connect()
         if receive_buffer is not None:
@@ -80,18 +74,13 @@ class EmulatedChannel:
 
     def fileno(self) -> int:
         """The descriptor to wait on; -1 once closed."""
-        return self._near.fileno()
+        return self._signal.fileno()
 
     def _update_signal(self) -> None:
-        wanted = bool(self.client.readable or self.client.ended)
-        if wanted == self._signalled or self._near.fileno() < 0:
-            return
-        with contextlib.suppress(OSError):
-            if wanted:
-                self._far.send(b"\0")
-            else:
-                self._near.recv(1)
-            self._signalled = wanted
+        if self.client.readable or self.client.ended:
+            self._signal.set()
+        else:
+            self._signal.clear()
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
         """Append the records that are there, at most this many; False if there are no more.
@@ -100,8 +89,6 @@ class EmulatedChannel:
             EOFError: The control went away.
             OSError: The channel is closed.
         """
-        if self._near.fileno() < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         with self.kernel.lock:
             try:
                 for _ in range(most):
@@ -109,8 +96,7 @@ class EmulatedChannel:
             except BlockingIOError:
                 return False
             finally:
-                if not self.client.readable:
-                    self._update_signal()
+                self._update_signal()
         return True
 
     def send(self, data: bytes) -> None:
@@ -124,8 +110,7 @@ class EmulatedChannel:
     def close(self) -> None:
         """Close the control socket. Idempotent."""
         self.client.close()
-        self._near.close()
-        self._far.close()
+        self._signal.close()
 
 
 class EmulatedTransport:
@@ -136,7 +121,7 @@ class EmulatedTransport:
         receive_buffer: Receive buffer of each channel, bytes; `None` leaves what ``connect`` gives.
     """
 
-    def __init__(self, kernel: EmulatedKernel, receive_buffer: int | None = None) -> None:
+    def __init__(self, kernel: SansIoKernel, receive_buffer: int | None = None) -> None:
         self.kernel = kernel
         self._receive_buffer = receive_buffer
         self._ticker: Ticker | None = None
@@ -195,7 +180,7 @@ class EmulatedTransport:
 class EmulatedBackend:
     """An emulated kernel as the ``backend`` of a monitor."""
 
-    kernel: EmulatedKernel
+    kernel: SansIoKernel
     verify: bool | None = None
     """Prove the layout with flows of known values; `None`: when the kernel is newer than known."""
 

@@ -7,15 +7,13 @@ with a wall clock, by whoever runs its timers (a server, a transport).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from nstat_async._errors import UsageError
 from nstat_async._model import Provider
 
-if TYPE_CHECKING:
-    from ._flows import EmulatedFlow
-    from ._kernel import EmulatedKernel
+from ._flows import EmulatedFlow
+from ._scripting import ScriptedMachine
 
 __all__ = ["Workload"]
 
@@ -49,7 +47,7 @@ class Workload:
 
     def __init__(
         self,
-        kernel: EmulatedKernel,
+        kernel: ScriptedMachine,
         *,
         rate: float = 10.0,
         size: int = 100,
@@ -69,8 +67,7 @@ class Workload:
         self.largest = largest
         self._random = random.Random(kernel.random.getrandbits(64) if seed is None else seed)  # noqa: S311
         self._kinds = tuple(self._available(kinds or _KINDS))
-        self._flows: list[EmulatedFlow] = []
-        self._positions: dict[int, int] = {}
+        self._flows: dict[int, EmulatedFlow] = {}
         self._running = False
         self.opened = 0
         """Flows since the beginning."""
@@ -91,7 +88,7 @@ class Workload:
     @property
     def flows(self) -> list[EmulatedFlow]:
         """The flows that are open now."""
-        return list(self._flows)
+        return list(self._flows.values())
 
     def start(self) -> None:
         """Open the first flows and set the timers. Idempotent."""
@@ -102,16 +99,13 @@ class Workload:
             for _ in range(self.size - len(self._flows)):
                 self._open(traffic=True)
             if self.rate > 0:
-                self._later(self._random.expovariate(self.rate), self._arrive)
+                self.kernel.call_later(self._random.expovariate(self.rate), self._arrive)
             if self.transfers > 0:
-                self._later(1.0, self._move)
+                self.kernel.call_later(1.0, self._move)
 
     def stop(self) -> None:
         """No flow comes, goes or moves bytes any more; open ones stay."""
         self._running = False
-
-    def _later(self, seconds: float, function: object) -> None:
-        self.kernel.call_later(seconds, function)  # type: ignore[arg-type]  # a bound method without arguments
 
     def _open(self, *, traffic: bool) -> EmulatedFlow:
         draw = self._random
@@ -120,19 +114,18 @@ class Workload:
         pid, name = 300 + number, _NAMES[number % len(_NAMES)]
         interface = draw.choice(_INTERFACES)
         remote = (self._address(interface), draw.choice(_PORTS))
-        kernel = self.kernel
-        if provider is Provider.TCP:
-            flow = kernel.open_tcp(pid, name, remote=remote, userland=userland, interface=interface)
-        elif provider is Provider.UDP:
-            flow = kernel.open_udp(pid, name, remote=remote, userland=userland, interface=interface)
-        else:
-            flow = kernel.open_quic(pid, name, remote=remote, interface=interface)
+        opener: Callable[..., EmulatedFlow] = {
+            Provider.TCP: self.kernel.open_tcp,
+            Provider.UDP: self.kernel.open_udp,
+            Provider.QUIC: self.kernel.open_quic,
+        }[provider]
+        kind = {} if provider is Provider.QUIC else {"userland": userland}
+        flow = opener(pid, name, remote=remote, interface=interface, **kind)
         if traffic:
             self._transfer(flow)
-        self._positions[flow.number] = len(self._flows)
-        self._flows.append(flow)
+        self._flows[flow.number] = flow
         self.opened += 1
-        self._later(draw.expovariate(1 / self.mean_life), lambda: self._close(flow))
+        self.kernel.call_later(draw.expovariate(1 / self.mean_life), lambda: self._close(flow))
         return flow
 
     def _address(self, interface: str) -> str:
@@ -151,23 +144,19 @@ class Workload:
     def _arrive(self) -> None:
         if self._running:
             self._open(traffic=True)
-            self._later(self._random.expovariate(self.rate), self._arrive)
+            self.kernel.call_later(self._random.expovariate(self.rate), self._arrive)
 
     def _close(self, flow: EmulatedFlow) -> None:
         if not self._running or not flow.open:
             return
         if self._random.random() < 0.8:
             self._transfer(flow)
-        position = self._positions.pop(flow.number)
-        last = self._flows.pop()
-        if last is not flow:
-            self._flows[position] = last
-            self._positions[last.number] = position
+        del self._flows[flow.number]
         self.closed += 1
         flow.close()
 
     def _move(self) -> None:
         if self._running:
-            for flow in self._random.sample(self._flows, int(len(self._flows) * self.transfers)):
+            for flow in self._random.sample(self.flows, int(len(self._flows) * self.transfers)):
                 self._transfer(flow)
-            self._later(1.0, self._move)
+            self.kernel.call_later(1.0, self._move)

@@ -47,12 +47,22 @@ def _compare(shown: dict[str, Any] | None, true: dict[str, Any], where: str) -> 
         assert _same(shown[_plain(name)], value), f"{where}: {name} {shown[_plain(name)]!r} {value!r}"
 
 
+def _short(name: str) -> str:
+    """The library's name of a counter of macOS 26."""
+    if not name.startswith("ms_"):
+        return name.removeprefix("nstat_")
+    return "media_stats." + name[3:].replace(".ts_bitmap.", ".activity_bitmap.").replace(".ts_", ".")
+
+
 def _compare_message(line: dict[str, Any], true: dict[str, Any], where: str) -> None:
     for theirs, ours in {"type": "type_number", "name": "type"}.items():
         assert line[ours] == true[theirs], where
     for key in ("context", "length", "flags", "srcref", "provider", "event_flags", "error"):
         assert line[key] == true.get(key), f"{where}: {key}"
-    assert (line["counts"] is not None) == ("counts" in true or "sysinfo_len" in true), where
+    counted = {"counts", "detailed_counts", "sysinfo_len"} & set(true)
+    assert (line["counts"] is not None) == bool(counted), where
+    if "detailed_counts" in true:
+        _compare(line["counts"], {_short(name): v for name, v in true["detailed_counts"].items()}, where)
     if "counts" in true:
         _compare(line["counts"], true["counts"], where)
     if "desc" in true:

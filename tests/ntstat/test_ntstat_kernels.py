@@ -37,7 +37,7 @@ def test_every_tag_finds_the_layout_that_was_compiled_from_it(file):
     for tag in reader.vectors()["files"][file]["tags"]:
         kernel = Kernel.parse(f"Darwin Kernel Version 99.0.0: today; root:{tag}~3/RELEASE_ARM64_T6000")
         assert kernel.layout.number == _wire(file)
-        assert kernel.known
+        assert kernel.known is (kernel.version < (12377,)), "macOS 26 is read with a proof"
         assert kernel.name == tag
 
 

@@ -12,7 +12,7 @@ from nstat_async.ntstat._messages import MESSAGE_CLASSES
 from nstat_async.ntstat._tables import NEWEST, STRUCTS
 
 _PADDING = re.compile(r"(^|\.)(pad\w*|__pad\w*|reserved\w*|__\w+)$")
-_NESTED = {"SOCKADDR", "COUNTS"}
+_NESTED = {"SOCKADDR", "COUNTS", "DETAILED_COUNTS"}
 _KINDS = {
     "U8": ("uint8", None),
     "U16": ("uint16", None),
@@ -28,9 +28,17 @@ _KINDS = {
 _OVERLAID = {"connstatus": "connstatus."}
 
 
-def _named(fields):
-    """The fields that carry something: no padding, no header, no flexible tails."""
-    return [f for f in fields if f[3] and not _PADDING.search(f[0]) and not f[0].startswith("hdr.")]
+def _named(structure, fields):
+    """The fields that carry something (no padding, no header, no flexible tails), as the library calls them."""
+    named = [f for f in fields if f[3] and not _PADDING.search(f[0]) and not f[0].startswith("hdr.")]
+    return [[_short(f[0]), *f[1:]] for f in named] if structure == "nstat_detailed_counts" else named
+
+
+def _short(name):
+    """``nstat_media_stats.ms_total.ts_bitmap.start`` is ``media_stats.total.activity_bitmap.start`` here."""
+    for theirs, ours in (("nstat_", ""), (".ms_", "."), (".ts_bitmap.", ".activity_bitmap."), (".ts_", ".")):
+        name = name.replace(theirs, ours)
+    return name
 
 
 @pytest.mark.parametrize("file", reader.files())
@@ -44,7 +52,7 @@ def test_every_structure_has_the_compiled_sizes_offsets_and_types(file):
         assert codec is not None, f"{name} is missing"
         assert codec.size == compiled["size"], name
         covered: set[str] = set()
-        rows = _named(compiled["fields"]) if name != "nstat_msg_hdr" else compiled["fields"]
+        rows = _named(name, compiled["fields"]) if name != "nstat_msg_hdr" else compiled["fields"]
         for field in codec.fields:
             where = f"{file} {name}.{field.name}"
             if field.kind in _NESTED or field.name in _OVERLAID:

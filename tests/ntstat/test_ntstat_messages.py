@@ -28,6 +28,7 @@ from nstat_async.ntstat import (
     SourceAdded,
     SourceCounts,
     SourceDescription,
+    SourceDetails,
     SourceExtendedUpdate,
     SourceRemoved,
     SourceUpdate,
@@ -88,7 +89,7 @@ def _check_message(kernel: Kernel, theirs, data: bytes, begin: int, end: int, me
     assert message.context == compiled["hdr.context"] if "hdr.context" in compiled else True
     layout = kernel.layout
     for field in message.FIELDS:
-        if field in {"counts", "counts.nstat_sysinfo_len"} or field not in layout[message.STRUCT]:
+        if field in {"counts", "detailed_counts", "counts.nstat_sysinfo_len"} or field not in layout[message.STRUCT]:
             continue
         assert getattr(message, field) == compiled[field], (message.name, field)
     if isinstance(message, (SourceCounts, SourceUpdate)):
@@ -97,7 +98,12 @@ def _check_message(kernel: Kernel, theirs, data: bytes, begin: int, end: int, me
         inside = {k.removeprefix("counts."): v for k, v in compiled.items() if k.startswith("counts.")}
         assert layout["nstat_counts"].decode(message.counts) == inside
         assert layout["nstat_counts"].encode(inside) == message.counts
-    if isinstance(message, (SourceDescription, SourceUpdate)):
+    if isinstance(message, SourceDetails):
+        at, stop = theirs.span(struct_name, "detailed_counts")
+        assert message.detailed_counts == data[begin + at : begin + stop]
+        codec = layout["nstat_detailed_counts"]
+        assert codec.encode(codec.decode(message.detailed_counts)) == message.detailed_counts
+    if isinstance(message, (SourceDescription, SourceUpdate, SourceDetails)):
         name = theirs.descriptors[message.provider]
         at = theirs.size(struct_name)
         size = theirs.size(name)

@@ -17,7 +17,7 @@ from nstat_async._model import Endpoint, InterfaceKind, Provider
 from nstat_async.ntstat._framer import split
 from nstat_async.ntstat._messages import decode_message
 from nstat_async.testing import EmulatedKernel
-from nstat_async.testing._lookup import interface_traffic
+from nstat_async.testing._lookup import report_traffic
 
 _TRAFFIC = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
 _INTERFACES = (
@@ -257,7 +257,7 @@ class ControlReplay:
         flow = self.flows[line["flow"]]
         if not flow.is_kernel_socket:
             if int(number, 16) == 1:
-                flow.time_wait_event()
+                self.kernel.userland_time_wait(flow)
         else:
             self.kernel.raise_event(flow, int(number, 16))
 
@@ -318,11 +318,11 @@ class ControlReplay:
     def threshold(self, _line):
         flow = self.kernel.interface_flow(4)
         flow.set(dict(zip(_TRAFFIC, (1111, 22222222, 3333, 44444444), strict=True)))
-        interface_traffic(self.kernel, flow)
+        report_traffic(self.kernel.clients, flow)
 
     def system_information(self, line):
         self.kernel.send_system_information(
-            self.next_reply(line)[self.kernel.wire.layout["nstat_msg_sysinfo_counts"].size :]
+            self.next_reply(line)[self.kernel.layout["nstat_msg_sysinfo_counts"].size :]
         )
 
     def next_reply(self, line):
@@ -417,7 +417,7 @@ class ControlReplay:
         data = self.garbage_aside(data)
         if not self.shapes_only:
             return data
-        frames, _ = split(data, has_lengths=self.kernel.wire.has_lengths)
+        frames, _ = split(data, has_lengths=self.kernel.layout.has_lengths)
         return b"".join(data[begin : min(end, begin + 24)] for _, _, _, begin, end in frames)
 
     def open_unknown(self, recorded):
@@ -432,7 +432,7 @@ class ControlReplay:
         if not self.routes:
             return data
         buffer = bytearray(data)
-        for kind, _, _, begin, _ in split(data, has_lengths=self.kernel.wire.has_lengths)[0]:
+        for kind, _, _, begin, _ in split(data, has_lengths=self.kernel.layout.has_lengths)[0]:
             name = {10003: "nstat_msg_src_description", 10006: "nstat_msg_src_update"}.get(kind)
             if name is not None:
                 at = begin + self.kernel.release.layout[name].size
@@ -488,3 +488,32 @@ def play_control(name):
         Mismatch: One differs.
     """
     return ControlReplay(name).run()
+
+
+def play_starved(name):
+    """Play ``older_client_starved``: which source got which number; returns how many reports were compared.
+
+    Raises:
+        Mismatch: A message has another header, or another reference.
+    """
+    kernel = EmulatedKernel(conversations.kernel(name), minute_timer=False)
+    clients, compared = {}, 0
+    for line in conversations.load(name)[1]:
+        if line["dir"] == "note":
+            for _ in range(300):
+                kernel.open_tcp(remote=("198.51.100.7", 443))
+            continue
+        if line["c"] not in clients:
+            clients[line["c"]] = kernel.connect()
+        client, data = clients[line["c"]], bytes.fromhex(line["hex"])
+        if line["dir"] == "to_kernel":
+            if line["c"] == 0:
+                client.set_receive_buffer(1 << 20)
+            client.send(data)
+            continue
+        got = client.receive()
+        shapes = [[d[f[3] : f[3] + 24] for f in split(d, has_lengths=True)[0]] for d in (got, data)]
+        if shapes[0] != shapes[1]:
+            raise Mismatch(f"line {line['i']}: got {describe(kernel, got)}\n  recorded {describe(kernel, data)}")
+        compared += len(shapes[0])
+    return compared

@@ -6,9 +6,9 @@ import pytest
 from talk import SUPPRESS, Talk, names
 
 from nstat_async import Provider
-from nstat_async.ntstat._messages import QuerySource
+from nstat_async.ntstat._messages import QuerySource, Success
 from nstat_async.testing import EmulatedKernel
-from nstat_async.testing._socket import ReceiveBuffer
+from nstat_async.testing._receive_buffer import ReceiveBuffer
 
 
 def buffer(size=8192, *, critical_quarter=True, count_mbufs=False):
@@ -67,7 +67,7 @@ def test_250_sockets_overflow_the_default_buffer_and_success_follows():
     later = kernel.open_tcp()
     (announcement,) = talk.read()
     assert announcement.srcref == 195, "the refused announcement has used up a number"
-    assert later.sources
+    assert talk.client.sources_of(later)
 
 
 @pytest.mark.parametrize(("opener", "delivered"), [("open_udp", 18), ("open_tcp", 16)])
@@ -88,7 +88,7 @@ def test_a_short_read_loses_the_rest_of_the_record():
     client = kernel.connect()
     request = QuerySource(srcref=kernel.release.layout.all_sources, context=1, flags=3).encode(kernel.release.layout)
     client.send(request)
-    assert client.receive(10) == client.kernel.wire.success(1, 0)[:10]
+    assert client.receive(10) == Success(context=1).encode(client.kernel.layout)[:10]
     with pytest.raises(BlockingIOError):
         client.receive()
 

@@ -1,4 +1,4 @@
-"""The compiled messages are those of the message classes."""
+"""The joined reports are those of the message classes."""
 
 import pytest
 
@@ -6,41 +6,38 @@ from nstat_async import Provider
 from nstat_async.ntstat._constants import HEADER_SIZE
 from nstat_async.ntstat._layouts import layout
 from nstat_async.ntstat._messages import (
-    Error,
     ExtensionItem,
-    SourceAdded,
     SourceCounts,
     SourceDescription,
+    SourceDetails,
     SourceExtendedUpdate,
-    SourceRemoved,
     SourceUpdate,
-    Success,
 )
 from nstat_async.testing import EmulatedKernel
-from nstat_async.testing._wire import Packer, pack_items, wire
+from nstat_async.testing._encoding import ReportEncoder, pack_items
 
 LAYOUTS = range(1, 13)
 
 
 @pytest.mark.parametrize("number", LAYOUTS)
-def test_every_message_equals_the_one_of_its_class(number):
-    shape, made = layout(number), wire(layout(number))
-    body = bytes(range(made.counts.size))
+def test_every_report_equals_the_one_of_its_class(number):
+    shape, made = layout(number), ReportEncoder(layout(number))
+    body = bytes(range(shape["nstat_counts"].size))
     tail = bytes(range(200))
     pairs = [
-        (made.success(7, 2), Success(context=7, flags=2)),
-        (made.error(7, 55, b"request"), Error(context=7, error=55, request=b"request")),
-        (made.added(9, 2, 5), SourceAdded(context=5, srcref=9, provider=2)),
-        (made.removed(9, 8), SourceRemoved(flags=8, srcref=9)),
-        (made.source_counts(9, body, 3, 4), SourceCounts(context=3, flags=4, srcref=9, counts=body)),
+        (made.counts(9, body, 3, 4), SourceCounts(context=3, flags=4, srcref=9, counts=body)),
         (
-            made.source_description(9, 2, tail, 3, 4),
+            made.description(9, 2, tail, 3, 4),
             SourceDescription(context=3, flags=4, srcref=9, provider=2, descriptor=tail),
         ),
     ]
     if number >= 5:
         update = SourceUpdate(context=3, flags=4, srcref=9, provider=2, counts=body, descriptor=tail)
-        pairs.append((made.source_update(9, 2, body, tail, 3, 4), update))
+        pairs.append((made.update(9, 2, body, tail, context=3, flags=4), update))
+    if number >= 12:
+        detailed = bytes(i % 251 for i in range(448))
+        details = SourceDetails(context=3, event_flags=1 << 41, srcref=9, provider=2, detailed_counts=detailed)
+        pairs.append((made.update(9, 2, detailed, b"", kind=10008, context=3, events=1 << 41), details))
     for mine, theirs in pairs:
         assert mine == theirs.encode(shape), theirs.name
 
@@ -55,14 +52,14 @@ def test_a_packed_structure_decodes_to_what_was_packed(number, structure):
             values[field.name] = bytes([index + 1] * field.size)
         else:
             values[field.name] = index + 1 if field.count == 1 else (index + 1,) * field.count
-    packed = Packer(codec)(values)
+    packed = codec.pack({**values, "of another release": 1})
     assert len(packed) == codec.size
     assert codec.decode(packed) == values
 
 
 def test_overlapping_members_of_a_union_can_be_set():
     codec = layout(11)["nstat_ifnet_descriptor"]
-    packed = Packer(codec)({"link_status.u.wifi.config_frequency": 5180, "name": b"en0"})
+    packed = codec.pack({"link_status.u.wifi.config_frequency": 5180, "name": b"en0"})
     assert codec.read("link_status.u.wifi.config_frequency", packed) == 5180
 
 
