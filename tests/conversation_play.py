@@ -15,7 +15,7 @@ import conversations
 from ntstat_reader import Reader
 
 from nstat_async import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated
-from nstat_async.ntstat import PassiveSession
+from nstat_async.ntstat import Mode, Session
 
 ADDED, REMOVED, DESC, COUNTS, UPDATE, EXTENDED = 10001, 10002, 10003, 10004, 10006, 10007
 FLOW_PROVIDERS = {"TCP", "TCP_KERNEL", "TCP_USERLAND", "UDP", "UDP_KERNEL", "UDP_USERLAND", "QUIC_USERLAND"} | {
@@ -81,12 +81,12 @@ def counts_of(fields: dict[str, Any]) -> dict[str, Any]:
     return {k.removeprefix("counts.nstat_"): v for k, v in fields.items() if k.startswith("counts.")}
 
 
-def play(name: str, **options: Any) -> tuple[dict[int, PassiveSession], Iterator[Step]]:
+def play(name: str, **options: Any) -> tuple[dict[int, Session], Iterator[Step]]:
     """The sessions, and the steps that drive them."""
     kernel = conversations.kernel(name)
     theirs = Reader.of(kernel)
     lines = conversations.load(name)[1]
-    sessions = {c: PassiveSession(kernel, client=c, **options) for c in conversations.clients(name)}
+    sessions = {c: Session(kernel, client=c, mode=Mode.FOLLOWING, **options) for c in conversations.clients(name)}
 
     def steps() -> Iterator[Step]:
         connected: set[int] = set()

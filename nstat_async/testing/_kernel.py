@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from nstat_async._model import Provider
 from nstat_async.ntstat._constants import MAX_BATCH, EventFlag
 from nstat_async.ntstat._kernels import Kernel
@@ -84,7 +86,7 @@ class EmulatedKernel(ScriptedMachine):
     ) -> None:
         release = Kernel.parse(kernel)
         if layout_number is not None:
-            release = Kernel(release.text, release.version, layout(layout_number), known=False)
+            release = attrs.evolve(release, layout=layout(layout_number), known=False)
         super().__init__(release, clock, uptime, timebase, seed)
         self.absent_providers: set[int] = set()
         """Providers that this build of the release lacks, though its headers have their numbers."""
