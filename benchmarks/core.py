@@ -24,7 +24,8 @@ from nstat_async._model import Capabilities
 from nstat_async._options import Overflow
 from nstat_async.ntstat import (
     Error,
-    PassiveSession,
+    Mode,
+    Session,
     SourceAdded,
     SourceDescription,
     SourceRemoved,
@@ -76,7 +77,7 @@ def floor(stream):
 
 
 def session_of(flows, *first):
-    session = PassiveSession(flows.kernel)
+    session = Session(flows.kernel, mode=Mode.FOLLOWING)
     for datagram in first:
         session.receive_datagram(datagram, 0.0)
     session.take_events()
@@ -89,8 +90,7 @@ def through(flows, stream, known, expected):
     events = 0
     begin = time.process_time()
     for number, poll in enumerate(stream):
-        for datagram in poll:
-            session.receive_datagram(datagram, float(number))
+        session.receive_datagrams(poll, float(number), 0)
         events += len(session.take_events())
     span = time.process_time() - begin
     assert events == expected, (events, expected)
@@ -99,24 +99,23 @@ def through(flows, stream, known, expected):
 
 def decoded(flows, stream):
     """Framing and unpacking alone, as the session does it, without the table behind it."""
-    receiver = PassiveSession(flows.kernel).receiver
+    decoder = Session(flows.kernel, mode=Mode.FOLLOWING)._current.decoder
 
     class Nothing:
         time = 0.0
+        sources = ()
 
-        def begin(self, time):
+        def update(self, *args):
             pass
 
-        def updated(self, *args):
+        def count(self, *args, solicited):
             pass
 
-        counted = updated
-
-    receiver.table = Nothing()
+    decoder.table = Nothing()
+    decoder._compile()
     begin = time.process_time()
     for poll in stream:
-        for datagram in poll:
-            receiver.receive(datagram, 0.0)
+        decoder.decode(poll)
     return time.process_time() - begin, len(stream) * len(flows.updates)
 
 

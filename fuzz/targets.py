@@ -25,7 +25,7 @@ from nstat_async import (
     UsageError,
 )
 from nstat_async._contract import CloseChannel, OpenChannel, Send
-from nstat_async.ntstat import Kernel, PassiveSession, Session, decode_message, split
+from nstat_async.ntstat import RELEASES, Kernel, Mode, Session, decode_message, split
 from nstat_async.recording import open_recording
 
 KERNELS = tuple(
@@ -43,7 +43,7 @@ KERNELS = tuple(
         "xnu-8796.141.3",
         "xnu-11417.121.6",
         "xnu-12377.1.9",
-        "xnu-13000.1.1",
+        f"xnu-{RELEASES[-1].first[0] + 623}.1.1",
     )
 )
 """One kernel a layout, and one that is newer than all."""
@@ -138,7 +138,8 @@ def passive(data: bytes) -> None:
         return
     kernel, flags = KERNELS[data[0] % len(KERNELS)], data[1]
     strict = bool(flags & 1)
-    session = PassiveSession(kernel, options=MonitorOptions(strict=strict, every_update=bool(flags & 2)))
+    options = MonitorOptions(strict=strict, every_update=bool(flags & 2))
+    session = Session(kernel, options=options, mode=Mode.FOLLOWING)
     lives, now, fed = Lives(), 1_000.0, 0
     for operation, argument in pieces(data[2:]):
         now += operation / 256
@@ -154,14 +155,15 @@ def passive(data: bytes) -> None:
     session.finish(now)
     lives.check(session.take_events())
     assert {flow.id for flow, _ in session.flows()} == lives.open
-    _check_size(session.table, fed)
+    _check_size(session._current.table, fed)  # noqa: SLF001
 
 
 def _check_size(table, fed: int) -> None:  # noqa: ANN001  # a private class
     """What is kept is paid for by bytes that came, or bounded."""
     assert len(table.sources) <= fed // _HEADER + 1
-    assert len(table.missing) <= 65_536
-    for kept, bound in ((table._readers, 1_025), (table._added_none, 64), (table._warned, 300)):  # noqa: SLF001
+    assert len(table.references.missing) <= 65_536
+    readers = table.readers
+    for kept, bound in ((readers._readers, 1_025), (readers._bare, 64), (readers._surprises, 300)):  # noqa: SLF001
         assert len(kept) <= bound
 
 

@@ -25,6 +25,7 @@ Rules that both sides of a core keep:
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Union
 
@@ -44,11 +45,24 @@ __all__ = [
     "Feed",
     "Lookup",
     "LookupFailed",
+    "Mode",
     "OpenChannel",
     "Send",
     "Sink",
     "Transport",
 ]
+
+
+# --- modes --------------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    """What a core does with its input."""
+
+    DRIVING = "driving"
+    """It asks: the input is the answers of a kernel, or the complete recording of them."""
+    FOLLOWING = "following"
+    """It asks nothing and decides nothing: the requests of a recorded client say what the answers mean."""
 
 
 # --- commands: what a core wants done ------------------------------------------------

@@ -73,6 +73,8 @@ class LossCause(enum.Enum):
     """The kernel's stream was reopened; flows that lived only in between are unknown."""
     RECORDING = "recording"
     """A recording is damaged or ends in the middle of a record."""
+    LIMIT = "limit"
+    """A bound on memory was reached, the detail says which: what is beyond it is not reported."""
 
 
 class Auxiliary(enum.Enum):

@@ -15,7 +15,7 @@ import conversations
 from ntstat_reader import Reader
 
 from nstat_async import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated
-from nstat_async.ntstat import PassiveSession
+from nstat_async.ntstat import Mode, Session
 
 ADDED, REMOVED, DESC, COUNTS, UPDATE, EXTENDED = 10001, 10002, 10003, 10004, 10006, 10007
 DETAILS, EXTENDED_DETAILS = 10008, 10009
@@ -99,12 +99,12 @@ def counts_of(fields: dict[str, Any]) -> dict[str, Any]:
     return {**found, **{k: v for k, v in details.items() if not k.startswith("media_stats.")}}
 
 
-def play(name: str, **options: Any) -> tuple[dict[int, PassiveSession], Iterator[Step]]:
+def play(name: str, **options: Any) -> tuple[dict[int, Session], Iterator[Step]]:
     """The sessions, and the steps that drive them."""
     kernel = conversations.kernel(name)
     theirs = Reader.of(kernel)
     lines = conversations.load(name)[1]
-    sessions = {c: PassiveSession(kernel, client=c, **options) for c in conversations.clients(name)}
+    sessions = {c: Session(kernel, client=c, mode=Mode.FOLLOWING, **options) for c in conversations.clients(name)}
 
     def steps() -> Iterator[Step]:
         connected: set[int] = set()

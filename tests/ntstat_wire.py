@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 from nstat_async.ntstat import (
+    RELEASES,
     AddAllSources,
     Error,
     Kernel,
@@ -19,6 +20,8 @@ from nstat_async.ntstat import (
     Success,
 )
 
+NEWER = f"xnu-{RELEASES[-1].first[0] + 623}.1.1"
+"""A kernel that is newer than every row of the table."""
 NEWEST_OF_LAYOUT = {
     1: "xnu-1699.32.7",
     2: "xnu-2050.48.11",

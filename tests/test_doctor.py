@@ -7,6 +7,7 @@ import sys
 
 import anyio
 import pytest
+from ntstat_wire import NEWER
 
 from nstat_async import (
     BackendUnavailableError,
@@ -100,16 +101,16 @@ def test_another_machines_kernel_is_not_expected_to_see_this_machines_connection
 
 
 def test_a_layout_that_had_to_be_moved_is_a_warning():
-    _, found = looked_at(emulated("xnu-13000.1.1", insertions=DARWIN_27_INSERTION))
+    _, found = looked_at(emulated(NEWER, insertions=DARWIN_27_INSERTION))
     assert found["emulated layout"].status is Status.WARN
     assert found["emulated layout"].data["proof"] == Proof.PROBED.value
 
 
 def test_whose_flows_a_newer_kernel_shows_is_unknown_until_another_users_flow_is_seen():
-    _, found = looked_at(EmulatedKernel("xnu-13000.1.1").backend(verify=False))
+    _, found = looked_at(EmulatedKernel(NEWER).backend(verify=False))
     assert found["emulated visible"].status is Status.WARN
     assert "root" in found["emulated visible"].detail
-    _, found = looked_at(emulated("xnu-13000.1.1"))  # with flows of user 501
+    _, found = looked_at(emulated(NEWER))  # with flows of user 501
     own = os.getuid() == 501
     assert found["emulated visible"].data["flows_of"] == ("unknown" if own else "all")
 

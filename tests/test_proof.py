@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
+from ntstat_wire import NEWER
 from virtual import VirtualMonitor, compare
 
 from nstat_async import Endpoint, Proof, Provider, TcpState
@@ -17,7 +18,6 @@ from nstat_async.ntstat import Evidence, Kernel, KnownFlow, OpenEvidence
 from nstat_async.ntstat._proof import LayoutProbe
 from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
 
-NEWER = "xnu-13000.1.1"
 KNOWN = ("xnu-1699.32.7", "xnu-2422.115.4", "xnu-2782.40.9", "xnu-3248.60.10", "xnu-4570.71.2", "xnu-7195.141.2",
          "xnu-8019.41.5", "xnu-8796.141.3", "xnu-10063.141.1", "xnu-11417.121.6", "xnu-12377.1.9")  # fmt: skip
 TCP = Kernel.parse(NEWER).layout["nstat_tcp_descriptor"]

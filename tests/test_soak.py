@@ -42,9 +42,9 @@ def test_a_minute_of_churn_loses_nothing_counts_nothing_twice_and_memory_stays_f
 
 
 def test_a_flow_that_is_forgotten_is_noticed(soak_module, monkeypatch):
-    told = SourceTable._add
+    told = SourceTable._announce
     monkeypatch.setattr(
-        SourceTable, "_add", lambda self, source: None if source.ref == 100 and source.flow else told(self, source)
+        SourceTable, "_announce", lambda self, source: None if source.ref == 100 and source.flow else told(self, source)
     )
     assert soak_module.soak(minutes=0.1, rate=20.0, size=60, samples=1).problem is not None
 

@@ -8,13 +8,12 @@ request note``; then, only where there is something to say, ``sysinfo``, ``tail`
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from .._errors import ProtocolError
 from ..ntstat._constants import HEADER_SIZE, MESSAGE_NAMES
-from ..ntstat._framer import Frame, split
+from ..ntstat._framer import HEADER, Frame, split
 from ..ntstat._kernels import Kernel
 from ..ntstat._messages import (
     AddAllSources,
@@ -41,7 +40,6 @@ from ._wire import WireReader, kernel_name
 
 __all__ = ["MessageDecoder", "empty_line"]
 
-_HEADER = struct.Struct("<QIHH")
 _REQUESTS = (
     AddSource,
     AddAllSources,
@@ -145,7 +143,7 @@ class MessageDecoder:
             line["note"] = "datagram shorter than a header"
             line["raw"] = data.hex()
             return line
-        context, kind, length, flags = _HEADER.unpack_from(data, 0)
+        context, kind, length, flags = HEADER.unpack_from(data, 0)
         if not self._layout.has_lengths:
             length, flags = len(data), 0
         line = self._message(record, 0, "to_kernel", (kind, context, flags, 0, len(data)))
@@ -157,7 +155,7 @@ class MessageDecoder:
     def _put_header(self, line: Line, data: bytes, at: int) -> None:
         if len(data) - at < HEADER_SIZE:
             return
-        context, kind, length, flags = _HEADER.unpack_from(data, at)
+        context, kind, length, flags = HEADER.unpack_from(data, at)
         line["type_number"] = kind
         line["context"] = context
         if self._layout.has_lengths:
@@ -233,7 +231,7 @@ class MessageDecoder:
                 "flags": None,
                 "raw": data.hex(),
             }
-        context, kind, length, flags = _HEADER.unpack_from(data, 0)
+        context, kind, length, flags = HEADER.unpack_from(data, 0)
         shown: dict[str, Any] = {
             "type": MESSAGE_NAMES.get(kind, "UNKNOWN"),
             "type_number": kind,

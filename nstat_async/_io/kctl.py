@@ -12,14 +12,14 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason
 from .._options import MonitorOptions
-from ..ntstat import CONTROL_NAME, Kernel, OpenEvidence, Session
+from ..ntstat import CONTROL_NAME, FindPaths, Kernel, OpenEvidence, PathsFound, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
+from .darwin import process_path
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
@@ -42,7 +42,7 @@ def make_session(
     *,
     backend: str = BACKEND,
     verify: bool | None = False,
-    path_of: Callable[[int], str | None] | None = None,
+    paths: bool = False,
 ) -> Session:
     """The core for a Darwin kernel behind any channel."""
     own_uid = os.getuid() if hasattr(os, "getuid") else None
@@ -54,7 +54,7 @@ def make_session(
         backend=backend,
         verify=verify,
         own_uid=own_uid,
-        path_of=path_of,
+        paths=paths,
     )
 
 
@@ -75,7 +75,9 @@ class KctlTransport(PreparedTransport):
         return open_control(self._options.receive_buffer)
 
     def lookup(self, request: Any) -> Any:
-        """Open or close the flows that prove a layout."""
+        """Find executables; open or close the flows that prove a layout."""
+        if isinstance(request, FindPaths):
+            return PathsFound(request.pids, tuple(map(process_path, request.pids)))
         if isinstance(request, OpenEvidence):
             return self._evidence.open()
         self._evidence.close()

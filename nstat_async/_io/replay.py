@@ -1,6 +1,6 @@
 """A feed whose kernel is a recording.
 
-Each recorded client is followed by a passive session of its own. Records are read
+Each recorded client is followed by a session of its own. Records are read
 in batches; between two batches the consumer gets its turn, and while its buffer is
 full the file waits: nothing is lost or coalesced in a replay.
 """
@@ -22,7 +22,7 @@ from .._errors import RecordingError, UsageError
 from .._events import AnyEvent, EventsLost, LossCause
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
-from ..ntstat import Kernel, PassiveSession
+from ..ntstat import Kernel, Mode, Session
 from ..recording import Record, RecordingFile, RecordingInfo, RecordKind, open_recording
 
 __all__ = ["ReplayFeed"]
@@ -68,23 +68,28 @@ class _DarwinFollower:
         self._timebase = timebase or info.timebase or _guess_timebase(self._kernel.text)
         self._interfaces = dict(info.interfaces)
         self._options = options
-        self._sessions: dict[int, PassiveSession] = {}
+        self._sessions: dict[int, Session] = {}
         self._refused = False
         self._events: list[AnyEvent] = []
 
-    def _session(self, client: int) -> PassiveSession | None:
+    def _session(self, client: int) -> Session | None:
         session = self._sessions.get(client)
         if session is None:
             if len(self._sessions) >= MAX_CLIENTS:
                 return None
-            session = self._sessions[client] = PassiveSession(
-                self._kernel,
-                timebase=self._timebase,
-                interfaces=self._interfaces,
-                options=self._options,
-                client=client,
-            )
+            session = self._sessions[client] = self._follow(client)
         return session
+
+    def _follow(self, client: int) -> Session:
+        return Session(
+            self._kernel,
+            timebase=self._timebase,
+            interfaces=self._interfaces,
+            options=self._options,
+            backend="replay",
+            mode=Mode.FOLLOWING,
+            client=client,
+        )
 
     def feed(self, record: Record, now: float) -> None:
         if record.kind is RecordKind.FROM_KERNEL:
@@ -124,9 +129,7 @@ class _DarwinFollower:
 
     @property
     def capabilities(self) -> Capabilities:
-        session = next(iter(self._sessions.values()), None)
-        if session is None:
-            session = PassiveSession(self._kernel, timebase=self._timebase, options=self._options)
+        session = next(iter(self._sessions.values()), None) or self._follow(0)
         return session.capabilities
 
 

@@ -48,7 +48,7 @@ class Kctl:
             darwin.timebase(),
             darwin.interface_names(),
             verify=self.verify,
-            path_of=darwin.process_path,
+            paths=True,
         )
         return KernelFeed(session, transport, options=options, kernel=text, protocol="ntstat")
 

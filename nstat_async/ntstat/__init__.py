@@ -5,7 +5,7 @@ Public for those who bring their own I/O, write tools or study the protocol;
 client in thirty lines.
 """
 
-from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send
+from .._contract import CloseChannel, Command, Core, Lookup, Mode, OpenChannel, Send
 from ._constants import (
     CONTROL_NAME,
     DarwinErrno,
@@ -16,10 +16,10 @@ from ._constants import (
     InterfaceProperty,
     MessageType,
 )
-from ._evidence import CloseEvidence, Evidence, KnownFlow, OpenEvidence
-from ._framer import Defect, Frame, split
-from ._kernels import Kernel
-from ._layouts import Field, Layout, StructCodec, layout
+from ._evidence import CloseEvidence, Evidence, FindPaths, KnownFlow, OpenEvidence, PathsFound
+from ._framer import HEADER, Defect, Frame, request_frame, split
+from ._kernels import RELEASES, Kernel, Release
+from ._layouts import Field, Layout, StructCodec, compile_format, layout
 from ._messages import (
     AddAllSources,
     AddSource,
@@ -46,11 +46,12 @@ from ._messages import (
     UnknownMessage,
     decode_message,
 )
-from ._passive import PassiveSession
 from ._session import Session
 
 __all__ = [
     "CONTROL_NAME",
+    "HEADER",
+    "RELEASES",
     "AddAllSources",
     "AddSource",
     "CloseChannel",
@@ -66,6 +67,7 @@ __all__ = [
     "ExtensionItem",
     "Field",
     "Filter",
+    "FindPaths",
     "Frame",
     "GetDetails",
     "GetSourceDescription",
@@ -78,10 +80,12 @@ __all__ = [
     "Lookup",
     "Message",
     "MessageType",
+    "Mode",
     "OpenChannel",
     "OpenEvidence",
-    "PassiveSession",
+    "PathsFound",
     "QuerySource",
+    "Release",
     "RemoveSource",
     "Send",
     "Session",
@@ -99,7 +103,9 @@ __all__ = [
     "Success",
     "SystemInfoCounts",
     "UnknownMessage",
+    "compile_format",
     "decode_message",
     "layout",
+    "request_frame",
     "split",
 ]

@@ -11,13 +11,12 @@ older releases are brought into the same order as numbers.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any, Protocol, Union
 
 from .._model import COUNTS_FIELDS, Counts, MediumCounts, Provider
-from ._layouts import Layout
-from ._tables import MEDIA
+from ._layouts import Layout, compile_format, layout
+from ._tables import MEDIA, NEWEST, STRUCTS
 
 __all__ = [
     "COUNTS_CLASSES",
@@ -30,9 +29,13 @@ __all__ = [
     "TcpCounts",
     "UdpCounts",
     "Values",
+    "advance",
     "counts_unpacker",
     "detailed_values",
+    "has_grown",
+    "has_grown_whole",
     "make_counts",
+    "packed_has_grown",
     "raw_values",
     "set_values",
     "unpacked",
@@ -44,7 +47,10 @@ Raw = Union[bytes, Values]
 """Counters as a session keeps them: ``nstat_counts`` itself where it has the canonical
 form (`PACKED`, since xnu-4570), which takes a third of the memory; else `Values`."""
 
-PACKED = struct.Struct("<10Q8I")
+_OUR_NAMES = {row[0]: name for row, name in zip(STRUCTS["nstat_counts"][1], COUNTS_FIELDS, strict=True)}
+"""Names in the kernel's header to ours: its rows are in the order of `COUNTS_FIELDS`."""
+_CODEC = layout(NEWEST)["nstat_counts"]
+PACKED = compile_format(_CODEC.fields)
 """``nstat_counts`` since xnu-4570: the fields in the order of `COUNTS_FIELDS`."""
 
 
@@ -60,9 +66,10 @@ def unpacked(raw: Raw) -> Values:
     return PACKED.unpack(raw) if isinstance(raw, bytes) else raw
 
 
-def raw_values(counts: Counts) -> Raw:
-    """What `make_counts` put into these counters."""
-    return counts._values  # noqa: SLF001  # the one door to them, beside the one that fills them
+raw_values: Callable[[Counts], Any] = Counts.__dict__["_values"].__get__
+"""(counts): what `make_counts` put into them."""
+set_values: Callable[[Counts, Any], None] = Counts.__dict__["_values"].__set__
+"""(counts, raw values): fills a `Counts` made by `object.__new__`, past its keyword constructor."""
 
 
 def _scaled(position: int, divisor: int, doc: str | None) -> Any:
@@ -144,11 +151,10 @@ COUNTS_CLASSES: dict[Provider, type[Counts]] = {
 
 
 def _packed_field(position: int, doc: str | None) -> Any:
-    before = f"{8 * position}x" if position < 10 else f"80x{4 * (position - 10)}x"
-    unpack = struct.Struct(f"<{before}{'Q' if position < 10 else 'I'}").unpack_from
+    unpack = _CODEC.reader(_CODEC.fields[position].name)
 
     def read(self: Counts) -> int | None:
-        value: int | None = unpack(self._values)[0]  # type: ignore[arg-type]  # bytes, in these classes
+        value: int | None = unpack(self._values, 0)[0]  # type: ignore[arg-type]  # bytes, in these classes
         return value
 
     read.__doc__ = doc
@@ -172,8 +178,6 @@ PACKED_CLASSES = {
 }
 
 _new = object.__new__
-set_values = Counts.__dict__["_values"].__set__
-"""(counts, raw values): fills a `Counts` made by `object.__new__`, past its keyword constructor."""
 
 
 def make_counts(maker: CountsMaker, raw: Raw) -> Counts:
@@ -190,40 +194,18 @@ def counts_unpacker(layout: Layout) -> tuple[int, Callable[[bytes], Values] | No
         Its size, and the function that makes `Values` of its bytes (`None`: they are `PACKED`).
     """
     codec = layout["nstat_counts"]
-    order = [COUNTS_FIELDS.index(_CANONICAL[field.name]) for field in codec.fields]
-    fmt = struct.Struct("<" + "".join(field.format for field in codec.fields))
+    order = [COUNTS_FIELDS.index(_OUR_NAMES[field.name]) for field in codec.fields]
     if order == list(range(18)):
         return codec.size, None
+    unpack = compile_format(codec.fields).unpack_from
 
     def arrange(raw: bytes) -> Values:
         values: list[Any] = [None] * 18
-        for position, value in zip(order, fmt.unpack_from(raw), strict=True):
+        for position, value in zip(order, unpack(raw), strict=True):
             values[position] = value
         return tuple(values)
 
     return codec.size, arrange
-
-
-_CANONICAL = {
-    "nstat_rxpackets": "rx_packets",
-    "nstat_rxbytes": "rx_bytes",
-    "nstat_txpackets": "tx_packets",
-    "nstat_txbytes": "tx_bytes",
-    "nstat_cell_rxbytes": "cell_rx_bytes",
-    "nstat_cell_txbytes": "cell_tx_bytes",
-    "nstat_wifi_rxbytes": "wifi_rx_bytes",
-    "nstat_wifi_txbytes": "wifi_tx_bytes",
-    "nstat_wired_rxbytes": "wired_rx_bytes",
-    "nstat_wired_txbytes": "wired_tx_bytes",
-    "nstat_rxduplicatebytes": "rx_duplicate_bytes",
-    "nstat_rxoutoforderbytes": "rx_out_of_order_bytes",
-    "nstat_txretransmit": "tx_retransmitted_bytes",
-    "nstat_connectattempts": "connect_attempts",
-    "nstat_connectsuccesses": "connect_successes",
-    "nstat_min_rtt": "min_rtt_us",
-    "nstat_avg_rtt": "avg_rtt_us",
-    "nstat_var_rtt": "var_rtt_us",
-}
 
 
 def detailed_values(fields: dict[str, Any]) -> Values:
@@ -259,3 +241,59 @@ def detailed_values(fields: dict[str, Any]) -> Values:
         fields["var_rtt"],
         tuple(media.items()),
     )
+
+
+_GROWING = _CODEC.reader(
+    "nstat_rxpackets",
+    "nstat_rxbytes",
+    "nstat_txpackets",
+    "nstat_txbytes",
+    "nstat_rxduplicatebytes",
+    "nstat_rxoutoforderbytes",
+    "nstat_txretransmit",
+)
+"""Of packed counters those whose growth is checked: packets, bytes, and the three that wrap."""
+
+
+def has_grown(new: Values, old: Values) -> bool:
+    """True when no counter of a kernel's source is less than before."""
+    return all(new[p] >= old[p] for p in (0, 1, 2, 3, 10, 11, 12))
+
+
+def packed_has_grown(new: bytes, old: bytes) -> bool:
+    """The same for packed counters: a loop would take three times as long."""
+    a, b, c, d, e, f, g = _GROWING(new, 0)
+    h, i, j, k, m, n, o = _GROWING(old, 0)
+    return bool(b >= i and d >= k and a >= h and c >= j and e >= m and f >= n and g >= o)
+
+
+def has_grown_whole(new: Values, old: Values) -> bool:
+    """The same for numbers that a process wrote, which need not agree with each other."""
+    return new[10:13] == old[10:13] and all(
+        a is not None and b is not None and a >= b for a, b in zip(new[:10], old[:10], strict=True)
+    )
+
+
+def advance(told: Values, old: Values, new: Values) -> Values:
+    """The counters to tell when the raw ones do not simply grow.
+
+    - u32 byte counters of TCP (positions 10 to 12) wrap at 4 GiB: their growth is
+      taken modulo 2^32, unless it is so large, or the bytes fell with it, that the
+      counter must have fallen.
+    - All others keep their highest value: xnu-1699 reports zero while a socket is
+      closed (``nstat_tcp_counts``), and user-land processes write what they like.
+    """
+    values = list(new)
+    fell = new[1] < old[1] or new[3] < old[3]
+    for position in range(10):
+        if new[position] is not None and told[position] is not None:
+            values[position] = max(new[position], told[position])
+    for position in (10, 11, 12):
+        if new[position] is not None and told[position] is not None:
+            growth = (
+                (new[position] - old[position]) & 0xFFFFFFFF
+                if old[position] < 1 << 32
+                else new[position] - old[position]
+            )
+            values[position] = told[position] + (growth if 0 <= growth < 1 << 31 and not fell else 0)
+    return tuple(values)

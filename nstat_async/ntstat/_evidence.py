@@ -1,8 +1,9 @@
-"""Flows of known values, by which a layout is proven on a living kernel.
+"""Look-ups: what a session asks of its transport, and the answers.
 
-These are the request and the answer of a look-up: the session asks its transport to
-open such flows, the transport opens them (real sockets on loopback, or an emulated
-kernel's) and keeps them open until it is told to let go.
+- Flows of known values, by which a layout is proven on a living kernel: the transport
+  opens them (real sockets on loopback, or an emulated kernel's) and keeps them open
+  until it is told to let go.
+- Paths of executables, which ntstat does not have.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import attrs
 
 from .._model import Endpoint, Provider, TcpState
 
-__all__ = ["CloseEvidence", "Evidence", "KnownFlow", "OpenEvidence"]
+__all__ = ["CloseEvidence", "Evidence", "FindPaths", "KnownFlow", "OpenEvidence", "PathsFound"]
 
 
 @attrs.frozen(kw_only=True)
@@ -48,3 +49,19 @@ class OpenEvidence:
 @attrs.frozen
 class CloseEvidence:
     """Look-up: close them again; answered by `None`."""
+
+
+@attrs.frozen
+class FindPaths:
+    """Look-up: the executables of these processes; answered by `PathsFound`."""
+
+    pids: tuple[int, ...]
+
+
+@attrs.frozen
+class PathsFound:
+    """The executables of processes."""
+
+    pids: tuple[int, ...]
+    paths: tuple[str | None, ...]
+    """In the order of `pids`; `None` for a process that is gone or may not be seen."""

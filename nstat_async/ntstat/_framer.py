@@ -12,6 +12,8 @@ The rules, from the kernel's side of the socket:
   came before it stands.
 
 Every turn of the loop consumes at least a header.
+
+A request, the other way, is one datagram whatever its header says (`request_frame`).
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ import attrs
 
 from ._constants import HEADER_SIZE
 
-__all__ = ["HEADER", "Defect", "Frame", "split"]
+__all__ = ["HEADER", "Defect", "Frame", "request_frame", "split"]
 
 Frame = tuple[int, int, int, int, int]
 """(type, context, flags, begin, end): a message is ``data[begin:end]``."""
 
 HEADER = struct.Struct("<QIHH")
-"""``nstat_msg_hdr``: context, type, length, flags."""
+"""``nstat_msg_hdr``: context, type, length, flags. The only definition: every writer and reader of headers uses it."""
 
 
 @attrs.frozen
@@ -81,3 +83,16 @@ def split(data: bytes, *, has_lengths: bool, begin: int = 0) -> tuple[list[Frame
     if at == size and at:
         return frames, None
     return frames, Defect("tail shorter than a header" if at else "datagram shorter than a header", at, size, at > 0)
+
+
+def request_frame(data: bytes, *, has_lengths: bool) -> Frame | None:
+    """A request datagram as the kernel takes it: one message, whole; `None` if it is too short for a header.
+
+    The kernel ignores a wrong length and clears the flags then (``nstat_client_send``).
+    """
+    if len(data) < HEADER_SIZE:
+        return None
+    context, kind, length, flags = HEADER.unpack_from(data)
+    if not has_lengths or length != len(data):
+        flags = 0
+    return kind, context, flags, 0, len(data)

@@ -1,16 +1,20 @@
-"""Which kernel speaks: version string to layout, and the facts that moved between releases.
+"""Which kernel speaks: one table of releases, and what follows from its rows.
 
-The rule for the layout: parse ``xnu-A.B.C…`` (a build counter after ``~`` does not
-count); take the newest row whose version is not newer than the kernel's, comparing
-number by number. A kernel between two known ones is therefore read like the older
-neighbour, one newer than all like the newest, and both are marked as not *known*.
-Where only Darwin's own release is there ("Darwin Kernel Version 24.5.0"), it decides.
+A row is a release line: the first version of it, its wire layout, and the facts that are
+new with it; a fact holds until a later row says otherwise. A new kernel is one more row.
+
+The rule: parse ``xnu-A.B.C…`` (a build counter after ``~`` does not count); take the
+newest row whose version is not newer than the kernel's, comparing number by number. A
+kernel between two lines is therefore read like the older neighbour, one newer than all
+like the newest, and both are marked as not *known*. Where only Darwin's own release is
+there ("Darwin Kernel Version 24.5.0"), it decides.
 """
 
 from __future__ import annotations
 
-import functools
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
@@ -18,74 +22,71 @@ from .._errors import UsageError
 from .._model import Provider
 from ._layouts import Layout, layout
 
-__all__ = ["Kernel", "Line"]
+__all__ = ["RELEASES", "Kernel", "Release", "Version"]
 
 Version = tuple[int, ...]
-
-_LAYOUTS_BY_XNU: tuple[tuple[Version, int], ...] = (
-    ((1699,), 1),
-    ((2050,), 2),
-    ((2422,), 3),
-    ((2782,), 4),
-    ((3247,), 5),
-    ((3789,), 6),
-    ((4570,), 7),
-    ((7195,), 8),
-    ((8019,), 9),
-    ((8019, 61, 5), 10),
-    ((10002,), 11),
-    ((12377,), 12),
-)
-_XNU_BY_DARWIN: tuple[tuple[Version, Version], ...] = (
-    ((11,), (1699, 22, 73)),
-    ((12,), (2050, 7, 9)),
-    ((13,), (2422, 1, 72)),
-    ((14,), (2782, 1, 97)),
-    ((15,), (3247, 1, 106)),
-    ((15, 2), (3248, 20, 55)),
-    ((15, 4), (3248, 40, 184)),
-    ((16,), (3789, 1, 32)),
-    ((17,), (4570, 1, 46)),
-    ((18,), (4903, 221, 2)),
-    ((19,), (6153, 11, 26)),
-    ((20,), (7195, 50, 7)),
-    ((21,), (8019, 41, 5)),
-    ((21, 2), (8019, 61, 5)),
-    ((22,), (8792, 41, 9)),
-    ((22, 2), (8792, 61, 2)),
-    ((23,), (10002, 1, 13)),
-    ((23, 4), (10063, 101, 15)),
-    ((24,), (11215, 1, 10)),
-    ((24, 4), (11417, 101, 15)),
-    ((25,), (12377,)),
-)
-_KNOWN_MAJORS = frozenset(
-    {1699, 2050, 2422, 2782, 3247, 3248, 3789, 4570, 4903, 6153, 7195, 8019, 8020, 8792, 8796, 10002, 10063, 11215}
-    | {11417}
-)
-_XNU = re.compile(r"xnu-(\d{1,9}(?:\.\d{1,9}){0,9})")
-_DARWIN = re.compile(r"(?:Darwin|Darwin Kernel Version)\s+(\d{1,4}(?:\.\d{1,4}){0,3})", re.IGNORECASE)
-_BARE = re.compile(r"\s*(\d{4,9}(?:\.\d{1,9}){0,9})\s*\Z")
+Providers = Mapping[int, "tuple[Provider, bool | None]"]
+"""Provider number to (provider, user-land or not)."""
 
 
-class Line:
-    """First versions of release lines, for comparisons."""
+@attrs.frozen(kw_only=True)
+class _Facts:
+    """What moved between releases; the defaults are those of xnu-1699."""
 
-    BATCHING = (3247,)
-    WIDE_REFERENCES = (3789,)
-    NATURAL = (4570,)
-    QUIC = (6153,)
-    FUUID = (7195,)
-    EXTENDED = (8019, 41, 5)
-    CONNECTIONS = (8019, 61, 5)
-    PRIVILEGED_EXTRAS = (8792, 61, 2)
-    ROLES = (10002,)
-    ALWAYS_BATCHED = (11215,)
-    DETAILS = (12377,)
+    providers: Providers = attrs.field(
+        default={1: (Provider.ROUTE, None), 2: (Provider.TCP, False), 3: (Provider.UDP, False)}, repr=False, eq=False
+    )
+    """Provider numbers of this release."""
+    has_counts_at_goodbye: bool = False
+    """True if a closing source reports final counts."""
+    can_describe_all: bool = False
+    """True if GET_SRC_DESC takes "all sources"."""
+    splits_by_medium: bool = False
+    """True if bytes are also counted by medium."""
+    has_updates: bool = False
+    """True if GET_UPDATE exists, several messages share a datagram, and system information can be asked for."""
+    can_suppress: bool = False
+    """True if announcements can be suppressed."""
+    suppress_switches_updates: bool = False
+    """True if suppressing also makes goodbyes come as updates."""
+    references_are_gapless: bool = False
+    """True if source references count up by one and are never reused."""
+    explains_removal: bool = False
+    """True if SRC_REMOVED says what became of the final report."""
+    tells_roles: bool = False
+    """True if the interface properties of a kernel's TCP socket say who began the connection."""
+    charges_mbufs: bool = True
+    """True if a record also takes an mbuf of 256 bytes from the receive buffer, of eight times its limit."""
+    misnames_userland_udp: bool = False
+    """True if a user-land UDP source may be described under the number of user-land TCP."""
+    no_zero_bytes_bit: int | None = None
+    """Filter bit that hides sources without traffic; `None` where there is none."""
+    specific_user_shift: int | None = None
+    """Place of the four filter bits for one pid, epid, uuid, euuid; `None` where there are none."""
+    extension_bits: Mapping[int, int] = attrs.field(default={}, repr=False, eq=False)
+    """Extension number to the filter bit that asks for it."""
+    extras: tuple[int, ...] = ()
+    """Extensions that fit into a poll together and are worth asking for."""
+    has_details: bool = False
+    """True if GET_DETAILS exists."""
 
 
-_OLD_PROVIDERS = {1: (Provider.ROUTE, None), 2: (Provider.TCP, False), 3: (Provider.UDP, False)}
-_PROVIDERS = {
+@attrs.frozen
+class Release:
+    """One row: a release line."""
+
+    first: Version
+    """First version of the line."""
+    layout: Layout
+    darwin: Mapping[Version, Version] = attrs.field(default={}, kw_only=True)
+    """Darwin releases that carry it, each with the oldest of its versions."""
+    known: bool = attrs.field(default=True, kw_only=True)
+    """True if its layout was compiled from its headers."""
+    facts: Mapping[str, Any] = attrs.field(default={}, kw_only=True)
+    """What is new with it."""
+
+
+_WIDE_PROVIDERS: Providers = {
     1: (Provider.ROUTE, None),
     2: (Provider.TCP, False),
     3: (Provider.TCP, True),
@@ -93,14 +94,113 @@ _PROVIDERS = {
     5: (Provider.UDP, True),
     6: (Provider.INTERFACE, None),
 }
+_WITH_QUIC: Providers = {**_WIDE_PROVIDERS, 8: (Provider.QUIC, True)}
+_WITH_CONNECTIONS: Providers = {
+    **_WITH_QUIC,
+    9: (Provider.CONNECTION, True),
+    10: (Provider.UDP_SUBFLOW, False),
+}
+_DOMAIN, _FUUID, _BLUETOOTH = 1, 5, 6
+"""`Extension` numbers. Two domain items would make an update too long for polls (2048 bytes,
+``nstat_client_append_update``); one, and the small items, fit."""
+
+RELEASES: list[Release] = [
+    Release((1699,), layout(1), darwin={(11,): (1699, 22, 73)}),
+    Release((2050,), layout(2), darwin={(12,): (2050, 7, 9)}, facts={"has_counts_at_goodbye": True}),
+    Release(
+        (2422,),
+        layout(3),
+        darwin={(13,): (2422, 1, 72)},
+        facts={
+            "can_describe_all": True,
+            "splits_by_medium": True,
+            "providers": {**_Facts().providers, 4: (Provider.INTERFACE, None)},
+        },
+    ),
+    Release((2782,), layout(4), darwin={(14,): (2782, 1, 97)}),
+    Release(
+        (3247,),
+        layout(5),
+        darwin={(15,): (3247, 1, 106)},
+        facts={"has_updates": True, "can_suppress": True, "no_zero_bytes_bit": 0x100},
+    ),
+    Release((3248,), layout(5), darwin={(15, 2): (3248, 20, 55), (15, 4): (3248, 40, 184)}),
+    Release(
+        (3789,),
+        layout(6),
+        darwin={(16,): (3789, 1, 32)},
+        facts={
+            "references_are_gapless": True,
+            "providers": _WIDE_PROVIDERS,
+            "no_zero_bytes_bit": 0x400000,
+            "specific_user_shift": 24,
+            "misnames_userland_udp": True,
+        },
+    ),
+    Release(
+        (4570,),
+        layout(7),
+        darwin={(17,): (4570, 1, 46)},
+        facts={"suppress_switches_updates": True, "misnames_userland_udp": False},
+    ),
+    Release((4903,), layout(7), darwin={(18,): (4903, 221, 2)}),
+    Release((6153,), layout(7), darwin={(19,): (6153, 11, 26)}, facts={"providers": _WITH_QUIC}),
+    Release((7195,), layout(8), darwin={(20,): (7195, 50, 7)}),
+    Release(
+        (8019,),
+        layout(9),
+        darwin={(21,): (8019, 41, 5)},
+        facts={"extension_bits": {_DOMAIN: 1 << 28}, "extras": (_DOMAIN,)},
+    ),
+    Release(
+        (8019, 61, 5),
+        layout(10),
+        darwin={(21, 2): (8019, 61, 5)},
+        facts={
+            "explains_removal": True,
+            "providers": _WITH_CONNECTIONS,
+            "specific_user_shift": 32,
+            "extension_bits": {extension: 1 << (40 + extension) for extension in range(1, 7)},
+        },
+    ),
+    Release((8020,), layout(10)),
+    Release(
+        (8792,),
+        layout(10),
+        darwin={(22,): (8792, 41, 9), (22, 2): (8792, 61, 2)},
+        facts={"extras": (_DOMAIN, _FUUID)},
+    ),
+    Release((8796,), layout(10)),
+    Release(
+        (10002,),
+        layout(11),
+        darwin={(23,): (10002, 1, 13)},
+        facts={"tells_roles": True, "charges_mbufs": False},
+    ),
+    Release((10063,), layout(11), darwin={(23, 4): (10063, 101, 15)}),
+    Release((11215,), layout(11), darwin={(24,): (11215, 1, 10)}, facts={"extras": (_DOMAIN, _FUUID, _BLUETOOTH)}),
+    Release((11417,), layout(11), darwin={(24, 4): (11417, 101, 15)}),
+    Release((12377,), layout(12), darwin={(25,): (12377,)}, known=False, facts={"has_details": True}),
+]
+"""Every release line, oldest first."""
+
+_XNU = re.compile(r"xnu-(\d{1,9}(?:\.\d{1,9}){0,9})")
+_DARWIN = re.compile(r"(?:Darwin|Darwin Kernel Version)\s+(\d{1,4}(?:\.\d{1,4}){0,3})", re.IGNORECASE)
+_BARE = re.compile(r"\s*(\d{4,9}(?:\.\d{1,9}){0,9})\s*\Z")
+_DESCRIPTORS = {
+    Provider.TCP: "nstat_tcp_descriptor",
+    Provider.QUIC: "nstat_tcp_descriptor",
+    Provider.UDP: "nstat_udp_descriptor",
+    Provider.UDP_SUBFLOW: "nstat_udp_descriptor",
+    Provider.CONNECTION: "nstat_connection_descriptor",
+    Provider.ROUTE: "nstat_route_descriptor",
+    Provider.INTERFACE: "nstat_ifnet_descriptor",
+}
 
 
-@attrs.frozen
-class Kernel:
-    """One XNU release, and what its ntstat can and cannot.
-
-    Make it with `Kernel.parse`. Compare `version` with the rows of `Line`.
-    """
+@attrs.frozen(kw_only=True)
+class Kernel(_Facts):
+    """One XNU release, and what its ntstat can and cannot. Make it with `Kernel.parse`."""
 
     text: str
     """The string it was parsed from."""
@@ -126,13 +226,14 @@ class Kernel:
         version = _find_version(text)
         if version is None:
             raise UsageError(f"kernel: no XNU version in {text[:200]!r}; expected something like 'xnu-11417.121.6'")
-        number = None
-        for first, candidate in _LAYOUTS_BY_XNU:
-            if first <= version:
-                number = candidate
-        if number is None:
+        rows = [release for release in RELEASES if release.first <= version]
+        if not rows:
             raise UsageError(f"kernel: xnu-{_dotted(version)} has no ntstat; it begins with xnu-1699 (OS X 10.7)")
-        return cls(text, version, layout(number), version[0] in _KNOWN_MAJORS)
+        facts: dict[str, Any] = {}
+        for row in rows:
+            facts.update(row.facts)
+        known = row.known and row.first[0] == version[0]
+        return cls(text=text, version=version, layout=row.layout, known=known, **facts)
 
     @property
     def name(self) -> str:
@@ -140,9 +241,13 @@ class Kernel:
         return f"xnu-{_dotted(self.version)}"
 
     @property
-    def providers(self) -> dict[int, tuple[Provider, bool | None]]:
-        """Provider number to (provider, user-land or not), for this release."""
-        return _providers(self.version)
+    def is_newer(self) -> bool:
+        """True if it is newer than every line of the table."""
+        return self.version[0] > RELEASES[-1].first[0]
+
+    def provider(self, number: int | None) -> tuple[Provider, bool | None]:
+        """What a provider number means: (provider, user-land or not)."""
+        return _UNKNOWN_PROVIDER if number is None else self.providers.get(number, _UNKNOWN_PROVIDER)
 
     def provider_numbers(self, provider: Provider) -> list[int]:
         """The numbers that a provider has in this release: none, one, or kernel and user-land."""
@@ -150,98 +255,22 @@ class Kernel:
 
     def descriptor_name(self, provider_id: int) -> str | None:
         """Name of the descriptor structure of a provider; `None` for an unknown provider."""
-        provider, _ = self.providers.get(provider_id, (None, None))
-        return _DESCRIPTORS.get(provider) if provider is not None else None
-
-    @property
-    def can_suppress(self) -> bool:
-        """True if announcements can be suppressed (since xnu-3247)."""
-        return self.version >= Line.BATCHING
-
-    @property
-    def suppress_switches_updates(self) -> bool:
-        """True if suppressing also makes goodbyes come as updates (since xnu-4570)."""
-        return self.version >= Line.NATURAL
-
-    @property
-    def has_updates(self) -> bool:
-        """True if GET_UPDATE exists (since xnu-3247)."""
-        return self.version >= Line.BATCHING
-
-    @property
-    def can_describe_all(self) -> bool:
-        """True if GET_SRC_DESC takes "all sources" (since xnu-2422)."""
-        return self.version >= (2422,)
-
-    @property
-    def has_counts_at_goodbye(self) -> bool:
-        """True if a closing source reports final counts (since xnu-2050)."""
-        return self.version >= (2050,)
-
-    @property
-    def explains_removal(self) -> bool:
-        """True if SRC_REMOVED says what became of the final report (since xnu-8019.61)."""
-        return self.version >= Line.CONNECTIONS
-
-    @property
-    def references_are_gapless(self) -> bool:
-        """True if source references count up by one and are never reused (since xnu-3789)."""
-        return self.version >= Line.WIDE_REFERENCES
-
-    @property
-    def no_zero_bytes_bit(self) -> int | None:
-        """Filter bit that hides sources without traffic; `None` where there is none."""
-        if self.version < Line.BATCHING:
-            return None
-        return 0x100 if self.version < Line.WIDE_REFERENCES else 0x400000
+        return _DESCRIPTORS.get(self.provider(provider_id)[0])
 
     @property
     def specific_user_bits(self) -> dict[str, int] | None:
         """Filter bits for one pid, epid, uuid, euuid; `None` where there are none."""
-        if self.version < Line.WIDE_REFERENCES:
+        shift = self.specific_user_shift
+        if shift is None:
             return None
-        shift = 32 if self.version >= Line.CONNECTIONS else 24
         return {name: 1 << (shift + i) for i, name in enumerate(("pid", "epid", "uuid", "euuid"))}
 
     def extension_bit(self, extension: int) -> int | None:
         """Filter bit that asks for an extension item; `None` where it cannot be asked for."""
-        if self.version >= Line.CONNECTIONS:
-            return 1 << (40 + extension)
-        if self.version >= Line.EXTENDED and extension == 1:
-            return 1 << 28
-        return None
-
-    @property
-    def has_details(self) -> bool:
-        """True if GET_DETAILS exists (macOS 26)."""
-        return self.version >= Line.DETAILS
+        return self.extension_bits.get(extension)
 
 
-_DESCRIPTORS = {
-    Provider.TCP: "nstat_tcp_descriptor",
-    Provider.QUIC: "nstat_tcp_descriptor",
-    Provider.UDP: "nstat_udp_descriptor",
-    Provider.UDP_SUBFLOW: "nstat_udp_descriptor",
-    Provider.CONNECTION: "nstat_connection_descriptor",
-    Provider.ROUTE: "nstat_route_descriptor",
-    Provider.INTERFACE: "nstat_ifnet_descriptor",
-}
-
-
-@functools.cache
-def _providers(version: Version) -> dict[int, tuple[Provider, bool | None]]:
-    if version < Line.WIDE_REFERENCES:
-        table: dict[int, tuple[Provider, bool | None]] = dict(_OLD_PROVIDERS)
-        if version >= (2422,):
-            table[4] = (Provider.INTERFACE, None)
-        return table
-    table = dict(_PROVIDERS)
-    if version >= Line.QUIC:
-        table[8] = (Provider.QUIC, True)
-    if version >= Line.CONNECTIONS:
-        table[9] = (Provider.CONNECTION, True)
-        table[10] = (Provider.UDP_SUBFLOW, False)
-    return table
+_UNKNOWN_PROVIDER: tuple[Provider, bool | None] = (Provider.UNKNOWN, None)
 
 
 def _dotted(version: Version) -> str:
@@ -249,17 +278,11 @@ def _dotted(version: Version) -> str:
 
 
 def _find_version(text: str) -> Version | None:
-    match = _XNU.search(text)
-    if match is None:
-        match = _BARE.match(text)
+    match = _XNU.search(text) or _BARE.match(text)
     if match is not None:
         return tuple(map(int, match.group(1).split(".")))
     match = _DARWIN.search(text)
     if match is None:
         return None
     release = tuple(map(int, match.group(1).split(".")))
-    chosen: Version = (0,)
-    for first, version in _XNU_BY_DARWIN:
-        if first <= release:
-            chosen = version
-    return chosen
+    return max((pair for row in RELEASES for pair in row.darwin.items() if pair[0] <= release), default=((), (0,)))[1]

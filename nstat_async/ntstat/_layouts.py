@@ -4,23 +4,29 @@
 made when first used and kept. A `StructCodec` decodes and encodes one structure,
 knows its exact size, and decodes a *prefix* when fewer bytes are there: a field
 that does not fit is left out, nothing is read past the end.
+
+`compile_format` is the only place that writes a format string: the messages, the
+decoder, the descriptors and the emulated kernel all read and write through it.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Union
 
 import attrs
 
 from ._tables import NEWEST, OLDEST, STRUCTS, Since
 
-__all__ = ["Field", "FieldValue", "Layout", "StructCodec", "layout"]
+__all__ = ["Field", "FieldValue", "Layout", "Reader", "StructCodec", "compile_format", "layout"]
 
 FieldValue = Union[int, float, bytes, "tuple[int, ...]"]
 """Integers and floats are numbers, strings, addresses and UUIDs raw bytes, arrays tuples."""
+Reader = Callable[[bytes, int], "tuple[Any, ...]"]
+"""(data, where the structure begins) to the values of some of its fields."""
 
 _FORMATS = {
     "U8": "B",
@@ -78,6 +84,23 @@ def _field(name: str, kind: str, offset: int, number: int) -> Field:
     return Field(name, base, offset, struct.calcsize(f"<{fmt}"), fmt, count)
 
 
+def compile_format(fields: Iterable[Field], *, begin: int = 0, size: int | None = None) -> struct.Struct:
+    """The format of these fields, ordered by offset and not overlapping; gaps are skipped (or zero, when packed).
+
+    Args:
+        fields: The fields.
+        begin: Offset in the structure at which the format begins.
+        size: Offset at which it ends; `None`: behind the last field.
+    """
+    parts, at = ["<"], begin
+    for field in fields:
+        parts.append(f"{field.offset - at}x{field.format}")
+        at = field.end
+    if size is not None:
+        parts.append(f"{size - at}x")
+    return struct.Struct("".join(parts))
+
+
 class StructCodec:
     """Decodes and encodes one structure of one layout."""
 
@@ -90,30 +113,33 @@ class StructCodec:
         """The fields by offset; members of unions overlap."""
         self.by_name = {field.name: field for field in fields}
         """The fields by name."""
-        self._structs = {field.name: struct.Struct(f"<{field.format}") for field in fields}
-        plain, overlay, end = [], [], 0
+        self._structs = {field.name: compile_format([field], begin=field.offset) for field in fields}
+        self._readers: dict[tuple[str, ...], Reader] = {}
+        plain: list[Field] = []
         for field in fields:
-            if field.offset >= end:
+            if not plain or field.offset >= plain[-1].end:
                 plain.append(field)
-                end = field.end
-            else:
-                overlay.append(field)
-        self._overlay = overlay
-        self._plain = plain
-        self._whole = struct.Struct(self._pad_format(plain, size))
+        self.plain = tuple(plain)
+        """The fields without those that share bytes with an earlier one."""
+        self._overlay = [field for field in fields if field not in plain]
+        self._whole = compile_format(plain, size=size)
         self._has_arrays = any(field.count > 1 for field in plain)
 
-    @staticmethod
-    def _pad_format(fields: list[Field], size: int) -> str:
-        parts, at = ["<"], 0
-        for field in fields:
-            if field.offset > at:
-                parts.append(f"{field.offset - at}x")
-            parts.append(field.format)
-            at = field.end
-        if size > at:
-            parts.append(f"{size - at}x")
-        return "".join(parts)
+    def reader(self, *names: str) -> Reader:
+        """A compiled reader of these single-valued fields, which do not overlap; its values come in this order."""
+        reader = self._readers.get(names)
+        if reader is None:
+            fields = sorted((self.by_name[name] for name in names), key=operator.attrgetter("offset"))
+            reader = unpack = compile_format(fields).unpack_from
+            order = [[field.name for field in fields].index(name) for name in names]
+            if order != sorted(order):
+                pick = operator.itemgetter(*order)
+
+                def reader(data: bytes, at: int) -> tuple[Any, ...]:
+                    return pick(unpack(data, at))  # type: ignore[no-any-return]  # two names or more: a tuple
+
+            self._readers[names] = reader
+        return reader
 
     def decode(self, data: bytes, at: int = 0, end: int | None = None) -> dict[str, FieldValue]:
         """The fields of the structure at `at`, by name, in the order of their offsets.
@@ -128,10 +154,10 @@ class StructCodec:
             return {f.name: self.read(f.name, data, at) for f in self.fields if at + f.end <= limit}
         values = list(self._whole.unpack_from(data, at))
         if not self._has_arrays:
-            result: dict[str, FieldValue] = dict(zip((f.name for f in self._plain), values, strict=True))
+            result: dict[str, FieldValue] = dict(zip((f.name for f in self.plain), values, strict=True))
         else:
             result, used = {}, 0
-            for field in self._plain:
+            for field in self.plain:
                 result[field.name] = values[used] if field.count == 1 else tuple(values[used : used + field.count])
                 used += field.count
         for field in self._overlay:
@@ -164,9 +190,8 @@ class StructCodec:
     @functools.cached_property
     def _zeros(self) -> list[tuple[str, Any]]:
         """Name and zero of the fields that do not overlap an earlier one."""
-        plain = [field for field in self.fields if field not in self._overlay]
-        zeros = [b"" if field.format.endswith("s") else 0 for field in plain]
-        return [(f.name, z if f.count == 1 else (z,) * f.count) for f, z in zip(plain, zeros, strict=True)]
+        zeros: list[Any] = [b"" if field.format.endswith("s") else 0 for field in self.plain]
+        return [(f.name, z if f.count == 1 else (z,) * f.count) for f, z in zip(self.plain, zeros, strict=True)]
 
     def pack(self, values: Mapping[str, Any]) -> bytes:
         """As `encode`, for values of every release: a field that this layout lacks is left out."""
@@ -193,13 +218,21 @@ class StructCodec:
 
 
 class Layout:
-    """All structures of one wire layout."""
+    """All structures of one wire layout.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: Its number.
+        grown: Bytes that a release inserted without a row of ``_tables.py`` for them:
+            structure name to (offset of the insertion, its size). Everything else is as in
+            the newest layout of the table.
+    """
+
+    def __init__(self, number: int, grown: Mapping[str, tuple[int, int]] | None = None) -> None:
         self.number = number
-        """1 to 12."""
+        """1 to `NEWEST`, or higher for a layout that only grew."""
         self.name = f"W{number:02d}"
         """Short name, e.g. ``"W11"``."""
+        self._grown = dict(grown or {})
         self._codecs: dict[str, StructCodec | None] = {}
 
     def find(self, name: str) -> StructCodec | None:
@@ -230,7 +263,11 @@ class Layout:
             if offset is not None:
                 kind_here = kind if isinstance(kind, str) else _at(kind, self.number)
                 fields.append(_field(field_name, kind_here, offset, self.number))
-        fields.sort(key=lambda field: field.offset)
+        if name in self._grown:
+            place, growth = self._grown[name]
+            fields = [attrs.evolve(f, offset=f.offset + growth) if f.offset >= place else f for f in fields]
+            size += growth
+        fields.sort(key=operator.attrgetter("offset"))
         return StructCodec(name, size, tuple(fields))
 
     @property

@@ -3,8 +3,8 @@
 A message class names its structure and its fields; offsets come from the layout.
 Counters, descriptors and parameters stay bytes here: `decode_fields` (or the codec
 of the layout) opens them. The session's hot path reads datagrams with its own
-compiled formats and never builds these; the emulated kernel, the passive session's
-view of requests and the ``messages`` command do.
+readers of the same structures and never builds these; a session that follows recorded
+requests, the emulated kernel and the ``messages`` command do.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import attrs
 
 from .._errors import ProtocolError
 from ._constants import HEADER_SIZE, MESSAGE_NAMES, Extension, MessageType
-from ._framer import Frame
+from ._framer import HEADER, Frame
 from ._kernels import Kernel
-from ._layouts import Layout
+from ._layouts import Layout, StructCodec
 
 __all__ = [
+    "ITEM",
     "MESSAGE_CLASSES",
     "AddAllSources",
     "AddSource",
@@ -52,8 +53,8 @@ __all__ = [
     "split_items",
 ]
 
-_HEADER = struct.Struct("<QIHH")
-_ITEM = struct.Struct("<II")
+ITEM = struct.Struct("<II")
+"""``nstat_msg_src_extended_item_hdr``: type, length."""
 
 
 @attrs.frozen
@@ -77,7 +78,7 @@ def split_items(data: bytes) -> tuple[tuple[ExtensionItem, ...], bytes]:
     items = []
     at, size = 0, len(data)
     while size - at >= 8:
-        kind, length = _ITEM.unpack_from(data, at)
+        kind, length = ITEM.unpack_from(data, at)
         begin = at + 8
         items.append(ExtensionItem(kind, length, data[begin : begin + length]))
         at = begin + (length + 7 & ~7)
@@ -99,7 +100,7 @@ def are_items(data: bytes, at: int, end: int) -> bool:
     if at == end:
         return False
     while end - at >= 8:
-        kind, length = _ITEM.unpack_from(data, at)
+        kind, length = ITEM.unpack_from(data, at)
         at += 8
         if kind == Extension.UNKNOWN:
             return bool(at + length == end)  # filler takes what remains
@@ -114,7 +115,7 @@ def encode_items(items: tuple[ExtensionItem, ...]) -> bytes:
     """The inverse of `split_items`, items padded to 8 bytes."""
     parts = []
     for item in items:
-        parts.append(_ITEM.pack(item.type, item.length))
+        parts.append(ITEM.pack(item.type, item.length))
         parts.append(item.data)
         parts.append(b"\0" * (-len(item.data) % 8))
     return b"".join(parts)
@@ -142,6 +143,11 @@ class Message:
         return MESSAGE_NAMES[self.TYPE]
 
     @classmethod
+    def present(cls, codec: StructCodec) -> tuple[str, ...]:
+        """Those of `FIELDS` that the structure has in this layout."""
+        return tuple(name for name in cls.FIELDS if name in codec)
+
+    @classmethod
     def decode(cls, kernel: Kernel, data: bytes, frame: Frame) -> Message:
         """Read a message that `split` found.
 
@@ -156,7 +162,8 @@ class Message:
         if end - begin < codec.size:
             reason = f"{name} of {end - begin} bytes is shorter than its {codec.size}"
             raise ProtocolError(reason, offset=begin, raw=data)
-        values: dict[str, Any] = {field: codec.read(field, data, begin) for field in cls.FIELDS if field in codec}
+        names = cls.present(codec)
+        values: dict[str, Any] = dict(zip(names, codec.reader(*names)(data, begin), strict=True)) if names else {}
         rest = data[begin + codec.size : end]
         if cls.PAYLOAD is None:
             values["tail"] = rest
@@ -186,7 +193,7 @@ class Message:
         buffer += self._payload()
         buffer += self.tail
         length, flags = (len(buffer), self.flags) if layout.has_lengths else (0, 0)
-        _HEADER.pack_into(buffer, 0, self.context, self.type_number, length & 0xFFFF, flags)
+        HEADER.pack_into(buffer, 0, self.context, self.type_number, length & 0xFFFF, flags)
         return bytes(buffer)
 
     def _field(self, name: str) -> Any:

@@ -53,6 +53,27 @@ def _media_rows() -> tuple[Row, ...]:
     )
 
 
+_LINK_COMMON = (
+    "valid_bitmask link_quality_metric ul_effective_bandwidth ul_max_bandwidth ul_min_latency ul_effective_latency "
+    "ul_max_latency ul_retxt_level ul_bytes_lost "
+)
+_LINK_BLOCKS = {
+    "cellular": _LINK_COMMON + "ul_min_queue_size ul_avg_queue_size ul_max_queue_size dl_effective_bandwidth "
+    "dl_max_bandwidth config_inactivity_time config_backoff_time",
+    "wifi": _LINK_COMMON + "ul_error_rate dl_effective_bandwidth dl_max_bandwidth dl_min_latency dl_effective_latency "
+    "dl_max_latency dl_error_rate config_frequency config_multicast_rate scan_count scan_duration",
+}
+"""The two forms of an interface's link status, a union: u32 values one after the other."""
+
+
+def _link_rows() -> tuple[Row, ...]:
+    return tuple(
+        (f"link_status.u.{block}.{name}", "U32", {5: 168 + 4 * index, 7: 16 + 4 * index})
+        for block, names in _LINK_BLOCKS.items()
+        for index, name in enumerate(names.split())
+    )
+
+
 STRUCTS: Mapping[str, StructTable] = {
     "nstat_msg_hdr": (
         {1: 16},
@@ -279,43 +300,8 @@ STRUCTS: Mapping[str, StructTable] = {
             ("threshold", "U64", {3: 24, 7: 0}),
             ("ifindex", "U32", {3: 20, 7: 8}),
             ("link_status.link_status_type", "U32", {5: 164, 7: 12}),
-            ("link_status.u.cellular.valid_bitmask", "U32", {5: 168, 7: 16}),
-            ("link_status.u.wifi.valid_bitmask", "U32", {5: 168, 7: 16}),
-            ("link_status.u.cellular.link_quality_metric", "U32", {5: 172, 7: 20}),
-            ("link_status.u.wifi.link_quality_metric", "U32", {5: 172, 7: 20}),
-            ("link_status.u.cellular.ul_effective_bandwidth", "U32", {5: 176, 7: 24}),
-            ("link_status.u.wifi.ul_effective_bandwidth", "U32", {5: 176, 7: 24}),
-            ("link_status.u.cellular.ul_max_bandwidth", "U32", {5: 180, 7: 28}),
-            ("link_status.u.wifi.ul_max_bandwidth", "U32", {5: 180, 7: 28}),
-            ("link_status.u.cellular.ul_min_latency", "U32", {5: 184, 7: 32}),
-            ("link_status.u.wifi.ul_min_latency", "U32", {5: 184, 7: 32}),
-            ("link_status.u.cellular.ul_effective_latency", "U32", {5: 188, 7: 36}),
-            ("link_status.u.wifi.ul_effective_latency", "U32", {5: 188, 7: 36}),
-            ("link_status.u.cellular.ul_max_latency", "U32", {5: 192, 7: 40}),
-            ("link_status.u.wifi.ul_max_latency", "U32", {5: 192, 7: 40}),
-            ("link_status.u.cellular.ul_retxt_level", "U32", {5: 196, 7: 44}),
-            ("link_status.u.wifi.ul_retxt_level", "U32", {5: 196, 7: 44}),
-            ("link_status.u.cellular.ul_bytes_lost", "U32", {5: 200, 7: 48}),
-            ("link_status.u.wifi.ul_bytes_lost", "U32", {5: 200, 7: 48}),
-            ("link_status.u.cellular.ul_min_queue_size", "U32", {5: 204, 7: 52}),
-            ("link_status.u.wifi.ul_error_rate", "U32", {5: 204, 7: 52}),
-            ("link_status.u.cellular.ul_avg_queue_size", "U32", {5: 208, 7: 56}),
-            ("link_status.u.wifi.dl_effective_bandwidth", "U32", {5: 208, 7: 56}),
-            ("link_status.u.cellular.ul_max_queue_size", "U32", {5: 212, 7: 60}),
-            ("link_status.u.wifi.dl_max_bandwidth", "U32", {5: 212, 7: 60}),
-            ("link_status.u.cellular.dl_effective_bandwidth", "U32", {5: 216, 7: 64}),
-            ("link_status.u.wifi.dl_min_latency", "U32", {5: 216, 7: 64}),
-            ("link_status.u.cellular.dl_max_bandwidth", "U32", {5: 220, 7: 68}),
-            ("link_status.u.wifi.dl_effective_latency", "U32", {5: 220, 7: 68}),
-            ("link_status.u.cellular.config_inactivity_time", "U32", {5: 224, 7: 72}),
-            ("link_status.u.wifi.dl_max_latency", "U32", {5: 224, 7: 72}),
-            ("link_status.u.cellular.config_backoff_time", "U32", {5: 228, 7: 76}),
-            ("link_status.u.wifi.dl_error_rate", "U32", {5: 228, 7: 76}),
-            ("link_status.u.wifi.config_frequency", "U32", {5: 232, 7: 80}),
+            *_link_rows(),
             ("link_status.u.cellular.mss_recommended", "U16", {6: 232, 7: 80}),
-            ("link_status.u.wifi.config_multicast_rate", "U32", {5: 236, 7: 84}),
-            ("link_status.u.wifi.scan_count", "U32", {5: 240, 7: 88}),
-            ("link_status.u.wifi.scan_duration", "U32", {5: 244, 7: 92}),
             ("type", "U32", {3: 32, 7: 96}),
             ("description", "CHAR*128", {3: 36, 7: 100}),
             ("name", "CHAR*17", {3: 0, 7: 228}),

@@ -6,6 +6,7 @@ import errno
 
 import anyio
 import pytest
+from ntstat_wire import NEWER
 from virtual import Picture, compare
 from worlds import EmulatedWorld
 
@@ -287,7 +288,7 @@ def test_bytes_that_no_kernel_would_send_cost_an_event_and_nothing_else(run):
 
 @pytest.mark.parametrize("verify", [False, None])
 def test_a_kernel_newer_than_known_is_followed_with_and_without_a_proof(run, verify):
-    kernel, flows = populated(30, "xnu-13000.1.1", insertions=DARWIN_27_INSERTION)
+    kernel, flows = populated(30, NEWER, insertions=DARWIN_27_INSERTION)
 
     async def body():
         async with Monitor(backend=kernel.backend(verify=verify), interval=None) as monitor:

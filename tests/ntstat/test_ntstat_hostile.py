@@ -11,11 +11,23 @@ import conversations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ntstat_wire import NEWEST_OF_LAYOUT
+from ntstat_wire import NEWEST_OF_LAYOUT, Wire
 from test_ntstat_messages import samples
 
-from nstat_async import EventsLost, LossCause, MonitorOptions, ProtocolError
-from nstat_async.ntstat import Kernel, PassiveSession, split
+from nstat_async import EventsLost, LossCause, MonitorOptions, PollCompleted, ProtocolError
+from nstat_async.ntstat import (
+    HeaderFlag,
+    Kernel,
+    MessageType,
+    Mode,
+    OpenChannel,
+    Send,
+    Session,
+    SourceAdded,
+    Success,
+    _sources,
+    split,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
 
@@ -37,12 +49,12 @@ def test_every_message_cut_at_every_byte_costs_a_session_itself_and_no_more(numb
         for cut in range(len(data)):
             short = data[:cut]
             for patched in {short, short[:12] + struct.pack("<H", cut) + short[14:] if cut >= 16 else short}:
-                session = PassiveSession(kernel)
+                session = Session(kernel, mode=Mode.FOLLOWING)
                 session.receive_datagram(patched, 0.0)
                 session.receive_datagram(data, 0.0)
                 lives = targets.Lives()
                 lives.check(session.take_events())
-                strict = PassiveSession(kernel, options=MonitorOptions(strict=True))
+                strict = Session(kernel, options=MonitorOptions(strict=True), mode=Mode.FOLLOWING)
                 try:
                     strict.receive_datagram(patched, 0.0)
                 except ProtocolError as error:
@@ -54,11 +66,11 @@ def test_a_cut_datagram_gives_what_lay_before_the_cut():
     name = "control/xnu-11417.121.6/agg_tcp_kernel_101_GET_UPDATE"
     data = max(conversations.datagrams(name), key=len)
     frames, _ = split(data, has_lengths=True)
-    whole = PassiveSession(conversations.kernel(name))
+    whole = Session(conversations.kernel(name), mode=Mode.FOLLOWING)
     whole.receive_datagram(data, 0.0)
     expected = whole.take_events()
     for cut in range(0, len(data), 7):
-        session = PassiveSession(conversations.kernel(name))
+        session = Session(conversations.kernel(name), mode=Mode.FOLLOWING)
         session.receive_datagram(data[:cut], 0.0)
         events = session.take_events()
         complete = sum(1 for f in frames if f[4] <= cut)
@@ -150,3 +162,115 @@ def test_a_recording_cut_at_every_byte_or_changed_anywhere_breaks_no_promise():
     for _ in range(200):
         at = dice.randrange(len(data))
         targets.recording(data[:at] + dice.randbytes(dice.randrange(4)) + data[at + dice.randrange(4) :])
+
+
+# --- numbers of a kernel that nobody should calculate with --------------------
+
+
+def driven(kernel, answer, *, seconds=3.0, **options):
+    """A session whose every request is answered like this, for a while; the events."""
+    session = Session(kernel, options=MonitorOptions(**options))
+    session.start(0.0)
+    now, events = 0.0, []
+    for _ in range(400):
+        for command in session.commands():
+            if isinstance(command, OpenChannel):
+                session.channel_opened(command.channel, now, immediate=True, receive_buffer=1 << 20)
+            elif isinstance(command, Send):
+                session.receive_datagrams(answer(kernel, command.data), now, command.channel)
+        session.channel_drained(0, now)
+        events += session.take_events()
+        now += seconds / 400
+        if (deadline := session.next_deadline()) is not None and deadline <= now:
+            session.handle_deadline(now)
+    return session, events
+
+
+def announcing(ref):
+    """Answers that announce a source of this number to each request."""
+
+    def answer(kernel, request):
+        (context,) = struct.unpack_from("<Q", request)
+        added = SourceAdded(srcref=ref, provider=2).encode(kernel.layout)
+        return [added, Success(context=context).encode(kernel.layout)]
+
+    return answer
+
+
+@pytest.mark.parametrize("discovery", ["poll", "announce"])
+@pytest.mark.parametrize("number", LAYOUTS)
+@pytest.mark.parametrize("below", [0, 1, 2, 5])
+def test_the_largest_reference_numbers_are_an_event_or_a_flow_and_never_an_error(number, below, discovery):
+    kernel = Kernel.parse(NEWEST_OF_LAYOUT[number])
+    ref = kernel.layout.all_sources - below
+    session, events = driven(kernel, announcing(ref), interval=0.2, discovery=discovery)
+    assert session.failure is None
+    assert any(isinstance(event, PollCompleted) for event in events)
+    losses = [event for event in events if isinstance(event, EventsLost)]
+    assert all(loss.count is None or loss.count < 1 << 33 for loss in losses)
+    if below == 0:
+        assert any(loss.cause is LossCause.PROTOCOL and "which is no source" in loss.detail for loss in losses)
+
+
+def test_endless_references_cost_a_bounded_memory_that_is_said(monkeypatch):
+    monkeypatch.setattr(_sources, "MAX_SOURCES", 1_000)
+    kernel, told = Kernel.parse("xnu-11417.121.6"), iter(range(1, 1_000_000))
+
+    def answer(kernel, request):
+        (context,) = struct.unpack_from("<Q", request)
+        added = [SourceAdded(srcref=next(told), provider=2).encode(kernel.layout) for _ in range(60)]
+        return [b"".join(added), Success(context=context).encode(kernel.layout)]
+
+    session, events = driven(kernel, answer, interval=0.1)
+    assert session.statistics()["sources"] == 1_000
+    said = [e for e in events if isinstance(e, EventsLost) and e.cause is LossCause.LIMIT]
+    polls = sum(isinstance(e, PollCompleted) for e in events)
+    assert 1 <= len(said) <= polls + 1, "once a poll, not once a source"
+    assert "1,000 sources" in said[0].detail
+
+
+def test_a_poll_that_the_kernel_continues_for_ever_is_given_up_and_said_to_be_incomplete():
+    kernel = Kernel.parse("xnu-11417.121.6")
+
+    def answer(kernel, request):
+        context, kind = struct.unpack_from("<QI", request)
+        flags = HeaderFlag.CONTINUATION if kind == MessageType.GET_UPDATE else 0
+        return [Success(context=context, flags=flags).encode(kernel.layout)]
+
+    _, events = driven(kernel, answer, seconds=400.0)
+    polls = [event for event in events if isinstance(event, PollCompleted)]
+    assert polls
+    assert not any(poll.complete for poll in polls)
+
+
+@pytest.mark.parametrize("ticks", [(0, 2**64 - 1), (2**64 - 1, 1), (1, 2**63)])
+def test_a_creation_time_of_ages_ago_is_not_believed(ticks):
+    start, stamp = ticks
+    wire = Wire(11)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING, timebase=(125, 3))
+    data = wire.descriptor(2, start_timestamp=start, timestamp=stamp)
+    session.receive_datagram(wire.updated(1, wire.counts(1, 1), data), 1e9)
+    (event,) = session.take_events()
+    assert event.flow.started_ns is None
+
+
+def test_nothing_is_sent_to_a_control_socket_that_is_gone_however_long_its_answers_stay_away():
+    session = Session("xnu-11417.121.6")
+    session.start(0.0)
+    opened, sent, now = [], [], 0.0
+    for _ in range(60):
+        for command in session.commands():
+            if isinstance(command, OpenChannel):
+                opened.append(command.channel)
+                if len(opened) == 1:
+                    session.channel_opened(command.channel, now, immediate=False, receive_buffer=None)
+            elif isinstance(command, Send):
+                sent.append((command.channel, now))
+        if now == 1.0:
+            session.channel_closed(0, now)
+        now += 0.25
+        if (deadline := session.next_deadline()) is not None and deadline <= now:
+            session.handle_deadline(now)
+    assert sent, "it subscribed"
+    assert [when for channel, when in sent if channel == 0 and when > 1.0] == []
+    assert len(opened) > 1, "it opens another one"

@@ -37,11 +37,12 @@ from nstat_async.ntstat import (
     SystemInfoCounts,
     UnknownMessage,
     decode_message,
+    request_frame,
     split,
 )
+from nstat_async.ntstat._descriptors import domain_codec
 from nstat_async.ntstat._messages import MESSAGE_CLASSES, split_items
-from nstat_async.ntstat._passive import request_frame
-from nstat_async.ntstat._translate import decode_endpoint, domain_codec, sysinfo_value
+from nstat_async.ntstat._translate import decode_endpoint, decode_sysinfo
 
 EVERY_KERNEL = [*(f["tags"][-1] for f in ntstat_reader.vectors()["files"].values()), "xnu-12377.1.9"]
 ONE_A_LAYOUT = {Kernel.parse(tag).layout.number: tag for tag in EVERY_KERNEL}
@@ -169,7 +170,7 @@ def test_requests_decode_as_an_independent_reader_reads_them_and_encode_to_the_s
         if line["dir"] != "to_kernel":
             continue
         data = bytes.fromhex(line["hex"])
-        frame = request_frame(kernel, data)
+        frame = request_frame(data, has_lengths=kernel.layout.has_lengths)
         if frame is None:
             assert len(data) < 16
             continue
@@ -275,7 +276,7 @@ def _check_system_information(kernel: Kernel, message, expected: list) -> None:
     for fields, (key, flags, value, size) in zip(found, expected, strict=True):
         assert (fields["nstat_sysinfo_key"], fields["nstat_sysinfo_flags"]) == (key, flags)
         assert fields.get("nstat_sysinfo_valsize", size) == size
-        decoded = sysinfo_value(fields)
+        decoded = decode_sysinfo(fields)
         if isinstance(value, str):
             assert decoded == bytes.fromhex(value).split(b"\0", 1)[0].decode("utf-8", "replace")
         else:
@@ -431,10 +432,10 @@ def test_items_are_found_by_their_padded_length_and_a_short_tail_is_kept():
 def test_a_request_of_a_wrong_length_has_no_flags_as_for_the_kernel():
     new = Kernel.parse("xnu-11417.121.6")
     data = bytearray(GetUpdate(context=1, flags=3, srcref=2**64 - 1).encode(new.layout))
-    assert request_frame(new, bytes(data))[2] == 3
+    assert request_frame(bytes(data), has_lengths=True)[2] == 3
     data[12] += 1
-    assert request_frame(new, bytes(data))[2] == 0
-    assert request_frame(new, b"short") is None
+    assert request_frame(bytes(data), has_lengths=True)[2] == 0
+    assert request_frame(b"short", has_lengths=True) is None
 
 
 def test_addresses_are_told_by_their_family_and_scopes_move_out_of_them():

@@ -11,7 +11,7 @@ import pytest
 from ntstat_reader import Reader
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, Provider, RemovalReason
-from nstat_async.ntstat import PassiveSession
+from nstat_async.ntstat import Mode, Session
 
 _FIELDS = {
     "rx_packets": "rxpackets",
@@ -247,7 +247,7 @@ def test_how_messages_are_cut_into_datagrams_changes_no_event(name):
     expected: dict[int, list] = collections.defaultdict(list)
     for step in steps:
         expected[step.client] += step.events
-    apart = {client: PassiveSession(kernel, client=client) for client in sessions}
+    apart = {client: Session(kernel, client=client, mode=Mode.FOLLOWING) for client in sessions}
     found: dict[int, list] = collections.defaultdict(list)
     for step in playing.play(name)[1]:
         client = step.client

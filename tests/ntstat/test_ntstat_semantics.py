@@ -8,7 +8,7 @@ import uuid
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ntstat_wire import NEWEST_OF_LAYOUT, Wire, address
+from ntstat_wire import NEWER, NEWEST_OF_LAYOUT, Wire, address
 
 from nstat_async import (
     Direction,
@@ -30,15 +30,17 @@ from nstat_async import (
 )
 from nstat_async.ntstat import (
     ExtensionItem,
-    PassiveSession,
+    Mode,
     RemoveSource,
+    Session,
     SourceDetails,
     SourceExtendedDetails,
     SystemInfoCounts,
     UnknownMessage,
 )
-from nstat_async.ntstat._sources import MAX_MISSING, advance
-from nstat_async.ntstat._translate import interface_kind, text
+from nstat_async.ntstat._counters import advance
+from nstat_async.ntstat._references import MAX_MISSING
+from nstat_async.ntstat._translate import decode_text, interface_kind
 
 LAYOUTS = sorted(NEWEST_OF_LAYOUT)
 WITH_UPDATES = [n for n in LAYOUTS if n >= 5]
@@ -50,7 +52,7 @@ class Play:
 
     def __init__(self, wire: Wire, **options) -> None:
         self.wire = wire
-        self.session = PassiveSession(wire.kernel, **options)
+        self.session = Session(wire.kernel, mode=Mode.FOLLOWING, **options)
         self.now = 1000.0
 
     def __call__(self, *datagrams: bytes | list[bytes]) -> list:
@@ -170,7 +172,7 @@ def test_older_kernels_direction_follows_from_the_state_and_the_listeners():
     assert one(flow(5, 80, 4), FlowAdded).flow.direction is Direction.INBOUND
     play(wire.removed(4))
     assert one(flow(6, 80, 4), FlowAdded).flow.direction is Direction.OUTBOUND  # nobody listens there now
-    assert not play.session.table._listening
+    assert not play.session._current.table.listening
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_older_kernels_direction_follows_from_the_state_and_the_listeners():
     ],
 )
 def test_names_end_at_the_first_nul_and_may_be_cut_inside_a_character(raw, expected):
-    assert text(raw) == expected
+    assert decode_text(raw) == expected
 
 
 def test_a_name_that_fills_its_field_is_read_whole():
@@ -553,7 +555,7 @@ def test_a_descriptor_of_another_release_s_length_is_read_as_that_release_s():
 
 
 def test_of_darwin_27_s_longer_tcp_descriptor_the_part_through_the_name_is_believed():
-    wire, play = Wire("xnu-13000.1.2"), Play(Wire("xnu-13000.1.2"))
+    wire, play = Wire(NEWER), Play(Wire(NEWER))
     known = wire.descriptor(2, remote=address("192.0.2.9", 443), state=4, uid=501, uuid=b"u" * 16, ifnet_properties=8)
     data = known[:260] + b"\xff" * 16 + known[260:]
     event = one(play(wire.updated(1, wire.counts(5, 5), data)), FlowAdded)
@@ -569,7 +571,7 @@ def test_of_darwin_27_s_longer_tcp_descriptor_the_part_through_the_name_is_belie
 
 @pytest.mark.parametrize("extra", [0, 16, 24])
 def test_items_behind_a_longer_descriptor_of_a_newer_kernel_are_found(extra):
-    wire, play = Wire("xnu-13000.1.2"), Play(Wire("xnu-13000.1.2"))
+    wire, play = Wire(NEWER), Play(Wire(NEWER))
     known = wire.descriptor(2, remote=address("192.0.2.9", 443), uid=0, connstatus=0, ifnet_properties=2)
     data = known[:260] + b"\xff" * extra + known[260:]
     items = (
@@ -616,7 +618,7 @@ def test_broken_bytes_cost_themselves_and_are_told_or_raised():
         EventsLost,
     ]
     assert all(e.cause is LossCause.PROTOCOL for e in events if isinstance(e, EventsLost))
-    strict = PassiveSession(wire.kernel, options=MonitorOptions(strict=True))
+    strict = Session(wire.kernel, options=MonitorOptions(strict=True), mode=Mode.FOLLOWING)
     with pytest.raises(ProtocolError) as caught:
         strict.receive_datagram(short, 0.0)
     assert caught.value.raw == short
@@ -791,17 +793,17 @@ def test_the_state_of_a_session_stays_small_whatever_numbers_arrive():
     wire, play = Wire(11), Play(Wire(11))
     play.ask(wire.add_all(1, filter=0x100000))
     play(wire.success(1))
-    table = play.session.table
+    table = play.session._current.table
     for number in range(1, 3000):
         play(wire.counted(number * 50_000, wire.counts()), wire.removed(number * 50_000))
         play(wire.added(number * 50_000 + 1, provider=number + 1000), wire.removed(number * 50_000 + 1))
         play(wire.updated(number * 50_000 + 2, wire.counts(), b"x" * (number % 1500), provider=number))
         play(wire.removed(number * 50_000 + 2))
         play.ask(RemoveSource(context=number, srcref=number).encode(wire.layout))
-    assert len(table.missing) <= MAX_MISSING
-    assert len(table._added_none) <= 20
-    assert len(table._readers) <= 1025
-    assert len(table._warned) <= 257
-    assert len(play.session._asked) <= 4096
+    assert len(table.references.missing) <= MAX_MISSING
+    assert len(table.readers._bare) <= 20
+    assert len(table.readers._readers) <= 1025
+    assert len(table.readers._surprises) <= 257
+    assert len(play.session._current._asked) <= 4096
     assert not table.sources
     assert not table.given_up

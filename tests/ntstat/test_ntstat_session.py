@@ -34,8 +34,8 @@ from nstat_async.ntstat import (
     Session,
     SubscribeSystemInfo,
     decode_message,
+    request_frame,
 )
-from nstat_async.ntstat._passive import request_frame
 from nstat_async.ntstat._subscription import DESCRIBE_DELAY, REPLY_TIMEOUT
 
 ALL = {4: (1 << 32) - 1, 8: (1 << 64) - 1}
@@ -79,7 +79,7 @@ class Talk:
                     self.core.lookup_done(command.token, None, self.now)  # no evidence to be had here
                 else:
                     assert isinstance(command, Send)
-                    frame = request_frame(self.wire.kernel, command.data)
+                    frame = request_frame(command.data, has_lengths=self.wire.layout.has_lengths)
                     message = decode_message(self.wire.kernel, command.data, frame)
                     assert message.context != 0
                     if self.answers_probes and self._is_probe(command.channel, message):
@@ -92,7 +92,7 @@ class Talk:
         return found
 
     def _is_probe(self, channel: int, message) -> bool:
-        known = self.core._subscription(channel).table.sources
+        known = self.core._asking(channel).table.sources
         return type(message) is GetUpdate and max(known, default=0) < message.srcref < self.wire.layout.all_sources
 
     def answer(self, *datagrams, channel: int | None = None) -> list:
@@ -682,7 +682,7 @@ def test_one_socket_without_commands_is_enough_to_bring_one_s_own_io():
     requests = [session.data_to_send()]
     for turn in range(10):
         for data in requests[-1]:
-            message = decode_message(wire.kernel, data, request_frame(wire.kernel, data))
+            message = decode_message(wire.kernel, data, request_frame(data, has_lengths=wire.layout.has_lengths))
             if isinstance(message, AddAllSources):
                 answer = wire.success(message.context)
             elif message.srcref == wire.layout.all_sources:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from virtual import VirtualMonitor
 
-from nstat_async.ntstat import _subscription
+from nstat_async.ntstat import _verification
 from nstat_async.testing import EmulatedKernel
 
 
 def test_a_buffer_that_loses_most_of_every_poll_still_lets_every_flow_be_found_and_kept_up(monkeypatch):
-    monkeypatch.setattr(_subscription, "MAX_VERIFICATIONS", 200)
+    monkeypatch.setattr(_verification, "MAX_VERIFICATIONS", 200)
     kernel = EmulatedKernel("xnu-11417.121.6")
     flows = [
         kernel.open_tcp(pid=700 + n % 9, name=f"app{n % 9}", remote=("198.51.100.1", 443), rx=n + 1) for n in range(700)

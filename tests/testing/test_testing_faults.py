@@ -1,6 +1,7 @@
 """What goes wrong on purpose goes wrong as on a real machine."""
 
 import pytest
+from ntstat_wire import NEWER
 from talk import SUPPRESS, Talk, descriptor, names
 
 from nstat_async import Provider
@@ -105,8 +106,8 @@ def test_injected_bytes_arrive_as_they_are():
 
 
 def test_a_newer_kernel_has_longer_descriptors_with_moved_fields():
-    machine = EmulatedKernel("xnu-13000.1.1", insertions=DARWIN_27_INSERTION)
-    plain = EmulatedKernel("xnu-13000.1.1")
+    machine = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTION)
+    plain = EmulatedKernel(NEWER)
     found = []
     for kernel in (plain, machine):
         talk = Talk(kernel)

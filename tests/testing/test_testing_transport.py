@@ -11,6 +11,7 @@ import time
 import anyio
 import pytest
 from channels import read_one
+from ntstat_wire import NEWER
 from talk import SUPPRESS, Talk
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Proof, Provider
@@ -227,7 +228,7 @@ def test_a_monitor_sees_a_flow_come_move_and_go(backend):
 
 def test_the_layout_of_a_newer_kernel_is_proven_and_moved_fields_are_found():
     for insertions, proof in ((None, Proof.VERIFIED), (DARWIN_27_INSERTION, Proof.PROBED)):
-        kernel = EmulatedKernel("xnu-13000.1.1", insertions=insertions)
+        kernel = EmulatedKernel(NEWER, insertions=insertions)
 
         async def body(kernel=kernel, proof=proof):
             async with Monitor(backend=kernel.backend(), interval=0.01) as monitor:

@@ -1,0 +1,76 @@
+"""One client of the kernel: a control socket, its source table and its decoder.
+
+There are two kinds: a `Subscription` asks, a `Follower` watches what somebody else asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._events import AnyEvent, EventsLost, LossCause
+from .._model import Provider
+from .._options import MonitorOptions
+from ._decoder import Decoder, Listener
+from ._sources import SourceTable, Terms
+from ._translate import Translator
+
+__all__ = ["Client"]
+
+
+class Client(Listener):
+    """What both kinds have.
+
+    Args:
+        translator: Shared by the session.
+        emit: Where events go.
+        options: The monitor's.
+        prefix: Makes flow ids of this socket unlike those of others.
+        terms: What is asked of the kernel.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        emit: Callable[[AnyEvent], object],
+        options: MonitorOptions,
+        *,
+        prefix: str,
+        terms: Terms,
+    ) -> None:
+        self.kernel = translator.kernel
+        self.options = options
+        self.emit = emit
+        self.table = SourceTable(translator, emit, prefix=prefix, terms=terms, every_update=options.every_update)
+        self.decoder = Decoder(self.table, emit, self, strict=options.strict)
+        self.providers: set[Provider] = set()
+        """Providers that the kernel granted."""
+        self.refused: dict[Provider, int] = {}
+        """Providers that it refused, with its error number."""
+        self.now = 0.0
+        """When what happens next happens; `SourceTable.begin` has the wall clock."""
+        self.receive_buffer: int | None = None
+        """Granted receive buffer of the channel in bytes, if known."""
+
+    @property
+    def is_subscribed(self) -> bool:
+        """True once the kernel has answered every subscription."""
+        return bool(self.providers)
+
+    @property
+    def is_polling(self) -> bool:
+        """True while a poll is under way."""
+        return False
+
+    def statistics(self) -> dict[str, int]:
+        """Counters for people, by name."""
+        return {**self.decoder.statistics, **self.table.statistics, "sources": len(self.table.sources)}
+
+    def settle(self) -> None:
+        """A datagram said more than how known flows fare: draw the conclusions."""
+        references = self.table.references
+        if (references.missing or references.forgotten) and not self.table.terms.suppressed:
+            self.report_gap(references.take_lost())
+
+    def report_gap(self, count: int | None) -> None:
+        """Announcements were lost for good."""
+        self.table.emit(EventsLost(self.table.time, LossCause.ANNOUNCEMENT, count))

@@ -1,0 +1,323 @@
+"""Descriptors: the bytes that say who and where a source is, as a `Flow` and its `Details`.
+
+`DescriptorReader` reads one descriptor structure of one provider. Its `identity` is the
+part of a descriptor that makes a `Flow`, as bytes: when it did not change, neither did
+the flow. The rest are samples, kept as bytes and decoded when somebody looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+import attrs
+
+from .._model import (
+    Counts,
+    Details,
+    Direction,
+    DomainInfo,
+    Endpoint,
+    Flow,
+    MediumCounts,
+    Provider,
+    TcpState,
+)
+from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, TCP_STATES, Extension, InterfaceProperty
+from ._counters import COUNTS_CLASSES, PACKED_CLASSES, TcpCounts
+from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
+from ._messages import split_items
+from ._translate import Translator, decode_peer, decode_text, decode_uuid
+
+__all__ = ["DescriptorReader", "RawDetails", "domain_codec"]
+
+_IDENTITY = frozenset({
+    "upid", "eupid", "start_timestamp", "ifindex", "state", "traffic_class", "pid", "epid", "local", "remote", "pname",
+    "uuid", "euuid", "vuuid", "fuuid", "cuuid", "puuid", "persona_id", "uid", "ifnet_properties", "fallback_mode",
+    # Samples that hardly ever change and lie between the others: fewer pieces are cut out.
+    "traffic_mgt_flags", "cc_algo", "connstatus",
+})  # fmt: skip
+"""Fields that make a `Flow`."""
+_ADDRESS_FORMS = {(DARWIN_AF_INET, 16), (DARWIN_AF_INET6, 28)}
+"""(family, length byte) of the address slots that there are."""
+_LONGEST_AGE_NS = 100 * 365 * 86_400 * 1_000_000_000
+"""A flow that is said to be older has a creation time that means nothing."""
+_FIRST_DOMAIN = layout(9)["nstat_domain_info"]
+_MEDIUM = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class RawDetails:
+    """The volatile part of a report, opened when somebody looks.
+
+    Made for every report: not frozen, because that alone would double its price.
+    """
+
+    reader: DescriptorReader
+    descriptor: bytes
+    items: bytes
+    time_ns: int
+
+    def details(self) -> Details:
+        """Decode."""
+        return self.reader.details(self.descriptor, self.items, self.time_ns)
+
+
+class DescriptorReader:
+    """Reads one descriptor structure of one provider.
+
+    Args:
+        translator: The session's.
+        provider_id: The kernel's number.
+        provider: What it is.
+        userland: True for user-land flows.
+        codec: The structure, or `None` when the provider's descriptor is unknown.
+        trusted: Bytes of the descriptor that may be believed; fewer than the
+            structure has when a newer kernel moved what follows.
+        doubtful: Each descriptor is to be checked with `looks_sane` first.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        provider_id: int,
+        provider: Provider,
+        userland: bool | None,
+        codec: StructCodec | None,
+        trusted: int | None = None,
+        *,
+        doubtful: bool = False,
+    ) -> None:
+        self.translator = translator
+        self.provider_id = provider_id
+        self.provider = provider
+        self.userland = userland
+        self.codec = codec
+        size = 0 if codec is None else codec.size
+        self.doubtful = doubtful
+        self.trusted = size if trusted is None else min(trusted, size)
+        """Descriptor bytes that are read."""
+        self.counts_class = COUNTS_CLASSES.get(provider, TcpCounts)
+        """Class of this provider's counters."""
+        self.packed_class = PACKED_CLASSES[self.counts_class]
+        """The same for counters kept as the kernel's bytes."""
+        self.is_flow = provider not in {Provider.ROUTE, Provider.INTERFACE}
+        """False for routes and interfaces, which have events of their own."""
+        self.self_reported = bool(userland) or provider is Provider.UNKNOWN
+        """True if a process may write any numbers."""
+        self.growing_class = None if self.self_reported else self.packed_class
+        """`packed_class` where the kernel counts: there, growth of the main counters is enough to believe the rest."""
+        self._tells_interface = provider is Provider.CONNECTION or (codec is not None and "ifindex" in codec)
+        self._has_roles = translator.kernel.tells_roles and provider is Provider.TCP and not userland
+        self.identity: Reader = compile_format(self._identity_pieces()).unpack_from
+        """(data, offset) to the bytes that make the flow's identity, and few others."""
+
+    def made(self, counts: Counts) -> bool:
+        """True if these counters are of this provider's classes."""
+        return counts.__class__ is self.packed_class or counts.__class__ is self.counts_class
+
+    def _identity_pieces(self) -> list[Field]:
+        """The identity's fields, neighbours joined: the fewer pieces, the quicker they are cut out."""
+        pieces: list[Field] = []
+        for field in () if self.codec is None else self.codec.fields:
+            if field.name not in _IDENTITY or field.end > self.trusted:
+                continue
+            begin = pieces.pop().offset if pieces and pieces[-1].end == field.offset else field.offset
+            size = field.end - begin
+            pieces.append(Field("", "CHAR", begin, size, f"{size}s", 1))
+        return pieces
+
+    def fields(self, data: bytes, at: int, end: int) -> dict[str, Any]:
+        """All trusted fields by the kernel's names."""
+        if self.codec is None:
+            return {}
+        limit = min(end, at + self.trusted)
+        return self.codec.decode(data, at, limit)
+
+    def start_ticks(self, data: bytes, at: int) -> int | None:
+        """Creation of the socket in ticks; `None` where the release does not tell (before xnu-4570)."""
+        if self.codec is None or "start_timestamp" not in self.codec:
+            return None
+        ticks: int = self.codec.read("start_timestamp", data, at)
+        return ticks or None
+
+    def state_is_sane(self, data: bytes, at: int) -> bool:
+        """False when the TCP state is none: the descriptor is of another kind."""
+        assert self.codec is not None
+        return bool(self.codec.read("state", data, at) < len(TCP_STATES))
+
+    def looks_sane(self, data: bytes, at: int) -> bool:
+        """True if addresses, state and name look like addresses, a state and a name."""
+        codec = self.codec
+        if codec is None:
+            return True
+        for name in ("local", "remote"):
+            if name in codec:
+                length, family = codec.read(name, data, at)[:2]
+                if (family, length) not in _ADDRESS_FORMS and family != 0:
+                    return False
+        if "pname" in codec and any(byte < 0x20 for byte in codec.read("pname", data, at).split(b"\0", 1)[0]):
+            return False
+        return "state" not in codec or self.state_is_sane(data, at)
+
+    def flow(
+        self,
+        flow_id: str,
+        data: bytes,
+        at: int,
+        end: int,
+        *,
+        time_ns: int,
+        previous: Flow | None,
+        listening: Container[int],
+    ) -> Flow:
+        """Make the flow of a descriptor.
+
+        Args:
+            flow_id: Its id.
+            data: Where the descriptor is.
+            at: Where it begins.
+            end: Where the bytes that belong to it end.
+            time_ns: Wall clock of the report.
+            previous: The flow as it was, for what only earlier reports told.
+            listening: The local ports that are listened on.
+        """
+        fields = self.fields(data, at, end)
+        get = fields.get
+        local = self.translator.shared(decode_peer(fields["local"])) if "local" in fields else None
+        remote = decode_peer(fields["remote"]) if "remote" in fields else None
+        number = get("state")
+        state = TCP_STATES[number] if number is not None and number < len(TCP_STATES) else None
+        properties = get("ifnet_properties")
+        direction = self._direction(state, properties, local, remote, listening)
+        started = self._started(fields, time_ns)
+        if previous is not None:
+            direction = direction if direction is not None else previous.direction
+            started = previous.started_ns if previous.started_ns is not None else started
+        return Flow(
+            flow_id,
+            self.provider,
+            self.userland,
+            local,
+            remote,
+            self.translator.process(fields),
+            # A proven layout may lack the index; 0 would then be a claim.
+            self.translator.interface(get("ifindex"), properties) if self._tells_interface else None,
+            state,
+            direction,
+            started,
+            decode_uuid(get("cuuid") if "cuuid" in fields else get("fuuid")),
+            decode_uuid(get("puuid")),
+            self.provider_id,
+            get("traffic_class"),
+            get("fallback_mode") or None,
+            decode_uuid(get("vuuid")),
+        )
+
+    def _started(self, fields: dict[str, Any], time_ns: int) -> int | None:
+        start, stamp = fields.get("start_timestamp"), fields.get("timestamp")
+        if not start or not stamp or stamp < start:
+            return None
+        age = self.translator.nanoseconds(stamp - start)
+        return time_ns - age if age < _LONGEST_AGE_NS else None
+
+    def _direction(
+        self,
+        state: TcpState | None,
+        properties: int | None,
+        local: Endpoint | None,
+        remote: Endpoint | None,
+        listening: Container[int],
+    ) -> Direction | None:
+        if self.provider is not Provider.TCP or self.userland:
+            return None
+        connected = remote is not None and remote.port != 0
+        if self._has_roles and properties is not None:
+            if properties & InterfaceProperty.SOURCE_IS_INBOUND:
+                return Direction.INBOUND
+            if properties & InterfaceProperty.SOURCE_IS_LISTENER:
+                return Direction.LISTENER
+            # A connection that lived between two reports may come without any bit;
+            # an inbound one would have said so (``nstat_inpcb_to_flags``).
+            outbound = connected or properties & InterfaceProperty.SOURCE_IS_OUTBOUND
+            return Direction.OUTBOUND if outbound else None
+        if state is TcpState.LISTEN:
+            return Direction.LISTENER
+        if not connected:
+            return None
+        if state is TcpState.SYN_SENT:
+            return Direction.OUTBOUND
+        if state is TcpState.SYN_RECEIVED or (local is not None and local.port in listening):
+            return Direction.INBOUND
+        return Direction.OUTBOUND
+
+    def details(self, descriptor: bytes, items: bytes, time_ns: int) -> Details:
+        """The samples of a report."""
+        fields = self.fields(descriptor, 0, len(descriptor))
+        get = fields.get
+        start, bits = get("activity_bitmap.start"), get("activity_bitmap.bitmap")
+        known = self.trusted
+        values: dict[str, Any] = {
+            "congestion_control": decode_text(get("cc_algo") or b""),
+            "congestion_window": get("txcwindow"),
+            "send_window": get("txwindow"),
+            "unacked_bytes": get("txunacked"),
+            "send_buffer_size": get("sndbufsize"),
+            "send_buffer_used": get("sndbufused"),
+            "receive_buffer_size": get("rcvbufsize"),
+            "receive_buffer_used": get("rcvbufused"),
+            "traffic_mgt_flags": get("traffic_mgt_flags"),
+            "connection_status": get("connstatus"),
+            "rx_transfer_size": (get("rx_transfer_size") or None) if self.userland else None,
+            "tx_transfer_size": (get("tx_transfer_size") or None) if self.userland else None,
+            "activity_started_s": start or None,
+            "activity": bits[0] | bits[1] << 64 if start and bits is not None else None,
+            "sampled_at_ns": time_ns,
+            "undecoded": descriptor[known:],
+        }
+        if items:
+            values.update(self._items(items))
+        return Details(**values)
+
+    def _items(self, data: bytes) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        layout = self.translator.kernel.layout
+        for item in split_items(data)[0]:
+            if item.type in {Extension.DOMAIN, Extension.ORIGINAL_DOMAIN}:
+                key = "domain" if item.type == Extension.DOMAIN else "original_domain"
+                values[key] = _domain(layout, item.data)
+            elif item.type == Extension.NECP_TLV:
+                values["necp_parameters"] = item.data
+            elif item.type == Extension.ORIGINAL_NECP_TLV:
+                values["original_necp_parameters"] = item.data
+            elif item.type == Extension.BLUETOOTH_COUNTS:
+                codec = layout.find("nstat_interface_counts")
+                if codec is not None and len(item.data) >= codec.size:
+                    rx_packets, rx_bytes, tx_packets, tx_bytes = codec.reader(*_MEDIUM)(item.data, 0)
+                    values["bluetooth"] = MediumCounts(rx_bytes, tx_bytes, rx_packets, tx_packets)
+        return values
+
+
+def domain_codec(layout: Layout, length: int) -> StructCodec | None:
+    """The layout of a domain item, told by its length: 1032 in xnu-8019.41, 1056 later."""
+    codec = layout.find("nstat_domain_info")
+    if codec is not None and codec.size > length:
+        codec = _FIRST_DOMAIN
+    return codec if codec is not None and length >= codec.size else None
+
+
+def _domain(layout: Layout, data: bytes) -> DomainInfo | None:
+    codec = domain_codec(layout, len(data))
+    if codec is None:
+        return None
+    fields: dict[str, Any] = codec.decode(data)
+    return DomainInfo(
+        name=decode_text(fields["domain_name"]),
+        owner=decode_text(fields["domain_owner"]),
+        tracker_context=decode_text(fields["domain_tracker_ctxt"]),
+        attributed_bundle_id=decode_text(fields["domain_attributed_bundle_id"]),
+        remote=decode_peer(fields["remote"]) if "remote" in fields else None,
+        is_tracker=bool(fields["is_tracker"]),
+        is_non_app_initiated=bool(fields["is_non_app_initiated"]),
+        is_silent=bool(fields["is_silent"]),
+    )

@@ -1,0 +1,120 @@
+"""The requests of a subscription: what is asked, and why."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from .._model import Provider
+from .._options import MonitorOptions
+from ._constants import Filter, HeaderFlag
+from ._kernels import Kernel
+from ._messages import (
+    AddAllSources,
+    AddSource,
+    GetDetails,
+    GetSourceDescription,
+    GetUpdate,
+    Message,
+    QuerySource,
+    SubscribeSystemInfo,
+)
+
+__all__ = ["SINGLE", "UNSEEN", "Purpose", "Request", "poll_requests", "single_request", "subscribe_requests"]
+
+_PACED = int(HeaderFlag.SUPPORTS_AGGREGATE | HeaderFlag.CONTINUATION)
+_INTERFACE_THRESHOLD = 1 << 20
+_ORDER = (Provider.TCP, Provider.UDP, Provider.QUIC, Provider.CONNECTION, Provider.UDP_SUBFLOW, Provider.ROUTE)
+
+
+class Purpose(enum.Enum):
+    """Why something is asked."""
+
+    SUBSCRIBE = enum.auto()
+    """To watch a provider, or an interface."""
+    SYSTEM_INFO = enum.auto()
+    """To have system-wide statistics: answered only when it is refused."""
+    POLL = enum.auto()
+    """To hear of all sources."""
+    DESCRIBE = enum.auto()
+    """Who an announced source is."""
+    VERIFY = enum.auto()
+    """Whether a source that a poll did not report is still there."""
+    DISCOVER = enum.auto()
+    """Whether there is a source of a number that was skipped."""
+    PROBE = enum.auto()
+    """Whether there is a source above all that a poll reported."""
+
+
+SINGLE = frozenset({Purpose.DESCRIBE, Purpose.VERIFY, Purpose.DISCOVER, Purpose.PROBE})
+"""Purposes of a request about one source."""
+UNSEEN = frozenset({Purpose.DISCOVER, Purpose.PROBE})
+"""Purposes of asking for a reference that is no known source."""
+
+
+@attrs.define(eq=False)
+class Request:
+    """A request, waiting to be sent or to be answered."""
+
+    purpose: Purpose
+    message: Message
+    provider: Provider | None = None
+    """Of a subscription."""
+    userland: bool | None = None
+    ref: int = 0
+    """Of a single source."""
+    sent_at: float = 0.0
+    retries: int = 0
+    backoff: bool = False
+    """True when it is to be sent again once the channel is drained."""
+    bytes_before: int = 0
+    """Received before it was sent."""
+    datagrams_before: int = 0
+
+
+def subscribe_requests(
+    kernel: Kernel, options: MonitorOptions, interfaces: Iterable[int], *, suppress: bool
+) -> Iterator[Request]:
+    """What subscribes to the wanted providers, in order; absent ones are left out."""
+    bits = int(Filter.SUPPRESS_SRC_ADDED) if suppress else 0
+    if options.extras:
+        bits |= sum(kernel.extension_bit(extension) or 0 for extension in kernel.extras)
+    for provider in _ORDER:
+        for number in kernel.provider_numbers(provider) if provider in options.providers else ():
+            userland = kernel.providers[number][1]
+            yield Request(Purpose.SUBSCRIBE, AddAllSources(provider=number, filter=bits), provider, userland)
+    if Provider.INTERFACE in options.providers:
+        codec = kernel.layout.find("nstat_ifnet_add_param")
+        if codec is not None:
+            (number,) = kernel.provider_numbers(Provider.INTERFACE)
+            for index in interfaces:
+                param = codec.encode({"ifindex": index, "threshold": _INTERFACE_THRESHOLD})
+                yield Request(Purpose.SUBSCRIBE, AddSource(provider=number, param=param), Provider.INTERFACE)
+    if options.extras and kernel.has_updates:
+        yield Request(Purpose.SYSTEM_INFO, SubscribeSystemInfo())
+
+
+def poll_requests(kernel: Kernel, *, details: bool, describe: bool) -> Iterator[Request]:
+    """What asks for all sources.
+
+    Args:
+        kernel: The kernel.
+        details: Counters by medium are wanted, where there are some.
+        describe: Descriptions are wanted too, where they are apart from counters and can be asked for.
+    """
+    kinds: list[type[QuerySource | GetSourceDescription]]
+    if kernel.has_updates:
+        kinds = [GetDetails if details and kernel.has_details else GetUpdate]
+    else:
+        kinds = [GetSourceDescription, QuerySource] if describe and kernel.can_describe_all else [QuerySource]
+    flags = _PACED if kernel.layout.has_lengths else 0
+    for kind in kinds:
+        yield Request(Purpose.POLL, kind(flags=flags, srcref=kernel.layout.all_sources))
+
+
+def single_request(kernel: Kernel, purpose: Purpose, ref: int) -> Request:
+    """What asks for one source."""
+    kind = GetUpdate if kernel.has_updates else GetSourceDescription
+    return Request(purpose, kind(srcref=ref), ref=ref)

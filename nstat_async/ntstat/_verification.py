@@ -1,0 +1,87 @@
+"""After a poll: what should have come and did not.
+
+Each source that should have been in the poll's answer and was not is asked for by itself.
+Data means that a batch was lost (the kernel drops one that does not fit and still says
+SUCCESS), ENOENT that the source's removal was.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+
+import attrs
+
+from ._requests import Purpose
+from ._sources import SourceTable
+
+__all__ = ["MAX_VERIFICATIONS", "PROBED_AHEAD", "Verification"]
+
+MAX_VERIFICATIONS = 2_000
+"""Sources verified after one poll; the rest waits for the next."""
+PROBED_AHEAD = 4
+"""References above the highest that the poll reported, asked for by themselves."""
+
+Question = tuple[int, Purpose]
+"""(reference, why it is asked for)"""
+
+
+@attrs.define(eq=False)
+class Verification:
+    """One poll's: what is to be asked, and what came out of it."""
+
+    recovered: int = 0
+    """Sources that were there after all."""
+    unresolved: int = 0
+    """Sources of which nobody knows whether they are there."""
+    never_seen: int = 0
+    """Sources that came and went between two polls."""
+    unanswered: int = 0
+    """Of the unresolved ones those that the kernel could not answer now: they are worth asking again."""
+    probed: int = 0
+    """Highest reference that was probed."""
+    probe_limit: int = 0
+
+    def questions(self, table: SourceTable) -> list[Question]:
+        """What to ask for, the most urgent first.
+
+        What was never seen comes first; then, what was not heard of for longest. With a
+        buffer that loses most of every poll, all of it has its turn within a few polls.
+        """
+        wanted: list[Question] = []
+        if table.terms.suppressed and table.references.missing:
+            wanted.extend((ref, Purpose.DISCOVER) for ref in sorted(table.references.missing))
+        for source in sorted(table.absent(), key=operator.attrgetter("seen")):
+            source.missed += 1
+            # Some sources are never reported (dead sockets, oversized extensions): ask rarely.
+            if source.missed & (source.missed - 1):
+                self.unresolved += 1
+            elif len(wanted) < MAX_VERIFICATIONS:
+                wanted.append((source.ref, Purpose.VERIFY))
+            else:
+                source.missed -= 1  # not asked for: it has its turn after the next poll
+                self.leave_open()
+        for _ in wanted[MAX_VERIFICATIONS:]:
+            self.leave_open()
+        return wanted[:MAX_VERIFICATIONS]
+
+    def leave_open(self) -> None:
+        """The kernel could not answer now, or was not asked."""
+        self.unresolved += 1
+        self.unanswered += 1
+
+    def begin_probing(self, table: SourceTable) -> Iterator[Question]:
+        """Ask for references above all that the poll reported.
+
+        A poll begins with the newest sources. If that batch was lost, no number above the
+        others says so: only asking does.
+        """
+        self.probed = table.references.top
+        self.probe_limit = min(self.probed + MAX_VERIFICATIONS, table.kernel.layout.all_sources - 1)
+        return self.probe_up_to(self.probed + PROBED_AHEAD)
+
+    def probe_up_to(self, ref: int) -> Iterator[Question]:
+        """Ask for the references up to this one that were not asked for yet."""
+        first, last = self.probed + 1, min(ref, self.probe_limit)
+        self.probed = max(self.probed, last)
+        return ((probed, Purpose.PROBE) for probed in range(first, last + 1))
