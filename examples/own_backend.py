@@ -204,7 +204,7 @@ class Toy:
 
     def open(self, options: MonitorOptions) -> Feed:
         core, transport = ToyCore(options.interval), ToyTransport(self._address)
-        return KernelFeed(core, transport, options=options, kernel="toy-1", protocol="toy")
+        return KernelFeed(core, transport, options=options)
 
 
 # --- a kernel to try it on ---------------------------------------------------------------

@@ -151,9 +151,7 @@ class Plate:
 class Pumping:
     def __init__(self, **options):
         self.core, self.wires, self.plate = NoteBook(), Wires(), Plate()
-        self.feed = KernelFeed(
-            self.core, self.wires, options=MonitorOptions(), kernel="none", protocol="ntstat", **options
-        )
+        self.feed = KernelFeed(self.core, self.wires, options=MonitorOptions(**options))
 
     async def until(self, *heard):
         """Run the pump until the core has heard this."""
@@ -437,40 +435,6 @@ def test_what_was_read_was_fed_and_delivered_when_a_cancellation_comes(run):
             tasks.cancel_scope.cancel()
         assert len(it.plate.events) == [heard[0] for heard in it.core.heard].count("datagram") == 5
         assert it.wires.closed, "a cancelled pump releases its sockets"
-
-    run(body)
-
-
-def test_both_directions_and_the_answers_are_recorded(run):
-    class Tape:
-        def __init__(self):
-            self.lines = []
-
-        def to_kernel(self, data, time_ns, client):
-            self.lines.append((">", data, client))
-
-        def from_kernel(self, data, time_ns, client):
-            self.lines.append(("<", data, client))
-
-        def answer(self, token, answer, time_ns):
-            self.lines.append(("?", token, answer))
-
-        def close(self):
-            self.lines.append("closed")
-
-    async def body():
-        tape = Tape()
-        it = Pumping(recorder=tape)
-
-        def hear(*heard):
-            if heard[0] == "opened":
-                it.wires.far[0].send(b"reply")
-                it.core.next = [Send(0, b"request"), Lookup(3, "who")]
-
-        it.core.on_hearing = hear
-        await it.until("answer", 3, "who")
-        assert set(tape.lines) == {(">", b"request", 0), ("<", b"reply", 0), ("?", 3, "who"), "closed"}
-        assert tape.lines[-1] == "closed"
 
     run(body)
 

@@ -48,9 +48,11 @@ from ._messages import (
 )
 from ._passive import PassiveSession
 from ._session import Session
+from ._setup import RECORDED, Setup
 
 __all__ = [
     "CONTROL_NAME",
+    "RECORDED",
     "AddAllSources",
     "AddSource",
     "CloseChannel",
@@ -86,6 +88,7 @@ __all__ = [
     "Send",
     "Session",
     "SetFilter",
+    "Setup",
     "SourceAdded",
     "SourceCounts",
     "SourceDescription",

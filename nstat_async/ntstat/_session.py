@@ -26,6 +26,7 @@ from ._counters import make_counts, raw_values, unpacked
 from ._evidence import CloseEvidence, Evidence, OpenEvidence
 from ._kernels import Kernel
 from ._proof import LayoutProbe
+from ._setup import Setup
 from ._sources import Source, advance
 from ._subscription import State, Subscription
 from ._translate import Translator
@@ -81,6 +82,15 @@ class Session:
         self.translator = Translator(self.kernel, timebase, dict(interfaces or {}), path_of)
         self.proof = Proof.ASSUMED if self.kernel.known else Proof.UNKNOWN
         """How sure the layout is."""
+        self.setup = Setup(
+            kernel=self.kernel.text,
+            timebase=timebase,
+            interfaces=tuple((interfaces or {}).items()),
+            backend=backend,
+            verify=verify,
+            own_uid=own_uid,
+        )
+        """What it was made of, beside the options."""
         self._verify = not self.kernel.known if verify is None else verify
         self._own_uid = own_uid
         self._probe: LayoutProbe | None = None
@@ -99,6 +109,23 @@ class Session:
         self._candidate_poll: float | None = None
         self._last_resync = float("-inf")
         self._statistics = {"resynchronisations": 0}
+
+    @classmethod
+    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+        """The session that has this `setup`.
+
+        Raises:
+            UsageError: The kernel's version is not understood or too old.
+        """
+        return cls(
+            setup.kernel,
+            timebase=setup.timebase,
+            interfaces=dict(setup.interfaces),
+            options=options,
+            backend=setup.backend,
+            verify=setup.verify,
+            own_uid=setup.own_uid,
+        )
 
     # --- Core: in -------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""The project's own format, version 1 (``docs/recording-format.md``): both directions.
+"""The project's own format (``docs/recording-format.md``): both directions.
+
+Version 2 is written. Version 1 is read by the same code: it is the same but for the kinds
+of records that it does not have.
 
 ::
 
@@ -20,6 +23,7 @@ import attrs
 from nstat_async._errors import RecordingError
 
 from ._records import (
+    IN_BATCH,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
@@ -43,7 +47,8 @@ __all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record"]
 
 MAGIC = b"\x89NSTAT\r\n"
 """Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 
 _FILE = struct.Struct("<8sHHI")
 _RECORD = struct.Struct("<HBBIIq")
@@ -61,9 +66,13 @@ _KINDS = {
     3: RecordKind.NOTE,
     4: RecordKind.ANSWER,
     5: RecordKind.META,
+    6: RecordKind.STEP,
 }
 _NUMBERS = {kind: number for number, kind in _KINDS.items()}
-_LIMITS = {1: MAX_DATAGRAM, 2: MAX_DATAGRAM, 3: MAX_NOTE, 4: MAX_DOCUMENT, 5: MAX_DOCUMENT}
+_BATCHED = 7
+"""A received datagram that came in one batch with the one before it."""
+_KINDS[_BATCHED] = RecordKind.FROM_KERNEL
+_LIMITS = dict.fromkeys((1, 2, _BATCHED), MAX_DATAGRAM) | {3: MAX_NOTE}
 # By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
 # There is no kind 0: zeros are what a crash leaves in a file.
 _LONGEST = [-1, -1] + [
@@ -72,6 +81,7 @@ _LONGEST = [-1, -1] + [
     for flags in range(2)
 ]
 
+_DOCUMENTS = {RecordKind.ANSWER, RecordKind.STEP, RecordKind.META}
 _SHOWN = 64
 """Bytes of damage that are kept to look at."""
 _FILE_HEADER_MAX = 4096
@@ -92,9 +102,11 @@ def encode_record(
         UsageError: It does not fit the format.
     """
     number = _NUMBERS[kind]
-    check_length(payload, kind.value, _LIMITS[number])
+    check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
     flags = 0
-    if extra:
+    if extra is IN_BATCH:
+        number = _BATCHED
+    elif extra:
         beside = dump_json(dict(extra), "extra", MAX_EXTRA)
         payload = _EXTRA_LENGTH.pack(len(beside)) + beside + payload
         flags = FLAG_EXTRA
@@ -192,6 +204,9 @@ class NativeParser:
             if number <= 2 and not flags:
                 records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop]))
                 index += 1
+            elif number == _BATCHED and not flags:
+                records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop], None, IN_BATCH))
+                index += 1
             else:
                 record = self._uncommon(
                     data[at + _HEAD : stop], number, flags, time_ns, client, index, self._offset + at
@@ -245,7 +260,7 @@ class NativeParser:
         try:
             if flags & FLAG_EXTRA:
                 extra, body = _split_extra(payload)
-            if kind is RecordKind.ANSWER or kind is RecordKind.META:
+            if kind in _DOCUMENTS:
                 value = json.loads(body.decode("utf-8"))
             if kind is RecordKind.META:
                 return self._meta(value, body, time_ns, client, index)
@@ -284,8 +299,9 @@ def _file_header(data: bytes) -> int:
     magic, version, length, _ = _FILE.unpack_from(data)
     if magic != MAGIC:
         raise RecordingError("not a recording: the first bytes are not its magic", raw=data[:_SHOWN])
-    if version != VERSION:
-        raise RecordingError(f"recording format version {version}; this library reads {VERSION}", raw=data[:_SHOWN])
+    if version not in _READ:
+        known = " and ".join(map(str, _READ))
+        raise RecordingError(f"recording format version {version}; this library reads {known}", raw=data[:_SHOWN])
     if not _FILE.size <= length <= _FILE_HEADER_MAX:
         raise RecordingError(f"the recording's header claims {length} bytes", raw=data[:_SHOWN])
     return int(length)

@@ -29,6 +29,8 @@ class _Writer:
         self._flush = flush
         self._info = info
         self._count = 0
+        self.size = 0
+        """Bytes written so far."""
         self._put([self._encode_beginning(info)])
 
     @property
@@ -100,6 +102,7 @@ class _Writer:
             written = self._file.write(view)  # an unbuffered file may take a part
             if written is None:
                 raise BlockingIOError("the recording's file does not block, and is full")
+            self.size += written
             view = view[written:]
         if self._flush and pieces:
             self._file.flush()
@@ -142,8 +145,8 @@ class RecordingWriter(_Writer):
             extra = {**extra, "i": record.index}
         if kind is RecordKind.NOTE:
             payload = (record.text or "").encode("utf-8", "backslashreplace")
-        elif kind is RecordKind.ANSWER:
-            payload = dump_json(record.value, "answer", MAX_DOCUMENT)
+        elif kind is RecordKind.ANSWER or kind is RecordKind.STEP:
+            payload = dump_json(record.value, kind.value, MAX_DOCUMENT)
         elif kind is RecordKind.DAMAGE:
             raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
         else:
