@@ -101,7 +101,7 @@ class Vocabulary:
         Raises:
             ProtocolError: Its class is unknown, or it is no value of that class.
         """
-        if isinstance(data, _PLAIN):
+        if data is None or isinstance(data, str):
             return data
         name = data.get("type") if isinstance(data, dict) else None
         kind = self._kinds.get(name) if isinstance(name, str) else None

@@ -69,7 +69,7 @@ class Follower:
         """The step or the answer (with its token) of a record; `None` and a loss if it is damaged."""
         try:
             if record.kind is RecordKind.STEP:
-                return steps.STEPS.read(record.value)
+                return steps.read_step(record.value)
             return _token(record.value), self._values.read(_named(record.value.get("answer")))
         except ProtocolError as error:
             self.lose(1, f"record {record.index}: {error.reason}")

@@ -22,7 +22,7 @@ from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
-from ..recording import IN_BATCH, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
+from ..recording import IN_BATCH, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
 from .protocols import protocol_of
 from .recorder import Recorder
 
@@ -49,7 +49,11 @@ def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple
     target = options.record_to
     recording = target if isinstance(target, Recording) else Recording(target)
     now = time.monotonic()
-    proxy = RecordedCore(core, recording, options, now=now, epoch_offset=time.time() - now)
+    try:
+        proxy = RecordedCore(core, recording, options, now=now, epoch_offset=time.time() - now)
+    except BaseException:
+        transport.close()  # it may hold a socket that nobody will ask for
+        raise
     return proxy, _RecordedTransport(transport, proxy)
 
 
@@ -118,7 +122,7 @@ class RecordedCore:
                 self._flush()
 
     def _step(self, step: steps.Step, channel: int = 0) -> Record:
-        record = Record(0, RecordKind.STEP, self._time, channel, value=steps.STEPS.write(step))
+        record = Record(NEXT, RecordKind.STEP, self._time, channel, value=steps.write_step(step))
         self._add(record)
         return record
 
@@ -136,7 +140,7 @@ class RecordedCore:
         """What a later part begins with, so that it can be followed on its own."""
         for records in self._channels.values():
             for record in records:
-                yield Record(0, record.kind, self._time, record.client, value={**record.value, "repeated": True})
+                yield Record(NEXT, record.kind, self._time, record.client, value={**record.value, "repeated": True})
 
     def _give_up(self, error: Exception) -> None:
         """The recording ends here; what it is a recording of goes on."""
@@ -182,7 +186,7 @@ class RecordedCore:
         moment = self._moment(now)
         extra = NO_EXTRA
         for data in datagrams:
-            self._add(Record(0, RecordKind.FROM_KERNEL, self._time, channel, data, None, extra))
+            self._add(Record(NEXT, RecordKind.FROM_KERNEL, self._time, channel, data, None, extra))
             extra = IN_BATCH
         self._core.receive_datagrams(datagrams, moment, channel)
 
@@ -220,7 +224,7 @@ class RecordedCore:
         except NstatError as error:
             self._give_up(error)
         else:
-            self._add(Record(0, RecordKind.ANSWER, self._time, value=value))
+            self._add(Record(NEXT, RecordKind.ANSWER, self._time, value=value))
         self._core.lookup_done(token, answer, moment)
 
     def handle_deadline(self, now: float) -> None:
@@ -249,7 +253,7 @@ class RecordedCore:
 
     def _write_command(self, command: Command) -> None:
         if isinstance(command, Send):
-            self._add(Record(0, RecordKind.TO_KERNEL, self._time, command.channel, command.data))
+            self._add(Record(NEXT, RecordKind.TO_KERNEL, self._time, command.channel, command.data))
         elif isinstance(command, OpenChannel):
             record = self._step(steps.OpenChannel(self._values.write(command.purpose)), command.channel)
             self._channels[command.channel] = [record]

@@ -143,7 +143,7 @@ class Rerun:
             if record.kind is RecordKind.ANSWER:
                 self._answered(record.value)
             else:
-                self._play_step(steps.STEPS.read(record.value), record.client)
+                self._play_step(steps.read_step(record.value), record.client)
         except ProtocolError as error:
             self._lose(f"record {record.index}: {error.reason}", 1)
 

@@ -25,6 +25,7 @@ __all__ = [
     "MAX_EXTRA",
     "MAX_LINE",
     "MAX_NOTE",
+    "NEXT",
     "NO_EXTRA",
     "Record",
     "RecordKind",
@@ -55,6 +56,9 @@ NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
 """The further keys of a record that has none; one object, shared."""
 IN_BATCH: Mapping[str, Any] = MappingProxyType({"batch": True})
 """The further key of a received datagram that came in one batch with the record before it."""
+
+NEXT = -1
+"""The index of a record to be written that gets the number of its place in the file."""
 
 _TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
 _CLIENT_MAX = (1 << 32) - 1

@@ -10,7 +10,7 @@ from nstat_async._errors import UsageError
 
 from ._jsonlines import encode_info_line, encode_line
 from ._native import encode_header, encode_record
-from ._records import MAX_DOCUMENT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
+from ._records import MAX_DOCUMENT, NEXT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -141,7 +141,7 @@ class RecordingWriter(_Writer):
         if kind is RecordKind.META:
             payload = dump_json(info_to_mapping(record.value), "info", MAX_DOCUMENT)
             return encode_record(kind, payload, record.time_ns, record.client)
-        if record.index != self._count:
+        if record.index != self._count and record.index != NEXT:
             extra = {**extra, "i": record.index}
         if kind is RecordKind.NOTE:
             payload = (record.text or "").encode("utf-8", "backslashreplace")
@@ -165,7 +165,7 @@ class JsonLinesWriter(_Writer):
     def _encode(self, record: Record) -> bytes:
         if record.kind is RecordKind.DAMAGE:
             raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
-        return encode_line(record.index, record)
+        return encode_line(self._count if record.index == NEXT else record.index, record)
 
 
 def copy(source: Iterable[Record], writer: RecordingWriter | JsonLinesWriter) -> int:

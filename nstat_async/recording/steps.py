@@ -13,10 +13,10 @@ from typing import Any, Union, get_args
 
 import attrs
 
+from nstat_async._errors import ProtocolError
 from nstat_async._values import Vocabulary, to_json
 
 __all__ = [
-    "STEPS",
     "ChannelClosed",
     "ChannelDrained",
     "ChannelFailed",
@@ -30,6 +30,8 @@ __all__ = [
     "Run",
     "Started",
     "Step",
+    "read_step",
+    "write_step",
 ]
 
 
@@ -148,5 +150,22 @@ Step = Union[
     CloseChannel,
     Lookup,
 ]
-STEPS = Vocabulary(*get_args(Step))
-"""Writes and reads the value of a `RecordKind.STEP` record."""
+_STEPS = Vocabulary(*get_args(Step))
+
+
+def write_step(step: Step) -> dict[str, Any]:
+    """The value of a `RecordKind.STEP` record."""
+    fields: dict[str, Any] = _STEPS.write(step)
+    return fields
+
+
+def read_step(value: Any) -> Step:
+    """The step that such a record holds.
+
+    Raises:
+        ProtocolError: It is none, or one that this version does not know.
+    """
+    if not isinstance(value, dict):
+        raise ProtocolError("no step")
+    step: Step = _STEPS.read(value)
+    return step
