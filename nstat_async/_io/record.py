@@ -35,7 +35,8 @@ CLOCK_STEP = 0.001
 MOST_PENDING = 256
 """Records that wait to be written at most."""
 
-_DRAINED, _DEADLINE = steps.ChannelDrained(), steps.DeadlineReached()
+_DRAINED, _DEADLINE = steps.write_step(steps.ChannelDrained()), steps.write_step(steps.DeadlineReached())
+"""By name, since there are so many of them."""
 
 
 def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[Core, Transport]:
@@ -122,7 +123,10 @@ class RecordedCore:
                 self._flush()
 
     def _step(self, step: steps.Step, channel: int = 0) -> Record:
-        record = Record(NEXT, RecordKind.STEP, self._time, channel, value=steps.write_step(step))
+        return self._named_step(steps.write_step(step), channel)
+
+    def _named_step(self, value: dict[str, Any], channel: int = 0) -> Record:
+        record = Record(NEXT, RecordKind.STEP, self._time, channel, b"", None, NO_EXTRA, value)
         self._add(record)
         return record
 
@@ -200,7 +204,7 @@ class RecordedCore:
     def channel_drained(self, channel: int, now: float) -> None:
         """The channel would block."""
         moment = self._moment(now)
-        self._step(_DRAINED, channel)
+        self._named_step(_DRAINED, channel)
         self._core.channel_drained(channel, moment)
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
@@ -230,7 +234,7 @@ class RecordedCore:
     def handle_deadline(self, now: float) -> None:
         """The time has come."""
         moment = self._moment(now)
-        self._step(_DEADLINE)
+        self._named_step(_DEADLINE)
         self._core.handle_deadline(moment)
 
     def request_poll(self, now: float) -> int:

@@ -43,7 +43,7 @@ from ._records import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record"]
+__all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record", "encode_step"]
 
 MAGIC = b"\x89NSTAT\r\n"
 """Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
@@ -72,7 +72,10 @@ _NUMBERS = {kind: number for number, kind in _KINDS.items()}
 _BATCHED = 7
 """A received datagram that came in one batch with the one before it."""
 _KINDS[_BATCHED] = RecordKind.FROM_KERNEL
-_LIMITS = dict.fromkeys((1, 2, _BATCHED), MAX_DATAGRAM) | {3: MAX_NOTE}
+_BARE = {8: "ChannelDrained", 9: "DeadlineReached"}
+"""Steps that are only their name, and so frequent that they have numbers of their own."""
+_BARE_NUMBERS = {name: number for number, name in _BARE.items()}
+_LIMITS = dict.fromkeys((1, 2, _BATCHED), MAX_DATAGRAM) | {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
 # By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
 # There is no kind 0: zeros are what a crash leaves in a file.
 _LONGEST = [-1, -1] + [
@@ -101,15 +104,28 @@ def encode_record(
     Raises:
         UsageError: It does not fit the format.
     """
-    number = _NUMBERS[kind]
-    check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
-    flags = 0
+    number, flags = _NUMBERS[kind], 0
+    if len(payload) > _LIMITS.get(number, MAX_DOCUMENT):
+        check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
     if extra is IN_BATCH:
         number = _BATCHED
     elif extra:
         beside = dump_json(dict(extra), "extra", MAX_EXTRA)
         payload = _EXTRA_LENGTH.pack(len(beside)) + beside + payload
         flags = FLAG_EXTRA
+    return _packed(number, flags, payload, time_ns, client)
+
+
+def encode_step(value: Any, time_ns: int, client: int, extra: Mapping[str, Any] = NO_EXTRA) -> bytes:
+    """One step, whole; see `encode_record`."""
+    name = value.get("type") if isinstance(value, dict) and len(value) == 1 and not extra else None
+    number = _BARE_NUMBERS.get(name) if isinstance(name, str) else None
+    if number is not None:
+        return _packed(number, 0, b"", time_ns, client)
+    return encode_record(RecordKind.STEP, dump_json(value, "step", MAX_DOCUMENT), time_ns, client, extra)
+
+
+def _packed(number: int, flags: int, payload: bytes, time_ns: int, client: int) -> bytes:
     try:
         return _RECORD.pack(_MARKER, number, flags, len(payload), client, time_ns) + payload
     except struct.error:
@@ -206,6 +222,10 @@ class NativeParser:
                 index += 1
             elif number == _BATCHED and not flags:
                 records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop], None, IN_BATCH))
+                index += 1
+            elif number in _BARE and not flags:
+                step = {"type": _BARE[number]}
+                records.append(Record(index, RecordKind.STEP, time_ns, client, b"", None, NO_EXTRA, step))
                 index += 1
             else:
                 record = self._uncommon(

@@ -240,6 +240,9 @@ def damage_record(index: int, time_ns: int, reason: str, offset: int, length: in
     return Record(index, RecordKind.DAMAGE, time_ns, 0, data, text, extra)
 
 
+_to_text = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def dump_json(value: Any, what: str, limit: int) -> bytes:
     """Compact ASCII JSON.
 
@@ -247,7 +250,7 @@ def dump_json(value: Any, what: str, limit: int) -> bytes:
         UsageError: The value is not JSON, or its text is longer than `limit` bytes.
     """
     try:
-        text = json.dumps(value, separators=(",", ":")).encode("ascii")
+        text = _to_text(value).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{what}: cannot be written as JSON: {error}") from error
     check_length(text, what, limit)

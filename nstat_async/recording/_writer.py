@@ -9,7 +9,7 @@ import attrs
 from nstat_async._errors import UsageError
 
 from ._jsonlines import encode_info_line, encode_line
-from ._native import encode_header, encode_record
+from ._native import encode_header, encode_record, encode_step
 from ._records import MAX_DOCUMENT, NEXT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ class RecordingWriter(_Writer):
 
     def _encode(self, record: Record) -> bytes:
         kind, extra = record.kind, record.extra
+        if record.index == NEXT and (kind is RecordKind.FROM_KERNEL or kind is RecordKind.TO_KERNEL):
+            return encode_record(kind, record.data, record.time_ns, record.client, extra)
         if kind is RecordKind.META:
             payload = dump_json(info_to_mapping(record.value), "info", MAX_DOCUMENT)
             return encode_record(kind, payload, record.time_ns, record.client)
@@ -145,8 +147,10 @@ class RecordingWriter(_Writer):
             extra = {**extra, "i": record.index}
         if kind is RecordKind.NOTE:
             payload = (record.text or "").encode("utf-8", "backslashreplace")
-        elif kind is RecordKind.ANSWER or kind is RecordKind.STEP:
-            payload = dump_json(record.value, kind.value, MAX_DOCUMENT)
+        elif kind is RecordKind.STEP:
+            return encode_step(record.value, record.time_ns, record.client, extra)
+        elif kind is RecordKind.ANSWER:
+            payload = dump_json(record.value, "answer", MAX_DOCUMENT)
         elif kind is RecordKind.DAMAGE:
             raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
         else:
