@@ -143,7 +143,7 @@ class RecordingWriter(_Writer):
         if kind is RecordKind.META:
             payload = dump_json(info_to_mapping(record.value), "info", MAX_DOCUMENT)
             return encode_record(kind, payload, record.time_ns, record.client)
-        if record.index != self._count and record.index != NEXT:
+        if record.index not in (self._count, NEXT):
             extra = {**extra, "i": record.index}
         if kind is RecordKind.NOTE:
             payload = (record.text or "").encode("utf-8", "backslashreplace")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support import PYTHON, run, run_json
@@ -28,14 +31,31 @@ def command(*arguments: object) -> list[str]:
     return [PYTHON, "-m", "nstat_async", *map(str, arguments)]
 
 
+def stopped(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> tuple[bytes, bytes]:
+    """Both outputs of a command that is interrupted when enough is done."""
+    limit = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return out, err
+
+
 def test_standard_output_takes_a_recording_and_nothing_else(options):
-    recorded = subprocess.run(
-        command("record", "-", "--json", "--duration", "0.4", *options), capture_output=True, timeout=60, check=True
+    process = subprocess.Popen(
+        command("record", "-", "--json", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
-    assert recorded.stdout.startswith(b"\x89NSTAT\r\n")
-    assert b"events" in recorded.stderr, "the summary is not among the recording's bytes"
+    assert process.stdout is not None
+    first = b""
+    while len(first) < 6000:
+        first += process.stdout.read(6000)
+    rest, err = stopped(process, lambda: True)
+    assert first.startswith(b"\x89NSTAT\r\n")
+    assert b"events" in err, "the summary is not among the recording's bytes"
     played = subprocess.run(
-        command("replay", "-", "--json"), input=recorded.stdout, capture_output=True, timeout=60, check=True
+        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=60, check=True
     )
     events = [json.loads(line) for line in played.stdout.splitlines()]
     assert "curl" in {e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"}
@@ -55,23 +75,32 @@ def test_a_reader_of_the_recording_that_goes_away_is_the_end_and_no_failure(opti
 
 def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
     path = tmp_path / "day.nstat"
-    (summary,) = run_json(
-        "record", path, "--json", "--duration", "1", "--rotate-size", "2K", "--rotate-every", "100", *options
-    )
-    parts = sorted(tmp_path.glob("day.*.nstat"))
-    assert len(parts) > 1
+
+    def parts() -> list[Path]:
+        return sorted(tmp_path.glob("day.*.nstat"))
+
+    def recording(*more: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command("record", path, "--rotate-size", "2K", *more, *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    out, _ = stopped(recording("--json", "--rotate-every", "100"), lambda: len(parts()) > 3)
+    summary = json.loads(out)
     assert not path.exists()
     assert summary["file"] == str(path)
-    assert summary["bytes"] == sum(part.stat().st_size for part in parts)
-    events = run_json("replay", *parts, "--json")
+    assert summary["bytes"] == sum(part.stat().st_size for part in parts())
+    events = run_json("replay", *parts(), "--json")
     assert [e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"] == ["curl"]
     assert not [e for e in events if e["event"] == "events_lost"]
-    assert run_json("messages", parts[-1])
-    status, _, err = run("replay", parts[1], parts[0])
+    assert run_json("messages", parts()[0])
+    status, _, err = run("replay", parts()[1], parts()[0])
     assert status == 1
     assert "is not the part that follows" in err
-    run("record", path, "--duration", "0.5", "--rotate-size", "2K", "--keep", "1", *options)
-    assert len(list(tmp_path.glob("day.*.nstat"))) == 1
+    newest = parts()[-1]
+    stopped(recording("--keep", "1"), lambda: len(parts()) == 1)
+    assert parts()[0] > newest, "numbers go on"
 
 
 @pytest.mark.parametrize(
