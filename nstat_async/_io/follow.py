@@ -23,8 +23,6 @@ __all__ = ["Follower", "follower_of"]
 
 MAX_CLIENTS = 4096
 """Clients that a recording may have; more are garbage."""
-_ROLES = ("dumps", "removals", "routes", "lookups")
-"""Of a Linux client's sockets, in the order of their numbers in each namespace."""
 
 
 class Follower:
@@ -189,9 +187,10 @@ class _LinuxFollower(Follower):
                 self._note_purpose(record.client, step.purpose)
 
     def _note_purpose(self, channel: int, data: Any) -> None:
+        roles = steps.ROLES_BY_NUMBER
         try:
             purpose = self._values.read(data)
-            self._channels[channel] = purpose.namespace * len(_ROLES) + _ROLES.index(purpose.role.value)
+            self._channels[channel] = purpose.namespace * len(roles) + roles.index(purpose.role.value)
         except (ProtocolError, AttributeError, ValueError):
             return  # a purpose of another version: the number has to do
 

@@ -17,6 +17,7 @@ from nstat_async._errors import ProtocolError
 from nstat_async._values import Vocabulary, to_json
 
 __all__ = [
+    "ROLES_BY_NUMBER",
     "ChannelClosed",
     "ChannelDrained",
     "ChannelFailed",
@@ -150,6 +151,9 @@ Step = Union[
     CloseChannel,
     Lookup,
 ]
+ROLES_BY_NUMBER = ("dumps", "removals", "routes", "lookups")
+"""What a Linux socket was for before recordings said it: its number, modulo four, is a place here."""
+
 _STEPS = Vocabulary(*get_args(Step))
 
 
