@@ -117,8 +117,6 @@ class Vocabulary:
 def _reader(hint: Any) -> _Reader:
     """Turns JSON into a value of this type, or raises `ValueError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return _anything
     if hint in _SIMPLE:
         return _SIMPLE[hint]
     if origin in {Union, types.UnionType}:
@@ -140,13 +138,13 @@ def _refuse(data: Any, what: str) -> ValueError:
     return ValueError(f"{data!r:.{_SHOWN}} is no {what}")
 
 
-def _anything(data: Any) -> Any:
-    return data
+def _exactly(kind: type, what: str) -> _Reader:
+    def read(data: Any) -> Any:
+        if type(data) is not kind:  # a truth value is no number here
+            raise _refuse(data, what)
+        return data
 
-
-def _nothing(data: Any) -> None:
-    if data is not None:
-        raise _refuse(data, "null")
+    return read
 
 
 def _integer(data: Any) -> int:
@@ -161,29 +159,15 @@ def _number(data: Any) -> float:
     return float(data)
 
 
-def _truth(data: Any) -> bool:
-    if type(data) is not bool:
-        raise _refuse(data, "truth value")
-    return data
-
-
-def _text(data: Any) -> str:
-    if type(data) is not str:
-        raise _refuse(data, "text")
-    return data
-
-
-def _bytes(data: Any) -> bytes:
-    return bytes.fromhex(_text(data))
-
-
+_text = _exactly(str, "text")
 _SIMPLE: dict[Any, _Reader] = {
-    type(None): _nothing,
+    Any: lambda data: data,
+    type(None): _exactly(type(None), "null"),
     int: _integer,
     float: _number,
-    bool: _truth,
+    bool: _exactly(bool, "truth value"),
     str: _text,
-    bytes: _bytes,
+    bytes: lambda data: bytes.fromhex(_text(data)),
 }
 
 

@@ -11,30 +11,26 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .._errors import NstatError, ProtocolError, RecordingError
-from .._events import AnyEvent, EventsLost, LossCause
+from .._errors import ProtocolError, RecordingError
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..ntstat import Kernel, PassiveSession
 from ..recording import Record, RecordingInfo, RecordKind, steps
+from .player import Player
 from .protocols import Protocol
 
-__all__ = ["Follower", "follower_of"]
+__all__ = ["follower_of"]
 
 MAX_CLIENTS = 4096
 """Clients that a recording may have; more are garbage."""
 
 
-class Follower:
-    """What following has in common on both systems: time, damage, and values by name."""
-
-    failure: NstatError | None = None
+class Follower(Player):
+    """What following has in common on both systems: the recorded wall clock is the only one."""
 
     def __init__(self, info: RecordingInfo, protocol: Protocol) -> None:
-        self._values = protocol.values
-        self._started = (info.started_ns or 0) / 1e9
-        self._now = self._started
-        self._events: list[AnyEvent] = []
+        super().__init__(protocol)
+        self._started = self.now = (info.started_ns or 0) / 1e9
 
     def play(self, records: Iterable[Record]) -> None:
         """Take in records.
@@ -47,37 +43,12 @@ class Follower:
             if record.kind is RecordKind.DAMAGE:
                 self.lose(1, record.text)
                 continue
-            self._now = now = started + record.time_ns / 1e9
+            self.now = now = started + record.time_ns / 1e9
             self.feed(record, now)
 
     def feed(self, record: Record, now: float) -> None:
         """Take in one record."""
         raise NotImplementedError
-
-    def drain(self) -> list[AnyEvent]:
-        """The events of the sessions since the last call."""
-        return []
-
-    def lose(self, count: int | None, detail: str | None) -> None:
-        """Report damage, in its place among the events."""
-        self._events += self.drain()
-        self._events.append(EventsLost(self._now, LossCause.RECORDING, count, detail=detail))
-
-    def read(self, record: Record) -> Any:
-        """The step or the answer (with its token) of a record; `None` and a loss if it is damaged."""
-        try:
-            if record.kind is RecordKind.STEP:
-                return steps.read_step(record.value)
-            return _token(record.value), self._values.read(_named(record.value.get("answer")))
-        except ProtocolError as error:
-            self.lose(1, f"record {record.index}: {error.reason}")
-            return None
-
-    def take_events(self) -> list[AnyEvent]:
-        """The events since the last call."""
-        events, self._events = self._events, []
-        events += self.drain()
-        return events
 
 
 class _DarwinFollower(Follower):
@@ -124,13 +95,13 @@ class _DarwinFollower(Follower):
             session.receive_datagram(record.data, now)
         else:
             session.observe_request(record.data, now)
-        self._events += session.take_events()
+        self.events += session.take_events()
 
     def finish(self) -> None:
         """The recording ends here."""
         for session in self._sessions.values():
-            session.finish(self._now)
-            self._events += session.take_events()
+            session.finish(self.now)
+            self.events += session.take_events()
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The open flows of all clients."""
@@ -155,14 +126,15 @@ class _LinuxFollower(Follower):
     """The netlink conversation of a recorded monitor."""
 
     def __init__(self, info: RecordingInfo, protocol: Protocol, options: MonitorOptions) -> None:
-        from ..sockdiag import Session  # noqa: PLC0415  # recordings of Linux only
+        from ..sockdiag import ChannelPurpose, Session  # noqa: PLC0415  # recordings of Linux only
 
         super().__init__(info, protocol)
         self._session = Session(options=options, kernel=info.kernel, passive=True)
+        self._purpose = ChannelPurpose
         self._channels: dict[int, int] = {}
         """Numbers by which the session knows a channel, where the recording says what it was opened for."""
         self._started_session = False
-        self.drain = self._session.take_events  # type: ignore[method-assign]
+        self.drain = self._session.take_events
         self.flows = self._session.flows
         self.statistics = self._session.statistics
 
@@ -177,26 +149,30 @@ class _LinuxFollower(Follower):
             session.receive_datagram(record.data, now, channel)
         elif kind is RecordKind.TO_KERNEL:
             session.observe_request(record.data, now, channel)
-        elif kind is RecordKind.ANSWER:
-            answer = self.read(record)
-            if answer is not None:
-                session.lookup_done(answer[0], answer[1], now)
-        elif kind is RecordKind.STEP:
-            step = self.read(record)
-            if isinstance(step, steps.OpenChannel):
-                self._note_purpose(record.client, step.purpose)
+        elif kind is RecordKind.ANSWER or kind is RecordKind.STEP:
+            self.read(record)
+
+    def answered(self, token: int, answer: Any) -> None:
+        """Give an answer to the session."""
+        self._session.lookup_done(token, answer, self.now)
+
+    def step(self, step: steps.Step, channel: int) -> None:
+        """Learn what a channel is for."""
+        if isinstance(step, steps.OpenChannel):
+            self._note_purpose(channel, step.purpose)
 
     def _note_purpose(self, channel: int, data: Any) -> None:
         roles = steps.ROLES_BY_NUMBER
         try:
-            purpose = self._values.read(data)
-            self._channels[channel] = purpose.namespace * len(roles) + roles.index(purpose.role.value)
-        except (ProtocolError, AttributeError, ValueError):
+            purpose = self.values.read(data)
+        except ProtocolError:
             return  # a purpose of another version: the number has to do
+        if isinstance(purpose, self._purpose):
+            self._channels[channel] = purpose.namespace * len(roles) + roles.index(purpose.role.value)
 
     def finish(self) -> None:
         """The recording ends here."""
-        self._session.finish(self._now)
+        self._session.finish(self.now)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -221,28 +197,3 @@ def follower_of(
 def _guess_timebase(kernel: str) -> tuple[int, int]:
     """Apple silicon counts 24 MHz ticks; its kernels say so in their name."""
     return (125, 3) if "ARM64" in kernel.upper() else (1, 1)
-
-
-# --- look-ups as they were written before values had names ---------------------------
-
-_OLD_ANSWERS = {"owners": "OwnersAnswer", "link_kinds": "LinkKindsAnswer"}
-_OLD_PROCESS = ("pid", "start_ticks", "name", "path")
-
-
-def _token(value: Any) -> int:
-    token = value.get("token") if isinstance(value, dict) else None
-    if type(token) is not int:
-        raise ProtocolError("an answer to nothing")
-    return token
-
-
-def _named(answer: Any) -> Any:
-    """An answer by name."""
-    if not isinstance(answer, dict) or "lookup" not in answer:
-        return answer
-    old, named = answer["lookup"], dict(answer)
-    named["type"] = _OLD_ANSWERS.get(old) if isinstance(old, str) else None
-    processes = answer.get("processes")
-    if isinstance(processes, list):
-        named["processes"] = [dict(zip(_OLD_PROCESS, p, strict=False)) for p in processes if isinstance(p, list)]
-    return named

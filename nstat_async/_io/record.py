@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from .. import __version__
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send, Transport
 from .._errors import NstatError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
-from .._model import Capabilities, Counts, Flow
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
 from ..recording import IN_BATCH, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
@@ -55,11 +54,11 @@ def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple
     except BaseException:
         transport.close()  # it may hold a socket that nobody will ask for
         raise
-    return proxy, _RecordedTransport(transport, proxy)
+    return cast("Core", proxy), _RecordedTransport(transport, proxy)
 
 
 class RecordedCore:
-    """A core, recorded from its start to `close`.
+    """A `Core`, recorded from its start to `close`.
 
     Args:
         core: The core; it must not have been started.
@@ -276,33 +275,9 @@ class RecordedCore:
             self._failed.clear()
         return events
 
-    def next_deadline(self) -> float | None:
-        """When `handle_deadline` wants to be called."""
-        return self._core.next_deadline()
-
-    @property
-    def setup(self) -> Any:
-        """What the core was made of."""
-        return self._core.setup
-
-    @property
-    def failure(self) -> NstatError | None:
-        """Why the subscription cannot go on, once it cannot."""
-        return self._core.failure
-
-    @property
-    def subscribed(self) -> bool:
-        """True once no flow that begins from now on can escape the subscription."""
-        return self._core.subscribed
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this subscription can tell."""
-        return self._core.capabilities
-
-    def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
-        """The open flows."""
-        return self._core.flows()
+    def __getattr__(self, name: str) -> Any:
+        """What only looks at the core: `failure`, `capabilities`, `flows`, `next_deadline` and the like."""
+        return getattr(self._core, name)
 
     def statistics(self) -> dict[str, int]:
         """Counters of the core, and of the recording."""

@@ -15,12 +15,12 @@ from typing import Any
 import attrs
 
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send
-from .._errors import NstatError, ProtocolError
-from .._events import AnyEvent, EventsLost, LossCause
+from .._errors import NstatError
 from .._model import Capabilities, Counts, Flow
 from .._options import STEERING, MonitorOptions
 from .._values import from_json
 from ..recording import IN_BATCH, Record, RecordingInfo, RecordKind, steps
+from .player import Player
 from .protocols import Protocol
 
 __all__ = ["Rerun", "rerun_of"]
@@ -61,7 +61,7 @@ def rerun_of(info: RecordingInfo, protocol: Protocol, options: MonitorOptions, v
     return Rerun(core, protocol, run)
 
 
-class Rerun:
+class Rerun(Player):
     """A core that gets what was recorded.
 
     Args:
@@ -71,25 +71,25 @@ class Rerun:
     """
 
     def __init__(self, core: Core, protocol: Protocol, run: steps.Run) -> None:
+        super().__init__(protocol)
         self._core = core
-        self._values = protocol.values
+        self.drain = core.take_events
         self._zero = run.zero_ns
         self._last = -(1 << 64)  # the time of the last record
         core.epoch_offset = run.epoch_offset
-        self._now = run.zero_ns / 1e9
-        self._events: list[AnyEvent] = []
+        self.now = run.zero_ns / 1e9
         self._batch: list[bytes] = []
         self._channel = 0
         self._issued: deque[Command] = deque()  # commands of this core that the recording was not yet seen to have
         self._differs = False
         self._inputs: dict[type, Callable[[Any, int], Any]] = {
-            steps.Started: lambda _step, _channel: core.start(self._now),
+            steps.Started: lambda _step, _channel: core.start(self.now),
             steps.ChannelOpened: self._opened,
-            steps.ChannelDrained: lambda _step, channel: core.channel_drained(channel, self._now),
-            steps.ChannelFailed: lambda step, channel: core.channel_failed(channel, step.errno, self._now),
-            steps.ChannelClosed: lambda _step, channel: core.channel_closed(channel, self._now),
-            steps.DeadlineReached: lambda _step, _channel: core.handle_deadline(self._now),
-            steps.PollRequested: lambda _step, _channel: core.request_poll(self._now),
+            steps.ChannelDrained: lambda _step, channel: core.channel_drained(channel, self.now),
+            steps.ChannelFailed: lambda step, channel: core.channel_failed(channel, step.errno, self.now),
+            steps.ChannelClosed: lambda _step, channel: core.channel_closed(channel, self.now),
+            steps.DeadlineReached: lambda _step, _channel: core.handle_deadline(self.now),
+            steps.PollRequested: lambda _step, _channel: core.request_poll(self.now),
             steps.ClockSet: self._set_clock,
         }
 
@@ -113,11 +113,11 @@ class Rerun:
                 continue
             self._hand_over()
             if kind is RecordKind.DAMAGE:
-                self._lose(record.text, 1)
+                self.lose(1, record.text)
             elif kind is RecordKind.TO_KERNEL:
                 self._compare(Send(record.client, record.data))
             elif kind in {RecordKind.STEP, RecordKind.ANSWER} and self._moment(record):
-                self._play_value(record)
+                self.read(record)
 
     def finish(self) -> None:
         """The recording ends here."""
@@ -126,55 +126,44 @@ class Rerun:
     def _moment(self, record: Record) -> bool:
         """Let time pass until this record; False: it claims to be earlier than the one before."""
         if record.time_ns < self._last:
-            self._lose(f"record {record.index} is earlier than the one before it", 1)
+            self.lose(1, f"record {record.index} is earlier than the one before it")
             return False
         self._last = record.time_ns
-        self._now = (record.time_ns + self._zero) / 1e9
+        self.now = (record.time_ns + self._zero) / 1e9
         return True
 
     def _hand_over(self) -> None:
         if self._batch:
             batch, self._batch = self._batch, []
             self._before_input()
-            self._core.receive_datagrams(batch, self._now, self._channel)
+            self._core.receive_datagrams(batch, self.now, self._channel)
 
-    def _play_value(self, record: Record) -> None:
-        try:
-            if record.kind is RecordKind.ANSWER:
-                self._answered(record.value)
-            else:
-                self._play_step(steps.read_step(record.value), record.client)
-        except ProtocolError as error:
-            self._lose(f"record {record.index}: {error.reason}", 1)
-
-    def _play_step(self, step: Any, channel: int) -> None:
+    def step(self, step: Any, channel: int) -> None:
+        """Give an input to the core, or compare a command."""
         take = self._inputs.get(type(step))
         if take is not None:
             self._before_input()
             take(step, channel)
         elif isinstance(step, steps.OpenChannel) and not step.repeated:
-            self._compare(OpenChannel(channel, self._values.read(step.purpose)))
+            self._compare(OpenChannel(channel, self.values.read(step.purpose)))
         elif isinstance(step, steps.CloseChannel):
             self._compare(CloseChannel(channel))
         elif isinstance(step, steps.Lookup):
-            self._compare(Lookup(step.token, self._values.read(step.request)))
+            self._compare(Lookup(step.token, self.values.read(step.request)))
 
     # --- input ---------------------------------------------------------------------
 
     def _opened(self, step: steps.ChannelOpened, channel: int) -> None:
         if not step.repeated:
-            self._core.channel_opened(channel, self._now, immediate=step.immediate, receive_buffer=step.receive_buffer)
+            self._core.channel_opened(channel, self.now, immediate=step.immediate, receive_buffer=step.receive_buffer)
 
     def _set_clock(self, step: steps.ClockSet, _channel: int) -> None:
         self._core.epoch_offset = step.epoch_offset
 
-    def _answered(self, value: Any) -> None:
-        token = value.get("token") if isinstance(value, dict) else None
-        if type(token) is not int:
-            raise ProtocolError("an answer to nothing")
-        answer = self._values.read(value.get("answer"))
+    def answered(self, token: int, answer: Any) -> None:
+        """Give an answer to the core."""
         self._before_input()
-        self._core.lookup_done(token, answer, self._now)
+        self._core.lookup_done(token, answer, self.now)
 
     # --- commands ------------------------------------------------------------------
 
@@ -194,26 +183,17 @@ class Rerun:
     def _differ(self, what: str) -> None:
         if not self._differs:
             self._differs = True
-            self._lose(f"from here on the replay is not the run that was recorded: {what}", None)
-
-    def _lose(self, detail: str | None, count: int | None) -> None:
-        self._events += self._core.take_events()
-        time = self._now + self._core.epoch_offset
-        self._events.append(EventsLost(time, LossCause.RECORDING, count, detail=detail))
+            self.lose(None, f"from here on the replay is not the run that was recorded: {what}")
 
     # --- out -----------------------------------------------------------------------
 
-    def take_events(self) -> list[AnyEvent]:
-        """The events since the last call."""
-        events = self._events
-        if not events:
-            return self._core.take_events()
-        self._events = []
-        events += self._core.take_events()
-        return events
+    @property
+    def epoch_offset(self) -> float:  # type: ignore[override]
+        """The core's."""
+        return self._core.epoch_offset
 
     @property
-    def failure(self) -> NstatError | None:
+    def failure(self) -> NstatError | None:  # type: ignore[override]
         """What ended the run."""
         return self._core.failure
 

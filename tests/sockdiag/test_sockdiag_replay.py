@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import attrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from replaying import assert_same, replayed
-from sockdiag_fakes import FakeKernel, FakeSocket
+from sockdiag_fakes import FakeKernel, FakeSocket, flow_events
 
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
-from nstat_async.recording import Recording
+from nstat_async.recording import Recording, RecordingWriter, open_recording
 from nstat_async.sockdiag import Session, TcpInfo
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -127,3 +128,29 @@ def test_the_replay_of_a_run_on_linux_is_the_run(labels, options, script):
     run.recorded.close()
     run.file.seek(0)
     assert_same(replayed(run.file, every_update=options["every_update"]), run.events)
+
+
+def test_who_follows_knows_a_channel_by_its_purpose_and_not_by_its_number():
+    run = Linux((None,))
+    for number in range(1, 5):
+        run.do(("open", number, True))
+        run.do(("owner", number, number))
+    run.start()
+    run.do(("close", 2, True))
+    run.do(("wait", 1.0))
+    run.recorded.close()
+    run.file.seek(0)
+    with open_recording(run.file) as source:
+        records = [attrs.evolve(record, client=record.client * 10 + 3) for record in source]
+    assert source.info.run is not None
+    file = io.BytesIO()
+    info = attrs.evolve(source.info, run={**source.info.run, "library": "another"})
+    RecordingWriter(file, info).write_batch(records)
+    file.seek(0)
+    followed = replayed(file)
+
+    def story(events: list[Any]) -> list[Any]:
+        return [(type(e), e.flow.local.port, e.flow.process and e.flow.process.pid) for e in flow_events(events)]
+
+    assert story(followed) == story(run.events)
+    assert len(story(followed)) == 5
