@@ -534,54 +534,6 @@ def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_else(run,
     run(body)
 
 
-@pytest.mark.parametrize("step", ["to_kernel", "from_kernel", "answer", "close"])
-def test_a_recording_that_cannot_be_written_ends_by_itself(run, step):
-    class Full:
-        """A recorder whose disk is full at one kind of record."""
-
-        def __init__(self):
-            self.calls = []
-
-        def _call(self, name):
-            self.calls.append(name)
-            if name == step:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        def to_kernel(self, data, time_ns, client):
-            self._call("to_kernel")
-
-        def from_kernel(self, data, time_ns, client):
-            self._call("from_kernel")
-
-        def answer(self, token, answer, time_ns):
-            self._call("answer")
-
-        def close(self):
-            self._call("close")
-
-    async def body():
-        recorder = Full()
-        it = Pumping(recorder=recorder)
-
-        def hear(*heard):
-            if heard[0] == "opened":
-                it.core.next = [Send(0, b"request"), Lookup(1, "who")]
-                it.wires.far[0].send(b"reply")
-            elif heard[0] == "answer":
-                it.wires.far[0].send(b"still taken in")
-
-        it.core.on_hearing = hear
-        await it.until("datagram", b"still taken in", 0)
-        assert ("datagram", b"reply", 0) in it.core.heard, "the datagram at hand is not lost with the recording"
-        assert recorder.calls[-1] == "close", "the file is closed"
-        assert it.feed.statistics()["failed_recorder"] == 1
-        if step != "close":  # then the feed is over
-            assert reports(it) == [(Auxiliary.RECORDER, "the recording ends here: No space left on device")]
-            assert recorder.calls.count(step) == 1
-
-    run(body)
-
-
 def test_a_feed_that_is_closed_before_it_ran_lets_nobody_wait_for_its_subscription(run):
     async def body():
         it = Pumping()

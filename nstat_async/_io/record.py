@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from .. import __version__
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send, Transport
-from .._errors import NstatError
+from .._errors import NstatError, UsageError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
@@ -74,6 +74,9 @@ class RecordedCore:
     def __init__(
         self, core: Core, recording: Recording, options: MonitorOptions, *, now: float, epoch_offset: float
     ) -> None:
+        setup = getattr(core, "setup", None)
+        if setup is None:
+            raise UsageError("record_to: this core does not say what it was made of (Core.setup)")
         self._core = core
         self._pending: list[Record] = []
         self._failed: list[AnyEvent] = []
@@ -147,9 +150,9 @@ class RecordedCore:
 
     def _give_up(self, error: Exception) -> None:
         """The recording ends here; what it is a recording of goes on."""
-        _log.debug("the recording ended: %s", error)
+        _log.debug("the recording ends here: %s", error)
         self._failures += 1
-        detail = f"the recording ended: {getattr(error, 'strerror', None) or error}"
+        detail = f"the recording ends here: {getattr(error, 'strerror', None) or error}"
         time = (self._time + self._zero) / 1e9 + self._offset
         self._failed.append(AuxiliaryFailed(time, Auxiliary.RECORDER, detail))
         self._pending.clear()
@@ -163,6 +166,7 @@ class RecordedCore:
             try:
                 recorder.close()
             except OSError as error:
+                self._failures += 1
                 _log.debug("the recording may not be whole: %s", error)
 
     # --- Core: in ------------------------------------------------------------------

@@ -37,7 +37,7 @@ EVENTS_A_TURN = 100
 """Events handed over before the consumer gets its turn: read soon, they die young, which the
 garbage collector rewards with a fifth of the whole time."""
 
-Source = Union[str, "os.PathLike[str]", BinaryIO]
+Source = Union[str, os.PathLike[str], BinaryIO]
 
 
 class ReplayFeed:

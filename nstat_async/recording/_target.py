@@ -16,7 +16,7 @@ from ._native import MAGIC
 
 __all__ = ["Recording", "Target", "is_ours"]
 
-Target = Union[str, "os.PathLike[str]", BinaryIO]
+Target = Union[str, os.PathLike[str], BinaryIO]
 _FIRST_LINE = 4 << 20
 _TOOL = "nstat_async "
 
