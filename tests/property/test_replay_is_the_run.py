@@ -8,6 +8,9 @@ small receive buffers, proofs of the layout and controls that go away. Linux has
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from replaying import assert_same, replayed
 from test_kernel_truth import KERNELS, SCALE, Machine, life, trouble
 from virtual import EPOCH, Picture, VirtualMonitor
 
-from nstat_async import EventsLost, LossCause
+from nstat_async import EventsLost, LossCause, ProtocolError
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
@@ -133,3 +136,40 @@ def test_a_replay_that_is_no_longer_the_run_says_so_once(lost):
     assert loss.count is None
     assert "is not the run that was recorded" in loss.detail
     assert len(events) > 1
+
+
+def test_bytes_that_cannot_be_decoded_are_a_loss_again_or_an_error_for_who_wants_one():
+    """``strict`` is the reader's, too."""
+    run = Darwin(EmulatedKernel(), interval=1.0)
+    run.play([("open", 0, True), ("garbage", b"\xff" * 40), ("wait", 2.5)])
+    assert [e for e in run.events if isinstance(e, EventsLost) and e.cause is LossCause.PROTOCOL]
+    assert_same(replayed(run.file), run.events)
+    run.file.seek(0)
+    with pytest.raises(ProtocolError):
+        replayed(run.file, strict=True)
+
+
+def test_a_recording_of_one_process_is_the_same_run_in_another(tmp_path):
+    """Nothing depends on the order of a set, which differs from process to process."""
+    run = Darwin(EmulatedKernel(), interval=1.0, providers=("tcp", "udp", "quic"), extras=True)
+    run.play([("open", kind, True) for kind in range(5)] + [("wait", 2.5), ("transfer", 0, 5, 5), ("wait", 2.5)], 10)
+    path = tmp_path / "run.nstat"
+    path.write_bytes(run.file.getvalue())
+    program = (
+        "import anyio, sys\n"
+        "from nstat_async import Monitor, backends\n"
+        "async def main():\n"
+        "    async with Monitor(backend=backends.Replay(sys.argv[1])) as monitor:\n"
+        "        async for event in monitor: print(repr(event))\n"
+        "anyio.run(main)\n"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            timeout=60,
+            text=True,
+        )
+        assert done.stdout.splitlines() == [repr(event) for event in run.events]
