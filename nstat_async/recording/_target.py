@@ -53,6 +53,8 @@ class Recording:
     """True: replace an existing file whatever it holds. False: only a recording of this library."""
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.target, (str, os.PathLike)) and not hasattr(self.target, "write"):
+            raise UsageError(f"record_to: {self.target!r} is no path, and no file that is open for writing")
         if self.path is None and (self.rotates or self.keep):
             raise UsageError("record_to: parts need a path")
         if self.keep is not None and not self.rotates:
