@@ -12,9 +12,10 @@ import json
 import socket
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
+import attrs
 
 from nstat_async import (
     AnyEvent,
@@ -42,10 +43,19 @@ PATIENCE = 1.0
 """Seconds that an answer may take."""
 
 
+@attrs.frozen
+class ToySetup:
+    """What the core was made of, for whoever records it."""
+
+    protocol: ClassVar[str] = "toy"
+    kernel: str = "toy-1"
+
+
 class ToyCore:
     """The logic: datagrams and the time go in, events and commands come out. A `Core`."""
 
     def __init__(self, interval: float | None) -> None:
+        self.setup = ToySetup()
         self.epoch_offset = 0.0
         self.failure: NstatError | None = None
         self.capabilities = Capabilities(backend="toy", final_counts=True)
@@ -204,7 +214,7 @@ class Toy:
 
     def open(self, options: MonitorOptions) -> Feed:
         core, transport = ToyCore(options.interval), ToyTransport(self._address)
-        return KernelFeed(core, transport, options=options, kernel="toy-1", protocol="toy")
+        return KernelFeed(core, transport, options=options)
 
 
 # --- a kernel to try it on ---------------------------------------------------------------

@@ -126,6 +126,13 @@ class Core(Protocol):
     """Add it to ``now`` for seconds since the epoch."""
 
     @property
+    def setup(self) -> Any:
+        """What it was made of beside its options: a replay makes the same core from it.
+
+        A frozen attrs value with the attributes `protocol` (the protocol's name) and `kernel`.
+        """
+
+    @property
     def failure(self) -> NstatError | None:
         """Why the subscription cannot go on, once it cannot."""
 

@@ -72,7 +72,7 @@ class LossCause(enum.Enum):
     RESYNC = "resync"
     """The kernel's stream was reopened; flows that lived only in between are unknown."""
     RECORDING = "recording"
-    """A recording is damaged or ends in the middle of a record."""
+    """A recording is damaged or ends in the middle of a record, or its replay is no longer the run."""
     LIMIT = "limit"
     """A bound on memory was reached, the detail says which: what is beyond it is not reported."""
 

@@ -7,7 +7,6 @@ the reader's task. What happens between the feed and the readers is in ``_subscr
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Awaitable, Iterable
@@ -28,6 +27,7 @@ from ._options import Discovery, MonitorOptions, Overflow
 from ._subscription import Distributor, Subscription
 from .backends._registry import checked
 from .filters import FilterLike, FlowGate, as_filter
+from .recording import Recording, Target
 
 __all__ = ["Monitor", "MonitorStatistics", "snapshot"]
 
@@ -75,7 +75,7 @@ class Monitor:
         max_pending: Events that may wait for the consumer.
         overflow: What happens then: ``coalesce``, ``block`` or ``all``.
         receive_buffer: Kernel receive buffer to ask for, bytes.
-        record_to: Also write the conversation to this file.
+        record_to: Also write the conversation to this file; `nstat_async.recording.Recording` has limits and parts.
         strict: Raise `ProtocolError` for undecodable bytes.
 
     Raises:
@@ -95,7 +95,7 @@ class Monitor:
         max_pending: int = 10_000,
         overflow: Overflow | str | None = None,
         receive_buffer: int | None = None,
-        record_to: str | os.PathLike[str] | None = None,
+        record_to: Target | Recording | None = None,
         strict: bool = False,
     ) -> None:
         chosen: dict[str, Any] = {} if providers is None else {"providers": providers}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -11,8 +10,9 @@ import attrs
 
 from ._errors import UsageError
 from ._model import Provider
+from .recording import Recording, Target
 
-__all__ = ["DEFAULT_PROVIDERS", "Discovery", "MonitorOptions", "Overflow"]
+__all__ = ["DEFAULT_PROVIDERS", "STEERING", "Discovery", "MonitorOptions", "Overflow"]
 
 _E = TypeVar("_E", bound=enum.Enum)
 
@@ -68,9 +68,9 @@ def _positive(name: str, *, optional: bool = False) -> Any:
     return check
 
 
-def _path(_instance: object, _attribute: Any, value: Any) -> None:
-    if value is not None and not isinstance(value, (str, os.PathLike)):
-        raise UsageError(f"record_to: {value!r} is no path")
+def _target(_instance: object, _attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, Recording):
+        Recording(value)
 
 
 def _member(kind: type[_E], name: str, value: Any) -> _E:
@@ -112,8 +112,12 @@ class MonitorOptions:
     """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
     receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
-    record_to: str | os.PathLike[str] | None = attrs.field(default=None, validator=_path)
+    record_to: Target | Recording | None = attrs.field(default=None, validator=_target)
     """Also write the kernel conversation to this file: JSON Lines if its name ends in
-    ``.jsonl``, else the library's own format."""
+    ``.jsonl``, else the library's own format. `Recording` says more: limits, and parts."""
     strict: bool = False
     """True: undecodable bytes raise `ProtocolError` instead of becoming `EventsLost`."""
+
+
+STEERING = ("providers", "interval", "discovery", "extras", "receive_buffer")
+"""The options that steer a core's conversation; the others only say what is made of its events."""

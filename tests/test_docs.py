@@ -303,8 +303,8 @@ def capped(arguments):
 def run_here(arguments, place):
     """(status, output) of one command line in this process."""
     options, arguments = capped(arguments)
-    for word in ("file", "script"):
-        path = getattr(options, word, None)
+    named = [getattr(options, word, None) for word in ("file", "script")]
+    for path in itertools.chain.from_iterable(each if isinstance(each, list) else [each] for each in named):
         if path not in {None, "-"} and options.command != "record" and not pathlib.Path(path).exists():
             # A recording of the reader's own.
             made = place / "own.nstat"

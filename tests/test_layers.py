@@ -19,7 +19,7 @@ ROOT = Path(nstat_async.__file__).parent
 
 FLOORS = {
     "_errors": 0, "_model": 0, "_events": 0, "_rows": 0,
-    "_options": 1, "_contract": 1, "_escape": 1, "_fields": 1, "json": 1,
+    "_options": 1, "_contract": 1, "_values": 1, "_escape": 1, "_fields": 1, "json": 1,
     "ntstat._constants": 1, "ntstat._tables": 1, "ntstat._layouts": 1, "ntstat._kernels": 1,
     "ntstat._messages": 1, "ntstat._framer": 1,
     "sockdiag._constants": 1, "sockdiag._messages": 1,
@@ -42,8 +42,7 @@ FORBIDDEN = {"socket", "asyncio", "anyio", "trio", "selectors", "select", "time"
 
 ALLOWED = {
     ("_model", "socket"): "inet_ntop, which touches no network",
-    ("_options", "os"): "os.PathLike, a type",
-    ("recording._file", "os"): "opening a path",
+    ("recording._target", "os"): "os.PathLike, a type",
 }
 """(module, import) with the reason."""
 

@@ -260,9 +260,9 @@ def test_what_is_no_recording_is_refused_by_the_right_error(tmp_path):
 
 
 def test_more_clients_than_anybody_has_are_garbage_and_told_once(monkeypatch):
-    from nstat_async._io import replay
+    from nstat_async._io import follow
 
-    monkeypatch.setattr(replay, "MAX_CLIENTS", 3)
+    monkeypatch.setattr(follow, "MAX_CLIENTS", 3)
     lines = [{"xnu": "xnu-11417.121.6"}]
     success = "11000000000000000000000010000000"
     lines += [{"i": n, "dir": "from_kernel", "t": n, "c": n, "hex": success} for n in range(10)]

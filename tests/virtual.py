@@ -146,6 +146,7 @@ class VirtualMonitor:
         lookup: Answers the session's look-ups; default: the emulated machine.
         believed: The release that the session takes the kernel for; default: what it is.
         sink: Where events go instead.
+        wrap: Puts something between the pump's part and the session, such as a recorder.
         options: Of the monitor.
     """
 
@@ -159,6 +160,7 @@ class VirtualMonitor:
         lookup: Callable[[Any], Any] | None = None,
         believed: Any = None,
         sink: Callable[[list[Any]], None] | None = None,
+        wrap: Callable[[Session, MonitorOptions], Any] | None = None,
         **options: Any,
     ) -> None:
         self.kernel = kernel
@@ -180,7 +182,8 @@ class VirtualMonitor:
             backend="emulated",
             verify=verify,
         )
-        self.session.start(self._now())
+        self.core = self.session if wrap is None else wrap(self.session, self.session.options)
+        self.core.start(self._now())
         self.turn()
 
     def add_sink(self, sink: Callable[[list[Any]], None]) -> None:
@@ -190,7 +193,7 @@ class VirtualMonitor:
     # --- time ---------------------------------------------------------------
 
     def _now(self) -> float:
-        self.session.epoch_offset = self.offset
+        self.core.epoch_offset = self.offset
         return float(self.kernel.now)
 
     def run(self, seconds: float) -> None:
@@ -198,14 +201,14 @@ class VirtualMonitor:
         end = self.kernel.now_ns + round(seconds * 1e9)
         self.turn()
         for _ in range(1_000_000):
-            deadline, timer = self.session.next_deadline(), self.kernel.next_timer()
+            deadline, timer = self.core.next_deadline(), self.kernel.next_timer()
             due = end if timer is None else min(end, self.kernel.now_ns + round(timer * 1e9))
             if deadline is not None:
                 due = min(due, max(self.kernel.now_ns, -round(-deadline * 1e9) + 1))
             self.kernel.advance_to(due)
             now = self._now()
             if deadline is not None and deadline <= now:
-                self.session.handle_deadline(now)
+                self.core.handle_deadline(now)
             self.turn()
             if due >= end:
                 return
@@ -214,10 +217,10 @@ class VirtualMonitor:
     def poll(self) -> None:
         """Ask now, and turn until the kernel has answered (as ``Monitor.poll_now``)."""
         wanted = self.picture.polls + (2 if self.session.polling else 1)
-        self.session.request_poll(self._now())
+        self.core.request_poll(self._now())
         self.turn()
         for _ in range(200):
-            if self.picture.polls >= wanted or self.session.failure is not None:
+            if self.picture.polls >= wanted or self.core.failure is not None:
                 return
             self.run(0.05)
         raise AssertionError("a poll does not end")
@@ -226,13 +229,13 @@ class VirtualMonitor:
 
     def turn(self) -> None:
         """Carry out commands and read until there is nothing to do."""
-        session = self.session
+        core = self.core
         for _ in range(100_000):
-            commands = session.commands() if session.failure is None else []
+            commands = core.commands() if core.failure is None else []
             for command in commands:
                 self._carry_out(command)
             read = self._read()
-            events = session.take_events()
+            events = core.take_events()
             if events:
                 for sink in self._sinks:
                     sink(events)
@@ -241,7 +244,7 @@ class VirtualMonitor:
         raise AssertionError("the session and the kernel never come to rest")
 
     def _carry_out(self, command: Any) -> None:
-        session = self.session
+        core = self.core
         if isinstance(command, Send):
             client = self._channels.get(command.channel)
             if client is None:
@@ -249,18 +252,18 @@ class VirtualMonitor:
             try:
                 client.send(command.data)
             except OSError as error:
-                session.channel_failed(command.channel, error.errno, self._now())
+                core.channel_failed(command.channel, error.errno, self._now())
             self._readable.add(command.channel)
         elif isinstance(command, OpenChannel):
             self._open(command.channel)
         elif isinstance(command, CloseChannel):
             self._close(command.channel)
         elif isinstance(command, Lookup):
-            session.lookup_done(command.token, self._lookup(command.request), self._now())
+            core.lookup_done(command.token, self._lookup(command.request), self._now())
 
     def _open(self, channel: int) -> None:
         if not self.control_present:
-            self.session.channel_failed(channel, errno.ENOENT, self._now())
+            self.core.channel_failed(channel, errno.ENOENT, self._now())
             return
         client = self.kernel.connect()
         if self.receive_buffer is not None:
@@ -269,7 +272,7 @@ class VirtualMonitor:
         self._channels[channel] = client
         self._readable.add(channel)
         immediate = not self.kernel.faults.reply_delay
-        self.session.channel_opened(channel, self._now(), immediate=immediate, receive_buffer=client.receive_buffer)
+        self.core.channel_opened(channel, self._now(), immediate=immediate, receive_buffer=client.receive_buffer)
 
     def _close(self, channel: int) -> None:
         client = self._channels.pop(channel, None)
@@ -286,13 +289,13 @@ class VirtualMonitor:
                 continue
             try:
                 while True:
-                    self.session.receive_datagram(client.receive(), self._now(), channel)
+                    self.core.receive_datagrams([client.receive()], self._now(), channel)
                     count += 1
             except BlockingIOError:
-                self.session.channel_drained(channel, self._now())
+                self.core.channel_drained(channel, self._now())
             except EOFError:
                 self._close(channel)
-                self.session.channel_closed(channel, self._now())
+                self.core.channel_closed(channel, self._now())
         return count > 0
 
 

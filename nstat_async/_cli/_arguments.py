@@ -48,6 +48,17 @@ def _whole(minimum: int) -> Callable[[str], int]:
     return convert
 
 
+def _size(text: str) -> int:
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
+    try:
+        value = int(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5000000 or 100M")
+    return value
+
+
 def _providers(text: str) -> list[Provider]:
     known = {provider.value: provider for provider in Provider}
     words = [word.strip() for word in text.split(",")]
@@ -178,8 +189,16 @@ def _snapshot(parser: argparse.ArgumentParser) -> None:
 
 
 def _record(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="where to; an existing file is replaced only with --force")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "file", metavar="FILE", help="where to, '-' for standard output; only a recording is replaced without --force"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing file whatever it holds")
+    parts = parser.add_argument_group("in parts (FILE.nstat becomes FILE.000001.nstat, …)")
+    parts.add_argument("--rotate-size", type=_size, metavar="BYTES", help="begin a new part at this size, e.g. 100M")
+    parts.add_argument(
+        "--rotate-every", type=_number(0, above=True), metavar="S", help="begin a new part after this many seconds"
+    )
+    parts.add_argument("--keep", type=_whole(1), metavar="N", help="keep the newest N parts, delete older ones")
     _add_source(parser)
     _add_timing(parser)
     _add_selection(parser)
@@ -187,7 +206,9 @@ def _record(parser: argparse.ArgumentParser) -> None:
 
 
 def _replay(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recording, '-' for standard input")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="+", help="a recording, '-' for standard input; or its parts in order"
+    )
     parser.add_argument(
         "--speed", type=_number(0, above=True), metavar="X", help="1 = as recorded; default: as fast as possible"
     )

@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 from .._errors import ProtocolError
-from ..recording import Record, RecordKind
+from ..recording import Record, RecordKind, steps
 from ..sockdiag._constants import (
     AF_INET,
     SOCK_DIAG_BY_FAMILY,
@@ -30,7 +30,6 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
-from ..sockdiag._namespace import CHANNELS, ROUTES
 from ._decode import Line, empty_line
 
 __all__ = ["NetlinkDecoder"]
@@ -56,6 +55,10 @@ _DEVICE_AND_COOKIE = struct.Struct("=III")
 class NetlinkDecoder:
     """Decodes the records of a netlink conversation; ``c`` is the number of the socket."""
 
+    def __init__(self) -> None:
+        self._roles: dict[int, str] = {}
+        """What a socket is for, where the recording says so; older ones have it in the number."""
+
     def lines(self, record: Record) -> list[Line]:
         """The lines of one record; none for notes, answers of look-ups and facts about the recording."""
         if record.kind is RecordKind.DAMAGE:
@@ -63,6 +66,8 @@ class NetlinkDecoder:
             line["note"] = record.text
             line["raw"] = record.data.hex()
             return [line]
+        if record.kind is RecordKind.STEP:
+            self._note_role(record)
         if record.kind not in {RecordKind.FROM_KERNEL, RecordKind.TO_KERNEL}:
             return []
         result: list[Line] = []
@@ -76,6 +81,16 @@ class NetlinkDecoder:
             result.append(line)
         return result
 
+    def _note_role(self, record: Record) -> None:
+        purpose = record.value.get("purpose") if isinstance(record.value, dict) else None
+        role = purpose.get("role") if isinstance(purpose, dict) else None
+        if isinstance(role, str):
+            self._roles[record.client] = role
+
+    def _is_of_routes(self, record: Record) -> bool:
+        by_number = steps.ROLES_BY_NUMBER
+        return self._roles.get(record.client, by_number[record.client % len(by_number)]) == "routes"
+
     def _message(self, record: Record, place: int, frame: Frame) -> Line:
         line = empty_line(record, place, record.kind.value)
         line["type_number"] = frame.type
@@ -84,7 +99,7 @@ class NetlinkDecoder:
         line["flags"] = frame.flags
         raw = record.data[frame.offset : frame.end]
         # The two families number their messages independently: 20 is a socket in one, an address in the other.
-        names = _ROUTES if record.client % CHANNELS == ROUTES else _SOCKETS
+        names = _ROUTES if self._is_of_routes(record) else _SOCKETS
         name = names.get(frame.type, "UNKNOWN")
         try:
             self._fill(line, record, frame, name)

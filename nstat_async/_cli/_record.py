@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
-from pathlib import Path
+from typing import Any
 
 import anyio
 
 from .. import Monitor
-from .._errors import NstatError, RecordingError
+from .._errors import RecordingError, UsageError
 from .._escape import dump
-from .._events import EventsLost
-from ..recording import open_recording
+from .._events import Auxiliary, AuxiliaryFailed, EventsLost
+from ..recording import Recording
 from ._output import Output, complain, is_terminal
 from ._progress import Progress
 from ._run import run_until_stopped
@@ -26,59 +27,95 @@ def run(arguments: argparse.Namespace) -> int:
     """Record until stopped.
 
     Raises:
-        NstatError: The backend cannot be opened, or failed.
-        OSError: The file cannot be written.
+        NstatError: The backend cannot be opened, or failed, or the file cannot be written.
+        OSError: There is no standard output.
     """
-    path = Path(arguments.file)
-    if not arguments.force:
-        _spare(path)
+    tape = _Tape(arguments)
     backend = backend_of(arguments)
-    is_new = not path.exists()
-    path.open("ab").close()  # what cannot be written is known before anything is asked of the kernel
     options = monitor_options(arguments)
-    events = losses = 0
 
     async def work(scope: anyio.CancelScope) -> int:
-        nonlocal events, losses
-        async with Monitor(backend=backend, record_to=path, **options) as monitor:
+        async with Monitor(backend=backend, record_to=tape.recording, **options) as monitor:
             stream = monitor.subscribe()
-            with scope:
-                while batch := await stream.receive_many():
-                    events += len(batch)
-                    losses += sum(isinstance(event, EventsLost) for event in batch)
+            try:
+                with scope:
+                    while tape.failure is None and (batch := await stream.receive_many()):
+                        tape.count(batch)
+                        tape.size = monitor.statistics().feed["recorded_bytes"]
+            finally:
+                tape.size = monitor.statistics().feed["recorded_bytes"]
         return 0
 
-    progress = Progress(lambda: f"{_size(path)}  {events} events") if is_terminal(sys.stderr) else None
+    progress = Progress(tape.describe) if is_terminal(sys.stderr) else None
     try:
-        status = run_until_stopped(work, duration=arguments.duration, progress=progress)
-    except BaseException:
-        if is_new and path.is_file() and not path.stat().st_size:
-            path.unlink()
-        raise
-    if arguments.json:
-        size = path.stat().st_size if path.is_file() else None
-        Output().line(dump({"v": 1, "file": str(path), "bytes": size, "events": events, "losses": losses}))
-    else:
-        complain(f"{path}: {_size(path)}, {events} events" + (f", {losses} gaps" if losses else ""))
-    return status
+        run_until_stopped(work, duration=arguments.duration, output=tape.pipe, progress=progress)
+    except UsageError as error:
+        if not str(error).startswith("record_to"):
+            raise
+        # What cannot work is then on the disk, not on the command line.
+        raise RecordingError(str(error)) from error
+    if tape.failure is not None and not tape.reader_gone:
+        complain(f"error: {tape.name}: {tape.failure}")
+        return 1
+    tape.summarise(as_json=arguments.json)
+    return 0
 
 
-def _size(path: Path) -> str:
-    try:
-        return bytes_text(path.stat().st_size)
-    except OSError:
-        return "nothing yet"
+class _Tape:
+    """Where the recording goes, and how far it is."""
 
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.name: str = arguments.file
+        self.to_stdout = arguments.file == "-"
+        self.reader_gone = False
+        self.failure: str | None = None
+        self.size = self.events = self.losses = 0
+        if self.to_stdout and sys.stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed")
+        self.pipe = Output() if self.to_stdout else None
+        target: Any = self if self.to_stdout else arguments.file
+        self.recording = Recording(
+            target,
+            max_bytes=arguments.rotate_size,
+            max_seconds=arguments.rotate_every,
+            keep=arguments.keep,
+            overwrite=arguments.force,
+        )
 
-def _spare(path: Path) -> None:
-    """Replace an old recording, and nothing else, without being told to.
+    def write(self, data: Any) -> int:
+        """Write to standard output; a reader that goes away is remembered."""
+        try:
+            return sys.stdout.buffer.write(data)
+        except BrokenPipeError:
+            self.reader_gone = True
+            raise
 
-    Raises:
-        RecordingError: The file holds something else.
-    """
-    if not path.is_file() or not path.stat().st_size:
-        return
-    try:
-        open_recording(path).close()
-    except NstatError as error:
-        raise RecordingError(f"{path} exists and is no recording; --force replaces it") from error
+    def flush(self) -> None:
+        """Hand everything to the reader."""
+        try:
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            self.reader_gone = True
+            raise
+
+    def count(self, events: list[Any]) -> None:
+        """Count events, and notice the end of the recording."""
+        self.events += len(events)
+        for event in events:
+            if isinstance(event, EventsLost):
+                self.losses += 1
+            elif isinstance(event, AuxiliaryFailed) and event.auxiliary is Auxiliary.RECORDER:
+                self.failure = event.detail
+
+    def describe(self) -> str:
+        """How far it is."""
+        return f"{bytes_text(self.size)}  {self.events} events"
+
+    def summarise(self, *, as_json: bool) -> None:
+        """What was recorded, in a line that is not among the recording's bytes."""
+        if as_json and not self.to_stdout:
+            facts = {"file": self.name, "bytes": self.size, "events": self.events, "losses": self.losses}
+            Output().line(dump({"v": 1, **facts}))
+            return
+        gaps = f", {self.losses} gaps" if self.losses else ""
+        complain(f"{self.name}: {bytes_text(self.size)}, {self.events} events{gaps}")

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
 import anyio
@@ -34,9 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(quiet=arguments.quiet)
     formatter = formatter_of(arguments, colour=use_colour(output.stream))
     options = monitor_options(arguments, recorded=True)
-    check_input(arguments.file)
-    with _opened(arguments.file) as file:
-        backend = backends.Replay(file, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
+    for path in arguments.file:
+        check_input(path)
+    with ExitStack() as stack:
+        files = [stack.enter_context(_opened(path)) for path in arguments.file]
+        backend = backends.Replay(files, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
 
         async def work(scope: anyio.CancelScope) -> int:
             async with Monitor(backend=backend, **options) as monitor:
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         # Where the events scroll past on the same terminal, a progress line would only disturb.
         visible = is_terminal(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
-        progress = Progress(_describe(file, output)) if visible else None
+        progress = Progress(_describe(files, output)) if visible else None
         try:
             status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
         except UsageError as error:
@@ -71,14 +73,14 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 class _describe:  # noqa: N801  # a function with a memory
     """Says how far a replay is."""
 
-    def __init__(self, file: BinaryIO, output: Output) -> None:
-        self._file = file
+    def __init__(self, files: list[BinaryIO], output: Output) -> None:
+        self._files = files
         self._output = output
-        facts = os.fstat(file.fileno())
-        self._total = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+        facts = [os.fstat(file.fileno()) for file in files]
+        self._total = sum(f.st_size for f in facts) if all(stat.S_ISREG(f.st_mode) for f in facts) else None
 
     def __call__(self) -> str:
         text = f"{self._output.written} events"
-        if self._total is None or self._file.closed:
+        if self._total is None or any(file.closed for file in self._files):
             return text
-        return f"{text}  {bytes_text(self._file.tell())} of {bytes_text(self._total)}"
+        return f"{text}  {bytes_text(sum(file.tell() for file in self._files))} of {bytes_text(self._total)}"

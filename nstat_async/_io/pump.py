@@ -12,19 +12,18 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
 - Channels are waited on by one task each, which only sets an event; look-ups that
   may block run in worker threads.
-- *What is auxiliary may fail.* A look-up, its thread or the recorder end nothing but
+- *What is auxiliary may fail.* A look-up or its thread end nothing but
   themselves: the core hears `LookupFailed`, the consumer `AuxiliaryFailed`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterable
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -37,7 +36,7 @@ from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 
-__all__ = ["KernelFeed", "Recorder"]
+__all__ = ["KernelFeed"]
 
 _log = logging.getLogger("nstat_async.pump")
 
@@ -49,22 +48,6 @@ BATCH = 8
 """Datagrams read at once; between two batches the clock is looked at."""
 
 
-class Recorder(Protocol):
-    """Writes the conversation down. Times are nanoseconds of the monotonic clock since it began."""
-
-    def to_kernel(self, data: bytes, time_ns: int, client: int) -> None:
-        """A datagram was sent."""
-
-    def from_kernel(self, data: bytes, time_ns: int, client: int) -> None:
-        """A datagram was received."""
-
-    def answer(self, token: int, answer: object, time_ns: int) -> None:
-        """A look-up was answered."""
-
-    def close(self) -> None:
-        """Finish the recording."""
-
-
 class KernelFeed:
     """A core, its transport, and the loop between them.
 
@@ -72,33 +55,21 @@ class KernelFeed:
         core: The protocol's logic.
         transport: Opens its channels.
         options: The monitor's.
-        kernel: Kernel version, for a recording.
-        protocol: ``ntstat`` or ``sock_diag``, for a recording.
-        recorder: Where the conversation is written; made from
-            ``options.record_to`` by the backend.
+
+    Raises:
+        UsageError: ``record_to`` cannot be written.
     """
 
     can_wait = False
 
-    def __init__(
-        self,
-        core: Core,
-        transport: Transport,
-        *,
-        options: MonitorOptions,
-        kernel: str,
-        protocol: str,
-        recorder: Recorder | None = None,
-    ) -> None:
+    def __init__(self, core: Core, transport: Transport, *, options: MonitorOptions) -> None:
+        if options.record_to is not None:
+            from .record import recorded  # noqa: PLC0415
+
+            core, transport = recorded(core, transport, options)
         self.core = core
         self.options = options
         self._transport = transport
-        if recorder is None and options.record_to is not None:
-            from .record import open_recorder  # noqa: PLC0415
-
-            recorder = open_recorder(options.record_to, core, kernel=kernel, protocol=protocol)
-        self._recorder = recorder
-        self._began = time.monotonic()
         self._channels: dict[int, _Waiter] = {}
         self._wake = anyio.Event()
         self._subscribed = anyio.Event()
@@ -141,19 +112,17 @@ class KernelFeed:
             waiter.close()
         self._channels.clear()
         self._transport.close()
-        self._record(lambda recorder: recorder.close())
-        self._recorder = None
         self._subscribed.set()
         self._wake.set()
 
     def statistics(self) -> dict[str, int]:
         """Counters of the core and the pump."""
         return {
+            **{f"failed_{auxiliary.value}": self._failures[auxiliary] for auxiliary in Auxiliary},
             **self.core.statistics(),
             "wakes": self._wakes,
             "slices": self._slices,
             "longest_slice_us": int(self._longest_slice * 1e6),
-            **{f"failed_{auxiliary.value}": self._failures[auxiliary] for auxiliary in Auxiliary},
         }
 
     async def run(self, sink: Sink) -> None:
@@ -251,17 +220,8 @@ class KernelFeed:
                 return True
 
     def _take_in(self, batch: list[bytes], number: int) -> None:
-        if not batch:
-            return
-        if self._recorder is not None:
-            at = self._record_time()
-
-            def write(recorder: Recorder) -> None:
-                for data in batch:
-                    recorder.from_kernel(data, at, number)
-
-            self._record(write)
-        self.core.receive_datagrams(batch, self._now(), number)
+        if batch:
+            self.core.receive_datagrams(batch, self._now(), number)
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:
         """A channel ended or failed; True if it may have more."""
@@ -276,9 +236,6 @@ class KernelFeed:
         core.channel_failed(number, error.errno or 0, self._now())
         # The error was reported and taken off the socket; what else is queued is still there.
         return number in self._channels
-
-    def _record_time(self) -> int:
-        return int((time.monotonic() - self._began) * 1e9)
 
     # --- commands ----------------------------------------------------------------
 
@@ -298,7 +255,6 @@ class KernelFeed:
         waiter = self._channels.get(command.channel)
         if waiter is None:
             return
-        self._record(lambda recorder: recorder.to_kernel(command.data, self._record_time(), command.channel))
         try:
             waiter.channel.send(command.data)
         except OSError as error:
@@ -340,8 +296,6 @@ class KernelFeed:
                 self._failing.discard(type(request).__name__)
         if self._closed:
             return
-        if answer is not None and not isinstance(answer, LookupFailed):
-            self._record(lambda recorder: recorder.answer(command.token, answer, self._record_time()))
         self.core.lookup_done(command.token, answer, self._now())
         self.wake()
 
@@ -354,19 +308,6 @@ class KernelFeed:
             return LookupFailed(_reason(error))
 
     # --- auxiliaries ---------------------------------------------------------------
-
-    def _record(self, write: Callable[[Recorder], None]) -> None:
-        """Write to the recording, if there is one; it ends where it cannot be written."""
-        recorder = self._recorder
-        if recorder is None:
-            return
-        try:
-            write(recorder)
-        except OSError as error:
-            self._recorder = None
-            self._auxiliary_failed(Auxiliary.RECORDER, Auxiliary.RECORDER, f"the recording ends here: {_reason(error)}")
-            with contextlib.suppress(OSError):
-                recorder.close()
 
     def _auxiliary_failed(self, auxiliary: Auxiliary, kind: Hashable, detail: str) -> None:
         """Count a failure, and report it unless its kind has failed before and not worked since."""

@@ -1,92 +1,303 @@
-"""Writing a live conversation to a recording."""
+"""Recording a run: a core that writes down what it is given and what it asks for.
+
+`RecordedCore` stands between the pump and a core. It forwards everything, and the core
+notices nothing. Time is written in nanoseconds, and the core gets the time that is written:
+`now` rounded to a nanosecond (which is what the clock has anyway), the wall clock followed
+in steps of a millisecond. So the same input can be given again.
+
+What happens in one turn of the pump is written at its end, with one write.
+"""
 
 from __future__ import annotations
 
-import os
+import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from .. import __version__
-from .._contract import Core
-from .._errors import UsageError
-from ..recording import JsonLinesWriter, RecordingInfo, RecordingWriter
+from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send, Transport
+from .._errors import NstatError, UsageError
+from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
+from .._options import STEERING, MonitorOptions
+from .._values import Vocabulary, to_json
+from ..recording import IN_BATCH, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
+from .protocols import protocol_of
+from .recorder import Recorder
 
-__all__ = ["FileRecorder", "open_recorder"]
+__all__ = ["RecordedCore", "recorded"]
+
+_log = logging.getLogger("nstat_async.record")
+
+CLOCK_STEP = 0.001
+"""Seconds by which the wall clock must have moved against the monotonic one to be written again."""
+MOST_PENDING = 256
+"""Records that wait to be written at most."""
+
+_DRAINED, _DEADLINE = steps.write_step(steps.ChannelDrained()), steps.write_step(steps.DeadlineReached())
+"""By name, since there are so many of them."""
 
 
-class FileRecorder:
-    """Writes the pump's conversation to a file.
+def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[Core, Transport]:
+    """A core and its transport, recorded if the options say so.
+
+    Raises:
+        UsageError: The file cannot be written, or holds something else than a recording.
+    """
+    if options.record_to is None:
+        return core, transport
+    target = options.record_to
+    recording = target if isinstance(target, Recording) else Recording(target)
+    now = time.monotonic()
+    try:
+        proxy = RecordedCore(core, recording, options, now=now, epoch_offset=time.time() - now)
+    except BaseException:
+        transport.close()  # it may hold a socket that nobody will ask for
+        raise
+    return cast("Core", proxy), _RecordedTransport(transport, proxy)
+
+
+class RecordedCore:
+    """A `Core`, recorded from its start to `close`.
 
     Args:
-        file: The file; closed with the recorder.
-        info: Facts about the conversation.
-        answer_to_json: Turns a look-up's answer into something JSON can hold.
-        json_lines: Write JSON Lines instead of the library's own format.
+        core: The core; it must not have been started.
+        recording: Where to write.
+        options: The monitor's.
+        now: The time, monotonic seconds: the recording's zero.
+        epoch_offset: Add it to `now` for seconds since the epoch.
+
+    Raises:
+        UsageError: As `recorded`.
     """
 
     def __init__(
-        self, file: BinaryIO, info: RecordingInfo, answer_to_json: Callable[[Any], Any], *, json_lines: bool = False
+        self, core: Core, recording: Recording, options: MonitorOptions, *, now: float, epoch_offset: float
     ) -> None:
-        self._file = file
-        self._writer = JsonLinesWriter(file, info) if json_lines else RecordingWriter(file, info)
-        self._answer_to_json = answer_to_json
+        setup = getattr(core, "setup", None)
+        if setup is None:
+            raise UsageError("record_to: this core does not say what it was made of (Core.setup)")
+        self._core = core
+        self._pending: list[Record] = []
+        self._failed: list[AnyEvent] = []
+        self._failures = 0
+        self._zero = round(now * 1e9)
+        self._time = 0  # of the last input, since `_zero`, nanoseconds
+        self._offset = core.epoch_offset = epoch_offset
+        self._channels: dict[int, list[Record]] = {}
+        row = protocol_of(core.setup.protocol)
+        self._values = Vocabulary() if row is None else row.values
+        self._recorder: Recorder | None = self._begin(recording, options)
+        self._size = self._recorder.size
 
-    def to_kernel(self, data: bytes, time_ns: int, client: int) -> None:
-        """A datagram was sent."""
-        self._writer.to_kernel(data, time_ns, client)
+    # --- writing -------------------------------------------------------------------
 
-    def from_kernel(self, data: bytes, time_ns: int, client: int) -> None:
-        """A datagram was received."""
-        self._writer.from_kernel(data, time_ns, client)
+    def _begin(self, recording: Recording, options: MonitorOptions) -> Recorder:
+        setup = self._core.setup
+        run = steps.Run(
+            library=__version__,
+            setup=to_json(setup),
+            options=to_json(options, only=STEERING),
+            zero_ns=self._zero,
+            epoch_offset=self._offset,
+        )
+        info = RecordingInfo(
+            protocol=setup.protocol,
+            kernel=setup.kernel,
+            timebase=getattr(setup, "timebase", None),
+            layout=self._core.capabilities.layout,
+            started_ns=self._zero + round(self._offset * 1e9),
+            interfaces=dict(getattr(setup, "interfaces", ())),
+            tool=f"nstat_async {__version__}",
+        )
+        return Recorder(recording, info, run)
 
-    def answer(self, token: int, answer: object, time_ns: int) -> None:
-        """A look-up was answered."""
-        value = self._answer_to_json(answer)
-        if value is not None:
-            self._writer.answer({"token": token, "answer": value}, time_ns)
+    def _moment(self, now: float) -> float:
+        """The time of an input, as it is written and as the core gets it."""
+        nanoseconds = round(now * 1e9)
+        self._time = nanoseconds - self._zero
+        return nanoseconds / 1e9
+
+    def _add(self, record: Record) -> None:
+        if self._recorder is not None:
+            self._pending.append(record)
+            if len(self._pending) >= MOST_PENDING:
+                self._flush()
+
+    def _step(self, step: steps.Step, channel: int = 0) -> Record:
+        return self._named_step(steps.write_step(step), channel)
+
+    def _named_step(self, value: dict[str, Any], channel: int = 0) -> Record:
+        record = Record(NEXT, RecordKind.STEP, self._time, channel, b"", None, NO_EXTRA, value)
+        self._add(record)
+        return record
+
+    def _flush(self) -> None:
+        records, self._pending = self._pending, []
+        if self._recorder is None or not records:
+            return
+        try:
+            self._recorder.write(records, self._open_channels())
+            self._size = self._recorder.size
+        except (OSError, ValueError, NstatError) as error:  # ValueError: somebody closed the file
+            self._give_up(error)
+
+    def _open_channels(self) -> Iterator[Record]:
+        """What a later part begins with, so that it can be followed on its own."""
+        for records in self._channels.values():
+            for record in records:
+                yield Record(NEXT, record.kind, self._time, record.client, value={**record.value, "repeated": True})
+
+    def _give_up(self, error: Exception) -> None:
+        """The recording ends here; what it is a recording of goes on."""
+        _log.debug("the recording ends here: %s", error)
+        self._failures += 1
+        detail = f"the recording ends here: {getattr(error, 'strerror', None) or error}"
+        time = (self._time + self._zero) / 1e9 + self._offset
+        self._failed.append(AuxiliaryFailed(time, Auxiliary.RECORDER, detail))
+        self._pending.clear()
+        self.close()
 
     def close(self) -> None:
-        """Flush and close the file. Idempotent."""
-        if not self._file.closed:
+        """End the recording. Idempotent."""
+        self._flush()
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
             try:
-                self._writer.flush()
-            finally:
-                self._file.close()
+                recorder.close()
+            except OSError as error:
+                self._failures += 1
+                _log.debug("the recording may not be whole: %s", error)
+
+    # --- Core: in ------------------------------------------------------------------
+
+    @property
+    def epoch_offset(self) -> float:
+        """Add it to ``now`` for seconds since the epoch."""
+        return self._offset
+
+    @epoch_offset.setter
+    def epoch_offset(self, value: float) -> None:
+        if abs(value - self._offset) >= CLOCK_STEP:
+            self._offset = self._core.epoch_offset = value
+            self._step(steps.ClockSet(value))
+
+    def start(self, now: float) -> None:
+        """Begin to subscribe, and to record."""
+        moment = self._moment(now)
+        self._step(steps.Started())
+        self._core.start(moment)
+
+    def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
+        """Take in datagrams of the kernel, in order."""
+        moment = self._moment(now)
+        extra = NO_EXTRA
+        for data in datagrams:
+            self._add(Record(NEXT, RecordKind.FROM_KERNEL, self._time, channel, data, None, extra))
+            extra = IN_BATCH
+        self._core.receive_datagrams(datagrams, moment, channel)
+
+    def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
+        """An `OpenChannel` was carried out."""
+        moment = self._moment(now)
+        record = self._step(steps.ChannelOpened(immediate, receive_buffer), channel)
+        self._channels.setdefault(channel, []).append(record)
+        self._core.channel_opened(channel, moment, immediate=immediate, receive_buffer=receive_buffer)
+
+    def channel_drained(self, channel: int, now: float) -> None:
+        """The channel would block."""
+        moment = self._moment(now)
+        self._named_step(_DRAINED, channel)
+        self._core.channel_drained(channel, moment)
+
+    def channel_failed(self, channel: int, errno: int, now: float) -> None:
+        """Opening, sending or receiving failed."""
+        moment = self._moment(now)
+        self._step(steps.ChannelFailed(errno), channel)
+        self._core.channel_failed(channel, errno, moment)
+
+    def channel_closed(self, channel: int, now: float) -> None:
+        """End of file."""
+        moment = self._moment(now)
+        self._step(steps.ChannelClosed(), channel)
+        self._channels.pop(channel, None)
+        self._core.channel_closed(channel, moment)
+
+    def lookup_done(self, token: int, answer: Any, now: float) -> None:
+        """The answer to a `Lookup`."""
+        moment = self._moment(now)
+        try:
+            value = {"token": token, "answer": self._values.write(answer)}
+        except NstatError as error:
+            self._give_up(error)
+        else:
+            self._add(Record(NEXT, RecordKind.ANSWER, self._time, value=value))
+        self._core.lookup_done(token, answer, moment)
+
+    def handle_deadline(self, now: float) -> None:
+        """The time has come."""
+        moment = self._moment(now)
+        self._named_step(_DEADLINE)
+        self._core.handle_deadline(moment)
+
+    def request_poll(self, now: float) -> int:
+        """Ask for a poll; its serial."""
+        moment = self._moment(now)
+        self._step(steps.PollRequested())
+        return self._core.request_poll(moment)
+
+    # --- Core: out -----------------------------------------------------------------
+
+    def commands(self) -> list[Command]:
+        """What to do now; each command is written down."""
+        commands = self._core.commands()
+        for command in commands:
+            try:
+                self._write_command(command)
+            except NstatError as error:
+                self._give_up(error)
+        return commands
+
+    def _write_command(self, command: Command) -> None:
+        if isinstance(command, Send):
+            self._add(Record(NEXT, RecordKind.TO_KERNEL, self._time, command.channel, command.data))
+        elif isinstance(command, OpenChannel):
+            record = self._step(steps.OpenChannel(self._values.write(command.purpose)), command.channel)
+            self._channels[command.channel] = [record]
+        elif isinstance(command, CloseChannel):
+            self._step(steps.CloseChannel(), command.channel)
+            self._channels.pop(command.channel, None)
+        elif isinstance(command, Lookup):
+            self._step(steps.Lookup(command.token, self._values.write(command.request)))
+
+    def take_events(self) -> list[AnyEvent]:
+        """The events since the last call, and what became of the recording."""
+        self._flush()
+        events = self._core.take_events()
+        if self._failed:
+            events += self._failed
+            self._failed.clear()
+        return events
+
+    def __getattr__(self, name: str) -> Any:
+        """What only looks at the core: `failure`, `capabilities`, `flows`, `next_deadline` and the like."""
+        return getattr(self._core, name)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the core, and of the recording."""
+        return {**self._core.statistics(), "recorded_bytes": self._size, "failed_recorder": self._failures}
 
 
-def open_recorder(path: str | os.PathLike[str], core: Core, *, kernel: str, protocol: str) -> FileRecorder:
-    """Begin a recording of what a core and its kernel will say.
+class _RecordedTransport:
+    """A transport that ends the recording when it is closed: the pump closes it last."""
 
-    A path that ends in ``.jsonl`` gets JSON Lines, any other the library's own format.
+    def __init__(self, transport: Transport, core: RecordedCore) -> None:
+        self._core = core
+        self._transport = transport
+        self.open = transport.open
+        self.lookup = transport.lookup
 
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    translator = getattr(core, "translator", None)
-    timebase: tuple[int, int] | None = getattr(translator, "timebase", None)
-    interfaces: Mapping[int, str] = getattr(translator, "interfaces", {})
-    layout = core.capabilities.layout
-    info = RecordingInfo(
-        protocol=protocol,
-        kernel=kernel,
-        timebase=timebase,
-        layout=layout,
-        started_ns=time.time_ns(),
-        interfaces=dict(interfaces),
-        tool=f"nstat_async {__version__}",
-    )
-
-    def nothing(_value: Any) -> None:
-        """Known flows are of this moment: a replay has no use for them."""
-
-    to_json: Callable[[Any], Any] = nothing
-    if protocol == "sock_diag":
-        from ..sockdiag import answer_to_json  # noqa: PLC0415
-
-        to_json = answer_to_json
-    try:
-        file = open(path, "wb")  # noqa: SIM115, PTH123  # closed by the recorder
-    except OSError as error:
-        raise UsageError(f"record_to: {os.fspath(path)}: {error.strerror or error}") from error
-    return FileRecorder(file, info, to_json, json_lines=os.fspath(path).endswith(".jsonl"))
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+        self._transport.close()
+        self._core.close()

@@ -50,7 +50,7 @@ class Kctl:
             verify=self.verify,
             paths=True,
         )
-        return KernelFeed(session, transport, options=options, kernel=text, protocol="ntstat")
+        return KernelFeed(session, transport, options=options)
 
 
 def receive_limit() -> tuple[str, int | None]:

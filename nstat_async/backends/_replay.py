@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, BinaryIO, Union
 
 import attrs
@@ -23,8 +24,8 @@ def _speed(_instance: object, _attribute: Any, value: float | None) -> None:
 class Replay:
     """A recording of either protocol, in any of the formats of `nstat_async.recording`."""
 
-    source: Union[str, os.PathLike[str], BinaryIO]
-    """A path, ``"-"`` for standard input, or an open binary file."""
+    source: Union[str, os.PathLike[str], BinaryIO, Sequence[Union[str, os.PathLike[str], BinaryIO]]]
+    """A path, ``"-"`` for standard input, or an open binary file; or several, the parts of one recording in order."""
     kernel: str | None = None
     """The kernel's version, for recordings that do not carry it."""
     speed: float | None = attrs.field(default=None, validator=_speed)
@@ -42,8 +43,10 @@ class Replay:
 
         Raises:
             RecordingError: It is no recording, or its kernel is not known.
-            UsageError: It cannot be opened.
+            UsageError: It cannot be opened, or is to be recorded.
         """
+        if options.record_to is not None:
+            raise UsageError("record_to: a recording is not recorded again; nstat_async.recording.copy copies it")
         from .._io.replay import ReplayFeed  # noqa: PLC0415  # with both protocols, which others do without
 
         return ReplayFeed(self.source, options, kernel=self.kernel, speed=self.speed, timebase=self.timebase)

@@ -49,7 +49,7 @@ class SockDiag:
             UsageError: The options ask for nothing that sock_diag has.
         """
         core, transport = self.parts(options)
-        return KernelFeed(core, transport, options=options, kernel=platform.release(), protocol=self.name)
+        return KernelFeed(core, transport, options=options)
 
     def parts(self, options: MonitorOptions) -> tuple[Core, Transport]:
         """The core and the transport, for an event loop of one's own.

@@ -46,4 +46,4 @@ class UnixSocket:
         session = make_session(options, kernel, self.timebase, dict(self.interfaces), backend=self.name)
         transport = UnixTransport(self.path, options)
         transport.prepare()
-        return KernelFeed(session, transport, options=options, kernel=self.kernel, protocol="ntstat")
+        return KernelFeed(session, transport, options=options)

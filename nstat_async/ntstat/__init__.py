@@ -47,10 +47,12 @@ from ._messages import (
     decode_message,
 )
 from ._session import Session
+from ._setup import RECORDED, Setup
 
 __all__ = [
     "CONTROL_NAME",
     "HEADER",
+    "RECORDED",
     "RELEASES",
     "AddAllSources",
     "AddSource",
@@ -90,6 +92,7 @@ __all__ = [
     "Send",
     "Session",
     "SetFilter",
+    "Setup",
     "SourceAdded",
     "SourceCounts",
     "SourceDescription",

@@ -31,6 +31,7 @@ from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFo
 from ._following import Follower
 from ._kernels import Kernel
 from ._proof import LayoutProbe
+from ._setup import Setup
 from ._states import State
 from ._subscription import Subscription
 from ._takeover import carry_on, pair
@@ -95,6 +96,16 @@ class Session:
         self.translator = Translator(self.kernel, timebase, dict(interfaces or {}), paths and driving)
         self.proof = Proof.ASSUMED if self.kernel.known else Proof.UNKNOWN
         """How sure the layout is."""
+        self.setup = Setup(
+            kernel=self.kernel.text,
+            timebase=timebase,
+            interfaces=tuple((interfaces or {}).items()),
+            backend=backend,
+            verify=verify,
+            own_uid=own_uid,
+            paths=paths,
+        )
+        """What it was made of, beside the options."""
         self._verify = driving and (not self.kernel.known if verify is None else verify)
         self._own_uid = own_uid
         self._probe: LayoutProbe | None = None
@@ -117,6 +128,24 @@ class Session:
         self._candidate_poll: float | None = None
         self._last_resync = float("-inf")
         self._resynchronisations = 0
+
+    @classmethod
+    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+        """The session that has this `setup`.
+
+        Raises:
+            UsageError: The kernel's version is not understood or too old.
+        """
+        return cls(
+            setup.kernel,
+            timebase=setup.timebase,
+            interfaces=dict(setup.interfaces),
+            options=options,
+            backend=setup.backend,
+            verify=setup.verify,
+            own_uid=setup.own_uid,
+            paths=setup.paths,
+        )
 
     # --- Core: in -------------------------------------------------------------
 

@@ -11,33 +11,45 @@ the first two are written.
             print(record.index, record.kind, record.time_ns, len(record.data))
 """
 
+from . import steps
 from ._file import RecordingFile, open_recording
 from ._reader import RecordingReader
 from ._records import (
+    IN_BATCH,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
     MAX_LINE,
     MAX_NOTE,
+    NEXT,
+    NO_EXTRA,
     Record,
     RecordingInfo,
     RecordKind,
 )
+from ._target import Recording, Target, is_ours
 from ._writer import JsonLinesWriter, RecordingWriter, copy
 
 __all__ = [
+    "IN_BATCH",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",
     "MAX_LINE",
     "MAX_NOTE",
+    "NEXT",
+    "NO_EXTRA",
     "JsonLinesWriter",
     "Record",
     "RecordKind",
+    "Recording",
     "RecordingFile",
     "RecordingInfo",
     "RecordingReader",
     "RecordingWriter",
+    "Target",
     "copy",
+    "is_ours",
     "open_recording",
+    "steps",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 from nstat_async._errors import RecordingError
 
 from ._records import (
+    IN_BATCH,
     MAX_DATAGRAM,
     MAX_LINE,
     NO_EXTRA,
@@ -127,7 +128,7 @@ class JsonLinesParser:
         reason = f"line {self._line}: {reason}"
         return damage_record(self._count - 1, self._time, reason, offset, length, line[:_SHOWN], line=self._line)
 
-    def _record(self, fields: dict[str, Any], line: bytes) -> Record:
+    def _record(self, fields: Any, line: bytes) -> Record:
         direction = fields.pop("dir", None)
         stamp = fields.pop("t", None)
         time_ns = self._time if stamp is None else _nanoseconds(stamp)
@@ -141,13 +142,15 @@ class JsonLinesParser:
             data = _datagram(fields.pop("hex", None))
         elif direction == "note":
             kind, text = RecordKind.NOTE, text or ""
-        elif direction == "answer":
-            kind, value = RecordKind.ANSWER, fields.pop("value", None)
+        elif direction == "answer" or direction == "step":  # noqa: PLR1714  # it may be anything, also unhashable
+            kind, value = RecordKind(direction), fields.pop("value", None)
         elif direction == "meta" or (direction is None and "xnu" in fields):
             return self._meta(fields if direction is None else fields.get("info"), line, time_ns, client)
         else:
             raise ValueError(f'an unknown "dir": {direction!r:.60}')
         index = fields.pop("i") if type(fields.get("i")) is int else self._count
+        if fields == IN_BATCH:
+            fields = IN_BATCH
         self._count += 1
         self._time = time_ns
         return Record(index, kind, time_ns, client, data, text, fields or NO_EXTRA, value)
@@ -211,7 +214,7 @@ def encode_line(index: int, record: Record) -> bytes:
         fields["hex"] = record.data.hex()
     if record.text is not None:
         fields["text"] = record.text
-    if record.kind is RecordKind.ANSWER:
+    if record.kind is RecordKind.ANSWER or record.kind is RecordKind.STEP:
         fields["value"] = record.value
     elif record.kind is RecordKind.META:
         fields["info"] = info_to_mapping(record.value)

@@ -1,4 +1,7 @@
-"""The project's own format, version 1 (``docs/recording-format.md``): both directions.
+"""The project's own format (``docs/recording-format.md``): both directions.
+
+Version 2 is written. Version 1 is read by the same code: it is the same but for the kinds
+of records that it does not have.
 
 ::
 
@@ -20,6 +23,7 @@ import attrs
 from nstat_async._errors import RecordingError
 
 from ._records import (
+    IN_BATCH,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
@@ -39,11 +43,12 @@ from ._records import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record"]
+__all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record", "encode_step"]
 
 MAGIC = b"\x89NSTAT\r\n"
 """Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 
 _FILE = struct.Struct("<8sHHI")
 _RECORD = struct.Struct("<HBBIIq")
@@ -61,9 +66,16 @@ _KINDS = {
     3: RecordKind.NOTE,
     4: RecordKind.ANSWER,
     5: RecordKind.META,
+    6: RecordKind.STEP,
 }
 _NUMBERS = {kind: number for number, kind in _KINDS.items()}
-_LIMITS = {1: MAX_DATAGRAM, 2: MAX_DATAGRAM, 3: MAX_NOTE, 4: MAX_DOCUMENT, 5: MAX_DOCUMENT}
+_BATCHED = 7
+"""A received datagram that came in one batch with the one before it."""
+_KINDS[_BATCHED] = RecordKind.FROM_KERNEL
+_BARE = {8: "ChannelDrained", 9: "DeadlineReached"}
+"""Steps that are only their name, and so frequent that they have numbers of their own."""
+_BARE_NUMBERS = {name: number for number, name in _BARE.items()}
+_LIMITS = dict.fromkeys((1, 2, _BATCHED), MAX_DATAGRAM) | {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
 # By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
 # There is no kind 0: zeros are what a crash leaves in a file.
 _LONGEST = [-1, -1] + [
@@ -72,6 +84,7 @@ _LONGEST = [-1, -1] + [
     for flags in range(2)
 ]
 
+_DOCUMENTS = {RecordKind.ANSWER, RecordKind.STEP, RecordKind.META}
 _SHOWN = 64
 """Bytes of damage that are kept to look at."""
 _FILE_HEADER_MAX = 4096
@@ -91,13 +104,28 @@ def encode_record(
     Raises:
         UsageError: It does not fit the format.
     """
-    number = _NUMBERS[kind]
-    check_length(payload, kind.value, _LIMITS[number])
-    flags = 0
-    if extra:
+    number, flags = _NUMBERS[kind], 0
+    if len(payload) > _LIMITS.get(number, MAX_DOCUMENT):
+        check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
+    if extra is IN_BATCH:
+        number = _BATCHED
+    elif extra:
         beside = dump_json(dict(extra), "extra", MAX_EXTRA)
         payload = _EXTRA_LENGTH.pack(len(beside)) + beside + payload
         flags = FLAG_EXTRA
+    return _packed(number, flags, payload, time_ns, client)
+
+
+def encode_step(value: Any, time_ns: int, client: int, extra: Mapping[str, Any] = NO_EXTRA) -> bytes:
+    """One step, whole; see `encode_record`."""
+    name = value.get("type") if isinstance(value, dict) and len(value) == 1 and not extra else None
+    number = _BARE_NUMBERS.get(name) if isinstance(name, str) else None
+    if number is not None:
+        return _packed(number, 0, b"", time_ns, client)
+    return encode_record(RecordKind.STEP, dump_json(value, "step", MAX_DOCUMENT), time_ns, client, extra)
+
+
+def _packed(number: int, flags: int, payload: bytes, time_ns: int, client: int) -> bytes:
     try:
         return _RECORD.pack(_MARKER, number, flags, len(payload), client, time_ns) + payload
     except struct.error:
@@ -192,6 +220,13 @@ class NativeParser:
             if number <= 2 and not flags:
                 records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop]))
                 index += 1
+            elif number == _BATCHED and not flags:
+                records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop], None, IN_BATCH))
+                index += 1
+            elif number in _BARE and not flags:
+                step = {"type": _BARE[number]}
+                records.append(Record(index, RecordKind.STEP, time_ns, client, b"", None, NO_EXTRA, step))
+                index += 1
             else:
                 record = self._uncommon(
                     data[at + _HEAD : stop], number, flags, time_ns, client, index, self._offset + at
@@ -245,7 +280,7 @@ class NativeParser:
         try:
             if flags & FLAG_EXTRA:
                 extra, body = _split_extra(payload)
-            if kind is RecordKind.ANSWER or kind is RecordKind.META:
+            if kind in _DOCUMENTS:
                 value = json.loads(body.decode("utf-8"))
             if kind is RecordKind.META:
                 return self._meta(value, body, time_ns, client, index)
@@ -284,8 +319,9 @@ def _file_header(data: bytes) -> int:
     magic, version, length, _ = _FILE.unpack_from(data)
     if magic != MAGIC:
         raise RecordingError("not a recording: the first bytes are not its magic", raw=data[:_SHOWN])
-    if version != VERSION:
-        raise RecordingError(f"recording format version {version}; this library reads {VERSION}", raw=data[:_SHOWN])
+    if version not in _READ:
+        known = " and ".join(map(str, _READ))
+        raise RecordingError(f"recording format version {version}; this library reads {known}", raw=data[:_SHOWN])
     if not _FILE.size <= length <= _FILE_HEADER_MAX:
         raise RecordingError(f"the recording's header claims {length} bytes", raw=data[:_SHOWN])
     return int(length)

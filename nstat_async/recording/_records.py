@@ -19,11 +19,13 @@ import attrs
 from nstat_async._errors import UsageError
 
 __all__ = [
+    "IN_BATCH",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",
     "MAX_LINE",
     "MAX_NOTE",
+    "NEXT",
     "NO_EXTRA",
     "Record",
     "RecordKind",
@@ -52,6 +54,11 @@ MAX_LINE = 8 << 20
 
 NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
 """The further keys of a record that has none; one object, shared."""
+IN_BATCH: Mapping[str, Any] = MappingProxyType({"batch": True})
+"""The further key of a received datagram that came in one batch with the record before it."""
+
+NEXT = -1
+"""The index of a record to be written that gets the number of its place in the file."""
 
 _TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
 _CLIENT_MAX = (1 << 32) - 1
@@ -68,6 +75,8 @@ class RecordKind(enum.Enum):
     """Text of the person or program that recorded."""
     ANSWER = "answer"
     """What the host answered to a look-up (JSON), e.g. which process owns a socket."""
+    STEP = "step"
+    """What else the recorded core was given, or asked for (JSON; the classes of `nstat_async.recording.steps`)."""
     META = "meta"
     """Facts about the recording changed; the new ones are in `Record.value`."""
     DAMAGE = "damage"
@@ -94,7 +103,7 @@ class Record:
     extra: Mapping[str, Any] = attrs.field(default=NO_EXTRA, hash=False)
     """Further keys that the writer put beside it, as they were."""
     value: Any = attrs.field(default=None, hash=False)
-    """The JSON value of an `ANSWER`; the `RecordingInfo` that holds from a `META` on; else `None`."""
+    """The JSON value of an `ANSWER` or a `STEP`; the `RecordingInfo` that holds from a `META` on; else `None`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -115,6 +124,8 @@ class RecordingInfo:
     """Interface names by index, of the recorded machine."""
     tool: str | None = None
     """What wrote it, e.g. ``"nstat_async 0.1.0"``."""
+    run: Mapping[str, Any] | None = attrs.field(default=None, hash=False)
+    """What the recorded core was made of (`Run`, by name): with it a replay is the run. `None`: not known."""
     extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
     """Further keys, as they were. ``"xnu"`` is there if the file says more about the kernel than its name."""
 
@@ -179,7 +190,9 @@ def info_from_mapping(facts: Mapping[str, Any], before: RecordingInfo | None = N
         elif key == "timebase":
             fact = _timebase(value)
         elif key == "started_ns":
-            fact = value if _is_int(value) else None
+            fact = value if _is_int(value) and 0 <= value <= _TIME_MAX else None
+        elif key == "run":
+            fact = value if isinstance(value, dict) else None
         elif key == "interfaces":
             fact = _interfaces(value)
             if fact is not None and before:
@@ -208,6 +221,8 @@ def info_to_mapping(info: RecordingInfo) -> dict[str, Any]:
         facts["timebase"] = list(info.timebase)
     if info.interfaces:
         facts["interfaces"] = {str(index): name for index, name in info.interfaces.items()}
+    if info.run is not None:
+        facts["run"] = dict(info.run)
     return facts
 
 
@@ -225,6 +240,9 @@ def damage_record(index: int, time_ns: int, reason: str, offset: int, length: in
     return Record(index, RecordKind.DAMAGE, time_ns, 0, data, text, extra)
 
 
+_to_text = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def dump_json(value: Any, what: str, limit: int) -> bytes:
     """Compact ASCII JSON.
 
@@ -232,7 +250,7 @@ def dump_json(value: Any, what: str, limit: int) -> bytes:
         UsageError: The value is not JSON, or its text is longer than `limit` bytes.
     """
     try:
-        text = json.dumps(value, separators=(",", ":")).encode("ascii")
+        text = _to_text(value).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{what}: cannot be written as JSON: {error}") from error
     check_length(text, what, limit)

@@ -9,8 +9,8 @@ import attrs
 from nstat_async._errors import UsageError
 
 from ._jsonlines import encode_info_line, encode_line
-from ._native import encode_header, encode_record
-from ._records import MAX_DOCUMENT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
+from ._native import encode_header, encode_record, encode_step
+from ._records import MAX_DOCUMENT, NEXT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +29,8 @@ class _Writer:
         self._flush = flush
         self._info = info
         self._count = 0
+        self.size = 0
+        """Bytes written so far."""
         self._put([self._encode_beginning(info)])
 
     @property
@@ -100,6 +102,7 @@ class _Writer:
             written = self._file.write(view)  # an unbuffered file may take a part
             if written is None:
                 raise BlockingIOError("the recording's file does not block, and is full")
+            self.size += written
             view = view[written:]
         if self._flush and pieces:
             self._file.flush()
@@ -135,13 +138,17 @@ class RecordingWriter(_Writer):
 
     def _encode(self, record: Record) -> bytes:
         kind, extra = record.kind, record.extra
+        if record.index == NEXT and (kind is RecordKind.FROM_KERNEL or kind is RecordKind.TO_KERNEL):
+            return encode_record(kind, record.data, record.time_ns, record.client, extra)
         if kind is RecordKind.META:
             payload = dump_json(info_to_mapping(record.value), "info", MAX_DOCUMENT)
             return encode_record(kind, payload, record.time_ns, record.client)
-        if record.index != self._count:
+        if record.index not in (self._count, NEXT):
             extra = {**extra, "i": record.index}
         if kind is RecordKind.NOTE:
             payload = (record.text or "").encode("utf-8", "backslashreplace")
+        elif kind is RecordKind.STEP:
+            return encode_step(record.value, record.time_ns, record.client, extra)
         elif kind is RecordKind.ANSWER:
             payload = dump_json(record.value, "answer", MAX_DOCUMENT)
         elif kind is RecordKind.DAMAGE:
@@ -162,7 +169,7 @@ class JsonLinesWriter(_Writer):
     def _encode(self, record: Record) -> bytes:
         if record.kind is RecordKind.DAMAGE:
             raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
-        return encode_line(record.index, record)
+        return encode_line(self._count if record.index == NEXT else record.index, record)
 
 
 def copy(source: Iterable[Record], writer: RecordingWriter | JsonLinesWriter) -> int:

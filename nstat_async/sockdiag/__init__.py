@@ -19,11 +19,13 @@ from ._constants import (
 )
 from ._links import LinkKindsAnswer, LinkKindsRequest
 from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
-from ._owners import OwnersAnswer, OwnersRequest, ProcessFacts, answer_from_json, answer_to_json
+from ._owners import OwnersAnswer, OwnersRequest, ProcessFacts
 from ._purpose import ChannelPurpose, Role
 from ._session import Session
+from ._setup import RECORDED, Setup
 
 __all__ = [
+    "RECORDED",
     "AddressMessage",
     "ChannelPurpose",
     "CloseChannel",
@@ -49,9 +51,8 @@ __all__ = [
     "RouteMessage",
     "Send",
     "Session",
+    "Setup",
     "SocketState",
     "TcpInfo",
-    "answer_from_json",
-    "answer_to_json",
     "iterate_messages",
 ]

@@ -4,20 +4,15 @@ The core asks for the inodes it does not know (`OwnersRequest`); the transport
 searches ``/proc/*/fd`` for a bounded time and answers what it found and where to
 go on. An inode that a whole search did not find belongs to a process that may not
 be seen, or to none any more: it is asked for again ever more rarely.
-
-Requests and answers are values, and JSON for recordings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import attrs
 
-from .._errors import ProtocolError
 from .._model import Process
-from ._links import LinkKindsAnswer
 from ._table import Entry
 
 __all__ = [
@@ -25,8 +20,6 @@ __all__ = [
     "OwnersAnswer",
     "OwnersRequest",
     "ProcessFacts",
-    "answer_from_json",
-    "answer_to_json",
 ]
 
 RECENT_PIDS = 64
@@ -75,41 +68,6 @@ class OwnersAnswer:
     """The search is not complete: go on below this pid."""
     gone: tuple[tuple[int, int | None], ...] = ()
     """Those of the request's `verify` that are no more."""
-
-
-def answer_to_json(answer: OwnersAnswer | LinkKindsAnswer) -> dict[str, Any]:
-    """An answer as an object that JSON can hold."""
-    if isinstance(answer, LinkKindsAnswer):
-        return {"lookup": "link_kinds", "namespace": answer.namespace, "kinds": [list(k) for k in answer.kinds]}
-    return {
-        "lookup": "owners",
-        "owners": [list(pair) for pair in answer.owners],
-        "processes": [[p.pid, p.start_ticks, p.name, p.path] for p in answer.processes],
-        "below": answer.below,
-        "gone": [list(key) for key in answer.gone],
-    }
-
-
-def answer_from_json(value: dict[str, Any]) -> OwnersAnswer | LinkKindsAnswer:
-    """The answer that `answer_to_json` wrote.
-
-    Raises:
-        ProtocolError: It is something else.
-    """
-    try:
-        if value["lookup"] == "link_kinds":
-            return LinkKindsAnswer(int(value["namespace"]), tuple((str(n), str(k)) for n, k in value["kinds"]))
-        if value["lookup"] == "owners":
-            return OwnersAnswer(
-                tuple((int(inode), int(pid)) for inode, pid in value["owners"]),
-                tuple(ProcessFacts(*facts) for facts in value["processes"]),
-                value["below"],
-                tuple((int(pid), start) for pid, start in value["gone"]),
-            )
-        kind = value["lookup"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"not a recorded look-up: {error!r}") from error
-    raise ProtocolError(f"recorded look-up of unknown kind {kind!r}")
 
 
 class OwnerBook:

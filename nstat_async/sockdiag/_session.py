@@ -29,6 +29,7 @@ from ._hub import Hub
 from ._links import LinkKindsAnswer
 from ._namespace import CHANNELS, DUMPS, GOODBYES, LOOKUPS, ROUTES, Namespace
 from ._owners import OwnersAnswer
+from ._setup import Setup
 from ._table import KINDS
 
 __all__ = ["Session"]
@@ -84,6 +85,8 @@ class Session:
         passive: bool = False,
     ) -> None:
         self._options = options or MonitorOptions()
+        self.setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes)
+        """What it was made of, beside the options."""
         protocols = [number for provider, number in _PROTOCOLS.items() if provider in self._options.providers]
         if passive:
             protocols = list(_PROTOCOLS.values())
@@ -106,6 +109,15 @@ class Session:
         """Why the last search for owners failed."""
         self._dump_failures = 0
         self._notes: list[str] = []
+
+    @classmethod
+    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+        """The session that has this `setup`.
+
+        Raises:
+            UsageError: None of the providers asked for exists on Linux.
+        """
+        return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
 
     # -- the contract: state
 

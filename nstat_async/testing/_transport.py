@@ -204,4 +204,4 @@ class EmulatedBackend:
             verify=self.verify,
         )
         transport = EmulatedTransport(kernel, options.receive_buffer or _COMFORTABLE)
-        return KernelFeed(core, transport, options=options, kernel=kernel.name, protocol="ntstat")
+        return KernelFeed(core, transport, options=options)

@@ -7,7 +7,7 @@ import struct
 
 from support import run_json
 
-from nstat_async.recording import RecordingInfo, RecordingWriter
+from nstat_async.recording import NEXT, Record, RecordingInfo, RecordingWriter, RecordKind, steps
 from nstat_async.sockdiag._constants import DiagAttribute, RouteMessage
 from nstat_async.sockdiag._messages import (
     AddressMessage,
@@ -68,6 +68,22 @@ def test_requests_errors_links_and_addresses(tmp_path):
     assert lines[1]["error"] == 2
     assert lines[2]["descriptor"] == {"ifi_type": 1, "ifi_index": 2, "ifname": "eth0", "info_kind": "veth"}
     assert lines[3]["descriptor"]["address"] == "10.0.0.1"
+
+
+def test_what_a_socket_is_for_is_what_the_recording_says(tmp_path):
+    file = io.BytesIO()
+    writer = RecordingWriter(file, RecordingInfo(protocol="sock_diag", kernel="6.1.0"))
+    for channel, role in ((7, "routes"), (2, "dumps")):
+        purpose = {"type": "ChannelPurpose", "namespace": 0, "role": role}
+        step = steps.write_step(steps.OpenChannel(purpose))
+        writer.write_batch([Record(NEXT, RecordKind.STEP, 0, channel, value=step)])
+    for value in (None, 3, {"type": "OpenChannel", "purpose": ["routes"]}):
+        writer.write_batch([Record(NEXT, RecordKind.STEP, 0, 7, value=value)])
+    writer.from_kernel(AddressMessage(2, 2, bytes([10, 0, 0, 1])).encode(RouteMessage.NEWADDR), 0, 7)
+    writer.from_kernel(DiagMessage(2, 1, SOCKET).encode(), 0, 2)
+    (tmp_path / "linux.nstat").write_bytes(file.getvalue())
+    lines = run_json("messages", tmp_path / "linux.nstat")
+    assert [line["type"] for line in lines] == ["NEWADDR", "SOCK_DIAG_BY_FAMILY"]
 
 
 def test_broken_and_short_messages_are_malformed_and_the_next_record_is_read(tmp_path):

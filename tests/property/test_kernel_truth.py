@@ -177,7 +177,7 @@ class Machine:
 
     def do_poll(self) -> None:
         assert self.monitor is not None
-        self.monitor.session.request_poll(self.kernel.now)
+        self.monitor.core.request_poll(self.kernel.now)
 
     def do_fault(self, name: str, value: Any) -> None:
         if name == "lose_announcements" and not self.kernel.release.references_are_gapless:

@@ -194,7 +194,7 @@ def test_broken_documents_are_damage(kind, flags, payload):
 @pytest.mark.parametrize(
     ("header", "says"),
     [
-        (b"\x89NSTAT\r\n\x02\0\x10\0\0\0\0\0", "version 2"),
+        (b"\x89NSTAT\r\n\x03\0\x10\0\0\0\0\0", "version 3"),
         (b"\x89NSTAT\r\n\x01\0\x02\0\0\0\0\0", "claims 2"),
         (b"\x89NSTAT\r\n\x01\0\xff\xff\0\0\0\0", "claims 65535"),
         (b"\x89NSTAT\n\n\x01\0\x10\0\0\0\0\0", "not a recording"),

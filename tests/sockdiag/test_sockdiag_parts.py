@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import socket
@@ -12,21 +11,16 @@ import sys
 import pytest
 from sockdiag_fakes import LOOPBACK, FakeSocket
 
-from nstat_async._errors import ProtocolError
 from nstat_async._model import COUNTS_FIELDS, Counts, Direction, InterfaceKind
 from nstat_async.sockdiag import (
     AddressMessage,
     DiagAttribute,
     LinkKindsAnswer,
     LinkMessage,
-    OwnersAnswer,
     OwnersRequest,
-    ProcessFacts,
     RouteMessage,
     SocketState,
     TcpInfo,
-    answer_from_json,
-    answer_to_json,
     iterate_messages,
 )
 from nstat_async.sockdiag._goodbyes import fin_among_received, fin_by_remains, is_unused, was_disconnected
@@ -257,26 +251,6 @@ def test_lookups_that_are_not_answered_are_given_up():
     assert answers == [None, None]
     assert queue.deadline() is None
     assert queue.unanswered == 1
-
-
-# -- owners
-
-
-def test_answers_survive_json():
-    """A recording holds them as JSON."""
-    for answer in (
-        OwnersAnswer(((5, 42),), (ProcessFacts(42, 77, "curl", None),), 41, ((9, 1), (8, None))),
-        OwnersAnswer(),
-        LinkKindsAnswer(1, (("wlan0", "wifi"),)),
-    ):
-        assert answer_from_json(json.loads(json.dumps(answer_to_json(answer)))) == answer
-
-
-@pytest.mark.parametrize("value", [{}, {"lookup": "tarot"}, {"lookup": "owners"}, {"lookup": "link_kinds", "kinds": 3}])
-def test_other_json_is_refused(value):
-    """With the library's own error."""
-    with pytest.raises(ProtocolError):
-        answer_from_json(value)
 
 
 # -- links

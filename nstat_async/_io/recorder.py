@@ -1,0 +1,147 @@
+"""The file of a recording, or its parts, while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+
+from .._errors import UsageError
+from ..recording import JsonLinesWriter, Record, Recording, RecordingInfo, RecordingWriter, is_ours
+from ..recording.steps import Run
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Writes records to a file, and to the next one when a limit is reached.
+
+    Args:
+        recording: Where to, and the limits.
+        info: Facts about the conversation.
+        run: What the recorded core was made of.
+
+    Raises:
+        UsageError: The file cannot be written, or holds something else than a recording.
+    """
+
+    def __init__(self, recording: Recording, info: RecordingInfo, run: Run) -> None:
+        self._recording = recording
+        self._info = info
+        self._run = run
+        self._owned = recording.path is not None
+        self._number = self._last_number() if recording.rotates else 0
+        self._earlier = 0  # bytes of the parts before this one
+        self._began_ns = 0
+        try:
+            self._open(run)
+        except OSError as error:
+            raise UsageError(f"record_to: {_name(recording)}: {error.strerror or error}") from error
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far, all parts together."""
+        return self._earlier + self._writer.size
+
+    def write(self, records: Sequence[Record], repeat: Iterable[Record]) -> None:
+        """Write records, with one write.
+
+        Args:
+            records: What happened.
+            repeat: What a new part begins with, if one begins: which channels are open, and what for.
+
+        Raises:
+            OSError: The file cannot be written.
+            UsageError: A record does not fit the format.
+        """
+        if self._is_full(records[0].time_ns):
+            self._next_part(records[0].time_ns, repeat)
+        self._writer.write_batch(records)
+
+    def close(self) -> None:
+        """Close the file. Idempotent.
+
+        Raises:
+            OSError: What was written cannot be kept.
+        """
+        if self._owned:
+            self._file.close()
+
+    def _is_full(self, time_ns: int) -> bool:
+        limits = self._recording
+        if limits.max_bytes is not None and self._writer.size >= limits.max_bytes:
+            return True
+        return limits.max_seconds is not None and time_ns - self._began_ns >= limits.max_seconds * 1e9
+
+    def _next_part(self, time_ns: int, repeat: Iterable[Record]) -> None:
+        self._file.close()
+        self._earlier += self._writer.size
+        self._run = attrs.evolve(self._run, part=self._run.part + 1)
+        self._began_ns = time_ns
+        self._open(self._run)
+        self._writer.write_batch([attrs.evolve(record, time_ns=time_ns) for record in repeat])
+        self._drop_oldest()
+
+    def _open(self, run: Run) -> None:
+        self._number += 1
+        self._file = self._open_file()
+        info = attrs.evolve(self._info, run=run.to_json())
+        kind = JsonLinesWriter if self._recording.json_lines else RecordingWriter
+        try:
+            self._writer = kind(self._file, info)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_file(self) -> BinaryIO:
+        recording = self._recording
+        if recording.target == "-":
+            return sys.stdout.buffer
+        if recording.path is None:
+            assert not isinstance(recording.target, (str, os.PathLike))
+            return recording.target
+        path = recording.part(self._number) if recording.rotates else recording.path
+        if not recording.overwrite:
+            _spare(path)
+        return path.open("wb", buffering=0)
+
+    def _last_number(self) -> int:
+        with contextlib.suppress(OSError):  # a directory that cannot be read shows when the file is opened
+            return max((number for number, _ in self._recording.parts()), default=0)
+        return 0
+
+    def _drop_oldest(self) -> None:
+        keep = self._recording.keep
+        if keep is None:
+            return
+        for _, path in self._recording.parts()[: -int(keep)]:
+            with path.open("rb") as file:
+                ours = is_ours(file)
+            if ours:
+                path.unlink()
+
+
+def _name(recording: Recording) -> str:
+    return str(recording.path or "the file")
+
+
+def _spare(path: Path) -> None:
+    """Replace an old recording, and nothing else.
+
+    Raises:
+        UsageError: The file holds something else.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if not is_ours(file):
+            raise UsageError(
+                f"record_to: {path} exists and is no recording of this library; "
+                "Recording(path, overwrite=True) (--force) replaces it"
+            )

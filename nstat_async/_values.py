@@ -1,0 +1,233 @@
+"""Values by name: frozen attrs classes as JSON objects, and back.
+
+Setups, purposes, look-up requests and answers are classes of simple fields. Their type
+hints are the whole description: nobody writes a pair of functions for each of them.
+
+What is read was written by somebody, perhaps by a later version, perhaps by nobody at all.
+A field that is not known is skipped, one that is missing takes its default, and anything of
+the wrong type or size is a `ProtocolError` about this one value.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, Union
+
+import attrs
+
+from ._errors import ProtocolError, UsageError
+
+__all__ = ["Vocabulary", "from_json", "to_json"]
+
+_T = TypeVar("_T")
+_Reader = Callable[[Any], Any]
+
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+"""What a kernel's number can be, signed or not."""
+_SHOWN = 60
+_PLAIN = (str, bool, int, float, type(None))
+
+
+def to_json(value: Any, *, only: Iterable[str] | None = None) -> Any:
+    """A value as JSON can hold it: bytes as hex, enumerations as their value, tuples and sets as lists.
+
+    Args:
+        value: An instance of an attrs class, or anything that a field of one may be.
+        only: Names of the fields to write; `None`: all.
+
+    Raises:
+        UsageError: It, or something in it, is no such value.
+    """
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if isinstance(value, (frozenset, set)):
+        return sorted((to_json(item) for item in value), key=repr)
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if isinstance(value, collections.abc.Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if attrs.has(type(value)):
+        names = [field.name for field in attrs.fields(type(value)) if field.init] if only is None else only
+        return {name: to_json(getattr(value, name)) for name in names}
+    raise UsageError(f"{type(value).__name__} is no value that can be written by name")
+
+
+def from_json(kind: type[_T], data: Any) -> _T:
+    """The value of an attrs class that `to_json` wrote.
+
+    Raises:
+        ProtocolError: It is no such value; the text says which field is wrong.
+    """
+    try:
+        return typing.cast("_T", _reader(typing.cast("Any", kind))(data))
+    except ProtocolError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise ProtocolError(f"{kind.__name__}: {error}") from error
+
+
+class Vocabulary:
+    """Classes that are told apart by their name, under the key ``"type"``.
+
+    Args:
+        kinds: The classes that can be read; any attrs class can be written.
+    """
+
+    def __init__(self, *kinds: type) -> None:
+        self._kinds = {kind.__name__: kind for kind in kinds}
+
+    def write(self, value: Any) -> Any:
+        """A value with its class' name; what is no instance of an attrs class as it is.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        data = to_json(value)
+        return {"type": type(value).__name__, **data} if attrs.has(type(value)) else data
+
+    def read(self, data: Any) -> Any:
+        """The value that `write` wrote.
+
+        Raises:
+            ProtocolError: Its class is unknown, or it is no value of that class.
+        """
+        if data is None or isinstance(data, str):
+            return data
+        name = data.get("type") if isinstance(data, dict) else None
+        kind = self._kinds.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise ProtocolError(f"a value of unknown type {name!r:.{_SHOWN}}")
+        return from_json(kind, data)
+
+
+# --- readers, made once for each type ------------------------------------------------
+
+
+@functools.cache
+def _reader(hint: Any) -> _Reader:
+    """Turns JSON into a value of this type, or raises `ValueError`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _SIMPLE:
+        return _SIMPLE[hint]
+    if origin in {Union, types.UnionType}:
+        return _one_of(tuple(_reader(argument) for argument in arguments))
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return _collection(tuple, _reader(arguments[0]))
+    if origin is tuple:
+        return _row(tuple(_reader(argument) for argument in arguments))
+    if origin is frozenset:
+        return _collection(frozenset, _reader(arguments[0]))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _member(hint)
+    if isinstance(hint, type) and attrs.has(hint):
+        return _record(hint)
+    raise UsageError(f"{hint!r} is no type of a value that can be read by name")
+
+
+def _refuse(data: Any, what: str) -> ValueError:
+    return ValueError(f"{data!r:.{_SHOWN}} is no {what}")
+
+
+def _exactly(kind: type, what: str) -> _Reader:
+    def read(data: Any) -> Any:
+        if type(data) is not kind:  # a truth value is no number here
+            raise _refuse(data, what)
+        return data
+
+    return read
+
+
+def _integer(data: Any) -> int:
+    if type(data) is not int or not _INT_MIN <= data <= _INT_MAX:
+        raise ValueError("not a whole number of at most 64 bits")
+    return data
+
+
+def _number(data: Any) -> float:
+    if type(data) not in {int, float} or not math.isfinite(data):
+        raise ValueError("not a finite number")
+    return float(data)
+
+
+_text = _exactly(str, "text")
+_SIMPLE: dict[Any, _Reader] = {
+    Any: lambda data: data,
+    type(None): _exactly(type(None), "null"),
+    int: _integer,
+    float: _number,
+    bool: _exactly(bool, "truth value"),
+    str: _text,
+    bytes: lambda data: bytes.fromhex(_text(data)),
+}
+
+
+def _one_of(readers: tuple[_Reader, ...]) -> _Reader:
+    def read(data: Any) -> Any:
+        reasons = []
+        for reader in readers:
+            try:
+                return reader(data)
+            except ValueError as error:
+                reasons.append(str(error))
+        raise ValueError(", ".join(reasons))
+
+    return read
+
+
+def _collection(kind: type, reader: _Reader) -> _Reader:
+    def read(data: Any) -> Any:
+        if type(data) is not list:
+            raise _refuse(data, "list")
+        return kind(map(reader, data))
+
+    return read
+
+
+def _row(readers: tuple[_Reader, ...]) -> _Reader:
+    def read(data: Any) -> tuple[Any, ...]:
+        if type(data) is not list or len(data) != len(readers):
+            raise _refuse(data, f"list of {len(readers)}")
+        return tuple(reader(item) for reader, item in zip(readers, data, strict=True))
+
+    return read
+
+
+def _member(kind: type[enum.Enum]) -> _Reader:
+    known = {member.value: member for member in kind}
+
+    def read(data: Any) -> enum.Enum:
+        member = known.get(data) if isinstance(data, (str, int)) else None
+        if member is None:
+            raise _refuse(data, kind.__name__)
+        return member
+
+    return read
+
+
+def _record(kind: type) -> _Reader:
+    hints = typing.get_type_hints(kind)
+    readers = {field.name: (field.alias, _reader(hints[field.name])) for field in attrs.fields(kind) if field.init}
+
+    def read(data: Any) -> Any:
+        if type(data) is not dict:
+            raise _refuse(data, "object")
+        values = {}
+        for name, (argument, reader) in readers.items():
+            if name in data:
+                try:
+                    values[argument] = reader(data[name])
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
+        return kind(**values)  # a field without a default that is missing is a TypeError
+
+    return read

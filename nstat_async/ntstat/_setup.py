@@ -1,0 +1,44 @@
+"""What a Darwin core is made of, as a value that a recording can hold."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+from .._contract import LookupFailed
+from .._errors import UsageError
+from .._values import Vocabulary
+from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFound
+
+__all__ = ["RECORDED", "Setup"]
+
+
+def _check_timebase(_instance: object, _attribute: object, value: tuple[int, int]) -> None:
+    if not all(0 < number < 1 << 32 for number in value):
+        raise UsageError(f"timebase: {value!r} is not a fraction of two positive numbers of 32 bits")
+
+
+@attrs.frozen(kw_only=True)
+class Setup:
+    """The facts beside the options from which a `Session` is made."""
+
+    protocol: ClassVar[str] = "ntstat"
+    kernel: str
+    """The kernel's version string."""
+    timebase: tuple[int, int] = attrs.field(default=(1, 1), validator=_check_timebase)
+    """Nanoseconds per tick of its clock, as a fraction."""
+    interfaces: tuple[tuple[int, str], ...] = ()
+    """Interface names by index."""
+    backend: str = "kctl"
+    """Name for `Capabilities`."""
+    verify: bool | None = None
+    """Whether the layout is proven: always, never, or (`None`) on kernels newer than known."""
+    own_uid: int | None = None
+    """User id of the process that watches; `None`: not known."""
+    paths: bool = False
+    """The transport can find the executables of processes."""
+
+
+RECORDED = Vocabulary(OpenEvidence, CloseEvidence, Evidence, FindPaths, PathsFound, LookupFailed)
+"""The look-ups of this protocol and their answers."""

@@ -1,0 +1,113 @@
+"""Where a recording goes: one file, or parts of a limited size or age."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO, Union
+
+import attrs
+
+from nstat_async._errors import UsageError
+
+from ._native import MAGIC
+
+__all__ = ["Recording", "Target", "is_ours"]
+
+Target = Union[str, os.PathLike[str], BinaryIO]
+_FIRST_LINE = 4 << 20
+_TOOL = "nstat_async "
+
+
+def _positive(instance: object, attribute: Any, value: float | None) -> None:
+    del instance
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and (not number or not value > 0):
+        raise UsageError(f"{attribute.name}: {value!r} is not a positive number")
+
+
+@attrs.frozen
+class Recording:
+    """A recording to write: the value of a monitor's ``record_to`` where a path is not enough.
+
+    With a limit it is written in parts, ``day.000001.nstat``, ``day.000002.nstat``, … for the
+    path ``day.nstat``. Each part can be read on its own, all of them in order as one recording.
+    Numbers go on after those of parts that are there already.
+
+    Raises:
+        UsageError: A limit is not a positive number, or limits are given for a file that is open already.
+    """
+
+    target: Target
+    """A path, ``"-"`` for standard output, or an open binary file (which stays the caller's to close).
+    JSON Lines if it is a path that ends in ``.jsonl``."""
+    max_bytes: int | None = attrs.field(default=None, kw_only=True, validator=_positive)
+    """Begin a new part when a part has this many bytes."""
+    max_seconds: float | None = attrs.field(default=None, kw_only=True, validator=_positive)
+    """Begin a new part when a part is this old."""
+    keep: int | None = attrs.field(default=None, kw_only=True, validator=_positive)
+    """Parts to keep: the oldest ones beyond are deleted. `None`: all."""
+    overwrite: bool = attrs.field(default=False, kw_only=True)
+    """True: replace an existing file whatever it holds. False: only a recording of this library."""
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.target, (str, os.PathLike)) and not hasattr(self.target, "write"):
+            raise UsageError(f"record_to: {self.target!r} is no path, and no file that is open for writing")
+        if self.path is None and (self.rotates or self.keep):
+            raise UsageError("record_to: parts need a path")
+        if self.keep is not None and not self.rotates:
+            raise UsageError("keep: there are no parts without max_bytes or max_seconds")
+
+    @property
+    def path(self) -> Path | None:
+        """The path; `None` for standard output and for an open file."""
+        if isinstance(self.target, (str, os.PathLike)) and self.target != "-":
+            return Path(self.target)
+        return None
+
+    @property
+    def rotates(self) -> bool:
+        """True if it is written in parts."""
+        return self.max_bytes is not None or self.max_seconds is not None
+
+    @property
+    def json_lines(self) -> bool:
+        """True if it is written as JSON Lines."""
+        return self.path is not None and self.path.suffix == ".jsonl"
+
+    def part(self, number: int) -> Path:
+        """The path of a part."""
+        assert self.path is not None  # the constructor saw to it
+        return self.path.with_name(f"{self.path.stem}.{number:06}{self.path.suffix}")
+
+    def parts(self) -> list[tuple[int, Path]]:
+        """The parts that are there, with their numbers, in order.
+
+        Raises:
+            OSError: The directory cannot be read.
+        """
+        assert self.path is not None  # as above
+        name = re.compile(rf"{re.escape(self.path.stem)}\.(\d{{6,}}){re.escape(self.path.suffix)}")
+        found = ((name.fullmatch(entry.name), entry) for entry in self.path.parent.iterdir())
+        return sorted((int(match.group(1)), entry) for match, entry in found if match is not None)
+
+
+def is_ours(file: BinaryIO) -> bool:
+    """True if a file is empty, or a recording that this library wrote.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    beginning = file.read(len(MAGIC))
+    if not beginning or beginning == MAGIC:
+        return True
+    if not beginning.startswith(b"{"):
+        return False
+    try:
+        facts = json.loads(beginning + file.readline(_FIRST_LINE))
+    except (ValueError, RecursionError):
+        return False
+    tool = facts.get("tool") if isinstance(facts, dict) else None
+    return isinstance(tool, str) and tool.startswith(_TOOL)

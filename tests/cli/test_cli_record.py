@@ -1,0 +1,136 @@
+"""`record`: to standard output, in parts, to a full disk; and `replay` of what comes out."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import PYTHON, run, run_json
+
+from nstat_async.testing import EmulatedKernel
+
+KERNEL = "xnu-11417.121.6"
+
+
+@pytest.fixture
+def options(tmp_path):
+    """An emulated kernel with a flow behind a socket: options for the command line."""
+    kernel = EmulatedKernel(KERNEL, clock=time.monotonic)
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=20)
+    server = kernel.serve_unix(str(tmp_path / "s"))
+    yield ("--backend", f"unix:{tmp_path / 's'}", "--kernel", KERNEL, "--interval", "0.05")
+    server.close()
+
+
+def command(*arguments: object) -> list[str]:
+    return [PYTHON, "-m", "nstat_async", *map(str, arguments)]
+
+
+def stopped(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> tuple[bytes, bytes]:
+    """Both outputs of a command that is interrupted when enough is done."""
+    limit = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return out, err
+
+
+def test_standard_output_takes_a_recording_and_nothing_else(options):
+    process = subprocess.Popen(
+        command("record", "-", "--json", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdout is not None
+    first = b""
+    while len(first) < 6000:
+        first += process.stdout.read(6000)
+    rest, err = stopped(process, lambda: True)
+    assert first.startswith(b"\x89NSTAT\r\n")
+    assert b"events" in err, "the summary is not among the recording's bytes"
+    played = subprocess.run(
+        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=60, check=True
+    )
+    events = [json.loads(line) for line in played.stdout.splitlines()]
+    assert "curl" in {e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"}
+    assert not [e for e in events if e["event"] == "events_lost"]
+
+
+def test_a_reader_of_the_recording_that_goes_away_is_the_end_and_no_failure(options):
+    process = subprocess.Popen(command("record", "-", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(8) == b"\x89NSTAT\r\n"
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
+    path = tmp_path / "day.nstat"
+
+    def parts() -> list[Path]:
+        return sorted(tmp_path.glob("day.*.nstat"))
+
+    def recording(*more: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command("record", path, "--rotate-size", "2K", *more, *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    out, _ = stopped(recording("--json", "--rotate-every", "100"), lambda: len(parts()) > 3)
+    summary = json.loads(out)
+    assert not path.exists()
+    assert summary["file"] == str(path)
+    assert summary["bytes"] == sum(part.stat().st_size for part in parts())
+    events = run_json("replay", *parts(), "--json")
+    assert [e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"] == ["curl"]
+    assert not [e for e in events if e["event"] == "events_lost"]
+    assert run_json("messages", parts()[0])
+    status, _, err = run("replay", parts()[1], parts()[0])
+    assert status == 1
+    assert "is not the part that follows" in err
+    newest = parts()[-1]
+    stopped(recording("--keep", "1"), lambda: len(parts()) == 1)
+    assert parts()[0] > newest, "numbers go on"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--keep", "3"), "max_bytes"),
+        (("--keep", "0", "--rotate-size", "1M"), "at least 1"),
+        (("--rotate-size", "much"), "is no size"),
+        (("--rotate-size", "-1"), "is no size"),
+        (("--rotate-every", "0"), "more than 0"),
+    ],
+)
+def test_limits_that_cannot_be_are_usage_errors(arguments, says, tmp_path):
+    status, _, err = run("record", tmp_path / "x.nstat", *arguments, "--backend", "emulated", "--duration", "0.1")
+    assert status == 2
+    assert says in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_status_1(options, tmp_path):
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000));"
+    limit += "from nstat_async._cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [PYTHON, "-c", limit, "record", str(tmp_path / "x.nstat"), *options],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"File too large" in done.stderr
+    assert run_json("replay", tmp_path / "x.nstat", "--json")

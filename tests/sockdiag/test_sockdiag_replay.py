@@ -1,0 +1,156 @@
+"""A replay of a recorded run on Linux gives the run's events: every one, in every field, in order.
+
+Hypothesis writes the run: several network namespaces, sockets that come and go, dumps that
+are silent, overruns, garbage, look-ups that fail or never come, a wall clock that jumps.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import attrs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from replaying import assert_same, replayed
+from sockdiag_fakes import FakeKernel, FakeSocket, flow_events
+
+from nstat_async._contract import LookupFailed
+from nstat_async._io.record import RecordedCore
+from nstat_async._options import MonitorOptions
+from nstat_async.recording import Recording, RecordingWriter, open_recording
+from nstat_async.sockdiag import Session, TcpInfo
+
+common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+LABELS = ((None,), (None, "one"), ("one", "two", None))
+cookie = st.integers(1, 12)
+step = st.one_of(
+    st.tuples(st.just("open"), cookie, st.booleans()),
+    st.tuples(st.just("grow"), cookie, st.integers(1, 1 << 33)),
+    st.tuples(st.just("close"), cookie, st.booleans()),
+    st.tuples(st.just("owner"), cookie, st.integers(1, 5)),
+    st.tuples(st.just("silent"), st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("overrun"), st.integers(0, 2), st.sampled_from((105, 11, 12))),
+    st.tuples(st.just("garbage"), st.integers(0, 11), st.binary(max_size=40)),
+    st.tuples(st.just("hold"), st.booleans()),
+    st.tuples(st.just("answers"), st.sampled_from((None, LookupFailed("gone")))),
+    st.tuples(st.just("clock"), st.sampled_from((-3600.0, 0.0002, 5.0))),
+    st.tuples(st.just("wait"), st.sampled_from((0.01, 0.3, 1.0, 3.0))),
+    st.tuples(st.just("poll")),
+)
+
+
+class Linux(FakeKernel):
+    """A recorded run on a kernel made of a dictionary."""
+
+    def __init__(self, labels: tuple[str | None, ...], **options: Any) -> None:
+        chosen = MonitorOptions(**options)
+        session = Session(chosen, namespaces=labels, kernel="6.18.0")
+        self.file = io.BytesIO()
+        self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
+        super().__init__(self.recorded)  # type: ignore[arg-type]
+
+    def feed(self, data: bytes, channel: int) -> None:
+        self.recorded.receive_datagrams([data], self.now, channel)
+
+    def do(self, action: tuple[Any, ...]) -> None:
+        getattr(self, f"do_{action[0]}")(*action[1:])
+
+    def do_open(self, number: int, tcp: bool) -> None:
+        self.sockets.setdefault(
+            number, FakeSocket(number, local_port=4000 + number, inode=number, protocol=6 if tcp else 17)
+        )
+
+    def do_grow(self, number: int, size: int) -> None:
+        if number in self.sockets:
+            info = self.sockets[number].info
+            info[TcpInfo.BYTES_RECEIVED] = (info.get(TcpInfo.BYTES_RECEIVED, 0) + size) % (1 << 60)
+
+    def do_close(self, number: int, tell: bool) -> None:
+        if number in self.sockets:
+            self.close(number, tell=tell)
+            self.run()
+
+    def do_owner(self, number: int, pid: int) -> None:
+        self.owners[number] = pid
+
+    def do_silent(self, role: int, silent: bool) -> None:
+        (self.silent.add if silent else self.silent.discard)(role)
+
+    def do_overrun(self, namespace: int, number: int) -> None:
+        self.recorded.channel_failed(namespace * 4 + 1, number, self.now)
+        self.recorded.channel_drained(namespace * 4 + 1, self.now)
+        self.run()
+
+    def do_garbage(self, channel: int, data: bytes) -> None:
+        self.feed(data, channel)
+        self.run()
+
+    def do_hold(self, hold: bool) -> None:
+        self.hold_lookups = hold
+
+    def do_answers(self, answer: Any) -> None:
+        held, self.held = self.held, []
+        for command in held:
+            self.recorded.lookup_done(command.token, answer, self.now)
+        self.run()
+
+    def do_clock(self, jump: float) -> None:
+        self.recorded.epoch_offset += jump
+
+    def do_wait(self, seconds: float) -> None:
+        self.wait(seconds)
+
+    def do_poll(self) -> None:
+        self.poll()
+
+
+@settings(common, max_examples=60)
+@given(
+    labels=st.sampled_from(LABELS),
+    options=st.fixed_dictionaries(
+        {
+            "interval": st.sampled_from((None, 1.0)),
+            "every_update": st.booleans(),
+            "extras": st.booleans(),
+            "providers": st.sampled_from(("tcp", "udp", ("tcp", "udp"))),
+        }
+    ),
+    script=st.lists(step, max_size=25),
+)
+def test_the_replay_of_a_run_on_linux_is_the_run(labels, options, script):
+    run = Linux(labels, **options)
+    run.start()
+    for action in script:
+        if run.recorded.failure is None:
+            run.do(action)
+    run.recorded.close()
+    run.file.seek(0)
+    assert_same(replayed(run.file, every_update=options["every_update"]), run.events)
+
+
+def test_who_follows_knows_a_channel_by_its_purpose_and_not_by_its_number():
+    run = Linux((None,))
+    for number in range(1, 5):
+        run.do(("open", number, True))
+        run.do(("owner", number, number))
+    run.start()
+    run.do(("close", 2, True))
+    run.do(("wait", 1.0))
+    run.recorded.close()
+    run.file.seek(0)
+    with open_recording(run.file) as source:
+        records = [attrs.evolve(record, client=record.client * 10 + 3) for record in source]
+    assert source.info.run is not None
+    file = io.BytesIO()
+    info = attrs.evolve(source.info, run={**source.info.run, "library": "another"})
+    RecordingWriter(file, info).write_batch(records)
+    file.seek(0)
+    followed = replayed(file)
+
+    def story(events: list[Any]) -> list[Any]:
+        return [(type(e), e.flow.local.port, e.flow.process and e.flow.process.pid) for e in flow_events(events)]
+
+    assert story(followed) == story(run.events)
+    assert len(story(followed)) == 5

@@ -1,0 +1,398 @@
+"""Recording a monitor: to a full disk, in parts, to a pipe, over what is there already."""
+
+from __future__ import annotations
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from replaying import assert_same, replayed
+from virtual import EPOCH, VirtualMonitor
+
+from nstat_async import (
+    EventsLost,
+    FlowAdded,
+    Monitor,
+    PollCompleted,
+    RecordingError,
+    UsageError,
+)
+from nstat_async._events import Auxiliary, AuxiliaryFailed
+from nstat_async._io import record
+from nstat_async._io.record import RecordedCore
+from nstat_async.backends import Replay
+from nstat_async.recording import Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
+from nstat_async.testing import EmulatedKernel
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+GENEROUS = 20.0
+
+
+class Disk(io.BytesIO):
+    """A file on a disk that has so much room."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+async def watch(kernel: EmulatedKernel, polls: int, **options: Any) -> tuple[list[Any], dict[str, int]]:
+    """The events until so many polls are complete, with traffic in between, and the figures."""
+    flow = kernel.open_tcp(pid=42, name="curl", remote=("192.0.2.9", 443))
+    events: list[Any] = []
+    with anyio.fail_after(GENEROUS):
+        async with Monitor(backend=kernel.backend(), interval=None, **options) as monitor:
+            stream = monitor.subscribe(overflow="all")
+            for _ in range(polls):
+                flow.transfer(rx=1000)
+                await monitor.poll_now()
+                events += stream.receive_nowait()
+            return events, monitor.statistics().feed
+
+
+@LOOPS
+@pytest.mark.parametrize("room", [1500, 4000])
+def test_a_full_disk_ends_the_recording_and_nothing_else(loop, room):
+    async def main() -> None:
+        disk = Disk(room)
+        events, figures = await watch(EmulatedKernel(), 40, record_to=disk)
+        (failure,) = [event for event in events if isinstance(event, AuxiliaryFailed)]
+        assert failure.auxiliary is Auxiliary.RECORDER
+        assert "No space left" in failure.detail
+        assert figures["failed_recorder"] == 1
+        assert figures["recorded_bytes"] <= room
+        assert not [event for event in events if isinstance(event, EventsLost)]
+        last = [event for event in events if hasattr(event, "counts")][-1]
+        assert last.counts.rx_bytes == 40_000, "no datagram was lost with the recording"
+        assert events.index(failure) < len(events) - 1
+
+    anyio.run(main, backend=loop)
+
+
+def test_what_a_full_disk_holds_is_the_beginning_of_the_run():
+    async def main() -> tuple[list[Any], Disk]:
+        disk = Disk(8000)
+        return (await watch(EmulatedKernel(), 40, record_to=disk))[0], disk
+
+    events, disk = anyio.run(main)
+    run = [event for event in events if not isinstance(event, AuxiliaryFailed)]
+    again = replayed(io.BytesIO(disk.getvalue()))
+    assert len(again) > 3
+    assert_same(again, run[: len(again)])
+
+
+def test_a_file_that_somebody_closed_is_said_as_well():
+    async def main() -> None:
+        file = io.BytesIO()
+        kernel = EmulatedKernel()
+        with anyio.fail_after(GENEROUS):
+            async with Monitor(backend=kernel.backend(), interval=0.01, record_to=file) as monitor:
+                await monitor.poll_now()
+                file.close()
+                async for event in monitor:
+                    if isinstance(event, AuxiliaryFailed):
+                        break
+                await monitor.poll_now()
+
+    anyio.run(main)
+
+
+# --- what is there already -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"years of work\n",
+        b"{}",
+        b'{"xnu": "xnu-11417.121.6"}\n',
+        b'{"tool": "other 1"}\n',
+        b"\x89NSTAX\r\n",
+        b"{" * 9999,
+    ],
+)
+def test_a_file_that_this_library_did_not_write_is_never_replaced(tmp_path, content):
+    path = tmp_path / "thesis.jsonl"
+    path.write_bytes(content)
+
+    async def main(target: Any) -> None:
+        await watch(EmulatedKernel(), 1, record_to=target)
+
+    for target in (path, str(path), Recording(path)):
+        with pytest.raises(UsageError, match=r"thesis\.jsonl exists"):
+            anyio.run(main, target)
+    assert path.read_bytes() == content
+    anyio.run(main, Recording(path, overwrite=True))
+    assert replayed(path)
+    anyio.run(main, path)  # it is a recording now
+
+
+@pytest.mark.parametrize("name", ["day.nstat", "day.jsonl"])
+def test_a_recording_of_this_library_is_replaced_and_an_empty_file_filled(tmp_path, name):
+    path = tmp_path / name
+    path.touch()
+
+    async def main() -> None:
+        await watch(EmulatedKernel(), 1, record_to=path)
+
+    anyio.run(main)
+    first = path.read_bytes()
+    anyio.run(main)
+    assert path.read_bytes() != first
+    assert replayed(path)
+
+
+def test_what_cannot_be_written_says_so_where_the_block_begins(tmp_path):
+    async def main(target: Any) -> None:
+        await watch(EmulatedKernel(), 1, record_to=target)
+
+    for target in (tmp_path / "no" / "day.nstat", tmp_path, Recording(tmp_path / "no" / "day.nstat", max_bytes=9)):
+        with pytest.raises(UsageError, match="record_to"):
+            anyio.run(main, target)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_bytes": 0},
+        {"max_bytes": "5"},
+        {"max_seconds": -1.0},
+        {"max_bytes": 5, "keep": 0},
+        {"keep": 3},
+        {"target": "-", "max_bytes": 5},
+        {"target": io.BytesIO(), "max_seconds": 5},
+    ],
+)
+def test_limits_that_cannot_be_are_refused(options):
+    options = {"target": "day.nstat", **options}
+    with pytest.raises(UsageError):
+        Recording(options.pop("target"), **options)
+
+
+def test_a_recording_is_not_recorded_again(tmp_path):
+    async def main() -> None:
+        with pytest.raises(UsageError, match="copy"):
+            async with Monitor(backend=Replay(io.BytesIO(b"")), record_to=tmp_path / "x"):
+                pass
+
+    anyio.run(main)
+
+
+# --- parts -----------------------------------------------------------------------------
+
+
+class Run:
+    """A recorded run in virtual time."""
+
+    def __init__(self, target: Any, *, seconds: float, flows: int = 5) -> None:
+        self.kernel = EmulatedKernel()
+        self.events: list[Any] = []
+        self.recorded: Any = None
+        self.most_pending = 0
+        monitor = VirtualMonitor(self.kernel, wrap=self._wrap(target), sink=self._take, interval=1.0)
+        flows_ = [self.kernel.open_tcp(pid=n, name=f"p{n}", remote=("192.0.2.9", 443)) for n in range(1, flows + 1)]
+        for second in range(int(seconds)):
+            flows_[second % flows].transfer(rx=100)
+            monitor.run(1.0)
+        self.recorded.close()
+
+    def _wrap(self, target: Any) -> Any:
+        def wrap(session: Any, options: Any) -> Any:
+            recording = target if isinstance(target, Recording) else Recording(target)
+            now = float(self.kernel.now)
+            self.recorded = RecordedCore(session, recording, options, now=now, epoch_offset=EPOCH)
+            return self.recorded
+
+        return wrap
+
+    def _take(self, events: list[Any]) -> None:
+        self.events += events
+        self.most_pending = max(self.most_pending, len(self.recorded._pending))
+
+
+def parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+
+
+@pytest.mark.parametrize("name", ["day.nstat", "day.jsonl"])
+@pytest.mark.parametrize("limit", [{"max_bytes": 4000}, {"max_seconds": 10.0}])
+def test_a_recording_in_parts_is_the_run_and_each_part_can_be_read_alone(tmp_path, name, limit):
+    path = tmp_path / name
+    run = Run(Recording(path, **limit), seconds=60)
+    found = parts(path)
+    assert len(found) > 3
+    assert found[0].name == f"day.000001{path.suffix}"
+    if "max_bytes" in limit:
+        sizes = [part.stat().st_size for part in found]
+        assert min(sizes[:-1]) >= 4000
+        assert max(sizes) < 4000 + 20_000, "a part ends in the turn that fills it"
+    assert_same(replayed(found), run.events)
+    for part in found[1:]:
+        alone = replayed(part)
+        assert {event.flow.process.pid for event in alone if isinstance(event, FlowAdded)} <= {1, 2, 3, 4, 5}
+        assert any(isinstance(event, PollCompleted) for event in alone)
+        assert not [event for event in alone if isinstance(event, EventsLost)]
+
+
+def test_parts_that_do_not_follow_each_other_are_refused(tmp_path):
+    Run(Recording(tmp_path / "a.nstat", max_seconds=10), seconds=40)
+    Run(Recording(tmp_path / "b.nstat", max_seconds=10), seconds=40)
+    one, two, three, *_ = parts(tmp_path / "a.nstat")
+    other = parts(tmp_path / "b.nstat")[1]
+    for wrong in ([one, three], [two, one], [one, one]):
+        with pytest.raises(RecordingError, match="is not the part that follows"):
+            replayed(wrong)
+    assert other.exists()
+    assert replayed([two, three]), "from the middle it is followed"
+    with pytest.raises(UsageError, match="no file"):
+        replayed([])
+
+
+def test_only_the_newest_parts_are_kept_and_foreign_files_stay(tmp_path):
+    path = tmp_path / "day.nstat"
+    foreign = tmp_path / "day.000001.nstat"
+    foreign.write_text("mine")
+    Run(Recording(path, max_seconds=5, keep=3), seconds=60)
+    left = parts(path)
+    assert foreign in left
+    assert foreign.read_text() == "mine"
+    assert len(left) == 4
+    before = [part for part in left if part != foreign]
+    Run(Recording(path, max_seconds=5, keep=3), seconds=20)
+    after = [part for part in parts(path) if part != foreign]
+    assert len(after) == 3
+    assert after[-1].name > before[-1].name, "numbers go on"
+    for part in after:
+        assert replayed(part)
+
+
+def test_what_waits_to_be_written_and_what_is_read_at_once_have_a_bound(tmp_path, monkeypatch):
+    """However long a recording is: records are written in each turn, and read in pieces."""
+    path = tmp_path / "day.nstat"
+    run = Run(path, seconds=300, flows=40)
+    assert run.most_pending == 0, "a turn leaves nothing behind"
+    assert path.stat().st_size > 200_000
+    most = 0
+    with open_recording(path) as recording:
+        for batch in recording.records_batch(256):
+            most = max(most, len(batch))
+            assert len(recording._reader._parser._buffer) < 64 << 10
+    assert most <= 256
+    monkeypatch.setattr(record, "MOST_PENDING", 8)
+    recorded = run.recorded
+    recorded._recorder = tape = Tape()
+    for number in range(1000):
+        recorded._add(number)
+    assert len(recorded._pending) < 8
+    assert max(tape.sizes) == 8
+
+
+class Tape:
+    """A recorder that only counts."""
+
+    size = 0
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def write(self, records: Any, _repeat: Any) -> None:
+        self.sizes.append(len(records))
+
+
+# --- hostile values ----------------------------------------------------------------------
+
+
+def _changed(change: Any) -> list[Any]:
+    """The events of a replay of a run whose steps and answers were changed."""
+    file = io.BytesIO()
+    Run(file, seconds=5)
+    file.seek(0)
+    with open_recording(file) as source:
+        records = [change(record) for record in source]
+    again = io.BytesIO()
+    RecordingWriter(again, source.info).write_batch(records)
+    again.seek(0)
+    return replayed(again)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], "x", {}, {"type": "Drained"}, {"type": ["Started"]}, {"type": "ChannelFailed", "errno": "x"}]
+    + [{"type": "ClockSet", "epoch_offset": bad} for bad in ("now", None, 10**400)]
+    + [{"type": "ChannelOpened", "receive_buffer": 10**30}, {"type": "Lookup", "token": 1.5}],
+)
+def test_a_step_that_cannot_be_is_one_damaged_record_and_the_rest_plays(value):
+    done: list[int] = []
+
+    def change(record: Any) -> Any:
+        if record.kind is RecordKind.STEP and record.value == {"type": "ChannelDrained"} and not done:
+            done.append(record.index)
+            return attrs.evolve(record, value=value)
+        return record
+
+    events = _changed(change)
+    loss = next(event for event in events if isinstance(event, EventsLost))
+    assert loss.count == 1
+    assert f"record {done[0]}" in loss.detail
+    assert sum(isinstance(event, PollCompleted) for event in events) >= 4
+
+
+def test_a_record_from_the_past_is_damaged_and_a_leap_forward_is_time():
+    changed: list[int] = []
+
+    def change(time_ns: int) -> Any:
+        def change(record: Any) -> Any:
+            if record.kind is RecordKind.FROM_KERNEL and record.index > 20 and not changed:
+                changed.append(record.index)
+                return attrs.evolve(record, time_ns=time_ns)
+            return record
+
+        return change
+
+    (loss,) = [event for event in _changed(change(-(1 << 63))) if isinstance(event, EventsLost) and event.count == 1]
+    assert f"record {changed[0]} is earlier" in loss.detail
+    changed.clear()
+    assert len(_changed(change((1 << 63) - 1))) > 3
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"library": 3},
+        {"zero_ns": 10**400},
+        {"epoch_offset": float("inf")},
+        {"setup": {"kernel": None}},
+        {"setup": {"kernel": "no kernel"}},
+        {"setup": {"kernel": "xnu-11417.121.6", "timebase": [0, 0]}},
+        {"options": {"providers": [["tcp"]]}},
+        {"options": {"interval": "often"}},
+        {"options": 3},
+        {"part": 2},
+        {"library": "99.0"},
+    ],
+)
+def test_a_run_that_cannot_be_run_again_is_followed(run):
+    file = io.BytesIO()
+    Run(file, seconds=5)
+    file.seek(0)
+    with open_recording(file) as source:
+        records = list(source)
+    info: RecordingInfo = attrs.evolve(source.info, run={**(source.info.run or {}), **run} if run else {})
+    again = io.BytesIO()
+    try:
+        RecordingWriter(again, info).write_batch(records)
+    except UsageError:
+        pytest.skip("not JSON")
+    again.seek(0)
+    events = replayed(again)
+    assert sum(isinstance(event, FlowAdded) for event in events) == 5
