@@ -25,6 +25,7 @@ Rules that both sides of a core keep:
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Union
 
@@ -44,6 +45,7 @@ __all__ = [
     "Feed",
     "Lookup",
     "LookupFailed",
+    "Mode",
     "OpenChannel",
     "Send",
     "Sink",
@@ -103,6 +105,15 @@ Command = Union[OpenChannel, CloseChannel, Send, Lookup]
 
 
 # --- the core ------------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    """Who decides what happens in a subscription."""
+
+    ACTIVE = "active"
+    """The core: its commands are carried out."""
+    FOLLOWING = "following"
+    """A recorded client: the core sends nothing and takes what the recorded requests say."""
 
 
 class Core(Protocol):

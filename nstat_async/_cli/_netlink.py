@@ -30,7 +30,7 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
-from ..sockdiag._namespace import CHANNELS, ROUTES
+from ..sockdiag._purpose import Role, place_of_channel
 from ._decode import Line, empty_line
 
 __all__ = ["NetlinkDecoder"]
@@ -84,7 +84,7 @@ class NetlinkDecoder:
         line["flags"] = frame.flags
         raw = record.data[frame.offset : frame.end]
         # The two families number their messages independently: 20 is a socket in one, an address in the other.
-        names = _ROUTES if record.client % CHANNELS == ROUTES else _SOCKETS
+        names = _ROUTES if place_of_channel(record.client)[1] is Role.ROUTES else _SOCKETS
         name = names.get(frame.type, "UNKNOWN")
         try:
             self._fill(line, record, frame, name)

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from .._contract import Sink
+from .._contract import Mode, Sink
 from .._errors import RecordingError, UsageError
 from .._events import AnyEvent, EventsLost, LossCause
 from .._model import Capabilities, Counts, Flow
@@ -136,7 +136,7 @@ class _LinuxFollower:
     def __init__(self, info: RecordingInfo, options: MonitorOptions) -> None:
         from ..sockdiag import Session, answer_from_json  # noqa: PLC0415
 
-        self._session = Session(options=options, kernel=info.kernel, passive=True)
+        self._session = Session(options=options, kernel=info.kernel, mode=Mode.FOLLOWING)
         self._answer_from_json = answer_from_json
         self._started = False
 

@@ -328,11 +328,13 @@ class AddressMessage:
     index: int
     address: bytes | None
     """The local address, network order; `None` when the message has none."""
+    prefix: int = 0
+    """Length of its network's prefix in bits."""
 
     def encode(self, message_type: int, *, sequence: int = 0) -> bytes:
         """The message."""
         attributes: dict[int, bytes] = {} if self.address is None else {AddressAttribute.LOCAL: self.address}
-        body = _ADDRESS.pack(self.family, 0, 0, 0, self.index) + encode_attributes(attributes)
+        body = _ADDRESS.pack(self.family, self.prefix, 0, 0, self.index) + encode_attributes(attributes)
         return encode_message(message_type, body, sequence=sequence)
 
     @classmethod
@@ -344,9 +346,9 @@ class AddressMessage:
         """
         if frame.length < HEADER.size + _ADDRESS.size:
             raise ProtocolError("ifaddrmsg is too short", offset=frame.offset, raw=data)
-        family, _, _, _, index = _ADDRESS.unpack_from(data, frame.body)
+        family, prefix, _, _, index = _ADDRESS.unpack_from(data, frame.body)
         found = decode_attributes(data, frame.body + _ADDRESS.size, frame.end)
-        return cls(family, index, found.get(AddressAttribute.LOCAL, found.get(AddressAttribute.ADDRESS)))
+        return cls(family, index, found.get(AddressAttribute.LOCAL, found.get(AddressAttribute.ADDRESS)), prefix)
 
 
 def _text(value: bytes | None) -> str | None:

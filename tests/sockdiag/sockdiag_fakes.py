@@ -128,7 +128,7 @@ class FakeKernel:
         self.remains: list[FakeSocket] = []
         self.owners: dict[int, int] = {}
         self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
-        self.addresses = [AddressMessage(2, 1, LOOPBACK), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
+        self.addresses = [AddressMessage(2, 1, LOOPBACK, 8), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
         self.refused: dict[tuple[int, int], int] = {}
         self.events: list[Any] = []
         self.record: list[tuple[str, float, int, Any]] = []
@@ -284,11 +284,14 @@ class LiveDriver:
 
     def poll(self) -> PollCompleted:
         """One more complete poll."""
-        self.until(lambda: self.core._phase.name == "IDLE")
-        done = sum(isinstance(event, PollCompleted) for event in self.events)
-        self.core.request_poll(time.monotonic())
-        self.until(lambda: sum(isinstance(event, PollCompleted) for event in self.events) > done)
-        return [event for event in self.events if isinstance(event, PollCompleted)][-1]
+        serial = self.core.request_poll(time.monotonic())
+
+        def done() -> PollCompleted | None:
+            polls = (event for event in reversed(self.events) if isinstance(event, PollCompleted))
+            return next((event for event in polls if event.serial == serial), None)
+
+        completed: PollCompleted = self.until(done)
+        return completed
 
     def turn(self) -> bool:
         core, now = self.core, time.monotonic

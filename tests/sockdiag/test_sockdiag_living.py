@@ -15,6 +15,7 @@ import pytest
 from channels import read_one
 from sockdiag_fakes import LiveDriver
 
+from nstat_async._contract import Mode
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._events import EventsLost, FlowRemoved, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import Direction, InterfaceKind, TcpState, Visibility
@@ -519,7 +520,7 @@ def test_a_recorded_conversation_replays(live):
     server.close()
     live.until(lambda: live.removed(here))
     live.poll()
-    passive, events = Session(passive=True), []
+    passive, events = Session(mode=Mode.FOLLOWING), []
     passive.start(0.0)
     for direction, now, channel, item in live.record:
         if direction == "to":

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
 
+from nstat_async._contract import Mode
 from nstat_async._errors import ProtocolError
 from nstat_async.sockdiag import (
     AddressMessage,
@@ -162,7 +163,7 @@ def test_arbitrary_bytes_never_raise(data, channel):
     kernel.start()
     kernel.feed(data, channel)
     kernel.run()
-    passive = Session(passive=True)
+    passive = Session(mode=Mode.FOLLOWING)
     passive.start(0.0)
     passive.observe_request(data, 0.0, channel)
     passive.receive_datagram(data, 0.0, channel)
