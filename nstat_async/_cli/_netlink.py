@@ -16,6 +16,7 @@ from ..recording import Record, RecordKind
 from ..sockdiag._constants import (
     AF_INET,
     SOCK_DIAG_BY_FAMILY,
+    TCPDIAG_GETSOCK,
     DiagAttribute,
     MessageType,
     RouteMessage,
@@ -36,7 +37,8 @@ from ._decode import Line, empty_line
 __all__ = ["NetlinkDecoder"]
 
 _CONTROL = {int(member): member.name for member in MessageType}
-_SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY"}
+_SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY", TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK"}
+_REQUESTS = {"SOCK_DIAG_BY_FAMILY", "TCPDIAG_GETSOCK"}
 _ROUTES = {**_CONTROL, **{int(member): member.name for member in RouteMessage}}
 _LINKS = {"NEWLINK", "DELLINK"}
 _ADDRESSES = {"NEWADDR", "DELADDR"}
@@ -99,8 +101,8 @@ class NetlinkDecoder:
     def _fill(self, line: Line, record: Record, frame: Frame, name: str) -> None:
         data = record.data
         if record.kind is RecordKind.TO_KERNEL:
-            line["request"] = self._request(data, frame) if name == "SOCK_DIAG_BY_FAMILY" else {}
-        elif name == "SOCK_DIAG_BY_FAMILY":
+            line["request"] = self._request(data, frame) if name in _REQUESTS else {}
+        elif name in _REQUESTS:
             message = DiagMessage.decode(data, frame)
             line["descriptor"] = self._socket(message)
             line["counts"] = self._tcp_info(message.attributes.get(DiagAttribute.INFO))

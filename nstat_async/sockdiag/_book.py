@@ -47,6 +47,8 @@ __all__ = ["Book"]
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DEVICE = struct.Struct("=40xI")
+_PROVEN = Weight.SEQUENCE
+"""Evidence of this weight needs no more of its kind."""
 
 
 class Book:
@@ -154,7 +156,7 @@ class Book:
             return False
         if state == SocketState.LISTEN:
             self.listeners.add(entry.cookie, entry.last[1])
-        weighed = entry.weight < Weight.SEQUENCE and self.learn_direction(entry, message, info)
+        weighed = entry.weight < _PROVEN and self.learn_direction(entry, message, info)
         if info[1]:
             report = tcp_report(message, *info, 1 if state in _BEHIND_FIN else 0)
             entry.counts, entry.details = report, report

@@ -19,10 +19,12 @@ from ._book import Book
 from ._constants import (
     AF_INET,
     AF_INET6,
+    AF_UNSPEC,
     IPPROTO_TCP,
     IPPROTO_UDP,
     SOCK_DIAG_BY_FAMILY,
     TCP_DUMP_STATES,
+    TCPDIAG_GETSOCK,
     DiagAttribute,
     MessageFlag,
     MessageType,
@@ -51,6 +53,7 @@ MAX_FAILURES = 5
 
 _COUNTERS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
 _MEMORY = extension_bits(DiagAttribute.SKMEMINFO)
+_ROWS = frozenset({SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK})
 _POLL_MASK = 0x1FFFFFFF
 _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOMEM, errors.EAGAIN})
 _REASONS = {
@@ -78,7 +81,14 @@ class Kind:
             return _MEMORY
         return _COUNTERS | _MEMORY if extras else _COUNTERS
 
+    @property
+    def families(self) -> set[tuple[int, int]]:
+        """Families and protocols of its sockets."""
+        return {(family, self.protocol) for family in (AF_INET, AF_INET6) if self.family in {family, AF_UNSPEC}}
 
+
+TOGETHER = Kind(0, AF_UNSPEC, IPPROTO_TCP, TCP_DUMP_STATES)
+"""Both families of TCP in one walk over the kernel's table, where it still has this; else the first two of `KINDS`."""
 KINDS = (
     Kind(0, AF_INET, IPPROTO_TCP, TCP_DUMP_STATES),
     Kind(1, AF_INET6, IPPROTO_TCP, TCP_DUMP_STATES),
@@ -102,7 +112,7 @@ def dump_requests(*, extras: bool = False, sequence: int = 1) -> list[bytes]:
     """The requests of a whole poll, each with the same sequence number."""
     return [
         DiagRequest(kind.family, kind.protocol, kind.extensions(extras=extras), kind.states, sequence=sequence).encode()
-        for kind in KINDS
+        for kind in (TOGETHER, *KINDS[2:])
     ]
 
 
@@ -145,11 +155,17 @@ class DumpSource(Source):
         self._formats = formats
         self._extras = extras
         self._every = every
-        self._kinds = [kind for kind in KINDS if kind.protocol in frozenset(protocols)]
+        self._protocols = frozenset(protocols)
+        self._kinds = self._kinds_of(TOGETHER, *KINDS[2:])
         self._queue: list[Kind] = []
+        self._kind = TOGETHER
+        """What the dump under way is about."""
         self._sequence = 0
         self._progress = 0.0
         self._failures = 0
+
+    def _kinds_of(self, *kinds: Kind) -> list[Kind]:
+        return [kind for kind in kinds if kind.protocol in self._protocols]
 
     @property
     def settled(self) -> bool:
@@ -181,15 +197,17 @@ class DumpSource(Source):
             self._failures = 0
             self._finish()
             return
-        kind = self._queue.pop(0)
+        kind = self._kind = self._queue.pop(0)
         self._sequence = sequence_of(self.output.poll, kind.index, last=not self._queue)
         extensions = kind.extensions(extras=self._extras)
         request = DiagRequest(kind.family, kind.protocol, extensions, kind.states, sequence=self._sequence)
         self.send(request.encode())
 
-    def follow(self, sequence: int) -> None:
+    def follow(self, request: DiagRequest) -> None:
         """Following: the recorded client asked for this dump."""
-        self._sequence = sequence
+        self._sequence = request.sequence
+        _, index, _ = split_sequence(request.sequence)
+        self._kind = TOGETHER if request.family == AF_UNSPEC else KINDS[index]
         self._progress = self.output.now
 
     def failed(self, errno: int) -> None:
@@ -219,7 +237,7 @@ class DumpSource(Source):
         output = self.output
         self._progress = output.now
         offset, size = 0, len(data)
-        kind = KINDS[split_sequence(self._sequence)[1]]
+        kind = self._kind
         while size - offset >= HEADER.size:
             length, type_, flags, sequence, _ = HEADER.unpack_from(data, offset)
             if length < HEADER.size or length > size - offset:
@@ -227,7 +245,7 @@ class DumpSource(Source):
                 return
             if sequence != self._sequence or not self._sequence:
                 output.count("stale_messages")
-            elif type_ == SOCK_DIAG_BY_FAMILY:
+            elif type_ in _ROWS:
                 if length >= ATTRIBUTES_AT:
                     offset = self._scan(kind.protocol, data, offset, length)
                     continue
@@ -286,7 +304,7 @@ class DumpSource(Source):
             self._refuse(kind, number)
         else:
             self.answered.add(kind.index)
-            self.judged.add((kind.family, kind.protocol))
+            self.judged |= kind.families
             if number or frame.flags & MessageFlag.DUMP_INTERRUPTED:
                 self.complete = False
         if self.output.following and frame.sequence & 1:
@@ -297,6 +315,10 @@ class DumpSource(Source):
     def _refuse(self, kind: Kind, number: int) -> None:
         if number in _TRANSIENT:
             self.complete = False
+            return
+        if self._kinds[0] is TOGETHER and kind.index == TOGETHER.index:
+            self._kinds = self._kinds_of(*KINDS)
+            self._queue[:0] = KINDS[:2]
             return
         self.refused[kind.index] = number
         others = [other.index for other in self._kinds if other.protocol == kind.protocol]
@@ -315,7 +337,7 @@ def first_request(data: bytes) -> DiagRequest | None:
     """The first sock_diag request of a datagram; `None` when there is none."""
     try:
         for frame in iterate_messages(data):
-            if frame.type == SOCK_DIAG_BY_FAMILY:
+            if frame.type in _ROWS:
                 return DiagRequest.decode(data, frame)
     except ProtocolError:
         pass

@@ -19,6 +19,8 @@ class Output:
     """The time of the call under way, and what it brings forth."""
 
     mode: Mode = Mode.ACTIVE
+    following: bool = attrs.field(init=False)
+    """True when a recording decides."""
     epoch_offset: float = 0.0
     now: float = 0.0
     """The monotonic time of the call under way."""
@@ -40,10 +42,8 @@ class Output:
     _questions: dict[int, Callable[[Any], None]] = attrs.field(factory=dict)
     _tokens: int = 0
 
-    @property
-    def following(self) -> bool:
-        """True when a recording decides."""
-        return self.mode is Mode.FOLLOWING
+    def __attrs_post_init__(self) -> None:
+        self.following = self.mode is Mode.FOLLOWING
 
     @property
     def time(self) -> float:

@@ -139,9 +139,9 @@ class OwnerSource:
         """Inodes without an owner, with a socket that has it."""
         self._sharing: dict[int, set[Entry]] = {}
         """All sockets of an inode, where there are several."""
-        self._due: set[int] = set()
-        """What the next search is about."""
-        self._searched: set[int] = set()
+        self._due: dict[int, None] = {}
+        """What the next search is about; dictionaries take less than sets."""
+        self._searched: dict[int, None] = {}
         """What the search under way has not found."""
         self._tries: dict[int, int] = {}
         self._parked: dict[int, set[int]] = {}
@@ -165,7 +165,7 @@ class OwnerSource:
         if first is not entry:
             self._sharing.setdefault(inode, {first}).add(entry)
         self._tries.pop(inode, None)
-        self._due.add(inode)
+        self._due[inode] = None
 
     def forget(self, entry: Entry, inode: int) -> None:
         """The socket is gone, or has this inode no more."""
@@ -178,12 +178,12 @@ class OwnerSource:
         elif self._sought.get(inode) is not entry:
             return
         self._pop(inode)
-        self._searched.discard(inode)
+        self._searched.pop(inode, None)
 
     def _pop(self, inode: int) -> Iterable[Entry]:
         """Seek this inode no longer; the sockets that have it."""
         self._tries.pop(inode, None)
-        self._due.discard(inode)
+        self._due.pop(inode, None)
         entry = self._sought.pop(inode, None)
         return self._sharing.pop(inode, () if entry is None else (entry,))
 
@@ -194,13 +194,13 @@ class OwnerSource:
             return
         poll = self._output.poll
         for number in [number for number in self._parked if number <= poll]:
-            self._due |= self._parked.pop(number) & self._tries.keys()
+            self._due.update(dict.fromkeys(self._parked.pop(number) & self._tries.keys()))
         verify: tuple[tuple[int, int | None], ...] = ()
         if poll % VERIFY_EVERY == 0:
             verify = tuple({(pid, start): None for pid, start, _ in self._processes})
         if self._due or verify:
             self._inodes = frozenset(self._due)
-            self._searched, self._due = self._due, set()
+            self._searched, self._due = self._due, {}
             self._ask(OwnersRequest(self._inodes, tuple(reversed(self._recent)), None, verify))
 
     def _ask(self, request: OwnersRequest) -> None:
@@ -211,8 +211,8 @@ class OwnerSource:
         """Take in what a piece of the search found; without an answer the search is over."""
         self.searching = False
         if not isinstance(answer, OwnersAnswer):
-            self._due |= self._searched
-            self._searched = set()
+            self._due.update(self._searched)
+            self._searched = {}
             return
         self._settle(answer)
         self._bury(answer.gone)
@@ -231,7 +231,7 @@ class OwnerSource:
     def _settle(self, answer: OwnersAnswer) -> None:
         facts = {process.pid: process for process in answer.processes}
         for inode, pid in answer.owners:
-            self._searched.discard(inode)
+            self._searched.pop(inode, None)
             known = facts.get(pid)
             if known is not None:
                 for entry in self._pop(inode):
@@ -256,7 +256,7 @@ class OwnerSource:
             self._tries[inode] = tries + 1
             pause = min(MAX_PAUSE, 1 << min(tries, 10))
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
-        self._searched = set()
+        self._searched = {}
 
     def _bury(self, gone: Iterable[tuple[int, int | None]]) -> None:
         """Processes ended: sockets of theirs that live on have another owner now, if any."""

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 
 from .._events import LossCause, RemovalReason
+from .._model import Counts
 from ._book import Book
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup
 from ._direction import direction_by_remains
@@ -176,8 +177,9 @@ class RemovalSource(Source):
     def _finish(self, entry: Entry, message: bytes, info: tuple[int, int], fin: int) -> None:
         """Remove a flow with its final counts."""
         if info[1]:
-            counts: Counts = tcp_report(message, *info, fin)
-            entry.details = counts
+            report = tcp_report(message, *info, fin)
+            counts: Counts = report
+            entry.details = report
         else:
             counts, entry.details = NO_COUNTS, SocketReport(message)
         if entry.counts is None:

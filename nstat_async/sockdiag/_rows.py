@@ -41,8 +41,8 @@ _REST_AT = HEADER.size + 64
 _COUNTERS_AT = int(TcpInfo.BYTES_ACKED)
 _COUNTERS_SIZE = 40
 """From ``tcpi_bytes_acked`` to ``tcpi_data_segs_out``: nothing is sent or received without a change in it."""
-_TOTALS = struct.Struct("=QQ")
-"""``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
+_TOTALS = struct.Struct("=QQ24xQQ24x")
+"""Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
 _MAPPED = bytes(10) + b"\xff\xff"
 _MAX_FORMATS = 256
 """Distinct message lengths that are remembered; a kernel has a dozen."""
@@ -126,10 +126,10 @@ def counters_differ(old: Pieces, new: Pieces) -> bool:
 
 def counters_restarted(old: Pieces, new: Pieces) -> bool:
     """True if a total fell: the kernel cleared the counters (``tcp_disconnect``) since."""
-    if len(old[4]) < _TOTALS.size or len(new[4]) < _TOTALS.size:
+    counters = old[4] + new[4]
+    if len(counters) != _TOTALS.size:
         return False
-    acked, received = _TOTALS.unpack_from(old[4])
-    acked_now, received_now = _TOTALS.unpack_from(new[4])
+    acked, received, acked_now, received_now = _TOTALS.unpack(counters)
     return bool(acked_now < acked or received_now < received)
 
 

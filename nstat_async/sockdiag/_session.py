@@ -198,7 +198,7 @@ class Session:
                 source.receive(data)
             except ProtocolError as error:
                 self._output.reject(error.reason)
-            self._proceed()
+        self._proceed()
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel."""
@@ -264,8 +264,9 @@ class Session:
     def _turn(self, now: float) -> None:
         """It is `now`; when a recording decides, its times are the only ones that deadlines see."""
         self._output.now = now
-        while self._output.following and (due := self.next_deadline()) is not None and due <= now:
-            self._expire(now)
+        if self._output.following:
+            while (due := self.next_deadline()) is not None and due <= now:
+                self._expire(now)
 
     def _learn_owner(self, entry: Entry, owner: Process) -> None:
         self._namespaces[entry.namespace].book.learn_owner(entry, owner)
@@ -288,7 +289,7 @@ class Session:
             if self._stage is not _Stage.GATHERING or poll != self._output.poll:
                 self._finish_poll()
                 self._begin_poll(poll)
-            self._namespaces[source.purpose.namespace].dumps.follow(request.sequence)
+            self._namespaces[source.purpose.namespace].dumps.follow(request)
             return
         try:
             source.observe(data)

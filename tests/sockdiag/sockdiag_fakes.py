@@ -92,7 +92,7 @@ class FakeSocket:
     def id(self) -> bytes:
         return socket_id(self.local, self.local_port, self.remote, self.remote_port, cookie=self.cookie)
 
-    def message(self, sequence: int = 0, *, final: bool = False) -> bytes:
+    def message(self, sequence: int = 0, *, final: bool = False, kind: int = 20) -> bytes:
         attributes: dict[int, bytes] = dict(self.extra)
         if final:
             attributes = {DiagAttribute.PROTOCOL: bytes([self.protocol])}
@@ -101,7 +101,7 @@ class FakeSocket:
             attributes[DiagAttribute.INFO] = tcp_info({TcpInfo.STATE: state, **self.info}, self.info_length)
             if not final:
                 attributes[DiagAttribute.CONG] = b"cubic\0"
-        return DiagMessage(
+        message = DiagMessage(
             self.family,
             SocketState.CLOSE if final else self.state,
             self.id,
@@ -115,6 +115,7 @@ class FakeSocket:
             sequence=sequence,
             flags=0 if final else 2,
         ).encode()
+        return message[:4] + struct.pack("=H", kind) + message[6:]
 
 
 class FakeKernel:
@@ -208,14 +209,15 @@ class FakeKernel:
     def _dump(self, data: bytes, channel: int) -> None:
         (frame,) = iterate_messages(data)
         request = DiagRequest.decode(data, frame)
-        error = self.refused.get((request.family, request.protocol))
+        families = (2, 10) if request.family == 0 else (request.family,)
+        error = next((self.refused[key] for f in families if (key := (f, request.protocol)) in self.refused), None)
         if error is not None:
             self.feed(encode_error(error, data, sequence=frame.sequence), channel)
             return
         found = [
-            s.message(frame.sequence)
+            s.message(frame.sequence, kind=frame.type)
             for s in [*self.sockets.values(), *self.remains]
-            if (s.family, s.protocol) == (request.family, request.protocol) and request.states >> s.state & 1
+            if s.family in families and s.protocol == request.protocol and request.states >> s.state & 1
         ]
         if self.during_dump is not None:
             action, self.during_dump = self.during_dump, None

@@ -60,7 +60,7 @@ attributes = st.dictionaries(st.integers(0, 0x3FFF), st.binary(max_size=40), max
 
 
 @calm
-@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), words, st.binary(min_size=48, max_size=48), words)
+@given(st.integers(1, 255), st.integers(0, 255), st.integers(0, 255), words, st.binary(min_size=48, max_size=48), words)
 def test_requests_survive_encoding(family, protocol, extensions, states, identity, sequence):
     """Decoding an encoded request gives the request."""
     for dump in (True, False):
@@ -68,6 +68,8 @@ def test_requests_survive_encoding(family, protocol, extensions, states, identit
         data = request.encode()
         assert len(data) == 72
         assert DiagRequest.decode(data, only(data)) == request
+        together = DiagRequest(0, 6, extensions, states, identity, dump, sequence)
+        assert DiagRequest.decode(together.encode(), only(together.encode())) == together
 
 
 @calm

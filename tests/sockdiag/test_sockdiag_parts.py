@@ -68,7 +68,7 @@ class Scanned:
         self.output.poll += 1
         self.book.begin_poll()
         self.dumps.begin_poll()
-        sequence = sequence_of(self.output.poll, 0, last=False)
+        sequence = sequence_of(self.output.poll, 0, last=True)
         self.seen.clear()
         self.dumps.receive(cut(b"".join(sock.message(sequence) for sock in sockets)))
         self.messages = [sock.message(sequence) for sock in sockets]

@@ -23,6 +23,7 @@ from nstat_async._model import Direction, InterfaceKind, Provider, TcpState
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
     AddressMessage,
+    DiagRequest,
     LinkMessage,
     NetworkNamespace,
     OpenChannel,
@@ -31,6 +32,7 @@ from nstat_async.sockdiag import (
     Session,
     SocketState,
     TcpInfo,
+    iterate_messages,
 )
 from nstat_async.sockdiag._session import ANNOUNCED_AT_ONCE
 
@@ -520,7 +522,8 @@ def test_providers_choose_the_dumps():
     """Only what was asked for is dumped and subscribed; nothing that Linux has is a usage error."""
     kernel = FakeKernel(providers="tcp")
     kernel.start()
-    assert sum(item[0] == "to" and item[2] == 0 for item in kernel.record) == 2
+    requests = [item[3] for item in kernel.record if item[0] == "to" and item[2] == 0]
+    assert [DiagRequest.decode(data, next(iterate_messages(data))).protocol for data in requests] == [6]
     with pytest.raises(_errors.UsageError, match="tcp and udp"):
         Session(MonitorOptions(providers={Provider.QUIC}))
 
