@@ -53,6 +53,18 @@ __all__ = [
 ]
 
 
+# --- modes --------------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    """What a core does with its input."""
+
+    DRIVING = "driving"
+    """It asks: the input is the answers of a kernel, or the complete recording of them."""
+    FOLLOWING = "following"
+    """It asks nothing and decides nothing: the requests of a recorded client say what the answers mean."""
+
+
 # --- commands: what a core wants done ------------------------------------------------
 
 
@@ -105,15 +117,6 @@ Command = Union[OpenChannel, CloseChannel, Send, Lookup]
 
 
 # --- the core ------------------------------------------------------------------------
-
-
-class Mode(enum.Enum):
-    """Who decides what happens in a subscription."""
-
-    ACTIVE = "active"
-    """The core: its commands are carried out."""
-    FOLLOWING = "following"
-    """A recorded client: the core sends nothing and takes what the recorded requests say."""
 
 
 class Core(Protocol):

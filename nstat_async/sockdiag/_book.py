@@ -33,10 +33,10 @@ from ._owners import OwnerSource
 from ._purpose import NetworkNamespace
 from ._reports import NO_COUNTS, SocketReport, tcp_report
 from ._rows import (
+    Change,
     Pieces,
     RowFormat,
-    counters_differ,
-    counters_restarted,
+    counters_changed,
     identity_differs,
     info_of,
     is_remains,
@@ -47,6 +47,7 @@ __all__ = ["Book"]
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DEVICE = struct.Struct("=40xI")
+_RESTARTED = Change.RESTARTED
 _PROVEN = Weight.SEQUENCE
 """Evidence of this weight needs no more of its kind."""
 
@@ -123,15 +124,15 @@ class Book:
             self.waiting.append(entry)
             return
         before, entry.seen = entry.last, output.poll
-        changed = identity_differs(before, pieces)
+        changed, counters = identity_differs(before, pieces), counters_changed(before, pieces)
         if protocol == IPPROTO_TCP and (
-            counters_restarted(before, pieces) or (changed and not same_connection(before[1], pieces[1]))
+            counters is _RESTARTED or (changed and not same_connection(before[1], pieces[1]))
         ):
             self._dissolve(entry)
         entry.last = pieces
         changed = changed or entry.absences > 1
         entry.absences = 0
-        if not (changed or self._every or counters_differ(before, pieces)):
+        if not (changed or counters or self._every):
             return
         previous = entry.counts
         if changed and before[3][4:8] != pieces[3][4:8]:

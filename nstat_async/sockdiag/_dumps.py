@@ -41,7 +41,7 @@ from ._messages import (
 )
 from ._output import Output
 from ._purpose import ChannelPurpose, Role
-from ._rows import RowFormat, RowFormats
+from ._rows import RowFormats
 from ._source import Source
 
 __all__ = ["KINDS", "DumpSource", "Kind", "dump_requests"]
@@ -237,6 +237,7 @@ class DumpSource(Source):
         output = self.output
         self._progress = output.now
         offset, size = 0, len(data)
+        data = data.ljust(align(size), b"\0")  # the last message of a datagram may come without its padding
         kind = self._kind
         while size - offset >= HEADER.size:
             length, type_, flags, sequence, _ = HEADER.unpack_from(data, offset)
@@ -262,8 +263,6 @@ class DumpSource(Source):
         form = self._formats.of(data, offset, length)
         stride = form.stride
         count = (len(data) - offset) // stride
-        if count == 0:  # the last message of a datagram may come without its padding
-            return self._scan_one(protocol, data, offset, length, form)
         start = offset
         view = memoryview(data)[offset : offset + count * stride]
         head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
@@ -283,14 +282,6 @@ class DumpSource(Source):
         book.reported -= count - rows
         self.rows += rows
         return offset
-
-    def _scan_one(self, protocol: int, data: bytes, offset: int, length: int, form: RowFormat) -> int:
-        message = data[offset : offset + length]
-        pieces = form.format.unpack(message.ljust(form.stride, b"\0"))
-        self.rows += 1
-        self._book.reported += 1
-        self._book.apply_row(self._book.entries.get(pieces[2]), protocol, pieces, message, form)
-        return offset + length
 
     def _broken(self, reason: str) -> None:
         self.complete = False

@@ -18,7 +18,7 @@ __all__ = ["Output"]
 class Output:
     """The time of the call under way, and what it brings forth."""
 
-    mode: Mode = Mode.ACTIVE
+    mode: Mode = Mode.DRIVING
     following: bool = attrs.field(init=False)
     """True when a recording decides."""
     epoch_offset: float = 0.0

@@ -137,7 +137,7 @@ class OwnerSource:
         self._entries = entries
         self._sought: dict[int, Entry] = {}
         """Inodes without an owner, with a socket that has it."""
-        self._sharing: dict[int, set[Entry]] = {}
+        self._sharing: dict[int, dict[Entry, None]] = {}
         """All sockets of an inode, where there are several."""
         self._due: dict[int, None] = {}
         """What the next search is about; dictionaries take less than sets."""
@@ -163,7 +163,7 @@ class OwnerSource:
             return
         first = self._sought.setdefault(inode, entry)
         if first is not entry:
-            self._sharing.setdefault(inode, {first}).add(entry)
+            self._sharing.setdefault(inode, {first: None})[entry] = None
         self._tries.pop(inode, None)
         self._due[inode] = None
 
@@ -171,7 +171,7 @@ class OwnerSource:
         """The socket is gone, or has this inode no more."""
         sharing = self._sharing.get(inode)
         if sharing is not None:
-            sharing.discard(entry)
+            sharing.pop(entry, None)
             if sharing:
                 self._sought[inode] = next(iter(sharing))
                 return

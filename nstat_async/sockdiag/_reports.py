@@ -126,28 +126,13 @@ class TcpReport(_Report):
 
     __slots__ = ()
 
-    rx_packets: int | None = _field("rx_packets")
-    rx_bytes: int | None = _field("rx_bytes")
-    tx_packets: int | None = _field("tx_packets")
-    tx_bytes: int | None = _field("tx_bytes")
-    cell_rx_bytes: int | None = _field("cell_rx_bytes")
-    cell_tx_bytes: int | None = _field("cell_tx_bytes")
-    wifi_rx_bytes: int | None = _field("wifi_rx_bytes")
-    wifi_tx_bytes: int | None = _field("wifi_tx_bytes")
-    wired_rx_bytes: int | None = _field("wired_rx_bytes")
-    wired_tx_bytes: int | None = _field("wired_tx_bytes")
-    rx_duplicate_bytes: int | None = _field("rx_duplicate_bytes")
-    rx_out_of_order_bytes: int | None = _field("rx_out_of_order_bytes")
-    tx_retransmitted_bytes: int | None = _field("tx_retransmitted_bytes")
-    connect_attempts: int | None = _field("connect_attempts")
-    connect_successes: int | None = _field("connect_successes")
-    min_rtt_us: int | None = _field("min_rtt_us")
-    avg_rtt_us: int | None = _field("avg_rtt_us")
-    var_rtt_us: int | None = _field("var_rtt_us")
-
     def _translated(self) -> tuple[int | None, ...]:
         values = self._values
         return tuple(None if (read := _READERS.get(name)) is None else read(values) for name in COUNTS_FIELDS)
+
+
+for _name_of_field in COUNTS_FIELDS:
+    setattr(TcpReport, _name_of_field, _field(_name_of_field))
 
 
 class SocketReport:

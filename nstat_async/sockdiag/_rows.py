@@ -11,6 +11,7 @@ without traffic (timers, times since the last segment) lie between the pieces.
 
 from __future__ import annotations
 
+import enum
 import struct
 from typing import Any
 
@@ -20,12 +21,12 @@ from ._constants import AF_INET6, TIMER_TIME_WAIT, DiagAttribute, SocketState, T
 from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 
 __all__ = [
+    "Change",
     "Pieces",
     "RowFormat",
     "RowFormats",
     "address_of",
-    "counters_differ",
-    "counters_restarted",
+    "counters_changed",
     "identity_differs",
     "info_of",
     "is_remains",
@@ -44,6 +45,7 @@ _COUNTERS_SIZE = 40
 _TOTALS = struct.Struct("=QQ24xQQ24x")
 """Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
 _MAPPED = bytes(10) + b"\xff\xff"
+_REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
 _MAX_FORMATS = 256
 """Distinct message lengths that are remembered; a kernel has a dozen."""
 
@@ -115,22 +117,33 @@ def info_of(message: bytes, form: RowFormat, pieces: Pieces) -> tuple[int, int]:
 def is_remains(message: bytes) -> bool:
     """True for what is left of a socket in TIME_WAIT or orphaned FIN_WAIT2, and for connection requests."""
     state, timer = message[HEADER.size + 1], message[HEADER.size + 2]
-    return timer == TIMER_TIME_WAIT or state in {SocketState.TIME_WAIT, SocketState.SYN_RECV}
+    return timer == TIMER_TIME_WAIT or state in _REMAINS
 
 
-def counters_differ(old: Pieces, new: Pieces) -> bool:
-    """True if payload, data segments or the smallest round trip changed: not for keep-alives."""
+class Change(enum.IntEnum):
+    """What became of a socket's counters between two rows."""
+
+    NONE = 0
+    """No payload, data segments or smallest round trip: keep-alives at most."""
+    GROWN = 1
+    RESTARTED = 2
+    """A total fell: the kernel cleared them (``tcp_disconnect``)."""
+
+
+_NONE, _GROWN, _RESTARTED = Change
+
+
+def counters_changed(old: Pieces, new: Pieces) -> Change:
+    """Compare the counters of two rows of a socket."""
     before, after = old[4], new[4]
-    return bool(before[:16] != after[:16] or before[28:] != after[28:])
-
-
-def counters_restarted(old: Pieces, new: Pieces) -> bool:
-    """True if a total fell: the kernel cleared the counters (``tcp_disconnect``) since."""
-    counters = old[4] + new[4]
-    if len(counters) != _TOTALS.size:
-        return False
-    acked, received, acked_now, received_now = _TOTALS.unpack(counters)
-    return bool(acked_now < acked or received_now < received)
+    if before[:16] == after[:16]:
+        return _NONE if before[28:] == after[28:] else _GROWN
+    counters = before + after
+    if len(counters) == _TOTALS.size:
+        acked, received, acked_now, received_now = _TOTALS.unpack(counters)
+        if acked_now < acked or received_now < received:
+            return _RESTARTED
+    return _GROWN
 
 
 def identity_differs(old: Pieces, new: Pieces) -> bool:

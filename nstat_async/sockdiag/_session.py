@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import errno as errors
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .._contract import Command, Mode
 from .._errors import BackendUnavailableError, NstatError, ProtocolError, UnavailableReason, UsageError
@@ -74,7 +74,7 @@ class Session:
         namespaces: Sequence[NetworkNamespace] = (NetworkNamespace(),),
         kernel: str | None = None,
         processes: Visibility = Visibility.UNKNOWN,
-        mode: Mode = Mode.ACTIVE,
+        mode: Mode = Mode.DRIVING,
     ) -> None:
         self._options = options or MonitorOptions()
         self._output = Output(mode)
@@ -207,26 +207,21 @@ class Session:
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
         """A channel is open."""
         del immediate  # netlink always answers inside send
-        self._turn(now)
-        source = self._source(channel)
-        if source is not None:
-            source.opened(receive_buffer)
-        self._proceed()
+        self._tell(channel, now, lambda source: source.opened(receive_buffer))
 
     def channel_drained(self, channel: int, now: float) -> None:
         """Nothing is readable now."""
-        self._turn(now)
-        source = self._source(channel)
-        if source is not None:
-            source.drained()
-        self._proceed()
+        self._tell(channel, now, lambda source: source.drained())
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
         """Opening, sending or receiving failed."""
+        self._tell(channel, now, lambda source: source.failed(errno))
+
+    def _tell(self, channel: int, now: float, what: Callable[[Source], None]) -> None:
         self._turn(now)
         source = self._source(channel)
         if source is not None:
-            source.failed(errno)
+            what(source)
         self._proceed()
 
     def channel_closed(self, channel: int, now: float) -> None:

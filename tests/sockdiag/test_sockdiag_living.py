@@ -38,6 +38,13 @@ def drive(netns=None, **options) -> LiveDriver:
     return LiveDriver(*SockDiag(netns).parts(MonitorOptions(**{"interval": None, **options})))
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a machine with other work a search for processes may take its time: new flows wait for it."""
+    monkeypatch.setattr("nstat_async.sockdiag._session.OWNERS_PATIENCE", 60.0)
+    monkeypatch.setattr("nstat_async.sockdiag._session.FIRST_OWNERS_PATIENCE", 60.0)
+
+
 @pytest.fixture
 def live():
     with drive() as driver:

@@ -395,9 +395,9 @@ class TestProcesses:
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
             one = scanner()
-            first = one.answer(OwnersRequest(frozenset({inode}))).processes[0]
+            first = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
             monkeypatch.setattr(procfs, "start_ticks", lambda pid: 12345)
-            second = one.answer(OwnersRequest(frozenset({inode}))).processes[0]
+            second = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
         assert (first.pid, second.start_ticks) == (second.pid, 12345)
         assert first.start_ticks != 12345
 
