@@ -210,7 +210,8 @@ class FakeKernel:
         (frame,) = iterate_messages(data)
         request = DiagRequest.decode(data, frame)
         families = (2, 10) if request.family == 0 else (request.family,)
-        error = next((self.refused[key] for f in families if (key := (f, request.protocol)) in self.refused), None)
+        keys = [(family, request.protocol) for family in (request.family, *families)]
+        error = next((self.refused[key] for key in keys if key in self.refused), None)
         if error is not None:
             self.feed(encode_error(error, data, sequence=frame.sequence), channel)
             return
