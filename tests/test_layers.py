@@ -151,6 +151,20 @@ def test_the_emulated_kernel_never_reads_the_session(module):
     assert not offenders, "\n".join(offenders)
 
 
+@pytest.mark.parametrize("package", ["sockdiag"])
+def test_no_module_imports_itself_by_way_of_others(package):
+    """Inside a package imports go one way, whatever the floors allow."""
+    inside = {
+        module: {_own(imported) or "" for imported, _, _ in imports(module)}
+        for module in MODULES
+        if module.startswith(package + ".")
+    }
+    while inside:
+        leaves = {module for module, wanted in inside.items() if not wanted & inside.keys()}
+        assert leaves, f"these import each other: {sorted(inside)}"
+        inside = {module: wanted for module, wanted in inside.items() if module not in leaves}
+
+
 def test_only_attrs_and_anyio_are_imported_by_the_core():
     """Everything else is an extra, asked for where it is used."""
     extras = {"integrations", "_cli", "testing"}

@@ -57,9 +57,10 @@ class Absences:
                 self._ask(entry)
 
     def _ask(self, entry: Entry) -> None:
-        self.asking += 1
-        message: bytes = entry.details.message  # type: ignore[union-attr]
-        self._lookups.ask(lookup_request(message, entry.protocol), lambda found: self._answered(entry, found))
+        if entry.report is not None:
+            self.asking += 1
+            request = lookup_request(entry.report.message, entry.protocol)
+            self._lookups.ask(request, lambda found: self._answered(entry, found))
 
     def _answered(self, entry: Entry, found: bytes | None) -> None:
         self.asking -= 1
@@ -77,4 +78,4 @@ class Absences:
         elif found != NO_ANSWER or entry.absences >= PATIENCE:
             self._output.count("gone")
             book.drop(entry)
-            book.end(entry, entry.counts, final=False, reason=RemovalReason.GONE)
+            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)

@@ -31,7 +31,7 @@ from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
 from ._purpose import NetworkNamespace
-from ._reports import NO_COUNTS, SocketReport, tcp_report
+from ._reports import SocketReport, socket_report
 from ._rows import (
     Change,
     Pieces,
@@ -90,7 +90,7 @@ class Book:
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The announced ones, with their last counts."""
-        return ((entry.flow, entry.counts) for entry in list(self.entries.values()) if entry.flow is not None)
+        return ((entry.flow, entry.report) for entry in list(self.entries.values()) if entry.flow is not None)
 
     def begin_poll(self) -> None:
         """A poll begins."""
@@ -106,64 +106,58 @@ class Book:
 
     def apply_row(self, entry: Entry | None, protocol: int, pieces: Pieces, message: bytes, form: RowFormat) -> None:
         """A dump, or a look-up, has this socket, and it is not what was known."""
-        output = self._output
         if is_remains(message):
             if entry is None:
                 self.reported -= 1
             else:
-                entry.seen = output.poll
-            return
-        if entry is None:
-            if pieces[2] in self._departed:  # this part of the dump was written before the socket was removed
-                self.reported -= 1
-                return
+                entry.seen = self._output.poll
+        elif entry is not None:
+            self._compare(entry, pieces, message, form)
+        elif pieces[2] in self._departed:  # this part of the dump was written before the socket was removed
+            self.reported -= 1
+        else:
             entry = self.new_entry(protocol, pieces)
-            entry.preexisting = output.first_poll
+            entry.preexisting = self._output.first_poll
             self._take_over(entry, message, info_of(message, form, pieces))
             self._owners.want(entry)
             self.waiting.append(entry)
-            return
-        before, entry.seen = entry.last, output.poll
+
+    def _compare(self, entry: Entry, pieces: Pieces, message: bytes, form: RowFormat) -> None:
+        """See what is new about a socket that is known."""
+        before, entry.seen = entry.last, self._output.poll
         changed, counters = identity_differs(before, pieces), counters_changed(before, pieces)
-        if protocol == IPPROTO_TCP and (
+        if entry.protocol == IPPROTO_TCP and (
             counters is _RESTARTED or (changed and not same_connection(before[1], pieces[1]))
         ):
             self._dissolve(entry)
         entry.last = pieces
-        changed = changed or entry.absences > 1
-        entry.absences = 0
-        if not (changed or counters or self._every):
+        returned, entry.absences = entry.absences > 1, 0
+        if not (changed or returned or counters or self._every):
             return
-        previous = entry.counts
         if changed and before[3][4:8] != pieces[3][4:8]:
             self._owners.forget(entry, int.from_bytes(before[3][4:8], sys.byteorder))
             self._owners.want(entry)
-        rebuilt = self._take_over(entry, message, info_of(message, form, pieces)) or changed
+        previous = entry.report
+        weighed = self._take_over(entry, message, info_of(message, form, pieces))
         if entry.flow is not None:
-            self._update(entry, previous, rebuilt=rebuilt)
-        elif entry.connection > 1 and not entry.over:
+            self._update(entry, previous, rebuilt=changed or returned or weighed)
+        elif entry.connection > 1:
             self.ready.append(entry)
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        entry = self.entries[pieces[2]] = Entry(self.number, protocol, pieces, self._output.poll)
+        entry = self.entries[pieces[2]] = Entry(self.number, protocol, pieces, self._output.poll, pieces[1][1])
         return entry
 
     def _take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began."""
         state = entry.state = entry.last[1][1]
+        entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
         if entry.protocol != IPPROTO_TCP:
-            entry.counts, entry.details = NO_COUNTS, SocketReport(message)
             return False
         if state == SocketState.LISTEN:
             self.listeners.add(entry.cookie, entry.last[1])
-        weighed = entry.weight < _PROVEN and self.learn_direction(entry, message, info)
-        if info[1]:
-            report = tcp_report(message, *info, 1 if state in _BEHIND_FIN else 0)
-            entry.counts, entry.details = report, report
-        else:
-            entry.counts, entry.details = NO_COUNTS, SocketReport(message)
-        return weighed
+        return entry.weight < _PROVEN and self.learn_direction(entry, message, info)
 
     def learn_direction(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
         """Weigh what a message says about who began; True if it is more than was known."""
@@ -177,7 +171,7 @@ class Book:
         """The socket has another connection: the one before ended unseen, and the kernel cleared its counters."""
         self._output.count("reconnected")
         if self._stop_listening(entry):
-            self.end(entry, entry.counts, final=False, reason=RemovalReason.GONE)
+            self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
         else:
             self.end_unknown(entry, "dissolved, which clears the kernel's counters")
         entry.begin_connection()
@@ -187,7 +181,7 @@ class Book:
         if entry.protocol != IPPROTO_TCP or same_connection(entry.last[1], pieces[1]):
             return False
         self._dissolve(entry)
-        self._owners.forget(entry, entry.inode)
+        self._owners.forget(entry, entry.user[1])
         entry.last, entry.state = pieces, pieces[1][1]
         return True
 
@@ -198,7 +192,7 @@ class Book:
         self._stop_listening(entry)
         if entry.protocol == IPPROTO_TCP and entry.flow is not None:
             entry.state = state
-            self._update(entry, entry.counts, rebuilt=True)
+            self._update(entry, entry.report, rebuilt=True)
 
     def drop(self, entry: Entry) -> None:
         """Take a socket out of the book; `end` says so."""
@@ -208,7 +202,7 @@ class Book:
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
         self._stop_listening(entry)
-        self._owners.forget(entry, entry.inode)
+        self._owners.forget(entry, entry.user[1])
 
     def _stop_listening(self, entry: Entry) -> bool:
         if entry.last[1][1] != SocketState.LISTEN:
@@ -224,7 +218,7 @@ class Book:
             return
         entry.owner = owner
         if entry.flow is not None:
-            self._update(entry, entry.counts, rebuilt=True)
+            self._update(entry, entry.report, rebuilt=True)
         else:
             self.ready.append(entry)
 
@@ -239,14 +233,15 @@ class Book:
                 continue
             interface = self._links.interface_of(flow.local.packed, _DEVICE.unpack_from(entry.last[1])[0])
             if interface is not None and interface != flow.interface:
-                self._update(entry, entry.counts, rebuilt=True)
+                self._update(entry, entry.report, rebuilt=True)
 
     # -- outcomes
 
-    def announce(self, entry: Entry) -> None:
+    def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
         flow = entry.flow = self._builder.build(entry)
-        self._output.events.append(FlowAdded(self._output.time, flow, entry.counts, entry.preexisting, entry.details))
+        self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
+        return flow
 
     @property
     def unannounced(self) -> bool:
@@ -272,24 +267,20 @@ class Book:
                     done += 1
         return done
 
-    def _update(self, entry: Entry, previous: Counts | None, *, rebuilt: bool) -> None:
+    def _update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
         if rebuilt:
             entry.flow = self._builder.build(entry)
-        flow, counts = entry.flow, entry.counts
-        if flow is not None and counts is not None:
-            output = self._output
-            output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, counts, previous, entry.details))
+        flow, report, output = entry.flow, entry.report, self._output
+        if flow is not None and report is not None:
+            output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, report, previous, report))
 
-    def end(self, entry: Entry, counts: Counts | None, *, final: bool, reason: RemovalReason) -> None:
+    def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
         """Say that a flow ended; one that was not announced is, before."""
-        if entry.flow is None:
-            self.announce(entry)
-        if entry.flow is not None:
-            self._output.events.append(FlowRemoved(self._output.time, entry.flow, counts, final, reason, entry.details))
+        flow = entry.flow or self.announce(entry)
+        self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
 
     def end_unknown(self, entry: Entry, why: str) -> None:
         """Say that a flow ended whose counters the kernel cleared before its end: the last known ones stand."""
-        if entry.flow is None:
-            self.announce(entry)
-        self._output.lose(LossCause.FINAL_COUNTS, f"{entry.flow}: {why}", 1)
-        self.end(entry, entry.counts, final=False, reason=RemovalReason.DROPPED)
+        flow = entry.flow or self.announce(entry)
+        self._output.lose(LossCause.FINAL_COUNTS, f"{flow}: {why}", 1)
+        self.end(entry, entry.report, final=False, reason=RemovalReason.DROPPED)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 import struct
 
-from .._model import Counts, DetailsSource, Direction, Flow, Process
+import attrs
+
+from .._model import Direction, Flow, Process
+from ._reports import SocketReport
 from ._rows import Pieces
 
 __all__ = ["Entry", "Weight"]
@@ -25,51 +28,33 @@ class Weight(enum.IntEnum):
     """Seen: its state can only be that."""
 
 
+@attrs.define(eq=False, weakref_slot=False)
 class Entry:
-    """One socket: a cookie in a network namespace. What the slots say is about its present connection."""
+    """One socket: a cookie in a network namespace. What the fields say is about its present connection."""
 
-    __slots__ = (
-        "absences",
-        "connection",
-        "counts",
-        "details",
-        "direction",
-        "flow",
-        "last",
-        "namespace",
-        "over",
-        "owner",
-        "preexisting",
-        "protocol",
-        "seen",
-        "state",
-        "weight",
-    )
-
-    def __init__(self, namespace: int, protocol: int, last: Pieces, seen: int) -> None:
-        self.namespace = namespace
-        """Number of its network namespace."""
-        self.protocol = protocol
-        self.last = last
-        """The pieces of the last message."""
-        self.seen = seen
-        """Serial of the last poll that had it."""
-        self.state: int = last[1][1]
-        self.connection = 1
-        """Which of the socket's connections this is: a socket may disconnect and connect again."""
-        self.counts: Counts | None = None
-        self.details: DetailsSource | None = None
-        self.flow: Flow | None = None
-        """As announced; `None` while it was not."""
-        self.owner: Process | None = None
-        self.direction: Direction | None = None
-        self.weight = Weight.NONE
-        """How sure the direction is."""
-        self.preexisting = False
-        self.absences = 0
-        """Successive polls without it: closed, and held by a process that did not close its descriptor."""
-        self.over = False
-        """Removed from the book."""
+    namespace: int
+    """Number of its network namespace."""
+    protocol: int
+    last: Pieces
+    """The pieces of the last message."""
+    seen: int
+    """Serial of the last poll that had it."""
+    state: int
+    connection: int = 1
+    """Which of the socket's connections this is: a socket may disconnect and connect again."""
+    report: SocketReport | None = None
+    """Its counts and details; `None` while nothing is known of them."""
+    flow: Flow | None = None
+    """As announced; `None` while it was not."""
+    owner: Process | None = None
+    direction: Direction | None = None
+    weight: Weight = Weight.NONE
+    """How sure the direction is."""
+    preexisting: bool = False
+    absences: int = 0
+    """Successive polls without it: closed, and held by a process that did not close its descriptor."""
+    over: bool = False
+    """Removed from the book."""
 
     @property
     def cookie(self) -> int:
@@ -84,21 +69,14 @@ class Entry:
         return identity
 
     @property
-    def uid(self) -> int:
-        """The user who made the socket."""
-        uid: int = _USER.unpack_from(self.last[3])[0]
-        return uid
-
-    @property
-    def inode(self) -> int:
-        """The inode by which a process holds it; 0 when none does."""
-        inode: int = _USER.unpack_from(self.last[3])[1]
-        return inode
+    def user(self) -> tuple[int, int]:
+        """The user who made the socket, and the inode by which a process holds it (0 when none does)."""
+        return _USER.unpack_from(self.last[3])
 
     def begin_connection(self) -> None:
         """The socket has another connection now: nothing of the one before holds for it but the owner."""
         self.connection += 1
-        self.counts = self.details = self.flow = self.direction = None
+        self.report = self.flow = self.direction = None
         self.weight = Weight.NONE
         self.preexisting = False
         self.absences = 0

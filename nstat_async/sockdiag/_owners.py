@@ -158,7 +158,7 @@ class OwnerSource:
 
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
-        inode = entry.inode
+        inode = entry.user[1]
         if not inode:
             return
         first = self._sought.setdefault(inode, entry)
@@ -235,7 +235,7 @@ class OwnerSource:
             known = facts.get(pid)
             if known is not None:
                 for entry in self._pop(inode):
-                    self._found(entry, self._process(known, entry.uid))
+                    self._found(entry, self._process(known, entry.user[0]))
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
         key = (facts.pid, facts.start_ticks, uid)

@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterable
 
 from .._events import LossCause, RemovalReason
-from .._model import Counts
 from ._book import Book
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup
 from ._direction import direction_by_remains
@@ -19,7 +18,7 @@ from ._lookups import LookupSource, lookup_request
 from ._messages import ATTRIBUTES_AT, find_attribute, iterate_messages
 from ._output import Output
 from ._purpose import ChannelPurpose, Role
-from ._reports import NO_COUNTS, SocketReport, tcp_report
+from ._reports import socket_report
 from ._rows import RowFormats, info_of, is_remains
 from ._source import Source
 
@@ -49,26 +48,26 @@ class RemovalSource(Source):
         self._lookups = lookups
         self._formats = formats
         self._protocols = wanted
+        self._lossy = False
+        """Notifications were lost, and no dump repaired that yet."""
         self._congested = False
-        self._losses = 0
-        """Begins and ends of losses."""
-        self._losses_at_poll = 0
-        self._repaired = 0
+        self._repairing = False
 
     # -- what is missing
 
     @property
     def reliable(self) -> bool:
         """True unless notifications are known to be missing: then absence is explained by one that will come."""
-        return self.is_open and not self._congested and self._repaired == self._losses
+        return self.is_open and not self._lossy
 
     def begin_poll(self) -> None:
         """A poll begins: what was lost before can be repaired by it."""
-        self._losses_at_poll = self._losses
+        self._repairing = not self._congested
 
     def end_poll(self) -> None:
         """A complete poll ended."""
-        self._repaired = self._losses_at_poll
+        if self._repairing:
+            self._lossy = False
 
     def opened(self, receive_buffer: int | None) -> None:
         """From now on ends are reported."""
@@ -84,8 +83,8 @@ class RemovalSource(Source):
         if not self.is_open:
             self.output.note(f"destroyed sockets are not reported (error {errno}): flows between two polls are missed")
             return
-        self._congested = True
-        self._losses += 1
+        self._lossy = self._congested = True
+        self._repairing = False
         self.output.count("overruns")
         detail = "notifications of destroyed sockets were lost; the next dump repairs the state"
         self.output.lose(LossCause.KERNEL_BUFFER, detail)
@@ -94,7 +93,6 @@ class RemovalSource(Source):
         """Nothing is queued: a dump can repair a loss now."""
         if self._congested:
             self._congested = False
-            self._losses += 1
             self.output.repair_wanted = True
 
     # -- what is there
@@ -176,15 +174,10 @@ class RemovalSource(Source):
 
     def _finish(self, entry: Entry, message: bytes, info: tuple[int, int], fin: int) -> None:
         """Remove a flow with its final counts."""
-        if info[1]:
-            report = tcp_report(message, *info, fin)
-            counts: Counts = report
-            entry.details = report
-        else:
-            counts, entry.details = NO_COUNTS, SocketReport(message)
-        if entry.counts is None:
-            entry.counts = counts
-        self._book.end(entry, counts, final=True, reason=RemovalReason.CLOSED)
+        report = socket_report(message, *info, fin)
+        if entry.report is None:
+            entry.report = report
+        self._book.end(entry, report, final=True, reason=RemovalReason.CLOSED)
 
 
 def _protocol_of(message: bytes) -> int:

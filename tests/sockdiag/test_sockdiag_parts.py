@@ -39,7 +39,7 @@ from nstat_async.sockdiag._messages import encode_done
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
 from nstat_async.sockdiag._purpose import NetworkNamespace
-from nstat_async.sockdiag._reports import info_position, tcp_report
+from nstat_async.sockdiag._reports import info_position, socket_report
 from nstat_async.sockdiag._rows import RowFormat, RowFormats
 
 # -- tables
@@ -129,7 +129,7 @@ def test_a_last_message_without_padding():
 def report(fin: int = 0, length: int = 280, **fields: int):
     info = {TcpInfo[name]: value for name, value in fields.items()}
     message = FakeSocket(1, info=info, info_length=length).message(1)
-    return tcp_report(message, *info_position(message), fin)
+    return socket_report(message, *info_position(message), fin)
 
 
 def test_counts_are_translated_when_read():
@@ -164,7 +164,7 @@ def test_details_say_none_for_what_is_not_there():
     assert details.congestion_control == "cubic"
     extra = {DiagAttribute.MARK: b"\7\0\0\0", DiagAttribute.CGROUP_ID: b"\1" + bytes(7)}
     message = FakeSocket(1, extra=extra, unacked=100, info={TcpInfo.NOTSENT_BYTES: 40}).message(1)
-    details = tcp_report(message, *info_position(message), 0).details()
+    details = socket_report(message, *info_position(message), 0).details()
     assert (details.mark, details.cgroup_id, details.unacked_bytes) == (7, 1, 60)
 
 
@@ -183,7 +183,7 @@ def last(*, state=SocketState.ESTABLISHED, direction=None, unread=0, acked=0, rx
         },
     )
     message = sock.message(final=True)
-    entry = Entry(0, 6, (0, bytes([2, state]) + bytes(42), 1, b"", b""), 0)
+    entry = Entry(0, 6, (0, bytes([2, state]) + bytes(42), 1, b"", b""), 0, state)
     entry.direction = direction
     return fin_among_received(entry, message, *info_position(message))
 
