@@ -255,6 +255,23 @@ def test_a_row_told_twice_hides_no_absence_where_removals_were_lost(kernel):
     assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c2"]
 
 
+def test_a_loss_behind_its_own_row_is_repaired_by_the_next_poll(kernel):
+    """A socket that a dump had and whose removal was lost during that dump is found out by the one after it."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.start()
+
+    def lose() -> None:
+        kernel.close(1, tell=False)
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+        kernel.session.channel_drained(1, kernel.now)
+
+    kernel.during_dump = lose
+    kernel.wait(1.0)
+    assert len(list(kernel.session.flows())) == 1
+    kernel.wait(0.3)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+
+
 def test_silence_is_no_proof_of_absence(kernel):
     """Where look-ups are not answered a flow stays for two polls without it; then it is taken for gone."""
     kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
