@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from .._contract import LookupFailed
 from .._errors import ProtocolError
 from .._model import Process
 from ._entry import Entry
@@ -132,6 +133,8 @@ class OwnerSource:
     ) -> None:
         self.searching = False
         """A search is under way."""
+        self.failure: str | None = None
+        """Why the last search failed."""
         self._output = output
         self._found = found
         self._entries = entries
@@ -210,9 +213,10 @@ class OwnerSource:
     def take(self, answer: Any) -> None:
         """Take in what a piece of the search found; without an answer the search is over."""
         self.searching = False
+        self.failure = answer.reason if isinstance(answer, LookupFailed) else None
         if not isinstance(answer, OwnersAnswer):
             self._due.update(self._searched)
-            self._searched = {}
+            self._searched, self._again = {}, False
             return
         self._settle(answer)
         self._bury(answer.gone)
@@ -231,9 +235,9 @@ class OwnerSource:
     def _settle(self, answer: OwnersAnswer) -> None:
         facts = {process.pid: process for process in answer.processes}
         for inode, pid in answer.owners:
-            self._searched.pop(inode, None)
             known = facts.get(pid)
             if known is not None:
+                self._searched.pop(inode, None)
                 for entry in self._pop(inode):
                     self._found(entry, self._process(known, entry.user[0]))
 

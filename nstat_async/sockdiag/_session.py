@@ -152,6 +152,8 @@ class Session:
         )
 
     def _remarks(self) -> Iterator[str]:
+        if self._owners.failure is not None:
+            yield f"processes are unknown: {self._owners.failure}"
         if Provider.UDP in self._options.providers:
             yield "the kernel keeps no byte counters of UDP sockets"
         if self._processes is Visibility.OWN:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, flow_events, kinds
 from test_sockdiag_session import traffic
 
+from nstat_async._contract import LookupFailed
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import Direction, InterfaceKind
 from nstat_async.sockdiag import AddressMessage, LinkMessage, OwnersAnswer, ProcessFacts, RouteMessage, SocketState
@@ -148,6 +149,21 @@ def test_sockets_that_nobody_holds_any_more_are_not_looked_for(kernel):
         kernel.wait(1.0)
     assert searches(kernel) == before
     assert [f.process.pid for f, _ in kernel.session.flows() if f.process] == [42]
+
+
+def test_a_search_that_fails_is_said_and_made_again(kernel):
+    """Flows come without processes and a note says why; when it works again, they are found and the note goes."""
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.wait(1.0)
+    kernel.session.lookup_done(kernel.held.pop().token, LookupFailed("no thread"), kernel.now)
+    assert kinds(kernel.run()) == ["FlowAdded", "PollCompleted"]
+    assert "processes are unknown: no thread" in kernel.session.capabilities.notes
+    kernel.hold_lookups = False
+    assert [e.flow.process.pid for e in flow_events(kernel.wait(1.0))] == [42]
+    assert "no thread" not in str(kernel.session.capabilities.notes)
 
 
 def test_flows_are_announced_as_their_processes_are_found(kernel):
