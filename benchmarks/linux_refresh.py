@@ -31,20 +31,13 @@ import time
 
 from linux_common import Collector, Holders, HoldMeter, enter_namespace, machine, median, open_feed, settle
 
-from nstat_async.sockdiag import DiagRequest
-from nstat_async.sockdiag._dumps import extensions_of
-from nstat_async.sockdiag._table import KINDS
-
-
-def request_of(kind):
-    extensions = extensions_of(kind.protocol, extras=False)
-    return DiagRequest(kind.family, kind.protocol, extensions, kind.states, sequence=1).encode()
+from nstat_async.sockdiag._dumps import dump_requests
 
 
 def floor(repeat):
     sock = socket.socket(16, socket.SOCK_RAW, 4)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 19)
-    requests = [request_of(kind) for kind in KINDS]
+    requests = dump_requests()
     head = struct.Struct("=IH")
     for _ in repeat:
         for request in requests:

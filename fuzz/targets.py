@@ -23,9 +23,10 @@ from nstat_async import (
     ProtocolError,
     Provider,
     UsageError,
+    sockdiag,
 )
-from nstat_async._contract import CloseChannel, OpenChannel, Send
-from nstat_async.ntstat import RELEASES, Kernel, Mode, Session, decode_message, split
+from nstat_async._contract import CloseChannel, Lookup, LookupFailed, Mode, OpenChannel, Send
+from nstat_async.ntstat import RELEASES, Kernel, Session, decode_message, split
 from nstat_async.recording import open_recording
 
 KERNELS = tuple(
@@ -268,11 +269,46 @@ def recording(data: bytes) -> None:
     assert count <= len(data) + 16
 
 
+def netlink(data: bytes) -> None:
+    """Whatever a Linux kernel says, or a recorded client asked it, gives events that make sense."""
+    if not data:
+        return
+    mode = Mode.FOLLOWING if data[0] & 1 else Mode.DRIVING
+    core, lives, now = sockdiag.Session(MonitorOptions(interval=1.0), mode=mode), Lives(), 1_000.0
+    core.start(now)
+    for operation, argument in pieces(data[1:]):
+        now += operation / 64
+        channel = operation % 5
+        if mode is Mode.FOLLOWING and operation & 64:
+            core.observe_request(argument, now, channel)
+        elif operation & 128:
+            core.channel_failed(channel, operation, now)
+            core.channel_drained(channel, now)
+        else:
+            core.receive_datagrams([argument], now, channel)
+        for _ in range(MAX_STEPS):
+            commands, due = core.commands(), core.next_deadline()
+            for command in commands:
+                if isinstance(command, OpenChannel):
+                    core.channel_opened(command.channel, now, immediate=True, receive_buffer=None)
+                elif isinstance(command, Lookup):
+                    core.lookup_done(command.token, LookupFailed("fuzz"), now)
+            if due is not None and due <= now:
+                core.handle_deadline(now)
+            elif not commands:
+                break
+        else:
+            raise AssertionError("commands call forth commands without end")
+        lives.check(core.take_events())
+    assert {flow.id for flow, _ in core.flows()} == lives.open
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "framer": framer,
     "messages": messages,
     "passive": passive,
     "session": session,
     "recording": recording,
+    "netlink": netlink,
 }
 """By the names that ``fuzz/run.py`` takes."""

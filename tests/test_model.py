@@ -28,7 +28,7 @@ from nstat_async import (
     TcpState,
 )
 from nstat_async._model import COUNTS_FIELDS
-from nstat_async.ntstat import PassiveSession
+from nstat_async.ntstat import Mode, Session
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_delta_is_never_negative_and_unknown_only_where_the_later_is(a, b, c, 
 @pytest.mark.parametrize("provider", [2, None])
 def test_counters_of_a_kernel_are_equal_to_the_same_counters_made_by_hand(number, provider):
     wire = Wire(number)
-    session = PassiveSession(wire.kernel)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
     chosen = provider or wire.udp
     data = wire.counts(5, 7, rxpackets=1, txpackets=2, txretransmit=3, avg_rtt=64, min_rtt=32, connectattempts=1)
     for datagram in wire.report(1, data, wire.descriptor(chosen), provider=chosen):
@@ -156,7 +156,7 @@ def test_a_process_is_told_from_a_later_one_with_its_number():
 
 def test_events_of_a_kernel_keep_their_details_and_can_be_pickled():
     wire = Wire(11)
-    session = PassiveSession(wire.kernel)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
     descriptor = wire.descriptor(2, txcwindow=10, remote=address("192.0.2.9", 443))
     session.receive_datagram(wire.updated(1, wire.counts(5), descriptor), 0.0)
     (event,) = session.take_events()

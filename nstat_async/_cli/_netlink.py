@@ -12,10 +12,11 @@ import struct
 from typing import Any
 
 from .._errors import ProtocolError
-from ..recording import Record, RecordKind, steps
+from ..recording import Record, RecordKind
 from ..sockdiag._constants import (
     AF_INET,
     SOCK_DIAG_BY_FAMILY,
+    TCPDIAG_GETSOCK,
     DiagAttribute,
     MessageType,
     RouteMessage,
@@ -30,12 +31,14 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
+from ..sockdiag._purpose import Role, place_of_channel
 from ._decode import Line, empty_line
 
 __all__ = ["NetlinkDecoder"]
 
 _CONTROL = {int(member): member.name for member in MessageType}
-_SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY"}
+_SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY", TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK"}
+_REQUESTS = {"SOCK_DIAG_BY_FAMILY", "TCPDIAG_GETSOCK"}
 _ROUTES = {**_CONTROL, **{int(member): member.name for member in RouteMessage}}
 _LINKS = {"NEWLINK", "DELLINK"}
 _ADDRESSES = {"NEWADDR", "DELADDR"}
@@ -88,8 +91,8 @@ class NetlinkDecoder:
             self._roles[record.client] = role
 
     def _is_of_routes(self, record: Record) -> bool:
-        by_number = steps.ROLES_BY_NUMBER
-        return self._roles.get(record.client, by_number[record.client % len(by_number)]) == "routes"
+        role = self._roles.get(record.client, place_of_channel(record.client)[1].value)
+        return role == Role.ROUTES.value
 
     def _message(self, record: Record, place: int, frame: Frame) -> Line:
         line = empty_line(record, place, record.kind.value)
@@ -114,8 +117,8 @@ class NetlinkDecoder:
     def _fill(self, line: Line, record: Record, frame: Frame, name: str) -> None:
         data = record.data
         if record.kind is RecordKind.TO_KERNEL:
-            line["request"] = self._request(data, frame) if name == "SOCK_DIAG_BY_FAMILY" else {}
-        elif name == "SOCK_DIAG_BY_FAMILY":
+            line["request"] = self._request(data, frame) if name in _REQUESTS else {}
+        elif name in _REQUESTS:
             message = DiagMessage.decode(data, frame)
             line["descriptor"] = self._socket(message)
             line["counts"] = self._tcp_info(message.attributes.get(DiagAttribute.INFO))

@@ -7,6 +7,7 @@ before wrote otherwise is read here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from .._errors import ProtocolError, RecordingError
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
+from .._values import from_json
 from ..ntstat import Kernel, Mode, Session
 from ..recording import Record, RecordingInfo, RecordKind, steps
+from ..sockdiag._purpose import channel_number
 from .player import Player
 from .protocols import Protocol
 
@@ -128,10 +131,13 @@ class _LinuxFollower(Follower):
     """The netlink conversation of a recorded monitor."""
 
     def __init__(self, info: RecordingInfo, protocol: Protocol, options: MonitorOptions) -> None:
-        from ..sockdiag import ChannelPurpose, Session  # noqa: PLC0415  # recordings of Linux only
+        from ..sockdiag import ChannelPurpose, Session, Setup  # noqa: PLC0415  # recordings of Linux only
 
         super().__init__(info, protocol)
-        self._session = Session(options=options, kernel=info.kernel, passive=True)
+        setup = Setup(kernel=info.kernel)
+        with contextlib.suppress(ProtocolError):  # none in recordings of before, or one of another version
+            setup = from_json(Setup, from_json(steps.Run, info.run).setup)
+        self._session = Session(options, namespaces=setup.namespaces, kernel=setup.kernel, mode=Mode.FOLLOWING)
         self._purpose = ChannelPurpose
         self._channels: dict[int, int] = {}
         """Numbers by which the session knows a channel, where the recording says what it was opened for."""
@@ -164,13 +170,12 @@ class _LinuxFollower(Follower):
             self._note_purpose(channel, step.purpose)
 
     def _note_purpose(self, channel: int, data: Any) -> None:
-        roles = steps.ROLES_BY_NUMBER
         try:
             purpose = self.values.read(data)
         except ProtocolError:
             return  # a purpose of another version: the number has to do
         if isinstance(purpose, self._purpose):
-            self._channels[channel] = purpose.namespace * len(roles) + roles.index(purpose.role.value)
+            self._channels[channel] = channel_number(purpose.namespace, purpose.role)
 
     def finish(self) -> None:
         """The recording ends here."""

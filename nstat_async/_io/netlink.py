@@ -14,7 +14,7 @@ import socket
 from typing import Any, Union
 
 from .._errors import BackendUnavailableError, UnavailableReason
-from ..sockdiag import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, OwnersRequest, Role
+from ..sockdiag import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, NetworkNamespace, OwnersRequest, Role
 from .channel import SocketChannel
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal
 from .procfs import ProcessScanner
@@ -129,38 +129,40 @@ class NetlinkTransport:
 _SOCK_CLOEXEC: int = getattr(socket, "SOCK_CLOEXEC", 0)
 
 
-def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[list[str | None], list[int | None]]:
-    """Labels and descriptors of namespaces; this one is `None` in both, by whatever name it was given.
+def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[list[NetworkNamespace], list[int | None]]:
+    """Network namespaces with their descriptors, each once; this one has neither label nor descriptor, by whatever name.
 
     Raises:
         BackendUnavailableError: One of them is not there, or cannot be entered.
     """
-    labels: list[str | None] = []
-    descriptors: list[int | None] = []
+    entered: dict[tuple[int | None, int | None] | None, tuple[NetworkNamespace, int | None]] = {}
     with contextlib.ExitStack() as undo:
         for namespace in namespaces:
-            descriptor = None if namespace is None else _enter(namespace)
-            if descriptor is not None:
+            identity, descriptor = (NetworkNamespace(), None) if namespace is None else _enter(namespace)
+            key = None if descriptor is None else (identity.device, identity.inode)
+            if descriptor is not None and key in entered:
+                os.close(descriptor)
+            elif descriptor is not None:
                 undo.callback(os.close, descriptor)
-            labels.append(None if descriptor is None else _label(namespace))
-            descriptors.append(descriptor)
+            entered.setdefault(key, (identity, descriptor))
         undo.pop_all()
-    return labels, descriptors
+    return [identity for identity, _ in entered.values()], [descriptor for _, descriptor in entered.values()]
 
 
 def _label(namespace: Namespace) -> str:
     return f"pid:{namespace}" if isinstance(namespace, int) else str(namespace)
 
 
-def _enter(namespace: str | int) -> int | None:
-    """A descriptor of a namespace in which sockets can be made; `None` when it is our own."""
+def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
+    """A namespace in which sockets can be made, and a descriptor of it; `None` when it is our own."""
     path = namespace_path(namespace)
     descriptor = -1
     try:
         if namespaces_equal(path):
-            return None
+            return NetworkNamespace(), None
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         in_namespace(descriptor, lambda: None)
+        facts = os.fstat(descriptor)
     except OSError as error:
         if descriptor >= 0:
             os.close(descriptor)
@@ -172,4 +174,4 @@ def _enter(namespace: str | int) -> int | None:
         }.get(error.errno or 0, UnavailableReason.RESOURCE)
         detail = f"network namespace {_label(namespace)} ({path}): {os.strerror(error.errno or 0)}"
         raise BackendUnavailableError("sock_diag", reason, detail) from error
-    return descriptor
+    return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor

@@ -63,10 +63,10 @@ class SockDiag:
         from .._io.netlink import NetlinkTransport, open_namespaces  # noqa: PLC0415  # as above
         from ..sockdiag import Session  # noqa: PLC0415  # as above
 
-        labels, descriptors = open_namespaces(self.netns)
+        namespaces, descriptors = open_namespaces(self.netns)
         transport = NetlinkTransport(tuple(descriptors), options.receive_buffer)
         try:
-            core = Session(options, namespaces=labels, kernel=platform.release(), processes=process_visibility())
+            core = Session(options, namespaces=namespaces, kernel=platform.release(), processes=process_visibility())
         except BaseException:
             transport.close()
             raise

@@ -17,7 +17,6 @@ from nstat_async._errors import ProtocolError
 from nstat_async._values import Vocabulary, to_json
 
 __all__ = [
-    "ROLES_BY_NUMBER",
     "ChannelClosed",
     "ChannelDrained",
     "ChannelFailed",
@@ -151,8 +150,6 @@ Step = Union[
     CloseChannel,
     Lookup,
 ]
-ROLES_BY_NUMBER = ("dumps", "removals", "routes", "lookups")
-"""What a Linux socket was for before recordings said it: its number, modulo four, is a place here."""
 
 _STEPS = Vocabulary(*get_args(Step))
 

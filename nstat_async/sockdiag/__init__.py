@@ -20,7 +20,7 @@ from ._constants import (
 from ._links import LinkKindsAnswer, LinkKindsRequest
 from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
 from ._owners import OwnersAnswer, OwnersRequest, ProcessFacts
-from ._purpose import ChannelPurpose, Role
+from ._purpose import ChannelPurpose, NetworkNamespace, Role
 from ._session import Session
 from ._setup import RECORDED, Setup
 
@@ -43,6 +43,7 @@ __all__ = [
     "Lookup",
     "MessageFlag",
     "MessageType",
+    "NetworkNamespace",
     "OpenChannel",
     "OwnersAnswer",
     "OwnersRequest",

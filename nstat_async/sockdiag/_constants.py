@@ -15,11 +15,13 @@ from .._model import TcpState
 __all__ = [
     "AF_INET",
     "AF_INET6",
+    "AF_UNSPEC",
     "ALIGNMENT",
     "IPPROTO_TCP",
     "IPPROTO_UDP",
     "NO_COOKIE",
     "SOCK_DIAG_BY_FAMILY",
+    "TCPDIAG_GETSOCK",
     "TCP_DUMP_STATES",
     "TCP_STATES",
     "TIMER_TIME_WAIT",
@@ -35,6 +37,7 @@ __all__ = [
     "TcpInfo",
 ]
 
+AF_UNSPEC = 0
 AF_INET = 2
 AF_INET6 = 10
 IPPROTO_TCP = 6
@@ -45,6 +48,9 @@ ALIGNMENT = 4
 
 SOCK_DIAG_BY_FAMILY = 20
 """Type of sock_diag requests, of their replies and of destroy notifications."""
+
+TCPDIAG_GETSOCK = 18
+"""Type of the older requests, and of their replies: of TCP only, in a dump of both families at once."""
 
 NO_COOKIE = b"\xff" * 8
 """In a request: match whatever socket has these addresses (``INET_DIAG_NOCOOKIE`` twice)."""

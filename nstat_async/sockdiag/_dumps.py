@@ -1,4 +1,4 @@
-"""The dumps of one namespace: one after another, because a netlink socket serves one at a time.
+"""Evidence of presence: the dumps of one namespace, one after another, because a netlink socket serves one at a time.
 
 A request's sequence number says which poll and which dump it belongs to, and whether
 it is the poll's last: a recording explains itself.
@@ -7,14 +7,28 @@ it is the poll's last: a recording explains itself.
 from __future__ import annotations
 
 import errno as errors
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Iterable
 
-from .._contract import Send
-from .._errors import ProtocolError
+import attrs
+
+from .._errors import BackendUnavailableError, ProtocolError, UnavailableReason
 from .._events import ProviderRefused
 from .._model import Provider
-from ._constants import IPPROTO_TCP, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageFlag, MessageType
-from ._hub import Hub
+from ._book import Book
+from ._constants import (
+    AF_INET,
+    AF_INET6,
+    AF_UNSPEC,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    SOCK_DIAG_BY_FAMILY,
+    TCP_DUMP_STATES,
+    TCPDIAG_GETSOCK,
+    DiagAttribute,
+    MessageFlag,
+    MessageType,
+)
 from ._messages import (
     ATTRIBUTES_AT,
     HEADER,
@@ -25,14 +39,63 @@ from ._messages import (
     extension_bits,
     iterate_messages,
 )
-from ._table import KINDS, SocketTable
+from ._output import Output
+from ._purpose import ChannelPurpose, Role
+from ._rows import RowFormats
+from ._source import Source
 
-__all__ = ["DumpReader", "extensions_of", "first_request", "sequence_of", "split_sequence"]
+__all__ = ["KINDS", "DumpSource", "Kind", "dump_requests"]
+
+PATIENCE = 2.0
+"""Seconds without a datagram until a dump is given up."""
+MAX_FAILURES = 5
+"""Failures in a row after which the session gives up."""
 
 _COUNTERS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
 _MEMORY = extension_bits(DiagAttribute.SKMEMINFO)
+_ROWS = frozenset({SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK})
 _POLL_MASK = 0x1FFFFFFF
 _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOMEM, errors.EAGAIN})
+_REASONS = {
+    errors.EACCES: UnavailableReason.PERMISSION,
+    errors.EPERM: UnavailableReason.PERMISSION,
+    errors.EMFILE: UnavailableReason.RESOURCE,
+    errors.ENFILE: UnavailableReason.RESOURCE,
+    errors.ENOBUFS: UnavailableReason.RESOURCE,
+    errors.ENOMEM: UnavailableReason.RESOURCE,
+}
+
+
+@attrs.frozen
+class Kind:
+    """What one dump is about."""
+
+    index: int
+    family: int
+    protocol: int
+    states: int
+
+    def extensions(self, *, extras: bool) -> int:
+        """The attributes to ask for. Buffer sizes cost a sixth of a TCP dump, so they are an extra there; UDP has little else."""
+        if self.protocol != IPPROTO_TCP:
+            return _MEMORY
+        return _COUNTERS | _MEMORY if extras else _COUNTERS
+
+    @property
+    def families(self) -> set[tuple[int, int]]:
+        """Families and protocols of its sockets."""
+        return {(family, self.protocol) for family in (AF_INET, AF_INET6) if self.family in {family, AF_UNSPEC}}
+
+
+TOGETHER = Kind(0, AF_UNSPEC, IPPROTO_TCP, TCP_DUMP_STATES)
+"""Both families of TCP in one walk over the kernel's table, where it still has this; else the first two of `KINDS`."""
+KINDS = (
+    Kind(0, AF_INET, IPPROTO_TCP, TCP_DUMP_STATES),
+    Kind(1, AF_INET6, IPPROTO_TCP, TCP_DUMP_STATES),
+    Kind(2, AF_INET, IPPROTO_UDP, 0xFFFFFFFF),
+    Kind(3, AF_INET6, IPPROTO_UDP, 0xFFFFFFFF),
+)
+"""The dumps of a poll, in their order; v4-mapped sockets are in those of AF_INET6."""
 
 
 def sequence_of(poll: int, kind: int, *, last: bool) -> int:
@@ -40,139 +103,232 @@ def sequence_of(poll: int, kind: int, *, last: bool) -> int:
     return ((poll & _POLL_MASK) or 1) << 3 | kind << 1 | last
 
 
-def extensions_of(protocol: int, *, extras: bool) -> int:
-    """The attributes to ask for. Buffer sizes cost a sixth of a TCP dump, so they are an extra there; UDP has little else."""
-    if protocol != IPPROTO_TCP:
-        return _MEMORY
-    return _COUNTERS | _MEMORY if extras else _COUNTERS
-
-
 def split_sequence(sequence: int) -> tuple[int, int, bool]:
     """Poll, kind and "last of the poll" of a sequence number."""
     return sequence >> 3, sequence >> 1 & 3, bool(sequence & 1)
 
 
-class DumpReader:
-    """Asks for the dumps of a poll and takes them in."""
+def dump_requests(*, extras: bool = False, sequence: int = 1) -> list[bytes]:
+    """The requests of a whole poll, each with the same sequence number."""
+    return [
+        DiagRequest(kind.family, kind.protocol, kind.extensions(extras=extras), kind.states, sequence=sequence).encode()
+        for kind in (TOGETHER, *KINDS[2:])
+    ]
+
+
+class DumpSource(Source):
+    """Asks for the dumps of a poll and takes them in.
+
+    Args:
+        output: Where requests go.
+        book: Where rows go.
+        formats: How messages are cut.
+        protocols: What is dumped.
+        extras: Ask for the buffer sizes of TCP sockets, too.
+        every: Apply rows that did not change, too.
+    """
 
     def __init__(
-        self, hub: Hub, tables: Mapping[int, SocketTable], channel: int, dumped: Callable[[SocketTable], None]
+        self,
+        output: Output,
+        book: Book,
+        formats: RowFormats,
+        protocols: Iterable[int],
+        *,
+        extras: bool = False,
+        every: bool = False,
     ) -> None:
-        self.open = hub.passive
+        super().__init__(output, ChannelPurpose(book.number, Role.DUMPS))
         self.done = True
         """The last dump of the poll arrived, or the poll was given up."""
         self.complete = True
         """Nothing of this poll is known to be missing."""
-        self.progress = 0.0
-        """When the last datagram came."""
+        self.rows = 0
+        """Sockets reported so far."""
         self.answered: set[int] = set()
-        """Kinds that the kernel gave."""
+        """Kinds that the kernel gave, ever."""
+        self.judged: set[tuple[int, int]] = set()
+        """Families and protocols that it gave in this poll."""
         self.refused: dict[int, int] = {}
         """Kinds that it refused, with its error."""
-        self._hub = hub
-        self._tables = tables
-        self._channel = channel
-        self._dumped = dumped
-        self._queue: list[int] = []
+        self._book = book
+        self._formats = formats
+        self._extras = extras
+        self._every = every
+        self._protocols = frozenset(protocols)
+        self._kinds = self._kinds_of(TOGETHER, *KINDS[2:])
+        self._queue: list[Kind] = []
+        self._kind = TOGETHER
+        """What the dump under way is about."""
         self._sequence = 0
+        self._progress = 0.0
+        self._failures = 0
 
-    def begin(self) -> None:
-        """Begin a poll."""
+    def _kinds_of(self, *kinds: Kind) -> list[Kind]:
+        return [kind for kind in kinds if kind.protocol in self._protocols]
+
+    @property
+    def settled(self) -> bool:
+        """Polls need this channel."""
+        return self.is_open
+
+    def begin_poll(self) -> None:
+        """Dump everything."""
         self.done, self.complete = False, True
-        self._queue = [kind for kind in self._tables if kind not in self.refused]
-        self.progress = self._hub.now
+        self.judged.clear()
+        self._queue = [kind for kind in self._kinds if kind.index not in self.refused]
+        self._progress = self.output.now
         self._next()
 
     def abort(self) -> None:
         """Give up the rest of the poll."""
+        self.complete = False
+        self._finish()
+
+    def _finish(self) -> None:
         self._queue.clear()
         self._sequence = 0
-        self.done, self.complete = True, False
+        self.done = True
 
     def _next(self) -> None:
-        if self._hub.passive:
+        if self.output.following:
             return
         if not self._queue:
-            self._sequence = 0
-            self.done = True
+            self._failures = 0
+            self._finish()
             return
-        kind = KINDS[self._queue.pop(0)]
-        self._sequence = sequence_of(self._hub.generation, kind.index, last=not self._queue)
-        extensions = extensions_of(kind.protocol, extras=self._hub.extras)
+        kind = self._kind = self._queue.pop(0)
+        self._sequence = sequence_of(self.output.poll, kind.index, last=not self._queue)
+        extensions = kind.extensions(extras=self._extras)
         request = DiagRequest(kind.family, kind.protocol, extensions, kind.states, sequence=self._sequence)
-        self._hub.commands.append(Send(self._channel, request.encode()))
+        self.send(request.encode())
 
-    def observe(self, sequence: int) -> None:
-        """Passive: the recorded client asked for this dump."""
-        self._sequence = sequence
-        self.progress = self._hub.now
+    def follow(self, request: DiagRequest) -> None:
+        """Following: the recorded client asked for this dump."""
+        self._sequence = request.sequence
+        _, index, _ = split_sequence(request.sequence)
+        self._kind = TOGETHER if request.family == AF_UNSPEC else KINDS[index]
+        self._progress = self.output.now
+
+    def failed(self, errno: int) -> None:
+        """A failure costs the poll; many in a row, or a channel that cannot be opened, the session."""
+        self._failures += 1
+        if not self.is_open or self._failures > MAX_FAILURES:
+            reason = _REASONS.get(errno, UnavailableReason.MISSING)
+            detail = f"its netlink socket failed with error {errno}"
+            self.output.failure = BackendUnavailableError("sock_diag", reason, detail)
+            return
+        self.expire()
+
+    def deadline(self) -> float | None:
+        """When the dump under way is given up."""
+        return None if self.done else self._progress + PATIENCE
+
+    def expire(self) -> None:
+        """Give up the poll; what is still to come of it is not wanted on the next one's channel."""
+        self.abort()
+        if not self.output.following:
+            self.reopen()
+
+    # -- rows
 
     def receive(self, data: bytes) -> None:
         """Take in a datagram of a dump."""
-        hub = self._hub
-        self.progress = hub.now
+        output = self.output
+        self._progress = output.now
         offset, size = 0, len(data)
-        current = split_sequence(self._sequence)[1]
-        table = self._tables.get(current)
+        data = data.ljust(align(size), b"\0")  # the last message of a datagram may come without its padding
+        kind = self._kind
         while size - offset >= HEADER.size:
-            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            length, type_, flags, sequence, _ = HEADER.unpack_from(data, offset)
             if length < HEADER.size or length > size - offset:
                 self._broken(f"netlink message of impossible length {length}")
                 return
-            if sequence != self._sequence or table is None:
-                hub.count("stale_messages")
-            elif kind == SOCK_DIAG_BY_FAMILY:
+            if sequence != self._sequence or not self._sequence:
+                output.count("stale_messages")
+            elif type_ in _ROWS:
                 if length >= ATTRIBUTES_AT:
-                    behind = table.scan(data, offset, length)
-                    hub.reports += (behind - offset + 3) // align(length)
-                    offset = behind
+                    offset = self._scan(kind.protocol, data, offset, length)
                     continue
                 self._broken("inet_diag message is too short")
-            elif kind in {MessageType.DONE, MessageType.ERROR}:
-                self._end(Frame(offset, length, kind, flags, sequence), data, table)
+            elif type_ in {MessageType.DONE, MessageType.ERROR}:
+                self._end(Frame(offset, length, type_, flags, sequence), data, kind)
                 return
             offset += align(length)
         if size > offset:
             self._broken("datagram ends inside a netlink header")
 
+    def _scan(self, protocol: int, data: bytes, offset: int, length: int) -> int:
+        """Take in the message at `offset` and those behind it that have its length; the offset behind them."""
+        form = self._formats.of(data, offset, length)
+        stride = form.stride
+        count = (len(data) - offset) // stride
+        start = offset
+        view = memoryview(data)[offset : offset + count * stride]
+        head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
+        book = self._book
+        get, apply, poll, every = book.entries.get, book.apply_row, self.output.poll, self._every
+        book.reported += count  # before a row can take itself off
+        for pieces in form.format.iter_unpack(view):
+            if pieces[0] != head:
+                break
+            entry = get(pieces[2])
+            if entry is not None and entry.last == pieces and not every:
+                entry.seen = poll
+            else:
+                apply(entry, protocol, pieces, data[offset : offset + length], form)
+            offset += stride
+        rows = (offset - start) // stride
+        book.reported -= count - rows
+        self.rows += rows
+        return offset
+
     def _broken(self, reason: str) -> None:
         self.complete = False
-        self._hub.reject(reason)
+        self.output.reject(reason)
 
-    def _end(self, frame: Frame, data: bytes, table: SocketTable) -> None:
+    # -- the end of a dump
+
+    def _end(self, frame: Frame, data: bytes, kind: Kind) -> None:
         number = error_number(data, frame)
-        last = bool(frame.sequence & 1)
         if number and (frame.type == MessageType.ERROR or number not in _TRANSIENT):
-            self._refuse(table, number)
+            self._refuse(kind, number)
         else:
-            self.answered.add(table.kind.index)
+            self.answered.add(kind.index)
+            self.judged |= kind.families
             if number or frame.flags & MessageFlag.DUMP_INTERRUPTED:
                 self.complete = False
-            self._dumped(table)
-        if self._hub.passive:
-            self._sequence = 0
-            self.done = self.done or last
+        if self.output.following and frame.sequence & 1:
+            self._finish()
         else:
             self._next()
 
-    def _refuse(self, table: SocketTable, number: int) -> None:
+    def _refuse(self, kind: Kind, number: int) -> None:
         if number in _TRANSIENT:
             self.complete = False
             return
-        kind = table.kind
+        if self._kinds[0] is TOGETHER and kind.index == TOGETHER.index:
+            self._kinds = self._kinds_of(*KINDS)
+            self._queue[:0] = KINDS[:2]
+            return
         self.refused[kind.index] = number
-        others = [k.index for k in KINDS if k.protocol == kind.protocol and k.index in self._tables]
+        others = [other.index for other in self._kinds if other.protocol == kind.protocol]
         if all(index in self.refused for index in others):
             provider = Provider.TCP if kind.protocol == IPPROTO_TCP else Provider.UDP
             detail = "the kernel has no sock_diag for it" if number == errors.ENOENT else "the kernel refused the dump"
-            self._hub.events.append(ProviderRefused(self._hub.time, provider, number, detail))
+            self.output.events.append(ProviderRefused(self.output.time, provider, number, detail))
+
+    @property
+    def all_refused(self) -> bool:
+        """True when nothing of what was asked for exists here."""
+        return len(self.refused) == len(self._kinds)
 
 
 def first_request(data: bytes) -> DiagRequest | None:
     """The first sock_diag request of a datagram; `None` when there is none."""
     try:
         for frame in iterate_messages(data):
-            if frame.type == SOCK_DIAG_BY_FAMILY:
+            if frame.type in _ROWS:
                 return DiagRequest.decode(data, frame)
     except ProtocolError:
         pass

@@ -33,6 +33,7 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
     HardwareType.IEEE80211_PRISM: InterfaceKind.WIFI,
     HardwareType.IEEE80211_RADIOTAP: InterfaceKind.WIFI,
 }
+_WORDS = frozenset(kind.value for kind in InterfaceKind)
 
 
 @attrs.frozen
@@ -71,12 +72,34 @@ def kind_of_link(link: LinkMessage) -> InterfaceKind | None:
 
 
 class LinkTable:
-    """The interfaces of one namespace."""
+    """The interfaces and addresses of one namespace: what has which address, since which dump.
+
+    A dump replaces the table whole: what it does not have is gone, whatever changes were missed.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
+        """Counts changes: flows whose interface was looked up at another version may have another one."""
+        self._generation = 0
         self._interfaces: dict[int, Interface] = {}
-        self._addresses: dict[bytes, int] = {}
-        self._unnamed: dict[int, Interface] = {}
+        self._addresses: dict[bytes, dict[int, int]] = {}
+        """Address to the indices of its interfaces, oldest first, with the length of its prefix."""
+        self._seen: dict[int | tuple[bytes, int], int] = {}
+        """The last dump that had an interface, or an address of one."""
+        self._loopbacks: list[tuple[int, int, int]] = []
+        self._loopbacks_at = 0
+
+    def begin_dump(self) -> None:
+        """Everything is being listed anew."""
+        self._generation += 1
+
+    def end_dump(self) -> None:
+        """Everything was listed: the rest is gone."""
+        for key in [key for key, seen in self._seen.items() if seen != self._generation]:
+            if isinstance(key, int):
+                self._drop_link(key)
+            else:
+                self._drop_address(*key)
 
     def apply(self, message_type: int, data: bytes, frame: Frame) -> None:
         """Take in a link or address message, of a dump or of a change.
@@ -84,30 +107,49 @@ class LinkTable:
         Raises:
             ProtocolError: It cannot be decoded.
         """
-        if message_type in {RouteMessage.NEWLINK, RouteMessage.DELLINK}:
-            self._apply_link(LinkMessage.decode(data, frame), gone=message_type == RouteMessage.DELLINK)
+        if message_type == RouteMessage.NEWLINK:
+            self._apply_link(LinkMessage.decode(data, frame))
+        elif message_type == RouteMessage.DELLINK:
+            self._drop_link(LinkMessage.decode(data, frame).index)
         elif message_type in {RouteMessage.NEWADDR, RouteMessage.DELADDR}:
-            self._apply_address(AddressMessage.decode(data, frame), gone=message_type == RouteMessage.DELADDR)
+            address = AddressMessage.decode(data, frame)
+            if address.address is None:
+                return
+            if message_type == RouteMessage.NEWADDR:
+                self._apply_address(address.address, address.index, address.prefix)
+            else:
+                self._drop_address(address.address, address.index)
 
-    def _apply_link(self, link: LinkMessage, *, gone: bool) -> None:
-        if gone:
-            self._interfaces.pop(link.index, None)
-            return
+    def _apply_link(self, link: LinkMessage) -> None:
+        self._seen[link.index] = self._generation
         kind = kind_of_link(link)
         old = self._interfaces.get(link.index)
-        if kind is None and old is not None and old.name == link.name:
-            kind = old.kind  # what the host said about it stays true
+        if kind is None and old is not None:
+            kind = old.kind  # what the host said about it stays true under another name
         new = Interface(link.index, link.name, kind)
         if new != old:
             self._interfaces[link.index] = new
+            self.version += 1
 
-    def _apply_address(self, address: AddressMessage, *, gone: bool) -> None:
-        if address.address is None:
-            return
-        if not gone:
-            self._addresses[address.address] = address.index
-        elif self._addresses.get(address.address) == address.index:
-            del self._addresses[address.address]
+    def _drop_link(self, index: int) -> None:
+        self._seen.pop(index, None)
+        if self._interfaces.pop(index, None) is not None:
+            self.version += 1
+
+    def _apply_address(self, address: bytes, index: int, prefix: int) -> None:
+        self._seen[address, index] = self._generation
+        holders = self._addresses.setdefault(address, {})
+        if holders.get(index) != prefix:
+            holders[index] = prefix
+            self.version += 1
+
+    def _drop_address(self, address: bytes, index: int) -> None:
+        self._seen.pop((address, index), None)
+        holders = self._addresses.get(address, {})
+        if holders.pop(index, None) is not None:
+            self.version += 1
+            if not holders:
+                del self._addresses[address]
 
     def unclassified(self) -> tuple[str, ...]:
         """Names of the interfaces whose kind only the host can tell."""
@@ -118,16 +160,34 @@ class LinkTable:
         kinds = dict(answer.kinds)
         for index, link in self._interfaces.items():
             word = kinds.get(link.name or "")
-            if link.kind is None and word is not None:
+            if link.kind is None and word in _WORDS:
                 self._interfaces[index] = Interface(index, link.name, InterfaceKind(word))
+                self.version += 1
 
     def index_of(self, address: bytes) -> int | None:
-        """Index of the interface that has this address; `None` when none has."""
-        index = self._addresses.get(address)
-        if index is None and len(address) == 4 and address[0] == 127:
-            # Every address of 127.0.0.0/8 is the loopback interface's, configured or not.
-            return self._addresses.get(b"\x7f\0\0\1")
-        return index
+        """Index of the interface that has this address, of several the first; `None` when none has."""
+        holders = self._addresses.get(address)
+        return next(iter(holders)) if holders else self._loopback_of(address)
+
+    def _loopback_of(self, address: bytes) -> int | None:
+        """The loopback interface that serves this address: it has its whole IPv4 prefixes (``fib_add_ifaddr``)."""
+        if len(address) != 4:
+            return None
+        if self._loopbacks_at != self.version:
+            self._loopbacks = self._loopback_networks()
+            self._loopbacks_at = self.version
+        number = int.from_bytes(address, "big")
+        return next((index for network, shift, index in self._loopbacks if number >> shift == network), None)
+
+    def _loopback_networks(self) -> list[tuple[int, int, int]]:
+        """IPv4 networks of loopback interfaces: the leading bits, how many bits follow, and the interface's index."""
+        loopbacks = {index for index, link in self._interfaces.items() if link.kind is InterfaceKind.LOOPBACK}
+        return [
+            (int.from_bytes(address, "big") >> 32 - prefix, 32 - prefix, index)
+            for address, holders in self._addresses.items()
+            for index, prefix in holders.items()
+            if len(address) == 4 and 0 < prefix < 32 and index in loopbacks
+        ]
 
     def interface_of(self, address: bytes, device: int = 0) -> Interface | None:
         """The interface of a socket.
@@ -139,7 +199,4 @@ class LinkTable:
         index = device or self.index_of(address)
         if index is None:
             return None
-        known = self._interfaces.get(index)
-        if known is not None:
-            return known
-        return self._unnamed.setdefault(index, Interface(index))
+        return self._interfaces.get(index) or Interface(index)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._contract import Send
+import attrs
+
 from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
+from ._output import Output
+from ._purpose import ChannelPurpose, Role
+from ._source import Source
 
-__all__ = ["LookupQueue", "lookup_request"]
+__all__ = ["NO_ANSWER", "LookupSource", "lookup_request"]
 
 BATCH = 64
 """Requests in one datagram to the kernel."""
@@ -22,8 +26,11 @@ MAX_OUTSTANDING = 128
 PATIENCE = 1.0
 """Seconds until an answer is given up; the kernel answers while the request is sent."""
 
+NO_ANSWER = b""
+"""In place of an answer that did not come: it proves nothing."""
+
 Done = Callable[["bytes | None"], None]
-"""Gets the socket's message, or `None`: no such socket, or no answer."""
+"""Gets the socket's message; `None`: there is no such socket; or `NO_ANSWER`."""
 
 _EXTENSIONS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
 
@@ -45,59 +52,42 @@ def lookup_request(message: bytes, protocol: int, *, exact: bool = True, mirrore
     return DiagRequest(message[16], protocol, _EXTENSIONS, socket_id=identity + cookie, dump=False)
 
 
-class LookupQueue:
+class LookupSource(Source):
     """Look-ups of one namespace, in order."""
 
-    def __init__(self, channel: int, *, passive: bool = False) -> None:
-        self.channel = channel
+    def __init__(self, output: Output, namespace: int) -> None:
+        super().__init__(output, ChannelPurpose(namespace, Role.LOOKUPS))
         self.unanswered = 0
         """Look-ups that were given up."""
-        self._passive = passive
         self._waiting: dict[bytes, DiagRequest] = {}
         self._done: dict[bytes, list[Done]] = {}
         self._asked: dict[int, bytes] = {}
         self._sequence = 0
         self._progress = 0.0
 
-    def __len__(self) -> int:
-        return len(self._done)
-
-    def ask(self, request: DiagRequest, done: Done, now: float) -> None:
+    def ask(self, request: DiagRequest, done: Done) -> None:
         """Have `done` called with the answer."""
         key = request.socket_id
         if not self._done:
-            self._progress = now
+            self._progress = self.output.now
         if key in self._done:
             self._done[key].append(done)
             return
         self._done[key] = [done]
         self._waiting[key] = request
 
-    def commands(self) -> list[Send]:
-        """What may be asked now."""
-        sends = []
-        while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self._passive:
+    def flush(self) -> None:
+        """Ask what may be asked now."""
+        while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self.output.following:
             batch = []
             for key in list(self._waiting)[:BATCH]:
                 self._sequence = self._sequence % 0xFFFFFFFF + 1
-                request = self._waiting.pop(key)
                 self._asked[self._sequence] = key
-                batch.append(
-                    DiagRequest(
-                        request.family,
-                        request.protocol,
-                        request.extensions,
-                        request.states,
-                        request.socket_id,
-                        dump=False,
-                        sequence=self._sequence,
-                    ).encode()
-                )
-            sends.append(Send(self.channel, b"".join(batch)))
-        return sends
+                batch.append(attrs.evolve(self._waiting.pop(key), sequence=self._sequence).encode())
+            self.send(b"".join(batch))
 
     def observe(self, data: bytes) -> None:
-        """Passive: the recorded client asked this.
+        """Following: the recorded client asked this.
 
         Raises:
             ProtocolError: It is no request.
@@ -108,13 +98,13 @@ class LookupQueue:
                 self._waiting.pop(request.socket_id, None)
                 self._asked[frame.sequence] = request.socket_id
 
-    def receive(self, data: bytes, now: float) -> None:
+    def receive(self, data: bytes) -> None:
         """Take in answers.
 
         Raises:
             ProtocolError: A length that cannot be.
         """
-        self._progress = now
+        self._progress = self.output.now
         for frame in iterate_messages(data):
             key = self._asked.pop(frame.sequence, None)
             if key is None:
@@ -122,22 +112,27 @@ class LookupQueue:
             if frame.type == SOCK_DIAG_BY_FAMILY and frame.length >= ATTRIBUTES_AT:
                 self._finish(key, data[frame.offset : frame.end])
             else:
-                if frame.type != MessageType.ERROR:
-                    self.unanswered += 1
-                self._finish(key, None)
+                refused = frame.type == MessageType.ERROR
+                self.unanswered += not refused
+                self._finish(key, None if refused else NO_ANSWER)
 
     def _finish(self, key: bytes, message: bytes | None) -> None:
         for done in self._done.pop(key, ()):
             done(message)
 
+    def failed(self, errno: int) -> None:
+        """Nothing will be answered."""
+        del errno
+        self.expire()
+
     def deadline(self) -> float | None:
-        """When to call `expire`."""
+        """When what was asked is given up."""
         return self._progress + PATIENCE if self._done else None
 
     def expire(self) -> None:
         """Give up everything that was not answered."""
         self.unanswered += len(self._done)
-        self._waiting.clear()
         self._asked.clear()
         while self._done:
-            self._finish(next(iter(self._done)), None)
+            self._finish(next(iter(self._done)), NO_ANSWER)
+        self._waiting.clear()

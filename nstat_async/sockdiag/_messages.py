@@ -17,7 +17,17 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from .._errors import ProtocolError
-from ._constants import SOCK_DIAG_BY_FAMILY, AddressAttribute, DiagAttribute, LinkAttribute, MessageFlag, MessageType
+from ._constants import (
+    AF_UNSPEC,
+    IPPROTO_TCP,
+    SOCK_DIAG_BY_FAMILY,
+    TCPDIAG_GETSOCK,
+    AddressAttribute,
+    DiagAttribute,
+    LinkAttribute,
+    MessageFlag,
+    MessageType,
+)
 
 __all__ = [
     "ATTRIBUTES_AT",
@@ -47,6 +57,8 @@ HEADER = struct.Struct("=IHHII")
 """Length, type, flags, sequence, port."""
 _ATTRIBUTE = struct.Struct("=HH")
 _REQUEST = struct.Struct("=BBBBI48s")
+_OLD_REQUEST = struct.Struct("=BxxB48sII")
+"""``inet_diag_req``."""
 _SOCKET = struct.Struct("=BBBB48sIIIII")
 _ERROR = struct.Struct("=i")
 _LINK = struct.Struct("=BBHiII")
@@ -176,6 +188,7 @@ class DiagRequest:
     """``inet_diag_req_v2``: a dump of one family and protocol, or a look-up of one socket."""
 
     family: int
+    """``AF_UNSPEC`` is a dump of TCP sockets of both families, by the older ``inet_diag_req``."""
     protocol: int
     extensions: int = 0
     """Bits of `extension_bits`."""
@@ -189,6 +202,9 @@ class DiagRequest:
     def encode(self) -> bytes:
         """The message."""
         flags = MessageFlag.REQUEST | (MessageFlag.DUMP if self.dump else 0)
+        if self.family == AF_UNSPEC:
+            body = _OLD_REQUEST.pack(self.family, self.extensions, self.socket_id, self.states, 0)
+            return encode_message(TCPDIAG_GETSOCK, body, sequence=self.sequence, flags=flags)
         body = _REQUEST.pack(self.family, self.protocol, self.extensions, 0, self.states, self.socket_id)
         return encode_message(SOCK_DIAG_BY_FAMILY, body, sequence=self.sequence, flags=flags)
 
@@ -199,9 +215,14 @@ class DiagRequest:
         Raises:
             ProtocolError: It is too short.
         """
-        if frame.length < HEADER.size + _REQUEST.size:
+        old = frame.type == TCPDIAG_GETSOCK
+        if frame.length < HEADER.size + (_OLD_REQUEST if old else _REQUEST).size:
             raise ProtocolError("sock_diag request is too short", offset=frame.offset, raw=data)
-        family, protocol, extensions, _, states, socket_id = _REQUEST.unpack_from(data, frame.body)
+        if old:
+            protocol = IPPROTO_TCP
+            family, extensions, socket_id, states, _ = _OLD_REQUEST.unpack_from(data, frame.body)
+        else:
+            family, protocol, extensions, _, states, socket_id = _REQUEST.unpack_from(data, frame.body)
         dump = frame.flags & MessageFlag.DUMP == MessageFlag.DUMP
         return cls(family, protocol, extensions, states, socket_id, dump, frame.sequence)
 
@@ -328,11 +349,13 @@ class AddressMessage:
     index: int
     address: bytes | None
     """The local address, network order; `None` when the message has none."""
+    prefix: int = 0
+    """Length of its network's prefix in bits."""
 
     def encode(self, message_type: int, *, sequence: int = 0) -> bytes:
         """The message."""
         attributes: dict[int, bytes] = {} if self.address is None else {AddressAttribute.LOCAL: self.address}
-        body = _ADDRESS.pack(self.family, 0, 0, 0, self.index) + encode_attributes(attributes)
+        body = _ADDRESS.pack(self.family, self.prefix, 0, 0, self.index) + encode_attributes(attributes)
         return encode_message(message_type, body, sequence=sequence)
 
     @classmethod
@@ -344,9 +367,9 @@ class AddressMessage:
         """
         if frame.length < HEADER.size + _ADDRESS.size:
             raise ProtocolError("ifaddrmsg is too short", offset=frame.offset, raw=data)
-        family, _, _, _, index = _ADDRESS.unpack_from(data, frame.body)
+        family, prefix, _, _, index = _ADDRESS.unpack_from(data, frame.body)
         found = decode_attributes(data, frame.body + _ADDRESS.size, frame.end)
-        return cls(family, index, found.get(AddressAttribute.LOCAL, found.get(AddressAttribute.ADDRESS)))
+        return cls(family, index, found.get(AddressAttribute.LOCAL, found.get(AddressAttribute.ADDRESS)), prefix)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Which process owns a socket: by its inode, looked up in the background.
+"""Evidence of owners: which process holds a socket, by its inode, looked up in the background.
 
 The core asks for the inodes it does not know (`OwnersRequest`); the transport
 searches ``/proc/*/fd`` for a bounded time and answers what it found and where to
@@ -8,15 +8,18 @@ be seen, or to none any more: it is asked for again ever more rarely.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
 
+from .._contract import LookupFailed
 from .._model import Process
-from ._table import Entry
+from ._entry import Entry
+from ._output import Output
 
 __all__ = [
-    "OwnerBook",
+    "OwnerSource",
     "OwnersAnswer",
     "OwnersRequest",
     "ProcessFacts",
@@ -70,82 +73,132 @@ class OwnersAnswer:
     """Those of the request's `verify` that are no more."""
 
 
-class OwnerBook:
-    """The sockets whose owner is wanted, and the processes found so far."""
+class OwnerSource:
+    """Evidence of owners: the sockets whose owner is wanted, and the processes found so far.
 
-    def __init__(self) -> None:
-        self.wanted: dict[int, Entry] = {}
-        """Sockets by inode that the search under way, or the next one, is about."""
-        self._searched: dict[int, Entry] = {}
-        self._inodes: frozenset[int] = frozenset()
-        self._parked: dict[int, list[Entry]] = {}
+    Several sockets may have one inode (MPTCP's subflows have their connection's): each gets its owner.
+
+    Args:
+        output: Where questions go.
+        found: Called with a socket and its process.
+        entries: All sockets, to look at when processes ended.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        found: Callable[[Entry, Process], None],
+        entries: Callable[[], Iterable[Entry]],
+    ) -> None:
+        self.searching = False
+        """A search is under way."""
+        self.failure: str | None = None
+        """Why the last search failed."""
+        self._output = output
+        self._found = found
+        self._entries = entries
+        self._sought: dict[int, Entry] = {}
+        """Inodes without an owner, with a socket that has it."""
+        self._sharing: dict[int, dict[Entry, None]] = {}
+        """All sockets of an inode, where there are several."""
+        self._due: dict[int, None] = {}
+        """What the next search is about; dictionaries take less than sets."""
+        self._searched: dict[int, None] = {}
+        """What the search under way has not found."""
         self._tries: dict[int, int] = {}
+        self._parked: dict[int, set[int]] = {}
+        """Inodes that were not found, by the poll that looks again."""
+        self._inodes: frozenset[int] = frozenset()
+        self._again = False
         self._processes: dict[tuple[int, int | None, int], Process] = {}
         self._recent: dict[int, None] = {}
-        self._poll = 0
 
     @property
     def unresolved(self) -> int:
-        """Sockets whose owner was searched for and not found."""
+        """Inodes whose owner was searched for and not found."""
         return len(self._tries)
 
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
-        if entry.inode:
-            self._tries.pop(entry.inode, None)
-            self.wanted[entry.inode] = entry
+        inode = entry.user[1]
+        if not inode:
+            return
+        first = self._sought.setdefault(inode, entry)
+        if first is not entry:
+            self._sharing.setdefault(inode, {first: None})[entry] = None
+        self._tries.pop(inode, None)
+        self._due[inode] = None
 
-    def forget(self, entry: Entry) -> None:
-        """The socket is gone."""
-        if entry.inode:
-            self.wanted.pop(entry.inode, None)
-            self._searched.pop(entry.inode, None)
-            self._tries.pop(entry.inode, None)
+    def forget(self, entry: Entry, inode: int) -> None:
+        """The socket is gone, or has this inode no more."""
+        sharing = self._sharing.get(inode)
+        if sharing is not None:
+            sharing.pop(entry, None)
+            if sharing:
+                self._sought[inode] = next(iter(sharing))
+                return
+        elif self._sought.get(inode) is not entry:
+            return
+        self._pop(inode)
+        self._searched.pop(inode, None)
 
-    def begin(self, poll: int) -> OwnersRequest | None:
-        """The request of a new search; `None` when nobody is wanted and no check is due."""
-        self._poll = poll
-        for due in [number for number in self._parked if number <= poll]:
-            for entry in self._parked.pop(due):
-                if not entry.over and entry.inode in self._tries:
-                    self.wanted[entry.inode] = entry
+    def _pop(self, inode: int) -> Iterable[Entry]:
+        """Seek this inode no longer; the sockets that have it."""
+        self._tries.pop(inode, None)
+        self._due.pop(inode, None)
+        entry = self._sought.pop(inode, None)
+        return self._sharing.pop(inode, () if entry is None else (entry,))
+
+    def search(self) -> None:
+        """Search for who is wanted, and check now and then that known owners live; once more if a search is under way."""
+        if self.searching:
+            self._again = True
+            return
+        poll = self._output.poll
+        for number in [number for number in self._parked if number <= poll]:
+            self._due.update(dict.fromkeys(self._parked.pop(number) & self._tries.keys()))
         verify: tuple[tuple[int, int | None], ...] = ()
         if poll % VERIFY_EVERY == 0:
             verify = tuple({(pid, start): None for pid, start, _ in self._processes})
-        if not self.wanted and not verify:
-            return None
-        self._searched = dict(self.wanted)
-        self._inodes = frozenset(self._searched)
-        return OwnersRequest(self._inodes, tuple(reversed(self._recent)), None, verify)
+        if self._due or verify:
+            self._inodes = frozenset(self._due)
+            self._searched, self._due = self._due, {}
+            self._ask(OwnersRequest(self._inodes, tuple(reversed(self._recent)), None, verify))
 
-    def resume(self, answer: OwnersAnswer) -> OwnersRequest | None:
-        """The request that goes on where `answer` stopped; `None` when the search is complete."""
+    def _ask(self, request: OwnersRequest) -> None:
+        self.searching = True
+        self._output.ask(request, self.take)
+
+    def take(self, answer: Any) -> None:
+        """Take in what a piece of the search found; without an answer the search is over."""
+        self.searching = False
+        self.failure = answer.reason if isinstance(answer, LookupFailed) else None
+        if not isinstance(answer, OwnersAnswer):
+            self._due.update(self._searched)
+            self._searched, self._again = {}, False
+            return
+        self._settle(answer)
+        self._bury(answer.gone)
         if answer.below is not None and self._searched:
-            return OwnersRequest(self._inodes, (), answer.below)
+            self._ask(OwnersRequest(self._inodes, (), answer.below))
+            return
         self._park()
-        return None
+        if self._again:
+            self._again = False
+            self.search()
 
-    def _park(self) -> None:
-        for inode, entry in self._searched.items():
-            self.wanted.pop(inode, None)
-            tries = self._tries.get(inode, 0)
-            self._tries[inode] = tries + 1
-            pause = min(MAX_PAUSE, 1 << min(tries, 10))
-            self._parked.setdefault(self._poll + pause, []).append(entry)
-        self._searched = {}
+    def give_up(self) -> None:
+        """Following: no more answers will come to this search."""
+        self.searching = False
 
-    def settle(self, answer: OwnersAnswer) -> list[tuple[Entry, Process]]:
-        """The sockets whose owner an answer tells, with it."""
+    def _settle(self, answer: OwnersAnswer) -> None:
         facts = {process.pid: process for process in answer.processes}
-        found = []
         for inode, pid in answer.owners:
-            self._searched.pop(inode, None)
-            self._tries.pop(inode, None)
-            entry = self.wanted.pop(inode, None)
             known = facts.get(pid)
-            if entry is not None and known is not None and not entry.over:
-                found.append((entry, self._process(known, entry.uid)))
-        return found
+            if known is not None:
+                self._searched.pop(inode, None)
+                for entry in self._pop(inode):
+                    self._found(entry, self._process(known, entry.user[0]))
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
         key = (facts.pid, facts.start_ticks, uid)
@@ -159,13 +212,22 @@ class OwnerBook:
             del self._recent[next(iter(self._recent))]
         return process
 
-    def bury(self, gone: Iterable[tuple[int, int | None]], entries: Iterable[Entry]) -> None:
+    def _park(self) -> None:
+        """A whole search did not find these: they are asked for again ever more rarely."""
+        for inode in self._searched:
+            tries = self._tries.get(inode, 0)
+            self._tries[inode] = tries + 1
+            pause = min(MAX_PAUSE, 1 << min(tries, 10))
+            self._parked.setdefault(self._output.poll + pause, set()).add(inode)
+        self._searched = {}
+
+    def _bury(self, gone: Iterable[tuple[int, int | None]]) -> None:
         """Processes ended: sockets of theirs that live on have another owner now, if any."""
         dead = set(gone)
         if not dead:
             return
         for key in [key for key in self._processes if key[:2] in dead]:
             del self._processes[key]
-        for entry in entries:
+        for entry in self._entries():
             if entry.owner is not None and entry.owner.key in dead:
                 self.want(entry)

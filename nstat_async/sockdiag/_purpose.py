@@ -1,4 +1,4 @@
-"""What the channels of the Linux core are for."""
+"""What the channels of the Linux core are for, and in which network namespace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-__all__ = ["ChannelPurpose", "Role"]
+__all__ = ["ChannelPurpose", "NetworkNamespace", "Role", "channel_number", "place_of_channel"]
 
 
 class Role(enum.Enum):
@@ -31,3 +31,29 @@ class ChannelPurpose:
     role: Role
     groups: tuple[int, ...] = ()
     """Multicast groups to join (``SKNLGRP_*``)."""
+
+
+@attrs.frozen
+class NetworkNamespace:
+    """A network namespace: which one it is, and how people call it."""
+
+    label: str | None = None
+    """As `Flow.namespace` shows it; `None` for this namespace, the monitor's own."""
+    device: int | None = attrs.field(default=None, kw_only=True)
+    """Device of its nsfs file; with `inode` it is the namespace's identity. `None` when unknown."""
+    inode: int | None = attrs.field(default=None, kw_only=True)
+    """Inode of its nsfs file."""
+
+
+_ROLES = (Role.DUMPS, Role.REMOVALS, Role.ROUTES, Role.LOOKUPS)
+
+
+def channel_number(namespace: int, role: Role) -> int:
+    """The number of a namespace's channel: recordings that do not name a channel's purpose go by it."""
+    return len(_ROLES) * namespace + _ROLES.index(role)
+
+
+def place_of_channel(channel: int) -> tuple[int, Role]:
+    """Namespace and role of a channel by its number."""
+    namespace, place = divmod(channel, len(_ROLES))
+    return namespace, _ROLES[place]

@@ -21,7 +21,7 @@ from .._model import COUNTS_FIELDS, Counts, Details
 from ._constants import DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
 
-__all__ = ["NO_COUNTS", "SocketReport", "TcpReport", "info_position", "tcp_report"]
+__all__ = ["SocketReport", "info_position", "socket_report"]
 
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
@@ -34,29 +34,10 @@ _MILLION = 1_000_000
 _set_values = Counts.__dict__["_values"].__set__
 _new = object.__new__
 
-NO_COUNTS = Counts()
-"""The counts of a socket that the kernel does not count: all unknown."""
-
 
 def info_position(message: bytes) -> tuple[int, int] | None:
     """Offset and length of ``tcp_info`` in a message; `None` when it has none."""
     return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO)
-
-
-class _Report(Counts):
-    """A message kept for reading: ``_values`` is (message, offset of tcp_info, its length, FIN received)."""
-
-    __slots__ = ()
-
-    def details(self) -> Details:
-        """Decode the samples of this report."""
-        return _details(*self._values)
-
-    @property
-    def message(self) -> bytes:
-        """The netlink message as received."""
-        message: bytes = self._values[0]
-        return message
 
 
 def _u32(values: tuple[Any, ...], at: int) -> int | None:
@@ -121,58 +102,43 @@ def _field(name: str) -> Any:
     return property(lambda self: reader(self._values), doc=getattr(Counts, name).__doc__)
 
 
-class TcpReport(_Report):
-    """Counts of a TCP socket, read from its ``tcp_info``."""
+class SocketReport(Counts):
+    """What a message says, kept for reading: ``_values`` is (message, offset of tcp_info, its length, FIN received).
+
+    Where there is no ``tcp_info`` everything that it counts is unknown.
+    """
 
     __slots__ = ()
 
-    rx_packets: int | None = _field("rx_packets")
-    rx_bytes: int | None = _field("rx_bytes")
-    tx_packets: int | None = _field("tx_packets")
-    tx_bytes: int | None = _field("tx_bytes")
-    cell_rx_bytes: int | None = _field("cell_rx_bytes")
-    cell_tx_bytes: int | None = _field("cell_tx_bytes")
-    wifi_rx_bytes: int | None = _field("wifi_rx_bytes")
-    wifi_tx_bytes: int | None = _field("wifi_tx_bytes")
-    wired_rx_bytes: int | None = _field("wired_rx_bytes")
-    wired_tx_bytes: int | None = _field("wired_tx_bytes")
-    rx_duplicate_bytes: int | None = _field("rx_duplicate_bytes")
-    rx_out_of_order_bytes: int | None = _field("rx_out_of_order_bytes")
-    tx_retransmitted_bytes: int | None = _field("tx_retransmitted_bytes")
-    connect_attempts: int | None = _field("connect_attempts")
-    connect_successes: int | None = _field("connect_successes")
-    min_rtt_us: int | None = _field("min_rtt_us")
-    avg_rtt_us: int | None = _field("avg_rtt_us")
-    var_rtt_us: int | None = _field("var_rtt_us")
+    def details(self) -> Details:
+        """Decode the samples of this report."""
+        return _details(*self._values)
+
+    @property
+    def message(self) -> bytes:
+        """The netlink message as received."""
+        message: bytes = self._values[0]
+        return message
 
     def _translated(self) -> tuple[int | None, ...]:
         values = self._values
         return tuple(None if (read := _READERS.get(name)) is None else read(values) for name in COUNTS_FIELDS)
 
 
-class SocketReport:
-    """Details of a socket without counters."""
-
-    __slots__ = ("message",)
-
-    def __init__(self, message: bytes) -> None:
-        self.message = message
-
-    def details(self) -> Details:
-        """Decode the samples of this report."""
-        return _details(self.message, 0, 0, 0)
+for _name_of_field in COUNTS_FIELDS:
+    setattr(SocketReport, _name_of_field, _field(_name_of_field))
 
 
-def tcp_report(message: bytes, start: int, length: int, fin_received: int) -> TcpReport:
+def socket_report(message: bytes, start: int, length: int, fin_received: int) -> SocketReport:
     """A report without validation, for the hot path.
 
     Args:
         message: One whole netlink message.
-        start: Offset of ``tcp_info`` in it.
-        length: Length of ``tcp_info``.
+        start: Offset of ``tcp_info`` in it; 0 where it has none.
+        length: Length of ``tcp_info``; 0 where it has none.
         fin_received: 1 once the peer's FIN is among the received bytes.
     """
-    report: TcpReport = _new(TcpReport)
+    report: SocketReport = _new(SocketReport)
     _set_values(report, (message, start, length, fin_received))
     return report
 

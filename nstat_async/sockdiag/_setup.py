@@ -11,7 +11,7 @@ from .._model import Visibility
 from .._values import Vocabulary
 from ._links import LinkKindsAnswer, LinkKindsRequest
 from ._owners import OwnersAnswer, OwnersRequest
-from ._purpose import ChannelPurpose
+from ._purpose import ChannelPurpose, NetworkNamespace
 
 __all__ = ["RECORDED", "Setup"]
 
@@ -23,8 +23,8 @@ class Setup:
     protocol: ClassVar[str] = "sock_diag"
     kernel: str | None = None
     """The kernel's release."""
-    namespaces: tuple[str | None, ...] = (None,)
-    """The label of each network namespace; `None` is this process' own."""
+    namespaces: tuple[NetworkNamespace, ...] = (NetworkNamespace(),)
+    """The network namespaces, in the order of their numbers in `ChannelPurpose`."""
     processes: Visibility = Visibility.UNKNOWN
     """Whose processes can be named."""
 

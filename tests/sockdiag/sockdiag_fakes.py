@@ -92,7 +92,7 @@ class FakeSocket:
     def id(self) -> bytes:
         return socket_id(self.local, self.local_port, self.remote, self.remote_port, cookie=self.cookie)
 
-    def message(self, sequence: int = 0, *, final: bool = False) -> bytes:
+    def message(self, sequence: int = 0, *, final: bool = False, kind: int = 20) -> bytes:
         attributes: dict[int, bytes] = dict(self.extra)
         if final:
             attributes = {DiagAttribute.PROTOCOL: bytes([self.protocol])}
@@ -101,7 +101,7 @@ class FakeSocket:
             attributes[DiagAttribute.INFO] = tcp_info({TcpInfo.STATE: state, **self.info}, self.info_length)
             if not final:
                 attributes[DiagAttribute.CONG] = b"cubic\0"
-        return DiagMessage(
+        message = DiagMessage(
             self.family,
             SocketState.CLOSE if final else self.state,
             self.id,
@@ -115,6 +115,7 @@ class FakeSocket:
             sequence=sequence,
             flags=0 if final else 2,
         ).encode()
+        return message[:4] + struct.pack("=H", kind) + message[6:]
 
 
 class FakeKernel:
@@ -128,7 +129,7 @@ class FakeKernel:
         self.remains: list[FakeSocket] = []
         self.owners: dict[int, int] = {}
         self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
-        self.addresses = [AddressMessage(2, 1, LOOPBACK), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
+        self.addresses = [AddressMessage(2, 1, LOOPBACK, 8), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
         self.refused: dict[tuple[int, int], int] = {}
         self.events: list[Any] = []
         self.record: list[tuple[str, float, int, Any]] = []
@@ -208,14 +209,16 @@ class FakeKernel:
     def _dump(self, data: bytes, channel: int) -> None:
         (frame,) = iterate_messages(data)
         request = DiagRequest.decode(data, frame)
-        error = self.refused.get((request.family, request.protocol))
+        families = (2, 10) if request.family == 0 else (request.family,)
+        keys = [(family, request.protocol) for family in (request.family, *families)]
+        error = next((self.refused[key] for key in keys if key in self.refused), None)
         if error is not None:
             self.feed(encode_error(error, data, sequence=frame.sequence), channel)
             return
         found = [
-            s.message(frame.sequence)
+            s.message(frame.sequence, kind=frame.type)
             for s in [*self.sockets.values(), *self.remains]
-            if (s.family, s.protocol) == (request.family, request.protocol) and request.states >> s.state & 1
+            if s.family in families and s.protocol == request.protocol and request.states >> s.state & 1
         ]
         if self.during_dump is not None:
             action, self.during_dump = self.during_dump, None
@@ -284,11 +287,14 @@ class LiveDriver:
 
     def poll(self) -> PollCompleted:
         """One more complete poll."""
-        self.until(lambda: self.core._phase.name == "IDLE")
-        done = sum(isinstance(event, PollCompleted) for event in self.events)
-        self.core.request_poll(time.monotonic())
-        self.until(lambda: sum(isinstance(event, PollCompleted) for event in self.events) > done)
-        return [event for event in self.events if isinstance(event, PollCompleted)][-1]
+        serial = self.core.request_poll(time.monotonic())
+
+        def done() -> PollCompleted | None:
+            polls = (event for event in reversed(self.events) if isinstance(event, PollCompleted))
+            return next((event for event in polls if event.serial == serial), None)
+
+        completed: PollCompleted = self.until(done)
+        return completed
 
     def turn(self) -> bool:
         core, now = self.core, time.monotonic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import socket
@@ -15,6 +16,7 @@ import pytest
 from channels import read_one
 from sockdiag_fakes import LiveDriver
 
+from nstat_async._contract import Mode
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._events import EventsLost, FlowRemoved, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import Direction, InterfaceKind, TcpState, Visibility
@@ -35,6 +37,13 @@ RESET = struct.pack("ii", 1, 0)
 
 def drive(netns=None, **options) -> LiveDriver:
     return LiveDriver(*SockDiag(netns).parts(MonitorOptions(**{"interval": None, **options})))
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a machine with other work a search for processes may take its time: new flows wait for it."""
+    monkeypatch.setattr("nstat_async.sockdiag._session.OWNERS_PATIENCE", 60.0)
+    monkeypatch.setattr("nstat_async.sockdiag._session.FIRST_OWNERS_PATIENCE", 60.0)
 
 
 @pytest.fixture
@@ -343,6 +352,68 @@ def test_udp(live, family):
     live.until(lambda: live.removed(here))
 
 
+def dissolve(sock: socket.socket) -> None:
+    """``connect(AF_UNSPEC)``: the connection ends, the socket stays."""
+    assert ctypes.CDLL(None).connect(sock.fileno(), struct.pack("=H14x", socket.AF_UNSPEC), 16) == 0
+
+
+@pytest.mark.parametrize("polled", [False, True], ids=["at once", "after polls"])
+def test_a_socket_that_connects_again(live, polled):
+    """Two connections of one socket are two flows: the first with what was known of it, the second with its own counts."""
+    listener, other = listen(), listen()
+    client, server = pair(listener)
+    here = port(client)
+    exchange(client, server, 1000, 20)
+    live.poll()
+    dissolve(client)
+    for _ in range(2 if polled else 0):
+        live.poll()
+    client.connect(other.getsockname())
+    again, _ = other.accept()
+    exchange(client, again, 5000, 7)
+    there = port(client)
+    live.poll()
+    (first,), (second,) = live.removed(here), live.added(there)
+    assert (totals(first), first.final) == ((20, 1000), False)
+    assert (totals(second), second.preexisting) == ((7, 5000), False)
+    assert first.flow.id != second.flow.id
+    assert second.flow.process.pid == os.getpid()
+    assert [e.cause for e in live.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
+    client.close()
+    (gone,) = live.until(lambda: live.removed(there))
+    assert (gone.flow.id, totals(gone), gone.final) == (second.flow.id, (7, 5000), True)
+    for sock in (server, again, listener, other):
+        sock.close()
+
+
+def test_a_socket_that_changes_its_family(live):
+    """IPV6_ADDRFORM makes an IPv4 socket of a v4-mapped one: the flow lives on, and ends once."""
+    listener = listen()
+    client = socket.socket(socket.AF_INET6)
+    client.connect(("::ffff:127.0.0.1", port(listener)))
+    server, _ = listener.accept()
+    datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    datagrams.connect(("::ffff:127.0.0.1", 9))
+    ports = [port(client), port(datagrams)]
+    live.poll()
+    for sock in (client, datagrams):
+        sock.setsockopt(socket.IPPROTO_IPV6, 1, socket.AF_INET)
+    exchange(client, server, 50, 60)
+    for _ in range(3):
+        live.poll()
+    client.close()
+    datagrams.close()
+    for here in ports:
+        (gone,) = live.until(lambda here=here: live.removed(here))
+        (added,) = live.added(here)
+        assert (gone.flow.id, gone.final) == (added.flow.id, True)
+    for _ in range(3):
+        live.poll()
+    assert not [flow for flow, _ in live.core.flows() if flow.local.port in ports]
+    server.close()
+    listener.close()
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
 def test_an_exact_lookup_finds_the_socket(live, kind):
     """The living kernel answers a look-up by addresses and cookie with that socket, and with nothing once it is gone."""
@@ -519,7 +590,7 @@ def test_a_recorded_conversation_replays(live):
     server.close()
     live.until(lambda: live.removed(here))
     live.poll()
-    passive, events = Session(passive=True), []
+    passive, events = Session(mode=Mode.FOLLOWING), []
     passive.start(0.0)
     for direction, now, channel, item in live.record:
         if direction == "to":
@@ -550,6 +621,14 @@ def test_the_own_namespace_by_any_name():
     with drive(("/proc/self/ns/net",)) as live:
         live.poll()
         assert {e.flow.namespace for e in live.events if hasattr(e, "flow")} <= {None}
+
+
+def test_the_own_namespace_named_twice(live):
+    """Two names of one namespace are one namespace: every flow comes once."""
+    with drive((os.getpid(), "/proc/self/ns/net", None)) as twice, listen() as listener:
+        twice.poll()
+        assert len(twice.added(port(listener))) == 1
+        assert len(twice.channels) == 4
 
 
 # -- privileged: namespaces and users
@@ -605,6 +684,22 @@ def test_another_namespace_and_its_end():
         assert (gone.counts.tx_bytes, gone.final) == (12345, True)
         assert live.poll().complete
     listener.close()
+
+
+@pytest.mark.privileged
+@privileged
+def test_another_namespace_named_twice():
+    """What a namespace is, its device and inode say; the first name is shown, and no descriptor is left."""
+    process = inside()
+    here = int(process.stdout.readline())
+    before = len(os.listdir("/proc/self/fd"))
+    with drive((process.pid, f"/proc/{process.pid}/ns/net")) as live:
+        live.poll()
+        (added,) = live.added(here)
+        assert added.flow.namespace == f"pid:{process.pid}"
+        assert len(live.channels) == 4
+    assert len(os.listdir("/proc/self/fd")) == before
+    process.communicate("\n")
 
 
 @pytest.mark.privileged

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
 
+from nstat_async._contract import Mode
 from nstat_async._errors import ProtocolError
 from nstat_async.sockdiag import (
     AddressMessage,
@@ -59,7 +60,7 @@ attributes = st.dictionaries(st.integers(0, 0x3FFF), st.binary(max_size=40), max
 
 
 @calm
-@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), words, st.binary(min_size=48, max_size=48), words)
+@given(st.integers(1, 255), st.integers(0, 255), st.integers(0, 255), words, st.binary(min_size=48, max_size=48), words)
 def test_requests_survive_encoding(family, protocol, extensions, states, identity, sequence):
     """Decoding an encoded request gives the request."""
     for dump in (True, False):
@@ -67,6 +68,8 @@ def test_requests_survive_encoding(family, protocol, extensions, states, identit
         data = request.encode()
         assert len(data) == 72
         assert DiagRequest.decode(data, only(data)) == request
+        together = DiagRequest(0, 6, extensions, states, identity, dump, sequence)
+        assert DiagRequest.decode(together.encode(), only(together.encode())) == together
 
 
 @calm
@@ -162,7 +165,7 @@ def test_arbitrary_bytes_never_raise(data, channel):
     kernel.start()
     kernel.feed(data, channel)
     kernel.run()
-    passive = Session(passive=True)
+    passive = Session(mode=Mode.FOLLOWING)
     passive.start(0.0)
     passive.observe_request(data, 0.0, channel)
     passive.receive_datagram(data, 0.0, channel)

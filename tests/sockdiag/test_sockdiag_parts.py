@@ -23,94 +23,98 @@ from nstat_async.sockdiag import (
     TcpInfo,
     iterate_messages,
 )
-from nstat_async.sockdiag._goodbyes import fin_among_received, fin_by_remains, is_unused, was_disconnected
+from nstat_async.sockdiag._book import Book
+from nstat_async.sockdiag._dumps import DumpSource, sequence_of
+from nstat_async.sockdiag._entry import Entry
+from nstat_async.sockdiag._finals import fin_among_received, fin_by_remains, is_unused, was_disconnected
 from nstat_async.sockdiag._links import LinkTable, kind_of_link
-from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, LookupQueue, lookup_request
-from nstat_async.sockdiag._reports import info_position, tcp_report
-from nstat_async.sockdiag._table import KINDS, Entry, SocketTable, layout_of
+from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, NO_ANSWER, LookupSource, lookup_request
+from nstat_async.sockdiag._messages import encode_done
+from nstat_async.sockdiag._output import Output
+from nstat_async.sockdiag._owners import OwnerSource
+from nstat_async.sockdiag._purpose import NetworkNamespace
+from nstat_async.sockdiag._reports import info_position, socket_report
+from nstat_async.sockdiag._rows import RowFormat, RowFormats
 
 # -- tables
 
 
-def scanned(table: SocketTable, *messages: bytes) -> int:
-    data = b"".join(messages)
-    offset = 0
-    while offset < len(data):
-        offset = table.scan(data, offset, int.from_bytes(data[offset : offset + 4], sys.byteorder))
-    return offset
+class Scanned:
+    """A dump source whose rows are kept as they come."""
 
+    def __init__(self) -> None:
+        self.output = Output()
+        links = LinkTable()
+        owners = OwnerSource(self.output, lambda entry, process: None, list)
+        self.book = Book(self.output, 0, NetworkNamespace(), links, owners)
+        self.book.apply_row = self._apply
+        self.dumps = DumpSource(self.output, self.book, RowFormats(), [6])
+        self.seen: list = []
 
-def collecting() -> tuple[SocketTable, list]:
-    seen: list = []
-
-    def differs(table, entry, pieces, message, layout):
-        seen.append((entry is None, pieces[2], message))
+    def _apply(self, entry, protocol, pieces, message, form):
+        self.seen.append((entry is None, pieces[2], message))
         if entry is None:
-            entry = table.entries[pieces[2]] = Entry(pieces[2], table.kind, pieces, table.generation)
-        entry.last, entry.seen = pieces, table.generation
+            entry = self.book.new_entry(protocol, pieces)
+        entry.last, entry.seen = pieces, self.output.poll
 
-    return SocketTable(KINDS[0], differs), seen
+    def dump(self, *sockets: FakeSocket, cut=lambda data: data) -> list:
+        """One dump of these sockets; what was new or differed, without the messages' sequence numbers."""
+        self.output.poll += 1
+        self.book.begin_poll()
+        self.dumps.begin_poll()
+        sequence = sequence_of(self.output.poll, 0, last=True)
+        self.seen.clear()
+        self.dumps.receive(cut(b"".join(sock.message(sequence) for sock in sockets)))
+        self.messages = [sock.message(sequence) for sock in sockets]
+        self.dumps.receive(encode_done(sequence))
+        return self.seen
+
+    def unseen(self) -> list[int]:
+        return [entry.cookie for entry in self.book.entries.values() if entry.seen != self.output.poll]
 
 
 def test_messages_of_different_lengths_mix():
     """A datagram may hold sockets with and without attributes, in any order."""
-    table, seen = collecting()
+    scan = Scanned()
     sockets = [FakeSocket(n, extra={DiagAttribute.MARK: b"\1\0\0\0"} if n % 3 else {}) for n in range(1, 20)]
-    scanned(table, *(sock.message(1) for sock in sockets))
+    seen = scan.dump(*sockets)
     assert [cookie for _, cookie, _ in seen] == list(range(1, 20))
-    assert [message for *_, message in seen] == [sock.message(1) for sock in sockets]
-    seen.clear()
-    table.generation = 1
-    scanned(table, *(sock.message(1) for sock in reversed(sockets)))
-    assert seen == []
-    assert table.unseen() == []
+    assert [message for *_, message in seen] == scan.messages
+    assert scan.dump(*reversed(sockets)) == []
+    assert scan.unseen() == []
+    assert scan.book.reported == scan.dumps.rows / 2 == 19
 
 
 def test_only_what_changed_differs():
     """Of many sockets the one with another counter is found, and the one that is absent."""
-    table, seen = collecting()
+    scan = Scanned()
     sockets = {n: FakeSocket(n) for n in range(1, 50)}
-    scanned(table, *(sock.message(1) for sock in sockets.values()))
-    seen.clear()
+    scan.dump(*sockets.values())
     sockets[7].info = {TcpInfo.SEGS_IN: 1}
     del sockets[9]
-    table.generation = 1
-    scanned(table, *(sock.message(2) for sock in sockets.values()))
-    assert [(new, cookie) for new, cookie, _ in seen] == [(False, 7)]
-    assert [entry.cookie for entry in table.unseen()] == [9]
-
-
-def test_a_socket_told_twice_cannot_hide_an_absence_for_certain():
-    """Counting is quick and may be fooled by a duplicate; a certain search is not."""
-    table, _ = collecting()
-    one, two = FakeSocket(1).message(1), FakeSocket(2).message(1)
-    scanned(table, one, two)
-    table.begin(1)
-    scanned(table, one, one)
-    assert table.unseen(certain=False) == []
-    assert [entry.cookie for entry in table.unseen()] == [2]
-    table.begin(2)
-    scanned(table, one)
-    assert [entry.cookie for entry in table.unseen(certain=False)] == [2]
+    assert [(new, cookie) for new, cookie, _ in scan.dump(*sockets.values())] == [(False, 7)]
+    assert scan.unseen() == [9]
 
 
 def test_structures_of_one_length_are_told_apart():
     """Two messages of the same length with their parts in another order both give their counters."""
     one = FakeSocket(1, extra={DiagAttribute.MARK: b"\1\0\0\0"}, info={TcpInfo.BYTES_RECEIVED: 5})
-    table, seen = collecting()
-    scanned(table, one.message(1))
-    layout = layout_of(one.message(1))
-    assert layout.info == info_position(one.message(1))[0]
-    assert len(seen) == 1
+    form = RowFormat.learn(one.message(1))
+    assert form.info == info_position(one.message(1))[0]
+    assert len(Scanned().dump(one)) == 1
 
 
 def test_a_last_message_without_padding():
     """The end of a datagram may lack the padding of its last message."""
-    table, seen = collecting()
-    message = bytearray(FakeSocket(1).message(1) + b"\x05\0\x0a\0\6")
-    message[:4] = len(message).to_bytes(4, sys.byteorder)
-    assert scanned(table, bytes(message)) == len(message)
-    assert len(seen) == 1
+
+    def cut(data: bytes) -> bytes:
+        message = bytearray(data + b"\x05\0\x0a\0\6")
+        message[:4] = len(message).to_bytes(4, sys.byteorder)
+        return bytes(message)
+
+    scan = Scanned()
+    assert len(scan.dump(FakeSocket(1), cut=cut)) == 1
+    assert scan.dumps.complete
 
 
 # -- reports
@@ -119,7 +123,7 @@ def test_a_last_message_without_padding():
 def report(fin: int = 0, length: int = 280, **fields: int):
     info = {TcpInfo[name]: value for name, value in fields.items()}
     message = FakeSocket(1, info=info, info_length=length).message(1)
-    return tcp_report(message, *info_position(message), fin)
+    return socket_report(message, *info_position(message), fin)
 
 
 def test_counts_are_translated_when_read():
@@ -154,7 +158,7 @@ def test_details_say_none_for_what_is_not_there():
     assert details.congestion_control == "cubic"
     extra = {DiagAttribute.MARK: b"\7\0\0\0", DiagAttribute.CGROUP_ID: b"\1" + bytes(7)}
     message = FakeSocket(1, extra=extra, unacked=100, info={TcpInfo.NOTSENT_BYTES: 40}).message(1)
-    details = tcp_report(message, *info_position(message), 0).details()
+    details = socket_report(message, *info_position(message), 0).details()
     assert (details.mark, details.cgroup_id, details.unacked_bytes) == (7, 1, 60)
 
 
@@ -173,7 +177,7 @@ def last(*, state=SocketState.ESTABLISHED, direction=None, unread=0, acked=0, rx
         },
     )
     message = sock.message(final=True)
-    entry = Entry(1, KINDS[0], (0, bytes([2, state]) + bytes(42), 1, b"", b""), 0)
+    entry = Entry(0, 6, (0, bytes([2, state]) + bytes(42), 1, b"", b""), 0, state)
     entry.direction = direction
     return fin_among_received(entry, message, *info_position(message))
 
@@ -224,31 +228,36 @@ def test_unused_and_disconnected():
 
 def test_lookups_are_batched_and_bounded():
     """Never more answers outstanding than the buffer holds; all are asked in the end, and each is answered once."""
-    queue, answers = LookupQueue(3), []
+    output = Output()
+    queue, answers = LookupSource(output, 0), []
     messages = [FakeSocket(n, local_port=n).message() for n in range(1, 400)]
     for message in messages:
-        queue.ask(lookup_request(message, 6), lambda found, m=message: answers.append((m, found)), 0.0)
+        queue.ask(lookup_request(message, 6), lambda found, m=message: answers.append((m, found)))
     rounds = 0
-    while len(queue):
-        frames = [(send.data, frame) for send in queue.commands() for frame in iterate_messages(send.data)]
+    while queue.deadline() is not None:
+        queue.flush()
+        frames = [(send.data, frame) for send in output.commands for frame in iterate_messages(send.data)]
+        output.commands.clear()
         assert 0 < len(frames) <= MAX_OUTSTANDING
         rounds += 1
         for _, frame in frames:
-            queue.receive(FakeSocket(1).message(frame.sequence), 1.0)
+            queue.receive(FakeSocket(1).message(frame.sequence))
     assert rounds == 4
     assert [message for message, _ in answers] == messages
 
 
 def test_lookups_that_are_not_answered_are_given_up():
-    """After their patience each gets None, once, and is counted."""
-    queue, answers = LookupQueue(3), []
+    """After their patience each is told so, once, and counted: silence is no proof of absence."""
+    output = Output()
+    queue, answers = LookupSource(output, 0), []
     request = lookup_request(FakeSocket(1).message(), 6)
-    queue.ask(request, answers.append, 5.0)
-    queue.ask(request, answers.append, 5.0)
-    queue.commands()
+    output.now = 5.0
+    queue.ask(request, answers.append)
+    queue.ask(request, answers.append)
+    queue.flush()
     assert queue.deadline() == 6.0
     queue.expire()
-    assert answers == [None, None]
+    assert answers == [NO_ANSWER, NO_ANSWER]
     assert queue.deadline() is None
     assert queue.unanswered == 1
 
@@ -296,7 +305,8 @@ def test_the_link_table_follows_changes():
     assert table.interface_of(address) is table.interface_of(b"\0" * 4, 2)
     assert table.interface_of(b"\0" * 4) is None
     assert table.interface_of(b"\0" * 4, 99).index == 99
-    apply(RouteMessage.NEWADDR, AddressMessage(2, 1, LOOPBACK))
+    apply(RouteMessage.NEWLINK, LinkMessage(1, 772, "lo"))
+    apply(RouteMessage.NEWADDR, AddressMessage(2, 1, LOOPBACK, 8))
     assert table.index_of(b"\x7f\1\2\3") == 1
     apply(RouteMessage.DELADDR, AddressMessage(2, 2, address))
     assert table.interface_of(address) is None
@@ -359,9 +369,9 @@ class TestProcesses:
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
             one = scanner()
-            first = one.answer(OwnersRequest(frozenset({inode}))).processes[0]
+            first = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
             monkeypatch.setattr(procfs, "start_ticks", lambda pid: 12345)
-            second = one.answer(OwnersRequest(frozenset({inode}))).processes[0]
+            second = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
         assert (first.pid, second.start_ticks) == (second.pid, 12345)
         assert first.start_ticks != 12345
 

@@ -8,6 +8,7 @@ import pytest
 from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, flow_events, kinds
 
 from nstat_async import _errors, _model
+from nstat_async._contract import Mode
 from nstat_async._events import (
     EventsLost,
     FlowAdded,
@@ -22,13 +23,16 @@ from nstat_async._model import Direction, InterfaceKind, Provider, TcpState
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
     AddressMessage,
+    DiagRequest,
     LinkMessage,
+    NetworkNamespace,
     OpenChannel,
     Role,
     RouteMessage,
     Session,
     SocketState,
     TcpInfo,
+    iterate_messages,
 )
 from nstat_async.sockdiag._session import ANNOUNCED_AT_ONCE
 
@@ -304,14 +308,14 @@ def test_new_flows_wait_for_their_process_but_not_for_long(kernel):
 
 
 def test_a_flow_that_ends_while_waiting_for_its_process(kernel):
-    """It is added and removed at its goodbye, once each."""
+    """It is added and removed at its removal, once each, and the poll waits for nobody any longer."""
     kernel.start()
     kernel.hold_lookups = True
     kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(0, 10, fin_sent=1))
     kernel.wait(1.0)
     kernel.close(1)
-    assert kinds(kernel.run()) == ["FlowAdded", "FlowRemoved"]
-    assert kinds(kernel.wait(0.3)) == ["PollCompleted"]
+    assert kinds(kernel.run()) == ["FlowAdded", "FlowRemoved", "PollCompleted"]
+    assert kernel.wait(0.3) == []
 
 
 def test_many_flows_are_announced_in_steps(kernel):
@@ -323,9 +327,9 @@ def test_many_flows_are_announced_in_steps(kernel):
     announce = session._announce
 
     def counted():
-        before = len(session._hub.events)
+        before = len(session._output.events)
         announce()
-        steps.append(len(session._hub.events) - before)
+        steps.append(len(session._output.events) - before)
 
     session._announce = counted
     events = kernel.start()
@@ -518,14 +522,15 @@ def test_providers_choose_the_dumps():
     """Only what was asked for is dumped and subscribed; nothing that Linux has is a usage error."""
     kernel = FakeKernel(providers="tcp")
     kernel.start()
-    assert sum(item[0] == "to" and item[2] == 0 for item in kernel.record) == 2
+    requests = [item[3] for item in kernel.record if item[0] == "to" and item[2] == 0]
+    assert [DiagRequest.decode(data, next(iterate_messages(data))).protocol for data in requests] == [6]
     with pytest.raises(_errors.UsageError, match="tcp and udp"):
         Session(MonitorOptions(providers={Provider.QUIC}))
 
 
 def test_several_namespaces_share_one_stream():
     """Flows of another namespace say so, ids differ, and the poll is complete when all are."""
-    session = Session(MonitorOptions(), namespaces=(None, "blue"))
+    session = Session(MonitorOptions(), namespaces=(NetworkNamespace(), NetworkNamespace("blue")))
     kernel = FakeKernel(session)
     kernel.sockets[1] = FakeSocket(1, info=traffic())
     added = [e.flow for e in kernel.start() if isinstance(e, FlowAdded)]
@@ -549,7 +554,7 @@ def test_a_recording_gives_the_same_events():
     kernel.sockets.pop(5)
     kernel.wait(1.0)
     kernel.wait(1.0)
-    passive = Session(passive=True)
+    passive = Session(mode=Mode.FOLLOWING)
     passive.epoch_offset = 1000.0
     passive.start(100.0)
     events = []

@@ -1,4 +1,4 @@
-"""The last words of sockets: how many payload bytes came in, to the byte.
+"""The final counts of sockets: how many payload bytes came in, to the byte.
 
 A destroyed TCP socket reports its whole ``tcp_info``, yet always as CLOSE, so the
 message does not say whether the peer's FIN is among ``tcpi_bytes_received``. The
@@ -27,11 +27,11 @@ import sys
 
 from .._model import Direction
 from ._constants import TIMER_TIME_WAIT, SocketState, TcpInfo
-from ._flows import extra_sequence_numbers
+from ._direction import extra_sequence_numbers
+from ._entry import Entry
 from ._messages import HEADER
-from ._table import Entry
 
-__all__ = ["direction_by_remains", "fin_among_received", "fin_by_remains", "is_unused", "was_disconnected"]
+__all__ = ["fin_among_received", "fin_by_remains", "is_unused", "was_disconnected"]
 
 _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
@@ -85,17 +85,12 @@ def fin_among_received(entry: Entry, message: bytes, start: int, length: int) ->
 
 def fin_by_remains(remains: bytes | None) -> int:
     """How many of the received bytes are a FIN, by what a look-up found under the socket's addresses."""
-    if remains is None or remains[HEADER.size + 2] != TIMER_TIME_WAIT:
+    if not remains or remains[HEADER.size + 2] != TIMER_TIME_WAIT:
         return 1  # nothing, or the listener: we closed second
     if remains[HEADER.size + 1] == SocketState.FIN_WAIT2:
         return 0
     expires: int = _U32.unpack_from(remains, _EXPIRES_AT)[0]
     return 1 if _TIME_WAIT_MS - expires > _NOTICE_MS else 0
-
-
-def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
-    """Who began a connection that is known to have ended in order: with its FIN known, the rest is a SYN or none."""
-    return {1: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)
 
 
 def is_unused(message: bytes) -> bool:

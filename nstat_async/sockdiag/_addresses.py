@@ -1,0 +1,108 @@
+"""Evidence of interfaces and addresses: rtnetlink's links, then its addresses, then changes as they come."""
+
+from __future__ import annotations
+
+import errno as errors
+from typing import Any
+
+from .._errors import ProtocolError
+from ._constants import MessageType, RouteMessage
+from ._links import LinkKindsAnswer, LinkKindsRequest, LinkTable
+from ._messages import encode_route_dump, iterate_messages
+from ._output import Output
+from ._purpose import ChannelPurpose, Role
+from ._source import Source
+
+__all__ = ["AddressSource"]
+
+PATIENCE = 1.0
+"""Seconds until polls begin without knowledge of interfaces."""
+_LINKS, _ADDRESSES = 1, 2
+"""Sequence numbers of the two dumps; changes come with 0."""
+
+
+class AddressSource(Source):
+    """Keeps a `LinkTable` true."""
+
+    def __init__(self, output: Output, namespace: int, links: LinkTable) -> None:
+        super().__init__(output, ChannelPurpose(namespace, Role.ROUTES))
+        self._links = links
+        self._asked: frozenset[str] = frozenset()
+        self._settled = output.following
+        self._due: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """True when interfaces are known, or known not to become known."""
+        return self._settled
+
+    def open(self) -> None:
+        """Ask for the channel."""
+        super().open()
+        self._due = self.output.now + PATIENCE
+
+    def opened(self, receive_buffer: int | None) -> None:
+        """Ask for all links and addresses."""
+        super().opened(receive_buffer)
+        self._list_everything()
+
+    def _list_everything(self) -> None:
+        self._links.begin_dump()
+        self.send(encode_route_dump(RouteMessage.GETLINK, _LINKS))
+
+    def _settle(self) -> None:
+        self._settled = True
+        self._due = None
+
+    def failed(self, errno: int) -> None:
+        """After an overrun everything is listed anew; anything else leaves the interfaces as they are known."""
+        if errno == errors.ENOBUFS and self.is_open:
+            self._list_everything()
+        else:
+            self.output.note(f"interfaces are unknown: rtnetlink failed with error {errno}")
+            self._settle()
+
+    def deadline(self) -> float | None:
+        """When polls begin without interfaces."""
+        return self._due
+
+    def expire(self) -> None:
+        """Go on without them."""
+        self._settle()
+
+    def receive(self, data: bytes) -> None:
+        """Take in a datagram.
+
+        Raises:
+            ProtocolError: A message that cannot be decoded.
+        """
+        for frame in iterate_messages(data):
+            if frame.type in {MessageType.DONE, MessageType.ERROR}:
+                self._end_of_dump(frame.sequence, complete=frame.type == MessageType.DONE)
+                continue
+            try:
+                self._links.apply(frame.type, data, frame)
+            except ProtocolError as error:
+                self.output.reject(str(error))
+            if frame.sequence == 0:
+                self._ask_kinds()
+
+    def _end_of_dump(self, sequence: int, *, complete: bool) -> None:
+        if sequence == _LINKS:
+            self.send(encode_route_dump(RouteMessage.GETADDR, _ADDRESSES))
+        elif sequence == _ADDRESSES:
+            if complete:
+                self._links.end_dump()
+            self._ask_kinds()
+            self._settle()
+
+    def _ask_kinds(self) -> None:
+        names = frozenset(self._links.unclassified())
+        if names - self._asked:
+            self.output.ask(LinkKindsRequest(self.purpose.namespace, tuple(sorted(names))), self.take_kinds)
+        self._asked = names
+
+    def take_kinds(self, answer: Any) -> None:
+        """The host said what kind of devices there are."""
+        if isinstance(answer, LinkKindsAnswer):
+            self._links.classify(answer)

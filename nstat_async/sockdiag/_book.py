@@ -1,0 +1,286 @@
+"""The book of evidence: what the sources say of the sockets of one network namespace, weighed into events.
+
+Its key is a socket's cookie, its entries are sockets of any protocol and family: a socket
+that changes its family (``IPV6_ADDRFORM``) stays the same entry. An entry holds the socket's
+connections one after the other; each is a flow.
+
+| source | says | weight |
+|---|---|---|
+| dump | there, with counters, state, addresses | what is new stands; a total that fell is another connection |
+| removal | ended, with the last counters | final, unless the kernel cleared them |
+| absence and look-up | in no dump; not there at all | closed, until a removal comes; the end only where removals were lost |
+| owners | who holds the inode | the last one stands |
+| addresses | which interface has the address | a known one replaces another, ignorance replaces none |
+| state, sequence numbers, listeners | who began | `Weight` |
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections import deque
+from collections.abc import Iterator
+
+from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
+from .._model import Counts, Flow, Process
+from ._constants import IPPROTO_TCP, SocketState
+from ._direction import ListenerTable, weigh_direction
+from ._entry import Entry, Weight
+from ._flows import FlowBuilder
+from ._links import LinkTable
+from ._output import Output
+from ._owners import OwnerSource
+from ._purpose import NetworkNamespace
+from ._reports import SocketReport, socket_report
+from ._rows import (
+    Change,
+    Pieces,
+    RowFormat,
+    counters_changed,
+    identity_differs,
+    info_of,
+    is_remains,
+    same_connection,
+)
+
+__all__ = ["Book"]
+
+_BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
+_DEVICE = struct.Struct("=40xI")
+_RESTARTED = Change.RESTARTED
+_PROVEN = Weight.SEQUENCE
+"""Evidence of this weight needs no more of its kind."""
+
+
+class Book:
+    """The sockets of one network namespace."""
+
+    def __init__(
+        self,
+        output: Output,
+        number: int,
+        namespace: NetworkNamespace,
+        links: LinkTable,
+        owners: OwnerSource,
+        *,
+        every_update: bool = False,
+    ) -> None:
+        self.number = number
+        self.entries: dict[int, Entry] = {}
+        """By cookie."""
+        self.reported = 0
+        """Sockets of the book that the dumps of this poll had."""
+        self._dumping = False
+        self._departed: set[int] = set()
+        """Cookies that were removed during the dumps under way."""
+        self.ready: deque[Entry] = deque()
+        """New sockets of which enough is known to announce them."""
+        self.waiting: deque[Entry] = deque()
+        """New sockets that wait for their process; some of them may be announced since."""
+        self.listeners = ListenerTable()
+        self._output = output
+        self._owners = owners
+        self._links = links
+        self._links_version = links.version
+        self._every = every_update
+        self._builder = FlowBuilder(namespace.label, f"n{number}:" if namespace.label is not None else "", links)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
+        """The announced ones, with their last counts."""
+        return ((entry.flow, entry.report) for entry in list(self.entries.values()) if entry.flow is not None)
+
+    def begin_poll(self) -> None:
+        """A poll begins."""
+        self.reported = 0
+        self._dumping = True
+
+    def end_dumps(self) -> None:
+        """The dumps of a poll are over."""
+        self._dumping = False
+        self._departed.clear()
+
+    # -- evidence of dumps
+
+    def apply_row(self, entry: Entry | None, protocol: int, pieces: Pieces, message: bytes, form: RowFormat) -> None:
+        """A dump, or a look-up, has this socket, and it is not what was known."""
+        if is_remains(message):
+            if entry is None:
+                self.reported -= 1
+            else:
+                entry.seen = self._output.poll
+        elif entry is not None:
+            self._compare(entry, pieces, message, form)
+        elif pieces[2] in self._departed:  # this part of the dump was written before the socket was removed
+            self.reported -= 1
+        else:
+            entry = self.new_entry(protocol, pieces)
+            entry.preexisting = self._output.first_poll
+            self._take_over(entry, message, info_of(message, form, pieces))
+            self._owners.want(entry)
+            self.waiting.append(entry)
+
+    def _compare(self, entry: Entry, pieces: Pieces, message: bytes, form: RowFormat) -> None:
+        """See what is new about a socket that is known."""
+        before, entry.seen = entry.last, self._output.poll
+        changed, counters = identity_differs(before, pieces), counters_changed(before, pieces)
+        if entry.protocol == IPPROTO_TCP and (
+            counters is _RESTARTED or (changed and not same_connection(before[1], pieces[1]))
+        ):
+            self._dissolve(entry)
+        entry.last = pieces
+        returned, entry.absences = entry.absences > 1, 0
+        if not (changed or returned or counters or self._every):
+            return
+        if changed and before[3][4:8] != pieces[3][4:8]:
+            self._owners.forget(entry, int.from_bytes(before[3][4:8], sys.byteorder))
+            self._owners.want(entry)
+        previous = entry.report
+        weighed = self._take_over(entry, message, info_of(message, form, pieces))
+        if entry.flow is not None:
+            self._update(entry, previous, rebuilt=changed or returned or weighed)
+        elif entry.connection > 1:
+            self.ready.append(entry)
+
+    def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
+        """Open an entry for a socket that was not known."""
+        entry = self.entries[pieces[2]] = Entry(self.number, protocol, pieces, self._output.poll, pieces[1][1])
+        return entry
+
+    def _take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
+        """Take over what a message of a living socket says; True if it tells anew who began."""
+        state = entry.state = entry.last[1][1]
+        entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
+        if entry.protocol != IPPROTO_TCP:
+            return False
+        if state == SocketState.LISTEN:
+            self.listeners.add(entry.cookie, entry.last[1])
+        return entry.weight < _PROVEN and self.learn_direction(entry, message, info)
+
+    def learn_direction(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
+        """Weigh what a message says about who began; True if it is more than was known."""
+        direction, weight = weigh_direction(entry.last[1], message, info, self.listeners)
+        if weight <= entry.weight:
+            return False
+        entry.direction, entry.weight = direction, weight
+        return True
+
+    def _dissolve(self, entry: Entry) -> None:
+        """The socket has another connection: the one before ended unseen, and the kernel cleared its counters."""
+        self._output.count("reconnected")
+        if self._stop_listening(entry):
+            self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+        else:
+            self.end_unknown(entry, "dissolved, which clears the kernel's counters")
+        entry.begin_connection()
+
+    def begin_other_connection(self, entry: Entry, pieces: Pieces) -> bool:
+        """True if a removal is not of the connection that was known: that one ended unseen, and another begins."""
+        if entry.protocol != IPPROTO_TCP or same_connection(entry.last[1], pieces[1]):
+            return False
+        self._dissolve(entry)
+        self._owners.forget(entry, entry.user[1])
+        entry.last, entry.state = pieces, pieces[1][1]
+        return True
+
+    # -- evidence of absence
+
+    def mark_closed(self, entry: Entry, state: SocketState) -> None:
+        """No socket is there any more under these addresses: a process holds what is left of it."""
+        self._stop_listening(entry)
+        if entry.protocol == IPPROTO_TCP and entry.flow is not None:
+            entry.state = state
+            self._update(entry, entry.report, rebuilt=True)
+
+    def drop(self, entry: Entry) -> None:
+        """Take a socket out of the book; `end` says so."""
+        entry.over = True
+        if self._dumping:
+            self._departed.add(entry.cookie)
+        if self.entries.get(entry.cookie) is entry:
+            del self.entries[entry.cookie]
+        self._stop_listening(entry)
+        self._owners.forget(entry, entry.user[1])
+
+    def _stop_listening(self, entry: Entry) -> bool:
+        if entry.last[1][1] != SocketState.LISTEN:
+            return False
+        self.listeners.discard(entry.cookie, entry.last[1])
+        return True
+
+    # -- evidence of owners and addresses
+
+    def learn_owner(self, entry: Entry, owner: Process) -> None:
+        """A process holds the socket."""
+        if entry.over or entry.owner is owner:
+            return
+        entry.owner = owner
+        if entry.flow is not None:
+            self._update(entry, entry.report, rebuilt=True)
+        else:
+            self.ready.append(entry)
+
+    def locate(self) -> None:
+        """Interfaces or addresses changed: flows whose interface is another one now are updated."""
+        if self._links_version == self._links.version:
+            return
+        self._links_version = self._links.version
+        for entry in self.entries.values():
+            flow = entry.flow
+            if flow is None or flow.local is None:
+                continue
+            interface = self._links.interface_of(flow.local.packed, _DEVICE.unpack_from(entry.last[1])[0])
+            if interface is not None and interface != flow.interface:
+                self._update(entry, entry.report, rebuilt=True)
+
+    # -- outcomes
+
+    def announce(self, entry: Entry) -> Flow:
+        """Say for the first time that a flow is there."""
+        flow = entry.flow = self._builder.build(entry)
+        self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
+        return flow
+
+    @property
+    def unannounced(self) -> bool:
+        """True while new flows wait to be announced."""
+        waiting = self.waiting
+        while waiting and (waiting[0].flow is not None or waiting[0].over):
+            waiting.popleft()
+        return bool(self.ready or waiting)
+
+    def announce_next(self, number: int, *, searched: bool) -> int:
+        """Announce at most `number` flows of which enough is known; how many it were.
+
+        Args:
+            number: As many as may be announced at once.
+            searched: Processes were searched for: nothing more is worth waiting for.
+        """
+        done = 0
+        for queue in (self.ready, self.waiting) if searched else (self.ready,):
+            while queue and done < number:
+                entry = queue.popleft()
+                if entry.flow is None and not entry.over:
+                    self.announce(entry)
+                    done += 1
+        return done
+
+    def _update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
+        if rebuilt:
+            entry.flow = self._builder.build(entry)
+        flow, report, output = entry.flow, entry.report, self._output
+        if flow is not None and report is not None:
+            output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, report, previous, report))
+
+    def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
+        """Say that a flow ended; one that was not announced is, before."""
+        flow = entry.flow or self.announce(entry)
+        self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
+
+    def end_unknown(self, entry: Entry, why: str) -> None:
+        """Say that a flow ended whose counters the kernel cleared before its end: the last known ones stand."""
+        flow = entry.flow or self.announce(entry)
+        self._output.lose(LossCause.FINAL_COUNTS, f"{flow}: {why}", 1)
+        self.end(entry, entry.report, final=False, reason=RemovalReason.DROPPED)

@@ -1,0 +1,118 @@
+"""Who began a TCP connection: what its state, its sequence numbers and the listeners say."""
+
+from __future__ import annotations
+
+import struct
+
+from .._model import Direction
+from ._constants import SocketState, TcpInfo
+from ._entry import Weight
+from ._messages import HEADER
+from ._rows import address_of
+
+__all__ = [
+    "ListenerTable",
+    "direction_by_numbers",
+    "direction_by_remains",
+    "direction_by_state",
+    "extra_sequence_numbers",
+    "weigh_direction",
+]
+
+_WRITE_QUEUE = struct.Struct("=I")
+_WRITE_QUEUE_AT = HEADER.size + 60
+_SENT = struct.Struct("=Q16xI52xQQ")
+"""From ``tcpi_bytes_acked``: it, notsent, bytes_sent, bytes_retrans."""
+_SENT_END = int(TcpInfo.BYTES_RETRANS) + 8
+_BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
+_AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
+
+
+def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | None:
+    """How many sequence numbers were used for SYN and FIN instead of payload; `None` when that cannot be told.
+
+    ``snd_una`` moved by ``bytes_acked``, the write queue is ``write_seq - snd_una``, and
+    what is not sent yet is known: the sum is all sequence numbers sent. Of the
+    opener's SYN ``tcp_ack`` counts the acknowledgement, of an acceptor's it does not
+    (``tcp_rcv_state_process`` sets ``snd_una`` itself); a FIN counts on both sides.
+    """
+    if length < _SENT_END:
+        return None
+    acked, waiting, sent, again = _SENT.unpack_from(message, start + TcpInfo.BYTES_ACKED)
+    (queue,) = _WRITE_QUEUE.unpack_from(message, _WRITE_QUEUE_AT)
+    extra: int = acked + queue - waiting - (sent - again)
+    return extra if 0 <= extra <= 2 else None
+
+
+def direction_by_state(identity: bytes) -> Direction | None:
+    """What a socket's state and ports prove by themselves."""
+    state = identity[1]
+    if state == SocketState.LISTEN:
+        return Direction.LISTENER
+    # A refused attempt: the kernel forgets the port and keeps the address.
+    refused = not any(identity[6:8]) and any(identity[24:40])
+    return Direction.OUTBOUND if refused or state == SocketState.SYN_SENT else None
+
+
+def direction_by_numbers(identity: bytes, message: bytes, info: tuple[int, int]) -> Direction | None:
+    """What the sequence numbers prove: a SYN among them does so either way, while no FIN can be mistaken for it."""
+    state, start = identity[1], info[0]
+    extra = extra_sequence_numbers(message, *info)
+    # The dump does not lock the socket: between two states the numbers belong to neither.
+    if extra is None or message[start + TcpInfo.STATE] != state:
+        return None
+    if state in _BEFORE_FIN:
+        return Direction.OUTBOUND if extra else Direction.INBOUND
+    waiting = _SENT.unpack_from(message, start + TcpInfo.BYTES_ACKED)[1]
+    if state in _AFTER_FIN and not waiting and extra:
+        return Direction.OUTBOUND if extra == 2 else Direction.INBOUND
+    return {0: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra)
+
+
+def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
+    """Who began a connection that is known to have ended in order: with its FIN known, the rest is a SYN or none."""
+    return {1: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)
+
+
+class ListenerTable:
+    """Who listens where, in one namespace: tells accepted connections from made ones."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[bytes, dict[int, bytes]] = {}
+
+    def add(self, cookie: int, identity: bytes) -> None:
+        """A listener was seen; an unspecified address listens everywhere."""
+        self._listeners.setdefault(identity[4:6], {})[cookie] = address_of(identity, 8)
+
+    def discard(self, cookie: int, identity: bytes) -> None:
+        """A listener is gone."""
+        found = self._listeners.get(identity[4:6])
+        if found is not None:
+            found.pop(cookie, None)
+            if not found:
+                del self._listeners[identity[4:6]]
+
+    def covers(self, identity: bytes) -> bool:
+        """True if a connection to this local end would have been accepted by a listener that is known."""
+        found = self._listeners.get(identity[4:6])
+        if found is None:
+            return False
+        address = address_of(identity, 8)
+        return any(own == address or not any(own) for own in found.values())
+
+
+def weigh_direction(
+    identity: bytes, message: bytes, info: tuple[int, int], listeners: ListenerTable
+) -> tuple[Direction | None, Weight]:
+    """What the strongest evidence says about who began a connection, and how sure it is."""
+    direction = direction_by_state(identity)
+    if direction is not None:
+        return direction, Weight.STATE
+    if not any(identity[6:8]):
+        return None, Weight.NONE
+    direction = direction_by_numbers(identity, message, info)
+    accepted = direction is not Direction.INBOUND and listeners.covers(identity)
+    # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
+    if direction is not None and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
+        return direction, Weight.SEQUENCE
+    return (Direction.INBOUND, Weight.LISTENER) if accepted else (None, Weight.NONE)

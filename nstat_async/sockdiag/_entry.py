@@ -1,0 +1,82 @@
+"""What is known of one socket, and how sure."""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+import attrs
+
+from .._model import Direction, Flow, Process
+from ._reports import SocketReport
+from ._rows import Pieces
+
+__all__ = ["Entry", "Weight"]
+
+_USER = struct.Struct("=II")
+
+
+class Weight(enum.IntEnum):
+    """How sure evidence about who began a connection is; heavier evidence replaces lighter."""
+
+    NONE = 0
+    LISTENER = 1
+    """Inferred: somebody listens on its port."""
+    SEQUENCE = 2
+    """Deduced: a SYN is among its sequence numbers, or none."""
+    STATE = 3
+    """Seen: its state can only be that."""
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Entry:
+    """One socket: a cookie in a network namespace. What the fields say is about its present connection."""
+
+    namespace: int
+    """Number of its network namespace."""
+    protocol: int
+    last: Pieces
+    """The pieces of the last message."""
+    seen: int
+    """Serial of the last poll that had it."""
+    state: int
+    connection: int = 1
+    """Which of the socket's connections this is: a socket may disconnect and connect again."""
+    report: SocketReport | None = None
+    """Its counts and details; `None` while nothing is known of them."""
+    flow: Flow | None = None
+    """As announced; `None` while it was not."""
+    owner: Process | None = None
+    direction: Direction | None = None
+    weight: Weight = Weight.NONE
+    """How sure the direction is."""
+    preexisting: bool = False
+    absences: int = 0
+    """Successive polls without it: closed, and held by a process that did not close its descriptor."""
+    over: bool = False
+    """Removed from the book."""
+
+    @property
+    def cookie(self) -> int:
+        """The kernel's id of the socket, never reused."""
+        cookie: int = self.last[2]
+        return cookie
+
+    @property
+    def identity(self) -> bytes:
+        """Family, state, ports, addresses and device, as in the last message."""
+        identity: bytes = self.last[1]
+        return identity
+
+    @property
+    def user(self) -> tuple[int, int]:
+        """The user who made the socket, and the inode by which a process holds it (0 when none does)."""
+        return _USER.unpack_from(self.last[3])
+
+    def begin_connection(self) -> None:
+        """The socket has another connection now: nothing of the one before holds for it but the owner."""
+        self.connection += 1
+        self.report = self.flow = self.direction = None
+        self.weight = Weight.NONE
+        self.preexisting = False
+        self.absences = 0

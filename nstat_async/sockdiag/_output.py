@@ -1,0 +1,85 @@
+"""What the parts of a session share: the time, and where what they say goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from .._contract import Command, Lookup, Mode
+from .._errors import NstatError
+from .._events import AnyEvent, EventsLost, LossCause
+
+__all__ = ["Output"]
+
+
+@attrs.define(eq=False)
+class Output:
+    """The time of the call under way, and what it brings forth."""
+
+    mode: Mode = Mode.DRIVING
+    following: bool = attrs.field(init=False)
+    """True when a recording decides."""
+    epoch_offset: float = 0.0
+    now: float = 0.0
+    """The monotonic time of the call under way."""
+    poll: int = 0
+    """Serial of the poll under way, or of the last one."""
+    first_poll: bool = True
+    """True until the first poll is complete: what it finds was there before."""
+    repair_wanted: bool = False
+    """A poll is wanted because something was lost."""
+    events: list[AnyEvent] = attrs.field(factory=list)
+    commands: list[Command] = attrs.field(factory=list)
+    counters: dict[str, int] = attrs.field(factory=dict)
+    notes: list[str] = attrs.field(factory=list)
+    """Remarks for a person about what this subscription cannot tell."""
+    failure: NstatError | None = None
+    """Why the subscription cannot go on."""
+    malformed: str | None = None
+    """The first thing that could not be decoded."""
+    _questions: dict[int, Callable[[Any], None]] = attrs.field(factory=dict)
+    _tokens: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.following = self.mode is Mode.FOLLOWING
+
+    @property
+    def time(self) -> float:
+        """The wall-clock time of the call under way."""
+        return self.now + self.epoch_offset
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a statistic."""
+        self.counters[name] = self.counters.get(name, 0) + number
+
+    def note(self, text: str) -> None:
+        """Remark something, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def lose(self, cause: LossCause, detail: str, count: int | None = None) -> None:
+        """Report a gap."""
+        self.events.append(EventsLost(self.time, cause, count, None, detail))
+
+    def reject(self, reason: str) -> None:
+        """Report bytes that cannot be decoded."""
+        self.count("malformed")
+        self.malformed = self.malformed or reason
+        self.lose(LossCause.PROTOCOL, reason, 1)
+
+    def ask(self, request: Any, done: Callable[[Any], None]) -> None:
+        """Have a look-up made and `done` called with its answer (or what says that there is none)."""
+        if self.following:  # a recording has its answers, by their own numbers
+            return
+        self._tokens += 1
+        self._questions[self._tokens] = done
+        self.commands.append(Lookup(self._tokens, request))
+
+    def take_answer(self, token: int, answer: Any) -> bool:
+        """Hand over an answer; False when nobody asked."""
+        done = self._questions.pop(token, None)
+        if done is not None:
+            done(answer)
+        return done is not None

@@ -1,0 +1,174 @@
+"""Dump messages as comparable rows: what changed between two dumps, at a glance.
+
+Wanted: for each of up to 100,000 sockets a dump, the answer "new, changed, or the
+same" at a fraction of what the kernel needs to write the message (about 1 µs).
+A message therefore is cut into pieces by one compiled format -- head, identity,
+cookie, rest up to ``tcp_info``, counters -- and the pieces of two dumps are compared
+as one tuple. Formats belong to message lengths: sockets of one kind have one
+length, so a whole datagram is one `struct.Struct.iter_unpack`. Bytes that move
+without traffic (timers, times since the last segment) lie between the pieces.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Any
+
+import attrs
+
+from ._constants import AF_INET6, TIMER_TIME_WAIT, DiagAttribute, SocketState, TcpInfo
+from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
+
+__all__ = [
+    "Change",
+    "Pieces",
+    "RowFormat",
+    "RowFormats",
+    "address_of",
+    "counters_changed",
+    "identity_differs",
+    "info_of",
+    "is_remains",
+    "same_connection",
+]
+
+Pieces = tuple[Any, ...]
+"""Head (length, type, flags), identity (family to device), cookie, rest (from uid), counters."""
+
+_IDENTITY_SIZE = 44
+_REST_AT = HEADER.size + 64
+"""Offset of uid and inode."""
+_COUNTERS_AT = int(TcpInfo.BYTES_ACKED)
+_COUNTERS_SIZE = 40
+"""From ``tcpi_bytes_acked`` to ``tcpi_data_segs_out``: nothing is sent or received without a change in it."""
+_TOTALS = struct.Struct("=QQ24xQQ24x")
+"""Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
+_MAPPED = bytes(10) + b"\xff\xff"
+_REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
+_MAX_FORMATS = 256
+"""Distinct message lengths that are remembered; a kernel has a dozen."""
+
+
+@attrs.frozen
+class RowFormat:
+    """How to cut a message of one length."""
+
+    length: int
+    stride: int
+    """Distance to the next message."""
+    info: int
+    """Offset of ``tcp_info``; 0 when there is none."""
+    info_length: int
+    format: struct.Struct
+    info_header: bytes
+    """What the rest ends with when ``tcp_info`` is where it is expected."""
+
+    @classmethod
+    def learn(cls, message: bytes) -> RowFormat:
+        """The format of a socket's message, learned from its attributes.
+
+        Nothing is fixed but the first 88 bytes: which attributes there are depends on
+        the kernel, the socket and our privileges.
+        """
+        length = len(message)
+        stride = align(length)
+        start, size = find_attribute(message, ATTRIBUTES_AT, length, DiagAttribute.INFO) or (0, 0)
+        if size < _COUNTERS_AT + _COUNTERS_SIZE:
+            text = f"=Q8x{_IDENTITY_SIZE}sQ12x{length - _REST_AT}s0s{stride - length}x"
+            return cls(length, stride, start, size, struct.Struct(text), b"")
+        tail = stride - start - _COUNTERS_AT - _COUNTERS_SIZE
+        text = f"=Q8x{_IDENTITY_SIZE}sQ12x{start - _REST_AT}s{_COUNTERS_AT}x{_COUNTERS_SIZE}s{tail}x"
+        return cls(length, stride, start, size, struct.Struct(text), message[start - 4 : start])
+
+
+class RowFormats:
+    """The formats met so far, by message length."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, RowFormat] = {}
+
+    def of(self, data: bytes, offset: int, length: int) -> RowFormat:
+        """The format of the message at `offset`."""
+        known = self._known.get(length)
+        if known is None:
+            if len(self._known) >= _MAX_FORMATS:
+                self._known.clear()
+            known = self._known[length] = RowFormat.learn(data[offset : offset + length])
+        return known
+
+    def cut(self, message: bytes) -> tuple[Pieces, RowFormat]:
+        """The pieces of a single message, comparable with those of dumps."""
+        form = self.of(message, 0, len(message))
+        return form.format.unpack(message.ljust(form.stride, b"\0")), form
+
+
+def info_of(message: bytes, form: RowFormat, pieces: Pieces) -> tuple[int, int]:
+    """Where ``tcp_info`` is in this very message; (0, 0) when it has none.
+
+    Two messages of one length may still be built differently; the header before
+    ``tcp_info`` is part of the pieces, so that a glance tells.
+    """
+    if form.info_header and pieces[3].endswith(form.info_header):
+        return form.info, form.info_length
+    return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO) or (0, 0)
+
+
+def is_remains(message: bytes) -> bool:
+    """True for what is left of a socket in TIME_WAIT or orphaned FIN_WAIT2, and for connection requests."""
+    state, timer = message[HEADER.size + 1], message[HEADER.size + 2]
+    return timer == TIMER_TIME_WAIT or state in _REMAINS
+
+
+class Change(enum.IntEnum):
+    """What became of a socket's counters between two rows."""
+
+    NONE = 0
+    """No payload, data segments or smallest round trip: keep-alives at most."""
+    GROWN = 1
+    RESTARTED = 2
+    """A total fell: the kernel cleared them (``tcp_disconnect``)."""
+
+
+_NONE, _GROWN, _RESTARTED = Change
+
+
+def counters_changed(old: Pieces, new: Pieces) -> Change:
+    """Compare the counters of two rows of a socket."""
+    before, after = old[4], new[4]
+    if before[:16] == after[:16]:
+        return _NONE if before[28:] == after[28:] else _GROWN
+    counters = before + after
+    if len(counters) == _TOTALS.size:
+        acked, received, acked_now, received_now = _TOTALS.unpack(counters)
+        if acked_now < acked or received_now < received:
+            return _RESTARTED
+    return _GROWN
+
+
+def identity_differs(old: Pieces, new: Pieces) -> bool:
+    """True if state, addresses, device, user or inode changed."""
+    before, after = old[1], new[1]
+    return bool(before[1] != after[1] or before[4:] != after[4:] or old[3][:8] != new[3][:8])
+
+
+def address_of(identity: bytes, at: int) -> bytes:
+    """An address of an identity in 4 or 16 bytes: at 8 the local one, at 24 the remote one; v4-mapped ones are IPv4."""
+    if identity[0] != AF_INET6:
+        return identity[at : at + 4]
+    address = identity[at : at + 16]
+    return address[12:] if address.startswith(_MAPPED) else address
+
+
+def same_connection(before: bytes, after: bytes) -> bool:
+    """True if two identities of one TCP socket may be of one connection.
+
+    ``connect(AF_UNSPEC)`` dissolves a connection and leaves the socket for another one, with the
+    same cookie. Of a failed attempt the kernel forgets the remote port, which makes no other connection;
+    the family changes by ``IPV6_ADDRFORM``, which keeps the connection.
+    """
+    if SocketState.LISTEN in (before[1], after[1]):
+        return before[1] == SocketState.LISTEN and (after[1] == before[1] or not any(after[6:8]))
+    if not any(before[6:8]) or not any(after[6:8]):
+        return True
+    return before[4:8] == after[4:8] and address_of(before, 24) == address_of(after, 24)

@@ -1,0 +1,80 @@
+"""What every source of evidence that has a channel of its own looks like to the session.
+
+A new source is a module with a subclass, and a line in `Namespace` (or, for what speaks
+of the whole machine, in `Session`): the session opens its channel, hands it what comes
+and keeps its deadlines.
+"""
+
+from __future__ import annotations
+
+from .._contract import CloseChannel, OpenChannel, Send
+from ._output import Output
+from ._purpose import ChannelPurpose, channel_number
+
+__all__ = ["Source"]
+
+
+class Source:
+    """A source of evidence with a channel of its own."""
+
+    def __init__(self, output: Output, purpose: ChannelPurpose) -> None:
+        self.output = output
+        self.purpose = purpose
+        self.channel = channel_number(purpose.namespace, purpose.role)
+        self.is_open = output.following
+
+    @property
+    def settled(self) -> bool:
+        """True when polls need not wait for this source (any more)."""
+        return True
+
+    def open(self) -> None:
+        """Ask for the channel."""
+        self.output.commands.append(OpenChannel(self.channel, self.purpose))
+
+    def reopen(self) -> None:
+        """Replace a channel that went wrong."""
+        self.output.count("reopened")
+        self.output.commands.append(CloseChannel(self.channel))
+        self.open()
+
+    def send(self, data: bytes) -> None:
+        """Send a datagram."""
+        self.output.commands.append(Send(self.channel, data))
+
+    def opened(self, receive_buffer: int | None) -> None:
+        """The channel is open."""
+        del receive_buffer
+        self.is_open = True
+
+    def receive(self, data: bytes) -> None:
+        """Take in a datagram.
+
+        Raises:
+            ProtocolError: It cannot be decoded.
+        """
+        raise NotImplementedError
+
+    def observe(self, data: bytes) -> None:
+        """Following: the recorded client sent this datagram.
+
+        Raises:
+            ProtocolError: It cannot be decoded.
+        """
+
+    def drained(self) -> None:
+        """Nothing is readable now."""
+
+    def failed(self, errno: int) -> None:
+        """Opening, sending or receiving failed."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Ask for what may be sent now."""
+
+    def deadline(self) -> float | None:
+        """When to call `expire`; `None`: not at all."""
+        return None
+
+    def expire(self) -> None:
+        """What was expected did not come in time."""

@@ -1,0 +1,421 @@
+"""The book of evidence: what a socket is, which connection it has, who holds it, and what outweighs what."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, flow_events, kinds
+from test_sockdiag_session import traffic
+
+from nstat_async._contract import LookupFailed
+from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
+from nstat_async._model import Direction, InterfaceKind
+from nstat_async.sockdiag import AddressMessage, LinkMessage, OwnersAnswer, ProcessFacts, RouteMessage, SocketState
+
+MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    return FakeKernel(interval=1.0)
+
+
+def searches(kernel: FakeKernel) -> int:
+    return sum(item[0] == "answer" and hasattr(item[3], "owners") for item in kernel.record)
+
+
+# -- a socket and its connections
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "the same peer"])
+def test_another_connection_of_a_socket_is_another_flow(kernel, where):
+    """A socket that disconnects and connects again between two polls: the first flow ends with its last counts, a second begins."""
+    kernel.sockets[1] = sock = FakeSocket(1, inode=77, info=traffic(5, 1000))
+    kernel.owners[77] = 42
+    kernel.start()
+    sock.info = traffic(0, 10)
+    if where == "elsewhere":
+        sock.local_port, sock.remote_port, sock.info = 40001, 81, traffic(9, 5000)
+    lost, removed, added, done = kernel.wait(1.0)
+    assert (lost.cause, removed.reason, removed.final) == (LossCause.FINAL_COUNTS, RemovalReason.DROPPED, False)
+    assert (removed.flow.id, removed.counts.tx_bytes, removed.flow.remote.port) == ("c1", 1000, 80)
+    assert isinstance(added, FlowAdded)
+    assert not added.preexisting
+    assert (added.flow.id, added.flow.remote.port) == ("c1.2", sock.remote_port)
+    assert added.counts.tx_bytes == (5000 if where == "elsewhere" else 10)
+    assert added.flow.process.pid == 42
+    assert done.flows == 1
+    kernel.close(1)
+    (removed,) = kernel.run()
+    assert (removed.flow, removed.final) == (added.flow, True)
+
+
+def test_another_connection_known_only_by_its_end(kernel):
+    """The removal is of a connection that no dump had: the known one ended before, the other is added and removed."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 1000))
+    kernel.start()
+    kernel.feed(FakeSocket(1, remote_port=81, info=traffic(0, 7, fin_sent=0)).message(final=True), 1)
+    lost, first, added, second = kernel.run()
+    assert isinstance(lost, EventsLost)
+    assert (first.flow.id, first.counts.tx_bytes, first.final) == ("c1", 1000, False)
+    assert (added.flow.id, second.flow.id, second.counts.tx_bytes, second.final) == ("c1.2", "c1.2", 7, True)
+
+
+def test_a_failed_attempt_is_no_other_connection(kernel):
+    """The kernel forgets the port of a refused peer: the flow that was seen connecting ends, once."""
+    kernel.sockets[1] = FakeSocket(1, state=SocketState.SYN_SENT)
+    kernel.start()
+    kernel.feed(FakeSocket(1, remote_port=0, unacked=3).message(final=True), 1)
+    assert kinds(kernel.run()) == ["FlowRemoved"]
+
+
+def test_a_listener_that_connects_is_another_flow(kernel):
+    """It listens no longer: its flow ends without a loss, and it accepts nothing from then on."""
+    kernel.sockets[1] = sock = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    kernel.start()
+    sock.state, sock.local, sock.remote, sock.remote_port = SocketState.ESTABLISHED, LOOPBACK, LOOPBACK, 90
+    sock.info = traffic(0, 5)
+    removed, added, _ = kernel.wait(1.0)
+    assert (removed.flow.direction, removed.reason) == (Direction.LISTENER, RemovalReason.GONE)
+    assert (added.flow.id, added.flow.direction) == ("c1.2", Direction.OUTBOUND)
+
+
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_a_socket_that_changes_its_family_stays_one_flow(kernel, protocol):
+    """IPV6_ADDRFORM moves a socket to the other dump: one flow, one end, no ghost, however often."""
+    kernel.start()
+    for cookie in range(1, 201):
+        sock = FakeSocket(cookie, MAPPED, 40000, MAPPED, 80, family=10, protocol=protocol, info=traffic(5, 10))
+        kernel.sockets[cookie] = sock
+        kernel.poll()
+        sock.family, sock.local, sock.remote = 2, LOOPBACK, LOOPBACK
+        sock.info = traffic(5, 20)
+        kernel.poll()
+        kernel.close(cookie)
+        kernel.run()
+    events = flow_events(kernel.events)
+    assert [e.flow.id for e in events if isinstance(e, FlowAdded)] == [f"c{n:x}" for n in range(1, 201)]
+    removed = [e for e in events if isinstance(e, FlowRemoved)]
+    assert len(removed) == 200
+    assert all(e.final for e in removed)
+    assert list(kernel.session.flows()) == []
+
+
+# -- owners
+
+
+def test_every_socket_of_one_inode_gets_its_owner(kernel):
+    """The subflows of an MPTCP connection have its inode: all of them belong to its process, early and late ones."""
+    for cookie in (1, 2, 3):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.sockets[4] = FakeSocket(4, local_port=4, inode=77, info=traffic())
+    kernel.wait(1.0)
+    added = [e.flow for e in kernel.events if isinstance(e, FlowAdded)]
+    assert [flow.process.pid for flow in added] == [42] * 4
+
+
+def test_one_of_several_sockets_of_an_inode_ends(kernel):
+    """The others are still looked for."""
+    kernel.start()
+    kernel.hold_lookups = True
+    for cookie in (1, 2):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=77, info=traffic())
+    kernel.wait(1.0)
+    kernel.close(1)
+    kernel.owners[77] = 42
+    kernel.answer(kernel.held.pop())
+    added = {e.flow.id: e.flow.process for e in kernel.run() if isinstance(e, FlowAdded)}
+    assert added["c2"].pid == 42
+
+
+def test_sockets_that_nobody_holds_any_more_are_not_looked_for(kernel):
+    """Orphans have inode 0: what was unresolved about them is forgotten, and their owner stays who it was."""
+    for cookie in range(1, 6):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=70 + cookie, info=traffic())
+    kernel.owners[75] = 42
+    kernel.start()
+    assert kernel.session.statistics()["unresolved_owners"] == 4
+    for sock in kernel.sockets.values():
+        sock.inode, sock.state = 0, SocketState.FIN_WAIT1
+    kernel.wait(1.0)
+    assert kernel.session.statistics()["unresolved_owners"] == 0
+    before = searches(kernel)
+    for _ in range(2):  # the fifth poll checks that known owners live
+        kernel.wait(1.0)
+    assert searches(kernel) == before
+    assert [f.process.pid for f, _ in kernel.session.flows() if f.process] == [42]
+
+
+def test_a_search_that_fails_is_said_and_made_again(kernel):
+    """Flows come without processes and a note says why; when it works again, they are found and the note goes."""
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.wait(1.0)
+    kernel.session.lookup_done(kernel.held.pop().token, LookupFailed("no thread"), kernel.now)
+    assert kinds(kernel.run()) == ["FlowAdded", "PollCompleted"]
+    assert "processes are unknown: no thread" in kernel.session.capabilities.notes
+    kernel.hold_lookups = False
+    assert [e.flow.process.pid for e in flow_events(kernel.wait(1.0))] == [42]
+    assert "no thread" not in str(kernel.session.capabilities.notes)
+
+
+def test_flows_are_announced_as_their_processes_are_found(kernel):
+    """What a first piece of the search found does not wait for the rest of it."""
+    kernel.start()
+    kernel.hold_lookups = True
+    for cookie in (1, 2):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=cookie, info=traffic())
+    kernel.wait(1.0)
+    request = kernel.held.pop()
+    piece = OwnersAnswer(((2, 42),), (ProcessFacts(42, 7, "p", None),), 40)
+    kernel.session.lookup_done(request.token, piece, kernel.now)
+    (added,) = kernel.run()
+    assert (added.flow.id, added.flow.process.pid) == ("c2", 42)
+    kernel.answer(kernel.held.pop())
+    assert kinds(kernel.run()) == ["FlowAdded", "PollCompleted"]
+
+
+# -- addresses
+
+
+def test_a_renamed_interface_is_an_update(kernel):
+    """Flows show the new name after the next poll, and what the host said of the device stays."""
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.start()
+    kernel.feed(LinkMessage(2, 1, "lan7").encode(RouteMessage.NEWLINK), 2)
+    updated, _ = kernel.wait(1.0)
+    assert isinstance(updated, FlowUpdated)
+    assert (updated.flow.interface.name, updated.flow.interface.kind) == ("lan7", InterfaceKind.WIFI)
+    assert updated.delta.rx_bytes == 0
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+
+
+def test_an_address_on_two_interfaces(kernel):
+    """The first one has it until it has it no more; then the other one."""
+    address = bytes([192, 0, 2, 2])
+    kernel.sockets[1] = FakeSocket(1, address, info=traffic())
+    kernel.start()
+    kernel.feed(AddressMessage(2, 3, address).encode(RouteMessage.NEWADDR), 2)
+    kernel.feed(AddressMessage(2, 3, address).encode(RouteMessage.DELADDR), 2)
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+    kernel.feed(AddressMessage(2, 3, address).encode(RouteMessage.NEWADDR), 2)
+    kernel.feed(AddressMessage(2, 2, address).encode(RouteMessage.DELADDR), 2)
+    updated, _ = kernel.wait(1.0)
+    assert updated.flow.interface.name == "wg0"
+
+
+def test_a_new_list_replaces_the_old_one(kernel):
+    """After an overrun everything is listed anew: an address whose end was missed is no longer there."""
+    kernel.start()
+    kernel.addresses.pop()
+    kernel.session.channel_failed(2, errno.ENOBUFS, kernel.now)
+    kernel.run()
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.sockets[2] = FakeSocket(2, bytes([127, 1, 2, 3]), info=traffic())
+    kernel.wait(1.0)
+    interfaces = {e.flow.id: e.flow.interface for e in kernel.events if isinstance(e, FlowAdded)}
+    assert interfaces["c1"] is None
+    assert interfaces["c2"].name == "lo", "a loopback interface has the whole prefix of its address"
+
+
+def test_an_address_that_goes_takes_no_knowledge_with_it(kernel):
+    """The flow used this interface; that nothing is known now is no reason to forget it."""
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.start()
+    kernel.feed(AddressMessage(2, 2, bytes([192, 0, 2, 2])).encode(RouteMessage.DELADDR), 2)
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+
+
+# -- what outweighs what
+
+
+def test_a_syn_outweighs_a_listener(kernel):
+    """A connection made from a port on which somebody listens, too, is outbound; its other end is inbound."""
+    kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    kernel.sockets[2] = FakeSocket(2, local_port=80, remote_port=90, info=traffic(0, 5, active=1))
+    kernel.sockets[3] = FakeSocket(3, local_port=80, remote_port=91, info=traffic(0, 5, active=0))
+    kernel.start()
+    directions = {e.flow.id: e.flow.direction for e in kernel.events if isinstance(e, FlowAdded)}
+    assert directions == {"c1": Direction.LISTENER, "c2": Direction.OUTBOUND, "c3": Direction.INBOUND}
+
+
+def test_what_may_be_a_byte_on_its_way_outweighs_no_listener(kernel):
+    """While something is unacknowledged the numbers may be of two moments; once they are not, they tell."""
+    kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    moving = {**traffic(0, 5, active=0), 144: 0}
+    kernel.sockets[2] = FakeSocket(2, local_port=80, remote_port=90, unacked=1, info=moving)
+    kernel.start()
+    assert kernel.events[1].flow.direction is Direction.INBOUND
+    kernel.sockets[2].unacked, kernel.sockets[2].info = 0, traffic(0, 50, active=1)
+    updated, _ = kernel.wait(1.0)
+    assert updated.flow.direction is Direction.OUTBOUND
+
+
+def test_a_row_told_twice_hides_no_absence_where_removals_were_lost(kernel):
+    """Counting is quick and may be fooled by a duplicate; a repair is not."""
+    for cookie in (1, 2):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+    kernel.start()
+    kernel.close(2, tell=False)
+    kernel.remains.append(kernel.sockets[1])
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.wait(0.3)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c2"]
+
+
+def test_a_loss_behind_its_own_row_is_repaired_by_the_next_poll(kernel):
+    """A socket that a dump had and whose removal was lost during that dump is found out by the one after it."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.start()
+
+    def lose() -> None:
+        kernel.close(1, tell=False)
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+        kernel.session.channel_drained(1, kernel.now)
+
+    kernel.during_dump = lose
+    kernel.wait(1.0)
+    assert len(list(kernel.session.flows())) == 1
+    kernel.wait(0.3)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+
+
+def test_silence_is_no_proof_of_absence(kernel):
+    """Where look-ups are not answered a flow stays for two polls without it; then it is taken for gone."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.close(1, tell=False)
+    kernel.silent.add(3)
+    for gone in (False, False, True):
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+        kernel.session.channel_drained(1, kernel.now)
+        kernel.wait(1.0)
+        kernel.wait(1.5)
+        assert bool([e for e in kernel.events if isinstance(e, FlowRemoved)]) is gone
+    assert kernel.events[-1].complete
+
+
+def test_a_kernel_without_the_dump_of_both_families(kernel):
+    """It is asked for each family by itself from then on; nothing is refused."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.sockets[2] = FakeSocket(2, MAPPED, 7, MAPPED, 8, family=10, info=traffic())
+    kernel.refused = {(0, 6): errno.EINVAL}
+    assert kinds(kernel.start()) == ["FlowAdded", "FlowAdded", "PollCompleted"]
+    requests = sum(item[0] == "to" and item[2] == 0 for item in kernel.record)
+    kernel.wait(1.0)
+    assert sum(item[0] == "to" and item[2] == 0 for item in kernel.record) - requests == 4
+
+
+# -- the life of every flow
+
+cookies = st.integers(1, 6)
+step = st.one_of(
+    st.tuples(st.just("open"), cookies, st.sampled_from([6, 17]), st.integers(0, 3)),
+    st.tuples(st.just("grow"), cookies, st.integers(1, 1 << 40)),
+    st.tuples(st.just("reconnect"), cookies, st.integers(80, 82)),
+    st.tuples(st.just("family"), cookies),
+    st.tuples(st.just("state"), cookies, st.sampled_from(list(SocketState))),
+    st.tuples(st.just("inode"), cookies, st.integers(0, 3)),
+    st.tuples(st.just("close"), cookies, st.booleans()),
+    st.tuples(st.just("during"), cookies),
+    st.tuples(st.just("overrun")),
+    st.tuples(st.just("wait"), st.sampled_from([0.1, 0.3, 1.0, 2.5])),
+)
+
+
+class World:
+    """Carries out a script on a kernel and watches the life of each flow."""
+
+    def __init__(self) -> None:
+        self.kernel = FakeKernel(interval=1.0)
+        self.kernel.owners = {1: 41, 2: 42}
+        self.used = 0
+        self.live: dict[int, int] = {}
+        self.kernel.start()
+
+    def socket(self, number: int) -> FakeSocket | None:
+        return self.kernel.sockets.get(self.live.get(number, 0))
+
+    def open(self, number: int, protocol: int, inode: int) -> None:
+        if self.socket(number) is None:
+            self.used += 1
+            self.live[number] = self.used
+            self.kernel.sockets[self.used] = FakeSocket(
+                self.used, local_port=4000 + number, protocol=protocol, inode=inode, info=traffic(1, 1)
+            )
+
+    def close(self, number: int, tell: bool) -> None:
+        if self.socket(number) is not None:
+            self.kernel.close(self.live.pop(number), tell=tell)
+            if not tell:
+                self.overrun()
+
+    def overrun(self) -> None:
+        self.kernel.session.channel_failed(1, errno.ENOBUFS, self.kernel.now)
+        self.kernel.session.channel_drained(1, self.kernel.now)
+
+    def during(self, number: int) -> None:
+        self.kernel.during_dump = lambda: self.close(number, tell=True)
+
+    def wait(self, seconds: float) -> None:
+        self.kernel.wait(seconds)
+
+    def do(self, name: str, *arguments: int) -> None:
+        if name in {"open", "close", "overrun", "during", "wait"}:
+            getattr(self, name)(*arguments)
+        elif (sock := self.socket(arguments[0])) is not None:
+            self.change(sock, name, *arguments[1:])
+
+    def change(self, sock: FakeSocket, name: str, value: int = 0) -> None:
+        if name == "grow":
+            sock.info = traffic(value, value)
+        elif name == "reconnect":
+            sock.remote_port, sock.info = value, traffic(0, 1)
+        elif name == "family":
+            sock.family, sock.local, sock.remote = (
+                (2, LOOPBACK, LOOPBACK) if sock.family == 10 else (10, MAPPED, MAPPED)
+            )
+        elif sock.protocol == 6 or name == "inode":
+            setattr(sock, name, value)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(step, max_size=40))
+def test_every_flow_lives_once(script):
+    """Whatever sockets do: each flow is added once, updated only then, removed once, and none is left of what is gone."""
+    world = World()
+    for action in script:
+        world.do(*action)
+        world.kernel.run()
+    world.kernel.during_dump = None
+    for sock in world.kernel.sockets.values():
+        if sock.protocol == 6:
+            sock.state = SocketState.ESTABLISHED
+    for _ in range(5):
+        world.kernel.wait(1.5)
+    live, ended = set(), set()
+    for event in flow_events(world.kernel.events):
+        name = event.flow.id
+        assert name not in ended
+        if isinstance(event, FlowAdded):
+            assert name not in live
+            live.add(name)
+        else:
+            assert name in live
+            if isinstance(event, FlowRemoved):
+                live.remove(name)
+                ended.add(name)
+    assert {flow.id.partition(".")[0] for flow, _ in world.kernel.session.flows()} == {
+        f"c{cookie:x}" for cookie in world.kernel.sockets
+    }
+    assert live == {flow.id for flow, _ in world.kernel.session.flows()}
+    polls = [e.serial for e in world.kernel.events if isinstance(e, PollCompleted)]
+    assert polls == sorted(set(polls))
