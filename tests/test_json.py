@@ -39,7 +39,7 @@ def _same(one: object, other: object) -> bool:
     return one == other and getattr(one, "details", None) == getattr(other, "details", None)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(strategies.events)
 def test_a_full_line_read_back_is_the_event(event):
     line = json.dumps(event)
@@ -55,8 +55,8 @@ def test_a_row_read_back_is_the_row(row, time):
     assert json.loads(json.dumps(row, time=time)) == row
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(strategies.events, max_size=4), st.booleans())
+@settings(deadline=None, max_examples=50)
+@given(st.lists(strategies.events, max_size=3), st.booleans())
 def test_the_formatter_writes_what_the_dictionary_has(events, full):
     formatter = json.JsonFormatter(full=full)
     for event in [*events, *events]:
@@ -81,7 +81,7 @@ def test_a_line_of_the_command_gives_the_same_delta(event):
         assert back.delta == event.delta
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(strategies.events, st.booleans(), st.data())
 def test_a_line_with_anything_in_one_place_is_read_or_refused(event, full, data):
     line = json.to_dict(event, full=full)
