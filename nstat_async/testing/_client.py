@@ -289,37 +289,42 @@ class EmulatedClient(Watcher):
         batched: bool,
     ) -> int:
         """Report one source, or all of them, and answer the request."""
-        poll, paced = self._poll, self._poll.begin(request.context, request.flags)
-        boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
-        batched = batched and everything
+        paced = self._poll.begin(request.context, request.flags)
         marks = paced and (everything or self._marks_single(request))
-        dead: list[ClientSource] = []
+        batched, dead = batched and everything, list[ClientSource]()
+        boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
         error, walked, reported = (_OK if everything else _ENOENT), True, 0
         for source in self._candidates(request.srcref, everything=everything, paced=paced):
             if self.allows(source, boring):
                 error = report(source, 0 if batched else request.context, batched=batched)
-                if not error:
-                    source.reported = True
-                    if marks:
-                        poll.mark(source)
-                        reported += 1
-                    if source.flow.gone and isinstance(request, GetUpdate | GetDetails):
-                        dead.append(source)
-            if not is_buffer_error(error) and source.flow.gone and type(request) is QuerySource:
+                reported += self._note_report(source, error, marks=marks)
+                if source.flow.gone and not error and isinstance(request, GetUpdate | GetDetails):
+                    dead.append(source)
+            if source.flow.gone and type(request) is QuerySource and not is_buffer_error(error):
                 # Its state is reported once more; if even that cannot be had, the walk ends here.
                 error = self.report_description(source, 0)
-                if not error:
+                if error:
+                    walked = False
+                else:
                     dead.append(source)
-                walked = not error
             if is_buffer_error(error) or not walked:
                 walked = False
                 self.polled = self.polled and type(request) is not QuerySource
                 break
             if everything and paced and reported >= self._chunk():
-                walked = poll.is_last()
+                walked = self._poll.is_last()
                 break
         self.flush()
         return self._finish(request.context, error, dead, everything=everything, paced=paced, walked=walked)
+
+    def _note_report(self, source: ClientSource, error: int, *, marks: bool) -> int:
+        """Note that a source was reported; returns how many count towards the chunk."""
+        if error:
+            return 0
+        source.reported = True
+        if marks:
+            self._poll.mark(source)
+        return int(marks)
 
     def _marks_single(self, request: QuerySource | ntstat.GetSourceDescription) -> bool:
         """True if a report of one source counts as one of the paced poll that has its context."""

@@ -84,7 +84,7 @@ class EmulatedFlow:
         self.cell_fallback = False
         """True while it may fall back from Wi-Fi to cellular."""
         self.properties_at_open: int | None = None
-        """User-land: what the network layer told the filters; `None`: what the descriptor says."""
+        """User-land: what the network layer said to the filters; `None`: what the descriptor says."""
         self.number = kernel.next_number()
         """Counts the flows of this kernel."""
         self.items: dict[int, bytes] = {}

@@ -129,7 +129,7 @@ class ReceiveBuffer:
 
         Args:
             record: The bytes.
-            storage: What it costs in mbufs, where that is not told by its size: a batch has
+            storage: What it costs in mbufs, where its size does not say it: a batch has
                 a cluster for the largest batch, however few messages are in it.
         """
         cost = _mbuf_storage(len(record)) if storage is None else storage
