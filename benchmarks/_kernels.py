@@ -146,10 +146,10 @@ def write_bin(path, version, messages, *, changed, sources=100):
     counts = layout["nstat_counts"].encode({})
     reports = [bytearray(record(SourceCounts(srcref=ref, counts=counts))) for ref in references]
     with open(path, "wb") as file:
-        for ref in references:
-            file.write(record(SourceAdded(srcref=ref, provider=2)))
-        for ref in references:
-            file.write(record(SourceDescription(srcref=ref, provider=2, descriptor=descriptor(ref))))
+        file.writelines(record(SourceAdded(srcref=ref, provider=2)) for ref in references)
+        file.writelines(
+            record(SourceDescription(srcref=ref, provider=2, descriptor=descriptor(ref))) for ref in references
+        )
         for poll in range(messages // sources):
             if changed or not poll:
                 for report in reports:
