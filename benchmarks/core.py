@@ -58,8 +58,9 @@ def kinds(arguments):
     count = 20 if arguments.short else 400
     flows, references = Flows(count), range(1, count + 1)
     layout, known = flows.kernel.layout, flows.poll(0)
-    updates, counts = [bytes(message) for message in flows.updates], [bytes(message) for message in flows.counts]
+    updates = [bytes(message) for message in flows.updates]
     known_counts = [*known, *flows.poll(0, kind="counts")]
+    counts = [bytes(message) for message in flows.counts]
     flows.poll(3, kind="counts")
     grown = [bytes(message) for message in flows.counts]
 
