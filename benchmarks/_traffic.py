@@ -24,7 +24,9 @@ import threading
 import time
 
 HERE, THERE, THERE6, GROUP = "10.9.0.1", "10.9.0.2", "fd09::2", "239.9.0.1"
-TCP, MPTCP, UDP, DIAL = 7000, 7001, 7002, 7003
+MPTCP, UDP, DIAL, REUSED = 7001, 7002, 7003, 7100
+FIRST = 7200
+"""Each scenario has a port of its own from here on, so that a port which the system uses again is no riddle."""
 HEADER = struct.Struct(">III")
 """Bytes that will follow, bytes wanted back, milliseconds to wait before anything is read."""
 LIVES = (1, 5, 20, 50, 200, 1000)
@@ -72,11 +74,14 @@ def _echo(sock):
 
 
 def serve():
-    tcp = socket.create_server(("::", TCP), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+    tcp = [
+        socket.create_server(("::", FIRST + number), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+        for number in range(len(SCENARIOS))
+    ]
     dial = socket.create_server((THERE, DIAL), backlog=64)
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind((THERE, UDP))
-    work = [(_accept, tcp, _answer), (_accept, dial, _dial), (_echo, udp)]
+    work = [*((_accept, listener, _answer) for listener in tcp), (_accept, dial, _dial), (_echo, udp)]
     with contextlib.suppress(OSError):
         mptcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP)
         mptcp.bind((THERE, MPTCP))
@@ -112,10 +117,15 @@ def say(sock, tx, rx, *, proto="tcp", pid=None):
     os.write(1, json.dumps(truth).encode() + b"\n")
 
 
-def connect(address=THERE, port=TCP, protocol=0):
+def own_port():
+    """Where this scenario connects to."""
+    return FIRST + list(SCENARIOS).index(sys.argv[1])
+
+
+def connect(address=THERE, port=None, protocol=0):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, protocol)
-    sock.connect((address, port))
+    sock.connect((address, port or own_port()))
     return sock
 
 
@@ -240,7 +250,7 @@ def io_uring(size=50_000):
 
     with socket.socket() as sock:
         to = ctypes.create_string_buffer(
-            struct.pack("=H", socket.AF_INET) + struct.pack(">H4s8x", TCP, socket.inet_aton(THERE))
+            struct.pack("=H", socket.AF_INET) + struct.pack(">H4s8x", own_port(), socket.inet_aton(THERE))
         )
         if do(16, sock.fileno(), ctypes.addressof(to), 0, 16):
             sys.exit(3)
@@ -293,8 +303,8 @@ def _dialled(port, count, size):
 
 def reuseport(count=20, size=30_000):
     """Four workers with SO_REUSEPORT sockets that were made before the fork accept connections from outside."""
-    listeners = [_reusable(7100) for _ in range(4)]
-    control = _dialled(7100, count, size)
+    listeners = [_reusable(REUSED) for _ in range(4)]
+    control = _dialled(REUSED, count, size)
 
     def work(number):
         for other in listeners:
