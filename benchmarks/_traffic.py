@@ -267,14 +267,16 @@ def ipv6():
     children(4 if SHORT else 10, lambda _: once(address=THERE6))
 
 
-def loopback(address="127.0.0.1"):
+def loopback(address="127.0.0.1", protocol=0):
     """Both ends on this machine, in two processes."""
-    with socket.create_server((address, 0)) as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as listener:
+        listener.bind((address, 0))
+        listener.listen()
         port = listener.getsockname()[1]
 
         def work(number):
             if number:
-                once(address=address, port=port)
+                once(address=address, port=port, protocol=protocol)
                 return
             with listener.accept()[0] as sock:
                 sent, wanted, _ = HEADER.unpack(_receive(sock, HEADER.size))
@@ -286,12 +288,19 @@ def loopback(address="127.0.0.1"):
         children(2, work)
 
 
-def mptcp():
-    """Multipath TCP, one subflow each."""
+def _multipath():
+    """Leave, and say so, where this kernel has no MPTCP."""
     try:
-        children(4 if SHORT else 10, lambda _: once(port=MPTCP, protocol=_MPTCP))
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP).close()
     except OSError:
         sys.exit(3)
+    return _MPTCP
+
+
+def mptcp():
+    """Multipath TCP, one subflow each, two megabytes sent."""
+    protocol = _multipath()
+    children(4 if SHORT else 10, lambda _: once(sent=2_000_000, port=MPTCP, protocol=protocol))
 
 
 def _dialled(port, count, size):
@@ -441,7 +450,7 @@ SCENARIOS = {
     **{f"life {ms} ms": (lambda ms=ms: life(ms)) for ms in LIVES},
     "parallel bursts": bursts, "50 small connections": small, "sendfile": sendfile, "splice": splice, "io_uring": io_uring,
     "IPv6": ipv6, "loopback, both ends": loopback, "container, pids its own": ipv6, "container, network its own": loopback,
-    "MPTCP": mptcp, "REUSEPORT workers": reuseport, "SCM_RIGHTS": handed, "outlives its process": outlived,
+    "MPTCP": mptcp, "MPTCP, both ends": lambda: loopback(protocol=_multipath()), "REUSEPORT workers": reuseport, "SCM_RIGHTS": handed, "outlives its process": outlived,
     "UDP connected": udp_connected, "UDP unconnected": udp_unconnected, "UDP multicast": multicast,
     "half-close": halfclose, "reset, unread data": reset, "50 busy beside 20,000 idle": busy,
 }  # fmt: skip

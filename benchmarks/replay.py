@@ -1,8 +1,8 @@
 """Replaying large recordings into nothing: as a library, as the command, and by a program of yours, in turn.
 
 Run: ``python benchmarks/replay.py [--messages N] [--peer 'COMMAND {file} {kernel}']``. ``--peer`` names a program
-that replays headerless recordings (``.bin``), such as one built on libntstat; ``{file}`` and ``{kernel}`` are
-replaced, and without ``{file}`` the file comes last. Without a peer there is nothing to be compared with but the floor:
+that replays headerless recordings (``.bin``), such as the one that comes with libntstat; ``{file}``, ``{kernel}`` (xnu-4570.1.46)
+and ``{major}`` (4570) are replaced, and without ``{file}`` the file comes last. Without a peer there is nothing to be compared with but the floor:
 the file read, its records cut out. The recordings are written to a temporary directory (half a gigabyte).
 """
 
@@ -76,7 +76,8 @@ def command(path, messages, *flags):
 
 def peer(text, path, kernel, messages):
     words = shlex.split(text if "{file}" in text else f"{text} {{file}}")
-    program = [word.format(file=path, kernel=kernel) for word in words]
+    major = kernel.removeprefix("xnu-").partition(".")[0]
+    program = [word.format(file=path, kernel=kernel, major=major) for word in words]
     answer = subprocess.run(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     if answer.returncode < 0:
         sys.exit(f"{program[0]} was ended by signal {-answer.returncode}")
