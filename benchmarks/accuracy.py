@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from _traffic import HERE, SCENARIOS, THERE, THERE6
@@ -172,8 +172,11 @@ def near(moved, true, share):
 
 
 def judge(truth, found):
-    """Shares in percent of these flows, by what was found for each: (pid, sent, received), or `None`."""
-    hits = dict.fromkeys(MEASURES, 0)
+    """Shares in percent of these flows, by what was found for each: (pid, sent, received), or `None`.
+
+    ``off`` has the commonest differences from the truth, (sent, received), with their number.
+    """
+    hits, off = dict.fromkeys(MEASURES, 0), Counter()
     for flow in truth:
         answer = found(flow)
         if answer is None:
@@ -184,7 +187,9 @@ def judge(truth, found):
         hits["wrong"] += pid not in {None, flow["pid"]}
         for measure, share in (("10 %", 0.1), ("1 %", 0.01), ("exact", 0.0)):
             hits[measure] += near(moved, (flow["tx"], flow["rx"]), share)
-    return {measure: round(100 * count / max(1, len(truth)), 1) for measure, count in hits.items()}
+        off[tuple(None if a is None else a - b for a, b in zip(moved, (flow["tx"], flow["rx"]), strict=True))] += 1
+    shares = {measure: round(100 * count / max(1, len(truth)), 1) for measure, count in hits.items()}
+    return {**shares, "off": off.most_common(5)}
 
 
 def by_flow(flows):
