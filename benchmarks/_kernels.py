@@ -14,7 +14,8 @@ import time
 
 from _turns import Done
 
-from nstat_async.ntstat import Kernel, PassiveSession, SourceAdded, SourceCounts, SourceDescription, SourceUpdate
+from nstat_async import ntstat
+from nstat_async.ntstat import Kernel, SourceAdded, SourceCounts, SourceDescription, SourceUpdate
 
 KERNEL = "xnu-11417.121.6"
 DATAGRAM = 4096
@@ -159,10 +160,14 @@ def write_bin(path, version, messages, *, changed, sources=100):
 
 
 class Follower:
-    """A core of the library that follows a kernel's answers; the one place that knows how this is asked for."""
+    """A core of the library that follows a kernel's answers; the one place that knows how this is asked for.
+
+    Older checkouts, which ``--against`` measures, have a class of its own for it, and take one datagram at a time.
+    """
 
     def __init__(self, kernel, *first):
-        self._session = PassiveSession(kernel)
+        older = getattr(ntstat, "PassiveSession", None)
+        self._session = ntstat.Session(kernel, mode=ntstat.Mode.FOLLOWING) if older is None else older(kernel)
         self.take_events = self._session.take_events
         self._batch = getattr(self._session, "receive_datagrams", None)
         self.receive(first, 0.0)
