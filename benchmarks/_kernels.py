@@ -1,4 +1,4 @@
-"""Helpers of the Darwin benchmarks: a kernel's answers as bytes, clocks, tables.
+"""A Darwin kernel's answers as bytes, the core that follows them, and the floor of both.
 
 The bytes are made by the library's own encoders once a flow; what changes from poll
 to poll is patched in, so that a million messages are made in seconds.
@@ -6,24 +6,23 @@ to poll is patched in, so that a million messages are made in seconds.
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import hashlib
-import platform
-import statistics
+import socket
 import struct
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from _turns import Done
 
-from nstat_async.ntstat import Kernel, SourceCounts, SourceUpdate
+from nstat_async import ntstat
+from nstat_async.ntstat import Kernel, SourceAdded, SourceCounts, SourceDescription, SourceUpdate
 
 KERNEL = "xnu-11417.121.6"
 DATAGRAM = 4096
 """Bytes that the kernel collects before it hands a datagram over (``nstat_accumulate_msg``)."""
 PROCESSES = 100
 _GROWING = struct.Struct("<4Q")
+_HEADER = struct.Struct("<QIHH")
 
 
 def _sockaddr(address, port):
@@ -47,11 +46,10 @@ class Flows:
         self._stamp_at = message.size + layout["nstat_tcp_descriptor"].by_name["timestamp"].offset
         self.updates = [bytearray(self._update(ref)) for ref in range(1, count + 1)]
         self.counts = [
-            bytearray(SourceCounts(srcref=ref, counts=self._counters(ref)).encode(layout))
-            for ref in range(1, count + 1)
+            bytearray(SourceCounts(srcref=ref, counts=self.counters(ref)).encode(layout)) for ref in range(1, count + 1)
         ]
 
-    def _counters(self, ref):
+    def counters(self, ref):
         sent = {"nstat_rxpackets": 10, "nstat_rxbytes": 9000, "nstat_txpackets": 5, "nstat_txbytes": 900}
         media = {"nstat_wifi_rxbytes": 9000, "nstat_wifi_txbytes": 900}
         rtt = {"nstat_min_rtt": 600 + ref % 97, "nstat_avg_rtt": 700 + ref % 89, "nstat_var_rtt": 300 + ref % 83}
@@ -87,7 +85,7 @@ class Flows:
         return self.kernel.layout["nstat_tcp_descriptor"].encode({**fields, **changes})
 
     def _update(self, ref):
-        return SourceUpdate(srcref=ref, provider=2, counts=self._counters(ref), descriptor=self.descriptor(ref)).encode(
+        return SourceUpdate(srcref=ref, provider=2, counts=self.counters(ref), descriptor=self.descriptor(ref)).encode(
             self.kernel.layout
         )
 
@@ -111,42 +109,111 @@ class Flows:
         return [b"".join(messages[at : at + per]) for at in range(0, len(messages), per)]
 
 
-def clock(rounds, function, *arguments):
-    """Median and best of several runs, in seconds of processor time for one unit; `function` returns (seconds, units) or the units it did."""
-    spans = []
-    for _ in range(rounds):
-        gc.collect()
-        begin = time.process_time()
-        done = function(*arguments)
-        span = time.process_time() - begin
-        if isinstance(done, tuple):
-            span, done = done
-        spans.append(span / done)
-    return statistics.median(spans), min(spans)
+def write_bin(path, version, messages, *, changed, sources=100):
+    """A headerless recording as clients of older kernels made them: one message a record.
 
+    Args:
+        path: Of the file.
+        version: Of the kernel.
+        messages: Reports of counts in it, beside the announcements and descriptions.
+        changed: True: every report has more bytes than the one before.
+        sources: Flows.
+    """
+    layout = Kernel.parse(version).layout
+    at = layout["nstat_msg_src_counts"].by_name["counts"].offset
+    places = [at + layout["nstat_counts"].by_name[name].offset for name in ("nstat_rxpackets", "nstat_rxbytes")]
 
-def table(title, header, rows):
-    """Print a table with aligned columns."""
-    print(f"\n{title}")
-    cells = [header, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        print(
-            "  "
-            + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+    def record(message):
+        encoded = message.encode(layout)
+        return struct.pack("<II", 1000, len(encoded)) + encoded
+
+    def descriptor(ref):
+        codec = layout["nstat_tcp_descriptor"]
+        addresses = {
+            "local": _sockaddr(bytes((192, 0, 2, 1)), 1024 + ref),
+            "remote": _sockaddr(b"\xc6\x33\x64\x01", 443),
+        }
+        fields = {
+            "ifindex": 4,
+            "state": 4,
+            "pid": 100 + ref % 50,
+            "upid": 7,
+            "pname": b"process-%d" % (ref % 50),
+            **addresses,
+        }
+        return codec.encode({name: value for name, value in fields.items() if name in codec.by_name})
+
+    references = range(1, sources + 1)
+    counts = layout["nstat_counts"].encode({})
+    reports = [bytearray(record(SourceCounts(srcref=ref, counts=counts))) for ref in references]
+    with open(path, "wb") as file:
+        file.writelines(record(SourceAdded(srcref=ref, provider=2)) for ref in references)
+        file.writelines(
+            record(SourceDescription(srcref=ref, provider=2, descriptor=descriptor(ref))) for ref in references
         )
+        for poll in range(messages // sources):
+            if changed or not poll:
+                for report in reports:
+                    for place in places:
+                        struct.pack_into("<Q", report, 8 + place, (poll + 1) * 1000)
+            file.write(b"".join(reports))
 
 
-def machine():
-    """One line: what ran this."""
-    model = platform.processor() or "?"
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    except OSError:
-        pass
-    import os
+class Follower:
+    """A core of the library that follows a kernel's answers; the one place that knows how this is asked for.
 
-    load = "/".join(f"{value:.1f}" for value in os.getloadavg())
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{python}, {platform.system()} {platform.machine()}, {model}, {os.cpu_count()} CPUs, load {load}"
+    Older checkouts, which ``--against`` measures, have a class of its own for it, and take one datagram at a time.
+    """
+
+    def __init__(self, kernel, *first):
+        older = getattr(ntstat, "PassiveSession", None)
+        self._session = ntstat.Session(kernel, mode=ntstat.Mode.FOLLOWING) if older is None else older(kernel)
+        self.take_events = self._session.take_events
+        self._batch = getattr(self._session, "receive_datagrams", None)
+        self.receive(first, 0.0)
+        self.take_events()
+
+    def receive(self, datagrams, now):
+        """Take these datagrams in."""
+        if self._batch is not None:
+            self._batch(datagrams, now, 0)
+        else:
+            for datagram in datagrams:
+                self._session.receive_datagram(datagram, now)
+
+
+def events_of_polls(sources, number):
+    """The events of so many polls of so many flows, a list for each poll."""
+    flows = Flows(sources)
+    follower, batches = Follower(flows.kernel, *flows.poll(0)), []
+    for n in range(1, number + 1):
+        follower.receive(flows.poll(n), float(n))
+        batches.append(follower.take_events())
+    return batches
+
+
+def walked(datagrams):
+    """The floor: receive these from an ``AF_UNIX`` datagram socket and walk their headers; what it cost."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    near.setblocking(False)
+    far.setblocking(False)
+    unpack, messages, span, at = _HEADER.unpack_from, 0, 0.0, 0
+    while at < len(datagrams):
+        with contextlib.suppress(BlockingIOError):
+            while at < len(datagrams):
+                far.send(datagrams[at])
+                at += 1
+        begin = time.process_time()
+        try:
+            while True:
+                data = near.recv(65536)
+                offset, size = 0, len(data)
+                while offset < size:
+                    offset += unpack(data, offset)[2]
+                    messages += 1
+        except BlockingIOError:
+            pass
+        span += time.process_time() - begin
+    near.close()
+    far.close()
+    return Done(messages, span, messages)

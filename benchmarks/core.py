@@ -1,204 +1,111 @@
-"""What the Darwin core costs, from a datagram to ``async for``; everything beside its floor, in one run.
+"""What the Darwin core costs, from a datagram to ``async for``; everything beside its floor, in turn.
 
-Run: ``python benchmarks/core.py`` (about a minute; ``--quick`` for a third of it).
-Figures are medians of several runs, in processor time of this process (kernel's share
-included), since other programs may run beside. A machine that is shared still gives
-figures that differ from hour to hour: compare the ratios, and only within one run.
+Run: ``python benchmarks/core.py`` (a minute or two).
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
-import socket
-import struct
 import time
 import tracemalloc
 
-from _kernels import Flows, clock, machine, table
+import _turns
+import trio
+from _kernels import Flows, Follower, events_of_polls, walked
+from _turns import Done, Row, in_turn
 
-from nstat_async import Monitor
-from nstat_async._buffer import EventBuffer
-from nstat_async._model import Capabilities
-from nstat_async._options import Overflow
-from nstat_async.ntstat import (
-    Error,
-    Mode,
-    Session,
-    SourceAdded,
-    SourceDescription,
-    SourceRemoved,
-    SourceUpdate,
-    Success,
-)
+from nstat_async import Capabilities, Monitor
+from nstat_async.ntstat import Error, SourceAdded, SourceDescription, SourceRemoved, SourceUpdate, Success
 
 SOURCES = 100
-HEADER = struct.Struct("<QIHH")
-BUDGET = {"update": 500_000, "counts": 1_000_000}
 
 
-# --- (a) datagrams to events ---------------------------------------------------
+# --- datagrams to events -------------------------------------------------------
 
 
-def polls(flows, number, *, changed, kind):
-    return [flows.poll(n, changed=changed, kind=kind) for n in range(1, number + 1)]
-
-
-def floor(stream):
-    """Receive these datagrams from an AF_UNIX datagram socket and walk their headers."""
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    near.setblocking(False)
-    far.setblocking(False)
-    unpack, messages, span = HEADER.unpack_from, 0, 0.0
-    waiting = [datagram for poll in stream for datagram in poll]
-    at = 0
-    while at < len(waiting):
-        try:
-            while at < len(waiting):
-                far.send(waiting[at])
-                at += 1
-        except BlockingIOError:
-            pass
-        begin = time.process_time()
-        try:
-            while True:
-                data = near.recv(65536)
-                offset, size = 0, len(data)
-                while offset < size:
-                    offset += unpack(data, offset)[2]
-                    messages += 1
-        except BlockingIOError:
-            pass
-        span += time.process_time() - begin
-    near.close()
-    far.close()
-    return span, messages
-
-
-def session_of(flows, *first):
-    session = Session(flows.kernel, mode=Mode.FOLLOWING)
-    for datagram in first:
-        session.receive_datagram(datagram, 0.0)
-    session.take_events()
-    return session
-
-
-def through(flows, stream, known, expected):
+def through(flows, known, polls):
     """These polls through framer, codecs and session, events taken poll by poll."""
-    session = session_of(flows, *known)
-    events = 0
+    follower, events = Follower(flows.kernel, *known), 0
     begin = time.process_time()
-    for number, poll in enumerate(stream):
-        session.receive_datagrams(poll, float(number), 0)
-        events += len(session.take_events())
-    span = time.process_time() - begin
-    assert events == expected, (events, expected)
-    return span, len(stream) * len(flows.updates)
+    for number, poll in enumerate(polls):
+        follower.receive(poll, float(number))
+        events += len(follower.take_events())
+    return Done(len(polls) * SOURCES, time.process_time() - begin, events)
 
 
-def decoded(flows, stream):
-    """Framing and unpacking alone, as the session does it, without the table behind it."""
-    decoder = Session(flows.kernel, mode=Mode.FOLLOWING)._current.decoder
-
-    class Nothing:
-        time = 0.0
-        sources = ()
-
-        def update(self, *args):
-            pass
-
-        def count(self, *args, solicited):
-            pass
-
-    decoder.table = Nothing()
-    decoder._compile()
-    begin = time.process_time()
-    for poll in stream:
-        decoder.decode(poll)
-    return time.process_time() - begin, len(stream) * len(flows.updates)
+def streams(arguments):
+    flows, number = Flows(SOURCES), 3 if arguments.short else 150
+    for kind, wanted in (("updates", {"changed": 3.0, "idle": 2.0}), ("counts", None)):
+        changing = [flows.poll(n, kind=kind) for n in range(1, number + 1)]
+        idle = [flows.poll(n, changed=False, kind=kind) for n in range(1, number + 1)]
+        # Before the counts nothing is known of them: the first poll of an idle stream would be news.
+        known = flows.poll(0, changed=False)
+        waiting = [datagram for poll in changing for datagram in poll]
+        ways = {
+            "floor: received and walked": lambda waiting=waiting: walked(waiting),
+            "changed": lambda changing=changing, known=known: through(flows, known, changing),
+            "idle": lambda idle=idle, known=known: through(flows, known, idle),
+        }
+        title = f"{kind}: from datagram to event, {SOURCES} flows a poll, datagrams of 4 KiB"
+        yield title, in_turn(arguments.rounds, ways, floor="floor: received and walked", wanted=wanted)
 
 
-def streams(rounds, quick):
-    flows = Flows(SOURCES)
-    number = 60 if quick else 150
-    known = flows.poll(0)
-    rows = []
-    for kind in ("updates", "counts"):
-        base = None
-        for changed in (True, False):
-            stream = polls(flows, number, changed=changed, kind=kind)
-            if not changed:
-                known = flows.poll(0, changed=False)
-            if base is None:
-                base, _ = clock(rounds, floor, stream)
-                rows.append(_stream_row(f"{kind}: floor, received and walked", base, base, None))
-                cost, _ = clock(rounds, decoded, flows, stream)
-                rows.append(_stream_row(f"{kind}: framed and unpacked", cost, base, BUDGET.get(kind)))
-            expected = number * SOURCES if changed else 0
-            cost, _ = clock(rounds, through, flows, stream, known, expected)
-            what = "all changed" if changed else "nothing changed"
-            rows.append(
-                _stream_row(f"{kind}: session, {what}", cost, base, BUDGET[kind[:-1] if kind == "updates" else kind])
-            )
-    header = ["datagram to events, 100 sources, 4 KiB", "messages/s", "ns each", "x floor", "target/s", "met"]
-    table("(a) streams", header, rows)
+# --- messages by kind ------------------------------------------------------------
 
 
-def _stream_row(name, cost, base, target):
-    met = "" if target is None else "yes" if 1 / cost >= target else f"no, {target * cost:.2f}x"
-    wanted = "" if target is None else f"{target:,}"
-    return [name, f"{1 / cost:,.0f}", f"{cost * 1e9:,.0f}", f"{cost / base:.1f}", wanted, met]
-
-
-# --- (b) messages by kind --------------------------------------------------------
-
-
-def kinds(rounds):
-    flows = Flows(400)
-    layout, size = flows.kernel.layout, range(1, 401)
-    counters = flows._counters(1)
-    known = flows.poll(0)
+def kinds(arguments):
+    count = 20 if arguments.short else 400
+    flows, references = Flows(count), range(1, count + 1)
+    layout, known = flows.kernel.layout, flows.poll(0)
+    updates = [bytes(message) for message in flows.updates]
+    known_counts = [*known, *flows.poll(0, kind="counts")]
+    counts = [bytes(message) for message in flows.counts]
+    flows.poll(3, kind="counts")
+    grown = [bytes(message) for message in flows.counts]
 
     def each(make):
-        return [make(ref).encode(layout) for ref in size]
+        return [make(ref).encode(layout) for ref in references]
 
-    def update(ref, **changes):
-        descriptor = flows.descriptor(ref, **changes)
-        return SourceUpdate(srcref=ref, provider=2, counts=counters, descriptor=descriptor)
+    def described(ref, **changes):
+        return SourceDescription(srcref=ref, provider=2, descriptor=flows.descriptor(ref, **changes))
 
-    described = [SourceDescription(srcref=r, provider=2, descriptor=flows.descriptor(r)).encode(layout) for r in size]
-    cases = [
-        ("SUCCESS", known, each(lambda ref: Success(context=ref))),
-        ("ERROR with its request", known, each(lambda ref: Error(context=ref, error=2, request=bytes(24)))),
-        ("SRC_ADDED, a new source", [], each(lambda ref: SourceAdded(srcref=ref, provider=2))),
-        ("SRC_UPDATE, a new flow", [], [bytes(message) for message in flows.updates]),
-        ("SRC_UPDATE, unchanged", known, [bytes(message) for message in flows.updates]),
-        ("SRC_UPDATE, a new state", known, each(lambda ref: update(ref, state=5))),
-        ("SRC_DESC, unchanged", known, described),
-        ("SRC_DESC, a new state", known, each(
-            lambda ref: SourceDescription(srcref=ref, provider=2, descriptor=flows.descriptor(ref, state=5)))),
-        ("SRC_COUNTS, unchanged", [*known, *flows.poll(0, kind="counts")], [bytes(message) for message in flows.counts]),
-        ("SRC_COUNTS, grown", known, [b"".join(flows.poll(3, kind="counts"))[at * 144 : at * 144 + 144] for at in range(400)]),
-        ("SRC_REMOVED", known, each(lambda ref: SourceRemoved(srcref=ref))),
-    ]  # fmt: skip
-    rows = []
-    for name, before, messages in cases:
+    def moved(ref):
+        return SourceUpdate(
+            srcref=ref, provider=2, counts=flows.counters(ref), descriptor=flows.descriptor(ref, state=5)
+        )
 
-        def run(before=before, messages=messages):
-            session = session_of(flows, *before)
-            begin = time.process_time()
-            for message in messages:
-                session.receive_datagram(message, 1.0)
-            session.take_events()
-            return time.process_time() - begin, len(messages)
+    cases = {
+        "SUCCESS": (known, each(lambda ref: Success(context=ref))),
+        "ERROR with its request": (known, each(lambda ref: Error(context=ref, error=2, request=bytes(24)))),
+        "SRC_ADDED, a new source": ([], each(lambda ref: SourceAdded(srcref=ref, provider=2))),
+        "SRC_UPDATE, a new flow": ([], updates),
+        "SRC_UPDATE, unchanged": (known, updates),
+        "SRC_UPDATE, a new state": (known, each(moved)),
+        "SRC_DESC, unchanged": (known, each(described)),
+        "SRC_DESC, a new state": (known, each(lambda ref: described(ref, state=5))),
+        "SRC_COUNTS, unchanged": (known_counts, counts),
+        "SRC_COUNTS, grown": (known_counts, grown),
+        "SRC_REMOVED": (known, each(lambda ref: SourceRemoved(srcref=ref))),
+    }
 
-        cost, _ = clock(rounds, run)
-        rows.append([name, f"{cost * 1e6:.2f}"])
-    table("(b) one message alone in its datagram, by kind", ["message", "µs each"], rows)
+    def run(before, messages):
+        follower = Follower(flows.kernel, *before)
+        begin = time.process_time()
+        for message in messages:
+            follower.receive((message,), 1.0)
+        events = follower.take_events()
+        return Done(len(messages), time.process_time() - begin, len(events))
+
+    ways = {name: lambda case=case: run(*case) for name, case in cases.items()}
+    ways = {"floor: received and walked": lambda: walked(updates), **ways}
+    yield (
+        "one message alone in its datagram, by kind",
+        in_turn(arguments.rounds, ways, floor="floor: received and walked"),
+    )
 
 
-# --- (c) hand-over ------------------------------------------------------------------
+# --- hand-over ----------------------------------------------------------------------
 
 
 class Feed:
@@ -217,7 +124,7 @@ class Feed:
             await sink.room()
 
     async def subscribed(self):
-        """At once."""
+        """There is nothing to wait for."""
 
     def flows(self):
         """There are none."""
@@ -247,13 +154,36 @@ class Backend:
         return Feed(self.batches)
 
 
+class Bare:
+    """The least that an asynchronous iterator can be: a coroutine that takes the next of a list."""
+
+    def __init__(self, batches):
+        self._events = iter([event for batch in batches for event in batch])
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        for event in self._events:
+            return event
+        raise StopAsyncIteration
+
+
+async def bare(batches, _overflow):
+    count, events = 0, Bare(batches)
+    begin = time.process_time()
+    async for _ in events:
+        count += 1
+    return Done(count, time.process_time() - begin, count)
+
+
 async def one_by_one(batches, overflow):
     count = 0
     async with Monitor(backend=Backend(batches), overflow=overflow) as monitor:
         begin = time.process_time()
         async for _ in monitor:
             count += 1
-        return time.process_time() - begin, count
+        return Done(count, time.process_time() - begin, count)
 
 
 async def by_many(batches, overflow):
@@ -263,12 +193,10 @@ async def by_many(batches, overflow):
         begin = time.process_time()
         while events := await subscription.receive_many():
             count += len(events)
-        return time.process_time() - begin, count
+        return Done(count, time.process_time() - begin, count)
 
 
-def runners():
-    import trio
-
+def loops():
     found = {"asyncio": lambda work, *arguments: asyncio.run(work(*arguments)), "trio": trio.run}
     try:
         import uvloop
@@ -276,120 +204,69 @@ def runners():
         return found
 
     def on_uvloop(work, *arguments):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work(*arguments))
+        loop = uvloop.new_event_loop()
+        try:
+            return loop.run_until_complete(work(*arguments))
+        finally:
+            loop.close()
 
-    if hasattr(asyncio, "Runner"):
-        found["uvloop"] = on_uvloop
-    return found
-
-
-def events_of_polls(sources, number):
-    flows = Flows(sources)
-    session = session_of(flows, *flows.poll(0))
-    batches = []
-    for n in range(1, number + 1):
-        for datagram in flows.poll(n):
-            session.receive_datagram(datagram, float(n))
-        batches.append(session.take_events())
-    return batches
+    return {**found, "uvloop": on_uvloop}
 
 
-def hand_over(rounds, quick):
-    batches = events_of_polls(1000, 30 if quick else 100)
-    events = sum(map(len, batches))
+def hand_over(arguments):
+    batches = events_of_polls(20 if arguments.short else 1000, 3 if arguments.short else 100)
     # What waits longer than a batch would be merged: for the coalescing policy, as many different flows.
-    distinct = events_of_polls(10_000, 1)
-    rows = []
-
-    def plain():
-        count = 0
-        for batch in batches:
-            for _ in batch:
-                count += 1
-        return count
-
-    def buffer(policy, take):
-        def run():
-            queue, count = EventBuffer(10_000, policy), 0
-            for batch in batches:
-                queue.extend(batch)
-                if take == "all":
-                    count += len(queue.pop_all())
-                elif take == "one":
-                    while queue.pop() is not None:
-                        count += 1
-                else:
-                    count += len(batch)
-            return count
-
-        return run
-
-    cost, _ = clock(rounds, plain)
-    rows.append(["the bare loop over lists", f"{cost * 1e9:.0f}", "", ""])
-    for policy in (Overflow.COALESCE, Overflow.BLOCK):
-        for take, name in (("all", "in and all out"), ("one", "in and out one by one"), ("none", "in, merging")):
-            if take == "none" and policy is Overflow.BLOCK:
-                continue
-            cost, _ = clock(rounds, buffer(policy, take))
-            rows.append([f"EventBuffer {policy.value}: {name}", f"{cost * 1e9:.0f}", "", ""])
-    for name, run in runners().items():
-        for policy in ("coalesce", "block"):
-            chosen = distinct if policy == "coalesce" else batches
-            for way, work in (("async for", one_by_one), ("receive_many", by_many)):
-                cost, _ = clock(rounds, run, work, chosen, policy)
-                met = "yes" if cost <= 0.5e-6 else f"no, {cost / 0.5e-6:.2f}x"
-                rows.append([f"{name}, {way}, {policy}", f"{cost * 1e9:.0f}", "500", met])
-    table(f"(c) hand-over of {events:,} events, delivery included", ["way", "ns each", "target", "met"], rows)
+    distinct = events_of_polls(100 if arguments.short else 10_000, 1)
+    for loop, run in loops().items():
+        for policy, chosen, wanted in (("block", batches, 2.5), ("coalesce", distinct, 4.5)):
+            ways = {
+                "a bare coroutine": lambda run=run, chosen=chosen: run(bare, chosen, None),
+                "async for": lambda run=run, chosen=chosen, policy=policy: run(one_by_one, chosen, policy),
+                "receive_many": lambda run=run, chosen=chosen, policy=policy: run(by_many, chosen, policy),
+            }
+            rows = in_turn(arguments.rounds, ways, floor="a bare coroutine", wanted={"async for": wanted})
+            yield f"hand-over of an event on {loop}, policy {policy}, delivery included", rows
 
 
-# --- (d) memory ----------------------------------------------------------------------
+# --- memory and growth -----------------------------------------------------------------
 
 
-def memory(quick):
-    rows, first = [], None
-    for flow_ids in (False, True):
-        for count in (100, 1_000, 10_000) if quick or flow_ids else (100, 1_000, 10_000, 100_000):
-            flows = Flows(count, flow_ids=flow_ids)
-            two = [flows.poll(0), flows.poll(1)]
+def known_flows(flows, polls):
+    follower = Follower(flows.kernel)
+    for poll in polls:
+        follower.receive(poll, 0.0)
+        follower.take_events()
+    return follower
+
+
+def memory(arguments):
+    sizes, rows, ways = (10, 100) if arguments.short else (100, 1_000, 10_000, 100_000), [], {}
+    for count in sizes:
+        flows = Flows(count)
+        polls = [flows.poll(0), flows.poll(1)]
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        follower = known_flows(flows, polls)
+        gc.collect()
+        size = (tracemalloc.get_traced_memory()[0] - before) / count
+        tracemalloc.stop()
+        del follower
+        rows.append(Row(f"{count:,} flows", "bytes", [size], units=count))
+
+        def run(flows=flows, polls=polls, count=count):
             begin = time.process_time()
-            session = session_of(flows)
-            for poll in two:
-                for datagram in poll:
-                    session.receive_datagram(datagram, 0.0)
-                session.take_events()
-            cost = (time.process_time() - begin) / count
-            del session
-            gc.collect()
-            tracemalloc.start()
-            before = tracemalloc.get_traced_memory()[0]
-            session = session_of(flows)
-            for poll in two:
-                for datagram in poll:
-                    session.receive_datagram(datagram, 0.0)
-                session.take_events()
-            gc.collect()
-            size = (tracemalloc.get_traced_memory()[0] - before) / count
-            tracemalloc.stop()
-            first = first or cost
-            name = f"{count:,} flows" + (", each with a flow UUID" if flow_ids else "")
-            met = "" if count < 10_000 else "yes" if size <= 1024 else f"no, {size / 1024:.2f}x"
-            rows.append([name, f"{size:,.0f}", met, f"{cost * 1e6:.1f}", f"{cost / first:.2f}"])
-    header = ["tracked", "bytes a flow", "<= 1 KiB", "µs for add + update", "x 100 flows"]
-    table("(d) memory and growth, flows of 100 processes", header, rows)
+            known_flows(flows, polls)
+            return Done(count, time.process_time() - begin, count)
+
+        ways[f"{count:,} flows"] = run
+    yield "memory of a flow, in 100 processes", rows
+    yield "to add a flow and update it once", in_turn(arguments.rounds, ways, floor=f"{sizes[0]:,} flows")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    quick = parser.parse_args().quick
-    rounds = 3 if quick else 7
-    print(machine())
-    streams(rounds, quick)
-    kinds(rounds)
-    hand_over(rounds, quick)
-    memory(quick)
+def measure(arguments):
+    for part in (streams, kinds, hand_over, memory):
+        yield from part(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    _turns.main(__file__, __doc__, measure)

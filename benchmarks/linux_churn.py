@@ -1,104 +1,93 @@
-"""Many short connections: is anything lost, and what does a connection cost?
+"""Many short connections: is anything lost, and what does a connection cost beside those who make it?
 
-Run: ``python benchmarks/linux_churn.py [--rate 10000] [--seconds 10] [--bytes 100] [--receive-buffer BYTES]``
-Needs Linux and a C compiler. A generator makes loopback connections one after another
-at the rate; every end must be reported once, removed once, with exact final bytes, or
-the loss be announced. A loopback connection has two ends: two flows each.
+Run: ``python benchmarks/linux_churn.py [--connections 50000] [--bytes 100]``. Needs Linux and a C compiler. A
+generator makes loopback connections one after another, up to ten thousand a second; every end must be reported
+once, removed once, with exact final bytes, or the loss be announced. A loopback connection has two ends: two flows.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
+import sys
 import time
 from collections import Counter
 
-from linux_common import Collector, HoldMeter, enter_namespace, generator, machine, open_feed
+import _turns
+from _turns import Row
+from linux_common import HoldMeter, enter_namespace, generator
 
-from nstat_async._events import EventsLost, FlowAdded, FlowRemoved
-from nstat_async._model import Provider
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, Monitor
+
+PORT = 900
 
 
-class Judge(Collector):
-    """Counts instead of keeping."""
+class Judge:
+    """Counts what was reported."""
 
     def __init__(self, size):
-        super().__init__(keep=False)
         self.size = size
         self.facts = Counter()
 
-    def deliver(self, events):
+    def take(self, events):
         """Take events."""
         for event in events:
             if isinstance(event, FlowAdded):
-                self.facts["added"] += 1
-            elif isinstance(event, FlowRemoved):
+                self.facts["added"] += event.flow.remote is not None
+            elif isinstance(event, FlowRemoved) and event.flow.remote is not None:
                 self.removed(event)
             elif isinstance(event, EventsLost):
-                self.facts[f"lost: {event.cause.value}"] += 1
-        super().deliver(events)
+                self.facts["losses"] += 1
 
     def removed(self, event):
         """Compare a flow's last counts with what was sent."""
+        sent = (self.size, 0) if event.flow.remote.port == PORT else (0, self.size)
+        exact = event.final and (event.counts.tx_bytes, event.counts.rx_bytes) == sent
         self.facts["removed"] += 1
-        if event.flow.remote is None:
-            return
-        outbound = event.flow.remote.port == 900
-        counts = event.counts
-        exact = (counts.tx_bytes, counts.rx_bytes) == ((self.size, 0) if outbound else (0, self.size))
-        self.facts["exact" if exact and event.final else "not exact"] += 1
+        self.facts["exact"] += exact
 
 
-async def run(program, connections, rate, size, receive_buffer):
-    feed = open_feed(interval=1.0, providers={Provider.TCP}, receive_buffer=receive_buffer)
-    sink, meter = Judge(size), HoldMeter(feed)
-    running = asyncio.create_task(feed.run(sink))
-    await sink.until_polls(2)
-    cpu, wall = time.process_time(), time.perf_counter()
-    arguments = ["make", str(connections), str(size), str(rate)]
-    child = await asyncio.create_subprocess_exec(program, *arguments, stdout=asyncio.subprocess.PIPE)
-    output, _ = await child.communicate()
-    took = float(output)
-    await sink.until_polls(sink.polls + 2)
-    spent = time.process_time() - cpu
-    statistics = feed.statistics()
-    buffer = feed.capabilities.receive_buffer
-    feed.close()
-    await running
-    return {
-        "connections": connections,
-        "per_second": connections / took,
-        "ends": 2 * connections,
-        **sink.facts,
-        "overruns": statistics.get("overruns", 0),
-        "unanswered_lookups": statistics["unanswered_lookups"],
-        "cpu_us_per_connection": spent / connections * 1e6,
-        "cpu_share": spent / (time.perf_counter() - wall),
-        "longest_hold_cpu_ms": meter.longest * 1e3,
-        "longest_hold_wall_ms": statistics["longest_slice_us"] / 1e3,
-        "receive_buffer": buffer,
-    }
+async def churn(program, connections, size):
+    judge = Judge(size)
+    with HoldMeter() as meter:
+        async with Monitor(providers="tcp", overflow="all") as monitor:
+            subscription = monitor.subscribe()
+            await monitor.poll_now()
+            begin = time.process_time()
+            child = await asyncio.create_subprocess_exec(
+                program, str(connections), str(size), stdout=asyncio.subprocess.PIPE
+            )
+            output = asyncio.ensure_future(child.communicate())
+            while not output.done():
+                await monitor.poll_now()
+                judge.take(subscription.receive_nowait())
+                await asyncio.sleep(0.2)
+            await monitor.poll_now()
+            await monitor.poll_now()
+            judge.take(subscription.receive_nowait())
+            spent = time.process_time() - begin
+    return float(output.result()[0]) / connections, spent / connections, meter.longest, judge.facts
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rate", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--bytes", type=int, default=100)
-    parser.add_argument("--receive-buffer", type=int, default=None)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    enter_namespace()
-    connections = int(arguments.rate * arguments.seconds)
-    result = asyncio.run(run(generator(), connections, arguments.rate, arguments.bytes, arguments.receive_buffer))
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(machine())
-    for name, value in result.items():
-        print(f"  {name:24s} {value:,.2f}" if isinstance(value, float) else f"  {name:24s} {value:,}")
+def measure(arguments):
+    connections = arguments.connections or (200 if arguments.short else 50_000)
+    program = generator()
+    theirs = Row("to make a connection", units=connections)
+    ours = Row("to report its two ends", of=theirs.name, units=connections)
+    hold = Row("longest hold of the loop", "ms", units=1)
+    for _ in range(arguments.rounds):
+        made, reported, longest, facts = asyncio.run(churn(program, connections, arguments.bytes))
+        theirs.costs.append(made)
+        ours.costs.append(reported)
+        ours.ratios.append(reported / made)
+        hold.costs.append(longest)
+        ours.counted = dict(facts)
+    ours.note = f"of {2 * connections:,} ends: " + ", ".join(f"{name} {count:,}" for name, count in facts.items())
+    yield f"{connections:,} connections of {arguments.bytes} bytes", [theirs, ours, hold]
 
 
 if __name__ == "__main__":
-    main()
+    if sys.platform != "linux":
+        sys.exit("this benchmark needs Linux")
+    enter_namespace()
+    options = [("--connections", {"type": int}), ("--bytes", {"type": int, "default": 100})]
+    _turns.main(__file__, __doc__, measure, options=options, rounds=3)

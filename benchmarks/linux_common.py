@@ -6,21 +6,15 @@ the machine's traffic is neither measured nor disturbed. Loopback only.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-import anyio
-
-from nstat_async._events import PollCompleted
-from nstat_async._options import MonitorOptions
-from nstat_async.backends import SockDiag
 
 _INSIDE = "NSTAT_BENCHMARK_NAMESPACE"
 HOLDER = """
@@ -37,41 +31,35 @@ print("ready", flush=True)
 sys.stdin.readline()
 """
 GENERATOR = r"""
-/* make COUNT BYTES RATE: connections over loopback, one after another; or hold PORT BYTES MS: one of them. */
+/* COUNT BYTES: connections over loopback, one after another; prints its processor seconds. */
 #include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
-static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec / 1e9; }
 static char buffer[1 << 20];
-static int once(int listener, struct sockaddr_in *to, int bytes, int milliseconds) {
+static int once(int listener, struct sockaddr_in *to, int bytes) {
     int client = socket(AF_INET, SOCK_STREAM, 0), got = 0, n;
     if (connect(client, (void *)to, sizeof *to)) { perror("connect"); return 1; }
     int server = accept(listener, 0, 0);
     if (server < 0 || write(client, buffer, bytes) != bytes) { perror("write"); return 1; }
     while (got < bytes && (n = read(server, buffer, bytes - got)) > 0) got += n;
-    if (milliseconds) usleep(milliseconds * 1000);
     close(client); close(server);
     return got != bytes;
 }
 int main(int argc, char **argv) {
-    int listener = socket(AF_INET, SOCK_STREAM, 0), yes = 1, a = atoi(argv[2]), b = atoi(argv[3]), c = atoi(argv[4]);
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(!strcmp(argv[1], "hold") ? a : 900)};
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    int listener = socket(AF_INET, SOCK_STREAM, 0), count = atoi(argv[1]), bytes = atoi(argv[2]);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(900)};
     if (bind(listener, (void *)&to, sizeof to) || listen(listener, 128)) { perror("bind"); return 1; }
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (!strcmp(argv[1], "hold")) return once(listener, &to, b, c);
-    double start = now();
-    for (int i = 0; i < a; i++) {
+    for (int i = 0; i < count; i++) {
         to.sin_addr.s_addr = htonl(INADDR_LOOPBACK + i % 200);
-        if (once(listener, &to, b, 0)) return 1;
-        double ahead = start + (double)(i + 1) / c - now();
-        if (ahead > 0.001) usleep(ahead * 1e6);
+        if (once(listener, &to, bytes)) return 1;
+        if (i % 10 == 9) usleep(500);
     }
-    printf("%.6f\n", now() - start);
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    printf("%.6f\n", used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6);
     return 0;
 }
 """
@@ -123,84 +111,38 @@ def generator() -> str:
     return str(path)
 
 
-class Collector:
-    """A sink that keeps events, or only counts them, and lets one wait for the next complete poll."""
-
-    def __init__(self, *, keep: bool = True) -> None:
-        self.events = []
-        self.count = 0
-        self.polls = 0
-        self._keep = keep
-        self._news = anyio.Event()
-
-    def deliver(self, events) -> None:
-        """Take events."""
-        self.count += len(events)
-        if self._keep:
-            self.events += events
-        polls = sum(type(event) is PollCompleted for event in events)
-        if polls:
-            self.polls += polls
-            self._news.set()
-
-    async def room(self) -> None:
-        """There is always room."""
-
-    async def until_polls(self, number: int) -> None:
-        """Wait until so many polls were complete."""
-        while self.polls < number:
-            await self._news.wait()
-            self._news = anyio.Event()
-
-
 class HoldMeter:
-    """The longest time that a feed kept the event loop in one go, as CPU time of the thread.
+    """The longest time that one callback kept an asyncio loop, as processor time of its thread, in seconds.
 
-    Wall time is in the feed's own statistics; on a busy machine it holds other programs' turns too.
+    It is taken around every turn of every task and reader, so it needs to know nothing of what runs there.
     """
 
-    def __init__(self, feed) -> None:
-        self.longest = 0.0
-        for owner, name in ((feed, "_read"), (feed.core, "handle_deadline"), (feed.core, "lookup_done")):
-            setattr(owner, name, self._timed(getattr(owner, name)))
+    def __init__(self) -> None:
+        self.longest = self.besides_collector = self._collected = 0.0
+        self._began = 0.0
 
-    def _timed(self, function):
-        def timed(*arguments, **keywords):
-            start = time.thread_time()
+    def __enter__(self) -> HoldMeter:
+        self._run = run = asyncio.Handle._run
+
+        def timed(handle):
+            self._collected, begin = 0.0, time.thread_time()
             try:
-                return function(*arguments, **keywords)
+                return run(handle)
             finally:
-                self.longest = max(self.longest, time.thread_time() - start)
+                span = time.thread_time() - begin
+                self.longest = max(self.longest, span)
+                self.besides_collector = max(self.besides_collector, span - self._collected)
 
-        return timed
+        asyncio.Handle._run = timed
+        gc.callbacks.append(self._collector)
+        return self
 
+    def __exit__(self, *exception: object) -> None:
+        asyncio.Handle._run = self._run
+        gc.callbacks.remove(self._collector)
 
-def open_feed(**options):
-    return SockDiag().open(MonitorOptions(**options))
-
-
-def median(values) -> float:
-    return statistics.median(values)
-
-
-def machine() -> str:
-    return f"Linux {os.uname().release}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs"
-
-
-def settle(seconds: float = 0.2) -> None:
-    """Let what was just started come to rest."""
-    time.sleep(seconds)
-
-
-__all__ = [
-    "Collector",
-    "HoldMeter",
-    "Holders",
-    "enter_namespace",
-    "generator",
-    "machine",
-    "median",
-    "open_feed",
-    "settle",
-    "socket",
-]
+    def _collector(self, phase, _facts) -> None:
+        if phase == "start":
+            self._began = time.thread_time()
+        else:
+            self._collected += time.thread_time() - self._began

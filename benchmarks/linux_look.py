@@ -1,0 +1,146 @@
+"""One look at all sockets of a Linux machine: this library beside the bare kernel, psutil and ss, in turn.
+
+Run: ``python benchmarks/linux_look.py [--sockets 8000 50000]`` (as root it makes a network namespace of its own).
+
+- The floor of a poll is four bare dumps (TCP and UDP over IPv4 and IPv6), received by a loop that looks for the end only.
+- A poll is of a monitor that is open, asked for, when nothing changed; ``snapshot()`` is from nothing, with owners.
+- psutil and ss are measured where they are installed; nobody parses the text of ss.
+- The hold is the longest processor time of one turn of the event loop in the first poll, which makes all flows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import _turns
+from _turns import Done, Row, cpu, environment, in_turn_async
+from linux_common import Holders, HoldMeter, enter_namespace
+
+from nstat_async import Monitor, snapshot
+
+_ALIVE, _ALL = 0xF36, 0xFFFFFFFF
+DUMPS = [
+    struct.pack("=IHHII4BI48x", 72, 20, 0x301, 1, 0, family, protocol, extensions, 0, states)
+    for protocol, extensions, states in ((6, 10, _ALIVE), (17, 64, _ALL))
+    for family in (2, 10)
+]
+"""Requests of ``SOCK_DIAG_BY_FAMILY`` with the extensions that a monitor asks for (tcp_info, and the like)."""
+
+
+def dumps(times):
+    """Four bare dumps, so many times."""
+    head, messages = struct.Struct("=IH"), 0
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 19)
+        begin = cpu()
+        for _ in range(times):
+            for request in DUMPS:
+                sock.send(request)
+                while head.unpack_from(sock.recv(65536))[1] != 3:
+                    messages += 1
+        return Done(times, cpu() - begin, messages)
+
+
+async def polls(arguments, times):
+    async with Monitor(interval=None) as monitor:
+        await monitor.poll_now()
+
+        async def ours():
+            begin = cpu()
+            for _ in range(times):
+                await monitor.poll_now()
+            return Done(times, cpu() - begin, len(monitor.flows))
+
+        async def floor():
+            return dumps(times)
+
+        ways = {"four bare dumps": floor, "a poll, nothing changed": ours}
+        wanted = {"a poll, nothing changed": 1.25 if arguments.count > 20_000 else 1.10}
+        return await in_turn_async(arguments.rounds, ways, floor="four bare dumps", wanted=wanted, unit="ms")
+
+
+def program(*words):
+    async def run():
+        text = subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout  # noqa: ASYNC221  # nothing else runs
+        return Done(1, counted=text.count(b"\n"))
+
+    return run
+
+
+async def looks(arguments):
+    async def ours():
+        return Done(1, counted=len(await snapshot(providers="tcp")))
+
+    ways, floor = {"snapshot(), TCP": ours}, None
+    if importlib.util.find_spec("psutil"):
+        import psutil
+
+        async def theirs():
+            return Done(1, counted=len(psutil.net_connections("tcp")))
+
+        ways, floor = {"psutil.net_connections('tcp')": theirs, **ways}, "psutil.net_connections('tcp')"
+    if shutil.which("ss"):
+        ways |= {"ss -tinHO": program("ss", "-tinHO"), "ss -tinHOp": program("ss", "-tinHOp")}
+    await ours()
+    async with Monitor(providers="tcp", interval=None) as monitor:
+
+        async def again():
+            await monitor.poll_now()
+            return Done(1, counted=len(monitor.flows))
+
+        await again()
+        ways |= {"a poll of an open monitor, TCP": again}
+        wanted = {"snapshot(), TCP": 1.0} if floor else None
+        return await in_turn_async(arguments.rounds, ways, floor=floor, wanted=wanted, unit="ms")
+
+
+async def first_poll():
+    """The longest holds of a first poll; in a process of its own, since the collector walks all that lives."""
+    with HoldMeter() as meter:
+        async with Monitor(interval=None) as monitor:
+            await monitor.poll_now()
+            return {"whole": meter.longest, "besides": meter.besides_collector, "flows": len(monitor.flows)}
+
+
+def holds(arguments):
+    rows = [Row("four bare dumps", "ms"), Row("longest hold", "ms"), Row("longest hold besides the collector", "ms")]
+    for _ in range(arguments.rounds):
+        begin = time.process_time()
+        flows = dumps(1).counted
+        rows[0].costs.append(time.process_time() - begin)
+        child = subprocess.run(
+            [sys.executable, __file__, "--first-poll"], env=environment(), stdout=subprocess.PIPE, check=True
+        )
+        answer = json.loads(child.stdout)
+        for row, key in zip(rows[1:], ("whole", "besides"), strict=True):
+            row.costs.append(answer[key])
+            row.of, row.units, row.counted = rows[0].name, 1, answer["flows"]
+        rows[0].units, rows[0].counted = 1, flows
+    for row in rows[1:]:
+        row.ratios = [a / b for a, b in zip(row.costs, rows[0].costs, strict=True)]
+    return rows
+
+
+def measure(arguments):
+    for count in arguments.sockets or ([200] if arguments.short else [8_000, 50_000]):
+        arguments.count = count
+        with Holders(count):
+            yield f"{count:,} sockets: a poll", asyncio.run(polls(arguments, max(1, 20_000 // count)))
+            yield f"{count:,} sockets: a look", asyncio.run(looks(arguments))
+            yield f"{count:,} sockets: the first poll", holds(arguments)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--first-poll"]:
+        print(json.dumps(asyncio.run(first_poll())))
+    else:
+        enter_namespace()
+        _turns.main(__file__, __doc__, measure, options=[("--sockets", {"type": int, "nargs": "+"})])

@@ -1,0 +1,354 @@
+"""Do the tests notice? Changes a module in one small place after the other and runs its tests on each change.
+
+    python tests/mutation.py                                     # what there is
+    python tests/mutation.py nstat_async/_buffer.py --jobs 2     # every mutant of a module
+    python tests/mutation.py nstat_async/ntstat --sample 100     # a hundred of those of a package
+    python tests/mutation.py nstat_async/_buffer.py --list       # run nothing
+
+A mutant that no test notices is printed with its place: it survived. Either a test is missing, or the change means
+nothing; then it stands in ``tests/mutation_explained.txt`` with the reason. Exit status 1 if others survived.
+
+The working tree is never changed: each job has a copy. This takes minutes to hours, so it is no part of the suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPLAINED = Path(__file__).with_name("mutation_explained.txt")
+TESTS = {
+    "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property"),
+    "nstat_async/sockdiag": ("tests/sockdiag", "tests/property"),
+    "nstat_async/_buffer.py": ("tests/test_buffer.py", "tests/test_monitor.py"),
+    "nstat_async/_monitor.py": (
+        "tests/test_monitor.py",
+        "tests/test_life.py",
+        "tests/test_polls.py",
+        "tests/test_snapshot.py",
+    ),
+    "nstat_async/_subscription.py": ("tests/test_monitor.py", "tests/test_life.py", "tests/test_buffer.py"),
+    "nstat_async/_io/background.py": ("tests/test_life.py", "tests/test_pump.py"),
+    "nstat_async/_io/pump.py": ("tests/test_pump.py", "tests/test_life.py", "tests/test_unix_bridge.py"),
+    "nstat_async/_io/replay.py": ("tests/test_replay.py", "tests/recording"),
+    "nstat_async/aggregate": ("tests/aggregate",),
+    "nstat_async/recording": ("tests/recording", "tests/test_replay.py"),
+    "nstat_async/filters.py": ("tests/test_filters.py",),
+}
+"""Where mutants are looked for, and the tests that ought to kill them."""
+
+_COMPARE = {
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
+    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
+}  # fmt: skip
+_BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "//", ast.FloorDiv: "*", ast.BitAnd: "|", ast.BitOr: "&",
+           ast.LShift: ">>", ast.RShift: "<<", ast.Mod: "*", ast.Div: "*"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one module."""
+
+    path: str
+    """Of the module, from the root of the repository."""
+    line: int
+    begin: int
+    """Offset of what is replaced, in bytes."""
+    end: int
+    old: str
+    new: str
+
+    @property
+    def name(self) -> str:
+        """What it is called among the explained: no line number, which any edit would change."""
+        return f"{self.path}: {' '.join(self.old.split())} => {' '.join(self.new.split())}"
+
+
+class _Finder(ast.NodeVisitor):
+    """Finds every place of one module's tree."""
+
+    def __init__(self, path: str, source: str) -> None:
+        self.found: list[Mutant] = []
+        self._path, self._source = path, source
+        self._data = source.encode()
+        self._starts = [0]
+        for text in self._data.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(text))
+
+    def _add(self, node: ast.AST, new: str) -> None:
+        begin = self._starts[node.lineno - 1] + node.col_offset
+        end = self._starts[node.end_lineno - 1] + node.end_col_offset
+        old = self._data[begin:end].decode()
+        if old != new:
+            self.found.append(Mutant(self._path, node.lineno, begin, end, old, new))
+
+    def _text(self, node: ast.AST) -> str:
+        return f"({ast.get_source_segment(self._source, node)})"
+
+    # What is not code that runs, or says nothing but words, is left alone.
+
+    def visit_arg(self, node):
+        """Leave annotations alone."""
+
+    def visit_Assert(self, node):
+        """Leave it alone: it is there for the type checker."""
+
+    def visit_AnnAssign(self, node):
+        if node.value is not None:
+            self.visit(node.value)
+            self._delete_attribute(node, node.target)
+
+    def visit_FunctionDef(self, node):
+        for child in (*node.args.defaults, *filter(None, node.args.kw_defaults), *node.body):
+            self.visit(child)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_ClassDef(self, node):
+        for child in node.body:
+            self.visit(child)
+
+    def visit_If(self, node):
+        if ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        self._add(node.test, f"(not {self._text(node.test)})")
+        self.generic_visit(node)
+
+    def visit_While(self, node):
+        if not isinstance(node.test, ast.Constant):
+            self._add(node.test, "False")
+        self.generic_visit(node)
+
+    def visit_IfExp(self, node):
+        self._add(node.test, f"(not {self._text(node.test)})")
+        self.generic_visit(node)
+
+    def visit_Compare(self, node):
+        if len(node.ops) == 1:
+            new = _COMPARE[type(node.ops[0])]
+            self._add(node, f"{self._text(node.left)} {new} {self._text(node.comparators[0])}")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node):
+        word = " or " if isinstance(node.op, ast.And) else " and "
+        self._add(node, f"({word.join(self._text(value) for value in node.values)})")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node):
+        if isinstance(node.op, ast.Not):
+            self._add(node, f"bool{self._text(node.operand)}")
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node):
+        if type(node.op) in _BINARY:
+            self._add(node, f"({self._text(node.left)} {_BINARY[type(node.op)]} {self._text(node.right)})")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, bool):
+            self._add(node, str(not node.value))
+        elif isinstance(node.value, (int, float)):
+            self._add(node, str(node.value + 1))
+
+    def visit_JoinedStr(self, node):
+        """Leave it alone: words."""
+
+    def visit_Raise(self, node):
+        """Leave it alone: whether it is reached is the condition's business."""
+
+    def visit_Expr(self, node):
+        if isinstance(node.value, ast.Constant):
+            return  # a docstring
+        self._add(node, "pass")
+        self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        for target in node.targets:
+            self._delete_attribute(node, target)
+        self.visit(node.value)
+
+    def _delete_attribute(self, node, target):
+        """A state that is not kept; a plain name that is not bound would only be a `NameError`."""
+        if isinstance(target, (ast.Attribute, ast.Subscript)):
+            self._add(node, "pass")
+
+    def visit_AugAssign(self, node):
+        self._add(node, "pass")
+        self.generic_visit(node)
+
+    def visit_Return(self, node):
+        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            self._add(node, "return None")
+            self.visit(node.value)
+
+    def visit_Break(self, node):
+        self._add(node, "continue")
+
+    def visit_Continue(self, node):
+        self._add(node, "break")
+
+
+def mutants(path: str, source: str) -> list[Mutant]:
+    """Every mutant of a module that still compiles."""
+    finder = _Finder(path, source)
+    finder.visit(ast.parse(source))
+    return [mutant for mutant in dict.fromkeys(finder.found) if _compiles(changed(source, mutant))]
+
+
+def changed(source: str, mutant: Mutant) -> str:
+    """The source of the mutant."""
+    data = source.encode()
+    return (data[: mutant.begin] + mutant.new.encode() + data[mutant.end :]).decode()
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+class Copy:
+    """A copy of the tree in which one mutant after the other is tried."""
+
+    def __init__(self, root: Path, directory: Path) -> None:
+        self._root, self.directory = root, directory
+        for entry in root.iterdir():
+            if entry.name == "nstat_async":
+                shutil.copytree(entry, directory / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif not entry.name.startswith("."):
+                (directory / entry.name).symlink_to(entry)
+
+    def run(self, tests: tuple[str, ...], seconds: float | None) -> str:
+        """Run these tests: "survived", "killed", or "killed by time"."""
+        command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+        environment = {**os.environ, "PYTHONPATH": str(self.directory)}
+        process = subprocess.Popen(
+            command, cwd=self.directory, env=environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            return "killed" if process.wait(seconds) else "survived"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            return "killed by time"
+
+    def try_out(self, mutant: Mutant, tests: tuple[str, ...], seconds: float) -> str:
+        """The tests' word on one mutant."""
+        place, source = self.directory / mutant.path, (self._root / mutant.path).read_text(encoding="utf-8")
+        place.write_text(changed(source, mutant), encoding="utf-8")
+        try:
+            return self.run(tests, seconds)
+        finally:
+            place.write_text(source, encoding="utf-8")
+
+
+def explained(path: Path = EXPLAINED) -> dict[str, str]:
+    """Mutants that may survive, with the reason."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    pairs = [line.split(" # ", 1) for line in lines if line.strip() and not line.startswith("#")]
+    return {name.strip(): reason.strip() for name, reason in pairs}
+
+
+def tests_of(path: str) -> tuple[str, ...]:
+    """The tests that ought to kill the mutants of this module."""
+    for place, tests in TESTS.items():
+        if path == place or path.startswith(place + "/"):
+            return tests
+    sys.exit(f"no tests are known for {path}: name them in TESTS of tests/mutation.py, or with --tests")
+
+
+def chosen(root: Path, places: list[str]) -> list[Mutant]:
+    """Every mutant of these modules and packages."""
+    found: list[Mutant] = []
+    for place in places:
+        path = root / place
+        for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found += mutants(module.relative_to(root).as_posix(), module.read_text(encoding="utf-8"))
+    return found
+
+
+def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, show=print) -> Counter[str]:
+    """Try these mutants; how many were killed, survived, or may survive.
+
+    Args:
+        root: Of the repository.
+        found: The mutants.
+        tests: Called with a module's path; its tests.
+        jobs: How many run at a time.
+        show: Called with a line for each survivor.
+    """
+    reasons, results, idle = explained(), Counter(), SimpleQueue()
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(jobs):
+            place = Path(directory, str(number))
+            place.mkdir()
+            idle.put(Copy(root, place))
+        limits = {}
+        for chosen_tests in {tests(mutant.path) for mutant in found}:
+            copy, begin = idle.get(), time.monotonic()
+            if copy.run(chosen_tests, None) != "survived":
+                sys.exit(f"the tests fail without any change: {' '.join(chosen_tests)}")
+            # Only a mutant that hangs is meant, on a machine that may be busy.
+            limits[chosen_tests] = 60 + 10 * (time.monotonic() - begin)
+            idle.put(copy)
+
+        def one(mutant):
+            copy, wanted = idle.get(), tests(mutant.path)
+            try:
+                outcome = copy.try_out(mutant, wanted, limits[wanted])
+            finally:
+                idle.put(copy)
+            if outcome == "survived" and mutant.name in reasons:
+                outcome = "explained"
+            if outcome == "survived":
+                show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+            return outcome
+
+        with ThreadPoolExecutor(jobs) as pool:
+            results.update(pool.map(one, found))
+    return results
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("places", nargs="*", help="modules and packages, from the root of the repository")
+    parser.add_argument("--tests", nargs="+", help="run these instead of those that are known for the module")
+    parser.add_argument("--sample", type=int, help="so many mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=1, help="of the drawing")
+    parser.add_argument("--jobs", type=int, default=1, help="how many run at a time")
+    parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    arguments = parser.parse_args()
+    found = chosen(ROOT, arguments.places or list(TESTS))
+    if arguments.sample is not None and arguments.sample < len(found):
+        found = sorted(random.Random(arguments.seed).sample(found, arguments.sample), key=lambda m: (m.path, m.begin))
+    if arguments.list or not arguments.places:
+        for mutant in found if arguments.list else ():
+            print(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+        for path, count in Counter(mutant.path for mutant in found).items():
+            print(f"{count:6,} {path}")
+        return 0
+    named = tuple(arguments.tests) if arguments.tests else None
+    results = hunt(ROOT, found, lambda path: named or tests_of(path), jobs=arguments.jobs)
+    print(f"{len(found):,} mutants: " + ", ".join(f"{count:,} {word}" for word, count in sorted(results.items())))
+    return bool(results["survived"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

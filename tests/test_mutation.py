@@ -1,0 +1,76 @@
+"""The mutation runner of ``tests/mutation.py``: what it changes, and whom it reports as a survivor."""
+
+from __future__ import annotations
+
+import mutation
+import pytest
+
+SOURCE = '''\
+"""Words 1."""
+LIMIT = 4
+
+
+def grow(é, self):
+    """More words."""
+    if é < LIMIT and not self.full:
+        self.count += 1
+        self.note("x")
+    return é
+'''
+
+
+def test_every_kind_of_change_is_found_once_and_nothing_else():
+    found = {(mutant.line, mutant.old, mutant.new) for mutant in mutation.mutants("m.py", SOURCE)}
+    condition = "é < LIMIT and not self.full"
+    assert found == {
+        (2, "4", "5"),
+        (7, condition, f"(not ({condition}))"),
+        (7, condition, "((é < LIMIT) or (not self.full))"),
+        (7, "é < LIMIT", "(é) <= (LIMIT)"),
+        (7, "not self.full", "bool(self.full)"),
+        (8, "self.count += 1", "pass"),
+        (8, "1", "2"),
+        (9, 'self.note("x")', "pass"),
+        (10, "return é", "return None"),
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(a: int = None) -> 'int | 3': ...\n",
+        "raise ValueError(1)\n",
+        "assert 1 < 2\n",
+        "if TYPE_CHECKING:\n    a = 1\n",
+        "x = f'{1 + 2}'\n",
+    ],
+)
+def test_annotations_assertions_words_and_imports_for_types_are_left_alone(source):
+    assert [m for m in mutation.mutants("m.py", source) if m.old != "..."] == []
+
+
+def test_a_mutant_changes_its_place_and_nothing_else():
+    for mutant in mutation.mutants("m.py", SOURCE):
+        text = mutation.changed(SOURCE, mutant)
+        assert text != SOURCE
+        back = mutation.Mutant("m.py", 0, mutant.begin, mutant.begin + len(mutant.new.encode()), mutant.new, mutant.old)
+        assert mutation.changed(text, back) == SOURCE
+
+
+@pytest.mark.timeout(300)
+def test_what_no_test_notices_is_reported_unless_it_is_explained(tmp_path, monkeypatch):
+    package = tmp_path / "nstat_async"
+    package.mkdir()
+    source = "def sign(x):\n    if x < 0:\n        return -1\n    return 1\n"
+    (package / "__init__.py").write_text(source)
+    (tmp_path / "test_sign.py").write_text(
+        "from nstat_async import sign\n\ndef test_sign():\n    assert (sign(-5), sign(5)) == (-1, 1)\n"
+    )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(mutation, "explained", lambda: {"nstat_async/__init__.py: 0 => 1": "no number is between"})
+    found = [m for m in mutation.chosen(tmp_path, ["nstat_async"]) if m.line == 2]
+    lines = []
+    results = mutation.hunt(tmp_path, found, lambda _path: ("test_sign.py",), jobs=1, show=lines.append)
+    assert results == {"killed": 1, "survived": 1, "explained": 1}
+    assert lines == ["nstat_async/__init__.py:2: x < 0 => (x) <= (0)"]
+    assert (package / "__init__.py").read_text() == source
