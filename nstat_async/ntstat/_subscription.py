@@ -365,7 +365,8 @@ class Subscription(Client):
             return
         del self._in_flight[context]
         if request.purpose is Purpose.PROBE:
-            self._ask(self._verification.probe_up_to(ref + PROBED_AHEAD))
+            if ref in self.table.sources:  # not beyond what the table can hold
+                self._ask(self._verification.probe_up_to(ref + PROBED_AHEAD))
         elif request.purpose is not Purpose.DESCRIBE:
             self._verification.recovered += 1
             source = self.table.sources.get(ref)

@@ -40,7 +40,8 @@ class Verification:
     """Of the unresolved ones those that the kernel could not answer now: they are worth asking again."""
     probed: int = 0
     """Highest reference that was probed."""
-    probe_limit: int = 0
+    last_reference: int = 0
+    """Highest reference that there can be."""
 
     def questions(self, table: SourceTable) -> list[Question]:
         """What to ask for, the most urgent first.
@@ -77,11 +78,11 @@ class Verification:
         others says so: only asking does.
         """
         self.probed = table.references.top
-        self.probe_limit = min(self.probed + MAX_VERIFICATIONS, table.kernel.layout.all_sources - 1)
+        self.last_reference = table.kernel.layout.all_sources - 1
         return self.probe_up_to(self.probed + PROBED_AHEAD)
 
     def probe_up_to(self, ref: int) -> Iterator[Question]:
-        """Ask for the references up to this one that were not asked for yet."""
-        first, last = self.probed + 1, min(ref, self.probe_limit)
+        """Ask for the references up to this one that were not asked for yet: goes on as long as sources are found."""
+        first, last = self.probed + 1, min(ref, self.last_reference)
         self.probed = max(self.probed, last)
         return ((probed, Purpose.PROBE) for probed in range(first, last + 1))
