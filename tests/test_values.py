@@ -18,7 +18,7 @@ from nstat_async.ntstat import Evidence, KnownFlow
 from nstat_async.ntstat import Setup as DarwinSetup
 from nstat_async.recording import steps
 from nstat_async.sockdiag import RECORDED as LINUX_VALUES
-from nstat_async.sockdiag import LinkKindsAnswer, OwnersAnswer, OwnersRequest, ProcessFacts
+from nstat_async.sockdiag import LinkKindsAnswer, NetworkNamespace, OwnersAnswer, OwnersRequest, ProcessFacts
 from nstat_async.sockdiag import Setup as LinuxSetup
 
 KNOWN = KnownFlow(
@@ -156,7 +156,8 @@ def test_a_setup_with_a_timebase_that_cannot_be_is_refused():
     for timebase in ([0, 0], [-1, 1], [1, 1 << 40]):
         with pytest.raises(ProtocolError):
             from_json(DarwinSetup, {"kernel": "xnu-11417.121.6", "timebase": timebase})
-    assert from_json(LinuxSetup, {"namespaces": [None, "one"]}).namespaces == (None, "one")
+    setup = from_json(LinuxSetup, {"namespaces": [{}, {"label": "one", "device": 4, "inode": 7, "colour": 1}]})
+    assert setup.namespaces == (NetworkNamespace(), NetworkNamespace("one", device=4, inode=7))
 
 
 def test_a_class_that_is_not_known_is_refused_and_what_is_no_value_is_not_written():

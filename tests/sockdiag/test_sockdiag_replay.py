@@ -19,7 +19,7 @@ from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
 from nstat_async.recording import Recording, RecordingWriter, open_recording
-from nstat_async.sockdiag import Session, TcpInfo
+from nstat_async.sockdiag import NetworkNamespace, Session, TcpInfo
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -46,7 +46,7 @@ class Linux(FakeKernel):
 
     def __init__(self, labels: tuple[str | None, ...], **options: Any) -> None:
         chosen = MonitorOptions(**options)
-        session = Session(chosen, namespaces=labels, kernel="6.18.0")
+        session = Session(chosen, namespaces=[NetworkNamespace(label) for label in labels], kernel="6.18.0")
         self.file = io.BytesIO()
         self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
         super().__init__(self.recorded)  # type: ignore[arg-type]
