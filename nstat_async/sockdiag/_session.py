@@ -85,8 +85,6 @@ class Session:
         self._protocols = [number for provider, number in _PROTOCOLS.items() if provider in wanted]
         if not self._protocols:
             raise UsageError("providers: sock_diag has tcp and udp only")
-        self._kernel = kernel
-        self._processes = processes
         self._owners = OwnerSource(self._output, self._learn_owner, self._entries)
         self._schedule = Schedule(None if self._output.following else self._options.interval)
         self._stage = _Stage.IDLE if self._output.following else _Stage.SETUP
@@ -96,6 +94,15 @@ class Session:
         """All sources of evidence, by channel."""
         for namespace in namespaces:
             self._add_namespace(namespace)
+
+    @classmethod
+    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+        """The session that has this `setup`.
+
+        Raises:
+            UsageError: None of the providers asked for exists on Linux.
+        """
+        return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         namespace = Namespace(
@@ -109,15 +116,6 @@ class Session:
         )
         self._namespaces.append(namespace)
         self._sources.update((source.channel, source) for source in namespace.sources)
-
-    @classmethod
-    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
-        """The session that has this `setup`.
-
-        Raises:
-            UsageError: None of the providers asked for exists on Linux.
-        """
-        return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
 
     # -- the contract: state
 
@@ -151,14 +149,14 @@ class Session:
         answered = {KINDS[index].protocol for ns in self._namespaces for index in ns.dumps.answered}
         return Capabilities(
             backend="sock_diag",
-            kernel=self._kernel,
+            kernel=self.setup.kernel,
             providers=frozenset(provider for provider, number in _PROTOCOLS.items() if number in answered),
             tcp_counts=IPPROTO_TCP in self._protocols,
             udp_counts=False,
             final_counts=reported,
             short_lived=reported,
             flows=Visibility.ALL,
-            processes=self._processes,
+            processes=self.setup.processes,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
         )
@@ -168,7 +166,7 @@ class Session:
             yield f"processes are unknown: {self._owners.failure}"
         if Provider.UDP in self._options.providers:
             yield "the kernel keeps no byte counters of UDP sockets"
-        if self._processes is Visibility.OWN:
+        if self.setup.processes is Visibility.OWN:
             yield "processes of other users cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
         yield "a flow that began and ended between two polls has no process"
 

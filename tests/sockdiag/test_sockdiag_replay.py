@@ -23,7 +23,12 @@ from nstat_async.sockdiag import NetworkNamespace, Session, TcpInfo
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
-LABELS = ((None,), (None, "one"), ("one", "two", None))
+THIS, ONE, TWO = (
+    NetworkNamespace(),
+    NetworkNamespace("one", device=4, inode=11),
+    NetworkNamespace("two", device=4, inode=12),
+)
+NAMESPACES = ((THIS,), (THIS, ONE), (ONE, TWO, THIS))
 cookie = st.integers(1, 12)
 step = st.one_of(
     st.tuples(st.just("open"), cookie, st.booleans()),
@@ -44,9 +49,9 @@ step = st.one_of(
 class Linux(FakeKernel):
     """A recorded run on a kernel made of a dictionary."""
 
-    def __init__(self, labels: tuple[str | None, ...], **options: Any) -> None:
+    def __init__(self, namespaces: tuple[NetworkNamespace, ...], **options: Any) -> None:
         chosen = MonitorOptions(**options)
-        session = Session(chosen, namespaces=[NetworkNamespace(label) for label in labels], kernel="6.18.0")
+        session = Session(chosen, namespaces=namespaces, kernel="6.18.0")
         self.file = io.BytesIO()
         self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
         super().__init__(self.recorded)  # type: ignore[arg-type]
@@ -108,7 +113,7 @@ class Linux(FakeKernel):
 
 @settings(common, max_examples=60)
 @given(
-    labels=st.sampled_from(LABELS),
+    namespaces=st.sampled_from(NAMESPACES),
     options=st.fixed_dictionaries(
         {
             "interval": st.sampled_from((None, 1.0)),
@@ -119,8 +124,8 @@ class Linux(FakeKernel):
     ),
     script=st.lists(step, max_size=25),
 )
-def test_the_replay_of_a_run_on_linux_is_the_run(labels, options, script):
-    run = Linux(labels, **options)
+def test_the_replay_of_a_run_on_linux_is_the_run(namespaces, options, script):
+    run = Linux(namespaces, **options)
     run.start()
     for action in script:
         if run.recorded.failure is None:
@@ -131,7 +136,7 @@ def test_the_replay_of_a_run_on_linux_is_the_run(labels, options, script):
 
 
 def test_who_follows_knows_a_channel_by_its_purpose_and_not_by_its_number():
-    run = Linux((None,))
+    run = Linux((THIS,))
     for number in range(1, 5):
         run.do(("open", number, True))
         run.do(("owner", number, number))
