@@ -29,7 +29,7 @@ from nstat_async.recording import Recording, RecordingInfo, RecordingWriter, Rec
 from nstat_async.testing import EmulatedKernel
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
-GENEROUS = 20.0
+GENEROUS = 120.0
 
 
 class Disk(io.BytesIO):

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ._faults import DARWIN_27_INSERTION, Faults
     from ._flows import EmulatedFlow
     from ._interfaces import EmulatedInterface
-    from ._receive_buffer import SocketStatistics
     from ._server import UnixServer, serve_unix
     from ._workload import Workload
 
@@ -36,7 +35,6 @@ __all__ = [
     "EmulatedInterface",
     "EmulatedKernel",
     "Faults",
-    "SocketStatistics",
     "UnixServer",
     "Workload",
     "serve_unix",
@@ -49,7 +47,6 @@ _MODULES = {
     "EmulatedInterface": "_interfaces",
     "EmulatedKernel": "_emulated",
     "Faults": "_faults",
-    "SocketStatistics": "_receive_buffer",
     "UnixServer": "_server",
     "Workload": "_workload",
     "serve_unix": "_server",

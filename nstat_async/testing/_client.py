@@ -33,12 +33,6 @@ __all__ = ["EmulatedClient"]
 _HEADER = struct.Struct("<QIHH")
 _OLD_HEADER = 12
 """Up to xnu-2782 the last word of the header is not used, and need not be there."""
-_OK = 0
-_EPERM = int(DarwinErrno.EPERM)
-_ENOENT = int(DarwinErrno.ENOENT)
-_EINVAL = int(DarwinErrno.EINVAL)
-_EALREADY = int(DarwinErrno.EALREADY)
-_ENOTSUP = int(DarwinErrno.ENOTSUP)
 _EXTENSION_BITS = 0xFFFFFF << 40 | 1 << 28
 _CONTENDED_CHUNK = 5
 _NAMED_ONCE = (8796, 141, 3)
@@ -129,17 +123,17 @@ class EmulatedClient(Watcher):
         try:
             request = ntstat.decode_message(self.release, data, (kind, context, flags, 0, len(data)))
         except ProtocolError:
-            error = _EINVAL
+            error: int = DarwinErrno.EINVAL
         else:
             handler = self._handlers.get(type(request))
-            error = _EINVAL if handler is None else handler(request)
-        return self._refuse(data, context, error) if error else _OK
+            error = DarwinErrno.EINVAL if handler is None else handler(request)
+        return self._refuse(data, context, error) if error else 0
 
     def _refuse(self, data: bytes, context: int, error: int) -> int:
         layout = self.machine.layout
         message = ntstat.Error(context=context, error=error, request=data)
         if self.release.version >= (3247,) and not self.enqueue(message.encode(layout), critical=True, allocated=True):
-            return _OK
+            return 0
         return self.enqueue(ntstat.Error(context=context, error=error).encode(layout), critical=True)
 
     def _succeed(self, context: int, flags: int = 0) -> None:
@@ -167,10 +161,10 @@ class EmulatedClient(Watcher):
         if bits & Filter.SUPPRESS_SRC_ADDED and self.release.suppress_switches_updates:
             self.updates = True
         if provider_id in self.watching:
-            return _EALREADY
+            return DarwinErrno.EALREADY
         self.watching.add(provider_id)
         if provider_id in self._added_by_name and version >= _NAMED_ONCE:
-            return _EALREADY
+            return DarwinErrno.EALREADY
         if not self.machine.privileged and version >= (8792, 61, 2):
             bits &= ~_EXTENSION_BITS
         asked = ProviderFilter(bits, request.events, request.target_pid, bytes(request.target_uuid))
@@ -181,19 +175,19 @@ class EmulatedClient(Watcher):
                 self.watching.discard(provider_id)
             return error
         self._succeed(request.context)
-        return _OK
+        return 0
 
     def _may_watch(self, provider_id: int) -> int:
         known = self.release.providers.get(provider_id)
         if known is None or provider_id in self.machine.absent_providers:
-            return _ENOENT
+            return DarwinErrno.ENOENT
         if known[0] is Provider.INTERFACE:
-            return _ENOTSUP
+            return DarwinErrno.ENOTSUP
         if self.machine.privileged:
-            return _OK
+            return 0
         if self.machine.privilege_check and self.release.version >= (2422,):
-            return _EPERM
-        return _EPERM if known[0] in GENERIC and self.release.version >= (8792, 61, 2) else _OK
+            return DarwinErrno.EPERM
+        return DarwinErrno.EPERM if known[0] in GENERIC and self.release.version >= (8792, 61, 2) else 0
 
     def _scan(self, provider_id: int) -> int:
         """Add what exists.
@@ -205,8 +199,8 @@ class EmulatedClient(Watcher):
         for flow in self.kernel.existing(provider_id):
             error = self.add_source(flow, provider_id)
             if error and not (kernel_sockets and self.release.has_details):
-                return _OK if kernel_sockets else error
-        return _OK
+                return 0 if kernel_sockets else error
+        return 0
 
     def _add_source(self, request: ntstat.AddSource) -> int:
         error, flow = find_flow(self.kernel, request.provider, request.param)
@@ -228,9 +222,9 @@ class EmulatedClient(Watcher):
     def _remove(self, request: ntstat.RemoveSource) -> int:
         source = self.sources.get(request.srcref)
         if source is None:
-            return _ENOENT
+            return DarwinErrno.ENOENT
         self._clean_up(source)
-        return _OK
+        return 0
 
     def _clean_up(self, source: ClientSource) -> None:
         self.report_removed(source)
@@ -240,18 +234,18 @@ class EmulatedClient(Watcher):
 
     def _set_filter(self, request: ntstat.SetFilter) -> int:
         if request.srcref in {0, self.machine.layout.all_sources}:
-            return _EINVAL
+            return DarwinErrno.EINVAL
         source = self.sources.get(request.srcref)
         if source is None:
-            return _ENOENT
+            return DarwinErrno.ENOENT
         source.no_zero_bytes = bool(request.filter & 1)
-        return _OK
+        return 0
 
     def _subscribe_sysinfo(self, _request: ntstat.SubscribeSystemInfo) -> int:
         if not self.machine.privileged:
-            return _EPERM
+            return DarwinErrno.EPERM
         self.subscribed_to_sysinfo = True
-        return _OK
+        return 0
 
     # Asking
 
@@ -293,7 +287,7 @@ class EmulatedClient(Watcher):
         marks = paced and (everything or self._marks_single(request))
         batched, dead = batched and everything, list[ClientSource]()
         boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
-        error, walked, reported = (_OK if everything else _ENOENT), True, 0
+        error, walked, reported = (0 if everything else DarwinErrno.ENOENT), True, 0
         for source in self._candidates(request.srcref, everything=everything, paced=paced):
             if self.allows(source, boring):
                 error = report(source, 0 if batched else request.context, batched=batched)
@@ -355,7 +349,7 @@ class EmulatedClient(Watcher):
             self._clean_up(source)
         if everything and not (is_buffer_error(error) and self.release.version >= (3247,)):
             self._succeed(context, flags)
-            error = _OK
+            error = 0
         for source in [] if early else dead:
             self._clean_up(source)
         return error

@@ -223,18 +223,18 @@ class EmulatedFlow:
 
     def counts_errno(self) -> int:
         """Error of the provider's counters function; 0 in life."""
-        return int(DarwinErrno.EIO) if self.unreadable else 0
+        return DarwinErrno.EIO if self.unreadable else 0
 
     def details_errno(self) -> int:
         """Error for want of a function for counters by medium: routes and interfaces have none."""
-        return int(DarwinErrno.EOPNOTSUPP) if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
+        return DarwinErrno.EOPNOTSUPP if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
 
     def descriptor_errno(self) -> int:
         """Error of the provider's descriptor function: since xnu-2782 a dead socket has no descriptor."""
         if self.unreadable:
-            return int(DarwinErrno.EIO)
+            return DarwinErrno.EIO
         dead = self.gone and self.is_kernel_socket and self.kernel.release.version >= (2782,)
-        return int(DarwinErrno.EINVAL) if dead else 0
+        return DarwinErrno.EINVAL if dead else 0
 
     # Changing it
 

@@ -17,12 +17,6 @@ from ._watcher import ClientSource, Watcher
 
 __all__ = ["find_flow", "interface_sources", "report_traffic", "reset_threshold", "set_threshold"]
 
-_OK = 0
-_EPERM = int(DarwinErrno.EPERM)
-_ENOENT = int(DarwinErrno.ENOENT)
-_EINVAL = int(DarwinErrno.EINVAL)
-_ENOTSUP = int(DarwinErrno.ENOTSUP)
-_EAFNOSUPPORT = int(DarwinErrno.EAFNOSUPPORT)
 _SMALLEST_THRESHOLD = 1 << 20
 
 Found = tuple[int, "EmulatedFlow | None"]
@@ -33,7 +27,7 @@ def find_flow(machine: ScriptedMachine, provider_id: int, param: bytes) -> Found
     """The flow that an ``ADD_SRC`` names."""
     known = machine.release.providers.get(provider_id)
     if known is None or provider_id in machine.absent_providers:
-        return _ENOENT, None
+        return DarwinErrno.ENOENT, None
     provider, userland = known
     if provider is Provider.ROUTE:
         return _find_route(machine, param)
@@ -41,38 +35,38 @@ def find_flow(machine: ScriptedMachine, provider_id: int, param: bytes) -> Found
         return _find_interface(machine, param)
     if provider in {Provider.TCP, Provider.UDP} and not userland and machine.release.version < (8796, 141, 3):
         return _find_socket(machine, provider_id, param)
-    return _ENOTSUP, None
+    return DarwinErrno.ENOTSUP, None
 
 
 def _find_route(machine: ScriptedMachine, param: bytes) -> Found:
     codec = machine.layout["nstat_route_add_param"]
     if len(param) < codec.size:
-        return _EINVAL, None
+        return DarwinErrno.EINVAL, None
     destination, mask = codec.read("dst", param), codec.read("mask", param)
     ifindex = codec.read("ifindex", param)
     # The length of a mask is compared with the size of the length byte itself: only none passes.
     if not destination[1] or destination[0] > len(destination) or mask[0] > 1:
-        return _EINVAL, None
+        return DarwinErrno.EINVAL, None
     if destination[1] not in {DARWIN_AF_INET, DARWIN_AF_INET6}:
-        return _EAFNOSUPPORT, None
+        return DarwinErrno.EAFNOSUPPORT, None
     for flow in machine.existing_routes():
         if flow.fields.get("dst") == destination and ifindex in {0, flow.fields.get("ifindex", 0)}:
-            return _OK, flow
-    return _ENOENT, None
+            return 0, flow
+    return DarwinErrno.ENOENT, None
 
 
 def _find_socket(machine: ScriptedMachine, provider_id: int, param: bytes) -> Found:
     codec = machine.layout["nstat_tcp_add_param"]
     if len(param) < codec.size:
-        return _EINVAL, None
+        return DarwinErrno.EINVAL, None
     local, remote = codec.read("local", param), codec.read("remote", param)
     if (remote[1] and local[1] != remote[1]) or local[1] not in {DARWIN_AF_INET, DARWIN_AF_INET6}:
-        return _EINVAL, None
+        return DarwinErrno.EINVAL, None
     for flow in machine.existing(provider_id):
         mine, peer = flow.fields.get("local", bytes(28)), flow.fields.get("remote", bytes(28))
         if _same(mine, local) and _same(peer, remote):
-            return _OK, flow
-    return _ENOENT, None
+            return 0, flow
+    return DarwinErrno.ENOENT, None
 
 
 def _same(have: bytes, asked: bytes) -> bool:
@@ -88,13 +82,13 @@ def _same(have: bytes, asked: bytes) -> bool:
 def _find_interface(machine: ScriptedMachine, param: bytes) -> Found:
     codec = machine.layout["nstat_ifnet_add_param"]
     if machine.privilege_check and not machine.privileged:
-        return _EPERM, None
+        return DarwinErrno.EPERM, None
     if len(param) < codec.size:
-        return _EINVAL, None
+        return DarwinErrno.EINVAL, None
     flow = machine.interface_flow(codec.read("ifindex", param))
     if flow is None or codec.read("threshold", param) < _SMALLEST_THRESHOLD:
-        return _EINVAL, None
-    return _OK, flow
+        return DarwinErrno.EINVAL, None
+    return 0, flow
 
 
 def interface_sources(watchers: list[Watcher]) -> Iterator[tuple[Watcher, ClientSource]]:

@@ -26,11 +26,6 @@ from ._machine import Machine
 
 __all__ = ["ClientSource", "Watcher", "is_buffer_error"]
 
-_OK = 0
-_ENOBUFS = int(DarwinErrno.ENOBUFS)
-_ENOMEM = int(DarwinErrno.ENOMEM)
-_EAGAIN = int(DarwinErrno.EAGAIN)
-_EINVAL = int(DarwinErrno.EINVAL)
 _DESCRIPTION_LIMIT = 512
 _EXTENSION_SHIFT = 40
 _DOMAIN_BIT_OF_8019 = 1 << 28
@@ -39,7 +34,7 @@ _DETAILS_SIZE = 448
 
 def is_buffer_error(error: int) -> bool:
     """True for errors that end a walk: nothing more would fit."""
-    return error in {_ENOBUFS, _ENOMEM}
+    return error in {DarwinErrno.ENOBUFS, DarwinErrno.ENOMEM}
 
 
 class ClientSource:
@@ -105,7 +100,7 @@ class Watcher(ControlSocket):
         """
         faults = self.machine.faults
         if faults.happens(faults.fail_allocations):
-            return _ENOMEM
+            return DarwinErrno.ENOMEM
         srcref = self._draw_reference()
         bits = self.filter_of(announced_as).bits
         source = ClientSource(srcref, flow, announced_as, self._first_sequence)
@@ -114,13 +109,13 @@ class Watcher(ControlSocket):
         if not silent and not hidden:
             announcement = SourceAdded(srcref=srcref, provider=announced_as, context=context)
             lost = faults.happens(faults.lose_announcements)
-            error = _ENOBUFS if lost else self.enqueue(announcement.encode(self.machine.layout))
+            error = DarwinErrno.ENOBUFS if lost else self.enqueue(announcement.encode(self.machine.layout))
             if error:
                 return error
         self.sources[srcref] = source
         self._by_flow.setdefault(flow.number, []).append(source)
         self.source_added(source)
-        return _OK
+        return 0
 
     def source_added(self, source: ClientSource) -> None:
         """A source was added, perhaps while a paced poll is under way."""
@@ -167,7 +162,7 @@ class Watcher(ControlSocket):
             return self.enqueue(message)
         self._batch.append(message)
         self._batch_size += len(message)
-        return _OK
+        return 0
 
     def flush(self) -> None:
         """Queue the batch; a refused one is gone, and nobody hears of it."""
@@ -185,9 +180,9 @@ class Watcher(ControlSocket):
         """``SRC_COUNTS``; counters that cannot be had are passed over in silence."""
         error = source.flow.counts_errno()
         if error:
-            return error if batched else _OK
+            return error if batched else 0
         if self._silent(source):
-            return _EAGAIN
+            return DarwinErrno.EAGAIN
         message = self.machine.reports.counts(source.srcref, source.flow.encoded_counts(), context, flags)
         return self._deliver(message, batched=batched)
 
@@ -199,7 +194,7 @@ class Watcher(ControlSocket):
         descriptor = self._descriptor(source)
         message = self.machine.reports.description(source.srcref, source.announced_as, descriptor, context, flags)
         if batched and len(message) > _DESCRIPTION_LIMIT:
-            return _EINVAL
+            return DarwinErrno.EINVAL
         return self._deliver(message, batched=batched)
 
     def _descriptor(self, source: ClientSource) -> bytes:
@@ -231,7 +226,7 @@ class Watcher(ControlSocket):
         if error or (without and not batched):
             return error or without
         if self._silent(source):
-            return _EAGAIN
+            return DarwinErrno.EAGAIN
         items = self._items(source, padded=batched) if flow.items else b""
         if details:
             kind = MessageType.SRC_EXTENDED_DETAILS if items else MessageType.SRC_DETAILS
@@ -244,7 +239,7 @@ class Watcher(ControlSocket):
             kind=kind, context=context, flags=flags, events=events, items=items,
         )  # fmt: skip
         if batched and len(message) > self._update_limit:
-            return _EINVAL
+            return DarwinErrno.EINVAL
         return self._deliver(message, batched=batched)
 
     def _items(self, source: ClientSource, *, padded: bool) -> bytes:

@@ -33,12 +33,12 @@ def command(*arguments: object) -> list[str]:
 
 def stopped(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> tuple[bytes, bytes]:
     """Both outputs of a command that is interrupted when enough is done."""
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not done():
         assert time.monotonic() < limit
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     return out, err
 
@@ -55,7 +55,7 @@ def test_standard_output_takes_a_recording_and_nothing_else(options):
     assert first.startswith(b"\x89NSTAT\r\n")
     assert b"events" in err, "the summary is not among the recording's bytes"
     played = subprocess.run(
-        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=60, check=True
+        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=120, check=True
     )
     events = [json.loads(line) for line in played.stdout.splitlines()]
     assert "curl" in {e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"}
@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line_and_status_1(options, tmp_path):
     done = subprocess.run(
         [PYTHON, "-c", limit, "record", str(tmp_path / "x.nstat"), *options],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1

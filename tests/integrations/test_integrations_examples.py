@@ -37,7 +37,7 @@ def run(name, *arguments):
         [sys.executable, EXAMPLES / f"{name}.py", *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=True,
         env=ENVIRONMENT,
     )
@@ -75,7 +75,7 @@ def test_the_prometheus_example_can_be_scraped(capsys):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(module.main, kernel.backend(), 0)
             text = ""
-            with anyio.fail_after(20):
+            with anyio.fail_after(120):
                 while not (match := re.search(r"http\S+", text)):
                     text += capsys.readouterr().out
                     await anyio.sleep(0.005)
@@ -101,7 +101,7 @@ def test_the_quota_example_raises_one_alarm_per_process():
     async def main():
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(module.main, 1000, kernel.backend(), 0.05, alarms.append)
-            with anyio.fail_after(20):
+            with anyio.fail_after(120):
                 while not kernel.clients:
                     await anyio.sleep(0.01)
                 await anyio.sleep(0)
@@ -133,8 +133,10 @@ def test_the_server_example_serves_a_recording():
             assert child.stdout.readline() == f"http://127.0.0.1:{port}/\n"
 
             async def main():
-                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-                    with anyio.fail_after(30):
+                async with httpx.AsyncClient(
+                    base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False
+                ) as client:
+                    with anyio.fail_after(120):
                         while True:
                             try:
                                 seen = (await client.get("/processes")).json()
@@ -148,7 +150,7 @@ def test_the_server_example_serves_a_recording():
             anyio.run(main)
         finally:
             child.send_signal(signal.SIGINT)
-            errors = child.communicate(timeout=20)[1]
+            errors = child.communicate(timeout=120)[1]
         assert "Traceback" not in errors or "KeyboardInterrupt" in errors
 
 
