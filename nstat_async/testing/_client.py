@@ -45,7 +45,7 @@ class EmulatedClient(Watcher):
     Made by `EmulatedKernel.connect`.
     """
 
-    def __init__(self, machine: ScriptedMachine, clients: list[Watcher], unit: int) -> None:
+    def __init__(self, machine: ScriptedMachine, unit: int) -> None:
         super().__init__(machine)
         self.kernel = machine
         self.unit = unit
@@ -55,7 +55,6 @@ class EmulatedClient(Watcher):
         """A QUERY of everything came since the last minute-timer."""
         self.on_closed: Callable[[], None] = lambda: None
         """Called once the socket was closed."""
-        self._clients = clients
         self._added_by_name: set[int] = set()
         self._poll = PacedPoll(self)
         version = self.release.version
@@ -63,16 +62,22 @@ class EmulatedClient(Watcher):
             ntstat.AddSource: self._add_source,
             ntstat.AddAllSources: self._add_all,
             ntstat.RemoveSource: self._remove,
-            QuerySource: self._query,
-            ntstat.GetSourceDescription: self._describe,
+            QuerySource: self._ask,
+            ntstat.GetSourceDescription: self._ask,
+        }
+        self._reports: dict[type, Callable[..., int]] = {
+            QuerySource: self.report_counts,
+            ntstat.GetSourceDescription: self.report_description,
+            GetUpdate: self.report_update,
+            GetDetails: functools.partial(self.report_update, details=True),
         }
         if (2422,) <= version < (11215,):
             self._handlers[ntstat.SetFilter] = self._set_filter
         if version >= (3247,):
-            self._handlers[GetUpdate] = self._update
+            self._handlers[GetUpdate] = self._ask
             self._handlers[ntstat.SubscribeSystemInfo] = self._subscribe_sysinfo
         if self.release.has_details:
-            self._handlers[GetDetails] = self._details
+            self._handlers[GetDetails] = self._ask
 
     def __repr__(self) -> str:
         return f"<EmulatedClient {self.unit} sources={len(self.sources)} queued={len(self.buffer)}>"
@@ -106,7 +111,7 @@ class EmulatedClient(Watcher):
                 self.closed = True
                 for source in list(self.sources.values()):
                     self.drop(source)
-                self._clients.remove(self)
+                self.kernel.clients.remove(self)
                 self.on_closed()
 
     # The kernel's side
@@ -207,12 +212,12 @@ class EmulatedClient(Watcher):
         if flow is None:
             return error
         is_interface = flow.provider is Provider.INTERFACE
-        threshold = set_threshold(self.kernel, self._clients, flow, request.param) if is_interface else 0
+        threshold = set_threshold(self.kernel, flow, request.param) if is_interface else 0
         if self.release.version >= _NAMED_ONCE:
             for source in self.sources_of(flow):
                 self.say_goodbye(source)
                 if is_interface:
-                    reset_threshold(self._clients, source)
+                    reset_threshold(self.kernel, source)
         error = self.add_source(flow, request.provider, request.context, named=True)
         if not error:
             self._added_by_name.add(request.provider)
@@ -230,7 +235,7 @@ class EmulatedClient(Watcher):
         self.report_removed(source)
         self.drop(source)
         if source.flow.provider is Provider.INTERFACE:
-            reset_threshold(self._clients, source)
+            reset_threshold(self.kernel, source)
 
     def _set_filter(self, request: ntstat.SetFilter) -> int:
         if request.srcref in {0, self.machine.layout.all_sources}:
@@ -249,52 +254,31 @@ class EmulatedClient(Watcher):
 
     # Asking
 
-    def _query(self, request: QuerySource) -> int:
-        everything = request.srcref == self.machine.layout.all_sources
-        self.polled = self.polled or everything
-        return self._ask(request, self.report_counts, everything=everything, batched=self._batches(request.flags))
-
-    def _describe(self, request: ntstat.GetSourceDescription) -> int:
-        everything = request.srcref == self.machine.layout.all_sources and self.release.can_describe_all
-        return self._ask(request, self.report_description, everything=everything, batched=self._batches(request.flags))
-
-    def _update(self, request: GetUpdate) -> int:
-        self.updates = True
-        everything = request.srcref == self.machine.layout.all_sources
-        return self._ask(request, self.report_update, everything=everything, batched=True)
-
-    def _details(self, request: GetDetails) -> int:
-        self.updates = self.wants_details = True
-        everything = request.srcref == self.machine.layout.all_sources
-        report = functools.partial(self.report_update, details=True)
-        return self._ask(request, report, everything=everything, batched=True)
-
-    def _batches(self, flags: int) -> bool:
-        if self.release.version >= (11215,):
-            return True
-        return self.release.version >= (3247,) and bool(flags & HeaderFlag.SUPPORTS_AGGREGATE)
-
-    def _ask(
-        self,
-        request: QuerySource | ntstat.GetSourceDescription,
-        report: Callable[..., int],
-        *,
-        everything: bool,
-        batched: bool,
-    ) -> int:
+    def _ask(self, request: QuerySource | ntstat.GetSourceDescription) -> int:
         """Report one source, or all of them, and answer the request."""
+        kind, version = type(request), self.release.version
+        everything = request.srcref == self.machine.layout.all_sources
+        if kind is ntstat.GetSourceDescription and not self.release.can_describe_all:
+            everything = False
+        self.polled |= everything and kind is QuerySource
+        is_update = kind in {GetUpdate, GetDetails}
+        self.updates |= is_update
+        self.wants_details |= kind is GetDetails
+        aggregates = bool(request.flags & HeaderFlag.SUPPORTS_AGGREGATE) and version >= (3247,)
+        batched = everything and (is_update or aggregates or version >= (11215,))
+        report, dead = self._reports[kind], list[ClientSource]()
         paced = self._poll.begin(request.context, request.flags)
-        marks = paced and (everything or self._marks_single(request))
-        batched, dead = batched and everything, list[ClientSource]()
+        # A report of one source counts as one of the paced poll that has its context.
+        marks = paced and (everything or not is_update or version < (11215,))
         boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
         error, walked, reported = (0 if everything else DarwinErrno.ENOENT), True, 0
         for source in self._candidates(request.srcref, everything=everything, paced=paced):
             if self.allows(source, boring):
                 error = report(source, 0 if batched else request.context, batched=batched)
                 reported += self._note_report(source, error, marks=marks)
-                if source.flow.gone and not error and isinstance(request, GetUpdate | GetDetails):
+                if source.flow.gone and not error and is_update:
                     dead.append(source)
-            if source.flow.gone and type(request) is QuerySource and not is_buffer_error(error):
+            if source.flow.gone and kind is QuerySource and not is_buffer_error(error):
                 # Its state is reported once more; if even that cannot be had, the walk ends here.
                 error = self.report_description(source, 0)
                 if error:
@@ -303,7 +287,7 @@ class EmulatedClient(Watcher):
                     dead.append(source)
             if is_buffer_error(error) or not walked:
                 walked = False
-                self.polled = self.polled and type(request) is not QuerySource
+                self.polled = self.polled and kind is not QuerySource
                 break
             if everything and paced and reported >= self._chunk():
                 walked = self._poll.is_last()
@@ -319,10 +303,6 @@ class EmulatedClient(Watcher):
         if marks:
             self._poll.mark(source)
         return int(marks)
-
-    def _marks_single(self, request: QuerySource | ntstat.GetSourceDescription) -> bool:
-        """True if a report of one source counts as one of the paced poll that has its context."""
-        return self.release.version < (11215,) or not isinstance(request, GetUpdate | GetDetails)
 
     def _chunk(self) -> int:
         contended = self.machine.contended and self.release.version >= (11215,)

@@ -98,14 +98,7 @@ class ControlSocket:
     def enqueue(
         self, record: bytes, *, critical: bool = False, storage: int | None = None, allocated: bool = False
     ) -> int:
-        """Queue a record; 0, ``ENOBUFS`` or ``ENOMEM``.
-
-        Args:
-            record: The bytes.
-            critical: It may use the buffer's reserve.
-            storage: Its cost in mbufs, if its size does not say it.
-            allocated: Its memory was had before.
-        """
+        """Queue a record; 0, ``ENOBUFS`` or ``ENOMEM``. An `allocated` one has had its memory before."""
         faults = self.machine.faults
         if (faults.full and not critical) or not self.buffer.admits(len(record), critical=critical):
             self.refused += 1

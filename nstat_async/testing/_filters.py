@@ -50,22 +50,15 @@ class FilterRules:
     def allows(
         self, wanted: ProviderFilter, flow: EmulatedFlow, announced_as: int, boring: int, reported: bool
     ) -> bool:
-        """May a source be reported?
-
-        Args:
-            wanted: The client's filter.
-            flow: The source's flow.
-            announced_as: The provider that the source was announced as.
-            boring: The "boring" filter bit that this occasion concerns (generic providers).
-            reported: The source was reported before.
-        """
+        """May a source be reported? `boring` is the filter bit that this occasion concerns (generic providers)."""
         bits = wanted.bits
         if not bits & (self._properties | self._user_bits | _HAS_NETWORK_ACCESS | _BORING):
             return True
         generic = flow.provider in GENERIC
         if generic and bits & boring and reported:
             return False
-        fields, properties = flow.fields, flow.filter_properties
+        fields: Mapping[str, Any] = flow.fields
+        properties = flow.filter_properties
         if announced_as != flow.provider_id:
             fields = self._misread(flow, announced_as)
             properties = fields["ifnet_properties"]

@@ -84,37 +84,27 @@ class EmulatedInterface:
         return _IFT.get(self.kind, 6)
 
 
-_FILTER_MASKS = (
-    ((11215,), 0x7FFFF),
-    ((8019,), 0x1FFFF),
-    ((7195,), 0xFFFF),
-    ((6153,), 0x1FFF),
-    ((3789,), 0xFFF),
-    ((3247,), 0xFF),
+_RELEASES = (
+    ((12377,), 0x7FFFF, 0xFFFFF),
+    ((11215,), 0x7FFFF, 0x7FFFF),
+    ((8019,), 0x1FFFF, 0x3FFFF),
+    ((7195,), 0xFFFF, 0xFFFF),
+    ((6153,), 0x1FFF, 0xFFF),
+    ((3789,), 0xFFF, 0xFFF),
+    ((3247,), 0xFF, 0xFF),
 )
-_KNOWN_BITS = (
-    ((12377,), 0xFFFFF),
-    ((11215,), 0x7FFFF),
-    ((8019,), 0x3FFFF),
-    ((7195,), 0xFFFF),
-    ((3789,), 0xFFF),
-    ((3247,), 0xFF),
-)
-
-
-def _row(table: tuple[tuple[tuple[int, ...], int], ...], version: tuple[int, ...]) -> int:
-    return next((mask for first, mask in table if version >= first), 0)
+"""Since which release: interface bits that a filter looks at (``NSTAT_FILTER_IFNET_FLAGS``), and bits that are known."""
 
 
 def filter_mask(version: tuple[int, ...]) -> int:
-    """Interface bits that the filter of a release looks at (``NSTAT_FILTER_IFNET_FLAGS``)."""
-    return _row(_FILTER_MASKS, version)
+    """Interface bits that the filter of a release looks at."""
+    return next((mask for first, mask, _ in _RELEASES if version >= first), 0)
 
 
 def property_bits(version: tuple[int, ...], interface: EmulatedInterface | None) -> int:
     """What a release knows of an interface's kind; "unknown" while no packet went out."""
-    bits = int(Bit.UNKNOWN_TYPE) if interface is None else interface.bits
-    return bits & _row(_KNOWN_BITS, version)
+    known = next((bits for first, _, bits in _RELEASES if version >= first), 0)
+    return known & (int(Bit.UNKNOWN_TYPE) if interface is None else interface.bits)
 
 
 def default_interfaces() -> list[EmulatedInterface]:

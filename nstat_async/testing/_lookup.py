@@ -12,6 +12,7 @@ from nstat_async.ntstat import DarwinErrno
 from nstat_async.ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6
 
 from ._flows import EmulatedFlow
+from ._machine import Machine
 from ._scripting import ScriptedMachine
 from ._watcher import ClientSource, Watcher
 
@@ -91,15 +92,15 @@ def _find_interface(machine: ScriptedMachine, param: bytes) -> Found:
     return 0, flow
 
 
-def interface_sources(watchers: list[Watcher]) -> Iterator[tuple[Watcher, ClientSource]]:
+def interface_sources(machine: Machine) -> Iterator[tuple[Watcher, ClientSource]]:
     """All interface sources of all clients, newest first."""
-    for watcher in list(watchers):
+    for watcher in list(machine.clients):
         for source in reversed(list(watcher.sources.values())):
             if source.flow.provider is Provider.INTERFACE:
                 yield watcher, source
 
 
-def set_threshold(machine: ScriptedMachine, watchers: list[Watcher], flow: EmulatedFlow, param: bytes) -> int:
+def set_threshold(machine: Machine, flow: EmulatedFlow, param: bytes) -> int:
     """Lower an interface's threshold to what a client asked for; every watcher hears of it. Returns what was asked."""
     asked = int(machine.layout["nstat_ifnet_add_param"].read("threshold", param))
     interface = flow.interface
@@ -107,25 +108,25 @@ def set_threshold(machine: ScriptedMachine, watchers: list[Watcher], flow: Emula
     if not interface.threshold or interface.threshold > asked:
         interface.threshold = asked
         flow.set(threshold=asked)
-        for watcher, source in interface_sources(watchers):
+        for watcher, source in interface_sources(machine):
             watcher.report_description(source, 0)
     return asked
 
 
-def reset_threshold(watchers: list[Watcher], removed: ClientSource) -> None:
+def reset_threshold(machine: Machine, removed: ClientSource) -> None:
     """Set the interface's threshold anew when a source of it is gone.
 
     The kernel takes the least threshold of all interface sources, of whatever interface.
     """
     interface = removed.flow.interface
     assert interface is not None
-    others = [source.threshold for _, source in interface_sources(watchers) if source is not removed]
+    others = [source.threshold for _, source in interface_sources(machine) if source is not removed]
     interface.threshold = min(others, default=0)
     removed.flow.set(threshold=interface.threshold)
 
 
-def report_traffic(watchers: list[Watcher], flow: EmulatedFlow) -> None:
+def report_traffic(machine: Machine, flow: EmulatedFlow) -> None:
     """Report an interface to its watchers: its threshold was passed."""
-    for watcher, source in interface_sources(watchers):
+    for watcher, source in interface_sources(machine):
         if source.flow is flow:
             watcher.report_counts(source, 0)

@@ -43,13 +43,7 @@ def _mbuf_storage(size: int) -> int:
 
 
 class ReceiveBuffer:
-    """Records that wait for the client.
-
-    Args:
-        size: Byte limit, as ``connect`` sets it.
-        critical_quarter: Critical records have a reserve (since xnu-2782).
-        count_mbufs: Storage is limited too (up to xnu-8796).
-    """
+    """Records that wait for the client: with a reserve for critical ones, and with a limit of storage, or without."""
 
     def __init__(self, size: int, *, critical_quarter: bool, count_mbufs: bool) -> None:
         self._critical_quarter = critical_quarter

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nstat_async._model import Endpoint, Provider
 
-from ._flows import Address, EmulatedFlow, FlowHost
-from ._machine import OWNER_FIELDS
-from ._values import endpoint
+from ._flows import Address, EmulatedFlow
+from ._machine import OWNER_FIELDS, Machine
+from ._values import endpoint, field_value
 
 __all__ = ["ScriptedMachine"]
 
@@ -17,13 +17,11 @@ _ESTABLISHED = 4
 _SERVER = ("198.51.100.7", 443)
 
 
-class ScriptedMachine(FlowHost):
+class ScriptedMachine(Machine):
     """The part of an emulated kernel that holds flows, and by which they come into being."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._flows: dict[int, dict[int, EmulatedFlow]] = {number: {} for number in self.release.providers}
-        self._interface_flows: dict[int, EmulatedFlow] = {}
+    _flows: dict[int, dict[int, EmulatedFlow]]
+    _interface_flows: dict[int, EmulatedFlow]
 
     # The flows there are
 
@@ -74,6 +72,24 @@ class ScriptedMachine(FlowHost):
                 flow.mark_gone()
 
     # Making them
+
+    def open_flow(
+        self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
+    ) -> EmulatedFlow:
+        """Make a flow from raw fields and announce it to whoever watches its provider."""
+        with self.lock:
+            values = {name: field_value(name, value) for name, value in (fields or {}).items()}
+            flow = EmulatedFlow(self, provider_id, values)
+            flow.inbound = inbound
+            self._flows[provider_id][flow.number] = flow
+            if "state" in values:
+                flow.set_state(values["state"])
+            self.announce(flow)
+            return flow
+
+    def announce(self, flow: EmulatedFlow) -> None:
+        """Make it a source of every client that watches its provider."""
+        raise NotImplementedError
 
     def open(
         self,

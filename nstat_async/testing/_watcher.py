@@ -230,7 +230,7 @@ class Watcher(ControlSocket):
         items = self._items(source, padded=batched) if flow.items else b""
         if details:
             kind = MessageType.SRC_EXTENDED_DETAILS if items else MessageType.SRC_DETAILS
-            counts = bytes(_DETAILS_SIZE) if without else flow.encoded_detailed_counts()
+            counts = bytes(_DETAILS_SIZE) if without else flow.encoded_counts(detailed=True)
         else:
             kind = MessageType.SRC_EXTENDED_UPDATE if items else MessageType.SRC_UPDATE
             counts = flow.encoded_counts()

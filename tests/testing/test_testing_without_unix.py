@@ -95,7 +95,7 @@ def test_the_unix_server_says_that_it_cannot_be_had_and_what_works(serve, tmp_pa
 def test_everything_imports_where_the_names_are_missing_from_the_beginning():
     code = (
         f"import _socket, socket\n{inspect.getsource(tcp_pair)}"
-        + """
+        """
 socket.socketpair = tcp_pair
 for module in (_socket, socket):
     for name in ("AF_UNIX", "SOCK_SEQPACKET"):
