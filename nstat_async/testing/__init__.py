@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._client import EmulatedClient
     from ._emulated import EmulatedKernel
-    from ._faults import DARWIN_27_INSERTION, Faults
+    from ._faults import DARWIN_27_INSERTION, DARWIN_27_INSERTIONS, Faults
     from ._flows import EmulatedFlow
     from ._interfaces import EmulatedInterface
     from ._server import UnixServer, serve_unix
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DARWIN_27_INSERTION",
+    "DARWIN_27_INSERTIONS",
     "EmulatedClient",
     "EmulatedFlow",
     "EmulatedInterface",
@@ -42,6 +43,7 @@ __all__ = [
 
 _MODULES = {
     "DARWIN_27_INSERTION": "_faults",
+    "DARWIN_27_INSERTIONS": "_faults",
     "EmulatedClient": "_client",
     "EmulatedFlow": "_flows",
     "EmulatedInterface": "_interfaces",

@@ -29,6 +29,9 @@ Address = Endpoint | str | tuple[str, int]
 _CLOSED, _LISTEN, _SYN_SENT, _ESTABLISHED, _TIME_WAIT = 0, 1, 2, 4, 10
 _SEGMENT = 1448
 _TIMESTAMP = struct.Struct("<Q")
+# Plain numbers: an operation on enum members costs a microsecond, and each report needs several.
+_LISTENER, _INBOUND, _OUTBOUND = int(Bit.SOURCE_IS_LISTENER), int(Bit.SOURCE_IS_INBOUND), int(Bit.SOURCE_IS_OUTBOUND)
+_LOCAL, _NON_LOCAL, _FALLBACK = int(Bit.LOCAL), int(Bit.NON_LOCAL), int(Bit.VIA_CELLFALLBACK)
 _STREAMS = frozenset({Provider.TCP, Provider.QUIC})
 
 
@@ -122,9 +125,9 @@ class EmulatedFlow:
         if version < (10002,) or self.provider is not Provider.TCP:
             return bits
         if self.inbound:
-            return bits | Bit.SOURCE_IS_INBOUND
+            return bits | _INBOUND
         state = self.fields.get("state", _CLOSED)
-        return bits | (Bit.SOURCE_IS_LISTENER if state == _LISTEN else Bit.SOURCE_IS_OUTBOUND if state else 0)
+        return bits | (_LISTENER if state == _LISTEN else _OUTBOUND if state else 0)
 
     def _whole_properties(self) -> int:
         """The properties without TCP's role, before they are cut to the width that a release has for them."""
@@ -137,9 +140,9 @@ class EmulatedFlow:
             return bits
         reports_locality = version >= ((6153,) if self.provider is Provider.TCP else (10002,))
         if reports_locality and (self.interface is not None or version >= (10002,)):
-            bits |= Bit.LOCAL if self._remote_is_local() else Bit.NON_LOCAL
+            bits |= _LOCAL if self._remote_is_local() else _NON_LOCAL
         if self.cell_fallback and version >= (6153,):
-            bits |= Bit.VIA_CELLFALLBACK
+            bits |= _FALLBACK
         return bits if self.inbound else bits | self._former_bits
 
     def _remote_is_local(self) -> bool:
@@ -174,7 +177,7 @@ class EmulatedFlow:
         values, codec = dict(self.fields), self._codec
         if "ifnet_properties" in codec:
             bits = self.properties
-            self.role = bits & (Bit.SOURCE_IS_LISTENER | Bit.SOURCE_IS_OUTBOUND)
+            self.role = bits & (_LISTENER | _OUTBOUND)
             values["ifnet_properties"] = bits & (1 << 8 * codec.by_name["ifnet_properties"].size) - 1
         if self.interface is not None:
             values.setdefault("ifindex", self.interface.index)
@@ -191,10 +194,6 @@ class EmulatedFlow:
         return parts
 
     # What the provider's functions answer
-
-    def counts_errno(self) -> int:
-        """Error of the provider's counters function; 0 in life."""
-        return DarwinErrno.EIO if self.unreadable else 0
 
     def details_errno(self) -> int:
         """Error for want of a function for counters by medium: routes and interfaces have none."""
@@ -353,7 +352,9 @@ class EmulatedFlow:
         with self.kernel.lock:
             mine = local if local is not None else self.fields.get("local")
             inherited = {name: self.fields[name] for name in OWNER_FIELDS if name in self.fields}
-            child: EmulatedFlow = self.kernel.open_flow(self.provider_id, {**inherited, "state": _ESTABLISHED}, inbound=True)
+            child: EmulatedFlow = self.kernel.open_flow(
+                self.provider_id, {**inherited, "state": _ESTABLISHED}, inbound=True
+            )
             child.set(local=mine, remote=remote)
             child.use_interface(interface)
         return child

@@ -86,6 +86,9 @@ class Machine(KernelTime):
         """What goes wrong on purpose."""
         self.interfaces: dict[str, EmulatedInterface] = {made.name: made for made in default_interfaces()}
         """The network interfaces by name."""
+        self.responsible: str | None = None
+        """The program that started all others, as a terminal does; `None`: each acts for itself. Since
+        xnu-10063 their sockets have its UUID (``euuid``), and no effective process (``epid``, ``eupid`` 0)."""
         self.absent_providers: set[int] = set()
         """Providers that this build of the release lacks, though its headers have their numbers."""
         self.clients: list[Any] = []
@@ -170,11 +173,13 @@ class Machine(KernelTime):
         return known[0]
 
     def owner_fields(self, pid: int, name: str, *, upid: int | None = None, uid: int = 501) -> dict[str, Any]:
-        """Descriptor fields for an owner that acts for itself."""
+        """Descriptor fields for an owner that acts for itself, perhaps started by somebody `responsible`."""
         unique = self.process(pid, name) if upid is None else upid
         image = executable_uuid(name)
         kept = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
         owner = {"pid": pid, "upid": unique, "pname": kept, "uuid": image, "uid": uid}
+        if self.responsible is not None and self.release.version >= (10063,):
+            return {**owner, "epid": 0, "eupid": 0, "euuid": executable_uuid(self.responsible)}
         return {**owner, "epid": pid, "eupid": unique, "euuid": image}
 
     def ephemeral(self, peer: Endpoint | None) -> Endpoint:

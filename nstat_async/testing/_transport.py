@@ -156,10 +156,9 @@ class EmulatedTransport:
         near, far = self.kernel.loopback_pair(address)
         for provider, state in ((Provider.TCP, TcpState.ESTABLISHED), (Provider.UDP, None)):
             for local, remote, rx, tx in ((near, far, size + 1, size + 2), (far, near, size + 2, size + 1)):
-                flow = self.kernel.open(
-                    provider, _EVIDENCE_PID, "python3", local=local, remote=remote, interface="lo0", rx=rx, tx=tx,
-                    inbound=provider is Provider.TCP and local is far,
-                )  # fmt: skip
+                opener = self.kernel.open_tcp if provider is Provider.TCP else self.kernel.open_udp
+                ends = {"local": local, "remote": remote, "inbound": provider is Provider.TCP and local is far}
+                flow = opener(_EVIDENCE_PID, "python3", **ends, interface="lo0", rx=rx, tx=tx)
                 self._evidence.append(flow)
                 yield KnownFlow(provider=provider, local=local, remote=remote, state=state, rx_bytes=rx, tx_bytes=tx)
 

@@ -178,9 +178,8 @@ class Watcher(ControlSocket):
 
     def report_counts(self, source: ClientSource, context: int, flags: int = 0, *, batched: bool = False) -> int:
         """``SRC_COUNTS``; counters that cannot be had are passed over in silence."""
-        error = source.flow.counts_errno()
-        if error:
-            return error if batched else 0
+        if source.flow.unreadable:
+            return DarwinErrno.EIO if batched else 0
         if self._silent(source):
             return DarwinErrno.EAGAIN
         message = self.machine.reports.counts(source.srcref, source.flow.encoded_counts(), context, flags)
@@ -221,7 +220,7 @@ class Watcher(ControlSocket):
         A source without counters by medium has zeros in details of all sources; alone it is refused.
         """
         flow = source.flow
-        error = flow.descriptor_errno() or flow.counts_errno()
+        error = flow.descriptor_errno()
         without = details and flow.details_errno()
         if error or (without and not batched):
             return error or without
