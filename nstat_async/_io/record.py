@@ -146,7 +146,7 @@ class RecordedCore:
         """What a later part begins with, so that it can be followed on its own."""
         for records in self._channels.values():
             for record in records:
-                yield Record(NEXT, record.kind, self._time, record.client, value={**record.value, "repeated": True})
+                yield record._replace(time_ns=self._time, value={**record.value, "repeated": True})
 
     def _give_up(self, error: Exception) -> None:
         """The recording ends here; what it is a recording of goes on."""

@@ -84,7 +84,7 @@ class Recorder:
         self._run = attrs.evolve(self._run, part=self._run.part + 1)
         self._began_ns = time_ns
         self._open(self._run)
-        self._writer.write_batch([attrs.evolve(record, time_ns=time_ns) for record in repeat])
+        self._writer.write_batch([record._replace(time_ns=time_ns) for record in repeat])
         self._drop_oldest()
 
     def _open(self, run: Run) -> None:

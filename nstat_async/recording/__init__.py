@@ -15,7 +15,9 @@ from . import steps
 from ._file import RecordingFile, open_recording
 from ._reader import RecordingReader
 from ._records import (
+    DRAINED,
     IN_BATCH,
+    IN_BATCH_DRAINED,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
@@ -31,7 +33,9 @@ from ._target import Recording, Target, is_ours
 from ._writer import JsonLinesWriter, RecordingWriter, copy
 
 __all__ = [
+    "DRAINED",
     "IN_BATCH",
+    "IN_BATCH_DRAINED",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",
