@@ -130,7 +130,9 @@ class Session:
         self._resynchronisations = 0
 
     @classmethod
-    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+    def from_setup(
+        cls, setup: Setup, options: MonitorOptions, *, mode: Mode = Mode.DRIVING, client: int = 0
+    ) -> Session:
         """The session that has this `setup`.
 
         Raises:
@@ -145,6 +147,8 @@ class Session:
             verify=setup.verify,
             own_uid=setup.own_uid,
             paths=setup.paths,
+            mode=mode,
+            client=client,
         )
 
     # --- Core: in -------------------------------------------------------------

@@ -16,8 +16,6 @@ from ._file import RecordingFile, open_recording
 from ._reader import RecordingReader
 from ._records import (
     DRAINED,
-    IN_BATCH,
-    IN_BATCH_DRAINED,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
@@ -34,8 +32,6 @@ from ._writer import JsonLinesWriter, RecordingWriter, copy
 
 __all__ = [
     "DRAINED",
-    "IN_BATCH",
-    "IN_BATCH_DRAINED",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",

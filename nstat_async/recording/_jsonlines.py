@@ -13,8 +13,6 @@ from nstat_async._errors import RecordingError
 
 from ._records import (
     DRAINED,
-    IN_BATCH,
-    IN_BATCH_DRAINED,
     MAX_DATAGRAM,
     MAX_LINE,
     NEXT,
@@ -38,8 +36,6 @@ __all__ = ["JsonLinesParser", "encode_beginning", "encode_record"]
 _HEADER_KEYS = ("xnu", "kernel", "protocol")
 """One of them makes an object a header."""
 _DATAGRAMS = {"from_kernel": RecordKind.FROM_KERNEL, "to_kernel": RecordKind.TO_KERNEL}
-_SHARED = (NO_EXTRA, IN_BATCH, DRAINED, IN_BATCH_DRAINED)
-"""Further keys that many records have: one object each, by which they are recognised."""
 _SHOWN = 64
 _BOM = b"\xef\xbb\xbf"
 
@@ -154,10 +150,11 @@ class JsonLinesParser:
         else:
             raise ValueError(f'an unknown "dir": {direction!r:.60}')
         index = fields.pop("i") if type(fields.get("i")) is int else self._count
-        extra = next((shared for shared in _SHARED if shared == fields), fields)
         self._count += 1
         self._time = time_ns
-        return Record(index, kind, time_ns, client, data, text, extra, value)
+        return Record(
+            index, kind, time_ns, client, data, text, DRAINED if fields == DRAINED else fields or NO_EXTRA, value
+        )
 
     def _meta(self, facts: Any, line: bytes, time_ns: int, client: int) -> Record:
         if not isinstance(facts, dict):

@@ -24,8 +24,6 @@ from nstat_async._errors import RecordingError
 
 from ._records import (
     DRAINED,
-    IN_BATCH,
-    IN_BATCH_DRAINED,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
@@ -70,10 +68,10 @@ _KINDS = {
     6: RecordKind.STEP,
 }
 _NUMBERS = {kind: number for number, kind in _KINDS.items()}
-_DATAGRAMS = {1: NO_EXTRA, 2: NO_EXTRA, 7: IN_BATCH, 10: DRAINED, 11: IN_BATCH_DRAINED}
-"""Datagrams, with the further keys that the number says."""
-_JOINED = {id(extra): number for number, extra in _DATAGRAMS.items() if extra}
-_KINDS |= dict.fromkeys(_JOINED.values(), RecordKind.FROM_KERNEL)
+_DRAINED = 7
+"""A received datagram after which its channel was empty."""
+_KINDS[_DRAINED] = RecordKind.FROM_KERNEL
+_DATAGRAMS = {1: NO_EXTRA, 2: NO_EXTRA, _DRAINED: DRAINED}
 _BARE = {8: b'{"type":"ChannelDrained"}', 9: b'{"type":"DeadlineReached"}'}
 """Steps that are only their name, and so frequent that they have numbers of their own."""
 _BARE_NUMBERS = {text: number for number, text in _BARE.items()}
@@ -122,8 +120,8 @@ def encode_record(place: int, record: Record) -> bytes:
     if text is not None:
         extra = {**extra, "text": text}
     check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
-    if kind is RecordKind.FROM_KERNEL and id(extra) in _JOINED:
-        number = _JOINED[id(extra)]
+    if extra is DRAINED and kind is RecordKind.FROM_KERNEL:
+        number = _DRAINED
     elif extra:
         beside = dump_json(dict(extra), "extra", MAX_EXTRA)
         payload = _EXTRA_LENGTH.pack(len(beside)) + beside + payload

@@ -20,8 +20,6 @@ from nstat_async._errors import UsageError
 
 __all__ = [
     "DRAINED",
-    "IN_BATCH",
-    "IN_BATCH_DRAINED",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",
@@ -56,12 +54,8 @@ MAX_LINE = 8 << 20
 
 NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
 """The further keys of a record that has none; one object, shared."""
-IN_BATCH: Mapping[str, Any] = MappingProxyType({"batch": True})
-"""The further key of a received datagram that came in one batch with the record before it."""
 DRAINED: Mapping[str, Any] = MappingProxyType({"drained": True})
-"""The further key of a received datagram after which the channel was empty."""
-IN_BATCH_DRAINED: Mapping[str, Any] = MappingProxyType({**IN_BATCH, **DRAINED})
-"""Both."""
+"""The further key of a received datagram after which its channel was empty; one object, shared."""
 
 NEXT = -1
 """The index of a record to be written that gets the number of its place in the file."""
