@@ -81,9 +81,8 @@ class Player:
             self.hand_over()
             if kind is RecordKind.DAMAGE:
                 self.lose(1, text)
-            elif kind is RecordKind.TO_KERNEL or kind is RecordKind.STEP or kind is RecordKind.ANSWER:
-                if self.moment(record):
-                    self._play_one(record)
+            elif kind is not RecordKind.META and self.moment(record) and kind is not RecordKind.NOTE:
+                self._play_one(record)
 
     def _play_one(self, record: Record) -> None:
         """Play what is no received datagram; what cannot be is damage."""
@@ -160,7 +159,8 @@ class Player:
     @property
     def capabilities(self) -> Capabilities:
         """What the recorded kernel can tell."""
-        return attrs.evolve(next(iter(self.cores.values())).capabilities, backend="replay")
+        capabilities: Capabilities = next(iter(self.cores.values())).capabilities
+        return attrs.evolve(capabilities, backend="replay")
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The open flows."""

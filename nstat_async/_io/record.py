@@ -16,15 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import attrs
-
 from .. import __version__
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send, Transport
 from .._errors import NstatError, UsageError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
-from ..recording import DRAINED, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
+from ..recording import DRAINED, NEXT, Record, Recording, RecordingInfo, RecordKind, steps
 from .player import protocol_of
 from .recorder import Recorder
 
@@ -45,6 +43,7 @@ def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple
         UsageError: The file cannot be written, or holds something else than a recording.
     """
     target = options.record_to
+    assert target is not None  # the caller looked
     recording = target if isinstance(target, Recording) else Recording(target)
     now = time.monotonic()
     try:
