@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from .._errors import UsageError
 from ..recording import JsonLinesWriter, Record, Recording, RecordingInfo, RecordingWriter, is_ours
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "StandardOutput"]
+
+PIPE_SECONDS = 10.0
+"""Longest that a full pipe which does not block is waited for."""
+
+
+class StandardOutput:
+    """Standard output as the file of a recording."""
+
+    def __init__(self) -> None:
+        self.reader_gone = False
+        # Without the buffer, which cannot say how much of a write a full pipe took.
+        self._file: Any = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+
+    def write(self, data: memoryview) -> int | None:
+        """Write at least a part; `None`: nobody reads.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        try:
+            written: int | None = self._file.write(data)
+            if written is None:
+                select.select([], [self._file], [], PIPE_SECONDS)
+                written = self._file.write(data)
+        except BrokenPipeError:
+            self.reader_gone = True
+            raise
+        return written
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 class Recorder:
@@ -97,7 +129,7 @@ class Recorder:
     def _open_file(self) -> BinaryIO:
         recording = self._recording
         if recording.target == "-":
-            return sys.stdout.buffer
+            return cast("BinaryIO", StandardOutput())
         if recording.path is None:
             assert not isinstance(recording.target, (str, os.PathLike))
             return recording.target
