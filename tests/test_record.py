@@ -435,11 +435,11 @@ def test_a_later_part_reads_descriptors_as_the_proof_in_an_earlier_one_found_the
     kernel = EmulatedKernel("xnu-12500.1.1", insertions=DARWIN_27_INSERTION, layout_number=12)
     run = Run(Recording(tmp_path / "day.nstat", max_seconds=10), seconds=40, kernel=kernel, verify=None)
     assert run.recorded.capabilities.layout_proof is Proof.PROBED
-    expected = {flow.process.pid: flow.remote for flow, _ in run.recorded.flows() if flow.process is not None}
-    assert set(expected) >= {1, 2, 3, 4, 5}
+    expected = {flow.process.pid: flow.process for flow, _ in run.recorded.flows() if flow.process is not None}
+    assert all(expected[pid].name == f"p{pid}" and expected[pid].uuid is not None for pid in (1, 2, 3, 4, 5))
     for part in parts(tmp_path / "day.nstat")[1:]:
         flows = [event.flow for event in replayed(part) if isinstance(event, FlowAdded)]
-        assert {flow.process.pid: flow.remote for flow in flows} == expected
+        assert {flow.process.pid: flow.process for flow in flows} == {pid: expected[pid] for pid in (1, 2, 3, 4, 5)}
 
 
 @pytest.mark.parametrize(
