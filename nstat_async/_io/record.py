@@ -37,17 +37,15 @@ MOST_PENDING = 256
 
 
 def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[Core, Transport]:
-    """A core and its transport, recorded if the options say so.
+    """A core and its transport, recorded to where the options say.
 
     Raises:
         UsageError: The file cannot be written, or holds something else than a recording.
     """
-    target = options.record_to
-    assert target is not None  # the caller looked
-    recording = target if isinstance(target, Recording) else Recording(target)
     now = time.monotonic()
     try:
-        proxy = RecordedCore(core, recording, options, now=now, epoch_offset=time.time() - now)
+        assert options.record_to is not None  # the caller looked
+        proxy = RecordedCore(core, options.record_to, options, now=now, epoch_offset=time.time() - now)
     except BaseException:
         transport.close()  # it may hold a socket that nobody will ask for
         raise
@@ -179,7 +177,6 @@ class RecordedCore:
 
     @property
     def epoch_offset(self) -> float:
-        """Add it to ``now`` for seconds since the epoch."""
         return self._offset
 
     @epoch_offset.setter
@@ -189,18 +186,15 @@ class RecordedCore:
             self._write(steps.ClockSet(value))
 
     def start(self, now: float) -> None:
-        """Begin to subscribe, and to record."""
         self._give(steps.Started(), now)
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
-        """Take in datagrams of the kernel, in order."""
         moment = self._moment(now)
         for data in datagrams:
             self._add(Record(NEXT, RecordKind.FROM_KERNEL, self._time, channel, data))
         self._core.receive_datagrams(datagrams, moment, channel)
 
     def channel_drained(self, channel: int, now: float) -> None:
-        """The channel would block."""
         last = self._pending[-1] if self._pending else None
         if (
             last is None
@@ -215,19 +209,15 @@ class RecordedCore:
         self._core.channel_drained(channel, (self._time + self._zero) / 1e9)
 
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
-        """An `OpenChannel` was carried out."""
         self._give(steps.ChannelOpened(immediate, receive_buffer), now, channel)
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
-        """Opening, sending or receiving failed."""
         self._give(steps.ChannelFailed(errno), now, channel)
 
     def channel_closed(self, channel: int, now: float) -> None:
-        """End of file."""
         self._give(steps.ChannelClosed(), now, channel)
 
     def lookup_done(self, token: int, answer: Any, now: float) -> None:
-        """The answer to a `Lookup`."""
         moment = self._moment(now)
         try:
             value = {"token": token, "answer": self._values.write(answer)}
@@ -237,18 +227,15 @@ class RecordedCore:
         self._core.lookup_done(token, answer, moment)
 
     def handle_deadline(self, now: float) -> None:
-        """The time has come."""
         self._give(steps.DeadlineReached(), now)
 
     def request_poll(self, now: float) -> int:
-        """Ask for a poll; its serial."""
         serial: int = self._give(steps.PollRequested(), now)
         return serial
 
     # --- Core: out -----------------------------------------------------------------
 
     def commands(self) -> list[Command]:
-        """What to do now; each command is written down."""
         commands = self._core.commands()
         for command in commands:
             try:
@@ -283,7 +270,6 @@ class RecordedCore:
         return getattr(self._core, name)
 
     def statistics(self) -> dict[str, int]:
-        """Counters of the core, and of the recording."""
         return {**self._core.statistics(), "recorded_bytes": self._size, "failed_recorder": self._failures}
 
 
@@ -297,6 +283,5 @@ class _RecordedTransport:
         self.lookup = transport.lookup
 
     def close(self) -> None:
-        """Release everything. Idempotent."""
         self._transport.close()
         self._core.close()
