@@ -117,6 +117,8 @@ def test_the_package_is_typed_and_has_a_version():
 HINTED = [
     "nstat_async",
     "nstat_async.backends",
+    "nstat_async.recording",
+    "nstat_async.recording.steps",
     "nstat_async.ntstat",
     "nstat_async.sockdiag",
     "nstat_async.aggregate",

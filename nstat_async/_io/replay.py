@@ -23,8 +23,8 @@ from .._errors import ProtocolError, RecordingError, UsageError
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..recording import Record, RecordingFile, open_recording
-from .follow import follower_of
-from .protocols import protocol_of
+from .follow import Follower
+from .player import Player, protocol_of
 from .rerun import rerun_of
 
 __all__ = ["ReplayFeed", "Source"]
@@ -83,7 +83,7 @@ class ReplayFeed:
             raise RecordingError(f"the recording is of a protocol {info.protocol!r} that this version does not know")
         by_hand = kernel is not None or timebase is not None
         rerun = None if by_hand or info.run is None else rerun_of(info, protocol, options, __version__)
-        self._player = rerun or follower_of(info, protocol, options, timebase)
+        self._player: Player = rerun or Follower(info, protocol, options, timebase)
         self._strict = options.strict
         self._iterator = self._batches()
 

@@ -21,7 +21,6 @@ class UnixTransport(PreparedTransport):
     """Connects to a server on a path, once per channel."""
 
     def __init__(self, path: str, options: MonitorOptions) -> None:
-        super().__init__()
         self._path = path
         self._options = options
 

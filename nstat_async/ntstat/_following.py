@@ -86,6 +86,11 @@ class Follower(Client):
         """True while a recorded poll is under way."""
         return self._poll is not None
 
+    def overloaded(self, time: float) -> None:
+        """The kernel had no room for an answer to the recorded client."""
+        detail = "the kernel could not answer"
+        self.emit(EventsLost(time, LossCause.KERNEL_BUFFER, None, detail=detail))
+
     # --- requests -------------------------------------------------------------------
 
     def observe(self, data: bytes) -> None:

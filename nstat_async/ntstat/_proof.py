@@ -29,12 +29,15 @@ from ._counters import Values
 from ._evidence import Evidence, KnownFlow
 from ._kernels import Kernel
 from ._layouts import Field, StructCodec
+from ._setup import ProvenStruct
 from ._translate import decode_endpoint
 
-__all__ = ["LayoutProbe", "ProofResult"]
+__all__ = ["LayoutProbe", "ProofResult", "codecs_of", "proven_structs"]
 
 _STRUCTS = {Provider.TCP: "nstat_tcp_descriptor", Provider.UDP: "nstat_udp_descriptor"}
 _MAX_SAMPLES = 64
+_LONGEST = 4096
+"""Bytes of a descriptor; the longest known is a quarter of it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +49,25 @@ class ProofResult:
     """Structure name and length to the structure to read it with, where it differs from the known one."""
     notes: tuple[str, ...]
     """What was found, for a person."""
+
+
+def proven_structs(codecs: dict[tuple[str, int], StructCodec]) -> tuple[ProvenStruct, ...]:
+    """What was found, as a recording holds it."""
+    places = {key: tuple((field.name, field.offset) for field in codec.fields) for key, codec in codecs.items()}
+    return tuple(ProvenStruct(name, length, offsets) for (name, length), offsets in places.items())
+
+
+def codecs_of(kernel: Kernel, proven: Iterable[ProvenStruct]) -> dict[tuple[str, int], StructCodec]:
+    """What a recording says was found; a structure or a place that cannot be is left out."""
+    codecs = {}
+    for found in proven:
+        if found.name not in _STRUCTS.values() or found.length > _LONGEST:
+            continue
+        known = kernel.layout[found.name].by_name
+        fields = [attrs.evolve(known[name], offset=at) for name, at in dict(found.offsets).items() if name in known]
+        if fields and all(field.offset >= 0 and field.end <= found.length for field in fields):
+            codecs[found.name, found.length] = StructCodec(found.name, found.length, tuple(sorted(fields, key=_offset)))
+    return codecs
 
 
 @attrs.frozen

@@ -12,9 +12,10 @@ from typing import Any
 from nstat_async._errors import RecordingError
 
 from ._records import (
-    IN_BATCH,
+    DRAINED,
     MAX_DATAGRAM,
     MAX_LINE,
+    NEXT,
     NO_EXTRA,
     Record,
     RecordingInfo,
@@ -30,7 +31,7 @@ from ._records import (
     with_kernel,
 )
 
-__all__ = ["JsonLinesParser", "encode_info_line", "encode_line"]
+__all__ = ["JsonLinesParser", "encode_beginning", "encode_record"]
 
 _HEADER_KEYS = ("xnu", "kernel", "protocol")
 """One of them makes an object a header."""
@@ -149,11 +150,11 @@ class JsonLinesParser:
         else:
             raise ValueError(f'an unknown "dir": {direction!r:.60}')
         index = fields.pop("i") if type(fields.get("i")) is int else self._count
-        if fields == IN_BATCH:
-            fields = IN_BATCH
         self._count += 1
         self._time = time_ns
-        return Record(index, kind, time_ns, client, data, text, fields or NO_EXTRA, value)
+        return Record(
+            index, kind, time_ns, client, data, text, DRAINED if fields == DRAINED else fields or NO_EXTRA, value
+        )
 
     def _meta(self, facts: Any, line: bytes, time_ns: int, client: int) -> Record:
         if not isinstance(facts, dict):
@@ -182,7 +183,7 @@ def _datagram(text: Any) -> bytes:
     return data
 
 
-def encode_info_line(info: RecordingInfo) -> bytes:
+def encode_beginning(info: RecordingInfo) -> bytes:
     """The first line.
 
     Raises:
@@ -198,24 +199,25 @@ def encode_info_line(info: RecordingInfo) -> bytes:
     return dump_json({**header, **facts}, "info", MAX_LINE) + b"\n"
 
 
-def encode_line(index: int, record: Record) -> bytes:
-    """One line, with its line feed.
+def encode_record(place: int, record: Record) -> bytes:
+    """One line, with its line feed; `place` is its number in the file.
 
     Raises:
         UsageError: It does not fit the format.
     """
-    check_stamp(record.time_ns, record.client)
-    fields: dict[str, Any] = {} if record.kind is RecordKind.META else {"i": index}
-    fields |= {"dir": record.kind.value, "t": record.time_ns}
-    if record.client:
-        fields["c"] = record.client
-    if record.kind.value in _DATAGRAMS:
-        check_length(record.data, record.kind.value, MAX_DATAGRAM)
-        fields["hex"] = record.data.hex()
-    if record.text is not None:
-        fields["text"] = record.text
-    if record.kind is RecordKind.ANSWER or record.kind is RecordKind.STEP:
-        fields["value"] = record.value
-    elif record.kind is RecordKind.META:
-        fields["info"] = info_to_mapping(record.value)
-    return dump_json({**record.extra, **fields}, record.kind.value, MAX_LINE) + b"\n"
+    index, kind, time_ns, client, data, text, extra, value = record
+    check_stamp(time_ns, client)
+    fields: dict[str, Any] = {} if kind is RecordKind.META else {"i": place if index == NEXT else index}
+    fields |= {"dir": kind.value, "t": time_ns}
+    if client:
+        fields["c"] = client
+    if kind.value in _DATAGRAMS:
+        check_length(data, kind.value, MAX_DATAGRAM)
+        fields["hex"] = data.hex()
+    if text is not None:
+        fields["text"] = text
+    if kind is RecordKind.ANSWER or kind is RecordKind.STEP:
+        fields["value"] = value
+    elif kind is RecordKind.META:
+        fields["info"] = info_to_mapping(value)
+    return dump_json({**extra, **fields}, kind.value, MAX_LINE) + b"\n"

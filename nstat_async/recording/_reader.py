@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import Protocol, Union
 
 from nstat_async._errors import RecordingError, UsageError
 
 from ._bin import BinParser
 from ._jsonlines import JsonLinesParser
 from ._native import MAGIC, NativeParser
-
-if TYPE_CHECKING:
-    from ._records import Record, RecordingInfo
+from ._records import Record, RecordingInfo
 
 __all__ = ["GZIP_MAGIC", "RecordingReader"]
 

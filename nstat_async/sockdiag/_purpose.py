@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-__all__ = ["ChannelPurpose", "NetworkNamespace", "Role", "channel_number", "place_of_channel"]
+__all__ = ["ChannelPurpose", "NetworkNamespace", "Role", "place_of_channel"]
 
 
 class Role(enum.Enum):
@@ -32,6 +32,11 @@ class ChannelPurpose:
     groups: tuple[int, ...] = ()
     """Multicast groups to join (``SKNLGRP_*``)."""
 
+    @property
+    def channel(self) -> int:
+        """Number of the channel with this role: recordings that do not name a channel's purpose go by it."""
+        return len(_ROLES) * self.namespace + _ROLES.index(self.role)
+
 
 @attrs.frozen
 class NetworkNamespace:
@@ -46,11 +51,6 @@ class NetworkNamespace:
 
 
 _ROLES = (Role.DUMPS, Role.REMOVALS, Role.ROUTES, Role.LOOKUPS)
-
-
-def channel_number(namespace: int, role: Role) -> int:
-    """The number of a namespace's channel: recordings that do not name a channel's purpose go by it."""
-    return len(_ROLES) * namespace + _ROLES.index(role)
 
 
 def place_of_channel(channel: int) -> tuple[int, Role]:

@@ -96,13 +96,21 @@ class Session:
             self._add_namespace(namespace)
 
     @classmethod
-    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+    def from_setup(
+        cls,
+        setup: Setup,
+        options: MonitorOptions,
+        *,
+        mode: Mode = Mode.DRIVING,
+        client: int = 0,  # noqa: ARG003  # channels of one recording are one subscription
+    ) -> Session:
         """The session that has this `setup`.
 
         Raises:
             UsageError: None of the providers asked for exists on Linux.
         """
-        return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
+        namespaces, kernel, processes = setup.namespaces, setup.kernel, setup.processes
+        return cls(options, namespaces=namespaces, kernel=kernel, processes=processes, mode=mode)
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         namespace = Namespace(

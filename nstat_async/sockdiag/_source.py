@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
-from ._purpose import ChannelPurpose, channel_number
+from ._purpose import ChannelPurpose
 
 __all__ = ["Source"]
 
@@ -20,7 +20,7 @@ class Source:
     def __init__(self, output: Output, purpose: ChannelPurpose) -> None:
         self.output = output
         self.purpose = purpose
-        self.channel = channel_number(purpose.namespace, purpose.role)
+        self.channel = purpose.channel
         self.is_open = output.following
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +62,32 @@ def test_standard_output_takes_a_recording_and_nothing_else(options):
     events = [json.loads(line) for line in played.stdout.splitlines()]
     assert "curl" in {e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"}
     assert not [e for e in events if e["event"] == "events_lost"]
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the size of a pipe")
+def test_a_full_pipe_that_does_not_block_is_waited_for(options):
+    """Somebody else set standard output non-blocking: the recording is whole all the same."""
+    import fcntl
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    full = os.write(writing, bytes(4096))
+    process = subprocess.Popen(command("record", "-", *options), stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as pipe:
+        time.sleep(1.5)  # until it has begun; when that takes longer the pipe is not full, and nothing is shown
+        assert len(pipe.read(full)) == full
+        data = bytearray()
+        while len(data) < 3000:
+            data += pipe.read(100)
+        process.send_signal(signal.SIGINT)
+        data += pipe.readall()
+    assert process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    played = subprocess.run(command("replay", "-", "--json"), input=data, capture_output=True, timeout=60, check=True)
+    assert not [e for e in map(json.loads, played.stdout.splitlines()) if e["event"] == "events_lost"]
 
 
 def test_a_reader_of_the_recording_that_goes_away_is_the_end_and_no_failure(options):
