@@ -354,6 +354,7 @@ TABLE = FieldTable((
         _mac("effective_unique_pid", INTEGER),
         _mac("effective_uuid", UUID_TEXT),
         _mac("persona_id", INTEGER),
+        _mac("responsible_uuid", UUID_TEXT),
     )),
     Record(Interface, (
         _int("index"),

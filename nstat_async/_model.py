@@ -193,6 +193,9 @@ class Process:
     """Darwin persona, where there is one."""
     path: str | None = None
     """Path of the executable."""
+    responsible_uuid: UUID | None = None
+    """UUID of the executable of the process that is responsible for this one (Darwin, since macOS 14.4): of the
+    terminal or editor that it was started from. `None` when it answers for itself, or acts for an effective process."""
 
     @property
     def key(self) -> tuple[int, int | None]:

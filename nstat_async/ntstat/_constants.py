@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 
-from .._model import TcpState
+from .._model import Provider, TcpState
 
 __all__ = [
     "CONTROL_NAME",
@@ -19,6 +19,7 @@ __all__ = [
     "HEADER_SIZE",
     "MAX_BATCH",
     "MESSAGE_NAMES",
+    "NO_FLOWS",
     "POLL_CHUNK",
     "TCP_STATES",
     "DarwinErrno",
@@ -191,6 +192,9 @@ TCP_STATES = (
     TcpState.TIME_WAIT,
 )
 """``TCPS_*`` of ``tcp_fsm.h``: the index is the kernel's number."""
+
+NO_FLOWS = frozenset({Provider.ROUTE, Provider.INTERFACE})
+"""Providers whose sources have events of their own."""
 
 DARWIN_AF_INET = 2
 DARWIN_AF_INET6 = 30

@@ -8,7 +8,8 @@ release line. So the probe asks which insertions explain what the kernel says:
 2. The surplus in length over the known layout is the size of the insertion. Every
    field boundary is a place where it may be; each place is a hypothesis.
 3. A hypothesis survives when every check holds in every descriptor: addresses,
-   ports, pid, uid, state, interface, times in order, the executable's UUID twice.
+   ports, pid, uid, state, interface, times in order, the executable's UUID twice
+   (or the responsible process' in the second place).
 4. A field is read where *all* survivors put it. Where they disagree, or none
    survives and the field could not be checked by itself, it is not read: `None`.
 
@@ -279,5 +280,9 @@ def _holds(
                 return False
     if "start_timestamp" in known and not 0 < read("start_timestamp") <= read("timestamp"):
         return False
-    # Nobody delegates a loopback socket to another executable, so both are the own one's.
-    return "euuid" not in known or bool(read("euuid") == read("uuid"))
+    if "euuid" not in known:
+        return True
+    # Nobody delegates a loopback socket, so the second UUID is the own one's, or without a pid the responsible process'.
+    owner = read("euuid")
+    responsible = bool(owner) and any(owner) and read("epid") == read("eupid") == 0
+    return responsible or bool(owner == read("uuid"))
