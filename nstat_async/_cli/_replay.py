@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     output = Output(quiet=arguments.quiet)
     formatter = formatter_of(arguments, colour=use_colour(output.stream))
-    options = monitor_options(arguments, recorded=True)
+    options = monitor_options(arguments)
     for path in arguments.file:
         check_input(path)
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     output = Output()
     backend = backend_of(arguments)
-    options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
+    options = monitor_options(arguments)
     options = {name: options[name] for name in ("providers", "flow_filter") if name in options}
     found: list[tuple[Flow, Counts | None]] = []
 

@@ -22,7 +22,7 @@ def formatter_of(arguments: argparse.Namespace, *, colour: bool) -> Formatter:
 
 
 async def stream(events: Subscription, output: Output, formatter: Formatter) -> None:
-    """Print every event until the stream ends; whatever waits is one write.
+    """Print every event until the stream ends; whatever waits is one batch.
 
     With a quiet output nothing is formatted: that is the null sink by which the
     library itself is measured.
@@ -32,4 +32,4 @@ async def stream(events: Subscription, output: Output, formatter: Formatter) -> 
             output.written += len(batch)
         return
     while batch := await events.receive_many():
-        output.lines([line for event in batch if (line := formatter(event)) is not None])
+        await output.send([line for event in batch if (line := formatter(event)) is not None])

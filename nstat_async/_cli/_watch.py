@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(quiet=arguments.quiet)
     formatter = formatter_of(arguments, colour=use_colour(output.stream))
     backend = backend_of(arguments)
-    options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
+    options = monitor_options(arguments)
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:

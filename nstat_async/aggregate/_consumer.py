@@ -118,8 +118,7 @@ class TableStream(Generic[_Table]):
                     return False
                 self.table.feed_many(events, now=anyio.current_time())
                 self._fresh = True
-        with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
-            self.table.feed_many(subscription.receive_nowait(), now=anyio.current_time())
+        self.catch_up()
         # Looks that were missed are skipped, not made up for.
         self._next = max(self._next + self._every, anyio.current_time())
         return True
@@ -140,6 +139,15 @@ class TableStream(Generic[_Table]):
             if not events:
                 return False
             self._waiting = list(reversed(events))
+
+    def catch_up(self) -> None:
+        """Take in what waits now, e.g. after `Monitor.poll_now`, without a look being due."""
+        self.table.feed_many(reversed(self._waiting))
+        self._waiting.clear()
+        now = None if self._by_events else anyio.current_time()
+        if self._subscription is not None:
+            with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
+                self.table.feed_many(self._subscription.receive_nowait(), now=now)
 
     async def aclose(self) -> None:
         """End the subscription. Idempotent."""

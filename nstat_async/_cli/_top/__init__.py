@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             "top needs a terminal on all three standard streams; `processes --every 1` prints the same numbers to a pipe"
         )
     backend = backend_of(arguments)
-    options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
+    options = monitor_options(arguments)
     app = TopApp(
         backend,
         options,
