@@ -58,7 +58,7 @@ def filter_of(arguments: argparse.Namespace) -> Filter | None:
 
 def is_recorded(arguments: argparse.Namespace) -> bool:
     """True when the events come from a recording."""
-    return arguments.command == "replay" or arguments.backend.startswith("replay:")
+    return arguments.command == "replay" or str(arguments.backend).startswith("replay:")
 
 
 def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Groups:
 
     def _new(self, kind: RowKind, time: float, source: str | None = None, key: Hashable = None) -> Tally:
         self._serial += 1
-        return Tally(self._serial, kind, key, source, None, time, time)
+        return Tally(self._serial, kind, key, source, time, time)
 
     def of_kind(self, kind: RowKind, time: float) -> Tally:
         """The tally of what was folded or given up."""
