@@ -49,7 +49,7 @@ __all__ = [
 class Provider(enum.Enum):
     """What kind of thing a flow is.
 
-    Kernel and user-land variants share a member; `Flow.userland` tells them apart.
+    Kernel and user-land variants share a member; `Flow.userland` distinguishes them.
     """
 
     TCP = "tcp"
@@ -170,7 +170,7 @@ class Endpoint:
 
 @attrs.frozen(repr=False)
 class Process:
-    """The owner of a flow, as far as the kernel tells."""
+    """The owner of a flow, as far as the kernel reports it."""
 
     pid: int
     """Process id; 0 is the kernel itself."""
@@ -180,7 +180,7 @@ class Process:
     """An id that is never reused while the machine is up: on Darwin the kernel's
     unique process id, on Linux the process' start time in clock ticks since boot."""
     effective_pid: int | None = None
-    """The process on whose behalf the flow exists, when that differs or is told."""
+    """The process on whose behalf the flow exists, when that differs or is reported."""
     effective_unique_pid: int | None = None
     """`unique_pid` of the effective process."""
     uuid: UUID | None = None
@@ -199,7 +199,7 @@ class Process:
 
     @property
     def key(self) -> tuple[int, int | None]:
-        """Tells this process from a later one with the same pid."""
+        """Distinguishes this process from a later one with the same pid."""
         return (self.pid, self.unique_pid)
 
     def __str__(self) -> str:

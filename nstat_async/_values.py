@@ -77,7 +77,7 @@ def from_json(kind: type[_T], data: Any) -> _T:
 
 
 class Vocabulary:
-    """Classes that are told apart by their name, under the key ``"type"``.
+    """Classes that are distinguished by their name, under the key ``"type"``.
 
     Args:
         kinds: The classes that can be read; any attrs class can be written.

@@ -1,4 +1,4 @@
-"""The command line's grammar: one parser, one subparser a command.
+"""The command line's grammar: one parser, one subparser per command.
 
 Only `argparse` and the library's own words are imported here, so ``--help`` and a
 usage error are quick and need no extra.
@@ -126,7 +126,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 _KERNEL = {"--kernel": _GROUPS["where from"]["--kernel"]}
 _LIVE = ("where from", "timing", "which flows")
 _STREAM = {
-    "--json": {**_FLAG, "help": "one JSON object a line"},
+    "--json": {**_FLAG, "help": "one JSON object per line"},
     "--details": {**_FLAG, "help": "with --json: also the details of reports, and the counts before"},
     "--every-update": {**_FLAG, "help": "each report, also those that change nothing"},
     "--utc": {**_FLAG, "help": "times of the text form in UTC"},
@@ -183,7 +183,7 @@ COMMANDS: dict[str, Command] = {
         "live table of processes",
         "A live table of processes, most traffic first. Needs the extra: pip install 'nstat-async[cli]'.",
         "nstat-async top --interval 2",
-        {**_sort("rate", "order at the start"), **_COUNTING, **_json("no screen: each interval one JSON object a process")},
+        {**_sort("rate", "order at the start"), **_COUNTING, **_json("no screen: each interval one JSON object per process")},
         _LIVE,
     ),
     "processes": Command(
@@ -194,7 +194,7 @@ COMMANDS: dict[str, Command] = {
             "--every": {**_SECONDS, "help": "print a table each S seconds (of a recording: of its own time)"},
             **_sort("traffic", "order of the rows"),
             **_COUNTING,
-            **_json("one JSON object a process"),
+            **_json("one JSON object per process"),
         },
         _LIVE,
     ),
@@ -202,7 +202,7 @@ COMMANDS: dict[str, Command] = {
         "the flows of this moment, once",
         "The flows of this moment, once.",
         "nstat-async snapshot --provider tcp",
-        _json("one JSON object a flow"),
+        _json("one JSON object per flow"),
         _LIVE,
     ),
     "record": Command(
@@ -240,7 +240,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "messages": Command(
         "every protocol message of a recording, decoded",
-        "Every protocol message of a recording, decoded to the last field: one JSON object a line.",
+        "Every protocol message of a recording, decoded to the last field: one JSON object per line.",
         "nstat-async messages session.nstat | jq 'select(.type == \"ERROR\")'",
         {
             "file": {"metavar": "FILE", "help": "a recording, '-' for standard input"},

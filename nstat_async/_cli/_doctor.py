@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def render_text(report: DoctorReport, *, colour: bool = False) -> list[str]:
-    """A line a finding; further lines of its detail are indented below it."""
+    """A line per finding; further lines of its detail are indented below it."""
     width = max((cell_width(escape(finding.name)) for finding in report.findings), default=0)
     lines = []
     for finding in report.findings:

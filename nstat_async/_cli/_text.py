@@ -1,6 +1,6 @@
 """Events as lines for people.
 
-One line an event: a sign (``+`` added, ``-`` removed, ``#`` updated, ``!`` a gap or
+One line per event: a sign (``+`` added, ``-`` removed, ``#`` updated, ``!`` a gap or
 a refusal), ``@`` for listeners, the time, the protocol, both addresses, the process,
 then bytes and packets and the kind of the interface::
 

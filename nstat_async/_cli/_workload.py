@@ -45,7 +45,7 @@ class Script:
     kernel: EmulatedKernel
     steps: tuple[Step, ...]
     complain: Callable[[str], None]
-    """Told about a step that cannot be done; the next ones go on."""
+    """Gets a line about a step that cannot be done; the next ones go on."""
     _flows: dict[str, EmulatedFlow] = attrs.field(factory=dict, init=False)
 
     def start(self) -> None:

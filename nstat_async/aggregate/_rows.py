@@ -61,7 +61,7 @@ class Loss:
     events: int
     """Reports of it."""
     count: int
-    """Flows or messages concerned, as far as the reports told."""
+    """Flows or messages concerned, as far as the reports said."""
 
 
 @attrs.frozen

@@ -40,7 +40,7 @@ class TrafficMetrics(KeeperFeed):
 
     Args:
         meter: Where to make them; `None`: the global meter provider's.
-        limit: Process names told apart; the rest is ``(other)``.
+        limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
 

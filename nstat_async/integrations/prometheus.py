@@ -55,8 +55,8 @@ class TrafficCollector(KeeperFeed, Collector):
         limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
-        keeper: Counters that are fed elsewhere, instead of own ones.
-        is_running: Tells whether these are fed.
+        keeper: Counters that are fed elsewhere, instead of new ones.
+        is_running: Says whether these are fed.
 
     Raises:
         UsageError: An argument is out of range.

@@ -11,7 +11,7 @@
 
 All clients share one monitor; each has a buffer of its own that coalesces when it reads too
 slowly, so that none delays another. The service shows who talks to whom: it listens on
-loopback unless told otherwise, and refuses what other web sites ask for.
+loopback unless you choose another address, and refuses what other web sites ask for.
 """
 
 from __future__ import annotations

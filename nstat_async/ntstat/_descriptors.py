@@ -179,7 +179,7 @@ class DescriptorReader:
             at: Where it begins.
             end: Where the bytes that belong to it end.
             time_ns: Wall clock of the report.
-            previous: The flow as it was, for what only earlier reports told.
+            previous: The flow as it was, for what only earlier reports said.
             listening: The local ports that are listened on.
         """
         fields = self.fields(data, at, end)
@@ -299,7 +299,7 @@ class DescriptorReader:
 
 
 def domain_codec(layout: Layout, length: int) -> StructCodec | None:
-    """The layout of a domain item, told by its length: 1032 in xnu-8019.41, 1056 later."""
+    """The layout of a domain item, known by its length: 1032 in xnu-8019.41, 1056 later."""
     codec = layout.find("nstat_domain_info")
     if codec is not None and codec.size > length:
         codec = _FIRST_DOMAIN

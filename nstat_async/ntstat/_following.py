@@ -236,7 +236,7 @@ class Follower(Client):
             fresh = absent - self._absent_reported
             self._absent_reported = absent
             if fresh:
-                detail = "known to exist and not in the answer: a batch was lost, or a goodbye"
+                detail = "known to exist and not in the answer: a batch was lost, or a removal"
                 self.emit(EventsLost(table.time, LossCause.BATCH, len(fresh), detail=detail))
         self._polled = True
         if table.phase is Phase.BASELINE:

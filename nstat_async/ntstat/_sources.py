@@ -7,7 +7,7 @@ Operations and their cost:
 - a report with new counters: one `Counts`, one event;
 - a report with a new description: a new `Flow` (ten microseconds);
 - memory: one `Source`, its `Flow` and its last counters as the kernel's bytes, about
-  1 KiB; owners and interfaces are shared. Sources leave with their goodbye or when
+  1 KiB; owners and interfaces are shared. Sources leave with their removal or when
   their absence is proven; there are never more than `MAX_SOURCES`.
 
 The identity is kept as its hash alone (64 bits, keyed by the process' random seed):
@@ -71,7 +71,7 @@ class Phase(enum.Enum):
 
 @attrs.frozen
 class Terms:
-    """What a client asked the kernel for, as far as it tells what silence means."""
+    """What a client asked the kernel for, as far as it says what silence means."""
 
     suppressed: bool = False
     """Announcements are suppressed: sources become known by polls alone."""
@@ -117,7 +117,7 @@ class Source:
     announced_ns: int | None = None
     """When SRC_ADDED came."""
     start_ticks: int | None = None
-    """Creation of the socket on the kernel's clock: tells the same socket on another control socket."""
+    """Creation of the socket on the kernel's clock: recognises the same socket on another control socket."""
 
     @property
     def is_final(self) -> bool:

@@ -344,7 +344,7 @@ class Subscription(Client):
             self._queue.append(single_request(self.kernel, purpose, ref, details=details))
 
     def _newest_fit(self) -> bool:
-        """True if a poll's first batch finds room: it has the newest sources, and nothing else tells of them."""
+        """True if a poll's first batch finds room: it has the newest sources, and nothing else reports them."""
         return self.receive_buffer is None or self.receive_buffer * 3 // 4 >= MAX_BATCH
 
     def _report_poll(self) -> None:
@@ -422,7 +422,7 @@ class Subscription(Client):
             self._give_up(context)
 
     def _give_up(self, context: int) -> None:
-        """This poll has no end by itself, or none that is told."""
+        """This poll has no end by itself, or none that is reported."""
         self._poll_trouble = True
         del self._in_flight[context]
 

@@ -48,7 +48,7 @@ class RecordingFile:
 
     @property
     def info(self) -> RecordingInfo:
-        """The facts about the whole, as far as the file was read (a `META` record tells when they change)."""
+        """The facts about the whole, as far as the file was read (a `META` record says when they change)."""
         info = self._reader.info
         assert info is not None  # the constructor read until it was there
         return info

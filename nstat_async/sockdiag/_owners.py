@@ -35,7 +35,7 @@ VERIFY_EVERY = 5
 
 @attrs.frozen
 class ProcessFacts:
-    """What the host tells of a process."""
+    """What the host knows of a process."""
 
     pid: int
     start_ticks: int | None
