@@ -25,7 +25,7 @@ __all__ = [
     "DarwinErrno",
     "EventFlag",
     "Extension",
-    "Filter",
+    "FilterFlag",
     "HeaderFlag",
     "InterfaceProperty",
     "LinkStatus",
@@ -137,7 +137,7 @@ class InterfaceProperty(enum.IntFlag):
     SOURCE_IS_OUTBOUND = 0x8000000
 
 
-class Filter(enum.IntFlag):
+class FilterFlag(enum.IntFlag):
     """Filter bits of ``ADD_ALL_SRCS`` that kept their place; see `Kernel` for those that moved."""
 
     SUPPRESS_SRC_ADDED = 0x100000

@@ -25,7 +25,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalRea
 from .._model import Provider
 from .._options import MonitorOptions
 from ._client import Client
-from ._constants import DarwinErrno, Filter, HeaderFlag, MessageType
+from ._constants import DarwinErrno, FilterFlag, HeaderFlag, MessageType
 from ._framer import request_frame
 from ._kernels import Kernel
 from ._messages import AddAllSources, AddSource, Message, QuerySource, RemoveSource, SetFilter, decode_message
@@ -38,7 +38,7 @@ MAX_CONTEXTS = 4096
 """Requests remembered while their answers are awaited."""
 
 _POLLS = frozenset({MessageType.QUERY_SRC, MessageType.GET_SRC_DESC, MessageType.GET_UPDATE, MessageType.GET_DETAILS})
-_MONITORING_BITS = int(Filter.SUPPRESS_SRC_ADDED) | 0x200000
+_MONITORING_BITS = int(FilterFlag.SUPPRESS_SRC_ADDED) | 0x200000
 """Filter bits that hide no source."""
 _SPECIFIC_USERS = 0xF_0000_0000
 
@@ -250,7 +250,7 @@ def _terms_of(kernel: Kernel, bits: int) -> Terms:
     if kernel.explains_removal:
         hiding |= bits & _SPECIFIC_USERS
     return Terms(
-        suppressed=bool(bits & Filter.SUPPRESS_SRC_ADDED) and kernel.can_suppress,
+        suppressed=bool(bits & FilterFlag.SUPPRESS_SRC_ADDED) and kernel.can_suppress,
         filtered=bool(hiding),
         quiet=bool(bits & (kernel.no_zero_bytes_bit or 0)),
     )

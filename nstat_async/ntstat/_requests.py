@@ -9,7 +9,7 @@ import attrs
 
 from .._model import Provider
 from .._options import MonitorOptions
-from ._constants import Filter, HeaderFlag
+from ._constants import FilterFlag, HeaderFlag
 from ._kernels import Kernel
 from ._messages import (
     AddAllSources,
@@ -78,7 +78,7 @@ def subscribe_requests(
     kernel: Kernel, options: MonitorOptions, interfaces: Iterable[int], *, suppress: bool
 ) -> Iterator[Request]:
     """What subscribes to the wanted providers, in order; absent ones are left out."""
-    bits = int(Filter.SUPPRESS_SRC_ADDED) if suppress else 0
+    bits = int(FilterFlag.SUPPRESS_SRC_ADDED) if suppress else 0
     if options.extras:
         bits |= sum(kernel.extension_bit(extension) or 0 for extension in kernel.extras)
     for provider in _ORDER:

@@ -17,7 +17,7 @@ from typing import Any
 from nstat_async import ntstat
 from nstat_async._errors import ProtocolError
 from nstat_async._model import Provider
-from nstat_async.ntstat import DarwinErrno, Filter, GetDetails, GetUpdate, HeaderFlag, QuerySource
+from nstat_async.ntstat import DarwinErrno, FilterFlag, GetDetails, GetUpdate, HeaderFlag, QuerySource
 from nstat_async.ntstat._constants import HEADER_SIZE, POLL_CHUNK
 
 from ._control_socket import host_error
@@ -163,7 +163,7 @@ class EmulatedClient(Watcher):
         error = self._may_watch(provider_id)
         if error:
             return error
-        if bits & Filter.SUPPRESS_SRC_ADDED and self.release.suppress_switches_updates:
+        if bits & FilterFlag.SUPPRESS_SRC_ADDED and self.release.suppress_switches_updates:
             self.updates = True
         if provider_id in self.watching:
             return DarwinErrno.EALREADY
@@ -270,7 +270,7 @@ class EmulatedClient(Watcher):
         paced = self._poll.begin(request.context, request.flags)
         # A report of one source counts as one of the paced poll that has its context.
         marks = paced and (everything or not is_update or version < (11215,))
-        boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
+        boring = int(FilterFlag.SUPPRESS_BORING_POLL) if everything else 0
         error, walked, reported = (0 if everything else DarwinErrno.ENOENT), True, 0
         for source in self._candidates(request.srcref, everything=everything, paced=paced):
             if self.allows(source, boring):

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from nstat_async._model import Provider
-from nstat_async.ntstat import Filter, Kernel
+from nstat_async.ntstat import FilterFlag, Kernel
 
 from ._flows import EmulatedFlow
 from ._interfaces import filter_mask
@@ -18,7 +18,7 @@ __all__ = ["GENERIC", "NO_FILTER", "FilterRules", "ProviderFilter"]
 GENERIC = frozenset({Provider.CONNECTION, Provider.UDP_SUBFLOW})
 """Providers that the kernel serves by one "generic" code, with filters of its own."""
 _HAS_NETWORK_ACCESS = 0x1000000
-_BORING = int(Filter.SUPPRESS_BORING_CLOSE | Filter.SUPPRESS_BORING_POLL)
+_BORING = int(FilterFlag.SUPPRESS_BORING_CLOSE | FilterFlag.SUPPRESS_BORING_POLL)
 _MEDIA = ((0x4 | 0x40, "cell"), (0x8, "wifi"), (0x10, "wired"))
 
 

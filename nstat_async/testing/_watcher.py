@@ -10,7 +10,7 @@ from __future__ import annotations
 from nstat_async.ntstat import (
     DarwinErrno,
     Extension,
-    Filter,
+    FilterFlag,
     HeaderFlag,
     MessageType,
     SourceAdded,
@@ -104,8 +104,8 @@ class Watcher(ControlSocket):
         srcref = self._draw_reference()
         bits = self.filter_of(announced_as).bits
         source = ClientSource(srcref, flow, announced_as, self._first_sequence)
-        silent = not named and bits & Filter.SUPPRESS_SRC_ADDED and self.release.can_suppress
-        hidden = bits & Filter.INITIAL_PROPERTIES and flow.provider in GENERIC and not self.allows(source)
+        silent = not named and bits & FilterFlag.SUPPRESS_SRC_ADDED and self.release.can_suppress
+        hidden = bits & FilterFlag.INITIAL_PROPERTIES and flow.provider in GENERIC and not self.allows(source)
         if not silent and not hidden:
             announcement = SourceAdded(srcref=srcref, provider=announced_as, context=context)
             lost = faults.happens(faults.lose_announcements)
@@ -266,7 +266,7 @@ class Watcher(ControlSocket):
         faults = self.machine.faults
         if not faults.happens(faults.lose_goodbyes):
             flags = int(HeaderFlag.CLOSED_AFTER_FILTER)
-            if self.allows(source, int(Filter.SUPPRESS_BORING_CLOSE) if self.updates else 0):
+            if self.allows(source, int(FilterFlag.SUPPRESS_BORING_CLOSE) if self.updates else 0):
                 dropped = faults.happens(faults.lose_final_reports) or self._report_last(source)
                 flags = int(HeaderFlag.CLOSED_AFTER_DROP) if dropped else 0
             self.report_removed(source, flags)
