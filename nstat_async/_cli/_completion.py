@@ -32,9 +32,6 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     Args:
         parser: The whole grammar; it parses nothing any more afterwards.
         shell: ``"bash"``, ``"zsh"`` or ``"fish"``.
-
-    Raises:
-        NstatError: shtab is not installed.
     """
     try:
         import shtab  # noqa: PLC0415  # needs the extra

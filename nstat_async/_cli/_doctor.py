@@ -21,11 +21,7 @@ _PLAIN = "\x1b[0m"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Examine the machine; status 1 when nothing works.
-
-    Raises:
-        UsageError: The chosen backend lacks an option.
-    """
+    """Examine the machine; status 1 when nothing works."""
     output = Output()
     reports: list[DoctorReport] = []
     # Without a choice every backend of this machine is examined, also the one that is not for it.

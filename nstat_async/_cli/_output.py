@@ -59,12 +59,7 @@ class Output:
             self._number = None
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Write these lines, however long the reader takes.
-
-        Raises:
-            BrokenPipeError: The reader went away.
-            OSError: They cannot be written.
-        """
+        """Write these lines, however long the reader takes."""
         self._write(self._counted(lines))
 
     def line(self, line: str) -> None:
@@ -75,9 +70,6 @@ class Output:
         """Write these lines; the event loop goes on while the reader takes its time.
 
         Cancelled in a pipe that is full, what was written ends with a whole line.
-
-        Raises:
-            OSError: See `lines`.
         """
         text = self._counted(lines)
         if self._number is not None and self._kind == stat.S_IFIFO:

@@ -29,11 +29,7 @@ _LAST_POLL = 2.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the tables.
-
-    Raises:
-        NstatError: The backend cannot be opened, or failed.
-    """
+    """Print the tables."""
     output = Output()
     backend = backend_of(arguments)
     recorded = is_recorded(arguments)

@@ -24,11 +24,7 @@ _RIGHT = frozenset({6, 7})
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the flows; status 1 when some are known to be missing.
-
-    Raises:
-        NstatError: The backend cannot be opened, or failed.
-    """
+    """Print the flows; status 1 when some are known to be missing."""
     output = Output()
     backend = backend_of(arguments)
     options = monitor_options(arguments)

@@ -16,22 +16,13 @@ __all__ = ["backend_of", "check_input", "filter_of", "is_recorded", "monitor_opt
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
-    """The backend that ``--backend`` (with ``--kernel`` and ``--netns``) names.
-
-    Raises:
-        UsageError: Options contradict each other, or one is missing.
-        BackendUnavailableError: It cannot be had on this machine.
-    """
+    """The backend that ``--backend`` (with ``--kernel`` and ``--netns``) names."""
     namespaces = [_namespace(text) for text in arguments.netns or ()]
     return backends.named(arguments.backend, kernel=arguments.kernel, netns=namespaces)
 
 
 def check_input(path: str) -> None:
-    """See that there is a standard input where ``-`` stands for it.
-
-    Raises:
-        OSError: It was closed before the program began.
-    """
+    """See that there is a standard input where ``-`` stands for it."""
     if path == "-" and sys.stdin is None:
         raise OSError(errno.EBADF, "standard input is closed")
 
@@ -41,11 +32,7 @@ def _namespace(text: str) -> str | int:
 
 
 def filter_of(arguments: argparse.Namespace) -> Filter | None:
-    """The filter of ``--pid``, ``--process``, ``--no-loopback`` and ``--filter``: a flow must pass each that is given.
-
-    Raises:
-        UsageError: ``--filter`` says something unknown.
-    """
+    """The filter of ``--pid``, ``--process``, ``--no-loopback`` and ``--filter``: a flow must pass each that is given."""
     items = [("pid", str(pid)) for pid in arguments.pid or ()]
     items += [("process", name) for name in arguments.process or ()]
     items += [("~loopback", "")] * arguments.no_loopback

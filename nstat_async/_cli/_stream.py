@@ -27,11 +27,7 @@ def show_events(
     output: Output,
     progress: Progress | None = None,
 ) -> int:
-    """Print the events of a backend, as JSON Lines or text, until they end or it is stopped.
-
-    Raises:
-        NstatError: The backend cannot be opened, or failed.
-    """
+    """Print the events of a backend, as JSON Lines or text, until they end or it is stopped."""
     formatter: Callable[[AnyEvent], str | None] = (
         JsonFormatter(full=arguments.details)
         if arguments.json

@@ -12,9 +12,5 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Stream events.
-
-    Raises:
-        NstatError: The backend cannot be opened, or failed.
-    """
+    """Stream events."""
     return show_events(arguments, backend_of(arguments), monitor_options(arguments), Output(quiet=arguments.quiet))

@@ -61,6 +61,9 @@ class Script:
 
     def _do(self, step: Step) -> None:
         values = dict(step.values)
+        for key in ("local", "remote"):
+            if values.get(key) is not None:
+                values[key] = _address(values[key])
         if step.do == "open":
             if step.flow in self._flows:
                 raise UsageError(f"flow {step.flow!r} is open already")
@@ -77,7 +80,7 @@ class Script:
         elif step.do == "state":
             flow.set_state(values["state"])
         elif step.do == "set":
-            flow.set(values)
+            flow.set(step.values)
         else:
             flow.close()
             del self._flows[step.flow]
@@ -87,12 +90,7 @@ _STEPS = ("open", "transfer", "connect", "listen", "state", "set", "close")
 
 
 def read_script(path: str) -> tuple[Step, ...]:
-    """The steps of a file, ``-`` for standard input, in the order of their time.
-
-    Raises:
-        UsageError: A line is no step.
-        OSError: It cannot be read.
-    """
+    """The steps of a file, ``-`` for standard input, in the order of their time."""
     text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8", "replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if len(lines) > _MAX_STEPS:

@@ -18,11 +18,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the table until the user quits.
-
-    Raises:
-        NstatError: Textual is missing, there is no terminal, or the backend failed.
-    """
+    """Show the table until the user quits."""
     if arguments.json:
         from .. import _processes  # noqa: PLC0415  # the same numbers without a screen
 
