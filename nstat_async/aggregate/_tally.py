@@ -111,9 +111,7 @@ class Tally:
     @property
     def is_empty(self) -> bool:
         """True when nothing is, or ever was, counted here."""
-        return not (
-            self.flows or self.open_flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets
-        )
+        return not (self.flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets)
 
     def absorb(self, other: Tally) -> None:
         """Take over everything of a tally that goes away; rates do not see it."""

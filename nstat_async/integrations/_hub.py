@@ -13,7 +13,8 @@ import attrs
 
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._monitor import Monitor
-from nstat_async.aggregate import EventSubscription, ProcessTable, SortKey
+from nstat_async._subscription import Subscription
+from nstat_async.aggregate import ProcessTable, SortKey
 from nstat_async.json import to_dict
 
 from ._series import SeriesKeeper
@@ -76,7 +77,7 @@ class Hub:
         self.state = "stopped"
         await self._stack.aclose()
 
-    async def _feed(self, subscription: EventSubscription) -> None:
+    async def _feed(self, subscription: Subscription) -> None:
         self.state = "running"
         try:
             while events := await subscription.receive_many():

@@ -18,7 +18,8 @@ import attrs
 
 from nstat_async._errors import UsageError
 from nstat_async._events import AnyEvent
-from nstat_async.aggregate import EventSource, GroupBy, Loss, Row, RowKind, TrafficTable
+from nstat_async._monitor import Monitor
+from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
 __all__ = ["KeeperFeed", "Observation", "Series", "SeriesKeeper"]
 
@@ -190,7 +191,7 @@ class KeeperFeed:
         """Take in events, in order."""
         self._keeper.feed_many(events)
 
-    async def run(self, monitor: EventSource) -> None:
+    async def run(self, monitor: Monitor) -> None:
         """Feed from a monitor, beside its other consumers, until it ends."""
         async with monitor.subscribe() as subscription:
             self._feeds += 1
