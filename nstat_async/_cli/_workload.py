@@ -61,9 +61,6 @@ class Script:
 
     def _do(self, step: Step) -> None:
         values = dict(step.values)
-        for key in ("local", "remote"):
-            if values.get(key) is not None:
-                values[key] = _address(values[key])
         if step.do == "open":
             if step.flow in self._flows:
                 raise UsageError(f"flow {step.flow!r} is open already")
@@ -80,7 +77,7 @@ class Script:
         elif step.do == "state":
             flow.set_state(values["state"])
         elif step.do == "set":
-            flow.set(step.values)
+            flow.set(values)
         else:
             flow.close()
             del self._flows[step.flow]
