@@ -24,27 +24,14 @@ SHELLS = ("bash", "zsh", "fish")
 SORT_KEYS = ("traffic", "rx", "tx", "rate", "name", "pid", "flows")
 
 
-def _number(minimum: float, *, above: bool = False) -> Callable[[str], float]:
+def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Callable[[str], float]:
     def convert(text: str) -> float:
         try:
-            value = float(text)
+            value = int(text) if whole else float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not math.isfinite(value) or value < minimum or (above and value == minimum):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number") from None
+        if not minimum <= value < math.inf or (above and value == minimum):
             raise argparse.ArgumentTypeError(f"{text} must be {'more than' if above else 'at least'} {minimum:g}")
-        return value
-
-    return convert
-
-
-def _whole(minimum: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {minimum}")
         return value
 
     return convert
@@ -90,7 +77,7 @@ def _backend(text: str) -> str:
 
 
 _SECONDS: dict[str, Any] = {"type": _number(0, above=True), "metavar": "S"}
-_NUMBER: dict[str, Any] = {"type": _whole(0), "metavar": "N"}
+_NUMBER: dict[str, Any] = {"type": _number(0, whole=True), "metavar": "N"}
 _FLAG: dict[str, Any] = {"action": "store_true"}
 _LIST: dict[str, Any] = {"action": "append"}
 _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
@@ -119,7 +106,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "in parts (FILE.nstat becomes FILE.000001.nstat, …)": {
         "--rotate-size": {"type": _size, "metavar": "BYTES", "help": "begin a new part at this size, e.g. 100M"},
         "--rotate-every": {**_SECONDS, "help": "begin a new part after this many seconds"},
-        "--keep": {"type": _whole(1), "metavar": "N", "help": "keep the newest N parts, delete older ones"},
+        "--keep": {"type": _number(1, whole=True), "metavar": "N", "help": "keep the newest N parts, delete older ones"},
     },
 }  # fmt: skip
 """Options that commands share, by the headings of ``--help``."""
@@ -271,7 +258,7 @@ COMMANDS: dict[str, Command] = {
             "--seed": {**_NUMBER, "default": 0, "help": "of the random workload (default 0)"},
             "--script": {"metavar": "FILE", "help": "JSON Lines of steps instead of the random workload, '-': stdin"},
             "--privileged": {**_FLAG, "help": "answer as to root: extensions, more providers"},
-            "--receive-space": {"type": _whole(256), "metavar": "N", "help": "bytes of the clients' receive buffers"},
+            "--receive-space": {"type": _number(256, whole=True), "metavar": "N", "help": "bytes of the clients' receive buffers"},
             "--duration": {**_SECONDS, "help": "stop after this many seconds"},
         },
     ),

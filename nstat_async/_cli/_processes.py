@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
                     await monitor.poll_now()
                 looks.catch_up()
         if every is None or scope.cancelled_caught:
-            output.lines(_table_lines(table, arguments))
+            await output.send(_table_lines(table, arguments))
         return 0
 
     return run_until_stopped(work, duration=arguments.duration, output=output)
