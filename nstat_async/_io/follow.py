@@ -82,13 +82,11 @@ class Follower(Player):
         self.hand_over()
 
     def moment(self, record: Record) -> bool:
-        """Let time pass."""
         self.last = record.time_ns
         self.now = self._started + record.time_ns / 1e9
         return True
 
     def received(self, datagrams: list[bytes]) -> None:
-        """Give them to the core of their client."""
         core = self._core(self.channel)
         if core is not None:
             core.receive_datagrams(datagrams, self.now, self._channels.get(self.channel, self.channel))
@@ -139,11 +137,7 @@ class Follower(Player):
 
 
 def _darwin_setup(info: RecordingInfo, setup: Any, protocol: Any, timebase: tuple[int, int] | None) -> Any:
-    """The setup of the recorded core with the facts of the recording, which may be given by hand.
-
-    Raises:
-        RecordingError: Its kernel is not known.
-    """
+    """The setup of the recorded core with the facts of the recording, which may be given by hand."""
     if info.kernel is None:
         raise RecordingError("the recording does not say which kernel it is from; give the kernel")
     text = info.extra.get("xnu", info.kernel)

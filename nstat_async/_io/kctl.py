@@ -44,11 +44,7 @@ def make_session(
     verify: bool | None = False,
     paths: bool = False,
 ) -> Session:
-    """The core for a Darwin kernel behind any channel.
-
-    Raises:
-        BackendUnavailableError: The kernel's version is not understood.
-    """
+    """The core for a Darwin kernel behind any channel; a BackendUnavailableError if its version is not understood."""
     try:
         kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
     except UsageError as error:
@@ -73,11 +69,6 @@ class KctlTransport(PreparedTransport):
         self._evidence = LoopbackEvidence()
 
     def connect(self) -> Channel:
-        """Open and connect a control socket.
-
-        Raises:
-            BackendUnavailableError: It cannot be had; the text says why.
-        """
         return open_control(self._options.receive_buffer)
 
     def lookup(self, request: Any) -> Any:

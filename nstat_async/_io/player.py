@@ -26,10 +26,7 @@ _DRAINED = steps.ChannelDrained()
 
 
 def protocol_of(name: str | None) -> Any:
-    """The package of a protocol as recordings name it, with its `Session`, its `Setup` and what is `RECORDED` of it.
-
-    `None` for one that this version does not know.
-    """
+    """The package of a protocol, with its `Session`, `Setup` and what is `RECORDED`; `None`: it is not known."""
     if name == "sock_diag":
         from .. import sockdiag  # noqa: PLC0415  # a machine needs one of them
 
@@ -40,11 +37,7 @@ def protocol_of(name: str | None) -> Any:
 
 
 class Player:
-    """Plays records.
-
-    Args:
-        protocol: Their protocol's package.
-    """
+    """Plays records of a protocol, given its package."""
 
     def __init__(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -59,11 +52,7 @@ class Player:
         """Time of the last record."""
 
     def play(self, records: Iterable[Record]) -> None:
-        """Take in records.
-
-        Raises:
-            ProtocolError: Only with the option ``strict``.
-        """
+        """Take in records; raises ProtocolError with the option ``strict`` only."""
         batch = self.batch
         for record in records:
             _, kind, time_ns, client, data, text, extra, _ = record

@@ -28,11 +28,7 @@ class StandardOutput:
         self._file: Any = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
 
     def write(self, data: memoryview) -> int | None:
-        """Write at least a part; `None`: nobody reads.
-
-        Raises:
-            OSError: It cannot be written.
-        """
+        """Write at least a part; `None`: nobody reads."""
         try:
             written: int | None = self._file.write(data)
             if written is None:
@@ -78,26 +74,13 @@ class Recorder:
         return self._earlier + self._writer.size
 
     def write(self, records: Sequence[Record], repeat: Iterable[Record]) -> None:
-        """Write records, with one write.
-
-        Args:
-            records: What happened.
-            repeat: What a new part begins with, if one begins: which channels are open, and what for.
-
-        Raises:
-            OSError: The file cannot be written.
-            UsageError: A record does not fit the format.
-        """
+        """Write records with one write; a new part begins with `repeat`, which says what channels are open for."""
         if self._is_full(records[0].time_ns):
             self._next_part(records[0].time_ns, repeat)
         self._writer.write_batch(records)
 
     def close(self) -> None:
-        """Close the file. Idempotent.
-
-        Raises:
-            OSError: What was written cannot be kept.
-        """
+        """Close the file. Idempotent; raises OSError if what was written cannot be kept."""
         if self._owned:
             self._file.close()
 
@@ -155,12 +138,7 @@ class Recorder:
 
 
 def _spare(path: Path) -> None:
-    """Replace an old recording, and nothing else.
-
-    Raises:
-        UsageError: The file holds something else.
-        OSError: It cannot be read.
-    """
+    """Replace an old recording, and nothing else: a UsageError says what is in the way."""
     if not path.is_file():
         return
     with path.open("rb") as file:

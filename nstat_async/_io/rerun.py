@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from .. import __version__
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send
 from .._errors import NstatError
 from .._options import STEERING, MonitorOptions
@@ -34,18 +35,14 @@ class _Steering:
     receive_buffer: Any = None
 
 
-def rerun_of(info: RecordingInfo, protocol: Any, options: MonitorOptions, version: str) -> Rerun | None:
+def rerun_of(info: RecordingInfo, protocol: Any, options: MonitorOptions) -> Rerun | None:
     """The run of a recording, to be run again; `None` if it cannot be: it must be followed instead.
 
-    Args:
-        info: What the recording says.
-        protocol: Its protocol's package.
-        options: What the one who replays wants; those that steer the conversation come from the recording.
-        version: The version of this library.
+    Of the options those that steer the conversation come from the recording.
     """
     try:
         run = from_json(steps.Run, info.run)
-        if run.library != version or run.part != 1:
+        if run.library != __version__ or run.part != 1:
             return None
         steering = from_json(_Steering, run.options)
         options = attrs.evolve(options, **{name: getattr(steering, name) for name in STEERING})
@@ -56,13 +53,7 @@ def rerun_of(info: RecordingInfo, protocol: Any, options: MonitorOptions, versio
 
 
 class Rerun(Player):
-    """A core that gets what was recorded.
-
-    Args:
-        core: The core, not started.
-        protocol: Its protocol's package.
-        run: How its clock is written.
-    """
+    """A core, not started, that gets what was recorded; `run` says how its clock is written."""
 
     def __init__(self, core: Core, protocol: Any, run: steps.Run) -> None:
         super().__init__(protocol)
@@ -86,12 +77,10 @@ class Rerun(Player):
         return True
 
     def received(self, datagrams: list[bytes]) -> None:
-        """Give them to the core."""
         self._before_input()
         self._core.receive_datagrams(datagrams, self.now, self.channel)
 
     def answered(self, token: int, answer: Any) -> None:
-        """Give it to the core."""
         value = self._values.read(answer)
         self._before_input()
         self._core.lookup_done(token, value, self.now)
@@ -111,7 +100,6 @@ class Rerun(Player):
             self._compare(Lookup(step.token, self._values.read(step.request)))
 
     def sent(self, data: bytes, channel: int) -> None:
-        """Compare the command."""
         self._compare(Send(channel, data))
 
     # --- commands ------------------------------------------------------------------

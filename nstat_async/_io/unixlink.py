@@ -25,11 +25,6 @@ class UnixTransport(PreparedTransport):
         self._options = options
 
     def connect(self) -> Channel:
-        """Connect.
-
-        Raises:
-            BackendUnavailableError: Nobody listens there, or the host has no such sockets.
-        """
         family = getattr(socket, "AF_UNIX", None)
         kind = getattr(socket, "SOCK_SEQPACKET", None)
         if family is None or kind is None:

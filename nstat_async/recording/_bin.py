@@ -20,6 +20,8 @@ _SHOWN = 64
 class BinParser:
     """Bytes in, records out; see `RecordingReader`."""
 
+    FORMAT = "bin"
+
     def __init__(self, kernel: str) -> None:
         self.info = RecordingInfo(kernel=kernel_name(kernel))
         self._buffer = bytearray()

@@ -24,11 +24,10 @@ from ._records import (
     check_stamp,
     damage_record,
     dump_json,
-    info_from_mapping,
     info_to_mapping,
     kernel_name,
+    learn,
     stamp_fits,
-    with_kernel,
 )
 
 __all__ = ["JsonLinesParser", "encode_beginning", "encode_record"]
@@ -43,6 +42,8 @@ _BOM = b"\xef\xbb\xbf"
 class JsonLinesParser:
     """Bytes in, records out; see `RecordingReader`."""
 
+    FORMAT = "jsonl"
+
     def __init__(self, kernel: str | None) -> None:
         self.info: RecordingInfo | None = None
         self._kernel = kernel
@@ -54,11 +55,7 @@ class JsonLinesParser:
         self._time = 0
 
     def feed(self, data: bytes) -> list[Record]:
-        """Take in bytes.
-
-        Raises:
-            RecordingError: The first line says nothing about the kernel, and the caller named none.
-        """
+        """Take in bytes; raises RecordingError where the first line names no kernel and the caller named none."""
         lines = data.split(b"\n")
         last = lines.pop()
         records: list[Record] = []
@@ -76,11 +73,7 @@ class JsonLinesParser:
         return records
 
     def close(self) -> list[Record]:
-        """The file ends here; a last line needs no line feed.
-
-        Raises:
-            RecordingError: There was no line at all.
-        """
+        """The file ends here: a last line needs no line feed, but one line there must be."""
         line = bytes(self._partial)
         self._partial.clear()
         record = self._one(line) if line else None
@@ -117,14 +110,14 @@ class JsonLinesParser:
             raise RecordingError(
                 'the first line names no kernel (an object with "xnu", "kernel" or "protocol"), and none was given'
             )
-        self.info = with_kernel(info_from_mapping(fields if is_header else {}), self._kernel)
+        self.info = learn(fields if is_header else {}, None, self._kernel)
         return is_header or "dir" not in fields
 
     def _damaged(self, reason: str, line: bytes, offset: int, length: int) -> Record:
         if self.info is None:
             if self._kernel is None:
                 raise RecordingError(f"not a recording: line {self._line}: {reason}", raw=line[:_SHOWN])
-            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+            self.info = learn({}, None, self._kernel)
         self._count += 1
         reason = f"line {self._line}: {reason}"
         return damage_record(self._count - 1, self._time, reason, offset, length, line[:_SHOWN], line=self._line)
@@ -157,10 +150,8 @@ class JsonLinesParser:
         )
 
     def _meta(self, facts: Any, line: bytes, time_ns: int, client: int) -> Record:
-        if not isinstance(facts, dict):
-            raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
         self._time = time_ns
-        self.info = with_kernel(info_from_mapping(facts, self.info), self._kernel)
+        self.info = learn(facts, self.info, self._kernel)
         return Record(self._count, RecordKind.META, time_ns, client, line, value=self.info)
 
 
@@ -184,11 +175,7 @@ def _datagram(text: Any) -> bytes:
 
 
 def encode_beginning(info: RecordingInfo) -> bytes:
-    """The first line.
-
-    Raises:
-        UsageError: The facts are not JSON.
-    """
+    """The first line."""
     facts = info_to_mapping(info)
     header: dict[str, Any] = {}
     if info.protocol == "ntstat" and info.kernel is not None:
@@ -200,11 +187,7 @@ def encode_beginning(info: RecordingInfo) -> bytes:
 
 
 def encode_record(place: int, record: Record) -> bytes:
-    """One line, with its line feed; `place` is its number in the file.
-
-    Raises:
-        UsageError: It does not fit the format.
-    """
+    """One line, with its line feed; `place` is its number in the file."""
     index, kind, time_ns, client, data, text, extra, value = record
     check_stamp(time_ns, client)
     fields: dict[str, Any] = {} if kind is RecordKind.META else {"i": place if index == NEXT else index}

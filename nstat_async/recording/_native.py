@@ -37,9 +37,8 @@ from ._records import (
     check_stamp,
     damage_record,
     dump_json,
-    info_from_mapping,
     info_to_mapping,
-    with_kernel,
+    learn,
 )
 
 __all__ = ["MAGIC", "NativeParser", "encode_beginning", "encode_record"]
@@ -91,24 +90,12 @@ _FILE_HEADER_MAX = 4096
 
 
 def encode_beginning(info: RecordingInfo) -> bytes:
-    """The beginning of a file: its header, and the facts.
-
-    Raises:
-        UsageError: The facts are not JSON.
-    """
+    """The beginning of a file: its header, and the facts."""
     return _FILE.pack(MAGIC, _VERSION, _FILE.size, 0) + encode_record(0, Record(0, RecordKind.META, 0, value=info))
 
 
 def encode_record(place: int, record: Record) -> bytes:
-    """One record, whole.
-
-    Args:
-        place: Its number in the file.
-        record: The record.
-
-    Raises:
-        UsageError: It does not fit the format.
-    """
+    """One record, whole; `place` is its number in the file."""
     index, kind, time_ns, client, payload, text, extra, value = record
     number, flags = _NUMBERS[kind], 0
     if kind is RecordKind.NOTE:
@@ -142,6 +129,8 @@ class NativeParser:
     at no more than linear cost (`_need`), and memory bounded by the longest record.
     """
 
+    FORMAT = "nstat"
+
     def __init__(self, kernel: str | None) -> None:
         self.info: RecordingInfo | None = None
         self._kernel = kernel
@@ -154,11 +143,7 @@ class NativeParser:
         self._damage: _Damage | None = None
 
     def feed(self, data: bytes) -> list[Record]:
-        """Take in bytes.
-
-        Raises:
-            RecordingError: The file's header is not one of this format and version.
-        """
+        """Take in bytes; raises RecordingError where the file's header is not of this format and version."""
         buffer = self._buffer
         if buffer or len(data) < self._need:
             buffer += data
@@ -176,11 +161,7 @@ class NativeParser:
         return self._records(data, at)
 
     def close(self) -> list[Record]:
-        """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed.
-
-        Raises:
-            RecordingError: It ended within its header.
-        """
+        """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed."""
         if not self._started:
             raise RecordingError("the recording ends within its header", raw=bytes(self._buffer))
         rest = bytes(self._buffer)
@@ -191,7 +172,7 @@ class NativeParser:
 
     def _assume_facts(self) -> None:
         if self.info is None:
-            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+            self.info = learn({}, None, self._kernel)
 
     def _keep(self, data: bytes, at: int, need: int) -> None:
         """Keep what follows `at`, until there are `need` bytes of it."""
@@ -291,10 +272,8 @@ class NativeParser:
         return Record(index, kind, time_ns, client, body, text, extra or NO_EXTRA, value)
 
     def _meta(self, facts: Any, body: bytes, time_ns: int, client: int, index: int) -> Record | None:
-        if not isinstance(facts, dict):
-            raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
         first = self.info is None and index == 0
-        self.info = with_kernel(info_from_mapping(facts, self.info), self._kernel)
+        self.info = learn(facts, self.info, self._kernel)
         return None if first else Record(index, RecordKind.META, time_ns, client, body, value=self.info)
 
 

@@ -34,11 +34,10 @@ __all__ = [
     "check_stamp",
     "damage_record",
     "dump_json",
-    "info_from_mapping",
     "info_to_mapping",
     "kernel_name",
+    "learn",
     "stamp_fits",
-    "with_kernel",
 ]
 
 MAX_DATAGRAM = 1 << 20
@@ -187,13 +186,19 @@ _FACTS: dict[str, Callable[[Any], Any]] = {
 """How each fact is read; `None`: it is of the wrong type."""
 
 
-def info_from_mapping(facts: Mapping[str, Any], before: RecordingInfo | None = None) -> RecordingInfo:
+def learn(facts: Any, before: RecordingInfo | None, kernel: str | None) -> RecordingInfo:
     """Read the facts of a JSON object; a fact of the wrong type stays visible in `extra`.
 
     Args:
         facts: The object. ``"xnu"`` is taken for the kernel's name, and means Darwin.
         before: What was known until now; facts that are not repeated stay.
+        kernel: The kernel that the caller named; it goes before the file's.
+
+    Raises:
+        ValueError: It is no object.
     """
+    if not isinstance(facts, dict):
+        raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
     before = before or RecordingInfo(protocol=None)
     extra, known = dict(before.extra), dict[str, Any]()
     for key, value in facts.items():
@@ -209,7 +214,10 @@ def info_from_mapping(facts: Mapping[str, Any], before: RecordingInfo | None = N
         known = {"protocol": "ntstat", "kernel": kernel_name(xnu), **known}
         if known["kernel"] == xnu:
             del extra["xnu"]
-    return attrs.evolve(before, **known, extra=extra)
+    info = attrs.evolve(before, **known, extra=extra)
+    if kernel is None:
+        return info
+    return attrs.evolve(info, kernel=kernel_name(kernel), protocol=info.protocol or "ntstat")
 
 
 def info_to_mapping(info: RecordingInfo) -> dict[str, Any]:
@@ -217,13 +225,6 @@ def info_to_mapping(info: RecordingInfo) -> dict[str, Any]:
     facts = {name: getattr(info, name) for name in _FACTS}
     known = {name: fact for name, fact in facts.items() if fact is not None and fact != {}}
     return {**info.extra, **{n: dict(fact) if isinstance(fact, Mapping) else fact for n, fact in known.items()}}
-
-
-def with_kernel(info: RecordingInfo, kernel: str | None) -> RecordingInfo:
-    """The facts, with the kernel that the caller named; it goes before the file's."""
-    if kernel is None:
-        return info
-    return attrs.evolve(info, kernel=kernel_name(kernel), protocol=info.protocol or "ntstat")
 
 
 def damage_record(index: int, time_ns: int, reason: str, offset: int, length: int, data: bytes, **more: Any) -> Record:
@@ -237,11 +238,7 @@ _to_text = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def dump_json(value: Any, what: str, limit: int) -> bytes:
-    """Compact ASCII JSON.
-
-    Raises:
-        UsageError: The value is not JSON, or its text is longer than `limit` bytes.
-    """
+    """Compact ASCII JSON, of at most `limit` bytes; anything else is a UsageError about `what`."""
     try:
         text = _to_text(value).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
@@ -251,21 +248,13 @@ def dump_json(value: Any, what: str, limit: int) -> bytes:
 
 
 def check_length(data: bytes, what: str, limit: int) -> None:
-    """Refuse to write what no reader would take.
-
-    Raises:
-        UsageError: It is too long.
-    """
+    """Refuse to write what no reader would take."""
     if len(data) > limit:
         raise UsageError(f"{what}: {len(data)} bytes; a recording takes {limit}")
 
 
 def check_stamp(time_ns: int, client: int) -> None:
-    """Refuse times and client numbers that a record has no room for.
-
-    Raises:
-        UsageError: One of them is out of range.
-    """
+    """Refuse times and client numbers that a record has no room for."""
     if not stamp_fits(time_ns, client):
         raise UsageError(
             f"time_ns {time_ns!r} or client {client!r}: not whole numbers of 64 bits signed, 32 bits unsigned"
