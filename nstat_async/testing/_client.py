@@ -270,14 +270,19 @@ class EmulatedClient(Watcher):
         paced = self._poll.begin(request.context, request.flags)
         # A report of one source counts as one of the paced poll that has its context.
         marks = paced and (everything or not is_update or version < (11215,))
+        chunk = _CONTENDED_CHUNK if self.machine.contended and version >= (11215,) else POLL_CHUNK
         boring = int(FilterFlag.SUPPRESS_BORING_POLL) if everything else 0
         error, walked, reported = (0 if everything else DarwinErrno.ENOENT), True, 0
         for source in self._candidates(request.srcref, everything=everything, paced=paced):
             if self.allows(source, boring):
                 error = report(source, 0 if batched else request.context, batched=batched)
-                reported += self._note_report(source, error, marks=marks)
-                if source.flow.gone and not error and is_update:
-                    dead.append(source)
+                if not error:
+                    source.reported = True
+                    if marks:
+                        self._poll.mark(source)
+                        reported += 1
+                    if source.flow.gone and is_update:
+                        dead.append(source)
             if source.flow.gone and kind is QuerySource and not is_buffer_error(error):
                 # Its state is reported once more; if even that cannot be had, the walk ends here.
                 error = self.report_description(source, 0)
@@ -289,24 +294,11 @@ class EmulatedClient(Watcher):
                 walked = False
                 self.polled = self.polled and kind is not QuerySource
                 break
-            if everything and paced and reported >= self._chunk():
+            if everything and paced and reported >= chunk:
                 walked = self._poll.is_last()
                 break
         self.flush()
         return self._finish(request.context, error, dead, everything=everything, paced=paced, walked=walked)
-
-    def _note_report(self, source: ClientSource, error: int, *, marks: bool) -> int:
-        """Note that a source was reported; returns how many count towards the chunk."""
-        if error:
-            return 0
-        source.reported = True
-        if marks:
-            self._poll.mark(source)
-        return int(marks)
-
-    def _chunk(self) -> int:
-        contended = self.machine.contended and self.release.version >= (11215,)
-        return _CONTENDED_CHUNK if contended else POLL_CHUNK
 
     def _candidates(self, srcref: int, *, everything: bool, paced: bool) -> Iterator[ClientSource]:
         """The sources of a request, newest first; of a paced poll those not reported yet."""

@@ -50,6 +50,12 @@ class Machine(KernelTime):
         header_garbage: Up to xnu-2422 the word of the header that is not used holds anything; False: zero.
     """
 
+    # What flows ask of their kernel, which knows more than they do: see `ScriptedMachine` and `SansIoKernel`.
+    open_flow: Callable[..., Any]
+    flow_closed: Callable[[Any], None]
+    userland_time_wait: Callable[[Any], None]
+    raise_event: Callable[[Any, int], None]
+
     def __init__(
         self,
         kernel: str = "xnu-11417.121.6",
@@ -194,21 +200,3 @@ class Machine(KernelTime):
     def loopback_pair(self, address: str) -> tuple[Endpoint, Endpoint]:
         """Two endpoints with fresh ports on a loopback address."""
         return Endpoint.parse(address, next(self._ports)), Endpoint.parse(address, next(self._ports))
-
-    # What flows ask of their kernel
-
-    def open_flow(self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False) -> Any:
-        """Make a flow from raw fields and announce it to whoever watches its provider."""
-        raise NotImplementedError
-
-    def flow_closed(self, flow: Any) -> None:
-        """A flow ended: say goodbye as this release does, or leave it to be found."""
-        raise NotImplementedError
-
-    def userland_time_wait(self, flow: Any) -> None:
-        """A user-land TCP flow is in TIME_WAIT: its sources say goodbye early."""
-        raise NotImplementedError
-
-    def raise_event(self, flow: Any, event: int) -> None:
-        """Report an event to the clients that asked for it, in update mode, by an update."""
-        raise NotImplementedError

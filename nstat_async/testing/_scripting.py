@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nstat_async._model import Endpoint, Provider
@@ -22,6 +22,7 @@ class ScriptedMachine(Machine):
 
     _flows: dict[int, dict[int, EmulatedFlow]]
     _interface_flows: dict[int, EmulatedFlow]
+    announce: Callable[[EmulatedFlow], None]
 
     # The flows there are
 
@@ -86,10 +87,6 @@ class ScriptedMachine(Machine):
                 flow.set_state(values["state"])
             self.announce(flow)
             return flow
-
-    def announce(self, flow: EmulatedFlow) -> None:
-        """Make it a source of every client that watches its provider."""
-        raise NotImplementedError
 
     def open(
         self,
