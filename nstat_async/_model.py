@@ -26,6 +26,7 @@ from uuid import UUID
 import attrs
 
 __all__ = [
+    "Attribution",
     "Capabilities",
     "Counts",
     "Delta",
@@ -114,6 +115,18 @@ def _address_text(packed: bytes) -> str:
     return socket.inet_ntop(family, packed)
 
 
+class Attribution(enum.Enum):
+    """Why a flow has no process, or one that was not seen to hold it."""
+
+    KERNEL = "kernel"
+    """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard): all processes were looked at, and none
+    has it. `Flow.process` is the one with pid 0."""
+    HIDDEN = "hidden"
+    """Linux: none of the processes that may be looked at has it."""
+    GONE = "gone"
+    """Linux: it ended before anyone could look."""
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
     """An address and a port."""
@@ -196,6 +209,9 @@ class Process:
     responsible_uuid: UUID | None = None
     """UUID of the executable of the process that is responsible for this one (Darwin, since macOS 14.4): of the
     terminal or editor that it was started from. `None` when it answers for itself, or acts for an effective process."""
+    title: str | None = None
+    """Linux: the name that the program gave itself (``comm``, 15 characters at most); of a script its own, where
+    `name` is that of the interpreter."""
 
     @property
     def key(self) -> tuple[int, int | None]:
@@ -267,6 +283,8 @@ class Flow:
     """Darwin: policy (VPN) id of the socket."""
     namespace: str | None = None
     """Linux: the network namespace, when it is not the monitor's own."""
+    attribution: Attribution | None = None
+    """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
 
     @property
     def started(self) -> float | None:
@@ -594,6 +612,8 @@ class Visibility(enum.Enum):
     ALL = "all"
     OWN = "own"
     """Only those of the own user."""
+    SOME = "some"
+    """Of several users, and not all: some may not be looked at, or are of another pid namespace."""
     NONE = "none"
     UNKNOWN = "unknown"
 

@@ -19,18 +19,16 @@ from __future__ import annotations
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterator
 
 from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
-from .._model import Counts, Flow, Process
+from .._model import Attribution, Flow, Process
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ListenerTable, weigh_direction
-from ._entry import Entry, Weight
-from ._flows import FlowBuilder
+from ._entry import Entry, Owner, Weight
+from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
-from ._purpose import NetworkNamespace
 from ._reports import SocketReport, socket_report
 from ._rows import (
     Change,
@@ -42,8 +40,7 @@ from ._rows import (
     is_remains,
     same_connection,
 )
-
-__all__ = ["Book"]
+from ._setup import NetworkNamespace
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DEVICE = struct.Struct("=40xI")
@@ -83,14 +80,7 @@ class Book:
         self._links = links
         self._links_version = links.version
         self._every = every_update
-        self._builder = FlowBuilder(namespace.label, f"n{number}:" if namespace.label is not None else "", links)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
-        """The announced ones, with their last counts."""
-        return ((entry.flow, entry.report) for entry in list(self.entries.values()) if entry.flow is not None)
+        self._label = namespace.label
 
     def begin_poll(self) -> None:
         """A poll begins."""
@@ -146,7 +136,7 @@ class Book:
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        entry = self.entries[pieces[2]] = Entry(self.number, protocol, pieces, self._output.poll, pieces[1][1])
+        entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, pieces[1][1])
         return entry
 
     def _take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
@@ -196,7 +186,6 @@ class Book:
 
     def drop(self, entry: Entry) -> None:
         """Take a socket out of the book; `end` says so."""
-        entry.over = True
         if self._dumping:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
@@ -212,9 +201,12 @@ class Book:
 
     # -- evidence of owners and addresses
 
-    def learn_owner(self, entry: Entry, owner: Process) -> None:
-        """A process holds the socket."""
-        if entry.over or entry.owner is owner:
+    def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
+        """Somebody holds the socket, or it is known why nobody is known to: that replaces no process."""
+        if entry.over or (entry.process is not None and not isinstance(owner, Process)):
+            return
+        entry.place = place
+        if entry.owner is owner:
             return
         entry.owner = owner
         if entry.flow is not None:
@@ -239,7 +231,7 @@ class Book:
 
     def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
-        flow = entry.flow = self._builder.build(entry)
+        flow = entry.flow = build_flow(entry, self._links, self._label)
         self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
         return flow
 
@@ -269,13 +261,17 @@ class Book:
 
     def _update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
         if rebuilt:
-            entry.flow = self._builder.build(entry)
+            entry.flow = build_flow(entry, self._links, self._label)
         flow, report, output = entry.flow, entry.report, self._output
         if flow is not None and report is not None:
             output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, report, previous, report))
 
     def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
         """Say that a flow ended; one that was not announced is, before."""
+        if entry.owner is None:
+            entry.owner = Attribution.GONE
+            if entry.flow is not None:
+                entry.flow = build_flow(entry, self._links, self._label)
         flow = entry.flow or self.announce(entry)
         self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
 

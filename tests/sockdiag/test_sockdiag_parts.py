@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import attrs
 import pytest
 from sockdiag_fakes import LOOPBACK, FakeSocket
 
@@ -29,12 +30,12 @@ from nstat_async.sockdiag._entry import Entry
 from nstat_async.sockdiag._finals import fin_among_received, fin_by_remains, is_unused, was_disconnected
 from nstat_async.sockdiag._links import LinkTable, kind_of_link
 from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, NO_ANSWER, LookupSource, lookup_request
-from nstat_async.sockdiag._messages import encode_done
+from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, find_attribute
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
-from nstat_async.sockdiag._purpose import NetworkNamespace
-from nstat_async.sockdiag._reports import info_position, socket_report
+from nstat_async.sockdiag._reports import socket_report
 from nstat_async.sockdiag._rows import RowFormat, RowFormats
+from nstat_async.sockdiag._setup import NetworkNamespace
 
 # -- tables
 
@@ -45,7 +46,7 @@ class Scanned:
     def __init__(self) -> None:
         self.output = Output()
         links = LinkTable()
-        owners = OwnerSource(self.output, lambda entry, process: None, list)
+        owners = OwnerSource(self.output, list)
         self.book = Book(self.output, 0, NetworkNamespace(), links, owners)
         self.book.apply_row = self._apply
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6])
@@ -71,6 +72,10 @@ class Scanned:
 
     def unseen(self) -> list[int]:
         return [entry.cookie for entry in self.book.entries.values() if entry.seen != self.output.poll]
+
+
+def info_position(message):
+    return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO)
 
 
 def test_messages_of_different_lengths_mix():
@@ -363,14 +368,15 @@ class TestProcesses:
         assert rounds > 1
 
     def test_a_reused_pid_is_another_process(self, scanner, monkeypatch):
-        """Facts are remembered by start time: the same pid with another start is read anew."""
+        """Facts are read anew with each answer: the same pid with another start is another process."""
         from nstat_async._io import procfs
 
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
             one = scanner(budget=60.0)
             first = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
-            monkeypatch.setattr(procfs, "start_ticks", lambda pid: 12345)
+            stat = attrs.evolve(procfs._stat(os.getpid()), start_ticks=12345)
+            monkeypatch.setattr(procfs, "_stat", lambda pid: stat)
             second = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
         assert (first.pid, second.start_ticks) == (second.pid, 12345)
         assert first.start_ticks != 12345
