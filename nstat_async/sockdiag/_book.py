@@ -21,7 +21,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 
-from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
+from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
 from .._model import Counts, Flow, Process
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ListenerTable, weigh_direction
@@ -31,7 +31,7 @@ from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
 from ._purpose import NetworkNamespace
-from ._reports import SocketReport, socket_report
+from ._reports import SocketReport, report_of, socket_report
 from ._rows import (
     Change,
     Pieces,
@@ -272,7 +272,7 @@ class Book:
             entry.flow = self._builder.build(entry)
         flow, report, output = entry.flow, entry.report, self._output
         if flow is not None and report is not None:
-            output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, report, previous, report))
+            output.events.append(flow_updated(output.now + output.epoch_offset, flow, report_of(report, previous)))
 
     def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
         """Say that a flow ended; one that was not announced is, before."""
