@@ -14,9 +14,9 @@ from typing import Any, Protocol, Union
 
 from .._errors import ProtocolError
 from .._events import UPDATE_SLOTS, AnyEvent, EventsLost, FlowUpdated, LossCause, SystemInfo, Unrecognized
-from ._constants import MESSAGE_NAMES, NO_FLOWS, MessageType
+from ._constants import HEADER_SIZE, MESSAGE_NAMES, NO_FLOWS, MessageType
 from ._counters import Raw, Values, counts_unpacker, detailed_values, growing_reader
-from ._framer import Defect, Frame, split
+from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
 from ._layouts import compile_format
 from ._messages import are_items
@@ -86,7 +86,7 @@ class Decoder:
     def _compile(self) -> None:
         layout = self.kernel.layout
         self._unpack_counts = counts_unpacker(layout)[0]
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {MessageType.SUCCESS: HEADER_SIZE}
         self._readers: dict[int, Callable[[bytes, int], tuple[Any, ...]]] = {}
         self._handlers: dict[int, Callable[[bytes, Frame], None]] = {MessageType.SUCCESS: self._on_success}
         for kinds, name, fields, handler in (
@@ -119,7 +119,9 @@ class Decoder:
         codec = layout["nstat_msg_src_counts"]
         report = [*layout["nstat_msg_hdr"].fields, codec.by_name["srcref"], codec.by_name["counts"]]
         growing: Any = growing_reader(layout)
-        self._hot = (compile_format(report).unpack_from, growing, codec.size, self._sizes.get(_UPDATE, 0))
+        sizes = (codec.size, self._sizes.get(_UPDATE, 0))
+        sources = self.table.sources
+        self._hot = (compile_format(report).unpack_from, growing, *sizes, sources, sources.get, *UPDATE_SLOTS)
         """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
 
     @property
@@ -146,11 +148,9 @@ class Decoder:
         Raises:
             ProtocolError: Only with `strict`.
         """
-        table, client, handlers = self.table, self.client, self._handlers
-        read, growing, shortest, update_size = self._hot
-        sources, emit, every, serial = table.sources, table.emit, table.every_update, table.poll_serial
-        time, time_ns, find = table.time, table.time_ns, table.sources.get
-        new, set_time, set_flow, set_report = UPDATE_SLOTS
+        read, growing, shortest, update_size, sources, find, new, set_time, set_flow, set_report = self._hot
+        table, emit, every = self.table, self.table.emit, self.table.every_update
+        time, time_ns, serial = table.time, table.time_ns, table.poll_serial
         is_direct = self._has_lengths and self.observer is None
         self.to_settle = False
         for index in range(begin, len(datagrams)):
@@ -194,17 +194,18 @@ class Decoder:
                 if not plain:
                     if length < self._sizes[kind]:
                         break
-                    handlers[kind](data, (kind, 0, flags, at, end))
+                    self._handlers[kind](data, (kind, 0, flags, at, end))
                 elif source.seen != serial:
                     source.seen = serial
                     fresh += 1
                 if context:
-                    client.answered(context, ref)
+                    self.client.answered(context, ref)
                     asked = True
                 at = end
                 count += 1
-            self._people["messages"] += count
-            table.poll_seen += fresh
+            if count:
+                self._people["messages"] += count
+                table.poll_seen += fresh
             if at != size or not size:
                 self._decode_rest(data, at)
                 asked = True
@@ -215,22 +216,30 @@ class Decoder:
 
     def _decode_rest(self, data: bytes, begin: int) -> None:
         """Everything else, message by message."""
+        if self._has_lengths and len(data) - begin >= HEADER_SIZE:
+            context, kind, length, flags = HEADER.unpack_from(data, begin)
+            if begin + length == len(data):  # the last one, and mostly the only one
+                self._handle(data, (kind, context, flags, begin, len(data)))
+                return
         frames, defect = split(data, has_lengths=self._has_lengths, begin=begin)
         for frame in frames:
-            kind = frame[0]
-            handler = self._handlers.get(kind)
-            if handler is None:
-                self._people["unrecognized"] += 1
-                self.emit(Unrecognized(self.table.time, kind, data[frame[3] : frame[4]]))
-            elif frame[4] - frame[3] < self._sizes.get(kind, 0):
-                name = MESSAGE_NAMES.get(kind, str(kind))
-                reason = f"{name} of {frame[4] - frame[3]} bytes is shorter than its structure"
-                self._report_broken(data, Defect(reason, frame[3], frame[4]))
-            else:
-                handler(data, frame)
-        self._people["messages"] += len(frames)
+            self._handle(data, frame)
         if defect is not None and not defect.harmless:
             self._report_broken(data, defect)
+
+    def _handle(self, data: bytes, frame: Frame) -> None:
+        self._people["messages"] += 1
+        kind, _, _, begin, end = frame
+        handler = self._handlers.get(kind)
+        if handler is None:
+            self._people["unrecognized"] += 1
+            self.emit(Unrecognized(self.table.time, kind, data[begin:end]))
+        elif end - begin < self._sizes[kind]:
+            name = MESSAGE_NAMES.get(kind, str(kind))
+            reason = f"{name} of {end - begin} bytes is shorter than its structure"
+            self._report_broken(data, Defect(reason, begin, end))
+        else:
+            handler(data, frame)
 
     def _report_broken(self, data: bytes, defect: Defect) -> None:
         self._people["malformed"] += 1
