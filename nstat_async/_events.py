@@ -142,7 +142,7 @@ class FlowEvent(Event):
         return type(self), tuple(getattr(self, name) for name in self.__match_args__)
 
 
-def _read_later(owner: type, name: str, place: int) -> Any:
+def _read_later(owner: type, name: str, place: int, doc: str) -> Any:
     """Make an attribute from the report when it is first read, unless the constructor got it; returns its slot."""
     slot = owner.__dict__[name]
     put, hidden = slot.__set__, f"_kept_{name}"
@@ -157,11 +157,11 @@ def _read_later(owner: type, name: str, place: int) -> Any:
         return value
 
     setattr(owner, hidden, slot)
-    setattr(owner, name, property(read, put))
+    setattr(owner, name, property(read, put, doc=doc))
     return slot
 
 
-_read_later(FlowEvent, "counts", _COUNTS)
+_read_later(FlowEvent, "counts", _COUNTS, "Its totals; `None` when no report came yet.")
 
 
 @attrs.frozen
@@ -193,7 +193,9 @@ class FlowUpdated(FlowEvent):
         return Delta.between(self.previous, self.counts)
 
 
-_set_previous = _read_later(FlowUpdated, "previous", _PREVIOUS).__set__
+_set_previous = _read_later(
+    FlowUpdated, "previous", _PREVIOUS, "Its totals at the previous event; `None` when there were none."
+).__set__
 _new = object.__new__
 _set_time = Event.__dict__["time"].__set__
 _set_flow = FlowEvent.__dict__["flow"].__set__

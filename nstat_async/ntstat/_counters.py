@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 import attrs
 
@@ -68,10 +68,6 @@ def _scaled(position: int, divisor: int, doc: str | None) -> Any:
     return property(read)
 
 
-def _unknown(doc: str | None) -> Any:
-    return property(lambda self: None, doc=doc)  # noqa: ARG005
-
-
 class TcpCounts(Counts):
     """Counters of a kernel or user-land TCP or QUIC source, kept as sent."""
 
@@ -85,48 +81,39 @@ class TcpCounts(Counts):
         return (*_numbers(self)[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
 
 
-class UdpCounts(Counts):
+class _PartlyCounted(Counts):
+    """Counters of a source of which the kernel counts the first few: the rest is `None`."""
+
+    __slots__ = ()
+    _counted: ClassVar[int] = 0
+
+    def __init_subclass__(cls) -> None:
+        for name in COUNTS_FIELDS[cls._counted :]:
+            setattr(cls, name, property(lambda self: None, doc=getattr(Counts, name).__doc__))  # noqa: ARG005
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return (*_numbers(self)[: self._counted], *(None,) * (len(COUNTS_FIELDS) - self._counted))
+
+
+class UdpCounts(_PartlyCounted):
     """Counters of a UDP source: no duplicates, no retransmissions, no round trips."""
 
     __slots__ = ()
-
-    rx_duplicate_bytes = _unknown(Counts.rx_duplicate_bytes.__doc__)
-    rx_out_of_order_bytes = _unknown(Counts.rx_out_of_order_bytes.__doc__)
-    tx_retransmitted_bytes = _unknown(Counts.tx_retransmitted_bytes.__doc__)
-    connect_attempts = _unknown(Counts.connect_attempts.__doc__)
-    connect_successes = _unknown(Counts.connect_successes.__doc__)
-    min_rtt_us = _unknown(Counts.min_rtt_us.__doc__)
-    avg_rtt_us = _unknown(Counts.avg_rtt_us.__doc__)
-    var_rtt_us = _unknown(Counts.var_rtt_us.__doc__)
-
-    def _translated(self) -> tuple[int | None, ...]:
-        return (*_numbers(self)[:10], *(None,) * 8)
+    _counted = 10
 
 
-class SubflowCounts(UdpCounts):
+class SubflowCounts(_PartlyCounted):
     """Counters of a UDP subflow: the kernel does not split them by medium."""
 
     __slots__ = ()
-
-    def _translated(self) -> tuple[int | None, ...]:
-        return (*_numbers(self)[:4], *(None,) * 14)
+    _counted = 4
 
 
-for _name in COUNTS_FIELDS[4:10]:
-    setattr(SubflowCounts, _name, _unknown(getattr(Counts, _name).__doc__))
-
-
-class ConnectionCounts(Counts):
+class ConnectionCounts(_PartlyCounted):
     """A connection of the network framework carries nothing itself: all is `None`."""
 
     __slots__ = ()
 
-    def _translated(self) -> tuple[int | None, ...]:
-        return (None,) * len(COUNTS_FIELDS)
-
-
-for _name in COUNTS_FIELDS:
-    setattr(ConnectionCounts, _name, _unknown(getattr(Counts, _name).__doc__))
 
 COUNTS_CLASSES: dict[Provider, type[Counts]] = {
     Provider.UDP: UdpCounts,
@@ -147,20 +134,18 @@ def _packed_field(position: int, doc: str | None) -> Any:
 
 
 def _packed(cls: type[Counts], known: int) -> type[Counts]:
-    """The same counters around `PACKED` bytes: their first `known` fields are read from there."""
+    """The same counters around the bytes of ``nstat_counts``: their first `known` fields are read from there."""
     members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
     members["media"] = property(lambda self: (), doc=Counts.media.__doc__)  # noqa: ARG005
+    packed = type("Packed" + cls.__name__, (cls,), members)
     for position, name in enumerate(COUNTS_FIELDS[:known]):
-        members[name] = _packed_field(position, getattr(Counts, name).__doc__)
-    return type("Packed" + cls.__name__, (cls,), members)
+        setattr(packed, name, _packed_field(position, getattr(Counts, name).__doc__))
+    return packed
 
 
-PACKED_CLASSES = {
-    TcpCounts: _packed(TcpCounts, 15),
-    UdpCounts: _packed(UdpCounts, 10),
-    SubflowCounts: _packed(SubflowCounts, 4),
-    ConnectionCounts: _packed(ConnectionCounts, 0),
-}
+PACKED_CLASSES: dict[type[Counts], type[Counts]] = {TcpCounts: _packed(TcpCounts, 15)}
+for _cls in (UdpCounts, SubflowCounts, ConnectionCounts):
+    PACKED_CLASSES[_cls] = _packed(_cls, _cls._counted)
 
 _new = object.__new__
 

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from ._counters import advance
-from ._sources import Source
+from ._source import Source
 
 __all__ = ["carry_on", "pair"]
 
