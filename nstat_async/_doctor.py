@@ -13,6 +13,7 @@ import os
 import platform
 import socket
 import time
+from collections import Counter
 from typing import Any, Union
 
 import anyio
@@ -80,17 +81,14 @@ async def examine(backend: Backend | None = None) -> DoctorReport:
     Args:
         backend: Examine this backend instead of this machine's own ones.
     """
-    findings = [_library(), _system(), _privileges()]
-    findings += _buffers()
+    findings = [_library(), _system(), _privileges(), *_buffers()]
     works = False
     candidates = [row.examine() for row in ROWS if row.examine is not None] if backend is None else [backend]
     for candidate in candidates:
         found, ok = await _examine_backend(candidate)
         findings += found
         works = works or ok
-    findings.append(await _emulated())
-    findings += _optional()
-    return DoctorReport(tuple(findings), works)
+    return DoctorReport((*findings, await _emulated(), *_optional()), works)
 
 
 # --- facts of the host --------------------------------------------------------
@@ -138,13 +136,11 @@ def _buffers() -> list[Finding]:
 
 
 def _optional() -> list[Finding]:
-    findings = []
-    for module, use in _OPTIONAL.items():
-        there = importlib.util.find_spec(module) is not None
-        findings.append(
-            Finding(module, Status.INFO, f"{'installed' if there else 'not installed'}: {use}", {"installed": there})
-        )
-    return findings
+    there = {module: importlib.util.find_spec(module) is not None for module in _OPTIONAL}
+    return [
+        Finding(module, Status.INFO, f"{'' if there[module] else 'not '}installed: {use}", {"installed": there[module]})
+        for module, use in _OPTIONAL.items()
+    ]
 
 
 # --- backends -------------------------------------------------------------------
@@ -175,10 +171,10 @@ async def _examine_backend(backend: Backend) -> tuple[list[Finding], bool]:
 
 
 def _layout(name: str, capabilities: Capabilities) -> list[Finding]:
-    if capabilities.layout is None or capabilities.layout_proof is None:
-        return []
     proof = capabilities.layout_proof
-    status = {Proof.VERIFIED: Status.OK, Proof.ASSUMED: Status.OK, Proof.PROBED: Status.WARN}.get(proof, Status.WARN)
+    if capabilities.layout is None or proof is None:
+        return []
+    status = Status.OK if proof in {Proof.VERIFIED, Proof.ASSUMED} else Status.WARN
     detail = f"{capabilities.layout}, {proof.value}"
     return [Finding(f"{name} layout", status, detail, {"layout": capabilities.layout, "proof": proof.value})]
 
@@ -187,9 +183,7 @@ Seen = tuple[tuple[Flow, Union[Counts, None]], ...]
 
 
 def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
-    by_provider: dict[str, int] = {}
-    for flow, _ in seen:
-        by_provider[flow.provider.value] = by_provider.get(flow.provider.value, 0) + 1
+    by_provider = Counter(flow.provider.value for flow, _ in seen)
     named = sum(1 for flow, _ in seen if flow.process is not None)
     counts = ", ".join(f"{count} {provider}" for provider, count in sorted(by_provider.items())) or "no flows"
     partial = (
@@ -199,7 +193,7 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
     data = {
         "flows": len(seen),
         "with_process": named,
-        "by_provider": by_provider,
+        "by_provider": dict(by_provider),
         "flows_of": capabilities.flows.value,
         "processes_of": capabilities.processes.value,
         "udp_counts": capabilities.udp_counts,
@@ -261,19 +255,15 @@ def _verdict(name: str, steps: dict[str, Counts | None], seconds: float) -> Find
     final = steps.get("FlowRemoved")
     data: dict[str, Any] = {"steps": sorted(steps), "seconds": round(seconds, 3)}
     if "FlowRemoved" not in steps:
-        detail = "an own connection was " + ("added and never removed" if steps else "not seen")
-        return Finding(f"{name} self-check", Status.FAIL, detail, data)
-    exact = final is not None and (final.tx_bytes, final.rx_bytes) == (sent, received)
-    data["exact"] = exact
-    if not exact:
-        return Finding(
-            f"{name} self-check",
-            Status.WARN,
-            f"an own connection of {sent}/{received} bytes ended with {final!r}",
-            data,
-        )
-    detail = f"an own connection was seen to come and go, {sent:,} and {received:,} bytes exact, in {seconds:.2f} s"
-    return Finding(f"{name} self-check", Status.OK, detail, data)
+        status, detail = Status.FAIL, "an own connection was " + ("added and never removed" if steps else "not seen")
+    elif final is None or (final.tx_bytes, final.rx_bytes) != (sent, received):
+        status, detail = Status.WARN, f"an own connection of {sent}/{received} bytes ended with {final!r}"
+        data["exact"] = False
+    else:
+        seen = f"{sent:,} and {received:,} bytes exact, in {seconds:.2f} s"
+        status, detail = Status.OK, f"an own connection was seen to come and go, {seen}"
+        data["exact"] = True
+    return Finding(f"{name} self-check", status, detail, data)
 
 
 def _exchange() -> tuple[int, int]:

@@ -249,12 +249,8 @@ class Monitor:
     def _subscribe(
         self, flow_filter: FilterLike | None, max_pending: int | None, overflow: Overflow | str | None
     ) -> Subscription:
-        changes: dict[str, Any] = {}
-        if max_pending is not None:
-            changes["max_pending"] = max_pending
-        if overflow is not None:
-            changes["overflow"] = overflow
-        options = attrs.evolve(self.options, **changes)
+        changes = {"max_pending": max_pending, "overflow": overflow}
+        options = attrs.evolve(self.options, **{name: value for name, value in changes.items() if value is not None})
         policy = options.overflow
         if policy is None:
             policy = Overflow.BLOCK if self._feed is not None and self._feed.can_wait else Overflow.COALESCE
