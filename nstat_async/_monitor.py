@@ -249,7 +249,7 @@ class Monitor:
     def _subscribe(
         self, flow_filter: FilterLike | None, max_pending: int | None, overflow: Overflow | str | None
     ) -> Subscription:
-        changes = {"max_pending": max_pending, "overflow": overflow}
+        changes: dict[str, Any] = {"max_pending": max_pending, "overflow": overflow}
         options = attrs.evolve(self.options, **{name: value for name, value in changes.items() if value is not None})
         policy = options.overflow
         if policy is None:
