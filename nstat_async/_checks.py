@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 from typing import Any
 
 from ._errors import UsageError
 
-__all__ = ["LONGEST_SECONDS", "check_flag", "check_flag_or_none", "check_path", "check_timebase", "positive"]
+__all__ = [
+    "LONGEST_SECONDS",
+    "check_flag",
+    "check_flag_or_none",
+    "check_path",
+    "check_predicate",
+    "check_timebase",
+    "positive",
+]
 
 LONGEST_SECONDS = 1_000_000_000
 """About 31 years: no timer of an event loop takes much more."""
@@ -59,6 +68,24 @@ def check_path(name: str, value: Any, mode: str | None = None) -> None:
     if not callable(getattr(value, "write" if mode == "wb" else "read", None)):
         doing = "writing" if mode == "wb" else "reading"
         raise UsageError(f"{name}: {value!r} is no path, and no file that is open for {doing}")
+
+
+def check_predicate(name: str, value: Any) -> None:
+    """A function that answers at once: what an ``async def`` or a generator returns is always true.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not callable(value):
+        raise UsageError(f"{name}: {value!r} is neither a Filter nor callable")
+    for function in (value, getattr(value, "__call__", None)):  # noqa: B004  # an object's method counts, too
+        if any(late(function) for late in _LATE):
+            raise UsageError(
+                f"{name}: {value!r} is asynchronous or a generator; a filter is a plain function of a flow"
+            )
+
+
+_LATE = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 
 def check_timebase(_instance: object, attribute: Any, value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from ._checks import LONGEST_SECONDS, check_flag, positive
+from ._checks import LONGEST_SECONDS, check_flag, check_predicate, positive
 from ._errors import UsageError
 from ._model import Provider
 from .recording import Recording, Target
@@ -62,8 +62,8 @@ def _providers(value: Iterable[Provider | str] | Provider | str) -> frozenset[Pr
 
 
 def _filter(_instance: object, _attribute: Any, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise UsageError(f"flow_filter: {value!r} is neither a Filter nor callable")
+    if value is not None:
+        check_predicate("flow_filter", value)
 
 
 def _recording(value: Target | Recording | None) -> Recording | None:

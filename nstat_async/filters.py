@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 import attrs
 
+from ._checks import check_predicate
 from ._errors import UsageError
 from ._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
 from ._model import Direction, Endpoint, Flow, InterfaceKind, Process, Provider, TcpState
@@ -87,17 +88,21 @@ def as_filter(value: FilterLike) -> Filter:
     """A filter of a filter or a predicate.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It is neither, or asynchronous.
     """
     if isinstance(value, Filter):
         return value
-    if callable(value):
-        return matching(value)
-    raise UsageError(f"flow_filter: {value!r} is neither a Filter nor callable")
+    check_predicate("flow_filter", value)
+    return matching(value)
 
 
 def matching(predicate: Predicate) -> Filter:
-    """Flows for which the function returns true."""
+    """Flows for which the function returns true.
+
+    Raises:
+        UsageError: It is no plain function: what an ``async def`` returns is always true.
+    """
+    check_predicate("matching", predicate)
     return Filter(predicate, getattr(predicate, "__name__", "predicate"))
 
 

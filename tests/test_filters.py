@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from nstat_async import (
     FlowUpdated,
     Interface,
     InterfaceKind,
+    Monitor,
+    MonitorOptions,
     PollCompleted,
     Process,
     Provider,
@@ -297,3 +300,29 @@ def test_a_text_that_is_none_is_refused(text):
         filters.parse(text)
     with pytest.raises(UsageError, match="is no pair of texts"):
         filters.from_items([("pid", text)])
+
+
+async def _later(_flow):
+    return False
+
+
+def _generated(_flow):
+    yield False
+
+
+class _Asynchronous:
+    async def __call__(self, _flow):
+        return False
+
+
+@pytest.mark.parametrize("predicate", [_later, _generated, _Asynchronous(), functools.partial(_later)])
+def test_what_does_not_answer_at_once_is_no_filter(predicate):
+    """What it returns is always true: everything would pass."""
+    for make in (
+        filters.matching,
+        lambda value: filters.loopback() & value,
+        lambda value: Monitor(flow_filter=value),
+        lambda value: MonitorOptions(flow_filter=value),
+    ):
+        with pytest.raises(UsageError, match="is asynchronous or a generator"):
+            make(predicate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import os
 import sys
 import threading
@@ -615,3 +616,22 @@ async def test_a_fixture_lends_a_monitor(lent_monitor):
 @pytest.mark.parametrize("turn", [1, 2])
 async def test_a_fixture_lends_a_monitor_to_a_whole_module(lent_to_the_module, turn):
     await first_poll(lent_to_the_module)
+
+
+@pytest.mark.parametrize("uvloop", [False, "uvloop" in LOOPS])
+def test_a_monitor_that_outlives_its_loop_is_forgotten_with_one_warning(uvloop, capfd):
+    before = descriptors()
+    loop = importlib.import_module("uvloop" if uvloop else "asyncio").new_event_loop()
+    kernel = Kernel()
+    monitor = kernel.monitor(interval=60.0)
+    loop.run_until_complete(monitor.start())
+    loop.close()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del monitor
+        gc.collect()
+    assert [w.category for w in caught] == [ResourceWarning]
+    assert capfd.readouterr() == ("", "")
+    background._running.clear()
+    gc.collect()
+    assert descriptors() == before

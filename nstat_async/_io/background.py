@@ -9,13 +9,14 @@ while the caller's code runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 
-__all__ = ["BackgroundTask"]
+__all__ = ["BackgroundTask", "set_event"]
 
 STOP_SECONDS = 2.0
 """Longest that `BackgroundTask.stop` waits for the work to end; it is cancelled, so that takes a few turns of the loop."""
@@ -116,6 +117,12 @@ class BackgroundTask:
             self._soon(stop)
         except RuntimeError:  # the loop ended
             release()
+
+
+def set_event(event: anyio.Event) -> None:
+    """Set an event, also one whose loop is closed: nobody waits for it any more."""
+    with contextlib.suppress(RuntimeError):
+        event.set()
 
 
 def _trio() -> Any:

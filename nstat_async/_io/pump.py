@@ -35,6 +35,7 @@ from .._errors import NstatError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
+from .background import set_event
 
 __all__ = ["KernelFeed"]
 
@@ -112,8 +113,8 @@ class KernelFeed:
             waiter.close()
         self._channels.clear()
         self._transport.close()
-        self._subscribed.set()
-        self._wake.set()
+        set_event(self._subscribed)
+        set_event(self._wake)
 
     def statistics(self) -> dict[str, int]:
         """Counters of the core and the pump."""
@@ -354,7 +355,7 @@ class _Waiter:
         if self.channel_closed:
             return
         self.channel_closed = True
-        self._armed.set()
+        set_event(self._armed)
         try:
             anyio.notify_closing(self.channel)
         except (OSError, RuntimeError, NotImplementedError):
