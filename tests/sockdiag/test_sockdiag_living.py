@@ -460,7 +460,7 @@ def test_thousands_at_once(live):
         sock.close()
     live.until(lambda: clients <= {port_of(e) for e in live.events if isinstance(e, FlowRemoved)})
     live.until(lambda: len(live.removed(there)) == count)
-    assert not any(isinstance(e, EventsLost) for e in live.events)
+    assert not losses(live.events, port(listener))
     listener.close()
 
 
@@ -492,13 +492,19 @@ def test_churn_while_dumping(live):
     here = port(stable)
     assert len(live.added(here)) == 1
     assert live.removed(here) == []
-    assert not any(isinstance(e, EventsLost) for e in live.events)
+    assert not losses(live.events, port(listener))
     ended = [e for e in live.events if isinstance(e, FlowRemoved) and e.flow.remote and port_of(e) == port(listener)]
     assert len(ended) == len(ports)
     assert {totals(e) for e in ended} == {(100, 0)}
     assert len({e.flow.id for e in ended}) == len(ended)
     for sock in (stable, accepted, listener):
         sock.close()
+
+
+def losses(events, here: int):
+    """What was lost, but for the final counts of other programs' connections: this namespace is not only ours."""
+    lost = [e for e in events if isinstance(e, EventsLost)]
+    return [e for e in lost if e.cause is not LossCause.FINAL_COUNTS or f":{here}" in (e.detail or "")]
 
 
 def mine(event, here: int) -> bool:
@@ -534,7 +540,8 @@ def test_an_overrun_on_purpose():
         assert reasons[RemovalReason.GONE] is False
         before = len(live.events)
         live.poll()
-        assert not any(isinstance(e, (EventsLost, FlowRemoved)) for e in live.events[before:] if mine(e, here))
+        assert not losses(live.events[before:], here)
+        assert not any(isinstance(e, FlowRemoved) for e in live.events[before:] if mine(e, here))
         listener.close()
 
 
