@@ -286,3 +286,12 @@ def test_of_what_failed_beside_the_monitor_the_newest_waits_for_each_kind():
     for number in range(1_000):
         buffer.extend([AuxiliaryFailed(float(number), auxiliary, str(number)) for auxiliary in Auxiliary])
     assert buffer.pop_all() == [AuxiliaryFailed(999.0, auxiliary, "999") for auxiliary in Auxiliary]
+
+
+def test_losses_that_were_read_leave_room_to_tell_new_ones_apart():
+    buffer = EventBuffer(10_000, Overflow.COALESCE)
+    for _ in range(2):
+        buffer.extend(EventsLost(1.0, LossCause.BATCH, 1) for _ in range(MERGEABLE_LOSSES))
+        assert len(buffer) == MERGEABLE_LOSSES
+        while buffer.pop() is not None:
+            pass

@@ -543,3 +543,23 @@ def test_a_flow_that_ends_right_after_the_monitor_opened_is_told_to_the_last_byt
     event = anyio.run(run, backend=backend)
     assert event.final
     assert event.counts.rx_bytes == 1500
+
+
+@on_both_loops
+def test_a_reader_that_is_cancelled_at_every_event_loses_none(loop):
+    """At the thousandth, too, where others get a turn: nothing is taken before that."""
+
+    async def main() -> None:
+        script, got = Script(), []
+        async with Monitor(backend=script, overflow="all") as monitor:
+            await script.running.wait()
+            script.deliver(*(added(number) for number in range(2_500)))
+            while len(got) < 2_500:
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    got.append(await monitor.__anext__())
+                if scope.cancelled_caught:
+                    got.append(await monitor.__anext__())
+        assert [event.flow.id for event in got] == [str(number) for number in range(2_500)]
+
+    run(loop, main)

@@ -20,6 +20,7 @@ from nstat_async import (
     AuxiliaryFailed,
     BackendUnavailableError,
     Capabilities,
+    Monitor,
     PollCompleted,
     RequestError,
     UnavailableReason,
@@ -29,6 +30,7 @@ from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
 from nstat_async._options import MonitorOptions
+from nstat_async.testing import EmulatedKernel
 
 LIMIT = 120.0
 
@@ -542,3 +544,18 @@ def test_a_feed_that_is_closed_before_it_ran_lets_nobody_wait_for_its_subscripti
             await it.feed.subscribed()
 
     run(body)
+
+
+def test_events_follow_the_wall_clock_when_it_is_set(monkeypatch):
+    wall, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: wall() + ahead[0])
+
+    async def main():
+        async with Monitor(backend=EmulatedKernel().backend(), interval=None) as monitor:
+            stream, times = monitor.subscribe(), []
+            for ahead[0] in (0.0, 1e6):
+                await monitor.poll_now()
+                times.append(stream.receive_nowait()[-1].time)
+        assert 0.9e6 < times[1] - times[0] < 1.1e6
+
+    anyio.run(main)

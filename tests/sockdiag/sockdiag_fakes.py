@@ -360,8 +360,10 @@ class LiveDriver:
         """Additions of flows with this local port."""
         return [e for e in self.events if isinstance(e, FlowAdded) and e.flow.local.port == port]
 
-    def removed(self, port: int) -> list[FlowRemoved]:
-        return [e for e in self.events if isinstance(e, FlowRemoved) and e.flow.local.port == port]
+    def removed(self, port: int, peer: int | None = None) -> list[FlowRemoved]:
+        """Removals of flows with this local port; others on this machine may use it for another peer."""
+        found = [e for e in self.events if isinstance(e, FlowRemoved) and e.flow.local.port == port]
+        return [e for e in found if peer is None or (e.flow.remote is not None and e.flow.remote.port == peer)]
 
     def updated(self, port: int) -> list[FlowUpdated]:
         return [e for e in self.events if isinstance(e, FlowUpdated) and e.flow.local.port == port]

@@ -308,6 +308,27 @@ def test_flows_are_announced_as_their_processes_are_found(kernel):
     assert kinds(kernel.run()) == ["FlowAdded", "PollCompleted"]
 
 
+def test_an_answer_is_that_of_its_own_question_and_comes_once(kernel):
+    """What has another number, or was answered already, says nothing about what is being asked."""
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=1, info=traffic())
+    kernel.wait(1.0)
+    request = kernel.held.pop()
+    odd = OwnersAnswer(((1, 13),), (ProcessFacts(13, 7, "stranger", None),), None)
+    kernel.session.lookup_done(request.token + 1000, odd, kernel.now)
+    assert kernel.run() == []
+    kernel.session.lookup_done(
+        request.token, OwnersAnswer(((1, 42),), (ProcessFacts(42, 7, "p", None),), None), kernel.now
+    )
+    added, _ = kernel.run()
+    assert added.flow.process.pid == 42
+    kernel.sockets[2] = FakeSocket(2, inode=2, info=traffic(), local_port=2)
+    kernel.wait(1.0)
+    kernel.session.lookup_done(request.token, odd, kernel.now)
+    assert kernel.run() == []
+
+
 # -- addresses
 
 

@@ -200,8 +200,8 @@ def test_final_bytes_are_exact_however_it_ends(live, way, polled):
     if polled:
         live.poll()
     closings(way, client, server)
-    (out,) = live.until(lambda: live.removed(here))
-    (back,) = live.until(lambda: live.removed(there))
+    (out,) = live.until(lambda: live.removed(here, there))
+    (back,) = live.until(lambda: live.removed(there, here))
     down = 4570 if way == "reset" else 4567
     assert totals(out) == (down, 123)
     assert totals(back) == (123, down)
