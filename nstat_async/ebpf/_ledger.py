@@ -15,6 +15,7 @@ What can happen (each has a test):
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from ._evidence import (
@@ -37,7 +38,7 @@ __all__ = ["Ledger"]
 
 REPEATED_WITHIN = 50_000_000
 """Nanoseconds: the same change of state again, and nothing between, is a repetition within this time."""
-MAX_REMEMBERED = 4096
+MAX_REMEMBERED = 2048
 """Ended connections that are remembered: for repetitions, and for owners that are seen afterwards."""
 _NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, 0)
 _SYN_SENT = 2
@@ -47,32 +48,34 @@ _COUNTED_FROM_BIRTH = int(Flag.COUNTED_FROM_BIRTH)
 
 
 class _Entry:
-    """What is known of an open connection or socket."""
+    """What is known of an open connection."""
 
-    __slots__ = (
-        "change",
-        "counters",
-        "earlier",
-        "established",
-        "facts",
-        "first",
-        "listed",
-        "outbound",
-        "owner",
-        "time",
-    )
+    __slots__ = ("established", "facts", "last", "listed", "outbound", "owner")
 
-    def __init__(self, facts: Facts, outbound: bool | None, time: int, listed: int) -> None:
+    def __init__(self, facts: Facts, outbound: bool | None, listed: int) -> None:
         self.facts = facts
+        self.last = facts
         self.outbound = outbound
         self.established = outbound is not True
         self.owner = (facts.pid, facts.start) if facts.flags & _HAS_PROCESS else None
-        self.change = (facts.kind, facts.old, facts.new)
-        self.time = time
-        self.first = 0
         self.listed = listed
+
+
+class _Socket(_Entry):
+    """What is known of an open socket that is not TCP's."""
+
+    __slots__ = ("counters", "earlier", "first")
+
+    def __init__(self, facts: Facts, listed: int) -> None:
+        super().__init__(facts, None, listed)
+        self.first = 0
         self.counters = _NOTHING
         self.earlier = _NOTHING
+
+    @property
+    def sum(self) -> Counters:
+        """All that was counted, by entries of the map that are gone too."""
+        return _sum(self.earlier, self.counters)
 
 
 class Ledger:
@@ -94,7 +97,7 @@ class Ledger:
         self._drops: list[int] = []
         self._ignore = frozenset(ignore)
         self._live: dict[int, _Entry] = {}
-        self._ended: dict[int, tuple[tuple[int, int, int], int]] = {}
+        self._ended: OrderedDict[int, Record] = OrderedDict()
         self._evidence: list[Evidence] = []
         self._list = 0
         self.records = 0
@@ -149,20 +152,22 @@ class Ledger:
 
     # --- TCP ------------------------------------------------------------------------------
 
-    def _repeats(self, record: Record, change: tuple[int, int, int], time: int) -> bool:
-        same = change == (record.kind, record.old, record.new) and record.time - time < REPEATED_WITHIN
+    def _repeats(self, record: Record, before: Facts) -> bool:
+        if record.kind != before.kind or record.new != before.new or record.old != before.old:
+            return False
+        same = isinstance(before, Record) and record.time - before.time < REPEATED_WITHIN
         self.repeated += same
         return same
 
-    def _begin(self, record: Record, outbound: bool | None, *, began: bool | None) -> _Entry:
-        entry = self._live[record.cookie] = _Entry(record, outbound, record.time, self._list)
+    def _begin(self, record: Record, outbound: bool, *, began: bool) -> _Entry:
+        entry = self._live[record.cookie] = _Entry(record, outbound, self._list)
         self._evidence.append(Seen(record, outbound, began))
         return entry
 
     def _opened(self, record: Record) -> None:
         entry = self._live.get(record.cookie)
         if entry is not None:
-            if self._repeats(record, entry.change, entry.time):
+            if self._repeats(record, entry.last):
                 return
             self._end_unseen(record.cookie, entry)
         self._begin(record, outbound=True, began=True)
@@ -172,22 +177,20 @@ class Ledger:
         if entry is None:
             self._begin(record, outbound=True, began=False).established = True
             return
-        if self._repeats(record, entry.change, entry.time):
+        if self._repeats(record, entry.last):
             return
         self._establish(entry, record)
 
     def _establish(self, entry: _Entry, record: Record) -> None:
-        entry.change = (record.kind, record.old, record.new)
-        entry.time = record.time
         entry.established = True
-        entry.facts = record
+        entry.facts = entry.last = record
         self._evidence.append(Established(record))
 
     def _accepted(self, record: Record) -> None:
         entry = self._live.get(record.cookie)
         if entry is None:
             self._begin(record, outbound=False, began=True)
-        elif self._repeats(record, entry.change, entry.time):
+        elif self._repeats(record, entry.last):
             return
         elif entry.outbound:  # both sides connected at once
             self._establish(entry, record)
@@ -197,24 +200,26 @@ class Ledger:
 
     def _closed(self, record: Record) -> None:
         entry = self._live.pop(record.cookie, None)
-        if entry is None and self._ends_again(record):
+        if entry is not None:
+            facts, established = entry.facts, entry.established
+        elif self._ends_again(record):
             return
-        facts: Facts = record if entry is None else entry.facts
-        established = record.old != _SYN_SENT if entry is None else entry.established
+        else:
+            facts, established = record, record.old != _SYN_SENT
         self._remember(record)
-        self._evidence.append(Ended(facts, record.time, tcp_totals(record), final=True, established=established))
+        self._evidence.append(Ended(facts, record.time, tcp_totals(record), True, established))
 
     def _ends_again(self, record: Record) -> bool:
         """True if this repeats the last change of a connection that ended."""
         ended = self._ended.get(record.cookie)
-        return ended is not None and self._repeats(record, *ended)
+        return ended is not None and self._repeats(record, ended)
 
     def _remember(self, record: Record) -> None:
         ended = self._ended
         ended.pop(record.cookie, None)
-        ended[record.cookie] = (record.kind, record.old, record.new), record.time
+        ended[record.cookie] = record
         if len(ended) > MAX_REMEMBERED:
-            del ended[next(iter(ended))]
+            ended.popitem(last=False)  # a plain dict would look for its first entry among all that were removed
 
     def _end_unseen(self, cookie: int, entry: _Entry) -> None:
         self._live.pop(cookie, None)
@@ -231,7 +236,8 @@ class Ledger:
             if record.flags & _HAS_PROCESS:
                 self._evidence.append(OwnerSeen(record, after_end=ended))
         else:
-            self._begin(record, None, began=self._born(record))
+            self._live[record.cookie] = _Socket(record, self._list)
+            self._evidence.append(Seen(record, None, self._born(record)))
 
     def _born(self, facts: Facts) -> bool | None:
         if facts.flags & _COUNTED_FROM_BIRTH:
@@ -249,26 +255,25 @@ class Ledger:
     def _released(self, record: Record) -> None:
         entry = self._live.pop(record.cookie, None)
         counters = Counters(*record[-8:])
-        if entry is None and self._ends_again(record):
-            return
-        if entry is not None:
-            self._restarted(entry, record.tx_calls + record.rx_calls, counters)
+        if isinstance(entry, _Socket):
+            self._restarted(entry, counters)
             counters = _sum(entry.earlier, counters)
+        elif self._ends_again(record):
+            return
         self._remember(record)
         totals = datagram_totals(counters, packets=self._packets)
         self._evidence.append(Ended(record, record.time, totals, final=True, established=True))
 
-    def _restarted(self, entry: _Entry, calls: int, counters: Counters) -> None:
+    @staticmethod
+    def _restarted(entry: _Socket, now: Counters) -> None:
         """An entry that was removed and made anew counts from zero: what it had is kept."""
-        before = entry.counters
-        if calls < before.tx_calls + before.rx_calls or counters.tx_packets < before.tx_packets:
-            entry.earlier = _sum(entry.earlier, before)
-            entry.counters = _NOTHING
+        if any(after < before for after, before in zip(now, entry.counters, strict=True)):
+            entry.earlier, entry.counters = entry.sum, _NOTHING
 
     def _last(self, entry: _Entry) -> Totals:
-        if entry.facts.type == _STREAM:
-            return Totals(None, None, None, None)
-        return datagram_totals(_sum(entry.earlier, entry.counters), packets=self._packets)
+        if isinstance(entry, _Socket):
+            return datagram_totals(entry.sum, packets=self._packets)
+        return Totals(None, None, None, None)
 
     # --- the maps -------------------------------------------------------------------------
 
@@ -305,31 +310,32 @@ class Ledger:
         for cookie in self._sweep.end_walk(whole=whole):
             self._drops.append(cookie)
             entry = self._live.get(cookie)
-            if entry is not None and entry.facts.type != _STREAM:  # a connection may wait to be accepted: nobody has it
+            if isinstance(entry, _Socket):  # a connection may wait to be accepted: nobody has it
                 self._end_unseen(cookie, entry)
 
     def _listed(self, row: FlowRow) -> None:
         if row.type == _STREAM or not row.family or row.cookie in self._ignore:
             return
         entry = self._live.get(row.cookie)
-        counters = row.counters
         if entry is None:
             if row.cookie in self._ended:  # it was read before the end, and arrives after it
                 return
-            entry = self._live[row.cookie] = _Entry(row, None, row.first, self._list)
+            entry = self._live[row.cookie] = _Socket(row, self._list)
             self._evidence.append(Seen(row, None, self._born(row)))
         elif row.flags & _HAS_PROCESS and entry.owner != (row.pid, row.start):
             self._owned(entry, row)
         entry.listed = self._list
+        if isinstance(entry, _Socket):
+            self._count(entry, row)
+
+    def _count(self, entry: _Socket, row: FlowRow) -> None:
         if row.first != entry.first:
-            if entry.first:
-                entry.earlier, entry.counters = _sum(entry.earlier, entry.counters), _NOTHING
-            entry.first = row.first
-        moved = _moved(entry.facts, row)
+            entry.earlier, entry.counters, entry.first = entry.sum, _NOTHING, row.first
+        counters, moved = row.counters, _moved(entry.facts, row)
         if counters == entry.counters and not moved:
             return
         entry.counters, entry.facts = counters, row
-        totals = datagram_totals(_sum(entry.earlier, counters), packets=self._packets)
+        totals = datagram_totals(entry.sum, packets=self._packets)
         self._evidence.append(Counted(row, totals, whole=bool(row.flags & _COUNTED_FROM_BIRTH)))
 
     def _end_list(self, *, whole: bool) -> None:
@@ -338,17 +344,17 @@ class Ledger:
             return
         oldest = self._list - 1
         self._list += 1
-        gone = [c for c, e in self._live.items() if e.listed < oldest and e.facts.type != _STREAM]
-        for cookie in gone:
-            self._end_unseen(cookie, self._live[cookie])
+        gone = [(c, e) for c, e in self._live.items() if e.listed < oldest and isinstance(e, _Socket)]
+        for cookie, entry in gone:
+            self._end_unseen(cookie, entry)
 
     def _taken(self, row: FlowRow) -> None:
         """The counts of a socket whose end somebody else reported."""
         entry = self._live.pop(row.cookie, None)
         counters = row.counters
-        if entry is not None and entry.first not in {0, row.first}:
-            counters = _sum(_sum(entry.earlier, entry.counters), counters)
-        elif entry is not None:
+        if isinstance(entry, _Socket):
+            if row.first != entry.first:
+                entry.earlier = entry.sum
             counters = _sum(entry.earlier, counters)
         totals = datagram_totals(counters, packets=self._packets)
         self._evidence.append(Ended(row, None, totals, final=True, established=True))

@@ -638,7 +638,7 @@ def test_without_cgroup2(namespace):
         ({"owners"}, Tier.ALL),
         ({"tcp_state_again"}, Tier.ALL),
     ],
-    ids=str,
+    ids=lambda value: value.value if isinstance(value, Tier) else " ".join(sorted(value)),
 )
 def test_what_older_kernels_lack(namespace, without, tier):
     """A program that is missing takes those along that make no sense without it; the rest works."""
