@@ -24,6 +24,7 @@ from ._evidence import (
     datagram_totals,
     ends_of,
     owner_of,
+    remainder_of,
     tcp_totals,
 )
 from ._ledger import Ledger
@@ -158,6 +159,7 @@ __all__ = [
     "patch",
     "program_types",
     "refusal_for",
+    "remainder_of",
     "resolve",
     "supported",
     "tcp_totals",

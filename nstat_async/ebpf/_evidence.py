@@ -6,9 +6,10 @@ They say what was seen and how sure it is; whoever collects evidence from severa
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import NamedTuple, Union
 
-from ._records import Counters, Flag, FlowRow, OwnerRow, Record, text_of
+from ._records import Counters, Flag, FlowRow, OwnerRow, PeerRow, Record, text_of
 
 __all__ = [
     "Counted",
@@ -25,6 +26,7 @@ __all__ = [
     "datagram_totals",
     "ends_of",
     "owner_of",
+    "remainder_of",
     "tcp_totals",
 ]
 
@@ -194,6 +196,25 @@ def datagram_totals(counters: Counters, *, packets: bool) -> Totals:
     rx = _direction(counters.rx_payload, counters.rx_packets, counters.rx_bytes, counters.rx_calls, packets)
     tx = _direction(counters.tx_payload, counters.tx_packets, counters.tx_bytes, counters.tx_calls, packets)
     return Totals(rx[0], tx[0], rx[1], tx[1])
+
+
+def remainder_of(counters: Counters, peers: Iterable[PeerRow]) -> Totals:
+    """What an unconnected UDP socket exchanged with addresses that are not in the bounded list of peers.
+
+    Exact where the socket was read after its peers were; between the two it is what passed meanwhile too.
+    """
+    rx_bytes, tx_bytes, rx_packets, tx_packets = (
+        counters.rx_payload,
+        counters.tx_payload,
+        counters.rx_packets,
+        counters.tx_packets,
+    )
+    for peer in peers:
+        rx_bytes -= peer.rx_bytes
+        tx_bytes -= peer.tx_bytes
+        rx_packets -= peer.rx_packets
+        tx_packets -= peer.tx_packets
+    return Totals(*(max(0, left) for left in (rx_bytes, tx_bytes, rx_packets, tx_packets)))
 
 
 def _direction(payload: int, number: int, size: int, calls: int, packets: bool) -> tuple[int, int | None]:

@@ -30,6 +30,7 @@ from nstat_async.ebpf import (
     Operation,
     OwnerRow,
     OwnerSeen,
+    PeerRow,
     Seen,
     SocketType,
     Statistics,
@@ -37,6 +38,7 @@ from nstat_async.ebpf import (
     datagram_totals,
     ends_of,
     owner_of,
+    remainder_of,
     tcp_totals,
 )
 
@@ -520,3 +522,11 @@ def test_no_process_is_passed_on_where_pids_are_not_to_be_trusted():
     assert names(found) == ["Seen", "Seen", "Seen"]
     assert {owner_of(e.facts) for e in found} == {None}
     assert found[2].began is True
+
+
+def test_what_the_list_of_peers_leaves_out():
+    """The exact difference; never negative, where the peers were read later."""
+    peers = [PeerRow(1, bytes(16), 53, 2, 10, 1, 40, 2, 0, 0), PeerRow(1, bytes(16), 54, 2, 5, 1, 0, 0, 0, 0)]
+    counters = Counters(0, 0, 0, 0, tx_payload=100, rx_payload=40, tx_packets=7, rx_packets=2)
+    assert remainder_of(counters, peers)[:4] == (0, 85, 0, 5)
+    assert remainder_of(Counters(*(0,) * 8), peers)[:4] == (0, 0, 0, 0)

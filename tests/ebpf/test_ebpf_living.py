@@ -35,6 +35,7 @@ from nstat_async.ebpf import (
     encode_adoption,
     ends_of,
     owner_of,
+    remainder_of,
 )
 
 pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
@@ -448,6 +449,7 @@ def test_peers_and_remainder(namespace):
         assert 0 < len(peers) <= 1000
         kept = sum(peer.tx_packets for peer in peers)
         assert 0 < kept <= 1000
+        assert remainder_of(row.counters, peers)[:4] == (0, 10000 - 10 * kept, 0, 1000 - kept)
         assert all(peer.tx_bytes == 10 and peer.port == socket.htons(9) for peer in peers)
         sock.close()
 
