@@ -100,6 +100,28 @@ def cookie(sock: socket.socket) -> int:
     return struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0]
 
 
+class NotReportedError(AssertionError):
+    """What happened was not reported within the limit."""
+
+
+def again(test):
+    """Run a test up to three times when something was not reported.
+
+    Some sandboxes' kernels do not run tracing programs while a kernel thread is current. On a busy machine that is where a
+    connection may end: up to one end in a hundred is not seen there, and nothing says so. (Debian's kernels show all.)
+    Wrong code fails three times.
+    """
+
+    @functools.wraps(test)
+    def run(*arguments, **named):
+        for _ in range(2):
+            with contextlib.suppress(NotReportedError):
+                return test(*arguments, **named)
+        return test(*arguments, **named)
+
+    return run
+
+
 class Watch:
     """Reads a source to the ledger, and keeps everything."""
 
@@ -159,7 +181,8 @@ class Watch:
             value = condition()
             if value:
                 return value
-            assert time.monotonic() < end, f"not within {LIMIT} s; {len(self.evidence)} pieces of evidence"
+            if time.monotonic() > end:
+                raise NotReportedError(f"not within {LIMIT} s; {len(self.evidence)} pieces of evidence")
             time.sleep(0.002)
 
     def ended(self, number: int) -> Ended:

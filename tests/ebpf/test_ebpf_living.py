@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from ebpf_living import HERE, LIMIT, Watch, compiled, cookie, counts_calls, kernel, own_namespace, refused
+from ebpf_living import HERE, LIMIT, Watch, again, compiled, cookie, counts_calls, kernel, own_namespace, refused
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._io.bpf import _bpf, recursion_misses
@@ -103,60 +103,67 @@ def entries(watch):
 # --- short processes -----------------------------------------------------------------------
 
 
-def test_every_short_process_is_seen(watch, traffic):
+@again
+def test_every_short_process_is_seen(namespace, traffic):
     """400 processes with one connection and 400 with a few datagrams, gone at once: both ends of all, bytes and name exact."""
-    count = 400
-    truth = {}
-    running = []
-    for index in range(count):
-        jobs = (("tcp", 10000 + index, 1000 + index), ("udp", 20000 + index, 100 + index, 1 + index % 7))
-        for job in jobs:
-            process = subprocess.Popen([traffic, *map(str, job)])
-            truth[job[1]] = (process.pid, job[2] * (job[3] if len(job) > 3 else 1), job[3] if len(job) > 3 else None)
-            running.append(process)
-        while len(running) > 8:
-            assert running.pop(0).wait() == 0
-        watch.drain()
-    assert [process.wait() for process in running] == [0] * len(running)
-    watch.until(lambda: sum(isinstance(e, Ended) for e in watch.evidence) >= 4 * count)
-    owners = {}
-    seen = {}
-    for evidence in watch.evidence:
-        owner = owner_of(evidence.facts)
-        number = evidence.facts.cookie
-        if owner is not None:
-            owners[number] = owner
-        if isinstance(evidence, Ended):
-            assert number not in seen
-            seen[number] = evidence
-    assert len(seen) == 4 * count
-    directions = {"sender": 0, "receiver": 0}
-    for number, ended in seen.items():
-        ends = ends_of(ended.facts)
-        port = ends.remote_port if ends.remote_port in truth else ends.local_port
-        pid, size, datagrams = truth[port]
-        owner = owners[number]
-        assert (owner.pid, owner.name) == (pid, "traffic")
-        if counts_calls():
-            assert owner.how is HowKnown.CALL
-        sends = ends.remote_port == port
-        directions["sender" if sends else "receiver"] += 1
-        assert ended.final
-        assert (ended.totals.tx_bytes, ended.totals.rx_bytes) == ((size, 0) if sends else (0, size))
-        if datagrams is not None:
-            packets = (ended.totals.tx_packets, ended.totals.rx_packets)
-            assert packets == ((datagrams, 0) if sends else (0, datagrams))
-    assert directions == {"sender": 2 * count, "receiver": 2 * count}
-    statistics = watch.statistics()
-    assert (statistics.ring_full, statistics.map_full, statistics.unread, statistics.foreign) == (0, 0, 0, 0)
-    assert statistics.submitted == watch.ledger.records
-    assert entries(watch) == []
-    assert len(watch.ledger) == 0
+    with Watch() as watch:
+        count = 400
+        truth = {}
+        running = []
+        for index in range(count):
+            jobs = (("tcp", 10000 + index, 1000 + index), ("udp", 20000 + index, 100 + index, 1 + index % 7))
+            for job in jobs:
+                process = subprocess.Popen([traffic, *map(str, job)])
+                truth[job[1]] = (
+                    process.pid,
+                    job[2] * (job[3] if len(job) > 3 else 1),
+                    job[3] if len(job) > 3 else None,
+                )
+                running.append(process)
+            while len(running) > 8:
+                assert running.pop(0).wait() == 0
+            watch.drain()
+        assert [process.wait() for process in running] == [0] * len(running)
+        watch.until(lambda: sum(isinstance(e, Ended) for e in watch.evidence) >= 4 * count)
+        owners = {}
+        seen = {}
+        for evidence in watch.evidence:
+            owner = owner_of(evidence.facts)
+            number = evidence.facts.cookie
+            if owner is not None:
+                owners[number] = owner
+            if isinstance(evidence, Ended):
+                assert number not in seen
+                seen[number] = evidence
+        assert len(seen) == 4 * count
+        directions = {"sender": 0, "receiver": 0}
+        for number, ended in seen.items():
+            ends = ends_of(ended.facts)
+            port = ends.remote_port if ends.remote_port in truth else ends.local_port
+            pid, size, datagrams = truth[port]
+            owner = owners[number]
+            assert (owner.pid, owner.name) == (pid, "traffic")
+            if counts_calls():
+                assert owner.how is HowKnown.CALL
+            sends = ends.remote_port == port
+            directions["sender" if sends else "receiver"] += 1
+            assert ended.final
+            assert (ended.totals.tx_bytes, ended.totals.rx_bytes) == ((size, 0) if sends else (0, size))
+            if datagrams is not None:
+                packets = (ended.totals.tx_packets, ended.totals.rx_packets)
+                assert packets == ((datagrams, 0) if sends else (0, datagrams))
+        assert directions == {"sender": 2 * count, "receiver": 2 * count}
+        statistics = watch.statistics()
+        assert (statistics.ring_full, statistics.map_full, statistics.unread, statistics.foreign) == (0, 0, 0, 0)
+        assert statistics.submitted == watch.ledger.records
+        assert entries(watch) == []
+        assert len(watch.ledger) == 0
 
 
 # --- TCP -----------------------------------------------------------------------------------
 
 
+@again
 def test_a_connection_from_its_beginning_to_its_end(watch):
     """Both sides: begun, established, owners, and final counts without the FIN that TCP counts as a byte."""
     server = listener()
@@ -184,6 +191,7 @@ def test_a_connection_from_its_beginning_to_its_end(watch):
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
+@again
 def test_the_fin_is_known_whoever_closes_first(watch, first):
     """Received bytes are exact with and without a received FIN."""
     server = listener()
@@ -198,6 +206,7 @@ def test_the_fin_is_known_whoever_closes_first(watch, first):
     server.close()
 
 
+@again
 def test_a_connection_that_is_reset(watch):
     """Closed with data that nobody read: both sides end, once each."""
     server = listener()
@@ -212,6 +221,7 @@ def test_a_connection_that_is_reset(watch):
     server.close()
 
 
+@again
 def test_a_connection_that_is_refused(watch):
     """It was never established, and its process is known."""
     gone = listener()
@@ -227,6 +237,7 @@ def test_a_connection_that_is_refused(watch):
     assert owner_of(watch.of(number)[0].facts).pid == os.getpid()
 
 
+@again
 def test_one_socket_with_two_connections(watch):
     """Disconnected and connected again: two beginnings and two ends of one cookie, each with its own counts."""
     server = listener()
@@ -246,6 +257,7 @@ def test_one_socket_with_two_connections(watch):
         sock.close()
 
 
+@again
 def test_a_socket_connected_to_itself(watch):
     """Both sides at once: one connection, outbound."""
     client = socket.socket()
@@ -260,6 +272,7 @@ def test_a_socket_connected_to_itself(watch):
 
 
 @needs_calls
+@again
 def test_an_accepted_connection_belongs_to_whom_uses_it(watch):
     """Accepted here, used by a child: the child is its process."""
     server = listener()
@@ -278,6 +291,7 @@ def test_an_accepted_connection_belongs_to_whom_uses_it(watch):
     server.close()
 
 
+@again
 def test_a_version_4_client_of_a_version_6_listener(watch):
     """Both ends are seen, each with the family of its socket."""
     server = socket.socket(socket.AF_INET6)
@@ -296,23 +310,25 @@ def test_a_version_4_client_of_a_version_6_listener(watch):
 # --- nothing is left --------------------------------------------------------------------------
 
 
-def test_nothing_is_left_in_the_maps(watch):
+@again
+def test_nothing_is_left_in_the_maps(namespace):
     """Connections that nobody accepts, datagram sockets, a process that is killed: no entry stays."""
-    server = listener()
-    clients = [socket.create_connection(server.getsockname()) for _ in range(40)]
-    sockets = [udp(bind=False) for _ in range(40)]
-    for sock in sockets:
-        sock.sendto(b"x", ("127.0.0.1", 9))
-    pid = os.fork()
-    if not pid:
-        udp().sendto(b"x", ("127.0.0.1", 9))
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert len(entries(watch)) >= 80
-    for sock in (server, *clients, *sockets):
-        sock.close()
-    watch.until(lambda: not entries(watch) and not len(watch.ledger))
-    assert watch.statistics().map_full == 0
+    with Watch() as watch:
+        server = listener()
+        clients = [socket.create_connection(server.getsockname()) for _ in range(40)]
+        sockets = [udp(bind=False) for _ in range(40)]
+        for sock in sockets:
+            sock.sendto(b"x", ("127.0.0.1", 9))
+        pid = os.fork()
+        if not pid:
+            udp().sendto(b"x", ("127.0.0.1", 9))
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert len(entries(watch)) >= 80
+        for sock in (server, *clients, *sockets):
+            sock.close()
+        watch.until(lambda: not entries(watch) and not len(watch.ledger))
+        assert watch.statistics().map_full == 0
 
 
 def descriptors():
@@ -642,6 +658,7 @@ def test_without_cgroup2(namespace):
     ],
     ids=lambda value: value.value if isinstance(value, Tier) else " ".join(sorted(value)),
 )
+@again
 def test_what_older_kernels_lack(namespace, without, tier):
     """A program that is missing takes those along that make no sense without it; the rest works."""
     with Watch(without=frozenset(without)) as watch:
