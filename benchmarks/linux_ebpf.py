@@ -59,8 +59,8 @@ class Reader:
             more = self.ring.read_into(batch, 8)
             for data in batch:
                 self.ledger.receive(data)
+                self.taken()
             batch.clear()
-            self.taken()
 
     def taken(self) -> None:
         """Count the evidence."""
