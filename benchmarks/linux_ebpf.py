@@ -22,7 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from linux_common import enter_namespace, machine
+from _turns import machine
+from linux_common import enter_namespace
 
 from nstat_async._io.ebpf import EbpfSettings, EbpfSource
 from nstat_async.ebpf import Ended, Ledger, MapsPurpose, Operation, RingPurpose, decode_answer, encode_request
