@@ -34,8 +34,6 @@ from ..sockdiag._messages import (
 from ..sockdiag._purpose import Role, place_of_channel
 from ._decode import Line, empty_line
 
-__all__ = ["NetlinkDecoder"]
-
 _CONTROL = {int(member): member.name for member in MessageType}
 _SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY", TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK"}
 _REQUESTS = {"SOCK_DIAG_BY_FAMILY", "TCPDIAG_GETSOCK"}

@@ -18,8 +18,6 @@ from ._output import Output
 from ._removals import RemovalSource
 from ._rows import RowFormats, is_remains
 
-__all__ = ["Absences"]
-
 PATIENCE = 3
 """Polls without a socket after which it is taken for gone where removals are lost and nobody answers."""
 

@@ -13,8 +13,6 @@ from ._output import Output
 from ._purpose import ChannelPurpose, Role
 from ._source import Source
 
-__all__ = ["AddressSource"]
-
 PATIENCE = 1.0
 """Seconds until polls begin without knowledge of interfaces."""
 _LINKS, _ADDRESSES = 1, 2

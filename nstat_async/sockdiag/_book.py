@@ -43,8 +43,6 @@ from ._rows import (
     same_connection,
 )
 
-__all__ = ["Book"]
-
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DEVICE = struct.Struct("=40xI")
 _RESTARTED = Change.RESTARTED

@@ -12,31 +12,6 @@ import enum
 
 from .._model import TcpState
 
-__all__ = [
-    "AF_INET",
-    "AF_INET6",
-    "AF_UNSPEC",
-    "ALIGNMENT",
-    "IPPROTO_TCP",
-    "IPPROTO_UDP",
-    "NO_COOKIE",
-    "SOCK_DIAG_BY_FAMILY",
-    "TCPDIAG_GETSOCK",
-    "TCP_DUMP_STATES",
-    "TCP_STATES",
-    "TIMER_TIME_WAIT",
-    "AddressAttribute",
-    "DiagAttribute",
-    "DiagGroup",
-    "HardwareType",
-    "LinkAttribute",
-    "MessageFlag",
-    "MessageType",
-    "RouteMessage",
-    "SocketState",
-    "TcpInfo",
-]
-
 AF_UNSPEC = 0
 AF_INET = 2
 AF_INET6 = 10

@@ -44,8 +44,6 @@ from ._purpose import ChannelPurpose, Role
 from ._rows import RowFormats
 from ._source import Source
 
-__all__ = ["KINDS", "DumpSource", "Kind", "dump_requests"]
-
 PATIENCE = 2.0
 """Seconds without a datagram until a dump is given up."""
 MAX_FAILURES = 5

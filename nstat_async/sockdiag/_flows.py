@@ -10,8 +10,6 @@ from ._entry import Entry
 from ._links import LinkTable
 from ._rows import address_of
 
-__all__ = ["FlowBuilder"]
-
 _PORTS = struct.Struct("!HH")
 _DEVICE = struct.Struct("=I")
 _DEVICE_AT = 40

@@ -13,8 +13,6 @@ from .._model import Interface, InterfaceKind
 from ._constants import HardwareType, RouteMessage
 from ._messages import AddressMessage, Frame, LinkMessage
 
-__all__ = ["LinkKindsAnswer", "LinkKindsRequest", "LinkTable", "kind_of_link"]
-
 _TUNNELS = frozenset(
     {"wireguard", "tun", "ipip", "sit", "gre", "gretap", "ip6gre", "ip6gretap", "ip6tnl", "vti", "vti6", "xfrm"}
     | {"vxlan", "geneve", "l2tp", "ovpn", "ovpn-dco", "amt", "bareudp", "gtp", "erspan", "ip6erspan"}

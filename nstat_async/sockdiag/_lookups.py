@@ -17,8 +17,6 @@ from ._output import Output
 from ._purpose import ChannelPurpose, Role
 from ._source import Source
 
-__all__ = ["NO_ANSWER", "LookupSource", "lookup_request"]
-
 BATCH = 64
 """Requests in one datagram to the kernel."""
 MAX_OUTSTANDING = 128

@@ -29,30 +29,6 @@ from ._constants import (
     MessageType,
 )
 
-__all__ = [
-    "ATTRIBUTES_AT",
-    "COOKIE_AT",
-    "HEADER",
-    "SOCKET_ID_AT",
-    "AddressMessage",
-    "DiagMessage",
-    "DiagRequest",
-    "Frame",
-    "LinkMessage",
-    "align",
-    "decode_attributes",
-    "encode_attributes",
-    "encode_done",
-    "encode_error",
-    "encode_message",
-    "encode_route_dump",
-    "error_number",
-    "extension_bits",
-    "find_attribute",
-    "iterate_messages",
-    "socket_id",
-]
-
 HEADER = struct.Struct("=IHHII")
 """Length, type, flags, sequence, port."""
 _ATTRIBUTE = struct.Struct("=HH")

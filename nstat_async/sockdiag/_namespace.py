@@ -21,8 +21,6 @@ from ._removals import RemovalSource
 from ._rows import RowFormats
 from ._source import Source
 
-__all__ = ["Namespace"]
-
 
 class Namespace:
     """A network namespace under observation."""

@@ -18,13 +18,6 @@ from .._model import Process
 from ._entry import Entry
 from ._output import Output
 
-__all__ = [
-    "OwnerSource",
-    "OwnersAnswer",
-    "OwnersRequest",
-    "ProcessFacts",
-]
-
 RECENT_PIDS = 64
 """Processes that owned the last sockets found: searched first."""
 MAX_PAUSE = 64

@@ -6,8 +6,6 @@ import enum
 
 import attrs
 
-__all__ = ["ChannelPurpose", "NetworkNamespace", "Role", "channel_number", "place_of_channel"]
-
 
 class Role(enum.Enum):
     """What a netlink socket is used for."""

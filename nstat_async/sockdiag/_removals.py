@@ -22,8 +22,6 @@ from ._reports import socket_report
 from ._rows import RowFormats, info_of, is_remains
 from ._source import Source
 
-__all__ = ["RemovalSource"]
-
 _GROUPS = {
     (AF_INET, IPPROTO_TCP): DiagGroup.TCP4_DESTROY,
     (AF_INET6, IPPROTO_TCP): DiagGroup.TCP6_DESTROY,

@@ -21,8 +21,6 @@ from .._model import COUNTS_FIELDS, Counts, Details
 from ._constants import DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
 
-__all__ = ["SocketReport", "info_position", "socket_report"]
-
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _QUEUES = struct.Struct("=IIII")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["REPAIR_PAUSE", "Schedule"]
-
 REPAIR_PAUSE = 0.2
 """Smallest time in seconds between the begin of two polls that nobody's interval asked for."""
 

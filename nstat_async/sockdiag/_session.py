@@ -33,8 +33,6 @@ from ._schedule import Schedule
 from ._setup import Setup
 from ._source import Source
 
-__all__ = ["Session"]
-
 OWNERS_PATIENCE = 0.25
 """Seconds that new flows wait for their process."""
 FIRST_OWNERS_PATIENCE = 3.0

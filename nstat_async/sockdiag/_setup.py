@@ -13,8 +13,6 @@ from ._links import LinkKindsAnswer, LinkKindsRequest
 from ._owners import OwnersAnswer, OwnersRequest
 from ._purpose import ChannelPurpose, NetworkNamespace
 
-__all__ = ["RECORDED", "Setup"]
-
 
 @attrs.frozen(kw_only=True)
 class Setup:

@@ -11,8 +11,6 @@ from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
 from ._purpose import ChannelPurpose, channel_number
 
-__all__ = ["Source"]
-
 
 class Source:
     """A source of evidence with a channel of its own."""
