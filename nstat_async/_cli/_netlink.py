@@ -31,7 +31,7 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
-from ..sockdiag._purpose import Role, place_of_channel
+from ..sockdiag._setup import Role, place_of_channel
 from ._decode import Line, empty_line
 
 _CONTROL = {int(member): member.name for member in MessageType}

@@ -7,10 +7,10 @@ from typing import Any
 
 from .._errors import ProtocolError
 from ._constants import MessageType, RouteMessage
-from ._links import LinkKindsAnswer, LinkKindsRequest, LinkTable
+from ._links import LinkTable
 from ._messages import encode_route_dump, iterate_messages
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
+from ._setup import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, Role
 from ._source import Source
 
 PATIENCE = 1.0

@@ -40,8 +40,8 @@ from ._messages import (
     iterate_messages,
 )
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
 from ._rows import RowFormats
+from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 PATIENCE = 2.0

@@ -14,7 +14,7 @@ import attrs
 from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
+from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 BATCH = 64

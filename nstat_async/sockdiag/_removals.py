@@ -17,9 +17,9 @@ from ._finals import fin_among_received, fin_by_remains, is_unused, was_disconne
 from ._lookups import LookupSource, lookup_request
 from ._messages import ATTRIBUTES_AT, find_attribute, iterate_messages
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
 from ._reports import socket_report
 from ._rows import RowFormats, info_of, is_remains
+from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 _GROUPS = {

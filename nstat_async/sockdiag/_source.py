@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
-from ._purpose import ChannelPurpose, channel_number
+from ._setup import ChannelPurpose, channel_number
 
 
 class Source:

@@ -32,9 +32,9 @@ from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, NO_ANSWER, LookupSour
 from nstat_async.sockdiag._messages import encode_done
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
-from nstat_async.sockdiag._purpose import NetworkNamespace
 from nstat_async.sockdiag._reports import info_position, socket_report
 from nstat_async.sockdiag._rows import RowFormat, RowFormats
+from nstat_async.sockdiag._setup import NetworkNamespace
 
 # -- tables
 

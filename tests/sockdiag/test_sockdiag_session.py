@@ -34,7 +34,7 @@ from nstat_async.sockdiag import (
     TcpInfo,
     iterate_messages,
 )
-from nstat_async.sockdiag._session import ANNOUNCED_AT_ONCE
+from nstat_async.sockdiag._polls import ANNOUNCED_AT_ONCE
 
 
 def traffic(rx: int = 0, tx: int = 0, *, fin: int = 0, active: int = 1, fin_sent: int = 0) -> dict[int, int]:
