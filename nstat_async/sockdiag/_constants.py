@@ -18,9 +18,6 @@ AF_INET6 = 10
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
 
-ALIGNMENT = 4
-"""Messages and attributes begin at multiples of this (``NLMSG_ALIGNTO``, ``RTA_ALIGNTO``)."""
-
 SOCK_DIAG_BY_FAMILY = 20
 """Type of sock_diag requests, of their replies and of destroy notifications."""
 
@@ -45,7 +42,6 @@ class MessageFlag(enum.IntFlag):
 
     REQUEST = 0x1
     MULTI = 0x2
-    ACK = 0x4
     DUMP_INTERRUPTED = 0x10
     DUMP = 0x300
 
@@ -176,7 +172,6 @@ class HardwareType(enum.IntEnum):
     """``ifi_type`` (``ARPHRD_*``)."""
 
     ETHER = 1
-    PPP = 512
     RAWIP = 519
     TUNNEL = 768
     TUNNEL6 = 769
@@ -187,4 +182,3 @@ class HardwareType(enum.IntEnum):
     IEEE80211_PRISM = 802
     IEEE80211_RADIOTAP = 803
     IP6GRE = 823
-    NONE = 65534

@@ -75,7 +75,6 @@ class LookupSource(Source):
         self._waiting[key] = request
 
     def flush(self) -> None:
-        """Ask what may be asked now."""
         while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self.output.following:
             batch = []
             for key in list(self._waiting)[:BATCH]:
@@ -85,11 +84,6 @@ class LookupSource(Source):
             self.send(b"".join(batch))
 
     def observe(self, data: bytes) -> None:
-        """Following: the recorded client asked this.
-
-        Raises:
-            ProtocolError: It is no request.
-        """
         for frame in iterate_messages(data):
             request = DiagRequest.decode(data, frame)
             if request.socket_id in self._done:
@@ -97,11 +91,6 @@ class LookupSource(Source):
                 self._asked[frame.sequence] = request.socket_id
 
     def receive(self, data: bytes) -> None:
-        """Take in answers.
-
-        Raises:
-            ProtocolError: A length that cannot be.
-        """
         self._progress = self.output.now
         for frame in iterate_messages(data):
             key = self._asked.pop(frame.sequence, None)
@@ -119,12 +108,10 @@ class LookupSource(Source):
             done(message)
 
     def failed(self, errno: int) -> None:
-        """Nothing will be answered."""
         del errno
         self.expire()
 
     def deadline(self) -> float | None:
-        """When what was asked is given up."""
         return self._progress + PATIENCE if self._done else None
 
     def expire(self) -> None:

@@ -68,7 +68,6 @@ class RemovalSource(Source):
             self._lossy = False
 
     def opened(self, receive_buffer: int | None) -> None:
-        """From now on ends are reported."""
         super().opened(receive_buffer)
         self.receive_buffer = receive_buffer
 
@@ -96,11 +95,6 @@ class RemovalSource(Source):
     # -- what is there
 
     def receive(self, data: bytes) -> None:
-        """Take in notifications.
-
-        Raises:
-            ProtocolError: A length that cannot be.
-        """
         for frame in iterate_messages(data):
             if frame.length >= ATTRIBUTES_AT:
                 self._take_in(data if frame.length == len(data) else data[frame.offset : frame.end])
