@@ -31,10 +31,8 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
-from ..sockdiag._purpose import Role, place_of_channel
+from ..sockdiag._setup import Role, place_of_channel
 from ._decode import Line, empty_line
-
-__all__ = ["NetlinkDecoder"]
 
 _CONTROL = {int(member): member.name for member in MessageType}
 _SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY", TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK"}

@@ -18,7 +18,7 @@ from .._options import MonitorOptions
 from .._values import from_json
 from ..ntstat import Kernel, Mode, Session
 from ..recording import Record, RecordingInfo, RecordKind, steps
-from ..sockdiag._purpose import channel_number
+from ..sockdiag._setup import channel_number
 from .player import Player
 from .protocols import Protocol
 

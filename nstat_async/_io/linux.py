@@ -13,15 +13,6 @@ from typing import Any, TypeVar
 
 from .._model import InterfaceKind, Visibility
 
-__all__ = [
-    "capability",
-    "device_kind",
-    "in_namespace",
-    "namespace_path",
-    "namespaces_equal",
-    "process_visibility",
-]
-
 CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19

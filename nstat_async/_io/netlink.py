@@ -19,8 +19,6 @@ from .channel import SocketChannel
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal
 from .procfs import ProcessScanner
 
-__all__ = ["NetlinkTransport", "open_namespaces", "set_receive_buffer"]
-
 GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
 OTHER_BUFFER = 1 << 20

@@ -17,8 +17,6 @@ from collections.abc import Iterable, Iterator
 
 from ..sockdiag import OwnersAnswer, OwnersRequest, ProcessFacts
 
-__all__ = ["ProcessScanner", "process_facts"]
-
 BUDGET = 0.02
 """Seconds of searching in one answer."""
 MAX_FOUND = 1000

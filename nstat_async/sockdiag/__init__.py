@@ -17,12 +17,20 @@ from ._constants import (
     SocketState,
     TcpInfo,
 )
-from ._links import LinkKindsAnswer, LinkKindsRequest
 from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
-from ._owners import OwnersAnswer, OwnersRequest, ProcessFacts
-from ._purpose import ChannelPurpose, NetworkNamespace, Role
 from ._session import Session
-from ._setup import RECORDED, Setup
+from ._setup import (
+    RECORDED,
+    ChannelPurpose,
+    LinkKindsAnswer,
+    LinkKindsRequest,
+    NetworkNamespace,
+    OwnersAnswer,
+    OwnersRequest,
+    ProcessFacts,
+    Role,
+    Setup,
+)
 
 __all__ = [
     "RECORDED",

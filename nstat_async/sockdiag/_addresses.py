@@ -7,13 +7,11 @@ from typing import Any
 
 from .._errors import ProtocolError
 from ._constants import MessageType, RouteMessage
-from ._links import LinkKindsAnswer, LinkKindsRequest, LinkTable
+from ._links import LinkTable
 from ._messages import encode_route_dump, iterate_messages
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
+from ._setup import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, Role
 from ._source import Source
-
-__all__ = ["AddressSource"]
 
 PATIENCE = 1.0
 """Seconds until polls begin without knowledge of interfaces."""
@@ -33,16 +31,13 @@ class AddressSource(Source):
 
     @property
     def settled(self) -> bool:
-        """True when interfaces are known, or known not to become known."""
         return self._settled
 
     def open(self) -> None:
-        """Ask for the channel."""
         super().open()
         self._due = self.output.now + PATIENCE
 
     def opened(self, receive_buffer: int | None) -> None:
-        """Ask for all links and addresses."""
         super().opened(receive_buffer)
         self._list_everything()
 
@@ -63,19 +58,12 @@ class AddressSource(Source):
             self._settle()
 
     def deadline(self) -> float | None:
-        """When polls begin without interfaces."""
         return self._due
 
     def expire(self) -> None:
-        """Go on without them."""
         self._settle()
 
     def receive(self, data: bytes) -> None:
-        """Take in a datagram.
-
-        Raises:
-            ProtocolError: A message that cannot be decoded.
-        """
         for frame in iterate_messages(data):
             if frame.type in {MessageType.DONE, MessageType.ERROR}:
                 self._end_of_dump(frame.sequence, complete=frame.type == MessageType.DONE)

@@ -19,18 +19,16 @@ from __future__ import annotations
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterator
 
 from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
-from .._model import Counts, Flow, Process
+from .._model import Flow, Process
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Weight
-from ._flows import FlowBuilder
+from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
-from ._purpose import NetworkNamespace
 from ._reports import SocketReport, socket_report
 from ._rows import (
     Change,
@@ -42,8 +40,7 @@ from ._rows import (
     is_remains,
     same_connection,
 )
-
-__all__ = ["Book"]
+from ._setup import NetworkNamespace
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DEVICE = struct.Struct("=40xI")
@@ -83,14 +80,7 @@ class Book:
         self._links = links
         self._links_version = links.version
         self._every = every_update
-        self._builder = FlowBuilder(namespace.label, f"n{number}:" if namespace.label is not None else "", links)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
-        """The announced ones, with their last counts."""
-        return ((entry.flow, entry.report) for entry in list(self.entries.values()) if entry.flow is not None)
+        self._label = namespace.label
 
     def begin_poll(self) -> None:
         """A poll begins."""
@@ -239,7 +229,7 @@ class Book:
 
     def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
-        flow = entry.flow = self._builder.build(entry)
+        flow = entry.flow = build_flow(entry, self._links, self._label)
         self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
         return flow
 
@@ -269,7 +259,7 @@ class Book:
 
     def _update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
         if rebuilt:
-            entry.flow = self._builder.build(entry)
+            entry.flow = build_flow(entry, self._links, self._label)
         flow, report, output = entry.flow, entry.report, self._output
         if flow is not None and report is not None:
             output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, report, previous, report))

@@ -12,39 +12,11 @@ import enum
 
 from .._model import TcpState
 
-__all__ = [
-    "AF_INET",
-    "AF_INET6",
-    "AF_UNSPEC",
-    "ALIGNMENT",
-    "IPPROTO_TCP",
-    "IPPROTO_UDP",
-    "NO_COOKIE",
-    "SOCK_DIAG_BY_FAMILY",
-    "TCPDIAG_GETSOCK",
-    "TCP_DUMP_STATES",
-    "TCP_STATES",
-    "TIMER_TIME_WAIT",
-    "AddressAttribute",
-    "DiagAttribute",
-    "DiagGroup",
-    "HardwareType",
-    "LinkAttribute",
-    "MessageFlag",
-    "MessageType",
-    "RouteMessage",
-    "SocketState",
-    "TcpInfo",
-]
-
 AF_UNSPEC = 0
 AF_INET = 2
 AF_INET6 = 10
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
-
-ALIGNMENT = 4
-"""Messages and attributes begin at multiples of this (``NLMSG_ALIGNTO``, ``RTA_ALIGNTO``)."""
 
 SOCK_DIAG_BY_FAMILY = 20
 """Type of sock_diag requests, of their replies and of destroy notifications."""
@@ -70,7 +42,6 @@ class MessageFlag(enum.IntFlag):
 
     REQUEST = 0x1
     MULTI = 0x2
-    ACK = 0x4
     DUMP_INTERRUPTED = 0x10
     DUMP = 0x300
 
@@ -201,7 +172,6 @@ class HardwareType(enum.IntEnum):
     """``ifi_type`` (``ARPHRD_*``)."""
 
     ETHER = 1
-    PPP = 512
     RAWIP = 519
     TUNNEL = 768
     TUNNEL6 = 769
@@ -212,4 +182,3 @@ class HardwareType(enum.IntEnum):
     IEEE80211_PRISM = 802
     IEEE80211_RADIOTAP = 803
     IP6GRE = 823
-    NONE = 65534

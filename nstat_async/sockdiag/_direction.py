@@ -10,15 +10,6 @@ from ._entry import Weight
 from ._messages import HEADER
 from ._rows import address_of
 
-__all__ = [
-    "ListenerTable",
-    "direction_by_numbers",
-    "direction_by_remains",
-    "direction_by_state",
-    "extra_sequence_numbers",
-    "weigh_direction",
-]
-
 _WRITE_QUEUE = struct.Struct("=I")
 _WRITE_QUEUE_AT = HEADER.size + 60
 _SENT = struct.Struct("=Q16xI52xQQ")

@@ -40,11 +40,9 @@ from ._messages import (
     iterate_messages,
 )
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
 from ._rows import RowFormats
+from ._setup import ChannelPurpose, Role
 from ._source import Source
-
-__all__ = ["KINDS", "DumpSource", "Kind", "dump_requests"]
 
 PATIENCE = 2.0
 """Seconds without a datagram until a dump is given up."""
@@ -108,14 +106,6 @@ def split_sequence(sequence: int) -> tuple[int, int, bool]:
     return sequence >> 3, sequence >> 1 & 3, bool(sequence & 1)
 
 
-def dump_requests(*, extras: bool = False, sequence: int = 1) -> list[bytes]:
-    """The requests of a whole poll, each with the same sequence number."""
-    return [
-        DiagRequest(kind.family, kind.protocol, kind.extensions(extras=extras), kind.states, sequence=sequence).encode()
-        for kind in (TOGETHER, *KINDS[2:])
-    ]
-
-
 class DumpSource(Source):
     """Asks for the dumps of a poll and takes them in.
 
@@ -169,11 +159,9 @@ class DumpSource(Source):
 
     @property
     def settled(self) -> bool:
-        """Polls need this channel."""
         return self.is_open
 
     def begin_poll(self) -> None:
-        """Dump everything."""
         self.done, self.complete = False, True
         self.judged.clear()
         self._queue = [kind for kind in self._kinds if kind.index not in self.refused]
@@ -221,7 +209,6 @@ class DumpSource(Source):
         self.expire()
 
     def deadline(self) -> float | None:
-        """When the dump under way is given up."""
         return None if self.done else self._progress + PATIENCE
 
     def expire(self) -> None:
@@ -233,7 +220,6 @@ class DumpSource(Source):
     # -- rows
 
     def receive(self, data: bytes) -> None:
-        """Take in a datagram of a dump."""
         output = self.output
         self._progress = output.now
         offset, size = 0, len(data)

@@ -11,8 +11,6 @@ from .._model import Direction, Flow, Process
 from ._reports import SocketReport
 from ._rows import Pieces
 
-__all__ = ["Entry", "Weight"]
-
 _USER = struct.Struct("=II")
 
 

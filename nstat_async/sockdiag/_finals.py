@@ -31,8 +31,6 @@ from ._direction import extra_sequence_numbers
 from ._entry import Entry
 from ._messages import HEADER
 
-__all__ = ["fin_among_received", "fin_by_remains", "is_unused", "was_disconnected"]
-
 _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
 _NOTICE_MS = 50

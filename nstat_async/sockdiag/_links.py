@@ -7,13 +7,10 @@ rtnetlink; the host's device directory tells them apart (`LinkKindsRequest`).
 
 from __future__ import annotations
 
-import attrs
-
 from .._model import Interface, InterfaceKind
 from ._constants import HardwareType, RouteMessage
 from ._messages import AddressMessage, Frame, LinkMessage
-
-__all__ = ["LinkKindsAnswer", "LinkKindsRequest", "LinkTable", "kind_of_link"]
+from ._setup import LinkKindsAnswer
 
 _TUNNELS = frozenset(
     {"wireguard", "tun", "ipip", "sit", "gre", "gretap", "ip6gre", "ip6gretap", "ip6tnl", "vti", "vti6", "xfrm"}
@@ -34,24 +31,6 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
     HardwareType.IEEE80211_RADIOTAP: InterfaceKind.WIFI,
 }
 _WORDS = frozenset(kind.value for kind in InterfaceKind)
-
-
-@attrs.frozen
-class LinkKindsRequest:
-    """Ask the host what kind of device these interfaces are."""
-
-    namespace: int
-    """Number of the namespace they are in."""
-    names: tuple[str, ...]
-
-
-@attrs.frozen
-class LinkKindsAnswer:
-    """What the host knows."""
-
-    namespace: int
-    kinds: tuple[tuple[str, str], ...] = ()
-    """Interface names with a word of `InterfaceKind`; unknown ones are absent."""
 
 
 def kind_of_link(link: LinkMessage) -> InterfaceKind | None:

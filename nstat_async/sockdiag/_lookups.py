@@ -14,10 +14,8 @@ import attrs
 from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
+from ._setup import ChannelPurpose, Role
 from ._source import Source
-
-__all__ = ["NO_ANSWER", "LookupSource", "lookup_request"]
 
 BATCH = 64
 """Requests in one datagram to the kernel."""
@@ -77,7 +75,6 @@ class LookupSource(Source):
         self._waiting[key] = request
 
     def flush(self) -> None:
-        """Ask what may be asked now."""
         while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self.output.following:
             batch = []
             for key in list(self._waiting)[:BATCH]:
@@ -87,11 +84,6 @@ class LookupSource(Source):
             self.send(b"".join(batch))
 
     def observe(self, data: bytes) -> None:
-        """Following: the recorded client asked this.
-
-        Raises:
-            ProtocolError: It is no request.
-        """
         for frame in iterate_messages(data):
             request = DiagRequest.decode(data, frame)
             if request.socket_id in self._done:
@@ -99,11 +91,6 @@ class LookupSource(Source):
                 self._asked[frame.sequence] = request.socket_id
 
     def receive(self, data: bytes) -> None:
-        """Take in answers.
-
-        Raises:
-            ProtocolError: A length that cannot be.
-        """
         self._progress = self.output.now
         for frame in iterate_messages(data):
             key = self._asked.pop(frame.sequence, None)
@@ -121,12 +108,10 @@ class LookupSource(Source):
             done(message)
 
     def failed(self, errno: int) -> None:
-        """Nothing will be answered."""
         del errno
         self.expire()
 
     def deadline(self) -> float | None:
-        """When what was asked is given up."""
         return self._progress + PATIENCE if self._done else None
 
     def expire(self) -> None:

@@ -5,7 +5,7 @@ flags, sequence, port) and a body, padded to four bytes. ``inet_diag`` bodies ar
 fixed part (56 bytes of request, 72 of reply) and attributes; numbers are in host
 order except addresses and ports, which are in network order.
 
-The classes here are for tests, tools and the rare message; `_table` reads dumps
+The classes here are for tests, tools and the rare message; `_rows` cuts dumps
 with formats of its own.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 
@@ -28,30 +29,6 @@ from ._constants import (
     MessageFlag,
     MessageType,
 )
-
-__all__ = [
-    "ATTRIBUTES_AT",
-    "COOKIE_AT",
-    "HEADER",
-    "SOCKET_ID_AT",
-    "AddressMessage",
-    "DiagMessage",
-    "DiagRequest",
-    "Frame",
-    "LinkMessage",
-    "align",
-    "decode_attributes",
-    "encode_attributes",
-    "encode_done",
-    "encode_error",
-    "encode_message",
-    "encode_route_dump",
-    "error_number",
-    "extension_bits",
-    "find_attribute",
-    "iterate_messages",
-    "socket_id",
-]
 
 HEADER = struct.Struct("=IHHII")
 """Length, type, flags, sequence, port."""
@@ -100,6 +77,17 @@ class Frame:
         return self.offset + self.length
 
 
+def _fixed_part(form: struct.Struct, data: bytes, frame: Frame, name: str) -> tuple[Any, ...]:
+    """What stands before a message's attributes.
+
+    Raises:
+        ProtocolError: It is too short for that.
+    """
+    if frame.length < HEADER.size + form.size:
+        raise ProtocolError(f"{name} is too short", offset=frame.offset, raw=data)
+    return form.unpack_from(data, frame.body)
+
+
 def iterate_messages(data: bytes) -> Iterator[Frame]:
     """The messages of a datagram.
 
@@ -141,32 +129,31 @@ def error_number(data: bytes, frame: Frame) -> int:
     return max(0, -number)
 
 
+def _attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Type of each attribute, and where its value begins and how long it is."""
+    while end - offset >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > end:
+            raise ProtocolError(f"netlink attribute of impossible length {length}", offset=offset, raw=data)
+        yield kind & _NESTED, offset + _ATTRIBUTE.size, length - _ATTRIBUTE.size
+        offset += align(length)
+
+
 def decode_attributes(data: bytes, offset: int, end: int) -> dict[int, bytes]:
     """The attributes between two offsets, by type; of a repeated one the last.
 
     Raises:
         ProtocolError: An attribute shorter than its header or longer than the message.
     """
-    found: dict[int, bytes] = {}
-    while end - offset >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > end:
-            raise ProtocolError(f"netlink attribute of impossible length {length}", offset=offset, raw=data)
-        found[kind & _NESTED] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += align(length)
-    return found
+    return {kind: data[start : start + length] for kind, start, length in _attributes(data, offset, end)}
 
 
 def find_attribute(data: bytes, offset: int, end: int, wanted: int) -> tuple[int, int] | None:
     """Offset and length of one attribute's value; `None` when it is not there or the attributes are broken."""
-    while end - offset >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > end:
-            return None
-        if kind & _NESTED == wanted:
-            return offset + _ATTRIBUTE.size, length - _ATTRIBUTE.size
-        offset += align(length)
-    return None
+    try:
+        return next((at, length) for kind, at, length in _attributes(data, offset, end) if kind == wanted)
+    except (ProtocolError, StopIteration):
+        return None
 
 
 def encode_attributes(attributes: Mapping[int, bytes]) -> bytes:
@@ -215,14 +202,12 @@ class DiagRequest:
         Raises:
             ProtocolError: It is too short.
         """
-        old = frame.type == TCPDIAG_GETSOCK
-        if frame.length < HEADER.size + (_OLD_REQUEST if old else _REQUEST).size:
-            raise ProtocolError("sock_diag request is too short", offset=frame.offset, raw=data)
-        if old:
+        if frame.type == TCPDIAG_GETSOCK:
             protocol = IPPROTO_TCP
-            family, extensions, socket_id, states, _ = _OLD_REQUEST.unpack_from(data, frame.body)
+            family, extensions, socket_id, states, _ = _fixed_part(_OLD_REQUEST, data, frame, "sock_diag request")
         else:
-            family, protocol, extensions, _, states, socket_id = _REQUEST.unpack_from(data, frame.body)
+            parts = _fixed_part(_REQUEST, data, frame, "sock_diag request")
+            family, protocol, extensions, _, states, socket_id = parts
         dump = frame.flags & MessageFlag.DUMP == MessageFlag.DUMP
         return cls(family, protocol, extensions, states, socket_id, dump, frame.sequence)
 
@@ -256,18 +241,8 @@ class DiagMessage:
 
     def encode(self) -> bytes:
         """The message."""
-        body = _SOCKET.pack(
-            self.family,
-            self.state,
-            self.timer,
-            self.retransmits,
-            self.socket_id,
-            self.expires,
-            self.receive_queue,
-            self.write_queue,
-            self.uid,
-            self.inode,
-        )
+        numbers = (self.expires, self.receive_queue, self.write_queue, self.uid, self.inode)
+        body = _SOCKET.pack(self.family, self.state, self.timer, self.retransmits, self.socket_id, *numbers)
         body += encode_attributes(self.attributes)
         return encode_message(SOCK_DIAG_BY_FAMILY, body, sequence=self.sequence, flags=self.flags)
 
@@ -278,14 +253,10 @@ class DiagMessage:
         Raises:
             ProtocolError: It is too short, or its attributes are broken.
         """
-        if frame.length < ATTRIBUTES_AT:
-            raise ProtocolError("inet_diag message is too short", offset=frame.offset, raw=data)
-        family, state, timer, retransmits, socket_id, expires, unread, unsent, uid, inode = _SOCKET.unpack_from(
-            data, frame.body
-        )
+        family, state, timer, retransmits, socket_id, *numbers = _fixed_part(_SOCKET, data, frame, "inet_diag message")
         attributes = decode_attributes(data, frame.offset + ATTRIBUTES_AT, frame.end)
-        numbers = (expires, unread, unsent, uid, inode)
-        return cls(family, state, socket_id, timer, retransmits, *numbers, attributes, frame.sequence, frame.flags)
+        rest: dict[str, Any] = {"attributes": attributes, "sequence": frame.sequence, "flags": frame.flags}
+        return cls(family, state, socket_id, timer, retransmits, *numbers, **rest)
 
 
 def socket_id(
@@ -330,9 +301,7 @@ class LinkMessage:
         Raises:
             ProtocolError: It is too short, or its attributes are broken.
         """
-        if frame.length < HEADER.size + _LINK.size:
-            raise ProtocolError("ifinfomsg is too short", offset=frame.offset, raw=data)
-        _, _, hardware, index, _, _ = _LINK.unpack_from(data, frame.body)
+        _, _, hardware, index, _, _ = _fixed_part(_LINK, data, frame, "ifinfomsg")
         found = decode_attributes(data, frame.body + _LINK.size, frame.end)
         details = found.get(LinkAttribute.LINKINFO)
         kind = None
@@ -365,9 +334,7 @@ class AddressMessage:
         Raises:
             ProtocolError: It is too short, or its attributes are broken.
         """
-        if frame.length < HEADER.size + _ADDRESS.size:
-            raise ProtocolError("ifaddrmsg is too short", offset=frame.offset, raw=data)
-        family, prefix, _, _, index = _ADDRESS.unpack_from(data, frame.body)
+        family, prefix, _, _, index = _fixed_part(_ADDRESS, data, frame, "ifaddrmsg")
         found = decode_attributes(data, frame.body + _ADDRESS.size, frame.end)
         return cls(family, index, found.get(AddressAttribute.LOCAL, found.get(AddressAttribute.ADDRESS)), prefix)
 

@@ -1,27 +1,33 @@
-"""One network namespace: its book, and the sources that speak of it.
+"""One network namespace: its book, the sources that speak of it, and what a poll looks at in it.
 
 Four channels, opened in this order so that nothing falls between them: removals
 first, then addresses, look-ups and dumps.
+
+Absence is proven, not assumed. Closed while its descriptor is open, a socket is in no
+dump, and its removal comes later; only when removals were lost, or the absence
+lasts, is it worth a question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from ._absences import Absences
+from .._events import RemovalReason
+from .._options import MonitorOptions
 from ._addresses import AddressSource
 from ._book import Book
+from ._constants import SocketState
 from ._dumps import DumpSource
+from ._entry import Entry
 from ._links import LinkTable
-from ._lookups import LookupSource
+from ._lookups import NO_ANSWER, LookupSource, lookup_request
 from ._output import Output
 from ._owners import OwnerSource
-from ._purpose import NetworkNamespace
 from ._removals import RemovalSource
-from ._rows import RowFormats
+from ._rows import RowFormats, is_remains
+from ._setup import NetworkNamespace
 from ._source import Source
 
-__all__ = ["Namespace"]
+PATIENCE = 3
+"""Polls without a socket after which it is taken for gone where removals are lost and nobody answers."""
 
 
 class Namespace:
@@ -33,23 +39,24 @@ class Namespace:
         number: int,
         identity: NetworkNamespace,
         owners: OwnerSource,
-        protocols: Iterable[int],
-        *,
-        every_update: bool = False,
-        extras: bool = False,
+        protocols: frozenset[int],
+        options: MonitorOptions,
     ) -> None:
-        protocols = frozenset(protocols)
-        links, formats = LinkTable(), RowFormats()
+        links, self._formats = LinkTable(), RowFormats()
         self.identity = identity
-        self.book = Book(output, number, identity, links, owners, every_update=every_update)
+        self.book = Book(output, number, identity, links, owners, every_update=options.every_update)
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
-        self.removals = RemovalSource(output, self.book, self.lookups, formats, protocols)
-        self.absences = Absences(output, self.book, self.lookups, self.removals, formats)
-        self.dumps = DumpSource(output, self.book, formats, protocols, extras=extras, every=every_update)
+        self.removals = RemovalSource(output, self.book, self.lookups, self._formats, protocols)
+        self.dumps = DumpSource(
+            output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
+        )
         self.sources: tuple[Source, ...] = (self.removals, self.addresses, self.lookups, self.dumps)
         """In the order in which their channels are opened."""
+        self._output = output
         self._judged = True
+        self._asking = 0
+        """Questions about absences without an answer."""
 
     @property
     def settled(self) -> bool:
@@ -68,11 +75,50 @@ class Namespace:
         if not self._judged and self.dumps.done:
             self._judged = True
             self.book.end_dumps()
-            self.absences.judge(self.dumps.judged)
-        return self._judged and not self.absences.asking
+            self._judge_absences()
+        return self._judged and not self._asking
 
     def end_poll(self) -> None:
         """Everything that this poll found is in the book."""
         if self.dumps.complete:
             self.removals.end_poll()
         self.book.locate()
+
+    # -- evidence of absence
+
+    def _judge_absences(self) -> None:
+        """All dumps of a poll are in: look into what none of them had."""
+        entries, poll, reliable = self.book.entries, self._output.poll, self.removals.reliable
+        # A poll that had as many sockets as are known is taken to have had those: one that was reported twice could
+        # hide an absence until the next poll.
+        if reliable and self.book.reported == len(entries):
+            return
+        for entry in [entry for entry in entries.values() if entry.seen != poll]:
+            if (entry.identity[0], entry.protocol) not in self.dumps.judged:
+                continue
+            entry.absences += 1
+            if entry.report is not None and (entry.absences == 2 or not reliable):
+                self._ask(entry, entry.report.message)
+
+    def _ask(self, entry: Entry, message: bytes) -> None:
+        self._asking += 1
+        self.lookups.ask(lookup_request(message, entry.protocol), lambda found: self._answered(entry, found))
+
+    def _answered(self, entry: Entry, found: bytes | None) -> None:
+        """See what an exact look-up found of a socket that no dump had."""
+        self._asking -= 1
+        book = self.book
+        if entry.over:
+            return
+        if found and not is_remains(found):
+            pieces, form = self._formats.cut(found)
+            if pieces[2] == entry.cookie:
+                book.apply_row(entry, entry.protocol, pieces, found, form)
+                return
+        if self.removals.reliable:
+            if found != NO_ANSWER:
+                book.mark_closed(entry, SocketState.TIME_WAIT if found else SocketState.CLOSE)
+        elif found != NO_ANSWER or entry.absences >= PATIENCE:
+            self._output.count("gone")
+            book.drop(entry)
+            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)

@@ -11,8 +11,6 @@ from .._contract import Command, Lookup, Mode
 from .._errors import NstatError
 from .._events import AnyEvent, EventsLost, LossCause
 
-__all__ = ["Output"]
-
 
 @attrs.define(eq=False)
 class Output:

@@ -11,19 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import attrs
-
 from .._contract import LookupFailed
 from .._model import Process
 from ._entry import Entry
 from ._output import Output
-
-__all__ = [
-    "OwnerSource",
-    "OwnersAnswer",
-    "OwnersRequest",
-    "ProcessFacts",
-]
+from ._setup import OwnersAnswer, OwnersRequest, ProcessFacts
 
 RECENT_PIDS = 64
 """Processes that owned the last sockets found: searched first."""
@@ -31,46 +23,6 @@ MAX_PAUSE = 64
 """Polls between two searches for an inode that is never found."""
 VERIFY_EVERY = 5
 """Polls between two checks that the known owners still live."""
-
-
-@attrs.frozen
-class ProcessFacts:
-    """What the host tells of a process."""
-
-    pid: int
-    start_ticks: int | None
-    """Start, clock ticks since boot: with the pid it names the process for good."""
-    name: str | None
-    """Base name of the executable, else ``comm``."""
-    path: str | None
-    """Path of the executable; `None` where it may not be read."""
-
-
-@attrs.frozen
-class OwnersRequest:
-    """Search for the owners of sockets."""
-
-    inodes: frozenset[int]
-    recent: tuple[int, ...] = ()
-    """Pids to look at first."""
-    below: int | None = None
-    """Where the last answer stopped: only pids below this one; `None` begins a search."""
-    verify: tuple[tuple[int, int | None], ...] = ()
-    """Processes (pid, start) to check for life."""
-
-
-@attrs.frozen
-class OwnersAnswer:
-    """What a search found."""
-
-    owners: tuple[tuple[int, int], ...] = ()
-    """Inode and pid."""
-    processes: tuple[ProcessFacts, ...] = ()
-    """Facts of the pids in `owners`."""
-    below: int | None = None
-    """The search is not complete: go on below this pid."""
-    gone: tuple[tuple[int, int | None], ...] = ()
-    """Those of the request's `verify` that are no more."""
 
 
 class OwnerSource:

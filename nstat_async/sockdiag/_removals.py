@@ -17,12 +17,10 @@ from ._finals import fin_among_received, fin_by_remains, is_unused, was_disconne
 from ._lookups import LookupSource, lookup_request
 from ._messages import ATTRIBUTES_AT, find_attribute, iterate_messages
 from ._output import Output
-from ._purpose import ChannelPurpose, Role
 from ._reports import socket_report
 from ._rows import RowFormats, info_of, is_remains
+from ._setup import ChannelPurpose, Role
 from ._source import Source
-
-__all__ = ["RemovalSource"]
 
 _GROUPS = {
     (AF_INET, IPPROTO_TCP): DiagGroup.TCP4_DESTROY,
@@ -70,7 +68,6 @@ class RemovalSource(Source):
             self._lossy = False
 
     def opened(self, receive_buffer: int | None) -> None:
-        """From now on ends are reported."""
         super().opened(receive_buffer)
         self.receive_buffer = receive_buffer
 
@@ -98,11 +95,6 @@ class RemovalSource(Source):
     # -- what is there
 
     def receive(self, data: bytes) -> None:
-        """Take in notifications.
-
-        Raises:
-            ProtocolError: A length that cannot be.
-        """
         for frame in iterate_messages(data):
             if frame.length >= ATTRIBUTES_AT:
                 self._take_in(data if frame.length == len(data) else data[frame.offset : frame.end])

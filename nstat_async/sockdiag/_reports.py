@@ -19,9 +19,7 @@ from typing import Any
 from .._errors import ProtocolError
 from .._model import COUNTS_FIELDS, Counts, Details
 from ._constants import DiagAttribute, SocketState, TcpInfo
-from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
-
-__all__ = ["SocketReport", "info_position", "socket_report"]
+from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes
 
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
@@ -33,11 +31,6 @@ _MILLION = 1_000_000
 
 _set_values = Counts.__dict__["_values"].__set__
 _new = object.__new__
-
-
-def info_position(message: bytes) -> tuple[int, int] | None:
-    """Offset and length of ``tcp_info`` in a message; `None` when it has none."""
-    return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO)
 
 
 def _u32(values: tuple[Any, ...], at: int) -> int | None:

@@ -20,19 +20,6 @@ import attrs
 from ._constants import AF_INET6, TIMER_TIME_WAIT, DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 
-__all__ = [
-    "Change",
-    "Pieces",
-    "RowFormat",
-    "RowFormats",
-    "address_of",
-    "counters_changed",
-    "identity_differs",
-    "info_of",
-    "is_remains",
-    "same_connection",
-]
-
 Pieces = tuple[Any, ...]
 """Head (length, type, flags), identity (family to device), cookie, rest (from uid), counters."""
 

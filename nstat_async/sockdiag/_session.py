@@ -1,57 +1,33 @@
 """The Linux core: evidence of sockets in, events and commands out.
 
-A poll gathers (every namespace dumps its sockets, absences are looked into), searches for the
-processes of new sockets and announces them, and is complete:
-
-    SETUP ──▶ GATHERING ──▶ ANNOUNCING ──▶ IDLE ──▶ GATHERING …
-
-Whatever waits ends by itself or by its deadline. Removals, changes of addresses and owners are
-taken in at any time. A new flow is announced when its process is found, or known not to be found
-soon, so that `FlowAdded` has it; one that ends before is announced then.
+Removals, changes of addresses and owners are taken in at any time, presence and absence
+in polls (`_polls`).
 """
 
 from __future__ import annotations
 
-import enum
 import errno as errors
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .._contract import Command, Mode
-from .._errors import BackendUnavailableError, NstatError, ProtocolError, UnavailableReason, UsageError
-from .._events import AnyEvent, PollCompleted
+from .._errors import NstatError, ProtocolError, UsageError
+from .._events import AnyEvent
 from .._model import Capabilities, Counts, Flow, Process, Provider, Visibility
 from .._options import MonitorOptions
 from ._constants import IPPROTO_TCP, IPPROTO_UDP
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
-from ._links import LinkKindsAnswer
 from ._namespace import Namespace
 from ._output import Output
-from ._owners import OwnersAnswer, OwnerSource
-from ._purpose import NetworkNamespace, Role, place_of_channel
-from ._schedule import Schedule
-from ._setup import Setup
+from ._owners import OwnerSource
+from ._polls import Polls
+from ._setup import LinkKindsAnswer, NetworkNamespace, OwnersAnswer, Role, Setup, place_of_channel
 from ._source import Source
 
-__all__ = ["Session"]
-
-OWNERS_PATIENCE = 0.25
-"""Seconds that new flows wait for their process."""
-FIRST_OWNERS_PATIENCE = 3.0
-"""The same in the first poll, which finds all sockets of the machine."""
-ANNOUNCED_AT_ONCE = 256
-"""Flows announced in one step, about 2 ms."""
 MAX_NAMESPACES = 64
 """Namespaces that a followed recording may have."""
 
 _PROTOCOLS = {Provider.TCP: IPPROTO_TCP, Provider.UDP: IPPROTO_UDP}
-
-
-class _Stage(enum.Enum):
-    SETUP = enum.auto()
-    GATHERING = enum.auto()
-    ANNOUNCING = enum.auto()
-    IDLE = enum.auto()
 
 
 class Session:
@@ -82,18 +58,16 @@ class Session:
         """What it was made of, beside the options."""
         self._output = Output(mode)
         wanted = _PROTOCOLS if self._output.following else self._options.providers
-        self._protocols = [number for provider, number in _PROTOCOLS.items() if provider in wanted]
+        self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
         if not self._protocols:
             raise UsageError("providers: sock_diag has tcp and udp only")
         self._owners = OwnerSource(self._output, self._learn_owner, self._entries)
-        self._schedule = Schedule(None if self._output.following else self._options.interval)
-        self._stage = _Stage.IDLE if self._output.following else _Stage.SETUP
-        self._patience_ends = 0.0
         self._namespaces: list[Namespace] = []
         self._sources: dict[int, Source] = {}
         """All sources of evidence, by channel."""
         for namespace in namespaces:
             self._add_namespace(namespace)
+        self._polls = Polls(self._output, self._namespaces, self._owners, self._options.interval)
 
     @classmethod
     def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
@@ -105,15 +79,8 @@ class Session:
         return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
-        namespace = Namespace(
-            self._output,
-            len(self._namespaces),
-            identity,
-            self._owners,
-            self._protocols,
-            every_update=self._options.every_update,
-            extras=self._options.extras,
-        )
+        number = len(self._namespaces)
+        namespace = Namespace(self._output, number, identity, self._owners, self._protocols, self._options)
         self._namespaces.append(namespace)
         self._sources.update((source.channel, source) for source in namespace.sources)
 
@@ -172,22 +139,18 @@ class Session:
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows that were reported as added, with their last counts."""
-        for namespace in self._namespaces:
-            yield from namespace.book.flows()
+        return ((entry.flow, entry.report) for entry in list(self._entries()) if entry.flow is not None)
 
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription itself, by name."""
         return {
             "polls": self._output.poll,
             "reports": sum(namespace.dumps.rows for namespace in self._namespaces),
-            "flows": self._open_flows(),
+            "flows": sum(len(namespace.book.entries) for namespace in self._namespaces),
             "unresolved_owners": self._owners.unresolved,
             "unanswered_lookups": sum(namespace.lookups.unanswered for namespace in self._namespaces),
             **self._output.counters,
         }
-
-    def _open_flows(self) -> int:
-        return sum(len(namespace.book) for namespace in self._namespaces)
 
     # -- the contract: input
 
@@ -206,15 +169,18 @@ class Session:
             self._output.count("stray_datagrams", len(datagrams))
             return
         for data in datagrams:
-            try:
-                source.receive(data)
-            except ProtocolError as error:
-                self._output.reject(error.reason)
-        self._proceed()
+            self._take_in(source.receive, data)
+        self._polls.proceed()
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel."""
         self.receive_datagrams((data,), now, channel)
+
+    def _take_in(self, take: Callable[[bytes], None], data: bytes) -> None:
+        try:
+            take(data)
+        except ProtocolError as error:
+            self._output.reject(error.reason)
 
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
         """A channel is open."""
@@ -229,16 +195,16 @@ class Session:
         """Opening, sending or receiving failed."""
         self._tell(channel, now, lambda source: source.failed(errno))
 
+    def channel_closed(self, channel: int, now: float) -> None:
+        """A netlink socket has no other side that could close it: taken as a failure."""
+        self.channel_failed(channel, errors.EBADF, now)
+
     def _tell(self, channel: int, now: float, what: Callable[[Source], None]) -> None:
         self._turn(now)
         source = self._source(channel)
         if source is not None:
             what(source)
-        self._proceed()
-
-    def channel_closed(self, channel: int, now: float) -> None:
-        """A netlink socket has no other side that could close it: taken as a failure."""
-        self.channel_failed(channel, errors.EBADF, now)
+        self._polls.proceed()
 
     def lookup_done(self, token: int, answer: object, now: float) -> None:
         """The answer to a look-up, or what says that there is none."""
@@ -249,17 +215,12 @@ class Session:
             self._owners.take(answer)
         elif isinstance(answer, LinkKindsAnswer) and 0 <= answer.namespace < len(self._namespaces):
             self._namespaces[answer.namespace].addresses.take_kinds(answer)
-        self._proceed()
+        self._polls.proceed()
 
     def request_poll(self, now: float) -> int:
         """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
         self._turn(now)
-        serial = self._output.poll + 1
-        if self._stage is not _Stage.IDLE:
-            self._schedule.want()
-        elif not self._output.following:
-            self._begin_poll(serial)
-        return serial
+        return self._polls.request()
 
     def _source(self, channel: int) -> Source | None:
         if self._output.following:
@@ -273,7 +234,7 @@ class Session:
         self._output.now = now
         if self._output.following:
             while (due := self.next_deadline()) is not None and due <= now:
-                self._expire(now)
+                self.handle_deadline(now)
 
     def _learn_owner(self, entry: Entry, owner: Process) -> None:
         self._namespaces[entry.namespace].book.learn_owner(entry, owner)
@@ -292,30 +253,15 @@ class Session:
             return
         request = first_request(data) if source.purpose.role is Role.DUMPS else None
         if request is not None and request.dump:
-            poll = split_sequence(request.sequence)[0]
-            if self._stage is not _Stage.GATHERING or poll != self._output.poll:
-                self._finish_poll()
-                self._begin_poll(poll)
+            self._polls.follow(split_sequence(request.sequence)[0])
             self._namespaces[source.purpose.namespace].dumps.follow(request)
-            return
-        try:
-            source.observe(data)
-        except ProtocolError as error:
-            self._output.reject(error.reason)
+        else:
+            self._take_in(source.observe, data)
 
     def finish(self, now: float) -> None:
         """Following: the recording is at its end; what was still expected will not come."""
         self._turn(now)
-        self._finish_poll()
-
-    def _finish_poll(self) -> None:
-        self._owners.give_up()
-        for namespace in self._namespaces:
-            if not namespace.dumps.done:
-                namespace.dumps.abort()
-            namespace.lookups.expire()
-        while self._stage is not _Stage.IDLE:
-            self._proceed()
+        self._polls.finish()
 
     # -- the contract: output
 
@@ -333,90 +279,15 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        times = [source.deadline() for source in self._sources.values()]
-        if self._stage is _Stage.IDLE:
-            times.append(self._schedule.due)
-        elif self._stage is _Stage.ANNOUNCING:
-            times.append(self._output.now if self._announceable else self._patience_ends)
+        times = [self._polls.deadline(), *(source.deadline() for source in self._sources.values())]
         return min((time for time in times if time is not None), default=None)
 
     def handle_deadline(self, now: float) -> None:
         """The time has come (or passed)."""
         self._output.now = now
-        self._expire(now)
-
-    def _expire(self, now: float) -> None:
         for source in self._sources.values():
             due = source.deadline()
             if due is not None and due <= now:
                 source.expire()
-        due = self._schedule.due
-        if self._stage is _Stage.IDLE and due is not None and due <= now:
-            self._begin_poll(self._output.poll + 1)
-        self._proceed()
-
-    # -- polls
-
-    def _proceed(self) -> None:
-        """Go on as far as possible without waiting."""
-        if self._output.repair_wanted:
-            self._output.repair_wanted = False
-            self._want_repair()
-        if self._stage is _Stage.SETUP and all(namespace.settled for namespace in self._namespaces):
-            self._begin_poll(1)
-        if self._stage is _Stage.GATHERING and all([namespace.gather() for namespace in self._namespaces]):  # noqa: C419 - each must look into its absences
-            self._search()
-        if self._stage is _Stage.ANNOUNCING:
-            self._announce()
-
-    def _want_repair(self) -> None:
-        if self._output.following:  # the recorded client asked for its repair itself
-            return
-        if self._stage is _Stage.IDLE:
-            self._schedule.repair(self._output.now)
-        else:
-            self._schedule.want()
-
-    def _begin_poll(self, serial: int) -> None:
-        self._output.poll = serial
-        self._schedule.begin(self._output.now)
-        self._stage = _Stage.GATHERING
-        for namespace in self._namespaces:
-            namespace.begin_poll()
-        if all(namespace.dumps.all_refused for namespace in self._namespaces):
-            self._output.failure = BackendUnavailableError(
-                "sock_diag", UnavailableReason.MISSING, "the kernel has no inet_diag (CONFIG_INET_DIAG)"
-            )
-
-    def _search(self) -> None:
-        """The book is up to date but for the owners of new sockets."""
-        for namespace in self._namespaces:
-            namespace.end_poll()
-        self._owners.search()
-        patience = FIRST_OWNERS_PATIENCE if self._output.first_poll else OWNERS_PATIENCE
-        self._patience_ends = self._output.now + patience
-        self._stage = _Stage.ANNOUNCING
-
-    @property
-    def _searched(self) -> bool:
-        """True when new flows need not wait for their process any longer."""
-        return not self._owners.searching or self._output.now >= self._patience_ends
-
-    @property
-    def _announceable(self) -> bool:
-        return any(ns.book.ready or (ns.book.waiting and self._searched) for ns in self._namespaces)
-
-    def _announce(self) -> None:
-        left = ANNOUNCED_AT_ONCE
-        for namespace in self._namespaces:
-            left -= namespace.book.announce_next(left, searched=self._searched)
-        if not any(namespace.book.unannounced for namespace in self._namespaces):
-            self._end_poll()
-
-    def _end_poll(self) -> None:
-        output = self._output
-        complete = all(namespace.dumps.complete for namespace in self._namespaces)
-        output.events.append(PollCompleted(output.time, self._open_flows(), complete, output.poll))
-        output.first_poll = False
-        self._stage = _Stage.IDLE
-        self._schedule.end(output.now)
+        self._polls.expire()
+        self._polls.proceed()

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
-from ._purpose import ChannelPurpose, channel_number
-
-__all__ = ["Source"]
+from ._setup import ChannelPurpose, channel_number
 
 
 class Source:

@@ -42,8 +42,8 @@ def drive(netns=None, **options) -> LiveDriver:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """On a machine with other work a search for processes may take its time: new flows wait for it."""
-    monkeypatch.setattr("nstat_async.sockdiag._session.OWNERS_PATIENCE", 60.0)
-    monkeypatch.setattr("nstat_async.sockdiag._session.FIRST_OWNERS_PATIENCE", 60.0)
+    monkeypatch.setattr("nstat_async.sockdiag._polls.OWNERS_PATIENCE", 60.0)
+    monkeypatch.setattr("nstat_async.sockdiag._polls.FIRST_OWNERS_PATIENCE", 60.0)
 
 
 @pytest.fixture

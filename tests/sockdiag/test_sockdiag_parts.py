@@ -29,12 +29,12 @@ from nstat_async.sockdiag._entry import Entry
 from nstat_async.sockdiag._finals import fin_among_received, fin_by_remains, is_unused, was_disconnected
 from nstat_async.sockdiag._links import LinkTable, kind_of_link
 from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, NO_ANSWER, LookupSource, lookup_request
-from nstat_async.sockdiag._messages import encode_done
+from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, find_attribute
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
-from nstat_async.sockdiag._purpose import NetworkNamespace
-from nstat_async.sockdiag._reports import info_position, socket_report
+from nstat_async.sockdiag._reports import socket_report
 from nstat_async.sockdiag._rows import RowFormat, RowFormats
+from nstat_async.sockdiag._setup import NetworkNamespace
 
 # -- tables
 
@@ -71,6 +71,10 @@ class Scanned:
 
     def unseen(self) -> list[int]:
         return [entry.cookie for entry in self.book.entries.values() if entry.seen != self.output.poll]
+
+
+def info_position(message):
+    return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO)
 
 
 def test_messages_of_different_lengths_mix():

@@ -34,7 +34,7 @@ from nstat_async.sockdiag import (
     TcpInfo,
     iterate_messages,
 )
-from nstat_async.sockdiag._session import ANNOUNCED_AT_ONCE
+from nstat_async.sockdiag._polls import ANNOUNCED_AT_ONCE
 
 
 def traffic(rx: int = 0, tx: int = 0, *, fin: int = 0, active: int = 1, fin_sent: int = 0) -> dict[int, int]:
@@ -324,14 +324,14 @@ def test_many_flows_are_announced_in_steps(kernel):
     for cookie in range(1, 3 * ANNOUNCED_AT_ONCE):
         kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
     session, steps = kernel.session, []
-    announce = session._announce
+    polls, announce = session._polls, session._polls._announce
 
     def counted():
         before = len(session._output.events)
         announce()
         steps.append(len(session._output.events) - before)
 
-    session._announce = counted
+    polls._announce = counted
     events = kernel.start()
     assert len(events) == 3 * ANNOUNCED_AT_ONCE
     assert isinstance(events[-1], PollCompleted)
