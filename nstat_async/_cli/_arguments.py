@@ -14,6 +14,7 @@ from typing import Any
 from .. import __version__
 from .._errors import UsageError
 from .._model import Provider
+from .._options import Ebpf
 from ..backends._registry import parse
 
 __all__ = ["COMMANDS", "build_parser"]
@@ -123,6 +124,11 @@ def _add_source(parser: argparse.ArgumentParser, *, extras: bool = True) -> None
         )
     group.add_argument(
         "--netns", action="append", metavar="NAME|PATH|PID", help="Linux: watch this network namespace (repeatable)"
+    )
+    group.add_argument(
+        "--ebpf",
+        choices=[each.value for each in Ebpf],
+        help="Linux: eBPF programs, for UDP bytes and every process (auto: where they may be loaded)",
     )
 
 

@@ -82,6 +82,8 @@ def monitor_options(arguments: argparse.Namespace, *, recorded: bool = False) ->
         options["flow_filter"] = condition
     if arguments.interval is not None:
         options["interval"] = arguments.interval
+    if getattr(arguments, "ebpf", None):
+        options["ebpf"] = arguments.ebpf
     if getattr(arguments, "extras", False):
         options["extras"] = True
     if getattr(arguments, "every_update", False):

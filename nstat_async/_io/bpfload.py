@@ -57,6 +57,8 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 _TRACING = 26
 """``BPF_PROG_TYPE_TRACING``: attached to a type of the kernel's BTF."""
 _REMOVERS = frozenset({"released", "tcp_state"})
+_SMALLEST = MapSpec("permission", 2, max_entries=1, key=4, value=8)
+"""``BPF_MAP_TYPE_ARRAY``: whoever may make it may make the others."""
 _UNUSED_PEERS = 16
 """Entries of the map of peers where nobody counts them: the programs name it all the same."""
 
@@ -159,7 +161,6 @@ class Loader:
 
     def __init__(self, settings: EbpfSettings) -> None:
         self._settings = settings
-        self._listing = listing()
         self._mptcp = True
         self._token = NO_TOKEN
         self.undo = contextlib.ExitStack()
@@ -173,8 +174,10 @@ class Loader:
         Raises:
             BackendUnavailableError: Nothing is.
         """
-        kernel = self._kernel()
         with self.undo:
+            self._ask_for_permission()
+            self._listing = listing()
+            kernel = self._kernel()
             cgroup = self._cgroup(self.undo)
             wanted = self._possible(kernel, cgroup)
             while tier_of(wanted) is not Tier.NONE:
@@ -183,6 +186,13 @@ class Loader:
                 except _RefusedError as refused:
                     wanted = self._without(wanted, refused.refusal)
         raise unavailable(self._decisive())
+
+    def _ask_for_permission(self) -> None:
+        """See that maps may be made at all, before the time is taken to read the kernel's types."""
+        try:
+            os.close(self._make_map(_SMALLEST))
+        except OSError as error:
+            raise unavailable(refusal_for("maps", error.errno or 0)) from error
 
     def _decisive(self) -> Refusal:
         """The refusal to report where nothing is granted: privileges before anything else, and what the kernel said."""

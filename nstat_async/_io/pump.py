@@ -10,6 +10,8 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
   busy kernel nor a dump of 50,000 sockets holds it.
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
+- A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
+  the others, and for so long after it was found empty nobody waits for it.
 - Channels are waited on by one task each, which only sets an event; look-ups that
   may block run in worker threads.
 - *What is auxiliary may fail.* A look-up or its thread end nothing but
@@ -194,8 +196,9 @@ class KernelFeed:
     def _read(self, until: float) -> bool:
         """Read channels that may have data; True if one of them has more."""
         more = False
-        for waiter in list(self._channels.values()):
-            if waiter.maybe_readable and not waiter.channel_closed and self._drain(waiter, until):
+        for waiter in sorted(self._channels.values(), key=lambda waiter: not waiter.rest):
+            readable = waiter.maybe_readable or waiter.rest
+            if readable and not waiter.channel_closed and self._drain(waiter, until):
                 more = True
         return more
 
@@ -211,6 +214,8 @@ class KernelFeed:
                 self._take_in(batch, number)
                 return self._read_failed(waiter, error)
             self._take_in(batch, number)
+            if not more and not batch and not waiter.maybe_readable:
+                return False
             if not more:
                 waiter.maybe_readable = False
                 core.channel_drained(number, self._now())
@@ -348,6 +353,7 @@ class _Waiter:
         self.channel = channel
         self.maybe_readable = True
         self.channel_closed = False
+        self.rest: float = getattr(channel, "rest", 0.0)
         self._feed = feed
         self._armed = anyio.Event()
 
@@ -372,6 +378,8 @@ class _Waiter:
         while True:
             await self._armed.wait()
             self._armed = anyio.Event()
+            if self.rest:
+                await anyio.sleep(self.rest)
             if self.channel_closed:
                 return
             try:

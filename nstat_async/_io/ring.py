@@ -24,6 +24,8 @@ BUSY = 1 << 31
 """In a record's header: it was reserved and is still being written."""
 SLICE = 256
 """Records in one datagram: what the event loop takes in at once, some 0.5 ms."""
+REST = 0.01
+"""Seconds that nobody need wake for the ring after it was read: to be woken for each record costs more than all the rest."""
 _LOCK = threading.Lock()
 
 
@@ -145,6 +147,7 @@ class RingChannel:
     """
 
     immediate = True
+    rest = REST
 
     def __init__(self, descriptor: int, ring: Ring) -> None:
         self.receive_buffer: int | None = ring.size

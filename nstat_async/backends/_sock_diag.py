@@ -66,7 +66,13 @@ class SockDiag:
         namespaces, descriptors = open_namespaces(self.netns)
         transport = NetlinkTransport(tuple(descriptors), options.receive_buffer)
         try:
-            core = Session(options, namespaces=namespaces, kernel=platform.release(), processes=process_visibility())
+            core = Session(
+                options,
+                namespaces=namespaces,
+                kernel=platform.release(),
+                processes=process_visibility(),
+                ebpf=options.ebpf,
+            )
         except BaseException:
             transport.close()
             raise

@@ -21,20 +21,27 @@ from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMess
 from ._session import Session
 from ._setup import (
     RECORDED,
+    AttachAnswer,
+    AttachRequest,
     ChannelPurpose,
     LinkKindsAnswer,
     LinkKindsRequest,
     NetworkNamespace,
     OwnersAnswer,
     OwnersRequest,
+    ProcessesAnswer,
+    ProcessesRequest,
     ProcessFacts,
     Role,
     Setup,
+    channel_of,
 )
 
 __all__ = [
     "RECORDED",
     "AddressMessage",
+    "AttachAnswer",
+    "AttachRequest",
     "ChannelPurpose",
     "CloseChannel",
     "Command",
@@ -56,6 +63,8 @@ __all__ = [
     "OwnersAnswer",
     "OwnersRequest",
     "ProcessFacts",
+    "ProcessesAnswer",
+    "ProcessesRequest",
     "Role",
     "RouteMessage",
     "Send",
@@ -63,5 +72,6 @@ __all__ = [
     "Setup",
     "SocketState",
     "TcpInfo",
+    "channel_of",
     "iterate_messages",
 ]

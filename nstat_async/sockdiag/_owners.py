@@ -15,12 +15,14 @@ from .._contract import LookupFailed
 from .._model import Process
 from ._entry import Entry
 from ._output import Output
-from ._setup import OwnersAnswer, OwnersRequest, ProcessFacts
+from ._setup import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
 
 RECENT_PIDS = 64
 """Processes that owned the last sockets found: searched first."""
 MAX_PAUSE = 64
 """Polls between two searches for an inode that is never found."""
+MAX_PROCESSES = 100_000
+"""Processes that are remembered."""
 VERIFY_EVERY = 5
 """Polls between two checks that the known owners still live."""
 
@@ -64,6 +66,10 @@ class OwnerSource:
         self._again = False
         self._processes: dict[tuple[int, int | None, int], Process] = {}
         self._recent: dict[int, None] = {}
+        self._nameless: dict[tuple[int, int | None], list[Entry]] = {}
+        """Processes that were seen by a record, which has no path of them, with their sockets."""
+        self._naming: dict[tuple[int, int | None], list[Entry]] = {}
+        """The same, of the question that is under way."""
 
     @property
     def unresolved(self) -> int:
@@ -73,7 +79,7 @@ class OwnerSource:
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
         inode = entry.user[1]
-        if not inode:
+        if not inode or entry.used_by is not None:
             return
         first = self._sought.setdefault(inode, entry)
         if first is not entry:
@@ -158,6 +164,8 @@ class OwnerSource:
         if process is None or (process.name, process.path) != (facts.name, facts.path):
             process = Process(facts.pid, facts.name, facts.start_ticks, uid=uid, path=facts.path)
             self._processes[key] = process
+            if len(self._processes) > MAX_PROCESSES:
+                del self._processes[next(iter(self._processes))]
         self._recent.pop(facts.pid, None)
         self._recent[facts.pid] = None
         if len(self._recent) > RECENT_PIDS:
@@ -182,4 +190,29 @@ class OwnerSource:
             del self._processes[key]
         for entry in self._entries():
             if entry.owner is not None and entry.owner.key in dead:
+                entry.used_by = None
                 self.want(entry)
+
+    # -- processes that are known by their records
+
+    def seen(self, entry: Entry, facts: ProcessFacts, uid: int) -> Process:
+        """The process that a record has beside this socket, with all that is known of it by now."""
+        process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self._process(facts, uid)
+        if process.path is None:
+            self._nameless.setdefault(process.key, []).append(entry)
+        return process
+
+    def ask_names(self) -> None:
+        """Ask for what records do not tell of processes."""
+        if self._nameless and not self._naming:
+            self._naming, self._nameless = self._nameless, {}
+            self._output.ask(ProcessesRequest(tuple(self._naming)), self.take_names)
+
+    def take_names(self, answer: Any) -> None:
+        """Take in the facts of processes that are still there."""
+        naming, self._naming = self._naming, {}
+        for facts in answer.processes if isinstance(answer, ProcessesAnswer) else ():
+            key = (facts.pid, facts.start_ticks)
+            for entry in naming.get(key, ()):
+                if entry.owner is not None and entry.owner.key == key:
+                    self._found(entry, self._process(facts, entry.user[0]))

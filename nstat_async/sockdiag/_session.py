@@ -13,7 +13,9 @@ from .._contract import Command, Mode
 from .._errors import NstatError, ProtocolError, UsageError
 from .._events import AnyEvent
 from .._model import Capabilities, Counts, Flow, Process, Provider, Visibility
-from .._options import MonitorOptions
+from .._options import Ebpf, MonitorOptions
+from ..ebpf import Tier, tells
+from ._book import Book
 from ._constants import IPPROTO_TCP, IPPROTO_UDP
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
@@ -21,7 +23,19 @@ from ._namespace import Namespace
 from ._output import Output
 from ._owners import OwnerSource
 from ._polls import Polls
-from ._setup import LinkKindsAnswer, NetworkNamespace, OwnersAnswer, Role, Setup, place_of_channel
+from ._programs import Programs
+from ._setup import (
+    AttachAnswer,
+    ChannelPurpose,
+    LinkKindsAnswer,
+    NetworkNamespace,
+    OwnersAnswer,
+    ProcessesAnswer,
+    Role,
+    Setup,
+    place_of_channel,
+)
+from ._sightings import Sightings
 from ._source import Source
 
 MAX_NAMESPACES = 64
@@ -38,6 +52,7 @@ class Session:
         namespaces: The network namespaces. The transport knows them by their place here.
         kernel: The kernel's release, for `capabilities`.
         processes: Whose processes the transport can name.
+        ebpf: Whether eBPF programs are asked for.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
     Raises:
@@ -51,10 +66,11 @@ class Session:
         namespaces: Sequence[NetworkNamespace] = (NetworkNamespace(),),
         kernel: str | None = None,
         processes: Visibility = Visibility.UNKNOWN,
+        ebpf: Ebpf = Ebpf.OFF,
         mode: Mode = Mode.DRIVING,
     ) -> None:
         self._options = options or MonitorOptions()
-        self.setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes)
+        self.setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes, ebpf=ebpf)
         """What it was made of, beside the options."""
         self._output = Output(mode)
         wanted = _PROTOCOLS if self._output.following else self._options.providers
@@ -63,11 +79,14 @@ class Session:
             raise UsageError("providers: sock_diag has tcp and udp only")
         self._owners = OwnerSource(self._output, self._learn_owner, self._entries)
         self._namespaces: list[Namespace] = []
-        self._sources: dict[int, Source] = {}
+        self._books: list[Book] = []
+        self._sightings = Sightings(self._output, self._owners, self._protocols)
+        self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf)
+        self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
         for namespace in namespaces:
             self._add_namespace(namespace)
-        self._polls = Polls(self._output, self._namespaces, self._owners, self._options.interval)
+        self._polls = Polls(self._output, self._namespaces, self._owners, self._programs, self._options.interval)
 
     @classmethod
     def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
@@ -76,12 +95,16 @@ class Session:
         Raises:
             UsageError: None of the providers asked for exists on Linux.
         """
-        return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
+        return cls(
+            options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes, ebpf=setup.ebpf
+        )
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         number = len(self._namespaces)
-        namespace = Namespace(self._output, number, identity, self._owners, self._protocols, self._options)
+        owners, sightings = self._owners, self._sightings
+        namespace = Namespace(self._output, number, identity, owners, sightings, self._protocols, self._options)
         self._namespaces.append(namespace)
+        self._books.append(namespace.book)
         self._sources.update((source.channel, source) for source in namespace.sources)
 
     # -- the contract: state
@@ -105,8 +128,8 @@ class Session:
 
     @property
     def subscribed(self) -> bool:
-        """True from the start: the channels join their multicast groups when they are opened."""
-        return True
+        """True as soon as it is known whether there are eBPF programs: netlink subscribes when its channels are opened."""
+        return self._programs.settled
 
     @property
     def capabilities(self) -> Capabilities:
@@ -119,11 +142,12 @@ class Session:
             kernel=self.setup.kernel,
             providers=frozenset(provider for provider, number in _PROTOCOLS.items() if number in answered),
             tcp_counts=IPPROTO_TCP in self._protocols,
-            udp_counts=False,
+            udp_counts=IPPROTO_UDP in self._protocols and tells(self._programs.tier).udp_bytes,
             final_counts=reported,
             short_lived=reported,
             flows=Visibility.ALL,
-            processes=self.setup.processes,
+            processes=Visibility.ALL if self._names_all else self.setup.processes,
+            ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
         )
@@ -131,11 +155,25 @@ class Session:
     def _remarks(self) -> Iterator[str]:
         if self._owners.failure is not None:
             yield f"processes are unknown: {self._owners.failure}"
+        programs = self._programs
+        told = tells(programs.tier)
         if Provider.UDP in self._options.providers:
-            yield "the kernel keeps no byte counters of UDP sockets"
-        if self.setup.processes is Visibility.OWN:
+            if told.udp_bytes:
+                yield "UDP sockets that were there before the monitor are counted from its start on"
+            else:
+                yield "the kernel keeps no byte counters of UDP sockets"
+        if self.setup.processes is Visibility.OWN and not self._names_all:
             yield "processes of other users cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
-        yield "a flow that began and ended between two polls has no process"
+        if not (told.tcp_process and told.tcp_accepted_process and programs.attached.processes_trusted):
+            yield "a flow that began and ended between two polls has no process"
+        if programs.attached.detail:
+            yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
+
+    @property
+    def _names_all(self) -> bool:
+        """True if the processes of all users are known by eBPF."""
+        attached = self._programs.attached
+        return self._programs.tier is not Tier.NONE and attached.processes_trusted and attached.owners
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows that were reported as added, with their last counts."""
@@ -158,7 +196,11 @@ class Session:
         """Begin to subscribe."""
         self._output.now = now
         if not self._output.following:
-            for source in self._sources.values():
+            self._programs.start(self._open_sources)
+
+    def _open_sources(self) -> None:
+        for namespace in self._namespaces:
+            for source in namespace.sources:
                 source.open()
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
@@ -213,6 +255,10 @@ class Session:
             self._output.take_answer(token, answer)
         elif isinstance(answer, OwnersAnswer):
             self._owners.take(answer)
+        elif isinstance(answer, ProcessesAnswer):
+            self._owners.take_names(answer)
+        elif isinstance(answer, AttachAnswer):
+            self._programs.take(answer)
         elif isinstance(answer, LinkKindsAnswer) and 0 <= answer.namespace < len(self._namespaces):
             self._namespaces[answer.namespace].addresses.take_kinds(answer)
         self._polls.proceed()
@@ -223,7 +269,7 @@ class Session:
         return self._polls.request()
 
     def _source(self, channel: int) -> Source | None:
-        if self._output.following:
+        if self._output.following and channel not in self._sources:
             number, _ = place_of_channel(channel)
             while len(self._namespaces) <= number < MAX_NAMESPACES:
                 self._add_namespace(NetworkNamespace(str(len(self._namespaces))))
@@ -251,10 +297,12 @@ class Session:
         source = self._source(channel)
         if source is None:
             return
-        request = first_request(data) if source.purpose.role is Role.DUMPS else None
-        if request is not None and request.dump:
+        purpose = source.purpose
+        dumps = isinstance(purpose, ChannelPurpose) and purpose.role is Role.DUMPS
+        request = first_request(data) if dumps else None
+        if isinstance(purpose, ChannelPurpose) and request is not None and request.dump:
             self._polls.follow(split_sequence(request.sequence)[0])
-            self._namespaces[source.purpose.namespace].dumps.follow(request)
+            self._namespaces[purpose.namespace].dumps.follow(request)
         else:
             self._take_in(source.observe, data)
 
@@ -269,6 +317,7 @@ class Session:
         """What to do now, in this order."""
         for source in self._sources.values():
             source.flush()
+        self._programs.flush()
         taken, self._output.commands = self._output.commands, []
         return [] if self._output.following else taken
 
@@ -279,7 +328,11 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        times = [self._polls.deadline(), *(source.deadline() for source in self._sources.values())]
+        times = [
+            self._polls.deadline(),
+            self._sightings.deadline(),
+            *(source.deadline() for source in self._sources.values()),
+        ]
         return min((time for time in times if time is not None), default=None)
 
     def handle_deadline(self, now: float) -> None:
@@ -289,5 +342,6 @@ class Session:
             due = source.deadline()
             if due is not None and due <= now:
                 source.expire()
+        self._sightings.expire()
         self._polls.expire()
         self._polls.proceed()

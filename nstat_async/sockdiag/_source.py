@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
-from ._setup import ChannelPurpose, channel_number
+from ._setup import Purpose, channel_of
 
 
 class Source:
     """A source of evidence with a channel of its own."""
 
-    def __init__(self, output: Output, purpose: ChannelPurpose) -> None:
+    def __init__(self, output: Output, purpose: Purpose) -> None:
         self.output = output
         self.purpose = purpose
-        self.channel = channel_number(purpose.namespace, purpose.role)
+        self.channel = channel_of(purpose)
         self.is_open = output.following
 
     @property
