@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno as errors
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import attrs
+
 from .._contract import Command, Mode
 from .._errors import NstatError, ProtocolError, UsageError
 from .._events import AnyEvent
-from .._model import Capabilities, Counts, Flow, Process, Provider, Visibility
+from .._model import Capabilities, Counts, Flow, Provider, Visibility
 from .._options import MonitorOptions
 from ._constants import IPPROTO_TCP, IPPROTO_UDP
 from ._dumps import KINDS, first_request, split_sequence
@@ -38,6 +40,7 @@ class Session:
         namespaces: The network namespaces. The transport knows them by their place here.
         kernel: The kernel's release, for `capabilities`.
         processes: Whose processes the transport can name.
+        limit: Why not everybody's, for a person.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
     Raises:
@@ -51,17 +54,18 @@ class Session:
         namespaces: Sequence[NetworkNamespace] = (NetworkNamespace(),),
         kernel: str | None = None,
         processes: Visibility = Visibility.UNKNOWN,
+        limit: str | None = None,
         mode: Mode = Mode.DRIVING,
     ) -> None:
         self._options = options or MonitorOptions()
-        self.setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes)
+        self.setup = setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes, limit=limit)
         """What it was made of, beside the options."""
         self._output = Output(mode)
         wanted = _PROTOCOLS if self._output.following else self._options.providers
         self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
         if not self._protocols:
             raise UsageError("providers: sock_diag has tcp and udp only")
-        self._owners = OwnerSource(self._output, self._learn_owner, self._entries)
+        self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._namespaces: list[Namespace] = []
         self._sources: dict[int, Source] = {}
         """All sources of evidence, by channel."""
@@ -76,7 +80,7 @@ class Session:
         Raises:
             UsageError: None of the providers asked for exists on Linux.
         """
-        return cls(options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes)
+        return cls(options, **{field.name: getattr(setup, field.name) for field in attrs.fields(Setup)})
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         number = len(self._namespaces)
@@ -133,8 +137,8 @@ class Session:
             yield f"processes are unknown: {self._owners.failure}"
         if Provider.UDP in self._options.providers:
             yield "the kernel keeps no byte counters of UDP sockets"
-        if self.setup.processes is Visibility.OWN:
-            yield "processes of other users cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        if self.setup.limit is not None:
+            yield self.setup.limit
         yield "a flow that began and ended between two polls has no process"
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
@@ -235,9 +239,6 @@ class Session:
         if self._output.following:
             while (due := self.next_deadline()) is not None and due <= now:
                 self.handle_deadline(now)
-
-    def _learn_owner(self, entry: Entry, owner: Process) -> None:
-        self._namespaces[entry.namespace].book.learn_owner(entry, owner)
 
     def _entries(self) -> Iterator[Entry]:
         for namespace in self._namespaces:
