@@ -18,7 +18,7 @@ from .._model import InterfaceKind, Visibility
 REFUSED = (
     "some processes cannot be named: that needs CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, and every capability they have"
 )
-SAMPLE = 128
+SAMPLE = 32
 """Processes that are tried out, of all ages."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """``PROC_PID_INIT_INO``: a number that every kernel has."""

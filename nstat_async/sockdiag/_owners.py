@@ -50,6 +50,8 @@ class OwnerSource:
         """A search is under way."""
         self.failure: str | None = None
         """Why the last search failed."""
+        self.refused = 0
+        """Processes that the last search was not allowed to look at."""
         self._output = output
         self._entries = entries
         self._sees_all = sees_all
@@ -61,10 +63,11 @@ class OwnerSource:
         """What the next search is about; dictionaries take less than sets."""
         self._searched: dict[int, None] = {}
         """What the search under way has not found."""
+        self._added: dict[int, None] = {}
+        """What it was asked for while it was under way, and has not found."""
         self._tries: dict[int, int] = {}
         self._parked: dict[int, set[int]] = {}
         """Inodes that were not found, by the poll that looks again."""
-        self._inodes: frozenset[int] = frozenset()
         self._again = False
         self._processes: dict[tuple[int, int | None, int], Process] = {}
         """By pid, start and the user of the socket; those that were not checked for longest come first."""
@@ -102,7 +105,6 @@ class OwnerSource:
         elif self._sought.get(inode) is not entry:
             return
         self._pop(inode)
-        self._searched.pop(inode, None)
 
     def _holders(self, inode: int) -> tuple[Entry, ...]:
         """The sockets that have this inode, and seek an owner."""
@@ -112,7 +114,7 @@ class OwnerSource:
     def _pop(self, inode: int) -> tuple[Entry, ...]:
         """Seek this inode no longer; the sockets that have it."""
         holders = self._holders(inode)
-        for table in (self._tries, self._due, self._sought, self._sharing):
+        for table in (self._tries, self._due, self._searched, self._added, self._sought, self._sharing):
             table.pop(inode, None)
         return holders
 
@@ -130,9 +132,8 @@ class OwnerSource:
         verify = self._next_processes(int(PROCESSES_A_SECOND * pause) + 1)
         held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
         if self._due or verify or held:
-            self._inodes = frozenset(self._due)
             self._searched, self._due = self._due, {}
-            self._ask(OwnersRequest(self._inodes, tuple(reversed(self._recent)), None, verify, held))
+            self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held))
 
     def _next_processes(self, number: int) -> tuple[tuple[int, int | None], ...]:
         keys = list(islice(self._processes, number))
@@ -153,6 +154,17 @@ class OwnerSource:
                 held.append((inode, place >> 32 or process.pid, place & 0xFFFFFFFF))
         return tuple(held)
 
+    def _recently(self) -> tuple[int, ...]:
+        return tuple(reversed(self._recent))
+
+    def _go_on(self, below: int) -> None:
+        """A long search does not keep new sockets waiting: they are looked for on the way, and once more behind it."""
+        added: dict[int, None] = {}
+        if self._again:
+            added, self._due, self._again = self._due, {}, False
+            self._added.update(added)
+        self._ask(OwnersRequest(frozenset(added), self._recently() if added else (), below))
+
     def _ask(self, request: OwnersRequest) -> None:
         self.searching = True
         self._output.ask(request, self.take)
@@ -165,14 +177,18 @@ class OwnerSource:
         self.failure = answer.reason if isinstance(answer, LookupFailed) else None
         if not isinstance(answer, OwnersAnswer):
             self._due.update(self._searched)
-            self._searched, self._again = {}, False
+            self._due.update(self._added)
+            self._searched, self._added, self._again = {}, {}, False
             return
         self._settle(answer)
         self._seek_again(answer)
         if answer.below is not None and self._searched:
-            self._ask(OwnersRequest(self._inodes, (), answer.below))
+            self._go_on(answer.below)
             return
         self._park(answer.refused)
+        if self._added:
+            self._due.update(self._added)
+            self._added, self._again = {}, True
         if self._again:
             self._again = False
             self.search()
@@ -188,7 +204,6 @@ class OwnerSource:
             known = facts.get(pid)
             if known is None:
                 continue
-            self._searched.pop(inode, None)
             thread, descriptor = places.get(number, (pid, None))
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
             for entry in self._pop(inode):
@@ -242,6 +257,7 @@ class OwnerSource:
         on its way from one to another. The second time it is the kernel's own. Whoever takes a single look
         gets to know that of UDP sockets, whose end is reported at once.
         """
+        self.refused = refused or 0
         complete = self._sees_all and not refused
         for inode in self._searched:
             tries = self._tries.get(inode, 0)

@@ -127,10 +127,16 @@ class Session:
             final_counts=reported,
             short_lived=reported,
             flows=Visibility.ALL,
-            processes=self.setup.processes,
+            processes=self._visibility,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
         )
+
+    @property
+    def _visibility(self) -> Visibility:
+        """Whose processes can be named: what was found out at first, unless a search met others."""
+        processes = self.setup.processes
+        return Visibility.SOME if processes is Visibility.ALL and self._owners.refused else processes
 
     def _remarks(self) -> Iterator[str]:
         if self._owners.failure is not None:
@@ -139,6 +145,8 @@ class Session:
             yield "the kernel keeps no byte counters of UDP sockets"
         if self.setup.limit is not None:
             yield self.setup.limit
+        elif self._owners.refused:
+            yield f"{self._owners.refused} processes may not be looked at"
         yield "a flow that began and ended between two polls has no process"
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:

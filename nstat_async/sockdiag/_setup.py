@@ -85,6 +85,7 @@ class OwnersRequest:
     """Search for the owners of sockets, and check known ones."""
 
     inodes: frozenset[int]
+    """What to search for; where a search goes on, in addition."""
     recent: tuple[int, ...] = ()
     """Pids to look at first, behind new ones."""
     below: int | None = None
