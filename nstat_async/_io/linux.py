@@ -18,8 +18,8 @@ from .._model import InterfaceKind, Visibility
 REFUSED = (
     "some processes cannot be named: that needs CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, and every capability they have"
 )
-SAMPLE = 32
-"""Processes that are tried out, of all ages."""
+SAMPLE = 16
+"""Processes of all ages that are tried out; a search for owners tries all (`OwnersAnswer.refused`)."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """``PROC_PID_INIT_INO``: a number that every kernel has."""
 _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
@@ -45,13 +45,15 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
     """
     if not os.path.isdir("/proc/self/fd"):
         return Visibility.NONE, "processes cannot be named: there is no /proc"
-    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    sample = {1, *pids[:: len(pids) // SAMPLE + 1]}
+    root, sample = os.geteuid() == 0, {1}
+    if not root:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        sample.update(pids[:: len(pids) // SAMPLE + 1])
     closed = {pid for pid in sample if not may_look_at(pid)}
     if any(network_of(pid) in networks for pid in closed):
         others = any(_user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
-        return Visibility.SOME if others or os.geteuid() == 0 else Visibility.OWN, REFUSED
-    if 1 not in pids:
+        return Visibility.SOME if others or root else Visibility.OWN, REFUSED
+    if not os.path.isdir("/proc/1"):
         return Visibility.OWN, "processes of others cannot be named: /proc hides them (hidepid=)"
     if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
         return Visibility.SOME, "processes of other pid namespaces cannot be named"

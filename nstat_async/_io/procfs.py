@@ -30,7 +30,7 @@ MAX_FOUND = 1000
 """Owners in one answer: what the event loop takes in at once."""
 MAX_REMEMBERED = 4096
 """Processes whose facts are kept, so that only changes are reported."""
-TURN = 256
+TURN = 1024
 """Descriptors of a process that are looked at before another one's turn."""
 GLANCE = 16
 """Descriptors between two looks at the clock."""
@@ -239,7 +239,7 @@ class ProcessScanner:
         elif request.inodes and self._walk is not None:
             self._places = chain(self._walk.arrivals(request.recent), self._places)
         found, below = self._search(until)
-        facts = {pid: self._look(pid) for _, pid, _, _ in found}
+        facts = {pid: self._look(pid) for pid in dict.fromkeys(place[1] for place in found)}
         return OwnersAnswer(
             owners=tuple((inode, pid) for inode, pid, _, _ in found),
             processes=(*facts.values(), *(each for each in changed if each.pid not in facts)),
