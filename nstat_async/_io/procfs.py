@@ -28,7 +28,7 @@ BUDGET = 0.02
 """Seconds of CPU for one answer."""
 MAX_FOUND = 1000
 """Owners in one answer: what the event loop takes in at once."""
-MAX_REMEMBERED = 4096
+MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
 TURN = 1024
 """Descriptors of a process that are looked at before another one's turn."""

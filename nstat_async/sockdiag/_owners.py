@@ -13,7 +13,7 @@ and whether the process still runs the same program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -208,9 +208,10 @@ class OwnerSource:
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
             for entry in self._pop(inode):
                 entry.book.learn_owner(entry, self._process(known, entry.user[0]), place)
-        found = {pid for _, pid in answer.owners}
-        for changed in facts.keys() - found:
-            self._renew(facts[changed])
+        for _, pid in answer.owners:
+            facts.pop(pid, None)
+        if facts:
+            self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
         key = (facts.pid, facts.start_ticks, uid)
@@ -218,7 +219,7 @@ class OwnerSource:
         if process is None:
             process = self._processes[key] = _process(facts, uid)
         elif _process(facts, uid) != process:
-            self._renew(facts)
+            self._renew({key[:2]: facts})
             process = self._processes[key]
         self._recent.pop(facts.pid, None)
         self._recent[facts.pid] = None
@@ -226,12 +227,13 @@ class OwnerSource:
             del self._recent[next(iter(self._recent))]
         return process
 
-    def _renew(self, facts: ProcessFacts) -> None:
-        """A process runs another program: all its sockets are that program's."""
+    def _renew(self, changed: Mapping[tuple[int, int | None], ProcessFacts]) -> None:
+        """Processes run other programs: all their sockets are those programs'."""
         renewed: dict[Process, Process] = {}
-        for key, old in self._processes.items():
-            if key[:2] == (facts.pid, facts.start_ticks) and old != (new := _process(facts, key[2])):
-                renewed[old] = self._processes[key] = new
+        for (pid, start, uid), old in self._processes.items():
+            facts = changed.get((pid, start))
+            if facts is not None and (new := _process(facts, uid)) != old:
+                renewed[old] = self._processes[pid, start, uid] = new
         for entry in self._entries() if renewed else ():
             if entry.process is not None and entry.process in renewed:
                 entry.book.learn_owner(entry, renewed[entry.process], entry.place)
