@@ -46,6 +46,7 @@ from ._events import (
     Unrecognized,
 )
 from ._model import (
+    Attribution,
     Capabilities,
     Counts,
     Delta,
@@ -71,6 +72,7 @@ from ._subscription import Subscription
 __all__ = [
     "DEFAULT_PROVIDERS",
     "AnyEvent",
+    "Attribution",
     "Auxiliary",
     "AuxiliaryFailed",
     "BackendUnavailableError",

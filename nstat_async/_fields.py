@@ -44,6 +44,7 @@ from ._events import (
     Unrecognized,
 )
 from ._model import (
+    Attribution,
     Counts,
     Delta,
     Details,
@@ -354,6 +355,7 @@ TABLE = FieldTable((
         _mac("effective_unique_pid", INTEGER),
         _mac("effective_uuid", UUID_TEXT),
         _mac("persona_id", INTEGER),
+        _linux("title", TEXT, group="process title"),
     )),
     Record(Interface, (
         _int("index"),
@@ -380,6 +382,7 @@ TABLE = FieldTable((
         _mac("traffic_class", INTEGER),
         _mac("fallback_mode", INTEGER),
         _mac("vpn_uuid", UUID_TEXT),
+        _linux("attribution", _one_of(Attribution)),
     )),
     Record(MediumCounts, _FOUR),
     Record(Counts, (

@@ -26,6 +26,7 @@ from uuid import UUID
 import attrs
 
 __all__ = [
+    "Attribution",
     "Capabilities",
     "Counts",
     "Delta",
@@ -114,6 +115,18 @@ def _address_text(packed: bytes) -> str:
     return socket.inet_ntop(family, packed)
 
 
+class Attribution(enum.Enum):
+    """Why a flow has no process, or one that was not seen to hold it."""
+
+    KERNEL = "kernel"
+    """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard): all processes were looked at, and none
+    has it. `Flow.process` is the one with pid 0."""
+    HIDDEN = "hidden"
+    """Linux: none of the processes that may be looked at has it."""
+    GONE = "gone"
+    """Linux: it ended before anyone could look."""
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
     """An address and a port."""
@@ -193,6 +206,9 @@ class Process:
     """Darwin persona, where there is one."""
     path: str | None = None
     """Path of the executable."""
+    title: str | None = None
+    """Linux: the name that the program gave itself (``comm``, 15 characters at most); of a script its own, where
+    `name` is that of the interpreter."""
 
     @property
     def key(self) -> tuple[int, int | None]:
@@ -264,6 +280,8 @@ class Flow:
     """Darwin: policy (VPN) id of the socket."""
     namespace: str | None = None
     """Linux: the network namespace, when it is not the monitor's own."""
+    attribution: Attribution | None = None
+    """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
 
     @property
     def started(self) -> float | None:
@@ -591,6 +609,8 @@ class Visibility(enum.Enum):
     ALL = "all"
     OWN = "own"
     """Only those of the own user."""
+    SOME = "some"
+    """Of several users, and not all: some may not be looked at, or are of another pid namespace."""
     NONE = "none"
     UNKNOWN = "unknown"
 

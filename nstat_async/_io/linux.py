@@ -1,21 +1,30 @@
 """Facts of a Linux host that are neither sockets nor processes: privileges, namespaces, devices."""
 
-# ruff: noqa: PTH112, PTH110, PTH121, PTH123
+# ruff: noqa: PTH112, PTH110, PTH115, PTH116, PTH121, PTH123, PTH208
 # Paths of /proc and /sys are read thousands at a time: as strings.
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import platform
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._model import InterfaceKind, Visibility
 
-CAP_DAC_READ_SEARCH = 2
-CAP_NET_ADMIN = 12
-CAP_SYS_PTRACE = 19
+REFUSED = (
+    "some processes cannot be named: that needs CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, and every capability they have"
+)
+SAMPLE = 16
+"""Processes of all ages that are tried out; a search for owners tries all (`OwnersAnswer.refused`)."""
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""``PROC_PID_INIT_INO``: a number that every kernel has."""
+_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
+"""The number of the system call, by machine."""
+_KCMP_FILES = 2
 _CLONE_NEWNET = 0x40000000
 _DEVICES = "/sys/class/net"
 _OWN_NAMESPACE = "/proc/self/ns/net"
@@ -24,25 +33,75 @@ _NAMED = ("/run/netns", "/var/run/netns")
 _T = TypeVar("_T")
 
 
-def capability(number: int) -> bool:
-    """True if this process has a capability in effect (``/proc/self/status``, CapEff)."""
-    try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"CapEff:"):
-                    return bool(int(line.split()[1], 16) >> number & 1)
-    except (OSError, ValueError):
-        pass
-    return False
+def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str | None]:
+    """Whose descriptors can be read, and why not everybody's: tried out, because capabilities do not say it.
 
+    Of the same capability bits those of a user namespace reach fewer processes, a pid namespace and a
+    mount option of ``/proc`` (``hidepid=``) hide the others, and a process may have more rights than we
+    (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS).
 
-def process_visibility() -> Visibility:
-    """Whose processes' descriptors can be read: see ``ptrace(2)``, PTRACE_MODE_READ_FSCREDS."""
+    Args:
+        networks: The network namespaces that matter, as `network_of` has them.
+    """
     if not os.path.isdir("/proc/self/fd"):
-        return Visibility.NONE
-    if capability(CAP_SYS_PTRACE) and (capability(CAP_DAC_READ_SEARCH) or os.geteuid() == 0):
-        return Visibility.ALL
-    return Visibility.OWN
+        return Visibility.NONE, "processes cannot be named: there is no /proc"
+    root, sample = os.geteuid() == 0, {1}
+    if not root:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        sample.update(pids[:: len(pids) // SAMPLE + 1])
+    closed = {pid for pid in sample if not may_look_at(pid)}
+    if any(network_of(pid) in networks for pid in closed):
+        others = any(_user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
+        return Visibility.SOME if others or root else Visibility.OWN, REFUSED
+    if not os.path.isdir("/proc/1"):
+        return Visibility.OWN, "processes of others cannot be named: /proc hides them (hidepid=)"
+    if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
+        return Visibility.SOME, "processes of other pid namespaces cannot be named"
+    return Visibility.ALL, None
+
+
+def may_look_at(pid: int) -> bool:
+    """False if a process keeps its descriptors to itself; one that is gone does not."""
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                os.readlink(descriptor.path)
+                break
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _user_of(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def network_of(process: int | str) -> int | None:
+    """A number for the network namespace of a process (``"thread-self"``: of this thread); `None` when it is gone.
+
+    Of a process that may not be looked at ``/proc/PID/ns`` is closed, too, while a file in ``/proc/PID/net`` has
+    the same inode in all processes of a namespace (``proc_create_net``).
+    """
+    try:
+        return os.stat(f"/proc/{process}/net/dev").st_ino
+    except OSError:
+        return None
+
+
+def share_descriptors(one: int, other: int) -> bool:
+    """True if two threads are known to have one table of descriptors (``kcmp(2)``, KCMP_FILES)."""
+    number = _KCMP.get(platform.machine())
+    return number is not None and _libc().syscall(number, one, other, _KCMP_FILES, 0, 0) == 0
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def namespace_path(namespace: str | int) -> str:
@@ -85,8 +144,7 @@ def in_namespace(descriptor: int, work: Callable[[], _T]) -> _T:
 
     def enter() -> None:
         try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.setns(descriptor, _CLONE_NEWNET):
+            if _libc().setns(descriptor, _CLONE_NEWNET):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number), "setns")  # noqa: TRY301 - carried to the caller's thread
             outcome.append(work())

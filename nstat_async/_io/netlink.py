@@ -33,7 +33,7 @@ from ..sockdiag import (
 from .bpfload import namespace_cookie
 from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
-from .linux import device_kind, in_namespace, namespace_path, namespaces_equal
+from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
 from .procfs import ProcessScanner, process_facts
 
 GOODBYE_BUFFER = 64 << 20
@@ -83,7 +83,9 @@ class NetlinkTransport:
     def __init__(self, namespaces: tuple[int | None, ...] = (None,), receive_buffer: int | None = None) -> None:
         self._namespaces = namespaces
         self._receive_buffer = receive_buffer or GOODBYE_BUFFER
-        self._scanner = ProcessScanner()
+        self.networks = frozenset(network_of("thread-self") if n is None else _network(n) for n in namespaces)
+        """The namespaces as `network_of` has them."""
+        self._scanner = ProcessScanner(networks=self.networks)
         self._closed = False
         self._programs: EbpfSource | None = None
         self._attaching = threading.Lock()
@@ -187,6 +189,10 @@ class NetlinkTransport:
         for descriptor in self._namespaces:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def _network(descriptor: int) -> int | None:
+    return in_namespace(descriptor, lambda: network_of("thread-self"))
 
 
 _SOCK_CLOEXEC: int = getattr(socket, "SOCK_CLOEXEC", 0)

@@ -1,8 +1,10 @@
 """Who owns a socket, from ``/proc``: see ``proc(5)``, ``/proc/PID/fd`` and ``/proc/PID/stat``.
 
-A search walks the descriptors of processes for links named ``socket:[INODE]``. It is
-cut into pieces of bounded time; between two pieces the caller may do what it
-likes, and the next one goes on at lower pids.
+A search walks the descriptors of processes for links named ``socket:[INODE]``. It is cut into
+pieces of bounded time; between two pieces the caller may do what it likes. Nobody starves:
+processes that are new come first, then recent owners, then the rest from the newest down, and
+each gives `TURN` descriptors before any gives more. What none of them has is looked for where
+it is rare: in the tables of threads that have their own, and among the registered files of io_uring.
 """
 
 # ruff: noqa: PTH115, PTH119, PTH123, PTH208
@@ -12,131 +14,278 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+import attrs
 
 from ..sockdiag import OwnersAnswer, OwnersRequest, ProcessFacts
+from .linux import network_of, share_descriptors
 
 BUDGET = 0.02
-"""Seconds of searching in one answer."""
+"""Seconds of CPU for one answer."""
 MAX_FOUND = 1000
 """Owners in one answer: what the event loop takes in at once."""
-MAX_REMEMBERED = 4096
-"""Processes whose facts are kept between searches."""
+MAX_REMEMBERED = 16384
+"""Processes whose facts are kept, so that only changes are reported."""
+TURN = 1024
+"""Descriptors of a process that are looked at before another one's turn."""
+GLANCE = 16
+"""Descriptors between two looks at the clock."""
+
 _PREFIX = "socket:["
+_RING = "anon_inode:[io_uring]"
+_RING_FILE = re.compile(rb"^\s*\d+: socket:\[(\d+)\]", re.MULTILINE)
 _DELETED = " (deleted)"
 
+Found = tuple[int, int, int, int]
+"""Inode, process, thread and descriptor: where a socket is held. Inode 0 is something else."""
 
-def start_ticks(pid: int) -> int | None:
-    """When a process started, clock ticks since boot (field 22 of ``stat``); `None` when it is gone."""
+
+@attrs.frozen
+class _Stat:
+    """What is wanted of ``/proc/PID/stat``."""
+
+    name: str
+    ended: bool
+    """A zombie: nothing of it runs any more."""
+    leaderless: bool
+    """Its first thread ended, others run."""
+    start_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             data = file.read()
-    except OSError:
+        # The name in parentheses may hold anything, parentheses included: count from the last one.
+        end = data.rindex(b")")
+        fields = data[end + 2 :].split()
+        dead = fields[0] in {b"Z", b"X"}
+        alone = int(fields[17]) <= 1
+        name = data[data.index(b"(") + 1 : end].decode("utf-8", "replace")
+        return _Stat(name, dead and alone, dead and not alone, int(fields[19]))
+    except (OSError, IndexError, ValueError):
         return None
-    # The name in parentheses may hold anything, parentheses included: count from the last one.
-    fields = data[data.rfind(b")") + 2 :].split()
-    try:
-        return int(fields[19])
-    except (IndexError, ValueError):
-        return None
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, clock ticks since boot (field 22 of ``stat``); `None` when it is gone, or a zombie."""
+    stat = _stat(pid)
+    return None if stat is None or stat.ended else stat.start_ticks
 
 
 def process_facts(pid: int) -> ProcessFacts:
-    """Name, path and start of a process; what cannot be read is `None`.
+    """Name, path, title and start of a process; what cannot be read is `None`.
 
-    The name is the executable's base name, because ``comm`` ends after 15 characters.
+    The name is the executable's base name, because ``comm``, the title, ends after 15 characters.
     """
+    stat = _stat(pid)
+    if stat is None or stat.ended:
+        return ProcessFacts(pid, None, None, None)
     path = None
+    running = pid if not stat.leaderless else next(_other_threads(pid), pid)
     with contextlib.suppress(OSError):
-        path = os.readlink(f"/proc/{pid}/exe").removesuffix(_DELETED)
-    return ProcessFacts(pid, start_ticks(pid), os.path.basename(path) if path else _comm(pid), path)
+        path = os.readlink(f"/proc/{running}/exe").removesuffix(_DELETED)
+    name = os.path.basename(path) if path else stat.name or None
+    return ProcessFacts(pid, stat.start_ticks, name, path, stat.name or None)
 
 
-def _comm(pid: int) -> str | None:
+def holds(inode: int, thread: int, descriptor: int) -> bool:
+    """True if a thread's descriptor is still this socket; one of io_uring is taken for it as long as the ring is there."""
     try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read().rstrip(b"\n").decode("utf-8", "replace") or None
+        target = os.readlink(f"/proc/{thread}/fd/{descriptor}")
     except OSError:
-        return None
+        return False
+    return target == f"{_PREFIX}{inode}]" or (target == _RING and inode in _registered(thread, descriptor))
 
 
-def _sockets_of(pid: int) -> Iterator[int]:
-    """Inodes of the sockets a process has open, 0 for other descriptors; nothing when it is gone or not ours to see."""
-    directory = f"/proc/{pid}/fd"
+# --- the walk ------------------------------------------------------------------------
+
+
+def _pids() -> list[int]:
+    """All processes that can be seen, newest first."""
+    return sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
+
+
+def _other_threads(pid: int) -> Iterator[int]:
     try:
-        descriptors = os.listdir(directory)
+        names = os.listdir(f"/proc/{pid}/task")
     except OSError:
-        return
-    for descriptor in descriptors:
+        return iter(())
+    return (int(name) for name in names if int(name) != pid)
+
+
+def _registered(thread: int, descriptor: int) -> set[int]:
+    """Inodes of the sockets among the registered files of an io_uring, which need no descriptor of their own."""
+    try:
+        with open(f"/proc/{thread}/fdinfo/{descriptor}", "rb") as file:
+            return {int(inode) for inode in _RING_FILE.findall(file.read())}
+    except OSError:
+        return set()
+
+
+class _Walk:
+    """Every socket that a process holds, in the order of the search."""
+
+    def __init__(self, recent: Iterable[int], known: Iterable[int], networks: frozenset[int | None]) -> None:
+        pids = _pids()
+        new = set(pids).difference(known)
+        self.pids = list(dict.fromkeys([*(pid for pid in pids if pid in new), *recent, *pids]))
+        self.refused: set[int] = set()
+        """Processes in the watched namespaces whose descriptors may not be looked at."""
+        self._networks = networks
+        self._rings: list[tuple[int, int, int]] = []
+
+    def __iter__(self) -> Iterator[Found]:
+        """Each process gives something at least, so that a caller's clock is looked at."""
+        rest = []
+        for pid in self.pids:
+            yield 0, pid, pid, 0
+            table = self._table(pid, pid)
+            yield from islice(table, TURN)
+            rest.append(table)
+        while rest:
+            waiting, rest = rest, []
+            for table in waiting:
+                taken = list(islice(table, TURN))
+                yield from taken
+                if taken:
+                    rest.append(table)
+        yield from self._of_threads()
+        for pid, thread, descriptor in self._rings:
+            for inode in _registered(thread, descriptor):
+                yield inode, pid, thread, descriptor
+
+    def arrivals(self, recent: Iterable[int]) -> Iterator[Found]:
+        """Processes that began since the walk did, and recent owners: where new sockets are, most likely."""
+        known = set(self.pids)
+        new = [pid for pid in _pids() if pid not in known]
+        self.pids = new + self.pids
+        for pid in dict.fromkeys([*new, *recent]):
+            yield from islice(self._table(pid, pid), TURN)
+
+    def _table(self, pid: int, thread: int) -> Iterator[Found]:
+        """What a table of descriptors has; nothing when it is gone or not ours to see."""
+        directory = f"/proc/{thread}/fd"
         try:
-            target = os.readlink(f"{directory}/{descriptor}")
-        except OSError:
-            continue
-        yield int(target[len(_PREFIX) : -1]) if target.startswith(_PREFIX) else 0
+            descriptors = os.listdir(directory)
+        except OSError as error:
+            self._note(error, pid)
+            return
+        for name in descriptors:
+            try:
+                target = os.readlink(f"{directory}/{name}")
+            except PermissionError as error:
+                self._note(error, pid)
+                return
+            except OSError:
+                continue
+            if target.startswith(_PREFIX):
+                yield int(target[len(_PREFIX) : -1]), pid, thread, int(name)
+            else:
+                if target == _RING:
+                    self._rings.append((pid, thread, int(name)))
+                yield 0, pid, thread, 0
 
+    def _note(self, error: OSError, pid: int) -> None:
+        if isinstance(error, PermissionError) and network_of(pid) in self._networks:
+            self.refused.add(pid)
 
-def _all_sockets(recent: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Every socket inode with its pid: recent owners first, then from the newest pid down.
-
-    New sockets belong to processes that had some already, or to new ones. Each process
-    gives one pair with inode 0 at least, so that a caller's clock is looked at.
-    """
-    first = dict.fromkeys(recent)
-    for pid in first:
-        for inode in _sockets_of(pid):
-            yield inode, pid
-    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True):
-        if pid not in first:
-            yield 0, pid
-            for inode in _sockets_of(pid):
-                yield inode, pid
+    def _of_threads(self) -> Iterator[Found]:
+        """Tables of threads that share none with their process (``unshare(2)``), or whose process has none any more."""
+        for pid in self.pids:
+            tables = [pid]
+            for thread in _other_threads(pid):
+                yield 0, pid, thread, 0
+                if not any(share_descriptors(thread, other) for other in tables):
+                    tables.append(thread)
+                    yield from self._table(pid, thread)
 
 
 class ProcessScanner:
-    """Answers `OwnersRequest`; one thread at a time."""
+    """Answers `OwnersRequest`; one thread at a time.
 
-    def __init__(self, budget: float = BUDGET) -> None:
+    Args:
+        budget: Seconds of CPU for one answer.
+        networks: The network namespaces that are watched, as `network_of` has them.
+    """
+
+    def __init__(self, budget: float = BUDGET, networks: frozenset[int | None] = frozenset()) -> None:
         self._budget = budget
+        self._networks = networks
         self._missing: set[int] = set()
-        self._walk: Iterator[tuple[int, int]] = iter(())
+        self._walk: _Walk | None = None
+        self._places: Iterator[Found] = iter(())
         self._facts: dict[int, ProcessFacts] = {}
 
     def answer(self, request: OwnersRequest) -> OwnersAnswer:
-        """Search for at most the budget; a request with ``below`` goes on where the last answer stopped."""
-        until = time.monotonic() + self._budget
-        gone = tuple(key for key in request.verify if start_ticks(key[0]) != key[1])
-        for pid, _ in gone:
-            self._facts.pop(pid, None)
+        """Search for at most the budget; a request with ``below`` goes on where the last answer stopped.
+
+        What it has in addition is looked for at once where it is likely, and then with the rest.
+        """
+        until = time.thread_time() + self._budget  # on a busy machine the clock on the wall runs without us
+        lost = tuple(place[0] for place in request.held if not holds(*place))
+        gone, changed = self._verify(request.verify)
         if request.below is None:
             self._missing = set(request.inodes)
-            self._walk = _all_sockets(request.recent)
+        else:
+            self._missing |= request.inodes
+        if request.inodes and (request.below is None or self._walk is None):
+            self._walk = _Walk(request.recent, self._walk.pids if self._walk else (), self._networks)
+            self._places = iter(self._walk)
+        elif request.inodes and self._walk is not None:
+            self._places = chain(self._walk.arrivals(request.recent), self._places)
         found, below = self._search(until)
-        processes = tuple(self._known(pid) for pid in dict.fromkeys(pid for _, pid in found))
-        return OwnersAnswer(tuple(found), processes, below, gone)
+        facts = {pid: self._look(pid) for pid in dict.fromkeys(place[1] for place in found)}
+        return OwnersAnswer(
+            owners=tuple((inode, pid) for inode, pid, _, _ in found),
+            processes=(*facts.values(), *(each for each in changed if each.pid not in facts)),
+            below=below,
+            gone=gone,
+            places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
+            lost=lost,
+            refused=len(self._walk.refused) if self._walk and below is None else None,
+        )
 
-    def _search(self, until: float) -> tuple[list[tuple[int, int]], int | None]:
-        """The owners found, and the pid where time or room ended; `None` when the search is complete."""
-        found: list[tuple[int, int]] = []
+    def _search(self, until: float) -> tuple[list[Found], int | None]:
+        """What was found, and the pid where time or room ended; `None` when the search is complete."""
+        found: list[Found] = []
         missing = self._missing
         if not missing:
             return found, None
-        for inode, pid in self._walk:
+        for number, place in enumerate(self._places, 1):
+            inode = place[0]
             if inode in missing:
                 missing.discard(inode)
-                found.append((inode, pid))
+                found.append(place)
                 if not missing:
                     break
-            if len(found) >= MAX_FOUND or time.monotonic() >= until:
-                return found, pid
+            if len(found) >= MAX_FOUND or (not number % GLANCE and time.thread_time() >= until):
+                return found, place[1]
         return found, None
 
-    def _known(self, pid: int) -> ProcessFacts:
-        """Facts of a process, remembered while its start time is the same (a pid may be reused)."""
-        known = self._facts.get(pid)
-        if known is None or known.start_ticks is None or known.start_ticks != start_ticks(pid):
-            known = process_facts(pid)
+    def _verify(
+        self, processes: Iterable[tuple[int, int | None]]
+    ) -> tuple[tuple[tuple[int, int | None], ...], list[ProcessFacts]]:
+        """Those that are no more, and the facts of those that are not what they were."""
+        gone, changed = [], []
+        for pid, started in processes:
+            known, now = self._facts.get(pid), self._look(pid)
+            if now.start_ticks is None or now.start_ticks != started:
+                gone.append((pid, started))
+            elif now != known:
+                changed.append(now)
+        return tuple(gone), changed
+
+    def _look(self, pid: int) -> ProcessFacts:
+        """The facts of a process as they are: a pid is reused, a program replaced (``execve(2)``)."""
+        facts = process_facts(pid)
+        self._facts.pop(pid, None)
+        if facts.start_ticks is not None:
             if len(self._facts) >= MAX_REMEMBERED:
-                self._facts.clear()
-            self._facts[pid] = known
-        return known
+                del self._facts[next(iter(self._facts))]
+            self._facts[pid] = facts
+        return facts

@@ -61,18 +61,20 @@ class SockDiag:
         require(LINUX, self.name, "netlink exists on Linux only")
         from .._io.linux import process_visibility  # noqa: PLC0415  # for Linux
         from .._io.netlink import NetlinkTransport, open_namespaces  # noqa: PLC0415  # as above
-        from ..sockdiag import Session  # noqa: PLC0415  # as above
+        from ..sockdiag import Session, Setup  # noqa: PLC0415  # as above
 
         namespaces, descriptors = open_namespaces(self.netns)
         transport = NetlinkTransport(tuple(descriptors), options.receive_buffer)
+        processes, limit = process_visibility(transport.networks)
+        setup = Setup(
+            kernel=platform.release(),
+            namespaces=tuple(namespaces),
+            processes=processes,
+            limit=limit,
+            ebpf=options.ebpf,
+        )
         try:
-            core = Session(
-                options,
-                namespaces=namespaces,
-                kernel=platform.release(),
-                processes=process_visibility(),
-                ebpf=options.ebpf,
-            )
+            core = Session.from_setup(setup, options)
         except BaseException:
             transport.close()
             raise

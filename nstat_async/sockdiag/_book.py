@@ -23,10 +23,10 @@ import sys
 from collections import deque
 
 from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
-from .._model import Flow, Process
+from .._model import Attribution, Flow, Process
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ListenerTable, weigh_direction
-from ._entry import Entry, Weight
+from ._entry import Entry, Owner, Weight
 from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
@@ -140,7 +140,7 @@ class Book:
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        entry = self.entries[pieces[2]] = Entry(self.number, protocol, pieces, self._output.poll, pieces[1][1])
+        entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, pieces[1][1])
         return entry
 
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
@@ -205,7 +205,6 @@ class Book:
 
     def drop(self, entry: Entry) -> None:
         """Take a socket out of the book; `end` says so."""
-        entry.over = True
         if self._dumping:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
@@ -221,9 +220,17 @@ class Book:
 
     # -- evidence of owners and addresses
 
-    def learn_owner(self, entry: Entry, owner: Process) -> None:
-        """A process holds the socket, which says less than that another one was seen using it."""
-        if entry.over or entry.owner is owner or entry.used_by not in {None, owner.key}:
+    def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
+        """Somebody holds the socket, or it is known why nobody is known to: that replaces no process.
+
+        Nor does a holder replace another process that was seen using the socket.
+        """
+        if entry.over or (entry.process is not None and not isinstance(owner, Process)):
+            return
+        if entry.used_by is not None and isinstance(owner, Process) and owner.key != entry.used_by:
+            return
+        entry.place = place
+        if entry.owner is owner:
             return
         entry.owner = owner
         if entry.flow is not None:
@@ -286,6 +293,10 @@ class Book:
 
     def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
         """Say that a flow ended; one that was not announced is, before."""
+        if entry.owner is None:
+            entry.owner = Attribution.GONE
+            if entry.flow is not None:
+                entry.flow = build_flow(entry, self._links, self._label)
         flow = entry.flow or self.announce(entry)
         self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 import struct
+from typing import Protocol, Union
 
 import attrs
 
-from .._model import Direction, Flow, Process
+from .._model import Attribution, Direction, Flow, Process
 from ..ebpf import Totals
 from ._reports import SocketReport
 from ._rows import Pieces
 
+Owner = Union[Process, Attribution]
 _USER = struct.Struct("=II")
 
 
@@ -29,12 +31,22 @@ class Weight(enum.IntEnum):
     """Seen as it began."""
 
 
+class Keeper(Protocol):
+    """The book that a socket is in, as far as others than the book need it."""
+
+    number: int
+    """Of its network namespace."""
+    entries: dict[int, Entry]
+
+    def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
+        """Somebody holds the socket, or it is known why nobody is known to."""
+
+
 @attrs.define(eq=False, weakref_slot=False)
 class Entry:
     """One socket: a cookie in a network namespace. What the fields say is about its present connection."""
 
-    namespace: int
-    """Number of its network namespace."""
+    book: Keeper
     protocol: int
     last: Pieces
     """The pieces of the last message."""
@@ -47,7 +59,10 @@ class Entry:
     """Its counts and details; `None` while nothing is known of them."""
     flow: Flow | None = None
     """As announced; `None` while it was not."""
-    owner: Process | None = None
+    owner: Owner | None = None
+    """Who holds it, or why that is not known; `None` while it is looked for."""
+    place: int | None = None
+    """Where its owner holds it: the number of the descriptor, and 32 bits higher the thread if that has its own."""
     direction: Direction | None = None
     weight: Weight = Weight.NONE
     """How sure the direction is."""
@@ -60,8 +75,16 @@ class Entry:
     preexisting: bool = False
     absences: int = 0
     """Successive polls without it: closed, and held by a process that did not close its descriptor."""
-    over: bool = False
-    """Removed from the book."""
+
+    @property
+    def over(self) -> bool:
+        """True when it is in the book no more."""
+        return self.book.entries.get(self.last[2]) is not self
+
+    @property
+    def process(self) -> Process | None:
+        """The process that holds it, if one is known."""
+        return self.owner if isinstance(self.owner, Process) else None
 
     @property
     def cookie(self) -> int:

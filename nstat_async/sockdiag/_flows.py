@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from .._model import Endpoint, Flow, Provider, TcpState
+from .._model import Attribution, Endpoint, Flow, Process, Provider, TcpState
 from ._constants import IPPROTO_TCP, TCP_STATES
 from ._entry import Entry
 from ._links import LinkTable
@@ -13,6 +13,7 @@ from ._rows import address_of
 _PORTS = struct.Struct("!HH")
 _DEVICE = struct.Struct("=I")
 _DEVICE_AT = 40
+KERNEL = Process(0, "kernel")
 
 
 def build_flow(entry: Entry, links: LinkTable, namespace: str | None) -> Flow:
@@ -29,7 +30,12 @@ def build_flow(entry: Entry, links: LinkTable, namespace: str | None) -> Flow:
         local = old.local if old.local == local else local
         remote = old.remote if old.remote == remote else remote
     tcp = entry.protocol == IPPROTO_TCP
-    prefix = "" if namespace is None else f"n{entry.namespace}:"
+    prefix = "" if namespace is None else f"n{entry.book.number}:"
+    process, attribution = entry.process, None
+    if isinstance(entry.owner, Attribution):
+        attribution = entry.owner
+        if attribution is Attribution.KERNEL:
+            process = KERNEL
     connection = "" if entry.connection == 1 else f".{entry.connection}"
     return Flow(
         f"{prefix}c{entry.cookie:x}{connection}",
@@ -37,11 +43,12 @@ def build_flow(entry: Entry, links: LinkTable, namespace: str | None) -> Flow:
         False,
         local,
         remote,
-        entry.owner,
+        process,
         links.interface_of(local.packed, device),
         TCP_STATES.get(entry.state, TcpState.CLOSED) if tcp else None,
         entry.direction,
         namespace=namespace,
+        attribution=attribution,
     )
 
 

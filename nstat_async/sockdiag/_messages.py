@@ -253,10 +253,11 @@ class DiagMessage:
         Raises:
             ProtocolError: It is too short, or its attributes are broken.
         """
-        family, state, timer, retransmits, socket_id, *numbers = _fixed_part(_SOCKET, data, frame, "inet_diag message")
+        parts = _fixed_part(_SOCKET, data, frame, "inet_diag message")
+        family, state, timer, retransmits, socket_id, expires, unread, unsent, uid, inode = parts
         attributes = decode_attributes(data, frame.offset + ATTRIBUTES_AT, frame.end)
-        rest: dict[str, Any] = {"attributes": attributes, "sequence": frame.sequence, "flags": frame.flags}
-        return cls(family, state, socket_id, timer, retransmits, *numbers, **rest)
+        numbers = (expires, unread, unsent, uid, inode)
+        return cls(family, state, socket_id, timer, retransmits, *numbers, attributes, frame.sequence, frame.flags)
 
 
 def socket_id(

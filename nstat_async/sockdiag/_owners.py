@@ -1,30 +1,39 @@
 """Evidence of owners: which process holds a socket, by its inode, looked up in the background.
 
-The core asks for the inodes it does not know (`OwnersRequest`); the transport
-searches ``/proc/*/fd`` for a bounded time and answers what it found and where to
-go on. An inode that a whole search did not find belongs to a process that may not
-be seen, or to none any more: it is asked for again ever more rarely.
+The core asks for the inodes it does not know (`OwnersRequest`); the transport searches
+``/proc/*/fd`` for a bounded time and answers what it found and where to go on. An inode that
+a whole search did not find belongs to a process that may not be seen, to the kernel, or to
+none any more: it is asked for again ever more rarely.
+
+What is known does not stay true: a descriptor is handed over (``SCM_RIGHTS``, ``fork`` and
+``close``), a program replaced (``execve``), a process ends, its pid is used again. So each
+poll checks some sockets and processes, in turn: whether the descriptor still is that socket,
+and whether the process still runs the same program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from .._contract import LookupFailed
-from .._model import Process
+from .._model import Attribution, Process
+from ._constants import IPPROTO_UDP
 from ._entry import Entry
 from ._output import Output
 from ._setup import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
 
 RECENT_PIDS = 64
-"""Processes that owned the last sockets found: searched first."""
+"""Processes that owned the last sockets found: searched early."""
 MAX_PAUSE = 64
 """Polls between two searches for an inode that is never found."""
 MAX_PROCESSES = 100_000
 """Processes that are remembered."""
-VERIFY_EVERY = 5
-"""Polls between two checks that the known owners still live."""
+SOCKETS_A_SECOND = 512
+"""Sockets that are checked: about 5 µs each."""
+PROCESSES_A_SECOND = 64
+"""Processes that are checked: about 30 µs each."""
 
 
 class OwnerSource:
@@ -34,23 +43,20 @@ class OwnerSource:
 
     Args:
         output: Where questions go.
-        found: Called with a socket and its process.
-        entries: All sockets, to look at when processes ended.
+        entries: All sockets.
+        sees_all: No process is hidden from a search.
     """
 
-    def __init__(
-        self,
-        output: Output,
-        found: Callable[[Entry, Process], None],
-        entries: Callable[[], Iterable[Entry]],
-    ) -> None:
+    def __init__(self, output: Output, entries: Callable[[], Iterable[Entry]], *, sees_all: bool = False) -> None:
         self.searching = False
         """A search is under way."""
         self.failure: str | None = None
         """Why the last search failed."""
+        self.refused = 0
+        """Processes that the last search was not allowed to look at."""
         self._output = output
-        self._found = found
         self._entries = entries
+        self._sees_all = sees_all
         self._sought: dict[int, Entry] = {}
         """Inodes without an owner, with a socket that has it."""
         self._sharing: dict[int, dict[Entry, None]] = {}
@@ -59,17 +65,24 @@ class OwnerSource:
         """What the next search is about; dictionaries take less than sets."""
         self._searched: dict[int, None] = {}
         """What the search under way has not found."""
+        self._added: dict[int, None] = {}
+        """What it was asked for while it was under way, and has not found."""
         self._tries: dict[int, int] = {}
         self._parked: dict[int, set[int]] = {}
         """Inodes that were not found, by the poll that looks again."""
-        self._inodes: frozenset[int] = frozenset()
         self._again = False
         self._processes: dict[tuple[int, int | None, int], Process] = {}
+        """By pid, start and the user of the socket; those that were not checked for longest come first."""
         self._recent: dict[int, None] = {}
         self._nameless: dict[tuple[int, int | None], list[Entry]] = {}
         """Processes that were seen by a record, which has no path of them, with their sockets."""
         self._naming: dict[tuple[int, int | None], list[Entry]] = {}
         """The same, of the question that is under way."""
+        self._turn: list[Entry] = []
+        """Sockets that are still to be checked in this turn."""
+        self._checking: list[Entry] = []
+        """Those of the search under way."""
+        self._checked_at = 0.0
 
     @property
     def unresolved(self) -> int:
@@ -98,34 +111,71 @@ class OwnerSource:
         elif self._sought.get(inode) is not entry:
             return
         self._pop(inode)
-        self._searched.pop(inode, None)
 
-    def _pop(self, inode: int) -> Iterable[Entry]:
+    def _holders(self, inode: int) -> tuple[Entry, ...]:
+        """The sockets that have this inode, and seek an owner."""
+        entry = self._sought.get(inode)
+        return tuple(self._sharing.get(inode, () if entry is None else (entry,)))
+
+    def _pop(self, inode: int) -> tuple[Entry, ...]:
         """Seek this inode no longer; the sockets that have it."""
-        self._tries.pop(inode, None)
-        self._due.pop(inode, None)
-        entry = self._sought.pop(inode, None)
-        return self._sharing.pop(inode, () if entry is None else (entry,))
+        holders = self._holders(inode)
+        for table in (self._tries, self._due, self._searched, self._added, self._sought, self._sharing):
+            table.pop(inode, None)
+        return holders
+
+    # -- questions
 
     def search(self) -> None:
-        """Search for who is wanted, and check now and then that known owners live; once more if a search is under way."""
+        """Search for who is wanted, and check some of what is known; once more if a search is under way."""
         if self.searching:
             self._again = True
             return
         poll = self._output.poll
         for number in [number for number in self._parked if number <= poll]:
             self._due.update(dict.fromkeys(self._parked.pop(number) & self._tries.keys()))
-        verify: tuple[tuple[int, int | None], ...] = ()
-        if poll % VERIFY_EVERY == 0:
-            verify = tuple({(pid, start): None for pid, start, _ in self._processes})
-        if self._due or verify:
-            self._inodes = frozenset(self._due)
+        pause, self._checked_at = min(1.0, self._output.now - self._checked_at), self._output.now
+        verify = self._next_processes(int(PROCESSES_A_SECOND * pause) + 1)
+        held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
+        if self._due or verify or held:
             self._searched, self._due = self._due, {}
-            self._ask(OwnersRequest(self._inodes, tuple(reversed(self._recent)), None, verify))
+            self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held))
+
+    def _next_processes(self, number: int) -> tuple[tuple[int, int | None], ...]:
+        keys = list(islice(self._processes, number))
+        for key in keys:
+            self._processes[key] = self._processes.pop(key)
+        return tuple(dict.fromkeys((pid, start) for pid, start, _ in keys))
+
+    def _next_sockets(self, number: int) -> tuple[tuple[int, int, int], ...]:
+        """Inode, thread and descriptor of the next sockets whose owner is known."""
+        if not self._turn:
+            self._turn = list(self._entries())
+        self._checking, held = [], []
+        while self._turn and len(self._checking) < number:
+            entry = self._turn.pop()
+            inode, process, place = entry.user[1], entry.process, entry.place
+            if inode and process is not None and place is not None and not entry.over:
+                self._checking.append(entry)
+                held.append((inode, place >> 32 or process.pid, place & 0xFFFFFFFF))
+        return tuple(held)
+
+    def _recently(self) -> tuple[int, ...]:
+        return tuple(reversed(self._recent))
+
+    def _go_on(self, below: int) -> None:
+        """A long search does not keep new sockets waiting: they are looked for on the way, and once more behind it."""
+        added: dict[int, None] = {}
+        if self._again:
+            added, self._due, self._again = self._due, {}, False
+            self._added.update(added)
+        self._ask(OwnersRequest(frozenset(added), self._recently() if added else (), below))
 
     def _ask(self, request: OwnersRequest) -> None:
         self.searching = True
         self._output.ask(request, self.take)
+
+    # -- answers
 
     def take(self, answer: Any) -> None:
         """Take in what a piece of the search found; without an answer the search is over."""
@@ -133,14 +183,18 @@ class OwnerSource:
         self.failure = answer.reason if isinstance(answer, LookupFailed) else None
         if not isinstance(answer, OwnersAnswer):
             self._due.update(self._searched)
-            self._searched, self._again = {}, False
+            self._due.update(self._added)
+            self._searched, self._added, self._again = {}, {}, False
             return
         self._settle(answer)
-        self._bury(answer.gone)
+        self._seek_again(answer)
         if answer.below is not None and self._searched:
-            self._ask(OwnersRequest(self._inodes, (), answer.below))
+            self._go_on(answer.below)
             return
-        self._park()
+        self._park(answer.refused)
+        if self._added:
+            self._due.update(self._added)
+            self._added, self._again = {}, True
         if self._again:
             self._again = False
             self.search()
@@ -151,47 +205,83 @@ class OwnerSource:
 
     def _settle(self, answer: OwnersAnswer) -> None:
         facts = {process.pid: process for process in answer.processes}
-        for inode, pid in answer.owners:
+        places = dict(enumerate(answer.places))
+        for number, (inode, pid) in enumerate(answer.owners):
             known = facts.get(pid)
-            if known is not None:
-                self._searched.pop(inode, None)
-                for entry in self._pop(inode):
-                    self._found(entry, self._process(known, entry.user[0]))
+            if known is None:
+                continue
+            thread, descriptor = places.get(number, (pid, None))
+            place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
+            for entry in self._pop(inode):
+                entry.book.learn_owner(entry, self._process(known, entry.user[0]), place)
+        for _, pid in answer.owners:
+            facts.pop(pid, None)
+        if facts:
+            self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
         key = (facts.pid, facts.start_ticks, uid)
         process = self._processes.get(key)
-        if process is None or (process.name, process.path) != (facts.name, facts.path):
-            process = Process(facts.pid, facts.name, facts.start_ticks, uid=uid, path=facts.path)
-            self._processes[key] = process
+        if process is None:
+            process = self._processes[key] = _process(facts, uid)
             if len(self._processes) > MAX_PROCESSES:
                 del self._processes[next(iter(self._processes))]
+        elif _process(facts, uid) != process:
+            self._renew({key[:2]: facts})
+            process = self._processes[key]
         self._recent.pop(facts.pid, None)
         self._recent[facts.pid] = None
         if len(self._recent) > RECENT_PIDS:
             del self._recent[next(iter(self._recent))]
         return process
 
-    def _park(self) -> None:
-        """A whole search did not find these: they are asked for again ever more rarely."""
+    def _renew(self, changed: Mapping[tuple[int, int | None], ProcessFacts]) -> None:
+        """Processes run other programs: all their sockets are those programs'."""
+        renewed: dict[Process, Process] = {}
+        for (pid, start, uid), old in self._processes.items():
+            facts = changed.get((pid, start))
+            if facts is not None and (new := _process(facts, uid)) != old:
+                renewed[old] = self._processes[pid, start, uid] = new
+        for entry in self._entries() if renewed else ():
+            if entry.process is not None and entry.process in renewed:
+                entry.book.learn_owner(entry, renewed[entry.process], entry.place)
+
+    def _seek_again(self, answer: OwnersAnswer) -> None:
+        """Processes ended, descriptors are not there any more: what lives on of their sockets has another owner, if any."""
+        dead, lost = set(answer.gone), set(answer.lost)
+        for key in [key for key in self._processes if key[:2] in dead] if dead else ():
+            del self._processes[key]
+        suspects = self._entries() if dead else self._checking if lost else ()
+        for entry in suspects:
+            process = entry.process
+            if process is not None and not entry.over and (process.key in dead or entry.user[1] in lost):
+                entry.place = entry.used_by = None
+                self.want(entry)
+                self._again = True
+        self._checking = []
+
+    def _park(self, refused: int | None) -> None:
+        """A whole search did not find these: they are asked for again ever more rarely.
+
+        That all processes were looked at and none has it proves nothing at first: it may have ended, or have been
+        on its way from one to another. The second time it is the kernel's own. Whoever takes a single look
+        gets to know that of UDP sockets, whose end is reported at once.
+        """
+        self.refused = refused or 0
+        complete = self._sees_all and not refused
         for inode in self._searched:
             tries = self._tries.get(inode, 0)
             self._tries[inode] = tries + 1
+            if complete and not tries and self._output.first_poll and self._sought[inode].protocol == IPPROTO_UDP:
+                self._due[inode], self._again = None, True
+                continue
+            if refused is not None and (tries or not complete):
+                reason = Attribution.KERNEL if complete else Attribution.HIDDEN
+                for entry in self._holders(inode):
+                    entry.book.learn_owner(entry, reason, None)
             pause = min(MAX_PAUSE, 1 << min(tries, 10))
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
         self._searched = {}
-
-    def _bury(self, gone: Iterable[tuple[int, int | None]]) -> None:
-        """Processes ended: sockets of theirs that live on have another owner now, if any."""
-        dead = set(gone)
-        if not dead:
-            return
-        for key in [key for key in self._processes if key[:2] in dead]:
-            del self._processes[key]
-        for entry in self._entries():
-            if entry.owner is not None and entry.owner.key in dead:
-                entry.used_by = None
-                self.want(entry)
 
     # -- processes that are known by their records
 
@@ -214,5 +304,12 @@ class OwnerSource:
         for facts in answer.processes if isinstance(answer, ProcessesAnswer) else ():
             key = (facts.pid, facts.start_ticks)
             for entry in naming.get(key, ()):
-                if entry.owner is not None and entry.owner.key == key:
-                    self._found(entry, self._process(facts, entry.user[0]))
+                if entry.process is not None and entry.process.key == key:
+                    uid = entry.user[0]
+                    known = (facts.pid, facts.start_ticks, uid)
+                    process = self._processes[known] = _process(facts, uid)
+                    entry.book.learn_owner(entry, process, entry.place)
+
+
+def _process(facts: ProcessFacts, uid: int) -> Process:
+    return Process(facts.pid, facts.name, facts.start_ticks, uid=uid, path=facts.path, title=facts.title)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno as errors
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import attrs
+
 from .._contract import Command, Mode
 from .._errors import NstatError, ProtocolError, UsageError
 from .._events import AnyEvent
-from .._model import Capabilities, Counts, Flow, Process, Provider, Visibility
+from .._model import Capabilities, Counts, Flow, Provider, Visibility
 from .._options import Ebpf, MonitorOptions
 from ..ebpf import Tier, tells
 from ._book import Book
@@ -52,6 +54,7 @@ class Session:
         namespaces: The network namespaces. The transport knows them by their place here.
         kernel: The kernel's release, for `capabilities`.
         processes: Whose processes the transport can name.
+        limit: Why not everybody's, for a person.
         ebpf: Whether eBPF programs are asked for.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
@@ -66,18 +69,21 @@ class Session:
         namespaces: Sequence[NetworkNamespace] = (NetworkNamespace(),),
         kernel: str | None = None,
         processes: Visibility = Visibility.UNKNOWN,
+        limit: str | None = None,
         ebpf: Ebpf = Ebpf.OFF,
         mode: Mode = Mode.DRIVING,
     ) -> None:
         self._options = options or MonitorOptions()
-        self.setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes, ebpf=ebpf)
+        self.setup = setup = Setup(
+            kernel=kernel, namespaces=tuple(namespaces), processes=processes, limit=limit, ebpf=ebpf
+        )
         """What it was made of, beside the options."""
         self._output = Output(mode)
         wanted = _PROTOCOLS if self._output.following else self._options.providers
         self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
         if not self._protocols:
             raise UsageError("providers: sock_diag has tcp and udp only")
-        self._owners = OwnerSource(self._output, self._learn_owner, self._entries)
+        self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._namespaces: list[Namespace] = []
         self._books: list[Book] = []
         self._sightings = Sightings(self._output, self._owners, self._protocols)
@@ -95,9 +101,7 @@ class Session:
         Raises:
             UsageError: None of the providers asked for exists on Linux.
         """
-        return cls(
-            options, namespaces=setup.namespaces, kernel=setup.kernel, processes=setup.processes, ebpf=setup.ebpf
-        )
+        return cls(options, **{field.name: getattr(setup, field.name) for field in attrs.fields(Setup)})
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         number = len(self._namespaces)
@@ -146,11 +150,17 @@ class Session:
             final_counts=reported,
             short_lived=reported,
             flows=Visibility.ALL,
-            processes=Visibility.ALL if self._names_all else self.setup.processes,
+            processes=self._visibility,
             ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
         )
+
+    @property
+    def _visibility(self) -> Visibility:
+        """Whose processes can be named: what was found out at first, unless a search met others."""
+        processes = Visibility.ALL if self._names_all else self.setup.processes
+        return Visibility.SOME if processes is Visibility.ALL and self._owners.refused else processes
 
     def _remarks(self) -> Iterator[str]:
         if self._owners.failure is not None:
@@ -162,12 +172,18 @@ class Session:
                 yield "UDP sockets that were there before the monitor are counted from its start on"
             else:
                 yield "the kernel keeps no byte counters of UDP sockets"
-        if self.setup.processes is Visibility.OWN and not self._names_all:
-            yield "processes of other users cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        if not self._names_all:
+            yield from self._hidden()
         if not (told.tcp_process and told.tcp_accepted_process and programs.attached.processes_trusted):
             yield "a flow that began and ended between two polls has no process"
         if programs.attached.detail:
             yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
+
+    def _hidden(self) -> Iterator[str]:
+        if self.setup.limit is not None:
+            yield self.setup.limit
+        elif self._owners.refused:
+            yield f"{self._owners.refused} processes may not be looked at"
 
     @property
     def _names_all(self) -> bool:
@@ -281,9 +297,6 @@ class Session:
         if self._output.following:
             while (due := self.next_deadline()) is not None and due <= now:
                 self.handle_deadline(now)
-
-    def _learn_owner(self, entry: Entry, owner: Process) -> None:
-        self._namespaces[entry.namespace].book.learn_owner(entry, owner)
 
     def _entries(self) -> Iterator[Entry]:
         for namespace in self._namespaces:

@@ -86,24 +86,29 @@ class ProcessFacts:
 
     pid: int
     start_ticks: int | None
-    """Start, clock ticks since boot: with the pid it names the process for good."""
+    """Start, clock ticks since boot: with the pid it names the process for good. `None`: it ended."""
     name: str | None
-    """Base name of the executable, else ``comm``."""
+    """Base name of the executable, else the title."""
     path: str | None
     """Path of the executable; `None` where it may not be read."""
+    title: str | None = None
+    """``comm``: the name that the program gave itself, of 15 characters at most; of a script its own."""
 
 
 @attrs.frozen
 class OwnersRequest:
-    """Search for the owners of sockets."""
+    """Search for the owners of sockets, and check known ones."""
 
     inodes: frozenset[int]
+    """What to search for; where a search goes on, in addition."""
     recent: tuple[int, ...] = ()
-    """Pids to look at first."""
+    """Pids to look at first, behind new ones."""
     below: int | None = None
-    """Where the last answer stopped: only pids below this one; `None` begins a search."""
+    """Where the last answer stopped; `None` begins a search."""
     verify: tuple[tuple[int, int | None], ...] = ()
-    """Processes (pid, start) to check for life."""
+    """Processes (pid, start) that may have ended, or run another program by now."""
+    held: tuple[tuple[int, int, int], ...] = ()
+    """Inode, thread and descriptor: sockets that may be held somewhere else by now."""
 
 
 @attrs.frozen
@@ -113,11 +118,17 @@ class OwnersAnswer:
     owners: tuple[tuple[int, int], ...] = ()
     """Inode and pid."""
     processes: tuple[ProcessFacts, ...] = ()
-    """Facts of the pids in `owners`."""
+    """Facts of the pids in `owners`, and of those in `verify` that changed."""
     below: int | None = None
-    """The search is not complete: go on below this pid."""
+    """The search is not complete: what the next request goes on with."""
     gone: tuple[tuple[int, int | None], ...] = ()
     """Those of the request's `verify` that are no more."""
+    places: tuple[tuple[int, int], ...] = ()
+    """For each of `owners` the thread and the descriptor; in older recordings there are none."""
+    lost: tuple[int, ...] = ()
+    """Inodes of the request's `held` that are not there any more."""
+    refused: int | None = None
+    """Processes that a complete search was not allowed to look at; `None` while it is not complete."""
 
 
 @attrs.frozen
@@ -193,6 +204,8 @@ class Setup:
     """The network namespaces, in the order of their numbers in `ChannelPurpose`."""
     processes: Visibility = Visibility.UNKNOWN
     """Whose processes can be named."""
+    limit: str | None = None
+    """Why not everybody's, for a person."""
     ebpf: Ebpf = Ebpf.OFF
     """Whether eBPF programs are asked for."""
 

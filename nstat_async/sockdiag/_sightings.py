@@ -209,7 +209,7 @@ class Sightings:
 
     def _announce(self, book: Book, entry: Entry) -> None:
         """Announce a flow, or wait for the rest of it."""
-        if entry.owner is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
+        if entry.process is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
             self._unannounced.pop(entry, None)
             book.announce(entry)
         elif entry not in self._unannounced:
@@ -228,20 +228,20 @@ class Sightings:
     def _used_by(self, book: Book, entry: Entry, facts: Facts) -> None:
         """Weigh the process beside a socket: who used it outweighs who has it open, and that who made it."""
         owner = owner_of(facts)
-        if owner is None or (owner.how is HowKnown.CREATOR and entry.owner is not None):
+        if owner is None or (owner.how is HowKnown.CREATOR and entry.process is not None):
             return
         start = owner.start * self.ticks // _NANOSECONDS
         if owner.how is HowKnown.DESCRIPTOR and entry.used_by is not None:
             return
         if owner.how is HowKnown.CALL:
             entry.used_by = (owner.pid, start)
-        process = self._owners.seen(entry, ProcessFacts(owner.pid, start, owner.name, None), facts.uid)
+        process = self._owners.seen(entry, ProcessFacts(owner.pid, start, owner.name, None, owner.name), facts.uid)
         self._belongs_to(book, entry, process)
 
     def _belongs_to(self, book: Book, entry: Entry, process: Process) -> None:
-        if entry.owner is process or (entry.owner is not None and entry.owner.key == process.key):
+        if entry.process is not None and entry.process.key == process.key:
             return
-        entry.owner = process
+        entry.owner, entry.place = process, None
         if entry.flow is not None:
             book.update(entry, entry.report, rebuilt=True)
 

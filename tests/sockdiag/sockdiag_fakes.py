@@ -128,6 +128,10 @@ class FakeKernel:
         self.sockets: dict[int, FakeSocket] = {}
         self.remains: list[FakeSocket] = []
         self.owners: dict[int, int] = {}
+        self.owner_requests: list[OwnersRequest] = []
+        self.descriptors: dict[int, int] = {}
+        self.programs: dict[int, ProcessFacts] = {}
+        self.refused_processes = 0
         self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
         self.addresses = [AddressMessage(2, 1, LOOPBACK, 8), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
         self.refused: dict[tuple[int, int], int] = {}
@@ -197,10 +201,19 @@ class FakeKernel:
     def answer(self, command: Lookup) -> None:
         request = command.request
         if isinstance(request, OwnersRequest):
+            self.owner_requests.append(request)
             found = tuple((i, self.owners[i]) for i in sorted(request.inodes) if i in self.owners)
-            facts = tuple(ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}") for _, pid in found)
+            facts = tuple(
+                self.programs.get(pid) or ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}") for _, pid in found
+            )
+            facts += tuple(self.programs[pid] for pid, _ in request.verify if pid in self.programs)
             gone = tuple(key for key in request.verify if key[0] not in self.owners.values())
-            answer: Any = OwnersAnswer(found, facts, None, gone)
+            places = tuple((pid, self.descriptors.get(inode, 3)) for inode, pid in found)
+            lost = tuple(
+                inode for inode, thread, number in request.held
+                if (self.owners.get(inode), self.descriptors.get(inode, 3)) != (thread, number)
+            )  # fmt: skip
+            answer: Any = OwnersAnswer(found, facts, None, gone, places, lost, self.refused_processes)
         else:
             answer = LinkKindsAnswer(request.namespace, tuple((name, "wifi") for name in request.names))
         self.record.append(("answer", self.now, 0, answer))

@@ -12,8 +12,17 @@ from test_sockdiag_session import traffic
 
 from nstat_async._contract import LookupFailed
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
-from nstat_async._model import Direction, InterfaceKind
-from nstat_async.sockdiag import AddressMessage, LinkMessage, OwnersAnswer, ProcessFacts, RouteMessage, SocketState
+from nstat_async._model import Attribution, Direction, InterfaceKind, Visibility
+from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import (
+    AddressMessage,
+    LinkMessage,
+    OwnersAnswer,
+    ProcessFacts,
+    RouteMessage,
+    Session,
+    SocketState,
+)
 
 MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
 
@@ -24,7 +33,8 @@ def kernel() -> FakeKernel:
 
 
 def searches(kernel: FakeKernel) -> int:
-    return sum(item[0] == "answer" and hasattr(item[3], "owners") for item in kernel.record)
+    """Requests that look for an owner; others only check known ones."""
+    return sum(bool(request.inodes) for request in kernel.owner_requests)
 
 
 # -- a socket and its connections
@@ -145,10 +155,126 @@ def test_sockets_that_nobody_holds_any_more_are_not_looked_for(kernel):
     kernel.wait(1.0)
     assert kernel.session.statistics()["unresolved_owners"] == 0
     before = searches(kernel)
-    for _ in range(2):  # the fifth poll checks that known owners live
-        kernel.wait(1.0)
+    kernel.wait(2.0)
     assert searches(kernel) == before
     assert [f.process.pid for f, _ in kernel.session.flows() if f.process] == [42]
+
+
+def test_a_socket_that_was_handed_over_is_updated_at_the_next_poll(kernel):
+    """``SCM_RIGHTS``, ``fork`` and ``close``: the former owner lives on; the flow stays, and what begins later is right."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners = {77: 42, 78: 42}
+    kernel.start()
+    kernel.owners[77] = 43
+    kernel.sockets[2] = FakeSocket(2, local_port=2, inode=78, info=traffic())
+    update, added = flow_events(kernel.wait(1.0))
+    if isinstance(update, FlowAdded):
+        update, added = added, update
+    assert (update.flow.id, update.flow.process.pid, added.flow.process.pid) == ("c1", 43, 42)
+
+
+def test_a_socket_that_moved_to_another_descriptor_is_no_update(kernel):
+    """``dup2`` within a process changes nobody's owner."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.descriptors[77] = 9
+    assert flow_events(kernel.wait(1.0)) == []
+    assert searches(kernel) == 2
+    kernel.wait(1.0)
+    assert searches(kernel) == 2, "the new place is known"
+
+
+def test_a_socket_on_its_way_between_processes_keeps_its_owner(kernel):
+    """A descriptor in a message is nobody's: the last owner known stands, and the next one is found."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    del kernel.owners[77]
+    kernel.owners[1] = 42  # it lives
+    assert flow_events(kernel.wait(1.0)) == []
+    kernel.owners[77] = 43
+    updates = flow_events([*kernel.wait(1.0), *kernel.wait(1.0)])
+    assert [(update.flow.id, update.flow.process.pid) for update in updates] == [("c1", 43)]
+
+
+def test_a_process_that_runs_another_program(kernel):
+    """``execve``: sockets that it had are updated, those that it opens have the new name from the start."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners = {77: 42, 78: 42}
+    kernel.start()
+    kernel.programs[42] = ProcessFacts(42, 7042, "other", "/bin/other", "title")
+    (update,) = flow_events(kernel.wait(1.0))
+    kernel.sockets[2] = FakeSocket(2, local_port=2, inode=78, info=traffic())
+    (added,) = flow_events(kernel.wait(1.0))
+    for flow in (update.flow, added.flow):
+        assert (flow.process.pid, flow.process.name, flow.process.path, flow.process.title) == (
+            42, "other", "/bin/other", "title",
+        )  # fmt: skip
+    assert added.flow.process is kernel.session._namespaces[0].book.entries[1].flow.process
+
+
+def test_many_sockets_are_checked_in_turn(kernel):
+    """A poll checks so many at most, and some polls check all."""
+    for cookie in range(1, 1500):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=cookie, info=traffic())
+        kernel.owners[cookie] = 42
+    kernel.per_datagram = 80
+    kernel.start()
+    del kernel.owner_requests[:]
+    for _ in range(4):
+        kernel.wait(1.0)
+    held = [place[0] for request in kernel.owner_requests for place in request.held]
+    assert max(len(request.held) for request in kernel.owner_requests) <= 513
+    assert set(held) == set(range(1, 1500))
+
+
+@pytest.mark.parametrize(
+    ("processes", "refused", "first", "later"),
+    [
+        (Visibility.ALL, 0, None, Attribution.KERNEL),
+        (Visibility.ALL, 3, Attribution.HIDDEN, Attribution.HIDDEN),
+        (Visibility.OWN, 0, Attribution.HIDDEN, Attribution.HIDDEN),
+    ],
+)
+def test_why_a_socket_has_no_process(processes, refused, first, later):
+    """What nobody has is the kernel's where everybody was looked at, twice; else its owner is hidden; that is no silence."""
+    kernel = FakeKernel(Session(MonitorOptions(interval=1.0), processes=processes))
+    kernel.refused_processes = refused
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    added = flow_events(kernel.start())[0].flow
+    assert (added.process, added.attribution) == (None, first)
+    kernel.wait(1.0)
+    ((flow, _),) = kernel.session.flows()
+    assert (flow.id, flow.attribution) == (added.id, later)
+    assert (flow.process and flow.process.pid) == (0 if later is Attribution.KERNEL else None)
+    kernel.owners[77] = 42
+    for _ in range(4):
+        kernel.wait(1.0)
+    ((flow, _),) = kernel.session.flows()
+    assert (flow.process.pid, flow.attribution) == (42, None)
+
+
+def test_a_udp_socket_of_the_kernel_is_known_after_one_look():
+    """Whoever takes a snapshot sees whose it is."""
+    kernel = FakeKernel(Session(MonitorOptions(), processes=Visibility.ALL))
+    kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 4789, b"\0" * 4, 0, protocol=17, inode=77, state=SocketState.CLOSE)
+    flow = kernel.start()[0].flow
+    assert (flow.process.pid, flow.process.name, flow.attribution) == (0, "kernel", Attribution.KERNEL)
+
+
+def test_what_ended_before_anyone_looked_is_gone(kernel):
+    """A flow between two polls has no process, and says why; so does one that ended while it was looked for."""
+    kernel.start()
+    kernel.feed(FakeSocket(5, info=traffic(0, 10, fin_sent=0)).message(final=True), 1)
+    (short, _) = flow_events(kernel.run())
+    assert (short.flow.process, short.flow.attribution) == (None, Attribution.GONE)
+    kernel.session._polls._owners._sees_all = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    assert flow_events(kernel.wait(1.0))[0].flow.attribution is None
+    kernel.close(1)
+    (removed,) = flow_events(kernel.run())
+    assert (removed.flow.id, removed.flow.attribution) == ("c1", Attribution.GONE)
 
 
 def test_a_search_that_fails_is_said_and_made_again(kernel):

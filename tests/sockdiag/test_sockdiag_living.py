@@ -577,7 +577,7 @@ def test_capabilities_are_this_machines(live):
     assert told.kernel == os.uname().release
     assert told.receive_buffer > 4096
     assert told.flows is Visibility.ALL
-    assert told.processes in {Visibility.ALL, Visibility.OWN}
+    assert told.processes in {Visibility.ALL, Visibility.SOME, Visibility.OWN}
 
 
 def test_a_recorded_conversation_replays(live):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import attrs
 import pytest
 from sockdiag_fakes import LOOPBACK, FakeSocket
 
@@ -45,7 +46,7 @@ class Scanned:
     def __init__(self) -> None:
         self.output = Output()
         links = LinkTable()
-        owners = OwnerSource(self.output, lambda entry, process: None, list)
+        owners = OwnerSource(self.output, list)
         self.book = Book(self.output, 0, NetworkNamespace(), links, owners)
         self.book.apply_row = self._apply
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6])
@@ -367,14 +368,15 @@ class TestProcesses:
         assert rounds > 1
 
     def test_a_reused_pid_is_another_process(self, scanner, monkeypatch):
-        """Facts are remembered by start time: the same pid with another start is read anew."""
+        """Facts are read anew with each answer: the same pid with another start is another process."""
         from nstat_async._io import procfs
 
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
             one = scanner()
             first = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
-            monkeypatch.setattr(procfs, "start_ticks", lambda pid: 12345)
+            stat = attrs.evolve(procfs._stat(os.getpid()), start_ticks=12345)
+            monkeypatch.setattr(procfs, "_stat", lambda pid: stat)
             second = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
         assert (first.pid, second.start_ticks) == (second.pid, 12345)
         assert first.start_ticks != 12345

@@ -1,0 +1,283 @@
+"""Owners on the living kernel: whoever holds a socket now, wherever a process may keep it, and what can be seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+from test_sockdiag_living import drive, listen, pair, port, privileged
+
+from nstat_async._events import FlowUpdated
+from nstat_async._model import Attribution, Visibility
+from nstat_async.sockdiag import OwnersRequest
+
+pytestmark = [pytest.mark.linux, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a machine with other work a search for processes may take its time: new flows wait for it."""
+    monkeypatch.setattr("nstat_async.sockdiag._polls.OWNERS_PATIENCE", 60.0)
+    monkeypatch.setattr("nstat_async.sockdiag._polls.FIRST_OWNERS_PATIENCE", 60.0)
+
+
+@contextlib.contextmanager
+def child(script: str, *arguments: str, prefix=(), pass_fds=()):
+    """A Python process that runs until its standard input ends; it has printed a line."""
+    command = [*prefix, sys.executable, "-c", script, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=pass_fds)
+    try:
+        process.line = process.stdout.readline().strip()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def flow_at(live, local: int, remote: int | None = None):
+    """The open flow with this local port."""
+    found = [
+        flow
+        for flow, _ in live.core.flows()
+        if flow.local.port == local and (None if flow.remote is None else flow.remote.port) == remote
+    ]
+    return found[0] if found else None
+
+
+def until_owner(live, pid: int, local: int, remote: int | None = None):
+    """Poll until this process is the owner; the flow."""
+
+    def owned():
+        live.poll()
+        flow = flow_at(live, local, remote)
+        return flow if flow is not None and flow.process is not None and flow.process.pid == pid else None
+
+    return live.until(owned)
+
+
+RECEIVER = """
+import socket, sys
+inbox = socket.socket(fileno=int(sys.argv[1]))
+print("ready", flush=True)
+_, descriptors, *_ = socket.recv_fds(inbox, 1, 1)
+sys.stdin.read()
+"""
+
+
+def test_a_descriptor_that_is_handed_over_takes_its_flow_along():
+    """The flow stays the same one, and is updated; who handed it over lives on."""
+    outbox, inbox = socket.socketpair()
+    listener = listen()
+    client, server = pair(listener)
+    ends = port(listener), port(client)
+    with outbox, inbox, child(RECEIVER, str(inbox.fileno()), pass_fds=[inbox.fileno()]) as other, drive() as live:
+        live.poll()
+        before = flow_at(live, *ends)
+        assert before.process.pid == os.getpid()
+        socket.send_fds(outbox, [b"x"], [server.fileno()])
+        server.close()
+        after = until_owner(live, other.pid, *ends)
+        assert after.id == before.id
+        assert [e for e in live.updated(ends[0]) if e.flow is after], "said by an update"
+        assert not live.removed(ends[0])
+    client.close()
+    listener.close()
+
+
+LAUNCHER = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0)); listener.set_inheritable(True)
+print(listener.getsockname()[1], flush=True)
+sys.stdin.readline()
+code = 'import socket, sys; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()'
+os.environ["PYTHONHOME"] = sys.base_prefix
+os.execv(sys.argv[1], ["worker", "-S", "-c", code])
+"""
+
+
+def test_a_program_that_is_replaced_gives_its_name_to_old_and_new_sockets(tmp_path):
+    """``execve``: name and path are those of the program that runs now."""
+    worker = tmp_path / "worker"
+    shutil.copy(os.path.realpath(sys.executable), worker)
+    with child(LAUNCHER, str(worker)) as process, drive() as live:
+        live.poll()
+        old = flow_at(live, int(process.line))
+        assert old.process.name == os.path.basename(os.path.realpath(sys.executable))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            pytest.skip("a copy of this interpreter does not run")
+
+        def renamed():
+            live.poll()
+            flow = flow_at(live, old.local.port)
+            return flow if flow.process.path == str(worker) else None
+
+        flow = live.until(renamed)
+        assert (flow.id, flow.process.pid, flow.process.name) == (old.id, process.pid, "worker")
+        assert flow_at(live, int(line)).process is flow.process
+        assert any(isinstance(e, FlowUpdated) and e.flow is flow for e in live.events)
+
+
+THREADS = """
+import ctypes, socket, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def work():
+    if sys.argv[1] == "own table" and libc.unshare(0x400):  # CLONE_FILES
+        sys.exit("unshare")
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    threading.Event().wait()
+thread = threading.Thread(target=work)
+thread.start()
+if sys.argv[1] == "first one ended":
+    libc.pthread_exit(None)
+thread.join()
+"""
+
+RING = """
+import ctypes, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+ring = libc.syscall(425, 8, (ctypes.c_char * 120)())  # io_uring_setup
+listener = socket.create_server(("127.0.0.1", 0))
+here = listener.getsockname()[1]
+number = ctypes.c_int(listener.fileno())
+if ring < 0 or libc.syscall(427, ring, 2, ctypes.byref(number), 1):  # io_uring_register, IORING_REGISTER_FILES
+    here = 0
+listener.close()
+print(here, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["own table", "first one ended", "io_uring"])
+def test_sockets_in_rare_places_have_their_process(how):
+    """A thread with descriptors of its own, a process whose first thread ended, a registered file without a descriptor."""
+    with child(RING if how == "io_uring" else THREADS, how) as process, drive() as live:
+        if process.line in {"", "0"}:
+            pytest.skip("not on this kernel")
+        flow = until_owner(live, process.pid, int(process.line))
+        assert flow.process.name == os.path.basename(os.path.realpath(sys.executable))
+        assert flow.process.path == os.path.realpath(sys.executable)
+        for _ in range(3):
+            live.poll()
+        assert flow_at(live, int(process.line)) is flow, "a check finds it where it is"
+
+
+def test_a_zombie_owns_nothing():
+    """A process that ended and was not waited for is gone, though its pid is there."""
+    from nstat_async._io.procfs import process_facts, start_ticks
+
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    process.stdout.read()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert os.path.exists(f"/proc/{process.pid}")
+    assert start_ticks(process.pid) is None
+    assert process_facts(process.pid).name is None
+    process.wait()
+    process.stdout.close()
+
+
+def test_no_process_keeps_the_search_from_others(monkeypatch):
+    """Each has its turn: a socket of a child is found before the many descriptors of its parent are through."""
+    from nstat_async._io import procfs
+
+    monkeypatch.setattr(procfs, "TURN", 4)
+    with contextlib.ExitStack() as stack:
+        own = {os.fstat(stack.enter_context(socket.socket()).fileno()).st_ino for _ in range(100)}
+        mine, theirs = stack.enter_context(socket.socket()), socket.socket()
+        inode = os.fstat(theirs.fileno()).st_ino
+        script = "import sys; print(flush=True); sys.stdin.read()"
+        process = stack.enter_context(child(script, pass_fds=[theirs.fileno()]))
+        theirs.close()
+        found = [place for place in procfs._Walk([os.getpid()], procfs._pids(), frozenset()) if place[0]]
+        order = [place[0] for place in found]
+        assert {place[0]: place[1] for place in found}[inode] == process.pid
+        assert order.index(inode) < max(order.index(each) for each in own)
+        assert os.fstat(mine.fileno()).st_ino in order
+
+
+def test_what_is_added_to_a_search_under_way_is_found_before_its_end():
+    """New sockets do not wait for a long search."""
+    from nstat_async._io.procfs import ProcessScanner
+
+    scanner = ProcessScanner(budget=0.0)
+    with socket.socket() as own:
+        first = scanner.answer(OwnersRequest(frozenset({1})))
+        assert first.below is not None
+        inode, answers, found = os.fstat(own.fileno()).st_ino, 0, ()
+        request = OwnersRequest(frozenset({inode}), (os.getpid(),), first.below)
+        while not found:
+            answer = scanner.answer(request)
+            found, answers = answer.owners, answers + 1
+            request = OwnersRequest(frozenset(), (), answer.below)
+        assert found == ((inode, os.getpid()),)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        assert answers <= descriptors // 16 + 2
+        assert answer.below is not None, "the rest goes on"
+
+
+KERNEL_SOCKET = """
+ip link set lo up && ip link add nst0 type vxlan id 9 dstport 4789 local 127.0.0.1 && ip link set nst0 up || echo none
+exec "$0" -c 'import sys; print(flush=True); sys.stdin.read()'
+"""
+
+
+@pytest.mark.privileged
+@privileged
+def test_a_socket_of_the_kernel_is_told_from_a_hidden_one():
+    """VXLAN's socket belongs to no process: its owner is the kernel, where all processes can be looked at."""
+    command = ["unshare", "-n", "sh", "-c", KERNEL_SOCKET, sys.executable]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        if process.stdout.readline() == "none\n":
+            pytest.skip("this kernel has no vxlan")
+        with drive(process.pid) as live:
+            if live.core.capabilities.processes is not Visibility.ALL:
+                pytest.skip("not all processes can be seen from here")
+            live.poll()
+            flow = flow_at(live, 4789)
+            assert flow.attribution is Attribution.KERNEL
+            assert (flow.process.pid, flow.process.name) == (0, "kernel")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+INSIDE = f"""
+import os, sys
+sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
+"127.0.0.1".encode("idna")
+import nstat_async._io.linux, nstat_async._io.netlink, ctypes
+from sockdiag_fakes import LiveDriver
+from nstat_async.backends import SockDiag
+from nstat_async._options import MonitorOptions
+if sys.argv[2] == "user":
+    os.setgid(65534); os.setuid(65534)
+    if ctypes.CDLL(None).unshare(0x10000000): print("none"); sys.exit()
+with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
+    live.poll()
+    (foreign,) = live.added(int(sys.argv[1]))
+    told = live.core.capabilities
+    print(told.processes.value, foreign.flow.process, foreign.flow.attribution.value, sum("cannot be named" in n for n in told.notes))
+"""
+
+
+@pytest.mark.privileged
+@privileged
+@pytest.mark.parametrize(("kind", "whose"), [("user", "own"), ("pid", "some")])
+def test_in_a_namespace_of_ones_own_capabilities_claim_nothing(kind, whose):
+    """All capability bits in a user namespace, all processes of a pid namespace: what can be seen is tried out."""
+    prefix = ["unshare", "-pf", "--mount-proc"] if kind == "pid" else []
+    with listen() as listener:
+        command = [*prefix, sys.executable, "-c", INSIDE, str(port(listener)), kind]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.stdout == "none\n":
+        pytest.skip("no user namespaces for users")
+    assert done.stdout == f"{whose} None hidden 1\n", done.stderr
