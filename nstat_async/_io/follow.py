@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from .._errors import ProtocolError, RecordingError
 from .._model import Capabilities, Counts, Flow
@@ -18,7 +18,7 @@ from .._options import MonitorOptions
 from .._values import from_json
 from ..ntstat import Kernel, Mode, Session
 from ..recording import Record, RecordingInfo, RecordKind, steps
-from ..sockdiag._setup import channel_number
+from ..sockdiag._setup import Purpose, channel_of
 from .player import Player
 from .protocols import Protocol
 
@@ -131,14 +131,13 @@ class _LinuxFollower(Follower):
     """The netlink conversation of a recorded monitor."""
 
     def __init__(self, info: RecordingInfo, protocol: Protocol, options: MonitorOptions) -> None:
-        from ..sockdiag import ChannelPurpose, Session, Setup  # noqa: PLC0415  # recordings of Linux only
+        from ..sockdiag import Session, Setup  # noqa: PLC0415  # recordings of Linux only
 
         super().__init__(info, protocol)
         setup = Setup(kernel=info.kernel)
         with contextlib.suppress(ProtocolError):  # none in recordings of before, or one of another version
             setup = from_json(Setup, from_json(steps.Run, info.run).setup)
         self._session = Session(options, namespaces=setup.namespaces, kernel=setup.kernel, mode=Mode.FOLLOWING)
-        self._purpose = ChannelPurpose
         self._channels: dict[int, int] = {}
         """Numbers by which the session knows a channel, where the recording says what it was opened for."""
         self._started_session = False
@@ -174,8 +173,8 @@ class _LinuxFollower(Follower):
             purpose = self.values.read(data)
         except ProtocolError:
             return  # a purpose of another version: the number has to do
-        if isinstance(purpose, self._purpose):
-            self._channels[channel] = channel_number(purpose.namespace, purpose.role)
+        if isinstance(purpose, get_args(Purpose)):
+            self._channels[channel] = channel_of(purpose)
 
     def finish(self) -> None:
         """The recording ends here."""

@@ -34,7 +34,6 @@ from ._setup import (
     ProcessFacts,
     Role,
     Setup,
-    channel_of,
 )
 
 __all__ = [
@@ -72,6 +71,5 @@ __all__ = [
     "Setup",
     "SocketState",
     "TcpInfo",
-    "channel_of",
     "iterate_messages",
 ]

@@ -69,6 +69,7 @@ def place_of_channel(channel: int) -> tuple[int, Role]:
 
 
 Purpose = Union[ChannelPurpose, RingPurpose, MapsPurpose]
+"""What a channel is for."""
 _MACHINE = {RingPurpose: 1 << 16, MapsPurpose: (1 << 16) + 1}
 """Channels that speak of the whole machine."""
 

@@ -20,6 +20,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
 
 from nstat_async._errors import BackendUnavailableError
+from nstat_async._io.bpf import _bpf
 from nstat_async._io.ebpf import EbpfSettings, EbpfSource
 from nstat_async.ebpf import (
     Ended,
@@ -94,6 +95,33 @@ def compiled(name: str, directory: Path, *libraries: str) -> str:
     if done.returncode:
         pytest.skip(f"{name}.c cannot be compiled here: {done.stderr.splitlines()[-1]}")
     return str(output)
+
+
+def program_ids(pid):
+    """The programs that a process holds, by the kernel's number."""
+    ids = set()
+    for name in os.listdir(f"/proc/{pid}/fdinfo"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{name}") as file:
+            ids |= {int(line.split()[1]) for line in file if line.startswith("prog_id:")}
+    return ids
+
+
+def alive(ids):
+    """Those that the kernel still has (BPF_PROG_GET_FD_BY_ID)."""
+    left = set()
+    for number in ids:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(_bpf(13, struct.pack("=III", number, 0, 0))[0])
+            left.add(number)
+    return left
+
+
+def wait_until_gone(ids):
+    """The kernel frees programs a little later."""
+    end = time.monotonic() + LIMIT
+    while alive(ids):
+        assert time.monotonic() < end, f"still there: {alive(ids)}"
+        time.sleep(0.02)
 
 
 def cookie(sock: socket.socket) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -11,13 +10,25 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 
 import pytest
-from ebpf_living import HERE, LIMIT, Watch, again, compiled, cookie, counts_calls, kernel, own_namespace, refused
+from ebpf_living import (
+    HERE,
+    Watch,
+    again,
+    alive,
+    compiled,
+    cookie,
+    counts_calls,
+    kernel,
+    own_namespace,
+    program_ids,
+    refused,
+    wait_until_gone,
+)
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
-from nstat_async._io.bpf import _bpf, recursion_misses
+from nstat_async._io.bpf import recursion_misses
 from nstat_async._io.bpfload import namespace_cookie
 from nstat_async._io.ebpf import EbpfSettings, EbpfSource
 from nstat_async.ebpf import (
@@ -348,33 +359,6 @@ def test_opening_and_closing_leaks_nothing(namespace):
     assert descriptors() == before
     assert len(ids) == 10 * (9 if counts_calls() else 7)
     wait_until_gone(ids)
-
-
-def program_ids(pid):
-    """The programs that a process holds, by the kernel's number."""
-    ids = set()
-    for name in os.listdir(f"/proc/{pid}/fdinfo"):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{name}") as file:
-            ids |= {int(line.split()[1]) for line in file if line.startswith("prog_id:")}
-    return ids
-
-
-def alive(ids):
-    """Those that the kernel still has (BPF_PROG_GET_FD_BY_ID)."""
-    left = set()
-    for number in ids:
-        with contextlib.suppress(FileNotFoundError):
-            os.close(_bpf(13, struct.pack("=III", number, 0, 0))[0])
-            left.add(number)
-    return left
-
-
-def wait_until_gone(ids):
-    """The kernel frees programs a little later."""
-    end = time.monotonic() + LIMIT
-    while alive(ids):
-        assert time.monotonic() < end, f"still there: {alive(ids)}"
-        time.sleep(0.02)
 
 
 def test_a_killed_reader_leaves_nothing(namespace):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -15,8 +14,19 @@ import threading
 import time
 from collections.abc import Callable
 
+import anyio
 import pytest
-from ebpf_living import LIMIT, NotReportedError, again, compiled, counts_calls, own_namespace, refused
+from ebpf_living import (
+    LIMIT,
+    NotReportedError,
+    again,
+    compiled,
+    counts_calls,
+    own_namespace,
+    program_ids,
+    refused,
+    wait_until_gone,
+)
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Visibility
 from nstat_async import json as flow_json
@@ -445,12 +455,43 @@ def test_a_full_map_is_said_and_sock_diag_has_the_flows(namespace, small):
 # --- what is left --------------------------------------------------------------------------------
 
 
-def programs() -> int:
-    """How many programs of this name the kernel has: ``tcp_state`` is one of each monitor."""
-    done = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("needs bpftool")
-    return sum(one.get("name") == "tcp_state" for one in json.loads(done.stdout))
+def test_a_killed_monitor_leaves_nothing(namespace):
+    """All is held by descriptors: SIGKILL detaches and frees the programs."""
+    with Watcher("bpf", "perfmon", "net_admin") as watcher:
+        watcher.until(lambda: any(isinstance(e, PollCompleted) for e in watcher.events))
+        ids = program_ids(watcher.process.pid)
+        assert len(ids) == (9 if counts_calls() else 7)
+        watcher.process.kill()
+    wait_until_gone(ids)
+
+
+@pytest.mark.parametrize("loop", ["trio", "uvloop"])
+@again
+def test_on_other_event_loops(namespace, loop):
+    """A ring wakes them, too."""
+    ports: list[int] = []
+
+    async def work() -> list:
+        events = []
+        async with Monitor(ebpf="require", interval=None, providers=("tcp", "udp")) as monitor:
+            client, inbound, server = connection()
+            ports.append(port(client))
+            client.sendall(b"abc")
+            for sock in (client, inbound, server):
+                sock.close()
+            with anyio.move_on_after(LIMIT):
+                async for event in monitor:
+                    events.append(event)
+                    if isinstance(event, FlowRemoved) and event.flow.local.port == ports[0]:
+                        break
+        return events
+
+    options = {"use_uvloop": True} if loop == "uvloop" else {}
+    pytest.importorskip(loop)
+    events = anyio.run(work, backend="trio" if loop == "trio" else "asyncio", backend_options=options)
+    if not events or not own(events[-1]):
+        raise NotReportedError(events)
+    assert events[-1].counts.tx_bytes == 3
 
 
 def test_without_programs_everything_is_as_before(namespace):
