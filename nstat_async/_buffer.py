@@ -221,7 +221,7 @@ class EventBuffer:
             self._pairs[id(added)] = (added, slot)
 
     def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated | SystemInfo | AuxiliaryFailed) -> None:
-        """Of what is told again and again, only the newest waits."""
+        """Of what is reported again and again, only the newest waits."""
         key = _table_key(event)
         slot = self._tables.get(key)
         if slot is not None:

@@ -20,7 +20,7 @@ def escape(text: str) -> str:
     r"""`text` without control characters, line breaks, direction marks or lone surrogates.
 
     They become ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``; a backslash is doubled, so that
-    the result can be told from a name that merely looks like an escape.
+    the result can be distinguished from a name that merely looks like an escape.
     """
     if text.isprintable() and "\\" not in text:
         return text

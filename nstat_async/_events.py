@@ -47,7 +47,7 @@ class RemovalReason(enum.Enum):
     FILTERED = "filtered"
     """It ended, or ceased to match: a filter held its report back."""
     GONE = "gone"
-    """It is no longer there; the goodbye was lost and its absence was confirmed."""
+    """It is no longer there; the report of its removal was lost and its absence was confirmed."""
     MONITOR = "monitor"
     """The observer gave it up (it asked the kernel to, or stopped); the flow may live on."""
 
@@ -81,7 +81,7 @@ class Auxiliary(enum.Enum):
     """What works beside a monitor, and may fail without ending it."""
 
     LOOKUP = "lookup"
-    """A question to the machine, such as who owns a socket: what it would have told is `None`."""
+    """A question to the machine, such as who owns a socket: what it would have answered is `None`."""
     THREAD = "thread"
     """A worker thread, which look-ups run in, could not be started."""
     RECORDER = "recorder"

@@ -78,8 +78,8 @@ class Kind:
     """A plain value (never `None`) as a value; raises `ValueError` or `TypeError` for nonsense."""
     sql: str = "TEXT"
     """Type of a column."""
-    text: Callable[[Any], str] | None = None
-    """A value as JSON text, where that is quicker than by the plain value."""
+    text: Callable[[Any], str] | str | None = None
+    """A value as JSON text, where that is quicker than by the plain value: a function, or an expression of ``x``."""
     record: type | None = None
     """The class, for values that are records themselves."""
     empty: Any = None
@@ -116,10 +116,6 @@ def number_text(value: float) -> str:
 def _seconds_text(ns: int) -> str:
     seconds, rest = divmod(ns, 1_000_000_000)
     return f"{seconds}.{rest // 1000:06d}" if seconds >= 0 else number_text(ns / 1e9)
-
-
-def _flag_text(value: object) -> str:
-    return "true" if value else "false"
 
 
 def _one_of(kind: type[enum.Enum]) -> Kind:
@@ -178,13 +174,13 @@ def _record(kind: type) -> Kind:
     return Kind(kind.__name__, _same, _same, record=kind)
 
 
-INTEGER = Kind("integer", _same, _must_be(int), "INTEGER", text=int.__repr__)
+INTEGER = Kind("integer", _same, _must_be(int), "INTEGER", text="x + 0")  # an IntEnum is a number, too
 NUMBER = Kind("number", _finite, _read_number, "REAL", text=number_text)
-FLAG = Kind("true or false", bool, _must_be(bool), "INTEGER", text=_flag_text)
+FLAG = Kind("true or false", bool, _must_be(bool), "INTEGER", text="'true' if x else 'false'")
 TEXT = Kind("text", _same, _must_be(str), text=quote)
 BYTES = Kind("bytes as hex", bytes.hex, lambda text: bytes.fromhex(_must_be(str)(text)), empty=b"")
-UUID_TEXT = Kind("UUID", str, lambda text: UUID(_must_be(str)(text)), text=lambda value: f'"{value}"')
-ADDRESS = Kind("address", _same, _read_address, text=lambda text: f'"{text}"')
+UUID_TEXT = Kind("UUID", str, lambda text: UUID(_must_be(str)(text)), text="f'\"{x}\"'")
+ADDRESS = Kind("address", _same, _read_address, text="f'\"{x}\"'")
 NANOSECONDS = Kind("number", lambda ns: ns / 1e9, _read_number, text=_seconds_text)
 PAIRS = Kind("object of integers", dict, _read_pairs)
 SETTINGS = Kind("list of [key, value]", _plain_settings, _read_settings)
@@ -355,6 +351,7 @@ TABLE = FieldTable((
         _mac("effective_unique_pid", INTEGER),
         _mac("effective_uuid", UUID_TEXT),
         _mac("persona_id", INTEGER),
+        _mac("responsible_uuid", UUID_TEXT),
         _linux("title", TEXT, group="process title"),
     )),
     Record(Interface, (

@@ -50,7 +50,7 @@ __all__ = [
 class Provider(enum.Enum):
     """What kind of thing a flow is.
 
-    Kernel and user-land variants share a member; `Flow.userland` tells them apart.
+    Kernel and user-land variants share a member; `Flow.userland` distinguishes them.
     """
 
     TCP = "tcp"
@@ -183,7 +183,7 @@ class Endpoint:
 
 @attrs.frozen(repr=False)
 class Process:
-    """The owner of a flow, as far as the kernel tells."""
+    """The owner of a flow, as far as the kernel reports it."""
 
     pid: int
     """Process id; 0 is the kernel itself."""
@@ -193,7 +193,7 @@ class Process:
     """An id that is never reused while the machine is up: on Darwin the kernel's
     unique process id, on Linux the process' start time in clock ticks since boot."""
     effective_pid: int | None = None
-    """The process on whose behalf the flow exists, when that differs or is told."""
+    """The process on whose behalf the flow exists, when that differs or is reported."""
     effective_unique_pid: int | None = None
     """`unique_pid` of the effective process."""
     uuid: UUID | None = None
@@ -206,13 +206,16 @@ class Process:
     """Darwin persona, where there is one."""
     path: str | None = None
     """Path of the executable."""
+    responsible_uuid: UUID | None = None
+    """UUID of the executable of the process that is responsible for this one (Darwin, since macOS 14.4): of the
+    terminal or editor that it was started from. `None` when it answers for itself, or acts for an effective process."""
     title: str | None = None
     """Linux: the name that the program gave itself (``comm``, 15 characters at most); of a script its own, where
     `name` is that of the interpreter."""
 
     @property
     def key(self) -> tuple[int, int | None]:
-        """Tells this process from a later one with the same pid."""
+        """Distinguishes this process from a later one with the same pid."""
         return (self.pid, self.unique_pid)
 
     def __str__(self) -> str:

@@ -79,9 +79,8 @@ def _positive(name: str, *, optional: bool = False) -> Any:
     return check
 
 
-def _target(_instance: object, _attribute: Any, value: Any) -> None:
-    if value is not None and not isinstance(value, Recording):
-        Recording(value)
+def _recording(value: Target | Recording | None) -> Recording | None:
+    return value if value is None or isinstance(value, Recording) else Recording(value)
 
 
 def _member(kind: type[_E], name: str, value: Any) -> _E:
@@ -129,7 +128,7 @@ class MonitorOptions:
     """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
     receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
-    record_to: Target | Recording | None = attrs.field(default=None, validator=_target)
+    record_to: Recording | None = attrs.field(default=None, converter=_recording)
     """Also write the kernel conversation to this file: JSON Lines if its name ends in
     ``.jsonl``, else the library's own format. `Recording` says more: limits, and parts."""
     strict: bool = False

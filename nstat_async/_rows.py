@@ -22,7 +22,7 @@ class RowKind(enum.Enum):
     GROUP = "group"
     """One process, or one value of whatever the table groups by."""
     UNKNOWN = "unknown"
-    """Flows for which the platform did not tell the key (e.g. no owner)."""
+    """Flows for which the platform did not report the key (e.g. no owner)."""
     OTHER = "other"
     """What was folded together to keep the table, or the list shown, short."""
     LOST = "lost"
@@ -56,7 +56,7 @@ class Row:
     open_flows: int = 0
     """Those that are still open."""
     uncounted_flows: int = 0
-    """Those of `flows` whose bytes the platform never told (Linux UDP)."""
+    """Those of `flows` whose bytes the platform never reported (Linux UDP)."""
     rx_bytes: int = 0
     """Bytes received."""
     tx_bytes: int = 0
@@ -74,7 +74,7 @@ class Row:
     last_seen: float | None = None
     """Time of the last event, seconds since the epoch."""
     serial: int = attrs.field(default=0, repr=False, eq=False)
-    """Tells a row from a later one with the same key."""
+    """Distinguishes a row from a later one with the same key."""
 
     @property
     def pid(self) -> int | None:

@@ -118,13 +118,7 @@ class Distributor:
         self.made_room()
 
     async def poll_completed(self, serial: int) -> None:
-        """Wait until this poll, or a later one, is complete.
-
-        Raises:
-            MonitorClosedError: The monitor was closed before.
-            StreamEndedError: The kernel's side ended before.
-            NstatError: It failed.
-        """
+        """Wait until this poll, or a later one, is complete; `raise_end` if none will be."""
         waiter = (serial, anyio.Event())
         self._poll_waiters.append(waiter)
         try:
@@ -136,13 +130,7 @@ class Distributor:
             self.raise_end()
 
     def raise_end(self) -> NoReturn:
-        """Raise why nothing comes any more.
-
-        Raises:
-            MonitorClosedError: The monitor is closed.
-            StreamEndedError: The kernel's side ended.
-            NstatError: It failed.
-        """
+        """Raise why nothing comes any more: it failed, or the monitor is closed, or the kernel's side ended."""
         if self.failure is not None:
             self.failure.throw()
         if self.closed:

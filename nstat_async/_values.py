@@ -77,30 +77,18 @@ def from_json(kind: type[_T], data: Any) -> _T:
 
 
 class Vocabulary:
-    """Classes that are told apart by their name, under the key ``"type"``.
-
-    Args:
-        kinds: The classes that can be read; any attrs class can be written.
-    """
+    """Classes that are distinguished by their name, under the key ``"type"``. Any attrs class can be written."""
 
     def __init__(self, *kinds: type) -> None:
         self._kinds = {kind.__name__: kind for kind in kinds}
 
     def write(self, value: Any) -> Any:
-        """A value with its class' name; what is no instance of an attrs class as it is.
-
-        Raises:
-            UsageError: It cannot be written.
-        """
+        """A value with its class' name; what is no instance of an attrs class as it is."""
         data = to_json(value)
         return {"type": type(value).__name__, **data} if attrs.has(type(value)) else data
 
     def read(self, data: Any) -> Any:
-        """The value that `write` wrote.
-
-        Raises:
-            ProtocolError: Its class is unknown, or it is no value of that class.
-        """
+        """The value that `write` wrote; a ProtocolError if its class is unknown, or it is no value of that."""
         if data is None or isinstance(data, str):
             return data
         name = data.get("type") if isinstance(data, dict) else None

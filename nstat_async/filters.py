@@ -3,9 +3,10 @@
     Monitor(flow_filter=by_pid(42) & ~loopback())
 
 A filter looks at a `Flow`; any callable that takes a flow and returns a bool may
-stand for one. `parse` makes one of a text; the command line and the web server ask in the same words. What a flow *is* may change while it lives (its address is bound, its
-owner changes), so `FlowGate` keeps count: a consumer sees a flow as added when it
-begins to match and as removed (``reason=FILTERED``) when it ceases to.
+stand for one. `parse` makes one of a text; the command line and the web server use the same keys.
+What a flow *is* may change while it lives (its address is bound, its owner changes), so `FlowGate`
+keeps count: a consumer sees a flow as added when it begins to match and as removed
+(``reason=FILTERED``) when it ceases to.
 
 Filtering happens here and not in the kernel: Darwin's kernel filters suppress
 reports, not sources, and make losses undetectable (see ``docs/ntstat.md``).

@@ -23,7 +23,7 @@ import attrs
 from ._errors import ProtocolError
 from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
-from ._fields import TABLE, Field, FieldTable, Record, number_text
+from ._fields import NUMBER, TABLE, Field, FieldTable, Record, number_text
 from ._model import COUNTS_FIELDS, Counts, Delta, Flow
 from ._rows import Row, RowKind
 
@@ -31,7 +31,6 @@ __all__ = ["JsonFormatter", "dumps", "loads", "to_dict"]
 
 _VERSION = 1
 _REMEMBERED = 50_000
-_MAX_PATTERNS = 256
 _MOST_SHOWN = 200
 """Characters of a refused line that its error carries."""
 
@@ -200,22 +199,37 @@ def _grown(new: int | None, old: int | None) -> int | None:
     return None if new is None else max(0, int(new) - (old or 0))
 
 
-def _compiled(fields: Sequence[Field], texts: Sequence[_Text], head: str, end: str) -> _Text:
-    """A function that writes these fields of a value: one expression, made once, as quick as one by hand."""
+def _compiled(fields: Sequence[Field], texts: Sequence[_Text | str], head: str, given: Sequence[str] = ()) -> Any:
+    """A function that writes these fields of a value: one expression, made once, as quick as one by hand.
+
+    Args:
+        fields: What is written; those that are `Field.later` only where they are known.
+        texts: For each the function, or the expression of ``x``, that writes its value.
+        head: What stands before them; without it the first field needs no comma.
+        given: Names of fields whose values are handed in as one more argument.
+    """
     names: dict[str, Any] = {}
-    source, parts = ["def write(value):"], []
-    for at, field in enumerate(fields):
-        key = f',"{field.key}":'
-        names.update({f"get{at}": field.get, f"text{at}": texts[at], f"empty{at}": field.kind.empty})
-        source.append(f"    x{at} = value.{field.name}" if field.get is None else f"    x{at} = get{at}(value)")
-        absent = f"x{at} is None" + (f" or x{at} == empty{at}" if field.later and field.kind.empty is not None else "")
-        unknown = "" if field.later else key + "null"
-        parts.append(f"{unknown!r} if {absent} else {key!r} + text{at}(x{at})")
-    members = f"''.join(({', '.join(parts)},))"
-    source.append(f"    return {head!r} + {members if len(head) != 1 else members + '[1:]'} + {end!r}")
-    exec("\n".join(source), names)  # noqa: S102  # source from the table alone, as attrs makes its methods
-    write: _Text = names["write"]
-    return write
+    template, items = [head], []
+    for at, (field, text) in enumerate(zip(fields, texts, strict=True)):
+        names.update({f"get{at}": field.get, f"text{at}": text, f"empty{at}": field.kind.empty})
+        read = f"value.{field.name}" if field.get is None else f"get{at}(value)"
+        read = f"given[{given.index(field.name)}]" if field.name in given else read
+        written = text if isinstance(text, str) else f"text{at}(x)"
+        absent = f"(x := {read}) is None"
+        if field.later:
+            absent += "" if field.kind.empty is None else f" or x == empty{at}"
+            template.append("%s")
+            items.append(f"""'' if {absent} else ',"{field.key}":%s' % ({written},)""")
+        else:
+            template.append(f',"{field.key}":%s')
+            items.append(f"""'null' if {absent} else {written}""")
+    pattern = "".join(template)
+    if not head and not fields[0].later:
+        head, pattern = "{", "{" + pattern[1:]
+    whole = f"{pattern + '}'!r} % ({', '.join(items)},)"
+    whole = whole if head else f"'{{' + ({whole})[1:]"
+    exec(f"def write(value{', given' if given else ''}): return {whole}", names)  # noqa: S102  # source from the table alone, as attrs makes its methods
+    return names["write"]
 
 
 class _Writer:
@@ -224,75 +238,44 @@ class _Writer:
     def __init__(self, table: FieldTable, *, full: bool) -> None:
         self._table = table
         self._full = full
-        self.counts = _CountsText(table)
-        self.known: dict[type, _Text] = {Counts: self.counts.text}
+        self._last = (0.0, "0.0")
+        self.known: dict[type, _Text] = {}
+        numbers = [field.name for field in table.of(Counts).fields if field.name in COUNTS_FIELDS]
+        self.pick: Callable[[tuple[Any, ...]], tuple[int | None, ...]] = itemgetter(*map(COUNTS_FIELDS.index, numbers))
+        """The numbers of all counters in the order of the keys; the first four are those of a delta."""
+        self.counts: Callable[[Counts, tuple[int | None, ...]], str] = self.made(Counts, dict.fromkeys(numbers, "x"))
+        """Writes counts whose numbers were picked already: most of a line is this."""
+        pick, write = self.pick, self.counts
+        self.known[Counts] = lambda counts: write(counts, pick(counts._translated()))  # noqa: SLF001  # all at once, for speed
 
     def of(self, cls: type) -> _Text:
         """The function for a class."""
         known = self.known.get(cls)
         if known is None:
-            record = self._table.of(cls)
-            head = "{" if record.event is None else f'{{"v":{_VERSION},"event":"{record.event}"'
-            known = self.known[cls] = self.of_fields(self.chosen(record), head, "}")
+            known = self.known[cls] = self.made(cls, {})
         return known
 
-    def chosen(self, record: Record) -> list[Field]:
-        """The fields that are written."""
-        return [field for field in record.fields if self._full or not field.full]
+    def made(self, cls: type, given: Mapping[str, str]) -> Any:
+        """A function for a class; values of the fields in `given` are an argument, written by these expressions."""
+        record = self._table.of(cls)
+        head = "" if record.event is None else f'{{"v":{_VERSION},"event":"{record.event}"'
+        fields = [field for field in record.fields if self._full or not field.full]
+        return _compiled(fields, [given.get(field.name) or self._text(field) for field in fields], head, [*given])
 
-    def of_fields(self, fields: Sequence[Field], head: str = "", end: str = "") -> _Text:
-        """The function for some fields, each with a comma before it."""
-        return _compiled(fields, [self._text(field) for field in fields], head, end)
-
-    def _text(self, field: Field) -> _Text:
+    def _text(self, field: Field) -> _Text | str:
         kind = field.kind
         if kind.record is not None:
             return self.of(kind.record)
+        if kind is NUMBER:
+            return self._number
         return kind.text or (lambda item: dump(kind.plain(item)))
 
-
-class _CountsText:
-    """Counts as JSON. Most of a line is this, so it is one format of all numbers at once."""
-
-    def __init__(self, table: FieldTable) -> None:
-        fields = table.of(Counts).fields
-        self._numbers = [field for field in fields if field.name in COUNTS_FIELDS]
-        self._more = [field for field in fields if field.name not in COUNTS_FIELDS]
-        self.pick: Callable[[tuple[Any, ...]], tuple[int | None, ...]] = itemgetter(
-            *(COUNTS_FIELDS.index(field.name) for field in self._numbers)
-        )
-        """The numbers of all counters in the order of the keys; the first four are those of a delta."""
-        self._all = self._template((False,) * len(self._numbers))
-        self._templates: dict[tuple[bool, ...], str] = {}
-
-    def _template(self, unknown: tuple[bool, ...]) -> str:
-        parts = [
-            f'"{field.key}":{"null" if missing else "%d"}'
-            for field, missing in zip(self._numbers, unknown, strict=True)
-            if not (missing and field.later)
-        ]
-        return f"{{{','.join(parts)}}}"
-
-    def text(self, counts: Counts) -> str:
-        """The object."""
-        return self.text_of(counts, self.pick(counts._translated()))  # noqa: SLF001  # all at once, for speed
-
-    def text_of(self, counts: Counts, values: tuple[int | None, ...]) -> str:
-        """The object of counts whose numbers were picked already."""
-        if None not in values:
-            text = self._all % values
-        else:
-            unknown = tuple([value is None for value in values])
-            template = self._templates.get(unknown)
-            if template is None:
-                if len(self._templates) >= _MAX_PATTERNS:
-                    self._templates.clear()
-                template = self._templates[unknown] = self._template(unknown)
-            text = template % tuple([value for value in values if value is not None])
-        for field in self._more:
-            item = field.value_of(counts)
-            if item and item is not None:
-                text = f'{text[:-1]},"{field.key}":{dump(field.kind.plain(item))}}}'
+    def _number(self, value: float) -> str:
+        """Many events in turn have the same time."""
+        known, text = self._last
+        if known != value:
+            text = number_text(value)
+            self._last = value, text
         return text
 
 
@@ -313,20 +296,16 @@ class JsonFormatter:
     """The table of fields."""
     _flows: dict[str, tuple[Flow, str]] = attrs.field(factory=dict, init=False)
     _values: dict[str, _Known] = attrs.field(factory=dict, init=False)
-    _time: tuple[float, str] = attrs.field(default=(0.0, "0.0"), init=False)
     _writer: _Writer = attrs.field(init=False)
-    _counts: _CountsText = attrs.field(init=False)
-    _write_tail: _Text | None = attrs.field(init=False)
+    _write_update: Callable[[FlowUpdated, tuple[str, str]], str] = attrs.field(init=False)
     _write_flow: _Text = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._writer = writer = _Writer(self.table, full=self.full)
-        self._counts = writer.counts
         self._write_flow = writer.of(Flow)
         writer.known[Flow] = self._flow
-        # The first four of an update are written by hand below: time, flow, counts, delta.
-        rest = writer.chosen(self.table.of(FlowUpdated))[4:]
-        self._write_tail = writer.of_fields(rest) if rest else None
+        self._write_update = writer.made(FlowUpdated, {"counts": "x", "delta": "x"})
+        writer.known |= {FlowUpdated: self._updated, FlowRemoved: self._removed_by(writer.of(FlowRemoved))}
 
     def __call__(self, event: Event) -> str:
         """The line.
@@ -334,28 +313,18 @@ class JsonFormatter:
         Raises:
             TypeError: It is no event.
         """
-        if type(event) is FlowUpdated:
-            return self._updated(event)
-        try:
-            line = self._writer.of(type(event))(event)
-        except LookupError:
-            raise TypeError(f"{event!r} is no event") from None
-        if isinstance(event, FlowRemoved):
-            self._flows.pop(event.flow.id, None)
-            self._values.pop(event.flow.id, None)
-        return line
+        write = self._writer.known.get(type(event))
+        if write is None:
+            try:
+                write = self._writer.of(type(event))
+            except LookupError:
+                raise TypeError(f"{event!r} is no event") from None
+        return write(event)
 
     def flow_line(self, flow: Flow, counts: Counts | None, time: float) -> str:
         """A flow of this moment, as ``snapshot`` prints it; its text is not kept."""
-        counted = "null" if counts is None else self._counts.text(counts)
+        counted = "null" if counts is None else self._writer.of(Counts)(counts)
         return f'{{"v":1,"event":"flow","time":{number_text(time)},"flow":{self._write_flow(flow)},"counts":{counted}}}'
-
-    def _moment(self, time: float) -> str:
-        known, text = self._time
-        if known != time:
-            text = number_text(time)
-            self._time = time, text
-        return text
 
     def _flow(self, flow: Flow) -> str:
         known = self._flows.get(flow.id)
@@ -370,8 +339,7 @@ class JsonFormatter:
 
     def _updated(self, event: FlowUpdated) -> str:
         flow, counts, previous = event.flow, event.counts, event.previous
-        text = self._flow(flow)
-        pick = self._counts.pick
+        pick = self._writer.pick
         values = pick(counts._translated())  # noqa: SLF001  # all at once, for speed
         if previous is None:
             delta = values[:4]
@@ -382,8 +350,13 @@ class JsonFormatter:
                 before = pick(previous._translated())  # noqa: SLF001  # as above
             delta = tuple(map(_grown, values[:4], before))
         self._values[flow.id] = (counts, values)
-        tail = "" if self._write_tail is None else self._write_tail(event)
-        return (
-            f'{{"v":1,"event":"flow_updated","time":{self._moment(event.time)},"flow":{text},'
-            f'"counts":{self._counts.text_of(counts, values)},"delta":{_delta_text(delta)}{tail}}}'
-        )
+        return self._write_update(event, (self._writer.counts(counts, values), _delta_text(delta)))
+
+    def _removed_by(self, write: _Text) -> Callable[[FlowRemoved], str]:
+        def removed(event: FlowRemoved) -> str:
+            line = write(event)
+            self._flows.pop(event.flow.id, None)
+            self._values.pop(event.flow.id, None)
+            return line
+
+        return removed

@@ -215,6 +215,6 @@ class FakeMonitor:
 
 async def until(condition):
     """Wait until something is true."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(120):
         while not condition():
             await anyio.sleep(0.002)

@@ -8,6 +8,7 @@ import inspect
 import typing
 from pathlib import Path
 
+import attrs
 import pytest
 
 import nstat_async
@@ -115,13 +116,8 @@ def test_the_package_is_typed_and_has_a_version():
 
 
 HINTED = [
-    "nstat_async",
-    "nstat_async.backends",
-    "nstat_async.ntstat",
-    "nstat_async.sockdiag",
-    "nstat_async.aggregate",
-    "nstat_async.filters",
-    "nstat_async.json",
+    *PUBLIC,
+    "nstat_async.recording.steps",
     "nstat_async.integrations.otel",
     "nstat_async.integrations.prometheus",
     "nstat_async.integrations.server",
@@ -135,9 +131,12 @@ def _callables(module):
         if inspect.isfunction(value):
             yield entry, value
         elif inspect.isclass(value):
+            if attrs.has(value):  # whose constructor has the types of its fields
+                yield entry, value
+            written = "__init__" in vars(value) and not attrs.has(value)
             for member, found in vars(value).items():
                 thing = getattr(found, "__func__", getattr(found, "fget", found))
-                if inspect.isfunction(thing) and (member == "__init__" or not member.startswith("_")):
+                if inspect.isfunction(thing) and (not member.startswith("_") or (member == "__init__" and written)):
                     yield f"{entry}.{member}", thing
 
 

@@ -7,6 +7,7 @@ reach upward only where the architecture says so.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,3 +190,16 @@ def test_every_module_stands_on_a_floor():
     known = {entry for entry in FLOORS if entry}
     missing = {entry for entry in known if entry not in MODULES}
     assert not missing, f"the floors name modules that are gone: {sorted(missing)}"
+
+
+def test_the_table_of_the_architecture_names_every_module_on_its_floor():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {}
+    for level, where in re.findall(r"^\| ([0-6]) \| (`[^|]+) \|", text, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([\w./]+)\.py`", where):
+            head, slash, last = name.rpartition("/")
+            folder = (head.removeprefix(".").replace("/", ".") + ".").removeprefix(".") if slash else folder
+            named[folder + last] = int(level)
+    files = {module for module, path in MODULES.items() if not path.name.startswith("__")}
+    assert named == {module: floor(module) for module in files}

@@ -30,7 +30,7 @@ from nstat_async import (
 from nstat_async._io import background
 from nstat_async.testing import EmulatedKernel
 
-GENEROUS = 30.0
+GENEROUS = 120.0
 LOOPS = {
     "asyncio": {"backend": "asyncio", "backend_options": {"debug": True}},
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},

@@ -58,6 +58,8 @@ class Living:
 SYSTEMS = [
     pytest.param(lambda: Emulated("xnu-11417.121.6"), id="newest"),
     pytest.param(lambda: Emulated("xnu-4570.1.46"), id="counted"),
+    pytest.param(lambda: Emulated("xnu-2422.115.4"), id="without updates"),
+    pytest.param(lambda: Emulated("xnu-2050.24.15"), id="without a list of descriptions"),
     pytest.param(Living, id="linux", marks=LINUX),
 ]
 

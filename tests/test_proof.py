@@ -6,6 +6,9 @@ inserted wherever, a field is read where it is, or not at all.
 
 from __future__ import annotations
 
+import functools
+import uuid
+
 import attrs
 import pytest
 from ntstat_wire import NEWER
@@ -70,6 +73,25 @@ def test_a_known_kernels_layout_is_verified(name):
     monitor.run(70.0)  # xnu-1699 reports a close up to a minute late
     compare(kernel, monitor.session.flows(), providers=DEFAULT_PROVIDERS)
     assert not [flow for flow, _ in monitor.session.flows() if flow.process.pid == 4242], "the known flows are closed"
+
+
+@pytest.mark.parametrize("more", [{}, {"euuid": b"\x4c" * 16, "epid": 0, "eupid": 0}], ids=["own", "responsible"])
+@pytest.mark.parametrize(
+    ("name", "proof"), [("xnu-11417.121.6", Proof.VERIFIED), ("xnu-12377.1.9", Proof.VERIFIED), (NEWER, Proof.PROBED)]
+)
+def test_a_program_that_was_started_from_a_terminal_proves_the_layout_too(name, proof, more):
+    """The sockets of such a program carry the UUID of the process that is responsible for it."""
+    kernel = EmulatedKernel(name, insertions=DARWIN_27_INSERTION if proof is Proof.PROBED else None)
+    for opener in ("open_tcp", "open_udp"):
+        setattr(kernel, opener, functools.partial(getattr(kernel, opener), **more))
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1000, tx=10)
+    monitor = prove(kernel)
+    assert monitor.session.capabilities.layout_proof is proof, monitor.session.capabilities.notes
+    ((flow, _),) = [pair for pair in monitor.session.flows() if pair[0].process.pid == 501]
+    assert flow.process.effective_pid == (None if more else 501)
+    assert flow.process.effective_uuid != uuid.UUID(bytes=b"\x4c" * 16)
+    if proof is Proof.VERIFIED:
+        assert flow.process.responsible_uuid == (uuid.UUID(bytes=more["euuid"]) if more else None)
 
 
 def test_without_a_proof_a_known_layout_is_assumed_and_a_new_one_unknown():

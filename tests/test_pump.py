@@ -30,7 +30,7 @@ from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
 from nstat_async._options import MonitorOptions
 
-LIMIT = 5.0
+LIMIT = 120.0
 
 
 class NoteBook:

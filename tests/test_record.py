@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from virtual import EPOCH, VirtualMonitor
 from nstat_async import (
     EventsLost,
     FlowAdded,
+    LossCause,
     Monitor,
     PollCompleted,
+    Proof,
     RecordingError,
     UsageError,
 )
@@ -25,11 +28,11 @@ from nstat_async._events import Auxiliary, AuxiliaryFailed
 from nstat_async._io import record
 from nstat_async._io.record import RecordedCore
 from nstat_async.backends import Replay
-from nstat_async.recording import Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
-from nstat_async.testing import EmulatedKernel
+from nstat_async.recording import NEXT, Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
+from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
-GENEROUS = 20.0
+GENEROUS = 120.0
 
 
 class Disk(io.BytesIO):
@@ -193,17 +196,42 @@ def test_a_recording_is_not_recorded_again(tmp_path):
 class Run:
     """A recorded run in virtual time."""
 
-    def __init__(self, target: Any, *, seconds: float, flows: int = 5) -> None:
-        self.kernel = EmulatedKernel()
+    def __init__(
+        self,
+        target: Any,
+        *,
+        seconds: int,
+        flows: int = 5,
+        kernel: EmulatedKernel | None = None,
+        clock: dict[int, float] | None = None,
+        overloaded: int | None = None,
+        keep_events: bool = True,
+        **options: Any,
+    ) -> None:
+        self.kernel = kernel or EmulatedKernel()
         self.events: list[Any] = []
         self.recorded: Any = None
         self.most_pending = 0
-        monitor = VirtualMonitor(self.kernel, wrap=self._wrap(target), sink=self._take, interval=1.0)
-        flows_ = [self.kernel.open_tcp(pid=n, name=f"p{n}", remote=("192.0.2.9", 443)) for n in range(1, flows + 1)]
-        for second in range(int(seconds)):
-            flows_[second % flows].transfer(rx=100)
-            monitor.run(1.0)
-        self.recorded.close()
+        self._clock = clock or {}
+        self._overloaded = overloaded
+        self._keep_events = keep_events
+        self._monitor = VirtualMonitor(
+            self.kernel, wrap=self._wrap(target), sink=self._take, **{"interval": 1.0, "verify": False, **options}
+        )
+        self._flows = [
+            self.kernel.open_tcp(pid=n, name=f"p{n}", remote=("192.0.2.9", 443)) for n in range(1, flows + 1)
+        ]
+        self.go_on(seconds)
+        if keep_events:
+            self.recorded.close()
+
+    def go_on(self, seconds: int) -> None:
+        for second in range(seconds):
+            self._monitor.offset += self._clock.get(second, 0.0)
+            if second == self._overloaded:
+                self.recorded.channel_failed(0, errno.ENOBUFS, float(self.kernel.now))
+            self._flows[second % len(self._flows)].transfer(rx=100)
+            self._monitor.run(1.0)
 
     def _wrap(self, target: Any) -> Any:
         def wrap(session: Any, options: Any) -> Any:
@@ -215,7 +243,8 @@ class Run:
         return wrap
 
     def _take(self, events: list[Any]) -> None:
-        self.events += events
+        if self._keep_events:
+            self.events += events
         self.most_pending = max(self.most_pending, len(self.recorded._pending))
 
 
@@ -336,7 +365,7 @@ def test_a_step_that_cannot_be_is_one_damaged_record_and_the_rest_plays(value):
     def change(record: Any) -> Any:
         if record.kind is RecordKind.STEP and record.value == {"type": "ChannelDrained"} and not done:
             done.append(record.index)
-            return attrs.evolve(record, value=value)
+            return record._replace(value=value)
         return record
 
     events = _changed(change)
@@ -353,7 +382,7 @@ def test_a_record_from_the_past_is_damaged_and_a_leap_forward_is_time():
         def change(record: Any) -> Any:
             if record.kind is RecordKind.FROM_KERNEL and record.index > 20 and not changed:
                 changed.append(record.index)
-                return attrs.evolve(record, time_ns=time_ns)
+                return record._replace(time_ns=time_ns)
             return record
 
         return change
@@ -396,3 +425,139 @@ def test_a_run_that_cannot_be_run_again_is_followed(run):
     again.seek(0)
     events = replayed(again)
     assert sum(isinstance(event, FlowAdded) for event in events) == 5
+
+
+# --- what a part knows ---------------------------------------------------------------------
+
+
+def test_a_later_part_reads_descriptors_as_the_proof_in_an_earlier_one_found_them(tmp_path):
+    """On a kernel that moved fields, a part after the proof names the same processes and ends of flows."""
+    kernel = EmulatedKernel("xnu-12500.1.1", insertions=DARWIN_27_INSERTION, layout_number=12)
+    run = Run(Recording(tmp_path / "day.nstat", max_seconds=10), seconds=40, kernel=kernel, verify=None)
+    assert run.recorded.capabilities.layout_proof is Proof.PROBED
+    expected = {flow.process.pid: flow.process for flow, _ in run.recorded.flows() if flow.process is not None}
+    assert all(expected[pid].name == f"p{pid}" and expected[pid].uuid is not None for pid in (1, 2, 3, 4, 5))
+    for part in parts(tmp_path / "day.nstat")[1:]:
+        flows = [event.flow for event in replayed(part) if isinstance(event, FlowAdded)]
+        assert {flow.process.pid: flow.process for flow in flows} == {pid: expected[pid] for pid in (1, 2, 3, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    "proven",
+    [
+        {"name": "nstat_tcp_descriptor", "length": 1 << 60, "offsets": [["pid", 4]]},
+        {"name": "nstat_tcp_descriptor", "length": 400, "offsets": [["pid", -4], ["uid", 4]]},
+        {"name": "nstat_tcp_descriptor", "length": 400, "offsets": [["pid", 398]]},
+        {"name": "nstat_tcp_descriptor", "length": 400, "offsets": [["colour", 4]]},
+        {"name": "palmistry", "length": 400, "offsets": [["pid", 4]]},
+        {"name": "nstat_tcp_descriptor", "length": "long", "offsets": []},
+    ],
+)
+def test_a_proof_that_cannot_be_is_no_proof_and_the_rest_plays(proven):
+    file = io.BytesIO()
+    Run(file, seconds=5)
+    file.seek(0)
+    with open_recording(file) as source:
+        records, run = list(source), source.info.run
+    assert run is not None
+    run = {**run, "part": 2, "setup": {**run["setup"], "proven": [proven]}}
+    again = io.BytesIO()
+    RecordingWriter(again, attrs.evolve(source.info, run=run)).write_batch(records)
+    again.seek(0)
+    assert {event.flow.process.pid for event in replayed(again) if isinstance(event, FlowAdded)} == {1, 2, 3, 4, 5}
+
+
+def test_a_later_part_has_the_wall_clock_and_the_losses_of_the_run(tmp_path):
+    """A clock that is set before and within a part, and a receive buffer that was full, are in each part's own replay."""
+    path = tmp_path / "day.nstat"
+    run = Run(Recording(path, max_seconds=10), seconds=45, clock={5: 3600.0, 25: -60.0}, overloaded=27)
+    found = parts(path)
+    assert len(found) == 5
+    for part in found[1:]:
+        again = replayed(part)
+        polls = [event.time for event in again if isinstance(event, PollCompleted)]
+        theirs = [event.time for event in run.events if isinstance(event, PollCompleted)]
+        assert polls
+        assert all(min(abs(time - one) for one in theirs) < 1e-3 for time in polls)
+    losses = [event.cause for event in replayed(found[2]) if isinstance(event, EventsLost)]
+    assert losses == [LossCause.KERNEL_BUFFER]
+
+
+# --- a day -------------------------------------------------------------------------------------
+
+
+class Nowhere(io.RawIOBase):
+    """A disk without an end: it counts."""
+
+    size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.size += len(data)
+        return len(data)
+
+
+def held() -> int:
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def test_a_day_of_recording_holds_no_more_than_its_first_minutes():
+    """Objects held by whoever records do not grow with the length of the recording."""
+    nowhere = Nowhere()
+    run = Run(Recording(nowhere), seconds=100, keep_events=False)
+    first, written = held(), nowhere.size
+    run.go_on(seconds=2000)
+    assert nowhere.size > 10 * written
+    assert held() < first + 500
+
+
+class Endless(io.RawIOBase):
+    """A recording that goes on: the records of a few seconds again and again, each time later."""
+
+    def __init__(self, rounds: int) -> None:
+        file = io.BytesIO()
+        Run(file, seconds=20)
+        with open_recording(io.BytesIO(file.getvalue())) as source:
+            self.records = [record for record in source if record.kind is RecordKind.FROM_KERNEL]
+        self._out = io.BytesIO()
+        self._writer = RecordingWriter(self._out, attrs.evolve(source.info, run=None))
+        self._rounds = rounds
+        self.read_so_far = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._rounds and self._out.tell() < size:
+            self._rounds -= 1
+            later = 10**11 * self.read_so_far
+            self._writer.write_batch(
+                record._replace(index=NEXT, time_ns=later + record.time_ns) for record in self.records
+            )
+        data = self._out.getvalue()
+        self._out.seek(0)
+        self._out.truncate()
+        self.read_so_far += len(data)
+        return data
+
+
+def test_a_day_of_replaying_holds_no_more_than_its_first_minutes():
+    """Objects held by whoever replays do not grow with the length of the recording, however slow the reader is."""
+
+    async def main() -> None:
+        source = Endless(400)
+        counted = []
+        async with Monitor(backend=Replay(source), every_update=True) as monitor:
+            number = 0
+            async for _ in monitor:
+                number += 1
+                if number in {1000, 20_000}:
+                    counted.append((held(), source.read_so_far))
+        (first, read), (last, read_last) = counted
+        assert read_last > 5 * read
+        assert last < first + 2000
+
+    anyio.run(main)

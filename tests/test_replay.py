@@ -26,7 +26,7 @@ from nstat_async import (
 )
 from nstat_async.recording import RecordingWriter, copy, open_recording
 
-GENEROUS = 20.0
+GENEROUS = 120.0
 _FLOW_EVENTS = (FlowAdded, FlowUpdated, FlowRemoved)
 
 

@@ -18,7 +18,7 @@ from nstat_async import Endpoint
 from nstat_async.testing import EmulatedKernel
 
 LOOPBACK = {"IPv4": "127.0.0.1", "IPv6": "::1"}
-TIMEOUT = 5.0
+TIMEOUT = 120.0
 
 
 class RealLink:

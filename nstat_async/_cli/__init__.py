@@ -1,7 +1,7 @@
 """The command line: ``nstat-async``, or ``python -m nstat_async``.
 
 Results go to standard output, everything else to standard error, one line and no
-traceback. Exit status: 0 done (also when stopped, and when nobody reads any more), 1
+traceback: commands let every error out, and `main` says it. Exit status: 0 done (also when stopped, and when nobody reads any more), 1
 the work failed, 2 usage.
 """
 

@@ -1,4 +1,4 @@
-"""The command line's grammar: one parser, one subparser a command.
+"""The command line's grammar: one parser, one subparser per command.
 
 Only `argparse` and the library's own words are imported here, so ``--help`` and a
 usage error are quick and need no extra.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import attrs
 
 from .. import __version__
 from .._errors import UsageError
@@ -23,27 +25,14 @@ SHELLS = ("bash", "zsh", "fish")
 SORT_KEYS = ("traffic", "rx", "tx", "rate", "name", "pid", "flows")
 
 
-def _number(minimum: float, *, above: bool = False) -> Callable[[str], float]:
+def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Callable[[str], float]:
     def convert(text: str) -> float:
         try:
-            value = float(text)
+            value = int(text) if whole else float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not math.isfinite(value) or value < minimum or (above and value == minimum):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number") from None
+        if not minimum <= value < math.inf or (above and value == minimum):
             raise argparse.ArgumentTypeError(f"{text} must be {'more than' if above else 'at least'} {minimum:g}")
-        return value
-
-    return convert
-
-
-def _whole(minimum: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {minimum}")
         return value
 
     return convert
@@ -88,232 +77,198 @@ def _backend(text: str) -> str:
     return text
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("which flows")
-    group.add_argument("--provider", type=_providers, metavar="NAME,…", help="kinds of flows, e.g. tcp,udp,quic")
-    group.add_argument("--pid", type=_whole(0), action="append", metavar="N", help="only this process (repeatable)")
-    group.add_argument("--process", action="append", metavar="NAME", help="only processes of this name (repeatable)")
-    group.add_argument(
-        "--filter",
-        action="append",
-        metavar="TEXT",
-        help="only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
-    )
-    group.add_argument("--no-loopback", action="store_true", help="leave out flows that stay on this machine")
+_SECONDS: dict[str, Any] = {"type": _number(0, above=True), "metavar": "S"}
+_NUMBER: dict[str, Any] = {"type": _number(0, whole=True), "metavar": "N"}
+_FLAG: dict[str, Any] = {"action": "store_true"}
+_LIST: dict[str, Any] = {"action": "append"}
+_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "where from": {
+        "--backend": {
+            "type": _backend, "default": "auto", "metavar": "BACKEND",
+            "help": "auto (default), kctl, sock_diag, emulated, unix:PATH or replay:FILE",
+        },
+        "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
+        "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (macOS)"},
+        "--netns": {**_LIST, "metavar": "NAME|PATH|PID", "help": "Linux: watch this network namespace (repeatable)"},
+        "--ebpf": {
+            "choices": [each.value for each in Ebpf],
+            "help": "Linux: eBPF programs, for UDP bytes and every process (auto: where they may be loaded)",
+        },
+    },
+    "timing": {
+        "--interval": {**_SECONDS, "help": "seconds between polls (default 1)"},
+        "--duration": {**_SECONDS, "help": "stop after this many seconds"},
+    },
+    "which flows": {
+        "--provider": {"type": _providers, "metavar": "NAME,…", "help": "kinds of flows, e.g. tcp,udp,quic"},
+        "--pid": {**_NUMBER, **_LIST, "help": "only this process (repeatable)"},
+        "--process": {**_LIST, "metavar": "NAME", "help": "only processes of this name (repeatable)"},
+        "--filter": {
+            **_LIST, "metavar": "TEXT", "help": "only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
+        },
+        "--no-loopback": {**_FLAG, "help": "leave out flows that stay on this machine"},
+    },
+    "in parts (FILE.nstat becomes FILE.000001.nstat, …)": {
+        "--rotate-size": {"type": _size, "metavar": "BYTES", "help": "begin a new part at this size, e.g. 100M"},
+        "--rotate-every": {**_SECONDS, "help": "begin a new part after this many seconds"},
+        "--keep": {"type": _number(1, whole=True), "metavar": "N", "help": "keep the newest N parts, delete older ones"},
+    },
+}  # fmt: skip
+"""Options that commands share, by the headings of ``--help``."""
+_KERNEL = {"--kernel": _GROUPS["where from"]["--kernel"]}
+_LIVE = ("where from", "timing", "which flows")
+_STREAM = {
+    "--json": {**_FLAG, "help": "one JSON object per line"},
+    "--details": {**_FLAG, "help": "with --json: also the details of reports, and the counts before"},
+    "--every-update": {**_FLAG, "help": "each report, also those that change nothing"},
+    "--utc": {**_FLAG, "help": "times of the text form in UTC"},
+    "--quiet": {**_FLAG, "help": "print no events; count them, and say so at the end"},
+}
+_COUNTING = {
+    "--include-history": {**_FLAG, "help": "count what open flows had carried before the start, too"},
+    "--effective": {**_FLAG, "help": "attribute flows to the process on whose behalf they exist"},
+}
 
 
-def _add_kernel(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--kernel", metavar="STRING", help="XNU version such as xnu-11417.121.6, where it is not known otherwise"
-    )
+def _json(what: str) -> dict[str, dict[str, Any]]:
+    return {"--json": {**_FLAG, "help": what}}
 
 
-def _add_source(parser: argparse.ArgumentParser, *, extras: bool = True) -> None:
-    group = parser.add_argument_group("where from")
-    group.add_argument(
-        "--backend",
-        type=_backend,
-        default="auto",
-        metavar="BACKEND",
-        help="auto (default), kctl, sock_diag, emulated, unix:PATH or replay:FILE",
-    )
-    _add_kernel(group)
-    if extras:
-        group.add_argument(
-            "--extras", action="store_true", help="also ask for what needs privilege or costs more (macOS)"
-        )
-    group.add_argument(
-        "--netns", action="append", metavar="NAME|PATH|PID", help="Linux: watch this network namespace (repeatable)"
-    )
-    group.add_argument(
-        "--ebpf",
-        choices=[each.value for each in Ebpf],
-        help="Linux: eBPF programs, for UDP bytes and every process (auto: where they may be loaded)",
-    )
+def _sort(default: str, what: str) -> dict[str, dict[str, Any]]:
+    return {"--sort": {"choices": SORT_KEYS, "default": default, "help": f"{what} (default: {default})"}}
 
 
-def _add_timing(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("timing")
-    group.add_argument("--interval", type=_number(0, above=True), metavar="S", help="seconds between polls (default 1)")
-    group.add_argument("--duration", type=_number(0, above=True), metavar="S", help="stop after this many seconds")
+@attrs.frozen
+class Command:
+    """What one command takes, and how it explains itself."""
+
+    short: str
+    description: str
+    example: str
+    options: Mapping[str, Mapping[str, Any]]
+    """Its own options, with the keywords of `argparse`."""
+    groups: tuple[str, ...] = ()
+    """Headings of the options that it shares with others."""
+    without: tuple[str, ...] = ()
+    """Options of these groups that it does not take."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options."""
+        for name, keywords in self.options.items():
+            parser.add_argument(name, **keywords)
+        for heading in self.groups:
+            group = parser.add_argument_group(heading)
+            for name, keywords in _GROUPS[heading].items():
+                if name not in self.without:
+                    group.add_argument(name, **keywords)
 
 
-def _add_json(parser: argparse.ArgumentParser, what: str = "one JSON object a line") -> None:
-    parser.add_argument("--json", action="store_true", help=what)
-
-
-def _add_stream_output(parser: argparse.ArgumentParser) -> None:
-    _add_json(parser)
-    parser.add_argument(
-        "--details", action="store_true", help="with --json: also the details of reports, and the counts before"
-    )
-    parser.add_argument("--every-update", action="store_true", help="each report, also those that change nothing")
-    parser.add_argument("--utc", action="store_true", help="times of the text form in UTC")
-    parser.add_argument("--quiet", action="store_true", help="print no events; count them, and say so at the end")
-
-
-def _add_counting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--include-history", action="store_true", help="count what open flows had carried before the start, too"
-    )
-    parser.add_argument(
-        "--effective", action="store_true", help="attribute flows to the process on whose behalf they exist"
-    )
-
-
-def _watch(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser)
-    _add_timing(parser)
-    _add_selection(parser)
-    _add_stream_output(parser)
-
-
-def _top(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser)
-    _add_timing(parser)
-    _add_selection(parser)
-    parser.add_argument("--sort", choices=SORT_KEYS, default="rate", help="order at the start (default: rate)")
-    _add_counting(parser)
-    parser.add_argument("--json", action="store_true", help="no screen: each interval one JSON object a process")
-
-
-def _processes(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser)
-    _add_timing(parser)
-    _add_selection(parser)
-    parser.add_argument("--every", type=_number(0, above=True), metavar="S", help="print a table each S seconds")
-    parser.add_argument("--sort", choices=SORT_KEYS, default="traffic", help="order of the rows (default: traffic)")
-    _add_counting(parser)
-    _add_json(parser, "one JSON object a process")
-
-
-def _snapshot(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser)
-    _add_timing(parser)
-    _add_selection(parser)
-    _add_json(parser, "one JSON object a flow")
-
-
-def _record(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", metavar="FILE", help="where to, '-' for standard output; only a recording is replaced without --force"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing file whatever it holds")
-    parts = parser.add_argument_group("in parts (FILE.nstat becomes FILE.000001.nstat, …)")
-    parts.add_argument("--rotate-size", type=_size, metavar="BYTES", help="begin a new part at this size, e.g. 100M")
-    parts.add_argument(
-        "--rotate-every", type=_number(0, above=True), metavar="S", help="begin a new part after this many seconds"
-    )
-    parts.add_argument("--keep", type=_whole(1), metavar="N", help="keep the newest N parts, delete older ones")
-    _add_source(parser)
-    _add_timing(parser)
-    _add_selection(parser)
-    _add_json(parser, "the summary at the end as a JSON object")
-
-
-def _replay(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", metavar="FILE", nargs="+", help="a recording, '-' for standard input; or its parts in order"
-    )
-    parser.add_argument(
-        "--speed", type=_number(0, above=True), metavar="X", help="1 = as recorded; default: as fast as possible"
-    )
-    _add_kernel(parser)
-    parser.add_argument(
-        "--timebase", type=_timebase, metavar="N/D", help="nanoseconds per kernel tick, where the file is silent"
-    )
-    _add_timing(parser)
-    _add_selection(parser)
-    _add_stream_output(parser)
-
-
-def _messages(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a recording, '-' for standard input")
-    _add_kernel(parser)
-    _add_json(parser, "the only form there is; accepted for likeness with other commands")
-
-
-def _doctor(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser, extras=False)
-    _add_json(parser, "the findings as one JSON object")
-
-
-def _emulate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--listen", required=True, metavar="PATH", help="AF_UNIX SOCK_SEQPACKET socket to serve on")
-    parser.add_argument(
-        "--kernel", default="xnu-11417.121.6", metavar="STRING", help="which kernel to be (default: %(default)s)"
-    )
-    parser.add_argument("--flows", type=_whole(0), default=20, metavar="N", help="flows open at the start (default 20)")
-    parser.add_argument("--rate", type=_number(0), default=2.0, metavar="N", help="new flows a second (default 2)")
-    parser.add_argument(
-        "--life", type=_number(0, above=True), default=10.0, metavar="S", help="mean life (default 10 s)"
-    )
-    parser.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="of the random workload (default 0)")
-    parser.add_argument(
-        "--script", metavar="FILE", help="JSON Lines of steps instead of the random workload, '-': stdin"
-    )
-    parser.add_argument("--privileged", action="store_true", help="answer as to root: extensions, more providers")
-    parser.add_argument("--receive-space", type=_whole(256), metavar="N", help="bytes of the clients' receive buffers")
-    parser.add_argument("--duration", type=_number(0, above=True), metavar="S", help="stop after this many seconds")
-
-
-COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str, str]] = {
-    "watch": (
-        _watch,
+COMMANDS: dict[str, Command] = {
+    "watch": Command(
         "stream events until stopped",
         "Streams flows as they come (+), change (#) and go (-), and says what was missed (!); @ marks listeners.",
         "nstat-async watch --no-loopback --process curl\n  nstat-async watch --json | jq .flow.remote.address",
+        _STREAM,
+        _LIVE,
     ),
-    "top": (
-        _top,
+    "top": Command(
         "live table of processes",
         "A live table of processes, most traffic first. Needs the extra: pip install 'nstat-async[cli]'.",
         "nstat-async top --interval 2",
+        {**_sort("rate", "order at the start"), **_COUNTING, **_json("no screen: each interval one JSON object per process")},
+        _LIVE,
     ),
-    "processes": (
-        _processes,
+    "processes": Command(
         "totals per process",
         "Totals per process: once at the end, or a table each S seconds.",
         "nstat-async processes --duration 10\n  nstat-async processes --every 5 --json",
+        {
+            "--every": {**_SECONDS, "help": "print a table each S seconds (of a recording: of its own time)"},
+            **_sort("traffic", "order of the rows"),
+            **_COUNTING,
+            **_json("one JSON object per process"),
+        },
+        _LIVE,
     ),
-    "snapshot": (
-        _snapshot,
+    "snapshot": Command(
         "the flows of this moment, once",
         "The flows of this moment, once.",
         "nstat-async snapshot --provider tcp",
+        _json("one JSON object per flow"),
+        _LIVE,
+        without=("--ebpf",),  # programs count from now on
     ),
-    "record": (
-        _record,
+    "record": Command(
         "record the kernel conversation",
         "Records the conversation with the kernel, byte by byte, for `replay` and `messages`.",
         "nstat-async record session.nstat --duration 60",
+        {
+            "file": {
+                "metavar": "FILE",
+                "help": "where to, '-' for standard output; only a recording is replaced without --force",
+            },
+            "--force": {**_FLAG, "help": "replace an existing file whatever it holds"},
+            **_json("the summary at the end as a JSON object"),
+        },
+        ("in parts (FILE.nstat becomes FILE.000001.nstat, …)", *_LIVE),
     ),
-    "replay": (
-        _replay,
+    "replay": Command(
         "a recording as events",
         "A recording as events: `watch` on a file.",
         "nstat-async replay session.nstat\n  nstat-async replay --speed 1 --json old.bin --kernel xnu-2422.115.4",
+        {
+            "file": {
+                "metavar": "FILE",
+                "nargs": "+",
+                "help": "a recording, '-' for standard input; or its parts in order",
+            },
+            "--speed": {**_SECONDS, "metavar": "X", "help": "1 = as recorded; default: as fast as possible"},
+            **_KERNEL,
+            "--timebase": {
+                "type": _timebase, "metavar": "N/D", "help": "nanoseconds per kernel tick, where the file is silent",
+            },
+            **_STREAM,
+        },
+        ("timing", "which flows"),
     ),
-    "messages": (
-        _messages,
+    "messages": Command(
         "every protocol message of a recording, decoded",
-        "Every protocol message of a recording, decoded to the last field: one JSON object a line.",
+        "Every protocol message of a recording, decoded to the last field: one JSON object per line.",
         "nstat-async messages session.nstat | jq 'select(.type == \"ERROR\")'",
+        {
+            "file": {"metavar": "FILE", "help": "a recording, '-' for standard input"},
+            **_KERNEL,
+            **_json("the only form there is; accepted for likeness with other commands"),
+        },
     ),
-    "doctor": (
-        _doctor,
+    "doctor": Command(
         "what this machine offers",
         "What this machine offers, with a live self-check. Exit status 1 when nothing works.",
         "nstat-async doctor --json",
+        _json("the findings as one JSON object"),
+        ("where from",),
+        without=("--extras", "--ebpf"),
     ),
-    "emulate": (
-        _emulate,
+    "emulate": Command(
         "serve the emulated kernel on a socket",
         "Serves the emulated kernel: one packet is one datagram of the control socket, both ways.",
         "nstat-async emulate --listen /tmp/n.sock &\n  nstat-async watch --backend unix:/tmp/n.sock --kernel xnu-11417",
+        {
+            "--listen": {"required": True, "metavar": "PATH", "help": "AF_UNIX SOCK_SEQPACKET socket to serve on"},
+            "--kernel": {
+                "default": "xnu-11417.121.6", "metavar": "STRING", "help": "which kernel to be (default: %(default)s)",
+            },
+            "--flows": {**_NUMBER, "default": 20, "help": "flows open at the start (default 20)"},
+            "--rate": {"type": _number(0), "default": 2.0, "metavar": "N", "help": "new flows a second (default 2)"},
+            "--life": {**_SECONDS, "default": 10.0, "help": "mean life (default 10 s)"},
+            "--seed": {**_NUMBER, "default": 0, "help": "of the random workload (default 0)"},
+            "--script": {"metavar": "FILE", "help": "JSON Lines of steps instead of the random workload, '-': stdin"},
+            "--privileged": {**_FLAG, "help": "answer as to root: extensions, more providers"},
+            "--receive-space": {"type": _number(256, whole=True), "metavar": "N", "help": "bytes of the clients' receive buffers"},
+            "--duration": {**_SECONDS, "help": "stop after this many seconds"},
+        },
     ),
-}
-"""Name to (options, short help, description, examples)."""
+}  # fmt: skip
 
 
 class _PrintCompletion(argparse.Action):
@@ -345,14 +300,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="print a completion script for bash, zsh or fish, and exit",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (configure, short, description, example) in COMMANDS.items():
+    for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
-            help=short,
-            description=description,
-            epilog=f"example:\n  {example}",
+            help=command.short,
+            description=command.description,
+            epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        configure(sub)
+        command.configure(sub)
     return parser

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from .._errors import NstatError
 from .._model import Provider
+from ..backends._registry import ROWS
 
 __all__ = ["completion"]
 
 _FILES = {"file", "script", "listen"}
 _VALUES = {
-    "backend": ("auto", "kctl", "sock_diag", "emulated"),
+    "backend": tuple(row.name for row in ROWS if row.takes is None),
     "provider": tuple(provider.value for provider in Provider if provider is not Provider.UNKNOWN),
 }
 
@@ -31,9 +32,6 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     Args:
         parser: The whole grammar; it parses nothing any more afterwards.
         shell: ``"bash"``, ``"zsh"`` or ``"fish"``.
-
-    Raises:
-        NstatError: shtab is not installed.
     """
     try:
         import shtab  # noqa: PLC0415  # needs the extra

@@ -18,12 +18,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until stopped.
-
-    Raises:
-        NstatError: The kernel's version is unknown, the script is none, or the socket cannot be had.
-        OSError: The path cannot be listened on.
-    """
+    """Serve until stopped."""
     steps = None if arguments.script is None else read_script(arguments.script)
     more = {} if arguments.receive_space is None else {"receive_space": arguments.receive_space}
     kernel = EmulatedKernel(

@@ -1,17 +1,21 @@
-"""Where results go: lines on standard output, and what happens when it goes away.
+"""Where results go: lines on standard output, and what happens when its reader is slow or goes away.
 
-A batch of lines is written and flushed at once: while little happens each line
-appears as it comes, and a large replay costs one system call for many lines.
+A batch of lines is written at once: while little happens each line appears as it comes, and a large replay
+costs few system calls. Commands with an event loop `send`: while the reader makes them wait, the loop goes on, the
+kernel is polled, and the buffer of the subscription coalesces what piles up.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
+import anyio
+import anyio.to_thread
 import attrs
 
 __all__ = ["Output", "abandon_stdout", "complain", "is_terminal", "use_colour"]
@@ -39,44 +43,80 @@ class Output:
     """True: count the lines, print none."""
     written: int = 0
     """Lines so far."""
+    _number: int | None = attrs.field(init=False)
+    """Descriptor of the stream; `None` where lines are written by the stream itself."""
+    _kind: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         # A name outside the terminal's character set must not end the program.
         reconfigure = getattr(self.stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+        try:
+            self._number = self.stream.fileno() if self.stream is not None and os.name == "posix" else None
+            self._kind = 0 if self._number is None else stat.S_IFMT(os.fstat(self._number).st_mode)
+        except (OSError, ValueError):
+            self._number = None
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Write these lines and flush.
-
-        Raises:
-            BrokenPipeError: The reader went away.
-            OSError: They cannot be written.
-        """
-        batch = list(lines)
-        if not batch:
-            return
-        self.written += len(batch)
-        if self.quiet or self.stream is None:
-            return
-        batch.append("")
-        self.stream.write("\n".join(batch))
-        self.stream.flush()
+        """Write these lines, however long the reader takes."""
+        self._write(self._counted(lines))
 
     def line(self, line: str) -> None:
-        """Write one line and flush."""
+        """Write one line."""
         self.lines((line,))
+
+    async def send(self, lines: Iterable[str]) -> None:
+        """Write these lines; the event loop goes on while the reader takes its time.
+
+        Cancelled in a pipe that is full, what was written ends with a whole line.
+        """
+        text = self._counted(lines)
+        if self._number is not None and self._kind == stat.S_IFIFO:
+            for part in _parts(text):
+                while not select.select((), (self._number,), (), 0)[1]:
+                    await anyio.wait_writable(self._number)
+                self._write(part)
+        elif text and (self._kind == stat.S_IFSOCK or is_terminal(self.stream)):
+            await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+        else:
+            self._write(text)
+
+    def _counted(self, lines: Iterable[str]) -> bytes:
+        batch = list(lines)
+        self.written += len(batch)
+        if self.quiet or self.stream is None or not batch:
+            return b""
+        return "\n".join([*batch, ""]).encode(self.stream.encoding or "utf-8", "backslashreplace")
+
+    def _write(self, data: bytes) -> None:
+        if self._number is None:
+            if self.stream is not None and data:
+                self.stream.write(data.decode(self.stream.encoding or "utf-8"))
+                self.stream.flush()
+            return
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self._number, left) :]
+            except BlockingIOError:  # somebody who shares it made it non-blocking
+                select.select((), (self._number,), ())
 
     @property
     def pipe(self) -> int | None:
         """Descriptor of the pipe behind it; `None` for terminals and files."""
-        if self.stream is None or self.quiet:
-            return None
-        try:
-            number = self.stream.fileno()
-            return number if stat.S_ISFIFO(os.fstat(number).st_mode) else None
-        except (OSError, ValueError):
-            return None
+        return self._number if self._kind == stat.S_IFIFO and not self.quiet else None
+
+
+def _parts(data: bytes) -> Iterator[bytes]:
+    """Whole lines, as many at a time as a pipe that is ready takes at once; a longer line in pieces."""
+    begin = 0
+    while begin < len(data):
+        end = begin + select.PIPE_BUF
+        if end < len(data):
+            end = data.rfind(b"\n", begin, end) + 1 or end
+        yield data[begin:end]
+        begin = end
 
 
 def abandon_stdout() -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Sequence
+import math
 from time import time
 
 import anyio
 
-from .. import Monitor, Subscription
+from .. import Monitor
 from .._errors import StreamEndedError
 from .._escape import escape
-from .._events import AnyEvent
 from .._fields import TABLE, Field
 from .._model import Process
-from ..aggregate import ProcessTable, Row
+from ..aggregate import ProcessTable, Row, TableStream
 from ..json import dumps
 from ._output import Output
 from ._run import run_until_stopped
-from ._source import backend_of, monitor_options
+from ._source import backend_of, is_recorded, monitor_options
 from ._table import render
 from ._text import bytes_text, rate_text
 
@@ -30,59 +29,31 @@ _LAST_POLL = 2.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the tables.
-
-    Raises:
-        NstatError: The backend cannot be opened, or failed.
-    """
+    """Print the tables."""
     output = Output()
     backend = backend_of(arguments)
-    recorded = arguments.backend.startswith("replay:")
-    options = monitor_options(arguments, recorded=recorded)
+    recorded = is_recorded(arguments)
+    options = monitor_options(arguments)
     table = ProcessTable(include_history=arguments.include_history or recorded, effective=arguments.effective)
-
-    def show() -> None:
-        output.lines(_table_lines(table, arguments))
-
-    def feed(events: Sequence[AnyEvent]) -> None:
-        # A recording has its own time; on a running machine rates go by a clock that nobody sets.
-        table.feed_many(events, now=None if recorded else anyio.current_time())
+    every: float | None = arguments.every
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
-            events = monitor.subscribe()
+            # A recording has its own time; on a running machine rates go by a clock that nobody sets.
+            looks = TableStream(monitor, table, every=every or math.inf, clock="events" if recorded else "wall")
             with scope:
-                await _feed(events, feed, arguments.every, show)
+                async for _ in looks:
+                    if every is not None:
+                        await output.send(_table_lines(table, arguments))
             if scope.cancelled_caught:  # stopped while flows live: ask how far they are
-                with contextlib.suppress(StreamEndedError):
-                    with anyio.move_on_after(_LAST_POLL):
-                        await monitor.poll_now()
-                    feed(events.receive_nowait())
-        show()
+                with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL):
+                    await monitor.poll_now()
+                looks.catch_up()
+        if every is None or scope.cancelled_caught:
+            await output.send(_table_lines(table, arguments))
         return 0
 
     return run_until_stopped(work, duration=arguments.duration, output=output)
-
-
-async def _feed(
-    events: Subscription, feed: Callable[[Sequence[AnyEvent]], None], every: float | None, show: Callable[[], None]
-) -> None:
-    if every is None:
-        while batch := await events.receive_many():
-            feed(batch)
-        return
-    due = anyio.current_time() + every
-    while True:
-        more: list[AnyEvent] | None = None
-        with anyio.CancelScope(deadline=due):
-            more = await events.receive_many()
-        if more == []:
-            return
-        feed(more or ())
-        if anyio.current_time() >= due:
-            show()
-            # Intervals that passed meanwhile are skipped, not made up for.
-            due += every * max(1, -(-(anyio.current_time() - due) // every))
 
 
 def sort_rows(rows: list[Row], key: str) -> list[Row]:

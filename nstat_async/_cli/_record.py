@@ -13,6 +13,7 @@ from .. import Monitor
 from .._errors import RecordingError, UsageError
 from .._escape import dump
 from .._events import Auxiliary, AuxiliaryFailed, EventsLost
+from .._io.recorder import StandardOutput
 from ..recording import Recording
 from ._output import Output, complain, is_terminal
 from ._progress import Progress
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         # What cannot work is then on the disk, not on the command line.
         raise RecordingError(str(error)) from error
-    if tape.failure is not None and not tape.reader_gone:
+    if tape.failure is not None and not (tape.pipe_file and tape.pipe_file.reader_gone):
         complain(f"error: {tape.name}: {tape.failure}")
         return 1
     tape.summarise(as_json=arguments.json)
@@ -67,13 +68,13 @@ class _Tape:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.name: str = arguments.file
         self.to_stdout = arguments.file == "-"
-        self.reader_gone = False
         self.failure: str | None = None
         self.size = self.events = self.losses = 0
         if self.to_stdout and sys.stdout is None:
             raise OSError(errno.EBADF, "standard output is closed")
         self.pipe = Output() if self.to_stdout else None
-        target: Any = self if self.to_stdout else arguments.file
+        self.pipe_file = StandardOutput() if self.to_stdout else None
+        target: Any = self.pipe_file or arguments.file
         self.recording = Recording(
             target,
             max_bytes=arguments.rotate_size,
@@ -81,22 +82,6 @@ class _Tape:
             keep=arguments.keep,
             overwrite=arguments.force,
         )
-
-    def write(self, data: Any) -> int:
-        """Write to standard output; a reader that goes away is remembered."""
-        try:
-            return sys.stdout.buffer.write(data)
-        except BrokenPipeError:
-            self.reader_gone = True
-            raise
-
-    def flush(self) -> None:
-        """Hand everything to the reader."""
-        try:
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            self.reader_gone = True
-            raise
 
     def count(self, events: list[Any]) -> None:
         """Count events, and notice the end of the recording."""

@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
-import anyio
-
-from .. import Monitor, backends
+from .. import backends
 from .._errors import RecordingError, UsageError
-from ._output import Output, complain, is_terminal, use_colour
+from ._output import Output, is_terminal
 from ._progress import Progress
-from ._run import run_until_stopped
 from ._source import check_input, monitor_options
-from ._stream import formatter_of, stream
+from ._stream import show_events
 from ._text import bytes_text
 
 __all__ = ["run"]
@@ -32,33 +29,22 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: It cannot be read.
     """
     output = Output(quiet=arguments.quiet)
-    formatter = formatter_of(arguments, colour=use_colour(output.stream))
-    options = monitor_options(arguments, recorded=True)
+    options = monitor_options(arguments)
     for path in arguments.file:
         check_input(path)
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in arguments.file]
         backend = backends.Replay(files, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
-
-        async def work(scope: anyio.CancelScope) -> int:
-            async with Monitor(backend=backend, **options) as monitor:
-                with scope:
-                    await stream(monitor.subscribe(), output, formatter)
-            return 0
-
         # Where the events scroll past on the same terminal, a progress line would only disturb.
         visible = is_terminal(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
         progress = Progress(_describe(files, output)) if visible else None
         try:
-            status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
+            return show_events(arguments, backend, options, output, progress)
         except UsageError as error:
             if arguments.kernel is not None:
                 raise
             # What cannot work is then in the file, not on the command line.
             raise RecordingError(str(error)) from error
-    if arguments.quiet:
-        complain(f"{output.written} events")
-    return status
 
 
 @contextmanager

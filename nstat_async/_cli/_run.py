@@ -11,7 +11,6 @@ import math
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -64,17 +63,8 @@ async def _supervise(work: Work, duration: float | None, pipe: int | None, progr
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:
-        raise _innermost(failure)
+        raise failure
     return status
-
-
-def _innermost(error: Exception) -> Exception:
-    """The one error in a group of one, so that it is reported by its own text."""
-    nested: Any = getattr(error, "exceptions", ())
-    while len(nested) == 1 and isinstance(nested[0], Exception):
-        error = nested[0]
-        nested = getattr(error, "exceptions", ())
-    return error
 
 
 async def _watch_signals(

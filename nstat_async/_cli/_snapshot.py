@@ -24,14 +24,10 @@ _RIGHT = frozenset({6, 7})
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the flows; status 1 when some are known to be missing.
-
-    Raises:
-        NstatError: The backend cannot be opened, or failed.
-    """
+    """Print the flows; status 1 when some are known to be missing."""
     output = Output()
     backend = backend_of(arguments)
-    options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
+    options = monitor_options(arguments)
     options = {name: options[name] for name in ("providers", "flow_filter") if name in options}
     found: list[tuple[Flow, Counts | None]] = []
 

@@ -1,6 +1,6 @@
 """Events as lines for people.
 
-One line an event: a sign (``+`` added, ``-`` removed, ``#`` updated, ``!`` a gap or
+One line per event: a sign (``+`` added, ``-`` removed, ``#`` updated, ``!`` a gap or
 a refusal), ``@`` for listeners, the time, the protocol, both addresses, the process,
 then bytes and packets and the kind of the interface::
 
@@ -10,7 +10,7 @@ then bytes and packets and the kind of the interface::
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -130,29 +130,15 @@ class TextFormatter:
     _second: int | None = attrs.field(default=None, init=False)
     _second_text: str = attrs.field(default="", init=False)
 
-    _formatters: dict[type, Callable[[Any], str | None]] = attrs.field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._formatters = {
-            FlowUpdated: self._updated,
-            FlowAdded: self._added,
-            FlowRemoved: self._removed,
-            PollCompleted: self._poll,
-            EventsLost: self._lost,
-            ProviderRefused: self._refused,
-            AuxiliaryFailed: self._auxiliary,
-            InterfaceUpdated: self._interface,
-            RouteUpdated: self._route,
-            SystemInfo: self._system,
-            Unrecognized: self._unrecognized,
-        }
-
     def __call__(self, event: AnyEvent) -> str | None:
         """The line; `None` for polls without trouble, which say nothing new."""
-        formatter = self._formatters.get(type(event))
-        if formatter is None:  # a subclass of an event: its own base decides
-            formatter = next(f for kind, f in self._formatters.items() if isinstance(event, kind))
-        return formatter(event)
+        if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
+            return self._of_flow(event)
+        if isinstance(event, PollCompleted) and event.complete:
+            return None
+        # A subclass of an event is shown as its base.
+        sign, parts = next(_OTHERS[kind](event) for kind in type(event).__mro__ if kind in _OTHERS)
+        return self._line(sign, event.time, parts)
 
     def clock(self, seconds: float) -> str:
         """Time of day to the millisecond."""
@@ -177,64 +163,56 @@ class TextFormatter:
         self._flows[flow.id] = (flow, text, kind)
         return text, kind
 
-    def _line(self, sign: str, seconds: float, text: str, mark: str = " ") -> str:
+    def _line(self, sign: str, seconds: float, parts: Iterable[str], mark: str = " ") -> str:
         colour = _COLOURS[sign] if self.colour else ""
         end = _PLAIN if colour else ""
-        return f"{colour}{sign}{end} {self.clock(seconds)} {mark} {text}"
+        return f"{colour}{sign}{end} {self.clock(seconds)} {mark} {'  '.join(part for part in parts if part)}"
 
-    def _of_flow(self, sign: str, event: FlowAdded | FlowUpdated | FlowRemoved, *more: str) -> str:
+    def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
         text, kind = self._flow(event.flow)
-        parts = (text, traffic_text(event.counts), kind, *more)
-        return self._line(
-            sign, event.time, "  ".join(part for part in parts if part), "@" if is_listener(event.flow) else " "
-        )
+        parts = [text, traffic_text(event.counts), kind]
+        sign = "#" if isinstance(event, FlowUpdated) else "+"
+        if isinstance(event, FlowRemoved):
+            sign = "-"
+            if failed(event):
+                parts.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
+            if not event.final:
+                parts.append(f"[{event.reason.value}]")
+            self._flows.pop(event.flow.id, None)
+        return self._line(sign, event.time, parts, "@" if is_listener(event.flow) else " ")
 
-    def _added(self, event: FlowAdded) -> str:
-        return self._of_flow("+", event)
 
-    def _updated(self, event: FlowUpdated) -> str:
-        return self._of_flow("#", event)
+_Shown = tuple[str, tuple[str, ...]]
+"""A sign, and the parts of the text."""
 
-    def _removed(self, event: FlowRemoved) -> str:
-        more = []
-        if failed(event):
-            more.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
-        if not event.final:
-            more.append(f"[{event.reason.value}]")
-        line = self._of_flow("-", event, *more)
-        self._flows.pop(event.flow.id, None)
-        return line
 
-    def _poll(self, event: PollCompleted) -> str | None:
-        if event.complete:
-            return None
-        return self._line("!", event.time, f"incomplete poll, {event.flows} flows known")
+def _interface(event: InterfaceUpdated) -> _Shown:
+    name = escape(event.interface.name) if event.interface.name else f"if{event.interface.index}"
+    return "#", (f"interface {name}", escape(event.description or ""), traffic_text(event.counts))
 
-    def _lost(self, event: EventsLost) -> str:
-        count = "some" if event.count is None else str(event.count)
-        parts = [f"lost: {count} ({event.cause.value})", traffic_text(event.counts), escape(event.detail or "")]
-        return self._line("!", event.time, "  ".join(part for part in parts if part))
 
-    def _refused(self, event: ProviderRefused) -> str:
-        text = f"provider {event.provider.value} refused: error {event.errno}  {escape(event.detail)}"
-        return self._line("!", event.time, text.rstrip())
+def _route(event: RouteUpdated) -> _Shown:
+    to = "*" if event.destination is None else event.destination.address
+    via = "" if event.gateway is None else f" via {event.gateway.address}"
+    return "-" if event.removed else "#", ("route", f"{to}{via}", traffic_text(event.counts))
 
-    def _auxiliary(self, event: AuxiliaryFailed) -> str:
-        return self._line("!", event.time, f"{event.auxiliary.value} failed: {escape(event.detail)}")
 
-    def _interface(self, event: InterfaceUpdated) -> str:
-        name = escape(event.interface.name) if event.interface.name else f"if{event.interface.index}"
-        parts = (f"interface {name}", escape(event.description or ""), traffic_text(event.counts))
-        return self._line("#", event.time, "  ".join(part for part in parts if part))
+def _lost(event: EventsLost) -> _Shown:
+    count = "some" if event.count is None else str(event.count)
+    return "!", (f"lost: {count} ({event.cause.value})", traffic_text(event.counts), escape(event.detail or ""))
 
-    def _route(self, event: RouteUpdated) -> str:
-        to = "*" if event.destination is None else event.destination.address
-        via = "" if event.gateway is None else f" via {event.gateway.address}"
-        text = f"route  {to}{via}  {traffic_text(event.counts)}".rstrip()
-        return self._line("-" if event.removed else "#", event.time, text)
 
-    def _system(self, event: SystemInfo) -> str:
-        return self._line("#", event.time, f"system information, {len(event.values)} values")
-
-    def _unrecognized(self, event: Unrecognized) -> str:
-        return self._line("!", event.time, f"unrecognized message {event.number} of {len(event.data)} bytes")
+_OTHERS: dict[type, Callable[[Any], _Shown]] = {
+    PollCompleted: lambda event: ("!", (f"incomplete poll, {event.flows} flows known",)),
+    EventsLost: _lost,
+    ProviderRefused: lambda event: (
+        "!",
+        (f"provider {event.provider.value} refused: error {event.errno}", escape(event.detail)),
+    ),
+    AuxiliaryFailed: lambda event: ("!", (f"{event.auxiliary.value} failed: {escape(event.detail)}",)),
+    InterfaceUpdated: _interface,
+    RouteUpdated: _route,
+    SystemInfo: lambda event: ("#", (f"system information, {len(event.values)} values",)),
+    Unrecognized: lambda event: ("!", (f"unrecognized message {event.number} of {len(event.data)} bytes",)),
+}
+"""Events that are not of a flow."""

@@ -45,7 +45,7 @@ class Script:
     kernel: EmulatedKernel
     steps: tuple[Step, ...]
     complain: Callable[[str], None]
-    """Told about a step that cannot be done; the next ones go on."""
+    """Gets a line about a step that cannot be done; the next ones go on."""
     _flows: dict[str, EmulatedFlow] = attrs.field(factory=dict, init=False)
 
     def start(self) -> None:
@@ -64,15 +64,16 @@ class Script:
         if step.do == "open":
             if step.flow in self._flows:
                 raise UsageError(f"flow {step.flow!r} is open already")
-            self._flows[step.flow] = self._open(str(values.pop("kind", "tcp")), values)
+            opener = getattr(self.kernel, "open_" + values.pop("kind", "tcp"))  # one of _KINDS
+            self._flows[step.flow] = opener(**values)
             return
         flow = self._flows[step.flow]
         if step.do == "transfer":
             flow.transfer(int(values.get("rx", 0)), int(values.get("tx", 0)))
         elif step.do == "connect":
-            flow.connect(_address(values["remote"]), established=bool(values.get("established", True)))
+            flow.connect(values["remote"], established=bool(values.get("established", True)))
         elif step.do == "listen":
-            flow.listen(_address(values["local"]))
+            flow.listen(values["local"])
         elif step.do == "state":
             flow.set_state(values["state"])
         elif step.do == "set":
@@ -81,40 +82,12 @@ class Script:
             flow.close()
             del self._flows[step.flow]
 
-    def _open(self, kind: str, values: dict[str, Any]) -> EmulatedFlow:
-        for key in ("local", "remote"):
-            if values.get(key) is not None:
-                values[key] = _address(values[key])
-        kernel = self.kernel
-        openers: dict[str, Callable[..., EmulatedFlow]] = {
-            "tcp": kernel.open_tcp,
-            "udp": kernel.open_udp,
-            "quic": kernel.open_quic,
-            "connection": kernel.open_connection,
-        }
-        return openers[kind](**values)
-
 
 _STEPS = ("open", "transfer", "connect", "listen", "state", "set", "close")
 
 
-def _address(text: Any) -> tuple[str, int]:
-    if not isinstance(text, str):
-        raise UsageError(f"address {text!r} is no text such as 192.0.2.1:443 or [2001:db8::1]:443")
-    address, _, port = text.rpartition(":")
-    try:
-        return address.strip("[]"), int(port)
-    except ValueError:
-        raise UsageError(f"address {text!r} has no port") from None
-
-
 def read_script(path: str) -> tuple[Step, ...]:
-    """The steps of a file, ``-`` for standard input, in the order of their time.
-
-    Raises:
-        UsageError: A line is no step.
-        OSError: It cannot be read.
-    """
+    """The steps of a file, ``-`` for standard input, in the order of their time."""
     text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8", "replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if len(lines) > _MAX_STEPS:

@@ -77,8 +77,7 @@ class SocketChannel:
 class PreparedTransport(abc.ABC):
     """A transport whose channels are all alike, and whose first one may be opened ahead."""
 
-    def __init__(self) -> None:
-        self._ready: Channel | None = None
+    _ready: Channel | None = None
 
     @abc.abstractmethod
     def connect(self) -> Channel:
@@ -89,19 +88,11 @@ class PreparedTransport(abc.ABC):
         """
 
     def prepare(self) -> None:
-        """Open the first channel now, so that failure shows at opening.
-
-        Raises:
-            BackendUnavailableError: As `connect`.
-        """
+        """Open the first channel now, so that failure shows at opening."""
         self._ready = self.connect()
 
     def open(self, purpose: Any) -> Channel:  # noqa: ARG002  # all are alike
-        """The prepared channel, or a new one.
-
-        Raises:
-            BackendUnavailableError: As `connect`.
-        """
+        """The prepared channel, or a new one."""
         ready, self._ready = self._ready, None
         return ready if ready is not None else self.connect()
 

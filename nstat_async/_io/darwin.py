@@ -39,7 +39,7 @@ def kernel_text() -> str:
 
 
 def is_translated() -> bool:
-    """True if this process runs under Rosetta: it is told a timebase that the kernel's ticks do not follow."""
+    """True if this process runs under Rosetta: it gets a timebase that the kernel's ticks do not follow."""
     return sysctl_integer("sysctl.proc_translated") == 1
 
 
@@ -58,7 +58,7 @@ def sysctl_integer(name: str) -> int | None:
 def timebase() -> tuple[int, int]:
     """Nanoseconds per tick of the kernel's clock, as a fraction (``mach_timebase_info``).
 
-    Under Rosetta the kernel's own is told; where it cannot be asked, the machine's
+    Under Rosetta the kernel's own is reported; where it cannot be asked, the machine's
     architecture decides.
     """
     if is_translated():

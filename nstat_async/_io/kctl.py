@@ -15,7 +15,7 @@ import struct
 from typing import Any
 
 from .._contract import Channel
-from .._errors import BackendUnavailableError, UnavailableReason
+from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._options import MonitorOptions
 from ..ntstat import CONTROL_NAME, FindPaths, Kernel, OpenEvidence, PathsFound, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
@@ -36,7 +36,7 @@ _CTL_INFO_SIZE = 100
 
 def make_session(
     options: MonitorOptions,
-    kernel: Kernel,
+    kernel: Kernel | str,
     timebase: tuple[int, int],
     interfaces: dict[int, str],
     *,
@@ -44,8 +44,11 @@ def make_session(
     verify: bool | None = False,
     paths: bool = False,
 ) -> Session:
-    """The core for a Darwin kernel behind any channel."""
-    own_uid = os.getuid() if hasattr(os, "getuid") else None
+    """The core for a Darwin kernel behind any channel; a BackendUnavailableError if its version is not understood."""
+    try:
+        kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
+    except UsageError as error:
+        raise BackendUnavailableError(backend, UnavailableReason.KERNEL, str(error)) from error
     return Session(
         kernel,
         timebase=timebase,
@@ -53,7 +56,7 @@ def make_session(
         options=options,
         backend=backend,
         verify=verify,
-        own_uid=own_uid,
+        own_uid=os.getuid() if hasattr(os, "getuid") else None,
         paths=paths,
     )
 
@@ -62,16 +65,10 @@ class KctlTransport(PreparedTransport):
     """Opens control sockets on this machine."""
 
     def __init__(self, options: MonitorOptions) -> None:
-        super().__init__()
         self._options = options
         self._evidence = LoopbackEvidence()
 
     def connect(self) -> Channel:
-        """Open and connect a control socket.
-
-        Raises:
-            BackendUnavailableError: It cannot be had; the text says why.
-        """
         return open_control(self._options.receive_buffer)
 
     def lookup(self, request: Any) -> Any:

@@ -76,7 +76,7 @@ class NetlinkTransport:
 
     Args:
         namespaces: Descriptors of network namespaces by their number in the
-            session; `None` is the own one. They are owned from here on.
+            session; `None` is this process' own. They are owned from here on.
         receive_buffer: Bytes to ask for, for destroy notifications; `None`: a sensible size.
     """
 

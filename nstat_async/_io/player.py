@@ -1,85 +1,163 @@
-"""What both ways to play a recording have in common: values by name, and damage in its place among the events."""
+"""What both ways to play a recording have in common: records become the input of cores.
+
+A recording that is complete is run again (`rerun`), any other is followed (`follow`).
+Datagrams of one channel with one time came in one batch, and are given to a core as one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import attrs
 
 from .._errors import NstatError, ProtocolError
 from .._events import AnyEvent, EventsLost, LossCause
-from ..recording import Record, RecordKind, steps
-from .protocols import Protocol
+from .._model import Capabilities, Counts, Flow
+from ..recording import DRAINED, Record, RecordKind, steps
 
-__all__ = ["Player"]
+__all__ = ["Player", "protocol_of"]
+
+MOST_IN_BATCH = 256
+"""Datagrams handed over at once; no channel reads so many."""
+_DRAINED = steps.ChannelDrained()
+
+
+def protocol_of(name: str | None) -> Any:
+    """The package of a protocol, with its `Session`, `Setup` and what is `RECORDED`; `None`: it is not known."""
+    if name == "sock_diag":
+        from .. import sockdiag  # noqa: PLC0415  # a machine needs one of them
+
+        return sockdiag
+    from .. import ntstat  # noqa: PLC0415  # as above
+
+    return ntstat if name in {None, "ntstat"} else None
 
 
 class Player:
-    """Plays records.
+    """Plays records of a protocol, given its package."""
 
-    Args:
-        protocol: What the values in them are.
-    """
-
-    failure: NstatError | None = None
-    epoch_offset = 0.0
-    """Add it to `now` for seconds since the epoch."""
-    drain: Callable[[], list[AnyEvent]] = staticmethod(list)
-    """The events of the core since the last call."""
-
-    def __init__(self, protocol: Protocol) -> None:
-        self.values = protocol.values
+    def __init__(self, protocol: Any) -> None:
+        self.protocol = protocol
         self.now = 0.0
+        self.cores: dict[int, Any] = {}
+        """By client, or one core for all of them."""
         self.events: list[AnyEvent] = []
+        self.batch: list[bytes] = []
+        """Datagrams of `channel` that are to be handed over."""
+        self.channel = 0
+        self.last = -(1 << 64)
+        """Time of the last record."""
+
+    def play(self, records: Iterable[Record]) -> None:
+        """Take in records; raises ProtocolError with the option ``strict`` only."""
+        batch = self.batch
+        for record in records:
+            _, kind, time_ns, client, data, text, extra, _ = record
+            if kind is RecordKind.FROM_KERNEL:
+                if not batch or time_ns != self.last or client != self.channel or len(batch) >= MOST_IN_BATCH:
+                    self.hand_over()
+                    if not self.moment(record):
+                        continue
+                    self.channel = client
+                batch.append(data)
+                if extra is DRAINED:
+                    self.hand_over()
+                    self.step(_DRAINED, client)
+                continue
+            self.hand_over()
+            if kind is RecordKind.DAMAGE:
+                self.lose(1, text)
+            elif kind is not RecordKind.META and self.moment(record) and kind is not RecordKind.NOTE:
+                self._play_one(record)
+
+    def _play_one(self, record: Record) -> None:
+        """Play what is no received datagram; what cannot be is damage."""
+        try:
+            if record.kind is RecordKind.TO_KERNEL:
+                self.sent(record.data, record.client)
+            elif record.kind is RecordKind.STEP:
+                self.step(steps.read_step(record.value), record.client)
+            else:
+                token = record.value.get("token") if isinstance(record.value, dict) else None
+                if type(token) is not int:
+                    raise ProtocolError("an answer to nothing")  # noqa: TRY301  # it is the file's mistake
+                self.answered(token, record.value.get("answer"))
+        except ProtocolError as error:
+            self.lose(1, f"record {record.index}: {error.reason}")
+
+    def hand_over(self) -> None:
+        """Give the datagrams that were gathered to their core."""
+        if self.batch:
+            datagrams = self.batch.copy()
+            self.batch.clear()
+            self.received(datagrams)
+
+    # --- what the two ways do in their own way --------------------------------------
+
+    def moment(self, record: Record) -> bool:
+        """Let time pass until this record; False: it cannot be played."""
+        raise NotImplementedError
+
+    def received(self, datagrams: list[bytes]) -> None:
+        """Datagrams of `channel` were received in one batch."""
+        raise NotImplementedError
+
+    def sent(self, data: bytes, channel: int) -> None:
+        """A datagram was sent."""
+        raise NotImplementedError
+
+    def step(self, step: steps.Step, channel: int) -> None:
+        """Something else happened, or was asked for."""
+        raise NotImplementedError
+
+    def answered(self, token: int, answer: Any) -> None:
+        """A look-up was answered, with this by name."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The recording ends here."""
+        self.hand_over()
+
+    # --- out -------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Take the events of the cores, in order."""
+        for core in self.cores.values():
+            self.events += core.take_events()
 
     def take_events(self) -> list[AnyEvent]:
         """The events since the last call."""
-        events = self.events
-        if not events:
-            return self.drain()
-        self.events = []
-        events += self.drain()
+        self.collect()
+        events, self.events = self.events, []
         return events
 
     def lose(self, count: int | None, detail: str | None) -> None:
         """Report damage, in its place among the events."""
-        self.events += self.drain()
-        self.events.append(EventsLost(self.now + self.epoch_offset, LossCause.RECORDING, count, detail=detail))
+        self.collect()
+        offset = next((core.epoch_offset for core in self.cores.values()), 0.0)
+        self.events.append(EventsLost(self.now + offset, LossCause.RECORDING, count, detail=detail))
 
-    def read(self, record: Record) -> None:
-        """Play the step or the answer that a record holds; what cannot be is damage."""
-        try:
-            if record.kind is RecordKind.STEP:
-                self.step(steps.read_step(record.value), record.client)
-                return
-            token = record.value.get("token") if isinstance(record.value, dict) else None
-            if type(token) is not int:
-                raise ProtocolError("an answer to nothing")  # noqa: TRY301  # it is the file's mistake
-            self.answered(token, self.values.read(_named(record.value.get("answer"))))
-        except ProtocolError as error:
-            self.lose(1, f"record {record.index}: {error.reason}")
+    @property
+    def failure(self) -> NstatError | None:
+        """What ended a core."""
+        return next((core.failure for core in self.cores.values() if core.failure is not None), None)
 
-    def step(self, step: steps.Step, channel: int) -> None:
-        """Take in a step."""
-        raise NotImplementedError
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the recorded kernel can tell."""
+        capabilities: Capabilities = next(iter(self.cores.values())).capabilities
+        return attrs.evolve(capabilities, backend="replay")
 
-    def answered(self, token: int, answer: Any) -> None:
-        """Take in an answer."""
-        raise NotImplementedError
+    def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
+        """The open flows."""
+        return itertools.chain.from_iterable(core.flows() for core in self.cores.values())
 
-
-# --- look-ups as they were written before values had names ---------------------------
-
-_OLD_ANSWERS = {"owners": "OwnersAnswer", "link_kinds": "LinkKindsAnswer"}
-_OLD_PROCESS = ("pid", "start_ticks", "name", "path")
-
-
-def _named(answer: Any) -> Any:
-    """An answer by name."""
-    if not isinstance(answer, dict) or "lookup" not in answer:
-        return answer
-    old, named = answer["lookup"], dict(answer)
-    named["type"] = _OLD_ANSWERS.get(old) if isinstance(old, str) else None
-    processes = answer.get("processes")
-    if isinstance(processes, list):
-        named["processes"] = [dict(zip(_OLD_PROCESS, p, strict=False)) for p in processes if isinstance(p, list)]
-    return named
+    def statistics(self) -> dict[str, int]:
+        """Counters, summed over the clients."""
+        total = Counter(clients=len(self.cores))
+        for core in self.cores.values():
+            total.update(core.statistics())
+        return dict(total)

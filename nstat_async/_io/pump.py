@@ -195,25 +195,26 @@ class KernelFeed:
 
     def _read(self, until: float) -> bool:
         """Read channels that may have data; True if one of them has more."""
-        more = False
-        for waiter in sorted(self._channels.values(), key=lambda waiter: not waiter.rest):
-            readable = waiter.maybe_readable or waiter.rest
-            if readable and not waiter.channel_closed and self._drain(waiter, until):
-                more = True
-        return more
+        # What rests is read in every turn, before the others.
+        readable = [w for w in self._channels.values() if w.rest]
+        readable += [w for w in self._channels.values() if w.maybe_readable and not w.rest]
+        # Each has its turn: a list, for `any` would stop at the first that has more.
+        return any([not w.channel_closed and self._drain(w, until) for w in readable])  # noqa: C419
 
     def _drain(self, waiter: _Waiter, until: float) -> bool:
         """Read one channel until it would block or the slice is over; True in the latter case."""
         core, number = self.core, waiter.number
-        read_into = waiter.channel.read_into
         while True:
             batch: list[bytes] = []
+            failure: OSError | EOFError | None = None
             try:
-                more = read_into(batch, BATCH)
+                more = waiter.channel.read_into(batch, BATCH)
             except (OSError, EOFError) as error:
-                self._take_in(batch, number)
-                return self._read_failed(waiter, error)
-            self._take_in(batch, number)
+                failure = error
+            if batch:
+                core.receive_datagrams(batch, self._now(), number)
+            if failure is not None:
+                return self._read_failed(waiter, failure)
             if not more and not batch and not waiter.maybe_readable:
                 return False
             if not more:
@@ -223,10 +224,6 @@ class KernelFeed:
                 return False
             if time.perf_counter() >= until:
                 return True
-
-    def _take_in(self, batch: list[bytes], number: int) -> None:
-        if batch:
-            self.core.receive_datagrams(batch, self._now(), number)
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:
         """A channel ended or failed; True if it may have more."""
@@ -269,14 +266,12 @@ class KernelFeed:
     def _open(self, command: OpenChannel) -> None:
         try:
             channel = self._transport.open(command.purpose)
-        except NstatError as error:
-            self._open_error = error
-            cause = error.__cause__
+        except (NstatError, OSError) as error:
+            if isinstance(error, NstatError):
+                self._open_error = error
+            cause = error.__cause__ if isinstance(error, NstatError) else error
             number = cause.errno if isinstance(cause, OSError) and cause.errno else 0
             self.core.channel_failed(command.channel, number, self._now())
-            return
-        except OSError as error:
-            self.core.channel_failed(command.channel, error.errno or 0, self._now())
             return
         assert self._tasks is not None
         waiter = _Waiter(command.channel, channel, self)

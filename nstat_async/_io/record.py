@@ -2,8 +2,9 @@
 
 `RecordedCore` stands between the pump and a core. It forwards everything, and the core
 notices nothing. Time is written in nanoseconds, and the core gets the time that is written:
-`now` rounded to a nanosecond (which is what the clock has anyway), the wall clock followed
-in steps of a millisecond. So the same input can be given again.
+`now` rounded to a nanosecond (which is what the clock has anyway) that no other input has, the wall
+clock followed in steps of a millisecond. So the same input can be given again, and datagrams
+with one time are one batch. That a channel was empty after a batch is a mark of its last record.
 
 What happens in one turn of the pump is written at its end, with one write.
 """
@@ -21,8 +22,8 @@ from .._errors import NstatError, UsageError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
-from ..recording import IN_BATCH, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
-from .protocols import protocol_of
+from ..recording import DRAINED, NEXT, Record, Recording, RecordingInfo, RecordKind, steps
+from .player import protocol_of
 from .recorder import Recorder
 
 __all__ = ["RecordedCore", "recorded"]
@@ -34,23 +35,17 @@ CLOCK_STEP = 0.001
 MOST_PENDING = 256
 """Records that wait to be written at most."""
 
-_DRAINED, _DEADLINE = steps.write_step(steps.ChannelDrained()), steps.write_step(steps.DeadlineReached())
-"""By name, since there are so many of them."""
-
 
 def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[Core, Transport]:
-    """A core and its transport, recorded if the options say so.
+    """A core and its transport, recorded to where the options say.
 
     Raises:
         UsageError: The file cannot be written, or holds something else than a recording.
     """
-    if options.record_to is None:
-        return core, transport
-    target = options.record_to
-    recording = target if isinstance(target, Recording) else Recording(target)
     now = time.monotonic()
     try:
-        proxy = RecordedCore(core, recording, options, now=now, epoch_offset=time.time() - now)
+        assert options.record_to is not None  # the caller looked
+        proxy = RecordedCore(core, options.record_to, options, now=now, epoch_offset=time.time() - now)
     except BaseException:
         transport.close()  # it may hold a socket that nobody will ask for
         raise
@@ -78,45 +73,47 @@ class RecordedCore:
         if setup is None:
             raise UsageError("record_to: this core does not say what it was made of (Core.setup)")
         self._core = core
+        self._options = options
         self._pending: list[Record] = []
         self._failed: list[AnyEvent] = []
         self._failures = 0
         self._zero = round(now * 1e9)
-        self._time = 0  # of the last input, since `_zero`, nanoseconds
-        self._offset = core.epoch_offset = epoch_offset
+        self._time = -1  # of the last input, since `_zero`, nanoseconds
+        self._offset = self._first_offset = core.epoch_offset = epoch_offset
         self._channels: dict[int, list[Record]] = {}
-        row = protocol_of(core.setup.protocol)
-        self._values = Vocabulary() if row is None else row.values
-        self._recorder: Recorder | None = self._begin(recording, options)
+        protocol = protocol_of(setup.protocol)
+        self._values: Vocabulary = Vocabulary() if protocol is None else protocol.RECORDED
+        self._recorder: Recorder | None = Recorder(recording, self._info)
         self._size = self._recorder.size
 
     # --- writing -------------------------------------------------------------------
 
-    def _begin(self, recording: Recording, options: MonitorOptions) -> Recorder:
+    def _info(self, part: int) -> RecordingInfo:
+        """What a part begins with: what the core was made of, and what is known by now."""
         setup = self._core.setup
         run = steps.Run(
             library=__version__,
             setup=to_json(setup),
-            options=to_json(options, only=STEERING),
+            options=to_json(self._options, only=STEERING),
             zero_ns=self._zero,
             epoch_offset=self._offset,
+            part=part,
         )
-        info = RecordingInfo(
+        return RecordingInfo(
             protocol=setup.protocol,
             kernel=setup.kernel,
             timebase=getattr(setup, "timebase", None),
             layout=self._core.capabilities.layout,
-            started_ns=self._zero + round(self._offset * 1e9),
+            started_ns=self._zero + round(self._first_offset * 1e9),
             interfaces=dict(getattr(setup, "interfaces", ())),
             tool=f"nstat_async {__version__}",
+            run=to_json(run),
         )
-        return Recorder(recording, info, run)
 
     def _moment(self, now: float) -> float:
-        """The time of an input, as it is written and as the core gets it."""
-        nanoseconds = round(now * 1e9)
-        self._time = nanoseconds - self._zero
-        return nanoseconds / 1e9
+        """The time of an input, as it is written and as the core gets it: later than that of the one before."""
+        self._time = max(round(now * 1e9) - self._zero, self._time + 1)
+        return (self._time + self._zero) / 1e9
 
     def _add(self, record: Record) -> None:
         if self._recorder is not None:
@@ -124,13 +121,20 @@ class RecordedCore:
             if len(self._pending) >= MOST_PENDING:
                 self._flush()
 
-    def _step(self, step: steps.Step, channel: int = 0) -> Record:
-        return self._named_step(steps.write_step(step), channel)
-
-    def _named_step(self, value: dict[str, Any], channel: int = 0) -> Record:
-        record = Record(NEXT, RecordKind.STEP, self._time, channel, b"", None, NO_EXTRA, value)
+    def _write(self, step: steps.Step, channel: int = 0) -> Record:
+        record = Record(NEXT, RecordKind.STEP, self._time, channel, value=steps.write_step(step))
         self._add(record)
         return record
+
+    def _give(self, step: steps.Step, now: float, channel: int = 0) -> Any:
+        """Write an input down, and give it to the core."""
+        moment = self._moment(now)
+        record = self._write(step, channel)
+        if isinstance(step, steps.ChannelOpened):
+            self._channels.setdefault(channel, []).append(record)
+        elif isinstance(step, steps.ChannelClosed):
+            self._channels.pop(channel, None)
+        return steps.give(step, self._core, channel, moment)
 
     def _flush(self) -> None:
         records, self._pending = self._pending, []
@@ -146,7 +150,7 @@ class RecordedCore:
         """What a later part begins with, so that it can be followed on its own."""
         for records in self._channels.values():
             for record in records:
-                yield Record(NEXT, record.kind, self._time, record.client, value={**record.value, "repeated": True})
+                yield record._replace(time_ns=self._time, value={**record.value, "repeated": True})
 
     def _give_up(self, error: Exception) -> None:
         """The recording ends here; what it is a recording of goes on."""
@@ -173,83 +177,65 @@ class RecordedCore:
 
     @property
     def epoch_offset(self) -> float:
-        """Add it to ``now`` for seconds since the epoch."""
         return self._offset
 
     @epoch_offset.setter
     def epoch_offset(self, value: float) -> None:
         if abs(value - self._offset) >= CLOCK_STEP:
             self._offset = self._core.epoch_offset = value
-            self._step(steps.ClockSet(value))
+            self._write(steps.ClockSet(value))
 
     def start(self, now: float) -> None:
-        """Begin to subscribe, and to record."""
-        moment = self._moment(now)
-        self._step(steps.Started())
-        self._core.start(moment)
+        self._give(steps.Started(), now)
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
-        """Take in datagrams of the kernel, in order."""
         moment = self._moment(now)
-        extra = NO_EXTRA
         for data in datagrams:
-            self._add(Record(NEXT, RecordKind.FROM_KERNEL, self._time, channel, data, None, extra))
-            extra = IN_BATCH
+            self._add(Record(NEXT, RecordKind.FROM_KERNEL, self._time, channel, data))
         self._core.receive_datagrams(datagrams, moment, channel)
 
-    def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
-        """An `OpenChannel` was carried out."""
-        moment = self._moment(now)
-        record = self._step(steps.ChannelOpened(immediate, receive_buffer), channel)
-        self._channels.setdefault(channel, []).append(record)
-        self._core.channel_opened(channel, moment, immediate=immediate, receive_buffer=receive_buffer)
-
     def channel_drained(self, channel: int, now: float) -> None:
-        """The channel would block."""
-        moment = self._moment(now)
-        self._named_step(_DRAINED, channel)
-        self._core.channel_drained(channel, moment)
+        last = self._pending[-1] if self._pending else None
+        if (
+            last is None
+            or last.time_ns != self._time
+            or last.client != channel
+            or last.kind is not RecordKind.FROM_KERNEL
+            or last.extra
+        ):
+            self._give(steps.ChannelDrained(), now, channel)
+            return
+        self._pending[-1] = Record(NEXT, last.kind, last.time_ns, channel, last.data, None, DRAINED)
+        self._core.channel_drained(channel, (self._time + self._zero) / 1e9)
+
+    def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
+        self._give(steps.ChannelOpened(immediate, receive_buffer), now, channel)
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
-        """Opening, sending or receiving failed."""
-        moment = self._moment(now)
-        self._step(steps.ChannelFailed(errno), channel)
-        self._core.channel_failed(channel, errno, moment)
+        self._give(steps.ChannelFailed(errno), now, channel)
 
     def channel_closed(self, channel: int, now: float) -> None:
-        """End of file."""
-        moment = self._moment(now)
-        self._step(steps.ChannelClosed(), channel)
-        self._channels.pop(channel, None)
-        self._core.channel_closed(channel, moment)
+        self._give(steps.ChannelClosed(), now, channel)
 
     def lookup_done(self, token: int, answer: Any, now: float) -> None:
-        """The answer to a `Lookup`."""
         moment = self._moment(now)
         try:
             value = {"token": token, "answer": self._values.write(answer)}
+            self._add(Record(NEXT, RecordKind.ANSWER, self._time, value=value))
         except NstatError as error:
             self._give_up(error)
-        else:
-            self._add(Record(NEXT, RecordKind.ANSWER, self._time, value=value))
         self._core.lookup_done(token, answer, moment)
 
     def handle_deadline(self, now: float) -> None:
-        """The time has come."""
-        moment = self._moment(now)
-        self._named_step(_DEADLINE)
-        self._core.handle_deadline(moment)
+        self._give(steps.DeadlineReached(), now)
 
     def request_poll(self, now: float) -> int:
-        """Ask for a poll; its serial."""
-        moment = self._moment(now)
-        self._step(steps.PollRequested())
-        return self._core.request_poll(moment)
+        serial: int = self._give(steps.PollRequested(), now)
+        return serial
 
     # --- Core: out -----------------------------------------------------------------
 
     def commands(self) -> list[Command]:
-        """What to do now; each command is written down."""
         commands = self._core.commands()
         for command in commands:
             try:
@@ -262,13 +248,13 @@ class RecordedCore:
         if isinstance(command, Send):
             self._add(Record(NEXT, RecordKind.TO_KERNEL, self._time, command.channel, command.data))
         elif isinstance(command, OpenChannel):
-            record = self._step(steps.OpenChannel(self._values.write(command.purpose)), command.channel)
+            record = self._write(steps.OpenChannel(self._values.write(command.purpose)), command.channel)
             self._channels[command.channel] = [record]
         elif isinstance(command, CloseChannel):
-            self._step(steps.CloseChannel(), command.channel)
+            self._write(steps.CloseChannel(), command.channel)
             self._channels.pop(command.channel, None)
         elif isinstance(command, Lookup):
-            self._step(steps.Lookup(command.token, self._values.write(command.request)))
+            self._write(steps.Lookup(command.token, self._values.write(command.request)))
 
     def take_events(self) -> list[AnyEvent]:
         """The events since the last call, and what became of the recording."""
@@ -284,7 +270,6 @@ class RecordedCore:
         return getattr(self._core, name)
 
     def statistics(self) -> dict[str, int]:
-        """Counters of the core, and of the recording."""
         return {**self._core.statistics(), "recorded_bytes": self._size, "failed_recorder": self._failures}
 
 
@@ -298,6 +283,5 @@ class _RecordedTransport:
         self.lookup = transport.lookup
 
     def close(self) -> None:
-        """Release everything. Idempotent."""
         self._transport.close()
         self._core.close()

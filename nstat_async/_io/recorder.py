@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
-
-import attrs
+from typing import Any, BinaryIO, cast
 
 from .._errors import UsageError
 from ..recording import JsonLinesWriter, Record, Recording, RecordingInfo, RecordingWriter, is_ours
-from ..recording.steps import Run
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "StandardOutput"]
+
+PIPE_SECONDS = 10.0
+"""Longest that a full pipe which does not block is waited for."""
+
+
+class StandardOutput:
+    """Standard output as the file of a recording."""
+
+    def __init__(self) -> None:
+        self.reader_gone = False
+        # Without the buffer, which cannot say how much of a write a full pipe took.
+        self._file: Any = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+
+    def write(self, data: memoryview) -> int | None:
+        """Write at least a part; `None`: nobody reads."""
+        try:
+            written: int | None = self._file.write(data)
+            if written is None:
+                select.select([], [self._file], [], PIPE_SECONDS)
+                written = self._file.write(data)
+        except BrokenPipeError:
+            self.reader_gone = True
+            raise
+        return written
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 class Recorder:
@@ -23,25 +48,25 @@ class Recorder:
 
     Args:
         recording: Where to, and the limits.
-        info: Facts about the conversation.
-        run: What the recorded core was made of.
+        info: What a part begins with, by its number, from 1.
 
     Raises:
         UsageError: The file cannot be written, or holds something else than a recording.
     """
 
-    def __init__(self, recording: Recording, info: RecordingInfo, run: Run) -> None:
+    def __init__(self, recording: Recording, info: Callable[[int], RecordingInfo]) -> None:
         self._recording = recording
         self._info = info
-        self._run = run
         self._owned = recording.path is not None
         self._number = self._last_number() if recording.rotates else 0
+        self._part = 0
         self._earlier = 0  # bytes of the parts before this one
         self._began_ns = 0
         try:
-            self._open(run)
+            self._open()
         except OSError as error:
-            raise UsageError(f"record_to: {_name(recording)}: {error.strerror or error}") from error
+            name = recording.path or "the file"
+            raise UsageError(f"record_to: {name}: {error.strerror or error}") from error
 
     @property
     def size(self) -> int:
@@ -49,26 +74,13 @@ class Recorder:
         return self._earlier + self._writer.size
 
     def write(self, records: Sequence[Record], repeat: Iterable[Record]) -> None:
-        """Write records, with one write.
-
-        Args:
-            records: What happened.
-            repeat: What a new part begins with, if one begins: which channels are open, and what for.
-
-        Raises:
-            OSError: The file cannot be written.
-            UsageError: A record does not fit the format.
-        """
+        """Write records with one write; a new part begins with `repeat`, which says what channels are open for."""
         if self._is_full(records[0].time_ns):
             self._next_part(records[0].time_ns, repeat)
         self._writer.write_batch(records)
 
     def close(self) -> None:
-        """Close the file. Idempotent.
-
-        Raises:
-            OSError: What was written cannot be kept.
-        """
+        """Close the file. Idempotent; raises OSError if what was written cannot be kept."""
         if self._owned:
             self._file.close()
 
@@ -81,19 +93,18 @@ class Recorder:
     def _next_part(self, time_ns: int, repeat: Iterable[Record]) -> None:
         self._file.close()
         self._earlier += self._writer.size
-        self._run = attrs.evolve(self._run, part=self._run.part + 1)
         self._began_ns = time_ns
-        self._open(self._run)
-        self._writer.write_batch([attrs.evolve(record, time_ns=time_ns) for record in repeat])
+        self._open()
+        self._writer.write_batch([record._replace(time_ns=time_ns) for record in repeat])
         self._drop_oldest()
 
-    def _open(self, run: Run) -> None:
+    def _open(self) -> None:
         self._number += 1
+        self._part += 1
         self._file = self._open_file()
-        info = attrs.evolve(self._info, run=run.to_json())
         kind = JsonLinesWriter if self._recording.json_lines else RecordingWriter
         try:
-            self._writer = kind(self._file, info)
+            self._writer = kind(self._file, self._info(self._part))
         except BaseException:
             self.close()
             raise
@@ -101,7 +112,7 @@ class Recorder:
     def _open_file(self) -> BinaryIO:
         recording = self._recording
         if recording.target == "-":
-            return sys.stdout.buffer
+            return cast("BinaryIO", StandardOutput())
         if recording.path is None:
             assert not isinstance(recording.target, (str, os.PathLike))
             return recording.target
@@ -126,17 +137,8 @@ class Recorder:
                 path.unlink()
 
 
-def _name(recording: Recording) -> str:
-    return str(recording.path or "the file")
-
-
 def _spare(path: Path) -> None:
-    """Replace an old recording, and nothing else.
-
-    Raises:
-        UsageError: The file holds something else.
-        OSError: It cannot be read.
-    """
+    """Replace an old recording, and nothing else: a UsageError says what is in the way."""
     if not path.is_file():
         return
     with path.open("rb") as file:

@@ -17,14 +17,13 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from .. import __version__
 from .._contract import Sink
 from .._errors import ProtocolError, RecordingError, UsageError
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..recording import Record, RecordingFile, open_recording
-from .follow import follower_of
-from .protocols import protocol_of
+from .follow import Follower
+from .player import Player, protocol_of
 from .rerun import rerun_of
 
 __all__ = ["ReplayFeed", "Source"]
@@ -82,8 +81,8 @@ class ReplayFeed:
         if protocol is None:
             raise RecordingError(f"the recording is of a protocol {info.protocol!r} that this version does not know")
         by_hand = kernel is not None or timebase is not None
-        rerun = None if by_hand or info.run is None else rerun_of(info, protocol, options, __version__)
-        self._player = rerun or follower_of(info, protocol, options, timebase)
+        rerun = None if by_hand or info.run is None else rerun_of(info, protocol, options)
+        self._player: Player = rerun or Follower(info, protocol, options, timebase)
         self._strict = options.strict
         self._iterator = self._batches()
 

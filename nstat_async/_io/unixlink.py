@@ -21,16 +21,10 @@ class UnixTransport(PreparedTransport):
     """Connects to a server on a path, once per channel."""
 
     def __init__(self, path: str, options: MonitorOptions) -> None:
-        super().__init__()
         self._path = path
         self._options = options
 
     def connect(self) -> Channel:
-        """Connect.
-
-        Raises:
-            BackendUnavailableError: Nobody listens there, or the host has no such sockets.
-        """
         family = getattr(socket, "AF_UNIX", None)
         kind = getattr(socket, "SOCK_SEQPACKET", None)
         if family is None or kind is None:

@@ -7,7 +7,7 @@ rows. `by_process` feeds one from a monitor beside its other consumers.
 
 from nstat_async._rows import Row, RowKind
 
-from ._consumer import EventSource, EventSubscription, TableStream, by_process
+from ._consumer import TableStream, by_process
 from ._grouping import GroupBy, ProcessKey
 from ._history import Gap, History, Usage
 from ._rows import Loss, TableSnapshot, sum_rows
@@ -16,8 +16,6 @@ from ._sqlite import HistoryWriter, keep_history
 from ._table import ProcessTable, SortKey, TrafficTable
 
 __all__ = [
-    "EventSource",
-    "EventSubscription",
     "Gap",
     "GroupBy",
     "History",

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import anyio
 
 from nstat_async._errors import MonitorClosedError, StreamEndedError, UsageError
 from nstat_async._events import AnyEvent
+from nstat_async._monitor import Monitor
+from nstat_async._subscription import Subscription
 
 from ._table import ProcessTable, TrafficTable
 
-__all__ = ["EventSource", "EventSubscription", "TableStream", "by_process"]
-
-
-class EventSubscription(Protocol):
-    """What is used of `nstat_async.Subscription`."""
-
-    async def __aenter__(self) -> Any:
-        """Begin to listen."""
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool | None:
-        """Stop listening."""
-
-    async def receive_many(self) -> Sequence[AnyEvent]:
-        """At least one event; none at the end."""
-
-    def receive_nowait(self) -> Sequence[AnyEvent]:
-        """What waits now."""
-
-
-class EventSource(Protocol):
-    """What is used of `nstat_async.Monitor`."""
-
-    def subscribe(self) -> EventSubscription:
-        """One more consumer, with a buffer of its own."""
+__all__ = ["TableStream", "by_process"]
 
 
 _Table = TypeVar("_Table", bound=TrafficTable)
@@ -65,7 +41,7 @@ class TableStream(Generic[_Table]):
     """
 
     def __init__(
-        self, monitor: EventSource, table: _Table, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall"
+        self, monitor: Monitor, table: _Table, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall"
     ) -> None:
         if not every > 0:
             raise UsageError(f"every: {every!r} is not a positive number of seconds")
@@ -75,7 +51,7 @@ class TableStream(Generic[_Table]):
         self._monitor = monitor
         self._every = every
         self._by_events = clock == "events"
-        self._subscription: EventSubscription | None = None
+        self._subscription: Subscription | None = None
         self._waiting: list[AnyEvent] = []  # received and not fed yet, next one last
         self._next: float | None = None
         self._fresh = False
@@ -100,14 +76,14 @@ class TableStream(Generic[_Table]):
         self._fresh = False
         return self.table
 
-    async def _subscribed(self) -> EventSubscription:
+    async def _subscribed(self) -> Subscription:
         if self._subscription is None:
             subscription = self._monitor.subscribe()
             await subscription.__aenter__()
             self._subscription = subscription
         return self._subscription
 
-    async def _until_wall_time(self, subscription: EventSubscription) -> bool:
+    async def _until_wall_time(self, subscription: Subscription) -> bool:
         """Feed until the next look is due; False when the stream ended."""
         if self._next is None:
             self._next = anyio.current_time() + self._every
@@ -118,13 +94,12 @@ class TableStream(Generic[_Table]):
                     return False
                 self.table.feed_many(events, now=anyio.current_time())
                 self._fresh = True
-        with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
-            self.table.feed_many(subscription.receive_nowait(), now=anyio.current_time())
+        self.catch_up()
         # Looks that were missed are skipped, not made up for.
         self._next = max(self._next + self._every, anyio.current_time())
         return True
 
-    async def _until_event_time(self, subscription: EventSubscription) -> bool:
+    async def _until_event_time(self, subscription: Subscription) -> bool:
         """Feed until the events' clock reaches the next look; False when the stream ended."""
         while True:
             while self._waiting:
@@ -140,6 +115,15 @@ class TableStream(Generic[_Table]):
             if not events:
                 return False
             self._waiting = list(reversed(events))
+
+    def catch_up(self) -> None:
+        """Take in what waits now, e.g. after `Monitor.poll_now`, without a look being due."""
+        self.table.feed_many(reversed(self._waiting))
+        self._waiting.clear()
+        now = None if self._by_events else anyio.current_time()
+        if self._subscription is not None:
+            with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
+                self.table.feed_many(self._subscription.receive_nowait(), now=now)
 
     async def aclose(self) -> None:
         """End the subscription. Idempotent."""
@@ -159,7 +143,7 @@ class TableStream(Generic[_Table]):
 
 
 def by_process(
-    monitor: EventSource, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall", **options: Any
+    monitor: Monitor, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall", **options: Any
 ) -> TableStream[ProcessTable]:
     """Totals and rates per process, each `every` seconds.
 

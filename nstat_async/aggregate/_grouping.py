@@ -1,7 +1,7 @@
 """What a table can group by.
 
 A `GroupBy` turns a flow into a key, or into `None` where the platform does not
-tell it. It is asked once for each new value of a flow, not for each report.
+report it. It is asked once for each new value of a flow, not for each report.
 """
 
 from __future__ import annotations

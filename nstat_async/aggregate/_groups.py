@@ -47,14 +47,13 @@ class Groups:
 
     def _new(self, kind: RowKind, time: float, source: str | None = None, key: Hashable = None) -> Tally:
         self._serial += 1
-        return Tally(self._serial, kind, key, source, None, time, time)
+        return Tally(self._serial, kind, key, source, time, time)
 
     def of_kind(self, kind: RowKind, time: float) -> Tally:
         """The tally of what was folded or given up."""
-        found = self._sums.get(kind)
-        if found is None:
-            found = self._sums[kind] = self._new(kind, time)
-        return found
+        if kind not in self._sums:
+            self._sums[kind] = self._new(kind, time)
+        return self._sums[kind]
 
     def of_key(self, source: str | None, key: Hashable, flow: Flow | None, time: float) -> Tally:
         """The tally of a group; a new one when the group is new, or came back after it was folded."""

@@ -1,4 +1,4 @@
-"""Reading a history back: how much did whom use, and when."""
+"""Reading a history back: who used how much, and when."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Usage:
     name: str | None = None
     source: str | None = None
     pid: int | None = None
-    """Process id, when the processes are told apart."""
+    """Process id, in an answer per process."""
     unique_pid: int | None = None
     path: str | None = None
     uid: int | None = None
     process: Process | None = None
-    """All that the file has about the process, when the processes are told apart."""
+    """All that the file has about the process, in an answer per process."""
     flows: int
     """Flows that began in the time asked for."""
     uncounted_flows: int
-    """Those of them whose bytes the platform did not tell."""
+    """Those of them whose bytes the platform did not report."""
     rx_bytes: int
     tx_bytes: int
     rx_packets: int

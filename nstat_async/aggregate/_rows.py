@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any
 
 import attrs
 
@@ -10,29 +12,36 @@ from nstat_async._events import LossCause
 from nstat_async._fields import TABLE, SqlTable
 from nstat_async._rows import Row, RowKind
 
-__all__ = ["Loss", "TableSnapshot", "sum_rows"]
-
+__all__ = ["Loss", "TableSnapshot", "added_up", "sum_rows"]
 
 _ADDED_UP = tuple(field.name for _, field in TABLE.columns(SqlTable.TRAFFIC))
 """The counters of a row that differences are made of."""
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+_get_counters = [(name, attrgetter(name)) for name in (*_ADDED_UP, "open_flows")]
+
+
+def added_up(rows: Sequence[Any]) -> dict[str, Any]:
+    """Counters and times of rows, or of what has the same attributes, as those of one row."""
+    first = [row.first_seen for row in rows if row.first_seen is not None]
+    last = [row.last_seen for row in rows if row.last_seen is not None]
+    return {
+        "first_seen": min(first, default=None),
+        "last_seen": max(last, default=None),
+        **{name: sum(map(get, rows)) for name, get in _get_counters},
+    }
 
 
 def sum_rows(rows: Iterable[Row], kind: RowKind = RowKind.TOTAL) -> Row:
     """Add rows up."""
     listed = list(rows)
-    rx_rates, tx_rates = _known(row.rx_rate for row in listed), _known(row.tx_rate for row in listed)
+    rx_rates = [row.rx_rate for row in listed if row.rx_rate is not None]
+    tx_rates = [row.tx_rate for row in listed if row.tx_rate is not None]
     return Row(
         kind=kind,
-        open_flows=sum(row.open_flows for row in listed),
         rx_rate=sum(rx_rates) if rx_rates else None,
         tx_rate=sum(tx_rates) if tx_rates else None,
-        first_seen=min(_known(row.first_seen for row in listed), default=None),
-        last_seen=max(_known(row.last_seen for row in listed), default=None),
-        **{name: sum(getattr(row, name) for row in listed) for name in _ADDED_UP},
+        **added_up(listed),
     )
 
 
@@ -52,7 +61,7 @@ class Loss:
     events: int
     """Reports of it."""
     count: int
-    """Flows or messages concerned, as far as the reports told."""
+    """Flows or messages concerned, as far as the reports said."""
 
 
 @attrs.frozen

@@ -1,7 +1,7 @@
 """The SQLite file of a history: its tables, how it is opened, and what may go wrong.
 
 The file is in WAL mode, so that reading never waits for writing, and every
-transaction is flushed to the disk (``synchronous=FULL``): one a bucket is cheap, and a
+transaction is flushed to the disk (``synchronous=FULL``): one per bucket is cheap, and a
 bucket that was written survives a crash of the machine as well as of the program.
 """
 

@@ -27,9 +27,9 @@ import attrs
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._events import AnyEvent
 from nstat_async._fields import SqlTable
+from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 
-from ._consumer import EventSource
 from ._rows import Loss, TableSnapshot
 from ._schema import SCHEMA, HistoryError, connect
 from ._table import ProcessTable
@@ -270,7 +270,7 @@ def _process_id(connection: sqlite3.Connection, row: Row) -> int:
 
 
 async def keep_history(
-    monitor: EventSource,
+    monitor: Monitor,
     path: str | os.PathLike[str],
     *,
     bucket: float = DEFAULT_BUCKET,

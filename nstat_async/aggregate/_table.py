@@ -6,19 +6,7 @@ without making objects; a row of a process in about a kilobyte; a look at the
 ten largest of *n* rows in one pass.
 
 Three parts: `Groups` has the rows, an `OpenFlow` judges the counters of one flow, and the table
-here takes in events and is looked at. What is counted:
-
-- A flow that begins while the table is fed counts from zero, one that was there
-  before (``preexisting``) from its first counts on; ``include_history=True``
-  counts all of it.
-- A closed flow stays counted. Each counter is judged by itself (`OpenFlow.grow`): an odd
-  reading adds nothing, a wrapped counter what it wrapped by, and only where all of them begin anew
-  there is a new flow behind the old id.
-- `Provider.UDP_SUBFLOW` is left out, because its bytes are in the flow of its
-  socket too; so are connections, routes and interfaces, which are no flows.
-- Flows without counts add nothing and are in ``flows`` and ``uncounted_flows``.
-- Flows that an overflowing buffer gave up come as one sum; they are the row
-  ``LOST``. Such a sum has what the flows had in all, their history included.
+here takes in events and is looked at.
 """
 
 from __future__ import annotations
@@ -71,10 +59,13 @@ class TrafficTable:
     Feed it every event of a monitor, a subscription or a recording, in order; it
     keeps no clock, opens nothing and raises for nothing that a kernel did.
 
-    A flow that begins meanwhile counts from zero, one that was there before from its first
-    report on. Closed flows stay counted. Traffic belongs to the group that had the flow when it
-    was reported; a flow whose group was unknown takes its past along. The sums over
-    the rows of any table are the sums over all flows.
+    - A flow that begins meanwhile counts from zero, one that was there before (``preexisting``) from its first
+      report on. Closed flows stay counted. Each counter is judged by itself: an odd reading adds nothing, a wrapped
+      counter what it wrapped by, and only where all of them begin anew there is a new flow behind the old id.
+    - Traffic belongs to the group that had the flow when it was reported; a flow whose group was unknown takes its
+      past along. The sums over the rows of any table are the sums over all flows.
+    - Flows without counts add nothing and are in ``flows`` and ``uncounted_flows``. Flows that an overflowing buffer
+      gave up come as one sum, their history included: the row ``LOST``.
 
     Args:
         group_by: What the rows stand for.
@@ -281,7 +272,7 @@ class TrafficTable:
         tally = self._groups.of_key(self.source, key, flow, event.time)
         # One that goes before it came was there before the table was.
         preexisting = event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
-        entry = OpenFlow(flow, tally, preexisting, seen=None if self._is_waiting(key) else flow)
+        entry = OpenFlow(flow, tally, preexisting, seen=None if key is None and self.group_by.needs_details else flow)
         if isinstance(event, FlowUpdated) and event.previous is not None and is_counted(event.previous):
             # The table came in the middle of the stream: this event's own growth is its share.
             entry.counted = True
@@ -294,23 +285,19 @@ class TrafficTable:
     def _key(self, event: FlowEvent) -> Hashable:
         return self.group_by.key(event.flow, event.details if self.group_by.needs_details else None)
 
-    def _is_waiting(self, key: Hashable) -> bool:
-        return key is None and self.group_by.needs_details
-
     def _follow(self, event: FlowEvent, entry: OpenFlow) -> OpenFlow:
         """A flow has new facts: it may belong to another row now."""
         flow, old = event.flow, entry.tally
         key = self._key(event)
-        if self._is_waiting(key):
+        if key is None and self.group_by.needs_details:
             key = old.key  # a report without details says nothing
         entry.flow = flow
-        entry.seen = None if self._is_waiting(key) else flow
+        entry.seen = None if key is None and self.group_by.needs_details else flow
         if key == old.key:
             self._groups.describe(old, flow)
             return entry
         new = self._groups.of_key(old.source, key, flow, event.time)
-        if new.mark != self._window.mark:
-            new.save(self._window)
+        new.touch(new.last_seen, self._window)
         if old.key is None or self.group_by.refines(old.key, key):
             # Known better now: everything so far was the new row's.
             rx_bytes, tx_bytes, rx_packets, tx_packets = moved = entry.contribution()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable
 
 import attrs
@@ -11,6 +10,7 @@ from nstat_async._model import Counts, Flow, Process
 from nstat_async._rows import Row, RowKind
 
 from ._rates import RateWindow
+from ._rows import added_up
 
 __all__ = ["Four", "OpenFlow", "Tally", "is_counted", "known_or", "sum_tallies"]
 
@@ -25,11 +25,11 @@ class Tally:
 
     serial: int
     kind: RowKind
-    key: Hashable = None
-    source: str | None = None
+    key: Hashable
+    source: str | None
+    first_seen: float
+    last_seen: float
     process: Process | None = None
-    first_seen: float = math.inf
-    last_seen: float = -math.inf
     flows: int = 0
     open_flows: int = 0
     uncounted_flows: int = 0
@@ -102,8 +102,8 @@ class Tally:
             tx_bytes=self.tx_bytes,
             rx_packets=self.rx_packets,
             tx_packets=self.tx_packets,
-            first_seen=self.first_seen if self.first_seen < math.inf else None,
-            last_seen=self.last_seen if self.last_seen > -math.inf else None,
+            first_seen=self.first_seen,
+            last_seen=self.last_seen,
             serial=self.serial,
         )
         return _with_rates(row, self.grown(span[0]), span[1])
@@ -111,9 +111,7 @@ class Tally:
     @property
     def is_empty(self) -> bool:
         """True when nothing is, or ever was, counted here."""
-        return not (
-            self.flows or self.open_flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets
-        )
+        return not (self.flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets)
 
     def absorb(self, other: Tally) -> None:
         """Take over everything of a tally that goes away; rates do not see it."""
@@ -139,14 +137,10 @@ def _with_rates(row: Row, grown: tuple[int, int], seconds: float) -> Row:
 
 def sum_tallies(tallies: Iterable[Tally], kind: RowKind, span: tuple[int, float]) -> Row:
     """Many tallies as one row, without making a row of each."""
-    total = Tally(0, kind)
-    rx_bytes = tx_bytes = 0
-    for tally in tallies:
-        total.absorb(tally)
-        rx_more, tx_more = tally.grown(span[0])
-        rx_bytes += rx_more
-        tx_bytes += tx_more
-    return _with_rates(total.row((0, 0.0)), (rx_bytes, tx_bytes), span[1])
+    listed = list(tallies)
+    grown = [tally.grown(span[0]) for tally in listed]
+    row = Row(kind=kind, **added_up(listed))
+    return _with_rates(row, (sum(rx for rx, _ in grown), sum(tx for _, tx in grown)), span[1])
 
 
 def is_counted(counts: Counts | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 import attrs
 
@@ -20,13 +21,9 @@ class Emulated:
     `nstat_async.testing.EmulatedKernel` and take its ``backend()``.
     """
 
+    name: ClassVar[str] = "emulated"
     kernel: str = "xnu-11417.121.6"
     """Which kernel to be."""
-
-    @property
-    def name(self) -> str:
-        """``"emulated"``."""
-        return "emulated"
 
     def open(self, options: MonitorOptions) -> Feed:
         """Make it.

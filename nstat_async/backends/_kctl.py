@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from .._contract import Feed
-from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._io.pump import KernelFeed
 from .._io.system import DARWIN, require
 from .._options import MonitorOptions
@@ -17,13 +18,9 @@ __all__ = ["Kctl", "receive_limit"]
 class Kctl:
     """The kernel control of this Mac."""
 
+    name: ClassVar[str] = "kctl"
     verify: bool | None = None
     """Prove the layout with own loopback flows: always, never, or (`None`) on kernels newer than known."""
-
-    @property
-    def name(self) -> str:
-        """``"kctl"``."""
-        return "kctl"
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.
@@ -33,23 +30,17 @@ class Kctl:
         """
         require(DARWIN, self.name, "the kernel control exists on macOS only")
         from .._io import darwin, kctl  # noqa: PLC0415  # for Macs
-        from ..ntstat import Kernel  # noqa: PLC0415  # as above
 
-        text = darwin.kernel_text()
-        try:
-            kernel = Kernel.parse(text)
-        except UsageError as error:
-            raise BackendUnavailableError(self.name, UnavailableReason.KERNEL, str(error)) from error
-        transport = kctl.KctlTransport(options)
-        transport.prepare()
         session = kctl.make_session(
             options,
-            kernel,
+            darwin.kernel_text(),
             darwin.timebase(),
             darwin.interface_names(),
             verify=self.verify,
             paths=True,
         )
+        transport = kctl.KctlTransport(options)
+        transport.prepare()
         return KernelFeed(session, transport, options=options)
 
 

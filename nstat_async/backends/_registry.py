@@ -108,11 +108,7 @@ def choices() -> str:
 
 
 def parse(text: str) -> tuple[Row, str]:
-    """The row of a name, and what follows the colon.
-
-    Raises:
-        UsageError: There is no such backend; the text lists those that are.
-    """
+    """The row of a name, and what follows the colon; a UsageError lists the names that are."""
     name, colon, rest = text.partition(":")
     for row in ROWS:
         if row.name == name and (bool(rest) if row.takes else not colon):
@@ -139,12 +135,7 @@ def named(text: str, *, kernel: str | None = None, netns: Sequence[Namespace] = 
 
 
 def checked(backend: Any) -> Backend:
-    """What `Monitor` was given as a backend, as a value.
-
-    Raises:
-        UsageError: It is neither a backend nor the name of one.
-        BackendUnavailableError: As `named`.
-    """
+    """What `Monitor` was given as a backend, as a value; a UsageError if it is neither one nor the name of one."""
     if backend is None:
         return auto()
     if isinstance(backend, str):

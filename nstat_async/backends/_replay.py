@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, ClassVar, Union
 
 import attrs
 
@@ -24,6 +24,7 @@ def _speed(_instance: object, _attribute: Any, value: float | None) -> None:
 class Replay:
     """A recording of either protocol, in any of the formats of `nstat_async.recording`."""
 
+    name: ClassVar[str] = "replay"
     source: Union[str, os.PathLike[str], BinaryIO, Sequence[Union[str, os.PathLike[str], BinaryIO]]]
     """A path, ``"-"`` for standard input, or an open binary file; or several, the parts of one recording in order."""
     kernel: str | None = None
@@ -32,11 +33,6 @@ class Replay:
     """1 plays as recorded; `None` as fast as possible."""
     timebase: tuple[int, int] | None = None
     """The kernel's timebase, for recordings that do not carry it."""
-
-    @property
-    def name(self) -> str:
-        """``"replay"``."""
-        return "replay"
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.

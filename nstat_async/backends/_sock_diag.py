@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 import attrs
 
@@ -32,14 +32,10 @@ def _namespaces(value: Any) -> tuple[Namespace, ...]:
 class SockDiag:
     """The sockets of this Linux machine, by netlink sock_diag. Needs no privilege."""
 
+    name: ClassVar[str] = "sock_diag"
     netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
     """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for this
     one; several as a tuple. Any but this one needs CAP_SYS_ADMIN."""
-
-    @property
-    def name(self) -> str:
-        """``"sock_diag"``."""
-        return "sock_diag"
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.

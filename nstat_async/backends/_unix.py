@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from .._contract import Feed
-from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._io.pump import KernelFeed
 from .._options import MonitorOptions
 
@@ -16,6 +17,7 @@ __all__ = ["UnixSocket"]
 class UnixSocket:
     """A Darwin kernel behind an AF_UNIX SOCK_SEQPACKET socket: one packet, one datagram."""
 
+    name: ClassVar[str] = "unix"
     path: str
     kernel: str
     """Its version string, e.g. ``"xnu-11417.121.6"``."""
@@ -23,11 +25,6 @@ class UnixSocket:
     """Nanoseconds per tick of its clock."""
     interfaces: tuple[tuple[int, str], ...] = ()
     """Interface names by index, if they are known."""
-
-    @property
-    def name(self) -> str:
-        """``"unix"``."""
-        return "unix"
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.
@@ -37,13 +34,8 @@ class UnixSocket:
         """
         from .._io.kctl import make_session  # noqa: PLC0415  # with the Darwin protocol, which others do without
         from .._io.unixlink import UnixTransport  # noqa: PLC0415  # as above
-        from ..ntstat import Kernel  # noqa: PLC0415  # as above
 
-        try:
-            kernel = Kernel.parse(self.kernel)
-        except UsageError as error:
-            raise BackendUnavailableError(self.name, UnavailableReason.KERNEL, str(error)) from error
-        session = make_session(options, kernel, self.timebase, dict(self.interfaces), backend=self.name)
+        session = make_session(options, self.kernel, self.timebase, dict(self.interfaces), backend=self.name)
         transport = UnixTransport(self.path, options)
         transport.prepare()
         return KernelFeed(session, transport, options=options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Union
+from typing import ClassVar, Union
 
 import attrs
 
@@ -35,10 +35,16 @@ __all__ = [
 class RingPurpose:
     """The channel gives records of the ring buffer."""
 
+    channel: ClassVar[int] = 1 << 16
+    """Its number; those of network namespaces are lower."""
+
 
 @attrs.frozen
 class MapsPurpose:
     """The channel answers requests about the maps."""
+
+    channel: ClassVar[int] = RingPurpose.channel + 1
+    """Its number."""
 
 
 class Operation(enum.IntEnum):

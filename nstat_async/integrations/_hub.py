@@ -6,31 +6,22 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
+import attrs
 
 from nstat_async._errors import NstatError, UsageError
-from nstat_async._model import Capabilities
-from nstat_async.aggregate import EventSubscription, ProcessTable, SortKey
+from nstat_async._monitor import Monitor
+from nstat_async._subscription import Subscription
+from nstat_async.aggregate import ProcessTable, SortKey
 from nstat_async.json import to_dict
 
 from ._series import SeriesKeeper
 
-__all__ = ["Hub", "ServedMonitor"]
+__all__ = ["Hub"]
 
 logger = logging.getLogger("nstat_async")
-
-
-class ServedMonitor(Protocol):
-    """What is used of `nstat_async.Monitor`."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the backend can tell."""
-
-    def subscribe(self, **options: Any) -> EventSubscription:
-        """One more consumer, with a buffer of its own."""
 
 
 class Hub:
@@ -57,7 +48,7 @@ class Hub:
             raise UsageError(f"max_pending: {max_pending!r} is not a positive number")
         self.table = ProcessTable(**table_options)
         self.keeper = SeriesKeeper()
-        self.monitor: ServedMonitor | None = None
+        self.monitor: Monitor | None = None
         self.state = "starting"
         self.clients = 0
         self.max_clients = max_clients
@@ -71,7 +62,7 @@ class Hub:
         self.table = ProcessTable(**self._table_options)
         self.keeper = SeriesKeeper()
         async with AsyncExitStack() as stack:
-            monitor: ServedMonitor = await stack.enter_async_context(self._open_monitor())
+            monitor: Monitor = await stack.enter_async_context(self._open_monitor())
             self.monitor = monitor
             subscription = monitor.subscribe()
             await stack.enter_async_context(subscription)
@@ -86,12 +77,13 @@ class Hub:
         self.state = "stopped"
         await self._stack.aclose()
 
-    async def _feed(self, subscription: EventSubscription) -> None:
+    async def _feed(self, subscription: Subscription) -> None:
         self.state = "running"
         try:
             while events := await subscription.receive_many():
                 # A recording has its own time; rates of a running kernel go by a clock that nobody sets.
-                self.table.feed_many(events, now=None if self._is_recorded() else anyio.current_time())
+                recorded = self.monitor is not None and self.monitor.capabilities.backend == "replay"
+                self.table.feed_many(events, now=None if recorded else anyio.current_time())
                 self.keeper.feed_many(events)
             self.state = "ended"
         except NstatError as error:
@@ -102,22 +94,16 @@ class Hub:
             self.state = f"failed: {type(error).__name__}"
             logger.exception("server: the monitor failed")
 
-    def _is_recorded(self) -> bool:
-        return self.monitor is not None and self.monitor.capabilities.backend == "replay"
-
     def processes(self, count: int, by: SortKey) -> dict[str, Any]:
         """The answer of ``/processes``."""
         table = self.table
         time = table.time
-        backend = None if self.monitor is None else self.monitor.capabilities.backend
         return {
             "v": 1,
             "time": time,
             "state": self.state,
-            "backend": backend,
+            "backend": None if self.monitor is None else self.monitor.capabilities.backend,
             "total": to_dict(table.total(), time=time),
             "processes": [to_dict(row, time=time) for row in table.top(count, by)],
-            "losses": [
-                {"cause": loss.cause.value, "events": loss.events, "count": loss.count} for loss in table.losses
-            ],
+            "losses": [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses],
         }

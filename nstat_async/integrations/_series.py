@@ -18,9 +18,10 @@ import attrs
 
 from nstat_async._errors import UsageError
 from nstat_async._events import AnyEvent
+from nstat_async._monitor import Monitor
 from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
-__all__ = ["Observation", "Series", "SeriesKeeper"]
+__all__ = ["KeeperFeed", "Observation", "Series", "SeriesKeeper"]
 
 OTHER, UNKNOWN, LOST = "(other)", "(unknown)", "(lost)"
 _RESERVED = {RowKind.OTHER: OTHER, RowKind.UNKNOWN: UNKNOWN, RowKind.LOST: LOST}
@@ -49,7 +50,7 @@ class Series:
     flows: int = 0
     open_flows: int = 0
     is_counted: bool = False
-    """False while the platform told no bytes for any of its flows."""
+    """False while the platform reported no bytes for any of its flows."""
     recent: int = 0
     """Bytes since the last review."""
     debt: dict[str, int] = attrs.field(factory=dict, repr=False)
@@ -173,3 +174,29 @@ class SeriesKeeper:
         for series in self._series.values():
             series.recent = 0
         self._candidates.clear()
+
+
+class KeeperFeed:
+    """Feeds a keeper from a monitor: what the exporters share.
+
+    Args:
+        keeper: The counters.
+    """
+
+    def __init__(self, keeper: SeriesKeeper) -> None:
+        self._keeper = keeper
+        self._feeds = 0
+
+    def feed_many(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events, in order."""
+        self._keeper.feed_many(events)
+
+    async def run(self, monitor: Monitor) -> None:
+        """Feed from a monitor, beside its other consumers, until it ends."""
+        async with monitor.subscribe() as subscription:
+            self._feeds += 1
+            try:
+                while events := await subscription.receive_many():
+                    self.feed_many(events)
+            finally:
+                self._feeds -= 1

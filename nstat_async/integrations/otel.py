@@ -23,12 +23,9 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.otel needs opentelemetry-api: pip install nstat-async[otel]"
     raise ImportError(msg) from error
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from nstat_async._events import AnyEvent
-from nstat_async.aggregate import EventSource
-
-from ._series import SeriesKeeper
+from ._series import KeeperFeed, Series, SeriesKeeper
 
 __all__ = ["TrafficMetrics"]
 
@@ -36,14 +33,14 @@ _NAME = "process.executable.name"
 _DIRECTION = "network.io.direction"
 
 
-class TrafficMetrics:
+class TrafficMetrics(KeeperFeed):
     """Reports the traffic of a monitor to OpenTelemetry.
 
     The instruments are made with the object; feed it with `run` in a task, or with `feed_many`.
 
     Args:
         meter: Where to make them; `None`: the global meter provider's.
-        limit: Process names told apart; the rest is ``(other)``.
+        limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
 
@@ -59,54 +56,39 @@ class TrafficMetrics:
         review: float = 300.0,
         include_history: bool = False,
     ) -> None:
-        self._keeper = SeriesKeeper(limit=limit, review=review, include_history=include_history)
+        super().__init__(SeriesKeeper(limit=limit, review=review, include_history=include_history))
         meter = meter or get_meter("nstat_async")
-        meter.create_observable_counter(
-            "process.network.io", [self._bytes], unit="By", description="Payload bytes by process name"
-        )
-        meter.create_observable_counter(
-            "process.network.packets", [self._packets], unit="{packet}", description="Packets by process name"
-        )
-        meter.create_observable_counter(
-            "process.network.flows", [self._flows], unit="{flow}", description="Flows seen, by process name"
-        )
-        meter.create_observable_up_down_counter(
+        counter, up_down = meter.create_observable_counter, meter.create_observable_up_down_counter
+        counter("process.network.io", [self._bytes], unit="By", description="Payload bytes by process name")
+        counter("process.network.packets", [self._packets], unit="{packet}", description="Packets by process name")
+        counter("process.network.flows", [self._flows], unit="{flow}", description="Flows seen, by process name")
+        up_down(
             "process.network.open_flows", [self._open], unit="{flow}", description="Flows open now, by process name"
         )
-        meter.create_observable_counter(
-            "nstat.losses", [self._losses], unit="{report}", description="Reports of loss in the stream"
-        )
+        counter("nstat.losses", [self._losses], unit="{report}", description="Reports of loss in the stream")
 
-    def feed_many(self, events: Iterable[AnyEvent]) -> None:
-        """Take in events, in order."""
-        self._keeper.feed_many(events)
-
-    async def run(self, monitor: EventSource) -> None:
-        """Feed from a monitor, beside its other consumers, until it ends."""
-        async with monitor.subscribe() as subscription:
-            while events := await subscription.receive_many():
-                self.feed_many(events)
+    def _series(self) -> tuple[Series, ...]:
+        return self._keeper.observe().series
 
     def _bytes(self, _options: CallbackOptions) -> Iterator[Observation]:
-        for each in self._keeper.observe().series:
-            if each.is_counted:
-                yield Observation(each.rx_bytes, {_NAME: each.label, _DIRECTION: "receive"})
-                yield Observation(each.tx_bytes, {_NAME: each.label, _DIRECTION: "transmit"})
+        for each in self._series():
+            yield from _both_ways(each, each.rx_bytes, each.tx_bytes)
 
     def _packets(self, _options: CallbackOptions) -> Iterator[Observation]:
-        for each in self._keeper.observe().series:
-            if each.is_counted:
-                yield Observation(each.rx_packets, {_NAME: each.label, _DIRECTION: "receive"})
-                yield Observation(each.tx_packets, {_NAME: each.label, _DIRECTION: "transmit"})
+        for each in self._series():
+            yield from _both_ways(each, each.rx_packets, each.tx_packets)
 
     def _flows(self, _options: CallbackOptions) -> Iterator[Observation]:
-        for each in self._keeper.observe().series:
-            yield Observation(each.flows, {_NAME: each.label})
+        return (Observation(each.flows, {_NAME: each.label}) for each in self._series())
 
     def _open(self, _options: CallbackOptions) -> Iterator[Observation]:
-        for each in self._keeper.observe().series:
-            yield Observation(each.open_flows, {_NAME: each.label})
+        return (Observation(each.open_flows, {_NAME: each.label}) for each in self._series())
 
     def _losses(self, _options: CallbackOptions) -> Iterator[Observation]:
-        for loss in self._keeper.observe().losses:
-            yield Observation(loss.events, {"cause": loss.cause.value})
+        return (Observation(loss.events, {"cause": loss.cause.value}) for loss in self._keeper.observe().losses)
+
+
+def _both_ways(series: Series, received: int, sent: int) -> Iterator[Observation]:
+    if series.is_counted:
+        yield Observation(received, {_NAME: series.label, _DIRECTION: "receive"})
+        yield Observation(sent, {_NAME: series.label, _DIRECTION: "transmit"})

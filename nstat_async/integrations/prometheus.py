@@ -30,24 +30,23 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError(msg) from error
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from nstat_async._events import AnyEvent
-from nstat_async.aggregate import EventSource, Row
-
-from ._series import Series, SeriesKeeper
+from ._series import KeeperFeed, SeriesKeeper
 
 __all__ = ["TrafficCollector"]
 
-_COUNTERS = (
-    ("receive_bytes", "rx_bytes", "Payload bytes received"),
-    ("transmit_bytes", "tx_bytes", "Payload bytes sent"),
-    ("receive_packets", "rx_packets", "Packets received"),
-    ("transmit_packets", "tx_packets", "Packets sent"),
-    ("flows", "flows", "Flows seen"),
+_METRICS: tuple[tuple[str, str, str, Any], ...] = (
+    ("receive_bytes", "rx_bytes", "Payload bytes received", CounterMetricFamily),
+    ("transmit_bytes", "tx_bytes", "Payload bytes sent", CounterMetricFamily),
+    ("receive_packets", "rx_packets", "Packets received", CounterMetricFamily),
+    ("transmit_packets", "tx_packets", "Packets sent", CounterMetricFamily),
+    ("flows", "flows", "Flows seen", CounterMetricFamily),
+    ("open_flows", "open_flows", "Flows open now", GaugeMetricFamily),
 )
 
 
-class TrafficCollector(Collector):
+class TrafficCollector(KeeperFeed, Collector):
     """Exports the traffic of a monitor; register it with a `prometheus_client` registry.
 
     Feed it with `run` in a task, or with `feed_many`. It may be scraped from another thread.
@@ -56,8 +55,8 @@ class TrafficCollector(Collector):
         limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
-        keeper: Counters that are fed elsewhere, instead of own ones.
-        is_running: Tells whether these are fed.
+        keeper: Counters that are fed elsewhere, instead of new ones.
+        is_running: Says whether these are fed.
 
     Raises:
         UsageError: An argument is out of range.
@@ -72,33 +71,23 @@ class TrafficCollector(Collector):
         keeper: SeriesKeeper | None = None,
         is_running: Callable[[], bool] | None = None,
     ) -> None:
-        self._keeper = keeper or SeriesKeeper(limit=limit, review=review, include_history=include_history)
-        self._feeds = 0
+        super().__init__(keeper or SeriesKeeper(limit=limit, review=review, include_history=include_history))
         self._is_running = is_running or (lambda: self._feeds > 0)
 
-    def feed_many(self, events: Iterable[AnyEvent]) -> None:
-        """Take in events, in order."""
-        self._keeper.feed_many(events)
-
-    async def run(self, monitor: EventSource) -> None:
-        """Feed from a monitor, beside its other consumers, until it ends."""
-        async with monitor.subscribe() as subscription:
-            self._feeds += 1
-            try:
-                while events := await subscription.receive_many():
-                    self.feed_many(events)
-            finally:
-                self._feeds -= 1
-
     def describe(self) -> Iterable[Metric]:
-        """Nothing is promised at registration: names are told by `collect`."""
+        """Nothing is promised at registration: `collect` names them."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of now; called by the registry, in any thread."""
         seen = self._keeper.observe()
-        yield from self._per_process(seen.series)
-        yield from self._whole(seen.total)
+        for name, field, text, kind in _METRICS:
+            family = kind(f"nstat_process_{name}", f"{text}, by process name", labels=["process"])
+            for each in seen.series:
+                if each.is_counted or field in {"flows", "open_flows"}:
+                    family.add_metric([each.label], getattr(each, field))
+            yield family
+            yield kind(f"nstat_{name}", f"{text}, all together", getattr(seen.total, field))
         losses = CounterMetricFamily("nstat_losses", "Reports of loss in the stream", labels=["cause"])
         for loss in seen.losses:
             losses.add_metric([loss.cause.value], loss.events)
@@ -110,22 +99,3 @@ class TrafficCollector(Collector):
         if seen.time is not None:
             yield GaugeMetricFamily("nstat_last_event_timestamp_seconds", "Time of the last event", seen.time)
         yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._is_running()))
-
-    @staticmethod
-    def _per_process(series: tuple[Series, ...]) -> Iterator[Metric]:
-        for name, field, text in _COUNTERS:
-            family = CounterMetricFamily(f"nstat_process_{name}", f"{text}, by process name", labels=["process"])
-            for each in series:
-                if each.is_counted or field == "flows":
-                    family.add_metric([each.label], getattr(each, field))
-            yield family
-        gauge = GaugeMetricFamily("nstat_process_open_flows", "Flows open now, by process name", labels=["process"])
-        for each in series:
-            gauge.add_metric([each.label], each.open_flows)
-        yield gauge
-
-    @staticmethod
-    def _whole(total: Row) -> Iterator[Metric]:
-        for name, field, text in _COUNTERS:
-            yield CounterMetricFamily(f"nstat_{name}", f"{text}, all together", getattr(total, field))
-        yield GaugeMetricFamily("nstat_open_flows", "Flows open now, all together", total.open_flows)

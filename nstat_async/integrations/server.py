@@ -11,7 +11,7 @@
 
 All clients share one monitor; each has a buffer of its own that coalesces when it reads too
 slowly, so that none delays another. The service shows who talks to whom: it listens on
-loopback unless told otherwise, and refuses what other web sites ask for.
+loopback unless you choose another address, and refuses what other web sites ask for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from starlette.types import Receive, Scope, Send
 from nstat_async import filters
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._events import AnyEvent
-from nstat_async.aggregate import EventSubscription
+from nstat_async._subscription import Subscription
 from nstat_async.json import JsonFormatter
 
 from ._guard import Guard
@@ -74,7 +74,7 @@ class _EventText:
         first: What is sent before them.
     """
 
-    def __init__(self, subscription: EventSubscription, first: bytes) -> None:
+    def __init__(self, subscription: Subscription, first: bytes) -> None:
         self._subscription = subscription
         self._format = JsonFormatter()
         self._first: bytes | None = first

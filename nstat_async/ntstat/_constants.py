@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 
-from .._model import TcpState
+from .._model import Provider, TcpState
 
 __all__ = [
     "CONTROL_NAME",
@@ -19,12 +19,13 @@ __all__ = [
     "HEADER_SIZE",
     "MAX_BATCH",
     "MESSAGE_NAMES",
+    "NO_FLOWS",
     "POLL_CHUNK",
     "TCP_STATES",
     "DarwinErrno",
     "EventFlag",
     "Extension",
-    "Filter",
+    "FilterFlag",
     "HeaderFlag",
     "InterfaceProperty",
     "LinkStatus",
@@ -136,7 +137,7 @@ class InterfaceProperty(enum.IntFlag):
     SOURCE_IS_OUTBOUND = 0x8000000
 
 
-class Filter(enum.IntFlag):
+class FilterFlag(enum.IntFlag):
     """Filter bits of ``ADD_ALL_SRCS`` that kept their place; see `Kernel` for those that moved."""
 
     SUPPRESS_SRC_ADDED = 0x100000
@@ -191,6 +192,9 @@ TCP_STATES = (
     TcpState.TIME_WAIT,
 )
 """``TCPS_*`` of ``tcp_fsm.h``: the index is the kernel's number."""
+
+NO_FLOWS = frozenset({Provider.ROUTE, Provider.INTERFACE})
+"""Providers whose sources have events of their own."""
 
 DARWIN_AF_INET = 2
 DARWIN_AF_INET6 = 30

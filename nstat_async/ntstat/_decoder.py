@@ -14,8 +14,8 @@ from typing import Any, Protocol, Union
 
 from .._errors import ProtocolError
 from .._events import AnyEvent, EventsLost, LossCause, SystemInfo, Unrecognized
-from ._constants import MESSAGE_NAMES, MessageType
-from ._counters import Values, counts_unpacker, detailed_values, unpacked
+from ._constants import MESSAGE_NAMES, NO_FLOWS, MessageType
+from ._counters import Raw, Values, counts_unpacker, detailed_values, unpacked
 from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
 from ._messages import are_items
@@ -261,15 +261,18 @@ class Decoder:
         """Updates and details, plain and extended."""
         kind, context, flags, begin, end = frame
         ref, counts, provider = self._readers[kind](data, begin)
-        if kind >= MessageType.SRC_DETAILS:
-            raw = detailed_values(self.kernel.layout["nstat_detailed_counts"].decode(counts))
-        else:
+        raw: Raw | None
+        if kind < MessageType.SRC_DETAILS:
             raw = counts if self._arrange is None else self._arrange(counts)
+        elif self.kernel.provider(provider)[0] in NO_FLOWS:
+            raw = None  # routes and interfaces have no details: the kernel sends zeros
+        else:
+            raw = detailed_values(self.kernel.layout["nstat_detailed_counts"].decode(counts))
         payload = begin + self._sizes[kind]
         stop = end if kind in _PLAIN else self._items_begin(provider, data, payload, end)
         self.table.update(ref, provider, raw, data, payload, stop, flags, data[stop:end])
         if self.observer is not None and kind == _UPDATE:
-            self.observer(ref, provider, unpacked(raw), data[payload:end])
+            self.observer(ref, provider, unpacked(raw), data[payload:end])  # type: ignore[arg-type]  # of an update
         if context:
             self.client.answered(context, ref)
 

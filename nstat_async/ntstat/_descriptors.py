@@ -23,7 +23,7 @@ from .._model import (
     Provider,
     TcpState,
 )
-from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, TCP_STATES, Extension, InterfaceProperty
+from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, NO_FLOWS, TCP_STATES, Extension, InterfaceProperty
 from ._counters import COUNTS_CLASSES, PACKED_CLASSES, TcpCounts
 from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
 from ._messages import split_items
@@ -101,7 +101,7 @@ class DescriptorReader:
         """Class of this provider's counters."""
         self.packed_class = PACKED_CLASSES[self.counts_class]
         """The same for counters kept as the kernel's bytes."""
-        self.is_flow = provider not in {Provider.ROUTE, Provider.INTERFACE}
+        self.is_flow = provider not in NO_FLOWS
         """False for routes and interfaces, which have events of their own."""
         self.self_reported = bool(userland) or provider is Provider.UNKNOWN
         """True if a process may write any numbers."""
@@ -179,7 +179,7 @@ class DescriptorReader:
             at: Where it begins.
             end: Where the bytes that belong to it end.
             time_ns: Wall clock of the report.
-            previous: The flow as it was, for what only earlier reports told.
+            previous: The flow as it was, for what only earlier reports said.
             listening: The local ports that are listened on.
         """
         fields = self.fields(data, at, end)
@@ -299,7 +299,7 @@ class DescriptorReader:
 
 
 def domain_codec(layout: Layout, length: int) -> StructCodec | None:
-    """The layout of a domain item, told by its length: 1032 in xnu-8019.41, 1056 later."""
+    """The layout of a domain item, known by its length: 1032 in xnu-8019.41, 1056 later."""
     codec = layout.find("nstat_domain_info")
     if codec is not None and codec.size > length:
         codec = _FIRST_DOMAIN

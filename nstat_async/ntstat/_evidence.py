@@ -2,7 +2,7 @@
 
 - Flows of known values, by which a layout is proven on a living kernel: the transport
   opens them (real sockets on loopback, or an emulated kernel's) and keeps them open
-  until it is told to let go.
+  until it is asked to let go.
 - Paths of executables, which ntstat does not have.
 """
 

@@ -25,7 +25,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalRea
 from .._model import Provider
 from .._options import MonitorOptions
 from ._client import Client
-from ._constants import DarwinErrno, Filter, HeaderFlag, MessageType
+from ._constants import DarwinErrno, FilterFlag, HeaderFlag, MessageType
 from ._framer import request_frame
 from ._kernels import Kernel
 from ._messages import AddAllSources, AddSource, Message, QuerySource, RemoveSource, SetFilter, decode_message
@@ -38,7 +38,7 @@ MAX_CONTEXTS = 4096
 """Requests remembered while their answers are awaited."""
 
 _POLLS = frozenset({MessageType.QUERY_SRC, MessageType.GET_SRC_DESC, MessageType.GET_UPDATE, MessageType.GET_DETAILS})
-_MONITORING_BITS = int(Filter.SUPPRESS_SRC_ADDED) | 0x200000
+_MONITORING_BITS = int(FilterFlag.SUPPRESS_SRC_ADDED) | 0x200000
 """Filter bits that hide no source."""
 _SPECIFIC_USERS = 0xF_0000_0000
 
@@ -85,6 +85,11 @@ class Follower(Client):
     def is_polling(self) -> bool:
         """True while a recorded poll is under way."""
         return self._poll is not None
+
+    def overloaded(self, time: float) -> None:
+        """The kernel had no room for an answer to the recorded client."""
+        detail = "the kernel could not answer"
+        self.emit(EventsLost(time, LossCause.KERNEL_BUFFER, None, detail=detail))
 
     # --- requests -------------------------------------------------------------------
 
@@ -231,7 +236,7 @@ class Follower(Client):
             fresh = absent - self._absent_reported
             self._absent_reported = absent
             if fresh:
-                detail = "known to exist and not in the answer: a batch was lost, or a goodbye"
+                detail = "known to exist and not in the answer: a batch was lost, or a removal"
                 self.emit(EventsLost(table.time, LossCause.BATCH, len(fresh), detail=detail))
         self._polled = True
         if table.phase is Phase.BASELINE:
@@ -245,7 +250,7 @@ def _terms_of(kernel: Kernel, bits: int) -> Terms:
     if kernel.explains_removal:
         hiding |= bits & _SPECIFIC_USERS
     return Terms(
-        suppressed=bool(bits & Filter.SUPPRESS_SRC_ADDED) and kernel.can_suppress,
+        suppressed=bool(bits & FilterFlag.SUPPRESS_SRC_ADDED) and kernel.can_suppress,
         filtered=bool(hiding),
         quiet=bool(bits & (kernel.no_zero_bytes_bit or 0)),
     )

@@ -180,7 +180,7 @@ RELEASES: list[Release] = [
     Release((10063,), layout(11), darwin={(23, 4): (10063, 101, 15)}),
     Release((11215,), layout(11), darwin={(24,): (11215, 1, 10)}, facts={"extras": (_DOMAIN, _FUUID, _BLUETOOTH)}),
     Release((11417,), layout(11), darwin={(24, 4): (11417, 101, 15)}),
-    Release((12377,), layout(12), darwin={(25,): (12377,)}, known=False, facts={"has_details": True}),
+    Release((12377,), layout(12), darwin={(25,): (12377,)}, facts={"has_details": True}),
 ]
 """Every release line, oldest first."""
 
@@ -210,6 +210,8 @@ class Kernel(_Facts):
     """The wire layout assumed for it."""
     known: bool
     """True if a layout was compiled for this release line; False for newer ones and lines in between."""
+    is_newer: bool
+    """True if it is newer than every line of the table."""
 
     @classmethod
     def parse(cls, text: str) -> Kernel:
@@ -223,8 +225,8 @@ class Kernel(_Facts):
         Raises:
             UsageError: There is no version in it, or ntstat is not in that kernel.
         """
-        version = _find_version(text)
-        if version is None:
+        version, is_newer = _find_version(text)
+        if not version:
             raise UsageError(f"kernel: no XNU version in {text[:200]!r}; expected something like 'xnu-11417.121.6'")
         rows = [release for release in RELEASES if release.first <= version]
         if not rows:
@@ -232,18 +234,13 @@ class Kernel(_Facts):
         facts: dict[str, Any] = {}
         for row in rows:
             facts.update(row.facts)
-        known = row.known and row.first[0] == version[0]
-        return cls(text=text, version=version, layout=row.layout, known=known, **facts)
+        known = row.known and row.first[0] == version[0] and not is_newer
+        return cls(text=text, version=version, layout=row.layout, known=known, is_newer=is_newer, **facts)
 
     @property
     def name(self) -> str:
         """``xnu-`` and the numbers."""
         return f"xnu-{_dotted(self.version)}"
-
-    @property
-    def is_newer(self) -> bool:
-        """True if it is newer than every line of the table."""
-        return self.version[0] > RELEASES[-1].first[0]
 
     def provider(self, number: int | None) -> tuple[Provider, bool | None]:
         """What a provider number means: (provider, user-land or not)."""
@@ -277,12 +274,20 @@ def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def _find_version(text: str) -> Version | None:
+def _find_version(text: str) -> tuple[Version, bool]:
+    """The kernel's version, empty if there is none, and whether it is newer than the table."""
     match = _XNU.search(text) or _BARE.match(text)
     if match is not None:
-        return tuple(map(int, match.group(1).split(".")))
+        version = _numbers(match)
+        return version, version[0] > RELEASES[-1].first[0]
     match = _DARWIN.search(text)
     if match is None:
-        return None
-    release = tuple(map(int, match.group(1).split(".")))
-    return max((pair for row in RELEASES for pair in row.darwin.items() if pair[0] <= release), default=((), (0,)))[1]
+        return (), False
+    release = _numbers(match)
+    pairs = [pair for row in RELEASES for pair in row.darwin.items()]
+    nearest = max((pair for pair in pairs if pair[0] <= release), default=((), (0,)))[1]
+    return nearest, release[0] > max(pairs)[0][0]
+
+
+def _numbers(match: re.Match[str]) -> Version:
+    return tuple(map(int, match.group(1).split(".")))

@@ -8,7 +8,8 @@ release line. So the probe asks which insertions explain what the kernel says:
 2. The surplus in length over the known layout is the size of the insertion. Every
    field boundary is a place where it may be; each place is a hypothesis.
 3. A hypothesis survives when every check holds in every descriptor: addresses,
-   ports, pid, uid, state, interface, times in order, the executable's UUID twice.
+   ports, pid, uid, state, interface, times in order, the executable's UUID twice
+   (or the responsible process' in the second place).
 4. A field is read where *all* survivors put it. Where they disagree, or none
    survives and the field could not be checked by itself, it is not read: `None`.
 
@@ -29,12 +30,15 @@ from ._counters import Values
 from ._evidence import Evidence, KnownFlow
 from ._kernels import Kernel
 from ._layouts import Field, StructCodec
+from ._setup import ProvenStruct
 from ._translate import decode_endpoint
 
-__all__ = ["LayoutProbe", "ProofResult"]
+__all__ = ["LayoutProbe", "ProofResult", "codecs_of", "proven_structs"]
 
 _STRUCTS = {Provider.TCP: "nstat_tcp_descriptor", Provider.UDP: "nstat_udp_descriptor"}
 _MAX_SAMPLES = 64
+_LONGEST = 4096
+"""Bytes of a descriptor; the longest known is a quarter of it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +50,25 @@ class ProofResult:
     """Structure name and length to the structure to read it with, where it differs from the known one."""
     notes: tuple[str, ...]
     """What was found, for a person."""
+
+
+def proven_structs(codecs: dict[tuple[str, int], StructCodec]) -> tuple[ProvenStruct, ...]:
+    """What was found, as a recording holds it."""
+    places = {key: tuple((field.name, field.offset) for field in codec.fields) for key, codec in codecs.items()}
+    return tuple(ProvenStruct(name, length, offsets) for (name, length), offsets in places.items())
+
+
+def codecs_of(kernel: Kernel, proven: Iterable[ProvenStruct]) -> dict[tuple[str, int], StructCodec]:
+    """What a recording says was found; a structure or a place that cannot be is left out."""
+    codecs = {}
+    for found in proven:
+        if found.name not in _STRUCTS.values() or found.length > _LONGEST:
+            continue
+        known = kernel.layout[found.name].by_name
+        fields = [attrs.evolve(known[name], offset=at) for name, at in dict(found.offsets).items() if name in known]
+        if fields and all(field.offset >= 0 and field.end <= found.length for field in fields):
+            codecs[found.name, found.length] = StructCodec(found.name, found.length, tuple(sorted(fields, key=_offset)))
+    return codecs
 
 
 @attrs.frozen
@@ -257,5 +280,9 @@ def _holds(
                 return False
     if "start_timestamp" in known and not 0 < read("start_timestamp") <= read("timestamp"):
         return False
-    # Nobody delegates a loopback socket to another executable, so both are the own one's.
-    return "euuid" not in known or bool(read("euuid") == read("uuid"))
+    if "euuid" not in known:
+        return True
+    # Nobody delegates a loopback socket, so the second UUID is the own one's, or without a pid the responsible process'.
+    owner = read("euuid")
+    responsible = bool(owner) and any(owner) and read("epid") == read("eupid") == 0
+    return responsible or bool(owner == read("uuid"))

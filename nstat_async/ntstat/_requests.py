@@ -9,7 +9,7 @@ import attrs
 
 from .._model import Provider
 from .._options import MonitorOptions
-from ._constants import Filter, HeaderFlag
+from ._constants import FilterFlag, HeaderFlag
 from ._kernels import Kernel
 from ._messages import (
     AddAllSources,
@@ -78,7 +78,7 @@ def subscribe_requests(
     kernel: Kernel, options: MonitorOptions, interfaces: Iterable[int], *, suppress: bool
 ) -> Iterator[Request]:
     """What subscribes to the wanted providers, in order; absent ones are left out."""
-    bits = int(Filter.SUPPRESS_SRC_ADDED) if suppress else 0
+    bits = int(FilterFlag.SUPPRESS_SRC_ADDED) if suppress else 0
     if options.extras:
         bits |= sum(kernel.extension_bit(extension) or 0 for extension in kernel.extras)
     for provider in _ORDER:
@@ -101,12 +101,12 @@ def poll_requests(kernel: Kernel, *, details: bool, describe: bool) -> Iterator[
 
     Args:
         kernel: The kernel.
-        details: Counters by medium are wanted, where there are some.
-        describe: Descriptions are wanted too, where they are apart from counters and can be asked for.
+        details: Counters by medium are wanted.
+        describe: Descriptions are wanted too, where they are apart from counters and can be asked for together.
     """
     kinds: list[type[QuerySource | GetSourceDescription]]
     if kernel.has_updates:
-        kinds = [GetDetails if details and kernel.has_details else GetUpdate]
+        kinds = [GetDetails if details else GetUpdate]
     else:
         kinds = [GetSourceDescription, QuerySource] if describe and kernel.can_describe_all else [QuerySource]
     flags = _PACED if kernel.layout.has_lengths else 0
@@ -114,7 +114,11 @@ def poll_requests(kernel: Kernel, *, details: bool, describe: bool) -> Iterator[
         yield Request(Purpose.POLL, kind(flags=flags, srcref=kernel.layout.all_sources))
 
 
-def single_request(kernel: Kernel, purpose: Purpose, ref: int) -> Request:
-    """What asks for one source."""
-    kind = GetUpdate if kernel.has_updates else GetSourceDescription
+def single_request(kernel: Kernel, purpose: Purpose, ref: int, *, details: bool = False) -> Request:
+    """What asks for one source, as `poll_requests` for all."""
+    kind: type[QuerySource | GetSourceDescription]
+    if kernel.has_updates:
+        kind = GetDetails if details else GetUpdate
+    else:
+        kind = GetSourceDescription if purpose is Purpose.DESCRIBE else QuerySource
     return Request(purpose, kind(srcref=ref), ref=ref)

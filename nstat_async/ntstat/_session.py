@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import attrs
+
 from .._contract import CloseChannel, Command, Lookup, LookupFailed, Mode, OpenChannel, Send
 from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
 from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalReason
@@ -30,8 +32,8 @@ from ._client import Client
 from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFound
 from ._following import Follower
 from ._kernels import Kernel
-from ._proof import LayoutProbe
-from ._setup import Setup
+from ._proof import LayoutProbe, codecs_of, proven_structs
+from ._setup import ProvenStruct, Setup
 from ._states import State
 from ._subscription import Subscription
 from ._takeover import carry_on, pair
@@ -67,6 +69,7 @@ class Session:
         paths: The transport can find the executables of processes (`FindPaths`).
         mode: Drive a subscription, or follow a recorded client.
         client: Following: makes flow ids unlike those of other clients of the recording.
+        proven: Following: what the client that was recorded had proven.
 
     Raises:
         UsageError: The kernel's version is not understood or too old.
@@ -85,6 +88,7 @@ class Session:
         paths: bool = False,
         mode: Mode = Mode.DRIVING,
         client: int = 0,
+        proven: tuple[ProvenStruct, ...] = (),
     ) -> None:
         self.kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
         self.options = options if options is not None else MonitorOptions()
@@ -117,6 +121,9 @@ class Session:
         self._follower = (
             None if driving else Follower(self.translator, self._events.append, self.options, client=client)
         )
+        if self._follower is not None and proven:
+            self._follower.table.prove(codecs_of(self.kernel, proven))
+            self.proof = Proof.PROBED
         self._subscription: Subscription | None = None
         self._candidate: Subscription | None = None
         self._generation = 0
@@ -130,7 +137,9 @@ class Session:
         self._resynchronisations = 0
 
     @classmethod
-    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+    def from_setup(
+        cls, setup: Setup, options: MonitorOptions, *, mode: Mode = Mode.DRIVING, client: int = 0
+    ) -> Session:
         """The session that has this `setup`.
 
         Raises:
@@ -145,6 +154,9 @@ class Session:
             verify=setup.verify,
             own_uid=setup.own_uid,
             paths=setup.paths,
+            mode=mode,
+            client=client,
+            proven=setup.proven,
         )
 
     # --- Core: in -------------------------------------------------------------
@@ -214,6 +226,8 @@ class Session:
         """Opening, sending or receiving failed."""
         subscription = self._asking(channel)
         if subscription is None:
+            if self._follower is not None and errno in _NO_ROOM:
+                self._follower.overloaded(now + self.epoch_offset)
             return
         opening = subscription.state is State.OPENING
         if errno in _NO_ROOM and not opening:
@@ -549,4 +563,5 @@ class Session:
             subscription.decoder.observer = None
             self.proof, self._proof_notes = result.proof, result.notes
             subscription.table.prove(result.codecs)
+            self.setup = attrs.evolve(self.setup, proven=proven_structs(result.codecs))
             self._commands.append(Lookup(_CLOSE_EVIDENCE, CloseEvidence()))

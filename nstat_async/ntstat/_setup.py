@@ -11,12 +11,24 @@ from .._errors import UsageError
 from .._values import Vocabulary
 from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFound
 
-__all__ = ["RECORDED", "Setup"]
+__all__ = ["RECORDED", "ProvenStruct", "Setup"]
 
 
 def _check_timebase(_instance: object, _attribute: object, value: tuple[int, int]) -> None:
     if not all(0 < number < 1 << 32 for number in value):
         raise UsageError(f"timebase: {value!r} is not a fraction of two positive numbers of 32 bits")
+
+
+@attrs.frozen
+class ProvenStruct:
+    """Where a proof of the layout found the fields of a structure."""
+
+    name: str
+    """Name in the kernel's header."""
+    length: int
+    """Its size, bytes."""
+    offsets: tuple[tuple[str, int], ...]
+    """Each field that was told apart, with its place."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +50,8 @@ class Setup:
     """User id of the process that watches; `None`: not known."""
     paths: bool = False
     """The transport can find the executables of processes."""
+    proven: tuple[ProvenStruct, ...] = ()
+    """What a proof found by now, for whoever follows from here on; one that drives makes its own proof."""
 
 
 RECORDED = Vocabulary(OpenEvidence, CloseEvidence, Evidence, FindPaths, PathsFound, LookupFailed)

@@ -7,7 +7,7 @@ Operations and their cost:
 - a report with new counters: one `Counts`, one event;
 - a report with a new description: a new `Flow` (ten microseconds);
 - memory: one `Source`, its `Flow` and its last counters as the kernel's bytes, about
-  1 KiB; owners and interfaces are shared. Sources leave with their goodbye or when
+  1 KiB; owners and interfaces are shared. Sources leave with their removal or when
   their absence is proven; there are never more than `MAX_SOURCES`.
 
 The identity is kept as its hash alone (64 bits, keyed by the process' random seed):
@@ -71,7 +71,7 @@ class Phase(enum.Enum):
 
 @attrs.frozen
 class Terms:
-    """What a client asked the kernel for, as far as it tells what silence means."""
+    """What a client asked the kernel for, as far as it says what silence means."""
 
     suppressed: bool = False
     """Announcements are suppressed: sources become known by polls alone."""
@@ -114,12 +114,10 @@ class Source:
     """Serial number of the last poll that reported it."""
     born: int = 0
     """Serial number of the last poll that had begun when it was announced."""
-    missed: int = 0
-    """Polls in a row that did not."""
     announced_ns: int | None = None
     """When SRC_ADDED came."""
     start_ticks: int | None = None
-    """Creation of the socket on the kernel's clock: tells the same socket on another control socket."""
+    """Creation of the socket on the kernel's clock: recognises the same socket on another control socket."""
 
     @property
     def is_final(self) -> bool:
@@ -253,9 +251,17 @@ class SourceTable:
             self.announce_update(source, source.counts)
 
     def update(
-        self, ref: int, provider_id: int, raw: Raw, data: bytes, at: int, end: int, flags: int, items: bytes = b""
+        self,
+        ref: int,
+        provider_id: int,
+        raw: Raw | None,
+        data: bytes,
+        at: int,
+        end: int,
+        flags: int,
+        items: bytes = b"",
     ) -> None:
-        """SRC_UPDATE and its variants: the hot path."""
+        """SRC_UPDATE and its variants; without counters, a report that a route or an interface is there."""
         source = self.sources.get(ref)
         if source is None:
             source = self._create(ref, provider_id, preexisting=self.phase is not Phase.LIVE)
@@ -267,9 +273,12 @@ class SourceTable:
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         if not reader.is_flow:
             source.identity = data[at:end]
-            self._merge_counts(source, raw)
-            self._report_other(source, removed=False)
+            if raw is not None:
+                self._merge_counts(source, raw)
+                self._report_other(source, removed=False)
             return
+        if raw is None:
+            return  # the provider's number says that it is a route, and its length that it is none
         identity = hash(reader.identity(data, at))
         same = identity == source.identity
         changed = raw != source.raw

@@ -133,6 +133,8 @@ class Subscription(Client):
         self._verification = Verification()
         self._poll_began = 0.0
         self._poll_trouble = False
+        self._details = False
+        """The poll asks for counters by medium."""
         self._singles_at_once = MAX_SINGLES
         self._answered_whole = False
         """True once the kernel answered all that a poll and its verification asked."""
@@ -309,28 +311,40 @@ class Subscription(Client):
         self._poll_trouble = False
         self.table.begin_poll()
         # With a proof under way plain updates are wanted.
-        proving = self.decoder.observer is not None
-        describe = False
-        if not self.kernel.has_updates:
-            every = proving or self.serial % REDESCRIBE_EVERY == 1
-            vague = [s.ref for s in self.table.sources.values() if every or s.flow is None or _is_vague(s)]
-            describe = bool(vague) or not self.table.sources
-            if not self.kernel.can_describe_all:
-                self._vague.extend(vague)
-        self._queue.extend(poll_requests(self.kernel, details=self.options.extras and not proving, describe=describe))
+        self._details = self.kernel.has_details and self.options.extras and self.decoder.observer is None
+        sources = self.table.sources.values()
+        describe = not self.kernel.has_updates and (not sources or any(map(self._is_undescribed, sources)))
+        self._queue.extend(poll_requests(self.kernel, details=self._details, describe=describe))
+
+    def _is_undescribed(self, source: Source) -> bool:
+        """Old kernels, which describe only who is asked for: True for a source whose description is wanted."""
+        every = self.decoder.observer is not None or self.serial % REDESCRIBE_EVERY == 1
+        return every or source.identity is None or _is_vague(source)
+
+    def _undescribed(self) -> Iterable[Source]:
+        """What the requests about all sources leave without a description, or without counters."""
+        kernel, sources = self.kernel, self.table.sources.values()
+        if kernel.has_updates:  # routes and interfaces have no details
+            return (s for s in sources if not s.reader.is_flow) if self._details else ()
+        if kernel.can_describe_all:  # announced since then, or the description did not fit
+            return (s for s in sources if s.identity is None)
+        return filter(self._is_undescribed, sources)
 
     def _begin_verification(self) -> None:
         verification = self._verification = Verification()
+        self._ask((source.ref, Purpose.DESCRIBE) for source in self._undescribed())
         questions = verification.questions(self.table)
         self._ask(questions)
         if self.table.terms.suppressed and (questions or not self._answered_whole or not self._newest_fit()):
             self._ask(verification.begin_probing(self.table))
 
     def _ask(self, questions: Iterable[Question]) -> None:
-        self._queue.extend(single_request(self.kernel, purpose, ref) for ref, purpose in questions)
+        for ref, purpose in questions:
+            details = self._details and purpose is not Purpose.DESCRIBE
+            self._queue.append(single_request(self.kernel, purpose, ref, details=details))
 
     def _newest_fit(self) -> bool:
-        """True if a poll's first batch finds room: it has the newest sources, and nothing else tells of them."""
+        """True if a poll's first batch finds room: it has the newest sources, and nothing else reports them."""
         return self.receive_buffer is None or self.receive_buffer * 3 // 4 >= MAX_BATCH
 
     def _report_poll(self) -> None:
@@ -339,13 +353,13 @@ class Subscription(Client):
             table.emit(EventsLost(table.time, LossCause.BATCH, verification.recovered, detail="asked for again"))
         if verification.never_seen:
             table.emit(EventsLost(table.time, LossCause.GOODBYE, verification.never_seen))
-        complete = not verification.unresolved and not self._poll_trouble
+        complete = not verification.unanswered and not self._poll_trouble
         self._people["polls_incomplete"] += not complete
         table.phase = Phase.LIVE
         count = len(table.sources) if complete else sum(1 for s in table.sources.values() if s.reported)
         table.emit(PollCompleted(table.time, count, complete, self.serial))
-        self.outcome = not verification.unanswered and not self._poll_trouble
-        self._answered_whole = self._answered_whole or self.outcome
+        self.outcome = complete
+        self._answered_whole = self._answered_whole or complete
 
     # --- replies -----------------------------------------------------------------
 
@@ -369,9 +383,6 @@ class Subscription(Client):
                 self._ask(self._verification.probe_up_to(ref + PROBED_AHEAD))
         elif request.purpose is not Purpose.DESCRIBE:
             self._verification.recovered += 1
-            source = self.table.sources.get(ref)
-            if source is not None:
-                source.missed = 0
 
     def succeeded(self, context: int, flags: int) -> None:
         """SUCCESS."""
@@ -411,7 +422,7 @@ class Subscription(Client):
             self._give_up(context)
 
     def _give_up(self, context: int) -> None:
-        """This poll has no end by itself, or none that is told."""
+        """This poll has no end by itself, or none that is reported."""
         self._poll_trouble = True
         del self._in_flight[context]
 
@@ -463,24 +474,21 @@ class Subscription(Client):
                 self.table.references.missing.discard(request.ref)
                 self._verification.never_seen += 1
         elif errno in _NO_ROOM:
-            self._single_unanswered(request)
-        elif errno != DarwinErrno.EAGAIN and request.purpose is not Purpose.DESCRIBE:
-            self._verification.unresolved += 1  # EAGAIN: the source is there and has nothing to report
+            self._single_unanswered()
+        elif errno == DarwinErrno.EOPNOTSUPP:  # a route or an interface: it has no details
+            self._queue.append(single_request(self.kernel, request.purpose, request.ref))
+        # Any other error is an answer: the source is there, and has nothing to report or cannot be read.
 
-    def _single_unanswered(self, request: Request) -> None:
+    def _single_unanswered(self) -> None:
         """The kernel could not answer now: this says nothing about the source."""
-        if request.purpose is Purpose.DESCRIBE:
-            return
-        self._verification.leave_open()
-        source = self.table.sources.get(request.ref)
-        if source is not None:
-            source.missed = 0  # the next poll asks again at once
+        if self.state is State.VERIFYING:
+            self._verification.unanswered += 1
 
     def _reply_lost(self, context: int, request: Request) -> None:
         self._people["replies_lost"] += 1
         if request.purpose in SINGLE:
             del self._in_flight[context]
-            self._single_unanswered(request)
+            self._single_unanswered()
         elif request.purpose is Purpose.SYSTEM_INFO:
             del self._in_flight[context]  # it has no answer when it is granted
         elif request.purpose is Purpose.SUBSCRIBE:

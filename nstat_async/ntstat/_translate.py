@@ -145,8 +145,12 @@ class Translator:
             name = decode_text(raw_name) if raw_name else None
             if pid is None or (pid == 0 and not upid and name is None):
                 return None
+            # Without a pid the second UUID is no effective process' (``nstat_tcp_copy_descriptor``: ``so_ruuid``).
+            second = decode_uuid(euuid)
+            effective, responsible = (None, second) if pid and not epid and not eupid else (second, None)
             process = Process(
-                pid, name, upid or None, epid or None, eupid or None, decode_uuid(uuid), decode_uuid(euuid), uid, persona or None,
+                pid, name, upid or None, epid or None, eupid or None, decode_uuid(uuid), effective, uid, persona or None,
+                responsible_uuid=responsible,
             )  # fmt: skip
             if len(self._processes) >= _CACHED:
                 self._processes.clear()

@@ -17,8 +17,8 @@ from ._sources import SourceTable
 
 __all__ = ["MAX_VERIFICATIONS", "PROBED_AHEAD", "Verification"]
 
-MAX_VERIFICATIONS = 2_000
-"""Sources verified after one poll; the rest waits for the next."""
+MAX_VERIFICATIONS = 65_536
+"""Sources asked for by themselves after one poll; the rest waits for the next."""
 PROBED_AHEAD = 4
 """References above the highest that the poll reported, asked for by themselves."""
 
@@ -32,44 +32,24 @@ class Verification:
 
     recovered: int = 0
     """Sources that were there after all."""
-    unresolved: int = 0
-    """Sources of which nobody knows whether they are there."""
     never_seen: int = 0
     """Sources that came and went between two polls."""
     unanswered: int = 0
-    """Of the unresolved ones those that the kernel could not answer now: they are worth asking again."""
+    """Sources that the kernel could not answer for now, or was not asked about: the poll is incomplete."""
     probed: int = 0
     """Highest reference that was probed."""
     last_reference: int = 0
     """Highest reference that there can be."""
 
     def questions(self, table: SourceTable) -> list[Question]:
-        """What to ask for, the most urgent first.
-
-        What was never seen comes first; then, what was not heard of for longest. With a
-        buffer that loses most of every poll, all of it has its turn within a few polls.
-        """
+        """What to ask for, the most urgent first: what was never seen, then what was not heard of for longest."""
         wanted: list[Question] = []
-        if table.terms.suppressed and table.references.missing:
+        if table.terms.suppressed:
             wanted.extend((ref, Purpose.DISCOVER) for ref in sorted(table.references.missing))
-        for source in sorted(table.absent(), key=operator.attrgetter("seen")):
-            source.missed += 1
-            # Some sources are never reported (dead sockets, oversized extensions): ask rarely.
-            if source.missed & (source.missed - 1):
-                self.unresolved += 1
-            elif len(wanted) < MAX_VERIFICATIONS:
-                wanted.append((source.ref, Purpose.VERIFY))
-            else:
-                source.missed -= 1  # not asked for: it has its turn after the next poll
-                self.leave_open()
-        for _ in wanted[MAX_VERIFICATIONS:]:
-            self.leave_open()
+        absent = sorted(table.absent(), key=operator.attrgetter("seen"))
+        wanted.extend((source.ref, Purpose.VERIFY) for source in absent)
+        self.unanswered += len(wanted[MAX_VERIFICATIONS:])
         return wanted[:MAX_VERIFICATIONS]
-
-    def leave_open(self) -> None:
-        """The kernel could not answer now, or was not asked."""
-        self.unresolved += 1
-        self.unanswered += 1
 
     def begin_probing(self, table: SourceTable) -> Iterator[Question]:
         """Ask for references above all that the poll reported.

@@ -15,7 +15,7 @@ from . import steps
 from ._file import RecordingFile, open_recording
 from ._reader import RecordingReader
 from ._records import (
-    IN_BATCH,
+    DRAINED,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
@@ -31,7 +31,7 @@ from ._target import Recording, Target, is_ours
 from ._writer import JsonLinesWriter, RecordingWriter, copy
 
 __all__ = [
-    "IN_BATCH",
+    "DRAINED",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",

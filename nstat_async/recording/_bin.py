@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from ._records import MAX_DATAGRAM, Record, RecordingInfo, RecordKind, damage_record, kernel_name
+from ._records import MAX_DATAGRAM, NO_EXTRA, Record, RecordingInfo, RecordKind, damage_record, kernel_name
 
 __all__ = ["BinParser"]
 
@@ -19,6 +19,8 @@ _SHOWN = 64
 
 class BinParser:
     """Bytes in, records out; see `RecordingReader`."""
+
+    FORMAT = "bin"
 
     def __init__(self, kernel: str) -> None:
         self.info = RecordingInfo(kernel=kernel_name(kernel))
@@ -45,6 +47,7 @@ class BinParser:
         buffer.clear()
         records: list[Record] = []
         at, end, need = 0, len(data), _HEAD
+        kind, index, new = RecordKind.FROM_KERNEL, self._index, tuple.__new__
         while end - at >= _HEAD:
             seconds, length = _RECORD.unpack_from(data, at)
             stop = at + _HEAD + length
@@ -55,10 +58,12 @@ class BinParser:
             if stop > end:
                 need = _HEAD + length
                 break
-            self._time = seconds * 1_000_000_000
-            records.append(Record(self._index, RecordKind.FROM_KERNEL, self._time, 0, data[at + _HEAD : stop]))
-            self._index += 1
+            time_ns = seconds * 1_000_000_000
+            records.append(new(Record, (index, kind, time_ns, 0, data[at + _HEAD : stop], None, NO_EXTRA, None)))
+            index += 1
             at = stop
+        if records:
+            self._index, self._time = index, records[-1].time_ns
         self._offset += at
         self._need = need
         buffer += data[at:]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections import deque
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from types import TracebackType
+from typing import Any, BinaryIO, Union
 
 from nstat_async._errors import RecordingError, UsageError
 
 from ._reader import GZIP_MAGIC, RecordingReader
 from ._records import Record, RecordingInfo, damage_record
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
 
 __all__ = ["RecordingFile", "open_recording"]
 
@@ -36,7 +33,9 @@ class RecordingFile:
         self._reader = RecordingReader(kernel=kernel)
         self._gzip: _Gunzip | None = None
         self._sniffed = b""
-        self._pending: deque[Record] = deque()
+        self._pending: list[Record] = []
+        self._at = 0
+        """Records before this one in `_pending` were handed out."""
         self._ended = False
         self._last: Record | None = None
         while self._reader.info is None:
@@ -49,7 +48,7 @@ class RecordingFile:
 
     @property
     def info(self) -> RecordingInfo:
-        """The facts about the whole, as far as the file was read (a `META` record tells when they change)."""
+        """The facts about the whole, as far as the file was read (a `META` record says when they change)."""
         info = self._reader.info
         assert info is not None  # the constructor read until it was there
         return info
@@ -61,15 +60,10 @@ class RecordingFile:
 
     def __iter__(self) -> Iterator[Record]:
         """The records that were not read yet; of a growing file, those that are there by now."""
-        pending = self._pending
-        while True:
-            # A record leaves `_pending` when it is handed out: whoever stops in the middle can go on later.
-            while pending:
-                yield pending.popleft()
-            more = self._more()
-            if more is None:
-                return
-            pending += more
+        # A record is marked as handed out before it is: whoever stops in the middle can go on later.
+        while self._fill():
+            self._at += 1
+            yield self._pending[self._at - 1]
 
     def records_batch(self, limit: int = 1024) -> Iterator[list[Record]]:
         """The records in lists of at most `limit`, as they come: a list is never held back to fill it.
@@ -83,62 +77,61 @@ class RecordingFile:
         return self._batches(limit)
 
     def _batches(self, limit: int) -> Iterator[list[Record]]:
-        pending = self._pending
-        while True:
-            while pending:
-                batch = [pending.popleft() for _ in range(min(limit, len(pending)))]
-                yield batch
+        while self._fill():
+            batch = self._pending[self._at : self._at + limit]
+            self._at += len(batch)
+            yield batch
+
+    def _fill(self) -> bool:
+        """See that a record waits; False: there is none (by now)."""
+        while self._at == len(self._pending):
             more = self._more()
             if more is None:
-                return
-            if len(more) <= limit:
-                if more:
-                    yield more
-            else:
-                pending += more
+                return False
+            self._pending, self._at = more, 0
+        return True
 
     def _more(self) -> list[Record] | None:
         """Read on; `None`: the end, or the end by now."""
         if self._ended:
             return None
-        data, damage = self._read()
+        data = self._read()
+        damage = None if self._gzip is None else self._gzip.damage
         if data:
             records = self._reader.feed(data)
-            self._last = records[-1] if records else self._last
-            return records
-        if damage is None and self._growing:
+        elif damage is None and self._growing:
             return None
-        self._ended = True
-        if damage is not None and self._reader.info is None:
-            raise RecordingError(f"not a recording: {damage[0]}", raw=damage[3])
-        records = self._reader.close()
+        else:
+            self._ended = True
+            if damage is not None and self._reader.info is None:
+                raise RecordingError(f"not a recording: {damage[0]}", raw=damage[3])
+            records = self._reader.close()
         self._last = records[-1] if records else self._last
-        if damage is not None:
+        if self._ended and damage is not None:
             index, time_ns = (self._last.index + 1, self._last.time_ns) if self._last else (0, 0)
             records.append(damage_record(index, time_ns, *damage))
         return records
 
-    def _read(self) -> tuple[bytes, tuple[str, int, int, bytes] | None]:
-        """The next decompressed bytes; none at the end, with what is wrong with the compression."""
+    def _read(self) -> bytes:
+        """The next bytes, decompressed; none at the end."""
         if self._gzip is not None:
             return self._gzip.read()
-        data = _read_some(self._file)
+        data, self._sniffed = self._sniffed + _read_some(self._file), b""
         if self._reader.format is not None:
-            return data, None
+            return data
         # Three bytes tell whether it is compressed; a pipe may give fewer at once.
-        data, self._sniffed = self._sniffed + data, b""
         while data and len(data) < len(GZIP_MAGIC) and GZIP_MAGIC.startswith(data):
             more = _read_some(self._file)
             if not more and self._growing:
                 self._sniffed = data
-                return b"", None
+                return b""
             if not more:
                 break
             data += more
         if data.startswith(GZIP_MAGIC):
             self._gzip = _Gunzip(self._file, data, growing=self._growing)
             return self._gzip.read()
-        return data, None
+        return data
 
     def close(self) -> None:
         """Close the file if `open_recording` opened it. Idempotent."""
@@ -158,49 +151,50 @@ class _Gunzip:
     """A gzip file, of one or more members, in pieces of bounded size."""
 
     def __init__(self, file: BinaryIO, first: bytes, *, growing: bool) -> None:
+        self.damage: tuple[str, int, int, bytes] | None = None
+        """What is wrong, where, in how many bytes, and the first of them."""
         self._file = file
         self._growing = growing
         self._input = first
         self._offset = 0  # of the input's beginning in the compressed file
         self._member: Any = zlib.decompressobj(wbits=31)
-        self._broken = False
 
-    def read(self) -> tuple[bytes, tuple[str, int, int, bytes] | None]:
-        """Decompressed bytes; at the end none, and what is wrong if something is."""
-        while not self._broken:
-            if self._member.eof:
-                if not self._input and not self._refill():
-                    return b"", None
-                if not self._input.startswith(GZIP_MAGIC[:1]):
-                    if not self._input.strip(b"\0"):  # padding, e.g. of a tape or a block device
-                        self._input = b""
-                        continue
-                    return self._fail("bytes after the compressed data")
-                self._member = zlib.decompressobj(wbits=31)
-            if not self._input and not self._refill():
-                # The decompressor may hold output back although it has all input.
-                data = self._member.decompress(b"", _CHUNK)
-                if data or self._growing:
-                    return data, None
-                return b"", ("the compressed file ends too early", self._offset, 0, b"")
-            try:
-                data = self._member.decompress(self._input, _CHUNK)
+    def read(self) -> bytes:
+        """Decompressed bytes; none at the end (by now), or where something is wrong."""
+        while self.damage is None and (not self._member.eof or self._next_member()):
+            self._input = self._input or _read_some(self._file)
+            ended = not self._input
+            try:  # also without input: the decompressor may hold output back
+                data: bytes = self._member.decompress(self._input, _CHUNK)
             except zlib.error as error:
-                return self._fail(f"broken compression: {error}")
+                self._fail(f"broken compression: {error}")
+                break
             rest = self._member.unconsumed_tail or self._member.unused_data
             self._offset += len(self._input) - len(rest)
             self._input = rest
             if data:
-                return data, None
-        return b"", None
+                return data
+            if ended and not self._growing:
+                self._fail("the compressed file ends too early")
+            elif ended:
+                break
+        return b""
 
-    def _refill(self) -> bool:
-        self._input = _read_some(self._file)
-        return bool(self._input)
+    def _next_member(self) -> bool:
+        """Begin the next member; False: there is none (by now)."""
+        data = self._input or _read_some(self._file)
+        while data and not data.strip(b"\0"):  # padding, e.g. of a tape or a block device
+            self._offset += len(data)
+            data = _read_some(self._file)
+        self._input = data
+        if data and not data.startswith(GZIP_MAGIC[:1]):
+            self._fail("bytes after the compressed data")
+            return False
+        self._member = zlib.decompressobj(wbits=31) if data else self._member
+        return bool(data)
 
-    def _fail(self, reason: str) -> tuple[bytes, tuple[str, int, int, bytes]]:
-        self._broken = True
-        return b"", (reason, self._offset, len(self._input), self._input[:64])
+    def _fail(self, reason: str) -> None:
+        self.damage = (reason, self._offset, len(self._input), self._input[:64])
 
 
 def _read_some(file: BinaryIO) -> bytes:

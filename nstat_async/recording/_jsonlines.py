@@ -12,9 +12,10 @@ from typing import Any
 from nstat_async._errors import RecordingError
 
 from ._records import (
-    IN_BATCH,
+    DRAINED,
     MAX_DATAGRAM,
     MAX_LINE,
+    NEXT,
     NO_EXTRA,
     Record,
     RecordingInfo,
@@ -23,14 +24,13 @@ from ._records import (
     check_stamp,
     damage_record,
     dump_json,
-    info_from_mapping,
     info_to_mapping,
     kernel_name,
+    learn,
     stamp_fits,
-    with_kernel,
 )
 
-__all__ = ["JsonLinesParser", "encode_info_line", "encode_line"]
+__all__ = ["JsonLinesParser", "encode_beginning", "encode_record"]
 
 _HEADER_KEYS = ("xnu", "kernel", "protocol")
 """One of them makes an object a header."""
@@ -41,6 +41,8 @@ _BOM = b"\xef\xbb\xbf"
 
 class JsonLinesParser:
     """Bytes in, records out; see `RecordingReader`."""
+
+    FORMAT = "jsonl"
 
     def __init__(self, kernel: str | None) -> None:
         self.info: RecordingInfo | None = None
@@ -53,11 +55,7 @@ class JsonLinesParser:
         self._time = 0
 
     def feed(self, data: bytes) -> list[Record]:
-        """Take in bytes.
-
-        Raises:
-            RecordingError: The first line says nothing about the kernel, and the caller named none.
-        """
+        """Take in bytes; raises RecordingError where the first line names no kernel and the caller named none."""
         lines = data.split(b"\n")
         last = lines.pop()
         records: list[Record] = []
@@ -75,11 +73,7 @@ class JsonLinesParser:
         return records
 
     def close(self) -> list[Record]:
-        """The file ends here; a last line needs no line feed.
-
-        Raises:
-            RecordingError: There was no line at all.
-        """
+        """The file ends here: a last line needs no line feed, but one line there must be."""
         line = bytes(self._partial)
         self._partial.clear()
         record = self._one(line) if line else None
@@ -116,14 +110,14 @@ class JsonLinesParser:
             raise RecordingError(
                 'the first line names no kernel (an object with "xnu", "kernel" or "protocol"), and none was given'
             )
-        self.info = with_kernel(info_from_mapping(fields if is_header else {}), self._kernel)
+        self.info = learn(fields if is_header else {}, None, self._kernel)
         return is_header or "dir" not in fields
 
     def _damaged(self, reason: str, line: bytes, offset: int, length: int) -> Record:
         if self.info is None:
             if self._kernel is None:
                 raise RecordingError(f"not a recording: line {self._line}: {reason}", raw=line[:_SHOWN])
-            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+            self.info = learn({}, None, self._kernel)
         self._count += 1
         reason = f"line {self._line}: {reason}"
         return damage_record(self._count - 1, self._time, reason, offset, length, line[:_SHOWN], line=self._line)
@@ -149,17 +143,15 @@ class JsonLinesParser:
         else:
             raise ValueError(f'an unknown "dir": {direction!r:.60}')
         index = fields.pop("i") if type(fields.get("i")) is int else self._count
-        if fields == IN_BATCH:
-            fields = IN_BATCH
         self._count += 1
         self._time = time_ns
-        return Record(index, kind, time_ns, client, data, text, fields or NO_EXTRA, value)
+        return Record(
+            index, kind, time_ns, client, data, text, DRAINED if fields == DRAINED else fields or NO_EXTRA, value
+        )
 
     def _meta(self, facts: Any, line: bytes, time_ns: int, client: int) -> Record:
-        if not isinstance(facts, dict):
-            raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
         self._time = time_ns
-        self.info = with_kernel(info_from_mapping(facts, self.info), self._kernel)
+        self.info = learn(facts, self.info, self._kernel)
         return Record(self._count, RecordKind.META, time_ns, client, line, value=self.info)
 
 
@@ -182,12 +174,8 @@ def _datagram(text: Any) -> bytes:
     return data
 
 
-def encode_info_line(info: RecordingInfo) -> bytes:
-    """The first line.
-
-    Raises:
-        UsageError: The facts are not JSON.
-    """
+def encode_beginning(info: RecordingInfo) -> bytes:
+    """The first line."""
     facts = info_to_mapping(info)
     header: dict[str, Any] = {}
     if info.protocol == "ntstat" and info.kernel is not None:
@@ -198,24 +186,21 @@ def encode_info_line(info: RecordingInfo) -> bytes:
     return dump_json({**header, **facts}, "info", MAX_LINE) + b"\n"
 
 
-def encode_line(index: int, record: Record) -> bytes:
-    """One line, with its line feed.
-
-    Raises:
-        UsageError: It does not fit the format.
-    """
-    check_stamp(record.time_ns, record.client)
-    fields: dict[str, Any] = {} if record.kind is RecordKind.META else {"i": index}
-    fields |= {"dir": record.kind.value, "t": record.time_ns}
-    if record.client:
-        fields["c"] = record.client
-    if record.kind.value in _DATAGRAMS:
-        check_length(record.data, record.kind.value, MAX_DATAGRAM)
-        fields["hex"] = record.data.hex()
-    if record.text is not None:
-        fields["text"] = record.text
-    if record.kind is RecordKind.ANSWER or record.kind is RecordKind.STEP:
-        fields["value"] = record.value
-    elif record.kind is RecordKind.META:
-        fields["info"] = info_to_mapping(record.value)
-    return dump_json({**record.extra, **fields}, record.kind.value, MAX_LINE) + b"\n"
+def encode_record(place: int, record: Record) -> bytes:
+    """One line, with its line feed; `place` is its number in the file."""
+    index, kind, time_ns, client, data, text, extra, value = record
+    check_stamp(time_ns, client)
+    fields: dict[str, Any] = {} if kind is RecordKind.META else {"i": place if index == NEXT else index}
+    fields |= {"dir": kind.value, "t": time_ns}
+    if client:
+        fields["c"] = client
+    if kind.value in _DATAGRAMS:
+        check_length(data, kind.value, MAX_DATAGRAM)
+        fields["hex"] = data.hex()
+    if text is not None:
+        fields["text"] = text
+    if kind is RecordKind.ANSWER or kind is RecordKind.STEP:
+        fields["value"] = value
+    elif kind is RecordKind.META:
+        fields["info"] = info_to_mapping(value)
+    return dump_json({**extra, **fields}, kind.value, MAX_LINE) + b"\n"

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from nstat_async._errors import RecordingError
 
 from ._records import (
-    IN_BATCH,
+    DRAINED,
     MAX_DATAGRAM,
     MAX_DOCUMENT,
     MAX_EXTRA,
     MAX_NOTE,
+    NEXT,
     NO_EXTRA,
     Record,
     RecordingInfo,
@@ -36,18 +37,15 @@ from ._records import (
     check_stamp,
     damage_record,
     dump_json,
-    info_from_mapping,
-    with_kernel,
+    info_to_mapping,
+    learn,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["MAGIC", "VERSION", "NativeParser", "encode_header", "encode_record", "encode_step"]
+__all__ = ["MAGIC", "NativeParser", "encode_beginning", "encode_record"]
 
 MAGIC = b"\x89NSTAT\r\n"
 """Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
-VERSION = 2
+_VERSION = 2
 _READ = (1, 2)
 
 _FILE = struct.Struct("<8sHHI")
@@ -69,13 +67,14 @@ _KINDS = {
     6: RecordKind.STEP,
 }
 _NUMBERS = {kind: number for number, kind in _KINDS.items()}
-_BATCHED = 7
-"""A received datagram that came in one batch with the one before it."""
-_KINDS[_BATCHED] = RecordKind.FROM_KERNEL
-_BARE = {8: "ChannelDrained", 9: "DeadlineReached"}
+_DRAINED = 7
+"""A received datagram after which its channel was empty."""
+_KINDS[_DRAINED] = RecordKind.FROM_KERNEL
+_DATAGRAMS = {1: NO_EXTRA, 2: NO_EXTRA, _DRAINED: DRAINED}
+_BARE = {8: b'{"type":"ChannelDrained"}', 9: b'{"type":"DeadlineReached"}'}
 """Steps that are only their name, and so frequent that they have numbers of their own."""
-_BARE_NUMBERS = {name: number for number, name in _BARE.items()}
-_LIMITS = dict.fromkeys((1, 2, _BATCHED), MAX_DATAGRAM) | {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
+_BARE_NUMBERS = {text: number for number, text in _BARE.items()}
+_LIMITS = dict.fromkeys(_DATAGRAMS, MAX_DATAGRAM) | {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
 # By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
 # There is no kind 0: zeros are what a crash leaves in a file.
 _LONGEST = [-1, -1] + [
@@ -83,7 +82,6 @@ _LONGEST = [-1, -1] + [
     for kind in range(1, 256)
     for flags in range(2)
 ]
-
 _DOCUMENTS = {RecordKind.ANSWER, RecordKind.STEP, RecordKind.META}
 _SHOWN = 64
 """Bytes of damage that are kept to look at."""
@@ -91,41 +89,32 @@ _FILE_HEADER_MAX = 4096
 """A newer version may have a longer file header, up to this."""
 
 
-def encode_header() -> bytes:
-    """The beginning of a file."""
-    return _FILE.pack(MAGIC, VERSION, _FILE.size, 0)
+def encode_beginning(info: RecordingInfo) -> bytes:
+    """The beginning of a file: its header, and the facts."""
+    return _FILE.pack(MAGIC, _VERSION, _FILE.size, 0) + encode_record(0, Record(0, RecordKind.META, 0, value=info))
 
 
-def encode_record(
-    kind: RecordKind, payload: bytes, time_ns: int, client: int, extra: Mapping[str, Any] = NO_EXTRA
-) -> bytes:
-    """One record, whole.
-
-    Raises:
-        UsageError: It does not fit the format.
-    """
+def encode_record(place: int, record: Record) -> bytes:
+    """One record, whole; `place` is its number in the file."""
+    index, kind, time_ns, client, payload, text, extra, value = record
     number, flags = _NUMBERS[kind], 0
-    if len(payload) > _LIMITS.get(number, MAX_DOCUMENT):
-        check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
-    if extra is IN_BATCH:
-        number = _BATCHED
+    if kind is RecordKind.NOTE:
+        payload, text = (text or "").encode("utf-8", "backslashreplace"), None
+    elif kind in _DOCUMENTS:
+        payload = dump_json(info_to_mapping(value) if kind is RecordKind.META else value, kind.value, MAX_DOCUMENT)
+    if index != NEXT and index != place and kind is not RecordKind.META:  # noqa: PLR1714  # the hot path
+        extra = {**extra, "i": index}
+    if text is not None:
+        extra = {**extra, "text": text}
+    check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
+    if extra is DRAINED and kind is RecordKind.FROM_KERNEL:
+        number = _DRAINED
     elif extra:
         beside = dump_json(dict(extra), "extra", MAX_EXTRA)
         payload = _EXTRA_LENGTH.pack(len(beside)) + beside + payload
         flags = FLAG_EXTRA
-    return _packed(number, flags, payload, time_ns, client)
-
-
-def encode_step(value: Any, time_ns: int, client: int, extra: Mapping[str, Any] = NO_EXTRA) -> bytes:
-    """One step, whole; see `encode_record`."""
-    name = value.get("type") if isinstance(value, dict) and len(value) == 1 and not extra else None
-    number = _BARE_NUMBERS.get(name) if isinstance(name, str) else None
-    if number is not None:
-        return _packed(number, 0, b"", time_ns, client)
-    return encode_record(RecordKind.STEP, dump_json(value, "step", MAX_DOCUMENT), time_ns, client, extra)
-
-
-def _packed(number: int, flags: int, payload: bytes, time_ns: int, client: int) -> bytes:
+    elif payload in _BARE_NUMBERS and kind is RecordKind.STEP:
+        number, payload = _BARE_NUMBERS[payload], b""
     try:
         return _RECORD.pack(_MARKER, number, flags, len(payload), client, time_ns) + payload
     except struct.error:
@@ -140,6 +129,8 @@ class NativeParser:
     at no more than linear cost (`_need`), and memory bounded by the longest record.
     """
 
+    FORMAT = "nstat"
+
     def __init__(self, kernel: str | None) -> None:
         self.info: RecordingInfo | None = None
         self._kernel = kernel
@@ -152,11 +143,7 @@ class NativeParser:
         self._damage: _Damage | None = None
 
     def feed(self, data: bytes) -> list[Record]:
-        """Take in bytes.
-
-        Raises:
-            RecordingError: The file's header is not one of this format and version.
-        """
+        """Take in bytes; raises RecordingError where the file's header is not of this format and version."""
         buffer = self._buffer
         if buffer or len(data) < self._need:
             buffer += data
@@ -174,20 +161,18 @@ class NativeParser:
         return self._records(data, at)
 
     def close(self) -> list[Record]:
-        """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed.
-
-        Raises:
-            RecordingError: It ended within its header.
-        """
+        """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed."""
         if not self._started:
             raise RecordingError("the recording ends within its header", raw=bytes(self._buffer))
         rest = bytes(self._buffer)
         self._buffer.clear()
         records = self._records(rest, 0, final=True)
-        self._need = _HEAD
-        if self.info is None:
-            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+        self._assume_facts()
         return records
+
+    def _assume_facts(self) -> None:
+        if self.info is None:
+            self.info = learn({}, None, self._kernel)
 
     def _keep(self, data: bytes, at: int, need: int) -> None:
         """Keep what follows `at`, until there are `need` bytes of it."""
@@ -198,10 +183,8 @@ class NativeParser:
     def _records(self, data: bytes, at: int, *, final: bool = False) -> list[Record]:
         """The loop. Each turn consumes a record, or skips at least a byte, or ends."""
         records: list[Record] = []
-        end = len(data)
-        unpack, kinds, longest = _RECORD.unpack_from, _KINDS, _LONGEST
-        index = self._index
-        need = _HEAD
+        end, need, index = len(data), _HEAD, self._index
+        unpack, longest, datagrams, new = _RECORD.unpack_from, _LONGEST, _DATAGRAMS, tuple.__new__
         while end - at >= _HEAD:
             marker, number, flags, length, client, time_ns = unpack(data, at)
             if marker != _MARKER or flags > FLAG_EXTRA or length > longest[number * 2 + flags]:
@@ -215,22 +198,14 @@ class NativeParser:
                 need = _HEAD + length
                 break
             if self._damage is not None:
-                records.append(self._end_damage(index))
-                index += 1
-            if number <= 2 and not flags:
-                records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop]))
-                index += 1
-            elif number == _BATCHED and not flags:
-                records.append(Record(index, kinds[number], time_ns, client, data[at + _HEAD : stop], None, IN_BATCH))
-                index += 1
-            elif number in _BARE and not flags:
-                step = {"type": _BARE[number]}
-                records.append(Record(index, RecordKind.STEP, time_ns, client, b"", None, NO_EXTRA, step))
+                index = self._end_damage(records, index)
+            payload = data[at + _HEAD : stop]
+            if number in datagrams and not flags:
+                fields = (index, _KINDS[number], time_ns, client, payload, None, datagrams[number], None)
+                records.append(new(Record, fields))
                 index += 1
             else:
-                record = self._uncommon(
-                    data[at + _HEAD : stop], number, flags, time_ns, client, index, self._offset + at
-                )
+                record = self._uncommon(payload, number, flags, time_ns, client, index, self._offset + at)
                 if record is not None:
                     records.append(record)
                     index += record.kind is not RecordKind.META
@@ -241,10 +216,9 @@ class NativeParser:
                 self._skip(data, at, "the file ends within a record", end)
                 at = end
             if self._damage is not None:
-                records.append(self._end_damage(index))
-                index += 1
-        if records and self.info is None:
-            self.info = with_kernel(RecordingInfo(protocol=None), self._kernel)
+                index = self._end_damage(records, index)
+        if records:
+            self._assume_facts()
         self._index = index
         self._keep(data, at, need)
         return records
@@ -258,19 +232,23 @@ class NativeParser:
         if self._damage is None:
             self._damage = _Damage(reason, self._offset + at)
         self._damage.length += to - at
-        if len(self._damage.shown) < _SHOWN:
-            self._damage.shown += data[at : min(to, at + _SHOWN - len(self._damage.shown))]
+        self._damage.shown += data[at : min(to, at + _SHOWN - len(self._damage.shown))]
         return to
 
-    def _end_damage(self, index: int) -> Record:
+    def _end_damage(self, records: list[Record], index: int) -> int:
         damage, self._damage = self._damage, None
         assert damage is not None  # both callers looked
-        return damage_record(index, self._time, damage.reason, damage.offset, damage.length, bytes(damage.shown))
+        records.append(
+            damage_record(index, self._time, damage.reason, damage.offset, damage.length, bytes(damage.shown))
+        )
+        return index + 1
 
     def _uncommon(
         self, payload: bytes, number: int, flags: int, time_ns: int, client: int, index: int, offset: int
     ) -> Record | None:
         """A record that is not a plain datagram; `None` for the facts that begin a file."""
+        if number in _BARE:
+            number, payload = _NUMBERS[RecordKind.STEP], _BARE[number]
         kind = _KINDS.get(number)
         if kind is None:
             return _unreadable(index, time_ns, f"a record of unknown kind {number}", offset, payload)
@@ -294,10 +272,8 @@ class NativeParser:
         return Record(index, kind, time_ns, client, body, text, extra or NO_EXTRA, value)
 
     def _meta(self, facts: Any, body: bytes, time_ns: int, client: int, index: int) -> Record | None:
-        if not isinstance(facts, dict):
-            raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
         first = self.info is None and index == 0
-        self.info = with_kernel(info_from_mapping(facts, self.info), self._kernel)
+        self.info = learn(facts, self.info, self._kernel)
         return None if first else Record(index, RecordKind.META, time_ns, client, body, value=self.info)
 
 

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import Union
 
 from nstat_async._errors import RecordingError, UsageError
 
 from ._bin import BinParser
 from ._jsonlines import JsonLinesParser
 from ._native import MAGIC, NativeParser
-
-if TYPE_CHECKING:
-    from ._records import Record, RecordingInfo
+from ._records import Record, RecordingInfo
 
 __all__ = ["GZIP_MAGIC", "RecordingReader"]
 
 GZIP_MAGIC = b"\x1f\x8b\x08"
 """With the one compression method there is: a headerless file may begin with any seconds."""
+_Parser = Union[NativeParser, JsonLinesParser, BinParser]
 _BOM = b"\xef\xbb\xbf"
 _BLANK_MAX = 4096
 """White space that may stand before JSON."""
 _JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*[\"}]")
 _JSON_MAY_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{?\s*")
-
-
-class _Parser(Protocol):
-    @property
-    def info(self) -> Union[RecordingInfo, None]: ...
-    def feed(self, data: bytes) -> list[Record]: ...
-    def close(self) -> list[Record]: ...
 
 
 class RecordingReader:
@@ -60,7 +52,7 @@ class RecordingReader:
     @property
     def format(self) -> str | None:
         """``"nstat"`` (the project's own), ``"jsonl"`` or ``"bin"``; `None` until it is recognised."""
-        return None if self._parser is None else _NAMES[type(self._parser)]
+        return None if self._parser is None else self._parser.FORMAT
 
     def feed(self, data: bytes) -> list[Record]:
         """Take in the next bytes of the file and return the records that they complete.
@@ -118,6 +110,3 @@ class RecordingReader:
                 raw=first[:64],
             )
         return BinParser(self._kernel)
-
-
-_NAMES: dict[type, str] = {NativeParser: "nstat", JsonLinesParser: "jsonl", BinParser: "bin"}

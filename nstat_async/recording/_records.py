@@ -10,16 +10,16 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
 from nstat_async._errors import UsageError
 
 __all__ = [
-    "IN_BATCH",
+    "DRAINED",
     "MAX_DATAGRAM",
     "MAX_DOCUMENT",
     "MAX_EXTRA",
@@ -34,11 +34,10 @@ __all__ = [
     "check_stamp",
     "damage_record",
     "dump_json",
-    "info_from_mapping",
     "info_to_mapping",
     "kernel_name",
+    "learn",
     "stamp_fits",
-    "with_kernel",
 ]
 
 MAX_DATAGRAM = 1 << 20
@@ -54,8 +53,8 @@ MAX_LINE = 8 << 20
 
 NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
 """The further keys of a record that has none; one object, shared."""
-IN_BATCH: Mapping[str, Any] = MappingProxyType({"batch": True})
-"""The further key of a received datagram that came in one batch with the record before it."""
+DRAINED: Mapping[str, Any] = MappingProxyType({"drained": True})
+"""The further key of a received datagram after which its channel was empty; one object, shared."""
 
 NEXT = -1
 """The index of a record to be written that gets the number of its place in the file."""
@@ -83,11 +82,10 @@ class RecordKind(enum.Enum):
     """Bytes of the file that are no record; `Record.text` says what is wrong and where. Never written."""
 
 
-@attrs.frozen
-class Record:
-    """One record."""
+class Record(NamedTuple):
+    """One record: a tuple, because a recording has millions. ``_replace`` makes a changed one."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # nobody looks for a record's fields by value
     """Its number in the file, from 0, `META` records not counted; in JSON Lines the line's ``"i"`` if it has one.
     A `META` record carries the number of the record after it."""
     kind: RecordKind
@@ -100,10 +98,14 @@ class Record:
     """The datagram; of `ANSWER` the JSON text where the format keeps it; of `DAMAGE` the beginning of the bytes concerned."""
     text: str | None = None
     """The text of a `NOTE`; what is wrong, of `DAMAGE`; else `None` unless the file has a text there."""
-    extra: Mapping[str, Any] = attrs.field(default=NO_EXTRA, hash=False)
+    extra: Mapping[str, Any] = NO_EXTRA
     """Further keys that the writer put beside it, as they were."""
-    value: Any = attrs.field(default=None, hash=False)
+    value: Any = None
     """The JSON value of an `ANSWER` or a `STEP`; the `RecordingInfo` that holds from a `META` on; else `None`."""
+
+    def __hash__(self) -> int:
+        """Without `extra` and `value`, which are JSON."""
+        return hash(self[:6])
 
 
 @attrs.frozen(kw_only=True)
@@ -162,75 +164,67 @@ def _timebase(value: Any) -> tuple[int, int] | None:
 def _interfaces(value: Any) -> dict[int, str] | None:
     if not isinstance(value, Mapping):
         return None
-    names = {}
-    for key, name in value.items():
-        index = str(key)
-        if not (index.isascii() and index.isdigit() and len(index) <= 10 and isinstance(name, str)):
-            return None
-        names[int(index)] = name
-    return names
+    pairs = [(str(index), name) for index, name in value.items()]
+    fits = all(i.isascii() and i.isdigit() and len(i) <= 10 and isinstance(name, str) for i, name in pairs)
+    return {int(index): name for index, name in pairs} if fits else None
 
 
-_TEXTS = ("protocol", "kernel", "layout", "tool")
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
-def info_from_mapping(facts: Mapping[str, Any], before: RecordingInfo | None = None) -> RecordingInfo:
+_FACTS: dict[str, Callable[[Any], Any]] = {
+    "protocol": _text,
+    "kernel": _text,
+    "layout": _text,
+    "tool": _text,
+    "started_ns": lambda value: value if _is_int(value) and 0 <= value <= _TIME_MAX else None,
+    "timebase": _timebase,
+    "interfaces": _interfaces,
+    "run": lambda value: value if isinstance(value, dict) else None,
+}
+"""How each fact is read; `None`: it is of the wrong type."""
+
+
+def learn(facts: Any, before: RecordingInfo | None, kernel: str | None) -> RecordingInfo:
     """Read the facts of a JSON object; a fact of the wrong type stays visible in `extra`.
 
     Args:
         facts: The object. ``"xnu"`` is taken for the kernel's name, and means Darwin.
         before: What was known until now; facts that are not repeated stay.
+        kernel: The kernel that the caller named; it goes before the file's.
+
+    Raises:
+        ValueError: It is no object.
     """
-    extra = dict(before.extra) if before else {}
-    known: dict[str, Any] = {}
+    if not isinstance(facts, dict):
+        raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
+    before = before or RecordingInfo(protocol=None)
+    extra, known = dict(before.extra), dict[str, Any]()
     for key, value in facts.items():
-        fact: Any = None
-        if key in _TEXTS:
-            fact = value if isinstance(value, str) else None
-        elif key == "timebase":
-            fact = _timebase(value)
-        elif key == "started_ns":
-            fact = value if _is_int(value) and 0 <= value <= _TIME_MAX else None
-        elif key == "run":
-            fact = value if isinstance(value, dict) else None
-        elif key == "interfaces":
-            fact = _interfaces(value)
-            if fact is not None and before:
-                fact = {**before.interfaces, **fact}
-        elif key == "xnu" and isinstance(value, str) and value.strip():
-            known.setdefault("protocol", "ntstat")
-            known.setdefault("kernel", kernel_name(value))
-            if known["kernel"] == value:
-                continue
+        fact = _FACTS[key](value) if key in _FACTS else None
         if fact is not None:
             known[key] = fact
         elif value is not None:
             extra[key] = value
-    base = before or RecordingInfo(protocol=None)
-    return attrs.evolve(base, **known, extra=extra)
+    if "interfaces" in known:
+        known["interfaces"] = {**before.interfaces, **known["interfaces"]}
+    xnu = facts.get("xnu")
+    if isinstance(xnu, str) and xnu.strip():
+        known = {"protocol": "ntstat", "kernel": kernel_name(xnu), **known}
+        if known["kernel"] == xnu:
+            del extra["xnu"]
+    info = attrs.evolve(before, **known, extra=extra)
+    if kernel is None:
+        return info
+    return attrs.evolve(info, kernel=kernel_name(kernel), protocol=info.protocol or "ntstat")
 
 
 def info_to_mapping(info: RecordingInfo) -> dict[str, Any]:
     """The facts as a JSON object, those that are `None` left out."""
-    facts: dict[str, Any] = dict(info.extra)
-    for name in (*_TEXTS, "started_ns"):
-        value = getattr(info, name)
-        if value is not None:
-            facts[name] = value
-    if info.timebase is not None:
-        facts["timebase"] = list(info.timebase)
-    if info.interfaces:
-        facts["interfaces"] = {str(index): name for index, name in info.interfaces.items()}
-    if info.run is not None:
-        facts["run"] = dict(info.run)
-    return facts
-
-
-def with_kernel(info: RecordingInfo, kernel: str | None) -> RecordingInfo:
-    """The facts, with the kernel that the caller named; it goes before the file's."""
-    if kernel is None:
-        return info
-    return attrs.evolve(info, kernel=kernel_name(kernel), protocol=info.protocol or "ntstat")
+    facts = {name: getattr(info, name) for name in _FACTS}
+    known = {name: fact for name, fact in facts.items() if fact is not None and fact != {}}
+    return {**info.extra, **{n: dict(fact) if isinstance(fact, Mapping) else fact for n, fact in known.items()}}
 
 
 def damage_record(index: int, time_ns: int, reason: str, offset: int, length: int, data: bytes, **more: Any) -> Record:
@@ -244,11 +238,7 @@ _to_text = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def dump_json(value: Any, what: str, limit: int) -> bytes:
-    """Compact ASCII JSON.
-
-    Raises:
-        UsageError: The value is not JSON, or its text is longer than `limit` bytes.
-    """
+    """Compact ASCII JSON, of at most `limit` bytes; anything else is a UsageError about `what`."""
     try:
         text = _to_text(value).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
@@ -258,21 +248,13 @@ def dump_json(value: Any, what: str, limit: int) -> bytes:
 
 
 def check_length(data: bytes, what: str, limit: int) -> None:
-    """Refuse to write what no reader would take.
-
-    Raises:
-        UsageError: It is too long.
-    """
+    """Refuse to write what no reader would take."""
     if len(data) > limit:
         raise UsageError(f"{what}: {len(data)} bytes; a recording takes {limit}")
 
 
 def check_stamp(time_ns: int, client: int) -> None:
-    """Refuse times and client numbers that a record has no room for.
-
-    Raises:
-        UsageError: One of them is out of range.
-    """
+    """Refuse times and client numbers that a record has no room for."""
     if not stamp_fits(time_ns, client):
         raise UsageError(
             f"time_ns {time_ns!r} or client {client!r}: not whole numbers of 64 bits signed, 32 bits unsigned"

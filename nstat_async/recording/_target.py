@@ -83,11 +83,7 @@ class Recording:
         return self.path.with_name(f"{self.path.stem}.{number:06}{self.path.suffix}")
 
     def parts(self) -> list[tuple[int, Path]]:
-        """The parts that are there, with their numbers, in order.
-
-        Raises:
-            OSError: The directory cannot be read.
-        """
+        """The parts that are there, with their numbers, in order."""
         assert self.path is not None  # as above
         name = re.compile(rf"{re.escape(self.path.stem)}\.(\d{{6,}}){re.escape(self.path.suffix)}")
         found = ((name.fullmatch(entry.name), entry) for entry in self.path.parent.iterdir())

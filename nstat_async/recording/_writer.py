@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-
-import attrs
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, BinaryIO, TypeVar
 
 from nstat_async._errors import UsageError
 
-from ._jsonlines import encode_info_line, encode_line
-from ._native import encode_header, encode_record, encode_step
-from ._records import MAX_DOCUMENT, NEXT, NO_EXTRA, Record, RecordingInfo, RecordKind, dump_json, info_to_mapping
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from types import TracebackType
+from . import _jsonlines, _native
+from ._records import NO_EXTRA, Record, RecordingInfo, RecordKind
 
 __all__ = ["JsonLinesWriter", "RecordingWriter", "copy"]
 
@@ -23,6 +18,9 @@ _W = TypeVar("_W", bound="_Writer")
 
 class _Writer:
     """What both writers do: count, flush, and turn a call into a record."""
+
+    _encode_beginning: Callable[[RecordingInfo], bytes]
+    _encode_record: Callable[[int, Record], bytes]
 
     def __init__(self, file: BinaryIO, info: RecordingInfo, *, flush: bool = True) -> None:
         self._file = file
@@ -84,7 +82,9 @@ class _Writer:
         pieces: list[bytes] = []
         try:
             for record in records:
-                pieces.append(self._encode(record))
+                if record.kind is RecordKind.DAMAGE:
+                    raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
+                pieces.append(self._encode_record(self._count, record))
                 if record.kind is RecordKind.META:
                     self._info = record.value
                 else:
@@ -107,12 +107,6 @@ class _Writer:
         if self._flush and pieces:
             self._file.flush()
 
-    def _encode_beginning(self, info: RecordingInfo) -> bytes:
-        raise NotImplementedError
-
-    def _encode(self, record: Record) -> bytes:
-        raise NotImplementedError
-
     def __enter__(self: _W) -> _W:  # noqa: PYI019  # Self is 3.11
         return self
 
@@ -132,44 +126,15 @@ class RecordingWriter(_Writer):
             and a crash of this program loses nothing. False leaves that to the file's own buffer.
     """
 
-    def _encode_beginning(self, info: RecordingInfo) -> bytes:
-        facts = dump_json(info_to_mapping(info), "info", MAX_DOCUMENT)
-        return encode_header() + encode_record(RecordKind.META, facts, 0, 0)
-
-    def _encode(self, record: Record) -> bytes:
-        kind, extra = record.kind, record.extra
-        if record.index == NEXT and (kind is RecordKind.FROM_KERNEL or kind is RecordKind.TO_KERNEL):
-            return encode_record(kind, record.data, record.time_ns, record.client, extra)
-        if kind is RecordKind.META:
-            payload = dump_json(info_to_mapping(record.value), "info", MAX_DOCUMENT)
-            return encode_record(kind, payload, record.time_ns, record.client)
-        if record.index not in (self._count, NEXT):
-            extra = {**extra, "i": record.index}
-        if kind is RecordKind.NOTE:
-            payload = (record.text or "").encode("utf-8", "backslashreplace")
-        elif kind is RecordKind.STEP:
-            return encode_step(record.value, record.time_ns, record.client, extra)
-        elif kind is RecordKind.ANSWER:
-            payload = dump_json(record.value, "answer", MAX_DOCUMENT)
-        elif kind is RecordKind.DAMAGE:
-            raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
-        else:
-            payload = record.data
-        if record.text is not None and kind is not RecordKind.NOTE:
-            extra = {**extra, "text": record.text}
-        return encode_record(kind, payload, record.time_ns, record.client, extra)
+    _encode_beginning = staticmethod(_native.encode_beginning)
+    _encode_record = staticmethod(_native.encode_record)
 
 
 class JsonLinesWriter(_Writer):
     """Writes JSON Lines; the arguments are those of `RecordingWriter`."""
 
-    def _encode_beginning(self, info: RecordingInfo) -> bytes:
-        return encode_info_line(info)
-
-    def _encode(self, record: Record) -> bytes:
-        if record.kind is RecordKind.DAMAGE:
-            raise UsageError("damage is found in a file, never written to one; `copy` writes it as a note")
-        return encode_line(self._count if record.index == NEXT else record.index, record)
+    _encode_beginning = staticmethod(_jsonlines.encode_beginning)
+    _encode_record = staticmethod(_jsonlines.encode_record)
 
 
 def copy(source: Iterable[Record], writer: RecordingWriter | JsonLinesWriter) -> int:
@@ -200,4 +165,4 @@ def copy(source: Iterable[Record], writer: RecordingWriter | JsonLinesWriter) ->
 
 
 def _as_note(record: Record, text: str) -> Record:
-    return attrs.evolve(record, kind=RecordKind.NOTE, data=b"", text=text, extra=NO_EXTRA, value=None)
+    return record._replace(kind=RecordKind.NOTE, data=b"", text=text, extra=NO_EXTRA, value=None)

@@ -9,12 +9,13 @@ well; sent datagrams (`RecordKind.TO_KERNEL`) are commands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Union, get_args
 
 import attrs
 
 from nstat_async._errors import ProtocolError
-from nstat_async._values import Vocabulary, to_json
+from nstat_async._values import Vocabulary
 
 __all__ = [
     "ChannelClosed",
@@ -30,6 +31,8 @@ __all__ = [
     "Run",
     "Started",
     "Step",
+    "give",
+    "is_input",
     "read_step",
     "write_step",
 ]
@@ -51,11 +54,6 @@ class Run:
     """`Core.epoch_offset` at its start, seconds."""
     part: int = 1
     """Number of this file among the parts of one recording, from 1."""
-
-    def to_json(self) -> dict[str, Any]:
-        """By name."""
-        fields: dict[str, Any] = to_json(self)
-        return fields
 
 
 # --- input
@@ -108,6 +106,30 @@ class ClockSet:
     """`Core.epoch_offset` is another one from here on."""
 
     epoch_offset: float
+
+
+_INPUTS: dict[type, Callable[[Any, Any, int, float], Any]] = {
+    Started: lambda core, _step, _channel, now: core.start(now),
+    ChannelOpened: lambda core, step, channel, now: core.channel_opened(
+        channel, now, immediate=step.immediate, receive_buffer=step.receive_buffer
+    ),
+    ChannelDrained: lambda core, _step, channel, now: core.channel_drained(channel, now),
+    ChannelFailed: lambda core, step, channel, now: core.channel_failed(channel, step.errno, now),
+    ChannelClosed: lambda core, _step, channel, now: core.channel_closed(channel, now),
+    DeadlineReached: lambda core, _step, _channel, now: core.handle_deadline(now),
+    PollRequested: lambda core, _step, _channel, now: core.request_poll(now),
+    ClockSet: lambda core, step, _channel, _now: setattr(core, "epoch_offset", step.epoch_offset),
+}
+
+
+def is_input(step: Step) -> bool:
+    """True if the core was given it; False: the core asked for it."""
+    return type(step) in _INPUTS
+
+
+def give(step: Step, core: Any, channel: int, now: float) -> Any:
+    """Give an input to a core; returns what that answers."""
+    return _INPUTS[type(step)](core, step, channel, now)
 
 
 # --- commands

@@ -20,7 +20,7 @@ _AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketStat
 
 
 def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | None:
-    """How many sequence numbers were used for SYN and FIN instead of payload; `None` when that cannot be told.
+    """How many sequence numbers were used for SYN and FIN instead of payload; `None` when that cannot be known.
 
     ``snd_una`` moved by ``bytes_acked``, the write queue is ``write_seq - snd_una``, and
     what is not sent yet is known: the sum is all sequence numbers sent. Of the
@@ -66,7 +66,7 @@ def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | N
 
 
 class ListenerTable:
-    """Who listens where, in one namespace: tells accepted connections from made ones."""
+    """Who listens where, in one namespace: distinguishes accepted connections from made ones."""
 
     def __init__(self) -> None:
         self._listeners: dict[bytes, dict[int, bytes]] = {}

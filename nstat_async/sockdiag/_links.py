@@ -1,8 +1,8 @@
-"""Interfaces and their addresses, as rtnetlink tells them.
+"""Interfaces and their addresses, as rtnetlink reports them.
 
 A socket names its device only when it is bound to one, so the interface of a flow
 is that of its local address. Wireless and wired Ethernet are the same to
-rtnetlink; the host's device directory tells them apart (`LinkKindsRequest`).
+rtnetlink; the host's device directory distinguishes them (`LinkKindsRequest`).
 """
 
 from __future__ import annotations

@@ -95,13 +95,20 @@ class Session:
         self._polls = Polls(self._output, self._namespaces, self._owners, self._programs, self._options.interval)
 
     @classmethod
-    def from_setup(cls, setup: Setup, options: MonitorOptions) -> Session:
+    def from_setup(
+        cls,
+        setup: Setup,
+        options: MonitorOptions,
+        *,
+        mode: Mode = Mode.DRIVING,
+        client: int = 0,  # noqa: ARG003  # channels of one recording are one subscription
+    ) -> Session:
         """The session that has this `setup`.
 
         Raises:
             UsageError: None of the providers asked for exists on Linux.
         """
-        return cls(options, **{field.name: getattr(setup, field.name) for field in attrs.fields(Setup)})
+        return cls(options, mode=mode, **attrs.asdict(setup, recurse=False))
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         number = len(self._namespaces)

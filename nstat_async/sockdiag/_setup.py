@@ -41,6 +41,11 @@ class ChannelPurpose:
     groups: tuple[int, ...] = ()
     """Multicast groups to join (``SKNLGRP_*``)."""
 
+    @property
+    def channel(self) -> int:
+        """Number of the channel with this role: recordings that do not name a channel's purpose go by it."""
+        return len(_ROLES) * self.namespace + _ROLES.index(self.role)
+
 
 @attrs.frozen
 class NetworkNamespace:
@@ -57,11 +62,6 @@ class NetworkNamespace:
 _ROLES = (Role.DUMPS, Role.REMOVALS, Role.ROUTES, Role.LOOKUPS)
 
 
-def channel_number(namespace: int, role: Role) -> int:
-    """The number of a namespace's channel: recordings that do not name a channel's purpose go by it."""
-    return len(_ROLES) * namespace + _ROLES.index(role)
-
-
 def place_of_channel(channel: int) -> tuple[int, Role]:
     """Namespace and role of a channel by its number."""
     namespace, place = divmod(channel, len(_ROLES))
@@ -70,20 +70,11 @@ def place_of_channel(channel: int) -> tuple[int, Role]:
 
 Purpose = Union[ChannelPurpose, RingPurpose, MapsPurpose]
 """What a channel is for."""
-_MACHINE = {RingPurpose: 1 << 16, MapsPurpose: (1 << 16) + 1}
-"""Channels that speak of the whole machine."""
-
-
-def channel_of(purpose: Purpose) -> int:
-    """The number of the channel for a purpose."""
-    if isinstance(purpose, ChannelPurpose):
-        return channel_number(purpose.namespace, purpose.role)
-    return _MACHINE[type(purpose)]
 
 
 @attrs.frozen
 class ProcessFacts:
-    """What the host tells of a process."""
+    """What the host knows of a process."""
 
     pid: int
     start_ticks: int | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
-from ._setup import Purpose, channel_of
+from ._setup import Purpose
 
 
 class Source:
@@ -18,7 +18,7 @@ class Source:
     def __init__(self, output: Output, purpose: Purpose) -> None:
         self.output = output
         self.purpose = purpose
-        self.channel = channel_of(purpose)
+        self.channel = purpose.channel
         self.is_open = output.following
 
     @property

@@ -22,21 +22,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._client import EmulatedClient
     from ._emulated import EmulatedKernel
-    from ._faults import DARWIN_27_INSERTION, Faults
+    from ._faults import DARWIN_27_INSERTION, DARWIN_27_INSERTIONS, Faults
     from ._flows import EmulatedFlow
     from ._interfaces import EmulatedInterface
-    from ._receive_buffer import SocketStatistics
     from ._server import UnixServer, serve_unix
     from ._workload import Workload
 
 __all__ = [
     "DARWIN_27_INSERTION",
+    "DARWIN_27_INSERTIONS",
     "EmulatedClient",
     "EmulatedFlow",
     "EmulatedInterface",
     "EmulatedKernel",
     "Faults",
-    "SocketStatistics",
     "UnixServer",
     "Workload",
     "serve_unix",
@@ -44,12 +43,12 @@ __all__ = [
 
 _MODULES = {
     "DARWIN_27_INSERTION": "_faults",
+    "DARWIN_27_INSERTIONS": "_faults",
     "EmulatedClient": "_client",
     "EmulatedFlow": "_flows",
     "EmulatedInterface": "_interfaces",
     "EmulatedKernel": "_emulated",
     "Faults": "_faults",
-    "SocketStatistics": "_receive_buffer",
     "UnixServer": "_server",
     "Workload": "_workload",
     "serve_unix": "_server",

@@ -17,7 +17,7 @@ from typing import Any
 from nstat_async import ntstat
 from nstat_async._errors import ProtocolError
 from nstat_async._model import Provider
-from nstat_async.ntstat import DarwinErrno, Filter, GetDetails, GetUpdate, HeaderFlag, QuerySource
+from nstat_async.ntstat import DarwinErrno, FilterFlag, GetDetails, GetUpdate, HeaderFlag, QuerySource
 from nstat_async.ntstat._constants import HEADER_SIZE, POLL_CHUNK
 
 from ._control_socket import host_error
@@ -33,12 +33,6 @@ __all__ = ["EmulatedClient"]
 _HEADER = struct.Struct("<QIHH")
 _OLD_HEADER = 12
 """Up to xnu-2782 the last word of the header is not used, and need not be there."""
-_OK = 0
-_EPERM = int(DarwinErrno.EPERM)
-_ENOENT = int(DarwinErrno.ENOENT)
-_EINVAL = int(DarwinErrno.EINVAL)
-_EALREADY = int(DarwinErrno.EALREADY)
-_ENOTSUP = int(DarwinErrno.ENOTSUP)
 _EXTENSION_BITS = 0xFFFFFF << 40 | 1 << 28
 _CONTENDED_CHUNK = 5
 _NAMED_ONCE = (8796, 141, 3)
@@ -51,7 +45,7 @@ class EmulatedClient(Watcher):
     Made by `EmulatedKernel.connect`.
     """
 
-    def __init__(self, machine: ScriptedMachine, clients: list[Watcher], unit: int) -> None:
+    def __init__(self, machine: ScriptedMachine, unit: int) -> None:
         super().__init__(machine)
         self.kernel = machine
         self.unit = unit
@@ -61,7 +55,6 @@ class EmulatedClient(Watcher):
         """A QUERY of everything came since the last minute-timer."""
         self.on_closed: Callable[[], None] = lambda: None
         """Called once the socket was closed."""
-        self._clients = clients
         self._added_by_name: set[int] = set()
         self._poll = PacedPoll(self)
         version = self.release.version
@@ -69,16 +62,22 @@ class EmulatedClient(Watcher):
             ntstat.AddSource: self._add_source,
             ntstat.AddAllSources: self._add_all,
             ntstat.RemoveSource: self._remove,
-            QuerySource: self._query,
-            ntstat.GetSourceDescription: self._describe,
+            QuerySource: self._ask,
+            ntstat.GetSourceDescription: self._ask,
+        }
+        self._reports: dict[type, Callable[..., int]] = {
+            QuerySource: self.report_counts,
+            ntstat.GetSourceDescription: self.report_description,
+            GetUpdate: self.report_update,
+            GetDetails: functools.partial(self.report_update, details=True),
         }
         if (2422,) <= version < (11215,):
             self._handlers[ntstat.SetFilter] = self._set_filter
         if version >= (3247,):
-            self._handlers[GetUpdate] = self._update
+            self._handlers[GetUpdate] = self._ask
             self._handlers[ntstat.SubscribeSystemInfo] = self._subscribe_sysinfo
         if self.release.has_details:
-            self._handlers[GetDetails] = self._details
+            self._handlers[GetDetails] = self._ask
 
     def __repr__(self) -> str:
         return f"<EmulatedClient {self.unit} sources={len(self.sources)} queued={len(self.buffer)}>"
@@ -112,7 +111,7 @@ class EmulatedClient(Watcher):
                 self.closed = True
                 for source in list(self.sources.values()):
                     self.drop(source)
-                self._clients.remove(self)
+                self.kernel.clients.remove(self)
                 self.on_closed()
 
     # The kernel's side
@@ -129,17 +128,17 @@ class EmulatedClient(Watcher):
         try:
             request = ntstat.decode_message(self.release, data, (kind, context, flags, 0, len(data)))
         except ProtocolError:
-            error = _EINVAL
+            error: int = DarwinErrno.EINVAL
         else:
             handler = self._handlers.get(type(request))
-            error = _EINVAL if handler is None else handler(request)
-        return self._refuse(data, context, error) if error else _OK
+            error = DarwinErrno.EINVAL if handler is None else handler(request)
+        return self._refuse(data, context, error) if error else 0
 
     def _refuse(self, data: bytes, context: int, error: int) -> int:
         layout = self.machine.layout
         message = ntstat.Error(context=context, error=error, request=data)
         if self.release.version >= (3247,) and not self.enqueue(message.encode(layout), critical=True, allocated=True):
-            return _OK
+            return 0
         return self.enqueue(ntstat.Error(context=context, error=error).encode(layout), critical=True)
 
     def _succeed(self, context: int, flags: int = 0) -> None:
@@ -164,13 +163,13 @@ class EmulatedClient(Watcher):
         error = self._may_watch(provider_id)
         if error:
             return error
-        if bits & Filter.SUPPRESS_SRC_ADDED and self.release.suppress_switches_updates:
+        if bits & FilterFlag.SUPPRESS_SRC_ADDED and self.release.suppress_switches_updates:
             self.updates = True
         if provider_id in self.watching:
-            return _EALREADY
+            return DarwinErrno.EALREADY
         self.watching.add(provider_id)
         if provider_id in self._added_by_name and version >= _NAMED_ONCE:
-            return _EALREADY
+            return DarwinErrno.EALREADY
         if not self.machine.privileged and version >= (8792, 61, 2):
             bits &= ~_EXTENSION_BITS
         asked = ProviderFilter(bits, request.events, request.target_pid, bytes(request.target_uuid))
@@ -181,19 +180,19 @@ class EmulatedClient(Watcher):
                 self.watching.discard(provider_id)
             return error
         self._succeed(request.context)
-        return _OK
+        return 0
 
     def _may_watch(self, provider_id: int) -> int:
         known = self.release.providers.get(provider_id)
         if known is None or provider_id in self.machine.absent_providers:
-            return _ENOENT
+            return DarwinErrno.ENOENT
         if known[0] is Provider.INTERFACE:
-            return _ENOTSUP
+            return DarwinErrno.ENOTSUP
         if self.machine.privileged:
-            return _OK
+            return 0
         if self.machine.privilege_check and self.release.version >= (2422,):
-            return _EPERM
-        return _EPERM if known[0] in GENERIC and self.release.version >= (8792, 61, 2) else _OK
+            return DarwinErrno.EPERM
+        return DarwinErrno.EPERM if known[0] in GENERIC and self.release.version >= (8792, 61, 2) else 0
 
     def _scan(self, provider_id: int) -> int:
         """Add what exists.
@@ -205,20 +204,20 @@ class EmulatedClient(Watcher):
         for flow in self.kernel.existing(provider_id):
             error = self.add_source(flow, provider_id)
             if error and not (kernel_sockets and self.release.has_details):
-                return _OK if kernel_sockets else error
-        return _OK
+                return 0 if kernel_sockets else error
+        return 0
 
     def _add_source(self, request: ntstat.AddSource) -> int:
         error, flow = find_flow(self.kernel, request.provider, request.param)
         if flow is None:
             return error
         is_interface = flow.provider is Provider.INTERFACE
-        threshold = set_threshold(self.kernel, self._clients, flow, request.param) if is_interface else 0
+        threshold = set_threshold(self.kernel, flow, request.param) if is_interface else 0
         if self.release.version >= _NAMED_ONCE:
             for source in self.sources_of(flow):
                 self.say_goodbye(source)
                 if is_interface:
-                    reset_threshold(self._clients, source)
+                    reset_threshold(self.kernel, source)
         error = self.add_source(flow, request.provider, request.context, named=True)
         if not error:
             self._added_by_name.add(request.provider)
@@ -228,79 +227,63 @@ class EmulatedClient(Watcher):
     def _remove(self, request: ntstat.RemoveSource) -> int:
         source = self.sources.get(request.srcref)
         if source is None:
-            return _ENOENT
+            return DarwinErrno.ENOENT
         self._clean_up(source)
-        return _OK
+        return 0
 
     def _clean_up(self, source: ClientSource) -> None:
         self.report_removed(source)
         self.drop(source)
         if source.flow.provider is Provider.INTERFACE:
-            reset_threshold(self._clients, source)
+            reset_threshold(self.kernel, source)
 
     def _set_filter(self, request: ntstat.SetFilter) -> int:
         if request.srcref in {0, self.machine.layout.all_sources}:
-            return _EINVAL
+            return DarwinErrno.EINVAL
         source = self.sources.get(request.srcref)
         if source is None:
-            return _ENOENT
+            return DarwinErrno.ENOENT
         source.no_zero_bytes = bool(request.filter & 1)
-        return _OK
+        return 0
 
     def _subscribe_sysinfo(self, _request: ntstat.SubscribeSystemInfo) -> int:
         if not self.machine.privileged:
-            return _EPERM
+            return DarwinErrno.EPERM
         self.subscribed_to_sysinfo = True
-        return _OK
+        return 0
 
     # Asking
 
-    def _query(self, request: QuerySource) -> int:
-        everything = request.srcref == self.machine.layout.all_sources
-        self.polled = self.polled or everything
-        return self._ask(request, self.report_counts, everything=everything, batched=self._batches(request.flags))
-
-    def _describe(self, request: ntstat.GetSourceDescription) -> int:
-        everything = request.srcref == self.machine.layout.all_sources and self.release.can_describe_all
-        return self._ask(request, self.report_description, everything=everything, batched=self._batches(request.flags))
-
-    def _update(self, request: GetUpdate) -> int:
-        self.updates = True
-        everything = request.srcref == self.machine.layout.all_sources
-        return self._ask(request, self.report_update, everything=everything, batched=True)
-
-    def _details(self, request: GetDetails) -> int:
-        self.updates = self.wants_details = True
-        everything = request.srcref == self.machine.layout.all_sources
-        report = functools.partial(self.report_update, details=True)
-        return self._ask(request, report, everything=everything, batched=True)
-
-    def _batches(self, flags: int) -> bool:
-        if self.release.version >= (11215,):
-            return True
-        return self.release.version >= (3247,) and bool(flags & HeaderFlag.SUPPORTS_AGGREGATE)
-
-    def _ask(
-        self,
-        request: QuerySource | ntstat.GetSourceDescription,
-        report: Callable[..., int],
-        *,
-        everything: bool,
-        batched: bool,
-    ) -> int:
+    def _ask(self, request: QuerySource | ntstat.GetSourceDescription) -> int:
         """Report one source, or all of them, and answer the request."""
+        kind, version = type(request), self.release.version
+        everything = request.srcref == self.machine.layout.all_sources
+        if kind is ntstat.GetSourceDescription and not self.release.can_describe_all:
+            everything = False
+        self.polled |= everything and kind is QuerySource
+        is_update = kind in {GetUpdate, GetDetails}
+        self.updates |= is_update
+        self.wants_details |= kind is GetDetails
+        aggregates = bool(request.flags & HeaderFlag.SUPPORTS_AGGREGATE) and version >= (3247,)
+        batched = everything and (is_update or aggregates or version >= (11215,))
+        report, dead = self._reports[kind], list[ClientSource]()
         paced = self._poll.begin(request.context, request.flags)
-        marks = paced and (everything or self._marks_single(request))
-        batched, dead = batched and everything, list[ClientSource]()
-        boring = int(Filter.SUPPRESS_BORING_POLL) if everything else 0
-        error, walked, reported = (_OK if everything else _ENOENT), True, 0
+        # A report of one source counts as one of the paced poll that has its context.
+        marks = paced and (everything or not is_update or version < (11215,))
+        chunk = _CONTENDED_CHUNK if self.machine.contended and version >= (11215,) else POLL_CHUNK
+        boring = int(FilterFlag.SUPPRESS_BORING_POLL) if everything else 0
+        error, walked, reported = (0 if everything else DarwinErrno.ENOENT), True, 0
         for source in self._candidates(request.srcref, everything=everything, paced=paced):
             if self.allows(source, boring):
                 error = report(source, 0 if batched else request.context, batched=batched)
-                reported += self._note_report(source, error, marks=marks)
-                if source.flow.gone and not error and isinstance(request, GetUpdate | GetDetails):
-                    dead.append(source)
-            if source.flow.gone and type(request) is QuerySource and not is_buffer_error(error):
+                if not error:
+                    source.reported = True
+                    if marks:
+                        self._poll.mark(source)
+                        reported += 1
+                    if source.flow.gone and is_update:
+                        dead.append(source)
+            if source.flow.gone and kind is QuerySource and not is_buffer_error(error):
                 # Its state is reported once more; if even that cannot be had, the walk ends here.
                 error = self.report_description(source, 0)
                 if error:
@@ -309,30 +292,13 @@ class EmulatedClient(Watcher):
                     dead.append(source)
             if is_buffer_error(error) or not walked:
                 walked = False
-                self.polled = self.polled and type(request) is not QuerySource
+                self.polled = self.polled and kind is not QuerySource
                 break
-            if everything and paced and reported >= self._chunk():
+            if everything and paced and reported >= chunk:
                 walked = self._poll.is_last()
                 break
         self.flush()
         return self._finish(request.context, error, dead, everything=everything, paced=paced, walked=walked)
-
-    def _note_report(self, source: ClientSource, error: int, *, marks: bool) -> int:
-        """Note that a source was reported; returns how many count towards the chunk."""
-        if error:
-            return 0
-        source.reported = True
-        if marks:
-            self._poll.mark(source)
-        return int(marks)
-
-    def _marks_single(self, request: QuerySource | ntstat.GetSourceDescription) -> bool:
-        """True if a report of one source counts as one of the paced poll that has its context."""
-        return self.release.version < (11215,) or not isinstance(request, GetUpdate | GetDetails)
-
-    def _chunk(self) -> int:
-        contended = self.machine.contended and self.release.version >= (11215,)
-        return _CONTENDED_CHUNK if contended else POLL_CHUNK
 
     def _candidates(self, srcref: int, *, everything: bool, paced: bool) -> Iterator[ClientSource]:
         """The sources of a request, newest first; of a paced poll those not reported yet."""
@@ -355,7 +321,7 @@ class EmulatedClient(Watcher):
             self._clean_up(source)
         if everything and not (is_buffer_error(error) and self.release.version >= (3247,)):
             self._succeed(context, flags)
-            error = _OK
+            error = 0
         for source in [] if early else dead:
             self._clean_up(source)
         return error

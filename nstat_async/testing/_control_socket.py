@@ -9,11 +9,10 @@ from collections.abc import Callable
 from nstat_async.ntstat import DarwinErrno
 
 from ._machine import Machine
-from ._receive_buffer import BATCH_STORAGE, ReceiveBuffer, SocketStatistics
+from ._receive_buffer import BATCH_STORAGE, ReceiveBuffer
 
 __all__ = ["ControlSocket", "host_error"]
 
-_ENOBUFS = int(DarwinErrno.ENOBUFS)
 _HOST_ERRNO = {
     member.value: getattr(host_errno, member.name) for member in DarwinErrno if hasattr(host_errno, member.name)
 }
@@ -38,6 +37,8 @@ class ControlSocket:
         self.buffer = ReceiveBuffer(
             machine.receive_space, critical_quarter=version >= (2782,), count_mbufs=version < (10002,)
         )
+        self.refused = 0
+        """Records that did not fit."""
         self.closed = False
         self.ended = False
         """The control went away: end of file once everything was read."""
@@ -80,11 +81,6 @@ class ControlSocket:
         """Byte limit of the receive buffer."""
         return self.buffer.size
 
-    @property
-    def statistics(self) -> SocketStatistics:
-        """The state of the socket's receive side."""
-        return self.buffer.statistics
-
     # The kernel's side
 
     def end(self) -> None:
@@ -102,22 +98,13 @@ class ControlSocket:
     def enqueue(
         self, record: bytes, *, critical: bool = False, storage: int | None = None, allocated: bool = False
     ) -> int:
-        """Queue a record; 0, ``ENOBUFS`` or ``ENOMEM``.
-
-        Args:
-            record: The bytes.
-            critical: It may use the buffer's reserve.
-            storage: Its cost in mbufs, if its size does not say it.
-            allocated: Its memory was had before.
-        """
+        """Queue a record; 0, ``ENOBUFS`` or ``ENOMEM``. An `allocated` one has had its memory before."""
         faults = self.machine.faults
-        if faults.full and not critical:
-            self.buffer.refused += 1
-            return _ENOBUFS
-        if not self.buffer.admits(len(record), critical=critical):
-            return _ENOBUFS
+        if (faults.full and not critical) or not self.buffer.admits(len(record), critical=critical):
+            self.refused += 1
+            return DarwinErrno.ENOBUFS
         if not allocated and not faults.allocates():
-            return int(DarwinErrno.ENOMEM)
+            return DarwinErrno.ENOMEM
         if self.machine.header_garbage:
             record = record[:12] + self.machine.random.randbytes(4) + record[16:]
         self.buffer.append(record, storage=storage)
@@ -127,8 +114,8 @@ class ControlSocket:
     def enqueue_batch(self, record: bytes) -> int:
         """Queue a batch, in the cluster that was made for it."""
         if self.machine.faults.happens(self.machine.faults.lose_batches):
-            self.buffer.refused += 1
-            return _ENOBUFS
+            self.refused += 1
+            return DarwinErrno.ENOBUFS
         return self.enqueue(record, storage=BATCH_STORAGE, allocated=True)
 
     def _arrived(self) -> None:

@@ -20,15 +20,9 @@ Traffic = tuple[int, int, int, int]
 
 
 def mark_active(start: int, bitmap: tuple[int, int], uptime: int) -> tuple[int, tuple[int, int]]:
-    """An activity map with the bit of this moment set (``in_stat_set_activity_bitmap``).
+    """Start and 128 bits of an activity map with this moment's bit set (``in_stat_set_activity_bitmap``).
 
-    Args:
-        start: Uptime in seconds at which the map begins; 0: it is new.
-        bitmap: Its 128 bits.
-        uptime: Seconds since the machine was started.
-
-    Returns:
-        Start and bits, moved on where 128 bits no longer reach.
+    `start` and `uptime` are seconds since the machine was started; a map that is new begins at 0.
     """
     start = start or uptime - uptime % _ALIGNMENT
     bits, position = bitmap[0] | bitmap[1] << 64, max(0, (uptime - start) // _ALIGNMENT)
@@ -42,8 +36,7 @@ def mark_active(start: int, bitmap: tuple[int, int], uptime: int) -> tuple[int, 
 class FlowCounters:
     """What a flow has moved, by the names of the kernel's header; absent means 0.
 
-    Args:
-        by_medium: The release counts packets and activity by medium, too (macOS 26).
+    With `by_medium` packets and activity are counted by medium, too (macOS 26).
     """
 
     def __init__(self, *, by_medium: bool) -> None:

@@ -14,8 +14,8 @@ __all__ = ["EmulatedKernel"]
 class EmulatedKernel(SansIoKernel):
     """An emulated Darwin kernel: flows on one side, control sockets on the other.
 
-    Its arguments, and all that is scripted, are those of `SansIoKernel`. How it was compared
-    with the real kernel code stands in ``docs/emulated-kernel.md``.
+    Its arguments are those of `Machine`. How it was compared with the real kernel code stands
+    in ``docs/emulated-kernel.md``.
     """
 
     def transport(self, receive_buffer: int | None = None) -> EmulatedTransport:

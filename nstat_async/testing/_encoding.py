@@ -63,11 +63,10 @@ class ReportEncoder:
 
 
 def pack_items(items: list[tuple[int, bytes | None, int]], *, padded: bool) -> bytes:
-    """Extension items as they stand behind a descriptor.
+    """Extension items as they stand behind a descriptor: type, content, given size.
 
-    Args:
-        items: Type, content (`None`: the provider failed although it had given a size), given size.
-        padded: True in answers about all sources, where ``length`` is rounded up to 8.
+    Content is `None` where the provider failed although it had given a size. `padded` is true in
+    answers about all sources, where ``length`` is rounded up to 8.
     """
     total = sum(_ITEM.size + (size + 7 & ~7) for _, _, size in items)
     buffer, at = bytearray(total), 0

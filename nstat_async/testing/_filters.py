@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from nstat_async._model import Provider
-from nstat_async.ntstat import Filter, Kernel
+from nstat_async.ntstat import FilterFlag, Kernel
 
 from ._flows import EmulatedFlow
 from ._interfaces import filter_mask
@@ -18,7 +18,7 @@ __all__ = ["GENERIC", "NO_FILTER", "FilterRules", "ProviderFilter"]
 GENERIC = frozenset({Provider.CONNECTION, Provider.UDP_SUBFLOW})
 """Providers that the kernel serves by one "generic" code, with filters of its own."""
 _HAS_NETWORK_ACCESS = 0x1000000
-_BORING = int(Filter.SUPPRESS_BORING_CLOSE | Filter.SUPPRESS_BORING_POLL)
+_BORING = int(FilterFlag.SUPPRESS_BORING_CLOSE | FilterFlag.SUPPRESS_BORING_POLL)
 _MEDIA = ((0x4 | 0x40, "cell"), (0x8, "wifi"), (0x10, "wired"))
 
 
@@ -50,22 +50,15 @@ class FilterRules:
     def allows(
         self, wanted: ProviderFilter, flow: EmulatedFlow, announced_as: int, boring: int, reported: bool
     ) -> bool:
-        """May a source be reported?
-
-        Args:
-            wanted: The client's filter.
-            flow: The source's flow.
-            announced_as: The provider that the source was announced as.
-            boring: The "boring" filter bit that this occasion concerns (generic providers).
-            reported: The source was reported before.
-        """
+        """May a source be reported? `boring` is the filter bit that this occasion concerns (generic providers)."""
         bits = wanted.bits
         if not bits & (self._properties | self._user_bits | _HAS_NETWORK_ACCESS | _BORING):
             return True
         generic = flow.provider in GENERIC
         if generic and bits & boring and reported:
             return False
-        fields, properties = flow.fields, flow.filter_properties
+        fields: Mapping[str, Any] = flow.fields
+        properties = flow.filter_properties
         if announced_as != flow.provider_id:
             fields = self._misread(flow, announced_as)
             properties = fields["ifnet_properties"]

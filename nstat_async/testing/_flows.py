@@ -23,35 +23,16 @@ from ._machine import OWNER_FIELDS, Machine
 from ._time import NANOSECOND
 from ._values import endpoint, field_value
 
-__all__ = ["Address", "EmulatedFlow", "FlowHost"]
+__all__ = ["Address", "EmulatedFlow"]
 
 Address = Endpoint | str | tuple[str, int]
 _CLOSED, _LISTEN, _SYN_SENT, _ESTABLISHED, _TIME_WAIT = 0, 1, 2, 4, 10
 _SEGMENT = 1448
 _TIMESTAMP = struct.Struct("<Q")
+# Plain numbers: an operation on enum members costs a microsecond, and each report needs several.
+_LISTENER, _INBOUND, _OUTBOUND = int(Bit.SOURCE_IS_LISTENER), int(Bit.SOURCE_IS_INBOUND), int(Bit.SOURCE_IS_OUTBOUND)
+_LOCAL, _NON_LOCAL, _FALLBACK = int(Bit.LOCAL), int(Bit.NON_LOCAL), int(Bit.VIA_CELLFALLBACK)
 _STREAMS = frozenset({Provider.TCP, Provider.QUIC})
-
-
-class FlowHost(Machine):
-    """What flows ask of their kernel: to make flows, and to hear of their ends and events."""
-
-    def open_flow(
-        self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
-    ) -> EmulatedFlow:
-        """Make a flow from raw fields and announce it to whoever watches its provider."""
-        raise NotImplementedError
-
-    def flow_closed(self, flow: EmulatedFlow) -> None:
-        """A flow ended: say goodbye as this release does, or leave it to be found."""
-        raise NotImplementedError
-
-    def userland_time_wait(self, flow: EmulatedFlow) -> None:
-        """A user-land TCP flow is in TIME_WAIT: its sources say goodbye early."""
-        raise NotImplementedError
-
-    def raise_event(self, flow: EmulatedFlow, event: int) -> None:
-        """Report an event to the clients that asked for it."""
-        raise NotImplementedError
 
 
 class EmulatedFlow:
@@ -60,7 +41,7 @@ class EmulatedFlow:
     Made by the kernel's ``open_…`` methods, never directly.
     """
 
-    def __init__(self, kernel: FlowHost, provider_id: int, fields: dict[str, Any]) -> None:
+    def __init__(self, kernel: Machine, provider_id: int, fields: dict[str, Any]) -> None:
         self.kernel = kernel
         self.provider_id = provider_id
         """The provider's number in this release."""
@@ -92,7 +73,8 @@ class EmulatedFlow:
         self.broken_items: set[int] = set()
         """Items whose provider gives a size and then fails."""
         self._counters = FlowCounters(by_medium=kernel.release.has_details)
-        self._fields = fields
+        self.fields = fields
+        """The descriptor's fields by the kernel's names; absent means 0. `set` writes them."""
         self._former_bits = 0
         self.role = 0
         """TCP's role in the last description, "listener" or "outbound"; each source keeps it (see `ClientSource`)."""
@@ -108,7 +90,7 @@ class EmulatedFlow:
 
     def __repr__(self) -> str:
         name = "quic" if self.provider is Provider.QUIC else self.provider.value
-        return f"<EmulatedFlow {self.number} {name} pid={self._fields.get('pid')}{'' if self.open else ' closed'}>"
+        return f"<EmulatedFlow {self.number} {name} pid={self.fields.get('pid')}{'' if self.open else ' closed'}>"
 
     # What it holds
 
@@ -116,11 +98,6 @@ class EmulatedFlow:
     def counts(self) -> Mapping[str, int]:
         """The counters by the kernel's names; absent means 0."""
         return self._counters.values
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The descriptor's fields by the kernel's names; absent means 0."""
-        return self._fields
 
     @property
     def rx_bytes(self) -> int:
@@ -141,20 +118,20 @@ class EmulatedFlow:
     def properties(self) -> int:
         """``ifnet_properties`` as a description of this moment would have it."""
         version, bits = self.kernel.release.version, self._whole_properties()
-        if not self.is_kernel_socket or self._fields.get("ifnet_properties") is not None:
+        if not self.is_kernel_socket or self.fields.get("ifnet_properties") is not None:
             return bits
         if (8019,) <= version < (10002,):
             return bits & 0xFFFF
         if version < (10002,) or self.provider is not Provider.TCP:
             return bits
         if self.inbound:
-            return bits | Bit.SOURCE_IS_INBOUND
-        state = self._fields.get("state", _CLOSED)
-        return bits | (Bit.SOURCE_IS_LISTENER if state == _LISTEN else Bit.SOURCE_IS_OUTBOUND if state else 0)
+            return bits | _INBOUND
+        state = self.fields.get("state", _CLOSED)
+        return bits | (_LISTENER if state == _LISTEN else _OUTBOUND if state else 0)
 
     def _whole_properties(self) -> int:
         """The properties without TCP's role, before they are cut to the width that a release has for them."""
-        raw = self._fields.get("ifnet_properties")
+        raw = self.fields.get("ifnet_properties")
         if raw is not None:
             return int(raw)
         version = self.kernel.release.version
@@ -163,27 +140,24 @@ class EmulatedFlow:
             return bits
         reports_locality = version >= ((6153,) if self.provider is Provider.TCP else (10002,))
         if reports_locality and (self.interface is not None or version >= (10002,)):
-            bits |= Bit.LOCAL if self._remote_is_local() else Bit.NON_LOCAL
+            bits |= _LOCAL if self._remote_is_local() else _NON_LOCAL
         if self.cell_fallback and version >= (6153,):
-            bits |= Bit.VIA_CELLFALLBACK
+            bits |= _FALLBACK
         return bits if self.inbound else bits | self._former_bits
 
     def _remote_is_local(self) -> bool:
         """TCP's own view: the peer is on a directly attached network (here: loopback, link-local)."""
         if self.peer_is_local is not None:
             return self.peer_is_local
-        slot: bytes = self._fields.get("remote", b"")
+        slot: bytes = self.fields.get("remote", b"")
         if slot[1:2] == bytes((DARWIN_AF_INET,)):
             return slot[4] == 127 or slot[4:6] == b"\xa9\xfe"
         return slot[8:24] == b"\0" * 15 + b"\1" or slot[8:10] == b"\xfe\x80"
 
-    def encoded_counts(self) -> bytes:
-        """``nstat_counts`` of this release."""
-        return self._counters.encode(self.kernel.layout)
-
-    def encoded_detailed_counts(self) -> bytes:
-        """``nstat_detailed_counts`` (macOS 26)."""
-        return self._counters.encode_details(self.kernel.layout)
+    def encoded_counts(self, *, detailed: bool = False) -> bytes:
+        """``nstat_counts`` of this release, or ``nstat_detailed_counts`` (macOS 26)."""
+        encode = self._counters.encode_details if detailed else self._counters.encode
+        return encode(self.kernel.layout)
 
     def encoded_descriptor(self, kept_role: int = 0) -> bytes:
         """The descriptor of this release, with the time of now in it.
@@ -200,10 +174,10 @@ class EmulatedFlow:
 
     def prepare(self) -> tuple[bytes, bytes]:
         """Encode the descriptor now; returns what stands before and behind the time."""
-        values, codec = dict(self._fields), self._codec
+        values, codec = dict(self.fields), self._codec
         if "ifnet_properties" in codec:
             bits = self.properties
-            self.role = bits & (Bit.SOURCE_IS_LISTENER | Bit.SOURCE_IS_OUTBOUND)
+            self.role = bits & (_LISTENER | _OUTBOUND)
             values["ifnet_properties"] = bits & (1 << 8 * codec.by_name["ifnet_properties"].size) - 1
         if self.interface is not None:
             values.setdefault("ifindex", self.interface.index)
@@ -221,20 +195,16 @@ class EmulatedFlow:
 
     # What the provider's functions answer
 
-    def counts_errno(self) -> int:
-        """Error of the provider's counters function; 0 in life."""
-        return int(DarwinErrno.EIO) if self.unreadable else 0
-
     def details_errno(self) -> int:
         """Error for want of a function for counters by medium: routes and interfaces have none."""
-        return int(DarwinErrno.EOPNOTSUPP) if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
+        return DarwinErrno.EOPNOTSUPP if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
 
     def descriptor_errno(self) -> int:
         """Error of the provider's descriptor function: since xnu-2782 a dead socket has no descriptor."""
         if self.unreadable:
-            return int(DarwinErrno.EIO)
+            return DarwinErrno.EIO
         dead = self.gone and self.is_kernel_socket and self.kernel.release.version >= (2782,)
-        return int(DarwinErrno.EINVAL) if dead else 0
+        return DarwinErrno.EINVAL if dead else 0
 
     # Changing it
 
@@ -249,7 +219,7 @@ class EmulatedFlow:
                 if name.startswith(("nstat_", "media_stats.")):
                     self._counters.set(name, value)
                 else:
-                    self._fields[name] = field_value(name, value)
+                    self.fields[name] = field_value(name, value)
                     self._descriptor_parts = None
 
     def use_interface(self, interface: str | EmulatedInterface | None) -> None:
@@ -288,7 +258,7 @@ class EmulatedFlow:
             carrier = self.interface if interface is None else self.kernel.interface(interface)
             medium = carrier.medium if carrier is not None else None
             self._counters.add(said, said if switch is None else switch, medium, uptime)
-            names, fields = ("activity_bitmap.start", "activity_bitmap.bitmap"), self._fields
+            names, fields = ("activity_bitmap.start", "activity_bitmap.bitmap"), self.fields
             before = fields.get(names[0], 0), fields.get(names[1], (0, 0))
             after = mark_active(*before, uptime)
             if after != before:
@@ -307,14 +277,14 @@ class EmulatedFlow:
     @property
     def state(self) -> str:
         """The TCP state as `nstat_async.TcpState` names it."""
-        return TCP_STATES[self._fields.get("state", 0)].value
+        return TCP_STATES[self.fields.get("state", 0)].value
 
     def bind(self, local: Address) -> None:
         """Give it a local address."""
         self.set(local=local)
 
     def _enter(self, state: int) -> None:
-        self._fields["state"] = state
+        self.fields["state"] = state
         self._descriptor_parts = None
         if self.is_kernel_socket:
             self._counters.set("nstat_connectattempts", int(state >= _SYN_SENT))
@@ -380,9 +350,11 @@ class EmulatedFlow:
     ) -> EmulatedFlow:
         """A new inbound connection of this listener, owned by its last user."""
         with self.kernel.lock:
-            mine = local if local is not None else self._fields.get("local")
-            inherited = {name: self._fields[name] for name in OWNER_FIELDS if name in self._fields}
-            child = self.kernel.open_flow(self.provider_id, {**inherited, "state": _ESTABLISHED}, inbound=True)
+            mine = local if local is not None else self.fields.get("local")
+            inherited = {name: self.fields[name] for name in OWNER_FIELDS if name in self.fields}
+            child: EmulatedFlow = self.kernel.open_flow(
+                self.provider_id, {**inherited, "state": _ESTABLISHED}, inbound=True
+            )
             child.set(local=mine, remote=remote)
             child.use_interface(interface)
         return child
@@ -406,7 +378,7 @@ class EmulatedFlow:
                 return
             self.open = False
             if self.provider is Provider.TCP and self.is_kernel_socket:
-                state = self._fields.get("state", 0)
+                state = self.fields.get("state", 0)
                 closes_first = (not self.inbound and state == _ESTABLISHED) if first is None else first
                 self._enter(_TIME_WAIT if closes_first else _CLOSED)
             self.kernel.flow_closed(self)

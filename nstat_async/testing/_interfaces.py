@@ -9,15 +9,19 @@ from nstat_async.ntstat import InterfaceProperty as Bit
 
 __all__ = ["EmulatedInterface", "default_interfaces", "filter_mask", "property_bits"]
 
+# Plain numbers, not members: each report of a flow needs several operations on them.
+_UNKNOWN, _VPN, _EXPENSIVE = int(Bit.UNKNOWN_TYPE), int(Bit.VPN), int(Bit.EXPENSIVE)
+_CONSTRAINED, _ULTRA = int(Bit.CONSTRAINED), int(Bit.ULTRA_CONSTRAINED)
 _KIND_BITS = {
-    InterfaceKind.LOOPBACK: Bit.LOOPBACK,
-    InterfaceKind.WIRED: Bit.WIRED,
-    InterfaceKind.BRIDGE: Bit.WIRED,
-    InterfaceKind.WIFI: Bit.WIFI | Bit.WIFI_INFRA,
-    InterfaceKind.AWDL: Bit.WIFI | Bit.AWDL,
-    InterfaceKind.CELLULAR: Bit.CELLULAR,
-    InterfaceKind.COMPANION: Bit.COMPANIONLINK,
-    InterfaceKind.BLUETOOTH: Bit.COMPANIONLINK | Bit.COMPANIONLINK_BT,
+    InterfaceKind.LOOPBACK: int(Bit.LOOPBACK),
+    InterfaceKind.WIRED: int(Bit.WIRED),
+    InterfaceKind.BRIDGE: int(Bit.WIRED),
+    InterfaceKind.WIFI: int(Bit.WIFI | Bit.WIFI_INFRA),
+    InterfaceKind.AWDL: int(Bit.WIFI | Bit.AWDL),
+    InterfaceKind.CELLULAR: int(Bit.CELLULAR),
+    InterfaceKind.VPN: _VPN,
+    InterfaceKind.COMPANION: int(Bit.COMPANIONLINK),
+    InterfaceKind.BLUETOOTH: int(Bit.COMPANIONLINK | Bit.COMPANIONLINK_BT),
 }
 _MEDIA = {
     InterfaceKind.CELLULAR: "cellular",
@@ -64,19 +68,13 @@ class EmulatedInterface:
     @property
     def bits(self) -> int:
         """``NSTAT_IFNET_*`` of a flow whose last packet went out here, as the newest release knows them."""
-        flags = _KIND_BITS.get(self.kind, Bit(0))
-        if self.kind is InterfaceKind.VPN:
-            flags |= Bit.VPN
-            flags |= Bit(self.delegate.bits) & ~(Bit.EXPENSIVE | Bit.CONSTRAINED) if self.delegate else Bit.UNKNOWN_TYPE
-        if not flags:
-            flags = Bit.UNKNOWN_TYPE
-        if self.expensive:
-            flags |= Bit.EXPENSIVE
-        if self.constrained or self.ultra_constrained:
-            flags |= Bit.CONSTRAINED
-        if self.ultra_constrained:
-            flags |= Bit.ULTRA_CONSTRAINED
-        return int(flags)
+        flags = _KIND_BITS.get(self.kind, 0)
+        if self.kind is InterfaceKind.VPN and self.delegate is not None:
+            flags |= self.delegate.bits & ~(_EXPENSIVE | _CONSTRAINED)
+        elif not flags & ~_VPN:
+            flags |= _UNKNOWN
+        constrained = self.constrained or self.ultra_constrained
+        return flags | _EXPENSIVE * self.expensive | _CONSTRAINED * constrained | _ULTRA * self.ultra_constrained
 
     @property
     def type_number(self) -> int:
@@ -84,37 +82,27 @@ class EmulatedInterface:
         return _IFT.get(self.kind, 6)
 
 
-_FILTER_MASKS = (
-    ((11215,), 0x7FFFF),
-    ((8019,), 0x1FFFF),
-    ((7195,), 0xFFFF),
-    ((6153,), 0x1FFF),
-    ((3789,), 0xFFF),
-    ((3247,), 0xFF),
+_RELEASES = (
+    ((12377,), 0x7FFFF, 0xFFFFF),
+    ((11215,), 0x7FFFF, 0x7FFFF),
+    ((8019,), 0x1FFFF, 0x3FFFF),
+    ((7195,), 0xFFFF, 0xFFFF),
+    ((6153,), 0x1FFF, 0xFFF),
+    ((3789,), 0xFFF, 0xFFF),
+    ((3247,), 0xFF, 0xFF),
 )
-_KNOWN_BITS = (
-    ((12377,), 0xFFFFF),
-    ((11215,), 0x7FFFF),
-    ((8019,), 0x3FFFF),
-    ((7195,), 0xFFFF),
-    ((3789,), 0xFFF),
-    ((3247,), 0xFF),
-)
-
-
-def _row(table: tuple[tuple[tuple[int, ...], int], ...], version: tuple[int, ...]) -> int:
-    return next((mask for first, mask in table if version >= first), 0)
+"""Since which release: interface bits that a filter looks at (``NSTAT_FILTER_IFNET_FLAGS``), and bits that are known."""
 
 
 def filter_mask(version: tuple[int, ...]) -> int:
-    """Interface bits that the filter of a release looks at (``NSTAT_FILTER_IFNET_FLAGS``)."""
-    return _row(_FILTER_MASKS, version)
+    """Interface bits that the filter of a release looks at."""
+    return next((mask for first, mask, _ in _RELEASES if version >= first), 0)
 
 
 def property_bits(version: tuple[int, ...], interface: EmulatedInterface | None) -> int:
     """What a release knows of an interface's kind; "unknown" while no packet went out."""
-    bits = int(Bit.UNKNOWN_TYPE) if interface is None else interface.bits
-    return bits & _row(_KNOWN_BITS, version)
+    known = next((bits for first, _, bits in _RELEASES if version >= first), 0)
+    return known & (_UNKNOWN if interface is None else interface.bits)
 
 
 def default_interfaces() -> list[EmulatedInterface]:

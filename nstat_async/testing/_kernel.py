@@ -7,22 +7,13 @@ compared with the real kernel code, and what it leaves out.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import attrs
-
 from nstat_async._model import Provider
-from nstat_async.ntstat import EventFlag, Kernel, SystemInfoCounts, layout
+from nstat_async.ntstat import EventFlag, SystemInfoCounts
 
 from ._client import EmulatedClient
 from ._flows import EmulatedFlow
 from ._lookup import report_traffic
-from ._receive_buffer import DEFAULT_RECEIVE_SPACE
 from ._scripting import ScriptedMachine
-from ._values import field_value
-from ._watcher import Watcher
 
 __all__ = ["SansIoKernel"]
 
@@ -36,61 +27,10 @@ _SYSINFO_HEADER = 8
 
 
 class SansIoKernel(ScriptedMachine):
-    """The ntstat side of one XNU release; `EmulatedKernel` puts it behind real descriptors.
+    """The ntstat side of one XNU release; `EmulatedKernel` puts it behind real descriptors."""
 
-    Args:
-        kernel: The release, in any form that `nstat_async.ntstat.Kernel.parse` takes.
-        receive_space: Receive buffer that ``connect`` gives, bytes.
-        privileged: True: clients are root, or hold the entitlement.
-        privilege_check: ``net.statistics_privcheck``: on macOS it is off.
-        clock: Seconds, as `time.monotonic` tells them; `None`: time stands still but for `advance`.
-        timebase: ``mach_timebase_info``: ticks times the first over the second are nanoseconds.
-            Apple silicon has (125, 3).
-        seed: Of everything random: faults, garbage, workloads.
-        layout_number: Another wire layout than the release's own (1 to 12).
-        insertions: Bytes that a newer kernel has put into its structures: name of the structure
-            to pairs of (offset, bytes). See `DARWIN_27_INSERTION`.
-        contended: True: since xnu-11215 a chunk of a paced poll ends after five sources, as when
-            another thread waits for the lock.
-        uptime: Seconds since the machine was started, where time does not pass by itself.
-        minute_timer: False: what it does is only done by `idle_check`.
-        header_garbage: Up to xnu-2422 the word of the header that is not used holds anything; False: zero.
-    """
-
-    def __init__(
-        self,
-        kernel: str = "xnu-11417.121.6",
-        *,
-        receive_space: int = DEFAULT_RECEIVE_SPACE,
-        privileged: bool = False,
-        privilege_check: bool = False,
-        clock: Callable[[], float] | None = None,
-        timebase: tuple[int, int] = (1, 1),
-        seed: int = 0,
-        layout_number: int | None = None,
-        insertions: Mapping[str, Iterable[tuple[int, int]]] | None = None,
-        contended: bool = False,
-        uptime: float = 1000.0,
-        minute_timer: bool = True,
-        header_garbage: bool = True,
-    ) -> None:
-        release = Kernel.parse(kernel)
-        if layout_number is not None:
-            release = attrs.evolve(release, layout=layout(layout_number), known=False)
-        super().__init__(release, clock=clock, uptime=uptime, timebase=timebase, seed=seed, insertions=insertions)
-        self.receive_space = receive_space
-        self.header_garbage = header_garbage and release.version < (2782,)
-        self.privileged = privileged
-        self.privilege_check = privilege_check
-        self.contended = contended
-        self.clients: list[EmulatedClient] = []
-        """Connected control sockets, newest first."""
-        self.on_close: list[Callable[[], None]] = []
-        """Called by `close`: servers of this kernel stop there."""
-        self._watchers: list[Watcher] = self.clients  # type: ignore[assignment]  # the same list, seen from below
-        self._units = itertools.count(1)
-        self._merged_events = 0
-        self._minute_timer_runs = not minute_timer
+    clients: list[EmulatedClient]
+    """Connected control sockets, newest first."""
 
     def __repr__(self) -> str:
         return f"<EmulatedKernel {self.name} flows={sum(map(len, self._flows.values()))} clients={len(self.clients)}>"
@@ -139,7 +79,7 @@ class SansIoKernel(ScriptedMachine):
     def connect(self) -> EmulatedClient:
         """Open a control socket. Nobody needs a privilege for it."""
         with self.lock:
-            client = EmulatedClient(self, self._watchers, next(self._units))
+            client = EmulatedClient(self, next(self._units))
             client.on_closed = self._merge_event_masks
             self.clients.insert(0, client)
             self._merge_event_masks()
@@ -182,21 +122,7 @@ class SansIoKernel(ScriptedMachine):
                 return
             flow.set(interface.counts)
             if interface.threshold and (before + rx + tx) // interface.threshold > before // interface.threshold:
-                report_traffic(self._watchers, flow)
-
-    def open_flow(
-        self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
-    ) -> EmulatedFlow:
-        """Make a flow from raw fields and announce it to whoever watches its provider."""
-        with self.lock:
-            values = {name: field_value(name, value) for name, value in (fields or {}).items()}
-            flow = EmulatedFlow(self, provider_id, values)
-            flow.inbound = inbound
-            self._flows[provider_id][flow.number] = flow
-            if "state" in values:
-                flow.set_state(values["state"])
-            self.announce(flow)
-            return flow
+                report_traffic(self, flow)
 
     def announce(self, flow: EmulatedFlow) -> None:
         """Make it a source of every client that watches its provider, the newest client first.

@@ -7,9 +7,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import attrs
+
 from nstat_async._errors import UsageError
 from nstat_async._model import Endpoint, InterfaceKind, Provider
-from nstat_async.ntstat import Kernel
+from nstat_async.ntstat import Kernel, layout
 
 from ._encoding import ReportEncoder
 from ._faults import Faults
@@ -30,47 +32,84 @@ class Machine(KernelTime):
     """What flows and control sockets have in common.
 
     Args:
-        release: The kernel release.
-        clock: See `KernelTime`, like the next two.
-        uptime: …
-        timebase: …
-        seed: Of everything random.
-        insertions: Bytes that a newer kernel has put into its structures, see `EmulatedKernel`.
+        kernel: The release, in any form that `nstat_async.ntstat.Kernel.parse` takes.
+        receive_space: Receive buffer that ``connect`` gives, bytes.
+        privileged: True: clients are root, or hold the entitlement.
+        privilege_check: ``net.statistics_privcheck``: on macOS it is off.
+        clock: Seconds, as `time.monotonic` tells them; `None`: time stands still but for `advance`.
+        timebase: ``mach_timebase_info``: ticks times the first over the second are nanoseconds.
+            Apple silicon has (125, 3).
+        seed: Of everything random: faults, garbage, workloads.
+        layout_number: Another wire layout than the release's own (1 to 12).
+        insertions: Bytes that a newer kernel has put into its structures: name of the structure
+            to pairs of (offset, bytes). See `DARWIN_27_INSERTION`.
+        contended: True: since xnu-11215 a chunk of a paced poll ends after five sources, as when
+            another thread waits for the lock.
+        uptime: Seconds since the machine was started, where time does not pass by itself.
+        minute_timer: False: what it does is only done by `idle_check`.
+        header_garbage: Up to xnu-2422 the word of the header that is not used holds anything; False: zero.
     """
+
+    # What flows ask of their kernel, which knows more than they do: see `ScriptedMachine` and `SansIoKernel`.
+    open_flow: Callable[..., Any]
+    flow_closed: Callable[[Any], None]
+    userland_time_wait: Callable[[Any], None]
+    raise_event: Callable[[Any, int], None]
 
     def __init__(
         self,
-        release: Kernel,
+        kernel: str = "xnu-11417.121.6",
         *,
-        clock: Callable[[], float] | None,
-        uptime: float,
-        timebase: tuple[int, int],
-        seed: int,
-        insertions: Mapping[str, Iterable[tuple[int, int]]] | None,
+        receive_space: int = DEFAULT_RECEIVE_SPACE,
+        privileged: bool = False,
+        privilege_check: bool = False,
+        clock: Callable[[], float] | None = None,
+        timebase: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        layout_number: int | None = None,
+        insertions: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+        contended: bool = False,
+        uptime: float = 1000.0,
+        minute_timer: bool = True,
+        header_garbage: bool = True,
     ) -> None:
         super().__init__(clock, uptime, timebase)
+        release = Kernel.parse(kernel)
+        if layout_number is not None:
+            release = attrs.evolve(release, layout=layout(layout_number), known=False)
         self.release: Kernel = release
         """The release as the library understands it."""
         self.layout = release.layout
         """Its wire layout."""
         self.reports = ReportEncoder(release.layout)
+        self.receive_space = receive_space
+        self.header_garbage = header_garbage and release.version < (2782,)
+        self.privileged = privileged
+        self.privilege_check = privilege_check
+        self.contended = contended
         self.random = random.Random(seed)  # noqa: S311  (reproducible, not secret)
         self.faults = Faults(random=self.random)
         """What goes wrong on purpose."""
         self.interfaces: dict[str, EmulatedInterface] = {made.name: made for made in default_interfaces()}
         """The network interfaces by name."""
-        self.receive_space = DEFAULT_RECEIVE_SPACE
-        self.header_garbage = False
-        self.privileged = False
-        self.privilege_check = False
-        self.contended = False
+        self.responsible: str | None = None
+        """The program that started all others, as a terminal does; `None`: each acts for itself. Since
+        xnu-10063 their sockets have its UUID (``euuid``), and no effective process (``epid``, ``eupid`` 0)."""
         self.absent_providers: set[int] = set()
         """Providers that this build of the release lacks, though its headers have their numbers."""
+        self.clients: list[Any] = []
+        self.on_close: list[Callable[[], None]] = []
+        """Called when the kernel is closed: its servers stop there."""
+        self._flows: dict[int, dict[int, Any]] = {number: {} for number in release.providers}
+        self._interface_flows: dict[int, Any] = {}
         self._insertions = {name: sorted(pairs) for name, pairs in (insertions or {}).items()}
         self._numbers = itertools.count()
+        self._units = itertools.count(1)
         self._ports = itertools.cycle(range(_FIRST_PORT, 65536))
         self._upids = itertools.count(100_001)
         self._processes: dict[int, tuple[int, str]] = {}
+        self._merged_events = 0
+        self._minute_timer_runs = not minute_timer
 
     @property
     def name(self) -> str:
@@ -140,11 +179,13 @@ class Machine(KernelTime):
         return known[0]
 
     def owner_fields(self, pid: int, name: str, *, upid: int | None = None, uid: int = 501) -> dict[str, Any]:
-        """Descriptor fields for an owner that acts for itself."""
+        """Descriptor fields for an owner that acts for itself, perhaps started by somebody `responsible`."""
         unique = self.process(pid, name) if upid is None else upid
         image = executable_uuid(name)
         kept = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
         owner = {"pid": pid, "upid": unique, "pname": kept, "uuid": image, "uid": uid}
+        if self.responsible is not None and self.release.version >= (10063,):
+            return {**owner, "epid": 0, "eupid": 0, "euuid": executable_uuid(self.responsible)}
         return {**owner, "epid": pid, "eupid": unique, "euuid": image}
 
     def ephemeral(self, peer: Endpoint | None) -> Endpoint:

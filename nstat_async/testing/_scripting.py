@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nstat_async._model import Endpoint, Provider
 
-from ._flows import Address, EmulatedFlow, FlowHost
-from ._machine import OWNER_FIELDS
-from ._values import endpoint
+from ._flows import Address, EmulatedFlow
+from ._machine import OWNER_FIELDS, Machine
+from ._values import endpoint, field_value
 
 __all__ = ["ScriptedMachine"]
 
 _ESTABLISHED = 4
+_SERVER = ("198.51.100.7", 443)
 
 
-class ScriptedMachine(FlowHost):
+class ScriptedMachine(Machine):
     """The part of an emulated kernel that holds flows, and by which they come into being."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._flows: dict[int, dict[int, EmulatedFlow]] = {number: {} for number in self.release.providers}
-        self._interface_flows: dict[int, EmulatedFlow] = {}
+    _flows: dict[int, dict[int, EmulatedFlow]]
+    _interface_flows: dict[int, EmulatedFlow]
+    announce: Callable[[EmulatedFlow], None]
 
     # The flows there are
 
@@ -74,28 +74,60 @@ class ScriptedMachine(FlowHost):
 
     # Making them
 
-    def _open(
+    def open_flow(
+        self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
+    ) -> EmulatedFlow:
+        """Make a flow from raw fields and announce it to whoever watches its provider."""
+        with self.lock:
+            values = {name: field_value(name, value) for name, value in (fields or {}).items()}
+            flow = EmulatedFlow(self, provider_id, values)
+            flow.inbound = inbound
+            self._flows[provider_id][flow.number] = flow
+            if "state" in values:
+                flow.set_state(values["state"])
+            self.announce(flow)
+            return flow
+
+    def open(
         self,
         provider: Provider,
-        pid: int,
-        name: str,
-        local: Address | None,
-        remote: Address | None,
+        pid: int = 501,
+        name: str = "app",
         *,
-        userland: bool | None,
-        interface: str | None,
-        rx: int,
-        tx: int,
-        inbound: bool,
-        fields: Mapping[str, Any],
+        local: Address | None = None,
+        remote: Address | None = None,
+        userland: bool | None = False,
+        interface: str | None = "en0",
+        rx: int = 0,
+        tx: int = 0,
+        inbound: bool = False,
+        **fields: Any,
     ) -> EmulatedFlow:
+        """A flow with addresses and traffic: TCP, UDP or QUIC.
+
+        Args:
+            provider: Which.
+            pid: Its process.
+            name: The executable's name.
+            local: Its own address; default: a fresh port, if there is a `remote` one.
+            remote: The peer's address; TCP and QUIC are established with it, and else just created.
+            userland: True: it lives in its process; `None`: whichever of both this release has.
+            interface: What carries its packets; without a `remote` address there were none yet.
+            rx: Bytes received so far.
+            tx: Bytes sent so far.
+            inbound: True for an accepted connection.
+            fields: Fields of the descriptor, and counters, by the kernel's names.
+
+        Raises:
+            UsageError: This release has no such provider, or this machine no such interface.
+        """
         peer = endpoint(remote)
-        mine = endpoint(local) if local is not None else (self.ephemeral(peer) if peer is not None else None)
-        owner = self.owner_fields(pid, name)
+        mine = endpoint(local) if local is not None or peer is None else self.ephemeral(peer)
         if mine is not None and peer is None:
             peer = Endpoint(bytes(len(mine.packed)), 0)
+        owner = self.owner_fields(pid, name)
         values = {**_DEFAULTS.get(provider, {}), **owner, "local": mine, "remote": peer, **fields}
-        if remote is not None and provider in {Provider.TCP, Provider.QUIC}:
+        if remote is not None and provider is not Provider.UDP:
             values.setdefault("state", _ESTABLISHED)
         with self.lock:
             number = self.provider_number(provider, userland=userland)
@@ -108,62 +140,17 @@ class ScriptedMachine(FlowHost):
                 flow.transfer(rx, tx)
         return flow
 
-    def open_tcp(
-        self,
-        pid: int = 501,
-        name: str = "app",
-        *,
-        local: Address | None = None,
-        remote: Address | None = None,
-        userland: bool = False,
-        interface: str | None = "en0",
-        rx: int = 0,
-        tx: int = 0,
-        inbound: bool = False,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A TCP socket (or user-land flow): established if it has a remote address, else just created."""
-        return self._open(
-            Provider.TCP, pid, name, local, remote,
-            userland=userland, interface=interface, rx=rx, tx=tx, inbound=inbound, fields=fields,
-        )  # fmt: skip
+    def open_tcp(self, pid: int = 501, name: str = "app", **options: Any) -> EmulatedFlow:
+        """A TCP socket, or user-land flow; see `open`."""
+        return self.open(Provider.TCP, pid, name, **options)
 
-    def open_udp(
-        self,
-        pid: int = 501,
-        name: str = "app",
-        *,
-        local: Address | None = None,
-        remote: Address | None = None,
-        userland: bool = False,
-        interface: str | None = "en0",
-        rx: int = 0,
-        tx: int = 0,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A UDP socket (or user-land flow)."""
-        return self._open(
-            Provider.UDP, pid, name, local, remote,
-            userland=userland, interface=interface, rx=rx, tx=tx, inbound=False, fields=fields,
-        )  # fmt: skip
+    def open_udp(self, pid: int = 501, name: str = "app", **options: Any) -> EmulatedFlow:
+        """A UDP socket, or user-land flow; see `open`."""
+        return self.open(Provider.UDP, pid, name, **options)
 
-    def open_quic(
-        self,
-        pid: int = 501,
-        name: str = "app",
-        *,
-        local: Address | None = None,
-        remote: Address | None = ("198.51.100.7", 443),
-        interface: str | None = "en0",
-        rx: int = 0,
-        tx: int = 0,
-        **fields: Any,
-    ) -> EmulatedFlow:
-        """A user-land QUIC flow (since xnu-6153)."""
-        return self._open(
-            Provider.QUIC, pid, name, local, remote,
-            userland=None, interface=interface, rx=rx, tx=tx, inbound=False, fields=fields,
-        )  # fmt: skip
+    def open_quic(self, pid: int = 501, name: str = "app", **options: Any) -> EmulatedFlow:
+        """A user-land QUIC flow (since xnu-6153), to ``198.51.100.7:443`` unless told otherwise; see `open`."""
+        return self.open(Provider.QUIC, pid, name, **{"remote": _SERVER, "userland": None, **options})
 
     def open_connection(self, pid: int = 501, name: str = "app", **fields: Any) -> EmulatedFlow:
         """A connection attempt of the network framework (since xnu-8019.61): no traffic, no addresses."""

@@ -15,7 +15,6 @@ import contextlib
 import selectors
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
@@ -56,29 +55,20 @@ class _Bridge:
         self.pending: bytes | None = None
         """A record that the packet socket had no room for."""
 
-    def take_request(self) -> None:
-        """Carry out one request; an error of `send` has no way back but silence.
-
-        Raises:
-            EOFError: The client is gone.
-        """
-        try:
-            data = self.sock.recv(_LARGEST_REQUEST)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            raise EOFError
-        with contextlib.suppress(OSError):
-            self.client.send(data)
-
-    def hand_over(self) -> bool:
-        """Hand over what fits, a few records a turn; True if there may be more at once.
+    def take_turn(self) -> bool:
+        """Carry out a request that is there and hand over what fits; True if there may be more at once.
 
         Raises:
             EOFError: The control went away, or the client is gone.
+            OSError: The same.
         """
+        with contextlib.suppress(BlockingIOError):
+            request = self.sock.recv(_LARGEST_REQUEST)
+            if not request:
+                raise EOFError
+            # An error of `send` has no way back but silence.
+            with contextlib.suppress(OSError):
+                self.client.send(request)
         try:
             for _ in range(_RECORDS_A_TURN):
                 if self.pending is None:
@@ -87,8 +77,6 @@ class _Bridge:
                 self.pending = None
         except BlockingIOError:
             return False
-        except OSError as error:
-            raise EOFError from error
         return True
 
     def close(self) -> None:
@@ -115,11 +103,11 @@ class UnixServer:
         self.path = path
         self._type = _packet_type(path=path is not None)
         self._listener = _listen(path, self._type) if path is not None else None
-        self._bridges: dict[socket.socket, _Bridge] = {}
+        self._bridges: list[_Bridge] = []
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._wake = Signal()
-        self._selector: selectors.BaseSelector | None = selectors.DefaultSelector()
+        self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ)
         if self._listener is not None:
             self._selector.register(self._listener, selectors.EVENT_READ)
@@ -166,9 +154,9 @@ class UnixServer:
         busy = False
         try:
             while not self._stopped.is_set() and (stop is None or not stop.is_set()):
-                self._turn(0.0 if busy else self._timeout(stop))
+                self._wait(0.0 if busy else self._timeout(stop))
                 self.kernel.run_due()
-                busy = self._hand_over()
+                busy = max(map(self._serve, list(self._bridges)), default=False)  # each has its turn
         finally:
             self._release()
 
@@ -179,8 +167,7 @@ class UnixServer:
         due = self.kernel.next_timer()
         return _LONGEST_WAIT if due is None else min(due, _LONGEST_WAIT)
 
-    def _turn(self, timeout: float | None) -> None:
-        assert self._selector is not None
+    def _wait(self, timeout: float | None) -> None:
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._wake:
                 with self.kernel.lock:
@@ -188,52 +175,37 @@ class UnixServer:
             elif key.fileobj is self._listener:
                 with contextlib.suppress(OSError):
                     self._add(self._listener.accept()[0])
-            else:
-                bridge = self._bridges.get(key.fileobj)  # type: ignore[call-overload]  # a socket, as registered
-                if bridge is not None:
-                    self._end_with(bridge, bridge.take_request)
 
     def _add(self, sock: socket.socket) -> None:
-        assert self._selector is not None
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_ROOM)
         self.served += 1
-        bridge = self._bridges[sock] = _Bridge(sock, self.kernel.connect())
+        bridge = _Bridge(sock, self.kernel.connect())
         bridge.client.on_readable = self.wake
         self._selector.register(sock, selectors.EVENT_READ)
+        self._bridges.append(bridge)
 
-    def _hand_over(self) -> bool:
-        assert self._selector is not None
-        busy = False
-        for bridge in list(self._bridges.values()):
-            waited = bridge.pending is not None
-            busy = self._end_with(bridge, bridge.hand_over) or busy
-            waits = bridge.pending is not None
-            if bridge.sock in self._bridges and waits != waited:
-                self._selector.modify(bridge.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0))
+    def _serve(self, bridge: _Bridge) -> bool:
+        """Give a bridge its turn; it ends with its client, or with the control."""
+        try:
+            busy = bridge.take_turn()
+        except (EOFError, OSError):
+            self._end(bridge)
+            return False
+        waits = 0 if bridge.pending is None else selectors.EVENT_WRITE
+        self._selector.modify(bridge.sock, selectors.EVENT_READ | waits)
         return busy
 
-    def _end_with(self, bridge: _Bridge, work: Callable[[], bool | None]) -> bool:
-        """Do a bridge's work; it ends with its client, or with the control."""
-        try:
-            return bool(work())
-        except EOFError:
-            self._forget(bridge)
-            return False
-
-    def _forget(self, bridge: _Bridge) -> None:
-        if self._selector is not None and self._bridges.pop(bridge.sock, None) is not None:
-            self._selector.unregister(bridge.sock)
-            bridge.close()
+    def _end(self, bridge: _Bridge) -> None:
+        self._bridges.remove(bridge)
+        self._selector.unregister(bridge.sock)
+        bridge.close()
 
     def _release(self) -> None:
-        if self._selector is None:
-            return
-        for bridge in list(self._bridges.values()):
-            self._forget(bridge)
+        for bridge in list(self._bridges):
+            self._end(bridge)
         self._selector.close()
-        self._selector = None
-        if self._listener is not None and self.path is not None:
+        if self._listener is not None and self.path is not None and self._listener.fileno() >= 0:
             self._listener.close()
             with contextlib.suppress(OSError):
                 Path(self.path).unlink()
@@ -247,7 +219,8 @@ class UnixServer:
 
 
 def _listen(path: str, kind: int) -> socket.socket:
-    _remove_stale(path, kind)
+    if Path(path).is_socket():
+        _remove_stale(path, kind)
     listener = socket.socket(socket.AF_UNIX, kind)
     try:
         listener.bind(path)
@@ -260,12 +233,7 @@ def _listen(path: str, kind: int) -> socket.socket:
 
 
 def _remove_stale(path: str, kind: int) -> None:
-    """Remove a socket that nobody listens on any more; anything else is left alone."""
-    try:
-        if not Path(path).is_socket():
-            return
-    except OSError:
-        return
+    """Remove a socket that nobody listens on any more."""
     with socket.socket(socket.AF_UNIX, kind) as probe:
         try:
             probe.connect(path)

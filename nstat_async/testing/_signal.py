@@ -8,34 +8,16 @@ import socket
 __all__ = ["Signal"]
 
 
-def _loopback_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected TCP sockets, where the system has no AF_UNIX (Windows)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("127.0.0.1", 0))
-        while True:
-            listener.listen(1)
-            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            near.connect(listener.getsockname())
-            far, peer = listener.accept()
-            if peer == near.getsockname():
-                break
-            # Somebody else was quicker to connect.
-            near.close()
-            far.close()
-    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return near, far
-
-
 class Signal:
     """One byte waits on a socket pair while the signal is set."""
 
     def __init__(self) -> None:
-        family = getattr(socket, "AF_UNIX", None)
-        pair = _loopback_pair() if family is None else socket.socketpair(family, socket.SOCK_STREAM)
-        self._near, self._far = pair
+        self._near, self._far = socket.socketpair()
         self._near.setblocking(False)
         self._far.setblocking(False)
+        if self._far.family == socket.AF_INET:
+            # Windows has no AF_UNIX, and Python makes a pair of TCP sockets: do not wait for an ACK.
+            self._far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._is_set = False
 
     def fileno(self) -> int:

@@ -17,13 +17,7 @@ NANOSECOND = 1_000_000_000
 
 
 class KernelTime:
-    """The part of an emulated kernel that knows what time it is.
-
-    Args:
-        clock: Seconds; `None`: time stands still.
-        uptime: Seconds since the machine was started, where time does not pass by itself.
-        timebase: Ticks times the first over the second are nanoseconds.
-    """
+    """The part of an emulated kernel that knows what time it is; `Machine` has its arguments."""
 
     def __init__(self, clock: Callable[[], float] | None, uptime: float, timebase: tuple[int, int]) -> None:
         self.lock = threading.RLock()

@@ -9,6 +9,7 @@ there is something to receive. Answers are therefore readable when `send` return
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -135,38 +136,35 @@ class EmulatedTransport:
 
     def lookup(self, request: Any) -> Any:
         """Open or close flows of known values on the emulated machine; nothing else is known there."""
-        from nstat_async.ntstat._evidence import OpenEvidence  # noqa: PLC0415  (a session asks, so it is there)
+        from nstat_async.ntstat._evidence import Evidence, OpenEvidence  # noqa: PLC0415  (a session asks)
 
-        with self.kernel.lock:
+        kernel = self.kernel
+        with kernel.lock:
             self._close_evidence()
-            if isinstance(request, OpenEvidence):
-                return self._open_evidence()
-        return None
+            if not isinstance(request, OpenEvidence):
+                return None
+            known = [
+                flow for address, size in (("127.0.0.1", 1000), ("::1", 2000)) for flow in self._pair(address, size)
+            ]
+            index = kernel.interface("lo0").index
+            return Evidence(flows=tuple(known), pid=_EVIDENCE_PID, uid=_EVIDENCE_UID, interface_index=index)
 
-    def _open_evidence(self) -> Any:
-        from nstat_async.ntstat._evidence import Evidence, KnownFlow  # noqa: PLC0415
+    def _pair(self, address: str, size: int) -> Iterator[Any]:
+        """Both ends of a TCP connection and of a UDP one."""
+        from nstat_async.ntstat._evidence import KnownFlow  # noqa: PLC0415
 
-        known = []
-        for address, size in (("127.0.0.1", 1000), ("::1", 2000)):
-            near, far = self.kernel.loopback_pair(address)
-            for provider, state in ((Provider.TCP, TcpState.ESTABLISHED), (Provider.UDP, None)):
+        near, far = self.kernel.loopback_pair(address)
+        for provider, state in ((Provider.TCP, TcpState.ESTABLISHED), (Provider.UDP, None)):
+            for local, remote, rx, tx in ((near, far, size + 1, size + 2), (far, near, size + 2, size + 1)):
                 opener = self.kernel.open_tcp if provider is Provider.TCP else self.kernel.open_udp
-                for local, remote, rx, tx in ((near, far, size + 1, size + 2), (far, near, size + 2, size + 1)):
-                    more = {"inbound": local is far} if provider is Provider.TCP else {}
-                    flow = opener(
-                        _EVIDENCE_PID, "python3", local=local, remote=remote, interface="lo0", rx=rx, tx=tx, **more
-                    )
-                    self._evidence.append(flow)
-                    known.append(
-                        KnownFlow(provider=provider, local=local, remote=remote, state=state, rx_bytes=rx, tx_bytes=tx)
-                    )
-        index = self.kernel.interface("lo0").index
-        return Evidence(flows=tuple(known), pid=_EVIDENCE_PID, uid=_EVIDENCE_UID, interface_index=index)
+                ends = {"local": local, "remote": remote, "inbound": provider is Provider.TCP and local is far}
+                flow = opener(_EVIDENCE_PID, "python3", **ends, interface="lo0", rx=rx, tx=tx)
+                self._evidence.append(flow)
+                yield KnownFlow(provider=provider, local=local, remote=remote, state=state, rx_bytes=rx, tx_bytes=tx)
 
     def _close_evidence(self) -> None:
-        for flow in self._evidence:
-            flow.close()
-        self._evidence.clear()
+        while self._evidence:
+            self._evidence.pop(0).close()
 
     def close(self) -> None:
         """Stop the timers' thread and close what was opened as evidence. Idempotent."""
@@ -195,13 +193,7 @@ class EmulatedBackend:
         from nstat_async._io.pump import KernelFeed  # noqa: PLC0415
 
         kernel = self.kernel
-        core = make_session(
-            options,
-            kernel.release,
-            kernel.timebase,
-            kernel.interface_list(),
-            backend=self.name,
-            verify=self.verify,
-        )
+        facts = kernel.release, kernel.timebase, kernel.interface_list()
+        core = make_session(options, *facts, backend=self.name, verify=self.verify)
         transport = EmulatedTransport(kernel, options.receive_buffer or _COMFORTABLE)
         return KernelFeed(core, transport, options=options)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import uuid as uuid_module
+import functools
+import uuid
 from typing import Any
-from uuid import UUID
 
 from nstat_async._model import Endpoint
 from nstat_async.ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6
 
 __all__ = ["endpoint", "executable_uuid", "field_value", "sockaddr"]
 
-_UUID_SPACE = UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
+_UUID_SPACE = uuid.UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
 
 
+@functools.lru_cache(1024)
 def executable_uuid(name: str) -> bytes:
     """A UUID for an executable of that name: the same for every process that runs it."""
-    return uuid_module.uuid5(_UUID_SPACE, name).bytes
+    return uuid.uuid5(_UUID_SPACE, name).bytes
 
 
 def endpoint(value: Endpoint | str | tuple[str, int] | None) -> Endpoint | None:
@@ -27,10 +28,12 @@ def endpoint(value: Endpoint | str | tuple[str, int] | None) -> Endpoint | None:
     """
     if value is None or isinstance(value, Endpoint):
         return value
-    if isinstance(value, str):
-        address, _, port = value.rpartition(":")
-        return Endpoint.parse(address.strip("[]"), int(port))
-    return Endpoint.parse(value[0], value[1])
+    if not isinstance(value, str):
+        return Endpoint.parse(value[0], value[1])
+    address, _, port = value.rpartition(":")
+    if not port.isdecimal():
+        raise ValueError(f"{value!r} is no address such as 192.0.2.1:443 or [2001:db8::1]:443")
+    return Endpoint.parse(address.strip("[]"), int(port))
 
 
 def sockaddr(value: Endpoint | None) -> bytes:
@@ -50,4 +53,4 @@ def field_value(name: str, value: Any) -> Any:
         return sockaddr(endpoint(value))
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape")
-    return value.bytes if isinstance(value, UUID) else value
+    return value.bytes if isinstance(value, uuid.UUID) else value

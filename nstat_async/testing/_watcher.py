@@ -10,7 +10,7 @@ from __future__ import annotations
 from nstat_async.ntstat import (
     DarwinErrno,
     Extension,
-    Filter,
+    FilterFlag,
     HeaderFlag,
     MessageType,
     SourceAdded,
@@ -26,11 +26,6 @@ from ._machine import Machine
 
 __all__ = ["ClientSource", "Watcher", "is_buffer_error"]
 
-_OK = 0
-_ENOBUFS = int(DarwinErrno.ENOBUFS)
-_ENOMEM = int(DarwinErrno.ENOMEM)
-_EAGAIN = int(DarwinErrno.EAGAIN)
-_EINVAL = int(DarwinErrno.EINVAL)
 _DESCRIPTION_LIMIT = 512
 _EXTENSION_SHIFT = 40
 _DOMAIN_BIT_OF_8019 = 1 << 28
@@ -39,7 +34,7 @@ _DETAILS_SIZE = 448
 
 def is_buffer_error(error: int) -> bool:
     """True for errors that end a walk: nothing more would fit."""
-    return error in {_ENOBUFS, _ENOMEM}
+    return error in {DarwinErrno.ENOBUFS, DarwinErrno.ENOMEM}
 
 
 class ClientSource:
@@ -105,22 +100,22 @@ class Watcher(ControlSocket):
         """
         faults = self.machine.faults
         if faults.happens(faults.fail_allocations):
-            return _ENOMEM
+            return DarwinErrno.ENOMEM
         srcref = self._draw_reference()
         bits = self.filter_of(announced_as).bits
         source = ClientSource(srcref, flow, announced_as, self._first_sequence)
-        silent = not named and bits & Filter.SUPPRESS_SRC_ADDED and self.release.can_suppress
-        hidden = bits & Filter.INITIAL_PROPERTIES and flow.provider in GENERIC and not self.allows(source)
+        silent = not named and bits & FilterFlag.SUPPRESS_SRC_ADDED and self.release.can_suppress
+        hidden = bits & FilterFlag.INITIAL_PROPERTIES and flow.provider in GENERIC and not self.allows(source)
         if not silent and not hidden:
             announcement = SourceAdded(srcref=srcref, provider=announced_as, context=context)
             lost = faults.happens(faults.lose_announcements)
-            error = _ENOBUFS if lost else self.enqueue(announcement.encode(self.machine.layout))
+            error = DarwinErrno.ENOBUFS if lost else self.enqueue(announcement.encode(self.machine.layout))
             if error:
                 return error
         self.sources[srcref] = source
         self._by_flow.setdefault(flow.number, []).append(source)
         self.source_added(source)
-        return _OK
+        return 0
 
     def source_added(self, source: ClientSource) -> None:
         """A source was added, perhaps while a paced poll is under way."""
@@ -167,7 +162,7 @@ class Watcher(ControlSocket):
             return self.enqueue(message)
         self._batch.append(message)
         self._batch_size += len(message)
-        return _OK
+        return 0
 
     def flush(self) -> None:
         """Queue the batch; a refused one is gone, and nobody hears of it."""
@@ -183,11 +178,10 @@ class Watcher(ControlSocket):
 
     def report_counts(self, source: ClientSource, context: int, flags: int = 0, *, batched: bool = False) -> int:
         """``SRC_COUNTS``; counters that cannot be had are passed over in silence."""
-        error = source.flow.counts_errno()
-        if error:
-            return error if batched else _OK
+        if source.flow.unreadable:
+            return DarwinErrno.EIO if batched else 0
         if self._silent(source):
-            return _EAGAIN
+            return DarwinErrno.EAGAIN
         message = self.machine.reports.counts(source.srcref, source.flow.encoded_counts(), context, flags)
         return self._deliver(message, batched=batched)
 
@@ -199,7 +193,7 @@ class Watcher(ControlSocket):
         descriptor = self._descriptor(source)
         message = self.machine.reports.description(source.srcref, source.announced_as, descriptor, context, flags)
         if batched and len(message) > _DESCRIPTION_LIMIT:
-            return _EINVAL
+            return DarwinErrno.EINVAL
         return self._deliver(message, batched=batched)
 
     def _descriptor(self, source: ClientSource) -> bytes:
@@ -226,16 +220,16 @@ class Watcher(ControlSocket):
         A source without counters by medium has zeros in details of all sources; alone it is refused.
         """
         flow = source.flow
-        error = flow.descriptor_errno() or flow.counts_errno()
+        error = flow.descriptor_errno()
         without = details and flow.details_errno()
         if error or (without and not batched):
             return error or without
         if self._silent(source):
-            return _EAGAIN
+            return DarwinErrno.EAGAIN
         items = self._items(source, padded=batched) if flow.items else b""
         if details:
             kind = MessageType.SRC_EXTENDED_DETAILS if items else MessageType.SRC_DETAILS
-            counts = bytes(_DETAILS_SIZE) if without else flow.encoded_detailed_counts()
+            counts = bytes(_DETAILS_SIZE) if without else flow.encoded_counts(detailed=True)
         else:
             kind = MessageType.SRC_EXTENDED_UPDATE if items else MessageType.SRC_UPDATE
             counts = flow.encoded_counts()
@@ -244,7 +238,7 @@ class Watcher(ControlSocket):
             kind=kind, context=context, flags=flags, events=events, items=items,
         )  # fmt: skip
         if batched and len(message) > self._update_limit:
-            return _EINVAL
+            return DarwinErrno.EINVAL
         return self._deliver(message, batched=batched)
 
     def _items(self, source: ClientSource, *, padded: bool) -> bytes:
@@ -272,7 +266,7 @@ class Watcher(ControlSocket):
         faults = self.machine.faults
         if not faults.happens(faults.lose_goodbyes):
             flags = int(HeaderFlag.CLOSED_AFTER_FILTER)
-            if self.allows(source, int(Filter.SUPPRESS_BORING_CLOSE) if self.updates else 0):
+            if self.allows(source, int(FilterFlag.SUPPRESS_BORING_CLOSE) if self.updates else 0):
                 dropped = faults.happens(faults.lose_final_reports) or self._report_last(source)
                 flags = int(HeaderFlag.CLOSED_AFTER_DROP) if dropped else 0
             self.report_removed(source, flags)

@@ -7,7 +7,7 @@ with a wall clock, by whoever runs its timers (a server, a transport).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nstat_async._errors import UsageError
 from nstat_async._model import Provider
@@ -66,7 +66,10 @@ class Workload:
         self.transfers = transfers
         self.largest = largest
         self._random = random.Random(kernel.random.getrandbits(64) if seed is None else seed)  # noqa: S311
-        self._kinds = tuple(self._available(kinds or _KINDS))
+        here = set(kernel.release.providers.values())
+        self._kinds = tuple(kind for kind in kinds or _KINDS if kind in here)
+        if not self._kinds:
+            raise UsageError(f"workload: {kernel.name} has none of these providers")
         self._flows: dict[int, EmulatedFlow] = {}
         self._running = False
         self.opened = 0
@@ -77,13 +80,6 @@ class Workload:
         """Bytes received by all flows since the beginning, those of ended flows included."""
         self.tx_bytes = 0
         """Bytes sent, as `rx_bytes`."""
-
-    def _available(self, kinds: Sequence[tuple[Provider, bool]]) -> list[tuple[Provider, bool]]:
-        here = set(self.kernel.release.providers.values())
-        found = [kind for kind in kinds if kind in here]
-        if not found:
-            raise UsageError(f"workload: {self.kernel.name} has none of these providers")
-        return found
 
     @property
     def flows(self) -> list[EmulatedFlow]:
@@ -97,7 +93,7 @@ class Workload:
         self._running = True
         with self.kernel.lock:
             for _ in range(self.size - len(self._flows)):
-                self._open(traffic=True)
+                self._open()
             if self.rate > 0:
                 self.kernel.call_later(self._random.expovariate(self.rate), self._arrive)
             if self.transfers > 0:
@@ -107,26 +103,18 @@ class Workload:
         """No flow comes, goes or moves bytes any more; open ones stay."""
         self._running = False
 
-    def _open(self, *, traffic: bool) -> EmulatedFlow:
+    def _open(self) -> None:
         draw = self._random
         provider, userland = draw.choice(self._kinds)
         number = draw.randrange(len(_NAMES) * 3)
         pid, name = 300 + number, _NAMES[number % len(_NAMES)]
         interface = draw.choice(_INTERFACES)
         remote = (self._address(interface), draw.choice(_PORTS))
-        opener: Callable[..., EmulatedFlow] = {
-            Provider.TCP: self.kernel.open_tcp,
-            Provider.UDP: self.kernel.open_udp,
-            Provider.QUIC: self.kernel.open_quic,
-        }[provider]
-        kind = {} if provider is Provider.QUIC else {"userland": userland}
-        flow = opener(pid, name, remote=remote, interface=interface, **kind)
-        if traffic:
-            self._transfer(flow)
+        flow = self.kernel.open(provider, pid, name, remote=remote, interface=interface, userland=userland)
+        self._transfer(flow)
         self._flows[flow.number] = flow
         self.opened += 1
         self.kernel.call_later(draw.expovariate(1 / self.mean_life), lambda: self._close(flow))
-        return flow
 
     def _address(self, interface: str) -> str:
         if interface == "lo0":
@@ -143,7 +131,7 @@ class Workload:
 
     def _arrive(self) -> None:
         if self._running:
-            self._open(traffic=True)
+            self._open()
             self.kernel.call_later(self._random.expovariate(self.rate), self._arrive)
 
     def _close(self, flow: EmulatedFlow) -> None:

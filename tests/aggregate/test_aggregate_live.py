@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 
 import anyio
 import attrs
@@ -109,31 +110,25 @@ def test_processes_of_this_machine_have_their_exact_bytes(tmp_path):
     """Several processes, each with traffic of a known size: each row has it, also when the process is gone."""
     sizes = [100_001, 250_002, 1_000_003]
 
-    async def serve(listener, release):
-        async with anyio.create_task_group() as tasks:
-
-            async def answer(stream):
-                async with stream:
-                    with anyio.move_on_after(30):
-                        while True:
-                            try:
-                                await stream.receive()
-                            except anyio.EndOfStream:
-                                break
-                        await release.wait()
-
-            tasks.start_soon(listener.serve, answer)
+    def answer(listener, release):
+        peer, _ = listener.accept()
+        with peer:
+            while peer.recv(65536):
+                pass
+            release.wait(120)
 
     async def main():
-        table, release = ProcessTable(), anyio.Event()
+        table, release = ProcessTable(), threading.Event()
         own = TrafficTable(GroupBy.local_port())
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", family=socket.AF_INET)
-        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        listener = socket.create_server(("127.0.0.1", 0))  # no name is looked up: loopback may be all there is
+        port = listener.getsockname()[1]
+        servers = [threading.Thread(target=answer, args=(listener, release), daemon=True) for _ in sizes]
         children = []
         async with Monitor(backend=backends.SockDiag(), interval=0.05) as monitor:
             subscription = monitor.subscribe()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(serve, listener, release)
+                for server in servers:
+                    server.start()
                 await monitor.poll_now()
 
                 async def feed():
@@ -154,7 +149,7 @@ def test_processes_of_this_machine_have_their_exact_bytes(tmp_path):
                 await monitor.poll_now()
                 await until(lambda: all(row.open_flows == 0 for row in table.rows() if row.pid in pids))
                 tasks.cancel_scope.cancel()
-        await listener.aclose()
+        listener.close()
         rows = {row.pid: row for row in table.rows() if row.kind is RowKind.GROUP}
         assert {pid: rows[pid].tx_bytes for pid in pids} == pids
         assert {rows[pid].rx_bytes for pid in pids} == {0}

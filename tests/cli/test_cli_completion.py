@@ -29,7 +29,7 @@ def test_the_script_has_the_shells_grammar(shell, tmp_path):
         pytest.skip(f"{shell} is not installed")
     path = tmp_path / "completion"
     path.write_text(run("--print-completion", shell)[1])
-    done = subprocess.run([shell, "-n", path], capture_output=True, timeout=20, check=False)
+    done = subprocess.run([shell, "-n", path], capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -53,7 +53,7 @@ def test_bash_completes(words, offered, tmp_path):
         f"source {path}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
         '_shtab_nstat_async; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == offered
 
 

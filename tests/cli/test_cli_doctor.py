@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-import attrs
 from support import run
 
 from nstat_async._cli._doctor import render_json, render_text
+from nstat_async._doctor import DoctorReport, Finding, Status
 
-
-@attrs.frozen
-class _Finding:
-    name: str
-    status: str
-    detail: str
-    data: dict[str, Any] | None = None
-
-
-@attrs.frozen
-class _Report:
-    findings: tuple[_Finding, ...]
-    works: bool
-
-
-GOOD = _Report(
+GOOD = DoctorReport(
     (
-        _Finding("platform", "info", "Linux 6.1", {"system": "Linux"}),
-        _Finding("sock_diag", "ok", "open\n3 of 3 flows found", {"flows": 3}),
-        _Finding("kctl", "fail", "evil\x1b[31m"),
+        Finding("platform", Status.INFO, "Linux 6.1", {"system": "Linux"}),
+        Finding("sock_diag", Status.OK, "open\n3 of 3 flows found", {"flows": 3}),
+        Finding("kctl", Status.FAIL, "evil\x1b[31m"),
     ),
     works=True,
 )
@@ -58,11 +42,11 @@ def test_json_is_one_object_with_every_fact():
         "detail": "open\n3 of 3 flows found",
         "data": {"flows": 3},
     }
-    assert shown["findings"][2]["data"] is None
+    assert shown["findings"][2]["data"] == {}
 
 
 def test_a_machine_where_nothing_works_says_so():
-    report = _Report((_Finding("backend", "fail", "none"),), works=False)
+    report = DoctorReport((Finding("backend", Status.FAIL, "none"),), works=False)
     assert render_text(report)[-1].startswith("nothing works")
     assert json.loads(render_json(report))["works"] is False
 

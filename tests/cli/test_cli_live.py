@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -61,30 +63,45 @@ def test_filters_choose_the_flows(served):
     assert shown("--provider", "udp") == [(3, "198.51.100.7")]
 
 
+def reported(kernel):
+    """A client's first poll is over: what moves from now on is news to it."""
+    return any(source.sequence > 0 for client in list(kernel.clients) for source in list(client.sources.values()))
+
+
+@contextlib.contextmanager
+def stopped_once(condition, work=lambda: None):
+    """Stops the command that runs in this thread, by a signal and after some work, once a condition holds."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not condition():
+            if left.wait(0.01):
+                return
+        work()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
+
+
 def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
     """What moved while it watched is counted to the byte: closed flows, and what no regular poll came to tell."""
     kernel, options = served
     old = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000_000)
-    done = threading.Event()
 
     def work() -> None:
-        deadline = 10.0
-        while not any(client.sources for client in kernel.clients):
-            if done.wait(0.02) or (deadline := deadline - 0.02) < 0:
-                return
-        done.wait(0.25)
         old.transfer(rx=111, tx=222)
         short = kernel.open_tcp(777, "short", remote=("198.51.100.8", 80))
         short.transfer(rx=5, tx=7)
         short.close()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        lines = run_json("processes", "--json", "--duration", "0.8", "--interval", "30", *options)
-    finally:
-        done.set()
-        thread.join()
+    with stopped_once(lambda: reported(kernel), work):
+        lines = run_json("processes", "--json", "--duration", "100", "--interval", "30", *options)
     rows = {line["pid"]: line for line in lines}
     assert (rows[501]["rx_bytes"], rows[501]["tx_bytes"], rows[501]["open_flows"]) == (111, 222, 1)
     assert (rows[777]["rx_bytes"], rows[777]["tx_bytes"], rows[777]["open_flows"]) == (5, 7, 0)
@@ -99,13 +116,13 @@ def test_processes_stopped_by_a_signal_still_prints_its_table(served):
     flow = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000)
     command = [PYTHON, "-m", "nstat_async", "processes", "--json", "--include-history", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 20
-    while not any(client.sources for client in list(kernel.clients)):
+    deadline = time.monotonic() + 120
+    while not reported(kernel):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     flow.transfer(rx=5)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, b"")
     assert json.loads(out)["rx_bytes"] == 1_005
 
@@ -113,10 +130,16 @@ def test_processes_stopped_by_a_signal_still_prints_its_table(served):
 def test_processes_prints_a_table_at_each_interval(served):
     kernel, options = served
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1)
-    status, out, err = run("processes", "--every", "0.1", "--duration", "0.45", "--interval", "0.05", *options)
-    assert (status, err) == (0, "")
-    assert out.count("PROCESS") >= 3
-    assert "curl" in out
+    command = [PYTHON, "-m", "nstat_async", "processes", "--every", "0.1", "--interval", "0.05", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline()]
+        while lines[-1] and sum("PROCESS" in line for line in lines) < 3:
+            lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert sum("PROCESS" in line for line in lines) == 3
+    assert "curl" in "".join(lines)
 
 
 def test_processes_of_a_recording_are_its_totals(tmp_path):
@@ -134,7 +157,8 @@ def test_a_recording_replays_to_what_was_seen(served, tmp_path):
     kernel, options = served
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=20)
     path = tmp_path / "session.nstat"
-    (summary,) = run_json("record", path, "--duration", "0.3", "--interval", "0.05", "--json", *options)
+    with stopped_once(lambda: reported(kernel)):
+        (summary,) = run_json("record", path, "--interval", "0.05", "--json", *options)
     assert summary["bytes"] == path.stat().st_size > 0
     assert summary["events"] > 0
     (added,) = (event for event in run_json("replay", path, "--json") if event["event"] == "flow_added")

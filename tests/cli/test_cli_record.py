@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +35,12 @@ def command(*arguments: object) -> list[str]:
 
 def stopped(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> tuple[bytes, bytes]:
     """Both outputs of a command that is interrupted when enough is done."""
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not done():
         assert time.monotonic() < limit
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     return out, err
 
@@ -55,11 +57,37 @@ def test_standard_output_takes_a_recording_and_nothing_else(options):
     assert first.startswith(b"\x89NSTAT\r\n")
     assert b"events" in err, "the summary is not among the recording's bytes"
     played = subprocess.run(
-        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=60, check=True
+        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=120, check=True
     )
     events = [json.loads(line) for line in played.stdout.splitlines()]
     assert "curl" in {e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"}
     assert not [e for e in events if e["event"] == "events_lost"]
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the size of a pipe")
+def test_a_full_pipe_that_does_not_block_is_waited_for(options):
+    """Somebody else set standard output non-blocking: the recording is whole all the same."""
+    import fcntl
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    full = os.write(writing, bytes(4096))
+    process = subprocess.Popen(command("record", "-", *options), stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as pipe:
+        time.sleep(1.5)  # until it has begun; when that takes longer the pipe is not full, and nothing is shown
+        assert len(pipe.read(full)) == full
+        data = bytearray()
+        while len(data) < 3000:
+            data += pipe.read(100)
+        process.send_signal(signal.SIGINT)
+        data += pipe.readall()
+    assert process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    played = subprocess.run(command("replay", "-", "--json"), input=data, capture_output=True, timeout=60, check=True)
+    assert not [e for e in map(json.loads, played.stdout.splitlines()) if e["event"] == "events_lost"]
 
 
 def test_a_reader_of_the_recording_that_goes_away_is_the_end_and_no_failure(options):
@@ -127,7 +155,7 @@ def test_a_full_disk_is_one_line_and_status_1(options, tmp_path):
     done = subprocess.run(
         [PYTHON, "-c", limit, "record", str(tmp_path / "x.nstat"), *options],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1

@@ -145,7 +145,7 @@ def _app(kernel: EmulatedKernel, **options):
     return TopApp(kernel.backend(), {"interval": 0.05}, interval=0.05, **options)
 
 
-async def _until(pilot, condition, seconds: float = 10.0) -> None:
+async def _until(pilot, condition, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"

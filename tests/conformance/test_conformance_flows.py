@@ -12,7 +12,7 @@ from virtual import Picture
 
 from nstat_async import Direction, FlowAdded, FlowRemoved, FlowUpdated, Monitor, Proof, Provider, TcpState, snapshot
 
-LIMIT = 10.0
+LIMIT = 120.0
 """Seconds after which a body has failed."""
 SENT, ANSWERED = 12_345, 6_789
 

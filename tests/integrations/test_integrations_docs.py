@@ -28,7 +28,7 @@ def test_a_program_of_the_documentation_runs(program, output, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stderr == ""
     assert done.returncode == 0

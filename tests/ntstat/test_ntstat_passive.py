@@ -155,6 +155,12 @@ def test_last_counters_and_facts_are_those_that_were_set(name):
     assert checked or not truth["sources"] or not last
 
 
+def _second_uuid(process, facts: dict):
+    """The second UUID is an effective process', or, where that has no pid, the responsible process'."""
+    responsible = facts["pid"] and not facts.get("epid") and not facts.get("eupid")
+    return process.responsible_uuid if responsible else process.effective_uuid
+
+
 def _check_flow(flow, facts: dict) -> None:
     process = flow.process
     if facts.get("pid"):
@@ -169,7 +175,7 @@ def _check_flow(flow, facts: dict) -> None:
         (flow.vpn_uuid, facts.get("vuuid")),
         (flow.parent_uuid, facts.get("puuid")),
         (process and process.uuid, facts.get("uuid")),
-        (process and process.effective_uuid, facts.get("euuid")),
+        (process and _second_uuid(process, facts), facts.get("euuid")),
     ):
         if theirs is not None:
             assert (ours.hex if ours is not None else "0" * 32) == theirs
@@ -228,7 +234,7 @@ def _check_stack_flow(flow, facts: dict) -> None:
     assert flow.process.effective_pid == facts["epid"]
     assert flow.process.name == facts["pname"]
     assert str(flow.process.uuid) == facts["uuid"]
-    assert str(flow.process.effective_uuid) == facts["euuid"]
+    assert str(_second_uuid(flow.process, facts)) == facts["euuid"]
     if "ifindex" in facts:
         assert (flow.interface.index if flow.interface else 0) == facts["ifindex"]
     assert flow.traffic_class == facts.get("traffic_class", flow.traffic_class)

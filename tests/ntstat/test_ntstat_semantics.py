@@ -212,10 +212,12 @@ def test_owners_have_what_their_release_tells(number):
     assert one(play(wire.report(2, wire.counts(), nobody)), FlowAdded).flow.process is None
     root = wire.descriptor(2, uid=0)
     assert one(play(wire.report(3, wire.counts(), root)), FlowAdded).flow.process.uid == (0 if number >= 11 else None)
-    # Where the effective owner is known by its executable alone, the kernel writes 0 for the rest.
-    resolved = wire.descriptor(2, epid=0, eupid=0, euuid=one_uuid.bytes)
-    process = one(play(wire.report(4, wire.counts(), resolved)), FlowAdded).flow.process
-    assert (process.effective_pid, process.effective_unique_pid) == (None, None)
+    assert process.responsible_uuid is None
+    # A process that was started from a terminal has that one's executable there, and 0 for the rest.
+    started = wire.descriptor(2, epid=0, eupid=0, euuid=one_uuid.bytes)
+    process = one(play(wire.report(4, wire.counts(), started)), FlowAdded).flow.process
+    assert (process.effective_pid, process.effective_unique_pid, process.effective_uuid) == (None, None, None)
+    assert process.responsible_uuid == (one_uuid if number >= 3 else None)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_recording_of_one_process_is_the_same_run_in_another(tmp_path):
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             check=True,
-            timeout=60,
+            timeout=120,
             text=True,
         )
         assert done.stdout.splitlines() == [repr(event) for event in run.events]

@@ -27,9 +27,8 @@ from nstat_async.ebpf import (
 )
 from nstat_async.recording import Recording
 from nstat_async.sockdiag import AttachAnswer, AttachRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts, Session
-from nstat_async.sockdiag._setup import channel_of
 
-RING, MAPS = channel_of(RingPurpose()), channel_of(MapsPurpose())
+RING, MAPS = RingPurpose.channel, MapsPurpose.channel
 NETWORK = 77
 TICK = 10_000_000
 """Nanoseconds."""

@@ -287,7 +287,7 @@ class LiveDriver:
             channel.close()
         self.transport.close()
 
-    def until(self, condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+    def until(self, condition: Callable[[], Any], timeout: float = 120.0) -> Any:
         """Turn until the condition holds; its value."""
         end = time.monotonic() + timeout
         while not (value := condition()):

@@ -36,7 +36,7 @@ class Sink:
         pass
 
     async def until(self, condition):
-        with anyio.fail_after(20):
+        with anyio.fail_after(120):
             while not condition():
                 await self.news.wait()
                 self.news = anyio.Event()

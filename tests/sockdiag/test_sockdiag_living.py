@@ -736,5 +736,5 @@ print("as expected")
     with listen() as listener:
         # The interpreter of a virtual environment may lie where the other user may not look: begin as root.
         command = [sys.executable, "-c", script, str(port(listener))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == "as expected\n", done.stderr

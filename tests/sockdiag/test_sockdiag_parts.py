@@ -353,7 +353,7 @@ class TestProcesses:
             inode = os.fstat(own.fileno()).st_ino
             owners, _ = found_by(scanner(), {inode, 1})
             assert owners == {inode: os.getpid()}
-            answer = scanner().answer(OwnersRequest(frozenset({inode}), (os.getpid(),)))
+            answer = scanner(budget=60.0).answer(OwnersRequest(frozenset({inode}), (os.getpid(),)))
         (facts,) = answer.processes
         assert facts.path == os.readlink("/proc/self/exe")
         assert facts.name == os.path.basename(facts.path)
@@ -373,7 +373,7 @@ class TestProcesses:
 
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
-            one = scanner()
+            one = scanner(budget=60.0)
             first = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
             stat = attrs.evolve(procfs._stat(os.getpid()), start_ticks=12345)
             monkeypatch.setattr(procfs, "_stat", lambda pid: stat)

@@ -146,7 +146,7 @@ def test_who_follows_knows_a_channel_by_its_purpose_and_not_by_its_number():
     run.recorded.close()
     run.file.seek(0)
     with open_recording(run.file) as source:
-        records = [attrs.evolve(record, client=record.client * 10 + 3) for record in source]
+        records = [record._replace(client=record.client * 10 + 3) for record in source]
     assert source.info.run is not None
     file = io.BytesIO()
     info = attrs.evolve(source.info, run={**source.info.run, "library": "another"})

@@ -212,7 +212,7 @@ class DetailsReplay:
         self.route_flow.close()
 
     def threshold(self, _line):
-        report_traffic(self.kernel.clients, self.kernel.interface_flow(4))
+        report_traffic(self.kernel, self.kernel.interface_flow(4))
 
     def interface_gone(self, _line, index):
         self.kernel.remove_interface(self.kernel.interface_list()[int(index)])

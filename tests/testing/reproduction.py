@@ -318,7 +318,7 @@ class ControlReplay:
     def threshold(self, _line):
         flow = self.kernel.interface_flow(4)
         flow.set(dict(zip(_TRAFFIC, (1111, 22222222, 3333, 44444444), strict=True)))
-        report_traffic(self.kernel.clients, flow)
+        report_traffic(self.kernel, flow)
 
     def system_information(self, line):
         self.kernel.send_system_information(

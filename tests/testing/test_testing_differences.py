@@ -9,7 +9,8 @@ from talk import SUPPRESS, Talk, descriptor, names
 from nstat_async import InterfaceKind, Provider, UsageError
 from nstat_async.ntstat import AddSource, GetDetails, GetSourceDescription, GetUpdate, QuerySource
 from nstat_async.ntstat import InterfaceProperty as Bit
-from nstat_async.testing import EmulatedKernel
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
+from nstat_async.testing._values import executable_uuid
 
 TAHOE = "xnu-12377.121.6"
 REMOTE = ("198.51.100.7", 443)
@@ -19,8 +20,8 @@ BY_PID, BY_EPID = 1 << 32, 1 << 33
 MEDIA = ("cellular", "wifi_infra", "wifi_non_infra", "wired", "bluetooth", "alternate")
 
 
-def watching(kernel, provider=Provider.TCP, *, userland=False, **fields):
-    machine = EmulatedKernel(kernel, privileged=True)
+def watching(kernel, provider=Provider.TCP, *, userland=False, insertions=None, **fields):
+    machine = EmulatedKernel(kernel, privileged=True, insertions=insertions)
     talk = Talk(machine)
     talk.watch(provider, userland=userland, **{"filter": SUPPRESS, **fields})
     return machine, talk
@@ -379,3 +380,31 @@ def test_an_interface_that_goes_away_is_found_by_the_minute_timer():
     machine.advance(61)
     assert names(talk.read())[-1] == "SRC_REMOVED"
     assert machine.interface_flow(5) is None
+
+
+# --- Darwin 27 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("insertions", DARWIN_27_INSERTIONS)
+def test_a_descriptor_of_darwin_27_has_its_fields_where_a_living_one_has_them(insertions):
+    machine, talk = watching("xnu-13432.1.9", insertions=insertions)
+    machine.responsible = "Terminal"
+    machine.open_tcp(501, "curl", remote=REMOTE, persona_id=77, uid=501, fallback_mode=2)
+    (report, _) = talk.update()
+    data = report.descriptor
+    assert len(data) == 360
+    assert data[260:276] == executable_uuid("curl")
+    assert data[276:292] == executable_uuid("Terminal")
+    assert (data[340:344], data[344:348], data[356]) == ((77).to_bytes(4, "little"), (501).to_bytes(4, "little"), 2)
+    assert int.from_bytes(data[352:356], "little") & Bit.WIFI
+
+
+@pytest.mark.parametrize(("kernel", "carried"), [("xnu-10002.81.5", False), ("xnu-10063.141.1", True), (TAHOE, True)])
+def test_what_a_terminal_started_has_its_uuid_and_no_effective_process(kernel, carried):
+    machine, talk = watching(kernel)
+    machine.responsible = "Terminal"
+    machine.open_tcp(501, "curl", remote=REMOTE)
+    told = descriptor(machine, talk.update()[0])
+    assert (told["pid"], told["uuid"]) == (501, executable_uuid("curl"))
+    assert (told["epid"], told["euuid"]) == ((0, executable_uuid("Terminal")) if carried else (501, told["uuid"]))
+    assert (told["eupid"] == 0) is carried

@@ -19,7 +19,7 @@ def pytest_of_a_user(*arguments, cwd):
     if not installed:
         command += ["-p", PLUGIN]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_example_suite_and_a_marked_test_pass_with_pytest_asyncio_and_anyios_plugin(tmp_path):
@@ -46,7 +46,7 @@ def test_the_marker_is_documented(pytestconfig):
 def test_the_plugin_brings_in_neither_the_emulated_kernel_nor_a_server():
     script = f"import {PLUGIN}, sys; print(*sorted(m for m in sys.modules if m.startswith('nstat_async.testing')))"
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["nstat_async.testing", PLUGIN]
 

@@ -18,11 +18,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the table until the user quits.
-
-    Raises:
-        NstatError: Textual is missing, there is no terminal, or the backend failed.
-    """
+    """Show the table until the user quits."""
     if arguments.json:
         from .. import _processes  # noqa: PLC0415  # the same numbers without a screen
 
@@ -42,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             "top needs a terminal on all three standard streams; `processes --every 1` prints the same numbers to a pipe"
         )
     backend = backend_of(arguments)
-    options = monitor_options(arguments, recorded=arguments.backend.startswith("replay:"))
+    options = monitor_options(arguments)
     app = TopApp(
         backend,
         options,

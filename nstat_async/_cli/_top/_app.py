@@ -34,7 +34,7 @@ from ...aggregate import ProcessTable
 from ...backends import Replay
 from .._text import rate_text
 from ._layout import Cell, Columns
-from ._model import FlowLine, ProcessLine, TopModel
+from ._model import SORTS, ProcessLine, TopModel
 
 __all__ = ["TopApp", "TrafficView"]
 
@@ -58,7 +58,7 @@ Processes, most traffic first; rates over the last seconds.
   1 2 3 4 5 6 7                sort by rate, traffic, rx, tx, flows, name, pid
   r                            reverse the order
   /                            only processes with this in their name, or with this pid
-  p, space                     hold the picture still; counting goes on
+  p, space                     hold the screen still; counting goes on
   z                            begin all totals at zero
   q, ctrl-c                    quit
 
@@ -79,8 +79,8 @@ class TrafficView(ScrollView, can_focus=True):
         Binding("home,g", "edge(0)", show=False),
         Binding("end,G", "edge(1)", show=False),
         Binding("enter", "toggle_flows", "Flows"),
-        Binding("right,l", "expand", show=False),
-        Binding("left,h", "collapse", show=False),
+        Binding("right,l", "expand(True)", show=False),
+        Binding("left,h", "expand(False)", show=False),
     ]
 
     def __init__(self, model: TopModel) -> None:
@@ -91,7 +91,7 @@ class TrafficView(ScrollView, can_focus=True):
         self.ascii_only = "utf" not in (os.environ.get("LC_ALL") or os.environ.get("LANG") or "utf-8").lower()
 
     def update_lines(self) -> None:
-        """The model has a new picture: keep the cursor on its line, and show what is visible of it."""
+        """The model has changed: keep the cursor on its line, and show what is visible of it."""
         lines = self.model.lines
         if self.cursor >= len(lines) or lines[self.cursor].key != self._key:
             self.cursor = next((at for at, line in enumerate(lines) if line.key == self._key), self.cursor)
@@ -100,12 +100,6 @@ class TrafficView(ScrollView, can_focus=True):
                 self.cursor = max(0, min(self.cursor, len(lines) - 1))
         self.virtual_size = Size(self.size.width, len(lines))
         self.refresh()
-
-    @property
-    def current(self) -> ProcessLine | FlowLine | None:
-        """The line under the cursor."""
-        lines = self.model.lines
-        return lines[self.cursor] if 0 <= self.cursor < len(lines) else None
 
     def render_line(self, y: int) -> Strip:
         """One line of the visible part."""
@@ -156,14 +150,8 @@ class TrafficView(ScrollView, can_focus=True):
             self._go(at)
 
     def _process(self) -> ProcessLine | None:
-        at = self.cursor
-        lines = self.model.lines
-        while 0 <= at < len(lines):
-            line = lines[at]
-            if isinstance(line, ProcessLine):
-                return line
-            at -= 1
-        return None
+        above = reversed(self.model.lines[: self.cursor + 1])
+        return next((line for line in above if isinstance(line, ProcessLine)), None)
 
     def action_toggle_flows(self) -> None:
         """Show or hide the flows of the process at the cursor."""
@@ -174,16 +162,10 @@ class TrafficView(ScrollView, can_focus=True):
         self.model.toggle(process.key)
         self.update_lines()
 
-    def action_expand(self) -> None:
-        """Show its flows."""
+    def action_expand(self, wanted: bool) -> None:  # Textual's actions have no keywords
+        """Show its flows, or hide them."""
         process = self._process()
-        if process is not None and not process.expanded:
-            self.action_toggle_flows()
-
-    def action_collapse(self) -> None:
-        """Hide its flows."""
-        process = self._process()
-        if process is not None and process.expanded:
+        if process is not None and process.expanded is not wanted:
             self.action_toggle_flows()
 
 
@@ -306,14 +288,14 @@ class TopApp(App[None]):
             self.exit()
 
     def look(self) -> None:
-        """A new picture, unless it is held still."""
+        """Look at the table again, unless the screen is held still."""
         if self.paused or not self.is_running:
             return
         self.model.look(self._look_every)
-        self.show_picture()
+        self.show_model()
 
-    def show_picture(self) -> None:
-        """Put the model's picture on the screen."""
+    def show_model(self) -> None:
+        """Put the model on the screen."""
         main = self.screen_stack[0]
         main.query_one("#summary", Static).update(self._summary())
         view = self.view
@@ -325,58 +307,54 @@ class TopApp(App[None]):
     def _summary(self) -> Text:
         model, total = self.model, self.model.total
         parts = [
+            "END" if self.ended else "",
+            "PAUSED" if self.paused else "",
+            f"filter {model.wanted!a}" if model.wanted else "",
+            f"! {model.gaps} gaps" if model.gaps else "",
             self._source,
             f"{model.processes} processes",
             f"{total.open_flows} flows",
             f"rx {rate_text(total.rx_rate or 0)}",
             f"tx {rate_text(total.tx_rate or 0)}",
         ]
-        if model.gaps:
-            parts.insert(0, f"! {model.gaps} gaps")
-        if model.wanted:
-            parts.insert(0, f"filter {model.wanted!a}")
-        if self.paused:
-            parts.insert(0, "PAUSED")
-        if self.ended:
-            parts.insert(0, "END")
-        return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
+        return Text("  ".join(filter(None, parts)), no_wrap=True, overflow="ellipsis")
 
     def on_resize(self, _event: events.Resize) -> None:
         """Other columns fit now."""
-        self.call_after_refresh(self.show_picture)
+        self.call_after_refresh(self.show_model)
+
+    def _rearranged(self) -> None:
+        self.model.rearrange()
+        self.show_model()
 
     def action_next_sort(self) -> None:
         """Sort by the next column."""
-        self.model.next_sort()
-        self.show_picture()
+        self.model.sort = SORTS[(SORTS.index(self.model.sort) + 1) % len(SORTS)]
+        self._rearranged()
 
     def action_sort_by(self, place: int) -> None:
         """Sort by this column; once more: the other way round."""
-        from ._model import SORTS  # noqa: PLC0415  # only here
-
         if self.model.sort == SORTS[place]:
             self.model.reverse = not self.model.reverse
         self.model.sort = SORTS[place]
-        self.model.rearrange()
-        self.show_picture()
+        self._rearranged()
 
     def action_reverse(self) -> None:
         """The other way round."""
         self.model.reverse = not self.model.reverse
-        self.model.rearrange()
-        self.show_picture()
+        self._rearranged()
 
     def action_pause(self) -> None:
-        """Hold the picture still, or let it go on."""
+        """Hold the screen still, or let it go on."""
         self.paused = not self.paused
         self.look()
-        self.show_picture()
+        self.show_model()
 
     def action_reset(self) -> None:
         """Begin all totals at zero."""
         self.model.reset()
         self.model.look(self._look_every)
-        self.show_picture()
+        self.show_model()
 
     def action_help(self) -> None:
         """What the keys do."""
@@ -392,8 +370,7 @@ class TopApp(App[None]):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter while the name is typed."""
         self.model.wanted = event.value.strip()
-        self.model.rearrange()
-        self.show_picture()
+        self._rearranged()
 
     def on_input_submitted(self, _event: Input.Submitted) -> None:
         """Keep the filter."""
@@ -405,9 +382,8 @@ class TopApp(App[None]):
             return
         self.query_one("#filter", Input).value = ""
         self.model.wanted = ""
-        self.model.rearrange()
         self._close_filter()
-        self.show_picture()
+        self._rearranged()
 
     def _close_filter(self) -> None:
         self.query_one("#filter", Input).remove_class("open")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
+from typing import Union
 
 import attrs
 
 from ..._escape import escape
 from ..._model import Flow
-from ...aggregate import Row
 from .._processes import row_name
 from .._table import cell_width
 from .._text import bytes_text, interface_text, is_listener, rate_text
@@ -29,6 +29,10 @@ _RATE = 12
 """Columns of a rate: "92.5 KiB/s" and room between."""
 _STEP = 2.2
 """Powers of two to a mark: 8 marks reach from 128 B/s to some 25 MB/s."""
+
+_ROLES = ("rx", "tx")
+_Pair = tuple[Union[float, None], Union[float, None]]
+"""Received and sent; `None` for unknown."""
 
 Cell = tuple[str, str]
 """Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``."""
@@ -85,72 +89,59 @@ class Columns:
     def heading(self, sort: str, *, reverse: bool) -> str:
         """The headings; an arrow marks the one that is sorted by."""
         arrow = ("^" if reverse else "v") if self.ascii_only else ("▴" if reverse else "▾")
-
-        def mark(text: str, *keys: str) -> str:
-            return arrow + text if sort in keys else text
-
-        parts = [
-            "  " + fit(mark("PID", "pid"), 8, right=True) + " ",
-            fit(mark("PROCESS", "name"), self._name),
-            fit(mark("FLOWS", "flows"), 6, right=True),
-            fit(mark("RX/S", "rate"), _RATE, right=True),
-            fit(mark("TX/S", "rate"), _RATE, right=True),
-        ]
-        if self._wide:
-            parts += [
-                fit(mark("RX", "rx", "traffic"), 10, right=True),
-                fit(mark("TX", "tx", "traffic"), 10, right=True),
-            ]
-        else:
-            parts.append(fit(mark("TOTAL", "rx", "tx", "traffic"), 10, right=True))
-        parts.append(" " + fit("HISTORY", self._curve))
-        return fit("".join(parts), self.width)
+        totals = (
+            {"RX": ("rx", "traffic"), "TX": ("tx", "traffic")} if self._wide else {"TOTAL": ("rx", "tx", "traffic")}
+        )
+        parts = ["  "]
+        for text, width, keys in (
+            ("PID", 8, ("pid",)),
+            ("PROCESS", self._name, ("name",)),
+            ("FLOWS", 6, ("flows",)),
+            ("RX/S", _RATE, ("rate",)),
+            ("TX/S", _RATE, ("rate",)),
+            *((text, 10, keys) for text, keys in totals.items()),
+        ):
+            marked = arrow + text if sort in keys else text
+            parts.append(" " + fit(marked, width) if text == "PROCESS" else fit(marked, width, right=True))
+        return fit(f"{''.join(parts)} HISTORY", self.width)
 
     def process(self, line: ProcessLine) -> list[Cell]:
         """The cells of a process."""
         row = line.row
-        known = row.is_counted
-        marker = "▾ " if line.expanded else "▸ "
-        if self.ascii_only:
-            marker = "v " if line.expanded else "> "
-        if not row.open_flows:
-            marker = "  "
-        role = "name" if row.open_flows else "dim"
+        opened, closed = ("v ", "> ") if self.ascii_only else ("▾ ", "▸ ")
+        marker = "  " if not row.open_flows else opened if line.expanded else closed
+        totals = (row.rx_bytes, row.tx_bytes) if row.is_counted else (None, None)
         return [
             (marker, ""),
             (fit("" if row.pid is None else str(row.pid), 8, right=True) + " ", "dim"),
-            (fit(row_name(row), self._name), role),
+            (fit(row_name(row), self._name), "name" if row.open_flows else "dim"),
             (fit(str(row.open_flows), 6, right=True), ""),
-            *self._numbers(row.rx_rate, row.tx_rate, *(self._totals(row) if known else (None, None)), known=known),
+            *self._numbers((row.rx_rate, row.tx_rate), totals),
             (" " + curve_text(line.curve, self._curve, ascii_only=self.ascii_only), "curve"),
         ]
 
-    @staticmethod
-    def _totals(row: Row) -> tuple[int, int]:
-        return row.rx_bytes, row.tx_bytes
-
-    def _numbers(
-        self, rx_rate: float | None, tx_rate: float | None, rx: int | None, tx: int | None, *, known: bool
-    ) -> list[Cell]:
-        cells = [(fit(rate_text(rate) if known and rate is not None else "-", _RATE, right=True), role)
-                 for rate, role in ((rx_rate, "rx"), (tx_rate, "tx"))]  # fmt: skip
+    def _numbers(self, rates: _Pair, totals: _Pair) -> list[Cell]:
+        cells = [
+            ("-" if rate is None else rate_text(rate), _RATE, role) for rate, role in zip(rates, _ROLES, strict=True)
+        ]
         if self._wide:
-            cells += [(fit("-" if total is None else bytes_text(total), 10, right=True), role)
-                      for total, role in ((rx, "rx"), (tx, "tx"))]  # fmt: skip
+            cells += [
+                ("-" if total is None else bytes_text(total), 10, role)
+                for total, role in zip(totals, _ROLES, strict=True)
+            ]
         else:
-            both = None if rx is None and tx is None else (rx or 0) + (tx or 0)
-            cells.append((fit("-" if both is None else bytes_text(both), 10, right=True), ""))
-        return cells
+            known = [total for total in totals if total is not None]
+            cells.append((bytes_text(sum(known)) if known else "-", 10, ""))
+        return [(fit(text, width, right=True), role) for text, width, role in cells]
 
     def flow(self, line: FlowLine, model: TopModel) -> list[Cell]:
         """The cells of a flow under its process."""
         counts = line.counts
-        rx, tx = (None, None) if counts is None else (counts.rx_bytes, counts.tx_bytes)
-        rx_rate, tx_rate = model.flow_rates(line)
+        totals = (None, None) if counts is None else (counts.rx_bytes, counts.tx_bytes)
         return [
             ("    ", ""),
             (fit(self._flow_name(line.flow), 7 + self._name + 6), "dim"),
-            *self._numbers(rx_rate, tx_rate, rx, tx, known=True),
+            *self._numbers(model.flow_rates(line), totals),
             (" " + fit(interface_text(line.flow.interface), self._curve), "dim"),
         ]
 

@@ -13,7 +13,7 @@ from typing import Union
 
 import attrs
 
-from ..._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated
+from ..._events import AnyEvent, FlowEvent, FlowRemoved, FlowUpdated
 from ..._model import Counts, Flow
 from ...aggregate import ProcessTable, Row, RowKind
 from ...filters import is_of
@@ -112,16 +112,12 @@ class TopModel:
         flows, events = self._flows, list(events)
         self.table.feed_many(events, now=now)
         for event in events:
-            if isinstance(event, FlowUpdated):
-                line = flows.get(event.flow.id)
-                if line is None:
-                    flows[event.flow.id] = FlowLine(event.flow, event.counts, event.time)
-                else:
-                    line.update(event)
-            elif isinstance(event, FlowAdded):
-                flows[event.flow.id] = FlowLine(event.flow, event.counts, event.time)
-            elif isinstance(event, FlowRemoved):
+            if isinstance(event, FlowRemoved):
                 flows.pop(event.flow.id, None)
+            elif isinstance(event, FlowUpdated) and event.flow.id in flows:
+                flows[event.flow.id].update(event)
+            elif isinstance(event, FlowEvent):
+                flows[event.flow.id] = FlowLine(event.flow, event.counts, event.time)
 
     def look(self, every: float = 1.0) -> None:
         """A new look at the table: order, curves, sums.
@@ -195,11 +191,6 @@ class TopModel:
     def toggle(self, key: int) -> None:
         """Expand or collapse a process."""
         self.expanded ^= {key}
-        self.rearrange()
-
-    def next_sort(self) -> None:
-        """The next key to sort by."""
-        self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
         self.rearrange()
 
     def reset(self) -> None:

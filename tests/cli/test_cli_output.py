@@ -1,0 +1,114 @@
+"""Standard output whose reader is slow, or shares a non-blocking descriptor with us."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+
+import anyio
+import conversations
+import pytest
+from support import PYTHON
+
+from nstat_async import Monitor
+from nstat_async._cli._output import Output
+from nstat_async._cli._stream import stream
+from nstat_async.json import JsonFormatter
+from nstat_async.testing import EmulatedKernel
+
+
+@pytest.fixture
+def pipe():
+    """A pipe that nobody reads yet: (descriptor to read from, output into it)."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        yield reading, Output(file)
+    os.close(reading)
+
+
+def _read_until(reading: int, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        found += os.read(reading, 65536)
+    return found
+
+
+def test_a_full_pipe_lets_the_loop_go_on_and_gets_every_line_in_order(pipe):
+    reading, output = pipe
+    lines = [f"{number:06d}{'x' * (number % 7_000)}" for number in range(200)]
+
+    async def main() -> bytes:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(output.send, lines)
+            for _ in range(100):  # the pipe is full long before the end, and this runs all the same
+                await anyio.sleep(0)
+            return await anyio.to_thread.run_sync(_read_until, reading, lines[-1].encode() + b"\n")
+
+    assert anyio.run(main).decode().splitlines() == lines
+    assert output.written == len(lines)
+
+
+def test_what_is_cut_off_while_a_pipe_is_full_ends_with_a_whole_line(pipe):
+    reading, output = pipe
+
+    async def main() -> None:
+        with anyio.move_on_after(0.05):
+            while True:
+                await output.send(["y" * 1000] * 10)
+
+    anyio.run(main)
+    os.set_blocking(reading, False)
+    assert set(os.read(reading, 1 << 20).splitlines(keepends=True)) == {b"y" * 1000 + b"\n"}
+
+
+def test_a_slow_reader_does_not_stop_the_monitor(pipe):
+    """The kernel is polled while nobody reads, and what is read then is true: the totals of the moment."""
+    reading, output = pipe
+    kernel = EmulatedKernel()
+    flows = [kernel.open_tcp(pid=number, name="busy", remote=("2001:db8::1", 443)) for number in range(200)]
+
+    async def main() -> bytes:
+        async with Monitor(backend=kernel.backend(), interval=0.01) as monitor, anyio.create_task_group() as tasks:
+            tasks.start_soon(stream, monitor.subscribe(), output, JsonFormatter())
+            polls = 0
+            with anyio.fail_after(60):
+                while polls < 60:
+                    for flow in flows:
+                        flow.transfer(rx=10)
+                    await monitor.poll_now()
+                    polls += 1
+            for flow in flows:
+                flow.close()
+            kernel.open_tcp(pid=999, name="last", remote=("2001:db8::1", 443))
+            found = b""
+            while b'"name":"last"' not in found:
+                found += await anyio.to_thread.run_sync(os.read, reading, 65536)
+            tasks.cancel_scope.cancel()
+            return found
+
+    text = anyio.run(main)
+    assert text.count(b"flow_removed") == 200
+    # Far fewer updates than happened: those that nobody read were replaced by newer ones.
+    assert text.count(b"flow_updated") < 200 * 30
+
+
+@pytest.mark.parametrize("arguments", [("replay", "--json"), ("replay",), ("messages",)])
+def test_a_non_blocking_standard_output_gets_everything(arguments, tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(conversations.raw("stack/xnu-11417.121.6/b_tcp_loopback"))
+    command = [PYTHON, "-m", "nstat_async", *arguments, str(path)]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    if sys.platform == "linux":
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)  # much less than what comes
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        first = os.read(reading, 1)
+        found = b""
+        while data := os.read(reading, 512):
+            found += data
+        os.close(reading)
+        assert (process.wait(30), process.stderr.read()) == (0, b"")
+    assert first + found == subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
