@@ -11,7 +11,9 @@ See `Monitor`, the events (`FlowAdded`, `FlowUpdated`, `FlowRemoved`, `EventsLos
 
 __version__ = "0.1.0"
 
-from . import backends, filters, json
+from . import backends as backends
+from . import filters as filters
+from . import json as json
 from ._buffer import BufferStatistics
 from ._errors import (
     BackendUnavailableError,
@@ -126,8 +128,5 @@ __all__ = [
     "UsageError",
     "Visibility",
     "__version__",
-    "backends",
-    "filters",
-    "json",
     "snapshot",
 ]

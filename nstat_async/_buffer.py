@@ -34,7 +34,7 @@ from ._events import (
     RouteUpdated,
     SystemInfo,
     Unrecognized,
-    flow_updated,
+    coalesced,
 )
 from ._model import COUNTS_FIELDS, Counts
 from ._options import Overflow
@@ -208,7 +208,7 @@ class EventBuffer:
         slot = self._flows[event.flow.id]
         older = slot[0]
         assert isinstance(older, FlowUpdated)
-        slot[0] = flow_updated(event.time, event.flow, event.counts, older.previous, event.raw_details)
+        slot[0] = coalesced(older, event)
         self._coalesced += 1
 
     def _coalesce_removal(self, event: FlowRemoved) -> None:

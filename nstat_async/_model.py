@@ -7,10 +7,9 @@ Two rules for this file:
 - *Values are immutable and hashable*, and say the unit in the name when it is
   not bytes or packets.
 
-`Counts` and the ``details`` of an event are made for every report of every flow,
-half a million times a second on a busy replay. They therefore keep what the
-kernel sent and translate a field when it is read; everything else is made once
-per flow and shared between its events. A machine has as many flows as sockets:
+There may be half a million reports a second on a busy replay. An event therefore keeps
+what the kernel sent, makes `Counts` of it when they are read, and these translate a field
+when it is read; everything else is made once per flow and shared between its events. A machine has as many flows as sockets:
 they and their endpoints have no slot for weak references.
 """
 

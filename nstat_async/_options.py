@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from ._checks import LONGEST_SECONDS, check_flag, positive
 from ._errors import UsageError
 from ._model import Provider
 from .recording import Recording, Target
@@ -16,6 +17,8 @@ __all__ = ["DEFAULT_PROVIDERS", "STEERING", "Discovery", "Ebpf", "MonitorOptions
 
 _E = TypeVar("_E", bound=enum.Enum)
 
+_LARGEST_BUFFER = 2**31 - 1
+"""``SO_RCVBUF`` is an int."""
 DEFAULT_PROVIDERS = frozenset({Provider.TCP, Provider.UDP, Provider.QUIC})
 """Everything that carries traffic and needs no privilege."""
 
@@ -69,14 +72,9 @@ def _providers(value: Iterable[Provider | str] | Provider | str) -> frozenset[Pr
     return frozenset(members)
 
 
-def _positive(name: str, *, optional: bool = False) -> Any:
-    def check(_instance: object, _attribute: Any, value: float | None) -> None:
-        if value is None and optional:
-            return
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise UsageError(f"{name}: {value!r} is not a positive number")
-
-    return check
+def _filter(_instance: object, _attribute: Any, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise UsageError(f"flow_filter: {value!r} is neither a Filter nor callable")
 
 
 def _recording(value: Target | Recording | None) -> Recording | None:
@@ -109,29 +107,31 @@ class MonitorOptions:
 
     providers: frozenset[Provider] = attrs.field(default=DEFAULT_PROVIDERS, converter=_providers)
     """Which kinds of flows."""
-    interval: float | None = attrs.field(default=1.0, validator=_positive("interval", optional=True))
+    interval: float | None = attrs.field(default=1.0, validator=positive(optional=True, most=LONGEST_SECONDS))
     """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now`."""
     discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_discovery)
     """How a Darwin kernel's new flows are found."""
     ebpf: Ebpf = attrs.field(default=Ebpf.AUTO, converter=_ebpf)
     """Linux: whether eBPF programs are used: for UDP bytes, and for the process of every flow however short."""
-    every_update: bool = False
+    every_update: bool = attrs.field(default=False, validator=check_flag)
     """True: an update for each report, changed or not. False: only for changes."""
-    extras: bool = False
+    extras: bool = attrs.field(default=False, validator=check_flag)
     """Also ask for what needs privilege or costs more: domain names, flow ids, Bluetooth
     counters, system information, per-medium details. What is refused is left out."""
-    flow_filter: Any = None
+    flow_filter: Any = attrs.field(default=None, validator=_filter)
     """A `nstat_async.filters.Filter` or a predicate on flows; `None` passes all."""
-    max_pending: int = attrs.field(default=10_000, validator=_positive("max_pending"))
+    max_pending: int = attrs.field(default=10_000, validator=positive(whole=True))
     """Events that may wait for the consumer before the overflow policy acts."""
     overflow: Overflow | None = attrs.field(default=None, converter=_overflow)
     """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
-    receive_buffer: int | None = attrs.field(default=None, validator=_positive("receive_buffer", optional=True))
+    receive_buffer: int | None = attrs.field(
+        default=None, validator=positive(optional=True, whole=True, most=_LARGEST_BUFFER)
+    )
     """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
     record_to: Recording | None = attrs.field(default=None, converter=_recording)
     """Also write the kernel conversation to this file: JSON Lines if its name ends in
     ``.jsonl``, else the library's own format. `Recording` says more: limits, and parts."""
-    strict: bool = False
+    strict: bool = attrs.field(default=False, validator=check_flag)
     """True: undecodable bytes raise `ProtocolError` instead of becoming `EventsLost`."""
 
 

@@ -347,6 +347,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     for number, (key, value) in enumerate(items):
         if number >= MAX_ITEMS:
             raise UsageError(f"filter: more than {MAX_ITEMS} conditions")
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"filter: {(key, value)!r} is no pair of texts")
         if key.removeprefix("~") not in _KEYS:
             raise UsageError(f"filter: {key!r} is none of {', '.join(_KEYS)}")
         values.setdefault(key, []).append(value)
@@ -366,6 +368,8 @@ def parse(text: str) -> Filter:
     Raises:
         UsageError: It says nothing, or something unknown.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"filter: {text!r} is no text such as 'pid=1,2 & ~loopback'")
     items = [part.strip().partition("=") for part in text.split("&")]
     found = from_items((unquote(key.strip()), unquote(value.strip())) for key, _, value in items)
     if found is None:  # pragma: no cover - a split text has at least one part

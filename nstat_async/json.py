@@ -346,7 +346,7 @@ class JsonFormatter:
         else:
             # Nearly always the counts of the line before, whose values are still there.
             last, before = self._values.get(flow.id, (None, ()))
-            if last is not previous:
+            if last is None or last._values is not previous._values:  # noqa: SLF001  # as above
                 before = pick(previous._translated())  # noqa: SLF001  # as above
             delta = tuple(map(_grown, values[:4], before))
         self._values[flow.id] = (counts, values)

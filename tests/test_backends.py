@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import io
 import socket
 import typing
 from pathlib import Path
@@ -209,3 +210,33 @@ def test_the_example_s_kernel_that_is_not_there_is_an_error_at_the_first_read(to
                     pass
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: SockDiag("x\0"), "netns: .* is neither a name, a path nor a pid"),
+        (lambda: SockDiag(-1), "netns: -1 is neither"),
+        (lambda: Kctl(verify="no"), "verify: 'no' is neither True nor False"),
+        (lambda: Emulated(1), "kernel: 1 is no version of a kernel such as 'xnu-"),
+        (lambda: UnixSocket("/x", kernel=5), "kernel: 5 is no version"),
+        (lambda: UnixSocket("/x", kernel="y"), "kernel: no XNU version in 'y'"),
+        (lambda: UnixSocket(5, "xnu-11417"), "path: 5 is no path"),
+        (lambda: UnixSocket("/x\0", "xnu-11417"), "path: .* is no path"),
+        (lambda: UnixSocket("/x", "xnu-11417", timebase=None), "timebase: None is no pair"),
+        (lambda: UnixSocket("/x", "xnu-11417", interfaces={1: "lo0"}), "interfaces: .* is no tuple of pairs"),
+        (lambda: Replay(None), "recording: None is no path, and no file that is open for reading"),
+        (lambda: Replay([]), "recording: no file is given"),
+        (lambda: Replay(["x", 5]), "recording: 5 is no path"),
+        (lambda: Replay(io.StringIO()), "recording: .* is a text file; open it with mode 'rb'"),
+        (lambda: Replay("x", kernel="y"), "kernel: no XNU version in 'y'"),
+        (lambda: Replay("x", speed="1"), "speed: '1' is not a positive number"),
+        (lambda: Replay("x", timebase=5), "timebase: 5 is no pair of positive whole numbers"),
+        (lambda: Replay("x", timebase=(0, 0)), r"timebase: \(0, 0\) is no pair"),
+        (lambda: backends.named(5), "backend: 5 is none of"),
+        (lambda: backends.named("sock_diag", netns=1.5), r"netns: 1\.5 is neither"),
+    ],
+)
+def test_what_cannot_work_is_refused_where_the_backend_is_made(make, text):
+    with pytest.raises(UsageError, match=text):
+        make()

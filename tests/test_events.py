@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import attrs
 import pytest
 
@@ -18,6 +21,7 @@ from nstat_async import (
     Provider,
     RemovalReason,
 )
+from nstat_async._events import coalesced, flow_updated
 
 FLOW = Flow("1", Provider.TCP)
 
@@ -52,6 +56,70 @@ def test_details_are_made_when_somebody_looks_and_do_not_count_in_comparisons():
     assert events[0] == FlowAdded(1.0, FLOW, None, False)
     assert FlowAdded(1.0, FLOW, None, False).details is None
     assert "Source" not in repr(events[0])
+
+
+class Reader:
+    """Makes counters and samples of reports; its counters are multiples."""
+
+    def __init__(self, unit: int = 1) -> None:
+        self.unit = unit
+
+    def counts(self, raw: int) -> Counts:
+        return Counts(rx_bytes=raw * self.unit)
+
+    def details(self, report) -> Details:
+        return Details(sampled_at_ns=report[5])
+
+    def report(self, now: int, before: int | None):
+        return (self, b"", 0, 0, 0, 7, now, before)
+
+
+def test_an_event_of_a_core_is_in_every_respect_the_event_that_is_built_of_plain_values():
+    reader = Reader()
+    pairs = [
+        (
+            flow_updated(1.0, FLOW, reader.report(9, 4)),
+            FlowUpdated(1.0, FLOW, Counts(rx_bytes=9), Counts(rx_bytes=4), Details(sampled_at_ns=7)),
+        ),
+        (
+            flow_updated(1.0, FLOW, reader.report(9, None)),
+            FlowUpdated(1.0, FLOW, Counts(rx_bytes=9), None, Details(sampled_at_ns=7)),
+        ),
+        (
+            FlowAdded(1.0, FLOW, None, True, reader.report(9, None)),
+            FlowAdded(1.0, FLOW, Counts(rx_bytes=9), True, Details(sampled_at_ns=7)),
+        ),
+    ]
+    for ours, plain in pairs:
+        for each in (ours, copy.copy(ours), copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), attrs.evolve(ours)):
+            assert type(each) is type(plain)
+            assert (each, hash(each), repr(each), each.details) == (plain, hash(plain), repr(plain), plain.details)
+        assert ours.counts is ours.counts
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            ours.counts = None
+    match pairs[0][0]:
+        case FlowUpdated(1.0, flow, Counts(rx_bytes=9), Counts(rx_bytes=4), Details(sampled_at_ns=7)):
+            assert flow is FLOW
+        case _:
+            raise AssertionError(pairs[0][0])
+    assert pairs[0][0].delta == pairs[0][1].delta
+
+
+def test_updates_that_are_merged_keep_the_counts_that_the_consumer_knows():
+    one, other = Reader(), Reader(unit=1000)
+    plain = FlowUpdated(1.0, FLOW, Counts(rx_bytes=9), Counts(rx_bytes=4))
+    new_reader = coalesced(flow_updated(1.0, FLOW, one.report(9, 4)), flow_updated(2.0, FLOW, other.report(11, 9)))
+    for older, newer, now, before in (
+        (flow_updated(1.0, FLOW, one.report(9, 4)), flow_updated(2.0, FLOW, one.report(11, 9)), 11, 4),
+        (flow_updated(1.0, FLOW, one.report(9, None)), flow_updated(2.0, FLOW, one.report(11, 9)), 11, None),
+        (flow_updated(1.0, FLOW, one.report(9, 4)), flow_updated(2.0, FLOW, other.report(11, 9)), 11_000, 4),
+        (new_reader, flow_updated(3.0, FLOW, other.report(12, 11)), 12_000, 4),
+        (plain, flow_updated(2.0, FLOW, one.report(11, 9)), 11, 4),
+        (flow_updated(1.0, FLOW, one.report(9, 4)), plain, 9, 4),
+    ):
+        merged = coalesced(older, newer)
+        assert (merged.time, merged.counts, merged.details) == (newer.time, Counts(rx_bytes=now), newer.details)
+        assert merged.previous == (None if before is None else Counts(rx_bytes=before))
 
 
 def test_events_cannot_be_changed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import typing
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def _imported(module) -> set[str]:
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.level and module.__file__.endswith("__init__.py"):
-            names |= {alias.asname or alias.name for alias in node.names}
+            names |= {alias.asname or alias.name for alias in node.names if node.module is not None}
         elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             names.add(node.name)
     return {name for name in names if not name.startswith("_") and name != "annotations"}
@@ -50,6 +51,15 @@ def test_all_is_what_the_package_gathers(name):
     if name == "nstat_async.filters":
         forgotten -= {"as_filter", "is_of"}  # for the monitor's own use
     assert not forgotten, f"public and not in __all__: {sorted(forgotten)}"
+
+
+def test_a_star_import_brings_no_module_over_one_of_the_same_name():
+    """``json`` of the standard library stays what it was; the submodules are attributes of the package."""
+    found: dict[str, object] = {}
+    exec("import json\nfrom nstat_async import *", found)  # allowed at a module's top only
+    assert found["json"] is json
+    assert not {name for name in nstat_async.__all__ if inspect.ismodule(getattr(nstat_async, name))}
+    assert all(map(inspect.ismodule, (nstat_async.backends, nstat_async.filters, nstat_async.json)))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -289,3 +289,11 @@ def test_names_with_commas_are_names():
 
 def test_the_module_lists_what_it_offers():
     assert dir(filters) == sorted(filters.__all__)
+
+
+@pytest.mark.parametrize("text", [None, b"pid=1", 5])
+def test_a_text_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match=r"filter: .* is no text such as 'pid=1,2"):
+        filters.parse(text)
+    with pytest.raises(UsageError, match="is no pair of texts"):
+        filters.from_items([("pid", text)])

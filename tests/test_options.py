@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, Overflow, Provider, UsageError
@@ -26,6 +28,17 @@ from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, O
         ({"discovery": "smell"}, "discovery: 'smell' is none of 'poll', 'announce'"),
         ({"overflow": "panic"}, "overflow: 'panic' is none of 'coalesce', 'block', 'all'"),
         ({"flow_filter": 7}, "flow_filter: 7 is neither"),
+        ({"interval": 10**400}, "interval: what was given is not a positive number of at most"),
+        ({"interval": float("inf")}, "interval: inf is not"),
+        ({"receive_buffer": 1.5}, r"receive_buffer: 1\.5 is not a positive whole number"),
+        ({"receive_buffer": 10**30}, "receive_buffer: what was given is not"),
+        ({"max_pending": 1.5}, r"max_pending: 1\.5 is not a positive whole number"),
+        ({"record_to": "a\0b"}, "record_to: .* is no path"),
+        ({"record_to": ""}, "record_to: '' is no path"),
+        ({"record_to": io.StringIO()}, "record_to: .* is a text file; open it with mode 'wb'"),
+        ({"every_update": "no"}, "every_update: 'no' is neither True nor False"),
+        ({"extras": "no"}, "extras: 'no' is neither"),
+        ({"strict": "x"}, "strict: 'x' is neither"),
     ],
 )
 def test_an_option_that_cannot_work_is_named_with_its_value(arguments, text):

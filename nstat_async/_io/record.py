@@ -22,7 +22,7 @@ from .._errors import NstatError, UsageError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
-from ..recording import DRAINED, NEXT, Record, Recording, RecordingInfo, RecordKind, steps
+from ..recording import DRAINED, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
 from .player import protocol_of
 from .recorder import Recorder
 
@@ -32,6 +32,7 @@ _log = logging.getLogger("nstat_async.record")
 
 CLOCK_STEP = 0.001
 """Seconds by which the wall clock must have moved against the monotonic one to be written again."""
+_new = tuple.__new__  # a third of what the class itself takes for a record
 MOST_PENDING = 256
 """Records that wait to be written at most."""
 
@@ -84,7 +85,8 @@ class RecordedCore:
         protocol = protocol_of(setup.protocol)
         self._values: Vocabulary = Vocabulary() if protocol is None else protocol.RECORDED
         self._recorder: Recorder | None = Recorder(recording, self._info)
-        self._size = self._recorder.size
+        self._size = 0
+        """Bytes that were written, once the recording is over."""
 
     # --- writing -------------------------------------------------------------------
 
@@ -141,8 +143,7 @@ class RecordedCore:
         if self._recorder is None or not records:
             return
         try:
-            self._recorder.write(records, self._open_channels())
-            self._size = self._recorder.size
+            self._recorder.write(records, self._open_channels)
         except (OSError, ValueError, NstatError) as error:  # ValueError: somebody closed the file
             self._give_up(error)
 
@@ -167,6 +168,7 @@ class RecordedCore:
         self._flush()
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
+            self._size = recorder.size
             try:
                 recorder.close()
             except OSError as error:
@@ -191,7 +193,7 @@ class RecordedCore:
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
         moment = self._moment(now)
         for data in datagrams:
-            self._add(Record(NEXT, RecordKind.FROM_KERNEL, self._time, channel, data))
+            self._add(_new(Record, (NEXT, RecordKind.FROM_KERNEL, self._time, channel, data, None, NO_EXTRA, None)))
         self._core.receive_datagrams(datagrams, moment, channel)
 
     def channel_drained(self, channel: int, now: float) -> None:
@@ -205,7 +207,7 @@ class RecordedCore:
         ):
             self._give(steps.ChannelDrained(), now, channel)
             return
-        self._pending[-1] = Record(NEXT, last.kind, last.time_ns, channel, last.data, None, DRAINED)
+        self._pending[-1] = _new(Record, (NEXT, last.kind, self._time, channel, last.data, None, DRAINED, None))
         self._core.channel_drained(channel, (self._time + self._zero) / 1e9)
 
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
@@ -270,7 +272,8 @@ class RecordedCore:
         return getattr(self._core, name)
 
     def statistics(self) -> dict[str, int]:
-        return {**self._core.statistics(), "recorded_bytes": self._size, "failed_recorder": self._failures}
+        size = self._size if self._recorder is None else self._recorder.size
+        return {**self._core.statistics(), "recorded_bytes": size, "failed_recorder": self._failures}
 
 
 class _RecordedTransport:

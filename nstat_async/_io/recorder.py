@@ -27,7 +27,7 @@ class StandardOutput:
         # Without the buffer, which cannot say how much of a write a full pipe took.
         self._file: Any = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
 
-    def write(self, data: memoryview) -> int | None:
+    def write(self, data: bytes) -> int | None:
         """Write at least a part; `None`: nobody reads."""
         try:
             written: int | None = self._file.write(data)
@@ -73,9 +73,9 @@ class Recorder:
         """Bytes written so far, all parts together."""
         return self._earlier + self._writer.size
 
-    def write(self, records: Sequence[Record], repeat: Iterable[Record]) -> None:
+    def write(self, records: Sequence[Record], repeat: Callable[[], Iterable[Record]]) -> None:
         """Write records with one write; a new part begins with `repeat`, which says what channels are open for."""
-        if self._is_full(records[0].time_ns):
+        if self._recording.rotates and self._is_full(records[0].time_ns):
             self._next_part(records[0].time_ns, repeat)
         self._writer.write_batch(records)
 
@@ -90,12 +90,12 @@ class Recorder:
             return True
         return limits.max_seconds is not None and time_ns - self._began_ns >= limits.max_seconds * 1e9
 
-    def _next_part(self, time_ns: int, repeat: Iterable[Record]) -> None:
+    def _next_part(self, time_ns: int, repeat: Callable[[], Iterable[Record]]) -> None:
         self._file.close()
         self._earlier += self._writer.size
         self._began_ns = time_ns
         self._open()
-        self._writer.write_batch([record._replace(time_ns=time_ns) for record in repeat])
+        self._writer.write_batch([record._replace(time_ns=time_ns) for record in repeat()])
         self._drop_oldest()
 
     def _open(self) -> None:

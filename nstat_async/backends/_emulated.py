@@ -9,6 +9,7 @@ import attrs
 
 from .._contract import Feed
 from .._options import MonitorOptions
+from ._kernels import check_kernel
 
 __all__ = ["Emulated"]
 
@@ -22,7 +23,7 @@ class Emulated:
     """
 
     name: ClassVar[str] = "emulated"
-    kernel: str = "xnu-11417.121.6"
+    kernel: str = attrs.field(default="xnu-11417.121.6", validator=check_kernel)
     """Which kernel to be."""
 
     def open(self, options: MonitorOptions) -> Feed:

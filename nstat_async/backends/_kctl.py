@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import attrs
 
+from .._checks import check_flag_or_none
 from .._contract import Feed
 from .._io.pump import KernelFeed
 from .._io.system import DARWIN, require
@@ -19,7 +20,7 @@ class Kctl:
     """The kernel control of this Mac."""
 
     name: ClassVar[str] = "kctl"
-    verify: bool | None = None
+    verify: bool | None = attrs.field(default=None, validator=check_flag_or_none)
     """Prove the layout with own loopback flows: always, never, or (`None`) on kernels newer than known."""
 
     def open(self, options: MonitorOptions) -> Feed:

@@ -109,14 +109,14 @@ def choices() -> str:
 
 def parse(text: str) -> tuple[Row, str]:
     """The row of a name, and what follows the colon; a UsageError lists the names that are."""
-    name, colon, rest = text.partition(":")
+    name, colon, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     for row in ROWS:
         if row.name == name and (bool(rest) if row.takes else not colon):
             return row, rest
     raise UsageError(f"backend: {text!r} is none of {choices()}")
 
 
-def named(text: str, *, kernel: str | None = None, netns: Sequence[Namespace] = ()) -> Backend:
+def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[Namespace] = ()) -> Backend:
     """The backend of a name, as the command line takes it.
 
     Args:
@@ -129,9 +129,10 @@ def named(text: str, *, kernel: str | None = None, netns: Sequence[Namespace] = 
         BackendUnavailableError: ``auto``, and there is none for this operating system.
     """
     row, rest = parse(text)
-    if netns and not row.namespaces:
+    namespaces: tuple[Any, ...] = tuple(netns) if isinstance(netns, (list, tuple)) else (netns,)
+    if namespaces and not row.namespaces:
         raise UsageError(f"netns: backend {row.name} has no network namespaces")
-    return row.make(Given(rest=rest, kernel=kernel, netns=tuple(netns)))
+    return row.make(Given(rest=rest, kernel=kernel, netns=namespaces))
 
 
 def checked(backend: Any) -> Backend:

@@ -8,16 +8,21 @@ from typing import Any, BinaryIO, ClassVar, Union
 
 import attrs
 
+from .._checks import check_path, check_timebase, positive
 from .._contract import Feed
 from .._errors import UsageError
 from .._options import MonitorOptions
+from ._kernels import check_kernel
 
 __all__ = ["Replay"]
 
 
-def _speed(_instance: object, _attribute: Any, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise UsageError(f"speed: {value!r} is not a positive number")
+def _sources(_instance: object, _attribute: Any, value: Any) -> None:
+    sources = value if isinstance(value, (list, tuple)) else (value,)
+    if not sources:
+        raise UsageError("recording: no file is given")
+    for source in sources:
+        check_path("recording", source, "rb")
 
 
 @attrs.frozen
@@ -25,13 +30,15 @@ class Replay:
     """A recording of either protocol, in any of the formats of `nstat_async.recording`."""
 
     name: ClassVar[str] = "replay"
-    source: Union[str, os.PathLike[str], BinaryIO, Sequence[Union[str, os.PathLike[str], BinaryIO]]]
+    source: Union[str, os.PathLike[str], BinaryIO, Sequence[Union[str, os.PathLike[str], BinaryIO]]] = attrs.field(
+        validator=_sources
+    )
     """A path, ``"-"`` for standard input, or an open binary file; or several, the parts of one recording in order."""
-    kernel: str | None = None
+    kernel: str | None = attrs.field(default=None, validator=check_kernel)
     """The kernel's version, for recordings that do not carry it."""
-    speed: float | None = attrs.field(default=None, validator=_speed)
+    speed: float | None = attrs.field(default=None, validator=positive(optional=True))
     """1 plays as recorded; `None` as fast as possible."""
-    timebase: tuple[int, int] | None = None
+    timebase: tuple[int, int] | None = attrs.field(default=None, validator=check_timebase)
     """The kernel's timebase, for recordings that do not carry it."""
 
     def open(self, options: MonitorOptions) -> Feed:

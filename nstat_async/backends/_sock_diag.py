@@ -21,7 +21,9 @@ Namespace = Union[str, int, None]
 def _namespaces(value: Any) -> tuple[Namespace, ...]:
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     for item in items:
-        if item is not None and (isinstance(item, bool) or not isinstance(item, (str, int))):
+        number = type(item) is int and 0 < item < 1 << 31
+        text = isinstance(item, str) and item and "\0" not in item
+        if item is not None and not number and not text:
             raise UsageError(f"netns: {item!r} is neither a name, a path nor a pid")
     if not items:
         raise UsageError("netns: at least one is needed")

@@ -11,7 +11,8 @@ from .._events import AnyEvent, EventsLost, LossCause
 from .._model import Provider
 from .._options import MonitorOptions
 from ._decoder import Decoder, Listener
-from ._sources import SourceTable, Terms
+from ._source import Terms
+from ._sources import SourceTable
 from ._translate import Translator
 
 __all__ = ["Client"]

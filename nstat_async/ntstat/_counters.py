@@ -4,26 +4,27 @@
 `None` for the user. Round-trip times are scaled integers: 1/32 ms for average and
 minimum, 1/16 ms for the variance; 0 is "no sample" (``nstat_tcp_counts``, ``tcp_timer.h``).
 
-Since xnu-4570 the structure has one form, and a session keeps its 112 bytes: a third of
-the memory of the numbers, and unchanged counters are found by one comparison. Those of
-older releases are brought into the same order as numbers.
+A session keeps the structure as bytes: a third of the memory of the numbers, and unchanged
+counters are found by one comparison. Since xnu-4570 it has one form, whose fields are read
+where they are; those of older releases are brought into the same order as numbers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol, Union
+from typing import Any, ClassVar, Union
+
+import attrs
 
 from .._model import COUNTS_FIELDS, Counts, MediumCounts, Provider
-from ._layouts import Layout, compile_format, layout
+from ._layouts import Layout, Reader, compile_format, layout
 from ._tables import MEDIA, NEWEST, STRUCTS
 
 __all__ = [
     "COUNTS_CLASSES",
-    "PACKED",
     "PACKED_CLASSES",
     "ConnectionCounts",
-    "CountsMaker",
     "Raw",
     "SubflowCounts",
     "TcpCounts",
@@ -32,59 +33,39 @@ __all__ = [
     "advance",
     "counts_unpacker",
     "detailed_values",
+    "growing_reader",
     "has_grown",
     "has_grown_whole",
     "make_counts",
-    "packed_has_grown",
-    "raw_values",
-    "set_values",
-    "unpacked",
 ]
 
 Values = tuple[Any, ...]
 """Raw counters in the order of `COUNTS_FIELDS`; `None` where the release has no field."""
 Raw = Union[bytes, Values]
-"""Counters as a session keeps them: ``nstat_counts`` itself where it has the canonical
-form (`PACKED`, since xnu-4570), which takes a third of the memory; else `Values`."""
+"""Counters as a session keeps them: ``nstat_counts`` as sent; numbers where they come from details, or had to be corrected."""
 
 _OUR_NAMES = {row[0]: name for row, name in zip(STRUCTS["nstat_counts"][1], COUNTS_FIELDS, strict=True)}
 """Names in the kernel's header to ours: its rows are in the order of `COUNTS_FIELDS`."""
 _CODEC = layout(NEWEST)["nstat_counts"]
-PACKED = compile_format(_CODEC.fields)
-"""``nstat_counts`` since xnu-4570: the fields in the order of `COUNTS_FIELDS`."""
+_unpack = compile_format(_CODEC.fields).unpack
+_raw_values: Callable[[Counts], Any] = Counts.__dict__["_values"].__get__
+_set_values: Callable[[Counts, Any], None] = Counts.__dict__["_values"].__set__
 
 
-class CountsMaker(Protocol):
-    """Who knows which classes of counters a provider has."""
-
-    counts_class: type[Counts]
-    packed_class: type[Counts]
-
-
-def unpacked(raw: Raw) -> Values:
-    """The counters as numbers."""
-    return PACKED.unpack(raw) if isinstance(raw, bytes) else raw
-
-
-raw_values: Callable[[Counts], Any] = Counts.__dict__["_values"].__get__
-"""(counts): what `make_counts` put into them."""
-set_values: Callable[[Counts, Any], None] = Counts.__dict__["_values"].__set__
-"""(counts, raw values): fills a `Counts` made by `object.__new__`, past its keyword constructor."""
+def _numbers(counts: Counts) -> Values:
+    raw: Raw = _raw_values(counts)
+    return _unpack(raw) if isinstance(raw, bytes) else raw
 
 
 def _scaled(position: int, divisor: int, doc: str | None) -> Any:
     def read(self: Counts) -> int | None:
         # Without a sample the average is 0; the variance then has its initial value, which means nothing.
-        values = unpacked(raw_values(self))
+        values = _numbers(self)
         raw = values[position]
         return raw * 1000 // divisor if raw and values[16] else None
 
     read.__doc__ = doc
     return property(read)
-
-
-def _unknown(doc: str | None) -> Any:
-    return property(lambda self: None, doc=doc)  # noqa: ARG005
 
 
 class TcpCounts(Counts):
@@ -97,51 +78,42 @@ class TcpCounts(Counts):
     var_rtt_us = _scaled(17, 16, Counts.var_rtt_us.__doc__)
 
     def _translated(self) -> tuple[int | None, ...]:
-        return (*unpacked(raw_values(self))[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
+        return (*_numbers(self)[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
 
 
-class UdpCounts(Counts):
+class _PartlyCounted(Counts):
+    """Counters of a source of which the kernel counts the first few: the rest is `None`."""
+
+    __slots__ = ()
+    _counted: ClassVar[int] = 0
+
+    def __init_subclass__(cls) -> None:
+        for name in COUNTS_FIELDS[cls._counted :]:
+            setattr(cls, name, property(lambda self: None, doc=getattr(Counts, name).__doc__))  # noqa: ARG005
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return (*_numbers(self)[: self._counted], *(None,) * (len(COUNTS_FIELDS) - self._counted))
+
+
+class UdpCounts(_PartlyCounted):
     """Counters of a UDP source: no duplicates, no retransmissions, no round trips."""
 
     __slots__ = ()
-
-    rx_duplicate_bytes = _unknown(Counts.rx_duplicate_bytes.__doc__)
-    rx_out_of_order_bytes = _unknown(Counts.rx_out_of_order_bytes.__doc__)
-    tx_retransmitted_bytes = _unknown(Counts.tx_retransmitted_bytes.__doc__)
-    connect_attempts = _unknown(Counts.connect_attempts.__doc__)
-    connect_successes = _unknown(Counts.connect_successes.__doc__)
-    min_rtt_us = _unknown(Counts.min_rtt_us.__doc__)
-    avg_rtt_us = _unknown(Counts.avg_rtt_us.__doc__)
-    var_rtt_us = _unknown(Counts.var_rtt_us.__doc__)
-
-    def _translated(self) -> tuple[int | None, ...]:
-        return (*unpacked(raw_values(self))[:10], *(None,) * 8)
+    _counted = 10
 
 
-class SubflowCounts(UdpCounts):
+class SubflowCounts(_PartlyCounted):
     """Counters of a UDP subflow: the kernel does not split them by medium."""
 
     __slots__ = ()
-
-    def _translated(self) -> tuple[int | None, ...]:
-        return (*unpacked(raw_values(self))[:4], *(None,) * 14)
+    _counted = 4
 
 
-for _name in COUNTS_FIELDS[4:10]:
-    setattr(SubflowCounts, _name, _unknown(getattr(Counts, _name).__doc__))
-
-
-class ConnectionCounts(Counts):
+class ConnectionCounts(_PartlyCounted):
     """A connection of the network framework carries nothing itself: all is `None`."""
 
     __slots__ = ()
 
-    def _translated(self) -> tuple[int | None, ...]:
-        return (None,) * len(COUNTS_FIELDS)
-
-
-for _name in COUNTS_FIELDS:
-    setattr(ConnectionCounts, _name, _unknown(getattr(Counts, _name).__doc__))
 
 COUNTS_CLASSES: dict[Provider, type[Counts]] = {
     Provider.UDP: UdpCounts,
@@ -162,41 +134,36 @@ def _packed_field(position: int, doc: str | None) -> Any:
 
 
 def _packed(cls: type[Counts], known: int) -> type[Counts]:
-    """The same counters around `PACKED` bytes: their first `known` fields are read from there."""
+    """The same counters around the bytes of ``nstat_counts``: their first `known` fields are read from there."""
     members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
     members["media"] = property(lambda self: (), doc=Counts.media.__doc__)  # noqa: ARG005
+    packed = type("Packed" + cls.__name__, (cls,), members)
     for position, name in enumerate(COUNTS_FIELDS[:known]):
-        members[name] = _packed_field(position, getattr(Counts, name).__doc__)
-    return type("Packed" + cls.__name__, (cls,), members)
+        setattr(packed, name, _packed_field(position, getattr(Counts, name).__doc__))
+    return packed
 
 
-PACKED_CLASSES = {
-    TcpCounts: _packed(TcpCounts, 15),
-    UdpCounts: _packed(UdpCounts, 10),
-    SubflowCounts: _packed(SubflowCounts, 4),
-    ConnectionCounts: _packed(ConnectionCounts, 0),
-}
+PACKED_CLASSES: dict[type[Counts], type[Counts]] = {TcpCounts: _packed(TcpCounts, 15)}
+for _cls in (UdpCounts, SubflowCounts, ConnectionCounts):
+    PACKED_CLASSES[_cls] = _packed(_cls, _cls._counted)  # noqa: SLF001  # of this module
 
 _new = object.__new__
 
 
-def make_counts(maker: CountsMaker, raw: Raw) -> Counts:
-    """The counters of this reader's provider, without the keyword constructor of `Counts`."""
-    counts = _new(maker.packed_class if isinstance(raw, bytes) else maker.counts_class)
-    set_values(counts, raw)
+def make_counts(cls: type[Counts], raw: Raw) -> Counts:
+    """Counters of this class around their raw form, without the keyword constructor of `Counts`."""
+    counts = _new(cls)
+    _set_values(counts, raw)
     return counts
 
 
-def counts_unpacker(layout: Layout) -> tuple[int, Callable[[bytes], Values] | None]:
-    """How ``nstat_counts`` of a layout becomes `Raw`.
-
-    Returns:
-        Its size, and the function that makes `Values` of its bytes (`None`: they are `PACKED`).
-    """
+@functools.cache
+def counts_unpacker(layout: Layout) -> tuple[Callable[[bytes], Values], bool]:
+    """What makes `Values` of the bytes of ``nstat_counts`` in a layout; True if they have the form since xnu-4570."""
     codec = layout["nstat_counts"]
     order = [COUNTS_FIELDS.index(_OUR_NAMES[field.name]) for field in codec.fields]
     if order == list(range(18)):
-        return codec.size, None
+        return _unpack, True
     unpack = compile_format(codec.fields).unpack_from
 
     def arrange(raw: bytes) -> Values:
@@ -205,7 +172,15 @@ def counts_unpacker(layout: Layout) -> tuple[int, Callable[[bytes], Values] | No
             values[position] = value
         return tuple(values)
 
-    return codec.size, arrange
+    return arrange, False
+
+
+def growing_reader(layout: Layout) -> Reader:
+    """Reads what tells that counters have simply grown: packets and bytes, and the three that wrap as one piece."""
+    fields = layout["nstat_counts"].by_name
+    wrapping = fields["nstat_rxduplicatebytes"]
+    totals = [fields[f"nstat_{name}"] for name in ("rxpackets", "rxbytes", "txpackets", "txbytes")]
+    return compile_format([*totals, attrs.evolve(wrapping, size=12, format="12s")]).unpack_from
 
 
 def detailed_values(fields: dict[str, Any]) -> Values:
@@ -243,28 +218,9 @@ def detailed_values(fields: dict[str, Any]) -> Values:
     )
 
 
-_GROWING = _CODEC.reader(
-    "nstat_rxpackets",
-    "nstat_rxbytes",
-    "nstat_txpackets",
-    "nstat_txbytes",
-    "nstat_rxduplicatebytes",
-    "nstat_rxoutoforderbytes",
-    "nstat_txretransmit",
-)
-"""Of packed counters those whose growth is checked: packets, bytes, and the three that wrap."""
-
-
 def has_grown(new: Values, old: Values) -> bool:
     """True when no counter of a kernel's source is less than before."""
     return all(new[p] >= old[p] for p in (0, 1, 2, 3, 10, 11, 12))
-
-
-def packed_has_grown(new: bytes, old: bytes) -> bool:
-    """The same for packed counters: a loop would take three times as long."""
-    a, b, c, d, e, f, g = _GROWING(new, 0)
-    h, i, j, k, m, n, o = _GROWING(old, 0)
-    return bool(b >= i and d >= k and a >= h and c >= j and e >= m and f >= n and g >= o)
 
 
 def has_grown_whole(new: Values, old: Values) -> bool:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Union
 
 from .._errors import ProtocolError
-from .._events import AnyEvent, EventsLost, LossCause, SystemInfo, Unrecognized
-from ._constants import MESSAGE_NAMES, NO_FLOWS, MessageType
-from ._counters import Raw, Values, counts_unpacker, detailed_values, unpacked
+from .._events import UPDATE_SLOTS, AnyEvent, EventsLost, FlowUpdated, LossCause, SystemInfo, Unrecognized
+from ._constants import HEADER_SIZE, MESSAGE_NAMES, NO_FLOWS, MessageType
+from ._counters import Raw, Values, counts_unpacker, detailed_values, growing_reader
 from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
+from ._layouts import compile_format
 from ._messages import are_items
 from ._sources import SourceTable
 from ._translate import decode_sysinfo
@@ -84,8 +85,8 @@ class Decoder:
 
     def _compile(self) -> None:
         layout = self.kernel.layout
-        self._arrange = counts_unpacker(layout)[1]
-        self._sizes: dict[int, int] = {}
+        self._unpack_counts = counts_unpacker(layout)[0]
+        self._sizes: dict[int, int] = {MessageType.SUCCESS: HEADER_SIZE}
         self._readers: dict[int, Callable[[bytes, int], tuple[Any, ...]]] = {}
         self._handlers: dict[int, Callable[[bytes, Frame], None]] = {MessageType.SUCCESS: self._on_success}
         for kinds, name, fields, handler in (
@@ -115,16 +116,13 @@ class Decoder:
                 self._sizes[kind] = codec.size
                 self._readers[kind] = codec.reader(*fields)
                 self._handlers[kind] = handler
-        self._hot = (
-            HEADER.unpack_from,
-            self.table.count,
-            self.table.update,
-            self._readers[_COUNTS],
-            self._readers.get(_UPDATE, self._readers[_COUNTS]),
-            self._sizes[_COUNTS],
-            self._sizes.get(_UPDATE, 0),
-        )
-        """What `decode` needs for reports; without updates nothing goes the direct way."""
+        codec = layout["nstat_msg_src_counts"]
+        report = [*layout["nstat_msg_hdr"].fields, codec.by_name["srcref"], codec.by_name["counts"]]
+        growing: Any = growing_reader(layout)
+        sizes = (codec.size, self._sizes.get(_UPDATE, 0))
+        sources = self.table.sources
+        self._hot = (compile_format(report).unpack_from, growing, *sizes, sources, sources.get, *UPDATE_SLOTS)
+        """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
 
     @property
     def statistics(self) -> dict[str, int]:
@@ -141,8 +139,8 @@ class Decoder:
     def decode(self, datagrams: Sequence[bytes], begin: int = 0) -> int:
         """Take in datagrams from `begin` on, up to and with the first that leaves something to `settle`.
 
-        Most datagrams are answers to polls: nothing but updates, or counts, of known
-        sources. They go by here without a call but that of the table.
+        Most datagrams are answers to polls: nothing but updates, or counts, of known sources that grew or did not.
+        They go by here without a call but that for the event; all other messages have their handlers.
 
         Returns:
             Where to go on.
@@ -150,37 +148,64 @@ class Decoder:
         Raises:
             ProtocolError: Only with `strict`.
         """
-        header, counted, updated, read_counts, read_update, shortest_counts, shortest_update = self._hot
-        sources, arrange, client = self.table.sources, self._arrange, self.client
-        is_direct = shortest_update and self.observer is None
+        read, growing, shortest, update_size, sources, find, new, set_time, set_flow, set_report = self._hot
+        table, emit, every = self.table, self.table.emit, self.table.every_update
+        time, time_ns, serial = table.time, table.time_ns, table.poll_serial
+        is_direct = self._has_lengths and self.observer is None
         self.to_settle = False
         for index in range(begin, len(datagrams)):
             data = datagrams[index]
             size = len(data)
             self.datagrams += 1
             self.bytes += size
-            at, count, known, asked = 0, 0, len(sources), False
-            while is_direct and size - at >= shortest_counts:
-                context, kind, length, flags = header(data, at)
+            at, count, fresh, known, asked = 0, 0, 0, len(sources), False
+            last = size - shortest if is_direct else -1
+            while at <= last:
+                context, kind, length, flags, ref, raw = read(data, at)
                 end = at + length
                 if end > size:
                     break
-                if kind == _UPDATE and length >= shortest_update:
-                    ref, raw, provider = read_update(data, at)
-                    if arrange is not None:
-                        raw = arrange(raw)
-                    updated(ref, provider, raw, data, at + shortest_update, end, flags)
-                elif kind == _COUNTS and length >= shortest_counts:
-                    ref, raw = read_counts(data, at)
-                    counted(ref, raw if arrange is None else arrange(raw), flags, solicited=True)
-                else:
+                source: Any = find(ref)
+                plain = source is not None and source.is_plain and not flags
+                if kind == _UPDATE:
+                    payload = at + update_size
+                    if plain:
+                        reader = source.reader
+                        plain = source.span == end - payload and source.identity == hash(reader.identity(data, payload))
+                elif kind != _COUNTS or length < shortest:
                     break
+                if plain:
+                    before = source.raw
+                    if raw != before or every:
+                        a, b, c, d, wrapping = growing(raw)
+                        e, f, g, h, wrapped = growing(before)
+                        plain = b >= f and d >= h and a >= e and c >= g and wrapping == wrapped
+                        if plain:
+                            source.raw = raw
+                            if kind == _UPDATE:
+                                report = (reader, data, payload, end, end, time_ns, raw, before)
+                            else:
+                                report = source.take_report(before)
+                            event = new(FlowUpdated)
+                            set_time(event, time)
+                            set_flow(event, source.flow)
+                            set_report(event, report)
+                            emit(event)
+                if not plain:
+                    if length < self._sizes[kind]:
+                        break
+                    self._handlers[kind](data, (kind, 0, flags, at, end))
+                elif source.seen != serial:
+                    source.seen = serial
+                    fresh += 1
                 if context:
-                    client.answered(context, ref)
+                    self.client.answered(context, ref)
                     asked = True
                 at = end
                 count += 1
-            self._people["messages"] += count
+            if count:
+                self._people["messages"] += count
+                table.poll_seen += fresh
             if at != size or not size:
                 self._decode_rest(data, at)
                 asked = True
@@ -191,22 +216,30 @@ class Decoder:
 
     def _decode_rest(self, data: bytes, begin: int) -> None:
         """Everything else, message by message."""
+        if self._has_lengths and len(data) - begin >= HEADER_SIZE:
+            context, kind, length, flags = HEADER.unpack_from(data, begin)
+            if begin + length == len(data):  # the last one, and mostly the only one
+                self._handle(data, (kind, context, flags, begin, len(data)))
+                return
         frames, defect = split(data, has_lengths=self._has_lengths, begin=begin)
         for frame in frames:
-            kind = frame[0]
-            handler = self._handlers.get(kind)
-            if handler is None:
-                self._people["unrecognized"] += 1
-                self.emit(Unrecognized(self.table.time, kind, data[frame[3] : frame[4]]))
-            elif frame[4] - frame[3] < self._sizes.get(kind, 0):
-                name = MESSAGE_NAMES.get(kind, str(kind))
-                reason = f"{name} of {frame[4] - frame[3]} bytes is shorter than its structure"
-                self._report_broken(data, Defect(reason, frame[3], frame[4]))
-            else:
-                handler(data, frame)
-        self._people["messages"] += len(frames)
+            self._handle(data, frame)
         if defect is not None and not defect.harmless:
             self._report_broken(data, defect)
+
+    def _handle(self, data: bytes, frame: Frame) -> None:
+        self._people["messages"] += 1
+        kind, _, _, begin, end = frame
+        handler = self._handlers.get(kind)
+        if handler is None:
+            self._people["unrecognized"] += 1
+            self.emit(Unrecognized(self.table.time, kind, data[begin:end]))
+        elif end - begin < self._sizes[kind]:
+            name = MESSAGE_NAMES.get(kind, str(kind))
+            reason = f"{name} of {end - begin} bytes is shorter than its structure"
+            self._report_broken(data, Defect(reason, begin, end))
+        else:
+            handler(data, frame)
 
     def _report_broken(self, data: bytes, defect: Defect) -> None:
         self._people["malformed"] += 1
@@ -250,10 +283,9 @@ class Decoder:
     def _on_counts(self, data: bytes, frame: Frame) -> None:
         kind, context, flags, begin, _ = frame
         ref, counts = self._readers[kind](data, begin)
-        raw = counts if self._arrange is None else self._arrange(counts)
-        self.table.count(ref, raw, flags, solicited=context != 0 or self._has_lengths)
+        self.table.count(ref, counts, flags, solicited=context != 0 or self._has_lengths)
         if self.observer is not None:
-            self.observer(ref, None, unpacked(raw), b"")
+            self.observer(ref, None, self._unpack_counts(counts), b"")
         if context:
             self.client.answered(context, ref)
 
@@ -263,16 +295,16 @@ class Decoder:
         ref, counts, provider = self._readers[kind](data, begin)
         raw: Raw | None
         if kind < MessageType.SRC_DETAILS:
-            raw = counts if self._arrange is None else self._arrange(counts)
+            raw = counts
         elif self.kernel.provider(provider)[0] in NO_FLOWS:
             raw = None  # routes and interfaces have no details: the kernel sends zeros
         else:
             raw = detailed_values(self.kernel.layout["nstat_detailed_counts"].decode(counts))
         payload = begin + self._sizes[kind]
         stop = end if kind in _PLAIN else self._items_begin(provider, data, payload, end)
-        self.table.update(ref, provider, raw, data, payload, stop, flags, data[stop:end])
+        self.table.update(ref, provider, raw, data, payload, stop, end, flags)
         if self.observer is not None and kind == _UPDATE:
-            self.observer(ref, provider, unpacked(raw), data[payload:end])  # type: ignore[arg-type]  # of an update
+            self.observer(ref, provider, self._unpack_counts(counts), data[payload:end])
         if context:
             self.client.answered(context, ref)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-import attrs
-
+from .._events import Report
 from .._model import (
     Counts,
     Details,
@@ -24,12 +23,12 @@ from .._model import (
     TcpState,
 )
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, NO_FLOWS, TCP_STATES, Extension, InterfaceProperty
-from ._counters import COUNTS_CLASSES, PACKED_CLASSES, TcpCounts
+from ._counters import COUNTS_CLASSES, PACKED_CLASSES, Raw, TcpCounts, Values, counts_unpacker, make_counts
 from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
 from ._messages import split_items
 from ._translate import Translator, decode_peer, decode_text, decode_uuid
 
-__all__ = ["DescriptorReader", "RawDetails", "domain_codec"]
+__all__ = ["DescriptorReader", "domain_codec"]
 
 _IDENTITY = frozenset({
     "upid", "eupid", "start_timestamp", "ifindex", "state", "traffic_class", "pid", "epid", "local", "remote", "pname",
@@ -44,23 +43,6 @@ _LONGEST_AGE_NS = 100 * 365 * 86_400 * 1_000_000_000
 """A flow that is said to be older has a creation time that means nothing."""
 _FIRST_DOMAIN = layout(9)["nstat_domain_info"]
 _MEDIUM = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
-
-
-@attrs.define(eq=False, weakref_slot=False)
-class RawDetails:
-    """The volatile part of a report, opened when somebody looks.
-
-    Made for every report: not frozen, because that alone would double its price.
-    """
-
-    reader: DescriptorReader
-    descriptor: bytes
-    items: bytes
-    time_ns: int
-
-    def details(self) -> Details:
-        """Decode."""
-        return self.reader.details(self.descriptor, self.items, self.time_ns)
 
 
 class DescriptorReader:
@@ -97,24 +79,27 @@ class DescriptorReader:
         self.doubtful = doubtful
         self.trusted = size if trusted is None else min(trusted, size)
         """Descriptor bytes that are read."""
-        self.counts_class = COUNTS_CLASSES.get(provider, TcpCounts)
-        """Class of this provider's counters."""
-        self.packed_class = PACKED_CLASSES[self.counts_class]
-        """The same for counters kept as the kernel's bytes."""
+        self._counts_class = COUNTS_CLASSES.get(provider, TcpCounts)
+        self._packed_class = PACKED_CLASSES[self._counts_class]
+        self._unpack, self._packed = counts_unpacker(translator.kernel.layout)
         self.is_flow = provider not in NO_FLOWS
         """False for routes and interfaces, which have events of their own."""
         self.self_reported = bool(userland) or provider is Provider.UNKNOWN
         """True if a process may write any numbers."""
-        self.growing_class = None if self.self_reported else self.packed_class
-        """`packed_class` where the kernel counts: there, growth of the main counters is enough to believe the rest."""
         self._tells_interface = provider is Provider.CONNECTION or (codec is not None and "ifindex" in codec)
         self._has_roles = translator.kernel.tells_roles and provider is Provider.TCP and not userland
         self.identity: Reader = compile_format(self._identity_pieces()).unpack_from
         """(data, offset) to the bytes that make the flow's identity, and few others."""
 
-    def made(self, counts: Counts) -> bool:
-        """True if these counters are of this provider's classes."""
-        return counts.__class__ is self.packed_class or counts.__class__ is self.counts_class
+    def counts(self, raw: Raw) -> Counts:
+        """The counters of this provider."""
+        if raw.__class__ is bytes and self._packed:
+            return make_counts(self._packed_class, raw)
+        return make_counts(self._counts_class, self.unpack(raw))
+
+    def unpack(self, raw: Raw) -> Values:
+        """Counters as numbers."""
+        return self._unpack(raw) if isinstance(raw, bytes) else raw
 
     def _identity_pieces(self) -> list[Field]:
         """The identity's fields, neighbours joined: the fewer pieces, the quicker they are cut out."""
@@ -251,12 +236,14 @@ class DescriptorReader:
             return Direction.INBOUND
         return Direction.OUTBOUND
 
-    def details(self, descriptor: bytes, items: bytes, time_ns: int) -> Details:
-        """The samples of a report."""
-        fields = self.fields(descriptor, 0, len(descriptor))
+    def details(self, report: Report) -> Details | None:
+        """The samples of a report; `None` when there was none but of counters."""
+        _, data, at, end, items_end, time_ns, _, _ = report
+        if time_ns < 0:
+            return None
+        fields = self.fields(data, at, end)
         get = fields.get
         start, bits = get("activity_bitmap.start"), get("activity_bitmap.bitmap")
-        known = self.trusted
         values: dict[str, Any] = {
             "congestion_control": decode_text(get("cc_algo") or b""),
             "congestion_window": get("txcwindow"),
@@ -273,10 +260,10 @@ class DescriptorReader:
             "activity_started_s": start or None,
             "activity": bits[0] | bits[1] << 64 if start and bits is not None else None,
             "sampled_at_ns": time_ns,
-            "undecoded": descriptor[known:],
+            "undecoded": data[at + self.trusted : end],
         }
-        if items:
-            values.update(self._items(items))
+        if items_end > end:
+            values.update(self._items(data[end:items_end]))
         return Details(**values)
 
     def _items(self, data: bytes) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ._constants import DarwinErrno, FilterFlag, HeaderFlag, MessageType
 from ._framer import request_frame
 from ._kernels import Kernel
 from ._messages import AddAllSources, AddSource, Message, QuerySource, RemoveSource, SetFilter, decode_message
-from ._sources import Phase, Terms
+from ._source import Phase, Terms
 from ._translate import Translator
 
 __all__ = ["MAX_CONTEXTS", "Follower"]

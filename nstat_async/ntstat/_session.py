@@ -524,7 +524,7 @@ class Session:
         partners, fresh, vanished = pair(old.table.sources.values(), table.sources.values())
         for partner, source in partners:
             if carry_on(partner, source) and source.flow is not None:
-                table.announce_update(source, partner.counts)
+                table.announce_update(source, partner.told)
         for source in vanished:
             old.table.remove(source, RemovalReason.GONE)
         for source in fresh:

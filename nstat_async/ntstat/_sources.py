@@ -3,8 +3,8 @@
 Operations and their cost:
 
 - a report of a known source whose flow and counters did not change: one hash of
-  the descriptor's identity and two comparisons;
-- a report with new counters: one `Counts`, one event;
+  the descriptor's identity and two comparisons (`Decoder.decode` makes them);
+- a report with new counters: one event, which keeps them as sent;
 - a report with a new description: a new `Flow` (ten microseconds);
 - memory: one `Source`, its `Flow` and its last counters as the kernel's bytes, about
   1 KiB; owners and interfaces are shared. Sources leave with their removal or when
@@ -21,108 +21,31 @@ counts is followed by `EventsLost`.
 
 from __future__ import annotations
 
-import enum
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import attrs
 
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
-from .._model import Counts, Direction, Flow, Process, TcpState
+from .._model import COUNTS_FIELDS, Counts, Direction, Flow, Process, TcpState
 from ._constants import HeaderFlag
-from ._counters import (
-    Raw,
-    advance,
-    has_grown,
-    has_grown_whole,
-    make_counts,
-    packed_has_grown,
-    raw_values,
-    set_values,
-    unpacked,
-)
-from ._descriptors import DescriptorReader, RawDetails
+from ._counters import Raw, advance, has_grown, has_grown_whole
+from ._descriptors import DescriptorReader
 from ._layouts import StructCodec
 from ._others import other_event
 from ._readers import Readers
 from ._references import References
+from ._source import Phase, Source, Terms
 from ._translate import Translator
 
-__all__ = ["MAX_SOURCES", "Phase", "Source", "SourceTable", "Terms"]
+__all__ = ["MAX_SOURCES", "SourceTable"]
 
 MAX_SOURCES = 262_144
 """Open sources of one control socket that are kept; more than any Mac has file descriptors (``kern.maxfiles``)."""
 
 _CLOSING = int(HeaderFlag.CLOSING)
 _UNKNOWN_COUNTS = Counts()
-
-_new = object.__new__
-
-
-class Phase(enum.Enum):
-    """How far the view of a control socket's sources has come: what one that is new to us is."""
-
-    LISTING = "listing"
-    """The kernel lists what exists: what it announces now was there before."""
-    BASELINE = "baseline"
-    """Listed, and the first poll is not over: what only a poll reports was there before."""
-    LIVE = "live"
-    """What is new to us is new."""
-
-
-@attrs.frozen
-class Terms:
-    """What a client asked the kernel for, as far as it says what silence means."""
-
-    suppressed: bool = False
-    """Announcements are suppressed: sources become known by polls alone."""
-    counts_references: bool = False
-    """Every reference number from the first on is known to mean a source."""
-    filtered: bool | None = None
-    """A filter hides sources or holds reports back: absence proves nothing. `None`: not known."""
-    quiet: bool = False
-    """Sources without traffic are hidden: a removal without a report is no loss."""
-
-
-@attrs.define(eq=False, weakref_slot=False)
-class Source:
-    """One source of the kernel."""
-
-    ref: int
-    id: str
-    reader: DescriptorReader
-    provider_id: int | None
-    preexisting: bool
-    span: int = -1
-    """Length of the descriptor that `reader` was chosen for; -1: it is to be chosen at the next description."""
-    flow: Flow | None = None
-    identity: int | bytes | None = None
-    """Hash of the descriptor's part that makes `flow`; the whole descriptor of routes and interfaces, which have none."""
-    raw: Raw | None = None
-    """Counters as last sent."""
-    counts: Counts | None = None
-    """Counters as last reported: never below earlier ones."""
-    adjusted: bool = False
-    """`counts` are not simply `raw`."""
-    raw_details: RawDetails | None = None
-    reported: bool = False
-    """FlowAdded was emitted."""
-    closing: bool = False
-    """The final counters came."""
-    unsolicited: int = 0
-    """Old kernels: 1 after unsolicited counts, 2 after the description that follows: a goodbye."""
-    seen: int = 0
-    """Serial number of the last poll that reported it."""
-    born: int = 0
-    """Serial number of the last poll that had begun when it was announced."""
-    announced_ns: int | None = None
-    """When SRC_ADDED came."""
-    start_ticks: int | None = None
-    """Creation of the socket on the kernel's clock: recognises the same socket on another control socket."""
-
-    @property
-    def is_final(self) -> bool:
-        """True if its counters are its very last."""
-        return self.counts is not None and (self.closing or self.unsolicited == 2)
+_UNKNOWN = (None,) * len(COUNTS_FIELDS)
 
 
 class SourceTable:
@@ -168,7 +91,7 @@ class SourceTable:
         names = ("sources_seen", "flows_added", "flows_removed")
         more = ("unknown_lengths", "unknown_references", "counters_adjusted")
         self.statistics = dict.fromkeys((*names, *more), 0)
-        self.listening: dict[int, int] = {}
+        self.listening: Counter[int] = Counter()
         """Local ports to listeners there: kernels that do not tell the direction are understood by it."""
         self._nobody = self.kernel.layout.all_sources
         self._serial = 0
@@ -209,8 +132,7 @@ class SourceTable:
             self._merge_counts(source, raw)
             self._report_other(source, removed=False)
             return
-        previous = source.counts
-        had_raw = source.raw is not None
+        previous = source.told
         changed = raw != source.raw and self._merge_counts(source, raw)
         if flags & _CLOSING:
             source.closing = True
@@ -221,8 +143,9 @@ class SourceTable:
                 self.announce_update(source, previous)
         # The description usually follows; a second reading without one means
         # that nobody asks for it, and then the flow is reported as it is.
-        elif had_raw and source.flow is None and not flags & _CLOSING:
+        elif previous is not None and source.flow is None and not flags & _CLOSING:
             self._announce(source)
+        self._look_at(source)
 
     def describe(self, ref: int, provider_id: int, data: bytes, at: int, end: int, flags: int) -> None:
         """SRC_DESC."""
@@ -243,23 +166,15 @@ class SourceTable:
                 self._report_other(source, removed=False)
             return
         identity = hash(reader.identity(data, at))
-        source.raw_details = RawDetails(reader, data[at:end], b"", self.time_ns)
+        source.report = (reader, data, at, end, end, self.time_ns)
         changed = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if not source.reported:
             self._announce(source)
         elif changed and not (flags & _CLOSING or source.closing or source.unsolicited == 2):
-            self.announce_update(source, source.counts)
+            self.announce_update(source, source.told)
 
     def update(
-        self,
-        ref: int,
-        provider_id: int,
-        raw: Raw | None,
-        data: bytes,
-        at: int,
-        end: int,
-        flags: int,
-        items: bytes = b"",
+        self, ref: int, provider_id: int, raw: Raw | None, data: bytes, at: int, end: int, items_end: int, flags: int
     ) -> None:
         """SRC_UPDATE and its variants; without counters, a report that a route or an interface is there."""
         source = self.sources.get(ref)
@@ -280,28 +195,31 @@ class SourceTable:
         if raw is None:
             return  # the provider's number says that it is a route, and its length that it is none
         identity = hash(reader.identity(data, at))
-        same = identity == source.identity
-        changed = raw != source.raw
-        if same and not changed and source.reported and not self.every_update:
-            if flags & _CLOSING:
-                source.closing = True
-                source.raw_details = RawDetails(reader, data[at:end], items, self.time_ns)
-            return
-        previous = source.counts
-        if changed:
-            changed = self._merge_counts(source, raw)
-        if not same:
-            same = not self._redescribe(source, reader, identity, data, at, end)
+        previous, source.report = source.told, (reader, data, at, end, items_end, self.time_ns)
+        changed = raw != source.raw and self._merge_counts(source, raw)
+        different = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if flags & _CLOSING:
             source.closing = True
-        details = RawDetails(reader, data[at:end], items, self.time_ns)
         if not source.reported:
-            source.raw_details = details
             self._announce(source)
-        elif changed or self.every_update or (not same and not source.closing):
-            self.emit(flow_updated(self.time, source.flow, source.counts, previous, details))  # type: ignore[arg-type]
+        elif changed or self.every_update or (different and not source.closing):
+            self.announce_update(source, previous)
         if source.closing:
-            source.raw_details = details
+            source.report = (reader, data, at, end, items_end, self.time_ns)
+        else:
+            source.report = None
+        self._look_at(source)
+
+    def _look_at(self, source: Source) -> None:
+        """Find out whether the decoder may report the source's growth by itself."""
+        source.is_plain = (
+            source.reported
+            and not source.closing
+            and source.corrected is None
+            and source.raw.__class__ is bytes
+            and source.reader.is_flow
+            and not source.reader.self_reported
+        )
 
     def end(self, ref: int, flags: int) -> None:
         """SRC_REMOVED."""
@@ -399,7 +317,7 @@ class SourceTable:
             if flow is not None and flow.process in changed:
                 source.flow = attrs.evolve(flow, process=changed[flow.process])
                 if source.reported:
-                    self.announce_update(source, source.counts)
+                    self.announce_update(source, source.told)
 
     # --- making ------------------------------------------------------------
 
@@ -460,7 +378,7 @@ class SourceTable:
         if source.reported and not reader.is_flow:
             self._retract(source)
         source.reader, source.span, source.provider_id = reader, end - at, provider_id
-        source.identity = None
+        source.identity, source.is_plain = None, False
         return reader
 
     def _retract(self, source: Source) -> None:
@@ -475,32 +393,18 @@ class SourceTable:
 
     def _merge_counts(self, source: Source, raw: Raw) -> bool:
         """Remember counters that differ from the last; True if what the user sees changed."""
-        old = source.raw
-        told = source.counts
-        reader = source.reader
+        old, reader = source.raw, source.reader
         source.raw = raw
-        if (
-            told.__class__ is reader.growing_class
-            and not source.adjusted
-            and raw.__class__ is bytes
-            and packed_has_grown(raw, old)  # type: ignore[arg-type]  # bytes, in this class
-        ):
-            source.counts = counts = _new(told.__class__)
-            set_values(counts, raw)
+        if old is None:
             return True
-        if old is None or told is None:
-            source.counts = make_counts(reader, raw)
-            return True
-        if raw == old and reader.made(told):
-            return False
-        sent, last, shown = unpacked(raw), unpacked(old), unpacked(raw_values(told))
-        if not source.adjusted and (has_grown_whole if reader.self_reported else has_grown)(sent, last):
-            source.counts = make_counts(reader, raw)
-            return True
+        sent, last = reader.unpack(raw), reader.unpack(old)
+        shown = last if source.corrected is None else source.corrected
+        grown = has_grown_whole if reader.self_reported else has_grown
+        if source.corrected is None and grown(sent, last):
+            return sent != last
         values = advance(shown, last, sent)
-        source.adjusted = values != sent
-        self.statistics["counters_adjusted"] += source.adjusted
-        source.counts = make_counts(reader, values if source.adjusted else raw)
+        source.corrected = None if values == sent else values
+        self.statistics["counters_adjusted"] += values != sent
         return values != shown
 
     def _redescribe(
@@ -525,17 +429,16 @@ class SourceTable:
         if flow.direction is Direction.LISTENER or (before is not None and before.direction is Direction.LISTENER):
             self._forget_listener(before)
             self._remember_listener(flow)
-        if source.counts is not None and not reader.made(source.counts):
-            source.counts = make_counts(reader, raw_values(source.counts))
         return different
 
     # --- reporting: the only places that make events of flows -------------------
 
-    def announce_update(self, source: Source, previous: Counts | None) -> None:
-        """Report a flow's new counters or facts, as `update` does without this call."""
-        details, source.raw_details = source.raw_details, None
-        counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS
-        self.emit(flow_updated(self.time, source.flow, counts, previous, details))  # type: ignore[arg-type]
+    def announce_update(self, source: Source, previous: Raw | None) -> None:
+        """Report a flow's new counters or facts."""
+        report = source.take_report(previous)
+        if source.raw is None:
+            report = (*report[:6], _UNKNOWN, None)
+        self.emit(flow_updated(self.time, source.flow, report))  # type: ignore[arg-type]  # only what was added
 
     def _announce(self, source: Source) -> None:
         """Report a flow for the first time."""
@@ -555,19 +458,18 @@ class SourceTable:
         assert source.flow is not None
         source.reported = True
         self.statistics["flows_added"] += 1
-        self.emit(FlowAdded(self.time, source.flow, source.counts, source.preexisting, source.raw_details))
-        source.raw_details = None
+        self.emit(FlowAdded(self.time, source.flow, None, source.preexisting, source.take_report(None)))
 
     def _announce_removal(self, source: Source, reason: RemovalReason, *, final: bool) -> None:
         assert source.flow is not None
         self.statistics["flows_removed"] += 1
-        self.emit(FlowRemoved(self.time, source.flow, source.counts, final, reason, source.raw_details))
+        self.emit(FlowRemoved(self.time, source.flow, None, final, reason, source.take_report(None)))
 
     def _report_other(self, source: Source, *, removed: bool) -> None:
         """Report a route or an interface, which have events of their own."""
         descriptor = source.identity
         if isinstance(descriptor, bytes):
-            counts = source.counts if source.counts is not None else _UNKNOWN_COUNTS
+            counts = source.counts or _UNKNOWN_COUNTS
             event = other_event(self.time, source.id, source.reader, descriptor, counts, removed=removed)
             if event is not None:
                 self.emit(event)
@@ -578,9 +480,8 @@ class SourceTable:
         if flow.state is not TcpState.LISTEN or flow.local is None or not flow.local.port:
             return
         port = flow.local.port
-        known = port in self.listening
-        self.listening[port] = self.listening.get(port, 0) + 1
-        if known or flow.userland or self.kernel.tells_roles:
+        self.listening[port] += 1
+        if self.listening[port] > 1 or flow.userland or self.kernel.tells_roles:
             return
         for source in self.sources.values():
             # Polls come newest first, so connections are often read before their listener.
@@ -594,13 +495,12 @@ class SourceTable:
             ):
                 source.flow = attrs.evolve(other, direction=Direction.INBOUND)
                 if source.reported:
-                    self.announce_update(source, source.counts)
+                    self.announce_update(source, source.told)
 
     def _forget_listener(self, flow: Flow | None) -> None:
         if flow is None or flow.direction is not Direction.LISTENER or flow.local is None:
             return
-        left = self.listening.get(flow.local.port, 0) - 1
-        if left > 0:
-            self.listening[flow.local.port] = left
-        else:
-            self.listening.pop(flow.local.port, None)
+        port = flow.local.port
+        self.listening[port] -= 1
+        if self.listening[port] <= 0:
+            del self.listening[port]

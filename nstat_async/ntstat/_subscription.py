@@ -38,7 +38,7 @@ from ._requests import (
     single_request,
     subscribe_requests,
 )
-from ._sources import Phase, Source, Terms
+from ._source import Phase, Source, Terms
 from ._states import TRANSITIONS, WHEN_DONE, State, Trigger
 from ._translate import Translator
 from ._verification import PROBED_AHEAD, Question, Verification

@@ -15,8 +15,8 @@ from typing import Any
 
 import attrs
 
-from ._counters import advance, make_counts, raw_values, unpacked
-from ._sources import Source
+from ._counters import advance
+from ._source import Source
 
 __all__ = ["carry_on", "pair"]
 
@@ -90,10 +90,9 @@ def carry_on(old: Source, new: Source) -> bool:
         flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=flow.direction or before.direction
     )
     new.flow = before if merged == before else merged
-    if old.counts is None or old.raw is None or new.counts is None or new.raw is None:
-        return new.flow is not before or new.counts is not old.counts
-    sent = unpacked(new.raw)
-    values = advance(unpacked(raw_values(old.counts)), unpacked(old.raw), sent)
-    new.adjusted = values != sent
-    new.counts = make_counts(new.reader, values if new.adjusted else new.raw)
+    if old.raw is None or new.raw is None:
+        return new.flow is not before or new.raw is not old.raw
+    sent, last = new.reader.unpack(new.raw), old.reader.unpack(old.raw)
+    values = advance(last if old.corrected is None else old.corrected, last, sent)
+    new.corrected = None if values == sent else values
     return new.flow is not before or new.counts != old.counts

@@ -74,7 +74,8 @@ _DATAGRAMS = {1: NO_EXTRA, 2: NO_EXTRA, _DRAINED: DRAINED}
 _BARE = {8: b'{"type":"ChannelDrained"}', 9: b'{"type":"DeadlineReached"}'}
 """Steps that are only their name, and so frequent that they have numbers of their own."""
 _BARE_NUMBERS = {text: number for number, text in _BARE.items()}
-_LIMITS = dict.fromkeys(_DATAGRAMS, MAX_DATAGRAM) | {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
+_LIMITS = dict.fromkeys(_KINDS, MAX_DOCUMENT) | dict.fromkeys(_DATAGRAMS, MAX_DATAGRAM)
+_LIMITS |= {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
 # By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
 # There is no kind 0: zeros are what a crash leaves in a file.
 _LONGEST = [-1, -1] + [
@@ -106,7 +107,8 @@ def encode_record(place: int, record: Record) -> bytes:
         extra = {**extra, "i": index}
     if text is not None:
         extra = {**extra, "text": text}
-    check_length(payload, kind.value, _LIMITS.get(number, MAX_DOCUMENT))
+    if len(payload) > _LIMITS[number]:
+        check_length(payload, kind.value, _LIMITS[number])
     if extra is DRAINED and kind is RecordKind.FROM_KERNEL:
         number = _DRAINED
     elif extra:

@@ -81,6 +81,8 @@ class RecordKind(enum.Enum):
     DAMAGE = "damage"
     """Bytes of the file that are no record; `Record.text` says what is wrong and where. Never written."""
 
+    __hash__ = object.__hash__  # members are looked up for each record
+
 
 class Record(NamedTuple):
     """One record: a tuple, because a recording has millions. ``_replace`` makes a changed one."""

@@ -6,10 +6,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import BinaryIO, Union
 
 import attrs
 
+from nstat_async._checks import LONGEST_SECONDS, check_flag, check_path, positive
 from nstat_async._errors import UsageError
 
 from ._native import MAGIC
@@ -19,13 +20,6 @@ __all__ = ["Recording", "Target", "is_ours"]
 Target = Union[str, os.PathLike[str], BinaryIO]
 _FIRST_LINE = 4 << 20
 _TOOL = "nstat_async "
-
-
-def _positive(instance: object, attribute: Any, value: float | None) -> None:
-    del instance
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and (not number or not value > 0):
-        raise UsageError(f"{attribute.name}: {value!r} is not a positive number")
 
 
 @attrs.frozen
@@ -43,18 +37,19 @@ class Recording:
     target: Target
     """A path, ``"-"`` for standard output, or an open binary file (which stays the caller's to close).
     JSON Lines if it is a path that ends in ``.jsonl``."""
-    max_bytes: int | None = attrs.field(default=None, kw_only=True, validator=_positive)
+    max_bytes: int | None = attrs.field(default=None, kw_only=True, validator=positive(optional=True, whole=True))
     """Begin a new part when a part has this many bytes."""
-    max_seconds: float | None = attrs.field(default=None, kw_only=True, validator=_positive)
+    max_seconds: float | None = attrs.field(
+        default=None, kw_only=True, validator=positive(optional=True, most=LONGEST_SECONDS)
+    )
     """Begin a new part when a part is this old."""
-    keep: int | None = attrs.field(default=None, kw_only=True, validator=_positive)
+    keep: int | None = attrs.field(default=None, kw_only=True, validator=positive(optional=True, whole=True))
     """Parts to keep: the oldest ones beyond are deleted. `None`: all."""
-    overwrite: bool = attrs.field(default=False, kw_only=True)
+    overwrite: bool = attrs.field(default=False, kw_only=True, validator=check_flag)
     """True: replace an existing file whatever it holds. False: only a recording of this library."""
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.target, (str, os.PathLike)) and not hasattr(self.target, "write"):
-            raise UsageError(f"record_to: {self.target!r} is no path, and no file that is open for writing")
+        check_path("record_to", self.target, "wb")
         if self.path is None and (self.rotates or self.keep):
             raise UsageError("record_to: parts need a path")
         if self.keep is not None and not self.rotates:

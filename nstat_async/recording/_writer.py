@@ -97,13 +97,13 @@ class _Writer:
         self._file.flush()
 
     def _put(self, pieces: list[bytes]) -> None:
-        view = memoryview(b"".join(pieces))
-        while view:
-            written = self._file.write(view)  # an unbuffered file may take a part
+        data = b"".join(pieces)
+        while data:
+            written = self._file.write(data)  # an unbuffered file may take a part
             if written is None:
                 raise BlockingIOError("the recording's file does not block, and is full")
             self.size += written
-            view = view[written:]
+            data = data[written:]
         if self._flush and pieces:
             self._file.flush()
 

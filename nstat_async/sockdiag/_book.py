@@ -22,7 +22,7 @@ import struct
 import sys
 from collections import deque
 
-from .._events import FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason
+from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
 from .._model import Attribution, Flow, Process
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ListenerTable, weigh_direction
@@ -31,7 +31,7 @@ from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
-from ._reports import SocketReport, counted_report, socket_report
+from ._reports import SocketReport, counted_report, report_of, socket_report
 from ._rows import (
     Change,
     Pieces,
@@ -289,7 +289,7 @@ class Book:
             entry.flow = build_flow(entry, self._links, self._label)
         flow, report, output = entry.flow, entry.report, self._output
         if flow is not None and report is not None:
-            output.events.append(FlowUpdated(output.now + output.epoch_offset, flow, report, previous, report))
+            output.events.append(flow_updated(output.now + output.epoch_offset, flow, report_of(report, previous)))
 
     def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
         """Say that a flow ended; one that was not announced is, before."""

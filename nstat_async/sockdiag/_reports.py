@@ -17,6 +17,7 @@ import struct
 from typing import Any
 
 from .._errors import ProtocolError
+from .._events import Report
 from .._model import COUNTS_FIELDS, Counts, Details
 from ..ebpf import Totals
 from ._constants import DiagAttribute, SocketState, TcpInfo
@@ -123,6 +124,25 @@ class SocketReport(Counts):
     def _translated(self) -> tuple[int | None, ...]:
         values = self._values
         return tuple(None if (read := _READERS.get(name)) is None else read(values) for name in COUNTS_FIELDS)
+
+
+class _Reader:
+    """Reads the reports of events: they are `SocketReport` already."""
+
+    def counts(self, raw: SocketReport) -> SocketReport:
+        return raw
+
+    def details(self, report: Report) -> Details:
+        details: Details = report[6].details()
+        return details
+
+
+_READER = _Reader()
+
+
+def report_of(report: SocketReport, previous: SocketReport | None) -> Report:
+    """What an event is made of."""
+    return (_READER, b"", 0, 0, 0, 0, report, previous)
 
 
 for _name_of_field in COUNTS_FIELDS:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 
 import anyio
 import conversations
@@ -106,6 +107,7 @@ def test_a_non_blocking_standard_output_gets_everything(arguments, tmp_path):
     with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE) as process:
         os.close(writing)
         first = os.read(reading, 1)
+        time.sleep(0.3)  # so that the pipe is full meanwhile; what is right is right without it
         found = b""
         while data := os.read(reading, 512):
             found += data

@@ -1,0 +1,70 @@
+"""Checks of what users hand over: validators for `attrs`, whose `UsageError` names the option and what is right."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+from ._errors import UsageError
+
+__all__ = ["LONGEST_SECONDS", "check_flag", "check_flag_or_none", "check_path", "check_timebase", "positive"]
+
+LONGEST_SECONDS = 1_000_000_000
+"""About 31 years: no timer of an event loop takes much more."""
+
+
+def positive(*, optional: bool = False, whole: bool = False, most: int | None = None) -> Any:
+    """A validator for a positive number, of at most this size."""
+    kind = int if whole else (int, float)
+    right = f"a positive {'whole ' if whole else ''}number{'' if most is None else f' of at most {most}'}"
+
+    def check(_instance: object, attribute: Any, value: Any) -> None:
+        if value is None and optional:
+            return
+        if not isinstance(value, kind) or isinstance(value, bool) or not value > 0 or (most and value > most):
+            shown = repr(value) if not isinstance(value, int) or value < 1 << 80 else "what was given"
+            raise UsageError(f"{attribute.name}: {shown} is not {right}")
+
+    return check
+
+
+def check_flag(_instance: object, attribute: Any, value: Any) -> None:
+    """A validator for a truth value: ``"no"`` would be true."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{attribute.name}: {value!r} is neither True nor False")
+
+
+def check_flag_or_none(instance: object, attribute: Any, value: Any) -> None:
+    """As `check_flag`, or `None`."""
+    if value is not None:
+        check_flag(instance, attribute, value)
+
+
+def check_path(name: str, value: Any, mode: str | None = None) -> None:
+    """A path that can be one, or (with a mode, ``"rb"`` or ``"wb"``) an open binary file.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        text = os.fspath(value)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise UsageError(f"{name}: {value!r} is no path")
+        return
+    if mode is None:
+        raise UsageError(f"{name}: {value!r} is no path")
+    if isinstance(value, io.TextIOBase):
+        raise UsageError(f"{name}: {value!r} is a text file; open it with mode {mode!r}")
+    if not callable(getattr(value, "write" if mode == "wb" else "read", None)):
+        doing = "writing" if mode == "wb" else "reading"
+        raise UsageError(f"{name}: {value!r} is no path, and no file that is open for {doing}")
+
+
+def check_timebase(_instance: object, attribute: Any, value: Any) -> None:
+    """A validator for nanoseconds per tick, as two numbers of the kernel's 32 bits; `None` where it is the default."""
+    if value is None and attribute.default is None:
+        return
+    numbers = isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value)
+    if not numbers or not all(0 < part < 1 << 32 for part in value):
+        raise UsageError(f"{attribute.name}: {value!r} is no pair of positive whole numbers such as (125, 3)")

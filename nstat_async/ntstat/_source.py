@@ -1,0 +1,100 @@
+"""One source, and what its client knows of all of them: how far its view has come, and what silence means."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from .._events import Report
+from .._model import Counts, Flow
+from ._counters import Raw, Values
+from ._descriptors import DescriptorReader
+
+__all__ = ["Phase", "Source", "Terms"]
+
+
+class Phase(enum.Enum):
+    """How far the view of a control socket's sources has come: what one that is new to us is."""
+
+    LISTING = "listing"
+    """The kernel lists what exists: what it announces now was there before."""
+    BASELINE = "baseline"
+    """Listed, and the first poll is not over: what only a poll reports was there before."""
+    LIVE = "live"
+    """What is new to us is new."""
+
+
+@attrs.frozen
+class Terms:
+    """What a client asked the kernel for, as far as it says what silence means."""
+
+    suppressed: bool = False
+    """Announcements are suppressed: sources become known by polls alone."""
+    counts_references: bool = False
+    """Every reference number from the first on is known to mean a source."""
+    filtered: bool | None = None
+    """A filter hides sources or holds reports back: absence proves nothing. `None`: not known."""
+    quiet: bool = False
+    """Sources without traffic are hidden: a removal without a report is no loss."""
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Source:
+    """One source of the kernel."""
+
+    ref: int
+    id: str
+    reader: DescriptorReader
+    provider_id: int | None
+    preexisting: bool
+    span: int = -1
+    """Length of the descriptor that `reader` was chosen for; -1: it is to be chosen at the next description."""
+    flow: Flow | None = None
+    identity: int | bytes | None = None
+    """Hash of the descriptor's part that makes `flow`; the whole descriptor of routes and interfaces, which have none."""
+    raw: Raw | None = None
+    """Counters as last sent."""
+    corrected: Values | None = None
+    """Counters as last reported, where `raw` would be below earlier ones."""
+    is_plain: bool = False
+    """A report that has grown needs no more than an event: the decoder makes it by itself."""
+    report: tuple[DescriptorReader, bytes, int, int, int, int] | None = None
+    """A report whose details no event has had yet."""
+    reported: bool = False
+    """FlowAdded was emitted."""
+    closing: bool = False
+    """The final counters came."""
+    unsolicited: int = 0
+    """Old kernels: 1 after unsolicited counts, 2 after the description that follows: a goodbye."""
+    seen: int = 0
+    """Serial number of the last poll that reported it."""
+    born: int = 0
+    """Serial number of the last poll that had begun when it was announced."""
+    announced_ns: int | None = None
+    """When SRC_ADDED came."""
+    start_ticks: int | None = None
+    """Creation of the socket on the kernel's clock: recognises the same socket on another control socket."""
+
+    @property
+    def told(self) -> Raw | None:
+        """Counters as last reported: never below earlier ones."""
+        return self.raw if self.corrected is None else self.corrected
+
+    @property
+    def counts(self) -> Counts | None:
+        """The same for users."""
+        told = self.told
+        return None if told is None else self.reader.counts(told)
+
+    def take_report(self, previous: Raw | None) -> Report:
+        """What the next event is made of; `previous`: the counters of the event before."""
+        last, self.report = self.report, None
+        if last is not None:
+            return (*last, self.told, previous)
+        return (self.reader, b"", 0, 0, 0, -1, self.told, previous)
+
+    @property
+    def is_final(self) -> bool:
+        """True if its counters are its very last."""
+        return self.raw is not None and (self.closing or self.unsolicited == 2)
