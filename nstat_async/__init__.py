@@ -68,7 +68,7 @@ from ._model import (
     Visibility,
 )
 from ._monitor import Monitor, MonitorStatistics, snapshot
-from ._options import DEFAULT_PROVIDERS, Discovery, MonitorOptions, Overflow
+from ._options import DEFAULT_PROVIDERS, Discovery, Ebpf, MonitorOptions, Overflow
 from ._subscription import Subscription
 
 __all__ = [
@@ -88,6 +88,7 @@ __all__ = [
     "Direction",
     "Discovery",
     "DomainInfo",
+    "Ebpf",
     "Endpoint",
     "Event",
     "EventsLost",

@@ -197,6 +197,7 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
         "flows_of": capabilities.flows.value,
         "processes_of": capabilities.processes.value,
         "udp_counts": capabilities.udp_counts,
+        "ebpf": capabilities.ebpf,
         "final_counts": capabilities.final_counts,
         "per_medium_bytes": capabilities.per_medium_bytes,
     }

@@ -647,5 +647,8 @@ class Capabilities:
     """How sure the layout is; `None` where the question does not arise."""
     receive_buffer: int | None = None
     """Size of the kernel's receive buffer that was granted, bytes."""
+    ebpf: str | None = None
+    """Linux: how much eBPF programs tell: ``all``, ``calls``, ``packets``, ``tcp`` or ``none`` (docs/linux.md);
+    `None` where they are not asked for."""
     notes: tuple[str, ...] = ()
     """Remarks for a person: what is missing here, and what would give it."""

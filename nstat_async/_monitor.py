@@ -23,7 +23,7 @@ from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, LossCause, PollCompleted, ProviderRefused
 from ._io.background import BackgroundTask
 from ._model import Capabilities, Counts, Flow, Provider
-from ._options import Discovery, MonitorOptions, Overflow
+from ._options import Discovery, Ebpf, MonitorOptions, Overflow
 from ._subscription import Distributor, Subscription
 from .backends._registry import checked
 from .filters import FilterLike, FlowGate, as_filter
@@ -69,6 +69,8 @@ class Monitor:
         providers: Kinds of flows to watch.
         interval: Seconds between polls; `None`: only what the kernel volunteers.
         discovery: How a Darwin kernel's new flows are found: ``poll`` or ``announce``.
+        ebpf: Linux: whether eBPF programs are used, for UDP bytes and the process of every flow: ``auto`` (where kernel and
+            privileges allow it), ``require`` or ``off``. What they can tell is `Capabilities.ebpf`.
         every_update: An update for each report, changed or not.
         extras: Also ask for what needs privilege or costs more.
         flow_filter: A filter of `nstat_async.filters`, or a predicate on flows.
@@ -89,6 +91,7 @@ class Monitor:
         providers: Iterable[Provider | str] | Provider | str | None = None,
         interval: float | None = 1.0,
         discovery: Discovery | str = Discovery.POLL,
+        ebpf: Ebpf | str = Ebpf.AUTO,
         every_update: bool = False,
         extras: bool = False,
         flow_filter: FilterLike | None = None,
@@ -102,6 +105,7 @@ class Monitor:
         self.options = MonitorOptions(
             interval=interval,
             discovery=discovery,
+            ebpf=ebpf,
             every_update=every_update,
             extras=extras,
             flow_filter=None if flow_filter is None else as_filter(flow_filter),
@@ -340,7 +344,9 @@ async def snapshot(
         NstatError: The kernel refused.
     """
     named = frozenset[Provider]() if providers is None else MonitorOptions(providers=providers).providers
-    monitor = Monitor(backend=backend, providers=providers, interval=None, flow_filter=flow_filter)
+    monitor = Monitor(
+        backend=backend, providers=providers, interval=None, ebpf=Ebpf.OFF, flow_filter=flow_filter
+    )  # programs count from now on: they have nothing to say of a moment
     async with monitor:
         missing = await _complete_poll(monitor, named)
         if missing is not None:

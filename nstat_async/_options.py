@@ -13,7 +13,7 @@ from ._errors import UsageError
 from ._model import Provider
 from .recording import Recording, Target
 
-__all__ = ["DEFAULT_PROVIDERS", "STEERING", "Discovery", "MonitorOptions", "Overflow"]
+__all__ = ["DEFAULT_PROVIDERS", "STEERING", "Discovery", "Ebpf", "MonitorOptions", "Overflow"]
 
 _E = TypeVar("_E", bound=enum.Enum)
 
@@ -33,6 +33,17 @@ class Overflow(enum.Enum):
     """Stop reading; the kernel will drop, and the stream will say so."""
     ALL = "all"
     """Keep everything: unbounded, for recorders that must see each report."""
+
+
+class Ebpf(enum.Enum):
+    """Whether a Linux monitor uses eBPF programs of its own."""
+
+    AUTO = "auto"
+    """Where the kernel and the process's privileges allow it; `Capabilities.ebpf` says how much of it."""
+    REQUIRE = "require"
+    """Or fail with what is missing."""
+    OFF = "off"
+    """Never: sock_diag and ``/proc`` alone."""
 
 
 class Discovery(enum.Enum):
@@ -82,6 +93,10 @@ def _discovery(value: Discovery | str) -> Discovery:
     return _member(Discovery, "discovery", value)
 
 
+def _ebpf(value: Ebpf | str) -> Ebpf:
+    return _member(Ebpf, "ebpf", value)
+
+
 def _overflow(value: Overflow | str | None) -> Overflow | None:
     return None if value is None else _member(Overflow, "overflow", value)
 
@@ -96,6 +111,8 @@ class MonitorOptions:
     """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now`."""
     discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_discovery)
     """How a Darwin kernel's new flows are found."""
+    ebpf: Ebpf = attrs.field(default=Ebpf.AUTO, converter=_ebpf)
+    """Linux: whether eBPF programs are used: for UDP bytes, and for the process of every flow however short."""
     every_update: bool = attrs.field(default=False, validator=check_flag)
     """True: an update for each report, changed or not. False: only for changes."""
     extras: bool = attrs.field(default=False, validator=check_flag)

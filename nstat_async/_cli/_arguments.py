@@ -16,6 +16,7 @@ import attrs
 from .. import __version__
 from .._errors import UsageError
 from .._model import Provider
+from .._options import Ebpf
 from ..backends._registry import parse
 
 __all__ = ["COMMANDS", "build_parser"]
@@ -89,6 +90,10 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
         "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (macOS)"},
         "--netns": {**_LIST, "metavar": "NAME|PATH|PID", "help": "Linux: watch this network namespace (repeatable)"},
+        "--ebpf": {
+            "choices": [each.value for each in Ebpf],
+            "help": "Linux: eBPF programs, for UDP bytes and every process (auto: where they may be loaded)",
+        },
     },
     "timing": {
         "--interval": {**_SECONDS, "help": "seconds between polls (default 1)"},
@@ -144,8 +149,8 @@ class Command:
     """Its own options, with the keywords of `argparse`."""
     groups: tuple[str, ...] = ()
     """Headings of the options that it shares with others."""
-    without: str = ""
-    """An option of these groups that it does not take."""
+    without: tuple[str, ...] = ()
+    """Options of these groups that it does not take."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the options."""
@@ -154,7 +159,7 @@ class Command:
         for heading in self.groups:
             group = parser.add_argument_group(heading)
             for name, keywords in _GROUPS[heading].items():
-                if name != self.without:
+                if name not in self.without:
                     group.add_argument(name, **keywords)
 
 
@@ -191,6 +196,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async snapshot --provider tcp",
         _json("one JSON object per flow"),
         _LIVE,
+        without=("--ebpf",),  # programs count from now on
     ),
     "record": Command(
         "record the kernel conversation",
@@ -241,7 +247,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async doctor --json",
         _json("the findings as one JSON object"),
         ("where from",),
-        without="--extras",
+        without=("--extras", "--ebpf"),
     ),
     "emulate": Command(
         "serve the emulated kernel on a socket",

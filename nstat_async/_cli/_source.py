@@ -50,7 +50,7 @@ def is_recorded(arguments: argparse.Namespace) -> bool:
 
 def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Monitor` that the common options stand for; what was not given keeps its default."""
-    names = ("interval", "extras", "every_update")
+    names = ("interval", "ebpf", "extras", "every_update")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name, None))}
     condition = filter_of(arguments)
     recorded = is_recorded(arguments)

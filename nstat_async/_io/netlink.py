@@ -11,13 +11,30 @@ import contextlib
 import errno
 import os
 import socket
+import threading
+import time
 from typing import Any, Union
 
+from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason
-from ..sockdiag import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, NetworkNamespace, OwnersRequest, Role
+from ..ebpf import Tier
+from ..sockdiag import (
+    AttachAnswer,
+    AttachRequest,
+    ChannelPurpose,
+    LinkKindsAnswer,
+    LinkKindsRequest,
+    NetworkNamespace,
+    OwnersRequest,
+    ProcessesAnswer,
+    ProcessesRequest,
+    Role,
+)
+from .bpfload import namespace_cookie
 from .channel import SocketChannel
+from .ebpf import EbpfSettings, EbpfSource
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
-from .procfs import ProcessScanner
+from .procfs import ProcessScanner, process_facts
 
 GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
@@ -70,13 +87,19 @@ class NetlinkTransport:
         """The namespaces as `network_of` has them."""
         self._scanner = ProcessScanner(networks=self.networks)
         self._closed = False
+        self._programs: EbpfSource | None = None
+        self._attaching = threading.Lock()
 
-    def open(self, purpose: ChannelPurpose) -> SocketChannel:
+    def open(self, purpose: Any) -> Channel:
         """Open a channel.
 
         Raises:
             OSError: It cannot be opened.
         """
+        if not isinstance(purpose, ChannelPurpose):
+            if self._programs is None:
+                raise OSError(errno.ENOENT, "no eBPF programs are attached")
+            return self._programs.open(purpose)
         namespace = self._namespaces[purpose.namespace]
 
         def make() -> SocketChannel:
@@ -106,9 +129,47 @@ class NetlinkTransport:
         """
         if isinstance(request, OwnersRequest):
             return self._scanner.answer(request)
+        if isinstance(request, ProcessesRequest):
+            facts = (process_facts(pid) for pid, _ in request.processes)
+            return ProcessesAnswer(tuple(each for each in facts if each.start_ticks is not None))
         if isinstance(request, LinkKindsRequest):
             return self._link_kinds(request)
+        if isinstance(request, AttachRequest):
+            return self._attach()
         return None
+
+    def _attach(self) -> AttachAnswer:
+        """Attach the eBPF programs."""
+        cookies = tuple(map(self._cookie_of, self._namespaces))
+        if not any(cookies):
+            detail = "this kernel does not number network namespaces (Linux 5.14)"
+            return AttachAnswer(reason=UnavailableReason.KERNEL, detail=detail)
+        try:
+            programs = EbpfSource.attach(EbpfSettings(every_namespace=self._namespaces != (None,)))
+        except BackendUnavailableError as error:
+            return AttachAnswer(reason=error.reason, detail=error.detail)
+        with self._attaching:
+            if self._closed:
+                programs.close()
+                return AttachAnswer(reason=UnavailableReason.RESOURCE, detail="the monitor was closed meanwhile")
+            self._programs = programs
+        refused = next(iter(programs.refusals), None) if programs.tier is not Tier.ALL else None
+        return AttachAnswer(
+            tier=programs.tier,
+            reason=None if refused is None else refused.reason,
+            detail="" if refused is None else str(refused),
+            processes_trusted=programs.processes_trusted,
+            births="created" in programs.programs,
+            owners="owners" in programs.programs,
+            namespaces=cookies,
+            own_cookies=tuple(sorted(programs.own_cookies)),
+            boot_offset=time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(),
+            ticks=os.sysconf("SC_CLK_TCK"),
+        )
+
+    @staticmethod
+    def _cookie_of(namespace: int | None) -> int | None:
+        return namespace_cookie() if namespace is None else in_namespace(namespace, namespace_cookie)
 
     def _link_kinds(self, request: LinkKindsRequest) -> LinkKindsAnswer:
         if self._namespaces[request.namespace] is not None:
@@ -120,7 +181,11 @@ class NetlinkTransport:
         """Release the namespaces. Idempotent."""
         if self._closed:
             return
-        self._closed = True
+        with self._attaching:
+            self._closed = True
+            programs, self._programs = self._programs, None
+        if programs is not None:
+            programs.close()
         for descriptor in self._namespaces:
             if descriptor is not None:
                 os.close(descriptor)

@@ -10,6 +10,8 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
   busy kernel nor a dump of 50,000 sockets holds it.
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
+- A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
+  the others, and for so long after it was found empty nobody waits for it.
 - Channels are waited on by one task each, which only sets an event; look-ups that
   may block run in worker threads.
 - *What is auxiliary may fail.* A look-up or its thread end nothing but
@@ -194,7 +196,9 @@ class KernelFeed:
 
     def _read(self, until: float) -> bool:
         """Read channels that may have data; True if one of them has more."""
-        readable = [w for w in self._channels.values() if w.maybe_readable]
+        # What rests is read in every turn, before the others.
+        readable = [w for w in self._channels.values() if w.rest]
+        readable += [w for w in self._channels.values() if w.maybe_readable and not w.rest]
         # Each has its turn: a list, for `any` would stop at the first that has more.
         return any([not w.channel_closed and self._drain(w, until) for w in readable])  # noqa: C419
 
@@ -212,6 +216,8 @@ class KernelFeed:
                 core.receive_datagrams(batch, self._now(), number)
             if failure is not None:
                 return self._read_failed(waiter, failure)
+            if not more and not batch and not waiter.maybe_readable:
+                return False
             if not more:
                 waiter.maybe_readable = False
                 core.channel_drained(number, self._now())
@@ -343,6 +349,7 @@ class _Waiter:
         self.channel = channel
         self.maybe_readable = True
         self.channel_closed = False
+        self.rest: float = getattr(channel, "rest", 0.0)
         self._feed = feed
         self._armed = anyio.Event()
 
@@ -367,6 +374,8 @@ class _Waiter:
         while True:
             await self._armed.wait()
             self._armed = anyio.Event()
+            if self.rest:
+                await anyio.sleep(self.rest)
             if self.channel_closed:
                 return
             try:

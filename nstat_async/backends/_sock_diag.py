@@ -64,7 +64,13 @@ class SockDiag:
         namespaces, descriptors = open_namespaces(self.netns)
         transport = NetlinkTransport(tuple(descriptors), options.receive_buffer)
         processes, limit = process_visibility(transport.networks)
-        setup = Setup(kernel=platform.release(), namespaces=tuple(namespaces), processes=processes, limit=limit)
+        setup = Setup(
+            kernel=platform.release(),
+            namespaces=tuple(namespaces),
+            processes=processes,
+            limit=limit,
+            ebpf=options.ebpf,
+        )
         try:
             core = Session.from_setup(setup, options)
         except BaseException:

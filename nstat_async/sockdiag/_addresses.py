@@ -24,6 +24,7 @@ class AddressSource(Source):
 
     def __init__(self, output: Output, namespace: int, links: LinkTable) -> None:
         super().__init__(output, ChannelPurpose(namespace, Role.ROUTES))
+        self._number = namespace
         self._links = links
         self._asked: frozenset[str] = frozenset()
         self._settled = output.following
@@ -87,7 +88,7 @@ class AddressSource(Source):
     def _ask_kinds(self) -> None:
         names = frozenset(self._links.unclassified())
         if names - self._asked:
-            self.output.ask(LinkKindsRequest(self.purpose.namespace, tuple(sorted(names))), self.take_kinds)
+            self.output.ask(LinkKindsRequest(self._number, tuple(sorted(names))), self.take_kinds)
         self._asked = names
 
     def take_kinds(self, answer: Any) -> None:

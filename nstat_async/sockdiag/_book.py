@@ -9,7 +9,9 @@ connections one after the other; each is a flow.
 | dump | there, with counters, state, addresses | what is new stands; a total that fell is another connection |
 | removal | ended, with the last counters | final, unless the kernel cleared them |
 | absence and look-up | in no dump; not there at all | closed, until a removal comes; the end only where removals were lost |
-| owners | who holds the inode | the last one stands |
+| owners | who holds the inode | the last one stands, unless another process was seen using the socket |
+| eBPF records | began, who uses it, ended, with exact counts | outweighs all others |
+| eBPF maps | what a UDP socket counts | nobody else counts that |
 | addresses | which interface has the address | a known one replaces another, ignorance replaces none |
 | state, sequence numbers, listeners | who began | `Weight` |
 """
@@ -29,7 +31,7 @@ from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
-from ._reports import SocketReport, report_of, socket_report
+from ._reports import SocketReport, counted_report, report_of, socket_report
 from ._rows import (
     Change,
     Pieces,
@@ -108,7 +110,7 @@ class Book:
         else:
             entry = self.new_entry(protocol, pieces)
             entry.preexisting = self._output.first_poll
-            self._take_over(entry, message, info_of(message, form, pieces))
+            self.take_over(entry, message, info_of(message, form, pieces))
             self._owners.want(entry)
             self.waiting.append(entry)
 
@@ -122,15 +124,17 @@ class Book:
             self._dissolve(entry)
         entry.last = pieces
         returned, entry.absences = entry.absences > 1, 0
-        if not (changed or returned or counters or self._every):
-            return
         if changed and before[3][4:8] != pieces[3][4:8]:
             self._owners.forget(entry, int.from_bytes(before[3][4:8], sys.byteorder))
             self._owners.want(entry)
+            if not (before[4] or any(before[3][4:8])):  # an inode is all that a dump adds to what a record said
+                changed = before[1][1] != pieces[1][1] or before[1][4:] != pieces[1][4:]
+        if not (changed or returned or counters or self._every):
+            return
         previous = entry.report
-        weighed = self._take_over(entry, message, info_of(message, form, pieces))
+        weighed = self.take_over(entry, message, info_of(message, form, pieces))
         if entry.flow is not None:
-            self._update(entry, previous, rebuilt=changed or returned or weighed)
+            self.update(entry, previous, rebuilt=changed or returned or weighed)
         elif entry.connection > 1:
             self.ready.append(entry)
 
@@ -139,10 +143,13 @@ class Book:
         entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, pieces[1][1])
         return entry
 
-    def _take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
+    def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began."""
         state = entry.state = entry.last[1][1]
-        entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
+        if entry.totals is None:
+            entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
+        else:
+            entry.report = counted_report(message, *info, entry.totals)
         if entry.protocol != IPPROTO_TCP:
             return False
         if state == SocketState.LISTEN:
@@ -175,6 +182,18 @@ class Book:
         entry.last, entry.state = pieces, pieces[1][1]
         return True
 
+    def complete_ends(self, entry: Entry, pieces: Pieces) -> None:
+        """Take over from a removal where the ends of a connection are, if no dump had it; it may have forgotten the peer's port."""
+        if entry.last[4] or entry.protocol != IPPROTO_TCP:
+            return
+        head, before, *rest = entry.last
+        after = pieces[1]
+        if not any(after[6:8]):
+            after = after[:6] + before[6:8] + after[8:]
+        entry.last = (head, after, *rest)
+        if entry.flow is not None:
+            entry.flow = build_flow(entry, self._links, self._label)
+
     # -- evidence of absence
 
     def mark_closed(self, entry: Entry, state: SocketState) -> None:
@@ -182,7 +201,7 @@ class Book:
         self._stop_listening(entry)
         if entry.protocol == IPPROTO_TCP and entry.flow is not None:
             entry.state = state
-            self._update(entry, entry.report, rebuilt=True)
+            self.update(entry, entry.report, rebuilt=True)
 
     def drop(self, entry: Entry) -> None:
         """Take a socket out of the book; `end` says so."""
@@ -202,15 +221,20 @@ class Book:
     # -- evidence of owners and addresses
 
     def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
-        """Somebody holds the socket, or it is known why nobody is known to: that replaces no process."""
+        """Somebody holds the socket, or it is known why nobody is known to: that replaces no process.
+
+        Nor does a holder replace another process that was seen using the socket.
+        """
         if entry.over or (entry.process is not None and not isinstance(owner, Process)):
+            return
+        if entry.used_by is not None and isinstance(owner, Process) and owner.key != entry.used_by:
             return
         entry.place = place
         if entry.owner is owner:
             return
         entry.owner = owner
         if entry.flow is not None:
-            self._update(entry, entry.report, rebuilt=True)
+            self.update(entry, entry.report, rebuilt=True)
         else:
             self.ready.append(entry)
 
@@ -225,7 +249,7 @@ class Book:
                 continue
             interface = self._links.interface_of(flow.local.packed, _DEVICE.unpack_from(entry.last[1])[0])
             if interface is not None and interface != flow.interface:
-                self._update(entry, entry.report, rebuilt=True)
+                self.update(entry, entry.report, rebuilt=True)
 
     # -- outcomes
 
@@ -259,7 +283,8 @@ class Book:
                     done += 1
         return done
 
-    def _update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
+    def update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
+        """Say that an announced flow changed; `rebuilt`: in more than its counts."""
         if rebuilt:
             entry.flow = build_flow(entry, self._links, self._label)
         flow, report, output = entry.flow, entry.report, self._output

@@ -9,6 +9,7 @@ from typing import Protocol, Union
 import attrs
 
 from .._model import Attribution, Direction, Flow, Process
+from ..ebpf import Totals
 from ._reports import SocketReport
 from ._rows import Pieces
 
@@ -26,6 +27,8 @@ class Weight(enum.IntEnum):
     """Deduced: a SYN is among its sequence numbers, or none."""
     STATE = 3
     """Seen: its state can only be that."""
+    WITNESSED = 4
+    """Seen as it began."""
 
 
 class Keeper(Protocol):
@@ -63,6 +66,12 @@ class Entry:
     direction: Direction | None = None
     weight: Weight = Weight.NONE
     """How sure the direction is."""
+    totals: Totals | None = None
+    """What eBPF programs counted; `None`: the kernel's own counts are all there is."""
+    whole: bool = True
+    """False if something went through it before it was counted."""
+    used_by: tuple[int, int | None] | None = None
+    """The process that was seen using it: no other holder of the socket outweighs it."""
     preexisting: bool = False
     absences: int = 0
     """Successive polls without it: closed, and held by a process that did not close its descriptor."""
@@ -97,7 +106,7 @@ class Entry:
     def begin_connection(self) -> None:
         """The socket has another connection now: nothing of the one before holds for it but the owner."""
         self.connection += 1
-        self.report = self.flow = self.direction = None
+        self.report = self.flow = self.direction = self.totals = None
         self.weight = Weight.NONE
         self.preexisting = False
         self.absences = 0

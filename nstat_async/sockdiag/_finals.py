@@ -52,6 +52,11 @@ _FAILED_ATTEMPT = 3
 """What ``tcp_disconnect`` leaves in the write queue of a failed attempt: its SYN and 2."""
 
 
+def received_bytes(message: bytes, start: int) -> int:
+    """The bytes that a connection received, a FIN included."""
+    return int.from_bytes(message[start + TcpInfo.BYTES_RECEIVED : start + TcpInfo.BYTES_RECEIVED + 8], sys.byteorder)
+
+
 def fin_among_received(entry: Entry, message: bytes, start: int, length: int) -> int | None:
     """How many of the received bytes are a FIN; `None` when the kernel has to be asked (number 5).
 
@@ -63,9 +68,7 @@ def fin_among_received(entry: Entry, message: bytes, start: int, length: int) ->
     """
     if length < TcpInfo.DATA_SEGS_IN + 4:
         return 1 if entry.state in _BEHIND_FIN else 0
-    received = int.from_bytes(
-        message[start + TcpInfo.BYTES_RECEIVED : start + TcpInfo.BYTES_RECEIVED + 8], sys.byteorder
-    )
+    received = received_bytes(message, start)
     if not received or not _U32.unpack_from(message, start + TcpInfo.DATA_SEGS_IN)[0]:
         return min(received, 1)
     if entry.state in _BEHIND_FIN:

@@ -24,6 +24,7 @@ from ._owners import OwnerSource
 from ._removals import RemovalSource
 from ._rows import RowFormats, is_remains
 from ._setup import NetworkNamespace
+from ._sightings import Sightings
 from ._source import Source
 
 PATIENCE = 3
@@ -39,6 +40,7 @@ class Namespace:
         number: int,
         identity: NetworkNamespace,
         owners: OwnerSource,
+        sightings: Sightings,
         protocols: frozenset[int],
         options: MonitorOptions,
     ) -> None:
@@ -47,7 +49,7 @@ class Namespace:
         self.book = Book(output, number, identity, links, owners, every_update=options.every_update)
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
-        self.removals = RemovalSource(output, self.book, self.lookups, self._formats, protocols)
+        self.removals = RemovalSource(output, self.book, self.lookups, sightings, self._formats, protocols)
         self.dumps = DumpSource(
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
         )

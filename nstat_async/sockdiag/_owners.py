@@ -22,12 +22,14 @@ from .._model import Attribution, Process
 from ._constants import IPPROTO_UDP
 from ._entry import Entry
 from ._output import Output
-from ._setup import OwnersAnswer, OwnersRequest, ProcessFacts
+from ._setup import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
 
 RECENT_PIDS = 64
 """Processes that owned the last sockets found: searched early."""
 MAX_PAUSE = 64
 """Polls between two searches for an inode that is never found."""
+MAX_PROCESSES = 100_000
+"""Processes that are remembered."""
 SOCKETS_A_SECOND = 512
 """Sockets that are checked: about 5 µs each."""
 PROCESSES_A_SECOND = 64
@@ -72,6 +74,10 @@ class OwnerSource:
         self._processes: dict[tuple[int, int | None, int], Process] = {}
         """By pid, start and the user of the socket; those that were not checked for longest come first."""
         self._recent: dict[int, None] = {}
+        self._nameless: dict[tuple[int, int | None], list[Entry]] = {}
+        """Processes that were seen by a record, which has no path of them, with their sockets."""
+        self._naming: dict[tuple[int, int | None], list[Entry]] = {}
+        """The same, of the question that is under way."""
         self._turn: list[Entry] = []
         """Sockets that are still to be checked in this turn."""
         self._checking: list[Entry] = []
@@ -86,7 +92,7 @@ class OwnerSource:
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
         inode = entry.user[1]
-        if not inode:
+        if not inode or entry.used_by is not None:
             return
         first = self._sought.setdefault(inode, entry)
         if first is not entry:
@@ -218,6 +224,8 @@ class OwnerSource:
         process = self._processes.get(key)
         if process is None:
             process = self._processes[key] = _process(facts, uid)
+            if len(self._processes) > MAX_PROCESSES:
+                del self._processes[next(iter(self._processes))]
         elif _process(facts, uid) != process:
             self._renew({key[:2]: facts})
             process = self._processes[key]
@@ -247,7 +255,7 @@ class OwnerSource:
         for entry in suspects:
             process = entry.process
             if process is not None and not entry.over and (process.key in dead or entry.user[1] in lost):
-                entry.place = None
+                entry.place = entry.used_by = None
                 self.want(entry)
                 self._again = True
         self._checking = []
@@ -274,6 +282,33 @@ class OwnerSource:
             pause = min(MAX_PAUSE, 1 << min(tries, 10))
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
         self._searched = {}
+
+    # -- processes that are known by their records
+
+    def seen(self, entry: Entry, facts: ProcessFacts, uid: int) -> Process:
+        """The process that a record has beside this socket, with all that is known of it by now."""
+        process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self._process(facts, uid)
+        if process.path is None:
+            self._nameless.setdefault(process.key, []).append(entry)
+        return process
+
+    def ask_names(self) -> None:
+        """Ask for what records do not tell of processes."""
+        if self._nameless and not self._naming:
+            self._naming, self._nameless = self._nameless, {}
+            self._output.ask(ProcessesRequest(tuple(self._naming)), self.take_names)
+
+    def take_names(self, answer: Any) -> None:
+        """Take in the facts of processes that are still there."""
+        naming, self._naming = self._naming, {}
+        for facts in answer.processes if isinstance(answer, ProcessesAnswer) else ():
+            key = (facts.pid, facts.start_ticks)
+            for entry in naming.get(key, ()):
+                if entry.process is not None and entry.process.key == key:
+                    uid = entry.user[0]
+                    known = (facts.pid, facts.start_ticks, uid)
+                    process = self._processes[known] = _process(facts, uid)
+                    entry.book.learn_owner(entry, process, entry.place)
 
 
 def _process(facts: ProcessFacts, uid: int) -> Process:

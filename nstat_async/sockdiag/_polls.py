@@ -19,6 +19,7 @@ from .._events import PollCompleted
 from ._namespace import Namespace
 from ._output import Output
 from ._owners import OwnerSource
+from ._programs import Programs
 
 REPAIR_PAUSE = 0.2
 """Smallest time in seconds between the begin of two polls that nobody's interval asked for."""
@@ -44,15 +45,22 @@ class Polls:
         output: The time, and where what is said goes.
         namespaces: What is polled.
         owners: Searched for at the end of each.
+        programs: Asked for counts in each.
         interval: Seconds between the begin of two polls; `None`: only when wanted.
     """
 
     def __init__(
-        self, output: Output, namespaces: Sequence[Namespace], owners: OwnerSource, interval: float | None
+        self,
+        output: Output,
+        namespaces: Sequence[Namespace],
+        owners: OwnerSource,
+        programs: Programs,
+        interval: float | None,
     ) -> None:
         self._output = output
         self._namespaces = namespaces
         self._owners = owners
+        self._programs = programs
         self._interval = None if output.following else interval
         self._stage = _Stage.IDLE if output.following else _Stage.SETUP
         self._began = 0.0
@@ -105,12 +113,21 @@ class Polls:
         """Go on as far as possible without waiting."""
         if self._output.repair_wanted:
             self._repair()
-        if self._stage is _Stage.SETUP and all(namespace.settled for namespace in self._namespaces):
+        if self._stage is _Stage.SETUP and self._settled:
             self._begin(1)
-        if self._stage is _Stage.GATHERING and all([namespace.gather() for namespace in self._namespaces]):  # noqa: C419 - each must look into its absences
+        if self._stage is _Stage.GATHERING and self._gathered:
             self._search()
         if self._stage is _Stage.ANNOUNCING:
             self._announce()
+
+    @property
+    def _settled(self) -> bool:
+        return self._programs.settled and all(namespace.settled for namespace in self._namespaces)
+
+    @property
+    def _gathered(self) -> bool:
+        gathered = [namespace.gather() for namespace in self._namespaces]  # each must look into its absences
+        return all(gathered) and self._programs.gathered
 
     def _begin(self, serial: int) -> None:
         output = self._output
@@ -118,6 +135,7 @@ class Polls:
         self._began, self._wanted = output.now, False
         self._due = None if self._interval is None else output.now + self._interval
         self._stage = _Stage.GATHERING
+        self._programs.begin_poll()
         for namespace in self._namespaces:
             namespace.begin_poll()
         if all(namespace.dumps.all_refused for namespace in self._namespaces):
@@ -176,5 +194,6 @@ class Polls:
             if not namespace.dumps.done:
                 namespace.dumps.abort()
             namespace.lookups.expire()
+        self._programs.maps.expire()
         while self._stage is not _Stage.IDLE:
             self.proceed()

@@ -9,17 +9,19 @@ import struct
 from collections.abc import Iterable
 
 from .._events import LossCause, RemovalReason
+from ..ebpf import Ended
 from ._book import Book
-from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup
+from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup, SocketState
 from ._direction import direction_by_remains
 from ._entry import Entry, Weight
-from ._finals import fin_among_received, fin_by_remains, is_unused, was_disconnected
+from ._finals import fin_among_received, fin_by_remains, is_unused, received_bytes, was_disconnected
 from ._lookups import LookupSource, lookup_request
 from ._messages import ATTRIBUTES_AT, find_attribute, iterate_messages
 from ._output import Output
 from ._reports import socket_report
 from ._rows import RowFormats, info_of, is_remains
 from ._setup import ChannelPurpose, Role
+from ._sightings import Sightings
 from ._source import Source
 
 _GROUPS = {
@@ -35,7 +37,13 @@ class RemovalSource(Source):
     """Takes in the notifications of one namespace."""
 
     def __init__(
-        self, output: Output, book: Book, lookups: LookupSource, formats: RowFormats, protocols: Iterable[int]
+        self,
+        output: Output,
+        book: Book,
+        lookups: LookupSource,
+        sightings: Sightings,
+        formats: RowFormats,
+        protocols: Iterable[int],
     ) -> None:
         wanted = frozenset(protocols)
         groups = tuple(int(group) for (_, protocol), group in _GROUPS.items() if protocol in wanted)
@@ -44,6 +52,7 @@ class RemovalSource(Source):
         """Granted size in bytes, if known."""
         self._book = book
         self._lookups = lookups
+        self._sightings = sightings
         self._formats = formats
         self._protocols = wanted
         self._lossy = False
@@ -110,6 +119,8 @@ class RemovalSource(Source):
         pieces, form = self._formats.cut(message)
         info = info_of(message, form, pieces)
         entry = book.entries.get(pieces[2])
+        if self._sightings.is_reported(pieces[2]) and entry is None:
+            return
         if entry is None:
             if is_unused(message):
                 output.count("unused_sockets")
@@ -121,10 +132,24 @@ class RemovalSource(Source):
             unknown = book.begin_other_connection(entry, pieces)
         if unknown and info[1]:
             book.learn_direction(entry, message, info)
+        book.complete_ends(entry, pieces)
         book.drop(entry)
-        if not info[1]:
+        if entry.state == SocketState.LISTEN or is_unused(message):
+            self._settle(entry, message, info, None)
+        else:
+            self._sightings.join(book, entry, lambda ended: self._settle(entry, message, info, ended))
+
+    def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], ended: Ended | None) -> None:
+        """Remove a flow: with the record of its end, where there is one, nothing is open."""
+        book = self._book
+        cleared = bool(info[1]) and was_disconnected(message, *info)
+        if ended is not None and ended.final and (cleared or not info[1]):
+            self._sightings.finish(book, entry, ended, (message, *info))
+        elif ended is not None and ended.final:
+            self._finish(entry, message, info, int(received_bytes(message, info[0]) > (ended.totals.rx_bytes or 0)))
+        elif not info[1]:
             self._finish(entry, message, info, 0)
-        elif was_disconnected(message, *info):
+        elif cleared:
             book.end_unknown(entry, "aborted, which clears the kernel's counters")
         else:
             self._settle_fin(entry, message, info)

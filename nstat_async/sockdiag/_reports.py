@@ -19,6 +19,7 @@ from typing import Any
 from .._errors import ProtocolError
 from .._events import Report
 from .._model import COUNTS_FIELDS, Counts, Details
+from ..ebpf import Totals
 from ._constants import DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes
 
@@ -109,6 +110,12 @@ class SocketReport(Counts):
         return _details(*self._values)
 
     @property
+    def place(self) -> tuple[bytes, int, int]:
+        """The message, and offset and length of ``tcp_info`` in it."""
+        message, start, length, _ = self._values
+        return message, start, length
+
+    @property
     def message(self) -> bytes:
         """The netlink message as received."""
         message: bytes = self._values[0]
@@ -153,6 +160,49 @@ def socket_report(message: bytes, start: int, length: int, fin_received: int) ->
     """
     report: SocketReport = _new(SocketReport)
     _set_values(report, (message, start, length, fin_received))
+    return report
+
+
+class CountedReport(SocketReport):
+    """A report whose bytes and packets eBPF programs counted: ``_values`` has their `Totals` in the last place."""
+
+    __slots__ = ()
+
+    def _translated(self) -> tuple[int | None, ...]:
+        return tuple(getattr(self, name) for name in COUNTS_FIELDS)
+
+
+def _counted(name: str) -> Any:
+    return property(lambda self: getattr(self._values[3], name), doc=getattr(Counts, name).__doc__)
+
+
+def _retransmitted(values: tuple[Any, ...]) -> int | None:
+    known: int | None = values[3].retransmitted_bytes
+    return known
+
+
+def _smoothed_rtt(values: tuple[Any, ...]) -> int | None:
+    rtt = values[3].smoothed_rtt_us
+    return _rtt(values) if rtt is None else round(rtt)
+
+
+for _name_of_field in ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes"):
+    setattr(CountedReport, _name_of_field, _counted(_name_of_field))
+setattr(CountedReport, "tx_retransmitted_bytes", property(lambda self: _retransmitted(self._values)))  # noqa: B010
+setattr(CountedReport, "avg_rtt_us", property(lambda self: _smoothed_rtt(self._values)))  # noqa: B010
+
+
+def counted_report(message: bytes, start: int, length: int, totals: Totals) -> CountedReport:
+    """A report with the counts of eBPF programs.
+
+    Args:
+        message: As for `socket_report`: it has everything else.
+        start: As for `socket_report`.
+        length: As for `socket_report`.
+        totals: What was counted.
+    """
+    report: CountedReport = _new(CountedReport)
+    _set_values(report, (message, start, length, totals))
     return report
 
 

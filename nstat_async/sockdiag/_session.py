@@ -15,7 +15,9 @@ from .._contract import Command, Mode
 from .._errors import NstatError, ProtocolError, UsageError
 from .._events import AnyEvent
 from .._model import Capabilities, Counts, Flow, Provider, Visibility
-from .._options import MonitorOptions
+from .._options import Ebpf, MonitorOptions
+from ..ebpf import Tier, tells
+from ._book import Book
 from ._constants import IPPROTO_TCP, IPPROTO_UDP
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
@@ -23,7 +25,19 @@ from ._namespace import Namespace
 from ._output import Output
 from ._owners import OwnerSource
 from ._polls import Polls
-from ._setup import LinkKindsAnswer, NetworkNamespace, OwnersAnswer, Role, Setup, place_of_channel
+from ._programs import Programs
+from ._setup import (
+    AttachAnswer,
+    ChannelPurpose,
+    LinkKindsAnswer,
+    NetworkNamespace,
+    OwnersAnswer,
+    ProcessesAnswer,
+    Role,
+    Setup,
+    place_of_channel,
+)
+from ._sightings import Sightings
 from ._source import Source
 
 MAX_NAMESPACES = 64
@@ -41,6 +55,7 @@ class Session:
         kernel: The kernel's release, for `capabilities`.
         processes: Whose processes the transport can name.
         limit: Why not everybody's, for a person.
+        ebpf: Whether eBPF programs are asked for.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
     Raises:
@@ -55,10 +70,13 @@ class Session:
         kernel: str | None = None,
         processes: Visibility = Visibility.UNKNOWN,
         limit: str | None = None,
+        ebpf: Ebpf = Ebpf.OFF,
         mode: Mode = Mode.DRIVING,
     ) -> None:
         self._options = options or MonitorOptions()
-        self.setup = setup = Setup(kernel=kernel, namespaces=tuple(namespaces), processes=processes, limit=limit)
+        self.setup = setup = Setup(
+            kernel=kernel, namespaces=tuple(namespaces), processes=processes, limit=limit, ebpf=ebpf
+        )
         """What it was made of, beside the options."""
         self._output = Output(mode)
         wanted = _PROTOCOLS if self._output.following else self._options.providers
@@ -67,11 +85,14 @@ class Session:
             raise UsageError("providers: sock_diag has tcp and udp only")
         self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._namespaces: list[Namespace] = []
-        self._sources: dict[int, Source] = {}
+        self._books: list[Book] = []
+        self._sightings = Sightings(self._output, self._owners, self._protocols)
+        self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf)
+        self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
         for namespace in namespaces:
             self._add_namespace(namespace)
-        self._polls = Polls(self._output, self._namespaces, self._owners, self._options.interval)
+        self._polls = Polls(self._output, self._namespaces, self._owners, self._programs, self._options.interval)
 
     @classmethod
     def from_setup(
@@ -91,8 +112,10 @@ class Session:
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         number = len(self._namespaces)
-        namespace = Namespace(self._output, number, identity, self._owners, self._protocols, self._options)
+        owners, sightings = self._owners, self._sightings
+        namespace = Namespace(self._output, number, identity, owners, sightings, self._protocols, self._options)
         self._namespaces.append(namespace)
+        self._books.append(namespace.book)
         self._sources.update((source.channel, source) for source in namespace.sources)
 
     # -- the contract: state
@@ -116,8 +139,8 @@ class Session:
 
     @property
     def subscribed(self) -> bool:
-        """True from the start: the channels join their multicast groups when they are opened."""
-        return True
+        """True as soon as it is known whether there are eBPF programs: netlink subscribes when its channels are opened."""
+        return self._programs.settled
 
     @property
     def capabilities(self) -> Capabilities:
@@ -130,11 +153,12 @@ class Session:
             kernel=self.setup.kernel,
             providers=frozenset(provider for provider, number in _PROTOCOLS.items() if number in answered),
             tcp_counts=IPPROTO_TCP in self._protocols,
-            udp_counts=False,
+            udp_counts=IPPROTO_UDP in self._protocols and tells(self._programs.tier).udp_bytes,
             final_counts=reported,
             short_lived=reported,
             flows=Visibility.ALL,
             processes=self._visibility,
+            ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
         )
@@ -142,19 +166,37 @@ class Session:
     @property
     def _visibility(self) -> Visibility:
         """Whose processes can be named: what was found out at first, unless a search met others."""
-        processes = self.setup.processes
+        processes = Visibility.ALL if self._names_all else self.setup.processes
         return Visibility.SOME if processes is Visibility.ALL and self._owners.refused else processes
 
     def _remarks(self) -> Iterator[str]:
         if self._owners.failure is not None:
             yield f"processes are unknown: {self._owners.failure}"
+        programs = self._programs
+        told = tells(programs.tier)
         if Provider.UDP in self._options.providers:
-            yield "the kernel keeps no byte counters of UDP sockets"
+            if told.udp_bytes:
+                yield "UDP sockets that were there before the monitor are counted from its start on"
+            else:
+                yield "the kernel keeps no byte counters of UDP sockets"
+        if not self._names_all:
+            yield from self._hidden()
+        if not (told.tcp_process and told.tcp_accepted_process and programs.attached.processes_trusted):
+            yield "a flow that began and ended between two polls has no process"
+        if programs.attached.detail:
+            yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
+
+    def _hidden(self) -> Iterator[str]:
         if self.setup.limit is not None:
             yield self.setup.limit
         elif self._owners.refused:
             yield f"{self._owners.refused} processes may not be looked at"
-        yield "a flow that began and ended between two polls has no process"
+
+    @property
+    def _names_all(self) -> bool:
+        """True if the processes of all users are known by eBPF."""
+        attached = self._programs.attached
+        return self._programs.tier is not Tier.NONE and attached.processes_trusted and attached.owners
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows that were reported as added, with their last counts."""
@@ -177,7 +219,11 @@ class Session:
         """Begin to subscribe."""
         self._output.now = now
         if not self._output.following:
-            for source in self._sources.values():
+            self._programs.start(self._open_sources)
+
+    def _open_sources(self) -> None:
+        for namespace in self._namespaces:
+            for source in namespace.sources:
                 source.open()
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
@@ -232,6 +278,10 @@ class Session:
             self._output.take_answer(token, answer)
         elif isinstance(answer, OwnersAnswer):
             self._owners.take(answer)
+        elif isinstance(answer, ProcessesAnswer):
+            self._owners.take_names(answer)
+        elif isinstance(answer, AttachAnswer):
+            self._programs.take(answer)
         elif isinstance(answer, LinkKindsAnswer) and 0 <= answer.namespace < len(self._namespaces):
             self._namespaces[answer.namespace].addresses.take_kinds(answer)
         self._polls.proceed()
@@ -242,7 +292,7 @@ class Session:
         return self._polls.request()
 
     def _source(self, channel: int) -> Source | None:
-        if self._output.following:
+        if self._output.following and channel not in self._sources:
             number, _ = place_of_channel(channel)
             while len(self._namespaces) <= number < MAX_NAMESPACES:
                 self._add_namespace(NetworkNamespace(str(len(self._namespaces))))
@@ -267,10 +317,12 @@ class Session:
         source = self._source(channel)
         if source is None:
             return
-        request = first_request(data) if source.purpose.role is Role.DUMPS else None
-        if request is not None and request.dump:
+        purpose = source.purpose
+        dumps = isinstance(purpose, ChannelPurpose) and purpose.role is Role.DUMPS
+        request = first_request(data) if dumps else None
+        if isinstance(purpose, ChannelPurpose) and request is not None and request.dump:
             self._polls.follow(split_sequence(request.sequence)[0])
-            self._namespaces[source.purpose.namespace].dumps.follow(request)
+            self._namespaces[purpose.namespace].dumps.follow(request)
         else:
             self._take_in(source.observe, data)
 
@@ -285,6 +337,7 @@ class Session:
         """What to do now, in this order."""
         for source in self._sources.values():
             source.flush()
+        self._programs.flush()
         taken, self._output.commands = self._output.commands, []
         return [] if self._output.following else taken
 
@@ -295,7 +348,11 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        times = [self._polls.deadline(), *(source.deadline() for source in self._sources.values())]
+        times = [
+            self._polls.deadline(),
+            self._sightings.deadline(),
+            *(source.deadline() for source in self._sources.values()),
+        ]
         return min((time for time in times if time is not None), default=None)
 
     def handle_deadline(self, now: float) -> None:
@@ -305,5 +362,6 @@ class Session:
             due = source.deadline()
             if due is not None and due <= now:
                 source.expire()
+        self._sightings.expire()
         self._polls.expire()
         self._polls.proceed()

@@ -6,13 +6,16 @@ Out go the purposes of channels and questions to the host, in come what the core
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
+from typing import ClassVar, Union
 
 import attrs
 
 from .._contract import LookupFailed
+from .._errors import UnavailableReason
 from .._model import Visibility
+from .._options import Ebpf
 from .._values import Vocabulary
+from ..ebpf import MapsPurpose, RingPurpose, Tier
 
 
 class Role(enum.Enum):
@@ -63,6 +66,10 @@ def place_of_channel(channel: int) -> tuple[int, Role]:
     """Namespace and role of a channel by its number."""
     namespace, place = divmod(channel, len(_ROLES))
     return namespace, _ROLES[place]
+
+
+Purpose = Union[ChannelPurpose, RingPurpose, MapsPurpose]
+"""What a channel is for."""
 
 
 @attrs.frozen
@@ -134,6 +141,50 @@ class LinkKindsAnswer:
     """Interface names with a word of `InterfaceKind`; unknown ones are absent."""
 
 
+@attrs.frozen
+class ProcessesRequest:
+    """Ask for the facts of these processes, by pid and start."""
+
+    processes: tuple[tuple[int, int | None], ...]
+
+
+@attrs.frozen
+class ProcessesAnswer:
+    """The facts of those that are still there."""
+
+    processes: tuple[ProcessFacts, ...] = ()
+
+
+@attrs.frozen
+class AttachRequest:
+    """Load and attach the eBPF programs, as many of them as the kernel grants."""
+
+
+@attrs.frozen(kw_only=True)
+class AttachAnswer:
+    """What came of it."""
+
+    tier: Tier = Tier.NONE
+    reason: UnavailableReason | None = None
+    """Why nothing, or not all, is attached; `None`: all is."""
+    detail: str = ""
+    """The same for a person."""
+    processes_trusted: bool = False
+    """True if the pids of records are those of this process's ``/proc``."""
+    births: bool = False
+    """True if the making of datagram sockets is seen."""
+    owners: bool = False
+    """True if the descriptors of all processes can be walked over."""
+    namespaces: tuple[int | None, ...] = ()
+    """Cookies of the session's network namespaces, by number; `None`: its sockets are not seen."""
+    own_cookies: tuple[int, ...] = ()
+    """Sockets of the source itself."""
+    boot_offset: float = 0.0
+    """Add it to ``now`` for seconds since boot, time asleep included."""
+    ticks: int = 100
+    """Clock ticks in a second."""
+
+
 @attrs.frozen(kw_only=True)
 class Setup:
     """The facts beside the options from which a `Session` is made."""
@@ -147,7 +198,22 @@ class Setup:
     """Whose processes can be named."""
     limit: str | None = None
     """Why not everybody's, for a person."""
+    ebpf: Ebpf = Ebpf.OFF
+    """Whether eBPF programs are asked for."""
 
 
-RECORDED = Vocabulary(ChannelPurpose, OwnersRequest, OwnersAnswer, LinkKindsRequest, LinkKindsAnswer, LookupFailed)
+RECORDED = Vocabulary(
+    ChannelPurpose,
+    RingPurpose,
+    MapsPurpose,
+    OwnersRequest,
+    OwnersAnswer,
+    ProcessesRequest,
+    ProcessesAnswer,
+    LinkKindsRequest,
+    LinkKindsAnswer,
+    AttachRequest,
+    AttachAnswer,
+    LookupFailed,
+)
 """The purposes and look-ups of this protocol, and their answers."""

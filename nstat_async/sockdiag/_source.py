@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from .._contract import CloseChannel, OpenChannel, Send
 from ._output import Output
-from ._setup import ChannelPurpose
+from ._setup import Purpose
 
 
 class Source:
     """A source of evidence with a channel of its own."""
 
-    def __init__(self, output: Output, purpose: ChannelPurpose) -> None:
+    def __init__(self, output: Output, purpose: Purpose) -> None:
         self.output = output
         self.purpose = purpose
         self.channel = purpose.channel

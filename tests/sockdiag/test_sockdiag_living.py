@@ -36,7 +36,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 def drive(netns=None, **options) -> LiveDriver:
-    return LiveDriver(*SockDiag(netns).parts(MonitorOptions(**{"interval": None, **options})))
+    return LiveDriver(*SockDiag(netns).parts(MonitorOptions(**{"interval": None, "ebpf": "off", **options})))
 
 
 @pytest.fixture(autouse=True)

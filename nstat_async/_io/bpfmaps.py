@@ -1,0 +1,213 @@
+"""The maps of the eBPF programs as a channel: requests are sent, answers are read in pieces.
+
+A piece is one system call of about a millisecond at most, so that a large map does not hold the event loop. An event
+descriptor (``eventfd(2)``) is readable while pieces are to be had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+from .._errors import ProtocolError
+from ..ebpf import (
+    FLOW,
+    FLOW_KEY,
+    PEER,
+    PEER_KEY,
+    Operation,
+    Statistics,
+    decode_request,
+    encode_answer,
+    encode_statistics,
+)
+from .bpf import create_iterator, map_batch, map_delete, map_take, map_update, recursion_misses
+from .ring import Ring
+
+__all__ = ["MapsChannel", "SharedCounters"]
+
+BATCH = 2048
+"""Entries in one piece."""
+ROWS = 1 << 15
+"""Bytes of an iterator's rows in one piece: the kernel's own buffer is as large."""
+_COUNTERS = 8
+
+
+class SharedCounters:
+    """The map of statistics, in memory that the kernel writes: reading it is no system call."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._numbers = memoryview(self._map)[: 8 * _COUNTERS].cast("Q")
+
+    def read(self) -> tuple[int, ...]:
+        """All of them, in the order of ``enum statistic``."""
+        return tuple(self._numbers.tolist())
+
+    def close(self) -> None:
+        """Release the mapping. Idempotent."""
+        self._numbers.release()
+        self._map.close()
+
+
+class MapsChannel:
+    """Answers requests about the maps.
+
+    Args:
+        maps: Descriptors by name; the caller keeps and closes them.
+        programs: Descriptors of the attached programs by name, as above.
+        owners: The iterator's link; `None` where there is none.
+        counters: The statistics, as above.
+        ring: The ring, for what lies unread in it.
+    """
+
+    immediate = True
+    receive_buffer: int | None = None
+
+    def __init__(
+        self,
+        maps: Mapping[str, int],
+        programs: Mapping[str, int],
+        owners: int | None,
+        counters: SharedCounters,
+        ring: Ring,
+    ) -> None:
+        self._maps = maps
+        self._programs = programs
+        self._owners = owners
+        self._counters = counters
+        self._ring = ring
+        self._work: deque[Iterator[bytes]] = deque()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closed = False
+
+    def fileno(self) -> int:
+        """The descriptor to wait on: readable while an answer is not read to its end."""
+        return self._event
+
+    def send(self, data: bytes) -> None:
+        """Take a request.
+
+        Raises:
+            OSError: It is none; or a map refuses to be changed.
+        """
+        try:
+            operation, cookies, body = decode_request(data)
+        except ProtocolError as error:
+            raise OSError(errno.EINVAL, str(error)) from error
+        if operation is Operation.DROP:
+            for cookie in cookies:
+                map_delete(self._maps["flows"], FLOW_KEY.pack(cookie))
+        elif operation is Operation.ADOPT:
+            for number, cookie in enumerate(cookies):
+                value = body[number * FLOW.size : (number + 1) * FLOW.size]
+                map_update(self._maps["flows"], FLOW_KEY.pack(cookie), value)
+        else:
+            self._work.append(self._guarded(operation, self._answers(operation, cookies)))
+            os.eventfd_write(self._event, 1)
+
+    def read_into(self, batch: list[bytes], most: int) -> bool:
+        """Append pieces of answers; see `Channel`."""
+        for _ in range(most):
+            if not self._work:
+                self._quiet()
+                return False
+            piece = next(self._work[0], None)
+            if piece is None:
+                self._work.popleft()
+            else:
+                batch.append(piece)
+        return True
+
+    def _quiet(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+
+    def close(self) -> None:
+        """Release the event descriptor. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for work in self._work:
+            work.close()  # type: ignore[attr-defined]
+        self._work.clear()
+        os.close(self._event)
+
+    def _guarded(self, operation: Operation, answers: Iterator[bytes]) -> Iterator[bytes]:
+        """An answer always ends, with the error where there is one."""
+        try:
+            yield from answers
+        except OSError as error:
+            yield encode_answer(operation, b"", b"", last=True, errno=error.errno or errno.EIO)
+
+    def _answers(self, operation: Operation, cookies: Sequence[int]) -> Iterator[bytes]:
+        if operation is Operation.FLOWS:
+            return self._walk(operation, self._maps["flows"], (FLOW_KEY.size, FLOW.size))
+        if operation is Operation.PEERS:
+            return self._walk(operation, self._maps["peers"], (PEER_KEY.size, PEER.size))
+        if operation is Operation.TAKE:
+            return self._take(cookies)
+        if operation is Operation.OWNERS:
+            return self._held()
+        return self._count()
+
+    @staticmethod
+    def _walk(operation: Operation, descriptor: int, sizes: tuple[int, int]) -> Iterator[bytes]:
+        cursor: bytes | None = None
+        while True:
+            keys, values, cursor = map_batch(descriptor, cursor, sizes, BATCH)
+            yield encode_answer(operation, keys, values, last=cursor is None)
+            if cursor is None:
+                return
+
+    def _take(self, cookies: Sequence[int]) -> Iterator[bytes]:
+        for begin in range(0, len(cookies), BATCH):
+            taken = []
+            for cookie in cookies[begin : begin + BATCH]:
+                key = FLOW_KEY.pack(cookie)
+                value = map_take(self._maps["flows"], key, FLOW.size)
+                if value is not None:
+                    taken.append((key, value))
+            keys, values = (b"".join(column) for column in zip(*taken, strict=True)) if taken else (b"", b"")
+            yield encode_answer(Operation.TAKE, keys, values, last=begin + BATCH >= len(cookies))
+
+    def _held(self) -> Iterator[bytes]:
+        if self._owners is None:
+            raise OSError(errno.EOPNOTSUPP, "no iterator")
+        descriptor = create_iterator(self._owners)
+        try:
+            while True:
+                rows = self._rows(descriptor)
+                yield encode_answer(Operation.OWNERS, b"", rows, last=not rows)
+                if not rows:
+                    return
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _rows(descriptor: int) -> bytes:
+        while True:
+            try:
+                return os.read(descriptor, ROWS)
+            except BlockingIOError:  # a million descriptors without a socket of ours among them: go on
+                continue
+
+    def _count(self) -> Iterator[bytes]:
+        submitted, ring_full, map_full, caught, *_ = self._counters.read()
+        missed = {name: recursion_misses(descriptor) for name, descriptor in self._programs.items()}
+        yield encode_statistics(
+            Statistics(
+                submitted,
+                ring_full,
+                map_full,
+                caught,
+                min(missed.get("tcp_state", 0), missed.get("tcp_state_again", 0)),
+                missed.get("sent", 0) + missed.get("received", 0),
+                self._ring.unread(),
+                self._ring.foreign,
+            )
+        )

@@ -1,0 +1,179 @@
+"""The reader of a BPF ring buffer: two mappings and an agreement about who writes what.
+
+The consumer's position is ours to write, the producer's is the kernel's, and the data is mapped twice in a row so that
+what wraps around is contiguous (``kernel/bpf/ringbuf.c``). All positions only grow.
+
+What must come in which order: the producer's position is read before the headers, a header before its record, the
+record before our position is stored, and our position before the producer's is read again. The last is a known lost
+wake-up: without a full barrier between that store and that load, kernel and reader may each believe that the other will
+act. Python has no barrier of its own; taking and releasing a lock is one on every machine that CPython runs on. Even so
+the ring is also drained on every poll: nothing relies on the wake-up alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import threading
+
+from ..ebpf import RECORD_SIZE, RING_STEP
+
+__all__ = ["MappedRing", "Ring", "RingChannel", "fence"]
+
+BUSY = 1 << 31
+"""In a record's header: it was reserved and is still being written."""
+SLICE = 256
+"""Records in one datagram: what the event loop takes in at once, some 0.5 ms."""
+REST = 0.01
+"""Seconds that nobody need wake for the ring after it was read: to be woken for each record costs more than all the rest."""
+_LOCK = threading.Lock()
+
+
+def fence() -> None:
+    """A memory barrier for this thread."""
+    _LOCK.acquire()
+    _LOCK.release()
+
+
+class Ring:
+    """Records of one size, read in order.
+
+    Args:
+        consumer: Page whose first eight bytes are our position.
+        producer: Page whose first eight bytes are the kernel's position, with the data twice behind it.
+        size: Bytes of the data, a power of two.
+        page: Bytes of a page.
+    """
+
+    def __init__(self, consumer: memoryview, producer: memoryview, size: int, page: int) -> None:
+        self.size = size
+        self.foreign = 0
+        """Bytes that were skipped because no record of ours was there: always 0 with our programs alone."""
+        self._consumed = consumer[:8].cast("Q")
+        self._produced = producer[:8].cast("Q")
+        self._data = producer[page : page + 2 * size]
+        self._headers = self._data.cast("I")
+
+    def read(self, most: int = SLICE, *, keep: bool = False) -> bytes:
+        """Finished records at the front, headers included, discarded ones too; empty if there is none.
+
+        Args:
+            most: Records at most.
+            keep: Leave them in the ring.
+        """
+        begin = self._consumed[0]
+        there = self._produced[0] - begin
+        fence()
+        number = min(there // RING_STEP, most)
+        if number <= 0:
+            return b""
+        at = begin & (self.size - 1)
+        number = self._finished(at, number, begin + there)
+        fence()
+        data = bytes(self._data[at : at + number * RING_STEP])
+        fence()
+        if not keep and number:
+            self._consumed[0] = begin + number * RING_STEP
+            fence()
+        return data
+
+    def _finished(self, at: int, number: int, produced: int) -> int:
+        """How many of the next records are whole: those before the first busy one."""
+        step = RING_STEP // 4
+        headers = self._headers[at // 4 : at // 4 + number * step : step].tolist()
+        if headers.count(RECORD_SIZE) == number:
+            return number
+        for index, header in enumerate(headers):
+            if header & BUSY:
+                return index
+            if header & (BUSY // 2 - 1) != RECORD_SIZE:
+                if not index:  # not even the first: no step from here leads to a record
+                    self.foreign += produced - self._consumed[0]
+                    self._consumed[0] = produced
+                return index
+        return number
+
+    def unread(self) -> int:
+        """Bytes that the kernel has written, or is writing, and that were not read."""
+        return self._produced[0] - self._consumed[0]
+
+    def release(self) -> None:
+        """Let go of the memory, so that the mappings can be closed."""
+        for view in (self._headers, self._data, self._produced, self._consumed):
+            view.release()
+
+
+class MappedRing:
+    """The memory of a ring buffer's map.
+
+    Args:
+        descriptor: Of the map; the caller keeps and closes it.
+        size: Its bytes.
+
+    Raises:
+        OSError: It cannot be mapped.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        page = mmap.PAGESIZE
+        self._closed = False
+        self._maps = [mmap.mmap(descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)]
+        try:
+            self._maps.append(mmap.mmap(descriptor, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page))
+        except BaseException:
+            self._maps[0].close()
+            raise
+        consumer, producer = (memoryview(mapping) for mapping in self._maps)
+        self.ring = Ring(consumer, producer, size, page)
+        consumer.release()
+        producer.release()
+
+    def close(self) -> None:
+        """Release the mappings. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.ring.release()
+        for mapping in self._maps:
+            mapping.close()
+
+
+class RingChannel:
+    """The ring buffer as a channel: a datagram is up to `SLICE` records.
+
+    Args:
+        descriptor: Of the map; the caller keeps and closes it.
+        ring: Its memory, which the caller keeps mapped.
+    """
+
+    immediate = True
+    rest = REST
+
+    def __init__(self, descriptor: int, ring: Ring) -> None:
+        self.receive_buffer: int | None = ring.size
+        self._descriptor = descriptor
+        self._ring = ring
+
+    def fileno(self) -> int:
+        """The descriptor to wait on: readable while a finished record is there."""
+        return self._descriptor
+
+    def read_into(self, batch: list[bytes], most: int) -> bool:
+        """Append datagrams; see `Channel`."""
+        for _ in range(most):
+            data = self._ring.read()
+            if not data:
+                return False
+            batch.append(data)
+        return True
+
+    def send(self, data: bytes) -> None:
+        """A ring buffer takes nothing.
+
+        Raises:
+            OSError: Always.
+        """
+        raise OSError(errno.EOPNOTSUPP, "a ring buffer takes no datagrams", len(data))
+
+    def close(self) -> None:
+        """Nothing is held: the memory belongs to the source, whose other channels look at it too."""

@@ -1,0 +1,223 @@
+"""What the programs saw, said about sockets: the values that leave this package.
+
+They say what was seen and how sure it is; whoever collects evidence from several sources weighs it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import NamedTuple, Union
+
+from ._records import Counters, Flag, FlowRow, OwnerRow, PeerRow, Record, text_of
+
+__all__ = [
+    "Counted",
+    "Ended",
+    "Ends",
+    "Established",
+    "Evidence",
+    "Facts",
+    "HowKnown",
+    "Owner",
+    "OwnerSeen",
+    "Seen",
+    "Totals",
+    "datagram_totals",
+    "ends_of",
+    "owner_of",
+    "remainder_of",
+    "tcp_totals",
+]
+
+Facts = Union[Record, FlowRow, OwnerRow]
+"""The kernel's own words about a socket; all three have the same names for them."""
+_INET, _INET6 = 2, 10
+_HAS_PROCESS, _BY_CLOSER, _BY_CREATOR, _FIN_RECEIVED = map(
+    int, (Flag.HAS_PROCESS, Flag.BY_CLOSER, Flag.BY_CREATOR, Flag.FIN_RECEIVED)
+)  # plain numbers: the operators of an IntFlag are slow
+
+
+class HowKnown(enum.Enum):
+    """What a process did with a socket when it was seen."""
+
+    CALL = "call"
+    """It connected, sent or received."""
+    CREATOR = "creator"
+    """It made the socket."""
+    CLOSER = "closer"
+    """It closed the socket, and nobody was seen using it."""
+    DESCRIPTOR = "descriptor"
+    """It has the socket open."""
+
+
+class Owner(NamedTuple):
+    """A process that was seen with a socket, as of that moment."""
+
+    pid: int
+    """In the first pid namespace."""
+    start: int
+    """When it started, nanoseconds since boot, time asleep included; with `pid` its identity."""
+    name: str | None
+    """``comm``: 15 bytes at most."""
+    how: HowKnown
+
+
+class Ends(NamedTuple):
+    """Where a socket is bound and connected."""
+
+    local: bytes | None
+    """Packed address, of 4 or 16 bytes; `None` where the protocol has none."""
+    local_port: int | None
+    """`None` where it is not known."""
+    remote: bytes | None
+    """`None`: not connected."""
+    remote_port: int | None
+
+
+class Totals(NamedTuple):
+    """What went through a socket since its beginning."""
+
+    rx_bytes: int | None
+    tx_bytes: int | None
+    rx_packets: int | None
+    """Datagrams or segments; `None` where only calls were counted, which are no packets."""
+    tx_packets: int | None
+    retransmitted_bytes: int | None = None
+    """TCP only."""
+    retransmitted_segments: int | None = None
+    smoothed_rtt_us: float | None = None
+
+
+class Seen(NamedTuple):
+    """A socket came to sight: a connection began, or a socket was used for the first time."""
+
+    facts: Facts
+    outbound: bool | None
+    """True: it connects; False: it was accepted; `None`: neither, or not seen."""
+    began: bool | None
+    """True if this is its beginning; False if it was there before; `None`: one of both."""
+
+
+class Established(NamedTuple):
+    """An outbound connection is established: its ends are known now."""
+
+    facts: Facts
+
+
+class OwnerSeen(NamedTuple):
+    """A process was seen with a socket that was known before."""
+
+    facts: Facts
+    after_end: bool
+    """True if the connection was over: it was reset before anybody used it."""
+
+
+class Counted(NamedTuple):
+    """The counts of a datagram socket grew, or its ends changed."""
+
+    facts: FlowRow
+    totals: Totals
+    whole: bool
+    """True if its making was seen: nothing went through it uncounted."""
+
+
+class Ended(NamedTuple):
+    """A connection is over, or a socket was released."""
+
+    facts: Facts
+    """The last that described it."""
+    time: int | None
+    """Nanoseconds since boot; `None` where the end was not seen."""
+    totals: Totals
+    final: bool
+    """True if nothing can be missing from the totals."""
+    established: bool
+    """TCP: False if it never came to a connection."""
+
+
+Evidence = Union[Seen, Established, OwnerSeen, Counted, Ended]
+
+
+def owner_of(facts: Facts) -> Owner | None:
+    """The process beside a socket; `None` where none was seen."""
+    flags = facts.flags
+    if not flags & _HAS_PROCESS:
+        return None
+    if flags & _BY_CLOSER:
+        how = HowKnown.CLOSER
+    elif flags & _BY_CREATOR:
+        how = HowKnown.CREATOR
+    else:
+        how = HowKnown.DESCRIPTOR if isinstance(facts, OwnerRow) else HowKnown.CALL
+    return Owner(facts.pid, facts.start, text_of(facts.comm), how)
+
+
+def ends_of(facts: Facts) -> Ends:
+    """The addresses of a socket; an address of zeros is no remote."""
+    family = facts.family
+    if family not in {_INET, _INET6}:
+        return Ends(None, None, None, None)
+    size = 4 if family == _INET else 16
+    remote = facts.remote[:size]
+    port = facts.remote_port >> 8 | (facts.remote_port & 0xFF) << 8
+    connected = port != 0 or any(remote)
+    return Ends(facts.local[:size], facts.local_port or None, remote if connected else None, port or None)
+
+
+def tcp_totals(record: Record) -> Totals:
+    """The counts of a TCP connection at its end.
+
+    The kernel counts a received FIN as a byte (``tcp_fin`` in ``net/ipv4/tcp_input.c`` after ``tcp_rcv_nxt_update``),
+    and repeated bytes as sent; neither is the application's.
+    """
+    fin = 1 if record.flags & _FIN_RECEIVED and record.rx_bytes else 0
+    return Totals(
+        record.rx_bytes - fin,
+        max(0, record.tx_bytes - record.rx_calls),
+        record.rx_packets,
+        record.tx_packets,
+        record.rx_calls,
+        record.tx_payload,
+        record.rx_payload / 8 or None,
+    )
+
+
+def datagram_totals(counters: Counters, *, packets: bool) -> Totals:
+    """The counts of a socket that is not TCP's.
+
+    Each direction has what its packets say, where they are counted, and otherwise what calls took and gave. Received
+    bytes differ in meaning: delivered to the socket, or read from it.
+
+    Args:
+        counters: As the programs counted.
+        packets: True if packets are counted at all; then UDP without any has 0 and not `None`.
+    """
+    rx = _direction(counters.rx_payload, counters.rx_packets, counters.rx_bytes, counters.rx_calls, packets)
+    tx = _direction(counters.tx_payload, counters.tx_packets, counters.tx_bytes, counters.tx_calls, packets)
+    return Totals(rx[0], tx[0], rx[1], tx[1])
+
+
+def remainder_of(counters: Counters, peers: Iterable[PeerRow]) -> Totals:
+    """What an unconnected UDP socket exchanged with addresses that are not in the bounded list of peers.
+
+    Exact where the socket was read after its peers were; between the two it is what passed meanwhile too.
+    """
+    rx_bytes, tx_bytes, rx_packets, tx_packets = (
+        counters.rx_payload,
+        counters.tx_payload,
+        counters.rx_packets,
+        counters.tx_packets,
+    )
+    for peer in peers:
+        rx_bytes -= peer.rx_bytes
+        tx_bytes -= peer.tx_bytes
+        rx_packets -= peer.rx_packets
+        tx_packets -= peer.tx_packets
+    return Totals(*(max(0, left) for left in (rx_bytes, tx_bytes, rx_packets, tx_packets)))
+
+
+def _direction(payload: int, number: int, size: int, calls: int, packets: bool) -> tuple[int, int | None]:
+    if number:
+        return payload, number
+    return size, 0 if packets and not calls else None

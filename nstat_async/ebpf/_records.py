@@ -1,0 +1,343 @@
+"""What the programs report: the layouts of ``programs.c``, decoded.
+
+One table. All numbers are in the byte order of the machine and naturally aligned. `FACTS` and `COUNTS` are parts
+that several records share, as in the C file.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .._errors import ProtocolError
+
+__all__ = [
+    "FLOW",
+    "FLOW_KEY",
+    "OWNER",
+    "PEER",
+    "PEER_KEY",
+    "RECORD",
+    "RECORD_SIZE",
+    "RING_STEP",
+    "Counters",
+    "Flag",
+    "FlowRow",
+    "Kind",
+    "OwnerRow",
+    "PeerRow",
+    "Record",
+    "SocketType",
+    "decode_flows",
+    "decode_owners",
+    "decode_peers",
+    "decode_records",
+    "text_of",
+]
+
+FACTS = "QQ QII16s IIII HHHH BBBB I 16s16s"
+"""net_cookie, cgroup · start, pid, tid, comm · netns, uid, ifindex, flags · family, protocol, local_port,
+remote_port · type, kind, old, new · last_pid · local, remote (``struct facts``, 112 bytes)."""
+COUNTS = "8Q"
+"""``struct counts``, 64 bytes."""
+RECORD = struct.Struct(f"=II QQ {FACTS} {COUNTS}".replace(" ", ""))
+"""The ring buffer's header (its first word holds the length and two flags), then ``struct record``."""
+RING_HEADER = 8
+RECORD_SIZE = RECORD.size - RING_HEADER
+"""Bytes of a record without the header: the header's first word, unless the record is busy or discarded."""
+RING_STEP = RECORD.size
+"""From one record to the next: the kernel rounds up to eight bytes, and this is a multiple of it."""
+FLOW_KEY = struct.Struct("=Q")
+FLOW = struct.Struct(f"={COUNTS} Q {FACTS}".replace(" ", ""))
+"""``struct flow``, the value of the map of flows; its key is the socket's cookie."""
+OWNER = struct.Struct(f"=QQ {FACTS} Q".replace(" ", ""))
+"""``struct owner``: one descriptor of a process that is a socket."""
+PEER_KEY = struct.Struct("=Q16sHHI")
+PEER = struct.Struct("=QQQQQII")
+_COOKIE = struct.Struct("=Q")
+
+
+class Kind(enum.IntEnum):
+    """What happened (``enum kind``)."""
+
+    OPENED = 1
+    """TCP ``connect()``: SYN_SENT."""
+    ESTABLISHED = 2
+    """TCP: that connection is established."""
+    ACCEPTED = 3
+    """TCP: established, and not by way of SYN_SENT."""
+    CLOSED = 4
+    """TCP: the connection is over; the counts are final."""
+    FIRST_IO = 5
+    """The first send or receive that was seen, with its process; of TCP: who has an accepted socket."""
+    RELEASED = 6
+    """The last descriptor of a socket that is not TCP's was closed; the counts are final."""
+
+
+class Flag(enum.IntFlag):
+    """Bits of `Record.flags` (``enum flag``)."""
+
+    HAS_PROCESS = 1
+    """The process is known."""
+    ANNOUNCED = 2
+    """A FIRST_IO record was sent before."""
+    BY_CLOSER = 4
+    """The process is the one that closed the socket: nobody was seen using it."""
+    FIN_RECEIVED = 8
+    """A FIN came from the other side, and TCP counts it as a received byte."""
+    BY_CREATOR = 16
+    """The process is the one that made the socket: nobody was seen using it yet."""
+    COUNTED_FROM_BIRTH = 32
+    """Its making was seen: nothing went through it before."""
+
+
+class SocketType(enum.IntEnum):
+    """``enum sock_type``."""
+
+    STREAM = 1
+    DGRAM = 2
+    RAW = 3
+
+
+class Record(NamedTuple):
+    """One record of the ring buffer, as the kernel wrote it.
+
+    The counts of a TCP record have another meaning than those of a datagram socket; `nstat_async.ebpf.Ledger`
+    translates both.
+    """
+
+    header: int
+    """Length of the record; bit 31: busy, bit 30: discarded."""
+    page: int
+    """The kernel's own."""
+    time: int
+    """Nanoseconds since boot, time asleep included (``CLOCK_BOOTTIME``)."""
+    cookie: int
+    """The socket: unique until the machine is restarted (``SO_COOKIE``)."""
+    net_cookie: int
+    """The network namespace (``SO_NETNS_COOKIE``)."""
+    cgroup: int
+    """Number of the socket's cgroup: the inode of its directory in cgroup2; 0 where it has none."""
+    start: int
+    """When the process started, nanoseconds since boot; with `pid` its identity."""
+    pid: int
+    """The process, in the first pid namespace; 0: not known."""
+    tid: int
+    """The thread that made the call."""
+    comm: bytes
+    """The process's name (``comm``), 16 bytes filled up with zeros."""
+    netns: int
+    """Inode of the network namespace; 0: not known."""
+    uid: int
+    """Owner of the socket, in the first user namespace."""
+    ifindex: int
+    """Interface of the last datagram, or of the route that TCP receives by; 0: not known."""
+    flags: int
+    """See `Flag`."""
+    family: int
+    protocol: int
+    local_port: int
+    """Host order; 0: not known."""
+    remote_port: int
+    """Network order; 0: not known."""
+    type: int
+    """See `SocketType`."""
+    kind: int
+    """See `Kind`."""
+    old: int
+    """TCP state before."""
+    new: int
+    """TCP state after."""
+    last_pid: int
+    """Who sent or received last; 0: not known."""
+    local: bytes
+    """16 bytes, of which IPv4 uses four."""
+    remote: bytes
+    tx_bytes: int
+    """Bytes that sends took; TCP: bytes sent, repeated ones included."""
+    tx_calls: int
+    """Sends; TCP: bytes acknowledged by the other side."""
+    rx_bytes: int
+    """Bytes that receives gave; TCP: bytes received, a FIN included."""
+    rx_calls: int
+    """Receives; TCP: bytes sent again."""
+    tx_payload: int
+    """UDP payload of packets that left; TCP: segments sent again."""
+    rx_payload: int
+    """UDP payload of packets that arrived; TCP: eight times the smoothed round trip in microseconds."""
+    tx_packets: int
+    """Datagrams that left; TCP: segments."""
+    rx_packets: int
+    """Datagrams that arrived; TCP: segments."""
+
+
+class Counters(NamedTuple):
+    """What went through a socket that is not TCP's (``struct counts``): names as in `Record`."""
+
+    tx_bytes: int
+    tx_calls: int
+    rx_bytes: int
+    rx_calls: int
+    tx_payload: int
+    rx_payload: int
+    tx_packets: int
+    rx_packets: int
+
+
+class FlowRow(NamedTuple):
+    """One entry of the map of flows: names as in `Record`."""
+
+    cookie: int
+    tx_bytes: int
+    tx_calls: int
+    rx_bytes: int
+    rx_calls: int
+    tx_payload: int
+    rx_payload: int
+    tx_packets: int
+    rx_packets: int
+    first: int
+    """Nanoseconds since boot when the entry was made."""
+    net_cookie: int
+    cgroup: int
+    start: int
+    pid: int
+    tid: int
+    comm: bytes
+    netns: int
+    uid: int
+    ifindex: int
+    flags: int
+    family: int
+    protocol: int
+    local_port: int
+    remote_port: int
+    type: int
+    kind: int
+    old: int
+    new: int
+    last_pid: int
+    local: bytes
+    remote: bytes
+
+    @property
+    def counters(self) -> Counters:
+        """The counts alone."""
+        return Counters(*self[1:9])
+
+
+class OwnerRow(NamedTuple):
+    """One descriptor of one process that is a socket: names as in `Record`."""
+
+    cookie: int
+    inode: int
+    """The socket's inode, as in ``/proc/PID/fd`` and in a dump of sock_diag."""
+    net_cookie: int
+    cgroup: int
+    start: int
+    pid: int
+    tid: int
+    comm: bytes
+    netns: int
+    uid: int
+    ifindex: int
+    flags: int
+    family: int
+    protocol: int
+    local_port: int
+    remote_port: int
+    type: int
+    kind: int
+    old: int
+    new: int
+    last_pid: int
+    local: bytes
+    remote: bytes
+    fd: int
+    """The descriptor's number."""
+
+
+class PeerRow(NamedTuple):
+    """What an unconnected UDP socket exchanged with one address."""
+
+    cookie: int
+    address: bytes
+    port: int
+    """Network order."""
+    family: int
+    tx_bytes: int
+    tx_packets: int
+    rx_bytes: int
+    rx_packets: int
+    last: int
+    """Nanoseconds since boot of the last datagram."""
+    ifindex: int
+
+
+_record_of = functools.partial(tuple.__new__, Record)
+"""`Record._make` without its Python function: it is the most frequent call of all."""
+
+
+def decode_records(data: bytes) -> tuple[list[Record], int]:
+    """Records of the ring buffer, headers included, one after the other.
+
+    Returns:
+        The records, and how many were discarded by the kernel or are none of ours.
+
+    Raises:
+        ProtocolError: The bytes are no whole number of records.
+    """
+    if len(data) % RING_STEP:
+        raise ProtocolError("ring records of another size", offset=len(data) // RING_STEP * RING_STEP, raw=data)
+    records: list[Record] = list(map(_record_of, RECORD.iter_unpack(data)))
+    good = [record for record in records if record[0] == RECORD_SIZE]
+    return good, len(records) - len(good)
+
+
+def decode_flows(keys: bytes, values: bytes) -> Iterator[FlowRow]:
+    """A batch of the map of flows.
+
+    Raises:
+        ProtocolError: Keys and values do not belong together.
+    """
+    _same(keys, FLOW_KEY, values, FLOW)
+    return (
+        FlowRow(*key, *value) for key, value in zip(FLOW_KEY.iter_unpack(keys), FLOW.iter_unpack(values), strict=True)
+    )
+
+
+def decode_peers(keys: bytes, values: bytes) -> Iterator[PeerRow]:
+    """A batch of the map of peers.
+
+    Raises:
+        ProtocolError: Keys and values do not belong together.
+    """
+    _same(keys, PEER_KEY, values, PEER)
+    return (
+        PeerRow(*key[:4], *value[:6])
+        for key, value in zip(PEER_KEY.iter_unpack(keys), PEER.iter_unpack(values), strict=True)
+    )
+
+
+def decode_owners(data: bytes) -> Iterator[OwnerRow]:
+    """What the iterator over the descriptors of all processes gave.
+
+    Raises:
+        ProtocolError: The bytes are no whole number of rows.
+    """
+    if len(data) % OWNER.size:
+        raise ProtocolError("owner rows of another size", offset=len(data) // OWNER.size * OWNER.size, raw=data)
+    return map(OwnerRow._make, OWNER.iter_unpack(data))
+
+
+def _same(keys: bytes, key: struct.Struct, values: bytes, value: struct.Struct) -> None:
+    if len(keys) % key.size or len(values) % value.size or len(keys) // key.size != len(values) // value.size:
+        raise ProtocolError("a batch whose keys and values do not belong together", raw=keys)
+
+
+def text_of(comm: bytes) -> str | None:
+    """A process's name as text; `None` where it has none."""
+    return comm.split(b"\0", 1)[0].decode("utf-8", "replace") or None

@@ -1,0 +1,177 @@
+"""What is asked of the maps, and what they answer, as datagrams.
+
+The maps are a channel like any other: a request is sent, and answers are read, in pieces. So they are recorded and
+replayed like the kernel's own datagrams. The format is this library's.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Union
+
+import attrs
+
+from .._errors import ProtocolError
+from ._records import FLOW, FlowRow, OwnerRow, PeerRow, SocketType, decode_flows, decode_owners, decode_peers
+
+__all__ = [
+    "Answer",
+    "MapsPurpose",
+    "Operation",
+    "RingPurpose",
+    "Statistics",
+    "decode_answer",
+    "decode_request",
+    "encode_adoption",
+    "encode_answer",
+    "encode_request",
+    "encode_statistics",
+]
+
+
+@attrs.frozen
+class RingPurpose:
+    """The channel gives records of the ring buffer."""
+
+    channel: ClassVar[int] = 1 << 16
+    """Its number; those of network namespaces are lower."""
+
+
+@attrs.frozen
+class MapsPurpose:
+    """The channel answers requests about the maps."""
+
+    channel: ClassVar[int] = RingPurpose.channel + 1
+    """Its number."""
+
+
+class Operation(enum.IntEnum):
+    """What is asked."""
+
+    FLOWS = 1
+    """Every socket's counts."""
+    TAKE = 2
+    """The counts of these sockets, which are over: their entries are removed."""
+    PEERS = 3
+    """Every remote address of unconnected sockets."""
+    STATISTICS = 4
+    """What was lost so far."""
+    OWNERS = 5
+    """Every socket that a process has open."""
+    DROP = 6
+    """Remove the entries of these sockets; there is no answer."""
+    ADOPT = 7
+    """Make entries for these sockets, which were there before the programs; there is no answer."""
+
+
+_REQUEST = struct.Struct("=II")
+_ANSWER = struct.Struct("=IIII")
+_STATISTICS = struct.Struct("=8Q")
+_UNCOUNTED = (0,) * 8
+
+
+@attrs.frozen
+class Statistics:
+    """Counters of the programs since they were loaded."""
+
+    submitted: int
+    """Records that were put into the ring."""
+    ring_full: int
+    """Records that found no room in it."""
+    map_full: int
+    """Sockets that found no room in the map of flows: not counted."""
+    caught: int
+    """Changes of state that the second copy did for the first."""
+    states_missed: int
+    """Changes of state, of any kind, that the second copy was skipped for too."""
+    transfers_missed: int
+    """Sends and receives that were skipped because another one was being counted on that CPU."""
+    unread: int
+    """Bytes that lie in the ring and were not read yet."""
+    foreign: int
+    """Bytes of the ring that were no records of ours."""
+
+
+@attrs.frozen
+class Answer:
+    """One piece of an answer."""
+
+    operation: Operation
+    last: bool
+    """True if the answer ends with it."""
+    errno: int
+    """Why the answer is not whole; 0 if it is."""
+    rows: tuple[Union[FlowRow, PeerRow, OwnerRow], ...] = ()
+    statistics: Statistics | None = None
+
+
+def encode_request(operation: Operation, cookies: Sequence[int] = (), body: bytes = b"") -> bytes:
+    """A request.
+
+    Args:
+        operation: What is asked.
+        cookies: The sockets concerned.
+        body: For ADOPT: the values of the map, one for each socket.
+    """
+    return _REQUEST.pack(operation, len(cookies)) + struct.pack(f"={len(cookies)}Q", *cookies) + body
+
+
+def encode_adoption(rows: Iterable[OwnerRow], now: int) -> bytes:
+    """A request to count datagram sockets that were there before the programs, from now on.
+
+    Args:
+        rows: Sockets that processes have open; those of TCP are left out.
+        now: Nanoseconds since boot.
+    """
+    adopted = {row.cookie: row for row in rows if row.type in {SocketType.DGRAM, SocketType.RAW}}
+    body = b"".join(FLOW.pack(*_UNCOUNTED, now, *row[2:-1]) for row in adopted.values())
+    return encode_request(Operation.ADOPT, tuple(adopted), body)
+
+
+def decode_request(data: bytes) -> tuple[Operation, tuple[int, ...], bytes]:
+    """The other direction of `encode_request`.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    try:
+        number, count = _REQUEST.unpack_from(data)
+        cookies = struct.unpack_from(f"={count}Q", data, _REQUEST.size)
+        return Operation(number), cookies, data[_REQUEST.size + 8 * count :]
+    except (struct.error, ValueError) as error:
+        raise ProtocolError(f"no request for eBPF maps: {error}", raw=data) from error
+
+
+def encode_answer(operation: Operation, keys: bytes, values: bytes, *, last: bool, errno: int = 0) -> bytes:
+    """A piece of an answer: keys and values of a map, or rows alone."""
+    return _ANSWER.pack(operation, len(keys), last, errno) + keys + values
+
+
+def encode_statistics(statistics: Statistics) -> bytes:
+    """The answer to a request for statistics."""
+    return encode_answer(Operation.STATISTICS, b"", _STATISTICS.pack(*attrs.astuple(statistics)), last=True)
+
+
+def decode_answer(data: bytes) -> Answer:
+    """A piece of an answer.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    try:
+        number, length, last, errno = _ANSWER.unpack_from(data)
+        operation = Operation(number)
+    except (struct.error, ValueError) as error:
+        raise ProtocolError(f"no answer of eBPF maps: {error}", raw=data) from error
+    keys, values = data[_ANSWER.size : _ANSWER.size + length], data[_ANSWER.size + length :]
+    if operation is Operation.STATISTICS:
+        if len(values) != _STATISTICS.size:
+            raise ProtocolError("statistics of another size", raw=data)
+        return Answer(operation, bool(last), errno, statistics=Statistics(*_STATISTICS.unpack(values)))
+    if operation is Operation.OWNERS:
+        return Answer(operation, bool(last), errno, tuple(decode_owners(values)))
+    if operation is Operation.PEERS:
+        return Answer(operation, bool(last), errno, tuple(decode_peers(keys, values)))
+    return Answer(operation, bool(last), errno, tuple(decode_flows(keys, values)))

@@ -1,0 +1,71 @@
+"""Entries of the map of flows whose socket's end nobody reports.
+
+Packet sockets have no hook at their end; without CAP_NET_ADMIN no socket has, and sock_diag reports only the ends of TCP and
+UDP; and an accepted connection's entry stays where the kernel skipped the program that would have removed it. Such an entry
+is dropped when no process had the socket open in two whole walks and nothing went through it meanwhile. A socket that lives
+where no walk sees it (passed between processes, held by io_uring alone) begins anew with its next use.
+"""
+
+from __future__ import annotations
+
+from ._records import Counters, FlowRow, SocketType
+
+__all__ = ["Sweep"]
+
+ABSENT = 2
+"""Walks without a socket until its entry is dropped."""
+_PACKET = 17
+_STREAM = int(SocketType.STREAM)
+
+
+class Sweep:
+    """Compares what is counted with what processes have open.
+
+    Args:
+        ends: True if the ends of datagram sockets are seen: then only packet sockets and TCP need it.
+    """
+
+    def __init__(self, *, ends: bool) -> None:
+        self._ends = ends
+        self._suspects: dict[int, tuple[Counters, int]] = {}
+        self._held: set[int] = set()
+
+    def listed(self, row: FlowRow) -> None:
+        """An entry of a list of counts."""
+        if self._ends and row.type != _STREAM and row.family != _PACKET:
+            return
+        before = self._suspects.get(row.cookie)
+        counters = row.counters
+        if before is None or before[0] != counters:
+            self._suspects[row.cookie] = (counters, 0)
+
+    def held(self, cookie: int) -> None:
+        """A process has this socket open."""
+        self._held.add(cookie)
+
+    def ended(self, cookie: int) -> None:
+        """Its end was reported after all."""
+        self._suspects.pop(cookie, None)
+
+    def end_walk(self, *, whole: bool) -> list[int]:
+        """A walk over all descriptors is over.
+
+        Args:
+            whole: False if it ended early: it proves nothing.
+
+        Returns:
+            Cookies of the entries to drop.
+        """
+        held, self._held = self._held, set()
+        if not whole:
+            return []
+        gone = []
+        for cookie, (counters, absent) in list(self._suspects.items()):
+            if cookie in held:
+                self._suspects[cookie] = (counters, 0)
+            elif absent + 1 < ABSENT:
+                self._suspects[cookie] = (counters, absent + 1)
+            else:
+                del self._suspects[cookie]
+                gone.append(cookie)
+        return gone

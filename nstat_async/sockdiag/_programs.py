@@ -1,0 +1,272 @@
+"""The eBPF programs of the machine: two channels, and what is asked of them.
+
+The ring gives records by itself. The maps answer at each poll: what was lost, what UDP sockets count, and now and
+then which sockets processes have open. Without programs, or once they fail, sock_diag goes on alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .._errors import BackendUnavailableError, UnavailableReason
+from .._events import LossCause
+from .._options import Ebpf
+from ..ebpf import (
+    Answer,
+    Ledger,
+    LossMeter,
+    MapsPurpose,
+    Operation,
+    OwnerRow,
+    RingPurpose,
+    Tier,
+    decode_answer,
+    encode_adoption,
+    encode_request,
+    tells,
+)
+from ._book import Book
+from ._constants import IPPROTO_UDP
+from ._output import Output
+from ._owners import OwnerSource
+from ._setup import AttachAnswer, AttachRequest
+from ._sightings import Sightings
+from ._source import Source
+
+WALK_EVERY = 10
+"""Polls between two walks over all descriptors."""
+PATIENCE = 1.0
+"""Seconds until a poll goes on without the rest of an answer; the maps answer at once."""
+_NANOSECONDS = 1_000_000_000
+_NOT_ATTACHED = AttachAnswer()
+
+
+class RingSource(Source):
+    """Takes in records, which mean something to a ledger only."""
+
+    def __init__(self, output: Output, programs: Programs) -> None:
+        super().__init__(output, RingPurpose())
+        self._programs = programs
+
+    def receive(self, data: bytes) -> None:
+        self._programs.take_records(data)
+
+    def failed(self, errno: int) -> None:
+        self._programs.fail(f"the ring of eBPF records failed with error {errno}")
+
+
+class MapsSource(Source):
+    """Asks for what the maps have."""
+
+    def __init__(self, output: Output, programs: Programs) -> None:
+        super().__init__(output, MapsPurpose())
+        self.expected = 0
+        """Answers that are not complete yet."""
+        self._programs = programs
+        self._progress = 0.0
+
+    def ask(self, operation: Operation, cookies: tuple[int, ...] = ()) -> None:
+        """Ask for something."""
+        self.expected += 1
+        self._progress = self.output.now
+        self.send(encode_request(operation, cookies))
+
+    def receive(self, data: bytes) -> None:
+        self._progress = self.output.now
+        answer = decode_answer(data)
+        self.expected -= answer.last
+        self._programs.take_answer(answer)
+
+    def failed(self, errno: int) -> None:
+        self.expected = 0
+        self.output.count("ebpf_failures")
+        self.output.note(f"maps of the eBPF programs failed with error {errno}: counts of UDP may be missing")
+
+    def deadline(self) -> float | None:
+        return self._progress + PATIENCE if self.expected > 0 else None
+
+    def expire(self) -> None:
+        self.expected = 0
+
+
+class Programs:
+    """The eBPF source as the session sees it.
+
+    Args:
+        output: Where what is said goes.
+        books: By number of their network namespace.
+        owners: The processes that are known.
+        sightings: What takes in the evidence.
+        mode: Whether programs are wanted.
+    """
+
+    def __init__(
+        self, output: Output, books: list[Book], owners: OwnerSource, sightings: Sightings, mode: Ebpf
+    ) -> None:
+        self.ring, self.maps = RingSource(output, self), MapsSource(output, self)
+        self.sources: tuple[Source, ...] = (self.ring, self.maps)
+        self.settled = True
+        """True when it is known whether there are programs, and their channels are open."""
+        self.attached = _NOT_ATTACHED
+        self.mode = mode
+        self._output = output
+        self._books = books
+        self._owners = owners
+        self._sightings = sightings
+        self._ledger = Ledger(packets=False, births=False)
+        self._meter = LossMeter()
+        self._adopted = False
+        self._walked: list[OwnerRow] = []
+        self._taking: list[int] = []
+        """Removed sockets whose counts are to be asked for."""
+        self._taken: deque[list[int]] = deque()
+        """Those that were asked for, one list for each answer."""
+
+    @property
+    def tier(self) -> Tier:
+        """What they can tell at the moment."""
+        return self.attached.tier if self._sightings.live else Tier.NONE
+
+    # -- beginning and end
+
+    def start(self, done: Callable[[], None]) -> None:
+        """Have the programs attached, if they are wanted, and `done` called then."""
+        if self.mode is Ebpf.OFF:
+            done()
+            return
+
+        def attached(answer: Any) -> None:
+            self.take(answer)
+            done()
+
+        self.settled = False
+        self._output.ask(AttachRequest(), attached)
+
+    def take(self, answer: Any) -> None:
+        """It is known what came of attaching."""
+        self.settled = True
+        if not isinstance(answer, AttachAnswer):
+            answer = AttachAnswer(reason=UnavailableReason.RESOURCE, detail=getattr(answer, "reason", "no answer"))
+        self.attached = answer
+        if answer.tier is Tier.NONE:
+            if self.mode is Ebpf.REQUIRE:
+                reason = answer.reason or UnavailableReason.MISSING
+                self._output.failure = BackendUnavailableError("ebpf", reason, answer.detail)
+            return
+        told, sightings = tells(answer.tier), self._sightings
+        self._ledger = Ledger(
+            packets=told.udp_packets,
+            births=answer.births,
+            processes=answer.processes_trusted,
+            ignore=answer.own_cookies,
+        )
+        sightings.own = frozenset(answer.own_cookies)
+        sightings.live, sightings.ticks = True, answer.ticks
+        sightings.packets, sightings.births = told.udp_packets, answer.births
+        sightings.counted, sightings.gone = self._counts_to_come, self._ledger.forget
+        pairs = zip(answer.namespaces, self._books, strict=False)
+        sightings.books.update((cookie, book) for cookie, book in pairs if cookie is not None)
+        if not self._output.following:
+            for source in self.sources:
+                source.open()
+
+    def fail(self, why: str) -> None:
+        """No record will come any more."""
+        if self._sightings.live:
+            self._output.note(f"eBPF is not used any more: {why}")
+            self._output.lose(LossCause.KERNEL_BUFFER, why)
+            self._sightings.stop()
+            self._output.repair_wanted = True
+
+    # -- records
+
+    def take_records(self, data: bytes) -> None:
+        """A datagram of the ring.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        self._ledger.receive(data)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        self._sightings.take(self._ledger.take_evidence())
+        drops = self._ledger.take_drops()
+        if drops:
+            self.maps.send(encode_request(Operation.DROP, drops))
+
+    def _counts_to_come(self, cookie: int) -> bool:
+        """A datagram socket was removed: True if its last counts are on their way."""
+        told = tells(self.tier)
+        if told.udp_bytes and not told.udp_end:
+            self._taking.append(cookie)
+        return told.udp_bytes
+
+    # -- polls
+
+    def begin_poll(self) -> None:
+        """Ask what a poll is about."""
+        if not self._sightings.live or self._output.following:
+            return
+        self.maps.ask(Operation.STATISTICS)
+        if self.attached.owners and (self._output.poll < 3 or self._output.poll % WALK_EVERY == 0):
+            self.maps.ask(Operation.OWNERS)
+        if tells(self.tier).udp_bytes:
+            self.maps.ask(Operation.FLOWS)
+
+    @property
+    def gathered(self) -> bool:
+        """True when everything that was asked for is here."""
+        return self.maps.expected <= 0
+
+    def flush(self) -> None:
+        """Ask for what is wanted meanwhile."""
+        if self._taking and not self._output.following:
+            self.maps.ask(Operation.TAKE, tuple(self._taking))
+            self._taken.append(self._taking)
+            self._taking = []
+        self._owners.ask_names()
+
+    def take_answer(self, answer: Answer) -> None:
+        """A piece of what the maps answered."""
+        if answer.errno:
+            self._output.count("ebpf_failures")
+        if answer.statistics is not None:
+            self._judge_losses(answer)
+        self._ledger.answer(answer)
+        if answer.operation is Operation.OWNERS and not self._adopted:
+            self._adopt(answer)
+        self._weigh()
+        if answer.operation is Operation.TAKE and answer.last and self._taken:
+            for cookie in self._taken.popleft():
+                self._sightings.give_up(cookie)  # nothing was counted
+
+    def _judge_losses(self, answer: Answer) -> None:
+        assert answer.statistics is not None
+        for loss in self._meter.update(answer.statistics):
+            self._output.lose(LossCause.KERNEL_BUFFER, f"eBPF: {loss.kind.value}", loss.number)
+            self._output.repair_wanted |= loss.needs_dump
+            if not self._output.following:
+                for operation in sorted(loss.repairs & self._possible):
+                    self.maps.ask(operation)
+
+    @property
+    def _possible(self) -> frozenset[Operation]:
+        return frozenset({Operation.FLOWS, Operation.OWNERS} if self.attached.owners else {Operation.FLOWS})
+
+    def _adopt(self, answer: Answer) -> None:
+        """Have the datagram sockets counted, from now on, that were there before."""
+        cookies = self._sightings.books
+        self._walked += [
+            row
+            for row in answer.rows
+            if isinstance(row, OwnerRow) and row.protocol == IPPROTO_UDP and row.net_cookie in cookies
+        ]
+        if answer.last:
+            self._adopted = True
+            walked, self._walked = self._walked, []
+            if walked and tells(self.tier).udp_bytes:
+                now = round((self._output.now + self.attached.boot_offset) * _NANOSECONDS)
+                self.maps.send(encode_adoption(walked, now))

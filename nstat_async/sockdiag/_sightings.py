@@ -1,0 +1,395 @@
+"""What eBPF programs saw, weighed into the books: beginnings, users, counts and ends of sockets.
+
+Two sources see the end of a socket: a record of the programs, which knows whether a FIN is among the received
+bytes, and the removal of sock_diag, which has all of ``tcp_info``. Whichever comes first waits a little for the
+other, so that the flow ends once and with both; neither waits for long.
+
+A new flow is announced when it is known who uses it and where both of its ends are: an outbound connection
+has no local port before its SYN was answered, an accepted one nobody who uses it before the first call.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+
+from .._events import RemovalReason
+from .._model import Direction, Process
+from ..ebpf import (
+    Counted,
+    Ended,
+    Established,
+    Evidence,
+    Facts,
+    Flag,
+    HowKnown,
+    OwnerRow,
+    OwnerSeen,
+    Seen,
+    Totals,
+    owner_of,
+)
+from ._book import Book
+from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SocketState
+from ._entry import Entry, Weight
+from ._output import Output
+from ._owners import OwnerSource
+from ._reports import counted_report
+from ._rows import RowFormats
+from ._setup import ProcessFacts
+
+REMOVAL_PATIENCE = 0.05
+"""Seconds that a record of an end waits for the removal."""
+RECORD_PATIENCE = 0.5
+"""Seconds that a removal waits for the record of it, or for counts."""
+ANNOUNCING_PATIENCE = 0.25
+"""Seconds that a new flow waits for what is not known of it yet."""
+MOST_REMEMBERED = 65_536
+"""Sockets whose end one source reported and the other one has not yet."""
+
+_ROW = struct.Struct("=IHHII BBBB 2sH 16s16s I Q IIIII")
+"""``struct nlmsghdr`` and ``struct inet_diag_msg``."""
+_SOCK_DIAG_BY_FAMILY = 20
+_NANOSECONDS = 1_000_000_000
+_BORN = int(Flag.COUNTED_FROM_BIRTH)
+
+
+def row_of(facts: Facts, state: int) -> bytes:
+    """What a dump would say of this socket; without an inode and without ``tcp_info``, which only a dump has."""
+    size = 4 if facts.family == AF_INET else 16
+    return _ROW.pack(
+        _ROW.size,
+        _SOCK_DIAG_BY_FAMILY,
+        *(0, 0, 0),
+        facts.family,
+        state,
+        *(0, 0),
+        facts.local_port.to_bytes(2, "big"),
+        facts.remote_port,
+        facts.local[:size],
+        facts.remote[:size],
+        0,
+        facts.cookie,
+        *(0, 0, 0),
+        facts.uid,
+        0,
+    )
+
+
+@attrs.define(eq=False)
+class _Half:
+    """An end that one of two sources reported."""
+
+    until: float
+    entry: Entry
+    book: Book
+    ended: Ended | None = None
+    settle: Callable[[Ended | None], None] | None = None
+
+
+class Sightings:
+    """Takes in the evidence of eBPF programs; without them it lets everything pass.
+
+    Args:
+        output: The time.
+        owners: The processes that are known.
+        protocols: What is wanted.
+    """
+
+    def __init__(self, output: Output, owners: OwnerSource, protocols: frozenset[int]) -> None:
+        self.live = False
+        """True while records come."""
+        self.ticks = 100
+        """Clock ticks in a second."""
+        self.own: frozenset[int] = frozenset()
+        """Sockets that are nobody's business: the library's own."""
+        self.packets = False
+        """True if datagrams are counted, and not only bytes."""
+        self.births = False
+        """True if the making of datagram sockets is seen."""
+        self.counted: Callable[[int], bool] = lambda _cookie: False
+        """Whether the last counts of this datagram socket are on their way."""
+        self.gone: Callable[[int], None] = lambda _cookie: None
+        """Called with a socket whose end is proven without a record."""
+        self.books: dict[int, Book] = {}
+        """By the cookie of their network namespace."""
+        self._output = output
+        self._owners = owners
+        self._protocols = protocols
+        self._formats = RowFormats()
+        self._recorded: dict[int, _Half] = {}
+        """Ends whose removal is awaited, by socket; the oldest first, as below."""
+        self._removed: dict[int, _Half] = {}
+        """Removals whose record is awaited."""
+        self._unannounced: dict[Entry, tuple[float, Book]] = {}
+        self._removal_due: dict[int, int] = {}
+        """Sockets that ended by record, with the number of their connection: their removal says nothing new."""
+        self._record_due: dict[int, None] = {}
+        """Sockets that ended by removal: their record says nothing new."""
+        self._takers: dict[type, Callable[[Book, Any], None]] = {
+            Seen: self._seen,
+            Established: self._established,
+            OwnerSeen: self._owner_seen,
+            Counted: self._counted,
+            Ended: self._ended,
+        }
+
+    def take(self, evidence: Iterable[Evidence]) -> None:
+        """Take in what the programs saw."""
+        for each in evidence:
+            facts = each.facts
+            book = self.books.get(facts.net_cookie)
+            if book is not None and facts.protocol in self._protocols and facts.family in {AF_INET, AF_INET6}:
+                self._takers[type(each)](book, each)
+
+    def _entry_of(self, book: Book, facts: Facts) -> Entry | None:
+        """The entry of a socket, made where there is none; `None` for one that is not bound: a dump has none of those."""
+        entry = self.known(book, facts.cookie)
+        bound = facts.local_port or facts.remote_port
+        if entry is not None or isinstance(facts, OwnerRow) or not bound or facts.cookie in self._record_due:
+            return entry
+        return self._begin(book, facts)
+
+    def known(self, book: Book, cookie: int) -> Entry | None:
+        """The entry of a socket, also of one that was removed and whose record is awaited."""
+        waiting = self._removed.get(cookie)
+        return book.entries.get(cookie) if waiting is None else waiting.entry
+
+    # -- beginnings
+
+    def _seen(self, book: Book, seen: Seen) -> None:
+        facts = seen.facts
+        self._end_recorded(facts.cookie)
+        known = self.known(book, facts.cookie)
+        entry = known or self._entry_of(book, facts)
+        if entry is None:
+            return
+        if known is None:
+            entry.preexisting = seen.began is False
+        if seen.outbound is not None:
+            entry.direction = Direction.OUTBOUND if seen.outbound else Direction.INBOUND
+            entry.weight = Weight.WITNESSED
+        if entry.protocol == IPPROTO_UDP and entry.totals is None and self._is_whole(entry, facts):
+            self._count(entry, self._nothing)
+        self._used_by(book, entry, facts)
+        if entry.flow is None:
+            self._announce(book, entry)
+
+    def _begin(self, book: Book, facts: Facts) -> Entry:
+        pieces, message = self._row(facts)
+        entry = book.new_entry(facts.protocol, pieces)
+        entry.connection = self._removal_due.pop(facts.cookie, 0) + 1
+        book.take_over(entry, message, (0, 0))
+        return entry
+
+    def _row(self, facts: Facts) -> tuple[Any, bytes]:
+        state = SocketState.ESTABLISHED
+        if facts.protocol == IPPROTO_TCP:
+            state = SocketState(facts.new) if facts.new in SocketState.__members__.values() else state
+        elif not facts.remote_port:
+            state = SocketState.CLOSE
+        message = row_of(facts, state)
+        return self._formats.cut(message)[0], message
+
+    def _established(self, book: Book, established: Established) -> None:
+        """Its ends are known now."""
+        entry = self.known(book, established.facts.cookie)
+        if entry is None:
+            return
+        if not entry.last[4]:  # no dump had it yet
+            entry.last, message = self._row(established.facts)
+            book.take_over(entry, message, (0, 0))
+        if entry.flow is None:
+            self._announce(book, entry)
+        else:
+            book.update(entry, entry.report, rebuilt=True)
+
+    def _announce(self, book: Book, entry: Entry) -> None:
+        """Announce a flow, or wait for the rest of it."""
+        if entry.process is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
+            self._unannounced.pop(entry, None)
+            book.announce(entry)
+        elif entry not in self._unannounced:
+            self._unannounced[entry] = (self._output.now + ANNOUNCING_PATIENCE, book)
+
+    # -- processes
+
+    def _owner_seen(self, book: Book, seen: OwnerSeen) -> None:
+        cookie = seen.facts.cookie
+        entry = self.known(book, cookie) if seen.after_end else self._entry_of(book, seen.facts)
+        if entry is not None:
+            self._used_by(book, entry, seen.facts)
+            if entry.flow is None and (entry in self._unannounced or entry.used_by is not None):
+                self._announce(book, entry)
+
+    def _used_by(self, book: Book, entry: Entry, facts: Facts) -> None:
+        """Weigh the process beside a socket: who used it outweighs who has it open, and that who made it."""
+        owner = owner_of(facts)
+        if owner is None or (owner.how is HowKnown.CREATOR and entry.process is not None):
+            return
+        start = owner.start * self.ticks // _NANOSECONDS
+        if owner.how is HowKnown.DESCRIPTOR and entry.used_by is not None:
+            return
+        if owner.how is HowKnown.CALL:
+            entry.used_by = (owner.pid, start)
+        process = self._owners.seen(entry, ProcessFacts(owner.pid, start, owner.name, None, owner.name), facts.uid)
+        self._belongs_to(book, entry, process)
+
+    def _belongs_to(self, book: Book, entry: Entry, process: Process) -> None:
+        if entry.process is not None and entry.process.key == process.key:
+            return
+        entry.owner, entry.place = process, None
+        if entry.flow is not None:
+            book.update(entry, entry.report, rebuilt=True)
+
+    # -- counts
+
+    def _counted(self, book: Book, counted: Counted) -> None:
+        entry = self._entry_of(book, counted.facts)
+        if entry is None or entry.report is None:
+            return
+        if entry.totals is None:
+            entry.whole = self._is_whole(entry, counted.facts)
+            self._count(entry, self._nothing)
+        previous = entry.report
+        self._count(entry, counted.totals)
+        if entry.flow is not None:
+            book.update(entry, previous, rebuilt=False)
+
+    @property
+    def _nothing(self) -> Totals:
+        return Totals(0, 0, 0, 0) if self.packets else Totals(0, 0, None, None)
+
+    def _is_whole(self, entry: Entry, facts: Facts) -> bool:
+        """True if nothing can have gone through a datagram socket before it was counted."""
+        return bool(facts.flags & _BORN) or (not self.births and not entry.preexisting)
+
+    @staticmethod
+    def _count(entry: Entry, totals: Totals) -> None:
+        entry.totals = totals
+        if entry.report is not None:
+            entry.report = counted_report(*entry.report.place, totals)
+
+    # -- ends
+
+    def _ended(self, book: Book, ended: Ended) -> None:
+        cookie = ended.facts.cookie
+        waiting = self._removed.pop(cookie, None)
+        if waiting is not None:
+            assert waiting.settle is not None
+            waiting.settle(ended)
+            return
+        if cookie in self._record_due:
+            del self._record_due[cookie]
+            return
+        entry = book.entries.get(cookie)
+        if not ended.final:  # known to be over, and not how: sock_diag will say
+            if entry is not None and entry.protocol == IPPROTO_TCP and entry.weight is Weight.WITNESSED:
+                book.drop(entry)
+                self._remember(cookie, entry)
+                book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+            return
+        if entry is None:
+            entry = self._entry_of(book, ended.facts)
+            if entry is None:
+                return  # made and closed
+            self._output.count("short_lived")
+        self._used_by(book, entry, ended.facts)
+        half = _Half(self._output.now + REMOVAL_PATIENCE, entry, book, ended)
+        if entry.protocol == IPPROTO_TCP:
+            self._end_recorded(cookie)
+            self._recorded[cookie] = half
+        else:
+            self._end(half)
+
+    def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
+        """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""
+        cookie = entry.cookie
+        half = self._recorded.pop(cookie, None)
+        if half is not None:
+            settle(half.ended)
+        elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(cookie)):
+            until = self._output.now + RECORD_PATIENCE
+            self._removed[cookie] = _Half(until, entry, book, settle=settle)
+        else:
+            settle(None)
+
+    def is_reported(self, cookie: int) -> bool:
+        """True if the end of a socket that was removed is reported already."""
+        return self._removal_due.pop(cookie, None) is not None or cookie in self.own
+
+    def _end_recorded(self, cookie: int) -> None:
+        """The removal of this connection will not come: its record is all."""
+        half = self._recorded.pop(cookie, None)
+        if half is not None:
+            self._end(half)
+
+    def _end(self, half: _Half) -> None:
+        entry, ended = half.entry, half.ended
+        assert ended is not None
+        assert entry.report is not None
+        self._remember(entry.cookie, entry)
+        half.book.drop(entry)
+        self.finish(half.book, entry, ended, entry.report.place)
+
+    def finish(self, book: Book, entry: Entry, ended: Ended, place: tuple[bytes, int, int]) -> None:
+        """Remove a flow with the counts of its record; `place` has the rest of its last report."""
+        if entry.protocol != IPPROTO_TCP:
+            entry.whole = entry.whole and self._is_whole(entry, ended.facts)
+        entry.report = counted_report(*place, ended.totals)
+        book.end(entry, entry.report, final=ended.final and entry.whole, reason=RemovalReason.CLOSED)
+
+    def _remember(self, cookie: int, entry: Entry) -> None:
+        self._unannounced.pop(entry, None)
+        self._removal_due[cookie] = entry.connection
+        if len(self._removal_due) > MOST_REMEMBERED:
+            del self._removal_due[next(iter(self._removal_due))]
+
+    # -- time
+
+    def deadline(self) -> float | None:
+        """When to call `expire`."""
+        times = [next(iter(halves.values())).until for halves in (self._recorded, self._removed) if halves]
+        times += [until for until, _ in list(self._unannounced.values())[:1]]
+        return min(times, default=None)
+
+    def expire(self) -> None:
+        """What was waited for did not come in time."""
+        now = self._output.now
+        for entry, (until, book) in list(self._unannounced.items()):
+            if until > now:
+                break
+            del self._unannounced[entry]
+            if entry.flow is None and not entry.over:
+                book.announce(entry)
+        for cookie, half in list(self._recorded.items()):
+            if half.until > now:
+                break
+            self._end_recorded(cookie)
+        for cookie, half in list(self._removed.items()):
+            if half.until > now:
+                break
+            self.give_up(cookie)
+
+    def give_up(self, cookie: int) -> None:
+        """No record of this socket's end will come."""
+        half = self._removed.pop(cookie, None)
+        if half is None:
+            return
+        assert half.settle is not None
+        self.gone(cookie)
+        self._record_due[cookie] = None
+        if len(self._record_due) > MOST_REMEMBERED:
+            del self._record_due[next(iter(self._record_due))]
+        half.settle(None)
+
+    def stop(self) -> None:
+        """No more records will come."""
+        self.live = False
+        for cookie in list(self._recorded):
+            self._end_recorded(cookie)
+        for cookie in list(self._removed):
+            self.give_up(cookie)

@@ -1,0 +1,106 @@
+"""A kernel made of a dictionary that has eBPF programs, too."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ebpf_records import encode
+from sockdiag_fakes import FakeKernel
+
+from nstat_async._contract import Lookup, OpenChannel, Send
+from nstat_async._io.record import RecordedCore
+from nstat_async._options import Ebpf, MonitorOptions
+from nstat_async.ebpf import (
+    FLOW,
+    FLOW_KEY,
+    FlowRow,
+    MapsPurpose,
+    Operation,
+    Record,
+    RingPurpose,
+    Statistics,
+    Tier,
+    decode_request,
+    encode_answer,
+    encode_statistics,
+)
+from nstat_async.recording import Recording
+from nstat_async.sockdiag import AttachAnswer, AttachRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts, Session
+
+RING, MAPS = RingPurpose.channel, MapsPurpose.channel
+NETWORK = 77
+TICK = 10_000_000
+"""Nanoseconds."""
+GRANTED = AttachAnswer(tier=Tier.ALL, processes_trusted=True, births=True, owners=True, namespaces=(NETWORK,))
+
+
+class Programs(FakeKernel):
+    """Its run is recorded."""
+
+    def __init__(self, granted: Any = GRANTED, mode: Ebpf = Ebpf.AUTO, **options: Any) -> None:
+        chosen = MonitorOptions(**{"interval": None, **options})
+        session = Session(chosen, kernel="6.18.0", ebpf=mode)
+        self.file = io.BytesIO()
+        self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
+        super().__init__(self.recorded)  # type: ignore[arg-type]
+        self.granted = granted
+        self.flows: dict[int, FlowRow] = {}
+        self.lost = Statistics(0, 0, 0, 0, 0, 0, 0, 0)
+        self.asked: list[Operation] = []
+        self.maps_are_silent = False
+
+    def feed(self, data: bytes, channel: int) -> None:
+        self.recorded.receive_datagrams([data], self.now, channel)
+
+    def ring(self, *records: Record) -> list[Any]:
+        """Records come; the new events."""
+        self.feed(encode(*(attrs_of(each) for each in records)), RING)
+        return self.run()
+
+    def _carry_out(self, command: Any) -> None:
+        if isinstance(command, Send) and command.channel == MAPS:
+            operation, cookies, _ = decode_request(command.data)
+            self.asked.append(operation)
+            if not self.maps_are_silent:
+                self._answer_maps(operation, cookies)
+        elif isinstance(command, OpenChannel) and command.channel in {RING, MAPS}:
+            self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=None)
+        else:
+            super()._carry_out(command)
+
+    def _answer_maps(self, operation: Operation, cookies: tuple[int, ...]) -> None:
+        if operation is Operation.STATISTICS:
+            self.feed(encode_statistics(self.lost), MAPS)
+        elif operation is Operation.OWNERS:
+            self.feed(encode_answer(operation, b"", b"", last=True), MAPS)
+        elif operation in {Operation.FLOWS, Operation.TAKE}:
+            rows = [row for row in self.flows.values() if operation is Operation.FLOWS or row.cookie in cookies]
+            keys = b"".join(FLOW_KEY.pack(row.cookie) for row in rows)
+            self.feed(encode_answer(operation, keys, b"".join(FLOW.pack(*row[1:]) for row in rows), last=True), MAPS)
+
+    def answer(self, command: Lookup) -> None:
+        request = command.request
+        if isinstance(request, AttachRequest):
+            self.session.lookup_done(command.token, self.granted, self.now)
+        elif isinstance(request, ProcessesRequest):
+            facts = (ProcessFacts(pid, start, f"p{pid}", f"/bin/p{pid}") for pid, start in request.processes)
+            self.session.lookup_done(command.token, ProcessesAnswer(tuple(facts)), self.now)
+        else:
+            super().answer(command)
+
+
+def attrs_of(record: Record) -> Record:
+    """The record, of the network namespace that is watched."""
+    return record._replace(net_cookie=NETWORK, start=record.pid * TICK)
+
+
+def flow_row(record: Record, **counts: int) -> FlowRow:
+    """An entry of the map of flows for the socket of a record."""
+    values = dict.fromkeys(FlowRow._fields, 0) | {
+        name: value for name, value in attrs_of(record)._asdict().items() if name in FlowRow._fields
+    }
+    return FlowRow(**(values | dict.fromkeys(("tx_bytes", "rx_bytes"), 0) | counts))
+
+
+__all__ = ["GRANTED", "MAPS", "RING", "Programs", "flow_row"]

@@ -1,0 +1,289 @@
+"""eBPF records and maps in the book, without a kernel: what comes in which order, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from ebpf_records import datagram_record, record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from programs_fakes import GRANTED, MAPS, RING, Programs, flow_row
+from replaying import assert_same, replayed
+from sockdiag_fakes import FakeSocket, flow_events, kinds
+
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, UnavailableReason
+from nstat_async._contract import LookupFailed
+from nstat_async._model import Direction
+from nstat_async._options import Ebpf
+from nstat_async.ebpf import Flag, Kind, Operation, Tier
+from nstat_async.sockdiag import AttachAnswer, TcpInfo
+
+PORTS = {"local_port": 40000, "remote_port": 80 << 8}
+REMOTE = b"\x7f\0\0\2"
+BORN = Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH
+common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def started(**options: Any) -> Programs:
+    kernel = Programs(**options)
+    kernel.start()
+    kernel.events.clear()
+    return kernel
+
+
+def connect(kernel: Programs, cookie: int = 9, pid: int = 5) -> list[Any]:
+    opened = record(Kind.OPENED, cookie, pid=pid, remote_port=80 << 8)
+    return kernel.ring(opened, record(Kind.ESTABLISHED, cookie, pid=pid, **PORTS))
+
+
+def closed(cookie: int = 9, *, tx: int = 70, rx: int = 8, fin: bool = True) -> Any:
+    flags = Flag.FIN_RECEIVED if fin else 0
+    return record(Kind.CLOSED, cookie, tx_bytes=tx, rx_bytes=rx, remote_port=80 << 8, flags=flags)
+
+
+def removal(cookie: int = 9, rx: int = 8) -> FakeSocket:
+    info = {TcpInfo.BYTES_SENT: 70, TcpInfo.BYTES_ACKED: 71, TcpInfo.BYTES_RECEIVED: rx, TcpInfo.DATA_SEGS_IN: 1}
+    return FakeSocket(cookie, remote=REMOTE, info={**info, TcpInfo.MIN_RTT: 14, TcpInfo.SEGS_OUT: 3})
+
+
+def end(kernel: Programs, cookie: int = 9, rx: int = 8) -> list[Any]:
+    kernel.feed(removal(cookie, rx).message(final=True), 1)
+    return kernel.run()
+
+
+def test_a_connection_is_announced_without_a_poll():
+    kernel = started()
+    (added,) = flow_events(connect(kernel))[:1]
+    assert isinstance(added, FlowAdded)
+    assert (added.flow.local.port, added.flow.remote.port) == (40000, 80)
+    assert added.flow.direction is Direction.OUTBOUND
+    assert (added.flow.process.pid, added.flow.process.name) == (5, "curl")
+    assert [e.flow.process.path for e in kernel.events if isinstance(e, FlowUpdated)] == ["/bin/p5"]
+
+
+@pytest.mark.parametrize("first", ["record", "removal"])
+def test_the_end_is_reported_once_with_what_both_know(first):
+    """The record knows the FIN, the removal the smallest round trip."""
+    kernel = started()
+    connect(kernel)
+    steps = [lambda: kernel.ring(closed()), lambda: end(kernel)]
+    for step in steps if first == "record" else reversed(steps):
+        step()
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert removed.final
+    assert (removed.counts.tx_bytes, removed.counts.rx_bytes, removed.counts.min_rtt_us) == (70, 7, 14)
+
+
+def test_a_record_alone_ends_a_flow_soon_and_its_late_removal_says_nothing():
+    """A connection that was reset may keep its descriptor for long."""
+    kernel = started()
+    connect(kernel)
+    assert not [e for e in kernel.ring(closed(fin=False)) if isinstance(e, FlowRemoved)]
+    (removed,) = flow_events(kernel.wait(0.1))
+    assert (removed.final, removed.counts.tx_bytes, removed.counts.rx_bytes) == (True, 70, 8)
+    assert flow_events(end(kernel)) == []
+
+
+def test_a_removal_alone_ends_a_flow_and_its_late_record_says_nothing():
+    kernel = started()
+    connect(kernel)
+    assert flow_events(end(kernel)) == []
+    (removed,) = flow_events(kernel.wait(1.0))
+    assert removed.counts.tx_bytes == 70
+    assert flow_events(kernel.ring(closed())) == []
+
+
+def test_an_aborted_connection_keeps_its_counts():
+    """``SO_LINGER`` with time 0 clears them in the kernel, after the record."""
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed(fin=False))
+    sock = FakeSocket(9, remote=REMOTE, remote_port=0, unacked=100)
+    kernel.feed(sock.message(final=True), 1)
+    (removed,) = [e for e in kernel.run() if isinstance(e, FlowRemoved)]
+    assert (removed.final, removed.counts.tx_bytes, removed.counts.rx_bytes) == (True, 70, 8)
+    assert removed.flow.remote.port == 80
+
+
+def test_a_socket_with_another_connection_is_another_flow():
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed())
+    connect(kernel)
+    kernel.ring(closed(tx=1))
+    kernel.wait(1.0)
+    ids = [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert ids == ["c9", "c9.2"]
+
+
+def test_an_accepted_connection_waits_for_who_uses_it():
+    kernel = started()
+    assert flow_events(kernel.ring(record(Kind.ACCEPTED, 8, **PORTS))) == []
+    (added, *_) = flow_events(kernel.ring(record(Kind.FIRST_IO, 8, pid=6, **PORTS)))
+    assert (added.flow.direction, added.flow.process.pid) == (Direction.INBOUND, 6)
+    kernel.ring(record(Kind.ACCEPTED, 7, **PORTS))
+    (alone,) = flow_events(kernel.wait(0.3))
+    assert alone.flow.process is None
+
+
+def test_who_uses_a_socket_outweighs_who_holds_it():
+    kernel = started()
+    connect(kernel)
+    kernel.owners.update({4: 99, 1: 5})
+    kernel.sockets[9] = attrs.evolve(removal(), inode=4)
+    kernel.poll()
+    assert {e.flow.process.pid for e in flow_events(kernel.events)} == {5}
+
+
+def test_datagrams_are_counted_at_polls_and_to_the_end():
+    kernel = started()
+    sock = datagram_record(Kind.FIRST_IO, 3, pid=5, flags=BORN, **PORTS)
+    (added, *_) = flow_events(kernel.ring(sock))
+    assert (added.counts.tx_bytes, added.counts.tx_packets) == (0, 0)
+    kernel.sockets[3] = FakeSocket(3, remote=REMOTE, protocol=17, inode=2)
+    for total in (500, 700):
+        kernel.flows[3] = flow_row(sock, tx_bytes=total, tx_calls=1, tx_payload=total, tx_packets=total // 100)
+        kernel.poll()
+    kernel.sockets.clear()
+    released = datagram_record(
+        Kind.RELEASED, 3, flags=BORN, tx_bytes=710, tx_calls=2, tx_payload=710, tx_packets=8, **PORTS
+    )
+    kernel.ring(released)
+    kernel.feed(FakeSocket(3, remote=REMOTE, protocol=17).message(final=True), 1)
+    kernel.run()
+    assert [e.delta.tx_bytes for e in kernel.events if isinstance(e, FlowUpdated) and e.delta.tx_bytes] == [500, 200]
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert (removed.final, removed.counts.tx_bytes, removed.counts.tx_packets) == (True, 710, 8)
+
+
+def test_without_the_end_its_counts_are_taken():
+    """In the tier ``calls`` the removal is the end."""
+    kernel = started(granted=attrs.evolve(GRANTED, tier=Tier.CALLS, births=False))
+    sock = datagram_record(Kind.FIRST_IO, 3, pid=5, **PORTS)
+    kernel.ring(sock)
+    kernel.flows[3] = flow_row(sock, tx_bytes=40, tx_calls=1)
+    kernel.feed(FakeSocket(3, remote=REMOTE, protocol=17).message(final=True), 1)
+    (removed,) = flow_events(kernel.run())
+    assert (removed.final, removed.counts.tx_bytes, removed.counts.tx_packets) == (True, 40, None)
+    kernel.feed(FakeSocket(4, local_port=7, protocol=17).message(final=True), 1)
+    assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"]  # nothing was counted: it does not wait
+
+
+def test_losses_are_said_and_repaired():
+    kernel = started()
+    kernel.lost = attrs.evolve(kernel.lost, ring_full=3)
+    kernel.asked.clear()
+    polled = kernel.poll()
+    assert [(e.count, e.detail) for e in polled if isinstance(e, EventsLost)] == [(3, "eBPF: ring full")]
+    assert kernel.asked.count(Operation.FLOWS) >= 2
+    assert "PollCompleted" in kinds(kernel.wait(0.3))  # the dump that tells of connections
+    assert not [e for e in kernel.poll() if isinstance(e, EventsLost)]
+
+
+def test_maps_that_do_not_answer_hold_up_no_poll():
+    kernel = started()
+    kernel.maps_are_silent = True
+    assert "PollCompleted" not in kinds(kernel.poll())
+    assert "PollCompleted" in kinds(kernel.wait(1.1))
+
+
+def test_a_ring_that_fails_leaves_sock_diag():
+    kernel = started()
+    connect(kernel)
+    kernel.recorded.channel_failed(RING, 5, kernel.now)
+    kernel.run()
+    assert kernel.session.capabilities.ebpf == "none"
+    assert any("not used any more" in note for note in kernel.session.capabilities.notes)
+    (removed,) = flow_events(end(kernel, rx=0))
+    assert removed.counts.tx_bytes == 70
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (AttachAnswer(reason=UnavailableReason.PERMISSION, detail="needs CAP_BPF"), "needs CAP_BPF"),
+        (LookupFailed("no thread"), "no thread"),
+    ],
+)
+def test_what_is_refused_is_said_and_required_or_not(answer, text):
+    kernel = started(granted=answer)
+    assert any(text in note for note in kernel.session.capabilities.notes)
+    assert not kernel.session.capabilities.udp_counts
+    kernel.poll()
+    assert kernel.asked == []
+    required = started(granted=answer, mode=Ebpf.REQUIRE)
+    assert text in str(required.session.failure)
+
+
+action = st.one_of(
+    st.tuples(
+        st.just("record"),
+        st.sampled_from(list(Kind)),
+        st.integers(1, 4),
+        st.booleans(),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
+    st.tuples(st.just("removal"), st.integers(1, 4), st.booleans()),
+    st.tuples(st.just("row"), st.integers(1, 4), st.booleans()),
+    st.tuples(st.just("counts"), st.integers(1, 4), st.integers(0, 1000)),
+    st.tuples(st.just("lost"), st.integers(0, 2)),
+    st.tuples(st.just("garbage"), st.sampled_from((RING, MAPS)), st.binary(max_size=300)),
+    st.tuples(st.just("failed"), st.sampled_from((RING, MAPS))),
+    st.tuples(st.just("silent"), st.booleans()),
+    st.tuples(st.just("wait"), st.sampled_from((0.01, 0.06, 0.3, 1.1))),
+    st.tuples(st.just("poll")),
+)
+
+
+def act(kernel: Programs, name: str, *rest: Any) -> None:
+    if name == "record":
+        kind, cookie, tcp, pid, ported = rest
+        make = record if tcp else datagram_record
+        kernel.ring(make(kind, cookie, time=round(kernel.now * 1e9), pid=pid, **(PORTS if ported else {})))
+    elif name == "removal":
+        kernel.feed(FakeSocket(rest[0], remote=REMOTE, protocol=6 if rest[1] else 17).message(final=True), 1)
+        kernel.sockets.pop(rest[0], None)
+    elif name == "row":
+        kernel.sockets[rest[0]] = FakeSocket(rest[0], remote=REMOTE, protocol=6 if rest[1] else 17, inode=rest[0])
+    elif name == "counts":
+        kernel.flows[rest[0]] = flow_row(datagram_record(Kind.FIRST_IO, rest[0], **PORTS), tx_bytes=rest[1])
+    elif name == "lost":
+        kernel.lost = attrs.evolve(kernel.lost, ring_full=kernel.lost.ring_full + rest[0])
+    elif name == "garbage":
+        kernel.feed(rest[1], rest[0])
+    elif name == "failed":
+        kernel.recorded.channel_failed(rest[0], 5, kernel.now)
+    elif name == "silent":
+        kernel.maps_are_silent = rest[0]
+    elif name == "wait":
+        kernel.wait(rest[0])
+    else:
+        kernel.poll()
+    kernel.run()
+
+
+@settings(common, max_examples=80)
+@given(
+    granted=st.sampled_from((GRANTED, attrs.evolve(GRANTED, tier=Tier.CALLS, births=False, owners=False))),
+    script=st.lists(action, max_size=30),
+)
+def test_whatever_comes_flows_begin_and_end_once_and_the_replay_is_the_run(granted, script):
+    kernel = Programs(granted=granted)
+    kernel.start()
+    for step in script:
+        act(kernel, *step)
+    open_flows: set[str] = set()
+    for event in flow_events(kernel.events):
+        if isinstance(event, FlowAdded):
+            assert event.flow.id not in open_flows
+            open_flows.add(event.flow.id)
+        else:
+            assert event.flow.id in open_flows
+        if isinstance(event, FlowRemoved):
+            open_flows.discard(event.flow.id)
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    assert_same(replayed(kernel.file), kernel.events)
