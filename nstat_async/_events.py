@@ -193,9 +193,10 @@ class FlowUpdated(FlowEvent):
         return Delta.between(self.previous, self.counts)
 
 
-_set_previous = _read_later(
-    FlowUpdated, "previous", _PREVIOUS, "Its totals at the previous event; `None` when there were none."
-).__set__
+_PREVIOUSLY = "Its totals at the previous event that this consumer got; `None` when there were none."
+_inherited: Any = FlowEvent.__dict__["counts"]
+FlowUpdated.counts = property(_inherited.fget, _inherited.fset, doc="Its totals now.")  # type: ignore[assignment]  # one
+_set_previous = _read_later(FlowUpdated, "previous", _PREVIOUS, _PREVIOUSLY).__set__
 _new = object.__new__
 _set_time = Event.__dict__["time"].__set__
 _set_flow = FlowEvent.__dict__["flow"].__set__
