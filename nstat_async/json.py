@@ -226,8 +226,8 @@ def _compiled(fields: Sequence[Field], texts: Sequence[_Text | str], head: str, 
     pattern = "".join(template)
     if not head and not fields[0].later:
         head, pattern = "{", "{" + pattern[1:]
-    whole = f"{pattern + '}'!r} % ({', '.join(items)},)"
-    whole = whole if head else f"'{{' + ({whole})[1:]"
+    members = f"({pattern!r} % ({', '.join(items)},))"
+    whole = f"{members} + '}}'" if head else f"'{{' + {members}[1:] + '}}'"  # no member may be there: "{}"
     exec(f"def write(value{', given' if given else ''}): return {whole}", names)  # noqa: S102  # source from the table alone, as attrs makes its methods
     return names["write"]
 

@@ -205,3 +205,8 @@ def test_a_subclass_of_an_event_is_written_as_its_base():
     assert json.JsonFormatter()(Mine(1.0, 2, complete=True)) == json.JsonFormatter()(
         PollCompleted(1.0, 2, complete=True)
     )
+
+
+def test_details_in_which_nothing_is_known_are_an_empty_object():
+    event = FlowAdded(1.0, Flow("1", Provider.TCP), None, False, Details())
+    assert json.JsonFormatter(full=True)(event).endswith('"details":{}}')
