@@ -11,6 +11,7 @@ See `Monitor`, the events (`FlowAdded`, `FlowUpdated`, `FlowRemoved`, `EventsLos
 
 __version__ = "0.1.0"
 
+from . import _starting as _starting  # first: the command may be stopped while the rest is imported
 from . import backends as backends
 from . import filters as filters
 from . import json as json

@@ -28,7 +28,7 @@ FLOORS = {
     "recording": 1,
     "ntstat": 2, "sockdiag": 2, "ebpf": 2,
     "filters": 2, "_buffer": 2,
-    "_io": 3,
+    "_io": 3, "_starting": 3,
     "backends": 4, "_subscription": 4, "_monitor": 4,
     "": 5,  # the package itself: it gathers what is public
     "aggregate": 5, "testing": 5, "integrations": 5, "_doctor": 5,

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        with _sigterm_taken():
+        with _signals_taken():
             return _main(argv)
     except (KeyboardInterrupt, _Terminated):
         return _leave(_DONE)
@@ -75,8 +75,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 @contextmanager
-def _sigterm_taken() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does; afterwards it means again what it meant to the caller."""
+def _signals_taken() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does; afterwards they mean again what they meant to the caller."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise _Terminated
@@ -84,11 +84,15 @@ def _sigterm_taken() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, stop)
+    if before[signal.SIGINT] is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _flush() -> None:

@@ -15,6 +15,8 @@ import conversations
 import pytest
 from support import PYTHON, run
 
+from nstat_async._starting import is_command
+
 EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
 COMMANDS = ["watch", "top", "processes", "snapshot", "record", "replay", "messages", "doctor", "emulate"]
 
@@ -251,3 +253,22 @@ def test_top_without_textual_says_what_to_install():
     assert done.returncode == 1
     assert b"pip install 'nstat-async[cli]'" in done.stderr
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_modules_are_imported_is_a_quiet_end(number, tmp_path):
+    """The process kills itself in the midst of it, when `attrs` is wanted first."""
+    (tmp_path / "attrs.py").write_text(
+        f"import os\nos.kill(os.getpid(), {int(number)})\nraise ImportError('too late')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = _run("watch", "--backend", "emulated", env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_only_the_command_takes_signals_while_it_is_imported():
+    assert is_command(["/usr/bin/nstat-async", "watch"], [])
+    assert is_command(["-m", "watch"], ["python", "-m", "nstat_async", "watch"])
+    assert not is_command(["-m"], ["python", "-m", "pytest"])
+    assert not is_command(["serve.py"], ["python", "serve.py", "nstat_async"])
+    assert not is_command([], [])
