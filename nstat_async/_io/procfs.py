@@ -21,7 +21,7 @@ from itertools import chain, islice
 
 import attrs
 
-from ..sockdiag import OwnersAnswer, OwnersRequest, ProcessFacts
+from ..sockdiag import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessFacts
 from .linux import network_of, share_descriptors
 
 BUDGET = 0.02
@@ -100,6 +100,42 @@ def holds(inode: int, thread: int, descriptor: int) -> bool:
     except OSError:
         return False
     return target == f"{_PREFIX}{inode}]" or (target == _RING and inode in _registered(thread, descriptor))
+
+
+def _check(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Inodes of the sockets that are not where they were; and where those are of which the process alone was known."""
+    lost, met = [], []
+    tables: dict[int, dict[int, int] | None] = {}
+    for inode, thread, descriptor in held:
+        if descriptor == ANYWHERE:
+            if thread not in tables:
+                tables[thread] = _sockets_of(thread)
+            table = tables[thread]
+            if table is None:
+                continue
+            if inode in table:
+                met.append((inode, table[inode]))
+                continue
+        elif holds(inode, thread, descriptor):
+            continue
+        lost.append(inode)
+    return tuple(lost), tuple(met)
+
+
+def _sockets_of(pid: int) -> dict[int, int] | None:
+    """The sockets of a process with their descriptors; `None` when it may not be looked at."""
+    found = {}
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith(_PREFIX):
+                    found[int(target[len(_PREFIX) : -1])] = int(name)
+    except PermissionError:
+        return None
+    except OSError:
+        pass
+    return found
 
 
 # --- the walk ------------------------------------------------------------------------
@@ -227,7 +263,7 @@ class ProcessScanner:
         What it has in addition is looked for at once where it is likely, and then with the rest.
         """
         until = time.thread_time() + self._budget  # on a busy machine the clock on the wall runs without us
-        lost = tuple(place[0] for place in request.held if not holds(*place))
+        lost, met = _check(request.held)
         gone, changed = self._verify(request.verify)
         if request.below is None:
             self._missing = set(request.inodes)
@@ -247,6 +283,7 @@ class ProcessScanner:
             gone=gone,
             places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
             lost=lost,
+            met=met,
             refused=len(self._walk.refused) if self._walk and below is None else None,
         )
 

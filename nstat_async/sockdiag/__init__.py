@@ -20,6 +20,7 @@ from ._constants import (
 from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
 from ._session import Session
 from ._setup import (
+    ANYWHERE,
     RECORDED,
     AttachAnswer,
     AttachRequest,
@@ -37,6 +38,7 @@ from ._setup import (
 )
 
 __all__ = [
+    "ANYWHERE",
     "RECORDED",
     "AddressMessage",
     "AttachAnswer",

@@ -22,7 +22,7 @@ from .._model import Attribution, Process
 from ._constants import IPPROTO_UDP
 from ._entry import Entry
 from ._output import Output
-from ._setup import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
+from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
 
 RECENT_PIDS = 64
 """Processes that owned the last sockets found: searched early."""
@@ -32,6 +32,8 @@ MAX_PROCESSES = 100_000
 """Processes that are remembered."""
 SOCKETS_A_SECOND = 512
 """Sockets that are checked: about 5 µs each."""
+TABLES_AT_ONCE = 8
+"""Processes whose descriptors are listed for sockets of which the process alone is known."""
 PROCESSES_A_SECOND = 64
 """Processes that are checked: about 30 µs each."""
 
@@ -152,12 +154,18 @@ class OwnerSource:
         if not self._turn:
             self._turn = list(self._entries())
         self._checking, held = [], []
+        tables: set[int] = set()
         while self._turn and len(self._checking) < number:
             entry = self._turn.pop()
             inode, process, place = entry.user[1], entry.process, entry.place
-            if inode and process is not None and place is not None and not entry.over:
+            if inode and inode not in self._sought and process is not None and not entry.over:
+                if place is None and process.pid not in tables:
+                    if len(tables) == TABLES_AT_ONCE:
+                        continue
+                    tables.add(process.pid)
                 self._checking.append(entry)
-                held.append((inode, place >> 32 or process.pid, place & 0xFFFFFFFF))
+                thread, descriptor = (0, ANYWHERE) if place is None else (place >> 32, place & 0xFFFFFFFF)
+                held.append((inode, thread or process.pid, descriptor))
         return tuple(held)
 
     def _recently(self) -> tuple[int, ...]:
@@ -248,7 +256,9 @@ class OwnerSource:
 
     def _seek_again(self, answer: OwnersAnswer) -> None:
         """Processes ended, descriptors are not there any more: what lives on of their sockets has another owner, if any."""
-        dead, lost = set(answer.gone), set(answer.lost)
+        dead, lost, met = set(answer.gone), set(answer.lost), dict(answer.met)
+        for entry in self._checking if met else ():
+            entry.place = met.get(entry.user[1], entry.place)
         for key in [key for key in self._processes if key[:2] in dead] if dead else ():
             del self._processes[key]
         suspects = self._entries() if dead else self._checking if lost else ()

@@ -87,6 +87,10 @@ class ProcessFacts:
     """``comm``: the name that the program gave itself, of 15 characters at most; of a script its own."""
 
 
+ANYWHERE = -1
+"""In place of a descriptor: whichever it is."""
+
+
 @attrs.frozen
 class OwnersRequest:
     """Search for the owners of sockets, and check known ones."""
@@ -100,7 +104,7 @@ class OwnersRequest:
     verify: tuple[tuple[int, int | None], ...] = ()
     """Processes (pid, start) that may have ended, or run another program by now."""
     held: tuple[tuple[int, int, int], ...] = ()
-    """Inode, thread and descriptor: sockets that may be held somewhere else by now."""
+    """Inode, thread and descriptor (`ANYWHERE`: any of them): sockets that may be held somewhere else by now."""
 
 
 @attrs.frozen
@@ -119,6 +123,8 @@ class OwnersAnswer:
     """For each of `owners` the thread and the descriptor; in older recordings there are none."""
     lost: tuple[int, ...] = ()
     """Inodes of the request's `held` that are not there any more."""
+    met: tuple[tuple[int, int], ...] = ()
+    """Inode and descriptor of those that were looked for `ANYWHERE` in their process."""
     refused: int | None = None
     """Processes that a complete search was not allowed to look at; `None` while it is not complete."""
 

@@ -14,6 +14,7 @@ from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
+    ANYWHERE,
     AddressMessage,
     DiagAttribute,
     DiagMessage,
@@ -130,6 +131,8 @@ class FakeKernel:
         self.owners: dict[int, int] = {}
         self.owner_requests: list[OwnersRequest] = []
         self.descriptors: dict[int, int] = {}
+        self.shared: set[tuple[int, int]] = set()
+        """Inode and pid: processes that hold a socket beside the one that a search finds first."""
         self.programs: dict[int, ProcessFacts] = {}
         self.refused_processes = 0
         self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
@@ -209,11 +212,16 @@ class FakeKernel:
             facts += tuple(self.programs[pid] for pid, _ in request.verify if pid in self.programs)
             gone = tuple(key for key in request.verify if key[0] not in self.owners.values())
             places = tuple((pid, self.descriptors.get(inode, 3)) for inode, pid in found)
-            lost = tuple(
-                inode for inode, thread, number in request.held
-                if (self.owners.get(inode), self.descriptors.get(inode, 3)) != (thread, number)
-            )  # fmt: skip
-            answer: Any = OwnersAnswer(found, facts, None, gone, places, lost, self.refused_processes)
+            there = {inode: (pid, self.descriptors.get(inode, 3)) for inode, pid in self.owners.items()}
+            lost, met = [], []
+            for inode, thread, number in request.held:
+                pid, place = (thread, 3) if (inode, thread) in self.shared else there.get(inode, (None, None))
+                if pid != thread or number not in {place, ANYWHERE}:
+                    lost.append(inode)
+                elif number == ANYWHERE:
+                    met.append((inode, place))
+            checked = {"lost": tuple(lost), "met": tuple(met), "refused": self.refused_processes}
+            answer: Any = OwnersAnswer(found, facts, None, gone, places, **checked)
         else:
             answer = LinkKindsAnswer(request.namespace, tuple((name, "wifi") for name in request.names))
         self.record.append(("answer", self.now, 0, answer))

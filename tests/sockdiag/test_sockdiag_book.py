@@ -173,6 +173,21 @@ def test_a_socket_that_was_handed_over_is_updated_at_the_next_poll(kernel):
     assert (update.flow.id, update.flow.process.pid, added.flow.process.pid) == ("c1", 43, 42)
 
 
+def test_a_socket_whose_process_was_seen_using_it_is_checked_as_well(kernel):
+    """A record names the process and no descriptor: it is found once, and a socket that was handed over is noticed."""
+    for cookie, inode in ((1, 77), (2, 78)):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=inode, info=traffic())
+        kernel.owners[inode] = 42
+    kernel.start()
+    entries = kernel.session._namespaces[0].book.entries
+    for entry in entries.values():
+        entry.place, entry.used_by = None, (42, 7042)
+    kernel.owners[77] = 43
+    (update,) = flow_events(kernel.wait(1.0))
+    assert (update.flow.id, update.flow.process.pid) == ("c1", 43)
+    assert [entry.place for entry in entries.values()] == [3, 3]
+
+
 def test_a_socket_that_moved_to_another_descriptor_is_no_update(kernel):
     """``dup2`` within a process changes nobody's owner."""
     kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())

@@ -14,7 +14,7 @@ from test_sockdiag_living import drive, listen, pair, port, privileged
 
 from nstat_async._events import FlowUpdated
 from nstat_async._model import Attribution, Visibility
-from nstat_async.sockdiag import OwnersRequest
+from nstat_async.sockdiag import ANYWHERE, OwnersRequest
 
 pytestmark = [pytest.mark.linux, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")]
 
@@ -168,6 +168,19 @@ def test_sockets_in_rare_places_have_their_process(how):
         for _ in range(3):
             live.poll()
         assert flow_at(live, int(process.line)) is flow, "a check finds it where it is"
+
+
+def test_a_socket_is_met_anywhere_in_its_process_or_lost():
+    """Of which the process alone is known, its descriptor is found; in another process it is lost."""
+    from nstat_async._io.procfs import ProcessScanner
+
+    with socket.socket() as own, child("import sys; print(flush=True); sys.stdin.read()") as other:
+        inode, descriptor = os.fstat(own.fileno()).st_ino, own.fileno()
+        held = ((inode, os.getpid(), ANYWHERE),)
+        answer = ProcessScanner().answer(OwnersRequest(frozenset(), held=held))
+        assert (answer.met, answer.lost) == (((inode, descriptor),), ())
+        answer = ProcessScanner().answer(OwnersRequest(frozenset(), held=((inode, other.pid, ANYWHERE),)))
+        assert (answer.met, answer.lost) == ((), (inode,))
 
 
 def test_a_zombie_owns_nothing():

@@ -132,9 +132,14 @@ def test_who_uses_a_socket_outweighs_who_holds_it():
     kernel = started()
     connect(kernel)
     kernel.owners.update({4: 99, 1: 5})
+    kernel.shared.add((4, 5))
     kernel.sockets[9] = attrs.evolve(removal(), inode=4)
     kernel.poll()
     assert {e.flow.process.pid for e in flow_events(kernel.events)} == {5}
+    kernel.shared.clear()
+    kernel.now += 1.0
+    kernel.poll()
+    assert flow_events(kernel.events)[-1].flow.process.pid == 99, "who does not hold it any more uses it no more"
 
 
 def test_datagrams_are_counted_at_polls_and_to_the_end():
