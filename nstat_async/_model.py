@@ -462,9 +462,27 @@ def _difference(new: int | None, old: int | None) -> int | None:
     return max(0, new - (old or 0))
 
 
+_WRAP = 2**32
+
+
+def packets_grown(new: int, old: int) -> int:
+    """The growth of a packet counter.
+
+    One below 2**32 that falls by more than 2**31 wrapped: Linux counts segments in 32 bits.
+    """
+    if new < old < _WRAP and old - new > _WRAP // 2:
+        return new + _WRAP - old
+    return max(0, new - old)
+
+
+def packets_difference(new: int | None, old: int | None) -> int | None:
+    """`packets_grown`; `None` where it is not counted now."""
+    return None if new is None else packets_grown(new, old or 0)
+
+
 @attrs.frozen
 class Delta:
-    """What two readings of a flow's counters differ by; never negative."""
+    """What two readings of a flow's counters differ by: never negative; a packet counter of 32 bits may wrap."""
 
     rx_bytes: int | None
     """Bytes received; `None` where they are not counted, as all the others."""
@@ -483,8 +501,8 @@ class Delta:
         return cls(
             _difference(later.rx_bytes, earlier.rx_bytes),
             _difference(later.tx_bytes, earlier.tx_bytes),
-            _difference(later.rx_packets, earlier.rx_packets),
-            _difference(later.tx_packets, earlier.tx_packets),
+            packets_difference(later.rx_packets, earlier.rx_packets),
+            packets_difference(later.tx_packets, earlier.tx_packets),
         )
 
 
