@@ -126,9 +126,22 @@ class Attribution(enum.Enum):
     """Linux: it ended before anyone could look."""
 
 
+_ADDRESS_SIZES = (4, 16)
+
+
+def _wrong(text: str) -> ValueError:
+    from ._errors import UsageError  # noqa: PLC0415  # errors carry flows, so they import this module
+
+    return UsageError(text)
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
-    """An address and a port."""
+    """An address and a port.
+
+    Raises:
+        UsageError: It is no address of 4 or 16 bytes, or no port.
+    """
 
     packed: bytes
     """The address in network order: 4 bytes for IPv4, 16 for IPv6."""
@@ -136,6 +149,13 @@ class Endpoint:
     """The port; 0 when none is bound."""
     scope_id: int | None = None
     """The interface index of a scoped (link-local) IPv6 address, else `None`."""
+
+    def __attrs_post_init__(self) -> None:
+        packed, port = self.packed, self.port
+        if type(packed) is not bytes or len(packed) not in _ADDRESS_SIZES:
+            raise _wrong(f"Endpoint: {packed!r} is no address of 4 or 16 bytes; Endpoint.parse takes a text")
+        if not isinstance(port, int) or not 0 <= port < 65_536:
+            raise _wrong(f"Endpoint: {port!r} is no port from 0 to 65535")
 
     @classmethod
     def parse(cls, address: str, port: int = 0) -> Endpoint:
@@ -284,6 +304,10 @@ class Flow:
     """Linux: the network namespace, when it is not the monitor's own."""
     attribution: Attribution | None = None
     """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.id, str) or not isinstance(self.provider, Provider):
+            raise _wrong(f"Flow: {self.id!r}, {self.provider!r} are no id and Provider, such as '1', Provider.TCP")
 
     @property
     def started(self) -> float | None:
