@@ -126,9 +126,22 @@ class Attribution(enum.Enum):
     """Linux: it ended before anyone could look."""
 
 
+_ADDRESS_SIZES = (4, 16)
+
+
+def _wrong(text: str) -> ValueError:
+    from ._errors import UsageError  # noqa: PLC0415  # errors carry flows, so they import this module
+
+    return UsageError(text)
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
-    """An address and a port."""
+    """An address and a port.
+
+    Raises:
+        UsageError: It is no address of 4 or 16 bytes, or no port.
+    """
 
     packed: bytes
     """The address in network order: 4 bytes for IPv4, 16 for IPv6."""
@@ -136,6 +149,13 @@ class Endpoint:
     """The port; 0 when none is bound."""
     scope_id: int | None = None
     """The interface index of a scoped (link-local) IPv6 address, else `None`."""
+
+    def __attrs_post_init__(self) -> None:
+        packed, port = self.packed, self.port
+        if type(packed) is not bytes or len(packed) not in _ADDRESS_SIZES:
+            raise _wrong(f"Endpoint: {packed!r} is no address of 4 or 16 bytes; Endpoint.parse takes a text")
+        if not isinstance(port, int) or not 0 <= port < 65_536:
+            raise _wrong(f"Endpoint: {port!r} is no port from 0 to 65535")
 
     @classmethod
     def parse(cls, address: str, port: int = 0) -> Endpoint:
@@ -284,6 +304,10 @@ class Flow:
     """Linux: the network namespace, when it is not the monitor's own."""
     attribution: Attribution | None = None
     """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.id, str) or not isinstance(self.provider, Provider):
+            raise _wrong(f"Flow: {self.id!r}, {self.provider!r} are no id and Provider, such as '1', Provider.TCP")
 
     @property
     def started(self) -> float | None:
@@ -462,9 +486,27 @@ def _difference(new: int | None, old: int | None) -> int | None:
     return max(0, new - (old or 0))
 
 
+_WRAP = 2**32
+
+
+def packets_grown(new: int, old: int) -> int:
+    """The growth of a packet counter.
+
+    One below 2**32 that falls by more than 2**31 wrapped: Linux counts segments in 32 bits.
+    """
+    if new < old < _WRAP and old - new > _WRAP // 2:
+        return new + _WRAP - old
+    return max(0, new - old)
+
+
+def packets_difference(new: int | None, old: int | None) -> int | None:
+    """`packets_grown`; `None` where it is not counted now."""
+    return None if new is None else packets_grown(new, old or 0)
+
+
 @attrs.frozen
 class Delta:
-    """What two readings of a flow's counters differ by; never negative."""
+    """What two readings of a flow's counters differ by: never negative; a packet counter of 32 bits may wrap."""
 
     rx_bytes: int | None
     """Bytes received; `None` where they are not counted, as all the others."""
@@ -483,8 +525,8 @@ class Delta:
         return cls(
             _difference(later.rx_bytes, earlier.rx_bytes),
             _difference(later.tx_bytes, earlier.tx_bytes),
-            _difference(later.rx_packets, earlier.rx_packets),
-            _difference(later.tx_packets, earlier.tx_packets),
+            packets_difference(later.rx_packets, earlier.rx_packets),
+            packets_difference(later.tx_packets, earlier.tx_packets),
         )
 
 

@@ -233,6 +233,8 @@ def test_the_example_s_kernel_that_is_not_there_is_an_error_at_the_first_read(to
         (lambda: Replay("x", speed="1"), "speed: '1' is not a positive number"),
         (lambda: Replay("x", timebase=5), "timebase: 5 is no pair of positive whole numbers"),
         (lambda: Replay("x", timebase=(0, 0)), r"timebase: \(0, 0\) is no pair"),
+        (lambda: backends.named("sock_diag", kernel="xnu-11417"), "kernel: backend sock_diag asks this machine"),
+        (lambda: backends.named("auto", kernel="xnu-11417"), "kernel: backend auto asks this machine"),
         (lambda: backends.named(5), "backend: 5 is none of"),
         (lambda: backends.named("sock_diag", netns=1.5), r"netns: 1\.5 is neither"),
     ],

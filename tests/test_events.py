@@ -10,6 +10,7 @@ import pytest
 
 from nstat_async import (
     Counts,
+    Delta,
     Details,
     EventsLost,
     Flow,
@@ -20,8 +21,10 @@ from nstat_async import (
     PollCompleted,
     Provider,
     RemovalReason,
+    json,
 )
 from nstat_async._events import coalesced, flow_updated
+from nstat_async.aggregate import ProcessTable
 
 FLOW = Flow("1", Provider.TCP)
 
@@ -135,3 +138,18 @@ def test_events_are_matched_by_class_and_keyword():
             pass
         case _:
             raise AssertionError
+
+
+def test_a_packet_counter_that_wraps_has_one_growth_wherever_it_is_read():
+    """Linux counts segments in 32 bits: event, JSON and table say the same."""
+    before = Counts(rx_bytes=10, tx_bytes=10, rx_packets=2**32 - 500, tx_packets=7)
+    after = Counts(rx_bytes=2000, tx_bytes=10, rx_packets=500, tx_packets=7)
+    added, updated = FlowAdded(1.0, FLOW, before, preexisting=True), FlowUpdated(2.0, FLOW, after, before)
+    table = ProcessTable()
+    table.feed(added)
+    table.feed(updated)
+    assert updated.delta == Delta(1990, 0, 1000, 0)
+    assert table.total().rx_packets == 1000
+    formatter = json.JsonFormatter()
+    formatter(added)
+    assert json.loads(formatter(updated)).delta == json.loads(json.dumps(updated)).delta == updated.delta

@@ -26,6 +26,7 @@ from nstat_async import (
     Process,
     Provider,
     TcpState,
+    UsageError,
 )
 from nstat_async._model import COUNTS_FIELDS
 from nstat_async.ntstat import Mode, Session
@@ -168,3 +169,20 @@ def test_capabilities_default_to_what_nobody_promised():
     facts = Capabilities(backend="x", kernel=None)
     assert facts.final_counts in {False, None}
     assert facts.providers == frozenset()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Endpoint("1.2.3.4", 5),
+        lambda: Endpoint(b"1", 5),
+        lambda: Endpoint(bytes(4), 65_536),
+        lambda: Endpoint(bytes(4), "5"),
+        lambda: Endpoint.parse("1.2.3.4", -1),
+        lambda: Flow("x", "tcp"),
+        lambda: Flow(1, Provider.TCP),
+    ],
+)
+def test_a_value_that_cannot_be_shown_cannot_be_made(make):
+    with pytest.raises(UsageError, match=r"is no address|is no port|are no id"):
+        make()

@@ -12,6 +12,7 @@ import anyio.to_thread
 from ..testing import EmulatedKernel, UnixServer, Workload
 from ._output import complain
 from ._run import run_until_stopped
+from ._source import check_input
 from ._workload import Script, read_script
 
 __all__ = ["run"]
@@ -19,6 +20,7 @@ __all__ = ["run"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped."""
+    check_input(arguments.script)
     steps = None if arguments.script is None else read_script(arguments.script)
     more = {} if arguments.receive_space is None else {"receive_space": arguments.receive_space}
     kernel = EmulatedKernel(

@@ -21,7 +21,7 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
     return backends.named(arguments.backend, kernel=arguments.kernel, netns=namespaces)
 
 
-def check_input(path: str) -> None:
+def check_input(path: str | None) -> None:
     """See that there is a standard input where ``-`` stands for it."""
     if path == "-" and sys.stdin is None:
         raise OSError(errno.EBADF, "standard input is closed")

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 
 import attrs
 
-from nstat_async._model import Counts, Flow, Process
+from nstat_async._model import Counts, Flow, Process, packets_grown
 from nstat_async._rows import Row, RowKind
 
 from ._rates import RateWindow
@@ -16,7 +16,6 @@ __all__ = ["Four", "OpenFlow", "Tally", "is_counted", "known_or", "sum_tallies"]
 
 Four = tuple[int, int, int, int]
 """Bytes received and sent, packets received and sent."""
-_WRAP = 2**32
 
 
 @attrs.define(eq=False)
@@ -222,8 +221,8 @@ class OpenFlow:
             grown = (
                 max(0, rx_bytes - last[0]),
                 max(0, tx_bytes - last[1]),
-                _packets_grown(rx_packets, last[2], wraps=something),
-                _packets_grown(tx_packets, last[3], wraps=something),
+                packets_grown(rx_packets, last[2]) if something else max(0, rx_packets - last[2]),
+                packets_grown(tx_packets, last[3]) if something else max(0, tx_packets - last[3]),
             )
             current = (
                 max(rx_bytes, last[0]),
@@ -234,12 +233,6 @@ class OpenFlow:
         self.base = _minus(current, _plus(self.contribution(), grown))
         self.current = current
         return grown
-
-
-def _packets_grown(new: int, old: int, *, wraps: bool) -> int:
-    if new < old < _WRAP and wraps and old - new > _WRAP // 2:
-        return new + _WRAP - old
-    return max(0, new - old)
 
 
 def _plus(one: Four, other: Four) -> Four:

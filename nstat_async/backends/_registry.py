@@ -132,6 +132,8 @@ def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[N
     namespaces: tuple[Any, ...] = tuple(netns) if isinstance(netns, (list, tuple)) else (netns,)
     if namespaces and not row.namespaces:
         raise UsageError(f"netns: backend {row.name} has no network namespaces")
+    if kernel is not None and (row.platform is not None or row.name == "auto"):
+        raise UsageError(f"kernel: backend {row.name} asks this machine for its kernel")
     return row.make(Given(rest=rest, kernel=kernel, netns=namespaces))
 
 
