@@ -206,9 +206,13 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
 
 
 def _whose(visibility: Visibility) -> str:
-    return {Visibility.ALL: "all users", Visibility.OWN: "the own user", Visibility.NONE: "nobody"}.get(
-        visibility, "unknown users"
-    )
+    whose = {
+        Visibility.ALL: "all users",
+        Visibility.SOME: "some users",
+        Visibility.OWN: "this user",
+        Visibility.NONE: "nobody",
+    }
+    return whose.get(visibility, "unknown users")
 
 
 async def _watch(backend: Backend) -> tuple[Capabilities, Seen, Finding]:

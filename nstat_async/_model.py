@@ -652,7 +652,7 @@ class Visibility(enum.Enum):
 
     ALL = "all"
     OWN = "own"
-    """Only those of the own user."""
+    """Only those of this user."""
     SOME = "some"
     """Of several users, and not all: some may not be looked at, or are of another pid namespace."""
     NONE = "none"
