@@ -34,6 +34,7 @@ from nstat_async.sockdiag import (
     TcpInfo,
     iterate_messages,
 )
+from nstat_async.sockdiag._dumps import MAX_FAILURES
 from nstat_async.sockdiag._polls import ANNOUNCED_AT_ONCE
 
 
@@ -433,6 +434,21 @@ def test_a_kernel_without_inet_diag_fails_by_name(kernel):
     kernel.start()
     kernel.wait(1.0)
     assert isinstance(kernel.session.failure, _errors.BackendUnavailableError)
+
+
+def test_failures_with_complete_polls_between_them_end_nothing(kernel):
+    """Only many in a row do: each poll that works is a new beginning."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.start()
+    for _ in range(MAX_FAILURES + 2):
+        kernel.during_dump = lambda: kernel.session.channel_failed(kernel.record[-1][2], errno.ENOBUFS, kernel.now)
+        assert not polls(kernel.wait(1.0))[-1].complete
+        assert polls(kernel.wait(1.0))[-1].complete
+        assert kernel.session.failure is None
+
+
+def polls(events):
+    return [event for event in events if isinstance(event, PollCompleted)]
 
 
 def test_a_dump_that_never_ends_is_given_up(kernel):
