@@ -105,5 +105,5 @@ def weigh_direction(
     accepted = direction is not Direction.INBOUND and listeners.covers(identity)
     # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
     if direction is not None and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
-        return direction, Weight.SEQUENCE
+        return direction, Weight.DOUBTED if accepted else Weight.SEQUENCE
     return (Direction.INBOUND, Weight.LISTENER) if accepted else (None, Weight.NONE)

@@ -23,11 +23,13 @@ class Weight(enum.IntEnum):
     NONE = 0
     LISTENER = 1
     """Inferred: somebody listens on its port."""
-    SEQUENCE = 2
+    DOUBTED = 2
+    """Deduced like `SEQUENCE`, where somebody listens: a FIN that is acknowledged meanwhile looks like a SYN."""
+    SEQUENCE = 3
     """Deduced: a SYN is among its sequence numbers, or none."""
-    STATE = 3
+    STATE = 4
     """Seen: its state can only be that."""
-    WITNESSED = 4
+    WITNESSED = 5
     """Seen as it began."""
 
 

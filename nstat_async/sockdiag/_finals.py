@@ -28,7 +28,7 @@ import sys
 from .._model import Direction
 from ._constants import TIMER_TIME_WAIT, SocketState, TcpInfo
 from ._direction import extra_sequence_numbers
-from ._entry import Entry
+from ._entry import Entry, Weight
 from ._messages import HEADER
 
 _TIME_WAIT_MS = 60_000
@@ -74,7 +74,7 @@ def fin_among_received(entry: Entry, message: bytes, start: int, length: int) ->
     if entry.state in _BEHIND_FIN:
         return 1
     extra = extra_sequence_numbers(message, start, length)
-    outbound = entry.direction is Direction.OUTBOUND
+    outbound = entry.direction is Direction.OUTBOUND and entry.weight is not Weight.DOUBTED
     orderly = extra == 2 or (extra == 1 and not outbound)
     if not orderly:
         return 0
