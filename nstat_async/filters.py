@@ -17,8 +17,10 @@ from __future__ import annotations
 import enum
 import importlib
 import ipaddress
+import operator
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any, TypeVar, Union
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar, Union
 from urllib.parse import unquote
 
 import attrs
@@ -27,6 +29,7 @@ from ._checks import check_predicate
 from ._errors import UsageError
 from ._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
 from ._model import Direction, Endpoint, Flow, InterfaceKind, Process, Provider, TcpState
+from ._public import only
 
 __all__ = [
     "Filter",
@@ -47,17 +50,20 @@ __all__ = [
     "matching",
     "parse",
 ]
+__dir__ = only(__all__)
 
 Predicate = Callable[[Flow], bool]
 
 
 @attrs.frozen(repr=False)
 class Filter:
-    """A condition on flows. Make one with the functions of this module."""
+    """A condition on flows. Make one with the functions of this module: these can be pickled, and so can what is made of them."""
 
     predicate: Predicate = attrs.field(eq=False)
     text: str
     """What it says, for messages and `repr`."""
+    remake: Callable[[], Filter] | None = attrs.field(default=None, eq=False, kw_only=True)
+    """Makes it again: a pickle has this instead of the predicate. `None`: the predicate is pickled itself."""
 
     def __call__(self, flow: Flow) -> bool:
         """True if the flow matches."""
@@ -65,20 +71,25 @@ class Filter:
 
     def __and__(self, other: FilterLike) -> Filter:
         left, right = self, as_filter(other)
-        return Filter(lambda flow: left(flow) and right(flow), f"({left.text} & {right.text})")
+        again = partial(operator.and_, left, right)
+        return Filter(lambda flow: left(flow) and right(flow), f"({left.text} & {right.text})", remake=again)
 
     def __or__(self, other: FilterLike) -> Filter:
         left, right = self, as_filter(other)
-        return Filter(lambda flow: left(flow) or right(flow), f"({left.text} | {right.text})")
+        again = partial(operator.or_, left, right)
+        return Filter(lambda flow: left(flow) or right(flow), f"({left.text} | {right.text})", remake=again)
 
     def __invert__(self) -> Filter:
-        return Filter(lambda flow: not self(flow), f"~{self.text}")
+        return Filter(lambda flow: not self(flow), f"~{self.text}", remake=partial(operator.invert, self))
 
     __rand__ = __and__
     __ror__ = __or__
 
     def __repr__(self) -> str:
         return f"<Filter {self.text}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Filter, (self.predicate, self.text)) if self.remake is None else (self.remake, ())
 
 
 FilterLike = Union[Filter, Predicate]
@@ -167,12 +178,25 @@ def _listed(values: Iterable[object]) -> str:
 
 # --- the filters ----------------------------------------------------------------------
 
+_P = ParamSpec("_P")
+
+
+def _can_be_pickled(make: Callable[_P, Filter]) -> Callable[_P, Filter]:
+    """The filters of this function know how they were made."""
+
+    @wraps(make)
+    def made(*values: _P.args, **options: _P.kwargs) -> Filter:
+        return attrs.evolve(make(*values, **options), remake=partial(made, *values, **options))
+
+    return made
+
 
 def is_of(process: Process | None, pids: Container[int]) -> bool:
     """True for a process with one of these ids, or one that works on behalf of such a process."""
     return process is not None and (process.pid in pids or process.effective_pid in pids)
 
 
+@_can_be_pickled
 def by_pid(*pids: int) -> Filter:
     """Flows of these processes, or on their behalf (effective pid).
 
@@ -183,6 +207,7 @@ def by_pid(*pids: int) -> Filter:
     return Filter(lambda flow: is_of(flow.process, wanted), f"by_pid({_listed(wanted)})")
 
 
+@_can_be_pickled
 def by_process_name(*names: str) -> Filter:
     """Flows of processes with one of these names (exact, as the kernel has them)."""
     wanted = frozenset(_each("by_process_name", names, _text, "a name, e.g. by_process_name('curl')"))
@@ -191,30 +216,35 @@ def by_process_name(*names: str) -> Filter:
     )
 
 
+@_can_be_pickled
 def by_uid(*users: int | str) -> Filter:
     """Flows of these users, by number or by name (``"root"``)."""
     wanted = frozenset(_each("by_uid", users, _user, "the number or the name of a user of this machine"))
     return Filter(lambda flow: flow.process is not None and flow.process.uid in wanted, f"by_uid({_listed(wanted)})")
 
 
+@_can_be_pickled
 def by_provider(*providers: Provider | str) -> Filter:
     """Flows of these kinds."""
     wanted = _members("by_provider", Provider, providers)
     return Filter(lambda flow: flow.provider in wanted, f"by_provider({_listed(wanted)})")
 
 
+@_can_be_pickled
 def by_direction(*directions: Direction | str) -> Filter:
     """Flows of these directions."""
     wanted = _members("by_direction", Direction, directions)
     return Filter(lambda flow: flow.direction in wanted, f"by_direction({_listed(wanted)})")
 
 
+@_can_be_pickled
 def by_state(*states: TcpState | str) -> Filter:
     """Flows in these TCP states."""
     wanted = _members("by_state", TcpState, states)
     return Filter(lambda flow: flow.state in wanted, f"by_state({_listed(wanted)})")
 
 
+@_can_be_pickled
 def by_interface(*names: str) -> Filter:
     """Flows over the interfaces of these names."""
     wanted = frozenset(_each("by_interface", names, _text, "the name of an interface, e.g. by_interface('en0')"))
@@ -223,6 +253,7 @@ def by_interface(*names: str) -> Filter:
     )
 
 
+@_can_be_pickled
 def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
     """Flows over interfaces of these kinds."""
     wanted = _members("by_interface_kind", InterfaceKind, kinds)
@@ -232,6 +263,7 @@ def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
     )
 
 
+@_can_be_pickled
 def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
     """Flows with one of these ports at either end (or at the end chosen)."""
     wanted = frozenset(_each("by_port", ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. by_port(443)"))
@@ -244,6 +276,7 @@ def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
     return Filter(matches, f"by_port({_listed(wanted)})")
 
 
+@_can_be_pickled
 def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filter:
     """Flows whose remote (or local) address lies in one of these networks.
 
@@ -276,12 +309,14 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
     )
 
 
+@_can_be_pickled
 def by_namespace(*names: str) -> Filter:
     """Flows in these network namespaces (Linux), by the names that `Flow.namespace` has."""
     wanted = frozenset(_each("by_namespace", names, _text, "the name of a network namespace"))
     return Filter(lambda flow: flow.namespace in wanted, f"by_namespace({_listed(wanted)})")
 
 
+@_can_be_pickled
 def loopback() -> Filter:
     """Flows that stay on this machine."""
     return Filter(lambda flow: flow.is_loopback, "loopback()")
@@ -290,18 +325,26 @@ def loopback() -> Filter:
 # --- as text --------------------------------------------------------------------------
 
 
+def _split(texts: Iterable[str]) -> list[str]:
+    """The parts of lists with commas."""
+    words = [word.strip() for text in texts for word in text.split(",")]
+    if "" in words:
+        raise UsageError(f"filter: {', '.join(map(repr, texts))} has nothing where a comma says that something comes")
+    return words
+
+
 def _numbers(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
     """The numbers among texts as numbers; what is none stays, for the filter to refuse (or to know, as a user)."""
 
     def filter_of(texts: list[str]) -> Filter:
-        words = [word for text in texts for word in text.split(",")]
+        words = _split(texts)
         return make(*(int(word) if len(word) < 20 and word.isascii() and word.isdigit() else word for word in words))
 
     return filter_of
 
 
 def _words(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
-    return lambda texts: make(*(word for text in texts for word in text.split(",")))
+    return lambda texts: make(*_split(texts))
 
 
 def _whole_texts(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
@@ -336,7 +379,7 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     """A filter of keys and values, as a query string or a command line has them: one meaning for both.
 
     Values of one key are alternatives; a flow must pass every key. A key with ``~`` before it must not
-    pass. Lists with commas are taken apart, except names, which may have commas.
+    pass. Lists with commas (and spaces where you like) are taken apart, except names, which may have commas.
 
     Args:
         items: Pairs of key and value: ``pid``, ``process``, ``user``, ``provider``, ``direction``, ``state``,
@@ -359,7 +402,10 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
         values.setdefault(key, []).append(value)
     found = None
     for key, texts in values.items():
-        each = _KEYS[key.removeprefix("~")](texts)
+        name = key.removeprefix("~")
+        if "" in texts and _KEYS[name] is not _loopback_of:
+            raise UsageError(f"filter: {name} needs a value, as in 'port=443,80 & ~loopback'")
+        each = _KEYS[name](texts)
         each = ~each if key.startswith("~") else each
         found = each if found is None else found & each
     return found
@@ -380,10 +426,6 @@ def parse(text: str) -> Filter:
     if found is None:  # pragma: no cover - a split text has at least one part
         raise UsageError("filter: it says nothing")
     return found
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
 
 
 class FlowGate:

@@ -25,9 +25,11 @@ from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
 from ._fields import NUMBER, TABLE, Field, FieldTable, Record, number_text
 from ._model import COUNTS_FIELDS, Counts, Delta, Flow, packets_grown
+from ._public import only
 from ._rows import Row, RowKind
 
 __all__ = ["JsonFormatter", "dumps", "loads", "to_dict"]
+__dir__ = only(__all__)
 
 _VERSION = 1
 _REMEMBERED = 50_000

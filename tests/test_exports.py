@@ -33,7 +33,8 @@ def _imported(module) -> set[str]:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level and module.__file__.endswith("__init__.py"):
+        inner = isinstance(node, ast.ImportFrom) and node.level and node.module != "_public"
+        if inner and module.__file__.endswith("__init__.py"):
             names |= {alias.asname or alias.name for alias in node.names if node.module is not None}
         elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             names.add(node.name)
@@ -159,3 +160,9 @@ def test_the_types_of_public_callables_can_be_looked_up(name):
             typing.get_type_hints(function)
         except NameError as error:
             pytest.fail(f"{label}: {error}")
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLIC, "nstat_async.ebpf"} - {"nstat_async"}))
+def test_dir_of_a_public_module_shows_public_names_only(name):
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)

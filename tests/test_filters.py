@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -326,3 +327,39 @@ def test_what_does_not_answer_at_once_is_no_filter(predicate):
     ):
         with pytest.raises(UsageError, match="is asynchronous or a generator"):
             make(predicate)
+
+
+def _no_name(flow: Flow) -> bool:
+    return flow.process is None
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        filters.parse("port=443, 80 & ~loopback & process=curl"),
+        filters.by_port(443, local=False) | filters.by_address("2001:db8::/32"),
+        ~filters.matching(_no_name) & filters.by_state("established", TcpState.LISTEN),
+    ],
+)
+def test_a_filter_survives_a_pickle(chosen):
+    again = pickle.loads(pickle.dumps(chosen))
+    assert (again, again(FLOW)) == (chosen, chosen(FLOW))
+
+
+def test_a_filter_of_a_local_function_cannot_be_pickled_and_says_so():
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(filters.matching(lambda _flow: True))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("port", "port needs a value"),
+        ("pid= & ~loopback", "pid needs a value"),
+        ("port=443,", "nothing where a comma"),
+        ("~process", "process needs a value"),
+    ],
+)
+def test_a_text_without_a_value_is_told_what_is_missing(text, says):
+    with pytest.raises(UsageError, match=says):
+        filters.parse(text)

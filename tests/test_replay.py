@@ -243,7 +243,7 @@ def test_statistics_and_capabilities_of_a_replay():
 
 def test_what_is_no_recording_is_refused_by_the_right_error(tmp_path):
     async def main() -> None:
-        with pytest.raises(UsageError, match="No such file"):
+        with pytest.raises(RecordingError, match="No such file"):
             await replayed(tmp_path / "nothing.nstat")
         with pytest.raises(RecordingError):
             await replayed(io.BytesIO(b"no recording at all\n" * 5))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,11 @@ from .._errors import UsageError
 from .._model import Provider
 from .._options import Ebpf
 from ..backends._registry import parse
+from ._parser import Parser, did_you_mean
 
 __all__ = ["COMMANDS", "build_parser"]
 
+_COLUMNS = 78
 SHELLS = ("bash", "zsh", "fish")
 SORT_KEYS = ("traffic", "rx", "tx", "rate", "name", "pid", "flows")
 
@@ -39,7 +42,7 @@ def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Call
 
 
 def _size(text: str) -> int:
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
     try:
         value = int(text[:-1] if factor > 1 else text) * factor
     except ValueError:
@@ -54,7 +57,7 @@ def _providers(text: str) -> list[Provider]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in known:
-            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}{did_you_mean(word, known)}")
     return [known[word] for word in words]
 
 
@@ -151,6 +154,11 @@ class Command:
     """Headings of the options that it shares with others."""
     without: tuple[str, ...] = ()
     """Options of these groups that it does not take."""
+
+    def usage(self, name: str) -> str:
+        """How the command is called, in one line."""
+        files = ["FILE ..." if "nargs" in self.options[each] else "FILE" for each in self.options if each == "file"]
+        return " ".join([name, *files, "[options]"])
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the options."""
@@ -287,8 +295,9 @@ class _PrintCompletion(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole grammar; `command` of the result names the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nstat-async",
+        usage="nstat-async COMMAND [options]",
         description="Stream every network flow of this machine, with the process behind it.",
         epilog="example:\n  nstat-async watch --no-loopback\n\nEach command explains itself: nstat-async watch --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -299,12 +308,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--print-completion", action=_PrintCompletion, choices=SHELLS, metavar="SHELL",
         help="print a completion script for bash, zsh or fish, and exit",
     )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
+            prog=f"nstat-async {name}",
+            usage=f"nstat-async {command.usage(name)}",
             help=command.short,
-            description=command.description,
+            description=textwrap.fill(command.description, _COLUMNS),
             epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

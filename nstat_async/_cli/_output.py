@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-__all__ = ["Output", "abandon_stdout", "complain", "is_terminal", "use_colour"]
+__all__ = ["Output", "abandon_stdout", "can_draw", "complain", "is_terminal", "use_colour"]
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -30,8 +30,15 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def use_colour(stream: TextIO | None) -> bool:
-    """True for terminals that can, unless ``NO_COLOR`` (https://no-color.org) says no."""
-    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """True for terminals that can; ``NO_COLOR`` (https://no-color.org) forbids, ``FORCE_COLOR`` demands it."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or can_draw(stream)
+
+
+def can_draw(stream: TextIO | None) -> bool:
+    """True for a terminal that knows more than letters."""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 @attrs.define(eq=False)

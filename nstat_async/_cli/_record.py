@@ -15,7 +15,7 @@ from .._escape import dump
 from .._events import Auxiliary, AuxiliaryFailed, EventsLost
 from .._io.recorder import StandardOutput
 from ..recording import Recording
-from ._output import Output, complain, is_terminal
+from ._output import Output, can_draw, complain
 from ._progress import Progress
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
                 tape.size = monitor.statistics().feed["recorded_bytes"]
         return 0
 
-    progress = Progress(tape.describe) if is_terminal(sys.stderr) else None
+    progress = Progress(tape.describe) if can_draw(sys.stderr) else None
     try:
         run_until_stopped(work, duration=arguments.duration, output=tape.pipe, progress=progress)
     except UsageError as error:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from .. import backends
 from .._errors import RecordingError, UsageError
-from ._output import Output, is_terminal
+from ._output import Output, can_draw, is_terminal
 from ._progress import Progress
 from ._source import check_input, monitor_options
 from ._stream import show_events
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         files = [stack.enter_context(_opened(path)) for path in arguments.file]
         backend = backends.Replay(files, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
         # Where the events scroll past on the same terminal, a progress line would only disturb.
-        visible = is_terminal(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
+        visible = can_draw(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
         progress = Progress(_describe(files, output)) if visible else None
         try:
             return show_events(arguments, backend, options, output, progress)

@@ -4,7 +4,9 @@ One line per event: a sign (``+`` added, ``-`` removed, ``#`` updated, ``!`` a g
 a refusal), ``@`` for listeners, the time, the protocol, both addresses, the process,
 then bytes and packets and the kind of the interface::
 
-    + 12:03:59.123   tcp    10.0.0.5:50312 > 192.0.2.1:443  pid:811 (curl)  rx 0 B (0) tx 0 B (0)  wifi
+    + 12:03:59.123   tcp    10.0.0.5:50312 > 192.0.2.1:443    pid:811 (curl)  rx 0 B (0)  tx 0 B (0)  wifi
+
+Columns are as wide as the widest cell so far, so that lines stand below each other without knowing what comes.
 """
 
 from __future__ import annotations
@@ -31,33 +33,41 @@ from .._events import (
     Unrecognized,
 )
 from .._model import Counts, Direction, Flow, Interface, Process, Provider, TcpState
+from ._table import cell_width
 
 __all__ = [
+    "UNKNOWN",
     "TextFormatter",
     "bytes_text",
-    "flow_text",
     "interface_text",
     "is_listener",
     "process_text",
+    "provider_text",
     "rate_text",
-    "traffic_text",
+    "traffic_texts",
 ]
 
-_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
+UNKNOWN = "?"
+"""What stands for an unknown value, everywhere; an empty cell is a value that does not apply."""
 _REMEMBERED = 50_000
+_WIDTHS = {"local": 15, "remote": 15, "process": 14, "rx": 10, "tx": 10}
+"""Columns of a flow's line, and how wide they are at first."""
+_WIDEST = 47
+"""No column becomes wider: an IPv6 address with its port fits."""
 _GREEN, _RED, _YELLOW, _DIM, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
 
 
 def bytes_text(number: float | None) -> str:
-    """A number of bytes with a binary unit: ``512 B``, ``1.5 KiB``; ``?`` when unknown."""
+    """A number of bytes with a unit of the SI, as networks are measured: ``512 B``, ``1.5 kB``; ``?`` when unknown."""
     if number is None:
-        return "?"
-    if number < 1024:
+        return UNKNOWN
+    if number < 999.5:
         return f"{number:.0f} B"
     value = float(number)
     for unit in _UNITS:
-        value /= 1024
+        value /= 1000
         if value < 999.5 or unit == _UNITS[-1]:
             break
     return f"{value:.{0 if value >= 99.95 else 1}f} {unit}"
@@ -84,13 +94,13 @@ def interface_text(interface: Interface | None) -> str:
     return escape(interface.name) if interface.name else f"if{interface.index}"
 
 
-def traffic_text(counts: Counts | None) -> str:
-    """Bytes and packets in both directions; empty when nothing is known."""
-    if counts is None or (counts.rx_bytes is None and counts.tx_bytes is None):
-        return ""
+def traffic_texts(counts: Counts | None) -> tuple[str, str]:
+    """Bytes and packets, received and sent."""
+    if counts is None:
+        return f"rx {UNKNOWN}", f"tx {UNKNOWN}"
     rx_packets = "" if counts.rx_packets is None else f" ({counts.rx_packets})"
     tx_packets = "" if counts.tx_packets is None else f" ({counts.tx_packets})"
-    return f"rx {bytes_text(counts.rx_bytes)}{rx_packets} tx {bytes_text(counts.tx_bytes)}{tx_packets}"
+    return f"rx {bytes_text(counts.rx_bytes)}{rx_packets}", f"tx {bytes_text(counts.tx_bytes)}{tx_packets}"
 
 
 def is_listener(flow: Flow) -> bool:
@@ -98,15 +108,10 @@ def is_listener(flow: Flow) -> bool:
     return flow.direction is Direction.LISTENER or flow.state is TcpState.LISTEN
 
 
-def flow_text(flow: Flow) -> str:
-    """Protocol, addresses and process of a flow."""
-    name = flow.provider.value
-    if flow.userland and flow.provider in {Provider.TCP, Provider.UDP}:
-        name += "*"
-    where = f"{flow.local or '*'} > {flow.remote or '*'}"
-    if flow.namespace is not None:
-        where += f"  netns:{escape(flow.namespace)}"
-    return f"{name:<6} {where}  {process_text(flow.process)}"
+def provider_text(flow: Flow) -> str:
+    """The protocol; with a star where it runs in the process."""
+    star = "*" if flow.userland and flow.provider in {Provider.TCP, Provider.UDP} else ""
+    return f"{flow.provider.value}{star}"
 
 
 def failed(event: FlowRemoved) -> bool:
@@ -127,6 +132,8 @@ class TextFormatter:
     utc: bool = False
     """True: times are UTC instead of local."""
     _flows: dict[str, tuple[Flow, str, str]] = attrs.field(factory=dict, init=False)
+    _widths: dict[str, int] = attrs.field(factory=lambda: dict(_WIDTHS), init=False)
+    """The widest cell of each column so far."""
     _second: int | None = attrs.field(default=None, init=False)
     _second_text: str = attrs.field(default="", init=False)
 
@@ -157,20 +164,34 @@ class TextFormatter:
         known = self._flows.get(flow.id)
         if known is not None and known[0] is flow:
             return known[1], known[2]
-        text, kind = flow_text(flow), interface_text(flow.interface)
+        local, remote = self._cell("local", str(flow.local or "*")), str(flow.remote or "*")
+        if flow.namespace is not None:
+            remote += f"  netns:{escape(flow.namespace)}"
+        process = self._cell("process", process_text(flow.process))
+        text = f"{provider_text(flow):<6} {local} > {self._cell('remote', remote)}  {process}"
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
-        self._flows[flow.id] = (flow, text, kind)
+        self._flows[flow.id] = (flow, text, kind := interface_text(flow.interface))
         return text, kind
+
+    def _cell(self, column: str, text: str) -> str:
+        """`text`, as wide as its column is by now."""
+        width = cell_width(text)
+        if width > self._widths[column] and width <= _WIDEST:
+            self._widths[column] = width
+            self._flows.clear()  # they have the old width
+        return text + " " * (self._widths[column] - width)  # none where it is wider
 
     def _line(self, sign: str, seconds: float, parts: Iterable[str], mark: str = " ") -> str:
         colour = _COLOURS[sign] if self.colour else ""
         end = _PLAIN if colour else ""
-        return f"{colour}{sign}{end} {self.clock(seconds)} {mark} {'  '.join(part for part in parts if part)}"
+        line = f"{colour}{sign}{end} {self.clock(seconds)} {mark} {'  '.join(part for part in parts if part)}"
+        return line.rstrip()
 
     def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
         text, kind = self._flow(event.flow)
-        parts = [text, traffic_text(event.counts), kind]
+        rx, tx = traffic_texts(event.counts)
+        parts = [text, self._cell("rx", rx), self._cell("tx", tx), kind]
         sign = "#" if isinstance(event, FlowUpdated) else "+"
         if isinstance(event, FlowRemoved):
             sign = "-"
@@ -188,18 +209,19 @@ _Shown = tuple[str, tuple[str, ...]]
 
 def _interface(event: InterfaceUpdated) -> _Shown:
     name = escape(event.interface.name) if event.interface.name else f"if{event.interface.index}"
-    return "#", (f"interface {name}", escape(event.description or ""), traffic_text(event.counts))
+    return "#", (f"interface {name}", escape(event.description or ""), *traffic_texts(event.counts))
 
 
 def _route(event: RouteUpdated) -> _Shown:
     to = "*" if event.destination is None else event.destination.address
     via = "" if event.gateway is None else f" via {event.gateway.address}"
-    return "-" if event.removed else "#", ("route", f"{to}{via}", traffic_text(event.counts))
+    return "-" if event.removed else "#", ("route", f"{to}{via}", *traffic_texts(event.counts))
 
 
 def _lost(event: EventsLost) -> _Shown:
     count = "some" if event.count is None else str(event.count)
-    return "!", (f"lost: {count} ({event.cause.value})", traffic_text(event.counts), escape(event.detail or ""))
+    traffic = () if event.counts is None else traffic_texts(event.counts)
+    return "!", (f"lost: {count} ({event.cause.value})", *traffic, escape(event.detail or ""))
 
 
 _OTHERS: dict[type, Callable[[Any], _Shown]] = {

@@ -191,7 +191,7 @@ def _open(source: Source, kernel: str | None) -> RecordingFile:
         path = os.fspath(source) if isinstance(source, os.PathLike) else source
         return open_recording(path, kernel=kernel)
     except OSError as error:
-        raise UsageError(f"recording {_name(source)}: {error.strerror or error}") from error
+        raise RecordingError(f"{_name(source)}: {error.strerror or error}") from error
 
 
 def _name(source: Source) -> str:

@@ -7,6 +7,7 @@ rows. `by_process` feeds one from a monitor beside its other consumers.
 
 from nstat_async._rows import Row, RowKind
 
+from .._public import only
 from ._consumer import TableStream, by_process
 from ._grouping import GroupBy, ProcessKey
 from ._history import Gap, History, Usage
@@ -35,3 +36,4 @@ __all__ = [
     "keep_history",
     "sum_rows",
 ]
+__dir__ = only(__all__)

@@ -35,6 +35,7 @@ from .._contract import (
 )
 from .._io.channel import SocketChannel
 from .._io.pump import KernelFeed
+from .._public import only
 from ._emulated import Emulated
 from ._kctl import Kctl
 from ._registry import auto, named
@@ -65,3 +66,4 @@ __all__ = [
     "auto",
     "named",
 ]
+__dir__ = only(__all__)

@@ -45,8 +45,8 @@ class Replay:
         """Open it.
 
         Raises:
-            RecordingError: It is no recording, or its kernel is not known.
-            UsageError: It cannot be opened, or is to be recorded.
+            RecordingError: It cannot be opened, is no recording, or its kernel is not known.
+            UsageError: It is to be recorded.
         """
         if options.record_to is not None:
             raise UsageError("record_to: a recording is not recorded again; nstat_async.recording.copy copies it")

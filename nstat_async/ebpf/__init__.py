@@ -8,6 +8,7 @@ evidence about sockets (`Ledger`); what was lost is counted (`LossMeter`). Loadi
 
 from __future__ import annotations
 
+from .._public import only
 from ._btf import Btf, TypeKind
 from ._evidence import (
     Counted,
@@ -167,3 +168,4 @@ __all__ = [
     "text_of",
     "tier_of",
 ]
+__dir__ = only(__all__)

@@ -6,6 +6,7 @@ client in thirty lines.
 """
 
 from .._contract import CloseChannel, Command, Core, Lookup, Mode, OpenChannel, Send
+from .._public import only
 from ._constants import (
     CONTROL_NAME,
     DarwinErrno,
@@ -112,3 +113,4 @@ __all__ = [
     "request_frame",
     "split",
 ]
+__dir__ = only(__all__)

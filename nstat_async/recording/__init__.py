@@ -11,6 +11,7 @@ the first two are written.
             print(record.index, record.kind, record.time_ns, len(record.data))
 """
 
+from .._public import only
 from . import steps
 from ._file import RecordingFile, open_recording
 from ._reader import RecordingReader
@@ -53,3 +54,4 @@ __all__ = [
     "open_recording",
     "steps",
 ]
+__dir__ = only(__all__)

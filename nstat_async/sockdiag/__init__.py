@@ -7,6 +7,7 @@ time and carry out its commands, or let `nstat_async.Monitor` do that.
 from __future__ import annotations
 
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send
+from .._public import only
 from ._constants import (
     DiagAttribute,
     DiagGroup,
@@ -75,3 +76,4 @@ __all__ = [
     "TcpInfo",
     "iterate_messages",
 ]
+__dir__ = only(__all__)

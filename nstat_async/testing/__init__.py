@@ -19,6 +19,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .._public import only
+
 if TYPE_CHECKING:
     from ._client import EmulatedClient
     from ._emulated import EmulatedKernel
@@ -65,5 +67,4 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__dir__ = only(__all__)

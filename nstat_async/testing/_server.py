@@ -12,6 +12,7 @@ cannot be served. Python on Windows has no AF_UNIX, and there is no server.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 import threading
@@ -225,9 +226,9 @@ def _listen(path: str, kind: int) -> socket.socket:
     try:
         listener.bind(path)
         listener.listen(16)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, os.strerror(error.errno or 0), path) from error
     listener.setblocking(False)
     return listener
 

@@ -272,3 +272,46 @@ def test_only_the_command_takes_signals_while_it_is_imported():
     assert not is_command(["-m"], ["python", "-m", "pytest"])
     assert not is_command(["serve.py"], ["python", "serve.py", "nstat_async"])
     assert not is_command([], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["wach"], "did you mean 'watch'?"),
+        (["watch", "--jsn"], "did you mean '--json'?"),
+        (["watch", "--provider", "tpc"], "did you mean 'tcp'?"),
+        (["processes", "--sort", "trafic"], "did you mean 'traffic'?"),
+        (["record"], "required: FILE"),
+    ],
+)
+def test_a_mistake_is_two_lines_that_say_what_and_where_help_is(arguments, says, capfd):
+    from nstat_async._cli import main
+
+    assert main(arguments) == 2
+    error, usage = capfd.readouterr().err.splitlines()
+    assert says in error
+    assert usage.startswith("usage: nstat-async")
+    assert "--help" in usage
+
+
+def test_the_help_fits_eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in ([], *([command] for command in COMMANDS)):
+        _, out, _ = run(*arguments, "--help")
+        assert max(map(len, out.splitlines())) <= 100 if arguments else max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("replay", "/nonexistent/x"),
+        ("messages", "/nonexistent/x"),
+        ("watch", "--backend", "replay:/nonexistent/x"),
+        ("record", "/nonexistent/x", "--backend", "emulated"),
+        ("emulate", "--listen", "/nonexistent/x"),
+    ],
+)
+def test_a_path_that_is_not_there_is_named_with_status_1_by_every_command(arguments):
+    status, out, err = run(*arguments)
+    assert (status, out) == (1, "")
+    assert "/nonexistent/x: No such file or directory" in err

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import attrs
 import pytest
 import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nstat_async._cli._output import use_colour
+from nstat_async._cli._table import cell_width
 from nstat_async._cli._text import TextFormatter, bytes_text
 from nstat_async._escape import dump, escape
 from nstat_async._events import FlowAdded
+from nstat_async._model import Endpoint, Process
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -65,15 +70,52 @@ def test_json_is_ascii_without_control_characters(text):
     [
         (None, "?"),
         (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1_572_864, "1.5 MiB"),
-        (1_048_575, "1.0 MiB"),
-        (102_348, "99.9 KiB"),
-        (200 * 1024, "200 KiB"),
-        (2**63, "8.0 EiB"),
-        (2**74, "16384 EiB"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_500_000, "1.5 MB"),
+        (999_999, "1.0 MB"),
+        (99_944, "99.9 kB"),
+        (200_000, "200 kB"),
+        (2**63, "9.2 EB"),
+        (16_384 * 10**18, "16384 EB"),
     ],
 )
 def test_units(number, text):
     assert bytes_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "coloured"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True, True),
+    ],
+)
+def test_colour_is_for_terminals_unless_somebody_forbids_or_forces_it(environment, terminal, coloured, monkeypatch):
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert use_colour(Stream()) is coloured
+
+
+def test_lines_of_flows_stand_in_columns_however_long_their_parts_become():
+    """A column grows with its widest cell, to a limit, and never shrinks."""
+    formatter = TextFormatter(utc=True)
+    names = ["a", "日本語", "much longer than the others", "x" * 100]
+    flows = [
+        attrs.evolve(sample.CURL, id=name, local=Endpoint.parse("10.0.0.1", port), process=Process(port, name))
+        for port, name in zip((1, 50_000, 443, 80), names, strict=True)
+    ]
+    lines = [formatter(FlowAdded(0.0, flow, None, preexisting=False)) for flow in [*flows, *flows]]
+    ends = [cell_width(line[: line.index("rx ?")]) for line in lines[len(flows) :]]
+    assert len(set(ends[:3])) == 1
+    assert ends[3] > ends[0]  # wider than any column may become

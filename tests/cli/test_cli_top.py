@@ -169,7 +169,7 @@ async def test_the_application_shows_processes_and_takes_keys():
         assert "\\x1b" in _screen(app)
         assert _screen(app).replace("\n", "").isprintable()
         first.transfer(rx=1_000_000)
-        await _until(pilot, lambda: "981 KiB" in _screen(app))
+        await _until(pilot, lambda: "1.0 MB" in _screen(app))
         await pilot.press("enter")
         await _until(pilot, lambda: "198.51.100.7:443" in _screen(app))
         await pilot.press("left")

@@ -1,0 +1,42 @@
+"""A parser that says a mistake in two lines: what is wrong, perhaps what was meant, and where help is."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+__all__ = ["Parser", "did_you_mean"]
+
+_USAGE = 2
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """``; did you mean 'watch'?``, or nothing."""
+    close = difflib.get_close_matches(str(word), list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse` with short answers."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave with status 2."""
+        usage = self.format_usage().strip()
+        self.exit(_USAGE, f"{self.prog}: error: {message}\n{usage}     ({self.prog} --help says more)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse` does; a subcommand's unknown arguments are its own mistake, not that of the whole command."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], options)}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if choices is not None and value not in choices:
+            words = [str(choice) for choice in choices]
+            text = f"{value!r} is none of {', '.join(words)}{did_you_mean(value, words)}"
+            raise argparse.ArgumentError(action, text)
