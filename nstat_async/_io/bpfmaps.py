@@ -1,6 +1,6 @@
 """The maps of the eBPF programs as a channel: requests are sent, answers are read in pieces.
 
-A piece is one system call of about a millisecond at most, so that a large map does not hold the event loop. An event
+A piece is what one or two milliseconds suffice for, its digestion included, so that a large map does not hold the event loop. An event
 descriptor (``eventfd(2)``) is readable while pieces are to be had.
 """
 
@@ -17,6 +17,7 @@ from .._errors import ProtocolError
 from ..ebpf import (
     FLOW,
     FLOW_KEY,
+    OWNER,
     PEER,
     PEER_KEY,
     Operation,
@@ -25,28 +26,37 @@ from ..ebpf import (
     encode_answer,
     encode_statistics,
 )
-from .bpf import create_iterator, map_batch, map_delete, map_take, map_update, recursion_misses
-from .ring import Ring
+from .bpf import create_iterator, map_batch, map_delete, map_lookup, map_take, map_update, recursion_misses
+from .ring import Ring, fence
 
 __all__ = ["MapsChannel", "SharedCounters"]
 
-BATCH = 2048
+BATCH = 256
 """Entries in one piece."""
-ROWS = 1 << 15
-"""Bytes of an iterator's rows in one piece: the kernel's own buffer is as large."""
-_COUNTERS = 8
+ROWS = 48 * OWNER.size
+"""Bytes of an iterator's rows in one piece, a multiple of one: the kernel cuts where the buffer ends."""
+_COUNTERS = 4
+_MOVED = 8
 
 
 class SharedCounters:
     """The map of statistics, in memory that the kernel writes: reading it is no system call."""
 
     def __init__(self, descriptor: int) -> None:
-        self._map = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
-        self._numbers = memoryview(self._map)[: 8 * _COUNTERS].cast("Q")
+        self._map = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._numbers = memoryview(self._map)[: 8 * (_MOVED + 1)].cast("Q")
 
     def read(self) -> tuple[int, ...]:
-        """All of them, in the order of ``enum statistic``."""
-        return tuple(self._numbers.tolist())
+        """Those that only grow, in the order of ``enum statistic``."""
+        return tuple(self._numbers[:_COUNTERS].tolist())
+
+    def take_moved(self) -> int:
+        """Whether a count in the map of flows grew since the last call: what grows from now on is said by the next."""
+        moved = self._numbers[_MOVED]
+        if moved:
+            self._numbers[_MOVED] = 0
+            fence()  # the counts are read after it
+        return moved
 
     def close(self) -> None:
         """Release the mapping. Idempotent."""
@@ -62,7 +72,7 @@ class MapsChannel:
         programs: Descriptors of the attached programs by name, as above.
         owners: The iterator's link; `None` where there is none.
         counters: The statistics, as above.
-        ring: The ring, for what lies unread in it.
+        ring: The ring, for what was found in it.
     """
 
     immediate = True
@@ -82,6 +92,8 @@ class MapsChannel:
         self._counters = counters
         self._ring = ring
         self._work: deque[Iterator[bytes]] = deque()
+        self._submitted = -1
+        self._missed = (0, 0)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
 
@@ -111,17 +123,16 @@ class MapsChannel:
             os.eventfd_write(self._event, 1)
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
-        """Append pieces of answers; see `Channel`."""
-        for _ in range(most):
-            if not self._work:
-                self._quiet()
-                return False
+        """Append one piece of an answer; see `Channel`."""
+        del most  # a piece is as much as the loop takes in at once
+        while self._work:
             piece = next(self._work[0], None)
-            if piece is None:
-                self._work.popleft()
-            else:
+            if piece is not None:
                 batch.append(piece)
-        return True
+                return True
+            self._work.popleft()
+        self._quiet()
+        return False
 
     def _quiet(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -149,8 +160,8 @@ class MapsChannel:
             return self._walk(operation, self._maps["flows"], (FLOW_KEY.size, FLOW.size))
         if operation is Operation.PEERS:
             return self._walk(operation, self._maps["peers"], (PEER_KEY.size, PEER.size))
-        if operation is Operation.TAKE:
-            return self._take(cookies)
+        if operation in {Operation.TAKE, Operation.LOOK}:
+            return self._some(operation, cookies)
         if operation is Operation.OWNERS:
             return self._held()
         return self._count()
@@ -164,16 +175,14 @@ class MapsChannel:
             if cursor is None:
                 return
 
-    def _take(self, cookies: Sequence[int]) -> Iterator[bytes]:
-        for begin in range(0, len(cookies), BATCH):
-            taken = []
-            for cookie in cookies[begin : begin + BATCH]:
-                key = FLOW_KEY.pack(cookie)
-                value = map_take(self._maps["flows"], key, FLOW.size)
-                if value is not None:
-                    taken.append((key, value))
-            keys, values = (b"".join(column) for column in zip(*taken, strict=True)) if taken else (b"", b"")
-            yield encode_answer(Operation.TAKE, keys, values, last=begin + BATCH >= len(cookies))
+    def _some(self, operation: Operation, cookies: Sequence[int]) -> Iterator[bytes]:
+        find = map_take if operation is Operation.TAKE else map_lookup
+        for begin in range(0, max(1, len(cookies)), BATCH):
+            keys = [FLOW_KEY.pack(cookie) for cookie in cookies[begin : begin + BATCH]]
+            found = [(key, find(self._maps["flows"], key, FLOW.size)) for key in keys]
+            there = [(key, value) for key, value in found if value is not None]
+            keys, values = [key for key, _ in there], [value for _, value in there]
+            yield encode_answer(operation, b"".join(keys), b"".join(values), last=begin + BATCH >= len(cookies))
 
     def _held(self) -> Iterator[bytes]:
         if self._owners is None:
@@ -197,17 +206,17 @@ class MapsChannel:
                 continue
 
     def _count(self) -> Iterator[bytes]:
-        submitted, ring_full, map_full, caught, *_ = self._counters.read()
-        missed = {name: recursion_misses(descriptor) for name, descriptor in self._programs.items()}
-        yield encode_statistics(
-            Statistics(
-                submitted,
-                ring_full,
-                map_full,
-                caught,
-                min(missed.get("tcp_state", 0), missed.get("tcp_state_again", 0)),
-                missed.get("sent", 0) + missed.get("received", 0),
-                self._ring.unread(),
-                self._ring.foreign,
-            )
+        moved = self._counters.take_moved()
+        submitted, ring_full, map_full, caught = self._counters.read()
+        if moved or submitted != self._submitted:
+            self._submitted, self._missed = submitted, self._skipped()
+        foreign = self._ring.foreign
+        yield encode_statistics(Statistics(submitted, ring_full, map_full, caught, *self._missed, moved, foreign))
+
+    def _skipped(self) -> tuple[int, int]:
+        """How often both copies for changes of state, and those for sends and receives, were skipped."""
+        states, again, sent, received = (
+            recursion_misses(self._programs[name]) if name in self._programs else 0
+            for name in ("tcp_state", "tcp_state_again", "sent", "received")
         )
+        return min(states, again), sent + received

@@ -63,10 +63,10 @@ class Ring:
         """
         begin = self._consumed[0]
         there = self._produced[0] - begin
-        fence()
         number = min(there // RING_STEP, most)
         if number <= 0:
             return b""
+        fence()
         at = begin & (self.size - 1)
         number = self._finished(at, number, begin + there)
         fence()
@@ -92,10 +92,6 @@ class Ring:
                     self._consumed[0] = produced
                 return index
         return number
-
-    def unread(self) -> int:
-        """Bytes that the kernel has written, or is writing, and that were not read."""
-        return self._produced[0] - self._consumed[0]
 
     def release(self) -> None:
         """Let go of the memory, so that the mappings can be closed."""

@@ -16,7 +16,7 @@ What can happen (each has a test):
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ._evidence import (
     Counted,
@@ -97,6 +97,8 @@ class Ledger:
         self._drops: list[int] = []
         self._ignore = frozenset(ignore)
         self._live: dict[int, _Entry] = {}
+        self._sockets: dict[int, _Socket] = {}
+        """Those of them that are not TCP's."""
         self._ended: OrderedDict[int, Record] = OrderedDict()
         self._evidence: list[Evidence] = []
         self._list = 0
@@ -120,6 +122,11 @@ class Ledger:
 
     def __contains__(self, cookie: int) -> bool:
         return cookie in self._live
+
+    @property
+    def sockets(self) -> Collection[int]:
+        """Cookies of the sockets whose counts are in the map of flows, as far as records told."""
+        return self._sockets.keys()
 
     def take_evidence(self) -> list[Evidence]:
         """The evidence since the last call."""
@@ -199,7 +206,7 @@ class Ledger:
             self._begin(record, outbound=False, began=True)
 
     def _closed(self, record: Record) -> None:
-        entry = self._live.pop(record.cookie, None)
+        entry = self._pop(record.cookie)
         if entry is not None:
             facts, established = entry.facts, entry.established
         elif self._ends_again(record):
@@ -222,7 +229,7 @@ class Ledger:
             ended.popitem(last=False)  # a plain dict would look for its first entry among all that were removed
 
     def _end_unseen(self, cookie: int, entry: _Entry) -> None:
-        self._live.pop(cookie, None)
+        self._pop(cookie)
         self._evidence.append(Ended(entry.facts, None, self._last(entry), final=False, established=entry.established))
 
     # --- other sockets --------------------------------------------------------------------
@@ -236,8 +243,16 @@ class Ledger:
             if record.flags & _HAS_PROCESS:
                 self._evidence.append(OwnerSeen(record, after_end=ended))
         else:
-            self._live[record.cookie] = _Socket(record, self._list)
-            self._evidence.append(Seen(record, None, self._born(record)))
+            self._begin_socket(record)
+
+    def _begin_socket(self, facts: Record | FlowRow) -> _Socket:
+        entry = self._live[facts.cookie] = self._sockets[facts.cookie] = _Socket(facts, self._list)
+        self._evidence.append(Seen(facts, None, self._born(facts)))
+        return entry
+
+    def _pop(self, cookie: int) -> _Entry | None:
+        self._sockets.pop(cookie, None)
+        return self._live.pop(cookie, None)
 
     def _born(self, facts: Facts) -> bool | None:
         if facts.flags & _COUNTED_FROM_BIRTH:
@@ -253,7 +268,7 @@ class Ledger:
         self._evidence.append(OwnerSeen(facts, after_end=False))
 
     def _released(self, record: Record) -> None:
-        entry = self._live.pop(record.cookie, None)
+        entry = self._pop(record.cookie)
         counters = Counters(*record[-8:])
         if isinstance(entry, _Socket):
             self._restarted(entry, counters)
@@ -286,6 +301,10 @@ class Ledger:
                 self._listed(row)
             if answer.last:
                 self._end_list(whole=not answer.errno)
+        elif answer.operation is Operation.LOOK:
+            for row in self._rows(answer):
+                assert isinstance(row, FlowRow)
+                self._listed(row)
         elif answer.operation is Operation.TAKE:
             for row in self._rows(answer):
                 assert isinstance(row, FlowRow)
@@ -320,8 +339,7 @@ class Ledger:
         if entry is None:
             if row.cookie in self._ended:  # it was read before the end, and arrives after it
                 return
-            entry = self._live[row.cookie] = _Socket(row, self._list)
-            self._evidence.append(Seen(row, None, self._born(row)))
+            entry = self._begin_socket(row)
         elif row.flags & _HAS_PROCESS and entry.owner != (row.pid, row.start):
             self._owned(entry, row)
         entry.listed = self._list
@@ -344,13 +362,13 @@ class Ledger:
             return
         oldest = self._list - 1
         self._list += 1
-        gone = [(c, e) for c, e in self._live.items() if e.listed < oldest and isinstance(e, _Socket)]
+        gone = [(cookie, entry) for cookie, entry in self._sockets.items() if entry.listed < oldest]
         for cookie, entry in gone:
             self._end_unseen(cookie, entry)
 
     def _taken(self, row: FlowRow) -> None:
         """The counts of a socket whose end somebody else reported."""
-        entry = self._live.pop(row.cookie, None)
+        entry = self._pop(row.cookie)
         counters = row.counters
         if isinstance(entry, _Socket):
             if row.first != entry.first:

@@ -64,6 +64,8 @@ class Operation(enum.IntEnum):
     """Remove the entries of these sockets; there is no answer."""
     ADOPT = 7
     """Make entries for these sockets, which were there before the programs; there is no answer."""
+    LOOK = 8
+    """The counts of these sockets."""
 
 
 _REQUEST = struct.Struct("=II")
@@ -88,8 +90,8 @@ class Statistics:
     """Changes of state, of any kind, that the second copy was skipped for too."""
     transfers_missed: int
     """Sends and receives that were skipped because another one was being counted on that CPU."""
-    unread: int
-    """Bytes that lie in the ring and were not read yet."""
+    moved: int
+    """0 if no count in the map of flows grew since the statistics before."""
     foreign: int
     """Bytes of the ring that were no records of ours."""
 

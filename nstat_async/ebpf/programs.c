@@ -118,7 +118,7 @@ enum { PEEK_OR_ERRQUEUE = 0x2002 };         // MSG_PEEK, MSG_ERRQUEUE: nothing l
 
 enum kind { OPENED = 1, ESTABLISHED, ACCEPTED, CLOSED, FIRST_IO, RELEASED };
 enum flag { HAS_PROCESS = 1, ANNOUNCED = 2, BY_CLOSER = 4, FIN_RECEIVED = 8, BY_CREATOR = 16, COUNTED_FROM_BIRTH = 32 };
-enum statistic { SUBMITTED, RING_FULL, MAP_FULL, CAUGHT_BY_SECOND };
+enum statistic { SUBMITTED, RING_FULL, MAP_FULL, CAUGHT_BY_SECOND, MOVED = 8 };   // MOVED: in a cache line of its own
 
 struct who { u64 start; u32 tgid, tid; char comm[16]; };   // the thread group's leader names and dates the process
 struct facts {                                             // 112 bytes
@@ -145,7 +145,7 @@ struct done { u64 socket; u32 old, new; };
 
 struct { NUMBER(type, 27); NUMBER(max_entries, 4194304); } ring SECTION(".maps");
 struct { NUMBER(type, 1); NUMBER(max_entries, 65536); TYPE(key, u64); TYPE(value, struct flow); } flows SECTION(".maps");
-struct { NUMBER(type, 2); NUMBER(max_entries, 8); NUMBER(map_flags, 1024); TYPE(key, u32); TYPE(value, u64); } statistics SECTION(".maps");
+struct { NUMBER(type, 2); NUMBER(max_entries, 16); NUMBER(map_flags, 1024); TYPE(key, u32); TYPE(value, u64); } statistics SECTION(".maps");
 struct { NUMBER(type, 9); NUMBER(max_entries, 16384); TYPE(key, struct peer_key); TYPE(value, struct peer); } peers SECTION(".maps");
 struct { NUMBER(type, 6); NUMBER(max_entries, 1); TYPE(key, u32); TYPE(value, struct done); } last_done SECTION(".maps");
 
@@ -161,6 +161,13 @@ INLINE int option(u64 which) { return (options() & which) != 0; }
 INLINE void count(u32 which) {
     u64 *value = map_lookup(&statistics, &which);
     if (value) __sync_fetch_and_add(value, 1);
+}
+
+// Counts grew: whoever reads them sets this to 0 before. After the counts, so that one of both sees the other.
+INLINE void mark_moved(void) {
+    u32 which = MOVED;
+    volatile u64 *moved = map_lookup(&statistics, &which);
+    if (moved && !*moved) *moved = 1;
 }
 
 INLINE void make_entry(u64 cookie, struct flow *flow) {
@@ -372,6 +379,7 @@ INLINE int transfer(u64 *context, int sent) {
         __sync_fetch_and_add(&flow->counts.rx_bytes, result);
         __sync_fetch_and_add(&flow->counts.rx_calls, 1);
     }
+    mark_moved();
     return 0;
 }
 SECTION("tp_btf/sock_send_length") int sent(u64 *context) { return transfer(context, 1); }
@@ -502,6 +510,7 @@ INLINE int packet(struct __sk_buff *skb, int out) {
     __sync_fetch_and_add(out ? &flow->counts.tx_payload : &flow->counts.rx_payload, payload);
     __sync_fetch_and_add(out ? &flow->counts.tx_packets : &flow->counts.rx_packets, packets);
     if (flow->facts.ifindex != skb->ifindex) flow->facts.ifindex = skb->ifindex;
+    mark_moved();
     if (option(LENGTHS_SEEN) && !option(COUNT_PEERS)) return 1;
     struct bpf_sock *socket = skb->sk;
     if (!socket) return 1;

@@ -21,6 +21,7 @@ from ..ebpf import (
     Operation,
     OwnerRow,
     RingPurpose,
+    Statistics,
     Tier,
     decode_answer,
     encode_adoption,
@@ -35,8 +36,12 @@ from ._setup import AttachAnswer, AttachRequest
 from ._sightings import Sightings
 from ._source import Source
 
-WALK_EVERY = 10
-"""Polls between two walks over all descriptors."""
+WALK_SECONDS = 60.0
+"""Between two walks over all descriptors and all counts."""
+MOST_LOOKED_AT = 64
+"""Sockets whose counts are asked for one by one: a walk over the whole map costs as much as this many questions."""
+LISTS_TO_JUDGE = 2
+"""Whole lists of counts in a row that tell which sockets are no more; see `Ledger`."""
 PATIENCE = 1.0
 """Seconds until a poll goes on without the rest of an answer; the maps answer at once."""
 _NANOSECONDS = 1_000_000_000
@@ -69,6 +74,8 @@ class MapsSource(Source):
 
     def ask(self, operation: Operation, cookies: tuple[int, ...] = ()) -> None:
         """Ask for something."""
+        if self.output.following:
+            return
         self.expected += 1
         self._progress = self.output.now
         self.send(encode_request(operation, cookies))
@@ -118,6 +125,9 @@ class Programs:
         self._ledger = Ledger(packets=False, births=False)
         self._meter = LossMeter()
         self._adopted = False
+        self._walk_due = 0.0
+        self._lists = 0
+        """Whole lists of counts to ask for, one in each poll."""
         self._walked: list[OwnerRow] = []
         self._taking: list[int] = []
         """Removed sockets whose counts are to be asked for."""
@@ -207,14 +217,28 @@ class Programs:
     # -- polls
 
     def begin_poll(self) -> None:
-        """Ask what a poll is about."""
-        if not self._sightings.live or self._output.following:
+        """Ask whether anything moved, or was lost; now and then for everything."""
+        if not self._sightings.live:
             return
         self.maps.ask(Operation.STATISTICS)
-        if self.attached.owners and (self._output.poll < 3 or self._output.poll % WALK_EVERY == 0):
-            self.maps.ask(Operation.OWNERS)
-        if tells(self.tier).udp_bytes:
+        if self._output.now >= self._walk_due:
+            self._walk_due = self._output.now + WALK_SECONDS
+            self._lists = max(self._lists, 1)
+            if self.attached.owners:
+                self.maps.ask(Operation.OWNERS)
+
+    def _ask_counts(self, *, moved: bool) -> None:
+        """Ask for what sockets count: for all, or where something moved for those that are known to be counted."""
+        if not tells(self.tier).udp_bytes:
+            return
+        sockets = self._ledger.sockets
+        if self._lists:
+            self._lists -= 1
             self.maps.ask(Operation.FLOWS)
+        elif moved and len(sockets) > MOST_LOOKED_AT:
+            self.maps.ask(Operation.FLOWS)
+        elif moved and sockets:
+            self.maps.ask(Operation.LOOK, tuple(sockets))
 
     @property
     def gathered(self) -> bool:
@@ -223,10 +247,11 @@ class Programs:
 
     def flush(self) -> None:
         """Ask for what is wanted meanwhile."""
-        if self._taking and not self._output.following:
-            self.maps.ask(Operation.TAKE, tuple(self._taking))
-            self._taken.append(self._taking)
-            self._taking = []
+        if self._taking:
+            taking, self._taking = self._taking, []
+            if not self._output.following:
+                self.maps.ask(Operation.TAKE, tuple(taking))
+                self._taken.append(taking)
         self._owners.ask_names()
 
     def take_answer(self, answer: Answer) -> None:
@@ -234,7 +259,8 @@ class Programs:
         if answer.errno:
             self._output.count("ebpf_failures")
         if answer.statistics is not None:
-            self._judge_losses(answer)
+            self._judge_losses(answer.statistics)
+            self._ask_counts(moved=answer.statistics.moved != 0)
         self._ledger.answer(answer)
         if answer.operation is Operation.OWNERS and not self._adopted:
             self._adopt(answer)
@@ -243,18 +269,17 @@ class Programs:
             for cookie in self._taken.popleft():
                 self._sightings.give_up(cookie)  # nothing was counted
 
-    def _judge_losses(self, answer: Answer) -> None:
-        assert answer.statistics is not None
-        for loss in self._meter.update(answer.statistics):
+    def _judge_losses(self, statistics: Statistics) -> None:
+        """Say what was lost, and have it repaired."""
+        repairs: set[Operation] = set()
+        for loss in self._meter.update(statistics):
             self._output.lose(LossCause.KERNEL_BUFFER, f"eBPF: {loss.kind.value}", loss.number)
             self._output.repair_wanted |= loss.needs_dump
-            if not self._output.following:
-                for operation in sorted(loss.repairs & self._possible):
-                    self.maps.ask(operation)
-
-    @property
-    def _possible(self) -> frozenset[Operation]:
-        return frozenset({Operation.FLOWS, Operation.OWNERS} if self.attached.owners else {Operation.FLOWS})
+            repairs |= loss.repairs
+        if Operation.FLOWS in repairs:
+            self._lists = LISTS_TO_JUDGE
+        if Operation.OWNERS in repairs and self.attached.owners:
+            self.maps.ask(Operation.OWNERS)
 
     def _adopt(self, answer: Answer) -> None:
         """Have the datagram sockets counted, from now on, that were there before."""

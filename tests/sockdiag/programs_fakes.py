@@ -46,7 +46,7 @@ class Programs(FakeKernel):
         super().__init__(self.recorded)  # type: ignore[arg-type]
         self.granted = granted
         self.flows: dict[int, FlowRow] = {}
-        self.lost = Statistics(0, 0, 0, 0, 0, 0, 0, 0)
+        self.lost = Statistics(0, 0, 0, 0, 0, 0, 1, 0)
         self.asked: list[Operation] = []
         self.maps_are_silent = False
 
@@ -74,7 +74,7 @@ class Programs(FakeKernel):
             self.feed(encode_statistics(self.lost), MAPS)
         elif operation is Operation.OWNERS:
             self.feed(encode_answer(operation, b"", b"", last=True), MAPS)
-        elif operation in {Operation.FLOWS, Operation.TAKE}:
+        elif operation in {Operation.FLOWS, Operation.LOOK, Operation.TAKE}:
             rows = [row for row in self.flows.values() if operation is Operation.FLOWS or row.cookie in cookies]
             keys = b"".join(FLOW_KEY.pack(row.cookie) for row in rows)
             self.feed(encode_answer(operation, keys, b"".join(FLOW.pack(*row[1:]) for row in rows), last=True), MAPS)

@@ -182,8 +182,31 @@ def test_losses_are_said_and_repaired():
     kernel.asked.clear()
     polled = kernel.poll()
     assert [(e.count, e.detail) for e in polled if isinstance(e, EventsLost)] == [(3, "eBPF: ring full")]
-    assert kernel.asked.count(Operation.FLOWS) >= 2
+    assert kernel.asked.count(Operation.OWNERS) == 1
     assert "PollCompleted" in kinds(kernel.wait(0.3))  # the dump that tells of connections
+    kernel.poll()
+    assert kernel.asked.count(Operation.FLOWS) == 2  # two whole lists tell which ends were lost
+
+
+def test_where_nothing_moved_the_maps_rest():
+    """Only what may have changed is asked for: single sockets where they are few, all of them now and then."""
+    kernel = started()
+    kernel.ring(datagram_record(Kind.FIRST_IO, 7, pid=5, **PORTS))
+    kernel.lost = attrs.evolve(kernel.lost, moved=0)
+    kernel.asked.clear()
+    kernel.poll()
+    assert kernel.asked == [Operation.STATISTICS]
+    kernel.lost = attrs.evolve(kernel.lost, moved=1)
+    kernel.poll()
+    assert kernel.asked[1:] == [Operation.STATISTICS, Operation.LOOK]
+    kernel.ring(*(datagram_record(Kind.FIRST_IO, number, pid=5, **PORTS) for number in range(8, 8 + 64)))
+    kernel.poll()
+    assert kernel.asked[3:] == [Operation.STATISTICS, Operation.FLOWS]
+    kernel.lost = attrs.evolve(kernel.lost, moved=0)
+    kernel.wait(61)
+    kernel.asked.clear()
+    kernel.poll()
+    assert kernel.asked == [Operation.STATISTICS, Operation.OWNERS, Operation.FLOWS]
     assert not [e for e in kernel.poll() if isinstance(e, EventsLost)]
 
 
