@@ -21,7 +21,7 @@ from nstat_async import (
     _doctor,
 )
 from nstat_async._doctor import Status, examine
-from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 
 LINUX = sys.platform.startswith("linux")
 
@@ -101,7 +101,7 @@ def test_another_machines_kernel_is_not_expected_to_see_this_machines_connection
 
 
 def test_a_layout_that_had_to_be_moved_is_a_warning():
-    _, found = looked_at(emulated(NEWER, insertions=DARWIN_27_INSERTION))
+    _, found = looked_at(emulated(NEWER, insertions=DARWIN_27_INSERTIONS[0]))
     assert found["emulated layout"].status is Status.WARN
     assert found["emulated layout"].data["proof"] == Proof.PROBED.value
 

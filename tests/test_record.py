@@ -29,7 +29,7 @@ from nstat_async._io import record
 from nstat_async._io.record import RecordedCore
 from nstat_async.backends import Replay
 from nstat_async.recording import NEXT, Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
-from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 GENEROUS = 120.0
@@ -432,7 +432,7 @@ def test_a_run_that_cannot_be_run_again_is_followed(run):
 
 def test_a_later_part_reads_descriptors_as_the_proof_in_an_earlier_one_found_them(tmp_path):
     """On a kernel that moved fields, a part after the proof names the same processes and ends of flows."""
-    kernel = EmulatedKernel("xnu-12500.1.1", insertions=DARWIN_27_INSERTION, layout_number=12)
+    kernel = EmulatedKernel("xnu-12500.1.1", insertions=DARWIN_27_INSERTIONS[0], layout_number=12)
     run = Run(Recording(tmp_path / "day.nstat", max_seconds=10), seconds=40, kernel=kernel, verify=None)
     assert run.recorded.capabilities.layout_proof is Proof.PROBED
     expected = {flow.process.pid: flow.process for flow, _ in run.recorded.flows() if flow.process is not None}

@@ -13,12 +13,14 @@ import os
 import socket
 from typing import Any
 
-__all__ = ["interface_names", "is_translated", "kernel_text", "process_path", "sysctl_integer", "timebase"]
+__all__ = ["interface_names", "is_translated", "kernel_text", "process_identity", "process_path", "sysctl_integer", "timebase"]
 
 APPLE_SILICON = (125, 3)
 """Timebase of every Apple silicon Mac so far: 24 MHz."""
 _PATH_SIZE = 4096
 """``PROC_PIDPATHINFO_MAXSIZE``."""
+_UNIQUE_IDENTIFIER = 17
+"""``PROC_PIDUNIQIDENTIFIERINFO``."""
 
 
 @functools.cache
@@ -77,6 +79,29 @@ def interface_names() -> dict[int, str]:
         return dict(socket.if_nameindex())
     except OSError:
         return {}
+
+
+class _UniqueIdentifier(ctypes.Structure):
+    """``proc_uniqidentifierinfo``."""
+
+    _fields_ = (
+        ("uuid", ctypes.c_uint8 * 16),
+        ("unique_pid", ctypes.c_uint64),
+        ("parent", ctypes.c_uint64),
+        ("rest", ctypes.c_uint64 * 3),
+    )
+
+
+def process_identity(pid: int) -> tuple[int | None, bytes | None]:
+    """A process' unique id and the UUID of its executable (``proc_pidinfo``); `None` for what cannot be asked."""
+    libc = _libc()
+    info = _UniqueIdentifier()
+    size = ctypes.sizeof(info)
+    if libc is None or not hasattr(libc, "proc_pidinfo"):
+        return None, None
+    if libc.proc_pidinfo(pid, _UNIQUE_IDENTIFIER, ctypes.c_uint64(0), ctypes.byref(info), size) != size:
+        return None, None
+    return info.unique_pid, bytes(info.uuid)
 
 
 def process_path(pid: int) -> str | None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from .._model import Endpoint, Provider, TcpState
 from ..ntstat import Evidence, KnownFlow
+from .darwin import process_identity as identity
 
 __all__ = ["LoopbackEvidence"]
 
@@ -39,7 +40,15 @@ class LoopbackEvidence:
                     return None
         index = next((i for i, name in _interfaces() if name.startswith("lo")), None)
         uid = os.getuid() if hasattr(os, "getuid") else 0
-        return Evidence(flows=tuple(flows), pid=os.getpid(), uid=uid, interface_index=index)
+        unique_pid, uuid = identity(os.getpid())
+        return Evidence(
+            flows=tuple(flows),
+            pid=os.getpid(),
+            uid=uid,
+            interface_index=index,
+            unique_pid=unique_pid,
+            uuid=uuid,
+        )
 
     def close(self) -> None:
         """Close the flows. Idempotent."""

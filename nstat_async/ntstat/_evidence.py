@@ -39,6 +39,10 @@ class Evidence:
     uid: int
     interface_index: int | None
     """Index of the loopback interface, if it is known."""
+    unique_pid: int | None = None
+    """The process' unique id, if it is known."""
+    uuid: bytes | None = None
+    """UUID of its executable, if it is known."""
 
 
 @attrs.frozen

@@ -8,8 +8,8 @@ release line. So the probe asks which insertions explain what the kernel says:
 2. The surplus in length over the known layout is the size of the insertion. Every
    field boundary is a place where it may be; each place is a hypothesis.
 3. A hypothesis survives when every check holds in every descriptor: addresses,
-   ports, pid, uid, state, interface, times in order, the executable's UUID twice
-   (or the responsible process' in the second place).
+   ports, pid, unique pid, uid, state, interface, times in order, the executable's
+   UUID twice (or the responsible process' in the second place).
 4. A field is read where *all* survivors put it. Where they disagree, or none
    survives and the field could not be checked by itself, it is not read: `None`.
 
@@ -27,16 +27,20 @@ import attrs
 from .._model import Endpoint, Proof, Provider
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, TCP_STATES, InterfaceProperty
 from ._counters import Values
-from ._evidence import Evidence, KnownFlow
+from ._evidence import CloseEvidence, Evidence, KnownFlow, OpenEvidence
 from ._kernels import Kernel
 from ._layouts import Field, StructCodec
 from ._setup import ProvenStruct
 from ._translate import decode_endpoint
 
-__all__ = ["LayoutProbe", "ProofResult", "codecs_of", "proven_structs"]
+__all__ = ["LayoutProbe", "Proving", "codecs_of", "proven_structs"]
 
 _STRUCTS = {Provider.TCP: "nstat_tcp_descriptor", Provider.UDP: "nstat_udp_descriptor"}
 _MAX_SAMPLES = 64
+_NO_PERSONA = 0xFFFFFFFF
+"""``PERSONA_ID_NONE``."""
+_MOST_POLLS = 3
+"""Polls in which the known flows are looked for."""
 _LONGEST = 4096
 """Bytes of a descriptor; the longest known is a quarter of it."""
 
@@ -50,6 +54,53 @@ class ProofResult:
     """Structure name and length to the structure to read it with, where it differs from the known one."""
     notes: tuple[str, ...]
     """What was found, for a person."""
+
+
+class Proving:
+    """The course of a proof: known flows are opened after a poll, looked for in the next ones, and closed.
+
+    Args:
+        kernel: The kernel, with its assumed layout.
+        wanted: True if each control socket is to give a proof.
+    """
+
+    def __init__(self, kernel: Kernel, *, wanted: bool) -> None:
+        self._kernel = kernel
+        self._wanted = self._due = wanted
+        self._polls = 0
+        self.awaits_flows = False
+        """The known flows are being opened."""
+        self.probe: LayoutProbe | None = None
+        """Looks at reports while they are open."""
+        self.result = ProofResult(proof=Proof.ASSUMED if kernel.known else Proof.UNKNOWN, codecs={}, notes=())
+        """What is known by now."""
+
+    def begin_again(self) -> None:
+        """Another control socket: what it says has to be looked at, too."""
+        if self.probe is not None:
+            self.probe, self._polls = LayoutProbe(self._kernel, self.probe.evidence), 0
+        else:
+            self._due = self._wanted and not self.awaits_flows
+
+    def flows_opened(self, evidence: Evidence | None, reason: str) -> None:
+        """The known flows are there, or why they are not."""
+        self.awaits_flows = False
+        if evidence is not None:
+            self.probe, self._polls = LayoutProbe(self._kernel, evidence), 0
+        else:
+            note = f"the layout cannot be proven here: no known flows can be opened{reason}"
+            self.result = attrs.evolve(self.result, notes=(note,))
+
+    def poll_ended(self) -> OpenEvidence | CloseEvidence | None:
+        """Whether flows are to be opened now, or closed because `result` is new; `None`: neither."""
+        if self._due:
+            self._due, self.awaits_flows = False, True
+            return OpenEvidence()
+        self._polls += 1
+        if self.probe is None or (not self.probe.complete and self._polls < _MOST_POLLS):
+            return None
+        self.result, self.probe = self.probe.conclude(), None
+        return CloseEvidence()
 
 
 def proven_structs(codecs: dict[tuple[str, int], StructCodec]) -> tuple[ProvenStruct, ...]:
@@ -174,6 +225,9 @@ class LayoutProbe:
         hypotheses = _hypotheses(known, length - known.size)
         checks = self._checks(provider)
         survivors = [h for h in hypotheses if all(_holds(checks, known, h, s) for s in samples)]
+        # Most processes have no persona, which the kernel says by a number that is nowhere by chance.
+        telling = [h for h in survivors if all(_read(known, "persona_id", h, s) == _NO_PERSONA for s in samples)]
+        survivors = telling or survivors
         return self._verdict(provider, known, length, survivors, codecs, notes)
 
     def _verdict(
@@ -225,12 +279,13 @@ class LayoutProbe:
             ("local", lambda value, sample: decode_endpoint(value) == sample.flow.local),
             ("remote", lambda value, sample: decode_endpoint(value) == sample.flow.remote),
             ("pid", lambda value, sample: value == evidence.pid),  # noqa: ARG005
+            ("upid", lambda value, sample: evidence.unique_pid in {None, value}),  # noqa: ARG005
             ("uid", lambda value, sample: value == evidence.uid),  # noqa: ARG005
             ("pname", printable),
             ("ifindex", interface),
             ("ifnet_properties", lambda value, sample: bool(value & InterfaceProperty.LOOPBACK) and value < 1 << 28),  # noqa: ARG005
             ("fallback_mode", lambda value, sample: value <= 4),  # noqa: ARG005
-            ("uuid", lambda value, sample: any(value)),  # noqa: ARG005
+            ("uuid", lambda value, sample: any(value) and evidence.uuid in {None, value}),  # noqa: ARG005
         )
         return (*checks, ("state", state)) if provider is Provider.TCP else checks
 
@@ -260,6 +315,14 @@ def _hypotheses(known: StructCodec, surplus: int) -> list[Mapping]:
     ]
 
 
+def _read(known: StructCodec, name: str, mapping: Mapping, sample: _Sample) -> Any:
+    """A field under a hypothesis; `None` where it would not fit, or is in no descriptor."""
+    field, data = known.by_name.get(name), sample.descriptor
+    if field is None or mapping[name] + field.size > len(data):
+        return None
+    return known.read(name, data, mapping[name] - field.offset)
+
+
 def _holds(
     checks: tuple[tuple[str, Callable[[Any, _Sample], bool]], ...],
     known: StructCodec,
@@ -267,11 +330,9 @@ def _holds(
     sample: _Sample,
 ) -> bool:
     """True if every check holds for a descriptor read under a hypothesis."""
-    data = sample.descriptor
 
     def read(name: str) -> Any:
-        field = known.by_name[name]
-        return known.read(name, data, mapping[name] - field.offset) if mapping[name] + field.size <= len(data) else None
+        return _read(known, name, mapping, sample)
 
     for name, check in checks:
         if name in known:

@@ -33,13 +33,15 @@ class Readers:
         self.kernel = translator.kernel
         self.proven: dict[tuple[str, int], StructCodec] = {}
         """Structure name and length to the structure that a live check has proven."""
+        self.silent = DescriptorReader(translator, -1, Provider.INTERFACE, None, None)
+        """Of sources of which nothing is to be reported."""
         self._bare: dict[int | None, DescriptorReader] = {}
         self._readers: dict[tuple[int, int], DescriptorReader] = {}
         self._surprises: set[tuple[int, int]] = set()
 
     def prove(self, codecs: dict[tuple[str, int], StructCodec]) -> None:
-        """From now on read these structures as proven."""
-        self.proven.update(codecs)
+        """From now on read these structures as proven, and no others."""
+        self.proven = codecs
         self._readers.clear()
 
     def bare(self, provider_id: int | None) -> DescriptorReader:

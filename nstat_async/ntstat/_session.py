@@ -32,7 +32,7 @@ from ._client import Client
 from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFound
 from ._following import Follower
 from ._kernels import Kernel
-from ._proof import LayoutProbe, codecs_of, proven_structs
+from ._proof import Proving, codecs_of, proven_structs
 from ._setup import ProvenStruct, Setup
 from ._states import State
 from ._subscription import Subscription
@@ -45,8 +45,8 @@ REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds to wait before each try to open a control that went away."""
 RESYNC_PAUSE = 5.0
 """Seconds between two resynchronisations for lost announcements."""
-PROOF_POLLS = 3
-"""Polls in which the known flows of a proof are looked for."""
+PROOF_PATIENCE = 5.0
+"""Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
 PURPOSE = "ntstat"
 _OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS = 1, 2, 3
 _NO_ROOM = frozenset({12, 55, 105, 10055})
@@ -98,8 +98,6 @@ class Session:
         self.backend = backend
         driving = mode is Mode.DRIVING
         self.translator = Translator(self.kernel, timebase, dict(interfaces or {}), paths and driving)
-        self.proof = Proof.ASSUMED if self.kernel.known else Proof.UNKNOWN
-        """How sure the layout is."""
         self.setup = Setup(
             kernel=self.kernel.text,
             timebase=timebase,
@@ -108,13 +106,13 @@ class Session:
             verify=verify,
             own_uid=own_uid,
             paths=paths,
+            proven=() if driving else proven,
         )
         """What it was made of, beside the options."""
-        self._verify = driving and (not self.kernel.known if verify is None else verify)
+        self._proving = Proving(
+            self.kernel, wanted=driving and (not self.kernel.known if verify is None else verify)
+        )
         self._own_uid = own_uid
-        self._probe: LayoutProbe | None = None
-        self._probe_polls = 0
-        self._proof_notes: tuple[str, ...] = ()
         self._finding_paths = False
         self._events: deque[AnyEvent] = deque()
         self._commands: list[Command] = []
@@ -123,7 +121,6 @@ class Session:
         )
         if self._follower is not None and proven:
             self._follower.table.prove(codecs_of(self.kernel, proven))
-            self.proof = Proof.PROBED
         self._subscription: Subscription | None = None
         self._candidate: Subscription | None = None
         self._generation = 0
@@ -256,13 +253,13 @@ class Session:
                 if changed and client is not None:
                     client.table.merge_processes(changed)
         elif token == _OPEN_EVIDENCE and self._subscription is not None:
-            if isinstance(answer, Evidence):
-                self._probe = LayoutProbe(self.kernel, answer)
-                self._subscription.decoder.observer = self._probe.observe
+            reason = f" ({answer.reason})" if isinstance(answer, LookupFailed) else ""
+            self._proving.flows_opened(answer if isinstance(answer, Evidence) else None, reason)
+            self._watch_known_flows(self._subscription)
+            if self._proving.probe is not None:
                 self.request_poll(now)
-            else:
-                reason = f" ({answer.reason})" if isinstance(answer, LookupFailed) else ""
-                self._proof_notes = (f"the layout cannot be proven here: no known flows can be opened{reason}",)
+        elif token == _CLOSE_EVIDENCE and self._subscription is not None:
+            self._subscription.table.own = frozenset()
         if self.translator.unasked:
             self._find_paths()
 
@@ -384,6 +381,11 @@ class Session:
             notes=self._notes(),
         )
 
+    @property
+    def proof(self) -> Proof:
+        """How sure the layout is."""
+        return Proof.PROBED if self.setup.proven and self._follower is not None else self._proving.result.proof
+
     def _visibility(self) -> Visibility:
         """Whose flows are seen: no public kernel through macOS 26 hides any, later ones may."""
         if self.mode is Mode.FOLLOWING:
@@ -396,7 +398,7 @@ class Session:
 
     def _notes(self) -> tuple[str, ...]:
         kernel, current = self.kernel, self._current
-        notes = list(self._proof_notes)
+        notes = list(self._proving.result.notes)
         if not kernel.known and self.proof is Proof.UNKNOWN:
             notes.append(f"{kernel.name} is newer than the layouts that were compiled; {kernel.layout.name} is assumed")
         if not kernel.has_counts_at_goodbye:
@@ -435,6 +437,7 @@ class Session:
         )
         if self._subscription is not None:
             subscription.table.prove(self._subscription.table.readers.proven)
+            subscription.table.own = self._subscription.table.own
         return subscription
 
     def _settle(self, client: Client, now: float) -> None:
@@ -470,6 +473,8 @@ class Session:
             self._next_poll = None
             return
         due = self._poll_started + interval
+        if self._proving.awaits_flows:
+            due = max(due, now + PROOF_PATIENCE)
         if due <= now:
             due = now + interval - (now - self._poll_started) % interval
         self._next_poll = due
@@ -534,6 +539,8 @@ class Session:
         if was_open:
             detail = "resynchronised on a second control socket"
             self._events.append(EventsLost(table.time, LossCause.RESYNC, None, detail=detail))
+        self._proving.begin_again()
+        self._watch_known_flows(candidate)
         self._events.append(PollCompleted(table.time, len(table.sources), True, candidate.serial))
         self._poll_started = now
         self._polled(candidate, now)
@@ -548,20 +555,23 @@ class Session:
             self.translator.unasked.clear()
             self._commands.append(Lookup(_FIND_PATHS, FindPaths(pids)))
 
+    def _watch_known_flows(self, subscription: Subscription) -> None:
+        """Look at what this control socket reports of the known flows, and keep them from the user."""
+        probe = self._proving.probe
+        if probe is not None:
+            subscription.decoder.observer = probe.observe
+            subscription.table.own = frozenset((probe.evidence.pid, flow.local) for flow in probe.evidence.flows)
+
     def _prove(self, subscription: Subscription, now: float) -> None:
-        """Begin the proof of the layout after the first poll, conclude it after the next."""
-        if self._verify:
-            self._verify = False
-            self._commands.append(Lookup(_OPEN_EVIDENCE, OpenEvidence()))
-        elif self._probe is not None:
-            self._probe_polls += 1
-            if not self._probe.complete and self._probe_polls < PROOF_POLLS:
-                subscription.want_poll(now)
-                return
-            probe, self._probe = self._probe, None
-            result = probe.conclude()
+        """A poll is over: go on with the proof of the layout."""
+        request = self._proving.poll_ended()
+        if isinstance(request, OpenEvidence):
+            self._commands.append(Lookup(_OPEN_EVIDENCE, request))
+        elif request is not None:
+            found = self._proving.result
             subscription.decoder.observer = None
-            self.proof, self._proof_notes = result.proof, result.notes
-            subscription.table.prove(result.codecs)
-            self.setup = attrs.evolve(self.setup, proven=proven_structs(result.codecs))
-            self._commands.append(Lookup(_CLOSE_EVIDENCE, CloseEvidence()))
+            subscription.table.prove(found.codecs)
+            self.setup = attrs.evolve(self.setup, proven=proven_structs(found.codecs))
+            self._commands.append(Lookup(_CLOSE_EVIDENCE, request))
+        elif self._proving.probe is not None:
+            subscription.want_poll(now)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
-from .._model import COUNTS_FIELDS, Counts, Direction, Flow, Process, TcpState
+from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, TcpState
 from ._constants import HeaderFlag
 from ._counters import Raw, advance, has_grown, has_grown_whole
 from ._descriptors import DescriptorReader
@@ -88,6 +88,10 @@ class SourceTable:
         """Distinct sources that the current poll reported."""
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
+        self.own: frozenset[tuple[int, Endpoint]] = frozenset()
+        """Pid and local end of flows that are open for a proof: no user asked for them."""
+        self.hidden: set[int] = set()
+        """References of those, as far as they were seen."""
         names = ("sources_seen", "flows_added", "flows_removed")
         more = ("unknown_lengths", "unknown_references", "counters_adjusted")
         self.statistics = dict.fromkeys((*names, *more), 0)
@@ -246,6 +250,7 @@ class SourceTable:
         if self.sources.pop(source.ref, None) is not None and source.seen == self.poll_serial:
             self.poll_seen -= 1
         self.given_up.discard(source.ref)
+        self.hidden.discard(source.ref)
         self._forget_listener(source.flow)
         if not source.reader.is_flow:
             self._report_other(source, removed=True)
@@ -273,6 +278,7 @@ class SourceTable:
         self.prefix = prefix
         self.references = References()
         self.given_up.clear()
+        self.hidden.clear()
         self.poll_seen = 0
         self.subscribed_ns = None
 
@@ -307,8 +313,9 @@ class SourceTable:
     def prove(self, codecs: dict[tuple[str, int], StructCodec]) -> None:
         """From now on read these structures as proven; every flow is read anew at its next report."""
         self.readers.prove(codecs)
-        for source in self.sources.values():
-            source.span = -1
+        for ref, source in self.sources.items():
+            if ref not in self.hidden:
+                source.span = -1
 
     def merge_processes(self, changed: dict[Process, Process]) -> None:
         """More is known about owners: update their flows."""
@@ -449,9 +456,18 @@ class SourceTable:
                 source.id, reader.provider, reader.userland, started_ns=started, provider_id=source.provider_id
             )
         flow = source.flow
+        if self.own and flow.process is not None and (flow.process.pid, flow.local) in self.own:
+            self._hide(source)
+            return
         if self.subscribed_ns is not None and flow.started_ns is not None and source.announced_ns is None:
             source.preexisting = flow.started_ns < self.subscribed_ns
         self.announce_added(source)
+
+    def _hide(self, source: Source) -> None:
+        """From now on nothing is reported of a source; `Decoder.observer` still sees it."""
+        self._forget_listener(source.flow)
+        self.hidden.add(source.ref)
+        source.reader, source.flow, source.identity = self.readers.silent, None, b""
 
     def announce_added(self, source: Source) -> None:
         """Report a flow as added, as it is known now."""

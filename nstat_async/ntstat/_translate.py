@@ -96,6 +96,8 @@ def interface_kind(properties: int | None) -> InterfaceKind | None:
 
 
 _CACHED = 4096
+_NO_PERSONA = 0xFFFFFFFF
+"""``PERSONA_ID_NONE``."""
 
 
 @attrs.define(eq=False)
@@ -149,7 +151,8 @@ class Translator:
             second = decode_uuid(euuid)
             effective, responsible = (None, second) if pid and not epid and not eupid else (second, None)
             process = Process(
-                pid, name, upid or None, epid or None, eupid or None, decode_uuid(uuid), effective, uid, persona or None,
+                pid, name, upid or None, epid or None, eupid or None, decode_uuid(uuid), effective, uid,
+                None if persona in {0, _NO_PERSONA} else persona,
                 responsible_uuid=responsible,
             )  # fmt: skip
             if len(self._processes) >= _CACHED:

@@ -24,14 +24,13 @@ from .._public import only
 if TYPE_CHECKING:
     from ._client import EmulatedClient
     from ._emulated import EmulatedKernel
-    from ._faults import DARWIN_27_INSERTION, DARWIN_27_INSERTIONS, Faults
+    from ._faults import DARWIN_27_INSERTIONS, Faults
     from ._flows import EmulatedFlow
     from ._interfaces import EmulatedInterface
     from ._server import UnixServer, serve_unix
     from ._workload import Workload
 
 __all__ = [
-    "DARWIN_27_INSERTION",
     "DARWIN_27_INSERTIONS",
     "EmulatedClient",
     "EmulatedFlow",
@@ -44,7 +43,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DARWIN_27_INSERTION": "_faults",
     "DARWIN_27_INSERTIONS": "_faults",
     "EmulatedClient": "_client",
     "EmulatedFlow": "_flows",

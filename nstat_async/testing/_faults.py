@@ -7,17 +7,15 @@ from collections.abc import Mapping
 
 import attrs
 
-__all__ = ["DARWIN_27_INSERTION", "DARWIN_27_INSERTIONS", "Faults"]
+__all__ = ["DARWIN_27_INSERTIONS", "Faults"]
 
-DARWIN_27_INSERTION: Mapping[str, tuple[tuple[int, int], ...]] = {"nstat_tcp_descriptor": ((260, 16),)}
-"""What was said of Darwin 27 before anybody had seen its bytes: 16 more behind the process name of a TCP descriptor.
-
-For the parameter ``insertions`` of `EmulatedKernel` with a kernel from xnu-10002 on."""
 DARWIN_27_INSERTIONS: tuple[Mapping[str, tuple[tuple[int, int], ...]], ...] = tuple(
     {"nstat_tcp_descriptor": ((place, 16),)} for place in (292, 308, 324)
 )
-"""What a descriptor of a living Darwin 27 shows: 16 bytes more behind both UUIDs of the executable and before the
-persona. Everything between is zero there, so each of three places is possible; what reads one must read all."""
+"""What a TCP descriptor of a living Darwin 27 shows: 16 bytes more behind the UUIDs of executable and effective process, and
+before the persona. All between is zero there, so there are three places where they may be; what reads one must read all.
+
+For the parameter ``insertions`` of `EmulatedKernel` with a kernel from xnu-10002 on."""
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -42,7 +42,7 @@ class Machine(KernelTime):
         seed: Of everything random: faults, garbage, workloads.
         layout_number: Another wire layout than the release's own (1 to 12).
         insertions: Bytes that a newer kernel has put into its structures: name of the structure
-            to pairs of (offset, bytes). See `DARWIN_27_INSERTION`.
+            to pairs of (offset, bytes). See `DARWIN_27_INSERTIONS`.
         contended: True: since xnu-11215 a chunk of a paced poll ends after five sources, as when
             another thread waits for the lock.
         uptime: Seconds since the machine was started, where time does not pass by itself.

@@ -19,6 +19,7 @@ from nstat_async._model import Provider, TcpState
 from ._flows import EmulatedFlow
 from ._kernel import SansIoKernel
 from ._signal import Signal
+from ._values import executable_uuid
 
 if TYPE_CHECKING:
     from nstat_async._contract import Channel, Feed
@@ -30,6 +31,8 @@ _COMFORTABLE = 1 << 20
 _LONGEST_WAIT = 0.25
 _EVIDENCE_PID = 4242
 _EVIDENCE_UID = 501
+_EVIDENCE_NAME = "python3"
+_NO_PERSONA = 0xFFFFFFFF
 
 
 class Ticker:
@@ -147,7 +150,14 @@ class EmulatedTransport:
                 flow for address, size in (("127.0.0.1", 1000), ("::1", 2000)) for flow in self._pair(address, size)
             ]
             index = kernel.interface("lo0").index
-            return Evidence(flows=tuple(known), pid=_EVIDENCE_PID, uid=_EVIDENCE_UID, interface_index=index)
+            return Evidence(
+                flows=tuple(known),
+                pid=_EVIDENCE_PID,
+                uid=_EVIDENCE_UID,
+                interface_index=index,
+                unique_pid=kernel.process(_EVIDENCE_PID, _EVIDENCE_NAME),
+                uuid=executable_uuid(_EVIDENCE_NAME),
+            )
 
     def _pair(self, address: str, size: int) -> Iterator[Any]:
         """Both ends of a TCP connection and of a UDP one."""
@@ -158,7 +168,9 @@ class EmulatedTransport:
             for local, remote, rx, tx in ((near, far, size + 1, size + 2), (far, near, size + 2, size + 1)):
                 opener = self.kernel.open_tcp if provider is Provider.TCP else self.kernel.open_udp
                 ends = {"local": local, "remote": remote, "inbound": provider is Provider.TCP and local is far}
-                flow = opener(_EVIDENCE_PID, "python3", **ends, interface="lo0", rx=rx, tx=tx)
+                flow = opener(
+                    _EVIDENCE_PID, _EVIDENCE_NAME, **ends, interface="lo0", rx=rx, tx=tx, persona_id=_NO_PERSONA
+                )
                 self._evidence.append(flow)
                 yield KnownFlow(provider=provider, local=local, remote=remote, state=state, rx_bytes=rx, tx_bytes=tx)
 

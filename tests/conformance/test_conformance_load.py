@@ -22,7 +22,7 @@ from nstat_async import (
     RequestError,
 )
 from nstat_async.ntstat import _session
-from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 from nstat_async.testing._transport import EmulatedTransport
 
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -293,7 +293,7 @@ def test_bytes_that_no_kernel_would_send_cost_an_event_and_nothing_else(run):
 
 @pytest.mark.parametrize("verify", [False, None])
 def test_a_kernel_newer_than_known_is_followed_with_and_without_a_proof(run, verify):
-    kernel, flows = populated(30, NEWER, insertions=DARWIN_27_INSERTION)
+    kernel, flows = populated(30, NEWER, insertions=DARWIN_27_INSERTIONS[0])
 
     async def body():
         async with Monitor(backend=kernel.backend(verify=verify), interval=None) as monitor:

@@ -25,7 +25,7 @@ from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
 from nstat_async.recording import Record, Recording, RecordingWriter, RecordKind, open_recording
-from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -94,7 +94,7 @@ def test_the_replay_of_a_run_on_darwin_is_the_run(kernel, options, before, delay
     script=st.lists(st.one_of(life, trouble), max_size=10),
 )
 def test_a_proof_of_the_layout_comes_out_the_same(answers, script):
-    kernel = EmulatedKernel("xnu-12500.1.1", insertions=DARWIN_27_INSERTION, layout_number=12)
+    kernel = EmulatedKernel("xnu-12500.1.1", insertions=DARWIN_27_INSERTIONS[0], layout_number=12)
     lookup = {"true": None, "none": lambda _request: None, "failed": lambda _request: LookupFailed("no")}[answers]
     run = Darwin(kernel, verify=None, lookup=lookup)
     run.play([("open", 0, True), *script, ("wait", 2.5), ("poll",)])

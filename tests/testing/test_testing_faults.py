@@ -5,7 +5,7 @@ from ntstat_wire import NEWER
 from talk import SUPPRESS, Talk, descriptor, names
 
 from nstat_async import Provider
-from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 
 
 def watched(**options):
@@ -106,7 +106,7 @@ def test_injected_bytes_arrive_as_they_are():
 
 
 def test_a_newer_kernel_has_longer_descriptors_with_moved_fields():
-    machine = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTION)
+    machine = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTIONS[0])
     plain = EmulatedKernel(NEWER)
     found = []
     for kernel in (plain, machine):
@@ -116,7 +116,7 @@ def test_a_newer_kernel_has_longer_descriptors_with_moved_fields():
         found.append(talk.update()[0].descriptor)
     before, after = found
     assert len(after) == len(before) + 16
-    assert after[:260] + after[276:] == before
+    assert after[:292] + after[308:] == before
     assert descriptor(plain, talk.update()[0])["pid"] == 9
 
 

@@ -16,7 +16,7 @@ from talk import SUPPRESS, Talk
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Proof, Provider
 from nstat_async.ntstat._messages import AddAllSources, GetUpdate
-from nstat_async.testing import DARWIN_27_INSERTION, EmulatedKernel, UnixServer, Workload, serve_unix
+from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel, UnixServer, Workload, serve_unix
 
 seqpacket = pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="no AF_UNIX packets on this system")
 
@@ -226,7 +226,7 @@ def test_a_monitor_sees_a_flow_come_move_and_go(backend):
 
 
 def test_the_layout_of_a_newer_kernel_is_proven_and_moved_fields_are_found():
-    for insertions, proof in ((None, Proof.VERIFIED), (DARWIN_27_INSERTION, Proof.PROBED)):
+    for insertions, proof in ((None, Proof.VERIFIED), (DARWIN_27_INSERTIONS[0], Proof.PROBED)):
         kernel = EmulatedKernel(NEWER, insertions=insertions)
 
         async def body(kernel=kernel, proof=proof):
