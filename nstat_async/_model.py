@@ -222,7 +222,7 @@ class Process:
     uid: int | None = None
     """User id of the socket's credential."""
     persona_id: int | None = None
-    """Darwin persona, where there is one."""
+    """Darwin persona; `None` where there is none, which the kernel calls -1."""
     path: str | None = None
     """Path of the executable."""
     responsible_uuid: UUID | None = None

@@ -315,7 +315,9 @@ def test_byte_counters_that_are_not_what_was_sent_make_the_layout_unknown():
 @pytest.mark.parametrize("field", ["pid", "uid", "interface_index", "unique_pid", "uuid"])
 def test_a_known_value_that_is_nowhere_where_it_should_be_makes_the_layout_unknown(field):
     kernel = EmulatedKernel("xnu-11417.121.6")
-    answer = evidence_changed(kernel, lambda evidence: attrs.evolve(evidence, **{field: b"\7" * 16 if field == "uuid" else 77_777}))
+    answer = evidence_changed(
+        kernel, lambda evidence: attrs.evolve(evidence, **{field: b"\7" * 16 if field == "uuid" else 77_777})
+    )
     capabilities = prove(kernel, answer=answer).session.capabilities
     assert capabilities.layout_proof is Proof.UNKNOWN
     assert any("no single insertion explains" in note for note in capabilities.notes)
@@ -358,7 +360,8 @@ def test_a_proof_survives_a_lost_batch_by_looking_again():
 
 def test_a_proof_is_the_same_in_announce_mode():
     assert (
-        prove(EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTIONS[0]), discovery="announce").session.proof is Proof.PROBED
+        prove(EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTIONS[0]), discovery="announce").session.proof
+        is Proof.PROBED
     )
 
 

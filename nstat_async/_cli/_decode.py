@@ -8,7 +8,7 @@ request note``; then, only where there is something to say, ``sysinfo``, ``tail`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._errors import ProtocolError
@@ -35,6 +35,7 @@ from ..ntstat._messages import (
     UnknownMessage,
     decode_message,
 )
+from ..ntstat._setup import ProvenStruct
 from ..recording import Record, RecordKind
 from ._wire import WireReader, kernel_name
 
@@ -89,10 +90,10 @@ def _add_tail(line: Line, tail: bytes) -> None:
 class MessageDecoder:
     """Decodes the records of one kernel's conversation."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, proven: Iterable[ProvenStruct] = ()) -> None:
         self._kernel = kernel
         self._layout = kernel.layout
-        self._reader = WireReader(kernel)
+        self._reader = WireReader(kernel, proven)
         self._shape: dict[type[Message], frozenset[str]] = {}
         self._fillers: dict[type, Callable[[Line, Any], None]] = {
             Error: self._fill_error,

@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .._errors import RecordingError, UsageError
+from .._errors import NstatError, RecordingError, UsageError
 from .._escape import dump
+from .._values import from_json
+from ..ntstat import Setup
 from ..ntstat._kernels import Kernel
-from ..recording import Record, RecordingInfo, RecordKind, open_recording
+from ..ntstat._setup import ProvenStruct
+from ..recording import Record, RecordingInfo, RecordKind, open_recording, steps
 from ._decode import MessageDecoder
 from ._output import Output
 from ._source import check_input
@@ -41,12 +44,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _proven(info: RecordingInfo) -> tuple[ProvenStruct, ...]:
+    """What the recorder had proven of the layout when it began this file."""
+    try:
+        return from_json(Setup, from_json(steps.Run, info.run).setup).proven
+    except NstatError:
+        return ()
+
+
 def _decoder(info: RecordingInfo, given: str | None) -> Decoder:
     if info.protocol == "ntstat":
         if info.kernel is None:
             raise RecordingError("the recording does not name its kernel: give it with --kernel, e.g. xnu-11417.121.6")
         try:
-            return MessageDecoder(Kernel.parse(info.kernel)).lines
+            return MessageDecoder(Kernel.parse(info.kernel), _proven(info)).lines
         except UsageError as error:
             if given is not None:
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._errors import ProtocolError
@@ -17,6 +17,10 @@ from ..ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6, EXTENSION_NAMES
 from ..ntstat._kernels import Kernel
 from ..ntstat._layouts import Field, StructCodec
 from ..ntstat._messages import ExtensionItem
+from ..ntstat._proof import codecs_of
+from ..ntstat._readers import Readers
+from ..ntstat._setup import ProvenStruct
+from ..ntstat._translate import Translator
 
 __all__ = ["WireReader", "kernel_name", "sockaddr"]
 
@@ -81,8 +85,10 @@ def _converter(field: Field) -> Callable[[Any], Any] | None:
 class WireReader:
     """Reads the structures of one kernel."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, proven: Iterable[ProvenStruct] = ()) -> None:
         self.kernel = kernel
+        self._readers = Readers(Translator(kernel))
+        self._readers.prove(codecs_of(kernel, proven))
         self._plans: dict[str, list[tuple[str, str, Callable[[Any], Any] | None]]] = {}
 
     def codec(self, name: str | None) -> StructCodec | None:
@@ -113,7 +119,7 @@ class WireReader:
         """A provider's descriptor.
 
         Returns:
-            Its fields (`None`: the provider is unknown), bytes beyond the known layout, a remark.
+            Its fields (`None`: the provider is unknown; a field: it is not proven), bytes beyond what is read, a remark.
 
         Raises:
             ProtocolError: `data` is shorter than the layout says.
@@ -125,9 +131,27 @@ class WireReader:
             return None, data, f"provider {provider} is unknown: its descriptor was not decoded"
         if len(data) < codec.size:
             raise ProtocolError(f"{codec.name} of {len(data)} bytes is shorter than its {codec.size}", raw=data)
+        if not self.kernel.known:
+            return self._doubtful(provider, codec, data)
         tail = data[codec.size :]
         note = f"{len(tail)} bytes behind the known {codec.name}" if tail else None
         return self.fields(codec, data), tail, note
+
+    def _doubtful(
+        self, provider: int, codec: StructCodec, data: bytes
+    ) -> tuple[dict[str, Any] | None, bytes, str | None]:
+        """A descriptor of a kernel that nobody compiled: what was proven, or what newer kernels kept in place."""
+        reader = self._readers.choose(provider, data, 0, len(data))
+        shown = dict.fromkeys(kernel_name(field.name) for field in codec.fields)
+        for name, value in reader.fields(data, 0, len(data)).items():
+            convert = _converter(codec.by_name[name])
+            shown[kernel_name(name)] = value if convert is None else convert(value)
+        if self._readers.is_proven(provider, len(data)):
+            return shown, data[reader.trusted :], None
+        tail = data[reader.trusted :]
+        if tail:
+            return shown, tail, f"the layout of {self.kernel.name} is not proven: {len(tail)} bytes were not decoded"
+        return shown, tail, f"the layout of {self.kernel.name} is not proven: {self.kernel.layout.name} is assumed"
 
     def extension(self, item: ExtensionItem) -> dict[str, Any]:
         """One extension item: its fields where its structure is known, else its bytes."""

@@ -13,7 +13,15 @@ import os
 import socket
 from typing import Any
 
-__all__ = ["interface_names", "is_translated", "kernel_text", "process_identity", "process_path", "sysctl_integer", "timebase"]
+__all__ = [
+    "interface_names",
+    "is_translated",
+    "kernel_text",
+    "process_identity",
+    "process_path",
+    "sysctl_integer",
+    "timebase",
+]
 
 APPLE_SILICON = (125, 3)
 """Timebase of every Apple silicon Mac so far: 24 MHz."""

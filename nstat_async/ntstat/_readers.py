@@ -44,6 +44,10 @@ class Readers:
         self.proven = codecs
         self._readers.clear()
 
+    def is_proven(self, provider_id: int, length: int) -> bool:
+        """True if descriptors of this length are read as a live check has proven."""
+        return (self.kernel.descriptor_name(provider_id), length) in self.proven
+
     def bare(self, provider_id: int | None) -> DescriptorReader:
         """The reader of a source that has no description yet; one for all unknown providers."""
         if provider_id not in self.kernel.providers:

@@ -29,7 +29,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalRea
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
 from .._options import Discovery, MonitorOptions
 from ._client import Client
-from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFound
+from ._evidence import Evidence, FindPaths, OpenEvidence, PathsFound
 from ._following import Follower
 from ._kernels import Kernel
 from ._proof import Proving, codecs_of, proven_structs
@@ -109,9 +109,7 @@ class Session:
             proven=() if driving else proven,
         )
         """What it was made of, beside the options."""
-        self._proving = Proving(
-            self.kernel, wanted=driving and (not self.kernel.known if verify is None else verify)
-        )
+        self._proving = Proving(self.kernel, wanted=driving and (not self.kernel.known if verify is None else verify))
         self._own_uid = own_uid
         self._finding_paths = False
         self._events: deque[AnyEvent] = deque()

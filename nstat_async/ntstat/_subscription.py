@@ -355,7 +355,9 @@ class Subscription(Client):
         complete = not verification.unanswered and not self._poll_trouble
         self._people["polls_incomplete"] += not complete
         table.phase = Phase.LIVE
-        count = len(table.sources) - len(table.hidden) if complete else sum(1 for s in table.sources.values() if s.reported)
+        count = (
+            len(table.sources) - len(table.hidden) if complete else sum(1 for s in table.sources.values() if s.reported)
+        )
         table.emit(PollCompleted(table.time, count, complete, self.serial))
         self.outcome = complete
         self._answered_whole = self._answered_whole or complete

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -304,3 +305,49 @@ def test_a_file_that_is_not_there_is_one_line_and_status_1(tmp_path):
     status, out, err = run("messages", tmp_path / "nothing")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "No such file" in err
+
+
+LIVE = Path(__file__).parents[1] / "vectors" / "live" / "darwin-27.jsonl"
+TRUE = {"pid": 28329, "upid": 8498810, "epid": 0, "eupid": 0, "pname": "curl", "state": 4, "ifindex": 14,
+        "uuid": "5f8947b8-7a5d-34f6-aa86-8a620b17da3d", "euuid": "4c4c4410-5555-3144-a1ff-5d6d733a67f3",
+        "vuuid": "00000000-0000-0000-0000-000000000000", "fuuid": "00000000-0000-0000-0000-000000000000",
+        "persona_id": 0xFFFFFFFF, "uid": 501, "connstatus": 0, "ifnet_properties": 0x08011008,
+        "fallback_mode": 0}  # fmt: skip
+UNPROVEN = {"uuid", "euuid", "vuuid", "fuuid", "persona_id", "uid", "connstatus", "ifnet_properties", "fallback_mode"}
+
+
+def test_of_a_newer_kernel_nothing_is_printed_that_is_not_proven():
+    description, counts = run_json("messages", LIVE)
+    shown = description["descriptor"]
+    assert {name for name, value in shown.items() if value is None} == UNPROVEN
+    assert {name: shown[name] for name in TRUE if name not in UNPROVEN} == {
+        name: value for name, value in TRUE.items() if name not in UNPROVEN
+    }
+    assert shown["remote"]["address"] == "104.20.23.154"
+    assert description["note"] == "the layout of xnu-13432.1.9 is not proven: 100 bytes were not decoded"
+    assert len(description["tail"]) == 2 * 100
+    assert (counts["counts"]["rxbytes"], counts["counts"]["txbytes"]) == (1547, 1272)
+
+
+def test_of_a_newer_kernel_what_its_recorder_had_proven_is_printed(tmp_path):
+    """The places are those that a proof finds on such a machine."""
+    lines = LIVE.read_text().splitlines()
+    places = {"pid": 116, "uuid": 260, "persona_id": 340, "uid": 344, "connstatus": 348, "ifnet_properties": 352,
+              "fallback_mode": 356}  # fmt: skip
+    proven = {"name": "nstat_tcp_descriptor", "length": 360, "offsets": [list(place) for place in places.items()]}
+    setup = {"kernel": "xnu-13432.1.9", "proven": [proven]}
+    run_of_it = {"library": "0", "setup": setup, "options": {}, "zero_ns": 0, "epoch_offset": 0.0}
+    path = tmp_path / "proven.jsonl"
+    path.write_text("\n".join([json.dumps({"xnu": "xnu-13432.1.9", "run": run_of_it}), *lines[1:]]))
+    shown = run_json("messages", path)[0]["descriptor"]
+    assert {name: value for name, value in shown.items() if value is not None} == {name: TRUE[name] for name in places}
+
+
+def test_a_descriptor_of_a_newer_kernel_that_has_the_known_length_is_marked_as_assumed(tmp_path):
+    lines = LIVE.read_text().splitlines()
+    record = json.loads(lines[1])
+    data = bytearray.fromhex(record["hex"])[: 40 + 344]
+    struct.pack_into("<H", data, 12, len(data))
+    path = tmp_path / "same.jsonl"
+    path.write_text("\n".join([lines[0], json.dumps({**record, "hex": data.hex()})]))
+    assert run_json("messages", path)[0]["note"] == "the layout of xnu-13432.1.9 is not proven: W12 is assumed"
