@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
+from typing import Union
 
 import attrs
 
@@ -28,6 +29,7 @@ from ._events import (
     FlowAdded,
     FlowRemoved,
     FlowUpdated,
+    HostUpdated,
     InterfaceUpdated,
     LossCause,
     PollCompleted,
@@ -44,7 +46,8 @@ __all__ = ["BufferStatistics", "EventBuffer"]
 MERGEABLE_LOSSES = 256
 """Pending `EventsLost` of one cause before further ones are added to the last."""
 
-_TABLE_EVENTS = (InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed)
+_TABLE_EVENTS = (InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed, HostUpdated)
+_TableEvent = Union[InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed, HostUpdated]
 
 
 @attrs.frozen(kw_only=True)
@@ -83,10 +86,10 @@ class EventBuffer:
         self._added: dict[str, list[AnyEvent | None]] = {}
         # Keyed by the slot of FlowAdded: under a filter one flow may come and go more than once.
         self._pairs: OrderedDict[int, tuple[list[AnyEvent | None], list[AnyEvent | None]]] = OrderedDict()
-        self._polls: list[AnyEvent | None] | None = None
+        self._polls: dict[str | None, list[AnyEvent | None]] = {}
         self._tables: dict[Hashable, list[AnyEvent | None]] = {}
         self._leftovers: deque[list[AnyEvent | None]] = deque()
-        self._losses: dict[LossCause, list[AnyEvent | None]] = {}
+        self._losses: dict[tuple[LossCause, str | None], list[AnyEvent | None]] = {}
         self._loss_count = 0
         self._overflow_slot: list[AnyEvent | None] | None = None
         self._pending = 0
@@ -149,7 +152,8 @@ class EventBuffer:
         self._pairs.clear()
         self._tables.clear()
         self._leftovers.clear()
-        self._polls = self._overflow_slot = None
+        self._polls.clear()
+        self._overflow_slot = None
         self._losses.clear()
         self._loss_count = 0
         self._delivered += len(events)
@@ -183,11 +187,12 @@ class EventBuffer:
             self._flows.pop(event.flow.id, None)  # type: ignore[union-attr]
         elif kind is FlowRemoved:
             self._coalesce_removal(event)  # type: ignore[arg-type]
-        elif kind is PollCompleted:
-            # Only the newest matters; it keeps its order behind what it completed.
-            if self._polls is not None:
-                self._clear(self._polls)
-            self._polls = self._append(event)
+        elif isinstance(event, PollCompleted):
+            # Only the newest of each machine matters; it keeps its order behind what it completed.
+            older = self._polls.get(event.host)
+            if older is not None:
+                self._clear(older)
+            self._polls[event.host] = self._append(event)
         elif isinstance(event, _TABLE_EVENTS):
             self._coalesce_table(event)
         elif isinstance(event, EventsLost):
@@ -220,7 +225,7 @@ class EventBuffer:
         if added is not None:
             self._pairs[id(added)] = (added, slot)
 
-    def _coalesce_table(self, event: InterfaceUpdated | RouteUpdated | SystemInfo | AuxiliaryFailed) -> None:
+    def _coalesce_table(self, event: _TableEvent) -> None:
         """Of what is reported again and again, only the newest waits."""
         key = _table_key(event)
         slot = self._tables.get(key)
@@ -234,10 +239,10 @@ class EventBuffer:
             self._leftovers.append(slot)
 
     def _coalesce_loss(self, event: EventsLost) -> None:
-        slot = self._losses.get(event.cause)
+        slot = self._losses.get((event.cause, event.host))
         last = slot[0] if slot is not None else None
         if self._loss_count < MERGEABLE_LOSSES or slot is None or not isinstance(last, EventsLost):
-            self._losses[event.cause] = self._append(event)
+            self._losses[event.cause, event.host] = self._append(event)
             self._loss_count += 1
             return
         slot[0] = _merge(last, event)
@@ -249,7 +254,7 @@ class EventBuffer:
             self._loss_count += 1
         else:
             detail = f"unrecognized messages of type {event.number} and maybe others"
-            self._coalesce_loss(EventsLost(event.time, LossCause.PROTOCOL, 1, detail=detail))
+            self._coalesce_loss(EventsLost(event.time, LossCause.PROTOCOL, 1, detail=detail, host=event.host))
 
     def _forget(self, event: AnyEvent, slot: list[AnyEvent | None]) -> None:
         """An event leaves the queue: nothing may be merged into it any more."""
@@ -257,14 +262,15 @@ class EventBuffer:
             if self._added.get(event.flow.id) is slot:
                 del self._added[event.flow.id]
             self._pairs.pop(id(slot), None)
-        elif slot is self._polls:
-            self._polls = None
+        elif isinstance(event, PollCompleted):
+            if self._polls.get(event.host) is slot:
+                del self._polls[event.host]
         elif isinstance(event, (EventsLost, Unrecognized)):
             self._loss_count -= 1
             if slot is self._overflow_slot:
                 self._overflow_slot = None
-            if isinstance(event, EventsLost) and self._losses.get(event.cause) is slot:
-                del self._losses[event.cause]
+            if isinstance(event, EventsLost) and self._losses.get((event.cause, event.host)) is slot:
+                del self._losses[event.cause, event.host]
         elif isinstance(event, _TABLE_EVENTS):
             key = _table_key(event)
             if self._tables.get(key) is slot:
@@ -333,20 +339,24 @@ class EventBuffer:
             self._queue = deque(slot for slot in self._queue if slot[0] is not None)
 
 
-def _table_key(event: InterfaceUpdated | RouteUpdated | SystemInfo | AuxiliaryFailed) -> Hashable:
+def _table_key(event: _TableEvent) -> Hashable:
     """What the event is the newest of."""
+    what: Hashable = None
     if isinstance(event, RouteUpdated):
-        return ("route", event.id)
-    if isinstance(event, InterfaceUpdated):
-        return ("interface", event.interface.index)
-    if isinstance(event, AuxiliaryFailed):
-        return ("auxiliary", event.auxiliary)
-    return tuple(key for key, _ in event.values)
+        what = event.id
+    elif isinstance(event, InterfaceUpdated):
+        what = event.interface.index
+    elif isinstance(event, AuxiliaryFailed):
+        what = event.auxiliary
+    elif isinstance(event, SystemInfo):
+        what = tuple(key for key, _ in event.values)
+    return event.__class__, event.host, what
 
 
 def _merge(earlier: EventsLost, later: EventsLost) -> EventsLost:
     count = None if earlier.count is None or later.count is None else earlier.count + later.count
-    return EventsLost(later.time, later.cause, count, _sum(earlier.counts, later.counts), later.detail)
+    summed = _sum(earlier.counts, later.counts)
+    return EventsLost(later.time, later.cause, count, summed, later.detail, host=later.host)
 
 
 def _observed(added: FlowAdded, removed: FlowRemoved) -> Counts | None:

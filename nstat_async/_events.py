@@ -26,6 +26,8 @@ __all__ = [
     "FlowEvent",
     "FlowRemoved",
     "FlowUpdated",
+    "HostState",
+    "HostUpdated",
     "InterfaceUpdated",
     "LossCause",
     "PollCompleted",
@@ -75,6 +77,9 @@ class LossCause(enum.Enum):
     """A recording is damaged or ends in the middle of a record, or its replay is no longer the run."""
     LIMIT = "limit"
     """A bound on memory was reached, the detail says which: what is beyond it is not reported."""
+    TRANSPORT = "transport"
+    """Between a machine of a fleet and here messages were lost, or could not be read: flows that came and went
+    meanwhile are unknown, all others are set right by the machine's next complete state."""
 
 
 class Auxiliary(enum.Enum):
@@ -88,12 +93,31 @@ class Auxiliary(enum.Enum):
     """The recording ended early; the file holds what came before."""
 
 
+class HostState(enum.Enum):
+    """What is known of a machine of a fleet."""
+
+    PRESENT = "present"
+    """It reports: what is known of its flows is as new as its last message."""
+    SILENT = "silent"
+    """Nothing came from it for longer than it promised: its flows are as they were last known."""
+    LEFT = "left"
+    """It said that it stops, or was forgotten after a long silence: none of its flows is known any more."""
+
+
 @attrs.frozen
 class Event:
     """Base of all events."""
 
     time: float
     """When it was observed, seconds since the epoch."""
+
+
+@attrs.frozen
+class _OfHost(Event):
+    """What all events have that are not of a flow, whose `Flow.host` says the same."""
+
+    host: str | None = attrs.field(default=None, kw_only=True)
+    """The machine that it is about, in a fleet; `None` for this machine."""
 
 
 class ReportReader(Protocol):
@@ -123,6 +147,11 @@ class FlowEvent(Event):
     """Its totals; `None` when no report came yet."""
 
     _details: ClassVar[Any]
+
+    @property
+    def host(self) -> str | None:
+        """The machine that the flow is on, in a fleet: `Flow.host`."""
+        return self.flow.host
 
     @property
     def details(self) -> Details | None:
@@ -243,7 +272,7 @@ class FlowRemoved(FlowEvent):
 
 
 @attrs.frozen
-class PollCompleted(Event):
+class PollCompleted(_OfHost):
     """The kernel finished answering a question about all sources."""
 
     flows: int
@@ -256,7 +285,7 @@ class PollCompleted(Event):
 
 
 @attrs.frozen
-class EventsLost(Event):
+class EventsLost(_OfHost):
     """A gap: something happened and is not in the stream."""
 
     cause: LossCause
@@ -270,7 +299,7 @@ class EventsLost(Event):
 
 
 @attrs.frozen
-class ProviderRefused(Event):
+class ProviderRefused(_OfHost):
     """The kernel refused one provider of the subscription; the others go on."""
 
     provider: Provider
@@ -282,7 +311,7 @@ class ProviderRefused(Event):
 
 
 @attrs.frozen
-class AuxiliaryFailed(Event):
+class AuxiliaryFailed(_OfHost):
     """Something beside the kernel's conversation failed; the monitor goes on without it.
 
     Reported once, and again only after it worked in between. `MonitorStatistics.feed`
@@ -296,7 +325,7 @@ class AuxiliaryFailed(Event):
 
 
 @attrs.frozen
-class InterfaceUpdated(Event):
+class InterfaceUpdated(_OfHost):
     """Counters of a watched interface (privileged extra on Darwin)."""
 
     interface: Interface
@@ -312,7 +341,7 @@ class InterfaceUpdated(Event):
 
 
 @attrs.frozen
-class RouteUpdated(Event):
+class RouteUpdated(_OfHost):
     """Counters of a route (Darwin)."""
 
     id: str
@@ -334,7 +363,7 @@ class RouteUpdated(Event):
 
 
 @attrs.frozen
-class SystemInfo(Event):
+class SystemInfo(_OfHost):
     """System-wide statistics as key and value (privileged on Darwin)."""
 
     values: tuple[tuple[int, int | float | str], ...]
@@ -342,13 +371,34 @@ class SystemInfo(Event):
 
 
 @attrs.frozen
-class Unrecognized(Event):
+class Unrecognized(_OfHost):
     """Something a newer kernel said that this library has no word for."""
 
     number: int
     """The message's type number."""
     data: bytes
     """The whole message."""
+
+
+@attrs.frozen
+class HostUpdated(_OfHost):
+    """A machine of a fleet came, was not heard of, left, or says something new about itself."""
+
+    state: HostState
+    """What is known of it."""
+    machine_id: str | None = None
+    """The machine's own id: Linux ``/etc/machine-id``, macOS ``IOPlatformUUID``; `None` when it is not known."""
+    boot_id: str | None = None
+    """Distinguishes this start of the machine from others; `None` when it is not known."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """What whoever runs the publisher says of the machine: names and values."""
+    clock_offset: float | None = None
+    """Seconds by which its clock is ahead of the server's, as its messages show; the time that they took on their way
+    is in it. The times of its events are set right by it where it is more than two seconds. `None` while it is not known."""
+    last_heard: float | None = None
+    """When the last message came from it, on the server's clock, seconds since the epoch."""
+    detail: str | None = None
+    """More about it, for a person."""
 
 
 AnyEvent = Union[
@@ -363,5 +413,6 @@ AnyEvent = Union[
     RouteUpdated,
     SystemInfo,
     Unrecognized,
+    HostUpdated,
 ]
 """Every event there is; close a ``match`` over it with ``typing.assert_never``."""

@@ -34,6 +34,8 @@ from ._events import (
     FlowAdded,
     FlowRemoved,
     FlowUpdated,
+    HostState,
+    HostUpdated,
     InterfaceUpdated,
     LossCause,
     PollCompleted,
@@ -55,6 +57,7 @@ from ._model import (
     Interface,
     InterfaceKind,
     MediumCounts,
+    Peer,
     Process,
     Provider,
     TcpState,
@@ -131,6 +134,10 @@ def _read_pairs(value: Any) -> tuple[tuple[str, int], ...]:
     return tuple((name, _must_be(int)(number)) for name, number in _must_be(dict)(value).items())
 
 
+def _read_text_pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, _must_be(str)(text)) for name, text in _must_be(dict)(value).items())
+
+
 def _plain_settings(values: tuple[tuple[int, Any], ...]) -> list[list[Any]]:
     return [[key, _finite(value) if isinstance(value, float) else value] for key, value in values]
 
@@ -183,6 +190,7 @@ UUID_TEXT = Kind("UUID", str, lambda text: UUID(_must_be(str)(text)), text="f'\"
 ADDRESS = Kind("address", _same, _read_address, text="f'\"{x}\"'")
 NANOSECONDS = Kind("number", lambda ns: ns / 1e9, _read_number, text=_seconds_text)
 PAIRS = Kind("object of integers", dict, _read_pairs)
+TEXT_PAIRS = Kind("object of texts", dict, _read_text_pairs)
 SETTINGS = Kind("list of [key, value]", _plain_settings, _read_settings)
 MEDIA = Kind("object of MediumCounts", _plain_media, _read_media, empty=())
 KEY = Kind("text or integer", _plain_key, _same)
@@ -314,6 +322,7 @@ _sample = partial(Field, kind=INTEGER, later=True)
 _TIME = _moment("time")
 _FLOW = Field("flow", _record(Flow))
 _COUNTS = Field("counts", _record(Counts))
+_HOST = _text("host", later=True)
 _DETAILS = Field("details", _record(Details), later=True, full=True)
 _FOUR = (_bytes("rx_bytes"), _bytes("tx_bytes"), _packets("rx_packets"), _packets("tx_packets"))
 
@@ -380,6 +389,13 @@ TABLE = FieldTable((
         _mac("fallback_mode", INTEGER),
         _mac("vpn_uuid", UUID_TEXT),
         _linux("attribution", _one_of(Attribution)),
+        _text("host", later=True, group="host"),
+        Field("peer", _record(Peer), later=True),
+    )),
+    Record(Peer, (
+        _text("host", group="peer host"),
+        Field("process", _record(Process)),
+        _text("flow"),
     )),
     Record(MediumCounts, _FOUR),
     Record(Counts, (
@@ -462,6 +478,7 @@ TABLE = FieldTable((
         _int("flows"),
         Field("complete", FLAG),
         _int("serial", later=True),
+        _HOST,
     ), "poll_completed"),
     Record(EventsLost, (
         _TIME,
@@ -469,17 +486,20 @@ TABLE = FieldTable((
         _int("count"),
         _COUNTS,
         _text("detail"),
+        _HOST,
     ), "events_lost"),
     Record(ProviderRefused, (
         _TIME,
         Field("provider", _one_of(Provider)),
         _int("errno"),
         _text("detail"),
+        _HOST,
     ), "provider_refused"),
     Record(AuxiliaryFailed, (
         _TIME,
         Field("auxiliary", _one_of(Auxiliary)),
         _text("detail"),
+        _HOST,
     ), "auxiliary_failed"),
     Record(InterfaceUpdated, (
         _TIME,
@@ -488,6 +508,7 @@ TABLE = FieldTable((
         _int("threshold", unit="bytes"),
         _COUNTS,
         Field("link", PAIRS),
+        _HOST,
     ), "interface_updated"),
     Record(RouteUpdated, (
         _TIME,
@@ -499,9 +520,26 @@ TABLE = FieldTable((
         _int("flags"),
         _COUNTS,
         Field("removed", FLAG),
+        _HOST,
     ), "route_updated"),
-    Record(SystemInfo, (_TIME, Field("values", SETTINGS)), "system_info"),
-    Record(Unrecognized, (_TIME, _int("number", key="type_number"), Field("data", BYTES, key="raw")), "unrecognized"),
+    Record(SystemInfo, (_TIME, Field("values", SETTINGS), _HOST), "system_info"),
+    Record(Unrecognized, (
+        _TIME,
+        _int("number", key="type_number"),
+        Field("data", BYTES, key="raw"),
+        _HOST,
+    ), "unrecognized"),
+    Record(HostUpdated, (
+        _TIME,
+        _text("host"),
+        Field("state", _one_of(HostState)),
+        _text("machine_id"),
+        _text("boot_id"),
+        Field("labels", TEXT_PAIRS),
+        Field("clock_offset", NUMBER, unit="seconds"),
+        _moment("last_heard"),
+        _text("detail"),
+    ), "host_updated"),
     Record(Row, (
         _int("pid", derived=True, heading="PID"),
         _text("name", derived=True, heading="PROCESS"),

@@ -38,6 +38,7 @@ __all__ = [
     "Interface",
     "InterfaceKind",
     "MediumCounts",
+    "Peer",
     "Process",
     "Proof",
     "Provider",
@@ -259,6 +260,18 @@ class Interface:
     """Darwin's raw property bits (``NSTAT_IFNET_*``), unknown bits included."""
 
 
+@attrs.frozen
+class Peer:
+    """The other end of a connection, as the machine that it is on reports it: known inside a fleet only."""
+
+    host: str | None
+    """The machine, as `Flow.host`."""
+    process: Process | None = None
+    """The process there; `None` while it is not known."""
+    flow: str | None = None
+    """`Flow.id` of the flow there."""
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Flow:
     """Who talks to whom: one source of traffic, without its counters.
@@ -304,6 +317,11 @@ class Flow:
     """Linux: the network namespace, when it is not the monitor's own."""
     attribution: Attribution | None = None
     """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
+    host: str | None = None
+    """The machine that the flow is on, in a fleet; `None` for this machine."""
+    peer: Peer | None = None
+    """In a fleet: process and machine at the other end, where that is one of the fleet's and both agree on addresses
+    and ports; inferred from these. `None` where it is not."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not isinstance(self.provider, Provider):

@@ -48,7 +48,7 @@ class Row:
     key: Hashable = None
     """What the table groups by; for a process ``(pid, unique_pid)``. `None` unless `kind` is ``GROUP``."""
     source: str | None = None
-    """Name of the machine or recording that the row came from, after `TrafficTable.merge`."""
+    """Name of the machine or recording that the row came from: in a fleet, or after `TrafficTable.merge`."""
     process: Process | None = None
     """The process, in a table of processes."""
     flows: int = 0

@@ -36,6 +36,7 @@ __all__ = [
     "FlowGate",
     "by_address",
     "by_direction",
+    "by_host",
     "by_interface",
     "by_interface_kind",
     "by_namespace",
@@ -317,6 +318,13 @@ def by_namespace(*names: str) -> Filter:
 
 
 @_can_be_pickled
+def by_host(*names: str) -> Filter:
+    """Flows of these machines of a fleet, by the names that `Flow.host` has."""
+    wanted = frozenset(_each("by_host", names, _text, "the name of a machine of the fleet"))
+    return Filter(lambda flow: flow.host in wanted, f"by_host({_listed(wanted)})")
+
+
+@_can_be_pickled
 def loopback() -> Filter:
     """Flows that stay on this machine."""
     return Filter(lambda flow: flow.is_loopback, "loopback()")
@@ -369,6 +377,7 @@ _KEYS: dict[str, Callable[[list[str]], Filter]] = {
     "port": _numbers(by_port),
     "address": _words(by_address),
     "namespace": _whole_texts(by_namespace),
+    "host": _words(by_host),
     "loopback": _loopback_of,
 }
 MAX_ITEMS = 100
@@ -383,7 +392,7 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
 
     Args:
         items: Pairs of key and value: ``pid``, ``process``, ``user``, ``provider``, ``direction``, ``state``,
-            ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, and ``loopback`` with an empty value.
+            ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, ``host``, and ``loopback`` with an empty value.
 
     Returns:
         The filter; `None` when there are no items.

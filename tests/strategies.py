@@ -41,10 +41,11 @@ processes = st.builds(
     maybe(numbers), maybe(numbers), maybe(texts),
 )  # fmt: skip
 interfaces = st.builds(n.Interface, maybe(numbers), maybe(texts), maybe(members(n.InterfaceKind)), maybe(numbers))
+peers = st.builds(n.Peer, maybe(texts), maybe(processes), maybe(texts))
 flows = st.builds(
     n.Flow, texts, members(n.Provider), maybe(st.booleans()), maybe(endpoints), maybe(endpoints), maybe(processes),
     maybe(interfaces), maybe(members(n.TcpState)), maybe(members(n.Direction)), maybe(numbers), maybe(uuids),
-    maybe(uuids), maybe(numbers), maybe(numbers), maybe(numbers), maybe(uuids), maybe(texts),
+    maybe(uuids), maybe(numbers), maybe(numbers), maybe(numbers), maybe(uuids), maybe(texts), host=maybe(texts), peer=maybe(peers),
 )  # fmt: skip
 mediums = st.builds(n.MediumCounts, amounts, amounts, amounts, amounts)
 counts = st.builds(
@@ -100,17 +101,22 @@ flow_events = st.one_of(
 _pairs = st.dictionaries(texts, numbers, max_size=3).map(lambda found: tuple(found.items()))
 _settings = st.lists(st.tuples(numbers, numbers | times | texts), max_size=3).map(tuple)
 other_events = st.one_of(
-    st.builds(n.PollCompleted, times, amounts, st.booleans(), maybe(amounts)),
-    st.builds(n.EventsLost, times, members(n.LossCause), maybe(amounts), _some, maybe(texts)),
+    st.builds(n.PollCompleted, times, amounts, st.booleans(), maybe(amounts), host=maybe(texts)),
+    st.builds(n.EventsLost, times, members(n.LossCause), maybe(amounts), _some, maybe(texts), host=maybe(texts)),
     st.builds(n.ProviderRefused, times, members(n.Provider), numbers, texts),
-    st.builds(AuxiliaryFailed, times, members(Auxiliary), texts),
+    st.builds(AuxiliaryFailed, times, members(Auxiliary), texts, host=maybe(texts)),
     st.builds(n.InterfaceUpdated, times, interfaces, counts, maybe(texts), maybe(numbers), _pairs),
     st.builds(
         n.RouteUpdated, times, texts, maybe(endpoints), maybe(endpoints), maybe(endpoints), maybe(interfaces), numbers,
         counts, st.booleans(),
     ),
-    st.builds(n.SystemInfo, times, _settings),
+    st.builds(n.SystemInfo, times, _settings, host=maybe(texts)),
     st.builds(n.Unrecognized, times, numbers, st.binary(max_size=8)),
+    st.builds(
+        n.HostUpdated, times, members(n.HostState), host=maybe(texts), machine_id=maybe(texts), boot_id=maybe(texts),
+        labels=st.dictionaries(texts, texts, max_size=2).map(lambda found: tuple(found.items())),
+        clock_offset=maybe(times), last_heard=maybe(times), detail=maybe(texts),
+    ),
 )  # fmt: skip
 events = flow_events | other_events
 _rates = maybe(st.floats(0, 1e18))

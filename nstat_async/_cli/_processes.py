@@ -71,8 +71,8 @@ def sort_rows(rows: list[Row], key: str) -> list[Row]:
 
 
 def row_name(row: Row) -> str:
-    """What to call a row, escaped."""
-    return escape(row.label)
+    """What to call a row, escaped; in a fleet with its machine."""
+    return escape(row.label if row.source is None else f"{row.label} @{row.source}")
 
 
 def _table_lines(table: ProcessTable, arguments: argparse.Namespace) -> list[str]:

@@ -25,6 +25,8 @@ from .._events import (
     FlowAdded,
     FlowRemoved,
     FlowUpdated,
+    HostState,
+    HostUpdated,
     InterfaceUpdated,
     PollCompleted,
     ProviderRefused,
@@ -32,7 +34,7 @@ from .._events import (
     SystemInfo,
     Unrecognized,
 )
-from .._model import Counts, Direction, Flow, Interface, Process, Provider, TcpState
+from .._model import Counts, Direction, Flow, Interface, Peer, Process, Provider, TcpState
 from ._table import cell_width
 
 __all__ = [
@@ -114,6 +116,11 @@ def provider_text(flow: Flow) -> str:
     return f"{flow.provider.value}{star}"
 
 
+def peer_text(peer: Peer | None) -> str:
+    """Machine and process at the other end; empty where they are not known."""
+    return "" if peer is None else f"peer:{escape(peer.host or UNKNOWN)} {process_text(peer.process)}"
+
+
 def failed(event: FlowRemoved) -> bool:
     """True for TCP that is known to have ended without receiving anything, listeners apart."""
     if event.flow.provider is not Provider.TCP or is_listener(event.flow):
@@ -145,7 +152,8 @@ class TextFormatter:
             return None
         # A subclass of an event is shown as its base.
         sign, parts = next(_OTHERS[kind](event) for kind in type(event).__mro__ if kind in _OTHERS)
-        return self._line(sign, event.time, parts)
+        host = "" if event.host is None else f"host:{escape(event.host)}"
+        return self._line(sign, event.time, (*parts, host))
 
     def clock(self, seconds: float) -> str:
         """Time of day to the millisecond."""
@@ -167,8 +175,11 @@ class TextFormatter:
         local, remote = self._cell("local", str(flow.local or "*")), str(flow.remote or "*")
         if flow.namespace is not None:
             remote += f"  netns:{escape(flow.namespace)}"
+        if flow.host is not None:
+            remote += f"  host:{escape(flow.host)}"
         process = self._cell("process", process_text(flow.process))
         text = f"{provider_text(flow):<6} {local} > {self._cell('remote', remote)}  {process}"
+        text += f"  {peer_text(flow.peer)}" if flow.peer is not None else ""
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
         self._flows[flow.id] = (flow, text, kind := interface_text(flow.interface))
@@ -224,6 +235,18 @@ def _lost(event: EventsLost) -> _Shown:
     return "!", (f"lost: {count} ({event.cause.value})", *traffic, escape(event.detail or ""))
 
 
+def _host(event: HostUpdated) -> _Shown:
+    offset = event.clock_offset
+    clock = (
+        ""
+        if offset is None or abs(offset) < 1
+        else f"its clock is {abs(offset):.1f} s {'ahead' if offset > 0 else 'behind'}"
+    )
+    labels = " ".join(f"{escape(name)}={escape(text)}" for name, text in event.labels)
+    sign = "+" if event.state is HostState.PRESENT else "!" if event.state is HostState.SILENT else "-"
+    return sign, (f"machine is {event.state.value}", labels, clock, escape(event.detail or ""))
+
+
 _OTHERS: dict[type, Callable[[Any], _Shown]] = {
     PollCompleted: lambda event: ("!", (f"incomplete poll, {event.flows} flows known",)),
     EventsLost: _lost,
@@ -235,6 +258,7 @@ _OTHERS: dict[type, Callable[[Any], _Shown]] = {
     InterfaceUpdated: _interface,
     RouteUpdated: _route,
     SystemInfo: lambda event: ("#", (f"system information, {len(event.values)} values",)),
+    HostUpdated: _host,
     Unrecognized: lambda event: ("!", (f"unrecognized message {event.number} of {len(event.data)} bytes",)),
 }
 """Events that are not of a flow."""

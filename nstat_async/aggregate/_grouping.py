@@ -21,6 +21,8 @@ __all__ = ["GroupBy", "ProcessKey"]
 ProcessKey = tuple[int, Union[int, None]]
 """Process id and `Process.unique_pid`."""
 
+_OF_ONE_MACHINE = frozenset({"cgroup", "network namespace"})
+"""Groupings by numbers and names that a machine gives for itself alone."""
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -89,6 +91,9 @@ class GroupBy:
     flow's traffic so far then goes to the new key; otherwise it stays with the old."""
     needs_details: bool = False
     """True if the key is read from an event's details."""
+    per_host: bool = False
+    """True if equal keys of two machines of a fleet are different things, such as process ids: each
+    machine then has rows of its own, and `Row.source` names it."""
 
     @classmethod
     def processes(cls, *, effective: bool = False) -> GroupBy:
@@ -105,7 +110,7 @@ class GroupBy:
             return None if process is None else process.key
 
         name = "effective process" if effective else "process"
-        return cls(name=name, key=key, process=find, refines=_learned_unique_pid)
+        return cls(name=name, key=key, process=find, refines=_learned_unique_pid, per_host=True)
 
     @classmethod
     def function(cls, function: Callable[[Flow], Hashable], name: str = "key") -> GroupBy:
@@ -131,9 +136,10 @@ class GroupBy:
                 name=name,
                 key=lambda _flow, details: None if details is None else field.value_of(details),
                 needs_details=True,
+                per_host=name in _OF_ONE_MACHINE,
             )
         if owner is None:
-            return cls.function(field.value_of, name)
+            return attrs.evolve(cls.function(field.value_of, name), per_host=name in _OF_ONE_MACHINE)
 
         def of_part(flow: Flow) -> Hashable:
             part = getattr(flow, owner)
@@ -192,9 +198,11 @@ class GroupBy:
     @classmethod
     def interface(cls) -> GroupBy:
         """By the interface's name, or its index where only that is known."""
-        return cls.function(
-            lambda flow: (flow.interface.name or flow.interface.index) if flow.interface else None, "interface"
-        )
+
+        def key(flow: Flow, _details: Details | None) -> Hashable:
+            return (flow.interface.name or flow.interface.index) if flow.interface else None
+
+        return cls(name="interface", key=key, per_host=True)
 
     @classmethod
     def provider(cls) -> GroupBy:
@@ -205,6 +213,11 @@ class GroupBy:
     def cgroup(cls) -> GroupBy:
         """By cgroup v2 id (Linux; from the events' details)."""
         return cls.field("cgroup")
+
+    @classmethod
+    def host(cls) -> GroupBy:
+        """By the machine of a fleet; flows of this machine have none."""
+        return cls.field("host")
 
     @classmethod
     def flow(cls) -> GroupBy:

@@ -77,7 +77,8 @@ class TrafficTable:
         max_finished: Rows without open flows that are kept. When there are more, those
             with the fewest bytes are folded into the row ``OTHER``.
         max_age: Seconds after which a row without open flows is folded; `None`: never.
-        source: Name of the machine or recording, shown in the rows.
+        source: Name of the machine or recording, shown in the rows. In a fleet the rows of processes, and of
+            whatever else means something on one machine only, have the flow's own (`GroupBy.per_host`).
 
     Rows with open flows are never folded, so the memory is bounded by the open flows and
     `max_finished`. A group that comes back after it was folded begins a new row.
@@ -269,7 +270,8 @@ class TrafficTable:
         if flow.provider in self._exclude:
             return None
         key = self._key(event)
-        tally = self._groups.of_key(self.source, key, flow, event.time)
+        source = flow.host if self.group_by.per_host and flow.host is not None else self.source
+        tally = self._groups.of_key(source, key, flow, event.time)
         # One that goes before it came was there before the table was.
         preexisting = event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
         entry = OpenFlow(flow, tally, preexisting, seen=None if key is None and self.group_by.needs_details else flow)

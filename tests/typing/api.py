@@ -28,6 +28,8 @@ from nstat_async import (
     FlowEvent,
     FlowRemoved,
     FlowUpdated,
+    HostState,
+    HostUpdated,
     InterfaceUpdated,
     LossCause,
     Monitor,
@@ -106,6 +108,9 @@ def handle(event: AnyEvent) -> str:
             assert_type(auxiliary, Auxiliary)
         case InterfaceUpdated() | RouteUpdated() | SystemInfo() | Unrecognized():
             pass
+        case HostUpdated(host=host, state=state):
+            assert_type(host, str | None)
+            assert_type(state, HostState)
         case _:
             assert_never(event)
     return ""

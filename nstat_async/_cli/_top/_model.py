@@ -165,12 +165,14 @@ class TopModel:
     def _flows_of(self, rows: list[Row]) -> dict[int, list[FlowLine]]:
         """The flows of the expanded rows, found in one pass over all flows."""
         shown = {RowKind.GROUP, RowKind.UNKNOWN}
-        wanted = {row.key: row.serial for row in rows if row.serial in self.expanded and row.kind in shown}
+        wanted = {
+            (row.source, row.key): row.serial for row in rows if row.serial in self.expanded and row.kind in shown
+        }
         result: dict[int, list[FlowLine]] = {}
         if wanted:
             key_of = self.table.group_by.key
             for line in self._flows.values():
-                serial = wanted.get(key_of(line.flow, None))
+                serial = wanted.get((line.flow.host, key_of(line.flow, None)))
                 if serial is not None:
                     result.setdefault(serial, []).append(line)
         return result

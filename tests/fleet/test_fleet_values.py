@@ -1,0 +1,114 @@
+"""A machine's name where flows and events have one: filters, groups, tables, the buffer, lines."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from aggregate_events import CURL, added, counts, flow, updated
+
+from nstat_async import (
+    EventsLost,
+    Flow,
+    HostState,
+    HostUpdated,
+    LossCause,
+    Peer,
+    PollCompleted,
+    Process,
+    Provider,
+    UsageError,
+    filters,
+    json,
+)
+from nstat_async._buffer import MERGEABLE_LOSSES, EventBuffer
+from nstat_async._cli._processes import row_name
+from nstat_async._cli._text import TextFormatter
+from nstat_async._cli._top._model import FlowLine, TopModel
+from nstat_async._options import Overflow
+from nstat_async.aggregate import GroupBy, ProcessTable, TrafficTable
+
+WEB, DB = flow("web/1", host="web"), flow("db/1", host="db")
+
+
+def fed(table):
+    for each, total in ((WEB, 1000), (DB, 500)):
+        table.feed(added(each, 1.0, counts(0)))
+        table.feed(updated(each, 2.0, counts(total)))
+    return table
+
+
+def test_equal_process_ids_of_two_machines_are_two_rows_and_each_names_its_machine():
+    rows = fed(ProcessTable()).rows()
+    assert [(row.source, row.rx_bytes, row_name(row)) for row in rows] == [
+        ("web", 1000, "curl @web"),
+        ("db", 500, "curl @db"),
+    ]
+
+
+def test_by_name_the_rows_are_over_all_machines_and_by_host_there_is_one_for_each():
+    assert [row.rx_bytes for row in fed(TrafficTable(GroupBy.process_name())).rows()] == [1500]
+    assert {row.key: row.rx_bytes for row in fed(TrafficTable(GroupBy.host())).rows()} == {"web": 1000, "db": 500}
+
+
+def test_top_shows_the_flows_of_the_expanded_machine_s_process_only():
+    model = TopModel(fed(ProcessTable()))
+    for each in (WEB, DB):
+        model._flows[each.id] = FlowLine(each, None, 1.0)
+    model.look()
+    model.toggle(next(row.serial for row in model.table.rows() if row.source == "db"))
+    assert [line.flow.id for line in model.lines if isinstance(line, FlowLine)] == ["db/1"]
+
+
+def test_a_filter_by_host_is_a_function_a_key_and_refuses_nonsense():
+    assert filters.by_host("web")(WEB)
+    assert not filters.by_host("web")(DB)
+    assert filters.parse("host=db,other")(DB)
+    assert filters.parse("~host=web")(DB)
+    with pytest.raises(UsageError, match="machine of the fleet"):
+        filters.by_host("")
+
+
+def test_of_each_machine_the_newest_poll_and_the_newest_state_wait():
+    buffer = EventBuffer(100, Overflow.COALESCE)
+    for number in range(3):
+        for host in ("a", "b", None):
+            buffer.extend([PollCompleted(float(number), number, complete=True, host=host)])
+        buffer.extend([HostUpdated(float(number), HostState.PRESENT, host="a")])
+    events = buffer.pop_all()
+    assert [(type(event).__name__, event.host, event.time) for event in events] == [
+        ("HostUpdated", "a", 2.0),
+        ("PollCompleted", "a", 2.0),
+        ("PollCompleted", "b", 2.0),
+        ("PollCompleted", None, 2.0),
+    ]
+
+
+def test_losses_of_two_machines_are_never_one_event():
+    buffer = EventBuffer(10_000, Overflow.COALESCE)
+    for number in range(MERGEABLE_LOSSES + 20):
+        buffer.extend([EventsLost(float(number), LossCause.TRANSPORT, 1, host="ab"[number % 2])])
+    lost = {"a": 0, "b": 0}
+    while (event := buffer.pop()) is not None:
+        lost[event.host] += event.count
+    assert lost == {"a": MERGEABLE_LOSSES // 2 + 10, "b": MERGEABLE_LOSSES // 2 + 10}
+
+
+def test_lines_say_the_machine_and_the_peer():
+    peered = attrs.evolve(WEB, peer=Peer("db", Process(7, "postgres"), "db/1"))
+    line = TextFormatter()(added(peered, 1.0))
+    assert "host:web" in line
+    assert "peer:db pid:7 (postgres)" in line
+    event = HostUpdated(1.0, HostState.SILENT, host="web", labels=(("rack", "1\x1b"),), clock_offset=-30.0)
+    assert "machine is silent  rack=1\\x1b  its clock is 30.0 s behind" in (line := TextFormatter(utc=True)(event))
+    assert line.endswith("host:web")
+    lost = EventsLost(1.0, LossCause.TRANSPORT, 3, host="web")
+    assert TextFormatter(utc=True)(lost).endswith("host:web")
+    assert json.loads(json.dumps(lost)) == lost
+    assert WEB.process == CURL
+
+
+def test_a_machine_s_own_lines_are_as_they_were():
+    line = json.dumps(added(Flow("1", Provider.TCP), 1.0))
+    assert "host" not in line
+    assert "peer" not in line
+    assert "host" not in json.dumps(PollCompleted(1.0, 1, complete=True))
