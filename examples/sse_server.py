@@ -22,8 +22,7 @@ def main() -> None:
             return Monitor(backend=backends.Replay(arguments.recording, speed=1.0))
         return Monitor(interval=1.0)
 
-    print(f"http://127.0.0.1:{arguments.port}/", flush=True)
-    serve(open_monitor, port=arguments.port)
+    serve(open_monitor, port=arguments.port, ready=lambda addresses: print(*addresses, flush=True))
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ class FakeSubscription:
         self.events = []
         self.changed = anyio.Event()
         self.entered = 0
+        self.closed = False
 
     async def __aenter__(self):
         self.entered += 1
@@ -167,7 +168,7 @@ class FakeSubscription:
         while not self.events:
             if self.monitor.failure is not None:
                 raise self.monitor.failure
-            if self.monitor.ended:
+            if self.monitor.ended or self.closed:
                 return []
             self.changed = anyio.Event()
             await self.changed.wait()
@@ -176,6 +177,10 @@ class FakeSubscription:
     def receive_nowait(self):
         events, self.events = self.events, []
         return events
+
+    def close(self):
+        self.closed = True
+        self.changed.set()
 
     def statistics(self):
         return {"pending": len(self.events)}

@@ -1,11 +1,13 @@
-"""Keeps other web sites away from a service on loopback.
+"""Keeps strangers away: other web sites, other machines, and who has no token.
 
 A page of any web site can make its visitor's browser send requests to
-``http://127.0.0.1``. Three rules keep it from learning anything:
+``http://127.0.0.1``, and a service that listens beyond loopback can be asked by anybody. These
+rules keep both from learning anything:
 
 - *Host*: a name that is not ours is refused. A site whose name was pointed at 127.0.0.1 after
   it was loaded (DNS rebinding) is of the same origin in the browser's eyes, but its
-  requests still carry its own name.
+  requests still carry its own name. ``localhost`` is a name of ours for requests from loopback only.
+- *Token*: with one, every request must carry it. Without one, only this machine is answered.
 - *Origin and Sec-Fetch-Site*: what the browser says another site asked for is refused, but
   for a link that a person followed to the page itself.
 - *No answer for others*: no CORS header is ever sent, and the headers below forbid to embed
@@ -14,15 +16,25 @@ A page of any web site can make its visitor's browser send requests to
 
 from __future__ import annotations
 
+import hmac
+import ipaddress
+import logging
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import cookie_parser
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["Guard"]
+from nstat_async._errors import UsageError
+
+__all__ = ["LOOPBACK_HOSTS", "Guard", "check_token"]
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+COOKIE = "nstat_token"
+_SHORTEST_TOKEN = 16
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -37,6 +49,23 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+logger = logging.getLogger("nstat_async")
+
+
+def check_token(token: str | None) -> str | None:
+    """The token, if it can be one.
+
+    Raises:
+        UsageError: It is short, or has characters that a header or a cookie cannot carry.
+    """
+    if token is None:
+        return None
+    if not isinstance(token, str) or len(token) < _SHORTEST_TOKEN:
+        raise UsageError(f"token: at least {_SHORTEST_TOKEN} characters are needed, e.g. secrets.token_urlsafe()")
+    if not token.isascii() or not all(char.isalnum() or char in "-._~" for char in token):
+        raise UsageError("token: letters, digits and -._~ only")
+    return token
+
 
 def _host_name(authority: str) -> str | None:
     """The host of ``host:port`` in lower case, without brackets; `None` when it is malformed."""
@@ -50,17 +79,47 @@ def _host_name(authority: str) -> str | None:
     return parts.hostname.rstrip(".")
 
 
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _is_on_unix_socket(scope: Scope) -> bool:
+    server = scope.get("server")
+    return not scope.get("client") and (server is None or server[1] is None)
+
+
+def _is_local(scope: Scope) -> bool:
+    """True for a request of this machine, as far as its address says."""
+    if _is_on_unix_socket(scope):
+        return True
+    address = _address(scope["client"][0]) if scope.get("client") else None
+    return address is not None and address.is_loopback
+
+
 class Guard:
     """ASGI middleware with the rules above.
 
     Args:
         app: What to guard.
-        allowed_hosts: Names and addresses that requests may be for, without ports; ``"*"`` allows any.
+        allowed_hosts: Names and addresses that requests may be for, without ports; ``"*"`` allows any. `None`: those
+            of loopback, and the address that the request came to.
+        token: What every request must carry, if anything.
+        trust_peers: Answer other machines without a token.
     """
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed_hosts: Iterable[str] | None, token: str | None, *, trust_peers: bool
+    ) -> None:
         self._app = app
-        self._allowed = {host.strip("[]").lower().rstrip(".") for host in allowed_hosts}
+        hosts = LOOPBACK_HOSTS if allowed_hosts is None else allowed_hosts
+        self._allowed = {host.strip("[]").lower().rstrip(".") for host in hosts}
+        self._own_address = allowed_hosts is None
+        self._token = token
+        self._trust_peers = trust_peers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -70,36 +129,95 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        started = False
 
         async def send_with_headers(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
             await send(message)
 
-        refusal = self._refusal(scope)
-        if refusal is None:
-            await self._app(scope, receive, send_with_headers)
-        else:
-            status, text = refusal
-            await PlainTextResponse(f"{text}\n", status)(scope, receive, send_with_headers)
+        try:
+            await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("server: a request failed")
+            if not started:
+                await PlainTextResponse("The server failed; its log says why.\n", 500)(
+                    scope, receive, send_with_headers
+                )
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         host = _host_name(hosts[0]) if len(hosts) == 1 else None
         if host is None:
-            return 400, "The request names no host."
-        if "*" not in self._allowed and host not in self._allowed:
-            return 421, "This host name is not served here (see allowed_hosts)."
+            return _said(400, "The request names no host.")
+        if not self._serves(host, scope):
+            return _said(421, "This host name is not served here (see allowed_hosts).")
         origin = headers.get("origin")
         if origin is not None:
             scheme, _, authority = origin.partition("://")
             if scheme not in {"http", "https"} or authority.lower() != hosts[0].lower():
-                return 403, "Requests of other sites are refused."
+                return _said(403, "Requests of other sites are refused.")
         site = headers.get("sec-fetch-site", "none")
         is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-        if site not in {"none", "same-origin"} and not (is_link and scope["path"] == "/"):
-            return 403, "Requests of other sites are refused."
-        return None
+        if site not in {"none", "same-origin"} and not (is_link and _is_front(scope)):
+            return _said(403, "Requests of other sites are refused.")
+        return self._stranger(scope, headers)
+
+    def _serves(self, host: str, scope: Scope) -> bool:
+        if "*" in self._allowed:
+            return True
+        if host in LOOPBACK_HOSTS:
+            return host in self._allowed and _is_local(scope)
+        if host in self._allowed:
+            return True
+        # A browser that was led here by a name says that name: an address is nobody else's.
+        server, address = scope.get("server"), _address(host)
+        asked_for_us = server is not None and address is not None and address == _address(server[0])
+        return self._own_address and (asked_for_us or _is_on_unix_socket(scope))
+
+    def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
+        if self._token is None:
+            if self._trust_peers or _is_local(scope):
+                return None
+            return _said(403, "Without a token only this machine is answered.")
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if kind.lower() == "bearer" else _cookie(headers)
+        if given is not None and self._is_token(given):
+            return None
+        return self._entrance(scope) or _said(401, "A token is needed.", {"WWW-Authenticate": "Bearer"})
+
+    def _entrance(self, scope: Scope) -> Response | None:
+        """The front page with the token in its address gives it to the browser, and takes it out of the address."""
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        tokens = [value for name, value in query if name == "token"]
+        if not _is_front(scope) or len(tokens) != 1 or not self._is_token(tokens[0]):
+            return None
+        path = quote(scope.get("root_path", "").rstrip("/") + "/")
+        rest = urlencode([(name, value) for name, value in query if name != "token"])
+        answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
+        secure = scope["scheme"] == "https"
+        # Lax: a link that somebody sent leads to the page; what other sites ask for is refused above.
+        answer.set_cookie(COOKIE, tokens[0], path=path, httponly=True, samesite="lax", secure=secure)
+        return answer
+
+    def _is_token(self, given: str) -> bool:
+        assert self._token is not None
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+
+
+def _is_front(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) in {"", "/"}
+
+
+def _cookie(headers: Headers) -> str | None:
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE)
+
+
+def _said(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return PlainTextResponse(f"{text}\n", status, headers)

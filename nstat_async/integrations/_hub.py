@@ -51,6 +51,8 @@ class Hub:
         self.monitor: Monitor | None = None
         self.state = "starting"
         self.clients = 0
+        self.streams: set[Callable[[], object]] = set()
+        """Functions that end the event streams."""
         self.max_clients = max_clients
         self.max_pending = max_pending
         self._open_monitor = open_monitor
@@ -76,6 +78,11 @@ class Hub:
     ) -> None:
         self.state = "stopped"
         await self._stack.aclose()
+
+    def end_streams(self) -> None:
+        """The server is about to stop: every event stream says so, and ends."""
+        for end in tuple(self.streams):
+            end()
 
     async def _feed(self, subscription: Subscription) -> None:
         self.state = "running"

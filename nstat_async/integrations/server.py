@@ -16,8 +16,9 @@ loopback unless you choose another address, and refuses what other web sites ask
 
 from __future__ import annotations
 
+import functools
 import json
-from functools import cache
+import os
 from importlib.resources import files
 from typing import Any
 
@@ -34,6 +35,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
+import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -43,12 +45,12 @@ from nstat_async._events import AnyEvent
 from nstat_async._subscription import Subscription
 from nstat_async.json import JsonFormatter
 
-from ._guard import Guard
+from ._guard import LOOPBACK_HOSTS, Guard, check_token
 from ._hub import Hub
+from ._serving import ListenError, run_application, sockets_for, until_signalled
 
-__all__ = ["LOOPBACK_HOSTS", "create_app", "serve"]
+__all__ = ["LOOPBACK_HOSTS", "ListenError", "create_app", "serve", "serve_forever"]
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 _MAX_ROWS = 1000
 _PING_SECONDS = 15
 _EVENTS_AT_ONCE = 500
@@ -61,7 +63,7 @@ _PAGES = {
 }
 
 
-@cache
+@functools.cache
 def _page(name: str) -> bytes:
     return (files(__package__) / "_live" / name).read_bytes()
 
@@ -133,10 +135,13 @@ class _EventStream:
             await PlainTextResponse("Too many clients.\n", 503, {"Retry-After": "5"})(scope, receive, send)
             return
         hub.clients += 1
+        end = None
         try:
             # Coalescing, whatever the monitor's own policy is: a client never holds the others up.
             options = {"max_pending": hub.max_pending, "overflow": "coalesce", **self._options}
             async with hub.monitor.subscribe(**options) as subscription:
+                end = subscription.close
+                hub.streams.add(end)
                 capabilities = hub.monitor.capabilities
                 hello = {"v": 1, "event": "hello", "backend": capabilities.backend, "kernel": capabilities.kernel}
                 text = _EventText(subscription, _message("hello", json.dumps(hello)))
@@ -145,6 +150,8 @@ class _EventStream:
                 await response(scope, receive, send)
         finally:
             hub.clients -= 1
+            if end is not None:
+                hub.streams.discard(end)
 
 
 def _json(value: Any) -> Response:
@@ -155,7 +162,10 @@ def _json(value: Any) -> Response:
 def create_app(
     open_monitor: Callable[[], AbstractAsyncContextManager[Any]],
     *,
-    allowed_hosts: Iterable[str] = LOOPBACK_HOSTS,
+    token: str | None = None,
+    allowed_hosts: Iterable[str] | None = None,
+    trust_peers: bool = False,
+    metrics: bool = True,
     max_clients: int = 64,
     max_pending: int = 2000,
     **table_options: Any,
@@ -167,8 +177,13 @@ def create_app(
 
     Args:
         open_monitor: Makes the monitor, e.g. ``Monitor`` or ``lambda: Monitor(interval=2.0)``.
+        token: What every request must carry: ``Authorization: Bearer TOKEN``, or, in a browser, ``/?token=TOKEN``
+            once. `None`: only this machine is answered. At least 16 letters, digits and ``-._~``.
         allowed_hosts: Host names, without ports, that requests may be for; ``"*"`` allows any
-            and so gives up the protection against DNS rebinding.
+            and so gives up the protection against DNS rebinding. `None`: loopback's names, for requests from
+            loopback, and the address that a request came to.
+        trust_peers: Answer other machines without a token, because something before this one authenticates.
+        metrics: Serve ``/metrics``.
         max_clients: Event streams at a time; one more is answered 503.
         max_pending: Events that may wait for one of them before it is coalesced further.
         table_options: Those of `nstat_async.aggregate.ProcessTable`.
@@ -176,6 +191,8 @@ def create_app(
     Raises:
         UsageError: An argument is out of range.
     """
+    check_token(token)
+    hosts = None if allowed_hosts is None else tuple(allowed_hosts)
     hub = Hub(open_monitor, max_clients=max_clients, max_pending=max_pending, table_options=table_options)
 
     async def page(request: Request) -> Response:
@@ -198,7 +215,7 @@ def create_app(
         except ValueError as error:  # UsageError is one too
             return PlainTextResponse(f"{error}\n", 400)
 
-    async def metrics(_request: Request) -> Response:
+    async def prometheus(_request: Request) -> Response:
         try:
             from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest  # noqa: PLC0415
 
@@ -209,40 +226,62 @@ def create_app(
         registry.register(TrafficCollector(keeper=hub.keeper, is_running=lambda: hub.state == "running"))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, page) for path in _PAGES),
             Route("/events", events),
             Route("/processes", processes),
-            Route("/metrics", metrics),
+            *([Route("/metrics", prometheus)] if metrics else []),
         ],
-        middleware=[Middleware(Guard, allowed_hosts=tuple(allowed_hosts))],
+        middleware=[Middleware(Guard, allowed_hosts=hosts, token=token, trust_peers=trust_peers)],
         lifespan=lambda _app: hub,
     )
+    app.state.hub = hub
+    return app
 
 
-def serve(
+async def serve_forever(
     open_monitor: Callable[[], AbstractAsyncContextManager[Any]],
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
+    unix_socket: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    ready: Callable[[list[str]], object] | None = None,
     **options: Any,
 ) -> None:
-    """Serve with uvicorn until interrupted.
+    """Serve with uvicorn until this is cancelled, on asyncio. Streams end with ``ended`` then.
 
     Args:
         open_monitor: Makes the monitor.
-        host: Address to listen on. Beyond loopback, name the hosts in `allowed_hosts` too, and think
-            twice: there is no authentication.
-        port: TCP port.
+        host: Name or address to listen on. One that other machines reach needs a token.
+        port: TCP port; 0: any.
+        unix_socket: A path to listen on instead; only the user who runs this may connect.
+        token: What every request must carry; see `create_app`.
+        ready: Called with the addresses once they are served: URLs, or ``unix:PATH``.
         options: Those of `create_app`.
 
     Raises:
+        ListenError: It cannot listen there.
         UsageError: An argument is out of range.
+        NstatError: The monitor cannot be opened.
     """
-    try:
-        import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
-    except ImportError as error:  # pragma: no cover - depends on what is installed
-        text = "serve() needs uvicorn: pip install nstat-async[server]"
-        raise ImportError(text) from error
-    uvicorn.run(create_app(open_monitor, **options), host=host, port=port, log_level="warning")
+    app = create_app(open_monitor, token=token, **options)
+    beyond_loopback = token is not None or bool(options.get("trust_peers"))
+    sockets = sockets_for(host, port, unix_socket, beyond_loopback=beyond_loopback)
+    await run_application(app, sockets, app.state.hub.end_streams, ready)
+
+
+def serve(open_monitor: Callable[[], AbstractAsyncContextManager[Any]], **options: Any) -> None:
+    """`serve_forever` in an event loop of its own, until SIGINT or SIGTERM.
+
+    Args:
+        open_monitor: Makes the monitor.
+        options: Those of `serve_forever`.
+
+    Raises:
+        ListenError: It cannot listen there.
+        UsageError: An argument is out of range.
+        NstatError: The monitor cannot be opened.
+    """
+    anyio.run(until_signalled, functools.partial(serve_forever, open_monitor, **options))

@@ -1,0 +1,212 @@
+"""Runs the web service: where it listens, and how it ends.
+
+uvicorn waits for open responses before it tells the application to stop, and an event stream
+stays open for ever: so the streams are ended first, then uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+
+from nstat_async._errors import NstatError, UsageError
+
+__all__ = ["ListenError", "run_application", "sockets_for", "until_signalled"]
+
+_BACKLOG = 2048
+_GRACE_SECONDS = 3
+_LAST_PORT = 65_535
+
+
+class ListenError(NstatError):
+    """A server cannot listen where it was asked to; ``__cause__`` has the system's error.
+
+    Args:
+        where: The address or path.
+        detail: What is wrong, for a person.
+    """
+
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__(where, detail)
+        self.where = where
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.where}: {self.detail}"
+
+
+def sockets_for(
+    host: str, port: int, unix_socket: str | os.PathLike[str] | None, *, beyond_loopback: bool
+) -> list[socket.socket]:
+    """Listening sockets: one for each address of the host, or that of a path.
+
+    Args:
+        host: Name or address.
+        port: TCP port; 0: any.
+        unix_socket: A path instead; only the user who runs this may connect.
+        beyond_loopback: Whether other machines may reach it.
+
+    Raises:
+        ListenError: It cannot be listened on.
+        UsageError: Other machines could reach it, and must not.
+    """
+    if unix_socket is not None:
+        return [_unix_socket(os.fspath(unix_socket))]
+    if not 0 <= port <= _LAST_PORT:  # the resolver would take it modulo 65536
+        raise UsageError(f"port: {port!r} is none")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ListenError(f"{host}:{port}", getattr(error, "strerror", None) or str(error)) from error
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    if not beyond_loopback and not all(_is_loopback(str(address[0])) for _, address in addresses):
+        raise UsageError(f"host: {host!r} can be reached by other machines: give a token, or a Unix socket instead")
+    with contextlib.ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        for family, address in addresses:
+            # One port for all of them, also where the system chose it.
+            number = sockets[0].getsockname()[1] if sockets and not port else address[1]
+            sockets.append(stack.enter_context(_tcp_socket(family, (address[0], number, *address[2:]))))
+        stack.pop_all()
+        return sockets
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _tcp_socket(family: int, address: Any) -> socket.socket:
+    try:
+        return socket.create_server(address, family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ListenError(f"{address[0]}:{address[1]}", getattr(error, "strerror", None) or str(error)) from error
+
+
+def _unix_socket(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_dead_socket(path)
+        sock.bind(path)
+        os.chmod(path, 0o600)  # before it listens: nobody could connect meanwhile  # noqa: PTH101
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ListenError(path, error.strerror or str(error)) from error
+    return sock
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Remove a socket that a server left behind; one with a server stays, and anything that is no socket."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)  # noqa: PTH108
+
+
+def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
+    """Where a client finds them: URLs, or ``unix:PATH``."""
+    return [_url(sock) for sock in sockets]
+
+
+def _url(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}/"
+
+
+async def run_application(
+    app: Starlette,
+    sockets: Sequence[socket.socket],
+    end_streams: Callable[[], object],
+    ready: Callable[[list[str]], object] | None,
+) -> None:
+    """Serve an application until this is cancelled.
+
+    Args:
+        app: The application; its lifespan is entered, and what that raises is raised here.
+        sockets: Where; they are closed.
+        end_streams: Called before anything is closed.
+        ready: Called with the addresses, once they are served.
+    """
+    try:
+        import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
+    except ImportError as error:  # pragma: no cover - depends on what is installed
+        text = "serve() needs uvicorn: pip install nstat-async[server]"
+        raise ImportError(text) from error
+
+    class Server(uvicorn.Server):
+        """uvicorn without its signal handlers: whoever runs this decides when it ends."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if ready is not None:
+                ready(addresses_of(sockets or []))
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            paths = [sock.getsockname() for sock in sockets or [] if sock.family == socket.AF_UNIX]
+            end_streams()
+            await super().shutdown(sockets=sockets)
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)  # noqa: PTH108
+
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="critical",  # the application logs its errors itself
+        access_log=False,
+        proxy_headers=False,  # who asks is who connected: a header can say anything
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    server = Server(config)
+    try:
+        async with app.router.lifespan_context(app):
+            task = asyncio.ensure_future(server.serve(sockets=list(sockets)))
+            try:
+                await asyncio.wait({task})
+            finally:
+                server.should_exit = True
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait({task})
+            task.result()
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+async def until_signalled(work: Callable[[], Awaitable[None]]) -> None:
+    """Run until SIGINT or SIGTERM; a second one does what it does by default."""
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+
+        if threading.current_thread() is threading.main_thread() and os.name == "posix":
+            tasks.start_soon(watch)
+        await work()
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,216 @@
+"""Where the web service listens, whom it answers, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+
+import anyio
+import httpx
+import pytest
+from aggregate_events import FakeMonitor, until
+
+from nstat_async._errors import NstatError, UsageError
+from nstat_async.integrations.server import ListenError, create_app, serve_forever
+
+TOKEN = "a-token-of-16-letters-or-more"
+
+
+@contextlib.asynccontextmanager
+async def serving(monitor=None, **options):
+    """A server of the library's own, and where it listens."""
+    found = []
+    async with anyio.create_task_group() as tasks:
+        call = {"port": 0, "ready": found.extend, **options}
+        tasks.start_soon(lambda: serve_forever(lambda: monitor or FakeMonitor(), **call))
+        await until(lambda: found)
+        yield found
+        tasks.cancel_scope.cancel()
+
+
+def client_of(app, peer="127.0.0.1", url="http://127.0.0.1:8765", **options):
+    transport = httpx.ASGITransport(app=app, client=(peer, 4711))
+    return httpx.AsyncClient(transport=transport, base_url=url, **options)
+
+
+@pytest.mark.asyncio
+async def test_it_says_where_it_listens_and_answers_there():
+    async with serving() as (address,), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        assert (await client.get(address)).status_code == 200
+        assert (await client.get(f"{address}metrics")).status_code == 200
+    async with serving(metrics=False) as (address,), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        assert (await client.get(f"{address}metrics")).status_code == 404
+
+
+@pytest.mark.asyncio
+async def test_a_name_with_several_addresses_has_one_port():
+    async with serving(host="localhost") as addresses:
+        assert len({address.rsplit(":", 1)[1] for address in addresses}) == 1
+
+
+@pytest.mark.asyncio
+async def test_open_streams_get_ended_when_the_server_stops():
+    """And the server does not wait for a client that stays."""
+    monitor = FakeMonitor()
+    lines = []
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(monitor) as (address,):
+            client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=60))
+            response = await stack.enter_async_context(client.stream("GET", f"{address}events"))
+            reader = response.aiter_lines()
+            assert await anext(reader) == "event: hello"
+        lines = [line async for line in reader]
+    assert "event: ended" in lines
+    assert monitor.ended
+
+
+@pytest.mark.asyncio
+async def test_a_unix_socket_is_for_its_user_alone_and_is_taken_away(tmp_path):
+    path = tmp_path / "nstat.sock"
+    async with serving(unix_socket=path) as (address,):
+        assert address == f"unix:{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport, base_url="http://any.name", timeout=60) as client:
+            assert (await client.get("/processes")).json()["state"] == "running"
+        with pytest.raises(ListenError, match=r"nstat\.sock"):
+            await serve_forever(FakeMonitor, unix_socket=path)
+    assert not path.exists()
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_a_dead_server_left_is_replaced_and_a_file_is_not(tmp_path):
+    path = tmp_path / "left.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    async with serving(unix_socket=path):
+        pass
+    path.write_text("precious")
+    with pytest.raises(ListenError):
+        await serve_forever(FakeMonitor, unix_socket=path)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
+@pytest.mark.asyncio
+async def test_beyond_loopback_it_needs_a_token(host):
+    with pytest.raises(UsageError, match="token"):
+        await serve_forever(FakeMonitor, host=host, port=0)
+
+
+@pytest.mark.asyncio
+async def test_where_it_cannot_listen_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"127.0.0.1:{port}"):
+            await serve_forever(FakeMonitor, port=port)
+    for wrong in ({"host": "no name"}, {"port": 70_000}):
+        with pytest.raises((ListenError, UsageError)):
+            await serve_forever(FakeMonitor, **wrong)
+
+
+@pytest.mark.asyncio
+async def test_a_monitor_that_cannot_be_opened_is_the_error():
+    class Broken(FakeMonitor):
+        async def __aenter__(self):
+            raise NstatError("no kernel here")
+
+    with pytest.raises(NstatError, match="no kernel here"):
+        await serve_forever(Broken, port=0)
+
+
+@pytest.mark.asyncio
+async def test_other_machines_are_answered_with_the_token_only():
+    """Each path refuses without it: the page, its parts, streams and metrics."""
+    app = create_app(FakeMonitor, token=TOKEN)
+    async with client_of(app, peer="192.0.2.9", url="http://192.0.2.1:8765") as client:
+        for path in ("/", "/live.js", "/events", "/processes", "/metrics", "/nothing"):
+            assert (await client.get(path)).status_code == 401
+            for wrong in (f"Bearer {TOKEN}x", "Bearer ", TOKEN, f"Basic {TOKEN}", "Bearer \xe9"):
+                answer = await client.get(path, headers={"authorization": wrong.encode("latin-1")})
+                assert answer.status_code == 401
+        assert (await client.get("/processes", headers={"authorization": f"bearer {TOKEN}"})).status_code == 200
+        assert (await client.get(f"/processes?token={TOKEN}")).status_code == 401
+
+
+@pytest.mark.asyncio
+async def test_a_browser_gets_the_token_once_by_the_address_of_the_page():
+    app = create_app(FakeMonitor, token=TOKEN)
+    async with client_of(app, peer="192.0.2.9", url="http://192.0.2.1:8765") as client:
+        answer = await client.get(f"/?token={TOKEN}&x=1")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/?x=1")
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert (await client.get("/processes")).status_code == 200
+        assert (await client.get("/?token=wrong-token-of-16-letters")).status_code == 200  # by the cookie
+    async with client_of(app) as stranger:
+        assert (await stranger.get("/?token=wrong-token-of-16-letters")).status_code == 401
+        assert (await stranger.get(f"/?token={TOKEN}&token={TOKEN}")).status_code == 401
+
+
+@pytest.mark.asyncio
+async def test_localhost_is_a_name_for_this_machine_only():
+    """A request from outside that says localhost was led here; so was one that says a name of its own."""
+    app = create_app(FakeMonitor, token=TOKEN)
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with client_of(app, peer="192.0.2.9", url="http://192.0.2.1:8765", headers=headers) as client:
+        assert (await client.get("/processes")).status_code == 200  # the address that the request came to
+        for host in ("localhost", "127.0.0.1:8765", "[::1]", "evil.example", "192.0.2.2"):
+            assert (await client.get("/processes", headers={"host": host})).status_code == 421, host
+    async with client_of(app, peer="::ffff:127.0.0.1", url="http://localhost", headers=headers) as client:
+        assert (await client.get("/processes")).status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_without_a_token_only_this_machine_is_answered():
+    async with client_of(create_app(FakeMonitor, allowed_hosts=["*"]), peer="192.0.2.9") as client:
+        assert (await client.get("/processes")).status_code == 403
+    async with client_of(create_app(FakeMonitor, allowed_hosts=["*"], trust_peers=True), peer="192.0.2.9") as client:
+        assert (await client.get("/processes")).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "short", "with spaces in its midst", "semi;colon;semi;colon", "é" * 20, 7])
+@pytest.mark.asyncio
+async def test_a_token_that_cannot_be_one_is_refused(token):
+    with pytest.raises(UsageError, match="token"):
+        create_app(FakeMonitor, token=token)
+
+
+@pytest.mark.asyncio
+async def test_an_error_in_a_request_is_logged_and_said(caplog, monkeypatch):
+    app = create_app(FakeMonitor)
+
+    def broken(*_arguments):
+        raise OSError("surprise")
+
+    monkeypatch.setattr(app.state.hub, "processes", broken)
+    async with client_of(app) as client:
+        assert (await client.get("/processes")).status_code == 500
+    assert "surprise" in caplog.text
+
+
+def test_a_signal_ends_it_quietly(tmp_path):
+    """Status 0, nothing on standard error, with a stream open."""
+    program = (
+        "from nstat_async import Monitor; from nstat_async.integrations.server import serve;"
+        "serve(lambda: Monitor(backend='emulated'), port=0, ready=lambda found: print(found[0], flush=True))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as child:
+            url = child.stdout.readline().strip()
+            with httpx.stream("GET", f"{url}events", timeout=60, trust_env=False) as response:
+                lines = response.iter_lines()
+                assert next(lines) == "event: hello"
+                child.send_signal(number)
+                assert "event: ended" in list(lines)
+            assert child.communicate(timeout=60) == ("", "")
+            assert child.returncode == 0
