@@ -38,13 +38,23 @@ class SocketChannel:
         immediate: True if answers are readable when a send returns.
         receive_buffer: Granted size in bytes.
         ends: True if an empty read is the end (SOCK_SEQPACKET).
+        rest: Seconds that nobody waits for it after it was found empty.
     """
 
-    def __init__(self, sock: socket.socket, *, immediate: bool, receive_buffer: int | None, ends: bool = False) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        immediate: bool,
+        receive_buffer: int | None,
+        ends: bool = False,
+        rest: float = 0.0,
+    ) -> None:
         sock.setblocking(False)
         self._socket = sock
         self.immediate = immediate
         self.receive_buffer = receive_buffer
+        self.rest = rest
         self._ends = ends
         self._receive = sock.recv
 

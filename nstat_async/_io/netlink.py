@@ -35,6 +35,7 @@ from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
 from .procfs import ProcessScanner, process_facts
+from .ring import REST
 
 GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
@@ -119,7 +120,9 @@ class NetlinkTransport:
         except BaseException:
             sock.close()
             raise
-        return SocketChannel(sock, immediate=True, receive_buffer=granted)
+        # Records tell first what ended: to be woken for each notification as well would cost as much as all the rest.
+        rest = REST if removals and self._programs is not None else 0.0
+        return SocketChannel(sock, immediate=True, receive_buffer=granted, rest=rest)
 
     def lookup(self, request: Any) -> Any:
         """Answer a look-up of the session; blocks for some 20 ms at most.

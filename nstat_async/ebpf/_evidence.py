@@ -6,6 +6,7 @@ They say what was seen and how sure it is; whoever collects evidence from severa
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple, Union
 
@@ -165,22 +166,20 @@ def ends_of(facts: Facts) -> Ends:
     return Ends(facts.local[:size], facts.local_port or None, remote if connected else None, port or None)
 
 
+_totals = functools.partial(tuple.__new__, Totals)
+"""`Totals._make` without its Python function."""
+
+
 def tcp_totals(record: Record) -> Totals:
     """The counts of a TCP connection at its end.
 
     The kernel counts a received FIN as a byte (``tcp_fin`` in ``net/ipv4/tcp_input.c`` after ``tcp_rcv_nxt_update``),
     and repeated bytes as sent; neither is the application's.
     """
-    fin = 1 if record.flags & _FIN_RECEIVED and record.rx_bytes else 0
-    return Totals(
-        record.rx_bytes - fin,
-        max(0, record.tx_bytes - record.rx_calls),
-        record.rx_packets,
-        record.tx_packets,
-        record.rx_calls,
-        record.tx_payload,
-        record.rx_payload / 8 or None,
-    )
+    sent, _, received, again, segments, rtt, tx_packets, rx_packets = record[-8:]
+    fin = 1 if received and record.flags & _FIN_RECEIVED else 0
+    tx_bytes = sent - again if sent > again else 0
+    return _totals((received - fin, tx_bytes, rx_packets, tx_packets, again, segments, rtt / 8 or None))
 
 
 def datagram_totals(counters: Counters, *, packets: bool) -> Totals:

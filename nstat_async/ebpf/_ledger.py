@@ -15,6 +15,7 @@ What can happen (each has a test):
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
@@ -45,6 +46,11 @@ _SYN_SENT = 2
 _STREAM = int(SocketType.STREAM)
 _HAS_PROCESS = int(Flag.HAS_PROCESS)  # as plain numbers: the operators of an IntFlag cost more than all the rest
 _COUNTED_FROM_BIRTH = int(Flag.COUNTED_FROM_BIRTH)
+
+
+_ended = functools.partial(tuple.__new__, Ended)
+"""`Ended._make` without its Python function, as the next."""
+_seen = functools.partial(tuple.__new__, Seen)
 
 
 class _Entry:
@@ -168,7 +174,7 @@ class Ledger:
 
     def _begin(self, record: Record, outbound: bool, *, began: bool) -> _Entry:
         entry = self._live[record.cookie] = _Entry(record, outbound, self._list)
-        self._evidence.append(Seen(record, outbound, began))
+        self._evidence.append(_seen((record, outbound, began)))
         return entry
 
     def _opened(self, record: Record) -> None:
@@ -206,7 +212,7 @@ class Ledger:
             self._begin(record, outbound=False, began=True)
 
     def _closed(self, record: Record) -> None:
-        entry = self._pop(record.cookie)
+        entry = self._live.pop(record.cookie, None)
         if entry is not None:
             facts, established = entry.facts, entry.established
         elif self._ends_again(record):
@@ -214,7 +220,7 @@ class Ledger:
         else:
             facts, established = record, record.old != _SYN_SENT
         self._remember(record)
-        self._evidence.append(Ended(facts, record.time, tcp_totals(record), True, established))
+        self._evidence.append(_ended((facts, record.time, tcp_totals(record), True, established)))
 
     def _ends_again(self, record: Record) -> bool:
         """True if this repeats the last change of a connection that ended."""
@@ -223,8 +229,8 @@ class Ledger:
 
     def _remember(self, record: Record) -> None:
         ended = self._ended
-        ended.pop(record.cookie, None)
         ended[record.cookie] = record
+        ended.move_to_end(record.cookie)
         if len(ended) > MAX_REMEMBERED:
             ended.popitem(last=False)  # a plain dict would look for its first entry among all that were removed
 

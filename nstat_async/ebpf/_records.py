@@ -293,6 +293,9 @@ def decode_records(data: bytes) -> tuple[list[Record], int]:
     if len(data) % RING_STEP:
         raise ProtocolError("ring records of another size", offset=len(data) // RING_STEP * RING_STEP, raw=data)
     records: list[Record] = list(map(_record_of, RECORD.iter_unpack(data)))
+    headers = memoryview(data).cast("I")[:: RING_STEP // 4].tolist()
+    if headers.count(RECORD_SIZE) == len(records):
+        return records, 0
     good = [record for record in records if record[0] == RECORD_SIZE]
     return good, len(records) - len(good)
 

@@ -191,7 +191,7 @@ class Book:
         if not any(after[6:8]):
             after = after[:6] + before[6:8] + after[8:]
         entry.last = (head, after, *rest)
-        if entry.flow is not None:
+        if entry.flow is not None and before[4:] != after[4:]:
             entry.flow = build_flow(entry, self._links, self._label)
 
     # -- evidence of absence

@@ -53,6 +53,7 @@ MOST_REMEMBERED = 65_536
 _ROW = struct.Struct("=IHHII BBBB 2sH 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _SOCK_DIAG_BY_FAMILY = 20
+_STATES = {int(state): state for state in SocketState}
 _NANOSECONDS = 1_000_000_000
 _BORN = int(Flag.COUNTED_FROM_BIRTH)
 
@@ -188,7 +189,7 @@ class Sightings:
     def _row(self, facts: Facts) -> tuple[Any, bytes]:
         state = SocketState.ESTABLISHED
         if facts.protocol == IPPROTO_TCP:
-            state = SocketState(facts.new) if facts.new in SocketState.__members__.values() else state
+            state = _STATES.get(facts.new, state)
         elif not facts.remote_port:
             state = SocketState.CLOSE
         message = row_of(facts, state)
