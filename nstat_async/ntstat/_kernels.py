@@ -55,6 +55,8 @@ class _Facts:
     """True if SRC_REMOVED says what became of the final report."""
     tells_roles: bool = False
     """True if the interface properties of a kernel's TCP socket say who began the connection."""
+    starves_older_clients: bool = True
+    """True if a client that does not read keeps new sockets from the clients that are older than it is."""
     charges_mbufs: bool = True
     """True if a record also takes an mbuf of 256 bytes from the receive buffer, of eight times its limit."""
     misnames_userland_udp: bool = False
@@ -178,7 +180,12 @@ RELEASES: list[Release] = [
         facts={"tells_roles": True, "charges_mbufs": False},
     ),
     Release((10063,), layout(11), darwin={(23, 4): (10063, 101, 15)}),
-    Release((11215,), layout(11), darwin={(24,): (11215, 1, 10)}, facts={"extras": (_DOMAIN, _FUUID, _BLUETOOTH)}),
+    Release(
+        (11215,),
+        layout(11),
+        darwin={(24,): (11215, 1, 10)},
+        facts={"extras": (_DOMAIN, _FUUID, _BLUETOOTH), "starves_older_clients": False},
+    ),
     Release((11417,), layout(11), darwin={(24, 4): (11417, 101, 15)}),
     Release((12377,), layout(12), darwin={(25,): (12377,)}, facts={"has_details": True}),
 ]

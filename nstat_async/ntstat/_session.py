@@ -17,6 +17,7 @@ understands the requests of the client that was recorded.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,9 +35,10 @@ from ._following import Follower
 from ._kernels import Kernel
 from ._proof import Proving, codecs_of, proven_structs
 from ._setup import ProvenStruct, Setup
+from ._sources import SourceTable
 from ._states import State
 from ._subscription import Subscription
-from ._takeover import carry_on, pair
+from ._takeover import Comparison, SecondSocket, Stage, carry_on, compare
 from ._translate import Translator
 
 __all__ = ["Session"]
@@ -45,6 +47,14 @@ REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds to wait before each try to open a control that went away."""
 RESYNC_PAUSE = 5.0
 """Seconds between two resynchronisations for lost announcements."""
+MOST_REJECTED = 11
+"""The pause grows with each second socket whose list was cut short, up to a minute."""
+AUDIT_EVERY = 15.0
+"""Seconds between two looks at a second control socket, where a newer client can starve this one."""
+AUDIT_SELDOM = 60.0
+"""The same where only a kernel without memory leaves a flow out in silence."""
+AUDIT_POLLS = 10
+"""Polls between two such looks at least: they cost one poll or two more."""
 PROOF_PATIENCE = 5.0
 """Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
 PURPOSE = "ntstat"
@@ -120,16 +130,17 @@ class Session:
         if self._follower is not None and proven:
             self._follower.table.prove(codecs_of(self.kernel, proven))
         self._subscription: Subscription | None = None
-        self._candidate: Subscription | None = None
+        self._second: SecondSocket | None = None
         self._generation = 0
         self._next_poll: float | None = None
         self._poll_started = 0.0
         self._reopen_at: float | None = None
         self._reopen_tries = 0
         self._resync_at: float | None = None
-        self._candidate_poll: float | None = None
+        self._audit_at: float | None = None
         self._last_resync = float("-inf")
-        self._resynchronisations = 0
+        self._rejected = 0
+        self._people = dict.fromkeys(("resynchronisations", "audits"), 0)
 
     @classmethod
     def from_setup(
@@ -247,8 +258,8 @@ class Session:
         if isinstance(answer, PathsFound) and current is not None:
             current.table.begin(now + self.epoch_offset)
             changed = self.translator.merge_paths(answer)
-            for client in (current, self._candidate):
-                if changed and client is not None:
+            for client in self._sockets() or (current,):
+                if changed:
                     client.table.merge_processes(changed)
         elif token == _OPEN_EVIDENCE and self._subscription is not None:
             reason = f" ({answer.reason})" if isinstance(answer, LookupFailed) else ""
@@ -265,8 +276,8 @@ class Session:
 
     def commands(self) -> list[Command]:
         """What to do now, in this order."""
-        for subscription in (self._subscription, self._candidate):
-            if subscription is not None and subscription.outbox:
+        for subscription in self._sockets():
+            if subscription.outbox:
                 self._commands.extend(Send(subscription.channel, data) for data in subscription.outbox)
                 subscription.outbox.clear()
         commands, self._commands = self._commands, []
@@ -280,7 +291,10 @@ class Session:
         """
         data = []
         for command in self.commands():
-            if isinstance(command, OpenChannel):
+            if isinstance(command, OpenChannel) and command.channel:
+                now = 0.0 if self._subscription is None else self._subscription.now
+                self.channel_failed(command.channel, errno.EMFILE, now)
+            elif isinstance(command, OpenChannel):
                 self.channel_opened(command.channel, self._poll_started, immediate=False, receive_buffer=None)
                 data.extend(self.data_to_send())
             elif isinstance(command, Send):
@@ -299,26 +313,32 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        times = [self._next_poll, self._reopen_at, self._resync_at, self._candidate_poll]
-        times.extend(s.deadline() for s in (self._subscription, self._candidate) if s is not None)
+        times = [self._next_poll, self._reopen_at, self._resync_at, self._audit_at]
+        times.extend(s.deadline() for s in self._sockets())
+        if self._second is not None:
+            times.append(self._second.poll_at)
         return min((t for t in times if t is not None), default=None)
 
     def handle_deadline(self, now: float) -> None:
         """The time has come (or passed)."""
         if self._reopen_at is not None and now >= self._reopen_at:
             self._reopen_at = None
-            self._candidate = self._open(Discovery.POLL, silent=True)
+            self._open_second(audit=False)
         if self._resync_at is not None and now >= self._resync_at:
-            self._resync_at = None
-            self._resynchronise(now)
-        for subscription in (self._subscription, self._candidate):
-            if subscription is not None:
-                subscription.tick(now)
-                self._settle(subscription, now)
-        if self._candidate_poll is not None and now >= self._candidate_poll:
-            self._candidate_poll = None
-            if self._candidate is not None:
-                self._candidate.want_poll(now)
+            self._resync_at, self._last_resync = None, now
+            self._people["resynchronisations"] += 1
+            self._open_second(audit=False)
+        if self._audit_at is not None and now >= self._audit_at:
+            self._audit_at = None
+            self._people["audits"] += 1
+            self._open_second(audit=True)
+        for subscription in self._sockets():
+            subscription.tick(now)
+            self._settle(subscription, now)
+        second = self._second
+        if second is not None and second.poll_at is not None and now >= second.poll_at:
+            second.poll_at = None
+            second.subscription.want_poll(now)
         if self._next_poll is not None and now >= self._next_poll:
             self.request_poll(now)
 
@@ -343,7 +363,7 @@ class Session:
 
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription, by name."""
-        result = {"resynchronisations": self._resynchronisations}
+        result = dict(self._people)
         if self._current is not None:
             result.update(self._current.statistics())
         return result
@@ -415,10 +435,15 @@ class Session:
         return self._subscription if self._follower is None else self._follower
 
     def _asking(self, channel: int) -> Subscription | None:
-        for subscription in (self._subscription, self._candidate):
-            if subscription is not None and subscription.channel == channel and subscription.state is not State.CLOSED:
+        for subscription in self._sockets():
+            if subscription.channel == channel and subscription.state is not State.CLOSED:
                 return subscription
         return None
+
+    def _sockets(self) -> list[Subscription]:
+        """The control socket that speaks for the session, and the one beside it."""
+        second = None if self._second is None else self._second.subscription
+        return [subscription for subscription in (self._subscription, second) if subscription is not None]
 
     def _open(self, discovery: Discovery, *, silent: bool) -> Subscription:
         channel = self._generation
@@ -444,14 +469,14 @@ class Session:
             return
         while client.outcome is not None and client.state is not State.CLOSED:
             answered, client.outcome = client.outcome, None
-            if client is self._candidate:
-                self._candidate_polled(client, answered, now)
-            else:
-                self._polled(client, now)
+            if client is self._subscription:
+                self._polled(client, answered, now)
+            elif self._second is not None:
+                self._second_polled(self._second, answered, now)
             client.proceed()
         if client is self._subscription:
-            if client.needs_resync and self._candidate is None and self._resync_at is None:
-                self._resync_at = max(now, self._last_resync + RESYNC_PAUSE)
+            if client.needs_resync:
+                self._want_resync(now)
             client.needs_resync = False
             self._check_refusals(client)
 
@@ -463,9 +488,17 @@ class Session:
             errno = next(iter(refused.values()))
             self.failure = RequestError(f"subscription to {names}", errno, "the kernel refused every provider")
 
-    def _polled(self, subscription: Subscription, now: float) -> None:
+    def _polled(self, subscription: Subscription, complete: bool, now: float) -> None:
         """A poll ended: the next one is due an interval after this one began; missed turns are skipped."""
         self._prove(subscription, now)
+        second = self._second
+        if second is not None and second.stage is Stage.WAITING and subscription.serial >= second.barrier:
+            self._barrier_passed(second, complete, now)
+        elif (
+            second is None and self._audit_at is None and self._resync_at is None and self.options.interval is not None
+        ):
+            every = AUDIT_EVERY if self.kernel.starves_older_clients else AUDIT_SELDOM
+            self._audit_at = now + max(every, AUDIT_POLLS * self.options.interval)
         interval = self.options.interval
         if interval is None:
             self._next_poll = None
@@ -477,34 +510,95 @@ class Session:
             due = now + interval - (now - self._poll_started) % interval
         self._next_poll = due
 
-    def _candidate_polled(self, candidate: Subscription, answered: bool, now: float) -> None:
-        if answered:
-            self._take_over(candidate, now)
-        else:
-            # The kernel is short of room: what it could not answer must not count as gone.
-            self._candidate_poll = now + REOPEN_DELAYS[min(candidate.serial - 1, len(REOPEN_DELAYS) - 1)]
+    # --- inside: the second socket -----------------------------------------------------
 
-    def _resynchronise(self, now: float) -> None:
-        if self._candidate is None:
-            self._last_resync = now
-            self._resynchronisations += 1
-            self._candidate = self._open(Discovery.POLL, silent=True)
+    def _want_resync(self, now: float) -> None:
+        """Only another control socket can see what this one missed."""
+        if self._second is not None:
+            self._second.audit = False
+        elif self._resync_at is None:
+            self._resync_at = max(now, self._last_resync + RESYNC_PAUSE * (1 + self._rejected))
+
+    def _open_second(self, *, audit: bool) -> None:
+        if self._second is None and self._subscription is not None:
+            self._subscription.table.remember_ends(wanted=True)
+            self._second = SecondSocket(self._open(Discovery.POLL, silent=True), audit)
+            self._second.subscription.table.remember_ends(wanted=True)
+            self._audit_at = self._resync_at = None
+
+    def _close_second(self, second: SecondSocket) -> None:
+        self._commands.append(CloseChannel(second.subscription.channel))
+        second.subscription.close()
+        self._second = None
+        if self._subscription is not None:
+            self._subscription.table.remember_ends(wanted=False)
+
+    def _second_polled(self, second: SecondSocket, answered: bool, now: float) -> None:
+        """The second socket has polled: let the first one catch up, or decide."""
+        assert self._subscription is not None
+        if not answered:
+            # The kernel is short of room: what it could not answer must not count as gone.
+            second.poll_at = now + REOPEN_DELAYS[min(second.subscription.serial - 1, len(REOPEN_DELAYS) - 1)]
+        elif self._subscription.state is State.CLOSED:
+            self._take_over(second, now)
+        elif second.stage is Stage.LISTING:
+            second.stage, second.top = Stage.WAITING, second.subscription.table.references.top
+            second.barrier = self.request_poll(now)
+        elif second.stage is Stage.REPEATING:
+            self._decide(second, now)
+
+    def _barrier_passed(self, second: SecondSocket, complete: bool, now: float) -> None:
+        """All that the first socket was told before its poll is read now: does it miss anything?"""
+        assert self._subscription is not None
+        if second.audit:
+            missed = 0
+            if complete:
+                missed = compare(self._subscription.table, second.subscription.table).missed_up_to(second.top)
+            if not missed:
+                self._close_second(second)
+                return
+            second.audit = False
+            detail = (
+                f"{missed} flows were never announced on this control socket; what came and went unseen is not known"
+            )
+            self._events.append(EventsLost(self._subscription.table.time, LossCause.ANNOUNCEMENT, None, detail=detail))
+        second.stage = Stage.REPEATING
+        second.subscription.want_poll(now)
+        self._settle(second.subscription, now)
+
+    def _decide(self, second: SecondSocket, now: float) -> None:
+        """Both are complete: take over, unless the second socket's list of flows was cut short without a word."""
+        assert self._subscription is not None
+        comparison = compare(self._subscription.table, second.subscription.table)
+        if comparison.unseen(self._subscription.serial):
+            self._close_second(second)
+            self._rejected = min(self._rejected + 1, MOST_REJECTED)
+            self._want_resync(now)
+        else:
+            self._take_over(second, now)
 
     def _lost(self, subscription: Subscription, now: float) -> None:
         """A control socket went away."""
         self._commands.append(CloseChannel(subscription.channel))
         subscription.close()
-        current = self._subscription
-        if subscription is self._candidate:
-            self._candidate = self._candidate_poll = None
-            if current is not None and current.state is not State.CLOSED:
-                self._resync_at = now + RESYNC_PAUSE
+        current, second = self._subscription, self._second
+        assert current is not None
+        if subscription is not current and second is not None:
+            self._second = None
+            current.table.remember_ends(wanted=False)
+            if current.state is not State.CLOSED and not second.audit:
+                self._want_resync(now + RESYNC_PAUSE)
         elif subscription is current:
-            self._next_poll = None
+            self._next_poll = self._audit_at = None
             detail = "the kernel control went away"
             self._events.append(EventsLost(now + self.epoch_offset, LossCause.RESYNC, None, detail=detail))
-        if current is None or current.state is not State.CLOSED:
-            return
+        if current.state is State.CLOSED and self._second is None:
+            self._reopen(now)
+        elif current.state is State.CLOSED and second is not None:
+            second.audit, second.stage = False, Stage.REPEATING
+            second.subscription.want_poll(now)
+
+    def _reopen(self, now: float) -> None:
         if self._reopen_tries >= len(REOPEN_DELAYS):
             detail = "the kernel control went away and cannot be opened again"
             self.failure = BackendUnavailableError(self.backend, UnavailableReason.MISSING, detail)
@@ -512,36 +606,49 @@ class Session:
         self._reopen_at = now + REOPEN_DELAYS[self._reopen_tries]
         self._reopen_tries += 1
 
-    def _take_over(self, candidate: Subscription, now: float) -> None:
+    def _take_over(self, second: SecondSocket, now: float) -> None:
         """The second socket knows everything: let it continue the flows of the first."""
-        old, self._subscription, self._candidate = self._subscription, candidate, None
-        self._candidate_poll = None
-        self._reopen_tries = 0
+        old, candidate = self._subscription, second.subscription
         assert old is not None
         was_open = old.state is not State.CLOSED
+        found = compare(old.table, candidate.table)
+        self._subscription, self._second = candidate, None
+        self._reopen_tries = self._rejected = 0
         if was_open:
             self._commands.append(CloseChannel(old.channel))
         old.close()
         candidate.take_over(old)
-        table = candidate.table
-        partners, fresh, vanished = pair(old.table.sources.values(), table.sources.values())
-        for partner, source in partners:
-            if carry_on(partner, source) and source.flow is not None:
-                table.announce_update(source, partner.told)
-        for source in vanished:
-            old.table.remove(source, RemovalReason.GONE)
-        for source in fresh:
+        self._continue_flows(old.table, candidate.table, found)
+        if was_open:
+            detail = "resynchronised on a second control socket"
+            self._events.append(EventsLost(candidate.table.time, LossCause.RESYNC, None, detail=detail))
+        self._proving.begin_again()
+        self._watch_known_flows(candidate)
+        self._events.append(PollCompleted(candidate.table.time, len(candidate.table.sources), True, candidate.serial))
+        self._poll_started = now
+        self._polled(candidate, True, now)
+
+    @staticmethod
+    def _continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> None:
+        """Report on the new control socket what differs from what was reported of the old one."""
+        table.remember_ends(wanted=False)
+        old.remember_ends(wanted=False)
+        for before, source in found.both:
+            if carry_on(before, source) and source.flow is not None:
+                table.announce_update(source, before.told)
+        for before, source, reason in found.ended:
+            carry_on(before, source)
+            table.report_end(source, reason)
+        for source in found.vanished:
+            old.remove(source, RemovalReason.GONE)
+        for source in found.told:
+            table.hide(source)
+        for source in (*found.fresh, *(source for source, _ in found.passed)):
             source.preexisting = False
             if source.reported and source.flow is not None:
                 table.announce_added(source)
-        if was_open:
-            detail = "resynchronised on a second control socket"
-            self._events.append(EventsLost(table.time, LossCause.RESYNC, None, detail=detail))
-        self._proving.begin_again()
-        self._watch_known_flows(candidate)
-        self._events.append(PollCompleted(table.time, len(table.sources), True, candidate.serial))
-        self._poll_started = now
-        self._polled(candidate, now)
+        for source, reason in found.passed:
+            table.report_end(source, reason)
 
     # --- inside: look-ups -----------------------------------------------------------
 

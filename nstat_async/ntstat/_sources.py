@@ -21,7 +21,7 @@ counts is followed by `EventsLost`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -46,6 +46,8 @@ MAX_SOURCES = 262_144
 _CLOSING = int(HeaderFlag.CLOSING)
 _UNKNOWN_COUNTS = Counts()
 _UNKNOWN = (None,) * len(COUNTS_FIELDS)
+_MOST_DEPARTED = 65_536
+"""Ends remembered while two control sockets are compared."""
 
 
 class SourceTable:
@@ -92,6 +94,8 @@ class SourceTable:
         """Pid and local end of flows that are open for a proof: no user asked for them."""
         self.hidden: set[int] = set()
         """References of those, as far as they were seen."""
+        self.departed: deque[tuple[Source, RemovalReason]] | None = None
+        """Flows that ended while two control sockets are compared; `None`: they are not."""
         names = ("sources_seen", "flows_added", "flows_removed")
         more = ("unknown_lengths", "unknown_references", "counters_adjusted")
         self.statistics = dict.fromkeys((*names, *more), 0)
@@ -257,10 +261,12 @@ class SourceTable:
             return
         if not source.reported:
             self._announce(source)
-        self._announce_removal(source, reason, final=source.is_final)
-        if not source.is_final and reason is not RemovalReason.MONITOR:
-            detail = f"flow {source.id} ended without its final counts"
-            self.emit(EventsLost(self.time, LossCause.FINAL_COUNTS, 1, detail=detail))
+            if source.ref in self.hidden:
+                self.hidden.discard(source.ref)
+                return
+        if self.departed is not None:
+            self.departed.append((source, reason))
+        self.report_end(source, reason)
 
     def finish(self) -> None:
         """Nothing follows: report the flows that were announced and never described."""
@@ -296,6 +302,10 @@ class SourceTable:
         self.poll_serial += 1
         self.poll_seen = 0
         self._full = False
+
+    def remember_ends(self, *, wanted: bool) -> None:
+        """Keep the flows that end from now on, to compare them with another control socket's; or forget them."""
+        self.departed = deque(maxlen=_MOST_DEPARTED) if wanted else None
 
     def absent(self) -> list[Source]:
         """Sources that the poll which just ended did not report, though they were there when it began."""
@@ -457,13 +467,13 @@ class SourceTable:
             )
         flow = source.flow
         if self.own and flow.process is not None and (flow.process.pid, flow.local) in self.own:
-            self._hide(source)
+            self.hide(source)
             return
         if self.subscribed_ns is not None and flow.started_ns is not None and source.announced_ns is None:
             source.preexisting = flow.started_ns < self.subscribed_ns
         self.announce_added(source)
 
-    def _hide(self, source: Source) -> None:
+    def hide(self, source: Source) -> None:
         """From now on nothing is reported of a source; `Decoder.observer` still sees it."""
         self._forget_listener(source.flow)
         self.hidden.add(source.ref)
@@ -475,6 +485,13 @@ class SourceTable:
         source.reported = True
         self.statistics["flows_added"] += 1
         self.emit(FlowAdded(self.time, source.flow, None, source.preexisting, source.take_report(None)))
+
+    def report_end(self, source: Source, reason: RemovalReason) -> None:
+        """Report a flow as removed, and that its final counts are not known where that is so."""
+        self._announce_removal(source, reason, final=source.is_final)
+        if not source.is_final and reason is not RemovalReason.MONITOR:
+            detail = f"flow {source.id} ended without its final counts"
+            self.emit(EventsLost(self.time, LossCause.FINAL_COUNTS, 1, detail=detail))
 
     def _announce_removal(self, source: Source, reason: RemovalReason, *, final: bool) -> None:
         assert source.flow is not None

@@ -1,37 +1,123 @@
-"""When a second control socket takes over: which of its sources continue which flows.
+"""A second control socket: what it sees, compared with what the first one does, and when it takes over.
 
 Two sources are the same kernel socket if the kernel says the same of them: provider,
 creation time, owner, addresses. A socket may have been bound, connected or handed over
 in between, so weaker signs are tried for what stronger ones left, and only where they
-are not ambiguous. Counters are the kernel socket's, not the subscription's, so totals
-go on unbroken.
+are not ambiguous. Before xnu-4570 no creation time tells sockets of the same owner and
+addresses apart: their counters do, which never fall. Counters are the kernel socket's,
+not the subscription's, so totals go on unbroken.
+
+Both sockets go on hearing of ends while they are compared, each in its own time. What left
+either table meanwhile is therefore compared, too: a flow that one of them has heard the end
+of is ended once, with its final counts, whoever heard it first.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import attrs
 
+from .._events import RemovalReason
+from .._model import Provider, TcpState
 from ._counters import advance
 from ._source import Source
+from ._sources import SourceTable
+from ._subscription import Subscription
 
-__all__ = ["carry_on", "pair"]
+__all__ = ["Comparison", "SecondSocket", "Stage", "carry_on", "compare", "pair"]
+
+
+class Stage(enum.Enum):
+    """How far a second socket has come."""
+
+    LISTING = "listing"
+    """It subscribes, and polls for the first time."""
+    WAITING = "waiting"
+    """It waits for a poll of the first socket: what that was told before is then read."""
+    REPEATING = "repeating"
+    """It polls again, to know all that the first socket knows, and takes over then."""
+
+
+@attrs.define(eq=False)
+class SecondSocket:
+    """A control socket beside the one that speaks for the session.
+
+    An *audit* only looks whether the first one misses anything: it takes over when that is so, and is closed else.
+    """
+
+    subscription: Subscription
+    audit: bool
+    stage: Stage = Stage.LISTING
+    barrier: int = 0
+    """Serial of the first socket's poll that is waited for."""
+    top: int = 0
+    """Highest reference that it had when that poll began: what is behind it may be younger than that poll."""
+    poll_at: float | None = None
+    """When to poll again, after one that the kernel could not answer."""
+
+
+@attrs.frozen
+class Comparison:
+    """The flows of two control sockets."""
+
+    both: list[tuple[Source, Source]]
+    """(old, new): open for both."""
+    ended: list[tuple[Source, Source, RemovalReason]]
+    """The same, and the new socket has heard its end already, in which case `new` has the final counts."""
+    told: list[Source]
+    """Of the new socket: the old one has heard its end already."""
+    fresh: list[Source]
+    """Only the new socket knows it."""
+    passed: list[tuple[Source, RemovalReason]]
+    """Only the new socket knew it, and it has ended."""
+    vanished: list[Source]
+    """Only the old socket knows it."""
+
+    def missed_up_to(self, top: int) -> int:
+        """Flows that the old socket was never told of, among those with references up to this one."""
+        missed = [*self.fresh, *(source for source, _ in self.passed)]
+        return sum(1 for source in missed if source.ref <= top and source.reported)
+
+    def unseen(self, serial: int) -> int:
+        """Flows that only the old socket knows, though it was told of them in this poll: the new one's list is cut short."""
+        alive = (s for s in self.vanished if s.seen == serial and s.flow is not None)
+        return sum(1 for s in alive if s.flow is not None and s.flow.state is not TcpState.TIME_WAIT)
+
+
+def compare(old: SourceTable, new: SourceTable) -> Comparison:
+    """What two control sockets know of each other's flows."""
+    ended, gone = dict(old.departed or ()), dict(new.departed or ())
+    pairs, fresh, left = pair([*old.sources.values(), *ended], [*new.sources.values(), *gone], {*ended, *gone})
+    return Comparison(
+        both=[(a, b) for a, b in pairs if a not in ended and b not in gone],
+        ended=[(a, b, gone[b]) for a, b in pairs if a not in ended and b in gone],
+        told=[b for a, b in pairs if a in ended and b not in gone],
+        fresh=[b for b in fresh if b not in gone],
+        passed=[(b, gone[b]) for b in fresh if b in gone],
+        vanished=[a for a in left if a not in ended],
+    )
 
 
 def pair(
-    old: Iterable[Source], new: Iterable[Source]
+    old: Iterable[Source], new: Iterable[Source], gone: Collection[Source] = ()
 ) -> tuple[list[tuple[Source, Source]], list[Source], list[Source]]:
     """Which sources of two control sockets are the same kernel socket.
+
+    Args:
+        old: Of the first.
+        new: Of the second.
+        gone: Those of both that have ended: where several look alike, what is open is what is open.
 
     Returns:
         The pairs (old, new), what only the new socket knows, what only the old one did.
     """
     pairs: list[tuple[Source, Source]] = []
     left = [s for s in old if s.reported and s.flow is not None and s.reader.is_flow]
-    fresh = list(new)
+    fresh = sorted(new, key=_traffic, reverse=True)
     for sign, ambiguous in ((_every_sign, True), (_creation, False), (_local_port, False), (_addresses, False)):
         waiting: dict[tuple[Any, ...], list[Source]] = {}
         for source in left:
@@ -42,13 +128,44 @@ def pair(
         for source in fresh:
             key = sign(source)
             partners = waiting.get(key, []) if key is not None else []
-            if partners and (ambiguous or len(partners) == rivals[key] == 1):
-                pairs.append((partners.pop(0), source))
-            else:
+            partner = None
+            if len(partners) == rivals[key] == 1 and not _contradict(partners[0], source):
+                partner = partners.pop()
+            elif ambiguous and partners:
+                partner = _nearest(partners, source, gone)
+            if partner is None:
                 unpaired.append(source)
-        found = {id(partner) for partner, _ in pairs}
-        left, fresh = [source for source in left if id(source) not in found], unpaired
+            else:
+                pairs.append((partner, source))
+        found = {partner for partner, _ in pairs}
+        left, fresh = [source for source in left if source not in found], unpaired
     return pairs, fresh, left
+
+
+def _contradict(one: Source, other: Source) -> bool:
+    """True if these are two sockets: a local port stays, and so does the peer of TCP."""
+    a, b = one.flow, other.flow
+    if a is None or b is None:
+        return False
+    if a.local is not None and b.local is not None and a.local.port and b.local.port and a.local.port != b.local.port:
+        return True
+    return a.provider is Provider.TCP and None not in {a.remote, b.remote} and a.remote != b.remote
+
+
+def _traffic(source: Source) -> tuple[int, ...]:
+    """Packets and bytes; more of them come first."""
+    return (0, 0, 0, 0) if source.raw is None else tuple(source.reader.unpack(source.raw)[:4])
+
+
+def _nearest(partners: list[Source], source: Source, gone: Collection[Source]) -> Source | None:
+    """Of several that look alike, the one with the highest counters that this one can have come from; it is taken out."""
+    now = _traffic(source)
+    before = [p for p in partners if all(a <= b for a, b in zip(_traffic(p), now, strict=True))]
+    if not before:
+        return None
+    best = max(before, key=lambda partner: ((partner in gone) is (source in gone), _traffic(partner)))
+    partners.remove(best)
+    return best
 
 
 def _every_sign(source: Source) -> tuple[Any, ...] | None:

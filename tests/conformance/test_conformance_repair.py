@@ -10,6 +10,7 @@ from virtual import VirtualMonitor, compare, traffic
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
 from nstat_async._options import DEFAULT_PROVIDERS
+from nstat_async.ntstat import AddAllSources
 from nstat_async.ntstat._session import REOPEN_DELAYS
 from nstat_async.testing import EmulatedKernel
 
@@ -297,3 +298,118 @@ def test_the_loss_of_final_counts_is_told_right_after_the_removal_that_it_is_abo
     assert [type(event) for event in events[-2:]] == [FlowRemoved, EventsLost]
     assert events[-2].flow.id in events[-1].detail
     assert [type(event) for event in events[:3]] == [FlowAdded] * 3
+
+
+# --- two sockets are compared -----------------------------------------------------------------
+
+
+def hog(kernel):
+    """A younger client that wants announcements and does not read: its buffer is full soon."""
+    client = kernel.connect()
+    client.send(AddAllSources(context=1, provider=2).encode(kernel.layout))
+    while client.refused == 0:
+        kernel.open_tcp(9, "filler", remote=REMOTE).close()
+    return client
+
+
+@pytest.mark.parametrize("discovery", ["poll", "announce"])
+@pytest.mark.parametrize(
+    "name", ["xnu-2782.40.9", "xnu-3248.60.10", "xnu-3789.70.16", "xnu-7195.141.2", "xnu-10063.141.1"]
+)
+def test_a_client_that_starves_behind_a_younger_one_finds_out_and_becomes_the_youngest(name, discovery):
+    kernel, _, monitor = watched(name, interval=1.0, discovery=discovery)
+    hog(kernel)
+    monitor.run(2.0)
+    missed = [kernel.open_tcp(20 + n, f"missed{n}", remote=REMOTE, rx=n) for n in range(3)]
+    kernel.open_tcp(30, "gone", remote=REMOTE).close()
+    monitor.run(30.0)
+    agree(kernel, monitor)
+    announced = [loss for loss in monitor.picture.losses if loss.cause is LossCause.ANNOUNCEMENT]
+    assert [loss.count for loss in announced] == [None], "what came and went unseen is not known"
+    assert announced[0].detail.startswith(f"{len(missed)} flows were never announced")
+    kernel.open_tcp(40, "later", remote=REMOTE)
+    monitor.run(2.0)
+    agree(kernel, monitor)
+    assert len(kernel.clients) == 2
+
+
+@pytest.mark.parametrize("name", ["xnu-10063.141.1", KERNEL])
+def test_a_look_that_finds_nothing_leaves_everything_as_it_was(name):
+    kernel, flows, monitor = watched(name, interval=1.0)
+    every = {"xnu-10063.141.1": 15, KERNEL: 60}[name]
+    monitor.picture.events.clear()
+    for _ in range(3 * every):
+        flows[0].transfer(1, 1)
+        kernel.open_tcp(9, "short", remote=REMOTE).close()
+        monitor.run(1.0)
+    statistics = monitor.session.statistics()
+    assert statistics["audits"] in {2, 3}
+    assert statistics["resynchronisations"] == 0
+    assert not monitor.picture.losses
+    assert len(kernel.clients) == 1
+    agree(kernel, monitor)
+
+
+def test_a_look_whose_own_list_is_cut_short_does_not_take_over():
+    """Without memory the kernel leaves sources out of the younger socket's list; those of the older one are alive."""
+    kernel, _, monitor = watched("xnu-7195.141.2", flows=40, interval=1.0)
+    kernel.faults.fail_allocations = 1.0
+    kernel.open_tcp(9, "unseen", remote=REMOTE)
+    kernel.faults.fail_allocations = 0.5
+    monitor.run(100.0)
+    assert not monitor.picture.removed
+    kernel.faults.fail_allocations = 0.0
+    monitor.run(80.0)
+    agree(kernel, monitor)
+    assert not monitor.picture.removed
+
+
+def test_a_look_at_a_second_socket_that_cannot_be_opened_is_tried_again_later_and_harms_nothing():
+    kernel, _, monitor = watched("xnu-7195.141.2", interval=1.0)
+    monitor.control_present = False
+    monitor.run(100.0)
+    assert monitor.session.failure is None
+    assert monitor.session.statistics()["audits"] >= 3
+    assert not monitor.picture.losses
+    agree(kernel, monitor)
+
+
+def test_while_the_second_socket_takes_over_the_first_may_go_away():
+    for lost_after in range(1, 12):
+        kernel, _, monitor = watched(discovery="announce", interval=1.0)
+        kernel.faults.lose_announcements = 1.0
+        kernel.open_tcp(9, "lost", remote=REMOTE)
+        kernel.faults.lose_announcements = 0.0
+        kernel.open_tcp(10, "next", remote=REMOTE)
+        first = kernel.clients[-1]
+        sent = []
+        original = type(first).send
+
+        def send(client, data, first=first, lost_after=lost_after, sent=sent, original=original):
+            sent.append(data)
+            original(client, data)
+            if len(sent) == lost_after:
+                first.end()
+
+        type(first).send = send
+        try:
+            monitor.run(8.0)
+        finally:
+            type(first).send = original
+        agree(kernel, monitor)
+        assert len(kernel.clients) == 1
+
+
+@pytest.mark.parametrize("name", ["xnu-2782.40.9", "xnu-3789.70.16"])
+def test_sockets_that_look_alike_are_not_swapped_where_no_creation_time_tells_them_apart(name):
+    kernel = EmulatedKernel(name)
+    alike = [kernel.open_udp(9, "twin", rx=size, tx=size) for size in (10, 5000, 70)]
+    monitor = VirtualMonitor(kernel, interval=None)
+    monitor.run(0.5)
+    before = {counts.rx_bytes: flow.id for flow, counts in monitor.session.flows()}
+    kernel.end_controls()
+    alike[1].transfer(rx=1)
+    alike[0].close()
+    monitor.run(2.0)
+    after = {flow.id: counts.rx_bytes for flow, counts in monitor.session.flows()}
+    assert after == {before[5000]: 5001, before[70]: 70}

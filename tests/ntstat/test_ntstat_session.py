@@ -522,9 +522,22 @@ def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a
     assert [e.counts.rx_bytes for e in talk.events(FlowUpdated)] == [50]
     ports = {11: 1001, 12: 1002, 13: 1003, 14: 1004}
     data = [talk.report(ref, rx=60, local=address("192.0.2.1", port)) for ref, port in ports.items()]
-    singles = talk.answer(*data, talk.wire.success(talk.last[1]), channel=1)
-    for question in singles:
-        talk.answer(talk.wire.error(question.context, DarwinErrno.ENOENT), channel=1)
+
+    def poll_second():
+        requests = talk.answer(*data, talk.wire.success(talk.last[1]), channel=1)
+        while requests and requests[0].srcref != talk.wire.layout.all_sources:
+            requests = talk.answer(*(talk.wire.error(q.context, DarwinErrno.ENOENT) for q in requests), channel=1)
+        return requests
+
+    # What the first was told before is read first: it is polled, and then the second once more.
+    assert len(poll_second()) == 1
+    assert talk.channels == [0, 1]
+    third = talk.report(5, rx=60, local=address("192.0.2.1", 1003))
+    reports = (talk.report(1, rx=50), talk.report(2, rx=1), third)
+    requests = talk.answer(*reports, talk.wire.success(talk.last[0]), channel=0)
+    while requests and requests[0].srcref != talk.wire.layout.all_sources:
+        requests = talk.answer(*(talk.wire.error(q.context, DarwinErrno.ENOENT) for q in requests), channel=0)
+    assert poll_second() == []
     assert talk.channels == [1]
     assert talk.closed == [0]
     events = talk.events()
