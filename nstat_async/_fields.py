@@ -355,7 +355,7 @@ TABLE = FieldTable((
         _int("unique_pid", sql=SqlTable.PROCESS),
         _int("effective_pid", platform="macOS"),
         Field("uuid", UUID_TEXT, platform="macOS"),
-        _int("uid", sql=SqlTable.PROCESS, group="user id"),
+        _int("uid", sql=SqlTable.PROCESS, group="user"),
         _text("path", sql=SqlTable.PROCESS),
         _mac("effective_unique_pid", INTEGER),
         _mac("effective_uuid", UUID_TEXT),

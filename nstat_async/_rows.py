@@ -94,7 +94,8 @@ class Row:
         """
         if self.process is not None:
             return self.process.name
-        return None if self.key is None else str(self.key)
+        key = self.key.value if isinstance(self.key, enum.Enum) else self.key
+        return None if key is None else str(key)
 
     @property
     def label(self) -> str:

@@ -13,7 +13,8 @@ import pytest
 from aggregate_events import added, counts, flow, removed
 
 from nstat_async import Process, json
-from nstat_async._cli import _processes
+from nstat_async._cli import _views
+from nstat_async._cli._views import View
 from nstat_async._fields import TABLE, TEXT, Field, Record, SqlTable
 from nstat_async._rows import Row, RowKind
 from nstat_async.aggregate import History, HistoryError, HistoryWriter, _history, _sqlite
@@ -56,7 +57,7 @@ def extended(monkeypatch):
     table = _extended()
     for module in (_sqlite, _history):
         monkeypatch.setattr(module, "SCHEMA", Schema(table))
-    monkeypatch.setattr(_processes, "TABLE", table)
+    monkeypatch.setattr(_views, "TABLE", table)
     return table
 
 
@@ -71,12 +72,14 @@ def test_a_new_field_is_in_json_in_both_directions(extended):
 
 
 def test_a_new_field_is_a_column_of_processes(extended):
-    row = Row(kind=RowKind.GROUP, key=BOX.key, process=BOX)
-    headings = [field.heading for _, field in _processes._columns()]
+    row, lost, view = Row(kind=RowKind.GROUP, key=BOX.key, process=BOX), Row(kind=RowKind.LOST), View()
+    columns = view.columns([row, lost])
+    headings = [column.heading for column in columns]
     assert headings[:4] == ["PID", "PROCESS", "FLOWS", "OPEN"]
     assert headings[-1] == "CONTAINER"
-    assert _processes._cells(row)[-1] == "box"
-    assert _processes._cells(Row(kind=RowKind.LOST))[-1] == ""
+    assert view.cell(columns[-1], row) == "box"
+    assert view.cell(columns[-1], lost) == ""
+    assert "CONTAINER" not in [column.heading for column in view.columns([lost])]
 
 
 def test_a_new_field_is_in_the_reference():

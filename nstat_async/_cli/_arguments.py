@@ -25,7 +25,7 @@ __all__ = ["COMMANDS", "build_parser"]
 
 _COLUMNS = 78
 SHELLS = ("bash", "zsh", "fish")
-SORT_KEYS = ("traffic", "rx", "tx", "rate", "name", "pid", "flows")
+SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "rx-rate", "tx-rate")
 
 
 def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Callable[[str], float]:
@@ -73,11 +73,34 @@ def _timebase(text: str) -> tuple[int, int]:
 
 
 def _backend(text: str) -> str:
-    try:
-        parse(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("backend: ")) from None
+    _given(parse, text)
     return text
+
+
+def _by(text: str) -> Any:
+    from ..aggregate import GroupBy  # noqa: PLC0415  # not for --help
+
+    return _given(GroupBy.named, text)
+
+
+def _event_fields(text: str) -> Any:
+    from ._columns import event_columns  # noqa: PLC0415  # as above
+
+    return _given(event_columns, text)
+
+
+def _row_fields(text: str) -> Any:
+    from ._columns import row_columns  # noqa: PLC0415  # as above
+
+    return _given(row_columns, text)
+
+
+def _given(make: Callable[[str], Any], text: str) -> Any:
+    """What the library makes of a text, or its complaint in the words of `argparse`."""
+    try:
+        return make(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
 
 
 _SECONDS: dict[str, Any] = {"type": _number(0, above=True), "metavar": "S"}
@@ -120,8 +143,24 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 """Options that commands share, by the headings of ``--help``."""
 _KERNEL = {"--kernel": _GROUPS["where from"]["--kernel"]}
 _LIVE = ("where from", "timing", "which flows")
+
+
+def _form(fields: Callable[[str], Any], example: str) -> dict[str, dict[str, Any]]:
+    """How results are written."""
+    return {
+        "--format": {
+            "choices": ("text", "json", "ocsf"), "default": "text",
+            "help": "text (default), JSON Lines, or OCSF 1.8 network activity",
+        },
+        "--json": {"action": "store_const", "dest": "format", "const": "json", "help": "as --format json"},
+        "--fields": {
+            "type": fields, "metavar": "NAME,…", "help": f"only these fields, e.g. {example} (docs/fields.md has all)",
+        },
+    }  # fmt: skip
+
+
 _STREAM = {
-    "--json": {**_FLAG, "help": "one JSON object per line"},
+    **_form(_event_fields, "time,event,pid,name,remote,rx_bytes"),
     "--details": {**_FLAG, "help": "with --json: also the details of reports, and the counts before"},
     "--every-update": {**_FLAG, "help": "each report, also those that change nothing"},
     "--utc": {**_FLAG, "help": "times of the text form in UTC"},
@@ -131,6 +170,13 @@ _COUNTING = {
     "--include-history": {**_FLAG, "help": "count what open flows had carried before the start, too"},
     "--effective": {**_FLAG, "help": "attribute flows to the process on whose behalf they exist"},
 }
+_VIEW = {
+    "--by": {
+        "type": _by, "default": "process", "metavar": "VIEW",
+        "help": "what a row is: process (default), user, remote-address, remote-port, interface, connection, …",
+    },
+    "--names": {**_FLAG, "help": "ask name servers for the names of remote addresses"},
+}  # fmt: skip
 
 
 def _json(what: str) -> dict[str, dict[str, Any]]:
@@ -181,20 +227,26 @@ COMMANDS: dict[str, Command] = {
     ),
     "top": Command(
         "live table of processes",
-        "A live table of processes, most traffic first. Needs the extra: pip install 'nstat-async[cli]'.",
-        "nstat-async top --interval 2",
-        {**_sort("rate", "order at the start"), **_COUNTING, **_json("no screen: each interval one JSON object per process")},
+        "A live table of processes, users, remotes, …, most traffic first. Needs the extra: pip install 'nstat-async[cli]'.",
+        "nstat-async top --interval 2\n  nstat-async top --by remote-address --names",
+        {
+            **_VIEW,
+            **_sort("rate", "order at the start"),
+            **_COUNTING,
+            **_json("no screen: each interval one JSON object per row"),
+        },
         _LIVE,
     ),
     "processes": Command(
-        "totals per process",
-        "Totals per process: once at the end, or a table each S seconds.",
-        "nstat-async processes --duration 10\n  nstat-async processes --every 5 --json",
+        "totals per process, user, remote, …",
+        "Totals per process, user, remote, …: once at the end, or a table each S seconds.",
+        "nstat-async processes --duration 10\n  nstat-async processes --by remote-address --every 5 --json",
         {
+            **_VIEW,
             "--every": {**_SECONDS, "help": "print a table each S seconds (of a recording: of its own time)"},
             **_sort("traffic", "order of the rows"),
             **_COUNTING,
-            **_json("one JSON object per process"),
+            **_form(_row_fields, "pid,name,rx_bytes"),
         },
         _LIVE,
     ),
@@ -202,7 +254,7 @@ COMMANDS: dict[str, Command] = {
         "the flows of this moment, once",
         "The flows of this moment, once.",
         "nstat-async snapshot --provider tcp",
-        _json("one JSON object per flow"),
+        _form(_event_fields, "pid,name,local,remote,state"),
         _LIVE,
         without=("--ebpf",),  # programs count from now on
     ),

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 from .._errors import NstatError
 from .._model import Provider
+from ..aggregate import GroupBy
 from ..backends._registry import ROWS
 
 __all__ = ["completion"]
 
 _FILES = {"file", "script", "listen"}
 _VALUES = {
+    "by": GroupBy.names(),
     "backend": tuple(row.name for row in ROWS if row.takes is None),
     "provider": tuple(provider.value for provider in Provider if provider is not Provider.UNKNOWN),
 }

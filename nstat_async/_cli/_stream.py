@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
 
 from .. import Monitor, Subscription
 from .._contract import Backend
-from .._events import AnyEvent
-from ..json import JsonFormatter
-from ._output import Output, complain, use_colour
+from ._formats import EventFormatter, event_formatter
+from ._output import Output, complain
 from ._progress import Progress
 from ._run import run_until_stopped
-from ._text import TextFormatter
 
 __all__ = ["show_events", "stream"]
 
@@ -27,12 +25,8 @@ def show_events(
     output: Output,
     progress: Progress | None = None,
 ) -> int:
-    """Print the events of a backend, as JSON Lines or text, until they end or it is stopped."""
-    formatter: Callable[[AnyEvent], str | None] = (
-        JsonFormatter(full=arguments.details)
-        if arguments.json
-        else TextFormatter(colour=use_colour(output.stream), utc=arguments.utc)
-    )
+    """Print the events of a backend until they end or it is stopped."""
+    formatter = event_formatter(arguments, output)
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
@@ -46,7 +40,7 @@ def show_events(
     return status
 
 
-async def stream(events: Subscription, output: Output, formatter: Callable[[AnyEvent], str | None]) -> None:
+async def stream(events: Subscription, output: Output, formatter: EventFormatter) -> None:
     """Print every event until the stream ends; whatever waits is one batch.
 
     With a quiet output nothing is formatted: that is the null sink by which the

@@ -172,26 +172,26 @@ class TextFormatter:
         known = self._flows.get(flow.id)
         if known is not None and known[0] is flow:
             return known[1], known[2]
-        local, remote = self._cell("local", str(flow.local or "*")), str(flow.remote or "*")
+        local, remote = self.cell("local", str(flow.local or "*")), str(flow.remote or "*")
         if flow.namespace is not None:
             remote += f"  netns:{escape(flow.namespace)}"
         if flow.host is not None:
             remote += f"  host:{escape(flow.host)}"
-        process = self._cell("process", process_text(flow.process))
-        text = f"{provider_text(flow):<6} {local} > {self._cell('remote', remote)}  {process}"
+        process = self.cell("process", process_text(flow.process))
+        text = f"{provider_text(flow):<6} {local} > {self.cell('remote', remote)}  {process}"
         text += f"  {peer_text(flow.peer)}" if flow.peer is not None else ""
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
         self._flows[flow.id] = (flow, text, kind := interface_text(flow.interface))
         return text, kind
 
-    def _cell(self, column: str, text: str) -> str:
+    def cell(self, column: str, text: str) -> str:
         """`text`, as wide as its column is by now."""
         width = cell_width(text)
-        if width > self._widths[column] and width <= _WIDEST:
+        if width > self._widths.get(column, 0) and width <= _WIDEST:
             self._widths[column] = width
             self._flows.clear()  # they have the old width
-        return text + " " * (self._widths[column] - width)  # none where it is wider
+        return text + " " * (self._widths.get(column, 0) - width)  # none where it is wider
 
     def _line(self, sign: str, seconds: float, parts: Iterable[str], mark: str = " ") -> str:
         colour = _COLOURS[sign] if self.colour else ""
@@ -202,7 +202,7 @@ class TextFormatter:
     def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
         text, kind = self._flow(event.flow)
         rx, tx = traffic_texts(event.counts)
-        parts = [text, self._cell("rx", rx), self._cell("tx", tx), kind]
+        parts = [text, self.cell("rx", rx), self.cell("tx", tx), kind]
         sign = "#" if isinstance(event, FlowUpdated) else "+"
         if isinstance(event, FlowRemoved):
             sign = "-"

@@ -58,6 +58,15 @@ def _learned_unique_pid(old: Hashable, new: Hashable) -> bool:
     return isinstance(old, tuple) and isinstance(new, tuple) and old[1] is None and old[0] == new[0]
 
 
+def _always(_old: Hashable, _new: Hashable) -> bool:
+    return True
+
+
+def _connection_text(flow: Flow) -> str:
+    process = "" if flow.process is None else f"  {flow.process.name or flow.process.pid}"
+    return f"{flow.provider.value} {flow.local or '*'} > {flow.remote or '*'}{process}"
+
+
 def _prefix(name: str, value: int, bits: int) -> int:
     if not isinstance(value, int) or not 0 <= value <= bits:
         raise UsageError(f"{name}: {value!r} is not a prefix length of 0 to {bits}")
@@ -122,7 +131,7 @@ class GroupBy:
         """By a field of the flow, its process, its interface or the details of its reports.
 
         Args:
-            name: What the table of fields calls the grouping, e.g. ``"user id"``, ``"state"``, ``"network namespace"``.
+            name: What the table of fields calls the grouping, e.g. ``"user"``, ``"state"``, ``"network namespace"``.
 
         Raises:
             UsageError: Nobody groups by that.
@@ -149,6 +158,29 @@ class GroupBy:
         return cls.function(of_part, name)
 
     @classmethod
+    def named(cls, name: str) -> GroupBy:
+        """By a name of `names`, as ``--by`` of the command and ``?group=`` of the web server have it.
+
+        Args:
+            name: Words are separated by spaces, hyphens or underscores: ``"remote address"``, ``"remote-address"``.
+
+        Raises:
+            UsageError: There is no such name.
+        """
+        words = name.replace("-", " ").replace("_", " ")
+        made = _MADE.get(words)
+        if made is not None:
+            return made()
+        if words not in _groupings(TABLE):
+            raise UsageError(f"by: {name!r} is none of {', '.join(cls.names())}")
+        return cls.field(words)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Everything that `named` knows: the usual views first, then the other fields that have a grouping."""
+        return tuple(word.replace(" ", "-") for word in dict.fromkeys([*_MADE, *_groupings(TABLE)]))
+
+    @classmethod
     def process_name(cls) -> GroupBy:
         """By the name of the process."""
         return cls.field("process name")
@@ -156,7 +188,7 @@ class GroupBy:
     @classmethod
     def user(cls) -> GroupBy:
         """By user id."""
-        return cls.field("user id")
+        return cls.field("user")
 
     @classmethod
     def remote_address(cls) -> GroupBy:
@@ -191,6 +223,11 @@ class GroupBy:
         return cls.function(lambda flow: flow.local.port or None if flow.local else None, "local port")
 
     @classmethod
+    def connection(cls) -> GroupBy:
+        """By protocol, both ends and process, as text: what other tools call a connection."""
+        return cls(name="connection", key=lambda flow, _details: _connection_text(flow), refines=_always)
+
+    @classmethod
     def interface_kind(cls) -> GroupBy:
         """By `InterfaceKind`. A flow that moves leaves behind what it carried before."""
         return cls.field("interface kind")
@@ -223,3 +260,16 @@ class GroupBy:
     def flow(cls) -> GroupBy:
         """Each flow by itself: rates of single flows, e.g. to expand a process."""
         return cls.field("flow")
+
+
+_MADE: dict[str, Callable[[], GroupBy]] = {
+    "process": GroupBy.processes,
+    "user": GroupBy.user,
+    "remote address": GroupBy.remote_address,
+    "remote network": GroupBy.remote_network,
+    "remote port": GroupBy.remote_port,
+    "local port": GroupBy.local_port,
+    "interface": GroupBy.interface,
+    "connection": GroupBy.connection,
+}
+"""Groupings by name that are more than one field of the table."""

@@ -12,6 +12,8 @@ import sys
 
 from ..._errors import BackendUnavailableError, NstatError, UnavailableReason
 from .._output import is_terminal
+from .._processes import run as print_rows
+from .._processes import view_of
 from .._source import backend_of, monitor_options
 
 __all__ = ["run"]
@@ -20,10 +22,9 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace) -> int:
     """Show the table until the user quits."""
     if arguments.json:
-        from .. import _processes  # noqa: PLC0415  # the same numbers without a screen
-
         arguments.every = arguments.interval or 1.0
-        return _processes.run(arguments)
+        arguments.format, arguments.fields = "json", None
+        return print_rows(arguments)
     try:
         from ._app import TopApp  # noqa: PLC0415  # needs the extra
     except ModuleNotFoundError as error:
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         interval=arguments.interval or 1.0,
         sort=arguments.sort,
         duration=arguments.duration,
-        effective=arguments.effective,
+        view=view_of(arguments),
         include_history=arguments.include_history,
     )
     app.run()

@@ -30,9 +30,10 @@ from textual.widgets import Footer, Input, Static
 from ... import Monitor
 from ..._contract import Backend
 from ..._errors import NstatError
-from ...aggregate import ProcessTable
+from ...aggregate import TrafficTable
 from ...backends import Replay
 from .._text import rate_text
+from .._views import View
 from ._layout import Cell, Columns
 from ._model import SORTS, ProcessLine, TopModel
 
@@ -108,7 +109,7 @@ class TrafficView(ScrollView, can_focus=True):
         if at >= len(self.model.lines):
             return Strip.blank(width, self.rich_style)
         line = self.model.lines[at]
-        columns = Columns(width, self.ascii_only)
+        columns = Columns(width, self.ascii_only, self.model.view)
         cells: list[Cell] = columns.process(line) if isinstance(line, ProcessLine) else columns.flow(line, self.model)
         base = self.rich_style
         if at == self.cursor:  # one plain bar: colours would make a patchwork of it
@@ -198,7 +199,7 @@ class TopApp(App[None]):
         interval: Seconds between two looks.
         sort: Column to sort by at the start.
         duration: Seconds after which it ends.
-        effective: Attribute flows to the process on whose behalf they exist.
+        view: What the rows stand for.
         include_history: Count what open flows had carried before.
     """
 
@@ -232,11 +233,12 @@ class TopApp(App[None]):
         interval: float = 1.0,
         sort: str = "rate",
         duration: float | None = None,
-        effective: bool = False,
+        view: View | None = None,
         include_history: bool = False,
     ) -> None:
         super().__init__()
-        self.model = TopModel(ProcessTable(effective=effective, include_history=include_history), sort=sort)
+        view = view or View()
+        self.model = TopModel(TrafficTable(view.group_by, include_history=include_history), view, sort=sort)
         self.failure: Exception | None = None
         """Why the monitor failed, if it did."""
         self.ended = False
@@ -300,7 +302,7 @@ class TopApp(App[None]):
         main.query_one("#summary", Static).update(self._summary())
         view = self.view
         width = view.scrollable_content_region.width or self.size.width
-        heading = Columns(width, view.ascii_only).heading(self.model.sort, reverse=self.model.reverse)
+        heading = Columns(width, view.ascii_only, self.model.view).heading(self.model.sort, reverse=self.model.reverse)
         main.query_one("#heading", Static).update(Text(heading, no_wrap=True, overflow="crop"))
         view.update_lines()
 

@@ -14,9 +14,9 @@ import attrs
 
 from ..._escape import escape
 from ..._model import Flow
-from .._processes import row_name
 from .._table import cell_width
 from .._text import bytes_text, interface_text, is_listener, rate_text
+from .._views import View
 from ._model import FlowLine, ProcessLine, TopModel
 
 __all__ = ["Cell", "Columns", "curve_text", "fit"]
@@ -72,6 +72,7 @@ class Columns:
 
     width: int
     ascii_only: bool = False
+    view: View = attrs.field(factory=View)
 
     @property
     def _wide(self) -> bool:
@@ -114,7 +115,7 @@ class Columns:
         return [
             (marker, ""),
             (fit("" if row.pid is None else str(row.pid), 8, right=True) + " ", "dim"),
-            (fit(row_name(row), self._name), "name" if row.open_flows else "dim"),
+            (fit(self.view.label(row), self._name), "name" if row.open_flows else "dim"),
             (fit(str(row.open_flows), 6, right=True), ""),
             *self._numbers((row.rx_rate, row.tx_rate), totals),
             (" " + curve_text(line.curve, self._curve, ascii_only=self.ascii_only), "curve"),

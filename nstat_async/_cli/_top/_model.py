@@ -15,9 +15,9 @@ import attrs
 
 from ..._events import AnyEvent, FlowEvent, FlowRemoved, FlowUpdated
 from ..._model import Counts, Flow
-from ...aggregate import ProcessTable, Row, RowKind
+from ...aggregate import Row, RowKind, TrafficTable
 from ...filters import is_of
-from .._processes import row_name, sort_rows
+from .._views import View
 
 __all__ = ["HISTORY", "SORTS", "FlowLine", "Line", "ProcessLine", "TopModel"]
 
@@ -91,7 +91,8 @@ Line = Union[ProcessLine, FlowLine]
 class TopModel:
     """Everything behind the screen."""
 
-    table: ProcessTable
+    table: TrafficTable
+    view: View = attrs.field(factory=View)
     sort: str = "rate"
     reverse: bool = False
     wanted: str = ""
@@ -148,8 +149,8 @@ class TopModel:
         if self.wanted:
             wanted = self.wanted.lower()
             pids = {int(wanted)} if wanted.isascii() and wanted.isdigit() else set()
-            rows = [row for row in rows if wanted in row_name(row).lower() or is_of(row.process, pids)]
-        ordered = sort_rows(rows, self.sort)
+            rows = [row for row in rows if wanted in self.view.label(row).lower() or is_of(row.process, pids)]
+        ordered = self.view.sorted(rows, self.sort)
         if self.reverse:
             ordered.reverse()
         flows = self._flows_of(ordered)

@@ -1,0 +1,160 @@
+"""Columns that ``--fields`` chooses, by the table of fields: of the events of flows, and of rows.
+
+A column is named by the keys of its JSON line, joined by dots: ``flow.process.name``. The beginnings ``flow.``,
+``counts.``, ``flow.process.`` and ``details.`` may be left away.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import attrs
+
+from .._errors import UsageError
+from .._escape import escape
+from .._events import Event, FlowAdded, FlowRemoved, FlowUpdated
+from .._fields import TABLE, TEXT, Field
+from .._model import Interface, Process
+from .._rows import Row
+from ..json import to_dict
+from ._parser import did_you_mean
+from ._text import UNKNOWN, bytes_text, interface_text, process_text, rate_text
+
+__all__ = ["Column", "cell_text", "event_columns", "picked", "row_columns"]
+
+_PREFIXES: tuple[tuple[str, ...], ...] = ((), ("flow",), ("counts",), ("flow", "process"), ("details",))
+_ROW_PREFIXES: tuple[tuple[str, ...], ...] = ((), ("process",))
+_NAME = Field("event", TEXT, get=lambda event: TABLE.of(type(event)).event)
+_EVENT_FIELDS = tuple(
+    {field.key: field for kind in (FlowAdded, FlowUpdated, FlowRemoved) for field in TABLE.of(kind).fields}.values()
+)
+
+
+@attrs.frozen
+class Column:
+    """One value of a line."""
+
+    heading: str
+    steps: tuple[Field, ...]
+    """The fields that lead to it, from the event or row on."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Where it is in a JSON line."""
+        return tuple(field.key for field in self.steps)
+
+    @property
+    def is_number(self) -> bool:
+        """True for what is aligned to the right."""
+        kind = self.steps[-1].kind
+        return kind.sql != "TEXT" and kind.record is None and self.steps[-1].unit != "seconds since the epoch"
+
+    def value(self, owner: Any) -> Any:
+        """The value; `None` where it is unknown, or where an event of this class has none."""
+        for field in self.steps:
+            try:
+                owner = None if owner is None else field.value_of(owner)
+            except AttributeError:  # `final` of an event that adds a flow
+                return None
+        return owner
+
+    def text(self, owner: Any) -> str:
+        """The value for people."""
+        return cell_text(self.steps[-1], self.value(owner))
+
+
+def cell_text(field: Field, value: Any) -> str:
+    """A value of a field for people, escaped."""
+    if value is None:
+        return UNKNOWN
+    if field.unit == "bytes":
+        return bytes_text(value)
+    if field.unit == "bytes per second":
+        return rate_text(value)
+    if field.unit == "seconds since the epoch":
+        return _moment_text(value)
+    if isinstance(value, Process):
+        return process_text(value)
+    if isinstance(value, Interface):
+        return interface_text(value)
+    return escape(str(value.value if isinstance(value, enum.Enum) else value))
+
+
+def _moment_text(seconds: float) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"
+    except (OverflowError, OSError, ValueError):  # beyond the C library's calendar
+        return str(seconds)
+
+
+def event_columns(text: str) -> tuple[Column, ...]:
+    """The columns of events of flows that a list with commas names.
+
+    Raises:
+        UsageError: There is no such field.
+    """
+    return _columns(text, (_NAME, *_EVENT_FIELDS), _PREFIXES)
+
+
+def row_columns(text: str) -> tuple[Column, ...]:
+    """The columns of rows that a list with commas names.
+
+    Raises:
+        UsageError: There is no such field.
+    """
+    return _columns(text, TABLE.of(Row).fields, _ROW_PREFIXES)
+
+
+def _columns(text: str, fields: tuple[Field, ...], prefixes: tuple[tuple[str, ...], ...]) -> tuple[Column, ...]:
+    found = []
+    for name in (part.strip() for part in text.split(",")):
+        keys = tuple(name.split("."))
+        paths = (_path((*prefix, *keys), fields) for prefix in prefixes)
+        steps = next((path for path in paths if path is not None), None)
+        if steps is None:
+            known = sorted(_names(fields, prefixes))
+            raise UsageError(f"fields: {name!r} is no field{did_you_mean(name, known)} (docs/fields.md lists them)")
+        found.append(Column(name.upper(), steps))
+    return tuple(found)
+
+
+def _path(keys: tuple[str, ...], fields: Iterable[Field]) -> tuple[Field, ...] | None:
+    for field in fields:
+        if field.key == keys[0]:
+            if len(keys) == 1:
+                return (field,)
+            rest = None if field.kind.record is None else _path(keys[1:], TABLE.of(field.kind.record).fields)
+            return None if rest is None else (field, *rest)
+    return None
+
+
+def _names(fields: Iterable[Field], prefixes: tuple[tuple[str, ...], ...], before: str = "") -> Iterator[str]:
+    """All names, with and without the beginnings that may be left away."""
+    short = {".".join(prefix) + "." for prefix in prefixes if prefix}
+    for field in fields:
+        name = f"{before}{field.key}"
+        yield name
+        if before in short:
+            yield field.key
+        if field.kind.record is not None:
+            yield from _names(TABLE.of(field.kind.record).fields, prefixes, f"{name}.")
+
+
+def picked(value: Event | Row, columns: Iterable[Column], moment: float | None = None) -> dict[str, Any]:
+    """The chosen fields as a JSON object: the usual one without the others."""
+    chosen = tuple(columns)
+    full = any(step.full for column in chosen for step in column.steps)
+    line = to_dict(value, time=moment, full=full)
+    result: dict[str, Any] = {key: line[key] for key in ("v", "event") if key in line}
+    for column in chosen:
+        source: dict[str, Any] = line
+        target = result
+        for key in column.keys[:-1]:
+            source = source.get(key) or {}
+            target[key] = target.get(key) or {}
+            target = target[key]
+        target[column.keys[-1]] = source.get(column.keys[-1])
+    return result

@@ -1,0 +1,148 @@
+"""The forms of results: text, JSON Lines, OCSF, each whole or by chosen fields."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Callable, Sequence
+from typing import Union
+
+import attrs
+
+from .._errors import UsageError
+from .._escape import dump
+from .._events import AnyEvent, FlowAdded, FlowEvent
+from .._model import Counts, Flow
+from .._rows import Row
+from ..json import JsonFormatter, dumps
+from ._columns import Column, picked
+from ._ocsf import OcsfFormatter
+from ._output import Output, use_colour
+from ._source import is_recorded
+from ._table import render
+from ._text import TextFormatter, bytes_text, interface_text, is_listener, process_text
+from ._views import View
+
+__all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
+
+EventFormatter = Callable[[AnyEvent], "str | None"]
+_HEADINGS = ("", "PROTOCOL", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
+_RIGHT = frozenset({6, 7})
+
+
+def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
+    if arguments.fields:
+        raise UsageError("fields: OCSF has its own; choose --format json or text")
+    return OcsfFormatter(None if is_recorded(arguments) else socket.gethostname())
+
+
+def event_formatter(arguments: argparse.Namespace, output: Output) -> EventFormatter:
+    """What makes lines of events, by ``--format``, ``--fields``, ``--details`` and ``--utc``.
+
+    Raises:
+        UsageError: A field is unknown, or options contradict each other.
+    """
+    if arguments.format == "ocsf":
+        return _ocsf(arguments)
+    text = TextFormatter(colour=use_colour(output.stream), utc=arguments.utc)
+    whole: EventFormatter = JsonFormatter(full=arguments.details) if arguments.format == "json" else text
+    if not arguments.fields:
+        return whole
+    columns: Sequence[Column] = arguments.fields
+    if arguments.format == "json":
+        return lambda event: dump(picked(event, columns)) if isinstance(event, FlowEvent) else whole(event)
+    return _ChosenText(columns, text)
+
+
+@attrs.define(eq=False)
+class _ChosenText:
+    """Lines of chosen fields, each column as wide as its widest cell so far; gaps keep their own line."""
+
+    columns: Sequence[Column]
+    others: TextFormatter
+    _begun: bool = attrs.field(default=False, init=False)
+
+    def __call__(self, event: AnyEvent) -> str | None:
+        if not isinstance(event, FlowEvent):
+            return self.others(event)
+        line = self._line([column.text(event) for column in self.columns])
+        if self._begun:
+            return line
+        self._begun = True
+        return f"{self._line([column.heading for column in self.columns])}\n{line}"
+
+    def _line(self, cells: list[str]) -> str:
+        return "  ".join(self.others.cell(f"chosen {at}", cell) for at, cell in enumerate(cells)).rstrip()
+
+
+Found = Sequence[tuple[Flow, Union[Counts, None]]]
+
+
+def flow_form(arguments: argparse.Namespace) -> Callable[[Found, float], list[str]]:
+    """What makes lines of the flows of a moment.
+
+    Raises:
+        UsageError: As for `event_formatter`.
+    """
+    columns: Sequence[Column] = arguments.fields or ()
+    if arguments.format == "ocsf":
+        ocsf = _ocsf(arguments)
+        return lambda found, moment: [ocsf.flow_line(flow, counts, moment) for flow, counts in found]
+    if arguments.format == "json":
+        if columns:
+            return lambda found, moment: [
+                dump({**picked(event, columns), "event": "flow"}) for event in _events(found, moment)
+            ]
+        line = JsonFormatter().flow_line
+        return lambda found, moment: [line(flow, counts, moment) for flow, counts in found]
+    if columns:
+        return lambda found, moment: _table(
+            columns, [[column.text(event) for column in columns] for event in _events(found, moment)]
+        )
+    return lambda found, _moment: render(_HEADINGS, [_cells(flow, counts) for flow, counts in found], right=_RIGHT)
+
+
+def _events(found: Found, moment: float) -> list[FlowAdded]:
+    """A flow that is there, as the event that has the same fields."""
+    return [FlowAdded(moment, flow, counts, preexisting=True) for flow, counts in found]
+
+
+def _cells(flow: Flow, counts: Counts | None) -> tuple[str, ...]:
+    return (
+        "@" if is_listener(flow) else "",
+        flow.provider.value,
+        str(flow.local or "*"),
+        str(flow.remote or "*"),
+        "" if flow.state is None else flow.state.value,
+        process_text(flow.process),
+        bytes_text(None if counts is None else counts.rx_bytes),
+        bytes_text(None if counts is None else counts.tx_bytes),
+        interface_text(flow.interface),
+    )
+
+
+def row_form(arguments: argparse.Namespace, view: View) -> Callable[[Sequence[Row], float], list[str]]:
+    """What makes lines of the rows of a table, in their order.
+
+    Raises:
+        UsageError: As for `event_formatter`.
+    """
+    chosen: Sequence[Column] = arguments.fields or ()
+    if arguments.format == "ocsf":
+        ocsf = _ocsf(arguments)
+        return lambda rows, moment: [ocsf.row_line(row, view.group_by.name, moment) for row in rows]
+    if arguments.format == "json":
+        return lambda rows, moment: [
+            dump(picked(row, chosen, moment)) if chosen else dumps(row, time=moment) for row in rows
+        ]
+
+    def text(rows: Sequence[Row], _moment: float) -> list[str]:
+        columns = chosen or view.columns(rows)
+        return _table(columns, [[view.cell(column, row) for column in columns] for row in rows], view)
+
+    return text
+
+
+def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]], view: View | None = None) -> list[str]:
+    headings = [column.heading if view is None else view.heading_of(column) for column in columns]
+    return render(headings, cells, right=[at for at, column in enumerate(columns) if column.is_number])

@@ -1,0 +1,189 @@
+"""Views by anything, fields of one's choice, names of remotes: what `processes`, `snapshot` and `watch` print of them."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import conversations
+import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+from support import run, run_json
+
+from nstat_async import UsageError
+from nstat_async._cli._columns import event_columns, picked, row_columns
+from nstat_async._cli._names import NameResolver
+from nstat_async._cli._views import SORT_KEYS, View, user_text
+from nstat_async.aggregate import GroupBy, Row, RowKind, TrafficTable
+from nstat_async.json import to_dict
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(conversations.raw("stack/xnu-11417.121.6/b_tcp_loopback"))
+    return f"replay:{path}"
+
+
+def test_every_view_adds_up_to_the_same_total(source):
+    totals = set()
+    for name in GroupBy.names():
+        rows = run_json("processes", "--json", "--by", name, "--backend", source)
+        totals.add((sum(row["rx_bytes"] or 0 for row in rows), sum(row["tx_bytes"] or 0 for row in rows)))
+    assert len(totals) == 1
+    assert max(totals) > (0, 0)
+
+
+def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():
+    for name in ("remote-address", "remote address", "remote_address"):
+        assert GroupBy.named(name).name == "remote address"
+    with pytest.raises(UsageError, match="'adress' is none of process, user, remote-address"):
+        GroupBy.named("adress")
+    for name in GroupBy.names():
+        assert GroupBy.named(name).name
+
+
+def test_a_connection_takes_its_past_along_when_more_of_it_is_known(source):
+    """No row of a half-known connection stays behind."""
+    rows = run_json("processes", "--json", "--by", "connection", "--backend", source)
+    assert rows
+    assert all(row["flows"] for row in rows)
+
+
+@given(st.lists(strategies.rows(), max_size=5), st.sampled_from(sorted(SORT_KEYS)), st.sampled_from(GroupBy.names()))
+def test_any_rows_can_be_sorted_and_shown(rows, key, by):
+    view = View(GroupBy.named(by))
+    ordered = view.sorted(rows, key)
+    assert sorted(map(id, ordered)) == sorted(map(id, rows))
+    for row in ordered:
+        assert view.label(row).isprintable()
+        assert all(view.cell(column, row).isprintable() for column in view.columns(rows))
+
+
+def test_a_user_has_a_name_on_this_machine_and_a_number_elsewhere():
+    row = Row(kind=RowKind.GROUP, key=0)
+    assert View(GroupBy.user()).label(row) == user_text(0) == "root"
+    assert View(GroupBy.user(), users=False).label(row) == "0"
+    assert user_text(2**31 - 7) == str(2**31 - 7)
+
+
+# --- fields -------------------------------------------------------------------------------
+
+
+def test_fields_choose_the_columns_of_text_and_the_keys_of_json(source):
+    status, out, err = run("processes", "--backend", source, "--fields", "pid,process.path,rx_bytes")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].split() == ["PID", "PROCESS.PATH", "RX_BYTES"]
+    rows = run_json("processes", "--backend", source, "--fields", "pid,process.name", "--json")
+    assert all(list(row) == ["v", "pid", "process"] and list(row["process"]) == ["name"] for row in rows)
+
+
+def test_fields_of_events_may_leave_out_their_beginning(source):
+    path = source.partition(":")[2]
+    lines = run_json("replay", path, "--json", "--fields", "event,pid,remote.port,rx_bytes")
+    flows = [line for line in lines if line["event"].startswith("flow_")]
+    assert flows
+    assert all(line.keys() == {"v", "event", "flow", "counts"} for line in flows)
+    assert all(line["flow"].keys() == {"process", "remote"} for line in flows)
+    status, out, _ = run("replay", path, "--fields", "event,pid,remote,rx_bytes,final")
+    assert status == 0
+    heading, *rest = out.splitlines()
+    assert heading.split() == ["EVENT", "PID", "REMOTE", "RX_BYTES", "FINAL"]
+    assert any(line.startswith("flow_removed") for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [("nam", "did you mean 'name'"), ("flow.process.pdi", "did you mean 'flow.process.pid'"), ("", "is no field")],
+)
+def test_an_unknown_field_is_told_a_better_one(fields, says, capfd):
+    from nstat_async._cli import main
+
+    assert main(["watch", "--fields", fields]) == 2
+    assert says in capfd.readouterr().err
+
+
+def test_ocsf_and_fields_together_are_a_usage_error(source):
+    status, _, err = run("processes", "--backend", source, "--format", "ocsf", "--fields", "pid")
+    assert status == 2
+    assert "OCSF has its own" in err
+
+
+@given(strategies.flow_events)
+def test_picked_fields_are_those_of_the_whole_line(event):
+    whole = to_dict(event)
+    columns = event_columns("event,time,flow.local.address,counts.rx_bytes,details.cgroup_id,final,flow.process")
+    line = picked(event, columns)
+    json.dumps(line, allow_nan=False)
+    assert line["event"] == whole["event"]
+    assert line["flow"]["process"] == whole["flow"]["process"]
+    assert line["counts"]["rx_bytes"] == (whole["counts"] or {}).get("rx_bytes")
+    assert line["final"] == whole.get("final")
+    assert all(column.text(event).isprintable() for column in columns)
+
+
+@given(strategies.rows())
+def test_picked_fields_of_a_row_are_those_of_the_whole_line(row):
+    line = picked(row, row_columns("name,process.uid,rx_rate"), 1.0)
+    whole = to_dict(row, time=1.0)
+    assert (line["name"], line["rx_rate"]) == (whole["name"], whole["rx_rate"])
+    assert line["process"]["uid"] == (whole.get("process") or {}).get("uid")
+
+
+# --- names --------------------------------------------------------------------------------
+
+
+def test_a_name_is_looked_up_beside_the_loop_and_shown_when_it_is_known():
+    answer, asked = threading.Event(), []
+
+    def look_up(address: str) -> str | None:
+        asked.append(address)
+        answer.wait(60)
+        return {"192.0.2.1": "one.example\x1b[31m"}.get(address)
+
+    names = NameResolver(look_up)
+    view = View(GroupBy.remote_address(), names)
+    row = Row(kind=RowKind.GROUP, key="192.0.2.1")
+    assert view.label(row) == "192.0.2.1"  # at once, though nobody has answered
+    assert names.name("192.0.2.2") is None
+    answer.set()
+    names.wait(60)
+    assert view.label(row) == "192.0.2.1 (one.example\\x1b[31m)"
+    assert names.name("192.0.2.2") is None  # it has none, and is not asked for again
+    names.wait(60)
+    assert sorted(asked) == ["192.0.2.1", "192.0.2.2"]
+
+
+def test_look_ups_are_bounded_however_many_addresses_are_shown():
+    answer = threading.Event()
+    names = NameResolver(lambda _address: answer.wait(60) and None)
+    before = threading.active_count()
+    for number in range(10_000):
+        names.name(f"10.{number // 65536}.{number // 256 % 256}.{number % 256}")
+    assert threading.active_count() - before <= 4
+    assert len(names._asked) <= 520
+    answer.set()
+    names.wait(60)
+    assert not names._asked
+
+
+def test_processes_by_remote_address_asks_for_names_only_when_told_to(source, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "nstat_async._cli._names.socket.gethostbyaddr", lambda address: asked.append(address) or ("home",)
+    )
+    _, out, _ = run("processes", "--backend", source, "--by", "remote-address")
+    assert not asked
+    assert "home" not in out
+    _, out, _ = run("processes", "--backend", source, "--by", "remote-address", "--names")
+    assert asked
+    assert "(home)" in out
+
+
+def test_a_key_that_is_a_member_of_an_enumeration_is_called_by_its_value(source):
+    table = TrafficTable(GroupBy.interface_kind())
+    rows = run_json("processes", "--json", "--by", "interface-kind", "--backend", source)
+    assert table.group_by.name == "interface kind"
+    assert {row["name"] for row in rows} <= {"loopback", "wifi", "wired", None}
