@@ -71,6 +71,8 @@ class Monitor:
         discovery: How a Darwin kernel's new flows are found: ``poll`` or ``announce``.
         ebpf: Linux: whether eBPF programs are used, for UDP bytes and the process of every flow: ``auto`` (where kernel and
             privileges allow it), ``require`` or ``off``. What they can tell is `Capabilities.ebpf`.
+        pulse: Linux: seconds between two looks at the kernel's counters of opened connections, by which the processes of
+            short flows are found where eBPF does not; `None`: none.
         every_update: An update for each report, changed or not.
         extras: Also ask for what needs privilege or costs more.
         flow_filter: A filter of `nstat_async.filters`, or a predicate on flows.
@@ -92,6 +94,7 @@ class Monitor:
         interval: float | None = 1.0,
         discovery: Discovery | str = Discovery.POLL,
         ebpf: Ebpf | str = Ebpf.AUTO,
+        pulse: float | None = 0.02,
         every_update: bool = False,
         extras: bool = False,
         flow_filter: FilterLike | None = None,
@@ -106,6 +109,7 @@ class Monitor:
             interval=interval,
             discovery=discovery,
             ebpf=ebpf,
+            pulse=pulse,
             every_update=every_update,
             extras=extras,
             flow_filter=None if flow_filter is None else as_filter(flow_filter),
@@ -345,8 +349,8 @@ async def snapshot(
     """
     named = frozenset[Provider]() if providers is None else MonitorOptions(providers=providers).providers
     monitor = Monitor(
-        backend=backend, providers=providers, interval=None, ebpf=Ebpf.OFF, flow_filter=flow_filter
-    )  # programs count from now on: they have nothing to say of a moment
+        backend=backend, providers=providers, interval=None, ebpf=Ebpf.OFF, pulse=None, flow_filter=flow_filter
+    )  # programs and pulses see what comes: they have nothing to say of a moment
     async with monitor:
         missing = await _complete_poll(monitor, named)
         if missing is not None:

@@ -41,6 +41,10 @@ def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Call
     return convert
 
 
+def _pulse(text: str) -> float:
+    return 0.0 if text == "off" else _number(0, above=True)(text)
+
+
 def _size(text: str) -> int:
     factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
     try:
@@ -119,6 +123,10 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--ebpf": {
             "choices": [each.value for each in Ebpf],
             "help": "Linux: eBPF programs, for UDP bytes and every process (auto: where they may be loaded)",
+        },
+        "--pulse": {
+            "type": _pulse, "metavar": "S|off",
+            "help": "Linux without eBPF: seconds between looks for the processes of short flows (default 0.02)",
         },
     },
     "timing": {
@@ -256,7 +264,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async snapshot --provider tcp",
         _form(_event_fields, "pid,name,local,remote,state"),
         _LIVE,
-        without=("--ebpf",),  # programs count from now on
+        without=("--ebpf", "--pulse"),  # they see what begins from now on
     ),
     "record": Command(
         "record the kernel conversation",
@@ -307,7 +315,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async doctor --json",
         _json("the findings as one JSON object"),
         ("where from",),
-        without=("--extras", "--ebpf"),
+        without=("--extras", "--ebpf", "--pulse"),
     ),
     "emulate": Command(
         "serve the emulated kernel on a socket",

@@ -52,6 +52,9 @@ def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Monitor` that the common options stand for; what was not given keeps its default."""
     names = ("interval", "ebpf", "extras", "every_update")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name, None))}
+    pulse = getattr(arguments, "pulse", None)
+    if pulse is not None:
+        options["pulse"] = pulse or None  # 0 is off
     condition = filter_of(arguments)
     recorded = is_recorded(arguments)
     if recorded and arguments.provider:  # whoever recorded asked for what there is; leave the rest out

@@ -28,6 +28,7 @@ from ..sockdiag import (
     OwnersRequest,
     ProcessesAnswer,
     ProcessesRequest,
+    PulsePurpose,
     Role,
 )
 from .bpfload import namespace_cookie
@@ -35,6 +36,7 @@ from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
 from .procfs import ProcessScanner, process_facts
+from .pulse import Pulse, PulseChannel
 from .ring import REST
 
 GOODBYE_BUFFER = 64 << 20
@@ -87,6 +89,7 @@ class NetlinkTransport:
         self.networks = frozenset(network_of("thread-self") if n is None else _network(n) for n in namespaces)
         """The namespaces as `network_of` has them."""
         self._scanner = ProcessScanner(networks=self.networks)
+        self._pulse = Pulse(self._scanner.recent)
         self._closed = False
         self._programs: EbpfSource | None = None
         self._attaching = threading.Lock()
@@ -97,14 +100,14 @@ class NetlinkTransport:
         Raises:
             OSError: It cannot be opened.
         """
-        if not isinstance(purpose, ChannelPurpose):
+        if not isinstance(purpose, (ChannelPurpose, PulsePurpose)):
             if self._programs is None:
                 raise OSError(errno.ENOENT, "no eBPF programs are attached")
             return self._programs.open(purpose)
         namespace = self._namespaces[purpose.namespace]
 
-        def make() -> SocketChannel:
-            return self._make(purpose)
+        def make() -> SocketChannel | PulseChannel:
+            return self._pulse.open(purpose) if isinstance(purpose, PulsePurpose) else self._make(purpose)
 
         return make() if namespace is None else in_namespace(namespace, make)
 
@@ -187,6 +190,7 @@ class NetlinkTransport:
         with self._attaching:
             self._closed = True
             programs, self._programs = self._programs, None
+        self._pulse.close()
         if programs is not None:
             programs.close()
         for descriptor in self._namespaces:

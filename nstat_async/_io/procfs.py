@@ -7,7 +7,7 @@ each gives `TURN` descriptors before any gives more. What none of them has is lo
 it is rare: in the tables of threads that have their own, and among the registered files of io_uring.
 """
 
-# ruff: noqa: PTH115, PTH119, PTH123, PTH208
+# ruff: noqa: PTH115, PTH116, PTH119, PTH123, PTH208
 # Paths of /proc and /sys are read thousands at a time: as strings.
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
 TURN = 1024
 """Descriptors of a process that are looked at before another one's turn."""
+NEWEST = 128
+"""Numbers of processes, the last ones given away, among which a new socket's is most likely."""
+BEING_BORN = 16
+"""The last numbers of these are given away, perhaps, and not there yet."""
+MOST_RECENT = 256
+"""Processes that held the last sockets."""
 GLANCE = 16
 """Descriptors between two looks at the clock."""
 
@@ -99,7 +105,7 @@ def holds(inode: int, thread: int, descriptor: int) -> bool:
         target = os.readlink(f"/proc/{thread}/fd/{descriptor}")
     except OSError:
         return False
-    return target == f"{_PREFIX}{inode}]" or (target == _RING and inode in _registered(thread, descriptor))
+    return _inode_of(target) == inode or (target == _RING and inode in _registered(thread, descriptor))
 
 
 def _check(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
@@ -124,18 +130,31 @@ def _check(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], tuple
 
 def _sockets_of(pid: int) -> dict[int, int] | None:
     """The sockets of a process with their descriptors; `None` when it may not be looked at."""
-    found = {}
     try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-                if target.startswith(_PREFIX):
-                    found[int(target[len(_PREFIX) : -1])] = int(name)
+        return {inode: number for target, number in _links(pid) if (inode := _inode_of(target))}
     except PermissionError:
         return None
-    except OSError:
-        pass
-    return found
+
+
+def _links(thread: int) -> Iterator[tuple[str, int]]:
+    """What a table of descriptors has, the highest number first, which is the newest mostly; nothing when it is gone.
+
+    Raises:
+        PermissionError: It is not ours to see.
+    """
+    directory = f"/proc/{thread}/fd"
+    try:
+        numbers = os.listdir(directory)
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        return
+    for number in reversed(numbers):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield os.readlink(f"{directory}/{number}"), int(number)
+
+
+def _inode_of(target: str) -> int:
+    """The inode of a link to a socket; 0 for any other."""
+    return int(target[len(_PREFIX) : -1]) if target.startswith(_PREFIX) else 0
 
 
 # --- the walk ------------------------------------------------------------------------
@@ -161,6 +180,116 @@ def _registered(thread: int, descriptor: int) -> set[int]:
             return {int(inode) for inode in _RING_FILE.findall(file.read())}
     except OSError:
         return set()
+
+
+class LikelyHolders:
+    """A search that begins where new sockets are, most likely: in the newest processes, and in those that had the last ones.
+
+    The newest ones are known without a list of all: the last number that was given away is in ``/proc/loadavg``. One
+    thread at a time.
+
+    Args:
+        recent: Processes that held the last sockets, the last one last; shared with others, who add to it as well.
+    """
+
+    def __init__(self, recent: dict[int, None]) -> None:
+        self._recent = recent
+        self._last = 0
+        self._numbers: dict[int, bool] = {}
+        """Whether a number is that of a process; false for those of its other threads, and for those that are gone."""
+        self._sizes: dict[int, int] = {}
+        """How many descriptors each process had at the last look."""
+
+    def add(self, pids: Iterable[int]) -> None:
+        """These held new sockets."""
+        remember_holders(self._recent, pids)
+
+    def places(self) -> Iterator[Found]:
+        """Every socket, up to `TURN` descriptors of a process before all others had their turn.
+
+        First of likely processes, then of any that have another number of descriptors than at the last look (since
+        Linux 6.2), then of the likely ones that have not, then of all.
+        """
+        likely = dict.fromkeys([*self._newest(), *reversed(list(self._recent))])
+        unchanged = []
+        for pid in _and_others(likely):
+            yield 0, pid, pid, 0
+            changed = self._has_changed(pid)
+            if changed or (changed is None and pid in likely):
+                yield from _first_sockets(pid)
+            elif pid in likely:
+                unchanged.append(pid)
+        for pid in unchanged:
+            yield from _first_sockets(pid)
+        yield from _Walk((), (), frozenset())
+
+    def _has_changed(self, pid: int) -> bool | None:
+        """True if a process has more or fewer descriptors than at the last look; `None` where the kernel does not say."""
+        before, size = self._sizes.get(pid), _table_size(pid)
+        if size is None:
+            self._numbers[pid] = False
+            self._recent.pop(pid, None)
+            return False
+        if len(self._sizes) > MAX_REMEMBERED:
+            self._sizes.clear()
+        self._sizes[pid] = size
+        return before != size if size else None
+
+    def _newest(self) -> Iterator[int]:
+        try:
+            with open("/proc/loadavg", "rb") as file:
+                last = int(file.read().split()[-1])
+        except (OSError, IndexError, ValueError):
+            return
+        if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # numbers begin anew
+            self._numbers.clear()
+        self._last = last
+        for number in range(last, max(0, last - NEWEST), -1):
+            known = self._numbers.get(number)
+            if known is None:
+                known = _is_process(number)
+                if known is not None or number <= last - BEING_BORN:
+                    self._numbers[number] = bool(known)
+            if known:
+                yield number
+
+
+def _is_process(number: int) -> bool | None:
+    """False for the number of a thread that is not the first of its process; `None` for one that nobody has."""
+    try:
+        with open(f"/proc/{number}/status", "rb") as file:
+            return b"\nTgid:\t%d\n" % number in file.read(512)
+    except OSError:
+        return None
+
+
+def _table_size(pid: int) -> int | None:
+    """How many descriptors a process has, since Linux 6.2; else 0 (``proc_fd_getattr``). `None`: it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/fd").st_size
+    except OSError:
+        return None
+
+
+def _and_others(likely: dict[int, None]) -> Iterator[int]:
+    """These processes, and then, if there is a then, the rest: it takes a while to list them."""
+    yield from likely
+    yield from (pid for pid in _pids() if pid not in likely)
+
+
+def _first_sockets(pid: int) -> Iterator[Found]:
+    with contextlib.suppress(PermissionError):
+        for target, number in islice(_links(pid), TURN):
+            yield _inode_of(target), pid, pid, number
+
+
+def remember_holders(recent: dict[int, None], pids: Iterable[int]) -> None:
+    """Put these processes at the end of the recent ones, of which there are `MOST_RECENT`."""
+    for pid in pids:
+        recent.pop(pid, None)
+        recent[pid] = None
+    while len(recent) > MOST_RECENT:
+        recent.pop(next(iter(recent), 0), None)
 
 
 class _Walk:
@@ -205,30 +334,14 @@ class _Walk:
 
     def _table(self, pid: int, thread: int) -> Iterator[Found]:
         """What a table of descriptors has; nothing when it is gone or not ours to see."""
-        directory = f"/proc/{thread}/fd"
         try:
-            descriptors = os.listdir(directory)
-        except OSError as error:
-            self._note(error, pid)
-            return
-        for name in descriptors:
-            try:
-                target = os.readlink(f"{directory}/{name}")
-            except PermissionError as error:
-                self._note(error, pid)
-                return
-            except OSError:
-                continue
-            if target.startswith(_PREFIX):
-                yield int(target[len(_PREFIX) : -1]), pid, thread, int(name)
-            else:
+            for target, number in _links(thread):
                 if target == _RING:
-                    self._rings.append((pid, thread, int(name)))
-                yield 0, pid, thread, 0
-
-    def _note(self, error: OSError, pid: int) -> None:
-        if isinstance(error, PermissionError) and network_of(pid) in self._networks:
-            self.refused.add(pid)
+                    self._rings.append((pid, thread, number))
+                yield _inode_of(target), pid, thread, number
+        except PermissionError:
+            if network_of(pid) in self._networks:
+                self.refused.add(pid)
 
     def _of_threads(self) -> Iterator[Found]:
         """Tables of threads that share none with their process (``unshare(2)``), or whose process has none any more."""
@@ -250,6 +363,8 @@ class ProcessScanner:
     """
 
     def __init__(self, budget: float = BUDGET, networks: frozenset[int | None] = frozenset()) -> None:
+        self.recent: dict[int, None] = {}
+        """Processes that held the last sockets, the last one last."""
         self._budget = budget
         self._networks = networks
         self._missing: set[int] = set()
@@ -276,6 +391,7 @@ class ProcessScanner:
             self._places = chain(self._walk.arrivals(request.recent), self._places)
         found, below = self._search(until)
         facts = {pid: self._look(pid) for pid in dict.fromkeys(place[1] for place in found)}
+        remember_holders(self.recent, facts)
         return OwnersAnswer(
             owners=tuple((inode, pid) for inode, pid, _, _ in found),
             processes=(*facts.values(), *(each for each in changed if each.pid not in facts)),

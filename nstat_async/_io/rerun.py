@@ -31,6 +31,7 @@ class _Steering:
     providers: Any = None
     interval: Any = None
     discovery: Any = None
+    pulse: Any = None
     extras: bool = False
     receive_buffer: Any = None
 

@@ -34,6 +34,8 @@ from ._setup import (
     ProcessesAnswer,
     ProcessesRequest,
     ProcessFacts,
+    PulsePurpose,
+    PulseReport,
     Role,
     Setup,
 )
@@ -67,6 +69,8 @@ __all__ = [
     "ProcessFacts",
     "ProcessesAnswer",
     "ProcessesRequest",
+    "PulsePurpose",
+    "PulseReport",
     "Role",
     "RouteMessage",
     "Send",

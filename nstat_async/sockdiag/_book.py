@@ -46,6 +46,8 @@ from ._setup import NetworkNamespace
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DEVICE = struct.Struct("=40xI")
+_NOBODY = bytes(8)
+"""Where a row has the user and the inode."""
 _RESTARTED = Change.RESTARTED
 _PROVEN = Weight.SEQUENCE
 """Evidence of this weight needs no more of its kind."""
@@ -237,6 +239,13 @@ class Book:
             self.update(entry, entry.report, rebuilt=True)
         else:
             self.ready.append(entry)
+
+    def learn_holder(self, entry: Entry, pieces: Pieces) -> None:
+        """A socket that nobody held has an inode now: it was accepted."""
+        head, identity, cookie, rest, counters = entry.last
+        if len(rest) >= len(_NOBODY):
+            entry.last = (head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters)
+            self._owners.want(entry)
 
     def locate(self) -> None:
         """Interfaces or addresses changed: flows whose interface is another one now are updated."""

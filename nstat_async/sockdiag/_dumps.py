@@ -28,6 +28,7 @@ from ._constants import (
     DiagAttribute,
     MessageFlag,
     MessageType,
+    SocketState,
 )
 from ._messages import (
     ATTRIBUTES_AT,
@@ -157,6 +158,19 @@ class DumpSource(Source):
     def _kinds_of(self, *kinds: Kind) -> list[Kind]:
         return [kind for kind in kinds if kind.protocol in self._protocols]
 
+    def requests_for_new(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """The requests that dump what can be new without a listener: of TCP and of UDP, as this kernel answers them."""
+        requests: dict[int, list[bytes]] = {IPPROTO_TCP: [], IPPROTO_UDP: []}
+        for kind in self._kinds:
+            if kind.index not in self.refused:
+                states = kind.states & ~(1 << SocketState.LISTEN)
+                requests[kind.protocol].append(self._request(kind, states, kind.index + 1).encode())
+        return tuple(requests[IPPROTO_TCP]), tuple(requests[IPPROTO_UDP])
+
+    def _request(self, kind: Kind, states: int, sequence: int) -> DiagRequest:
+        extensions = kind.extensions(extras=self._extras)
+        return DiagRequest(kind.family, kind.protocol, extensions, states, sequence=sequence)
+
     @property
     def settled(self) -> bool:
         return self.is_open
@@ -187,9 +201,7 @@ class DumpSource(Source):
             return
         kind = self._kind = self._queue.pop(0)
         self._sequence = sequence_of(self.output.poll, kind.index, last=not self._queue)
-        extensions = kind.extensions(extras=self._extras)
-        request = DiagRequest(kind.family, kind.protocol, extensions, kind.states, sequence=self._sequence)
-        self.send(request.encode())
+        self.send(self._request(kind, kind.states, self._sequence).encode())
 
     def follow(self, request: DiagRequest) -> None:
         """Following: the recorded client asked for this dump."""

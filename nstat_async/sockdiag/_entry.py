@@ -103,7 +103,12 @@ class Entry:
     @property
     def user(self) -> tuple[int, int]:
         """The user who made the socket, and the inode by which a process holds it (0 when none does)."""
-        return _USER.unpack_from(self.last[3])
+        return self.user_of(self.last)
+
+    @staticmethod
+    def user_of(pieces: Pieces) -> tuple[int, int]:
+        """The same of a row."""
+        return _USER.unpack_from(pieces[3])
 
     def begin_connection(self) -> None:
         """The socket has another connection now: nothing of the one before holds for it but the owner."""

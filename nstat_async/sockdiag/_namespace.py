@@ -21,6 +21,7 @@ from ._links import LinkTable
 from ._lookups import NO_ANSWER, LookupSource, lookup_request
 from ._output import Output
 from ._owners import OwnerSource
+from ._pulse import PulseSource
 from ._removals import RemovalSource
 from ._rows import RowFormats, is_remains
 from ._setup import NetworkNamespace
@@ -55,6 +56,8 @@ class Namespace:
         )
         self.sources: tuple[Source, ...] = (self.removals, self.addresses, self.lookups, self.dumps)
         """In the order in which their channels are opened."""
+        self.pulse = PulseSource(output, self.book, owners, sightings, self._formats, self.dumps, options.pulse)
+        """Opens its channel by itself, behind the first poll."""
         self._output = output
         self._judged = True
         self._asking = 0

@@ -194,7 +194,7 @@ class OwnerSource:
             self._due.update(self._added)
             self._searched, self._added, self._again = {}, {}, False
             return
-        self._settle(answer)
+        self.learn(answer)
         self._seek_again(answer)
         if answer.below is not None and self._searched:
             self._go_on(answer.below)
@@ -211,7 +211,8 @@ class OwnerSource:
         """Following: no more answers will come to this search."""
         self.searching = False
 
-    def _settle(self, answer: OwnersAnswer) -> None:
+    def learn(self, answer: OwnersAnswer) -> None:
+        """Take in who holds what."""
         facts = {process.pid: process for process in answer.processes}
         places = dict(enumerate(answer.places))
         for number, (inode, pid) in enumerate(answer.owners):
@@ -221,13 +222,14 @@ class OwnerSource:
             thread, descriptor = places.get(number, (pid, None))
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
             for entry in self._pop(inode):
-                entry.book.learn_owner(entry, self._process(known, entry.user[0]), place)
+                entry.book.learn_owner(entry, self.process(known, entry.user[0]), place)
         for _, pid in answer.owners:
             facts.pop(pid, None)
         if facts:
             self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
-    def _process(self, facts: ProcessFacts, uid: int) -> Process:
+    def process(self, facts: ProcessFacts, uid: int) -> Process:
+        """The process of these facts, as the owner of a socket that this user made."""
         key = (facts.pid, facts.start_ticks, uid)
         process = self._processes.get(key)
         if process is None:
@@ -297,7 +299,7 @@ class OwnerSource:
 
     def seen(self, entry: Entry, facts: ProcessFacts, uid: int) -> Process:
         """The process that a record has beside this socket, with all that is known of it by now."""
-        process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self._process(facts, uid)
+        process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self.process(facts, uid)
         if process.path is None:
             self._nameless.setdefault(process.key, []).append(entry)
         return process

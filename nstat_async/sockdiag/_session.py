@@ -116,7 +116,7 @@ class Session:
         namespace = Namespace(self._output, number, identity, owners, sightings, self._protocols, self._options)
         self._namespaces.append(namespace)
         self._books.append(namespace.book)
-        self._sources.update((source.channel, source) for source in namespace.sources)
+        self._sources.update((source.channel, source) for source in (*namespace.sources, namespace.pulse))
 
     # -- the contract: state
 
@@ -182,7 +182,9 @@ class Session:
         if not self._names_all:
             yield from self._hidden()
         if not (told.tcp_process and told.tcp_accepted_process and programs.attached.processes_trusted):
-            yield "a flow that began and ended between two polls has no process"
+            beat = self._sightings.pulsing and self._options.pulse
+            between = f"within {beat * 1000:g} ms" if beat else "between two polls"
+            yield f"a flow that began and ended {between} has no process"
         if programs.attached.detail:
             yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
 

@@ -6,15 +6,16 @@ Out go the purposes of channels and questions to the host, in come what the core
 from __future__ import annotations
 
 import enum
+import json
 from typing import ClassVar, Union
 
 import attrs
 
 from .._contract import LookupFailed
-from .._errors import UnavailableReason
+from .._errors import ProtocolError, UnavailableReason
 from .._model import Visibility
 from .._options import Ebpf
-from .._values import Vocabulary
+from .._values import Vocabulary, from_json, to_json
 from ..ebpf import MapsPurpose, RingPurpose, Tier
 
 
@@ -68,7 +69,29 @@ def place_of_channel(channel: int) -> tuple[int, Role]:
     return namespace, _ROLES[place]
 
 
-Purpose = Union[ChannelPurpose, RingPurpose, MapsPurpose]
+@attrs.frozen
+class PulsePurpose:
+    """The channel reports new sockets and who holds them, as soon as the kernel's counters say that there are some."""
+
+    namespace: int
+    """Number of the network namespace in the session."""
+    pause: float = 0.02
+    """Seconds between two looks at the counters."""
+    tcp: tuple[bytes, ...] = ()
+    """Requests for dumps, to be made when connections were opened or accepted."""
+    udp: tuple[bytes, ...] = ()
+    """The same, when there are more datagram sockets than before."""
+
+    @property
+    def channel(self) -> int:
+        """Number of the channel."""
+        return _FIRST_PULSE + self.namespace
+
+
+_FIRST_PULSE = 1 << 17
+"""Number of the first namespace's channel; those of other purposes are lower."""
+
+Purpose = Union[ChannelPurpose, RingPurpose, MapsPurpose, PulsePurpose]
 """What a channel is for."""
 
 
@@ -127,6 +150,32 @@ class OwnersAnswer:
     """Inode and descriptor of those that were looked for `ANYWHERE` in their process."""
     refused: int | None = None
     """Processes that a complete search was not allowed to look at; `None` while it is not complete."""
+
+
+@attrs.frozen
+class PulseReport:
+    """A datagram of a pulse, as JSON: sockets that were not there at the look before, and who holds them."""
+
+    sockets: tuple[tuple[int, bytes], ...] = ()
+    """Protocol and message, as dumps have them."""
+    owners: OwnersAnswer = OwnersAnswer()
+    """Those of their owners that a short search found."""
+
+    def encode(self) -> bytes:
+        """The datagram."""
+        return json.dumps(to_json(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> PulseReport:
+        """The report of a datagram.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        try:
+            return from_json(cls, json.loads(data))
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"no report of a pulse: {error}", raw=data) from error
 
 
 @attrs.frozen
@@ -212,6 +261,7 @@ RECORDED = Vocabulary(
     ChannelPurpose,
     RingPurpose,
     MapsPurpose,
+    PulsePurpose,
     OwnersRequest,
     OwnersAnswer,
     ProcessesRequest,

@@ -45,6 +45,8 @@ REMOVAL_PATIENCE = 0.05
 """Seconds that a record of an end waits for the removal."""
 RECORD_PATIENCE = 0.5
 """Seconds that a removal waits for the record of it, or for counts."""
+PULSE_PATIENCE = 0.05
+"""Seconds that a removal waits for a pulse to report the process of a socket that no poll has seen."""
 ANNOUNCING_PATIENCE = 0.25
 """Seconds that a new flow waits for what is not known of it yet."""
 MOST_REMEMBERED = 65_536
@@ -103,6 +105,8 @@ class Sightings:
     def __init__(self, output: Output, owners: OwnerSource, protocols: frozenset[int]) -> None:
         self.live = False
         """True while records come."""
+        self.pulsing = False
+        """True while a pulse reports new sockets."""
         self.ticks = 100
         """Clock ticks in a second."""
         self.own: frozenset[int] = frozenset()
@@ -129,7 +133,7 @@ class Sightings:
         self._removal_due: dict[int, int] = {}
         """Sockets that ended by record, with the number of their connection: their removal says nothing new."""
         self._record_due: dict[int, None] = {}
-        """Sockets that ended by removal: their record says nothing new."""
+        """Sockets that ended by removal: their record, or what a pulse saw of them, says nothing new."""
         self._takers: dict[type, Callable[[Book, Any], None]] = {
             Seen: self._seen,
             Established: self._established,
@@ -315,8 +319,17 @@ class Sightings:
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(cookie)):
             until = self._output.now + RECORD_PATIENCE
             self._removed[cookie] = _Half(until, entry, book, settle=settle)
+        elif self.pulsing and not self.live and entry.owner is None:
+            until = self._output.now + PULSE_PATIENCE
+            self._removed[cookie] = _Half(until, entry, book, settle=settle)
         else:
+            if self.pulsing:
+                self._note_past(cookie)
             settle(None)
+
+    def is_past(self, cookie: int) -> bool:
+        """True if a socket was removed: what a pulse saw of it is older."""
+        return cookie in self._record_due
 
     def is_reported(self, cookie: int) -> bool:
         """True if the end of a socket that was removed is reported already."""
@@ -382,10 +395,13 @@ class Sightings:
             return
         assert half.settle is not None
         self.gone(cookie)
+        self._note_past(cookie)
+        half.settle(None)
+
+    def _note_past(self, cookie: int) -> None:
         self._record_due[cookie] = None
         if len(self._record_due) > MOST_REMEMBERED:
             del self._record_due[next(iter(self._record_due))]
-        half.settle(None)
 
     def stop(self) -> None:
         """No more records will come."""

@@ -24,6 +24,8 @@ from nstat_async.sockdiag import (
     OwnersAnswer,
     OwnersRequest,
     ProcessFacts,
+    PulsePurpose,
+    PulseReport,
     RouteMessage,
     Session,
     SocketState,
@@ -145,6 +147,9 @@ class FakeKernel:
         self.held: list[Lookup] = []
         self.hold_lookups = False
         self.per_datagram = 2
+        self.pulse: PulsePurpose | None = None
+        """What a pulse was opened for."""
+        self.has_pulse = False
 
     def start(self) -> list[Any]:
         self.session.start(self.now)
@@ -186,8 +191,30 @@ class FakeKernel:
         if tell:
             self.feed(sock.message(final=True), 1)
 
+    def beat(self, *cookies: int, late: tuple[FakeSocket, ...] = ()) -> list[Any]:
+        """A pulse reports these sockets with their owners; `late`: some that are there no more."""
+        sockets = [*(self.sockets[cookie] for cookie in cookies), *late]
+        held = [sock.inode for sock in sockets if sock.inode in self.owners]
+        report = PulseReport(
+            tuple((sock.protocol, sock.message(1)) for sock in sockets),
+            OwnersAnswer(
+                tuple((inode, self.owners[inode]) for inode in held),
+                tuple(self._facts(self.owners[inode]) for inode in held),
+                places=tuple((self.owners[inode], 3) for inode in held),
+            ),
+        )
+        assert self.pulse is not None
+        self.feed(report.encode(), self.pulse.channel)
+        return self.run()
+
+    def _facts(self, pid: int) -> ProcessFacts:
+        return self.programs.get(pid) or ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}")
+
     def _carry_out(self, command: Any) -> None:
-        if isinstance(command, OpenChannel):
+        if isinstance(command, OpenChannel) and isinstance(command.purpose, PulsePurpose) and not self.has_pulse:
+            self.session.channel_failed(command.channel, 2, self.now)
+        elif isinstance(command, OpenChannel):
+            self.pulse = command.purpose if isinstance(command.purpose, PulsePurpose) else self.pulse
             self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=1 << 20)
         elif isinstance(command, Send):
             self.record.append(("to", self.now, command.channel, command.data))
@@ -206,9 +233,7 @@ class FakeKernel:
         if isinstance(request, OwnersRequest):
             self.owner_requests.append(request)
             found = tuple((i, self.owners[i]) for i in sorted(request.inodes) if i in self.owners)
-            facts = tuple(
-                self.programs.get(pid) or ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}") for _, pid in found
-            )
+            facts = tuple(self._facts(pid) for _, pid in found)
             facts += tuple(self.programs[pid] for pid, _ in request.verify if pid in self.programs)
             gone = tuple(key for key in request.verify if key[0] not in self.owners.values())
             places = tuple((pid, self.descriptors.get(inode, 3)) for inode, pid in found)

@@ -36,7 +36,9 @@ RESET = struct.pack("ii", 1, 0)
 
 
 def drive(netns=None, **options) -> LiveDriver:
-    return LiveDriver(*SockDiag(netns).parts(MonitorOptions(**{"interval": None, "ebpf": "off", **options})))
+    return LiveDriver(
+        *SockDiag(netns).parts(MonitorOptions(**{"interval": None, "ebpf": "off", "pulse": None, **options}))
+    )
 
 
 @pytest.fixture(autouse=True)

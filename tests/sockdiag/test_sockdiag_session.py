@@ -27,7 +27,6 @@ from nstat_async.sockdiag import (
     LinkMessage,
     NetworkNamespace,
     OpenChannel,
-    Role,
     RouteMessage,
     Session,
     SocketState,
@@ -280,7 +279,7 @@ def test_without_goodbyes_absence_removes():
     carry_out = kernel._carry_out
 
     def refuse(command):
-        if isinstance(command, OpenChannel) and command.purpose.role is Role.REMOVALS:
+        if isinstance(command, OpenChannel) and command.channel == 1:
             kernel.session.channel_failed(1, errno.ENOENT, kernel.now)
         else:
             carry_out(command)

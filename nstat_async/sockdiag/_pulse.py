@@ -1,0 +1,130 @@
+"""Evidence of beginnings without privilege: new sockets, reported soon after the kernel counted them.
+
+The kernel counts opened and accepted connections, and datagram sockets. Whoever reads these numbers every few
+milliseconds knows *that* there is something new, at the price of three small files, and need look only then:
+at the sockets, by a dump, and at the processes, newest first. The host does both at once, because a flow that
+lives for milliseconds waits for nobody, and reports what it found.
+
+A report may come after the removal of a socket that it has. So a removed socket whose process is not known waits
+shortly for one (`Sightings.join`), and a socket that was removed before is not taken in again.
+"""
+
+from __future__ import annotations
+
+from .._errors import ProtocolError
+from ._book import Book
+from ._constants import error_text
+from ._dumps import DumpSource
+from ._entry import Entry
+from ._messages import ATTRIBUTES_AT
+from ._output import Output
+from ._owners import OwnerSource
+from ._rows import Pieces, RowFormats, is_remains
+from ._setup import PulsePurpose, PulseReport
+from ._sightings import Sightings
+from ._source import Source
+
+OWNERS_PATIENCE = 0.25
+"""Seconds that a new flow waits for its process, which the short search of a report may not have found."""
+ANNOUNCED_AT_ONCE = 256
+"""Flows announced for one report."""
+
+
+class PulseSource(Source):
+    """Takes in the reports of one namespace.
+
+    Args:
+        output: The time, and where what is said goes.
+        book: Where sockets go.
+        owners: The processes that are known.
+        sightings: The removed sockets that wait for a report.
+        formats: How messages are cut.
+        dumps: Says by which requests this kernel dumps its sockets.
+        pause: Seconds between two looks; `None`: no pulse.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        book: Book,
+        owners: OwnerSource,
+        sightings: Sightings,
+        formats: RowFormats,
+        dumps: DumpSource,
+        pause: float | None,
+    ) -> None:
+        super().__init__(output, PulsePurpose(book.number))
+        self._book = book
+        self._owners = owners
+        self._sightings = sightings
+        self._formats = formats
+        self._dumps = dumps
+        self._pause = pause
+        self._asked = False
+        self._until: float | None = None
+        """When flows without a process wait no longer."""
+
+    def flush(self) -> None:
+        """Begin behind the first poll, which finds what was there before; not where programs report by themselves."""
+        if self._pause is None or self._asked or self.output.first_poll or self.output.following:
+            return
+        if not self._sightings.live:
+            self._asked = True
+            self.purpose = PulsePurpose(self._book.number, self._pause, *self._dumps.requests_for_new())
+            self.open()
+
+    def opened(self, receive_buffer: int | None) -> None:
+        super().opened(receive_buffer)
+        self._sightings.pulsing = True
+
+    def failed(self, errno: int) -> None:
+        self.is_open = self._sightings.pulsing = False
+        self.output.note(f"nothing looks for short flows between polls: {error_text(errno)}")
+
+    # -- reports
+
+    def receive(self, data: bytes) -> None:
+        report = PulseReport.decode(data)
+        self.output.count("pulses")
+        self._sightings.pulsing = True
+        self._settle_ended(report, [self._take_in(protocol, message) for protocol, message in report.sockets])
+        self._owners.learn(report.owners)
+        self._book.announce_next(ANNOUNCED_AT_ONCE, searched=False)
+        if self._book.unannounced and self._until is None:
+            self._until = self.output.now + OWNERS_PATIENCE
+
+    def _take_in(self, protocol: int, message: bytes) -> tuple[Entry, Pieces] | None:
+        """Take in a socket; one that was removed meanwhile, and waits for its process, is handed back."""
+        if len(message) < ATTRIBUTES_AT:
+            raise ProtocolError("a socket in a report of a pulse is too short", raw=message)
+        pieces, form = self._formats.cut(message)
+        entry = self._sightings.known(self._book, pieces[2])
+        if entry is None:
+            if not (self._sightings.is_past(pieces[2]) or is_remains(message)):
+                self._book.apply_row(None, protocol, pieces, message, form)
+        elif entry.over:
+            return entry, pieces
+        elif not entry.user[1]:
+            self._book.learn_holder(entry, pieces)
+        return None
+
+    def _settle_ended(self, report: PulseReport, ended: list[tuple[Entry, Pieces] | None]) -> None:
+        """Flows that are over wait for nothing else than their process."""
+        pids = dict(report.owners.owners)
+        facts = {process.pid: process for process in report.owners.processes}
+        for entry, pieces in filter(None, ended):
+            uid, inode = Entry.user_of(pieces)
+            known = facts.get(pids.get(inode, 0))
+            if known is not None:
+                entry.owner = self._owners.process(known, uid)
+                self._sightings.give_up(entry.cookie)
+
+    def deadline(self) -> float | None:
+        return self._until
+
+    def expire(self) -> None:
+        """Processes that were not found by now come as updates."""
+        self._until = None
+        self._book.announce_next(ANNOUNCED_AT_ONCE, searched=True)
+        if self._book.unannounced:
+            self._until = self.output.now

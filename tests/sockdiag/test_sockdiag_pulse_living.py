@@ -1,0 +1,278 @@
+"""The pulse on the living kernel: who holds what is new, without a poll and without privilege."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from test_sockdiag_living import drive, inside, listen, pair, port, privileged
+from test_sockdiag_owners import child
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("reads /proc", allow_module_level=True)
+
+from nstat_async import Endpoint, FlowAdded, FlowRemoved, Monitor, PollCompleted
+from nstat_async._io import pulse
+from nstat_async._io.procfs import LikelyHolders
+from nstat_async.backends import Replay, SockDiag
+from nstat_async.sockdiag import PulsePurpose
+
+pytestmark = pytest.mark.linux
+
+CLIENT = """
+import socket, sys
+if sys.argv[1] == "udp":
+    s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.1", 0))
+else:
+    s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print(s.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def beating(netns=None, **options):
+    """A monitor that polls once, and then only feels the pulse."""
+    live = drive(netns, pulse=0.005, **options)
+    live.until(lambda: any(isinstance(event, PollCompleted) for event in live.events))
+    live.until(lambda: any(channel >= 1 << 17 for channel in live.channels))
+    return live
+
+
+def test_both_ends_of_a_connection_have_their_processes_between_polls():
+    """The one that another process opened, and the one that we accepted."""
+    with listen() as listener, beating() as live, child(CLIENT, str(port(listener))) as client:
+        there = int(client.line)
+        (opened,) = live.until(lambda: live.added(there))
+        assert opened.flow.process.pid == client.pid
+        assert opened.flow.process.path == os.path.realpath(sys.executable)
+        accepted, _ = listener.accept()
+        with accepted:
+
+            def owned():
+                flows = [flow for flow, _ in live.core.flows() if flow.remote and flow.remote.port == there]
+                return flows and flows[0].process
+
+            assert live.until(owned).pid == os.getpid()
+        assert live.core.statistics()["polls"] == 1
+
+
+def test_a_datagram_socket_has_its_process_between_polls():
+    with beating() as live, child(CLIENT, "udp") as client:
+        (added,) = live.until(lambda: live.added(int(client.line)))
+        assert (added.flow.provider.value, added.flow.process.pid) == ("udp", client.pid)
+
+
+@pytest.mark.privileged
+@privileged
+def test_each_network_namespace_has_a_pulse_of_its_own():
+    """Its counters are those of its own ``/proc/net``."""
+    process = inside()
+    process.stdout.readline()
+    with beating((None, process.pid)) as live:
+        live.until(lambda: sum(channel >= 1 << 17 for channel in live.channels) == 2)
+        command = ["nsenter", f"--net=/proc/{process.pid}/ns/net"]
+        with child(CLIENT, "udp", prefix=command) as client:
+            (added,) = live.until(lambda: live.added(int(client.line)))
+            assert (added.flow.namespace, added.flow.process.pid) == (f"pid:{process.pid}", client.pid)
+    process.communicate("\n")
+
+
+def test_nothing_is_left_of_a_pulse():
+    """No descriptor and no thread."""
+    before = len(os.listdir("/proc/self/fd"))
+    with beating():
+        assert any(thread.name == "nstat-async-pulse" for thread in threading.enumerate())
+    assert not any(thread.name == "nstat-async-pulse" for thread in threading.enumerate())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_the_replay_of_a_pulse_is_the_run(tmp_path, anyio_backend):
+    """Reports are recorded as they came; on every loop."""
+    path, seen = tmp_path / "beats.nstat", []
+    with listen() as listener:
+        options = {"interval": None, "ebpf": "off", "pulse": 0.005}
+        async with Monitor(backend=SockDiag(), record_to=path, **options) as monitor:
+            client = None
+            async for event in monitor:
+                seen.append(event)
+                if client is None and monitor.statistics().feed["polls"] and isinstance(event, PollCompleted):
+                    client, server = pair(listener)
+                mine = client is not None and getattr(getattr(event, "flow", None), "local", None)
+                if mine and event.flow.local.port == port(client):
+                    break
+            client.close()
+            server.close()
+    async with Monitor(backend=Replay(path)) as replay:
+        again = [event async for event in replay]
+    flows = [event for event in seen if isinstance(event, (FlowAdded, FlowRemoved))]
+    assert [event for event in again if isinstance(event, (FlowAdded, FlowRemoved))][: len(flows)] == flows
+    assert flows[-1].flow.process.pid == os.getpid()
+
+
+# -- the parts
+
+
+def test_the_counters_move_with_connections_and_datagram_sockets():
+    counters = pulse.Counters()
+    connections, datagrams = counters.read()
+    with listen() as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        for end in pair(listener):
+            end.close()
+        after = counters.read()
+    counters.close()
+    assert after[0] >= connections + 2
+    assert after[1] >= datagrams + 1 or after[1] > 0  # others close theirs meanwhile
+
+
+def test_a_kernel_without_these_counters_is_an_error(monkeypatch):
+    counters = pulse.Counters()
+    monkeypatch.setattr(os, "pread", lambda *_: b"Ip: 1 2\n")
+    with pytest.raises(OSError, match="does not count connections") as caught:
+        counters.read()
+    assert caught.value.errno == errno.ENODATA
+    counters.close()
+
+
+def test_a_budget_is_kept_whatever_looks_cost():
+    """A look may cost more than is left; the time after it pays."""
+    budget = pulse.Budget(0.02, 100.0)
+    now, spent = 100.0, 0.0
+    for cost in [0.001, 0.3, 0.001, 0.05] * 50:
+        now += max(0.02, budget.rest())
+        budget.spend(cost, now)
+        spent += cost
+    assert spent <= 0.02 * (now - 100.0) + 0.02 * pulse.SAVED + 0.3
+    assert budget.left <= 0.02 * pulse.SAVED
+
+
+def test_what_is_saved_has_an_end():
+    budget = pulse.Budget(0.02, 100.0)
+    budget.spend(0.0, 10_000.0)
+    assert budget.left == pytest.approx(0.02 * pulse.SAVED)
+
+
+def test_a_shorter_pause_is_granted_more_and_not_without_end():
+    with beating() as live:
+        assert live.transport._pulse._budget.share == pytest.approx(pulse.SHARE * 4)
+    assert pulse.SHARE * pulse.USUAL_PAUSE / 0.0001 > pulse.MOST_SHARE
+
+
+def test_a_search_begins_with_the_newest_process_and_ends_with_all():
+    recent: dict[int, None] = {}
+    with (
+        socket.socket() as own,
+        child("import socket, sys; s = socket.socket(); print(flush=True); sys.stdin.read()") as new,
+    ):
+        likely = LikelyHolders(recent)
+        assert new.pid in list(likely._newest())
+        found = [place for place in likely.places() if place[0]]
+        inode = os.fstat(own.fileno()).st_ino
+        assert {place[1] for place in found if place[0] == inode} == {os.getpid()}
+        likely.add([new.pid])
+        assert list(recent) == [new.pid]
+        later = socket.socket()
+        order = list(dict.fromkeys(pid for inode, pid, _, _ in likely.places() if inode))
+        assert order[0] == os.getpid() or new.pid in order
+        later.close()
+
+
+def test_threads_are_no_processes():
+    """Their numbers are given away as those of processes are; their descriptors are the process's."""
+    ready, end = threading.Event(), threading.Event()
+    numbers = []
+
+    def work():
+        numbers.append(threading.get_native_id())
+        ready.set()
+        end.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    newest = list(LikelyHolders({})._newest())
+    end.set()
+    thread.join()
+    assert numbers[0] not in newest
+
+
+def test_without_a_thread_there_is_no_pulse(monkeypatch):
+    """It is said, and nothing is left open."""
+
+    def refuse(_self):
+        raise RuntimeError("can't start new thread")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="can't start new thread") as caught:
+        pulse.Pulse({}).open(PulsePurpose(0))
+    assert caught.value.errno == errno.EAGAIN
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_descriptors_are_few_others_have_them(monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (pulse.SPARE_DESCRIPTORS, pulse.SPARE_DESCRIPTORS))
+    with pytest.raises(OSError, match="Too many open files"):
+        pulse.Pulse({}).open(PulsePurpose(0))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch):
+    def fail(_self):
+        raise OSError(errno.ENOBUFS, "no room")
+
+    with beating() as live:
+        monkeypatch.setattr(pulse.Counters, "read", fail)
+        live.until(lambda: any("No buffer space available" in note for note in live.core.capabilities.notes))
+        assert live.poll().complete
+
+
+@pytest.mark.privileged
+@privileged
+def test_an_ordinary_user_has_the_owners_of_short_flows():
+    """Without any privilege, in a network namespace of its own."""
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", f'ip link set lo up && exec "{sys.executable}" -c "$0"', ORDINARY],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "own\n", done.stderr
+
+
+ORDINARY = f"""
+import os, sys
+sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]!r}
+"127.0.0.1".encode("idna")
+import ctypes
+import nstat_async._io.netlink
+import test_sockdiag_pulse_living as tests
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: what is forked from here may be looked at, as any process of this user
+with tests.listen() as listener, tests.beating() as live:
+    told, tell = os.pipe()
+    client = os.fork()
+    if not client:
+        connection = tests.socket.create_connection(listener.getsockname())
+        os.close(tell)
+        os.read(told, 1)
+        os._exit(0)
+    (added,) = live.until(lambda: [e for e in live.events if getattr(e, "flow", None) and e.flow.remote == tests.there(listener)])
+    print("own" if added.flow.process.pid == client else added)
+    os.close(tell)
+    os.waitpid(client, 0)
+"""
+
+
+def there(listener: socket.socket) -> Endpoint:
+    return Endpoint(bytes([127, 0, 0, 1]), port(listener))
