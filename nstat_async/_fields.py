@@ -391,6 +391,12 @@ TABLE = FieldTable((
         _linux("attribution", _one_of(Attribution)),
         _text("host", later=True, group="host"),
         Field("peer", _record(Peer), later=True),
+        _linux("cgroup", TEXT, group="cgroup path"),
+        _linux("unit", TEXT, derived=True, group="unit"),
+        _linux("container", TEXT, group="container"),
+        _linux("container_id", TEXT, derived=True),
+        _linux("pod", TEXT, group="pod"),
+        _linux("pod_uid", TEXT, derived=True),
     )),
     Record(Peer, (
         _text("host", group="peer host"),
@@ -559,6 +565,10 @@ TABLE = FieldTable((
         Field("process", _record(Process), later=True),
         _moment("first_seen", later=True),
         _moment("last_seen", later=True),
+        _linux("cgroup", TEXT, sql=SqlTable.PROCESS, since=2),
+        _linux("unit", TEXT, derived=True, sql=SqlTable.PROCESS, since=2, heading="UNIT"),
+        _linux("container", TEXT, sql=SqlTable.PROCESS, since=2, heading="CONTAINER"),
+        _linux("pod", TEXT, sql=SqlTable.PROCESS, since=2),
     )),
 ))  # fmt: skip
 """The table."""

@@ -24,6 +24,8 @@ from uuid import UUID
 
 import attrs
 
+from ._workload import workload_of
+
 __all__ = [
     "Attribution",
     "Capabilities",
@@ -322,6 +324,14 @@ class Flow:
     peer: Peer | None = None
     """In a fleet: process and machine at the other end, where that is one of the fleet's and both agree on addresses
     and ports; inferred from these. `None` where it is not."""
+    cgroup: str | None = None
+    """Linux: path of the cgroup (v2) in which the socket was made, seen from the monitor's own cgroup namespace; known
+    also where the process is not. `None` without cgroup v2, for a cgroup that was removed before anyone looked, and
+    for a flow that only its end reported."""
+    container: str | None = None
+    """Linux: name of the container that the socket was made in, else its id."""
+    pod: str | None = None
+    """Linux: Kubernetes pod of that container as ``namespace/name``, else its uid (of Podman, its id)."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not isinstance(self.provider, Provider):
@@ -331,6 +341,21 @@ class Flow:
     def started(self) -> float | None:
         """`started_ns` in seconds since the epoch, as the times of events are."""
         return None if self.started_ns is None else self.started_ns / 1e9
+
+    @property
+    def unit(self) -> str | None:
+        """Linux: unit of systemd that the socket was made in, by `cgroup`: a service, a scope, a socket. `None` for none."""
+        return None if self.cgroup is None else workload_of(self.cgroup).unit
+
+    @property
+    def container_id(self) -> str | None:
+        """Linux: id of the container, by `cgroup`; of LXC and systemd-nspawn its name. `None` outside of containers."""
+        return None if self.cgroup is None else workload_of(self.cgroup).container
+
+    @property
+    def pod_uid(self) -> str | None:
+        """Linux: uid of the Kubernetes pod (of Podman, its id), by `cgroup`; `None` outside of pods."""
+        return None if self.cgroup is None else workload_of(self.cgroup).pod
 
     @property
     def is_loopback(self) -> bool:

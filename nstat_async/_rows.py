@@ -12,6 +12,7 @@ from collections.abc import Hashable
 import attrs
 
 from ._model import Process
+from ._workload import workload_of
 
 __all__ = ["Row", "RowKind"]
 
@@ -73,6 +74,12 @@ class Row:
     """Time of the first event, seconds since the epoch."""
     last_seen: float | None = None
     """Time of the last event, seconds since the epoch."""
+    cgroup: str | None = None
+    """Linux: path of the process's cgroup, in a table of processes: that of its first socket of which it is known."""
+    container: str | None = None
+    """Linux: as `Flow.container`, of that cgroup."""
+    pod: str | None = None
+    """Linux: as `Flow.pod`, of that cgroup."""
     serial: int = attrs.field(default=0, repr=False, eq=False)
     """Distinguishes a row from a later one with the same key."""
 
@@ -96,6 +103,11 @@ class Row:
             return self.process.name
         key = self.key.value if isinstance(self.key, enum.Enum) else self.key
         return None if key is None else str(key)
+
+    @property
+    def unit(self) -> str | None:
+        """Linux: as `Flow.unit`, of that cgroup."""
+        return None if self.cgroup is None else workload_of(self.cgroup).unit
 
     @property
     def label(self) -> str:

@@ -35,17 +35,21 @@ __all__ = [
     "Filter",
     "FlowGate",
     "by_address",
+    "by_cgroup",
+    "by_container",
     "by_direction",
     "by_host",
     "by_interface",
     "by_interface_kind",
     "by_namespace",
     "by_pid",
+    "by_pod",
     "by_port",
     "by_process_name",
     "by_provider",
     "by_state",
     "by_uid",
+    "by_unit",
     "from_items",
     "loopback",
     "matching",
@@ -54,6 +58,9 @@ __all__ = [
 __dir__ = only(__all__)
 
 Predicate = Callable[[Flow], bool]
+
+SHORT_ID = 12
+"""Characters of a container's id that its engine shows."""
 
 
 @attrs.frozen(repr=False)
@@ -325,6 +332,48 @@ def by_host(*names: str) -> Filter:
 
 
 @_can_be_pickled
+def by_cgroup(*paths: str) -> Filter:
+    """Flows of these cgroups (Linux, v2) and of those below them, e.g. ``"/system.slice"``."""
+    wanted = frozenset(_each("by_cgroup", paths, _text, "the path of a cgroup, e.g. by_cgroup('/system.slice')"))
+    prefixes = tuple(path.rstrip("/") + "/" for path in wanted)
+    return Filter(
+        lambda flow: flow.cgroup is not None and f"{flow.cgroup}/".startswith(prefixes), f"by_cgroup({_listed(wanted)})"
+    )
+
+
+@_can_be_pickled
+def by_unit(*names: str) -> Filter:
+    """Flows of these units of systemd (Linux), e.g. ``"nginx.service"``; a name without a suffix is a service's."""
+    wanted = frozenset(_each("by_unit", names, _text, "the name of a unit, e.g. by_unit('nginx.service')"))
+    units = frozenset(name if "." in name else f"{name}.service" for name in wanted)
+    return Filter(lambda flow: flow.unit in units, f"by_unit({_listed(wanted)})")
+
+
+@_can_be_pickled
+def by_container(*names: str) -> Filter:
+    """Flows of these containers (Linux), by name, by id, or by the first characters of an id, 12 at least."""
+    wanted = _each("by_container", names, _text, "the name or the id of a container")
+    starts = tuple(name for name in wanted if len(name) >= SHORT_ID)
+
+    def matches(flow: Flow) -> bool:
+        if flow.container is None:
+            return False
+        return flow.container in wanted or (bool(starts) and (flow.container_id or "").startswith(starts))
+
+    return Filter(matches, f"by_container({_listed(wanted)})")
+
+
+@_can_be_pickled
+def by_pod(*names: str) -> Filter:
+    """Flows of these Kubernetes pods (Linux), by ``namespace/name`` or by uid."""
+    wanted = frozenset(_each("by_pod", names, _text, "a pod as namespace/name, or its uid"))
+    return Filter(
+        lambda flow: flow.pod is not None and (flow.pod in wanted or flow.pod_uid in wanted),
+        f"by_pod({_listed(wanted)})",
+    )
+
+
+@_can_be_pickled
 def loopback() -> Filter:
     """Flows that stay on this machine."""
     return Filter(lambda flow: flow.is_loopback, "loopback()")
@@ -378,6 +427,10 @@ _KEYS: dict[str, Callable[[list[str]], Filter]] = {
     "address": _words(by_address),
     "namespace": _whole_texts(by_namespace),
     "host": _words(by_host),
+    "cgroup": _whole_texts(by_cgroup),
+    "unit": _whole_texts(by_unit),
+    "container": _whole_texts(by_container),
+    "pod": _whole_texts(by_pod),
     "loopback": _loopback_of,
 }
 MAX_ITEMS = 100
@@ -392,7 +445,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
 
     Args:
         items: Pairs of key and value: ``pid``, ``process``, ``user``, ``provider``, ``direction``, ``state``,
-            ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, ``host``, and ``loopback`` with an empty value.
+            ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, ``host``, ``cgroup``, ``unit``, ``container``,
+            ``pod``, and ``loopback`` with an empty value.
 
     Returns:
         The filter; `None` when there are no items.

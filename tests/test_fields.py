@@ -33,13 +33,14 @@ def _page():
 
 @attrs.frozen(repr=False)
 class ContainedProcess(Process):
-    """A process that knows its container."""
+    """A process that knows its realm."""
 
-    container: str | None = None
-    """The container that the process runs in."""
+    realm: str | None = None
+    """The realm that the process runs in."""
 
 
-NEW = Field("container", TEXT, platform="Linux", later=True, sql=SqlTable.PROCESS, since=2, heading="CONTAINER")
+NEXT = TABLE.schema_version + 1
+NEW = Field("realm", TEXT, platform="Linux", later=True, sql=SqlTable.PROCESS, since=NEXT, heading="REALM")
 
 
 def _extended():
@@ -49,7 +50,7 @@ def _extended():
     return attrs.evolve(TABLE, records=tuple(more if each is old else each for each in TABLE.records))
 
 
-BOX = ContainedProcess(42, "curl", unique_pid=4200, uid=501, path="/usr/bin/curl", container="box")
+BOX = ContainedProcess(42, "curl", unique_pid=4200, uid=501, path="/usr/bin/curl", realm="box")
 
 
 @pytest.fixture
@@ -64,11 +65,11 @@ def extended(monkeypatch):
 def test_a_new_field_is_in_json_in_both_directions(extended):
     event = added(flow("a", BOX), 1.0, counts(5))
     line = json.JsonFormatter(table=extended)(event)
-    assert standard.loads(line)["flow"]["process"]["container"] == "box"
-    assert json.to_dict(event, table=extended)["flow"]["process"]["container"] == "box"
+    assert standard.loads(line)["flow"]["process"]["realm"] == "box"
+    assert json.to_dict(event, table=extended)["flow"]["process"]["realm"] == "box"
     assert json.loads(line, table=extended) == event
     row = Row(kind=RowKind.GROUP, key=BOX.key, process=BOX)
-    assert json.to_dict(row, table=extended)["process"]["container"] == "box"
+    assert json.to_dict(row, table=extended)["process"]["realm"] == "box"
 
 
 def test_a_new_field_is_a_column_of_processes(extended):
@@ -76,17 +77,17 @@ def test_a_new_field_is_a_column_of_processes(extended):
     columns = view.columns([row, lost])
     headings = [column.heading for column in columns]
     assert headings[:4] == ["PID", "PROCESS", "FLOWS", "OPEN"]
-    assert headings[-1] == "CONTAINER"
+    assert headings[-1] == "REALM"
     assert view.cell(columns[-1], row) == "box"
     assert view.cell(columns[-1], lost) == ""
-    assert "CONTAINER" not in [column.heading for column in view.columns([lost])]
+    assert "REALM" not in [column.heading for column in view.columns([lost])]
 
 
 def test_a_new_field_is_in_the_reference():
     text = _page().page(_extended())
-    assert "| `container` | `container` *later* | text | Linux |" in text
-    assert "The container that the process runs in." in text
-    assert "SQL `process.container` since schema 2" in text
+    assert "| `realm` | `realm` *later* | text | Linux |" in text
+    assert "The realm that the process runs in." in text
+    assert f"SQL `process.realm` since schema {NEXT}" in text
 
 
 def test_a_new_field_is_a_column_of_a_new_history(extended, tmp_path):
@@ -106,19 +107,19 @@ def test_a_history_of_version_1_is_read_as_it_is_and_gets_the_new_column_when_it
         before = history.usage(by="process")
         assert before[0].process == ContainedProcess(42, "curl", unique_pid=4200, uid=501, path="/usr/bin/curl")
     with HistoryWriter(path, source="laptop") as writer:
-        plain = flow("b", attrs.evolve(BOX, container=None))
+        plain = flow("b", attrs.evolve(BOX, realm=None))
         for event in (added(plain, 2e9, counts(3)), added(flow("c", BOX), 2e9, counts(4))):
             writer.feed(event)
     with History(path) as history:
         after = {
-            (each.name, each.process and each.process.container): each.rx_bytes for each in history.usage(by="process")
+            (each.name, each.process and each.process.realm): each.rx_bytes for each in history.usage(by="process")
         }
         assert history.gaps()
     # The process that was there goes on in its own row; the one in a container is another.
     assert after[("curl", None)] == 1500
     assert after[("curl", "box")] == 7
     connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (NEXT,)
     connection.close()
 
 

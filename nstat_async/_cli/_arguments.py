@@ -181,7 +181,7 @@ _COUNTING = {
 _VIEW = {
     "--by": {
         "type": _by, "default": "process", "metavar": "VIEW",
-        "help": "what a row is: process (default), user, remote-address, remote-port, interface, connection, …",
+        "help": "what a row is: process (default), user, remote-address, remote-port, interface, connection, unit, container, …",
     },
     "--names": {**_FLAG, "help": "ask name servers for the names of remote addresses"},
 }  # fmt: skip

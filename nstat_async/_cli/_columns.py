@@ -21,7 +21,7 @@ from .._model import Interface, Process
 from .._rows import Row
 from ..json import to_dict
 from ._parser import did_you_mean
-from ._text import UNKNOWN, bytes_text, interface_text, process_text, rate_text
+from ._text import UNKNOWN, bytes_text, interface_text, process_text, rate_text, short_id
 
 __all__ = ["Column", "cell_text", "event_columns", "picked", "row_columns"]
 
@@ -80,7 +80,7 @@ def cell_text(field: Field, value: Any) -> str:
         return process_text(value)
     if isinstance(value, Interface):
         return interface_text(value)
-    return escape(str(value.value if isinstance(value, enum.Enum) else value))
+    return escape(short_id(str(value.value if isinstance(value, enum.Enum) else value)))
 
 
 def _moment_text(seconds: float) -> str:

@@ -20,7 +20,7 @@ from ._ocsf import OcsfFormatter
 from ._output import Output, use_colour
 from ._source import is_recorded
 from ._table import render
-from ._text import TextFormatter, bytes_text, interface_text, is_listener, process_text
+from ._text import TextFormatter, bytes_text, is_listener, place_text, process_text
 from ._views import View
 
 __all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
@@ -117,7 +117,7 @@ def _cells(flow: Flow, counts: Counts | None) -> tuple[str, ...]:
         process_text(flow.process),
         bytes_text(None if counts is None else counts.rx_bytes),
         bytes_text(None if counts is None else counts.tx_bytes),
-        interface_text(flow.interface),
+        place_text(flow),
     )
 
 

@@ -11,6 +11,7 @@ Columns are as wide as the widest cell so far, so that lines stand below each ot
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -35,6 +36,7 @@ from .._events import (
     Unrecognized,
 )
 from .._model import Counts, Direction, Flow, Interface, Peer, Process, Provider, TcpState
+from ..filters import SHORT_ID
 from ._table import cell_width
 
 __all__ = [
@@ -43,9 +45,11 @@ __all__ = [
     "bytes_text",
     "interface_text",
     "is_listener",
+    "place_text",
     "process_text",
     "provider_text",
     "rate_text",
+    "short_id",
     "traffic_texts",
 ]
 
@@ -57,6 +61,7 @@ _WIDTHS = {"local": 15, "remote": 15, "process": 14, "rx": 10, "tx": 10}
 """Columns of a flow's line, and how wide they are at first."""
 _WIDEST = 47
 """No column becomes wider: an IPv6 address with its port fits."""
+_LONG_ID = re.compile(r"[0-9a-f]{64}")
 _GREEN, _RED, _YELLOW, _DIM, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
 
@@ -85,6 +90,21 @@ def process_text(process: Process | None) -> str:
     if process is None:
         return "pid:?"
     return f"pid:{process.pid} ({escape(process.name)})" if process.name else f"pid:{process.pid}"
+
+
+def place_text(flow: Flow) -> str:
+    """Where a flow is: its interface, and ``container:NAME`` or ``unit:NAME``, escaped."""
+    parts = [interface_text(flow.interface)]
+    if flow.container is not None:
+        parts.append(f"container:{escape(short_id(flow.container))}")
+    elif flow.unit is not None:
+        parts.append(f"unit:{escape(flow.unit)}")
+    return "  ".join(part for part in parts if part)
+
+
+def short_id(text: str) -> str:
+    """The first characters of a container's id, as its engine shows it; any other text as it is."""
+    return text[:SHORT_ID] if _LONG_ID.fullmatch(text) else text
 
 
 def interface_text(interface: Interface | None) -> str:
@@ -182,8 +202,8 @@ class TextFormatter:
         text += f"  {peer_text(flow.peer)}" if flow.peer is not None else ""
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
-        self._flows[flow.id] = (flow, text, kind := interface_text(flow.interface))
-        return text, kind
+        self._flows[flow.id] = (flow, text, place := place_text(flow))
+        return text, place
 
     def cell(self, column: str, text: str) -> str:
         """`text`, as wide as its column is by now."""

@@ -96,11 +96,12 @@ def network_of(process: int | str) -> int | None:
 def share_descriptors(one: int, other: int) -> bool:
     """True if two threads are known to have one table of descriptors (``kcmp(2)``, KCMP_FILES)."""
     number = _KCMP.get(platform.machine())
-    return number is not None and _libc().syscall(number, one, other, _KCMP_FILES, 0, 0) == 0
+    return number is not None and libc().syscall(number, one, other, _KCMP_FILES, 0, 0) == 0
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """The C library."""
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -144,7 +145,7 @@ def in_namespace(descriptor: int, work: Callable[[], _T]) -> _T:
 
     def enter() -> None:
         try:
-            if _libc().setns(descriptor, _CLONE_NEWNET):
+            if libc().setns(descriptor, _CLONE_NEWNET):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number), "setns")  # noqa: TRY301 - carried to the caller's thread
             outcome.append(work())

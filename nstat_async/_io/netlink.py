@@ -21,6 +21,7 @@ from ..ebpf import Tier
 from ..sockdiag import (
     AttachAnswer,
     AttachRequest,
+    CgroupsRequest,
     ChannelPurpose,
     LinkKindsAnswer,
     LinkKindsRequest,
@@ -32,6 +33,7 @@ from ..sockdiag import (
     Role,
 )
 from .bpfload import namespace_cookie
+from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
@@ -90,6 +92,7 @@ class NetlinkTransport:
         """The namespaces as `network_of` has them."""
         self._scanner = ProcessScanner(networks=self.networks)
         self._pulse = Pulse(self._scanner.recent)
+        self._cgroups = CgroupFinder()
         self._closed = False
         self._programs: EbpfSource | None = None
         self._attaching = threading.Lock()
@@ -140,6 +143,8 @@ class NetlinkTransport:
             return ProcessesAnswer(tuple(each for each in facts if each.start_ticks is not None))
         if isinstance(request, LinkKindsRequest):
             return self._link_kinds(request)
+        if isinstance(request, CgroupsRequest):
+            return self._cgroups.answer(request)
         if isinstance(request, AttachRequest):
             return self._attach()
         return None

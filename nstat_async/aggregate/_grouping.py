@@ -257,6 +257,21 @@ class GroupBy:
         return cls.field("host")
 
     @classmethod
+    def unit(cls) -> GroupBy:
+        """By unit of systemd (Linux), known also where the process is not."""
+        return cls.field("unit")
+
+    @classmethod
+    def container(cls) -> GroupBy:
+        """By container (Linux), by its name where that is known, else by its id; `None` outside of containers."""
+        return cls.field("container")
+
+    @classmethod
+    def pod(cls) -> GroupBy:
+        """By Kubernetes pod (Linux), as ``namespace/name`` where that is known, else by its uid."""
+        return cls.field("pod")
+
+    @classmethod
     def flow(cls) -> GroupBy:
         """Each flow by itself: rates of single flows, e.g. to expand a process."""
         return cls.field("flow")

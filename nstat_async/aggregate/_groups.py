@@ -73,6 +73,8 @@ class Groups:
         find, owner = self.group_by.process, flow.process
         if find is None or owner is None or tally.key is None:
             return
+        if tally.home is None and flow.cgroup is not None:
+            tally.home = flow
         process = find(flow)
         if process is not None and process is not owner:
             # The effective process: its name is known only from flows of its own.
@@ -131,6 +133,7 @@ class Groups:
         for tally in other.tallies.values():
             target = self.of_key(source or tally.source, tally.key, None, tally.first_seen)
             target.process = target.process or tally.process
+            target.home = target.home or tally.home
             target.absorb(tally)
             targets[tally.serial] = target
         for tally in other.sums():

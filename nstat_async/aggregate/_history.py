@@ -38,6 +38,11 @@ class Usage:
     uid: int | None = None
     process: Process | None = None
     """All that the file has about the process, in an answer per process."""
+    cgroup: str | None = None
+    """As `Row.cgroup`, in an answer per process; so are `unit`, `container` and `pod`."""
+    unit: str | None = None
+    container: str | None = None
+    pod: str | None = None
     flows: int
     """Flows that began in the time asked for."""
     uncounted_flows: int

@@ -29,6 +29,8 @@ class Tally:
     first_seen: float
     last_seen: float
     process: Process | None = None
+    home: Flow | None = None
+    """A flow of the process of which the cgroup is known."""
     flows: int = 0
     open_flows: int = 0
     uncounted_flows: int = 0
@@ -103,6 +105,9 @@ class Tally:
             tx_packets=self.tx_packets,
             first_seen=self.first_seen,
             last_seen=self.last_seen,
+            cgroup=None if self.home is None else self.home.cgroup,
+            container=None if self.home is None else self.home.container,
+            pod=None if self.home is None else self.home.pod,
             serial=self.serial,
         )
         return _with_rates(row, self.grown(span[0]), span[1])

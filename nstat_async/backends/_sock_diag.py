@@ -70,6 +70,7 @@ class SockDiag:
             processes=processes,
             limit=limit,
             ebpf=options.ebpf,
+            cgroups=True,
         )
         try:
             core = Session.from_setup(setup, options)

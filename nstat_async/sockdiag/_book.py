@@ -12,6 +12,7 @@ connections one after the other; each is a flow.
 | owners | who holds the inode | the last one stands, unless another process was seen using the socket |
 | eBPF records | began, who uses it, ended, with exact counts | outweighs all others |
 | eBPF maps | what a UDP socket counts | nobody else counts that |
+| cgroups | who runs where the socket was made | its number is the kernel's word and never changes |
 | addresses | which interface has the address | a known one replaces another, ignorance replaces none |
 | state, sequence numbers, listeners | who began | `Weight` |
 """
@@ -24,6 +25,7 @@ from collections import deque
 
 from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
 from .._model import Attribution, Flow, Process
+from ._cgroups import CgroupSource, cgroup_of
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Owner, Weight
@@ -63,6 +65,7 @@ class Book:
         namespace: NetworkNamespace,
         links: LinkTable,
         owners: OwnerSource,
+        cgroups: CgroupSource,
         *,
         every_update: bool = False,
     ) -> None:
@@ -81,6 +84,7 @@ class Book:
         self.listeners = ListenerTable()
         self._output = output
         self._owners = owners
+        self._cgroups = cgroups
         self._links = links
         self._links_version = links.version
         self._every = every_update
@@ -113,6 +117,7 @@ class Book:
             entry = self.new_entry(protocol, pieces)
             entry.preexisting = self._output.first_poll
             self.take_over(entry, message, info_of(message, form, pieces))
+            self._cgroups.place(entry, cgroup_of(message, form))
             self._owners.want(entry)
             self.waiting.append(entry)
 
@@ -133,6 +138,8 @@ class Book:
                 changed = before[1][1] != pieces[1][1] or before[1][4:] != pieces[1][4:]
         if not (changed or returned or counters or self._every):
             return
+        if not entry.cgroup:
+            self._cgroups.place(entry, cgroup_of(message, form))
         previous = entry.report
         weighed = self.take_over(entry, message, info_of(message, form, pieces))
         if entry.flow is not None:
@@ -194,7 +201,7 @@ class Book:
             after = after[:6] + before[6:8] + after[8:]
         entry.last = (head, after, *rest)
         if entry.flow is not None and before[4:] != after[4:]:
-            entry.flow = build_flow(entry, self._links, self._label)
+            entry.flow = self._build(entry)
 
     # -- evidence of absence
 
@@ -247,6 +254,11 @@ class Book:
             entry.last = (head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters)
             self._owners.want(entry)
 
+    def learn_cgroup(self, entry: Entry) -> None:
+        """More is known of the cgroup that the socket was made in."""
+        if entry.flow is not None and not entry.over:
+            self.update(entry, entry.report, rebuilt=True)
+
     def locate(self) -> None:
         """Interfaces or addresses changed: flows whose interface is another one now are updated."""
         if self._links_version == self._links.version:
@@ -262,9 +274,12 @@ class Book:
 
     # -- outcomes
 
+    def _build(self, entry: Entry) -> Flow:
+        return build_flow(entry, self._links, self._cgroups, self._label)
+
     def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
-        flow = entry.flow = build_flow(entry, self._links, self._label)
+        flow = entry.flow = self._build(entry)
         self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
         return flow
 
@@ -295,7 +310,7 @@ class Book:
     def update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
         """Say that an announced flow changed; `rebuilt`: in more than its counts."""
         if rebuilt:
-            entry.flow = build_flow(entry, self._links, self._label)
+            entry.flow = self._build(entry)
         flow, report, output = entry.flow, entry.report, self._output
         if flow is not None and report is not None:
             output.events.append(flow_updated(output.now + output.epoch_offset, flow, report_of(report, previous)))
@@ -305,7 +320,7 @@ class Book:
         if entry.owner is None:
             entry.owner = Attribution.GONE
             if entry.flow is not None:
-                entry.flow = build_flow(entry, self._links, self._label)
+                entry.flow = self._build(entry)
         flow = entry.flow or self.announce(entry)
         self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
 

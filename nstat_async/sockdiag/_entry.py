@@ -43,6 +43,9 @@ class Keeper(Protocol):
     def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
         """Somebody holds the socket, or it is known why nobody is known to."""
 
+    def learn_cgroup(self, entry: Entry) -> None:
+        """More is known of the cgroup that the socket was made in."""
+
 
 @attrs.define(eq=False, weakref_slot=False)
 class Entry:
@@ -74,6 +77,8 @@ class Entry:
     """False if something went through it before it was counted."""
     used_by: tuple[int, int | None] | None = None
     """The process that was seen using it: no other holder of the socket outweighs it."""
+    cgroup: int = 0
+    """Number of the cgroup that it was made in; 0: not known."""
     preexisting: bool = False
     absences: int = 0
     """Successive polls without it: closed, and held by a process that did not close its descriptor."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 
 from .._model import Attribution, Endpoint, Flow, Process, Provider, TcpState
+from .._workload import workload_of
+from ._cgroups import CgroupSource
 from ._constants import IPPROTO_TCP, TCP_STATES
 from ._entry import Entry
 from ._links import LinkTable
@@ -16,7 +18,7 @@ _DEVICE_AT = 40
 KERNEL = Process(0, "kernel")
 
 
-def build_flow(entry: Entry, links: LinkTable, namespace: str | None) -> Flow:
+def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace: str | None) -> Flow:
     """The flow of a socket as known now; endpoints are shared with the one announced before."""
     identity = entry.identity
     device: int = _DEVICE.unpack_from(identity, _DEVICE_AT)[0]
@@ -36,6 +38,13 @@ def build_flow(entry: Entry, links: LinkTable, namespace: str | None) -> Flow:
         attribution = entry.owner
         if attribution is Attribution.KERNEL:
             process = KERNEL
+    cgroup = container = pod = None
+    facts = cgroups.facts_of(entry)
+    if facts is not None:
+        workload = workload_of(facts.path)
+        cgroup, container, pod = facts.path, facts.container or workload.container, facts.pod or workload.pod
+    elif old is not None:
+        cgroup, container, pod = old.cgroup, old.container, old.pod
     connection = "" if entry.connection == 1 else f".{entry.connection}"
     return Flow(
         f"{prefix}c{entry.cookie:x}{connection}",
@@ -49,6 +58,9 @@ def build_flow(entry: Entry, links: LinkTable, namespace: str | None) -> Flow:
         entry.direction,
         namespace=namespace,
         attribution=attribution,
+        cgroup=cgroup,
+        container=container,
+        pod=pod,
     )
 
 

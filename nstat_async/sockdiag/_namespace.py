@@ -14,6 +14,7 @@ from .._events import RemovalReason
 from .._options import MonitorOptions
 from ._addresses import AddressSource
 from ._book import Book
+from ._cgroups import CgroupSource
 from ._constants import SocketState
 from ._dumps import DumpSource
 from ._entry import Entry
@@ -41,13 +42,14 @@ class Namespace:
         number: int,
         identity: NetworkNamespace,
         owners: OwnerSource,
+        cgroups: CgroupSource,
         sightings: Sightings,
         protocols: frozenset[int],
         options: MonitorOptions,
     ) -> None:
         links, self._formats = LinkTable(), RowFormats()
         self.identity = identity
-        self.book = Book(output, number, identity, links, owners, every_update=options.every_update)
+        self.book = Book(output, number, identity, links, owners, cgroups, every_update=options.every_update)
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
         self.removals = RemovalSource(output, self.book, self.lookups, sightings, self._formats, protocols)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from .._errors import BackendUnavailableError, UnavailableReason
 from .._events import PollCompleted
+from ._cgroups import CgroupSource
 from ._namespace import Namespace
 from ._output import Output
 from ._owners import OwnerSource
@@ -44,7 +45,7 @@ class Polls:
     Args:
         output: The time, and where what is said goes.
         namespaces: What is polled.
-        owners: Searched for at the end of each.
+        searches: What is searched for at the end of each.
         programs: Asked for counts in each.
         interval: Seconds between the begin of two polls; `None`: only when wanted.
     """
@@ -53,13 +54,13 @@ class Polls:
         self,
         output: Output,
         namespaces: Sequence[Namespace],
-        owners: OwnerSource,
+        searches: tuple[OwnerSource, CgroupSource],
         programs: Programs,
         interval: float | None,
     ) -> None:
         self._output = output
         self._namespaces = namespaces
-        self._owners = owners
+        self._owners, self._cgroups = searches
         self._programs = programs
         self._interval = None if output.following else interval
         self._stage = _Stage.IDLE if output.following else _Stage.SETUP
@@ -147,9 +148,15 @@ class Polls:
         for namespace in self._namespaces:
             namespace.end_poll()
         self._owners.search()
+        self._cgroups.ask()
         patience = FIRST_OWNERS_PATIENCE if self._output.first_poll else OWNERS_PATIENCE
         self._patience_ends = self._output.now + patience
         self._stage = _Stage.ANNOUNCING
+
+    @property
+    def _placed(self) -> bool:
+        """True when new flows need not wait for their cgroup any longer."""
+        return not self._cgroups.searching or self._output.now >= self._patience_ends
 
     @property
     def _searched(self) -> bool:
@@ -158,9 +165,12 @@ class Polls:
 
     @property
     def _announceable(self) -> bool:
-        return any(ns.book.ready or (ns.book.waiting and self._searched) for ns in self._namespaces)
+        searched = self._searched
+        return self._placed and any(ns.book.ready or (ns.book.waiting and searched) for ns in self._namespaces)
 
     def _announce(self) -> None:
+        if not self._placed:
+            return
         left = ANNOUNCED_AT_ONCE
         for namespace in self._namespaces:
             left -= namespace.book.announce_next(left, searched=self._searched)
@@ -190,6 +200,7 @@ class Polls:
     def finish(self) -> None:
         """What the poll under way still expects will not come."""
         self._owners.give_up()
+        self._cgroups.give_up()
         for namespace in self._namespaces:
             if not namespace.dumps.done:
                 namespace.dumps.abort()

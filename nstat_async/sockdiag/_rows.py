@@ -50,6 +50,8 @@ class RowFormat:
     format: struct.Struct
     info_header: bytes
     """What the rest ends with when ``tcp_info`` is where it is expected."""
+    cgroup: int = 0
+    """Offset of the cgroup's number; 0 when there is none."""
 
     @classmethod
     def learn(cls, message: bytes) -> RowFormat:
@@ -61,12 +63,13 @@ class RowFormat:
         length = len(message)
         stride = align(length)
         start, size = find_attribute(message, ATTRIBUTES_AT, length, DiagAttribute.INFO) or (0, 0)
+        cgroup, _ = find_attribute(message, ATTRIBUTES_AT, length, DiagAttribute.CGROUP_ID) or (0, 0)
         if size < _COUNTERS_AT + _COUNTERS_SIZE:
             text = f"=Q8x{_IDENTITY_SIZE}sQ12x{length - _REST_AT}s0s{stride - length}x"
-            return cls(length, stride, start, size, struct.Struct(text), b"")
+            return cls(length, stride, start, size, struct.Struct(text), b"", cgroup)
         tail = stride - start - _COUNTERS_AT - _COUNTERS_SIZE
         text = f"=Q8x{_IDENTITY_SIZE}sQ12x{start - _REST_AT}s{_COUNTERS_AT}x{_COUNTERS_SIZE}s{tail}x"
-        return cls(length, stride, start, size, struct.Struct(text), message[start - 4 : start])
+        return cls(length, stride, start, size, struct.Struct(text), message[start - 4 : start], cgroup)
 
 
 class RowFormats:

@@ -18,6 +18,7 @@ from .._model import Capabilities, Counts, Flow, Provider, Visibility
 from .._options import Ebpf, MonitorOptions
 from ..ebpf import Tier, tells
 from ._book import Book
+from ._cgroups import CgroupSource
 from ._constants import IPPROTO_TCP, IPPROTO_UDP
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
@@ -28,6 +29,7 @@ from ._polls import Polls
 from ._programs import Programs
 from ._setup import (
     AttachAnswer,
+    CgroupsAnswer,
     ChannelPurpose,
     LinkKindsAnswer,
     NetworkNamespace,
@@ -56,6 +58,7 @@ class Session:
         processes: Whose processes the transport can name.
         limit: Why not everybody's, for a person.
         ebpf: Whether eBPF programs are asked for.
+        cgroups: Whether the transport looks up cgroups.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
     Raises:
@@ -71,11 +74,17 @@ class Session:
         processes: Visibility = Visibility.UNKNOWN,
         limit: str | None = None,
         ebpf: Ebpf = Ebpf.OFF,
+        cgroups: bool = True,
         mode: Mode = Mode.DRIVING,
     ) -> None:
         self._options = options or MonitorOptions()
         self.setup = setup = Setup(
-            kernel=kernel, namespaces=tuple(namespaces), processes=processes, limit=limit, ebpf=ebpf
+            kernel=kernel,
+            namespaces=tuple(namespaces),
+            processes=processes,
+            limit=limit,
+            ebpf=ebpf,
+            cgroups=cgroups,
         )
         """What it was made of, beside the options."""
         self._output = Output(mode)
@@ -84,15 +93,17 @@ class Session:
         if not self._protocols:
             raise UsageError("providers: sock_diag has tcp and udp only")
         self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
+        self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
         self._books: list[Book] = []
-        self._sightings = Sightings(self._output, self._owners, self._protocols)
+        self._sightings = Sightings(self._output, self._owners, self._cgroups, self._protocols)
         self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf)
         self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
         for namespace in namespaces:
             self._add_namespace(namespace)
-        self._polls = Polls(self._output, self._namespaces, self._owners, self._programs, self._options.interval)
+        searches = (self._owners, self._cgroups)
+        self._polls = Polls(self._output, self._namespaces, searches, self._programs, self._options.interval)
 
     @classmethod
     def from_setup(
@@ -112,8 +123,10 @@ class Session:
 
     def _add_namespace(self, identity: NetworkNamespace) -> None:
         number = len(self._namespaces)
-        owners, sightings = self._owners, self._sightings
-        namespace = Namespace(self._output, number, identity, owners, sightings, self._protocols, self._options)
+        searches = self._owners, self._cgroups
+        namespace = Namespace(
+            self._output, number, identity, *searches, self._sightings, self._protocols, self._options
+        )
         self._namespaces.append(namespace)
         self._books.append(namespace.book)
         self._sources.update((source.channel, source) for source in (*namespace.sources, namespace.pulse))
@@ -282,6 +295,8 @@ class Session:
             self._owners.take(answer)
         elif isinstance(answer, ProcessesAnswer):
             self._owners.take_names(answer)
+        elif isinstance(answer, CgroupsAnswer):
+            self._cgroups.take(answer)
         elif isinstance(answer, AttachAnswer):
             self._programs.take(answer)
         elif isinstance(answer, LinkKindsAnswer) and 0 <= answer.namespace < len(self._namespaces):
@@ -340,6 +355,8 @@ class Session:
         for source in self._sources.values():
             source.flush()
         self._programs.flush()
+        if self._sightings.live:  # what is new is announced at once
+            self._cgroups.ask()
         taken, self._output.commands = self._output.commands, []
         return [] if self._output.following else taken
 

@@ -211,6 +211,37 @@ class ProcessesAnswer:
 
 
 @attrs.frozen
+class CgroupsRequest:
+    """Ask for the paths of these cgroups (v2), by their numbers."""
+
+    numbers: tuple[int, ...]
+
+
+@attrs.frozen
+class CgroupFacts:
+    """What the host knows of a cgroup."""
+
+    number: int
+    path: str
+    """Below the root of the hierarchy, as this process's cgroup namespace shows it."""
+    container: str | None = None
+    """Name of its container, where there is one and its engine wrote it down."""
+    pod: str | None = None
+    """The same of its Kubernetes pod, as ``namespace/name``."""
+
+
+@attrs.frozen
+class CgroupsAnswer:
+    """What was found; of a request's other numbers nothing is known yet."""
+
+    found: tuple[CgroupFacts, ...] = ()
+    gone: tuple[int, ...] = ()
+    """Numbers of cgroups that are not there (any more), or cannot be seen from here."""
+    complete: bool = True
+    """False if the time did not suffice for all."""
+
+
+@attrs.frozen
 class AttachRequest:
     """Load and attach the eBPF programs, as many of them as the kernel grants."""
 
@@ -255,6 +286,8 @@ class Setup:
     """Why not everybody's, for a person."""
     ebpf: Ebpf = Ebpf.OFF
     """Whether eBPF programs are asked for."""
+    cgroups: bool = False
+    """Whether cgroups are looked up; recordings that say nothing of it have no answers."""
 
 
 RECORDED = Vocabulary(
@@ -268,6 +301,8 @@ RECORDED = Vocabulary(
     ProcessesAnswer,
     LinkKindsRequest,
     LinkKindsAnswer,
+    CgroupsRequest,
+    CgroupsAnswer,
     AttachRequest,
     AttachAnswer,
     LookupFailed,

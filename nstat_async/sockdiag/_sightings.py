@@ -33,6 +33,7 @@ from ..ebpf import (
     owner_of,
 )
 from ._book import Book
+from ._cgroups import CgroupSource
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._entry import Entry, Weight
 from ._output import Output
@@ -99,10 +100,11 @@ class Sightings:
     Args:
         output: The time.
         owners: The processes that are known.
+        cgroups: The cgroups that are known.
         protocols: What is wanted.
     """
 
-    def __init__(self, output: Output, owners: OwnerSource, protocols: frozenset[int]) -> None:
+    def __init__(self, output: Output, owners: OwnerSource, cgroups: CgroupSource, protocols: frozenset[int]) -> None:
         self.live = False
         """True while records come."""
         self.pulsing = False
@@ -123,6 +125,7 @@ class Sightings:
         """By the cookie of their network namespace."""
         self._output = output
         self._owners = owners
+        self._cgroups = cgroups
         self._protocols = protocols
         self._formats = RowFormats()
         self._recorded: dict[int, _Half] = {}
@@ -188,6 +191,7 @@ class Sightings:
         entry = book.new_entry(facts.protocol, pieces)
         entry.connection = self._removal_due.pop(facts.cookie, 0) + 1
         book.take_over(entry, message, (0, 0))
+        self._cgroups.place(entry, facts.cgroup)
         return entry
 
     def _row(self, facts: Facts) -> tuple[Any, bytes]:

@@ -16,6 +16,9 @@ from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
     ANYWHERE,
     AddressMessage,
+    CgroupFacts,
+    CgroupsAnswer,
+    CgroupsRequest,
     DiagAttribute,
     DiagMessage,
     DiagRequest,
@@ -90,6 +93,7 @@ class FakeSocket:
     info: dict[int, int] = attrs.field(factory=dict)
     info_length: int = 280
     extra: dict[int, bytes] = attrs.field(factory=dict)
+    cgroup: int = 0
 
     @property
     def id(self) -> bytes:
@@ -97,6 +101,8 @@ class FakeSocket:
 
     def message(self, sequence: int = 0, *, final: bool = False, kind: int = 20) -> bytes:
         attributes: dict[int, bytes] = dict(self.extra)
+        if self.cgroup:
+            attributes[DiagAttribute.CGROUP_ID] = struct.pack("=Q", self.cgroup)
         if final:
             attributes = {DiagAttribute.PROTOCOL: bytes([self.protocol])}
         if self.protocol == 6 and self.timer != 3:
@@ -137,6 +143,10 @@ class FakeKernel:
         """Inode and pid: processes that hold a socket beside the one that a search finds first."""
         self.programs: dict[int, ProcessFacts] = {}
         self.refused_processes = 0
+        self.cgroups: dict[int, CgroupFacts] = {}
+        self.unwalked: set[int] = set()
+        """Numbers of cgroups for which the time does not suffice."""
+        self.cgroup_requests: list[CgroupsRequest] = []
         self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
         self.addresses = [AddressMessage(2, 1, LOOPBACK, 8), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
         self.refused: dict[tuple[int, int], int] = {}
@@ -247,6 +257,11 @@ class FakeKernel:
                     met.append((inode, place))
             checked = {"lost": tuple(lost), "met": tuple(met), "refused": self.refused_processes}
             answer: Any = OwnersAnswer(found, facts, None, gone, places, **checked)
+        elif isinstance(request, CgroupsRequest):
+            self.cgroup_requests.append(request)
+            known = [self.cgroups[number] for number in request.numbers if number in self.cgroups]
+            left = {number for number in request.numbers if number in self.unwalked}
+            answer = CgroupsAnswer(tuple(known), tuple({*request.numbers} - self.cgroups.keys() - left), not left)
         else:
             answer = LinkKindsAnswer(request.namespace, tuple((name, "wifi") for name in request.names))
         self.record.append(("answer", self.now, 0, answer))

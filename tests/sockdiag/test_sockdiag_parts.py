@@ -25,6 +25,7 @@ from nstat_async.sockdiag import (
     iterate_messages,
 )
 from nstat_async.sockdiag._book import Book
+from nstat_async.sockdiag._cgroups import CgroupSource
 from nstat_async.sockdiag._dumps import DumpSource, sequence_of
 from nstat_async.sockdiag._entry import Entry
 from nstat_async.sockdiag._finals import fin_among_received, fin_by_remains, is_unused, was_disconnected
@@ -47,7 +48,7 @@ class Scanned:
         self.output = Output()
         links = LinkTable()
         owners = OwnerSource(self.output, list)
-        self.book = Book(self.output, 0, NetworkNamespace(), links, owners)
+        self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output))
         self.book.apply_row = self._apply
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6])
         self.seen: list = []

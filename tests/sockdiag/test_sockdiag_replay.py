@@ -19,7 +19,7 @@ from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
 from nstat_async.recording import Recording, RecordingWriter, open_recording
-from nstat_async.sockdiag import NetworkNamespace, Session, TcpInfo
+from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, Session, TcpInfo
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -28,6 +28,7 @@ THIS, ONE, TWO = (
     NetworkNamespace("one", device=4, inode=11),
     NetworkNamespace("two", device=4, inode=12),
 )
+BOX = CgroupFacts(7002, f"/docker/{'ab' * 32}", "web")
 NAMESPACES = ((THIS,), (THIS, ONE), (ONE, TWO, THIS))
 cookie = st.integers(1, 12)
 step = st.one_of(
@@ -55,6 +56,8 @@ class Linux(FakeKernel):
         self.file = io.BytesIO()
         self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
         super().__init__(self.recorded)  # type: ignore[arg-type]
+        self.cgroups = {7001: CgroupFacts(7001, "/system.slice/nginx.service"), 7002: BOX}
+        self.unwalked = {7003}
 
     def feed(self, data: bytes, channel: int) -> None:
         self.recorded.receive_datagrams([data], self.now, channel)
@@ -64,7 +67,10 @@ class Linux(FakeKernel):
 
     def do_open(self, number: int, tcp: bool) -> None:
         self.sockets.setdefault(
-            number, FakeSocket(number, local_port=4000 + number, inode=number, protocol=6 if tcp else 17)
+            number,
+            FakeSocket(
+                number, local_port=4000 + number, inode=number, protocol=6 if tcp else 17, cgroup=7000 + number % 4
+            ),
         )
 
     def do_grow(self, number: int, size: int) -> None:

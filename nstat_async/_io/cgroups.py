@@ -1,0 +1,188 @@
+"""Cgroups by their numbers: the paths of directories in the cgroup v2 hierarchy, and the names of containers.
+
+The number that the kernel has for a cgroup is the inode of its directory. With CAP_DAC_READ_SEARCH the kernel opens
+a directory by its number (``open_by_handle_at(2)``); everybody else walks the tree, in pieces of bounded time.
+"""
+
+# ruff: noqa: PTH115, PTH116, PTH123
+# Paths of a hierarchy are read by the thousand: as strings.
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import time
+from collections.abc import Iterator
+
+import attrs
+
+from .._workload import workload_of
+from ..sockdiag import CgroupFacts, CgroupsAnswer, CgroupsRequest
+from .containers import names_of
+from .linux import libc
+
+BUDGET = 0.02
+"""Seconds of CPU for one answer."""
+MOST = 65_536
+"""Cgroups that one walk remembers."""
+
+_MOUNTS = "/proc/self/mountinfo"
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+_LEAF_LINKS = 2
+"""Links of a directory that has none in it (``kernfs_refresh_inode``): its forty files need not be listed."""
+_KERNFS_HANDLE = 0xFE
+"""``FILEID_KERNFS``: a handle that is the number alone."""
+_GONE = frozenset({errno.ESTALE, errno.ENOENT})
+
+
+class _Handle(ctypes.Structure):
+    """``struct file_handle`` with a number in it."""
+
+    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("number", ctypes.c_uint64))
+
+
+@attrs.frozen
+class Hierarchy:
+    """Where cgroup v2 is mounted."""
+
+    directory: str
+    root: str
+    """Path of the cgroup that this directory is, as this process's cgroup namespace shows it."""
+
+    def path_of(self, below: str) -> str:
+        """The path of a cgroup, by its directory below the mount."""
+        return f"{self.root.rstrip('/')}{below}" or "/"
+
+
+def find_hierarchy(mounts: bytes) -> Hierarchy | None:
+    """Where cgroup v2 is mounted, by the text of ``/proc/self/mountinfo``; `None` when it is not."""
+    found = []
+    for line in mounts.splitlines():
+        fields, _, source = line.partition(b" - ")
+        parts = fields.split(b" ")
+        if source.startswith(b"cgroup2 ") and len(parts) > 4:  # root and directory are the 4th and 5th
+            root, directory = (_ESCAPED.sub(lambda match: bytes([int(match[1], 8) & 255]), part) for part in parts[3:5])
+            found.append(Hierarchy(os.fsdecode(directory), os.fsdecode(root)))
+    return min(found, key=lambda each: len(each.root), default=None)
+
+
+class CgroupFinder:
+    """Answers `CgroupsRequest`; one thread at a time.
+
+    Args:
+        budget: Seconds of CPU for one answer.
+    """
+
+    def __init__(self, budget: float = BUDGET) -> None:
+        self._budget = budget
+        self._by_handle = True
+        self._ahead: list[str] = []
+        """Directories that the walk under way has not looked into."""
+        self._walked: dict[int, str] = {}
+        self._sought: frozenset[int] = frozenset()
+        """What was wanted when it began: only of these it can say that they are not there."""
+
+    def answer(self, request: CgroupsRequest) -> CgroupsAnswer:
+        """What can be found out within the budget."""
+        try:
+            with open(_MOUNTS, "rb") as file:
+                hierarchy = find_hierarchy(file.read())
+        except OSError:
+            hierarchy = None
+        if hierarchy is None:
+            return CgroupsAnswer(gone=request.numbers)
+        until = time.thread_time() + self._budget
+        wanted = set(request.numbers)
+        found = dict(self._opened(hierarchy, wanted, until)) if self._by_handle else {}
+        gone: set[int] = set()
+        if self._by_handle:
+            gone = {number for number, below in found.items() if below is None}
+            left = wanted - found.keys()
+        else:
+            left, gone = self._walk(hierarchy, wanted, until)
+            found = {number: self._walked[number] for number in wanted - left - gone}
+        facts = [_facts(number, hierarchy.path_of(below)) for number, below in found.items() if below is not None]
+        return CgroupsAnswer(tuple(facts), tuple(sorted(gone)), not left)
+
+    # -- by handle
+
+    def _opened(self, hierarchy: Hierarchy, wanted: set[int], until: float) -> Iterator[tuple[int, str | None]]:
+        """Each with its directory below the mount, or `None`; nothing where it is not allowed."""
+        try:
+            mount = os.open(hierarchy.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._by_handle = False
+            return
+        try:
+            for number in wanted:
+                if time.thread_time() >= until:
+                    return
+                yield number, _directory_of(mount, number, hierarchy.directory)
+        except OSError:
+            self._by_handle = False
+        finally:
+            os.close(mount)
+
+    # -- by walking
+
+    def _walk(self, hierarchy: Hierarchy, wanted: set[int], until: float) -> tuple[set[int], set[int]]:
+        """Look on; which numbers are not known yet, and which of the others are not there."""
+        if not self._ahead:
+            self._ahead, self._walked, self._sought = [""], {}, frozenset(wanted)
+            with contextlib.suppress(OSError):
+                self._walked[os.stat(hierarchy.directory).st_ino] = ""
+        left = wanted - self._walked.keys()
+        while left and self._ahead and time.thread_time() < until:
+            below = self._ahead.pop()
+            left -= self._look_into(hierarchy.directory, below)
+        if left and not self._ahead:
+            return left - self._sought, left & self._sought
+        if not left:
+            self._ahead = []
+        return left, set()
+
+    def _look_into(self, directory: str, below: str) -> set[int]:
+        """The numbers of the cgroups right below one."""
+        found = set()
+        with contextlib.suppress(OSError), os.scandir(directory + below) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) and len(self._walked) < MOST:
+                    path = f"{below}/{entry.name}"
+                    self._walked[entry.inode()] = path
+                    found.add(entry.inode())
+                    if entry.stat(follow_symlinks=False).st_nlink > _LEAF_LINKS:
+                        self._ahead.append(path)
+        return found
+
+
+def _facts(number: int, path: str) -> CgroupFacts:
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    workload = workload_of(text)
+    container, pod = names_of(workload.container) if workload.container else (None, None)
+    return CgroupFacts(number, text, container, pod if workload.pod else None)
+
+
+def _directory_of(mount: int, number: int, directory: str) -> str | None:
+    """The directory of a cgroup below the mount; `None` when it is gone, or not below it.
+
+    Raises:
+        OSError: Opening by number is not allowed, or not known here.
+    """
+    handle = _Handle(8, _KERNFS_HANDLE, number)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    descriptor = libc().open_by_handle_at(mount, ctypes.byref(handle), flags)
+    if descriptor < 0:
+        error = ctypes.get_errno()
+        if error in _GONE:
+            return None
+        raise OSError(error, os.strerror(error), "open_by_handle_at")
+    try:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    if path == directory:
+        return ""
+    return path.removeprefix(directory) if path.startswith(directory.rstrip("/") + "/") else None

@@ -1,0 +1,115 @@
+"""What the path of a cgroup says about who runs there: a unit of systemd, a container, a pod.
+
+The forms are those of systemd (``cg_path_get_unit``), of the container engines' two cgroup drivers (``systemd`` makes
+scopes, ``cgroupfs`` plain directories), of LXC, of systemd-nspawn, and of Kubernetes' kubelet. Where containers are nested, the
+innermost one counts; a unit is the outermost one, as for ``systemctl status PID`` on this machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+__all__ = ["Workload", "workload_of"]
+
+REMEMBERED = 4096
+"""Paths whose meaning is kept."""
+
+_UNIT = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
+_USER_MANAGER = re.compile(r"user@\d+\.service")
+_ENGINE = re.compile(r"(?:(?P<engine>.*)[-:])?(?P<id>[0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})(?:\.scope)?")
+"""``docker-ID.scope``, ``crio-ID``, ``….slice:cri-containerd:ID``, or the bare id; ECS has shorter ones."""
+_MONITORS = ("conmon",)
+"""What runs beside a container, under its id."""
+_MACHINE = re.compile(r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service")
+_VIRTUAL_MACHINES = ("qemu-", "xen-")
+_LIBVIRT = re.compile(r"lxc-\d+-")
+_LXC = re.compile(r"lxc\.payload\.(?P<name>.+)")
+_LXC_PARENTS = frozenset({"lxc", "lxc.payload"})
+_POD = re.compile(
+    r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice.*)?"
+    r"|.*libpod_pod_(?P<id>[0-9a-f]{64})(?:\.slice)?"
+)
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+class Workload(NamedTuple):
+    """Who runs in a cgroup; `None` where its path does not say."""
+
+    unit: str | None
+    """Unit of systemd, as ``systemctl`` writes it; of a user's own manager that user's unit."""
+    container: str | None
+    """Id of the container, as its engine has it; of LXC and systemd-nspawn its name."""
+    pod: str | None
+    """Uid of the Kubernetes pod; of Podman its id."""
+
+
+@functools.lru_cache(REMEMBERED)
+def workload_of(path: str) -> Workload:
+    """Who runs in the cgroup of this path; a path from outside a cgroup namespace begins with ``/..``."""
+    parts = [part for part in path.split("/") if part not in {"", ".."}]
+    return Workload(_unit(parts), _container(parts), _pod(parts))
+
+
+def _unit(parts: list[str]) -> str | None:
+    names = [part.removeprefix("_") for part in parts]  # systemd's guard against names of control files (cg_escape)
+    unit, rest = _first_unit(names)
+    if unit is not None and _USER_MANAGER.fullmatch(unit):
+        inner, _ = _first_unit(rest)
+        return inner if inner not in {None, "init.scope"} else unit
+    return unit
+
+
+def _first_unit(names: list[str]) -> tuple[str | None, list[str]]:
+    """What follows the slices, if it is a unit, and the names behind it."""
+    behind = next((at for at, name in enumerate(names) if not name.endswith(".slice")), len(names))
+    if behind == len(names) or not _UNIT.fullmatch(names[behind]):
+        return None, []
+    return names[behind], names[behind + 1 :]
+
+
+def _container(parts: list[str]) -> str | None:
+    for parent, part in reversed(list(zip(["", *parts], parts, strict=False))):
+        found = _of_engine(part) or _of_machine(part) or _of_lxc(parent, part)
+        if found is not None:
+            return found
+    return None
+
+
+def _of_engine(part: str) -> str | None:
+    match = _ENGINE.fullmatch(part)
+    if match is None or (match["engine"] or "").endswith(_MONITORS):
+        return None
+    return match["id"]
+
+
+def _of_machine(part: str) -> str | None:
+    match = _MACHINE.fullmatch(part)
+    if match is None:
+        return None
+    name = _unescaped(match["scope"] or match["service"])
+    return None if name.startswith(_VIRTUAL_MACHINES) else _LIBVIRT.sub("", name, count=1)
+
+
+def _of_lxc(parent: str, part: str) -> str | None:
+    if parent in _LXC_PARENTS:
+        return part
+    match = _LXC.fullmatch(part)
+    return None if match is None else match["name"]
+
+
+def _unescaped(name: str) -> str:
+    """What ``systemd-escape`` made of a machine's name."""
+    data = name.encode("utf-8", "surrogateescape")
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "replace")
+
+
+def _pod(parts: Iterable[str]) -> str | None:
+    found = None
+    for part in parts:
+        match = _POD.fullmatch(part)
+        if match is not None:
+            found = match["id"] or match["uid"].replace("_", "-")
+    return found

@@ -1,0 +1,108 @@
+"""Evidence of cgroups: which one a socket was made in, and from that the unit, the container and the pod.
+
+The kernel says the number of every socket's cgroup to every user, with each row of a dump and each record. The number
+never changes and is never used again, so its path is looked up once. A cgroup that was removed before anybody
+looked has no path any more; what was found before stays known.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from ._constants import DiagAttribute
+from ._entry import Entry
+from ._messages import ATTRIBUTES_AT, find_attribute
+from ._output import Output
+from ._rows import RowFormat
+from ._setup import CgroupFacts, CgroupsAnswer, CgroupsRequest
+
+AT_ONCE = 512
+"""Numbers in one question."""
+REMEMBERED = 16_384
+"""Cgroups that are known at once."""
+FIRST_PIECES = 50
+"""Questions that the first poll may ask again at once: a second of processor time, 50,000 cgroups."""
+PAUSE = 5.0
+"""Seconds until a question that failed is asked again."""
+
+_NUMBER = struct.Struct("=Q")
+_HEADER = struct.pack("=HH", 4 + _NUMBER.size, DiagAttribute.CGROUP_ID)
+
+
+def cgroup_of(message: bytes, form: RowFormat) -> int:
+    """Number of a socket's cgroup by its row; 0 where the kernel (before Linux 5.8) or the row does not have it."""
+    at, length = form.cgroup, _NUMBER.size
+    if not at or message[at - 4 : at] != _HEADER:
+        at, length = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.CGROUP_ID) or (0, 0)
+    if length != _NUMBER.size:
+        return 0
+    number: int = _NUMBER.unpack_from(message, at)[0]
+    return number
+
+
+class CgroupSource:
+    """Evidence of cgroups: what is known of them by number, and which sockets wait for it.
+
+    Args:
+        output: Where questions go.
+        asks: Whether there is somebody to ask.
+    """
+
+    def __init__(self, output: Output, *, asks: bool = True) -> None:
+        self.searching = False
+        """A question is under way."""
+        self._output = output
+        self._asks = asks
+        self._known: dict[int, CgroupFacts | None] = {}
+        """By number; `None`: there is no path, and will be none."""
+        self._waiting: dict[int, list[Entry]] = {}
+        self._not_before = 0.0
+        self._more = FIRST_PIECES
+
+    def place(self, entry: Entry, number: int) -> None:
+        """The socket was made in this cgroup."""
+        entry.cgroup = number
+        if self._asks and number and number not in self._known:
+            self._waiting.setdefault(number, []).append(entry)
+
+    def facts_of(self, entry: Entry) -> CgroupFacts | None:
+        """What is known of a socket's cgroup."""
+        return self._known.get(entry.cgroup)
+
+    def ask(self) -> None:
+        """Ask for what is not known."""
+        if self.searching or not self._waiting or self._output.now < self._not_before:
+            return
+        living = ((number, [e for e in entries if not e.over]) for number, entries in self._waiting.items())
+        self._waiting = {number: entries for number, entries in living if entries}
+        if self._waiting:
+            self.searching = True
+            self._output.ask(CgroupsRequest(tuple(self._waiting)[:AT_ONCE]), self.take)
+
+    def give_up(self) -> None:
+        """Following: no answer will come to this question."""
+        self.searching = False
+
+    def take(self, answer: Any) -> None:
+        """Take in what was found; the rest is asked for again: by the next poll, or at once where everything is new."""
+        self.searching = False
+        if not isinstance(answer, CgroupsAnswer):
+            self._not_before = self._output.now + PAUSE
+            return
+        for facts in answer.found:
+            self._learn(facts.number, facts)
+        for number in answer.gone:
+            self._learn(number, None)
+        if not answer.complete and self._output.first_poll and self._more:
+            self._more -= 1
+            self.ask()
+
+    def _learn(self, number: int, facts: CgroupFacts | None) -> None:
+        self._known.pop(number, None)
+        if len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[number] = facts
+        for entry in self._waiting.pop(number, ()):
+            if facts is not None:
+                entry.book.learn_cgroup(entry)
