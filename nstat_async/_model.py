@@ -707,7 +707,7 @@ class Capabilities:
     """What an open backend can tell, so that programs test a fact, not a platform."""
 
     backend: str
-    """Name of the backend: ``kctl``, ``sock_diag``, ``emulated``, ``unix``, ``replay``."""
+    """Name of the backend: ``kctl``, ``sock_diag``, ``emulated``, ``unix``, ``replay``, ``fleet``."""
     kernel: str | None = None
     """Kernel version as reported."""
     providers: frozenset[Provider] = frozenset()

@@ -28,7 +28,7 @@ from ._model import COUNTS_FIELDS, Counts, Delta, Flow, packets_grown
 from ._public import only
 from ._rows import Row, RowKind
 
-__all__ = ["JsonFormatter", "dumps", "loads", "to_dict"]
+__all__ = ["JsonFormatter", "JsonReader", "dumps", "loads", "to_dict"]
 __dir__ = only(__all__)
 
 _VERSION = 1
@@ -108,32 +108,39 @@ def loads(line: str | bytes, *, table: FieldTable = TABLE) -> AnyEvent | Row:
     Raises:
         ProtocolError: The line is no JSON, or nothing that this version knows.
     """
+    return _loaded(line, table, None)
+
+
+_FlowOf = Callable[[Any], Flow]
+
+
+def _loaded(line: str | bytes, table: FieldTable, flow_of: _FlowOf | None) -> AnyEvent | Row:
     try:
         data = json.loads(line, parse_constant=_no_constant)
         if not isinstance(data, dict):
             raise TypeError("it is no object")  # noqa: TRY301  # one place says what is wrong
-        event: AnyEvent | Row = _event(data, table)
+        event: AnyEvent | Row = _event(data, table, flow_of)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
         raise ProtocolError(f"no event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
     return event
 
 
-def _event(data: Mapping[str, Any], table: FieldTable) -> Any:
+def _event(data: Mapping[str, Any], table: FieldTable, flow_of: _FlowOf | None) -> Any:
     if data.get("v") != _VERSION:
         raise ValueError(f"version {data.get('v')!r} of the format is unknown")
     name = data.get("event")
     if name is None:
         return _value(table.of(Row), data, table)
     if name == "flow":
-        return _value(table.of(FlowAdded), {**data, "preexisting": True}, table)
+        return _value(table.of(FlowAdded), {**data, "preexisting": True}, table, flow_of)
     for record in table.records:
         if record.event == name:
-            return _value(record, data, table)
+            return _value(record, data, table, flow_of)
     raise ValueError(f"event {name!r} is unknown")
 
 
-def _value(record: Record, data: Any, table: FieldTable) -> Any:
+def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None = None) -> Any:
     if not isinstance(data, dict):
         raise TypeError(f"{data!r} is no {record.cls.__name__}")
     found: dict[str, Any] = {}
@@ -143,7 +150,12 @@ def _value(record: Record, data: Any, table: FieldTable) -> Any:
         item = data[field.key]
         if item is not None:
             kind = field.kind
-            found[field.name] = kind.read(item) if kind.record is None else _value(table.of(kind.record), item, table)
+            if kind.record is None:
+                found[field.name] = kind.read(item)
+            elif kind.record is Flow and flow_of is not None:
+                found[field.name] = flow_of(item)
+            else:
+                found[field.name] = _value(table.of(kind.record), item, table)
         elif field.name in record.nullable:
             found[field.name] = None
     complete = _COMPLETE.get(record.cls)
@@ -186,6 +198,48 @@ _COMPLETE: dict[type, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
 
 
 # --- many lines a second ------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class JsonReader:
+    """Turns the lines of one stream into events, many a second: `loads` for streams.
+
+    While nothing about a flow changed, its events share one `Flow`, as those of a monitor do; at most `_REMEMBERED`
+    of them are kept.
+    """
+
+    change: Callable[[Flow], Flow] | None = None
+    """What is made of each new value of a flow; `None`: it stays as it is."""
+    table: FieldTable = attrs.field(default=TABLE, repr=False)
+    """The table of fields."""
+    _flows: dict[str, tuple[Any, Flow]] = attrs.field(factory=dict, init=False, repr=False)
+    _last: str = attrs.field(default="", init=False, repr=False)
+    """Id of the flow of the last line, as it stands there."""
+
+    def __call__(self, line: str | bytes) -> AnyEvent | Row:
+        """The event or row of a line.
+
+        Raises:
+            ProtocolError: See `loads`.
+        """
+        event = _loaded(line, self.table, self._flow)
+        if isinstance(event, FlowRemoved):
+            self._flows.pop(self._last, None)
+        return event
+
+    def _flow(self, data: Any) -> Flow:
+        identity = data.get("id") if isinstance(data, dict) else None
+        self._last = identity if isinstance(identity, str) else ""
+        known = self._flows.get(self._last)
+        if known is not None and known[0] == data:
+            return known[1]
+        flow: Flow = _value(self.table.of(Flow), data, self.table)
+        flow = flow if self.change is None else self.change(flow)
+        if len(self._flows) >= _REMEMBERED:
+            self._flows.clear()
+        self._flows[self._last] = (data, flow)
+        return flow
+
 
 _Text = Callable[[Any], str]
 _DELTA = '{"rx_bytes":%s,"tx_bytes":%s,"rx_packets":%s,"tx_packets":%s}'

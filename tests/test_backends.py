@@ -28,7 +28,7 @@ from nstat_async._cli._arguments import build_parser
 from nstat_async.backends import Emulated, Kctl, Replay, SockDiag, UnixSocket, named
 from nstat_async.backends._registry import ROWS
 
-CHOICES = "auto, kctl, sock_diag, emulated, unix:PATH, replay:FILE"
+CHOICES = "auto, kctl, sock_diag, emulated, unix:PATH, replay:FILE, fleet:URL"
 WRONG = ["nope", "", "unix", "unix:", "replay:", "kctl:1", "emulated:", "SOCK_DIAG", "auto "]
 
 

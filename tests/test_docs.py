@@ -26,6 +26,7 @@ import time
 
 import anyio
 import attrs
+import fleet_living
 import pytest
 
 import nstat_async
@@ -41,6 +42,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ ]*$", re.DOTALL | re.MULTILINE
 )
 # Each block of these pages is a program by itself, which this file runs as one.
+SERVED = {"fleet"}  # they need a NATS server: tests/fleet/test_fleet_docs.py
 PROGRAMS = {"aggregate", "history", "opentelemetry", "prometheus", "server"}
 ELSEWHERE = "tests/integrations/test_integrations_docs.py"
 POLLS = 4
@@ -191,7 +193,7 @@ class Page:
         self.names[f"result_of_{name}"] = result
 
 
-@pytest.mark.parametrize("page", [p for p in pages_with("python") if p.values[0].stem not in PROGRAMS])
+@pytest.mark.parametrize("page", [p for p in pages_with("python") if p.values[0].stem not in PROGRAMS | SERVED])
 def test_the_programs_of_a_page_run_and_print_what_stands_there(page, place):
     runner = Page(page, place)
     for block in blocks(page):
@@ -292,7 +294,7 @@ def parts(command):
 def capped(arguments):
     """The same for a moment: recordings are whole, a kernel is watched for a moment."""
     options = build_parser().parse_args(arguments)
-    live = options.command in {"watch", "processes", "record", "top", "snapshot", "emulate"}
+    live = options.command in {"publish", "watch", "processes", "record", "top", "snapshot", "emulate"}
     if live and not str(getattr(options, "backend", "")).startswith("replay:"):
         arguments = [*arguments, "--duration", "0.05"]
     if options.command == "replay":
@@ -313,6 +315,8 @@ def run_here(arguments, place):
             arguments = [str(made) if each == path else each for each in arguments]
             if options.command in {"replay", "messages"} and options.kernel:
                 arguments = [each for each in arguments if each not in {"--kernel", options.kernel}]
+    if any("nats://" in each for each in arguments):
+        return run_with_nats(arguments, place)
     if not HAS_PACKETS and (options.command == "emulate" or str(getattr(options, "backend", "")).startswith("unix:")):
         return 0, ""
     if options.command == "emulate":
@@ -324,6 +328,16 @@ def run_here(arguments, place):
     if options.command == "top" and not options.json:
         arguments = [*arguments, "--json"]  # the screen needs a terminal: tests/cli looks at it
     return run_main(arguments)
+
+
+def run_with_nats(arguments, place):
+    """The same with a NATS server of its own."""
+    if fleet_living.BINARY is None:
+        pytest.skip("nats-server is not installed")
+    with fleet_living.Server(place) as server:
+        if arguments[0] == "top":
+            arguments = [*arguments, "--json"]
+        return run_main([re.sub(r"nats://[\d.:]+", server.url, each) for each in arguments])
 
 
 def run_main(arguments):
@@ -358,7 +372,7 @@ def test_every_command_has_an_example_that_works(place):
     for name, command in COMMANDS.items():
         for line in command.example.splitlines():
             for arguments in parts(line.strip()):
-                assert arguments[0] == name or name == "emulate"
+                assert arguments[0] == name or name in {"emulate", "publish"}
                 status, output = run_here(arguments, place)
                 assert status == 0 or name == "doctor", f"{line}\n{output}"
 

@@ -115,7 +115,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "where from": {
         "--backend": {
             "type": _backend, "default": "auto", "metavar": "BACKEND",
-            "help": "auto (default), kctl, sock_diag, emulated, unix:PATH or replay:FILE",
+            "help": "auto (default), kctl, sock_diag, emulated, unix:PATH, replay:FILE or fleet:URL",
         },
         "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
         "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (macOS)"},
@@ -279,6 +279,21 @@ COMMANDS: dict[str, Command] = {
             **_json("the summary at the end as a JSON object"),
         },
         ("in parts (FILE.nstat becomes FILE.000001.nstat, …)", *_LIVE),
+    ),
+    "publish": Command(
+        "this machine's events to a NATS server",
+        "Publishes the events of this machine to NATS JetStream, for a fleet: --backend fleet:URL shows all machines "
+        "that do. Needs the extra: pip install 'nstat-async[nats]'.",
+        "nstat-async publish nats://192.0.2.1:4222 --host web1\n  nstat-async top --backend fleet:nats://192.0.2.1:4222",
+        {
+            "url": {"metavar": "URL", "help": "the server, e.g. nats://192.0.2.1:4222 or tls://…"},
+            "--host": {"metavar": "NAME", "help": "this machine's name in the fleet (default: its host name up to the first dot)"},
+            "--label": {**_LIST, "metavar": "NAME=TEXT", "help": "what else is to be said of this machine (repeatable)"},
+            "--creds": {"metavar": "FILE", "help": "NATS credentials; see also NATS_CREDS, NATS_TOKEN, NATS_CA, …"},
+            "--details": {**_FLAG, "help": "also the details of reports"},
+            "--no-compress": {**_FLAG, "help": "messages that can be read without nstat-async"},
+        },
+        _LIVE,
     ),
     "replay": Command(
         "a recording as events",

@@ -136,6 +136,11 @@ def provider_text(flow: Flow) -> str:
     return f"{flow.provider.value}{star}"
 
 
+def host_text(host: str | None) -> str:
+    """The machine of a fleet; empty for this one."""
+    return "" if host is None else f"host:{escape(host)}"
+
+
 def peer_text(peer: Peer | None) -> str:
     """Machine and process at the other end; empty where they are not known."""
     return "" if peer is None else f"peer:{escape(peer.host or UNKNOWN)} {process_text(peer.process)}"
@@ -172,8 +177,7 @@ class TextFormatter:
             return None
         # A subclass of an event is shown as its base.
         sign, parts = next(_OTHERS[kind](event) for kind in type(event).__mro__ if kind in _OTHERS)
-        host = "" if event.host is None else f"host:{escape(event.host)}"
-        return self._line(sign, event.time, (*parts, host))
+        return self._line(sign, event.time, (*parts, host_text(event.host)))
 
     def clock(self, seconds: float) -> str:
         """Time of day to the millisecond."""
@@ -195,11 +199,9 @@ class TextFormatter:
         local, remote = self.cell("local", str(flow.local or "*")), str(flow.remote or "*")
         if flow.namespace is not None:
             remote += f"  netns:{escape(flow.namespace)}"
-        if flow.host is not None:
-            remote += f"  host:{escape(flow.host)}"
         process = self.cell("process", process_text(flow.process))
         text = f"{provider_text(flow):<6} {local} > {self.cell('remote', remote)}  {process}"
-        text += f"  {peer_text(flow.peer)}" if flow.peer is not None else ""
+        text += "".join(f"  {part}" for part in (host_text(flow.host), peer_text(flow.peer)) if part)
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
         self._flows[flow.id] = (flow, text, place := place_text(flow))

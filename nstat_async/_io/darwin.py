@@ -20,6 +20,7 @@ __all__ = [
     "process_identity",
     "process_path",
     "sysctl_integer",
+    "sysctl_text",
     "timebase",
 ]
 
@@ -55,14 +56,25 @@ def is_translated() -> bool:
 
 def sysctl_integer(name: str) -> int | None:
     """An integer of ``sysctlbyname``; `None` if there is none, or it may not be read."""
+    found = _sysctl(name, 8)
+    return None if found is None else int.from_bytes(found, "little")
+
+
+def sysctl_text(name: str) -> str | None:
+    """A text of ``sysctlbyname``; `None` as for `sysctl_integer`."""
+    found = _sysctl(name, 256)
+    return None if found is None else found.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _sysctl(name: str, most: int) -> bytes | None:
     libc = _libc()
     if libc is None or not hasattr(libc, "sysctlbyname"):
         return None
-    buffer = (ctypes.c_ubyte * 8)()
-    size = ctypes.c_size_t(8)
+    buffer = (ctypes.c_ubyte * most)()
+    size = ctypes.c_size_t(most)
     if libc.sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, 0) != 0:
         return None
-    return int.from_bytes(bytes(buffer)[: size.value], "little")
+    return bytes(buffer)[: size.value]
 
 
 def timebase() -> tuple[int, int]:

@@ -8,6 +8,7 @@
 | `Emulated()` | ``emulated`` | an emulated Darwin kernel with a small random workload |
 | `UnixSocket(path, kernel)` | ``unix:PATH`` | a Darwin kernel behind an AF_UNIX socket, real or emulated |
 | `Replay(file)` | ``replay:FILE`` | a recording |
+| `Fleet(url)` | ``fleet:URL`` | those of all machines that publish to a NATS server |
 | ``EmulatedKernel(...).backend()`` | | an emulated kernel of your own making (`nstat_async.testing`) |
 
 ``Monitor(backend="sock_diag")`` and ``--backend sock_diag`` take the same names.
@@ -34,9 +35,11 @@ from .._contract import (
     Transport,
 )
 from .._io.channel import SocketChannel
+from .._io.nats import NatsAccess, StreamSettings
 from .._io.pump import KernelFeed
 from .._public import only
 from ._emulated import Emulated
+from ._fleet import Fleet
 from ._kctl import Kctl
 from ._registry import auto, named
 from ._replay import Replay
@@ -51,16 +54,19 @@ __all__ = [
     "Core",
     "Emulated",
     "Feed",
+    "Fleet",
     "Kctl",
     "KernelFeed",
     "Lookup",
     "LookupFailed",
+    "NatsAccess",
     "OpenChannel",
     "Replay",
     "Send",
     "Sink",
     "SockDiag",
     "SocketChannel",
+    "StreamSettings",
     "Transport",
     "UnixSocket",
     "auto",

@@ -16,6 +16,7 @@ from .._io import system
 from .._io.system import DARWIN, LINUX, is_here
 from . import _kctl, _sock_diag
 from ._emulated import Emulated
+from ._fleet import Fleet
 from ._kctl import Kctl
 from ._replay import Replay
 from ._sock_diag import Namespace, SockDiag
@@ -99,6 +100,7 @@ ROWS = (
     Row("emulated", _emulated),
     Row("unix", _unix, takes="PATH"),
     Row("replay", lambda given: Replay(given.rest, kernel=given.kernel), takes="FILE"),
+    Row("fleet", lambda given: Fleet(given.rest), takes="URL"),
 )
 
 
@@ -120,7 +122,7 @@ def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[N
     """The backend of a name, as the command line takes it.
 
     Args:
-        text: ``auto``, ``kctl``, ``sock_diag``, ``emulated``, ``unix:PATH`` or ``replay:FILE``.
+        text: ``auto``, ``kctl``, ``sock_diag``, ``emulated``, ``unix:PATH``, ``replay:FILE`` or ``fleet:URL``.
         kernel: Version of a Darwin kernel, where it is not known otherwise, e.g. ``xnu-11417.121.6``.
         netns: Linux: network namespaces to watch, as `SockDiag.netns`.
 
@@ -132,6 +134,8 @@ def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[N
     namespaces: tuple[Any, ...] = tuple(netns) if isinstance(netns, (list, tuple)) else (netns,)
     if namespaces and not row.namespaces:
         raise UsageError(f"netns: backend {row.name} has no network namespaces")
+    if kernel is not None and row.name == "fleet":
+        raise UsageError("kernel: a fleet has none; each of its machines knows its own")
     if kernel is not None and (row.platform is not None or row.name == "auto"):
         raise UsageError(f"kernel: backend {row.name} asks this machine for its kernel")
     return row.make(Given(rest=rest, kernel=kernel, netns=namespaces))

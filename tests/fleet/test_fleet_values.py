@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import attrs
 import pytest
 from aggregate_events import CURL, added, counts, flow, updated
@@ -12,6 +13,7 @@ from nstat_async import (
     HostState,
     HostUpdated,
     LossCause,
+    Monitor,
     Peer,
     PollCompleted,
     Process,
@@ -21,11 +23,12 @@ from nstat_async import (
     json,
 )
 from nstat_async._buffer import MERGEABLE_LOSSES, EventBuffer
-from nstat_async._cli._processes import row_name
 from nstat_async._cli._text import TextFormatter
 from nstat_async._cli._top._model import FlowLine, TopModel
+from nstat_async._cli._views import View
 from nstat_async._options import Overflow
 from nstat_async.aggregate import GroupBy, ProcessTable, TrafficTable
+from nstat_async.backends import Fleet
 
 WEB, DB = flow("web/1", host="web"), flow("db/1", host="db")
 
@@ -39,7 +42,7 @@ def fed(table):
 
 def test_equal_process_ids_of_two_machines_are_two_rows_and_each_names_its_machine():
     rows = fed(ProcessTable()).rows()
-    assert [(row.source, row.rx_bytes, row_name(row)) for row in rows] == [
+    assert [(row.source, row.rx_bytes, View().label(row)) for row in rows] == [
         ("web", 1000, "curl @web"),
         ("db", 500, "curl @db"),
     ]
@@ -112,3 +115,19 @@ def test_a_machine_s_own_lines_are_as_they_were():
     assert "host" not in line
     assert "peer" not in line
     assert "host" not in json.dumps(PollCompleted(1.0, 1, complete=True))
+
+
+def test_on_trio_both_ways_say_that_they_need_asyncio(tmp_path):
+    pytest.importorskip("nats")
+    from nstat_async.integrations.nats import publish
+
+    async def subscribe():
+        await Monitor(backend=Fleet("nats://127.0.0.1:1")).start()
+
+    async def send():
+        async with Monitor(backend="emulated") as monitor:
+            await publish(monitor, "nats://127.0.0.1:1")
+
+    for work in (subscribe, send):
+        with pytest.raises(UsageError, match="asyncio"):
+            anyio.run(work, backend="trio")

@@ -1,0 +1,59 @@
+"""``publish URL``: the events of this machine to a NATS server, for a fleet."""
+
+from __future__ import annotations
+
+import argparse
+
+import anyio
+import attrs
+
+from .. import Monitor
+from .._errors import BackendUnavailableError, UnavailableReason, UsageError
+from .._io.nats import NatsAccess
+from ._output import Output, complain
+from ._run import run_until_stopped
+from ._source import backend_of, monitor_options
+from ._text import bytes_text
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publish until stopped.
+
+    Raises:
+        NstatError: The backend cannot be opened, or failed, or the server does not let us in.
+    """
+    try:
+        from ..integrations.nats import Publisher  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise BackendUnavailableError("publish", UnavailableReason.DEPENDENCY, str(error)) from error
+    access = NatsAccess.from_environment()
+    publisher = Publisher(
+        arguments.url,
+        host=arguments.host,
+        labels=dict(map(_label, arguments.label or ())),
+        access=attrs.evolve(access, credentials=arguments.creds) if arguments.creds else access,
+        compress=not arguments.no_compress,
+        details=arguments.details,
+        report=complain,
+    )
+    backend, options = backend_of(arguments), monitor_options(arguments)
+
+    async def work(scope: anyio.CancelScope) -> int:
+        async with Monitor(backend=backend, **options) as monitor:
+            with scope:
+                await publisher.run(monitor)
+        return 0
+
+    status = run_until_stopped(work, duration=arguments.duration, output=Output())
+    counts = publisher.statistics()
+    complain(f"{counts['events']} events in {counts['messages']} messages, {bytes_text(counts['bytes'])}")
+    return status
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--label: {text!r} is no NAME=TEXT")
+    return name, value

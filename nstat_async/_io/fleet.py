@@ -1,0 +1,262 @@
+"""The feed of a fleet: reads the stream of a NATS server, and lets `Incoming` make events of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from .._contract import Sink
+from .._errors import BackendUnavailableError, UnavailableReason
+from .._model import Capabilities, Counts, Flow
+from ..fleet import STATE, Delivery, Incoming, subject_of
+from .background import set_event
+from .nats import Connection, LostError, NatsAccess, StreamSettings, connect, pulled, stream_of, trouble
+
+__all__ = ["FleetFeed"]
+
+STATE_AGE = 660.0
+"""Seconds after which a machine that still publishes has published a complete state."""
+_RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
+_JOIN_SECONDS = 10.0
+"""Longest that opening waits until the first look is complete."""
+
+
+class FleetFeed:
+    """Reads a fleet's stream.
+
+    Args:
+        servers: URL, or several of one cluster.
+        access: How to be let in.
+        settings: The stream.
+        hosts: The machines to look at; `None`: all.
+        since: Where to begin, seconds since the epoch; `None`: now.
+        until: Where to end; `None`: never.
+        forget: Seconds of silence after which a machine is forgotten.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str],
+        access: NatsAccess,
+        settings: StreamSettings,
+        *,
+        hosts: frozenset[str] | None,
+        since: float | None,
+        until: float | None,
+        forget: float,
+    ) -> None:
+        self.can_wait = until is not None
+        self._servers, self._access, self._settings = servers, access, settings
+        self._core = Incoming(settings.prefix, hosts, forget)
+        self._since, self._until = since, until
+        self._join_at = 0
+        """Place in the stream where the present begins."""
+        self._position: int | None = None
+        """The last place that was read; `None` before the first connection."""
+        self._created: Any = None
+        self._scope = anyio.CancelScope()
+        self._joined = anyio.Event()
+        self._reconnections = 0
+        self._over = False
+
+    # --- Feed ---------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the monitors of all machines can tell."""
+        return self._core.capabilities
+
+    def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
+        """The flows of this moment."""
+        return self._core.flows()
+
+    async def subscribed(self) -> None:
+        """Wait for the first look at all machines, but not for ever."""
+        with anyio.move_on_after(_JOIN_SECONDS):
+            await self._joined.wait()
+
+    def request_poll(self) -> None:
+        """The machines cannot be asked: `None`."""
+
+    def close(self) -> None:
+        """Stop reading; `run` ends soon."""
+        self._over = True
+        self._scope.cancel()
+        set_event(self._joined)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the core, and connections that were made anew."""
+        return {**self._core.statistics(), "reconnections": self._reconnections}
+
+    async def run(self, sink: Sink) -> None:
+        """Read until closed, or until the time where it is to end.
+
+        Raises:
+            BackendUnavailableError: There is no server, or no stream, at the beginning.
+        """
+        failure: Exception | None = None
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    # Carried out of the group by hand, so that it arrives in no exception group.
+                    try:
+                        tasks.start_soon(self._keep_looking, sink)
+                        await self._follow(sink)
+                    except Exception as error:  # noqa: BLE001  # raised below
+                        failure = error
+                    tasks.cancel_scope.cancel()
+        finally:
+            self.close()
+        if failure is not None:
+            raise failure
+
+    # --- reading ------------------------------------------------------------------------
+
+    async def _follow(self, sink: Sink) -> None:
+        """Read on where it was, over one connection after the other."""
+        while not self._over:
+            try:
+                connection = await connect(self._servers, self._access, name="nstat-async fleet")
+            except BackendUnavailableError as error:
+                if self._position is None:
+                    raise
+                self._core.connection = error.detail
+            else:
+                try:
+                    await self._read(connection, sink)
+                except trouble() as error:
+                    self._core.connection = f"the stream cannot be read: {error or type(error).__name__}"
+                    if self._position is None:
+                        raise BackendUnavailableError(
+                            "fleet", UnavailableReason.MISSING, self._core.connection
+                        ) from error
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await connection.close()
+            self._core.caught_up = False
+            if not self._over:
+                self._reconnections += 1
+                await anyio.sleep(_RETRY_SECONDS)
+
+    async def _read(self, connection: Connection, sink: Sink) -> None:
+        stream = self._settings.name
+        info = await stream_of(connection, self._settings)
+        start = await self._place(connection, info)
+        self._core.connection = None
+        if not info.state.last_seq or self._position == info.state.last_seq:
+            self._caught_up(sink)
+        messages = pulled(connection, stream, self._subjects("*"), **start)
+        try:
+            async for batch in messages:
+                for message in batch:
+                    self._take_in(message, sink)
+                    await anyio.lowlevel.checkpoint()
+                    await sink.room()
+                    if self._over:
+                        return
+        finally:
+            await messages.aclose()  # type: ignore[attr-defined]  # a generator
+
+    def _subjects(self, kind: str) -> list[str]:
+        return [subject_of(self._settings.prefix, host, kind) for host in sorted(self._core.hosts or "*")]
+
+    async def _place(self, connection: Connection, info: Any) -> dict[str, Any]:
+        """Where to begin, as fields of a consumer."""
+        from nats.js.api import DeliverPolicy  # noqa: PLC0415  # an extra
+
+        anew = self._created is not None and info.created != self._created
+        self._created = info.created
+        if self._position is None:
+            self._position = 0
+            if self._since is not None:
+                begin = max(0.0, self._since - STATE_AGE)
+                moment = datetime.fromtimestamp(begin, timezone.utc)
+                return {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": moment}
+            self._join_at = info.state.last_seq
+            self._position = await self._last_states(connection) - 1
+        elif anew or info.state.last_seq < self._position:
+            self._position = 0  # another stream: the server began anew
+        return {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": self._position + 1}
+
+    async def _last_states(self, connection: Connection) -> int:
+        """The first place from which each machine that still publishes has its complete state."""
+        from nats.js.api import DeliverPolicy  # noqa: PLC0415  # an extra
+
+        now, begin, stream = time.time(), self._join_at + 1, self._settings.name
+        states = subject_of(self._settings.prefix, "*", STATE)
+        if not (await connection.streams.stream_info(stream, subjects_filter=states)).state.subjects:
+            return begin
+        pages = pulled(connection, stream, self._subjects(STATE), deliver_policy=DeliverPolicy.LAST_PER_SUBJECT)
+        try:
+            async for batch in pages:
+                for message in batch:
+                    delivery, pending = _delivery(message)
+                    if delivery.stored > now - STATE_AGE:
+                        begin = min(begin, delivery.position)
+                    else:
+                        self._core.remember(delivery, time.monotonic())
+                    if not pending:
+                        return begin
+                if not batch:
+                    return begin
+        finally:
+            await pages.aclose()  # type: ignore[attr-defined]  # a generator
+        return begin
+
+    def _take_in(self, message: Any, sink: Sink) -> None:
+        core = self._core
+        delivery, pending = _delivery(message)
+        if self._until is not None and delivery.stored > self._until:
+            self._over = True
+            self._caught_up(sink)
+            return
+        since = -math.inf if self._since is None else self._since
+        if not core.begun and delivery.position > self._join_at and delivery.stored >= since:
+            core.begin(time.time() if self._since is None else delivery.stored)
+        core.receive(delivery, time.monotonic())
+        self._position = delivery.position
+        core.caught_up = not pending
+        if not pending:
+            self._caught_up(sink)
+            self._over = self._over or (self._until is not None and time.time() > self._until)
+        sink.deliver(core.take_events())
+
+    def _caught_up(self, sink: Sink) -> None:
+        """Everything that was there was read."""
+        self._core.caught_up = True
+        self._core.begin(time.time())
+        sink.deliver(self._core.take_events())
+        self._joined.set()
+
+    async def _keep_looking(self, sink: Sink) -> None:
+        """See, from time to time, who was not heard of for long."""
+        while True:
+            await anyio.sleep(_LOOK_SECONDS)
+            self._core.handle_deadline(time.monotonic(), time.time())
+            sink.deliver(self._core.take_events())
+
+
+def _delivery(message: Any) -> tuple[Delivery, int]:
+    """A message as the core takes it, and how many are waiting behind it.
+
+    Raises:
+        LostError: It is none of a stream.
+    """
+    try:
+        facts = message.metadata
+    except Exception as error:
+        raise LostError(f"a message is none of a stream: {error}") from error
+    try:
+        sent = float((message.headers or {})["Nstat-Sent"])
+    except (KeyError, ValueError):
+        sent = None
+    sent = sent if sent is not None and math.isfinite(sent) else None
+    stored = facts.timestamp.timestamp()
+    return Delivery(message.subject, message.data, facts.sequence.stream, stored, sent), facts.num_pending

@@ -1,0 +1,102 @@
+"""The backend ``fleet:URL``: the machines whose events are published to a NATS server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, ClassVar, Union
+
+import attrs
+
+from .._checks import positive
+from .._contract import Feed
+from .._errors import UsageError
+from .._io.nats import NatsAccess, StreamSettings, require_nats
+from .._options import MonitorOptions
+from ..fleet import host_name
+
+__all__ = ["Fleet"]
+
+_Moment = Union[float, datetime, None]
+
+
+def _servers(value: Any) -> tuple[str, ...]:
+    urls = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if not urls or not all(isinstance(url, str) and url for url in urls):
+        raise UsageError(f"servers: {value!r} is no URL such as 'nats://127.0.0.1:4222'")
+    return tuple(url if "://" in url else f"nats://{url}" for url in urls)
+
+
+def _hosts(value: Any) -> frozenset[str] | None:
+    if value is None:
+        return None
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not names:
+        raise UsageError("hosts: at least one is needed; None: all")
+    return frozenset(host_name(name) for name in names)
+
+
+def _moment(value: Any) -> float | None:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise UsageError(f"since, until: {value!r} does not say in which time zone it is")
+        return value.timestamp()
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise UsageError(f"since, until: {value!r} is neither seconds since the epoch nor a datetime")
+    return float(value)
+
+
+@attrs.frozen
+class Fleet:
+    """All machines that publish to a NATS server with JetStream (`nstat_async.integrations.nats.publish`).
+
+    A monitor of it has the events of all of them; `Flow.host` says of which. First comes what is known of each machine
+    now (or at `since`): `HostUpdated`, and its open flows as `FlowAdded` (``preexisting=True``); one `PollCompleted` without a
+    host ends that. Works on asyncio, because nats-py does.
+
+    Raises:
+        UsageError: An argument cannot work.
+    """
+
+    name: ClassVar[str] = "fleet"
+    servers: tuple[str, ...] = attrs.field(converter=_servers)
+    """URL, such as ``"nats://127.0.0.1:4222"``, or several of one cluster."""
+    hosts: frozenset[str] | None = attrs.field(default=None, converter=_hosts, kw_only=True)
+    """Names of the machines to look at; `None`: all."""
+    since: float | None = attrs.field(default=None, converter=_moment, kw_only=True)
+    """Where to begin, seconds since the epoch on the server's clock or a `datetime`: what is still in the stream from then on is
+    played first. `None`: now."""
+    until: float | None = attrs.field(default=None, converter=_moment, kw_only=True)
+    """Where to end; `None`: never."""
+    access: NatsAccess | None = attrs.field(default=None, kw_only=True)
+    """How to be let in; `None`: by the environment (`NatsAccess.from_environment`)."""
+    stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
+    """The stream that has the messages."""
+    forget: float = attrs.field(default=3600.0, validator=positive(), kw_only=True)
+    """Seconds of silence after which a machine, and what was known of its flows, is forgotten."""
+
+    def open(self, options: MonitorOptions) -> Feed:
+        """Open it.
+
+        Raises:
+            BackendUnavailableError: nats-py is not installed.
+            UsageError: The loop is not asyncio's, or it is to be recorded.
+        """
+        if options.record_to is not None:
+            raise UsageError("record_to: a fleet is not recorded; its stream keeps what was, and since= plays it")
+        require_nats("a fleet")
+        from .._io.fleet import FleetFeed  # noqa: PLC0415  # nobody else needs it
+
+        access = self.access or NatsAccess.from_environment()
+        return FleetFeed(
+            self.servers,
+            access,
+            self.stream,
+            hosts=self.hosts,
+            since=self.since,
+            until=self.until,
+            forget=self.forget,
+        )

@@ -1,0 +1,29 @@
+"""The two halves of a fleet, without I/O: what a machine publishes, and what is made of many machines' messages.
+
+- `Outgoing` takes the events of one monitor and makes `Message`s of them.
+- `Incoming` takes `Delivery`s, in the order in which the stream has them, and makes events.
+- `encode` and `decode` are the form of one message.
+
+Neither reads a clock nor knows NATS: `nstat_async.integrations.nats.publish` and `nstat_async.backends.Fleet` bring
+these. ``docs/architecture.md`` says what a message is and why.
+"""
+
+from __future__ import annotations
+
+from ._incoming import Delivery, Incoming
+from ._messages import STATE, Facts, Header, Message, decode, encode, host_name, subject_of
+from ._outgoing import Outgoing
+
+__all__ = [
+    "STATE",
+    "Delivery",
+    "Facts",
+    "Header",
+    "Incoming",
+    "Message",
+    "Outgoing",
+    "decode",
+    "encode",
+    "host_name",
+    "subject_of",
+]

@@ -1,0 +1,302 @@
+"""A fleet over a real NATS server: what it shows, and what it says when something breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import anyio
+import pytest
+from fleet_living import BINARY, PATIENCE, Machine, Proxy, Server, Watcher, truth
+
+from nstat_async import (
+    BackendUnavailableError,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    HostState,
+    HostUpdated,
+    LossCause,
+    Monitor,
+    PollCompleted,
+    UnavailableReason,
+    UsageError,
+    snapshot,
+)
+from nstat_async.aggregate import ProcessTable
+from nstat_async.backends import Fleet, NatsAccess, StreamSettings
+from nstat_async.integrations.nats import Publisher, publish
+
+pytestmark = [pytest.mark.skipif(BINARY is None, reason="nats-server is not installed"), pytest.mark.asyncio]
+SMALL = StreamSettings(max_bytes=64 << 20)
+
+
+@pytest.fixture
+def server(tmp_path):
+    with Server(tmp_path) as started:
+        yield started
+
+
+def fleet(url, **options):
+    return Monitor(backend=Fleet(url, stream=SMALL, **options))
+
+
+async def eventually(condition):
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+async def test_two_machines_are_one_stream_and_totals_by_process_and_machine_are_exact(server):
+    async with Machine("web", server.url) as web, Machine("db", server.url) as db, fleet(server.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        for machine, pid in ((web, 501), (db, 501), (db, 77)):
+            machine.open(pid)
+        for _ in range(5):
+            web.move(1000, 1)
+            db.move(50_000, 3)
+            await anyio.sleep(0.05)
+        for machine in (web, db):
+            machine.close()
+        await watcher.until(watcher.ended(3))
+    assert watcher.totals == truth(web, db)
+    assert not watcher.of(EventsLost)
+    assert {event.host for event in watcher.of(HostUpdated, state=HostState.PRESENT)} == {"web", "db"}
+
+
+async def test_a_snapshot_of_a_fleet_has_the_flows_of_all_machines(server):
+    async with Machine("web", server.url) as web, Machine("db", server.url) as db:
+        for machine in (web, db):
+            machine.open()
+            machine.move(7, 7)
+            counts = machine.publisher.statistics
+            await eventually(lambda counts=counts: counts()["events"] >= 2)
+        flows = await snapshot(backend=Fleet(server.url, stream=SMALL))
+        only = await snapshot(backend=Fleet(server.url, stream=SMALL, hosts="db"))
+    assert sorted(flow.host for flow, _ in flows) == ["db", "web"]
+    assert [flow.host for flow, _ in only] == ["db"]
+
+
+async def test_an_empty_stream_is_an_empty_fleet_and_its_look_is_complete(server):
+    async with fleet(server.url) as monitor:
+        first = await monitor.__anext__()
+    assert isinstance(first, PollCompleted)
+    assert (first.flows, first.complete, first.host) == (0, True, None)
+
+
+async def test_yesterday_is_played_from_the_stream_and_ends_where_it_is_to_end(server):
+    async with Machine("web", server.url) as web:
+        web.open()
+        web.move()
+        await eventually(lambda: web.publisher.statistics()["events"] >= 2)
+        web.close()
+        await eventually(lambda: web.publisher.statistics()["events"] >= 3)
+    async with fleet(server.url, since=0, until=4e9) as monitor:
+        events = []
+        with anyio.move_on_after(5):
+            async for event in monitor:
+                events.append(event)
+                if isinstance(event, HostUpdated) and event.state is HostState.LEFT:
+                    break
+    assert [event.final for event in events if isinstance(event, FlowRemoved)] == [True]
+    async with fleet(server.url, since=0, until=1) as monitor:
+        assert [event.complete async for event in monitor if isinstance(event, PollCompleted)] == [True]
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_killed_and_comes_back_costs_nothing(server):
+    async with Machine("web", server.url) as web, fleet(server.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        web.open()
+        web.move()
+        await watcher.until(lambda: watcher.totals)
+        server.kill()
+        for _ in range(5):
+            web.move()
+            await anyio.sleep(0.1)
+        server.start()
+        web.move()
+        web.close()
+        await watcher.until(watcher.ended(1))
+    assert watcher.totals == truth(web)
+    assert not watcher.of(EventsLost)
+    assert web.publisher.statistics()["connections"] == 2
+
+
+async def test_hosts_are_silent_while_the_server_is_gone_and_the_reason_is_said(server):
+    async with Machine("web", server.url) as web, fleet(server.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        web.open()
+        await watcher.until(lambda: watcher.of(FlowAdded))
+        server.kill()
+        await watcher.until(lambda: watcher.of(HostUpdated, state=HostState.SILENT))
+        assert "127.0.0.1" in watcher.of(HostUpdated, state=HostState.SILENT)[0].detail
+        assert len(monitor.flows) == 1
+        server.start()
+        await watcher.until(lambda: watcher.events[-1:] and watcher.of(HostUpdated)[-1].state is HostState.PRESENT)
+    assert not watcher.of(EventsLost)
+
+
+async def test_a_publisher_that_is_killed_is_silent_and_its_next_run_is_a_new_beginning_that_is_said(server):
+    async with fleet(server.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        web = Machine("web", server.url)
+        await web.__aenter__()
+        web.open()
+        web.move()
+        await watcher.until(lambda: watcher.totals)
+        await web.kill()
+        await watcher.until(lambda: watcher.of(HostUpdated, state=HostState.SILENT))
+        web.publisher = Publisher(server.url, host="web", linger=0.02, heartbeat=0.5, stream=SMALL)
+        web.move()
+        async with web:
+            web.move()
+            web.close()
+            await watcher.until(watcher.ended(1))
+    [loss] = watcher.of(EventsLost)
+    assert (loss.cause, loss.host) == (LossCause.RESYNC, "web")
+    assert 0 < sum(watcher.totals.values()) <= sum(truth(web).values())
+
+
+async def test_a_subscriber_that_begins_anew_gets_a_snapshot_and_goes_on(server):
+    async with Machine("web", server.url) as web:
+        web.open()
+        web.move()
+        async with fleet(server.url) as first:
+            watcher = Watcher(first, ProcessTable())
+            await watcher.until(lambda: any(counts for _, counts in first.flows))
+        web.move()
+        async with fleet(server.url) as second:
+            watcher = Watcher(second, ProcessTable(include_history=True))
+            web.move()
+            web.close()
+            await watcher.until(watcher.ended(1))
+    assert watcher.totals == truth(web)
+    assert watcher.of(FlowAdded)[0].preexisting
+
+
+async def test_a_partition_costs_nothing_and_is_over_when_the_network_is_back(server):
+    async with (
+        Proxy(server.port) as publishing,
+        Proxy(server.port) as reading,
+        Machine("web", publishing.url) as web,
+        fleet(reading.url) as monitor,
+    ):
+        watcher = Watcher(monitor, ProcessTable())
+        web.open()
+        web.move()
+        await watcher.until(lambda: watcher.totals)
+        for proxy in (publishing, reading):
+            proxy.stall()
+        for _ in range(10):
+            web.move()
+            await anyio.sleep(0.2)
+        await watcher.until(lambda: watcher.of(HostUpdated, state=HostState.SILENT))
+        publishing.flow()
+        await anyio.sleep(0.5)
+        reading.flow()
+        web.move()
+        web.close()
+        await watcher.until(watcher.ended(1))
+    assert watcher.totals == truth(web)
+    assert not watcher.of(EventsLost)
+
+
+async def test_what_the_stream_dropped_before_it_was_read_is_a_loss_of_that_machine(server):
+    from nats.aio.client import Client
+
+    async with Proxy(server.port) as reading, Machine("web", server.url) as web, fleet(reading.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        web.open()
+        web.move()
+        await watcher.until(lambda: watcher.totals)
+        reading.cut()
+        before = web.publisher.statistics()["messages"]
+        web.move()
+        await eventually(lambda: web.publisher.statistics()["messages"] > before + 2)
+        client = Client()
+        await client.connect(server.url)
+        await client.jetstream().purge_stream("NSTAT")
+        await client.close()
+        reading.flow()
+        web.close()
+        await watcher.until(watcher.ended(1))
+    assert {(loss.cause, loss.host) for loss in watcher.of(EventsLost)} == {(LossCause.TRANSPORT, "web")}
+    assert watcher.totals == truth(web)  # counters are totals: only what came and went meanwhile is unknown
+
+
+# --- being let in -----------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_says_where_and_never_a_password():
+    async with fleet("nats://user:s3cret@127.0.0.1:1") as monitor:
+        with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1:1\b") as caught:
+            await monitor.__anext__()
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(NatsAccess(password="s3cret", token="s3cret"))
+
+
+async def test_a_wrong_token_is_an_error_at_the_first_connection_and_the_right_one_lets_in(tmp_path):
+    with Server(tmp_path, config='authorization { token: "s3cret" }') as server:
+        for access in (NatsAccess(), NatsAccess(token="wrong")):
+            async with Machine("web", server.url, access=access) as web:
+                with pytest.raises(BackendUnavailableError) as caught:
+                    await asyncio.wait_for(web._task, PATIENCE)
+                assert caught.value.reason is UnavailableReason.PERMISSION
+        right = NatsAccess(token="s3cret")
+        async with Machine("web", server.url, access=right) as web, fleet(server.url, access=right) as monitor:
+            watcher = Watcher(monitor, ProcessTable())
+            web.open()
+            await watcher.until(lambda: watcher.of(FlowAdded))
+
+
+async def test_a_publisher_waits_for_a_server_that_is_absent_and_loses_nothing(tmp_path):
+    server = Server(tmp_path)
+    said = []
+    async with Machine("web", server.url, report=said.append) as web:
+        web.open()
+        web.move()
+        web.close()
+        await eventually(lambda: said)
+        with server:
+            async with Monitor(backend=Fleet(server.url, stream=SMALL, since=0)) as monitor:
+                watcher = Watcher(monitor, ProcessTable())
+                await watcher.until(watcher.ended(1))
+    assert watcher.totals == truth(web)
+    assert "127.0.0.1" in said[0]
+
+
+# --- usage -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Fleet(""), "URL"),
+        (lambda: Fleet([]), "URL"),
+        (lambda: Fleet(7), "URL"),
+        (lambda: Fleet("nats://x", hosts=[]), "at least one"),
+        (lambda: Fleet("nats://x", hosts="a.b"), "such as 'web1'"),
+        (lambda: Fleet("nats://x", since="yesterday"), "datetime"),
+        (lambda: Fleet("nats://x", since=math.nan), "datetime"),
+        (lambda: Fleet("nats://x", forget=0), "forget"),
+        (lambda: Publisher("nats://x", host="a b"), "such as 'web1'"),
+        (lambda: Publisher("nats://x", host="a", labels={"a": 1}), "labels"),
+        (lambda: Publisher("nats://x", host="a", heartbeat=0.1), "heartbeat"),
+        (lambda: NatsAccess(credentials="/nowhere").arguments(), "/nowhere"),
+        (lambda: NatsAccess(ca=__file__).arguments(), "ca"),
+    ],
+)
+async def test_what_cannot_work_is_refused_where_it_is_said(make, says):
+    with pytest.raises(UsageError, match=says):
+        make()
+
+
+async def test_a_fleet_is_neither_recorded_nor_published_once_more(server, tmp_path):
+    with pytest.raises(UsageError, match="since="):
+        await Monitor(backend=Fleet(server.url), record_to=tmp_path / "x").start()
+    async with fleet(server.url) as monitor:
+        with pytest.raises(UsageError, match="already"):
+            await publish(monitor, server.url)
