@@ -25,7 +25,7 @@ __all__ = ["COMMANDS", "build_parser"]
 
 _COLUMNS = 78
 SHELLS = ("bash", "zsh", "fish")
-SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "rx-rate", "tx-rate")
+SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "user", "rx-rate", "tx-rate")
 
 
 def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Callable[[str], float]:

@@ -27,6 +27,7 @@ SORT_KEYS: dict[str, _Key] = {
     "flows": lambda _, row: (-row.open_flows, -row.flows),
     "name": lambda view, row: view.label(row).lower(),
     "pid": lambda _, row: -1 if row.pid is None else row.pid,
+    "user": lambda view, row: view.user(row),
     "rx-rate": lambda _, row: (-(row.rx_rate or 0.0), -row.rx_bytes),
     "tx-rate": lambda _, row: (-(row.tx_rate or 0.0), -row.tx_bytes),
 }
@@ -73,6 +74,11 @@ class View:
         if row.kind is RowKind.GROUP and self.group_by.name == "remote address":
             text = self.with_name(text)
         return text if row.source is None else f"{text} @{escape(row.source)}"
+
+    def user(self, row: Row) -> str:
+        """The user of a process; empty where it is not known."""
+        uid = None if row.process is None else row.process.uid
+        return "" if uid is None else user_text(uid) if self.users else str(uid)
 
     def with_name(self, address: str) -> str:
         """An address with its name, where that is asked for and known."""

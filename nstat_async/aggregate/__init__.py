@@ -15,6 +15,7 @@ from ._rows import Loss, TableSnapshot, sum_rows
 from ._schema import HistoryError
 from ._sqlite import HistoryWriter, keep_history
 from ._table import ProcessTable, SortKey, TrafficTable
+from ._tally import Share
 
 __all__ = [
     "Gap",
@@ -27,6 +28,7 @@ __all__ = [
     "ProcessTable",
     "Row",
     "RowKind",
+    "Share",
     "SortKey",
     "TableSnapshot",
     "TableStream",

@@ -37,7 +37,7 @@ from ._grouping import GroupBy
 from ._groups import Groups
 from ._rates import RateWindow
 from ._rows import Loss, TableSnapshot
-from ._tally import OpenFlow, Tally, is_counted, known_or, sum_tallies
+from ._tally import OpenFlow, Share, Tally, is_counted, known_or, sum_tallies
 
 __all__ = ["ProcessTable", "SortKey", "TrafficTable"]
 
@@ -399,6 +399,23 @@ class TrafficTable:
         """The open flows of one row."""
         tally = self._groups.tallies.get((source or self.source, key))
         return [] if tally is None else [entry.flow for entry in self._open.values() if entry.tally is tally]
+
+    def shares(self, rows: Iterable[Row]) -> dict[int, list[Share]]:
+        """What the open flows of rows of this table have of them: with the flows that ended they add up to the row.
+
+        Args:
+            rows: Rows, as `rows` or `top` gave them.
+
+        Returns:
+            The shares by `Row.serial`; a list for each row. Costs one pass over the open flows.
+        """
+        found: dict[int, list[Share]] = {row.serial: [] for row in rows}
+        if found:
+            for entry in self._open.values():
+                shares = found.get(entry.tally.serial)
+                if shares is not None:
+                    shares.append(entry.share())
+        return found
 
     def snapshot(self) -> TableSnapshot:
         """The table of this moment, for `TableSnapshot.since`."""

@@ -12,7 +12,7 @@ from nstat_async._rows import Row, RowKind
 from ._rates import RateWindow
 from ._rows import added_up
 
-__all__ = ["Four", "OpenFlow", "Tally", "is_counted", "known_or", "sum_tallies"]
+__all__ = ["Four", "OpenFlow", "Share", "Tally", "is_counted", "known_or", "sum_tallies"]
 
 Four = tuple[int, int, int, int]
 """Bytes received and sent, packets received and sent."""
@@ -200,6 +200,10 @@ class OpenFlow:
         """What the tally has of this flow."""
         return _minus(self.current, self.base)
 
+    def share(self) -> Share:
+        """The contribution as a value of its own."""
+        return Share(self.flow, self.counted, self.parts, *self.contribution())
+
     def rebase(self) -> None:
         """Forget the contribution: it stays where it is, or was moved away."""
         self.base = self.current
@@ -238,6 +242,25 @@ class OpenFlow:
         self.base = _minus(current, _plus(self.contribution(), grown))
         self.current = current
         return grown
+
+
+@attrs.frozen
+class Share:
+    """What an open flow has of its row: zero where it was never counted."""
+
+    flow: Flow
+    is_counted: bool
+    """False when no report of it had bytes: its zeros then mean "unknown"."""
+    parts: int
+    """How many of the row's flows it counts for: more than one where its counters began anew."""
+    rx_bytes: int
+    """Bytes received."""
+    tx_bytes: int
+    """Bytes sent."""
+    rx_packets: int
+    """Packets received."""
+    tx_packets: int
+    """Packets sent."""
 
 
 def _plus(one: Four, other: Four) -> Four:

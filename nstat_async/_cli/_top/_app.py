@@ -1,173 +1,69 @@
-"""The screen of `top`, with Textual.
-
-Only the lines that are visible are formatted (the line API of `ScrollView`), at most
-once a look, so that ten thousand flows cost no more than a screenful.
-"""
+"""The application of `top`, with Textual: keys, timers, and the monitor that feeds the model."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import anyio
-from rich.segment import Segment
-from rich.style import Style
+import attrs
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.geometry import Region, Size
 from textual.screen import ModalScreen
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
 from textual.widgets import Footer, Input, Static
 
 from ... import Monitor
 from ..._contract import Backend
 from ..._errors import NstatError
-from ...aggregate import TrafficTable
+from ...aggregate import GroupBy
 from ...backends import Replay
-from .._text import rate_text
-from .._views import View
-from ._layout import Cell, Columns
-from ._model import SORTS, ProcessLine, TopModel
+from .._names import NameResolver
+from .._views import SORT_KEYS, View
+from ._head import CHART, SMALL, State, chart, empty_text, state_text, totals_text
+from ._model import TopModel
+from ._view import Heading, TrafficView
 
-__all__ = ["TopApp", "TrafficView"]
+__all__ = ["TopApp"]
 
 _SLICE = 1000
 """Events that are taken in before keys and timers get a turn."""
-_STYLES = {
-    "": Style(),
-    "name": Style(bold=True),
-    "dim": Style(dim=True),
-    "rx": Style(color="green"),
-    "tx": Style(color="cyan"),
-    "curve": Style(color="yellow"),
-}
-_CURSOR = Style(reverse=True)
+_TALL = 34
+"""Screens with as many lines have a chart, unless it is taken away."""
+_VIEWS = ("process", "user", "remote-address", "remote-port", "interface", "connection")
+"""What ``v`` goes through, with unit and container where the table of fields has them."""
 _HELP = """\
-Processes, most traffic first; rates over the last seconds.
+Most traffic first; rates over the last seconds.
 
-  up down pgup pgdn home end   move
-  enter, right, left           show or hide the flows of a process
-  s                            sort by the next column
-  1 2 3 4 5 6 7                sort by rate, traffic, rx, tx, flows, name, pid
-  r                            reverse the order
-  /                            only processes with this in their name, or with this pid
-  p, space                     hold the screen still; counting goes on
-  z                            begin all totals at zero
-  q, ctrl-c                    quit
+up down pgup pgdn home end   move
+enter, right, left   show or hide the flows of a row
+< > s      sort by the column before, the next one
+1 … 9      sort by rate, traffic, rx, tx, flows, name,
+           pid, user, rx rate; a click on a heading, too
+r          reverse the order
+v          rows of something else: user, remote, …
+n          names of remotes, asked of name servers
+c          command lines instead of names
+/          only rows with this in their name, or this pid
+g          the chart of the total: show it or not
+p, space   hold the screen still; counting goes on
+z          begin all totals at zero
+ctrl-z     suspend; fg brings it back
+q, ctrl-c  quit
 
-A dash is an unknown number: Linux does not count the bytes of UDP sockets.
-Processes count from the start of top, flows from their own beginning.
-"!" in the first line: the kernel or a full buffer lost reports; totals may be low.
+"?" is an unknown number: without eBPF, Linux does not
+count the bytes of UDP sockets.
+Bytes count from the start of top. Flows that ended have
+a line of their own, so that a row is the sum of what
+stands below it.
+"!" in the first line: the kernel or a full buffer lost
+reports; totals may be low.
 """
-
-
-class TrafficView(ScrollView, can_focus=True):
-    """The lines of a model, of which one is under the cursor."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", show=False),
-        Binding("down,j", "move(1)", show=False),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
-        Binding("home,g", "edge(0)", show=False),
-        Binding("end,G", "edge(1)", show=False),
-        Binding("enter", "toggle_flows", "Flows"),
-        Binding("right,l", "expand(True)", show=False),
-        Binding("left,h", "expand(False)", show=False),
-    ]
-
-    def __init__(self, model: TopModel) -> None:
-        super().__init__()
-        self.model = model
-        self.cursor = 0
-        self._key: object = None
-        self.ascii_only = "utf" not in (os.environ.get("LC_ALL") or os.environ.get("LANG") or "utf-8").lower()
-
-    def update_lines(self) -> None:
-        """The model has changed: keep the cursor on its line, and show what is visible of it."""
-        lines = self.model.lines
-        if self.cursor >= len(lines) or lines[self.cursor].key != self._key:
-            self.cursor = next((at for at, line in enumerate(lines) if line.key == self._key), self.cursor)
-            # The first line follows the traffic as long as nobody moved away from it.
-            if self._key is None or self.cursor >= len(lines):
-                self.cursor = max(0, min(self.cursor, len(lines) - 1))
-        self.virtual_size = Size(self.size.width, len(lines))
-        self.refresh()
-
-    def render_line(self, y: int) -> Strip:
-        """One line of the visible part."""
-        width = self.scrollable_content_region.width or self.size.width
-        at = y + int(self.scroll_offset.y)
-        if at >= len(self.model.lines):
-            return Strip.blank(width, self.rich_style)
-        line = self.model.lines[at]
-        columns = Columns(width, self.ascii_only, self.model.view)
-        cells: list[Cell] = columns.process(line) if isinstance(line, ProcessLine) else columns.flow(line, self.model)
-        base = self.rich_style
-        if at == self.cursor:  # one plain bar: colours would make a patchwork of it
-            base += _CURSOR
-            segments = [Segment("".join(text for text, _ in cells), base)]
-        else:
-            segments = [Segment(text, base + _STYLES[role]) for text, role in cells]
-        return Strip(segments).adjust_cell_length(width, base)
-
-    def on_resize(self, _event: events.Resize) -> None:
-        """Other columns fit now."""
-        self.update_lines()
-
-    def _go(self, at: int) -> None:
-        lines = self.model.lines
-        self.cursor = max(0, min(at, len(lines) - 1))
-        self._key = lines[self.cursor].key if lines and self.cursor else None
-        self.scroll_to_region(Region(0, self.cursor, 1, 1), animate=False)
-        self.refresh()
-
-    def action_move(self, by: int) -> None:
-        """One line up or down."""
-        self._go(self.cursor + by)
-
-    def action_page(self, by: int) -> None:
-        """One screen up or down."""
-        self._go(self.cursor + by * max(1, self.size.height - 1))
-
-    def action_edge(self, last: int) -> None:
-        """To the first or last line."""
-        self._go(len(self.model.lines) - 1 if last else 0)
-
-    def on_click(self, event: events.Click) -> None:
-        """Choose a line with the mouse; choose it again to expand it."""
-        at = int(event.y + self.scroll_offset.y)
-        if at == self.cursor:
-            self.action_toggle_flows()
-        elif at < len(self.model.lines):
-            self._go(at)
-
-    def _process(self) -> ProcessLine | None:
-        above = reversed(self.model.lines[: self.cursor + 1])
-        return next((line for line in above if isinstance(line, ProcessLine)), None)
-
-    def action_toggle_flows(self) -> None:
-        """Show or hide the flows of the process at the cursor."""
-        process = self._process()
-        if process is None:
-            return
-        self._key = process.key
-        self.model.toggle(process.key)
-        self.update_lines()
-
-    def action_expand(self, wanted: bool) -> None:  # Textual's actions have no keywords
-        """Show its flows, or hide them."""
-        process = self._process()
-        if process is not None and process.expanded is not wanted:
-            self.action_toggle_flows()
 
 
 class HelpScreen(ModalScreen[None]):
@@ -175,8 +71,8 @@ class HelpScreen(ModalScreen[None]):
 
     CSS = """
     HelpScreen { align: center middle; }
-    HelpScreen VerticalScroll { width: 78; max-width: 100%; height: auto; max-height: 90%; border: round $accent;
-                                background: $surface; padding: 0 1; }
+    HelpScreen VerticalScroll { width: 62; max-width: 100%; height: auto; max-height: 100%; border: round $accent;
+                                background: $surface; padding: 0 1; scrollbar-size-vertical: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,enter,space", "dismiss_help", "Close")]
 
@@ -196,10 +92,10 @@ class TopApp(App[None]):
     Args:
         backend: Where the events come from.
         options: Keywords of `Monitor`.
+        view: What the rows stand for.
         interval: Seconds between two looks.
         sort: Column to sort by at the start.
         duration: Seconds after which it ends.
-        view: What the rows stand for.
         include_history: Count what open flows had carried before.
     """
 
@@ -207,22 +103,30 @@ class TopApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     Screen { layers: base; }
-    #summary { height: 1; width: 100%; text-style: bold; }
-    #heading { height: 1; width: 100%; text-style: reverse; }
-    TrafficView { height: 1fr; scrollbar-size-horizontal: 0; }
+    #state, #totals { height: 1; width: 100%; }
+    #state { text-style: bold; }
+    #chart { width: 100%; }
+    Heading { height: 1; width: 100%; text-style: reverse; }
+    TrafficView { height: 1fr; scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; }
     #filter { dock: bottom; display: none; height: 3; }
     #filter.open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
         Binding("ctrl+c", "quit", show=False, priority=True),
-        Binding("s", "next_sort", "Sort"),
+        Binding("ctrl+z", "suspend_process", show=False),
+        Binding("s,greater_than_sign", "next_sort(1)", "Sort"),
+        Binding("less_than_sign", "next_sort(-1)", show=False),
         Binding("r", "reverse", "Reverse"),
+        Binding("v", "next_view", "View"),
         Binding("slash", "filter", "Filter"),
+        Binding("c", "commands", "Command"),
+        Binding("n", "names", show=False),
+        Binding("g", "chart", show=False),
         Binding("p,space", "pause", "Pause"),
-        Binding("z", "reset", "Zero"),
+        Binding("z", "reset", show=False),
         Binding("question_mark,f1", "help", "Help"),
-        *(Binding(str(number), f"sort_by({number - 1})", show=False) for number in range(1, 8)),
+        *(Binding(str(number), f"sort_by({number - 1})", show=False) for number in range(1, 10)),
     ]
 
     def __init__(
@@ -230,32 +134,33 @@ class TopApp(App[None]):
         backend: Backend,
         options: Mapping[str, Any],
         *,
+        view: View | None = None,
         interval: float = 1.0,
         sort: str = "rate",
         duration: float | None = None,
-        view: View | None = None,
         include_history: bool = False,
     ) -> None:
         super().__init__()
-        view = view or View()
-        self.model = TopModel(TrafficTable(view.group_by, include_history=include_history), view, sort=sort)
+        self.model = TopModel(view or View(), include_history=include_history, sort=sort)
+        self.state = State(backend.name, filtered="flow_filter" in options)
         self.failure: Exception | None = None
         """Why the monitor failed, if it did."""
-        self.ended = False
-        """True when the source (a recording) came to its end."""
-        self.paused = False
         self._backend = backend
         self._options = dict(options)
         self._look_every = interval
         self._duration = duration
-        self._source = backend.name
+        self._chart_wanted: bool | None = None
+        """Whether there is a chart; `None`: where there is room."""
+        self._monitor: Monitor | None = None
         self._recorded = isinstance(backend, Replay)  # its time is its own
 
     def compose(self) -> ComposeResult:
-        """Two lines of head, the table, the keys."""
-        yield Static(id="summary")
-        yield Static(id="heading")
-        yield TrafficView(self.model)
+        """The head, the table, the keys."""
+        yield Static(id="state")
+        yield Static(id="totals")
+        yield Static(id="chart")
+        yield Heading()
+        yield TrafficView(self.model, lambda: empty_text(self.state, self.model))
         yield Input(placeholder="name or pid; enter keeps it, escape takes it away", id="filter")
         yield Footer()
 
@@ -278,12 +183,13 @@ class TopApp(App[None]):
     async def _follow(self) -> None:
         try:
             async with Monitor(backend=self._backend, **self._options) as monitor:
+                self._monitor = monitor
                 stream = monitor.subscribe()
                 while batch := await stream.receive_many():
                     for begin in range(0, len(batch), _SLICE):
                         self.model.feed(batch[begin : begin + _SLICE], None if self._recorded else anyio.current_time())
                         await asyncio.sleep(0)
-            self.ended = True
+            self.state.ended = True
             self.look()
         except (NstatError, OSError) as error:
             self.failure = error
@@ -291,71 +197,104 @@ class TopApp(App[None]):
 
     def look(self) -> None:
         """Look at the table again, unless the screen is held still."""
-        if self.paused or not self.is_running:
+        if self.state.paused or not self.is_running:
             return
-        self.model.look(self._look_every)
+        self.model.look()
         self.show_model()
 
     def show_model(self) -> None:
         """Put the model on the screen."""
-        main = self.screen_stack[0]
-        main.query_one("#summary", Static).update(self._summary())
-        view = self.view
-        width = view.scrollable_content_region.width or self.size.width
-        heading = Columns(width, view.ascii_only, self.model.view).heading(self.model.sort, reverse=self.model.reverse)
-        main.query_one("#heading", Static).update(Text(heading, no_wrap=True, overflow="crop"))
+        if self._monitor is not None:
+            self.state.capabilities = self._monitor.capabilities
+        main, view, model = self.screen_stack[0], self.view, self.model
+        width, small = self.size.width, self.size.height < SMALL
+        alarm = f"! {model.gaps}" if small and model.gaps else ""
+        totals = totals_text(model, width, ascii_only=view.ascii_only, alarm=alarm)
+        self._write("#state", state_text(self.state, model), shown=not small)
+        self._write("#totals", totals)
+        self._show_chart(width)
+        self._write("Heading", view.columns.heading(model.sort, reverse=model.reverse))
+        main.query_one(Footer).display = not small
         view.update_lines()
 
-    def _summary(self) -> Text:
-        model, total = self.model, self.model.total
-        parts = [
-            "END" if self.ended else "",
-            "PAUSED" if self.paused else "",
-            f"filter {model.wanted!a}" if model.wanted else "",
-            f"! {model.gaps} gaps" if model.gaps else "",
-            self._source,
-            f"{model.processes} processes",
-            f"{total.open_flows} flows",
-            f"rx {rate_text(total.rx_rate or 0)}",
-            f"tx {rate_text(total.tx_rate or 0)}",
-        ]
-        return Text("  ".join(filter(None, parts)), no_wrap=True, overflow="ellipsis")
+    def _write(self, where: str, text: str, *, shown: bool = True) -> None:
+        widget = self.screen_stack[0].query_one(where, Static)
+        widget.display = shown
+        widget.update(Text(text, no_wrap=True, overflow="ellipsis"))
+
+    def _show_chart(self, width: int) -> None:
+        widget = self.screen_stack[0].query_one("#chart", Static)
+        wanted = self.size.height >= _TALL if self._chart_wanted is None else self._chart_wanted
+        widget.display = wanted
+        widget.styles.height = CHART
+        if wanted:
+            lines = chart(self.model, width, ascii_only=self.view.ascii_only)
+            text = Text(no_wrap=True, overflow="crop")
+            for label, blocks in lines:
+                text.append(label, "dim")
+                text.append(f"{blocks}\n", "yellow")
+            widget.update(text)
 
     def on_resize(self, _event: events.Resize) -> None:
         """Other columns fit now."""
         self.call_after_refresh(self.show_model)
 
-    def _rearranged(self) -> None:
-        self.model.rearrange()
-        self.show_model()
+    def on_heading_clicked(self, event: Heading.Clicked) -> None:
+        """Sort by the column under the mouse."""
+        key = self.view.columns.sort_at(event.x)
+        if key:
+            self.model.sort_by(key)
+            self.show_model()
 
-    def action_next_sort(self) -> None:
-        """Sort by the next column."""
-        self.model.sort = SORTS[(SORTS.index(self.model.sort) + 1) % len(SORTS)]
-        self._rearranged()
+    def action_next_sort(self, by: int) -> None:
+        """Sort by the next column, or the one before."""
+        self.model.sort_next(by)
+        self.show_model()
 
     def action_sort_by(self, place: int) -> None:
         """Sort by this column; once more: the other way round."""
-        if self.model.sort == SORTS[place]:
-            self.model.reverse = not self.model.reverse
-        self.model.sort = SORTS[place]
-        self._rearranged()
+        self.model.sort_by(list(SORT_KEYS)[place])
+        self.show_model()
 
     def action_reverse(self) -> None:
         """The other way round."""
-        self.model.reverse = not self.model.reverse
-        self._rearranged()
+        self.model.sort_by(self.model.sort)
+        self.show_model()
+
+    def action_next_view(self) -> None:
+        """Rows of something else."""
+        known = GroupBy.names()
+        views = [name for name in (*_VIEWS, "unit", "container") if name in known]
+        now = self.model.view.group_by.name.replace(" ", "-")
+        name = views[(views.index(now) + 1) % len(views)] if now in views else views[0]
+        self.model.change_view(attrs.evolve(self.model.view, group_by=GroupBy.named(name)))
+        self.show_model()
+
+    def action_names(self) -> None:
+        """Ask for the names of remotes, or do not."""
+        view = self.model.view
+        self.model.view = attrs.evolve(view, names=NameResolver() if view.names is None else None)
+        self.show_model()
+
+    def action_commands(self) -> None:
+        """Command lines instead of names, or names."""
+        self.view.commands = not self.view.commands
+        self.show_model()
+
+    def action_chart(self) -> None:
+        """Show the chart, or take it away."""
+        self._chart_wanted = not self.screen_stack[0].query_one("#chart", Static).display
+        self.show_model()
 
     def action_pause(self) -> None:
         """Hold the screen still, or let it go on."""
-        self.paused = not self.paused
+        self.state.paused = not self.state.paused
         self.look()
         self.show_model()
 
     def action_reset(self) -> None:
         """Begin all totals at zero."""
         self.model.reset()
-        self.model.look(self._look_every)
         self.show_model()
 
     def action_help(self) -> None:
@@ -371,8 +310,8 @@ class TopApp(App[None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter while the name is typed."""
-        self.model.wanted = event.value.strip()
-        self._rearranged()
+        self.model.choose(event.value.strip())
+        self.show_model()
 
     def on_input_submitted(self, _event: Input.Submitted) -> None:
         """Keep the filter."""
@@ -383,9 +322,9 @@ class TopApp(App[None]):
         if event.key != "escape" or isinstance(self.screen, HelpScreen):
             return
         self.query_one("#filter", Input).value = ""
-        self.model.wanted = ""
+        self.model.choose("")
         self._close_filter()
-        self._rearranged()
+        self.show_model()
 
     def _close_filter(self) -> None:
         self.query_one("#filter", Input).remove_class("open")

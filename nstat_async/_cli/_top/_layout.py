@@ -1,41 +1,38 @@
-"""Columns of `top`: which are there, how wide, what stands in them.
+"""The columns of `top`: which there are for a width, and what each line shows in them.
 
-A narrow terminal (80 columns) gets one column of totals and a short curve; a wide one
-gets both directions and a long curve. The name takes what is left.
+Texts stand on the left, numbers on the right, so that the numbers of flows stand below those of their row. What is worth
+most gets its place first; where there is room, flows show more of themselves below the curves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import log2
-from typing import Union
+from collections.abc import Callable
 
 import attrs
 
 from ..._escape import escape
-from ..._model import Flow
+from ..._model import Direction, Endpoint, Flow, Process, TcpState
+from ...aggregate import Row, RowKind
 from .._table import cell_width
-from .._text import bytes_text, interface_text, is_listener, rate_text
+from .._text import UNKNOWN, bytes_text, interface_text, is_listener
 from .._views import View
-from ._model import FlowLine, ProcessLine, TopModel
+from ._graph import curve_text
+from ._model import FlowLine, HeadingLine, Line, RestLine, RowLine
 
-__all__ = ["Cell", "Columns", "curve_text", "fit"]
-
-_BLOCKS = " ▁▂▃▄▅▆▇█"
-_ASCII_BLOCKS = " .:-=+*#@"
-_FLOOR = 128.0
-"""Bytes per second below which a curve shows its lowest mark."""
-_RATE = 12
-"""Columns of a rate: "92.5 KiB/s" and room between."""
-_STEP = 2.2
-"""Powers of two to a mark: 8 marks reach from 128 B/s to some 25 MB/s."""
-
-_ROLES = ("rx", "tx")
-_Pair = tuple[Union[float, None], Union[float, None]]
-"""Received and sent; `None` for unknown."""
+__all__ = ["Cell", "Layout", "fit"]
 
 Cell = tuple[str, str]
-"""Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``."""
+"""Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``, ``"curve"``, ``"heading"``."""
+
+_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _COMMAND = 2, 16, 9, 8, 7, 9, 15, 11, 20
+_MOST_NAME, _WIDE_NAME, _MOST_COMMAND, _USUAL_CURVE = 26, 44, 60, 43
+_STATES = {
+    TcpState.CLOSED: "closed", TcpState.LISTEN: "listen", TcpState.SYN_SENT: "syn-sent", TcpState.SYN_RECEIVED: "syn-recv",
+    TcpState.ESTABLISHED: "estab", TcpState.CLOSE_WAIT: "closewait", TcpState.FIN_WAIT_1: "finwait1",
+    TcpState.CLOSING: "closing", TcpState.LAST_ACK: "last-ack", TcpState.FIN_WAIT_2: "finwait2",
+    TcpState.TIME_WAIT: "timewait",
+}  # fmt: skip
+"""Short enough that none is ever cut."""
 
 
 def fit(text: str, width: int, *, right: bool = False) -> str:
@@ -56,99 +53,279 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-def curve_text(rates: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
-    """Rates as a row of blocks, newest on the right, on a logarithmic scale that is the same for all rows."""
-    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
-    marks = [
-        blocks[0] if rate < 1 else blocks[max(1, min(8, 1 + int(log2(max(rate, _FLOOR) / _FLOOR) / _STEP)))]
-        for rate in rates[-width:]
-    ]
-    return "".join(marks).rjust(width)
+@attrs.frozen
+class _Extra:
+    """Something more about a flow, where there is room."""
+
+    heading: str
+    width: int
+    text: Callable[[FlowLine, float | None], str]
+
+
+def _state(line: FlowLine, _now: float | None) -> str:
+    return "" if line.flow.state is None else _STATES[line.flow.state]
+
+
+def _age(line: FlowLine, now: float | None) -> str:
+    """How long it has been there; ``>`` where only the moment is known since which it was seen."""
+    started = line.flow.started
+    if now is None:
+        return UNKNOWN
+    mark = ">" if started is None and line.was_there else ""
+    age = max(0.0, now - (line.seen_since if started is None else started))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if age >= size:
+            return f"{mark}{int(age / size)}{unit}"
+    return f"{mark}{int(age)}s"
+
+
+def _rtt(line: FlowLine, _now: float | None) -> str:
+    micros = None if line.event.counts is None else line.event.counts.avg_rtt_us
+    if micros is None:
+        return UNKNOWN if _is_connection(line.flow) else ""
+    return f"{micros / 1000:.{0 if micros >= 9950 else 1}f}ms"
+
+
+def _sent_again(line: FlowLine, _now: float | None) -> str:
+    again = None if line.event.counts is None else line.event.counts.tx_retransmitted_bytes
+    return bytes_text(again) if again is not None or _is_connection(line.flow) else ""
+
+
+def _is_connection(flow: Flow) -> bool:
+    """True for what has round trips and sends again."""
+    return flow.state is not None and not is_listener(flow)
+
+
+_EXTRAS = (
+    _Extra("STATE", 9, _state),
+    _Extra("AGE", 4, _age),
+    _Extra("RTT", 7, _rtt),
+    _Extra("RESENT", 8, _sent_again),
+    _Extra("VIA", 10, lambda line, _now: interface_text(line.flow.interface)),
+)
 
 
 @attrs.frozen
-class Columns:
+class _Column:
+    heading: str
+    width: int
+    sort: str
+    """Key of `SORT_KEYS`."""
+    cell: Callable[[RowLine], Cell]
+    right: bool = True
+
+
+@attrs.define
+class Layout:
     """The columns for one width."""
 
     width: int
-    ascii_only: bool = False
     view: View = attrs.field(factory=View)
+    ascii_only: bool = False
+    commands: bool = False
+    """True: the command line stands where the name would."""
+    known: frozenset[str] = frozenset({"user", "command"})
+    """What is known of any process: a column without a value has no place."""
+    left: list[_Column] = attrs.field(factory=list, init=False)
+    """Texts of a row, and its number of flows; the place where flows say who they are."""
+    numbers: int = attrs.field(default=2, init=False)
+    """Columns of numbers: two rates, and perhaps one or two totals."""
+    curve: int = attrs.field(default=0, init=False)
 
-    @property
-    def _wide(self) -> bool:
-        return self.width >= 110
+    def __attrs_post_init__(self) -> None:
+        free = self.width - _MARKER - _NAME - 2 * _RATE
 
-    @property
-    def _curve(self) -> int:
-        return 10 if self.width < 100 else 20 if self.width < 160 else 40
+        def take(width: int) -> int:
+            nonlocal free
+            taken = width if free >= width else 0
+            free -= taken
+            return taken
 
-    @property
-    def _name(self) -> int:
-        totals = 20 if self._wide else 10
-        return max(8, self.width - 2 - 9 - 6 - 2 * _RATE - totals - self._curve - 1)
+        of_processes = self.view.is_of_processes
+        pid = take(_PID) if of_processes else 0
+        flows = take(_FLOWS)
+        totals = [take(_TOTAL)]
+        self.curve = take(_CURVE)
+        user = take(_USER) if of_processes and "user" in self.known else 0
+        totals.append(take(_TOTAL) if self.curve else 0)
+        name = _NAME + take(max(0, min(free // 2, _MOST_NAME - _NAME)))
+        self.curve += take(max(0, min(free, _USUAL_CURVE - self.curve))) if self.curve else 0
+        command = 0
+        if of_processes and "command" in self.known and free >= _COMMAND:
+            command = take(min(free, _MOST_COMMAND))
+        name += take(max(0, min(free, _WIDE_NAME - name)))
+        self.curve += take(free) if self.curve else 0
+        name += max(0, free)
+        self.numbers = 2 + sum(map(bool, totals))
+        columns = [
+            _Column("PID", pid, "pid", self._pid),
+            _Column(self.view.heading, name, "name", self._name, right=False),
+            _Column("USER", user, "user", self._user, right=False),
+            _Column("COMMAND", command, "name", self._command, right=False),
+            _Column("FLOWS", flows, "flows", lambda line: (str(line.row.open_flows), "")),
+        ]
+        self.left = [column for column in columns if column.width]
+
+    # -- headings ---------------------------------------------------------------------------
+
+    def headings(self) -> list[tuple[str, int, str, bool]]:
+        """Text, width, key to sort by, and whether it is aligned to the right, of each column."""
+        found = [("", _MARKER, "", False)]
+        found += [(each.heading, each.width, each.sort, each.right) for each in self.left]
+        found += [("RX/S", _RATE, "rx-rate", True), ("TX/S", _RATE, "tx-rate", True)]
+        totals = {3: [("TOTAL", _TOTAL, "traffic", True)], 4: [("RX", _TOTAL, "rx", True), ("TX", _TOTAL, "tx", True)]}
+        found += totals.get(self.numbers, [])
+        return [*found, ("HISTORY", self.curve, "rate", False)] if self.curve else found
 
     def heading(self, sort: str, *, reverse: bool) -> str:
-        """The headings; an arrow marks the one that is sorted by."""
+        """The line of headings; an arrow marks what is sorted by."""
         arrow = ("^" if reverse else "v") if self.ascii_only else ("▴" if reverse else "▾")
-        totals = (
-            {"RX": ("rx", "traffic"), "TX": ("tx", "traffic")} if self._wide else {"TOTAL": ("rx", "tx", "traffic")}
-        )
-        parts = ["  "]
-        for text, width, keys in (
-            ("PID", 8, ("pid",)),
-            ("PROCESS", self._name, ("name",)),
-            ("FLOWS", 6, ("flows",)),
-            ("RX/S", _RATE, ("rate",)),
-            ("TX/S", _RATE, ("rate",)),
-            *((text, 10, keys) for text, keys in totals.items()),
-        ):
-            marked = arrow + text if sort in keys else text
-            parts.append(" " + fit(marked, width) if text == "PROCESS" else fit(marked, width, right=True))
-        return fit(f"{''.join(parts)} HISTORY", self.width)
+        marked = {"rate": {"rx-rate", "tx-rate"}, "traffic": {"rx", "tx", "traffic"}}.get(sort, {sort})
+        parts: list[str] = []
+        for text, width, key, right in self.headings():
+            inner = fit(arrow + text if key in marked and text else text, width - 1, right=right)
+            parts.append(" " + inner if len(parts) > len(self.left) else inner + " ")
+        return fit("".join(parts), self.width)
 
-    def process(self, line: ProcessLine) -> list[Cell]:
-        """The cells of a process."""
+    def sort_at(self, x: int) -> str:
+        """The key of the column at a place of the line of headings; empty for none."""
+        for _, width, key, _ in self.headings():
+            if x < width:
+                return key
+            x -= width
+        return ""
+
+    # -- lines ------------------------------------------------------------------------------
+
+    def cells(self, line: Line, now: float | None) -> list[Cell]:
+        """What a line shows; `now` is the moment of the look, for ages."""
+        if isinstance(line, RowLine):
+            return self._row(line)
+        if isinstance(line, FlowLine):
+            return self._flow(line, now)
+        return self._heading_of_flows() if isinstance(line, HeadingLine) else self._ended(line)
+
+    @property
+    def _left_width(self) -> int:
+        return sum(column.width for column in self.left)
+
+    def _row(self, line: RowLine) -> list[Cell]:
         row = line.row
         opened, closed = ("v ", "> ") if self.ascii_only else ("▾ ", "▸ ")
-        marker = "  " if not row.open_flows else opened if line.expanded else closed
-        totals = (row.rx_bytes, row.tx_bytes) if row.is_counted else (None, None)
-        return [
-            (marker, ""),
-            (fit("" if row.pid is None else str(row.pid), 8, right=True) + " ", "dim"),
-            (fit(self.view.label(row), self._name), "name" if row.open_flows else "dim"),
-            (fit(str(row.open_flows), 6, right=True), ""),
-            *self._numbers((row.rx_rate, row.tx_rate), totals),
-            (" " + curve_text(line.curve, self._curve, ascii_only=self.ascii_only), "curve"),
-        ]
+        cells: list[Cell] = [("  " if not row.open_flows else opened if line.expanded else closed, "")]
+        for column in self.left:
+            text, role = column.cell(line)
+            shown = fit(text, column.width - 1, right=column.right)
+            cells.append((shown + " ", role))
+        cells += self._amounts(row)
+        if self.curve:
+            cells.append((" " + curve_text(line.curve, self.curve - 1, ascii_only=self.ascii_only), "curve"))
+        return cells
 
-    def _numbers(self, rates: _Pair, totals: _Pair) -> list[Cell]:
-        cells = [
-            ("-" if rate is None else rate_text(rate), _RATE, role) for rate, role in zip(rates, _ROLES, strict=True)
-        ]
-        if self._wide:
-            cells += [
-                ("-" if total is None else bytes_text(total), 10, role)
-                for total, role in zip(totals, _ROLES, strict=True)
-            ]
-        else:
-            known = [total for total in totals if total is not None]
-            cells.append((bytes_text(sum(known)) if known else "-", 10, ""))
-        return [(fit(text, width, right=True), role) for text, width, role in cells]
+    def _amounts(self, row: Row) -> list[Cell]:
+        known = row.is_counted
+        cells = [(row.rx_rate, "rx"), (row.tx_rate, "tx")]
+        if self.numbers == 3:
+            cells.append((row.bytes if known else None, ""))
+        elif self.numbers == 4:
+            cells += [(row.rx_bytes if known else None, "rx"), (row.tx_bytes if known else None, "tx")]
+        return [(fit(bytes_text(value), _RATE, right=True), role if value else "dim") for value, role in cells]
 
-    def flow(self, line: FlowLine, model: TopModel) -> list[Cell]:
-        """The cells of a flow under its process."""
-        counts = line.counts
-        totals = (None, None) if counts is None else (counts.rx_bytes, counts.tx_bytes)
+    def _flow(self, line: FlowLine, now: float | None) -> list[Cell]:
+        share = line.share
+        row = Row(
+            kind=RowKind.GROUP,
+            flows=1,
+            uncounted_flows=0 if share.is_counted else 1,
+            rx_bytes=share.rx_bytes,
+            tx_bytes=share.tx_bytes,
+            rx_rate=line.rx_rate,
+            tx_rate=line.tx_rate,
+        )
+        width = self._left_width
+        cells: list[Cell] = [("    ", ""), (fit(self._ends(line.flow, width - 3), width - 2), "dim")]
+        cells += self._amounts(row)
+        extras = [fit(extra.text(line, now), extra.width) for extra in self._extras()]
+        if self.curve:
+            cells.append((fit("".join(f" {text}" for text in extras), self.curve), "dim"))
+        return cells
+
+    def _extras(self) -> list[_Extra]:
+        """As much more about a flow as there is room for below the curve."""
+        found, left = [], self.curve
+        for extra in _EXTRAS:
+            left -= extra.width + 1
+            if left < 0:
+                break
+            found.append(extra)
+        return found
+
+    def _heading_of_flows(self) -> list[Cell]:
+        width = self._left_width
+        arrow = "->" if self.ascii_only else "→"
+        text = f"FLOW  LOCAL {arrow} REMOTE" if width >= 24 else f"FLOW {arrow} REMOTE"
+        numbers = "".join(
+            fit(text, width, right=True) for text, width, _, right in self.headings()[len(self.left) + 1 :] if right
+        )
+        extras = "".join(f" {fit(extra.heading, extra.width)}" for extra in self._extras())
         return [
             ("    ", ""),
-            (fit(self._flow_name(line.flow), 7 + self._name + 6), "dim"),
-            *self._numbers(model.flow_rates(line), totals),
-            (" " + fit(interface_text(line.flow.interface), self._curve), "dim"),
+            (fit(text, width - 2), "heading"),
+            (numbers, "heading"),
+            (fit(extras, self.curve), "heading"),
         ]
 
+    def _ended(self, line: RestLine) -> list[Cell]:
+        width, count = self._left_width, line.row.flows
+        text = f"({count} that ended)" if count > 0 else "(flows that were here before)"
+        return [("    ", ""), (fit(text, width - 2), "dim"), *self._amounts(line.row), (" " * self.curve, "")]
+
+    def _ends(self, flow: Flow, width: int) -> str:
+        """Who talks to whom, as much of it as fits; the remote end goes last."""
+        kind = f"{flow.provider.value} "
+        if is_listener(flow):
+            return f"{kind}@ {_end(flow.local)}"
+        arrow = self._arrow(flow.direction)
+        remote = _end(flow.remote)
+        if flow.remote is not None and self.view.names is not None:
+            name = self.view.names.name(flow.remote.address)
+            remote = remote if name is None else f"{escape(name)}:{flow.remote.port}"
+        port = "" if flow.local is None else f":{flow.local.port}"
+        for text in (f"{kind}{_end(flow.local)} {arrow} {remote}", f"{kind}{port} {arrow} {remote}"):
+            if cell_width(text) <= width:
+                return text
+        return f"{kind}{arrow} {remote}"
+
+    def _arrow(self, direction: Direction | None) -> str:
+        if direction is None:
+            return "--" if self.ascii_only else "↔"
+        inward = direction is Direction.INBOUND
+        return ("<-" if inward else "->") if self.ascii_only else ("←" if inward else "→")
+
+    # -- cells of a row ---------------------------------------------------------------------
+
     @staticmethod
-    def _flow_name(flow: Flow) -> str:
-        mark = "@" if is_listener(flow) else " "
-        place = str(flow.remote or flow.local or "*")
-        state = "" if flow.state is None else f" {flow.state.value}"
-        return escape(f"{mark}{flow.provider.value} {place}{state}")
+    def _pid(line: RowLine) -> Cell:
+        return ("" if line.row.pid is None else str(line.row.pid), "dim")
+
+    def _name(self, line: RowLine) -> Cell:
+        text = self.view.label(line.row)
+        if self.commands and line.row.process is not None:
+            text = command_text(line.row.process) or text
+        return (text, "name" if line.row.open_flows else "dim")
+
+    def _user(self, line: RowLine) -> Cell:
+        return (self.view.user(line.row), "dim")
+
+    @staticmethod
+    def _command(line: RowLine) -> Cell:
+        return ("" if line.row.process is None else command_text(line.row.process), "dim")
+
+
+def _end(end: Endpoint | None) -> str:
+    return "*" if end is None else str(end)
+
+
+def command_text(process: Process) -> str:
+    """The path of its program; empty when it is not known."""
+    return escape(process.path or "")

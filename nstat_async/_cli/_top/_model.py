@@ -1,77 +1,35 @@
 """What `top` shows, without a screen.
 
-Operations wanted: feed thousands of events a second; once a second put all processes
-in order; hand out any line by its number at once. A look costs one sort of the
-processes, plus the flows of those that are expanded; nothing is formatted here.
+Operations wanted: feed thousands of events a second; once a second put all rows in order; hand out any line by its
+number at once. A look costs one sort of the rows, plus the flows of those that are expanded; nothing is formatted here.
+
+Two tables are fed: one of the rows, one of the flows, which has their rates. What a flow has of its row is the row's
+own book-keeping (`TrafficTable.shares`), so that the flows of a row, with those that ended, add up to it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Union
 
 import attrs
 
-from ..._events import AnyEvent, FlowEvent, FlowRemoved, FlowUpdated
-from ..._model import Counts, Flow
-from ...aggregate import Row, RowKind, TrafficTable
+from ..._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved
+from ..._model import Flow
+from ...aggregate import GroupBy, Row, RowKind, Share, TrafficTable, sum_rows
 from ...filters import is_of
-from .._views import View
+from .._views import SORT_KEYS, View
 
-__all__ = ["HISTORY", "SORTS", "FlowLine", "Line", "ProcessLine", "TopModel"]
+__all__ = ["HISTORY", "FlowLine", "HeadingLine", "Line", "RestLine", "RowLine", "TopModel"]
 
-SORTS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid")
-"""The keys to sort by, in the order in which a key press goes through them."""
-HISTORY = 60
-"""Looks that the little curves remember."""
-_STALE_LOOKS = 2.5
-"""A flow that was not updated for so many looks moves nothing now."""
-
-
-@attrs.define(eq=False)
-class FlowLine:
-    """A flow under its process."""
-
-    flow: Flow
-    counts: Counts | None
-    time: float
-    """When it was last reported."""
-    previous: Counts | None = None
-    """Totals at the report before."""
-    before: float | None = None
-    """When that was."""
-
-    @property
-    def key(self) -> str:
-        """Stays the same while the flow lives."""
-        return self.flow.id
-
-    @property
-    def bytes(self) -> int:
-        """Both directions; 0 when unknown."""
-        return 0 if self.counts is None else (self.counts.rx_bytes or 0) + (self.counts.tx_bytes or 0)
-
-    @property
-    def rates(self) -> tuple[float | None, float | None]:
-        """Bytes per second, in and out, between the last two reports; `None` when unknown."""
-        if self.counts is None or self.before is None or self.time <= self.before:
-            return None, None
-        delta, elapsed = self.counts.since(self.previous), self.time - self.before
-        return (
-            None if delta.rx_bytes is None else delta.rx_bytes / elapsed,
-            None if delta.tx_bytes is None else delta.tx_bytes / elapsed,
-        )
-
-    def update(self, event: FlowUpdated) -> None:
-        """Take over a report."""
-        self.before, self.previous = self.time, event.previous
-        self.flow, self.counts, self.time = event.flow, event.counts, event.time
+HISTORY = 240
+"""Looks that curves and the chart remember."""
 
 
 @attrs.frozen(eq=False)
-class ProcessLine:
-    """A process."""
+class RowLine:
+    """A process, or whatever else the rows are."""
 
     row: Row
     expanded: bool
@@ -79,54 +37,113 @@ class ProcessLine:
     """Total rate at the last looks, newest last."""
 
     @property
-    def key(self) -> int:
+    def key(self) -> object:
         """Stays the same while the row is in the table."""
         return self.row.serial
 
 
-Line = Union[ProcessLine, FlowLine]
+@attrs.frozen(eq=False)
+class HeadingLine:
+    """Headings of the flows below a row."""
+
+    key: object
+
+
+@attrs.frozen(eq=False)
+class FlowLine:
+    """A flow below its row."""
+
+    event: FlowEvent
+    """The last one of it."""
+    share: Share
+    """What it has of the row."""
+    rx_rate: float | None
+    tx_rate: float | None
+    seen_since: float
+    """When it was reported first, seconds since the epoch."""
+    was_there: bool
+    """True: it was there before that."""
+
+    @property
+    def flow(self) -> Flow:
+        """The flow as last reported."""
+        return self.share.flow
+
+    @property
+    def key(self) -> object:
+        """Stays the same while the flow lives."""
+        return self.flow.id
+
+
+@attrs.frozen(eq=False)
+class RestLine:
+    """What a row has beside its open flows: of those that ended."""
+
+    key: object
+    row: Row
+    """Their sum."""
+
+
+Line = Union[RowLine, HeadingLine, FlowLine, RestLine]
+
+
+def _make_flow_table() -> TrafficTable:
+    return TrafficTable(GroupBy.flow(), max_finished=0)
 
 
 @attrs.define(eq=False)
 class TopModel:
     """Everything behind the screen."""
 
-    table: TrafficTable
     view: View = attrs.field(factory=View)
+    include_history: bool = False
+    """True: open flows count with what they had carried before."""
     sort: str = "rate"
     reverse: bool = False
     wanted: str = ""
-    """Only processes with this in their name or pid."""
-    lines: list[Line] = attrs.field(factory=list, init=False)
+    """Only rows with this in their name, or of this pid."""
+    lines: Sequence[Line] = attrs.field(default=(), init=False)
     """What is shown, top to bottom."""
     total: Row = attrs.field(factory=lambda: Row(kind=RowKind.TOTAL), init=False)
-    processes: int = attrs.field(default=0, init=False)
-    """Rows before the filter."""
+    """The sum of the rows that pass the filter."""
+    shown: int = attrs.field(default=0, init=False)
+    """Rows that pass the filter."""
+    hidden: int = attrs.field(default=0, init=False)
+    """Rows that do not."""
+    known: frozenset[str] = attrs.field(default=frozenset(), init=False)
+    """What is known of any process: ``"user"``, ``"command"``."""
+    history: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), init=False)
+    """Rates of the total at the last looks: received, sent."""
     expanded: set[int] = attrs.field(factory=set, init=False)
-    """Keys of the processes whose flows are shown."""
-    _flows: dict[str, FlowLine] = attrs.field(factory=dict, init=False)
+    """Serials of the rows whose flows are shown."""
+    table: TrafficTable = attrs.field(init=False)
+    _flows: TrafficTable = attrs.field(factory=_make_flow_table, init=False)
+    _events: dict[str, FlowEvent] = attrs.field(factory=dict, init=False)
+    """The last event of each open flow."""
+    _first: dict[str, tuple[float, bool]] = attrs.field(factory=dict, init=False)
+    """When each open flow was reported first, and whether it was there before."""
     _curves: dict[int, deque[float]] = attrs.field(factory=dict, init=False)
-    _look_every: float = attrs.field(default=1.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.table = TrafficTable(self.view.group_by, include_history=self.include_history)
 
     def feed(self, events: Iterable[AnyEvent], now: float | None = None) -> None:
         """Take in events; `now` as in `TrafficTable.feed_many`."""
-        flows, events = self._flows, list(events)
-        self.table.feed_many(events, now=now)
-        for event in events:
+        batch = list(events)
+        self.table.feed_many(batch, now=now)
+        self._flows.feed_many(batch, now=now)
+        for event in batch:
             if isinstance(event, FlowRemoved):
-                flows.pop(event.flow.id, None)
-            elif isinstance(event, FlowUpdated) and event.flow.id in flows:
-                flows[event.flow.id].update(event)
+                self._events.pop(event.flow.id, None)
+                self._first.pop(event.flow.id, None)
             elif isinstance(event, FlowEvent):
-                flows[event.flow.id] = FlowLine(event.flow, event.counts, event.time)
+                self._events[event.flow.id] = event
+                if event.flow.id not in self._first:
+                    began = isinstance(event, FlowAdded) and not event.preexisting
+                    self._first[event.flow.id] = (event.time, not began)
 
-    def look(self, every: float = 1.0) -> None:
-        """A new look at the table: order, curves, sums.
-
-        Args:
-            every: Seconds since the last look.
-        """
-        self._look_every = every
+    def look(self) -> None:
+        """A new look at the table: order, curves, sums."""
         rows = self.table.rows()
         curves = {}
         for row in rows:
@@ -137,72 +154,133 @@ class TopModel:
             curves[row.serial] = curve
         self._curves = curves  # those of folded rows are forgotten here
         self.expanded &= curves.keys()
-        self.total = self.table.total()
-        self.processes = len(rows)
         self._arrange(rows)
+        self.history.append((self.total.rx_rate or 0.0, self.total.tx_rate or 0.0))
 
     def rearrange(self) -> None:
-        """The same moment in another order or with other processes expanded."""
+        """The same moment in another order or with other rows expanded."""
         self._arrange(self.table.rows())
 
     def _arrange(self, rows: list[Row]) -> None:
-        if self.wanted:
-            wanted = self.wanted.lower()
-            pids = {int(wanted)} if wanted.isascii() and wanted.isdigit() else set()
-            rows = [row for row in rows if wanted in self.view.label(row).lower() or is_of(row.process, pids)]
-        ordered = self.view.sorted(rows, self.sort)
+        chosen = self._passing(rows)
+        self.shown, self.hidden = len(chosen), len(rows) - len(chosen)
+        self.total = sum_rows(chosen)
+        processes = [row.process for row in chosen if row.process is not None]
+        facts = {"user": any(p.uid is not None for p in processes), "command": any(p.path for p in processes)}
+        self.known = frozenset(name for name, known in facts.items() if known)
+        ordered = self.view.sorted(chosen, self.sort)
         if self.reverse:
             ordered.reverse()
-        flows = self._flows_of(ordered)
+        shares = self.table.shares(row for row in ordered if row.serial in self.expanded)
         lines: list[Line] = []
         for row in ordered:
-            expanded = row.serial in self.expanded
-            lines.append(ProcessLine(row, expanded, tuple(self._curves.get(row.serial, ()))))
-            if expanded:
-                below: list[FlowLine] = sorted(flows.get(row.serial, ()), key=self._flow_order)
-                lines.extend(below)
+            below = shares.get(row.serial)
+            lines.append(RowLine(row, below is not None, tuple(self._curves.get(row.serial, ()))))
+            if below is not None:
+                lines += self._below(row, below)
         self.lines = lines
 
-    def _flows_of(self, rows: list[Row]) -> dict[int, list[FlowLine]]:
-        """The flows of the expanded rows, found in one pass over all flows."""
-        shown = {RowKind.GROUP, RowKind.UNKNOWN}
-        wanted = {
-            (row.source, row.key): row.serial for row in rows if row.serial in self.expanded and row.kind in shown
-        }
-        result: dict[int, list[FlowLine]] = {}
-        if wanted:
-            key_of = self.table.group_by.key
-            for line in self._flows.values():
-                serial = wanted.get((line.flow.host, key_of(line.flow, None)))
-                if serial is not None:
-                    result.setdefault(serial, []).append(line)
-        return result
+    def _passing(self, rows: list[Row]) -> list[Row]:
+        wanted = self.wanted.lower()
+        if not wanted:
+            return rows
+        pids = {int(wanted)} if wanted.isascii() and wanted.isdigit() else set()
+        return [row for row in rows if wanted in self.view.label(row).lower() or is_of(row.process, pids)]
 
-    def _flow_order(self, line: FlowLine) -> tuple[float, int, str]:
-        rx, tx = self.flow_rates(line)
-        rate = (rx or 0.0) + (tx or 0.0) if self.sort == "rate" else 0.0
-        return (-rate, -line.bytes, line.flow.id)
+    def _below(self, row: Row, shares: list[Share]) -> list[Line]:
+        """The flows of a row, under their headings, and the rest of it."""
+        flows = [self._flow_line(share) for share in shares if share.flow.id in self._events]
+        flows.sort(key=self._flow_order, reverse=self.reverse)
+        lines: list[Line] = [HeadingLine(("heading", row.serial)), *flows]
+        ended = _rest(row, flows)
+        if ended.flows or ended.bytes:
+            lines.append(RestLine(("rest", row.serial), ended))
+        return lines
 
-    def flow_rates(self, line: FlowLine) -> tuple[float | None, float | None]:
-        """Rates of a flow now: zero when its last report is old."""
-        now = self.table.time
-        rates = line.rates
-        if now is not None and now - line.time > _STALE_LOOKS * self._look_every:
-            return None if rates[0] is None else 0.0, None if rates[1] is None else 0.0
-        return rates
+    def _flow_line(self, share: Share) -> FlowLine:
+        row = self._flows.row(share.flow.id)
+        rates = (None, None) if row is None or not share.is_counted else (row.rx_rate, row.tx_rate)
+        return FlowLine(self._events[share.flow.id], share, *rates, *self._first[share.flow.id])
 
-    def toggle(self, key: int) -> None:
-        """Expand or collapse a process."""
-        self.expanded ^= {key}
+    def _flow_order(self, line: FlowLine) -> tuple[object, ...]:
+        share, flow = line.share, line.flow
+        by_bytes = (-(share.rx_bytes + share.tx_bytes), flow.id)
+        first: object
+        if self.sort in {"rate", "rx-rate", "tx-rate"}:
+            rx, tx = line.rx_rate or 0.0, line.tx_rate or 0.0
+            first = -{"rate": rx + tx, "rx-rate": rx, "tx-rate": tx}[self.sort]
+        elif self.sort == "name":
+            first = str(flow.remote or flow.local or "")
+        else:
+            first = -{"rx": share.rx_bytes, "tx": share.tx_bytes}.get(self.sort, 0)
+        return (first, *by_bytes)
+
+    def toggle(self, serial: int) -> None:
+        """Show or hide the flows of a row."""
+        self.expanded ^= {serial}
         self.rearrange()
+
+    def sort_by(self, key: str) -> None:
+        """Sort by a column; by the same one again: the other way round."""
+        self.reverse = not self.reverse if key == self.sort else False
+        self.sort = key
+        self.rearrange()
+
+    def sort_next(self, by: int) -> None:
+        """Sort by the next column, or the one before."""
+        keys = list(SORT_KEYS)
+        self.sort = keys[(keys.index(self.sort) + by) % len(keys)]
+        self.rearrange()
+
+    def choose(self, wanted: str) -> None:
+        """Only rows with this in their name, or of this pid."""
+        if wanted != self.wanted:
+            self.wanted = wanted
+            self.history.clear()
+        self.rearrange()
+
+    def change_view(self, view: View) -> None:
+        """Rows of something else; what they count begins now."""
+        self.view = view
+        self.table = TrafficTable(view.group_by, include_history=self.include_history)
+        self.table.feed_many(
+            FlowAdded(event.time, event.flow, event.counts, preexisting=True) for event in self._events.values()
+        )
+        self._curves.clear()
+        self.expanded.clear()
+        self.look()
 
     def reset(self) -> None:
         """Begin all totals at zero."""
         self.table.reset()
+        self._flows.reset()
         self._curves.clear()
         self.expanded.clear()
+        self.history.clear()
+        self.look()
 
     @property
     def gaps(self) -> int:
         """Reports of lost events so far."""
         return sum(loss.events for loss in self.table.losses)
+
+    @property
+    def polls(self) -> int:
+        """Polls that were answered so far."""
+        return self.table.polls[0]
+
+
+def _rest(row: Row, flows: Sequence[FlowLine]) -> Row:
+    """A row without these flows."""
+    shares = [line.share for line in flows]
+    rx_rate = None if row.rx_rate is None else max(0.0, row.rx_rate - sum(line.rx_rate or 0.0 for line in flows))
+    tx_rate = None if row.tx_rate is None else max(0.0, row.tx_rate - sum(line.tx_rate or 0.0 for line in flows))
+    return Row(
+        kind=RowKind.OTHER,
+        flows=row.flows - sum(share.parts for share in shares),
+        uncounted_flows=row.uncounted_flows - sum(not share.is_counted for share in shares),
+        rx_bytes=row.rx_bytes - sum(share.rx_bytes for share in shares),
+        tx_bytes=row.tx_bytes - sum(share.tx_bytes for share in shares),
+        rx_rate=rx_rate,
+        tx_rate=tx_rate,
+    )

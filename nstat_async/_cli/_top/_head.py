@@ -1,0 +1,114 @@
+"""The first lines of `top`, its chart, and what it says when there is nothing to show."""
+
+from __future__ import annotations
+
+import attrs
+
+from ..._model import Capabilities, Visibility
+from .._text import rate_text
+from ._graph import chart_lines, curve_text
+from ._layout import fit
+from ._model import TopModel
+
+__all__ = ["SMALL", "State", "chart", "empty_text", "state_text", "totals_text"]
+
+SMALL = 12
+"""Screens with fewer lines have a head of one line, and no list of keys."""
+CHART = 5
+"""Lines of the chart."""
+_LABEL = 11
+"""Columns of the chart's labels."""
+_FEW = {Visibility.OWN: "only own {}", Visibility.SOME: "not all {}", Visibility.NONE: "no {}"}
+
+
+@attrs.define
+class State:
+    """What is true of the whole screen."""
+
+    source: str
+    """Name of the backend."""
+    capabilities: Capabilities | None = None
+    """What the monitor can tell; `None` until it is open."""
+    ended: bool = False
+    paused: bool = False
+    filtered: bool = False
+    """True: the command line has a filter."""
+
+
+def state_text(state: State, model: TopModel) -> str:
+    """Where the numbers come from, how much may be seen, and what was lost."""
+    able = state.capabilities
+    parts = [
+        "END" if state.ended else "",
+        "PAUSED" if state.paused else "",
+        f"! {model.gaps} gaps" if model.gaps else "",
+        f"filter {model.wanted!a}" if model.wanted else "",
+        state.source,
+        "" if able is None or able.ebpf is None else f"eBPF {able.ebpf}",
+        "" if able is None or able.kernel is None else fit(able.kernel, 30).rstrip(),
+        *_visible(able),
+        f"by {model.view.group_by.name}",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def _visible(able: Capabilities | None) -> list[str]:
+    if able is None:
+        return []
+    found = [(able.flows, "flows"), (able.processes, "processes")]
+    return [_FEW[seen].format(what) for seen, what in found if seen in _FEW]
+
+
+def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "") -> str:
+    """The sum of what is shown, and its history in what is left of the line."""
+    total = model.total
+    what = "row" if not model.view.is_of_processes else "process"
+    rows = f"{model.shown} {what}{'' if model.shown == 1 else 'es' if what == 'process' else 's'}"
+    parts = [
+        alarm,
+        rows if width >= 60 else "",
+        f"{total.open_flows} flow{'' if total.open_flows == 1 else 's'}",
+        f"rx {rate_text(total.rx_rate)}",
+        f"tx {rate_text(total.tx_rate)}",
+    ]
+    text = "  ".join(filter(None, parts))
+    room = width - len(text) - 2
+    if room < 10:
+        return text
+    return f"{text}  {curve_text([rx + tx for rx, tx in model.history], room, ascii_only=ascii_only)}"
+
+
+def chart(model: TopModel, width: int, *, ascii_only: bool) -> list[tuple[str, str]]:
+    """Lines of the chart of the total: label, and blocks; the scale is linear and the same for what is shown."""
+    room = max(1, width - _LABEL)
+    rates = [rx + tx for rx, tx in model.history]
+    top = _nice(max(rates[-room:], default=0.0))
+    lines = chart_lines(rates, room, CHART, top, ascii_only=ascii_only)
+    labels = [rate_text(top), *[""] * (CHART - 2), rate_text(0)]
+    return [(label.rjust(_LABEL - 1) + " ", line) for label, line in zip(labels, lines, strict=True)]
+
+
+def _nice(rate: float) -> float:
+    """A round number that is not below the rate: the scale does not move with each look."""
+    step = 1000.0
+    while True:
+        for factor in (1, 2, 5):
+            if rate <= factor * step:
+                return factor * step
+        step *= 10
+
+
+def empty_text(state: State, model: TopModel) -> list[str]:
+    """Why there is no row."""
+    if model.wanted and model.hidden:
+        rows = "1 row is" if model.hidden == 1 else f"{model.hidden} rows are"
+        return [f"Nothing here has {model.wanted!a} in its name.", f"{rows} hidden: escape shows them again."]
+    if state.capabilities is None:
+        return [f"Opening {state.source} …"]
+    if not model.polls:
+        return ["Waiting for the first answer of the kernel …" if not state.ended else "It ended without an answer."]
+    lines = ["No flow passes the filter of the command line." if state.filtered else "There are no flows."]
+    if _visible(state.capabilities):
+        lines.append(f"Others may not be seen from here ({', '.join(_visible(state.capabilities))}):")
+        lines.append("nstat-async doctor says what would show them.")
+    return lines
