@@ -25,7 +25,7 @@ __all__ = ["COMMANDS", "build_parser"]
 
 _COLUMNS = 78
 SHELLS = ("bash", "zsh", "fish")
-SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "user", "rx-rate", "tx-rate")
+SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "user", "unit", "rx-rate", "tx-rate")
 
 
 def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Callable[[str], float]:
@@ -181,7 +181,7 @@ _COUNTING = {
 _VIEW = {
     "--by": {
         "type": _by, "default": "process", "metavar": "VIEW",
-        "help": "what a row is: process (default), user, remote-address, remote-port, interface, connection, unit, container, …",
+        "help": "what a row is: process (default), user, unit, container, remote-address, remote-port, interface, connection, unit, container, …",
     },
     "--names": {**_FLAG, "help": "ask name servers for the names of remote addresses"},
 }  # fmt: skip

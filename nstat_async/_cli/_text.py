@@ -81,8 +81,8 @@ def bytes_text(number: float | None) -> str:
 
 
 def rate_text(number: float | None) -> str:
-    """Bytes per second."""
-    return f"{bytes_text(number)}/s"
+    """Bytes per second; ``?`` when unknown."""
+    return UNKNOWN if number is None else f"{bytes_text(number)}/s"
 
 
 def process_text(process: Process | None) -> str:

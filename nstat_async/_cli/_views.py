@@ -28,6 +28,7 @@ SORT_KEYS: dict[str, _Key] = {
     "name": lambda view, row: view.label(row).lower(),
     "pid": lambda _, row: -1 if row.pid is None else row.pid,
     "user": lambda view, row: view.user(row),
+    "unit": lambda view, row: view.unit(row),
     "rx-rate": lambda _, row: (-(row.rx_rate or 0.0), -row.rx_bytes),
     "tx-rate": lambda _, row: (-(row.tx_rate or 0.0), -row.tx_bytes),
 }
@@ -79,6 +80,11 @@ class View:
         """The user of a process; empty where it is not known."""
         uid = None if row.process is None else row.process.uid
         return "" if uid is None else user_text(uid) if self.users else str(uid)
+
+    @staticmethod
+    def unit(row: Row) -> str:
+        """The container of a process, else its unit; empty where it has none."""
+        return escape(row.container or row.unit or "")
 
     def with_name(self, address: str) -> str:
         """An address with its name, where that is asked for and known."""

@@ -1,24 +1,34 @@
-"""`top`: the model without a screen, the columns, and the application in Textual's pilot."""
+"""`top`: the model without a screen, the columns, the golden screens, and the application in Textual's pilot."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import random
 import time
 
 import pytest
+import top_scenes as scenes
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nstat_async import Capabilities, Visibility
+from nstat_async._cli._arguments import SORT_KEYS as SORT_WORDS
 from nstat_async._cli._table import cell_width
-from nstat_async._cli._top._layout import Columns, curve_text, fit
-from nstat_async._cli._top._model import FlowLine, ProcessLine, TopModel
+from nstat_async._cli._top._graph import chart_lines, curve_text
+from nstat_async._cli._top._head import State, empty_text, state_text, totals_text
+from nstat_async._cli._top._layout import Layout, fit
+from nstat_async._cli._top._model import FlowLine, HeadingLine, RestLine, RowLine, TopModel
+from nstat_async._cli._views import SORT_KEYS, View
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
-from nstat_async._model import Counts, Endpoint, Flow, Interface, InterfaceKind, Process, Provider, TcpState
-from nstat_async.aggregate import ProcessTable
+from nstat_async._model import Counts, Direction, Endpoint, Flow, Interface, InterfaceKind, Process, Provider, TcpState
+from nstat_async.aggregate import GroupBy
 from nstat_async.testing import EmulatedKernel
 
 EVIL = "\x1b[31m[red]\u202e\n"
 
 
-def _flow(number: int, pid: int, name: str = "app") -> Flow:
+def _flow(number: int, pid: int, name: str = "app", **more) -> Flow:
     return Flow(
         id=str(number),
         provider=Provider.TCP,
@@ -27,6 +37,7 @@ def _flow(number: int, pid: int, name: str = "app") -> Flow:
         process=Process(pid, name),
         interface=Interface(1, "en0", InterfaceKind.WIFI),
         state=TcpState.ESTABLISHED,
+        **more,
     )
 
 
@@ -36,7 +47,7 @@ def _counts(rx: int, tx: int = 0) -> Counts:
 
 def _model(**options) -> TopModel:
     """Three processes: 1 has the most bytes, 2 the highest rate, 3 the most flows."""
-    model = TopModel(ProcessTable(), **options)
+    model = TopModel(**options)
     one, two = _flow(1, 1, "big"), _flow(2, 2, "quick")
     model.feed([FlowAdded(0.0, one, _counts(10_000_000), preexisting=False)])
     model.feed([FlowAdded(0.0, two, _counts(0), preexisting=False)])
@@ -47,82 +58,211 @@ def _model(**options) -> TopModel:
     return model
 
 
+def _rows(model: TopModel) -> list[RowLine]:
+    return [line for line in model.lines if isinstance(line, RowLine)]
+
+
 def _pids(model: TopModel) -> list[int]:
-    return [line.row.pid for line in model.lines if isinstance(line, ProcessLine)]
+    return [line.row.pid for line in _rows(model)]
+
+
+# --- the model ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("key", "order"), [("rate", [2, 1, 3]), ("traffic", [1, 2, 3]), ("flows", [3, 1, 2]), ("pid", [1, 2, 3])]
+    ("key", "order"),
+    [("rate", [2, 1, 3]), ("traffic", [1, 2, 3]), ("flows", [3, 1, 2]), ("pid", [1, 2, 3]), ("rx-rate", [2, 1, 3])],
 )
-def test_processes_are_in_the_order_of_the_key(key, order):
+def test_rows_are_in_the_order_of_the_key(key, order):
     model = _model(sort=key)
     assert _pids(model)[0] == order[0]
-    model.reverse = True
-    model.rearrange()
+    model.sort_by(key)
+    assert model.reverse
     assert _pids(model)[-1] == order[0]
 
 
-def test_a_process_expands_into_its_flows_and_back():
+def test_the_command_line_and_top_know_the_same_keys():
+    assert set(SORT_WORDS) == set(SORT_KEYS)
+
+
+def test_a_row_expands_into_its_flows_under_headings_and_back():
     model = _model(sort="flows")
-    model.toggle(model.lines[0].key)
+    model.toggle(model.lines[0].row.serial)
+    assert isinstance(model.lines[1], HeadingLine)
     flows = [line for line in model.lines if isinstance(line, FlowLine)]
     assert [line.flow.process.pid for line in flows] == [3] * 6
-    assert isinstance(model.lines[6], FlowLine)
-    model.toggle(model.lines[0].key)
+    assert model.lines[2:8] == flows
+    model.toggle(model.lines[0].row.serial)
     assert len(model.lines) == 3
 
 
-def test_a_flow_has_a_rate_until_its_last_report_is_old():
-    model = _model()
-    line = model._flows["2"]
-    assert model.flow_rates(line) == (200_000 / 12, 0.0)
-    model.feed([PollCompleted(20.0, 8, complete=True)])
-    assert model.flow_rates(line) == (0.0, 0.0)
-
-
-def test_the_filter_takes_names_and_pids():
-    model = _model()
-    model.wanted = "QUI"
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 10**6)), max_size=40))
+def test_what_stands_below_a_row_adds_up_to_it(steps):
+    """Bytes, flows and rates; whatever begins, grows, changes its owner and ends."""
+    model, totals = TopModel(), {}
+    for at, (kind, number, amount) in enumerate(steps):
+        flow, now = _flow(number, number % 2 + (kind == 2)), 1.0 + at / 4
+        before = totals.get(number)
+        totals[number] = (before or 0) + amount
+        if before is None:
+            model.feed([FlowAdded(now, flow, _counts(amount), preexisting=amount % 2 == 0)])
+        elif kind == 1:
+            model.feed([FlowRemoved(now, flow, _counts(totals.pop(number)), final=True, reason=RemovalReason.CLOSED)])
+        else:
+            model.feed([FlowUpdated(now, flow, _counts(totals[number]), _counts(before))])
+    model.look()
+    for line in _rows(model):
+        model.expanded.add(line.row.serial)
     model.rearrange()
-    assert _pids(model) == [2]
-    model.wanted = "3"
-    model.rearrange()
-    assert _pids(model) == [3]
+    for place, line in enumerate(model.lines):
+        if not isinstance(line, RowLine):
+            continue
+        below = []
+        for each in model.lines[place + 1 :]:
+            if isinstance(each, RowLine):
+                break
+            below.append(each)
+        flows = [each for each in below if isinstance(each, FlowLine)]
+        rest = [each.row for each in below if isinstance(each, RestLine)]
+        assert sum(each.share.rx_bytes for each in flows) + sum(row.rx_bytes for row in rest) == line.row.rx_bytes
+        assert sum(each.share.parts for each in flows) + sum(row.flows for row in rest) == line.row.flows
+        assert len(flows) == line.row.open_flows
 
 
-def test_gone_flows_and_folded_processes_leave_nothing_behind():
-    model = TopModel(ProcessTable(max_finished=0))
+def test_the_total_is_that_of_the_rows_that_pass_the_filter():
+    model = _model()
+    assert model.total.rx_bytes == 10_200_006
+    model.choose("QUI")
+    assert (_pids(model), model.total.rx_bytes, model.shown, model.hidden) == ([2], 200_000, 1, 2)
+    model.choose("3")
+    assert (_pids(model), model.total.open_flows) == ([3], 6)
+    model.choose("")
+    assert model.hidden == 0
+
+
+def test_gone_flows_and_folded_rows_leave_nothing_behind():
+    model = TopModel()
+    model.table._groups.max_finished = 0
     for number in range(100):
         flow = _flow(number, number)
         model.feed([FlowAdded(0.0, flow, _counts(1), preexisting=False)])
         model.look()
         model.feed([FlowRemoved(1.0, flow, _counts(2), final=True, reason=RemovalReason.CLOSED)])
     model.look()
-    assert not model._flows
+    assert not model._events
+    assert not model._first
     assert len(model._curves) <= 2
+    assert len(model._flows) == 0
 
 
 def test_zero_begins_all_totals_anew():
     model = _model()
     model.reset()
-    model.look()
     assert model.total.bytes == 0
     assert model.total.open_flows == 8
 
 
-@pytest.mark.parametrize("width", [40, 80, 99, 100, 120, 160, 200])
+def test_another_view_has_the_same_flows_and_counts_from_now():
+    model = _model()
+    model.change_view(View(GroupBy.remote_port()))
+    (line,) = _rows(model)
+    assert (line.row.key, line.row.open_flows, line.row.bytes) == (443, 8, 0)
+    model.feed([FlowUpdated(13.0, _flow(2, 2, "quick"), _counts(200_500), _counts(200_000))])
+    model.look()
+    assert _rows(model)[0].row.bytes == 500
+    model.toggle(_rows(model)[0].row.serial)
+    assert sum(isinstance(line, FlowLine) for line in model.lines) == 8
+
+
+# --- columns ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 99, 100, 120, 160, 200, 300])
 @pytest.mark.parametrize("ascii_only", [False, True])
-def test_lines_fill_the_terminal_exactly_and_carry_no_control_characters(width, ascii_only):
-    model = _model(sort="flows")
-    model.toggle(model.lines[0].key)
-    columns = Columns(width, ascii_only)
+@pytest.mark.parametrize("by", ["process", "remote-address"])
+def test_lines_fill_the_terminal_exactly_and_carry_no_control_characters(width, ascii_only, by):
+    model = _model(sort="flows", view=View(GroupBy.named(by)))
+    model.feed([FlowRemoved(12.0, _flow(3, 3, EVIL), _counts(9), final=True, reason=RemovalReason.CLOSED)])
+    for line in _rows(model):
+        model.expanded.add(line.row.serial)
+    model.rearrange()
+    layout = Layout(width, model.view, ascii_only)
     for line in model.lines:
-        cells = columns.process(line) if isinstance(line, ProcessLine) else columns.flow(line, model)
-        text = "".join(cell for cell, _ in cells)
+        text = "".join(cell for cell, _ in layout.cells(line, 12.0))
         assert text.isprintable()
-        if width >= 80:
+        assert not ascii_only or text.isascii()
+        if width >= 40:
             assert cell_width(text) == width
-    assert cell_width(columns.heading("rate", reverse=False)) == width
+    assert cell_width(layout.heading("rate", reverse=False)) == width
+    if width >= 40:
+        assert sum(each for _, each, _, _ in layout.headings()) == width
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_each_heading_is_where_its_column_is_and_sorts_by_it(width):
+    layout = Layout(width)
+    heading, at = layout.heading("", reverse=False), 0
+    for text, wide, key, _ in layout.headings():
+        assert heading[at : at + wide].strip() == text
+        assert {layout.sort_at(x) for x in range(at, at + wide)} == {key}
+        assert key in SORT_KEYS or not text
+        at += wide
+    assert layout.sort_at(1000) == ""
+
+
+@pytest.mark.parametrize(
+    ("direction", "arrow"),
+    [(Direction.OUTBOUND, "→"), (Direction.INBOUND, "←"), (None, "↔"), (Direction.LISTENER, "@")],
+)
+def test_a_flow_shows_both_ends_direction_state_age_round_trip_and_what_was_sent_again(direction, arrow):
+    model = TopModel()
+    counts = Counts(rx_bytes=1, tx_bytes=1, avg_rtt_us=12_345, tx_retransmitted_bytes=1500)
+    flow = _flow(1, 1, direction=direction, started_ns=40_000_000_000)
+    model.feed([FlowAdded(100.0, flow, counts, preexisting=True)])
+    model.look()
+    model.toggle(_rows(model)[0].row.serial)
+    line = next(line for line in model.lines if isinstance(line, FlowLine))
+    text = "".join(cell for cell, _ in Layout(160).cells(line, 160.0))
+    assert arrow in text
+    assert "10.0.0.1:1001" in text
+    assert direction is Direction.LISTENER or all(part in text for part in ("[2001:db8::1]:443", "12ms", "1.5 kB"))
+    assert "2m" in text
+    assert "estab" in text
+    small = "".join(cell for cell, _ in Layout(40).cells(line, 160.0))
+    assert "12ms" not in small
+
+
+def test_the_age_of_a_flow_that_was_there_before_is_at_least_that():
+    model = TopModel()
+    model.feed([FlowAdded(100.0, _flow(1, 1), _counts(1), preexisting=True)])
+    model.feed([FlowAdded(100.0, _flow(2, 1), _counts(1), preexisting=False)])
+    model.look()
+    model.toggle(_rows(model)[0].row.serial)
+    texts = {
+        line.flow.id: "".join(cell for cell, _ in Layout(160).cells(line, 130.0))
+        for line in model.lines
+        if isinstance(line, FlowLine)
+    }
+    assert ">30s" in texts["1"]
+    assert " 30s" in texts["2"]
+
+
+def test_no_state_is_ever_cut():
+    for state in TcpState:
+        model = TopModel()
+        flow = Flow("1", Provider.TCP, process=Process(1), state=state, local=Endpoint.parse("::", 1))
+        model.feed([FlowAdded(1.0, flow, _counts(1), preexisting=False)])
+        model.look()
+        model.toggle(_rows(model)[0].row.serial)
+        line = next(line for line in model.lines if isinstance(line, FlowLine))
+        assert "…" not in "".join(cell for cell, _ in Layout(80).cells(line, 1.0))
+
+
+def test_a_column_of_which_nothing_is_known_has_no_place():
+    nothing = Layout(200, known=frozenset())
+    everything = Layout(200)
+    names = [{text for text, *_ in layout.headings()} for layout in (nothing, everything)]
+    assert names[1] - names[0] == {"USER", "UNIT", "COMMAND"}
 
 
 def test_text_is_cut_to_columns_not_characters():
@@ -136,6 +276,62 @@ def test_curves_are_as_wide_as_asked_and_grow_with_the_rate():
     assert len(text) == 6
     assert text[-1] == "█"
     assert list(text) == sorted(text, key=" ▁▂▃▄▅▆▇█".index)
+
+
+@given(st.lists(st.floats(0, 1e15), max_size=50), st.integers(1, 60), st.integers(1, 6), st.floats(0, 1e15))
+def test_a_chart_has_the_size_asked_for_and_grows_from_its_ground(rates, width, height, top):
+    lines = chart_lines(rates, width, height, top)
+    assert [len(line) for line in lines] == [width] * height
+    for column in zip(*lines, strict=True):
+        blocks = ["".join(" ▁▂▃▄▅▆▇█").index(mark) for mark in column]
+        assert blocks == sorted(blocks)
+
+
+# --- the head -----------------------------------------------------------------------------
+
+
+def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
+    model = _model()
+    model.feed([EventsLost(12.0, LossCause.OVERFLOW, 1, None)])
+    able = Capabilities(backend="sock_diag", kernel="6.18", ebpf="tcp", processes=Visibility.OWN)
+    text = state_text(State("sock_diag", able, paused=True), model)
+    assert [part in text for part in ("PAUSED", "! 1 gaps", "eBPF tcp", "6.18", "only own processes")] == [True] * 5
+    for width in (10, 40, 80, 200):
+        assert "8 flows" in totals_text(model, width, ascii_only=False)
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "says"),
+    [
+        (State("kctl"), "", "Opening kctl"),
+        (State("kctl", Capabilities(backend="kctl")), "", "first answer"),
+        (State("replay", Capabilities(backend="replay"), ended=True), "", "ended without an answer"),
+    ],
+)
+def test_an_empty_screen_says_why(state, wanted, says):
+    assert says in "\n".join(empty_text(state, TopModel()))
+    model = _model()
+    model.choose("nobody")
+    assert "3 rows are hidden" in "\n".join(empty_text(state, model))
+    model = TopModel()
+    model.feed([PollCompleted(1.0, 0, complete=True)])
+    able = Capabilities(backend="sock_diag", processes=Visibility.OWN)
+    assert "doctor" in "\n".join(empty_text(State("sock_diag", able), model))
+    assert "filter of the command line" in "\n".join(empty_text(State("sock_diag", able, filtered=True), model))
+
+
+# --- the screen ---------------------------------------------------------------------------
+
+_scene = functools.lru_cache(None)(scenes.model_of)
+
+
+@pytest.mark.parametrize("flows", scenes.FLOWS)
+@pytest.mark.parametrize("size", scenes.SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_screen_is_that_of_the_golden_file(flows, size, monkeypatch):
+    """``python tests/cli/top_scenes.py`` makes them; look at what changed."""
+    pytest.importorskip("textual")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    assert asyncio.run(scenes.capture(_scene(flows), size)) == scenes.golden(flows, size).read_text(encoding="utf-8")
 
 
 def _app(kernel: EmulatedKernel, **options):
@@ -181,11 +377,11 @@ async def test_the_application_shows_processes_and_takes_keys():
         await pilot.press("s")
         assert app.model.sort == "rx"
         await pilot.press("p")
-        assert app.paused
+        assert app.state.paused
         kernel.open_tcp(600, "late", remote=("198.51.100.9", 443), rx=1)
         await _until(pilot, lambda: len(app.model.table) == 3)
-        polls = app.model.table.polls[0]
-        await _until(pilot, lambda: app.model.table.polls[0] > polls + 3)
+        polls = app.model.polls
+        await _until(pilot, lambda: app.model.polls > polls + 3)
         assert "late" not in _screen(app)
         await pilot.press("p")
         await _until(pilot, lambda: "late" in _screen(app))
@@ -196,6 +392,43 @@ async def test_the_application_shows_processes_and_takes_keys():
         await pilot.press("q")
     assert app.failure is None
     assert app.return_code == 0
+
+
+@pytest.mark.asyncio
+async def test_every_view_chart_commands_and_names_are_a_key_away_and_a_click_sorts():
+    kernel = EmulatedKernel()
+    kernel.open_tcp(501, "Safari", remote=("198.51.100.7", 443), rx=5000)
+    app = _app(kernel)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await _until(pilot, lambda: "Safari" in _screen(app))
+        seen = []
+        for _ in range(8):
+            seen.append(app.model.view.group_by.name)
+            await pilot.press("v")
+            assert app.model.lines
+        assert len(set(seen)) == 8
+        assert app.model.view.group_by.name == "process"
+        await pilot.press("c")
+        assert app.view.commands
+        await pilot.press("n")
+        assert app.model.view.names is not None
+        await pilot.press("n")
+        assert app.model.view.names is None
+        chart = app.query_one("#chart")
+        heading = app.view.columns.heading(app.model.sort, reverse=False)
+        await pilot.click("Heading", offset=(heading.index("PID"), 0))
+        assert app.model.sort == "pid"
+        await pilot.press("less_than_sign")
+        assert app.model.sort == "name"
+        for size in ((40, 10), (20, 5), (120, 40)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+        await _until(pilot, lambda: chart.display)
+        await pilot.press("t")
+        assert not chart.display
+        await pilot.press("t")
+        assert chart.display
+    assert app.failure is None
 
 
 @pytest.mark.asyncio
@@ -223,8 +456,8 @@ async def test_the_loop_stays_responsive_with_ten_thousand_flows():
         app.model.feed(FlowAdded(1.0, flow, _counts(1), preexisting=False) for flow in flows)
         app.model.feed([EventsLost(1.0, LossCause.OVERFLOW, 1, None)])
         app.look()
-        for line in list(app.model.lines):
-            app.model.expanded.add(line.key)
+        for line in _rows(app.model):
+            app.model.expanded.add(line.row.serial)
         app.look()
         assert len(app.model.lines) >= 10_050
         drawn = []

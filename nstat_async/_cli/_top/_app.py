@@ -35,8 +35,8 @@ _SLICE = 1000
 """Events that are taken in before keys and timers get a turn."""
 _TALL = 34
 """Screens with as many lines have a chart, unless it is taken away."""
-_VIEWS = ("process", "user", "remote-address", "remote-port", "interface", "connection")
-"""What ``v`` goes through, with unit and container where the table of fields has them."""
+_VIEWS = ("process", "user", "unit", "container", "remote-address", "remote-port", "interface", "connection")
+"""What ``v`` goes through."""
 _HELP = """\
 Most traffic first; rates over the last seconds.
 
@@ -50,7 +50,7 @@ v          rows of something else: user, remote, …
 n          names of remotes, asked of name servers
 c          command lines instead of names
 /          only rows with this in their name, or this pid
-g          the chart of the total: show it or not
+t          the chart of the total: show it or not
 p, space   hold the screen still; counting goes on
 z          begin all totals at zero
 ctrl-z     suspend; fg brings it back
@@ -122,7 +122,7 @@ class TopApp(App[None]):
         Binding("slash", "filter", "Filter"),
         Binding("c", "commands", "Command"),
         Binding("n", "names", show=False),
-        Binding("g", "chart", show=False),
+        Binding("t", "chart", show=False),
         Binding("p,space", "pause", "Pause"),
         Binding("z", "reset", show=False),
         Binding("question_mark,f1", "help", "Help"),
@@ -263,10 +263,8 @@ class TopApp(App[None]):
 
     def action_next_view(self) -> None:
         """Rows of something else."""
-        known = GroupBy.names()
-        views = [name for name in (*_VIEWS, "unit", "container") if name in known]
         now = self.model.view.group_by.name.replace(" ", "-")
-        name = views[(views.index(now) + 1) % len(views)] if now in views else views[0]
+        name = _VIEWS[(_VIEWS.index(now) + 1) % len(_VIEWS)] if now in _VIEWS else _VIEWS[0]
         self.model.change_view(attrs.evolve(self.model.view, group_by=GroupBy.named(name)))
         self.show_model()
 

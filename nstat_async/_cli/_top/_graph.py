@@ -29,7 +29,7 @@ def chart_lines(rates: Sequence[float], width: int, height: int, top: float, *, 
     """Rates as columns of blocks from a common ground, newest on the right, on a linear scale from 0 to `top`."""
     blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
     shown = list(rates[-width:])
-    eighths = [0 if top <= 0 else min(8 * height, max(rate > 0, round(8 * height * rate / top))) for rate in shown]
+    eighths = [0 if top <= 0 else max(rate > 0, round(8 * height * min(1.0, rate / top))) for rate in shown]
     return [
         "".join(blocks[max(0, min(8, each - 8 * level))] for each in eighths).rjust(width)
         for level in reversed(range(height))

@@ -68,8 +68,8 @@ def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "
         alarm,
         rows if width >= 60 else "",
         f"{total.open_flows} flow{'' if total.open_flows == 1 else 's'}",
-        f"rx {rate_text(total.rx_rate)}",
-        f"tx {rate_text(total.tx_rate)}",
+        f"rx {rate_text(total.rx_rate if total.flows else 0)}",
+        f"tx {rate_text(total.tx_rate if total.flows else 0)}",
     ]
     text = "  ".join(filter(None, parts))
     room = width - len(text) - 2

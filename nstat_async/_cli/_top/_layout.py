@@ -24,7 +24,7 @@ __all__ = ["Cell", "Layout", "fit"]
 Cell = tuple[str, str]
 """Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``, ``"curve"``, ``"heading"``."""
 
-_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _COMMAND = 2, 16, 9, 8, 7, 9, 15, 11, 20
+_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _UNIT, _COMMAND = 2, 16, 9, 8, 7, 9, 15, 11, 21, 20
 _MOST_NAME, _WIDE_NAME, _MOST_COMMAND, _USUAL_CURVE = 26, 44, 60, 43
 _STATES = {
     TcpState.CLOSED: "closed", TcpState.LISTEN: "listen", TcpState.SYN_SENT: "syn-sent", TcpState.SYN_RECEIVED: "syn-recv",
@@ -35,8 +35,8 @@ _STATES = {
 """Short enough that none is ever cut."""
 
 
-def fit(text: str, width: int, *, right: bool = False) -> str:
-    """`text` in exactly `width` terminal columns, cut with ``…`` if need be."""
+def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
+    """`text` in exactly `width` terminal columns, cut with ``…`` (or ``~``) if need be."""
     if width <= 0:
         return ""
     taken = cell_width(text)
@@ -48,7 +48,7 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
                 break
             kept.append(char)
             used += step
-        text, taken = "".join(kept) + "…", used + 1
+        text, taken = "".join(kept) + ("~" if ascii_only else "…"), used + 1
     space = " " * (width - taken)
     return space + text if right else text + space
 
@@ -124,7 +124,7 @@ class Layout:
     ascii_only: bool = False
     commands: bool = False
     """True: the command line stands where the name would."""
-    known: frozenset[str] = frozenset({"user", "command"})
+    known: frozenset[str] = frozenset({"user", "unit", "command"})
     """What is known of any process: a column without a value has no place."""
     left: list[_Column] = attrs.field(factory=list, init=False)
     """Texts of a row, and its number of flows; the place where flows say who they are."""
@@ -148,6 +148,7 @@ class Layout:
         self.curve = take(_CURVE)
         user = take(_USER) if of_processes and "user" in self.known else 0
         totals.append(take(_TOTAL) if self.curve else 0)
+        unit = take(_UNIT) if of_processes and "unit" in self.known else 0
         name = _NAME + take(max(0, min(free // 2, _MOST_NAME - _NAME)))
         self.curve += take(max(0, min(free, _USUAL_CURVE - self.curve))) if self.curve else 0
         command = 0
@@ -161,10 +162,14 @@ class Layout:
             _Column("PID", pid, "pid", self._pid),
             _Column(self.view.heading, name, "name", self._name, right=False),
             _Column("USER", user, "user", self._user, right=False),
+            _Column("UNIT", unit, "unit", self._unit, right=False),
             _Column("COMMAND", command, "name", self._command, right=False),
             _Column("FLOWS", flows, "flows", lambda line: (str(line.row.open_flows), "")),
         ]
         self.left = [column for column in columns if column.width]
+
+    def _fit(self, text: str, width: int, *, right: bool = False) -> str:
+        return fit(text, width, right=right, ascii_only=self.ascii_only)
 
     # -- headings ---------------------------------------------------------------------------
 
@@ -183,9 +188,9 @@ class Layout:
         marked = {"rate": {"rx-rate", "tx-rate"}, "traffic": {"rx", "tx", "traffic"}}.get(sort, {sort})
         parts: list[str] = []
         for text, width, key, right in self.headings():
-            inner = fit(arrow + text if key in marked and text else text, width - 1, right=right)
+            inner = self._fit(arrow + text if key in marked and text else text, width - 1, right=right)
             parts.append(" " + inner if len(parts) > len(self.left) else inner + " ")
-        return fit("".join(parts), self.width)
+        return self._fit("".join(parts), self.width)
 
     def sort_at(self, x: int) -> str:
         """The key of the column at a place of the line of headings; empty for none."""
@@ -215,7 +220,7 @@ class Layout:
         cells: list[Cell] = [("  " if not row.open_flows else opened if line.expanded else closed, "")]
         for column in self.left:
             text, role = column.cell(line)
-            shown = fit(text, column.width - 1, right=column.right)
+            shown = self._fit(text, column.width - 1, right=column.right)
             cells.append((shown + " ", role))
         cells += self._amounts(row)
         if self.curve:
@@ -229,7 +234,7 @@ class Layout:
             cells.append((row.bytes if known else None, ""))
         elif self.numbers == 4:
             cells += [(row.rx_bytes if known else None, "rx"), (row.tx_bytes if known else None, "tx")]
-        return [(fit(bytes_text(value), _RATE, right=True), role if value else "dim") for value, role in cells]
+        return [(self._fit(bytes_text(value), _RATE, right=True), role if value else "dim") for value, role in cells]
 
     def _flow(self, line: FlowLine, now: float | None) -> list[Cell]:
         share = line.share
@@ -243,11 +248,11 @@ class Layout:
             tx_rate=line.tx_rate,
         )
         width = self._left_width
-        cells: list[Cell] = [("    ", ""), (fit(self._ends(line.flow, width - 3), width - 2), "dim")]
+        cells: list[Cell] = [("    ", ""), (self._fit(self._ends(line.flow, width - 3), width - 2), "dim")]
         cells += self._amounts(row)
-        extras = [fit(extra.text(line, now), extra.width) for extra in self._extras()]
+        extras = [self._fit(extra.text(line, now), extra.width) for extra in self._extras()]
         if self.curve:
-            cells.append((fit("".join(f" {text}" for text in extras), self.curve), "dim"))
+            cells.append((self._fit("".join(f" {text}" for text in extras), self.curve), "dim"))
         return cells
 
     def _extras(self) -> list[_Extra]:
@@ -265,20 +270,22 @@ class Layout:
         arrow = "->" if self.ascii_only else "→"
         text = f"FLOW  LOCAL {arrow} REMOTE" if width >= 24 else f"FLOW {arrow} REMOTE"
         numbers = "".join(
-            fit(text, width, right=True) for text, width, _, right in self.headings()[len(self.left) + 1 :] if right
+            self._fit(text, width, right=True)
+            for text, width, _, right in self.headings()[len(self.left) + 1 :]
+            if right
         )
-        extras = "".join(f" {fit(extra.heading, extra.width)}" for extra in self._extras())
+        extras = "".join(f" {self._fit(extra.heading, extra.width)}" for extra in self._extras())
         return [
             ("    ", ""),
-            (fit(text, width - 2), "heading"),
+            (self._fit(text, width - 2), "heading"),
             (numbers, "heading"),
-            (fit(extras, self.curve), "heading"),
+            (self._fit(extras, self.curve), "heading"),
         ]
 
     def _ended(self, line: RestLine) -> list[Cell]:
         width, count = self._left_width, line.row.flows
         text = f"({count} that ended)" if count > 0 else "(flows that were here before)"
-        return [("    ", ""), (fit(text, width - 2), "dim"), *self._amounts(line.row), (" " * self.curve, "")]
+        return [("    ", ""), (self._fit(text, width - 2), "dim"), *self._amounts(line.row), (" " * self.curve, "")]
 
     def _ends(self, flow: Flow, width: int) -> str:
         """Who talks to whom, as much of it as fits; the remote end goes last."""
@@ -316,6 +323,9 @@ class Layout:
 
     def _user(self, line: RowLine) -> Cell:
         return (self.view.user(line.row), "dim")
+
+    def _unit(self, line: RowLine) -> Cell:
+        return (self.view.unit(line.row), "dim")
 
     @staticmethod
     def _command(line: RowLine) -> Cell:

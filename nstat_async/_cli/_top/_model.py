@@ -111,7 +111,7 @@ class TopModel:
     hidden: int = attrs.field(default=0, init=False)
     """Rows that do not."""
     known: frozenset[str] = attrs.field(default=frozenset(), init=False)
-    """What is known of any process: ``"user"``, ``"command"``."""
+    """What is known of any process: ``"user"``, ``"unit"``, ``"command"``."""
     history: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), init=False)
     """Rates of the total at the last looks: received, sent."""
     expanded: set[int] = attrs.field(factory=set, init=False)
@@ -166,7 +166,11 @@ class TopModel:
         self.shown, self.hidden = len(chosen), len(rows) - len(chosen)
         self.total = sum_rows(chosen)
         processes = [row.process for row in chosen if row.process is not None]
-        facts = {"user": any(p.uid is not None for p in processes), "command": any(p.path for p in processes)}
+        facts = {
+            "user": any(process.uid is not None for process in processes),
+            "unit": any(self.view.unit(row) for row in chosen),
+            "command": any(process.path for process in processes),
+        }
         self.known = frozenset(name for name, known in facts.items() if known)
         ordered = self.view.sorted(chosen, self.sort)
         if self.reverse:
