@@ -49,7 +49,7 @@ class RemovalReason(enum.Enum):
     FILTERED = "filtered"
     """It ended, or ceased to match: a filter held its report back."""
     GONE = "gone"
-    """It is no longer there; the report of its removal was lost and its absence was confirmed."""
+    """It is no longer there; no report of its removal came, and its absence was confirmed."""
     MONITOR = "monitor"
     """The observer gave it up (it asked the kernel to, or stopped); the flow may live on."""
 

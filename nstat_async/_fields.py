@@ -389,6 +389,7 @@ TABLE = FieldTable((
         _mac("fallback_mode", INTEGER),
         _mac("vpn_uuid", UUID_TEXT),
         _linux("attribution", _one_of(Attribution)),
+        _linux("protocol", INTEGER),
         _text("host", later=True, group="host"),
         Field("peer", _record(Peer), later=True),
         _linux("cgroup", TEXT, group="cgroup path"),

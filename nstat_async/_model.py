@@ -62,6 +62,12 @@ class Provider(enum.Enum):
     """A connection attempt of the network framework (Darwin); it groups flows and carries no bytes."""
     UDP_SUBFLOW = "udp_subflow"
     """One peer of an unconnected UDP socket (Darwin); its bytes are also in the socket's own flow."""
+    RAW = "raw"
+    """A raw IP socket (Linux); `Flow.protocol` says of which protocol."""
+    ICMP = "icmp"
+    """A socket that sends echo requests without privilege (Linux, ``icmp(7)``); its port is the identifier."""
+    PACKET = "packet"
+    """A socket that sends and receives frames of a device (Linux, ``packet(7)``); it has no address."""
     ROUTE = "route"
     INTERFACE = "interface"
     UNKNOWN = "unknown"
@@ -319,6 +325,9 @@ class Flow:
     """Linux: the network namespace, when it is not the monitor's own."""
     attribution: Attribution | None = None
     """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
+    protocol: int | None = None
+    """Linux: the IP protocol of a raw socket (255: it writes whole packets), the EtherType of a packet socket (3: all);
+    `None` for other flows, and while it is not known."""
     host: str | None = None
     """The machine that the flow is on, in a fleet; `None` for this machine."""
     peer: Peer | None = None

@@ -31,6 +31,9 @@ from ..sockdiag import (
     ProcessesRequest,
     PulsePurpose,
     Role,
+    SocketTablesAnswer,
+    SocketTablesRequest,
+    TableRow,
 )
 from .bpfload import namespace_cookie
 from .cgroups import CgroupFinder
@@ -38,6 +41,7 @@ from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
 from .procfs import ProcessScanner, process_facts
+from .proctables import read_table
 from .pulse import Pulse, PulseChannel
 from .ring import REST
 
@@ -141,6 +145,8 @@ class NetlinkTransport:
         if isinstance(request, ProcessesRequest):
             facts = (process_facts(pid) for pid, _ in request.processes)
             return ProcessesAnswer(tuple(each for each in facts if each.start_ticks is not None))
+        if isinstance(request, SocketTablesRequest):
+            return self._tables(request)
         if isinstance(request, LinkKindsRequest):
             return self._link_kinds(request)
         if isinstance(request, CgroupsRequest):
@@ -148,6 +154,10 @@ class NetlinkTransport:
         if isinstance(request, AttachRequest):
             return self._attach()
         return None
+
+    def _tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
+        namespace = self._namespaces[request.namespace]
+        return _read_tables(request) if namespace is None else in_namespace(namespace, lambda: _read_tables(request))
 
     def _attach(self) -> AttachAnswer:
         """Attach the eBPF programs."""
@@ -201,6 +211,17 @@ class NetlinkTransport:
         for descriptor in self._namespaces:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def _read_tables(request: SocketTablesRequest) -> SocketTablesAnswer:
+    rows: list[TableRow] = []
+    missing = []
+    for name in request.names:
+        try:
+            rows += read_table(name)
+        except OSError:
+            missing.append(name)
+    return SocketTablesAnswer(request.namespace, tuple(rows), tuple(missing))
 
 
 def _network(descriptor: int) -> int | None:

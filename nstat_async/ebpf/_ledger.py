@@ -43,6 +43,10 @@ MAX_REMEMBERED = 2048
 """Ended connections that are remembered: for repetitions, and for owners that are seen afterwards."""
 _NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, 0)
 _SYN_SENT = 2
+_PACKET = 17
+_DUMPED = frozenset({6, 17})
+"""Protocols whose sockets sock_diag dumps: TCP and UDP."""
+_RAW = int(SocketType.RAW)
 _STREAM = int(SocketType.STREAM)
 _HAS_PROCESS = int(Flag.HAS_PROCESS)  # as plain numbers: the operators of an IntFlag cost more than all the rest
 _COUNTED_FROM_BIRTH = int(Flag.COUNTED_FROM_BIRTH)
@@ -263,7 +267,7 @@ class Ledger:
     def _born(self, facts: Facts) -> bool | None:
         if facts.flags & _COUNTED_FROM_BIRTH:
             return True
-        return False if self._births else None
+        return False if self._births and facts.family != _PACKET else None  # no hook sees a packet socket made
 
     def _owned(self, entry: _Entry, facts: Facts) -> None:
         owner = (facts.pid, facts.start)
@@ -388,12 +392,10 @@ class Ledger:
         if row.cookie in self._ignore:
             return
         entry = self._live.get(row.cookie)
-        if entry is None and row.flags & _HAS_PROCESS:
-            self._evidence.append(OwnerSeen(row, after_end=False))
-        if entry is None:
-            return
-        if entry.owner is None:
+        if entry is not None and entry.owner is None:
             self._owned(entry, row)
+        elif row.flags & _HAS_PROCESS and (entry is None or row.protocol not in _DUMPED or row.type == _RAW):
+            self._evidence.append(OwnerSeen(row, after_end=False))  # the row has the inode, which no dump will tell
 
     def forget(self, cookie: int) -> None:
         """Somebody else proved that a socket is gone, or that the connection is over."""

@@ -41,6 +41,9 @@ from ._setup import (
     PulseReport,
     Role,
     Setup,
+    SocketTablesAnswer,
+    SocketTablesRequest,
+    TableRow,
 )
 
 __all__ = [
@@ -83,6 +86,9 @@ __all__ = [
     "Session",
     "Setup",
     "SocketState",
+    "SocketTablesAnswer",
+    "SocketTablesRequest",
+    "TableRow",
     "TcpInfo",
     "iterate_messages",
 ]

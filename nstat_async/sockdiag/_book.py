@@ -8,6 +8,7 @@ connections one after the other; each is a flow.
 |---|---|---|
 | dump | there, with counters, state, addresses | what is new stands; a total that fell is another connection |
 | removal | ended, with the last counters | final, unless the kernel cleared them |
+| tables of ``/proc/net`` | there, or not any more: raw, ICMP and packet sockets | as a dump; absence ends them, for nothing else says so |
 | absence and look-up | in no dump; not there at all | closed, until a removal comes; the end only where removals were lost |
 | owners | who holds the inode | the last one stands, unless another process was seen using the socket |
 | eBPF records | began, who uses it, ended, with exact counts | outweighs all others |
@@ -26,7 +27,7 @@ from collections import deque
 from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
 from .._model import Attribution, Flow, Process
 from ._cgroups import CgroupSource, cgroup_of
-from ._constants import IPPROTO_TCP, SocketState
+from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Owner, Weight
 from ._flows import build_flow
@@ -47,6 +48,7 @@ from ._rows import (
 from ._setup import NetworkNamespace
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
+_DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _DEVICE = struct.Struct("=40xI")
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
@@ -72,6 +74,8 @@ class Book:
         self.number = number
         self.entries: dict[int, Entry] = {}
         """By cookie."""
+        self.others: dict[int, Entry] = {}
+        """Those that are neither TCP's nor UDP's: no dump has them."""
         self.reported = 0
         """Sockets of the book that the dumps of this poll had."""
         self._dumping = False
@@ -150,6 +154,8 @@ class Book:
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
         entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, pieces[1][1])
+        if protocol not in _DUMPED:
+            self.others[entry.cookie] = entry
         return entry
 
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
@@ -218,6 +224,7 @@ class Book:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
+            self.others.pop(entry.cookie, None)
         self._stop_listening(entry)
         self._owners.forget(entry, entry.user[1])
 

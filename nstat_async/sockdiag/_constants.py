@@ -10,13 +10,28 @@ from __future__ import annotations
 
 import enum
 
-from .._model import TcpState
+from .._model import Provider, TcpState
 
 AF_UNSPEC = 0
 AF_INET = 2
 AF_INET6 = 10
+AF_PACKET = 17
+IPPROTO_ICMP = 1
+"""Of an entry: ICMP over either version of IP."""
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
+IPPROTO_RAW = 255
+"""Of an entry: a raw socket of any protocol."""
+PACKET = 1 << 8
+"""Of an entry, in place of an IP protocol: a packet socket."""
+PROVIDERS: dict[int, Provider] = {
+    IPPROTO_TCP: Provider.TCP,
+    IPPROTO_UDP: Provider.UDP,
+    IPPROTO_RAW: Provider.RAW,
+    IPPROTO_ICMP: Provider.ICMP,
+    PACKET: Provider.PACKET,
+}
+"""What flows are called, by the protocol of their socket's entry."""
 
 SOCK_DIAG_BY_FAMILY = 20
 """Type of sock_diag requests, of their replies and of destroy notifications."""

@@ -319,7 +319,7 @@ class DumpSource(Source):
     @property
     def all_refused(self) -> bool:
         """True when nothing of what was asked for exists here."""
-        return len(self.refused) == len(self._kinds)
+        return bool(self._kinds) and len(self.refused) == len(self._kinds)
 
 
 def first_request(data: bytes) -> DiagRequest | None:

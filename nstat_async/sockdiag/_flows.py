@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from .._model import Attribution, Endpoint, Flow, Process, Provider, TcpState
+from .._model import Attribution, Endpoint, Flow, Process, TcpState
 from .._workload import workload_of
 from ._cgroups import CgroupSource
-from ._constants import IPPROTO_TCP, TCP_STATES
+from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
 from ._entry import Entry
 from ._links import LinkTable
 from ._rows import address_of
@@ -15,6 +15,8 @@ from ._rows import address_of
 _PORTS = struct.Struct("!HH")
 _DEVICE = struct.Struct("=I")
 _DEVICE_AT = 40
+_HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
+"""Whose protocol is in place of a port."""
 KERNEL = Process(0, "kernel")
 
 
@@ -23,8 +25,11 @@ def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace:
     identity = entry.identity
     device: int = _DEVICE.unpack_from(identity, _DEVICE_AT)[0]
     local_port, remote_port = _PORTS.unpack_from(identity, 4)
-    local = _endpoint(address_of(identity, 8), local_port, device, links)
-    remote = None
+    protocol = local_port if entry.protocol in _HAS_PROTOCOL else None
+    address = address_of(identity, 8)
+    local = remote = None
+    if entry.protocol != PACKET:
+        local = _endpoint(address, local_port if protocol is None else 0, device, links)
     if remote_port or any(identity[24:40]):
         remote = _endpoint(address_of(identity, 24), remote_port, device, links)
     old = entry.flow
@@ -48,12 +53,12 @@ def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace:
     connection = "" if entry.connection == 1 else f".{entry.connection}"
     return Flow(
         f"{prefix}c{entry.cookie:x}{connection}",
-        Provider.TCP if tcp else Provider.UDP,
+        PROVIDERS[entry.protocol],
         False,
         local,
         remote,
         process,
-        links.interface_of(local.packed, device),
+        links.interface_of(address, device),
         TCP_STATES.get(entry.state, TcpState.CLOSED) if tcp else None,
         entry.direction,
         namespace=namespace,
@@ -61,6 +66,7 @@ def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace:
         cgroup=cgroup,
         container=container,
         pod=pod,
+        protocol=protocol or None,
     )
 
 

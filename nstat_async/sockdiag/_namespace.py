@@ -28,6 +28,7 @@ from ._rows import RowFormats, is_remains
 from ._setup import NetworkNamespace
 from ._sightings import Sightings
 from ._source import Source
+from ._tables import TableSource
 
 PATIENCE = 3
 """Polls without a socket after which it is taken for gone where removals are lost and nobody answers."""
@@ -56,6 +57,7 @@ class Namespace:
         self.dumps = DumpSource(
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
         )
+        self.tables = TableSource(output, self.book, sightings, self._formats, protocols)
         self.sources: tuple[Source, ...] = (self.removals, self.addresses, self.lookups, self.dumps)
         """In the order in which their channels are opened."""
         self.pulse = PulseSource(output, self.book, owners, sightings, self._formats, self.dumps, options.pulse)
@@ -76,6 +78,7 @@ class Namespace:
         self.book.begin_poll()
         self.removals.begin_poll()
         self.dumps.begin_poll()
+        self.tables.begin_poll()
 
     def gather(self) -> bool:
         """Look into absences once all dumps are in; True when each was."""
@@ -83,12 +86,13 @@ class Namespace:
             self._judged = True
             self.book.end_dumps()
             self._judge_absences()
-        return self._judged and not self._asking
+        return self._judged and not self._asking and self.tables.done
 
     def end_poll(self) -> None:
         """Everything that this poll found is in the book."""
         if self.dumps.complete:
             self.removals.end_poll()
+        self.tables.settle()
         self.book.locate()
 
     # -- evidence of absence

@@ -205,6 +205,7 @@ class Polls:
             if not namespace.dumps.done:
                 namespace.dumps.abort()
             namespace.lookups.expire()
+            namespace.tables.take(None)
         self._programs.maps.expire()
         while self._stage is not _Stage.IDLE:
             self.proceed()

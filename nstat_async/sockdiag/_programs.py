@@ -21,6 +21,7 @@ from ..ebpf import (
     Operation,
     OwnerRow,
     RingPurpose,
+    SocketType,
     Statistics,
     Tier,
     decode_answer,
@@ -29,7 +30,8 @@ from ..ebpf import (
     tells,
 )
 from ._book import Book
-from ._constants import IPPROTO_UDP
+from ._constants import PACKET
+from ._entry import Entry
 from ._output import Output
 from ._owners import OwnerSource
 from ._setup import AttachAnswer, AttachRequest
@@ -174,6 +176,7 @@ class Programs:
         )
         sightings.own = frozenset(answer.own_cookies)
         sightings.live, sightings.ticks = True, answer.ticks
+        sightings.walked = told.other_bytes and answer.owners
         sightings.packets, sightings.births = told.udp_packets, answer.births
         sightings.counted, sightings.gone = self._counts_to_come, self._ledger.forget
         pairs = zip(answer.namespaces, self._books, strict=False)
@@ -207,11 +210,11 @@ class Programs:
         if drops:
             self.maps.send(encode_request(Operation.DROP, drops))
 
-    def _counts_to_come(self, cookie: int) -> bool:
+    def _counts_to_come(self, entry: Entry) -> bool:
         """A datagram socket was removed: True if its last counts are on their way."""
         told = tells(self.tier)
-        if told.udp_bytes and not told.udp_end:
-            self._taking.append(cookie)
+        if told.udp_bytes and (entry.protocol == PACKET or not told.udp_end):
+            self._taking.append(entry.cookie)
         return told.udp_bytes
 
     # -- polls
@@ -221,7 +224,8 @@ class Programs:
         if not self._sightings.live:
             return
         self.maps.ask(Operation.STATISTICS)
-        if self._output.now >= self._walk_due:
+        if self._output.now >= self._walk_due or self._sightings.missing:
+            self._sightings.missing = False
             self._walk_due = self._output.now + WALK_SECONDS
             self._lists = max(self._lists, 1)
             if self.attached.owners:
@@ -287,7 +291,7 @@ class Programs:
         self._walked += [
             row
             for row in answer.rows
-            if isinstance(row, OwnerRow) and row.protocol == IPPROTO_UDP and row.net_cookie in cookies
+            if isinstance(row, OwnerRow) and row.type != SocketType.STREAM and row.net_cookie in cookies
         ]
         if answer.last:
             self._adopted = True

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from ._constants import AF_INET6, TIMER_TIME_WAIT, DiagAttribute, SocketState, TcpInfo
+from ._constants import AF_INET6, SOCK_DIAG_BY_FAMILY, TIMER_TIME_WAIT, DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 
 Pieces = tuple[Any, ...]
@@ -31,10 +31,39 @@ _COUNTERS_SIZE = 40
 """From ``tcpi_bytes_acked`` to ``tcpi_data_segs_out``: nothing is sent or received without a change in it."""
 _TOTALS = struct.Struct("=QQ24xQQ24x")
 """Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
+_ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
+"""``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _MAPPED = bytes(10) + b"\xff\xff"
 _REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
 _MAX_FORMATS = 256
 """Distinct message lengths that are remembered; a kernel has a dozen."""
+
+
+def encode_row(
+    family: int,
+    state: int,
+    ports: tuple[bytes, bytes],
+    addresses: tuple[bytes, bytes],
+    cookie: int,
+    *,
+    uid: int,
+    inode: int = 0,
+    device: int = 0,
+) -> bytes:
+    """What a dump would say of a socket that another source told of; without ``tcp_info``.
+
+    Args:
+        family: As in the message, like all the rest.
+        state: `SocketState`.
+        ports: Local and remote one.
+        addresses: Local and remote one, of 4 or 16 bytes.
+        cookie: The socket.
+        uid: Who made it.
+        inode: By which a process holds it; 0 where that is not known.
+        device: The interface that it is bound to.
+    """
+    head = _ROW.size, SOCK_DIAG_BY_FAMILY, 0, 0, 0
+    return _ROW.pack(*head, family, state, 0, 0, *ports, *addresses, device, cookie, 0, 0, 0, uid, inode)
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ from .._options import Ebpf, MonitorOptions
 from ..ebpf import Tier, tells
 from ._book import Book
 from ._cgroups import CgroupSource
-from ._constants import IPPROTO_TCP, IPPROTO_UDP
+from ._constants import IPPROTO_TCP, IPPROTO_UDP, PROVIDERS
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._namespace import Namespace
@@ -37,6 +37,7 @@ from ._setup import (
     ProcessesAnswer,
     Role,
     Setup,
+    SocketTablesAnswer,
     place_of_channel,
 )
 from ._sightings import Sightings
@@ -45,7 +46,7 @@ from ._source import Source
 MAX_NAMESPACES = 64
 """Namespaces that a followed recording may have."""
 
-_PROTOCOLS = {Provider.TCP: IPPROTO_TCP, Provider.UDP: IPPROTO_UDP}
+_PROTOCOLS = {provider: number for number, provider in PROVIDERS.items()}
 
 
 class Session:
@@ -91,7 +92,7 @@ class Session:
         wanted = _PROTOCOLS if self._output.following else self._options.providers
         self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
         if not self._protocols:
-            raise UsageError("providers: sock_diag has tcp and udp only")
+            raise UsageError(f"providers: Linux has {', '.join(provider.value for provider in _PROTOCOLS)} only")
         self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
@@ -161,6 +162,7 @@ class Session:
         removals = [namespace.removals for namespace in self._namespaces]
         reported = all(source.is_open for source in removals)
         answered = {KINDS[index].protocol for ns in self._namespaces for index in ns.dumps.answered}
+        answered.update(*(namespace.tables.answered for namespace in self._namespaces))
         return Capabilities(
             backend="sock_diag",
             kernel=self.setup.kernel,
@@ -301,6 +303,8 @@ class Session:
             self._programs.take(answer)
         elif isinstance(answer, LinkKindsAnswer) and 0 <= answer.namespace < len(self._namespaces):
             self._namespaces[answer.namespace].addresses.take_kinds(answer)
+        elif isinstance(answer, SocketTablesAnswer) and 0 <= answer.namespace < len(self._namespaces):
+            self._namespaces[answer.namespace].tables.take(answer)
         self._polls.proceed()
 
     def request_poll(self, now: float) -> int:

@@ -197,6 +197,43 @@ class LinkKindsAnswer:
 
 
 @attrs.frozen
+class SocketTablesRequest:
+    """Ask for tables of ``/proc/net`` in a network namespace."""
+
+    namespace: int
+    """Its number in the session."""
+    names: tuple[str, ...]
+    """``raw``, ``raw6``, ``icmp``, ``icmp6``, ``packet``."""
+
+
+@attrs.frozen
+class TableRow:
+    """A socket in a table of ``/proc/net``."""
+
+    table: str
+    inode: int
+    uid: int
+    local: bytes = b""
+    """Packed address; empty for a packet socket."""
+    remote: bytes = b""
+    port: int = 0
+    """Local port or identifier; the protocol of a raw or packet socket."""
+    remote_port: int = 0
+    device: int = 0
+    """Index of the interface that a packet socket is bound to."""
+
+
+@attrs.frozen
+class SocketTablesAnswer:
+    """The sockets in these tables."""
+
+    namespace: int
+    rows: tuple[TableRow, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Tables that are not there."""
+
+
+@attrs.frozen
 class ProcessesRequest:
     """Ask for the facts of these processes, by pid and start."""
 
@@ -303,6 +340,8 @@ RECORDED = Vocabulary(
     LinkKindsAnswer,
     CgroupsRequest,
     CgroupsAnswer,
+    SocketTablesRequest,
+    SocketTablesAnswer,
     AttachRequest,
     AttachAnswer,
     LookupFailed,

@@ -10,7 +10,7 @@ has no local port before its SYN was answered, an accepted one nobody who uses i
 
 from __future__ import annotations
 
-import struct
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,17 +29,28 @@ from ..ebpf import (
     OwnerRow,
     OwnerSeen,
     Seen,
+    SocketType,
     Totals,
     owner_of,
 )
 from ._book import Book
 from ._cgroups import CgroupSource
-from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SocketState
+from ._constants import (
+    AF_INET,
+    AF_INET6,
+    AF_PACKET,
+    IPPROTO_ICMP,
+    IPPROTO_RAW,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    PACKET,
+    SocketState,
+)
 from ._entry import Entry, Weight
 from ._output import Output
 from ._owners import OwnerSource
 from ._reports import counted_report
-from ._rows import RowFormats
+from ._rows import RowFormats, encode_row
 from ._setup import ProcessFacts
 
 REMOVAL_PATIENCE = 0.05
@@ -53,34 +64,36 @@ ANNOUNCING_PATIENCE = 0.25
 MOST_REMEMBERED = 65_536
 """Sockets whose end one source reported and the other one has not yet."""
 
-_ROW = struct.Struct("=IHHII BBBB 2sH 16s16s I Q IIIII")
-"""``struct nlmsghdr`` and ``struct inet_diag_msg``."""
-_SOCK_DIAG_BY_FAMILY = 20
+_DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
+_FAMILIES = frozenset({AF_INET, AF_INET6, AF_PACKET})
+_ICMPV6 = 58
 _STATES = {int(state): state for state in SocketState}
 _NANOSECONDS = 1_000_000_000
 _BORN = int(Flag.COUNTED_FROM_BIRTH)
 
 
-def row_of(facts: Facts, state: int) -> bytes:
-    """What a dump would say of this socket; without an inode and without ``tcp_info``, which only a dump has."""
+def row_of(facts: Facts, state: int, inode: int = 0) -> bytes:
+    """What a dump would say of this socket; without ``tcp_info``, which only a dump has."""
     size = 4 if facts.family == AF_INET else 16
-    return _ROW.pack(
-        _ROW.size,
-        _SOCK_DIAG_BY_FAMILY,
-        *(0, 0, 0),
+    local = facts.protocol if facts.type == SocketType.RAW else facts.local_port
+    return encode_row(
         facts.family,
         state,
-        *(0, 0),
-        facts.local_port.to_bytes(2, "big"),
-        facts.remote_port,
-        facts.local[:size],
-        facts.remote[:size],
-        0,
+        (local.to_bytes(2, "big"), facts.remote_port.to_bytes(2, sys.byteorder)),
+        (facts.local[:size], facts.remote[:size]),
         facts.cookie,
-        *(0, 0, 0),
-        facts.uid,
-        0,
+        uid=facts.uid,
+        inode=inode,
     )
+
+
+def protocol_of(facts: Facts) -> int:
+    """What the entry of a socket is called; a raw socket may have any protocol, those of TCP and UDP too."""
+    if facts.family == AF_PACKET:
+        return PACKET
+    if facts.type == SocketType.RAW:
+        return IPPROTO_RAW
+    return IPPROTO_ICMP if facts.protocol == _ICMPV6 else facts.protocol
 
 
 @attrs.define(eq=False)
@@ -117,7 +130,11 @@ class Sightings:
         """True if datagrams are counted, and not only bytes."""
         self.births = False
         """True if the making of datagram sockets is seen."""
-        self.counted: Callable[[int], bool] = lambda _cookie: False
+        self.walked = False
+        """True if raw, ICMP and packet sockets are told, and a walk over all descriptors tells which there are."""
+        self.missing = False
+        """Sockets are known to be there that no record and no walk has told of."""
+        self.counted: Callable[[Entry], bool] = lambda _entry: False
         """Whether the last counts of this datagram socket are on their way."""
         self.gone: Callable[[int], None] = lambda _cookie: None
         """Called with a socket whose end is proven without a record."""
@@ -150,13 +167,16 @@ class Sightings:
         for each in evidence:
             facts = each.facts
             book = self.books.get(facts.net_cookie)
-            if book is not None and facts.protocol in self._protocols and facts.family in {AF_INET, AF_INET6}:
+            if book is not None and facts.family in _FAMILIES and self._wants(protocol_of(facts)):
                 self._takers[type(each)](book, each)
+
+    def _wants(self, protocol: int) -> bool:
+        return protocol in self._protocols and (self.walked or protocol in _DUMPED)
 
     def _entry_of(self, book: Book, facts: Facts) -> Entry | None:
         """The entry of a socket, made where there is none; `None` for one that is not bound: a dump has none of those."""
         entry = self.known(book, facts.cookie)
-        bound = facts.local_port or facts.remote_port
+        bound = facts.local_port or facts.remote_port or protocol_of(facts) not in _DUMPED
         if entry is not None or isinstance(facts, OwnerRow) or not bound or facts.cookie in self._record_due:
             return entry
         return self._begin(book, facts)
@@ -180,7 +200,7 @@ class Sightings:
         if seen.outbound is not None:
             entry.direction = Direction.OUTBOUND if seen.outbound else Direction.INBOUND
             entry.weight = Weight.WITNESSED
-        if entry.protocol == IPPROTO_UDP and entry.totals is None and self._is_whole(entry, facts):
+        if entry.protocol != IPPROTO_TCP and entry.totals is None and self._is_whole(entry, facts):
             self._count(entry, self._nothing)
         self._used_by(book, entry, facts)
         if entry.flow is None:
@@ -188,7 +208,7 @@ class Sightings:
 
     def _begin(self, book: Book, facts: Facts) -> Entry:
         pieces, message = self._row(facts)
-        entry = book.new_entry(facts.protocol, pieces)
+        entry = book.new_entry(protocol_of(facts), pieces)
         entry.connection = self._removal_due.pop(facts.cookie, 0) + 1
         book.take_over(entry, message, (0, 0))
         self._cgroups.place(entry, facts.cgroup)
@@ -228,11 +248,21 @@ class Sightings:
 
     def _owner_seen(self, book: Book, seen: OwnerSeen) -> None:
         cookie = seen.facts.cookie
+        if isinstance(seen.facts, OwnerRow) and (protocol := protocol_of(seen.facts)) not in _DUMPED:
+            self._walked_over(book, protocol, seen.facts)
         entry = self.known(book, cookie) if seen.after_end else self._entry_of(book, seen.facts)
         if entry is not None:
             self._used_by(book, entry, seen.facts)
             if entry.flow is None and (entry in self._unannounced or entry.used_by is not None):
                 self._announce(book, entry)
+
+    def _walked_over(self, book: Book, protocol: int, row: OwnerRow) -> None:
+        """A walk has a socket that no dump has, with its inode."""
+        entry = self.known(book, row.cookie)
+        if entry is None or not entry.user[1]:
+            message = row_of(row, SocketState.CLOSE, row.inode)
+            pieces, form = self._formats.cut(message)
+            book.apply_row(entry, protocol, pieces, message, form)
 
     def _used_by(self, book: Book, entry: Entry, facts: Facts) -> None:
         """Weigh the process beside a socket: who used it outweighs who has it open, and that who made it."""
@@ -320,7 +350,7 @@ class Sightings:
         half = self._recorded.pop(cookie, None)
         if half is not None:
             settle(half.ended)
-        elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(cookie)):
+        elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
             until = self._output.now + RECORD_PATIENCE
             self._removed[cookie] = _Half(until, entry, book, settle=settle)
         elif self.pulsing and not self.live and entry.owner is None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -379,6 +380,48 @@ def test_a_socket_that_was_there_before_is_counted_from_now_on(namespace):
     assert added.counts.tx_bytes is None
     assert sum(e.delta.tx_bytes or 0 for e in seen.of(FlowUpdated, number)) == 7
     assert not seen.of(FlowRemoved, number)[0].final
+
+
+@needs_calls
+@pytest.mark.parametrize("mode", ["require", "off"])
+def test_raw_icmp_and_packet_sockets(namespace, mode):
+    """They are there with their owner; with the programs at once, with bytes and, but for packet sockets, their end."""
+    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+    told = mode == "require"
+
+    async def work(seen: Seen) -> None:
+        sockets = [
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, 89),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88CC)),
+        ]
+        sockets[0].sendto(bytes(30), ("127.0.0.1", 0))
+        sockets[1].sendto(b"\x08" + bytes(11), ("127.0.0.1", 0))
+        sockets[1].recv(100)
+        sockets[2].sendto(bytes(60), ("lo", 0x88CC))
+        await seen.until(lambda: len({e.flow.id for e in seen.events if isinstance(e, FlowAdded)}) == 3)
+        if told:
+            known = {(12, 12, None), (60, 0, 0x88CC)}
+            await seen.until(lambda: {(*totals(e), e.flow.protocol) for e in updates(seen)} >= known)
+        for sock in sockets:
+            sock.close()
+        await seen.until(lambda: sum(isinstance(e, FlowRemoved) for e in seen.events) == 3)
+
+    seen = monitored(work, interval=0.1, overflow="all", ebpf=mode, providers=("raw", "icmp", "packet"))
+    removed = {e.flow.provider.value: e for e in seen.events if isinstance(e, FlowRemoved)}
+    assert {e.flow.process.pid for e in removed.values()} == {os.getpid()}
+    assert (removed["raw"].flow.protocol, removed["packet"].flow.protocol) == (89, 0x88CC)
+    bytes_sent = {name: e.counts.tx_bytes for name, e in removed.items()}
+    assert bytes_sent == ({"raw": 30, "icmp": 12, "packet": 60} if told else dict.fromkeys(removed))
+    assert [removed[name].final for name in ("raw", "icmp", "packet")] == [told, told, False]
+
+
+def totals(event) -> tuple[int, int]:
+    return event.counts.tx_bytes, event.counts.rx_bytes
+
+
+def updates(seen: Seen) -> list[FlowUpdated]:
+    return [event for event in seen.events if isinstance(event, FlowUpdated)]
 
 
 # --- losses --------------------------------------------------------------------------------------

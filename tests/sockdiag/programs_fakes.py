@@ -14,9 +14,11 @@ from nstat_async._options import Ebpf, MonitorOptions
 from nstat_async.ebpf import (
     FLOW,
     FLOW_KEY,
+    OWNER,
     FlowRow,
     MapsPurpose,
     Operation,
+    OwnerRow,
     Record,
     RingPurpose,
     Statistics,
@@ -26,7 +28,17 @@ from nstat_async.ebpf import (
     encode_statistics,
 )
 from nstat_async.recording import Recording
-from nstat_async.sockdiag import AttachAnswer, AttachRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts, Session
+from nstat_async.sockdiag import (
+    AttachAnswer,
+    AttachRequest,
+    ProcessesAnswer,
+    ProcessesRequest,
+    ProcessFacts,
+    Session,
+    SocketTablesAnswer,
+    SocketTablesRequest,
+    TableRow,
+)
 
 RING, MAPS = RingPurpose.channel, MapsPurpose.channel
 NETWORK = 77
@@ -49,6 +61,10 @@ class Programs(FakeKernel):
         self.lost = Statistics(0, 0, 0, 0, 0, 0, 1, 0)
         self.asked: list[Operation] = []
         self.maps_are_silent = False
+        self.tables: list[TableRow] = []
+        self.missing_tables: set[str] = set()
+        self.held_sockets: list[OwnerRow] = []
+        """What a walk over all descriptors finds."""
 
     def feed(self, data: bytes, channel: int) -> None:
         self.recorded.receive_datagrams([data], self.now, channel)
@@ -73,7 +89,8 @@ class Programs(FakeKernel):
         if operation is Operation.STATISTICS:
             self.feed(encode_statistics(self.lost), MAPS)
         elif operation is Operation.OWNERS:
-            self.feed(encode_answer(operation, b"", b"", last=True), MAPS)
+            rows = b"".join(OWNER.pack(*row) for row in self.held_sockets)
+            self.feed(encode_answer(operation, b"", rows, last=True), MAPS)
         elif operation in {Operation.FLOWS, Operation.LOOK, Operation.TAKE}:
             rows = [row for row in self.flows.values() if operation is Operation.FLOWS or row.cookie in cookies]
             keys = b"".join(FLOW_KEY.pack(row.cookie) for row in rows)
@@ -83,6 +100,10 @@ class Programs(FakeKernel):
         request = command.request
         if isinstance(request, AttachRequest):
             self.session.lookup_done(command.token, self.granted, self.now)
+        elif isinstance(request, SocketTablesRequest):
+            rows = tuple(row for row in self.tables if row.table in {*request.names} - self.missing_tables)
+            missing = tuple(name for name in request.names if name in self.missing_tables)
+            self.session.lookup_done(command.token, SocketTablesAnswer(request.namespace, rows, missing), self.now)
         elif isinstance(request, ProcessesRequest):
             facts = (ProcessFacts(pid, start, f"p{pid}", f"/bin/p{pid}") for pid, start in request.processes)
             self.session.lookup_done(command.token, ProcessesAnswer(tuple(facts)), self.now)
@@ -95,6 +116,14 @@ def attrs_of(record: Record) -> Record:
     return record._replace(net_cookie=NETWORK, start=record.pid * TICK)
 
 
+def owner_row(record: Record, inode: int) -> OwnerRow:
+    """What a walk over all descriptors tells of the socket of a record."""
+    values = dict.fromkeys(OwnerRow._fields, 0) | {
+        name: value for name, value in attrs_of(record)._asdict().items() if name in OwnerRow._fields
+    }
+    return OwnerRow(**(values | {"inode": inode, "fd": 3}))
+
+
 def flow_row(record: Record, **counts: int) -> FlowRow:
     """An entry of the map of flows for the socket of a record."""
     values = dict.fromkeys(FlowRow._fields, 0) | {
@@ -103,4 +132,4 @@ def flow_row(record: Record, **counts: int) -> FlowRow:
     return FlowRow(**(values | dict.fromkeys(("tx_bytes", "rx_bytes"), 0) | counts))
 
 
-__all__ = ["GRANTED", "MAPS", "RING", "Programs", "flow_row"]
+__all__ = ["GRANTED", "MAPS", "RING", "Programs", "flow_row", "owner_row"]

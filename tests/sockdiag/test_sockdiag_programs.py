@@ -9,7 +9,7 @@ import pytest
 from ebpf_records import datagram_record, record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs_fakes import GRANTED, MAPS, RING, Programs, flow_row
+from programs_fakes import GRANTED, MAPS, RING, Programs, flow_row, owner_row
 from replaying import assert_same, replayed
 from sockdiag_fakes import FakeSocket, flow_events, kinds
 
@@ -17,12 +17,18 @@ from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Unavail
 from nstat_async._contract import LookupFailed
 from nstat_async._model import Direction
 from nstat_async._options import Ebpf
-from nstat_async.ebpf import Flag, Kind, Operation, Tier
-from nstat_async.sockdiag import AttachAnswer, TcpInfo
+from nstat_async.ebpf import Flag, Kind, Operation, SocketType, Tier
+from nstat_async.sockdiag import AttachAnswer, TableRow, TcpInfo
 
 PORTS = {"local_port": 40000, "remote_port": 80 << 8}
 REMOTE = b"\x7f\0\0\2"
 BORN = Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH
+OTHERS = {
+    "raw": {"protocol": 1, "type": SocketType.RAW},
+    "icmp": {"protocol": 58, "family": 10, "local_port": 77},
+    "packet": {"protocol": 0, "type": SocketType.RAW, "family": 17},
+}
+PROVIDERS = ("tcp", "udp", "raw", "icmp", "packet")
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -254,6 +260,9 @@ action = st.one_of(
         st.integers(0, 3),
         st.booleans(),
     ),
+    st.tuples(st.just("other"), st.integers(1, 4), st.sampled_from(("raw", "icmp", "packet")), st.booleans()),
+    st.tuples(st.just("table"), st.integers(1, 4), st.sampled_from(("raw", "icmp6", "packet"))),
+    st.tuples(st.just("no table"), st.integers(1, 4)),
     st.tuples(st.just("removal"), st.integers(1, 4), st.booleans()),
     st.tuples(st.just("row"), st.integers(1, 4), st.booleans()),
     st.tuples(st.just("counts"), st.integers(1, 4), st.integers(0, 1000)),
@@ -271,6 +280,15 @@ def act(kernel: Programs, name: str, *rest: Any) -> None:
         kind, cookie, tcp, pid, ported = rest
         make = record if tcp else datagram_record
         kernel.ring(make(kind, cookie, time=round(kernel.now * 1e9), pid=pid, **(PORTS if ported else {})))
+    elif name == "other":
+        sock = datagram_record(Kind.FIRST_IO, rest[0], pid=5, **OTHERS[rest[1]])
+        kernel.ring(sock)
+        if rest[2]:
+            kernel.held_sockets.append(owner_row(sock, rest[0]))
+    elif name == "table":
+        kernel.tables.append(TableRow(rest[1], rest[0], 0, local=bytes(4), port=1))
+    elif name == "no table":
+        kernel.tables = [row for row in kernel.tables if row.inode != rest[0]]
     elif name == "removal":
         kernel.feed(FakeSocket(rest[0], remote=REMOTE, protocol=6 if rest[1] else 17).message(final=True), 1)
         kernel.sockets.pop(rest[0], None)
@@ -299,7 +317,7 @@ def act(kernel: Programs, name: str, *rest: Any) -> None:
     script=st.lists(action, max_size=30),
 )
 def test_whatever_comes_flows_begin_and_end_once_and_the_replay_is_the_run(granted, script):
-    kernel = Programs(granted=granted)
+    kernel = Programs(granted=granted, providers=PROVIDERS)
     kernel.start()
     for step in script:
         act(kernel, *step)
