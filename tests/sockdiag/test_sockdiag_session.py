@@ -539,7 +539,7 @@ def test_providers_choose_the_dumps():
     kernel.start()
     requests = [item[3] for item in kernel.record if item[0] == "to" and item[2] == 0]
     assert [DiagRequest.decode(data, next(iterate_messages(data))).protocol for data in requests] == [6]
-    with pytest.raises(_errors.UsageError, match="tcp and udp"):
+    with pytest.raises(_errors.UsageError, match="tcp, udp"):
         Session(MonitorOptions(providers={Provider.QUIC}))
 
 
