@@ -118,7 +118,7 @@ class Follower(Client):
             asked.provider = self.kernel.provider(message.provider)[0]
             if not table.references.top and table.references.highest is None:
                 # References are counted from 1 only when the recording has the client's beginning.
-                self._agree(counts_references=self.kernel.references_are_gapless)
+                self._agree(counts_references=True)
             if isinstance(message, AddAllSources):
                 self._subscribing(message)
         elif isinstance(message, RemoveSource):
@@ -166,7 +166,7 @@ class Follower(Client):
 
     def announced(self, ref: int) -> None:
         """SRC_ADDED."""
-        if ref <= self.table.references.top and self.kernel.references_are_gapless:
+        if ref <= self.table.references.top and self.kernel.references_are_unique:
             self._reopened()
 
     def succeeded(self, context: int, flags: int) -> None:

@@ -49,14 +49,16 @@ class _Facts:
     """True if announcements can be suppressed."""
     suppress_switches_updates: bool = False
     """True if suppressing also makes goodbyes come as updates."""
-    references_are_gapless: bool = False
-    """True if source references count up by one and are never reused."""
+    references_are_unique: bool = False
+    """True if a source reference is never used twice: before, the 32-bit numbers begin anew after four billion."""
     explains_removal: bool = False
     """True if SRC_REMOVED says what became of the final report."""
     tells_roles: bool = False
     """True if the interface properties of a kernel's TCP socket say who began the connection."""
     starves_older_clients: bool = True
     """True if a client that does not read keeps new sockets from the clients that are older than it is."""
+    resumes_polls: bool = False
+    """True if a paced poll whose answers are not batched stops where they find no room, says so, and can be gone on with."""
     charges_mbufs: bool = True
     """True if a record also takes an mbuf of 256 bytes from the receive buffer, of eight times its limit."""
     misnames_userland_udp: bool = False
@@ -124,7 +126,7 @@ RELEASES: list[Release] = [
         (3247,),
         layout(5),
         darwin={(15,): (3247, 1, 106)},
-        facts={"has_updates": True, "can_suppress": True, "no_zero_bytes_bit": 0x100},
+        facts={"has_updates": True, "can_suppress": True, "resumes_polls": True, "no_zero_bytes_bit": 0x100},
     ),
     Release((3248,), layout(5), darwin={(15, 2): (3248, 20, 55), (15, 4): (3248, 40, 184)}),
     Release(
@@ -132,7 +134,7 @@ RELEASES: list[Release] = [
         layout(6),
         darwin={(16,): (3789, 1, 32)},
         facts={
-            "references_are_gapless": True,
+            "references_are_unique": True,
             "providers": _WIDE_PROVIDERS,
             "no_zero_bytes_bit": 0x400000,
             "specific_user_shift": 24,
@@ -184,7 +186,7 @@ RELEASES: list[Release] = [
         (11215,),
         layout(11),
         darwin={(24,): (11215, 1, 10)},
-        facts={"extras": (_DOMAIN, _FUUID, _BLUETOOTH), "starves_older_clients": False},
+        facts={"extras": (_DOMAIN, _FUUID, _BLUETOOTH), "starves_older_clients": False, "resumes_polls": False},
     ),
     Release((11417,), layout(11), darwin={(24, 4): (11417, 101, 15)}),
     Release((12377,), layout(12), darwin={(25,): (12377,)}, facts={"has_details": True}),

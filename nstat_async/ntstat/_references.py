@@ -1,6 +1,6 @@
 """Reference numbers: which sources must exist though nothing was said about them.
 
-Since xnu-3789 the kernel gives each source of a control socket the next number and never
+The kernel gives each source of a control socket the next number, and since xnu-3789 never
 gives one twice. A number that was skipped is a source that was not reported: its
 announcement did not fit, or a poll has yet to report it.
 """

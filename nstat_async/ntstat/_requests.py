@@ -24,6 +24,7 @@ from ._messages import (
 
 __all__ = ["SINGLE", "UNSEEN", "Purpose", "Request", "poll_requests", "single_request", "subscribe_requests"]
 
+_RESUMED = int(HeaderFlag.CONTINUATION)
 _PACED = int(HeaderFlag.SUPPORTS_AGGREGATE | HeaderFlag.CONTINUATION)
 _INTERFACE_THRESHOLD = 1 << 20
 _ORDER = (Provider.TCP, Provider.UDP, Provider.QUIC, Provider.CONNECTION, Provider.UDP_SUBFLOW, Provider.ROUTE)
@@ -96,20 +97,21 @@ def subscribe_requests(
         yield Request(Purpose.SYSTEM_INFO, SubscribeSystemInfo())
 
 
-def poll_requests(kernel: Kernel, *, details: bool, describe: bool) -> Iterator[Request]:
+def poll_requests(kernel: Kernel, *, details: bool, apart: bool, describe: bool) -> Iterator[Request]:
     """What asks for all sources.
 
     Args:
         kernel: The kernel.
         details: Counters by medium are wanted.
-        describe: Descriptions are wanted too, where they are apart from counters and can be asked for together.
+        apart: Counters and descriptions are asked for apart.
+        describe: Descriptions are wanted too, if that is so; together with counters where a poll cannot be resumed.
     """
     kinds: list[type[QuerySource | GetSourceDescription]]
-    if kernel.has_updates:
+    if not apart or (describe and kernel.has_updates and not kernel.resumes_polls):
         kinds = [GetDetails if details else GetUpdate]
     else:
         kinds = [GetSourceDescription, QuerySource] if describe and kernel.can_describe_all else [QuerySource]
-    flags = _PACED if kernel.layout.has_lengths else 0
+    flags = (_RESUMED if apart and kernel.resumes_polls else _PACED) if kernel.layout.has_lengths else 0
     for kind in kinds:
         yield Request(Purpose.POLL, kind(flags=flags, srcref=kernel.layout.all_sources))
 

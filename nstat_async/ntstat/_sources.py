@@ -352,7 +352,7 @@ class SourceTable:
             return None
         self.statistics["sources_seen"] += 1
         identifier = f"{self.prefix}{ref}"
-        if not is_new or not self.kernel.references_are_gapless:
+        if not is_new or not self.kernel.references_are_unique:
             # The number may have had another bearer, whose id must not come back.
             self._serial += 1
             identifier = f"{identifier}.{self._serial}"

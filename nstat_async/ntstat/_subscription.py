@@ -55,6 +55,10 @@ MAX_RETRIES = 3
 """Times that a refused or unanswered request is sent again."""
 MAX_SINGLES = 32
 """Requests about single sources that may be outstanding together; fewer where the receive buffer is small."""
+AMPLE_BUFFER = 65_536
+"""Receive buffer in which a hundred updates, all that one round of a poll reports, find room."""
+LOSSY = 4
+"""A poll that lost one flow of so many tells that the buffer is small, whatever is known of it."""
 DEFAULT_BUFFER = 8192
 """Receive buffer that ``connect`` gives: reckoned with where the true size is not known (a bridge)."""
 SINGLE_REPLY = 1024
@@ -102,7 +106,7 @@ class Subscription(Client):
     ) -> None:
         kernel = translator.kernel
         suppressed = discovery is Discovery.POLL and kernel.can_suppress
-        terms = Terms(suppressed, counts_references=kernel.references_are_gapless, filtered=False)
+        terms = Terms(suppressed, counts_references=True, filtered=False)
         super().__init__(translator, emit, options, prefix=f"{generation}.", terms=terms)
         self.channel = channel
         self.state = State.OPENING
@@ -136,6 +140,8 @@ class Subscription(Client):
         self._details = False
         """The poll asks for counters by medium."""
         self._singles_at_once = MAX_SINGLES
+        self._apart = False
+        """Counters and descriptions are asked for apart: an old kernel, or a small buffer that updates would not fit."""
         self._answered_whole = False
         """True once the kernel answered all that a poll and its verification asked."""
 
@@ -164,6 +170,7 @@ class Subscription(Client):
         self.receive_buffer = receive_buffer
         room = (receive_buffer or DEFAULT_BUFFER) * 3 // 4
         self._singles_at_once = max(1, min(MAX_SINGLES, room // SINGLE_REPLY))
+        self._apart = self.has_small_buffer or not self.kernel.has_updates
         self.table.subscribed_ns = self.table.time_ns
         self._enter(TRANSITIONS[self.state][Trigger.OPENED])
         self.proceed()
@@ -312,19 +319,22 @@ class Subscription(Client):
         # With a proof under way plain updates are wanted.
         self._details = self.kernel.has_details and self.options.extras and self.decoder.observer is None
         sources = self.table.sources.values()
-        describe = not self.kernel.has_updates and (not sources or any(map(self._is_undescribed, sources)))
-        self._queue.extend(poll_requests(self.kernel, details=self._details, describe=describe))
+        apart = self._apart and not self._details
+        describe = apart and (not sources or any(map(self._is_undescribed, sources)))
+        self._queue.extend(poll_requests(self.kernel, details=self._details, apart=apart, describe=describe))
 
     def _is_undescribed(self, source: Source) -> bool:
-        """Old kernels, which describe only who is asked for: True for a source whose description is wanted."""
+        """Where descriptions come apart from counters: True for a source whose description is wanted."""
         every = self.decoder.observer is not None or self.serial % REDESCRIBE_EVERY == 1
         return every or source.identity is None or _is_vague(source)
 
     def _undescribed(self) -> Iterable[Source]:
         """What the requests about all sources leave without a description, or without counters."""
         kernel, sources = self.kernel, self.table.sources.values()
-        if kernel.has_updates:  # routes and interfaces have no details
-            return (s for s in sources if not s.reader.is_flow) if self._details else ()
+        if self._details:  # which routes and interfaces do not have
+            return (s for s in sources if not s.reader.is_flow)
+        if not self._apart:
+            return ()
         if kernel.can_describe_all:  # announced since then, or the description did not fit
             return (s for s in sources if s.identity is None)
         return filter(self._is_undescribed, sources)
@@ -341,6 +351,11 @@ class Subscription(Client):
         for ref, purpose in questions:
             details = self._details and purpose is not Purpose.DESCRIBE
             self._queue.append(single_request(self.kernel, purpose, ref, details=details))
+
+    @property
+    def has_small_buffer(self) -> bool:
+        """True if what the kernel reports in one round of a poll need not fit."""
+        return self._apart or (self.receive_buffer is not None and self.receive_buffer < AMPLE_BUFFER)
 
     def _newest_fit(self) -> bool:
         """True if a poll's first batch finds room: it has the newest sources, and nothing else reports them."""
@@ -361,6 +376,8 @@ class Subscription(Client):
         table.emit(PollCompleted(table.time, count, complete, self.serial))
         self.outcome = complete
         self._answered_whole = self._answered_whole or complete
+        if self.receive_buffer is None and verification.recovered * LOSSY > count:
+            self._apart = True  # counters take a third of the room
 
     # --- replies -----------------------------------------------------------------
 
@@ -414,13 +431,21 @@ class Subscription(Client):
             self._subscription_refused(request, errno)
         elif request.purpose is Purpose.SYSTEM_INFO:
             del self._in_flight[context]
-        elif errno in _NO_ROOM and request.retries < MAX_RETRIES:
+        elif errno in _NO_ROOM and self._may_ask_again(request):
             request.retries += 1
             request.backoff = self.immediate
             if not self.immediate:
                 self._send(request)
         else:
             self._give_up(context)
+
+    def _may_ask_again(self, request: Request) -> bool:
+        """True if a poll that found no room has come further since it was asked for, or was not asked for often."""
+        if self.now - self._poll_began >= POLL_TIMEOUT:
+            return False
+        if self.decoder.datagrams - request.datagrams_before > 1:  # more than the refusal
+            request.retries = 0
+        return request.retries < MAX_RETRIES
 
     def _give_up(self, context: int) -> None:
         """This poll has no end by itself, or none that is reported."""

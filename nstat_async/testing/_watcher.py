@@ -122,7 +122,7 @@ class Watcher(ControlSocket):
 
     def _draw_reference(self) -> int:
         srcref = self.next_reference
-        if self.release.references_are_gapless:
+        if self.release.references_are_unique:
             self.next_reference += 1
             return srcref
         while srcref in self.sources or srcref in {0, 0xFFFFFFFF}:

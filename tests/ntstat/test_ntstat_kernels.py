@@ -140,7 +140,7 @@ def test_facts_that_moved_between_releases():
     assert [of(v).can_describe_all for v in ("2050.48", "2422.1")] == [False, True]
     assert [of(v).has_counts_at_goodbye for v in ("1699.32", "2050.7")] == [False, True]
     assert [of(v).explains_removal for v in ("8019.41.5", "8019.61.5")] == [False, True]
-    assert [of(v).references_are_gapless for v in ("3248.60", "3789.1")] == [False, True]
+    assert [of(v).references_are_unique for v in ("3248.60", "3789.1")] == [False, True]
     assert [of(v).no_zero_bytes_bit for v in ("2782.1", "3248.60", "3789.1")] == [None, 0x100, 0x400000]
     assert of("3248.60").specific_user_bits is None
     assert of("8019.41.5").specific_user_bits == {"pid": 1 << 24, "epid": 1 << 25, "uuid": 1 << 26, "euuid": 1 << 27}

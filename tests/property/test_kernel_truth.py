@@ -180,9 +180,9 @@ class Machine:
         self.monitor.core.request_poll(self.kernel.now)
 
     def do_fault(self, name: str, value: Any) -> None:
-        if name == "lose_announcements" and not self.kernel.release.references_are_gapless:
+        if name == "lose_announcements" and not self.kernel.release.references_are_unique:
             return  # nothing ever tells of them there
-        if name in {"full", "mbufs"} and not self.kernel.release.references_are_gapless:
+        if name in {"full", "mbufs"} and not self.kernel.release.references_are_unique:
             return  # which would lose announcements, too
         setattr(self.kernel.faults, name, value)
 
