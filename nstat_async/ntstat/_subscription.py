@@ -41,7 +41,7 @@ from ._requests import (
 from ._source import Phase, Source, Terms
 from ._states import TRANSITIONS, WHEN_DONE, State, Trigger
 from ._translate import Translator
-from ._verification import PROBED_AHEAD, Question, Verification
+from ._verification import PROBED_AHEAD, Question, Unreadable, Verification
 
 __all__ = ["DESCRIBE_DELAY", "REPLY_TIMEOUT", "Subscription"]
 
@@ -135,6 +135,7 @@ class Subscription(Client):
         self._vague: deque[int] = deque()
         """Sources whose description is to be asked for at the next occasion."""
         self._verification = Verification()
+        self._unreadable = Unreadable()
         self._poll_began = 0.0
         self._poll_trouble = False
         self._details = False
@@ -342,7 +343,7 @@ class Subscription(Client):
     def _begin_verification(self) -> None:
         verification = self._verification = Verification()
         self._ask((source.ref, Purpose.DESCRIBE) for source in self._undescribed())
-        questions = verification.questions(self.table)
+        questions = verification.questions(self.table, self._unreadable)
         self._ask(questions)
         if self.table.terms.suppressed and (questions or not self._answered_whole or not self._newest_fit()):
             self._ask(verification.begin_probing(self.table))
@@ -496,14 +497,15 @@ class Subscription(Client):
         if errno == DarwinErrno.ENOENT:
             if source is not None:
                 self.table.remove(source, RemovalReason.GONE)
-            elif request.purpose is Purpose.DISCOVER:
+            elif request.ref in self.table.references.missing:  # it may have said goodbye before the question came
                 self.table.references.missing.discard(request.ref)
                 self._verification.never_seen += 1
         elif errno in _NO_ROOM:
             self._single_unanswered()
         elif errno == DarwinErrno.EOPNOTSUPP:  # a route or an interface: it has no details
             self._queue.append(single_request(self.kernel, request.purpose, request.ref))
-        # Any other error is an answer: the source is there, and has nothing to report or cannot be read.
+        else:  # the source is there, and has nothing to report or cannot be read
+            self._unreadable.note(request.ref)
 
     def _single_unanswered(self) -> None:
         """The kernel could not answer now: this says nothing about the source."""

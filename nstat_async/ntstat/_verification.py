@@ -15,7 +15,10 @@ import attrs
 from ._requests import Purpose
 from ._sources import SourceTable
 
-__all__ = ["MAX_VERIFICATIONS", "PROBED_AHEAD", "Verification"]
+__all__ = ["MAX_VERIFICATIONS", "PROBED_AHEAD", "Unreadable", "Verification"]
+
+MAX_WAIT = 64
+"""Polls after which a source that cannot be read is asked for again at the latest: its end may have gone unheard."""
 
 MAX_VERIFICATIONS = 65_536
 """Sources asked for by themselves after one poll; the rest waits for the next."""
@@ -24,6 +27,30 @@ PROBED_AHEAD = 4
 
 Question = tuple[int, Purpose]
 """(reference, why it is asked for)"""
+
+
+class Unreadable:
+    """Sources that are there and cannot be read (``EIO``): a poll has them as soon as they can, so that they are seldom asked for."""
+
+    def __init__(self) -> None:
+        self._waits: dict[int, list[int]] = {}
+        """Reference to polls that are let pass between two questions, and those still to pass."""
+
+    def note(self, ref: int) -> None:
+        """The kernel answered that it cannot read this source."""
+        longest = self._waits.get(ref, [0])[0]
+        longest = min(MAX_WAIT, longest * 2 or 1)
+        self._waits[ref] = [longest, longest]
+
+    def due(self, wanted: list[Question]) -> list[Question]:
+        """Those of what a poll left out that are to be asked for now; what is not left out any more is forgotten."""
+        if not self._waits:
+            return wanted
+        left_out = {ref for ref, _ in wanted}
+        self._waits = {ref: wait for ref, wait in self._waits.items() if ref in left_out}
+        for wait in self._waits.values():
+            wait[1] -= 1
+        return [(ref, purpose) for ref, purpose in wanted if self._waits.get(ref, (0, -1))[1] < 0]
 
 
 @attrs.define(eq=False)
@@ -41,13 +68,14 @@ class Verification:
     last_reference: int = 0
     """Highest reference that there can be."""
 
-    def questions(self, table: SourceTable) -> list[Question]:
+    def questions(self, table: SourceTable, unreadable: Unreadable) -> list[Question]:
         """What to ask for, the most urgent first: what was never seen, then what was not heard of for longest."""
         wanted: list[Question] = []
         if table.terms.suppressed:
             wanted.extend((ref, Purpose.DISCOVER) for ref in sorted(table.references.missing))
         absent = sorted(table.absent(), key=operator.attrgetter("seen"))
         wanted.extend((source.ref, Purpose.VERIFY) for source in absent)
+        wanted = unreadable.due(wanted)
         self.unanswered += len(wanted[MAX_VERIFICATIONS:])
         return wanted[:MAX_VERIFICATIONS]
 
