@@ -7,12 +7,75 @@ announcement did not fit, or a poll has yet to report it.
 
 from __future__ import annotations
 
-__all__ = ["MAX_MISSING", "References"]
+from bisect import bisect_right
+from collections.abc import Iterator
+
+__all__ = ["MAX_MISSING", "Gaps", "References"]
 
 MAX_MISSING = 65_536
 """Numbers remembered as skipped; more are only counted."""
+_MAX_GAPS = 4096
+"""Ranges that they are kept in: to skip any number of them, or to find one, costs the same few steps."""
 _CREDIBLE = 1 << 32
 """More numbers than this are not skipped by a kernel: how many there were is then unknown."""
+
+
+class Gaps:
+    """A set of numbers, kept as ranges; ascending when iterated."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[int]:
+        for begin, end in list(zip(self._begins, self._ends, strict=True)):
+            yield from range(begin, end)
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self._find(number) is not None
+
+    def _find(self, number: int) -> int | None:
+        place = bisect_right(self._begins, number) - 1
+        return place if place >= 0 and number < self._ends[place] else None
+
+    def add_above(self, begin: int, end: int) -> None:
+        """Put in a range that is above all others."""
+        if begin < end:
+            self._begins.append(begin)
+            self._ends.append(end)
+            self._size += end - begin
+
+    def discard(self, number: int) -> None:
+        """Take a number out, if it is in."""
+        place = self._find(number)
+        if place is None:
+            return
+        self._size -= 1
+        begin, end = self._begins[place], self._ends[place]
+        if number == begin:
+            self._begins[place] += 1
+        elif number == end - 1:
+            self._ends[place] -= 1
+        else:
+            self._ends[place] = number
+            self._begins.insert(place + 1, number + 1)
+            self._ends.insert(place + 1, end)
+        if self._begins[place] == self._ends[place]:
+            del self._begins[place], self._ends[place]
+
+    def shrink(self, most: int) -> int:
+        """Forget the lowest ranges beyond this many; how many numbers were in them."""
+        surplus = len(self._begins) - most
+        if surplus <= 0:
+            return 0
+        lost = sum(self._ends[:surplus]) - sum(self._begins[:surplus])
+        del self._begins[:surplus], self._ends[:surplus]
+        self._size -= lost
+        return lost
 
 
 class References:
@@ -23,27 +86,28 @@ class References:
         """Highest number that a source had."""
         self.highest: int | None = None
         """Highest number that was heard of, while numbers are counted."""
-        self.missing: set[int] = set()
+        self.missing = Gaps()
         """Numbers below `highest` of which nothing was heard."""
         self.forgotten = 0
-        """Further ones, skipped when `missing` was full."""
+        """Further ones, for which `missing` has no room."""
 
     def note(self, ref: int) -> None:
         """A message is about this number."""
         highest = self.highest
         if highest is not None and ref <= highest:
             self.missing.discard(ref)
-            return
-        first = 1 if highest is None else highest + 1
-        if len(self.missing) + ref - first <= MAX_MISSING:
-            self.missing.update(range(first, ref))
         else:
-            self.forgotten += ref - first
-        self.highest = ref
+            first = 1 if highest is None else highest + 1
+            if len(self.missing) + ref - first <= MAX_MISSING:
+                self.missing.add_above(first, ref)
+            else:
+                self.forgotten += ref - first
+            self.highest = ref
+        self.forgotten += self.missing.shrink(_MAX_GAPS)
 
     def take_lost(self) -> int | None:
         """How many were skipped so far, no longer to be waited for; `None`: nobody can tell."""
         lost = len(self.missing) + self.forgotten
-        self.missing.clear()
+        self.missing = Gaps()
         self.forgotten = 0
         return lost if lost < _CREDIBLE else None

@@ -314,6 +314,11 @@ class SourceTable:
         serial = self.poll_serial
         return [s for s in self.sources.values() if serial not in {s.seen, s.born}]
 
+    def left_out(self, ref: int) -> bool:
+        """True if the poll which just ended should have reported this source, and did not."""
+        source = self.sources.get(ref)
+        return ref in self.references.missing if source is None else self.poll_serial not in {source.seen, source.born}
+
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The flows that were reported, with their last counts."""
         for source in list(self.sources.values()):

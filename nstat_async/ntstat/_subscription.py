@@ -19,7 +19,7 @@ other after `REPLY_TIMEOUT`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
@@ -128,6 +128,8 @@ class Subscription(Client):
         self._context = 0
         self._queue: deque[Request] = deque()
         """What the state is still to ask."""
+        self._questions: deque[Iterator[Question]] = deque()
+        """About which single sources."""
         self._in_flight: dict[int, Request] = {}
         """What it asked, by context."""
         self._announced: deque[tuple[float, int]] = deque()
@@ -181,7 +183,7 @@ class Subscription(Client):
         if self.is_polling:
             self.wanted = self.serial + 1  # whoever waits for that poll gets another one
         self.state = TRANSITIONS[self.state][Trigger.CLOSED]
-        for waiting in (self.outbox, self._queue, self._in_flight, self._announced, self._vague):
+        for waiting in (self.outbox, self._queue, self._questions, self._in_flight, self._announced, self._vague):
             waiting.clear()
 
     def settle(self) -> None:
@@ -247,7 +249,7 @@ class Subscription(Client):
         """Send what may be sent; enter the next state when this one is done."""
         while self.outcome is None:
             self._send_queued()
-            if self._in_flight or self._queue:
+            if self._in_flight or self._queue or self._questions:
                 return
             after = WHEN_DONE.get(self.state)
             if after is None:
@@ -277,11 +279,21 @@ class Subscription(Client):
             while self._vague:
                 self._queue.append(single_request(self.kernel, Purpose.DESCRIBE, self._vague.popleft()))
         at_once = 1 if self.state in {State.SUBSCRIBING, State.POLLING} else self._singles_at_once
-        while self._queue and len(self._in_flight) < at_once:
-            request = self._queue.popleft()
+        while len(self._in_flight) < at_once and (request := self._next_request()) is not None:
             if request.purpose not in SINGLE or self._is_open(request):
                 self._people["verifications"] += request.purpose in SINGLE and request.purpose is not Purpose.DESCRIBE
                 self._send(request, renew=True)
+
+    def _next_request(self) -> Request | None:
+        """What is to be asked now; questions become requests one by one, for there may be very many."""
+        if self._queue:
+            return self._queue.popleft()
+        while self._questions:
+            for ref, purpose in self._questions[0]:
+                details = self._details and purpose is not Purpose.DESCRIBE
+                return single_request(self.kernel, purpose, ref, details=details)
+            self._questions.popleft()
+        return None
 
     def _is_open(self, request: Request) -> bool:
         """True if a question about one source still is one."""
@@ -343,15 +355,14 @@ class Subscription(Client):
     def _begin_verification(self) -> None:
         verification = self._verification = Verification()
         self._ask((source.ref, Purpose.DESCRIBE) for source in self._undescribed())
-        questions = verification.questions(self.table, self._unreadable)
-        self._ask(questions)
-        if self.table.terms.suppressed and (questions or not self._answered_whole or not self._newest_fit()):
+        self._ask(verification.questions(self.table, self._unreadable))
+        if self.table.terms.suppressed and (
+            verification.is_needed or not self._answered_whole or not self._newest_fit()
+        ):
             self._ask(verification.begin_probing(self.table))
 
     def _ask(self, questions: Iterable[Question]) -> None:
-        for ref, purpose in questions:
-            details = self._details and purpose is not Purpose.DESCRIBE
-            self._queue.append(single_request(self.kernel, purpose, ref, details=details))
+        self._questions.append(iter(questions))
 
     @property
     def has_small_buffer(self) -> bool:
@@ -466,10 +477,12 @@ class Subscription(Client):
             self.report_gap(None)
 
     def _buffer_was_full(self, request: Request) -> bool:
+        if self.receive_buffer is None:
+            return False  # over a bridge; what was left out is found at the next look at a second socket
         size = self.decoder.bytes - request.bytes_before
         records = self.decoder.datagrams - request.datagrams_before
         storage = records * 256 / 8 if self.kernel.charges_mbufs else 0
-        return max(size, storage) >= SUSPICIOUS_FILL * (self.receive_buffer or DEFAULT_BUFFER)
+        return max(size, storage) >= SUSPICIOUS_FILL * self.receive_buffer
 
     def _subscription_refused(self, request: Request, errno: int) -> None:
         self._subscription_over(request)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from itertools import chain, islice
 
 import attrs
 
@@ -42,15 +43,16 @@ class Unreadable:
         longest = min(MAX_WAIT, longest * 2 or 1)
         self._waits[ref] = [longest, longest]
 
-    def due(self, wanted: list[Question]) -> list[Question]:
-        """Those of what a poll left out that are to be asked for now; what is not left out any more is forgotten."""
-        if not self._waits:
-            return wanted
-        left_out = {ref for ref, _ in wanted}
-        self._waits = {ref: wait for ref, wait in self._waits.items() if ref in left_out}
+    def pass_poll(self, table: SourceTable) -> None:
+        """Another poll is over; what it reported, or what is gone, is forgotten."""
+        self._waits = {ref: wait for ref, wait in self._waits.items() if table.left_out(ref)}
         for wait in self._waits.values():
             wait[1] -= 1
-        return [(ref, purpose) for ref, purpose in wanted if self._waits.get(ref, (0, -1))[1] < 0]
+
+    def is_due(self, ref: int) -> bool:
+        """False for a source that is not to be asked for now."""
+        wait = self._waits.get(ref)
+        return wait is None or wait[1] < 0
 
 
 @attrs.define(eq=False)
@@ -61,6 +63,8 @@ class Verification:
     """Sources that were there after all."""
     never_seen: int = 0
     """Sources that came and went between two polls."""
+    is_needed: bool = False
+    """The poll left something out."""
     unanswered: int = 0
     """Sources that the kernel could not answer for now, or was not asked about: the poll is incomplete."""
     probed: int = 0
@@ -68,16 +72,18 @@ class Verification:
     last_reference: int = 0
     """Highest reference that there can be."""
 
-    def questions(self, table: SourceTable, unreadable: Unreadable) -> list[Question]:
-        """What to ask for, the most urgent first: what was never seen, then what was not heard of for longest."""
-        wanted: list[Question] = []
-        if table.terms.suppressed:
-            wanted.extend((ref, Purpose.DISCOVER) for ref in sorted(table.references.missing))
-        absent = sorted(table.absent(), key=operator.attrgetter("seen"))
-        wanted.extend((source.ref, Purpose.VERIFY) for source in absent)
-        wanted = unreadable.due(wanted)
-        self.unanswered += len(wanted[MAX_VERIFICATIONS:])
-        return wanted[:MAX_VERIFICATIONS]
+    def questions(self, table: SourceTable, unreadable: Unreadable) -> Iterator[Question]:
+        """What to ask for, the most urgent first: what was never seen, then what the poll left out of the known."""
+        unreadable.pass_poll(table)
+        unseen = table.references.missing if table.terms.suppressed else ()
+        absent = table.absent()
+        surplus = len(unseen) + len(absent) - MAX_VERIFICATIONS
+        if surplus > 0:
+            self.unanswered += surplus
+            absent.sort(key=operator.attrgetter("seen"))  # what was not heard of for longest
+        self.is_needed = bool(unseen or absent)
+        wanted = chain(((ref, Purpose.DISCOVER) for ref in unseen), ((s.ref, Purpose.VERIFY) for s in absent))
+        return (each for each in islice(wanted, MAX_VERIFICATIONS) if unreadable.is_due(each[0]))
 
     def begin_probing(self, table: SourceTable) -> Iterator[Question]:
         """Ask for references above all that the poll reported.

@@ -67,7 +67,7 @@ class FlowCounters:
         """
         values = self.values
         for name, amount in zip(_TOTALS, (seen[0], said[1], seen[2], said[3]), strict=True):
-            values[name] = values.get(name, 0) + amount
+            values[name] = values.get(name, 0) + amount & _WORD
         if self._by_medium:
             self._add_details("total", said, uptime)
             if medium is not None:
@@ -76,13 +76,13 @@ class FlowCounters:
             for prefix, name in _EARLIER_MEDIA:
                 if medium.startswith(prefix):
                     for key, amount in ((f"nstat_{name}_rxbytes", seen[1]), (f"nstat_{name}_txbytes", seen[3])):
-                        values[key] = values.get(key, 0) + amount
+                        values[key] = values.get(key, 0) + amount & _WORD
         self._encoded = None
 
     def _add_details(self, medium: str, traffic: Traffic, uptime: int) -> None:
         details, prefix = self.details, f"media_stats.{medium}."
         for name, amount in zip(_NAMES, traffic, strict=True):
-            details[prefix + name] = details.get(prefix + name, 0) + amount
+            details[prefix + name] = details.get(prefix + name, 0) + amount & _WORD
         start, bitmap = prefix + "activity_bitmap.start", prefix + "activity_bitmap.bitmap"
         details[start], details[bitmap] = mark_active(details.get(start, 0), details.get(bitmap, (0, 0)), uptime)
 

@@ -21,7 +21,7 @@ from ._counters import FlowCounters, mark_active
 from ._interfaces import EmulatedInterface, property_bits
 from ._machine import OWNER_FIELDS, Machine
 from ._time import NANOSECOND
-from ._values import endpoint, field_value
+from ._values import endpoint, field_value, whole
 
 __all__ = ["Address", "EmulatedFlow"]
 
@@ -80,6 +80,7 @@ class EmulatedFlow:
         """TCP's role in the last description, "listener" or "outbound"; each source keeps it (see `ClientSource`)."""
         structure = kernel.release.descriptor_name(provider_id)
         assert structure is not None
+        self._structure = structure
         self._codec = kernel.layout[structure]
         self._descriptor_parts: tuple[bytes, bytes] | None = None
         bits = self._codec.by_name.get("ifnet_properties")
@@ -213,13 +214,19 @@ class EmulatedFlow:
 
         Names that begin with ``nstat_`` are counters, ``media_stats.…`` detailed counters
         (macOS 26); strings and `UUID` are encoded, endpoints may be given as for `endpoint`.
+        A field that this release lacks is left out of what it sends.
+
+        Raises:
+            UsageError: There is no such field in any release, or it cannot have this value.
         """
+        said = {**(values or {}), **more}
+        checked = {name: field_value(self._structure, name, value) for name, value in said.items()}
         with self.kernel.lock:
-            for name, value in {**(values or {}), **more}.items():
+            for name, value in checked.items():
                 if name.startswith(("nstat_", "media_stats.")):
                     self._counters.set(name, value)
                 else:
-                    self.fields[name] = field_value(name, value)
+                    self.fields[name] = value
                     self._descriptor_parts = None
 
     def use_interface(self, interface: str | EmulatedInterface | None) -> None:
@@ -249,7 +256,15 @@ class EmulatedFlow:
             interface: What carried it; default: the interface of the last packet.
             switch: Flows in user space: what the flow switch saw of it, headers included: packets and
                 bytes received, packets and bytes sent. Default: the same as the process says.
+
+        Raises:
+            UsageError: A number is no number of bytes or packets, or there is no such interface.
         """
+        if switch is not None and len(switch) != 4:
+            raise UsageError(f"switch: {switch!r} is not packets and bytes received, packets and bytes sent")
+        amounts = {"rx": rx, "tx": tx, "rx_packets": rx_packets or 0, "tx_packets": tx_packets or 0}
+        for name, amount in (*amounts.items(), *(("switch", amount) for amount in switch or ())):
+            whole(name, amount)
         rxp = self._packets(rx) if rx_packets is None else rx_packets
         txp = self._packets(tx) if tx_packets is None else tx_packets
         said = (rxp, rx, txp, tx)
@@ -291,9 +306,16 @@ class EmulatedFlow:
             self._counters.set("nstat_connectsuccesses", int(state >= _ESTABLISHED))
 
     def set_state(self, state: str | int) -> None:
-        """Put a TCP flow into a state, by number or by `nstat_async.TcpState`'s word."""
+        """Put a TCP flow into a state, by number or by `nstat_async.TcpState`'s word.
+
+        Raises:
+            UsageError: There is no such state.
+        """
         with self.kernel.lock:
-            self._enter(state if isinstance(state, int) else [s.value for s in TCP_STATES].index(state))
+            names = [each.value for each in TCP_STATES]
+            if isinstance(state, str) and state not in names:
+                raise UsageError(f"state: {state!r} is none of {', '.join(names)}")
+            self._enter(names.index(state) if isinstance(state, str) else whole("state", state, bits=32))
 
     def connect(
         self,
@@ -304,7 +326,7 @@ class EmulatedFlow:
         established: bool = True,
     ) -> EmulatedFlow:
         """Connect; TCP raises the "outbound" event and is established unless `established` is false."""
-        peer = endpoint(remote)
+        peer = endpoint(remote, "remote")
         with self.kernel.lock:
             self.set(remote=peer, local=local if local is not None else self.kernel.ephemeral(peer))
             self.use_interface(interface)
@@ -334,8 +356,9 @@ class EmulatedFlow:
     def listen(self, local: Address) -> EmulatedFlow:
         """Become a TCP listener; raises the "listen" event."""
         with self.kernel.lock:
-            bound = endpoint(local)
-            assert bound is not None
+            bound = endpoint(local, "local")
+            if bound is None:
+                raise UsageError("local: a listener has an address")
             self.set(local=bound, remote=Endpoint(bytes(len(bound.packed)), 0))
             self._enter(_LISTEN)
             self.event(EventFlag.FLOW_STATE_LISTEN)

@@ -14,6 +14,7 @@ from ._client import EmulatedClient
 from ._flows import EmulatedFlow
 from ._lookup import report_traffic
 from ._scripting import ScriptedMachine
+from ._values import whole
 
 __all__ = ["SansIoKernel"]
 
@@ -112,6 +113,8 @@ class SansIoKernel(ScriptedMachine):
 
     def interface_transfer(self, name: str, rx: int = 0, tx: int = 0) -> None:
         """Count an interface's own traffic; its watchers hear of it when their threshold is passed."""
+        whole("rx", rx)
+        whole("tx", tx)
         with self.lock:
             interface = self.interface(name)
             before = sum(interface.counts.get(key, 0) for key in ("nstat_rxbytes", "nstat_txbytes"))

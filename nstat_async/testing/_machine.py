@@ -18,7 +18,7 @@ from ._faults import Faults
 from ._interfaces import EmulatedInterface, default_interfaces
 from ._receive_buffer import DEFAULT_RECEIVE_SPACE
 from ._time import KernelTime
-from ._values import executable_uuid
+from ._values import executable_uuid, text, whole
 
 __all__ = ["OWNER_FIELDS", "Machine"]
 
@@ -180,7 +180,9 @@ class Machine(KernelTime):
 
     def owner_fields(self, pid: int, name: str, *, upid: int | None = None, uid: int = 501) -> dict[str, Any]:
         """Descriptor fields for an owner that acts for itself, perhaps started by somebody `responsible`."""
-        unique = self.process(pid, name) if upid is None else upid
+        whole("pid", pid, bits=31)
+        text("name", name)
+        unique = self.process(pid, name) if upid is None else whole("upid", upid)
         image = executable_uuid(name)
         kept = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
         owner = {"pid": pid, "upid": unique, "pname": kept, "uuid": image, "uid": uid}

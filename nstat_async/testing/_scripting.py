@@ -9,7 +9,7 @@ from nstat_async._model import Endpoint, Provider
 
 from ._flows import Address, EmulatedFlow
 from ._machine import OWNER_FIELDS, Machine
-from ._values import endpoint, field_value
+from ._values import check_fields, endpoint, field_value, text, whole
 
 __all__ = ["ScriptedMachine"]
 
@@ -78,8 +78,10 @@ class ScriptedMachine(Machine):
         self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
     ) -> EmulatedFlow:
         """Make a flow from raw fields and announce it to whoever watches its provider."""
+        structure = self.release.descriptor_name(provider_id)
+        assert structure is not None
+        values = {name: field_value(structure, name, value) for name, value in (fields or {}).items()}
         with self.lock:
-            values = {name: field_value(name, value) for name, value in (fields or {}).items()}
             flow = EmulatedFlow(self, provider_id, values)
             flow.inbound = inbound
             self._flows[provider_id][flow.number] = flow
@@ -119,10 +121,16 @@ class ScriptedMachine(Machine):
             fields: Fields of the descriptor, and counters, by the kernel's names.
 
         Raises:
-            UsageError: This release has no such provider, or this machine no such interface.
+            UsageError: This release has no such provider, this machine no such interface, no release such a
+                field, or an argument cannot have this value.
         """
-        peer = endpoint(remote)
-        mine = endpoint(local) if local is not None or peer is None else self.ephemeral(peer)
+        number = self.provider_number(provider, userland=userland)
+        check_fields(self.release.descriptor_name(number) or "", fields)
+        carrier = None if interface is None else self.interface(interface)
+        for key, amount in (("rx", rx), ("tx", tx)):
+            whole(key, amount)
+        peer = endpoint(remote, "remote")
+        mine = endpoint(local, "local") if local is not None or peer is None else self.ephemeral(peer)
         if mine is not None and peer is None:
             peer = Endpoint(bytes(len(mine.packed)), 0)
         owner = self.owner_fields(pid, name)
@@ -130,12 +138,11 @@ class ScriptedMachine(Machine):
         if remote is not None and provider is not Provider.UDP:
             values.setdefault("state", _ESTABLISHED)
         with self.lock:
-            number = self.provider_number(provider, userland=userland)
             counters = {key: values.pop(key) for key in list(values) if key.startswith("nstat_")}
             flow = self.open_flow(number, values, inbound=inbound)
             flow.set(counters)
-            if remote is not None and interface is not None:
-                flow.use_interface(interface)
+            if remote is not None and carrier is not None:
+                flow.use_interface(carrier)
             if rx or tx:
                 flow.transfer(rx, tx)
         return flow
@@ -181,12 +188,12 @@ class ScriptedMachine(Machine):
     ) -> EmulatedFlow:
         """A route; `EmulatedFlow.close` lets it go down, which polls and the minute-timer find."""
         number = self.provider_number(Provider.ROUTE)
-        values: dict[str, Any] = {"dst": Endpoint.parse(destination), "flags": flags, **fields}
-        values["ifindex"] = self.interface(interface).index
+        values: dict[str, Any] = {"dst": endpoint((destination, 0), "destination"), "flags": flags, **fields}
+        values["ifindex"] = self.interface(text("interface", interface)).index
         values.setdefault("id", self.random.getrandbits(48))
         for key, address in (("mask", mask), ("gateway", gateway)):
             if address is not None:
-                values[key] = Endpoint.parse(address)
+                values[key] = endpoint((address, 0), key)
         return self.open_flow(number, values)
 
 

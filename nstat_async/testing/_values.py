@@ -1,17 +1,27 @@
-"""Values of descriptor fields: addresses, UUIDs and names as bytes."""
+"""Values of descriptor fields, checked: addresses, UUIDs and names as bytes.
+
+What a test hands over and no kernel could hold is a `UsageError` that names the argument.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
+from nstat_async._errors import UsageError
 from nstat_async._model import Endpoint
 from nstat_async.ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6
+from nstat_async.ntstat._tables import STRUCTS
 
-__all__ = ["endpoint", "executable_uuid", "field_value", "sockaddr"]
+__all__ = ["check_fields", "endpoint", "executable_uuid", "field_value", "sockaddr", "text", "whole"]
 
 _UUID_SPACE = uuid.UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
+_BITS = {"BOOL": 8, "U8": 8, "U16": 32, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
+"""Width of a number; what newer releases widened has the room that it has now."""
+_BYTES = {"SOCKADDR": 28, "UUID": 16}
 
 
 @functools.lru_cache(1024)
@@ -20,20 +30,46 @@ def executable_uuid(name: str) -> bytes:
     return uuid.uuid5(_UUID_SPACE, name).bytes
 
 
-def endpoint(value: Endpoint | str | tuple[str, int] | None) -> Endpoint | None:
+def whole(name: str, value: Any, *, bits: int = 64, least: int = 0) -> int:
+    """A whole number that fits.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << bits:
+        raise UsageError(f"{name}: {value!r} is no whole number from {least} to {(1 << bits) - 1}")
+    return int(value)
+
+
+def text(name: str, value: Any) -> str:
+    """A text without a NUL.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        raise UsageError(f"{name}: {value!r} is no text without NUL")
+    return value
+
+
+def endpoint(value: Endpoint | str | tuple[str, int] | None, name: str = "address") -> Endpoint | None:
     """An endpoint from ``("192.0.2.1", 443)``, ``"192.0.2.1:443"`` or ``"[2001:db8::1]:443"``.
 
     Raises:
-        ValueError: It is none of these.
+        UsageError: It is none of these; the text begins with `name`.
     """
     if value is None or isinstance(value, Endpoint):
         return value
-    if not isinstance(value, str):
-        return Endpoint.parse(value[0], value[1])
-    address, _, port = value.rpartition(":")
-    if not port.isdecimal():
-        raise ValueError(f"{value!r} is no address such as 192.0.2.1:443 or [2001:db8::1]:443")
-    return Endpoint.parse(address.strip("[]"), int(port))
+    try:
+        if isinstance(value, tuple):
+            address, port = value
+            return Endpoint.parse(address, whole("port", port, bits=16))
+        address, colon, number = value.rpartition(":")
+        if colon and number.isdecimal():
+            return Endpoint.parse(address.strip("[]"), whole("port", int(number), bits=16))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{name}: {value!r} is no address: {error}") from error
+    raise UsageError(f"{name}: {value!r} is no address such as 192.0.2.1:443 or [2001:db8::1]:443")
 
 
 def sockaddr(value: Endpoint | None) -> bytes:
@@ -47,10 +83,51 @@ def sockaddr(value: Endpoint | None) -> bytes:
     return bytes((28, DARWIN_AF_INET6)) + port + bytes(4) + value.packed + scope
 
 
-def field_value(name: str, value: Any) -> Any:
-    """A descriptor field in the form that the encoder takes."""
-    if name in {"local", "remote", "dst", "mask", "gateway"} and not isinstance(value, bytes):
-        return sockaddr(endpoint(value))
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    return value.bytes if isinstance(value, uuid.UUID) else value
+@functools.cache
+def _kinds(structure: str) -> dict[str, str]:
+    """Field to its type in the newest release that has it: of this descriptor, of others (which it leaves out), of counters."""
+    others = [name for name in STRUCTS if name.endswith("_descriptor")]
+    found: dict[str, str] = {}
+    for each in (structure, "nstat_counts", "nstat_detailed_counts", *others):
+        for name, kind, _ in STRUCTS[each][1]:
+            found.setdefault(name, kind if isinstance(kind, str) else str(kind[max(kind)]))
+    return found
+
+
+def check_fields(structure: str, names: Iterable[str]) -> None:
+    """Fields of the descriptor in any release, or counters.
+
+    Raises:
+        UsageError: One is neither.
+    """
+    known = _kinds(structure)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(f"{name}: no descriptor has such a field{f'; is it {near[0]}?' if near else ''}")
+
+
+def field_value(structure: str, name: str, value: Any) -> Any:
+    """A field or counter in the form that the encoder takes.
+
+    Raises:
+        UsageError: There is no such field, or it cannot have this value.
+    """
+    check_fields(structure, (name,))
+    base, _, count = _kinds(structure)[name].partition("*")
+    if base == "SOCKADDR" and not isinstance(value, bytes):
+        return sockaddr(endpoint(value, name))
+    if base == "CHAR":
+        encoded = value if isinstance(value, bytes) else text(name, value).encode("utf-8", "surrogateescape")
+        return encoded[: int(count)]
+    if isinstance(value, uuid.UUID):
+        value = value.bytes
+    if base in _BYTES:
+        if not isinstance(value, bytes) or len(value) != _BYTES[base]:
+            raise UsageError(f"{name}: {value!r} has not {_BYTES[base]} bytes")
+        return value
+    if not count:
+        return whole(name, value, bits=_BITS[base])
+    if not isinstance(value, tuple) or len(value) != int(count):
+        raise UsageError(f"{name}: {value!r} is no tuple of {count} numbers")
+    return tuple(whole(name, each, bits=_BITS[base]) for each in value)

@@ -368,3 +368,59 @@ def test_ticks_follow_the_timebase():
     flow = machine.open_tcp()
     machine.advance(2)
     assert (machine.ticks - flow.fields["start_timestamp"]) * 125 // 3 == 2 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda k: k.open_tcp(nonsense=1), "nonsense: no descriptor has such a field"),
+        (lambda k: k.open_tcp(pid=1, rx_byte=5), "rx_byte: no descriptor"),
+        (lambda k: k.open_udp(nstat_rxbyte=5), "nstat_rxbyte: no descriptor has such a field; is it nstat_rxbytes?"),
+        (lambda k: k.open_tcp(pid="a"), "pid: 'a' is no whole number from 0"),
+        (lambda k: k.open_tcp(pid=-1), "pid: -1 is no whole number"),
+        (lambda k: k.open_tcp(pid=1 << 31), "pid: 2147483648 is no whole number"),
+        (lambda k: k.open_tcp(name=7), "name: 7 is no text"),
+        (lambda k: k.open_tcp(name="a\0b"), "name: "),
+        (lambda k: k.open_tcp(remote="x"), "remote: 'x' is no address such as"),
+        (lambda k: k.open_tcp(remote=("x", 1)), "remote: ('x', 1) is no address"),
+        (lambda k: k.open_tcp(remote="192.0.2.1:99999"), "remote: '192.0.2.1:99999' is no address: port: 99999"),
+        (lambda k: k.open_tcp(remote=("192.0.2.1", 99999)), "remote: ('192.0.2.1', 99999) is no address: port: 99999"),
+        (lambda k: k.open_tcp(remote=5), "remote: 5 is no address"),
+        (lambda k: k.open_tcp(local="y", remote="192.0.2.1:1"), "local: 'y' is no address"),
+        (lambda k: k.open_tcp(rx=-1), "rx: -1 is no whole number"),
+        (lambda k: k.open_tcp(tx=1.5), "tx: 1.5 is no whole number"),
+        (lambda k: k.open_tcp(interface="en9"), "interface: 'en9' is none of"),
+        (lambda k: k.open_tcp(uuid=b"short"), "uuid: b'short' has not 16 bytes"),
+        (lambda k: k.open_tcp(uid=-5), "uid: -5 is no whole number"),
+        (lambda k: k.open_quic(remote="z"), "remote: 'z' is no address"),
+        (lambda k: k.open_connection(cuuid="text"), "cuuid: 'text' has not 16 bytes"),
+        (lambda k: k.open_connection(nonsense=1), "nonsense: "),
+        (lambda k: k.open_subflow(k.open_udp(), "x"), "remote: 'x' is no address"),
+        (lambda k: k.add_route("nowhere"), "destination: ('nowhere', 0) is no address"),
+        (lambda k: k.add_route("192.0.2.0", gateway="x"), "gateway: ('x', 0) is no address"),
+        (lambda k: k.add_route("192.0.2.0", metric=3), "metric: no descriptor"),
+        (lambda k: k.open_tcp().transfer(rx=-1), "rx: -1 is no whole number"),
+        (lambda k: k.open_tcp().transfer(tx_packets="1"), "tx_packets: '1' is no whole number"),
+        (lambda k: k.open_tcp().transfer(switch=(1, 2, 3)), "switch: (1, 2, 3) is not"),
+        (lambda k: k.open_tcp().transfer(1, interface="en9"), "interface: 'en9'"),
+        (lambda k: k.open_tcp().set(stat=1), "stat: no descriptor has such a field; is it state?"),
+        (lambda k: k.open_tcp().set(state="open"), "state: 'open' is no whole number"),
+        (lambda k: k.open_tcp().set_state("open"), "state: 'open' is none of closed, listen"),
+        (lambda k: k.open_tcp().connect("x"), "remote: 'x'"),
+        (lambda k: k.open_tcp().listen(None), "local: a listener has an address"),
+        (lambda k: k.open_tcp().rename_process("a", "b"), "pid: 'a'"),
+        (lambda k: k.interface_transfer("en0", rx=-1), "rx: -1"),
+    ],
+)
+def test_what_no_kernel_could_hold_is_an_error_that_names_the_argument(call, said):
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    with pytest.raises(UsageError) as error:
+        call(kernel)
+    assert str(error.value).startswith(said)
+
+
+def test_counters_wrap_at_64_bits():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    flow = kernel.open_tcp(rx=(1 << 64) - 1)
+    flow.transfer(rx=2)
+    assert flow.rx_bytes == 1
