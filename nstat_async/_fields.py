@@ -151,6 +151,12 @@ def _read_settings(value: Any) -> tuple[tuple[int, Any], ...]:
     return tuple(found)
 
 
+def _read_holders(value: Any) -> tuple[tuple[int, str | None], ...]:
+    return tuple(
+        (_must_be(int)(pid), None if name is None else _must_be(str)(name)) for pid, name in _must_be(list)(value)
+    )
+
+
 def _plain_media(media: tuple[tuple[str, MediumCounts], ...]) -> dict[str, dict[str, int]]:
     return {name: attrs.asdict(counts) for name, counts in media}
 
@@ -192,6 +198,7 @@ NANOSECONDS = Kind("number", lambda ns: ns / 1e9, _read_number, text=_seconds_te
 PAIRS = Kind("object of integers", dict, _read_pairs)
 TEXT_PAIRS = Kind("object of texts", dict, _read_text_pairs)
 SETTINGS = Kind("list of [key, value]", _plain_settings, _read_settings)
+HOLDERS = Kind("list of [pid, name]", lambda pairs: [list(pair) for pair in pairs], _read_holders, empty=())
 MEDIA = Kind("object of MediumCounts", _plain_media, _read_media, empty=())
 KEY = Kind("text or integer", _plain_key, _same)
 ROW_KIND = attrs.evolve(_one_of(RowKind), plain=_plain_row_kind, read=_read_row_kind, text=None)
@@ -362,6 +369,12 @@ TABLE = FieldTable((
         _mac("persona_id", INTEGER),
         _mac("responsible_uuid", UUID_TEXT),
         _linux("title", TEXT, group="process title"),
+        _linux("user", TEXT),
+        _linux("parent_pid", INTEGER, group="parent process"),
+        Field("started", NANOSECONDS, derived=True, later=True, platform="Linux", unit="seconds since the epoch", get=attrgetter("started_ns")),
+        _linux("started_ns", INTEGER, unit="nanoseconds since the epoch"),
+        _linux("command_line", TEXT, key="cmdline"),
+        _linux("attribution", _one_of(Attribution)),
     )),
     Record(Interface, (
         _int("index"),
@@ -398,6 +411,8 @@ TABLE = FieldTable((
         _linux("container_id", TEXT, derived=True),
         _linux("pod", TEXT, group="pod"),
         _linux("pod_uid", TEXT, derived=True),
+        _linux("other_holders", INTEGER),
+        _linux("holders", HOLDERS),
     )),
     Record(Peer, (
         _text("host", group="peer host"),

@@ -124,8 +124,12 @@ def _address_text(packed: bytes) -> str:
 
 
 class Attribution(enum.Enum):
-    """Why a flow has no process, or one that was not seen to hold it."""
+    """How a flow's process is known, or why there is none (Linux)."""
 
+    OBSERVED = "observed"
+    """The process was seen to hold the flow, or to use it."""
+    INFERRED = "inferred"
+    """It is the only process that listened where the flow was accepted, which ended before anyone could look."""
     KERNEL = "kernel"
     """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard): all processes were looked at, and none
     has it. `Flow.process` is the one with pid 0."""
@@ -240,6 +244,22 @@ class Process:
     title: str | None = None
     """Linux: the name that the program gave itself (``comm``, 15 characters at most); of a script its own, where
     `name` is that of the interpreter."""
+    user: str | None = None
+    """Linux: what the system calls the user `uid`; `None` if it does not know it."""
+    parent_pid: int | None = None
+    """Linux: process id of the parent; 0 when that is of another pid namespace."""
+    started_ns: int | None = None
+    """Linux: its start, wall clock, nanoseconds since the epoch."""
+    command_line: str | None = None
+    """Linux, with ``extras``: the command line as a shell would take it (4,096 bytes at most), or the title that the
+    program wrote over it. It may hold secrets."""
+    attribution: Attribution | None = None
+    """Linux: ``OBSERVED`` or ``INFERRED``: how it is known that the flow is this process's."""
+
+    @property
+    def started(self) -> float | None:
+        """`started_ns` in seconds since the epoch, as the times of events are."""
+        return None if self.started_ns is None else self.started_ns / 1e9
 
     @property
     def key(self) -> tuple[int, int | None]:
@@ -328,6 +348,10 @@ class Flow:
     protocol: int | None = None
     """Linux: the IP protocol of a raw socket (255: it writes whole packets), the EtherType of a packet socket (3: all);
     `None` for other flows, and while it is not known."""
+    other_holders: int | None = None
+    """Linux: how many other processes hold it as well; `None` where none is known."""
+    holders: tuple[tuple[int, str | None], ...] = ()
+    """Linux, with ``extras``: process id and name of the oldest of them, 15 at most."""
     host: str | None = None
     """The machine that the flow is on, in a fleet; `None` for this machine."""
     peer: Peer | None = None

@@ -26,7 +26,7 @@ from ..ebpf import (
 from .bpf import create_iterator
 from .bpfload import EbpfSettings, Loaded, Loader, socket_number, unavailable
 from .bpfmaps import MapsChannel, SharedCounters
-from .procfs import start_ticks
+from .processes import start_ticks
 from .ring import MappedRing, RingChannel
 
 __all__ = ["EbpfSettings", "EbpfSource"]

@@ -40,7 +40,8 @@ from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
 from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
-from .procfs import ProcessScanner, process_facts
+from .processes import ProcessReader, user_names
+from .procfs import ProcessScanner
 from .proctables import read_table
 from .pulse import Pulse, PulseChannel
 from .ring import REST
@@ -87,15 +88,23 @@ class NetlinkTransport:
         namespaces: Descriptors of network namespaces by their number in the
             session; `None` is this process' own. They are owned from here on.
         receive_buffer: Bytes to ask for, for destroy notifications; `None`: a sensible size.
+        command_lines: Read those of processes, too.
     """
 
-    def __init__(self, namespaces: tuple[int | None, ...] = (None,), receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        namespaces: tuple[int | None, ...] = (None,),
+        receive_buffer: int | None = None,
+        *,
+        command_lines: bool = False,
+    ) -> None:
         self._namespaces = namespaces
         self._receive_buffer = receive_buffer or GOODBYE_BUFFER
         self.networks = frozenset(network_of("thread-self") if n is None else _network(n) for n in namespaces)
         """The namespaces as `network_of` has them."""
-        self._scanner = ProcessScanner(networks=self.networks)
-        self._pulse = Pulse(self._scanner.recent)
+        self._processes = ProcessReader(command_lines=command_lines)
+        self._scanner = ProcessScanner(self._processes, networks=self.networks)
+        self._pulse = Pulse(self._scanner.recent, self._processes)
         self._cgroups = CgroupFinder()
         self._closed = False
         self._programs: EbpfSource | None = None
@@ -143,8 +152,9 @@ class NetlinkTransport:
         if isinstance(request, OwnersRequest):
             return self._scanner.answer(request)
         if isinstance(request, ProcessesRequest):
-            facts = (process_facts(pid) for pid, _ in request.processes)
-            return ProcessesAnswer(tuple(each for each in facts if each.start_ticks is not None))
+            facts = (self._processes.facts(pid) for pid, _ in request.processes)
+            found = tuple(each for each in facts if each.start_ticks is not None)
+            return ProcessesAnswer(found, user_names(request.users))
         if isinstance(request, SocketTablesRequest):
             return self._tables(request)
         if isinstance(request, LinkKindsRequest):

@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from ..sockdiag import OwnersAnswer, PulsePurpose, PulseReport
-from .procfs import LikelyHolders, process_facts
+from .likely import LikelyHolders
+from .processes import ProcessReader, eldest, user_names
 
 __all__ = ["Budget", "Counters", "Pulse", "PulseChannel"]
 
@@ -228,9 +229,11 @@ class Pulse:
 
     Args:
         recent: Processes that held the last sockets, the last one last; what is found here is added.
+        reader: Reads the facts of processes.
     """
 
-    def __init__(self, recent: dict[int, None]) -> None:
+    def __init__(self, recent: dict[int, None], reader: ProcessReader) -> None:
+        self._reader = reader
         self._likely = LikelyHolders(recent)
         self._watches: list[_Watch] = []
         self._budget = Budget(SHARE, time.monotonic())
@@ -329,19 +332,17 @@ class Pulse:
 
     def _owners_of(self, sockets: list[tuple[int, bytes]]) -> OwnersAnswer:
         """Who holds these sockets, as far as a short search finds out."""
-        wanted = set()
-        ours = os.geteuid()
-        for _, message in sockets:
-            _, uid, inode = _SOCKET.unpack_from(message, _COOKIE_AT)
-            if not ours or uid == ours:  # others do not let us look
-                wanted.add(inode)
-        found = self._search(wanted) if wanted else []
-        facts = {pid: process_facts(pid) for pid in dict.fromkeys(place[1] for place in found)}
+        rows = [_SOCKET.unpack_from(message, _COOKIE_AT) for _, message in sockets]
+        ours = os.geteuid()  # others do not let us look
+        wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
+        found = [eldest(place) for place in self._search(wanted)] if wanted else []
+        facts = {pid: self._reader.facts(pid) for pid in dict.fromkeys(place[1] for place in found)}
         self._likely.add(facts)
         return OwnersAnswer(
             tuple((inode, pid) for inode, pid, _, _ in found),
             tuple(facts.values()),
             places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
+            users=user_names({uid for _, uid, _ in rows}),
         )
 
     def _search(self, wanted: set[int]) -> list[tuple[int, int, int, int]]:

@@ -62,7 +62,7 @@ class SockDiag:
         from ..sockdiag import Session, Setup  # noqa: PLC0415  # as above
 
         namespaces, descriptors = open_namespaces(self.netns)
-        transport = NetlinkTransport(tuple(descriptors), options.receive_buffer)
+        transport = NetlinkTransport(tuple(descriptors), options.receive_buffer, command_lines=options.extras)
         processes, limit = process_visibility(transport.networks)
         setup = Setup(
             kernel=platform.release(),

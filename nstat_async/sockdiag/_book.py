@@ -24,12 +24,14 @@ import struct
 import sys
 from collections import deque
 
+import attrs
+
 from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
-from .._model import Attribution, Flow, Process
+from .._model import Attribution, Direction, Flow, Process
 from ._cgroups import CgroupSource, cgroup_of
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._direction import ListenerTable, weigh_direction
-from ._entry import Entry, Owner, Weight
+from ._entry import Entry, Others, Owner, Weight
 from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
@@ -70,6 +72,7 @@ class Book:
         cgroups: CgroupSource,
         *,
         every_update: bool = False,
+        extras: bool = False,
     ) -> None:
         self.number = number
         self.entries: dict[int, Entry] = {}
@@ -92,6 +95,7 @@ class Book:
         self._links = links
         self._links_version = links.version
         self._every = every_update
+        self._extras = extras
         self._label = namespace.label
 
     def begin_poll(self) -> None:
@@ -279,10 +283,26 @@ class Book:
             if interface is not None and interface != flow.interface:
                 self.update(entry, entry.report, rebuilt=True)
 
+    def learn_others(self, entry: Entry, owner: Process, others: Others) -> None:
+        """Several processes hold a socket: the oldest of them is its owner."""
+        changed, entry.others = entry.others != others, others
+        if entry.process is None or entry.process.key != owner.key:
+            self.learn_owner(entry, owner, None)
+        elif changed and entry.flow is not None:
+            self.update(entry, entry.report, rebuilt=True)
+
+    def _infer_owner(self, entry: Entry) -> Owner:
+        """Whose a connection was that ended before anyone could look: where it was accepted the listener's, if that is but one process."""
+        accepted = entry.direction is Direction.INBOUND
+        listening = [self.entries[cookie] for cookie in self.listeners.of(entry.identity)] if accepted else []
+        owners = {each.process if self._owners.is_alone(each) else None for each in listening}
+        owner = owners.pop() if len(owners) == 1 else None
+        return Attribution.GONE if owner is None else attrs.evolve(owner, attribution=Attribution.INFERRED)
+
     # -- outcomes
 
     def _build(self, entry: Entry) -> Flow:
-        return build_flow(entry, self._links, self._cgroups, self._label)
+        return build_flow(entry, self._links, self._cgroups, self._label, listed=self._extras)
 
     def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
@@ -324,8 +344,8 @@ class Book:
 
     def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
         """Say that a flow ended; one that was not announced is, before."""
-        if entry.owner is None:
-            entry.owner = Attribution.GONE
+        if entry.owner in {None, Attribution.HIDDEN}:
+            entry.owner = self._infer_owner(entry)
             if entry.flow is not None:
                 entry.flow = self._build(entry)
         flow = entry.flow or self.announce(entry)

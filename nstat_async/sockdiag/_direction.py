@@ -83,13 +83,18 @@ class ListenerTable:
             if not found:
                 del self._listeners[identity[4:6]]
 
-    def covers(self, identity: bytes) -> bool:
-        """True if a connection to this local end would have been accepted by a listener that is known."""
+    def of(self, identity: bytes) -> list[int]:
+        """The cookies of those that would have accepted a connection to this local end: of its address, or else of every one."""
         found = self._listeners.get(identity[4:6])
         if found is None:
-            return False
+            return []
         address = address_of(identity, 8)
-        return any(own == address or not any(own) for own in found.values())
+        exact = [cookie for cookie, own in found.items() if own == address]
+        return exact or [cookie for cookie, own in found.items() if not any(own)]
+
+    def covers(self, identity: bytes) -> bool:
+        """True if a connection to this local end would have been accepted by a listener that is known."""
+        return bool(self.of(identity))
 
 
 def weigh_direction(

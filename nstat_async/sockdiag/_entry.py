@@ -14,6 +14,18 @@ from ._reports import SocketReport
 from ._rows import Pieces
 
 Owner = Union[Process, Attribution]
+
+
+@attrs.frozen
+class Others:
+    """The processes that hold a socket beside its owner."""
+
+    number: int = 0
+    oldest: tuple[tuple[int, Union[str, None]], ...] = ()
+    """Process id and name."""
+
+
+NOBODY = Others()
 _USER = struct.Struct("=II")
 
 
@@ -45,6 +57,9 @@ class Keeper(Protocol):
 
     def learn_cgroup(self, entry: Entry) -> None:
         """More is known of the cgroup that the socket was made in."""
+
+    def learn_others(self, entry: Entry, owner: Process, others: Others) -> None:
+        """Several processes hold the socket, or no longer several."""
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -79,6 +94,10 @@ class Entry:
     """The process that was seen using it: no other holder of the socket outweighs it."""
     cgroup: int = 0
     """Number of the cgroup that it was made in; 0: not known."""
+    others: Others = NOBODY
+    """Who else holds it, as far as it is known."""
+    round: int = 0
+    """The number of looks at all tables of descriptors before it was known (`OwnerSource.rounds`)."""
     preexisting: bool = False
     absences: int = 0
     """Successive polls without it: closed, and held by a process that did not close its descriptor."""

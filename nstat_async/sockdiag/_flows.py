@@ -20,8 +20,10 @@ _HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
 KERNEL = Process(0, "kernel")
 
 
-def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace: str | None) -> Flow:
-    """The flow of a socket as known now; endpoints are shared with the one announced before."""
+def build_flow(
+    entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace: str | None, *, listed: bool = False
+) -> Flow:
+    """The flow of a socket as known now, with a list of its other holders or not; endpoints are shared with the one announced before."""
     identity = entry.identity
     device: int = _DEVICE.unpack_from(identity, _DEVICE_AT)[0]
     local_port, remote_port = _PORTS.unpack_from(identity, 4)
@@ -43,6 +45,8 @@ def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace:
         attribution = entry.owner
         if attribution is Attribution.KERNEL:
             process = KERNEL
+    elif process is not None and process.attribution is Attribution.INFERRED:
+        attribution = Attribution.INFERRED
     cgroup = container = pod = None
     facts = cgroups.facts_of(entry)
     if facts is not None:
@@ -67,6 +71,8 @@ def build_flow(entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace:
         container=container,
         pod=pod,
         protocol=protocol or None,
+        other_holders=entry.others.number or None,
+        holders=entry.others.oldest if listed else (),
     )
 
 

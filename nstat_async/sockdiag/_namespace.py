@@ -50,7 +50,9 @@ class Namespace:
     ) -> None:
         links, self._formats = LinkTable(), RowFormats()
         self.identity = identity
-        self.book = Book(output, number, identity, links, owners, cgroups, every_update=options.every_update)
+        self.book = Book(
+            output, number, identity, links, owners, cgroups, every_update=options.every_update, extras=options.extras
+        )
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
         self.removals = RemovalSource(output, self.book, self.lookups, sightings, self._formats, protocols)

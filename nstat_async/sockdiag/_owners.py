@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+import attrs
+
 from .._contract import LookupFailed
 from .._model import Attribution, Process
 from ._constants import IPPROTO_UDP
-from ._entry import Entry
+from ._entry import NOBODY, Entry, Others
 from ._output import Output
 from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
 
@@ -30,6 +32,8 @@ MAX_PAUSE = 64
 """Polls between two searches for an inode that is never found."""
 MAX_PROCESSES = 100_000
 """Processes that are remembered."""
+MAX_USERS = 10_000
+"""Users whose names are remembered."""
 SOCKETS_A_SECOND = 512
 """Sockets that are checked: about 5 µs each."""
 TABLES_AT_ONCE = 8
@@ -56,6 +60,16 @@ class OwnerSource:
         """Why the last search failed."""
         self.refused = 0
         """Processes that the last search was not allowed to look at."""
+        self.rounds = 0
+        """Looks at all tables of descriptors so far, by which every holder of a socket is found."""
+        self._shared: Mapping[int, Others] = {}
+        """Inodes that several processes hold, with those beside the oldest."""
+        self._fresh: dict[Entry, None] = {}
+        """Sockets that came since these were looked for."""
+        self._users: dict[int, str | None] = {}
+        """Names of users; `None` while they are asked for, and where there is none."""
+        self._unnamed: list[int] = []
+        """Users whose names are to be asked for."""
         self._output = output
         self._entries = entries
         self._sees_all = sees_all
@@ -93,17 +107,27 @@ class OwnerSource:
 
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
-        inode = entry.user[1]
+        uid, inode = entry.user
+        self._ask_name(uid)
         if not inode or entry.used_by is not None:
             return
+        entry.round = -1 if self._output.first_poll else self.rounds  # no look has begun before the first poll
+        self._fresh[entry] = None
         first = self._sought.setdefault(inode, entry)
         if first is not entry:
             self._sharing.setdefault(inode, {first: None})[entry] = None
         self._tries.pop(inode, None)
         self._due[inode] = None
 
+    def is_alone(self, entry: Entry) -> bool:
+        """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing."""
+        if entry.process is None or self.rounds < entry.round + 2:  # the first of them may have begun before
+            return False
+        return not entry.others.number or [pid for pid, _ in entry.others.oldest] == [1]
+
     def forget(self, entry: Entry, inode: int) -> None:
         """The socket is gone, or has this inode no more."""
+        self._fresh.pop(entry, None)
         sharing = self._sharing.get(inode)
         if sharing is not None:
             sharing.pop(entry, None)
@@ -141,7 +165,8 @@ class OwnerSource:
         held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
         if self._due or verify or held:
             self._searched, self._due = self._due, {}
-            self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held))
+            users, self._unnamed = tuple(self._unnamed), []
+            self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held, users))
 
     def _next_processes(self, number: int) -> tuple[tuple[int, int | None], ...]:
         keys = list(islice(self._processes, number))
@@ -195,6 +220,7 @@ class OwnerSource:
             self._searched, self._added, self._again = {}, {}, False
             return
         self.learn(answer)
+        self._learn_others(answer)
         self._seek_again(answer)
         if answer.below is not None and self._searched:
             self._go_on(answer.below)
@@ -213,6 +239,7 @@ class OwnerSource:
 
     def learn(self, answer: OwnersAnswer) -> None:
         """Take in who holds what."""
+        self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
         places = dict(enumerate(answer.places))
         for number, (inode, pid) in enumerate(answer.owners):
@@ -228,15 +255,51 @@ class OwnerSource:
         if facts:
             self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
+    def _learn_others(self, answer: OwnersAnswer) -> None:
+        """All tables were looked at: of several holders the oldest is the owner."""
+        if answer.shared is None:
+            return
+        self.rounds += 1
+        facts = {process.pid: process for process in answer.processes}
+        holders = {inode: pids for inode, _, pids in answer.shared if pids and pids[0] in facts}
+        shared = {
+            inode: Others(number - 1, tuple((pid, facts[pid].name) for pid in pids[1:] if pid in facts))
+            for inode, number, pids in answer.shared
+            if inode in holders
+        }
+        before, self._shared = self._shared, shared
+        entries = list(self._fresh) if shared == before else self._entries()
+        self._fresh = {}
+        for entry in entries:
+            inode = entry.user[1]
+            if inode in shared and not entry.over:
+                owner = self.process(facts[holders[inode][0]], entry.user[0])
+                entry.book.learn_others(entry, owner, shared[inode])
+            elif inode in before and entry.process is not None:
+                entry.book.learn_others(entry, entry.process, NOBODY)
+
+    def _ask_name(self, uid: int) -> None:
+        if uid not in self._users and len(self._users) < MAX_USERS:
+            self._users[uid] = None
+            self._unnamed.append(uid)
+
+    def _learn_names(self, users: tuple[tuple[int, str], ...]) -> None:
+        """Take in what users are called; processes that are known already get the name."""
+        new = {uid: name for uid, name in users if self._users.get(uid) != name and len(self._users) < MAX_USERS}
+        self._users.update(new)
+        self._replace({
+            key: attrs.evolve(process, user=new[key[2]]) for key, process in self._processes.items() if key[2] in new
+        })  # fmt: skip
+
     def process(self, facts: ProcessFacts, uid: int) -> Process:
         """The process of these facts, as the owner of a socket that this user made."""
         key = (facts.pid, facts.start_ticks, uid)
         process = self._processes.get(key)
         if process is None:
-            process = self._processes[key] = _process(facts, uid)
+            process = self._processes[key] = self._process(facts, uid)
             if len(self._processes) > MAX_PROCESSES:
                 del self._processes[next(iter(self._processes))]
-        elif _process(facts, uid) != process:
+        elif self._process(facts, uid) != process:
             self._renew({key[:2]: facts})
             process = self._processes[key]
         self._recent.pop(facts.pid, None)
@@ -247,14 +310,35 @@ class OwnerSource:
 
     def _renew(self, changed: Mapping[tuple[int, int | None], ProcessFacts]) -> None:
         """Processes run other programs: all their sockets are those programs'."""
+        self._replace({
+            key: self._process(changed[key[:2]], key[2]) for key in self._processes if key[:2] in changed
+        })  # fmt: skip
+
+    def _replace(self, changed: Mapping[tuple[int, int | None, int], Process]) -> None:
+        """What is known of processes is something else now, for all their sockets."""
         renewed: dict[Process, Process] = {}
-        for (pid, start, uid), old in self._processes.items():
-            facts = changed.get((pid, start))
-            if facts is not None and (new := _process(facts, uid)) != old:
-                renewed[old] = self._processes[pid, start, uid] = new
+        for key, new in changed.items():
+            old = self._processes[key]
+            if new != old:
+                renewed[old] = self._processes[key] = new
         for entry in self._entries() if renewed else ():
             if entry.process is not None and entry.process in renewed:
                 entry.book.learn_owner(entry, renewed[entry.process], entry.place)
+
+    def _process(self, facts: ProcessFacts, uid: int) -> Process:
+        return Process(
+            facts.pid,
+            facts.name,
+            facts.start_ticks,
+            uid=uid,
+            path=facts.path,
+            title=facts.title,
+            user=self._users.get(uid),
+            parent_pid=facts.parent_pid,
+            started_ns=facts.started_ns,
+            command_line=facts.command_line,
+            attribution=Attribution.OBSERVED,
+        )
 
     def _seek_again(self, answer: OwnersAnswer) -> None:
         """Processes ended, descriptors are not there any more: what lives on of their sockets has another owner, if any."""
@@ -299,6 +383,7 @@ class OwnerSource:
 
     def seen(self, entry: Entry, facts: ProcessFacts, uid: int) -> Process:
         """The process that a record has beside this socket, with all that is known of it by now."""
+        self._ask_name(uid)
         process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self.process(facts, uid)
         if process.path is None:
             self._nameless.setdefault(process.key, []).append(entry)
@@ -308,20 +393,18 @@ class OwnerSource:
         """Ask for what records do not tell of processes."""
         if self._nameless and not self._naming:
             self._naming, self._nameless = self._nameless, {}
-            self._output.ask(ProcessesRequest(tuple(self._naming)), self.take_names)
+            users, self._unnamed = tuple(self._unnamed), []
+            self._output.ask(ProcessesRequest(tuple(self._naming), users), self.take_names)
 
     def take_names(self, answer: Any) -> None:
         """Take in the facts of processes that are still there."""
         naming, self._naming = self._naming, {}
+        self._learn_names(answer.users if isinstance(answer, ProcessesAnswer) else ())
         for facts in answer.processes if isinstance(answer, ProcessesAnswer) else ():
             key = (facts.pid, facts.start_ticks)
             for entry in naming.get(key, ()):
                 if entry.process is not None and entry.process.key == key:
                     uid = entry.user[0]
                     known = (facts.pid, facts.start_ticks, uid)
-                    process = self._processes[known] = _process(facts, uid)
+                    process = self._processes[known] = self._process(facts, uid)
                     entry.book.learn_owner(entry, process, entry.place)
-
-
-def _process(facts: ProcessFacts, uid: int) -> Process:
-    return Process(facts.pid, facts.name, facts.start_ticks, uid=uid, path=facts.path, title=facts.title)

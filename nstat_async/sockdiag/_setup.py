@@ -108,6 +108,12 @@ class ProcessFacts:
     """Path of the executable; `None` where it may not be read."""
     title: str | None = None
     """``comm``: the name that the program gave itself, of 15 characters at most; of a script its own."""
+    parent_pid: int | None = None
+    """The process that started it, or took it over; 0 where that is not of this pid namespace."""
+    started_ns: int | None = None
+    """Start by the wall clock, nanoseconds since the epoch."""
+    command_line: str | None = None
+    """As a shell would take it; `None` where it was not asked for."""
 
 
 ANYWHERE = -1
@@ -128,6 +134,8 @@ class OwnersRequest:
     """Processes (pid, start) that may have ended, or run another program by now."""
     held: tuple[tuple[int, int, int], ...] = ()
     """Inode, thread and descriptor (`ANYWHERE`: any of them): sockets that may be held somewhere else by now."""
+    users: tuple[int, ...] = ()
+    """Users whose names are not known yet."""
 
 
 @attrs.frozen
@@ -150,6 +158,11 @@ class OwnersAnswer:
     """Inode and descriptor of those that were looked for `ANYWHERE` in their process."""
     refused: int | None = None
     """Processes that a complete search was not allowed to look at; `None` while it is not complete."""
+    users: tuple[tuple[int, str], ...] = ()
+    """Names of users."""
+    shared: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
+    """When all tables of descriptors have been looked at once more: inodes that several processes hold, how many do,
+    and the oldest of them, whose facts are in `processes`."""
 
 
 @attrs.frozen
@@ -238,6 +251,8 @@ class ProcessesRequest:
     """Ask for the facts of these processes, by pid and start."""
 
     processes: tuple[tuple[int, int | None], ...]
+    users: tuple[int, ...] = ()
+    """Users whose names are not known yet."""
 
 
 @attrs.frozen
@@ -245,6 +260,8 @@ class ProcessesAnswer:
     """The facts of those that are still there."""
 
     processes: tuple[ProcessFacts, ...] = ()
+    users: tuple[tuple[int, str], ...] = ()
+    """Names of users."""
 
 
 @attrs.frozen

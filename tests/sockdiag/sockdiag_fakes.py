@@ -147,6 +147,9 @@ class FakeKernel:
         self.unwalked: set[int] = set()
         """Numbers of cgroups for which the time does not suffice."""
         self.cgroup_requests: list[CgroupsRequest] = []
+        self.census: tuple[tuple[int, int, tuple[int, ...]], ...] | None = ()
+        """What each look at all tables finds; `None`: none is complete."""
+        self.users = {1000: "ada"}
         self.links = [LinkMessage(1, 772, "lo"), LinkMessage(2, 1, "eth0"), LinkMessage(3, 65534, "wg0", "wireguard")]
         self.addresses = [AddressMessage(2, 1, LOOPBACK, 8), AddressMessage(2, 2, bytes([192, 0, 2, 2]))]
         self.refused: dict[tuple[int, int], int] = {}
@@ -211,6 +214,7 @@ class FakeKernel:
                 tuple((inode, self.owners[inode]) for inode in held),
                 tuple(self._facts(self.owners[inode]) for inode in held),
                 places=tuple((self.owners[inode], 3) for inode in held),
+                users=tuple(self.users.items()),
             ),
         )
         assert self.pulse is not None
@@ -256,6 +260,9 @@ class FakeKernel:
                 elif number == ANYWHERE:
                     met.append((inode, place))
             checked = {"lost": tuple(lost), "met": tuple(met), "refused": self.refused_processes}
+            checked["users"] = tuple((uid, self.users[uid]) for uid in request.users if uid in self.users)
+            checked["shared"] = self.census
+            facts += tuple(self._facts(pid) for _, _, pids in self.census or () for pid in pids)
             answer: Any = OwnersAnswer(found, facts, None, gone, places, **checked)
         elif isinstance(request, CgroupsRequest):
             self.cgroup_requests.append(request)

@@ -185,23 +185,23 @@ def test_a_socket_is_met_anywhere_in_its_process_or_lost():
 
 def test_a_zombie_owns_nothing():
     """A process that ended and was not waited for is gone, though its pid is there."""
-    from nstat_async._io.procfs import process_facts, start_ticks
+    from nstat_async._io.processes import ProcessReader, start_ticks
 
     process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     process.stdout.read()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert os.path.exists(f"/proc/{process.pid}")
     assert start_ticks(process.pid) is None
-    assert process_facts(process.pid).name is None
+    assert ProcessReader().facts(process.pid).name is None
     process.wait()
     process.stdout.close()
 
 
 def test_no_process_keeps_the_search_from_others(monkeypatch):
     """Each has its turn: a socket of a child is found before the many descriptors of its parent are through."""
-    from nstat_async._io import procfs
+    from nstat_async._io import tables, walk
 
-    monkeypatch.setattr(procfs, "TURN", 4)
+    monkeypatch.setattr(walk, "TURN", 4)
     with contextlib.ExitStack() as stack:
         own = {os.fstat(stack.enter_context(socket.socket()).fileno()).st_ino for _ in range(100)}
         mine, theirs = stack.enter_context(socket.socket()), socket.socket()
@@ -209,7 +209,7 @@ def test_no_process_keeps_the_search_from_others(monkeypatch):
         script = "import sys; print(flush=True); sys.stdin.read()"
         process = stack.enter_context(child(script, pass_fds=[theirs.fileno()]))
         theirs.close()
-        found = [place for place in procfs._Walk([os.getpid()], procfs._pids(), frozenset()) if place[0]]
+        found = [place for place in walk.Walk([os.getpid()], tables.all_pids(), frozenset()) if place[0]]
         order = [place[0] for place in found]
         assert {place[0]: place[1] for place in found}[inode] == process.pid
         assert order.index(inode) < max(order.index(each) for each in own)

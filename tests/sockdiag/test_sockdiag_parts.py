@@ -371,21 +371,21 @@ class TestProcesses:
 
     def test_a_reused_pid_is_another_process(self, scanner, monkeypatch):
         """Facts are read anew with each answer: the same pid with another start is another process."""
-        from nstat_async._io import procfs
+        from nstat_async._io import processes
 
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
             one = scanner(budget=60.0)
             first = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
-            stat = attrs.evolve(procfs._stat(os.getpid()), start_ticks=12345)
-            monkeypatch.setattr(procfs, "_stat", lambda pid: stat)
+            stat = attrs.evolve(processes._stat(os.getpid()), start_ticks=12345)
+            monkeypatch.setattr(processes, "_stat", lambda pid: stat)
             second = one.answer(OwnersRequest(frozenset({inode}), (os.getpid(),))).processes[0]
         assert (first.pid, second.start_ticks) == (second.pid, 12345)
         assert first.start_ticks != 12345
 
     def test_ended_processes_are_told(self, scanner):
         """A pid that is gone, or has another start, is gone; a living one is not."""
-        from nstat_async._io.procfs import start_ticks
+        from nstat_async._io.processes import start_ticks
 
         child = subprocess.Popen([sys.executable, "-c", ""])
         key = (child.pid, start_ticks(child.pid))
@@ -396,14 +396,14 @@ class TestProcesses:
 
     def test_a_name_with_parentheses(self, tmp_path):
         """The start time is found behind whatever a process calls itself."""
-        from nstat_async._io.procfs import process_facts, start_ticks
+        from nstat_async._io.processes import ProcessReader, start_ticks
 
         script = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'a) b ( c 1 2'); print(flush=True); sys.stdin.read()"
         command = [sys.executable, "-c", script]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             child.stdout.readline()
             assert abs(start_ticks(child.pid) - start_ticks(os.getpid())) < 100 * 3600 * 24
-            assert process_facts(child.pid).name == os.path.basename(os.path.realpath(sys.executable))
+            assert ProcessReader().facts(child.pid).name == os.path.basename(os.path.realpath(sys.executable))
             child.communicate()
 
     def test_devices_of_this_machine(self):

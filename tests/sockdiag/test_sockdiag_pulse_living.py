@@ -19,7 +19,8 @@ if not sys.platform.startswith("linux"):
 
 from nstat_async import Endpoint, FlowAdded, FlowRemoved, Monitor, PollCompleted
 from nstat_async._io import pulse
-from nstat_async._io.procfs import LikelyHolders
+from nstat_async._io.likely import LikelyHolders
+from nstat_async._io.processes import ProcessReader
 from nstat_async.backends import Replay, SockDiag
 from nstat_async.sockdiag import PulsePurpose
 
@@ -213,7 +214,7 @@ def test_without_a_thread_there_is_no_pulse(monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(OSError, match="can't start new thread") as caught:
-        pulse.Pulse({}).open(PulsePurpose(0))
+        pulse.Pulse({}, ProcessReader()).open(PulsePurpose(0))
     assert caught.value.errno == errno.EAGAIN
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -222,7 +223,7 @@ def test_where_descriptors_are_few_others_have_them(monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (pulse.SPARE_DESCRIPTORS, pulse.SPARE_DESCRIPTORS))
     with pytest.raises(OSError, match="Too many open files"):
-        pulse.Pulse({}).open(PulsePurpose(0))
+        pulse.Pulse({}, ProcessReader()).open(PulsePurpose(0))
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -71,7 +71,9 @@ def test_first_poll_adds_what_was_there_before(kernel):
     assert flow.provider is Provider.TCP
     assert flow.userland is False
     assert (str(flow.local), str(flow.remote)) == ("127.0.0.1:40000", "127.0.0.1:80")
-    assert flow.process == _model.Process(42, "p42", 7042, uid=1000, path="/bin/p42")
+    assert flow.process == _model.Process(
+        42, "p42", 7042, uid=1000, path="/bin/p42", user="ada", attribution=_model.Attribution.OBSERVED
+    )
     assert flow.interface.kind is InterfaceKind.LOOPBACK
     assert flow.state is TcpState.ESTABLISHED
     assert flow.direction is Direction.OUTBOUND

@@ -1,0 +1,133 @@
+"""What ``/proc`` knows of a process: name, path, parent, start, command line; and the names of users."""
+
+# ruff: noqa: PTH115, PTH119, PTH123
+# Paths of /proc are read thousands at a time: as strings.
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pwd
+import shlex
+import time
+from collections.abc import Iterable
+
+import attrs
+
+from ..sockdiag import ProcessFacts
+from .tables import Found, holds, other_threads
+
+LONGEST_COMMAND_LINE = 4096
+"""Bytes of a command line that are read."""
+MOST_GENERATIONS = 8
+"""Parents, and theirs, that are asked for a socket of a child."""
+_DELETED = " (deleted)"
+_NANOSECONDS = 1_000_000_000
+
+
+@attrs.frozen
+class _Stat:
+    """What is wanted of ``/proc/PID/stat``."""
+
+    name: str
+    ended: bool
+    """A zombie: nothing of it runs any more."""
+    leaderless: bool
+    """Its first thread ended, others run."""
+    parent: int
+    start_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            data = file.read()
+        # The name in parentheses may hold anything, parentheses included: count from the last one.
+        end = data.rindex(b")")
+        fields = data[end + 2 :].split()
+        dead = fields[0] in {b"Z", b"X"}
+        alone = int(fields[17]) <= 1
+        name = data[data.index(b"(") + 1 : end].decode("utf-8", "replace")
+        return _Stat(name, dead and alone, dead and not alone, int(fields[1]), int(fields[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, clock ticks since boot (field 22 of ``stat``); `None` when it is gone, or a zombie."""
+    stat = _stat(pid)
+    return None if stat is None or stat.ended else stat.start_ticks
+
+
+def eldest(place: Found) -> Found:
+    """The same place in the parent, and its parent, as far up as one holds it: a child has what was open at its ``fork``."""
+    inode, pid, thread, descriptor = place
+    for _ in range(MOST_GENERATIONS if pid == thread else 0):
+        stat = _stat(pid)
+        if stat is None or stat.parent <= 1 or not holds(inode, stat.parent, descriptor):
+            break
+        pid = thread = stat.parent
+    return inode, pid, thread, descriptor
+
+
+class ProcessReader:
+    """Facts of processes, the same whoever asks for them.
+
+    Args:
+        command_lines: Read the command line as well, which may hold secrets.
+    """
+
+    def __init__(self, *, command_lines: bool = False) -> None:
+        self._command_lines = command_lines
+        # Once: the wall clock may be set, and a process that started at another time is another one.
+        self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._tick_ns = _NANOSECONDS // os.sysconf("SC_CLK_TCK")
+
+    def facts(self, pid: int) -> ProcessFacts:
+        """Name, path, title, parent and start of a process; what cannot be read is `None`.
+
+        The name is the executable's base name, because ``comm``, the title, ends after 15 characters.
+        """
+        stat = _stat(pid)
+        if stat is None or stat.ended:
+            return ProcessFacts(pid, None, None, None)
+        path = None
+        running = pid if not stat.leaderless else next(other_threads(pid), pid)
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/{running}/exe").removesuffix(_DELETED)
+        name = os.path.basename(path) if path else stat.name or None
+        return ProcessFacts(
+            pid,
+            stat.start_ticks,
+            name,
+            path,
+            stat.name or None,
+            parent_pid=stat.parent,
+            started_ns=self._boot_ns + stat.start_ticks * self._tick_ns,
+            command_line=_command_line(running) if self._command_lines else None,
+        )
+
+
+def _command_line(pid: int) -> str | None:
+    """The command line as a shell would take it; of a program that wrote a title over it that title."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            data = file.read(LONGEST_COMMAND_LINE)
+    except OSError:
+        return None
+    arguments = data.rstrip(b"\0").decode("utf-8", "replace").split("\0")
+    return (arguments[0] if len(arguments) == 1 else shlex.join(arguments)) or None
+
+
+@functools.lru_cache(maxsize=1024)
+def _user_name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return None
+
+
+def user_names(uids: Iterable[int]) -> tuple[tuple[int, str], ...]:
+    """Users with their names, as far as the system knows them; may ask a server for one that it was not asked for yet."""
+    return tuple((uid, name) for uid in uids if (name := _user_name(uid)) is not None)
