@@ -148,6 +148,16 @@ def _wrong(text: str) -> ValueError:
     return UsageError(text)
 
 
+def _zone_index(address: str, zone: str) -> int:
+    """Index of an interface, by number or name (RFC 4007)."""
+    if zone.isascii() and zone.isdigit():
+        return int(zone)
+    try:
+        return socket.if_nametoindex(zone)
+    except (OSError, ValueError, AttributeError):
+        raise _wrong(f"Endpoint: {zone!r} in {address!r} is no interface of this machine") from None
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
     """An address and a port.
@@ -172,14 +182,14 @@ class Endpoint:
 
     @classmethod
     def parse(cls, address: str, port: int = 0) -> Endpoint:
-        """Make an endpoint from text, e.g. ``"192.0.2.1"`` or ``"fe80::1%4"``.
+        """Make an endpoint from text, e.g. ``"192.0.2.1"``, ``"fe80::1%4"`` or ``"fe80::1%eth0"``.
 
         Raises:
-            ValueError: `address` is not an IP address.
+            ValueError: `address` is not an IP address, or its zone is no interface of this machine.
         """
         text, _, zone = address.partition("%")
         packed = ipaddress.ip_address(text).packed
-        return cls(packed, port, int(zone) if zone else None)
+        return cls(packed, port, _zone_index(address, zone) if zone else None)
 
     @property
     def address(self) -> str:

@@ -45,7 +45,7 @@ FORBIDDEN = {"socket", "asyncio", "anyio", "trio", "selectors", "select", "time"
 
 ALLOWED = {
     ("_checks", "os"): "os.PathLike and os.fspath, which touch no file",
-    ("_model", "socket"): "inet_ntop, which touches no network",
+    ("_model", "socket"): "inet_ntop, which touches no network, and if_nametoindex for a zone that a user wrote",
     ("recording._target", "os"): "os.PathLike, a type",
 }
 """(module, import) with the reason."""

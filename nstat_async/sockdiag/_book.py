@@ -279,7 +279,8 @@ class Book:
             flow = entry.flow
             if flow is None or flow.local is None:
                 continue
-            interface = self._links.interface_of(flow.local.packed, _DEVICE.unpack_from(entry.last[1])[0])
+            device, remote = _DEVICE.unpack_from(entry.last[1])[0], None if flow.remote is None else flow.remote.packed
+            interface = self._links.interface_of(flow.local.packed, device, remote)
             if interface is not None and interface != flow.interface:
                 self.update(entry, entry.report, rebuilt=True)
 

@@ -151,6 +151,7 @@ class TcpInfo(enum.IntEnum):
     DATA_SEGS_IN = 152
     DATA_SEGS_OUT = 156
     DELIVERY_RATE = 160
+    DELIVERED = 192
     BYTES_SENT = 200
     BYTES_RETRANS = 208
     SND_WND = 228

@@ -10,7 +10,7 @@ from ._entry import Weight
 from ._messages import HEADER
 from ._rows import address_of
 
-_WRITE_QUEUE = struct.Struct("=I")
+_U32 = struct.Struct("=I")
 _WRITE_QUEUE_AT = HEADER.size + 60
 _SENT = struct.Struct("=Q16xI52xQQ")
 """From ``tcpi_bytes_acked``: it, notsent, bytes_sent, bytes_retrans."""
@@ -30,7 +30,7 @@ def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | Non
     if length < _SENT_END:
         return None
     acked, waiting, sent, again = _SENT.unpack_from(message, start + TcpInfo.BYTES_ACKED)
-    (queue,) = _WRITE_QUEUE.unpack_from(message, _WRITE_QUEUE_AT)
+    (queue,) = _U32.unpack_from(message, _WRITE_QUEUE_AT)
     extra: int = acked + queue - waiting - (sent - again)
     return extra if 0 <= extra <= 2 else None
 
@@ -58,6 +58,21 @@ def direction_by_numbers(identity: bytes, message: bytes, info: tuple[int, int])
     if state in _AFTER_FIN and not waiting and extra:
         return Direction.OUTBOUND if extra == 2 else Direction.INBOUND
     return {0: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra)
+
+
+def was_restored(message: bytes, start: int, length: int) -> bool:
+    """True for a connection without a handshake: made of nothing by ``TCP_REPAIR``, as checkpoint and restore do.
+
+    The kernel counts the SYN that was acknowledged, or answered, among the segments delivered (``tcp_rcv_state_process``,
+    ``tcp_ack``). Where anything was sent again the numbers do not tell.
+    """
+    if length < TcpInfo.DELIVERED + 4:
+        return False
+    delivered, sent, waiting, again = (
+        _U32.unpack_from(message, start + at)[0]
+        for at in (TcpInfo.DELIVERED, TcpInfo.DATA_SEGS_OUT, TcpInfo.UNACKED, TcpInfo.TOTAL_RETRANS)
+    )
+    return not delivered or (not again and delivered + waiting == sent)
 
 
 def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
@@ -107,6 +122,8 @@ def weigh_direction(
     if not any(identity[6:8]):
         return None, Weight.NONE
     direction = direction_by_numbers(identity, message, info)
+    if direction is Direction.INBOUND and identity[1] in _BEFORE_FIN and was_restored(message, *info):
+        return (Direction.INBOUND, Weight.LISTENER) if listeners.covers(identity) else (None, Weight.SEQUENCE)
     accepted = direction is not Direction.INBOUND and listeners.covers(identity)
     # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
     if direction is not None and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):

@@ -9,7 +9,7 @@ from .._workload import workload_of
 from ._cgroups import CgroupSource
 from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
 from ._entry import Entry
-from ._links import LinkTable
+from ._links import LinkTable, is_link_scoped
 from ._rows import address_of
 
 _PORTS = struct.Struct("!HH")
@@ -28,12 +28,12 @@ def build_flow(
     device: int = _DEVICE.unpack_from(identity, _DEVICE_AT)[0]
     local_port, remote_port = _PORTS.unpack_from(identity, 4)
     protocol = local_port if entry.protocol in _HAS_PROTOCOL else None
-    address = address_of(identity, 8)
+    own = address_of(identity, 8)
     local = remote = None
     if entry.protocol != PACKET:
-        local = _endpoint(address, local_port if protocol is None else 0, device, links)
+        local = _endpoint(own, local_port if protocol is None else 0, device, own, links)
     if remote_port or any(identity[24:40]):
-        remote = _endpoint(address_of(identity, 24), remote_port, device, links)
+        remote = _endpoint(address_of(identity, 24), remote_port, device, own, links)
     old = entry.flow
     if old is not None:
         local = old.local if old.local == local else local
@@ -62,7 +62,7 @@ def build_flow(
         local,
         remote,
         process,
-        links.interface_of(address, device),
+        links.interface_of(own, device, None if remote is None else remote.packed),
         TCP_STATES.get(entry.state, TcpState.CLOSED) if tcp else None,
         entry.direction,
         namespace=namespace,
@@ -76,7 +76,7 @@ def build_flow(
     )
 
 
-def _endpoint(address: bytes, port: int, device: int, links: LinkTable) -> Endpoint:
-    if len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80:
-        return Endpoint(address, port, device or links.index_of(address))
+def _endpoint(address: bytes, port: int, device: int, own: bytes, links: LinkTable) -> Endpoint:
+    if is_link_scoped(address):
+        return Endpoint(address, port, device or links.index_of(own))
     return Endpoint(address, port)

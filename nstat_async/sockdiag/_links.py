@@ -1,11 +1,18 @@
 """Interfaces and their addresses, as rtnetlink reports them.
 
-A socket names its device only when it is bound to one, so the interface of a flow
-is that of its local address. Wireless and wired Ethernet are the same to
-rtnetlink; the host's device directory distinguishes them (`LinkKindsRequest`).
+A flow between two addresses of this machine passes the loopback interface, whichever interfaces have these addresses
+(``ip_route_output_key_hash_rcu``, ``ip6_rt_get_dev_rcu``). For any other flow a socket names its device only when it is
+bound to one, so its interface is that of its local address. An address on the loopback interface that is not one of its
+own (a service address: LVS, anycast) says nothing about the way of packets: then the peer's network may.
+
+Wireless and wired Ethernet are the same to rtnetlink; the host's device directory distinguishes them (`LinkKindsRequest`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
 
 from .._model import Interface, InterfaceKind
 from ._constants import HardwareType, RouteMessage
@@ -30,11 +37,16 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
     HardwareType.IEEE80211_PRISM: InterfaceKind.WIFI,
     HardwareType.IEEE80211_RADIOTAP: InterfaceKind.WIFI,
 }
+_IPV4_BITS = 32
+_LOOPBACK6 = bytes(15) + b"\1"
+_LINK_SCOPES = frozenset({1, 2})
 _WORDS = frozenset(kind.value for kind in InterfaceKind)
 
 
 def kind_of_link(link: LinkMessage) -> InterfaceKind | None:
     """What an interface is; `None` for Ethernet hardware, of which rtnetlink does not know more."""
+    if link.kind == "tun" and link.hardware == HardwareType.ETHER:
+        return InterfaceKind.BRIDGE  # a tap: virtual Ethernet, of virtual machines mostly
     if link.kind is not None:
         if link.kind in _TUNNELS:
             return InterfaceKind.VPN
@@ -65,8 +77,9 @@ class LinkTable:
         """Address to the indices of its interfaces, oldest first, with the length of its prefix."""
         self._seen: dict[int | tuple[bytes, int], int] = {}
         """The last dump that had an interface, or an address of one."""
-        self._loopbacks: list[tuple[int, int, int]] = []
-        self._loopbacks_at = 0
+        self._networks = _Networks()
+        """The prefixes of the addresses, as of version `_networks_at`."""
+        self._networks_at = 0
 
     def begin_dump(self) -> None:
         """Everything is being listed anew."""
@@ -143,39 +156,104 @@ class LinkTable:
                 self._interfaces[index] = Interface(index, link.name, InterfaceKind(word))
                 self.version += 1
 
+    def _prefixes(self) -> _Networks:
+        if self._networks_at != self.version:
+            self._networks_at = self.version
+            self._networks = _Networks.of(self._interfaces, self._addresses)
+        return self._networks
+
     def index_of(self, address: bytes) -> int | None:
-        """Index of the interface that has this address, of several the first; `None` when none has."""
+        """Index of the interface that has this address, of several the first; `None` when none has.
+
+        A loopback interface has its whole IPv4 prefixes (``fib_add_ifaddr``).
+        """
         holders = self._addresses.get(address)
-        return next(iter(holders)) if holders else self._loopback_of(address)
+        if holders:
+            return next(iter(holders))
+        prefixes = self._prefixes()
+        return prefixes.first if is_loopback(address) else _longest(prefixes.loopback, address)
 
-    def _loopback_of(self, address: bytes) -> int | None:
-        """The loopback interface that serves this address: it has its whole IPv4 prefixes (``fib_add_ifaddr``)."""
-        if len(address) != 4:
-            return None
-        if self._loopbacks_at != self.version:
-            self._loopbacks = self._loopback_networks()
-            self._loopbacks_at = self.version
-        number = int.from_bytes(address, "big")
-        return next((index for network, shift, index in self._loopbacks if number >> shift == network), None)
+    def _is_own(self, address: bytes, device: int) -> bool:
+        """True for an address of this machine; a link-local one counts on its own link only."""
+        holders = self._addresses.get(address)
+        if holders and is_link_scoped(address):
+            return (device or next(iter(holders))) in holders
+        return bool(holders) or is_loopback(address) or _longest(self._prefixes().loopback, address) is not None
 
-    def _loopback_networks(self) -> list[tuple[int, int, int]]:
-        """IPv4 networks of loopback interfaces: the leading bits, how many bits follow, and the interface's index."""
-        loopbacks = {index for index, link in self._interfaces.items() if link.kind is InterfaceKind.LOOPBACK}
-        return [
-            (int.from_bytes(address, "big") >> 32 - prefix, 32 - prefix, index)
-            for address, holders in self._addresses.items()
-            for index, prefix in holders.items()
-            if len(address) == 4 and 0 < prefix < 32 and index in loopbacks
-        ]
-
-    def interface_of(self, address: bytes, device: int = 0) -> Interface | None:
-        """The interface of a socket.
+    def interface_of(self, local: bytes, device: int = 0, remote: bytes | None = None) -> Interface | None:
+        """The interface that a socket's packets pass; `None` when that is not known.
 
         Args:
-            address: Its local address.
+            local: Its address.
             device: Index of the device it is bound to, or 0.
+            remote: The peer's address; `None` where there is no peer.
         """
-        index = device or self.index_of(address)
+        prefixes = self._prefixes()
+        index: int | None = device
+        if remote is not None and prefixes.first is not None and self._is_local(local, remote, device):
+            index = prefixes.first
+        elif not device:
+            index = self.index_of(local)
+            if index in prefixes.loopbacks and not is_loopback(local):
+                index = None if remote is None else _longest(prefixes.links, remote)
         if index is None:
             return None
         return self._interfaces.get(index) or Interface(index)
+
+    def _is_local(self, local: bytes, remote: bytes, device: int) -> bool:
+        return self._is_own(local, device) and self._is_own(remote, device or self.index_of(local) or 0)
+
+
+_Prefixes = list[tuple[int, int, dict[int, int]]]
+"""Length of addresses, bits behind the prefix, and the indices of interfaces by the bits of the prefix; longest first."""
+
+
+@attrs.frozen
+class _Networks:
+    """The prefixes of all addresses."""
+
+    loopbacks: frozenset[int] = frozenset()
+    """Indices of loopback interfaces."""
+    first: int | None = None
+    """The one that packets to own addresses pass."""
+    loopback: _Prefixes = attrs.field(factory=list)
+    """Networks of which each address is one of this machine, besides 127.0.0.0/8."""
+    links: _Prefixes = attrs.field(factory=list)
+    """Networks that are reached without a router."""
+
+    @classmethod
+    def of(cls, interfaces: Mapping[int, Interface], addresses: Mapping[bytes, Mapping[int, int]]) -> _Networks:
+        """Sort out the addresses."""
+        loopbacks = frozenset(i for i, link in interfaces.items() if link.kind is InterfaceKind.LOOPBACK)
+        tables: tuple[dict[tuple[int, int], dict[int, int]], ...] = ({}, {})
+        for address, holders in addresses.items():
+            bits = 8 * len(address)
+            for index, prefix in holders.items():
+                on_loopback = index in loopbacks
+                if 0 < prefix < bits and not (on_loopback and (bits > _IPV4_BITS or is_loopback(address))):
+                    table = tables[on_loopback].setdefault((bits - prefix, bits), {})
+                    table.setdefault(int.from_bytes(address, "big") >> bits - prefix, index)
+        links, loopback = ([(bits, shift, table[shift, bits]) for shift, bits in sorted(table)] for table in tables)
+        return cls(loopbacks, min(loopbacks, default=None), loopback, links)
+
+
+def _longest(prefixes: _Prefixes, address: bytes) -> int | None:
+    """The interface of the longest prefix that an address has."""
+    number, size = int.from_bytes(address, "big"), 8 * len(address)
+    for bits, shift, table in prefixes:
+        if bits == size and number >> shift in table:
+            return table[number >> shift]
+    return None
+
+
+def is_loopback(address: bytes) -> bool:
+    """True for 127.0.0.0/8 and ``::1``, which never leave a machine."""
+    return address[0] == 127 if len(address) == 4 else address == _LOOPBACK6  # IPv4
+
+
+def is_link_scoped(address: bytes) -> bool:
+    """True for an address that means something on one link only: fe80::/10, and multicast of an interface or link."""
+    if len(address) == 4:  # IPv4
+        return False
+    first, second = address[0], address[1]
+    return (first == 0xFE and second & 0xC0 == 0x80) or (first == 0xFF and second & 0x0F in _LINK_SCOPES)

@@ -41,6 +41,7 @@ INFO_FORMATS = {
     TcpInfo.STATE: "=B",
     TcpInfo.RTO: "=I",
     TcpInfo.SND_MSS: "=I",
+    TcpInfo.UNACKED: "=I",
     TcpInfo.LOST: "=I",
     TcpInfo.PMTU: "=I",
     TcpInfo.RTT: "=I",
@@ -57,6 +58,7 @@ INFO_FORMATS = {
     TcpInfo.DATA_SEGS_IN: "=I",
     TcpInfo.DATA_SEGS_OUT: "=I",
     TcpInfo.DELIVERY_RATE: "=Q",
+    TcpInfo.DELIVERED: "=I",
     TcpInfo.BYTES_SENT: "=Q",
     TcpInfo.BYTES_RETRANS: "=Q",
     TcpInfo.SND_WND: "=I",
@@ -64,14 +66,18 @@ INFO_FORMATS = {
 
 
 def tcp_info(fields: dict[int, int] | None = None, length: int = 280) -> bytes:
-    """A ``struct tcp_info`` with these fields, zero elsewhere."""
+    """A ``struct tcp_info`` with these fields, zero elsewhere; after a handshake, whose SYN was delivered."""
     data = bytearray(280)
-    for at, value in {TcpInfo.MIN_RTT: 0xFFFFFFFF, **(fields or {})}.items():
+    known = fields or {}
+    delivered = known.get(TcpInfo.DATA_SEGS_OUT, 0) + 1
+    for at, value in {TcpInfo.MIN_RTT: 0xFFFFFFFF, TcpInfo.DELIVERED: delivered, **known}.items():
         struct.pack_into(INFO_FORMATS[TcpInfo(at)], data, at, value)
     return bytes(data[:length])
 
 
 LOOPBACK = b"\x7f\0\0\1"
+PEER = bytes([198, 51, 100, 9])
+"""An address of another machine."""
 
 
 @attrs.define(eq=False)

@@ -7,7 +7,7 @@ import errno
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, flow_events, kinds
+from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, kinds
 from test_sockdiag_session import traffic
 
 from nstat_async._contract import LookupFailed
@@ -349,7 +349,7 @@ def test_an_answer_is_that_of_its_own_question_and_comes_once(kernel):
 
 def test_a_renamed_interface_is_an_update(kernel):
     """Flows show the new name after the next poll, and what the host said of the device stays."""
-    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), remote=PEER, info=traffic())
     kernel.start()
     kernel.feed(LinkMessage(2, 1, "lan7").encode(RouteMessage.NEWLINK), 2)
     updated, _ = kernel.wait(1.0)
@@ -362,7 +362,7 @@ def test_a_renamed_interface_is_an_update(kernel):
 def test_an_address_on_two_interfaces(kernel):
     """The first one has it until it has it no more; then the other one."""
     address = bytes([192, 0, 2, 2])
-    kernel.sockets[1] = FakeSocket(1, address, info=traffic())
+    kernel.sockets[1] = FakeSocket(1, address, remote=PEER, info=traffic())
     kernel.start()
     kernel.feed(AddressMessage(2, 3, address).encode(RouteMessage.NEWADDR), 2)
     kernel.feed(AddressMessage(2, 3, address).encode(RouteMessage.DELADDR), 2)
@@ -379,7 +379,7 @@ def test_a_new_list_replaces_the_old_one(kernel):
     kernel.addresses.pop()
     kernel.session.channel_failed(2, errno.ENOBUFS, kernel.now)
     kernel.run()
-    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), remote=PEER, info=traffic())
     kernel.sockets[2] = FakeSocket(2, bytes([127, 1, 2, 3]), info=traffic())
     kernel.wait(1.0)
     interfaces = {e.flow.id: e.flow.interface for e in kernel.events if isinstance(e, FlowAdded)}
@@ -389,7 +389,7 @@ def test_a_new_list_replaces_the_old_one(kernel):
 
 def test_an_address_that_goes_takes_no_knowledge_with_it(kernel):
     """The flow used this interface; that nothing is known now is no reason to forget it."""
-    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), remote=PEER, info=traffic())
     kernel.start()
     kernel.feed(AddressMessage(2, 2, bytes([192, 0, 2, 2])).encode(RouteMessage.DELADDR), 2)
     assert kinds(kernel.wait(1.0)) == ["PollCompleted"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, flow_events, kinds
+from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, kinds
 
 from nstat_async import _errors, _model
 from nstat_async._contract import Mode
@@ -479,8 +479,8 @@ def test_dump_socket_errors_end_the_session_only_when_they_last(kernel):
 
 def test_interfaces_follow_their_addresses(kernel):
     """The interface is that of the local address, changes included; the host tells Wi-Fi from cable."""
-    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), info=traffic())
-    kernel.sockets[2] = FakeSocket(2, bytes([10, 9, 0, 1]), info=traffic())
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), remote=PEER, info=traffic())
+    kernel.sockets[2] = FakeSocket(2, bytes([10, 9, 0, 1]), remote=PEER, info=traffic())
     kernel.start()
     by_id = {e.flow.id: e.flow.interface for e in flow_events(kernel.events)}
     assert (by_id["c1"].name, by_id["c1"].kind) == ("eth0", InterfaceKind.WIFI)

@@ -1,0 +1,386 @@
+"""Where a flow goes: local or not, over which interface, and who began it where no handshake says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from ipaddress import ip_address
+
+import pytest
+from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
+
+from nstat_async._events import FlowUpdated
+from nstat_async._model import Direction, Endpoint, InterfaceKind
+from nstat_async.sockdiag import AddressMessage, LinkMessage, RouteMessage, TcpInfo, iterate_messages
+from nstat_async.sockdiag._direction import was_restored
+from nstat_async.sockdiag._links import LinkTable, is_link_scoped, kind_of_link
+
+LO, ETH, VETH, WG = 1, 2, 3, 4
+LINKS = (
+    LinkMessage(LO, 772, "lo"),
+    LinkMessage(ETH, 1, "eth0", "dummy"),
+    LinkMessage(VETH, 1, "veth0", "veth"),
+    LinkMessage(WG, 65534, "wg0", "wireguard"),
+)
+ADDRESSES = (
+    (LO, "127.0.0.1/8"),
+    (LO, "::1/128"),
+    (LO, "198.18.0.53/32"),  # a service address
+    (LO, "203.0.113.0/24"),  # all of a network is this machine (AnyIP)
+    (ETH, "192.0.2.2/24"),
+    (ETH, "192.0.2.130/25"),
+    (ETH, "2001:db8::2/64"),
+    (ETH, "fe80::2/64"),
+    (VETH, "10.7.0.1/16"),
+    (VETH, "fe80::3/64"),
+    (WG, "10.7.9.1/24"),
+)
+
+
+def packed(text: str) -> bytes:
+    return ip_address(text).packed
+
+
+def feed(table: LinkTable, kind: int, data: bytes) -> None:
+    (frame,) = iterate_messages(data)
+    table.apply(kind, data, frame)
+
+
+def address(index: int, text: str) -> AddressMessage:
+    local, _, prefix = text.partition("/")
+    return AddressMessage(10 if ":" in local else 2, index, packed(local), int(prefix))
+
+
+@pytest.fixture
+def table():
+    made = LinkTable()
+    for link in LINKS:
+        feed(made, RouteMessage.NEWLINK, link.encode(RouteMessage.NEWLINK))
+    for index, text in ADDRESSES:
+        feed(made, RouteMessage.NEWADDR, address(index, text).encode(RouteMessage.NEWADDR))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "device", "index"),
+    [
+        # local: both ends are addresses of this machine, whoever has them
+        ("127.0.0.1", "127.0.0.1", 0, LO),
+        ("127.0.0.1", "127.9.9.9", 0, LO),
+        ("::1", "::1", 0, LO),
+        ("192.0.2.2", "192.0.2.2", 0, LO),
+        ("192.0.2.2", "10.7.0.1", 0, LO),
+        ("192.0.2.2", "198.18.0.53", 0, LO),
+        ("203.0.113.77", "192.0.2.2", 0, LO),
+        ("2001:db8::2", "2001:db8::2", 0, LO),
+        ("192.0.2.2", "192.0.2.2", ETH, LO),
+        ("fe80::2", "fe80::2", ETH, LO),
+        # not local
+        ("192.0.2.2", "192.0.2.3", 0, ETH),
+        ("192.0.2.2", "198.51.100.9", 0, ETH),
+        ("192.0.2.2", "198.51.100.9", VETH, VETH),
+        ("fe80::2", "fe80::3", ETH, ETH),  # of another link of this machine: it goes over the wire
+        ("fe80::2", "fe80::9", ETH, ETH),
+        # a service address says nothing: the peer's network may
+        ("198.18.0.53", "192.0.2.99", 0, ETH),
+        ("198.18.0.53", "10.7.9.5", 0, WG),  # the longest prefix
+        ("198.18.0.53", "10.7.8.5", 0, VETH),
+        ("198.18.0.53", "198.51.100.9", 0, None),
+        ("203.0.113.77", "198.51.100.9", 0, None),
+        ("198.18.0.53", None, 0, None),
+        ("192.0.2.2", None, 0, ETH),
+        ("127.0.0.1", None, 0, LO),
+        ("0.0.0.0", None, 0, None),
+        ("0.0.0.0", None, ETH, ETH),
+    ],
+)
+def test_which_interface_packets_pass(table, local, remote, device, index):
+    found = table.interface_of(packed(local), device, remote and packed(remote))
+    assert (found and found.index) == index
+
+
+def test_without_addresses_only_the_loopback_range_is_known_to_be_local():
+    bare = LinkTable()
+    assert bare.interface_of(packed("127.0.0.1"), 0, packed("127.0.0.1")) is None
+    assert bare.interface_of(packed("192.0.2.2"), 0, packed("192.0.2.2")) is None
+    assert bare.interface_of(packed("192.0.2.2"), 7).index == 7
+
+
+def test_an_address_that_comes_or_goes_changes_what_is_local(table):
+    def kind():
+        return table.interface_of(packed("192.0.2.2"), 0, packed("192.0.2.9")).kind
+
+    assert kind() is InterfaceKind.OTHER
+    message = address(WG, "192.0.2.9/32")
+    feed(table, RouteMessage.NEWADDR, message.encode(RouteMessage.NEWADDR))
+    assert kind() is InterfaceKind.LOOPBACK
+    feed(table, RouteMessage.DELADDR, message.encode(RouteMessage.DELADDR))
+    assert kind() is InterfaceKind.OTHER
+
+
+@pytest.mark.parametrize(
+    ("address", "scoped"),
+    [
+        ("fe80::1", True), ("febf::1", True), ("ff02::fb", True), ("ff01::1", True), ("ff12::1", True),
+        ("ff05::2", False), ("ff0e::1", False), ("2001:db8::1", False), ("fec0::1", False), ("224.0.0.251", False),
+    ],
+)  # fmt: skip
+def test_which_addresses_have_a_scope(address, scoped):
+    assert is_link_scoped(packed(address)) is scoped
+
+
+@pytest.mark.parametrize(
+    ("kind", "hardware", "is_a"),
+    [
+        ("tun", 1, InterfaceKind.BRIDGE),  # a tap
+        ("tun", 65534, InterfaceKind.VPN),
+        ("veth", 1, InterfaceKind.BRIDGE),
+        ("vxlan", 1, InterfaceKind.VPN),
+        ("vlan", 1, InterfaceKind.WIRED),
+        ("vrf", 65534, InterfaceKind.OTHER),
+        ("dummy", 1, InterfaceKind.OTHER),
+        (None, 1, None),
+    ],
+)
+def test_what_a_device_is(kind, hardware, is_a):
+    assert kind_of_link(LinkMessage(5, hardware, "x0", kind)) is is_a
+
+
+# -- flows of the core
+
+
+def test_a_flow_becomes_local_when_the_machine_gets_its_peers_address():
+    kernel = FakeKernel(interval=None)
+    peer = packed("192.0.2.9")
+    kernel.sockets[1] = FakeSocket(1, packed("192.0.2.2"), remote=peer)
+    kernel.start()
+    (before,) = (flow for flow, _ in kernel.session.flows())
+    assert not before.is_loopback
+    kernel.feed(AddressMessage(2, 3, peer, 32).encode(RouteMessage.NEWADDR), 2)
+    (update,) = (event for event in kernel.poll() if isinstance(event, FlowUpdated))
+    assert update.flow.is_loopback
+    assert update.flow.interface.name == "lo"
+
+
+def test_scopes_of_link_scoped_peers_are_those_of_the_own_address():
+    kernel = FakeKernel(interval=None)
+    own, group = packed("fe80::2"), packed("ff02::fb")
+    kernel.addresses.append(AddressMessage(10, 2, own, 64))
+    kernel.sockets[1] = FakeSocket(1, own, remote=group, family=10, protocol=17)
+    kernel.start()
+    (flow,) = (flow for flow, _ in kernel.session.flows())
+    assert (str(flow.local), flow.remote.scope_id) == ("[fe80::2%2]:40000", 2)
+
+
+def test_a_zone_is_a_number_or_the_name_of_an_interface(monkeypatch):
+    monkeypatch.setattr(socket, "if_nametoindex", {"eth0": 7}.__getitem__, raising=False)
+    assert Endpoint.parse("fe80::1%eth0", 1) == Endpoint(packed("fe80::1"), 1, 7)
+    assert Endpoint.parse("fe80::1%12").scope_id == 12
+
+
+@pytest.mark.parametrize("zone", ["no-such-if", "x" * 300, "\0", "²"])
+def test_a_zone_that_is_no_interface_is_refused_by_name(zone):
+    with pytest.raises(ValueError, match="is no interface of this machine"):
+        Endpoint.parse(f"fe80::1%{zone}")
+
+
+# -- who began
+
+
+def facts(**fields: int) -> bytes:
+    return tcp_info({TcpInfo[name.upper()]: value for name, value in fields.items()})
+
+
+@pytest.mark.parametrize(
+    ("info", "restored"),
+    [
+        (facts(delivered=0), True),
+        (facts(delivered=1), False),  # accepted, idle
+        (facts(delivered=9, data_segs_out=9), True),
+        (facts(delivered=7, data_segs_out=9, unacked=2), True),
+        (facts(delivered=10, data_segs_out=9), False),
+        (facts(delivered=8, data_segs_out=9, unacked=2), False),
+        (facts(delivered=9, data_segs_out=9, total_retrans=1), False),  # the numbers do not tell
+        (facts(delivered=0)[:192], False),  # an old kernel
+    ],
+)
+def test_a_connection_without_a_handshake(info, restored):
+    assert was_restored(info, 0, len(info)) is restored
+
+
+def test_a_restored_connection_has_no_direction_to_its_end():
+    kernel = FakeKernel(interval=None)
+    kernel.sockets[1] = FakeSocket(1, info={TcpInfo.DELIVERED: 0})
+    kernel.start()
+    kernel.sockets[1].info |= {TcpInfo.DATA_SEGS_OUT: 3, TcpInfo.BYTES_SENT: 90, TcpInfo.BYTES_ACKED: 90}
+    kernel.sockets[1].info |= {TcpInfo.DELIVERED: 3, TcpInfo.TOTAL_RETRANS: 1}
+    kernel.poll()
+    kernel.close(1)
+    assert {event.flow.direction for event in kernel.events if hasattr(event, "flow")} == {None}
+
+
+def test_a_restored_connection_to_a_listeners_port_was_accepted():
+    kernel = FakeKernel(interval=None)
+    kernel.sockets[1] = FakeSocket(1, local_port=80, remote_port=0, remote=bytes(4), state=10)
+    kernel.sockets[2] = FakeSocket(2, local_port=80, remote_port=999, info={TcpInfo.DELIVERED: 0})
+    kernel.start()
+    assert {flow.direction for flow, _ in kernel.session.flows()} == {Direction.LISTENER, Direction.INBOUND}
+
+
+# -- the living kernel
+
+
+def can_unshare() -> bool:
+    try:
+        done = subprocess.run(["unshare", "-n", "ip", "link"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
+living = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not can_unshare(), reason="needs root and network namespaces"
+)
+BEGIN = """
+import asyncio, json, os, socket, subprocess, sys
+from nstat_async import Monitor, snapshot
+from nstat_async.backends import SockDiag
+def sh(*commands):
+    for command in commands:
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        if done.returncode:
+            print(json.dumps({"skip": done.stderr})); sys.exit()
+def look():
+    return [flow for flow, _ in asyncio.run(snapshot(providers=("tcp", "udp")))]
+def tell(flows):
+    print(json.dumps([[str(f.local), str(f.remote), f.interface and f.interface.name,
+        f.interface and f.interface.kind and f.interface.kind.value, f.is_loopback,
+        f.direction and f.direction.value] for f in flows]))
+sh("ip link set lo up")
+"""
+
+
+def inside(script: str):
+    """What a program in a network namespace of its own tells."""
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", BEGIN + script], capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    if isinstance(told, dict):
+        pytest.skip(f"this kernel cannot: {told['skip']}")
+    return told
+
+
+SERVICE_ADDRESS = """
+sh("ip link add va0 type veth peer name vb0", "ip addr add 10.77.0.1/24 dev va0", "ip addr add 198.18.0.53/32 dev lo")
+other = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; read x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+other.stdout.readline()
+enter = f"nsenter -n -t {other.pid} "
+sh(f"ip link set vb0 netns {other.pid}", "ip link set va0 up", enter + "ip addr add 10.77.0.2/24 dev vb0",
+   enter + "ip link set vb0 up", enter + "ip route add 198.18.0.53 via 10.77.0.1")
+listener = socket.create_server(("198.18.0.53", 7881))
+client = subprocess.Popen([*enter.split(), sys.executable, "-c",
+    "import socket, sys; c = socket.create_connection(('198.18.0.53', 7881)); c.send(b'x'); sys.stdin.read()"],
+    stdin=subprocess.PIPE)
+server, _ = listener.accept(); server.recv(1)
+found = look()
+client.stdin.close(); client.wait(); other.stdin.close(); other.wait()
+tell(found)
+"""
+OWN_ADDRESS = """
+sh("ip link add va0 type veth peer name vb0", "ip link set va0 up", "ip link set vb0 up", "ip addr add 10.77.0.1/24 dev va0",
+   "ip addr add 10.78.0.1/24 dev vb0")
+listener = socket.create_server(("10.77.0.1", 0))
+pairs = [(socket.create_connection(listener.getsockname(), source_address=(own, 0)), listener.accept()) for own in ("10.77.0.1", "10.78.0.1")]
+tell(look())
+"""
+RESTORED = """
+def restored(local, remote, sequence, acknowledged):
+    made = socket.socket(); made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); made.setsockopt(6, 19, 1)
+    for queue, number in ((2, sequence), (1, acknowledged)):
+        made.setsockopt(6, 20, queue); made.setsockopt(6, 21, number)
+    made.bind(local); made.connect(remote); return made
+try:
+    a, b = ("127.0.0.1", 7912), ("127.0.0.1", 7913)
+    one, two = restored(a, b, 1000, 5000), restored(b, a, 5000, 1000)
+except OSError as error:
+    print(json.dumps({"skip": str(error)})); sys.exit()
+for each in (one, two): each.setsockopt(6, 19, 0)
+flows = look(); one.send(b"m" * 40); two.recv(99); tell([*flows, *look()])
+"""
+
+
+@pytest.mark.linux
+@living
+def test_what_comes_to_a_service_address_on_the_loopback_interface_is_not_local():
+    told = {remote: (name, local) for _, remote, name, _, local, _ in inside(SERVICE_ADDRESS)}
+    assert told.pop("None") == (None, False)
+    assert list(told.values()) == [("va0", False)]
+
+
+@pytest.mark.linux
+@living
+def test_a_connection_to_an_own_address_is_local_over_whichever_interface_has_it():
+    told = inside(OWN_ADDRESS)
+    assert len(told) == 5
+    for _, remote, name, kind, local, _ in told:
+        assert (name, kind, local) == (("va0", "bridge", False) if remote == "None" else ("lo", "loopback", True))
+
+
+@pytest.mark.linux
+@living
+def test_both_ends_of_a_restored_connection_have_no_direction():
+    told = inside(RESTORED)
+    assert [direction for *_, direction in told] == [None] * 4
+
+
+@pytest.mark.linux
+@living
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        ("ip link add x0 type bridge", "bridge"),
+        ("ip link add x0 type dummy", "other"),
+        ("ip link add x0 type veth peer name y0", "bridge"),
+        ("ip tuntap add x0 mode tap", "bridge"),
+        ("ip tuntap add x0 mode tun", "vpn"),
+        ("ip link add x0 type vxlan id 7 dstport 4789", "vpn"),
+        ("ip link add y0 type veth peer name z0 && ip link add x0 link y0 type macvlan", "bridge"),
+        ("ip link add y0 type veth peer name z0 && ip link add x0 link y0 type vlan id 5", "wired"),
+        ("ip link add x0 type wireguard", "vpn"),
+        ("ip link add x0 type vrf table 10", "other"),
+        ("ip link add x0 type ipip local 192.0.2.1 remote 192.0.2.2", "vpn"),
+    ],
+)
+def test_what_the_devices_of_this_kernel_look_like(make, kind):
+    told = inside(f"""
+sh({make!r}, "ip addr add 10.55.0.1/24 dev x0", "ip link set x0 up")
+udp = socket.socket(type=socket.SOCK_DGRAM); udp.bind(("10.55.0.1", 7))
+tell([flow for flow in look() if flow.local.port == 7])
+""")
+    assert told == [["10.55.0.1:7", "None", "x0", kind, False, None]]
+
+
+MANY_CHANGES = """
+sh("ip link add va0 type veth peer name vb0", "ip link set va0 up")
+async def main():
+    async with Monitor(backend=SockDiag(), interval=None, ebpf="off") as monitor:
+        await monitor.poll_now()
+        lines = [f"addr {'add' if n % 3 else 'replace'} 10.{n >> 8 & 255}.{n & 255}.1/32 dev va0" for n in range(1500)]
+        lines += [f"addr del 10.{n >> 8 & 255}.{n & 255}.1/32 dev va0" for n in range(1500) if n != 77]
+        subprocess.run(["ip", "-batch", "-"], input="\\n".join(lines), text=True, check=True)  # the loop is held
+        udp = socket.socket(type=socket.SOCK_DGRAM); udp.bind(("10.0.77.1", 7))
+        await monitor.poll_now()
+        tell([flow for flow, _ in monitor.flows if flow.local.port == 7])
+asyncio.run(main())
+"""
+
+
+@pytest.mark.linux
+@living
+def test_three_thousand_changes_while_the_loop_is_held_leave_the_table_true():
+    told = inside(MANY_CHANGES)
+    assert told == [["10.0.77.1:7", "None", "va0", "bridge", False, None]]
