@@ -403,6 +403,7 @@ TABLE = FieldTable((
         _mac("vpn_uuid", UUID_TEXT),
         _linux("attribution", _one_of(Attribution)),
         _linux("protocol", INTEGER),
+        _linux("parent", TEXT),
         _text("host", later=True, group="host"),
         Field("peer", _record(Peer), later=True),
         _linux("cgroup", TEXT, group="cgroup path"),

@@ -61,7 +61,7 @@ class Provider(enum.Enum):
     CONNECTION = "connection"
     """A connection attempt of the network framework (Darwin); it groups flows and carries no bytes."""
     UDP_SUBFLOW = "udp_subflow"
-    """One peer of an unconnected UDP socket (Darwin); its bytes are also in the socket's own flow."""
+    """One remote of an unconnected UDP socket; its bytes are also in the socket's own flow."""
     RAW = "raw"
     """A raw IP socket (Linux); `Flow.protocol` says of which protocol."""
     ICMP = "icmp"
@@ -362,6 +362,8 @@ class Flow:
     """Linux: how many other processes hold it as well; `None` where none is known."""
     holders: tuple[tuple[int, str | None], ...] = ()
     """Linux, with ``extras``: process id and name of the oldest of them, 15 at most."""
+    parent: str | None = None
+    """Linux: id of the socket's flow, of a ``udp_subflow``; one without a remote is what is left: all others together."""
     host: str | None = None
     """The machine that the flow is on, in a fleet; `None` for this machine."""
     peer: Peer | None = None

@@ -114,6 +114,9 @@ class MapsChannel:
         if operation is Operation.DROP:
             for cookie in cookies:
                 map_delete(self._maps["flows"], FLOW_KEY.pack(cookie))
+        elif operation is Operation.DISMISS:
+            for at in range(0, len(body), PEER_KEY.size):
+                map_delete(self._maps["peers"], body[at : at + PEER_KEY.size])
         elif operation is Operation.ADOPT:
             for number, cookie in enumerate(cookies):
                 value = body[number * FLOW.size : (number + 1) * FLOW.size]

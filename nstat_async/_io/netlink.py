@@ -162,21 +162,22 @@ class NetlinkTransport:
         if isinstance(request, CgroupsRequest):
             return self._cgroups.answer(request)
         if isinstance(request, AttachRequest):
-            return self._attach()
+            return self._attach(request)
         return None
 
     def _tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
         namespace = self._namespaces[request.namespace]
         return _read_tables(request) if namespace is None else in_namespace(namespace, lambda: _read_tables(request))
 
-    def _attach(self) -> AttachAnswer:
+    def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""
         cookies = tuple(map(self._cookie_of, self._namespaces))
         if not any(cookies):
             detail = "this kernel does not number network namespaces (Linux 5.14)"
             return AttachAnswer(reason=UnavailableReason.KERNEL, detail=detail)
+        settings = EbpfSettings(every_namespace=self._namespaces != (None,), peers=request.remotes)
         try:
-            programs = EbpfSource.attach(EbpfSettings(every_namespace=self._namespaces != (None,)))
+            programs = EbpfSource.attach(settings)
         except BackendUnavailableError as error:
             return AttachAnswer(reason=error.reason, detail=error.detail)
         with self._attaching:

@@ -66,6 +66,8 @@ class Operation(enum.IntEnum):
     """Make entries for these sockets, which were there before the programs; there is no answer."""
     LOOK = 8
     """The counts of these sockets."""
+    DISMISS = 9
+    """Remove these remote addresses; there is no answer."""
 
 
 _REQUEST = struct.Struct("=II")
@@ -115,7 +117,7 @@ def encode_request(operation: Operation, cookies: Sequence[int] = (), body: byte
     Args:
         operation: What is asked.
         cookies: The sockets concerned.
-        body: For ADOPT: the values of the map, one for each socket.
+        body: For ADOPT the values of the map, one for each socket; for DISMISS the keys of the map.
     """
     return _REQUEST.pack(operation, len(cookies)) + struct.pack(f"={len(cookies)}Q", *cookies) + body
 

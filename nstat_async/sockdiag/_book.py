@@ -51,6 +51,7 @@ from ._setup import NetworkNamespace
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
+_MOST_ENDED = 65_536
 _DEVICE = struct.Struct("=40xI")
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
@@ -79,6 +80,8 @@ class Book:
         """By cookie."""
         self.others: dict[int, Entry] = {}
         """Those that are neither TCP's nor UDP's: no dump has them."""
+        self.ended: dict[int, Entry] | None = None
+        """UDP sockets that ended, for whoever has more to say of them; `None`: nobody has."""
         self.reported = 0
         """Sockets of the book that the dumps of this poll had."""
         self._dumping = False
@@ -351,6 +354,8 @@ class Book:
                 entry.flow = self._build(entry)
         flow = entry.flow or self.announce(entry)
         self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
+        if self.ended is not None and entry.protocol == IPPROTO_UDP and len(self.ended) < _MOST_ENDED:
+            self.ended[entry.cookie] = entry
 
     def end_unknown(self, entry: Entry, why: str) -> None:
         """Say that a flow ended whose counters the kernel cleared before its end: the last known ones stand."""

@@ -147,6 +147,7 @@ class Polls:
         """The book is up to date but for the owners of new sockets."""
         for namespace in self._namespaces:
             namespace.end_poll()
+        self._programs.settle()
         self._owners.search()
         self._cgroups.ask()
         patience = FIRST_OWNERS_PATIENCE if self._output.first_poll else OWNERS_PATIENCE

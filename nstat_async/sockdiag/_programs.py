@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from errno import EPERM
 from typing import Any
 
 from .._errors import BackendUnavailableError, UnavailableReason
-from .._events import LossCause
+from .._events import LossCause, ProviderRefused
+from .._model import Provider
 from .._options import Ebpf
 from ..ebpf import (
     Answer,
@@ -34,6 +36,7 @@ from ._constants import PACKET
 from ._entry import Entry
 from ._output import Output
 from ._owners import OwnerSource
+from ._remotes import Remotes
 from ._setup import AttachAnswer, AttachRequest
 from ._sightings import Sightings
 from ._source import Source
@@ -109,10 +112,18 @@ class Programs:
         owners: The processes that are known.
         sightings: What takes in the evidence.
         mode: Whether programs are wanted.
+        remotes: Whether the remotes of unconnected UDP sockets are.
     """
 
     def __init__(
-        self, output: Output, books: list[Book], owners: OwnerSource, sightings: Sightings, mode: Ebpf
+        self,
+        output: Output,
+        books: list[Book],
+        owners: OwnerSource,
+        sightings: Sightings,
+        mode: Ebpf,
+        *,
+        remotes: bool = False,
     ) -> None:
         self.ring, self.maps = RingSource(output, self), MapsSource(output, self)
         self.sources: tuple[Source, ...] = (self.ring, self.maps)
@@ -124,6 +135,8 @@ class Programs:
         self._books = books
         self._owners = owners
         self._sightings = sightings
+        self.remotes = Remotes(output, books)
+        self._remotes_wanted = remotes
         self._ledger = Ledger(packets=False, births=False)
         self._meter = LossMeter()
         self._adopted = False
@@ -141,11 +154,17 @@ class Programs:
         """What they can tell at the moment."""
         return self.attached.tier if self._sightings.live else Tier.NONE
 
+    @property
+    def tells_remotes(self) -> bool:
+        """True if the remotes of unconnected UDP sockets are counted."""
+        return self._remotes_wanted and tells(self.tier).udp_packets
+
     # -- beginning and end
 
     def start(self, done: Callable[[], None]) -> None:
         """Have the programs attached, if they are wanted, and `done` called then."""
         if self.mode is Ebpf.OFF:
+            self._begin_remotes()
             done()
             return
 
@@ -154,7 +173,7 @@ class Programs:
             done()
 
         self.settled = False
-        self._output.ask(AttachRequest(), attached)
+        self._output.ask(AttachRequest(remotes=self._remotes_wanted), attached)
 
     def take(self, answer: Any) -> None:
         """It is known what came of attaching."""
@@ -162,6 +181,7 @@ class Programs:
         if not isinstance(answer, AttachAnswer):
             answer = AttachAnswer(reason=UnavailableReason.RESOURCE, detail=getattr(answer, "reason", "no answer"))
         self.attached = answer
+        self._begin_remotes()
         if answer.tier is Tier.NONE:
             if self.mode is Ebpf.REQUIRE:
                 reason = answer.reason or UnavailableReason.MISSING
@@ -184,6 +204,15 @@ class Programs:
         if not self._output.following:
             for source in self.sources:
                 source.open()
+
+    def _begin_remotes(self) -> None:
+        """Watch the remotes of UDP sockets, or say why not."""
+        if self._remotes_wanted and tells(self.attached.tier).udp_packets:
+            self.remotes.watch()
+        elif self._remotes_wanted:
+            self._remotes_wanted = False
+            detail = "remotes of UDP sockets need eBPF programs with CAP_NET_ADMIN and cgroup2"
+            self._output.events.append(ProviderRefused(self._output.time, Provider.UDP_SUBFLOW, EPERM, detail))
 
     def fail(self, why: str) -> None:
         """No record will come any more."""
@@ -235,6 +264,12 @@ class Programs:
         """Ask for what sockets count: for all, or where something moved for those that are known to be counted."""
         if not tells(self.tier).udp_bytes:
             return
+        self._ask_flows(moved=moved)
+        if self._remotes_wanted and (moved or self.remotes.ended):
+            self.remotes.begin()
+            self.maps.ask(Operation.PEERS)
+
+    def _ask_flows(self, *, moved: bool) -> None:
         sockets = self._ledger.sockets
         if self._lists:
             self._lists -= 1
@@ -248,6 +283,12 @@ class Programs:
     def gathered(self) -> bool:
         """True when everything that was asked for is here."""
         return self.maps.expected <= 0
+
+    def settle(self) -> None:
+        """Everything that a poll asked for is in the books."""
+        keys = self.remotes.settle()
+        if keys:
+            self.maps.send(encode_request(Operation.DISMISS, body=b"".join(keys)))
 
     def flush(self) -> None:
         """Ask for what is wanted meanwhile."""
@@ -265,6 +306,8 @@ class Programs:
         if answer.statistics is not None:
             self._judge_losses(answer.statistics)
             self._ask_counts(moved=answer.statistics.moved != 0)
+        if answer.operation is Operation.PEERS:
+            self.remotes.take(answer)
         self._ledger.answer(answer)
         if answer.operation is Operation.OWNERS and not self._adopted:
             self._adopt(answer)

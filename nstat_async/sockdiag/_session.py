@@ -92,13 +92,15 @@ class Session:
         wanted = _PROTOCOLS if self._output.following else self._options.providers
         self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
         if not self._protocols:
-            raise UsageError(f"providers: Linux has {', '.join(provider.value for provider in _PROTOCOLS)} only")
+            known = ", ".join(provider.value for provider in _PROTOCOLS)
+            raise UsageError(f"providers: Linux has {known}, and with udp udp_subflow, only")
         self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
         self._books: list[Book] = []
         self._sightings = Sightings(self._output, self._owners, self._cgroups, self._protocols)
-        self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf)
+        remotes = Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP in self._protocols
+        self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf, remotes=remotes)
         self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
         for namespace in namespaces:
@@ -166,7 +168,8 @@ class Session:
         return Capabilities(
             backend="sock_diag",
             kernel=self.setup.kernel,
-            providers=frozenset(provider for provider, number in _PROTOCOLS.items() if number in answered),
+            providers=frozenset(provider for provider, number in _PROTOCOLS.items() if number in answered)
+            | (frozenset({Provider.UDP_SUBFLOW}) if self._programs.tells_remotes else frozenset()),
             tcp_counts=IPPROTO_TCP in self._protocols,
             udp_counts=IPPROTO_UDP in self._protocols and tells(self._programs.tier).udp_bytes,
             final_counts=reported,
@@ -217,7 +220,8 @@ class Session:
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows that were reported as added, with their last counts."""
-        return ((entry.flow, entry.report) for entry in list(self._entries()) if entry.flow is not None)
+        yield from ((entry.flow, entry.report) for entry in list(self._entries()) if entry.flow is not None)
+        yield from self._programs.remotes.flows()
 
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription itself, by name."""

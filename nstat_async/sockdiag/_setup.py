@@ -299,6 +299,9 @@ class CgroupsAnswer:
 class AttachRequest:
     """Load and attach the eBPF programs, as many of them as the kernel grants."""
 
+    remotes: bool = False
+    """Count for each remote of unconnected UDP sockets, too."""
+
 
 @attrs.frozen(kw_only=True)
 class AttachAnswer:

@@ -34,7 +34,7 @@ from nstat_async import json as flow_json
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._io import netlink
 from nstat_async._io.bpfload import EbpfSettings
-from nstat_async._model import Direction
+from nstat_async._model import Direction, Provider
 from nstat_async.backends import Replay
 from nstat_async.ebpf import Tier
 
@@ -467,6 +467,38 @@ def test_a_full_ring_is_said_exactly_and_repaired(namespace, small):
     assert len(ids) == len(set(ids))
     sizes = [e.counts.tx_bytes for e in seen.events if isinstance(e, FlowRemoved) and e.flow.local.port in ports]
     assert sizes == [5] * 60
+
+
+@again
+@pytest.mark.parametrize("room", [16, 1024])
+def test_remotes_of_an_unconnected_socket(namespace, small, room):
+    """A flow for each, as long as there is room, and one for all others: together exactly what the socket had."""
+    small(most_peers=room)
+
+    async def work(seen: Seen) -> None:
+        server = udp()
+        local = port(server)
+        for _ in range(3):
+            for number in range(100):
+                server.sendto(bytes(10 + number), (f"127.0.1.{number + 1}", 9))
+            await seen.monitor.poll_now()
+        server.close()
+        await seen.until(lambda: [e for e in seen.of(FlowRemoved, local) if e.flow.provider is Provider.UDP])
+        await seen.monitor.poll_now()
+        await seen.until(lambda: len(remotes(seen.events, FlowRemoved)) == len(remotes(seen.events, FlowAdded)) > 0)
+
+    def remotes(events, kind: type) -> list:
+        return [e for e in events if isinstance(e, kind) and e.flow.provider is Provider.UDP_SUBFLOW]
+
+    seen = monitored(work, interval=None, overflow="all", providers=("udp", "udp_subflow"))
+    (whole,) = [e for e in seen.events if isinstance(e, FlowRemoved) and e.flow.provider is Provider.UDP]
+    parts = remotes(seen.events, FlowRemoved)
+    assert whole.counts.tx_bytes == 3 * sum(range(10, 110)) == sum(e.counts.tx_bytes for e in parts)
+    assert {e.flow.process.pid for e in parts} == {os.getpid()}
+    assert ("/other" in "".join(e.flow.id for e in parts)) == (room == 16)
+    if room > 16:
+        assert len(parts) == 100
+        assert all(e.final for e in parts)
 
 
 @needs_calls

@@ -15,10 +15,13 @@ from nstat_async.ebpf import (
     FLOW,
     FLOW_KEY,
     OWNER,
+    PEER,
+    PEER_KEY,
     FlowRow,
     MapsPurpose,
     Operation,
     OwnerRow,
+    PeerRow,
     Record,
     RingPurpose,
     Statistics,
@@ -61,6 +64,7 @@ class Programs(FakeKernel):
         self.lost = Statistics(0, 0, 0, 0, 0, 0, 1, 0)
         self.asked: list[Operation] = []
         self.maps_are_silent = False
+        self.peers: dict[bytes, PeerRow] = {}
         self.tables: list[TableRow] = []
         self.missing_tables: set[str] = set()
         self.held_sockets: list[OwnerRow] = []
@@ -76,21 +80,33 @@ class Programs(FakeKernel):
 
     def _carry_out(self, command: Any) -> None:
         if isinstance(command, Send) and command.channel == MAPS:
-            operation, cookies, _ = decode_request(command.data)
+            operation, cookies, body = decode_request(command.data)
             self.asked.append(operation)
             if not self.maps_are_silent:
-                self._answer_maps(operation, cookies)
+                self._answer_maps(operation, cookies, body)
         elif isinstance(command, OpenChannel) and command.channel in {RING, MAPS}:
             self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=None)
         else:
             super()._carry_out(command)
 
-    def _answer_maps(self, operation: Operation, cookies: tuple[int, ...]) -> None:
+    def peer(self, cookie: int, address: bytes, **counts: int) -> None:
+        """A socket has this remote."""
+        values = dict.fromkeys(PeerRow._fields, 0) | {"port": 53 << 8, "family": 2 if len(address) == 4 else 10}
+        row = PeerRow(**(values | {"cookie": cookie, "address": address.ljust(16, b"\0")} | counts))
+        self.peers[PEER_KEY.pack(*row[:4], 0)] = row
+
+    def _answer_maps(self, operation: Operation, cookies: tuple[int, ...], body: bytes) -> None:
         if operation is Operation.STATISTICS:
             self.feed(encode_statistics(self.lost), MAPS)
         elif operation is Operation.OWNERS:
             rows = b"".join(OWNER.pack(*row) for row in self.held_sockets)
             self.feed(encode_answer(operation, b"", rows, last=True), MAPS)
+        elif operation is Operation.PEERS:
+            values = b"".join(PEER.pack(*row[4:], 0) for row in self.peers.values())
+            self.feed(encode_answer(operation, b"".join(self.peers), values, last=True), MAPS)
+        elif operation is Operation.DISMISS:
+            for at in range(0, len(body), PEER_KEY.size):
+                self.peers.pop(body[at : at + PEER_KEY.size], None)
         elif operation in {Operation.FLOWS, Operation.LOOK, Operation.TAKE}:
             rows = [row for row in self.flows.values() if operation is Operation.FLOWS or row.cookie in cookies]
             keys = b"".join(FLOW_KEY.pack(row.cookie) for row in rows)

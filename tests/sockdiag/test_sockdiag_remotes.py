@@ -1,0 +1,207 @@
+"""Remotes of unconnected UDP sockets: flows of their own, which never come to more than their socket's."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from typing import Any
+
+import attrs
+import pytest
+from ebpf_records import datagram_record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from programs_fakes import GRANTED, Programs, flow_row
+from replaying import assert_same, replayed
+from sockdiag_fakes import flow_events
+
+from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, Provider, ProviderRefused, UsageError
+from nstat_async._events import RemovalReason
+from nstat_async._options import Ebpf
+from nstat_async.aggregate import ProcessTable
+from nstat_async.ebpf import Flag, Kind, Operation, Tier
+
+SOCKET = 5
+BORN = datagram_record(Kind.FIRST_IO, SOCKET, pid=6, local_port=4000, flags=Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH)
+ONE, OTHER = b"\xc0\0\2\1", b"\xc0\0\2\2"
+PROVIDERS = ("udp", "udp_subflow")
+
+
+def watched(granted: Any = GRANTED, **options: Any) -> Programs:
+    kernel = Programs(granted=granted, **{"providers": PROVIDERS, **options})
+    kernel.start()
+    return kernel
+
+
+def sends(kernel: Programs, total: int, **fields: int) -> None:
+    kernel.flows[SOCKET] = flow_row(BORN, tx_payload=total, tx_packets=1, tx_bytes=total, tx_calls=1, **fields)
+
+
+def ends(kernel: Programs, total: int) -> list[Any]:
+    kernel.flows.clear()
+    return kernel.ring(BORN._replace(kind=Kind.RELEASED, tx_payload=total, tx_packets=1, tx_bytes=total, tx_calls=1))
+
+
+def remotes(events: list[Any], kind: type = object) -> list[Any]:
+    return [e for e in flow_events(events) if e.flow.provider is Provider.UDP_SUBFLOW and isinstance(e, kind)]
+
+
+def began() -> Programs:
+    kernel = watched()
+    kernel.ring(BORN)
+    sends(kernel, 150)
+    kernel.peer(SOCKET, ONE, tx_bytes=100, tx_packets=1)
+    kernel.peer(SOCKET, OTHER, tx_bytes=50, tx_packets=1, rx_bytes=7, rx_packets=1)
+    return kernel
+
+
+def test_each_remote_is_a_flow_with_its_sockets_owner():
+    kernel = began()
+    one, other = remotes(kernel.poll())
+    assert (str(one.flow.remote), str(other.flow.remote)) == ("192.0.2.1:53", "192.0.2.2:53")
+    assert (one.counts.tx_bytes, other.counts.tx_bytes, other.counts.rx_bytes) == (100, 50, 7)
+    assert one.flow.parent == other.flow.parent == "c5"
+    assert one.flow.process.pid == 6
+    assert not remotes(kernel.poll())
+    assert {flow.id for flow, _ in kernel.session.flows()} == {"c5", "c5/1", "c5/2"}
+    assert Provider.UDP_SUBFLOW in kernel.session.capabilities.providers
+
+
+def test_who_made_room_is_a_part_of_the_others_from_then_on():
+    """And is another flow when it comes again: no byte is counted twice."""
+    kernel = began()
+    kernel.poll()
+    kernel.peers.clear()
+    sends(kernel, 190)
+    (left, gone, others) = remotes(kernel.poll())
+    assert (left.reason, gone.reason, left.final) == (RemovalReason.DROPPED, RemovalReason.DROPPED, False)
+    assert (others.flow.id, others.flow.remote, others.counts.tx_bytes) == ("c5/other", None, 40)
+    kernel.peer(SOCKET, ONE, tx_bytes=5, tx_packets=1)
+    sends(kernel, 195)
+    (again,) = remotes(kernel.poll())
+    assert (again.flow.id, again.counts.tx_bytes) == ("c5/3", 5)
+
+
+def test_a_remote_that_made_room_and_came_again_between_two_polls():
+    kernel = began()
+    kernel.poll()
+    kernel.peer(SOCKET, ONE, tx_bytes=5, tx_packets=1)
+    sends(kernel, 175)
+    events = remotes(kernel.poll())
+    assert [type(event) for event in events] == [FlowRemoved, FlowAdded, FlowAdded]
+    assert [event.counts.tx_bytes for event in events] == [100, 5, 20]
+
+
+def test_they_end_after_their_socket_with_all_that_it_counted():
+    kernel = began()
+    kernel.poll()
+    kernel.peer(SOCKET, ONE, tx_bytes=130, tx_packets=1)
+    ends(kernel, 200)
+    removed = remotes(kernel.poll(), FlowRemoved)
+    assert [event.counts.tx_bytes for event in removed] == [130, 50, 20]
+    assert all(event.final for event in removed)
+    assert Operation.DISMISS in kernel.asked
+    assert not kernel.peers
+    assert not remotes(kernel.poll())
+
+
+def test_remotes_of_a_socket_between_two_polls():
+    kernel = watched()
+    kernel.ring(BORN)
+    kernel.peer(SOCKET, ONE, tx_bytes=9, tx_packets=1)
+    ends(kernel, 9)
+    added, removed = remotes(kernel.poll())
+    assert (added.flow.id, removed.counts.tx_bytes, removed.final) == ("c5/1", 9, True)
+
+
+def test_an_end_that_came_after_the_list_was_asked_for_waits_for_the_next():
+    kernel = began()
+    kernel.poll()
+    ends(kernel, 150)
+    kernel.maps_are_silent = True
+    kernel.poll()
+    kernel.wait(1.1)
+    assert not remotes(kernel.events, FlowRemoved)
+    kernel.maps_are_silent = False
+    assert len(remotes(kernel.poll(), FlowRemoved)) == 2
+
+
+def test_a_link_local_remote_has_its_scope():
+    kernel = watched()
+    kernel.ring(BORN)
+    kernel.peer(SOCKET, b"\xfe\x80" + bytes(13) + b"\1", ifindex=2)
+    (added,) = remotes(kernel.poll())
+    assert str(added.flow.remote) == "[fe80::1%2]:53"
+
+
+def test_nobody_who_did_not_ask_gets_them():
+    kernel = watched(providers=("udp",))
+    kernel.ring(BORN)
+    sends(kernel, 10)
+    kernel.poll()
+    assert Operation.PEERS not in kernel.asked
+
+
+@pytest.mark.parametrize(
+    ("granted", "mode"),
+    [(attrs.evolve(GRANTED, tier=Tier.CALLS), Ebpf.AUTO), (GRANTED, Ebpf.OFF)],
+)
+def test_without_the_programs_that_count_packets_they_are_refused(granted, mode):
+    kernel = watched(granted, mode=mode)
+    (refused,) = [event for event in kernel.events if isinstance(event, ProviderRefused)]
+    assert refused.provider is Provider.UDP_SUBFLOW
+    assert "CAP_NET_ADMIN" in refused.detail
+
+
+def test_they_come_with_udp_only():
+    with pytest.raises(UsageError, match="with udp udp_subflow"):
+        Programs(providers=("udp_subflow",))
+
+
+step = st.one_of(
+    st.tuples(st.just("peer"), st.sampled_from((ONE, OTHER, bytes([192, 0, 2, 3]))), st.integers(1, 50)),
+    st.tuples(st.just("leave"), st.integers(0, 2)),
+    st.tuples(st.just("unseen"), st.integers(1, 50)),
+    st.tuples(st.just("poll")),
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(script=st.lists(step, max_size=25))
+def test_all_parts_come_to_the_whole_and_the_replay_is_the_run(script):
+    """Whatever makes room and comes again; totals count the socket alone."""
+    kernel = watched(overflow="all")
+    kernel.ring(BORN)
+    total = 0
+    for name, *rest in script:
+        if name == "peer":
+            key = next((k for k, row in kernel.peers.items() if row.address[:4] == rest[0]), None)
+            before = kernel.peers[key].tx_bytes if key else 0
+            kernel.peer(SOCKET, rest[0], tx_bytes=before + rest[1])
+            total += rest[1]
+        elif name == "leave":
+            for key in list(kernel.peers)[rest[0] : rest[0] + 1]:
+                del kernel.peers[key]
+        elif name == "unseen":
+            total += rest[0]
+        else:
+            sends(kernel, total)
+            kernel.poll()
+    ends(kernel, total)
+    kernel.poll()
+    sums: Counter[str] = Counter()
+    known: dict[str, int] = {}
+    table = ProcessTable()
+    for event in kernel.events:
+        table.feed(event)
+        if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)) and event.flow.provider is Provider.UDP_SUBFLOW:
+            assert event.counts.tx_bytes >= known.get(event.flow.id, 0)
+            known[event.flow.id] = event.counts.tx_bytes
+            if isinstance(event, FlowRemoved):
+                sums["removed"] += event.counts.tx_bytes
+    assert sums["removed"] == sum(known.values()) == (total if known else 0)
+    assert sum(row.tx_bytes for row in table.rows()) == total
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    assert isinstance(kernel.file, io.BytesIO)
+    assert_same(replayed(kernel.file), kernel.events)
