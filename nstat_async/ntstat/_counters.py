@@ -6,7 +6,14 @@ minimum, 1/16 ms for the variance; 0 is "no sample" (``nstat_tcp_counts``, ``tcp
 
 A session keeps the structure as bytes: a third of the memory of the numbers, and unchanged
 counters are found by one comparison. Since xnu-4570 it has one form, whose fields are read
-where they are; those of older releases are brought into the same order as numbers.
+where they are; those of older releases are brought into the same order as numbers. The
+details of macOS 26 (``nstat_detailed_counts``) begin with the same four totals and are kept alike.
+
+What a medium's counters mean there: of a kernel socket, each byte and packet is in the total
+and in one of six media, or went over loopback, which has no counter: loopback is the total
+without the six, exactly (``INP_ADD_STAT``). Of a flow in user space the total is what the process
+says, and the media are what the flow switch saw, headers included: they need not agree, and nothing
+says how much was loopback. Its packets are the flow switch's in updates, and the process' own in details.
 """
 
 from __future__ import annotations
@@ -23,7 +30,10 @@ from ._tables import MEDIA, NEWEST, STRUCTS
 
 __all__ = [
     "COUNTS_CLASSES",
+    "DETAILED_CLASSES",
+    "DETAILS_SIZE",
     "PACKED_CLASSES",
+    "QUIET",
     "ConnectionCounts",
     "Raw",
     "SubflowCounts",
@@ -33,6 +43,7 @@ __all__ = [
     "advance",
     "counts_unpacker",
     "detailed_values",
+    "growing_details",
     "growing_reader",
     "has_grown",
     "has_grown_whole",
@@ -42,7 +53,7 @@ __all__ = [
 Values = tuple[Any, ...]
 """Raw counters in the order of `COUNTS_FIELDS`; `None` where the release has no field."""
 Raw = Union[bytes, Values]
-"""Counters as a session keeps them: ``nstat_counts`` as sent; numbers where they come from details, or had to be corrected."""
+"""Counters as a session keeps them: as sent; numbers where they had to be corrected."""
 
 _OUR_NAMES = {row[0]: name for row, name in zip(STRUCTS["nstat_counts"][1], COUNTS_FIELDS, strict=True)}
 """Names in the kernel's header to ours: its rows are in the order of `COUNTS_FIELDS`."""
@@ -54,7 +65,9 @@ _set_values: Callable[[Counts, Any], None] = Counts.__dict__["_values"].__set__
 
 def _numbers(counts: Counts) -> Values:
     raw: Raw = _raw_values(counts)
-    return _unpack(raw) if isinstance(raw, bytes) else raw
+    if not isinstance(raw, bytes):
+        return raw
+    return _unpack(raw) if len(raw) < DETAILS_SIZE else detailed_values(raw, is_socket=False)
 
 
 def _scaled(position: int, divisor: int, doc: str | None) -> Any:
@@ -183,39 +196,68 @@ def growing_reader(layout: Layout) -> Reader:
     return compile_format([*totals, attrs.evolve(wrapping, size=12, format="12s")]).unpack_from
 
 
-def detailed_values(fields: dict[str, Any]) -> Values:
-    """``nstat_detailed_counts`` as `Values`, with the media behind them."""
+_DETAILS = layout(NEWEST)["nstat_detailed_counts"]
+DETAILS_SIZE = _DETAILS.size
+"""Bytes of the counters in details; longer than those of any update."""
+_details = compile_format(
+    field for field in _DETAILS.plain if not field.name.endswith((".start", ".bitmap", "_flags", "_uuid"))
+).unpack_from
+_SIX = MEDIA[1:]
 
-    def medium(name: str) -> MediumCounts:
-        at = f"media_stats.{name}."
-        return MediumCounts(
-            fields[at + "rxbytes"], fields[at + "txbytes"], fields[at + "rxpackets"], fields[at + "txpackets"]
-        )
 
-    media = {name: medium(name) for name in MEDIA}
-    total, cell, wired = media["total"], media["cellular"], media["wired"]
-    infra, other = media["wifi_infra"], media["wifi_non_infra"]
-    return (
-        total.rx_packets,
-        total.rx_bytes,
-        total.tx_packets,
-        total.tx_bytes,
-        cell.rx_bytes,
-        cell.tx_bytes,
-        infra.rx_bytes + other.rx_bytes,
-        infra.tx_bytes + other.tx_bytes,
-        wired.rx_bytes,
-        wired.tx_bytes,
-        fields["rxduplicatebytes"],
-        fields["rxoutoforderbytes"],
-        fields["txretransmit"],
-        None,
-        None,
-        fields["min_rtt"],
-        fields["avg_rtt"],
-        fields["var_rtt"],
-        tuple(media.items()),
+def detailed_values(raw: bytes, *, is_socket: bool) -> Values:
+    """``nstat_detailed_counts`` as `Values`, with the media behind them; of a kernel socket with loopback, too."""
+    values = _details(raw)
+    blocks = {name: values[4 * place : 4 * place + 4] for place, name in enumerate(MEDIA)}
+    if is_socket:
+        apart = zip(blocks["total"], *(blocks[name] for name in _SIX), strict=True)
+        blocks["loopback"] = tuple(max(0, total - sum(media)) for total, *media in apart)
+    media = tuple((name, MediumCounts(rx, tx, rxp, txp)) for name, (rxp, rx, txp, tx) in blocks.items())
+    total, cell, wired = blocks["total"], blocks["cellular"], blocks["wired"]
+    infra, other = blocks["wifi_infra"], blocks["wifi_non_infra"]
+    rest = values[4 * len(MEDIA) :]
+    wifi = (infra[1] + other[1], infra[3] + other[3])
+    return (*total, cell[1], cell[3], *wifi, wired[1], wired[3], *rest[:3], None, None, *rest[3:], media)
+
+
+def _detailed(cls: type[Counts], known: int, *, is_socket: bool) -> type[Counts]:
+    """The same counters around the bytes of ``nstat_detailed_counts``: totals are read there, all else when it is wanted."""
+
+    def value(position: int) -> Any:
+        def read(self: Counts) -> int | None:
+            found: int | None = _numbers(self)[position]
+            return found
+
+        read.__doc__ = getattr(Counts, COUNTS_FIELDS[position]).__doc__
+        return property(read)
+
+    members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
+    members["media"] = property(
+        lambda self: detailed_values(_raw_values(self), is_socket=is_socket)[18], doc=Counts.media.__doc__
     )
+    for position, name in enumerate(COUNTS_FIELDS[: min(known, 15)]):
+        members[name] = _packed_field(position, getattr(Counts, name).__doc__) if position < 4 else value(position)
+    return type("Detailed" + cls.__name__, (cls,), members)
+
+
+DETAILED_CLASSES: dict[tuple[type[Counts], bool], type[Counts]] = {
+    (cls, is_socket): _detailed(cls, getattr(cls, "_counted", 15), is_socket=is_socket)
+    for cls in PACKED_CLASSES
+    for is_socket in (False, True)
+}
+"""Class of counters, and whether they are a kernel socket's, to the class for what came in details."""
+
+
+def growing_details() -> Reader:
+    """As `growing_reader`, for details."""
+    fields = _DETAILS.by_name
+    totals = [fields[f"media_stats.total.{name}"] for name in ("rxpackets", "rxbytes", "txpackets", "txbytes")]
+    wrapping = attrs.evolve(fields["rxduplicatebytes"], size=24, format="24s")
+    return compile_format([*totals, wrapping]).unpack_from
+
+
+QUIET = _DETAILS.by_name["rxduplicatebytes"].offset
+"""Details that are equal before and after the media differ in nothing but bits of activity, for a kernel socket."""
 
 
 def has_grown(new: Values, old: Values) -> bool:

@@ -15,7 +15,16 @@ from typing import Any, Protocol, Union
 from .._errors import ProtocolError
 from .._events import UPDATE_SLOTS, AnyEvent, EventsLost, FlowUpdated, LossCause, SystemInfo, Unrecognized
 from ._constants import HEADER_SIZE, MESSAGE_NAMES, NO_FLOWS, MessageType
-from ._counters import Raw, Values, counts_unpacker, detailed_values, growing_reader
+from ._counters import (
+    DETAILS_SIZE,
+    QUIET,
+    Raw,
+    Values,
+    counts_unpacker,
+    detailed_values,
+    growing_details,
+    growing_reader,
+)
 from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
 from ._layouts import compile_format
@@ -31,11 +40,17 @@ _LONGEST_GROWTH = 256
 """Bytes by which a descriptor may be longer than the newest known, for its items to be found."""
 _UPDATE = int(MessageType.SRC_UPDATE)
 _COUNTS = int(MessageType.SRC_COUNTS)
-_PLAIN = {_UPDATE, int(MessageType.SRC_DETAILS)}
+_DETAILED = int(MessageType.SRC_DETAILS)
+_PLAIN = {_UPDATE, _DETAILED}
 """Types whose descriptor goes to the message's end; the others of their kind have items behind it."""
 
 Observer = Callable[[int, Union[int, None], Union[Values, None], bytes], None]
 """(reference, provider number, counters, descriptor); `None` or empty is what the message does not have."""
+
+
+def _is_quiet(raw: bytes, before: bytes) -> bool:
+    """True if details of a kernel socket differ in nothing but bits of activity."""
+    return raw[:32] == before[:32] and raw[QUIET:] == before[QUIET:]
 
 
 class Listener(Protocol):
@@ -119,7 +134,8 @@ class Decoder:
         codec = layout["nstat_msg_src_counts"]
         report = [*layout["nstat_msg_hdr"].fields, codec.by_name["srcref"], codec.by_name["counts"]]
         growing: Any = growing_reader(layout)
-        sizes = (codec.size, self._sizes.get(_UPDATE, 0))
+        details = layout["nstat_msg_src_details"].by_name["detailed_counts"].offset if self.kernel.has_details else 0
+        sizes = (codec.size, self._sizes.get(_UPDATE, 0), self._sizes.get(_DETAILED, 0), details, growing_details())
         sources = self.table.sources
         self._hot = (compile_format(report).unpack_from, growing, *sizes, sources, sources.get, *UPDATE_SLOTS)
         """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
@@ -148,7 +164,21 @@ class Decoder:
         Raises:
             ProtocolError: Only with `strict`.
         """
-        read, growing, shortest, update_size, sources, find, new, set_time, set_flow, set_report = self._hot
+        (
+            read,
+            totals,
+            shortest,
+            update_size,
+            details_size,
+            details_at,
+            details_totals,
+            sources,
+            find,
+            new,
+            set_time,
+            set_flow,
+            set_report,
+        ) = self._hot
         table, emit, every = self.table, self.table.emit, self.table.every_update
         time, time_ns, serial = table.time, table.time_ns, table.poll_serial
         is_direct = self._has_lengths and self.observer is None
@@ -167,30 +197,41 @@ class Decoder:
                     break
                 source: Any = find(ref)
                 plain = source is not None and source.is_plain and not flags
-                if kind == _UPDATE:
-                    payload = at + update_size
+                if kind == _COUNTS:
+                    if length < shortest:
+                        break
+                else:
+                    if kind == _UPDATE:
+                        payload = at + update_size
+                    elif kind == _DETAILED:
+                        payload = at + details_size
+                        raw = data[at + details_at : at + details_at + DETAILS_SIZE]
+                    else:
+                        break
                     if plain:
                         reader = source.reader
                         plain = source.span == end - payload and source.identity == hash(reader.identity(data, payload))
-                elif kind != _COUNTS or length < shortest:
-                    break
                 if plain:
                     before = source.raw
                     if raw != before or every:
-                        a, b, c, d, wrapping = growing(raw)
-                        e, f, g, h, wrapped = growing(before)
-                        plain = b >= f and d >= h and a >= e and c >= g and wrapping == wrapped
+                        growing: Any = totals if kind != _DETAILED else details_totals
+                        plain = len(raw) == len(before)  # details do not replace updates, nor these them
+                        if plain:
+                            a, b, c, d, wrapping = growing(raw)
+                            e, f, g, h, wrapped = growing(before)
+                            plain = b >= f and d >= h and a >= e and c >= g and wrapping == wrapped
                         if plain:
                             source.raw = raw
-                            if kind == _UPDATE:
-                                report = (reader, data, payload, end, end, time_ns, raw, before)
-                            else:
-                                report = source.take_report(before)
-                            event = new(FlowUpdated)
-                            set_time(event, time)
-                            set_flow(event, source.flow)
-                            set_report(event, report)
-                            emit(event)
+                            if every or kind != _DETAILED or not _is_quiet(raw, before):
+                                if kind != _COUNTS:
+                                    report = (reader, data, payload, end, end, time_ns, raw, before)
+                                else:
+                                    report = source.take_report(before)
+                                event = new(FlowUpdated)
+                                set_time(event, time)
+                                set_flow(event, source.flow)
+                                set_report(event, report)
+                                emit(event)
                 if not plain:
                     if length < self._sizes[kind]:
                         break
@@ -293,18 +334,16 @@ class Decoder:
         """Updates and details, plain and extended."""
         kind, context, flags, begin, end = frame
         ref, counts, provider = self._readers[kind](data, begin)
-        raw: Raw | None
-        if kind < MessageType.SRC_DETAILS:
-            raw = counts
-        elif self.kernel.provider(provider)[0] in NO_FLOWS:
+        is_detailed = kind >= MessageType.SRC_DETAILS
+        raw: Raw | None = counts
+        if is_detailed and self.kernel.provider(provider)[0] in NO_FLOWS:
             raw = None  # routes and interfaces have no details: the kernel sends zeros
-        else:
-            raw = detailed_values(self.kernel.layout["nstat_detailed_counts"].decode(counts))
         payload = begin + self._sizes[kind]
         stop = end if kind in _PLAIN else self._items_begin(provider, data, payload, end)
         self.table.update(ref, provider, raw, data, payload, stop, end, flags)
-        if self.observer is not None and kind == _UPDATE:
-            self.observer(ref, provider, self._unpack_counts(counts), data[payload:end])
+        if self.observer is not None:
+            values = detailed_values(counts, is_socket=False) if is_detailed else self._unpack_counts(counts)
+            self.observer(ref, provider, values, data[payload:stop])
         if context:
             self.client.answered(context, ref)
 

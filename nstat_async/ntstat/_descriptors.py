@@ -23,7 +23,18 @@ from .._model import (
     TcpState,
 )
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, NO_FLOWS, TCP_STATES, Extension, InterfaceProperty
-from ._counters import COUNTS_CLASSES, PACKED_CLASSES, Raw, TcpCounts, Values, counts_unpacker, make_counts
+from ._counters import (
+    COUNTS_CLASSES,
+    DETAILED_CLASSES,
+    DETAILS_SIZE,
+    PACKED_CLASSES,
+    Raw,
+    TcpCounts,
+    Values,
+    counts_unpacker,
+    detailed_values,
+    make_counts,
+)
 from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
 from ._messages import split_items
 from ._translate import Translator, decode_peer, decode_text, decode_uuid
@@ -81,6 +92,8 @@ class DescriptorReader:
         """Descriptor bytes that are read."""
         self._counts_class = COUNTS_CLASSES.get(provider, TcpCounts)
         self._packed_class = PACKED_CLASSES[self._counts_class]
+        self._is_socket = userland is False and provider in {Provider.TCP, Provider.UDP}
+        self._detailed_class = DETAILED_CLASSES[self._counts_class, self._is_socket]
         self._unpack, self._packed = counts_unpacker(translator.kernel.layout)
         self.is_flow = provider not in NO_FLOWS
         """False for routes and interfaces, which have events of their own."""
@@ -94,12 +107,16 @@ class DescriptorReader:
     def counts(self, raw: Raw) -> Counts:
         """The counters of this provider."""
         if raw.__class__ is bytes and self._packed:
+            if len(raw) == DETAILS_SIZE:
+                return make_counts(self._detailed_class, raw)
             return make_counts(self._packed_class, raw)
         return make_counts(self._counts_class, self.unpack(raw))
 
     def unpack(self, raw: Raw) -> Values:
         """Counters as numbers."""
-        return self._unpack(raw) if isinstance(raw, bytes) else raw
+        if not isinstance(raw, bytes):
+            return raw
+        return self._unpack(raw) if len(raw) != DETAILS_SIZE else detailed_values(raw, is_socket=self._is_socket)
 
     def _identity_pieces(self) -> list[Field]:
         """The identity's fields, neighbours joined: the fewer pieces, the quicker they are cut out."""

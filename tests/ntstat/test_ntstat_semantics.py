@@ -677,7 +677,7 @@ def test_detailed_counters_of_26_have_every_medium():
     assert (counts.wifi_rx_bytes, counts.wifi_tx_bytes) == (201 + 301, 203 + 303)
     assert (counts.rx_duplicate_bytes, counts.connect_attempts) == (2**40, None)
     assert (counts.min_rtt_us, counts.avg_rtt_us, counts.var_rtt_us) == (1000, 2000, 1000)
-    assert [name for name, _ in counts.media] == list(media)
+    assert [name for name, _ in counts.media] == [*media, "loopback"]
     assert dict(counts.media)["bluetooth"].tx_bytes == 503
     item = ExtensionItem(6, 32, struct.pack("<4Q", 1, 2, 3, 4))
     extended = SourceExtendedDetails(
