@@ -518,7 +518,13 @@ class Counts:
 
     @property
     def media(self) -> tuple[tuple[str, MediumCounts], ...]:
-        """Traffic by medium, with packets: only when a Darwin 26 kernel sent details; else empty."""
+        """Traffic by medium, with packets: only when a Darwin 26 kernel sent details (``extras``); else empty.
+
+        Of a kernel socket ``total`` is ``loopback`` and the six others together, to the byte. Of a flow in user space
+        ``total`` is what its process says, packets included (in other reports packets are the flow switch's), the others
+        are what the flow switch saw, with headers, and nobody says how much went over loopback. ``wifi_non_infra`` is
+        Wi-Fi between devices, and what a tunnel sends over Wi-Fi.
+        """
         return self._values[len(COUNTS_FIELDS)] if len(self._values) > len(COUNTS_FIELDS) else ()
 
     def _translated(self) -> tuple[int | None, ...]:

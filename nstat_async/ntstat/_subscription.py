@@ -329,8 +329,7 @@ class Subscription(Client):
         self._poll_began = self.now
         self._poll_trouble = False
         self.table.begin_poll()
-        # With a proof under way plain updates are wanted.
-        self._details = self.kernel.has_details and self.options.extras and self.decoder.observer is None
+        self._details = self.kernel.has_details and self.options.extras
         sources = self.table.sources.values()
         apart = self._apart and not self._details
         describe = apart and (not sources or any(map(self._is_undescribed, sources)))
