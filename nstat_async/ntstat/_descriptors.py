@@ -204,7 +204,9 @@ class DescriptorReader:
             remote,
             self.translator.process(fields),
             # A proven layout may lack the index; 0 would then be a claim.
-            self.translator.interface(get("ifindex"), properties) if self._tells_interface else None,
+            self.translator.interface(get("ifindex"), properties, loopback=_is_loopback(local, remote))
+            if self._tells_interface
+            else None,
             state,
             direction,
             started,
@@ -300,6 +302,14 @@ class DescriptorReader:
                     rx_packets, rx_bytes, tx_packets, tx_bytes = codec.reader(*_MEDIUM)(item.data, 0)
                     values["bluetooth"] = MediumCounts(rx_bytes, tx_bytes, rx_packets, tx_packets)
         return values
+
+
+def _is_loopback(local: Endpoint | None, remote: Endpoint | None) -> bool | None:
+    """Whether the addresses say that a flow stays within the machine; `None`: they say nothing."""
+    ends = [end for end in (local, remote) if end is not None and not end.is_unspecified]
+    if any(end.is_loopback for end in ends):
+        return True
+    return ends[0].packed == ends[1].packed if len(ends) == 2 else None
 
 
 def domain_codec(layout: Layout, length: int) -> StructCodec | None:

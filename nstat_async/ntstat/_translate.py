@@ -95,6 +95,26 @@ def interface_kind(properties: int | None) -> InterfaceKind | None:
     return None
 
 
+def _true_kind(name: str | None, properties: int | None, loopback: bool | None) -> InterfaceKind | None:
+    """The kind, where the bits say too much or too little.
+
+    Since macOS 26 a UDP socket keeps the bits of interfaces that it had before it was disconnected; one end of a
+    loopback connection may lack the bit; and a tunnel's flow may have no bits but those of what carries the tunnel.
+    The address and the interface's name are not wrong.
+    """
+    kind = interface_kind(properties)
+    if kind is None or properties is None:
+        return kind
+    if loopback:
+        return InterfaceKind.LOOPBACK
+    if kind is InterfaceKind.LOOPBACK and loopback is False:
+        return interface_kind(properties & ~InterfaceProperty.LOOPBACK) or kind
+    if name is not None and name.startswith(_TUNNELS):
+        return InterfaceKind.VPN
+    return kind
+
+
+_TUNNELS = ("utun", "ipsec", "ppp")
 _CACHED = 4096
 _NO_PERSONA = 0xFFFFFFFF
 """``PERSONA_ID_NONE``."""
@@ -114,7 +134,7 @@ class Translator:
     unasked: dict[int, None] = attrs.field(factory=dict, init=False)
     """Pids of new processes whose executables nobody asked for yet."""
     _processes: dict[tuple[Any, ...], Process] = attrs.field(factory=dict, init=False)
-    _interfaces: dict[tuple[int | None, int | None], Interface] = attrs.field(factory=dict, init=False)
+    _interfaces: dict[tuple[Any, ...], Interface] = attrs.field(factory=dict, init=False)
     _packed: dict[bytes, bytes] = attrs.field(factory=dict, init=False)
 
     def shared(self, endpoint: Endpoint | None) -> Endpoint | None:
@@ -179,18 +199,23 @@ class Translator:
                 self._processes[key] = changed[process] = attrs.evolve(process, path=path)
         return changed
 
-    def interface(self, index: int | None, properties: int | None) -> Interface | None:
-        """The interface; `None` when no packet was sent yet."""
+    def interface(self, index: int | None, properties: int | None, *, loopback: bool | None = None) -> Interface | None:
+        """The interface; `None` when no packet was sent yet.
+
+        Args:
+            index: Its number.
+            properties: The kernel's bits for it.
+            loopback: What the addresses say; `None`: nothing.
+        """
         if not index:
             if interface_kind(properties) is None:
                 return None
             index = None
-        key = (index, properties)
+        key = (index, properties, loopback)
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(
-                index, None if index is None else self.interfaces.get(index), interface_kind(properties), properties
-            )
+            name = None if index is None else self.interfaces.get(index)
+            interface = Interface(index, name, _true_kind(name, properties, loopback), properties)
             if len(self._interfaces) >= _CACHED:
                 self._interfaces.clear()
             self._interfaces[key] = interface

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from conversation_play import play
 from virtual import VirtualMonitor
 
-from nstat_async import InterfaceKind, InterfaceUpdated, Provider, RouteUpdated
+from nstat_async import InterfaceKind, InterfaceUpdated, MonitorOptions, Provider, RouteUpdated, filters
 from nstat_async.ntstat import InterfaceProperty, Kernel
 from nstat_async.ntstat._translate import Translator
 from nstat_async.testing import EmulatedKernel
@@ -43,3 +44,68 @@ def test_with_extras_routes_and_interfaces_keep_their_counters_though_they_have_
     assert counts.rx_bytes == 50
     assert bool(counts.media) is release.startswith("xnu-12377")
     assert monitor.picture.complete_polls == monitor.picture.polls
+
+
+def kinds(release, act):
+    """Kind of the interface of one flow after each act."""
+    kernel = EmulatedKernel(release)
+    flow, found = None, []
+    for step in act:
+        flow = step(kernel) if flow is None else step(flow) or flow
+        monitor = VirtualMonitor(kernel, interval=None)
+        monitor.run(0.5)
+        ((seen, _),) = monitor.session.flows()
+        found.append(seen.interface.kind)
+    return found
+
+
+def test_a_udp_socket_that_was_on_loopback_before_is_told_by_its_addresses():
+    """The kernel keeps the bits of loopback beside those of Wi-Fi for ever (xnu-12377)."""
+
+    def again(flow):
+        flow.disconnect()
+        flow.connect(("198.51.100.7", 53), local=("192.168.1.10", 5353), interface="en0")
+
+    def back(flow):
+        flow.disconnect()
+        flow.connect(("127.0.0.1", 53), local=("127.0.0.1", 5353), interface="lo0")
+
+    def first(kernel):
+        return kernel.open_udp(remote=("127.0.0.1", 53), local=("127.0.0.1", 5353), interface="lo0", rx=1)
+
+    assert kinds("xnu-12377.121.6", [first, again, back]) == [
+        InterfaceKind.LOOPBACK, InterfaceKind.WIFI, InterfaceKind.LOOPBACK,
+    ]  # fmt: skip
+
+
+def test_one_end_of_a_loopback_connection_without_the_bit_is_loopback():
+    bits = InterfaceProperty.WIFI | InterfaceProperty.WIFI_INFRA
+    opened = lambda kernel: kernel.open_tcp(remote=("127.0.0.1", 80), ifnet_properties=int(bits), interface="lo0")  # noqa: E731
+    assert kinds("xnu-11417.121.6", [opened]) == [InterfaceKind.LOOPBACK]
+
+
+def test_a_connection_of_the_machine_to_an_address_of_its_own_is_loopback():
+    ends = {"local": ("192.168.1.10", 5000), "remote": ("192.168.1.10", 80)}
+    assert kinds("xnu-11417.121.6", [lambda kernel: kernel.open_tcp(**ends, interface="lo0")]) == [
+        InterfaceKind.LOOPBACK
+    ]
+    other = {"local": ("192.168.1.10", 5000), "remote": ("10.0.0.1", 80)}  # another address of its own
+    assert kinds("xnu-11417.121.6", [lambda kernel: kernel.open_tcp(**other, interface="lo0")]) == [
+        InterfaceKind.LOOPBACK
+    ]
+
+
+def test_a_tunnels_flow_with_the_bits_of_what_carries_it_is_a_tunnels():
+    bits = int(InterfaceProperty.WIFI | InterfaceProperty.WIFI_INFRA)
+    opened = lambda kernel: kernel.open_tcp(remote=("198.51.100.7", 80), ifnet_properties=bits, interface="utun0")  # noqa: E731
+    assert kinds("xnu-11417.121.6", [opened]) == [InterfaceKind.VPN]
+
+
+def test_the_recorded_socket_that_moved_from_loopback_to_wifi_is_on_wifi():
+    name = "control/xnu-12377.121.6/udp_reconnect_loopback_wifi"
+    _, steps = play(name, options=MonitorOptions(every_update=True))
+    flows = [event.flow for step in steps for event in step.events if hasattr(event, "flow")]
+    seen = {(flow.interface.kind, flow.remote.is_loopback) for flow in flows if flow.interface and flow.remote}
+    assert seen == {(InterfaceKind.LOOPBACK, True), (InterfaceKind.WIFI, False)}
+    last = flows[-1]
+    assert not filters.loopback()(last)
