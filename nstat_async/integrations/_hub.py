@@ -1,31 +1,43 @@
-"""One monitor for all clients of a server: its tables, its clients, its end."""
+"""One monitor for all clients of a server: its tables, its log, its end."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._monitor import Monitor
+from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
-from nstat_async.aggregate import ProcessTable, SortKey
-from nstat_async.json import to_dict
+from nstat_async.aggregate import GroupBy, ProcessTable, SortKey
+from nstat_async.filters import Filter
+from nstat_async.json import JsonFormatter, to_dict
 
+from ._log import EVENTS_AT_ONCE, EventLog, Reader, message
 from ._series import SeriesKeeper
+from ._views import View, Views
 
 __all__ = ["Hub"]
 
 logger = logging.getLogger("nstat_async")
 
+_KEPT = 8
+"""The log keeps so many times what a client may be behind."""
+_LINES = 200
+_FLOWS = 200
+
 
 class Hub:
-    """Opens the monitor with the server, feeds the tables from it, counts the clients.
+    """Opens the monitor with the server, feeds tables and log from it, counts the clients.
 
     Args:
         open_monitor: Makes the monitor, a context manager; called once for each start of the server.
@@ -46,23 +58,26 @@ class Hub:
             raise UsageError(f"max_clients: {max_clients!r} is negative")
         if max_pending < 1:
             raise UsageError(f"max_pending: {max_pending!r} is not a positive number")
-        self.table = ProcessTable(**table_options)
-        self.keeper = SeriesKeeper()
         self.monitor: Monitor | None = None
         self.state = "starting"
-        self.clients = 0
-        self.streams: set[Callable[[], object]] = set()
-        """Functions that end the event streams."""
         self.max_clients = max_clients
         self.max_pending = max_pending
         self._open_monitor = open_monitor
         self._table_options = table_options
         self._stack = AsyncExitStack()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Empty tables: a server may be started again, and totals begin anew, as the monitor's flow ids do."""
+        self.views = Views(ProcessTable(**self._table_options), self._table_options)
+        self.keeper = SeriesKeeper()
+        self.run = secrets.token_hex(8)
+        """Which start of the server this is: flows and rows of another one are others."""
+        self.log = EventLog(_KEPT * self.max_pending)
+        self._format = JsonFormatter()
 
     async def __aenter__(self) -> None:
-        # A server may be started again: totals begin anew, as the monitor's flow ids do.
-        self.table = ProcessTable(**self._table_options)
-        self.keeper = SeriesKeeper()
+        self._begin()
         async with AsyncExitStack() as stack:
             monitor: Monitor = await stack.enter_async_context(self._open_monitor())
             self.monitor = monitor
@@ -76,41 +91,107 @@ class Hub:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end_streams()
         self.state = "stopped"
         await self._stack.aclose()
 
     def end_streams(self) -> None:
         """The server is about to stop: every event stream says so, and ends."""
-        for end in tuple(self.streams):
-            end()
+        for reader in tuple(self.log.readers):
+            reader.end()
 
     async def _feed(self, subscription: Subscription) -> None:
         self.state = "running"
+        # A recording has its own time; rates of a running kernel go by a clock that nobody sets.
+        recorded = self.monitor is not None and self.monitor.capabilities.backend == "replay"
         try:
             while events := await subscription.receive_many():
-                # A recording has its own time; rates of a running kernel go by a clock that nobody sets.
-                recorded = self.monitor is not None and self.monitor.capabilities.backend == "replay"
-                self.table.feed_many(events, now=None if recorded else anyio.current_time())
-                self.keeper.feed_many(events)
+                now = anyio.current_time()
+                for at in range(0, len(events), EVENTS_AT_ONCE):
+                    part = events[at : at + EVENTS_AT_ONCE]
+                    self.views.feed(part, None if recorded else now, now)
+                    self.keeper.feed_many(part)
+                    self.log.feed(part)
+                    await anyio.lowlevel.checkpoint()
             self.state = "ended"
+            self.log.end()
         except NstatError as error:
             # The page and the metrics stay up and say so; a service manager sees the log.
             self.state = f"failed: {error}"
+            self.log.end(str(error))
             logger.error("server: the monitor failed: %s", error)  # noqa: TRY400  # no traceback for what a kernel does
         except Exception as error:
             self.state = f"failed: {type(error).__name__}"
+            self.log.end(type(error).__name__)
             logger.exception("server: the monitor failed")
 
-    def processes(self, count: int, by: SortKey) -> dict[str, Any]:
+    def reader(self, chosen: Filter | None) -> Reader:
+        """A place in the log for one more client."""
+        assert self.monitor is not None
+        capabilities = self.monitor.capabilities
+        hello = {"v": 1, "event": "hello", "backend": capabilities.backend, "kernel": capabilities.kernel}
+        return Reader(self.log, message("hello", json.dumps(hello)), chosen, self.max_pending)
+
+    def view(self, group: str, items: Iterable[tuple[str, str]]) -> View:
+        """The table that somebody asks for; see `Views.find`."""
+        return self.views.find(group, items, self.log.opened, anyio.current_time())
+
+    def processes(self, view: View, count: int, by: SortKey) -> dict[str, Any]:
         """The answer of ``/processes``."""
-        table = self.table
-        time = table.time
+        table = view.table
         return {
-            "v": 1,
-            "time": time,
-            "state": self.state,
-            "backend": None if self.monitor is None else self.monitor.capabilities.backend,
-            "total": to_dict(table.total(), time=time),
-            "processes": [to_dict(row, time=time) for row in table.top(count, by)],
+            **self._head(view),
+            "processes": [to_dict(row, time=table.time) for row in table.top(count, by)],
             "losses": [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses],
         }
+
+    def live(self, view: View, count: int, by: SortKey, *, since: int, expanded: int | None) -> str:
+        """The answer of ``/live``, as JSON: what the page shows.
+
+        Args:
+            view: Which table.
+            count: How many of its rows.
+            by: What they are sorted by.
+            since: Events up to which the page knows them.
+            expanded: Serial of a row whose flows are shown.
+        """
+        table = view.table
+        rows = table.top(count, by)
+        answer = {
+            **self._head(view),
+            "since": view.since,
+            "run": self.run,
+            "seen": self.log.count,
+            "groups": GroupBy.names(),
+            "rows": [{**to_dict(row, time=table.time), "serial": row.serial} for row in rows],
+            "losses": [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses],
+        }
+        lists = {
+            "events": self.log.latest(since, _LINES, view.chosen),
+            "flows": self._flows(view, [row for row in rows if row.serial == expanded]),
+        }
+        lines = "".join(f',"{name}":[{",".join(each)}]' for name, each in lists.items())
+        return f"{json.dumps(answer, allow_nan=False, separators=(',', ':'))[:-1]}{lines}}}"
+
+    def _head(self, view: View) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "time": view.table.time,
+            "state": self.state,
+            "backend": None if self.monitor is None else self.monitor.capabilities.backend,
+            "total": to_dict(view.table.total(), time=view.table.time),
+        }
+
+    def _flows(self, view: View, rows: list[Row]) -> list[str]:
+        """The open flows of rows, those with most bytes, as lines of JSON."""
+        found = [
+            self.log.open_flows[flow.id]
+            for row in rows
+            for flow in view.table.flows(row.key, row.source)
+            if flow.id in self.log.open_flows
+        ]
+        found.sort(
+            key=lambda event: sum(filter(None, (event.counts.rx_bytes, event.counts.tx_bytes))) if event.counts else 0
+        )
+        time = view.table.time or 0.0
+        return [self._format.flow_line(event.flow, event.counts, time) for event in found[: -_FLOWS - 1 : -1]]

@@ -5,7 +5,8 @@
 ``GET /events``           every event as a server-sent event: its name, and a line of JSON
                           (``?pid=1&process=curl&~loopback``: only flows that pass, as
                           `nstat_async.filters.from_items` says)
-``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``)
+``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``), or of what else
+                          `GroupBy.named` knows (``?group=remote+address``), of flows that pass (``?pid=1``)
 ``GET /metrics``          for Prometheus (needs the extra ``prometheus``)
 ========================  =======================================================================
 
@@ -20,10 +21,10 @@ import functools
 import json
 import os
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 try:
-    from sse_starlette.sse import EventSourceResponse
+    from sse_starlette.sse import EventSourceResponse, SendTimeoutError
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.responses import PlainTextResponse, Response
@@ -40,27 +41,28 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from nstat_async import filters
-from nstat_async._errors import NstatError, UsageError
-from nstat_async._events import AnyEvent
-from nstat_async._subscription import Subscription
-from nstat_async.json import JsonFormatter
+from nstat_async._errors import UsageError
 
 from ._guard import LOOPBACK_HOSTS, Guard, check_token
 from ._hub import Hub
 from ._serving import ListenError, run_application, sockets_for, until_signalled
+from ._views import TooManyViewsError, View
 
 __all__ = ["LOOPBACK_HOSTS", "ListenError", "create_app", "serve", "serve_forever"]
 
 _MAX_ROWS = 1000
 _PING_SECONDS = 15
-_EVENTS_AT_ONCE = 500
 _SEND_SECONDS = 60
+_GRACE_SECONDS = 2.0
 _PAGES = {
     "/": ("index.html", "text/html"),
     "/live.js": ("live.js", "text/javascript"),
     "/live.css": ("live.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/uPlot.iife.min.js": ("uPlot.iife.min.js", "text/javascript"),
+    "/uPlot.min.css": ("uPlot.min.css", "text/css"),
 }
+_QUESTIONS = {"n", "by", "group", "since", "expanded"}
 
 
 @functools.cache
@@ -68,95 +70,58 @@ def _page(name: str) -> bytes:
     return (files(__package__) / "_live" / name).read_bytes()
 
 
-class _EventText:
-    """The bytes of an event stream, a bounded number of events at a time.
-
-    Args:
-        subscription: Where the events come from.
-        first: What is sent before them.
-    """
-
-    def __init__(self, subscription: Subscription, first: bytes) -> None:
-        self._subscription = subscription
-        self._format = JsonFormatter()
-        self._first: bytes | None = first
-        self._events: list[AnyEvent] = []
-        self._ended = False
-
-    def __aiter__(self) -> _EventText:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        if self._ended:
-            raise StopAsyncIteration
-        if self._events:
-            return self._some()
-        try:
-            self._events = list(await self._subscription.receive_many())
-        except NstatError as error:
-            self._ended = True
-            return _message("failed", json.dumps({"v": 1, "event": "failed", "detail": str(error)}))
-        if not self._events:
-            self._ended = True
-            return _message("ended", '{"v":1,"event":"ended"}')
-        return self._some()
-
-    def _some(self) -> bytes:
-        # A poll of 10,000 flows is 10,000 events at once: between parts the loop serves others.
-        part, self._events = self._events[:_EVENTS_AT_ONCE], self._events[_EVENTS_AT_ONCE:]
-        return b"".join(map(self._encode, part))
-
-    def _encode(self, event: AnyEvent) -> bytes:
-        line = self._format(event)
-        # Every line begins {"v":1,"event":"NAME": the name of the server-sent event is that.
-        return _message(line.split('"', 6)[5], line)
-
-
-def _message(name: str, line: str) -> bytes:
-    return f"event: {name}\r\ndata: {line}\r\n\r\n".encode()
-
-
 class _EventStream:
-    """The response of ``/events``: it holds a subscription for as long as the client listens."""
+    """The response of ``/events``: it has a place in the log for as long as the client listens."""
 
-    def __init__(self, hub: Hub, options: dict[str, Any]) -> None:
+    def __init__(self, hub: Hub, chosen: filters.Filter | None) -> None:
         self._hub = hub
-        self._options = options
+        self._chosen = chosen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._hub
         if hub.monitor is None:
             await PlainTextResponse("The application's lifespan was not entered.\n", 503)(scope, receive, send)
             return
-        if hub.clients >= hub.max_clients:
+        if len(hub.log.readers) >= hub.max_clients:
             await PlainTextResponse("Too many clients.\n", 503, {"Retry-After": "5"})(scope, receive, send)
             return
-        hub.clients += 1
-        end = None
+        reader = hub.reader(self._chosen)
+        response = EventSourceResponse(
+            reader,
+            ping=_PING_SECONDS,
+            send_timeout=_SEND_SECONDS,
+            shutdown_event=cast("anyio.Event", reader),  # a server of one's own stops: set() is called
+            shutdown_grace_period=_GRACE_SECONDS,
+        )
         try:
-            # Coalescing, whatever the monitor's own policy is: a client never holds the others up.
-            options = {"max_pending": hub.max_pending, "overflow": "coalesce", **self._options}
-            async with hub.monitor.subscribe(**options) as subscription:
-                end = subscription.close
-                hub.streams.add(end)
-                capabilities = hub.monitor.capabilities
-                hello = {"v": 1, "event": "hello", "backend": capabilities.backend, "kernel": capabilities.kernel}
-                text = _EventText(subscription, _message("hello", json.dumps(hello)))
-                # A client that does not read for a minute is dropped: it holds a socket and a buffer.
-                response = EventSourceResponse(text, ping=_PING_SECONDS, send_timeout=_SEND_SECONDS)
-                await response(scope, receive, send)
+            await response(scope, receive, send)
+        except SendTimeoutError:
+            pass  # it does not read: it held a socket and a place long enough
         finally:
-            hub.clients -= 1
-            if end is not None:
-                hub.streams.discard(end)
+            reader.close()
 
 
-def _json(value: Any) -> Response:
+def _dumps(value: Any) -> str:
     # ASCII only: names of processes may have lone surrogates, which no encoding can write.
-    return Response(json.dumps(value, allow_nan=False, separators=(",", ":")), media_type="application/json")
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _answered(make: Callable[[], str]) -> Response:
+    """JSON, or what was wrong with the question."""
+    try:
+        return Response(make(), media_type="application/json")
+    except ValueError as error:  # UsageError is one too
+        return PlainTextResponse(f"{error}\n", 400)
+    except TooManyViewsError as error:
+        return PlainTextResponse(f"{error}\n", 503, {"Retry-After": "15"})
+
+
+def _asked_for(hub: Hub, request: Request) -> tuple[View, int, Any]:
+    """The table, how many of its rows, and by what they are sorted."""
+    query = request.query_params
+    items = [item for item in query.multi_items() if item[0] not in _QUESTIONS]
+    view = hub.view(query.get("group", "process"), items)
+    return view, min(_MAX_ROWS, max(0, int(query.get("n", "100")))), query.get("by", "bytes")
 
 
 def create_app(
@@ -201,19 +166,23 @@ def create_app(
 
     async def events(request: Request) -> Any:
         try:
-            chosen = filters.from_items(request.query_params.multi_items())
+            return _EventStream(hub, filters.from_items(request.query_params.multi_items()))
         except UsageError as error:
             return PlainTextResponse(f"{error}\n", 400)
-        return _EventStream(hub, {} if chosen is None else {"flow_filter": chosen})
 
     async def processes(request: Request) -> Response:
+        return _answered(lambda: _dumps(hub.processes(*_asked_for(hub, request))))
+
+    async def live(request: Request) -> Response:
         query = request.query_params
-        try:
-            count = min(_MAX_ROWS, max(0, int(query.get("n", "100"))))
-            by: Any = query.get("by", "bytes")  # checked there
-            return _json(hub.processes(count, by))
-        except ValueError as error:  # UsageError is one too
-            return PlainTextResponse(f"{error}\n", 400)
+
+        def answer() -> str:
+            expanded = query.get("expanded")
+            since = int(query.get("since", "0"))
+            asked = _asked_for(hub, request)
+            return hub.live(*asked, since=since, expanded=int(expanded) if expanded else None)
+
+        return _answered(answer)
 
     async def prometheus(_request: Request) -> Response:
         try:
@@ -231,6 +200,7 @@ def create_app(
             *(Route(path, page) for path in _PAGES),
             Route("/events", events),
             Route("/processes", processes),
+            Route("/live", live),
             *([Route("/metrics", prometheus)] if metrics else []),
         ],
         middleware=[Middleware(Guard, allowed_hosts=hosts, token=token, trust_peers=trust_peers)],

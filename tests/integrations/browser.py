@@ -33,33 +33,65 @@ _FLAGS = (
 _START = "import os, sys; r, w = int(sys.argv[1]), int(sys.argv[2]); os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
 
 
-class Page:
-    """One tab, driven by the DevTools protocol."""
+class Browser:
+    """A running browser: its commands and answers, by number."""
 
     def __init__(self, reader, write):
         self._reader, self._write = reader, write
         self._numbers = itertools.count(1)
-        self._session = None
+        self._answers = {}
+        self.pages = {}
+        self._task = asyncio.ensure_future(self._read())
+
+    async def _read(self):
+        while True:
+            try:
+                answer = json.loads((await self._reader.readuntil(b"\0"))[:-1])
+            except asyncio.IncompleteReadError:
+                return
+            if "id" in answer:
+                self._answers.pop(answer["id"]).set_result(answer)
+            elif answer.get("sessionId") in self.pages:
+                self.pages[answer["sessionId"]].messages.append(answer)
+
+    async def call(self, method, params, session=None):
+        number = next(self._numbers)
+        request = {"id": number, "method": method, "params": params}
+        if session:
+            request["sessionId"] = session
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        os.write(self._write, json.dumps(request).encode() + b"\0")
+        answer = await asyncio.wait_for(self._answers[number], 120)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    async def new_page(self, url="about:blank", **screen):
+        """A further tab."""
+        target = (await self.call("Target.createTarget", {"url": "about:blank"}))["targetId"]
+        session = (await self.call("Target.attachToTarget", {"targetId": target, "flatten": True}))["sessionId"]
+        page = self.pages[session] = Page(self, session)
+        for domain in ("Page", "Runtime", "Log"):
+            await page.call(f"{domain}.enable")
+        await page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as if each were in front
+        if screen:
+            await page.screen(**screen)
+        if url != "about:blank":
+            await page.call("Page.navigate", url=url)
+        return page
+
+    def close(self):
+        self._task.cancel()
+
+
+class Page:
+    """One tab, driven by the DevTools protocol."""
+
+    def __init__(self, browser, session):
+        self.browser, self._session = browser, session
         self.messages = []
 
     async def call(self, method, **params):
-        number = next(self._numbers)
-        request = {"id": number, "method": method, "params": params}
-        if self._session:
-            request["sessionId"] = self._session
-        os.write(self._write, json.dumps(request).encode() + b"\0")
-        while True:
-            answer = json.loads((await asyncio.wait_for(self._reader.readuntil(b"\0"), 30))[:-1])
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self.messages.append(answer)
-
-    async def attach(self):
-        target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
-        self._session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            await self.call(f"{domain}.enable")
+        return await self.browser.call(method, params, self._session)
 
     async def run(self, script):
         """The value of an expression in the page."""
@@ -69,16 +101,25 @@ class Page:
 
     async def until(self, script):
         """Wait until an expression is true in the page."""
-        for _ in range(600):
+        for _ in range(2400):
             if await self.run(script):
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError(f"never became true: {script}")
+        raise AssertionError(f"never became true: {script}; {await self.run('document.body.innerText')}")
 
-    async def screenshot(self, path, width, height):
+    async def press(self, key, **more):
+        """Press and release a key."""
+        for kind in ("keyDown", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", type=kind, key=key, **more)
+
+    async def screen(self, width, height, scheme="light"):
+        """The size of the window, and whether its user likes it dark."""
         await self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
+        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    async def screenshot(self, path):
         shot = await self.call("Page.captureScreenshot", format="png")
         with open(path, "wb") as file:
             file.write(base64.b64decode(shot["data"]))
@@ -120,12 +161,12 @@ async def browser(profile):
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(answer_read, "rb")
     )
+    running = Browser(reader, command_write)
     try:
-        page = Page(reader, command_write)
-        await page.attach()
-        yield page
+        yield await running.new_page()
     finally:
         os.close(command_write)
         process.terminate()
         await asyncio.to_thread(process.wait, 20)
+        running.close()
         transport.close()

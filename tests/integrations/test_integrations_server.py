@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 
 import httpx
 import pytest
@@ -124,24 +125,43 @@ async def test_many_events_at_once_reach_a_client_whole_and_in_order():
         assert (await stream.next())["event"] == "ended"
 
 
-async def test_a_client_has_a_bounded_buffer_and_leaves_nothing_behind():
-    """Its subscription coalesces, ends when it goes away, and there is a limit to their number."""
+async def test_the_number_of_clients_is_limited_and_they_leave_nothing_behind():
     monitor = FakeMonitor()
-    async with served(monitor, max_clients=1, max_pending=77) as client:
+    async with served(monitor, max_clients=1) as client:
         async with client.stream("GET", "/events") as response:
             await Events(response).named("hello")
-            assert monitor.options[-1] == {"max_pending": 77, "overflow": "coalesce"}
-            assert len(monitor.subscriptions) == 2
             refused = await client.get("/events")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-        await until(lambda: len(monitor.subscriptions) == 1)
+        status = 503
+        while status == 503:  # that the first one is gone is noticed a moment later
+            async with client.stream("GET", "/events") as again:
+                status = again.status_code
+        assert status == 200
+    assert len(monitor.options) == 1  # the hub's, whoever listens
+
+
+async def test_a_stream_has_the_flows_that_pass_its_filter():
+    """In the words of the command line; the flows that are open come first."""
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+        processes = {
+            "a": Process(7, "curl"), "b": Process(1, "curl", effective_pid=9), "c": Process(1, "curl"),
+            "d": Process(7), "e": Process(8, "x"), "f": None,
+        }  # fmt: skip
+        monitor.deliver(*(added(flow(name, process), 1, counts(1)) for name, process in processes.items()))
+        while (await client.get("/processes")).json()["total"]["flows"] < 6:
+            await asyncio.sleep(0.002)
         async with client.stream("GET", "/events?process=curl&pid=7&pid=9&~loopback") as response:
-            await Events(response).named("hello")
-            wanted = monitor.options[-1]["flow_filter"]
-            processes = (
-                Process(7, "curl"), Process(1, "curl", effective_pid=9), Process(1, "curl"), Process(7), Process(8, "x"), None
-            )  # fmt: skip
-            assert [wanted(flow("a", process)) for process in processes] == [True, True, False, False, False, False]
+            stream = Events(response)
+            await stream.named("hello")
+            monitor.deliver(*(updated(flow(name, process), 2, counts(5)) for name, process in processes.items()))
+            monitor.end()
+            seen = []
+            while (event := await stream.next()) is not None:
+                seen.append((event["event"], json.loads(event["data"]).get("flow", {}).get("id")))
+        assert seen == [
+            ("flow_added", "a"), ("flow_added", "b"), ("flow_updated", "a"), ("flow_updated", "b"), ("ended", None),
+        ]  # fmt: skip
         assert (await client.get("/events?colour=red")).status_code == 400
         assert (await client.get("/events?pid=x")).status_code == 400
         assert (await client.get("/events?" + "&".join(f"pid={n}" for n in range(101)))).status_code == 400
@@ -192,12 +212,15 @@ async def test_the_page_loads_nothing_from_elsewhere():
     async with served(FakeMonitor()) as client:
         page = await client.get("/")
         assert page.headers["content-type"].startswith("text/html")
-        for name in ("live.js", "live.css", "icon.svg"):
+        for name in ("live.js", "live.css", "icon.svg", "uPlot.iife.min.js", "uPlot.min.css"):
             assert name in page.text
             part = await client.get(f"/{name}")
             assert part.status_code == 200
-            assert "innerHTML" not in part.text
-            assert "http" not in part.text.replace("http://www.w3.org/2000/svg", "")
+            assert not re.search(
+                "//[a-z]",
+                part.text.replace("http://www.w3.org/2000/svg", "").replace("https://github.com/leeoniya/uPlot", ""),
+            )
+            assert "innerHTML" not in part.text or name.startswith("uPlot")
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert page.headers["x-frame-options"] == "DENY"
         assert "access-control-allow-origin" not in page.headers
@@ -263,3 +286,93 @@ async def test_other_names_can_be_allowed():
 async def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         create_app(FakeMonitor, **options)
+
+
+async def test_a_view_by_another_key_or_of_some_flows_counts_from_when_it_was_asked_for():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+
+        async def live(**query):
+            return (await client.get("/live", params=query)).json()
+
+        monitor.deliver(added(flow("a"), 1, counts(10)), added(flow("b", port=22), 1, counts(20)))
+        while (await live())["total"]["rx_bytes"] < 30:
+            await asyncio.sleep(0.002)
+        first = await live(group="remote-port", address="198.51.100.7")
+        assert first["since"] == 1
+        assert (await live())["since"] is None
+        assert [row["open_flows"] for row in first["rows"]] == [1, 1]
+        monitor.deliver(updated(flow("a"), 2, counts(110)), updated(flow("b", port=22), 2, counts(21)))
+        while (await live())["total"]["rx_bytes"] < 131:
+            await asyncio.sleep(0.002)
+        seen = await live(
+            group="remote-port", address="198.51.100.7", by="rx_bytes", expanded=first["rows"][0]["serial"]
+        )
+        assert [(row["name"], row["rx_bytes"]) for row in seen["rows"]] == [("443", 100), ("22", 1)]
+        assert [line["flow"]["id"] for line in seen["flows"]] == ["a"]
+        assert seen["flows"][0]["counts"]["rx_bytes"] == 110
+        assert (await live(process="nobody"))["rows"] == []
+        for wrong in ({"group": "size"}, {"colour": "red"}, {"since": "x"}, {"expanded": "x"}, {"n": "x"}, {"by": "x"}):
+            assert (await client.get("/live", params=wrong)).status_code == 400, wrong
+
+
+async def test_the_page_is_given_the_events_that_it_does_not_know():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+
+        async def live(**query):
+            return (await client.get("/live", params=query)).json()
+
+        monitor.deliver(
+            *(added(flow(str(number)), number, counts(1)) for number in range(300)), polled(300), lost(301, 2)
+        )
+        while (seen := await live())["seen"] < 302:
+            await asyncio.sleep(0.002)
+        assert len(seen["events"]) == 200
+        assert seen["events"][-1]["event"] == "events_lost"
+        assert seen["events"][-2]["flow"]["id"] == "299"
+        assert (await live(since=302))["events"] == []
+        monitor.deliver(removed(flow("5"), 302, counts(2)), removed(flow("6", Process(1, "x")), 302, counts(2)))
+        while (seen := await live(since=302))["seen"] < 304:
+            await asyncio.sleep(0.002)
+        assert [(event["event"], event["flow"]["id"]) for event in seen["events"]] == [
+            ("flow_removed", "5"),
+            ("flow_removed", "6"),
+        ]
+        assert [event["flow"]["id"] for event in (await live(since=302, process="x"))["events"]] == ["6"]
+
+
+async def test_the_number_of_views_is_limited_and_idle_ones_are_forgotten():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+        for number in range(16):
+            assert (await client.get(f"/processes?pid={number}")).status_code == 200
+        refused = await client.get("/processes?pid=16")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "15")
+        assert (await client.get("/processes")).status_code == 200
+
+
+async def test_slow_clients_hold_nobody_up():
+    """Twenty that never read, while 40,000 events come: others are answered, and a quick one gets each event."""
+    monitor = FakeMonitor()
+    async with served(monitor, max_clients=64, max_pending=100) as client, contextlib.AsyncExitStack() as stack:
+        port = client.base_url.port
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+            stack.callback(writer.close)
+            writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        response = await stack.enter_async_context(client.stream("GET", "/events"))
+        quick = Events(response)
+        await quick.named("hello")
+        for _ in range(5):
+            await client.get("/processes")  # let them begin
+        last = {}
+        for turn in range(40):
+            monitor.deliver(*(updated(flow(str(number)), turn, counts(turn * 1000 + number)) for number in range(1000)))
+            assert (await client.get("/processes")).status_code == 200
+        monitor.end()
+        while (event := await quick.next()) is not None and event["event"] != "ended":
+            data = json.loads(event["data"])
+            if "flow" in data:
+                last[data["flow"]["id"]] = data["counts"]["rx_bytes"]
+        assert last == {str(number): 39_000 + number for number in range(1000)}

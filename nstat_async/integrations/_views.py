@@ -1,0 +1,115 @@
+"""Tables for whoever looks at the page in another way: by another key, or of some flows only.
+
+A view begins when somebody asks for it and is forgotten when nobody does any more, so it counts from then on;
+`View.since` says so. The table by process of all flows is there from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import attrs
+
+from nstat_async._errors import NstatError
+from nstat_async._events import AnyEvent
+from nstat_async.aggregate import GroupBy, TrafficTable
+from nstat_async.filters import Filter, FlowGate, from_items
+
+__all__ = ["TooManyViewsError", "View", "Views"]
+
+MAX_VIEWS = 16
+IDLE_SECONDS = 60.0
+_Items = tuple[tuple[str, str], ...]
+
+
+class TooManyViewsError(NstatError):
+    """Others look at as many different tables as there may be."""
+
+
+@attrs.define(eq=False)
+class View:
+    """One table, and what passes into it."""
+
+    table: TrafficTable
+    chosen: Filter | None = None
+    """Which flows; `None`: all."""
+    since: float | None = None
+    """Time at which it began, seconds since the epoch; `None`: with the server."""
+    asked: float = 0.0
+    """Monotonic seconds at which somebody last looked."""
+    _gate: FlowGate | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._gate = None if self.chosen is None else FlowGate(self.chosen)
+
+    def feed(self, events: Sequence[AnyEvent], now: float | None) -> None:
+        """Take in events, in order."""
+        self.table.feed_many(events if self._gate is None else self._gate(events), now=now)
+
+
+class Views:
+    """The table that is always there, and those that somebody looks at.
+
+    Args:
+        main: All flows, by process.
+        options: Those of the other tables.
+    """
+
+    def __init__(self, main: TrafficTable, options: dict[str, Any]) -> None:
+        self.main = View(main)
+        self._options = {name: value for name, value in options.items() if name != "effective"}
+        self._effective = bool(options.get("effective"))
+        self._others: dict[tuple[str, _Items], View] = {}
+
+    def feed(self, events: Sequence[AnyEvent], now: float | None, monotonic: float) -> None:
+        """Feed all of them; forget those that nobody looks at.
+
+        Args:
+            events: The events.
+            now: See `TrafficTable.feed_many`.
+            monotonic: Seconds of a clock that nobody sets.
+        """
+        self.main.feed(events, now)
+        for key, view in tuple(self._others.items()):
+            if monotonic - view.asked > IDLE_SECONDS:
+                del self._others[key]
+            else:
+                view.feed(events, now)
+
+    def find(
+        self, group: str, items: Iterable[tuple[str, str]], opened: Callable[[], Sequence[AnyEvent]], monotonic: float
+    ) -> View:
+        """The view that somebody asks for.
+
+        Args:
+            group: A name of `GroupBy.named`.
+            items: Which flows, as for `from_items`.
+            opened: Gives the flows that are open, for a new one.
+            monotonic: Seconds of a clock that nobody sets.
+
+        Raises:
+            UsageError: There is no such group, or a condition is wrong.
+            TooManyViewsError: There are too many others.
+        """
+        key = (group, tuple(sorted(items)))
+        if key == ("process", ()):
+            return self.main
+        view = self._others.get(key)
+        if view is None:
+            view = self._new(key, opened, monotonic)
+        view.asked = monotonic
+        return view
+
+    def _new(self, key: tuple[str, _Items], opened: Callable[[], Sequence[AnyEvent]], monotonic: float) -> View:
+        group, items = key
+        by = GroupBy.processes(effective=self._effective) if group == "process" else GroupBy.named(group)
+        view = View(TrafficTable(by, **self._options), from_items(items), self.main.table.time)
+        if len(self._others) >= MAX_VIEWS:
+            oldest = min(self._others, key=lambda each: self._others[each].asked)
+            if monotonic - self._others[oldest].asked < IDLE_SECONDS / 4:
+                raise TooManyViewsError(f"others look at {MAX_VIEWS} different tables already")
+            del self._others[oldest]
+        view.feed(opened(), None)
+        self._others[key] = view
+        return view
