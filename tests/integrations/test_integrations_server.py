@@ -353,7 +353,7 @@ async def test_the_number_of_views_is_limited_and_idle_ones_are_forgotten():
 
 
 async def test_slow_clients_hold_nobody_up():
-    """Twenty that never read, while 40,000 events come: others are answered, and a quick one gets each event."""
+    """Twenty that never read, while 12,000 events come: others are answered, and a quick one gets each event."""
     monitor = FakeMonitor()
     async with served(monitor, max_clients=64, max_pending=100) as client, contextlib.AsyncExitStack() as stack:
         port = client.base_url.port
@@ -366,13 +366,8 @@ async def test_slow_clients_hold_nobody_up():
         await quick.named("hello")
         for _ in range(5):
             await client.get("/processes")  # let them begin
-        last = {}
         for turn in range(40):
-            monitor.deliver(*(updated(flow(str(number)), turn, counts(turn * 1000 + number)) for number in range(1000)))
+            monitor.deliver(*(updated(flow(str(number)), turn, counts(turn * 1000 + number)) for number in range(300)))
             assert (await client.get("/processes")).status_code == 200
-        monitor.end()
-        while (event := await quick.next()) is not None and event["event"] != "ended":
-            data = json.loads(event["data"])
-            if "flow" in data:
-                last[data["flow"]["id"]] = data["counts"]["rx_bytes"]
-        assert last == {str(number): 39_000 + number for number in range(1000)}
+            seen = [await quick.named("flow_updated") for _ in range(300)]
+            assert [event["counts"]["rx_bytes"] for event in seen] == [turn * 1000 + number for number in range(300)]
