@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 
+import structured
+
 from nstat_async import (
     AnyEvent,
     EventsLost,
@@ -310,5 +312,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "session": session,
     "recording": recording,
     "netlink": netlink,
+    "reports": structured.reports,
+    "dumps": structured.dumps,
+    "records": structured.records,
 }
 """By the names that ``fuzz/run.py`` takes."""

@@ -11,7 +11,11 @@ from .._model import Counts, Flow
 from ._counters import Raw, Values
 from ._descriptors import DescriptorReader
 
-__all__ = ["Phase", "Source", "Terms"]
+__all__ = ["UNCHOSEN", "Phase", "Source", "Terms"]
+
+
+UNCHOSEN = -(1 << 16)
+"""The length of no descriptor, not even that of a message which ends before its descriptor begins."""
 
 
 class Phase(enum.Enum):
@@ -48,8 +52,8 @@ class Source:
     reader: DescriptorReader
     provider_id: int | None
     preexisting: bool
-    span: int = -1
-    """Length of the descriptor that `reader` was chosen for; -1: it is to be chosen at the next description."""
+    span: int = UNCHOSEN
+    """Length of the descriptor that `reader` was chosen for; `UNCHOSEN`: it is to be chosen at the next description."""
     flow: Flow | None = None
     identity: int | bytes | None = None
     """Hash of the descriptor's part that makes `flow`; the whole descriptor of routes and interfaces, which have none."""

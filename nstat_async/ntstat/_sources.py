@@ -35,7 +35,7 @@ from ._layouts import StructCodec
 from ._others import other_event
 from ._readers import Readers
 from ._references import References
-from ._source import Phase, Source, Terms
+from ._source import UNCHOSEN, Phase, Source, Terms
 from ._translate import Translator
 
 __all__ = ["MAX_SOURCES", "SourceTable"]
@@ -173,7 +173,7 @@ class SourceTable:
             if source.raw is not None:
                 self._report_other(source, removed=False)
             return
-        identity = hash(reader.identity(data, at))
+        identity = hash(b"".join(reader.identity(data, at)))
         source.report = (reader, data, at, end, end, self.time_ns)
         changed = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if not source.reported:
@@ -202,7 +202,7 @@ class SourceTable:
             return
         if raw is None:
             return  # the provider's number says that it is a route, and its length that it is none
-        identity = hash(reader.identity(data, at))
+        identity = hash(b"".join(reader.identity(data, at)))
         previous, source.report = source.told, (reader, data, at, end, items_end, self.time_ns)
         changed = raw != source.raw and self._merge_counts(source, raw)
         different = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
@@ -330,7 +330,7 @@ class SourceTable:
         self.readers.prove(codecs)
         for ref, source in self.sources.items():
             if ref not in self.hidden:
-                source.span = -1
+                source.span = UNCHOSEN
 
     def merge_processes(self, changed: dict[Process, Process]) -> None:
         """More is known about owners: update their flows."""

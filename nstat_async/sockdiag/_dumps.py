@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno as errors
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -30,6 +30,7 @@ from ._constants import (
     MessageType,
     SocketState,
 )
+from ._entry import Entry
 from ._messages import (
     ATTRIBUTES_AT,
     HEADER,
@@ -41,7 +42,7 @@ from ._messages import (
     iterate_messages,
 )
 from ._output import Output
-from ._rows import RowFormats
+from ._rows import Pieces, RowFormat, RowFormats
 from ._setup import ChannelPurpose, Role
 from ._source import Source
 
@@ -261,13 +262,32 @@ class DumpSource(Source):
         form = self._formats.of(data, offset, length)
         stride = form.stride
         count = (len(data) - offset) // stride
-        start = offset
-        view = memoryview(data)[offset : offset + count * stride]
-        head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
-        book = self._book
-        get, apply, poll, every = book.entries.get, book.apply_row, self.output.poll, self._every
+        book, start = self._book, offset
+        poll, every = self.output.poll, self._every
         book.reported += count  # before a row can take itself off
-        for pieces in form.format.iter_unpack(view):
+        scan = form.scan or self.scan
+        offset = scan(data, offset, book.entries, poll, every, book.apply_row, protocol, form)
+        rows = (offset - start) // stride
+        book.reported -= count - rows
+        self.rows += rows
+        return offset
+
+    @staticmethod
+    def scan(
+        data: bytes,
+        offset: int,
+        entries: dict[int, Entry],
+        poll: int,
+        every: bool,
+        apply: Callable[[Entry | None, int, Pieces, bytes, RowFormat], None],
+        protocol: int,
+        form: RowFormat,
+    ) -> int:
+        """Mark the rows from `offset` on that are as they were, and apply the others; the offset behind them."""
+        length, stride, get = form.length, form.stride, entries.get
+        end = offset + (len(data) - offset) // stride * stride
+        head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
+        for pieces in form.format.iter_unpack(memoryview(data)[offset:end]):
             if pieces[0] != head:
                 break
             entry = get(pieces[2])
@@ -276,9 +296,6 @@ class DumpSource(Source):
             else:
                 apply(entry, protocol, pieces, data[offset : offset + length], form)
             offset += stride
-        rows = (offset - start) // stride
-        book.reported -= count - rows
-        self.rows += rows
         return offset
 
     def _broken(self, reason: str) -> None:

@@ -160,7 +160,8 @@ class OwnerSource:
         poll = self._output.poll
         for number in [number for number in self._parked if number <= poll]:
             self._due.update(dict.fromkeys(self._parked.pop(number) & self._tries.keys()))
-        pause, self._checked_at = min(1.0, self._output.now - self._checked_at), self._output.now
+        pause = min(1.0, max(0.0, self._output.now - self._checked_at))  # a recorded clock may go back
+        self._checked_at = self._output.now
         verify = self._next_processes(int(PROCESSES_A_SECOND * pause) + 1)
         held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
         if self._due or verify or held:

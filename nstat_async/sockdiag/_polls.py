@@ -199,14 +199,14 @@ class Polls:
             self._begin(serial)
 
     def finish(self) -> None:
-        """What the poll under way still expects will not come."""
-        self._owners.give_up()
-        self._cgroups.give_up()
-        for namespace in self._namespaces:
-            if not namespace.dumps.done:
-                namespace.dumps.abort()
-            namespace.lookups.expire()
-            namespace.tables.take(None)
-        self._programs.maps.expire()
+        """What the poll under way still expects, or asks for while it ends, will not come."""
         while self._stage is not _Stage.IDLE:
+            self._owners.give_up()
+            self._cgroups.give_up()
+            for namespace in self._namespaces:
+                if not namespace.dumps.done:
+                    namespace.dumps.abort()
+                namespace.lookups.expire()
+                namespace.tables.take(None)
+            self._programs.maps.expire()
             self.proceed()

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 
+from .._compiled import speedups
 from ._constants import AF_INET6, SOCK_DIAG_BY_FAMILY, TIMER_TIME_WAIT, DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 
@@ -79,8 +81,10 @@ class RowFormat:
     format: struct.Struct
     info_header: bytes
     """What the rest ends with when ``tcp_info`` is where it is expected."""
-    cgroup: int = 0
+    cgroup: int
     """Offset of the cgroup's number; 0 when there is none."""
+    scan: Callable[..., int] | None
+    """`DumpSource.scan` in C; `None` where it is not used."""
 
     @classmethod
     def learn(cls, message: bytes) -> RowFormat:
@@ -94,11 +98,14 @@ class RowFormat:
         start, size = find_attribute(message, ATTRIBUTES_AT, length, DiagAttribute.INFO) or (0, 0)
         cgroup, _ = find_attribute(message, ATTRIBUTES_AT, length, DiagAttribute.CGROUP_ID) or (0, 0)
         if size < _COUNTERS_AT + _COUNTERS_SIZE:
-            text = f"=Q8x{_IDENTITY_SIZE}sQ12x{length - _REST_AT}s0s{stride - length}x"
-            return cls(length, stride, start, size, struct.Struct(text), b"", cgroup)
-        tail = stride - start - _COUNTERS_AT - _COUNTERS_SIZE
-        text = f"=Q8x{_IDENTITY_SIZE}sQ12x{start - _REST_AT}s{_COUNTERS_AT}x{_COUNTERS_SIZE}s{tail}x"
-        return cls(length, stride, start, size, struct.Struct(text), message[start - 4 : start], cgroup)
+            rest, counters_at, counters, header = length - _REST_AT, length, 0, b""
+        else:
+            rest, counters_at, counters = start - _REST_AT, start + _COUNTERS_AT, _COUNTERS_SIZE
+            header = message[start - 4 : start]
+        between, tail = counters_at - _REST_AT - rest, stride - counters_at - counters
+        text = f"=Q8x{_IDENTITY_SIZE}sQ12x{rest}s{between}x{counters}s{tail}x"
+        scan = None if speedups is None else speedups.Rows(length, stride, rest, counters_at, counters).scan
+        return cls(length, stride, start, size, struct.Struct(text), header, cgroup, scan)
 
 
 class RowFormats:

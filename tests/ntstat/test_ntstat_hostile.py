@@ -85,6 +85,14 @@ def test_random_bytes_break_no_promise(target, data):
     targets.TARGETS[target](data.draw(st.binary(max_size=300)))
 
 
+CORPUS = sorted((Path(__file__).parents[2] / "fuzz" / "corpus").glob("*/*"))
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_what_a_fuzzer_found_breaks_no_promise_any_more(path):
+    targets.TARGETS[path.parent.name](path.read_bytes())
+
+
 @pytest.mark.parametrize("target", ["passive", "session"])
 @_QUIET
 @given(data=st.data())

@@ -312,6 +312,8 @@ class FakeKernel:
         for frame in iterate_messages(data):
             request = DiagRequest.decode(data, frame)
             wanted = request.socket_id
+            if request.protocol == 17:  # udp_dump_one looks for the packet that would arrive
+                wanted = wanted[2:4] + wanted[:2] + wanted[20:36] + wanted[4:20] + wanted[36:]
             for sock in [*self.sockets.values(), *self.remains]:
                 if sock.id[:40] == wanted[:40] and wanted[40:] in {sock.id[40:], b"\xff" * 8}:
                     self.feed(sock.message(frame.sequence), channel)

@@ -1,0 +1,56 @@
+"""Build the optional C code with the package, where there is a compiler; without one the wheel is pure Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NAME = "nstat_async._speedups"
+
+
+def build(root: Path, directory: str) -> Path | None:
+    """Compile; the library's path, or `None` where that cannot be done."""
+    if os.environ.get("NSTAT_ASYNC_PURE", "0") not in {"", "0"} or sys.implementation.name != "cpython":
+        return None
+    if sysconfig.get_config_var("Py_GIL_DISABLED") or sys.byteorder == "big":
+        return None  # it relies on the interpreter's lock, and on Darwin's byte order
+    try:
+        from setuptools import Distribution, Extension  # noqa: PLC0415  # where it is missing there is no C code
+
+        extension = Extension(NAME, [str(root / "nstat_async" / "_speedups.c")])
+        command = Distribution({"name": "nstat-async", "ext_modules": [extension]}).get_command_obj("build_ext")
+        command.build_lib, command.build_temp = directory, f"{directory}/objects"
+        command.ensure_finalized()
+        command.run()
+        return Path(command.get_ext_fullpath(NAME))
+    except (Exception, SystemExit):  # noqa: BLE001  # whatever stands in the way: the package works without it
+        return None
+
+
+class SpeedupsHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the library to the wheel, or puts it beside the sources of an editable install."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Build it."""
+        root = Path(self.root)
+        self._directory = tempfile.mkdtemp()
+        library = build(root, self._directory)
+        if library is None:
+            return
+        if version == "editable":
+            shutil.copy2(library, root / "nstat_async" / library.name)
+            return
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+        build_data["force_include"][str(library)] = f"nstat_async/{library.name}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        """Clean up."""
+        shutil.rmtree(self._directory, ignore_errors=True)

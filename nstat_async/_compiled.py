@@ -1,0 +1,26 @@
+"""The two hottest loops in C, where they were built: `speedups`, or `None`.
+
+The Python code beside each use is the reference and does the same. ``NSTAT_ASYNC_PURE=1``
+in the environment turns the C code off.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+__all__ = ["SPEEDUPS", "speedups"]
+
+speedups: Any = None
+"""The module ``nstat_async._speedups`` (``_speedups.c``); `None` when it is not used."""
+SPEEDUPS = "not used: NSTAT_ASYNC_PURE is set"
+"""Whether it is used, for a person."""
+
+if os.environ.get("NSTAT_ASYNC_PURE", "0") in {"", "0"}:
+    try:
+        speedups = importlib.import_module("nstat_async._speedups")
+    except ImportError:
+        SPEEDUPS = "not built: the same in Python"
+    else:
+        SPEEDUPS = "in use"

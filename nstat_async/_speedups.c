@@ -1,0 +1,545 @@
+/* The two hottest loops of the package in C: reports of a Darwin kernel, and rows of a Linux dump.
+ *
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_dumps.py). These functions take the same
+ * steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
+ * state beside what their constructor got, and never read beyond the bytes that they were given.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+#include <structmember.h>
+
+#if PY_VERSION_HEX >= 0x030E0000
+#define HASH_BYTES(data, size) Py_HashBuffer(data, size)
+#else
+#define HASH_BYTES(data, size) _Py_HashBytes(data, size)
+#endif
+
+#define HEADER_SIZE 16
+#define LONGEST_IDENTITY 1024 /* bytes of a descriptor that make a flow; today's have about 300 */
+#define IDENTITY_SIZE 44      /* of an inet_diag row: family to device */
+#define IDENTITY_AT 16
+#define COOKIE_AT 60
+#define REST_AT 80
+
+static inline uint64_t read64(const uint8_t *at) { uint64_t value; memcpy(&value, at, 8); return value; }
+static inline uint32_t read32(const uint8_t *at) { uint32_t value; memcpy(&value, at, 4); return value; }
+static inline uint16_t read16(const uint8_t *at) { uint16_t value; memcpy(&value, at, 2); return value; }
+
+/* --- slots of Python objects ---------------------------------------------- */
+
+/* The place of an attribute in instances of a class with __slots__. */
+static int find_slot(PyObject *owner, const char *name, Py_ssize_t *place)
+{
+    PyObject *descriptor = PyObject_GetAttrString(owner, name);
+    if (descriptor == NULL)
+        return -1;
+    int found = Py_TYPE(descriptor) == &PyMemberDescr_Type;
+    if (found)
+        *place = ((PyMemberDescrObject *)descriptor)->d_member->offset;
+    else
+        PyErr_Format(PyExc_TypeError, "%s is no slot", name);
+    Py_DECREF(descriptor);
+    return found ? 0 : -1;
+}
+
+#define SLOT(object, place) (*(PyObject **)((char *)(object) + (place)))
+
+/* Steals the reference to `value`. */
+static inline void set_slot(PyObject *object, Py_ssize_t place, PyObject *value)
+{
+    PyObject *old = SLOT(object, place);
+    SLOT(object, place) = value;
+    Py_XDECREF(old);
+}
+
+/* True if two numbers are equal; they mostly are one object. -1: an error. */
+static inline int same_number(PyObject *a, PyObject *b)
+{
+    return a == b ? 1 : PyObject_RichCompareBool(a, b, Py_EQ);
+}
+
+/* --- reports of a Darwin kernel ------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    unsigned int update_type, counts_type;
+    Py_ssize_t reference_at, counts_at, counts_size, counts_message, update_size;
+    Py_ssize_t growing[4], wrapping_at;
+    PyTypeObject *source, *event;
+    Py_ssize_t is_plain, span, identity, reader, raw, report, seen, flow; /* of a source */
+    Py_ssize_t event_time, event_flow, event_report;
+    PyObject *last_reader, *pieces; /* the reader whose pieces of identity are at hand */
+} Reports;
+
+static PyObject *pieces_name, *no_bytes, *zero, *minus_one;
+
+static int Reports_init(Reports *self, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"types", "places", "growing", "source", "event", NULL};
+    PyObject *source, *event;
+    if (!PyArg_ParseTupleAndKeywords(
+            arguments, keywords, "(II)(nnnnn)(nnnnn)O!O!", names, &self->update_type, &self->counts_type,
+            &self->reference_at, &self->counts_at, &self->counts_size, &self->counts_message, &self->update_size,
+            &self->growing[0], &self->growing[1], &self->growing[2], &self->growing[3], &self->wrapping_at,
+            &PyType_Type, &source, &PyType_Type, &event))
+        return -1;
+    int whole = self->reference_at >= HEADER_SIZE && self->reference_at + 8 <= self->counts_message &&
+                self->counts_at >= HEADER_SIZE && self->counts_size > 0 &&
+                self->counts_at + self->counts_size <= self->counts_message &&
+                self->counts_message <= self->update_size && self->wrapping_at >= 0 &&
+                self->wrapping_at + 12 <= self->counts_size;
+    for (int i = 0; i < 4; i++)
+        whole = whole && self->growing[i] >= 0 && self->growing[i] + 8 <= self->counts_size;
+    if (!whole) {
+        PyErr_SetString(PyExc_ValueError, "a field lies outside its structure");
+        return -1;
+    }
+    if (find_slot(source, "is_plain", &self->is_plain) || find_slot(source, "span", &self->span) ||
+        find_slot(source, "identity", &self->identity) || find_slot(source, "reader", &self->reader) ||
+        find_slot(source, "raw", &self->raw) || find_slot(source, "report", &self->report) ||
+        find_slot(source, "seen", &self->seen) || find_slot(source, "flow", &self->flow) ||
+        find_slot(event, "time", &self->event_time) || find_slot(event, "flow", &self->event_flow) ||
+        find_slot(event, "_details", &self->event_report))
+        return -1;
+    Py_XSETREF(self->source, (PyTypeObject *)Py_NewRef(source));
+    Py_XSETREF(self->event, (PyTypeObject *)Py_NewRef(event));
+    return 0;
+}
+
+static int Reports_traverse(Reports *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->source);
+    Py_VISIT(self->event);
+    Py_VISIT(self->last_reader);
+    Py_VISIT(self->pieces);
+    return 0;
+}
+
+static int Reports_clear(Reports *self)
+{
+    Py_CLEAR(self->source);
+    Py_CLEAR(self->event);
+    Py_CLEAR(self->last_reader);
+    Py_CLEAR(self->pieces);
+    return 0;
+}
+
+static void Reports_dealloc(Reports *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Reports_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+/* The hash of the descriptor's bytes that make a flow: that of the pieces joined. 1: got; 0: not here; -1: error. */
+static int hash_identity(Reports *self, PyObject *reader, const uint8_t *descriptor, Py_ssize_t size, Py_hash_t *hash)
+{
+    uint8_t joined[LONGEST_IDENTITY];
+    if (reader != self->last_reader) {
+        PyObject *pieces = PyObject_GetAttr(reader, pieces_name);
+        if (pieces == NULL)
+            return -1;
+        Py_XSETREF(self->pieces, pieces);
+        Py_XSETREF(self->last_reader, Py_NewRef(reader));
+    }
+    if (!PyBytes_CheckExact(self->pieces))
+        return 0;
+    const uint8_t *piece = (const uint8_t *)PyBytes_AS_STRING(self->pieces);
+    Py_ssize_t length = 0;
+    for (Py_ssize_t left = PyBytes_GET_SIZE(self->pieces); left >= 8; left -= 8, piece += 8) {
+        Py_ssize_t begin = read32(piece), many = read32(piece + 4);
+        if (begin + many > size || length + many > LONGEST_IDENTITY)
+            return 0;
+        memcpy(joined + length, descriptor + begin, many);
+        length += many;
+    }
+    *hash = HASH_BYTES(joined, length);
+    return 1;
+}
+
+/* True if no counter fell and those that wrap are the same. */
+static int has_grown(const Reports *self, const uint8_t *now, const uint8_t *before)
+{
+    for (int i = 0; i < 4; i++)
+        if (read64(now + self->growing[i]) < read64(before + self->growing[i]))
+            return 0;
+    return memcmp(now + self->wrapping_at, before + self->wrapping_at, 12) == 0;
+}
+
+/* (reader, datagram, begin, end, end, nanoseconds, counters, counters before) */
+static PyObject *report_of_update(PyObject *reader, PyObject *data, Py_ssize_t begin, Py_ssize_t end,
+                                  PyObject *nanoseconds, PyObject *raw, PyObject *before)
+{
+    PyObject *first = PyLong_FromSsize_t(begin), *last = PyLong_FromSsize_t(end);
+    PyObject *report = first == NULL || last == NULL
+                           ? NULL
+                           : PyTuple_Pack(8, reader, data, first, last, last, nanoseconds, raw, before);
+    Py_XDECREF(first);
+    Py_XDECREF(last);
+    return report;
+}
+
+/* The same for counters alone: with the samples that no event has had yet, or none (`Source.take_report`). */
+static PyObject *report_of_counts(const Reports *self, PyObject *source, PyObject *reader, PyObject *raw,
+                                  PyObject *before)
+{
+    PyObject *samples = SLOT(source, self->report);
+    if (samples == Py_None)
+        return PyTuple_Pack(8, reader, no_bytes, zero, zero, zero, minus_one, raw, before);
+    PyObject *report = PyTuple_New(8);
+    if (report == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < 6; i++)
+        PyTuple_SET_ITEM(report, i, Py_NewRef(PyTuple_GET_ITEM(samples, i)));
+    PyTuple_SET_ITEM(report, 6, Py_NewRef(raw));
+    PyTuple_SET_ITEM(report, 7, Py_NewRef(before));
+    set_slot(source, self->report, Py_NewRef(Py_None));
+    return report;
+}
+
+/* An event without its constructor. Steals the reference to `report`. */
+static PyObject *make_event(const Reports *self, PyObject *time, PyObject *flow, PyObject *report)
+{
+    if (report == NULL)
+        return NULL;
+    PyObject *event = self->event->tp_alloc(self->event, 0);
+    if (event == NULL) {
+        Py_DECREF(report);
+        return NULL;
+    }
+    SLOT(event, self->event_time) = Py_NewRef(time);
+    SLOT(event, self->event_flow) = Py_NewRef(flow);
+    SLOT(event, self->event_report) = report;
+    return event;
+}
+
+typedef struct {
+    PyObject *sources, *serial, *time, *nanoseconds, *emit;
+    int every;
+    Py_ssize_t messages, fresh;
+} Pass;
+
+/* One message at `at`. Its end; 0: Python is to read it; -1: an error. */
+static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssize_t at)
+{
+    Py_ssize_t size = PyBytes_GET_SIZE(data);
+    const uint8_t *message = (const uint8_t *)PyBytes_AS_STRING(data) + at;
+    if (size - at < self->counts_message || read64(message) != 0 || read16(message + 14) != 0)
+        return 0;
+    unsigned int type = read32(message + 8);
+    Py_ssize_t length = read16(message + 12);
+    int is_update = type == self->update_type;
+    if ((!is_update && type != self->counts_type) || length > size - at ||
+        length < (is_update ? self->update_size : self->counts_message))
+        return 0;
+    PyObject *key = PyLong_FromUnsignedLongLong(read64(message + self->reference_at));
+    if (key == NULL)
+        return -1;
+    PyObject *source = PyDict_GetItemWithError(pass->sources, key);
+    Py_DECREF(key);
+    if (source == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    if (Py_TYPE(source) != self->source || SLOT(source, self->is_plain) != Py_True)
+        return 0;
+    PyObject *reader = SLOT(source, self->reader), *before = SLOT(source, self->raw);
+    PyObject *samples = SLOT(source, self->report);
+    if (!PyBytes_CheckExact(before) || PyBytes_GET_SIZE(before) != self->counts_size ||
+        (samples != Py_None && !(PyTuple_CheckExact(samples) && PyTuple_GET_SIZE(samples) == 6)))
+        return 0;
+    if (is_update) {
+        Py_ssize_t span = length - self->update_size;
+        Py_hash_t hash = 0;
+        if (PyLong_AsSsize_t(SLOT(source, self->span)) != span || !PyLong_CheckExact(SLOT(source, self->identity))) {
+            PyErr_Clear();
+            return 0;
+        }
+        int hashed = hash_identity(self, reader, message + self->update_size, span, &hash);
+        if (hashed <= 0)
+            return hashed;
+        if (PyLong_AsSsize_t(SLOT(source, self->identity)) != hash) {
+            PyErr_Clear();
+            return 0;
+        }
+    }
+    const uint8_t *old = (const uint8_t *)PyBytes_AS_STRING(before), *now = message + self->counts_at;
+    int same = memcmp(old, now, self->counts_size) == 0;
+    if (!same || pass->every) {
+        if (!same && !has_grown(self, now, old))
+            return 0;
+        PyObject *raw = PyBytes_FromStringAndSize((const char *)now, self->counts_size);
+        if (raw == NULL)
+            return -1;
+        Py_INCREF(source);
+        Py_INCREF(reader);
+        PyObject *report = is_update ? report_of_update(reader, data, at + self->update_size, at + length,
+                                                        pass->nanoseconds, raw, before)
+                                     : report_of_counts(self, source, reader, raw, before);
+        set_slot(source, self->raw, raw); /* `before` is gone */
+        Py_DECREF(reader);
+        PyObject *event = make_event(self, pass->time, SLOT(source, self->flow), report);
+        PyObject *answer = event == NULL ? NULL : PyObject_CallOneArg(pass->emit, event);
+        Py_XDECREF(event);
+        if (answer == NULL) {
+            Py_DECREF(source);
+            return -1;
+        }
+        Py_DECREF(answer);
+    }
+    else
+        Py_INCREF(source);
+    int seen = same_number(SLOT(source, self->seen), pass->serial);
+    if (seen == 0) {
+        set_slot(source, self->seen, Py_NewRef(pass->serial));
+        pass->fresh++;
+    }
+    Py_DECREF(source);
+    if (seen < 0)
+        return -1;
+    pass->messages++;
+    return at + length;
+}
+
+PyDoc_STRVAR(take_doc, "take(datagrams, index, sources, serial, time, time_ns, every, emit)\n--\n\n"
+"Take in plain reports from datagram `index` on.\n\n"
+"Returns:\n    (index, offset, bytes, messages, fresh): the datagram and the offset in it at which Python has to go on,\n"
+"    the bytes of the datagrams before, the messages taken, and how many sources this poll had not reported yet.");
+
+static PyObject *Reports_take(Reports *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 8 || !PyDict_CheckExact(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "take(datagrams, index, sources, serial, time, time_ns, every, emit)");
+        return NULL;
+    }
+    Py_ssize_t index = PyLong_AsSsize_t(arguments[1]), at = 0, bytes = 0;
+    if (index < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "there is no such datagram");
+        return NULL;
+    }
+    Pass pass = {.sources = arguments[2], .serial = arguments[3], .time = arguments[4], .nanoseconds = arguments[5],
+                 .every = PyObject_IsTrue(arguments[6]), .emit = arguments[7]};
+    PyObject *datagrams = PySequence_Fast(arguments[0], "datagrams are a sequence");
+    if (datagrams == NULL)
+        return NULL;
+    for (; index < PySequence_Fast_GET_SIZE(datagrams); index++) {
+        PyObject *data = Py_NewRef(PySequence_Fast_GET_ITEM(datagrams, index));
+        Py_ssize_t size = PyBytes_CheckExact(data) ? PyBytes_GET_SIZE(data) : 0, end = 0;
+        for (at = 0; at < size && (end = take_message(self, &pass, data, at)) > 0;)
+            at = end;
+        Py_DECREF(data);
+        if (end < 0) {
+            Py_DECREF(datagrams);
+            return NULL;
+        }
+        if (at < size || size == 0)
+            break;
+        bytes += size;
+        at = 0;
+    }
+    Py_DECREF(datagrams);
+    return Py_BuildValue("(nnnnn)", index, at, bytes, pass.messages, pass.fresh);
+}
+
+/* --- rows of a Linux dump ------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Py_ssize_t length, stride, rest_size, counters_at, counters_size;
+    PyTypeObject *entry;
+    Py_ssize_t seen, last; /* of an entry */
+} Rows;
+
+static int Rows_init(Rows *self, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"length", "stride", "rest_size", "counters_at", "counters_size", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "nnnnn", names, &self->length, &self->stride,
+                                     &self->rest_size, &self->counters_at, &self->counters_size))
+        return -1;
+    if (self->length < REST_AT || self->length > self->stride || self->rest_size < 0 || self->counters_size < 0 ||
+        REST_AT + self->rest_size > self->length || self->counters_at < 0 ||
+        self->counters_at + self->counters_size > self->length) {
+        PyErr_SetString(PyExc_ValueError, "a piece lies outside its message");
+        return -1;
+    }
+    return 0;
+}
+
+static int Rows_traverse(Rows *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->entry);
+    return 0;
+}
+
+static int Rows_clear(Rows *self)
+{
+    Py_CLEAR(self->entry);
+    return 0;
+}
+
+static void Rows_dealloc(Rows *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Rows_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static int same_piece(PyObject *piece, const uint8_t *data, Py_ssize_t size)
+{
+    return PyBytes_CheckExact(piece) && PyBytes_GET_SIZE(piece) == size &&
+           memcmp(PyBytes_AS_STRING(piece), data, size) == 0;
+}
+
+/* Learn where the class of the entries keeps what is needed; all are of one class. */
+static int learn_entry(Rows *self, PyObject *entry)
+{
+    PyObject *type = (PyObject *)Py_TYPE(entry);
+    if (find_slot(type, "seen", &self->seen) || find_slot(type, "last", &self->last))
+        return -1;
+    Py_XSETREF(self->entry, (PyTypeObject *)Py_NewRef(type));
+    return 0;
+}
+
+/* True if the last row of this socket had the same pieces. */
+static int is_unchanged(const Rows *self, PyObject *last, PyObject *cookie, const uint8_t *row)
+{
+    if (!PyTuple_CheckExact(last) || PyTuple_GET_SIZE(last) != 5)
+        return 0;
+    PyObject *head = PyTuple_GET_ITEM(last, 0);
+    return PyLong_CheckExact(head) && PyLong_AsUnsignedLongLongMask(head) == read64(row) &&
+           same_piece(PyTuple_GET_ITEM(last, 1), row + IDENTITY_AT, IDENTITY_SIZE) &&
+           same_number(PyTuple_GET_ITEM(last, 2), cookie) == 1 &&
+           same_piece(PyTuple_GET_ITEM(last, 3), row + REST_AT, self->rest_size) &&
+           same_piece(PyTuple_GET_ITEM(last, 4), row + self->counters_at, self->counters_size);
+}
+
+/* Hand one row that is new, or not as it was, to the book. */
+static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObject *protocol, PyObject *cookie,
+                     const uint8_t *row, PyObject *form)
+{
+    PyObject *pieces = Py_BuildValue("Ky#Oy#y#", (unsigned long long)read64(row), row + IDENTITY_AT,
+                                     (Py_ssize_t)IDENTITY_SIZE, cookie, row + REST_AT, self->rest_size,
+                                     row + self->counters_at, self->counters_size);
+    PyObject *message = PyBytes_FromStringAndSize((const char *)row, self->length);
+    PyObject *given[] = {entry, protocol, pieces, message, form};
+    PyObject *answer = pieces == NULL || message == NULL ? NULL : PyObject_Vectorcall(apply, given, 5, NULL);
+    Py_XDECREF(pieces);
+    Py_XDECREF(message);
+    Py_XDECREF(answer);
+    return answer == NULL ? -1 : 0;
+}
+
+PyDoc_STRVAR(scan_doc, "scan(data, offset, entries, poll, every, apply, protocol, form)\n--\n\n"
+"Take in the row at `offset` and those behind it that begin alike.\n\n"
+"Returns:\n    The offset behind them.");
+
+static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 8 || !PyBytes_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "scan(data, offset, entries, poll, every, apply, protocol, form)");
+        return NULL;
+    }
+    const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(arguments[0]);
+    Py_ssize_t size = PyBytes_GET_SIZE(arguments[0]), offset = PyLong_AsSsize_t(arguments[1]);
+    PyObject *entries = arguments[2], *poll = arguments[3];
+    int every = PyObject_IsTrue(arguments[4]);
+    if (offset < 0 || offset > size || size - offset < 8) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "there is no row at this offset");
+        return NULL;
+    }
+    uint64_t head = read64(data + offset);
+    while (size - offset >= self->stride && read64(data + offset) == head) {
+        const uint8_t *row = data + offset;
+        PyObject *cookie = PyLong_FromUnsignedLongLong(read64(row + COOKIE_AT));
+        PyObject *entry = cookie == NULL ? NULL : PyDict_GetItemWithError(entries, cookie);
+        if (entry == NULL && PyErr_Occurred()) {
+            Py_XDECREF(cookie);
+            return NULL;
+        }
+        int failed = 0;
+        if (entry != NULL && Py_TYPE(entry) != self->entry && learn_entry(self, entry) < 0) {
+            Py_DECREF(cookie);
+            return NULL;
+        }
+        if (entry != NULL && !every && is_unchanged(self, SLOT(entry, self->last), cookie, row)) {
+            if (SLOT(entry, self->seen) != poll)
+                set_slot(entry, self->seen, Py_NewRef(poll));
+        }
+        else {
+            PyObject *given = Py_NewRef(entry == NULL ? Py_None : entry);
+            failed = apply_row(self, arguments[5], given, arguments[6], cookie, row, arguments[7]);
+            Py_DECREF(given);
+        }
+        Py_DECREF(cookie);
+        if (failed)
+            return NULL;
+        offset += self->stride;
+    }
+    return PyLong_FromSsize_t(offset);
+}
+
+/* --- the module ----------------------------------------------------------- */
+
+static PyMethodDef reports_methods[] = {{"take", (PyCFunction)(void (*)(void))Reports_take, METH_FASTCALL, take_doc},
+                                        {NULL, NULL, 0, NULL}};
+static PyType_Slot reports_slots[] = {{Py_tp_doc, "Takes in the plain reports of one control socket."},
+                                      {Py_tp_new, PyType_GenericNew},
+                                      {Py_tp_init, Reports_init},
+                                      {Py_tp_dealloc, Reports_dealloc},
+                                      {Py_tp_traverse, Reports_traverse},
+                                      {Py_tp_clear, Reports_clear},
+                                      {Py_tp_methods, reports_methods},
+                                      {0, NULL}};
+static PyType_Spec reports_spec = {"nstat_async._speedups.Reports", sizeof(Reports), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, reports_slots};
+
+static PyMethodDef rows_methods[] = {{"scan", (PyCFunction)(void (*)(void))Rows_scan, METH_FASTCALL, scan_doc},
+                                     {NULL, NULL, 0, NULL}};
+static PyType_Slot rows_slots[] = {{Py_tp_doc, "Takes in dump rows of one length."},
+                                   {Py_tp_new, PyType_GenericNew},
+                                   {Py_tp_init, Rows_init},
+                                   {Py_tp_dealloc, Rows_dealloc},
+                                   {Py_tp_traverse, Rows_traverse},
+                                   {Py_tp_clear, Rows_clear},
+                                   {Py_tp_methods, rows_methods},
+                                   {0, NULL}};
+static PyType_Spec rows_spec = {"nstat_async._speedups.Rows", sizeof(Rows), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                rows_slots};
+
+static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
+{
+    PyObject *type = PyType_FromSpec(spec);
+    if (type == NULL)
+        return -1;
+    if (PyModule_AddObject(module, name, type) < 0) {
+        Py_DECREF(type);
+        return -1;
+    }
+    return 0;
+}
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "nstat_async._speedups",
+                                        "The two hottest loops of the package.", -1, NULL, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__speedups(void)
+{
+    pieces_name = PyUnicode_InternFromString("pieces");
+    no_bytes = PyBytes_FromStringAndSize("", 0);
+    zero = PyLong_FromLong(0);
+    minus_one = PyLong_FromLong(-1);
+    if (pieces_name == NULL || no_bytes == NULL || zero == NULL || minus_one == NULL)
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL &&
+        (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0))
+        Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,127 @@
+"""The optional C code: it does what the Python code does, refuses what it cannot read, and can be turned off.
+
+That both do the same on whatever a kernel may say is played by the fuzz targets ``reports`` and ``dumps``
+(``tests/ntstat/test_ntstat_hostile.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import conversations
+import pytest
+
+from nstat_async import FlowEvent, FlowUpdated
+from nstat_async._compiled import SPEEDUPS, speedups
+from nstat_async.ntstat import Mode, Session, _decoder
+from nstat_async.ntstat._source import Source
+
+built = pytest.mark.skipif(speedups is None, reason=f"the C code is {SPEEDUPS}")
+PLACES = ((10006, 10004), (16, 32, 112, 144, 152), (0, 8, 16, 24, 80))
+
+
+def followed(name):
+    """All that a recorded conversation gives: events with their details, and the statistics."""
+    session = Session(conversations.kernel(name), mode=Mode.FOLLOWING)
+    events = []
+    for datagram in conversations.datagrams(name):
+        session.receive_datagrams((datagram,) * 3, 0.0, 0)
+        events += [(e, e.details if isinstance(e, FlowEvent) else None) for e in session.take_events()]
+    return events, session.statistics()
+
+
+def longest_of_each_kernel():
+    longest = {}
+    for name in conversations.names("control/*"):
+        kernel = conversations.kernel(name)
+        if len(conversations.raw(name)) > len(conversations.raw(longest.get(kernel, name))) or kernel not in longest:
+            longest[kernel] = name
+    return sorted(longest.values())
+
+
+@built
+@pytest.mark.parametrize("name", longest_of_each_kernel())
+def test_recorded_conversations_give_the_same_with_it_and_without(name, monkeypatch):
+    compiled = followed(name)
+    monkeypatch.setattr(_decoder, "speedups", None)
+    assert compiled == followed(name)
+
+
+@built
+@pytest.mark.parametrize(
+    "places",
+    [
+        ((16, 32, 112, 143, 152), (0, 8, 16, 24, 80)),
+        ((16, 32, 112, 144, 152), (0, 8, 16, 24, 101)),
+        ((16, 32, 112, 144, 152), (0, 8, 16, 105, 80)),
+        ((16, 32, 112, 144, 152), (-1, 8, 16, 24, 80)),
+        ((137, 32, 112, 144, 152), (0, 8, 16, 24, 80)),
+        ((16, 32, 112, 144, 100), (0, 8, 16, 24, 80)),
+        ((0, 32, 112, 144, 152), (0, 8, 16, 24, 80)),
+    ],
+)
+def test_fields_outside_their_structure_are_refused(places):
+    with pytest.raises(ValueError, match="outside its structure"):
+        speedups.Reports(PLACES[0], *places, Source, FlowUpdated)
+
+
+@built
+@pytest.mark.parametrize(
+    "sizes", [(79, 80, 0, 80, 0), (100, 96, 0, 80, 0), (100, 100, 21, 80, 0), (100, 100, 8, 88, 13)]
+)
+def test_pieces_outside_their_message_are_refused(sizes):
+    with pytest.raises(ValueError, match="outside its message"):
+        speedups.Rows(*sizes)
+
+
+@built
+def test_wrong_arguments_are_errors_and_nothing_is_read():
+    reports, rows = speedups.Reports(*PLACES, Source, FlowUpdated), speedups.Rows(100, 100, 8, 88, 12)
+    for call in (
+        reports.take,
+        lambda: reports.take((), 0, [], 1, 0.0, 0, False, print),
+        lambda: reports.take(None, 0, {}, 1, 0.0, 0, False, print),
+        lambda: speedups.Reports(*PLACES, dict, FlowUpdated),
+        rows.scan,
+        lambda: rows.scan(bytearray(100), 0, {}, 1, False, print, 6, None),
+        lambda: rows.scan(bytes(100), 0, {0: object()}, 1, False, print, 6, None),
+    ):
+        with pytest.raises((TypeError, AttributeError)):
+            call()
+    for offset in (-1, 93, 101):
+        with pytest.raises(ValueError, match="no row"):
+            rows.scan(bytes(100), offset, {}, 1, False, print, 6, None)
+    with pytest.raises(ValueError, match="no such datagram"):
+        reports.take((), -1, {}, 1, 0.0, 0, False, print)
+    assert reports.take((b"x", b""), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0, 0)
+    assert reports.take((), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0, 0)
+    assert rows.scan(bytes(99), 0, {}, 1, False, print, 6, None) == 0
+
+
+@built
+def test_an_error_of_whoever_gets_the_rows_comes_through():
+    def fail(*_):
+        raise LookupError("full")
+
+    with pytest.raises(LookupError, match="full"):
+        speedups.Rows(100, 100, 8, 88, 12).scan(bytes(100), 0, {}, 1, False, fail, 6, None)
+
+
+@pytest.mark.parametrize(("value", "used"), [("1", False), ("0", None), ("", None)])
+def test_a_variable_of_the_environment_turns_it_off(value, used):
+    code = "from nstat_async._compiled import *; print(speedups is not None, SPEEDUPS)"
+    environment = {**os.environ, "NSTAT_ASYNC_PURE": value, "PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    expected = speedups is not None if used is None and not os.environ.get("NSTAT_ASYNC_PURE") else used
+    if expected is not None:
+        assert answer.stdout.startswith(str(expected))
+    assert ("NSTAT_ASYNC_PURE" in answer.stdout) == (used is False)
+
+
+def test_every_use_of_it_has_its_reference_beside_it():
+    root = Path(_decoder.__file__).parents[1]
+    users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
+    assert users == {"_decoder.py", "_rows.py"}
