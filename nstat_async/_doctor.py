@@ -21,6 +21,7 @@ import anyio.to_thread
 import attrs
 
 from . import __version__
+from ._compiled import SPEEDUPS
 from ._contract import Backend
 from ._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError
 from ._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
@@ -99,8 +100,10 @@ def _library() -> Finding:
         "version": __version__,
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
+        "speedups": SPEEDUPS,
     }
-    return Finding("library", Status.OK, f"nstat_async {__version__} on Python {data['python']}", data)
+    detail = f"nstat_async {__version__} on Python {data['python']}; C code {SPEEDUPS}"
+    return Finding("library", Status.OK, detail, data)
 
 
 def _system() -> Finding:

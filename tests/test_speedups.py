@@ -11,11 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import conversations
 import pytest
 
 from nstat_async import FlowEvent, FlowUpdated
 from nstat_async._compiled import SPEEDUPS, speedups
+from nstat_async._doctor import examine
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
 
@@ -119,6 +121,12 @@ def test_a_variable_of_the_environment_turns_it_off(value, used):
     if expected is not None:
         assert answer.stdout.startswith(str(expected))
     assert ("NSTAT_ASYNC_PURE" in answer.stdout) == (used is False)
+
+
+def test_the_doctor_says_whether_it_is_in_use():
+    (library,) = [found for found in anyio.run(examine).findings if found.name == "library"]
+    assert library.data["speedups"] == SPEEDUPS
+    assert library.detail.endswith(f"C code {SPEEDUPS}")
 
 
 def test_every_use_of_it_has_its_reference_beside_it():
