@@ -12,7 +12,7 @@ import pytest
 from channels import read_one
 
 from nstat_async import BackendUnavailableError, UnavailableReason
-from nstat_async._io import kctl
+from nstat_async._io import darwin, kctl
 from nstat_async._io.channel import SocketChannel
 from nstat_async._options import MonitorOptions
 from nstat_async.backends import Kctl
@@ -248,3 +248,43 @@ def test_an_empty_read_is_the_end_only_where_the_socket_has_ends(pair):
     assert read_one(SocketChannel(near, immediate=True, receive_buffer=None)) == b""
     with pytest.raises(EOFError):
         read_one(SocketChannel(near, immediate=True, receive_buffer=None, ends=True))
+
+
+class FakeLibrary:
+    """A C library whose kernel counts for these control sockets: number to (pid, refused, failed goodbyes)."""
+
+    def __init__(self, clients, *, errno=0):
+        self.clients, self.errno = clients, errno
+
+    def sysctlbyname(self, name, buffer, size, request, length):
+        assert (name, length) == (b"net.stats.metrics", 8)
+        version, wanted = struct.unpack("<II", request)
+        assert version == 2
+        found = [client for client in self.clients if client <= wanted]
+        if self.errno or not found:
+            return -1
+        client = max(found)
+        pid, refused, failed = self.clients[client]
+        info = bytearray(276)
+        struct.pack_into("<Ii", info, 0, client, pid)
+        struct.pack_into("<3I", info, 16 + 136, 0, refused, 0)
+        struct.pack_into("<I", info, 16 + 164, failed)
+        buffer[:276] = bytes(info)
+        size._obj.value = 276
+        return 0
+
+
+def test_the_kernels_count_of_losses_is_read_for_the_sockets_of_one_process(monkeypatch):
+    library = FakeLibrary({3: (1, 9, 9), 7: (42, 5, 6), 8: (2, 7, 7), 12: (42, 1, 0)})
+    monkeypatch.setattr(darwin, "_libc", lambda: library)
+    assert darwin.client_metrics(42) == [(12, 1, 0), (7, 5, 6)]
+    assert darwin.client_metrics(43) == []
+    library.errno = 13
+    assert darwin.client_metrics(42) is None
+    monkeypatch.setattr(darwin, "_libc", lambda: None)
+    assert darwin.client_metrics(42) is None
+
+
+def test_the_identity_of_a_process_is_none_where_nothing_can_be_asked(monkeypatch):
+    monkeypatch.setattr(darwin, "_libc", lambda: None)
+    assert darwin.process_identity(1) == (None, None)

@@ -144,6 +144,7 @@ class VirtualMonitor:
         receive_buffer: Of each control socket, bytes; `None`: what the kernel gives.
         picture: Counts the polls, and takes the events in unless there is a `sink`.
         lookup: Answers the session's look-ups; default: the emulated machine.
+        ledger: The session may read what the kernel counts as lost.
         believed: The release that the session takes the kernel for; default: what it is.
         sink: Where events go instead.
         wrap: Puts something between the pump's part and the session, such as a recorder.
@@ -159,6 +160,7 @@ class VirtualMonitor:
         picture: Picture | None = None,
         lookup: Callable[[Any], Any] | None = None,
         believed: Any = None,
+        ledger: bool = False,
         sink: Callable[[list[Any]], None] | None = None,
         wrap: Callable[[Session, MonitorOptions], Any] | None = None,
         **options: Any,
@@ -181,6 +183,7 @@ class VirtualMonitor:
             options=MonitorOptions(**options),
             backend="emulated",
             verify=verify,
+            ledger=ledger,
         )
         self.core = self.session if wrap is None else wrap(self.session, self.session.options)
         self.core.start(self._now())

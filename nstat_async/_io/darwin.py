@@ -11,9 +11,11 @@ import ctypes.util
 import functools
 import os
 import socket
+import struct
 from typing import Any
 
 __all__ = [
+    "client_metrics",
     "interface_names",
     "is_translated",
     "kernel_text",
@@ -99,6 +101,54 @@ def interface_names() -> dict[int, str]:
         return dict(socket.if_nameindex())
     except OSError:
         return {}
+
+
+_METRICS_VERSION = 2
+_SCAN, _MOST_CLIENTS = 0xFFFFFFFF, 1024
+_CLIENT_INFO = struct.Struct("<Ii2I")
+_CLIENT_INFO_SIZE = 276
+_METRICS_AT = 16
+_REFUSED = (136, 140, 144)
+"""``nstat_src_add_no_buf``, ``_no_src_mem``, ``_send_err`` in ``nstat_metrics``."""
+_FAILED_GOODBYES = 164
+"""``nstat_src_goodbye_failures``."""
+
+
+def client_metrics(pid: int) -> list[tuple[int, int, int]] | None:
+    """What the kernel counts for the control sockets of a process (``net.stats.metrics``, macOS 26).
+
+    Returns:
+        Number of the socket, sources not made, goodbyes failed, for each; `None` where it may not be read.
+    """
+    libc = _libc()
+    if libc is None or not hasattr(libc, "sysctlbyname"):
+        return None
+    found: list[tuple[int, int, int]] = []
+    wanted = _SCAN
+    for _ in range(_MOST_CLIENTS):  # downward, from the newest
+        request = struct.pack("<II", _METRICS_VERSION, wanted)
+        buffer, size = ctypes.create_string_buffer(_CLIENT_INFO_SIZE), ctypes.c_size_t(_CLIENT_INFO_SIZE)
+        failed = libc.sysctlbyname(b"net.stats.metrics", buffer, ctypes.byref(size), request, len(request))
+        if failed or size.value < _CLIENT_INFO_SIZE:
+            return found if wanted != _SCAN else None
+        client, owner, _, _ = _CLIENT_INFO.unpack_from(buffer.raw)
+        if owner == pid:
+            refused, failures = parse_metrics(buffer.raw)
+            found.append((client, refused, failures))
+        if client <= _FIRST_CLIENT or client >= wanted:
+            return found
+        wanted = client - 1
+    return found
+
+
+_FIRST_CLIENT = 3
+"""Numbers of clients begin there."""
+
+
+def parse_metrics(info: bytes) -> tuple[int, int]:
+    """Sources not made, and goodbyes failed, in a ``nstat_client_info``."""
+    numbers = [struct.unpack_from("<I", info, _METRICS_AT + at)[0] for at in (*_REFUSED, _FAILED_GOODBYES)]
+    return sum(numbers[:3]), numbers[3]
 
 
 class _UniqueIdentifier(ctypes.Structure):

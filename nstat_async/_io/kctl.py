@@ -17,9 +17,9 @@ from typing import Any
 from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._options import MonitorOptions
-from ..ntstat import CONTROL_NAME, FindPaths, Kernel, OpenEvidence, PathsFound, Session
+from ..ntstat import CONTROL_NAME, FindPaths, Kernel, Ledger, LedgerRow, OpenEvidence, PathsFound, ReadLedger, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
-from .darwin import process_path
+from .darwin import client_metrics, process_path
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
@@ -43,6 +43,7 @@ def make_session(
     backend: str = BACKEND,
     verify: bool | None = False,
     paths: bool = False,
+    ledger: bool = False,
 ) -> Session:
     """The core for a Darwin kernel behind any channel; a BackendUnavailableError if its version is not understood."""
     try:
@@ -58,6 +59,7 @@ def make_session(
         verify=verify,
         own_uid=os.getuid() if hasattr(os, "getuid") else None,
         paths=paths,
+        ledger=ledger,
     )
 
 
@@ -77,6 +79,9 @@ class KctlTransport(PreparedTransport):
             return PathsFound(request.pids, tuple(map(process_path, request.pids)))
         if isinstance(request, OpenEvidence):
             return self._evidence.open()
+        if isinstance(request, ReadLedger):
+            rows = client_metrics(os.getpid())
+            return None if rows is None else Ledger(tuple(LedgerRow(*row) for row in rows))
         self._evidence.close()
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 import attrs
@@ -39,6 +40,7 @@ class Kctl:
             darwin.interface_names(),
             verify=self.verify,
             paths=True,
+            ledger=os.geteuid() == 0,
         )
         transport = kctl.KctlTransport(options)
         transport.prepare()

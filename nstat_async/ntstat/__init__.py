@@ -17,7 +17,17 @@ from ._constants import (
     InterfaceProperty,
     MessageType,
 )
-from ._evidence import CloseEvidence, Evidence, FindPaths, KnownFlow, OpenEvidence, PathsFound
+from ._evidence import (
+    CloseEvidence,
+    Evidence,
+    FindPaths,
+    KnownFlow,
+    Ledger,
+    LedgerRow,
+    OpenEvidence,
+    PathsFound,
+    ReadLedger,
+)
 from ._framer import HEADER, Defect, Frame, request_frame, split
 from ._kernels import RELEASES, Kernel, Release
 from ._layouts import Field, Layout, StructCodec, compile_format, layout
@@ -80,6 +90,8 @@ __all__ = [
     "Kernel",
     "KnownFlow",
     "Layout",
+    "Ledger",
+    "LedgerRow",
     "Lookup",
     "Message",
     "MessageType",
@@ -88,6 +100,7 @@ __all__ = [
     "OpenEvidence",
     "PathsFound",
     "QuerySource",
+    "ReadLedger",
     "Release",
     "RemoveSource",
     "Send",

@@ -4,6 +4,7 @@
   opens them (real sockets on loopback, or an emulated kernel's) and keeps them open
   until it is asked to let go.
 - Paths of executables, which ntstat does not have.
+- The kernel's own count of what it did not do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ import attrs
 
 from .._model import Endpoint, Provider, TcpState
 
-__all__ = ["CloseEvidence", "Evidence", "FindPaths", "KnownFlow", "OpenEvidence", "PathsFound"]
+__all__ = [
+    "CloseEvidence",
+    "Evidence",
+    "FindPaths",
+    "KnownFlow",
+    "Ledger",
+    "LedgerRow",
+    "OpenEvidence",
+    "PathsFound",
+    "ReadLedger",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -69,3 +80,27 @@ class PathsFound:
     pids: tuple[int, ...]
     paths: tuple[str | None, ...]
     """In the order of `pids`; `None` for a process that is gone or may not be seen."""
+
+
+@attrs.frozen
+class ReadLedger:
+    """Look-up: the kernel's counts for this process' control sockets; answered by `Ledger`, or `None` where they may not be read."""
+
+
+@attrs.frozen
+class LedgerRow:
+    """What the kernel counts for one control socket (``nstat_metrics``)."""
+
+    client: int
+    """The kernel's number of the socket; later ones have higher numbers."""
+    refused: int
+    """Sources that were not made: no memory, or the announcement found no room."""
+    failed_goodbyes: int
+    """Ends of which the final report was refused."""
+
+
+@attrs.frozen
+class Ledger:
+    """The kernel's counts for the control sockets of a process."""
+
+    clients: tuple[LedgerRow, ...]

@@ -30,11 +30,12 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalRea
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
 from .._options import Discovery, MonitorOptions
 from ._client import Client
-from ._evidence import Evidence, FindPaths, OpenEvidence, PathsFound
+from ._evidence import Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadLedger
 from ._following import Follower
 from ._kernels import Kernel
+from ._ledger import METRICS, LossLedger
 from ._proof import Proving, codecs_of, proven_structs
-from ._setup import ProvenStruct, Setup
+from ._setup import Setup
 from ._sources import SourceTable
 from ._states import State
 from ._subscription import Subscription
@@ -58,7 +59,7 @@ AUDIT_POLLS = 10
 PROOF_PATIENCE = 5.0
 """Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
 PURPOSE = "ntstat"
-_OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS = 1, 2, 3
+_OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER = 1, 2, 3, 4
 _NO_ROOM = frozenset({12, 55, 105, 10055})
 """ENOMEM, and ENOBUFS as Darwin, Linux and Windows number it: a recording is played anywhere."""
 
@@ -67,19 +68,11 @@ class Session:
     """The core for one Darwin kernel: sans-IO, sans-clock.
 
     Args:
-        kernel: The kernel's version string, or a `Kernel`.
-        timebase: Nanoseconds per tick of the kernel's clock, as a fraction:
-            ``(1, 1)`` on Intel, ``(125, 3)`` on Apple silicon.
-        interfaces: Interface names by index, where they are known.
+        kernel: The kernel's version string, or a `Kernel`; or the whole `Setup`.
         options: What to watch and how; a session that follows looks at ``every_update`` and ``strict`` only.
-        backend: Name for `Capabilities`.
-        verify: Prove the layout with known flows that the transport opens: always,
-            never, or (`None`) on kernels newer than known.
-        own_uid: User id of this process, to tell whether others' flows are visible.
-        paths: The transport can find the executables of processes (`FindPaths`).
         mode: Drive a subscription, or follow a recorded client.
         client: Following: makes flow ids unlike those of other clients of the recording.
-        proven: Following: what the client that was recorded had proven.
+        facts: The other fields of a `Setup`, e.g. ``timebase`` and ``interfaces``.
 
     Raises:
         UsageError: The kernel's version is not understood or too old.
@@ -87,48 +80,36 @@ class Session:
 
     def __init__(
         self,
-        kernel: str | Kernel,
+        kernel: str | Kernel | Setup,
         *,
-        timebase: tuple[int, int] = (1, 1),
-        interfaces: dict[int, str] | None = None,
         options: MonitorOptions | None = None,
-        backend: str = "kctl",
-        verify: bool | None = None,
-        own_uid: int | None = None,
-        paths: bool = False,
         mode: Mode = Mode.DRIVING,
         client: int = 0,
-        proven: tuple[ProvenStruct, ...] = (),
+        **facts: Any,
     ) -> None:
-        self.kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
+        if not isinstance(kernel, Setup):
+            facts["kernel"] = kernel if isinstance(kernel, str) else kernel.text
+        setup = kernel if isinstance(kernel, Setup) else Setup(**facts)
+        driving = mode is Mode.DRIVING
+        self.setup = attrs.evolve(setup, proven=()) if driving else setup
+        """What it was made of, beside the options."""
+        self.kernel = kernel if isinstance(kernel, Kernel) else Kernel.parse(setup.kernel)
         self.options = options if options is not None else MonitorOptions()
         self.mode = mode
         self.epoch_offset = 0.0
         self.failure: NstatError | None = None
-        self.backend = backend
-        driving = mode is Mode.DRIVING
-        self.translator = Translator(self.kernel, timebase, dict(interfaces or {}), paths and driving)
-        self.setup = Setup(
-            kernel=self.kernel.text,
-            timebase=timebase,
-            interfaces=tuple((interfaces or {}).items()),
-            backend=backend,
-            verify=verify,
-            own_uid=own_uid,
-            paths=paths,
-            proven=() if driving else proven,
-        )
-        """What it was made of, beside the options."""
-        self._proving = Proving(self.kernel, wanted=driving and (not self.kernel.known if verify is None else verify))
-        self._own_uid = own_uid
+        self.translator = Translator(self.kernel, setup.timebase, dict(setup.interfaces), setup.paths and driving)
+        verify = not self.kernel.known if setup.verify is None else setup.verify
+        self._proving = Proving(self.kernel, wanted=driving and verify)
+        self._ledger = LossLedger(is_readable=driving and setup.ledger and self.kernel.has_details)
         self._finding_paths = False
         self._events: deque[AnyEvent] = deque()
         self._commands: list[Command] = []
         self._follower = (
             None if driving else Follower(self.translator, self._events.append, self.options, client=client)
         )
-        if self._follower is not None and proven:
-            self._follower.table.prove(codecs_of(self.kernel, proven))
+        if self._follower is not None:
+            self._follower.table.prove(codecs_of(self.kernel, setup.proven))
         self._subscription: Subscription | None = None
         self._second: SecondSocket | None = None
         self._generation = 0
@@ -140,6 +121,7 @@ class Session:
         self._audit_at: float | None = None
         self._last_resync = float("-inf")
         self._rejected = 0
+        self._has_polled = False
         self._people = dict.fromkeys(("resynchronisations", "audits"), 0)
 
     @classmethod
@@ -151,19 +133,7 @@ class Session:
         Raises:
             UsageError: The kernel's version is not understood or too old.
         """
-        return cls(
-            setup.kernel,
-            timebase=setup.timebase,
-            interfaces=dict(setup.interfaces),
-            options=options,
-            backend=setup.backend,
-            verify=setup.verify,
-            own_uid=setup.own_uid,
-            paths=setup.paths,
-            mode=mode,
-            client=client,
-            proven=setup.proven,
-        )
+        return cls(setup, options=options, mode=mode, client=client)
 
     # --- Core: in -------------------------------------------------------------
 
@@ -240,7 +210,7 @@ class Session:
             subscription.overloaded(now)
         elif opening and subscription is self._subscription and not self._reopen_tries:
             detail = f"the control socket cannot be opened (error {errno})"
-            self.failure = BackendUnavailableError(self.backend, UnavailableReason.MISSING, detail)
+            self.failure = BackendUnavailableError(self.setup.backend, UnavailableReason.MISSING, detail)
         else:
             self._lost(subscription, now)
 
@@ -267,6 +237,10 @@ class Session:
             self._watch_known_flows(self._subscription)
             if self._proving.probe is not None:
                 self.request_poll(now)
+        elif token == _READ_LEDGER and isinstance(current, Subscription):
+            current.now = now
+            current.table.begin(now + self.epoch_offset)
+            self._reconcile(current, answer if isinstance(answer, Ledger) else None)
         elif token == _CLOSE_EVIDENCE and self._subscription is not None:
             self._subscription.table.own = frozenset()
         if self.translator.unasked:
@@ -363,7 +337,7 @@ class Session:
 
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription, by name."""
-        result = dict(self._people)
+        result = {**self._people, **self._ledger.statistics}
         if self._current is not None:
             result.update(self._current.statistics())
         return result
@@ -383,7 +357,7 @@ class Session:
         """What this subscription can tell."""
         kernel, current = self.kernel, self._current
         return Capabilities(
-            backend=self.backend,
+            backend=self.setup.backend,
             kernel=kernel.text,
             providers=frozenset(current.providers) if current is not None else frozenset(),
             tcp_counts=True,
@@ -405,14 +379,17 @@ class Session:
         return Proof.PROBED if self.setup.proven and self._follower is not None else self._proving.result.proof
 
     def _visibility(self) -> Visibility:
-        """Whose flows are seen: no public kernel through macOS 26 hides any, later ones may."""
+        """Whose flows are seen: no public kernel through macOS 26 hides any, later ones show ordinary users their own."""
         if self.mode is Mode.FOLLOWING:
             return Visibility.UNKNOWN
-        if self._own_uid is not None:
-            owners = (flow.process.uid for flow, _ in self.flows() if flow.process is not None)
-            if any(uid is not None and uid != self._own_uid for uid in owners):
-                return Visibility.ALL
-        return Visibility.UNKNOWN if self.kernel.is_newer else Visibility.ALL
+        own = self.setup.own_uid
+        uids = {flow.process.uid for flow, _ in self.flows() if flow.process is not None} - {None}
+        if own is not None and uids - {own}:
+            return Visibility.ALL
+        if not self.kernel.is_newer:
+            return Visibility.ALL
+        # The system's own users always have sockets.
+        return Visibility.OWN if own and uids and self._has_polled else Visibility.UNKNOWN
 
     def _notes(self) -> tuple[str, ...]:
         kernel, current = self.kernel, self._current
@@ -493,8 +470,11 @@ class Session:
 
     def _polled(self, subscription: Subscription, complete: bool, now: float) -> None:
         """A poll ended: the next one is due an interval after this one began; missed turns are skipped."""
+        self._has_polled |= complete
         self._prove(subscription, now)
         second = self._second
+        if complete and second is None and self._ledger.is_due(now):
+            self._commands.append(Lookup(_READ_LEDGER, ReadLedger()))
         if second is not None and second.stage is Stage.WAITING and subscription.serial >= second.barrier:
             self._barrier_passed(second, complete, now)
         elif (
@@ -604,7 +584,7 @@ class Session:
     def _reopen(self, now: float) -> None:
         if self._reopen_tries >= len(REOPEN_DELAYS):
             detail = "the kernel control went away and cannot be opened again"
-            self.failure = BackendUnavailableError(self.backend, UnavailableReason.MISSING, detail)
+            self.failure = BackendUnavailableError(self.setup.backend, UnavailableReason.MISSING, detail)
             return
         self._reopen_at = now + REOPEN_DELAYS[self._reopen_tries]
         self._reopen_tries += 1
@@ -625,6 +605,7 @@ class Session:
         if was_open:
             detail = "resynchronised on a second control socket"
             self._events.append(EventsLost(candidate.table.time, LossCause.RESYNC, None, detail=detail))
+        self._ledger.begin_again()
         self._proving.begin_again()
         self._watch_known_flows(candidate)
         self._events.append(PollCompleted(candidate.table.time, len(candidate.table.sources), True, candidate.serial))
@@ -652,6 +633,14 @@ class Session:
                 table.announce_added(source)
         for source, reason in found.passed:
             table.report_end(source, reason)
+
+    def _reconcile(self, current: Subscription, found: Ledger | None) -> None:
+        """Compare what was reported as lost with what the kernel says that it did not do."""
+        for cause, count in self._ledger.unreported(found, current):
+            detail = f"counted by the kernel ({METRICS}) and in no other report"
+            self._events.append(EventsLost(current.table.time, cause, count, detail=detail))
+            if cause is LossCause.ANNOUNCEMENT:
+                self._want_resync(current.now)
 
     # --- inside: look-ups -----------------------------------------------------------
 

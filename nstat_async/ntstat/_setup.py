@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import attrs
 
 from .._contract import LookupFailed
 from .._errors import UsageError
 from .._values import Vocabulary
-from ._evidence import CloseEvidence, Evidence, FindPaths, OpenEvidence, PathsFound
+from ._evidence import CloseEvidence, Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadLedger
 
 __all__ = ["RECORDED", "ProvenStruct", "Setup"]
 
@@ -17,6 +18,10 @@ __all__ = ["RECORDED", "ProvenStruct", "Setup"]
 def _check_timebase(_instance: object, _attribute: object, value: tuple[int, int]) -> None:
     if not all(0 < number < 1 << 32 for number in value):
         raise UsageError(f"timebase: {value!r} is not a fraction of two positive numbers of 32 bits")
+
+
+def _pairs(value: Any) -> tuple[tuple[int, str], ...]:
+    return tuple(value.items()) if isinstance(value, Mapping) else tuple(value or ())
 
 
 @attrs.frozen
@@ -40,7 +45,7 @@ class Setup:
     """The kernel's version string."""
     timebase: tuple[int, int] = attrs.field(default=(1, 1), validator=_check_timebase)
     """Nanoseconds per tick of its clock, as a fraction."""
-    interfaces: tuple[tuple[int, str], ...] = ()
+    interfaces: tuple[tuple[int, str], ...] = attrs.field(default=(), converter=_pairs)
     """Interface names by index."""
     backend: str = "kctl"
     """Name for `Capabilities`."""
@@ -50,9 +55,11 @@ class Setup:
     """User id of the process that watches; `None`: not known."""
     paths: bool = False
     """The transport can find the executables of processes."""
+    ledger: bool = False
+    """The transport can read the kernel's own count of losses (macOS 26, root)."""
     proven: tuple[ProvenStruct, ...] = ()
     """What a proof found by now, for whoever follows from here on; one that drives makes its own proof."""
 
 
-RECORDED = Vocabulary(OpenEvidence, CloseEvidence, Evidence, FindPaths, PathsFound, LookupFailed)
+RECORDED = Vocabulary(OpenEvidence, CloseEvidence, Evidence, FindPaths, PathsFound, ReadLedger, Ledger, LookupFailed)
 """The look-ups of this protocol and their answers."""

@@ -94,6 +94,8 @@ class SourceTable:
         """Pid and local end of flows that are open for a proof: no user asked for them."""
         self.hidden: set[int] = set()
         """References of those, as far as they were seen."""
+        self.lost_ends = 0
+        """Ends that were reported without final counts, or of flows that nothing else was heard of."""
         self.departed: deque[tuple[Source, RemovalReason]] | None = None
         """Flows that ended while two control sockets are compared; `None`: they are not."""
         names = ("sources_seen", "flows_added", "flows_removed")
@@ -387,6 +389,7 @@ class SourceTable:
         lost = flags & HeaderFlag.CLOSED_AFTER_DROP and not terms.quiet
         unexplained = not self.kernel.explains_removal and (terms.counts_references or terms.filtered is False)
         if lost or unexplained:
+            self.lost_ends += 1
             self.emit(EventsLost(self.time, LossCause.GOODBYE, 1, detail="a flow came and went unreported"))
 
     def _choose(self, source: Source, provider_id: int, data: bytes, at: int, end: int) -> DescriptorReader:
@@ -495,6 +498,7 @@ class SourceTable:
         """Report a flow as removed, and that its final counts are not known where that is so."""
         self._announce_removal(source, reason, final=source.is_final)
         if not source.is_final and reason is not RemovalReason.MONITOR:
+            self.lost_ends += 1
             detail = f"flow {source.id} ended without its final counts"
             self.emit(EventsLost(self.time, LossCause.FINAL_COUNTS, 1, detail=detail))
 

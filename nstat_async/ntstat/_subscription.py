@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 
 import attrs
 
@@ -118,6 +119,8 @@ class Subscription(Client):
         """Number of the newest poll that somebody wants."""
         self.outcome: bool | None = None
         """A poll is over and the session should look at it: whether the kernel answered all that was asked."""
+        self.announcements_lost = 0.0
+        """How many were reported as lost; infinite where nobody can tell."""
         self.needs_resync = False
         """Only another control socket can see what this one missed."""
         self.table.phase = Phase.BASELINE
@@ -377,6 +380,7 @@ class Subscription(Client):
         if verification.recovered:
             table.emit(EventsLost(table.time, LossCause.BATCH, verification.recovered, detail="asked for again"))
         if verification.never_seen:
+            table.lost_ends += verification.never_seen
             table.emit(EventsLost(table.time, LossCause.GOODBYE, verification.never_seen))
         complete = not verification.unanswered and not self._poll_trouble
         self._people["polls_incomplete"] += not complete
@@ -545,6 +549,7 @@ class Subscription(Client):
     def report_gap(self, count: int | None) -> None:
         """Announcements were lost for good: only another control socket sees the rest."""
         super().report_gap(count)
+        self.announcements_lost += inf if count is None else count
         self.needs_resync = True
 
 

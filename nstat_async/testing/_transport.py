@@ -138,11 +138,14 @@ class EmulatedTransport:
         return EmulatedChannel(self.kernel, self._receive_buffer)
 
     def lookup(self, request: Any) -> Any:
-        """Open or close flows of known values on the emulated machine; nothing else is known there."""
-        from nstat_async.ntstat._evidence import Evidence, OpenEvidence  # noqa: PLC0415  (a session asks)
+        """Open or close flows of known values on the emulated machine, or read what it counts as lost."""
+        from nstat_async.ntstat import Evidence, Ledger, LedgerRow, OpenEvidence, ReadLedger  # noqa: PLC0415  (a session asks)
 
         kernel = self.kernel
         with kernel.lock:
+            if isinstance(request, ReadLedger):
+                rows = [LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in kernel.clients]
+                return Ledger(tuple(rows)) if kernel.privileged else None
             self._close_evidence()
             if not isinstance(request, OpenEvidence):
                 return None
@@ -206,6 +209,6 @@ class EmulatedBackend:
 
         kernel = self.kernel
         facts = kernel.release, kernel.timebase, kernel.interface_list()
-        core = make_session(options, *facts, backend=self.name, verify=self.verify)
+        core = make_session(options, *facts, backend=self.name, verify=self.verify, ledger=kernel.privileged)
         transport = EmulatedTransport(kernel, options.receive_buffer or _COMFORTABLE)
         return KernelFeed(core, transport, options=options)

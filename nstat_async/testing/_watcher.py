@@ -74,6 +74,10 @@ class Watcher(ControlSocket):
         self.wants_details = False
         """Details mode: goodbyes and events come as details (macOS 26)."""
         self.next_reference = 1
+        self.refused_sources = 0
+        """What the kernel's own ledger counts of sources that were not made (``net.stats.metrics``)."""
+        self.failed_goodbyes = 0
+        """The same of final reports that were refused."""
         self._by_flow: dict[int, list[ClientSource]] = {}
         self._rules = FilterRules(self.release)
         self._update_limit = 2048 if self.release.version >= (8019,) else 512
@@ -98,6 +102,11 @@ class Watcher(ControlSocket):
         The reference is drawn before the announcement is queued, and a refused
         announcement means that the source is never made.
         """
+        error = self._make_source(flow, announced_as, context, named=named)
+        self.refused_sources += bool(error)
+        return error
+
+    def _make_source(self, flow: EmulatedFlow, announced_as: int, context: int, *, named: bool) -> int:
         faults = self.machine.faults
         if faults.happens(faults.fail_allocations):
             return DarwinErrno.ENOMEM
@@ -269,6 +278,7 @@ class Watcher(ControlSocket):
             if self.allows(source, int(FilterFlag.SUPPRESS_BORING_CLOSE) if self.updates else 0):
                 dropped = faults.happens(faults.lose_final_reports) or self._report_last(source)
                 flags = int(HeaderFlag.CLOSED_AFTER_DROP) if dropped else 0
+                self.failed_goodbyes += bool(dropped)
             self.report_removed(source, flags)
         self.drop(source)
 

@@ -413,3 +413,48 @@ def test_sockets_that_look_alike_are_not_swapped_where_no_creation_time_tells_th
     monitor.run(2.0)
     after = {flow.id: counts.rx_bytes for flow, counts in monitor.session.flows()}
     assert after == {before[5000]: 5001, before[70]: 70}
+
+
+# --- the kernel's own count ----------------------------------------------------------------------
+
+
+def test_what_only_the_kernel_counts_as_lost_is_said_and_found_on_a_second_socket():
+    kernel = EmulatedKernel("xnu-12377.121.6", privileged=True)
+    monitor = VirtualMonitor(kernel, interval=1.0, ledger=True)
+    monitor.run(2.0)
+    kernel.faults.fail_allocations = 1.0  # uses no number: no gap will ever tell
+    for number in range(3):
+        kernel.open_tcp(20 + number, f"unseen{number}", remote=REMOTE, rx=5)
+    kernel.faults.fail_allocations = 0.0
+    monitor.run(25.0)
+    losses = [loss for loss in monitor.picture.losses if loss.cause is LossCause.ANNOUNCEMENT]
+    assert [loss.count for loss in losses] == [3]
+    assert "net.stats.metrics" in losses[0].detail
+    agree(kernel, monitor)
+    assert monitor.session.statistics()["kernel_refused_sources"] == 0, "of the socket that speaks now"
+
+
+def test_what_was_reported_as_lost_is_not_reported_again_for_the_kernels_count():
+    kernel = EmulatedKernel("xnu-12377.121.6", privileged=True)
+    flows = [kernel.open_tcp(20 + n, f"p{n}", remote=REMOTE, rx=5) for n in range(5)]
+    monitor = VirtualMonitor(kernel, interval=1.0, ledger=True)
+    monitor.run(2.0)
+    kernel.faults.lose_final_reports = 1.0
+    for flow in flows[:3]:
+        flow.close()
+    kernel.faults.lose_final_reports = 0.0
+    monitor.run(30.0)
+    assert causes(monitor) == [LossCause.FINAL_COUNTS] * 3
+    assert monitor.session.statistics()["kernel_failed_goodbyes"] == 3
+
+
+@pytest.mark.parametrize(("name", "privileged"), [("xnu-12377.121.6", False), (KERNEL, True)])
+def test_where_the_kernels_count_may_not_be_read_nothing_is_said_of_it(name, privileged):
+    kernel = EmulatedKernel(name, privileged=privileged)
+    asked = []
+    lookup = kernel.transport().lookup
+    monitor = VirtualMonitor(kernel, interval=1.0, ledger=True, lookup=lambda r: asked.append(r) or lookup(r))
+    monitor.run(40.0)
+    assert len(asked) == (name != KERNEL)
+    assert "kernel_refused_sources" not in monitor.session.statistics()
+    assert not monitor.picture.losses

@@ -1,0 +1,73 @@
+"""The kernel's own count of what it did not do for a control socket, and what of it was reported.
+
+Since macOS 26 root may read ``net.stats.metrics``: for each control socket how many sources were not
+made for want of memory or room, and how many goodbyes failed. What is not in it are batches of polls that did not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .._events import LossCause
+from ._evidence import Ledger, LedgerRow
+
+if TYPE_CHECKING:
+    from ._subscription import Subscription
+
+__all__ = ["METRICS", "LossLedger"]
+
+METRICS = "net.stats.metrics"
+READ_EVERY = 10.0
+"""Seconds between two readings, at the end of a poll."""
+
+
+class LossLedger:
+    """Compares the count of one control socket at a time.
+
+    Args:
+        is_readable: The transport can read it.
+    """
+
+    def __init__(self, *, is_readable: bool) -> None:
+        self._readable = is_readable
+        self._client: int | None = None
+        self._due = 0.0
+        self._told = dict.fromkeys((LossCause.ANNOUNCEMENT, LossCause.GOODBYE), 0)
+        self.statistics: dict[str, int] = {}
+        """What the kernel says, by name."""
+
+    def begin_again(self) -> None:
+        """Another control socket speaks for the session."""
+        self._client = None
+        self._told = dict.fromkeys(self._told, 0)
+
+    def is_due(self, now: float) -> bool:
+        """True if it is to be read now."""
+        if not self._readable or now < self._due:
+            return False
+        self._due = now + READ_EVERY
+        return True
+
+    def unreported(self, found: Ledger | None, current: Subscription) -> Iterator[tuple[LossCause, int]]:
+        """What the kernel counts as lost and nobody was told: causes and numbers."""
+        row = self._own_row(found)
+        if row is None:
+            return
+        self.statistics = {"kernel_refused_sources": row.refused, "kernel_failed_goodbyes": row.failed_goodbyes}
+        reported = {LossCause.ANNOUNCEMENT: current.announcements_lost, LossCause.GOODBYE: current.table.lost_ends}
+        counted = {LossCause.ANNOUNCEMENT: row.refused, LossCause.GOODBYE: row.failed_goodbyes}
+        for cause, count in counted.items():
+            more = count - max(self._told[cause], 0) - reported[cause]
+            if more > 0:
+                self._told[cause] += int(more)
+                yield cause, int(more)
+
+    def _own_row(self, found: Ledger | None) -> LedgerRow | None:
+        """The row of this session's control socket: of this process' the one that was opened last, when first looked at."""
+        if found is None or not found.clients:
+            self._readable = found is not None
+            return None
+        if self._client is None:
+            self._client = max(row.client for row in found.clients)
+        return next((row for row in found.clients if row.client == self._client), None)
