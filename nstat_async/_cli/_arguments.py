@@ -119,7 +119,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
         "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (macOS)"},
-        "--netns": {**_LIST, "metavar": "NAME|PATH|PID", "help": "Linux: watch this network namespace (repeatable)"},
+        "--netns": {**_LIST, "metavar": "NAME|PATH|PID|all", "help": "Linux: watch this network namespace (repeatable), or all"},
         "--ebpf": {
             "choices": [each.value for each in Ebpf],
             "help": "Linux: eBPF programs, for UDP bytes and every process (auto: where they may be loaded)",

@@ -57,6 +57,11 @@ class Hierarchy:
         return f"{self.root.rstrip('/')}{below}" or "/"
 
 
+def unescaped(field: bytes) -> bytes:
+    """A path in a line of ``mountinfo``, where blanks, line breaks and backslashes are octal numbers."""
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 8) & 255]), field)
+
+
 def find_hierarchy(mounts: bytes) -> Hierarchy | None:
     """Where cgroup v2 is mounted, by the text of ``/proc/self/mountinfo``; `None` when it is not."""
     found = []
@@ -64,8 +69,8 @@ def find_hierarchy(mounts: bytes) -> Hierarchy | None:
         fields, _, source = line.partition(b" - ")
         parts = fields.split(b" ")
         if source.startswith(b"cgroup2 ") and len(parts) > 4:  # root and directory are the 4th and 5th
-            root, directory = (_ESCAPED.sub(lambda match: bytes([int(match[1], 8) & 255]), part) for part in parts[3:5])
-            found.append(Hierarchy(os.fsdecode(directory), os.fsdecode(root)))
+            root, directory = (os.fsdecode(unescaped(part)) for part in parts[3:5])
+            found.append(Hierarchy(directory, root))
     return min(found, key=lambda each: len(each.root), default=None)
 
 

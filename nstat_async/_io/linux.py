@@ -28,7 +28,8 @@ _KCMP_FILES = 2
 _CLONE_NEWNET = 0x40000000
 _DEVICES = "/sys/class/net"
 _OWN_NAMESPACE = "/proc/self/ns/net"
-_NAMED = ("/run/netns", "/var/run/netns")
+NAMED = ("/run/netns", "/var/run/netns")
+"""Where ``ip netns`` has its names."""
 
 _T = TypeVar("_T")
 
@@ -111,11 +112,11 @@ def namespace_path(namespace: str | int) -> str:
         return f"/proc/{namespace}/ns/net"
     if "/" in namespace:
         return namespace
-    for directory in _NAMED:
+    for directory in NAMED:
         path = f"{directory}/{namespace}"
         if os.path.exists(path):
             return path
-    return f"{_NAMED[0]}/{namespace}"
+    return f"{NAMED[0]}/{namespace}"
 
 
 def namespaces_equal(path: str) -> bool:

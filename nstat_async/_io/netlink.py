@@ -7,13 +7,12 @@ without a word for a smaller one (``netlink_recvmsg``).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import threading
 import time
-from typing import Any, Union
+from typing import Any
 
 from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason
@@ -25,7 +24,8 @@ from ..sockdiag import (
     ChannelPurpose,
     LinkKindsAnswer,
     LinkKindsRequest,
-    NetworkNamespace,
+    NamespacesAnswer,
+    NamespacesRequest,
     OwnersRequest,
     ProcessesAnswer,
     ProcessesRequest,
@@ -39,7 +39,8 @@ from .bpfload import namespace_cookie
 from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSettings, EbpfSource
-from .linux import device_kind, in_namespace, namespace_path, namespaces_equal, network_of
+from .linux import device_kind, in_namespace
+from .namespaces import NamespaceFinder, Watched
 from .processes import ProcessReader, user_names
 from .procfs import ProcessScanner
 from .proctables import read_table
@@ -59,8 +60,6 @@ _SO_RCVBUFFORCE = 33
 _ROUTE_GROUPS = 0x1 | 0x10 | 0x100
 """Changes of links, IPv4 and IPv6 addresses (``RTMGRP_*``)."""
 _AF_NETLINK = 16
-
-Namespace = Union[str, int, None]
 
 
 def set_receive_buffer(channel: socket.socket, size: int) -> int:
@@ -85,22 +84,24 @@ class NetlinkTransport:
     """Opens the channels of a sock_diag session and answers its look-ups.
 
     Args:
-        namespaces: Descriptors of network namespaces by their number in the
-            session; `None` is this process' own. They are owned from here on.
+        watched: The network namespaces by their number in the session. They are owned from here on.
         receive_buffer: Bytes to ask for, for destroy notifications; `None`: a sensible size.
         command_lines: Read those of processes, too.
+        finder: Looks for other namespaces; `None`: nothing does.
     """
 
     def __init__(
         self,
-        namespaces: tuple[int | None, ...] = (None,),
+        watched: Watched | None = None,
         receive_buffer: int | None = None,
         *,
         command_lines: bool = False,
+        finder: NamespaceFinder | None = None,
     ) -> None:
-        self._namespaces = namespaces
+        self._watched = watched or Watched({0: None})
+        self._finder = finder
         self._receive_buffer = receive_buffer or GOODBYE_BUFFER
-        self.networks = frozenset(network_of("thread-self") if n is None else _network(n) for n in namespaces)
+        self.networks = self._watched.networks
         """The namespaces as `network_of` has them."""
         self._processes = ProcessReader(command_lines=command_lines)
         self._scanner = ProcessScanner(self._processes, networks=self.networks)
@@ -120,7 +121,9 @@ class NetlinkTransport:
             if self._programs is None:
                 raise OSError(errno.ENOENT, "no eBPF programs are attached")
             return self._programs.open(purpose)
-        namespace = self._namespaces[purpose.namespace]
+        if purpose.namespace not in self._watched.descriptors:
+            raise OSError(errno.ENOENT, "the network namespace went")
+        namespace = self._watched.descriptors[purpose.namespace]
 
         def make() -> SocketChannel | PulseChannel:
             return self._pulse.open(purpose) if isinstance(purpose, PulsePurpose) else self._make(purpose)
@@ -161,21 +164,35 @@ class NetlinkTransport:
             return self._link_kinds(request)
         if isinstance(request, CgroupsRequest):
             return self._cgroups.answer(request)
+        if isinstance(request, NamespacesRequest):
+            return self._find(request)
         if isinstance(request, AttachRequest):
             return self._attach(request)
         return None
 
+    def _find(self, request: NamespacesRequest) -> NamespacesAnswer:
+        if self._finder is None:
+            return NamespacesAnswer()
+        answer = self._finder.answer(request)
+        if answer.found or request.released:
+            self.networks = self._scanner.networks = self._watched.networks
+        return answer
+
     def _tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
-        namespace = self._namespaces[request.namespace]
+        if request.namespace not in self._watched.descriptors:  # it went meanwhile
+            return SocketTablesAnswer(request.namespace, missing=request.names)
+        namespace = self._watched.descriptors[request.namespace]
         return _read_tables(request) if namespace is None else in_namespace(namespace, lambda: _read_tables(request))
 
     def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""
-        cookies = tuple(map(self._cookie_of, self._namespaces))
+        descriptors = self._watched.descriptors
+        cookies = tuple(map(self._cookie_of, descriptors.values()))
         if not any(cookies):
             detail = "this kernel does not number network namespaces (Linux 5.14)"
             return AttachAnswer(reason=UnavailableReason.KERNEL, detail=detail)
-        settings = EbpfSettings(every_namespace=self._namespaces != (None,), peers=request.remotes)
+        everywhere = self._finder is not None or descriptors != {0: None}
+        settings = EbpfSettings(every_namespace=everywhere, peers=request.remotes)
         try:
             programs = EbpfSource.attach(settings)
         except BackendUnavailableError as error:
@@ -204,7 +221,7 @@ class NetlinkTransport:
         return namespace_cookie() if namespace is None else in_namespace(namespace, namespace_cookie)
 
     def _link_kinds(self, request: LinkKindsRequest) -> LinkKindsAnswer:
-        if self._namespaces[request.namespace] is not None:
+        if self._watched.descriptors.get(request.namespace, -1) is not None:
             return LinkKindsAnswer(request.namespace)  # /sys shows the devices of the own namespace only
         kinds = ((name, device_kind(name)) for name in request.names)
         return LinkKindsAnswer(request.namespace, tuple((name, kind.value) for name, kind in kinds if kind is not None))
@@ -219,9 +236,7 @@ class NetlinkTransport:
         self._pulse.close()
         if programs is not None:
             programs.close()
-        for descriptor in self._namespaces:
-            if descriptor is not None:
-                os.close(descriptor)
+        self._watched.close()
 
 
 def _read_tables(request: SocketTablesRequest) -> SocketTablesAnswer:
@@ -235,56 +250,4 @@ def _read_tables(request: SocketTablesRequest) -> SocketTablesAnswer:
     return SocketTablesAnswer(request.namespace, tuple(rows), tuple(missing))
 
 
-def _network(descriptor: int) -> int | None:
-    return in_namespace(descriptor, lambda: network_of("thread-self"))
-
-
 _SOCK_CLOEXEC: int = getattr(socket, "SOCK_CLOEXEC", 0)
-
-
-def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[list[NetworkNamespace], list[int | None]]:
-    """Network namespaces with their descriptors, each once; this one has neither label nor descriptor, by whatever name.
-
-    Raises:
-        BackendUnavailableError: One of them is not there, or cannot be entered.
-    """
-    entered: dict[tuple[int | None, int | None] | None, tuple[NetworkNamespace, int | None]] = {}
-    with contextlib.ExitStack() as undo:
-        for namespace in namespaces:
-            identity, descriptor = (NetworkNamespace(), None) if namespace is None else _enter(namespace)
-            key = None if descriptor is None else (identity.device, identity.inode)
-            if descriptor is not None and key in entered:
-                os.close(descriptor)
-            elif descriptor is not None:
-                undo.callback(os.close, descriptor)
-            entered.setdefault(key, (identity, descriptor))
-        undo.pop_all()
-    return [identity for identity, _ in entered.values()], [descriptor for _, descriptor in entered.values()]
-
-
-def _label(namespace: Namespace) -> str:
-    return f"pid:{namespace}" if isinstance(namespace, int) else str(namespace)
-
-
-def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
-    """A namespace in which sockets can be made, and a descriptor of it; `None` when it is our own."""
-    path = namespace_path(namespace)
-    descriptor = -1
-    try:
-        if namespaces_equal(path):
-            return NetworkNamespace(), None
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        in_namespace(descriptor, lambda: None)
-        facts = os.fstat(descriptor)
-    except OSError as error:
-        if descriptor >= 0:
-            os.close(descriptor)
-        reason = {
-            errno.ENOENT: UnavailableReason.MISSING,
-            errno.ESRCH: UnavailableReason.MISSING,
-            errno.EACCES: UnavailableReason.PERMISSION,
-            errno.EPERM: UnavailableReason.PERMISSION,
-        }.get(error.errno or 0, UnavailableReason.RESOURCE)
-        detail = f"network namespace {_label(namespace)} ({path}): {os.strerror(error.errno or 0)}"
-        raise BackendUnavailableError("sock_diag", reason, detail) from error
-    return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor

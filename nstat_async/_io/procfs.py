@@ -72,7 +72,8 @@ class ProcessScanner:
         """Processes that held the last sockets, the last one last."""
         self._reader = reader or ProcessReader()
         self._budget = budget
-        self._networks = networks
+        self.networks = networks
+        """The network namespaces that are watched, as `network_of` has them."""
         self._missing: set[int] = set()
         self._walk: Walk | None = None
         self._places: Iterator[Found] = iter(())
@@ -93,7 +94,7 @@ class ProcessScanner:
         else:
             self._missing |= request.inodes
         if request.inodes and (request.below is None or self._walk is None):
-            self._walk = Walk(request.recent, self._walk.pids if self._walk else (), self._networks)
+            self._walk = Walk(request.recent, self._walk.pids if self._walk else (), self.networks)
             self._places = iter(self._walk)
         elif request.inodes and self._walk is not None:
             self._places = chain(self._walk.arrivals(request.recent), self._places)

@@ -16,6 +16,8 @@ from .._options import MonitorOptions
 __all__ = ["Namespace", "SockDiag", "receive_limit"]
 
 Namespace = Union[str, int, None]
+ALL = "all"
+"""In place of names: every namespace."""
 
 
 def _namespaces(value: Any) -> tuple[Namespace, ...]:
@@ -25,6 +27,8 @@ def _namespaces(value: Any) -> tuple[Namespace, ...]:
         text = isinstance(item, str) and item and "\0" not in item
         if item is not None and not number and not text:
             raise UsageError(f"netns: {item!r} is neither a name, a path nor a pid")
+    if ALL in items and len(items) > 1:
+        raise UsageError("netns: 'all' stands alone; a namespace of that name is /run/netns/all")
     if not items:
         raise UsageError("netns: at least one is needed")
     return items
@@ -37,7 +41,8 @@ class SockDiag:
     name: ClassVar[str] = "sock_diag"
     netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
     """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for this
-    one; several as a tuple. Any but this one needs CAP_SYS_ADMIN."""
+    one; several as a tuple. ``"all"``: every one that there is, this one's and those of containers and names, as they
+    come and go. Any but this one needs CAP_SYS_ADMIN."""
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.
@@ -58,11 +63,18 @@ class SockDiag:
         """
         require(LINUX, self.name, "netlink exists on Linux only")
         from .._io.linux import process_visibility  # noqa: PLC0415  # for Linux
-        from .._io.netlink import NetlinkTransport, open_namespaces  # noqa: PLC0415  # as above
+        from .._io.namespaces import NamespaceFinder, Watched, open_namespaces  # noqa: PLC0415  # as above
+        from .._io.netlink import NetlinkTransport  # noqa: PLC0415  # as above
         from ..sockdiag import Session, Setup  # noqa: PLC0415  # as above
 
-        namespaces, descriptors = open_namespaces(self.netns)
-        transport = NetlinkTransport(tuple(descriptors), options.receive_buffer, command_lines=options.extras)
+        finder = None
+        if self.netns == (ALL,):
+            watched = Watched()
+            finder = NamespaceFinder(watched)
+            namespaces = finder.begin()
+        else:
+            namespaces, watched = open_namespaces(self.netns)
+        transport = NetlinkTransport(watched, options.receive_buffer, command_lines=options.extras, finder=finder)
         processes, limit = process_visibility(transport.networks)
         setup = Setup(
             kernel=platform.release(),
@@ -70,6 +82,7 @@ class SockDiag:
             processes=processes,
             limit=limit,
             ebpf=options.ebpf,
+            all_namespaces=finder is not None,
             cgroups=True,
         )
         try:

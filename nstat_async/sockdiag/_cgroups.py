@@ -58,13 +58,19 @@ class CgroupSource:
         """By number; `None`: there is no path, and will be none."""
         self._waiting: dict[int, list[Entry]] = {}
         self._not_before = 0.0
+        self._from_poll = 0
+        """The next question is this poll's."""
         self._more = FIRST_PIECES
 
     def place(self, entry: Entry, number: int) -> None:
         """The socket was made in this cgroup."""
         entry.cgroup = number
         if self._asks and number and number not in self._known:
-            self._waiting.setdefault(number, []).append(entry)
+            waiting = self._waiting.get(number)
+            if waiting is not None:
+                waiting.append(entry)
+            elif len(self._waiting) < REMEMBERED:
+                self._waiting[number] = [entry]
 
     def facts_of(self, entry: Entry) -> CgroupFacts | None:
         """What is known of a socket's cgroup."""
@@ -72,13 +78,17 @@ class CgroupSource:
 
     def ask(self) -> None:
         """Ask for what is not known."""
-        if self.searching or not self._waiting or self._output.now < self._not_before:
+        if (
+            self.searching
+            or not self._waiting
+            or self._output.now < self._not_before
+            or self._output.poll < self._from_poll
+        ):
             return
-        living = ((number, [e for e in entries if not e.over]) for number, entries in self._waiting.items())
-        self._waiting = {number: entries for number, entries in living if entries}
-        if self._waiting:
-            self.searching = True
-            self._output.ask(CgroupsRequest(tuple(self._waiting)[:AT_ONCE]), self.take)
+        for number, entries in self._waiting.items():
+            self._waiting[number] = [entry for entry in entries if not entry.over]
+        self.searching = True
+        self._output.ask(CgroupsRequest(tuple(self._waiting)[:AT_ONCE]), self.take)
 
     def give_up(self) -> None:
         """Following: no answer will come to this question."""
@@ -94,9 +104,13 @@ class CgroupSource:
             self._learn(facts.number, facts)
         for number in answer.gone:
             self._learn(number, None)
-        if not answer.complete and self._output.first_poll and self._more:
+        if answer.complete:
+            return
+        if self._output.first_poll and self._more:
             self._more -= 1
             self.ask()
+        else:
+            self._from_poll = self._output.poll + 1
 
     def _learn(self, number: int, facts: CgroupFacts | None) -> None:
         self._known.pop(number, None)

@@ -29,6 +29,7 @@ from ._constants import (
     MessageFlag,
     MessageType,
     SocketState,
+    error_text,
 )
 from ._entry import Entry
 from ._messages import (
@@ -131,6 +132,10 @@ class DumpSource(Source):
         every: bool = False,
     ) -> None:
         super().__init__(output, ChannelPurpose(book.number, Role.DUMPS))
+        self.vital = True
+        """False: a failure costs the namespace, not the session."""
+        self.lost = False
+        """True when it failed for good, and is not vital."""
         self.done = True
         """The last dump of the poll arrived, or the poll was given up."""
         self.complete = True
@@ -214,12 +219,16 @@ class DumpSource(Source):
     def failed(self, errno: int) -> None:
         """A failure costs the poll; many in a row, or a channel that cannot be opened, the session."""
         self._failures += 1
-        if not self.is_open or self._failures > MAX_FAILURES:
+        if not self.vital and (not self.is_open or self._failures > MAX_FAILURES):
+            self.lost = True
+            self.output.note(f"a network namespace cannot be watched: {error_text(errno)}")
+            self.abort()
+        elif not self.is_open or self._failures > MAX_FAILURES:
             reason = _REASONS.get(errno, UnavailableReason.MISSING)
             detail = f"its netlink socket failed with error {errno}"
             self.output.failure = BackendUnavailableError("sock_diag", reason, detail)
-            return
-        self.expire()
+        else:
+            self.expire()
 
     def deadline(self) -> float | None:
         return None if self.done else self._progress + PATIENCE

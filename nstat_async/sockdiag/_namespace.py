@@ -47,9 +47,14 @@ class Namespace:
         sightings: Sightings,
         protocols: frozenset[int],
         options: MonitorOptions,
+        *,
+        vital: bool = True,
     ) -> None:
         links, self._formats = LinkTable(), RowFormats()
         self.identity = identity
+        self.number = number
+        self.polled = False
+        """True once a poll began to look at it."""
         self.book = Book(
             output, number, identity, links, owners, cgroups, every_update=options.every_update, extras=options.extras
         )
@@ -59,6 +64,7 @@ class Namespace:
         self.dumps = DumpSource(
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
         )
+        self.dumps.vital = vital
         self.tables = TableSource(output, self.book, sightings, self._formats, protocols)
         self.sources: tuple[Source, ...] = (self.removals, self.addresses, self.lookups, self.dumps)
         """In the order in which their channels are opened."""
@@ -76,11 +82,23 @@ class Namespace:
 
     def begin_poll(self) -> None:
         """Dump everything."""
+        self.polled = True
         self._judged = False
         self.book.begin_poll()
         self.removals.begin_poll()
         self.dumps.begin_poll()
         self.tables.begin_poll()
+
+    def end(self) -> None:
+        """Nobody is there any more: what is left of its flows ends."""
+        book = self.book
+        for entry in list(book.entries.values()):
+            book.drop(entry)
+            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+        self.lookups.expire()
+        for source in (*self.sources, self.pulse):
+            if source.is_open and not self._output.following:
+                source.close()
 
     def gather(self) -> bool:
         """Look into absences once all dumps are in; True when each was."""

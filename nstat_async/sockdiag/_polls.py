@@ -18,6 +18,7 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from .._events import PollCompleted
 from ._cgroups import CgroupSource
 from ._namespace import Namespace
+from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
 from ._programs import Programs
@@ -46,6 +47,7 @@ class Polls:
         output: The time, and where what is said goes.
         namespaces: What is polled.
         searches: What is searched for at the end of each.
+        spaces: Looks for other namespaces, beside each.
         programs: Asked for counts in each.
         interval: Seconds between the begin of two polls; `None`: only when wanted.
     """
@@ -55,12 +57,14 @@ class Polls:
         output: Output,
         namespaces: Sequence[Namespace],
         searches: tuple[OwnerSource, CgroupSource],
+        spaces: NamespaceSource,
         programs: Programs,
         interval: float | None,
     ) -> None:
         self._output = output
         self._namespaces = namespaces
         self._owners, self._cgroups = searches
+        self._spaces = spaces
         self._programs = programs
         self._interval = None if output.following else interval
         self._stage = _Stage.IDLE if output.following else _Stage.SETUP
@@ -120,6 +124,15 @@ class Polls:
             self._search()
         if self._stage is _Stage.ANNOUNCING:
             self._announce()
+        if self._stage is _Stage.IDLE and self._news:
+            self._repair()
+        elif self._stage is not _Stage.GATHERING:
+            self._cgroups.ask()
+
+    @property
+    def _news(self) -> bool:
+        """True if a namespace came that no poll has looked at yet."""
+        return any(not namespace.polled and namespace.settled for namespace in self._namespaces)
 
     @property
     def _settled(self) -> bool:
@@ -137,8 +150,12 @@ class Polls:
         self._due = None if self._interval is None else output.now + self._interval
         self._stage = _Stage.GATHERING
         self._programs.begin_poll()
+        for number in [namespace.number for namespace in self._namespaces if namespace.dumps.lost]:
+            self._spaces.release(number)
         for namespace in self._namespaces:
-            namespace.begin_poll()
+            if namespace.settled:
+                namespace.begin_poll()
+        self._spaces.ask()
         if all(namespace.dumps.all_refused for namespace in self._namespaces):
             detail = "the kernel has no inet_diag (CONFIG_INET_DIAG)"
             output.failure = BackendUnavailableError("sock_diag", UnavailableReason.MISSING, detail)

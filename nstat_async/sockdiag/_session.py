@@ -23,6 +23,7 @@ from ._constants import IPPROTO_TCP, IPPROTO_UDP, PROVIDERS
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._namespace import Namespace
+from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
 from ._polls import Polls
@@ -31,7 +32,9 @@ from ._setup import (
     AttachAnswer,
     CgroupsAnswer,
     ChannelPurpose,
+    FoundNamespace,
     LinkKindsAnswer,
+    NamespacesAnswer,
     NetworkNamespace,
     OwnersAnswer,
     ProcessesAnswer,
@@ -43,8 +46,8 @@ from ._setup import (
 from ._sightings import Sightings
 from ._source import Source
 
-MAX_NAMESPACES = 64
-"""Namespaces that a followed recording may have."""
+MAX_NAMESPACES = 256
+"""Namespaces that are watched at once."""
 
 _PROTOCOLS = {provider: number for number, provider in PROVIDERS.items()}
 
@@ -59,6 +62,7 @@ class Session:
         processes: Whose processes the transport can name.
         limit: Why not everybody's, for a person.
         ebpf: Whether eBPF programs are asked for.
+        all_namespaces: Whether the transport looks for other network namespaces.
         cgroups: Whether the transport looks up cgroups.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
@@ -75,6 +79,7 @@ class Session:
         processes: Visibility = Visibility.UNKNOWN,
         limit: str | None = None,
         ebpf: Ebpf = Ebpf.OFF,
+        all_namespaces: bool = False,
         cgroups: bool = True,
         mode: Mode = Mode.DRIVING,
     ) -> None:
@@ -85,6 +90,7 @@ class Session:
             processes=processes,
             limit=limit,
             ebpf=ebpf,
+            all_namespaces=all_namespaces,
             cgroups=cgroups,
         )
         """What it was made of, beside the options."""
@@ -98,15 +104,24 @@ class Session:
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
         self._books: list[Book] = []
+        """Those of the namespaces from the beginning, by number."""
+        self._numbered = 0
+        self._rows = 0
+        """Reports of namespaces that are gone."""
+        self._spaces = NamespaceSource(
+            self._output, self._found_namespace, self._drop_namespace, asks=setup.all_namespaces
+        )
         self._sightings = Sightings(self._output, self._owners, self._cgroups, self._protocols)
         remotes = Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP in self._protocols
         self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf, remotes=remotes)
         self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
         for namespace in namespaces:
-            self._add_namespace(namespace)
+            self._books.append(self._add_namespace(namespace, vital=not all_namespaces or not self._numbered).book)
         searches = (self._owners, self._cgroups)
-        self._polls = Polls(self._output, self._namespaces, searches, self._programs, self._options.interval)
+        self._polls = Polls(
+            self._output, self._namespaces, searches, self._spaces, self._programs, self._options.interval
+        )
 
     @classmethod
     def from_setup(
@@ -124,15 +139,44 @@ class Session:
         """
         return cls(options, mode=mode, **attrs.asdict(setup, recurse=False))
 
-    def _add_namespace(self, identity: NetworkNamespace) -> None:
-        number = len(self._namespaces)
+    def _add_namespace(self, identity: NetworkNamespace, *, vital: bool = True) -> Namespace:
+        number, self._numbered = self._numbered, self._numbered + 1
         searches = self._owners, self._cgroups
         namespace = Namespace(
-            self._output, number, identity, *searches, self._sightings, self._protocols, self._options
+            self._output, number, identity, *searches, self._sightings, self._protocols, self._options, vital=vital
         )
         self._namespaces.append(namespace)
-        self._books.append(namespace.book)
         self._sources.update((source.channel, source) for source in (*namespace.sources, namespace.pulse))
+        return namespace
+
+    def _found_namespace(self, found: FoundNamespace) -> None:
+        """A namespace came."""
+        if self._namespace(found.number) is not None or len(self._namespaces) >= MAX_NAMESPACES:
+            return
+        self._numbered = found.number
+        namespace = self._add_namespace(found.identity, vital=False)
+        if found.cookie is not None:
+            self._sightings.books[found.cookie] = namespace.book
+        if not self._output.following:
+            for source in namespace.sources:
+                source.open()
+
+    def _drop_namespace(self, number: int) -> None:
+        """Nobody is in a namespace any more."""
+        namespace = self._namespace(number)
+        if namespace is None:
+            return
+        self._namespaces.remove(namespace)
+        self._rows += namespace.dumps.rows
+        for source in (*namespace.sources, namespace.pulse):
+            self._sources.pop(source.channel, None)
+        books = self._sightings.books
+        for cookie in [cookie for cookie, book in books.items() if book is namespace.book]:
+            del books[cookie]
+        namespace.end()
+
+    def _namespace(self, number: int) -> Namespace | None:
+        return next((namespace for namespace in self._namespaces if namespace.number == number), None)
 
     # -- the contract: state
 
@@ -203,6 +247,7 @@ class Session:
             beat = self._sightings.pulsing and self._options.pulse
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
             yield f"a flow that began and ended {between} has no process"
+        yield from self._spaces.remarks()
         if programs.attached.detail:
             yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
 
@@ -227,7 +272,8 @@ class Session:
         """Counters about the subscription itself, by name."""
         return {
             "polls": self._output.poll,
-            "reports": sum(namespace.dumps.rows for namespace in self._namespaces),
+            "reports": self._rows + sum(namespace.dumps.rows for namespace in self._namespaces),
+            "namespaces": len(self._namespaces),
             "flows": sum(len(namespace.book.entries) for namespace in self._namespaces),
             "unresolved_owners": self._owners.unresolved,
             "unanswered_lookups": sum(namespace.lookups.unanswered for namespace in self._namespaces),
@@ -305,11 +351,20 @@ class Session:
             self._cgroups.take(answer)
         elif isinstance(answer, AttachAnswer):
             self._programs.take(answer)
-        elif isinstance(answer, LinkKindsAnswer) and 0 <= answer.namespace < len(self._namespaces):
-            self._namespaces[answer.namespace].addresses.take_kinds(answer)
-        elif isinstance(answer, SocketTablesAnswer) and 0 <= answer.namespace < len(self._namespaces):
-            self._namespaces[answer.namespace].tables.take(answer)
+        elif isinstance(answer, NamespacesAnswer):
+            self._spaces.take(answer)
+        elif isinstance(answer, (LinkKindsAnswer, SocketTablesAnswer)):
+            self._take_of_namespace(answer)
         self._polls.proceed()
+
+    def _take_of_namespace(self, answer: LinkKindsAnswer | SocketTablesAnswer) -> None:
+        namespace = self._namespace(answer.namespace)
+        if namespace is None:
+            return
+        if isinstance(answer, LinkKindsAnswer):
+            namespace.addresses.take_kinds(answer)
+        else:
+            namespace.tables.take(answer)
 
     def request_poll(self, now: float) -> int:
         """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
@@ -317,10 +372,10 @@ class Session:
         return self._polls.request()
 
     def _source(self, channel: int) -> Source | None:
-        if self._output.following and channel not in self._sources:
+        if self._output.following and channel not in self._sources and not self.setup.all_namespaces:
             number, _ = place_of_channel(channel)
-            while len(self._namespaces) <= number < MAX_NAMESPACES:
-                self._add_namespace(NetworkNamespace(str(len(self._namespaces))))
+            while self._numbered <= number < MAX_NAMESPACES:
+                self._add_namespace(NetworkNamespace(str(self._numbered)))
         return self._sources.get(channel)
 
     def _turn(self, now: float) -> None:
@@ -347,7 +402,9 @@ class Session:
         request = first_request(data) if dumps else None
         if isinstance(purpose, ChannelPurpose) and request is not None and request.dump:
             self._polls.follow(split_sequence(request.sequence)[0])
-            self._namespaces[purpose.namespace].dumps.follow(request)
+            namespace = self._namespace(purpose.namespace)
+            if namespace is not None:
+                namespace.dumps.follow(request)
         else:
             self._take_in(source.observe, data)
 
@@ -363,8 +420,6 @@ class Session:
         for source in self._sources.values():
             source.flush()
         self._programs.flush()
-        if self._sightings.live:  # what is new is announced at once
-            self._cgroups.ask()
         taken, self._output.commands = self._output.commands, []
         return [] if self._output.following else taken
 

@@ -265,6 +265,40 @@ class ProcessesAnswer:
 
 
 @attrs.frozen
+class NamespacesRequest:
+    """Look for network namespaces that came or went."""
+
+    released: tuple[int, ...] = ()
+    """Numbers of those that are not watched any more."""
+
+
+@attrs.frozen
+class FoundNamespace:
+    """A network namespace that came."""
+
+    number: int
+    """Its number in the session, never used again."""
+    identity: NetworkNamespace
+    cookie: int | None = None
+    """As records of eBPF programs have it (``SO_NETNS_COOKIE``); `None` before Linux 5.14."""
+
+
+@attrs.frozen
+class NamespacesAnswer:
+    """What came and went."""
+
+    found: tuple[FoundNamespace, ...] = ()
+    gone: tuple[int, ...] = ()
+    """Numbers of those in which there is no process any more, and no mount keeps them."""
+    closed: int = 0
+    """Namespaces that may not be entered."""
+    beyond: int = 0
+    """Namespaces that are too many."""
+    hidden: int = 0
+    """Processes whose namespace may not be looked at."""
+
+
+@attrs.frozen
 class CgroupsRequest:
     """Ask for the paths of these cgroups (v2), by their numbers."""
 
@@ -343,6 +377,8 @@ class Setup:
     """Why not everybody's, for a person."""
     ebpf: Ebpf = Ebpf.OFF
     """Whether eBPF programs are asked for."""
+    all_namespaces: bool = False
+    """Whether other network namespaces are looked for."""
     cgroups: bool = False
     """Whether cgroups are looked up; recordings that say nothing of it have no answers."""
 
@@ -360,6 +396,8 @@ RECORDED = Vocabulary(
     LinkKindsAnswer,
     CgroupsRequest,
     CgroupsAnswer,
+    NamespacesRequest,
+    NamespacesAnswer,
     SocketTablesRequest,
     SocketTablesAnswer,
     AttachRequest,

@@ -30,10 +30,14 @@ class Source:
         """Ask for the channel."""
         self.output.commands.append(OpenChannel(self.channel, self.purpose))
 
+    def close(self) -> None:
+        """Have the channel closed."""
+        self.output.commands.append(CloseChannel(self.channel))
+
     def reopen(self) -> None:
         """Replace a channel that went wrong."""
         self.output.count("reopened")
-        self.output.commands.append(CloseChannel(self.channel))
+        self.close()
         self.open()
 
     def send(self, data: bytes) -> None:

@@ -24,6 +24,8 @@ from nstat_async.sockdiag import (
     DiagRequest,
     LinkKindsAnswer,
     LinkMessage,
+    NamespacesAnswer,
+    NamespacesRequest,
     OwnersAnswer,
     OwnersRequest,
     ProcessFacts,
@@ -153,6 +155,9 @@ class FakeKernel:
         self.unwalked: set[int] = set()
         """Numbers of cgroups for which the time does not suffice."""
         self.cgroup_requests: list[CgroupsRequest] = []
+        self.came_and_went: list[NamespacesAnswer] = []
+        """What the next looks for namespaces find."""
+        self.namespace_requests: list[NamespacesRequest] = []
         self.census: tuple[tuple[int, int, tuple[int, ...]], ...] | None = ()
         """What each look at all tables finds; `None`: none is complete."""
         self.users = {1000: "ada"}
@@ -270,6 +275,9 @@ class FakeKernel:
             checked["shared"] = self.census
             facts += tuple(self._facts(pid) for _, _, pids in self.census or () for pid in pids)
             answer: Any = OwnersAnswer(found, facts, None, gone, places, **checked)
+        elif isinstance(request, NamespacesRequest):
+            self.namespace_requests.append(request)
+            answer = self.came_and_went.pop(0) if self.came_and_went else NamespacesAnswer()
         elif isinstance(request, CgroupsRequest):
             self.cgroup_requests.append(request)
             known = [self.cgroups[number] for number in request.numbers if number in self.cgroups]

@@ -118,7 +118,7 @@ def test_the_rest_of_a_long_walk_is_asked_for_by_the_next_poll(kernel):
     assert flow_of(kernel, 1).unit == "nginx.service"
 
 
-def test_a_look_up_that_fails_is_made_again_later_and_nobody_waits_for_what_ended(kernel):
+def test_a_look_up_that_fails_is_made_again_later_for_what_ended_too_as_its_cgroup_may_have_more(kernel):
     kernel.hold_lookups = True
     open_socket(kernel, 1, 7001)
     open_socket(kernel, 2, 7002)
@@ -133,7 +133,7 @@ def test_a_look_up_that_fails_is_made_again_later_and_nobody_waits_for_what_ende
     kernel.wait(10.0)
     kernel.poll()
     assert flow_of(kernel, 1).unit == "nginx.service"
-    assert kernel.cgroup_requests == [CgroupsRequest((7001,))]
+    assert kernel.cgroup_requests == [CgroupsRequest((7001, 7002))]
 
 
 @pytest.mark.parametrize("value", [b"", b"\1", b"\1\0\0\0", bytes(8), bytes(16)])

@@ -19,7 +19,14 @@ from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
 from nstat_async.recording import Recording, RecordingWriter, open_recording
-from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, Session, TcpInfo
+from nstat_async.sockdiag import (
+    CgroupFacts,
+    FoundNamespace,
+    NamespacesAnswer,
+    NetworkNamespace,
+    Session,
+    TcpInfo,
+)
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -44,15 +51,19 @@ step = st.one_of(
     st.tuples(st.just("clock"), st.sampled_from((-3600.0, 0.0002, 5.0))),
     st.tuples(st.just("wait"), st.sampled_from((0.01, 0.3, 1.0, 3.0))),
     st.tuples(st.just("poll")),
+    st.tuples(st.just("came"), st.integers(1, 5)),
+    st.tuples(st.just("went"), st.integers(0, 5)),
 )
 
 
 class Linux(FakeKernel):
     """A recorded run on a kernel made of a dictionary."""
 
-    def __init__(self, namespaces: tuple[NetworkNamespace, ...], **options: Any) -> None:
+    def __init__(
+        self, namespaces: tuple[NetworkNamespace, ...], *, all_namespaces: bool = False, **options: Any
+    ) -> None:
         chosen = MonitorOptions(**options)
-        session = Session(chosen, namespaces=namespaces, kernel="6.18.0")
+        session = Session(chosen, namespaces=namespaces, kernel="6.18.0", all_namespaces=all_namespaces)
         self.file = io.BytesIO()
         self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
         super().__init__(self.recorded)  # type: ignore[arg-type]
@@ -113,6 +124,13 @@ class Linux(FakeKernel):
     def do_wait(self, seconds: float) -> None:
         self.wait(seconds)
 
+    def do_came(self, number: int) -> None:
+        identity = NetworkNamespace(f"space {number}", device=4, inode=20 + number)
+        self.came_and_went.append(NamespacesAnswer((FoundNamespace(number, identity),)))
+
+    def do_went(self, number: int) -> None:
+        self.came_and_went.append(NamespacesAnswer(gone=(number,)))
+
     def do_poll(self) -> None:
         self.poll()
 
@@ -128,10 +146,11 @@ class Linux(FakeKernel):
             "providers": st.sampled_from(("tcp", "udp", ("tcp", "udp"))),
         }
     ),
+    every_namespace=st.booleans(),
     script=st.lists(step, max_size=25),
 )
-def test_the_replay_of_a_run_on_linux_is_the_run(namespaces, options, script):
-    run = Linux(namespaces, **options)
+def test_the_replay_of_a_run_on_linux_is_the_run(namespaces, options, every_namespace, script):
+    run = Linux(namespaces, all_namespaces=every_namespace, **options)
     run.start()
     for action in script:
         if run.recorded.failure is None:
@@ -165,3 +184,28 @@ def test_who_follows_knows_a_channel_by_its_purpose_and_not_by_its_number():
 
     assert story(followed) == story(run.events)
     assert len(story(followed)) == 5
+
+
+def test_who_follows_sees_namespaces_come_and_go():
+    run = Linux((THIS,), all_namespaces=True)
+    run.do(("open", 1, True))
+    run.do(("came", 1))
+    run.start()
+    run.do(("wait", 1.0))
+    run.do(("wait", 1.0))
+    run.do(("went", 1))
+    run.do(("wait", 1.0))
+    run.recorded.close()
+    run.file.seek(0)
+    with open_recording(run.file) as source:
+        records = list(source)
+    assert source.info.run is not None
+    file = io.BytesIO()
+    RecordingWriter(file, attrs.evolve(source.info, run={**source.info.run, "library": "another"})).write_batch(records)
+    file.seek(0)
+
+    def story(events: list[Any]) -> list[Any]:
+        return [(type(e).__name__, e.flow.id, e.flow.namespace) for e in flow_events(events) if e.flow.namespace]
+
+    assert story(run.events) == [("FlowAdded", "n1:c1", "space 1"), ("FlowRemoved", "n1:c1", "space 1")]
+    assert story(replayed(file)) == story(run.events)

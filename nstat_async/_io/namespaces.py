@@ -1,0 +1,310 @@
+"""Network namespaces: those that are named, and all that there are, as they come and go.
+
+A namespace is what its file's device and inode are (``nsfs``), under whatever name. Nobody lists all of them: they are
+found by their processes (``/proc/PID/ns/net``) and by what is mounted (``ip netns`` and the engines of containers mount
+them to keep them). One that only a descriptor, a socket or a single thread holds is not found.
+
+Who holds a descriptor of a namespace keeps it alive, and so its number is not used again while it is watched: a name
+that was deleted and made anew is another inode.
+"""
+
+# ruff: noqa: PTH115, PTH123, PTH208
+# Paths of /proc are read thousands at a time: as strings.
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import threading
+import time
+from collections.abc import Iterator
+
+import attrs
+
+from .._errors import BackendUnavailableError, UnavailableReason
+from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
+from .bpfload import namespace_cookie
+from .cgroups import unescaped
+from .linux import NAMED, in_namespace, namespace_path, namespaces_equal, network_of
+
+MOST = 256
+"""Namespaces that are watched at once."""
+DESCRIPTORS = 10
+"""Descriptors that a watched namespace costs."""
+SPARE = 128
+"""Descriptors that are left to others."""
+BUDGET = 0.02
+"""Seconds of CPU for one look; the first one takes what it takes."""
+ROUNDS = 2
+"""Rounds in a row that do not meet a namespace until it is gone: its processes may change while they are listed."""
+
+_LINK = re.compile(r"net:\[(\d+)\]")
+_OWN = "/proc/thread-self/ns/net"
+_REASONS = {
+    errno.ENOENT: UnavailableReason.MISSING,
+    errno.ESRCH: UnavailableReason.MISSING,
+    errno.EACCES: UnavailableReason.PERMISSION,
+    errno.EPERM: UnavailableReason.PERMISSION,
+}
+
+Namespace = str | int | None
+
+
+@attrs.define(eq=False)
+class Watched:
+    """The namespaces of a session by their numbers, with their descriptors (`None`: this one); these are owned."""
+
+    descriptors: dict[int, int | None] = attrs.field(factory=dict)
+    _closed: bool = False
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def add(self, number: int, descriptor: int | None) -> bool:
+        """Take over a descriptor; false, and closed, when nobody wants it any more."""
+        with self._lock:
+            if not self._closed:
+                self.descriptors[number] = descriptor
+                return True
+        if descriptor is not None:
+            os.close(descriptor)
+        return False
+
+    def release(self, number: int) -> None:
+        """A namespace is not watched any more."""
+        with self._lock:
+            descriptor = self.descriptors.pop(number, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Release all. Idempotent."""
+        with self._lock:
+            self._closed = True
+        for number in list(self.descriptors):
+            self.release(number)
+
+    @property
+    def networks(self) -> frozenset[int | None]:
+        """The namespaces as `network_of` has them."""
+        return frozenset(map(_network, self.descriptors.values()))
+
+
+def _network(descriptor: int | None) -> int | None:
+    if descriptor is None:
+        return network_of("thread-self")
+    return in_namespace(descriptor, lambda: network_of("thread-self"))
+
+
+# --- named ones ----------------------------------------------------------------------------
+
+
+def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[list[NetworkNamespace], Watched]:
+    """Network namespaces with their descriptors, each once; this one has neither label nor descriptor, by whatever name.
+
+    Raises:
+        BackendUnavailableError: One of them is not there, or cannot be entered.
+    """
+    entered: dict[tuple[int | None, int | None], NetworkNamespace] = {}
+    watched = Watched()
+    try:
+        for namespace in namespaces:
+            identity, descriptor = (NetworkNamespace(), None) if namespace is None else _enter(namespace)
+            key = identity.device, identity.inode
+            if key not in entered:
+                watched.add(len(entered), descriptor)
+                entered[key] = identity
+            elif descriptor is not None:
+                os.close(descriptor)
+    except BaseException:
+        watched.close()
+        raise
+    return list(entered.values()), watched
+
+
+def _label(namespace: Namespace) -> str:
+    return f"pid:{namespace}" if isinstance(namespace, int) else str(namespace)
+
+
+def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
+    """A namespace in which sockets can be made, and a descriptor of it; `None` when it is our own."""
+    path = namespace_path(namespace)
+    descriptor = -1
+    try:
+        if namespaces_equal(path):
+            return NetworkNamespace(), None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        in_namespace(descriptor, lambda: None)
+        facts = os.fstat(descriptor)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise _unavailable(f"network namespace {_label(namespace)} ({path})", error) from error
+    return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor
+
+
+def _unavailable(what: str, error: OSError) -> BackendUnavailableError:
+    reason = _REASONS.get(error.errno or 0, UnavailableReason.RESOURCE)
+    return BackendUnavailableError("sock_diag", reason, f"{what}: {os.strerror(error.errno or 0)}")
+
+
+# --- all of them ---------------------------------------------------------------------------
+
+
+def room() -> int:
+    """Namespaces that may be watched at once."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if limit == resource.RLIM_INFINITY else max(1, min(MOST, (limit - SPARE) // DESCRIPTORS))
+
+
+class NamespaceFinder:
+    """Answers `NamespacesRequest`; one thread at a time.
+
+    Args:
+        watched: Where descriptors go.
+        most: Namespaces that are watched at once.
+    """
+
+    def __init__(self, watched: Watched, most: int | None = None) -> None:
+        self._watched = watched
+        self._most = room() if most is None else most
+        self._numbers: dict[int, int] = {}
+        """Of those that are watched, by inode."""
+        self._next = 0
+        self._absences: dict[int, int] = {}
+        self._closed: set[int] = set()
+        """Inodes of those that cannot be entered."""
+        self._beyond: set[int] = set()
+        self._hidden = 0
+        self._round: Iterator[None] | None = None
+        self._met: dict[int, str] = {}
+        """Inodes that the round under way has met, with a file of each."""
+
+    def begin(self) -> list[NetworkNamespace]:
+        """All namespaces that there are now, this one first.
+
+        Raises:
+            BackendUnavailableError: None but this one can be entered, or ``/proc`` is not there.
+        """
+        try:
+            own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._numbers[os.fstat(own).st_ino] = 0
+                in_namespace(own, lambda: None)
+            finally:
+                os.close(own)
+        except OSError as error:
+            raise _unavailable("netns all needs CAP_SYS_ADMIN, and /proc", error) from error
+        self._watched.add(0, None)
+        self._next = 1
+        return [NetworkNamespace(), *(each.identity for each in self._look(float("inf")).found)]
+
+    def answer(self, request: NamespacesRequest) -> NamespacesAnswer:
+        """What came and went, as far as the budget goes."""
+        for inode, number in list(self._numbers.items()):
+            if number in request.released:
+                if inode not in self._absences:  # it is still there, and could not be watched
+                    self._closed.add(inode)
+                del self._numbers[inode]
+                self._absences.pop(inode, None)
+                self._watched.release(number)
+        return self._look(time.thread_time() + BUDGET)
+
+    def _look(self, until: float) -> NamespacesAnswer:
+        if self._round is None:
+            self._met, self._hidden, self._round = {}, 0, self._walk()
+        done = False
+        for number, _ in enumerate(self._round):
+            if not number % 64 and time.thread_time() >= until:
+                break
+        else:
+            done = True
+        found = tuple(self._open_new())
+        gone: tuple[int, ...] = ()
+        if done:
+            self._round = None
+            gone = tuple(self._missing())
+        return NamespacesAnswer(found, gone, len(self._closed), len(self._beyond), self._hidden)
+
+    def _walk(self) -> Iterator[None]:
+        """One round: meet every namespace that can be found."""
+        for inode, path in _mounted():
+            self._met.setdefault(inode, path)
+        for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+            path = f"/proc/{pid}/ns/net"
+            try:
+                match = _LINK.fullmatch(os.readlink(path))
+            except PermissionError:
+                self._hidden += 1
+            except OSError:
+                pass
+            else:
+                if match is not None:
+                    self._met.setdefault(int(match[1]), path)
+            yield
+
+    def _missing(self) -> Iterator[int]:
+        """Numbers of those that are gone, after a round."""
+        self._closed &= self._met.keys()
+        self._beyond &= self._met.keys()
+        for inode, number in self._numbers.items():
+            if inode in self._met or number == 0:
+                self._absences.pop(inode, None)
+                continue
+            self._absences[inode] = self._absences.get(inode, 0) + 1
+            if self._absences[inode] >= ROUNDS:
+                yield number
+
+    def _open_new(self) -> Iterator[FoundNamespace]:
+        for inode, path in self._met.items():
+            if inode in self._numbers or inode in self._closed:
+                continue
+            if len(self._numbers) >= self._most:
+                self._beyond.add(inode)
+                continue
+            self._beyond.discard(inode)
+            found = self._open(inode, path)
+            if found is not None:
+                yield found
+
+    def _open(self, inode: int, path: str) -> FoundNamespace | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None  # it is gone meanwhile
+        try:
+            cookie = in_namespace(descriptor, namespace_cookie)
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                self._closed.add(inode)
+            os.close(descriptor)
+            return None
+        facts, number = os.fstat(descriptor), self._next
+        if facts.st_ino != inode:  # the process went elsewhere meanwhile
+            os.close(descriptor)
+            return None
+        if not self._watched.add(number, descriptor):
+            return None
+        self._next, self._numbers[inode] = number + 1, number
+        return FoundNamespace(number, NetworkNamespace(label_of(path), device=facts.st_dev, inode=inode), cookie)
+
+
+def label_of(path: str) -> str:
+    """What ``netns=`` takes for the namespace of this file, as short as it can be."""
+    parts = path.split("/")
+    if parts[1] == "proc":
+        return f"pid:{parts[2]}"
+    directory, _, name = path.rpartition("/")
+    return name if directory in NAMED else path
+
+
+def _mounted() -> Iterator[tuple[int, str]]:
+    """Namespaces that are mounted somewhere, with the path."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields, _, source = line.partition(b" - ")
+            parts = fields.split(b" ")
+            match = _LINK.fullmatch(os.fsdecode(parts[3])) if source.startswith(b"nsfs ") and len(parts) > 4 else None
+            if match is not None:
+                yield int(match[1]), os.fsdecode(unescaped(parts[4]))

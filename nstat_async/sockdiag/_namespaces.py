@@ -1,0 +1,67 @@
+"""Evidence of network namespaces: which ones came, and which ones nobody is in any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ._output import Output
+from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest
+
+
+class NamespaceSource:
+    """Looks for namespaces at each poll.
+
+    Args:
+        output: Where questions go.
+        add: Called with a namespace that was found.
+        drop: Called with the number of one that is gone.
+        asks: Whether namespaces are looked for.
+    """
+
+    def __init__(
+        self, output: Output, add: Callable[[FoundNamespace], None], drop: Callable[[int], None], *, asks: bool
+    ) -> None:
+        self._output = output
+        self._add = add
+        self._drop = drop
+        self._asks = asks
+        self._asking = False
+        self._released: list[int] = []
+        self._last = NamespacesAnswer()
+
+    def ask(self) -> None:
+        """Have a look, unless one is under way."""
+        if self._asks and not self._asking:
+            self._asking = True
+            released, self._released = tuple(self._released), []
+            self._output.ask(NamespacesRequest(released), self.take)
+
+    def take(self, answer: Any) -> None:
+        """Take in what came and went."""
+        self._asking = False
+        if not isinstance(answer, NamespacesAnswer):
+            return
+        self._last = answer
+        for found in answer.found:
+            self._add(found)
+        for number in answer.gone:
+            self.release(number)
+
+    def release(self, number: int) -> None:
+        """A namespace is not watched any more."""
+        self._drop(number)
+        self._released.append(number)
+
+    def remarks(self) -> list[str]:
+        """What is not watched, for a person."""
+        last, found = self._last, []
+        if last.closed:
+            found.append(
+                f"{last.closed} network namespaces cannot be entered: that needs CAP_SYS_ADMIN in their user namespace"
+            )
+        if last.beyond:
+            found.append(f"{last.beyond} network namespaces are beyond the limit, and not watched")
+        if last.hidden:
+            found.append("the network namespaces of some processes cannot be seen: that needs CAP_SYS_PTRACE")
+        return found

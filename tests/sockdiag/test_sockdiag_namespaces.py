@@ -1,0 +1,389 @@
+"""All network namespaces of a machine, as they come and go."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
+
+from nstat_async._contract import CloseChannel, LookupFailed, OpenChannel
+from nstat_async._errors import BackendUnavailableError, UsageError
+from nstat_async._events import FlowAdded, FlowRemoved, PollCompleted, RemovalReason
+from nstat_async._options import MonitorOptions
+from nstat_async.backends import SockDiag, named
+from nstat_async.sockdiag import (
+    ChannelPurpose,
+    FoundNamespace,
+    NamespacesAnswer,
+    NamespacesRequest,
+    NetworkNamespace,
+    Role,
+    Session,
+)
+
+BLUE = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), 77)
+
+
+def everywhere() -> FakeKernel:
+    return FakeKernel(Session(MonitorOptions(interval=1.0), kernel="6.18.0", all_namespaces=True))
+
+
+@pytest.fixture
+def kernel():
+    kernel = everywhere()
+    kernel.sockets[1] = FakeSocket(1)
+    return kernel
+
+
+def of_others(events):
+    return [(type(e).__name__, e.flow.id, e.flow.namespace) for e in flow_events(events) if e.flow.namespace]
+
+
+# -- the core
+
+
+def test_a_namespace_that_came_is_polled_soon_with_a_book_of_its_own(kernel):
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    assert of_others(kernel.start()) == []
+    assert of_others(kernel.wait(0.25)) == [("FlowAdded", "n1:c1", "blue")]
+    assert kernel.session.statistics()["namespaces"] == 2
+    (added,) = (e for e in kernel.events if isinstance(e, FlowAdded) and e.flow.namespace)
+    assert not added.preexisting
+
+
+def test_a_namespace_that_went_ends_its_flows_and_its_channels(kernel):
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    kernel.start()
+    kernel.wait(0.25)
+    kernel.came_and_went = [NamespacesAnswer(gone=(1,))]
+    closed = []
+    carry_out = kernel._carry_out
+    kernel._carry_out = lambda command: (closed.append(command), carry_out(command))
+    events = kernel.wait(1.0)
+    (removed,) = (e for e in events if isinstance(e, FlowRemoved))
+    assert (removed.flow.id, removed.reason, removed.final) == ("n1:c1", RemovalReason.GONE, False)
+    assert {each.channel for each in closed if isinstance(each, CloseChannel)} == {4, 5, 6, 7}
+    kernel.wait(1.0)
+    assert kernel.namespace_requests[-1] == NamespacesRequest(released=(1,))
+    assert kernel.session.statistics()["namespaces"] == 1
+    assert kernel.session.statistics()["reports"] > 2
+
+
+def test_a_namespace_that_is_found_twice_is_one_and_one_made_anew_is_another(kernel):
+    kernel.came_and_went = [NamespacesAnswer((BLUE, BLUE)), NamespacesAnswer((BLUE,)), NamespacesAnswer(gone=(1, 1, 9))]
+    kernel.start()
+    for _ in range(4):
+        kernel.wait(1.0)
+    anew = FoundNamespace(2, NetworkNamespace("blue", device=4, inode=11))
+    kernel.came_and_went = [NamespacesAnswer((anew,))]
+    kernel.wait(1.0)
+    kernel.wait(1.0)
+    assert of_others(kernel.events) == [
+        ("FlowAdded", "n1:c1", "blue"),
+        ("FlowRemoved", "n1:c1", "blue"),
+        ("FlowAdded", "n2:c1", "blue"),
+    ]
+
+
+@pytest.mark.parametrize("failing", range(4, 8))
+def test_a_namespace_whose_channel_fails_costs_the_monitor_nothing(kernel, failing):
+    carry_out = kernel._carry_out
+
+    def refuse(command):
+        if isinstance(command, OpenChannel) and command.channel == failing:
+            kernel.session.channel_failed(failing, errno.EMFILE, kernel.now)
+        else:
+            carry_out(command)
+
+    kernel._carry_out = refuse
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    kernel.start()
+    for _ in range(3):
+        kernel.wait(1.0)
+    assert kernel.session.failure is None
+    assert kernel.session.capabilities.notes
+    polls = [e for e in kernel.events if isinstance(e, PollCompleted)]
+    assert polls[-1].complete
+    if failing == 4:  # without dumps there is nothing to watch
+        assert kernel.session.statistics()["namespaces"] == 1
+        assert NamespacesRequest(released=(1,)) in kernel.namespace_requests
+
+
+def test_a_look_that_fails_is_made_again(kernel):
+    kernel.hold_lookups = True
+    kernel.start()
+    for _ in range(3):
+        held, kernel.held = kernel.held, []
+        for command in held:
+            kernel.session.lookup_done(command.token, LookupFailed("no thread"), kernel.now)
+        kernel.wait(5.0)
+    assert sum(isinstance(command.request, NamespacesRequest) for command in kernel.held) == 1
+
+
+def test_what_is_not_watched_is_said(kernel):
+    kernel.came_and_went = [NamespacesAnswer(closed=2, beyond=3, hidden=4)]
+    kernel.start()
+    notes = " ".join(kernel.session.capabilities.notes)
+    assert "2 network namespaces cannot be entered: that needs CAP_SYS_ADMIN" in notes
+    assert "3 network namespaces are beyond the limit" in notes
+    assert "CAP_SYS_PTRACE" in notes
+
+
+def test_without_all_nobody_looks():
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    assert not kernel.namespace_requests
+
+
+def test_records_of_a_namespace_that_came_are_known_by_its_cookie(kernel):
+    kernel.came_and_went = [NamespacesAnswer((BLUE,)), NamespacesAnswer(gone=(1,))]
+    kernel.start()
+    assert kernel.session._sightings.books[77].number == 1
+    kernel.wait(1.0)
+    kernel.wait(1.0)
+    assert 77 not in kernel.session._sightings.books
+
+
+def test_all_stands_alone():
+    assert SockDiag("all").netns == ("all",)
+    assert named("auto" if sys.platform == "linux" else "sock_diag", netns="all").netns == ("all",)
+    with pytest.raises(UsageError, match="'all' stands alone"):
+        SockDiag(("all", "blue"))
+
+
+# -- the living kernel
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("the rest needs Linux", allow_module_level=True)
+
+from nstat_async._io.namespaces import (  # noqa: E402  # for Linux
+    NamespaceFinder,
+    Watched,
+    label_of,
+    open_namespaces,
+    room,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/run/netns/blue", "blue"),
+        ("/var/run/netns/blue", "blue"),
+        ("/run/docker/netns/1a2b", "/run/docker/netns/1a2b"),
+        ("/proc/77/ns/net", "pid:77"),
+    ],
+)
+def test_a_label_is_what_netns_takes(path, label):
+    assert label_of(path) == label
+
+
+@pytest.mark.parametrize(("limit", "most"), [(64, 1), (1024, 89), (1 << 20, 256), (-1, 256)])
+def test_there_is_room_for_as_many_as_there_are_descriptors(monkeypatch, limit, most):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
+    assert room() == most
+
+
+def test_what_comes_after_the_end_is_closed():
+    watched = Watched()
+    watched.close()
+    descriptor = os.open("/proc/self/ns/net", os.O_RDONLY)
+    assert not watched.add(0, descriptor)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(descriptor)
+
+
+def can_unshare() -> bool:
+    done = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
+    return os.geteuid() == 0 and done.returncode == 0
+
+
+privileged = pytest.mark.skipif(not can_unshare(), reason="needs root and network namespaces")
+LISTEN = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True); sys.stdin.read()
+"""
+
+
+@contextmanager
+def listening(*enter: str):
+    """A process in a namespace, and the port it listens on."""
+    script = 'ip link set lo up && exec "$0" -c "$1"'
+    command = [*enter, "sh", "-c", script, sys.executable, LISTEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.pid, int(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+@contextmanager
+def name_of_a_namespace():
+    name = f"nstat-{os.getpid()}-{random.randrange(1 << 30)}"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
+        pytest.skip("no namespace can be named here")
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def everything():
+    core, transport = SockDiag("all").parts(MonitorOptions(interval=0.05, ebpf="off", pulse=None, providers="tcp"))
+    with LiveDriver(core, transport) as driver:
+        driver.until(lambda: any(isinstance(e, PollCompleted) for e in driver.events))
+        yield driver
+
+
+def added(driver, port, namespace=None):
+    """Listeners at this port in other namespaces (of one label)."""
+    return [
+        e for e in driver.added(port)
+        if e.flow.namespace is not None and e.flow.remote is None and namespace in {None, e.flow.namespace}
+    ]  # fmt: skip
+
+
+def is_removed(driver, flow):
+    return any(isinstance(e, FlowRemoved) and e.flow.id == flow.id for e in driver.events)
+
+
+@pytest.mark.linux
+@privileged
+def test_a_container_comes_and_goes(everything):
+    with listening("unshare", "-n") as (pid, port):
+        (event,) = everything.until(lambda: added(everything, port, f"pid:{pid}"))
+        assert event.flow.process.pid == pid
+        number = int(event.flow.id.split(":")[0][1:])
+        assert number in everything.transport._watched.descriptors
+    everything.until(lambda: is_removed(everything, event.flow))
+    everything.until(lambda: number not in everything.transport._watched.descriptors)
+    assert not any(f"{number * 4 + role}" in map(str, everything.channels) for role in range(4))
+
+
+@pytest.mark.linux
+@privileged
+def test_a_name_that_is_deleted_and_made_anew_is_another_namespace(everything):
+    with name_of_a_namespace() as name:
+        enter = ("ip", "netns", "exec", name)
+        with listening(*enter) as (_, port):
+            (first,) = everything.until(lambda: added(everything, port, name))
+        subprocess.run(["ip", "netns", "del", name], check=True)
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        with listening(*enter) as (_, port):
+            second = everything.until(
+                lambda: [
+                    e for e in added(everything, port, name) if e.flow.id.split(":")[0] != first.flow.id.split(":")[0]
+                ]
+            )
+        assert len(second) == 1
+        everything.until(lambda: is_removed(everything, first.flow))
+        everything.until(lambda: is_removed(everything, second[0].flow))
+
+
+@pytest.mark.linux
+@privileged
+def test_a_namespace_with_a_name_and_processes_is_one_and_has_its_name(everything):
+    with name_of_a_namespace() as name, listening("ip", "netns", "exec", name) as (pid, port):
+        found = everything.until(lambda: added(everything, port))
+        everything.poll()
+        assert [e.flow.namespace for e in added(everything, port)] == [name]
+        assert found[0].flow.process.pid == pid
+        identities, watched = open_namespaces((name, pid, f"/proc/{pid}/ns/net"))
+        watched.close()
+        assert [each.label for each in identities] == [name]
+
+
+@pytest.mark.linux
+@privileged
+def test_the_number_of_namespaces_is_bounded_and_what_is_beyond_is_watched_when_there_is_room():
+    with listening("unshare", "-n") as (one, _), listening("unshare", "-n") as (other, _):
+        watched = Watched()
+        finder = NamespaceFinder(watched, most=2)
+        try:
+            first = finder.begin()
+            answer = finder.answer(NamespacesRequest())
+            assert len(first) == len(watched.descriptors) == 2
+            assert answer.beyond >= 1
+            assert not answer.found
+            again = finder.answer(NamespacesRequest(released=(1,)))
+            assert [each.number for each in again.found] == [2]
+            assert {one, other}  # they live until here
+        finally:
+            watched.close()
+
+
+@pytest.mark.linux
+@privileged
+def test_a_long_round_is_made_in_pieces_and_only_two_whole_ones_prove_an_absence(monkeypatch):
+    with listening("unshare", "-n") as (pid, _):
+        watched = Watched()
+        finder = NamespaceFinder(watched)
+        labels = {each.label: number for number, each in enumerate(finder.begin())}
+        number = labels[f"pid:{pid}"]
+    try:
+        monkeypatch.setattr("nstat_async._io.namespaces.BUDGET", -1.0)
+        for _ in range(3):
+            assert number not in finder.answer(NamespacesRequest()).gone  # each is cut at once
+        monkeypatch.setattr("nstat_async._io.namespaces.BUDGET", 60.0)
+        finder.answer(NamespacesRequest())  # ends the round that was begun
+        gone = [number in finder.answer(NamespacesRequest()).gone for _ in range(2)]
+        assert gone[-1]
+    finally:
+        watched.close()
+
+
+@pytest.mark.linux
+@privileged
+def test_an_ordinary_user_is_told_what_it_needs():
+    program = (
+        "from nstat_async import MonitorOptions; from nstat_async.backends import SockDiag\n"
+        "try: SockDiag('all').parts(MonitorOptions())\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", program]
+    out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert out.startswith("BackendUnavailableError")
+    assert "CAP_SYS_ADMIN" in out
+
+
+@pytest.mark.linux
+def test_without_proc_it_is_refused(monkeypatch):
+    monkeypatch.setattr("nstat_async._io.namespaces._OWN", "/nowhere/ns/net")
+    with pytest.raises(BackendUnavailableError, match="netns all needs CAP_SYS_ADMIN, and /proc"):
+        NamespaceFinder(Watched()).begin()
+
+
+@pytest.mark.linux
+@privileged
+def test_nothing_is_left_open():
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    before, threads = descriptors(), threading.active_count()
+    with listening("unshare", "-n"):
+        core, transport = SockDiag("all").parts(MonitorOptions(interval=None, ebpf="off", pulse=None))
+        with LiveDriver(core, transport) as driver:
+            driver.poll()
+            assert descriptors() > before + 8
+    assert descriptors() == before
+    assert threading.active_count() == threads
+
+
+@pytest.mark.linux
+@privileged
+def test_a_channel_of_a_namespace_that_went_answers_nothing():
+    _, transport = SockDiag("all").parts(MonitorOptions(interval=None, ebpf="off", pulse=None))
+    try:
+        with pytest.raises(OSError, match="went"):
+            transport.open(ChannelPurpose(999, Role.DUMPS))
+    finally:
+        transport.close()
