@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, Union
 
 import attrs
 
-from ._model import Counts, Delta, Details, DetailsSource, Endpoint, Flow, Interface, Provider
+from ._model import Counts, Delta, Details, DetailsSource, Endpoint, Flow, Interface, Outcome, Provider
 
 __all__ = [
     "AnyEvent",
@@ -262,13 +262,22 @@ def coalesced(older: FlowUpdated, newer: FlowUpdated) -> FlowUpdated:
 class FlowRemoved(FlowEvent):
     """A flow ended, or left the monitor's view."""
 
-    __match_args__ = ("time", "flow", "counts", "final", "reason", "details")
+    __match_args__ = ("time", "flow", "counts", "final", "reason", "details", "uncertainty")
 
     final: bool
-    """True only when `counts` are the flow's very last."""
+    """True only when `counts` are the flow's very last, to the byte."""
     reason: RemovalReason
     """Why."""
     _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # as above
+    uncertainty: int | None = None
+    """By how many bytes ``counts.rx_bytes`` may be off, up or down, where these are the kernel's last counts and not
+    quite `final`. Linux without eBPF: 1 where nothing says whether the other end's FIN, which the kernel counts as a
+    byte, is among them. `None`: nothing is open, or nothing is known."""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the connection ended: that of its `flow`."""
+        return self.flow.outcome
 
 
 @attrs.frozen

@@ -57,6 +57,7 @@ from ._model import (
     Interface,
     InterfaceKind,
     MediumCounts,
+    Outcome,
     Peer,
     Process,
     Provider,
@@ -331,6 +332,7 @@ _FLOW = Field("flow", _record(Flow))
 _COUNTS = Field("counts", _record(Counts))
 _HOST = _text("host", later=True)
 _DETAILS = Field("details", _record(Details), later=True, full=True)
+_OUTCOME = _one_of(Outcome)
 _FOUR = (_bytes("rx_bytes"), _bytes("tx_bytes"), _packets("rx_packets"), _packets("tx_packets"))
 
 
@@ -414,6 +416,7 @@ TABLE = FieldTable((
         _linux("pod_uid", TEXT, derived=True),
         _linux("other_holders", INTEGER),
         _linux("holders", HOLDERS),
+        Field("outcome", _OUTCOME, later=True, group="outcome"),
     )),
     Record(Peer, (
         _text("host", group="peer host"),
@@ -495,6 +498,8 @@ TABLE = FieldTable((
         Field("final", FLAG),
         Field("reason", _one_of(RemovalReason)),
         _DETAILS,
+        _linux("uncertainty", INTEGER, unit="bytes"),
+        Field("outcome", _OUTCOME, derived=True, later=True),
     ), "flow_removed"),
     Record(PollCompleted, (
         _TIME,

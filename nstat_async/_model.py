@@ -40,6 +40,7 @@ __all__ = [
     "Interface",
     "InterfaceKind",
     "MediumCounts",
+    "Outcome",
     "Peer",
     "Process",
     "Proof",
@@ -137,6 +138,27 @@ class Attribution(enum.Enum):
     """Linux: none of the processes that may be looked at has it."""
     GONE = "gone"
     """Linux: it ended before anyone could look."""
+
+
+class Outcome(enum.Enum):
+    """How a connection ended, as far as the kernel's last words tell."""
+
+    CLOSED_HERE = "closed_here"
+    """In order; this end closed first."""
+    CLOSED_THERE = "closed_there"
+    """In order; the other end closed first."""
+    RESET_HERE = "reset_here"
+    """This end reset it: it was aborted, or closed with something unread."""
+    RESET_THERE = "reset_there"
+    """The other end reset it, or something on the way in its name."""
+    RESET = "reset"
+    """It was reset; by whom is not known."""
+    TIMED_OUT = "timed_out"
+    """Nobody answered any more, or ever: what was sent was repeated in vain until it was given up."""
+    REFUSED = "refused"
+    """The attempt was answered with a refusal, and never established."""
+    FAILED = "failed"
+    """It was never established; why is not known, or the program gave it up."""
 
 
 _ADDRESS_SIZES = (4, 16)
@@ -377,6 +399,8 @@ class Flow:
     """Linux: name of the container that the socket was made in, else its id."""
     pod: str | None = None
     """Linux: Kubernetes pod of that container as ``namespace/name``, else its uid (of Podman, its id)."""
+    outcome: Outcome | None = None
+    """How it ended; `None` while it is open, for what has no connection, and where it is not known."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not isinstance(self.provider, Provider):

@@ -28,7 +28,7 @@ import attrs
 from ._checks import check_predicate
 from ._errors import UsageError
 from ._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
-from ._model import Direction, Endpoint, Flow, InterfaceKind, Process, Provider, TcpState
+from ._model import Direction, Endpoint, Flow, InterfaceKind, Outcome, Process, Provider, TcpState
 from ._public import only
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "by_interface",
     "by_interface_kind",
     "by_namespace",
+    "by_outcome",
     "by_pid",
     "by_pod",
     "by_port",
@@ -253,6 +254,13 @@ def by_state(*states: TcpState | str) -> Filter:
 
 
 @_can_be_pickled
+def by_outcome(*outcomes: Outcome | str) -> Filter:
+    """Flows that ended in one of these ways: they are seen when they end, as added and removed at once."""
+    wanted = _members("by_outcome", Outcome, outcomes)
+    return Filter(lambda flow: flow.outcome in wanted, f"by_outcome({_listed(wanted)})")
+
+
+@_can_be_pickled
 def by_interface(*names: str) -> Filter:
     """Flows over the interfaces of these names."""
     wanted = frozenset(_each("by_interface", names, _text, "the name of an interface, e.g. by_interface('en0')"))
@@ -421,6 +429,7 @@ _KEYS: dict[str, Callable[[list[str]], Filter]] = {
     "provider": _words(by_provider),
     "direction": _words(by_direction),
     "state": _words(by_state),
+    "outcome": _words(by_outcome),
     "interface": _whole_texts(by_interface),
     "interface_kind": _words(by_interface_kind),
     "port": _numbers(by_port),
@@ -445,7 +454,7 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
 
     Args:
         items: Pairs of key and value: ``pid``, ``process``, ``user``, ``provider``, ``direction``, ``state``,
-            ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, ``host``, ``cgroup``, ``unit``, ``container``,
+            ``outcome``, ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, ``host``, ``cgroup``, ``unit``, ``container``,
             ``pod``, and ``loopback`` with an empty value.
 
     Returns:
@@ -516,20 +525,30 @@ class FlowGate:
     def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
         """Append the events that pass; what passed before the filter raises stays appended."""
         for event in events:
-            if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
+            if isinstance(event, FlowRemoved):
+                self._removed(event, passed)
+            elif isinstance(event, (FlowAdded, FlowUpdated)):
                 changed = self._flow_event(event)
                 if changed is not None:
                     passed.append(changed)
             else:
                 passed.append(event)
 
-    def _flow_event(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> AnyEvent | None:
+    def _removed(self, event: FlowRemoved, passed: list[AnyEvent]) -> None:
+        """A flow ended; how it ended may be what it is looked for by."""
+        flow = event.flow
+        known, old = flow.id in self._visible, flow.id in self._historic
+        self._visible.discard(flow.id)
+        self._historic.discard(flow.id)
+        if not known and flow.outcome is not None and self._filter(flow):
+            passed.append(FlowAdded(event.time, flow, event.counts, preexisting=old, details=event.raw_details))
+            known = True
+        if known:
+            passed.append(event)
+
+    def _flow_event(self, event: FlowAdded | FlowUpdated) -> AnyEvent | None:
         flow = event.flow
         known = flow.id in self._visible
-        if isinstance(event, FlowRemoved):
-            self._visible.discard(flow.id)
-            self._historic.discard(flow.id)
-            return event if known else None
         matches = self._filter(flow)
         if matches and not known:
             self._visible.add(flow.id)

@@ -35,7 +35,7 @@ from .._events import (
     SystemInfo,
     Unrecognized,
 )
-from .._model import Counts, Direction, Flow, Interface, Peer, Process, Provider, TcpState
+from .._model import Counts, Direction, Flow, Interface, Outcome, Peer, Process, Provider, TcpState
 from ..filters import SHORT_ID
 from ._table import cell_width
 
@@ -147,9 +147,11 @@ def peer_text(peer: Peer | None) -> str:
 
 
 def failed(event: FlowRemoved) -> bool:
-    """True for TCP that is known to have ended without receiving anything, listeners apart."""
+    """True for TCP that is known to have ended without receiving anything, or not to have been established; listeners apart."""
     if event.flow.provider is not Provider.TCP or is_listener(event.flow):
         return False
+    if event.outcome in {Outcome.REFUSED, Outcome.FAILED}:
+        return True
     if event.counts is None or not event.final:
         return False
     return event.counts.rx_bytes == 0 and not event.counts.rx_packets
@@ -230,7 +232,11 @@ class TextFormatter:
             sign = "-"
             if failed(event):
                 parts.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
-            if not event.final:
+            if event.outcome is not None:
+                parts.append(event.outcome.value.replace("_", " "))
+            if event.uncertainty is not None:
+                parts.append(f"[±{event.uncertainty}]")
+            elif not event.final:
                 parts.append(f"[{event.reason.value}]")
             self._flows.pop(event.flow.id, None)
         return self._line(sign, event.time, parts, "@" if is_listener(event.flow) else " ")

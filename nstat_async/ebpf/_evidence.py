@@ -135,6 +135,8 @@ class Ended(NamedTuple):
     """True if nothing can be missing from the totals."""
     established: bool
     """TCP: False if it never came to a connection."""
+    state: int | None = None
+    """TCP: the kernel's number of the state before the end; `None` where the end was not seen."""
 
 
 Evidence = Union[Seen, Established, OwnerSeen, Counted, Ended]

@@ -224,7 +224,7 @@ class Ledger:
         else:
             facts, established = record, record.old != _SYN_SENT
         self._remember(record)
-        self._evidence.append(_ended((facts, record.time, tcp_totals(record), True, established)))
+        self._evidence.append(_ended((facts, record.time, tcp_totals(record), True, established, record.old)))
 
     def _ends_again(self, record: Record) -> bool:
         """True if this repeats the last change of a connection that ended."""

@@ -327,7 +327,11 @@ class Incoming:
             self._changed(known, event.flow, time)
             self._close(view, known)
             flow, counts = known.flow, event.counts
-            self._report(FlowRemoved(time, flow, counts, event.final, event.reason, event.raw_details))
+            self._report(
+                FlowRemoved(
+                    time, flow, counts, event.final, event.reason, event.raw_details, uncertainty=event.uncertainty
+                )
+            )
         else:
             self._update(known, event, time)
 

@@ -27,7 +27,7 @@ from collections import deque
 import attrs
 
 from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
-from .._model import Attribution, Direction, Flow, Process
+from .._model import Attribution, Direction, Flow, Outcome, Process
 from ._cgroups import CgroupSource, cgroup_of
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._direction import ListenerTable, weigh_direction
@@ -36,7 +36,7 @@ from ._flows import build_flow
 from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
-from ._reports import SocketReport, counted_report, report_of, socket_report
+from ._reports import SocketReport, counted_report, is_multipath, report_of, socket_report
 from ._rows import (
     Change,
     Pieces,
@@ -160,7 +160,9 @@ class Book:
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, pieces[1][1])
+        entry = self.entries[pieces[2]] = Entry(
+            self, protocol, pieces, self._output.poll, self._output.poll, pieces[1][1]
+        )
         if protocol not in _DUMPED:
             self.others[entry.cookie] = entry
         return entry
@@ -168,6 +170,7 @@ class Book:
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began."""
         state = entry.state = entry.last[1][1]
+        entry.changed = self._output.poll
         if entry.totals is None:
             entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
         else:
@@ -192,7 +195,7 @@ class Book:
         if self._stop_listening(entry):
             self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
         else:
-            self.end_unknown(entry, "dissolved, which clears the kernel's counters")
+            self.end_unknown(entry, "dissolved, which clears the kernel's counters", Outcome.RESET_HERE)
         entry.begin_connection()
 
     def begin_other_connection(self, entry: Entry, pieces: Pieces) -> bool:
@@ -346,19 +349,35 @@ class Book:
         if flow is not None and report is not None:
             output.events.append(flow_updated(output.now + output.epoch_offset, flow, report_of(report, previous)))
 
-    def end(self, entry: Entry, report: SocketReport | None, *, final: bool, reason: RemovalReason) -> None:
+    def end(
+        self,
+        entry: Entry,
+        report: SocketReport | None,
+        *,
+        final: bool,
+        reason: RemovalReason,
+        uncertainty: int | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
         """Say that a flow ended; one that was not announced is, before."""
         if entry.owner in {None, Attribution.HIDDEN}:
             entry.owner = self._infer_owner(entry)
             if entry.flow is not None:
                 entry.flow = self._build(entry)
         flow = entry.flow or self.announce(entry)
-        self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report))
+        if outcome is not None:
+            flow = attrs.evolve(flow, outcome=outcome)
+        self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report, uncertainty))
         if self.ended is not None and entry.protocol == IPPROTO_UDP and len(self.ended) < _MOST_ENDED:
             self.ended[entry.cookie] = entry
 
-    def end_unknown(self, entry: Entry, why: str) -> None:
+    def end_unknown(self, entry: Entry, why: str, outcome: Outcome | None = None) -> None:
         """Say that a flow ended whose counters the kernel cleared before its end: the last known ones stand."""
         flow = entry.flow or self.announce(entry)
         self._output.lose(LossCause.FINAL_COUNTS, f"{flow}: {why}", 1)
-        self.end(entry, entry.report, final=False, reason=RemovalReason.DROPPED)
+        self.end(entry, entry.report, final=False, reason=RemovalReason.DROPPED, outcome=outcome)
+
+    def accepted_by_multipath(self, entry: Entry) -> bool:
+        """True if a connection was accepted by a listener of Multipath TCP, as far as is known."""
+        listeners = (self.entries.get(cookie) for cookie in self.listeners.of(entry.identity))
+        return any(listener is not None and is_multipath(listener) for listener in listeners)

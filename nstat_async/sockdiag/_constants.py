@@ -84,6 +84,7 @@ class DiagAttribute(enum.IntEnum):
     SKV6ONLY = 11
     MARK = 15
     CLASS_ID = 17
+    ULP_INFO = 19
     CGROUP_ID = 21
     SOCKOPT = 22
 
@@ -132,10 +133,13 @@ class TcpInfo(enum.IntEnum):
     """Offsets inside ``struct tcp_info``, which only ever grew at its end: compare with the length."""
 
     STATE = 0
+    RETRANSMITS = 2
+    PROBES = 3
     RTO = 8
     SND_MSS = 16
     UNACKED = 24
     LOST = 32
+    LAST_ACK_RECV = 56
     PMTU = 60
     RTT = 68
     RTTVAR = 72

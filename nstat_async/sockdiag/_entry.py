@@ -72,6 +72,8 @@ class Entry:
     """The pieces of the last message."""
     seen: int
     """Serial of the last poll that had it."""
+    changed: int
+    """Serial of the poll in which it was last seen to change."""
     state: int
     connection: int = 1
     """Which of the socket's connections this is: a socket may disconnect and connect again."""

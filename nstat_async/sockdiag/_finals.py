@@ -1,97 +1,184 @@
-"""The final counts of sockets: how many payload bytes came in, to the byte.
+"""The final counts of sockets: how many payload bytes came in, to the byte, and whether that is proven.
 
 A destroyed TCP socket reports its whole ``tcp_info``, yet always as CLOSE, so the
-message does not say whether the peer's FIN is among ``tcpi_bytes_received``. The
-evidence, strongest first:
+message does not say whether the peer's FIN is among ``tcpi_bytes_received``. What proves it
+either way:
 
 1. no data segment ever came: no payload;
-2. the last dump saw a state behind the FIN (CLOSE_WAIT, LAST_ACK, CLOSING), or
-   FIN_WAIT2, which a socket with an owner leaves by the FIN;
-3. one unread byte (``rcv_nxt`` ahead of ``copied_seq``) at an orderly end: that is the
-   FIN, because unread data would have made it a reset (``tcp_close``);
-4. a reset: no FIN, as far as anyone can tell (a FIN before an unread end counts as a byte then);
-5. what is left in the kernel after an orderly end: nothing -- we closed second, the FIN
-   came first; FIN_WAIT2 -- it had not come; TIME_WAIT -- it came, before the end
-   or after: before, if the remains are older than the notification.
+2. the last dump saw a state behind the FIN (CLOSE_WAIT, LAST_ACK, CLOSING, TIME_WAIT);
+3. no data segment came since the last dump: what was received since is the FIN, or nothing;
+4. the other end, if it is on this machine: a FIN is received behind everything that was sent;
+5. what is left in the kernel after an orderly end: FIN_WAIT2 -- the FIN had not come; TIME_WAIT
+   with something unread -- it had, or the end would have been a reset; TIME_WAIT younger than the last
+   segment that the socket saw -- it came afterwards.
 
-Number 5 needs a look-up and is rare on sockets that lived through a poll. Nothing left and
-nobody known to have listened may also be a reset of a connection that we opened: then
-the other end is looked at, which is in TIME_WAIT only if it is on this machine and closed
-in order.
+Beyond these sock_diag cannot tell: the likelier count is reported, as uncertain by one byte.
 """
 
 from __future__ import annotations
 
+import enum
 import struct
 import sys
+from typing import NamedTuple
 
 from .._model import Direction
 from ._constants import TIMER_TIME_WAIT, SocketState, TcpInfo
 from ._direction import extra_sequence_numbers
 from ._entry import Entry, Weight
-from ._messages import HEADER
+from ._messages import COOKIE_AT, HEADER
 
 _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
-_NOTICE_MS = 50
-"""Notifications are written by a work queue and read by us: remains older than this were there before."""
+_TICKS_MS = 20
+"""Times of the kernel are jiffies, of 10 ms at most: two of them differ by no more than that when they are equal."""
 _BEHIND_FIN = frozenset(
-    {
-        SocketState.CLOSE_WAIT,
-        SocketState.LAST_ACK,
-        SocketState.CLOSING,
-        SocketState.TIME_WAIT,
-        SocketState.FIN_WAIT2,
-    }
+    {SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT},
 )
 _U32 = struct.Struct("=I")
 _EXPIRES_AT = HEADER.size + 52
-_RECEIVE_QUEUE_AT = HEADER.size + 56
-_WRITE_QUEUE_AT = HEADER.size + 60
+_QUEUES = struct.Struct("=II")
+_QUEUES_AT = HEADER.size + 56
 _FAILED_ATTEMPT = 3
 """What ``tcp_disconnect`` leaves in the write queue of a failed attempt: its SYN and 2."""
 
 
-def received_bytes(message: bytes, start: int) -> int:
-    """The bytes that a connection received, a FIN included."""
-    return int.from_bytes(message[start + TcpInfo.BYTES_RECEIVED : start + TcpInfo.BYTES_RECEIVED + 8], sys.byteorder)
+class Fin(NamedTuple):
+    """How many of the received bytes are the peer's FIN."""
+
+    counted: int
+    proven: bool
 
 
-def fin_among_received(entry: Entry, message: bytes, start: int, length: int) -> int | None:
-    """How many of the received bytes are a FIN; `None` when the kernel has to be asked (number 5).
+class Remains(enum.Enum):
+    """What is left in the kernel of a socket that ended."""
+
+    UNKNOWN = enum.auto()
+    NOTHING = enum.auto()
+    FIN_WAIT2 = enum.auto()
+    TIME_WAIT = enum.auto()
+
+
+class LastWords(NamedTuple):
+    """What the removal of a TCP socket says."""
+
+    received: int
+    """Bytes received, a FIN included."""
+    data_segments: int | None
+    """Received with data; `None` before Linux 4.6."""
+    payload_sent: int
+    """Bytes sent, without what was sent again."""
+    unread: int
+    """Bytes that nobody read, a FIN included."""
+    unacknowledged: int
+    """Sequence numbers that the peer did not acknowledge."""
+    acknowledged: int
+    extra: int | None
+    """Sequence numbers used for SYN and FIN."""
+    unanswered: int
+    """How often it was sent again, or probed, without an answer."""
+    repeated: int
+    """Segments that were sent again, ever."""
+    segments_in: int
+    segments_out: int
+    window: int
+    """What the peer offered; 0 while nobody answered."""
+    last_segment_ms: int
+    """Since a segment came that was in order."""
+
+    @property
+    def cleared(self) -> bool:
+        """True if the kernel forgot its counters (``tcp_disconnect``)."""
+        return not (self.segments_in or self.segments_out)
+
+
+def last_words(message: bytes, start: int, length: int) -> LastWords:
+    """Read the last message of a TCP socket, or one of a living socket."""
+
+    def number(at: TcpInfo, size: int = 4) -> int:
+        return int.from_bytes(message[start + at : start + at + size], sys.byteorder) if at + size <= length else 0
+
+    unread, unacknowledged = _QUEUES.unpack_from(message, _QUEUES_AT)
+    known = length >= TcpInfo.DATA_SEGS_IN + 4
+    return LastWords(
+        received=number(TcpInfo.BYTES_RECEIVED, 8),
+        data_segments=number(TcpInfo.DATA_SEGS_IN) if known else None,
+        payload_sent=number(TcpInfo.BYTES_SENT, 8) - number(TcpInfo.BYTES_RETRANS, 8),
+        unread=unread,
+        unacknowledged=unacknowledged,
+        acknowledged=number(TcpInfo.BYTES_ACKED, 8),
+        extra=extra_sequence_numbers(message, start, length),
+        unanswered=number(TcpInfo.RETRANSMITS, 1) + number(TcpInfo.PROBES, 1),
+        repeated=number(TcpInfo.TOTAL_RETRANS),
+        segments_in=number(TcpInfo.SEGS_IN),
+        segments_out=number(TcpInfo.SEGS_OUT),
+        window=number(TcpInfo.SND_WND),
+        last_segment_ms=number(TcpInfo.LAST_ACK_RECV),
+    )
+
+
+def is_orderly(entry: Entry, words: LastWords) -> bool:
+    """True if the peer acknowledged a FIN, as far as is known who began."""
+    outbound = entry.direction is Direction.OUTBOUND and entry.weight is not Weight.DOUBTED
+    return words.extra == 2 or (words.extra == 1 and not outbound)
+
+
+def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
+    """What the counters and the last dump prove (1 to 3); `None`: nothing."""
+    if not words.received or words.data_segments == 0:
+        return Fin(min(words.received, 1), proven=True)
+    if entry.state in _BEHIND_FIN:
+        return Fin(1, proven=True)
+    if entry.report is None or words.data_segments is None:
+        return None
+    before = last_words(*entry.report.place)
+    came = words.received - before.received
+    if not before.data_segments or before.data_segments != words.data_segments or came not in {0, 1}:
+        return None
+    # A dump does not lock the socket: a FIN that comes meanwhile may be counted in a row of the state before.
+    if came or entry.seen > entry.changed or before.last_segment_ms > _TICKS_MS:
+        return Fin(came, proven=True)
+    return None
+
+
+def fin_by_peer(words: LastWords, peer: LastWords) -> Fin | None:
+    """What the other end's counts prove (4); `None`: it cannot be the other end, or has no counts any more."""
+    if peer.cleared or words.received > peer.payload_sent + 1:
+        return None
+    return Fin(int(words.received == peer.payload_sent + 1), proven=True)
+
+
+def remains_of(message: bytes, found: bytes | None, *, known: bool) -> Remains:
+    """What a look-up found under the addresses of a socket: its own remains, or nothing of it.
 
     Args:
-        entry: What was known of the socket before.
-        message: Its last message.
-        start: Offset of ``tcp_info``.
-        length: Length of ``tcp_info``.
+        message: The socket's last message.
+        found: The answer; `None`: nothing is there.
+        known: The socket was in a dump: then its remains have its cookie (``inet_twsk_alloc``), else one of their own.
     """
-    if length < TcpInfo.DATA_SEGS_IN + 4:
-        return 1 if entry.state in _BEHIND_FIN else 0
-    received = received_bytes(message, start)
-    if not received or not _U32.unpack_from(message, start + TcpInfo.DATA_SEGS_IN)[0]:
-        return min(received, 1)
-    if entry.state in _BEHIND_FIN:
-        return 1
-    extra = extra_sequence_numbers(message, start, length)
-    outbound = entry.direction is Direction.OUTBOUND and entry.weight is not Weight.DOUBTED
-    orderly = extra == 2 or (extra == 1 and not outbound)
-    if not orderly:
-        return 0
-    unread: int = _U32.unpack_from(message, _RECEIVE_QUEUE_AT)[0]
-    if unread > 1:
-        return 0  # not orderly after all
-    return 1 if unread else None
+    if not found or found[HEADER.size + 2] != TIMER_TIME_WAIT:
+        return Remains.NOTHING
+    if known and found[COOKIE_AT : COOKIE_AT + 8] != message[COOKIE_AT : COOKIE_AT + 8]:
+        return Remains.NOTHING
+    return Remains.FIN_WAIT2 if found[HEADER.size + 1] == SocketState.FIN_WAIT2 else Remains.TIME_WAIT
 
 
-def fin_by_remains(remains: bytes | None) -> int:
-    """How many of the received bytes are a FIN, by what a look-up found under the socket's addresses."""
-    if not remains or remains[HEADER.size + 2] != TIMER_TIME_WAIT:
-        return 1  # nothing, or the listener: we closed second
-    if remains[HEADER.size + 1] == SocketState.FIN_WAIT2:
-        return 0
-    expires: int = _U32.unpack_from(remains, _EXPIRES_AT)[0]
-    return 1 if _TIME_WAIT_MS - expires > _NOTICE_MS else 0
+def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None) -> Fin:
+    """What is left of a socket that ended in order, proves (5), or makes likely."""
+    if remains is Remains.FIN_WAIT2:
+        return Fin(0, proven=True)
+    if remains is Remains.TIME_WAIT:
+        assert found is not None
+        if words.unread:
+            return Fin(1, proven=True)
+        (expires,) = _U32.unpack_from(found, _EXPIRES_AT)
+        age = _TIME_WAIT_MS - expires
+        if age + _TICKS_MS < words.last_segment_ms:
+            return Fin(0, proven=True)
+        # Who read the end of the stream may hold the socket for long; an orphan goes with the last acknowledgement.
+        return Fin(int(words.last_segment_ms > _TICKS_MS), proven=False)
+    # One unread byte is the FIN, more likely: unread data makes an end a reset (``tcp_close``).
+    return Fin(int(words.unread <= 1), proven=False)
 
 
 def is_unused(message: bytes) -> bool:
@@ -108,6 +195,5 @@ def was_disconnected(message: bytes, start: int, length: int) -> bool:
     """
     if length < TcpInfo.SEGS_IN + 4 or any(message[HEADER.size + 6 : HEADER.size + 8]):
         return False
-    segments = message[start + TcpInfo.SEGS_OUT : start + TcpInfo.SEGS_IN + 4]
-    (unacknowledged,) = _U32.unpack_from(message, _WRITE_QUEUE_AT)
-    return not any(segments) and unacknowledged > _FAILED_ATTEMPT
+    words = last_words(message, start, length)
+    return words.cleared and words.unacknowledged > _FAILED_ATTEMPT

@@ -17,6 +17,7 @@ from ._book import Book
 from ._cgroups import CgroupSource
 from ._constants import SocketState
 from ._dumps import DumpSource
+from ._endings import Endings
 from ._entry import Entry
 from ._links import LinkTable
 from ._lookups import NO_ANSWER, LookupSource, lookup_request
@@ -60,7 +61,8 @@ class Namespace:
         )
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
-        self.removals = RemovalSource(output, self.book, self.lookups, sightings, self._formats, protocols)
+        endings = Endings(output, self.book, self.lookups, links, self._formats)
+        self.removals = RemovalSource(output, self.book, endings, sightings, self._formats, protocols)
         self.dumps = DumpSource(
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
         )

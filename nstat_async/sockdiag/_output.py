@@ -24,6 +24,8 @@ class Output:
     """The monotonic time of the call under way."""
     poll: int = 0
     """Serial of the poll under way, or of the last one."""
+    poll_began: float = 0.0
+    """When it began."""
     first_poll: bool = True
     """True until the first poll is complete: what it finds was there before."""
     repair_wanted: bool = False

@@ -68,7 +68,6 @@ class Polls:
         self._programs = programs
         self._interval = None if output.following else interval
         self._stage = _Stage.IDLE if output.following else _Stage.SETUP
-        self._began = 0.0
         self._due: float | None = None
         """When the next poll begins, unless one is under way then."""
         self._wanted = False
@@ -97,7 +96,7 @@ class Polls:
             self._due = self._soon() if self._due is None else min(self._due, self._soon())
 
     def _soon(self) -> float:
-        return max(self._output.now, self._began + REPAIR_PAUSE)
+        return max(self._output.now, self._output.poll_began + REPAIR_PAUSE)
 
     def deadline(self) -> float | None:
         """When to call `expire`."""
@@ -146,7 +145,7 @@ class Polls:
     def _begin(self, serial: int) -> None:
         output = self._output
         output.poll = serial
-        self._began, self._wanted = output.now, False
+        output.poll_began, self._wanted = output.now, False
         self._due = None if self._interval is None else output.now + self._interval
         self._stage = _Stage.GATHERING
         self._programs.begin_poll()

@@ -1,6 +1,6 @@
 """Evidence of ends: the kernel's notifications of destroyed sockets, with their last counters.
 
-What they leave open (see `_finals`) a look-up of what is left of the socket decides.
+What they leave open `Endings` settles.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ import struct
 from collections.abc import Iterable
 
 from .._events import LossCause, RemovalReason
+from .._model import Outcome
 from ..ebpf import Ended
 from ._book import Book
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup, SocketState
-from ._direction import direction_by_remains
-from ._entry import Entry, Weight
-from ._finals import fin_among_received, fin_by_remains, is_unused, received_bytes, was_disconnected
-from ._lookups import LookupSource, lookup_request
-from ._messages import ATTRIBUTES_AT, find_attribute, iterate_messages
+from ._endings import Endings
+from ._entry import Entry
+from ._finals import is_unused, last_words, was_disconnected
+from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
+from ._outcomes import QUICK, outcome_of_attempt
 from ._output import Output
-from ._reports import socket_report
-from ._rows import RowFormats, info_of, is_remains
+from ._reports import is_multipath, socket_report
+from ._rows import RowFormats, info_of
 from ._setup import ChannelPurpose, Role
 from ._sightings import Sightings
 from ._source import Source
@@ -40,7 +41,7 @@ class RemovalSource(Source):
         self,
         output: Output,
         book: Book,
-        lookups: LookupSource,
+        endings: Endings,
         sightings: Sightings,
         formats: RowFormats,
         protocols: Iterable[int],
@@ -51,7 +52,7 @@ class RemovalSource(Source):
         self.receive_buffer: int | None = None
         """Granted size in bytes, if known."""
         self._book = book
-        self._lookups = lookups
+        self._endings = endings
         self._sightings = sightings
         self._formats = formats
         self._protocols = wanted
@@ -141,60 +142,60 @@ class RemovalSource(Source):
 
     def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], ended: Ended | None) -> None:
         """Remove a flow: with the record of its end, where there is one, nothing is open."""
-        book = self._book
-        cleared = bool(info[1]) and was_disconnected(message, *info)
-        if ended is not None and ended.final and (cleared or not info[1]):
-            self._sightings.finish(book, entry, ended, (message, *info))
-        elif ended is not None and ended.final:
-            self._finish(entry, message, info, int(received_bytes(message, info[0]) > (ended.totals.rx_bytes or 0)))
-        elif not info[1]:
-            self._finish(entry, message, info, 0)
+        record = ended if ended is not None and ended.final else None
+        words = last_words(message, *info) if info[1] else None
+        cleared = words is not None and words.cleared and not _has_port(message)
+        if record is not None and (words is None or cleared):
+            outcome = None if entry.protocol != IPPROTO_TCP else self._outcome_of_cleared(entry, message, record)
+            self._sightings.finish(self._book, entry, record, (message, *info), outcome)
+        elif words is None or entry.state == SocketState.LISTEN:
+            self._finish(entry, message, info, None)
+        elif cleared and was_disconnected(message, *info):
+            self._endings.cleared(entry, words)
+            self._end_cleared(entry)
         elif cleared:
-            book.end_unknown(entry, "aborted, which clears the kernel's counters")
+            self._finish(entry, message, info, self._outcome_of_cleared(entry, message, None))
         else:
-            self._settle_fin(entry, message, info)
+            self._endings.settle(entry, message, info, record)
 
-    def _settle_fin(self, entry: Entry, message: bytes, info: tuple[int, int]) -> None:
-        """Find out whether a FIN is among the received bytes."""
-        fin = fin_among_received(entry, message, *info)
-        if fin is None:
-            request = lookup_request(message, IPPROTO_TCP, exact=False)
-            self._lookups.ask(request, lambda found: self._remains_found(entry, message, info, found))
-            return
-        if fin:
-            self._ended_in_order(entry, message, info)
-        self._finish(entry, message, info, fin)
-
-    def _remains_found(self, entry: Entry, message: bytes, info: tuple[int, int], found: bytes | None) -> None:
-        """What is left under the addresses of a socket that ended, it seems, in order.
-
-        Anything there, be it a listener, proves who began. With nothing there and nothing
-        else known, a peer in this namespace is looked at: it is in TIME_WAIT if this was
-        no reset.
-        """
-        if entry.direction is not None or found:
-            self._ended_in_order(entry, message, info)
-            self._finish(entry, message, info, fin_by_remains(found))
+    def _end_cleared(self, entry: Entry) -> None:
+        """The kernel cleared the counters of a connection when it ended."""
+        if is_multipath(entry) or self._book.accepted_by_multipath(entry):
+            self._book.end_unknown(entry, "a subflow of Multipath TCP, whose counters the kernel clears at its end")
         else:
-            request = lookup_request(message, IPPROTO_TCP, exact=False, mirrored=True)
-            self._lookups.ask(request, lambda peer: self._peer_found(entry, message, info, peer))
+            why = "aborted, or a subflow of Multipath TCP: the kernel clears the counters"
+            self._book.end_unknown(entry, why, Outcome.RESET_HERE)
 
-    def _peer_found(self, entry: Entry, message: bytes, info: tuple[int, int], peer: bytes | None) -> None:
-        orderly = bool(peer) and is_remains(peer or b"")
-        if orderly:
-            self._ended_in_order(entry, message, info)
-        self._finish(entry, message, info, 1 if orderly else 0)
+    def _outcome_of_cleared(self, entry: Entry, message: bytes, record: Ended | None) -> Outcome | None:
+        """How a connection ended that the kernel forgot: failed, unless its window says that it was established."""
+        if record is not None and record.established:
+            return Outcome.RESET_HERE
+        if not any(message[HEADER.size + 24 : HEADER.size + 40]):
+            return None
+        last = entry.report
+        repeated = last_words(*last.place).repeated if last is not None and last.place[2] else 0
+        if record is not None:
+            repeated = max(repeated, record.totals.retransmitted_segments or 0)
+        quick = self.output.now - self.output.poll_began < QUICK
+        return outcome_of_attempt(None, repeated, quick=quick or record is not None)
 
-    def _ended_in_order(self, entry: Entry, message: bytes, info: tuple[int, int]) -> None:
-        if entry.weight is Weight.NONE:
-            entry.direction = direction_by_remains(message, info)
-
-    def _finish(self, entry: Entry, message: bytes, info: tuple[int, int], fin: int) -> None:
-        """Remove a flow with its final counts."""
-        report = socket_report(message, *info, fin)
+    def _finish(self, entry: Entry, message: bytes, info: tuple[int, int], outcome: Outcome | None) -> None:
+        """Remove a flow with its final counts, in which nothing is open."""
+        report = socket_report(message, *info, 0)
         if entry.report is None:
             entry.report = report
-        self._book.end(entry, report, final=True, reason=RemovalReason.CLOSED)
+        self._book.end(entry, report, final=True, reason=RemovalReason.CLOSED, outcome=outcome)
+
+    def deadline(self) -> float | None:
+        return self._endings.deadline()
+
+    def expire(self) -> None:
+        """The other ends of connections on this machine did not come in time."""
+        self._endings.expire()
+
+
+def _has_port(message: bytes) -> bool:
+    return any(message[HEADER.size + 6 : HEADER.size + 8])
 
 
 def _protocol_of(message: bytes) -> int:

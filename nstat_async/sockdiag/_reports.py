@@ -14,14 +14,14 @@ object that holds one copy of the message. Translation, with the kernel's functi
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, Protocol
 
 from .._errors import ProtocolError
 from .._events import Report
 from .._model import COUNTS_FIELDS, Counts, Details
 from ..ebpf import Totals
 from ._constants import DiagAttribute, SocketState, TcpInfo
-from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes
+from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
 
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
@@ -204,6 +204,19 @@ def counted_report(message: bytes, start: int, length: int, totals: Totals) -> C
     report: CountedReport = _new(CountedReport)
     _set_values(report, (message, start, length, totals))
     return report
+
+
+def is_multipath(entry: _Reported) -> bool:
+    """True for a subflow or listener of Multipath TCP: its kernel module is the socket's upper layer (``INET_DIAG_ULP_INFO``)."""
+    if entry.report is None:
+        return False
+    message = entry.report.message
+    found = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.ULP_INFO)
+    return found is not None and b"mptcp\0" in message[found[0] : found[0] + found[1]]
+
+
+class _Reported(Protocol):
+    report: SocketReport | None
 
 
 def _details(message: bytes, start: int, length: int, fin: int) -> Details:

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from .._events import RemovalReason
-from .._model import Direction, Process
+from .._model import Direction, Outcome, Process
 from ..ebpf import (
     Counted,
     Ended,
@@ -47,6 +47,7 @@ from ._constants import (
     SocketState,
 )
 from ._entry import Entry, Weight
+from ._outcomes import outcome_by_record
 from ._output import Output
 from ._owners import OwnerSource
 from ._reports import counted_report
@@ -381,14 +382,18 @@ class Sightings:
         assert entry.report is not None
         self._remember(entry.cookie, entry)
         half.book.drop(entry)
-        self.finish(half.book, entry, ended, entry.report.place)
+        outcome = outcome_by_record(ended, None) if entry.protocol == IPPROTO_TCP else None
+        self.finish(half.book, entry, ended, entry.report.place, outcome)
 
-    def finish(self, book: Book, entry: Entry, ended: Ended, place: tuple[bytes, int, int]) -> None:
+    def finish(
+        self, book: Book, entry: Entry, ended: Ended, place: tuple[bytes, int, int], outcome: Outcome | None = None
+    ) -> None:
         """Remove a flow with the counts of its record; `place` has the rest of its last report."""
         if entry.protocol != IPPROTO_TCP:
             entry.whole = entry.whole and self._is_whole(entry, ended.facts)
         entry.report = counted_report(*place, ended.totals)
-        book.end(entry, entry.report, final=ended.final and entry.whole, reason=RemovalReason.CLOSED)
+        final = ended.final and entry.whole
+        book.end(entry, entry.report, final=final, reason=RemovalReason.CLOSED, outcome=outcome)
 
     def _remember(self, cookie: int, entry: Entry) -> None:
         self._unannounced.pop(entry, None)

@@ -41,10 +41,13 @@ from nstat_async.sockdiag._messages import encode_done, encode_error, socket_id
 
 INFO_FORMATS = {
     TcpInfo.STATE: "=B",
+    TcpInfo.RETRANSMITS: "=B",
+    TcpInfo.PROBES: "=B",
     TcpInfo.RTO: "=I",
     TcpInfo.SND_MSS: "=I",
     TcpInfo.UNACKED: "=I",
     TcpInfo.LOST: "=I",
+    TcpInfo.LAST_ACK_RECV: "=I",
     TcpInfo.PMTU: "=I",
     TcpInfo.RTT: "=I",
     TcpInfo.RTTVAR: "=I",
@@ -87,7 +90,7 @@ class FakeSocket:
     cookie: int
     local: bytes = LOOPBACK
     local_port: int = 40000
-    remote: bytes = LOOPBACK
+    remote: bytes = PEER
     remote_port: int = 80
     family: int = 2
     protocol: int = 6

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from sockdiag_fakes import LOOPBACK, FakeSocket
 
-from nstat_async._model import COUNTS_FIELDS, Counts, Direction, InterfaceKind
+from nstat_async._model import COUNTS_FIELDS, Counts, InterfaceKind
 from nstat_async.sockdiag import (
     AddressMessage,
     DiagAttribute,
@@ -28,7 +28,16 @@ from nstat_async.sockdiag._book import Book
 from nstat_async.sockdiag._cgroups import CgroupSource
 from nstat_async.sockdiag._dumps import DumpSource, sequence_of
 from nstat_async.sockdiag._entry import Entry
-from nstat_async.sockdiag._finals import fin_among_received, fin_by_remains, is_unused, was_disconnected
+from nstat_async.sockdiag._finals import (
+    Remains,
+    fin_by_dump,
+    fin_by_peer,
+    fin_by_remains,
+    is_unused,
+    last_words,
+    remains_of,
+    was_disconnected,
+)
 from nstat_async.sockdiag._links import LinkTable, kind_of_link
 from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, NO_ANSWER, LookupSource, lookup_request
 from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, find_attribute
@@ -171,52 +180,89 @@ def test_details_say_none_for_what_is_not_there():
 # -- last words
 
 
-def last(*, state=SocketState.ESTABLISHED, direction=None, unread=0, acked=0, rx=100, segments=1, tx=50):
-    sock = FakeSocket(
-        1,
-        unread=unread,
-        info={
-            TcpInfo.BYTES_RECEIVED: rx,
-            TcpInfo.DATA_SEGS_IN: segments,
-            TcpInfo.BYTES_SENT: tx,
-            TcpInfo.BYTES_ACKED: tx + acked,
-        },
-    )
-    message = sock.message(final=True)
-    entry = Entry(0, 6, (0, bytes([2, state]) + bytes(42), 1, b"", b""), 0, state)
-    entry.direction = direction
-    return fin_among_received(entry, message, *info_position(message))
+def ended(
+    entry_state=SocketState.ESTABLISHED, *, before=None, repeated=False, unread=0, rx=100, segments=1, tx=50, **info
+):
+    """A socket's last message, as the entry of what was known before, and the words."""
+    fields = {
+        TcpInfo.BYTES_RECEIVED: rx,
+        TcpInfo.DATA_SEGS_IN: segments,
+        TcpInfo.BYTES_SENT: tx,
+        TcpInfo.BYTES_ACKED: tx + 2,
+        TcpInfo.SEGS_IN: 5,
+        **{TcpInfo[name]: value for name, value in info.items()},
+    }
+    message = FakeSocket(1, unread=unread, info=fields).message(final=True)
+    entry = Entry(None, 6, (0, bytes([2, entry_state]) + bytes(42), 1, b"", b""), 7, 6 if repeated else 7, entry_state)
+    if before is not None:
+        row = FakeSocket(1, info={**fields, **before}).message()
+        entry.report = socket_report(row, *info_position(row), 0)
+    return entry, last_words(message, *info_position(message))
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        ({"segments": 0, "rx": 1}, 1),
-        ({"segments": 0, "rx": 0}, 0),
-        ({"state": SocketState.CLOSE_WAIT}, 1),
-        ({"state": SocketState.LAST_ACK}, 1),
-        ({"state": SocketState.FIN_WAIT2}, 1),
-        ({"acked": 2, "unread": 1}, 1),
-        ({"acked": 1, "direction": Direction.INBOUND, "unread": 1}, 1),
-        ({"acked": 1, "direction": Direction.OUTBOUND}, 0),
-        ({"acked": 0}, 0),
-        ({"acked": 1, "unread": 5}, 0),
-        ({"acked": 2}, None),
-        ({"acked": 1}, None),
+        ({"segments": 0, "rx": 1}, (1, True)),
+        ({"rx": 0}, (0, True)),
+        ({"entry_state": SocketState.CLOSE_WAIT}, (1, True)),
+        ({"entry_state": SocketState.LAST_ACK}, (1, True)),
+        ({"entry_state": SocketState.TIME_WAIT}, (1, True)),
+        ({"entry_state": SocketState.FIN_WAIT2}, None),
+        ({}, None),
+        ({"before": {TcpInfo.BYTES_RECEIVED: 99}}, (1, True)),
+        ({"before": {}}, None),  # that row may have been written while the FIN came
+        ({"before": {}, "repeated": True}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}}, (0, True)),
+        ({"before": {TcpInfo.BYTES_RECEIVED: 98}}, None),
+        ({"before": {TcpInfo.BYTES_RECEIVED: 99, TcpInfo.DATA_SEGS_IN: 2}}, None),
     ],
 )
-def test_evidence_of_a_fin(facts, expected):
-    """The table of evidence, one case a row; None asks the kernel."""
-    assert last(**facts) == expected
+def test_what_dumps_prove_of_a_fin(facts, expected):
+    """The table of evidence, one case a row; None asks for more."""
+    assert fin_by_dump(*ended(**facts)) == expected
 
 
-def test_the_remains_tell():
-    """Nothing or a listener: the FIN came; FIN_WAIT2: it did not; TIME_WAIT: by age."""
-    assert fin_by_remains(None) == 1
-    assert fin_by_remains(FakeSocket(1, state=SocketState.LISTEN).message()) == 1
-    assert fin_by_remains(FakeSocket(1, state=SocketState.FIN_WAIT2, timer=3, expires=60000).message()) == 0
-    assert fin_by_remains(FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=59990).message()) == 0
-    assert fin_by_remains(FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=59000).message()) == 1
+@pytest.mark.parametrize(
+    ("sent", "expected"), [(99, (1, True)), (100, (0, True)), (5000, (0, True)), (98, None)], ids=str
+)
+def test_the_other_end_proves_a_fin(sent, expected):
+    """100 bytes came: one more than the other end sent is its FIN; two more, and it is another end."""
+    _, words = ended()
+    _, peer = ended(tx=sent)
+    assert fin_by_peer(words, peer) == expected
+    assert fin_by_peer(words, peer._replace(segments_in=0, segments_out=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "remains", "expires", "expected"),
+    [
+        ({}, Remains.FIN_WAIT2, 60_000, (0, True)),
+        ({"unread": 1}, Remains.TIME_WAIT, 59_990, (1, True)),
+        ({"unread": 7}, Remains.TIME_WAIT, 59_990, (1, True)),
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_990, (0, True)),
+        ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 59_990, (0, False)),
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_700, (1, False)),
+        ({}, Remains.NOTHING, 0, (1, False)),
+        ({"unread": 1}, Remains.NOTHING, 0, (1, False)),
+        ({"unread": 2}, Remains.NOTHING, 0, (0, False)),
+        ({}, Remains.UNKNOWN, 0, (1, False)),
+    ],
+)
+def test_the_remains_prove_a_fin_or_make_it_likely(facts, remains, expires, expected):
+    found = FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=expires).message()
+    assert fin_by_remains(ended(**facts)[1], remains, found) == expected
+
+
+def test_remains_are_a_sockets_own():
+    """A dumped socket's have its cookie; what no dump had may have another one."""
+    message = FakeSocket(1).message(final=True)
+    own, other = (FakeSocket(n, state=SocketState.TIME_WAIT, timer=3).message() for n in (1, 2))
+    waiting = FakeSocket(1, state=SocketState.FIN_WAIT2, timer=3).message()
+    assert remains_of(message, own, known=True) is remains_of(message, other, known=False) is Remains.TIME_WAIT
+    assert remains_of(message, waiting, known=True) is Remains.FIN_WAIT2
+    for found in (other, None, FakeSocket(1, state=SocketState.LISTEN).message()):
+        assert remains_of(message, found, known=True) is Remains.NOTHING
 
 
 def test_unused_and_disconnected():

@@ -1,0 +1,276 @@
+"""Settles what the last words of a TCP connection leave open, before its end is reported.
+
+What is left of the socket is asked for; where the other end is on this machine, too, its counts are waited for
+a little: each end says what the other one cannot. Whoever is settled at once waits for nobody.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from .._events import RemovalReason
+from .._model import Outcome
+from ..ebpf import Ended
+from ._book import Book
+from ._constants import IPPROTO_TCP, SocketState
+from ._direction import direction_by_remains
+from ._entry import Entry, Weight
+from ._finals import (
+    Fin,
+    LastWords,
+    Remains,
+    fin_by_dump,
+    fin_by_peer,
+    fin_by_remains,
+    is_orderly,
+    last_words,
+    remains_of,
+)
+from ._links import LinkTable
+from ._lookups import NO_ANSWER, LookupSource, lookup_request
+from ._messages import HEADER
+from ._outcomes import Traces, is_attempt, outcome_by_record, outcome_of, outcome_of_attempt
+from ._output import Output
+from ._reports import socket_report
+from ._rows import RowFormats, address_of, info_of, is_remains
+
+PEER_PATIENCE = 0.25
+"""Seconds that an end waits for the other end of its connection."""
+MEMORY = 5.0
+"""Seconds that an end is remembered for the other one: a descriptor of a connection that was reset may be held."""
+MOST_REMEMBERED = 16_384
+"""Ends that are remembered."""
+
+_FIN_NOT_SENT = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_SENT, SocketState.SYN_RECV})
+_FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
+_NO_FIN = Fin(0, proven=False)
+
+End = tuple[bytes, bytes]
+"""An end and the other one: port and address each."""
+_ANY = b""
+"""In place of an end that the kernel forgot."""
+
+
+@attrs.define(eq=False)
+class Ending:
+    """The end of one connection, as far as it is known."""
+
+    entry: Entry
+    message: bytes
+    info: tuple[int, int]
+    words: LastWords
+    record: Ended | None
+    fin: Fin | None
+    orderly: bool | None
+    """A FIN of this end was acknowledged; `None`: that, or a SYN."""
+    local: bool
+    """The other end is on this machine."""
+    remains: Remains = Remains.UNKNOWN
+    peer: LastWords | None = None
+    until: float = 0.0
+
+    @property
+    def open(self) -> bool:
+        """True while the other end could say more."""
+        if self.fin is None or not self.fin.proven or self.orderly is None:
+            return True
+        return not self.orderly and self.words.unread > 0
+
+
+class Endings:
+    """The ends of one namespace's connections."""
+
+    def __init__(
+        self, output: Output, book: Book, lookups: LookupSource, links: LinkTable, formats: RowFormats
+    ) -> None:
+        self._output = output
+        self._book = book
+        self._lookups = lookups
+        self._links = links
+        self._formats = formats
+        self._waiting: dict[End, Ending] = {}
+        """Ends that wait for the other one, the oldest first; as below."""
+        self._ended: dict[End, tuple[float, LastWords]] = {}
+        """Ends on this machine whose other end did not end yet."""
+
+    def settle(self, entry: Entry, message: bytes, info: tuple[int, int], record: Ended | None) -> None:
+        """A connection ended with these last words, and with this record of its end where there is one."""
+        words = last_words(message, *info)
+        local, orderly = self._is_here(entry), is_orderly(entry, words)
+        ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local)
+        if is_attempt(words):
+            self._finish(ending)
+        elif orderly and record is None and entry.state not in _FIN_RECEIVED:
+            request = lookup_request(message, IPPROTO_TCP, exact=False)
+            self._lookups.ask(request, lambda found: self._remains_found(ending, found))
+        else:
+            self._meet(ending)
+
+    def _is_here(self, entry: Entry) -> bool:
+        return self._links.index_of(address_of(entry.identity, 24)) is not None
+
+    def _remains_found(self, ending: Ending, found: bytes | None) -> None:
+        """See what is left; anything there, be it a listener, proves that a connection without a known beginning ended in order."""
+        ending.remains = remains = (
+            Remains.UNKNOWN
+            if found == NO_ANSWER
+            else remains_of(ending.message, found, known=ending.entry.report is not None)
+        )
+        if ending.entry.direction is None and ending.words.extra == 1 and not found:
+            ending.orderly = None
+        if ending.fin is None:
+            ending.fin = _NO_FIN
+            if ending.orderly is not None:
+                ending.fin = fin_by_remains(ending.words, remains, found)
+        self._meet(ending)
+
+    # -- the other end
+
+    def _meet(self, ending: Ending) -> None:
+        """Have two ends of one connection settle each other."""
+        if not ending.local:
+            self._finish(ending)
+            return
+        here = _end_of(ending.entry)
+        waiting = self._waiting.pop(here[::-1], None)
+        known = self._ended.pop(here[::-1], None)
+        if waiting is not None:
+            self._settle_by(waiting, ending.words)
+            self._settle_by(ending, waiting.words)
+        elif known is not None:
+            self._settle_by(ending, known[1])
+        elif ending.open:
+            self._wait(here, ending)
+        else:
+            self._remember(here, ending.words)
+            self._finish(ending)
+
+    def _wait(self, here: End, ending: Ending) -> None:
+        """Wait for the removal of the other end, unless that lives."""
+        ending.until = self._output.now + PEER_PATIENCE
+        self._waiting[here] = ending
+        request = lookup_request(ending.message, IPPROTO_TCP, exact=False, mirrored=True)
+        self._lookups.ask(request, lambda found: self._peer_found(ending, here, found))
+
+    def cleared(self, entry: Entry, words: LastWords) -> None:
+        """A connection was aborted, which clears its counters; of its ends a local port is left where no dump had them."""
+        here = _end_of(entry)
+        if not any(here[1][:2]):
+            self._remember((here[0][:2], _ANY), words)
+            return
+        waiting = self._waiting.pop(here[::-1], None)
+        if waiting is not None:
+            self._settle_by(waiting, words)
+        elif self._is_here(entry):
+            self._remember(here, words)
+
+    def _remember(self, end: End, words: LastWords) -> None:
+        ended, now = self._ended, self._output.now
+        ended.pop(end, None)
+        ended[end] = (now + MEMORY, words)
+        while len(ended) > MOST_REMEMBERED or next(iter(ended.values()))[0] < now:
+            del ended[next(iter(ended))]
+
+    def _peer_found(self, ending: Ending, here: End, found: bytes | None) -> None:
+        """The other end lives, or its own removal will come."""
+        if self._waiting.get(here) is not ending or not found:
+            return
+        if is_remains(found):
+            ending.orderly = True if ending.orderly is None else ending.orderly
+        elif any(found[HEADER.size + 6 : HEADER.size + 8]):  # a listener has no remote port
+            del self._waiting[here]
+            self._remember(here, ending.words)
+            self._settle_by_living(ending, found)
+
+    def _settle_by_living(self, ending: Ending, found: bytes) -> None:
+        pieces, form = self._formats.cut(found)
+        state = found[HEADER.size + 1]
+        if ending.orderly is None:
+            ending.orderly = state in _FIN_RECEIVED
+        if state in _FIN_NOT_SENT:
+            ending.fin = Fin(0, proven=True)
+        else:
+            ending.fin = self._fin_by(ending, last_words(found, *info_of(found, form, pieces)))
+        self._finish(ending)
+
+    def _settle_by(self, ending: Ending, peer: LastWords) -> None:
+        ending.peer = peer
+        ending.fin = self._fin_by(ending, peer)
+        if ending.orderly is None:
+            ending.orderly = bool(ending.fin.proven and ending.fin.counted)
+        self._finish(ending)
+
+    @staticmethod
+    def _fin_by(ending: Ending, peer: LastWords) -> Fin:
+        fin = ending.fin or _NO_FIN
+        return fin if fin.proven else (fin_by_peer(ending.words, peer) or fin)
+
+    # -- the end
+
+    def _finish(self, ending: Ending) -> None:
+        """Report the end, with counts that are never below what was reported before."""
+        entry, words = ending.entry, ending.words
+        if ending.orderly and entry.weight is Weight.NONE:
+            entry.direction = direction_by_remains(ending.message, ending.info)
+        fin = ending.fin or _NO_FIN
+        reported = None if entry.report is None else entry.report.rx_bytes
+        if fin.counted and reported is not None and words.received - fin.counted < reported:
+            fin = _NO_FIN
+        report = socket_report(ending.message, *ending.info, fin.counted)
+        if entry.report is None:
+            entry.report = report
+        self._book.end(
+            entry,
+            report,
+            final=fin.proven,
+            reason=RemovalReason.CLOSED,
+            uncertainty=None if fin.proven else 1,
+            outcome=self._outcome(ending, fin),
+        )
+
+    def _outcome(self, ending: Ending, fin: Fin) -> Outcome | None:
+        entry, words, record = ending.entry, ending.words, ending.record
+        if is_attempt(words):
+            return outcome_of_attempt(words, words.repeated, quick=False)
+        if ending.orderly is None:
+            return None
+        state = entry.state
+        if record is not None:
+            by_record = outcome_by_record(record, words)
+            if by_record is not None:
+                return by_record
+            state = SocketState.ESTABLISHED if record.state is None else record.state
+        traces = Traces(state, ending.orderly, fin, ending.remains, ending.peer, ending.local)
+        return outcome_of(words, traces)
+
+    # -- time
+
+    def deadline(self) -> float | None:
+        """When to call `expire`."""
+        waiting = next(iter(self._waiting.values()), None)
+        return None if waiting is None else waiting.until
+
+    def expire(self) -> None:
+        """The other end did not come in time."""
+        now = self._output.now
+        for end, ending in list(self._waiting.items()):
+            if ending.until > now:
+                break
+            del self._waiting[end]
+            self._remember(end, ending.words)
+            ending.peer = self._ended.get((end[1][:2], _ANY), (0.0, None))[1]
+            if ending.fin is None or not ending.fin.proven:
+                ending.fin = _NO_FIN  # an end that is not reported did not close in order
+            ending.orderly = bool(ending.orderly)
+            self._finish(ending)
+
+
+def _fin_of(entry: Entry, words: LastWords, record: Ended | None) -> Fin | None:
+    if record is None:
+        return fin_by_dump(entry, words)
+    return Fin(int(words.received > (record.totals.rx_bytes or 0)), proven=True)
+
+
+def _end_of(entry: Entry) -> End:
+    identity = entry.identity
+    return identity[4:6] + address_of(identity, 8), identity[6:8] + address_of(identity, 24)

@@ -1,0 +1,105 @@
+"""How a connection ended, from its last words, its last known state and what is left of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .._model import Outcome
+from ..ebpf import Ended
+from ._constants import SocketState
+from ._finals import Fin, LastWords, Remains
+
+QUICK = 1.0
+"""Seconds until an attempt is sent again (``TCP_TIMEOUT_INIT``): before them nothing can have timed out."""
+
+_CLOSED_HERE = frozenset(
+    {SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.CLOSING, SocketState.TIME_WAIT},
+)
+_CLOSED_THERE = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK})
+_ATTEMPTS = frozenset({SocketState.SYN_SENT, SocketState.SYN_RECV})
+
+
+class Traces(NamedTuple):
+    """What is known of an end beside the last words."""
+
+    state: int
+    """The last known."""
+    orderly: bool
+    """A FIN of this end was acknowledged."""
+    fin: Fin
+    remains: Remains = Remains.UNKNOWN
+    peer: LastWords | None = None
+    """The last words of the other end, where it is on this machine and ended, too."""
+    local: bool = False
+    """The other end is on this machine."""
+
+
+def outcome_of_attempt(words: LastWords | None, repeated: int, *, quick: bool) -> Outcome:
+    """How an attempt failed that was never established.
+
+    Args:
+        words: Its last words; `None` or without counters where the kernel cleared them, which it does for an error that ``connect`` returned.
+        repeated: How often its SYN was sent again.
+        quick: It was too short for that.
+    """
+    if words is None or words.cleared:
+        if repeated:
+            return Outcome.TIMED_OUT
+        return Outcome.REFUSED if quick else Outcome.FAILED
+    if words.segments_in:
+        return Outcome.REFUSED
+    return Outcome.TIMED_OUT if repeated else Outcome.FAILED
+
+
+def is_attempt(words: LastWords) -> bool:
+    """True if nobody ever answered, but perhaps by a refusal: a SYN is all that was sent."""
+    sent = words.unacknowledged and not words.acknowledged
+    return bool(sent) and not (words.received or words.window or words.cleared)
+
+
+def outcome_of(words: LastWords, traces: Traces) -> Outcome:
+    """How an established connection ended whose counters are there."""
+    if traces.orderly:
+        return _closed_by(words, traces)
+    if words.unanswered and (words.unacknowledged or not words.unread):
+        return Outcome.TIMED_OUT
+    return _reset_by(words, traces)
+
+
+def _closed_by(words: LastWords, traces: Traces) -> Outcome:
+    if traces.remains in {Remains.FIN_WAIT2, Remains.TIME_WAIT}:
+        return Outcome.CLOSED_HERE
+    if traces.state in _CLOSED_THERE:
+        return Outcome.CLOSED_THERE
+    if traces.remains is Remains.NOTHING and not traces.fin.counted:
+        return _reset_by(words, traces)  # closed here, and then reset
+    return Outcome.CLOSED_HERE if traces.state in _CLOSED_HERE else Outcome.CLOSED_THERE
+
+
+def _reset_by(words: LastWords, traces: Traces) -> Outcome:
+    """Who closes with something unread resets; so may the other end have."""
+    if not words.unread:
+        return Outcome.RESET_THERE
+    if traces.peer is not None:
+        if traces.peer.cleared:
+            return Outcome.RESET_THERE
+        return Outcome.RESET if traces.peer.unread else Outcome.RESET_HERE
+    # Had the other end, on this machine, reset it, its own end would be known.
+    return Outcome.RESET_HERE if traces.local else Outcome.RESET
+
+
+def outcome_by_record(ended: Ended, words: LastWords | None) -> Outcome | None:
+    """How a connection ended whose last state a record has; `None` where the state does not say, and nobody was heard.
+
+    Args:
+        ended: The record.
+        words: The last words of sock_diag; `None` where they did not come.
+    """
+    repeated = ended.totals.retransmitted_segments or 0
+    if ended.state in _ATTEMPTS or not ended.established:
+        return outcome_of_attempt(words, repeated, quick=words is not None)
+    if ended.state in _CLOSED_THERE - {SocketState.CLOSE_WAIT}:
+        return Outcome.CLOSED_THERE
+    if ended.state in _CLOSED_HERE - {SocketState.FIN_WAIT1}:
+        return Outcome.CLOSED_HERE
+    return None
