@@ -7,6 +7,7 @@ The library uses the API only (extra ``otel``); this program chooses an SDK
 """
 
 import contextlib
+import signal
 import sys
 
 import anyio
@@ -31,6 +32,11 @@ async def main(backend: Backend | None = None) -> None:
             await anyio.to_thread.run_sync(provider.shutdown)
 
 
+async def until_stopped(backend: Backend | None) -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
+    await main(backend)
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(main, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)
+        anyio.run(until_stopped, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -5,6 +5,7 @@ python plain_asyncio.py [RECORDING]
 
 import asyncio
 import contextlib
+import signal
 import sys
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, Monitor, Subscription, backends
@@ -37,6 +38,11 @@ async def main(backend: Backend | None = None, every: float = 2.0) -> None:
         await asyncio.gather(print_events(events), print_processes(tables))
 
 
+async def until_stopped(backend: Backend | None) -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
+    await main(backend)
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None))
+        asyncio.run(until_stopped(backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None))

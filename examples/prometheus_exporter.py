@@ -6,6 +6,7 @@ Needs the extra ``prometheus``.
 """
 
 import contextlib
+import signal
 import sys
 
 import anyio
@@ -32,6 +33,11 @@ async def main(backend: Backend | None = None, port: int = 9107) -> None:
         thread.join()
 
 
+async def until_stopped(backend: Backend | None) -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
+    await main(backend)
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(main, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)
+        anyio.run(until_stopped, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -4,6 +4,7 @@ python quota_alert.py [BYTES]
 """
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable
 
@@ -28,6 +29,11 @@ async def main(
             told &= {row.key for row in table.rows()}  # forget what the table forgot
 
 
+async def until_stopped(quota: int) -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
+    await main(quota)
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000_000)
+        anyio.run(until_stopped, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000_000)

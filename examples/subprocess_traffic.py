@@ -6,13 +6,24 @@ Counts the process that was started, not the children that it starts. Linux tell
 of a connection while it is open: one that is shorter than the polling interval has none.
 """
 
+import contextlib
+import signal
 import sys
 
 import anyio
+from anyio.abc import Process
 
 from nstat_async import Monitor, Subscription
 from nstat_async.aggregate import ProcessTable, Row, sum_rows
 from nstat_async.backends import Backend
+
+
+async def pass_on_signals(process: Process) -> None:
+    """Ctrl-C and SIGTERM are for the command; when it ended, its traffic is still told."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
 
 
 async def traffic_of(command: list[str], backend: Backend | None = None, interval: float = 0.1) -> tuple[int, Row]:
@@ -28,6 +39,7 @@ async def traffic_of(command: list[str], backend: Backend | None = None, interva
             tasks.start_soon(count, subscription)
             await monitor.poll_now()  # what is there already is not the command's
             async with await anyio.open_process(command, stdin=None, stdout=None, stderr=None) as process:
+                tasks.start_soon(pass_on_signals, process)
                 status = await process.wait()
             await monitor.poll_now()  # its last words
             await monitor.poll_now()

@@ -3,7 +3,7 @@
 python with_trio.py [RECORDING]
 """
 
-import contextlib
+import signal
 import sys
 
 import trio
@@ -31,6 +31,18 @@ async def main(backend: Backend | None = None, every: float = 2.0) -> None:
                 print(f"{row.name or row.kind.value:20} {row.rx_bytes:>12,} in {row.tx_bytes:>12,} out")
 
 
+async def until_stopped(backend: Backend | None) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def work() -> None:
+            await main(backend)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(work)
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+
+
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        trio.run(main, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)
+    trio.run(until_stopped, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -23,7 +23,7 @@ from nstat_async.filters import Filter
 from nstat_async.json import JsonFormatter, to_dict
 
 from ._log import EVENTS_AT_ONCE, EventLog, Reader, message
-from ._series import SeriesKeeper
+from ._series import keepers
 from ._views import View, Views
 
 __all__ = ["Hub"]
@@ -70,7 +70,7 @@ class Hub:
     def _begin(self) -> None:
         """Empty tables: a server may be started again, and totals begin anew, as the monitor's flow ids do."""
         self.views = Views(ProcessTable(**self._table_options), self._table_options)
-        self.keeper = SeriesKeeper()
+        self.keepers = keepers(("unit", "container", "pod"))
         self.run = secrets.token_hex(8)
         """Which start of the server this is: flows and rows of another one are others."""
         self.log = EventLog(_KEPT * self.max_pending)
@@ -110,7 +110,8 @@ class Hub:
                 for at in range(0, len(events), EVENTS_AT_ONCE):
                     part = events[at : at + EVENTS_AT_ONCE]
                     self.views.feed(part, None if recorded else now, now)
-                    self.keeper.feed_many(part)
+                    for keeper in self.keepers.values():
+                        keeper.feed_many(part)
                     self.log.feed(part)
                     await anyio.lowlevel.checkpoint()
             self.state = "ended"

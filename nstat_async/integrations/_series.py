@@ -1,6 +1,6 @@
-"""Counters per process name for metric systems: bounded in number, never falling.
+"""Counters per process name (unit, container, pod) for metric systems: bounded in number, never falling.
 
-A metric system keeps every label value for ever, so the label is the process'
+A metric system keeps every label value for ever, so the label is a process'
 *name*, never a pid or an address, and only so many names get a series of their
 own; the rest is one series. Both rules meet in a third: a counter may not fall, or
 the system takes it for a restart. So what was once counted in "other" stays there:
@@ -12,7 +12,8 @@ without a label are exact.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -21,7 +22,10 @@ from nstat_async._events import AnyEvent
 from nstat_async._monitor import Monitor
 from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
-__all__ = ["KeeperFeed", "Observation", "Series", "SeriesKeeper"]
+__all__ = ["LABELS", "KeeperFeed", "Observation", "Series", "SeriesKeeper", "keepers"]
+
+LABELS = {"process": "process name", "unit": "unit", "container": "container", "pod": "pod"}
+"""Labels that series may have, with the groupings behind them."""
 
 OTHER, UNKNOWN, LOST = "(other)", "(unknown)", "(lost)"
 _RESERVED = {RowKind.OTHER: OTHER, RowKind.UNKNOWN: UNKNOWN, RowKind.LOST: LOST}
@@ -55,6 +59,11 @@ class Series:
     """Bytes since the last review."""
     debt: dict[str, int] = attrs.field(factory=dict, repr=False)
 
+    @property
+    def is_reserved(self) -> bool:
+        """True for what stands for no name."""
+        return self.label in _RESERVED.values()
+
     def add(self, row: Row) -> None:
         """Add a difference. One below zero (an owner became known late) is set off against later ones."""
         for name in ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "flows"):
@@ -86,6 +95,7 @@ class SeriesKeeper:
     `feed_many` and `observe` may be called from different threads.
 
     Args:
+        label: What the series stand for: one of `LABELS`.
         limit: Names with a series of their own. Free places go to the first who come; each
             `review` seconds names with at least twice the recent traffic replace those with the least.
         review: Seconds between reviews, on the events' clock.
@@ -95,14 +105,18 @@ class SeriesKeeper:
         UsageError: An argument is out of range.
     """
 
-    def __init__(self, *, limit: int = 50, review: float = 300.0, include_history: bool = False) -> None:
+    def __init__(
+        self, *, label: str = "process", limit: int = 50, review: float = 300.0, include_history: bool = False
+    ) -> None:
+        if label not in LABELS:
+            raise UsageError(f"by: {label!r} is none of {', '.join(LABELS)}")
         if limit < 0:
             raise UsageError(f"limit: {limit!r} is negative")
         if not review > 0:
             raise UsageError(f"review: {review!r} is not a positive number of seconds")
         self._limit = limit
         self._review = review
-        self._table = TrafficTable(GroupBy.process_name(), include_history=include_history, max_finished=1000)
+        self._table = TrafficTable(GroupBy.named(LABELS[label]), include_history=include_history, max_finished=1000)
         self._lock = threading.Lock()
         self._before = self._table.snapshot()
         self._series: dict[str, Series] = {}
@@ -162,7 +176,7 @@ class SeriesKeeper:
     def _replace(self) -> None:
         """Give the places of the quietest names to much busier ones."""
         own = sorted(
-            (each for each in self._series.values() if each.label not in _RESERVED.values()),
+            (each for each in self._series.values() if not each.is_reserved),
             key=lambda each: each.recent,
         )
         busiest = sorted(self._candidates.items(), key=lambda item: item[1], reverse=True)
@@ -176,20 +190,31 @@ class SeriesKeeper:
         self._candidates.clear()
 
 
+def keepers(by: Sequence[str], **options: Any) -> dict[str, SeriesKeeper]:
+    """A keeper for each label.
+
+    Raises:
+        UsageError: A label is none, or an option of `SeriesKeeper` is out of range.
+    """
+    return {label: SeriesKeeper(label=label, **options) for label in dict.fromkeys(("process", *by))}
+
+
 class KeeperFeed:
     """Feeds a keeper from a monitor: what the exporters share.
 
     Args:
-        keeper: The counters.
+        keepers: The counters, by label.
     """
 
-    def __init__(self, keeper: SeriesKeeper) -> None:
-        self._keeper = keeper
+    def __init__(self, keepers: Mapping[str, SeriesKeeper]) -> None:
+        self._keepers = keepers
         self._feeds = 0
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
         """Take in events, in order."""
-        self._keeper.feed_many(events)
+        listed = list(events)
+        for keeper in self._keepers.values():
+            keeper.feed_many(listed)
 
     async def run(self, monitor: Monitor) -> None:
         """Feed from a monitor, beside its other consumers, until it ends."""

@@ -1,15 +1,15 @@
 """OpenTelemetry metrics: traffic per process name, through the API only.
 
-Instruments (asynchronous, read when the SDK exports), after the semantic conventions
-for processes where these have a name:
+Instruments (asynchronous, read when the SDK exports): one has a name in the semantic conventions, the others are
+under ``nstat.``.
 
-==============================  ==================  ============  ====================================
-``process.network.io``          observable counter  ``By``        attribute ``network.io.direction``
-``process.network.packets``     observable counter  ``{packet}``  attribute ``network.io.direction``
-``process.network.flows``       observable counter  ``{flow}``    flows seen
-``process.network.open_flows``  observable up-down  ``{flow}``    flows open now
-``nstat.losses``                observable counter  ``{report}``  attribute ``cause``
-==============================  ==================  ============  ====================================
+============================  ==================  ============  ====================================
+``process.network.io``        observable counter  ``By``        attribute ``network.io.direction``
+``nstat.process.packets``     observable counter  ``{packet}``  attribute ``network.io.direction``
+``nstat.process.flows``       observable counter  ``{flow}``    flows seen
+``nstat.process.open_flows``  observable up-down  ``{flow}``    flows open now
+``nstat.losses``              observable counter  ``{report}``  attribute ``nstat.loss.cause``
+============================  ==================  ============  ====================================
 
 Those of processes have the attribute ``process.executable.name``. Its values are bounded in
 number; ``(other)``, ``(unknown)`` and ``(lost)`` are as in `nstat_async.integrations.prometheus`.
@@ -25,12 +25,13 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 
 from collections.abc import Iterator
 
-from ._series import KeeperFeed, Series, SeriesKeeper
+from ._series import KeeperFeed, Series, keepers
 
 __all__ = ["TrafficMetrics"]
 
 _NAME = "process.executable.name"
 _DIRECTION = "network.io.direction"
+_CAUSE = "nstat.loss.cause"
 
 
 class TrafficMetrics(KeeperFeed):
@@ -56,19 +57,17 @@ class TrafficMetrics(KeeperFeed):
         review: float = 300.0,
         include_history: bool = False,
     ) -> None:
-        super().__init__(SeriesKeeper(limit=limit, review=review, include_history=include_history))
+        super().__init__(keepers((), limit=limit, review=review, include_history=include_history))
         meter = meter or get_meter("nstat_async")
         counter, up_down = meter.create_observable_counter, meter.create_observable_up_down_counter
         counter("process.network.io", [self._bytes], unit="By", description="Payload bytes by process name")
-        counter("process.network.packets", [self._packets], unit="{packet}", description="Packets by process name")
-        counter("process.network.flows", [self._flows], unit="{flow}", description="Flows seen, by process name")
-        up_down(
-            "process.network.open_flows", [self._open], unit="{flow}", description="Flows open now, by process name"
-        )
+        counter("nstat.process.packets", [self._packets], unit="{packet}", description="Packets by process name")
+        counter("nstat.process.flows", [self._flows], unit="{flow}", description="Flows seen, by process name")
+        up_down("nstat.process.open_flows", [self._open], unit="{flow}", description="Flows open now, by process name")
         counter("nstat.losses", [self._losses], unit="{report}", description="Reports of loss in the stream")
 
     def _series(self) -> tuple[Series, ...]:
-        return self._keeper.observe().series
+        return self._keepers["process"].observe().series
 
     def _bytes(self, _options: CallbackOptions) -> Iterator[Observation]:
         for each in self._series():
@@ -85,7 +84,9 @@ class TrafficMetrics(KeeperFeed):
         return (Observation(each.open_flows, {_NAME: each.label}) for each in self._series())
 
     def _losses(self, _options: CallbackOptions) -> Iterator[Observation]:
-        return (Observation(loss.events, {"cause": loss.cause.value}) for loss in self._keeper.observe().losses)
+        return (
+            Observation(loss.events, {_CAUSE: loss.cause.value}) for loss in self._keepers["process"].observe().losses
+        )
 
 
 def _both_ways(series: Series, received: int, sent: int) -> Iterator[Observation]:

@@ -9,11 +9,13 @@ Metrics (all with the prefix ``nstat_``):
 ``process_transmit_packets_total``    counter   packets sent
 ``process_flows_total``               counter   flows seen
 ``process_open_flows``                gauge     flows open now
+``unit_…``, ``container_…``, ``pod_…``          the same with labels of these names, where asked for (`by`)
 ``receive_bytes_total`` etc.          counter   the same for the whole machine, exact
 ``losses_total``                      counter   reports of loss, label ``cause``
 ``polls_total``                       counter   polls, label ``result``: ``complete`` or ``incomplete``
 ``last_event_timestamp_seconds``      gauge     when the last event was observed
 ``up``                                gauge     1 while `TrafficCollector.run` is fed
+``build_info``                        gauge     1, labels ``version`` and ``python_version``
 ====================================  ========  ==============================================
 
 Labels ``(other)``, ``(unknown)`` and ``(lost)`` are no names: they have what got no series of its
@@ -29,10 +31,13 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.prometheus needs prometheus-client: pip install nstat-async[prometheus]"
     raise ImportError(msg) from error
 
-from collections.abc import Callable, Iterable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ._series import KeeperFeed, SeriesKeeper
+from nstat_async import __version__
+
+from ._series import LABELS, KeeperFeed, Series, SeriesKeeper, keepers
 
 __all__ = ["TrafficCollector"]
 
@@ -52,10 +57,11 @@ class TrafficCollector(KeeperFeed, Collector):
     Feed it with `run` in a task, or with `feed_many`. It may be scraped from another thread.
 
     Args:
+        by: Further labels with series of their own: ``"unit"`` (systemd), ``"container"``, ``"pod"`` (Linux).
         limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
-        keeper: Counters that are fed elsewhere, instead of new ones.
+        fed: Counters that are fed elsewhere, by label, instead of new ones.
         is_running: Says whether these are fed.
 
     Raises:
@@ -65,13 +71,14 @@ class TrafficCollector(KeeperFeed, Collector):
     def __init__(
         self,
         *,
+        by: Sequence[str] = (),
         limit: int = 50,
         review: float = 300.0,
         include_history: bool = False,
-        keeper: SeriesKeeper | None = None,
+        fed: Mapping[str, SeriesKeeper] | None = None,
         is_running: Callable[[], bool] | None = None,
     ) -> None:
-        super().__init__(keeper or SeriesKeeper(limit=limit, review=review, include_history=include_history))
+        super().__init__(fed or keepers(by, limit=limit, review=review, include_history=include_history))
         self._is_running = is_running or (lambda: self._feeds > 0)
 
     def describe(self) -> Iterable[Metric]:
@@ -80,13 +87,13 @@ class TrafficCollector(KeeperFeed, Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of now; called by the registry, in any thread."""
-        seen = self._keeper.observe()
+        for label, keeper in self._keepers.items():
+            series = keeper.observe().series
+            # A system without units has no series of them, rather than one that is all unknown.
+            if label == "process" or any(not each.is_reserved for each in series):
+                yield from _families(label, series)
+        seen = self._keepers["process"].observe()
         for name, field, text, kind in _METRICS:
-            family = kind(f"nstat_process_{name}", f"{text}, by process name", labels=["process"])
-            for each in seen.series:
-                if each.is_counted or field in {"flows", "open_flows"}:
-                    family.add_metric([each.label], getattr(each, field))
-            yield family
             yield kind(f"nstat_{name}", f"{text}, all together", getattr(seen.total, field))
         losses = CounterMetricFamily("nstat_losses", "Reports of loss in the stream", labels=["cause"])
         for loss in seen.losses:
@@ -99,3 +106,16 @@ class TrafficCollector(KeeperFeed, Collector):
         if seen.time is not None:
             yield GaugeMetricFamily("nstat_last_event_timestamp_seconds", "Time of the last event", seen.time)
         yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._is_running()))
+        info = {"version": __version__, "python_version": platform.python_version()}
+        build = GaugeMetricFamily("nstat_build_info", "The library that counted", labels=list(info))
+        build.add_metric(list(info.values()), 1.0)
+        yield build
+
+
+def _families(label: str, series: Sequence[Series]) -> Iterator[Metric]:
+    for name, field, text, kind in _METRICS:
+        family = kind(f"nstat_{label}_{name}", f"{text}, by {LABELS[label]}", labels=[label])
+        for each in series:
+            if each.is_counted or field in {"flows", "open_flows"}:
+                family.add_metric([each.label], getattr(each, field))
+        yield family

@@ -202,3 +202,36 @@ def test_examples_are_short():
         "prometheus_exporter", "otel_metrics", "sse_server", "quota_alert", "subprocess_traffic", "plain_asyncio", "with_trio",
     ):  # fmt: skip
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    "name", ["plain_asyncio", "with_trio", "prometheus_exporter", "otel_metrics", "quota_alert", "sse_server"]
+)
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_example_ends_well_when_it_is_told_to(name):
+    """Status 0, no traceback, and what it owes is written: SIGTERM is how services are stopped."""
+    program = (
+        "import runpy, sys\n"
+        "from nstat_async import Monitor, backends\n"
+        "from nstat_async.testing import EmulatedKernel\n"
+        "kernel = EmulatedKernel()\n"
+        "kernel.open_tcp(pid=42, name='curl', remote=('2001:db8::1', 443)).transfer(rx=1500)\n"
+        "backends.auto = lambda *_, **__: kernel.backend()\n"
+        "import anyio, threading, time\n"
+        "def say():\n"
+        "    while not kernel.clients: time.sleep(0.01)\n"
+        "    print('WATCHING', flush=True)\n"
+        "threading.Thread(target=say, daemon=True).start()\n"
+        f"sys.argv = [{str(EXAMPLES / (name + '.py'))!r}, *{['--port', '0'] if name == 'sse_server' else []}]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as child:
+        lines = iter(child.stdout.readline, "")
+        assert any("WATCHING" in line for line in lines)
+        child.send_signal(signal.SIGTERM)
+        output, errors = child.communicate(timeout=120)
+    assert (child.returncode, errors) == (0, "")
+    if name == "otel_metrics":
+        assert "process.network.io" in output

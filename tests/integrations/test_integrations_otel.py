@@ -44,9 +44,9 @@ def test_traffic_is_exported_by_name_and_direction(exported):
     assert seen["process.network.io", "curl", "receive"] == 300
     assert seen["process.network.io", "curl", "transmit"] == 50
     assert seen["process.network.io", "(other)", "receive"] == 7
-    assert seen["process.network.packets", "curl", "receive"] == 3
-    assert seen["process.network.flows", "(lost)"] == 4
-    assert seen["process.network.open_flows", "curl"] == 1
+    assert seen["nstat.process.packets", "curl", "receive"] == 3
+    assert seen["nstat.process.flows", "(lost)"] == 4
+    assert seen["nstat.process.open_flows", "curl"] == 1
     assert seen["nstat.losses", "overflow"] == 1
 
 
@@ -55,7 +55,7 @@ def test_bytes_that_the_platform_does_not_tell_are_not_exported(exported):
     TrafficMetrics(meter).feed_many([added(flow("a"), 1, Counts())])
     seen = read()
     assert ("process.network.io", "curl", "receive") not in seen
-    assert seen["process.network.flows", "curl"] == 1
+    assert seen["nstat.process.flows", "curl"] == 1
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -72,3 +72,26 @@ def test_metrics_follow_a_monitor(exported, backend):
             monitor.end()
 
     anyio.run(main, backend=backend)
+
+
+def test_only_names_of_the_conventions_are_outside_of_the_librarys_own_namespace(exported):
+    from opentelemetry.semconv._incubating.attributes import network_attributes, process_attributes
+    from opentelemetry.semconv._incubating.metrics import process_metrics
+
+    known = {value for module in (process_metrics, network_attributes, process_attributes)
+             for value in vars(module).values() if isinstance(value, str)}  # fmt: skip
+    _meter, _ = exported
+    made = []
+
+    class Spy:
+        def create_observable_counter(self, name, *_arguments, **_options):
+            made.append(name)
+
+        create_observable_up_down_counter = create_observable_counter
+
+    TrafficMetrics(Spy())
+    assert "process.network.io" in made
+    from nstat_async.integrations import otel
+
+    for name in (*made, otel._NAME, otel._DIRECTION, otel._CAUSE):
+        assert name in known or name.startswith("nstat."), name

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import time
+
 import anyio
+import httpx
 import pytest
 from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, until, updated
+from test_integrations_serving import serving
 
+from nstat_async import __version__
+from nstat_async._errors import UsageError
 from nstat_async._model import Counts, Process
 
 prometheus_client = pytest.importorskip("prometheus_client")
@@ -74,3 +86,114 @@ def test_a_collector_follows_a_monitor(backend):
         assert scrape(collector)["nstat_up",] == 0
 
     anyio.run(main, backend=backend)
+
+
+def with_unit(name, unit):
+    return flow(name, Process(5, name), cgroup=f"/system.slice/{unit}")
+
+
+def test_units_and_containers_are_bounded_labels_where_asked_for():
+    collector = TrafficCollector(by=["unit", "container"], limit=1)
+    collector.feed_many([added(flow("a"), 1, counts(5))])
+    assert not any("unit" in key[0] or "container" in key[0] for key in scrape(collector)), "no units, no series"
+    collector.feed_many(
+        [added(with_unit("b", "nginx.service"), 2, counts(10)), added(with_unit("c", "sshd.service"), 2, counts(1))]
+    )
+    seen = scrape(collector)
+    assert seen["nstat_unit_receive_bytes_total", "nginx.service"] == 10
+    assert seen["nstat_unit_receive_bytes_total", "(other)"] == 1
+    assert seen["nstat_unit_receive_bytes_total", "(unknown)"] == 5
+    assert not any("nstat_container" in key[0] for key in seen)
+    with pytest.raises(UsageError, match="by: 'colour' is none of process, unit, container, pod"):
+        TrafficCollector(by=["colour"])
+
+
+def test_it_says_which_version_counted():
+    (labels,) = [key[1:] for key in scrape(TrafficCollector()) if key[0] == "nstat_build_info"]
+    assert __version__ in labels
+
+
+# --- with Prometheus' own tools -----------------------------------------------------------------
+
+DIRECTORY = pathlib.Path(__file__).parents[2] / "examples" / "prometheus"
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+
+
+def exported():
+    """What a collector with a bit of everything exports."""
+    collector = TrafficCollector(by=["unit", "container", "pod"])
+    collector.feed_many([added(with_unit("b", "nginx.service"), 1, counts(10)), polled(2), lost(3, 4, counts(5))])
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(collector)
+    return prometheus_client.generate_latest(registry)
+
+
+@needs_promtool
+def test_promtool_has_nothing_to_say_about_the_metrics():
+    done = subprocess.run(["promtool", "check", "metrics"], input=exported(), capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "command", ["check rules alerts.yml", "check config prometheus.yml", "test rules alerts_test.yml"]
+)
+def test_promtool_accepts_the_rules_and_they_do_what_they_say(command):
+    done = subprocess.run(["promtool", *command.split()], cwd=DIRECTORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout + done.stderr
+
+
+def test_dashboard_and_rules_ask_for_metrics_that_exist():
+    families = set(re.findall(rb"^# TYPE (\S+)", exported(), re.MULTILINE))
+    families |= {name.replace(b"unit", b"container") for name in families}
+    dashboard = json.loads((DIRECTORY / "grafana-dashboard.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += re.findall(r"expr: (.*)", (DIRECTORY / "alerts.yml").read_text())
+    names = {name for expression in asked for name in re.findall(r"nstat_\w+", expression)}
+    assert names
+    assert {name.encode() for name in names} <= families
+
+
+@needs_prometheus
+def test_a_real_prometheus_scrapes_the_server(tmp_path):
+    """Its configuration is the one that is shown; it finds the series, and its rules see them."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    async def main():
+        monitor = FakeMonitor()
+        async with serving(monitor) as (url,):
+            monitor.deliver(added(with_unit("nginx", "nginx.service"), time.time(), counts(1234)), polled(time.time()))
+            target = url.removeprefix("http://").strip("/")
+            text = (DIRECTORY / "prometheus.yml").read_text().replace("127.0.0.1:8765", target).replace("15s", "1s")
+            (tmp_path / "prometheus.yml").write_text(text)
+            shutil.copy(DIRECTORY / "alerts.yml", tmp_path)
+            command = [
+                "prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+            ]  # fmt: skip
+            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as prometheus:
+                try:
+                    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                        with anyio.fail_after(120):
+                            query = {"query": 'nstat_unit_receive_bytes_total{unit="nginx.service"}'}
+                            while not (found := await result_of(client, query)):
+                                await anyio.sleep(0.1)
+                        assert found[0]["value"][1] == "1234"
+                        assert found[0]["metric"]["job"] == "nstat"
+                        assert (await result_of(client, {"query": "nstat_build_info"}))[0]["metric"][
+                            "version"
+                        ] == __version__
+                finally:
+                    prometheus.terminate()
+
+    anyio.run(main)
+
+
+async def result_of(client, query):
+    try:
+        return (await client.get("/api/v1/query", params=query)).json()["data"]["result"]
+    except (httpx.HTTPError, ValueError, KeyError):  # it is starting
+        return []
