@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +26,7 @@ from ._model import Capabilities, Counts, Flow, Provider
 from ._options import Discovery, Ebpf, MonitorOptions, Overflow
 from ._subscription import Distributor, Subscription
 from .backends._registry import checked
+from .backends._sock_diag import Namespace
 from .filters import FilterLike, FlowGate, as_filter
 from .recording import Recording, Target
 
@@ -66,6 +67,7 @@ class Monitor:
     Args:
         backend: Where events come from: a value of `nstat_async.backends`, or a name as the command
             line takes it (``"sock_diag"``, ``"emulated"``, ``"replay:FILE"``); `None`: this machine's kernel.
+        netns: Linux: network namespaces to watch, as `SockDiag.netns`, e.g. ``"all"``; with a backend by name only.
         providers: Kinds of flows to watch.
         interval: Seconds between polls; `None`: only what the kernel volunteers.
         discovery: How a Darwin kernel's new flows are found: ``poll`` or ``announce``.
@@ -90,6 +92,7 @@ class Monitor:
         self,
         *,
         backend: Backend | str | None = None,
+        netns: Namespace | Sequence[Namespace] = None,
         providers: Iterable[Provider | str] | Provider | str | None = None,
         interval: float | None = 1.0,
         discovery: Discovery | str = Discovery.POLL,
@@ -121,7 +124,8 @@ class Monitor:
             **chosen,
         )
         # `None`: this machine's, which is looked for when the monitor starts.
-        self._backend = None if backend is None or backend == "auto" else checked(backend)
+        this = netns is None and (backend is None or backend == "auto")
+        self._backend = None if this else checked(backend, netns)
         self._feed: Feed | None = None
         self._task: BackgroundTask | None = None
         self._distributor = Distributor()

@@ -141,8 +141,12 @@ def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[N
     return row.make(Given(rest=rest, kernel=kernel, netns=namespaces))
 
 
-def checked(backend: Any) -> Backend:
+def checked(backend: Any, netns: Namespace | Sequence[Namespace] = None) -> Backend:
     """What `Monitor` was given as a backend, as a value; a UsageError if it is neither one nor the name of one."""
+    if netns is not None and (backend is None or isinstance(backend, str)):
+        return named(backend or "auto", netns=netns)
+    if netns is not None:
+        raise UsageError("netns: a backend that is a value has its own, e.g. SockDiag(netns='all')")
     if backend is None:
         return auto()
     if isinstance(backend, str):

@@ -8,6 +8,9 @@ from typing import Any
 from ._output import Output
 from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest
 
+REMEMBERED = 1024
+"""Namespaces of which it is known that they are not watched."""
+
 
 class NamespaceSource:
     """Looks for namespaces at each poll.
@@ -26,7 +29,9 @@ class NamespaceSource:
         self._add = add
         self._drop = drop
         self._asks = asks
-        self._asking = False
+        self._asking = self._again = False
+        self._met: set[int] = set()
+        """Cookies of namespaces that were not watched when a record came."""
         self._released: list[int] = []
         self._last = NamespacesAnswer()
 
@@ -36,6 +41,15 @@ class NamespaceSource:
             self._asking = True
             released, self._released = tuple(self._released), []
             self._output.ask(NamespacesRequest(released), self.take)
+
+    def meet(self, cookie: int) -> None:
+        """A record is of a namespace that is not watched: look at once, if it may be a new one."""
+        if self._asks and cookie not in self._met:
+            if len(self._met) >= REMEMBERED:
+                self._met.clear()
+            self._met.add(cookie)
+            self._again = self._asking
+            self.ask()
 
     def take(self, answer: Any) -> None:
         """Take in what came and went."""
@@ -47,6 +61,9 @@ class NamespaceSource:
             self._add(found)
         for number in answer.gone:
             self.release(number)
+        if self._again:
+            self._again = False
+            self.ask()
 
     def release(self, number: int) -> None:
         """A namespace is not watched any more."""

@@ -116,6 +116,7 @@ class Session:
         self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf, remotes=remotes)
         self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
+        self._sightings.strange = self._spaces.meet
         for namespace in namespaces:
             self._books.append(self._add_namespace(namespace, vital=not all_namespaces or not self._numbered).book)
         searches = (self._owners, self._cgroups)

@@ -139,6 +139,8 @@ class Sightings:
         """Whether the last counts of this datagram socket are on their way."""
         self.gone: Callable[[int], None] = lambda _cookie: None
         """Called with a socket whose end is proven without a record."""
+        self.strange: Callable[[int], None] = lambda _cookie: None
+        """Called with the cookie of a network namespace that is not watched."""
         self.books: dict[int, Book] = {}
         """By the cookie of their network namespace."""
         self._output = output
@@ -168,7 +170,9 @@ class Sightings:
         for each in evidence:
             facts = each.facts
             book = self.books.get(facts.net_cookie)
-            if book is not None and facts.family in _FAMILIES and self._wants(protocol_of(facts)):
+            if book is None:
+                self.strange(facts.net_cookie)
+            elif facts.family in _FAMILIES and self._wants(protocol_of(facts)):
                 self._takers[type(each)](book, each)
 
     def _wants(self, protocol: int) -> bool:

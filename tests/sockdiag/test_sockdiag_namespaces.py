@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -13,11 +14,12 @@ from contextlib import contextmanager
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
 
+from nstat_async import Monitor
 from nstat_async._contract import CloseChannel, LookupFailed, OpenChannel
 from nstat_async._errors import BackendUnavailableError, UsageError
 from nstat_async._events import FlowAdded, FlowRemoved, PollCompleted, RemovalReason
 from nstat_async._options import MonitorOptions
-from nstat_async.backends import SockDiag, named
+from nstat_async.backends import Replay, SockDiag, named
 from nstat_async.sockdiag import (
     ChannelPurpose,
     FoundNamespace,
@@ -149,6 +151,28 @@ def test_records_of_a_namespace_that_came_are_known_by_its_cookie(kernel):
     kernel.wait(1.0)
     kernel.wait(1.0)
     assert 77 not in kernel.session._sightings.books
+
+
+def test_a_record_of_an_unknown_namespace_has_one_look_at_once(kernel):
+    kernel.start()
+    looks = len(kernel.namespace_requests)
+    for _ in range(3):
+        kernel.session._sightings.strange(99)
+        kernel.run()
+    assert len(kernel.namespace_requests) == looks + 1
+    kernel.session._sightings.strange(100)
+    kernel.session._sightings.strange(101)  # while the look is under way
+    kernel.run()
+    assert len(kernel.namespace_requests) == looks + 3
+
+
+def test_a_monitor_takes_namespaces_with_the_name_of_a_backend():
+    assert Monitor(backend="sock_diag", netns="all")._backend == SockDiag("all")
+    assert Monitor(netns=("blue", 7))._backend == SockDiag(("blue", 7))
+    with pytest.raises(UsageError, match="has its own"):
+        Monitor(backend=SockDiag(), netns="all")
+    with pytest.raises(UsageError, match="has no network namespaces"):
+        Monitor(backend="emulated", netns="all")
 
 
 def test_all_stands_alone():
@@ -387,3 +411,37 @@ def test_a_channel_of_a_namespace_that_went_answers_nothing():
             transport.open(ChannelPurpose(999, Role.DUMPS))
     finally:
         transport.close()
+
+
+@pytest.mark.linux
+@privileged
+def test_a_recording_of_all_namespaces_replays_as_the_run(tmp_path):
+    """What came and went, with its labels and ids, is in the recording."""
+    path = tmp_path / "all.nstat"
+
+    async def watch():
+        told = []
+        options = {"interval": 0.05, "ebpf": "off", "pulse": None, "providers": "tcp", "record_to": path}
+        async with Monitor(netns="all", **options) as monitor:
+            await monitor.poll_now()
+            with listening("unshare", "-n") as (_, port):
+                async for event in monitor:
+                    told.append(event)
+                    if isinstance(event, FlowAdded) and event.flow.namespace and event.flow.local.port == port:
+                        break
+            async for each in monitor:
+                told.append(each)
+                if isinstance(each, FlowRemoved) and each.flow.id == event.flow.id:
+                    break
+        return story(told)
+
+    async def again():
+        async with Monitor(backend=Replay(path)) as monitor:
+            return story([event async for event in monitor])
+
+    def story(events):
+        """Updates may have been coalesced for the live reader."""
+        return [(type(e), e.flow) for e in events if isinstance(e, (FlowAdded, FlowRemoved))]
+
+    told = asyncio.run(watch())
+    assert asyncio.run(again())[: len(told)] == told
