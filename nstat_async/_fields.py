@@ -285,6 +285,8 @@ class FieldTable:
 
     records: tuple[Record, ...]
     _by_class: Mapping[type, Record] = attrs.field(init=False, repr=False, eq=False)
+    events: Mapping[str, Record] = attrs.field(init=False, repr=False, eq=False)
+    """Those of events, by the event's name in JSON."""
 
     @_by_class.default
     def _index(self) -> Mapping[type, Record]:
@@ -294,6 +296,10 @@ class FieldTable:
                 for base in record.cls.__mro__[:-1]:
                     found.setdefault(base, record)
         return found
+
+    @events.default
+    def _index_events(self) -> Mapping[str, Record]:
+        return {record.event: record for record in self.records if record.event is not None}
 
     def of(self, cls: type) -> Record:
         """The record of a class, or of the nearest class that it is made of.

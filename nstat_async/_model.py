@@ -587,15 +587,18 @@ class Counts:
         raise attrs.exceptions.FrozenInstanceError
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_counts, (self._translated(), self.media))
+        return (counts_of, (self._translated(), self.media))
 
     def __repr__(self) -> str:
         shown = " ".join(f"{name}={value}" for name, value in self.items() if value)
         return f"<Counts {shown or 'zero'}>"
 
 
-def _rebuild_counts(values: tuple[int | None, ...], media: tuple[tuple[str, MediumCounts], ...] = ()) -> Counts:
-    return Counts(media=media, **dict(zip(COUNTS_FIELDS, values, strict=True)))
+def counts_of(values: tuple[int | None, ...], media: tuple[tuple[str, MediumCounts], ...] = ()) -> Counts:
+    """Counts of values in the order of `COUNTS_FIELDS`, for whoever makes many."""
+    counts = object.__new__(Counts)
+    object.__setattr__(counts, "_values", (*values, media) if media else values)
+    return counts
 
 
 def _difference(new: int | None, old: int | None) -> int | None:

@@ -24,7 +24,7 @@ from ._errors import ProtocolError
 from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
 from ._fields import NUMBER, TABLE, Field, FieldTable, Record, number_text
-from ._model import COUNTS_FIELDS, Counts, Delta, Flow, packets_grown
+from ._model import COUNTS_FIELDS, Counts, Delta, Flow, counts_of, packets_grown
 from ._public import only
 from ._rows import Row, RowKind
 
@@ -108,18 +108,20 @@ def loads(line: str | bytes, *, table: FieldTable = TABLE) -> AnyEvent | Row:
     Raises:
         ProtocolError: The line is no JSON, or nothing that this version knows.
     """
-    return _loaded(line, table, None)
+    return _loaded(line, lambda data: _event(data, table, None))
 
 
 _FlowOf = Callable[[Any], Flow]
+_decode = json.JSONDecoder(parse_constant=_no_constant).decode
 
 
-def _loaded(line: str | bytes, table: FieldTable, flow_of: _FlowOf | None) -> AnyEvent | Row:
+def _loaded(line: str | bytes, event_of: Callable[[dict[str, Any]], Any]) -> AnyEvent | Row:
     try:
-        data = json.loads(line, parse_constant=_no_constant)
+        text = line if isinstance(line, str) else line.decode(json.detect_encoding(line), "surrogatepass")
+        data = _decode(text)
         if not isinstance(data, dict):
             raise TypeError("it is no object")  # noqa: TRY301  # one place says what is wrong
-        event: AnyEvent | Row = _event(data, table, flow_of)
+        event: AnyEvent | Row = event_of(data)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
         raise ProtocolError(f"no event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
@@ -134,15 +136,17 @@ def _event(data: Mapping[str, Any], table: FieldTable, flow_of: _FlowOf | None) 
         return _value(table.of(Row), data, table)
     if name == "flow":
         return _value(table.of(FlowAdded), {**data, "preexisting": True}, table, flow_of)
-    for record in table.records:
-        if record.event == name:
-            return _value(record, data, table, flow_of)
-    raise ValueError(f"event {name!r} is unknown")
+    record = table.events.get(name) if isinstance(name, str) else None
+    if record is None:
+        raise ValueError(f"event {name!r} is unknown")
+    return _value(record, data, table, flow_of)
 
 
 def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None = None) -> Any:
     if not isinstance(data, dict):
         raise TypeError(f"{data!r} is no {record.cls.__name__}")
+    if record.cls is Counts and table is TABLE:
+        return _counts(record, data)
     found: dict[str, Any] = {}
     for field in record.fields:
         if field.derived or field.key not in data:
@@ -162,6 +166,17 @@ def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None
     if complete is not None:
         complete(found, data)
     return record.cls(**found)
+
+
+def _counts(record: Record, data: Mapping[str, Any]) -> Counts:
+    """Most of a line is counts, and most of them are plain numbers."""
+    values = tuple(map(data.get, COUNTS_FIELDS))
+    media = data.get("media")
+    if media is None and {int, type(None)}.issuperset(map(type, values)):
+        return counts_of(values)
+    read = {field.name: field.kind.read for field in record.fields}
+    found = {name: read[name](data[name]) for name in read if data.get(name) is not None}
+    return Counts(**found)
 
 
 def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
@@ -210,6 +225,8 @@ class JsonReader:
 
     change: Callable[[Flow], Flow] | None = None
     """What is made of each new value of a flow; `None`: it stays as it is."""
+    deltas: bool = True
+    """False: `FlowUpdated.previous` is `None` where the line has only the delta, for readers who know better."""
     table: FieldTable = attrs.field(default=TABLE, repr=False)
     """The table of fields."""
     _flows: dict[str, tuple[Any, Flow]] = attrs.field(factory=dict, init=False, repr=False)
@@ -222,10 +239,15 @@ class JsonReader:
         Raises:
             ProtocolError: See `loads`.
         """
-        event = _loaded(line, self.table, self._flow)
+        event = _loaded(line, self._event)
         if isinstance(event, FlowRemoved):
             self._flows.pop(self._last, None)
         return event
+
+    def _event(self, data: dict[str, Any]) -> Any:
+        if not self.deltas and data.get("event") == "flow_updated":
+            data.setdefault("previous", None)
+        return _event(data, self.table, self._flow)
 
     def _flow(self, data: Any) -> Flow:
         identity = data.get("id") if isinstance(data, dict) else None

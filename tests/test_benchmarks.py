@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fleet_living
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -158,6 +159,32 @@ def test_the_accuracy_run_finds_every_tcp_flow_with_its_bytes():
             # Not "exact": whether a FIN's one byte is counted at the end is what the run is there to show.
             assert (ours["seen"], ours["1 %"]) == (100, 100), row["scenario"]
     assert result["costs"]["library"]["memory_mib"] > 1
+
+
+@LINUX
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(fleet_living.BINARY is None, reason="nats-server is not installed")
+def test_a_storm_over_several_machines_has_the_truth_to_the_byte_or_says_what_is_lost():
+    """The server and a machine are killed meanwhile."""
+    (row,) = tables("fleet", "--storm", "--faults")["a storm: the reader, an event"].values()
+    counted = row["counted"]
+    assert (counted["unsaid"], counted["twice"], counted["losses"]) == ([], 0, ["host0 resync"])
+    assert counted["sums"][0] > 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(fleet_living.BINARY is None, reason="nats-server is not installed")
+def test_what_a_fleet_costs_is_of_events_that_arrived():
+    found = tables("fleet")
+    check({title: rows for title, rows in found.items() if title.startswith("one event")})
+    published, read = found["one event published"], found["one event read"]
+    assert published["published"]["counted"][0] + 4 == published["published"]["units"]  # of polls the newest alone
+    assert read["received"]["counted"] + 5 == read["received"]["units"]  # all but the polls
+    (machine,) = (rows for title, rows in found.items() if title.startswith("a machine"))
+    assert machine["and published"]["counted"][1] > 0
+    assert all(
+        row["counted"] for title, rows in found.items() if title.startswith("the reader") for row in rows.values()
+    )
 
 
 # --- what they have in common --------------------------------------------------------------

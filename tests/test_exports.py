@@ -19,6 +19,7 @@ PUBLIC = [
     "nstat_async.aggregate",
     "nstat_async.backends",
     "nstat_async.filters",
+    "nstat_async.fleet",
     "nstat_async.json",
     "nstat_async.ntstat",
     "nstat_async.recording",
@@ -129,7 +130,9 @@ def test_the_package_is_typed_and_has_a_version():
 HINTED = [
     *PUBLIC,
     "nstat_async.recording.steps",
+    "nstat_async.integrations.nats",
     "nstat_async.integrations.otel",
+    "nstat_async.integrations.otel_logs",
     "nstat_async.integrations.prometheus",
     "nstat_async.integrations.server",
 ]

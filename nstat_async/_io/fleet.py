@@ -16,7 +16,7 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from .._model import Capabilities, Counts, Flow
 from ..fleet import STATE, Delivery, Incoming, subject_of
 from .background import set_event
-from .nats import Connection, LostError, NatsAccess, StreamSettings, connect, pulled, stream_of, trouble
+from .nats import Connection, LostError, NatsAccess, StreamSettings, connect, pulled, stream_of, trouble, unavailable
 
 __all__ = ["FleetFeed"]
 
@@ -121,6 +121,7 @@ class FleetFeed:
 
     async def _follow(self, sink: Sink) -> None:
         """Read on where it was, over one connection after the other."""
+        give_up = time.monotonic() + _JOIN_SECONDS
         while not self._over:
             try:
                 connection = await connect(self._servers, self._access, name="nstat-async fleet")
@@ -133,13 +134,12 @@ class FleetFeed:
                     await self._read(connection, sink)
                 except trouble() as error:
                     self._core.connection = f"the stream cannot be read: {error or type(error).__name__}"
-                    if self._position is None:
-                        raise BackendUnavailableError(
-                            "fleet", UnavailableReason.MISSING, self._core.connection
-                        ) from error
+                    problem = unavailable(self._servers, self._core.connection)
+                    refused = problem.reason is UnavailableReason.PERMISSION
+                    if self._position is None and (refused or time.monotonic() > give_up):
+                        raise problem from error
                 finally:
-                    with anyio.CancelScope(shield=True):
-                        await connection.close()
+                    await connection.close()
             self._core.caught_up = False
             if not self._over:
                 self._reconnections += 1
@@ -147,8 +147,9 @@ class FleetFeed:
 
     async def _read(self, connection: Connection, sink: Sink) -> None:
         stream = self._settings.name
-        info = await stream_of(connection, self._settings)
-        start = await self._place(connection, info)
+        with connection.needed():
+            info = await stream_of(connection, self._settings)
+            start = await self._place(connection, info)
         self._core.connection = None
         if not info.state.last_seq or self._position == info.state.last_seq:
             self._caught_up(sink)
@@ -156,9 +157,7 @@ class FleetFeed:
         try:
             async for batch in messages:
                 for message in batch:
-                    self._take_in(message, sink)
-                    await anyio.lowlevel.checkpoint()
-                    await sink.room()
+                    await self._take_in(message, sink)
                     if self._over:
                         return
         finally:
@@ -210,7 +209,7 @@ class FleetFeed:
             await pages.aclose()  # type: ignore[attr-defined]  # a generator
         return begin
 
-    def _take_in(self, message: Any, sink: Sink) -> None:
+    async def _take_in(self, message: Any, sink: Sink) -> None:
         core = self._core
         delivery, pending = _delivery(message)
         if self._until is not None and delivery.stored > self._until:
@@ -220,13 +219,20 @@ class FleetFeed:
         since = -math.inf if self._since is None else self._since
         if not core.begun and delivery.position > self._join_at and delivery.stored >= since:
             core.begin(time.time() if self._since is None else delivery.stored)
-        core.receive(delivery, time.monotonic())
+        for _ in core.slices(delivery, time.monotonic()):
+            await self._hand_over(sink)
         self._position = delivery.position
         core.caught_up = not pending
         if not pending:
             self._caught_up(sink)
             self._over = self._over or (self._until is not None and time.time() > self._until)
-        sink.deliver(core.take_events())
+        await self._hand_over(sink)
+
+    async def _hand_over(self, sink: Sink) -> None:
+        """Deliver, and let others have their turn."""
+        sink.deliver(self._core.take_events())
+        await anyio.lowlevel.checkpoint()
+        await sink.room()
 
     def _caught_up(self, sink: Sink) -> None:
         """Everything that was there was read."""

@@ -28,6 +28,7 @@ __all__ = [
     "require_nats",
     "stream_of",
     "trouble",
+    "unavailable",
 ]
 
 CONNECT_SECONDS = 5.0
@@ -37,6 +38,7 @@ PING_SECONDS = 5
 BATCH = 32
 """Messages asked for at a time: that many may wait here."""
 _EXPIRES, _HEARTBEAT = 20.0, 2.0
+_CLOSE_SECONDS = 2.0
 _NO_MESSAGES, _BEAT, _EXPIRED, _ENDED = "404", "100", "408", "409"
 _STREAM_NOT_FOUND = 10059
 
@@ -193,10 +195,13 @@ class Connection:
         return self.client.jetstream(timeout=ASK_SECONDS)
 
     async def close(self) -> None:
-        """Close it, without waiting for a server that says nothing."""
-        # Whatever a client says that has lost its server: it is not used any more.
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.client.close(), 2.0)
+        """Close it, also while everything is cancelled, and without waiting for a server that says nothing."""
+        # Whatever a client says that has lost its server, or never had one: it is not used any more.
+        with contextlib.suppress(Exception), anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await self.client.close()
+        transport = getattr(self.client, "_transport", None)
+        if transport is not None:  # a connection that was cancelled half-way leaves its own open
+            transport.close()
 
 
 async def connect(servers: str | Sequence[str], access: NatsAccess, *, name: str, inbox: str = "_INBOX") -> Connection:
@@ -221,6 +226,8 @@ async def connect(servers: str | Sequence[str], access: NatsAccess, *, name: str
         connection.reason = str(error) or type(error).__name__
         del problems[:-3]
         problems.append(connection.reason)
+        if _is_refusal(connection.reason):
+            connection.end()  # what was asked for is not answered: nobody need wait
 
     async def ended() -> None:  # nats-py awaits it
         connection.end()
@@ -231,22 +238,26 @@ async def connect(servers: str | Sequence[str], access: NatsAccess, *, name: str
         ping_interval=PING_SECONDS, connect_timeout=2, pending_size=0,
     )  # fmt: skip
     try:
-        await asyncio.wait_for(connection.client.connect(**options), CONNECT_SECONDS)
+        with anyio.fail_after(CONNECT_SECONDS):
+            await connection.client.connect(**options)
     except trouble() as error:
         await connection.close()
         text = "; ".join(dict.fromkeys([*problems, str(error)])).strip("; ") or "it does not answer"
-        raise _unavailable(servers, text) from error
-    except asyncio.CancelledError:
+        raise unavailable(servers, text) from error
+    except BaseException:
         await connection.close()
         raise
     return connection
 
 
-def _unavailable(servers: str | Sequence[str], text: str) -> BackendUnavailableError:
+def _is_refusal(text: str) -> bool:
+    return any(word in text.lower() for word in ("authoriz", "authentic", "permission"))
+
+
+def unavailable(servers: str | Sequence[str], text: str) -> BackendUnavailableError:
     where = servers if isinstance(servers, str) else ", ".join(servers)
     where = "//".join([*where.split("//")[:1], where.rpartition("//")[2].rpartition("@")[2]])  # no password
-    refused = any(word in text.lower() for word in ("authoriz", "authentic", "permission"))
-    reason = UnavailableReason.PERMISSION if refused else UnavailableReason.MISSING
+    reason = UnavailableReason.PERMISSION if _is_refusal(text) else UnavailableReason.MISSING
     return BackendUnavailableError("fleet", reason, f"{where}: {text}")
 
 

@@ -10,6 +10,7 @@ these. ``docs/architecture.md`` says what a message is and why.
 
 from __future__ import annotations
 
+from .._public import only
 from ._incoming import Delivery, Incoming
 from ._messages import STATE, Facts, Header, Message, decode, encode, host_name, subject_of
 from ._outgoing import Outgoing
@@ -27,3 +28,5 @@ __all__ = [
     "host_name",
     "subject_of",
 ]
+
+__dir__ = only(__all__)

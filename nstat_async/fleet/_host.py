@@ -34,7 +34,6 @@ class Open:
     flow: Flow
     """As it is shown: with its peer, where that is known."""
     counts: Counts | None
-    time: float
 
 
 @attrs.define(eq=False)
@@ -77,8 +76,13 @@ class HostView:
             self.retired.append(self.incarnation)
         self.incarnation, self.seq, self.live, self.exact = incarnation, 0, False, True
         self.gathered, self.full = None, False
-        host, prefix = self.host, f"{self.host}/{incarnation}/"
-        self.read = JsonReader(lambda flow: attrs.evolve(flow, id=prefix + flow.id, host=host, peer=None))
+        self.read = JsonReader(self._own, deltas=False)
+
+    def _own(self, flow: Flow) -> Flow:
+        """A flow of this machine, under an id that no other run of any machine has."""
+        prefix = f"{self.host}/{self.incarnation}/"
+        parent = None if flow.parent is None else prefix + flow.parent
+        return attrs.evolve(flow, id=prefix + flow.id, host=self.host, peer=None, parent=parent)
 
     def hear(self, header: Header, stored: float, sent: float | None, now: float) -> None:
         """A message came."""

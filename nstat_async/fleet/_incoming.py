@@ -9,7 +9,7 @@ Until `begin` nothing is reported: what came before somebody subscribed makes on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -28,17 +28,17 @@ from .._events import (
     RemovalReason,
     RouteUpdated,
 )
-from .._model import Capabilities, Counts, Flow, Peer
+from .._model import Capabilities, Counts, Flow
 from .._rows import Row
-from ._host import HostView, Open
+from ._flows import MOST_FLOWS, FleetFlows
+from ._host import HostView
 from ._messages import Facts, Header, decode, parse_subject
-from ._peers import Ends
 
 __all__ = ["Delivery", "Incoming"]
 
 MOST_HOSTS = 20_000
-MOST_FLOWS = 262_144
-"""Open flows of one machine."""
+SLICE = 100
+"""Lines that are read without a pause."""
 _LOOK_SECONDS = 1.0
 _LARGEST = 1 << 64
 
@@ -77,7 +77,7 @@ class Incoming:
     caught_up: bool = attrs.field(default=False, init=False)
     """True while everything that the stream has was taken in: only then silence means something."""
     _views: dict[str, HostView] = attrs.field(factory=dict, init=False)
-    _ends: Ends = attrs.field(factory=Ends, init=False)
+    _flows: FleetFlows = attrs.field(init=False)
     _events: list[AnyEvent] = attrs.field(factory=list, init=False)
     _refused_hosts: set[str] = attrs.field(factory=set, init=False)
     _next_look: float | None = attrs.field(default=None, init=False)
@@ -87,6 +87,9 @@ class Incoming:
     _malformed: int = attrs.field(default=0, init=False)
     _stale: int = attrs.field(default=0, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self._flows = FleetFlows(self._views, self._report)
+
     # --- in -----------------------------------------------------------------------------
 
     def receive(self, delivery: Delivery, now: float) -> None:
@@ -95,6 +98,16 @@ class Incoming:
         Args:
             delivery: The message.
             now: Monotonic seconds.
+        """
+        for _ in self.slices(delivery, now):
+            pass
+
+    def slices(self, delivery: Delivery, now: float) -> Iterator[None]:
+        """The same, with a pause after each `SLICE` lines. It has to be finished before the next message.
+
+        Args:
+            delivery: See `receive`.
+            now: See `receive`.
         """
         self._messages += 1
         found = parse_subject(self.prefix, delivery.subject)
@@ -111,7 +124,7 @@ class Incoming:
             return
         view = self._view(host, header, delivery, now)
         if view is not None:
-            self._take_in(view, header, lines, delivery, now)
+            yield from self._take_in(view, header, lines, delivery, now)
 
     def remember(self, delivery: Delivery, now: float) -> None:
         """The last state of a machine that was not heard of for long: it is known, its flows are not."""
@@ -267,25 +280,28 @@ class Incoming:
 
     # --- one message --------------------------------------------------------------------
 
-    def _take_in(self, view: HostView, header: Header, lines: list[bytes], delivery: Delivery, now: float) -> None:
+    def _take_in(
+        self, view: HostView, header: Header, lines: list[bytes], delivery: Delivery, now: float
+    ) -> Iterator[None]:
+        time = delivery.stored
         if header.seq < view.seq:
             self._duplicates += 1
             return
         if header.seq > view.seq:
-            self._gap(view, header.seq - view.seq, delivery.stored)
+            self._gap(view, header.seq - view.seq, time)
         view.seq = header.seq + 1
-        view.hear(header, delivery.stored, delivery.sent, now)
+        view.hear(header, time, delivery.sent, now)
         if view.state is not HostState.PRESENT and not header.last:
             view.state = HostState.PRESENT
-            self._report(view.event(delivery.stored, "it was heard of again"))
+            self._report(view.event(time, "it was heard of again"))
         elif view.clock_has_news and view.live:
-            self._report(view.event(delivery.stored, "its clock differs from the server's by another time than before"))
+            self._report(view.event(time, "its clock differs from the server's by another time than before"))
         if header.last:
-            self._leave(view, delivery.stored, "it said that it stops")
+            self._leave(view, time, "it said that it stops")
         elif header.part is None:
-            self._take_events(view, lines, delivery.stored)
+            yield from self._take_events(view, lines, time)
         else:
-            self._take_state(view, header, lines, delivery.stored)
+            yield from self._take_state(view, header, lines, time)
 
     def _gap(self, view: HostView, count: int, time: float) -> None:
         self._lost += count
@@ -293,144 +309,92 @@ class Incoming:
         if view.live:
             self._lose(view, LossCause.TRANSPORT, time, count, f"{count} messages did not arrive")
 
-    def _read(self, view: HostView, lines: Iterable[bytes], time: float) -> Iterator[AnyEvent]:
-        """The events of lines; what is none, or has numbers that cannot be, is reported."""
-        for line in lines:
-            try:
-                event = view.read(line)
-                _check(event)
-            except ProtocolError as error:
-                self._malformed += 1
-                self._lose(view, LossCause.PROTOCOL, time, 1, f"a line is no event: {error.reason:.200}")
-            else:
-                yield event  # type: ignore[misc]  # _check refuses rows
+    def _read(self, view: HostView, line: bytes, time: float) -> AnyEvent | None:
+        """The event of a line; what is none, or has numbers that cannot be, is reported."""
+        try:
+            event = view.read(line)
+            _check(event)
+        except ProtocolError as error:
+            self._malformed += 1
+            self._lose(view, LossCause.PROTOCOL, time, 1, f"a line is no event: {error.reason:.200}")
+            return None
+        return event  # type: ignore[return-value]  # _check refuses rows
 
-    def _take_events(self, view: HostView, lines: list[bytes], stored: float) -> None:
+    def _take_events(self, view: HostView, lines: list[bytes], stored: float) -> Iterator[None]:
         if not view.live:
             return
-        for event in self._read(view, lines, stored):
-            time = view.right_time(event.time, stored)
-            if isinstance(event, FlowEvent):
-                self._flow_event(view, event, time)
-            else:
-                more: Any = {"id": f"{view.host}/{event.id}"} if isinstance(event, RouteUpdated) else {}
-                self._report(attrs.evolve(event, time=time, host=view.host, **more))
+        for number, line in enumerate(lines, 1):
+            event = self._read(view, line, stored)
+            if event is not None:
+                time = view.right_time(event.time, stored)
+                if isinstance(event, FlowEvent):
+                    self._flow_event(view, event, time)
+                else:
+                    more: Any = {"id": f"{view.host}/{event.id}"} if isinstance(event, RouteUpdated) else {}
+                    self._report(attrs.evolve(event, time=time, host=view.host, **more))
+            if not number % SLICE:
+                yield
 
     def _flow_event(self, view: HostView, event: FlowAdded | FlowUpdated | FlowRemoved, time: float) -> None:
         known = view.flows.get(event.flow.id)
-        if isinstance(event, FlowAdded) and known is None:
-            self._add(view, event, time)
-        elif known is None:
-            if view.exact and not view.full:
-                self._lose(view, LossCause.PROTOCOL, time, 1, f"flow {event.flow.id!r:.80} was never announced")
-        elif isinstance(event, FlowRemoved):
-            self._changed(known, event.flow, time)
-            self._close(view, known)
-            flow, counts = known.flow, event.counts
-            self._report(
-                FlowRemoved(
-                    time, flow, counts, event.final, event.reason, event.raw_details, uncertainty=event.uncertainty
-                )
-            )
-        else:
-            self._update(known, event, time)
+        if known is not None:
+            if isinstance(event, FlowRemoved):
+                self._flows.remove(view, known, event, time)
+            else:
+                self._flows.update(known, event, time)
+        elif isinstance(event, FlowAdded):
+            self._add(view, event, time, preexisting=event.preexisting)
+        elif view.exact and not view.full:
+            self._lose(view, LossCause.PROTOCOL, time, 1, f"flow {event.flow.id!r:.80} was never announced")
 
-    def _update(self, known: Open, event: FlowAdded | FlowUpdated, time: float) -> None:
-        previous, counts = known.counts, known.counts if event.counts is None else event.counts
-        self._changed(known, event.flow, time)
-        known.counts, known.time = counts, time
-        if counts is not None:
-            self._report(FlowUpdated(time, known.flow, counts, previous, event.raw_details))
-
-    def _add(self, view: HostView, event: FlowAdded, time: float, *, preexisting: bool | None = None) -> None:
-        if len(view.flows) >= MOST_FLOWS:
-            if not view.full:
-                view.full = True
-                detail = f"it has more than {MOST_FLOWS} open flows: others are left out"
-                self._lose(view, LossCause.LIMIT, time, None, detail)
-            return
-        known = view.flows[event.flow.id] = Open(event.flow, event.flow, event.counts, time)
-        self._join(known, time)
-        before = event.preexisting if preexisting is None else preexisting
-        self._report(FlowAdded(time, known.flow, event.counts, before, event.raw_details))
+    def _add(self, view: HostView, event: FlowAdded, time: float, *, preexisting: bool) -> None:
+        if not self._flows.add(view, event, time, preexisting=preexisting) and not view.full:
+            view.full = True
+            detail = f"it has more than {MOST_FLOWS} open flows: others are left out"
+            self._lose(view, LossCause.LIMIT, time, None, detail)
 
     # --- a complete state -----------------------------------------------------------------
 
-    def _take_state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> None:
+    def _take_state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> Iterator[None]:
         """Parts of a state follow each other; one that begins in the middle is no use."""
         if header.part == 0:
             view.facts = header.facts or view.facts
             view.gathered = {}
         if view.gathered is None or (view.live and view.exact):
             return  # nothing of it would be news
-        for event in self._read(view, lines, stored):
+        for number, line in enumerate(lines, 1):
+            event = self._read(view, line, stored)
             if isinstance(event, FlowAdded) and len(view.gathered) <= MOST_FLOWS:
                 view.gathered[event.flow.id] = event
+            if not number % SLICE:
+                yield
         if not header.more:
             gathered, view.gathered = view.gathered, None
-            self._set_right(view, gathered, stored)
+            yield from self._set_right(view, gathered, stored)
 
-    def _set_right(self, view: HostView, state: dict[str, FlowAdded], time: float) -> None:
+    def _set_right(self, view: HostView, state: dict[str, FlowAdded], time: float) -> Iterator[None]:
         """What is open, and how far it is, is what the state says."""
         followed, view.live, view.exact = view.live, True, True
         for identity in [identity for identity in view.flows if identity not in state]:
-            known = view.flows[identity]
-            self._close(view, known)
-            self._report(FlowRemoved(time, known.flow, known.counts, final=False, reason=RemovalReason.GONE))
-        for identity, event in state.items():
-            known_before = view.flows.get(identity)
-            if known_before is None:
+            self._flows.give_up(view, view.flows[identity], time, RemovalReason.GONE)
+        for number, (identity, event) in enumerate(state.items(), 1):
+            known = view.flows.get(identity)
+            if known is None:
                 # One that began in a hole is new in full; one of before anybody looked is not.
                 self._add(view, event, time, preexisting=event.preexisting or not followed)
-            elif known_before.counts != event.counts or known_before.raw != event.flow:
-                self._update(known_before, event, time)
-
-    # --- flows --------------------------------------------------------------------------
-
-    def _close(self, view: HostView, known: Open) -> None:
-        del view.flows[known.raw.id]
-        self._ends.remove(known.raw.id)
+            elif known.counts != event.counts or known.raw != event.flow:
+                self._flows.update(known, event, time)
+            if not number % SLICE:
+                yield
 
     def _drop_flows(self, view: HostView, time: float) -> None:
         for known in list(view.flows.values()):
-            self._close(view, known)
-            self._report(FlowRemoved(time, known.flow, known.counts, final=False, reason=RemovalReason.MONITOR))
+            self._flows.give_up(view, known, time, RemovalReason.MONITOR)
 
     def _leave(self, view: HostView, time: float, detail: str) -> None:
         self._drop_flows(view, time)
         view.live, view.state = False, HostState.LEFT
         self._report(view.event(time, detail))
-
-    # --- both ends ------------------------------------------------------------------------
-
-    def _changed(self, known: Open, raw: Flow, time: float) -> None:
-        """A flow may have new facts."""
-        if raw is known.raw:
-            return
-        before, known.raw = known.raw, raw
-        if before.local == raw.local and before.remote == raw.remote and before.process == raw.process:
-            known.flow = raw if known.flow.peer is None else attrs.evolve(raw, peer=known.flow.peer)
-        else:
-            self._join(known, time)
-
-    def _join(self, known: Open, time: float) -> None:
-        """Find the other end of a flow that is new or changed, and let both know."""
-        raw = known.raw
-        self._ends.put(raw)
-        other = self._open(self._ends.other(raw.id))
-        peer = known.flow.peer if other is None else _peer(other.raw)
-        known.flow = raw if peer is None else attrs.evolve(raw, peer=peer)
-        if other is None or other.flow.peer == _peer(raw):
-            return
-        other.flow = attrs.evolve(other.raw, peer=_peer(raw))
-        if other.counts is not None:
-            self._report(FlowUpdated(time, other.flow, other.counts, other.counts))
-
-    def _open(self, identity: str | None) -> Open | None:
-        if identity is None:
-            return None
-        view = self._views.get(identity.partition("/")[0])
-        return None if view is None else view.flows.get(identity)
 
     # --- reporting ------------------------------------------------------------------------
 
@@ -448,10 +412,6 @@ class Incoming:
         )
 
 
-def _peer(flow: Flow) -> Peer:
-    return Peer(flow.host, flow.process, flow.id)
-
-
 def _check(event: AnyEvent | Row) -> None:
     """Refuse what no machine says.
 
@@ -461,5 +421,6 @@ def _check(event: AnyEvent | Row) -> None:
     if isinstance(event, Row):
         raise ProtocolError("it is a row of a table")
     counts = getattr(event, "counts", None)
-    if counts is not None and not all(0 <= value < _LARGEST for _, value in counts.items()):
+    values = () if counts is None else [value for value in counts.as_dict().values() if value is not None]
+    if values and not 0 <= min(values) <= max(values) < _LARGEST:
         raise ProtocolError("a counter is no number of 64 bits")

@@ -20,7 +20,7 @@ from ._messages import EVENTS, STATE, Facts, Header, Message, encode, host_name,
 
 __all__ = ["Outgoing"]
 
-MOST_BYTES = 64 << 10
+MOST_BYTES = 1 << 18
 """Bytes of a message before it is compressed."""
 STATE_SECONDS = 60.0
 """Seconds after which a state is due, if as many events were published meanwhile as there are flows."""

@@ -151,8 +151,7 @@ class Publisher:
                 finally:
                     await self._take_leave(core, events)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._disconnect()
+            await self._disconnect()
 
     async def _publish_all(self, core: Outgoing, events: Subscription) -> None:
         more = True

@@ -15,12 +15,15 @@ from collections import Counter
 from pathlib import Path
 
 import anyio
+import pytest
 
 from nstat_async import FlowRemoved, Monitor
 from nstat_async.integrations.nats import Publisher, StreamSettings
 from nstat_async.testing import EmulatedKernel
 
 BINARY = shutil.which("nats-server", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+MAY_MOUNT = sys.platform == "linux" and os.geteuid() == 0 and not os.system("unshare -m true 2>/dev/null")
+needs_mounts = pytest.mark.skipif(not MAY_MOUNT, reason="needs root and mount namespaces")
 PATIENCE = 60.0
 """Seconds that a condition may take on a machine that is busy with others."""
 
@@ -34,8 +37,8 @@ def free_port():
 class Server:
     """A nats-server with JetStream, which can be killed and started again with what it has on its disk."""
 
-    def __init__(self, place, *, config="", store=None):
-        self.place, self.port = Path(place), free_port()
+    def __init__(self, place, *, config="", store=None, inside=lambda *command: list(command)):
+        self.place, self.port, self._inside = Path(place), free_port(), inside
         self.store = Path(store or self.place / "js")
         self.config = self.place / f"nats-{self.port}.conf"
         self.config.write_text(
@@ -50,7 +53,7 @@ class Server:
     def start(self):
         log = self.place / f"nats-{self.port}.log"
         with log.open("ab") as out:
-            self.process = subprocess.Popen([BINARY, "-c", str(self.config)], stdout=out, stderr=out)
+            self.process = subprocess.Popen(self._inside(BINARY, "-c", str(self.config)), stdout=out, stderr=out)
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -216,3 +219,30 @@ class Watcher:
 
 def truth(*machines):
     return {(machine.name, pid): total for machine in machines for pid, total in machine.truth.items()}
+
+
+class SmallDisk:
+    """A directory on a small tmpfs in a mount namespace of its own, for a server whose disk can be full."""
+
+    def __init__(self, place, size):
+        self.place = Path(place) / "disk"
+        self.place.mkdir()
+        command = f"mount -t tmpfs -o size={size} tmpfs {self.place} && echo mounted && exec sleep 1000"
+        self._holder = subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.PIPE)
+        assert self._holder.stdout.readline() == b"mounted\n"
+
+    def inside(self, *command):
+        """A command as it is run there."""
+        return ["nsenter", "-t", str(self._holder.pid), "-m", *command]
+
+    def fill(self):
+        filler = ["dd", "if=/dev/zero", f"of={self.place}/filler", "bs=64k"]
+        subprocess.run(self.inside(*filler), stderr=subprocess.DEVNULL, check=False)
+
+    def empty(self):
+        subprocess.run(self.inside("rm", f"{self.place}/filler"), check=True)
+
+    def close(self):
+        self._holder.kill()
+        self._holder.wait()
+        self._holder.stdout.close()

@@ -207,7 +207,7 @@ def test_a_machine_is_forgotten_after_a_long_silence_and_no_memory_stays():
     assert [event.state for event in reader.of(HostUpdated)] == [HostState.PRESENT, HostState.SILENT, HostState.LEFT]
     assert not list(reader.core.flows())
     assert not reader.core._views
-    assert not reader.core._ends._keys
+    assert not reader.core._flows._ends._keys
 
 
 def test_a_machine_that_was_silent_for_long_before_somebody_joined_is_named_and_makes_the_look_incomplete():
@@ -467,7 +467,7 @@ def test_machines_beyond_the_limit_are_left_out_and_it_is_said_once_for_each(mon
 
 
 def test_flows_beyond_the_limit_are_left_out_and_it_is_said_once(monkeypatch):
-    monkeypatch.setattr("nstat_async.fleet._incoming.MOST_FLOWS", 10)
+    monkeypatch.setattr("nstat_async.fleet._flows.MOST_FLOWS", 10)
     stream, machine = Stream(), Machine("web")
     machine.take([machine.begin() for _ in range(30)])
     lived(machine, stream, 5)

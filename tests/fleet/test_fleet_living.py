@@ -7,7 +7,7 @@ import math
 
 import anyio
 import pytest
-from fleet_living import BINARY, PATIENCE, Machine, Proxy, Server, Watcher, truth
+from fleet_living import BINARY, PATIENCE, Machine, Proxy, Server, SmallDisk, Watcher, needs_mounts, truth
 
 from nstat_async import (
     BackendUnavailableError,
@@ -225,6 +225,44 @@ async def test_what_the_stream_dropped_before_it_was_read_is_a_loss_of_that_mach
         await watcher.until(watcher.ended(1))
     assert {(loss.cause, loss.host) for loss in watcher.of(EventsLost)} == {(LossCause.TRANSPORT, "web")}
     assert watcher.totals == truth(web)  # counters are totals: only what came and went meanwhile is unknown
+
+
+@pytest.mark.privileged
+@needs_mounts
+async def test_a_full_disk_of_the_server_costs_resolution_and_no_byte(tmp_path):
+    disk = SmallDisk(tmp_path, "8m")
+    try:
+        with Server(tmp_path, store=disk.place / "js", inside=disk.inside) as server:
+            said = []
+            small = StreamSettings(max_bytes=4 << 20)
+            machine = Machine("web", server.url, report=said.append, stream=small)
+            reader = Monitor(backend=Fleet(server.url, stream=small))
+            async with machine as web, reader as monitor:
+                watcher = Watcher(monitor, ProcessTable())
+                web.open()
+                web.move()
+                await watcher.until(lambda: watcher.totals)
+                disk.fill()
+                # What fits into the last block may still be taken: there are enough messages for that to end.
+                with anyio.fail_after(PATIENCE):
+                    while not web.publisher.statistics()["retries"]:
+                        for _ in range(20):
+                            web.open()
+                        web.move()
+                        await anyio.sleep(0.1)
+                web.move()
+                disk.empty()
+                server.kill()  # a server whose disk was full keeps no stream until it begins anew
+                server.start()
+                web.move()
+                flows = len(web.flows)
+                web.close()
+                await watcher.until(lambda: watcher.ended(flows)() or watcher.of(EventsLost))
+        # What the server had acknowledged and could not keep is said; where nothing is said nothing is missing.
+        assert watcher.of(EventsLost) or watcher.totals == truth(web)
+        assert any("not published" in line for line in said)
+    finally:
+        disk.close()
 
 
 # --- being let in -----------------------------------------------------------------------------------

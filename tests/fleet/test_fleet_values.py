@@ -54,9 +54,9 @@ def test_by_name_the_rows_are_over_all_machines_and_by_host_there_is_one_for_eac
 
 
 def test_top_shows_the_flows_of_the_expanded_machine_s_process_only():
-    model = TopModel(fed(ProcessTable()))
+    model = TopModel(View())
     for each in (WEB, DB):
-        model._flows[each.id] = FlowLine(each, None, 1.0)
+        model.feed([added(each, 1.0, counts(0)), updated(each, 2.0, counts(500))])
     model.look()
     model.toggle(next(row.serial for row in model.table.rows() if row.source == "db"))
     assert [line.flow.id for line in model.lines if isinstance(line, FlowLine)] == ["db/1"]
