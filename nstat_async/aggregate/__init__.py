@@ -2,12 +2,14 @@
 
 `ProcessTable` and `TrafficTable` are pure objects: feed them events, look at
 rows. `by_process` feeds one from a monitor beside its other consumers.
+`ConnectionTable` says who talks to whom in a fleet, each byte once.
 `HistoryWriter` and `History` keep and read totals in an SQLite file.
 """
 
 from nstat_async._rows import Row, RowKind
 
 from .._public import only
+from ._connections import ConnectionTable, Party, Talk
 from ._consumer import TableStream, by_process
 from ._grouping import GroupBy, ProcessKey
 from ._history import Gap, History, Usage
@@ -18,12 +20,14 @@ from ._table import ProcessTable, SortKey, TrafficTable
 from ._tally import Share
 
 __all__ = [
+    "ConnectionTable",
     "Gap",
     "GroupBy",
     "History",
     "HistoryError",
     "HistoryWriter",
     "Loss",
+    "Party",
     "ProcessKey",
     "ProcessTable",
     "Row",
@@ -32,6 +36,7 @@ __all__ = [
     "SortKey",
     "TableSnapshot",
     "TableStream",
+    "Talk",
     "TrafficTable",
     "Usage",
     "by_process",

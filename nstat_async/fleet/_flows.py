@@ -7,9 +7,9 @@ from collections.abc import Callable
 import attrs
 
 from .._events import AnyEvent, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
-from .._model import Flow, Peer
+from .._model import Flow
 from ._host import HostView, Open
-from ._peers import Ends
+from ._peers import Ends, peer_of
 
 __all__ = ["MOST_FLOWS", "FleetFlows"]
 
@@ -50,6 +50,7 @@ class FleetFlows:
     def remove(self, view: HostView, known: Open, event: FlowRemoved, time: float) -> None:
         """A flow ended, as its machine says."""
         self._change(known, event.flow, time)
+        self._ends.end(known.raw, time)
         self._close(view, known)
         self.report(attrs.evolve(event, time=time, flow=known.flow))
 
@@ -79,11 +80,11 @@ class FleetFlows:
         raw = known.raw
         self._ends.put(raw)
         other = self._open(self._ends.other(raw.id))
-        peer = known.flow.peer if other is None else _peer(other.raw)
+        peer = (known.flow.peer or self._ends.ended(raw.id, time)) if other is None else peer_of(other.raw)
         known.flow = raw if peer is None else attrs.evolve(raw, peer=peer)
-        if other is None or other.flow.peer == _peer(raw):
+        if other is None or other.flow.peer == peer_of(raw):
             return
-        other.flow = attrs.evolve(other.raw, peer=_peer(raw))
+        other.flow = attrs.evolve(other.raw, peer=peer_of(raw))
         if other.counts is not None:
             self.report(FlowUpdated(time, other.flow, other.counts, other.counts))
 
@@ -92,7 +93,3 @@ class FleetFlows:
             return None
         view = self.views.get(identity.partition("/")[0])
         return None if view is None else view.flows.get(identity)
-
-
-def _peer(flow: Flow) -> Peer:
-    return Peer(flow.host, flow.process, flow.id)

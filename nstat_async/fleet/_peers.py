@@ -2,7 +2,8 @@
 
 Known by addresses, hence inferred: where something between two machines rewrites them (NAT) the ends do not
 meet, and where more than one flow could be the other end none is taken. Loopback addresses mean something on one
-machine only, and in one network namespace.
+machine only, and in one network namespace. A short connection may be over at one end before the other is
+reported: ends are remembered for a moment.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from collections.abc import Hashable
 
 import attrs
 
-from .._model import Endpoint, Flow, Provider
+from .._model import Endpoint, Flow, Peer, Provider
 
-__all__ = ["Ends"]
+__all__ = ["Ends", "peer_of"]
 
 _TRANSPORTS = {Provider.TCP: 6, Provider.UDP: 17, Provider.QUIC: 17}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _MOST_AT_ONE_END = 64
 """Flows with the same addresses and ports that are kept apart: a hostile machine may report any number."""
+
+_REMEMBERED = 10_000
+"""Flows that ended, whose other end may still be reported."""
+_REMEMBERED_SECONDS = 30.0
 
 
 def _end(endpoint: Endpoint) -> tuple[bytes, int]:
@@ -42,6 +47,8 @@ class Ends:
 
     _by_key: dict[Hashable, list[str]] = attrs.field(factory=dict, init=False)
     _keys: dict[str, tuple[Hashable, Hashable]] = attrs.field(factory=dict, init=False)
+    _ended: dict[Hashable, tuple[float, Peer]] = attrs.field(factory=dict, init=False)
+    """Flows that ended, by this end, the first of them first."""
 
     def put(self, flow: Flow) -> None:
         """A flow is there, or has changed."""
@@ -71,3 +78,26 @@ class Ends:
             return None
         found = self._by_key.get(keys[1], ())
         return found[0] if len(found) == 1 and found[0] != identity else None
+
+    def end(self, flow: Flow, time: float) -> None:
+        """A flow ended: it is gone, and still known as the other end of one that is reported late."""
+        keys = self._keys.get(flow.id)
+        self.remove(flow.id)
+        if keys is not None:
+            self._ended[keys[0]] = time, peer_of(flow)
+            if len(self._ended) > _REMEMBERED:
+                del self._ended[next(iter(self._ended))]
+
+    def ended(self, identity: str, time: float) -> Peer | None:
+        """The other end of a flow, where it ended a moment ago; it is the end of this one only."""
+        keys = self._keys.get(identity)
+        found = None if keys is None else self._ended.get(keys[1])
+        if keys is None or found is None:
+            return None
+        del self._ended[keys[1]]
+        return found[1] if abs(time - found[0]) < _REMEMBERED_SECONDS else None
+
+
+def peer_of(flow: Flow) -> Peer:
+    """What a flow is to its other end."""
+    return Peer(flow.host, flow.process, flow.id)

@@ -280,6 +280,19 @@ def test_both_ends_of_a_connection_know_each_other():
     assert reader.totals == truth(web, db)
 
 
+def test_an_end_that_was_over_before_the_other_was_reported_is_still_its_peer_and_of_one_flow_only():
+    stream, web, db = Stream(), Machine("web"), Machine("db")
+    client, server = Endpoint.parse("192.0.2.1", 50_000), Endpoint.parse("192.0.2.2", 5432)
+    web.take([web.begin(rx=5, local=client, remote=server), web.end("c0")])
+    db.take([db.begin(local=server, remote=client), db.end("c0"), db.begin(local=server, remote=client)])
+    for machine in (web, db):
+        for message in machine.messages():
+            stream.add(message, machine)
+    reader = Reader().begin().read(stream.deliveries)
+    added = [event.flow.peer for event in reader.of(FlowAdded) if event.flow.host == "db"]
+    assert (added[0].host, added[0].process.name, added[1]) == ("web", "p100", None)
+
+
 def test_the_same_loopback_addresses_on_two_machines_are_no_connection():
     stream, web, db = Stream(), Machine("web"), Machine("db")
     one, other = Endpoint.parse("127.0.0.1", 50_000), Endpoint.parse("127.0.0.1", 80)

@@ -1,0 +1,231 @@
+"""Who talks to whom in a fleet: each byte once, though both ends of a connection report it.
+
+What one end sent the other received: of the two readings the larger one is nearer the truth, and is taken. The ends
+find each other by `Flow.peer`; a connection of which one end is outside of the fleet has that end's reading alone. An end
+that is over waits for the other one, whose report may come later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from nstat_async._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved
+from nstat_async._model import Counts, Direction, Flow, Process, Provider
+
+__all__ = ["ConnectionTable", "Party", "Talk"]
+
+_CARRYING = {Provider.TCP, Provider.UDP, Provider.QUIC}
+DEFAULT_MAX_TALKS = 10_000
+WAITING = 10_000
+"""Connections that are over, and whose other end may still be reported."""
+
+
+@attrs.frozen
+class Party:
+    """One side: a program on a machine, or an address outside of the fleet."""
+
+    host: str | None
+    """The machine; `None` for this one, and outside of the fleet."""
+    name: str | None
+    """Name of the process; `None` where it is not known, and outside of the fleet."""
+    address: str | None = None
+    """The address, outside of the fleet; `None` inside."""
+
+
+@attrs.frozen
+class Talk:
+    """All connections of one client with one port of one server."""
+
+    client: Party
+    """Who began them; where nobody knows, the end with the higher port."""
+    server: Party
+    """The other side."""
+    port: int
+    """The server's port."""
+    connections: int
+    """How many there were."""
+    open: int
+    """Those that are still open."""
+    both_ends: int
+    """Those that both ends reported."""
+    to_server: int
+    """Bytes from the client to the server."""
+    to_client: int
+    """Bytes from the server to the client."""
+
+    @property
+    def bytes(self) -> int:
+        """Both ways together."""
+        return self.to_server + self.to_client
+
+
+@attrs.define(eq=False)
+class _End:
+    """What one end of a connection reported."""
+
+    flow: Flow
+    base: tuple[int, int]
+    """Received and sent before it was watched."""
+    now: tuple[int, int]
+    link: _Link
+    open: bool = True
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Received and sent while it was watched."""
+        return max(0, self.now[0] - self.base[0]), max(0, self.now[1] - self.base[1])
+
+
+@attrs.define(eq=False)
+class _Link:
+    """A connection: one end or two."""
+
+    ends: list[_End] = attrs.field(factory=list)
+
+    @property
+    def first_is_client(self) -> bool:
+        """Whether the first end began it: as it says, else as the other one says; where they contradict, by the ports."""
+        said = [end.flow.direction for end in self.ends]
+        known = [way is Direction.OUTBOUND if at == 0 else way is not Direction.OUTBOUND
+                 for at, way in enumerate(said) if way is not None]  # fmt: skip
+        if known and len(set(known)) == 1:
+            return known[0]
+        local, remote = self.ends[0].flow.local, self.ends[0].flow.remote
+        return local is not None and remote is not None and local.port > remote.port
+
+    @property
+    def is_open(self) -> bool:
+        """True while one of its ends is."""
+        return any(end.open for end in self.ends)
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes to the server and to the client."""
+        first = self.first_is_client
+        ways = [end.moved[::-1] if first is (at == 0) else end.moved for at, end in enumerate(self.ends)]
+        return max(way[0] for way in ways), max(way[1] for way in ways)
+
+
+_Key = tuple[Party, Party, int]
+_Sums = list[int]
+
+
+@attrs.define(eq=False)
+class ConnectionTable:
+    """Adds up who talked to whom, over all machines of a fleet (or on this machine alone).
+
+    Feed it every event of a monitor, in order. Flows that were there before count from their first report on.
+
+    Args:
+        max_talks: Pairs without an open connection that are kept; when there are more, those with the fewest bytes
+            are counted in `rest`.
+    """
+
+    max_talks: int = DEFAULT_MAX_TALKS
+    rest: tuple[int, int] = attrs.field(default=(0, 0), init=False)
+    """Bytes to servers and to clients of pairs that are not kept."""
+    _ends: dict[str, _End] = attrs.field(factory=dict, init=False)
+    _over: dict[int, _Link] = attrs.field(factory=dict, init=False)
+    """Connections that are over, the first of them first."""
+    _done: dict[_Key, _Sums] = attrs.field(factory=dict, init=False)
+    """Of those that nothing more will be heard of: their number, those with both ends, bytes to server and client."""
+
+    def feed_many(self, events: Iterable[AnyEvent]) -> None:
+        """Take in events, in order."""
+        for event in events:
+            self.feed(event)
+
+    def feed(self, event: AnyEvent) -> None:
+        """Take in one event."""
+        if not isinstance(event, FlowEvent) or event.flow.provider not in _CARRYING or event.flow.remote is None:
+            return
+        end = self._end(event)
+        end.flow = event.flow
+        if event.counts is not None:
+            end.now = _read(event.counts)
+        self._meet(end)
+        if isinstance(event, FlowRemoved):
+            end.open = False
+            if not end.link.is_open:
+                self._over[id(end.link)] = end.link
+            while len(self._over) > WAITING:
+                self._finish(self._over.pop(next(iter(self._over))))
+
+    def _end(self, event: FlowEvent) -> _End:
+        end = self._ends.get(event.flow.id)
+        if end is None:
+            now = (0, 0) if event.counts is None else _read(event.counts)
+            base = (0, 0) if isinstance(event, FlowAdded) and not event.preexisting else now
+            end = self._ends[event.flow.id] = _End(event.flow, base, now, _Link())
+            end.link.ends.append(end)
+        return end
+
+    def _meet(self, end: _End) -> None:
+        """Two ends that know of each other are one connection."""
+        peer = end.flow.peer
+        other = None if peer is None or peer.flow is None else self._ends.get(peer.flow)
+        if other is not None and other.link is not end.link and len(other.link.ends) == len(end.link.ends) == 1:
+            other.link.ends.append(end)
+            end.link = other.link
+            self._over.pop(id(other.link), None)  # until this end is over, too
+
+    def _finish(self, link: _Link) -> None:
+        for end in link.ends:
+            del self._ends[end.flow.id]
+        _add(self._done.setdefault(_key(link), [0, 0, 0, 0]), link)
+        if len(self._done) > self.max_talks + self.max_talks // 4:
+            self._fold()
+
+    def _fold(self) -> None:
+        smallest = sorted(self._done, key=lambda key: sum(self._done[key][2:]))
+        for key in smallest[: len(self._done) - self.max_talks]:
+            _, _, to_server, to_client = self._done.pop(key)
+            self.rest = (self.rest[0] + to_server, self.rest[1] + to_client)
+
+    # --- looking ------------------------------------------------------------------------
+
+    def talks(self) -> list[Talk]:
+        """Who talked to whom, most bytes first."""
+        sums = {key: [*done, 0] for key, done in self._done.items()}
+        for link in {id(end.link): end.link for end in self._ends.values()}.values():
+            found = sums.setdefault(_key(link), [0, 0, 0, 0, 0])
+            _add(found, link)
+            found[4] += link.is_open
+        talks = [
+            Talk(client, server, port, number, still, both, to_server, to_client)
+            for (client, server, port), (number, both, to_server, to_client, still) in sums.items()
+        ]
+        return sorted(talks, key=lambda talk: talk.bytes, reverse=True)
+
+    def total(self) -> int:
+        """All bytes, each once."""
+        return sum(talk.bytes for talk in self.talks()) + sum(self.rest)
+
+
+def _add(sums: _Sums, link: _Link) -> None:
+    to_server, to_client = link.moved()
+    for at, value in enumerate((1, int(len(link.ends) == 2), to_server, to_client)):
+        sums[at] += value
+
+
+def _read(counts: Counts) -> tuple[int, int]:
+    return counts.rx_bytes or 0, counts.tx_bytes or 0
+
+
+def _key(link: _Link) -> _Key:
+    flow, first = link.ends[0].flow, link.first_is_client
+    here, there = _party(flow.host, flow.process), _other(flow)
+    client, server = (here, there) if first else (there, here)
+    endpoint = flow.remote if first else flow.local
+    return client, server, 0 if endpoint is None else endpoint.port
+
+
+def _party(host: str | None, process: Process | None) -> Party:
+    return Party(host, None if process is None else process.name)
+
+
+def _other(flow: Flow) -> Party:
+    if flow.peer is not None:
+        return _party(flow.peer.host, flow.peer.process)
+    return Party(None, None, None if flow.remote is None else flow.remote.address)

@@ -1,0 +1,111 @@
+"""Who talks to whom: each byte once, whichever end reports it, and in whatever order."""
+
+from __future__ import annotations
+
+import itertools
+
+import attrs
+from aggregate_events import added, counts, removed, updated
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nstat_async import Direction, Endpoint, Flow, Peer, Process, Provider
+from nstat_async.aggregate import ConnectionTable, Party
+
+CURL, HTTPD = Process(5, "curl"), Process(7, "httpd")
+A, B = Endpoint.parse("192.0.2.1", 50_000), Endpoint.parse("192.0.2.2", 80)
+CLIENT = Flow(
+    "a/1", Provider.TCP, local=A, remote=B, process=CURL, host="a", direction=Direction.OUTBOUND,
+    peer=Peer("b", HTTPD, "b/1"),
+)  # fmt: skip
+SERVER = Flow(
+    "b/1", Provider.TCP, local=B, remote=A, process=HTTPD, host="b", direction=Direction.INBOUND,
+    peer=Peer("a", CURL, "a/1"),
+)  # fmt: skip
+
+
+def told(*events):
+    table = ConnectionTable()
+    table.feed_many(events)
+    return table
+
+
+def test_a_byte_that_both_ends_report_counts_once_and_the_reading_that_is_further_is_taken():
+    table = told(
+        added(CLIENT, 1, counts(0, 0)),
+        added(SERVER, 1, counts(0, 0)),
+        updated(CLIENT, 2, counts(900, 100)),
+        updated(SERVER, 2, counts(100, 1000)),
+    )
+    [talk] = table.talks()
+    assert (talk.client, talk.server, talk.port) == (Party("a", "curl"), Party("b", "httpd"), 80)
+    assert (talk.to_server, talk.to_client) == (100, 1000)
+    assert (talk.connections, talk.open, talk.both_ends) == (1, 1, 1)
+    assert table.total() == 1100
+
+
+def test_an_end_outside_of_the_fleet_is_an_address():
+    outside = Flow("a/2", Provider.TCP, local=A, remote=B, process=CURL, host="a", direction=Direction.OUTBOUND)
+    [talk] = told(added(outside, 1, counts(10, 1)), removed(outside, 2, counts(30, 3))).talks()
+    assert talk.server == Party(None, None, "192.0.2.2")
+    assert (talk.to_server, talk.to_client, talk.open, talk.both_ends) == (3, 30, 0, 0)
+
+
+def test_what_was_there_before_counts_from_its_first_report_on():
+    table = told(added(CLIENT, 1, counts(500, 50), preexisting=True), updated(CLIENT, 2, counts(600, 60)))
+    assert table.total() == 110
+
+
+def test_who_began_it_is_what_one_end_says_and_by_the_ports_where_they_contradict():
+    for ways in ((Direction.OUTBOUND, None), (None, Direction.INBOUND), (None, None), (Direction.OUTBOUND,) * 2):
+        flows = [attrs.evolve(each, direction=way) for each, way in zip((CLIENT, SERVER), ways, strict=True)]
+        for one, other in (flows, flows[::-1]):
+            [talk] = told(added(one, 1, counts(3, 9)), added(other, 1, counts(9, 3))).talks()
+            assert (talk.client.name, talk.port, talk.both_ends) == ("curl", 80, 1)
+            assert talk.to_server == (9 if one.id == "a/1" else 3)
+
+
+def test_pairs_beyond_the_limit_are_in_the_rest_and_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr("nstat_async.aggregate._connections.WAITING", 0)
+    table = ConnectionTable(max_talks=10)
+    for number in range(50):
+        remote = Endpoint.parse("198.51.100.7", 1000 + number)
+        each = Flow(f"f{number}", Provider.TCP, local=A, remote=remote, process=CURL, direction=Direction.OUTBOUND)
+        table.feed_many([added(each, 1, counts(0, 0)), removed(each, 2, counts(number, 1))])
+    assert len(table.talks()) <= 13
+    assert table.total() == sum(range(50)) + 50
+
+
+@given(st.data())
+def test_in_any_order_of_reports_the_total_is_what_was_sent(data):
+    sent = [data.draw(st.lists(st.integers(0, 1000), max_size=5)) for _ in range(2)]
+    lines = []
+    for flow, ways in ((CLIENT, sent), (SERVER, sent[::-1])):
+        bare = Flow(
+            flow.id, flow.provider, local=flow.local, remote=flow.remote, process=flow.process, host=flow.host,
+            direction=flow.direction,
+        )  # fmt: skip
+        tx, rx = sum(ways[0]), sum(ways[1])
+        seen = bare if data.draw(st.booleans()) else flow
+        lines.append(
+            [added(seen, 1, counts(0, 0)), updated(flow, 2, counts(rx // 2, tx // 2)), removed(flow, 3, counts(rx, tx))]
+        )
+    table = ConnectionTable()
+    at = [0, 0]
+    for which in data.draw(st.permutations([0, 0, 0, 1, 1, 1])):
+        table.feed(lines[which][at[which]])
+        at[which] += 1
+    assert table.total() == sum(itertools.chain(*sent))
+    assert table.talks()[0].both_ends == 1
+    assert table.talks()[0].open == 0
+
+
+def test_connections_that_are_over_take_no_memory_for_ever(monkeypatch):
+    monkeypatch.setattr("nstat_async.aggregate._connections.WAITING", 10)
+    table = ConnectionTable()
+    for number in range(100):
+        each = Flow(f"f{number}", Provider.TCP, local=A, remote=B, process=CURL, direction=Direction.OUTBOUND)
+        table.feed_many([added(each, 1, counts(0, 0)), removed(each, 2, counts(5, 5))])
+    assert len(table._ends) <= 10
+    assert table.total() == 1000
+    assert table.talks()[0].connections == 100
