@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -107,6 +109,19 @@ def _given(make: Callable[[str], Any], text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
 
 
+def _since(text: str) -> float:
+    """Seconds since the epoch: so long ago, or a time of this machine's zone."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
+    try:
+        if unit is not None:
+            return max(0.0, time.time() - float(text[:-1]) * unit)
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a while such as 24h nor a time such as 2026-11-25T08:00"
+        ) from None
+
+
 _SECONDS: dict[str, Any] = {"type": _number(0, above=True), "metavar": "S"}
 _NUMBER: dict[str, Any] = {"type": _number(0, whole=True), "metavar": "N"}
 _FLAG: dict[str, Any] = {"action": "store_true"}
@@ -119,6 +134,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
         "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (macOS)"},
+        "--since": {"type": _since, "metavar": "WHEN", "help": "of a fleet: begin so long ago (90s, 30m, 24h, 7d), or at a time (2026-11-25T08:00)"},
         "--netns": {**_LIST, "metavar": "NAME|PATH|PID|all", "help": "Linux: watch this network namespace (repeatable), or all"},
         "--ebpf": {
             "choices": [each.value for each in Ebpf],
@@ -264,7 +280,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async snapshot --provider tcp",
         _form(_event_fields, "pid,name,local,remote,state"),
         _LIVE,
-        without=("--ebpf", "--pulse"),  # they see what begins from now on
+        without=("--ebpf", "--pulse", "--since"),  # they see what begins from now on
     ),
     "record": Command(
         "record the kernel conversation",
@@ -279,6 +295,7 @@ COMMANDS: dict[str, Command] = {
             **_json("the summary at the end as a JSON object"),
         },
         ("in parts (FILE.nstat becomes FILE.000001.nstat, …)", *_LIVE),
+        without=("--since",),
     ),
     "publish": Command(
         "this machine's events to a NATS server",
@@ -294,6 +311,7 @@ COMMANDS: dict[str, Command] = {
             "--no-compress": {**_FLAG, "help": "messages that can be read without nstat-async"},
         },
         _LIVE,
+        without=("--since",),
     ),
     "replay": Command(
         "a recording as events",
@@ -330,7 +348,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async doctor --json",
         _json("the findings as one JSON object"),
         ("where from",),
-        without=("--extras", "--ebpf", "--pulse"),
+        without=("--extras", "--ebpf", "--pulse", "--since"),
     ),
     "emulate": Command(
         "serve the emulated kernel on a socket",

@@ -7,8 +7,11 @@ import errno
 import sys
 from typing import Any
 
+import attrs
+
 from .. import backends
 from .._contract import Backend
+from .._errors import UsageError
 from .._model import Provider
 from ..filters import Filter, by_provider, from_items, parse
 
@@ -16,9 +19,17 @@ __all__ = ["backend_of", "check_input", "filter_of", "is_recorded", "monitor_opt
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
-    """The backend that ``--backend`` (with ``--kernel`` and ``--netns``) names."""
+    """The backend that ``--backend`` (with ``--kernel``, ``--netns`` and ``--since``) names."""
     namespaces = [_namespace(text) for text in arguments.netns or ()]
-    return backends.named(arguments.backend, kernel=arguments.kernel, netns=namespaces)
+    backend = backends.named(arguments.backend, kernel=arguments.kernel, netns=namespaces)
+    since = getattr(arguments, "since", None)
+    if since is None:
+        return backend
+    if not isinstance(backend, backends.Fleet):
+        raise UsageError(
+            f"--since: backend {backend.name} has no past; a fleet has (fleet:URL), and `replay` plays recordings"
+        )
+    return attrs.evolve(backend, since=since)
 
 
 def check_input(path: str | None) -> None:

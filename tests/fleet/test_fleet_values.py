@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
+
 import anyio
 import attrs
 import pytest
@@ -23,7 +26,10 @@ from nstat_async import (
     json,
 )
 from nstat_async._buffer import MERGEABLE_LOSSES, EventBuffer
+from nstat_async._cli._arguments import build_parser
+from nstat_async._cli._source import backend_of
 from nstat_async._cli._text import TextFormatter
+from nstat_async._cli._top._layout import Layout
 from nstat_async._cli._top._model import FlowLine, TopModel
 from nstat_async._cli._views import View
 from nstat_async._options import Overflow
@@ -60,6 +66,13 @@ def test_top_shows_the_flows_of_the_expanded_machine_s_process_only():
     model.look()
     model.toggle(next(row.serial for row in model.table.rows() if row.source == "db"))
     assert [line.flow.id for line in model.lines if isinstance(line, FlowLine)] == ["db/1"]
+
+
+def test_top_names_the_other_end_of_a_flow_where_there_is_room():
+    peered = attrs.evolve(WEB, peer=Peer("db", Process(7, "postgres"), "db/1"))
+    layout = Layout(200)
+    assert layout._ends(peered, 100).endswith("198.51.100.7:443 postgres @db")
+    assert layout._ends(peered, 34).endswith(":443")
 
 
 def test_a_filter_by_host_is_a_function_a_key_and_refuses_nonsense():
@@ -131,3 +144,20 @@ def test_on_trio_both_ways_say_that_they_need_asyncio(tmp_path):
     for work in (subscribe, send):
         with pytest.raises(UsageError, match="asyncio"):
             anyio.run(work, backend="trio")
+
+
+def test_a_fleet_s_past_is_asked_for_by_a_while_or_a_time_and_others_have_none(capsys):
+    def backend(*words):
+        return backend_of(build_parser().parse_args(["watch", *words]))
+
+    now = time.time()
+    assert backend("--backend", "fleet:nats://x").since is None
+    assert now - 7300 < backend("--backend", "fleet:nats://x", "--since", "2h").since <= time.time() - 7200
+    moment = backend("--backend", "fleet:nats://x", "--since", "2026-11-25T08:00").since
+    assert moment == datetime(2026, 11, 25, 8).timestamp()
+    with pytest.raises(UsageError, match="no past"):
+        backend("--backend", "emulated", "--since", "1h")
+    for wrong in ("", "h", "5", "soon", "1w"):
+        with pytest.raises(SystemExit):
+            backend("--since", wrong)
+        assert "24h" in capsys.readouterr().err

@@ -298,9 +298,10 @@ class Layout:
             name = self.view.names.name(flow.remote.address)
             remote = remote if name is None else f"{escape(name)}:{flow.remote.port}"
         port = "" if flow.local is None else f":{flow.local.port}"
-        for text in (f"{kind}{_end(flow.local)} {arrow} {remote}", f"{kind}{port} {arrow} {remote}"):
-            if cell_width(text) <= width:
-                return text
+        for there in (f"{remote}{_peer(flow)}", remote):
+            for text in (f"{kind}{_end(flow.local)} {arrow} {there}", f"{kind}{port} {arrow} {there}"):
+                if cell_width(text) <= width:
+                    return text
         return f"{kind}{arrow} {remote}"
 
     def _arrow(self, direction: Direction | None) -> str:
@@ -330,6 +331,15 @@ class Layout:
     @staticmethod
     def _command(line: RowLine) -> Cell:
         return ("" if line.row.process is None else command_text(line.row.process), "dim")
+
+
+def _peer(flow: Flow) -> str:
+    """In a fleet: program and machine at the other end; empty where they are not known."""
+    peer = flow.peer
+    if peer is None:
+        return ""
+    name = None if peer.process is None else peer.process.name
+    return f" {escape(name or UNKNOWN)}" + ("" if peer.host is None else f" @{escape(peer.host)}")
 
 
 def _end(end: Endpoint | None) -> str:
