@@ -12,11 +12,14 @@ import anyio
 import anyio.lowlevel
 
 from .._contract import Sink
-from .._errors import BackendUnavailableError, UnavailableReason
+from .._errors import BackendUnavailableError, ProtocolError, UnavailableReason
+from .._events import EventsLost, LossCause
 from .._model import Capabilities, Counts, Flow
+from .._options import MonitorOptions
+from ..filters import FlowGate, by_provider
 from ..fleet import STATE, Delivery, Incoming, subject_of
 from .background import set_event
-from .nats import Connection, LostError, NatsAccess, StreamSettings, connect, pulled, stream_of, trouble, unavailable
+from .nats import Connection, LostError, NatsAccess, StreamSettings, connect, reading, stream_of, trouble, unavailable
 
 __all__ = ["FleetFeed"]
 
@@ -39,6 +42,7 @@ class FleetFeed:
         since: Where to begin, seconds since the epoch; `None`: now.
         until: Where to end; `None`: never.
         forget: Seconds of silence after which a machine is forgotten.
+        options: The monitor's. What steers a kernel's conversation is each machine's own.
     """
 
     def __init__(
@@ -51,10 +55,13 @@ class FleetFeed:
         since: float | None,
         until: float | None,
         forget: float,
+        options: MonitorOptions,
     ) -> None:
         self.can_wait = until is not None
         self._servers, self._access, self._settings = servers, access, settings
         self._core = Incoming(settings.prefix, hosts, forget)
+        self._providers, self._strict = options.providers, options.strict
+        self._gate = FlowGate(by_provider(*options.providers))
         self._since, self._until = since, until
         self._join_at = 0
         """Place in the stream where the present begins."""
@@ -75,7 +82,7 @@ class FleetFeed:
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The flows of this moment."""
-        return self._core.flows()
+        return ((flow, counts) for flow, counts in self._core.flows() if flow.provider in self._providers)
 
     async def subscribed(self) -> None:
         """Wait for the first look at all machines, but not for ever."""
@@ -146,22 +153,18 @@ class FleetFeed:
                 await anyio.sleep(_RETRY_SECONDS)
 
     async def _read(self, connection: Connection, sink: Sink) -> None:
-        stream = self._settings.name
         with connection.needed():
             info = await stream_of(connection, self._settings)
             start = await self._place(connection, info)
-        self._core.connection = None
-        if not info.state.last_seq or self._position == info.state.last_seq:
-            self._caught_up(sink)
-        messages = pulled(connection, stream, self._subjects("*"), **start)
-        try:
-            async for batch in messages:
-                for message in batch:
+        async with reading(connection, self._settings.name, self._subjects("*"), **start) as messages:
+            self._core.connection = None
+            if not messages.pending:
+                self._caught_up(sink)
+            while True:
+                for message in await messages.next():
                     await self._take_in(message, sink)
                     if self._over:
                         return
-        finally:
-            await messages.aclose()  # type: ignore[attr-defined]  # a generator
 
     def _subjects(self, kind: str) -> list[str]:
         return [subject_of(self._settings.prefix, host, kind) for host in sorted(self._core.hosts or "*")]
@@ -188,25 +191,17 @@ class FleetFeed:
         """The first place from which each machine that still publishes has its complete state."""
         from nats.js.api import DeliverPolicy  # noqa: PLC0415  # an extra
 
-        now, begin, stream = time.time(), self._join_at + 1, self._settings.name
-        states = subject_of(self._settings.prefix, "*", STATE)
-        if not (await connection.streams.stream_info(stream, subjects_filter=states)).state.subjects:
-            return begin
-        pages = pulled(connection, stream, self._subjects(STATE), deliver_policy=DeliverPolicy.LAST_PER_SUBJECT)
-        try:
-            async for batch in pages:
-                for message in batch:
-                    delivery, pending = _delivery(message)
-                    if delivery.stored > now - STATE_AGE:
+        begin, stream = self._join_at + 1, self._settings.name
+        last = {"deliver_policy": DeliverPolicy.LAST_PER_SUBJECT}
+        async with reading(connection, stream, self._subjects(STATE), **last) as states:
+            left = states.pending
+            while left:
+                for message in await states.next():
+                    delivery, left = _delivery(message)
+                    if delivery.stored > states.server_time - STATE_AGE:
                         begin = min(begin, delivery.position)
                     else:
                         self._core.remember(delivery, time.monotonic())
-                    if not pending:
-                        return begin
-                if not batch:
-                    return begin
-        finally:
-            await pages.aclose()  # type: ignore[attr-defined]  # a generator
         return begin
 
     async def _take_in(self, message: Any, sink: Sink) -> None:
@@ -230,15 +225,28 @@ class FleetFeed:
 
     async def _hand_over(self, sink: Sink) -> None:
         """Deliver, and let others have their turn."""
-        sink.deliver(self._core.take_events())
+        self._deliver(sink)
         await anyio.lowlevel.checkpoint()
         await sink.room()
+
+    def _deliver(self, sink: Sink) -> None:
+        """Hand over what the core made of messages, as far as it was asked for.
+
+        Raises:
+            ProtocolError: A message could not be read, and the option ``strict`` is set.
+        """
+        events = self._gate(self._core.take_events())
+        sink.deliver(events)
+        if self._strict:
+            for event in events:
+                if isinstance(event, EventsLost) and event.cause is LossCause.PROTOCOL:
+                    raise ProtocolError(f"{event.host}: {event.detail}")
 
     def _caught_up(self, sink: Sink) -> None:
         """Everything that was there was read."""
         self._core.caught_up = True
         self._core.begin(time.time())
-        sink.deliver(self._core.take_events())
+        self._deliver(sink)
         self._joined.set()
 
     async def _keep_looking(self, sink: Sink) -> None:
@@ -246,7 +254,7 @@ class FleetFeed:
         while True:
             await anyio.sleep(_LOOK_SECONDS)
             self._core.handle_deadline(time.monotonic(), time.time())
-            sink.deliver(self._core.take_events())
+            self._deliver(sink)
 
 
 def _delivery(message: Any) -> tuple[Delivery, int]:

@@ -24,7 +24,7 @@ __all__ = [
     "NatsAccess",
     "StreamSettings",
     "connect",
-    "pulled",
+    "reading",
     "require_nats",
     "stream_of",
     "trouble",
@@ -284,19 +284,15 @@ async def stream_of(connection: Connection, settings: StreamSettings) -> Any:
         raise LostError(f"stream {settings.name} cannot be made: {error.description}") from error
 
 
-async def pulled(
-    connection: Connection, stream: str, subjects: Sequence[str], **start: Any
-) -> AsyncIterator[list[Any]]:
-    """The messages of a stream from a place on, as they come; an empty list where there is none for a moment.
+@contextlib.asynccontextmanager
+async def reading(connection: Connection, stream: str, subjects: Sequence[str], **start: Any) -> AsyncIterator[Reading]:
+    """Read the messages of a stream from a place on.
 
     Args:
         connection: To the server.
         stream: Its name.
         subjects: Of what subjects.
         start: Where to begin: fields of nats-py's ``ConsumerConfig``.
-
-    Raises:
-        LostError: It cannot be read on.
     """
     from nats.js import api  # noqa: PLC0415  # an extra
 
@@ -304,23 +300,32 @@ async def pulled(
     config = api.ConsumerConfig(
         ack_policy=api.AckPolicy.NONE, mem_storage=True, num_replicas=1, inactive_threshold=60.0, **filters, **start
     )
-    consumer = (await connection.streams.add_consumer(stream, config)).name
-    pull = _Pull(connection, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")
-    subscription = await connection.client.subscribe(pull.inbox, cb=pull.arrived)
+    with connection.needed():
+        made = await connection.streams.add_consumer(stream, config)
+        ask = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{made.name}"
+        found = Reading(connection, ask, made.num_pending or 0, made.created.timestamp())
+        subscription = await connection.client.subscribe(found.inbox, cb=found.arrived)
     try:
-        while True:
-            yield await pull.next()
+        yield found
     finally:
         with contextlib.suppress(*trouble()):
             if not connection.lost:
                 await subscription.unsubscribe()
-                await connection.client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}")
+                await connection.client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{made.name}")
 
 
-class _Pull:
-    """Asks for a number of messages, and for more when they came."""
+class Reading:
+    """A stream that is being read: asks for a number of messages, and for more when they came.
 
-    def __init__(self, connection: Connection, ask: str) -> None:
+    Args:
+        connection: To the server.
+        ask: The subject to ask at.
+        pending: Messages that were there when it began.
+        server_time: The server's clock then, seconds since the epoch.
+    """
+
+    def __init__(self, connection: Connection, ask: str, pending: int, server_time: float) -> None:
+        self.pending, self.server_time = pending, server_time
         self.inbox = connection.client.new_inbox()
         self._connection = connection
         self._ask = ask
@@ -333,7 +338,11 @@ class _Pull:
         self._news.set()
 
     async def next(self) -> list[Any]:
-        """Messages that came; an empty list after a sign of life only."""
+        """Messages that came; an empty list after a sign of life only.
+
+        Raises:
+            LostError: It cannot be read on.
+        """
         if not self._wanted and not self._arrived:
             await self._request()
         with self._connection.needed(), anyio.move_on_after(3 * _HEARTBEAT) as patience:

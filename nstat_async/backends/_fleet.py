@@ -99,4 +99,5 @@ class Fleet:
             since=self.since,
             until=self.until,
             forget=self.forget,
+            options=options,
         )

@@ -13,9 +13,10 @@ from __future__ import annotations
 from .._public import only
 from ._incoming import Delivery, Incoming
 from ._messages import STATE, Facts, Header, Message, decode, encode, host_name, subject_of
-from ._outgoing import Outgoing
+from ._outgoing import MOST_BYTES, Outgoing
 
 __all__ = [
+    "MOST_BYTES",
     "STATE",
     "Delivery",
     "Facts",

@@ -32,7 +32,7 @@ from .._model import Capabilities, Counts, Flow
 from .._rows import Row
 from ._flows import MOST_FLOWS, FleetFlows
 from ._host import HostView
-from ._messages import Facts, Header, decode, parse_subject
+from ._messages import LONGEST_LINE, Facts, Header, decode, parse_subject
 
 __all__ = ["Delivery", "Incoming"]
 
@@ -312,6 +312,8 @@ class Incoming:
     def _read(self, view: HostView, line: bytes, time: float) -> AnyEvent | None:
         """The event of a line; what is none, or has numbers that cannot be, is reported."""
         try:
+            if len(line) > LONGEST_LINE:
+                raise ProtocolError(f"it has more than {LONGEST_LINE} bytes")  # noqa: TRY301  # said in one place
             event = view.read(line)
             _check(event)
         except ProtocolError as error:

@@ -42,6 +42,8 @@ EVENTS, STATE = "events", "state"
 """Kinds of subjects: what happened, and the beginning of a complete state."""
 LARGEST = 8 << 20
 """Bytes of a message that is not compressed; one that claims more is refused before they are made."""
+LONGEST_LINE = 16 << 10
+"""Bytes of a line, the header included: the flows of a machine are kept as they come."""
 _PAYS_FROM = 512
 """Bytes below which compressing costs more than it saves."""
 _LEVEL = 1
@@ -148,6 +150,8 @@ def decode(data: bytes) -> tuple[Header, list[bytes]]:
         ProtocolError: It is none, or too large.
     """
     head, *lines = _plain(data).split(b"\n")
+    if len(head) > LONGEST_LINE:
+        raise ProtocolError(f"its header has more than {LONGEST_LINE} bytes", raw=data[:_SHOWN])
     try:
         found = json.loads(head)
     except (ValueError, RecursionError) as error:

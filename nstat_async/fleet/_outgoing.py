@@ -16,7 +16,7 @@ import attrs
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, FlowRemoved, LossCause, PollCompleted
 from .._model import Counts, Flow
 from ..json import JsonFormatter
-from ._messages import EVENTS, STATE, Facts, Header, Message, encode, host_name, subject_of
+from ._messages import EVENTS, LONGEST_LINE, STATE, Facts, Header, Message, encode, host_name, subject_of
 
 __all__ = ["Outgoing"]
 
@@ -100,7 +100,7 @@ class Outgoing:
 
     def _line(self, event: AnyEvent) -> str:
         line = self._write(event)
-        if len(line) < self.most_bytes // 2:
+        if len(line) <= min(LONGEST_LINE, self.most_bytes // 2):
             return line
         detail = f"an event of {len(line)} bytes does not fit into a message"
         return self._write(EventsLost(event.time, LossCause.LIMIT, 1, detail=detail))

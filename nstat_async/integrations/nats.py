@@ -11,6 +11,7 @@ coalesces: a server that is slow or absent costs resolution, not bytes, and what
 from __future__ import annotations
 
 try:
+    import nats.errors
     import nats.js.errors
 except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.nats needs nats-py: pip install nstat-async[nats]"
@@ -39,7 +40,7 @@ from nstat_async._io.nats import (
 from nstat_async._monitor import Monitor
 from nstat_async._subscription import Subscription
 from nstat_async.backends import Fleet
-from nstat_async.fleet import Facts, Message, Outgoing, host_name
+from nstat_async.fleet import MOST_BYTES, Facts, Message, Outgoing, host_name
 
 __all__ = ["NatsAccess", "Publisher", "StreamSettings", "publish"]
 
@@ -173,6 +174,8 @@ class Publisher:
         return True
 
     async def _drain(self, core: Outgoing) -> None:
+        if self._connection is not None:
+            core.most_bytes = min(MOST_BYTES, self._connection.client.max_payload - _ROOM)
         while (message := core.next_message(time.monotonic())) is not None:
             await self._deliver(message)
 
@@ -205,8 +208,12 @@ class Publisher:
             try:
                 await self._publish(connection, message)
             except nats.js.errors.NoStreamResponseError:
-                await stream_of(connection, self.stream)  # the first machine makes it
+                with connection.needed():
+                    await stream_of(connection, self.stream)  # the first machine makes it
                 await self._publish(connection, message)
+            except nats.errors.MaxPayloadError:
+                # Made for a server that took more. The next ones are smaller; readers see that this one is missing.
+                self._say(f"a message of {len(message.data)} bytes is larger than the server takes: it is lost")
         except trouble() as error:
             self._say(f"not published: {error or type(error).__name__}")
             return False

@@ -19,6 +19,7 @@ from nstat_async import (
     LossCause,
     Monitor,
     PollCompleted,
+    ProtocolError,
     UnavailableReason,
     UsageError,
     snapshot,
@@ -101,6 +102,45 @@ async def test_yesterday_is_played_from_the_stream_and_ends_where_it_is_to_end(s
     assert [event.final for event in events if isinstance(event, FlowRemoved)] == [True]
     async with fleet(server.url, since=0, until=1) as monitor:
         assert [event.complete async for event in monitor if isinstance(event, PollCompleted)] == [True]
+
+
+async def test_only_machines_and_kinds_that_are_asked_for_are_seen_and_silent_ones_hold_nothing_up(server):
+    async with Machine("web", server.url) as web:
+        web.open()
+        web.kernel.open_udp(7, "named", remote=("198.51.100.7", 53))
+        await eventually(lambda: web.publisher.statistics()["events"] >= 3)
+        async with Monitor(backend=Fleet(server.url, hosts="nobody", stream=SMALL)) as monitor:
+            assert isinstance(await monitor.__anext__(), PollCompleted)
+        async with Monitor(backend=Fleet(server.url, stream=SMALL), providers="udp") as monitor:
+            assert [flow.provider.value for flow, _ in monitor.flows] == ["udp"]
+            events = await monitor.subscribe().receive_many()
+            assert [event.flow.provider.value for event in events if isinstance(event, FlowAdded)] == ["udp"]
+
+
+async def test_a_server_that_takes_small_messages_only_gets_small_ones(tmp_path):
+    with Server(tmp_path, config="max_payload: 16384") as server:
+        async with Machine("web", server.url) as web, fleet(server.url) as monitor:
+            watcher = Watcher(monitor, ProcessTable())
+            for _ in range(200):
+                web.open()
+            web.move()
+            web.close()
+            await watcher.until(watcher.ended(200))
+        assert watcher.totals == truth(web)
+        assert not watcher.of(EventsLost)
+
+
+async def test_with_strict_what_cannot_be_read_ends_the_monitor(server):
+    from nats.aio.client import Client
+
+    async with Machine("web", server.url), Monitor(backend=Fleet(server.url, stream=SMALL), strict=True) as monitor:
+        client = Client()
+        await client.connect(server.url)
+        await client.jetstream().publish("nstat.evil.events", b"what?")
+        await client.close()
+        with pytest.raises(ProtocolError, match="evil"), anyio.fail_after(PATIENCE):
+            async for _ in monitor:
+                pass
 
 
 # --- faults --------------------------------------------------------------------------------------
