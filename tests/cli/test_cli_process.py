@@ -262,7 +262,11 @@ def test_a_signal_while_the_modules_are_imported_is_a_quiet_end(number, tmp_path
         f"import os\nos.kill(os.getpid(), {int(number)})\nraise ImportError('too late')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = _run("watch", "--backend", "emulated", env=environment)
+    before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it, and a child inherits that
+    try:
+        done = _run("watch", "--backend", "emulated", env=environment)
+    finally:
+        signal.signal(number, before)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
