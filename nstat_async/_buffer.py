@@ -12,6 +12,9 @@ and went while nobody read. Past `limit` the oldest such pairs are given up, and
 `EventsLost` at their place says how many and the sum of their counters.
 
 A hole that a removed event leaves in the queue is skipped when it is reached.
+
+What is delivered while nothing waits is not looked at before more comes: a consumer
+that keeps up pays for none of this, and gets every event.
 """
 
 from __future__ import annotations
@@ -81,6 +84,9 @@ class EventBuffer:
         # taken out in place without a search.
         self._queue: deque[list[AnyEvent | None]] = deque()
         self._coalesces = overflow is Overflow.COALESCE
+        # What is handed out as it came: everything, or when coalescing what was delivered while nothing
+        # waited and was not looked at yet; the queue is empty then.
+        self._plain: deque[AnyEvent] = deque()
         # What waits for each flow: the slots of its update and of its addition.
         self._flows: dict[str, list[AnyEvent | None]] = {}
         self._added: dict[str, list[AnyEvent | None]] = {}
@@ -105,47 +111,68 @@ class EventBuffer:
 
     def extend(self, events: Iterable[AnyEvent]) -> None:
         """Take a batch."""
-        if self._coalesces:
-            flows, append = self._flows, self._queue.append
-            for event in events:
-                if event.__class__ is FlowUpdated and event.flow.id not in flows:
-                    slot: list[AnyEvent | None] = [event]
-                    flows[event.flow.id] = slot
-                    append(slot)
-                    self._pending += 1
-                else:
-                    self._coalesce(event)
-            if self._pending > self.limit:
-                self._shrink()
-            self._drop_holes()
+        if not self._coalesces or not self._pending:
+            self._plain.extend(events)
+            self._pending = len(self._plain)
+            if self._coalesces and self._pending > self.limit:
+                self._look_at_plain()
         else:
-            before = len(self._queue)
-            self._queue.extend([event] for event in events)
-            self._pending += len(self._queue) - before
+            self._look_at_plain()
+            self._enqueue(events)
         self._high_water = max(self._high_water, self._pending)
 
-    def pop(self) -> AnyEvent | None:
-        """The oldest event, or `None`."""
-        queue = self._queue
-        while queue:
-            slot = queue.popleft()
+    def _look_at_plain(self) -> None:
+        """More comes: what waits is coalesced with it."""
+        if self._plain:
+            plain, self._plain, self._pending = self._plain, deque(), 0
+            self._enqueue(plain)
+
+    def _enqueue(self, events: Iterable[AnyEvent]) -> None:
+        """Coalesce these with what waits."""
+        flows, append = self._flows, self._queue.append
+        for event in events:
+            if event.__class__ is FlowUpdated and event.flow.id not in flows:
+                slot: list[AnyEvent | None] = [event]
+                flows[event.flow.id] = slot
+                append(slot)
+                self._pending += 1
+            else:
+                self._coalesce(event)
+        if self._pending > self.limit:
+            self._shrink()
+        self._drop_holes()
+
+    def pop_some(self, most: int) -> list[AnyEvent]:
+        """The oldest events, at most so many, oldest first."""
+        if most >= self._pending:
+            return self.pop_all()
+        self._pending -= most
+        self._delivered += most
+        if self._plain:
+            popleft = self._plain.popleft
+            return [popleft() for _ in range(most)]
+        return self._dequeue(most)
+
+    def _dequeue(self, most: int) -> list[AnyEvent]:
+        """Take these from the queue; nothing is merged into them any more."""
+        popleft, flows = self._queue.popleft, self._flows
+        events: list[AnyEvent] = []
+        while len(events) < most:
+            slot = popleft()
             event = slot[0]
             if event is None:
                 continue
-            self._pending -= 1
-            self._delivered += 1
-            if self._coalesces:
-                if event.__class__ is FlowUpdated:
-                    if self._flows.get(event.flow.id) is slot:
-                        del self._flows[event.flow.id]
-                else:
-                    self._forget(event, slot)
-            return event
-        return None
+            events.append(event)
+            if event.__class__ is not FlowUpdated:
+                self._forget(event, slot)
+            elif flows.get(event.flow.id) is slot:
+                del flows[event.flow.id]
+        return events
 
     def pop_all(self) -> list[AnyEvent]:
         """All events, oldest first."""
-        events = [slot[0] for slot in self._queue if slot[0] is not None]
+        events = [*self._plain, *(slot[0] for slot in self._queue if slot[0] is not None)]
+        self._plain.clear()
         self._queue.clear()
         self._flows.clear()
         self._added.clear()

@@ -4,19 +4,21 @@
   bounds it by its own policy, so a slow consumer never holds up a quick one (unless
   it chose the policy that does).
 - A consumer's filter that raises fails that consumer and nobody else.
-- A read that is cancelled took nothing: events leave a buffer only when they are
-  returned, with no wait in between.
+- A read that is cancelled took nothing: events leave a buffer, some at once, only when
+  the first of them is returned, with no wait in between.
 - Nothing here refers to the `Monitor`: a monitor that everybody forgot can be noticed.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NoReturn
 
 import anyio
 import anyio.lowlevel
+import attrs
 
 from ._buffer import BufferStatistics, EventBuffer
 from ._errors import ConcurrentReadError, MonitorClosedError, StreamEndedError
@@ -28,6 +30,8 @@ __all__ = ["Distributor", "Subscription"]
 
 CHECKPOINT_EVERY = 1_000
 """Events handed out without waiting, after which other tasks get a turn."""
+TAKEN_AT_ONCE = 64
+"""Events that leave the buffer at once, and so wait for a slow reader without being coalesced any more."""
 
 
 class Failure:
@@ -156,6 +160,8 @@ class Subscription:
         self._failure: Failure | None = None
         self._reading = False
         self._closed = False
+        # Events out of the buffer: to take some at once costs less than one by one.
+        self._batch: deque[AnyEvent] = deque()
         # Events that may be handed out at once; 0: closed, being read, or other tasks are due.
         self._credit = CHECKPOINT_EVERY
         distributor.add(self)
@@ -193,19 +199,20 @@ class Subscription:
         return self
 
     async def __anext__(self) -> AnyEvent:
-        if self._credit:
-            event = self._buffer.pop()
-            if event is not None:
-                self._credit -= 1
-                if self._distributor.waiting_for_room:
-                    self._distributor.made_room()
-                return event
-        if not await self._wait(turn=bool(len(self._buffer))):
+        if self._batch:
+            return self._batch.popleft()
+        if (not self._credit or not len(self._buffer)) and not await self._wait(turn=bool(len(self._buffer))):
             raise StopAsyncIteration
-        event = self._buffer.pop()
-        assert event is not None
+        self._batch.extend(self._buffer.pop_some(min(TAKEN_AT_ONCE, self._credit)))
+        self._credit -= len(self._batch)
         self._distributor.made_room()
-        return event
+        return self._batch.popleft()
+
+    def _take_all(self) -> list[AnyEvent]:
+        """What waits, oldest first."""
+        events = [*self._batch, *self._buffer.pop_all()]
+        self._batch.clear()
+        return events
 
     def receive_nowait(self) -> list[AnyEvent]:
         """All events that wait, oldest first; an empty list when there are none now.
@@ -219,7 +226,7 @@ class Subscription:
         self._check_reader()
         if self._closed:
             raise MonitorClosedError("the subscription is closed")
-        events = self._buffer.pop_all()
+        events = self._take_all()
         if events:
             self._distributor.made_room()
         elif self._ended:
@@ -236,18 +243,20 @@ class Subscription:
         """
         if not await self._wait(turn=True):
             return []
-        events = self._buffer.pop_all()
+        events = self._take_all()
         self._distributor.made_room()
         return events
 
     def statistics(self) -> BufferStatistics:
         """Figures about the buffer."""
-        return self._buffer.statistics()
+        figures, waiting = self._buffer.statistics(), len(self._batch)
+        return attrs.evolve(figures, pending=figures.pending + waiting, delivered=figures.delivered - waiting)
 
     def close(self) -> None:
         """End the subscription; a reader that waits sees the end. Idempotent."""
         if not self._closed:
             self._closed = True
+            self._batch.clear()
             self._credit = 0
             self._distributor.remove(self)
             self._wake()
@@ -286,8 +295,9 @@ class Subscription:
         """
         self._check_reader()
         self._reading, self._credit = True, 0
+        batch, self._batch = self._batch, deque()
         try:
-            while not len(self._buffer):
+            while not batch and not len(self._buffer):
                 if self._ended:
                     self._raise_failure()
                     return False
@@ -299,4 +309,5 @@ class Subscription:
         finally:
             self._news = None
             self._reading = False
-            self._credit = 0 if self._closed else CHECKPOINT_EVERY
+            if not self._closed:
+                self._batch, self._credit = batch, CHECKPOINT_EVERY

@@ -139,8 +139,7 @@ def test_totals_and_order_survive_every_interleaving_and_what_waits_is_bounded(s
             batch = [EventsLost(stream.tick(), LossCause.BATCH, 1)]
         elif kind == "pop":
             for _ in range(number):
-                event = buffer.pop()
-                if event is not None:
+                for event in buffer.pop_some(1 + more % 3):
                     reader.take(event)
         elif kind == "all":
             for event in buffer.pop_all():
@@ -152,7 +151,8 @@ def test_totals_and_order_survive_every_interleaving_and_what_waits_is_bounded(s
             assert len(buffer) <= bound
             assert len(buffer._queue) <= 2 * len(buffer) + 65
     times = []
-    while (event := buffer.pop()) is not None:
+    while len(buffer):
+        (event,) = buffer.pop_some(1)
         reader.take(event)
         if not isinstance(event, EventsLost):
             times.append(event.time)
@@ -242,8 +242,8 @@ def test_routes_interfaces_and_system_information_wait_once_and_routes_that_went
     assert lost + sum(1 for e in events if isinstance(e, RouteUpdated)) == 500
     for number in range(500):  # a quick reader keeps nothing
         buffer.extend([_route(number), _route(number, removed=True)])
-        assert buffer.pop().removed
-        assert buffer.pop() is None
+        assert [event.removed for event in buffer.pop_some(5)] == [False, True]
+        assert buffer.pop_some(5) == []
     assert len(buffer._leftovers) == 0
     assert not buffer._tables
 
@@ -267,7 +267,7 @@ def test_other_policies_keep_everything_in_order(overflow):
     events = [FlowUpdated(n, FLOW, counts(n + 1), counts(n)) for n in range(5)]
     buffer.extend(events)
     assert buffer.is_full
-    assert buffer.pop() == events[0]
+    assert buffer.pop_some(1) == events[:1]
     assert buffer.pop_all() == events[1:]
     assert not buffer.is_full
     assert buffer.statistics().high_water == 5
@@ -293,5 +293,24 @@ def test_losses_that_were_read_leave_room_to_tell_new_ones_apart():
     for _ in range(2):
         buffer.extend(EventsLost(1.0, LossCause.BATCH, 1) for _ in range(MERGEABLE_LOSSES))
         assert len(buffer) == MERGEABLE_LOSSES
-        while buffer.pop() is not None:
+        while buffer.pop_some(7):
             pass
+
+
+def test_a_quick_reader_gets_every_event_and_a_slow_one_the_newest():
+    buffer = EventBuffer(100, Overflow.COALESCE)
+    updates = [FlowUpdated(n, FLOW, counts(n + 1), counts(n)) for n in range(6)]
+    buffer.extend(updates[:3])
+    assert buffer.pop_some(1) == updates[:1]
+    assert buffer.pop_all() == updates[1:3]
+    buffer.extend(updates[:3])
+    buffer.extend(updates[3:])
+    (newest,) = buffer.pop_all()
+    assert (newest.counts, newest.previous) == (updates[-1].counts, updates[0].previous)
+    assert buffer.statistics().coalesced == 5
+
+
+def test_too_much_at_once_is_coalesced_at_once():
+    buffer = EventBuffer(3, Overflow.COALESCE)
+    buffer.extend(FlowUpdated(n, FLOW, counts(n + 1), counts(n)) for n in range(4))
+    assert len(buffer) == 1
