@@ -282,3 +282,69 @@ def test_nothing_is_sent_to_a_control_socket_that_is_gone_however_long_its_answe
     assert sent, "it subscribed"
     assert [when for channel, when in sent if channel == 0 and when > 1.0] == []
     assert len(opened) > 1, "it opens another one"
+
+
+# --- work per datagram -------------------------------------------------------------------------------
+
+
+def steps_of(act):
+    """Lines of the library that are run, the measure of work that no machine's load changes."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if "nstat_async" not in frame.f_code.co_filename:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+NONSENSE = {
+    "announcements that skip": lambda wire, n: wire.added(1 + n * 70_000),
+    "announcements that skip by two": lambda wire, n: wire.added(2 * n + 2),
+    "removals of nobody": lambda wire, n: wire.removed(900_000 + 3 * n),
+    "counts of nobody": lambda wire, n: wire.counted(5_000 + 2 * n, wire.counts(1, 1)),
+    "answers to nobody": lambda wire, n: wire.success(10_000 + n),
+    "refusals to nobody": lambda wire, n: wire.error(10_000 + n, 2),
+    "reports about all": lambda wire, n: wire.added(wire.layout.all_sources),
+}
+
+
+@pytest.mark.parametrize("discovery", ["poll", "announce"])
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_costs_a_few_steps_for_each_message(kind, discovery):
+    wire = Wire(11)
+    session, _ = driven(wire.kernel, announcing(1), seconds=0.5, interval=0.2, discovery=discovery)
+    make, size = NONSENSE[kind], 0
+    for batch in range(5):
+        messages = [make(wire, 400 * batch + n) for n in range(400)]
+        datagram = b"".join(messages)
+        session.take_events()
+        size = steps_of(lambda datagram=datagram: session.receive_datagrams([datagram], 1.0, 0))
+        assert size <= 100 * len(messages) + 500, (kind, batch, size)
+
+
+def test_the_end_of_a_poll_that_left_out_a_hundred_thousand_numbers_costs_a_few_steps():
+    wire = Wire(11)
+    last = []
+
+    def answer(kernel, request):
+        context, kind = struct.unpack_from("<QI", request)
+        if kind == MessageType.GET_UPDATE and request[16:24] == b"\xff" * 8:
+            last.append(context)
+            return []
+        return [Success(context=context).encode(kernel.layout)]
+
+    session, _ = driven(wire.kernel, answer, seconds=0.3, interval=0.2)
+    session.receive_datagrams([wire.updated(60_000, wire.counts(1, 1), wire.descriptor(2))], 0.3, 0)
+    assert len(session._subscription.table.references.missing) == 59_999
+    steps = steps_of(lambda: session.receive_datagrams([wire.success(last[-1])], 0.3, 0))
+    assert steps < 5_000
