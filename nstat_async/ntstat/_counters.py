@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Union
+from typing import Any, Union
 
 import attrs
 
@@ -29,18 +29,13 @@ from ._layouts import Layout, Reader, compile_format, layout
 from ._tables import MEDIA, NEWEST, STRUCTS
 
 __all__ = [
-    "COUNTS_CLASSES",
-    "DETAILED_CLASSES",
+    "COUNTED",
     "DETAILS_SIZE",
-    "PACKED_CLASSES",
     "QUIET",
-    "ConnectionCounts",
     "Raw",
-    "SubflowCounts",
-    "TcpCounts",
-    "UdpCounts",
     "Values",
     "advance",
+    "counts_classes",
     "counts_unpacker",
     "detailed_values",
     "growing_details",
@@ -63,102 +58,68 @@ _raw_values: Callable[[Counts], Any] = Counts.__dict__["_values"].__get__
 _set_values: Callable[[Counts, Any], None] = Counts.__dict__["_values"].__set__
 
 
-def _numbers(counts: Counts) -> Values:
-    raw: Raw = _raw_values(counts)
-    if not isinstance(raw, bytes):
-        return raw
-    return _unpack(raw) if len(raw) < DETAILS_SIZE else detailed_values(raw, is_socket=False)
+COUNTED = {Provider.UDP: 10, Provider.UDP_SUBFLOW: 4, Provider.CONNECTION: 0}
+"""How many of `COUNTS_FIELDS` the kernel counts for a provider, from the first on: not for all TCP's eighteen."""
+_SCALES = {15: 32, 16: 32, 17: 16}
+"""Position of a round-trip time to its parts of a millisecond."""
+Get = Callable[[Counts], Any]
 
 
-def _scaled(position: int, divisor: int, doc: str | None) -> Any:
-    def read(self: Counts) -> int | None:
-        # Without a sample the average is 0; the variance then has its initial value, which means nothing.
-        values = _numbers(self)
-        raw = values[position]
-        return raw * 1000 // divisor if raw and values[16] else None
-
-    read.__doc__ = doc
-    return property(read)
-
-
-class TcpCounts(Counts):
-    """Counters of a kernel or user-land TCP or QUIC source, kept as sent."""
-
-    __slots__ = ()
-
-    min_rtt_us = _scaled(15, 32, Counts.min_rtt_us.__doc__)
-    avg_rtt_us = _scaled(16, 32, Counts.avg_rtt_us.__doc__)
-    var_rtt_us = _scaled(17, 16, Counts.var_rtt_us.__doc__)
-
-    def _translated(self) -> tuple[int | None, ...]:
-        return (*_numbers(self)[:15], self.min_rtt_us, self.avg_rtt_us, self.var_rtt_us)
+def _reader_of(position: int, counted: int, numbers: Get, at_once: int) -> Get:
+    """What reads one field: `None`, or from the numbers, or (of the first few) where it stands among the kernel's bytes."""
+    if position >= counted:
+        return lambda _: None
+    if position < at_once:
+        unpack = _CODEC.reader(_CODEC.fields[position].name)
+        return lambda counts: unpack(_raw_values(counts), 0)[0]
+    if position not in _SCALES:
+        return lambda counts: numbers(counts)[position]
+    return lambda counts: _scaled(numbers(counts), position)
 
 
-class _PartlyCounted(Counts):
-    """Counters of a source of which the kernel counts the first few: the rest is `None`."""
-
-    __slots__ = ()
-    _counted: ClassVar[int] = 0
-
-    def __init_subclass__(cls) -> None:
-        for name in COUNTS_FIELDS[cls._counted :]:
-            setattr(cls, name, property(lambda self: None, doc=getattr(Counts, name).__doc__))  # noqa: ARG005
-
-    def _translated(self) -> tuple[int | None, ...]:
-        return (*_numbers(self)[: self._counted], *(None,) * (len(COUNTS_FIELDS) - self._counted))
+def _scaled(values: Values, position: int) -> int | None:
+    """A round-trip time in microseconds; without a sample the average is 0, and the variance means nothing."""
+    raw = values[position]
+    return raw * 1000 // _SCALES[position] if raw and values[16] else None
 
 
-class UdpCounts(_PartlyCounted):
-    """Counters of a UDP source: no duplicates, no retransmissions, no round trips."""
+def _make_class(counted: int, numbers: Get, media: Get, at_once: int) -> type[Counts]:
+    """A class of counters around their raw form, whose fields are translated when they are read."""
+    members: dict[str, Any] = {"__slots__": (), "__doc__": Counts.__doc__, "__module__": __name__}
+    members["media"] = property(media, doc=Counts.media.__doc__)
+    unknown = (None,) * (len(COUNTS_FIELDS) - counted)
 
-    __slots__ = ()
-    _counted = 10
+    def translated(self: Counts) -> Values:
+        values = numbers(self)
+        if unknown:
+            return (*values[:counted], *unknown)
+        return (*values[:15], *(_scaled(values, position) for position in _SCALES))
 
-
-class SubflowCounts(_PartlyCounted):
-    """Counters of a UDP subflow: the kernel does not split them by medium."""
-
-    __slots__ = ()
-    _counted = 4
-
-
-class ConnectionCounts(_PartlyCounted):
-    """A connection of the network framework carries nothing itself: all is `None`."""
-
-    __slots__ = ()
-
-
-COUNTS_CLASSES: dict[Provider, type[Counts]] = {
-    Provider.UDP: UdpCounts,
-    Provider.UDP_SUBFLOW: SubflowCounts,
-    Provider.CONNECTION: ConnectionCounts,
-}
+    members["_translated"] = translated
+    for position, name in enumerate(COUNTS_FIELDS):
+        doc = getattr(Counts, name).__doc__
+        members[name] = property(_reader_of(position, counted, numbers, at_once), doc=doc)
+    return type("KernelCounts", (Counts,), members)
 
 
-def _packed_field(position: int, doc: str | None) -> Any:
-    unpack = _CODEC.reader(_CODEC.fields[position].name)
+@functools.cache
+def counts_classes(counted: int, *, is_socket: bool) -> dict[int, type[Counts]]:
+    """The classes of a provider's counters, by the length of the bytes that they keep; 0: numbers.
 
-    def read(self: Counts) -> int | None:
-        value: int | None = unpack(self._values, 0)[0]  # type: ignore[arg-type]  # bytes, in these classes
-        return value
+    Args:
+        counted: Fields that the kernel counts.
+        is_socket: It is a kernel socket: what is in no medium is loopback.
+    """
 
-    read.__doc__ = doc
-    return property(read)
+    def details(counts: Counts) -> Values:
+        return detailed_values(_raw_values(counts), is_socket=is_socket)
 
+    return {
+        0: _make_class(counted, _raw_values, lambda counts: (*_raw_values(counts), ())[18], 0),
+        _CODEC.size: _make_class(counted, lambda counts: _unpack(_raw_values(counts)), lambda _: (), 15),
+        DETAILS_SIZE: _make_class(counted, details, lambda counts: details(counts)[18], 4),
+    }
 
-def _packed(cls: type[Counts], known: int) -> type[Counts]:
-    """The same counters around the bytes of ``nstat_counts``: their first `known` fields are read from there."""
-    members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
-    members["media"] = property(lambda self: (), doc=Counts.media.__doc__)  # noqa: ARG005
-    packed = type("Packed" + cls.__name__, (cls,), members)
-    for position, name in enumerate(COUNTS_FIELDS[:known]):
-        setattr(packed, name, _packed_field(position, getattr(Counts, name).__doc__))
-    return packed
-
-
-PACKED_CLASSES: dict[type[Counts], type[Counts]] = {TcpCounts: _packed(TcpCounts, 15)}
-for _cls in (UdpCounts, SubflowCounts, ConnectionCounts):
-    PACKED_CLASSES[_cls] = _packed(_cls, _cls._counted)  # noqa: SLF001  # of this module
 
 _new = object.__new__
 
@@ -218,34 +179,6 @@ def detailed_values(raw: bytes, *, is_socket: bool) -> Values:
     rest = values[4 * len(MEDIA) :]
     wifi = (infra[1] + other[1], infra[3] + other[3])
     return (*total, cell[1], cell[3], *wifi, wired[1], wired[3], *rest[:3], None, None, *rest[3:], media)
-
-
-def _detailed(cls: type[Counts], known: int, *, is_socket: bool) -> type[Counts]:
-    """The same counters around the bytes of ``nstat_detailed_counts``: totals are read there, all else when it is wanted."""
-
-    def value(position: int) -> Any:
-        def read(self: Counts) -> int | None:
-            found: int | None = _numbers(self)[position]
-            return found
-
-        read.__doc__ = getattr(Counts, COUNTS_FIELDS[position]).__doc__
-        return property(read)
-
-    members: dict[str, Any] = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
-    members["media"] = property(
-        lambda self: detailed_values(_raw_values(self), is_socket=is_socket)[18], doc=Counts.media.__doc__
-    )
-    for position, name in enumerate(COUNTS_FIELDS[: min(known, 15)]):
-        members[name] = _packed_field(position, getattr(Counts, name).__doc__) if position < 4 else value(position)
-    return type("Detailed" + cls.__name__, (cls,), members)
-
-
-DETAILED_CLASSES: dict[tuple[type[Counts], bool], type[Counts]] = {
-    (cls, is_socket): _detailed(cls, getattr(cls, "_counted", 15), is_socket=is_socket)
-    for cls in PACKED_CLASSES
-    for is_socket in (False, True)
-}
-"""Class of counters, and whether they are a kernel socket's, to the class for what came in details."""
 
 
 def growing_details() -> Reader:

@@ -24,18 +24,7 @@ from .._model import (
     TcpState,
 )
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, NO_FLOWS, TCP_STATES, Extension, InterfaceProperty
-from ._counters import (
-    COUNTS_CLASSES,
-    DETAILED_CLASSES,
-    DETAILS_SIZE,
-    PACKED_CLASSES,
-    Raw,
-    TcpCounts,
-    Values,
-    counts_unpacker,
-    detailed_values,
-    make_counts,
-)
+from ._counters import COUNTED, DETAILS_SIZE, Raw, Values, counts_classes, counts_unpacker, detailed_values, make_counts
 from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
 from ._messages import split_items
 from ._translate import Translator, decode_peer, decode_text, decode_uuid
@@ -91,10 +80,8 @@ class DescriptorReader:
         self.doubtful = doubtful
         self.trusted = size if trusted is None else min(trusted, size)
         """Descriptor bytes that are read."""
-        self._counts_class = COUNTS_CLASSES.get(provider, TcpCounts)
-        self._packed_class = PACKED_CLASSES[self._counts_class]
         self._is_socket = userland is False and provider in {Provider.TCP, Provider.UDP}
-        self._detailed_class = DETAILED_CLASSES[self._counts_class, self._is_socket]
+        self._classes = counts_classes(COUNTED.get(provider, 18), is_socket=self._is_socket)
         self._unpack, self._packed = counts_unpacker(translator.kernel.layout)
         self.is_flow = provider not in NO_FLOWS
         """False for routes and interfaces, which have events of their own."""
@@ -110,11 +97,9 @@ class DescriptorReader:
 
     def counts(self, raw: Raw) -> Counts:
         """The counters of this provider."""
-        if raw.__class__ is bytes and self._packed:
-            if len(raw) == DETAILS_SIZE:
-                return make_counts(self._detailed_class, raw)
-            return make_counts(self._packed_class, raw)
-        return make_counts(self._counts_class, self.unpack(raw))
+        if isinstance(raw, bytes) and self._packed:
+            return make_counts(self._classes[len(raw)], raw)
+        return make_counts(self._classes[0], self.unpack(raw))
 
     def unpack(self, raw: Raw) -> Values:
         """Counters as numbers."""
