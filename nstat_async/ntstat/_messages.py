@@ -485,29 +485,9 @@ class UnknownMessage(Message):
 
 
 MESSAGE_CLASSES: dict[int, type[Message]] = {
-    cls.TYPE: cls
-    for cls in (
-        Success,
-        Error,
-        AddSource,
-        AddAllSources,
-        RemoveSource,
-        QuerySource,
-        GetSourceDescription,
-        SetFilter,
-        GetUpdate,
-        SubscribeSystemInfo,
-        GetDetails,
-        SourceAdded,
-        SourceRemoved,
-        SourceDescription,
-        SourceCounts,
-        SystemInfoCounts,
-        SourceUpdate,
-        SourceExtendedUpdate,
-        SourceDetails,
-        SourceExtendedDetails,
-    )
+    each.TYPE: each
+    for each in list(globals().values())
+    if isinstance(each, type) and issubclass(each, Message) and each.TYPE >= 0
 }
 """Class of each known type."""
 
