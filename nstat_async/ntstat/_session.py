@@ -457,7 +457,9 @@ class Session:
         if client is self._subscription:
             if client.needs_resync:
                 self._want_resync(now)
-            client.needs_resync = False
+            if client.needs_audit and self._second is None:
+                self._audit_at = now
+            client.needs_resync = client.needs_audit = False
             self._check_refusals(client)
 
     def _check_refusals(self, subscription: Subscription) -> None:

@@ -121,6 +121,8 @@ class Subscription(Client):
         """A poll is over and the session should look at it: whether the kernel answered all that was asked."""
         self.announcements_lost = 0.0
         """How many were reported as lost; infinite where nobody can tell."""
+        self.needs_audit = False
+        """Whether this one missed anything, another control socket should tell soon."""
         self.needs_resync = False
         """Only another control socket can see what this one missed."""
         self.table.phase = Phase.BASELINE
@@ -477,15 +479,16 @@ class Subscription(Client):
         self.providers.add(request.provider)
         if not self.table.terms.suppressed and self._buffer_was_full(request):
             # The scan stops at the first announcement that does not fit, and still succeeds.
-            self.report_gap(None)
+            if self.receive_buffer is None and self.kernel.can_suppress:
+                self.needs_audit = True  # over a bridge nobody knows the size: another socket can tell
+            else:
+                self.report_gap(None)
 
     def _buffer_was_full(self, request: Request) -> bool:
-        if self.receive_buffer is None:
-            return False  # over a bridge; what was left out is found at the next look at a second socket
         size = self.decoder.bytes - request.bytes_before
         records = self.decoder.datagrams - request.datagrams_before
         storage = records * 256 / 8 if self.kernel.charges_mbufs else 0
-        return max(size, storage) >= SUSPICIOUS_FILL * self.receive_buffer
+        return max(size, storage) >= SUSPICIOUS_FILL * (self.receive_buffer or DEFAULT_BUFFER)
 
     def _subscription_refused(self, request: Request, errno: int) -> None:
         self._subscription_over(request)

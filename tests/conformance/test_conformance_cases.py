@@ -17,17 +17,22 @@ REMOTE = "192.0.2.2"
 class ByHand:
     """A session on control sockets that are read when a test says so."""
 
-    def __init__(self, name="xnu-11417.121.6", *, buffer=1 << 20, after_send=lambda sent: None, **options):
+    def __init__(
+        self, name="xnu-11417.121.6", *, buffer=1 << 20, bridge=False, after_send=lambda sent: None, **options
+    ):
         self.kernel = EmulatedKernel(name, receive_space=buffer)
         self.session = Session(name, options=MonitorOptions(providers="tcp", **options))
         self.sockets, self.sent, self.buffer, self.after_send = {}, {}, buffer, after_send
         self.now = 1.0
+        self.bridge = bridge
+        """The size of the buffer is not known, and answers may come late."""
 
     def carry_out(self):
         for command in self.session.commands():
             if isinstance(command, OpenChannel):
                 self.sockets[command.channel] = self.kernel.connect()
-                self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=self.buffer)
+                buffer = None if self.bridge else self.buffer
+                self.session.channel_opened(command.channel, self.now, immediate=not self.bridge, receive_buffer=buffer)
             elif isinstance(command, CloseChannel):
                 self.sockets.pop(command.channel).close()
             elif isinstance(command, Send) and command.channel in self.sockets:
@@ -186,3 +191,32 @@ def test_counters_by_medium_do_not_come_and_go():
         ]
         had |= {bool(each.media) for each in counts}
     assert had == {True}
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+@pytest.mark.parametrize("name", ["xnu-2050.48.11", "xnu-2422.115.4", "xnu-2782.40.9"])
+def test_a_list_of_flows_that_was_cut_short_is_said(name, bridge):
+    """The kernel stops at the first announcement that does not fit, and still says SUCCESS."""
+    talk = ByHand(name, buffer=8192, bridge=bridge, interval=None)
+    for n in range(400):
+        talk.kernel.open_tcp(remote=(REMOTE, n + 1))
+    talk.session.start(talk.now)
+    for _ in range(4):
+        talk.settle()
+        talk.now += 1.0
+        talk.session.handle_deadline(talk.now)
+    assert "announcement" in {e.cause.value for e in talk.session.take_events() if isinstance(e, EventsLost)}
+
+
+def test_over_a_bridge_a_long_list_is_looked_at_on_a_second_socket_and_is_no_loss_where_it_was_whole():
+    talk = ByHand("xnu-11417.121.6", bridge=True, discovery="announce", interval=None)
+    for n in range(400):
+        talk.kernel.open_tcp(remote=(REMOTE, n + 1))
+    talk.session.start(talk.now)
+    for _ in range(20):
+        talk.settle()
+        talk.now += 1.0
+        talk.session.handle_deadline(talk.now)
+    assert list(talk.sockets) == [0]
+    assert talk.session.statistics()["audits"] == 1
+    assert not [e for e in talk.session.take_events() if isinstance(e, EventsLost)]
