@@ -210,57 +210,42 @@ class LayoutProbe:
         return bool(counted) and not wrong
 
     def _judge(self, provider: Provider, codecs: dict[tuple[str, int], StructCodec], notes: list[str]) -> Proof:
-        name = _STRUCTS[provider]
-        samples = self._samples[provider]
+        """What the descriptors of one provider say; what was found goes into `codecs` and `notes`."""
+        known, samples = self.kernel.layout[_STRUCTS[provider]], self._samples[provider]
         wanted = sum(1 for flow in self.evidence.flows if flow.provider is provider)
-        known = self.kernel.layout[name]
-        if not samples or len({s.flow for s in samples}) < wanted:
-            notes.append(f"{provider.value}: {len({s.flow for s in samples})} of {wanted} known flows were found")
+        found = len({s.flow for s in samples})
+        lengths = sorted({len(s.descriptor) for s in samples})
+        survivors: list[Mapping] = []
+        if found < wanted or not samples:
+            note = f"{found} of {wanted} known flows were found"
+        elif len(lengths) != 1 or lengths[0] < known.size:
+            note = f"descriptors of {lengths} bytes, {known.size} are known"
+        else:
+            note = f"no single insertion explains the descriptor of {lengths[0]} bytes"
+            survivors = self._survivors(provider, known, lengths[0] - known.size)
+        if not survivors:
+            notes.append(f"{provider.value}: {note}")
             return Proof.UNKNOWN
-        lengths = {len(s.descriptor) for s in samples}
-        if len(lengths) != 1 or min(lengths) < known.size:
-            notes.append(f"{provider.value}: descriptors of {sorted(lengths)} bytes, {known.size} are known")
-            return Proof.UNKNOWN
-        (length,) = lengths
-        hypotheses = _hypotheses(known, length - known.size)
-        checks = self._checks(provider)
-        survivors = [h for h in hypotheses if all(_holds(checks, known, h, s) for s in samples)]
+        places = {field.name: {h[field.name] for h in survivors} for field in known.fields}
+        fields = [attrs.evolve(f, offset=min(places[f.name])) for f in known.fields if len(places[f.name]) == 1]
+        codecs[known.name, lengths[0]] = StructCodec(known.name, lengths[0], tuple(sorted(fields, key=_offset)))
+        unclear = [name for name, offsets in places.items() if len(offsets) > 1]
+        moved = [field.name for field in fields if field.offset != known.by_name[field.name].offset]
+        if unclear:
+            notes.append(f"{provider.value}: not told apart and left out: {', '.join(unclear)}")
+        if moved:
+            notes.append(f"{provider.value}: moved by {lengths[0] - known.size} bytes: {', '.join(moved)}")
+        else:
+            notes.append(f"{provider.value}: every field that could be checked is where it is expected")
+        return Proof.PROBED if moved or unclear else Proof.VERIFIED
+
+    def _survivors(self, provider: Provider, known: StructCodec, surplus: int) -> list[Mapping]:
+        """The hypotheses that explain every sample."""
+        samples, checks = self._samples[provider], self._checks(provider)
+        survivors = [h for h in _hypotheses(known, surplus) if all(_holds(checks, known, h, s) for s in samples)]
         # Most processes have no persona, which the kernel says by a number that is nowhere by chance.
         telling = [h for h in survivors if all(_read(known, "persona_id", h, s) == _NO_PERSONA for s in samples)]
-        survivors = telling or survivors
-        return self._verdict(provider, known, length, survivors, codecs, notes)
-
-    def _verdict(
-        self,
-        provider: Provider,
-        known: StructCodec,
-        length: int,
-        survivors: list[Mapping],
-        codecs: dict[tuple[str, int], StructCodec],
-        notes: list[str],
-    ) -> Proof:
-        if not survivors:
-            notes.append(f"{provider.value}: no single insertion explains the descriptor of {length} bytes")
-            return Proof.UNKNOWN
-        fields = []
-        moved, open_fields = [], []
-        for field in known.fields:
-            offsets = {h[field.name] for h in survivors}
-            if len(offsets) > 1:
-                open_fields.append(field.name)
-                continue
-            offset = offsets.pop()
-            if offset != field.offset:
-                moved.append(field.name)
-            fields.append(attrs.evolve(field, offset=offset))
-        codecs[known.name, length] = StructCodec(known.name, length, tuple(sorted(fields, key=_offset)))
-        if open_fields:
-            notes.append(f"{provider.value}: not told apart and left out: {', '.join(open_fields)}")
-        if moved:
-            notes.append(f"{provider.value}: moved by {length - known.size} bytes: {', '.join(moved)}")
-            return Proof.PROBED
-        notes.append(f"{provider.value}: every field that could be checked is where it is expected")
-        return Proof.PROBED if open_fields else Proof.VERIFIED
+        return telling or survivors
 
     def _checks(self, provider: Provider) -> tuple[tuple[str, Callable[[Any, _Sample], bool]], ...]:
         evidence = self.evidence

@@ -129,15 +129,10 @@ class SourceTable:
 
     def count(self, ref: int, raw: Raw, flags: int, *, solicited: bool) -> None:
         """SRC_COUNTS."""
-        source = self.sources.get(ref)
+        self.statistics["unknown_references"] += ref not in self.sources
+        source = self._reported(ref, None)
         if source is None:
-            self.statistics["unknown_references"] += 1
-            source = self._create(ref, None, preexisting=self.phase is not Phase.LIVE)
-            if source is None:
-                return
-        if source.seen != self.poll_serial:
-            source.seen = self.poll_serial
-            self.poll_seen += 1
+            return
         if not source.reader.is_flow:
             self._merge_counts(source, raw)
             self._report_other(source, removed=False)
@@ -159,14 +154,9 @@ class SourceTable:
 
     def describe(self, ref: int, provider_id: int, data: bytes, at: int, end: int, flags: int) -> None:
         """SRC_DESC."""
-        source = self.sources.get(ref)
+        source = self._reported(ref, provider_id)
         if source is None:
-            source = self._create(ref, provider_id, preexisting=self.phase is not Phase.LIVE)
-            if source is None:
-                return
-        if source.seen != self.poll_serial:
-            source.seen = self.poll_serial
-            self.poll_seen += 1
+            return
         if source.unsolicited == 1:
             source.unsolicited = 2
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
@@ -187,14 +177,9 @@ class SourceTable:
         self, ref: int, provider_id: int, raw: Raw | None, data: bytes, at: int, end: int, items_end: int, flags: int
     ) -> None:
         """SRC_UPDATE and its variants; without counters, a report that a route or an interface is there."""
-        source = self.sources.get(ref)
+        source = self._reported(ref, provider_id)
         if source is None:
-            source = self._create(ref, provider_id, preexisting=self.phase is not Phase.LIVE)
-            if source is None:
-                return
-        if source.seen != self.poll_serial:
-            source.seen = self.poll_serial
-            self.poll_seen += 1
+            return
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
         if not reader.is_flow:
             source.identity = data[at:end]
@@ -344,6 +329,16 @@ class SourceTable:
                     self.announce_update(source, source.told)
 
     # --- making ------------------------------------------------------------
+
+    def _reported(self, ref: int, provider_id: int | None) -> Source | None:
+        """The source that a report is about, which counts for the poll; `None` where it cannot be kept."""
+        source = self.sources.get(ref)
+        if source is None:
+            source = self._create(ref, provider_id, preexisting=self.phase is not Phase.LIVE)
+        if source is not None and source.seen != self.poll_serial:
+            source.seen = self.poll_serial
+            self.poll_seen += 1
+        return source
 
     def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source | None:
         references = self.references
