@@ -398,9 +398,10 @@ class Session:
             notes.append(f"{kernel.name} is newer than the layouts that were compiled; {kernel.layout.name} is assumed")
         if not kernel.has_counts_at_goodbye:
             notes.append("this kernel reports a close up to a minute late and without final counts")
-        if isinstance(current, Subscription) and current.has_small_buffer and kernel.has_updates:
+        if isinstance(current, Subscription) and current.has_small_buffer:
             how = "polls are answered in portions" if kernel.resumes_polls else "what overflows is asked for one by one"
-            notes.append(f"the receive buffer is small: {how}, and every fifth poll alone reads all descriptions anew")
+            more = ", and every fifth poll alone reads all descriptions anew" if kernel.has_updates else ""
+            notes.append(f"the receive buffer is small: {how}{more}")
         if kernel.is_newer:
             notes.append("this kernel may show an ordinary user only that user's flows; root may see more")
         refused = current.refused.items() if current is not None else ()

@@ -148,8 +148,8 @@ class Subscription(Client):
         self._details = False
         """The poll asks for counters by medium."""
         self._singles_at_once = MAX_SINGLES
-        self._apart = False
-        """Counters and descriptions are asked for apart: an old kernel, or a small buffer that updates would not fit."""
+        self.has_small_buffer = False
+        """What the kernel reports in one round of a poll need not fit; polls then ask for counters, a third of the size."""
         self._answered_whole = False
         """True once the kernel answered all that a poll and its verification asked."""
 
@@ -178,7 +178,7 @@ class Subscription(Client):
         self.receive_buffer = receive_buffer
         room = (receive_buffer or DEFAULT_BUFFER) * 3 // 4
         self._singles_at_once = max(1, min(MAX_SINGLES, room // SINGLE_REPLY))
-        self._apart = self.has_small_buffer or not self.kernel.has_updates
+        self.has_small_buffer = receive_buffer is not None and receive_buffer < AMPLE_BUFFER
         self.table.subscribed_ns = self.table.time_ns
         self._enter(TRANSITIONS[self.state][Trigger.OPENED])
         self.proceed()
@@ -336,9 +336,14 @@ class Subscription(Client):
         self.table.begin_poll()
         self._details = self.kernel.has_details and self.options.extras
         sources = self.table.sources.values()
-        apart = self._apart and not self._details
+        apart = self._asks_apart
         describe = apart and (not sources or any(map(self._is_undescribed, sources)))
         self._queue.extend(poll_requests(self.kernel, details=self._details, apart=apart, describe=describe))
+
+    @property
+    def _asks_apart(self) -> bool:
+        """True if a poll asks for counters and descriptions apart."""
+        return not self.kernel.has_updates or (self.has_small_buffer and not self._details)
 
     def _is_undescribed(self, source: Source) -> bool:
         """Where descriptions come apart from counters: True for a source whose description is wanted."""
@@ -350,7 +355,7 @@ class Subscription(Client):
         kernel, sources = self.kernel, self.table.sources.values()
         if self._details:  # which routes and interfaces do not have
             return (s for s in sources if not s.reader.is_flow)
-        if not self._apart:
+        if not self._asks_apart:
             return ()
         if kernel.can_describe_all:  # announced since then, or the description did not fit
             return (s for s in sources if s.identity is None)
@@ -367,11 +372,6 @@ class Subscription(Client):
 
     def _ask(self, questions: Iterable[Question]) -> None:
         self._questions.append(iter(questions))
-
-    @property
-    def has_small_buffer(self) -> bool:
-        """True if what the kernel reports in one round of a poll need not fit."""
-        return self._apart or (self.receive_buffer is not None and self.receive_buffer < AMPLE_BUFFER)
 
     def _newest_fit(self) -> bool:
         """True if a poll's first batch finds room: it has the newest sources, and nothing else reports them."""
@@ -394,7 +394,7 @@ class Subscription(Client):
         self.outcome = complete
         self._answered_whole = self._answered_whole or complete
         if self.receive_buffer is None and verification.recovered * LOSSY > count:
-            self._apart = True  # counters take a third of the room
+            self.has_small_buffer = True
 
     # --- replies -----------------------------------------------------------------
 

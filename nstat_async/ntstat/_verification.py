@@ -49,6 +49,11 @@ class Unreadable:
         for wait in self._waits.values():
             wait[1] -= 1
 
+    @property
+    def resting(self) -> int:
+        """How many are not to be asked for now."""
+        return sum(1 for _, left in self._waits.values() if left >= 0)
+
     def is_due(self, ref: int) -> bool:
         """False for a source that is not to be asked for now."""
         wait = self._waits.get(ref)
@@ -64,7 +69,7 @@ class Verification:
     never_seen: int = 0
     """Sources that came and went between two polls."""
     is_needed: bool = False
-    """The poll left something out."""
+    """The poll left out what it should have had."""
     unanswered: int = 0
     """Sources that the kernel could not answer for now, or was not asked about: the poll is incomplete."""
     probed: int = 0
@@ -81,7 +86,7 @@ class Verification:
         if surplus > 0:
             self.unanswered += surplus
             absent.sort(key=operator.attrgetter("seen"))  # what was not heard of for longest
-        self.is_needed = bool(unseen or absent)
+        self.is_needed = len(unseen) + len(absent) > unreadable.resting
         wanted = chain(((ref, Purpose.DISCOVER) for ref in unseen), ((s.ref, Purpose.VERIFY) for s in absent))
         return (each for each in islice(wanted, MAX_VERIFICATIONS) if unreadable.is_due(each[0]))
 
