@@ -597,6 +597,7 @@ TABLE = FieldTable((
         _linux("unit", TEXT, derived=True, sql=SqlTable.PROCESS, since=2, heading="UNIT"),
         _linux("container", TEXT, sql=SqlTable.PROCESS, since=2, heading="CONTAINER"),
         _linux("pod", TEXT, sql=SqlTable.PROCESS, since=2),
+        _mac("media", MEDIA),
     )),
 ))  # fmt: skip
 """The table."""

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 
 import attrs
 
-from ._model import Process
+from ._model import MediumCounts, Process
 from ._workload import workload_of
 
 __all__ = ["Row", "RowKind"]
@@ -80,6 +80,9 @@ class Row:
     """Linux: as `Flow.container`, of that cgroup."""
     pod: str | None = None
     """Linux: as `Flow.pod`, of that cgroup."""
+    media: tuple[tuple[str, MediumCounts], ...] = ()
+    """macOS 26 with ``extras``: bytes and packets by medium, as `Counts.media` has them for flows. Of kernel sockets all media
+    and loopback together are the row's total; what flows in user space sent over loopback is in none."""
     serial: int = attrs.field(default=0, repr=False, eq=False)
     """Distinguishes a row from a later one with the same key."""
 

@@ -12,6 +12,8 @@ from nstat_async._events import LossCause
 from nstat_async._fields import TABLE, SqlTable
 from nstat_async._rows import Row, RowKind
 
+from ._media import add_media, row_media, sum_media
+
 __all__ = ["Loss", "TableSnapshot", "added_up", "sum_rows"]
 
 _ADDED_UP = tuple(field.name for _, field in TABLE.columns(SqlTable.TRAFFIC))
@@ -29,6 +31,7 @@ def added_up(rows: Sequence[Any]) -> dict[str, Any]:
         "first_seen": min(first, default=None),
         "last_seen": max(last, default=None),
         **{name: sum(map(get, rows)) for name, get in _get_counters},
+        "media": row_media(sum_media(row.media for row in rows)),
     }
 
 
@@ -46,7 +49,10 @@ def sum_rows(rows: Iterable[Row], kind: RowKind = RowKind.TOTAL) -> Row:
 
 
 def _minus(later: Row, earlier: Row) -> Row:
-    return attrs.evolve(later, **{name: getattr(later, name) - getattr(earlier, name) for name in _ADDED_UP})
+    media = sum_media([later.media])
+    add_media(media, sum_media([earlier.media]), -1)
+    grown = {name: getattr(later, name) - getattr(earlier, name) for name in _ADDED_UP}
+    return attrs.evolve(later, **grown, media=row_media(media))
 
 
 def _has_grown(row: Row) -> bool:

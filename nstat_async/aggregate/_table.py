@@ -35,6 +35,7 @@ from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
 from ._groups import Groups
+from ._media import media_of
 from ._rates import RateWindow
 from ._rows import Loss, TableSnapshot
 from ._tally import OpenFlow, Share, Tally, is_counted, known_or, sum_tallies
@@ -167,6 +168,8 @@ class TrafficTable:
             tally.tx_bytes += more_tx_bytes
             tally.rx_packets += more_rx_packets
             tally.tx_packets += more_tx_packets
+            if entry.media is not None:
+                entry.count_media(counts, from_begin=True)
         elif isinstance(event, FlowEvent):
             self._feed_edge(event)
         elif isinstance(event, EventsLost):
@@ -279,6 +282,7 @@ class TrafficTable:
             # The table came in the middle of the stream: this event's own growth is its share.
             entry.counted = True
             entry.current = known_or(event.previous)
+            entry.media = media_of(event.previous) or None
             entry.rebase()
         self._open[flow.id] = entry
         tally.count_flow(1, entry)
@@ -305,6 +309,7 @@ class TrafficTable:
             rx_bytes, tx_bytes, rx_packets, tx_packets = moved = entry.contribution()
             old.shift(-rx_bytes, -tx_bytes, -rx_packets, -tx_packets)
             new.add(*moved)
+            entry.move_media(new)
         else:
             entry.rebase()
             entry.parts = 1  # earlier flows behind the same id stay where they were
@@ -318,6 +323,7 @@ class TrafficTable:
         """Count a report, whatever is special about it: the first, a partial one, one with a counter that fell."""
         if not is_counted(counts):
             return
+        entry.count_media(counts, from_begin=self._include_history or not entry.preexisting)
         tally = entry.tally
         if entry.counted:
             tally.add(*entry.grow(counts))

@@ -9,6 +9,7 @@ import attrs
 from nstat_async._model import Counts, Flow, Process, packets_grown
 from nstat_async._rows import Row, RowKind
 
+from ._media import Media, add_media, grown_media, media_of, row_media
 from ._rates import RateWindow
 from ._rows import added_up
 
@@ -38,6 +39,8 @@ class Tally:
     tx_bytes: int = 0
     rx_packets: int = 0
     tx_packets: int = 0
+    media: Media = attrs.field(factory=dict)
+    """The same by medium, where reports say it."""
     mark: int = 0
     """The clock's mark when `samples` were last added to."""
     samples: list[tuple[int, int, int]] = attrs.field(factory=list)
@@ -108,6 +111,7 @@ class Tally:
             cgroup=None if self.home is None else self.home.cgroup,
             container=None if self.home is None else self.home.container,
             pod=None if self.home is None else self.home.pod,
+            media=row_media(self.media),
             serial=self.serial,
         )
         return _with_rates(row, self.grown(span[0]), span[1])
@@ -120,6 +124,7 @@ class Tally:
     def absorb(self, other: Tally) -> None:
         """Take over everything of a tally that goes away; rates do not see it."""
         self.shift(other.rx_bytes, other.tx_bytes, other.rx_packets, other.tx_packets)
+        add_media(self.media, other.media)
         self.flows += other.flows
         self.open_flows += other.open_flows
         self.uncounted_flows += other.uncounted_flows
@@ -186,6 +191,10 @@ class OpenFlow:
     rx_packets: int = 0
     tx_packets: int = 0
     base: Four = (0, 0, 0, 0)
+    media: Media | None = None
+    """What the last report said of each medium; `None`: none said anything."""
+    media_base: Media = attrs.field(factory=dict)
+    """As `base`, by medium."""
 
     @property
     def current(self) -> Four:
@@ -207,6 +216,25 @@ class OpenFlow:
     def rebase(self) -> None:
         """Forget the contribution: it stays where it is, or was moved away."""
         self.base = self.current
+        if self.media is not None:
+            self.media_base = self.media
+
+    def count_media(self, counts: Counts, *, from_begin: bool) -> None:
+        """Take in what a report says of each medium; of the first one all, or what comes after it."""
+        now = media_of(counts)
+        if not now:
+            return
+        if self.media is None:
+            self.media_base = {} if from_begin else now
+        add_media(self.tally.media, grown_media(now, self.media_base if self.media is None else self.media))
+        self.media = now
+
+    def move_media(self, new: Tally) -> None:
+        """What this flow contributed was another row's."""
+        if self.media is not None:
+            share = grown_media(self.media, self.media_base)
+            add_media(self.tally.media, share, -1)
+            add_media(new.media, share)
 
     def grow(self, counts: Counts) -> Four:
         """Take in a report in which a counter is unknown or lower than before; each is judged by itself.

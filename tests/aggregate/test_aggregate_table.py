@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import attrs
 import pytest
 from aggregate_events import CURL, SSHD, Counts, added, counts, flow, lost, polled, removed, updated
+from virtual import VirtualMonitor
 
 from nstat_async._errors import UsageError
 from nstat_async._events import LossCause
 from nstat_async._model import Details, Interface, InterfaceKind, Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
-from nstat_async.json import to_dict
+from nstat_async.json import dumps, to_dict
+from nstat_async.testing import EmulatedKernel
 
 
 def fed(*events, **options):
@@ -378,3 +382,48 @@ def test_a_row_always_has_a_label():
     table = fed(added(flow("a", Process(7)), 1, counts(5)), added(flow("b", None), 1, counts(5)), lost(1, 2))
     assert [row.label for row in table.rows()] == ["?", "(owner unknown)", "(closed flows, owner lost)"]
     assert table.total().label == "(all)"
+
+
+# --- media ---------------------------------------------------------------------------------
+
+
+def by_medium(row):
+    return {name: (each.rx_bytes, each.tx_bytes) for name, each in row.media}
+
+
+def test_rows_have_traffic_by_medium_where_reports_do():
+    """With loopback, the media of kernel sockets are the row's total; what was there before the table is in neither."""
+    kernel = EmulatedKernel("xnu-12377.121.6")
+    old = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10_000, tx=1)
+    kernel.advance(1.0)
+    table = ProcessTable()
+    monitor = VirtualMonitor(kernel, interval=0.5, extras=True, sink=table.feed_many)
+    monitor.run(1.0)
+    old.transfer(100, 10)
+    local = kernel.open_tcp(501, "curl", remote=("127.0.0.1", 80), interface="lo0", rx=7, tx=3)
+    monitor.run(1.0)
+    local.transfer(20, 0)
+    old.transfer(5, 5, interface="en1")
+    before = table.snapshot()
+    monitor.run(1.0)
+    (row,) = [row for row in table.rows() if row.pid == 501]
+    assert by_medium(row) == {"wifi_infra": (100, 10), "wired": (5, 5), "loopback": (27, 3)}
+    assert tuple(map(sum, zip(*by_medium(row).values(), strict=True))) == (row.rx_bytes, row.tx_bytes)
+    (since,) = table.snapshot().since(before)
+    assert by_medium(since) == {"wired": (5, 5), "loopback": (20, 0)}
+    local.close()
+    old.rename_process(502, "heir")
+    old.transfer(1, 1)
+    monitor.run(1.0)
+    found = {row.pid: by_medium(row) for row in table.rows()}
+    assert found == {501: by_medium(row), 502: {"wifi_infra": (1, 1)}}
+    assert by_medium(table.total())["wifi_infra"] == (101, 11)
+    assert json.loads(dumps(row))["media"]["wired"]["rx_bytes"] == 5
+
+
+def test_rows_of_other_kernels_have_no_media():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=1)
+    table = ProcessTable(include_history=True)
+    VirtualMonitor(kernel, interval=0.5, extras=True, sink=table.feed_many).run(1.0)
+    assert [row.media for row in table.rows()] == [()]
