@@ -189,10 +189,9 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
     by_provider = Counter(flow.provider.value for flow, _ in seen)
     named = sum(1 for flow, _ in seen if flow.process is not None)
     counts = ", ".join(f"{count} {provider}" for provider, count in sorted(by_provider.items())) or "no flows"
-    partial = (
-        Visibility.ALL not in (capabilities.flows, capabilities.processes) or capabilities.flows is Visibility.UNKNOWN
-    )
-    detail = f"{counts}; {named} with a process; flows of {_whose(capabilities.flows)}, processes of {_whose(capabilities.processes)}"
+    partial = {capabilities.flows, capabilities.processes} != {Visibility.ALL}
+    whose = f"flows of {capabilities.flows.whose}, processes of {capabilities.processes.whose}"
+    detail = f"{counts}; {named} with a process; {whose}"
     data = {
         "flows": len(seen),
         "with_process": named,
@@ -204,18 +203,9 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
         "final_counts": capabilities.final_counts,
         "per_medium_bytes": capabilities.per_medium_bytes,
     }
-    hint = "; run as root to see more" if partial else ""
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    hint = "" if not partial else "; the notes say why" if root else "; run as root to see more"
     return Finding(f"{name} visible", Status.WARN if partial else Status.OK, detail + hint, data)
-
-
-def _whose(visibility: Visibility) -> str:
-    whose = {
-        Visibility.ALL: "all users",
-        Visibility.SOME: "some users",
-        Visibility.OWN: "this user",
-        Visibility.NONE: "nobody",
-    }
-    return whose.get(visibility, "unknown users")
 
 
 async def _watch(backend: Backend) -> tuple[Capabilities, Seen, Finding]:
@@ -243,7 +233,7 @@ async def _self_check(monitor: Monitor, name: str) -> Finding:
         try:
             ports = await anyio.to_thread.run_sync(_exchange)
         except OSError as error:
-            return Finding(f"{name} self-check", Status.WARN, f"loopback does not work here: {error}")
+            return Finding(f"{name} self-check", Status.WARN, f"loopback does not work here: {error.strerror or error}")
         steps: dict[str, Counts | None] = {}
         with anyio.move_on_after(SELF_CHECK_SECONDS / 2):
             async for event in stream:
@@ -308,5 +298,7 @@ async def _emulated() -> Finding:
                     if isinstance(event, FlowAdded):
                         break
     except (NstatError, UsageError, OSError, TimeoutError) as error:
-        return Finding("emulated kernel", Status.FAIL, f"does not work here: {error}")
+        return Finding(
+            "emulated kernel", Status.FAIL, f"does not work here: {getattr(error, 'strerror', None) or error}"
+        )
     return Finding("emulated kernel", Status.OK, f"works ({kernel.name}); recordings play everywhere too")

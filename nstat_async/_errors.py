@@ -89,7 +89,7 @@ class RequestError(NstatError):
         errno: The kernel's error number. For a Darwin kernel it is Darwin's
             number, whatever the host: compare with
             `nstat_async.ntstat.DarwinErrno`.
-        detail: What to do about it, for a person.
+        detail: What it means, for a person.
     """
 
     def __init__(self, operation: str, errno: int, detail: str = "") -> None:
@@ -99,8 +99,7 @@ class RequestError(NstatError):
         self.detail = detail
 
     def __str__(self) -> str:
-        text = f"{self.operation}: the kernel answered error {self.errno}"
-        return f"{text}: {self.detail}" if self.detail else text
+        return f"{self.operation}: {self.detail or f'the kernel answered error {self.errno}'}"
 
 
 class UnavailableReason(enum.Enum):

@@ -779,6 +779,20 @@ class Visibility(enum.Enum):
     NONE = "none"
     UNKNOWN = "unknown"
 
+    @property
+    def whose(self) -> str:
+        """Whose they are, in words: ``"all users"``."""
+        return _WHOSE[self.value]
+
+
+_WHOSE = {
+    "all": "all users",
+    "own": "this user",
+    "some": "some users",
+    "none": "nobody",
+    "unknown": "unknown users",
+}
+
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
@@ -804,6 +818,8 @@ class Capabilities:
     """Whose flows are visible."""
     processes: Visibility = Visibility.UNKNOWN
     """Whose processes can be named."""
+    processes_limit: str | None = None
+    """Why not everybody's, and what would change that, for a person; it is one of the `notes`, too."""
     layout: str | None = None
     """Wire layout in use, e.g. ``W11``."""
     layout_proof: Proof | None = None

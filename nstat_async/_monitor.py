@@ -351,15 +351,36 @@ async def snapshot(
             The error has the flows that were seen.
         NstatError: The kernel refused.
     """
+    look = await look_once(backend=backend, providers=providers, flow_filter=flow_filter)
+    if look.missing is not None:
+        raise IncompleteSnapshotError(look.flows, look.missing)
+    return look.flows
+
+
+@attrs.frozen
+class Look:
+    """What `snapshot` saw."""
+
+    flows: tuple[tuple[Flow, Counts | None], ...]
+    missing: str | None
+    """What is known to be missing of what can be seen; `None` if nothing is."""
+    capabilities: Capabilities
+
+
+async def look_once(
+    *,
+    backend: Backend | str | None,
+    providers: Iterable[Provider | str] | Provider | str | None,
+    flow_filter: FilterLike | None,
+) -> Look:
+    """The flows of this moment, and how much of them can be seen; see `snapshot`."""
     named = frozenset[Provider]() if providers is None else MonitorOptions(providers=providers).providers
     monitor = Monitor(
         backend=backend, providers=providers, interval=None, ebpf=Ebpf.OFF, pulse=None, flow_filter=flow_filter
     )  # programs and pulses see what comes: they have nothing to say of a moment
     async with monitor:
         missing = await _complete_poll(monitor, named)
-        if missing is not None:
-            raise IncompleteSnapshotError(monitor.flows, missing)
-        return monitor.flows
+        return Look(monitor.flows, missing, monitor.capabilities)
 
 
 async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | None:

@@ -47,7 +47,7 @@ def test_errors_carry_their_facts_and_say_them():
     assert str(RecordingError("no recording")) == "no recording"
     error = RequestError("ADD_ALL_SRCS tcp", 1, "needs root")
     assert (error.operation, error.errno, error.detail) == ("ADD_ALL_SRCS tcp", 1, "needs root")
-    assert str(error) == "ADD_ALL_SRCS tcp: the kernel answered error 1: needs root"
+    assert str(error) == "ADD_ALL_SRCS tcp: needs root"
     assert str(RequestError("x", 2)) == "x: the kernel answered error 2"
     error = BackendUnavailableError("kctl", UnavailableReason.PLATFORM, "this is Linux")
     assert str(error) == "backend 'kctl' is unavailable (platform): this is Linux"

@@ -7,6 +7,7 @@ the work failed, 2 usage.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import sys
@@ -64,7 +65,8 @@ def _main(argv: Sequence[str] | None) -> int:
         return _leave(_FAILED)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
-        complain(f"error: {what}")
+        more = "; raise the limit (ulimit -n)" if error.errno == errno.EMFILE else ""
+        complain(f"error: {what}{more}")
         return _leave(_FAILED)
     except Exception as error:
         if sys.flags.dev_mode:  # python -X dev: whoever looks for the bug wants to see it

@@ -381,8 +381,9 @@ class _PrintCompletion(argparse.Action):
         option_string: str | None = None,  # noqa: ARG002
     ) -> None:
         from ._completion import completion  # noqa: PLC0415  # needed by nobody else
+        from ._output import Output  # noqa: PLC0415  # as above
 
-        print(completion(parser, str(values)), end="")
+        Output().lines(completion(parser, str(values)).splitlines())
         parser.exit(0)
 
 

@@ -31,7 +31,7 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
-from ..sockdiag._setup import Role, place_of_channel
+from ..sockdiag._setup import PulsePurpose, PulseReport, Role, place_of_channel
 from ._decode import Line, empty_line
 
 _CONTROL = {int(member): member.name for member in MessageType}
@@ -59,6 +59,8 @@ class NetlinkDecoder:
     def __init__(self) -> None:
         self._roles: dict[int, str] = {}
         """What a socket is for, where the recording says so; older ones have it in the number."""
+        self._others: dict[int, str] = {}
+        """Channels that are no netlink sockets, with the class of their purpose."""
 
     def lines(self, record: Record) -> list[Line]:
         """The lines of one record; none for notes, answers of look-ups and facts about the recording."""
@@ -73,20 +75,35 @@ class NetlinkDecoder:
             return []
         result: list[Line] = []
         try:
-            for frame in iterate_messages(record.data):
-                result.append(self._message(record, len(result), frame))
+            for part in self._parts(record, result):
+                for frame in iterate_messages(part.data):
+                    result.append(self._message(part, len(result), frame))  # the number counts on
         except ProtocolError as error:
             line = empty_line(record, len(result), record.kind.value)
             line["note"] = error.reason
-            line["raw"] = record.data[error.offset :].hex()
+            line["raw"] = error.raw[error.offset :].hex()
             result.append(line)
         return result
+
+    def _parts(self, record: Record, result: list[Line]) -> list[Record]:
+        """What holds netlink messages; of a report of new sockets each of these, of eBPF programs nothing."""
+        purpose = self._others.get(record.client)
+        if purpose == PulsePurpose.__name__:
+            return [record._replace(data=message) for _, message in PulseReport.decode(record.data).sockets]
+        if purpose is None:
+            return [record]
+        line = empty_line(record, 0, record.kind.value)
+        line.update(type="UNKNOWN", note=f"of eBPF programs ({purpose})", raw=record.data.hex())
+        result.append(line)
+        return []
 
     def _note_role(self, record: Record) -> None:
         purpose = record.value.get("purpose") if isinstance(record.value, dict) else None
         role = purpose.get("role") if isinstance(purpose, dict) else None
         if isinstance(role, str):
             self._roles[record.client] = role
+        elif isinstance(purpose, dict) and isinstance(purpose.get("type"), str):
+            self._others[record.client] = purpose["type"]
 
     def _is_of_routes(self, record: Record) -> bool:
         role = self._roles.get(record.client, place_of_channel(record.client)[1].value)

@@ -276,7 +276,10 @@ def _count_text(event: EventsLost) -> str:
 _GAPS: dict[type, Callable[[Any], tuple[str, str]]] = {
     EventsLost: lambda event: ("Events Lost", f"{_count_text(event)} were lost: {event.cause.value}"),
     PollCompleted: lambda event: ("Incomplete Poll", f"incomplete poll, {event.flows} flows are known"),
-    ProviderRefused: lambda event: ("Provider Refused", f"provider {event.provider.value}: error {event.errno}"),
+    ProviderRefused: lambda event: (
+        "Provider Refused",
+        f"provider {event.provider.value}: {event.detail or f'error {event.errno}'}",
+    ),
     AuxiliaryFailed: lambda event: ("Auxiliary Failed", f"{event.auxiliary.value}: {event.detail}"),
     HostUpdated: lambda event: ("Machine Updated", f"a machine of the fleet is {event.state.value}"),
 }

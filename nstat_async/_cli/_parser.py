@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -33,6 +34,15 @@ class Parser(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], options)}")
         return found, unknown
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help goes out whole, also where standard output does not block."""
+        if message and file is sys.stdout:
+            from ._output import Output  # noqa: PLC0415  # needed by help alone
+
+            Output().lines(message.splitlines())
+        else:
+            super()._print_message(message, file)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = action.choices

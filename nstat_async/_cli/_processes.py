@@ -14,6 +14,7 @@ from .. import Monitor
 from .._errors import StreamEndedError, UsageError
 from ..aggregate import GroupBy, TableStream, TrafficTable
 from ._formats import row_form
+from ._limits import say_limits
 from ._names import NameResolver
 from ._output import Output
 from ._run import run_until_stopped
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
+            say_limits(monitor.capabilities, recorded=recorded)
             # A recording has its own time; on a running machine rates go by a clock that nobody sets.
             looks = TableStream(monitor, table, every=every or math.inf, clock="events" if recorded else "wall")
             with scope:

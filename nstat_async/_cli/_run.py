@@ -40,9 +40,18 @@ def run_until_stopped(
     """
     try:
         return anyio.run(_supervise, work, duration, None if output is None else output.pipe, progress)
+    except Exception as error:
+        raise _of_group(error) from error
     finally:
         if progress is not None:
             progress.clear()
+
+
+def _of_group(error: Exception) -> Exception:
+    """What went wrong in a task group, without the group: a command says one thing."""
+    while (inner := getattr(error, "exceptions", ())) and isinstance(inner[0], Exception):
+        error = inner[0]
+    return error
 
 
 async def _supervise(work: Work, duration: float | None, pipe: int | None, progress: Progress | None) -> int:

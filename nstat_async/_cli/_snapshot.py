@@ -7,13 +7,14 @@ from time import time
 
 import anyio
 
-from .. import snapshot
 from .._errors import IncompleteSnapshotError
 from .._model import Counts, Flow
+from .._monitor import look_once
 from ._formats import flow_form
+from ._limits import say_limits
 from ._output import Output, complain
 from ._run import run_until_stopped
-from ._source import backend_of, monitor_options
+from ._source import backend_of, is_recorded, monitor_options
 
 __all__ = ["run"]
 
@@ -24,16 +25,17 @@ def run(arguments: argparse.Namespace) -> int:
     lines_of = flow_form(arguments)
     backend = backend_of(arguments)
     options = monitor_options(arguments)
-    options = {name: options[name] for name in ("providers", "flow_filter") if name in options}
     found: list[tuple[Flow, Counts | None]] = []
 
     async def work(scope: anyio.CancelScope) -> int:
         with scope:
-            try:
-                found.extend(await snapshot(backend=backend, **options))
-            except IncompleteSnapshotError as error:
-                found.extend(error.flows)
-                complain(str(error))
+            look = await look_once(
+                backend=backend, providers=options.get("providers"), flow_filter=options.get("flow_filter")
+            )
+            found.extend(look.flows)
+            say_limits(look.capabilities, recorded=is_recorded(arguments))
+            if look.missing is not None:
+                complain(str(IncompleteSnapshotError(look.flows, look.missing)))
                 return 1
         return 0
 

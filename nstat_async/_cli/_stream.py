@@ -11,9 +11,11 @@ import anyio
 from .. import Monitor, Subscription
 from .._contract import Backend
 from ._formats import EventFormatter, event_formatter
+from ._limits import say_limits
 from ._output import Output, complain
 from ._progress import Progress
 from ._run import run_until_stopped
+from ._source import is_recorded
 
 __all__ = ["show_events", "stream"]
 
@@ -30,6 +32,7 @@ def show_events(
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
+            say_limits(monitor.capabilities, recorded=is_recorded(arguments))
             with scope:
                 await stream(monitor.subscribe(), output, formatter)
         return 0

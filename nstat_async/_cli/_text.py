@@ -280,7 +280,7 @@ _OTHERS: dict[type, Callable[[Any], _Shown]] = {
     EventsLost: _lost,
     ProviderRefused: lambda event: (
         "!",
-        (f"provider {event.provider.value} refused: error {event.errno}", escape(event.detail)),
+        (f"provider {event.provider.value} refused: {escape(event.detail) or f'error {event.errno}'}",),
     ),
     AuxiliaryFailed: lambda event: ("!", (f"{event.auxiliary.value} failed: {escape(event.detail)}",)),
     InterfaceUpdated: _interface,

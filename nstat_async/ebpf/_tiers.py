@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from .._errnos import error_text
 from .._errors import UnavailableReason
 
 __all__ = [
@@ -205,7 +206,7 @@ def refusal_for(what: str, number: int, log: str = "", *, cgroup: bool = False) 
         cgroup: It is attached to a cgroup, which needs one more capability.
     """
     last = _last_line(log)
-    name = errno.errorcode.get(number, str(number))
+    name = error_text(number)
     if number in {errno.EPERM, errno.EACCES} and not last:
         needs = "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN" if cgroup else "CAP_BPF and CAP_PERFMON"
         return Refusal(what, UnavailableReason.PERMISSION, number, f"{name}: needs {needs} (or root, or a BPF token)")

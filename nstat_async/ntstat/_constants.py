@@ -216,3 +216,30 @@ class DarwinErrno(enum.IntEnum):
     EAFNOSUPPORT = 47
     ENOBUFS = 55
     EOPNOTSUPP = 102
+
+    @property
+    def text(self) -> str:
+        """What it is called (``errno(2)``)."""
+        return _ERROR_TEXTS[self.name]
+
+
+_ERROR_TEXTS = {
+    "EPERM": "Operation not permitted",
+    "ENOENT": "No such file or directory",
+    "EIO": "Input/output error",
+    "ENOMEM": "Cannot allocate memory",
+    "EACCES": "Permission denied",
+    "EINVAL": "Invalid argument",
+    "EAGAIN": "Resource temporarily unavailable",
+    "EALREADY": "Operation already in progress",
+    "EMSGSIZE": "Message too long",
+    "ENOTSUP": "Operation not supported",
+    "EAFNOSUPPORT": "Address family not supported by protocol family",
+    "ENOBUFS": "No buffer space available",
+    "EOPNOTSUPP": "Operation not supported on socket",
+}
+
+
+def error_text(number: int) -> str:
+    """What Darwin calls an error; its number where it is none that the control sends."""
+    return DarwinErrno(number).text if number in DarwinErrno.__members__.values() else f"error {number}"

@@ -30,6 +30,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalRea
 from .._model import Capabilities, Counts, Flow, Proof, Visibility
 from .._options import Discovery, MonitorOptions
 from ._client import Client
+from ._constants import error_text
 from ._evidence import Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadLedger
 from ._following import Follower
 from ._kernels import Kernel
@@ -209,7 +210,7 @@ class Session:
         if errno in _NO_ROOM and not opening:
             subscription.overloaded(now)
         elif opening and subscription is self._subscription and not self._reopen_tries:
-            detail = f"the control socket cannot be opened (error {errno})"
+            detail = f"the control socket cannot be opened: {error_text(errno)}"
             self.failure = BackendUnavailableError(self.setup.backend, UnavailableReason.MISSING, detail)
         else:
             self._lost(subscription, now)
@@ -405,7 +406,7 @@ class Session:
         if kernel.is_newer:
             notes.append("this kernel may show an ordinary user only that user's flows; root may see more")
         refused = current.refused.items() if current is not None else ()
-        notes.extend(f"{p.value}: refused (error {e})" for p, e in refused if p in self.options.providers)
+        notes.extend(f"{p.value}: refused ({error_text(e)})" for p, e in refused if p in self.options.providers)
         return tuple(notes)
 
     # --- inside: sockets ----------------------------------------------------------
@@ -469,7 +470,9 @@ class Session:
         if subscription.is_subscribed and self.failure is None and refused and not subscription.providers:
             names = ", ".join(sorted(p.value for p in self.options.providers))
             errno = next(iter(refused.values()))
-            self.failure = RequestError(f"subscription to {names}", errno, "the kernel refused every provider")
+            self.failure = RequestError(
+                f"subscription to {names}", errno, f"the kernel refused every provider: {error_text(errno)}"
+            )
 
     def _polled(self, subscription: Subscription, complete: bool, now: float) -> None:
         """A poll ended: the next one is due an interval after this one began; missed turns are skipped."""

@@ -28,7 +28,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, ProviderRe
 from .._model import Provider
 from .._options import Discovery, MonitorOptions
 from ._client import Client
-from ._constants import MAX_BATCH, DarwinErrno, HeaderFlag
+from ._constants import MAX_BATCH, DarwinErrno, HeaderFlag, error_text
 from ._messages import AddSource
 from ._requests import (
     SINGLE,
@@ -509,7 +509,7 @@ class Subscription(Client):
         self.refused.setdefault(provider, errno)
         if provider is Provider.QUIC and errno == DarwinErrno.ENOENT:
             return  # part of the default wish, and simply younger than some kernels
-        self.table.emit(ProviderRefused(self.table.time, provider, errno, _REFUSALS.get(errno, f"error {errno}")))
+        self.table.emit(ProviderRefused(self.table.time, provider, errno, _REFUSALS.get(errno) or error_text(errno)))
 
     def _single_refused(self, request: Request, errno: int) -> None:
         source = self.table.sources.get(request.ref)

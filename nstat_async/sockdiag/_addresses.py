@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno as errors
 from typing import Any
 
+from .._errnos import error_text
 from .._errors import ProtocolError
 from ._constants import MessageType, RouteMessage
 from ._links import LinkTable
@@ -55,7 +56,7 @@ class AddressSource(Source):
         if errno == errors.ENOBUFS and self.is_open:
             self._list_everything()
         else:
-            self.output.note(f"interfaces are unknown: rtnetlink failed with error {errno}")
+            self.output.note(f"interfaces are unknown: rtnetlink failed: {error_text(errno)}")
             self._settle()
 
     def deadline(self) -> float | None:

@@ -202,34 +202,3 @@ class HardwareType(enum.IntEnum):
     IEEE80211_PRISM = 802
     IEEE80211_RADIOTAP = 803
     IP6GRE = 823
-
-
-_ERRORS = {
-    1: "Operation not permitted",
-    2: "No such file or directory",
-    3: "No such process",
-    5: "Input/output error",
-    9: "Bad file descriptor",
-    11: "Resource temporarily unavailable",
-    12: "Cannot allocate memory",
-    13: "Permission denied",
-    16: "Device or resource busy",
-    22: "Invalid argument",
-    23: "Too many open files in system",
-    24: "Too many open files",
-    38: "Function not implemented",
-    61: "No data available",
-    92: "Protocol not available",
-    93: "Protocol not supported",
-    94: "Socket type not supported",
-    95: "Operation not supported",
-    97: "Address family not supported by protocol",
-    98: "Address already in use",
-    105: "No buffer space available",
-    110: "Connection timed out",
-}
-
-
-def error_text(number: int) -> str:
-    """What Linux calls an error (``errno(3)``); the host, which may be another system in a replay, has other numbers."""
-    return _ERRORS.get(number) or f"error {number}"

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from .._errors import BackendUnavailableError, ProtocolError, UnavailableReason
+from .._errnos import error_text
+from .._errors import ProtocolError
 from .._events import ProviderRefused
 from .._model import Provider
 from ._book import Book
@@ -29,7 +30,6 @@ from ._constants import (
     MessageFlag,
     MessageType,
     SocketState,
-    error_text,
 )
 from ._entry import Entry
 from ._messages import (
@@ -43,6 +43,7 @@ from ._messages import (
     iterate_messages,
 )
 from ._output import Output
+from ._refusals import unavailable
 from ._rows import Pieces, RowFormat, RowFormats
 from ._setup import ChannelPurpose, Role
 from ._source import Source
@@ -57,14 +58,6 @@ _MEMORY = extension_bits(DiagAttribute.SKMEMINFO)
 _ROWS = frozenset({SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK})
 _POLL_MASK = 0x1FFFFFFF
 _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOMEM, errors.EAGAIN})
-_REASONS = {
-    errors.EACCES: UnavailableReason.PERMISSION,
-    errors.EPERM: UnavailableReason.PERMISSION,
-    errors.EMFILE: UnavailableReason.RESOURCE,
-    errors.ENFILE: UnavailableReason.RESOURCE,
-    errors.ENOBUFS: UnavailableReason.RESOURCE,
-    errors.ENOMEM: UnavailableReason.RESOURCE,
-}
 
 
 @attrs.frozen
@@ -224,9 +217,7 @@ class DumpSource(Source):
             self.output.note(f"a network namespace cannot be watched: {error_text(errno)}")
             self.abort()
         elif not self.is_open or self._failures > MAX_FAILURES:
-            reason = _REASONS.get(errno, UnavailableReason.MISSING)
-            detail = f"its netlink socket failed with error {errno}"
-            self.output.failure = BackendUnavailableError("sock_diag", reason, detail)
+            self.output.failure = unavailable(errno)
         else:
             self.expire()
 
@@ -339,7 +330,9 @@ class DumpSource(Source):
         others = [other.index for other in self._kinds if other.protocol == kind.protocol]
         if all(index in self.refused for index in others):
             provider = Provider.TCP if kind.protocol == IPPROTO_TCP else Provider.UDP
-            detail = "the kernel has no sock_diag for it" if number == errors.ENOENT else "the kernel refused the dump"
+            detail = "the kernel has no sock_diag for it"
+            if number != errors.ENOENT:
+                detail = f"the kernel refused the dump: {error_text(number)}"
             self.output.events.append(ProviderRefused(self.output.time, provider, number, detail))
 
     @property

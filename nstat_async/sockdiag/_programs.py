@@ -11,6 +11,7 @@ from collections.abc import Callable
 from errno import EPERM
 from typing import Any
 
+from .._errnos import error_text
 from .._errors import BackendUnavailableError, UnavailableReason
 from .._events import LossCause, ProviderRefused
 from .._model import Provider
@@ -64,7 +65,7 @@ class RingSource(Source):
         self._programs.take_records(data)
 
     def failed(self, errno: int) -> None:
-        self._programs.fail(f"the ring of eBPF records failed with error {errno}")
+        self._programs.fail(f"the ring of eBPF records failed: {error_text(errno)}")
 
 
 class MapsSource(Source):
@@ -94,7 +95,7 @@ class MapsSource(Source):
     def failed(self, errno: int) -> None:
         self.expected = 0
         self.output.count("ebpf_failures")
-        self.output.note(f"maps of the eBPF programs failed with error {errno}: counts of UDP may be missing")
+        self.output.note(f"maps of the eBPF programs failed ({error_text(errno)}): counts of UDP may be missing")
 
     def deadline(self) -> float | None:
         return self._progress + PATIENCE if self.expected > 0 else None

@@ -11,9 +11,9 @@ shortly for one (`Sightings.join`), and a socket that was removed before is not 
 
 from __future__ import annotations
 
+from .._errnos import error_text
 from .._errors import ProtocolError
 from ._book import Book
-from ._constants import error_text
 from ._dumps import DumpSource
 from ._entry import Entry
 from ._messages import ATTRIBUTES_AT

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from .._errnos import error_text
 from .._events import LossCause, RemovalReason
 from .._model import Outcome
 from ..ebpf import Ended
@@ -88,7 +89,9 @@ class RemovalSource(Source):
         (``NETLINK_S_CONGESTED``), so the repair begins at `drained`.
         """
         if not self.is_open:
-            self.output.note(f"destroyed sockets are not reported (error {errno}): flows between two polls are missed")
+            self.output.note(
+                f"destroyed sockets are not reported ({error_text(errno)}): flows between two polls are missed"
+            )
             return
         self._lossy = self._congested = True
         self._repairing = False

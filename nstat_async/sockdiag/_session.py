@@ -221,6 +221,7 @@ class Session:
             short_lived=reported,
             flows=Visibility.ALL,
             processes=self._visibility,
+            processes_limit=self._hidden(),
             ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
@@ -229,12 +230,24 @@ class Session:
     @property
     def _visibility(self) -> Visibility:
         """Whose processes can be named: what was found out at first, unless a search met others."""
+        if self._owners.failure is not None:
+            return Visibility.NONE
         processes = Visibility.ALL if self._names_all else self.setup.processes
-        return Visibility.SOME if processes is Visibility.ALL and self._owners.refused else processes
+        return Visibility.SOME if processes is Visibility.ALL and self._hidden() else processes
+
+    def _hidden(self) -> str | None:
+        """Why not everybody's processes can be named."""
+        if self._owners.failure is not None:
+            return f"processes are unknown: {self._owners.failure}"
+        if self._names_all:
+            return None
+        refused = self._owners.refused
+        return self.setup.limit or (f"{refused} processes may not be looked at" if refused else None)
 
     def _remarks(self) -> Iterator[str]:
-        if self._owners.failure is not None:
-            yield f"processes are unknown: {self._owners.failure}"
+        hidden = self._hidden()
+        if hidden is not None:
+            yield hidden
         programs = self._programs
         told = tells(programs.tier)
         if Provider.UDP in self._options.providers:
@@ -242,8 +255,6 @@ class Session:
                 yield "UDP sockets that were there before the monitor are counted from its start on"
             else:
                 yield "the kernel keeps no byte counters of UDP sockets"
-        if not self._names_all:
-            yield from self._hidden()
         if not (told.tcp_process and told.tcp_accepted_process and programs.attached.processes_trusted):
             beat = self._sightings.pulsing and self._options.pulse
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
@@ -251,12 +262,6 @@ class Session:
         yield from self._spaces.remarks()
         if programs.attached.detail:
             yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
-
-    def _hidden(self) -> Iterator[str]:
-        if self.setup.limit is not None:
-            yield self.setup.limit
-        elif self._owners.refused:
-            yield f"{self._owners.refused} processes may not be looked at"
 
     @property
     def _names_all(self) -> bool:

@@ -8,6 +8,7 @@ import struct
 from support import run_json
 
 from nstat_async.recording import NEXT, Record, RecordingInfo, RecordingWriter, RecordKind, steps
+from nstat_async.sockdiag import PulseReport
 from nstat_async.sockdiag._constants import DiagAttribute, RouteMessage
 from nstat_async.sockdiag._messages import (
     AddressMessage,
@@ -84,6 +85,33 @@ def test_what_a_socket_is_for_is_what_the_recording_says(tmp_path):
     (tmp_path / "linux.nstat").write_bytes(file.getvalue())
     lines = run_json("messages", tmp_path / "linux.nstat")
     assert [line["type"] for line in lines] == ["NEWADDR", "SOCK_DIAG_BY_FAMILY"]
+
+
+def test_reports_of_new_sockets_are_their_messages(tmp_path):
+    """And what eBPF programs say is shown as it is."""
+    message = DiagMessage(2, 1, SOCKET, uid=1000, inode=77, attributes={DiagAttribute.INFO: INFO}, sequence=1)
+    report = PulseReport(((6, message.encode()), (17, message.encode()))).encode()
+    file = io.BytesIO()
+    with RecordingWriter(file, RecordingInfo(protocol="sock_diag", kernel="6.18.0")) as writer:
+        records = [
+            Record(NEXT, RecordKind.STEP, 0, channel, value=steps.write_step(steps.OpenChannel({"type": purpose})))
+            for channel, purpose in ((7, "PulsePurpose"), (8, "RingPurpose"))
+        ]
+        records += [
+            Record(NEXT, RecordKind.FROM_KERNEL, 0, channel, data)
+            for channel, data in ((7, report), (7, b"{}x"), (8, b"record"))
+        ]
+        writer.write_batch(records)
+        content = file.getvalue()
+    path = tmp_path / "beats.nstat"
+    path.write_bytes(content)
+    one, two, broken, programs = run_json("messages", path)
+    assert [(line["m"], line["type"], line["descriptor"]["idiag_inode"]) for line in (one, two)] == [
+        (0, "SOCK_DIAG_BY_FAMILY", 77),
+        (1, "SOCK_DIAG_BY_FAMILY", 77),
+    ]
+    assert (broken["type"], broken["raw"]) == ("MALFORMED", b"{}x".hex())
+    assert (programs["type"], programs["raw"]) == ("UNKNOWN", b"record".hex())
 
 
 def test_broken_and_short_messages_are_malformed_and_the_next_record_is_read(tmp_path):

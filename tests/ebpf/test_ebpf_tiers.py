@@ -97,9 +97,9 @@ LOG = "0: R1=ctx()\n4: (85) call 195896080\ninvalid func unknown#195896080\nproc
     [
         (errno.EPERM, "", UnavailableReason.PERMISSION, "CAP_BPF and CAP_PERFMON"),
         (errno.EACCES, LOG, UnavailableReason.KERNEL, "invalid func"),
-        (errno.EINVAL, "", UnavailableReason.KERNEL, "EINVAL"),
-        (errno.ENOMEM, "", UnavailableReason.RESOURCE, "ENOMEM"),
-        (errno.ENOSYS, "", UnavailableReason.PLATFORM, "ENOSYS"),
+        (errno.EINVAL, "", UnavailableReason.KERNEL, "Invalid argument: this kernel refuses it"),
+        (errno.ENOMEM, "", UnavailableReason.RESOURCE, "Cannot allocate memory"),
+        (errno.ENOSYS, "", UnavailableReason.PLATFORM, "Function not implemented"),
         (524, "", UnavailableReason.KERNEL, "524"),
     ],
 )

@@ -1,0 +1,32 @@
+"""What a command cannot see here, in one line on standard error: a monitor that sees little must not look idle."""
+
+from __future__ import annotations
+
+from .._model import Capabilities, Visibility
+from ._output import complain
+
+__all__ = ["limits_text", "say_limits"]
+
+_FEW = {
+    Visibility.OWN: "{} of this user only",
+    Visibility.SOME: "{} of some users only",
+    Visibility.NONE: "no {}",
+}
+
+
+def limits_text(able: Capabilities) -> str | None:
+    """What of this machine is not seen; `None` if nothing is known to be missing."""
+    seen = [(able.flows, "flows"), (able.processes, "processes")]
+    parts = [_FEW[whose].format(what) for whose, what in seen if whose in _FEW]
+    if able.backend == "sock_diag" and not able.final_counts:
+        parts.append("no ends of flows")
+    if not parts:
+        return None
+    return f"sees {', '.join(parts)}: {able.processes_limit or 'nstat-async doctor says why'}"
+
+
+def say_limits(able: Capabilities, *, recorded: bool) -> None:
+    """Say it; of a recording whoever made it knows."""
+    text = None if recorded else limits_text(able)
+    if text is not None:
+        complain(text)

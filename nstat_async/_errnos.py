@@ -1,0 +1,36 @@
+"""What Linux calls its errors (``errno(3)``): the host may be another system, which plays a recording, and has other numbers."""
+
+from __future__ import annotations
+
+__all__ = ["error_text"]
+
+_ERRORS = {
+    1: "Operation not permitted",
+    2: "No such file or directory",
+    3: "No such process",
+    5: "Input/output error",
+    7: "Argument list too long",
+    9: "Bad file descriptor",
+    11: "Resource temporarily unavailable",
+    12: "Cannot allocate memory",
+    13: "Permission denied",
+    16: "Device or resource busy",
+    22: "Invalid argument",
+    23: "Too many open files in system",
+    24: "Too many open files",
+    38: "Function not implemented",
+    61: "No data available",
+    92: "Protocol not available",
+    93: "Protocol not supported",
+    94: "Socket type not supported",
+    95: "Operation not supported",
+    97: "Address family not supported by protocol",
+    98: "Address already in use",
+    105: "No buffer space available",
+    110: "Connection timed out",
+}
+
+
+def error_text(number: int) -> str:
+    """An error in words; its number, if it is none of those that sockets and programs meet."""
+    return _ERRORS.get(number) or f"error {number}"

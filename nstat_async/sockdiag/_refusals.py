@@ -1,0 +1,31 @@
+"""What stands behind the errors of netlink sockets, and what to do about it."""
+
+from __future__ import annotations
+
+from .._errnos import error_text
+from .._errors import BackendUnavailableError, UnavailableReason
+
+_FORBIDDEN = "a seccomp filter (of a container or a service) or a security module forbids it"
+_FAMILY = "AF_NETLINK is not allowed here: add it to RestrictAddressFamilies= of the service, or allow it in the seccomp filter"
+_TOO_MANY = "raise the limit (ulimit -n, or LimitNOFILE= of a service)"
+_REMEDIES = {
+    1: (UnavailableReason.PERMISSION, _FORBIDDEN),
+    13: (UnavailableReason.PERMISSION, _FORBIDDEN),
+    12: (UnavailableReason.RESOURCE, "the kernel has no memory for it"),
+    23: (UnavailableReason.RESOURCE, "the whole system has no more (fs.file-max)"),
+    24: (UnavailableReason.RESOURCE, _TOO_MANY),
+    105: (UnavailableReason.RESOURCE, "the kernel has no memory for it"),
+    93: (
+        UnavailableReason.MISSING,
+        "this kernel, or what stands in for one (gVisor), has no sock_diag (CONFIG_INET_DIAG)",
+    ),
+    97: (UnavailableReason.PERMISSION, _FAMILY),
+}
+
+
+def unavailable(number: int) -> BackendUnavailableError:
+    """The error of a netlink socket, in words."""
+    reason, remedy = _REMEDIES.get(
+        number, (UnavailableReason.MISSING, "the kernel may have no sock_diag (CONFIG_INET_DIAG)")
+    )
+    return BackendUnavailableError("sock_diag", reason, f"its netlink socket failed: {error_text(number)}; {remedy}")

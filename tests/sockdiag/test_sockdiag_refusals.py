@@ -1,0 +1,180 @@
+"""What netlink refuses is said in words, with what to do about it; and what little can be seen is said, too."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import struct
+import subprocess
+import sys
+
+import pytest
+from sockdiag_fakes import FakeKernel, FakeSocket
+from test_sockdiag_living import privileged
+
+from nstat_async._cli._limits import limits_text
+from nstat_async._contract import LookupFailed, OpenChannel
+from nstat_async._errnos import error_text
+from nstat_async._errors import UnavailableReason
+from nstat_async._model import Capabilities, Visibility
+from nstat_async.sockdiag import OwnersRequest
+
+REMEDIES = {
+    1: ("Operation not permitted", "seccomp", UnavailableReason.PERMISSION),
+    13: ("Permission denied", "seccomp", UnavailableReason.PERMISSION),
+    24: ("Too many open files", "ulimit -n", UnavailableReason.RESOURCE),
+    93: ("Protocol not supported", "gVisor", UnavailableReason.MISSING),
+    97: ("Address family not supported by protocol", "RestrictAddressFamilies=", UnavailableReason.PERMISSION),
+    71: ("error 71", "CONFIG_INET_DIAG", UnavailableReason.MISSING),
+}
+
+
+@pytest.mark.parametrize("number", REMEDIES)
+def test_a_socket_that_cannot_be_opened_is_an_error_with_a_remedy(number):
+    kernel = FakeKernel()
+    kernel.session.start(kernel.now)
+    for command in kernel.session.commands():
+        if isinstance(command, OpenChannel):
+            kernel.session.channel_failed(command.channel, number, kernel.now)
+    failure = kernel.session.failure
+    text, remedy, reason = REMEDIES[number]
+    assert text in str(failure)
+    assert remedy in str(failure)
+    assert failure.reason is reason
+
+
+@pytest.mark.parametrize("channel", [1, 2], ids=["removals", "routes"])
+def test_what_is_missing_beside_the_dumps_is_a_note_in_words(channel):
+    kernel = FakeKernel()
+    carry_out = kernel._carry_out
+
+    def refuse(command):
+        if isinstance(command, OpenChannel) and command.channel == channel:
+            kernel.session.channel_failed(channel, 1, kernel.now)
+        else:
+            carry_out(command)
+
+    kernel._carry_out = refuse
+    kernel.start()
+    assert sum("Operation not permitted" in note for note in kernel.session.capabilities.notes) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library's words are Linux'")
+def test_errors_have_the_names_of_the_c_library():
+    assert {number: error_text(number) for number in range(133) if not error_text(number).startswith("error ")} == {
+        number: os.strerror(number) for number in range(133) if not error_text(number).startswith("error ")
+    }
+
+
+def test_processes_that_cannot_be_searched_for_are_seen_by_nobody():
+    """A search that fails is a limit like any other; one that works again is none."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=1)
+    kernel.start()
+    session = kernel.session
+    (search,) = (command for command in kernel.held if isinstance(command.request, OwnersRequest))
+    session.lookup_done(search.token, LookupFailed("Too many open files"), kernel.now)
+    assert session.capabilities.processes is Visibility.NONE
+    assert session.capabilities.processes_limit == "processes are unknown: Too many open files"
+    assert session.capabilities.processes_limit in session.capabilities.notes
+    kernel.hold_lookups = False
+    kernel.wait(1.0)
+    assert session.capabilities.processes_limit is None
+
+
+@pytest.mark.parametrize(
+    ("processes", "limit", "text"),
+    [
+        (Visibility.ALL, None, None),
+        (Visibility.UNKNOWN, None, None),
+        (Visibility.OWN, "it needs root", "sees processes of this user only: it needs root"),
+        (Visibility.SOME, "3 refuse", "sees processes of some users only: 3 refuse"),
+        (Visibility.NONE, None, "sees no processes: nstat-async doctor says why"),
+    ],
+)
+def test_a_command_says_what_it_does_not_see(processes, limit, text):
+    able = Capabilities(
+        backend="sock_diag", flows=Visibility.ALL, processes=processes, processes_limit=limit, final_counts=True
+    )
+    assert limits_text(able) == text
+
+
+def test_a_command_says_that_ends_are_not_reported():
+    able = Capabilities(backend="sock_diag", flows=Visibility.ALL, processes=Visibility.ALL, final_counts=False)
+    assert limits_text(able) == "sees no ends of flows: nstat-async doctor says why"
+
+
+# -- the living kernel
+
+pytestmark = pytest.mark.linux
+living = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the living kernel is Linux'")
+
+
+def run(*arguments: str, before=None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nstat_async", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, preexec_fn=before)
+
+
+def forbid_netlink(number: int) -> None:
+    """``seccomp(2)``: ``socket(AF_NETLINK, …)`` fails with this error from here on, in the programs that follow, too."""
+    program = b"".join(
+        struct.pack("=HBBI", *each)
+        for each in (
+            (0x20, 0, 0, 0),  # the system call
+            (0x15, 0, 3, 41),  # is socket
+            (0x20, 0, 0, 16),  # its first argument
+            (0x15, 0, 1, 16),  # is AF_NETLINK
+            (0x06, 0, 0, 0x00050000 | number),
+            (0x06, 0, 0, 0x7FFF0000),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program)
+    libc = ctypes.CDLL(None)
+    described = ctypes.create_string_buffer(struct.pack("=H6xQ", 6, ctypes.addressof(buffer)))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, described, 0, 0) == 0  # PR_SET_SECCOMP
+
+
+@living
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of numbers of system calls")
+@pytest.mark.parametrize("number", [1, 93, 97])
+def test_a_service_that_may_not_use_netlink_is_told_why(number):
+    done = run("snapshot", "--provider", "tcp", before=lambda: forbid_netlink(number))
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in REMEDIES[number][:2])
+    assert len(done.stderr.splitlines()) == 1
+
+
+@living
+@pytest.mark.parametrize("limit", [6, 8, 10, 12])
+def test_few_descriptors_are_said_in_words(limit):
+    """It fails for want of them, or goes on with less; never with a number, never with a traceback."""
+
+    def lower():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    done = run("snapshot", "--provider", "tcp", before=lower)
+    assert "Traceback" not in done.stderr
+    assert "rror 24" not in done.stderr
+    assert "Errno" not in done.stderr
+    assert done.returncode in {0, 1}
+    if done.returncode:
+        assert "Too many open files" in done.stderr
+        assert "ulimit -n" in done.stderr
+
+
+@living
+@pytest.mark.privileged
+@privileged
+def test_without_proc_there_are_flows_and_it_is_said():
+    """Flows without processes, and a line that names what is missing."""
+    script = f'umount -l /proc; "{sys.executable}" -m nstat_async snapshot --provider tcp; "{sys.executable}" -m nstat_async doctor'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "sees no processes: processes cannot be named: there is no /proc" in done.stderr
+    assert "PROTOCOL" in done.stdout
+    assert "processes cannot be named: there is no /proc" in done.stdout
+    assert "Traceback" not in done.stderr
