@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import resource
 import socket
@@ -42,8 +43,8 @@ SAVED = 3.0
 """Seconds for which a share that was not used is kept."""
 MOST_UNREAD = 16
 """Reports that wait to be read; there is no look while there are more."""
-MOST_ATTEMPTS = 5
-"""Looks after a movement while a connection was not accepted by its process yet."""
+LONGEST_WAIT = 1.0
+"""Seconds between two looks for the process of a connection that is not accepted yet, at last."""
 LONGEST_SEARCH = 0.005
 """Seconds of CPU for the processes of one look: what is held by nobody any more would take the whole budget."""
 MOST_FAILURES = 10
@@ -142,8 +143,10 @@ class _Watch:
         self._requests = {_TCP: purpose.tcp, _UDP: purpose.udp}
         self._known: dict[int, set[int]] = {_TCP: set(), _UDP: set()}
         """Cookies of the last look, by protocol."""
-        self._attempts = {_TCP: 0, _UDP: 0}
-        """Looks that are still due."""
+        self._due = {_TCP: math.inf, _UDP: math.inf}
+        """When to look again, by protocol."""
+        self._wait = dict.fromkeys(self._due, purpose.pause)
+        """Seconds between looks while a connection is not accepted by its process yet; they grow."""
         self._counters = Counters()
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)
@@ -162,25 +165,24 @@ class _Watch:
         if hasattr(self, "_socket"):
             self._socket.close()
 
-    def moved(self) -> bool:
+    def moved(self, now: float) -> bool:
         """True if a look is due."""
         (connections, datagrams), self._counted = self._counted, self._counters.read()
         if self._counted[0] != connections:
-            self._attempts[_TCP] = MOST_ATTEMPTS
+            self._due[_TCP], self._wait[_TCP] = now, self.purpose.pause
         if self._counted[1] > datagrams:
-            self._attempts[_UDP] = MOST_ATTEMPTS
-        return any(self._attempts.values()) and self.unread < MOST_UNREAD
+            self._due[_UDP] = now
+        return min(self._due.values()) <= now and self.unread < MOST_UNREAD
 
-    def look(self) -> list[tuple[int, bytes]]:
+    def look(self, now: float) -> list[tuple[int, bytes]]:
         """The sockets that were not there at the last look."""
         found = []
-        for protocol, attempts in self._attempts.items():
-            if attempts:
-                self._attempts[protocol] = attempts - 1
+        for protocol, due in self._due.items():
+            if due <= now:
                 new, unheld = self._look(protocol)
                 found += new
-                if not unheld:
-                    self._attempts[protocol] = 0
+                self._due[protocol] = now + self._wait[protocol] if unheld else math.inf
+                self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
         return found
 
     def _look(self, protocol: int) -> tuple[list[tuple[int, bytes]], bool]:
@@ -322,11 +324,11 @@ class Pulse:
 
     def _beat(self) -> None:
         self._close_left()
-        began = time.thread_time()
-        moved = [watch for watch in self._watches if watch.moved()]
+        began, now = time.thread_time(), time.monotonic()
+        moved = [watch for watch in self._watches if watch.moved(now)]
         self._reading = time.thread_time() - began
         for watch in moved:
-            new = watch.look()
+            new = watch.look(now)
             if new:
                 watch.report(PulseReport(tuple(new), self._owners_of(new)))
 
