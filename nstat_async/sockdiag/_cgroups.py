@@ -8,8 +8,9 @@ looked has no path any more; what was found before stays known.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, Union
 
+from .._workload import workload_of
 from ._constants import DiagAttribute
 from ._entry import Entry
 from ._messages import ATTRIBUTES_AT, find_attribute
@@ -41,6 +42,10 @@ def cgroup_of(message: bytes, form: RowFormat) -> int:
     return number
 
 
+Place = tuple[Union[str, None], Union[str, None], Union[str, None]]
+"""Cgroup, container and pod, as a flow has them."""
+
+
 class CgroupSource:
     """Evidence of cgroups: what is known of them by number, and which sockets wait for it.
 
@@ -54,7 +59,7 @@ class CgroupSource:
         """A question is under way."""
         self._output = output
         self._asks = asks
-        self._known: dict[int, CgroupFacts | None] = {}
+        self._known: dict[int, Place | None] = {}
         """By number; `None`: there is no path, and will be none."""
         self._waiting: dict[int, list[Entry]] = {}
         self._not_before = 0.0
@@ -72,7 +77,7 @@ class CgroupSource:
             elif len(self._waiting) < REMEMBERED:
                 self._waiting[number] = [entry]
 
-    def facts_of(self, entry: Entry) -> CgroupFacts | None:
+    def place_of(self, entry: Entry) -> Place | None:
         """What is known of a socket's cgroup."""
         return self._known.get(entry.cgroup)
 
@@ -116,7 +121,12 @@ class CgroupSource:
         self._known.pop(number, None)
         if len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
-        self._known[number] = facts
+        self._known[number] = None if facts is None else _place(facts)
         for entry in self._waiting.pop(number, ()):
             if facts is not None:
                 entry.book.learn_cgroup(entry)
+
+
+def _place(facts: CgroupFacts) -> Place:
+    workload = workload_of(facts.path)
+    return facts.path, facts.container or workload.container, facts.pod or workload.pod

@@ -11,6 +11,10 @@ from ._messages import HEADER
 from ._rows import address_of
 
 _U32 = struct.Struct("=I")
+_SEGMENTS = struct.Struct("=I72xI52xI32xI")
+"""From ``tcpi_unacked``: it, total_retrans, data_segs_out, delivered."""
+_SEGMENTS_AT = int(TcpInfo.UNACKED)
+_SEGMENTS_END = int(TcpInfo.DELIVERED) + 4
 _WRITE_QUEUE_AT = HEADER.size + 60
 _SENT = struct.Struct("=Q16xI52xQQ")
 """From ``tcpi_bytes_acked``: it, notsent, bytes_sent, bytes_retrans."""
@@ -66,12 +70,9 @@ def was_restored(message: bytes, start: int, length: int) -> bool:
     The kernel counts the SYN that was acknowledged, or answered, among the segments delivered (``tcp_rcv_state_process``,
     ``tcp_ack``). Where anything was sent again the numbers do not tell.
     """
-    if length < TcpInfo.DELIVERED + 4:
+    if length < _SEGMENTS_END:
         return False
-    delivered, sent, waiting, again = (
-        _U32.unpack_from(message, start + at)[0]
-        for at in (TcpInfo.DELIVERED, TcpInfo.DATA_SEGS_OUT, TcpInfo.UNACKED, TcpInfo.TOTAL_RETRANS)
-    )
+    waiting, again, sent, delivered = _SEGMENTS.unpack_from(message, start + _SEGMENTS_AT)
     return not delivered or (not again and delivered + waiting == sent)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 
 from .._model import Attribution, Endpoint, Flow, Process, TcpState
-from .._workload import workload_of
 from ._cgroups import CgroupSource
 from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
 from ._entry import Entry
@@ -18,6 +17,8 @@ _DEVICE_AT = 40
 _HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
 """Whose protocol is in place of a port."""
 KERNEL = Process(0, "kernel")
+_IPV6 = 16
+"""Bytes of an address."""
 
 
 def build_flow(
@@ -47,13 +48,10 @@ def build_flow(
             process = KERNEL
     elif process is not None and process.attribution is Attribution.INFERRED:
         attribution = Attribution.INFERRED
-    cgroup = container = pod = None
-    facts = cgroups.facts_of(entry)
-    if facts is not None:
-        workload = workload_of(facts.path)
-        cgroup, container, pod = facts.path, facts.container or workload.container, facts.pod or workload.pod
-    elif old is not None:
-        cgroup, container, pod = old.cgroup, old.container, old.pod
+    place = cgroups.place_of(entry)
+    if place is None:
+        place = (None, None, None) if old is None else (old.cgroup, old.container, old.pod)
+    cgroup, container, pod = place
     connection = "" if entry.connection == 1 else f".{entry.connection}"
     return Flow(
         f"{prefix}c{entry.cookie:x}{connection}",
@@ -77,6 +75,6 @@ def build_flow(
 
 
 def _endpoint(address: bytes, port: int, device: int, own: bytes, links: LinkTable) -> Endpoint:
-    if is_link_scoped(address):
+    if len(address) == _IPV6 and is_link_scoped(address):
         return Endpoint(address, port, device or links.index_of(own))
     return Endpoint(address, port)

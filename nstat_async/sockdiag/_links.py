@@ -176,9 +176,11 @@ class LinkTable:
     def _is_own(self, address: bytes, device: int) -> bool:
         """True for an address of this machine; a link-local one counts on its own link only."""
         holders = self._addresses.get(address)
-        if holders and is_link_scoped(address):
-            return (device or next(iter(holders))) in holders
-        return bool(holders) or is_loopback(address) or _longest(self._prefixes().loopback, address) is not None
+        if holders:
+            return (
+                len(address) == 4 or not is_link_scoped(address) or (device or next(iter(holders))) in holders
+            )  # IPv4
+        return is_loopback(address) or _longest(self._prefixes().loopback, address) is not None
 
     def interface_of(self, local: bytes, device: int = 0, remote: bytes | None = None) -> Interface | None:
         """The interface that a socket's packets pass; `None` when that is not known.
@@ -190,7 +192,7 @@ class LinkTable:
         """
         prefixes = self._prefixes()
         index: int | None = device
-        if remote is not None and prefixes.first is not None and self._is_local(local, remote, device):
+        if remote is not None and prefixes.first is not None and self._are_own(local, remote, device):
             index = prefixes.first
         elif not device:
             index = self.index_of(local)
@@ -200,8 +202,10 @@ class LinkTable:
             return None
         return self._interfaces.get(index) or Interface(index)
 
-    def _is_local(self, local: bytes, remote: bytes, device: int) -> bool:
-        return self._is_own(local, device) and self._is_own(remote, device or self.index_of(local) or 0)
+    def _are_own(self, local: bytes, remote: bytes, device: int) -> bool:
+        if local == remote and not device:
+            return self._is_own(local, 0)
+        return self._is_own(remote, device or self.index_of(local) or 0) and self._is_own(local, device)
 
 
 _Prefixes = list[tuple[int, int, dict[int, int]]]
