@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import resource
@@ -181,11 +182,11 @@ class NamespaceFinder:
         self._met: dict[int, str] = {}
         """Inodes that the round under way has met, with a file of each."""
 
-    def begin(self) -> list[NetworkNamespace]:
-        """All namespaces that there are now, this one first.
+    def begin(self) -> None:
+        """Begin with this one; the others are the answer to the first question.
 
         Raises:
-            BackendUnavailableError: None but this one can be entered, or ``/proc`` is not there.
+            BackendUnavailableError: No other can be entered, or ``/proc`` is not there.
         """
         try:
             own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
@@ -198,7 +199,6 @@ class NamespaceFinder:
             raise _unavailable("netns all needs CAP_SYS_ADMIN, and /proc", error) from error
         self._watched.add(0, None)
         self._next = 1
-        return [NetworkNamespace(), *(each.identity for each in self._look(float("inf")).found)]
 
     def answer(self, request: NamespacesRequest) -> NamespacesAnswer:
         """What came and went, as far as the budget goes."""
@@ -209,7 +209,8 @@ class NamespaceFinder:
                 del self._numbers[inode]
                 self._absences.pop(inode, None)
                 self._watched.release(number)
-        return self._look(time.thread_time() + BUDGET)
+        until = math.inf if self._next == 1 else time.thread_time() + BUDGET
+        return self._look(until)
 
     def _look(self, until: float) -> NamespacesAnswer:
         if self._round is None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -170,12 +170,12 @@ class KernelFeed:
         if deadline is not None and deadline <= time.monotonic():
             core.handle_deadline(self._now())
         work = True
-        commands = core.commands()
+        commands = deque(core.commands())
         while work and not self._closed:
             start = time.perf_counter()
-            for command in commands:
-                self._carry_out(command)
-            read = self._read(start + SLICE)
+            while commands and time.perf_counter() < start + SLICE:
+                self._carry_out(commands.popleft())
+            read = not commands and self._read(start + SLICE)
             events = core.take_events()
             if self._reports:
                 events, self._reports = [*events, *self._reports], []
@@ -186,7 +186,7 @@ class KernelFeed:
             self._slices += 1
             if core.subscribed:
                 self._subscribed.set()
-            commands = core.commands()  # reading may have called for more
+            commands += core.commands()  # reading may have called for more
             work = bool(commands) or read
             if core.failure is not None:
                 return

@@ -65,13 +65,14 @@ class SockDiag:
         from .._io.linux import process_visibility  # noqa: PLC0415  # for Linux
         from .._io.namespaces import NamespaceFinder, Watched, open_namespaces  # noqa: PLC0415  # as above
         from .._io.netlink import NetlinkTransport  # noqa: PLC0415  # as above
-        from ..sockdiag import Session, Setup  # noqa: PLC0415  # as above
+        from ..sockdiag import NetworkNamespace, Session, Setup  # noqa: PLC0415  # as above
 
         finder = None
         if self.netns == (ALL,):
             watched = Watched()
             finder = NamespaceFinder(watched)
-            namespaces = finder.begin()
+            finder.begin()
+            namespaces = [NetworkNamespace()]
         else:
             namespaces, watched = open_namespaces(self.netns)
         transport = NetlinkTransport(watched, options.receive_buffer, command_lines=options.extras, finder=finder)

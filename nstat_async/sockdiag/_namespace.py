@@ -77,6 +77,11 @@ class Namespace:
         self._asking = 0
         """Questions about absences without an answer."""
 
+    def open(self) -> None:
+        """Ask for the channels."""
+        for source in self.sources:
+            source.open()
+
     @property
     def settled(self) -> bool:
         """True when polls can begin."""

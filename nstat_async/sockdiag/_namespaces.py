@@ -29,6 +29,8 @@ class NamespaceSource:
         self._add = add
         self._drop = drop
         self._asks = asks
+        self.settled = not asks
+        """True when it is known which ones there are."""
         self._asking = self._again = False
         self._met: set[int] = set()
         """Cookies of namespaces that were not watched when a record came."""
@@ -53,7 +55,7 @@ class NamespaceSource:
 
     def take(self, answer: Any) -> None:
         """Take in what came and went."""
-        self._asking = False
+        self._asking, self.settled = False, True
         if not isinstance(answer, NamespacesAnswer):
             return
         self._last = answer

@@ -135,7 +135,8 @@ class Polls:
 
     @property
     def _settled(self) -> bool:
-        return self._programs.settled and all(namespace.settled for namespace in self._namespaces)
+        known = self._programs.settled and self._spaces.settled
+        return known and all(namespace.settled or namespace.dumps.lost for namespace in self._namespaces)
 
     @property
     def _gathered(self) -> bool:

@@ -118,7 +118,7 @@ class Session:
         """All sources of evidence, by channel."""
         self._sightings.strange = self._spaces.meet
         for namespace in namespaces:
-            self._books.append(self._add_namespace(namespace, vital=not all_namespaces or not self._numbered).book)
+            self._books.append(self._add_namespace(namespace).book)
         searches = (self._owners, self._cgroups)
         self._polls = Polls(
             self._output, self._namespaces, searches, self._spaces, self._programs, self._options.interval
@@ -158,9 +158,8 @@ class Session:
         namespace = self._add_namespace(found.identity, vital=False)
         if found.cookie is not None:
             self._sightings.books[found.cookie] = namespace.book
-        if not self._output.following:
-            for source in namespace.sources:
-                source.open()
+        if not self._output.following and self._programs.settled:
+            namespace.open()
 
     def _drop_namespace(self, number: int) -> None:
         """Nobody is in a namespace any more."""
@@ -293,11 +292,11 @@ class Session:
         self._output.now = now
         if not self._output.following:
             self._programs.start(self._open_sources)
+            self._spaces.ask()
 
     def _open_sources(self) -> None:
         for namespace in self._namespaces:
-            for source in namespace.sources:
-                source.open()
+            namespace.open()
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
         """Take in datagrams of the kernel, in order."""

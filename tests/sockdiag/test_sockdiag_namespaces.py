@@ -51,8 +51,26 @@ def of_others(events):
 # -- the core
 
 
-def test_a_namespace_that_came_is_polled_soon_with_a_book_of_its_own(kernel):
+def test_those_that_are_there_are_known_before_the_first_poll(kernel):
     kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    events = kernel.start()
+    assert of_others(events) == [("FlowAdded", "n1:c1", "blue")]
+    assert all(e.preexisting for e in events if isinstance(e, FlowAdded))
+    assert sum(isinstance(e, PollCompleted) for e in events) == 1
+
+
+def test_the_first_poll_waits_for_the_first_look_and_not_for_its_success(kernel):
+    kernel.hold_lookups = True
+    assert kernel.start() == []
+    command = kernel.held[0]
+    assert isinstance(command.request, NamespacesRequest)
+    kernel.hold_lookups = False
+    kernel.session.lookup_done(command.token, LookupFailed("no thread"), kernel.now)
+    assert any(isinstance(e, PollCompleted) for e in kernel.run())
+
+
+def test_a_namespace_that_came_is_polled_soon_with_a_book_of_its_own(kernel):
+    kernel.came_and_went = [NamespacesAnswer(), NamespacesAnswer((BLUE,))]
     assert of_others(kernel.start()) == []
     assert of_others(kernel.wait(0.25)) == [("FlowAdded", "n1:c1", "blue")]
     assert kernel.session.statistics()["namespaces"] == 2
@@ -130,7 +148,7 @@ def test_a_look_that_fails_is_made_again(kernel):
 
 
 def test_what_is_not_watched_is_said(kernel):
-    kernel.came_and_went = [NamespacesAnswer(closed=2, beyond=3, hidden=4)]
+    kernel.came_and_went = [NamespacesAnswer(closed=2, beyond=3, hidden=4)] * 2
     kernel.start()
     notes = " ".join(kernel.session.capabilities.notes)
     assert "2 network namespaces cannot be entered: that needs CAP_SYS_ADMIN" in notes
@@ -145,7 +163,7 @@ def test_without_all_nobody_looks():
 
 
 def test_records_of_a_namespace_that_came_are_known_by_its_cookie(kernel):
-    kernel.came_and_went = [NamespacesAnswer((BLUE,)), NamespacesAnswer(gone=(1,))]
+    kernel.came_and_went = [NamespacesAnswer((BLUE,)), NamespacesAnswer(), NamespacesAnswer(gone=(1,))]
     kernel.start()
     assert kernel.session._sightings.books[77].number == 1
     kernel.wait(1.0)
@@ -333,11 +351,11 @@ def test_the_number_of_namespaces_is_bounded_and_what_is_beyond_is_watched_when_
         watched = Watched()
         finder = NamespaceFinder(watched, most=2)
         try:
-            first = finder.begin()
+            finder.begin()
             answer = finder.answer(NamespacesRequest())
-            assert len(first) == len(watched.descriptors) == 2
+            assert [each.number for each in answer.found] == [1]
+            assert len(watched.descriptors) == 2
             assert answer.beyond >= 1
-            assert not answer.found
             again = finder.answer(NamespacesRequest(released=(1,)))
             assert [each.number for each in again.found] == [2]
             assert {one, other}  # they live until here
@@ -351,8 +369,9 @@ def test_a_long_round_is_made_in_pieces_and_only_two_whole_ones_prove_an_absence
     with listening("unshare", "-n") as (pid, _):
         watched = Watched()
         finder = NamespaceFinder(watched)
-        labels = {each.label: number for number, each in enumerate(finder.begin())}
-        number = labels[f"pid:{pid}"]
+        finder.begin()
+        found = finder.answer(NamespacesRequest()).found
+        number = next(each.number for each in found if each.identity.label == f"pid:{pid}")
     try:
         monkeypatch.setattr("nstat_async._io.namespaces.BUDGET", -1.0)
         for _ in range(3):
