@@ -45,6 +45,8 @@ FENCE = re.compile(
 SERVED = {"fleet"}  # they need a NATS server: tests/fleet/test_fleet_docs.py
 PROGRAMS = {"aggregate", "history", "opentelemetry", "prometheus", "server"}
 ELSEWHERE = "tests/integrations/test_integrations_docs.py"
+# Pages that run with other people's packages (the extra ``frameworks``) are skipped where these are not installed.
+NEEDED = {"web-frameworks": ("fastapi", "aiohttp", "django"), "pandas": ("pandas",)}
 POLLS = 4
 # macOS has no SOCK_SEQPACKET between processes: there the emulated kernel serves no path.
 HAS_PACKETS = sys.platform != "darwin"
@@ -195,6 +197,8 @@ class Page:
 
 @pytest.mark.parametrize("page", [p for p in pages_with("python") if p.values[0].stem not in PROGRAMS | SERVED])
 def test_the_programs_of_a_page_run_and_print_what_stands_there(page, place):
+    for package in NEEDED.get(page.stem, ()):
+        pytest.importorskip(package)
     runner = Page(page, place)
     for block in blocks(page):
         if block.language == "python" and not block.before.startswith("<!-- not run"):
