@@ -13,7 +13,7 @@ import pytest
 from ntstat_wire import NEWER
 from virtual import VirtualMonitor, compare
 
-from nstat_async import Direction, Endpoint, InterfaceKind, PollCompleted, Proof, Provider, TcpState
+from nstat_async import Direction, Endpoint, InterfaceKind, PollCompleted, Proof, Provider, TcpState, Visibility
 from nstat_async._contract import LookupFailed
 from nstat_async._options import DEFAULT_PROVIDERS, MonitorOptions
 from nstat_async.ntstat import CloseEvidence, Evidence, Kernel, KnownFlow, OpenEvidence, Session
@@ -407,3 +407,26 @@ def test_why_known_flows_cannot_be_opened_is_in_the_note():
     kernel = EmulatedKernel("xnu-11417.121.6")
     notes = prove(kernel, answer=lambda request: LookupFailed("no descriptors")).session.capabilities.notes
     assert any("no known flows can be opened (no descriptors)" in note for note in notes)
+
+
+# --- whose flows are seen -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "uids", "seen"),
+    [
+        (NEWER, 501, (501, 501), Visibility.OWN),
+        (NEWER, 501, (501, 0), Visibility.ALL),
+        (NEWER, 501, (), Visibility.UNKNOWN),
+        (NEWER, 0, (0,), Visibility.UNKNOWN),
+        (NEWER, None, (501,), Visibility.UNKNOWN),
+        ("xnu-12377.121.6", 501, (501,), Visibility.ALL),
+    ],
+)
+def test_whose_flows_are_seen_is_measured_where_a_kernel_may_hide_those_of_others(name, own, uids, seen):
+    kernel = EmulatedKernel(name, insertions=DARWIN_27_INSERTIONS[0] if name == NEWER else None)
+    for uid in uids:
+        kernel.open_tcp(600 + uid, "app", remote=("198.51.100.7", 443), uid=uid)
+    monitor = prove(kernel)
+    monitor.session.setup = attrs.evolve(monitor.session.setup, own_uid=own)
+    assert monitor.session.capabilities.flows is seen
