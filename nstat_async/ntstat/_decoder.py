@@ -229,7 +229,7 @@ class Decoder:
                 else:
                     if kind == _UPDATE:
                         payload = at + update_size
-                    elif kind == _DETAILED:
+                    elif kind == _DETAILED and details_at:  # 0: this kernel has none
                         payload = at + details_size
                         raw = data[at + details_at : at + details_at + DETAILS_SIZE]
                     else:

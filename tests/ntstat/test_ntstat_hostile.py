@@ -318,6 +318,18 @@ NONSENSE = {
 }
 
 
+@pytest.mark.parametrize("number", [5, 6, 11, 12])
+@pytest.mark.parametrize("kind", [1008, 1009, 10005, 10006, 10007, 10008, 10009, 10010])
+def test_a_message_that_is_not_of_this_kernels_time_is_an_event(kind, number):
+    wire = Wire(number)
+    session, _ = driven(wire.kernel, announcing(1), seconds=0.5, interval=0.2)
+    session.take_events()
+    for size in (0, 128, 600):
+        session.receive_datagrams([struct.pack("<QIHH", 0, kind, 16 + size, 0) + bytes(size)], 1.0, 0)
+    assert session.failure is None
+    assert session.take_events()
+
+
 @pytest.mark.parametrize("discovery", ["poll", "announce"])
 @pytest.mark.parametrize("kind", NONSENSE)
 def test_nonsense_costs_a_few_steps_for_each_message(kind, discovery):
