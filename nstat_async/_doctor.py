@@ -169,6 +169,8 @@ async def _examine_backend(backend: Backend) -> tuple[list[Finding], bool]:
     findings += _layout(name, capabilities)
     findings.append(_visible(name, capabilities, seen))
     findings.append(check)
+    if capabilities.ebpf is not None:
+        findings.append(_ebpf(name, capabilities))
     findings += [Finding(f"{name} note", Status.INFO, note) for note in capabilities.notes]
     return findings, True
 
@@ -206,6 +208,14 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     hint = "" if not partial else "; the notes say why" if root else "; run as root to see more"
     return Finding(f"{name} visible", Status.WARN if partial else Status.OK, detail + hint, data)
+
+
+def _ebpf(name: str, capabilities: Capabilities) -> Finding:
+    """How much eBPF programs tell, and why not more."""
+    tier, reason = capabilities.ebpf, capabilities.ebpf_reason
+    detail = f"{tier}: bytes of UDP, every flow's process" if reason is None else f"{tier}: {reason}"
+    data = {"tier": tier, "reason": reason}
+    return Finding(f"{name} eBPF", Status.OK if reason is None else Status.INFO, detail, data)
 
 
 async def _watch(backend: Backend) -> tuple[Capabilities, Seen, Finding]:

@@ -829,5 +829,7 @@ class Capabilities:
     ebpf: str | None = None
     """Linux: how much eBPF programs tell: ``all``, ``calls``, ``packets``, ``tcp`` or ``none`` (docs/linux.md);
     `None` where they are not asked for."""
+    ebpf_reason: str | None = None
+    """Linux: why eBPF programs do not tell everything, and what would help; `None` where they do, or are not asked for."""
     notes: tuple[str, ...] = ()
     """Remarks for a person: what is missing here, and what would give it."""

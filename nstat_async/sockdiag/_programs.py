@@ -132,6 +132,7 @@ class Programs:
         """True when it is known whether there are programs, and their channels are open."""
         self.attached = _NOT_ATTACHED
         self.mode = mode
+        self._failure: str | None = None
         self._output = output
         self._books = books
         self._owners = owners
@@ -154,6 +155,11 @@ class Programs:
     def tier(self) -> Tier:
         """What they can tell at the moment."""
         return self.attached.tier if self._sightings.live else Tier.NONE
+
+    @property
+    def reason(self) -> str | None:
+        """Why they do not tell everything; `None`: they do, or are not wanted."""
+        return self._failure or self.attached.detail or None
 
     @property
     def tells_remotes(self) -> bool:
@@ -218,6 +224,7 @@ class Programs:
     def fail(self, why: str) -> None:
         """No record will come any more."""
         if self._sightings.live:
+            self._failure = why
             self._output.note(f"eBPF is not used any more: {why}")
             self._output.lose(LossCause.KERNEL_BUFFER, why)
             self._sightings.stop()

@@ -222,6 +222,7 @@ class Session:
             processes=self._visibility,
             processes_limit=self._hidden(),
             ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
+            ebpf_reason=self._programs.reason,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
             notes=(*self._remarks(), *self._output.notes),
         )
@@ -259,8 +260,6 @@ class Session:
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
             yield f"a flow that began and ended {between} has no process"
         yield from self._spaces.remarks()
-        if programs.attached.detail:
-            yield f"eBPF {programs.tier.value}: {programs.attached.detail}"
 
     @property
     def _names_all(self) -> bool:

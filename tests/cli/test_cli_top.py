@@ -7,6 +7,7 @@ import functools
 import random
 import time
 
+import attrs
 import pytest
 import top_scenes as scenes
 from hypothesis import given
@@ -296,6 +297,8 @@ def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
     able = Capabilities(backend="sock_diag", kernel="6.18", ebpf="tcp", processes=Visibility.OWN)
     text = state_text(State("sock_diag", able, paused=True), model)
     assert [part in text for part in ("PAUSED", "! 1 gaps", "eBPF tcp", "6.18", "only own processes")] == [True] * 5
+    able = attrs.evolve(able, ebpf="none", ebpf_reason="maps: EPERM: needs CAP_BPF and CAP_PERFMON (or root)")
+    assert "eBPF none (maps: EPERM: needs CAP_BPF" in state_text(State("sock_diag", able), model)
     for width in (10, 40, 80, 200):
         assert "8 flows" in totals_text(model, width, ascii_only=False)
 

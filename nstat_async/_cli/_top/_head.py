@@ -44,12 +44,18 @@ def state_text(state: State, model: TopModel) -> str:
         f"! {model.gaps} gaps" if model.gaps else "",
         f"filter {model.wanted!a}" if model.wanted else "",
         state.source,
-        "" if able is None or able.ebpf is None else f"eBPF {able.ebpf}",
+        _ebpf(able),
         "" if able is None or able.kernel is None else fit(able.kernel, 30).rstrip(),
         *_visible(able),
         f"by {model.view.group_by.name}",
     ]
     return "  ".join(filter(None, parts))
+
+
+def _ebpf(able: Capabilities | None) -> str:
+    if able is None or able.ebpf is None:
+        return ""
+    return f"eBPF {able.ebpf}" + ("" if able.ebpf_reason is None else f" ({fit(able.ebpf_reason, 40).rstrip()})")
 
 
 def _visible(able: Capabilities | None) -> list[str]:
