@@ -33,6 +33,7 @@ from ..sockdiag._messages import (
 )
 from ..sockdiag._setup import PulsePurpose, PulseReport, Role, place_of_channel
 from ._decode import Line, empty_line
+from ._programs import CHANNELS, program_lines
 
 _CONTROL = {int(member): member.name for member in MessageType}
 _SOCKETS = {**_CONTROL, SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY", TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK"}
@@ -73,6 +74,8 @@ class NetlinkDecoder:
             self._note_role(record)
         if record.kind not in {RecordKind.FROM_KERNEL, RecordKind.TO_KERNEL}:
             return []
+        if record.client in CHANNELS:
+            return program_lines(record)
         result: list[Line] = []
         try:
             for part in self._parts(record, result):

@@ -118,9 +118,9 @@ class Follower(Player):
                 steps.give(step, core, self._channels.get(channel, channel), self.now)
                 self.events += core.take_events()
 
-    def answered(self, token: int, answer: Any) -> None:
-        """Give it to the core; where there may be several, it does not say to which."""
-        if not self._clients_apart:
+    def answered(self, token: int, answer: Any, *, repeated: bool) -> None:
+        """Give it to the core; where there may be several, it does not say to which. The core of a later part knows nothing yet."""
+        if not self._clients_apart and not (repeated and self.cores):
             self._core(0).lookup_done(token, self.protocol.RECORDED.read(_named(answer)), self.now)
 
     def finish(self) -> None:

@@ -84,7 +84,7 @@ class Player:
                 token = record.value.get("token") if isinstance(record.value, dict) else None
                 if type(token) is not int:
                     raise ProtocolError("an answer to nothing")  # noqa: TRY301  # it is the file's mistake
-                self.answered(token, record.value.get("answer"))
+                self.answered(token, record.value.get("answer"), repeated=record.value.get("repeated") is True)
         except ProtocolError as error:
             self.lose(1, f"record {record.index}: {error.reason}")
 
@@ -113,8 +113,8 @@ class Player:
         """Something else happened, or was asked for."""
         raise NotImplementedError
 
-    def answered(self, token: int, answer: Any) -> None:
-        """A look-up was answered, with this by name."""
+    def answered(self, token: int, answer: Any, *, repeated: bool) -> None:
+        """A look-up was answered, with this by name; `repeated`: in an earlier part."""
         raise NotImplementedError
 
     def finish(self) -> None:

@@ -82,6 +82,8 @@ class RecordedCore:
         self._time = -1  # of the last input, since `_zero`, nanoseconds
         self._offset = self._first_offset = core.epoch_offset = epoch_offset
         self._channels: dict[int, list[Record]] = {}
+        self._lasting: dict[type, Record] = {}
+        """Answers that hold for the rest of the run."""
         protocol = protocol_of(setup.protocol)
         self._values: Vocabulary = Vocabulary() if protocol is None else protocol.RECORDED
         self._recorder: Recorder | None = Recorder(recording, self._info)
@@ -143,13 +145,13 @@ class RecordedCore:
         if self._recorder is None or not records:
             return
         try:
-            self._recorder.write(records, self._open_channels)
+            self._recorder.write(records, self._known)
         except (OSError, ValueError, NstatError) as error:  # ValueError: somebody closed the file
             self._give_up(error)
 
-    def _open_channels(self) -> Iterator[Record]:
+    def _known(self) -> Iterator[Record]:
         """What a later part begins with, so that it can be followed on its own."""
-        for records in self._channels.values():
+        for records in (self._lasting.values(), *self._channels.values()):
             for record in records:
                 yield record._replace(time_ns=self._time, value={**record.value, "repeated": True})
 
@@ -223,7 +225,10 @@ class RecordedCore:
         moment = self._moment(now)
         try:
             value = {"token": token, "answer": self._values.write(answer)}
-            self._add(Record(NEXT, RecordKind.ANSWER, self._time, value=value))
+            record = Record(NEXT, RecordKind.ANSWER, self._time, value=value)
+            self._add(record)
+            if getattr(answer, "lasts", False):
+                self._lasting[type(answer)] = record
         except NstatError as error:
             self._give_up(error)
         self._core.lookup_done(token, answer, moment)

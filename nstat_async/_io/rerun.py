@@ -81,7 +81,9 @@ class Rerun(Player):
         self._before_input()
         self._core.receive_datagrams(datagrams, self.now, self.channel)
 
-    def answered(self, token: int, answer: Any) -> None:
+    def answered(self, token: int, answer: Any, *, repeated: bool) -> None:
+        if repeated:
+            return
         value = self._values.read(answer)
         self._before_input()
         self._core.lookup_done(token, value, self.now)

@@ -341,6 +341,9 @@ class AttachRequest:
 class AttachAnswer:
     """What came of it."""
 
+    lasts: ClassVar[bool] = True
+    """It holds for the rest of the run, so each part of a recording has it."""
+
     tier: Tier = Tier.NONE
     reason: UnavailableReason | None = None
     """Why nothing, or not all, is attached; `None`: all is."""

@@ -449,6 +449,10 @@ class Sightings:
     def stop(self) -> None:
         """No more records will come."""
         self.live = False
+        self.finish()
+
+    def finish(self) -> None:
+        """What ends still wait for will not come."""
         for cookie in list(self._recorded):
             self._end_recorded(cookie)
         for cookie in list(self._removed):

@@ -53,11 +53,14 @@ GRANTED = AttachAnswer(tier=Tier.ALL, processes_trusted=True, births=True, owner
 class Programs(FakeKernel):
     """Its run is recorded."""
 
-    def __init__(self, granted: Any = GRANTED, mode: Ebpf = Ebpf.AUTO, **options: Any) -> None:
+    def __init__(
+        self, granted: Any = GRANTED, mode: Ebpf = Ebpf.AUTO, target: Recording | None = None, **options: Any
+    ) -> None:
         chosen = MonitorOptions(**{"interval": None, **options})
         session = Session(chosen, kernel="6.18.0", ebpf=mode)
         self.file = io.BytesIO()
-        self.recorded = RecordedCore(session, Recording(self.file), chosen, now=100.0, epoch_offset=1000.0)
+        target = target or Recording(self.file)
+        self.recorded = RecordedCore(session, target, chosen, now=100.0, epoch_offset=1000.0)
         super().__init__(self.recorded)  # type: ignore[arg-type]
         self.granted = granted
         self.flows: dict[int, FlowRow] = {}
