@@ -415,7 +415,7 @@ class Session:
     def finish(self, now: float) -> None:
         """Following: the recording is at its end; what was still expected will not come."""
         self._turn(now)
-        self._sightings.finish()
+        self._sightings.give_up_all()
         self._polls.finish()
 
     # -- the contract: output

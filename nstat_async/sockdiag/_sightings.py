@@ -449,9 +449,9 @@ class Sightings:
     def stop(self) -> None:
         """No more records will come."""
         self.live = False
-        self.finish()
+        self.give_up_all()
 
-    def finish(self) -> None:
+    def give_up_all(self) -> None:
         """What ends still wait for will not come."""
         for cookie in list(self._recorded):
             self._end_recorded(cookie)

@@ -244,7 +244,7 @@ def test_a_ring_that_fails_leaves_sock_diag():
 )
 def test_what_is_refused_is_said_and_required_or_not(answer, text):
     kernel = started(granted=answer)
-    assert any(text in note for note in kernel.session.capabilities.notes)
+    assert text in kernel.session.capabilities.ebpf_reason
     assert not kernel.session.capabilities.udp_counts
     kernel.poll()
     assert kernel.asked == []
