@@ -180,7 +180,7 @@ class NetlinkTransport:
 
     def _tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
         if request.namespace not in self._watched.descriptors:  # it went meanwhile
-            return SocketTablesAnswer(request.namespace, missing=request.names)
+            return SocketTablesAnswer(request.namespace)
         namespace = self._watched.descriptors[request.namespace]
         return _read_tables(request) if namespace is None else in_namespace(namespace, lambda: _read_tables(request))
 

@@ -256,7 +256,7 @@ class Book:
         if entry.used_by is not None and isinstance(owner, Process) and owner.key != entry.used_by:
             return
         entry.place = place
-        if entry.owner is owner:
+        if entry.owner == owner:
             return
         entry.owner = owner
         if entry.flow is not None:

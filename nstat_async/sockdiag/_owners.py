@@ -90,9 +90,9 @@ class OwnerSource:
         self._processes: dict[tuple[int, int | None, int], Process] = {}
         """By pid, start and the user of the socket; those that were not checked for longest come first."""
         self._recent: dict[int, None] = {}
-        self._nameless: dict[tuple[int, int | None], list[Entry]] = {}
+        self._nameless: dict[tuple[int, int | None], dict[Entry, None]] = {}
         """Processes that were seen by a record, which has no path of them, with their sockets."""
-        self._naming: dict[tuple[int, int | None], list[Entry]] = {}
+        self._naming: dict[tuple[int, int | None], dict[Entry, None]] = {}
         """The same, of the question that is under way."""
         self._turn: list[Entry] = []
         """Sockets that are still to be checked in this turn."""
@@ -387,7 +387,7 @@ class OwnerSource:
         self._ask_name(uid)
         process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self.process(facts, uid)
         if process.path is None:
-            self._nameless.setdefault(process.key, []).append(entry)
+            self._nameless.setdefault(process.key, {})[entry] = None
         return process
 
     def ask_names(self) -> None:

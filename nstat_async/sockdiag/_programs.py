@@ -137,7 +137,7 @@ class Programs:
         self._books = books
         self._owners = owners
         self._sightings = sightings
-        self.remotes = Remotes(output, books)
+        self.remotes = Remotes(output, sightings.books)
         self._remotes_wanted = remotes
         self._ledger = Ledger(packets=False, births=False)
         self._meter = LossMeter()
@@ -171,7 +171,7 @@ class Programs:
     def start(self, done: Callable[[], None]) -> None:
         """Have the programs attached, if they are wanted, and `done` called then."""
         if self.mode is Ebpf.OFF:
-            self._begin_remotes()
+            self._refuse_remotes()
             done()
             return
 
@@ -188,7 +188,7 @@ class Programs:
         if not isinstance(answer, AttachAnswer):
             answer = AttachAnswer(reason=UnavailableReason.RESOURCE, detail=getattr(answer, "reason", "no answer"))
         self.attached = answer
-        self._begin_remotes()
+        self._refuse_remotes()
         if answer.tier is Tier.NONE:
             if self.mode is Ebpf.REQUIRE:
                 reason = answer.reason or UnavailableReason.MISSING
@@ -208,15 +208,15 @@ class Programs:
         sightings.counted, sightings.gone = self._counts_to_come, self._ledger.forget
         pairs = zip(answer.namespaces, self._books, strict=False)
         sightings.books.update((cookie, book) for cookie, book in pairs if cookie is not None)
+        if self._remotes_wanted:
+            self.remotes.watch()
         if not self._output.following:
             for source in self.sources:
                 source.open()
 
-    def _begin_remotes(self) -> None:
-        """Watch the remotes of UDP sockets, or say why not."""
-        if self._remotes_wanted and tells(self.attached.tier).udp_packets:
-            self.remotes.watch()
-        elif self._remotes_wanted:
+    def _refuse_remotes(self) -> None:
+        """Say why there are no remotes of UDP sockets, if there are none."""
+        if self._remotes_wanted and not tells(self.attached.tier).udp_packets:
             self._remotes_wanted = False
             detail = "remotes of UDP sockets need eBPF programs with CAP_NET_ADMIN and cgroup2"
             self._output.events.append(ProviderRefused(self._output.time, Provider.UDP_SUBFLOW, EPERM, detail))
@@ -273,7 +273,7 @@ class Programs:
         if not tells(self.tier).udp_bytes:
             return
         self._ask_flows(moved=moved)
-        if self._remotes_wanted and (moved or self.remotes.ended):
+        if self._remotes_wanted and (self.remotes.watch() or moved):
             self.remotes.begin()
             self.maps.ask(Operation.PEERS)
 

@@ -8,7 +8,7 @@ and its remainder never come to more than the socket's own, and to the same when
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
@@ -58,10 +58,10 @@ class Remotes:
 
     Args:
         output: Where events go.
-        books: By number of their network namespace.
+        books: By the cookie of their network namespace; they come and go.
     """
 
-    def __init__(self, output: Output, books: Sequence[Book]) -> None:
+    def __init__(self, output: Output, books: Mapping[int, Book]) -> None:
         self._output = output
         self._books = books
         self._sockets: dict[int, _Socket] = {}
@@ -70,19 +70,19 @@ class Remotes:
         self._rows: list[PeerRow] = []
         self._complete = False
 
-    def watch(self) -> None:
-        """From now on the books say which UDP sockets ended."""
-        for book in self._books:
-            book.ended = {}
-
-    @property
-    def ended(self) -> bool:
-        """True if sockets ended whose remotes were not read since."""
-        return any(book.ended for book in self._books)
+    def watch(self) -> bool:
+        """Have the books say from now on which UDP sockets ended; True if one did whose remotes were not read since."""
+        for book in self._books.values():
+            if book.ended is None:
+                book.ended = {}
+        return any(book.ended for book in self._books.values())
 
     def begin(self) -> None:
         """The list is asked for."""
-        self._ending = {cookie for book in self._books for cookie in book.ended or ()}
+        self._ending = self._ended()
+
+    def _ended(self) -> set[int]:
+        return {cookie for book in self._books.values() for cookie in book.ended or ()}
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """Those that are open."""
@@ -109,15 +109,16 @@ class Remotes:
         for row in rows:
             by_socket.setdefault(row.cookie, []).append(row)
         keys: list[bytes] = []
+        waiting = self._ended() - self._ending
         for cookie, listed in by_socket.items():
             sock = self._socket(cookie)
             if sock is None:
                 continue
             self._compare(sock, listed)
-            if cookie in self._ending:
+            if sock.entry.over and cookie not in waiting:
                 self._end(cookie, sock)
                 keys += [PEER_KEY.pack(*row[:4], 0) for row in listed]
-        for book in self._books:
+        for book in self._books.values():
             for cookie in self._ending.intersection(book.ended or ()):
                 del book.ended[cookie]  # type: ignore[union-attr]
         return keys
@@ -127,7 +128,7 @@ class Remotes:
         sock = self._sockets.get(cookie)
         if sock is not None:
             return sock
-        for book in self._books:
+        for book in self._books.values():
             entry = book.entries.get(cookie) or (book.ended or {}).get(cookie)
             if entry is not None and entry.flow is not None and entry.report is not None:
                 sock = self._sockets[cookie] = _Socket(entry, entry.flow)
