@@ -317,8 +317,10 @@ class Programs:
         if answer.operation is Operation.PEERS:
             self.remotes.take(answer)
         self._ledger.answer(answer)
-        if answer.operation is Operation.OWNERS and not self._adopted:
-            self._adopt(answer)
+        if answer.operation is Operation.OWNERS:
+            self._sightings.walks += answer.last and not answer.errno
+            if not self._adopted:
+                self._adopt(answer)
         self._weigh()
         if answer.operation is Operation.TAKE and answer.last and self._taken:
             for cookie in self._taken.popleft():

@@ -16,11 +16,13 @@ from .._events import FlowAdded, FlowRemoved, RemovalReason, flow_updated
 from .._model import Counts, Endpoint, Flow, Provider
 from ..ebpf import PEER_KEY, Answer, PeerRow, Totals
 from ._book import Book
-from ._constants import AF_INET
+from ._constants import AF_INET, IPPROTO_UDP
 from ._entry import Entry
 from ._output import Output
 from ._reports import CountedReport, counted_report, report_of
 
+MOST_ROWS = 1 << 17
+"""Remotes in one list; the programs keep an eighth of it."""
 _NOTHING = (0, 0, 0, 0)
 _OTHERS = "other"
 _LINK_LOCAL = b"\xfe\x80"
@@ -94,6 +96,9 @@ class Remotes:
         """A piece of the list."""
         self._rows += [row for row in answer.rows if isinstance(row, PeerRow)]
         self._complete = answer.last and not answer.errno
+        if len(self._rows) > MOST_ROWS:  # no kernel has so many
+            self._rows.clear()
+            self._complete = False
 
     def settle(self) -> list[bytes]:
         """The whole list is here, and what sockets counted before it.
@@ -130,7 +135,9 @@ class Remotes:
             return sock
         for book in self._books.values():
             entry = book.entries.get(cookie) or (book.ended or {}).get(cookie)
-            if entry is not None and entry.flow is not None and entry.report is not None:
+            if entry is None or entry.protocol != IPPROTO_UDP:
+                continue
+            if entry.flow is not None and entry.report is not None:
                 sock = self._sockets[cookie] = _Socket(entry, entry.flow)
                 return sock
         return None

@@ -133,6 +133,8 @@ class Sightings:
         """True if the making of datagram sockets is seen."""
         self.walked = False
         """True if raw, ICMP and packet sockets are told, and a walk over all descriptors tells which there are."""
+        self.walks = 0
+        """Walks over all descriptors that came to their end."""
         self.missing = False
         """Sockets are known to be there that no record and no walk has told of."""
         self.counted: Callable[[Entry], bool] = lambda _entry: False

@@ -60,7 +60,7 @@ class TableSource:
         self._names = tuple(name for name, (_, protocol) in _TABLES.items() if protocol in protocols)
         self._answer: SocketTablesAnswer | None = None
         self._missing: dict[int, int] = {}
-        """Inodes without an entry, and the walks that did not find them."""
+        """Inodes without an entry, and how many walks there had been when they were met."""
         self._refused: set[int] = set()
 
     def begin_poll(self) -> None:
@@ -84,18 +84,19 @@ class TableSource:
         missing, self._missing = self._missing, {}
         for row in answer.rows:
             if row.table in _TABLES:
-                self._take_row(row, known.get(row.inode & _MASK), missing.get(row.inode, 0))
+                since = missing.get(row.inode, self._sightings.walks)
+                self._take_row(row, known.get(row.inode & _MASK), since)
         self._sightings.missing = self._sightings.missing or bool(self._missing)
         there = {_TABLES[name] for name in self._names if name not in answer.missing}
         self.answered |= {protocol for _, protocol in there}
         self._judge_absences(there)
         self._refuse(answer.missing)
 
-    def _take_row(self, row: TableRow, entry: Entry | None, walks: int) -> None:
+    def _take_row(self, row: TableRow, entry: Entry | None, since: int) -> None:
         if not row.inode:
             return
-        if entry is None and self._sightings.walked and walks < WALKS:
-            self._missing[row.inode] = walks + 1
+        if entry is None and self._sightings.walked and self._sightings.walks - since < WALKS:
+            self._missing[row.inode] = since
             return
         family, protocol = _TABLES[row.table]
         message = encode_row(

@@ -68,7 +68,10 @@ def owner_row(cookie=1, **fields):
     values = dict.fromkeys(OwnerRow._fields, 0)
     values |= {"comm": b"dig".ljust(16, b"\0"), "local": bytes(16), "remote": bytes(16), "flags": Flag.HAS_PROCESS}
     return OwnerRow(
-        **(values | {"cookie": cookie, "family": 2, "type": SocketType.DGRAM, "pid": 7, "start": 3, **fields})
+        **(
+            values
+            | {"cookie": cookie, "family": 2, "protocol": 17, "type": SocketType.DGRAM, "pid": 7, "start": 3, **fields}
+        )
     )
 
 
@@ -320,6 +323,16 @@ def test_owners_of_what_was_there_before():
     ledger.answer(Answer(Operation.OWNERS, True, 0, (owner_row(1), owner_row(2))))
     (seen,) = ledger.take_evidence()
     assert (seen.facts.cookie, owner_of(seen.facts).how) == (2, HowKnown.DESCRIPTOR)
+
+
+def test_descriptors_of_sockets_that_no_dump_has():
+    """They are told again: their row has the inode."""
+    ledger = Ledger(packets=True, births=True)
+    ledger.receive(encode(datagram_record(Kind.FIRST_IO, 1, pid=4, type=SocketType.RAW)))
+    ledger.take_evidence()
+    rows = owner_row(1, type=SocketType.RAW), owner_row(2, protocol=1), owner_row(3, family=17, protocol=0)
+    ledger.answer(Answer(Operation.OWNERS, True, 0, rows))
+    assert [seen.facts.cookie for seen in ledger.take_evidence()] == [1, 2, 3]
 
 
 def test_own_sockets_and_unknown_kinds():
