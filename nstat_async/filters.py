@@ -353,7 +353,7 @@ def by_cgroup(*paths: str) -> Filter:
 def by_unit(*names: str) -> Filter:
     """Flows of these units of systemd (Linux), e.g. ``"nginx.service"``; a name without a suffix is a service's."""
     wanted = frozenset(_each("by_unit", names, _text, "the name of a unit, e.g. by_unit('nginx.service')"))
-    units = frozenset(name if "." in name else f"{name}.service" for name in wanted)
+    units = wanted | {f"{name}.service" for name in wanted}
     return Filter(lambda flow: flow.unit in units, f"by_unit({_listed(wanted)})")
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nstat_async import Flow, Process, Provider, UsageError, filters, json
+from nstat_async._cli._text import place_text, short_id
 from nstat_async._workload import REMEMBERED, workload_of
 from nstat_async.aggregate import GroupBy, History, HistoryWriter, ProcessTable, TrafficTable
 
@@ -148,6 +149,7 @@ def test_a_flow_has_it_in_json_both_ways():
     [
         ("unit=nginx.service", "b"),
         ("unit=nginx", "b"),
+        ("unit=nginx.service.service", ""),
         ("unit=web", ""),
         ("container=web", "a"),
         (f"container={ID}", "a"),
@@ -212,3 +214,25 @@ def test_a_history_keeps_it(tmp_path):
     with History(tmp_path / "h.sqlite") as history:
         (used,) = history.usage(by="process")
     assert (used.cgroup, used.unit, used.container, used.pod) == (WEB, None, "web", "prod/web-0")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(ID, ID[:12]), (DOCKER, f"docker-{ID[:12]}….scope"), ("nginx.service", "nginx.service"), ("web", "web")],
+)
+def test_ids_of_containers_are_cut_short_for_people(text, shown):
+    assert short_id(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("flow", "place"),
+    [
+        (BOX, "container:web"),
+        (UNIT, "unit:nginx.service"),
+        (BARE, ""),
+        (Flow("d", Provider.TCP, cgroup=f"/{DOCKER}", container=ID), f"container:{ID[:12]}"),
+        (Flow("e", Provider.TCP, cgroup="/a.slice/\x1b[31m.service"), "unit:\\x1b[31m.service"),
+    ],
+)
+def test_the_text_of_a_flow_says_its_container_or_unit(flow, place):
+    assert place_text(flow) == place

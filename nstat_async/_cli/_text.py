@@ -61,7 +61,8 @@ _WIDTHS = {"local": 15, "remote": 15, "process": 14, "rx": 10, "tx": 10}
 """Columns of a flow's line, and how wide they are at first."""
 _WIDEST = 47
 """No column becomes wider: an IPv6 address with its port fits."""
-_LONG_ID = re.compile(r"[0-9a-f]{64}")
+_LONG_ID_LENGTH = 64
+_LONG_ID = re.compile(rf"[0-9a-f]{{{_LONG_ID_LENGTH}}}")
 _GREEN, _RED, _YELLOW, _DIM, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
 
@@ -98,13 +99,15 @@ def place_text(flow: Flow) -> str:
     if flow.container is not None:
         parts.append(f"container:{escape(short_id(flow.container))}")
     elif flow.unit is not None:
-        parts.append(f"unit:{escape(flow.unit)}")
+        parts.append(f"unit:{escape(short_id(flow.unit))}")
     return "  ".join(part for part in parts if part)
 
 
 def short_id(text: str) -> str:
-    """The first characters of a container's id, as its engine shows it; any other text as it is."""
-    return text[:SHORT_ID] if _LONG_ID.fullmatch(text) else text
+    """A text with the ids of containers cut short, as their engines show them; within a name they end with an ellipsis."""
+    if len(text) < _LONG_ID_LENGTH:
+        return text
+    return text[:SHORT_ID] if _LONG_ID.fullmatch(text) else _LONG_ID.sub(lambda match: f"{match[0][:SHORT_ID]}…", text)
 
 
 def interface_text(interface: Interface | None) -> str:

@@ -126,7 +126,7 @@ class CgroupFinder:
                 if time.thread_time() >= until:
                     return
                 yield number, _directory_of(mount, number, hierarchy.directory)
-        except OSError:
+        except (OSError, AttributeError):  # not allowed, or not known to the C library
             self._by_handle = False
         finally:
             os.close(mount)

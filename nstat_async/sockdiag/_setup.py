@@ -45,7 +45,8 @@ class ChannelPurpose:
     @property
     def channel(self) -> int:
         """Number of the channel with this role: recordings that do not name a channel's purpose go by it."""
-        return len(_ROLES) * self.namespace + _ROLES.index(self.role)
+        number = len(_ROLES) * self.namespace + _ROLES.index(self.role)
+        return number if number < RingPurpose.channel else number + _FURTHER
 
 
 @attrs.frozen
@@ -60,12 +61,14 @@ class NetworkNamespace:
     """Inode of its nsfs file."""
 
 
+_FURTHER = 1 << 30
+"""Added to the numbers of channels where those of other purposes would follow: namespaces come and go for years."""
 _ROLES = (Role.DUMPS, Role.REMOVALS, Role.ROUTES, Role.LOOKUPS)
 
 
 def place_of_channel(channel: int) -> tuple[int, Role]:
     """Namespace and role of a channel by its number."""
-    namespace, place = divmod(channel, len(_ROLES))
+    namespace, place = divmod(channel - _FURTHER if channel >= _FURTHER else channel, len(_ROLES))
     return namespace, _ROLES[place]
 
 

@@ -20,15 +20,18 @@ from nstat_async._errors import BackendUnavailableError, UsageError
 from nstat_async._events import FlowAdded, FlowRemoved, PollCompleted, RemovalReason
 from nstat_async._options import MonitorOptions
 from nstat_async.backends import Replay, SockDiag, named
+from nstat_async.ebpf import MapsPurpose, RingPurpose
 from nstat_async.sockdiag import (
     ChannelPurpose,
     FoundNamespace,
     NamespacesAnswer,
     NamespacesRequest,
     NetworkNamespace,
+    PulsePurpose,
     Role,
     Session,
 )
+from nstat_async.sockdiag._setup import place_of_channel
 
 BLUE = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), 77)
 
@@ -154,6 +157,16 @@ def test_what_is_not_watched_is_said(kernel):
     assert "2 network namespaces cannot be entered: that needs CAP_SYS_ADMIN" in notes
     assert "3 network namespaces are beyond the limit" in notes
     assert "CAP_SYS_PTRACE" in notes
+
+
+def test_channels_of_many_namespaces_after_each_other_have_numbers_of_their_own():
+    numbers = [0, 1, 16_383, 16_384, 40_000, 131_072, 1 << 24]
+    purposes = [ChannelPurpose(number, role) for number in numbers for role in Role]
+    channels = [purpose.channel for purpose in purposes]
+    assert [place_of_channel(channel) for channel in channels] == [(each.namespace, each.role) for each in purposes]
+    others = [RingPurpose.channel, MapsPurpose.channel, *(PulsePurpose(number).channel for number in numbers)]
+    assert len({*channels, *others}) == len(channels) + len(others)
+    assert max(channels) < 1 << 31
 
 
 def test_without_all_nobody_looks():
