@@ -8,7 +8,7 @@ import zlib
 import attrs
 import pytest
 from fleet_world import WALL, Machine, Reader, Stream, truth
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nstat_async import (
@@ -125,6 +125,21 @@ def test_a_hole_is_reported_with_its_machine_and_the_next_state_sets_everything_
     assert not whole.preexisting
     gone = next(event for event in reader.of(FlowRemoved) if event.flow.id.endswith(f"/{ended.flow.id}"))
     assert (gone.final, gone.reason) == (False, RemovalReason.GONE)
+
+
+def test_a_machine_that_is_met_in_the_middle_of_its_run_is_a_loss_and_its_flows_were_there_before():
+    stream = Stream()
+    machine = lived(Machine("web"), stream, 5)
+    at = len(stream.deliveries)
+    lived(machine, stream, 1)
+    machine.time += 700
+    lived(machine, stream, 1)
+    reader = Reader().begin().read(stream.deliveries[at:])
+    assert [(loss.cause, loss.host) for loss in reader.losses] == [(LossCause.TRANSPORT, "web")]
+    added = reader.of(FlowAdded)
+    assert {event.flow.id.rpartition("/")[2] for event in added} == set(machine.open)
+    assert all(event.preexisting for event in added)
+    assert not reader.totals
 
 
 def test_a_publisher_that_begins_anew_is_reported_and_nothing_counts_twice():
@@ -258,6 +273,16 @@ def test_a_clock_that_is_set_meanwhile_is_reported_and_a_delayed_message_is_none
     assert reader.of(HostUpdated)[-1].clock_offset == pytest.approx(100.0)
 
 
+@pytest.mark.parametrize("time", [-1e300, 0.0, 1e300])
+def test_a_time_that_cannot_be_is_near_that_of_its_message(time):
+    stream, machine = Stream(), Machine("web")
+    machine.take([attrs.evolve(machine.begin(), time=time)])
+    for message in machine.messages():
+        stream.add(message, machine)
+    [event] = Reader().begin().read(stream.deliveries).of(FlowAdded)
+    assert WALL - 8 * 86_400 < event.time < WALL + 10
+
+
 # --- both ends -------------------------------------------------------------------------------
 
 
@@ -293,6 +318,17 @@ def test_an_end_that_was_over_before_the_other_was_reported_is_still_its_peer_an
     assert (added[0].host, added[0].process.name, added[1]) == ("web", "p100", None)
 
 
+def test_where_two_flows_could_be_the_other_end_none_is_taken():
+    stream, web, one, other = Stream(), Machine("web"), Machine("one"), Machine("other")
+    client, server = Endpoint.parse("172.17.0.2", 50_000), Endpoint.parse("172.17.0.3", 80)
+    for machine, here, there in ((one, server, client), (other, server, client), (web, client, server)):
+        machine.take([machine.begin(local=here, remote=there)])
+        for message in machine.messages():
+            stream.add(message, machine)
+    reader = Reader().begin().read(stream.deliveries)
+    assert {flow.host: flow.peer for flow, _ in reader.core.flows()} == {"one": None, "other": None, "web": None}
+
+
 def test_the_same_loopback_addresses_on_two_machines_are_no_connection():
     stream, web, db = Stream(), Machine("web"), Machine("db")
     one, other = Endpoint.parse("127.0.0.1", 50_000), Endpoint.parse("127.0.0.1", 80)
@@ -308,7 +344,7 @@ def test_the_same_loopback_addresses_on_two_machines_are_no_connection():
 # --- worlds ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_in_any_world_what_is_missing_was_said_and_nothing_counts_twice(data):
     """Messages get lost, come twice, publishers begin anew, subscribers join: the totals are the truth, or it was said."""
@@ -392,7 +428,7 @@ _json = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_a_message_with_one_thing_wrong_is_an_event_or_harmless(data):
     """A header or a line of which one value is something else."""

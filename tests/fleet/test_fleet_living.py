@@ -26,8 +26,9 @@ from nstat_async import (
 )
 from nstat_async.aggregate import ProcessTable
 from nstat_async.backends import Fleet, NatsAccess, StreamSettings
-from nstat_async.integrations.nats import Publisher, publish
 
+nats = pytest.importorskip("nstat_async.integrations.nats", exc_type=ImportError)
+Publisher, publish = nats.Publisher, nats.publish
 pytestmark = [pytest.mark.skipif(BINARY is None, reason="nats-server is not installed"), pytest.mark.asyncio]
 SMALL = StreamSettings(max_bytes=64 << 20)
 
