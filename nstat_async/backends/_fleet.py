@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar, Union
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -18,14 +19,32 @@ from ..fleet import host_name
 
 __all__ = ["Fleet"]
 
+_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 _Moment = Union[float, datetime, None]
 
 
 def _servers(value: Any) -> tuple[str, ...]:
     urls = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    if not urls or not all(isinstance(url, str) and url for url in urls):
-        raise UsageError(f"servers: {value!r} is no URL such as 'nats://127.0.0.1:4222'")
-    return tuple(url if "://" in url else f"nats://{url}" for url in urls)
+    urls = tuple(url if not isinstance(url, str) or "://" in url else f"nats://{url}" for url in urls)
+    for url in urls or ("",):
+        if not _is_url(url):
+            shown = url.rpartition("@")[2] if isinstance(url, str) else url  # no password
+            raise UsageError(f"servers: {shown!r} is no URL such as 'nats://127.0.0.1:4222'")
+    return urls
+
+
+def _is_url(url: Any) -> bool:
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        return (
+            parts is not None
+            and parts.scheme in _SCHEMES
+            and " " not in url
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
+    except ValueError:
+        return False
 
 
 def _hosts(value: Any) -> frozenset[str] | None:

@@ -292,6 +292,9 @@ class Incoming:
         view.seq = header.seq + 1
         view.hear(header, time, delivery.sent, now)
         if view.state is not HostState.PRESENT and not header.last:
+            if view.state is HostState.LEFT:
+                detail = "it goes on after it said that it stops: its flows are unknown until its next complete state"
+                self._lose(view, LossCause.TRANSPORT, time, None, detail)
             view.state = HostState.PRESENT
             self._report(view.event(time, "it was heard of again"))
         elif view.clock_has_news and view.live:
@@ -360,8 +363,10 @@ class Incoming:
     def _take_state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> Iterator[None]:
         """Parts of a state follow each other; one that begins in the middle is no use."""
         if header.part == 0:
-            view.facts = header.facts or view.facts
             view.gathered = {}
+            if header.facts not in {None, view.facts}:
+                view.facts = header.facts or view.facts
+                self._report(view.event(stored, "it says something new of itself"))
         if view.gathered is None or (view.live and view.exact):
             return  # nothing of it would be news
         for number, line in enumerate(lines, 1):

@@ -140,6 +140,7 @@ def test_a_machine_that_is_met_in_the_middle_of_its_run_is_a_loss_and_its_flows_
     assert {event.flow.id.rpartition("/")[2] for event in added} == set(machine.open)
     assert all(event.preexisting for event in added)
     assert not reader.totals
+    assert [event.machine_id for event in reader.of(HostUpdated)] == [None, "web"]
 
 
 def test_a_publisher_that_begins_anew_is_reported_and_nothing_counts_twice():
@@ -163,6 +164,18 @@ def test_a_publisher_that_stops_says_so_and_one_that_begins_again_after_that_los
     lived(machine, stream, 3)
     reader.read(stream.deliveries[len(stream.deliveries) - 3 :])
     assert reader.of(HostUpdated)[-1].state is HostState.PRESENT
+
+
+def test_a_publisher_that_goes_on_after_it_stopped_is_a_loss_and_known_again_at_its_next_state():
+    stream = Stream()
+    machine = lived(Machine("web"), stream, 3, stop=True)
+    lived(machine, stream, 3)
+    machine.time += 700
+    lived(machine, stream, 1)
+    reader = Reader().begin().read(stream.deliveries)
+    assert [loss.cause for loss in reader.losses] == [LossCause.TRANSPORT]
+    assert {flow.id.rpartition("/")[2] for flow, _ in reader.core.flows()} == set(machine.open)
+    well_formed(reader.events)
 
 
 def test_two_publishers_of_one_name_are_reported_and_the_later_one_is_believed():
@@ -459,7 +472,7 @@ def test_a_small_message_that_claims_to_be_huge_is_refused_before_it_is_made():
     core.take_events()
     core.receive(Delivery("nstat.web.events", zlib.compress(b" " * (64 << 20)), 1, WALL), 0.0)
     [event] = core.take_events()
-    assert "more than" in event.detail
+    assert f"more than {8 << 20}" in event.detail
 
 
 @pytest.mark.parametrize(
@@ -542,6 +555,15 @@ def test_a_quiet_machine_is_heard_of_at_its_heartbeat_and_polls_alone_are_no_new
         machine.step(0)
         heard += len(machine.messages())
     assert 8 <= heard <= 11
+
+
+def test_a_poll_that_was_not_complete_is_news_at_its_place():
+    machine = Machine("web", compress=False)
+    machine.messages()
+    missing = PollCompleted(WALL, 3, complete=False)
+    machine.take([missing, machine.begin()])
+    [message] = machine.messages()
+    assert json.loads(message.data.split(b"\n")[1]) == missing
 
 
 def test_the_state_of_many_idle_flows_is_published_rarely_and_that_of_busy_ones_each_minute():
