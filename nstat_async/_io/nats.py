@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import anyio
 import attrs
 
+from .._checks import LONGEST_SECONDS, positive
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 
 __all__ = [
@@ -114,17 +116,26 @@ def _check_file(name: str, path: str | None) -> None:
         raise UsageError(f"{name}: {path}: {error.strerror}") from error
 
 
+def _word(_instance: object, attribute: Any, value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", value):
+        raise UsageError(f"{attribute.name}: {value!r} is no word of 1 to 63 letters, digits, '-' and '_'")
+
+
 @attrs.frozen(kw_only=True)
 class StreamSettings:
-    """The stream that the messages of a fleet are kept in, made where it is not there and may be made."""
+    """The stream that the messages of a fleet are kept in, made where it is not there and may be made.
 
-    name: str = "NSTAT"
-    """Its name."""
-    prefix: str = "nstat"
+    Raises:
+        UsageError: A value cannot work.
+    """
+
+    name: str = attrs.field(default="NSTAT", validator=_word)
+    """Its name: one word."""
+    prefix: str = attrs.field(default="nstat", validator=_word)
     """First word of its subjects: ``nstat.HOST.events``, ``nstat.HOST.state``."""
-    max_age: float = 86_400.0
+    max_age: float = attrs.field(default=86_400.0, validator=positive(most=LONGEST_SECONDS))
     """Seconds that messages are kept."""
-    max_bytes: int = 1 << 30
+    max_bytes: int = attrs.field(default=1 << 30, validator=positive(whole=True, most=1 << 62))
     """Bytes that are kept."""
 
 
@@ -271,6 +282,8 @@ async def stream_of(connection: Connection, settings: StreamSettings) -> Any:
 
     try:
         return await connection.streams.stream_info(settings.name)
+    except errors.ServiceUnavailableError as error:
+        raise LostError("the server has no JetStream: it was started without -js, or its disk is full") from error
     except errors.NotFoundError as error:
         if error.err_code not in {None, _STREAM_NOT_FOUND}:
             raise

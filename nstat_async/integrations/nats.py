@@ -48,6 +48,7 @@ ACK_SECONDS = 5.0
 """Longest that an acknowledgement is waited for."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 _GOODBYE_SECONDS = 3.0
+_MOST_LABELS = 2000
 _ROOM = 4096
 """Bytes of a message that are not its lines."""
 
@@ -60,6 +61,8 @@ def _labels(value: Any) -> tuple[tuple[str, str], ...]:
     pairs = tuple(value.items()) if isinstance(value, Mapping) else tuple(value)
     if not all(isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in pairs):
         raise UsageError(f"labels: {value!r} is no mapping of names to texts")
+    if sum(len(name) + len(text) for name, text in pairs) > _MOST_LABELS:
+        raise UsageError(f"labels: more than {_MOST_LABELS} characters; they go along with each complete state")
     return pairs
 
 
@@ -145,8 +148,10 @@ class Publisher:
             compress=self.compress,
             details=self.details,
         )
+        # A kernel does not wait, whatever its monitor's own policy is; a recording does.
+        overflow = None if monitor.capabilities.backend == "replay" else "coalesce"
         try:
-            async with monitor.subscribe(max_pending=self.max_pending, overflow="coalesce") as events:
+            async with monitor.subscribe(max_pending=self.max_pending, overflow=overflow) as events:
                 try:
                     await self._publish_all(core, events)
                 finally:

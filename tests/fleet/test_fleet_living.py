@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 
 import anyio
 import pytest
@@ -29,7 +30,7 @@ from nstat_async.backends import Fleet, NatsAccess, StreamSettings
 
 nats = pytest.importorskip("nstat_async.integrations.nats", exc_type=ImportError)
 Publisher, publish = nats.Publisher, nats.publish
-pytestmark = [pytest.mark.skipif(BINARY is None, reason="nats-server is not installed"), pytest.mark.asyncio]
+pytestmark = [pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")]
 SMALL = StreamSettings(max_bytes=64 << 20)
 
 
@@ -49,6 +50,7 @@ async def eventually(condition):
             await anyio.sleep(0.01)
 
 
+@pytest.mark.asyncio
 async def test_two_machines_are_one_stream_and_totals_by_process_and_machine_are_exact(server):
     async with Machine("web", server.url) as web, Machine("db", server.url) as db, fleet(server.url) as monitor:
         watcher = Watcher(monitor, ProcessTable())
@@ -66,6 +68,7 @@ async def test_two_machines_are_one_stream_and_totals_by_process_and_machine_are
     assert {event.host for event in watcher.of(HostUpdated, state=HostState.PRESENT)} == {"web", "db"}
 
 
+@pytest.mark.asyncio
 async def test_a_snapshot_of_a_fleet_has_the_flows_of_all_machines(server):
     async with Machine("web", server.url) as web, Machine("db", server.url) as db:
         for machine in (web, db):
@@ -79,6 +82,7 @@ async def test_a_snapshot_of_a_fleet_has_the_flows_of_all_machines(server):
     assert [flow.host for flow, _ in only] == ["db"]
 
 
+@pytest.mark.asyncio
 async def test_an_empty_stream_is_an_empty_fleet_and_its_look_is_complete(server):
     async with fleet(server.url) as monitor:
         first = await monitor.__anext__()
@@ -86,6 +90,7 @@ async def test_an_empty_stream_is_an_empty_fleet_and_its_look_is_complete(server
     assert (first.flows, first.complete, first.host) == (0, True, None)
 
 
+@pytest.mark.asyncio
 async def test_yesterday_is_played_from_the_stream_and_ends_where_it_is_to_end(server):
     async with Machine("web", server.url) as web:
         web.open()
@@ -105,6 +110,7 @@ async def test_yesterday_is_played_from_the_stream_and_ends_where_it_is_to_end(s
         assert [event.complete async for event in monitor if isinstance(event, PollCompleted)] == [True]
 
 
+@pytest.mark.asyncio
 async def test_only_machines_and_kinds_that_are_asked_for_are_seen_and_silent_ones_hold_nothing_up(server):
     async with Machine("web", server.url) as web:
         web.open()
@@ -118,6 +124,7 @@ async def test_only_machines_and_kinds_that_are_asked_for_are_seen_and_silent_on
             assert [event.flow.provider.value for event in events if isinstance(event, FlowAdded)] == ["udp"]
 
 
+@pytest.mark.asyncio
 async def test_a_server_that_takes_small_messages_only_gets_small_ones(tmp_path):
     with Server(tmp_path, config="max_payload: 16384") as server:
         async with Machine("web", server.url) as web, fleet(server.url) as monitor:
@@ -131,6 +138,7 @@ async def test_a_server_that_takes_small_messages_only_gets_small_ones(tmp_path)
         assert not watcher.of(EventsLost)
 
 
+@pytest.mark.asyncio
 async def test_with_strict_what_cannot_be_read_ends_the_monitor(server):
     from nats.aio.client import Client
 
@@ -147,6 +155,7 @@ async def test_with_strict_what_cannot_be_read_ends_the_monitor(server):
 # --- faults --------------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio
 async def test_a_server_that_is_killed_and_comes_back_costs_nothing(server):
     async with Machine("web", server.url) as web, fleet(server.url) as monitor:
         watcher = Watcher(monitor, ProcessTable())
@@ -166,6 +175,7 @@ async def test_a_server_that_is_killed_and_comes_back_costs_nothing(server):
     assert web.publisher.statistics()["connections"] == 2
 
 
+@pytest.mark.asyncio
 async def test_hosts_are_silent_while_the_server_is_gone_and_the_reason_is_said(server):
     async with Machine("web", server.url) as web, fleet(server.url) as monitor:
         watcher = Watcher(monitor, ProcessTable())
@@ -180,6 +190,7 @@ async def test_hosts_are_silent_while_the_server_is_gone_and_the_reason_is_said(
     assert not watcher.of(EventsLost)
 
 
+@pytest.mark.asyncio
 async def test_a_publisher_that_is_killed_is_silent_and_its_next_run_is_a_new_beginning_that_is_said(server):
     async with fleet(server.url) as monitor:
         watcher = Watcher(monitor, ProcessTable())
@@ -201,6 +212,7 @@ async def test_a_publisher_that_is_killed_is_silent_and_its_next_run_is_a_new_be
     assert 0 < sum(watcher.totals.values()) <= sum(truth(web).values())
 
 
+@pytest.mark.asyncio
 async def test_a_subscriber_that_begins_anew_gets_a_snapshot_and_goes_on(server):
     async with Machine("web", server.url) as web:
         web.open()
@@ -218,6 +230,7 @@ async def test_a_subscriber_that_begins_anew_gets_a_snapshot_and_goes_on(server)
     assert watcher.of(FlowAdded)[0].preexisting
 
 
+@pytest.mark.asyncio
 async def test_a_partition_costs_nothing_and_is_over_when_the_network_is_back(server):
     async with (
         Proxy(server.port) as publishing,
@@ -245,6 +258,7 @@ async def test_a_partition_costs_nothing_and_is_over_when_the_network_is_back(se
     assert not watcher.of(EventsLost)
 
 
+@pytest.mark.asyncio
 async def test_what_the_stream_dropped_before_it_was_read_is_a_loss_of_that_machine(server):
     from nats.aio.client import Client
 
@@ -270,6 +284,7 @@ async def test_what_the_stream_dropped_before_it_was_read_is_a_loss_of_that_mach
 
 @pytest.mark.privileged
 @needs_mounts
+@pytest.mark.asyncio
 async def test_a_full_disk_of_the_server_costs_resolution_and_no_byte(tmp_path):
     disk = SmallDisk(tmp_path, "8m")
     try:
@@ -309,6 +324,7 @@ async def test_a_full_disk_of_the_server_costs_resolution_and_no_byte(tmp_path):
 # --- being let in -----------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio
 async def test_a_server_that_is_not_there_is_an_error_that_says_where_and_never_a_password():
     async with fleet("nats://user:s3cret@127.0.0.1:1") as monitor:
         with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1:1\b") as caught:
@@ -317,6 +333,7 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_where_and_never_
     assert "s3cret" not in repr(NatsAccess(password="s3cret", token="s3cret"))
 
 
+@pytest.mark.asyncio
 async def test_a_wrong_token_is_an_error_at_the_first_connection_and_the_right_one_lets_in(tmp_path):
     with Server(tmp_path, config='authorization { token: "s3cret" }') as server:
         for access in (NatsAccess(), NatsAccess(token="wrong")):
@@ -331,6 +348,7 @@ async def test_a_wrong_token_is_an_error_at_the_first_connection_and_the_right_o
             await watcher.until(lambda: watcher.of(FlowAdded))
 
 
+@pytest.mark.asyncio
 async def test_a_publisher_waits_for_a_server_that_is_absent_and_loses_nothing(tmp_path):
     server = Server(tmp_path)
     said = []
@@ -345,6 +363,33 @@ async def test_a_publisher_waits_for_a_server_that_is_absent_and_loses_nothing(t
                 await watcher.until(watcher.ended(1))
     assert watcher.totals == truth(web)
     assert "127.0.0.1" in said[0]
+
+
+@pytest.mark.asyncio
+async def test_a_server_without_jetstream_is_an_error_that_says_so(tmp_path):
+    server, said = Server(tmp_path), []
+    server.config.write_text(f"host: 127.0.0.1\nport: {server.port}\n")
+    with server:
+        async with Machine("web", server.url, report=said.append):
+            await eventually(lambda: any("without -js" in line for line in said))
+        async with fleet(server.url) as monitor:
+            with pytest.raises(BackendUnavailableError, match="without -js"):
+                await monitor.__anext__()
+
+
+@pytest.mark.asyncio
+async def test_a_recording_is_published_whole(server):
+    recording = Path(__file__).parents[2] / "examples" / "recordings" / "web-session.jsonl"
+    right = ProcessTable()
+    async with Monitor(backend=f"replay:{recording}") as replay:
+        async for event in replay:
+            right.feed(event)
+    async with Monitor(backend=f"replay:{recording}") as replay, fleet(server.url) as monitor:
+        table = Watcher(monitor, ProcessTable())
+        await publish(replay, server.url, host="tape", stream=SMALL)
+        await table.until(lambda: table.of(HostUpdated, state=HostState.LEFT))
+    assert {(row.pid, row.bytes) for row in table.table.rows()} == {(row.pid, row.bytes) for row in right.rows()}
+    assert not table.of(EventsLost)
 
 
 # --- usage -------------------------------------------------------------------------------------------
@@ -367,19 +412,42 @@ async def test_a_publisher_waits_for_a_server_that_is_absent_and_loses_nothing(t
         (lambda: Fleet("nats://x", forget=0), "forget"),
         (lambda: Publisher("nats://x", host="a b"), "such as 'web1'"),
         (lambda: Publisher("nats://x", host="a", labels={"a": 1}), "labels"),
+        (lambda: Publisher("nats://x", host="a", labels={"a": "b" * 3000}), "labels"),
+        (lambda: StreamSettings(name="a.b"), "name"),
+        (lambda: StreamSettings(prefix="*"), "prefix"),
+        (lambda: StreamSettings(max_age=0), "max_age"),
+        (lambda: StreamSettings(max_bytes=1.5), "max_bytes"),
         (lambda: Publisher("nats://x", host="a", heartbeat=0.1), "heartbeat"),
         (lambda: NatsAccess(credentials="/nowhere").arguments(), "/nowhere"),
         (lambda: NatsAccess(ca=__file__).arguments(), "ca"),
     ],
 )
+@pytest.mark.asyncio
 async def test_what_cannot_work_is_refused_where_it_is_said(make, says):
     with pytest.raises(UsageError, match=says):
         make()
 
 
+@pytest.mark.asyncio
 async def test_a_fleet_is_neither_recorded_nor_published_once_more(server, tmp_path):
     with pytest.raises(UsageError, match="since="):
         await Monitor(backend=Fleet(server.url), record_to=tmp_path / "x").start()
     async with fleet(server.url) as monitor:
         with pytest.raises(UsageError, match="already"):
             await publish(monitor, server.url)
+
+
+def test_on_uvloop_it_is_the_same(tmp_path):
+    pytest.importorskip("uvloop")
+
+    async def run():
+        async with Machine("web", server.url) as web, fleet(server.url) as monitor:
+            watcher = Watcher(monitor, ProcessTable())
+            web.open()
+            web.move()
+            web.close()
+            await watcher.until(watcher.ended(1))
+            return watcher.totals == truth(web)
+
+    with Server(tmp_path) as server:
+        assert anyio.run(run, backend_options={"use_uvloop": True})
