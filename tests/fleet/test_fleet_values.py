@@ -104,7 +104,7 @@ def test_losses_of_two_machines_are_never_one_event():
     for number in range(MERGEABLE_LOSSES + 20):
         buffer.extend([EventsLost(float(number), LossCause.TRANSPORT, 1, host="ab"[number % 2])])
     lost = {"a": 0, "b": 0}
-    while (event := buffer.pop()) is not None:
+    for event in buffer.pop_all():
         lost[event.host] += event.count
     assert lost == {"a": MERGEABLE_LOSSES // 2 + 10, "b": MERGEABLE_LOSSES // 2 + 10}
 
