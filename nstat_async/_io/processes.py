@@ -11,17 +11,20 @@ import os
 import pwd
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 import attrs
 
 from ..sockdiag import ProcessFacts
-from .tables import Found, holds, other_threads
+from .tables import Found, holds, leads_to, links, other_threads
 
 LONGEST_COMMAND_LINE = 4096
 """Bytes of a command line that are read."""
 MOST_GENERATIONS = 8
 """Parents, and theirs, that are asked for a socket of a child."""
+ASKED_ONE_BY_ONE = 16
+"""Descriptors of a parent that are asked for one by one."""
 _DELETED = " (deleted)"
 _NANOSECONDS = 1_000_000_000
 
@@ -60,15 +63,47 @@ def start_ticks(pid: int) -> int | None:
     return None if stat is None or stat.ended else stat.start_ticks
 
 
-def eldest(place: Found) -> Found:
-    """The same place in the parent, and its parent, as far up as one holds it: a child has what was open at its ``fork``."""
-    inode, pid, thread, descriptor = place
-    for _ in range(MOST_GENERATIONS if pid == thread else 0):
-        stat = _stat(pid)
-        if stat is None or stat.parent <= 1 or not holds(inode, stat.parent, descriptor):
-            break
-        pid = thread = stat.parent
-    return inode, pid, thread, descriptor
+class Elders:
+    """Parents that hold the sockets of their children: a child has what was open at its ``fork``. For one answer."""
+
+    def __init__(self) -> None:
+        self._parents: dict[int, int] = {}
+        self._asked: Counter[int] = Counter()
+        self._tables: dict[int, dict[int, str]] = {}
+
+    def eldest(self, place: Found) -> Found:
+        """The same place in the parent, and its parent, as far up as one holds it."""
+        inode, pid, thread, descriptor = place
+        for _ in range(MOST_GENERATIONS if pid == thread else 0):
+            parent = self._parent(pid)
+            if parent <= 1 or not self._holds(inode, parent, descriptor):
+                break
+            pid = thread = parent
+        return inode, pid, thread, descriptor
+
+    def _parent(self, pid: int) -> int:
+        if pid not in self._parents:
+            stat = _stat(pid)
+            self._parents[pid] = 0 if stat is None else stat.parent
+        return self._parents[pid]
+
+    def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
+        """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""
+        self._asked[parent] += 1
+        if self._asked[parent] <= ASKED_ONE_BY_ONE:
+            return holds(inode, parent, descriptor)
+        if parent not in self._tables:
+            self._tables[parent] = _table(parent)
+        target = self._tables[parent].get(descriptor)
+        return target is not None and leads_to(target, inode, parent, descriptor)
+
+
+def _table(pid: int) -> dict[int, str]:
+    """What the descriptors of a process lead to; nothing when that may not be seen."""
+    try:
+        return {number: target for target, number in links(pid)}
+    except PermissionError:
+        return {}
 
 
 class ProcessReader:

@@ -75,6 +75,11 @@ def holds(inode: int, thread: int, descriptor: int) -> bool:
         target = os.readlink(f"/proc/{thread}/fd/{descriptor}")
     except OSError:
         return False
+    return leads_to(target, inode, thread, descriptor)
+
+
+def leads_to(target: str, inode: int, thread: int, descriptor: int) -> bool:
+    """True if this target of a thread's descriptor is the socket, or an io_uring that has it."""
     return inode_of(target) == inode or (target == RING and inode in registered(thread, descriptor))
 
 

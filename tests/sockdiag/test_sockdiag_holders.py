@@ -232,13 +232,14 @@ def inode_of(sock: socket.socket) -> int:
 @linux
 def test_a_parent_that_holds_it_too_is_the_owner():
     """Of a ``fork`` both have it; a search finds the newer process first."""
-    from nstat_async._io.processes import eldest
+    from nstat_async._io.processes import ASKED_ONE_BY_ONE, Elders
 
     with socket.socket() as sock, holding(sock) as pid:
-        place = (inode_of(sock), pid, pid, sock.fileno())
-        assert eldest(place) == (place[0], os.getpid(), os.getpid(), sock.fileno())
-        sock_inode = place[0]
-        assert eldest((sock_inode + 1, pid, pid, sock.fileno()))[1] == pid
+        place, elders = (inode_of(sock), pid, pid, sock.fileno()), Elders()
+        for _ in range(ASKED_ONE_BY_ONE + 2):  # one by one, and then in a table
+            assert elders.eldest(place) == (place[0], os.getpid(), os.getpid(), sock.fileno())
+            assert elders.eldest((place[0] + 1, pid, pid, sock.fileno()))[1] == pid
+            assert elders.eldest((place[0], pid, pid, 1 << 20))[1] == pid
 
 
 @linux
