@@ -25,11 +25,13 @@ from nstat_async import (
     RequestError,
     UnavailableReason,
 )
+from nstat_async._buffer import EventBuffer
 from nstat_async._contract import CloseChannel, Lookup, LookupFailed, OpenChannel, Send
 from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
-from nstat_async._options import MonitorOptions
+from nstat_async._options import MonitorOptions, Overflow
+from nstat_async._subscription import Distributor, Subscription
 from nstat_async.testing import EmulatedKernel
 
 LIMIT = 120.0
@@ -536,12 +538,53 @@ def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_else(run,
     run(body)
 
 
-def test_a_feed_that_is_closed_before_it_ran_lets_nobody_wait_for_its_subscription(run):
+def test_a_feed_that_is_closed_before_it_ran_lets_nobody_wait_for_its_subscription(run, monkeypatch):
+    monkeypatch.setattr(pump, "SUBSCRIBE_SECONDS", 1e9)
+
     async def body():
         it = Pumping()
         it.feed.close()
         with anyio.fail_after(LIMIT):
             await it.feed.subscribed()
+
+    run(body)
+
+
+def test_a_turn_in_which_the_core_became_subscribed_ends_the_waiting_for_it(run, monkeypatch):
+    monkeypatch.setattr(pump, "SUBSCRIBE_SECONDS", 1e9)
+
+    async def body():
+        it = Pumping()
+        it.core.subscribed = False
+
+        def hear(*heard):
+            if heard[0] == "drained":
+                it.core.subscribed = True
+
+        it.core.on_hearing = hear
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(it.feed.run, it.plate)
+                await it.feed.subscribed()
+                assert it.core.subscribed
+                tasks.cancel_scope.cancel()
+        it.feed.close()
+
+    run(body)
+
+
+def test_an_end_lets_nobody_wait_for_room(run):
+    async def body():
+        distributor = Distributor()
+        blocked = Subscription(distributor, EventBuffer(1, Overflow.BLOCK), None)
+        distributor.deliver([PollCompleted(0.0, 0, True)])
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(distributor.room)
+                while not distributor.waiting_for_room:
+                    await anyio.sleep(0.001)
+                distributor.end(None)
+        assert len(blocked.receive_nowait()) == 1
 
     run(body)
 

@@ -296,6 +296,24 @@ def test_without_goodbyes_absence_removes():
     assert (removed.reason, removed.final) == (RemovalReason.GONE, False)
 
 
+def test_another_socket_under_the_same_addresses_does_not_stand_for_one_that_went(kernel):
+    """What a look-up finds is compared by its cookie."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.sockets.clear()
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+
+    def answer(data, channel):
+        for frame in iterate_messages(data):
+            kernel.feed(FakeSocket(2, info=traffic(5, 10)).message(frame.sequence), channel)
+
+    kernel._lookups = answer
+    events = [*kernel.run(), *kernel.wait(1.0)]
+    (removed,) = [event for event in events if isinstance(event, FlowRemoved)]
+    assert (removed.flow.id, removed.reason) == ("c1", RemovalReason.GONE)
+
+
 def test_new_flows_wait_for_their_process_but_not_for_long(kernel):
     """A search that does not end delays an addition by its patience; the process then comes as an update."""
     kernel.start()
