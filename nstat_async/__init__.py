@@ -16,6 +16,7 @@ from . import backends as backends
 from . import filters as filters
 from . import json as json
 from ._buffer import BufferStatistics
+from ._coverage import Coverage
 from ._errors import (
     BackendUnavailableError,
     ConcurrentReadError,
@@ -87,6 +88,7 @@ __all__ = [
     "Capabilities",
     "ConcurrentReadError",
     "Counts",
+    "Coverage",
     "Delta",
     "Details",
     "DetailsSource",

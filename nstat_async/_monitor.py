@@ -19,6 +19,7 @@ import attrs
 from . import backends
 from ._buffer import BufferStatistics, EventBuffer
 from ._contract import Backend, Feed
+from ._coverage import Coverage
 from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, LossCause, PollCompleted, ProviderRefused
 from ._io.background import BackgroundTask
@@ -48,6 +49,11 @@ class MonitorStatistics:
     """Counters of the kernel conversation, by name; they depend on the backend."""
     buffers: tuple[BufferStatistics, ...]
     """One for each subscription."""
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """How much of the interfaces' traffic the flows explain; `None` where that is not known (yet)."""
+        return Coverage.of(self.feed)
 
 
 class Monitor:

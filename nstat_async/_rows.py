@@ -11,10 +11,11 @@ from collections.abc import Hashable
 
 import attrs
 
+from ._coverage import Coverage
 from ._model import MediumCounts, Process
 from ._workload import workload_of
 
-__all__ = ["Row", "RowKind"]
+__all__ = ["Row", "RowKind", "unattributed_row"]
 
 
 class RowKind(enum.Enum):
@@ -30,6 +31,8 @@ class RowKind(enum.Enum):
     """Closed flows that an overflowing buffer gave up: their sum is known, their owners are not."""
     TOTAL = "total"
     """The sum of a table."""
+    UNATTRIBUTED = "unattributed"
+    """Wire bytes of interfaces that are no flow's payload (`unattributed_row`): in no sum of a table."""
 
 
 _LABELS = {
@@ -37,6 +40,7 @@ _LABELS = {
     RowKind.OTHER: "(others, finished)",
     RowKind.LOST: "(closed flows, owner lost)",
     RowKind.TOTAL: "(all)",
+    RowKind.UNATTRIBUTED: "(unattributed, wire)",
 }
 
 
@@ -131,3 +135,15 @@ class Row:
     def is_counted(self) -> bool:
         """False when no flow of the row ever reported bytes: its zeros then mean "unknown"."""
         return not self.flows or self.flows > self.uncounted_flows or bool(self.bytes)
+
+
+def unattributed_row(coverage: Coverage | None) -> Row | None:
+    """What no flow explains, as a row to show beneath a table; `None` while nothing is known of it.
+
+    Args:
+        coverage: That of `Monitor.statistics`. It counts from the monitor's start, wherever the table began.
+    """
+    if coverage is None:
+        return None
+    rx_bytes, tx_bytes = coverage.unattributed_rx_bytes, coverage.unattributed_tx_bytes
+    return Row(kind=RowKind.UNATTRIBUTED, rx_bytes=rx_bytes, tx_bytes=tx_bytes)

@@ -6,6 +6,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from nstat_async import MonitorStatistics
 from nstat_async._events import (
     EventsLost,
     FlowAdded,
@@ -196,6 +197,10 @@ class FakeMonitor:
         self.capabilities = Capabilities(backend="fake")
         self.flows = ()
         self.options = []
+        self.figures = {}
+
+    def statistics(self):
+        return MonitorStatistics(feed=self.figures, buffers=())
 
     async def __aenter__(self):
         return self

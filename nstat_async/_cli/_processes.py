@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from .. import Monitor
 from .._errors import StreamEndedError, UsageError
-from ..aggregate import GroupBy, TableStream, TrafficTable
+from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._formats import row_form
 from ._limits import say_limits
 from ._names import NameResolver
@@ -40,8 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     table = TrafficTable(view.group_by, include_history=arguments.include_history or recorded)
     every: float | None = arguments.every
 
-    def lines() -> list[str]:
+    def lines(monitor: Monitor) -> list[str]:
         rows = view.sorted(table.rows(), arguments.sort)
+        rest = unattributed_row(monitor.statistics().coverage)
+        if rest is not None and rest.bytes:
+            rows.append(rest)
         found = lines_of(rows, table.time if table.time is not None else time()) + _losses(table, arguments)
         return [*found, ""] if every is not None and arguments.format == "text" else found
 
@@ -53,16 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
             with scope:
                 async for _ in looks:
                     if every is not None:
-                        await output.send(lines())
+                        await output.send(lines(monitor))
             if scope.cancelled_caught:  # stopped while flows live: ask how far they are
                 with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL):
                     await monitor.poll_now()
                 looks.catch_up()
         if every is None or scope.cancelled_caught:
             if view.names is not None:
-                lines()  # asks for the names
+                lines(monitor)  # asks for the names
                 await anyio.to_thread.run_sync(view.names.wait, _NAMES)
-            await output.send(lines())
+            await output.send(lines(monitor))
         return 0
 
     return run_until_stopped(work, duration=arguments.duration, output=output)

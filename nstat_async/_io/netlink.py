@@ -34,6 +34,8 @@ from ..sockdiag import (
     SocketTablesAnswer,
     SocketTablesRequest,
     TableRow,
+    TrafficAnswer,
+    TrafficRequest,
 )
 from .bpfload import namespace_cookie
 from .cgroups import CgroupFinder
@@ -46,6 +48,7 @@ from .procfs import ProcessScanner
 from .proctables import read_table
 from .pulse import Pulse, PulseChannel
 from .ring import REST
+from .traffic import read_traffic
 
 GOODBYE_BUFFER = 64 << 20
 """Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
@@ -162,6 +165,8 @@ class NetlinkTransport:
             return self._tables(request)
         if isinstance(request, LinkKindsRequest):
             return self._link_kinds(request)
+        if isinstance(request, TrafficRequest):
+            return self._traffic(request)
         if isinstance(request, CgroupsRequest):
             return self._cgroups.answer(request)
         if isinstance(request, NamespacesRequest):
@@ -183,6 +188,13 @@ class NetlinkTransport:
             return SocketTablesAnswer(request.namespace)
         namespace = self._watched.descriptors[request.namespace]
         return _read_tables(request) if namespace is None else in_namespace(namespace, lambda: _read_tables(request))
+
+    def _traffic(self, request: TrafficRequest) -> TrafficAnswer:
+        if request.namespace not in self._watched.descriptors:  # it went meanwhile
+            return TrafficAnswer(request.namespace)
+        descriptor = self._watched.descriptors[request.namespace]
+        read = read_traffic() if descriptor is None else in_namespace(descriptor, read_traffic)
+        return TrafficAnswer(request.namespace, *read)
 
     def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""

@@ -6,7 +6,7 @@ rows. `by_process` feeds one from a monitor beside its other consumers.
 `HistoryWriter` and `History` keep and read totals in an SQLite file.
 """
 
-from nstat_async._rows import Row, RowKind
+from nstat_async._rows import Row, RowKind, unattributed_row
 
 from .._public import only
 from ._connections import ConnectionTable, Party, Talk
@@ -42,5 +42,6 @@ __all__ = [
     "by_process",
     "keep_history",
     "sum_rows",
+    "unattributed_row",
 ]
 __dir__ = only(__all__)

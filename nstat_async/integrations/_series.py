@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 
+from nstat_async._coverage import Coverage
 from nstat_async._errors import UsageError
 from nstat_async._events import AnyEvent
 from nstat_async._monitor import Monitor
@@ -209,6 +210,8 @@ class KeeperFeed:
     def __init__(self, keepers: Mapping[str, SeriesKeeper]) -> None:
         self._keepers = keepers
         self._feeds = 0
+        self.coverage: Coverage | None = None
+        """How much of the interfaces' traffic the flows explained when events last came."""
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
         """Take in events, in order."""
@@ -223,5 +226,6 @@ class KeeperFeed:
             try:
                 while events := await subscription.receive_many():
                     self.feed_many(events)
+                    self.coverage = monitor.statistics().coverage
             finally:
                 self._feeds -= 1

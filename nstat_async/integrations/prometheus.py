@@ -13,6 +13,10 @@ Metrics (all with the prefix ``nstat_``):
 ``receive_bytes_total`` etc.          counter   the same for the whole machine, exact
 ``losses_total``                      counter   reports of loss, label ``cause``
 ``polls_total``                       counter   polls, label ``result``: ``complete`` or ``incomplete``
+``interface_receive_bytes_total``     counter   wire bytes that interfaces received since the start
+``interface_transmit_bytes_total``    counter   wire bytes that they sent
+``attributed_receive_bytes_total``    counter   payload that flows received of these
+``attributed_transmit_bytes_total``   counter   payload that flows sent of these
 ``last_event_timestamp_seconds``      gauge     when the last event was observed
 ``up``                                gauge     1 while `TrafficCollector.run` is fed
 ``build_info``                        gauge     1, labels ``version`` and ``python_version``
@@ -36,6 +40,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nstat_async import __version__
+from nstat_async._coverage import Coverage
 
 from ._series import LABELS, KeeperFeed, Series, SeriesKeeper, keepers
 
@@ -63,6 +68,7 @@ class TrafficCollector(KeeperFeed, Collector):
         include_history: Count what flows had carried before they were seen.
         fed: Counters that are fed elsewhere, by label, instead of new ones.
         is_running: Says whether these are fed.
+        coverage: Says how much of the interfaces' traffic the flows of these explain.
 
     Raises:
         UsageError: An argument is out of range.
@@ -77,9 +83,11 @@ class TrafficCollector(KeeperFeed, Collector):
         include_history: bool = False,
         fed: Mapping[str, SeriesKeeper] | None = None,
         is_running: Callable[[], bool] | None = None,
+        coverage: Callable[[], Coverage | None] | None = None,
     ) -> None:
         super().__init__(fed or keepers(by, limit=limit, review=review, include_history=include_history))
         self._is_running = is_running or (lambda: self._feeds > 0)
+        self._coverage_now = coverage or (lambda: self.coverage)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is promised at registration: `collect` names them."""
@@ -103,6 +111,7 @@ class TrafficCollector(KeeperFeed, Collector):
         polls.add_metric(["complete"], seen.polls[0] - seen.polls[1])
         polls.add_metric(["incomplete"], seen.polls[1])
         yield polls
+        yield from self._coverage()
         if seen.time is not None:
             yield GaugeMetricFamily("nstat_last_event_timestamp_seconds", "Time of the last event", seen.time)
         yield GaugeMetricFamily("nstat_up", "1 while a monitor feeds this", float(self._is_running()))
@@ -110,6 +119,16 @@ class TrafficCollector(KeeperFeed, Collector):
         build = GaugeMetricFamily("nstat_build_info", "The library that counted", labels=list(info))
         build.add_metric(list(info.values()), 1.0)
         yield build
+
+    def _coverage(self) -> Iterator[Metric]:
+        coverage = self._coverage_now()
+        if coverage is not None:
+            for name, wire, payload in (
+                ("receive_bytes", coverage.rx_bytes, coverage.flow_rx_bytes),
+                ("transmit_bytes", coverage.tx_bytes, coverage.flow_tx_bytes),
+            ):
+                yield CounterMetricFamily(f"nstat_interface_{name}", "Wire bytes of interfaces, headers included", wire)
+                yield CounterMetricFamily(f"nstat_attributed_{name}", "Payload of flows among them", payload)
 
 
 def _families(label: str, series: Sequence[Series]) -> Iterator[Metric]:

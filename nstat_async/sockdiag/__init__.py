@@ -47,6 +47,8 @@ from ._setup import (
     SocketTablesAnswer,
     SocketTablesRequest,
     TableRow,
+    TrafficAnswer,
+    TrafficRequest,
 )
 
 __all__ = [
@@ -96,6 +98,8 @@ __all__ = [
     "SocketTablesRequest",
     "TableRow",
     "TcpInfo",
+    "TrafficAnswer",
+    "TrafficRequest",
     "iterate_messages",
 ]
 __dir__ = only(__all__)

@@ -30,6 +30,7 @@ from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_upd
 from .._model import Attribution, Direction, Flow, Outcome, Process
 from ._cgroups import CgroupSource, cgroup_of
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
+from ._coverage import CoverageMeter
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Others, Owner, Weight
 from ._flows import build_flow
@@ -92,6 +93,8 @@ class Book:
         self.waiting: deque[Entry] = deque()
         """New sockets that wait for their process; some of them may be announced since."""
         self.listeners = ListenerTable()
+        self.coverage = CoverageMeter(output, number, links)
+        """Adds up what the flows move."""
         self._output = output
         self._owners = owners
         self._cgroups = cgroups
@@ -127,6 +130,8 @@ class Book:
         else:
             entry = self.new_entry(protocol, pieces)
             entry.preexisting = self._output.first_poll
+            if not entry.preexisting:
+                self.coverage.grew(entry, b"", pieces[4])
             self.take_over(entry, message, info_of(message, form, pieces))
             self._cgroups.place(entry, cgroup_of(message, form))
             self._owners.want(entry)
@@ -140,6 +145,8 @@ class Book:
             counters is _RESTARTED or (changed and not same_connection(before[1], pieces[1]))
         ):
             self._dissolve(entry)
+        elif counters:
+            self.coverage.grew(entry, before[4], pieces[4])
         entry.last = pieces
         returned, entry.absences = entry.absences > 1, 0
         if changed and before[3][4:8] != pieces[3][4:8]:

@@ -162,6 +162,14 @@ class LinkTable:
             self._networks = _Networks.of(self._interfaces, self._addresses)
         return self._networks
 
+    def carrying(self) -> frozenset[str]:
+        """Names of the interfaces that end traffic of other machines here: those with an address, loopback apart."""
+        indices = {index for holders in self._addresses.values() for index in holders}
+        links = (self._interfaces.get(index) for index in indices)
+        return frozenset(
+            link.name for link in links if link is not None and link.name and link.kind is not InterfaceKind.LOOPBACK
+        )
+
     def index_of(self, address: bytes) -> int | None:
         """Index of the interface that has this address, of several the first; `None` when none has.
 

@@ -120,6 +120,7 @@ class Namespace:
         if self.dumps.complete:
             self.removals.end_poll()
         self.tables.settle()
+        self.book.coverage.end_poll()
         self.book.locate()
 
     # -- evidence of absence

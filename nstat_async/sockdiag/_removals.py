@@ -134,6 +134,7 @@ class RemovalSource(Source):
             unknown = True
         else:
             unknown = book.begin_other_connection(entry, pieces)
+        book.coverage.grew(entry, b"" if unknown else entry.last[4], pieces[4])
         if unknown and info[1]:
             book.learn_direction(entry, message, info)
         book.complete_ends(entry, pieces)

@@ -20,6 +20,7 @@ from ..ebpf import Tier, tells
 from ._book import Book
 from ._cgroups import CgroupSource
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, PROVIDERS
+from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._namespace import Namespace
@@ -41,6 +42,7 @@ from ._setup import (
     Role,
     Setup,
     SocketTablesAnswer,
+    TrafficAnswer,
     place_of_channel,
 )
 from ._sightings import Sightings
@@ -103,6 +105,8 @@ class Session:
         self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
+        self._gone = CoverageSum()
+        """What those namespaces carried that are gone."""
         self._books: list[Book] = []
         """Those of the namespaces from the beginning, by number."""
         self._numbered = 0
@@ -167,6 +171,7 @@ class Session:
         if namespace is None:
             return
         self._namespaces.remove(namespace)
+        self._gone.absorb(namespace.book.coverage)
         self._rows += namespace.dumps.rows
         for source in (*namespace.sources, namespace.pulse):
             self._sources.pop(source.channel, None)
@@ -281,6 +286,7 @@ class Session:
             "flows": sum(len(namespace.book.entries) for namespace in self._namespaces),
             "unresolved_owners": self._owners.unresolved,
             "unanswered_lookups": sum(namespace.lookups.unanswered for namespace in self._namespaces),
+            **coverage_of(self._gone, (namespace.book.coverage for namespace in self._namespaces)),
             **self._output.counters,
         }
 
@@ -357,16 +363,18 @@ class Session:
             self._programs.take(answer)
         elif isinstance(answer, NamespacesAnswer):
             self._spaces.take(answer)
-        elif isinstance(answer, (LinkKindsAnswer, SocketTablesAnswer)):
+        elif isinstance(answer, (LinkKindsAnswer, SocketTablesAnswer, TrafficAnswer)):
             self._take_of_namespace(answer)
         self._polls.proceed()
 
-    def _take_of_namespace(self, answer: LinkKindsAnswer | SocketTablesAnswer) -> None:
+    def _take_of_namespace(self, answer: LinkKindsAnswer | SocketTablesAnswer | TrafficAnswer) -> None:
         namespace = self._namespace(answer.namespace)
         if namespace is None:
             return
         if isinstance(answer, LinkKindsAnswer):
             namespace.addresses.take_kinds(answer)
+        elif isinstance(answer, TrafficAnswer):
+            namespace.book.coverage.take(answer)
         else:
             namespace.tables.take(answer)
 

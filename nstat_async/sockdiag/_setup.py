@@ -250,6 +250,24 @@ class SocketTablesAnswer:
 
 
 @attrs.frozen
+class TrafficRequest:
+    """Ask what the kernel counts of a whole namespace."""
+
+    namespace: int
+
+
+@attrs.frozen
+class TrafficAnswer:
+    """What it counted so far."""
+
+    namespace: int
+    interfaces: tuple[tuple[str, int, int], ...] = ()
+    """Name, wire bytes received and sent."""
+    datagrams: tuple[int, int] | None = None
+    """UDP datagrams received and sent; `None` where nothing could be read."""
+
+
+@attrs.frozen
 class ProcessesRequest:
     """Ask for the facts of these processes, by pid and start."""
 
@@ -400,6 +418,8 @@ RECORDED = Vocabulary(
     ProcessesAnswer,
     LinkKindsRequest,
     LinkKindsAnswer,
+    TrafficRequest,
+    TrafficAnswer,
     CgroupsRequest,
     CgroupsAnswer,
     NamespacesRequest,

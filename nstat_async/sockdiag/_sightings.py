@@ -301,6 +301,7 @@ class Sightings:
             entry.whole = self._is_whole(entry, counted.facts)
             self._count(entry, self._nothing)
         previous = entry.report
+        book.coverage.counted_datagrams(entry, entry.totals, counted.totals)
         self._count(entry, counted.totals)
         if entry.flow is not None:
             book.update(entry, previous, rebuilt=False)

@@ -11,12 +11,13 @@ import subprocess
 import time
 
 import anyio
+import attrs
 import httpx
 import pytest
 from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, until, updated
 from test_integrations_serving import serving
 
-from nstat_async import __version__
+from nstat_async import Coverage, __version__
 from nstat_async._errors import UsageError
 from nstat_async._model import Counts, Process
 
@@ -82,6 +83,16 @@ def test_a_collector_follows_a_monitor(backend):
             monitor.deliver(added(flow("a"), 1, counts(12)))
             await until(lambda: scrape(collector).get(("nstat_receive_bytes_total",)) == 12)
             assert scrape(collector)["nstat_up",] == 1
+            assert ("nstat_interface_receive_bytes_total",) not in scrape(collector)
+            names = (f.name for f in attrs.fields(Coverage))
+            monitor.figures = {f"coverage_{name}": place for place, name in enumerate(names)}
+            monitor.deliver(updated(flow("a"), 2, counts(13)))
+            await until(lambda: scrape(collector).get(("nstat_interface_transmit_bytes_total",)) == 1)
+            seen = scrape(collector)
+            assert (seen["nstat_attributed_receive_bytes_total",], seen["nstat_attributed_transmit_bytes_total",]) == (
+                2,
+                3,
+            )
             monitor.end()
         assert scrape(collector)["nstat_up",] == 0
 

@@ -35,6 +35,8 @@ from nstat_async.sockdiag import (
     Session,
     SocketState,
     TcpInfo,
+    TrafficAnswer,
+    TrafficRequest,
     iterate_messages,
 )
 from nstat_async.sockdiag._messages import encode_done, encode_error, socket_id
@@ -154,6 +156,8 @@ class FakeKernel:
         """Inode and pid: processes that hold a socket beside the one that a search finds first."""
         self.programs: dict[int, ProcessFacts] = {}
         self.refused_processes = 0
+        self.traffic: tuple[Any, ...] = ()
+        """What the namespace counts: interfaces and datagrams."""
         self.cgroups: dict[int, CgroupFacts] = {}
         self.unwalked: set[int] = set()
         """Numbers of cgroups for which the time does not suffice."""
@@ -286,6 +290,8 @@ class FakeKernel:
             known = [self.cgroups[number] for number in request.numbers if number in self.cgroups]
             left = {number for number in request.numbers if number in self.unwalked}
             answer = CgroupsAnswer(tuple(known), tuple({*request.numbers} - self.cgroups.keys() - left), not left)
+        elif isinstance(request, TrafficRequest):
+            answer = TrafficAnswer(request.namespace, *self.traffic)
         else:
             answer = LinkKindsAnswer(request.namespace, tuple((name, "wifi") for name in request.names))
         self.record.append(("answer", self.now, 0, answer))

@@ -1,0 +1,47 @@
+"""What the kernel counts of a whole network namespace: ``/proc/net/dev``, ``snmp`` and ``snmp6`` (``proc(5)``)."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+__all__ = ["read_traffic"]
+
+_NET = "/proc/thread-self/net"
+_MOST = 4096
+"""Interfaces that are looked at."""
+
+
+def read_traffic() -> tuple[tuple[tuple[str, int, int], ...], tuple[int, int]]:
+    """Interfaces with the bytes that they received and sent, and the UDP datagrams in and out, of the calling thread's namespace.
+
+    Raises:
+        OSError: ``/proc`` cannot be read.
+    """
+    return tuple(_interfaces(_read("dev")))[:_MOST], _datagrams()
+
+
+def _read(name: str) -> list[str]:
+    with Path(_NET, name).open(encoding="utf-8", errors="replace") as lines:
+        return lines.read().splitlines()
+
+
+def _interfaces(lines: list[str]) -> list[tuple[str, int, int]]:
+    found = []
+    for line in lines[2:]:
+        name, _, numbers = line.rpartition(":")
+        fields = numbers.split()
+        if name and len(fields) >= 9:
+            found.append((name.strip(), int(fields[0]), int(fields[8])))
+    return found
+
+
+def _datagrams() -> tuple[int, int]:
+    lines = [line.split() for line in _read("snmp") if line.startswith("Udp:")]
+    counts = dict(zip(lines[0][1:], map(int, lines[1][1:]), strict=False)) if len(lines) == 2 else {}
+    with contextlib.suppress(OSError):  # a kernel without IPv6
+        counts.update((name, int(number)) for name, number in map(str.split, _read("snmp6")) if name.startswith("Udp6"))
+    return (
+        counts.get("InDatagrams", 0) + counts.get("Udp6InDatagrams", 0),
+        counts.get("OutDatagrams", 0) + counts.get("Udp6OutDatagrams", 0),
+    )
