@@ -24,8 +24,9 @@ def ended(seconds):
     return bool(select.select([0], [], [], seconds)[0]) and not os.read(0, 1)
 
 
-def library():
+def library(ebpf="off"):
     import asyncio
+    import contextlib
     import threading
 
     from nstat_async import BackendUnavailableError, FlowAdded, FlowRemoved, FlowUpdated, Monitor, UsageError
@@ -41,7 +42,7 @@ def library():
         seen[flow.id] = [flow.provider.value, *ends, pid, *moved]
 
     async def watch(backend, first):
-        async with Monitor(backend=backend, interval=INTERVAL, overflow="all") as monitor:
+        async with Monitor(backend=backend, interval=INTERVAL, overflow="all", ebpf=ebpf) as monitor:
             await monitor.poll_now()
             if first:
                 print("ready", flush=True)
@@ -59,12 +60,13 @@ def library():
             await monitor.poll_now()
             await asyncio.sleep(0.2)
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
 
     try:
         asyncio.run(watch(SockDiag(netns="all"), first=True))
     except (BackendUnavailableError, UsageError):
-        asyncio.run(watch(SockDiag(), first=True))
+        asyncio.run(watch(SockDiag(), first=True))  # what is not granted to see more ends here, if it is eBPF
     return list(seen.values())
 
 
@@ -118,4 +120,4 @@ def ss():
 WATCHERS = {"library": library, "psutil": psutil, "ss": ss}
 
 if __name__ == "__main__":
-    print(json.dumps(WATCHERS[sys.argv[1]]()))
+    print(json.dumps(WATCHERS[sys.argv[1]](*(["require"] if sys.argv[2:] else []))))

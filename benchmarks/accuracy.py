@@ -1,13 +1,15 @@
-"""Who, and how much: this library beside ss, psutil and nethogs, on the same traffic at the same time.
+"""Who, and how much: this library beside ss, psutil, nethogs and tcplife, on the same traffic at the same time.
 
 Run as root on Linux: ``python benchmarks/accuracy.py [--json] [--no-privilege] [--scenario NAME]``. Two network namespaces
 are made, joined by a pair of interfaces; nothing leaves them. The programs that make the traffic (``_traffic.py``) say
 afterwards which flows there were, whose, and of how many bytes: that is the truth. For each scenario and tool the share
 of the flows in percent that the tool has *seen*, whose *owner* it names rightly (and *wrong*ly), whose bytes are within
 10 %, within 1 %, and *exact*, both directions together. ss, psutil and this library look once a second. nethogs knows processes,
-not flows: its figures are those of processes, and contain headers. A tool that is not installed is left out.
+not flows: its figures are those of processes, and contain headers. tcplife (of libbpf-tools) reports TCP connections when they
+end, in whole KB. A tool that is not installed, or does not run here, is left out, and said.
 
-With ``--no-privilege`` traffic and tools (except nethogs, which needs them) run without capabilities.
+The library runs twice: without eBPF, which is what everybody has, and with it. With ``--no-privilege`` traffic and tools run
+without capabilities, and what needs them (eBPF, tcplife, nethogs) is left out. The last table is by the life of a flow: how sure one can be.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,14 +28,18 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from _traffic import HERE, SCENARIOS, THERE, THERE6
+from _traffic import HERE, LIVES, SCENARIOS, THERE, THERE6
 from _turns import environment, machine, table
 from linux_common import Holders
 
 TRAFFIC, WATCHERS = (str(Path(__file__).with_name(name)) for name in ("_traffic.py", "_watchers.py"))
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"]
 _INSIDE = "NSTAT_ACCURACY_PEER"
+EBPF = "library, eBPF"
+BY_PROCESS = {"nethogs"}
+NEEDS_PRIVILEGE = {EBPF, "nethogs", "tcplife"}
 MEASURES = ("seen", "owner", "wrong", "10 %", "1 %", "exact")
+ALL_TOOLS = ("library", EBPF, "ss", "psutil", "nethogs", "tcplife")
 UNSUPPORTED = 3
 """What a program returns whose traffic this kernel does not make."""
 
@@ -46,7 +53,8 @@ def enter():
         return
     if sys.platform != "linux" or os.geteuid():
         sys.exit("this benchmark needs Linux and root")
-    command = ["unshare", "-n", "--mount", sys.executable, *sys.argv]
+    setup = 'mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null; exec "$@"'  # tcplife needs it
+    command = ["unshare", "-n", "--mount", "sh", "-c", setup, "sh", sys.executable, *sys.argv]
     os.execvpe("unshare", command, {**os.environ, _INSIDE: "1"})
 
 
@@ -89,28 +97,41 @@ class Tool:
     def __init__(self, name, prefix, directory):
         self.name = name
         self.output = Path(directory, name)
-        command = [*prefix, sys.executable, WATCHERS, name]
-        if name == "nethogs":
-            command = ["nethogs", "-t", "-v", "2", "-d", "1", "-C", "-a", "-b"]
+        command = {
+            "nethogs": ["nethogs", "-t", "-v", "2", "-d", "1", "-C", "-a", "-b"],
+            "tcplife": ["tcplife", "-w"],
+        }.get(name, [*prefix, sys.executable, WATCHERS, *name.split(", ")])
         self._file = self.output.open("wb")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=self._file, stderr=subprocess.DEVNULL, env=environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=self._file,
+            stderr=None if name.startswith("library") else subprocess.DEVNULL,
+            env=environment(),
         )
         self.cpu = self.memory = 0.0
+        self._began = time.monotonic()
 
     def ready(self):
-        """True once it watches."""
-        if self._process.poll() is not None:
-            sys.exit(f"{self.name} ended with status {self._process.returncode}")
-        return self.name == "nethogs" or self.output.read_bytes().startswith(b"ready")
+        """True once it watches; of what does not say so, after a while."""
+        if self.failed:
+            return True
+        if self.name in {"nethogs", "tcplife"}:
+            return time.monotonic() > self._began + 2
+        return self.output.read_bytes().startswith(b"ready")
+
+    @property
+    def failed(self):
+        """True if it does not run here."""
+        return self._process.poll() is not None
 
     def stop(self):
         """Let it end; note what it cost."""
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
         # ru_maxrss would be at least what this process had when it forked.
         self.memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
-        if self.name == "nethogs":
-            self._process.terminate()
+        if self.name in {"nethogs", "tcplife"}:
+            self._process.send_signal(signal.SIGINT if self.name == "tcplife" else signal.SIGTERM)
         self._process.stdin.close()
         _, _, used = os.wait4(self._process.pid, 0)
         self._process.returncode = 0
@@ -119,6 +140,8 @@ class Tool:
 
     def flows(self):
         """What it saw."""
+        if self.name == "tcplife":
+            return list(_lives(self.output.read_text(errors="replace")))
         return json.loads(self.output.read_text().splitlines()[-1])
 
     def processes(self):
@@ -132,10 +155,21 @@ class Tool:
         return found
 
 
+def _lives(text):
+    """The flows of tcplife's lines: PID COMM LADDR LPORT RADDR RPORT TX_KB RX_KB MS."""
+    for line in text.splitlines()[1:]:
+        parts = line.split()
+        if len(parts) >= 9 and parts[0].isdigit():
+            local, remote, tx, rx = parts[-6], parts[-4], parts[-3], parts[-2]
+            yield ["tcp", int(local), int(remote), int(parts[0]) or None, *(round(1024 * float(kb)) for kb in (tx, rx))]
+
+
 def installed():
     """The tools that are here."""
     yield "library"
     for name, there in (
+        (EBPF, True),
+        ("tcplife", shutil.which("tcplife")),
         ("ss", shutil.which("ss")),
         ("psutil", importlib.util.find_spec("psutil")),
         ("nethogs", shutil.which("nethogs")),
@@ -221,10 +255,15 @@ def run(arguments):
     prefix = POWERLESS if arguments.no_privilege else []
     names = [name for name in SCENARIOS if not arguments.scenario or name in arguments.scenario]
     with tempfile.TemporaryDirectory() as directory, other_end():
-        tools = [Tool(name, prefix, directory) for name in installed()]
+        wanted = [name for name in installed() if not (arguments.no_privilege and name in NEEDS_PRIVILEGE)]
+        tools = [Tool(name, prefix, directory) for name in wanted]
         for tool in tools:
             while not tool.ready():
                 time.sleep(0.05)
+        left_out = sorted({*ALL_TOOLS} - {tool.name for tool in tools if not tool.failed})
+        if "library" in left_out:
+            sys.exit("the library does not run here")
+        tools = [tool for tool in tools if not tool.failed]
         begin, truths = time.monotonic(), {}
         for name in names:
             truths[name] = traffic(name, arguments, prefix)
@@ -233,18 +272,19 @@ def run(arguments):
         for tool in tools:
             tool.stop()
         seconds = time.monotonic() - begin
-        judged = {tool.name: by_flow(tool.flows()) if tool.name != "nethogs" else tool.processes() for tool in tools}
+        judged = {tool.name: tool.processes() if tool.name in BY_PROCESS else by_flow(tool.flows()) for tool in tools}
     rows = []
     for name, truth in truths.items():
         row = {"scenario": name, "flows": None if truth is None else len(truth), "tools": {}}
         for tool, found in judged.items() if truth is not None else ():
-            row["tools"][tool] = judge(*by_process(truth, found)) if tool == "nethogs" else judge(truth, found)
+            row["tools"][tool] = judge(*by_process(truth, found)) if tool in BY_PROCESS else judge(truth, found)
         rows.append(row)
     costs = {tool.name: {"cpu_percent": 100 * tool.cpu / seconds, "memory_mib": tool.memory} for tool in tools}
     return {
         "machine": machine(),
         "privileged": not arguments.no_privilege,
         "seconds": seconds,
+        "left_out": left_out,
         "rows": rows,
         "costs": costs,
     }
@@ -270,6 +310,18 @@ def show(result):
         for tool in result["costs"]
     ]
     table(f"of {len(known)} scenarios, right for all flows (wrong: for none)", ["", *MEASURES], sums)
+    lives = {row["scenario"]: row["tools"] for row in result["rows"] if row["flows"] is not None}
+    shown = [(ms, lives[f"life {ms} ms"]) for ms in LIVES if f"life {ms} ms" in lives]
+    table(
+        "by the life of a flow: owner right / bytes exact, percent",
+        ["milliseconds", *result["costs"]],
+        [
+            [ms, *(f"{found[tool]['owner']:.0f} / {found[tool]['exact']:.0f}" for tool in result["costs"])]
+            for ms, found in shown
+        ],
+    )
+    if result["left_out"]:
+        print(f"left out, not installed or not possible here: {', '.join(result['left_out'])}")
 
 
 def main():

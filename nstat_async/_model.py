@@ -18,8 +18,8 @@ from __future__ import annotations
 import enum
 import ipaddress
 import socket
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, Union
 from uuid import UUID
 
 import attrs
@@ -601,12 +601,6 @@ def counts_of(values: tuple[int | None, ...], media: tuple[tuple[str, MediumCoun
     return counts
 
 
-def _difference(new: int | None, old: int | None) -> int | None:
-    if new is None:
-        return None
-    return max(0, new - (old or 0))
-
-
 _WRAP = 2**32
 
 
@@ -620,14 +614,40 @@ def packets_grown(new: int, old: int) -> int:
     return max(0, new - old)
 
 
-def packets_difference(new: int | None, old: int | None) -> int | None:
-    """`packets_grown`; `None` where it is not counted now."""
-    return None if new is None else packets_grown(new, old or 0)
+Four = tuple[Union[int, None], Union[int, None], Union[int, None], Union[int, None]]
+"""Bytes received and sent, packets received and sent; `None`: not counted."""
+
+
+def began_anew(new: Sequence[int | None], old: Sequence[int | None]) -> bool:
+    """True if these are counters of another flow behind an old id: all that had counted are lower, one by more than half."""
+    had = [(after, before) for after, before in zip(new, old, strict=True) if after is not None and before]
+    fell = bool(had) and all(after < before for after, before in had)
+    return fell and any(new) and any(2 * after < before for after, before in had)
+
+
+def growth(new: Four, old: Four) -> Four:
+    """What was added between two readings of four counters; each is judged by itself, unless they began anew.
+
+    A packet counter may wrap (`packets_grown`); any other that fell is an odd reading, and added nothing.
+    """
+    rx_bytes, tx_bytes, rx_packets, tx_packets = (
+        None if after is None else max(0, after - (before or 0)) for after, before in zip(new, old, strict=True)
+    )
+    if None in (rx_bytes, tx_bytes, rx_packets, tx_packets) or 0 in (rx_bytes, tx_bytes, rx_packets, tx_packets):
+        if began_anew(new, old):
+            return new
+        if any(new):
+            rx_packets = None if new[2] is None else packets_grown(new[2], old[2] or 0)
+            tx_packets = None if new[3] is None else packets_grown(new[3], old[3] or 0)
+    return rx_bytes, tx_bytes, rx_packets, tx_packets
 
 
 @attrs.frozen
 class Delta:
-    """What two readings of a flow's counters differ by: never negative; a packet counter of 32 bits may wrap."""
+    """What two readings of a flow's counters differ by: never negative; a packet counter of 32 bits may wrap.
+
+    Where all counters began anew it is what they counted since: as `TrafficTable` adds it up.
+    """
 
     rx_bytes: int | None
     """Bytes received; `None` where they are not counted, as all the others."""
@@ -641,14 +661,10 @@ class Delta:
     @classmethod
     def between(cls, earlier: Counts | None, later: Counts) -> Delta:
         """The growth from `earlier` (`None`: from zero) to `later`."""
+        new = (later.rx_bytes, later.tx_bytes, later.rx_packets, later.tx_packets)
         if earlier is None:
-            return cls(later.rx_bytes, later.tx_bytes, later.rx_packets, later.tx_packets)
-        return cls(
-            _difference(later.rx_bytes, earlier.rx_bytes),
-            _difference(later.tx_bytes, earlier.tx_bytes),
-            packets_difference(later.rx_packets, earlier.rx_packets),
-            packets_difference(later.tx_packets, earlier.tx_packets),
-        )
+            return cls(*new)
+        return cls(*growth(new, (earlier.rx_bytes, earlier.tx_bytes, earlier.rx_packets, earlier.tx_packets)))
 
 
 @attrs.frozen(kw_only=True)

@@ -24,7 +24,7 @@ from ._errors import ProtocolError
 from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
 from ._fields import NUMBER, TABLE, Field, FieldTable, Record, number_text
-from ._model import COUNTS_FIELDS, Counts, Delta, Flow, counts_of, packets_grown
+from ._model import COUNTS_FIELDS, Counts, Delta, Flow, counts_of, growth
 from ._public import only
 from ._rows import Row, RowKind
 
@@ -273,14 +273,6 @@ def _delta_text(values: tuple[int | None, ...]) -> str:
     return _DELTA % values
 
 
-def _grown(new: int | None, old: int | None) -> int | None:
-    return None if new is None else max(0, int(new) - (old or 0))
-
-
-def _packets(new: int | None, old: int | None) -> int | None:
-    return None if new is None else packets_grown(int(new), old or 0)
-
-
 def _compiled(fields: Sequence[Field], texts: Sequence[_Text | str], head: str, given: Sequence[str] = ()) -> Any:
     """A function that writes these fields of a value: one expression, made once, as quick as one by hand.
 
@@ -430,12 +422,7 @@ class JsonFormatter:
             last, before = self._values.get(flow.id, (None, ()))
             if last is None or last._values is not previous._values:  # noqa: SLF001  # as above
                 before = pick(previous._translated())  # noqa: SLF001  # as above
-            delta = (
-                _grown(values[0], before[0]),
-                _grown(values[1], before[1]),
-                _packets(values[2], before[2]),
-                _packets(values[3], before[3]),
-            )
+            delta = growth(values[:4], before[:4])  # type: ignore[arg-type]  # of four
         self._values[flow.id] = (counts, values)
         return self._write_update(event, (self._writer.counts(counts, values), _delta_text(delta)))
 

@@ -43,7 +43,26 @@ def test_an_update_knows_what_was_added_since_the_consumer_s_last_event():
     update = FlowUpdated(1.0, FLOW, Counts(rx_bytes=10, tx_bytes=5), Counts(rx_bytes=4))
     assert (update.delta.rx_bytes, update.delta.tx_bytes, update.delta.rx_packets) == (6, 5, None)
     assert FlowUpdated(1.0, FLOW, Counts(rx_bytes=10), None).delta.rx_bytes == 10
-    assert FlowUpdated(1.0, FLOW, Counts(rx_bytes=1), Counts(rx_bytes=4)).delta.rx_bytes == 0
+    assert FlowUpdated(1.0, FLOW, Counts(rx_bytes=3), Counts(rx_bytes=4)).delta.rx_bytes == 0
+
+
+def test_an_update_whose_counters_all_began_anew_added_what_they_count_now_as_a_table_says():
+    """One that falls alone, as by the byte of a FIN, is no new beginning."""
+    before = Counts(rx_bytes=5000, tx_bytes=100_000, rx_packets=5, tx_packets=70)
+    for after, added in (
+        (Counts(rx_bytes=10, tx_bytes=20, rx_packets=1, tx_packets=2), (10, 20, 1, 2)),
+        (Counts(rx_bytes=1, tx_bytes=100_000, rx_packets=0, tx_packets=70), (0, 0, 0, 0)),
+        (Counts(rx_bytes=4999, tx_bytes=99_999, rx_packets=4, tx_packets=69), (0, 0, 0, 0)),
+        (Counts(rx_bytes=0, tx_bytes=0, rx_packets=0, tx_packets=0), (0, 0, 0, 0)),
+    ):
+        table = ProcessTable()
+        table.feed(FlowAdded(1.0, FLOW, before, preexisting=False))
+        table.feed(update := FlowUpdated(2.0, FLOW, after, before))
+        total = table.total()
+        assert attrs.astuple(update.delta) == added
+        assert json.loads(json.dumps(update)).delta == update.delta
+        sums = (total.rx_bytes, total.tx_bytes, total.rx_packets, total.tx_packets)
+        assert sums == tuple(a + b for a, b in zip((5000, 100_000, 5, 70), added, strict=True))
 
 
 def test_details_are_made_when_somebody_looks_and_do_not_count_in_comparisons():

@@ -24,8 +24,8 @@ COUNT = 0.002
 """Seconds of CPU for the census in one answer."""
 FIRST_COUNT = 0.05
 """The same until it has been once around, where nobody waits for the answer."""
-MAX_FOUND = 1000
-"""Owners in one answer: what the event loop takes in at once."""
+MAX_FOUND = 256
+"""Owners in one answer: what the event loop takes in at once, about 4 ms."""
 MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
 GLANCE = 16

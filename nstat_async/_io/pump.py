@@ -47,7 +47,7 @@ SLICE = 0.002
 """Seconds of work after which other tasks get a turn."""
 SUBSCRIBE_SECONDS = 2.0
 """Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
-BATCH = 8
+BATCH = 2
 """Datagrams read at once; between two batches the clock is looked at."""
 
 

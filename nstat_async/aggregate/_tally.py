@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import cast
 
 import attrs
 
-from nstat_async._model import Counts, Flow, Process, packets_grown
+from nstat_async._model import Counts, Flow, Process, began_anew, growth
 from nstat_async._rows import Row, RowKind
 
 from ._media import Media, add_media, grown_media, media_of, row_media
@@ -247,29 +248,23 @@ class OpenFlow:
             What was added.
         """
         last, reported = self.current, _reported(counts)
-        had = [(new, old) for new, old in zip(reported, last, strict=True) if new is not None and old]
-        something = any(reported)
-        if something and had and all(new < old for new, old in had) and any(2 * new < old for new, old in had):
-            grown = current = known_or(counts)
+        if began_anew(reported, last):
+            added = current = known_or(counts)
             self.parts += 1
             self.tally.flows += 1
         else:
-            rx_bytes, tx_bytes, rx_packets, tx_packets = known_or(counts, last)
-            grown = (
-                max(0, rx_bytes - last[0]),
-                max(0, tx_bytes - last[1]),
-                packets_grown(rx_packets, last[2]) if something else max(0, rx_packets - last[2]),
-                packets_grown(tx_packets, last[3]) if something else max(0, tx_packets - last[3]),
-            )
+            reading = known_or(counts, last)
+            added = cast("Four", growth(reading, last)) if any(reported) else (0, 0, 0, 0)
+            # A packet counter that wrapped goes on from where it is; any other that fell, from where it was.
             current = (
-                max(rx_bytes, last[0]),
-                max(tx_bytes, last[1]),
-                rx_packets if grown[2] else last[2],
-                tx_packets if grown[3] else last[3],
+                max(reading[0], last[0]),
+                max(reading[1], last[1]),
+                reading[2] if added[2] else last[2],
+                reading[3] if added[3] else last[3],
             )
-        self.base = _minus(current, _plus(self.contribution(), grown))
+        self.base = _minus(current, _plus(self.contribution(), added))
         self.current = current
-        return grown
+        return added
 
 
 @attrs.frozen

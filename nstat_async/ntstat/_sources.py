@@ -27,12 +27,13 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
-from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, TcpState
+from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, Provider, TcpState
 from ._constants import HeaderFlag
 from ._counters import Raw, advance, has_grown, has_grown_whole
 from ._descriptors import DescriptorReader
 from ._layouts import StructCodec
 from ._others import other_event
+from ._outcomes import outcome_of
 from ._readers import Readers
 from ._references import References
 from ._source import UNCHOSEN, Phase, Source, Terms
@@ -500,7 +501,11 @@ class SourceTable:
     def _announce_removal(self, source: Source, reason: RemovalReason, *, final: bool) -> None:
         assert source.flow is not None
         self.statistics["flows_removed"] += 1
-        self.emit(FlowRemoved(self.time, source.flow, None, final, reason, source.take_report(None)))
+        flow = source.flow
+        outcome = outcome_of(flow, source.counts) if final and flow.provider is Provider.TCP else None
+        if outcome is not None:
+            flow = attrs.evolve(flow, outcome=outcome)
+        self.emit(FlowRemoved(self.time, flow, None, final, reason, source.take_report(None)))
 
     def _report_other(self, source: Source, *, removed: bool) -> None:
         """Report a route or an interface, which have events of their own."""

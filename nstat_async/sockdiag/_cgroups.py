@@ -123,7 +123,7 @@ class CgroupSource:
             del self._known[next(iter(self._known))]
         self._known[number] = None if facts is None else _place(facts)
         for entry in self._waiting.pop(number, ()):
-            if facts is not None:
+            if facts is not None and entry.flow is not None:  # a flow that is not announced yet will have it
                 entry.book.learn_cgroup(entry)
 
 

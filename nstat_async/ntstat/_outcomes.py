@@ -1,0 +1,35 @@
+"""How a TCP connection ended, as far as Darwin's last report tells: its state, and whether it was ever established.
+
+Whether an attempt was refused or timed out, and who reset a connection, the kernel does not report.
+"""
+
+from __future__ import annotations
+
+from .._model import Counts, Direction, Flow, Outcome, Provider, TcpState
+
+__all__ = ["outcome_of"]
+
+_BY_STATE = {
+    TcpState.SYN_SENT: Outcome.FAILED,
+    TcpState.SYN_RECEIVED: Outcome.FAILED,
+    TcpState.FIN_WAIT_1: Outcome.CLOSED_HERE,
+    TcpState.FIN_WAIT_2: Outcome.CLOSED_HERE,
+    TcpState.CLOSING: Outcome.CLOSED_HERE,
+    TcpState.TIME_WAIT: Outcome.CLOSED_HERE,
+    TcpState.CLOSE_WAIT: Outcome.CLOSED_THERE,
+    TcpState.LAST_ACK: Outcome.CLOSED_THERE,
+}
+
+
+def outcome_of(flow: Flow, counts: Counts | None) -> Outcome | None:
+    """How it ended; `None` where the last report does not tell.
+
+    Args:
+        flow: As last reported.
+        counts: Its last counters: attempts without a success never came to a connection (``nstat_connectattempts``).
+    """
+    if flow.provider is not Provider.TCP or flow.state is None or flow.direction is Direction.LISTENER:
+        return None
+    if counts is not None and counts.connect_attempts and counts.connect_successes == 0:
+        return Outcome.FAILED
+    return _BY_STATE.get(flow.state)
