@@ -243,7 +243,8 @@ class Session:
             current.table.begin(now + self.epoch_offset)
             self._reconcile(current, answer if isinstance(answer, Ledger) else None)
         elif token == _CLOSE_EVIDENCE and self._subscription is not None:
-            self._subscription.table.own = frozenset()
+            for each in self._sockets():
+                each.table.own = frozenset()
         if self.translator.unasked:
             self._find_paths()
 
@@ -614,7 +615,8 @@ class Session:
         self._ledger.begin_again()
         self._proving.begin_again()
         self._watch_known_flows(candidate)
-        self._events.append(PollCompleted(candidate.table.time, len(candidate.table.sources), True, candidate.serial))
+        flows = len(candidate.table.sources) - len(candidate.table.hidden)
+        self._events.append(PollCompleted(candidate.table.time, flows, True, candidate.serial))
         self._poll_started = now
         self._polled(candidate, True, now)
 
@@ -663,7 +665,8 @@ class Session:
         probe = self._proving.probe
         if probe is not None:
             subscription.decoder.observer = probe.observe
-            subscription.table.own = frozenset((probe.evidence.pid, flow.local) for flow in probe.evidence.flows)
+            for each in self._sockets():
+                each.table.own = frozenset((probe.evidence.pid, flow.local) for flow in probe.evidence.flows)
 
     def _prove(self, subscription: Subscription, now: float) -> None:
         """A poll is over: go on with the proof of the layout."""
