@@ -293,12 +293,20 @@ class DescriptorReader:
         return values
 
 
+def _stays(packed: bytes) -> bool:
+    return packed == _LOOPBACK6 or (len(packed) == 4 and packed[0] == 127)
+
+
 def _is_loopback(local: Endpoint | None, remote: Endpoint | None) -> bool | None:
     """Whether the addresses say that a flow stays within the machine; `None`: they say nothing."""
-    ends = [end for end in (local, remote) if end is not None and not end.is_unspecified]
-    if any(end.is_loopback for end in ends):
+    here = b"" if local is None else local.packed
+    there = b"" if remote is None else remote.packed
+    if _stays(here) or _stays(there):
         return True
-    return ends[0].packed == ends[1].packed if len(ends) == 2 else None
+    return here == there if any(here) and any(there) else None
+
+
+_LOOPBACK6 = b"\0" * 15 + b"\1"
 
 
 def domain_codec(layout: Layout, length: int) -> StructCodec | None:
