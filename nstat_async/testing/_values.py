@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nstat_async._errors import UsageError
@@ -83,24 +83,60 @@ def sockaddr(value: Endpoint | None) -> bytes:
     return bytes((28, DARWIN_AF_INET6)) + port + bytes(4) + value.packed + scope
 
 
+def _encoded(kind: str) -> Callable[[str, Any], Any]:
+    """What checks a value of this type and brings it into the form that the encoder takes."""
+    base, _, times = kind.partition("*")
+    count = int(times or 1)
+
+    def encode_text(name: str, value: Any) -> bytes:
+        encoded = value if isinstance(value, bytes) else text(name, value).encode("utf-8", "surrogateescape")
+        return encoded[:count]
+
+    def check_bytes(name: str, value: Any) -> bytes:
+        if base == "SOCKADDR" and not isinstance(value, bytes):
+            return sockaddr(endpoint(value, name))
+        found = value.bytes if isinstance(value, uuid.UUID) else value
+        if not isinstance(found, bytes) or len(found) != _BYTES[base]:
+            raise UsageError(f"{name}: {value!r} has not {_BYTES[base]} bytes")
+        return found
+
+    def check_number(name: str, value: Any) -> int:
+        if type(value) is int and 0 <= value <= most:  # the quick way
+            return value
+        return whole(name, value, bits=bits)
+
+    def check_numbers(name: str, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, tuple) or len(value) != count:
+            raise UsageError(f"{name}: {value!r} is no tuple of {count} numbers")
+        return tuple(whole(name, each, bits=bits) for each in value)
+
+    if base == "CHAR":
+        return encode_text
+    if base in _BYTES:
+        return check_bytes
+    bits = _BITS[base]
+    most = (1 << bits) - 1
+    return check_numbers if times else check_number
+
+
 @functools.cache
-def _kinds(structure: str) -> dict[str, str]:
-    """Field to its type in the newest release that has it: of this descriptor, of others (which it leaves out), of counters."""
+def _checks(structure: str) -> dict[str, Callable[[str, Any], Any]]:
+    """Field to its check, by its type in the newest release: of this descriptor, of others (which it leaves out), of counters."""
     others = [name for name in STRUCTS if name.endswith("_descriptor")]
-    found: dict[str, str] = {}
+    found: dict[str, Callable[[str, Any], Any]] = {}
     for each in (structure, "nstat_counts", "nstat_detailed_counts", *others):
         for name, kind, _ in STRUCTS[each][1]:
-            found.setdefault(name, kind if isinstance(kind, str) else str(kind[max(kind)]))
+            found.setdefault(name, _encoded(kind if isinstance(kind, str) else str(kind[max(kind)])))
     return found
 
 
 def check_fields(structure: str, names: Iterable[str]) -> None:
-    """Fields of the descriptor in any release, or counters.
+    """Fields of a descriptor in any release, or counters.
 
     Raises:
         UsageError: One is neither.
     """
-    known = _kinds(structure)
+    known = _checks(structure)
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -113,21 +149,7 @@ def field_value(structure: str, name: str, value: Any) -> Any:
     Raises:
         UsageError: There is no such field, or it cannot have this value.
     """
-    check_fields(structure, (name,))
-    base, _, count = _kinds(structure)[name].partition("*")
-    if base == "SOCKADDR" and not isinstance(value, bytes):
-        return sockaddr(endpoint(value, name))
-    if base == "CHAR":
-        encoded = value if isinstance(value, bytes) else text(name, value).encode("utf-8", "surrogateescape")
-        return encoded[: int(count)]
-    if isinstance(value, uuid.UUID):
-        value = value.bytes
-    if base in _BYTES:
-        if not isinstance(value, bytes) or len(value) != _BYTES[base]:
-            raise UsageError(f"{name}: {value!r} has not {_BYTES[base]} bytes")
-        return value
-    if not count:
-        return whole(name, value, bits=_BITS[base])
-    if not isinstance(value, tuple) or len(value) != int(count):
-        raise UsageError(f"{name}: {value!r} is no tuple of {count} numbers")
-    return tuple(whole(name, each, bits=_BITS[base]) for each in value)
+    checks = _checks(structure)
+    if name not in checks:
+        check_fields(structure, (name,))
+    return checks[name](name, value)
