@@ -357,7 +357,7 @@ def test_a_consumer_that_reads_late_has_the_same_flows_and_the_same_totals(kerne
     buffer.extend([])
     for step in script:
         if step[0] == "read":
-            late.feed(event for _ in range(step[1]) if (event := buffer.pop()) is not None)
+            late.feed(buffer.pop_some(step[1]))
         else:
             machine.do(step)
     settle(machine, monitor)
