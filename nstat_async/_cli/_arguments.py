@@ -26,6 +26,10 @@ from ._parser import Parser, did_you_mean
 __all__ = ["COMMANDS", "build_parser"]
 
 _COLUMNS = 78
+_LAST_PORT = 65_535
+_EPOCH = 1e8
+"""Numbers from here on are seconds since the epoch."""
+_SPANS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 SHELLS = ("bash", "zsh", "fish")
 SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "user", "unit", "rx-rate", "tx-rate")
 
@@ -55,6 +59,25 @@ def _size(text: str) -> int:
         value = 0
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5000000 or 100M")
+    return value
+
+
+def _port(text: str) -> int:
+    port = int(_number(0, whole=True)(text))
+    if port > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_LAST_PORT}")
+    return port
+
+
+def _span(text: str) -> float:
+    """Seconds, or 5m, 2h, 7d, 4w."""
+    factor = _SPANS.get(text[-1:], 1.0)
+    try:
+        value = float(text[:-1] if text[-1:] in _SPANS else text) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90, 5m, 2h, 7d or 4w")
     return value
 
 
@@ -110,11 +133,13 @@ def _given(make: Callable[[str], Any], text: str) -> Any:
 
 
 def _since(text: str) -> float:
-    """Seconds since the epoch: so long ago, or a time of this machine's zone."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
+    """Seconds since the epoch: so long ago, a time of this machine's zone, or a number of them."""
+    unit = _SPANS.get(text[-1:])
     try:
         if unit is not None:
             return max(0.0, time.time() - float(text[:-1]) * unit)
+        if text.replace(".", "", 1).isdigit() and float(text) >= _EPOCH:
+            return float(text)
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(
@@ -331,6 +356,58 @@ COMMANDS: dict[str, Command] = {
             **_STREAM,
         },
         ("timing", "which flows"),
+    ),
+    "serve": Command(
+        "live page, JSON and event stream over HTTP",
+        "Serves the live page, /processes as JSON, /events as server-sent events, and /metrics with --metrics. "
+        "Needs the extra: pip install 'nstat-async[server]'.",
+        "nstat-async serve\n  nstat-async serve --metrics --host 0.0.0.0 --token new",
+        {
+            "--host": {
+                "default": "127.0.0.1", "metavar": "HOST",
+                "help": "name or address to listen on (default: %(default)s); beyond loopback with a token only",
+            },
+            "--port": {"type": _port, "default": 8765, "metavar": "N", "help": "TCP port (default: %(default)s; 0: any)"},
+            "--unix-socket": {"metavar": "PATH", "help": "listen on this socket instead; only its user may connect"},
+            "--token": {
+                "metavar": "TOKEN",
+                "help": "what every request must carry; 'new' makes one. Default: NSTAT_TOKEN in the environment",
+            },
+            "--allow-host": {**_LIST, "metavar": "NAME", "help": "a host name that requests may be for (repeatable)"},
+            "--metrics": {**_FLAG, "help": "also /metrics, for Prometheus (needs the extra 'prometheus')"},
+            "--include-history": _COUNTING["--include-history"],
+        },
+        _LIVE,
+        without=("--duration",),
+    ),
+    "history": Command(
+        "record into a history, or ask it",
+        "Asks a history of traffic, an SQLite file: who used how much, and when. With --record: writes it, until stopped.",
+        "nstat-async history traffic.db --record --keep 90d\n"
+        "  nstat-async history traffic.db --since 7d --by remote\n"
+        "  nstat-async history traffic.db --name curl --step 1h",
+        {
+            "file": {"metavar": "FILE", "help": "the history"},
+            "--record": {**_FLAG, "help": "write it; made if it is not there"},
+            "--bucket": {"type": _span, "default": 300.0, "metavar": "T", "help": "with --record: resolution (default 5m)"},
+            "--keep": {"type": _span, "metavar": "T", "help": "with --record: delete what is older, e.g. 90d"},
+            "--remotes": {
+                **_NUMBER, "default": 200,
+                "help": "with --record: remote addresses kept for each bucket (default %(default)s; 0: none)",
+            },
+            "--by": {
+                "choices": ("name", "process", "user", "unit", "container", "pod", "remote"), "default": "name",
+                "help": "who (default: name of the process)",
+            },
+            "--step": {"type": _span, "metavar": "T", "help": "when, in steps such as 1h or 1d, instead of who"},
+            "--since": {"type": _since, "metavar": "WHEN", "help": "from then on: 7d (ago), 2026-01-31, 2026-01-31T12:00, or seconds of the epoch"},
+            "--until": {"type": _since, "metavar": "WHEN", "help": "until then"},
+            "--name": {"metavar": "NAME", "help": "only processes of this name"},
+            "--limit": {"type": _number(1, whole=True), "default": 50, "metavar": "N", "help": "most rows (default %(default)s)"},
+            **_json("one JSON object per row"),
+        },
+        _LIVE,
+        without=("--since",),  # of the history itself
     ),
     "messages": Command(
         "every protocol message of a recording, decoded",

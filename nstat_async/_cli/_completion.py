@@ -12,7 +12,7 @@ from ..backends._registry import ROWS
 
 __all__ = ["completion"]
 
-_FILES = {"file", "script", "listen"}
+_FILES = {"file", "script", "listen", "unix_socket"}
 _VALUES = {
     "by": GroupBy.names(),
     "backend": tuple(row.name for row in ROWS if row.takes is None),

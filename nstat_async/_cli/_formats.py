@@ -65,11 +65,9 @@ class _ChosenText:
     def __call__(self, event: AnyEvent) -> str | None:
         if not isinstance(event, FlowEvent):
             return self.others(event)
-        line = self._line([column.text(event) for column in self.columns])
-        if self._begun:
-            return line
+        headings = "" if self._begun else self._line([column.heading for column in self.columns]) + "\n"
         self._begun = True
-        return f"{self._line([column.heading for column in self.columns])}\n{line}"
+        return headings + self._line([column.text(event) for column in self.columns])
 
     def _line(self, cells: list[str]) -> str:
         return "  ".join(self.others.cell(f"chosen {at}", cell) for at, cell in enumerate(cells)).rstrip()

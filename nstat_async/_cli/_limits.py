@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._model import Capabilities, Visibility
 from ._output import complain
 
-__all__ = ["limits_text", "say_limits"]
+__all__ = ["limits_text", "say_limits", "unseen"]
 
 _FEW = {
     Visibility.OWN: "{} of this user only",
@@ -14,12 +14,18 @@ _FEW = {
 }
 
 
-def limits_text(able: Capabilities) -> str | None:
-    """What of this machine is not seen; `None` if nothing is known to be missing."""
+def unseen(able: Capabilities) -> list[str]:
+    """What of this machine is seen in part only, as far as that is known."""
     seen = [(able.flows, "flows"), (able.processes, "processes")]
     parts = [_FEW[whose].format(what) for whose, what in seen if whose in _FEW]
     if able.backend == "sock_diag" and not able.final_counts:
         parts.append("no ends of flows")
+    return parts
+
+
+def limits_text(able: Capabilities) -> str | None:
+    """What is not seen, and what would help; `None` if nothing is known to be missing."""
+    parts = unseen(able)
     if not parts:
         return None
     return f"sees {', '.join(parts)}: {able.processes_limit or 'nstat-async doctor says why'}"

@@ -1,7 +1,8 @@
 """Events as OCSF 1.8 network activity, class 4001 (https://schema.ocsf.io/1.8.0/classes/network_activity).
 
 - `FlowAdded` is *Open*, of a listener *Listen*; a flow that was there before is *Traffic*. `FlowUpdated` is *Traffic*.
-- `FlowRemoved` is *Close*; TCP that never got beyond its SYN *Fail*. What the monitor itself gave up is *Traffic*.
+- `FlowRemoved` is *Close*, or by its outcome *Reset*, *Refuse* or *Fail* (also of TCP that never got beyond its SYN). What the
+  monitor itself gave up is *Traffic*.
 - ``traffic`` is what was added since the event before, ``cumulative_traffic`` the total since the flow began. Source is
   who began the connection (this machine, where that is unknown), and bytes go out of the source.
 - What was lost is *Other*, with ``traffic.bytes_missed`` as far as the bytes are known. So are polls without a full answer.
@@ -32,7 +33,7 @@ from .._events import (
     ProviderRefused,
     RemovalReason,
 )
-from .._model import Counts, Delta, Direction, Endpoint, Flow, Process, Provider, TcpState
+from .._model import Counts, Delta, Direction, Endpoint, Flow, Outcome, Process, Provider, TcpState
 from .._rows import Row
 from ..json import to_dict
 from ._text import is_listener
@@ -49,7 +50,9 @@ _FAILURE = 2
 class _Activity(enum.IntEnum):
     OPEN = 1
     CLOSE = 2
+    RESET = 3
     FAIL = 4
+    REFUSE = 5
     TRAFFIC = 6
     LISTEN = 7
     OTHER = 99
@@ -199,12 +202,26 @@ def _activity(event: FlowAdded | FlowUpdated | FlowRemoved) -> tuple[_Activity, 
         if event.preexisting:
             return _Activity.TRAFFIC, {}
         return _Activity.LISTEN if is_listener(event.flow) else _Activity.OPEN, {}
-    detail = {"status_detail": f"{event.reason.value}, counts are {'final' if event.final else 'as last reported'}"}
+    how = event.reason.value if event.outcome is None else f"{event.reason.value} ({event.outcome.value})"
+    detail = {"status_detail": f"{how}, counts are {'final' if event.final else 'as last reported'}"}
     if event.reason in _NOT_ENDED:
         return _Activity.TRAFFIC, detail
-    if event.flow.state is TcpState.SYN_SENT:
-        return _Activity.FAIL, {"status_id": _FAILURE, **detail}
-    return _Activity.CLOSE, detail
+    ended = _OUTCOMES.get(event.outcome) if event.outcome is not None else None
+    if ended is None:
+        ended = _Activity.FAIL if event.flow.state is TcpState.SYN_SENT else _Activity.CLOSE
+    return ended, detail if ended is _Activity.CLOSE else {"status_id": _FAILURE, **detail}
+
+
+_OUTCOMES = {
+    Outcome.CLOSED_HERE: _Activity.CLOSE,
+    Outcome.CLOSED_THERE: _Activity.CLOSE,
+    Outcome.RESET_HERE: _Activity.RESET,
+    Outcome.RESET_THERE: _Activity.RESET,
+    Outcome.RESET: _Activity.RESET,
+    Outcome.TIMED_OUT: _Activity.FAIL,
+    Outcome.REFUSED: _Activity.REFUSE,
+    Outcome.FAILED: _Activity.FAIL,
+}
 
 
 _FOUR = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")

@@ -57,7 +57,7 @@ _UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 UNKNOWN = "?"
 """What stands for an unknown value, everywhere; an empty cell is a value that does not apply."""
 _REMEMBERED = 50_000
-_WIDTHS = {"local": 15, "remote": 15, "process": 14, "rx": 10, "tx": 10}
+_WIDTHS = {"local": 15, "remote": 15, "process": 14}
 """Columns of a flow's line, and how wide they are at first."""
 _WIDEST = 47
 """No column becomes wider: an IPv6 address with its port fits."""
@@ -169,6 +169,8 @@ class TextFormatter:
     utc: bool = False
     """True: times are UTC instead of local."""
     _flows: dict[str, tuple[Flow, str, str]] = attrs.field(factory=dict, init=False)
+    _rx_width: int = attrs.field(default=10, init=False)
+    _tx_width: int = attrs.field(default=10, init=False)
     _widths: dict[str, int] = attrs.field(factory=lambda: dict(_WIDTHS), init=False)
     """The widest cell of each column so far."""
     _second: int | None = attrs.field(default=None, init=False)
@@ -229,7 +231,10 @@ class TextFormatter:
     def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
         text, kind = self._flow(event.flow)
         rx, tx = traffic_texts(event.counts)
-        parts = [text, self.cell("rx", rx), self.cell("tx", tx), kind]
+        # Written out, because it is done for each report: plain numbers are as wide as they are long.
+        self._rx_width = max(self._rx_width, len(rx))
+        self._tx_width = max(self._tx_width, len(tx))
+        parts = [f"{text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}", kind]
         sign = "#" if isinstance(event, FlowUpdated) else "+"
         if isinstance(event, FlowRemoved):
             sign = "-"

@@ -14,7 +14,7 @@ from nstat_async._errors import UsageError
 from nstat_async._fields import SqlTable
 from nstat_async._model import Process
 
-from ._schema import SCHEMA, HistoryError, connect
+from ._schema import REMOTES_SINCE, SCHEMA, HistoryError, connect
 
 __all__ = ["Gap", "History", "Usage"]
 
@@ -43,6 +43,8 @@ class Usage:
     unit: str | None = None
     container: str | None = None
     pod: str | None = None
+    remote: str | None = None
+    """Remote address, in an answer by remotes; `None` for what has none, and for all that were not among the largest."""
     flows: int
     """Flows that began in the time asked for."""
     uncounted_flows: int
@@ -119,7 +121,7 @@ class History:
         until: Moment = None,
         *,
         name: str | None = None,
-        by: Literal["name", "process"] = "name",
+        by: Literal["name", "process", "user", "unit", "container", "pod", "remote"] = "name",
     ) -> list[Usage]:
         """Who used how much, most first.
 
@@ -127,21 +129,44 @@ class History:
             since: First moment; `None`: from the beginning.
             until: First moment that is not asked for; `None`: to the end.
             name: Only processes of this name.
-            by: ``"name"``: processes of one name together. ``"process"``: each by itself.
+            by: ``"name"``: processes of one name together. ``"process"``: each by itself. ``"user"``, ``"unit"``,
+                ``"container"``, ``"pod"``: `Usage.uid` and so on; in a file of before they were kept, all is one
+                answer without. ``"remote"``: `Usage.remote`, where the writer kept addresses (``remotes=``).
 
         Raises:
-            UsageError: `by` is neither, or a `datetime` has no time zone.
+            UsageError: `by` is none of these, a `datetime` has no time zone, or both remotes and a name are asked for.
         """
-        if by not in {"name", "process"}:
-            raise UsageError(f"by: {by!r} is neither 'name' nor 'process'")
-        columns = ["kind", "source", "name"]
-        if by == "process":
-            columns = list(SCHEMA.columns(SqlTable.PROCESS, self._version))
+        if by == "remote":
+            return self._remotes(since, until, name)
+        columns = self._columns(by)
         where, values = self._where(since, until, name)
-        chosen = ", ".join(columns)
+        chosen = ", ".join(columns) or "NULL"
         order = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, name, kind"
         found = self._select(", ".join([*_SUMS, *columns]), f"{where} GROUP BY {chosen} {order}", *values)
         return [self._usage(row, columns) for row in found]
+
+    def _columns(self, by: str) -> list[str]:
+        """What identifies an answer; columns that the file has not are left out."""
+        there = list(SCHEMA.columns(SqlTable.PROCESS, self._version))
+        views = {"name": ["kind", "source", "name"], "process": there, "user": ["uid"]}
+        views |= {name: [name] for name in ("unit", "container", "pod")}
+        if by not in views:
+            raise UsageError(f"by: {by!r} is none of {', '.join(views)}, remote")
+        return [column for column in views[by] if column in there]
+
+    def _remotes(self, since: Moment, until: Moment, name: str | None) -> list[Usage]:
+        if name is not None:
+            raise UsageError("name: remote addresses are not kept for each process")
+        if self._version < REMOTES_SINCE:
+            return []
+        span = (_seconds("since", since, -1e18), _seconds("until", until, 1e18))
+        found = self._select(
+            ", ".join([*_SUMS, "address"]),
+            "FROM remote WHERE start >= ? AND start < ? GROUP BY address"
+            " ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, address",
+            *span,
+        )
+        return [attrs.evolve(self._usage(row[:-1], []), remote=row[-1] or None) for row in found]
 
     def timeline(
         self, step: float, since: Moment = None, until: Moment = None, *, name: str | None = None

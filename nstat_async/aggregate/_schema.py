@@ -20,7 +20,7 @@ from nstat_async._fields import TABLE, Field, FieldTable, SqlTable
 from nstat_async._model import Process
 from nstat_async._rows import Row
 
-__all__ = ["SCHEMA", "HistoryError", "Schema", "connect"]
+__all__ = ["REMOTES_SINCE", "SCHEMA", "HistoryError", "Schema", "connect"]
 
 APPLICATION_ID = 0x6E737461
 _FIRST = """
@@ -45,6 +45,18 @@ CREATE TABLE gap (
 ) WITHOUT ROWID;
 CREATE INDEX traffic_by_process ON traffic (process);
 """
+
+_REMOTES = """\
+CREATE TABLE remote (
+    start      INTEGER NOT NULL,     -- of the bucket, seconds since the epoch
+    address    TEXT NOT NULL,        -- of the peer; empty: none is known, or it is not among the largest
+    length     REAL NOT NULL,        -- of the bucket, seconds
+    {traffic},
+    PRIMARY KEY (start, address)
+) WITHOUT ROWID;
+"""
+REMOTES_SINCE = 2
+"""The schema with which the table of remote addresses came; it counts what ``traffic`` did then."""
 
 
 @attrs.frozen
@@ -76,10 +88,16 @@ class Schema:
                     for table, columns in new.items()
                 }
             )
-        return "".join(
+        remotes = "" if version != REMOTES_SINCE else _REMOTES.format(traffic=",\n    ".join(self._counters(version)))
+        return remotes + "".join(
             f"ALTER TABLE {table.value} ADD COLUMN {name} {kind};\n"
             for table, columns in new.items() for name, kind in columns
         )  # fmt: skip
+
+    def _counters(self, version: int) -> list[str]:
+        """The columns of what is added up, with their types."""
+        found = self.columns(SqlTable.TRAFFIC, version).items()
+        return [f"{name} {_type(SqlTable.TRAFFIC, field)}" for name, (_, field) in found]
 
     def process_values(self, row: Row) -> dict[str, Any]:
         """What identifies a row, by column."""

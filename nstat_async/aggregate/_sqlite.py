@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -28,11 +28,12 @@ from nstat_async._errors import NstatError, UsageError
 from nstat_async._events import AnyEvent
 from nstat_async._fields import SqlTable
 from nstat_async._monitor import Monitor
-from nstat_async._rows import Row
+from nstat_async._rows import Row, RowKind
 
-from ._rows import Loss, TableSnapshot
-from ._schema import SCHEMA, HistoryError, connect
-from ._table import ProcessTable
+from ._grouping import GroupBy
+from ._rows import Loss, TableSnapshot, sum_rows
+from ._schema import REMOTES_SINCE, SCHEMA, HistoryError, connect
+from ._table import ProcessTable, TrafficTable
 
 __all__ = ["HistoryWriter", "keep_history"]
 
@@ -58,10 +59,13 @@ class _Bucket:
     length: float
     rows: list[Row]
     losses: dict[str, tuple[int, int]]
+    remotes: list[Row]
+    """By remote address; empty where that is not kept."""
 
     def join(self, later: _Bucket) -> None:
         self.length = later.start + later.length - self.start
         self.rows += later.rows
+        self.remotes += later.remotes
         for cause, (events, count) in later.losses.items():
             known = self.losses.get(cause, (0, 0))
             self.losses[cause] = (known[0] + events, known[1] + count)
@@ -88,6 +92,8 @@ class HistoryWriter:
         path: The file; made if it is not there.
         bucket: Length of a bucket in seconds; buckets begin at multiples of it since the epoch.
         keep: Seconds after which buckets are deleted (a few buckets later, when the clock is sure); `None`: never.
+        remotes: Remote addresses that are kept for each bucket, those with most traffic: ``History.usage(by="remote")``.
+            What all others carried is kept as one sum. 0: addresses are not kept at all.
         options: Those of `ProcessTable`, e.g. ``effective=True``, ``source="laptop"``.
 
     Raises:
@@ -101,8 +107,11 @@ class HistoryWriter:
         *,
         bucket: float = DEFAULT_BUCKET,
         keep: float | None = None,
+        remotes: int = 0,
         **options: Any,
     ) -> None:
+        if remotes < 0:
+            raise UsageError(f"remotes: {remotes!r} is negative")
         if not bucket >= 1:
             raise UsageError(f"bucket: {bucket!r} is less than a second")
         if keep is not None and not keep >= bucket:
@@ -112,6 +121,7 @@ class HistoryWriter:
         self.keep = keep
         # A row needs to be remembered only until its last bucket was put aside.
         self._table = ProcessTable(**{"max_age": bucket + _LATE, **options})
+        self._remotes = None if not remotes else _RemoteCounter(remotes, bucket, options)
         self._start: float | None = None
         self._before: TableSnapshot = self._table.snapshot()
         self._pending: list[_Bucket] = []
@@ -124,6 +134,8 @@ class HistoryWriter:
         if start is None or not start - _LATE <= event.time < start + self.bucket:
             self._turn(event.time)
         self._table.feed(event)
+        if self._remotes is not None:
+            self._remotes.table.feed(event)
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
         """Take in events, in order."""
@@ -139,9 +151,10 @@ class HistoryWriter:
         rows = list(now.since(self._before))
         losses = _new_losses(now.losses, self._before.losses)
         self._before = now
+        remotes = [] if self._remotes is None else self._remotes.take()
         if self._start is None or not (rows or losses):
             return
-        self._pending.append(_Bucket(int(self._start), self.bucket, rows, losses))
+        self._pending.append(_Bucket(int(self._start), self.bucket, rows, losses, remotes))
         if len(self._pending) > MAX_PENDING_BUCKETS:
             self._pending[0].join(self._pending.pop(1))
 
@@ -198,14 +211,15 @@ class HistoryWriter:
 
     def _write_bucket(self, connection: sqlite3.Connection, bucket: _Bucket) -> int:
         names = list(SCHEMA.columns(SqlTable.TRAFFIC, SCHEMA.version))
-        statement = (
-            f"INSERT INTO traffic (start, process, length, {', '.join(names)}) VALUES (?, ?, ?{', ?' * len(names)})"  # noqa: S608  # names are those of our own table
-            " ON CONFLICT (start, process) DO UPDATE SET length = max(length, excluded.length), "
-            + ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
-        )
+        statement = _addition("traffic", "process", names)
         for row in bucket.rows:
             counters = [min(getattr(row, name), _LARGEST) for name in names]
             connection.execute(statement, (bucket.start, _process_id(connection, row), bucket.length, *counters))
+        names = list(SCHEMA.columns(SqlTable.TRAFFIC, REMOTES_SINCE))
+        statement = _addition("remote", "address", names)
+        for row in bucket.remotes:
+            counters = [min(getattr(row, name), _LARGEST) for name in names]
+            connection.execute(statement, (bucket.start, row.name or "", bucket.length, *counters))
         for cause, (events, count) in bucket.losses.items():
             connection.execute(
                 "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
@@ -230,6 +244,7 @@ class HistoryWriter:
         oldest = min(self._start, newest[0]) - self.keep
         gone = connection.execute("DELETE FROM traffic WHERE start < ?", (oldest,)).rowcount
         connection.execute("DELETE FROM gap WHERE start < ?", (oldest,))
+        connection.execute("DELETE FROM remote WHERE start < ?", (oldest,))
         if gone:
             connection.execute("DELETE FROM process WHERE id NOT IN (SELECT process FROM traffic)")
 
@@ -254,6 +269,34 @@ class HistoryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _RemoteCounter:
+    """Traffic by remote address, of which each bucket keeps the largest."""
+
+    def __init__(self, most: int, bucket: float, options: Mapping[str, Any]) -> None:
+        options = {name: value for name, value in options.items() if name != "effective"}
+        self.table = TrafficTable(GroupBy.remote_address(), **{"max_age": bucket + _LATE, **options})
+        self._most = most
+        self._before = self.table.snapshot()
+
+    def take(self) -> list[Row]:
+        """What was counted since the last time: the largest addresses, and the sum of all others."""
+        now = self.table.snapshot()
+        grown = now.since(self._before)
+        self._before = now
+        known = sorted((row for row in grown if row.kind is RowKind.GROUP), key=lambda row: -row.bytes)
+        rest = [*known[self._most :], *(row for row in grown if row.kind is not RowKind.GROUP)]
+        return [*known[: self._most], *([sum_rows(rest, RowKind.OTHER)] if rest else [])]
+
+
+def _addition(table: str, key: str, names: list[str]) -> str:
+    """The statement that adds a bucket's counters to a row; names are those of our own tables."""
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
+    return (
+        f"INSERT INTO {table} (start, {key}, length, {', '.join(names)}) VALUES (?, ?, ?{', ?' * len(names)})"  # noqa: S608  # as above
+        f" ON CONFLICT (start, {key}) DO UPDATE SET length = max(length, excluded.length), {added}"
+    )
 
 
 def _process_id(connection: sqlite3.Connection, row: Row) -> int:
@@ -288,7 +331,7 @@ async def keep_history(
         path: The SQLite file.
         bucket: Length of a bucket in seconds.
         keep: Seconds after which buckets are deleted; `None`: never.
-        options: Those of `ProcessTable`.
+        options: Those of `HistoryWriter`.
 
     Raises:
         HistoryError: The file cannot be opened, or not be written at the very end.

@@ -21,6 +21,7 @@ from nstat_async import (
     FlowRemoved,
     FlowUpdated,
     LossCause,
+    Outcome,
     PollCompleted,
     Provider,
     RemovalReason,
@@ -54,7 +55,7 @@ TEXTS = {
     "ip", "hostname", "name", "interface_name", "uid", "protocol_name", "activity_name", "class_name", "version",
     "vendor_name", "message", "path", "cmd_line", "status_detail", "app_protocol_name",
 }  # fmt: skip
-ACTIVITIES = {1, 2, 4, 6, 7, 99}
+ACTIVITIES = {1, 2, 3, 4, 5, 6, 7, 99}
 
 
 def check(value: object, name: str = "") -> None:
@@ -149,6 +150,16 @@ def test_the_source_began_the_connection_and_bytes_go_out_of_it():
 )
 def test_what_happened_is_the_activity(event, activity):
     assert _line(event)["activity_id"] == activity
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_how_a_connection_ended_is_the_activity_of_its_removal(outcome):
+    flow = attrs.evolve(FLOW, outcome=outcome)
+    line = _line(FlowRemoved(0.0, flow, COUNTS, final=True, reason=RemovalReason.CLOSED))
+    kind = outcome.value.partition("_")[0]
+    assert line["activity_id"] == {"closed": 2, "reset": 3, "timed": 4, "failed": 4, "refused": 5}[kind]
+    assert outcome.value in line["status_detail"]
+    assert ("status_id" in line) == (kind != "closed")
 
 
 def test_lost_bytes_are_bytes_missed_and_unknown_ones_are_not_zero():

@@ -87,6 +87,9 @@ def test_fields_of_events_may_leave_out_their_beginning(source):
     assert flows
     assert all(line.keys() == {"v", "event", "flow", "counts"} for line in flows)
     assert all(line["flow"].keys() == {"process", "remote"} for line in flows)
+    status, out, _ = run("replay", path, "--fields", "process,counts")
+    assert "pid:" in out
+    assert "  rx " in out
     status, out, _ = run("replay", path, "--fields", "event,pid,remote,rx_bytes,final")
     assert status == 0
     heading, *rest = out.splitlines()

@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from ..._errors import BackendUnavailableError, NstatError, UnavailableReason
-from .._output import is_terminal
+from .._output import can_draw
 from .._processes import run as print_rows
 from .._processes import view_of
 from .._source import backend_of, monitor_options
@@ -34,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
             "top", UnavailableReason.DEPENDENCY, "it needs Textual: pip install 'nstat-async[cli]'"
         ) from error
     # Textual reads standard input and draws on standard error.
-    if not all(map(is_terminal, (sys.stdin, sys.stdout, sys.stderr))):
+    if not all(map(can_draw, (sys.stdin, sys.stdout, sys.stderr))):
         raise NstatError(
-            "top needs a terminal on all three standard streams; `processes --every 1` prints the same numbers to a pipe"
+            "top needs a terminal that can draw (not TERM=dumb) on all three standard streams; "
+            "`processes --every 1` prints the same numbers to anything"
         )
     backend = backend_of(arguments)
     options = monitor_options(arguments)

@@ -37,6 +37,7 @@ _TALL = 34
 """Screens with as many lines have a chart, unless it is taken away."""
 _VIEWS = ("process", "user", "unit", "container", "remote-address", "remote-port", "interface", "connection")
 """What ``v`` goes through."""
+_OF_PROCESSES = ("process", "effective-process")
 _HELP = """\
 Most traffic first; rates over the last seconds.
 
@@ -141,7 +142,10 @@ class TopApp(App[None]):
         include_history: bool = False,
     ) -> None:
         super().__init__()
-        self.model = TopModel(view or View(), include_history=include_history, sort=sort)
+        view = view or View()
+        self.model = TopModel(view, include_history=include_history, sort=sort)
+        self._processes = view.group_by if view.is_of_processes else GroupBy.processes()
+        """By processes: by effective ones, if that was asked for."""
         self.state = State(backend.name, filtered="flow_filter" in options)
         self.failure: Exception | None = None
         """Why the monitor failed, if it did."""
@@ -209,18 +213,18 @@ class TopApp(App[None]):
         main, view, model = self.screen_stack[0], self.view, self.model
         width, small = self.size.width, self.size.height < SMALL
         alarm = f"! {model.gaps}" if small and model.gaps else ""
-        totals = totals_text(model, width, ascii_only=view.ascii_only, alarm=alarm)
+        totals, curve = totals_text(model, width, ascii_only=view.ascii_only, alarm=alarm)
         self._write("#state", state_text(self.state, model), shown=not small)
-        self._write("#totals", totals)
+        self._write("#totals", totals, curve)
         self._show_chart(width)
         self._write("Heading", view.columns.heading(model.sort, reverse=model.reverse))
         main.query_one(Footer).display = not small
         view.update_lines()
 
-    def _write(self, where: str, text: str, *, shown: bool = True) -> None:
+    def _write(self, where: str, text: str, curve: str = "", *, shown: bool = True) -> None:
         widget = self.screen_stack[0].query_one(where, Static)
         widget.display = shown
-        widget.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        widget.update(Text(text, no_wrap=True, overflow="ellipsis").append(curve, "yellow"))
 
     def _show_chart(self, width: int) -> None:
         widget = self.screen_stack[0].query_one("#chart", Static)
@@ -264,8 +268,11 @@ class TopApp(App[None]):
     def action_next_view(self) -> None:
         """Rows of something else."""
         now = self.model.view.group_by.name.replace(" ", "-")
-        name = _VIEWS[(_VIEWS.index(now) + 1) % len(_VIEWS)] if now in _VIEWS else _VIEWS[0]
-        self.model.change_view(attrs.evolve(self.model.view, group_by=GroupBy.named(name)))
+        name = (
+            _VIEWS[(_VIEWS.index(now) + 1) % len(_VIEWS)] if now in _VIEWS else _VIEWS[1 if now in _OF_PROCESSES else 0]
+        )
+        group_by = self._processes if name == "process" else GroupBy.named(name)
+        self.model.change_view(attrs.evolve(self.model.view, group_by=group_by))
         self.show_model()
 
     def action_names(self) -> None:

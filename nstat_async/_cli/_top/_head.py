@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from ..._model import Capabilities, Visibility
+from ..._model import Capabilities
+from .._limits import unseen
 from .._text import rate_text
 from ._graph import chart_lines, curve_text
 from ._layout import fit
@@ -18,7 +19,6 @@ CHART = 5
 """Lines of the chart."""
 _LABEL = 11
 """Columns of the chart's labels."""
-_FEW = {Visibility.OWN: "only own {}", Visibility.SOME: "not all {}", Visibility.NONE: "no {}"}
 
 
 @attrs.define
@@ -41,12 +41,12 @@ def state_text(state: State, model: TopModel) -> str:
     parts = [
         "END" if state.ended else "",
         "PAUSED" if state.paused else "",
-        f"! {model.gaps} gaps" if model.gaps else "",
+        f"! {model.gaps} gap{'' if model.gaps == 1 else 's'}" if model.gaps else "",
         f"filter {model.wanted!a}" if model.wanted else "",
         state.source,
         _ebpf(able),
         "" if able is None or able.kernel is None else fit(able.kernel, 30).rstrip(),
-        *_visible(able),
+        *([] if able is None else unseen(able)),
         f"by {model.view.group_by.name}",
     ]
     return "  ".join(filter(None, parts))
@@ -58,15 +58,8 @@ def _ebpf(able: Capabilities | None) -> str:
     return f"eBPF {able.ebpf}" + ("" if able.ebpf_reason is None else f" ({fit(able.ebpf_reason, 40).rstrip()})")
 
 
-def _visible(able: Capabilities | None) -> list[str]:
-    if able is None:
-        return []
-    found = [(able.flows, "flows"), (able.processes, "processes")]
-    return [_FEW[seen].format(what) for seen, what in found if seen in _FEW]
-
-
-def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "") -> str:
-    """The sum of what is shown, and its history in what is left of the line."""
+def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "") -> tuple[str, str]:
+    """The sum of what is shown, and its history in what is left of the line; empty where that is little."""
     total = model.total
     what = "row" if not model.view.is_of_processes else "process"
     rows = f"{model.shown} {what}{'' if model.shown == 1 else 'es' if what == 'process' else 's'}"
@@ -80,8 +73,8 @@ def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "
     text = "  ".join(filter(None, parts))
     room = width - len(text) - 2
     if room < 10:
-        return text
-    return f"{text}  {curve_text([rx + tx for rx, tx in model.history], room, ascii_only=ascii_only)}"
+        return text, ""
+    return f"{text}  ", curve_text([rx + tx for rx, tx in model.history], room, ascii_only=ascii_only)
 
 
 def chart(model: TopModel, width: int, *, ascii_only: bool) -> list[tuple[str, str]]:
@@ -114,7 +107,7 @@ def empty_text(state: State, model: TopModel) -> list[str]:
     if not model.polls:
         return ["Waiting for the first answer of the kernel …" if not state.ended else "It ended without an answer."]
     lines = ["No flow passes the filter of the command line." if state.filtered else "There are no flows."]
-    if _visible(state.capabilities):
-        lines.append(f"Others may not be seen from here ({', '.join(_visible(state.capabilities))}):")
-        lines.append("nstat-async doctor says what would show them.")
+    if unseen(state.capabilities):
+        why = state.capabilities.processes_limit or "nstat-async doctor says why"
+        lines.append(f"It sees {', '.join(unseen(state.capabilities))}: {why}")
     return lines

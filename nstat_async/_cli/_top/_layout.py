@@ -347,5 +347,5 @@ def _end(end: Endpoint | None) -> str:
 
 
 def command_text(process: Process) -> str:
-    """The path of its program; empty when it is not known."""
-    return escape(process.path or "")
+    """The command line of a process, else the path of its program; empty when neither is known."""
+    return escape(process.command_line or process.path or "")

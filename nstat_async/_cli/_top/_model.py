@@ -169,7 +169,7 @@ class TopModel:
         facts = {
             "user": any(process.uid is not None for process in processes),
             "unit": any(self.view.unit(row) for row in chosen),
-            "command": any(process.path for process in processes),
+            "command": any(process.command_line or process.path for process in processes),
         }
         self.known = frozenset(name for name, known in facts.items() if known)
         ordered = self.view.sorted(chosen, self.sort)

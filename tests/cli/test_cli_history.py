@@ -1,0 +1,176 @@
+"""``history``: written until it is stopped, and asked by whom, where to and when."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+
+import conversations
+import pytest
+from support import PYTHON, run, run_json
+
+from nstat_async._cli._arguments import _since
+from nstat_async.aggregate import History, HistoryWriter
+from nstat_async.testing import EmulatedKernel, UnixServer
+
+EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
+VIEWS = ("name", "process", "user", "unit", "container", "pod", "remote")
+
+
+@pytest.fixture
+def recording(tmp_path) -> str:
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(conversations.raw(EXAMPLE))
+    return f"replay:{path}"
+
+
+@pytest.fixture
+def written(recording, tmp_path) -> str:
+    path = str(tmp_path / "traffic.db")
+    status, out, err = run("history", path, "--record", "--backend", recording, "--bucket", "1s")
+    assert (status, out) == (0, "")
+    assert path in err
+    return path
+
+
+@pytest.mark.parametrize("by", VIEWS)
+def test_every_view_adds_up_to_the_same_total(by, written):
+    total = run_json("history", written, "--json")
+    found = run_json("history", written, "--json", "--by", by)
+    for name in ("rx_bytes", "tx_bytes", "flows"):
+        assert sum(row[name] for row in found) == sum(row[name] for row in total) > 0
+
+
+def test_steps_of_time_add_up_to_the_total_too(written):
+    steps = run_json("history", written, "--json", "--step", "1s")
+    assert sum(row["rx_bytes"] for row in steps) == sum(
+        row["rx_bytes"] for row in run_json("history", written, "--json")
+    )
+    assert [row["begin"] for row in steps] == sorted(row["begin"] for row in steps)
+
+
+def test_the_text_is_a_table_of_at_most_so_many_rows(written):
+    status, out, err = run("history", written, "--by", "remote", "--limit", "1")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["REMOTE", "FLOWS", "RX", "TX", "FROM", "UNTIL"]
+    assert len(out.splitlines()) == 2
+    assert "more; --limit shows them" in err
+
+
+def test_a_span_of_time_leaves_out_what_is_not_in_it(written):
+    assert run_json("history", written, "--json", "--since", "1s") == []
+    everything = run_json("history", written, "--json", "--until", "1s")
+    assert everything == run_json("history", written, "--json")
+
+
+def test_remotes_beyond_the_limit_are_one_sum(recording, tmp_path):
+    path = str(tmp_path / "few.db")
+    assert run("history", path, "--record", "--backend", recording, "--remotes", "1")[0] == 0
+    found = run_json("history", path, "--json", "--by", "remote")
+    assert len([row for row in found if "remote" in row]) <= 1
+    assert sum(row["rx_bytes"] for row in found) == sum(row["rx_bytes"] for row in run_json("history", path, "--json"))
+
+
+def test_without_remotes_there_is_no_answer_about_them(recording, tmp_path):
+    path = str(tmp_path / "none.db")
+    assert run("history", path, "--record", "--backend", recording, "--remotes", "0")[0] == 0
+    assert run_json("history", path, "--json", "--by", "remote") == []
+
+
+def test_the_same_file_written_twice_adds_up(written, recording):
+    before = run_json("history", written, "--json", "--by", "remote")
+    assert run("history", written, "--record", "--backend", recording, "--bucket", "1s")[0] == 0
+    after = run_json("history", written, "--json", "--by", "remote")
+    assert sum(row["rx_bytes"] for row in after) == 2 * sum(row["rx_bytes"] for row in before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["/nonexistent/x.db"], 1, "/nonexistent/x.db: is not there; --record makes it"),
+        (["/nonexistent/x.db", "--record", "--backend", "emulated"], 1, "/nonexistent/x.db: cannot be opened"),
+        (["{written}", "--since", "yesterday"], 2, "neither a while such as"),
+        (["{written}", "--by", "remote", "--name", "x"], 2, "not kept for each process"),
+        (["{written}", "--record", "--bucket", "x"], 2, "is no time such as"),
+        (["{written}", "--record", "--keep", "1s", "--backend", "emulated"], 2, "less than a bucket"),
+    ],
+)
+def test_what_cannot_be_is_one_error_with_its_status(arguments, status, says, written, capfd):
+    from nstat_async._cli import main
+
+    assert main(["history", *(each.format(written=written) for each in arguments)]) == status
+    assert says in capfd.readouterr().err
+
+
+def test_a_file_that_is_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but dear to somebody\n" * 10)
+    for more in ([], ["--record", "--backend", "emulated", "--duration", "1"]):
+        status, _, err = run("history", path, *more)
+        assert status == 1
+        assert "is no history" in err
+    assert path.read_text().startswith("not a database")
+
+
+def _polls(kernel: EmulatedKernel) -> int:
+    """How often a client was answered."""
+    sources = [source for client in list(kernel.clients) for source in list(client.sources.values())]
+    return max((source.sequence for source in sources), default=0)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_counted_is_written_when_it_is_stopped(stop, tmp_path):
+    kernel = EmulatedKernel(clock=time.monotonic)
+    flow = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443))
+    path, socket = str(tmp_path / "h.db"), str(tmp_path / "k.sock")
+    with contextlib.closing(UnixServer(kernel, socket)) as server:
+        server.start()
+        command = [PYTHON, "-m", "nstat_async", "history", path, "--record", "--interval", "0.1"]
+        command += ["--backend", f"unix:{socket}", "--kernel", kernel.name]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        end = time.monotonic() + 120
+        while _polls(kernel) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        flow.transfer(rx=12_345)
+        before = _polls(kernel)
+        while _polls(kernel) < before + 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(stop)
+        assert process.wait(120) == 0
+        assert b"Traceback" not in process.stderr.read()
+        process.stderr.close()
+    with History(path) as history:
+        assert [usage.rx_bytes for usage in history.usage(by="remote")] == [12_345]
+
+
+def test_moments_are_ages_dates_and_seconds():
+    now = time.time()
+    assert now - 8 * 86400 < _since("7d") < now
+    assert _since("1767225600") == 1767225600
+    assert _since("2026-01-31T12:00+00:00") == 1769860800
+    assert _since("2026-01-31") == pytest.approx(1769860800, abs=86400)
+
+
+def test_answers_of_a_file_of_the_first_version_are_right_and_have_no_remotes(tmp_path):
+    from test_fields import VERSION_1
+
+    with History(VERSION_1) as history:
+        total = sum(usage.rx_bytes for usage in history.usage())
+        assert history.usage(by="remote") == []
+        for by in ("user", "unit", "container"):
+            assert sum(usage.rx_bytes for usage in history.usage(by=by)) == total
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(VERSION_1.read_bytes())
+    with HistoryWriter(copy, remotes=5):
+        pass
+    with History(copy) as history:
+        assert sum(usage.rx_bytes for usage in history.usage()) == total
+
+
+def test_json_leaves_out_what_is_unknown(written):
+    _, out, _ = run("history", written, "--json", "--by", "remote")
+    for line in out.splitlines():
+        assert None not in json.loads(line).values()
