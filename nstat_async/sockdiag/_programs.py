@@ -218,7 +218,8 @@ class Programs:
         """Say why there are no remotes of UDP sockets, if there are none."""
         if self._remotes_wanted and not tells(self.attached.tier).udp_packets:
             self._remotes_wanted = False
-            detail = "remotes of UDP sockets need eBPF programs with CAP_NET_ADMIN and cgroup2"
+            needs = "which are off" if self.mode is Ebpf.OFF else "which need CAP_NET_ADMIN and cgroup2 for it"
+            detail = f"remotes of UDP sockets are counted by eBPF programs, {needs}"
             self._output.events.append(ProviderRefused(self._output.time, Provider.UDP_SUBFLOW, EPERM, detail))
 
     def fail(self, why: str) -> None:
