@@ -319,6 +319,8 @@ def storm(arguments):
         f"{len(unsaid)} machines lost something unsaid; reader {found['early'] / 2**20:.0f} -> {found['late'] / 2**20:.0f} MiB"
     )
     yield "a storm: the reader, an event", [row]
+    if unsaid or twice:
+        raise SystemExit("the totals are not the truth, and nothing says so")
 
 
 def measure(arguments):

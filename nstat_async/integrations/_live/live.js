@@ -55,7 +55,12 @@ function nameOf(row) {
   if (row.kind === "other") return "all others";
   if (row.kind === "lost") return "lost by overflow";
   if (row.kind === "unknown") return view.group === "process" ? "owner unknown" : "unknown";
-  return row.name === null ? UNKNOWN : shown(row.name);
+  return (row.name === null ? UNKNOWN : shown(row.name)) + machine(row.source);
+}
+
+// In a fleet: the machine.
+function machine(name) {
+  return name === null || name === undefined ? "" : ` @${shown(name)}`;
 }
 
 function clock(seconds) {
@@ -211,6 +216,7 @@ function flowText(line) {
   const parts = [`${flow.provider} ${address(flow.local)} → ${address(flow.remote)}`];
   if (flow.state) parts.push(flow.state);
   if (flow.direction) parts.push(flow.direction);
+  if (flow.peer) parts.push(`to ${flow.peer.process && flow.peer.process.name !== null ? shown(flow.peer.process.name) : UNKNOWN}${machine(flow.peer.host)}`);
   if (flow.interface && flow.interface.name) parts.push(shown(flow.interface.name));
   if (flow.started !== null) parts.push(span(line.time - flow.started));
   const counts = line.counts;
