@@ -139,6 +139,7 @@ class Incoming:
         view.facts = header.facts or view.facts
         view.hear(header, delivery.stored, delivery.sent, now)
         view.state = HostState.SILENT
+        self._next_look = now + _LOOK_SECONDS
 
     def begin(self, time: float) -> None:
         """From now on report: first what is known of each machine, then what happens.

@@ -246,6 +246,8 @@ def test_a_machine_that_was_silent_for_long_before_somebody_joined_is_named_and_
     reader.begin()
     assert [(event.host, event.state) for event in reader.of(HostUpdated)] == [("old", HostState.SILENT)]
     assert not reader.of(PollCompleted)[0].complete
+    reader.core.handle_deadline(4000.0, WALL)
+    assert [event.state for event in reader.core.take_events()] == [HostState.LEFT]
     left = Reader()
     stopped = Stream()
     lived(Machine("old"), stopped, 1, stop=True)
