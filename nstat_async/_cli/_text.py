@@ -94,12 +94,13 @@ def process_text(process: Process | None) -> str:
 
 
 def place_text(flow: Flow) -> str:
-    """Where a flow is: its interface, and ``container:NAME`` or ``unit:NAME``, escaped."""
+    """Where a flow is: its interface, ``container:NAME`` or ``unit:NAME``; in a fleet its machine and other end. Escaped."""
     parts = [interface_text(flow.interface)]
     if flow.container is not None:
         parts.append(f"container:{escape(short_id(flow.container))}")
     elif flow.unit is not None:
         parts.append(f"unit:{escape(short_id(flow.unit))}")
+    parts += [host_text(flow.host), peer_text(flow.peer)]
     return "  ".join(part for part in parts if part)
 
 
@@ -208,7 +209,6 @@ class TextFormatter:
             remote += f"  netns:{escape(flow.namespace)}"
         process = self.cell("process", process_text(flow.process))
         text = f"{provider_text(flow):<6} {local} > {self.cell('remote', remote)}  {process}"
-        text += "".join(f"  {part}" for part in (host_text(flow.host), peer_text(flow.peer)) if part)
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
         self._flows[flow.id] = (flow, text, place := place_text(flow))
