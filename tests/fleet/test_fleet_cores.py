@@ -255,6 +255,21 @@ def test_a_machine_that_was_silent_for_long_before_somebody_joined_is_named_and_
     assert left.begin().of(PollCompleted)[0].complete
 
 
+def test_what_ended_leaves_nothing_behind_but_a_bounded_memory_of_ends(monkeypatch):
+    monkeypatch.setattr("nstat_async.fleet._peers._REMEMBERED", 20)
+    stream, machine = Stream(), Machine("web")
+    for _ in range(300):
+        machine.time += 1
+        machine.take([machine.begin(), *([machine.end(next(iter(machine.open)))] if len(machine.open) > 5 else [])])
+        for message in machine.messages():
+            stream.add(message, machine)
+    reader = Reader().begin().read(stream.deliveries)
+    view, ends = reader.core._views["web"], reader.core._flows._ends
+    assert len(view.flows) == len(machine.open) == len(view.read._flows) == len(machine.outgoing._flows)
+    assert len(ends._keys) == len(machine.open)
+    assert len(ends._ended) == 20
+
+
 # --- clocks ----------------------------------------------------------------------------------
 
 
