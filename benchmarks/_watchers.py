@@ -58,7 +58,7 @@ def library(ebpf="off"):
             reading = asyncio.create_task(read())
             await stopped.wait()
             await monitor.poll_now()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1.0)  # an end may wait for what is left of its socket, and for its other end
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading

@@ -47,7 +47,9 @@ class CoverageMeter:
 
     def __init__(self, output: Output, namespace: int, links: LinkTable) -> None:
         self.flows = Moved()
-        """Of flows, since the first look."""
+        """Of flows, from the first look to the last."""
+        self._moving = Moved()
+        """Of flows, up to now."""
         self.counted = Moved()
         """Of interfaces (wire bytes) and of the namespace (datagrams), since the first look."""
         self.known = False
@@ -67,13 +69,13 @@ class CoverageMeter:
             return
         acked, received = _COUNTERS.unpack(before or _NOTHING)
         acked_now, received_now = _COUNTERS.unpack(after)
-        self.flows.rx_bytes += max(0, received_now - received)
-        self.flows.tx_bytes += max(0, acked_now - acked)
+        self._moving.rx_bytes += max(0, received_now - received)
+        self._moving.tx_bytes += max(0, acked_now - acked)
 
     def counted_datagrams(self, entry: Entry, before: Totals | None, after: Totals) -> None:
         """The counts of a datagram socket grew."""
         earlier = before or Totals(0, 0, 0, 0)
-        flows = self.flows
+        flows = self._moving
         if entry.flow is None or not entry.flow.is_loopback:
             flows.rx_bytes += (after.rx_bytes or 0) - (earlier.rx_bytes or 0)
             flows.tx_bytes += (after.tx_bytes or 0) - (earlier.tx_bytes or 0)
@@ -97,8 +99,9 @@ class CoverageMeter:
             return
         rx, tx = answer.datagrams
         if self._datagrams is None:
-            self.flows = Moved()
+            self._moving = Moved()
         else:
+            self.flows = attrs.evolve(self._moving)
             self.known = True
             self.counted.rx_datagrams += max(0, rx - self._datagrams[0])
             self.counted.tx_datagrams += max(0, tx - self._datagrams[1])

@@ -47,6 +47,21 @@ def test_what_flows_moved_is_compared_with_what_interfaces_carried():
     assert (found.unattributed_rx_bytes, found.unattributed_tx_bytes) == (651, 1533)
 
 
+def test_both_sides_are_of_one_moment():
+    """What flows moved since the last look at the interfaces waits for the next one: a share is never too large."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.sockets[1] = FakeSocket(1, info=counters(100, 100))
+    for step, numbers in enumerate(((0, 0), (1000, 1000))):
+        kernel.traffic = counted(numbers)
+        kernel.start() if not step else kernel.wait(5.5)
+    kernel.sockets[1].info = counters(5100, 5100)
+    kernel.wait(1.0)
+    assert (coverage(kernel).flow_rx_bytes, coverage(kernel).rx_bytes) == (0, 1000)
+    kernel.traffic = counted((7000, 7000))
+    kernel.wait(5.5)
+    assert (coverage(kernel).flow_rx_bytes, coverage(kernel).rx_bytes) == (5000, 7000)
+
+
 def test_a_host_that_cannot_say_leaves_it_unknown():
     kernel = FakeKernel(interval=1.0)
     kernel.start()
