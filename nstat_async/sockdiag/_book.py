@@ -133,7 +133,7 @@ class Book:
             if not entry.preexisting:
                 self.coverage.grew(entry, b"", pieces[4])
             self.take_over(entry, message, info_of(message, form, pieces))
-            self._cgroups.place(entry, cgroup_of(message, form))
+            self.place(entry, message, form)
             self._owners.want(entry)
             self.waiting.append(entry)
 
@@ -156,14 +156,18 @@ class Book:
                 changed = before[1][1] != pieces[1][1] or before[1][4:] != pieces[1][4:]
         if not (changed or returned or counters or self._every):
             return
-        if not entry.cgroup:
-            self._cgroups.place(entry, cgroup_of(message, form))
+        self.place(entry, message, form)
         previous = entry.report
         weighed = self.take_over(entry, message, info_of(message, form, pieces))
         if entry.flow is not None:
             self.update(entry, previous, rebuilt=changed or returned or weighed)
         elif entry.connection > 1:
             self.ready.append(entry)
+
+    def place(self, entry: Entry, message: bytes, form: RowFormat) -> None:
+        """Learn from a row which cgroup a socket was made in."""
+        if not entry.cgroup:
+            self._cgroups.place(entry, cgroup_of(message, form))
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""

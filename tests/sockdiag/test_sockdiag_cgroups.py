@@ -388,3 +388,18 @@ def test_sockets_are_found_from_a_cgroup_namespace_by_their_path_there():
         pytest.skip(f"no cgroup namespace can be made here: {out.stderr}")
     assert "path='/here'" in out.stdout
     assert "path='/'" in out.stdout
+
+
+def test_a_flow_that_only_a_pulse_saw_has_its_unit_though_it_was_removed_before():
+    """What is not known of its cgroup then is known for the next one."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.has_pulse, kernel.cgroups = True, {7001: NGINX}
+    kernel.start()
+    units = []
+    for cookie in (1, 2):
+        sock = open_socket(kernel, cookie, 7001, inode=cookie)
+        kernel.owners[cookie] = 42
+        kernel.close(cookie)
+        kernel.run()
+        units += [event.flow.unit for event in flow_events(kernel.beat(late=(sock,)))]
+    assert units == [None, None, "nginx.service", "nginx.service"]
