@@ -9,8 +9,6 @@ from __future__ import annotations
 import socket
 from typing import Any, NamedTuple
 
-import attrs
-
 from .._errors import ProtocolError
 from ..ebpf import Kind, MapsPurpose, RingPurpose, decode_answer, decode_records, decode_request, text_of
 from ..recording import Record, RecordKind
@@ -57,7 +55,7 @@ def _answer(record: Record) -> list[Line]:
     for line in lines:
         line.update(type=name, type_number=int(answer.operation), error=answer.errno)
     if answer.statistics is not None:
-        lines[0]["counts"] = attrs.asdict(answer.statistics)
+        lines[0]["counts"] = answer.statistics._asdict()
     return lines
 
 

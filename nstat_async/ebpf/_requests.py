@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Union
+from typing import ClassVar, NamedTuple, Union
 
 import attrs
 
@@ -76,8 +76,7 @@ _STATISTICS = struct.Struct("=8Q")
 _UNCOUNTED = (0,) * 8
 
 
-@attrs.frozen
-class Statistics:
+class Statistics(NamedTuple):
     """Counters of the programs since they were loaded."""
 
     submitted: int
@@ -155,7 +154,7 @@ def encode_answer(operation: Operation, keys: bytes, values: bytes, *, last: boo
 
 def encode_statistics(statistics: Statistics) -> bytes:
     """The answer to a request for statistics."""
-    return encode_answer(Operation.STATISTICS, b"", _STATISTICS.pack(*attrs.astuple(statistics)), last=True)
+    return encode_answer(Operation.STATISTICS, b"", _STATISTICS.pack(*statistics), last=True)
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -173,7 +172,7 @@ def decode_answer(data: bytes) -> Answer:
     if operation is Operation.STATISTICS:
         if len(values) != _STATISTICS.size:
             raise ProtocolError("statistics of another size", raw=data)
-        return Answer(operation, bool(last), errno, statistics=Statistics(*_STATISTICS.unpack(values)))
+        return Answer(operation, bool(last), errno, statistics=Statistics._make(_STATISTICS.unpack(values)))
     if operation is Operation.OWNERS:
         return Answer(operation, bool(last), errno, tuple(decode_owners(values)))
     if operation is Operation.PEERS:

@@ -363,7 +363,7 @@ def test_packet_sockets_have_no_ends():
 
 
 def statistics(**fields):
-    values = dict.fromkeys((a.name for a in Statistics.__attrs_attrs__), 0)
+    values = dict.fromkeys(Statistics._fields, 0)
     return Statistics(**(values | fields))
 
 

@@ -185,7 +185,7 @@ def test_without_the_end_its_counts_are_taken():
 
 def test_losses_are_said_and_repaired():
     kernel = started()
-    kernel.lost = attrs.evolve(kernel.lost, ring_full=3)
+    kernel.lost = kernel.lost._replace(ring_full=3)
     kernel.asked.clear()
     polled = kernel.poll()
     assert [(e.count, e.detail) for e in polled if isinstance(e, EventsLost)] == [(3, "eBPF: ring full")]
@@ -199,17 +199,17 @@ def test_where_nothing_moved_the_maps_rest():
     """Only what may have changed is asked for: single sockets where they are few, all of them now and then."""
     kernel = started()
     kernel.ring(datagram_record(Kind.FIRST_IO, 7, pid=5, **PORTS))
-    kernel.lost = attrs.evolve(kernel.lost, moved=0)
+    kernel.lost = kernel.lost._replace(moved=0)
     kernel.asked.clear()
     kernel.poll()
     assert kernel.asked == [Operation.STATISTICS]
-    kernel.lost = attrs.evolve(kernel.lost, moved=1)
+    kernel.lost = kernel.lost._replace(moved=1)
     kernel.poll()
     assert kernel.asked[1:] == [Operation.STATISTICS, Operation.LOOK]
     kernel.ring(*(datagram_record(Kind.FIRST_IO, number, pid=5, **PORTS) for number in range(8, 8 + 64)))
     kernel.poll()
     assert kernel.asked[3:] == [Operation.STATISTICS, Operation.FLOWS]
-    kernel.lost = attrs.evolve(kernel.lost, moved=0)
+    kernel.lost = kernel.lost._replace(moved=0)
     kernel.wait(61)
     kernel.asked.clear()
     kernel.poll()
@@ -298,7 +298,7 @@ def act(kernel: Programs, name: str, *rest: Any) -> None:
     elif name == "counts":
         kernel.flows[rest[0]] = flow_row(datagram_record(Kind.FIRST_IO, rest[0], **PORTS), tx_bytes=rest[1])
     elif name == "lost":
-        kernel.lost = attrs.evolve(kernel.lost, ring_full=kernel.lost.ring_full + rest[0])
+        kernel.lost = kernel.lost._replace(ring_full=kernel.lost.ring_full + rest[0])
     elif name == "garbage":
         kernel.feed(rest[1], rest[0])
     elif name == "failed":
