@@ -298,7 +298,8 @@ def parts(command):
 def capped(arguments):
     """The same for a moment: recordings are whole, a kernel is watched for a moment."""
     options = build_parser().parse_args(arguments)
-    live = options.command in {"publish", "watch", "processes", "record", "top", "snapshot", "emulate"}
+    live = options.command in {"publish", "watch", "processes", "record", "top", "snapshot", "emulate", "serve"}
+    live = live or (options.command == "history" and options.record)
     if live and not str(getattr(options, "backend", "")).startswith("replay:"):
         arguments = [*arguments, "--duration", "0.05"]
     if options.command == "replay":
@@ -311,7 +312,7 @@ def run_here(arguments, place):
     options, arguments = capped(arguments)
     named = [getattr(options, word, None) for word in ("file", "script")]
     for path in itertools.chain.from_iterable(each if isinstance(each, list) else [each] for each in named):
-        if path not in {None, "-"} and options.command != "record" and not pathlib.Path(path).exists():
+        if path not in {None, "-"} and options.command not in {"record", "history"} and not pathlib.Path(path).exists():
             # A recording of the reader's own.
             made = place / "own.nstat"
             if not made.exists():
@@ -323,6 +324,9 @@ def run_here(arguments, place):
         return run_with_nats(arguments, place)
     if not HAS_PACKETS and (options.command == "emulate" or str(getattr(options, "backend", "")).startswith("unix:")):
         return 0, ""
+    if options.command == "serve":
+        arguments = [str(place / "s.sock") if each == options.unix_socket else each for each in arguments]
+        arguments += [] if options.unix_socket else ["--port", "0"]
     if options.command == "emulate":
         arguments = [str(place / "k.sock") if each == options.listen else each for each in arguments]
     if str(getattr(options, "backend", "")).startswith("unix:"):

@@ -378,7 +378,6 @@ COMMANDS: dict[str, Command] = {
             "--include-history": _COUNTING["--include-history"],
         },
         _LIVE,
-        without=("--duration",),
     ),
     "history": Command(
         "record into a history, or ask it",

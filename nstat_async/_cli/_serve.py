@@ -61,4 +61,4 @@ def run(arguments: argparse.Namespace) -> int:
             )
         return 0
 
-    return run_until_stopped(work)
+    return run_until_stopped(work, duration=arguments.duration)

@@ -209,7 +209,6 @@ class TextFormatter:
             remote += f"  netns:{escape(flow.namespace)}"
         process = self.cell("process", process_text(flow.process))
         text = f"{provider_text(flow):<6} {local} > {self.cell('remote', remote)}  {process}"
-        text = f"{'@' if is_listener(flow) else ' '} {text}"
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
         self._flows[flow.id] = (flow, text, place := place_text(flow))
@@ -223,41 +222,32 @@ class TextFormatter:
             self._flows.clear()  # they have the old width
         return text + " " * (self._widths.get(column, 0) - width)  # none where it is wider
 
-    def _line(self, sign: str, seconds: float, parts: Iterable[str]) -> str:
-        return f"{self._begin(sign, seconds)}   {'  '.join(part for part in parts if part)}".rstrip()
-
-    def _begin(self, sign: str, seconds: float) -> str:
-        if self.colour and _COLOURS[sign]:
-            sign = f"{_COLOURS[sign]}{sign}{_PLAIN}"
-        return f"{sign} {self.clock(seconds)}"
+    def _line(self, sign: str, seconds: float, parts: Iterable[str], mark: str = " ") -> str:
+        colour = _COLOURS[sign] if self.colour else ""
+        end = _PLAIN if colour else ""
+        line = f"{colour}{sign}{end} {self.clock(seconds)} {mark} {'  '.join(part for part in parts if part)}"
+        return line.rstrip()
 
     def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
-        text, place = self._flow(event.flow)
+        text, kind = self._flow(event.flow)
         rx, tx = traffic_texts(event.counts)
         # Written out, because it is done for each report: plain numbers are as wide as they are long.
         self._rx_width = max(self._rx_width, len(rx))
         self._tx_width = max(self._tx_width, len(tx))
-        sign = "#" if isinstance(event, FlowUpdated) else "-" if isinstance(event, FlowRemoved) else "+"
-        line = f"{self._begin(sign, event.time)} {text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}"
-        if place:
-            line = f"{line}  {place}"
+        parts = [f"{text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}", kind]
+        sign = "#" if isinstance(event, FlowUpdated) else "+"
         if isinstance(event, FlowRemoved):
-            line = "  ".join((line, *self._end(event)))
+            sign = "-"
+            if failed(event):
+                parts.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
+            if event.outcome is not None:
+                parts.append(event.outcome.value.replace("_", " "))
+            if event.uncertainty is not None:
+                parts.append(f"[±{event.uncertainty}]")
+            elif not event.final:
+                parts.append(f"[{event.reason.value}]")
             self._flows.pop(event.flow.id, None)
-        return line.rstrip()
-
-    def _end(self, event: FlowRemoved) -> list[str]:
-        """How a flow ended, and how sure its counts are."""
-        parts = []
-        if failed(event):
-            parts.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
-        if event.outcome is not None:
-            parts.append(event.outcome.value.replace("_", " "))
-        if event.uncertainty is not None:
-            parts.append(f"[±{event.uncertainty}]")
-        elif not event.final:
-            parts.append(f"[{event.reason.value}]")
-        return parts
+        return self._line(sign, event.time, parts, "@" if is_listener(event.flow) else " ")
 
 
 _Shown = tuple[str, tuple[str, ...]]

@@ -182,6 +182,10 @@ def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schem
     if version > schema.version:
         raise HistoryError(path, f"has version {version} of the format; this library knows {schema.version}")
     if write:
+        if not version:
+            connection.execute(
+                "PRAGMA auto_vacuum=INCREMENTAL"
+            )  # of a new file only: it can shrink without being rewritten
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = _migrate(connection, schema) if version < schema.version else version

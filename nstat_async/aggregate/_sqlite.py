@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ from nstat_async._monitor import Monitor
 from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
+from ._keeping import HOUR, give_back, join_old, largest, now_of, remove_old
 from ._rows import Loss, TableSnapshot, sum_rows
 from ._schema import REMOTES_SINCE, SCHEMA, HistoryError, connect
 from ._table import ProcessTable, TrafficTable
@@ -45,8 +47,9 @@ MAX_PENDING_BUCKETS = 288
 beyond it the two oldest become one: bytes are kept, resolution is not."""
 _LATE = 60.0
 """An event may be this much older than its bucket and still count there (a coalesced update)."""
-_AGREEING = 3
-"""Buckets that must agree about what time it is before older ones are deleted."""
+_LAST_MOMENT = 2.0**40
+"""Of the events' clock, seconds since the epoch: a time beyond it is none."""
+_LARGEST_NUMBER = 2**63 - 1
 _IDENTITY = ("kind", "source", "pid", "unique_pid", "name", "path", "uid")
 """Columns of the first schema, in the order of their values in ``identity``; later ones follow by name where known."""
 _LARGEST = 2**48
@@ -63,7 +66,7 @@ class _Bucket:
     """By remote address; empty where that is not kept."""
 
     def join(self, later: _Bucket) -> None:
-        self.length = later.start + later.length - self.start
+        self.length = max(self.length, later.start + later.length - self.start)  # earlier: the clock was set back
         self.rows += later.rows
         self.remotes += later.remotes
         for cause, (events, count) in later.losses.items():
@@ -91,7 +94,9 @@ class HistoryWriter:
     Args:
         path: The file; made if it is not there.
         bucket: Length of a bucket in seconds; buckets begin at multiples of it since the epoch.
-        keep: Seconds after which buckets are deleted (a few buckets later, when the clock is sure); `None`: never.
+        keep: Seconds after which buckets are deleted (up to a day later, when the clock is sure); `None`: never.
+        detail: Seconds after which buckets become hours, and processes of one name, user, unit and container one; `None`: never.
+        max_rows: Processes of their own in each bucket, those with most traffic; all others are kept as one sum.
         remotes: Remote addresses that are kept for each bucket, those with most traffic: ``History.usage(by="remote")``.
             What all others carried is kept as one sum. 0: addresses are not kept at all.
         options: Those of `ProcessTable`, e.g. ``effective=True``, ``source="laptop"``.
@@ -108,10 +113,16 @@ class HistoryWriter:
         bucket: float = DEFAULT_BUCKET,
         keep: float | None = None,
         remotes: int = 0,
+        detail: float | None = 30 * 86_400.0,
+        max_rows: int = 1_000,
         **options: Any,
     ) -> None:
         if remotes < 0:
             raise UsageError(f"remotes: {remotes!r} is negative")
+        if max_rows < 1:
+            raise UsageError(f"max_rows: {max_rows!r} is not a positive number")
+        if detail is not None and not detail >= HOUR:
+            raise UsageError(f"detail: {detail!r} is less than an hour")
         if not bucket >= 1:
             raise UsageError(f"bucket: {bucket!r} is less than a second")
         if keep is not None and not keep >= bucket:
@@ -119,6 +130,8 @@ class HistoryWriter:
         self.path = path
         self.bucket = bucket
         self.keep = keep
+        self._detail = detail
+        self._max_rows = max_rows
         # A row needs to be remembered only until its last bucket was put aside.
         self._table = ProcessTable(**{"max_age": bucket + _LATE, **options})
         self._remotes = None if not remotes else _RemoteCounter(remotes, bucket, options)
@@ -129,7 +142,11 @@ class HistoryWriter:
         self._connection: sqlite3.Connection | None = connect(path, write=True, schema=SCHEMA)[0]
 
     def feed(self, event: AnyEvent) -> None:
-        """Take in one event."""
+        """Take in one event.
+
+        Raises:
+            HistoryError: Its time is none; it is not counted.
+        """
         start = self._start
         if start is None or not start - _LATE <= event.time < start + self.bucket:
             self._turn(event.time)
@@ -138,17 +155,29 @@ class HistoryWriter:
             self._remotes.table.feed(event)
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
-        """Take in events, in order."""
+        """Take in events, in order.
+
+        Raises:
+            HistoryError: The time of some of them is none; the others are counted.
+        """
+        failure = None
         for event in events:
-            self.feed(event)
+            try:
+                self.feed(event)
+            except HistoryError as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _turn(self, time: float) -> None:
+        if not 0 <= time < _LAST_MOMENT:
+            raise HistoryError(self.path, f"an event's time is {time!r}: it is not counted")
         self._put_aside()
         self._start = time // self.bucket * self.bucket
 
     def _put_aside(self) -> None:
         now = self._table.snapshot()
-        rows = list(now.since(self._before))
+        rows = largest(now.since(self._before), self._max_rows)
         losses = _new_losses(now.losses, self._before.losses)
         self._before = now
         remotes = [] if self._remotes is None else self._remotes.take()
@@ -183,12 +212,14 @@ class HistoryWriter:
             raise UsageError("write: the history is closed")
         if not self._pending:
             return
+        refused = self._refused_rows()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 rows = sum(self._write_bucket(self._connection, bucket) for bucket in self._pending)
-                self._forget(self._connection)
+                self._keep_small(self._connection)
                 self._connection.execute("COMMIT")
+                give_back(self._connection)
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
@@ -199,6 +230,19 @@ class HistoryWriter:
         self._written_rows += rows
         self._written_buckets += len(self._pending)
         self._pending.clear()
+        if refused:
+            row = refused[0]
+            text = f"{len(refused)} rows are not kept: a number of {row.label!r} (pid {row.pid}) is no 64 bits"
+            raise HistoryError(self.path, text)
+
+    def _refused_rows(self) -> list[Row]:
+        """Take out the rows whose process has numbers that no file can hold: a recording may say anything."""
+        refused: list[Row] = []
+        for bucket in self._pending:
+            good = [row for row in bucket.rows if _can_be_kept(row)]
+            refused += [row for row in bucket.rows if row not in good] if len(good) < len(bucket.rows) else []
+            bucket.rows = good
+        return refused
 
     def flush(self) -> None:
         """Store everything, the open bucket so far included.
@@ -214,7 +258,8 @@ class HistoryWriter:
         statement = _addition("traffic", "process", names)
         for row in bucket.rows:
             counters = [min(getattr(row, name), _LARGEST) for name in names]
-            connection.execute(statement, (bucket.start, _process_id(connection, row), bucket.length, *counters))
+            process = _process_id(connection, SCHEMA.process_values(row))
+            connection.execute(statement, (bucket.start, process, bucket.length, *counters))
         names = list(SCHEMA.columns(SqlTable.TRAFFIC, REMOTES_SINCE))
         statement = _addition("remote", "address", names)
         for row in bucket.remotes:
@@ -228,25 +273,18 @@ class HistoryWriter:
             )
         return len(bucket.rows)
 
-    def _forget(self, connection: sqlite3.Connection) -> None:
-        """Delete what is older than `keep`, by a clock that several buckets agree about.
-
-        One reading of a clock that is years ahead must not delete everything: what counts as now is
-        not the newest bucket of the file but the third newest.
-        """
-        if self.keep is None or self._start is None:
+    def _keep_small(self, connection: sqlite3.Connection) -> None:
+        """Delete and join what is old, by a clock that a day of buckets agree about."""
+        if self._start is None or (self.keep is None and self._detail is None):
             return
-        newest = connection.execute(
-            "SELECT DISTINCT start FROM traffic ORDER BY start DESC LIMIT 1 OFFSET ?", (_AGREEING - 1,)
-        ).fetchone()
-        if newest is None:
+        now = now_of(connection, self.bucket, min(self.keep or math.inf, self._detail or math.inf))
+        if now is None:
             return
-        oldest = min(self._start, newest[0]) - self.keep
-        gone = connection.execute("DELETE FROM traffic WHERE start < ?", (oldest,)).rowcount
-        connection.execute("DELETE FROM gap WHERE start < ?", (oldest,))
-        connection.execute("DELETE FROM remote WHERE start < ?", (oldest,))
-        if gone:
-            connection.execute("DELETE FROM process WHERE id NOT IN (SELECT process FROM traffic)")
+        now = min(now, int(self._start))
+        if self.keep is not None:
+            remove_old(connection, now - self.keep)
+        if self._detail is not None:
+            join_old(connection, now - self._detail, lambda values: _process_id(connection, values))
 
     def close(self) -> None:
         """Store everything and close the file. Idempotent.
@@ -299,8 +337,12 @@ def _addition(table: str, key: str, names: list[str]) -> str:
     )
 
 
-def _process_id(connection: sqlite3.Connection, row: Row) -> int:
-    values = SCHEMA.process_values(row)
+def _can_be_kept(row: Row) -> bool:
+    return all(abs(value) <= _LARGEST_NUMBER for value in SCHEMA.process_values(row).values() if isinstance(value, int))
+
+
+def _process_id(connection: sqlite3.Connection, given: Mapping[str, Any]) -> int:
+    values = {name: given.get(name) for name in SCHEMA.columns(SqlTable.PROCESS, SCHEMA.version)}
     later = [[name, value] for name, value in values.items() if name not in _IDENTITY and value is not None]
     identity = json.dumps([values[name] for name in _IDENTITY] + later)
     connection.execute(
@@ -344,12 +386,12 @@ async def keep_history(
         writer = await anyio.to_thread.run_sync(open_writer)
         try:
             while events := await subscription.receive_many():
-                writer.feed_many(events)
-                if writer.pending:
-                    try:
+                try:
+                    writer.feed_many(events)
+                    if writer.pending:
                         await anyio.to_thread.run_sync(writer.write)
-                    except HistoryError as error:
-                        logger.warning("history: %s; %d buckets wait", error, writer.pending)
+                except HistoryError as error:
+                    logger.warning("history: %s; %d buckets wait", error, writer.pending)
         except anyio.get_cancelled_exc_class():
             with contextlib.suppress(NstatError):
                 writer.feed_many(subscription.receive_nowait())

@@ -11,8 +11,8 @@ these. ``docs/architecture.md`` says what a message is and why.
 from __future__ import annotations
 
 from .._public import only
-from ._incoming import Incoming
-from ._messages import STATE, Delivery, Facts, Header, Message, decode, encode, host_name, subject_of
+from ._incoming import Delivery, Incoming
+from ._messages import STATE, Facts, Header, Message, decode, encode, host_name, subject_of
 from ._outgoing import MOST_BYTES, Outgoing
 
 __all__ = [

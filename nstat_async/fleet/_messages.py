@@ -27,7 +27,6 @@ from .._values import from_json, to_json
 __all__ = [
     "EVENTS",
     "STATE",
-    "Delivery",
     "Facts",
     "Header",
     "Message",
@@ -102,20 +101,6 @@ class Message:
     """The message."""
     events: int
     """Lines in it."""
-
-
-@attrs.frozen
-class Delivery:
-    """A message as the stream has it."""
-
-    subject: str
-    data: bytes
-    position: int
-    """Its number in the stream."""
-    stored: float
-    """When the server got it, on its clock, seconds since the epoch."""
-    sent: float | None = None
-    """When it was sent, on the clock of who sent it."""
 
 
 def host_name(text: Any) -> str:

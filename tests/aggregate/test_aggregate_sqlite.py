@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import zlib
 from datetime import datetime, timezone
 
 import anyio
@@ -235,8 +236,107 @@ def test_files_that_are_no_history_are_left_alone(tmp_path):
     assert not (tmp_path / "absent.db").exists()
 
 
+def traffic(writer, time, name, rx=100):
+    process = Process(zlib.crc32(f"{name}{time}".encode()), name)
+    it = flow(f"{name}{time}", process)
+    writer.feed_many([added(it, time, counts(0)), removed(it, time, counts(rx))])
+
+
+@pytest.mark.parametrize("wrong", [1, 12, 200])
+def test_a_clock_that_is_wrong_for_hours_erases_nothing(path, wrong):
+    """Ten years ahead for so many buckets, after a restart or in the middle of a run."""
+    day = 86_400
+    with HistoryWriter(path, bucket=300, keep=90 * day, detail=None) as writer:
+        for moment in range(0, 60 * day, day):
+            traffic(writer, moment, "curl")
+            writer.write()
+    for _ in range(2):
+        with HistoryWriter(path, bucket=300, keep=90 * day, detail=None) as writer:
+            traffic(writer, 60 * day, "curl")
+            for number in range(wrong // 2):
+                traffic(writer, 3650 * day + number * 300, "curl")
+            traffic(writer, 61 * day, "curl")
+            writer.write()
+    with History(path) as history:
+        assert len(history.timeline(day, until=60 * day)) == 60
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf"), 1e300, -1e18, -5, 2.0**63])
+def test_an_event_whose_time_is_none_is_said_and_the_others_are_counted(path, time):
+    with HistoryWriter(path) as writer:
+        with pytest.raises(HistoryError, match="time is"):
+            writer.feed_many([added(flow("a"), 1000, counts(5)), added(flow("b"), time, counts(7)), polled(1001)])
+        writer.feed(updated(flow("a"), 1002, counts(9)))
+    assert usage(path) == [("curl", 9, 1)]
+
+
+@pytest.mark.parametrize("numbers", [{"pid": 2**70}, {"pid": 1, "uid": 2**63}, {"pid": 1, "unique_pid": 2**64}])
+def test_a_process_whose_numbers_no_file_can_hold_is_said_and_the_others_are_kept(path, numbers):
+    with HistoryWriter(path) as writer:
+        odd = Process(name="odd", **numbers)
+        writer.feed_many([added(flow("a"), 1, counts(5)), added(flow("b", odd), 1, counts(7)), polled(1000)])
+        with pytest.raises(HistoryError, match="'odd'"):
+            writer.write()
+        traffic(writer, 1001, "later")
+    assert usage(path) == [("later", 100, 1), ("curl", 5, 1)]
+
+
+def test_a_bucket_has_so_many_processes_and_the_sum_of_all_others(path):
+    """A day of thousands of processes a second is bounded; totals are exact."""
+    with HistoryWriter(path, bucket=60, max_rows=20) as writer:
+        for bucket in range(5):
+            for number in range(500):
+                traffic(writer, bucket * 60 + number / 10, f"p{bucket}.{number}", rx=1000 + number)
+            writer.write()
+            assert writer.statistics()["rows_written"] <= (bucket + 1) * 21
+    with History(path) as history:
+        rows = history.usage(by="process")
+        assert sum(row.rx_bytes for row in rows) == 5 * sum(1000 + number for number in range(500))
+        assert sum(row.flows for row in rows) == 2500
+        assert "p0.499" in {row.name for row in rows}
+        assert len(history.timeline(60)) == 5
+    assert path.stat().st_size < 200_000
+
+
+def test_old_buckets_become_hours_with_the_same_sums(path):
+    """Processes of one name become one; what is younger keeps its buckets."""
+    hour = 3600
+    with HistoryWriter(path, bucket=60, detail=10 * hour) as writer:
+        for minute in range(0, 40 * 60, 7):
+            for name in ("curl", "ssh"):
+                traffic(writer, minute * 60, name, rx=minute)
+            writer.write()
+        half = [(each.name, each.rx_bytes, each.flows) for each in History(path).usage()]
+        writer.write()
+    total = sum(range(0, 40 * 60, 7))
+    assert usage(path) == [("curl", total, 343), ("ssh", total, 343)]
+    assert sum(flows for _, _, flows in half) == 2 * 342  # the open bucket is not written
+    with History(path) as history:
+        old = history.usage(until=20 * hour, by="process")
+        assert [(row.name, row.pid) for row in old] == [("curl", None), ("ssh", None)]
+        assert {row.end - row.begin for row in history.timeline(hour, until=20 * hour)} == {hour}
+        assert all(row.pid is not None for row in history.usage(since=35 * hour, by="process"))
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM traffic WHERE length = 3600").fetchone()[0] > 40
+    connection.close()
+
+
+def test_a_file_gives_back_what_it_does_not_need(path):
+    with HistoryWriter(path, bucket=60, max_rows=10_000) as writer:
+        for number in range(3000):
+            traffic(writer, 100 + number / 100, f"some-process-of-a-long-name-{number}")
+    full = path.stat().st_size
+    with HistoryWriter(path, bucket=60, keep=600) as writer:
+        for minute in range(1000, 1030):
+            traffic(writer, minute * 60, "curl")
+            writer.write()
+    assert path.stat().st_size < full / 2
+
+
 def test_misuse_is_refused_by_name(path):
-    for options, text in [({"bucket": 0}, "bucket"), ({"keep": 5}, "keep")]:
+    for options, text in [
+        ({"bucket": 0}, "bucket"), ({"keep": 5}, "keep"), ({"max_rows": 0}, "max_rows"), ({"detail": 5}, "detail"),
+    ]:  # fmt: skip
         with pytest.raises(UsageError, match=text):
             HistoryWriter(path, **options)
     writer = HistoryWriter(path)

@@ -22,7 +22,7 @@ from nstat_async._cli._top._model import FlowLine, HeadingLine, RestLine, RowLin
 from nstat_async._cli._views import SORT_KEYS, View
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import Counts, Direction, Endpoint, Flow, Interface, InterfaceKind, Process, Provider, TcpState
-from nstat_async.aggregate import GroupBy, Row, RowKind
+from nstat_async.aggregate import GroupBy
 from nstat_async.testing import EmulatedKernel
 
 EVIL = "\x1b[31m[red]\u202e\n"
@@ -138,19 +138,6 @@ def test_the_total_is_that_of_the_rows_that_pass_the_filter():
     assert (_pids(model), model.total.open_flows) == ([3], 6)
     model.choose("")
     assert model.hidden == 0
-
-
-def test_what_no_flow_explains_is_the_last_line_and_in_no_sum():
-    model = _model()
-    total = model.total
-    model.unattributed = Row(kind=RowKind.UNATTRIBUTED, rx_bytes=10**9)
-    model.look()
-    last = _rows(model)[-1]
-    assert last.row.kind is RowKind.UNATTRIBUTED
-    assert (model.total.bytes, model.shown) == (total.bytes, 3)
-    assert "unattributed" in "".join(cell for cell, _ in Layout(100).cells(last, 1.0))
-    model.choose("big")
-    assert _pids(model) == [1]
 
 
 def test_gone_flows_and_folded_rows_leave_nothing_behind():

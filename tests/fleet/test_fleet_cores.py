@@ -235,7 +235,7 @@ def test_a_machine_is_forgotten_after_a_long_silence_and_no_memory_stays():
     assert [event.state for event in reader.of(HostUpdated)] == [HostState.PRESENT, HostState.SILENT, HostState.LEFT]
     assert not list(reader.core.flows())
     assert not reader.core._views
-    assert not reader.core._account.flows._ends._keys
+    assert not reader.core._flows._ends._keys
 
 
 def test_a_machine_that_was_silent_for_long_before_somebody_joined_is_named_and_makes_the_look_incomplete():
@@ -264,7 +264,7 @@ def test_what_ended_leaves_nothing_behind_but_a_bounded_memory_of_ends(monkeypat
         for message in machine.messages():
             stream.add(message, machine)
     reader = Reader().begin().read(stream.deliveries)
-    view, ends = reader.core._views["web"], reader.core._account.flows._ends
+    view, ends = reader.core._views["web"], reader.core._flows._ends
     assert len(view.flows) == len(machine.open) == len(view.read._flows) == len(machine.outgoing._flows)
     assert len(ends._keys) == len(machine.open)
     assert len(ends._ended) == 20

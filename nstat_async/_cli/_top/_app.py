@@ -21,7 +21,7 @@ from textual.widgets import Footer, Input, Static
 from ... import Monitor
 from ..._contract import Backend
 from ..._errors import NstatError
-from ...aggregate import GroupBy, unattributed_row
+from ...aggregate import GroupBy
 from ...backends import Replay
 from .._names import NameResolver
 from .._views import SORT_KEYS, View
@@ -203,8 +203,6 @@ class TopApp(App[None]):
         """Look at the table again, unless the screen is held still."""
         if self.state.paused or not self.is_running:
             return
-        if self._monitor is not None:
-            self.model.unattributed = unattributed_row(self._monitor.statistics().coverage)
         self.model.look()
         self.show_model()
 

@@ -112,8 +112,6 @@ class TopModel:
     """Rows that do not."""
     known: frozenset[str] = attrs.field(default=frozenset(), init=False)
     """What is known of any process: ``"user"``, ``"unit"``, ``"command"``."""
-    unattributed: Row | None = attrs.field(default=None, init=False)
-    """What the interfaces carried and no flow explains; a line of its own, in no sum. `None` while it is not known."""
     history: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), init=False)
     """Rates of the total at the last looks: received, sent."""
     expanded: set[int] = attrs.field(factory=set, init=False)
@@ -184,8 +182,6 @@ class TopModel:
             lines.append(RowLine(row, below is not None, tuple(self._curves.get(row.serial, ()))))
             if below is not None:
                 lines += self._below(row, below)
-        if self.unattributed is not None and self.unattributed.bytes and not self.wanted:
-            lines.append(RowLine(self.unattributed, expanded=False, curve=()))
         self.lines = lines
 
     def _passing(self, rows: list[Row]) -> list[Row]:
