@@ -133,6 +133,22 @@ def test_a_look_at_linux_sees_the_sockets_that_are_there():
 
 
 @LINUX
+@pytest.mark.timeout(600)
+def test_owners_on_linux():
+    """All owners are found, checks lose none, and every flow has an end."""
+    found = tables("linux_owners", "--processes", "10")
+    check(found)
+    searches = found["10 processes with a socket each"]
+    counted = {name: row["counted"] for name, row in searches.items()}
+    assert counted.pop("all owners, from nothing") == 10
+    assert counted.pop("one that nobody has") == counted.pop("the checks of a poll") == 0
+    assert set(counted.values()) == {1}
+    (flows,) = (rows for title, rows in found.items() if title.startswith("flows"))
+    assert set(flows) == {"polls alone", "pulse 0.02", "pulse 0.005"}
+    assert all(row["counted"][0] == 3 for row in flows.values())
+
+
+@LINUX
 @pytest.mark.privileged
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not may_make_namespaces(), reason="needs root and network namespaces")

@@ -22,7 +22,7 @@ from nstat_async._io import pulse
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
 from nstat_async.backends import Replay, SockDiag
-from nstat_async.sockdiag import PulsePurpose
+from nstat_async.sockdiag import PulsePurpose, PulseReport
 
 pytestmark = pytest.mark.linux
 
@@ -165,6 +165,25 @@ def test_a_shorter_pause_is_granted_more_and_not_without_end():
     with beating() as live:
         assert live.transport._pulse._budget.share == pytest.approx(pulse.SHARE * 4)
     assert pulse.SHARE * pulse.USUAL_PAUSE / 0.0001 > pulse.MOST_SHARE
+
+
+def test_what_is_done_with_reports_is_charged(monkeypatch):
+    """Between two reads the reader's thread works on what it got."""
+    clock = iter([10.0, 10.5])
+    charged = []
+    channel = pulse.PulseChannel(PulsePurpose(0), lambda _watch: None, charged.append)
+    monkeypatch.setattr(pulse.time, "thread_time", lambda: next(clock))
+    try:
+        channel._put(PulseReport())
+        batch = []
+        assert channel.read_into(batch, 8)
+        assert PulseReport.decode(batch[0]) == PulseReport()
+        assert not channel.read_into([], 8)
+        assert not channel.read_into([], 8)
+        assert charged == [0.5]
+    finally:
+        channel.close()
+        channel.watch.close()
 
 
 def test_a_search_begins_with_the_newest_process_and_ends_with_all():
