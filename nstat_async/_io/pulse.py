@@ -185,6 +185,14 @@ class _Watch:
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
         return found
 
+    def look_again(self, sockets: list[tuple[int, bytes]], missed: set[int], now: float) -> None:
+        """Take these for new once more: there was no time to find their processes."""
+        for protocol, message in sockets:
+            cookie, _, inode = _SOCKET.unpack_from(message, _COOKIE_AT)
+            if inode in missed:
+                self._known[protocol].discard(cookie)
+                self._due[protocol] = min(self._due[protocol], now + self._wait[protocol])
+
     def _look(self, protocol: int) -> tuple[list[tuple[int, bytes]], bool]:
         """New sockets, and whether there are some that no process has accepted yet."""
         known, present = self._known[protocol], set()
@@ -245,6 +253,8 @@ class Pulse:
         """Those that nobody wants any more: the thread closes them, which may be using one."""
         self._charged: deque[float] = deque()
         """CPU seconds that others spent on reports."""
+        self._cut = False
+        """The last search had not time enough."""
         self._reading = 0.0
         """CPU seconds that reading the counters took at last."""
 
@@ -335,10 +345,12 @@ class Pulse:
         for watch in moved:
             new = watch.look(now)
             if new:
-                watch.report(PulseReport(tuple(new), self._owners_of(new)))
+                owners, missed = self._owners_of(new)
+                watch.report(PulseReport(tuple(new), owners))
+                watch.look_again(new, missed, now)
 
-    def _owners_of(self, sockets: list[tuple[int, bytes]]) -> OwnersAnswer:
-        """Who holds these sockets, as far as a short search finds out."""
+    def _owners_of(self, sockets: list[tuple[int, bytes]]) -> tuple[OwnersAnswer, set[int]]:
+        """Who holds these sockets, as far as a short search finds out; and the inodes that it had no time for."""
         rows = [_SOCKET.unpack_from(message, _COOKIE_AT) for _, message in sockets]
         ours = os.geteuid()  # others do not let us look
         wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
@@ -346,15 +358,17 @@ class Pulse:
         found = [elders.eldest(place) for place in self._search(wanted)] if wanted else []
         facts = {pid: self._reader.facts(pid) for pid in dict.fromkeys(place[1] for place in found)}
         self._likely.add(facts)
-        return OwnersAnswer(
+        answer = OwnersAnswer(
             tuple((inode, pid) for inode, pid, _, _ in found),
             tuple(facts.values()),
             places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
             users=user_names({uid for _, uid, _ in rows}),
         )
+        return answer, wanted if self._cut else set()
 
     def _search(self, wanted: set[int]) -> list[tuple[int, int, int, int]]:
         """The newest processes and the recent owners, and a part of all, as far as the budget goes."""
+        self._cut = False
         until = time.thread_time() + min(LONGEST_SEARCH, self._budget.left / 4)
         found = []
         for number, place in enumerate(self._likely.places()):
@@ -364,6 +378,7 @@ class Pulse:
                 if not wanted:
                     break
             if not number % 16 and time.thread_time() >= until:
+                self._cut = True
                 break
         return found
 

@@ -17,7 +17,7 @@ from test_sockdiag_owners import child
 if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
 
-from nstat_async import Endpoint, FlowAdded, FlowRemoved, Monitor, PollCompleted
+from nstat_async import Endpoint, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted
 from nstat_async._io import pulse
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
@@ -45,28 +45,35 @@ def beating(netns=None, **options):
     return live
 
 
+def owner_of(live, *ends: int):
+    """The process of the open flow with these ports, once it is known."""
+
+    def owned():
+        for flow, _ in live.core.flows():
+            ports = [flow.local.port] if flow.remote is None else [flow.local.port, flow.remote.port]
+            if ports == list(ends) and flow.process is not None:
+                return flow.process
+        return None
+
+    return live.until(owned)
+
+
 def test_both_ends_of_a_connection_have_their_processes_between_polls():
     """The one that another process opened, and the one that we accepted."""
     with listen() as listener, beating() as live, child(CLIENT, str(port(listener))) as client:
         there = int(client.line)
-        (opened,) = live.until(lambda: live.added(there))
-        assert opened.flow.process.pid == client.pid
-        assert opened.flow.process.path == os.path.realpath(sys.executable)
+        opener = owner_of(live, there, port(listener))
+        assert (opener.pid, opener.path) == (client.pid, os.path.realpath(sys.executable))
         accepted, _ = listener.accept()
         with accepted:
-
-            def owned():
-                flows = [flow for flow, _ in live.core.flows() if flow.remote and flow.remote.port == there]
-                return flows and flows[0].process
-
-            assert live.until(owned).pid == os.getpid()
+            assert owner_of(live, port(listener), there).pid == os.getpid()
         assert live.core.statistics()["polls"] == 1
 
 
 def test_a_datagram_socket_has_its_process_between_polls():
     with beating() as live, child(CLIENT, "udp") as client:
-        (added,) = live.until(lambda: live.added(int(client.line)))
-        assert (added.flow.provider.value, added.flow.process.pid) == ("udp", client.pid)
+        assert owner_of(live, int(client.line)).pid == client.pid
+        assert live.added(int(client.line))[0].flow.provider.value == "udp"
 
 
 @pytest.mark.privileged
@@ -79,9 +86,19 @@ def test_each_network_namespace_has_a_pulse_of_its_own():
         live.until(lambda: sum(channel >= 1 << 17 for channel in live.channels) == 2)
         command = ["nsenter", f"--net=/proc/{process.pid}/ns/net"]
         with child(CLIENT, "udp", prefix=command) as client:
-            (added,) = live.until(lambda: live.added(int(client.line)))
-            assert (added.flow.namespace, added.flow.process.pid) == (f"pid:{process.pid}", client.pid)
+            assert owner_of(live, int(client.line)).pid == client.pid
+            assert live.added(int(client.line))[0].flow.namespace == f"pid:{process.pid}"
     process.communicate("\n")
+
+
+def test_a_search_that_had_no_time_goes_on(monkeypatch):
+    """What it did not come to is new once more, until it is found."""
+    monkeypatch.setattr(pulse, "LONGEST_SEARCH", 0.0)
+    with listen() as listener, beating() as live, child(CLIENT, str(port(listener))) as client:
+        live.until(lambda: live.core.statistics().get("pulses", 0) > 1)
+        monkeypatch.setattr(pulse, "LONGEST_SEARCH", 60.0)
+        live.transport._pulse._budget.left = 1000.0
+        assert owner_of(live, int(client.line), port(listener)).pid == client.pid
 
 
 def test_nothing_is_left_of_a_pulse():
@@ -107,14 +124,15 @@ async def test_the_replay_of_a_pulse_is_the_run(tmp_path, anyio_backend):
                 if client is None and monitor.statistics().feed["polls"] and isinstance(event, PollCompleted):
                     client, server = pair(listener)
                 mine = client is not None and getattr(getattr(event, "flow", None), "local", None)
-                if mine and event.flow.local.port == port(client):
+                if mine and event.flow.local.port == port(client) and event.flow.process is not None:
                     break
             client.close()
             server.close()
     async with Monitor(backend=Replay(path)) as replay:
         again = [event async for event in replay]
-    flows = [event for event in seen if isinstance(event, (FlowAdded, FlowRemoved))]
-    assert [event for event in again if isinstance(event, (FlowAdded, FlowRemoved))][: len(flows)] == flows
+    kinds = (FlowAdded, FlowUpdated, FlowRemoved)
+    flows = [event for event in seen if isinstance(event, kinds)]
+    assert [event for event in again if isinstance(event, kinds)][: len(flows)] == flows
     assert flows[-1].flow.process.pid == os.getpid()
 
 
@@ -287,8 +305,8 @@ with tests.listen() as listener, tests.beating() as live:
         os.close(tell)
         os.read(told, 1)
         os._exit(0)
-    (added,) = live.until(lambda: [e for e in live.events if getattr(e, "flow", None) and e.flow.remote == tests.there(listener)])
-    print("own" if added.flow.process.pid == client else added)
+    (owner,) = live.until(lambda: [f.process for f, _ in live.core.flows() if f.remote == tests.there(listener) and f.process])
+    print("own" if owner.pid == client else owner)
     os.close(tell)
     os.waitpid(client, 0)
 """
