@@ -70,7 +70,16 @@ class Namespace:
         self.tables = TableSource(output, self.book, sightings, self._formats, protocols)
         self.sources: tuple[Source, ...] = (self.removals, self.addresses, self.lookups, self.dumps)
         """In the order in which their channels are opened."""
-        self.pulse = PulseSource(output, self.book, owners, sightings, self._formats, self.dumps, options.pulse)
+        self.pulse = PulseSource(
+            output,
+            self.book,
+            owners,
+            sightings,
+            self._formats,
+            self.dumps,
+            options.pulse,
+            polled=options.interval is not None,
+        )
         """Opens its channel by itself, behind the first poll."""
         self._output = output
         self._judged = True

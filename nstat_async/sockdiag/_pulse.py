@@ -41,6 +41,7 @@ class PulseSource(Source):
         formats: How messages are cut.
         dumps: Says by which requests this kernel dumps its sockets.
         pause: Seconds between two looks; `None`: no pulse.
+        polled: Another poll will come by itself.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class PulseSource(Source):
         formats: RowFormats,
         dumps: DumpSource,
         pause: float | None,
+        *,
+        polled: bool = True,
     ) -> None:
         super().__init__(output, PulsePurpose(book.number))
         self._book = book
@@ -60,6 +63,7 @@ class PulseSource(Source):
         self._formats = formats
         self._dumps = dumps
         self._pause = pause
+        self._polled = polled
         self._asked = False
         self._until: float | None = None
         """When flows without a process wait no longer."""
@@ -76,6 +80,8 @@ class PulseSource(Source):
     def opened(self, receive_buffer: int | None) -> None:
         super().opened(receive_buffer)
         self._sightings.pulsing = True
+        if not self._polled:  # what came between the first poll and the first look would never be seen
+            self.output.repair_wanted = True
 
     def failed(self, errno: int) -> None:
         self.is_open = self._sightings.pulsing = False

@@ -48,6 +48,15 @@ def test_no_pulse_where_none_is_wanted():
     assert started(pulse=None).pulse is None
 
 
+def test_what_came_before_the_first_look_is_found_by_another_poll():
+    """Where no other poll would come by itself."""
+    kernel = started(interval=None)
+    add(kernel, 5)
+    (added,) = flow_events(kernel.wait(0.2))
+    assert added.flow.process.pid == 42
+    assert kernel.session.next_deadline() is None
+
+
 def test_a_pulse_asks_only_for_what_is_watched():
     assert started(providers="tcp").pulse.udp == ()
 
