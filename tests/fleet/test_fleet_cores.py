@@ -20,6 +20,7 @@ from nstat_async import (
     HostState,
     HostUpdated,
     LossCause,
+    Peer,
     PollCompleted,
     RemovalReason,
     UsageError,
@@ -531,6 +532,17 @@ def test_a_machine_cannot_make_flows_of_another_one():
     added = core.take_events()[-1]
     assert added.flow.host == "web"
     assert added.flow.id == "web/00000000/db/1/1"
+
+
+def test_what_a_flow_says_of_another_flow_is_of_the_same_machine_and_run():
+    stream, machine = Stream(), Machine("web")
+    machine.take([machine.begin(), machine.begin(parent="c0", peer=Peer("db", None, "forged"))])
+    for message in machine.messages():
+        stream.add(message, machine)
+    flows = {flow.id: flow for flow, _ in Reader().begin().read(stream.deliveries).core.flows()}
+    child = flows["web/00000000/c1"]
+    assert child.parent == "web/00000000/c0"
+    assert child.peer is None
 
 
 def test_machines_beyond_the_limit_are_left_out_and_it_is_said_once_for_each(monkeypatch):
