@@ -44,10 +44,10 @@ def state_text(state: State, model: TopModel) -> str:
         f"! {model.gaps} gap{'' if model.gaps == 1 else 's'}" if model.gaps else "",
         f"filter {model.wanted!a}" if model.wanted else "",
         state.source,
+        f"by {model.view.group_by.name}",
+        *([] if able is None else unseen(able)),
         _ebpf(able),
         "" if able is None or able.kernel is None else fit(able.kernel, 30).rstrip(),
-        *([] if able is None else unseen(able)),
-        f"by {model.view.group_by.name}",
     ]
     return "  ".join(filter(None, parts))
 
