@@ -170,15 +170,19 @@ class Connection:
 
     client: Any
     """nats-py's."""
-    lost: bool = False
-    """True once it is over."""
     reason: str = "the connection is lost"
-    """Why, then."""
+    """Why, once it is over."""
+    _ended: bool = False
     _scopes: set[anyio.CancelScope] = attrs.field(factory=set)
+
+    @property
+    def lost(self) -> bool:
+        """True once it is over; nats-py does not always call who wants to know."""
+        return self._ended or bool(self.client.is_closed)
 
     def end(self) -> None:
         """It is over: whoever waits for an answer need not."""
-        self.lost = True
+        self._ended = True
         for scope in self._scopes:
             scope.cancel()
 

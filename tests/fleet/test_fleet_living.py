@@ -176,6 +176,23 @@ async def test_a_server_that_is_killed_and_comes_back_costs_nothing(server):
 
 
 @pytest.mark.asyncio
+async def test_a_connection_that_ended_without_a_word_is_noticed_all_the_same(server):
+    async with Machine("web", server.url) as web, fleet(server.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        web.open()
+        web.move()
+        await watcher.until(lambda: watcher.totals)
+        client = web.publisher._connection.client
+        client._closed_cb = client._disconnected_cb = None
+        server.kill()
+        server.start()
+        web.move()
+        web.close()
+        await watcher.until(watcher.ended(1))
+    assert watcher.totals == truth(web)
+
+
+@pytest.mark.asyncio
 async def test_hosts_are_silent_while_the_server_is_gone_and_the_reason_is_said(server):
     async with Machine("web", server.url) as web, fleet(server.url) as monitor:
         watcher = Watcher(monitor, ProcessTable())
