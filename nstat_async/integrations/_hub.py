@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
@@ -156,7 +157,7 @@ class Hub:
             since: Events up to which the page knows them.
             expanded: Serial of a row whose flows are shown.
         """
-        table = view.table
+        table, coverage = view.table, self.coverage()
         rows = table.top(count, by)
         answer = {
             **self._head(view),
@@ -166,6 +167,7 @@ class Hub:
             "groups": GroupBy.names(),
             "rows": [{**to_dict(row, time=table.time), "serial": row.serial} for row in rows],
             "losses": [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses],
+            "shares": None if coverage is None else [coverage.rx_share, coverage.tx_share],
         }
         lists = {
             "events": self.log.latest(since, _LINES, view.chosen),
@@ -173,6 +175,10 @@ class Hub:
         }
         lines = "".join(f',"{name}":[{",".join(each)}]' for name, each in lists.items())
         return f"{json.dumps(answer, allow_nan=False, separators=(',', ':'))[:-1]}{lines}}}"
+
+    def coverage(self) -> Coverage | None:
+        """How much of what the interfaces carried the flows explain; `None` while that is not known."""
+        return None if self.monitor is None else self.monitor.statistics().coverage
 
     def _head(self, view: View) -> dict[str, Any]:
         return {

@@ -192,7 +192,9 @@ def create_app(
         except ImportError:  # pragma: no cover - depends on what is installed
             return PlainTextResponse("Metrics need prometheus-client.\n", 501)
         registry = CollectorRegistry()
-        registry.register(TrafficCollector(fed=hub.keepers, is_running=lambda: hub.state == "running"))
+        registry.register(
+            TrafficCollector(fed=hub.keepers, is_running=lambda: hub.state == "running", coverage=hub.coverage)
+        )
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     app = Starlette(

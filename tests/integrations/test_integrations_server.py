@@ -7,11 +7,13 @@ import contextlib
 import json
 import re
 
+import attrs
 import httpx
 import pytest
 import uvicorn
 from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, removed, until, updated
 
+from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._model import Process
 from nstat_async.integrations.server import create_app
@@ -371,3 +373,15 @@ async def test_slow_clients_hold_nobody_up():
             assert (await client.get("/processes")).status_code == 200
             seen = [await quick.named("flow_updated") for _ in range(300)]
             assert [event["counts"]["rx_bytes"] for event in seen] == [turn * 1000 + number for number in range(300)]
+
+
+async def test_how_much_the_flows_explain_is_in_the_page_and_in_the_metrics():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+        assert (await client.get("/live")).json()["shares"] is None
+        names = [each.name for each in attrs.fields(Coverage)]
+        monitor.figures = {f"coverage_{name}": 0 for name in names} | {
+            "coverage_rx_bytes": 1000, "coverage_flow_rx_bytes": 900,
+        }  # fmt: skip
+        assert (await client.get("/live")).json()["shares"] == [0.9, None]
+        assert "nstat_interface_receive_bytes_total 1000.0" in (await client.get("/metrics")).text

@@ -284,6 +284,9 @@ function showTotals(answer) {
   setText(byId("total-open"), String(total.open_flows));
   setText(byId("total-flows"), `${total.flows} seen`);
   setText(byId("since"), answer.since === null ? "" : `counted since ${clock(answer.since)}`);
+  const share = (part) => (part === null ? UNKNOWN : `${Math.round(100 * part)} %`);
+  const shares = answer.shares;
+  setText(byId("coverage"), shares ? `Payload of flows is ${share(shares[0])} of what the interfaces received, ${share(shares[1])} of what they sent.` : "");
   addSample(answer.time, total.rx_rate, total.tx_rate);
 }
 
