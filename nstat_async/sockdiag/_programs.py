@@ -262,7 +262,9 @@ class Programs:
         if not self._sightings.live:
             return
         self.maps.ask(Operation.STATISTICS)
-        if self._output.now >= self._walk_due or self._sightings.missing:
+        # The first walk is over before the first dump knows the sockets that it has: what /proc does not show is named by the second.
+        unnamed = self._output.poll == 2 and self._owners.unresolved > 0
+        if self._output.now >= self._walk_due or self._sightings.missing or unnamed:
             self._sightings.missing = False
             self._walk_due = self._output.now + WALK_SECONDS
             self._lists = max(self._lists, 1)

@@ -183,6 +183,18 @@ def test_without_the_end_its_counts_are_taken():
     assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"]  # nothing was counted: it does not wait
 
 
+@pytest.mark.parametrize(("known", "walks"), [(True, 1), (False, 2)])
+def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, walks):
+    """The first walk is over before a dump knows the sockets that it has."""
+    kernel = Programs()
+    kernel.sockets[1] = FakeSocket(1, inode=1)
+    if known:
+        kernel.owners[1] = 42
+    kernel.start()
+    kernel.poll()
+    assert kernel.asked.count(Operation.OWNERS) == walks
+
+
 def test_losses_are_said_and_repaired():
     kernel = started()
     kernel.lost = kernel.lost._replace(ring_full=3)
