@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
+import attrs
 import conversations
 import pytest
 import strategies
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import run, run_json
 
-from nstat_async import UsageError
+from nstat_async import Counts, Endpoint, Flow, FlowAdded, FlowUpdated, Process, Provider, UsageError
 from nstat_async._cli._columns import event_columns, picked, row_columns
 from nstat_async._cli._names import NameResolver
 from nstat_async._cli._views import SORT_KEYS, View, user_text
@@ -45,11 +46,15 @@ def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():
         assert GroupBy.named(name).name
 
 
-def test_a_connection_takes_its_past_along_when_more_of_it_is_known(source):
+def test_a_connection_takes_its_past_along_when_more_of_it_is_known():
     """No row of a half-known connection stays behind."""
-    rows = run_json("processes", "--json", "--by", "connection", "--backend", source)
-    assert rows
-    assert all(row["flows"] for row in rows)
+    table = TrafficTable(GroupBy.connection())
+    begun = Flow("1", Provider.TCP, local=Endpoint.parse("10.0.0.1", 5), remote=Endpoint.parse("192.0.2.1", 443))
+    table.feed(FlowAdded(1.0, begun, Counts(rx_bytes=100, tx_bytes=0), preexisting=False))
+    known = attrs.evolve(begun, process=Process(7, "curl"))
+    table.feed(FlowUpdated(2.0, known, Counts(rx_bytes=300, tx_bytes=0), Counts(rx_bytes=100, tx_bytes=0)))
+    (row,) = table.rows()
+    assert (row.name, row.rx_bytes, row.flows) == ("tcp 10.0.0.1:5 > 192.0.2.1:443  curl", 300, 1)
 
 
 @given(st.lists(strategies.rows(), max_size=5), st.sampled_from(sorted(SORT_KEYS)), st.sampled_from(GroupBy.names()))
