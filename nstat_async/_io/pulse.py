@@ -39,7 +39,7 @@ SHARE = 0.018
 USUAL_PAUSE = 0.02
 """Seconds between two looks for which that share is meant: who wants shorter ones grants more."""
 MOST_SHARE = 0.2
-SAVED = 2.0
+SAVED = 6.0
 """Seconds for which a share that was not used is kept."""
 MOST_UNREAD = 16
 """Reports that wait to be read; there is no look while there are more."""
