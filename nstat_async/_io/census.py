@@ -8,6 +8,7 @@ the CPU time that a caller grants. A process whose number of descriptors did not
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -46,6 +47,8 @@ class Census:
         self._tables: dict[int, _Table] = {}
         self._round: Iterator[None] = iter(())
         self._shared: Shared | None = None
+        self._sizes = bool(size_of(os.getpid()))
+        """The kernel says how many descriptors a process has: threads of its own have none."""
 
     def go_on(self, until: float) -> Shared | None:
         """Count until this time of the thread's own clock; the sockets with several holders when a round is complete."""
@@ -94,7 +97,7 @@ class Census:
         known, size = self._tables.get(pid), size_of(pid)
         if size is None:
             return
-        if known is not None and size and known.size == size and known.rounds < READ_AGAIN:
+        if known is not None and self._sizes and known.size == size and known.rounds < READ_AGAIN:
             known.rounds += 1
             tables[pid] = known
             return

@@ -247,6 +247,7 @@ class OwnerSource:
         self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
         places = dict(enumerate(answer.places))
+        owners: dict[tuple[int, int], Process] = {}
         for number, (inode, pid) in enumerate(answer.owners):
             known = facts.get(pid)
             if known is None:
@@ -254,7 +255,9 @@ class OwnerSource:
             thread, descriptor = places.get(number, (pid, None))
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
             for entry in self._pop(inode):
-                entry.book.learn_owner(entry, self.process(known, entry.user[0]), place)
+                uid = entry.user[0]
+                owner = owners.get((pid, uid)) or owners.setdefault((pid, uid), self.process(known, uid))
+                entry.book.learn_owner(entry, owner, place)
         for _, pid in answer.owners:
             facts.pop(pid, None)
         if facts:
@@ -321,14 +324,15 @@ class OwnerSource:
 
     def _replace(self, changed: Mapping[tuple[int, int | None, int], Process]) -> None:
         """What is known of processes is something else now, for all their sockets."""
-        renewed: dict[Process, Process] = {}
+        renewed: dict[int, tuple[Process, Process]] = {}  # by identity: to hash a process takes longer than all the rest
         for key, new in changed.items():
             old = self._processes[key]
             if new != old:
-                renewed[old] = self._processes[key] = new
+                self._processes[key] = new
+                renewed[id(old)] = (old, new)
         for entry in self._entries() if renewed else ():
-            if entry.process is not None and entry.process in renewed:
-                entry.book.learn_owner(entry, renewed[entry.process], entry.place)
+            if id(entry.owner) in renewed:
+                entry.book.learn_owner(entry, renewed[id(entry.owner)][1], entry.place)
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
         return Process(
