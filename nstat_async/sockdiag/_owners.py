@@ -324,7 +324,8 @@ class OwnerSource:
 
     def _replace(self, changed: Mapping[tuple[int, int | None, int], Process]) -> None:
         """What is known of processes is something else now, for all their sockets."""
-        renewed: dict[int, tuple[Process, Process]] = {}  # by identity: to hash a process takes longer than all the rest
+        # By identity: to hash a process takes longer than all the rest.
+        renewed: dict[int, tuple[Process, Process]] = {}
         for key, new in changed.items():
             old = self._processes[key]
             if new != old:
