@@ -167,7 +167,8 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
         return connection, _checked(connection, path, schema, write=write)
     except sqlite3.Error as error:
         connection.close()
-        raise HistoryError(path, f"is no history: {error}") from error
+        what = "cannot be opened" if isinstance(error, sqlite3.OperationalError) else "is no history"
+        raise HistoryError(path, f"{what}: {error}") from error
     except HistoryError:
         connection.close()
         raise

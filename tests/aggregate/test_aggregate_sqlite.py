@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from nstat_async._errors import UsageError
 from nstat_async._events import LossCause
 from nstat_async._model import Process
-from nstat_async.aggregate import History, HistoryError, HistoryWriter, ProcessTable, keep_history
+from nstat_async.aggregate import History, HistoryError, HistoryWriter, ProcessTable, _schema, keep_history
 from nstat_async.aggregate import _sqlite as module
 
 
@@ -234,6 +234,17 @@ def test_files_that_are_no_history_are_left_alone(tmp_path):
     with pytest.raises(HistoryError, match="cannot be opened"):
         HistoryWriter(tmp_path / "absent" / "h.db")
     assert not (tmp_path / "absent.db").exists()
+
+
+@pytest.mark.parametrize("open_it", [History, HistoryWriter])
+def test_what_keeps_a_history_from_being_opened_is_not_said_of_the_file(tmp_path, monkeypatch, open_it):
+    def fails(*_args, **_options):
+        raise sqlite3.OperationalError("unable to open database file")  # e.g. no descriptor for its log is left
+
+    HistoryWriter(tmp_path / "h.db").close()
+    monkeypatch.setattr(_schema, "_checked", fails)
+    with pytest.raises(HistoryError, match="cannot be opened: unable to open database file"):
+        open_it(tmp_path / "h.db")
 
 
 def traffic(writer, time, name, rx=100):
