@@ -44,14 +44,19 @@ class NamespaceSource:
             released, self._released = tuple(self._released), []
             self._output.ask(NamespacesRequest(released), self.take)
 
-    def meet(self, cookie: int) -> None:
-        """A record is of a namespace that is not watched: look at once, if it may be a new one."""
+    def meet(self, cookie: int) -> bool:
+        """A record is of a namespace that is not watched: look at once, if it may be a new one.
+
+        Returns:
+            Whether it may be watched soon.
+        """
         if self._asks and cookie not in self._met:
             if len(self._met) >= REMEMBERED:
                 self._met.clear()
             self._met.add(cookie)
             self._again = self._asking
             self.ask()
+        return self._asks
 
     def take(self, answer: Any) -> None:
         """Take in what came and went."""

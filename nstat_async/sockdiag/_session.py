@@ -161,7 +161,7 @@ class Session:
         self._numbered = found.number
         namespace = self._add_namespace(found.identity, vital=False)
         if found.cookie is not None:
-            self._sightings.books[found.cookie] = namespace.book
+            self._sightings.know(found.cookie, namespace.book)
         if not self._output.following and self._programs.settled:
             namespace.open()
 

@@ -11,6 +11,7 @@ has no local port before its SYN was answered, an accepted one nobody who uses i
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,6 +65,10 @@ ANNOUNCING_PATIENCE = 0.25
 """Seconds that a new flow waits for what is not known of it yet."""
 MOST_REMEMBERED = 65_536
 """Sockets whose end one source reported and the other one has not yet."""
+MOST_HELD = 4096
+"""Pieces of evidence about network namespaces that are not watched, and may be soon."""
+HELD_SECONDS = 1.0
+"""How long they are good for."""
 
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _FAMILIES = frozenset({AF_INET, AF_INET6, AF_PACKET})
@@ -141,8 +146,8 @@ class Sightings:
         """Whether the last counts of this datagram socket are on their way."""
         self.gone: Callable[[int], None] = lambda _cookie: None
         """Called with a socket whose end is proven without a record."""
-        self.strange: Callable[[int], None] = lambda _cookie: None
-        """Called with the cookie of a network namespace that is not watched."""
+        self.strange: Callable[[int], bool] = lambda _cookie: False
+        """Called with the cookie of a network namespace that is not watched; whether it may come to be."""
         self.books: dict[int, Book] = {}
         """By the cookie of their network namespace."""
         self._output = output
@@ -159,6 +164,8 @@ class Sightings:
         """Sockets that ended by record, with the number of their connection: their removal says nothing new."""
         self._record_due: dict[int, None] = {}
         """Sockets that ended by removal: their record, or what a pulse saw of them, says nothing new."""
+        self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
+        """What came of namespaces that are not watched yet, the oldest first."""
         self._takers: dict[type, Callable[[Book, Any], None]] = {
             Seen: self._seen,
             Established: self._established,
@@ -173,9 +180,19 @@ class Sightings:
             facts = each.facts
             book = self.books.get(facts.net_cookie)
             if book is None:
-                self.strange(facts.net_cookie)
+                if self.strange(facts.net_cookie):
+                    self._held.append((self._output.now, each))
             elif facts.family in _FAMILIES and self._wants(protocol_of(facts)):
                 self._takers[type(each)](book, each)
+
+    def know(self, net_cookie: int, book: Book) -> None:
+        """A network namespace is watched from now on: what the programs saw in it meanwhile counts, too."""
+        self.books[net_cookie] = book
+        since = self._output.now - HELD_SECONDS
+        held, self._held = self._held, deque(maxlen=MOST_HELD)
+        fresh = [piece for piece in held if piece[0] >= since]
+        self._held.extend(piece for piece in fresh if piece[1].facts.net_cookie != net_cookie)
+        self.take(each for _, each in fresh if each.facts.net_cookie == net_cookie)
 
     def _wants(self, protocol: int) -> bool:
         return protocol in self._protocols and (self.walked or protocol in _DUMPED)

@@ -54,10 +54,16 @@ class Programs(FakeKernel):
     """Its run is recorded."""
 
     def __init__(
-        self, granted: Any = GRANTED, mode: Ebpf = Ebpf.AUTO, target: Recording | None = None, **options: Any
+        self,
+        granted: Any = GRANTED,
+        mode: Ebpf = Ebpf.AUTO,
+        target: Recording | None = None,
+        *,
+        everywhere: bool = False,
+        **options: Any,
     ) -> None:
         chosen = MonitorOptions(**{"interval": None, **options})
-        session = Session(chosen, kernel="6.18.0", ebpf=mode)
+        session = Session(chosen, kernel="6.18.0", ebpf=mode, all_namespaces=everywhere)
         self.file = io.BytesIO()
         target = target or Recording(self.file)
         self.recorded = RecordedCore(session, target, chosen, now=100.0, epoch_offset=1000.0)

@@ -6,10 +6,10 @@ from typing import Any
 
 import attrs
 import pytest
-from ebpf_records import datagram_record, record
+from ebpf_records import datagram_record, encode, record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs_fakes import GRANTED, MAPS, RING, Programs, flow_row, owner_row
+from programs_fakes import GRANTED, MAPS, RING, Programs, attrs_of, flow_row, owner_row
 from replaying import assert_same, replayed
 from sockdiag_fakes import FakeSocket, flow_events, kinds
 
@@ -18,7 +18,8 @@ from nstat_async._contract import LookupFailed
 from nstat_async._model import Direction
 from nstat_async._options import Ebpf
 from nstat_async.ebpf import Flag, Kind, Operation, SocketType, Tier
-from nstat_async.sockdiag import AttachAnswer, TableRow, TcpInfo
+from nstat_async.sockdiag import AttachAnswer, FoundNamespace, NamespacesAnswer, NetworkNamespace, TableRow, TcpInfo
+from nstat_async.sockdiag._sightings import HELD_SECONDS, MOST_HELD
 
 PORTS = {"local_port": 40000, "remote_port": 80 << 8}
 REMOTE = b"\x7f\0\0\2"
@@ -346,3 +347,65 @@ def test_whatever_comes_flows_begin_and_end_once_and_the_replay_is_the_run(grant
     kernel.recorded.close()
     kernel.file.seek(0)
     assert_same(replayed(kernel.file), kernel.events)
+
+
+# -- namespaces that are not known yet
+
+BLUE = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), 99)
+
+
+def record_of_blue(kernel: Programs, *records: Any) -> list[Any]:
+    kernel.feed(encode(*(attrs_of(each)._replace(net_cookie=99) for each in records)), RING)
+    return kernel.run()
+
+
+def beginning(cookie: int = 9) -> tuple[Any, Any]:
+    opened = record(Kind.OPENED, cookie, pid=5, remote_port=80 << 8)
+    return opened, record(Kind.ESTABLISHED, cookie, pid=5, **PORTS)
+
+
+def test_what_was_seen_in_a_namespace_before_it_was_found_counts():
+    kernel = Programs(everywhere=True)
+    kernel.start()
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    event = flow_events(record_of_blue(kernel, *beginning()))[0]
+    assert isinstance(event, FlowAdded)
+    assert (event.flow.namespace, event.flow.process.pid, event.flow.direction) == ("blue", 5, Direction.OUTBOUND)
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    assert_same(replayed(kernel.file), kernel.events)
+
+
+def test_a_flow_that_ended_before_its_namespace_was_found_is_told():
+    kernel = started(everywhere=True)
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    record_of_blue(kernel, *beginning(), closed())
+    kernel.wait(1.0)
+    events = [e for e in flow_events(kernel.events) if not isinstance(e, FlowUpdated)]
+    assert kinds(events) == ["FlowAdded", "FlowRemoved"]
+    assert events[-1].flow.process.pid == 5
+    assert (events[-1].counts.tx_bytes, events[-1].final) == (70, True)
+
+
+def test_what_is_old_or_of_another_namespace_is_not_taken():
+    kernel = started(everywhere=True)
+    kernel.came_and_went = [NamespacesAnswer(), NamespacesAnswer((BLUE,))]
+    record_of_blue(kernel, *beginning())
+    kernel.wait(HELD_SECONDS + 0.5)
+    kernel.feed(encode(attrs_of(record(Kind.OPENED, 10, pid=6, remote_port=80 << 8))._replace(net_cookie=98)), RING)
+    kernel.run()
+    assert not flow_events(kernel.events)
+    assert BLUE.cookie in kernel.session._sightings.books
+
+
+def test_what_is_held_of_unknown_namespaces_is_bounded():
+    kernel = started(everywhere=True)
+    for cookie in range(MOST_HELD):
+        record_of_blue(kernel, *beginning(cookie + 1))
+    assert len(kernel.session._sightings._held) == MOST_HELD
+
+
+def test_nothing_is_held_where_other_namespaces_are_not_wanted():
+    kernel = started()
+    record_of_blue(kernel, *beginning())
+    assert not kernel.session._sightings._held
