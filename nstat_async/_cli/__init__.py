@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from .._errors import NstatError, UsageError  # noqa: PLC0415  # Ctrl-C is handled from here on
+    from .._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError  # noqa: PLC0415  # Ctrl-C is handled from here on
     from ._arguments import build_parser  # noqa: PLC0415
     from ._output import complain  # noqa: PLC0415
 
@@ -61,7 +61,10 @@ def _main(argv: Sequence[str] | None) -> int:
         complain(f"error: {error}")
         return _USAGE
     except NstatError as error:
-        complain(f"error: {error}")
+        missing = (
+            isinstance(error, BackendUnavailableError) and error.reason is UnavailableReason.DEPENDENCY and error.detail
+        )
+        complain(f"error: {missing or error}")
         return _leave(_FAILED)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)

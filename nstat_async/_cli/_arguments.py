@@ -222,7 +222,7 @@ _COUNTING = {
 _VIEW = {
     "--by": {
         "type": _by, "default": "process", "metavar": "VIEW",
-        "help": "what a row is: process (default), user, unit, container, remote-address, remote-port, interface, connection, unit, container, …",
+        "help": "what a row is: process (default), user, unit, container, remote-address, remote-port, interface, connection, …",
     },
     "--names": {**_FLAG, "help": "ask name servers for the names of remote addresses"},
 }  # fmt: skip
@@ -252,8 +252,12 @@ class Command:
 
     def usage(self, name: str) -> str:
         """How the command is called, in one line."""
-        files = ["FILE ..." if "nargs" in self.options[each] else "FILE" for each in self.options if each == "file"]
-        return " ".join([name, *files, "[options]"])
+        shown = [
+            f"{each.get('metavar', 'FILE')}{' ...' * ('nargs' in each)}"
+            for option, each in self.options.items()
+            if option[0] != "-"
+        ]
+        return " ".join([name, *shown, "[options]"])
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the options."""

@@ -137,6 +137,11 @@ def abandon_stdout() -> None:
         return
 
 
+def events_text(number: int) -> str:
+    """So many events."""
+    return f"{number} event" if number == 1 else f"{number} events"
+
+
 def complain(text: str) -> None:
     """One line on standard error."""
     if sys.stderr is None:

@@ -15,7 +15,7 @@ from .._escape import dump
 from .._events import Auxiliary, AuxiliaryFailed, EventsLost
 from .._io.recorder import StandardOutput
 from ..recording import Recording
-from ._output import Output, can_draw, complain
+from ._output import Output, can_draw, complain, events_text
 from ._progress import Progress
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
@@ -94,7 +94,7 @@ class _Tape:
 
     def describe(self) -> str:
         """How far it is."""
-        return f"{bytes_text(self.size)}  {self.events} events"
+        return f"{bytes_text(self.size)}  {events_text(self.events)}"
 
     def summarise(self, *, as_json: bool) -> None:
         """What was recorded, in a line that is not among the recording's bytes."""
@@ -103,4 +103,4 @@ class _Tape:
             Output().line(dump({"v": 1, **facts}))
             return
         gaps = f", {self.losses} gaps" if self.losses else ""
-        complain(f"{self.name}: {bytes_text(self.size)}, {self.events} events{gaps}")
+        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events)}{gaps}")

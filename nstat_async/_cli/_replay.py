@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from .. import backends
 from .._errors import RecordingError, UsageError
-from ._output import Output, can_draw, is_terminal
+from ._output import Output, can_draw, events_text, is_terminal
 from ._progress import Progress
 from ._source import check_input, monitor_options
 from ._stream import show_events
@@ -66,7 +66,7 @@ class _describe:  # noqa: N801  # a function with a memory
         self._total = sum(f.st_size for f in facts) if all(stat.S_ISREG(f.st_mode) for f in facts) else None
 
     def __call__(self) -> str:
-        text = f"{self._output.written} events"
+        text = events_text(self._output.written)
         if self._total is None or any(file.closed for file in self._files):
             return text
         return f"{text}  {bytes_text(sum(file.tell() for file in self._files))} of {bytes_text(self._total)}"

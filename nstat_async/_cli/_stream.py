@@ -12,7 +12,7 @@ from .. import Monitor, Subscription
 from .._contract import Backend
 from ._formats import EventFormatter, event_formatter
 from ._limits import say_limits
-from ._output import Output, complain
+from ._output import Output, complain, events_text
 from ._progress import Progress
 from ._run import run_until_stopped
 from ._source import is_recorded
@@ -39,7 +39,7 @@ def show_events(
 
     status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
     if arguments.quiet:
-        complain(f"{output.written} events")
+        complain(events_text(output.written))
     return status
 
 

@@ -149,7 +149,7 @@ def require_nats(what: str) -> None:
     try:
         import nats  # noqa: F401, PLC0415
     except ImportError as error:
-        detail = "it needs nats-py: pip install 'nstat-async[nats]'"
+        detail = "a fleet needs nats-py: pip install 'nstat-async[nats]'"
         raise BackendUnavailableError("fleet", UnavailableReason.DEPENDENCY, detail) from error
     try:
         asyncio.get_running_loop()

@@ -148,7 +148,7 @@ async def run_application(
     try:
         import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
     except ImportError as error:  # pragma: no cover - depends on what is installed
-        text = "serve() needs uvicorn: pip install nstat-async[server]"
+        text = "serve() needs uvicorn: pip install 'nstat-async[server]'"
         raise ImportError(text) from error
 
     class Server(uvicorn.Server):

@@ -14,7 +14,7 @@ try:
     import nats.errors
     import nats.js.errors
 except ImportError as error:  # pragma: no cover - depends on what is installed
-    msg = "nstat_async.integrations.nats needs nats-py: pip install nstat-async[nats]"
+    msg = "nstat_async.integrations.nats needs nats-py: pip install 'nstat-async[nats]'"
     raise ImportError(msg) from error
 
 import secrets

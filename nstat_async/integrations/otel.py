@@ -20,7 +20,7 @@ from __future__ import annotations
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 except ImportError as error:  # pragma: no cover - depends on what is installed
-    msg = "nstat_async.integrations.otel needs opentelemetry-api: pip install nstat-async[otel]"
+    msg = "nstat_async.integrations.otel needs opentelemetry-api: pip install 'nstat-async[otel]'"
     raise ImportError(msg) from error
 
 from collections.abc import Iterator

@@ -27,7 +27,7 @@ from __future__ import annotations
 try:
     from opentelemetry._logs import Logger, SeverityNumber, get_logger
 except ImportError as error:  # pragma: no cover - depends on what is installed
-    msg = "nstat_async.integrations.otel_logs needs opentelemetry-api 1.35 or newer: pip install nstat-async[otel]"
+    msg = "nstat_async.integrations.otel_logs needs opentelemetry-api 1.35 or newer: pip install 'nstat-async[otel]'"
     raise ImportError(msg) from error
 
 from collections.abc import Iterable

@@ -32,7 +32,7 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ImportError as error:  # pragma: no cover - depends on what is installed
-    msg = "nstat_async.integrations.prometheus needs prometheus-client: pip install nstat-async[prometheus]"
+    msg = "nstat_async.integrations.prometheus needs prometheus-client: pip install 'nstat-async[prometheus]'"
     raise ImportError(msg) from error
 
 import platform

@@ -30,7 +30,7 @@ try:
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route
 except ImportError as error:  # pragma: no cover - depends on what is installed
-    msg = "nstat_async.integrations.server needs starlette and sse-starlette: pip install nstat-async[server]"
+    msg = "nstat_async.integrations.server needs starlette and sse-starlette: pip install 'nstat-async[server]'"
     raise ImportError(msg) from error
 
 from collections.abc import Callable, Iterable

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] not in {"textual", "rich"}:
             raise
         raise BackendUnavailableError(
-            "top", UnavailableReason.DEPENDENCY, "it needs Textual: pip install 'nstat-async[cli]'"
+            "top", UnavailableReason.DEPENDENCY, "top needs Textual: pip install 'nstat-async[cli]'"
         ) from error
     # Textual reads standard input and draws on standard error.
     if not all(map(can_draw, (sys.stdin, sys.stdout, sys.stderr))):
