@@ -16,7 +16,6 @@ from .._io import system
 from .._io.system import DARWIN, LINUX, is_here
 from . import _kctl, _sock_diag
 from ._emulated import Emulated
-from ._fleet import Fleet
 from ._kctl import Kctl
 from ._replay import Replay
 from ._sock_diag import Namespace, SockDiag
@@ -80,6 +79,12 @@ def _unix(given: Given) -> Backend:
     return UnixSocket(given.rest, given.kernel)
 
 
+def _fleet(given: Given) -> Backend:
+    from ._fleet import Fleet  # noqa: PLC0415  # which hardly anybody needs
+
+    return Fleet(given.rest)
+
+
 ROWS = (
     Row("auto", _auto, namespaces=True),
     Row(
@@ -100,7 +105,7 @@ ROWS = (
     Row("emulated", _emulated),
     Row("unix", _unix, takes="PATH"),
     Row("replay", lambda given: Replay(given.rest, kernel=given.kernel), takes="FILE"),
-    Row("fleet", lambda given: Fleet(given.rest), takes="URL"),
+    Row("fleet", _fleet, takes="URL"),
 )
 
 
