@@ -63,7 +63,7 @@ _LOCAL = 4
 _LOCALHOST = 1
 _PROTOCOLS = {Provider.TCP: ("tcp", 6), Provider.UDP: ("udp", 17), Provider.QUIC: ("udp", 17)}
 _NOT_ENDED = frozenset({RemovalReason.FILTERED, RemovalReason.MONITOR})
-_UNMAPPED = ("provider", "state", "namespace", "unit", "pod", "attribution")
+_UNMAPPED = ("provider", "state", "namespace", "cgroup", "unit", "container", "pod", "parent", "attribution")
 """Keys of a flow's JSON that OCSF has no place for."""
 
 

@@ -162,6 +162,21 @@ def test_how_a_connection_ended_is_the_activity_of_its_removal(outcome):
     assert ("status_id" in line) == (kind != "closed")
 
 
+def test_what_the_schema_has_no_place_for_is_unmapped():
+    flow = Flow(
+        "2", Provider.UDP_SUBFLOW, cgroup="/system.slice/web.service", container="web", pod="shop/web", parent="1"
+    )
+    line = json.loads(OcsfFormatter("here").flow_line(flow, None, 1.0))
+    assert line["unmapped"] == {
+        "provider": "udp_subflow",
+        "cgroup": "/system.slice/web.service",
+        "unit": "web.service",
+        "container": "web",
+        "pod": "shop/web",
+        "parent": "1",
+    }
+
+
 def test_lost_bytes_are_bytes_missed_and_unknown_ones_are_not_zero():
     known = _line(EventsLost(0.0, LossCause.OVERFLOW, 5, COUNTS, None))
     assert known["traffic"] == {"bytes_missed": 1000}
