@@ -15,9 +15,7 @@ from typing import Any, TypeVar
 
 from .._model import InterfaceKind, Visibility
 
-REFUSED = (
-    "some processes cannot be named: that needs CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, and every capability they have"
-)
+REFUSED = "some processes cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and for a process with more capabilities those too"
 SAMPLE = 16
 """Processes of all ages that are tried out; a search for owners tries all (`OwnersAnswer.refused`)."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC

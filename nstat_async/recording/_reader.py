@@ -105,7 +105,7 @@ class RecordingReader:
             raise RecordingError("compressed with gzip within gzip, or fed without decompression", raw=first[:64])
         if self._kernel is None:
             raise RecordingError(
-                "not a recording that says what it is: if it is a headerless .bin (u32 seconds, u32 length, datagram), "
+                "neither a recording of this library nor JSON Lines; if it is a headerless .bin (u32 seconds, u32 length, datagram), "
                 "its kernel must be given, e.g. xnu-11417.121.6",
                 raw=first[:64],
             )

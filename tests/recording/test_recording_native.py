@@ -197,8 +197,8 @@ def test_broken_documents_are_damage(kind, flags, payload):
         (b"\x89NSTAT\r\n\x03\0\x10\0\0\0\0\0", "version 3"),
         (b"\x89NSTAT\r\n\x01\0\x02\0\0\0\0\0", "claims 2"),
         (b"\x89NSTAT\r\n\x01\0\xff\xff\0\0\0\0", "claims 65535"),
-        (b"\x89NSTAT\n\n\x01\0\x10\0\0\0\0\0", "not a recording"),
-        (b"PK\x03\x04", "kernel must be given"),
+        (b"\x89NSTAT\n\n\x01\0\x10\0\0\0\0\0", "neither a recording"),
+        (b"PK\x03\x04", "neither a recording .* kernel must be given"),
         (b"", "empty"),
     ],
 )
