@@ -13,7 +13,7 @@ import attrs
 
 from .._contract import Command, Mode
 from .._errors import NstatError, ProtocolError, UsageError
-from .._events import AnyEvent
+from .._events import AnyEvent, ProviderRefused
 from .._model import Capabilities, Counts, Flow, Provider, Visibility
 from .._options import Ebpf, MonitorOptions
 from ..ebpf import Tier, tells
@@ -296,6 +296,10 @@ class Session:
         """Begin to subscribe."""
         self._output.now = now
         if not self._output.following:
+            if Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP not in self._protocols:
+                detail = "remotes of UDP sockets come with udp only"
+                refused = ProviderRefused(self._output.time, Provider.UDP_SUBFLOW, errors.EINVAL, detail)
+                self._output.events.append(refused)
             self._programs.start(self._open_sources)
             self._spaces.ask()
 
