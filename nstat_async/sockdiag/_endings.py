@@ -93,9 +93,10 @@ class Endings:
         self._ended: dict[End, tuple[float, LastWords]] = {}
         """Ends on this machine whose other end did not end yet."""
 
-    def settle(self, entry: Entry, message: bytes, info: tuple[int, int], record: Ended | None) -> None:
-        """A connection ended with these last words, and with this record of its end where there is one."""
-        words = last_words(message, *info)
+    def settle(
+        self, entry: Entry, message: bytes, info: tuple[int, int], words: LastWords, record: Ended | None
+    ) -> None:
+        """A connection ended with these last words of its message, and with this record of its end where there is one."""
         local, orderly = self._is_here(entry), is_orderly(entry, words)
         ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local)
         if is_attempt(words):

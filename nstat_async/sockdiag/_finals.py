@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import enum
 import struct
-import sys
 from typing import NamedTuple
 
 from .._model import Direction
@@ -92,28 +91,58 @@ class LastWords(NamedTuple):
         return not (self.segments_in or self.segments_out)
 
 
+_FIELDS = (
+    (TcpInfo.RETRANSMITS, "B"),
+    (TcpInfo.PROBES, "B"),
+    (TcpInfo.LAST_ACK_RECV, "I"),
+    (TcpInfo.TOTAL_RETRANS, "I"),
+    (TcpInfo.BYTES_ACKED, "Q"),
+    (TcpInfo.BYTES_RECEIVED, "Q"),
+    (TcpInfo.SEGS_OUT, "I"),
+    (TcpInfo.SEGS_IN, "I"),
+    (TcpInfo.DATA_SEGS_IN, "I"),
+    (TcpInfo.BYTES_SENT, "Q"),
+    (TcpInfo.BYTES_RETRANS, "Q"),
+    (TcpInfo.SND_WND, "I"),
+)
+"""What is read of ``tcp_info``, in its order."""
+
+
+def _in_one() -> struct.Struct:
+    """All of them in one format."""
+    text, at = "=", 0
+    for field, kind in _FIELDS:
+        text += f"{field - at}x{kind}"
+        at = field + struct.calcsize(kind)
+    return struct.Struct(text)
+
+
+_INFO = _in_one()
+
+
 def last_words(message: bytes, start: int, length: int) -> LastWords:
-    """Read the last message of a TCP socket, or one of a living socket."""
-
-    def number(at: TcpInfo, size: int = 4) -> int:
-        return int.from_bytes(message[start + at : start + at + size], sys.byteorder) if at + size <= length else 0
-
+    """Read the last message of a TCP socket, or one of a living socket; what its kernel does not have is 0."""
     unread, unacknowledged = _QUEUES.unpack_from(message, _QUEUES_AT)
-    known = length >= TcpInfo.DATA_SEGS_IN + 4
+    if length < _INFO.size:
+        known, at = message[start : start + length].ljust(_INFO.size, b"\0"), 0
+    else:
+        known, at = message, start
+    (retransmits, probes, last_segment, repeated, acknowledged, received, segments_out, segments_in, data_segments,
+     sent, sent_again, window) = _INFO.unpack_from(known, at)  # fmt: skip
     return LastWords(
-        received=number(TcpInfo.BYTES_RECEIVED, 8),
-        data_segments=number(TcpInfo.DATA_SEGS_IN) if known else None,
-        payload_sent=number(TcpInfo.BYTES_SENT, 8) - number(TcpInfo.BYTES_RETRANS, 8),
-        unread=unread,
-        unacknowledged=unacknowledged,
-        acknowledged=number(TcpInfo.BYTES_ACKED, 8),
-        extra=extra_sequence_numbers(message, start, length),
-        unanswered=number(TcpInfo.RETRANSMITS, 1) + number(TcpInfo.PROBES, 1),
-        repeated=number(TcpInfo.TOTAL_RETRANS),
-        segments_in=number(TcpInfo.SEGS_IN),
-        segments_out=number(TcpInfo.SEGS_OUT),
-        window=number(TcpInfo.SND_WND),
-        last_segment_ms=number(TcpInfo.LAST_ACK_RECV),
+        received,
+        data_segments if length >= TcpInfo.DATA_SEGS_IN + 4 else None,
+        sent - sent_again,
+        unread,
+        unacknowledged,
+        acknowledged,
+        extra_sequence_numbers(message, start, length),
+        retransmits + probes,
+        repeated,
+        segments_in,
+        segments_out,
+        window,
+        last_segment,
     )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import attrs
-
 from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
 from ._output import Output
@@ -80,7 +78,7 @@ class LookupSource(Source):
             for key in list(self._waiting)[:BATCH]:
                 self._sequence = self._sequence % 0xFFFFFFFF + 1
                 self._asked[self._sequence] = key
-                batch.append(attrs.evolve(self._waiting.pop(key), sequence=self._sequence).encode())
+                batch.append(self._waiting.pop(key).encode(self._sequence))
             self.send(b"".join(batch))
 
     def observe(self, data: bytes) -> None:

@@ -186,14 +186,15 @@ class DiagRequest:
     dump: bool = True
     sequence: int = 0
 
-    def encode(self) -> bytes:
-        """The message."""
+    def encode(self, sequence: int | None = None) -> bytes:
+        """The message; with this sequence number instead of its own."""
+        number = self.sequence if sequence is None else sequence
         flags = MessageFlag.REQUEST | (MessageFlag.DUMP if self.dump else 0)
         if self.family == AF_UNSPEC:
             body = _OLD_REQUEST.pack(self.family, self.extensions, self.socket_id, self.states, 0)
-            return encode_message(TCPDIAG_GETSOCK, body, sequence=self.sequence, flags=flags)
+            return encode_message(TCPDIAG_GETSOCK, body, sequence=number, flags=flags)
         body = _REQUEST.pack(self.family, self.protocol, self.extensions, 0, self.states, self.socket_id)
-        return encode_message(SOCK_DIAG_BY_FAMILY, body, sequence=self.sequence, flags=flags)
+        return encode_message(SOCK_DIAG_BY_FAMILY, body, sequence=number, flags=flags)
 
     @classmethod
     def decode(cls, data: bytes, frame: Frame) -> DiagRequest:

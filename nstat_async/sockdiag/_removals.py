@@ -160,7 +160,7 @@ class RemovalSource(Source):
         elif cleared:
             self._finish(entry, message, info, self._outcome_of_cleared(entry, message, None))
         else:
-            self._endings.settle(entry, message, info, record)
+            self._endings.settle(entry, message, info, words, record)
 
     def _end_cleared(self, entry: Entry) -> None:
         """The kernel cleared the counters of a connection when it ended."""
