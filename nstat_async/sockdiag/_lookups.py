@@ -8,6 +8,7 @@ receive buffer; an answer that never comes is given up by `expire`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
@@ -75,7 +76,7 @@ class LookupSource(Source):
     def flush(self) -> None:
         while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self.output.following:
             batch = []
-            for key in list(self._waiting)[:BATCH]:
+            for key in list(islice(self._waiting, BATCH)):
                 self._sequence = self._sequence % 0xFFFFFFFF + 1
                 self._asked[self._sequence] = key
                 batch.append(self._waiting.pop(key).encode(self._sequence))

@@ -62,6 +62,7 @@ class Namespace:
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
         endings = Endings(output, self.book, self.lookups, links, self._formats)
+        self._sightings = sightings
         self.removals = RemovalSource(output, self.book, endings, sightings, self._formats, protocols)
         self.dumps = DumpSource(
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
@@ -166,7 +167,7 @@ class Namespace:
         if self.removals.reliable:
             if found != NO_ANSWER:
                 book.mark_closed(entry, SocketState.TIME_WAIT if found else SocketState.CLOSE)
-        elif found != NO_ANSWER or entry.absences >= PATIENCE:
+        elif (found != NO_ANSWER or entry.absences >= PATIENCE) and not self._sightings.end_recorded(entry.cookie):
             self._output.count("gone")
             book.drop(entry)
             book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)

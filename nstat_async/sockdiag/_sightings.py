@@ -214,7 +214,7 @@ class Sightings:
 
     def _seen(self, book: Book, seen: Seen) -> None:
         facts = seen.facts
-        self._end_recorded(facts.cookie)
+        self.end_recorded(facts.cookie)
         known = self.known(book, facts.cookie)
         entry = known or self._entry_of(book, facts)
         if entry is None:
@@ -364,7 +364,7 @@ class Sightings:
         self._used_by(book, entry, ended.facts)
         half = _Half(self._output.now + REMOVAL_PATIENCE, entry, book, ended)
         if entry.protocol == IPPROTO_TCP:
-            self._end_recorded(cookie)
+            self.end_recorded(cookie)
             self._recorded[cookie] = half
         else:
             self._end(half)
@@ -394,11 +394,12 @@ class Sightings:
         """True if the end of a socket that was removed is reported already."""
         return self._removal_due.pop(cookie, None) is not None or cookie in self.own
 
-    def _end_recorded(self, cookie: int) -> None:
-        """The removal of this connection will not come: its record is all."""
+    def end_recorded(self, cookie: int) -> bool:
+        """The removal of this connection will not come: its record is all; False if there is none."""
         half = self._recorded.pop(cookie, None)
         if half is not None:
             self._end(half)
+        return half is not None
 
     def _end(self, half: _Half) -> None:
         entry, ended = half.entry, half.ended
@@ -445,7 +446,7 @@ class Sightings:
         for cookie, half in list(self._recorded.items()):
             if half.until > now:
                 break
-            self._end_recorded(cookie)
+            self.end_recorded(cookie)
         for cookie, half in list(self._removed.items()):
             if half.until > now:
                 break
@@ -474,6 +475,6 @@ class Sightings:
     def give_up_all(self) -> None:
         """What ends still wait for will not come."""
         for cookie in list(self._recorded):
-            self._end_recorded(cookie)
+            self.end_recorded(cookie)
         for cookie in list(self._removed):
             self.give_up(cookie)

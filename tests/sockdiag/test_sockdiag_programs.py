@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from programs_fakes import GRANTED, MAPS, RING, Programs, attrs_of, flow_row, ow
 from replaying import assert_same, replayed
 from sockdiag_fakes import FakeSocket, flow_events, kinds
 
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, UnavailableReason
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason, UnavailableReason
 from nstat_async._contract import LookupFailed
 from nstat_async._model import Direction
 from nstat_async._options import Ebpf
@@ -101,6 +102,18 @@ def test_a_removal_alone_ends_a_flow_and_its_late_record_says_nothing():
     (removed,) = flow_events(kernel.wait(1.0))
     assert removed.counts.tx_bytes == 70
     assert flow_events(kernel.ring(closed())) == []
+
+
+def test_a_record_ends_a_flow_whose_removal_was_lost_and_a_poll_does_not_end_it_again():
+    kernel = started()
+    connect(kernel)
+    kernel.poll()
+    kernel.sockets.clear()
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    events = [*kernel.ring(closed(fin=False)), *kernel.poll(), *kernel.wait(1.0), *kernel.wait(1.0)]
+    (removed,) = [event for event in events if isinstance(event, FlowRemoved)]
+    assert (removed.final, removed.reason, removed.counts.tx_bytes) == (True, RemovalReason.CLOSED, 70)
 
 
 def test_an_aborted_connection_keeps_its_counts():
