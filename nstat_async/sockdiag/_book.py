@@ -312,8 +312,8 @@ class Book:
     def _infer_owner(self, entry: Entry) -> Owner:
         """Whose a connection was that ended before anyone could look: where it was accepted the listener's, if that is but one process."""
         accepted = entry.direction is Direction.INBOUND
-        listening = [self.entries[cookie] for cookie in self.listeners.of(entry.identity)] if accepted else []
-        owners = {each.process if self._owners.is_alone(each) else None for each in listening}
+        listening = [self.entries.get(cookie) for cookie in self.listeners.of(entry.identity)] if accepted else []
+        owners = {each.process if each is not None and self._owners.is_alone(each) else None for each in listening}
         owner = owners.pop() if len(owners) == 1 else None
         return Attribution.GONE if owner is None else attrs.evolve(owner, attribution=Attribution.INFERRED)
 
