@@ -72,8 +72,7 @@ class ToyCore:
     # --- in ---------------------------------------------------------------------
 
     def start(self, now: float) -> None:
-        self._deadline = now
-        self._commands.append(OpenChannel(0, "toy"))
+        self._commands.append(OpenChannel(0, "toy"))  # the first poll begins when it is open
 
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
         self._poll(now)
