@@ -292,7 +292,8 @@ def _change(kernel: _Odd, choices: Choices) -> None:
             number = choices.pick(NUMBERS) if choices.rarely() else sock.info.get(field, 0) + choices.byte()
             sock.info[field] = number & top
     elif what == 3:
-        sock.state = choices.pick((1, 3, 4, 5, 6, 7, 8, 9, 10, 11)) if sock.protocol == 6 else 7
+        # No TIME_WAIT, no SYN_RECV: these are other objects, which no socket comes back from.
+        sock.state = choices.pick((1, 1, 4, 5, 4, 7, 8, 9, 10, 11)) if sock.protocol == 6 else 7
     elif what == 4:
         sock.inode = choices.byte() % 4
         kernel.owners[sock.inode] = 100 + choices.byte() % 3
