@@ -25,7 +25,7 @@ from typing import Any, Union
 import attrs
 
 from .._model import COUNTS_FIELDS, Counts, MediumCounts, Provider
-from ._layouts import Layout, Reader, compile_format, layout
+from ._layouts import Field, Layout, Reader, compile_format, layout
 from ._tables import MEDIA, NEWEST, STRUCTS
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "counts_unpacker",
     "detailed_values",
     "growing_details",
+    "growing_fields",
     "growing_reader",
     "has_grown",
     "has_grown_whole",
@@ -149,12 +150,19 @@ def counts_unpacker(layout: Layout) -> tuple[Callable[[bytes], Values], bool]:
     return arrange, False
 
 
-def growing_reader(layout: Layout) -> Reader:
-    """Reads what tells that counters have simply grown: packets and bytes, and the three that wrap as one piece."""
+_TOTALS = ("rxpackets", "rxbytes", "txpackets", "txbytes")
+
+
+def growing_fields(layout: Layout) -> tuple[Field, ...]:
+    """What tells that counters have simply grown: packets and bytes, and the three that wrap as one piece."""
     fields = layout["nstat_counts"].by_name
-    wrapping = fields["nstat_rxduplicatebytes"]
-    totals = [fields[f"nstat_{name}"] for name in ("rxpackets", "rxbytes", "txpackets", "txbytes")]
-    return compile_format([*totals, attrs.evolve(wrapping, size=12, format="12s")]).unpack_from
+    wrapping = attrs.evolve(fields["nstat_rxduplicatebytes"], size=12, format="12s")
+    return (*(fields[f"nstat_{name}"] for name in _TOTALS), wrapping)
+
+
+def growing_reader(layout: Layout) -> Reader:
+    """Reads `growing_fields`."""
+    return compile_format(growing_fields(layout)).unpack_from
 
 
 _DETAILS = layout(NEWEST)["nstat_detailed_counts"]
@@ -184,7 +192,7 @@ def detailed_values(raw: bytes, *, is_socket: bool) -> Values:
 def growing_details() -> Reader:
     """As `growing_reader`, for details."""
     fields = _DETAILS.by_name
-    totals = [fields[f"media_stats.total.{name}"] for name in ("rxpackets", "rxbytes", "txpackets", "txbytes")]
+    totals = [fields[f"media_stats.total.{name}"] for name in _TOTALS]
     wrapping = attrs.evolve(fields["rxduplicatebytes"], size=24, format="24s")
     return compile_format([*totals, wrapping]).unpack_from
 

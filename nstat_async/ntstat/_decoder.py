@@ -24,6 +24,7 @@ from ._counters import (
     counts_unpacker,
     detailed_values,
     growing_details,
+    growing_fields,
     growing_reader,
 )
 from ._framer import HEADER, Defect, Frame, split
@@ -145,10 +146,9 @@ class Decoder:
 
     def _compiled(self, counts: StructCodec) -> Callable[..., tuple[int, int, int, int, int]]:
         """The loop of `decode` in C: it takes what is plain, and says where it stopped."""
-        field, growing = counts.by_name, self.kernel.layout["nstat_counts"].by_name
+        field = counts.by_name
         places = (field["srcref"].offset, field["counts"].offset, field["counts"].size, counts.size)
-        names = ("rxpackets", "rxbytes", "txpackets", "txbytes", "rxduplicatebytes")
-        offsets = tuple(growing[f"nstat_{name}"].offset for name in names)
+        offsets = tuple(each.offset for each in growing_fields(self.kernel.layout))
         reports: Any = speedups.Reports(
             (_UPDATE, _COUNTS), (*places, self._sizes[_UPDATE]), offsets, Source, FlowUpdated
         )
