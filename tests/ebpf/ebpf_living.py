@@ -71,6 +71,11 @@ def counts_calls() -> bool:
     return kernel() >= (6, 3)
 
 
+needs_calls = pytest.mark.skipif(not counts_calls(), reason="needs the length hooks of Linux 6.3")
+ALL = Tier.ALL if counts_calls() else Tier.PACKETS
+"""What root gets here."""
+
+
 @functools.cache
 def refused() -> str | None:
     """Why the living tests cannot run here; `None` if they can."""
@@ -78,10 +83,20 @@ def refused() -> str | None:
         return "needs root"
     try:
         with own_namespace(), EbpfSource.attach() as source:
-            whole = source.tier is (Tier.ALL if counts_calls() else Tier.PACKETS)
+            whole = source.tier is ALL
             return None if whole else f"only tier {source.tier.value}: {source.refusals}"
     except (OSError, BackendUnavailableError, subprocess.CalledProcessError) as error:
         return str(error)
+
+
+@contextlib.contextmanager
+def living():
+    """A network namespace of one's own, where the programs run; skips the test where they do not."""
+    why = refused()
+    if why:
+        pytest.skip(why)
+    with own_namespace():
+        yield
 
 
 def compiled(name: str, directory: Path, *libraries: str) -> str:

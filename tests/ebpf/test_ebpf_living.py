@@ -13,17 +13,16 @@ import sys
 
 import pytest
 from ebpf_living import (
+    ALL,
     HERE,
     Watch,
     again,
     alive,
-    compiled,
     cookie,
     counts_calls,
     kernel,
-    own_namespace,
+    needs_calls,
     program_ids,
-    refused,
     wait_until_gone,
 )
 
@@ -51,29 +50,13 @@ from nstat_async.ebpf import (
 
 pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
 
-needs_calls = pytest.mark.skipif(not counts_calls(), reason="needs the length hooks of Linux 6.3")
-ALL = Tier.ALL if counts_calls() else Tier.PACKETS
 WITHOUT_CGROUP = (Tier.CALLS if counts_calls() else Tier.TCP).value
-
-
-@pytest.fixture
-def namespace():
-    why = refused()
-    if why:
-        pytest.skip(why)
-    with own_namespace():
-        yield
 
 
 @pytest.fixture
 def watch(namespace):
     with Watch() as watch:
         yield watch
-
-
-@pytest.fixture(scope="session")
-def traffic(tmp_path_factory):
-    return compiled("traffic", tmp_path_factory.mktemp("traffic"))
 
 
 def udp(bind=True):

@@ -8,7 +8,7 @@ import socket
 import subprocess
 
 import pytest
-from ebpf_living import Watch, compiled, cookie, counts_calls, own_namespace, refused
+from ebpf_living import Watch, compiled, cookie, counts_calls, living
 
 pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
 
@@ -20,10 +20,7 @@ NOTHING = (0, 0)
 
 @pytest.fixture(scope="module")
 def watch():
-    why = refused()
-    if why:
-        pytest.skip(why)
-    with own_namespace(), Watch() as watch:
+    with living(), Watch() as watch:
         yield watch
 
 

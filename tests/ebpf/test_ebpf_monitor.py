@@ -18,14 +18,13 @@ from pathlib import Path
 import anyio
 import pytest
 from ebpf_living import (
+    ALL,
     LIMIT,
     NotReportedError,
     again,
-    compiled,
     counts_calls,
-    own_namespace,
+    needs_calls,
     program_ids,
-    refused,
     wait_until_gone,
 )
 
@@ -37,26 +36,9 @@ from nstat_async._io.bpfload import EbpfSettings
 from nstat_async._io.ring import Ring
 from nstat_async._model import Direction, Provider
 from nstat_async.backends import Replay
-from nstat_async.ebpf import RING_STEP, Tier
+from nstat_async.ebpf import RING_STEP
 
 pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
-
-needs_calls = pytest.mark.skipif(not counts_calls(), reason="needs the length hooks of Linux 6.3")
-ALL = Tier.ALL if counts_calls() else Tier.PACKETS
-
-
-@pytest.fixture
-def namespace():
-    why = refused()
-    if why:
-        pytest.skip(why)
-    with own_namespace():
-        yield
-
-
-@pytest.fixture(scope="session")
-def traffic(tmp_path_factory):
-    return compiled("traffic", tmp_path_factory.mktemp("traffic"))
 
 
 class Seen:
