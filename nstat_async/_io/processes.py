@@ -98,6 +98,12 @@ class Elders:
         return target is not None and leads_to(target, inode, parent, descriptor)
 
 
+def eldest(places: Iterable[Found]) -> list[Found]:
+    """Where the eldest hold these sockets, of the processes that were found and their parents."""
+    elders = Elders()
+    return [elders.eldest(place) for place in places]
+
+
 def _table(pid: int) -> dict[int, str]:
     """What the descriptors of a process lead to; nothing when that may not be seen."""
     try:

@@ -14,7 +14,7 @@ from itertools import chain
 from ..sockdiag import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessFacts
 from .census import Census, Shared
 from .likely import remember_holders
-from .processes import Elders, ProcessReader, user_names
+from .processes import ProcessReader, eldest, user_names
 from .tables import Found, holds, sockets_of
 from .walk import Walk
 
@@ -99,8 +99,7 @@ class ProcessScanner:
         elif request.inodes and self._walk is not None:
             self._places = chain(self._walk.arrivals(request.recent), self._places)
         found, below = self._search(until)
-        elders = Elders()
-        found = [elders.eldest(place) for place in found]
+        found = eldest(found)
         shared = None if below is not None else self._count(waiting=bool(found or request.inodes))
         holders = (pid for _, _, pids in shared or () for pid in pids)
         facts = {pid: self._look(pid) for pid in dict.fromkeys([*(place[1] for place in found), *holders])}

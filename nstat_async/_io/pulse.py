@@ -28,7 +28,7 @@ import attrs
 
 from ..sockdiag import OwnersAnswer, PulsePurpose, PulseReport
 from .likely import LikelyHolders
-from .processes import Elders, ProcessReader, user_names
+from .processes import ProcessReader, eldest, user_names
 
 __all__ = ["Budget", "Counters", "Pulse", "PulseChannel"]
 
@@ -354,8 +354,7 @@ class Pulse:
         rows = [_SOCKET.unpack_from(message, _COOKIE_AT) for _, message in sockets]
         ours = os.geteuid()  # others do not let us look
         wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
-        elders = Elders()
-        found = [elders.eldest(place) for place in self._search(wanted)] if wanted else []
+        found = eldest(self._search(wanted)) if wanted else []
         facts = {pid: self._reader.facts(pid) for pid in dict.fromkeys(place[1] for place in found)}
         self._likely.add(facts)
         answer = OwnersAnswer(
