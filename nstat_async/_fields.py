@@ -65,7 +65,7 @@ from ._model import (
 )
 from ._rows import Row, RowKind
 
-__all__ = ["TABLE", "Field", "FieldTable", "Kind", "Record", "SqlTable", "number_text"]
+__all__ = ["MEDIA", "TABLE", "Field", "FieldTable", "Kind", "Record", "SqlTable", "number_text"]
 
 # --- kinds of values --------------------------------------------------------------------
 
@@ -597,7 +597,7 @@ TABLE = FieldTable((
         _linux("unit", TEXT, derived=True, sql=SqlTable.PROCESS, since=2, heading="UNIT"),
         _linux("container", TEXT, sql=SqlTable.PROCESS, since=2, heading="CONTAINER"),
         _linux("pod", TEXT, sql=SqlTable.PROCESS, since=2),
-        _mac("media", MEDIA),
+        _mac("media", MEDIA, heading="MEDIA"),
     )),
 ))  # fmt: skip
 """The table."""

@@ -16,12 +16,12 @@ import attrs
 from .._errors import UsageError
 from .._escape import escape
 from .._events import Event, FlowAdded, FlowRemoved, FlowUpdated
-from .._fields import TABLE, TEXT, Field
+from .._fields import MEDIA, TABLE, TEXT, Field
 from .._model import Counts, Interface, Process
 from .._rows import Row
 from ..json import to_dict
 from ._parser import did_you_mean
-from ._text import UNKNOWN, bytes_text, interface_text, process_text, rate_text, short_id, traffic_texts
+from ._text import UNKNOWN, bytes_text, interface_text, media_text, process_text, rate_text, short_id, traffic_texts
 
 __all__ = ["Column", "cell_text", "event_columns", "picked", "row_columns"]
 
@@ -80,6 +80,8 @@ def cell_text(field: Field, value: Any) -> str:
         return process_text(value)
     if isinstance(value, Interface):
         return interface_text(value)
+    if field.kind is MEDIA:
+        return media_text(value)
     if isinstance(value, Counts):
         return "  ".join(traffic_texts(value))
     return escape(short_id(str(value.value if isinstance(value, enum.Enum) else value)))

@@ -35,7 +35,7 @@ from .._events import (
     SystemInfo,
     Unrecognized,
 )
-from .._model import Counts, Direction, Flow, Interface, Outcome, Peer, Process, Provider, TcpState
+from .._model import Counts, Direction, Flow, Interface, MediumCounts, Outcome, Peer, Process, Provider, TcpState
 from ..filters import SHORT_ID
 from ._table import cell_width
 
@@ -45,6 +45,7 @@ __all__ = [
     "bytes_text",
     "interface_text",
     "is_listener",
+    "media_text",
     "place_text",
     "process_text",
     "provider_text",
@@ -127,6 +128,12 @@ def traffic_texts(counts: Counts | None) -> tuple[str, str]:
     rx_packets = "" if counts.rx_packets is None else f" ({counts.rx_packets})"
     tx_packets = "" if counts.tx_packets is None else f" ({counts.tx_packets})"
     return f"rx {bytes_text(counts.rx_bytes)}{rx_packets}", f"tx {bytes_text(counts.tx_bytes)}{tx_packets}"
+
+
+def media_text(media: Iterable[tuple[str, MediumCounts]]) -> str:
+    """Bytes by medium, those with most first; empty where no report says so."""
+    amounts = [(counts.rx_bytes + counts.tx_bytes, name) for name, counts in media if name != "total"]
+    return "  ".join(f"{escape(name)} {bytes_text(amount)}" for amount, name in sorted(amounts, reverse=True) if amount)
 
 
 def is_listener(flow: Flow) -> bool:

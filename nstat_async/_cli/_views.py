@@ -106,7 +106,7 @@ class View:
             found = [column for column in found if column.steps[0].name != "pid" and column.steps[0] is not inner]
         return [
             each for each in found
-            if not each.steps[-1].later or any(each.value(row) is not None for row in rows)
+            if not each.steps[-1].later or not all(each.steps[-1].is_absent(each.value(row)) for row in rows)
         ]  # fmt: skip
 
     def cell(self, column: Column, row: Row) -> str:

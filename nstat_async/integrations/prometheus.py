@@ -11,6 +11,8 @@ Metrics (all with the prefix ``nstat_``):
 ``process_open_flows``                gauge     flows open now
 ``unit_…``, ``container_…``, ``pod_…``          the same with labels of these names, where asked for (`by`)
 ``receive_bytes_total`` etc.          counter   the same for the whole machine, exact
+``medium_receive_bytes_total`` etc.   counter   bytes and packets by medium and over loopback, label ``medium``
+                                                (macOS 26 with ``extras``)
 ``losses_total``                      counter   reports of loss, label ``cause``
 ``polls_total``                       counter   polls, label ``result``: ``complete`` or ``incomplete``
 ``interface_receive_bytes_total``     counter   wire bytes that interfaces received since the start
@@ -41,6 +43,7 @@ from typing import Any
 
 from nstat_async import __version__
 from nstat_async._coverage import Coverage
+from nstat_async._model import MediumCounts
 
 from ._series import LABELS, KeeperFeed, Series, SeriesKeeper, keepers
 
@@ -103,6 +106,7 @@ class TrafficCollector(KeeperFeed, Collector):
         seen = self._keepers["process"].observe()
         for name, field, text, kind in _METRICS:
             yield kind(f"nstat_{name}", f"{text}, all together", getattr(seen.total, field))
+        yield from _media(seen.total.media)
         losses = CounterMetricFamily("nstat_losses", "Reports of loss in the stream", labels=["cause"])
         for loss in seen.losses:
             losses.add_metric([loss.cause.value], loss.events)
@@ -138,3 +142,13 @@ def _families(label: str, series: Sequence[Series]) -> Iterator[Metric]:
             if each.is_counted or field in {"flows", "open_flows"}:
                 family.add_metric([each.label], getattr(each, field))
         yield family
+
+
+def _media(media: Sequence[tuple[str, MediumCounts]]) -> Iterator[Metric]:
+    """Nothing where no report says by which medium."""
+    for name, field, text, kind in _METRICS if media else ():
+        if hasattr(MediumCounts, field):
+            family = kind(f"nstat_medium_{name}", f"{text}, by medium", labels=["medium"])
+            for medium, counts in media:
+                family.add_metric([medium], getattr(counts, field))
+            yield family

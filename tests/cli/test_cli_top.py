@@ -21,7 +21,18 @@ from nstat_async._cli._top._layout import Layout, fit
 from nstat_async._cli._top._model import FlowLine, HeadingLine, RestLine, RowLine, TopModel
 from nstat_async._cli._views import SORT_KEYS, View
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
-from nstat_async._model import Counts, Direction, Endpoint, Flow, Interface, InterfaceKind, Process, Provider, TcpState
+from nstat_async._model import (
+    Counts,
+    Direction,
+    Endpoint,
+    Flow,
+    Interface,
+    InterfaceKind,
+    MediumCounts,
+    Process,
+    Provider,
+    TcpState,
+)
 from nstat_async.aggregate import GroupBy
 from nstat_async.testing import EmulatedKernel
 
@@ -263,6 +274,30 @@ def test_a_column_of_which_nothing_is_known_has_no_place():
     everything = Layout(200)
     names = [{text for text, *_ in layout.headings()} for layout in (nothing, everything)]
     assert names[1] - names[0] == {"USER", "UNIT", "COMMAND"}
+
+
+def test_media_stand_in_rows_flows_and_the_total_as_soon_as_a_report_has_them():
+    model = _model()
+    model.look()
+    assert "MEDIA" not in {text for text, *_ in Layout(200, known=model.known).headings()}
+    counts = Counts(
+        rx_bytes=3000,
+        tx_bytes=0,
+        media={
+            "total": MediumCounts(3000, 0, 3, 0),
+            "wifi_infra": MediumCounts(900, 100, 1, 1),
+            "loopback": MediumCounts(2000, 0, 2, 0),
+        },
+    )
+    model.feed([FlowAdded(1.0, _flow(999, 77), counts, preexisting=False)])
+    model.look()
+    row = next(line for line in _rows(model) if line.row.pid == 77)
+    model.toggle(row.row.serial)
+    flow = next(line for line in model.lines if isinstance(line, FlowLine))
+    layout = Layout(260, known=model.known)
+    for line in (row, flow):
+        assert "loopback 2.0 kB  wifi_infra 1.0 kB" in "".join(text for text, _ in layout.cells(line, 1.0))
+    assert "loopback 2.0 kB" in totals_text(model, 200, ascii_only=False)[0]
 
 
 def test_text_is_cut_to_columns_not_characters():

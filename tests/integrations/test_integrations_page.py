@@ -12,7 +12,7 @@ from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, rem
 from browser import CHROMIUM, browser
 from test_integrations_serving import TOKEN, serving
 
-from nstat_async._model import Process
+from nstat_async._model import Counts, MediumCounts, Process
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
 
@@ -53,10 +53,11 @@ async def shown(tmp_path, monitor=None, **screen):
 
 async def test_the_page_shows_processes_and_events_as_they_are(tmp_path):
     """Names are text, whatever is in them; losses are said; the end of the monitor is said."""
+    by_loopback = Counts(media={"loopback": MediumCounts(10, 0, 1, 0)}, **counts(10).as_dict())
     async with shown(tmp_path) as (monitor, page, _):
         monitor.deliver(added(flow("a"), 1, counts(0)), added(flow("b", Process(9, EVIL)), 1, counts(0)))
         monitor.deliver(
-            updated(flow("a"), 2, counts(5_000_000, 1000)), updated(flow("b", Process(9, EVIL)), 2, counts(10))
+            updated(flow("a"), 2, counts(5_000_000, 1000)), updated(flow("b", Process(9, EVIL)), 2, by_loopback)
         )
         monitor.deliver(removed(flow("a"), 2, counts(5_000_000, 1000)), lost(2, 3, counts(7)), polled(2))
         await page.until(
@@ -73,6 +74,7 @@ async def test_the_page_shows_processes_and_events_as_they_are(tmp_path):
         assert "- tcp 192.0.2.1:50000 → 198.51.100.7:443 pid:42 (curl) ↓5.0 MB ↑1.0 kB" in lines[1]
         assert f"pid:9 ({EVIL})" in lines[2]
         assert await page.run("document.querySelector('#lost').textContent") == "3 lost: overflow"
+        assert await page.run("document.querySelector('#media').textContent") == "loopback ↓ 10 B ↑ 0 B"
         assert await page.run("document.title") == "Network traffic by process"
         assert await page.run("document.querySelectorAll('img').length") == 0
         monitor.end()

@@ -19,7 +19,7 @@ from test_integrations_serving import serving
 
 from nstat_async import Coverage, __version__
 from nstat_async._errors import UsageError
-from nstat_async._model import Counts, Process
+from nstat_async._model import Counts, MediumCounts, Process
 
 prometheus_client = pytest.importorskip("prometheus_client")
 parser = pytest.importorskip("prometheus_client.parser")
@@ -62,6 +62,22 @@ def test_traffic_is_exported_by_name_and_in_all():
     assert seen["nstat_last_event_timestamp_seconds",] == 3
     assert seen["nstat_up",] == 0
     assert scrape(collector) == seen
+
+
+def test_bytes_by_medium_are_exported_where_reports_have_them():
+    collector = TrafficCollector()
+    curl, ssh = flow("a"), flow("b", Process(9, "ssh"))
+    collector.feed_many([added(curl, 1, counts(5)), polled(1)])
+    assert not any("medium" in name for name, *_ in scrape(collector))
+    for each, name, amount in ((curl, "wifi_infra", 100), (ssh, "wifi_infra", 7), (ssh, "loopback", 50)):
+        media = {name: MediumCounts(amount, 1, 2, 3)}
+        collector.feed_many(
+            [added(attrs.evolve(each, id=f"{each.id}{amount}"), 2, Counts(rx_bytes=amount, media=media))]
+        )
+    seen = scrape(collector)
+    assert seen["nstat_medium_receive_bytes_total", "wifi_infra"] == 107
+    assert seen["nstat_medium_receive_bytes_total", "loopback"] == 50
+    assert seen["nstat_medium_transmit_packets_total", "wifi_infra"] == 6
 
 
 def test_bytes_that_the_platform_does_not_tell_are_not_exported():

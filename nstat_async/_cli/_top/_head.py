@@ -6,7 +6,7 @@ import attrs
 
 from ..._model import Capabilities
 from .._limits import unseen
-from .._text import rate_text
+from .._text import media_text, rate_text
 from ._graph import chart_lines, curve_text
 from ._layout import fit
 from ._model import TopModel
@@ -69,6 +69,7 @@ def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "
         f"{total.open_flows} flow{'' if total.open_flows == 1 else 's'}",
         f"rx {rate_text(total.rx_rate if total.flows else 0)}",
         f"tx {rate_text(total.tx_rate if total.flows else 0)}",
+        media_text(total.media) if width >= 120 else "",
     ]
     text = "  ".join(filter(None, parts))
     room = width - len(text) - 2

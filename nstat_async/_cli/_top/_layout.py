@@ -14,7 +14,7 @@ from ..._escape import escape
 from ..._model import Direction, Endpoint, Flow, Process, TcpState
 from ...aggregate import Row, RowKind
 from .._table import cell_width
-from .._text import UNKNOWN, bytes_text, interface_text, is_listener
+from .._text import UNKNOWN, bytes_text, interface_text, is_listener, media_text
 from .._views import View
 from ._graph import curve_text
 from ._model import FlowLine, HeadingLine, Line, RestLine, RowLine
@@ -24,7 +24,19 @@ __all__ = ["Cell", "Layout", "fit"]
 Cell = tuple[str, str]
 """Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``, ``"curve"``, ``"heading"``."""
 
-_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _UNIT, _COMMAND = 2, 16, 9, 8, 7, 9, 15, 11, 21, 20
+_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _UNIT, _COMMAND, _MEDIA = (
+    2,
+    16,
+    9,
+    8,
+    7,
+    9,
+    15,
+    11,
+    21,
+    20,
+    38,
+)
 _MOST_NAME, _WIDE_NAME, _MOST_COMMAND, _USUAL_CURVE = 26, 44, 60, 43
 _STATES = {
     TcpState.CLOSED: "closed", TcpState.LISTEN: "listen", TcpState.SYN_SENT: "syn-sent", TcpState.SYN_RECEIVED: "syn-recv",
@@ -60,6 +72,8 @@ class _Extra:
     heading: str
     width: int
     text: Callable[[FlowLine, float | None], str]
+    needs: str = ""
+    """What must be known of any row."""
 
 
 def _state(line: FlowLine, _now: float | None) -> str:
@@ -91,6 +105,10 @@ def _sent_again(line: FlowLine, _now: float | None) -> str:
     return bytes_text(again) if again is not None or _is_connection(line.flow) else ""
 
 
+def _media(line: FlowLine, _now: float | None) -> str:
+    return "" if line.event.counts is None else media_text(line.event.counts.media)
+
+
 def _is_connection(flow: Flow) -> bool:
     """True for what has round trips and sends again."""
     return flow.state is not None and not is_listener(flow)
@@ -102,6 +120,7 @@ _EXTRAS = (
     _Extra("RTT", 7, _rtt),
     _Extra("RESENT", 8, _sent_again),
     _Extra("VIA", 10, lambda line, _now: interface_text(line.flow.interface)),
+    _Extra("MEDIA", 38, _media, needs="media"),
 )
 
 
@@ -125,7 +144,7 @@ class Layout:
     commands: bool = False
     """True: the command line stands where the name would."""
     known: frozenset[str] = frozenset({"user", "unit", "command"})
-    """What is known of any process: a column without a value has no place."""
+    """What is known of any row: a column without a value has no place."""
     left: list[_Column] = attrs.field(factory=list, init=False)
     """Texts of a row, and its number of flows; the place where flows say who they are."""
     numbers: int = attrs.field(default=2, init=False)
@@ -149,6 +168,7 @@ class Layout:
         user = take(_USER) if of_processes and "user" in self.known else 0
         totals.append(take(_TOTAL) if self.curve else 0)
         unit = take(_UNIT) if of_processes and "unit" in self.known else 0
+        media = take(_MEDIA) if "media" in self.known else 0
         name = _NAME + take(max(0, min(free // 2, _MOST_NAME - _NAME)))
         self.curve += take(max(0, min(free, _USUAL_CURVE - self.curve))) if self.curve else 0
         command = 0
@@ -164,6 +184,7 @@ class Layout:
             _Column("USER", user, "user", self._user, right=False),
             _Column("UNIT", unit, "unit", self._unit, right=False),
             _Column("COMMAND", command, "name", self._command, right=False),
+            _Column("MEDIA", media, "traffic", lambda line: (media_text(line.row.media), "dim"), right=False),
             _Column("FLOWS", flows, "flows", lambda line: (str(line.row.open_flows), "")),
         ]
         self.left = [column for column in columns if column.width]
@@ -259,6 +280,8 @@ class Layout:
         """As much more about a flow as there is room for below the curve."""
         found, left = [], self.curve
         for extra in _EXTRAS:
+            if extra.needs and extra.needs not in self.known:
+                continue
             left -= extra.width + 1
             if left < 0:
                 break

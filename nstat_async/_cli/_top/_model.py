@@ -111,7 +111,7 @@ class TopModel:
     hidden: int = attrs.field(default=0, init=False)
     """Rows that do not."""
     known: frozenset[str] = attrs.field(default=frozenset(), init=False)
-    """What is known of any process: ``"user"``, ``"unit"``, ``"command"``."""
+    """What is known of any row: ``"user"``, ``"unit"``, ``"command"``, ``"media"``."""
     history: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), init=False)
     """Rates of the total at the last looks: received, sent."""
     expanded: set[int] = attrs.field(factory=set, init=False)
@@ -170,6 +170,7 @@ class TopModel:
             "user": any(process.uid is not None for process in processes),
             "unit": any(self.view.unit(row) for row in chosen),
             "command": any(process.command_line or process.path for process in processes),
+            "media": bool(self.total.media),
         }
         self.known = frozenset(name for name, known in facts.items() if known)
         ordered = self.view.sorted(chosen, self.sort)

@@ -86,6 +86,13 @@ function element(name, text, kind) {
   return made;
 }
 
+// By which media, where the kernel says so; those with most bytes first.
+function mediaText(media) {
+  const parts = Object.entries(media || {}).filter(([name, of]) => name !== "total" && of.rx_bytes + of.tx_bytes);
+  parts.sort(([, a], [, b]) => b.rx_bytes + b.tx_bytes - a.rx_bytes - a.tx_bytes);
+  return parts.map(([name, of]) => `${name} ↓ ${units(of.rx_bytes)} ↑ ${units(of.tx_bytes)}`).join(" · ");
+}
+
 // -- the table -----------------------------------------------------------------------------
 
 function makeHeadings() {
@@ -221,6 +228,7 @@ function flowText(line) {
   if (flow.started !== null) parts.push(span(line.time - flow.started));
   const counts = line.counts;
   if (counts && counts.rx_bytes !== null) parts.push(`↓ ${units(counts.rx_bytes)} ↑ ${units(counts.tx_bytes)}`);
+  if (counts && counts.media) parts.push(mediaText(counts.media));
   if (counts && counts.avg_rtt_us) parts.push(`${(counts.avg_rtt_us / 1000).toFixed(1)} ms`);
   if (counts && counts.tx_retransmitted_bytes) parts.push(`${units(counts.tx_retransmitted_bytes)} sent again`);
   return parts.join(" · ");
@@ -233,6 +241,7 @@ function showFlows(rows, flows) {
   const td = made.detail.firstChild;
   const head = element("p", `${row.pid === null ? "" : `pid ${row.pid} · `}${row.open_flows} open of ${row.flows} flows · received ${units(row.rx_bytes)} · sent ${units(row.tx_bytes)}`, "dim");
   head.style.margin = "0";
+  if (row.media) head.append(element("br"), mediaText(row.media));
   const list = element("ul");
   list.append(...flows.map((flow) => element("li", flowText(flow))));
   if (row.open_flows > flows.length) list.append(element("li", `and ${row.open_flows - flows.length} more`, "dim"));
@@ -287,6 +296,7 @@ function showTotals(answer) {
   const share = (part) => (part === null ? UNKNOWN : `${Math.round(100 * part)} %`);
   const shares = answer.shares;
   setText(byId("coverage"), shares ? `Payload of flows is ${share(shares[0])} of what the interfaces received, ${share(shares[1])} of what they sent.` : "");
+  setText(byId("media"), mediaText(total.media));
   addSample(answer.time, total.rx_rate, total.tx_rate);
 }
 
