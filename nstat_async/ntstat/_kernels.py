@@ -234,6 +234,8 @@ class Kernel(_Facts):
         Raises:
             UsageError: There is no version in it, or ntstat is not in that kernel.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"kernel: {text!r} is no text such as 'xnu-11417.121.6'")
         version, is_newer = _find_version(text)
         if not version:
             raise UsageError(f"kernel: no XNU version in {text[:200]!r}; expected something like 'xnu-11417.121.6'")

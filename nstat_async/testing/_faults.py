@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
+
+from ._values import checked, flag, number, whole
 
 __all__ = ["DARWIN_27_INSERTIONS", "Faults"]
 
@@ -18,6 +21,10 @@ before the persona. All between is zero there, so there are three places where t
 For the parameter ``insertions`` of `EmulatedKernel` with a kernel from xnu-10002 on."""
 
 
+def _probability() -> Any:
+    return attrs.field(default=0.0, validator=checked(number, most=1.0))
+
+
 @attrs.define(eq=False, kw_only=True)
 class Faults:
     """Switches of an `EmulatedKernel`; set them at any time.
@@ -26,24 +33,24 @@ class Faults:
     the same seed and the same calls has the same losses.
     """
 
-    lose_announcements: float = 0.0
+    lose_announcements: float = _probability()
     """Probability that an SRC_ADDED is refused; its source is never made."""
-    fail_allocations: float = 0.0
+    fail_allocations: float = _probability()
     """Probability that there is no memory for a new source: it is never made, and uses up no reference."""
-    lose_batches: float = 0.0
+    lose_batches: float = _probability()
     """Probability that a full batch of a poll is refused; the poll still ends in SUCCESS."""
-    lose_final_reports: float = 0.0
+    lose_final_reports: float = _probability()
     """Probability that the last report of a closing source is refused (REMOVED says so since xnu-8019.61)."""
-    lose_goodbyes: float = 0.0
+    lose_goodbyes: float = _probability()
     """Probability that a source ends without any message."""
-    delay_goodbyes: float = 0.0
+    delay_goodbyes: float = attrs.field(default=0.0, validator=checked(number))
     """Seconds between the end of a flow and its goodbye."""
-    full: bool = False
+    full: bool = attrs.field(default=False, validator=checked(flag))
     """True: every ordinary record is refused, as with a full buffer; critical ones pass."""
-    mbufs: int | None = None
+    mbufs: int | None = attrs.field(default=None, validator=checked(whole, optional=True))
     """Allocations that the kernel's memory for messages still has; `None`: enough.
     Replies and batches take one each; an ERROR reuses the request's, and needs none."""
-    reply_delay: float = 0.0
+    reply_delay: float = attrs.field(default=0.0, validator=checked(number))
     """Seconds until a record can be received, as over a slow bridge."""
     random: random.Random = attrs.field(factory=random.Random, repr=False)
     """The generator; the kernel's."""

@@ -21,9 +21,12 @@ from ._counters import FlowCounters, mark_active
 from ._interfaces import EmulatedInterface, property_bits
 from ._machine import OWNER_FIELDS, Machine
 from ._time import NANOSECOND
-from ._values import endpoint, field_value, whole
+from ._values import endpoint, field_value, flag, instance, whole
 
-__all__ = ["Address", "EmulatedFlow"]
+__all__ = ["COUNTERS", "Address", "EmulatedFlow"]
+
+COUNTERS = ("nstat_", "media_stats.")
+"""How the names of counters begin; all others are fields of the descriptor."""
 
 Address = Endpoint | str | tuple[str, int]
 _CLOSED, _LISTEN, _SYN_SENT, _ESTABLISHED, _TIME_WAIT = 0, 1, 2, 4, 10
@@ -219,11 +222,11 @@ class EmulatedFlow:
         Raises:
             UsageError: There is no such field in any release, or it cannot have this value.
         """
-        said = {**(values or {}), **more}
+        said = {**instance("values", values if values is not None else {}, Mapping), **more}
         checked = {name: field_value(self._structure, name, value) for name, value in said.items()}
         with self.kernel.lock:
             for name, value in checked.items():
-                if name.startswith(("nstat_", "media_stats.")):
+                if name.startswith(COUNTERS):
                     self._counters.set(name, value)
                 else:
                     self.fields[name] = value
@@ -232,7 +235,8 @@ class EmulatedFlow:
     def use_interface(self, interface: str | EmulatedInterface | None) -> None:
         """Let the last packet have gone out by this interface."""
         with self.kernel.lock:
-            self.interface = self.kernel.interface(interface) if isinstance(interface, str) else interface
+            made = interface is None or isinstance(interface, EmulatedInterface)
+            self.interface = interface if made else self.kernel.interface(interface)  # type: ignore[assignment, arg-type]
             self._descriptor_parts = None
 
     def transfer(
@@ -260,9 +264,11 @@ class EmulatedFlow:
         Raises:
             UsageError: A number is no number of bytes or packets, or there is no such interface.
         """
-        if switch is not None and len(switch) != 4:
+        if switch is not None and (not isinstance(switch, (tuple, list)) or len(switch) != 4):
             raise UsageError(f"switch: {switch!r} is not packets and bytes received, packets and bytes sent")
-        amounts = {"rx": rx, "tx": tx, "rx_packets": rx_packets or 0, "tx_packets": tx_packets or 0}
+        amounts = {"rx": rx, "tx": tx}
+        amounts |= {"rx_packets": rx_packets} if rx_packets is not None else {}
+        amounts |= {"tx_packets": tx_packets} if tx_packets is not None else {}
         for name, amount in (*amounts.items(), *(("switch", amount) for amount in switch or ())):
             whole(name, amount)
         rxp = self._packets(rx) if rx_packets is None else rx_packets
@@ -327,6 +333,7 @@ class EmulatedFlow:
     ) -> EmulatedFlow:
         """Connect; TCP raises the "outbound" event and is established unless `established` is false."""
         peer = endpoint(remote, "remote")
+        flag("established", established)
         with self.kernel.lock:
             self.set(remote=peer, local=local if local is not None else self.kernel.ephemeral(peer))
             self.use_interface(interface)
@@ -384,6 +391,7 @@ class EmulatedFlow:
 
     def event(self, event: int) -> None:
         """Raise an event for this flow (`nstat_async.ntstat.EventFlag`)."""
+        whole("event", event)
         with self.kernel.lock:
             self.kernel.raise_event(self, event)
 
@@ -396,6 +404,8 @@ class EmulatedFlow:
             first: For kernel TCP: this side closes first, so it says goodbye on entering
                 TIME_WAIT. Default: outbound established connections do.
         """
+        if first is not None:
+            flag("first", first)
         with self.kernel.lock:
             if not self.open:
                 return

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from nstat_async._model import InterfaceKind
 from nstat_async.ntstat import InterfaceProperty as Bit
+
+from ._values import checked, flag, instance, one_of, text, whole
 
 __all__ = ["EmulatedInterface", "default_interfaces", "filter_mask", "property_bits"]
 
@@ -38,20 +42,25 @@ _IFT = {InterfaceKind.LOOPBACK: 24, InterfaceKind.CELLULAR: 0xFF, InterfaceKind.
 class EmulatedInterface:
     """A network interface of the emulated machine."""
 
-    name: str
-    index: int
-    kind: InterfaceKind
-    expensive: bool = False
-    constrained: bool = False
-    delegate: EmulatedInterface | None = None
+    name: str = attrs.field(validator=checked(text))
+    index: int = attrs.field(validator=checked(whole, bits=16, least=1))
+    kind: InterfaceKind = attrs.field(validator=checked(one_of, tuple(InterfaceKind)))
+    expensive: bool = attrs.field(default=False, validator=checked(flag))
+    constrained: bool = attrs.field(default=False, validator=checked(flag))
+    delegate: EmulatedInterface | None = attrs.field(default=None)
     """The interface that carries a tunnel's packets, where one is set."""
-    description: str = ""
-    counts: dict[str, int] = attrs.Factory(dict)
+    description: str = attrs.field(default="", validator=checked(text))
+    counts: dict[str, int] = attrs.field(factory=dict, validator=checked(instance, dict))
     """``nstat_rxpackets``, ``nstat_rxbytes``, ``nstat_txpackets``, ``nstat_txbytes``."""
-    threshold: int = 0
+    threshold: int = attrs.field(default=0, validator=checked(whole))
     """``if_data_threshold``: bytes after which watchers get a report; 0: nobody asked."""
-    ultra_constrained: bool = False
+    ultra_constrained: bool = attrs.field(default=False, validator=checked(flag))
     """Constrained even more (since macOS 26; implies `constrained`)."""
+
+    @delegate.validator
+    def _check_delegate(self, _attribute: Any, value: Any) -> None:
+        if value is not None:
+            instance("delegate", value, EmulatedInterface)
 
     @property
     def medium(self) -> str | None:

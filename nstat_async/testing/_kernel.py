@@ -14,7 +14,7 @@ from ._client import EmulatedClient
 from ._flows import EmulatedFlow
 from ._lookup import report_traffic
 from ._scripting import ScriptedMachine
-from ._values import whole
+from ._values import instance, whole
 
 __all__ = ["SansIoKernel"]
 
@@ -100,6 +100,7 @@ class SansIoKernel(ScriptedMachine):
 
     def inject(self, datagram: bytes) -> None:
         """Put bytes before every client that no kernel would send (a fault)."""
+        instance("datagram", datagram, bytes)
         for client in list(self.clients):
             client.inject(datagram)
 
@@ -184,6 +185,7 @@ class SansIoKernel(ScriptedMachine):
 
     def end_process(self, pid: int) -> None:
         """Close every flow of a process, newest first."""
+        whole("pid", pid, bits=31)
         with self.lock:
             for flow in sorted(self.flows(), key=lambda flow: -flow.number):
                 if flow.fields.get("pid") == pid:
@@ -211,6 +213,7 @@ class SansIoKernel(ScriptedMachine):
         Args:
             entries: A list of ``nstat_sysinfo_keyval``, encoded.
         """
+        instance("entries", entries, bytes)
         message = SystemInfoCounts(size=_SYSINFO_HEADER + len(entries), entries=entries)
         with self.lock:
             for client in self.clients:

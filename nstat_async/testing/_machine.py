@@ -12,13 +12,14 @@ import attrs
 from nstat_async._errors import UsageError
 from nstat_async._model import Endpoint, InterfaceKind, Provider
 from nstat_async.ntstat import Kernel, layout
+from nstat_async.ntstat._tables import NEWEST, OLDEST
 
 from ._encoding import ReportEncoder
 from ._faults import Faults
 from ._interfaces import EmulatedInterface, default_interfaces
 from ._receive_buffer import DEFAULT_RECEIVE_SPACE
 from ._time import KernelTime
-from ._values import executable_uuid, text, whole
+from ._values import executable_uuid, flag, inserted, one_of, text, whole
 
 __all__ = ["OWNER_FIELDS", "Machine"]
 
@@ -75,7 +76,19 @@ class Machine(KernelTime):
     ) -> None:
         super().__init__(clock, uptime, timebase)
         release = Kernel.parse(kernel)
+        switches = {
+            "privileged": privileged,
+            "privilege_check": privilege_check,
+            "contended": contended,
+            "minute_timer": minute_timer,
+            "header_garbage": header_garbage,
+        }
+        for name, value in switches.items():
+            flag(name, value)
+        whole("receive_space", receive_space, bits=31, least=1)
+        whole("seed", seed, least=-(1 << 63))
         if layout_number is not None:
+            one_of("layout_number", layout_number, range(OLDEST, NEWEST + 1))
             release = attrs.evolve(release, layout=layout(layout_number), known=False)
         self.release: Kernel = release
         """The release as the library understands it."""
@@ -102,7 +115,7 @@ class Machine(KernelTime):
         """Called when the kernel is closed: its servers stop there."""
         self._flows: dict[int, dict[int, Any]] = {number: {} for number in release.providers}
         self._interface_flows: dict[int, Any] = {}
-        self._insertions = {name: sorted(pairs) for name, pairs in (insertions or {}).items()}
+        self._insertions = {} if insertions is None else inserted("insertions", insertions)
         self._numbers = itertools.count()
         self._units = itertools.count(1)
         self._ports = itertools.cycle(range(_FIRST_PORT, 65536))
@@ -129,6 +142,7 @@ class Machine(KernelTime):
         for number, known in self.release.providers.items():
             if known[0] is provider and (userland is None or known[1] in {None, userland}):
                 return number
+        one_of("provider", provider, tuple(Provider))
         where = " in user-land" if userland else ""
         raise UsageError(f"provider: {self.name} has no {provider.value}{where}")
 
@@ -150,6 +164,8 @@ class Machine(KernelTime):
     ) -> EmulatedInterface:
         """Add a network interface, or replace the one of that name; `more` are fields of `EmulatedInterface`."""
         over = self.interface(delegate) if delegate is not None else None
+        for field in more:
+            one_of("interface", field, [each.name for each in attrs.fields(EmulatedInterface)])
         made = self.interfaces[name] = EmulatedInterface(name, index, kind, delegate=over, **more)
         return made
 
@@ -159,11 +175,9 @@ class Machine(KernelTime):
         Raises:
             UsageError: There is none.
         """
-        try:
-            return self.interfaces[name]
-        except KeyError:
-            known = ", ".join(self.interfaces)
-            raise UsageError(f"interface: {name!r} is none of {known}") from None
+        if not isinstance(name, str) or name not in self.interfaces:
+            one_of("interface", name, self.interfaces)
+        return self.interfaces[name]
 
     def interface_list(self) -> dict[int, str]:
         """Interface names by index."""
@@ -187,7 +201,7 @@ class Machine(KernelTime):
         kept = name.encode("utf-8", "surrogateescape")[:_LONGEST_PROCESS_NAME]
         owner = {"pid": pid, "upid": unique, "pname": kept, "uuid": image, "uid": uid}
         if self.responsible is not None and self.release.version >= (10063,):
-            return {**owner, "epid": 0, "eupid": 0, "euuid": executable_uuid(self.responsible)}
+            return {**owner, "epid": 0, "eupid": 0, "euuid": executable_uuid(text("responsible", self.responsible))}
         return {**owner, "epid": pid, "eupid": unique, "euuid": image}
 
     def ephemeral(self, peer: Endpoint | None) -> Endpoint:

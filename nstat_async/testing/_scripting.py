@@ -7,9 +7,9 @@ from typing import Any
 
 from nstat_async._model import Endpoint, Provider
 
-from ._flows import Address, EmulatedFlow
+from ._flows import COUNTERS, Address, EmulatedFlow
 from ._machine import OWNER_FIELDS, Machine
-from ._values import check_fields, endpoint, field_value, text, whole
+from ._values import check_fields, endpoint, field_value, flag, instance, one_of, text, whole
 
 __all__ = ["ScriptedMachine"]
 
@@ -78,6 +78,9 @@ class ScriptedMachine(Machine):
         self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
     ) -> EmulatedFlow:
         """Make a flow from raw fields and announce it to whoever watches its provider."""
+        one_of("provider_id", provider_id, self.release.providers)
+        instance("fields", fields if fields is not None else {}, Mapping)
+        flag("inbound", inbound)
         structure = self.release.descriptor_name(provider_id)
         assert structure is not None
         values = {name: field_value(structure, name, value) for name, value in (fields or {}).items()}
@@ -124,6 +127,8 @@ class ScriptedMachine(Machine):
             UsageError: This release has no such provider, this machine no such interface, no release such a
                 field, or an argument cannot have this value.
         """
+        if userland is not None:
+            flag("userland", userland)
         number = self.provider_number(provider, userland=userland)
         check_fields(self.release.descriptor_name(number) or "", fields)
         carrier = None if interface is None else self.interface(interface)
@@ -138,7 +143,7 @@ class ScriptedMachine(Machine):
         if remote is not None and provider is not Provider.UDP:
             values.setdefault("state", _ESTABLISHED)
         with self.lock:
-            counters = {key: values.pop(key) for key in list(values) if key.startswith("nstat_")}
+            counters = {key: values.pop(key) for key in list(values) if key.startswith(COUNTERS)}
             flow = self.open_flow(number, values, inbound=inbound)
             flow.set(counters)
             if remote is not None and carrier is not None:
@@ -167,6 +172,9 @@ class ScriptedMachine(Machine):
 
     def open_subflow(self, parent: EmulatedFlow, remote: Address, *, rx: int = 0, tx: int = 0) -> EmulatedFlow:
         """One peer of an unconnected UDP socket (since xnu-8019.61); its bytes are the parent's too."""
+        instance("parent", parent, EmulatedFlow)
+        for key, amount in (("rx", rx), ("tx", tx)):
+            whole(key, amount)
         with self.lock:
             number = self.provider_number(Provider.UDP_SUBFLOW)
             inherited = {key: parent.fields[key] for key in (*OWNER_FIELDS, "local") if key in parent.fields}

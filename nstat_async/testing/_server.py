@@ -17,12 +17,15 @@ import selectors
 import socket
 import threading
 from pathlib import Path
+from types import NoneType
 
+from nstat_async._checks import check_path
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 
 from ._client import EmulatedClient
 from ._kernel import SansIoKernel
 from ._signal import Signal
+from ._values import instance
 from ._workload import Workload
 
 __all__ = ["UnixServer", "serve_unix"]
@@ -100,8 +103,10 @@ class UnixServer:
     """
 
     def __init__(self, kernel: SansIoKernel, path: str | None = None) -> None:
-        self.kernel = kernel
+        self.kernel = instance("kernel", kernel, SansIoKernel)
         self.path = path
+        if path is not None:
+            check_path("path", path)
         self._type = _packet_type(path=path is not None)
         self._listener = _listen(path, self._type) if path is not None else None
         self._bridges: list[_Bridge] = []
@@ -263,6 +268,9 @@ def serve_unix(
         OSError: The path cannot be listened on.
         BackendUnavailableError: This system has no packet sockets for AF_UNIX.
     """
+    instance("workload", workload, (Workload, NoneType))
+    instance("stop", stop, (threading.Event, NoneType))
+    check_path("path", path)
     server = UnixServer(kernel, path)
     if workload is not None:
         workload.start()

@@ -11,6 +11,10 @@ import itertools
 import threading
 from collections.abc import Callable
 
+from nstat_async._errors import UsageError
+
+from ._values import number, whole
+
 __all__ = ["NANOSECOND", "KernelTime"]
 
 NANOSECOND = 1_000_000_000
@@ -20,6 +24,13 @@ class KernelTime:
     """The part of an emulated kernel that knows what time it is; `Machine` has its arguments."""
 
     def __init__(self, clock: Callable[[], float] | None, uptime: float, timebase: tuple[int, int]) -> None:
+        if clock is not None and not callable(clock):
+            raise UsageError(f"clock: {clock!r} is neither None nor a function such as time.monotonic")
+        if not isinstance(timebase, tuple) or len(timebase) != 2:
+            raise UsageError(f"timebase: {timebase!r} is no pair of whole numbers such as (125, 3)")
+        for part in timebase:
+            whole("timebase", part, bits=32, least=1)
+        number("uptime", uptime)
         self.lock = threading.RLock()
         """Held during every call; hold it to make several changes at once."""
         self.timebase = timebase
@@ -56,7 +67,7 @@ class KernelTime:
 
     def advance(self, seconds: float) -> None:
         """Let time pass; timers that fall due run at their moment, in order."""
-        self.advance_to(self.now_ns + round(seconds * NANOSECOND))
+        self.advance_to(self.now_ns + round(number("seconds", seconds) * NANOSECOND))
 
     def advance_to(self, now_ns: int) -> None:
         """Let time pass until this moment (`now_ns`)."""
@@ -73,10 +84,11 @@ class KernelTime:
     def jump_clock(self, seconds: float) -> None:
         """Let the tick counter jump (a fault): timestamps move, timers do not."""
         with self.lock:
-            self._tick_jump_ns += round(seconds * NANOSECOND)
+            self._tick_jump_ns += round(number("seconds", seconds, least=-1e9) * NANOSECOND)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function when that time has passed (see `run_due`)."""
+        number("seconds", seconds)
         with self.lock:
             heapq.heappush(self._timers, (self.now_ns + round(seconds * NANOSECOND), next(self._order), function))
         self.timer_added.set()

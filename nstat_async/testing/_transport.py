@@ -19,7 +19,7 @@ from nstat_async._model import Provider, TcpState
 from ._flows import EmulatedFlow
 from ._kernel import SansIoKernel
 from ._signal import Signal
-from ._values import executable_uuid
+from ._values import checked, executable_uuid, flag, instance, whole
 
 if TYPE_CHECKING:
     from nstat_async._contract import Channel, Feed
@@ -127,7 +127,9 @@ class EmulatedTransport:
 
     def __init__(self, kernel: SansIoKernel, receive_buffer: int | None = None) -> None:
         self.kernel = kernel
-        self._receive_buffer = receive_buffer
+        self._receive_buffer = (
+            None if receive_buffer is None else whole("receive_buffer", receive_buffer, bits=31, least=1)
+        )
         self._ticker: Ticker | None = None
         self._evidence: list[EmulatedFlow] = []
 
@@ -193,8 +195,8 @@ class EmulatedTransport:
 class EmulatedBackend:
     """An emulated kernel as the ``backend`` of a monitor."""
 
-    kernel: SansIoKernel
-    verify: bool | None = None
+    kernel: SansIoKernel = attrs.field(validator=checked(instance, SansIoKernel))
+    verify: bool | None = attrs.field(default=None, validator=checked(flag, optional=True))
     """Prove the layout with flows of known values; `None`: when the kernel is newer than known."""
 
     @property

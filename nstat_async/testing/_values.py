@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from nstat_async._errors import UsageError
@@ -16,18 +16,34 @@ from nstat_async._model import Endpoint
 from nstat_async.ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6
 from nstat_async.ntstat._tables import STRUCTS
 
-__all__ = ["check_fields", "endpoint", "executable_uuid", "field_value", "sockaddr", "text", "whole"]
+__all__ = [
+    "check_fields",
+    "checked",
+    "endpoint",
+    "executable_uuid",
+    "field_value",
+    "flag",
+    "inserted",
+    "instance",
+    "number",
+    "one_of",
+    "sockaddr",
+    "text",
+    "whole",
+]
 
 _UUID_SPACE = uuid.UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
 _BITS = {"BOOL": 8, "U8": 8, "U16": 32, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
 """Width of a number; what newer releases widened has the room that it has now."""
 _BYTES = {"SOCKADDR": 28, "UUID": 16}
+_LONGEST = 1e9
+"""Seconds, or anything else that is counted: about 31 years."""
 
 
 @functools.lru_cache(1024)
 def executable_uuid(name: str) -> bytes:
     """A UUID for an executable of that name: the same for every process that runs it."""
-    return uuid.uuid5(_UUID_SPACE, name).bytes
+    return uuid.uuid5(_UUID_SPACE, name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")).bytes
 
 
 def whole(name: str, value: Any, *, bits: int = 64, least: int = 0) -> int:
@@ -37,19 +53,107 @@ def whole(name: str, value: Any, *, bits: int = 64, least: int = 0) -> int:
         UsageError: It is none.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << bits:
-        raise UsageError(f"{name}: {value!r} is no whole number from {least} to {(1 << bits) - 1}")
+        raise UsageError(f"{name}: {_shown(value)} is no whole number from {least} to {(1 << bits) - 1}")
     return int(value)
 
 
+def _shown(value: Any) -> str:
+    """A value for the text of an error; Python refuses to write very large numbers."""
+    return repr(value) if not isinstance(value, int) or abs(value) < 1 << 200 else "what was given"
+
+
 def text(name: str, value: Any) -> str:
-    """A text without a NUL.
+    """A text without a NUL, that can be encoded (bytes that are no UTF-8 included, as Python has them).
 
     Raises:
         UsageError: It is none.
     """
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str) or "\0" in value or not _is_encodable(value):
         raise UsageError(f"{name}: {value!r} is no text without NUL")
     return value
+
+
+def _is_encodable(value: str) -> bool:
+    try:
+        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: {value!r} is neither True nor False")
+    return value
+
+
+def number(name: str, value: Any, *, least: float = 0.0, most: float = _LONGEST) -> float:
+    """A finite number in a range.
+
+    Raises:
+        UsageError: It is none.
+    """
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+    if not fits:  # nor is what is no number at all, NaN
+        raise UsageError(f"{name}: {_shown(value)} is no number from {least:g} to {most:g}")
+    return value  # type: ignore[no-any-return]
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+    """A value of a class.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise UsageError(f"{name}: {value!r} is no {' or '.join(each.__name__ for each in kinds)}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """One of several values.
+
+    Raises:
+        UsageError: It is none; the text lists them.
+    """
+    if not any(type(value) is type(each) and value == each for each in choices):
+        raise UsageError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+    return value
+
+
+def checked(check: Callable[..., Any], *arguments: Any, optional: bool = False, **options: Any) -> Any:
+    """One of these checks as a validator for `attrs`; with `optional`, `None` passes."""
+
+    def validate(_instance: object, attribute: Any, value: Any) -> None:
+        if not (optional and value is None):
+            check(attribute.name, value, *arguments, **options)
+
+    return validate
+
+
+def inserted(name: str, value: Any) -> dict[str, list[tuple[int, int]]]:
+    """Bytes that were put into structures: name of the structure to pairs of (offset, bytes).
+
+    Raises:
+        UsageError: It is nothing of the kind; the text says what is.
+    """
+    found = {}
+    for structure, places in instance(name, value, Mapping).items():
+        one_of(name, structure, sorted(STRUCTS))
+        try:
+            pairs = [(offset, size) for offset, size in places]
+        except (TypeError, ValueError):
+            raise UsageError(f"{name}: {places!r} is no list of pairs (offset, bytes)") from None
+        for offset, size in pairs:
+            whole(f"{name}: offset", offset, bits=12)
+            whole(f"{name}: bytes", size, bits=10, least=1)
+        found[structure] = sorted(pairs)
+    return found
 
 
 def endpoint(value: Endpoint | str | tuple[str, int] | None, name: str = "address") -> Endpoint | None:
@@ -139,6 +243,7 @@ def check_fields(structure: str, names: Iterable[str]) -> None:
     known = _checks(structure)
     for name in names:
         if name not in known:
+            text("a field's name", name)
             near = difflib.get_close_matches(name, known, 1)
             raise UsageError(f"{name}: no descriptor has such a field{f'; is it {near[0]}?' if near else ''}")
 

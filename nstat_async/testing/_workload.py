@@ -14,6 +14,7 @@ from nstat_async._model import Provider
 
 from ._flows import EmulatedFlow
 from ._scripting import ScriptedMachine
+from ._values import instance, number, one_of, whole
 
 __all__ = ["Workload"]
 
@@ -57,9 +58,16 @@ class Workload:
         kinds: Sequence[tuple[Provider, bool]] | None = None,
         seed: int | None = None,
     ) -> None:
-        if rate < 0 or size < 0 or mean_life <= 0 or not 0 <= transfers <= 1:
-            raise UsageError("workload: rate and size are not negative, mean_life is positive, transfers is 0 to 1")
-        self.kernel = kernel
+        number("rate", rate)
+        whole("size", size)
+        number("mean_life", mean_life, least=1e-9)
+        number("transfers", transfers, most=1.0)
+        whole("largest", largest)
+        for kind in () if kinds is None else instance("kinds", kinds, (tuple, list)):
+            one_of("kinds", kind, _KINDS)
+        if seed is not None:
+            whole("seed", seed, least=-(1 << 63))
+        self.kernel = instance("kernel", kernel, ScriptedMachine)
         self.rate = rate
         self.size = size
         self.mean_life = mean_life
@@ -106,8 +114,8 @@ class Workload:
     def _open(self) -> None:
         draw = self._random
         provider, userland = draw.choice(self._kinds)
-        number = draw.randrange(len(_NAMES) * 3)
-        pid, name = 300 + number, _NAMES[number % len(_NAMES)]
+        drawn = draw.randrange(len(_NAMES) * 3)
+        pid, name = 300 + drawn, _NAMES[drawn % len(_NAMES)]
         interface = draw.choice(_INTERFACES)
         remote = (self._address(interface), draw.choice(_PORTS))
         flow = self.kernel.open(provider, pid, name, remote=remote, interface=interface, userland=userland)

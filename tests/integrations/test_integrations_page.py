@@ -53,9 +53,11 @@ async def shown(tmp_path, monitor=None, **screen):
 
 async def test_the_page_shows_processes_and_events_as_they_are(tmp_path):
     """Names are text, whatever is in them; losses are said; the end of the monitor is said."""
-    by_loopback = Counts(media={"loopback": MediumCounts(10, 0, 1, 0)}, **counts(10).as_dict())
+    nothing, by_loopback = (
+        Counts(media={"loopback": MediumCounts(size, 0, 1, 0)}, **counts(size).as_dict()) for size in (0, 10)
+    )
     async with shown(tmp_path) as (monitor, page, _):
-        monitor.deliver(added(flow("a"), 1, counts(0)), added(flow("b", Process(9, EVIL)), 1, counts(0)))
+        monitor.deliver(added(flow("a"), 1, counts(0)), added(flow("b", Process(9, EVIL)), 1, nothing))
         monitor.deliver(
             updated(flow("a"), 2, counts(5_000_000, 1000)), updated(flow("b", Process(9, EVIL)), 2, by_loopback)
         )
