@@ -65,7 +65,7 @@ from ._model import (
 )
 from ._rows import Row, RowKind
 
-__all__ = ["MEDIA", "TABLE", "Field", "FieldTable", "Kind", "Record", "SqlTable", "number_text"]
+__all__ = ["MEDIA", "MOMENT", "TABLE", "Field", "FieldTable", "Kind", "Record", "SqlTable", "number_text"]
 
 # --- kinds of values --------------------------------------------------------------------
 
@@ -111,6 +111,12 @@ def _read_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TypeError(f"{value!r} is no number")
     return float(value)
+
+
+def _read_moment(value: Any) -> int:
+    if abs(_must_be(int)(value)) >> 64:
+        raise ValueError("a time has more than 64 bits")
+    return int(value)
 
 
 def number_text(value: float) -> str:
@@ -176,6 +182,12 @@ def _plain_key(key: Hashable) -> Any:
     return key if isinstance(key, (int, str)) else str(key)
 
 
+def _read_key(value: Any) -> int | str:
+    if type(value) is not int and not isinstance(value, str):
+        raise TypeError(f"{value!r} is neither a number nor a text")
+    return value
+
+
 def _plain_row_kind(value: RowKind | str) -> str:
     return value.value if isinstance(value, RowKind) else value
 
@@ -189,6 +201,7 @@ def _record(kind: type) -> Kind:
 
 
 INTEGER = Kind("integer", _same, _must_be(int), "INTEGER", text="x + 0")  # an IntEnum is a number, too
+MOMENT = attrs.evolve(INTEGER, read=_read_moment)
 NUMBER = Kind("number", _finite, _read_number, "REAL", text=number_text)
 FLAG = Kind("true or false", bool, _must_be(bool), "INTEGER", text="'true' if x else 'false'")
 TEXT = Kind("text", _same, _must_be(str), text=quote)
@@ -201,7 +214,7 @@ TEXT_PAIRS = Kind("object of texts", dict, _read_text_pairs)
 SETTINGS = Kind("list of [key, value]", _plain_settings, _read_settings)
 HOLDERS = Kind("list of [pid, name]", lambda pairs: [list(pair) for pair in pairs], _read_holders, empty=())
 MEDIA = Kind("object of MediumCounts", _plain_media, _read_media, empty=())
-KEY = Kind("text or integer", _plain_key, _same)
+KEY = Kind("text or integer", _plain_key, _read_key)
 ROW_KIND = attrs.evolve(_one_of(RowKind), plain=_plain_row_kind, read=_read_row_kind, text=None)
 
 
@@ -380,7 +393,7 @@ TABLE = FieldTable((
         _linux("user", TEXT),
         _linux("parent_pid", INTEGER, group="parent process"),
         Field("started", NANOSECONDS, derived=True, later=True, platform="Linux", unit="seconds since the epoch", get=attrgetter("started_ns")),
-        _linux("started_ns", INTEGER, unit="nanoseconds since the epoch"),
+        _linux("started_ns", MOMENT, unit="nanoseconds since the epoch"),
         _linux("command_line", TEXT, key="cmdline"),
         _linux("attribution", _one_of(Attribution)),
     )),
@@ -402,7 +415,7 @@ TABLE = FieldTable((
         Field("direction", _one_of(Direction), group="direction"),
         Field("started", NANOSECONDS, derived=True, unit="seconds since the epoch", get=attrgetter("started_ns")),
         _linux("namespace", TEXT, group="network namespace"),
-        _int("started_ns", unit="nanoseconds since the epoch", later=True),
+        Field("started_ns", MOMENT, unit="nanoseconds since the epoch", later=True),
         _mac("uuid", UUID_TEXT),
         _mac("parent_uuid", UUID_TEXT),
         _int("provider_id", later=True),

@@ -464,11 +464,12 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
         UsageError: A key is unknown, a value is wrong, or there are too many items.
     """
     values: dict[str, list[str]] = {}
-    for number, (key, value) in enumerate(items):
+    for number, item in enumerate(items):
         if number >= MAX_ITEMS:
             raise UsageError(f"filter: more than {MAX_ITEMS} conditions")
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise UsageError(f"filter: {(key, value)!r} is no pair of texts")
+        if not isinstance(item, (tuple, list)) or [type(each) for each in item] != [str, str]:
+            raise UsageError(f"filter: {item!r} is no pair of texts")
+        key, value = item
         if key.removeprefix("~") not in _KEYS:
             raise UsageError(f"filter: {key!r} is none of {', '.join(_KEYS)}")
         values.setdefault(key, []).append(value)

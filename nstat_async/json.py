@@ -23,7 +23,7 @@ import attrs
 from ._errors import ProtocolError
 from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
-from ._fields import NUMBER, TABLE, Field, FieldTable, Record, number_text
+from ._fields import MOMENT, NUMBER, TABLE, Field, FieldTable, Record, number_text
 from ._model import COUNTS_FIELDS, Counts, Delta, Flow, counts_of, growth
 from ._public import only
 from ._rows import Row, RowKind
@@ -183,7 +183,7 @@ def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
     """Lines of earlier versions have the begin of a flow in seconds only."""
     started = data.get("started")
     if started is not None and "started_ns" not in found:
-        found["started_ns"] = round(started * 1_000_000) * 1000
+        found["started_ns"] = MOMENT.read(round(started * 1_000_000) * 1000)
 
 
 def _complete_update(found: dict[str, Any], data: Mapping[str, Any]) -> None:

@@ -301,6 +301,8 @@ def test_a_text_that_is_none_is_refused(text):
         filters.parse(text)
     with pytest.raises(UsageError, match="is no pair of texts"):
         filters.from_items([("pid", text)])
+    with pytest.raises(UsageError, match="is no pair of texts"):
+        filters.from_items([text])
 
 
 async def _later(_flow):
