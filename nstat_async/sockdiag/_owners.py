@@ -72,6 +72,8 @@ class OwnerSource:
         """Names of users; `None` while they are asked for, and where there is none."""
         self._unnamed: list[int] = []
         """Users whose names are to be asked for."""
+        self._users_asked = False
+        """True while the search under way asks for names of users."""
         self._output = output
         self._entries = entries
         self._sees_all = sees_all
@@ -106,6 +108,11 @@ class OwnerSource:
     def unresolved(self) -> int:
         """Inodes whose owner was searched for and not found."""
         return len(self._tries)
+
+    @property
+    def naming(self) -> bool:
+        """True while it is asked what processes are called that records told of, or what users are."""
+        return bool(self._naming or self._nameless or self._users_asked)
 
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
@@ -169,6 +176,7 @@ class OwnerSource:
         if self._due or verify or held:
             self._searched, self._due = self._due, {}
             users, self._unnamed = tuple(self._unnamed), []
+            self._users_asked = bool(users)
             self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held, users))
 
     def _next_processes(self, number: int) -> tuple[tuple[int, int | None], ...]:
@@ -217,7 +225,7 @@ class OwnerSource:
 
     def take(self, answer: Any) -> None:
         """Take in what a piece of the search found; without an answer the search is over."""
-        self.searching = False
+        self.searching = self._users_asked = False
         self.failure = answer.reason if isinstance(answer, LookupFailed) else None
         if not isinstance(answer, OwnersAnswer):
             self._due.update(self._searched)
@@ -240,7 +248,7 @@ class OwnerSource:
 
     def give_up(self) -> None:
         """Following: no more answers will come to this search."""
-        self.searching = False
+        self.searching = self._users_asked = False
 
     def learn(self, answer: OwnersAnswer) -> None:
         """Take in who holds what."""

@@ -173,8 +173,9 @@ class Polls:
 
     @property
     def _placed(self) -> bool:
-        """True when new flows need not wait for their cgroup any longer."""
-        return not self._cgroups.searching or self._output.now >= self._patience_ends
+        """True when new flows need not wait for their cgroup any longer, nor those of the first poll for names."""
+        named = not (self._output.first_poll and self._owners.naming)
+        return (named and not self._cgroups.searching) or self._output.now >= self._patience_ends
 
     @property
     def _searched(self) -> bool:

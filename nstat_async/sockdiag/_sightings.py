@@ -261,8 +261,10 @@ class Sightings:
             book.update(entry, entry.report, rebuilt=True)
 
     def _announce(self, book: Book, entry: Entry) -> None:
-        """Announce a flow, or wait for the rest of it."""
-        if entry.process is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
+        """Announce a flow, or wait for the rest of it; what was there before the monitor is announced by the first poll."""
+        if entry.preexisting and self._output.first_poll:
+            book.waiting.append(entry)
+        elif entry.process is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
             self._unannounced.pop(entry, None)
             book.announce(entry)
         elif entry not in self._unannounced:

@@ -729,3 +729,24 @@ def test_a_replay_is_the_run_without_any_privilege(namespace, traffic, tmp_path)
     again_seen = asyncio.run(replayed())
     assert again_seen[: len(seen.events)] == seen.events
     assert not [e for e in again_seen if isinstance(e, EventsLost)]
+
+
+def test_what_was_there_before_comes_once_with_all_that_is_known_of_its_process(namespace):
+    server, client = udp(), udp()
+    client.connect(server.getsockname())
+
+    async def work(seen: Seen) -> None:
+        client.send(b"x")
+        await seen.until(lambda: [e for e in seen.events if isinstance(e, PollCompleted)])
+
+    ports = {port(server), port(client)}
+    with server, client:
+        events = monitored(work, interval=None, providers="udp").events
+    (poll,) = [e for e in events if isinstance(e, PollCompleted)]
+    begun = events[: events.index(poll)]
+    assert {type(e) for e in begun} == {FlowAdded}
+    assert {e.flow.local.port for e in begun} == ports
+    for event in begun:
+        process = event.flow.process
+        assert (process.pid, process.user) == (os.getpid(), "root")
+        assert process.path == os.readlink("/proc/self/exe")
