@@ -11,8 +11,7 @@ See `Monitor`, the events (`FlowAdded`, `FlowUpdated`, `FlowRemoved`, `EventsLos
 
 __version__ = "0.1.0"
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import _starting as _starting  # first: the command may be stopped while the rest is imported
 from . import backends as backends
@@ -77,10 +76,12 @@ from ._model import (
 )
 from ._monitor import Monitor, MonitorStatistics, snapshot
 from ._options import DEFAULT_PROVIDERS, Discovery, Ebpf, MonitorOptions, Overflow
+from ._public import on_demand
 from ._subscription import Subscription
 
 if TYPE_CHECKING:
     from . import json as json
+    from . import recording as recording
 
 __all__ = [
     "DEFAULT_PROVIDERS",
@@ -147,9 +148,4 @@ __all__ = [
     "snapshot",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """``nstat_async.json`` is imported when it is asked for: it takes a tenth of the time of an import."""
-    if name != "json":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(".json", __name__)
+__getattr__ = on_demand(__name__, {".json": (), ".recording": ()})

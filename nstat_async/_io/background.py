@@ -8,13 +8,15 @@ while the caller's code runs.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["BackgroundTask", "set_event"]
 
@@ -50,6 +52,8 @@ class BackgroundTask:
             self._soon = trio.lowlevel.current_trio_token().run_sync_soon
             trio.lowlevel.spawn_system_task(self._run, name=name)
         else:
+            import asyncio  # noqa: PLC0415  # which whoever runs on trio does without
+
             self._loop = asyncio.get_running_loop()
             self._soon = self._loop.call_soon_threadsafe
             self._task = self._loop.create_task(self._run(), name=name)
@@ -82,7 +86,7 @@ class BackgroundTask:
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         if not self.done:  # cancelled before its first step
-            self._end(asyncio.CancelledError())
+            self._end(_cancelled(task))
         if not task.cancelled():
             task.exception()  # retrieved: it was handed to `ended`
 
@@ -117,6 +121,15 @@ class BackgroundTask:
             self._soon(stop)
         except RuntimeError:  # the loop ended
             release()
+
+
+def _cancelled(task: asyncio.Task[None]) -> BaseException | None:
+    """What a task that never ran ended with."""
+    try:
+        task.result()
+    except BaseException as error:  # noqa: BLE001  # it is handed on
+        return error
+    return None
 
 
 def set_event(event: anyio.Event) -> None:

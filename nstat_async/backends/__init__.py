@@ -20,8 +20,7 @@ loop, worker threads, fair turns, recording, and the isolation of what may fail.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._contract import (
     Backend,
@@ -38,8 +37,7 @@ from .._contract import (
     Transport,
 )
 from .._io.channel import SocketChannel
-from .._io.pump import KernelFeed
-from .._public import only
+from .._public import on_demand, only
 from ._emulated import Emulated
 from ._kctl import Kctl
 from ._registry import auto, named
@@ -49,6 +47,7 @@ from ._unix import UnixSocket
 
 if TYPE_CHECKING:
     from .._io.nats import NatsAccess, StreamSettings
+    from .._io.pump import KernelFeed
     from ._fleet import Fleet
 
 __all__ = [
@@ -78,11 +77,7 @@ __all__ = [
     "named",
 ]
 __dir__ = only(__all__)
-_OF_A_FLEET = {"Fleet": "._fleet", "NatsAccess": ".._io.nats", "StreamSettings": ".._io.nats"}
-
-
-def __getattr__(name: str) -> Any:
-    """What only a fleet needs is imported when it is asked for: it would take a third of the time of an import."""
-    if name not in _OF_A_FLEET:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_OF_A_FLEET[name], __name__), name)
+__getattr__ = on_demand(
+    __name__,
+    {"._fleet": ("Fleet",), ".._io.nats": ("NatsAccess", "StreamSettings"), ".._io.pump": ("KernelFeed",)},
+)

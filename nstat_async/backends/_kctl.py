@@ -9,7 +9,6 @@ import attrs
 
 from .._checks import check_flag_or_none
 from .._contract import Feed
-from .._io.pump import KernelFeed
 from .._io.system import DARWIN, require
 from .._options import MonitorOptions
 
@@ -32,6 +31,7 @@ class Kctl:
         """
         require(DARWIN, self.name, "the kernel control exists on macOS only")
         from .._io import darwin, kctl  # noqa: PLC0415  # for Macs
+        from .._io.pump import KernelFeed  # noqa: PLC0415  # as above
 
         session = kctl.make_session(
             options,

@@ -9,7 +9,6 @@ import attrs
 
 from .._contract import Core, Feed, Transport
 from .._errors import UsageError
-from .._io.pump import KernelFeed
 from .._io.system import LINUX, require
 from .._options import MonitorOptions
 
@@ -51,6 +50,8 @@ class SockDiag:
             BackendUnavailableError: This is not Linux, or a namespace cannot be entered.
             UsageError: The options ask for nothing that sock_diag has.
         """
+        from .._io.pump import KernelFeed  # noqa: PLC0415  # with asyncio, of which an import alone has no need
+
         core, transport = self.parts(options)
         return KernelFeed(core, transport, options=options)
 

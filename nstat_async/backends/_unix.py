@@ -9,7 +9,6 @@ import attrs
 from .._checks import check_path, check_timebase
 from .._contract import Feed
 from .._errors import UsageError
-from .._io.pump import KernelFeed
 from .._options import MonitorOptions
 from ._kernels import check_kernel
 
@@ -46,6 +45,7 @@ class UnixSocket:
             BackendUnavailableError: Nobody listens there.
         """
         from .._io.kctl import make_session  # noqa: PLC0415  # with the Darwin protocol, which others do without
+        from .._io.pump import KernelFeed  # noqa: PLC0415  # as above
         from .._io.unixlink import UnixTransport  # noqa: PLC0415  # as above
 
         session = make_session(options, self.kernel, self.timebase, dict(self.interfaces), backend=self.name)

@@ -11,25 +11,31 @@ the first two are written.
             print(record.index, record.kind, record.time_ns, len(record.data))
 """
 
-from .._public import only
-from . import steps
-from ._file import RecordingFile, open_recording
-from ._reader import RecordingReader
-from ._records import (
-    DRAINED,
-    MAX_DATAGRAM,
-    MAX_DOCUMENT,
-    MAX_EXTRA,
-    MAX_LINE,
-    MAX_NOTE,
-    NEXT,
-    NO_EXTRA,
-    Record,
-    RecordingInfo,
-    RecordKind,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._public import on_demand, only
 from ._target import Recording, Target, is_ours
-from ._writer import JsonLinesWriter, RecordingWriter, copy
+
+if TYPE_CHECKING:
+    from . import steps
+    from ._file import RecordingFile, open_recording
+    from ._reader import RecordingReader
+    from ._records import (
+        DRAINED,
+        MAX_DATAGRAM,
+        MAX_DOCUMENT,
+        MAX_EXTRA,
+        MAX_LINE,
+        MAX_NOTE,
+        NEXT,
+        NO_EXTRA,
+        Record,
+        RecordingInfo,
+        RecordKind,
+    )
+    from ._writer import JsonLinesWriter, RecordingWriter, copy
 
 __all__ = [
     "DRAINED",
@@ -55,3 +61,14 @@ __all__ = [
     "steps",
 ]
 __dir__ = only(__all__)
+_RECORDS = ("DRAINED", "MAX_DATAGRAM", "MAX_DOCUMENT", "MAX_EXTRA", "MAX_LINE", "MAX_NOTE", "NEXT", "NO_EXTRA")
+__getattr__ = on_demand(  # whoever only watches needs no more than where a recording goes
+    __name__,
+    {
+        ".steps": (),
+        "._file": ("RecordingFile", "open_recording"),
+        "._reader": ("RecordingReader",),
+        "._records": (*_RECORDS, "Record", "RecordingInfo", "RecordKind"),
+        "._writer": ("JsonLinesWriter", "RecordingWriter", "copy"),
+    },
+)

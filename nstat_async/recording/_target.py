@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,8 +11,6 @@ import attrs
 
 from nstat_async._checks import LONGEST_SECONDS, check_flag, check_path, positive
 from nstat_async._errors import UsageError
-
-from ._native import MAGIC
 
 __all__ = ["Recording", "Target", "is_ours"]
 
@@ -91,6 +88,10 @@ def is_ours(file: BinaryIO) -> bool:
     Raises:
         OSError: It cannot be read.
     """
+    import json  # noqa: PLC0415  # everybody imports this module, and few record
+
+    from ._native import MAGIC  # noqa: PLC0415  # as above
+
     beginning = file.read(len(MAGIC))
     if not beginning or beginning == MAGIC:
         return True
