@@ -62,6 +62,11 @@ class Census:
                 return shared
         return None
 
+    def place_of(self, inode: int, pid: int) -> int | None:
+        """By which descriptor a process had a socket, in the last complete round; `None` when it had it not."""
+        table = self._tables.get(pid)
+        return None if table is None else table.sockets.get(inode)
+
     def _count(self) -> Iterator[None]:
         """A round; it yields where it may be interrupted."""
         first: dict[int, int] = {}

@@ -24,32 +24,14 @@ COUNT = 0.002
 """Seconds of CPU for the census in one answer."""
 FIRST_COUNT = 0.05
 """The same until it has been once around, where nobody waits for the answer."""
-MAX_FOUND = 256
-"""Owners in one answer: what the event loop takes in at once, about 4 ms."""
+SHARE, FIRST_SHARE = 0.02, 0.05
+"""Of the time since the answer before, if that is less: polls may follow closely on each other."""
+MAX_FOUND = 512
+"""Owners in one answer: what the event loop takes in at once, about 2 ms."""
 MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
 GLANCE = 16
 """Descriptors between two looks at the clock."""
-
-
-def _check(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Inodes of the sockets that are not where they were; and where those are of which the process alone was known."""
-    lost, met = [], []
-    tables: dict[int, dict[int, int] | None] = {}
-    for inode, thread, descriptor in held:
-        if descriptor == ANYWHERE:
-            if thread not in tables:
-                tables[thread] = sockets_of(thread)
-            table = tables[thread]
-            if table is None:
-                continue
-            if inode in table:
-                met.append((inode, table[inode]))
-                continue
-        elif holds(inode, thread, descriptor):
-            continue
-        lost.append(inode)
-    return tuple(lost), tuple(met)
 
 
 class ProcessScanner:
@@ -80,6 +62,7 @@ class ProcessScanner:
         self._facts: dict[int, ProcessFacts] = {}
         self._census = Census()
         self._counted = False
+        self._counted_at = time.monotonic()
 
     def answer(self, request: OwnersRequest) -> OwnersAnswer:
         """Search for at most the budget; a request with ``below`` goes on where the last answer stopped.
@@ -87,7 +70,7 @@ class ProcessScanner:
         What it has in addition is looked for at once where it is likely, and then with the rest.
         """
         until = time.thread_time() + self._budget  # on a busy machine the clock on the wall runs without us
-        lost, met = _check(request.held)
+        lost, met = self._check(request.held, until)
         gone, changed = self._verify(request.verify)
         if request.below is None:
             self._missing = set(request.inodes)
@@ -117,8 +100,35 @@ class ProcessScanner:
             shared=shared,
         )
 
+    def _check(
+        self, held: Iterable[tuple[int, int, int]], until: float
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Inodes of the sockets that are not where they were; and where those are of which the process alone was known."""
+        lost, met = [], []
+        tables: dict[int, dict[int, int] | None] = {}
+        for inode, thread, descriptor in held:
+            if descriptor == ANYWHERE:
+                counted = self._census.place_of(inode, thread)
+                if counted is not None and holds(inode, thread, counted):
+                    met.append((inode, counted))
+                    continue
+                if thread not in tables:  # one of many descriptors takes a while, and another poll may ask again
+                    tables[thread] = sockets_of(thread) if time.thread_time() < until else None
+                table = tables[thread]
+                if table is None:
+                    continue
+                if inode in table:
+                    met.append((inode, table[inode]))
+                    continue
+            elif holds(inode, thread, descriptor):
+                continue
+            lost.append(inode)
+        return tuple(lost), tuple(met)
+
     def _count(self, *, waiting: bool) -> Shared | None:
-        shared = self._census.go_on(time.thread_time() + (COUNT if waiting or self._counted else FIRST_COUNT))
+        most, share = (COUNT, SHARE) if waiting or self._counted else (FIRST_COUNT, FIRST_SHARE)
+        before, self._counted_at = self._counted_at, time.monotonic()
+        shared = self._census.go_on(time.thread_time() + min(most, share * (self._counted_at - before)))
         self._counted = self._counted or shared is not None
         return shared
 

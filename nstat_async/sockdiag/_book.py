@@ -248,6 +248,7 @@ class Book:
             self.others.pop(entry.cookie, None)
         self._stop_listening(entry)
         self._owners.forget(entry, entry.user[1])
+        self._cgroups.forget(entry)
 
     def _stop_listening(self, entry: Entry) -> bool:
         if entry.last[1][1] != SocketState.LISTEN:

@@ -8,6 +8,7 @@ looked has no path any more; what was found before stays known.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import Any, Union
 
 from .._workload import workload_of
@@ -47,7 +48,7 @@ Place = tuple[Union[str, None], Union[str, None], Union[str, None]]
 
 
 class CgroupSource:
-    """Evidence of cgroups: what is known of them by number, and which sockets wait for it.
+    """Evidence of cgroups: what is known of them by number, and which flows were announced without it.
 
     Args:
         output: Where questions go.
@@ -61,7 +62,10 @@ class CgroupSource:
         self._asks = asks
         self._known: dict[int, Place | None] = {}
         """By number; `None`: there is no path, and will be none."""
-        self._waiting: dict[int, list[Entry]] = {}
+        self._wanted: dict[int, None] = {}
+        """Numbers to ask for."""
+        self._without: dict[int, dict[Entry, None]] = {}
+        """Sockets whose flow was made before their cgroup was known."""
         self._not_before = 0.0
         self._from_poll = 0
         """The next question is this poll's."""
@@ -70,30 +74,31 @@ class CgroupSource:
     def place(self, entry: Entry, number: int) -> None:
         """The socket was made in this cgroup."""
         entry.cgroup = number
-        if self._asks and number and number not in self._known:
-            waiting = self._waiting.get(number)
-            if waiting is not None:
-                waiting.append(entry)
-            elif len(self._waiting) < REMEMBERED:
-                self._waiting[number] = [entry]
+        if self._asks and number and number not in self._known and len(self._wanted) < REMEMBERED:
+            self._wanted[number] = None
 
     def place_of(self, entry: Entry) -> Place | None:
-        """What is known of a socket's cgroup."""
-        return self._known.get(entry.cgroup)
+        """What is known of a socket's cgroup, for its flow; one that is made before the answer gets it later."""
+        place = self._known.get(entry.cgroup)
+        if place is None and entry.cgroup in self._wanted:
+            self._without.setdefault(entry.cgroup, {})[entry] = None
+        return place
+
+    def forget(self, entry: Entry) -> None:
+        """The socket is gone."""
+        self._without.get(entry.cgroup, {}).pop(entry, None)
 
     def ask(self) -> None:
         """Ask for what is not known."""
         if (
             self.searching
-            or not self._waiting
+            or not self._wanted
             or self._output.now < self._not_before
             or self._output.poll < self._from_poll
         ):
             return
-        for number, entries in self._waiting.items():
-            self._waiting[number] = [entry for entry in entries if not entry.over]
         self.searching = True
-        self._output.ask(CgroupsRequest(tuple(self._waiting)[:AT_ONCE]), self.take)
+        self._output.ask(CgroupsRequest(tuple(islice(self._wanted, AT_ONCE))), self.take)
 
     def give_up(self) -> None:
         """Following: no answer will come to this question."""
@@ -122,8 +127,9 @@ class CgroupSource:
         if len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[number] = None if facts is None else _place(facts)
-        for entry in self._waiting.pop(number, ()):
-            if facts is not None and entry.flow is not None:  # a flow that is not announced yet will have it
+        self._wanted.pop(number, None)
+        for entry in self._without.pop(number, ()):
+            if facts is not None:
                 entry.book.learn_cgroup(entry)
 
 
