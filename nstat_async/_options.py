@@ -108,7 +108,8 @@ class MonitorOptions:
     providers: frozenset[Provider] = attrs.field(default=DEFAULT_PROVIDERS, converter=_providers)
     """Which kinds of flows."""
     interval: float | None = attrs.field(default=1.0, validator=positive(optional=True, most=LONGEST_SECONDS))
-    """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now`."""
+    """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now` (on macOS also one poll a minute, which
+    shows whether the kernel left anything out)."""
     discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_discovery)
     """How a Darwin kernel's new flows are found."""
     ebpf: Ebpf = attrs.field(default=Ebpf.AUTO, converter=_ebpf)

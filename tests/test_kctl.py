@@ -285,6 +285,24 @@ def test_the_kernels_count_of_losses_is_read_for_the_sockets_of_one_process(monk
     assert darwin.client_metrics(42) is None
 
 
+def test_refused_announcements_of_the_machine_are_the_seventh_number_of_its_statistics(monkeypatch):
+    class Statistics:
+        failed = 0
+
+        def sysctlbyname(self, name, buffer, size, _new, _new_size):
+            assert name == b"net.stats.stats"
+            buffer[:64] = struct.pack("<16I", *range(100, 116))
+            return self.failed
+
+    library = Statistics()
+    monkeypatch.setattr(darwin, "_libc", lambda: library)
+    assert darwin.refused_announcements() == 106
+    library.failed = -1
+    assert darwin.refused_announcements() is None
+    monkeypatch.setattr(darwin, "_libc", lambda: None)
+    assert darwin.refused_announcements() is None
+
+
 def test_the_identity_of_a_process_is_none_where_nothing_can_be_asked(monkeypatch):
     monkeypatch.setattr(darwin, "_libc", lambda: None)
     assert darwin.process_identity(1) == (None, None)

@@ -21,6 +21,7 @@ __all__ = [
     "kernel_text",
     "process_identity",
     "process_path",
+    "refused_announcements",
     "sysctl_integer",
     "sysctl_text",
     "timebase",
@@ -139,6 +140,21 @@ def client_metrics(pid: int) -> list[tuple[int, int, int]] | None:
             return found
         wanted = client - 1
     return found
+
+
+_STATS_SIZE, _ADDED_FAILURES = 64, 24
+"""``nstat_stats``: sixteen numbers of 32 bits, the seventh is ``nstat_srcaddedfailures``."""
+
+
+def refused_announcements() -> int | None:
+    """Announcements of sources that found no room, for whatever client (``net.stats.stats``); `None` where there is no such count."""
+    libc = _libc()
+    if libc is None or not hasattr(libc, "sysctlbyname"):
+        return None
+    buffer, size = ctypes.create_string_buffer(_STATS_SIZE), ctypes.c_size_t(_STATS_SIZE)
+    if libc.sysctlbyname(b"net.stats.stats", buffer, ctypes.byref(size), None, 0) or size.value != _STATS_SIZE:
+        return None
+    return int(struct.unpack_from("<I", buffer.raw, _ADDED_FAILURES)[0])
 
 
 _FIRST_CLIENT = 3

@@ -19,7 +19,7 @@ from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._options import MonitorOptions
 from ..ntstat import CONTROL_NAME, FindPaths, Kernel, Ledger, LedgerRow, OpenEvidence, PathsFound, ReadLedger, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
-from .darwin import client_metrics, process_path
+from .darwin import client_metrics, process_path, refused_announcements
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
@@ -80,8 +80,9 @@ class KctlTransport(PreparedTransport):
         if isinstance(request, OpenEvidence):
             return self._evidence.open()
         if isinstance(request, ReadLedger):
-            rows = client_metrics(os.getpid())
-            return None if rows is None else Ledger(tuple(LedgerRow(*row) for row in rows))
+            rows, announcements = client_metrics(os.getpid()), refused_announcements()
+            unknown = rows is None and announcements is None
+            return None if unknown else Ledger(tuple(LedgerRow(*row) for row in rows or ()), announcements)
         self._evidence.close()
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar
 
 import attrs
@@ -40,7 +39,7 @@ class Kctl:
             darwin.interface_names(),
             verify=self.verify,
             paths=True,
-            ledger=os.geteuid() == 0,
+            ledger=True,
         )
         transport = kctl.KctlTransport(options)
         transport.prepare()

@@ -84,7 +84,7 @@ class PathsFound:
 
 @attrs.frozen
 class ReadLedger:
-    """Look-up: the kernel's counts for this process' control sockets; answered by `Ledger`, or `None` where they may not be read."""
+    """Look-up: the kernel's counts of what it did not do; answered by `Ledger`, or `None` where they may not be read."""
 
 
 @attrs.frozen
@@ -101,6 +101,9 @@ class LedgerRow:
 
 @attrs.frozen
 class Ledger:
-    """The kernel's counts for the control sockets of a process."""
+    """The kernel's counts for the control sockets of a process, and for all of the machine."""
 
     clients: tuple[LedgerRow, ...]
+    """Empty where they are not counted (before macOS 26) or may not be read (only root may)."""
+    announcements: int | None = None
+    """Announcements that found no room, whoever was to get them (``net.stats.stats``, since xnu-3247); `None`: not known."""

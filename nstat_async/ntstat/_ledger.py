@@ -2,6 +2,10 @@
 
 Since macOS 26 root may read ``net.stats.metrics``: for each control socket how many sources were not
 made for want of memory or room, and how many goodbyes failed. What is not in it are batches of polls that did not fit.
+
+Before, there is one count of the machine (``net.stats.stats``, since xnu-3247, for everybody): announcements that found no
+room, of whatever client. Where a younger client starves the older ones, each of them is at most one flow that these
+never hear of. It says nothing of whom it concerns, so it is a statistic and no loss.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from .._events import LossCause
 from ._evidence import Ledger, LedgerRow
 
 if TYPE_CHECKING:
+    from ._kernels import Kernel
     from ._subscription import Subscription
 
 __all__ = ["METRICS", "LossLedger"]
@@ -26,11 +31,15 @@ class LossLedger:
     """Compares the count of one control socket at a time.
 
     Args:
+        kernel: The kernel.
         is_readable: The transport can read it.
     """
 
-    def __init__(self, *, is_readable: bool) -> None:
-        self._readable = is_readable
+    def __init__(self, kernel: Kernel, *, is_readable: bool) -> None:
+        self._counts_of_all = kernel.has_updates and kernel.starves_older_clients
+        self._readable = is_readable and (kernel.has_details or self._counts_of_all)
+        self._first: int | None = None
+        """Refused announcements of the machine when they were first looked at."""
         self._client: int | None = None
         self._due = 0.0
         self._told = dict.fromkeys((LossCause.ANNOUNCEMENT, LossCause.GOODBYE), 0)
@@ -51,10 +60,14 @@ class LossLedger:
 
     def unreported(self, found: Ledger | None, current: Subscription) -> Iterator[tuple[LossCause, int]]:
         """What the kernel counts as lost and nobody was told: causes and numbers."""
+        self._readable = found is not None and bool(found.clients or self._counts_of_all)
+        if self._counts_of_all and found is not None and found.announcements is not None:
+            self._first = found.announcements if self._first is None else self._first
+            self.statistics["kernel_refused_announcements"] = found.announcements - self._first
         row = self._own_row(found)
         if row is None:
             return
-        self.statistics = {"kernel_refused_sources": row.refused, "kernel_failed_goodbyes": row.failed_goodbyes}
+        self.statistics |= {"kernel_refused_sources": row.refused, "kernel_failed_goodbyes": row.failed_goodbyes}
         reported = {LossCause.ANNOUNCEMENT: current.announcements_lost, LossCause.GOODBYE: current.table.lost_ends}
         counted = {LossCause.ANNOUNCEMENT: row.refused, LossCause.GOODBYE: row.failed_goodbyes}
         for cause, count in counted.items():
@@ -66,7 +79,6 @@ class LossLedger:
     def _own_row(self, found: Ledger | None) -> LedgerRow | None:
         """The row of this session's control socket: of this process' the one that was opened last, when first looked at."""
         if found is None or not found.clients:
-            self._readable = found is not None
             return None
         if self._client is None:
             self._client = max(row.client for row in found.clients)

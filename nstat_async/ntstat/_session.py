@@ -54,7 +54,7 @@ MOST_REJECTED = 11
 AUDIT_EVERY = 15.0
 """Seconds between two looks at a second control socket, where a newer client can starve this one."""
 AUDIT_SELDOM = 60.0
-"""The same where only a kernel without memory leaves a flow out in silence."""
+"""The same where only a kernel without memory leaves a flow out in silence, or where nobody wants polls at intervals."""
 AUDIT_POLLS = 10
 """Polls between two such looks at least: they cost one poll or two more."""
 PROOF_PATIENCE = 5.0
@@ -102,7 +102,7 @@ class Session:
         self.translator = Translator(self.kernel, setup.timebase, dict(setup.interfaces), setup.paths and driving)
         verify = not self.kernel.known if setup.verify is None else setup.verify
         self._proving = Proving(self.kernel, wanted=driving and verify)
-        self._ledger = LossLedger(is_readable=driving and setup.ledger and self.kernel.has_details)
+        self._ledger = LossLedger(self.kernel, is_readable=driving and setup.ledger)
         self._finding_paths = False
         self._events: deque[AnyEvent] = deque()
         self._commands: list[Command] = []
@@ -475,6 +475,13 @@ class Session:
                 f"subscription to {names}", errno, f"the kernel refused every provider: {error_text(errno)}"
             )
 
+    @property
+    def _audit_pause(self) -> float:
+        """Seconds until the next audit: a tenth more polls at most, and where nobody polls one each minute."""
+        interval = self.options.interval
+        every = AUDIT_EVERY if self.kernel.starves_older_clients and interval is not None else AUDIT_SELDOM
+        return max(every, AUDIT_POLLS * (interval or 0.0))
+
     def _polled(self, subscription: Subscription, complete: bool, now: float) -> None:
         """A poll ended: the next one is due an interval after this one began; missed turns are skipped."""
         self._has_polled |= complete
@@ -484,11 +491,8 @@ class Session:
             self._commands.append(Lookup(_READ_LEDGER, ReadLedger()))
         if second is not None and second.stage is Stage.WAITING and subscription.serial >= second.barrier:
             self._barrier_passed(second, complete, now)
-        elif (
-            second is None and self._audit_at is None and self._resync_at is None and self.options.interval is not None
-        ):
-            every = AUDIT_EVERY if self.kernel.starves_older_clients else AUDIT_SELDOM
-            self._audit_at = now + max(every, AUDIT_POLLS * self.options.interval)
+        elif second is None and self._audit_at is None and self._resync_at is None:
+            self._audit_at = now + self._audit_pause
         interval = self.options.interval
         if interval is None:
             self._next_poll = None

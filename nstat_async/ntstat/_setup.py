@@ -56,7 +56,7 @@ class Setup:
     paths: bool = False
     """The transport can find the executables of processes."""
     ledger: bool = False
-    """The transport can read the kernel's own count of losses (macOS 26, root)."""
+    """The transport can read the kernel's own counts of losses."""
     proven: tuple[ProvenStruct, ...] = ()
     """What a proof found by now, for whoever follows from here on; one that drives makes its own proof."""
 

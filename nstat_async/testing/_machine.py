@@ -110,6 +110,8 @@ class Machine(KernelTime):
         xnu-10063 their sockets have its UUID (``euuid``), and no effective process (``epid``, ``eupid`` 0)."""
         self.absent_providers: set[int] = set()
         """Providers that this build of the release lacks, though its headers have their numbers."""
+        self.refused_announcements = 0
+        """Announcements that found no room, of all clients since the beginning (``net.stats.stats``)."""
         self.clients: list[Any] = []
         self.on_close: list[Callable[[], None]] = []
         """Called when the kernel is closed: its servers stop there."""

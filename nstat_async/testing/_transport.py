@@ -146,8 +146,10 @@ class EmulatedTransport:
         kernel = self.kernel
         with kernel.lock:
             if isinstance(request, ReadLedger):
-                rows = [LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in kernel.clients]
-                return Ledger(tuple(rows)) if kernel.privileged else None
+                details = kernel.release.has_details and kernel.privileged
+                clients = kernel.clients if details else ()
+                rows = tuple(LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in clients)
+                return Ledger(rows, kernel.refused_announcements) if kernel.release.has_updates else None
             self._close_evidence()
             if not isinstance(request, OpenEvidence):
                 return None
@@ -211,6 +213,6 @@ class EmulatedBackend:
 
         kernel = self.kernel
         facts = kernel.release, kernel.timebase, kernel.interface_list()
-        core = make_session(options, *facts, backend=self.name, verify=self.verify, ledger=kernel.privileged)
+        core = make_session(options, *facts, backend=self.name, verify=self.verify, ledger=True)
         transport = EmulatedTransport(kernel, options.receive_buffer or _COMFORTABLE)
         return KernelFeed(core, transport, options=options)

@@ -120,6 +120,7 @@ class Watcher(ControlSocket):
             lost = faults.happens(faults.lose_announcements)
             error = DarwinErrno.ENOBUFS if lost else self.enqueue(announcement.encode(self.machine.layout))
             if error:
+                self.machine.refused_announcements += 1
                 return error
         self.sources[srcref] = source
         self._by_flow.setdefault(flow.number, []).append(source)

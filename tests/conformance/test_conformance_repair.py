@@ -333,6 +333,33 @@ def test_a_client_that_starves_behind_a_younger_one_finds_out_and_becomes_the_yo
     assert len(kernel.clients) == 2
 
 
+@pytest.mark.parametrize("discovery", ["poll", "announce"])
+def test_who_wants_no_polls_finds_out_that_it_starves_too(discovery):
+    kernel, _, monitor = watched("xnu-7195.141.2", interval=None, discovery=discovery)
+    hog(kernel)
+    missed = kernel.open_tcp(20, "missed", remote=REMOTE, rx=7)
+    monitor.run(70.0)
+    assert monitor.session.statistics()["audits"] == 1
+    assert LossCause.ANNOUNCEMENT in {loss.cause for loss in monitor.picture.losses}
+    assert any(flow.process.pid == 20 for flow, _ in monitor.session.flows())
+    assert missed.open
+    agree(kernel, monitor)
+
+
+@pytest.mark.parametrize(("name", "told"), [("xnu-2782.40.9", None), ("xnu-7195.141.2", 5), (KERNEL, None)])
+def test_how_many_flows_a_starving_client_can_have_missed_is_a_statistic(name, told):
+    """Those that came and went between two looks leave no other trace."""
+    kernel, _, monitor = watched(name, interval=1.0, ledger=True)
+    hog(kernel)
+    monitor.run(11.0)
+    before = monitor.session.statistics().get("kernel_refused_announcements")
+    for _ in range(5):
+        kernel.open_tcp(30, "gone", remote=REMOTE).close()
+    monitor.run(11.0)
+    after = monitor.session.statistics().get("kernel_refused_announcements")
+    assert (None if after is None else after - before) == told
+
+
 @pytest.mark.parametrize("name", ["xnu-10063.141.1", KERNEL])
 def test_a_look_that_finds_nothing_leaves_everything_as_it_was(name):
     kernel, flows, monitor = watched(name, interval=1.0)

@@ -349,10 +349,11 @@ def test_polls_keep_their_interval_and_missed_turns_are_skipped():
 
 
 def test_without_an_interval_a_poll_comes_only_when_wanted():
+    """Only a look at a second control socket comes by itself, once a minute."""
     talk = Talk(interval=None)
     talk.subscribe()
     talk.poll(1)
-    assert talk.core.next_deadline() is None
+    assert talk.core.next_deadline() == pytest.approx(talk.now + 60.0)
     talk.core.request_poll(talk.now)
     talk.core.request_poll(talk.now)
     (request,) = talk.asked()
