@@ -73,7 +73,7 @@ def core_costs(arguments):
         core.begin(0.0)
         for delivery in deliveries:
             core.receive(delivery, 0.0)
-            found += sum(isinstance(event, FlowEvent) for event in core.take_events())
+            found += sum(isinstance(event, FlowEvent) for events in core.take_events() for event in events)
         return Done(len(events), counted=found)
 
     def written():

@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, Union
+from typing import Any, Protocol, Union, runtime_checkable
 
 import attrs
 
 from ._errors import NstatError
-from ._events import AnyEvent
+from ._events import AnyEvent, HostUpdated
 from ._model import Capabilities, Counts, Flow
 from ._options import MonitorOptions
 
@@ -43,6 +43,7 @@ __all__ = [
     "Command",
     "Core",
     "Feed",
+    "KnowsHosts",
     "Lookup",
     "LookupFailed",
     "Mode",
@@ -306,6 +307,18 @@ class Feed(Protocol):
 
     def statistics(self) -> dict[str, int]:
         """Counters about the feed, by name."""
+
+
+@runtime_checkable
+class KnowsHosts(Protocol):
+    """What the `Feed` of many machines has besides: a consumer that comes late hears of them first."""
+
+    def hosts(self, time: float) -> Iterable[HostUpdated]:
+        """The machines of this moment.
+
+        Args:
+            time: That of the stream, seconds since the epoch.
+        """
 
 
 class Backend(Protocol):

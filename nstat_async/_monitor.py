@@ -18,7 +18,7 @@ import attrs
 
 from . import backends
 from ._buffer import BufferStatistics, EventBuffer
-from ._contract import Backend, Feed
+from ._contract import Backend, Feed, KnowsHosts
 from ._coverage import Coverage
 from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, LossCause, PollCompleted, ProviderRefused
@@ -233,8 +233,8 @@ class Monitor:
     ) -> Subscription:
         """A further consumer, with a buffer and a policy of its own.
 
-        It first gets a `FlowAdded` (``preexisting=True``) for every open flow, then
-        what happens. A monitor that is only subscribed to keeps no events for itself.
+        It first gets a `FlowAdded` (``preexisting=True``) for every open flow (of a fleet, a `HostUpdated`
+        for every machine before them), then what happens. A monitor that is only subscribed to keeps no events for itself.
 
         Args:
             flow_filter: Which flows; `None`: all of the monitor's.
@@ -262,7 +262,8 @@ class Monitor:
         # The time of the stream, which in a replay is not that of the wall.
         now = self._distributor.stream_time
         now = time.time() if now is None else now
-        return [FlowAdded(now, flow, counts, preexisting=True) for flow, counts in feed.flows()]
+        hosts = feed.hosts(now) if isinstance(feed, KnowsHosts) else ()
+        return [*hosts, *(FlowAdded(now, flow, counts, preexisting=True) for flow, counts in feed.flows())]
 
     def _subscribe(
         self, flow_filter: FilterLike | None, max_pending: int | None, overflow: Overflow | str | None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from operator import itemgetter
 from typing import Any, Union
 
@@ -32,7 +33,8 @@ __all__ = ["JsonFormatter", "JsonReader", "dumps", "loads", "to_dict"]
 __dir__ = only(__all__)
 
 _VERSION = 1
-_REMEMBERED = 50_000
+_REMEMBERED, _FORGOTTEN = 50_000, 1_000
+"""Flows that are remembered, and how many of the oldest are forgotten at a time to make room."""
 _MOST_SHOWN = 200
 """Characters of a refused line that its error carries."""
 
@@ -258,7 +260,8 @@ class JsonReader:
         flow: Flow = _value(self.table.of(Flow), data, self.table)
         flow = flow if self.change is None else self.change(flow)
         if len(self._flows) >= _REMEMBERED:
-            self._flows.clear()
+            for oldest in list(islice(self._flows, _FORGOTTEN)):
+                del self._flows[oldest]
         self._flows[self._last] = (data, flow)
         return flow
 

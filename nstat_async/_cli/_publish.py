@@ -9,7 +9,7 @@ import attrs
 
 from .. import Monitor
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
-from .._io.nats import NatsAccess
+from .._io.nats_access import NatsAccess
 from ._output import Output, complain
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,13 +13,15 @@ import anyio.lowlevel
 
 from .._contract import Sink
 from .._errors import BackendUnavailableError, ProtocolError, UnavailableReason
-from .._events import EventsLost, LossCause
+from .._events import AnyEvent, EventsLost, HostUpdated, LossCause
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..filters import FlowGate, by_provider
 from ..fleet import STATE, Delivery, Incoming, subject_of
 from .background import set_event
-from .nats import Connection, LostError, NatsAccess, StreamSettings, connect, reading, stream_of, trouble, unavailable
+from .jetstream import StreamSettings, reading, stream_of
+from .nats import Connection, LostError, connect, trouble, unavailable
+from .nats_access import NatsAccess
 
 __all__ = ["FleetFeed"]
 
@@ -35,7 +37,7 @@ class FleetFeed:
     """Reads a fleet's stream.
 
     Args:
-        servers: URL, or several of one cluster.
+        servers: URLs of one cluster.
         access: How to be let in.
         settings: The stream.
         hosts: The machines to look at; `None`: all.
@@ -47,7 +49,7 @@ class FleetFeed:
 
     def __init__(
         self,
-        servers: str | Sequence[str],
+        servers: tuple[str, ...],
         access: NatsAccess,
         settings: StreamSettings,
         *,
@@ -84,6 +86,10 @@ class FleetFeed:
         """The flows of this moment."""
         return ((flow, counts) for flow, counts in self._core.flows() if flow.provider in self._providers)
 
+    def hosts(self, time: float) -> Iterable[HostUpdated]:
+        """The machines of this moment."""
+        return self._core.machines(time)
+
     async def subscribed(self) -> None:
         """Wait for the first look at all machines, but not for ever."""
         with anyio.move_on_after(_JOIN_SECONDS):
@@ -108,21 +114,25 @@ class FleetFeed:
         Raises:
             BackendUnavailableError: There is no server, or no stream, at the beginning.
         """
-        failure: Exception | None = None
+        failures: list[Exception] = []
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
-                    # Carried out of the group by hand, so that it arrives in no exception group.
-                    try:
-                        tasks.start_soon(self._keep_looking, sink)
-                        await self._follow(sink)
-                    except Exception as error:  # noqa: BLE001  # raised below
-                        failure = error
-                    tasks.cancel_scope.cancel()
+
+                    async def work(do: Callable[[Sink], Awaitable[None]]) -> None:
+                        # Carried out of the group by hand, so that it arrives in no exception group.
+                        try:
+                            await do(sink)
+                        except Exception as error:  # noqa: BLE001  # raised below
+                            failures.append(error)
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(work, self._keep_looking)
+                    tasks.start_soon(work, self._follow)
         finally:
             self.close()
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
 
     # --- reading ------------------------------------------------------------------------
 
@@ -159,7 +169,7 @@ class FleetFeed:
         async with reading(connection, self._settings.name, self._subjects("*"), **start) as messages:
             self._core.connection = None
             if not messages.pending:
-                self._caught_up(sink)
+                await self._caught_up(sink)
             while True:
                 for message in await messages.next():
                     await self._take_in(message, sink)
@@ -209,52 +219,54 @@ class FleetFeed:
         delivery, pending = _delivery(message)
         if self._until is not None and delivery.stored > self._until:
             self._over = True
-            self._caught_up(sink)
+            await self._caught_up(sink)
             return
         since = -math.inf if self._since is None else self._since
-        if not core.begun and delivery.position > self._join_at and delivery.stored >= since:
+        if delivery.position > self._join_at and delivery.stored >= since:
             core.begin(time.time() if self._since is None else delivery.stored)
-        for _ in core.slices(delivery, time.monotonic()):
-            await self._hand_over(sink)
+        core.receive(delivery, time.monotonic())
+        await self._work(sink)
         self._position = delivery.position
         core.caught_up = not pending
         if not pending:
-            self._caught_up(sink)
+            await self._caught_up(sink)
             self._over = self._over or (self._until is not None and time.time() > self._until)
-        await self._hand_over(sink)
 
-    async def _hand_over(self, sink: Sink) -> None:
-        """Deliver, and let others have their turn."""
-        self._deliver(sink)
-        await anyio.lowlevel.checkpoint()
-        await sink.room()
+    async def _caught_up(self, sink: Sink) -> None:
+        """Everything that was there was read."""
+        self._core.caught_up = True
+        self._core.begin(time.time())
+        await self._work(sink)
 
-    def _deliver(self, sink: Sink) -> None:
+    async def _work(self, sink: Sink) -> None:
+        """Let the core work, deliver what comes of it, and let others have their turn in between."""
+        for events in self._core.take_events():
+            self._deliver(events, sink)
+            await anyio.lowlevel.checkpoint()
+            if self._joined.is_set():  # else there is nobody yet who could read, and make room
+                await sink.room()
+        if self._core.begun:
+            self._joined.set()
+
+    def _deliver(self, events: list[AnyEvent], sink: Sink) -> None:
         """Hand over what the core made of messages, as far as it was asked for.
 
         Raises:
             ProtocolError: A message could not be read, and the option ``strict`` is set.
         """
-        events = self._gate(self._core.take_events())
-        sink.deliver(events)
+        wanted = self._gate(events)
+        sink.deliver(wanted)
         if self._strict:
-            for event in events:
+            for event in wanted:
                 if isinstance(event, EventsLost) and event.cause is LossCause.PROTOCOL:
                     raise ProtocolError(f"{event.host}: {event.detail}")
-
-    def _caught_up(self, sink: Sink) -> None:
-        """Everything that was there was read."""
-        self._core.caught_up = True
-        self._core.begin(time.time())
-        self._deliver(sink)
-        self._joined.set()
 
     async def _keep_looking(self, sink: Sink) -> None:
         """See, from time to time, who was not heard of for long."""
         while True:
             await anyio.sleep(_LOOK_SECONDS)
             self._core.handle_deadline(time.monotonic(), time.time())
-            self._deliver(sink)
+            await self._work(sink)
 
 
 def _delivery(message: Any) -> tuple[Delivery, int]:

@@ -29,6 +29,7 @@ from .._contract import (
     Command,
     Core,
     Feed,
+    KnowsHosts,
     Lookup,
     LookupFailed,
     OpenChannel,
@@ -46,7 +47,8 @@ from ._sock_diag import SockDiag
 from ._unix import UnixSocket
 
 if TYPE_CHECKING:
-    from .._io.nats import NatsAccess, StreamSettings
+    from .._io.jetstream import StreamSettings
+    from .._io.nats_access import NatsAccess
     from .._io.pump import KernelFeed
     from ._fleet import Fleet
 
@@ -61,6 +63,7 @@ __all__ = [
     "Fleet",
     "Kctl",
     "KernelFeed",
+    "KnowsHosts",
     "Lookup",
     "LookupFailed",
     "NatsAccess",
@@ -79,5 +82,10 @@ __all__ = [
 __dir__ = only(__all__)
 __getattr__ = on_demand(
     __name__,
-    {"._fleet": ("Fleet",), ".._io.nats": ("NatsAccess", "StreamSettings"), ".._io.pump": ("KernelFeed",)},
+    {
+        "._fleet": ("Fleet",),
+        ".._io.jetstream": ("StreamSettings",),
+        ".._io.nats_access": ("NatsAccess",),
+        ".._io.pump": ("KernelFeed",),
+    },
 )

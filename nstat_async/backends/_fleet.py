@@ -6,45 +6,21 @@ import math
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar, Union
-from urllib.parse import urlsplit
 
 import attrs
 
 from .._checks import positive
 from .._contract import Feed
 from .._errors import UsageError
-from .._io.nats import NatsAccess, StreamSettings, require_nats
+from .._io.jetstream import StreamSettings
+from .._io.nats import require_nats
+from .._io.nats_access import NatsAccess, server_urls
 from .._options import MonitorOptions
 from ..fleet import host_name
 
 __all__ = ["Fleet"]
 
-_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 _Moment = Union[float, datetime, None]
-
-
-def _servers(value: Any) -> tuple[str, ...]:
-    urls = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    urls = tuple(url if not isinstance(url, str) or "://" in url else f"nats://{url}" for url in urls)
-    for url in urls or ("",):
-        if not _is_url(url):
-            shown = url.rpartition("@")[2] if isinstance(url, str) else url  # no password
-            raise UsageError(f"servers: {shown!r} is no URL such as 'nats://127.0.0.1:4222'")
-    return urls
-
-
-def _is_url(url: Any) -> bool:
-    try:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        return (
-            parts is not None
-            and parts.scheme in _SCHEMES
-            and " " not in url
-            and bool(parts.hostname)
-            and parts.port != 0
-        )
-    except ValueError:
-        return False
 
 
 def _hosts(value: Any) -> frozenset[str] | None:
@@ -81,7 +57,7 @@ class Fleet:
     """
 
     name: ClassVar[str] = "fleet"
-    servers: tuple[str, ...] = attrs.field(converter=_servers)
+    servers: tuple[str, ...] = attrs.field(converter=server_urls)
     """URL, such as ``"nats://127.0.0.1:4222"``, or several of one cluster."""
     hosts: frozenset[str] | None = attrs.field(default=None, converter=_hosts, kw_only=True)
     """Names of the machines to look at; `None`: all."""

@@ -65,7 +65,8 @@ class HostView:
     """True once two runs were seen to publish at a time."""
     read: JsonReader = attrs.field(init=False)
     _offsets: deque[float] = attrs.field(factory=lambda: deque(maxlen=_SAMPLES))
-    _reported_offset: float | None = None
+    reported_offset: float | None = None
+    """The clock's offset as it was last reported."""
 
     def __attrs_post_init__(self) -> None:
         self.begin(self.incarnation)
@@ -99,7 +100,7 @@ class HostView:
     def clock_has_news(self) -> bool:
         """True if the offset is not what was last reported."""
         offset = self.clock_offset
-        return offset is not None and abs(offset - (self._reported_offset or 0.0)) > _CLOCK_NEWS
+        return offset is not None and abs(offset - (self.reported_offset or 0.0)) > _CLOCK_NEWS
 
     def right_time(self, time: float, stored: float) -> float:
         """A time of its clock on the server's clock, and never much later than the message that has it."""
@@ -113,7 +114,6 @@ class HostView:
 
     def event(self, time: float, detail: str | None = None) -> HostUpdated:
         """What to report of it."""
-        self._reported_offset = self.clock_offset
         return HostUpdated(
             time,
             self.state,

@@ -9,38 +9,27 @@ Until `begin` nothing is reported: what came before somebody subscribed makes on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import attrs
 
 from .._errors import ProtocolError
-from .._events import (
-    AnyEvent,
-    EventsLost,
-    FlowAdded,
-    FlowEvent,
-    FlowRemoved,
-    FlowUpdated,
-    HostState,
-    LossCause,
-    PollCompleted,
-    RemovalReason,
-    RouteUpdated,
-)
+from .._events import AnyEvent, FlowAdded, HostState, HostUpdated, LossCause, PollCompleted
 from .._model import Capabilities, Counts, Flow
-from .._rows import Row
-from ._flows import MOST_FLOWS, FleetFlows
+from ._flows import FleetFlows
 from ._host import HostView
-from ._messages import LONGEST_LINE, Facts, Header, decode, parse_subject
+from ._intake import Intake, sliced
+from ._messages import Facts, Header, decode, parse_subject
+from ._report import Report
 
 __all__ = ["Delivery", "Incoming"]
 
 MOST_HOSTS = 20_000
-SLICE = 100
-"""Lines that are read without a pause."""
 _LOOK_SECONDS = 1.0
-_LARGEST = 1 << 64
+_FIGURES = ("messages", "duplicate_messages", "lost_messages", "malformed_messages", "stale_messages")
 
 
 @attrs.frozen
@@ -59,7 +48,7 @@ class Delivery:
 
 @attrs.define(eq=False)
 class Incoming:
-    """Makes events of messages.
+    """Makes events of messages. What it is given waits until `take_events` does the work.
 
     Args:
         prefix: First word of the subjects.
@@ -71,24 +60,23 @@ class Incoming:
     hosts: frozenset[str] | None = None
     forget: float = 3600.0
     begun: bool = attrs.field(default=False, init=False)
-    """True once events are reported."""
+    """True once events are to be reported."""
     connection: str | None = attrs.field(default=None, init=False)
     """Why nothing can come; `None` while the server is there."""
     caught_up: bool = attrs.field(default=False, init=False)
     """True while everything that the stream has was taken in: only then silence means something."""
     _views: dict[str, HostView] = attrs.field(factory=dict, init=False)
-    _flows: FleetFlows = attrs.field(init=False)
-    _events: list[AnyEvent] = attrs.field(factory=list, init=False)
+    _report: Report = attrs.field(factory=Report, init=False)
+    _intake: Intake = attrs.field(init=False)
+    _work: deque[Iterator[None]] = attrs.field(factory=deque, init=False)
+    """What is to be done, in order; each pauses after a slice."""
+    _shown: int | None = attrs.field(default=0, init=False)
+    """So much of what is known was reported: machines and flows; `None`: all."""
     _refused_hosts: set[str] = attrs.field(factory=set, init=False)
     _next_look: float | None = attrs.field(default=None, init=False)
-    _messages: int = attrs.field(default=0, init=False)
-    _duplicates: int = attrs.field(default=0, init=False)
-    _lost: int = attrs.field(default=0, init=False)
-    _malformed: int = attrs.field(default=0, init=False)
-    _stale: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._flows = FleetFlows(self._views, self._report)
+        self._intake = Intake(FleetFlows(self._views, self._report), self._report)
 
     # --- in -----------------------------------------------------------------------------
 
@@ -99,32 +87,7 @@ class Incoming:
             delivery: The message.
             now: Monotonic seconds.
         """
-        for _ in self.slices(delivery, now):
-            pass
-
-    def slices(self, delivery: Delivery, now: float) -> Iterator[None]:
-        """The same, with a pause after each `SLICE` lines. It has to be finished before the next message.
-
-        Args:
-            delivery: See `receive`.
-            now: See `receive`.
-        """
-        self._messages += 1
-        found = parse_subject(self.prefix, delivery.subject)
-        if found is None:
-            self._refuse(None, delivery, f"subject {delivery.subject!r:.80} is none of a machine")
-            return
-        host = found[0]
-        if self.hosts is not None and host not in self.hosts:
-            return
-        try:
-            header, lines = decode(delivery.data)
-        except ProtocolError as error:
-            self._refuse(host, delivery, error.reason)
-            return
-        view = self._view(host, header, delivery, now)
-        if view is not None:
-            yield from self._take_in(view, header, lines, delivery, now)
+        self._work.append(self._receive(delivery, now))
 
     def remember(self, delivery: Delivery, now: float) -> None:
         """The last state of a machine that was not heard of for long: it is known, its flows are not."""
@@ -147,19 +110,26 @@ class Incoming:
         Args:
             time: Wall clock, seconds since the epoch.
         """
-        if self.begun:
-            return
-        self.begun = True
-        known = [view for view in self._views.values() if view.state is not HostState.LEFT]
-        for view in known:
-            self._events.append(view.event(time))
-            for each in view.flows.values():
-                self._events.append(FlowAdded(time, each.flow, each.counts, preexisting=True))
+        if not self.begun:
+            self.begun = True
+            self._work.append(self._begin(time))
+
+    def _begin(self, time: float) -> Iterator[None]:
+        self._report.begun, self._shown = True, 0
+        for event in sliced(self._known(time)):
+            if event is None:
+                yield
+            else:
+                self._report(event)
+                self._shown += 1
+        self._shown = None
+        present = self._present()
+        for view in present:
             if not view.live:
                 detail = "it was not heard of since a complete state: its flows are unknown"
-                self._lose(view, LossCause.TRANSPORT, time, None, detail)
-        complete = all(view.live and view.state is HostState.PRESENT for view in known)
-        self._events.append(PollCompleted(time, sum(len(view.flows) for view in known), complete))
+                self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
+        complete = all(view.live and view.state is HostState.PRESENT for view in present)
+        self._report(PollCompleted(time, sum(len(view.flows) for view in present), complete))
 
     # --- time ---------------------------------------------------------------------------
 
@@ -177,27 +147,56 @@ class Incoming:
         if self._next_look is None or now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
-        if not self.begun or not (self.caught_up or self.connection):
-            return
-        for view in list(self._views.values()):
-            if view.state is HostState.PRESENT and view.is_silent(now):
+        if self.begun and (self.caught_up or self.connection):
+            self._work.append(self._look(now, time))
+
+    def _look(self, now: float, time: float) -> Iterator[None]:
+        for view in sliced(list(self._views.values())):
+            if view is None:
+                yield
+            elif view.state is HostState.PRESENT and view.is_silent(now):
                 view.state = HostState.SILENT
-                detail = f"nothing came for {now - view.heard_at:.0f} s"
-                self._events.append(view.event(time, self.connection or detail))
+                self._report.host(view, time, self.connection or f"nothing came for {now - view.heard_at:.0f} s")
             elif view.state is HostState.SILENT and now > view.heard_at + self.forget:
-                self._leave(view, time, f"nothing came for {self.forget:.0f} s: it is forgotten")
+                yield from self._intake.leave(view, time, f"nothing came for {self.forget:.0f} s: it is forgotten")
                 del self._views[view.host]
 
     # --- out ----------------------------------------------------------------------------
 
-    def take_events(self) -> list[AnyEvent]:
-        """The events since the last call."""
-        events, self._events = self._events, []
-        return events
+    def take_events(self) -> Iterator[list[AnyEvent]]:
+        """The events, a slice of work at a time: between two of them others may have their turn, or call this, too."""
+        while self._work:
+            if next(self._work[0], self) is self:
+                self._work.popleft()
+            yield self._report.take()
+
+    def _present(self) -> list[HostView]:
+        return [view for view in self._views.values() if view.state is not HostState.LEFT]
+
+    def _known(self, time: float) -> Iterator[HostUpdated | FlowAdded]:
+        """What one has to know first, as events: each machine, and its open flows."""
+        for view in self._present():
+            yield view.event(time)
+            for each in view.flows.values():
+                yield FlowAdded(time, each.flow, each.counts, preexisting=True)
+
+    def machines(self, time: float) -> Iterator[HostUpdated]:
+        """The machines that were reported.
+
+        Args:
+            time: Wall clock, seconds since the epoch.
+        """
+        if self._shown is None:
+            return (view.event(time) for view in self._present())
+        return (event for event in islice(self._known(time), self._shown) if isinstance(event, HostUpdated))
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
-        """The open flows of all machines."""
-        return ((each.flow, each.counts) for view in self._views.values() for each in view.flows.values())
+        """The open flows that were reported, of all machines."""
+        if self._shown is None:
+            opened = chain.from_iterable(view.flows.values() for view in self._views.values())
+            return ((each.flow, each.counts) for each in opened)
+        shown = islice(self._known(0.0), self._shown)
+        return ((event.flow, event.counts) for event in shown if isinstance(event, FlowAdded))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -210,34 +209,54 @@ class Incoming:
 
     def statistics(self) -> dict[str, int]:
         """Counters, by name."""
-        return {
-            "hosts": sum(view.state is not HostState.LEFT for view in self._views.values()),
-            "messages": self._messages,
-            "duplicate_messages": self._duplicates,
-            "lost_messages": self._lost,
-            "malformed_messages": self._malformed,
-            "stale_messages": self._stale,
-        }
+        return {"hosts": len(self._present()), **{name: self._report.counts[name] for name in _FIGURES}}
 
     # --- whose message is it ------------------------------------------------------------
 
-    def _view(self, host: str, header: Header, delivery: Delivery, now: float) -> HostView | None:
+    def _receive(self, delivery: Delivery, now: float) -> Iterator[None]:
+        self._report.counts["messages"] += 1
+        found = parse_subject(self.prefix, delivery.subject)
+        if found is None:
+            self._refuse(None, delivery, f"subject {delivery.subject!r:.80} is none of a machine")
+            return
+        host = found[0]
+        if self.hosts is not None and host not in self.hosts:
+            return
+        try:
+            header, lines = decode(delivery.data)
+        except ProtocolError as error:
+            self._refuse(host, delivery, error.reason)
+            return
+        view = yield from self._view(host, header, delivery, now)
+        if view is not None:
+            yield from self._take_in(view, header, lines, delivery, now)
+
+    def _refuse(self, host: str | None, delivery: Delivery, reason: str) -> None:
+        self._report.counts["malformed_messages"] += 1
+        self._report.lost(host, LossCause.PROTOCOL, delivery.stored, 1, f"a message is none: {reason}")
+
+    def _view(
+        self, host: str, header: Header, delivery: Delivery, now: float
+    ) -> Generator[None, None, HostView | None]:
         """The machine's view, of this run of its publisher; `None` for a message that is not to be taken in."""
         view = self._views.get(host)
         if view is None:
-            if not self._has_room(host, delivery):
-                return None
-            view = self._views[host] = HostView(host, header.incarnation)
-            if header.seq:
-                view.seq, view.exact = header.seq, False
-                if self.begun:
-                    self._lose(view, LossCause.TRANSPORT, delivery.stored, None, "it is met in the middle of its run")
-            self._introduce(view, header, delivery, now)
-        elif header.incarnation in view.retired:
+            return self._meet(host, header, delivery, now) if self._has_room(host, delivery) else None
+        if header.incarnation in view.retired:
             self._late_run(view, delivery)
             return None
-        elif header.incarnation != view.incarnation:
-            self._next_run(view, header, delivery, now)
+        if header.incarnation != view.incarnation:
+            yield from self._next_run(view, header, delivery, now)
+        return view
+
+    def _meet(self, host: str, header: Header, delivery: Delivery, now: float) -> HostView:
+        """A machine that was not known."""
+        view = self._views[host] = HostView(host, header.incarnation)
+        if header.seq:
+            view.seq, view.exact = header.seq, False
+            detail = "it is met in the middle of its run"
+            self._report.lost(host, LossCause.TRANSPORT, delivery.stored, None, detail)
+        self._introduce(view, header, delivery, now)
         return view
 
     def _has_room(self, host: str, delivery: Delivery) -> bool:
@@ -249,7 +268,7 @@ class Incoming:
         if host not in self._refused_hosts and len(self._refused_hosts) < MOST_HOSTS:
             self._refused_hosts.add(host)
             detail = f"there are {MOST_HOSTS} machines already: {host} is left out"
-            self._report(EventsLost(delivery.stored, LossCause.LIMIT, 1, detail=detail, host=host))
+            self._report.lost(host, LossCause.LIMIT, delivery.stored, 1, detail)
         return False
 
     def _introduce(self, view: HostView, header: Header, delivery: Delivery, now: float) -> None:
@@ -257,178 +276,62 @@ class Incoming:
         view.facts = header.facts or Facts()
         view.state = HostState.PRESENT
         self._next_look = self._next_look if self._next_look is not None else now + _LOOK_SECONDS
-        self._report(view.event(delivery.stored))
+        self._report.host(view, delivery.stored)
 
     def _late_run(self, view: HostView, delivery: Delivery) -> None:
-        self._stale += 1
+        self._report.counts["stale_messages"] += 1
         if not view.quarrel:
             view.quarrel = True
             detail = "two publishers say that they are this machine: only the one that began last is believed"
-            self._lose(view, LossCause.TRANSPORT, delivery.stored, 1, detail)
+            self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, 1, detail)
 
-    def _next_run(self, view: HostView, header: Header, delivery: Delivery, now: float) -> None:
+    def _next_run(self, view: HostView, header: Header, delivery: Delivery, now: float) -> Iterator[None]:
         """The publisher began anew: what the machine did in between is unknown."""
         left = view.state is HostState.LEFT
-        self._drop_flows(view, delivery.stored)
+        yield from self._intake.drop_flows(view, delivery.stored)
         view.begin(header.incarnation)
         self._introduce(view, header, delivery, now)
         if not left:
             detail = "its publisher began anew without having stopped: what happened in between is unknown"
-            self._lose(view, LossCause.RESYNC, delivery.stored, None, detail)
+            self._report.lost(view.host, LossCause.RESYNC, delivery.stored, None, detail)
         if header.seq:
             view.seq, view.exact = header.seq, False
-            self._lose(view, LossCause.TRANSPORT, delivery.stored, header.seq, "its first messages did not arrive")
+            detail = "its first messages did not arrive"
+            self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, header.seq, detail)
 
     # --- one message --------------------------------------------------------------------
 
     def _take_in(
         self, view: HostView, header: Header, lines: list[bytes], delivery: Delivery, now: float
     ) -> Iterator[None]:
-        time = delivery.stored
         if header.seq < view.seq:
-            self._duplicates += 1
+            self._report.counts["duplicate_messages"] += 1
             return
         if header.seq > view.seq:
-            self._gap(view, header.seq - view.seq, time)
+            self._gap(view, header.seq - view.seq, delivery.stored)
         view.seq = header.seq + 1
-        view.hear(header, time, delivery.sent, now)
+        view.hear(header, delivery.stored, delivery.sent, now)
+        self._heard(view, header, delivery.stored)
+        if header.last:
+            yield from self._intake.leave(view, delivery.stored, "it said that it stops")
+        elif header.part is None:
+            yield from self._intake.events(view, lines, delivery.stored)
+        else:
+            yield from self._intake.state(view, header, lines, delivery.stored)
+
+    def _heard(self, view: HostView, header: Header, time: float) -> None:
+        """Report what a message says by having come."""
         if view.state is not HostState.PRESENT and not header.last:
             if view.state is HostState.LEFT:
                 detail = "it goes on after it said that it stops: its flows are unknown until its next complete state"
-                self._lose(view, LossCause.TRANSPORT, time, None, detail)
+                self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
             view.state = HostState.PRESENT
-            self._report(view.event(time, "it was heard of again"))
+            self._report.host(view, time, "it was heard of again")
         elif view.clock_has_news and view.live:
-            self._report(view.event(time, "its clock differs from the server's by another time than before"))
-        if header.last:
-            self._leave(view, time, "it said that it stops")
-        elif header.part is None:
-            yield from self._take_events(view, lines, time)
-        else:
-            yield from self._take_state(view, header, lines, time)
+            self._report.host(view, time, "its clock differs from the server's by another time than before")
 
     def _gap(self, view: HostView, count: int, time: float) -> None:
-        self._lost += count
+        self._report.counts["lost_messages"] += count
         view.gathered, view.exact = None, False
         if view.live:
-            self._lose(view, LossCause.TRANSPORT, time, count, f"{count} messages did not arrive")
-
-    def _read(self, view: HostView, line: bytes, time: float) -> AnyEvent | None:
-        """The event of a line; what is none, or has numbers that cannot be, is reported."""
-        try:
-            if len(line) > LONGEST_LINE:
-                raise ProtocolError(f"it has more than {LONGEST_LINE} bytes")  # noqa: TRY301  # said in one place
-            event = view.read(line)
-            _check(event)
-        except ProtocolError as error:
-            self._malformed += 1
-            self._lose(view, LossCause.PROTOCOL, time, 1, f"a line is no event: {error.reason:.200}")
-            return None
-        return event  # type: ignore[return-value]  # _check refuses rows
-
-    def _take_events(self, view: HostView, lines: list[bytes], stored: float) -> Iterator[None]:
-        if not view.live:
-            return
-        for number, line in enumerate(lines, 1):
-            event = self._read(view, line, stored)
-            if event is not None:
-                time = view.right_time(event.time, stored)
-                if isinstance(event, FlowEvent):
-                    self._flow_event(view, event, time)
-                else:
-                    more: Any = {"id": f"{view.host}/{event.id}"} if isinstance(event, RouteUpdated) else {}
-                    self._report(attrs.evolve(event, time=time, host=view.host, **more))
-            if not number % SLICE:
-                yield
-
-    def _flow_event(self, view: HostView, event: FlowAdded | FlowUpdated | FlowRemoved, time: float) -> None:
-        known = view.flows.get(event.flow.id)
-        if known is not None:
-            if isinstance(event, FlowRemoved):
-                self._flows.remove(view, known, event, time)
-            else:
-                self._flows.update(known, event, time)
-        elif isinstance(event, FlowAdded):
-            self._add(view, event, time, preexisting=event.preexisting)
-        elif view.exact and not view.full:
-            self._lose(view, LossCause.PROTOCOL, time, 1, f"flow {event.flow.id!r:.80} was never announced")
-
-    def _add(self, view: HostView, event: FlowAdded, time: float, *, preexisting: bool) -> None:
-        if not self._flows.add(view, event, time, preexisting=preexisting) and not view.full:
-            view.full = True
-            detail = f"it has more than {MOST_FLOWS} open flows: others are left out"
-            self._lose(view, LossCause.LIMIT, time, None, detail)
-
-    # --- a complete state -----------------------------------------------------------------
-
-    def _take_state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> Iterator[None]:
-        """Parts of a state follow each other; one that begins in the middle is no use."""
-        if header.part == 0:
-            view.gathered = {}
-            if header.facts not in {None, view.facts}:
-                view.facts = header.facts or view.facts
-                self._report(view.event(stored, "it says something new of itself"))
-        if view.gathered is None or (view.live and view.exact):
-            return  # nothing of it would be news
-        for number, line in enumerate(lines, 1):
-            event = self._read(view, line, stored)
-            if isinstance(event, FlowAdded) and len(view.gathered) <= MOST_FLOWS:
-                view.gathered[event.flow.id] = event
-            if not number % SLICE:
-                yield
-        if not header.more:
-            gathered, view.gathered = view.gathered, None
-            yield from self._set_right(view, gathered, stored)
-
-    def _set_right(self, view: HostView, state: dict[str, FlowAdded], time: float) -> Iterator[None]:
-        """What is open, and how far it is, is what the state says."""
-        followed, view.live, view.exact = view.live, True, True
-        for identity in [identity for identity in view.flows if identity not in state]:
-            self._flows.give_up(view, view.flows[identity], time, RemovalReason.GONE)
-        for number, (identity, event) in enumerate(state.items(), 1):
-            known = view.flows.get(identity)
-            if known is None:
-                # One that began in a hole is new in full; one of before anybody looked is not.
-                self._add(view, event, time, preexisting=event.preexisting or not followed)
-            elif known.counts != event.counts or known.raw != event.flow:
-                self._flows.update(known, event, time)
-            if not number % SLICE:
-                yield
-
-    def _drop_flows(self, view: HostView, time: float) -> None:
-        for known in list(view.flows.values()):
-            self._flows.give_up(view, known, time, RemovalReason.MONITOR)
-
-    def _leave(self, view: HostView, time: float, detail: str) -> None:
-        self._drop_flows(view, time)
-        view.live, view.state = False, HostState.LEFT
-        self._report(view.event(time, detail))
-
-    # --- reporting ------------------------------------------------------------------------
-
-    def _report(self, event: AnyEvent) -> None:
-        if self.begun:
-            self._events.append(event)
-
-    def _lose(self, view: HostView, cause: LossCause, time: float, count: int | None, detail: str) -> None:
-        self._report(EventsLost(time, cause, count, detail=detail, host=view.host))
-
-    def _refuse(self, host: str | None, delivery: Delivery, reason: str) -> None:
-        self._malformed += 1
-        self._report(
-            EventsLost(delivery.stored, LossCause.PROTOCOL, 1, detail=f"a message is none: {reason}", host=host)
-        )
-
-
-def _check(event: AnyEvent | Row) -> None:
-    """Refuse what no machine says.
-
-    Raises:
-        ProtocolError: It is no event, or has counters that are no numbers of 64 bits.
-    """
-    if isinstance(event, Row):
-        raise ProtocolError("it is a row of a table")
-    counts = getattr(event, "counts", None)
-    values = () if counts is None else [value for value in counts.as_dict().values() if value is not None]
-    if values and not 0 <= min(values) <= max(values) < _LARGEST:
-        raise ProtocolError("a counter is no number of 64 bits")
+            self._report.lost(view.host, LossCause.TRANSPORT, time, count, f"{count} messages did not arrive")

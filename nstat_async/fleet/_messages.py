@@ -40,7 +40,7 @@ __all__ = [
 VERSION = 1
 EVENTS, STATE = "events", "state"
 """Kinds of subjects: what happened, and the beginning of a complete state."""
-LARGEST = 8 << 20
+LARGEST = 1 << 20
 """Bytes of a message that is not compressed; one that claims more is refused before they are made."""
 LONGEST_LINE = 16 << 10
 """Bytes of a line, the header included: the flows of a machine are kept as they come."""

@@ -28,18 +28,11 @@ import attrs
 from nstat_async._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError
 from nstat_async._events import AnyEvent
 from nstat_async._io import identity
-from nstat_async._io.nats import (
-    Connection,
-    NatsAccess,
-    StreamSettings,
-    connect,
-    require_nats,
-    stream_of,
-    trouble,
-)
+from nstat_async._io.jetstream import StreamSettings, stream_of
+from nstat_async._io.nats import Connection, connect, require_nats, trouble
+from nstat_async._io.nats_access import NatsAccess, server_urls
 from nstat_async._monitor import Monitor
 from nstat_async._subscription import Subscription
-from nstat_async.backends import Fleet
 from nstat_async.fleet import MOST_BYTES, Facts, Message, Outgoing, host_name
 
 __all__ = ["NatsAccess", "Publisher", "StreamSettings", "publish"]
@@ -66,10 +59,6 @@ def _labels(value: Any) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def _servers(value: Any) -> tuple[str, ...]:
-    return Fleet(value).servers
-
-
 @attrs.define(eq=False)
 class Publisher:
     """Publishes the events of a monitor until it ends.
@@ -92,7 +81,7 @@ class Publisher:
         UsageError: An argument cannot work.
     """
 
-    servers: tuple[str, ...] = attrs.field(converter=_servers)
+    servers: tuple[str, ...] = attrs.field(converter=server_urls)
     host: str = attrs.field(default=None, converter=_host, kw_only=True)
     labels: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_labels, kw_only=True)
     access: NatsAccess | None = attrs.field(default=None, kw_only=True)

@@ -113,6 +113,11 @@ def count(rx):
     return Counts(rx_bytes=rx, tx_bytes=0, rx_packets=rx // 100, tx_packets=0)
 
 
+def taken(core):
+    """The events that a core has made."""
+    return [event for events in core.take_events() for event in events]
+
+
 class Stream:
     """What the server has."""
 
@@ -137,18 +142,17 @@ class Reader:
     def read(self, deliveries, now=0.0):
         for delivery in deliveries:
             self.core.receive(delivery, now)
-        self.look()
-        return self
+        return self.look()
 
     def begin(self, time=WALL):
         self.core.begin(time)
-        self.look()
-        return self
+        return self.look()
 
     def look(self):
-        events = self.core.take_events()
+        events = taken(self.core)
         self.table.feed_many(events)
         self.events += events
+        return self
 
     @property
     def totals(self):
@@ -167,4 +171,4 @@ def truth(*machines):
     return {(m.name, pid): total for m in machines for pid, total in m.truth.items() if total}
 
 
-__all__ = ["WALL", "GroupBy", "Machine", "Reader", "Stream", "count", "truth"]
+__all__ = ["WALL", "GroupBy", "Machine", "Reader", "Stream", "count", "taken", "truth"]

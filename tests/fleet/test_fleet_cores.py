@@ -7,7 +7,7 @@ import zlib
 
 import attrs
 import pytest
-from fleet_world import WALL, Machine, Reader, Stream, truth
+from fleet_world import WALL, Machine, Reader, Stream, taken, truth
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +28,7 @@ from nstat_async import (
 )
 from nstat_async.fleet import Delivery, Facts, Header, Outgoing, encode
 from nstat_async.fleet._incoming import Incoming
+from nstat_async.fleet._intake import SLICE
 
 
 def lived(machine, stream, seconds=30, *, stop=False):
@@ -77,6 +78,34 @@ def test_who_joins_late_gets_a_snapshot_first_and_then_the_stream():
     reader.read(stream.deliveries[joined:])
     grown = {("web", pid): total - before.get(pid, 0) for pid, total in machine.truth.items()}
     assert reader.totals == {key: value for key, value in grown.items() if value}
+
+
+def test_what_takes_long_is_done_in_slices_and_what_was_reported_so_far_is_what_is_known():
+    stream, machine = Stream(), Machine("web", most_bytes=4000)
+    machine.take([machine.begin(rx=1) for _ in range(300)])
+    lived(machine, stream, 1, stop=True)
+    core = Incoming()
+
+    def work(reported=()):
+        reported = list(reported)
+        for events in core.take_events():
+            assert len(events) <= SLICE + 2
+            reported += events
+            opened = {event.flow.id for event in reported if isinstance(event, FlowAdded)}
+            opened -= {event.flow.id for event in reported if isinstance(event, FlowRemoved)}
+            assert {flow.id for flow, _ in core.flows()} == opened
+            states = [event.state for event in reported if isinstance(event, HostUpdated)][-1:]
+            assert [event.state for event in core.machines(WALL)] == [s for s in states if s is not HostState.LEFT]
+        return reported
+
+    for delivery in stream.deliveries[:-1]:
+        core.receive(delivery, 0.0)
+    assert work() == []
+    core.begin(WALL)
+    reported, opened = work(), len(list(core.flows()))
+    assert len(reported) == 1 + opened + 1 > 300
+    core.receive(stream.deliveries[-1], 0.0)
+    assert len(work(reported)) == 1 + opened + 1 + opened + 1
 
 
 def test_a_state_in_the_middle_of_the_stream_is_enough_to_join_at():
@@ -219,10 +248,10 @@ def test_silence_says_nothing_while_the_stream_was_not_read_and_everything_when_
     reader = Reader().begin().read(stream.deliveries, now=100.0)
     reader.core.caught_up = False
     reader.core.handle_deadline(500.0, WALL)
-    assert not reader.core.take_events()
+    assert not taken(reader.core)
     reader.core.connection = "the server is gone"
     reader.core.handle_deadline(502.0, WALL)
-    [event] = reader.core.take_events()
+    [event] = taken(reader.core)
     assert (event.state, event.detail) == (HostState.SILENT, "the server is gone")
 
 
@@ -236,7 +265,7 @@ def test_a_machine_is_forgotten_after_a_long_silence_and_no_memory_stays():
     assert [event.state for event in reader.of(HostUpdated)] == [HostState.PRESENT, HostState.SILENT, HostState.LEFT]
     assert not list(reader.core.flows())
     assert not reader.core._views
-    assert not reader.core._flows._ends._keys
+    assert not reader.core._intake.flows._ends._keys
 
 
 def test_a_machine_that_was_silent_for_long_before_somebody_joined_is_named_and_makes_the_look_incomplete():
@@ -248,7 +277,7 @@ def test_a_machine_that_was_silent_for_long_before_somebody_joined_is_named_and_
     assert [(event.host, event.state) for event in reader.of(HostUpdated)] == [("old", HostState.SILENT)]
     assert not reader.of(PollCompleted)[0].complete
     reader.core.handle_deadline(4000.0, WALL)
-    assert [event.state for event in reader.core.take_events()] == [HostState.LEFT]
+    assert [event.state for event in taken(reader.core)] == [HostState.LEFT]
     left = Reader()
     stopped = Stream()
     lived(Machine("old"), stopped, 1, stop=True)
@@ -265,7 +294,7 @@ def test_what_ended_leaves_nothing_behind_but_a_bounded_memory_of_ends(monkeypat
         for message in machine.messages():
             stream.add(message, machine)
     reader = Reader().begin().read(stream.deliveries)
-    view, ends = reader.core._views["web"], reader.core._flows._ends
+    view, ends = reader.core._views["web"], reader.core._intake.flows._ends
     assert len(view.flows) == len(machine.open) == len(view.read._flows) == len(machine.outgoing._flows)
     assert len(ends._keys) == len(machine.open)
     assert len(ends._ended) == 20
@@ -448,9 +477,9 @@ def well_formed(events):
 def test_bytes_that_are_no_message_are_an_event_and_never_an_error(data, subject):
     core = Incoming()
     core.begin(WALL)
-    core.take_events()
+    taken(core)
     core.receive(Delivery(subject, data, 1, WALL), 0.0)
-    assert [event.cause for event in core.take_events()] == [LossCause.PROTOCOL]
+    assert [event.cause for event in taken(core)] == [LossCause.PROTOCOL]
 
 
 _values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -480,17 +509,17 @@ def test_a_message_with_one_thing_wrong_is_an_event_or_harmless(data):
         broken = b"\n".join(standard.dumps(line).encode() for line in lines)
         core.receive(attrs.evolve(delivery, data=broken), 0.0)
         core.handle_deadline(1e6, WALL)
-    for event in core.take_events():
+    for event in taken(core):
         json.dumps(event)
 
 
 def test_a_small_message_that_claims_to_be_huge_is_refused_before_it_is_made():
     core = Incoming()
     core.begin(WALL)
-    core.take_events()
-    core.receive(Delivery("nstat.web.events", zlib.compress(b" " * (64 << 20)), 1, WALL), 0.0)
-    [event] = core.take_events()
-    assert f"more than {8 << 20}" in event.detail
+    taken(core)
+    core.receive(Delivery("nstat.web.events", zlib.compress(b" " * (8 << 20)), 1, WALL), 0.0)
+    [event] = taken(core)
+    assert f"more than {1 << 20}" in event.detail
 
 
 @pytest.mark.parametrize(
@@ -510,11 +539,11 @@ def test_a_line_that_no_machine_writes_is_a_loss_of_that_machine(line):
     core.begin(WALL)
     first = Header(incarnation="0" * 8, seq=0, next=10.0, part=0, facts=Facts())
     core.receive(Delivery("nstat.web.state", encode(first, []), 1, WALL), 0.0)
-    core.take_events()
+    taken(core)
     core.receive(
         Delivery("nstat.web.events", encode(Header(incarnation="0" * 8, seq=1, next=10.0), [line]), 2, WALL), 0.0
     )
-    [event] = core.take_events()
+    [event] = taken(core)
     assert isinstance(event, EventsLost)
     assert (event.cause, event.host) == (LossCause.PROTOCOL, "web")
 
@@ -529,7 +558,7 @@ def test_a_machine_cannot_make_flows_of_another_one():
     core.receive(
         Delivery("nstat.web.events", encode(Header(incarnation="0" * 8, seq=1, next=10.0), [line]), 2, WALL), 0.0
     )
-    added = core.take_events()[-1]
+    added = taken(core)[-1]
     assert added.flow.host == "web"
     assert added.flow.id == "web/00000000/db/1/1"
 
@@ -553,7 +582,7 @@ def test_machines_beyond_the_limit_are_left_out_and_it_is_said_once_for_each(mon
         data = encode(Header(incarnation="0" * 8, seq=0, next=10.0, part=0), [])
         for _ in range(2):
             core.receive(Delivery(f"nstat.h{number}.state", data, number, WALL), 0.0)
-    limits = [event for event in core.take_events() if isinstance(event, EventsLost)]
+    limits = [event for event in taken(core) if isinstance(event, EventsLost)]
     assert [(event.cause, event.host) for event in limits] == [(LossCause.LIMIT, "h3"), (LossCause.LIMIT, "h4")]
 
 

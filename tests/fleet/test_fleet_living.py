@@ -83,6 +83,17 @@ async def test_a_snapshot_of_a_fleet_has_the_flows_of_all_machines(server):
 
 
 @pytest.mark.asyncio
+async def test_a_consumer_that_comes_late_hears_of_each_machine_before_its_flows(server):
+    async with Machine("web", server.url, labels={"rack": "7"}) as web, fleet(server.url) as monitor:
+        watcher = Watcher(monitor, ProcessTable())
+        web.open()
+        await watcher.until(lambda: watcher.of(FlowAdded))
+        first, second = await monitor.subscribe().receive_many()
+    assert (first.host, first.state, first.labels) == ("web", HostState.PRESENT, (("rack", "7"),))
+    assert (second.flow.host, second.preexisting) == ("web", True)
+
+
+@pytest.mark.asyncio
 async def test_an_empty_stream_is_an_empty_fleet_and_its_look_is_complete(server):
     async with fleet(server.url) as monitor:
         first = await monitor.__anext__()
@@ -421,7 +432,14 @@ async def test_a_recording_is_published_whole(server):
         (lambda: Fleet("http://x"), "URL"),
         (lambda: Fleet("nats://"), "URL"),
         (lambda: Fleet("nats://x:99999"), "URL"),
-        (lambda: Fleet(["nats://a", "nats://b c"]), "'b c'|c"),
+        (lambda: Fleet("nats://x:0"), "port 0"),
+        (lambda: Fleet(["nats://a", "nats://b c"]), "'nats://b c'.*' '"),
+        (lambda: Fleet("nats://x\n:4222"), r"'nats://x\\n:4222'.*'\\n'"),
+        (lambda: Publisher("nats://x\t", host="a"), r"'\\t'"),
+        (lambda: Fleet("nats://ä"), "'ä'"),
+        (lambda: Fleet("nats://me:p4ss/word@x"), "^(?!.*p4ss)servers: 'nats://x' is.*%2F"),
+        (lambda: Fleet("nats://x/stream"), "nothing may follow the port"),
+        (lambda: Fleet("nats://a,,b"), "URL"),
         (lambda: Fleet("nats://x", hosts=[]), "at least one"),
         (lambda: Fleet("nats://x", hosts="a.b"), "such as 'web1'"),
         (lambda: Fleet("nats://x", since="yesterday"), "datetime"),
@@ -437,6 +455,7 @@ async def test_a_recording_is_published_whole(server):
         (lambda: Publisher("nats://x", host="a", heartbeat=0.1), "heartbeat"),
         (lambda: NatsAccess(credentials="/nowhere").arguments(), "/nowhere"),
         (lambda: NatsAccess(ca=__file__).arguments(), "ca"),
+        (lambda: NatsAccess(user="me").arguments(), "password"),
     ],
 )
 @pytest.mark.asyncio

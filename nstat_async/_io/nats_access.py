@@ -1,0 +1,156 @@
+"""How to be let in by a NATS server, and where servers are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import attrs
+
+from .._errors import UsageError
+
+__all__ = ["NatsAccess", "login_of", "server_urls", "without_password"]
+
+_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
+_ENCODED = "in a password '/', '?' and '#' are %2F, %3F and %23"
+_EXAMPLE = "'nats://127.0.0.1:4222'"
+
+
+def server_urls(value: Any) -> tuple[str, ...]:
+    """URLs of the servers of one cluster: one text, several with commas in between, or several texts.
+
+    Raises:
+        UsageError: One is no URL of a server; the text names it, but for its password.
+    """
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)) or not given:
+        raise UsageError(f"servers: {value!r} is no URL such as {_EXAMPLE}")
+    return tuple(map(_server_url, given))
+
+
+def _server_url(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"servers: {value!r} is no URL such as {_EXAMPLE}")
+    url = value if "://" in value else f"nats://{value}"
+    wrong = _what_is_wrong(url)
+    if wrong is not None:
+        raise UsageError(f"servers: {without_password(url)!r} is no URL such as {_EXAMPLE}: {wrong}")
+    return url
+
+
+def _what_is_wrong(url: str) -> str | None:
+    """Why this is no URL of a server; `None` if it is one. `urlsplit` drops line ends without a word."""
+    odd = next((character for character in url if not "!" <= character <= "~"), None)
+    if odd is not None:
+        return f"{odd!r} is no character of one"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # whose text may have a part of a password
+        return f"what follows the host is no port of 1 to 65535 ({_ENCODED})"
+    if parts.scheme not in _SCHEMES:
+        return f"it begins with none of {', '.join(sorted(_SCHEMES))}"
+    if not parts.hostname or port == 0:
+        return "it names no host" if port != 0 else "there is no port 0"
+    return _what_is_too_much(parts)
+
+
+def _what_is_too_much(parts: SplitResult) -> str | None:
+    """A path means something to a web server in between only; the rest means nothing."""
+    path = "" if parts.scheme in {"ws", "wss"} else parts.path.strip("/")
+    if path or parts.query or parts.fragment:
+        return f"nothing may follow the port ({_ENCODED})"
+    return None
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown."""
+    scheme, separator, rest = url.rpartition("//")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def login_of(urls: tuple[str, ...]) -> dict[str, str]:
+    """What URLs say of who asks, as keywords of nats-py's ``connect``, which does not decode it."""
+    for parts in map(urlsplit, urls):
+        if parts.username is not None and parts.password is not None:
+            return {"user": unquote(parts.username), "password": unquote(parts.password)}
+        if parts.username is not None:
+            return {"token": unquote(parts.username)}
+    return {}
+
+
+@attrs.frozen(kw_only=True)
+class NatsAccess:
+    """How to be let in by a NATS server, as NATS has it. What is in a URL (``nats://user:password@…``) needs nothing here.
+
+    Raises:
+        UsageError: A file cannot be read, or is no certificate.
+    """
+
+    credentials: str | None = None
+    """Path of a ``.creds`` file."""
+    user: str | None = None
+    """Name of a user."""
+    password: str | None = attrs.field(default=None, repr=False)
+    """The password."""
+    token: str | None = attrs.field(default=None, repr=False)
+    """A token."""
+    ca: str | None = None
+    """Path of the certificates that a server is checked by; `None`: the system's."""
+    certificate: str | None = None
+    """Path of this side's certificate."""
+    key: str | None = None
+    """Path of its key."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> NatsAccess:
+        """What the variables say that NATS' own tool reads: ``NATS_CREDS``, ``NATS_USER``, ``NATS_PASSWORD``,
+        ``NATS_TOKEN``, ``NATS_CA``, ``NATS_CERT``, ``NATS_KEY``.
+        """  # noqa: D205  # one sentence of two lines
+        names = {"credentials": "CREDS", "certificate": "CERT"}
+        found = {
+            field.name: environment.get(f"NATS_{names.get(field.name, field.name.upper())}")
+            for field in attrs.fields(cls)
+        }
+        return cls(**{name: value for name, value in found.items() if value})
+
+    def arguments(self, urls: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Keywords of nats-py's ``connect``.
+
+        Raises:
+            UsageError: A file cannot be used, or a user has no password.
+        """
+        found: dict[str, Any] = {"user": self.user, "password": self.password, "token": self.token}
+        if (self.user is None) != (self.password is None):
+            raise UsageError("user, password: one of them alone lets nobody in")
+        if self.credentials is not None:
+            _check_file("credentials", self.credentials)
+            found["user_credentials"] = self.credentials
+        if not any(found.values()):
+            found = login_of(urls)
+        if self.ca or self.certificate:
+            found["tls"] = self._tls()
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _tls(self) -> Any:
+        import ssl  # noqa: PLC0415  # who has no certificate needs none
+
+        for name in ("ca", "certificate", "key"):
+            _check_file(name, getattr(self, name))
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except ssl.SSLError as error:
+            raise UsageError(f"ca, certificate, key: {error.reason or error}") from error
+        return context
+
+
+def _check_file(name: str, path: str | None) -> None:
+    try:
+        if path is not None:
+            os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise UsageError(f"{name}: {path}: {error.strerror}") from error

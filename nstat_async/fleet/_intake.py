@@ -1,0 +1,173 @@
+"""Taking in the messages of a machine: its events, its complete states, its end.
+
+All that may take long is done in slices: a generator pauses after each `SLICE` lines or flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import attrs
+
+from .._errors import ProtocolError
+from .._events import (
+    AnyEvent,
+    FlowAdded,
+    FlowEvent,
+    FlowRemoved,
+    FlowUpdated,
+    HostState,
+    LossCause,
+    RemovalReason,
+    RouteUpdated,
+)
+from .._rows import Row
+from ._flows import MOST_FLOWS, FleetFlows
+from ._host import HostView
+from ._messages import LONGEST_LINE, Header
+from ._report import Report
+
+__all__ = ["SLICE", "Intake", "sliced"]
+
+SLICE = 32
+"""Lines or flows that are worked on without a pause."""
+_LARGEST = 1 << 64
+_T = TypeVar("_T")
+
+
+def sliced(items: Iterable[_T]) -> Iterator[_T | None]:
+    """The items, and a `None` after each `SLICE` of them: a pause is due."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if not number % SLICE:
+            yield None
+
+
+@attrs.frozen(eq=False)
+class Intake:
+    """Takes in what machines say, one message at a time.
+
+    Args:
+        flows: The open flows of all machines.
+        report: Gets the events.
+    """
+
+    flows: FleetFlows
+    report: Report
+
+    def events(self, view: HostView, lines: list[bytes], stored: float) -> Iterator[None]:
+        """The lines of a message are events; they mean something once the machine's flows are known."""
+        for line in sliced(lines if view.live else ()):
+            event = None if line is None else self._read(view, line, stored)
+            if line is None:
+                yield
+            elif isinstance(event, FlowEvent):
+                self._flow_event(view, event, view.right_time(event.time, stored))
+            elif event is not None:
+                more: Any = {"id": f"{view.host}/{event.id}"} if isinstance(event, RouteUpdated) else {}
+                self.report(attrs.evolve(event, time=view.right_time(event.time, stored), host=view.host, **more))
+
+    def state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> Iterator[None]:
+        """The lines are a part of a complete state. Parts follow each other; one that begins in the middle is no use."""
+        if header.part == 0:
+            view.gathered = {}
+            self._facts(view, header, stored)
+        if view.gathered is None or (view.live and view.exact):
+            return  # nothing of it would be news
+        for line in sliced(lines):
+            event = None if line is None else self._read(view, line, stored)
+            if line is None:
+                yield
+            elif isinstance(event, FlowAdded) and len(view.gathered) <= MOST_FLOWS:
+                view.gathered[event.flow.id] = event
+        if not header.more:
+            gathered, view.gathered = view.gathered, None
+            yield from self._set_right(view, gathered, stored)
+
+    def leave(self, view: HostView, time: float, detail: str) -> Iterator[None]:
+        """The machine is not there any more."""
+        yield from self.drop_flows(view, time)
+        view.live, view.state = False, HostState.LEFT
+        self.report.host(view, time, detail)
+
+    def drop_flows(self, view: HostView, time: float) -> Iterator[None]:
+        """Nothing is known of its flows any more."""
+        yield from self._give_up(view, list(view.flows), time, RemovalReason.MONITOR)
+
+    def _give_up(self, view: HostView, identities: Iterable[str], time: float, reason: RemovalReason) -> Iterator[None]:
+        for identity in sliced(identities):
+            if identity is None:
+                yield
+            else:
+                self.flows.give_up(view, view.flows[identity], time, reason)
+
+    # --- lines ------------------------------------------------------------------------------
+
+    def _read(self, view: HostView, line: bytes, time: float) -> AnyEvent | None:
+        """The event of a line; what is none, or has numbers that cannot be, is reported."""
+        try:
+            if len(line) > LONGEST_LINE:
+                raise ProtocolError(f"it has more than {LONGEST_LINE} bytes")  # noqa: TRY301  # said in one place
+            event = view.read(line)
+            _check(event)
+        except ProtocolError as error:
+            self.report.counts["malformed_messages"] += 1
+            self.report.lost(view.host, LossCause.PROTOCOL, time, 1, f"a line is no event: {error.reason:.200}")
+            return None
+        return event  # type: ignore[return-value]  # _check refuses rows
+
+    def _flow_event(self, view: HostView, event: FlowAdded | FlowUpdated | FlowRemoved, time: float) -> None:
+        known = view.flows.get(event.flow.id)
+        if known is not None:
+            if isinstance(event, FlowRemoved):
+                self.flows.remove(view, known, event, time)
+            else:
+                self.flows.update(known, event, time)
+        elif isinstance(event, FlowAdded):
+            self._add(view, event, time, preexisting=event.preexisting)
+        elif view.exact and not view.full:
+            detail = f"flow {event.flow.id!r:.80} was never announced"
+            self.report.lost(view.host, LossCause.PROTOCOL, time, 1, detail)
+
+    def _add(self, view: HostView, event: FlowAdded, time: float, *, preexisting: bool) -> None:
+        if not self.flows.add(view, event, time, preexisting=preexisting) and not view.full:
+            view.full = True
+            detail = f"it has more than {MOST_FLOWS} open flows: others are left out"
+            self.report.lost(view.host, LossCause.LIMIT, time, None, detail)
+
+    # --- a complete state -------------------------------------------------------------------
+
+    def _facts(self, view: HostView, header: Header, stored: float) -> None:
+        if header.facts is not None and header.facts != view.facts:
+            view.facts = header.facts
+            self.report.host(view, stored, "it says something new of itself")
+
+    def _set_right(self, view: HostView, state: dict[str, FlowAdded], time: float) -> Iterator[None]:
+        """What is open, and how far it is, is what the state says."""
+        followed, view.live, view.exact = view.live, True, True
+        gone = [identity for identity in view.flows if identity not in state]
+        yield from self._give_up(view, gone, time, RemovalReason.GONE)
+        for event in sliced(state.values()):
+            known = None if event is None else view.flows.get(event.flow.id)
+            if event is None:
+                yield
+            elif known is None:
+                # One that began in a hole is new in full; one of before anybody looked is not.
+                self._add(view, event, time, preexisting=event.preexisting or not followed)
+            elif known.counts != event.counts or known.raw != event.flow:
+                self.flows.update(known, event, time)
+
+
+def _check(event: AnyEvent | Row) -> None:
+    """Refuse what no machine says.
+
+    Raises:
+        ProtocolError: It is no event, or has counters that are no numbers of 64 bits.
+    """
+    if isinstance(event, Row):
+        raise ProtocolError("it is a row of a table")
+    counts = getattr(event, "counts", None)
+    values = () if counts is None else [value for value in counts.as_dict().values() if value is not None]
+    if values and not 0 <= min(values) <= max(values) < _LARGEST:
+        raise ProtocolError("a counter is no number of 64 bits")
