@@ -1,9 +1,12 @@
-"""What holds for the whole suite."""
+"""What holds for the whole suite: which tests run, with which examples, and what their processes share."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # The same examples in every run: a test that fails has been broken by the change at hand.
@@ -11,3 +14,25 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+SLOW = ("browser", "nats", "benchmark", "slow")
+"""Markers of what costs too much for every run: `.ci/run` runs it, and so does whoever names its file or folder."""
+
+
+def share_bytecode() -> None:
+    """Where the tree is to be kept clean, the many processes of the tests share what they compiled beside it."""
+    if sys.dont_write_bytecode and sys.pycache_prefix is None:
+        sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+        sys.dont_write_bytecode = False
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+
+share_bytecode()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the quick suite, unless the command line names files or markers."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if not config.option.markexpr:
+        config.option.markexpr = " and ".join(f"not {marker}" for marker in ("long", *(() if named else SLOW)))

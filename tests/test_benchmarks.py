@@ -13,6 +13,7 @@ from pathlib import Path
 import fleet_living
 import pytest
 
+pytestmark = pytest.mark.benchmark
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
 FLOOR = "floor: received and walked"

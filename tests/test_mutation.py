@@ -57,6 +57,7 @@ def test_a_mutant_changes_its_place_and_nothing_else():
         assert mutation.changed(text, back) == SOURCE
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_no_test_notices_is_reported_unless_it_is_explained(tmp_path, monkeypatch):
     package = tmp_path / "nstat_async"

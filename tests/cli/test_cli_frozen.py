@@ -13,6 +13,7 @@ import pytest
 
 from nstat_async._pyinstaller import hook_directories
 
+pytestmark = pytest.mark.slow
 RECORDING = Path(__file__).parents[1] / "vectors" / "recordings" / "v1-linux.nstat"
 PARTS = ("nstat_async", "anyio", "attr", "attrs", "idna", "sniffio", "typing_extensions", "exceptiongroup")
 

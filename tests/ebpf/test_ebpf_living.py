@@ -689,6 +689,7 @@ def test_an_established_record_comes_before_any_io(watch):
         sock.close()
 
 
+@pytest.mark.benchmark
 @needs_calls
 def test_the_benchmark_runs(namespace):
     """Shortened: nothing is lost, every end is seen, and its figures are numbers."""

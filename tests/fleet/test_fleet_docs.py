@@ -22,7 +22,7 @@ from nstat_async import BackendUnavailableError, FlowAdded, HostUpdated, Monitor
 from nstat_async.aggregate import ProcessTable
 from nstat_async.backends import Fleet, NatsAccess
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")
+pytestmark = [pytest.mark.nats, pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")]
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "fleet.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer(PAGE)]

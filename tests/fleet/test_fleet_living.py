@@ -30,7 +30,7 @@ from nstat_async.backends import Fleet, NatsAccess, StreamSettings
 
 nats = pytest.importorskip("nstat_async.integrations.nats", exc_type=ImportError)
 Publisher, publish = nats.Publisher, nats.publish
-pytestmark = [pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")]
+pytestmark = [pytest.mark.nats, pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")]
 SMALL = StreamSettings(max_bytes=64 << 20)
 
 

@@ -17,7 +17,7 @@ from nstat_async.aggregate import ConnectionTable, ProcessTable
 from nstat_async.backends import Fleet
 from nstat_async.json import JsonFormatter
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")
+pytestmark = [pytest.mark.nats, pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")]
 duckdb = pytest.importorskip("duckdb")
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "sql.md").read_text()
 QUERIES = [

@@ -14,7 +14,7 @@ from test_integrations_serving import TOKEN, serving
 
 from nstat_async._model import Counts, MediumCounts, Process
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
 
 EVIL = "<img src=x onerror=document.title='hacked'>"
 ROWS = "[...document.querySelectorAll('#rows tr')].map(r => [...r.cells].map(c => c.textContent))"

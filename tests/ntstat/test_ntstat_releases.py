@@ -49,6 +49,7 @@ def test_a_new_release_is_one_row(newest):
     assert not monitor.session.statistics()["unknown_lengths"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_other_test_passes_with_one_more_row():
     chosen = ("ntstat/test_ntstat_kernels.py", "ntstat/test_ntstat_layouts.py")
