@@ -23,15 +23,17 @@ LONGEST_SECONDS = 1_000_000_000
 """About 31 years: no timer of an event loop takes much more."""
 
 
-def positive(*, optional: bool = False, whole: bool = False, most: int | None = None) -> Any:
-    """A validator for a positive number, of at most this size."""
+def positive(*, optional: bool = False, whole: bool = False, most: int | None = None, least: float = 0) -> Any:
+    """A validator for a positive number, of at least and at most these sizes."""
     kind = int if whole else (int, float)
-    right = f"a positive {'whole ' if whole else ''}number{'' if most is None else f' of at most {most}'}"
+    limits = " and ".join([*([f"at least {least:g}"] if least else []), *([] if most is None else [f"at most {most}"])])
+    right = f"a positive {'whole ' if whole else ''}number{limits and f' of {limits}'}"
 
     def check(_instance: object, attribute: Any, value: Any) -> None:
         if value is None and optional:
             return
-        if not isinstance(value, kind) or isinstance(value, bool) or not value > 0 or (most and value > most):
+        number = isinstance(value, kind) and not isinstance(value, bool)
+        if not number or not (value > 0 and value >= least) or (most and value > most):
             shown = repr(value) if not isinstance(value, int) or value < 1 << 80 else "what was given"
             raise UsageError(f"{attribute.name}: {shown} is not {right}")
 

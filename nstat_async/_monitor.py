@@ -80,7 +80,7 @@ class Monitor:
         ebpf: Linux: whether eBPF programs are used, for UDP bytes and the process of every flow: ``auto`` (where kernel and
             privileges allow it), ``require`` or ``off``. What they can tell is `Capabilities.ebpf`.
         pulse: Linux: seconds between two looks at the kernel's counters of opened connections, by which the processes of
-            short flows are found where eBPF does not; `None`: none.
+            short flows are found where eBPF does not, at least 0.001; `None`: none.
         every_update: An update for each report, changed or not.
         extras: Also ask for what needs privilege or costs more.
         flow_filter: A filter of `nstat_async.filters`, or a predicate on flows.

@@ -17,6 +17,8 @@ __all__ = ["DEFAULT_PROVIDERS", "STEERING", "Discovery", "Ebpf", "MonitorOptions
 
 _E = TypeVar("_E", bound=enum.Enum)
 
+SHORTEST_PULSE = 0.001
+"""Seconds: whoever looks more often spends the time on looking."""
 _LARGEST_BUFFER = 2**31 - 1
 """``SO_RCVBUF`` is an int."""
 DEFAULT_PROVIDERS = frozenset({Provider.TCP, Provider.UDP, Provider.QUIC})
@@ -114,10 +116,12 @@ class MonitorOptions:
     """How a Darwin kernel's new flows are found."""
     ebpf: Ebpf = attrs.field(default=Ebpf.AUTO, converter=_ebpf)
     """Linux: whether eBPF programs are used: for UDP bytes, and for the process of every flow however short."""
-    pulse: float | None = attrs.field(default=0.02, validator=positive(optional=True, most=LONGEST_SECONDS))
+    pulse: float | None = attrs.field(
+        default=0.02, validator=positive(optional=True, most=LONGEST_SECONDS, least=SHORTEST_PULSE)
+    )
     """Linux: seconds between two looks at the kernel's counters of opened connections, so that the processes of short
     flows are found without privilege: 0.02 for those of 50 ms, 0.005 for those of 10 ms; `None`: none. They take at most
-    2 % of a CPU, and more only the shorter the pause is than 0.02. Not where eBPF programs report flows by themselves."""
+    2 % of a CPU, and more only the shorter the pause is than 0.02, which may be 0.001 at least. Not where eBPF programs report flows by themselves."""
     every_update: bool = attrs.field(default=False, validator=check_flag)
     """True: an update for each report, changed or not. False: only for changes."""
     extras: bool = attrs.field(default=False, validator=check_flag)

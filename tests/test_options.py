@@ -18,6 +18,7 @@ from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, O
         ({"backend": 5}, "backend: 5 is no backend and none of auto, kctl"),
         ({"providers": []}, "providers: at least one is needed"),
         ({"interval": 0}, "interval: 0 is not a positive number"),
+        ({"pulse": 1e-9}, r"pulse: 1e-09 is not a positive number of at least 0\.001 and at most"),
         ({"interval": -1.5}, r"interval: -1\.5 is not"),
         ({"interval": "1"}, "interval: '1' is not"),
         ({"interval": True}, "interval: True is not"),

@@ -19,7 +19,7 @@ import attrs
 from .. import __version__
 from .._errors import UsageError
 from .._model import Provider
-from .._options import Ebpf
+from .._options import SHORTEST_PULSE, Ebpf
 from ..backends._registry import parse
 from ._parser import Parser, did_you_mean
 
@@ -48,7 +48,7 @@ def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Call
 
 
 def _pulse(text: str) -> float:
-    return 0.0 if text == "off" else _number(0, above=True)(text)
+    return 0.0 if text == "off" else _number(SHORTEST_PULSE)(text)
 
 
 def _size(text: str) -> int:

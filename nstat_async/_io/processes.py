@@ -12,7 +12,7 @@ import pwd
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -64,10 +64,14 @@ def start_ticks(pid: int) -> int | None:
 
 
 class Elders:
-    """Parents that hold the sockets of their children: a child has what was open at its ``fork``. For one answer."""
+    """Parents that hold the sockets of their children: a child has what was open at its ``fork``. For one answer.
 
-    def __init__(self) -> None:
-        self._parents: dict[int, int] = {}
+    Args:
+        parent_of: The parent of a process, 0 where there is none; `None`: it is read.
+    """
+
+    def __init__(self, parent_of: Callable[[int], int] | None = None) -> None:
+        self._parent_of = parent_of or functools.cache(_parent)
         self._asked: Counter[int] = Counter()
         self._tables: dict[int, dict[int, str]] = {}
 
@@ -75,17 +79,11 @@ class Elders:
         """The same place in the parent, and its parent, as far up as one holds it."""
         inode, pid, thread, descriptor = place
         for _ in range(MOST_GENERATIONS if pid == thread else 0):
-            parent = self._parent(pid)
+            parent = self._parent_of(pid)
             if parent <= 1 or not self._holds(inode, parent, descriptor):
                 break
             pid = thread = parent
         return inode, pid, thread, descriptor
-
-    def _parent(self, pid: int) -> int:
-        if pid not in self._parents:
-            stat = _stat(pid)
-            self._parents[pid] = 0 if stat is None else stat.parent
-        return self._parents[pid]
 
     def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
         """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""
@@ -98,10 +96,15 @@ class Elders:
         return target is not None and leads_to(target, inode, parent, descriptor)
 
 
-def eldest(places: Iterable[Found]) -> list[Found]:
-    """Where the eldest hold these sockets, of the processes that were found and their parents."""
-    elders = Elders()
+def eldest(places: Iterable[Found], parent_of: Callable[[int], int] | None = None) -> list[Found]:
+    """Where the eldest hold these sockets, of the processes that were found and their parents (as for `Elders`)."""
+    elders = Elders(parent_of)
     return [elders.eldest(place) for place in places]
+
+
+def _parent(pid: int) -> int:
+    stat = _stat(pid)
+    return 0 if stat is None else stat.parent
 
 
 def _table(pid: int) -> dict[int, str]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from test_sockdiag_living import drive, inside, listen, pair, port, privileged
@@ -18,11 +19,14 @@ if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
 
 from nstat_async import Endpoint, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted
-from nstat_async._io import pulse
+from nstat_async._io import glance, pulse
+from nstat_async._io import likely as likely_module
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
+from nstat_async._io.walk import TURN
 from nstat_async.backends import Replay, SockDiag
-from nstat_async.sockdiag import PulsePurpose, PulseReport
+from nstat_async.sockdiag import DiagRequest, PulsePurpose, PulseReport
+from nstat_async.sockdiag._constants import TCP_DUMP_STATES
 
 pytestmark = pytest.mark.linux
 
@@ -140,7 +144,7 @@ async def test_the_replay_of_a_pulse_is_the_run(tmp_path, anyio_backend):
 
 
 def test_the_counters_move_with_connections_and_datagram_sockets():
-    counters = pulse.Counters()
+    counters = glance.Counters()
     connections, datagrams = counters.read()
     with listen() as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
@@ -153,7 +157,7 @@ def test_the_counters_move_with_connections_and_datagram_sockets():
 
 
 def test_a_kernel_without_these_counters_is_an_error(monkeypatch):
-    counters = pulse.Counters()
+    counters = glance.Counters()
     monkeypatch.setattr(os, "pread", lambda *_: b"Ip: 1 2\n")
     with pytest.raises(OSError, match="does not count connections") as caught:
         counters.read()
@@ -201,7 +205,7 @@ def test_what_is_done_with_reports_is_charged(monkeypatch):
         assert charged == [0.5]
     finally:
         channel.close()
-        channel.watch.close()
+        channel.glance.close()
 
 
 def test_a_search_begins_with_the_newest_process_and_ends_with_all():
@@ -211,16 +215,67 @@ def test_a_search_begins_with_the_newest_process_and_ends_with_all():
         child("import socket, sys; s = socket.socket(); print(flush=True); sys.stdin.read()") as new,
     ):
         likely = LikelyHolders(recent)
-        assert new.pid in list(likely._newest())
-        found = [place for place in likely.places() if place[0]]
         inode = os.fstat(own.fileno()).st_ino
-        assert {place[1] for place in found if place[0] == inode} == {os.getpid()}
-        likely.add([new.pid])
-        assert list(recent) == [new.pid]
-        later = socket.socket()
-        order = list(dict.fromkeys(pid for inode, pid, _, _ in likely.places() if inode))
-        assert order[0] == os.getpid() or new.pid in order
-        later.close()
+        assert new.pid in holders(likely.near())
+        assert os.getpid() in holders(likely.far(), inode)
+        likely.add([new.pid, os.getpid()])
+        assert list(recent) == [new.pid, os.getpid()]
+        assert os.getpid() in holders(likely.near(), inode)
+
+
+def holders(places, inode: int = 0) -> set[int]:
+    """The processes that have this socket, or any."""
+    return {place[1] for place in places if (place[0] == inode if inode else place[0])}
+
+
+def test_what_a_process_opened_behind_a_dump_is_looked_for_behind_the_next_one():
+    """Its number of descriptors is new at two looks: the first one of them may be without the socket in the dump."""
+    likely = LikelyHolders({})
+    assert [likely._has_changed(7, size) for size in (3, 3, 3, 4, 4, 4)] == [True, True, False, True, True, False]
+
+
+def test_a_process_with_thousands_of_descriptors_keeps_no_other_waiting():
+    """Its turn is with all others: to list them alone takes milliseconds."""
+    recent = {os.getpid(): None}
+    likely = LikelyHolders(recent)
+    with socket.socket() as own, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likely_module, "size_of", lambda _pid: TURN + 1)
+        assert not holders(likely.near())
+        assert holders(likely.far(), os.fstat(own.fileno()).st_ino)
+
+
+def test_a_number_is_that_of_a_process_of_a_thread_or_of_nobody(monkeypatch):
+    """Also where the kernel has no descriptors of processes (``pidfd_open(2)``, Linux 5.3)."""
+    ready, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: (ready.set(), end.wait()))
+    thread.start()
+    ready.wait()
+    numbers = (os.getpid(), thread.native_id, 1 << 30)
+    try:
+        assert [likely_module._is_process(number) for number in numbers] == [True, False, None]
+        monkeypatch.delattr(os, "pidfd_open")
+        assert [likely_module._is_process(number) for number in numbers] == [True, False, None]
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_closed_socket_is_searched_for_no_longer():
+    """Between a dump and the search it may be closed: no process has it any more."""
+    request = DiagRequest(socket.AF_INET, socket.IPPROTO_TCP, states=TCP_DUMP_STATES & ~(1 << 10)).encode()
+    with listen() as listener:
+        look = glance.Glance(PulsePurpose(0, 0.02, (request,)), lambda _report: None)
+        client, server = pair(listener)
+        inodes = {os.fstat(end.fileno()).st_ino for end in (client, server)}
+        while not look.is_due(now := time.monotonic()):
+            look.moved(now)
+        new = look.look(now)
+        assert look.still_held(new, inodes) == inodes
+        closed = {os.fstat(client.fileno()).st_ino}
+        client.close()
+        assert look.still_held(new, inodes) == inodes - closed
+        server.close()
+        look.close()
 
 
 def test_threads_are_no_processes():
@@ -236,7 +291,7 @@ def test_threads_are_no_processes():
     thread = threading.Thread(target=work)
     thread.start()
     ready.wait()
-    newest = list(LikelyHolders({})._newest())
+    newest = [number for number, _ in LikelyHolders({})._newest()]
     end.set()
     thread.join()
     assert numbers[0] not in newest
@@ -258,7 +313,7 @@ def test_without_a_thread_there_is_no_pulse(monkeypatch):
 
 def test_where_descriptors_are_few_others_have_them(monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (pulse.SPARE_DESCRIPTORS, pulse.SPARE_DESCRIPTORS))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (glance.SPARE_DESCRIPTORS, glance.SPARE_DESCRIPTORS))
     with pytest.raises(OSError, match="Too many open files"):
         pulse.Pulse({}, ProcessReader()).open(PulsePurpose(0))
     assert len(os.listdir("/proc/self/fd")) == before
@@ -269,7 +324,7 @@ def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch):
         raise OSError(errno.ENOBUFS, "no room")
 
     with beating() as live:
-        monkeypatch.setattr(pulse.Counters, "read", fail)
+        monkeypatch.setattr(glance.Counters, "read", fail)
         live.until(lambda: any("No buffer space available" in note for note in live.core.capabilities.notes))
         assert live.poll().complete
 
