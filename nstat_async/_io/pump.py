@@ -8,7 +8,10 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Drain first.* The kernel answers inside ``send``, so after a send the channel is
   read at once, without waiting for readiness.
 - *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
-  busy kernel nor a dump of 50,000 sockets holds it.
+  busy kernel nor a dump of 50,000 sockets holds it. A slice is shared: each channel has its part,
+  so that news keep no answers waiting. Of a core's deadline a slice takes a part, too: what is
+  still due is asked for in the next one.
+- *What came before a deadline counts before it.* Channels are read first, also by a loop that was held.
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
 - A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
   the others, and for so long after it was found empty nobody waits for it.
@@ -47,8 +50,10 @@ SLICE = 0.002
 """Seconds of work after which other tasks get a turn."""
 SUBSCRIBE_SECONDS = 2.0
 """Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
-BATCH = 2
-"""Datagrams read at once; between two batches the clock is looked at."""
+BATCH = 16
+"""Datagrams read at once at most; between two batches the clock is looked at."""
+BATCH_SECONDS = 0.0005
+"""What a batch should take: where datagrams take longer, fewer are read at once."""
 
 
 class KernelFeed:
@@ -166,16 +171,16 @@ class KernelFeed:
 
     async def _turn(self, sink: Sink) -> None:
         core = self.core
-        deadline = core.next_deadline()
-        if deadline is not None and deadline <= time.monotonic():
-            core.handle_deadline(self._now())
         work = True
         commands = deque(core.commands())
         while work and not self._closed:
             start = time.perf_counter()
+            due = self._is_due()
             while commands and time.perf_counter() < start + SLICE:
                 self._carry_out(commands.popleft())
-            read = not commands and self._read(start + SLICE)
+            read = not commands and self._read(start + SLICE, everything=due)
+            if due and not commands:
+                core.handle_deadline(self._now())
             events = core.take_events()
             if self._reports:
                 events, self._reports = [*events, *self._reports], []
@@ -187,29 +192,39 @@ class KernelFeed:
             if core.subscribed:
                 self._subscribed.set()
             commands += core.commands()  # reading may have called for more
-            work = bool(commands) or read
+            work = bool(commands) or read or self._is_due()
             if core.failure is not None:
                 return
             if work:
                 await anyio.lowlevel.checkpoint()
                 await sink.room()
 
-    def _read(self, until: float) -> bool:
-        """Read channels that may have data; True if one of them has more."""
-        # What rests is read in every turn, before the others.
-        readable = [w for w in self._channels.values() if w.rest]
-        readable += [w for w in self._channels.values() if w.maybe_readable and not w.rest]
-        # Each has its turn: a list, for `any` would stop at the first that has more.
-        return any([not w.channel_closed and self._drain(w, until) for w in readable])  # noqa: C419
+    def _is_due(self) -> bool:
+        deadline = self.core.next_deadline()
+        return deadline is not None and deadline <= time.monotonic()
+
+    def _read(self, until: float, *, everything: bool) -> bool:
+        """Read channels that may have data, or all of them; True if one of them has more."""
+        # What rests is read in every turn, before the others, and of the time that is left it may take a half.
+        resting = [w for w in self._channels.values() if w.rest]
+        others = [w for w in self._channels.values() if (w.maybe_readable or everything) and not w.rest]
+        parts = [2] * len(resting) + [*range(len(others), 0, -1)]
+        more = False
+        for waiter, part in zip((*resting, *others), parts, strict=True):
+            if not waiter.channel_closed:
+                now = time.perf_counter()
+                more |= self._drain(waiter, now + (until - now) / part)
+        return more
 
     def _drain(self, waiter: _Waiter, until: float) -> bool:
-        """Read one channel until it would block or the slice is over; True in the latter case."""
+        """Read one channel until it would block or its part of the slice is over; True in the latter case."""
         core, number = self.core, waiter.number
+        begin = time.perf_counter()
         while True:
             batch: list[bytes] = []
             failure: OSError | EOFError | None = None
             try:
-                more = waiter.channel.read_into(batch, BATCH)
+                more = waiter.channel.read_into(batch, waiter.batch)
             except (OSError, EOFError) as error:
                 failure = error
             if batch:
@@ -223,7 +238,11 @@ class KernelFeed:
                 core.channel_drained(number, self._now())
                 waiter.rearm()
                 return False
-            if time.perf_counter() >= until:
+            end = time.perf_counter()
+            waiter.adapt(end - begin)
+            begin = end
+            if end >= until:
+                waiter.maybe_readable = True
                 return True
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:
@@ -350,8 +369,17 @@ class _Waiter:
         self.maybe_readable = True
         self.channel_closed = False
         self.rest: float = getattr(channel, "rest", 0.0)
+        self.batch = 1
+        """Datagrams to read at once."""
         self._feed = feed
         self._armed = anyio.Event()
+
+    def adapt(self, spent: float) -> None:
+        """A full batch took this long: read more, or fewer, datagrams at once."""
+        if spent > BATCH_SECONDS:
+            self.batch = max(1, self.batch // 2)
+        elif spent < BATCH_SECONDS / 2:
+            self.batch = min(BATCH, self.batch * 2)
 
     def rearm(self) -> None:
         """The channel is empty: tell when it no longer is."""

@@ -1,7 +1,8 @@
 """Settles what the last words of a TCP connection leave open, before its end is reported.
 
 What is left of the socket is asked for; where the other end is on this machine, too, its counts are waited for
-a little: each end says what the other one cannot. Whoever is settled at once waits for nobody.
+a little: each end says what the other one cannot. Whoever is settled at once waits for nobody. While notifications
+wait to be read the other end's may be among them: no time is over before they were.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from ._outcomes import Traces, is_attempt, outcome_by_record, outcome_of, outcom
 from ._output import Output
 from ._reports import socket_report
 from ._rows import RowFormats, address_of, info_of, is_remains
+from ._waiting import Memory, Waiting
 
 PEER_PATIENCE = 0.25
 """Seconds that an end waits for the other end of its connection."""
 MEMORY = 5.0
 """Seconds that an end is remembered for the other one: a descriptor of a connection that was reset may be held."""
 MOST_REMEMBERED = 16_384
-"""Ends that are remembered."""
+"""Ends that are remembered, and that wait: beyond that the oldest are reported as they are."""
 
 _FIN_NOT_SENT = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_SENT, SocketState.SYN_RECV})
 _FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
@@ -67,7 +69,6 @@ class Ending:
     """The other end is on this machine."""
     remains: Remains = Remains.UNKNOWN
     peer: LastWords | None = None
-    until: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -88,9 +89,9 @@ class Endings:
         self._lookups = lookups
         self._links = links
         self._formats = formats
-        self._waiting: dict[End, Ending] = {}
-        """Ends that wait for the other one, the oldest first; as below."""
-        self._ended: dict[End, tuple[float, LastWords]] = {}
+        self.waiting: Waiting[End, Ending] = Waiting(PEER_PATIENCE, MOST_REMEMBERED)
+        """Ends that wait for the other one."""
+        self._ended: Memory[End, tuple[float, LastWords]] = Memory(MOST_REMEMBERED)
         """Ends on this machine whose other end did not end yet."""
 
     def settle(
@@ -133,13 +134,13 @@ class Endings:
             self._finish(ending)
             return
         here = _end_of(ending.entry)
-        waiting = self._waiting.pop(here[::-1], None)
-        known = self._ended.pop(here[::-1], None)
+        waiting = self.waiting.pop(here[::-1])
+        known = self._recall(here[::-1])
         if waiting is not None:
             self._settle_by(waiting, ending.words)
             self._settle_by(ending, waiting.words)
         elif known is not None:
-            self._settle_by(ending, known[1])
+            self._settle_by(ending, known)
         elif ending.open:
             self._wait(here, ending)
         else:
@@ -148,8 +149,7 @@ class Endings:
 
     def _wait(self, here: End, ending: Ending) -> None:
         """Wait for the removal of the other end, unless that lives."""
-        ending.until = self._output.now + PEER_PATIENCE
-        self._waiting[here] = ending
+        self.waiting.add(here, ending, self._output.now)
         request = lookup_request(ending.message, IPPROTO_TCP, exact=False, mirrored=True)
         self._lookups.ask(request, lambda found: self._peer_found(ending, here, found))
 
@@ -159,27 +159,27 @@ class Endings:
         if not any(here[1][:2]):
             self._remember((here[0][:2], _ANY), words)
             return
-        waiting = self._waiting.pop(here[::-1], None)
+        waiting = self.waiting.pop(here[::-1])
         if waiting is not None:
             self._settle_by(waiting, words)
         elif self._is_here(entry):
             self._remember(here, words)
 
     def _remember(self, end: End, words: LastWords) -> None:
-        ended, now = self._ended, self._output.now
-        ended.pop(end, None)
-        ended[end] = (now + MEMORY, words)
-        while len(ended) > MOST_REMEMBERED or next(iter(ended.values()))[0] < now:
-            del ended[next(iter(ended))]
+        self._ended.add(end, (self._output.now + MEMORY, words))
+
+    def _recall(self, end: End) -> LastWords | None:
+        known = self._ended.pop(end)
+        return None if known is None or known[0] < self._output.now else known[1]
 
     def _peer_found(self, ending: Ending, here: End, found: bytes | None) -> None:
         """The other end lives, or its own removal will come."""
-        if self._waiting.get(here) is not ending or not found:
+        if self.waiting.get(here) is not ending or not found:
             return
         if is_remains(found):
             ending.orderly = True if ending.orderly is None else ending.orderly
         elif any(found[HEADER.size + 6 : HEADER.size + 8]):  # a listener has no remote port
-            del self._waiting[here]
+            self.waiting.pop(here)
             self._remember(here, ending.words)
             self._settle_by_living(ending, found)
 
@@ -248,18 +248,13 @@ class Endings:
 
     def deadline(self) -> float | None:
         """When to call `expire`."""
-        waiting = next(iter(self._waiting.values()), None)
-        return None if waiting is None else waiting.until
+        return self.waiting.deadline()
 
     def expire(self) -> None:
         """The other end did not come in time."""
-        now = self._output.now
-        for end, ending in list(self._waiting.items()):
-            if ending.until > now:
-                break
-            del self._waiting[end]
+        for end, ending in self.waiting.due(self._output.now):
             self._remember(end, ending.words)
-            ending.peer = self._ended.get((end[1][:2], _ANY), (0.0, None))[1]
+            ending.peer = self._recall((end[1][:2], _ANY))
             if ending.fin is None or not ending.fin.proven:
                 ending.fin = _NO_FIN  # an end that is not reported did not close in order
             ending.orderly = bool(ending.orderly)

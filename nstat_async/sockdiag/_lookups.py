@@ -7,8 +7,8 @@ receive buffer; an answer that never comes is given up by `expire`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from itertools import islice
 
 from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
@@ -20,6 +20,8 @@ BATCH = 64
 """Requests in one datagram to the kernel."""
 MAX_OUTSTANDING = 128
 """Answers that may wait in the receive buffer: 128 of them fit the smallest default."""
+MOST_WAITING = 65_536
+"""Look-ups that wait their turn: beyond that there is no answer."""
 PATIENCE = 1.0
 """Seconds until an answer is given up; the kernel answers while the request is sent."""
 
@@ -56,7 +58,7 @@ class LookupSource(Source):
         super().__init__(output, ChannelPurpose(namespace, Role.LOOKUPS))
         self.unanswered = 0
         """Look-ups that were given up."""
-        self._waiting: dict[bytes, DiagRequest] = {}
+        self._waiting: OrderedDict[bytes, DiagRequest] = OrderedDict()
         self._done: dict[bytes, list[Done]] = {}
         self._asked: dict[int, bytes] = {}
         self._sequence = 0
@@ -70,16 +72,21 @@ class LookupSource(Source):
         if key in self._done:
             self._done[key].append(done)
             return
+        if len(self._waiting) >= MOST_WAITING:
+            self.unanswered += 1
+            done(NO_ANSWER)
+            return
         self._done[key] = [done]
         self._waiting[key] = request
 
     def flush(self) -> None:
         while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self.output.following:
             batch = []
-            for key in list(islice(self._waiting, BATCH)):
+            for _ in range(min(BATCH, len(self._waiting))):
+                key, request = self._waiting.popitem(last=False)
                 self._sequence = self._sequence % 0xFFFFFFFF + 1
                 self._asked[self._sequence] = key
-                batch.append(self._waiting.pop(key).encode(self._sequence))
+                batch.append(request.encode(self._sequence))
             self.send(b"".join(batch))
 
     def observe(self, data: bytes) -> None:
@@ -114,9 +121,16 @@ class LookupSource(Source):
         return self._progress + PATIENCE if self._done else None
 
     def expire(self) -> None:
-        """Give up everything that was not answered."""
-        self.unanswered += len(self._done)
-        self._asked.clear()
+        """Give up what was asked and not answered; what waits is asked then."""
+        self._progress = self.output.now
+        asked, self._asked = self._asked, {}
+        for key in asked.values() if asked else list(self._done):
+            self.unanswered += 1
+            self._waiting.pop(key, None)
+            self._finish(key, NO_ANSWER)
+
+    def give_up_all(self) -> None:
+        """Give up everything."""
         while self._done:
-            self._finish(next(iter(self._done)), NO_ANSWER)
-        self._waiting.clear()
+            self.expire()
+            self._waiting.clear()

@@ -112,7 +112,7 @@ class Namespace:
         for entry in list(book.entries.values()):
             book.drop(entry)
             book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
-        self.lookups.expire()
+        self.lookups.give_up_all()
         for source in (*self.sources, self.pulse):
             if source.is_open and not self._output.following:
                 source.close()

@@ -224,7 +224,7 @@ class Polls:
             for namespace in self._namespaces:
                 if not namespace.dumps.done:
                     namespace.dumps.abort()
-                namespace.lookups.expire()
+                namespace.lookups.give_up_all()
                 namespace.tables.take(None)
             self._programs.maps.expire()
             self.proceed()

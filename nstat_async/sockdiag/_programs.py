@@ -64,6 +64,9 @@ class RingSource(Source):
     def receive(self, data: bytes) -> None:
         self._programs.take_records(data)
 
+    def drained(self) -> None:
+        self._programs.records_read()
+
     def failed(self, errno: int) -> None:
         self._programs.fail(f"the ring of eBPF records failed: {error_text(errno)}")
 
@@ -239,8 +242,13 @@ class Programs:
         Raises:
             ProtocolError: It is none.
         """
+        self._sightings.removed.behind = not self._output.following
         self._ledger.receive(data)
         self._weigh()
+
+    def records_read(self) -> None:
+        """All records that there are were taken in."""
+        self._sightings.removed.behind = False
 
     def _weigh(self) -> None:
         self._sightings.take(self._ledger.take_evidence())

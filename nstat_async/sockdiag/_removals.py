@@ -100,7 +100,8 @@ class RemovalSource(Source):
         self.output.lose(LossCause.KERNEL_BUFFER, detail)
 
     def drained(self) -> None:
-        """Nothing is queued: a dump can repair a loss now."""
+        """Nothing is queued: a dump can repair a loss now, and what ends wait for did not come."""
+        self._endings.waiting.behind = False
         if self._congested:
             self._congested = False
             self.output.repair_wanted = True
@@ -108,6 +109,7 @@ class RemovalSource(Source):
     # -- what is there
 
     def receive(self, data: bytes) -> None:
+        self._endings.waiting.behind = not self.output.following
         for frame in iterate_messages(data):
             if frame.length >= ATTRIBUTES_AT:
                 self._take_in(data if frame.length == len(data) else data[frame.offset : frame.end])

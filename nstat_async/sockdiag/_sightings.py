@@ -54,6 +54,7 @@ from ._owners import OwnerSource
 from ._reports import counted_report
 from ._rows import RowFormats, encode_row
 from ._setup import ProcessFacts
+from ._waiting import Memory, Waiting
 
 REMOVAL_PATIENCE = 0.05
 """Seconds that a record of an end waits for the removal."""
@@ -65,6 +66,8 @@ ANNOUNCING_PATIENCE = 0.25
 """Seconds that a new flow waits for what is not known of it yet."""
 MOST_REMEMBERED = 65_536
 """Sockets whose end one source reported and the other one has not yet."""
+MOST_WAITING = 16_384
+"""Ends that wait for the other source, and flows for what is not known of them: beyond that the oldest do no longer."""
 MOST_HELD = 4096
 """Pieces of evidence about network namespaces that are not watched, and may be soon."""
 HELD_SECONDS = 1.0
@@ -106,7 +109,6 @@ def protocol_of(facts: Facts) -> int:
 class _Half:
     """An end that one of two sources reported."""
 
-    until: float
     entry: Entry
     book: Book
     ended: Ended | None = None
@@ -155,14 +157,16 @@ class Sightings:
         self._cgroups = cgroups
         self._protocols = protocols
         self._formats = RowFormats()
-        self._recorded: dict[int, _Half] = {}
-        """Ends whose removal is awaited, by socket; the oldest first, as below."""
-        self._removed: dict[int, _Half] = {}
+        self._recorded: Waiting[int, _Half] = Waiting(REMOVAL_PATIENCE, MOST_WAITING)
+        """Ends whose removal is awaited, by socket."""
+        self.removed: Waiting[int, _Half] = Waiting(RECORD_PATIENCE, MOST_WAITING)
         """Removals whose record is awaited."""
-        self._unannounced: dict[Entry, tuple[float, Book]] = {}
-        self._removal_due: dict[int, int] = {}
+        self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING)
+        """Removals that wait for a pulse."""
+        self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
+        self._removal_due: Memory[int, int] = Memory(MOST_REMEMBERED)
         """Sockets that ended by record, with the number of their connection: their removal says nothing new."""
-        self._record_due: dict[int, None] = {}
+        self._record_due: Memory[int, None] = Memory(MOST_REMEMBERED)
         """Sockets that ended by removal: their record, or what a pulse saw of them, says nothing new."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
         """What came of namespaces that are not watched yet, the oldest first."""
@@ -207,7 +211,7 @@ class Sightings:
 
     def known(self, book: Book, cookie: int) -> Entry | None:
         """The entry of a socket, also of one that was removed and whose record is awaited."""
-        waiting = self._removed.get(cookie)
+        waiting = self.removed.get(cookie) or self._unseen.get(cookie)
         return book.entries.get(cookie) if waiting is None else waiting.entry
 
     # -- beginnings
@@ -233,7 +237,7 @@ class Sightings:
     def _begin(self, book: Book, facts: Facts) -> Entry:
         pieces, message = self._row(facts)
         entry = book.new_entry(protocol_of(facts), pieces)
-        entry.connection = self._removal_due.pop(facts.cookie, 0) + 1
+        entry.connection = (self._removal_due.pop(facts.cookie) or 0) + 1
         book.take_over(entry, message, (0, 0))
         self._cgroups.place(entry, facts.cgroup)
         return entry
@@ -265,10 +269,10 @@ class Sightings:
         if entry.preexisting and self._output.first_poll:
             book.waiting.append(entry)
         elif entry.process is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
-            self._unannounced.pop(entry, None)
+            self._unannounced.pop(entry)
             book.announce(entry)
         elif entry not in self._unannounced:
-            self._unannounced[entry] = (self._output.now + ANNOUNCING_PATIENCE, book)
+            self._unannounced.add(entry, book, self._output.now)
 
     # -- processes
 
@@ -343,13 +347,13 @@ class Sightings:
 
     def _ended(self, book: Book, ended: Ended) -> None:
         cookie = ended.facts.cookie
-        waiting = self._removed.pop(cookie, None)
+        waiting = self._take_removed(cookie)
         if waiting is not None:
             assert waiting.settle is not None
             waiting.settle(ended)
             return
         if cookie in self._record_due:
-            del self._record_due[cookie]
+            self._record_due.pop(cookie)
             return
         entry = book.entries.get(cookie)
         if not ended.final:  # known to be over, and not how: sock_diag will say
@@ -364,25 +368,23 @@ class Sightings:
                 return  # made and closed
             self._output.count("short_lived")
         self._used_by(book, entry, ended.facts)
-        half = _Half(self._output.now + REMOVAL_PATIENCE, entry, book, ended)
+        half = _Half(entry, book, ended)
         if entry.protocol == IPPROTO_TCP:
             self.end_recorded(cookie)
-            self._recorded[cookie] = half
+            self._recorded.add(cookie, half, self._output.now)
         else:
             self._end(half)
 
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""
         cookie = entry.cookie
-        half = self._recorded.pop(cookie, None)
+        half = self._recorded.pop(cookie)
         if half is not None:
             settle(half.ended)
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
-            until = self._output.now + RECORD_PATIENCE
-            self._removed[cookie] = _Half(until, entry, book, settle=settle)
+            self.removed.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         elif self.pulsing and not self.live and entry.owner is None:
-            until = self._output.now + PULSE_PATIENCE
-            self._removed[cookie] = _Half(until, entry, book, settle=settle)
+            self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         else:
             if self.pulsing:
                 self._note_past(cookie)
@@ -394,11 +396,11 @@ class Sightings:
 
     def is_reported(self, cookie: int) -> bool:
         """True if the end of a socket that was removed is reported already."""
-        return self._removal_due.pop(cookie, None) is not None or cookie in self.own
+        return self._removal_due.pop(cookie) is not None or cookie in self.own
 
     def end_recorded(self, cookie: int) -> bool:
         """The removal of this connection will not come: its record is all; False if there is none."""
-        half = self._recorded.pop(cookie, None)
+        half = self._recorded.pop(cookie)
         if half is not None:
             self._end(half)
         return half is not None
@@ -423,51 +425,45 @@ class Sightings:
         book.end(entry, entry.report, final=final, reason=RemovalReason.CLOSED, outcome=outcome)
 
     def _remember(self, cookie: int, entry: Entry) -> None:
-        self._unannounced.pop(entry, None)
-        self._removal_due[cookie] = entry.connection
-        if len(self._removal_due) > MOST_REMEMBERED:
-            del self._removal_due[next(iter(self._removal_due))]
+        self._unannounced.pop(entry)
+        self._removal_due.add(cookie, entry.connection)
 
     # -- time
 
     def deadline(self) -> float | None:
         """When to call `expire`."""
-        times = [next(iter(halves.values())).until for halves in (self._recorded, self._removed) if halves]
-        times += [until for until, _ in list(self._unannounced.values())[:1]]
-        return min(times, default=None)
+        waiting = (self._recorded, self.removed, self._unseen, self._unannounced)
+        return min((due for each in waiting if (due := each.deadline()) is not None), default=None)
 
     def expire(self) -> None:
         """What was waited for did not come in time."""
         now = self._output.now
-        for entry, (until, book) in list(self._unannounced.items()):
-            if until > now:
-                break
-            del self._unannounced[entry]
+        for entry, book in self._unannounced.due(now):
             if entry.flow is None and not entry.over:
                 book.announce(entry)
-        for cookie, half in list(self._recorded.items()):
-            if half.until > now:
-                break
-            self.end_recorded(cookie)
-        for cookie, half in list(self._removed.items()):
-            if half.until > now:
-                break
-            self.give_up(cookie)
+        for _, half in self._recorded.due(now):
+            self._end(half)
+        for removed in (self.removed, self._unseen):
+            for cookie, half in removed.due(now):
+                self._give_up(cookie, half)
+
+    def _take_removed(self, cookie: int) -> _Half | None:
+        return self.removed.pop(cookie) or self._unseen.pop(cookie)
 
     def give_up(self, cookie: int) -> None:
         """No record of this socket's end will come."""
-        half = self._removed.pop(cookie, None)
-        if half is None:
-            return
+        half = self._take_removed(cookie)
+        if half is not None:
+            self._give_up(cookie, half)
+
+    def _give_up(self, cookie: int, half: _Half) -> None:
         assert half.settle is not None
         self.gone(cookie)
         self._note_past(cookie)
         half.settle(None)
 
     def _note_past(self, cookie: int) -> None:
-        self._record_due[cookie] = None
-        if len(self._record_due) > MOST_REMEMBERED:
-            del self._record_due[next(iter(self._record_due))]
+        self._record_due.add(cookie, None)
 
     def stop(self) -> None:
         """No more records will come."""
@@ -476,7 +472,8 @@ class Sightings:
 
     def give_up_all(self) -> None:
         """What ends still wait for will not come."""
-        for cookie in list(self._recorded):
-            self.end_recorded(cookie)
-        for cookie in list(self._removed):
-            self.give_up(cookie)
+        for _, half in self._recorded.take_all():
+            self._end(half)
+        for removed in (self.removed, self._unseen):
+            for cookie, half in removed.take_all():
+                self._give_up(cookie, half)

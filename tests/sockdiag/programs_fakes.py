@@ -80,6 +80,7 @@ class Programs(FakeKernel):
         """What a walk over all descriptors finds."""
 
     def feed(self, data: bytes, channel: int) -> None:
+        self.fed.add(channel)
         self.recorded.receive_datagrams([data], self.now, channel)
 
     def ring(self, *records: Record) -> list[Any]:

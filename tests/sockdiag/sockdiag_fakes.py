@@ -177,6 +177,8 @@ class FakeKernel:
         self.silent: set[int] = set()
         self.held: list[Lookup] = []
         self.hold_lookups = False
+        self.fed: set[int] = set()
+        """Channels that something came from."""
         self.per_datagram = 2
         self.pulse: PulsePurpose | None = None
         """What a pulse was opened for."""
@@ -208,12 +210,16 @@ class FakeKernel:
         return self.run()
 
     def wait(self, seconds: float) -> list[Any]:
+        """Time passes, and all channels are read before a deadline is."""
         self.now += seconds
+        for channel in sorted(self.fed):
+            self.session.channel_drained(channel, self.now)
         self.session.handle_deadline(self.now)
         return self.run()
 
     def feed(self, data: bytes, channel: int) -> None:
         self.record.append(("from", self.now, channel, data))
+        self.fed.add(channel)
         self.session.receive_datagram(data, self.now, channel)
 
     def close(self, cookie: int, *, tell: bool = True) -> None:
