@@ -184,7 +184,10 @@ class Core(Protocol):
         """When `handle_deadline` wants to be called; `None`: not at all."""
 
     def handle_deadline(self, now: float) -> None:
-        """The time has come (or passed)."""
+        """The time has come (or passed), and channels were read before: one that has more was not drained.
+
+        A core does a part of much work at once, and leaves the rest due.
+        """
 
     def request_poll(self, now: float) -> int:
         """Ask for a poll of everything as soon as possible.

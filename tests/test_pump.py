@@ -396,6 +396,55 @@ def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(run, m
     run(body)
 
 
+def test_what_came_before_a_deadline_is_heard_before_it(run):
+    """Also by a loop that was held until then, so that nobody said the channel is readable."""
+
+    async def body():
+        it = Pumping()
+
+        def hear(*heard):
+            if heard == ("drained", 0) and ("datagram", b"in time", 0) not in it.core.heard:
+                it.wires.far[0].send(b"in time")
+                it.core.deadline = 0.0
+
+        it.core.on_hearing = hear
+        await it.until("deadline")
+        assert it.core.heard[-2:] == [("drained", 0), ("deadline",)]
+        assert ("datagram", b"in time", 0) in it.core.heard
+
+    run(body)
+
+
+def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(run):
+    """A core gives up what waits in slices: each is asked for at once, with a turn for the others between."""
+
+    async def body():
+        it = Pumping()
+        turns = []
+
+        def hear(*heard):
+            if heard[0] in {"opened", "deadline"} and it.core.heard.count(("deadline",)) < 5:
+                it.core.deadline = 0.0
+
+        async def other():
+            while True:
+                turns.append(it.core.heard.count(("deadline",)))
+                await anyio.lowlevel.checkpoint()
+
+        it.core.on_hearing = hear
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(other)
+                tasks.start_soon(it.feed.run, it.plate)
+                while it.core.heard.count(("deadline",)) < 5:
+                    await anyio.lowlevel.checkpoint()
+                it.feed.close()
+                tasks.cancel_scope.cancel()
+        assert {1, 2, 3, 4} <= set(turns)
+
+    run(body)
+
+
 def test_a_sink_without_room_stops_the_reading_until_it_has_some(run):
     async def body():
         it = Pumping()

@@ -228,10 +228,11 @@ class KernelFeed:
             except (OSError, EOFError) as error:
                 failure = error
             if batch:
+                waiter.maybe_readable = True
                 core.receive_datagrams(batch, self._now(), number)
             if failure is not None:
                 return self._read_failed(waiter, failure)
-            if not more and not batch and not waiter.maybe_readable:
+            if not more and not waiter.maybe_readable:
                 return False
             if not more:
                 waiter.maybe_readable = False
@@ -242,7 +243,6 @@ class KernelFeed:
             waiter.adapt(end - begin)
             begin = end
             if end >= until:
-                waiter.maybe_readable = True
                 return True
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:

@@ -33,7 +33,7 @@ from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._coverage import CoverageMeter
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Others, Owner, Weight
-from ._flows import build_flow
+from ._flows import build_flow, with_outcome
 from ._links import LinkTable
 from ._output import Output
 from ._owners import OwnerSource
@@ -372,13 +372,13 @@ class Book:
         outcome: Outcome | None = None,
     ) -> None:
         """Say that a flow ended; one that was not announced is, before."""
-        if entry.owner in {None, Attribution.HIDDEN}:
+        if entry.owner is None or entry.owner is Attribution.HIDDEN:
             entry.owner = self._infer_owner(entry)
             if entry.flow is not None:
                 entry.flow = self._build(entry)
         flow = entry.flow or self.announce(entry)
         if outcome is not None:
-            flow = attrs.evolve(flow, outcome=outcome)
+            flow = with_outcome(flow, outcome)
         self._output.events.append(FlowRemoved(self._output.time, flow, report, final, reason, report, uncertainty))
         if self.ended is not None and entry.protocol == IPPROTO_UDP and len(self.ended) < _MOST_ENDED:
             self.ended[entry.cookie] = entry

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from operator import attrgetter
 
-from .._model import Attribution, Endpoint, Flow, Process, TcpState
+import attrs
+
+from .._model import Attribution, Endpoint, Flow, Outcome, Process, TcpState
 from ._cgroups import CgroupSource
 from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
 from ._entry import Entry
@@ -72,6 +76,15 @@ def build_flow(
         other_holders=entry.others.number or None,
         holders=entry.others.oldest if listed else (),
     )
+
+
+_others_of = attrgetter(*(field.name for field in attrs.fields(Flow) if field.name != "outcome"))
+_make: Callable[..., Flow] = Flow
+
+
+def with_outcome(flow: Flow, outcome: Outcome) -> Flow:
+    """The same flow, and how it ended: `attrs.evolve` takes four times as long."""
+    return _make(*_others_of(flow), outcome=outcome)
 
 
 def _endpoint(address: bytes, port: int, device: int, own: bytes, links: LinkTable) -> Endpoint:

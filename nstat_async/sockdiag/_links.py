@@ -41,6 +41,8 @@ _IPV4_BITS = 32
 _LOOPBACK6 = bytes(15) + b"\1"
 _LINK_SCOPES = frozenset({1, 2})
 _WORDS = frozenset(kind.value for kind in InterfaceKind)
+_MOST_ANSWERS = 4096
+"""Answers that are kept: the same addresses are asked for again and again."""
 
 
 def kind_of_link(link: LinkMessage) -> InterfaceKind | None:
@@ -80,6 +82,11 @@ class LinkTable:
         self._networks = _Networks()
         """The prefixes of the addresses, as of version `_networks_at`."""
         self._networks_at = 0
+        self._indices: dict[bytes, int | None] = {}
+        """What `index_of` answered, as of version `_answers_at`."""
+        self._passed: dict[tuple[bytes, int, bytes | None], Interface | None] = {}
+        """What `interface_of` answered."""
+        self._answers_at = 0
 
     def begin_dump(self) -> None:
         """Everything is being listed anew."""
@@ -175,6 +182,19 @@ class LinkTable:
 
         A loopback interface has its whole IPv4 prefixes (``fib_add_ifaddr``).
         """
+        answers = self._indices if self._answers_at == self.version else self._forget_answers()
+        if address not in answers:
+            if len(answers) >= _MOST_ANSWERS:
+                answers.clear()
+            answers[address] = self._find_index(address)
+        return answers[address]
+
+    def _forget_answers(self) -> dict[bytes, int | None]:
+        self._answers_at = self.version
+        self._passed, self._indices = {}, {}
+        return self._indices
+
+    def _find_index(self, address: bytes) -> int | None:
         holders = self._addresses.get(address)
         if holders:
             return next(iter(holders))
@@ -198,6 +218,16 @@ class LinkTable:
             device: Index of the device it is bound to, or 0.
             remote: The peer's address; `None` where there is no peer.
         """
+        if self._answers_at != self.version:
+            self._forget_answers()
+        key = local, device, remote
+        if key not in self._passed:
+            if len(self._passed) >= _MOST_ANSWERS:
+                self._passed.clear()
+            self._passed[key] = self._find_interface(*key)
+        return self._passed[key]
+
+    def _find_interface(self, local: bytes, device: int, remote: bytes | None) -> Interface | None:
         prefixes = self._prefixes()
         index: int | None = device
         if remote is not None and prefixes.first is not None and self._are_own(local, remote, device):

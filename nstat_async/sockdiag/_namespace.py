@@ -31,6 +31,8 @@ from ._sightings import Sightings
 from ._source import Source
 from ._tables import TableSource
 
+JUDGED_AT_ONCE = 256
+"""Absent sockets that are looked into in one step, about 1 ms."""
 PATIENCE = 3
 """Polls without a socket after which it is taken for gone where removals are lost and nobody answers."""
 
@@ -84,6 +86,8 @@ class Namespace:
         """Opens its channel by itself, behind the first poll."""
         self._output = output
         self._judged = True
+        self._absent: list[Entry] = []
+        """What no dump of this poll had, and is still to be looked into."""
         self._asking = 0
         """Questions about absences without an answer."""
 
@@ -100,7 +104,7 @@ class Namespace:
     def begin_poll(self) -> None:
         """Dump everything."""
         self.polled = True
-        self._judged = False
+        self._judged, self._absent = False, []
         self.book.begin_poll()
         self.removals.begin_poll()
         self.dumps.begin_poll()
@@ -122,8 +126,15 @@ class Namespace:
         if not self._judged and self.dumps.done:
             self._judged = True
             self.book.end_dumps()
-            self._judge_absences()
-        return self._judged and not self._asking and self.tables.done
+            self._absent = self._find_absences()
+        if self._absent:
+            self._judge(self._absent)
+        return self._judged and not self._absent and not self._asking and self.tables.done
+
+    @property
+    def judging(self) -> bool:
+        """True while absences are looked into: `gather` has more to do at once."""
+        return bool(self._absent)
 
     def end_poll(self) -> None:
         """Everything that this poll found is in the book."""
@@ -135,15 +146,20 @@ class Namespace:
 
     # -- evidence of absence
 
-    def _judge_absences(self) -> None:
-        """All dumps of a poll are in: look into what none of them had."""
+    def _find_absences(self) -> list[Entry]:
+        """All dumps of a poll are in: what none of them had."""
         entries, poll, reliable = self.book.entries, self._output.poll, self.removals.reliable
         # A poll that had as many sockets as are known is taken to have had those: one that was reported twice could
         # hide an absence until the next poll.
         if reliable and self.book.reported == len(entries):
-            return
-        for entry in [entry for entry in entries.values() if entry.seen != poll]:
-            if (entry.identity[0], entry.protocol) not in self.dumps.judged:
+            return []
+        return [entry for entry in entries.values() if entry.seen != poll]
+
+    def _judge(self, absent: list[Entry]) -> None:
+        reliable = self.removals.reliable
+        for _ in range(min(JUDGED_AT_ONCE, len(absent))):
+            entry = absent.pop()
+            if entry.over or (entry.identity[0], entry.protocol) not in self.dumps.judged:
                 continue
             entry.absences += 1
             if entry.report is not None and (entry.absences == 2 or not reliable):

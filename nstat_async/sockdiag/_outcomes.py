@@ -67,7 +67,7 @@ def outcome_of(words: LastWords, traces: Traces) -> Outcome:
 
 
 def _closed_by(words: LastWords, traces: Traces) -> Outcome:
-    if traces.remains in {Remains.FIN_WAIT2, Remains.TIME_WAIT}:
+    if traces.remains is Remains.FIN_WAIT2 or traces.remains is Remains.TIME_WAIT:  # a set calls each one's hash
         return Outcome.CLOSED_HERE
     if traces.state in _CLOSED_THERE:
         return Outcome.CLOSED_THERE

@@ -104,6 +104,8 @@ class Polls:
             return self._due
         if self._stage is _Stage.ANNOUNCING:
             return self._output.now if self._announceable else self._patience_ends
+        if any(namespace.judging for namespace in self._namespaces):
+            return self._output.now
         return None
 
     def expire(self) -> None:

@@ -110,9 +110,12 @@ class RemovalSource(Source):
 
     def receive(self, data: bytes) -> None:
         self._endings.waiting.behind = not self.output.following
+        if len(data) >= ATTRIBUTES_AT and HEADER.unpack_from(data)[0] == len(data):  # as the kernel sends them
+            self._take_in(data)
+            return
         for frame in iterate_messages(data):
             if frame.length >= ATTRIBUTES_AT:
-                self._take_in(data if frame.length == len(data) else data[frame.offset : frame.end])
+                self._take_in(data[frame.offset : frame.end])
             else:
                 self.output.reject("notification of a destroyed socket is too short")
 

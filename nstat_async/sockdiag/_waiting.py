@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Generic, Optional, TypeVar
+from typing import Generic, TypeVar
 
 MOST_BEHIND = 5.0
 """Seconds that something waits beyond its time for a source that has more to read: what it waits for may be there."""
@@ -44,12 +44,12 @@ class Waiting(Generic[Key, Value]):
         self._items.pop(key, None)
         self._items[key] = now + self._patience, value
 
-    def get(self, key: Key) -> Optional[Value]:
+    def get(self, key: Key) -> Value | None:
         """What waits under this key."""
         found = self._items.get(key)
         return None if found is None else found[1]
 
-    def pop(self, key: Key) -> Optional[Value]:
+    def pop(self, key: Key) -> Value | None:
         """Take out what waits under this key."""
         found = self._items.pop(key, None)
         return None if found is None else found[1]
@@ -99,6 +99,6 @@ class Memory(Generic[Key, Value]):
         if len(self._items) > self._most:
             self._items.popitem(last=False)
 
-    def pop(self, key: Key) -> Optional[Value]:
+    def pop(self, key: Key) -> Value | None:
         """Take out what is remembered under this key."""
         return self._items.pop(key, None)

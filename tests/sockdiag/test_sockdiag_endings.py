@@ -13,11 +13,13 @@ import time
 
 import pytest
 from endings_world import RESET, Namespace, live, make, one_namespace, truth_at, two_namespaces
-from sockdiag_fakes import LiveDriver
+from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver
 
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
 from nstat_async._model import Outcome
 from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import TcpInfo
+from nstat_async.sockdiag._waiting import MOST_BEHIND
 
 living = pytest.mark.skipif(
     not sys.platform.startswith("linux") or (hasattr(os, "geteuid") and os.geteuid() != 0),
@@ -110,6 +112,59 @@ def test_final_counts_are_the_truth_or_say_by_how_much_they_may_be_off(world, nu
             other = ended[id(connection), "server" if name == "client" else "client"]
             assert gone.final or not 0 <= gone.time - other < 1, story
     assert proven > len(played) / 4
+
+
+def two_ends(sent=100):
+    """Both ends of a connection of this machine, which its client closed first; the server got so many bytes."""
+    server = FakeSocket(
+        7,
+        local_port=80,
+        remote=b"\x7f\0\0\2",
+        remote_port=40000,
+        info={TcpInfo.BYTES_RECEIVED: sent + 1, TcpInfo.BYTES_ACKED: 1, TcpInfo.DATA_SEGS_IN: 1, TcpInfo.SEGS_IN: 4},
+    )
+    client = FakeSocket(
+        8,
+        local=b"\x7f\0\0\2",
+        remote=LOOPBACK,
+        info={TcpInfo.BYTES_SENT: sent, TcpInfo.BYTES_ACKED: sent + 2, TcpInfo.BYTES_RECEIVED: 1, TcpInfo.SEGS_IN: 3},
+    )
+    return server, client
+
+
+def test_while_notifications_wait_to_be_read_no_end_is_given_up():
+    """A loop that was held for seconds has the other end's last words, and reads them late: both counts are exact."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    server, client = two_ends()
+    kernel.feed(server.message(final=True), 1)
+    kernel.run()
+    kernel.now += 2.0
+    kernel.session.handle_deadline(kernel.now)  # the channel was not read to its end since
+    kernel.run()
+    assert not [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    kernel.feed(client.message(final=True), 1)
+    kernel.run()
+    removed = [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    counts = {(event.flow.local.port, event.counts.rx_bytes, event.counts.tx_bytes) for event in removed}
+    assert counts == {(80, 100, 0), (40000, 0, 100)}
+    assert all(event.final for event in removed)
+
+
+def test_an_end_whose_other_end_never_comes_is_reported_in_any_case():
+    """Once the channel is empty, and after some seconds also where it never is."""
+    for read in (True, False):
+        kernel = FakeKernel(interval=None)
+        kernel.start()
+        kernel.feed(two_ends()[0].message(final=True), 1)
+        kernel.run()
+        kernel.now += 0.3 if read else 0.3 + MOST_BEHIND
+        if read:
+            kernel.session.channel_drained(1, kernel.now)
+        kernel.session.handle_deadline(kernel.now)
+        kernel.run()
+        (removed,) = [event for event in kernel.events if isinstance(event, FlowRemoved)]
+        assert (removed.final, removed.uncertainty) == (False, 1)
 
 
 # -- how a connection ended
