@@ -1,10 +1,13 @@
-"""The recipes for DuckDB, run on the real output of a fleet, against its truth."""
+"""The recipes for DuckDB, ClickHouse and Fluent Bit, run on the real output of a fleet, against its truth."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import pathlib
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
 
@@ -20,9 +23,14 @@ from nstat_async.json import JsonFormatter
 pytestmark = [pytest.mark.nats, pytest.mark.skipif(BINARY is None, reason="nats-server is not installed")]
 duckdb = pytest.importorskip("duckdb")
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "sql.md").read_text()
-QUERIES = [
-    query for block in re.findall(r"^```sql\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) for query in block.split(";\n")
-]
+NAMES = {501: "curl", 502: "sshd", 503: "psql", 7: "postgres"}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+QUERIES = [query for block in blocks("sql") for query in block.split(";\n")]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +68,10 @@ def told(tmp_path_factory):
     return place, right, connections
 
 
+def by_name(right):
+    return {(host, NAMES[pid]): total for (host, pid), total in right.items()}
+
+
 def run_all(place, monkeypatch):
     monkeypatch.chdir(place)
     with duckdb.connect() as database:
@@ -74,10 +86,7 @@ def test_the_recipes_give_what_the_machines_truly_moved(told, monkeypatch):
     place, right, connections = told
     answers = [answer for answer in run_all(place, monkeypatch) if isinstance(answer, list)]
     talkers, history, both = answers
-    names = {501: "curl", 502: "sshd", 503: "psql", 7: "postgres"}
-    assert {(host, name): rx + tx for host, name, _, rx, tx in talkers} == {
-        (host, names[pid]): total for (host, pid), total in right.items()
-    }
+    assert {(host, name): rx + tx for host, name, _, rx, tx in talkers} == by_name(right)
     assert sum(rx + tx for _, rx, tx in history) == sum(total for (host, _), total in right.items() if host == "web1")
     assert both == [("web1", "psql", "db1", "postgres", 5432, 900, 3000)]
     [talk] = [talk for talk in connections.talks() if talk.both_ends]
@@ -91,11 +100,48 @@ def test_the_recipes_give_what_the_machines_truly_moved(told, monkeypatch):
     assert total == Counter(right).total()
 
 
+CHDB = """
+import sys
+from chdb.session import Session
+session = Session()
+for query in sys.stdin.read().split("\\0"):
+    answer = session.query(query, "JSONCompactEachRow")
+print(answer)
+"""
+
+
+def test_clickhouse_gives_what_the_machines_truly_moved(told):
+    pytest.importorskip("chdb")
+    place, right, _ = told
+    make, talkers = (block.strip().rstrip(";") for block in blocks("clickhouse"))
+    [insert] = [query for block in blocks("sh") for query in re.findall("--query '(.*?)'", block)]
+    lines = (place / "flows.jsonl").read_text()
+    # A process of its own: the library is large, and minds its own signals.
+    done = subprocess.run(
+        [sys.executable, "-c", CHDB], input="\0".join([make, f"{insert}\n{lines}", talkers]), text=True,
+        capture_output=True, cwd=place, check=True,
+    )  # fmt: skip
+    rows = map(json.loads, done.stdout.split("\n\n")[0].splitlines())
+    assert {(host, name): int(rx) + int(tx) for host, name, _, rx, tx in rows} == by_name(right)
+
+
+@pytest.mark.skipif(shutil.which("fluent-bit") is None, reason="Fluent Bit is not installed")
+def test_fluent_bit_gets_every_line(told):
+    place, _, _ = told
+    [config] = blocks("ini")
+    (place / "fluent-bit.conf").write_text(config)
+    lines = (place / "flows.jsonl").read_bytes()
+    done = subprocess.run(
+        ["fluent-bit", "-q", "-c", "fluent-bit.conf"], input=lines, cwd=place, capture_output=True, check=True
+    )
+    sent, got = ([json.loads(line) for line in output.splitlines()] for output in (lines, done.stdout))
+    for each in ("event", "host", "reason", "counts"):
+        assert [line.get(each) for line in got] == [line.get(each) for line in sent]
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with 3.11")
 def test_the_configuration_for_vector_is_toml():
     import tomllib
 
-    [config] = [
-        block for block in re.findall(r"^```toml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if "vector" in block
-    ]
+    [config] = blocks("toml")
     assert tomllib.loads(config)["sources"]["flows"]["decoding"]["codec"] == "json"
