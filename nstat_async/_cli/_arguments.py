@@ -336,6 +336,8 @@ COMMANDS: dict[str, Command] = {
             "--host": {"metavar": "NAME", "help": "this machine's name in the fleet (default: its host name up to the first dot)"},
             "--label": {**_LIST, "metavar": "NAME=TEXT", "help": "what else is to be said of this machine (repeatable)"},
             "--creds": {"metavar": "FILE", "help": "NATS credentials; see also NATS_CREDS, NATS_TOKEN, NATS_CA, …"},
+            "--spool": {"metavar": "FILE", "help": "keep messages here until the server has them, also when this ends"},
+            "--spool-size": {"type": _size, "metavar": "BYTES", "help": "bytes that this file may have (default 256M)"},
             "--details": {**_FLAG, "help": "also the details of reports"},
             "--no-compress": {**_FLAG, "help": "messages that can be read without nstat-async"},
         },

@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         access=attrs.evolve(access, credentials=arguments.creds) if arguments.creds else access,
         compress=not arguments.no_compress,
         details=arguments.details,
+        spool=arguments.spool,
+        **({} if arguments.spool_size is None else {"spool_bytes": arguments.spool_size}),
         report=complain,
     )
     backend, options = backend_of(arguments), monitor_options(arguments)

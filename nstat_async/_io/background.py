@@ -18,7 +18,7 @@ import anyio
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["BackgroundTask", "set_event"]
+__all__ = ["BackgroundTask", "set_event", "side_by_side"]
 
 STOP_SECONDS = 2.0
 """Longest that `BackgroundTask.stop` waits for the work to end; it is cancelled, so that takes a few turns of the loop."""
@@ -130,6 +130,28 @@ def _cancelled(task: asyncio.Task[None]) -> BaseException | None:
     except BaseException as error:  # noqa: BLE001  # it is handed on
         return error
     return None
+
+
+async def side_by_side(*works: Callable[[], Awaitable[None]]) -> None:
+    """Run these until the first of them ends, and cancel the others.
+
+    Raises:
+        Exception: What the first of them raised, as it is: in no exception group.
+    """
+    failures: list[Exception] = []
+
+    async def run(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001  # raised below
+            failures.append(error)
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for work in works:
+            tasks.start_soon(run, work)
+    if failures:
+        raise failures[0]
 
 
 def set_event(event: anyio.Event) -> None:

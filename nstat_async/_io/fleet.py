@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -18,7 +18,7 @@ from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..filters import FlowGate, by_provider
 from ..fleet import STATE, Delivery, Incoming, subject_of
-from .background import set_event
+from .background import set_event, side_by_side
 from .jetstream import StreamSettings, reading, stream_of
 from .nats import Connection, LostError, connect, trouble, unavailable
 from .nats_access import NatsAccess
@@ -114,25 +114,11 @@ class FleetFeed:
         Raises:
             BackendUnavailableError: There is no server, or no stream, at the beginning.
         """
-        failures: list[Exception] = []
         try:
             with self._scope:
-                async with anyio.create_task_group() as tasks:
-
-                    async def work(do: Callable[[Sink], Awaitable[None]]) -> None:
-                        # Carried out of the group by hand, so that it arrives in no exception group.
-                        try:
-                            await do(sink)
-                        except Exception as error:  # noqa: BLE001  # raised below
-                            failures.append(error)
-                        tasks.cancel_scope.cancel()
-
-                    tasks.start_soon(work, self._keep_looking)
-                    tasks.start_soon(work, self._follow)
+                await side_by_side(lambda: self._follow(sink), lambda: self._keep_looking(sink))
         finally:
             self.close()
-        if failures:
-            raise failures[0]
 
     # --- reading ------------------------------------------------------------------------
 

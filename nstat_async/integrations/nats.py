@@ -5,41 +5,45 @@
 
 A message has many events of one machine, as JSON Lines, compressed where it pays. It is published again until the server
 has said that it has it, under an id by which the server drops what it has already. Meanwhile events wait in a buffer that
-coalesces: a server that is slow or absent costs resolution, not bytes, and what is lost all the same is said.
+coalesces: a server that is slow or absent costs resolution, not bytes, and what is lost all the same is said. With a *spool*
+messages wait in a file: resolution is kept, too, and what was not published when a publisher ends or is killed its next run publishes.
 """
 
 from __future__ import annotations
 
 try:
-    import nats.errors
-    import nats.js.errors
+    import nats  # noqa: F401
 except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.nats needs nats-py: pip install 'nstat-async[nats]'"
     raise ImportError(msg) from error
 
+import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import attrs
 
-from nstat_async._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError
+from nstat_async._checks import check_path, positive
+from nstat_async._errors import NstatError, UsageError
 from nstat_async._events import AnyEvent
 from nstat_async._io import identity
-from nstat_async._io.jetstream import StreamSettings, stream_of
-from nstat_async._io.nats import Connection, connect, require_nats, trouble
+from nstat_async._io.background import side_by_side
+from nstat_async._io.jetstream import StreamSettings
+from nstat_async._io.nats import require_nats
 from nstat_async._io.nats_access import NatsAccess, server_urls
+from nstat_async._io.outbox import Outbox, Spool
+from nstat_async._io.sender import Sender
 from nstat_async._monitor import Monitor
 from nstat_async._subscription import Subscription
 from nstat_async.fleet import MOST_BYTES, Facts, Message, Outgoing, host_name
 
 __all__ = ["NatsAccess", "Publisher", "StreamSettings", "publish"]
 
-ACK_SECONDS = 5.0
-"""Longest that an acknowledgement is waited for."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+_FIGURES = ("messages", "events", "bytes", "duplicates", "retries", "connections")
 _GOODBYE_SECONDS = 3.0
 _MOST_LABELS = 2000
 _ROOM = 4096
@@ -75,7 +79,9 @@ class Publisher:
         compress: Compress where it pays. False: messages can be read without this library.
         details: Also the samples that come with reports.
         max_pending: Events that may wait while the server is slow or absent.
-        report: Gets a line for a person when the connection is made or lost.
+        spool: File in which messages wait for the server, of this publisher alone; `None`: one waits, in memory.
+        spool_bytes: Bytes that the file may have. When it is full events wait in memory, as without it.
+        report: Gets a line for a person when the connection is made or lost, or the spool is full.
 
     Raises:
         UsageError: An argument cannot work.
@@ -91,25 +97,30 @@ class Publisher:
     compress: bool = attrs.field(default=True, kw_only=True)
     details: bool = attrs.field(default=False, kw_only=True)
     max_pending: int | None = attrs.field(default=None, kw_only=True)
+    spool: str | os.PathLike[str] | None = attrs.field(default=None, kw_only=True)
+    spool_bytes: int = attrs.field(default=256 << 20, validator=positive(whole=True, most=1 << 40), kw_only=True)
     report: Callable[[str], None] | None = attrs.field(default=None, kw_only=True)
-    _connection: Connection | None = attrs.field(default=None, init=False)
-    _was_connected: bool = attrs.field(default=False, init=False)
-    _said: str = attrs.field(default="", init=False)
-    _undelivered: Message | None = attrs.field(default=None, init=False)
-    _counts: dict[str, int] = attrs.field(init=False)
+    _counts: Counter[str] = attrs.field(factory=Counter, init=False)
+    _sender: Sender = attrs.field(init=False)
+    _outbox: Outbox | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.linger < self.heartbeat <= 3600:
             raise UsageError(
                 f"linger, heartbeat: {self.linger!r} and {self.heartbeat!r}: 0 <= linger < heartbeat <= 3600"
             )
-        self._counts = dict.fromkeys(("messages", "events", "bytes", "duplicates", "retries", "connections"), 0)
+        if self.spool is not None:
+            check_path("spool", self.spool)
+        if self.spool_bytes < MOST_BYTES * 4:
+            raise UsageError(f"spool_bytes: {self.spool_bytes!r} is less than {MOST_BYTES * 4}, a few messages")
+        self._sender = Sender(self.servers, self.access, self.stream, self.host, self._say, self._counts)
 
     def statistics(self) -> dict[str, int]:
         """What was published so far: ``messages``, ``events``, ``bytes``; ``duplicates`` that the server had already,
-        ``retries``, ``connections``.
+        ``retries``, ``connections``; ``waiting``, messages that the server does not have yet.
         """  # noqa: D205  # one sentence of two lines
-        return dict(self._counts)
+        figures = {name: self._counts[name] for name in _FIGURES}
+        return {**figures, "waiting": 0 if self._outbox is None else self._outbox.waiting}
 
     async def run(self, monitor: Monitor) -> None:
         """Publish, beside the monitor's other consumers, until it ends.
@@ -118,136 +129,123 @@ class Publisher:
 
         Raises:
             BackendUnavailableError: The first connection is refused for good: the server does not let us in.
-            UsageError: The loop is not asyncio's, or the monitor is itself of a fleet.
+            UsageError: The loop is not asyncio's, the monitor is itself of a fleet, or the spool cannot be used.
         """
         require_nats("publish")
         if monitor.capabilities.backend == "fleet":
             raise UsageError("publish: these are events of a fleet already")
-        core = Outgoing(
+        core = self._new_run(monitor)
+        # A kernel does not wait, whatever its monitor's own policy is; a recording does.
+        overflow = None if monitor.capabilities.backend == "replay" else "coalesce"
+        outbox = self._outbox = self._new_outbox()
+        try:
+            async with monitor.subscribe(max_pending=self.max_pending, overflow=overflow) as events:
+                run = _Run(core, events, outbox, self._sender, self.linger)
+                try:
+                    await side_by_side(run.send, run.collect)
+                finally:
+                    await run.take_leave()
+        finally:
+            outbox.close()
+            await self._sender.close()
+
+    def _new_run(self, monitor: Monitor) -> Outgoing:
+        facts = Facts(
+            machine_id=identity.machine_id(),
+            boot_id=identity.boot_id(),
+            labels=self.labels,
+            capabilities=monitor.capabilities,
+        )
+        return Outgoing(
             self.host,
             secrets.token_hex(4),
-            Facts(
-                machine_id=identity.machine_id(),
-                boot_id=identity.boot_id(),
-                labels=self.labels,
-                capabilities=monitor.capabilities,
-            ),
+            facts,
             prefix=self.stream.prefix,
             heartbeat=self.heartbeat,
             compress=self.compress,
             details=self.details,
         )
-        # A kernel does not wait, whatever its monitor's own policy is; a recording does.
-        overflow = None if monitor.capabilities.backend == "replay" else "coalesce"
-        try:
-            async with monitor.subscribe(max_pending=self.max_pending, overflow=overflow) as events:
-                try:
-                    await self._publish_all(core, events)
-                finally:
-                    await self._take_leave(core, events)
-        finally:
-            await self._disconnect()
 
-    async def _publish_all(self, core: Outgoing, events: Subscription) -> None:
+    def _new_outbox(self) -> Outbox:
+        if self.spool is None:
+            return Outbox()
+        return Spool(self.spool, self.spool_bytes, f"{self.stream.prefix}.{self.host}.", self._say)
+
+    def _say(self, text: str) -> None:
+        if self.report is not None:
+            self.report(text)
+
+
+@attrs.define(eq=False)
+class _Run:
+    """One run of a publisher: events become messages at one side, which are sent at the other."""
+
+    core: Outgoing
+    events: Subscription
+    outbox: Outbox
+    sender: Sender
+    linger: float
+    _made: Message | None = attrs.field(default=None, init=False)
+    """A message that the outbox does not have yet."""
+
+    async def collect(self) -> None:
+        """Make messages of events until there are no more of them, and the server has everything."""
         more = True
         while more:
-            await self._drain(core)
-            deadline = core.next_deadline()
-            with anyio.move_on_after(self.heartbeat if deadline is None else max(0.0, deadline - time.monotonic())):
-                more = await self._take(core, events)
-        await self._drain(core)
+            await self._make_messages()
+            deadline = self.core.next_deadline()
+            wait = self.core.heartbeat if deadline is None else max(0.0, deadline - time.monotonic())
+            with anyio.move_on_after(wait):
+                more = await self._take()
+        await self._make_messages()
+        await self.outbox.emptied()
 
-    async def _take(self, core: Outgoing, events: Subscription) -> bool:
+    async def send(self) -> None:
+        """Publish what waits, oldest first, for ever."""
+        while True:
+            await self.sender.deliver(await self.outbox.first())
+            await self.outbox.drop()
+
+    async def take_leave(self) -> None:
+        """Say that this machine stops, after all that waits: to a server that is there, or to a file."""
+        with anyio.move_on_after(_GOODBYE_SECONDS, shield=True):
+            if self.sender.connected:
+                await side_by_side(self.send, self._end)
+            elif self.outbox.lasts:
+                await self._end()
+
+    async def _end(self) -> None:
+        self.core.feed(_waiting(self.events))
+        await self._make_messages()
+        await self.outbox.put(self.core.last_message(time.monotonic()))
+        if self.sender.connected:
+            await self.outbox.emptied()
+
+    async def _take(self) -> bool:
         """Wait for events, and a little longer for more of them; False when none will ever come."""
-        batch = await events.receive_many()
-        core.feed(batch)
+        batch = await self.events.receive_many()
+        self.core.feed(batch)
         if not batch:
             return False
         await anyio.sleep(self.linger)
-        core.feed(_waiting(events))
+        self.core.feed(_waiting(self.events))
         return True
 
-    async def _drain(self, core: Outgoing) -> None:
-        if self._connection is not None:
-            core.most_bytes = min(MOST_BYTES, self._connection.client.max_payload - _ROOM)
-        while (message := core.next_message(time.monotonic())) is not None:
-            await self._deliver(message)
+    async def _make_messages(self) -> None:
+        """Put all that is due into the outbox."""
+        while True:
+            if self._made is None:
+                await self.outbox.room()
+                self._made = self._next_message()
+            if self._made is None:
+                return
+            await self.outbox.put(self._made)
+            self._made = None
 
-    async def _take_leave(self, core: Outgoing, events: Subscription) -> None:
-        """Publish what waits, and say that this machine stops, if somebody is there to hear it."""
-        if self._connection is None or self._connection.lost:
-            return
-        with anyio.move_on_after(_GOODBYE_SECONDS, shield=True):
-            if self._undelivered is not None:
-                await self._deliver(self._undelivered)
-            core.feed(_waiting(events))
-            await self._drain(core)
-            await self._deliver(core.last_message(time.monotonic()))
-
-    # --- one message --------------------------------------------------------------------
-
-    async def _deliver(self, message: Message) -> None:
-        """Publish a message until the server has it."""
-        self._undelivered, pause = message, FIRST_PAUSE
-        while not await self._attempt(message):
-            self._counts["retries"] += 1
-            await anyio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        self._undelivered, self._said = None, ""
-
-    async def _attempt(self, message: Message) -> bool:
-        """Publish a message; False if the server does not have it."""
-        try:
-            connection = await self._connected()
-            try:
-                await self._publish(connection, message)
-            except nats.js.errors.NoStreamResponseError:
-                with connection.needed():
-                    await stream_of(connection, self.stream)  # the first machine makes it
-                await self._publish(connection, message)
-            except nats.errors.MaxPayloadError:
-                # Made for a server that took more. The next ones are smaller; readers see that this one is missing.
-                self._say(f"a message of {len(message.data)} bytes is larger than the server takes: it is lost")
-        except trouble() as error:
-            self._say(f"not published: {error or type(error).__name__}")
-            return False
-        except BackendUnavailableError as error:
-            if not self._was_connected and error.reason is UnavailableReason.PERMISSION:
-                raise
-            self._say(error.detail)
-            return False
-        return True
-
-    async def _publish(self, connection: Connection, message: Message) -> None:
-        headers = {"Nats-Msg-Id": message.id, "Nstat-Sent": f"{time.time():.6f}"}
-        with connection.needed():
-            ack = await connection.streams.publish(message.subject, message.data, timeout=ACK_SECONDS, headers=headers)
-        self._counts["messages"] += 1
-        self._counts["events"] += message.events
-        self._counts["bytes"] += len(message.data)
-        self._counts["duplicates"] += bool(ack.duplicate)
-
-    async def _connected(self) -> Connection:
-        if self._connection is not None and not self._connection.lost:
-            return self._connection
-        await self._disconnect()
-        access = self.access or NatsAccess.from_environment()
-        name = f"nstat-async {self.host}"
-        connection = await connect(self.servers, access, name=name, inbox=f"_INBOX_{self.host}")
-        self._connection, self._was_connected, self._said = connection, True, ""
-        self._counts["connections"] += 1
-        self._say(f"connected to {connection.client.connected_url.netloc.rpartition('@')[2]} as {self.host}")
-        return connection
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-
-    def _say(self, text: str) -> None:
-        if self.report is not None and text != self._said:
-            self._said = text
-            self.report(text)
+    def _next_message(self) -> Message | None:
+        if self.sender.max_payload is not None:
+            self.core.most_bytes = min(MOST_BYTES, self.sender.max_payload - _ROOM)
+        return self.core.next_message(time.monotonic())
 
 
 def _waiting(events: Subscription) -> list[AnyEvent]:

@@ -181,7 +181,7 @@ class Machine:
 
     async def kill(self):
         """It ends without a word."""
-        connection = self.publisher._connection
+        connection = self.publisher._sender._connection
         if connection is not None:
             connection.client._transport.close()
             connection.end()

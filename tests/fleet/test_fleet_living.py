@@ -193,7 +193,7 @@ async def test_a_connection_that_ended_without_a_word_is_noticed_all_the_same(se
         web.open()
         web.move()
         await watcher.until(lambda: watcher.totals)
-        client = web.publisher._connection.client
+        client = web.publisher._sender._connection.client
         client._closed_cb = client._disconnected_cb = None
         server.kill()
         server.start()

@@ -1,0 +1,234 @@
+"""Where the messages of a machine wait until the server has them: in memory, or in a file that outlives the process."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from .._errors import UsageError
+from ..fleet import Message
+
+__all__ = ["Outbox", "Spool"]
+
+_APPLICATION_ID = 0x6E73706F  # "nspo", in the file's header
+_PAGE = 4096
+_FREE_PAGES = 256
+"""Free pages, a MiB, from which on an empty file is made smaller."""
+_SCHEMA = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA application_id = {_APPLICATION_ID};
+CREATE TABLE message (number INTEGER PRIMARY KEY AUTOINCREMENT, subject TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL, events INTEGER NOT NULL);
+"""
+_T = TypeVar("_T")
+
+
+class Outbox:
+    """One message in memory, which is on its way: the next one is made when the server has it."""
+
+    def __init__(self) -> None:
+        self._message: Message | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def lasts(self) -> bool:
+        """True if what waits here outlives the process."""
+        return False
+
+    async def room(self) -> None:
+        """Wait until another message may be made."""
+        await self._until(lambda: self.waiting == 0)
+
+    async def put(self, message: Message) -> None:
+        """Keep a message."""
+        self._message = message
+        self._change()
+
+    async def first(self) -> Message:
+        """The oldest message; waits until there is one."""
+        await self._until(lambda: self._message is not None)
+        assert self._message is not None
+        return self._message
+
+    async def drop(self) -> None:
+        """The server has the oldest message."""
+        self._message = None
+        self._change()
+
+    async def emptied(self) -> None:
+        """Wait until the server has everything."""
+        await self._until(lambda: self.waiting == 0)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait."""
+        return int(self._message is not None)
+
+    def close(self) -> None:
+        """Nothing will be put or read any more."""
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            await self._changed.wait()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class Spool(Outbox):
+    """Messages in an SQLite file of bounded size, oldest first. A publisher that is killed finds them when it begins anew.
+
+    Where the file cannot be written any more, messages wait in memory, as without it.
+
+    Args:
+        path: The file; made if it is not there. It has one publisher at a time.
+        most_bytes: Bytes that it may have.
+        subject: First words of what is published here, ``nstat.HOST.``: a file of another machine is refused.
+        report: Gets a line for a person when the file is full, or fails.
+
+    Raises:
+        UsageError: It cannot be opened, belongs to another running publisher, or is something else.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], most_bytes: int, subject: str, report: Callable[[str], None]
+    ) -> None:
+        super().__init__()
+        self._path, self._most_bytes, self._report = os.fspath(path), most_bytes, report
+        self._file: sqlite3.Connection | None = None
+        self._turn = anyio.Lock()
+        self._full = False
+        self._stored = 0
+        """Messages in the file that the server does not have."""
+        self._sent = self._first = 0
+        """Numbers in the file of the newest that the server has, and of the oldest that it has not."""
+        try:
+            self._file = sqlite3.connect(self._path, timeout=0.0, isolation_level=None, check_same_thread=False)
+            self._prepare(self._file, subject)
+        except (sqlite3.Error, UsageError) as error:
+            self.close()
+            raise UsageError(f"spool: {self._path}: {_said(error)}") from error
+
+    @property
+    def lasts(self) -> bool:
+        """True while there is a file."""
+        return self._file is not None
+
+    def _prepare(self, file: sqlite3.Connection, subject: str) -> None:
+        file.execute("PRAGMA locking_mode = EXCLUSIVE")
+        file.execute("BEGIN EXCLUSIVE")  # fails while another process has it
+        file.execute("COMMIT")
+        if not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            file.executescript(_SCHEMA)
+        if file.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+            raise UsageError("it is a database of something else")
+        # What a killed process had written is kept; a machine that loses power may lose its last moments.
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = NORMAL")
+        file.execute(f"PRAGMA max_page_count = {self._most_bytes // _PAGE}")
+        others = "SELECT subject FROM message WHERE substr(subject, 1, ?) <> ? LIMIT 1"
+        for (other,) in file.execute(others, (len(subject), subject)):
+            raise UsageError(
+                f"it has messages of {other.rpartition('.')[0]}: publish them as that machine, or delete it"
+            )
+        self._stored = file.execute("SELECT count(*) FROM message").fetchone()[0]
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait."""
+        return self._stored + super().waiting
+
+    async def room(self) -> None:
+        """Wait until another message may be made."""
+        await self._until(lambda: not self._full and self._message is None)
+
+    async def put(self, message: Message) -> None:
+        """Keep a message; waits while the file is full of others."""
+        changed = self._changed
+        while not await self._ask(_insert, (message.subject, message.id, message.data, message.events)):
+            if not self._stored:  # no file, or one that others left no room for
+                await super().put(message)
+                return
+            self._say_full()
+            await changed.wait()
+            changed = self._changed
+        self._stored += 1
+        self._full = False
+        self._change()
+
+    async def first(self) -> Message:
+        """The oldest message; waits until there is one."""
+        while True:
+            await self._until(lambda: self.waiting > 0)
+            found = await self._ask(_oldest, self._sent) if self._stored else None
+            if found is not None:
+                self._first, *values = found
+                return Message(*values)
+            self._stored = 0
+            if self._message is not None:
+                return self._message
+
+    async def drop(self) -> None:
+        """The server has the oldest message."""
+        if not self._stored:
+            await super().drop()
+            return
+        self._stored -= 1
+        self._sent, self._full = self._first, False
+        await self._ask(_delete, self._sent)
+        self._change()
+
+    def close(self) -> None:
+        """Close the file; what waits in it stays."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    async def _ask(self, work: Callable[..., _T], *values: Any) -> _T | None:
+        """Do something with the file, in a worker thread; `None` where it is full, or cannot be used any more."""
+        async with self._turn:
+            if self._file is None:
+                return None
+            try:
+                return await anyio.to_thread.run_sync(work, self._file, *values)
+            except sqlite3.Error as error:
+                if "is full" not in str(error):  # the limit, or the disk
+                    self._fail(error)
+                return None
+
+    def _say_full(self) -> None:
+        if not self._full:
+            self._full = True
+            self._report(f"{self._path} is full: events wait in memory, where updates of a flow become one")
+
+    def _fail(self, error: sqlite3.Error) -> None:
+        lost = f", {self._stored} messages of it are lost" if self._stored else ""
+        self._report(f"{self._path}: {_said(error)}: going on without it{lost}")
+        self._stored, self._full = 0, False
+        self.close()
+        self._change()
+
+
+def _insert(file: sqlite3.Connection, values: tuple[Any, ...]) -> bool:
+    file.execute("INSERT INTO message (subject, id, data, events) VALUES (?, ?, ?, ?)", values)
+    return True
+
+
+def _oldest(file: sqlite3.Connection, sent: int) -> Any:
+    select = "SELECT number, subject, id, data, events FROM message WHERE number > ? ORDER BY number LIMIT 1"
+    return file.execute(select, (sent,)).fetchone()
+
+
+def _delete(file: sqlite3.Connection, sent: int) -> None:
+    file.execute("DELETE FROM message WHERE number <= ?", (sent,))
+    if file.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES and _oldest(file, sent) is None:
+        file.execute("PRAGMA incremental_vacuum").fetchall()
+
+
+def _said(error: Exception) -> str:
+    return "another publisher uses it" if "locked" in str(error) else str(error)
