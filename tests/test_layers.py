@@ -46,7 +46,7 @@ FORBIDDEN = {"socket", "asyncio", "anyio", "trio", "selectors", "select", "time"
 ALLOWED = {
     ("_checks", "os"): "os.PathLike and os.fspath, which touch no file",
     ("_compiled", "os"): "one variable of the environment, read once",
-    ("_model", "socket"): "inet_ntop, which touches no network, and if_nametoindex for a zone that a user wrote",
+    ("_model._flow", "socket"): "inet_ntop, which touches no network, and if_nametoindex for a zone that a user wrote",
     ("recording._target", "os"): "os.PathLike, a type",
 }
 """(module, import) with the reason."""

@@ -1,0 +1,51 @@
+"""The values that users hold: flows, their endpoints, owners and counters.
+
+Two rules for this package:
+
+- *Unknown is `None`.* A field that the platform cannot tell is `None`, on every
+  platform; ``0`` and ``""`` mean that the kernel said so.
+- *Values are immutable and hashable*, and say the unit in the name when it is
+  not bytes or packets.
+
+There may be half a million reports a second on a busy replay. An event therefore keeps
+what the kernel sent, makes `Counts` of it when they are read, and these translate a field
+when it is read; everything else is made once per flow and shared between its events. A machine has as many flows as sockets:
+they and their endpoints have no slot for weak references.
+"""
+
+from __future__ import annotations
+
+from ._capabilities import Capabilities, Proof, Visibility
+from ._counts import COUNTS_FIELDS, Counts, Delta, Four, MediumCounts, began_anew, counts_of, growth, packets_grown
+from ._details import Details, DetailsSource, DomainInfo
+from ._flow import Endpoint, Flow, Interface, Peer, Process
+from ._kinds import Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
+
+__all__ = [
+    "COUNTS_FIELDS",
+    "Attribution",
+    "Capabilities",
+    "Counts",
+    "Delta",
+    "Details",
+    "DetailsSource",
+    "Direction",
+    "DomainInfo",
+    "Endpoint",
+    "Flow",
+    "Four",
+    "Interface",
+    "InterfaceKind",
+    "MediumCounts",
+    "Outcome",
+    "Peer",
+    "Process",
+    "Proof",
+    "Provider",
+    "TcpState",
+    "Visibility",
+    "began_anew",
+    "counts_of",
+    "growth",
+    "packets_grown",
+]

@@ -1,0 +1,309 @@
+"""A flow: who talks to whom, from where, and whose it is."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from uuid import UUID
+
+import attrs
+
+from .._workload import workload_of
+from ._kinds import Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
+
+__all__ = [
+    "Endpoint",
+    "Flow",
+    "Interface",
+    "Peer",
+    "Process",
+]
+
+
+_ADDRESS_SIZES = (4, 16)
+
+
+def _wrong(text: str) -> ValueError:
+    from .._errors import UsageError  # noqa: PLC0415  # errors carry flows, so they import this module
+
+    return UsageError(text)
+
+
+def _zone_index(address: str, zone: str) -> int:
+    """Index of an interface, by number or name (RFC 4007)."""
+    if zone.isascii() and zone.isdigit():
+        return int(zone)
+    try:
+        return socket.if_nametoindex(zone)
+    except (OSError, ValueError, AttributeError):
+        raise _wrong(f"Endpoint: {zone!r} in {address!r} is no interface of this machine") from None
+
+
+def _address_text(packed: bytes) -> str:
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, packed)
+
+
+@attrs.frozen(repr=False, weakref_slot=False)
+class Endpoint:
+    """An address and a port.
+
+    Raises:
+        UsageError: It is no address of 4 or 16 bytes, or no port.
+    """
+
+    packed: bytes
+    """The address in network order: 4 bytes for IPv4, 16 for IPv6."""
+    port: int
+    """The port; 0 when none is bound."""
+    scope_id: int | None = None
+    """The interface index of a scoped (link-local) IPv6 address, else `None`."""
+
+    def __attrs_post_init__(self) -> None:
+        packed, port = self.packed, self.port
+        if type(packed) is not bytes or len(packed) not in _ADDRESS_SIZES:
+            raise _wrong(f"Endpoint: {packed!r} is no address of 4 or 16 bytes; Endpoint.parse takes a text")
+        if not isinstance(port, int) or not 0 <= port < 65_536:
+            raise _wrong(f"Endpoint: {port!r} is no port from 0 to 65535")
+
+    @classmethod
+    def parse(cls, address: str, port: int = 0) -> Endpoint:
+        """Make an endpoint from text, e.g. ``"192.0.2.1"``, ``"fe80::1%4"`` or ``"fe80::1%eth0"``.
+
+        Raises:
+            ValueError: `address` is not an IP address, or its zone is no interface of this machine.
+        """
+        text, _, zone = address.partition("%")
+        packed = ipaddress.ip_address(text).packed
+        return cls(packed, port, _zone_index(address, zone) if zone else None)
+
+    @property
+    def address(self) -> str:
+        """The address as text, without scope."""
+        return _address_text(self.packed)
+
+    @property
+    def ip_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address as an object of the standard library."""
+        return ipaddress.ip_address(self.packed)
+
+    @property
+    def is_unspecified(self) -> bool:
+        """True for ``0.0.0.0`` and ``::``."""
+        return not any(self.packed)
+
+    @property
+    def is_loopback(self) -> bool:
+        """True for 127.0.0.0/8 and ``::1``."""
+        if len(self.packed) == 4:
+            return self.packed[0] == 127
+        return self.packed == b"\0" * 15 + b"\1"
+
+    def __str__(self) -> str:
+        scope = f"%{self.scope_id}" if self.scope_id else ""
+        if len(self.packed) == 4:
+            return f"{self.address}:{self.port}"
+        return f"[{self.address}{scope}]:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self}>"
+
+
+@attrs.frozen(repr=False)
+class Process:
+    """The owner of a flow, as far as the kernel reports it."""
+
+    pid: int
+    """Process id; 0 is the kernel itself."""
+    name: str | None = None
+    """Name as the kernel has it (chosen by the process: escape before printing)."""
+    unique_pid: int | None = None
+    """An id that is never reused while the machine is up: on Darwin the kernel's
+    unique process id, on Linux the process' start time in clock ticks since boot."""
+    effective_pid: int | None = None
+    """The process on whose behalf the flow exists, when that differs or is reported."""
+    effective_unique_pid: int | None = None
+    """`unique_pid` of the effective process."""
+    uuid: UUID | None = None
+    """UUID of the executable (Darwin: LC_UUID); equal for all runs of one build."""
+    effective_uuid: UUID | None = None
+    """UUID of the effective process' executable."""
+    uid: int | None = None
+    """User id of the socket's credential."""
+    persona_id: int | None = None
+    """Darwin persona; `None` where there is none, which the kernel calls -1."""
+    path: str | None = None
+    """Path of the executable."""
+    responsible_uuid: UUID | None = None
+    """UUID of the executable of the process that is responsible for this one (Darwin, since macOS 14.4): of the
+    terminal or editor that it was started from. `None` when it answers for itself, or acts for an effective process."""
+    title: str | None = None
+    """Linux: the name that the program gave itself (``comm``, 15 characters at most); of a script its own, where
+    `name` is that of the interpreter."""
+    user: str | None = None
+    """Linux: what the system calls the user `uid`; `None` if it does not know it."""
+    parent_pid: int | None = None
+    """Linux: process id of the parent; 0 when that is of another pid namespace."""
+    started_ns: int | None = None
+    """Linux: its start, wall clock, nanoseconds since the epoch."""
+    command_line: str | None = None
+    """Linux, with ``extras``: the command line as a shell would take it (4,096 bytes at most), or the title that the
+    program wrote over it. It may hold secrets."""
+    attribution: Attribution | None = None
+    """Linux: ``OBSERVED`` or ``INFERRED``: how it is known that the flow is this process's."""
+
+    @property
+    def started(self) -> float | None:
+        """`started_ns` in seconds since the epoch, as the times of events are."""
+        return None if self.started_ns is None else self.started_ns / 1e9
+
+    @property
+    def key(self) -> tuple[int, int | None]:
+        """Distinguishes this process from a later one with the same pid."""
+        return (self.pid, self.unique_pid)
+
+    def __str__(self) -> str:
+        return f"pid:{self.pid} ({self.name})" if self.name else f"pid:{self.pid}"
+
+    def __repr__(self) -> str:
+        extra = f" for {self.effective_pid}" if self.effective_pid not in (None, self.pid) else ""
+        return f"<Process {self.pid} {self.name!r}{extra}>"
+
+
+@attrs.frozen
+class Interface:
+    """A network interface, as a flow names it."""
+
+    index: int | None
+    """Interface index; `None` where only the kind is known (Darwin's connection objects)."""
+    name: str | None = None
+    """Name, e.g. ``"en0"``; `None` where only the index is known."""
+    kind: InterfaceKind | None = None
+    """What it is; `None` when the kernel did not say."""
+    properties: int | None = None
+    """Darwin's raw property bits (``NSTAT_IFNET_*``), unknown bits included."""
+
+
+@attrs.frozen
+class Peer:
+    """The other end of a connection, as the machine that it is on reports it: known inside a fleet only."""
+
+    host: str | None
+    """The machine, as `Flow.host`."""
+    process: Process | None = None
+    """The process there; `None` while it is not known."""
+    flow: str | None = None
+    """`Flow.id` of the flow there."""
+
+
+@attrs.frozen(repr=False, weakref_slot=False)
+class Flow:
+    """Who talks to whom: one source of traffic, without its counters.
+
+    A flow's value changes when the kernel learns more (an address is bound, a
+    connection is established); `id` stays. While nothing changed, successive
+    events carry the very same object.
+    """
+
+    id: str
+    """Unique while the monitor lives, never reused."""
+    provider: Provider
+    """What kind of flow it is."""
+    userland: bool | None = None
+    """True if the transport runs in the process (Darwin user-land flows)."""
+    local: Endpoint | None = None
+    """Local address; `None` while unknown."""
+    remote: Endpoint | None = None
+    """Remote address; `None` while there is no peer, or it is unknown."""
+    process: Process | None = None
+    """The owner; `None` when it may not be seen or is not known yet."""
+    interface: Interface | None = None
+    """The interface of the last packet; `None` when there was none."""
+    state: TcpState | None = None
+    """TCP state at the last report; `None` for what has no state."""
+    direction: Direction | None = None
+    """Who began it; `None` for UDP and while it is open."""
+    started_ns: int | None = None
+    """Creation of the socket, wall clock, nanoseconds since the epoch."""
+    uuid: UUID | None = None
+    """The flow's own id in the network framework (Darwin)."""
+    parent_uuid: UUID | None = None
+    """Id of the connection that this one belongs to (Darwin, connections)."""
+    provider_id: int | None = None
+    """The kernel's own provider number."""
+    traffic_class: int | None = None
+    """Darwin: ``SO_TRAFFIC_CLASS`` of the socket (``SO_TC_*``)."""
+    fallback_mode: int | None = None
+    """Darwin: how a cellular fallback came about (``SO_FALLBACK_MODE_*``)."""
+    vpn_uuid: UUID | None = None
+    """Darwin: policy (VPN) id of the socket."""
+    namespace: str | None = None
+    """Linux: the network namespace, when it is not the monitor's own."""
+    attribution: Attribution | None = None
+    """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
+    protocol: int | None = None
+    """Linux: the IP protocol of a raw socket (255: it writes whole packets), the EtherType of a packet socket (3: all);
+    `None` for other flows, and while it is not known."""
+    other_holders: int | None = None
+    """Linux: how many other processes hold it as well; `None` where none is known."""
+    holders: tuple[tuple[int, str | None], ...] = ()
+    """Linux, with ``extras``: process id and name of the oldest of them, 15 at most."""
+    parent: str | None = None
+    """Linux: id of the socket's flow, of a ``udp_subflow``; one without a remote is what is left: all others together."""
+    host: str | None = None
+    """The machine that the flow is on, in a fleet; `None` for this machine."""
+    peer: Peer | None = None
+    """In a fleet: process and machine at the other end, where that is one of the fleet's and both agree on addresses
+    and ports; inferred from these. `None` where it is not."""
+    cgroup: str | None = None
+    """Linux: path of the cgroup (v2) in which the socket was made, seen from the monitor's own cgroup namespace; known
+    also where the process is not. `None` without cgroup v2, for a cgroup that was removed before anyone looked, and
+    for a flow that only its end reported."""
+    container: str | None = None
+    """Linux: name of the container that the socket was made in, else its id."""
+    pod: str | None = None
+    """Linux: Kubernetes pod of that container as ``namespace/name``, else its uid (of Podman, its id)."""
+    outcome: Outcome | None = None
+    """How it ended; `None` while it is open, for what has no connection, and where it is not known."""
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.id, str) or not isinstance(self.provider, Provider):
+            raise _wrong(f"Flow: {self.id!r}, {self.provider!r} are no id and Provider, such as '1', Provider.TCP")
+
+    @property
+    def started(self) -> float | None:
+        """`started_ns` in seconds since the epoch, as the times of events are."""
+        return None if self.started_ns is None else self.started_ns / 1e9
+
+    @property
+    def unit(self) -> str | None:
+        """Linux: unit of systemd that the socket was made in, by `cgroup`: a service, a scope, a socket. `None` for none."""
+        return None if self.cgroup is None else workload_of(self.cgroup).unit
+
+    @property
+    def container_id(self) -> str | None:
+        """Linux: id of the container, by `cgroup`; of LXC and systemd-nspawn its name. `None` outside of containers."""
+        return None if self.cgroup is None else workload_of(self.cgroup).container
+
+    @property
+    def pod_uid(self) -> str | None:
+        """Linux: uid of the Kubernetes pod (of Podman, its id), by `cgroup`; `None` outside of pods."""
+        return None if self.cgroup is None else workload_of(self.cgroup).pod
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when the flow stays on this machine, as far as its addresses or interface tell."""
+        if self.interface is not None and self.interface.kind is InterfaceKind.LOOPBACK:
+            return True
+        return any(e is not None and e.is_loopback for e in (self.remote, self.local))
+
+    def __str__(self) -> str:
+        parts = [self.provider.value, str(self.local or "*"), "->", str(self.remote or "*")]
+        if self.state is not None:
+            parts.append(self.state.value)
+        if self.process is not None:
+            parts.append(str(self.process))
+        return " ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<Flow {self.id} {self}>"
