@@ -21,7 +21,7 @@ from ._buffer import BufferStatistics, EventBuffer
 from ._contract import Backend, Feed, KnowsHosts
 from ._coverage import Coverage
 from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
-from ._events import AnyEvent, EventsLost, FlowAdded, LossCause, PollCompleted, ProviderRefused
+from ._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, LossCause, PollCompleted, ProviderRefused
 from ._io.background import BackgroundTask
 from ._model import Capabilities, Counts, Flow, Provider
 from ._options import Discovery, Ebpf, MonitorOptions, Overflow
@@ -309,7 +309,8 @@ class Monitor:
         """The open flows of this moment that pass the filter, with their last counts."""
         feed = self._opened()
         chosen = self.options.flow_filter
-        return tuple((flow, counts) for flow, counts in feed.flows() if chosen is None or chosen(flow))
+        flows = feed.flows()
+        return tuple(flows if chosen is None else [found for found in flows if chosen(found[0])])
 
     @property
     def capabilities(self) -> Capabilities:
@@ -390,9 +391,21 @@ async def look_once(
         return Look(monitor.flows, missing, monitor.capabilities)
 
 
+class _NoFlows(FlowGate):
+    """Passes what is not about a flow: a snapshot takes these from the feed, all at once."""
+
+    def __init__(self) -> None:
+        super().__init__(bool)
+
+    def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
+        passed.extend(event for event in events if not isinstance(event, FlowEvent))
+
+
 async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | None:
     """Read until a poll is complete, or a recording over; what is missing then, `None` if nothing."""
-    feed = monitor._opened()  # noqa: SLF001  # of this module
+    feed, reader = monitor._opened(), monitor._own  # noqa: SLF001  # of this module
+    assert reader is not None
+    reader._gate = _NoFlows()  # noqa: SLF001  # as above
     refused: dict[Provider, str] = {}
     lost: dict[LossCause, str] = {}
     polls, until = 0, time.monotonic() + SNAPSHOT_SECONDS

@@ -147,7 +147,7 @@ def _first_sockets(pid: int) -> Iterator[Found]:
 
 def remember_holders(recent: dict[int, None], pids: Iterable[int]) -> None:
     """Put these processes at the end of the recent ones, of which there are `MOST_RECENT`."""
-    for pid in pids:
+    for pid in reversed(dict.fromkeys(reversed(list(pids)))):
         recent.pop(pid, None)
         recent[pid] = None
     while len(recent) > MOST_RECENT:

@@ -87,12 +87,13 @@ class Elders:
 
     def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
         """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""
-        self._asked[parent] += 1
-        if self._asked[parent] <= ASKED_ONE_BY_ONE:
-            return holds(inode, parent, descriptor)
-        if parent not in self._tables:
-            self._tables[parent] = _table(parent)
-        target = self._tables[parent].get(descriptor)
+        table = self._tables.get(parent)
+        if table is None:
+            self._asked[parent] += 1
+            if self._asked[parent] <= ASKED_ONE_BY_ONE:
+                return holds(inode, parent, descriptor)
+            table = self._tables[parent] = _table(parent)
+        target = table.get(descriptor)
         return target is not None and leads_to(target, inode, parent, descriptor)
 
 

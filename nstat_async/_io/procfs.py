@@ -26,7 +26,7 @@ FIRST_COUNT = 0.05
 """The same until it has been once around, where nobody waits for the answer."""
 SHARE, FIRST_SHARE = 0.02, 0.05
 """Of the time since the answer before, if that is less: polls may follow closely on each other."""
-MAX_FOUND = 512
+MAX_FOUND = 256
 """Owners in one answer: what the event loop takes in at once, about 2 ms."""
 MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
@@ -145,7 +145,9 @@ class ProcessScanner:
                 found.append(place)
                 if not missing:
                     break
-            if len(found) >= MAX_FOUND or (not number % GLANCE and time.thread_time() >= until):
+                if len(found) >= MAX_FOUND:
+                    return found, place[1]
+            if not number % GLANCE and time.thread_time() >= until:
                 return found, place[1]
         return found, None
 

@@ -57,6 +57,7 @@ _DEVICE = struct.Struct("=40xI")
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
 _RESTARTED = Change.RESTARTED
+_LISTEN = SocketState.LISTEN
 _PROVEN = Weight.SEQUENCE
 """Evidence of this weight needs no more of its kind."""
 
@@ -188,7 +189,7 @@ class Book:
             entry.report = counted_report(message, *info, entry.totals)
         if entry.protocol != IPPROTO_TCP:
             return False
-        if state == SocketState.LISTEN:
+        if state == _LISTEN:
             self.listeners.add(entry.cookie, entry.last[1])
         return entry.weight < _PROVEN and self.learn_direction(entry, message, info)
 
@@ -251,7 +252,7 @@ class Book:
         self._cgroups.forget(entry)
 
     def _stop_listening(self, entry: Entry) -> bool:
-        if entry.last[1][1] != SocketState.LISTEN:
+        if entry.last[1][1] != _LISTEN:
             return False
         self.listeners.discard(entry.cookie, entry.last[1])
         return True

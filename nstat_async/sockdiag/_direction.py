@@ -19,6 +19,15 @@ _WRITE_QUEUE_AT = HEADER.size + 60
 _SENT = struct.Struct("=Q16xI52xQQ")
 """From ``tcpi_bytes_acked``: it, notsent, bytes_sent, bytes_retrans."""
 _SENT_END = int(TcpInfo.BYTES_RETRANS) + 8
+_ACKED_AT = int(TcpInfo.BYTES_ACKED)
+_STATE_AT = int(TcpInfo.STATE)
+_INBOUND, _OUTBOUND = (
+    Direction.INBOUND,
+    Direction.OUTBOUND,
+)  # a look-up of a member takes longer than the rest of a step
+_LISTEN, _SYN_SENT = SocketState.LISTEN, SocketState.SYN_SENT
+_SEQUENCE = Weight.SEQUENCE
+_NUMBERS = {0: _INBOUND, 2: _OUTBOUND}
 _BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 _AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
 
@@ -33,7 +42,7 @@ def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | Non
     """
     if length < _SENT_END:
         return None
-    acked, waiting, sent, again = _SENT.unpack_from(message, start + TcpInfo.BYTES_ACKED)
+    acked, waiting, sent, again = _SENT.unpack_from(message, start + _ACKED_AT)
     (queue,) = _U32.unpack_from(message, _WRITE_QUEUE_AT)
     extra: int = acked + queue - waiting - (sent - again)
     return extra if 0 <= extra <= 2 else None
@@ -42,11 +51,11 @@ def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | Non
 def direction_by_state(identity: bytes) -> Direction | None:
     """What a socket's state and ports prove by themselves."""
     state = identity[1]
-    if state == SocketState.LISTEN:
+    if state == _LISTEN:
         return Direction.LISTENER
     # A refused attempt: the kernel forgets the port and keeps the address.
-    refused = not any(identity[6:8]) and any(identity[24:40])
-    return Direction.OUTBOUND if refused or state == SocketState.SYN_SENT else None
+    refused = not (identity[6] or identity[7]) and any(identity[24:40])
+    return _OUTBOUND if refused or state == _SYN_SENT else None
 
 
 def direction_by_numbers(identity: bytes, message: bytes, info: tuple[int, int]) -> Direction | None:
@@ -54,14 +63,14 @@ def direction_by_numbers(identity: bytes, message: bytes, info: tuple[int, int])
     state, start = identity[1], info[0]
     extra = extra_sequence_numbers(message, *info)
     # The dump does not lock the socket: between two states the numbers belong to neither.
-    if extra is None or message[start + TcpInfo.STATE] != state:
+    if extra is None or message[start + _STATE_AT] != state:
         return None
     if state in _BEFORE_FIN:
-        return Direction.OUTBOUND if extra else Direction.INBOUND
-    waiting = _SENT.unpack_from(message, start + TcpInfo.BYTES_ACKED)[1]
+        return _OUTBOUND if extra else _INBOUND
+    waiting = _SENT.unpack_from(message, start + _ACKED_AT)[1]
     if state in _AFTER_FIN and not waiting and extra:
-        return Direction.OUTBOUND if extra == 2 else Direction.INBOUND
-    return {0: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra)
+        return _OUTBOUND if extra == 2 else _INBOUND
+    return _NUMBERS.get(extra)
 
 
 def was_restored(message: bytes, start: int, length: int) -> bool:
@@ -78,7 +87,7 @@ def was_restored(message: bytes, start: int, length: int) -> bool:
 
 def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
     """Who began a connection that is known to have ended in order: with its FIN known, the rest is a SYN or none."""
-    return {1: Direction.INBOUND, 2: Direction.OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)
+    return {1: _INBOUND, 2: _OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)
 
 
 class ListenerTable:
@@ -120,13 +129,13 @@ def weigh_direction(
     direction = direction_by_state(identity)
     if direction is not None:
         return direction, Weight.STATE
-    if not any(identity[6:8]):
+    if not (identity[6] or identity[7]):
         return None, Weight.NONE
     direction = direction_by_numbers(identity, message, info)
-    if direction is Direction.INBOUND and identity[1] in _BEFORE_FIN and was_restored(message, *info):
-        return (Direction.INBOUND, Weight.LISTENER) if listeners.covers(identity) else (None, Weight.SEQUENCE)
-    accepted = direction is not Direction.INBOUND and listeners.covers(identity)
+    if direction is _INBOUND and identity[1] in _BEFORE_FIN and was_restored(message, *info):
+        return (_INBOUND, Weight.LISTENER) if listeners.covers(identity) else (None, Weight.SEQUENCE)
+    accepted = direction is not _INBOUND and listeners.covers(identity)
     # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
     if direction is not None and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
-        return direction, Weight.DOUBTED if accepted else Weight.SEQUENCE
-    return (Direction.INBOUND, Weight.LISTENER) if accepted else (None, Weight.NONE)
+        return direction, Weight.DOUBTED if accepted else _SEQUENCE
+    return (_INBOUND, Weight.LISTENER) if accepted else (None, Weight.NONE)

@@ -129,7 +129,7 @@ class Entry:
     @property
     def user(self) -> tuple[int, int]:
         """The user who made the socket, and the inode by which a process holds it (0 when none does)."""
-        return self.user_of(self.last)
+        return _USER.unpack_from(self.last[3])
 
     @staticmethod
     def user_of(pieces: Pieces) -> tuple[int, int]:

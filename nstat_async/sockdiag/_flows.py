@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from operator import attrgetter
@@ -21,6 +22,10 @@ _DEVICE_AT = 40
 _HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
 """Whose protocol is in place of a port."""
 KERNEL = Process(0, "kernel")
+_KERNEL_OWNS, _INFERRED, _CLOSED = Attribution.KERNEL, Attribution.INFERRED, TcpState.CLOSED
+"""To look up a member takes as long as three other steps."""
+_shared = functools.lru_cache(maxsize=16_384)(Endpoint)
+"""Many flows share an end: all that were accepted at one address, all to one server, both ends of a local connection."""
 _IPV6 = 16
 """Bytes of an address."""
 
@@ -29,7 +34,7 @@ def build_flow(
     entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace: str | None, *, listed: bool = False
 ) -> Flow:
     """The flow of a socket as known now, with a list of its other holders or not; endpoints are shared with the one announced before."""
-    identity = entry.identity
+    _, identity, cookie, _, _ = entry.last
     device: int = _DEVICE.unpack_from(identity, _DEVICE_AT)[0]
     local_port, remote_port = _PORTS.unpack_from(identity, 4)
     protocol = local_port if entry.protocol in _HAS_PROTOCOL else None
@@ -41,31 +46,33 @@ def build_flow(
         remote = _endpoint(address_of(identity, 24), remote_port, device, own, links)
     old = entry.flow
     if old is not None:
-        local = old.local if old.local == local else local
-        remote = old.remote if old.remote == remote else remote
+        local = old.local if old.local is not local and old.local == local else local
+        remote = old.remote if old.remote is not remote and old.remote == remote else remote
     tcp = entry.protocol == IPPROTO_TCP
     prefix = "" if namespace is None else f"n{entry.book.number}:"
-    process, attribution = entry.process, None
-    if isinstance(entry.owner, Attribution):
-        attribution = entry.owner
-        if attribution is Attribution.KERNEL:
+    owner, process, attribution = entry.owner, None, None
+    if isinstance(owner, Process):
+        process = owner
+        if owner.attribution is _INFERRED:
+            attribution = _INFERRED
+    elif owner is not None:
+        attribution = owner
+        if owner is _KERNEL_OWNS:
             process = KERNEL
-    elif process is not None and process.attribution is Attribution.INFERRED:
-        attribution = Attribution.INFERRED
     place = cgroups.place_of(entry)
     if place is None:
         place = (None, None, None) if old is None else (old.cgroup, old.container, old.pod)
     cgroup, container, pod = place
     connection = "" if entry.connection == 1 else f".{entry.connection}"
     return Flow(
-        f"{prefix}c{entry.cookie:x}{connection}",
+        f"{prefix}c{cookie:x}{connection}",
         PROVIDERS[entry.protocol],
         False,
         local,
         remote,
         process,
         links.interface_of(own, device, None if remote is None else remote.packed),
-        TCP_STATES.get(entry.state, TcpState.CLOSED) if tcp else None,
+        TCP_STATES.get(entry.state, _CLOSED) if tcp else None,
         entry.direction,
         namespace=namespace,
         attribution=attribution,
@@ -89,5 +96,5 @@ def with_outcome(flow: Flow, outcome: Outcome) -> Flow:
 
 def _endpoint(address: bytes, port: int, device: int, own: bytes, links: LinkTable) -> Endpoint:
     if len(address) == _IPV6 and is_link_scoped(address):
-        return Endpoint(address, port, device or links.index_of(own))
-    return Endpoint(address, port)
+        return _shared(address, port, device or links.index_of(own))
+    return _shared(address, port)

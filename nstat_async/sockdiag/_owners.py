@@ -77,12 +77,14 @@ class OwnerSource:
         self._output = output
         self._entries = entries
         self._sees_all = sees_all
-        self._sought: dict[int, Entry] = {}
-        """Inodes without an owner, with a socket that has it."""
+        self._held: dict[int, Entry] = {}
+        """A socket of each inode."""
         self._sharing: dict[int, dict[Entry, None]] = {}
         """All sockets of an inode, where there are several."""
+        self._sought: dict[int, None] = {}
+        """Inodes without an owner; dictionaries take less than sets."""
         self._due: dict[int, None] = {}
-        """What the next search is about; dictionaries take less than sets."""
+        """What the next search is about."""
         self._searched: dict[int, None] = {}
         """What the search under way has not found."""
         self._added: dict[int, None] = {}
@@ -117,16 +119,19 @@ class OwnerSource:
     def want(self, entry: Entry) -> None:
         """Find this socket's owner."""
         uid, inode = entry.user
-        self._ask_name(uid)
-        if not inode or entry.used_by is not None:
+        if uid not in self._users:
+            self._ask_name(uid)
+        if not inode:
+            return
+        first = self._held.setdefault(inode, entry)
+        if first is not entry:
+            self._sharing.setdefault(inode, {first: None})[entry] = None
+        if entry.used_by is not None:
             return
         entry.round = -1 if self._output.first_poll else self.rounds  # no look has begun before the first poll
         self._fresh[entry] = None
-        first = self._sought.setdefault(inode, entry)
-        if first is not entry:
-            self._sharing.setdefault(inode, {first: None})[entry] = None
         self._tries.pop(inode, None)
-        self._due[inode] = None
+        self._sought[inode] = self._due[inode] = None
 
     def is_alone(self, entry: Entry) -> bool:
         """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing."""
@@ -141,23 +146,26 @@ class OwnerSource:
         if sharing is not None:
             sharing.pop(entry, None)
             if sharing:
-                self._sought[inode] = next(iter(sharing))
+                self._held[inode] = next(iter(sharing))
                 return
-        elif self._sought.get(inode) is not entry:
+            del self._sharing[inode]
+        elif self._held.get(inode) is not entry:
             return
-        self._pop(inode)
+        self._held.pop(inode, None)
+        self._give_up(inode)
 
     def _holders(self, inode: int) -> tuple[Entry, ...]:
-        """The sockets that have this inode, and seek an owner."""
-        entry = self._sought.get(inode)
+        """The sockets that have this inode."""
+        entry = self._held.get(inode)
         return tuple(self._sharing.get(inode, () if entry is None else (entry,)))
 
-    def _pop(self, inode: int) -> tuple[Entry, ...]:
-        """Seek this inode no longer; the sockets that have it."""
-        holders = self._holders(inode)
-        for table in (self._tries, self._due, self._searched, self._added, self._sought, self._sharing):
-            table.pop(inode, None)
-        return holders
+    def _give_up(self, inode: int) -> bool:
+        """Seek this inode no longer; False if it was not sought."""
+        sought = inode in self._sought
+        if sought:
+            for table in (self._tries, self._due, self._searched, self._added, self._sought):
+                table.pop(inode, None)
+        return sought
 
     # -- questions
 
@@ -188,7 +196,7 @@ class OwnerSource:
     def _next_sockets(self, number: int) -> tuple[tuple[int, int, int], ...]:
         """Inode, thread and descriptor of the next sockets whose owner is known."""
         if not self._turn:
-            self._turn = list(self._entries())
+            self._turn = list(self._held.values())
         self._checking, held = [], []
         tables: set[int] = set()
         for _ in range(min(len(self._turn), LOOKED_AT)):  # many may be gone since the turn began
@@ -262,9 +270,11 @@ class OwnerSource:
                 continue
             thread, descriptor = places.get(number, (pid, None))
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
-            for entry in self._pop(inode):
-                uid = entry.user[0]
-                owner = owners.get((pid, uid)) or owners.setdefault((pid, uid), self.process(known, uid))
+            for entry in self._holders(inode) if self._give_up(inode) else ():
+                uid, _ = entry.user
+                owner = owners.get((pid, uid))
+                if owner is None:
+                    owner = owners[pid, uid] = self.process(known, uid)
                 entry.book.learn_owner(entry, owner, place)
         for _, pid in answer.owners:
             facts.pop(pid, None)
@@ -284,15 +294,16 @@ class OwnerSource:
             if inode in holders
         }
         before, self._shared = self._shared, shared
-        entries = list(self._fresh) if shared == before else self._entries()
+        changed = {inode for inode in (*before, *shared) if before.get(inode) != shared.get(inode)}
+        changed.update(entry.user[1] for entry in self._fresh)
         self._fresh = {}
-        for entry in entries:
-            inode = entry.user[1]
-            if inode in shared and not entry.over:
-                owner = self.process(facts[holders[inode][0]], entry.user[0])
-                entry.book.learn_others(entry, owner, shared[inode])
-            elif inode in before and entry.process is not None:
-                entry.book.learn_others(entry, entry.process, NOBODY)
+        for inode in changed & (before.keys() | shared.keys()):
+            for entry in self._holders(inode):
+                if inode in shared:
+                    owner = self.process(facts[holders[inode][0]], entry.user[0])
+                    entry.book.learn_others(entry, owner, shared[inode])
+                elif entry.process is not None:
+                    entry.book.learn_others(entry, entry.process, NOBODY)
 
     def _ask_name(self, uid: int) -> None:
         if uid not in self._users and len(self._users) < MAX_USERS:
@@ -363,12 +374,13 @@ class OwnerSource:
         dead, lost, met = set(answer.gone), set(answer.lost), dict(answer.met)
         for entry in self._checking if met else ():
             entry.place = met.get(entry.user[1], entry.place)
-        for key in [key for key in self._processes if key[:2] in dead] if dead else ():
-            del self._processes[key]
-        suspects = self._entries() if dead else self._checking if lost else ()
+        # By identity, as in `_replace`.
+        ended = [self._processes.pop(key) for key in list(self._processes) if key[:2] in dead] if dead else []
+        owners = {id(process) for process in ended}
+        suspects = [entry for entry in self._held.values() if id(entry.owner) in owners] if owners else []
+        suspects += [entry for entry in self._checking if entry.user[1] in lost] if lost else []
         for entry in suspects:
-            process = entry.process
-            if process is not None and not entry.over and (process.key in dead or entry.user[1] in lost):
+            if entry.process is not None and not entry.over:
                 entry.place = entry.used_by = None
                 self.want(entry)
                 self._again = True
@@ -386,7 +398,7 @@ class OwnerSource:
         for inode in self._searched:
             tries = self._tries.get(inode, 0)
             self._tries[inode] = tries + 1
-            if complete and not tries and self._output.first_poll and self._sought[inode].protocol == IPPROTO_UDP:
+            if complete and not tries and self._output.first_poll and self._held[inode].protocol == IPPROTO_UDP:
                 self._due[inode], self._again = None, True
                 continue
             if refused is not None and (tries or not complete):

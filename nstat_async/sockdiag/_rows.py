@@ -35,6 +35,7 @@ _TOTALS = struct.Struct("=QQ24xQQ24x")
 """Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
+_STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
 _MAPPED = bytes(10) + b"\xff\xff"
 _REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
 _MAX_FORMATS = 256
@@ -142,8 +143,7 @@ def info_of(message: bytes, form: RowFormat, pieces: Pieces) -> tuple[int, int]:
 
 def is_remains(message: bytes) -> bool:
     """True for what is left of a socket in TIME_WAIT or orphaned FIN_WAIT2, and for connection requests."""
-    state, timer = message[HEADER.size + 1], message[HEADER.size + 2]
-    return timer == TIMER_TIME_WAIT or state in _REMAINS
+    return message[_TIMER_AT] == TIMER_TIME_WAIT or message[_STATE_AT] in _REMAINS
 
 
 class Change(enum.IntEnum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno as errors
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import attrs
 
@@ -274,7 +275,7 @@ class Session:
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows that were reported as added, with their last counts."""
-        yield from ((entry.flow, entry.report) for entry in list(self._entries()) if entry.flow is not None)
+        yield from [(entry.flow, entry.report) for entry in self._entries() if entry.flow is not None]
         yield from self._programs.remotes.flows()
 
     def statistics(self) -> dict[str, int]:
@@ -402,8 +403,7 @@ class Session:
                 self.handle_deadline(now)
 
     def _entries(self) -> Iterator[Entry]:
-        for namespace in self._namespaces:
-            yield from namespace.book.entries.values()
+        return chain.from_iterable(namespace.book.entries.values() for namespace in self._namespaces)
 
     # -- following a recording
 
