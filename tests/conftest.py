@@ -10,8 +10,9 @@ import pytest
 from hypothesis import settings
 
 # The same examples in every run: a test that fails has been broken by the change at hand.
-# HYPOTHESIS_PROFILE=explore looks for new ones.
+# HYPOTHESIS_PROFILE=thorough has more of them (examples.py), explore looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("thorough", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nstat_async
+from examples import examples
 from nstat_async import (
     AnyEvent,
     Counts,
@@ -39,7 +40,7 @@ def _same(one: object, other: object) -> bool:
     return one == other and getattr(one, "details", None) == getattr(other, "details", None)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(strategies.events)
 def test_a_full_line_read_back_is_the_event(event):
     line = json.dumps(event)
@@ -49,13 +50,13 @@ def test_a_full_line_read_back_is_the_event(event):
     assert type(json.loads(line.encode())) is type(event)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(strategies.rows(), strategies.times)
 def test_a_row_read_back_is_the_row(row, time):
     assert json.loads(json.dumps(row, time=time)) == row
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(strategies.events, max_size=3), st.booleans())
 def test_the_formatter_writes_what_the_dictionary_has(events, full):
     formatter = json.JsonFormatter(full=full)
@@ -71,7 +72,7 @@ def test_the_formatter_writes_what_the_dictionary_has(events, full):
         assert line.isprintable()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(strategies.flow_events)
 def test_a_line_of_the_command_gives_the_same_delta(event):
     back = json.loads(json.JsonFormatter()(event))
@@ -81,7 +82,7 @@ def test_a_line_of_the_command_gives_the_same_delta(event):
         assert back.delta == event.delta
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(strategies.events, st.booleans(), st.data())
 def test_a_line_with_anything_in_one_place_is_read_or_refused(event, full, data):
     line = json.to_dict(event, full=full)

@@ -27,6 +27,7 @@ def soak_module():
         del sys.modules["soak"]
 
 
+@pytest.mark.slow
 def test_with_hundreds_of_flows_that_come_and_go_nothing_is_lost_or_counted_twice_and_memory_stays_flat(soak_module):
     tracemalloc.start()
     try:
@@ -49,6 +50,7 @@ def test_a_flow_that_is_forgotten_is_noticed(soak_module, monkeypatch):
     assert soak_module.soak(minutes=0.1, rate=20.0, size=60, samples=1).problem is not None
 
 
+@pytest.mark.slow
 def test_flows_that_stay_after_their_goodbye_are_noticed_as_memory_that_grows(soak_module, monkeypatch):
     kept = []
     taken = SourceTable.remove

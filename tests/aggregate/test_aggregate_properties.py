@@ -7,6 +7,7 @@ from aggregate_events import FIELDS, Counts, added, flow, lost, model_totals, po
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async._events import LossCause
 from nstat_async._model import Interface, InterfaceKind, Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, TrafficTable
@@ -82,7 +83,7 @@ def totals(rows):
 
 
 @given(stream=streams, grouping=st.sampled_from(GROUPINGS), options=tables)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), deadline=None)
 def test_sums_over_any_grouping_are_the_sums_over_flows(stream, grouping, options):
     """Flows are counted once each, whatever the rows are, and folding rows loses nothing."""
     table = TrafficTable(grouping, **options)
@@ -101,7 +102,7 @@ def test_sums_over_any_grouping_are_the_sums_over_flows(stream, grouping, option
 
 
 @given(stream=streams, grouping=st.sampled_from(GROUPINGS), options=tables, cut=st.integers(0, 40))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None)
 def test_differences_of_two_looks_add_up_to_the_difference_of_the_totals(stream, grouping, options, cut):
     """What changed between two snapshots, row by row, is what changed in all."""
     table = TrafficTable(grouping, **options)
@@ -115,7 +116,7 @@ def test_differences_of_two_looks_add_up_to_the_difference_of_the_totals(stream,
 
 
 @given(stream=streams, options=tables, cut=st.integers(0, 40))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_reset_splits_the_totals_and_loses_nothing(stream, options, cut):
     """Bytes before a reset and after it are the bytes of a table that was not reset."""
     options = {**options, "include_history": False}
@@ -132,7 +133,7 @@ def test_a_reset_splits_the_totals_and_loses_nothing(stream, options, cut):
 
 
 @given(one=streams, two=streams, rest=streams, grouping=st.sampled_from(GROUPINGS))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None)
 def test_merging_tables_equals_counting_both_streams(one, two, rest, grouping):
     """A merged table has the sum of both, and goes on counting its own stream."""
     table, other = TrafficTable(grouping), TrafficTable(grouping)
@@ -148,7 +149,7 @@ def test_merging_tables_equals_counting_both_streams(one, two, rest, grouping):
 
 @pytest.mark.parametrize("size", [1, 7])
 @given(stream=streams, options=tables)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=examples(25), deadline=None)
 def test_the_same_events_give_the_same_table_however_they_are_cut(stream, options, size):
     """Feeding in batches, or one by one, makes no difference."""
     one, other = ProcessTable(**options), ProcessTable(**options)

@@ -30,6 +30,7 @@ from aggregate_events import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async._errors import UsageError
 from nstat_async._events import LossCause
 from nstat_async._model import Process
@@ -122,7 +123,7 @@ def test_pieces_of_a_bucket_add_up_over_restarts(path):
 @given(
     steps=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 300), st.floats(-100, 200), st.booleans()), max_size=40)
 )
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None)
 def test_the_sums_of_all_buckets_are_the_sums_of_the_table(tmp_path_factory, steps):
     """Whatever the clock does and whenever it is flushed."""
     path = tmp_path_factory.mktemp("history") / "h.db"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async._cli._decode import MessageDecoder
 from nstat_async._cli._netlink import NetlinkDecoder
 from nstat_async._escape import dump
@@ -42,14 +43,14 @@ def _check(decoder, record: Record) -> list[dict]:
     return lines
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from(DECODERS), KINDS, _datagrams() | st.binary(max_size=200))
 def test_any_bytes_become_lines_and_nothing_else(decoder, kind, data):
     """No layout, direction or content makes the decoder raise; each datagram shows at least one line."""
     assert _check(decoder, Record(0, kind, 0, 0, data)) != []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(KINDS, st.integers(0, 3), st.binary(max_size=300))
 def test_any_netlink_bytes_become_lines_and_nothing_else(kind, channel, data):
     _check(NetlinkDecoder(), Record(0, kind, 0, channel, data))

@@ -11,7 +11,7 @@ import time
 import anyio
 import conversations
 import pytest
-from support import PYTHON
+from support import PYTHON, run
 
 from nstat_async import Monitor
 from nstat_async._cli._output import Output
@@ -113,4 +113,4 @@ def test_a_non_blocking_standard_output_gets_everything(arguments, tmp_path):
             found += data
         os.close(reading)
         assert (process.wait(30), process.stderr.read()) == (0, b"")
-    assert first + found == subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
+    assert (first + found).decode() == run(*arguments, path)[1]

@@ -88,7 +88,7 @@ def test_a_recording_ends_with_status_0_and_silence_on_stderr(recording):
 def test_standard_input_is_a_recording_too(recording):
     done = _run("replay", "-", "--json", input=recording.read_bytes())
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == _run("replay", recording, "--json").stdout
+    assert done.stdout.decode() == run("replay", recording, "--json")[1]
 
 
 @pytest.mark.parametrize("command", ["replay", "messages"])
@@ -323,7 +323,7 @@ def test_a_path_that_is_not_there_is_named_with_status_1_by_every_command(argume
 
 def test_usage_names_what_must_be_given():
     for command, given in {"publish": "URL", "replay": "FILE ...", "record": "FILE"}.items():
-        assert _run(command, "--help").stdout.startswith(f"usage: nstat-async {command} {given} [options]".encode())
+        assert run(command, "--help")[1].startswith(f"usage: nstat-async {command} {given} [options]")
 
 
 def test_one_event_is_an_event():

@@ -362,7 +362,7 @@ def test_an_empty_screen_says_why(state, wanted, says):
 # --- the screen ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flows", scenes.FLOWS)
+@pytest.mark.parametrize("flows", [*scenes.FLOWS[:2], pytest.param(scenes.FLOWS[2], marks=pytest.mark.slow)])
 def test_the_screens_are_those_of_the_golden_files(flows, monkeypatch):
     """``python tests/cli/top_scenes.py`` makes them; look at what changed."""
     pytest.importorskip("textual")

@@ -552,6 +552,7 @@ def with_capabilities(*names):
     return report("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", bounds, *ambient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capabilities", "tier"),
     [

@@ -207,6 +207,7 @@ class Watcher:
         self.process.stderr.close()
 
 
+@pytest.mark.slow
 @needs_calls
 @again
 @pytest.mark.parametrize("capabilities", [("bpf", "perfmon"), ("bpf", "perfmon", "net_admin")])
@@ -219,6 +220,7 @@ def test_two_capabilities_are_enough(namespace, traffic, capabilities):
         check_short_processes(watcher.events, truth, packets="net_admin" in capabilities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capabilities", [(), ("bpf",), ("perfmon",), ("bpf", "net_admin")])
 def test_less_than_that_is_as_without_programs(namespace, traffic, capabilities):
     """Flows and their bytes are there; UDP is not counted."""

@@ -11,6 +11,7 @@ from fleet_world import WALL, Machine, Reader, Stream, taken, truth
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async import (
     Endpoint,
     EventsLost,
@@ -404,7 +405,7 @@ def test_the_same_loopback_addresses_on_two_machines_are_no_connection():
 # --- worlds ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_in_any_world_what_is_missing_was_said_and_nothing_counts_twice(data):
     """Messages get lost, come twice, publishers begin anew, subscribers join: the totals are the truth, or it was said."""
@@ -470,7 +471,7 @@ def well_formed(events):
 # --- what others write ------------------------------------------------------------------------
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.binary(max_size=200), st.sampled_from(["nstat.web.events", "nstat.web.state", "nstat.web", "x", "nstat.a.b.c"])
 )
@@ -488,7 +489,7 @@ _json = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_a_message_with_one_thing_wrong_is_an_event_or_harmless(data):
     """A header or a line of which one value is something else."""

@@ -7,6 +7,7 @@ from aggregate_events import added, counts, flow, polled, removed, updated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async import filters
 from nstat_async.aggregate import ProcessTable
 from nstat_async.integrations import _log
@@ -145,7 +146,7 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("chosen", [None, CURL_ONLY], ids=["all", "some"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(steps=steps, capacity=st.integers(1, 40), pending=st.integers(1, 20))
 def test_whoever_reads_whenever_the_totals_are_those_of_the_stream(chosen, steps, capacity, pending):
     """Each reader's own table has what its flows carried while it was there, however late it reads."""

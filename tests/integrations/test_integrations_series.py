@@ -9,6 +9,7 @@ from aggregate_events import added, counts, flow, lost, polled, removed, updated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async._errors import UsageError
 from nstat_async._model import Counts, Process
 from nstat_async.integrations._series import LOST, OTHER, UNKNOWN, SeriesKeeper
@@ -68,7 +69,7 @@ moves = st.lists(
 
 
 @given(moves=moves, limit=st.integers(0, 3), review=st.sampled_from([10.0, 1000.0]))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None)
 def test_series_are_bounded_never_fall_and_miss_nothing(moves, limit, review):
     """Growth of the series, added up, is the traffic; a series falls only by ending."""
     keeper, time, totals, grown, before = SeriesKeeper(limit=limit, review=review), 0.0, {}, 0, {}

@@ -10,7 +10,6 @@ Sessions run without descriptors, in virtual time (``tests/virtual.py``).
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
 
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual import Picture, VirtualMonitor, compare, traffic
 
+from examples import examples
 from nstat_async import LossCause, Provider
 from nstat_async._buffer import EventBuffer
 from nstat_async._options import DEFAULT_PROVIDERS, Overflow
@@ -296,12 +296,11 @@ def play(
     return machine, monitor
 
 
-SCALE = int(os.environ.get("NSTAT_PROPERTY_SCALE", "1"))
 """Set it to search longer."""
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-@settings(common, max_examples=50 * SCALE)
+@settings(common, max_examples=examples(50))
 @given(
     kernel=st.sampled_from(KERNELS),
     discovery=st.sampled_from(("poll", "announce")),
@@ -315,7 +314,7 @@ def test_without_faults_every_flow_is_told_from_begin_to_end_with_exact_counts(k
         assert not monitor.picture.losses
 
 
-@settings(common, max_examples=200 * SCALE)
+@settings(common, max_examples=examples(200))
 @given(
     kernel=st.sampled_from(KERNELS),
     discovery=st.sampled_from(("poll", "announce")),
@@ -331,7 +330,7 @@ def test_after_any_faults_the_picture_is_the_kernels_truth_or_says_what_it_misse
     play(kernel, script, before=before, discovery=discovery, interval=interval, delay=delay, seed=seed)
 
 
-@settings(common, max_examples=25 * SCALE)
+@settings(common, max_examples=examples(25))
 @given(
     kernel=st.sampled_from(KERNELS[5:]),
     discovery=st.sampled_from(("poll", "announce")),
@@ -343,7 +342,7 @@ def test_with_a_receive_buffer_of_any_size_the_picture_is_the_kernels_truth(kern
     play(kernel, script, before=before, discovery=discovery, receive_buffer=size)
 
 
-@settings(common, max_examples=50 * SCALE)
+@settings(common, max_examples=examples(50))
 @given(
     kernel=st.sampled_from(KERNELS),
     limit=st.integers(1, 40),

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from replaying import assert_same, replayed
-from test_kernel_truth import KERNELS, SCALE, Machine, life, trouble
+from test_kernel_truth import KERNELS, Machine, life, trouble
 from virtual import EPOCH, Picture, VirtualMonitor
 
+from examples import examples
 from nstat_async import EventsLost, LossCause, ProtocolError
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
@@ -64,7 +65,7 @@ class Darwin:
         self.events += events
 
 
-@settings(common, max_examples=60 * SCALE)
+@settings(common, max_examples=examples(60))
 @given(
     kernel=st.sampled_from(KERNELS),
     options=st.fixed_dictionaries(
@@ -88,7 +89,7 @@ def test_the_replay_of_a_run_on_darwin_is_the_run(kernel, options, before, delay
     assert_same(replayed(run.file, every_update=options["every_update"]), run.events)
 
 
-@settings(common, max_examples=20 * SCALE)
+@settings(common, max_examples=examples(20))
 @given(
     answers=st.sampled_from(("true", "none", "failed")),
     script=st.lists(st.one_of(life, trouble), max_size=10),

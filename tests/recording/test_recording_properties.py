@@ -9,6 +9,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async._errors import RecordingError
 from nstat_async.recording import (
     JsonLinesWriter,
@@ -73,7 +74,7 @@ def feed(data, cuts, kernel=None):
     return records + reader.close(), reader.info
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(RECORDS, max_size=6), INFOS, st.lists(st.integers(0, 600), max_size=4), st.booleans())
 def test_records_survive_writing_and_reading(records, info, cuts, native):
     """Any records, written in either format and read in any pieces, are the same records."""
@@ -86,7 +87,7 @@ def test_records_survive_writing_and_reading(records, info, cuts, native):
     assert info_back == info
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(RECORDS, min_size=1, max_size=5), st.data())
 def test_any_damage_of_a_recording_stays_within_it(records, data):
     """Bytes changed, removed or put in anywhere never raise anything but `RecordingError`, and pieces do not matter."""
@@ -115,7 +116,7 @@ BEGINNINGS = [
 ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.sampled_from(BEGINNINGS), st.binary(max_size=300), st.sampled_from([None, "xnu-1"]))
 def test_arbitrary_bytes_are_refused_or_shown(beginning, data, kernel):
     """Arbitrary bytes after any format's beginning raise `RecordingError` or become records."""

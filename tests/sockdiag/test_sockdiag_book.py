@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, kinds
 from test_sockdiag_session import traffic
 
+from examples import examples
 from nstat_async._contract import LookupFailed
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import Attribution, Direction, InterfaceKind, Visibility
@@ -550,7 +551,7 @@ class World:
             setattr(sock, name, value)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(step, max_size=40))
 def test_every_flow_lives_once(script):
     """Whatever sockets do: each flow is added once, updated only then, removed once, and none is left of what is gone."""

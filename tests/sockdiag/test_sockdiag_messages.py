@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
 
+from examples import examples
 from nstat_async._contract import Mode
 from nstat_async._errors import ProtocolError
 from nstat_async.sockdiag import (
@@ -52,7 +53,7 @@ def only(data: bytes):
     return frame
 
 
-calm = settings(max_examples=60, deadline=None)
+calm = settings(max_examples=examples(60), deadline=None)
 """A slow machine is no failure."""
 
 words = st.integers(0, 2**32 - 1)

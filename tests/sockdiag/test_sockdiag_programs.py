@@ -14,6 +14,7 @@ from programs_fakes import GRANTED, MAPS, RING, Programs, attrs_of, flow_row, ow
 from replaying import assert_same, replayed
 from sockdiag_fakes import FakeSocket, flow_events, kinds
 
+from examples import examples
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason, UnavailableReason
 from nstat_async._contract import LookupFailed
 from nstat_async._model import Direction
@@ -338,7 +339,7 @@ def act(kernel: Programs, name: str, *rest: Any) -> None:
     kernel.run()
 
 
-@settings(common, max_examples=80)
+@settings(common, max_examples=examples(80))
 @given(
     granted=st.sampled_from((GRANTED, attrs.evolve(GRANTED, tier=Tier.CALLS, births=False, owners=False))),
     script=st.lists(action, max_size=30),

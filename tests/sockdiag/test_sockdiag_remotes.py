@@ -15,6 +15,7 @@ from programs_fakes import GRANTED, Programs, flow_row
 from replaying import assert_same, replayed
 from sockdiag_fakes import flow_events
 
+from examples import examples
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, Provider, ProviderRefused, UsageError
 from nstat_async._events import RemovalReason
 from nstat_async._options import Ebpf
@@ -169,7 +170,7 @@ step = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(script=st.lists(step, max_size=25))
 def test_all_parts_come_to_the_whole_and_the_replay_is_the_run(script):
     """Whatever makes room and comes again; totals count the socket alone."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from replaying import assert_same, replayed
 from sockdiag_fakes import FakeKernel, FakeSocket, flow_events
 
+from examples import examples
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
 from nstat_async._options import MonitorOptions
@@ -135,7 +136,7 @@ class Linux(FakeKernel):
         self.poll()
 
 
-@settings(common, max_examples=60)
+@settings(common, max_examples=examples(60))
 @given(
     namespaces=st.sampled_from(NAMESPACES),
     options=st.fixed_dictionaries(

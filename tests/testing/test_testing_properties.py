@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talk import KERNELS, SUPPRESS, Talk
 
+from examples import examples
 from nstat_async import Provider
 from nstat_async.ntstat import (
     AddAllSources,
@@ -42,7 +43,7 @@ def requests(draw):
     return head + length.to_bytes(2, "little") + draw(st.integers(0, 3)).to_bytes(2, "little") + body
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(kernels, st.booleans(), st.lists(requests() | st.binary(max_size=40), max_size=12))
 def test_any_request_is_answered_by_well_formed_messages(name, privileged, datagrams):
     kernel = EmulatedKernel(name, privileged=privileged)
@@ -61,7 +62,7 @@ def test_any_request_is_answered_by_well_formed_messages(name, privileged, datag
             decode_message(kernel.release, record, frame)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from(["xnu-3248.60.10", "xnu-7195.141.2", "xnu-11417.121.6"]),
@@ -89,7 +90,7 @@ def test_a_client_that_polls_until_done_has_the_kernels_picture(seed, name, spac
         assert {s.flow for s in talk.client.sources.values()} == set(kernel.flows())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(0, 2**32), kernels)
 def test_a_workload_is_the_same_for_the_same_seed_and_keeps_its_books(seed, name):
     runs = []
@@ -137,7 +138,7 @@ def encoded(request, layout):
     return struct.pack("<QIHH", request.context, request.TYPE, 16 if layout.has_lengths else 0, 0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.data(), kernels, st.booleans())
 def test_each_request_of_a_random_sequence_has_the_answer_that_its_type_has(data, name, privileged):
     """One end for each request: what the answer consists of, and in which order, is the protocol's."""
@@ -193,7 +194,7 @@ BYSTANDING = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data(), st.sampled_from(BYSTANDING))
 def test_random_requests_of_another_client_change_no_byte_of_a_recorded_conversation(data, name):
     """Every request of every recorded client is answered as the real kernel did, whatever a bystander asks between."""
