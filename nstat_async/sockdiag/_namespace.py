@@ -140,6 +140,7 @@ class Namespace:
         """Everything that this poll found is in the book."""
         if self.dumps.complete:
             self.removals.end_poll()
+            self.book.end_complete_poll()
         self.tables.settle()
         self.book.coverage.end_poll()
         self.book.locate()
@@ -185,5 +186,4 @@ class Namespace:
                 book.mark_closed(entry, SocketState.TIME_WAIT if found else SocketState.CLOSE)
         elif (found != NO_ANSWER or entry.absences >= PATIENCE) and not self._sightings.end_recorded(entry.cookie):
             self._output.count("gone")
-            book.drop(entry)
-            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+            book.give_up(entry)

@@ -237,7 +237,7 @@ class Sightings:
     def _begin(self, book: Book, facts: Facts) -> Entry:
         pieces, message = self._row(facts)
         entry = book.new_entry(protocol_of(facts), pieces)
-        entry.connection = (self._removal_due.pop(facts.cookie) or 0) + 1
+        entry.connection = max(entry.connection, (self._removal_due.pop(facts.cookie) or 0) + 1)
         book.take_over(entry, message, (0, 0))
         self._cgroups.place(entry, facts.cgroup)
         return entry
