@@ -24,7 +24,7 @@ from nstat_async import (
     UsageError,
 )
 from nstat_async.backends import UnixSocket
-from nstat_async.ntstat import _session
+from nstat_async.ntstat import _sockets
 from nstat_async.testing import EmulatedKernel
 
 KERNEL = "xnu-11417.121.6"
@@ -62,7 +62,7 @@ def kernel():
 
 @pytest.fixture
 def quick_reopening(monkeypatch):
-    monkeypatch.setattr(_session, "REOPEN_DELAYS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(_sockets, "REOPEN_DELAYS", (0.01, 0.02, 0.03))
 
 
 def providers(monitor):
@@ -201,7 +201,7 @@ def test_a_server_that_does_not_come_back_ends_the_monitor_with_an_error_that_sa
 
 
 def test_a_server_that_comes_back_in_time_is_found_again(run, kernel, path, monkeypatch):
-    monkeypatch.setattr(_session, "REOPEN_DELAYS", (0.01,) * 200)
+    monkeypatch.setattr(_sockets, "REOPEN_DELAYS", (0.01,) * 200)
     server = kernel.serve_unix(path)
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1)
 

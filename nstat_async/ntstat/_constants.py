@@ -20,6 +20,7 @@ __all__ = [
     "MAX_BATCH",
     "MESSAGE_NAMES",
     "NO_FLOWS",
+    "NO_ROOM",
     "POLL_CHUNK",
     "TCP_STATES",
     "DarwinErrno",
@@ -238,6 +239,10 @@ _ERROR_TEXTS = {
     "ENOBUFS": "No buffer space available",
     "EOPNOTSUPP": "Operation not supported on socket",
 }
+
+
+NO_ROOM = frozenset({DarwinErrno.ENOMEM, DarwinErrno.ENOBUFS, 105, 10055})
+"""Errors of a full buffer, ENOBUFS as Darwin, Linux and Windows number it: a recording is played anywhere."""
 
 
 def error_text(number: int) -> str:

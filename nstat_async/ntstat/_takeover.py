@@ -28,7 +28,7 @@ from ._source import Source
 from ._sources import SourceTable
 from ._subscription import Subscription
 
-__all__ = ["Comparison", "SecondSocket", "Stage", "carry_on", "compare", "pair"]
+__all__ = ["Comparison", "SecondSocket", "Stage", "compare", "continue_flows", "pair"]
 
 
 class Stage(enum.Enum):
@@ -197,7 +197,29 @@ def _addresses(source: Source) -> tuple[Any, ...] | None:
     return (source.provider_id, source.start_ticks, flow.local, flow.remote)
 
 
-def carry_on(old: Source, new: Source) -> bool:
+def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> None:
+    """Report on the new control socket what differs from what was reported of the old one."""
+    table.remember_ends(wanted=False)
+    old.remember_ends(wanted=False)
+    for before, source in found.both:
+        if _carry_on(before, source) and source.flow is not None:
+            table.announce_update(source, before.told)
+    for before, source, reason in found.ended:
+        _carry_on(before, source)
+        table.report_end(source, reason)
+    for source in found.vanished:
+        old.remove(source, RemovalReason.GONE)
+    for source in found.told:
+        table.hide(source)
+    for source in (*found.fresh, *(source for source, _ in found.passed)):
+        source.preexisting = False
+        if source.reported and source.flow is not None:
+            table.announce_added(source)
+    for source, reason in found.passed:
+        table.report_end(source, reason)
+
+
+def _carry_on(old: Source, new: Source) -> bool:
     """Make a source of the new socket carry on a flow of the old one; True if it looks different now."""
     new.id, new.preexisting, new.announced_ns = old.id, old.preexisting, old.announced_ns
     flow, before = new.flow, old.flow

@@ -21,7 +21,7 @@ from nstat_async import (
     Proof,
     RequestError,
 )
-from nstat_async.ntstat import _session
+from nstat_async.ntstat import _sockets
 from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 from nstat_async.testing._transport import EmulatedTransport
 
@@ -201,7 +201,7 @@ def test_lost_announcements_are_told_and_a_second_control_socket_takes_over_with
 
 
 def test_a_control_that_goes_away_is_opened_again_and_every_flow_goes_on(run, monkeypatch):
-    monkeypatch.setattr(_session, "REOPEN_DELAYS", (0.005, 0.01))
+    monkeypatch.setattr(_sockets, "REOPEN_DELAYS", (0.005, 0.01))
     kernel, flows = populated(150)
 
     async def body():
@@ -222,7 +222,7 @@ def test_a_control_that_goes_away_is_opened_again_and_every_flow_goes_on(run, mo
 
 
 def test_a_control_that_never_comes_back_ends_the_monitor_with_a_clear_error(run, monkeypatch):
-    monkeypatch.setattr(_session, "REOPEN_DELAYS", (0.005, 0.01))
+    monkeypatch.setattr(_sockets, "REOPEN_DELAYS", (0.005, 0.01))
     kernel, _ = populated(3)
 
     def refuse(*_arguments):

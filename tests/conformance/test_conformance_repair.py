@@ -11,7 +11,7 @@ from virtual import VirtualMonitor, compare, traffic
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
 from nstat_async._options import DEFAULT_PROVIDERS
 from nstat_async.ntstat import AddAllSources
-from nstat_async.ntstat._session import REOPEN_DELAYS
+from nstat_async.ntstat._sockets import REOPEN_DELAYS
 from nstat_async.testing import EmulatedKernel
 
 pytestmark = pytest.mark.usefixtures("emulated")

@@ -92,7 +92,7 @@ class Talk:
         return found
 
     def _is_probe(self, channel: int, message) -> bool:
-        known = self.core._asking(channel).table.sources
+        known = self.core._sockets.find(channel).table.sources
         return type(message) is GetUpdate and max(known, default=0) < message.srcref < self.wire.layout.all_sources
 
     def answer(self, *datagrams, channel: int | None = None) -> list:

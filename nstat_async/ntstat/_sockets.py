@@ -1,0 +1,362 @@
+"""The control sockets of a session: the one that speaks for it, when it polls, and now and then one beside it.
+
+A second one is opened only where it repairs the view, or may have to: announcements were lost
+for good, the control went away, or (an *audit*) it is time to see whether anything was left out. It is
+subscribed with announcements suppressed and polled in silence. Then the first one is polled, so
+that all it was told before is read; then the second again, and that one takes over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from .._contract import CloseChannel, Command, OpenChannel
+from .._errors import BackendUnavailableError, NstatError, RequestError, UnavailableReason
+from .._events import AnyEvent, EventsLost, LossCause, PollCompleted
+from .._options import Discovery, MonitorOptions
+from ._constants import NO_ROOM, error_text
+from ._states import State
+from ._subscription import Subscription
+from ._takeover import SecondSocket, Stage, compare, continue_flows
+from ._translate import Translator
+
+__all__ = ["Host", "Sockets"]
+
+REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
+"""Seconds to wait before each try to open a control that went away."""
+RESYNC_PAUSE = 5.0
+"""Seconds between two resynchronisations for lost announcements."""
+MOST_REJECTED = 11
+"""The pause grows with each second socket whose list was cut short, up to a minute."""
+AUDIT_EVERY = 15.0
+"""Seconds between two looks at a second control socket, where a newer client can starve this one."""
+AUDIT_SELDOM = 60.0
+"""The same where only a kernel without memory leaves a flow out in silence, or where nobody wants polls at intervals."""
+AUDIT_POLLS = 10
+"""Polls between two such looks at least: they cost one poll or two more."""
+PURPOSE = "ntstat"
+
+
+class Host(Protocol):
+    """The session, as its sockets know it."""
+
+    epoch_offset: float
+    failure: NstatError | None
+
+    def poll_ended(self, subscription: Subscription, complete: bool, now: float) -> float:
+        """A poll of the socket that speaks for the session is over; returns when the next one may begin at the earliest."""
+
+    def taken_over(self, subscription: Subscription) -> None:
+        """Another socket speaks for the session from now on."""
+
+
+class Sockets:
+    """Opens, polls, compares and replaces them.
+
+    Args:
+        host: The session.
+        backend: Its name, for errors.
+        translator: Shared by all.
+        options: The monitor's.
+        events: Where events go.
+        commands: Where what is to be opened and closed goes.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        backend: str,
+        translator: Translator,
+        options: MonitorOptions,
+        events: deque[AnyEvent],
+        commands: list[Command],
+    ) -> None:
+        self._host = host
+        self._backend = backend
+        self._translator = translator
+        self._kernel = translator.kernel
+        self._options = options
+        self._events = events
+        self._commands = commands
+        self.current: Subscription | None = None
+        """The one that speaks for the session."""
+        self.second: SecondSocket | None = None
+        """The one beside it."""
+        self.poll_started = 0.0
+        self._generation = 0
+        self._next_poll: float | None = None
+        self._reopen_at: float | None = None
+        self._reopen_tries = 0
+        self._resync_at: float | None = None
+        self._audit_at: float | None = None
+        self._last_resync = float("-inf")
+        self._rejected = 0
+        self.statistics = dict.fromkeys(("resynchronisations", "audits"), 0)
+        """Counters for people, by name."""
+
+    # --- what there is -----------------------------------------------------------
+
+    def all(self) -> list[Subscription]:
+        """The control socket that speaks for the session, and the one beside it."""
+        second = None if self.second is None else self.second.subscription
+        return [subscription for subscription in (self.current, second) if subscription is not None]
+
+    def find(self, channel: int) -> Subscription | None:
+        """The one of this channel, while it is open."""
+        found = (each for each in self.all() if each.channel == channel and each.state is not State.CLOSED)
+        return next(found, None)
+
+    def deadline(self) -> float | None:
+        """When time alone makes something due."""
+        times = [self._next_poll, self._reopen_at, self._resync_at, self._audit_at]
+        times.extend(each.deadline() for each in self.all())
+        if self.second is not None:
+            times.append(self.second.poll_at)
+        return min((time for time in times if time is not None), default=None)
+
+    # --- what happens to them ----------------------------------------------------
+
+    def open_first(self) -> None:
+        """Begin to subscribe."""
+        self.current = self._open(self._options.discovery, silent=False)
+
+    def tick(self, now: float) -> None:
+        """A deadline passed."""
+        if self._reopen_at is not None and now >= self._reopen_at:
+            self._reopen_at = None
+            self._open_second(audit=False)
+        if self._resync_at is not None and now >= self._resync_at:
+            self._resync_at, self._last_resync = None, now
+            self.statistics["resynchronisations"] += 1
+            self._open_second(audit=False)
+        if self._audit_at is not None and now >= self._audit_at:
+            self._audit_at = None
+            self.statistics["audits"] += 1
+            self._open_second(audit=True)
+        for subscription in self.all():
+            subscription.tick(now)
+            self.settle(subscription, now)
+        second = self.second
+        if second is not None and second.poll_at is not None and now >= second.poll_at:
+            second.poll_at = None
+            second.subscription.want_poll(now)
+        if self._next_poll is not None and now >= self._next_poll:
+            self.request_poll(now)
+
+    def request_poll(self, now: float) -> int:
+        """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
+        current = self.current
+        self._next_poll = None
+        if current is None:
+            return 1
+        if current.is_subscribed:
+            self.poll_started = now
+            current.table.begin(now + self._host.epoch_offset)
+            serial = current.want_poll(now)
+            self.settle(current, now)
+            return serial
+        current.wanted = current.serial + 1  # its first poll, or that of the socket which takes over
+        return current.wanted
+
+    def settle(self, subscription: Subscription, now: float) -> None:
+        """Look what became of one: a poll that is over, a gap, a refusal."""
+        while subscription.outcome is not None and subscription.state is not State.CLOSED:
+            answered, subscription.outcome = subscription.outcome, None
+            if subscription is self.current:
+                self._polled(subscription, answered, now)
+            elif self.second is not None:
+                self._second_polled(self.second, answered, now)
+            subscription.proceed()
+        if subscription is self.current:
+            if subscription.needs_resync:
+                self.want_resync(now)
+            if subscription.needs_audit and self.second is None:
+                self._audit_at = now
+            subscription.needs_resync = subscription.needs_audit = False
+            self._check_refusals(subscription)
+
+    def failed(self, subscription: Subscription, errno: int, now: float) -> None:
+        """Opening, sending or receiving failed."""
+        opening = subscription.state is State.OPENING
+        if errno in NO_ROOM and not opening:
+            subscription.overloaded(now)
+        elif opening and subscription is self.current and not self._reopen_tries:
+            self._fail(f"the control socket cannot be opened: {error_text(errno)}")
+        else:
+            self.lost(subscription, now)
+
+    def lost(self, subscription: Subscription, now: float) -> None:
+        """A control socket went away."""
+        self._commands.append(CloseChannel(subscription.channel))
+        subscription.close()
+        current, second = self.current, self.second
+        assert current is not None
+        if subscription is not current and second is not None:
+            self.second = None
+            current.table.remember_ends(wanted=False)
+            if current.state is not State.CLOSED and not second.audit:
+                self.want_resync(now + RESYNC_PAUSE)
+        elif subscription is current:
+            self._next_poll = self._audit_at = None
+            detail = "the kernel control went away"
+            time = now + self._host.epoch_offset
+            self._events.append(EventsLost(time, LossCause.RESYNC, None, detail=detail))
+        if current.state is State.CLOSED and self.second is None:
+            self._reopen(now)
+        elif current.state is State.CLOSED and second is not None:
+            second.audit, second.stage = False, Stage.REPEATING
+            second.subscription.want_poll(now)
+
+    def want_resync(self, now: float) -> None:
+        """Only another control socket can see what this one missed."""
+        if self.second is not None:
+            self.second.audit = False
+        elif self._resync_at is None:
+            self._resync_at = max(now, self._last_resync + RESYNC_PAUSE * (1 + self._rejected))
+
+    # --- inside: opening -----------------------------------------------------------
+
+    def _open(self, discovery: Discovery, *, silent: bool) -> Subscription:
+        channel = self._generation
+        self._generation += 1
+        self._commands.append(OpenChannel(channel, PURPOSE))
+        subscription = Subscription(
+            channel,
+            self._translator,
+            self._events.append,
+            self._options,
+            generation=self._generation,
+            discovery=discovery,
+            silent=silent,
+        )
+        if self.current is not None:
+            subscription.table.prove(self.current.table.readers.proven)
+            subscription.table.own = self.current.table.own
+        return subscription
+
+    def _reopen(self, now: float) -> None:
+        if self._reopen_tries >= len(REOPEN_DELAYS):
+            self._fail("the kernel control went away and cannot be opened again")
+            return
+        self._reopen_at = now + REOPEN_DELAYS[self._reopen_tries]
+        self._reopen_tries += 1
+
+    def _fail(self, detail: str) -> None:
+        self._host.failure = BackendUnavailableError(self._backend, UnavailableReason.MISSING, detail)
+
+    def _check_refusals(self, subscription: Subscription) -> None:
+        """Fail when neither TCP nor UDP of those wanted was granted."""
+        refused = subscription.refused
+        if subscription.is_subscribed and self._host.failure is None and refused and not subscription.providers:
+            names = ", ".join(sorted(provider.value for provider in self._options.providers))
+            errno = next(iter(refused.values()))
+            detail = f"the kernel refused every provider: {error_text(errno)}"
+            self._host.failure = RequestError(f"subscription to {names}", errno, detail)
+
+    # --- inside: the socket that speaks ----------------------------------------------
+
+    def _polled(self, subscription: Subscription, complete: bool, now: float) -> None:
+        """A poll ended: the next one is due an interval after this one began; missed turns are skipped."""
+        earliest = self._host.poll_ended(subscription, complete, now)
+        second, interval = self.second, self._options.interval
+        if second is not None and second.stage is Stage.WAITING and subscription.serial >= second.barrier:
+            self._barrier_passed(second, complete, now)
+        elif second is None and self._audit_at is None and self._resync_at is None:
+            self._audit_at = now + self._audit_pause
+        if interval is None:
+            self._next_poll = None
+            return
+        due = max(self.poll_started + interval, earliest)
+        if due <= now:
+            due = now + interval - (now - self.poll_started) % interval
+        self._next_poll = due
+
+    @property
+    def _audit_pause(self) -> float:
+        """Seconds until the next audit: a tenth more polls at most, and where nobody polls one each minute."""
+        interval = self._options.interval
+        every = AUDIT_EVERY if self._kernel.starves_older_clients and interval is not None else AUDIT_SELDOM
+        return max(every, AUDIT_POLLS * (interval or 0.0))
+
+    # --- inside: the second socket -----------------------------------------------------
+
+    def _open_second(self, *, audit: bool) -> None:
+        if self.second is None and self.current is not None:
+            self.current.table.remember_ends(wanted=True)
+            self.second = SecondSocket(self._open(Discovery.POLL, silent=True), audit)
+            self.second.subscription.table.remember_ends(wanted=True)
+            self._audit_at = self._resync_at = None
+
+    def _close_second(self, second: SecondSocket) -> None:
+        self._commands.append(CloseChannel(second.subscription.channel))
+        second.subscription.close()
+        self.second = None
+        if self.current is not None:
+            self.current.table.remember_ends(wanted=False)
+
+    def _second_polled(self, second: SecondSocket, answered: bool, now: float) -> None:
+        """The second socket has polled: let the first one catch up, or decide."""
+        assert self.current is not None
+        if not answered:
+            # The kernel is short of room: what it could not answer must not count as gone.
+            second.poll_at = now + REOPEN_DELAYS[min(second.subscription.serial - 1, len(REOPEN_DELAYS) - 1)]
+        elif self.current.state is State.CLOSED:
+            self._take_over(second, now)
+        elif second.stage is Stage.LISTING:
+            second.stage, second.top = Stage.WAITING, second.subscription.table.references.top
+            second.barrier = self.request_poll(now)
+        elif second.stage is Stage.REPEATING:
+            self._decide(second, now)
+
+    def _barrier_passed(self, second: SecondSocket, complete: bool, now: float) -> None:
+        """All that the first socket was told before its poll is read now: does it miss anything?"""
+        assert self.current is not None
+        if second.audit:
+            missed = 0
+            if complete:
+                missed = compare(self.current.table, second.subscription.table).missed_up_to(second.top)
+            if not missed:
+                self._close_second(second)
+                return
+            second.audit = False
+            detail = (
+                f"{missed} flows were never announced on this control socket; what came and went unseen is not known"
+            )
+            self._events.append(EventsLost(self.current.table.time, LossCause.ANNOUNCEMENT, None, detail=detail))
+        second.stage = Stage.REPEATING
+        second.subscription.want_poll(now)
+        self.settle(second.subscription, now)
+
+    def _decide(self, second: SecondSocket, now: float) -> None:
+        """Both are complete: take over, unless the second socket's list of flows was cut short without a word."""
+        assert self.current is not None
+        comparison = compare(self.current.table, second.subscription.table)
+        if comparison.unseen(self.current.serial):
+            self._close_second(second)
+            self._rejected = min(self._rejected + 1, MOST_REJECTED)
+            self.want_resync(now)
+        else:
+            self._take_over(second, now)
+
+    def _take_over(self, second: SecondSocket, now: float) -> None:
+        """The second socket knows everything: let it continue the flows of the first."""
+        old, candidate = self.current, second.subscription
+        assert old is not None
+        was_open = old.state is not State.CLOSED
+        found = compare(old.table, candidate.table)
+        self.current, self.second = candidate, None
+        self._reopen_tries = self._rejected = 0
+        if was_open:
+            self._commands.append(CloseChannel(old.channel))
+        old.close()
+        candidate.take_over(old)
+        continue_flows(old.table, candidate.table, found)
+        if was_open:
+            detail = "resynchronised on a second control socket"
+            self._events.append(EventsLost(candidate.table.time, LossCause.RESYNC, None, detail=detail))
+        self._host.taken_over(candidate)
+        flows = len(candidate.table.sources) - len(candidate.table.hidden)
+        self._events.append(PollCompleted(candidate.table.time, flows, True, candidate.serial))
+        self.poll_started = now
+        self._polled(candidate, True, now)
