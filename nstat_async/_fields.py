@@ -390,11 +390,11 @@ TABLE = FieldTable((
         _mac("persona_id", INTEGER),
         _mac("responsible_uuid", UUID_TEXT),
         _linux("title", TEXT, group="process title"),
-        _linux("user", TEXT),
+        _linux("user", TEXT, sql=SqlTable.PROCESS, since=3),
         _linux("parent_pid", INTEGER, group="parent process"),
         Field("started", NANOSECONDS, derived=True, later=True, platform="Linux", unit="seconds since the epoch", get=attrgetter("started_ns")),
         _linux("started_ns", MOMENT, unit="nanoseconds since the epoch"),
-        _linux("command_line", TEXT, key="cmdline"),
+        _linux("command_line", TEXT, key="cmdline", sql=SqlTable.PROCESS, since=3),
         _linux("attribution", _one_of(Attribution)),
     )),
     Record(Interface, (

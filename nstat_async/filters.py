@@ -36,6 +36,7 @@ __all__ = [
     "FlowGate",
     "by_address",
     "by_cgroup",
+    "by_command_line",
     "by_container",
     "by_direction",
     "by_host",
@@ -51,6 +52,7 @@ __all__ = [
     "by_state",
     "by_uid",
     "by_unit",
+    "by_user",
     "from_items",
     "loopback",
     "matching",
@@ -181,6 +183,13 @@ def _user(value: Any) -> int | None:
         return None
 
 
+def _user_or_name(value: Any) -> int | str | None:
+    """A user id, or what can be a user's name."""
+    if isinstance(value, str):
+        return value if value.isprintable() and value[:1] not in {"", "-"} else None
+    return _whole(0, 2**32 - 1)(value)
+
+
 def _listed(values: Iterable[object]) -> str:
     return ", ".join(sorted(repr(getattr(value, "value", value)) for value in values))
 
@@ -230,6 +239,38 @@ def by_uid(*users: int | str) -> Filter:
     """Flows of these users, by number or by name (``"root"``)."""
     wanted = frozenset(_each("by_uid", users, _user, "the number or the name of a user of this machine"))
     return Filter(lambda flow: flow.process is not None and flow.process.uid in wanted, f"by_uid({_listed(wanted)})")
+
+
+@_can_be_pickled
+def by_user(*users: int | str) -> Filter:
+    """Flows of these users, by number, or by the name that the flow's machine gives them.
+
+    Where a flow does not say its user's name (`Process.user`), the names are those of this machine.
+    """
+    wanted = _each("by_user", users, _user_or_name, "the number or the name of a user")
+    here = frozenset(_user(user) for user in wanted if isinstance(user, str))
+
+    def matches(flow: Flow) -> bool:
+        process = flow.process
+        if process is None or process.uid is None:
+            return False
+        return process.uid in wanted or (process.uid in here if process.user is None else process.user in wanted)
+
+    return Filter(matches, f"by_user({_listed(wanted)})")
+
+
+@_can_be_pickled
+def by_command_line(*parts: str) -> Filter:
+    """Flows of processes with one of these texts in their command line, as `Process.command_line` has it (Linux, with ``extras``)."""
+    wanted = frozenset(
+        _each("by_command_line", parts, _text, "a part of a command line, e.g. by_command_line('celery worker')")
+    )
+
+    def matches(flow: Flow) -> bool:
+        line = None if flow.process is None else flow.process.command_line
+        return line is not None and any(part in line for part in wanted)
+
+    return Filter(matches, f"by_command_line({_listed(wanted)})")
 
 
 @_can_be_pickled
@@ -425,7 +466,8 @@ def _loopback_of(texts: list[str]) -> Filter:
 _KEYS: dict[str, Callable[[list[str]], Filter]] = {
     "pid": _numbers(by_pid),
     "process": _whole_texts(by_process_name),
-    "user": _numbers(by_uid),
+    "user": _numbers(by_user),
+    "cmdline": _whole_texts(by_command_line),
     "provider": _words(by_provider),
     "direction": _words(by_direction),
     "state": _words(by_state),
@@ -453,7 +495,7 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     pass. Lists with commas (and spaces where you like) are taken apart, except names, which may have commas.
 
     Args:
-        items: Pairs of key and value: ``pid``, ``process``, ``user``, ``provider``, ``direction``, ``state``,
+        items: Pairs of key and value: ``pid``, ``process``, ``user``, ``cmdline``, ``provider``, ``direction``, ``state``,
             ``outcome``, ``interface``, ``interface_kind``, ``port``, ``address``, ``namespace``, ``host``, ``cgroup``, ``unit``, ``container``,
             ``pod``, and ``loopback`` with an empty value.
 

@@ -211,6 +211,8 @@ def test_events_that_are_no_flow_s_pass_every_gate():
         (lambda: filters.by_uid("no such user here"), "name of a user"),
         (lambda: filters.by_uid("nul\0"), "name of a user"),
         (filters.by_uid, "at least one"),
+        (lambda: filters.by_user("-1"), "name of a user"),
+        (lambda: filters.by_user(-1), "name of a user"),
         (filters.by_process_name, "at least one"),
         (lambda: filters.by_process_name(501), "501 is not a name"),
         (lambda: filters.by_process_name(""), "''"),
@@ -236,6 +238,27 @@ def test_a_user_may_be_named():
     assert filters.by_uid("root")(root)
     assert not filters.by_uid("root")(FLOW)
     assert filters.by_uid("root", 501)(FLOW)
+
+
+def test_a_user_is_who_the_machine_of_the_flow_says():
+    """Its name there; this machine's where the flow says none. A number is a number everywhere."""
+    there = Flow("3", Provider.TCP, process=Process(1, uid=0, user="admin"))
+    here = Flow("4", Provider.TCP, process=Process(1, uid=0))
+    assert filters.by_user("admin")(there)
+    assert not filters.by_user("root")(there)
+    assert filters.by_user("root")(here)
+    assert filters.by_user(0)(there)
+    assert filters.by_user(0)(here)
+    assert not filters.by_user("nobody of this machine")(here)
+    assert filters.parse("user=admin")(there)
+    assert not filters.by_user("root", 0)(Flow("5", Provider.TCP))
+
+
+def test_a_command_line_is_found_by_a_part_of_it():
+    worker = Flow("3", Provider.TCP, process=Process(1, "python3", command_line="python3 -m celery worker, two"))
+    assert filters.parse("cmdline=celery worker, t")(worker)
+    assert not filters.parse("cmdline=celery beat")(worker)
+    assert not filters.by_command_line("python")(FLOW)
 
 
 @pytest.mark.parametrize(

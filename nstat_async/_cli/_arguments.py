@@ -401,7 +401,7 @@ COMMANDS: dict[str, Command] = {
                 "help": "with --record: remote addresses kept for each bucket (default %(default)s; 0: none)",
             },
             "--by": {
-                "choices": ("name", "process", "user", "unit", "container", "pod", "remote"), "default": "name",
+                "choices": ("name", "process", "user", "unit", "container", "pod", "remote", "outcome"), "default": "name",
                 "help": "who (default: name of the process)",
             },
             "--step": {"type": _span, "metavar": "T", "help": "when, in steps such as 1h or 1d, instead of who"},

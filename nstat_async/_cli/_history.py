@@ -74,6 +74,7 @@ def _answer(arguments: argparse.Namespace) -> int:
 def _plain(usage: Usage) -> dict[str, object]:
     facts = attrs.asdict(usage, recurse=False)
     del facts["process"]
+    facts["outcome"] = None if usage.outcome is None else usage.outcome.value
     return {"v": 1, **{name: value for name, value in facts.items() if value is not None}}
 
 
@@ -96,11 +97,12 @@ def _or_none(value: str | None) -> str:
 _LABELS: dict[str, tuple[str, Callable[[Usage], str]]] = {
     "name": ("PROCESS", _process_text),
     "process": ("PROCESS", lambda usage: f"{_process_text(usage)} {'' if usage.pid is None else usage.pid}".rstrip()),
-    "user": ("USER", lambda usage: "(none)" if usage.uid is None else user_text(usage.uid)),
+    "user": ("USER", lambda usage: "(none)" if usage.uid is None else escape(usage.user or user_text(usage.uid))),
     "unit": ("UNIT", lambda usage: _or_none(usage.unit)),
     "container": ("CONTAINER", lambda usage: _or_none(usage.container)),
     "pod": ("POD", lambda usage: _or_none(usage.pod)),
     "remote": ("REMOTE", lambda usage: "(others)" if usage.remote is None else escape(usage.remote)),
+    "outcome": ("OUTCOME", lambda usage: "?" if usage.outcome is None else usage.outcome.value),
     "step": ("FROM", lambda usage: _time_text(usage.begin)),
 }
 """What an answer is of: the heading of its first column, and what stands there."""

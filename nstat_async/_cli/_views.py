@@ -79,8 +79,10 @@ class View:
 
     def user(self, row: Row) -> str:
         """The user of a process; empty where it is not known."""
-        uid = None if row.process is None else row.process.uid
-        return "" if uid is None else user_text(uid) if self.users else str(uid)
+        process = row.process
+        if process is None or process.uid is None:
+            return ""
+        return escape(process.user) if process.user else user_text(process.uid) if self.users else str(process.uid)
 
     @staticmethod
     def unit(row: Row) -> str:

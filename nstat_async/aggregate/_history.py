@@ -12,9 +12,9 @@ import attrs
 
 from nstat_async._errors import UsageError
 from nstat_async._fields import SqlTable
-from nstat_async._model import Process
+from nstat_async._model import Outcome, Process
 
-from ._schema import REMOTES_SINCE, SCHEMA, HistoryError, connect
+from ._schema import OUTCOMES, REMOTES, SCHEMA, HistoryError, View, connect
 
 __all__ = ["Gap", "History", "Usage"]
 
@@ -36,6 +36,8 @@ class Usage:
     unique_pid: int | None = None
     path: str | None = None
     uid: int | None = None
+    user: str | None = None
+    """Name of the user, where the machine said it: in an answer per user or process."""
     process: Process | None = None
     """All that the file has about the process, in an answer per process."""
     cgroup: str | None = None
@@ -45,6 +47,8 @@ class Usage:
     pod: str | None = None
     remote: str | None = None
     """Remote address, in an answer by remotes; `None` for what has none, and for all that were not among the largest."""
+    outcome: Outcome | None = None
+    """In an answer by outcomes: how these flows ended. They count with all that they carried, and only where it is known."""
     flows: int
     """Flows that began in the time asked for."""
     uncounted_flows: int
@@ -121,7 +125,7 @@ class History:
         until: Moment = None,
         *,
         name: str | None = None,
-        by: Literal["name", "process", "user", "unit", "container", "pod", "remote"] = "name",
+        by: Literal["name", "process", "user", "unit", "container", "pod", "remote", "outcome"] = "name",
     ) -> list[Usage]:
         """Who used how much, most first.
 
@@ -132,41 +136,55 @@ class History:
             by: ``"name"``: processes of one name together. ``"process"``: each by itself. ``"user"``, ``"unit"``,
                 ``"container"``, ``"pod"``: `Usage.uid` and so on; in a file of before they were kept, all is one
                 answer without. ``"remote"``: `Usage.remote`, where the writer kept addresses (``remotes=``).
+                ``"outcome"``: `Usage.outcome`, of flows that ended in this time.
 
         Raises:
-            UsageError: `by` is none of these, a `datetime` has no time zone, or both remotes and a name are asked for.
+            UsageError: `by` is none of these, a `datetime` has no time zone, or remotes or outcomes and a name are asked for.
         """
         if by == "remote":
-            return self._remotes(since, until, name)
+            found = self._view(REMOTES, since, until, name)
+            return [attrs.evolve(usage, remote=address or None) for usage, address in found]
+        if by == "outcome":
+            known = {each.value: each for each in Outcome}
+            found = self._view(OUTCOMES, since, until, name)
+            return [attrs.evolve(usage, outcome=known.get(word)) for usage, word in found]
         columns = self._columns(by)
         where, values = self._where(since, until, name)
         chosen = ", ".join(columns) or "NULL"
         order = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, name, kind"
-        found = self._select(", ".join([*_SUMS, *columns]), f"{where} GROUP BY {chosen} {order}", *values)
-        return [self._usage(row, columns) for row in found]
+        shown = dict.fromkeys(columns) | ({"user": "max(user)"} if by == "user" and "user" in self._there else {})
+        asked = [expression or name for name, expression in shown.items()]
+        rows = self._select(", ".join([*_SUMS, *asked]), f"{where} GROUP BY {chosen} {order}", *values)
+        return [self._usage(row, list(shown)) for row in rows]
+
+    @property
+    def _there(self) -> list[str]:
+        """The columns that the file has of a process."""
+        return list(SCHEMA.columns(SqlTable.PROCESS, self._version))
 
     def _columns(self, by: str) -> list[str]:
         """What identifies an answer; columns that the file has not are left out."""
-        there = list(SCHEMA.columns(SqlTable.PROCESS, self._version))
+        there = self._there
         views = {"name": ["kind", "source", "name"], "process": there, "user": ["uid"]}
         views |= {name: [name] for name in ("unit", "container", "pod")}
         if by not in views:
-            raise UsageError(f"by: {by!r} is none of {', '.join(views)}, remote")
+            raise UsageError(f"by: {by!r} is none of {', '.join(views)}, remote, outcome")
         return [column for column in views[by] if column in there]
 
-    def _remotes(self, since: Moment, until: Moment, name: str | None) -> list[Usage]:
+    def _view(self, view: View, since: Moment, until: Moment, name: str | None) -> list[tuple[Usage, str]]:
+        """The answers of a table that is not about processes; none in a file of before it came."""
         if name is not None:
-            raise UsageError("name: remote addresses are not kept for each process")
-        if self._version < REMOTES_SINCE:
+            raise UsageError(f"name: {view.table}s are not kept for each process")
+        if self._version < view.since:
             return []
         span = (_seconds("since", since, -1e18), _seconds("until", until, 1e18))
         found = self._select(
-            ", ".join([*_SUMS, "address"]),
-            "FROM remote WHERE start >= ? AND start < ? GROUP BY address"
-            " ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, address",
+            ", ".join([*_SUMS, view.column]),
+            f"FROM {view.table} WHERE start >= ? AND start < ? GROUP BY {view.column}"
+            f" ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, {view.column}",
             *span,
         )
-        return [attrs.evolve(self._usage(row[:-1], []), remote=row[-1] or None) for row in found]
+        return [(self._usage(row[:-1], []), row[-1]) for row in found]
 
     def timeline(
         self, step: float, since: Moment = None, until: Moment = None, *, name: str | None = None

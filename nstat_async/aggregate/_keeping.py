@@ -22,7 +22,7 @@ HOUR = 3600
 _DAY = 86_400.0
 _FEWEST, _MOST = 3, 288
 _PAGES_AT_ONCE = 2_000
-_KEPT_WHEN_JOINED = ("kind", "source", "name", "uid", "unit", "container", "pod")
+_KEPT_WHEN_JOINED = ("kind", "source", "name", "uid", "user", "unit", "container", "pod")
 """Of what identifies a process; the rest, its number above all, is given up."""
 
 

@@ -20,7 +20,7 @@ from nstat_async._fields import TABLE, Field, FieldTable, SqlTable
 from nstat_async._model import Process
 from nstat_async._rows import Row
 
-__all__ = ["REMOTES_SINCE", "SCHEMA", "HistoryError", "Schema", "connect"]
+__all__ = ["OUTCOMES", "REMOTES", "SCHEMA", "HistoryError", "Schema", "View", "connect"]
 
 APPLICATION_ID = 0x6E737461
 _FIRST = """
@@ -46,17 +46,32 @@ CREATE TABLE gap (
 CREATE INDEX traffic_by_process ON traffic (process);
 """
 
-_REMOTES = """\
-CREATE TABLE remote (
+_VIEW = """\
+CREATE TABLE {table} (
     start      INTEGER NOT NULL,     -- of the bucket, seconds since the epoch
-    address    TEXT NOT NULL,        -- of the peer; empty: none is known, or it is not among the largest
+    {column:<10} TEXT NOT NULL,        -- {comment}
     length     REAL NOT NULL,        -- of the bucket, seconds
     {traffic},
-    PRIMARY KEY (start, address)
+    PRIMARY KEY (start, {column})
 ) WITHOUT ROWID;
 """
-REMOTES_SINCE = 2
-"""The schema with which the table of remote addresses came; it counts what ``traffic`` did then."""
+
+
+@attrs.frozen
+class View:
+    """A table of traffic by something else than processes; it counts what ``traffic`` did when it came."""
+
+    table: str
+    column: str
+    """What it is by."""
+    comment: str
+    since: int
+    """The schema with which it came."""
+
+
+REMOTES = View("remote", "address", "of the peer; empty: none is known, or it is not among the largest", 2)
+OUTCOMES = View("outcome", "outcome", "how flows ended; they count whole where they end", 3)
+_VIEWS = (REMOTES, OUTCOMES)
 
 
 @attrs.frozen
@@ -88,11 +103,15 @@ class Schema:
                     for table, columns in new.items()
                 }
             )
-        remotes = "" if version != REMOTES_SINCE else _REMOTES.format(traffic=",\n    ".join(self._counters(version)))
-        return remotes + "".join(
+        views = [self._view(view) for view in _VIEWS if view.since == version]
+        return "".join(views) + "".join(
             f"ALTER TABLE {table.value} ADD COLUMN {name} {kind};\n"
             for table, columns in new.items() for name, kind in columns
         )  # fmt: skip
+
+    def _view(self, view: View) -> str:
+        traffic = ",\n    ".join(self._counters(view.since))
+        return _VIEW.format(table=view.table, column=view.column, comment=view.comment, traffic=traffic)
 
     def _counters(self, version: int) -> list[str]:
         """The columns of what is added up, with their types."""

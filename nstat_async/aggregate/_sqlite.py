@@ -26,15 +26,16 @@ import anyio.to_thread
 import attrs
 
 from nstat_async._errors import NstatError, UsageError
-from nstat_async._events import AnyEvent
+from nstat_async._events import AnyEvent, FlowRemoved
 from nstat_async._fields import SqlTable
+from nstat_async._model import Counts, Outcome
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
 from ._keeping import HOUR, give_back, join_old, largest, now_of, remove_old
 from ._rows import Loss, TableSnapshot, sum_rows
-from ._schema import REMOTES_SINCE, SCHEMA, HistoryError, connect
+from ._schema import OUTCOMES, REMOTES, SCHEMA, HistoryError, View, connect
 from ._table import ProcessTable, TrafficTable
 
 __all__ = ["HistoryWriter", "keep_history"]
@@ -52,6 +53,7 @@ _LAST_MOMENT = 2.0**40
 _LARGEST_NUMBER = 2**63 - 1
 _IDENTITY = ("kind", "source", "pid", "unique_pid", "name", "path", "uid")
 """Columns of the first schema, in the order of their values in ``identity``; later ones follow by name where known."""
+_CARRIED = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
 _LARGEST = 2**48
 """More than a bucket can carry (SQLite's integers end at 2**63, and are added up here)."""
 
@@ -64,11 +66,14 @@ class _Bucket:
     losses: dict[str, tuple[int, int]]
     remotes: list[Row]
     """By remote address; empty where that is not kept."""
+    outcomes: list[Row]
+    """Flows that ended, by how they did."""
 
     def join(self, later: _Bucket) -> None:
         self.length = max(self.length, later.start + later.length - self.start)  # earlier: the clock was set back
         self.rows += later.rows
         self.remotes += later.remotes
+        self.outcomes += later.outcomes
         for cause, (events, count) in later.losses.items():
             known = self.losses.get(cause, (0, 0))
             self.losses[cause] = (known[0] + events, known[1] + count)
@@ -135,6 +140,7 @@ class HistoryWriter:
         # A row needs to be remembered only until its last bucket was put aside.
         self._table = ProcessTable(**{"max_age": bucket + _LATE, **options})
         self._remotes = None if not remotes else _RemoteCounter(remotes, bucket, options)
+        self._outcomes = _OutcomeCounter()
         self._start: float | None = None
         self._before: TableSnapshot = self._table.snapshot()
         self._pending: list[_Bucket] = []
@@ -153,6 +159,8 @@ class HistoryWriter:
         self._table.feed(event)
         if self._remotes is not None:
             self._remotes.table.feed(event)
+        if isinstance(event, FlowRemoved):
+            self._outcomes.feed(event)
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
         """Take in events, in order.
@@ -181,9 +189,10 @@ class HistoryWriter:
         losses = _new_losses(now.losses, self._before.losses)
         self._before = now
         remotes = [] if self._remotes is None else self._remotes.take()
-        if self._start is None or not (rows or losses):
+        outcomes = self._outcomes.take()
+        if self._start is None or not (rows or losses or outcomes):
             return
-        self._pending.append(_Bucket(int(self._start), self.bucket, rows, losses, remotes))
+        self._pending.append(_Bucket(int(self._start), self.bucket, rows, losses, remotes, outcomes))
         if len(self._pending) > MAX_PENDING_BUCKETS:
             self._pending[0].join(self._pending.pop(1))
 
@@ -260,11 +269,8 @@ class HistoryWriter:
             counters = [min(getattr(row, name), _LARGEST) for name in names]
             process = _process_id(connection, SCHEMA.process_values(row))
             connection.execute(statement, (bucket.start, process, bucket.length, *counters))
-        names = list(SCHEMA.columns(SqlTable.TRAFFIC, REMOTES_SINCE))
-        statement = _addition("remote", "address", names)
-        for row in bucket.remotes:
-            counters = [min(getattr(row, name), _LARGEST) for name in names]
-            connection.execute(statement, (bucket.start, row.name or "", bucket.length, *counters))
+        _write_view(connection, REMOTES, bucket, bucket.remotes)
+        _write_view(connection, OUTCOMES, bucket, bucket.outcomes)
         for cause, (events, count) in bucket.losses.items():
             connection.execute(
                 "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
@@ -326,6 +332,38 @@ class _RemoteCounter:
         known = sorted((row for row in grown if row.kind is RowKind.GROUP), key=lambda row: -row.bytes)
         rest = [*known[self._most :], *(row for row in grown if row.kind is not RowKind.GROUP)]
         return [*known[: self._most], *([sum_rows(rest, RowKind.OTHER)] if rest else [])]
+
+
+class _OutcomeCounter:
+    """Flows that ended with a known outcome, and all that they carried."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Outcome, Row] = {}
+
+    def feed(self, event: FlowRemoved) -> None:
+        if event.outcome is None:
+            return
+        counts = event.counts or Counts()
+        row = self._rows.get(event.outcome) or Row(kind=RowKind.GROUP, key=event.outcome)
+        self._rows[event.outcome] = attrs.evolve(
+            row,
+            flows=row.flows + 1,
+            uncounted_flows=row.uncounted_flows + (counts.rx_bytes is None),
+            **{name: getattr(row, name) + (getattr(counts, name) or 0) for name in _CARRIED},
+        )
+
+    def take(self) -> list[Row]:
+        """What was counted since the last time."""
+        rows, self._rows = list(self._rows.values()), {}
+        return rows
+
+
+def _write_view(connection: sqlite3.Connection, view: View, bucket: _Bucket, rows: Iterable[Row]) -> None:
+    names = list(SCHEMA.columns(SqlTable.TRAFFIC, view.since))
+    statement = _addition(view.table, view.column, names)
+    for row in rows:
+        counters = [min(getattr(row, name), _LARGEST) for name in names]
+        connection.execute(statement, (bucket.start, row.name or "", bucket.length, *counters))
 
 
 def _addition(table: str, key: str, names: list[str]) -> str:

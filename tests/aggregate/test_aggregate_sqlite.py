@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from examples import examples
 from nstat_async._errors import UsageError
 from nstat_async._events import LossCause
-from nstat_async._model import Process
+from nstat_async._model import Outcome, Process
 from nstat_async.aggregate import History, HistoryError, HistoryWriter, ProcessTable, _schema, keep_history
 from nstat_async.aggregate import _sqlite as module
 
@@ -202,6 +202,40 @@ def test_a_file_that_cannot_be_written_keeps_its_buckets_waiting(path, monkeypat
         other.close()
         writer.write()
     assert usage(path) == [("curl", 100, 1)]
+
+
+def test_outcomes_are_counted_where_flows_end_with_what_they_carried(path):
+    """Those that are known, also when many buckets wait; a file of before has none, and gets them when it is written."""
+    refused, closed, unknown = (
+        flow("a", outcome=Outcome.REFUSED),
+        flow("b", outcome=Outcome.CLOSED_HERE),
+        flow("c"),
+    )
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed_many([added(closed, 1000, counts(1)), removed(refused, 1010, counts(0))])
+        writer.feed_many([removed(closed, 1090, counts(70, 9)), removed(unknown, 1091, counts(5))])
+        writer.feed_many([removed(refused, 1100), polled(1200)])
+    with History(path) as history:
+        found = history.usage(by="outcome")
+        assert [(each.outcome, each.flows, each.uncounted_flows, each.rx_bytes, each.tx_bytes) for each in found] == [
+            (Outcome.CLOSED_HERE, 1, 0, 70, 9),
+            (Outcome.REFUSED, 2, 1, 0, 0),
+        ]
+        assert [each.outcome for each in history.usage(until=1020, by="outcome")] == [Outcome.REFUSED]
+        with pytest.raises(UsageError, match="not kept for each process"):
+            history.usage(name="curl", by="outcome")
+
+
+def test_a_user_has_the_name_that_its_machine_gave_it(path):
+    """In some rows it may be missing: the user is the same. The command line is kept for each process."""
+    named = attrs.evolve(CURL, user="mona", command_line="curl -s https://example.org")
+    with HistoryWriter(path) as writer:
+        writer.feed_many([added(flow("a", CURL), 1000, counts(1)), removed(flow("a", CURL), 1000, counts(1))])
+        writer.feed_many([added(flow("b", named), 2000, counts(2)), removed(flow("b", named), 2000, counts(2))])
+    with History(path) as history:
+        (user,) = history.usage(by="user")
+        assert (user.uid, user.user, user.rx_bytes) == (501, "mona", 3)
+        assert {each.process.command_line for each in history.usage(by="process")} == {None, named.command_line}
 
 
 def test_names_that_are_no_text_are_stored_escaped(path):
