@@ -20,6 +20,8 @@ def unseen(able: Capabilities) -> list[str]:
     parts = [_FEW[whose].format(what) for whose, what in seen if whose in _FEW]
     if able.backend == "sock_diag" and not able.final_counts:
         parts.append("no ends of flows")
+    if able.namespaces_limit is not None:
+        parts.append("some network namespaces only")
     return parts
 
 
@@ -28,7 +30,8 @@ def limits_text(able: Capabilities) -> str | None:
     parts = unseen(able)
     if not parts:
         return None
-    return f"sees {', '.join(parts)}: {able.processes_limit or 'nstat-async doctor says why'}"
+    reasons = [each for each in (able.processes_limit, able.namespaces_limit) if each is not None]
+    return f"sees {', '.join(parts)}: {'; '.join(reasons) or 'nstat-async doctor says why'}"
 
 
 def say_limits(able: Capabilities, *, recorded: bool) -> None:

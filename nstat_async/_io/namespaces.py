@@ -226,7 +226,15 @@ class NamespaceFinder:
         if done:
             self._round = None
             gone = tuple(self._missing())
-        return NamespacesAnswer(found, gone, len(self._closed), len(self._beyond), self._hidden)
+        return NamespacesAnswer(
+            found,
+            gone,
+            len(self._closed),
+            len(self._beyond),
+            self._hidden,
+            most=self._most,
+            by_descriptors=self._most < MOST,
+        )
 
     def _walk(self) -> Iterator[None]:
         """One round: meet every namespace that can be found."""

@@ -91,5 +91,7 @@ class Capabilities:
     `None` where they are not asked for."""
     ebpf_reason: str | None = None
     """Linux: why eBPF programs do not tell everything, and what would help; `None` where they do, or are not asked for."""
+    namespaces_limit: str | None = None
+    """Linux: of all network namespaces, where they are asked for, which are not watched, and what would help; `None`: all are."""
     notes: tuple[str, ...] = ()
     """Remarks for a person: what is missing here, and what would give it."""

@@ -85,7 +85,8 @@ class NamespaceSource:
                 f"{last.closed} network namespaces cannot be entered: that needs CAP_SYS_ADMIN in their user namespace"
             )
         if last.beyond:
-            found.append(f"{last.beyond} network namespaces are beyond the limit, and not watched")
+            limit = "the limit of open files (ulimit -n, LimitNOFILE=) allows" if last.by_descriptors else "the most is"
+            found.append(f"{last.beyond} network namespaces are not watched: {limit} {last.most or 'fewer'}")
         if last.hidden:
             found.append("the network namespaces of some processes cannot be seen: that needs CAP_SYS_PTRACE")
         return found

@@ -230,6 +230,7 @@ class Session:
             ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
             ebpf_reason=self._programs.reason,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
+            namespaces_limit="; ".join(self._spaces.remarks()) or None,
             notes=(*self._remarks(), *self._output.notes),
         )
 

@@ -317,6 +317,10 @@ class NamespacesAnswer:
     """Namespaces that are too many."""
     hidden: int = 0
     """Processes whose namespace may not be looked at."""
+    most: int = 0
+    """How many are watched at once; 0 in older recordings."""
+    by_descriptors: bool = False
+    """There would be more if more files could be open."""
 
 
 @attrs.frozen

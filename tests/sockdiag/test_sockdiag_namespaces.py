@@ -15,6 +15,7 @@ import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
 
 from nstat_async import Monitor
+from nstat_async._cli._limits import limits_text
 from nstat_async._contract import CloseChannel, LookupFailed, OpenChannel
 from nstat_async._errors import BackendUnavailableError, UsageError
 from nstat_async._events import FlowAdded, FlowRemoved, PollCompleted, RemovalReason
@@ -151,12 +152,14 @@ def test_a_look_that_fails_is_made_again(kernel):
 
 
 def test_what_is_not_watched_is_said(kernel):
-    kernel.came_and_went = [NamespacesAnswer(closed=2, beyond=3, hidden=4)] * 2
+    kernel.came_and_went = [NamespacesAnswer(closed=2, beyond=3, hidden=4, most=9, by_descriptors=True)] * 2
     kernel.start()
     notes = " ".join(kernel.session.capabilities.notes)
     assert "2 network namespaces cannot be entered: that needs CAP_SYS_ADMIN" in notes
-    assert "3 network namespaces are beyond the limit" in notes
+    assert "3 network namespaces are not watched: the limit of open files (ulimit -n, LimitNOFILE=) allows 9" in notes
     assert "CAP_SYS_PTRACE" in notes
+    line = limits_text(kernel.session.capabilities)
+    assert line.startswith("sees some network namespaces only: 2 network namespaces cannot be entered")
 
 
 def test_channels_of_many_namespaces_after_each_other_have_numbers_of_their_own():

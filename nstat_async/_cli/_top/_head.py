@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from ..._model import Capabilities
-from .._limits import unseen
+from .._limits import limits_text, unseen
 from .._text import media_text, rate_text
 from ._graph import chart_lines, curve_text
 from ._layout import fit
@@ -108,7 +108,7 @@ def empty_text(state: State, model: TopModel) -> list[str]:
     if not model.polls:
         return ["Waiting for the first answer of the kernel …" if not state.ended else "It ended without an answer."]
     lines = ["No flow passes the filter of the command line." if state.filtered else "There are no flows."]
-    if unseen(state.capabilities):
-        why = state.capabilities.processes_limit or "nstat-async doctor says why"
-        lines.append(f"It sees {', '.join(unseen(state.capabilities))}: {why}")
+    limits = limits_text(state.capabilities)
+    if limits is not None:
+        lines.append(f"It {limits}")
     return lines
