@@ -119,7 +119,7 @@ class Polls:
         """Go on as far as possible without waiting."""
         if self._output.repair_wanted:
             self._repair()
-        if self._stage is _Stage.SETUP and self._settled:
+        if self._stage is _Stage.SETUP and self.settled:
             self._begin(1)
         if self._stage is _Stage.GATHERING and self._gathered:
             self._search()
@@ -136,7 +136,8 @@ class Polls:
         return any(not namespace.polled and namespace.settled for namespace in self._namespaces)
 
     @property
-    def _settled(self) -> bool:
+    def settled(self) -> bool:
+        """True when it is known what is watched, and its channels are open or given up."""
         known = self._programs.settled and self._spaces.settled
         return known and all(namespace.settled or namespace.dumps.lost for namespace in self._namespaces)
 

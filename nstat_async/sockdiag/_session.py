@@ -205,8 +205,11 @@ class Session:
 
     @property
     def subscribed(self) -> bool:
-        """True as soon as it is known whether there are eBPF programs: netlink subscribes when its channels are opened."""
-        return self._programs.settled
+        """True as soon as it is known whether there are eBPF programs: netlink subscribes when its channels are opened.
+
+        Where all network namespaces are asked for, they are to be known by then, and their channels open.
+        """
+        return self._programs.settled and (not self.setup.all_namespaces or self._polls.settled)
 
     @property
     def capabilities(self) -> Capabilities:
