@@ -46,6 +46,7 @@ __all__ = [
     "interface_text",
     "is_listener",
     "media_text",
+    "name_text",
     "place_text",
     "process_text",
     "provider_text",
@@ -88,10 +89,17 @@ def rate_text(number: float | None) -> str:
 
 
 def process_text(process: Process | None) -> str:
-    """``pid:N (name)``, escaped; ``pid:?`` when the owner is unknown."""
+    """``pid:N (name)``, or ``pid:N (name: title)``, escaped; ``pid:?`` when the owner is unknown."""
     if process is None:
         return "pid:?"
-    return f"pid:{process.pid} ({escape(process.name)})" if process.name else f"pid:{process.pid}"
+    return f"pid:{process.pid} ({name_text(process)})" if process.name else f"pid:{process.pid}"
+
+
+def name_text(process: Process) -> str:
+    """The name of a process, escaped; of a script, or of a program that calls itself something else, with its title."""
+    name, title = process.name or UNKNOWN, process.title
+    says_more = title is not None and not name.startswith(title)
+    return escape(f"{name}: {title}" if says_more else name)
 
 
 def place_text(flow: Flow) -> str:

@@ -15,7 +15,7 @@ from .._model import Process
 from ..aggregate import GroupBy, Row, RowKind
 from ._columns import Column, cell_text
 from ._names import NameResolver
-from ._text import short_id
+from ._text import name_text, short_id
 
 __all__ = ["SORT_KEYS", "View", "user_text"]
 
@@ -72,7 +72,10 @@ class View:
             return "(unknown)"
         if self.users and row.kind is RowKind.GROUP and self.group_by.name == "user" and isinstance(row.key, int):
             return user_text(row.key)
-        text = escape(short_id(row.label))
+        if row.kind is RowKind.GROUP and row.process is not None and row.process.name is not None:
+            text = name_text(row.process)
+        else:
+            text = escape(short_id(row.label))
         if row.kind is RowKind.GROUP and self.group_by.name == "remote address":
             text = self.with_name(text)
         return text if row.source is None else f"{text} @{escape(row.source)}"

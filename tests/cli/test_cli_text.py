@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nstat_async._cli._output import use_colour
 from nstat_async._cli._table import cell_width
-from nstat_async._cli._text import TextFormatter, bytes_text
+from nstat_async._cli._text import TextFormatter, bytes_text, process_text
 from nstat_async._escape import dump, escape
 from nstat_async._events import FlowAdded
 from nstat_async._model import Endpoint, Process
@@ -119,3 +119,18 @@ def test_lines_of_flows_stand_in_columns_however_long_their_parts_become():
     ends = [cell_width(line[: line.index("rx ?")]) for line in lines[len(flows) :]]
     assert len(set(ends[:3])) == 1
     assert ends[3] > ends[0]  # wider than any column may become
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "shown"),
+    [
+        ("python3.11", "mail-relay", "python3.11: mail-relay"),
+        ("python3.11", "python3", "python3.11"),
+        ("a-name-longer-than-15", "a-name-longer-t", "a-name-longer-than-15"),
+        ("dash", "sh\x1b", "dash: sh\\x1b"),
+        ("curl", None, "curl"),
+    ],
+)
+def test_a_script_is_called_by_its_own_name_too(name, title, shown):
+    """The executable of every Python daemon is the interpreter."""
+    assert process_text(Process(7, name, title=title)) == f"pid:7 ({shown})"
