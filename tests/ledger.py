@@ -1,9 +1,9 @@
 """Releases by scenarios: how many flows were opened, missed, doubled, wrong, and of how many nobody was told.
 
 ``python tests/ledger.py [--flows 60000] [--release xnu-…] [--scenario NAME]`` prints the table; ``test_ledger.py`` has its
-short form. Everything is emulated and in virtual time (``virtual.py``). A flow is *missed* if no event was about it,
-*doubled* if two flows of the library were one of the kernel, *wrong* if its last counts are said to be final and are
-not the kernel's. What was missed, or ended without its final counts, without an `EventsLost` for it is *unannounced*.
+short form. Everything is emulated and in virtual time (``virtual.py``). A flow is *missed* if no event was about it (one
+whose every description was lost ends without an owner, and is not), *doubled* if two flows of the library were one of the
+kernel, *wrong* if its last counts are said to be final and are not the kernel's. What was missed, or ended without its final counts, without an `EventsLost` for it is *unannounced*.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _account(made: list[Any], picture: Picture) -> Line:
     removed = {name(event.flow): event for event in picture.removed}
     known = {name(flow): counts for flow, counts in picture.flows.values()}
     times = Counter([*map(name, (event.flow for event in picture.removed)), *known])
-    times.pop("", None)
+    nameless = times.pop("", 0)
     missed = wrong = without_final = 0
     for flow in made:
         said = flow.fields["pname"].decode()
@@ -162,6 +162,8 @@ def _account(made: list[Any], picture: Picture) -> Line:
         else:
             keys = ("rxbytes", "txbytes", "rxpackets", "txpackets")
             wrong += traffic(event.counts) != tuple(flow.counts.get(f"nstat_{key}", 0) for key in keys)
+    unknown = min(missed, nameless)
+    missed, without_final = missed - unknown, without_final + unknown
     unannounced = max(0, missed - picture.lost(*UNHEARD)) + max(0, without_final - picture.lost(LossCause.FINAL_COUNTS))
     return Line(len(made), missed, sum(1 for count in times.values() if count > 1), wrong, int(unannounced))
 

@@ -205,6 +205,10 @@ def growth(new: Four, old: Four) -> Four:
 
     A packet counter may wrap (`packets_grown`); any other that fell is an odd reading, and added nothing.
     """
+    if None not in new and None not in old:
+        grown: Any = (new[0] - old[0], new[1] - old[1], new[2] - old[2], new[3] - old[3])  # type: ignore[operator]  # no None
+        if min(grown) >= 0:  # nearly always, and then nothing began anew or wrapped
+            return grown  # type: ignore[no-any-return]
     rx_bytes, tx_bytes, rx_packets, tx_packets = (
         None if after is None else max(0, after - (before or 0)) for after, before in zip(new, old, strict=True)
     )

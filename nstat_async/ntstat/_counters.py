@@ -94,7 +94,7 @@ def _make_class(counted: int, numbers: Get, media: Get, at_once: int) -> type[Co
         values = numbers(self)
         if unknown:
             return (*values[:counted], *unknown)
-        return (*values[:15], *(_scaled(values, position) for position in _SCALES))
+        return (*values[:15], _scaled(values, 15), _scaled(values, 16), _scaled(values, 17))
 
     members["_translated"] = translated
     for position, name in enumerate(COUNTS_FIELDS):
