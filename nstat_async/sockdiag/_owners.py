@@ -82,12 +82,12 @@ class OwnerSource:
         self._sharing: dict[int, dict[Entry, None]] = {}
         """All sockets of an inode, where there are several."""
         self._sought: dict[int, None] = {}
-        """Inodes without an owner; dictionaries take less than sets."""
-        self._due: dict[int, None] = {}
+        """Inodes without an owner, in the order in which they came."""
+        self._due: set[int] = set()
         """What the next search is about."""
-        self._searched: dict[int, None] = {}
+        self._searched: set[int] = set()
         """What the search under way has not found."""
-        self._added: dict[int, None] = {}
+        self._added: set[int] = set()
         """What it was asked for while it was under way, and has not found."""
         self._tries: dict[int, int] = {}
         self._parked: dict[int, set[int]] = {}
@@ -131,7 +131,8 @@ class OwnerSource:
         entry.round = -1 if self._output.first_poll else self.rounds  # no look has begun before the first poll
         self._fresh[entry] = None
         self._tries.pop(inode, None)
-        self._sought[inode] = self._due[inode] = None
+        self._sought[inode] = None
+        self._due.add(inode)
 
     def is_alone(self, entry: Entry) -> bool:
         """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing."""
@@ -161,11 +162,13 @@ class OwnerSource:
 
     def _give_up(self, inode: int) -> bool:
         """Seek this inode no longer; False if it was not sought."""
-        sought = inode in self._sought
-        if sought:
-            for table in (self._tries, self._due, self._searched, self._added, self._sought):
-                table.pop(inode, None)
-        return sought
+        if inode not in self._sought:
+            return False
+        del self._sought[inode]
+        self._tries.pop(inode, None)
+        for inodes in (self._due, self._searched, self._added):
+            inodes.discard(inode)
+        return True
 
     # -- questions
 
@@ -176,13 +179,13 @@ class OwnerSource:
             return
         poll = self._output.poll
         for number in [number for number in self._parked if number <= poll]:
-            self._due.update(dict.fromkeys(self._parked.pop(number) & self._tries.keys()))
+            self._due.update(self._parked.pop(number) & self._tries.keys())
         pause = min(1.0, max(0.0, self._output.now - self._checked_at))  # a recorded clock may go back
         self._checked_at = self._output.now
         verify = self._next_processes(int(PROCESSES_A_SECOND * pause) + 1)
         held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
         if self._due or verify or held:
-            self._searched, self._due = self._due, {}
+            self._searched, self._due = self._due, set()
             users, self._unnamed = tuple(self._unnamed), []
             self._users_asked = bool(users)
             self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held, users))
@@ -219,9 +222,9 @@ class OwnerSource:
 
     def _go_on(self, below: int) -> None:
         """A long search does not keep new sockets waiting: they are looked for on the way, and once more behind it."""
-        added: dict[int, None] = {}
+        added: set[int] = set()
         if self._again:
-            added, self._due, self._again = self._due, {}, False
+            added, self._due, self._again = self._due, set(), False
             self._added.update(added)
         self._ask(OwnersRequest(frozenset(added), self._recently() if added else (), below))
 
@@ -238,7 +241,7 @@ class OwnerSource:
         if not isinstance(answer, OwnersAnswer):
             self._due.update(self._searched)
             self._due.update(self._added)
-            self._searched, self._added, self._again = {}, {}, False
+            self._searched, self._added, self._again = set(), set(), False
             return
         self.learn(answer)
         self._learn_others(answer)
@@ -249,7 +252,7 @@ class OwnerSource:
         self._park(answer.refused)
         if self._added:
             self._due.update(self._added)
-            self._added, self._again = {}, True
+            self._added, self._again = set(), True
         if self._again:
             self._again = False
             self.search()
@@ -297,7 +300,7 @@ class OwnerSource:
         changed = {inode for inode in (*before, *shared) if before.get(inode) != shared.get(inode)}
         changed.update(entry.user[1] for entry in self._fresh)
         self._fresh = {}
-        for inode in changed & (before.keys() | shared.keys()):
+        for inode in sorted(changed & (before.keys() | shared.keys())):
             for entry in self._holders(inode):
                 if inode in shared:
                     owner = self.process(facts[holders[inode][0]], entry.user[0])
@@ -395,11 +398,12 @@ class OwnerSource:
         """
         self.refused = refused or 0
         complete = self._sees_all and not refused
-        for inode in self._searched:
+        for inode in sorted(self._searched):
             tries = self._tries.get(inode, 0)
             self._tries[inode] = tries + 1
             if complete and not tries and self._output.first_poll and self._held[inode].protocol == IPPROTO_UDP:
-                self._due[inode], self._again = None, True
+                self._due.add(inode)
+                self._again = True
                 continue
             if refused is not None and (tries or not complete):
                 reason = Attribution.KERNEL if complete else Attribution.HIDDEN
@@ -407,7 +411,7 @@ class OwnerSource:
                     entry.book.learn_owner(entry, reason, None)
             pause = min(MAX_PAUSE, 1 << min(tries, 10))
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
-        self._searched = {}
+        self._searched = set()
 
     # -- processes that are known by their records
 
