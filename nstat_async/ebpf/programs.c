@@ -47,6 +47,8 @@ struct sock {
     struct socket *sk_socket;
     u16 sk_protocol, sk_type;
     int sk_rx_dst_ifindex;
+    int sk_err;
+    u8 sk_shutdown;
     kuid_t sk_uid;
     struct sock_cgroup_data sk_cgrp_data;
 } RELOCATED;
@@ -112,12 +114,16 @@ enum { STREAM = 1, DATAGRAM = 2, RAW = 3 };
 enum { TCP = 6, UDP = 17, MPTCP = 262 };
 enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_CLOSE = 7, TCP_LISTEN = 10 };
 enum { SOCK_DONE_BIT = 2 };                 // 1 << SOCK_DONE of sk_flags: set by tcp_fin() only
+enum { RCV_SHUTDOWN = 1 };
 enum { PEEK_OR_ERRQUEUE = 0x2002 };         // MSG_PEEK, MSG_ERRQUEUE: nothing left the socket for the reader
 
 // --- what is reported ----------------------------------------------------------------------
 
 enum kind { OPENED = 1, ESTABLISHED, ACCEPTED, CLOSED, FIRST_IO, RELEASED };
-enum flag { HAS_PROCESS = 1, ANNOUNCED = 2, BY_CLOSER = 4, FIN_RECEIVED = 8, BY_CREATOR = 16, COUNTED_FROM_BIRTH = 32 };
+enum flag {
+    HAS_PROCESS = 1, ANNOUNCED = 2, BY_CLOSER = 4, FIN_RECEIVED = 8, BY_CREATOR = 16, COUNTED_FROM_BIRTH = 32,
+    ERROR_KNOWN = 64, SHUT_FOR_READING = 128,              // of CLOSED: the error is the third byte
+};
 enum statistic { SUBMITTED, RING_FULL, MAP_FULL, CAUGHT_BY_SECOND, MOVED = 8 };   // MOVED: in a cache line of its own
 
 struct who { u64 start; u32 tgid, tid; char comm[16]; };   // the thread group's leader names and dates the process
@@ -293,6 +299,10 @@ INLINE int change_of_state(u64 *context, int second) {
     record->facts.new = new;
     if (kind == OPENED) describe_process(&record->facts);
     if (sk->__sk_common.skc_flags & SOCK_DONE_BIT) record->facts.flags |= FIN_RECEIVED;
+    if (kind == CLOSED) {                                  // set before: tcp_reset(), tcp_write_err(), tcp_abort()
+        record->facts.flags |= ERROR_KNOWN | (sk->sk_err & 0xff) << 16;
+        if (sk->sk_shutdown & RCV_SHUTDOWN) record->facts.flags |= SHUT_FOR_READING;
+    }
     struct tcp_sock *tcp = as_tcp(sk);
     if (tcp) {
         record->counts.tx_bytes = tcp->bytes_sent;

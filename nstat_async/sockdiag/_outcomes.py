@@ -67,6 +67,8 @@ def outcome_of(words: LastWords, traces: Traces) -> Outcome:
 
 
 def _closed_by(words: LastWords, traces: Traces) -> Outcome:
+    if traces.peer is not None and traces.peer.cleared and not traces.fin.proven:
+        return Outcome.RESET_THERE
     if traces.remains is Remains.FIN_WAIT2 or traces.remains is Remains.TIME_WAIT:  # a set calls each one's hash
         return Outcome.CLOSED_HERE
     if traces.state in _CLOSED_THERE:
@@ -77,13 +79,16 @@ def _closed_by(words: LastWords, traces: Traces) -> Outcome:
 
 
 def _reset_by(words: LastWords, traces: Traces) -> Outcome:
-    """Who closes with something unread resets; so may the other end have."""
-    if not words.unread:
+    """Who closes with something unread resets; so may the other end have, and so does who gets something after closing."""
+    peer, fin = traces.peer, traces.fin
+    if traces.orderly and peer is not None and not peer.cleared and peer.payload_sent > words.received - fin.counted:
+        return Outcome.RESET_HERE
+    if words.unread <= (fin.counted if fin.proven else 0):
         return Outcome.RESET_THERE
-    if traces.peer is not None:
-        if traces.peer.cleared:
+    if peer is not None:
+        if peer.cleared:
             return Outcome.RESET_THERE
-        return Outcome.RESET if traces.peer.unread else Outcome.RESET_HERE
+        return Outcome.RESET if peer.unread > 1 else Outcome.RESET_HERE
     # Had the other end, on this machine, reset it, its own end would be known.
     return Outcome.RESET_HERE if traces.local else Outcome.RESET
 
