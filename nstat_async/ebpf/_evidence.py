@@ -137,6 +137,10 @@ class Ended(NamedTuple):
     """TCP: False if it never came to a connection."""
     state: int | None = None
     """TCP: the kernel's number of the state before the end; `None` where the end was not seen."""
+    error: int | None = None
+    """TCP: the error that ended it; 0: none did, this end closed it; `None`: not known."""
+    deaf: bool = False
+    """TCP: nobody could read from it any more."""
 
 
 Evidence = Union[Seen, Established, OwnerSeen, Counted, Ended]

@@ -50,6 +50,8 @@ _RAW = int(SocketType.RAW)
 _STREAM = int(SocketType.STREAM)
 _HAS_PROCESS = int(Flag.HAS_PROCESS)  # as plain numbers: the operators of an IntFlag cost more than all the rest
 _COUNTED_FROM_BIRTH = int(Flag.COUNTED_FROM_BIRTH)
+_ERROR_KNOWN = int(Flag.ERROR_KNOWN)
+_SHUT_FOR_READING = int(Flag.SHUT_FOR_READING)
 
 
 _ended = functools.partial(tuple.__new__, Ended)
@@ -224,7 +226,10 @@ class Ledger:
         else:
             facts, established = record, record.old != _SYN_SENT
         self._remember(record)
-        self._evidence.append(_ended((facts, record.time, tcp_totals(record), True, established, record.old)))
+        flags = record.flags
+        error = flags >> 16 & 0xFF if flags & _ERROR_KNOWN else None
+        how = record.old, error, bool(flags & _SHUT_FOR_READING)
+        self._evidence.append(_ended((facts, record.time, tcp_totals(record), True, established, *how)))
 
     def _ends_again(self, record: Record) -> bool:
         """True if this repeats the last change of a connection that ended."""

@@ -92,6 +92,10 @@ class Flag(enum.IntFlag):
     """The process is the one that made the socket: nobody was seen using it yet."""
     COUNTED_FROM_BIRTH = 32
     """Its making was seen: nothing went through it before."""
+    ERROR_KNOWN = 64
+    """TCP, at the end: the third byte of the flags is the error that ended it (``sk_err``)."""
+    SHUT_FOR_READING = 128
+    """TCP, at the end: nobody could read from it any more."""
 
 
 class SocketType(enum.IntEnum):

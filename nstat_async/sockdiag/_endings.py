@@ -198,13 +198,15 @@ class Endings:
         ending.peer = peer
         ending.fin = self._fin_by(ending, peer)
         if ending.orderly is None:
-            ending.orderly = bool(ending.fin.proven and ending.fin.counted)
+            ending.orderly = not peer.cleared and peer.received > ending.words.payload_sent
         self._finish(ending)
 
     @staticmethod
     def _fin_by(ending: Ending, peer: LastWords) -> Fin:
         fin = ending.fin or _NO_FIN
-        return fin if fin.proven else (fin_by_peer(ending.words, peer) or fin)
+        if fin.proven:
+            return fin
+        return _NO_FIN if peer.cleared else fin_by_peer(ending.words, peer) or fin  # who aborts sends no FIN
 
     # -- the end
 

@@ -9,8 +9,10 @@ either way:
 3. no data segment came since the last dump: what was received since is the FIN, or nothing;
 4. the other end, if it is on this machine: a FIN is received behind everything that was sent;
 5. what is left in the kernel after an orderly end: FIN_WAIT2 -- the FIN had not come; TIME_WAIT
-   with something unread -- it had, or the end would have been a reset; TIME_WAIT younger than the last
-   segment that the socket saw -- it came afterwards.
+   with something unread -- it had, or the end would have been a reset.
+
+TIME_WAIT that is younger than the last segment of the socket makes likely that the FIN came afterwards, and no
+more: one that comes again renews it (``tcp_timewait_state_process``).
 
 Beyond these sock_diag cannot tell: the likelier count is reported, as uncertain by one byte.
 """
@@ -165,14 +167,19 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     if not before.data_segments or before.data_segments != words.data_segments or came not in {0, 1}:
         return None
     # A dump does not lock the socket: a FIN that comes meanwhile may be counted in a row of the state before.
-    if came or entry.seen > entry.changed or before.last_segment_ms > _TICKS_MS:
+    if came or entry.seen > entry.changed or (before.last_segment_ms > _TICKS_MS and _same_state(*entry.report.place)):
         return Fin(came, proven=True)
     return None
 
 
+def _same_state(message: bytes, start: int, length: int) -> bool:
+    """True if a row has one state: it is read twice, and whoever dumps may lose the processor between."""
+    return length > TcpInfo.STATE and message[start + TcpInfo.STATE] == message[HEADER.size + 1]
+
+
 def fin_by_peer(words: LastWords, peer: LastWords) -> Fin | None:
     """What the other end's counts prove (4); `None`: it cannot be the other end, or has no counts any more."""
-    if peer.cleared or words.received > peer.payload_sent + 1:
+    if peer.cleared or words.received > peer.payload_sent + 1 or peer.received > words.payload_sent + 1:
         return None
     return Fin(int(words.received == peer.payload_sent + 1), proven=True)
 
@@ -203,7 +210,7 @@ def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None) -> F
         (expires,) = _U32.unpack_from(found, _EXPIRES_AT)
         age = _TIME_WAIT_MS - expires
         if age + _TICKS_MS < words.last_segment_ms:
-            return Fin(0, proven=True)
+            return Fin(0, proven=False)
         # Who read the end of the stream may hold the socket for long; an orphan goes with the last acknowledgement.
         return Fin(int(words.last_segment_ms > _TICKS_MS), proven=False)
     # One unread byte is the FIN, more likely: unread data makes an end a reset (``tcp_close``).

@@ -17,6 +17,16 @@ _CLOSED_HERE = frozenset(
 )
 _CLOSED_THERE = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK})
 _ATTEMPTS = frozenset({SocketState.SYN_SENT, SocketState.SYN_RECV})
+_OPEN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.FIN_WAIT1})
+"""From these a connection ends without an error only where this end aborts it, or closes it with something unread."""
+# Errors by Linux' numbers: a recording may be played elsewhere.
+_EPIPE, _ECONNABORTED, _ECONNRESET, _ETIMEDOUT, _ECONNREFUSED = 32, 103, 104, 110, 111
+_RESETS = frozenset({_ECONNRESET, _EPIPE})
+_ATTEMPTS_BY_ERROR = {
+    _ECONNREFUSED: Outcome.REFUSED,
+    _ECONNRESET: Outcome.REFUSED,
+    _ETIMEDOUT: Outcome.TIMED_OUT,
+}
 
 
 class Traces(NamedTuple):
@@ -93,6 +103,14 @@ def _reset_by(words: LastWords, traces: Traces) -> Outcome:
     return Outcome.RESET_HERE if traces.local else Outcome.RESET
 
 
+def _outcome_by_error(ended: Ended) -> Outcome:
+    """How a connection ended for which the kernel has an error (``tcp_reset``, ``tcp_write_err``, ``tcp_abort``)."""
+    if ended.error in _RESETS:
+        # Data that comes when nobody can read it any more ends a connection as if the other end had reset it.
+        return Outcome.RESET if ended.deaf and ended.state in _CLOSED_HERE else Outcome.RESET_THERE
+    return Outcome.RESET_HERE if ended.error == _ECONNABORTED else Outcome.TIMED_OUT
+
+
 def outcome_by_record(ended: Ended, words: LastWords | None) -> Outcome | None:
     """How a connection ended whose last state a record has; `None` where the state does not say, and nobody was heard.
 
@@ -102,7 +120,12 @@ def outcome_by_record(ended: Ended, words: LastWords | None) -> Outcome | None:
     """
     repeated = ended.totals.retransmitted_segments or 0
     if ended.state in _ATTEMPTS or not ended.established:
-        return outcome_of_attempt(words, repeated, quick=words is not None)
+        known = _ATTEMPTS_BY_ERROR.get(ended.error or 0)
+        return known or outcome_of_attempt(words, repeated, quick=words is not None)
+    if ended.error:
+        return _outcome_by_error(ended)
+    if ended.error is not None and ended.state in _OPEN:
+        return Outcome.RESET_HERE
     if ended.state in _CLOSED_THERE - {SocketState.CLOSE_WAIT}:
         return Outcome.CLOSED_THERE
     if ended.state in _CLOSED_HERE - {SocketState.FIN_WAIT1}:

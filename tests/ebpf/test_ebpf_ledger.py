@@ -135,6 +135,21 @@ def test_an_owner_after_the_end():
     assert owner_of(found[2].facts).how is HowKnown.CLOSER
 
 
+@pytest.mark.parametrize(
+    ("flags", "error", "deaf"),
+    [
+        (0, None, False),
+        (Flag.ERROR_KNOWN, 0, False),
+        (Flag.ERROR_KNOWN | 104 << 16, 104, False),
+        (Flag.ERROR_KNOWN | Flag.SHUT_FOR_READING | 32 << 16, 32, True),
+    ],
+)
+def test_an_end_has_the_error_that_ended_it(flags, error, deaf):
+    """The third byte of the flags, where the programs say that they know it."""
+    (ended,) = evidence(record(Kind.CLOSED, 1, flags=flags))
+    assert (ended.error, ended.deaf) == (error, deaf)
+
+
 @pytest.mark.parametrize("kind", [Kind.OPENED, Kind.ESTABLISHED, Kind.ACCEPTED, Kind.CLOSED])
 def test_repetitions(kind):
     """The same change of state twice, one right after the other, is one."""

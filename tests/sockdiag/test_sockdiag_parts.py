@@ -229,8 +229,9 @@ def test_what_dumps_prove_of_a_fin(facts, expected):
 def test_the_other_end_proves_a_fin(sent, expected):
     """100 bytes came: one more than the other end sent is its FIN; two more, and it is another end."""
     _, words = ended()
-    _, peer = ended(tx=sent)
+    peer = ended(tx=sent)[1]._replace(received=51)
     assert fin_by_peer(words, peer) == expected
+    assert fin_by_peer(words, peer._replace(received=52)) is None, "it has more than was sent: it is another end"
     assert fin_by_peer(words, peer._replace(segments_in=0, segments_out=0)) is None
 
 
@@ -240,7 +241,7 @@ def test_the_other_end_proves_a_fin(sent, expected):
         ({}, Remains.FIN_WAIT2, 60_000, (0, True)),
         ({"unread": 1}, Remains.TIME_WAIT, 59_990, (1, True)),
         ({"unread": 7}, Remains.TIME_WAIT, 59_990, (1, True)),
-        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_990, (0, True)),
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_990, (0, False)),
         ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 59_990, (0, False)),
         ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_700, (1, False)),
         ({}, Remains.NOTHING, 0, (1, False)),
