@@ -144,5 +144,17 @@ class MonitorOptions:
     """True: undecodable bytes raise `ProtocolError` instead of becoming `EventsLost`."""
 
 
+def refuse_ebpf(options: MonitorOptions, backend: str) -> None:
+    """Called by a backend that has no eBPF programs.
+
+    Raises:
+        UsageError: They are required.
+    """
+    if options.ebpf is Ebpf.REQUIRE:
+        raise UsageError(
+            f"ebpf: 'require' is for the backend sock_diag of a Linux machine; {backend} has no eBPF programs"
+        )
+
+
 STEERING = ("providers", "interval", "discovery", "pulse", "extras", "receive_buffer")
 """The options that steer a core's conversation; the others only say what is made of its events."""

@@ -90,6 +90,13 @@ def test_a_path_without_a_kernel_says_how_to_give_one():
         Monitor(backend="unix:/tmp/somewhere")
 
 
+@pytest.mark.parametrize("backend", [Emulated(), Replay("x"), UnixSocket("/x", "xnu-11417.121.6")])
+def test_where_there_are_no_programs_they_cannot_be_required(backend):
+    monitor = Monitor(backend=backend, ebpf="require")
+    with pytest.raises(UsageError, match=r"'require' is for .*sock_diag.* has no eBPF programs"):
+        anyio.run(monitor.start)
+
+
 @pytest.mark.parametrize("name", ["kctl", "emulated", "replay:x", "unix:x"])
 def test_namespaces_belong_to_linux(name):
     with pytest.raises(UsageError, match="no network namespaces"):

@@ -7,18 +7,29 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._errors import ProtocolError
-from ..ebpf import Kind, MapsPurpose, RingPurpose, decode_answer, decode_records, decode_request, text_of
+from ..ebpf import (
+    Counters,
+    FlowRow,
+    Kind,
+    MapsPurpose,
+    OwnerRow,
+    PeerRow,
+    RingPurpose,
+    decode_answer,
+    decode_records,
+    decode_request,
+    text_of,
+)
+from ..ebpf import Record as ProgramRecord
 from ..recording import Record, RecordKind
 from ._decode import Line, empty_line
 
 CHANNELS = frozenset({RingPurpose.channel, MapsPurpose.channel})
 """Numbers of the channels whose records these are."""
-_COUNTS = frozenset(
-    {"tx_bytes", "tx_calls", "rx_bytes", "rx_calls", "tx_payload", "rx_payload", "tx_packets", "rx_packets"}
-)
+_COUNTS = frozenset(Counters._fields)
 _LEFT_OUT = frozenset({"header", "page"})
 _KINDS = {int(kind): kind.name for kind in Kind}
 
@@ -59,7 +70,7 @@ def _answer(record: Record) -> list[Line]:
     return lines
 
 
-def _row(record: Record, place: int, name: str, row: NamedTuple) -> Line:
+def _row(record: Record, place: int, name: str, row: ProgramRecord | FlowRow | OwnerRow | PeerRow) -> Line:
     values = {key: value for key, value in row._asdict().items() if key not in _LEFT_OUT}
     family = values.get("family")
     for key, value in values.items():

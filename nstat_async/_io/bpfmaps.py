@@ -35,6 +35,9 @@ BATCH = 256
 """Entries in one piece."""
 ROWS = 48 * OWNER.size
 """Bytes of an iterator's rows in one piece, a multiple of one: the kernel cuts where the buffer ends."""
+_COPIES = ("tcp_state", "tcp_state_again")
+"""Of a change of state that both are skipped for nobody tells."""
+_SKIPPED = frozenset({*_COPIES, "sent", "received"})
 _COUNTERS = 4
 _MOVED = 8
 
@@ -218,8 +221,6 @@ class MapsChannel:
 
     def _skipped(self) -> tuple[int, int]:
         """How often both copies for changes of state, and those for sends and receives, were skipped."""
-        states, again, sent, received = (
-            recursion_misses(self._programs[name]) if name in self._programs else 0
-            for name in ("tcp_state", "tcp_state_again", "sent", "received")
-        )
-        return min(states, again), sent + received
+        missed = {name: recursion_misses(number) for name, number in self._programs.items() if name in _SKIPPED}
+        states = [missed.pop(name) for name in _COPIES if name in missed]
+        return min(states, default=0), sum(missed.values())

@@ -16,7 +16,7 @@ from typing import Any
 
 from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
-from .._options import MonitorOptions
+from .._options import MonitorOptions, refuse_ebpf
 from ..ntstat import CONTROL_NAME, FindPaths, Kernel, Ledger, LedgerRow, OpenEvidence, PathsFound, ReadLedger, Session
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
 from .darwin import client_metrics, process_path, refused_announcements
@@ -46,6 +46,7 @@ def make_session(
     ledger: bool = False,
 ) -> Session:
     """The core for a Darwin kernel behind any channel; a BackendUnavailableError if its version is not understood."""
+    refuse_ebpf(options, backend)
     try:
         kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
     except UsageError as error:

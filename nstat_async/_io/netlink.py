@@ -16,7 +16,6 @@ from typing import Any
 
 from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason
-from ..ebpf import Tier
 from ..sockdiag import (
     AttachAnswer,
     AttachRequest,
@@ -214,7 +213,7 @@ class NetlinkTransport:
                 programs.close()
                 return AttachAnswer(reason=UnavailableReason.RESOURCE, detail="the monitor was closed meanwhile")
             self._programs = programs
-        refused = next(iter(programs.refusals), None) if programs.tier is not Tier.ALL else None
+        refused = next(iter(programs.refusals), None)
         return AttachAnswer(
             tier=programs.tier,
             reason=None if refused is None else refused.reason,

@@ -15,7 +15,7 @@ from .._errors import UsageError
 from .._io.jetstream import StreamSettings
 from .._io.nats import require_nats
 from .._io.nats_access import NatsAccess, server_urls
-from .._options import MonitorOptions
+from .._options import MonitorOptions, refuse_ebpf
 from ..fleet import host_name
 
 __all__ = ["Fleet"]
@@ -78,8 +78,9 @@ class Fleet:
 
         Raises:
             BackendUnavailableError: nats-py is not installed.
-            UsageError: The loop is not asyncio's, or it is to be recorded.
+            UsageError: The loop is not asyncio's, it is to be recorded, or eBPF is required.
         """
+        refuse_ebpf(options, self.name)
         if options.record_to is not None:
             raise UsageError("record_to: a fleet is not recorded; its stream keeps what was, and since= plays it")
         require_nats("a fleet")

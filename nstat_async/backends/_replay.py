@@ -11,7 +11,7 @@ import attrs
 from .._checks import check_path, check_timebase, positive
 from .._contract import Feed
 from .._errors import UsageError
-from .._options import MonitorOptions
+from .._options import MonitorOptions, refuse_ebpf
 from ._kernels import check_kernel
 
 __all__ = ["Replay"]
@@ -46,8 +46,9 @@ class Replay:
 
         Raises:
             RecordingError: It cannot be opened, is no recording, or its kernel is not known.
-            UsageError: It is to be recorded.
+            UsageError: It is to be recorded, or eBPF is required: a recording has what was recorded.
         """
+        refuse_ebpf(options, self.name)
         if options.record_to is not None:
             raise UsageError("record_to: a recording is not recorded again; nstat_async.recording.copy copies it")
         from .._io.replay import ReplayFeed  # noqa: PLC0415  # with both protocols, which others do without

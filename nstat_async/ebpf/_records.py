@@ -6,13 +6,17 @@ that several records share, as in the C file.
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from .._errors import ProtocolError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "FLOW",
@@ -57,7 +61,7 @@ OWNER = struct.Struct(f"=QQ {FACTS} Q".replace(" ", ""))
 """``struct owner``: one descriptor of a process that is a socket."""
 PEER_KEY = struct.Struct("=Q16sHHI")
 PEER = struct.Struct("=QQQQQII")
-_COOKIE = struct.Struct("=Q")
+_T = TypeVar("_T")
 
 
 class Kind(enum.IntEnum):
@@ -106,21 +110,10 @@ class SocketType(enum.IntEnum):
     RAW = 3
 
 
-class Record(NamedTuple):
-    """One record of the ring buffer, as the kernel wrote it.
+class _Facts:
+    """What a socket is and whose (``struct facts``)."""
 
-    The counts of a TCP record have another meaning than those of a datagram socket; `nstat_async.ebpf.Ledger`
-    translates both.
-    """
-
-    header: int
-    """Length of the record; bit 31: busy, bit 30: discarded."""
-    page: int
-    """The kernel's own."""
-    time: int
-    """Nanoseconds since boot, time asleep included (``CLOCK_BOOTTIME``)."""
-    cookie: int
-    """The socket: unique until the machine is restarted (``SO_COOKIE``)."""
+    __slots__ = ()
     net_cookie: int
     """The network namespace (``SO_NETNS_COOKIE``)."""
     cgroup: int
@@ -150,16 +143,22 @@ class Record(NamedTuple):
     type: int
     """See `SocketType`."""
     kind: int
-    """See `Kind`."""
+    """See `Kind`; in records only."""
     old: int
-    """TCP state before."""
+    """TCP state before; in records only."""
     new: int
-    """TCP state after."""
+    """TCP state after; in records only."""
     last_pid: int
     """Who sent or received last; 0: not known."""
     local: bytes
     """16 bytes, of which IPv4 uses four."""
     remote: bytes
+
+
+class _Counts:
+    """What went through a socket (``struct counts``); a TCP record has the kernel's own counts in their places."""
+
+    __slots__ = ()
     tx_bytes: int
     """Bytes that sends took; TCP: bytes sent, repeated ones included."""
     tx_calls: int
@@ -178,54 +177,71 @@ class Record(NamedTuple):
     """Datagrams that arrived; TCP: segments."""
 
 
-class Counters(NamedTuple):
-    """What went through a socket that is not TCP's (``struct counts``): names as in `Record`."""
+if TYPE_CHECKING:
 
-    tx_bytes: int
-    tx_calls: int
-    rx_bytes: int
-    rx_calls: int
-    tx_payload: int
-    rx_payload: int
-    tx_packets: int
-    rx_packets: int
+    class _Tuple(tuple[Any, ...]):
+        """What `_row` adds to a class."""
+
+        __slots__ = ()
+
+        def __new__(cls, *values: Any, **named: Any) -> Self: ...
+
+        _fields: ClassVar[tuple[str, ...]]
+
+        def _replace(self, **changes: Any) -> Self: ...
+        def _asdict(self) -> dict[str, Any]: ...
+        @classmethod
+        def _make(cls, values: Iterable[Any]) -> Self: ...
+
+else:
+    _Tuple = object
 
 
-class FlowRow(NamedTuple):
-    """One entry of the map of flows: names as in `Record`."""
+def _row(*parts: str | type) -> Callable[[type[_T]], type[_T]]:
+    """Make a class a named tuple of these fields, given by name or as the class that has them, in the order of the bytes."""
+    fields = [name for part in parts for name in (part.split() if isinstance(part, str) else part.__annotations__)]
 
+    def named(cls: type[_T]) -> type[_T]:
+        inner = {"__slots__": (), "__doc__": cls.__doc__, "__module__": cls.__module__}
+        return type(cls.__name__, (cls, collections.namedtuple(cls.__name__, fields)), inner)  # noqa: PYI024
+
+    return named
+
+
+@_row(_Counts)
+class Counters(_Counts, _Tuple):
+    """What went through a socket that is not TCP's."""
+
+    __slots__ = ()
+
+
+@_row("header page time cookie", _Facts, _Counts)
+class Record(_Facts, _Counts, _Tuple):
+    """One record of the ring buffer, as the kernel wrote it.
+
+    The counts of a TCP record have another meaning than those of a datagram socket; `nstat_async.ebpf.Ledger`
+    translates both.
+    """
+
+    __slots__ = ()
+    header: int
+    """Length of the record; bit 31: busy, bit 30: discarded."""
+    page: int
+    """The kernel's own."""
+    time: int
+    """Nanoseconds since boot, time asleep included (``CLOCK_BOOTTIME``)."""
     cookie: int
-    tx_bytes: int
-    tx_calls: int
-    rx_bytes: int
-    rx_calls: int
-    tx_payload: int
-    rx_payload: int
-    tx_packets: int
-    rx_packets: int
+    """The socket: unique until the machine is restarted (``SO_COOKIE``)."""
+
+
+@_row("cookie", _Counts, "first", _Facts)
+class FlowRow(_Facts, _Counts, _Tuple):
+    """One entry of the map of flows."""
+
+    __slots__ = ()
+    cookie: int
     first: int
     """Nanoseconds since boot when the entry was made."""
-    net_cookie: int
-    cgroup: int
-    start: int
-    pid: int
-    tid: int
-    comm: bytes
-    netns: int
-    uid: int
-    ifindex: int
-    flags: int
-    family: int
-    protocol: int
-    local_port: int
-    remote_port: int
-    type: int
-    kind: int
-    old: int
-    new: int
-    last_pid: int
-    local: bytes
-    remote: bytes
 
     @property
     def counters(self) -> Counters:
@@ -233,33 +249,14 @@ class FlowRow(NamedTuple):
         return Counters(*self[1:9])
 
 
-class OwnerRow(NamedTuple):
-    """One descriptor of one process that is a socket: names as in `Record`."""
+@_row("cookie inode", _Facts, "fd")
+class OwnerRow(_Facts, _Tuple):
+    """One descriptor of one process that is a socket."""
 
+    __slots__ = ()
     cookie: int
     inode: int
     """The socket's inode, as in ``/proc/PID/fd`` and in a dump of sock_diag."""
-    net_cookie: int
-    cgroup: int
-    start: int
-    pid: int
-    tid: int
-    comm: bytes
-    netns: int
-    uid: int
-    ifindex: int
-    flags: int
-    family: int
-    protocol: int
-    local_port: int
-    remote_port: int
-    type: int
-    kind: int
-    old: int
-    new: int
-    last_pid: int
-    local: bytes
-    remote: bytes
     fd: int
     """The descriptor's number."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import errno
 import os
 import signal
 import socket
@@ -31,7 +33,7 @@ from ebpf_living import (
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Visibility
 from nstat_async import json as flow_json
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
-from nstat_async._io import bpfmaps, netlink
+from nstat_async._io import bpf, bpfmaps, netlink
 from nstat_async._io.bpfload import EbpfSettings
 from nstat_async._io.ring import Ring
 from nstat_async._model import Direction, Provider
@@ -707,6 +709,70 @@ def test_whatever_is_refused_sock_diag_goes_on(namespace, monkeypatch, step):
     monitored(work, ebpf="auto", interval=0.1)
     assert capabilities[0].ebpf == "none"
     assert capabilities[0].ebpf_reason
+
+
+class Refusing:
+    """The system call bpf(2), of which some calls are refused.
+
+    Args:
+        call: The call itself.
+        refused: Numbers of the calls that are, counted from 0.
+        number: With which error.
+    """
+
+    def __init__(self, call: Callable[..., int], refused: range, number: int) -> None:
+        self.calls = 0
+        self._call = call
+        self._refused = refused
+        self._number = number
+
+    def __call__(self, *arguments: object) -> int:
+        self.calls += 1
+        if self.calls - 1 not in self._refused:
+            return self._call(*arguments)
+        ctypes.set_errno(self._number)
+        return -1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOMEM])
+@pytest.mark.parametrize("alone", [True, False])
+def test_every_call_refused_leaves_a_working_monitor(namespace, monkeypatch, number, alone):
+    """One call after the other, alone or with all that follow: each connection is seen, with its bytes, and nothing is left open."""
+
+    async def work(seen: Seen) -> None:
+        with udp() as sock:
+            sock.sendto(b"x", sock.getsockname())
+            await seen.monitor.poll_now()
+        client, inbound, server = connection()
+        place = port(client)
+        client.sendall(bytes(3))
+        for each in (client, inbound, server):
+            each.close()
+        await seen.until(lambda: seen.of(FlowRemoved, place))
+        (removed,) = seen.of(FlowRemoved, place)
+        assert (removed.counts.tx_bytes, removed.final) == (3, True), step
+        tiers.append((seen.monitor.capabilities.ebpf, seen.monitor.capabilities.ebpf_reason))
+
+    tiers, step, system_call = [], 0, bpf._system_call()
+    monitored(work, ebpf="off", interval=None)  # what is made once and kept
+    tiers.clear()
+    before = len(os.listdir("/proc/self/fd"))
+    while True:
+        refusing = Refusing(system_call, range(step, step + 1 if alone else sys.maxsize), number)
+        monkeypatch.setattr(bpf, "_system_call", lambda refusing=refusing: refusing)
+        monitored(work, ebpf="auto", interval=None)
+        end = time.monotonic() + LIMIT
+        while len(os.listdir("/proc/self/fd")) != before:  # a look at /proc may still be under way
+            assert time.monotonic() < end, step
+            time.sleep(0.002)
+        if refusing.calls <= step:
+            break
+        assert tiers[-1][0] == ALL.value or tiers[-1][1], step
+        step += 1
+    assert step > 20
+    assert tiers[0][0] == "none"
+    assert tiers[-1] == (ALL.value, None)
 
 
 # --- recordings ----------------------------------------------------------------------------------
