@@ -177,16 +177,21 @@ class NamespaceFinder:
         self._closed: set[int] = set()
         """Inodes of those that cannot be entered."""
         self._beyond: set[int] = set()
+        self.closed = False
+        """True if no other can be entered."""
         self._hidden = 0
         self._round: Iterator[None] | None = None
         self._met: dict[int, str] = {}
         """Inodes that the round under way has met, with a file of each."""
 
-    def begin(self) -> None:
+    def begin(self, *, programs: bool = False) -> None:
         """Begin with this one; the others are the answer to the first question.
 
+        Args:
+            programs: eBPF programs may tell of those that cannot be entered.
+
         Raises:
-            BackendUnavailableError: No other can be entered, or ``/proc`` is not there.
+            BackendUnavailableError: No other can be entered, and nobody else tells of them; or ``/proc`` is not there.
         """
         try:
             own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
@@ -196,7 +201,9 @@ class NamespaceFinder:
             finally:
                 os.close(own)
         except OSError as error:
-            raise _unavailable("netns all needs CAP_SYS_ADMIN, and /proc", error) from error
+            self.closed = error.errno == errno.EPERM
+            if not (self.closed and programs):
+                raise _unavailable("netns all needs CAP_SYS_ADMIN, and /proc", error) from error
         self._watched.add(0, None)
         self._next = 1
 
@@ -226,6 +233,9 @@ class NamespaceFinder:
         if done:
             self._round = None
             gone = tuple(self._missing())
+        names = tuple(
+            (inode, label_of(self._met[inode])) for inode in self._closed | self._beyond if inode in self._met
+        )
         return NamespacesAnswer(
             found,
             gone,
@@ -234,6 +244,8 @@ class NamespaceFinder:
             self._hidden,
             most=self._most,
             by_descriptors=self._most < MOST,
+            names=names,
+            whole=done,
         )
 
     def _walk(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import attrs
 from .._contract import Core, Feed, Transport
 from .._errors import UsageError
 from .._io.system import LINUX, require
-from .._options import MonitorOptions
+from .._options import Ebpf, MonitorOptions
 
 __all__ = ["Namespace", "SockDiag", "receive_limit"]
 
@@ -41,7 +41,7 @@ class SockDiag:
     netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
     """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for this
     one; several as a tuple. ``"all"``: every one that there is, this one's and those of containers and names, as they
-    come and go. Any but this one needs CAP_SYS_ADMIN."""
+    come and go. Any but this one needs CAP_SYS_ADMIN; ``"all"`` without it shows what eBPF programs see of them."""
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.
@@ -72,7 +72,7 @@ class SockDiag:
         if self.netns == (ALL,):
             watched = Watched()
             finder = NamespaceFinder(watched)
-            finder.begin()
+            finder.begin(programs=options.ebpf is not Ebpf.OFF)
             namespaces = [NetworkNamespace()]
         else:
             namespaces, watched = open_namespaces(self.netns)
@@ -85,6 +85,7 @@ class SockDiag:
             limit=limit,
             ebpf=options.ebpf,
             all_namespaces=finder is not None,
+            closed=finder is not None and finder.closed,
             cgroups=True,
         )
         try:

@@ -147,7 +147,7 @@ class _Facts:
     old: int
     """TCP state before; in records only."""
     new: int
-    """TCP state after; in records only."""
+    """TCP state after; in an `OwnerRow` the state."""
     last_pid: int
     """Who sent or received last; 0: not known."""
     local: bytes

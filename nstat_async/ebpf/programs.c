@@ -37,6 +37,7 @@ struct socket;
 struct sock_common {
     u32 skc_daddr, skc_rcv_saddr;
     u16 skc_dport, skc_num, skc_family;
+    u8 skc_state;
     unsigned long skc_flags;
     possible_net_t skc_net;
     atomic64_t skc_cookie;
@@ -132,7 +133,7 @@ struct facts {                                             // 112 bytes
     struct who who;
     u32 netns, uid, ifindex, flags;
     u16 family, protocol, local_port, remote_port;         // local in host order, remote in network order
-    u8 type, kind, old, new;                               // the last three only in records
+    u8 type, kind, old, new;                               // kind, old, new in records; new in owners: the state
     u32 last_tgid;                                         // who did the last I/O
     u64 local[2], remote[2];
 };
@@ -550,6 +551,7 @@ SECTION("iter/task_file") int owners(struct bpf_iter__task_file *context) {
     describe_socket(&owner.facts, sk);
     describe_task(&owner.facts.who, task);
     owner.facts.flags = HAS_PROCESS;
+    owner.facts.new = sk->__sk_common.skc_state;
     seq_write(context->meta->seq, &owner, sizeof owner);
     return 0;
 }

@@ -85,6 +85,8 @@ class Book:
         """Those that are neither TCP's nor UDP's: no dump has them."""
         self.ended: dict[int, Entry] | None = None
         """UDP sockets that ended, for whoever has more to say of them; `None`: nobody has."""
+        self.dumped = True
+        """False: no dump and no removal tells of its sockets."""
         self.reported = 0
         """Sockets of the book that the dumps of this poll had."""
         self._dumping = False

@@ -52,15 +52,19 @@ class Namespace:
         options: MonitorOptions,
         *,
         vital: bool = True,
+        entered: bool = True,
     ) -> None:
         links, self._formats = LinkTable(), RowFormats()
         self.identity = identity
         self.number = number
+        self.entered = entered
+        """False: nobody can ask in it, and eBPF programs alone tell of it (`Glimpses`)."""
         self.polled = False
         """True once a poll began to look at it."""
         self.book = Book(
             output, number, identity, links, owners, cgroups, every_update=options.every_update, extras=options.extras
         )
+        self.book.dumped = entered
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
         endings = Endings(output, self.book, self.lookups, links, self._formats)
@@ -71,7 +75,8 @@ class Namespace:
         )
         self.dumps.vital = vital
         self.tables = TableSource(output, self.book, sightings, self._formats, protocols)
-        self.sources: tuple[Source, ...] = (self.removals, self.addresses, self.lookups, self.dumps)
+        sources = (self.removals, self.addresses, self.lookups, self.dumps)
+        self.sources: tuple[Source, ...] = sources if entered else ()
         """In the order in which their channels are opened."""
         self.pulse = PulseSource(
             output,
@@ -104,6 +109,8 @@ class Namespace:
     def begin_poll(self) -> None:
         """Dump everything."""
         self.polled = True
+        if not self.entered:
+            return
         self._judged, self._absent = False, []
         self.book.begin_poll()
         self.removals.begin_poll()
@@ -138,6 +145,8 @@ class Namespace:
 
     def end_poll(self) -> None:
         """Everything that this poll found is in the book."""
+        if not self.entered:
+            return
         if self.dumps.complete:
             self.removals.end_poll()
             self.book.end_complete_poll()

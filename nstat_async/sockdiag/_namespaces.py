@@ -5,11 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
+from ._glimpses import Glimpses
 from ._output import Output
 from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest
 
 REMEMBERED = 1024
-"""Namespaces of which it is known that they are not watched."""
+"""Namespaces of which records told, and that were not found."""
+ROUNDS = 2
+"""Whole rounds that do not find a namespace until it is watched from outside: the first may have begun before it was met."""
+
+
+MOST_LOOKS = 32
+"""Looks right after each other for one of them: a round of a machine with many processes is several."""
+
+
+@attrs.define
+class _Stranger:
+    """A namespace of which a record told."""
+
+    inode: int
+    looks: int = 0
+    """Looks since."""
+    rounds: int = 0
+    """Whole rounds since."""
 
 
 class NamespaceSource:
@@ -19,21 +39,32 @@ class NamespaceSource:
         output: Where questions go.
         add: Called with a namespace that was found.
         drop: Called with the number of one that is gone.
+        glimpses: Those that cannot be found, or not be entered.
         asks: Whether namespaces are looked for.
+        closed: Whether none of them may be entered: then nobody waits for a look.
     """
 
     def __init__(
-        self, output: Output, add: Callable[[FoundNamespace], None], drop: Callable[[int], None], *, asks: bool
+        self,
+        output: Output,
+        add: Callable[[FoundNamespace], None],
+        drop: Callable[[int], None],
+        glimpses: Glimpses,
+        *,
+        asks: bool,
+        closed: bool,
     ) -> None:
         self._output = output
         self._add = add
         self._drop = drop
+        self._glimpses = glimpses
         self._asks = asks
+        self._closed = closed
         self.settled = not asks
         """True when it is known which ones there are."""
         self._asking = self._again = False
-        self._met: set[int] = set()
-        """Cookies of namespaces that were not watched when a record came."""
+        self._strangers: dict[int, _Stranger] = {}
+        """By cookie: of these a record came, and they are not watched."""
         self._released: list[int] = []
         self._last = NamespacesAnswer()
 
@@ -44,16 +75,22 @@ class NamespaceSource:
             released, self._released = tuple(self._released), []
             self._output.ask(NamespacesRequest(released), self.take)
 
-    def meet(self, cookie: int) -> bool:
+    def meet(self, cookie: int, inode: int) -> bool:
         """A record is of a namespace that is not watched: look at once, if it may be a new one.
 
         Returns:
-            Whether it may be watched soon.
+            Whether it may be watched soon, and is not by now.
         """
-        if self._asks and cookie not in self._met:
-            if len(self._met) >= REMEMBERED:
-                self._met.clear()
-            self._met.add(cookie)
+        if self._closed and inode:
+            self._glimpses.meet(cookie, self._label(cookie, inode), inode)
+            return False
+        stranger = self._strangers.get(cookie)
+        if stranger is not None:
+            stranger.inode = stranger.inode or inode
+        elif self._asks:
+            if len(self._strangers) >= REMEMBERED:
+                del self._strangers[next(iter(self._strangers))]
+            self._strangers[cookie] = _Stranger(inode)
             self._again = self._asking
             self.ask()
         return self._asks
@@ -65,28 +102,54 @@ class NamespaceSource:
             return
         self._last = answer
         for found in answer.found:
+            if found.cookie is not None:
+                self._strangers.pop(found.cookie, None)
+                self._glimpses.entered(found.cookie)
             self._add(found)
         for number in answer.gone:
             self.release(number)
+        self._watch_from_outside(answer)
+        self._glimpses.sweep()
         if self._again:
             self._again = False
             self.ask()
+
+    def _watch_from_outside(self, answer: NamespacesAnswer) -> None:
+        """See to what records told of and the look did not find, or could not enter."""
+        labels = {inode for inode, _ in answer.names}
+        for cookie, stranger in list(self._strangers.items()):
+            stranger.looks += 1
+            stranger.rounds += answer.whole
+            if stranger.rounds >= ROUNDS or stranger.inode in labels:
+                if self._glimpses.meet(cookie, self._label(cookie, stranger.inode), stranger.inode):
+                    del self._strangers[cookie]
+            elif stranger.looks < MOST_LOOKS:
+                self._again = True
+
+    def _label(self, cookie: int, inode: int) -> str:
+        """What a namespace is called where it is known, else by its number as ``/proc/PID/ns`` shows it."""
+        return dict(self._last.names).get(inode) or (f"net:[{inode}]" if inode else f"net:{cookie}")
 
     def release(self, number: int) -> None:
         """A namespace is not watched any more."""
         self._drop(number)
         self._released.append(number)
 
-    def remarks(self) -> list[str]:
-        """What is not watched, for a person."""
+    def remarks(self, *, seen: bool) -> list[str]:
+        """What is not watched, for a person.
+
+        Args:
+            seen: eBPF programs tell of all namespaces.
+        """
         last, found = self._last, []
+        only = ": what eBPF programs see of them is all there is, without interfaces and, until its end, the counts of a TCP flow"
         if last.closed:
-            found.append(
-                f"{last.closed} network namespaces cannot be entered: that needs CAP_SYS_ADMIN in their user namespace"
-            )
+            needs = "that needs CAP_SYS_ADMIN in their user namespace"
+            found.append(f"{last.closed} network namespaces cannot be entered" + (only if seen else f": {needs}"))
         if last.beyond:
+            entered = "entered" if seen else "watched"
             limit = "the limit of open files (ulimit -n, LimitNOFILE=) allows" if last.by_descriptors else "the most is"
-            found.append(f"{last.beyond} network namespaces are not watched: {limit} {last.most or 'fewer'}")
+            found.append(f"{last.beyond} network namespaces are not {entered}: {limit} {last.most or 'fewer'}")
         if last.hidden:
             found.append("the network namespaces of some processes cannot be seen: that needs CAP_SYS_PTRACE")
         return found

@@ -73,6 +73,8 @@ class Polls:
         self._wanted = False
         """Another poll is wanted as soon as the one under way is over."""
         self._patience_ends = 0.0
+        self._fresh = True
+        """A namespace is looked at for the first time."""
 
     # -- when
 
@@ -152,6 +154,7 @@ class Polls:
         output.poll_began, self._wanted = output.now, False
         self._due = None if self._interval is None else output.now + self._interval
         self._stage = _Stage.GATHERING
+        self._fresh = any(not namespace.polled for namespace in self._namespaces)
         self._programs.begin_poll()
         for number in [namespace.number for namespace in self._namespaces if namespace.dumps.lost]:
             self._spaces.release(number)
@@ -176,8 +179,8 @@ class Polls:
 
     @property
     def _placed(self) -> bool:
-        """True when new flows need not wait for their cgroup any longer, nor those of the first poll for names."""
-        named = not (self._output.first_poll and self._owners.naming)
+        """True when new flows need not wait for their cgroup any longer, nor what was there before for names."""
+        named = not (self._fresh and self._owners.naming)
         return (named and not self._cgroups.searching) or self._output.now >= self._patience_ends
 
     @property

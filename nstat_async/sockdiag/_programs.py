@@ -140,11 +140,12 @@ class Programs:
         self._books = books
         self._owners = owners
         self._sightings = sightings
+        self.walked: Callable[[Answer], None] = lambda _answer: None
+        """Called with each piece of a walk over all descriptors."""
         self.remotes = Remotes(output, sightings.books)
         self._remotes_wanted = remotes
         self._ledger = Ledger(packets=False, births=False)
         self._meter = LossMeter()
-        self._adopted = False
         self._walk_due = 0.0
         self._lists = 0
         """Whole lists of counts to ask for, one in each poll."""
@@ -330,9 +331,10 @@ class Programs:
         self._ledger.answer(answer)
         if answer.operation is Operation.OWNERS:
             self._sightings.walks += answer.last and not answer.errno
-            if not self._adopted:
-                self._adopt(answer)
+            self.walked(answer)
         self._weigh()
+        if answer.operation is Operation.OWNERS:
+            self._adopt(answer)
         if answer.operation is Operation.TAKE and answer.last and self._taken:
             for cookie in self._taken.popleft():
                 self._sightings.give_up(cookie)  # nothing was counted
@@ -350,16 +352,16 @@ class Programs:
             self.maps.ask(Operation.OWNERS)
 
     def _adopt(self, answer: Answer) -> None:
-        """Have the datagram sockets counted, from now on, that were there before."""
-        cookies = self._sightings.books
+        """Have the datagram sockets counted, from now on, that were there before their programs, or their namespace was met."""
+        counted = self._ledger.sockets
         self._walked += [
             row
             for row in answer.rows
-            if isinstance(row, OwnerRow) and row.type != SocketType.STREAM and row.net_cookie in cookies
+            if isinstance(row, OwnerRow) and row.type != SocketType.STREAM and row.cookie not in counted
         ]
         if answer.last:
-            self._adopted = True
-            walked, self._walked = self._walked, []
+            walked = [row for row in self._walked if row.net_cookie in self._sightings.books]
+            self._walked = []
             if walked and tells(self.tier).udp_bytes:
                 now = round((self._output.now + self.attached.boot_offset) * _NANOSECONDS)
                 self.maps.send(encode_adoption(walked, now))

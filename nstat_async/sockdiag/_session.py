@@ -13,7 +13,7 @@ from itertools import chain
 import attrs
 
 from .._contract import Command, Mode
-from .._errors import NstatError, ProtocolError, UsageError
+from .._errors import BackendUnavailableError, NstatError, ProtocolError, UnavailableReason, UsageError
 from .._events import AnyEvent, ProviderRefused
 from .._model import Capabilities, Counts, Flow, Provider, Visibility
 from .._options import Ebpf, MonitorOptions
@@ -24,6 +24,7 @@ from ._constants import IPPROTO_TCP, IPPROTO_UDP, PROVIDERS
 from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
+from ._glimpses import Glimpses
 from ._namespace import Namespace
 from ._namespaces import NamespaceSource
 from ._output import Output
@@ -66,6 +67,7 @@ class Session:
         limit: Why not everybody's, for a person.
         ebpf: Whether eBPF programs are asked for.
         all_namespaces: Whether the transport looks for other network namespaces.
+        closed: Whether none of them may be entered.
         cgroups: Whether the transport looks up cgroups.
         mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
 
@@ -83,6 +85,7 @@ class Session:
         limit: str | None = None,
         ebpf: Ebpf = Ebpf.OFF,
         all_namespaces: bool = False,
+        closed: bool = False,
         cgroups: bool = True,
         mode: Mode = Mode.DRIVING,
     ) -> None:
@@ -94,6 +97,7 @@ class Session:
             limit=limit,
             ebpf=ebpf,
             all_namespaces=all_namespaces,
+            closed=closed,
             cgroups=cgroups,
         )
         """What it was made of, beside the options."""
@@ -113,15 +117,22 @@ class Session:
         self._numbered = 0
         self._rows = 0
         """Reports of namespaces that are gone."""
-        self._spaces = NamespaceSource(
-            self._output, self._found_namespace, self._drop_namespace, asks=setup.all_namespaces
-        )
         self._sightings = Sightings(self._output, self._owners, self._cgroups, self._protocols)
+        self._glimpses = Glimpses(self._glimpse_namespace, self._drop_namespace, self._sightings)
+        self._spaces = NamespaceSource(
+            self._output,
+            self._found_namespace,
+            self._drop_namespace,
+            self._glimpses,
+            asks=setup.all_namespaces,
+            closed=setup.closed,
+        )
         remotes = Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP in self._protocols
         self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf, remotes=remotes)
         self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
         """All sources of evidence, by channel."""
         self._sightings.strange = self._spaces.meet
+        self._programs.walked = self._glimpses.walked
         for namespace in namespaces:
             self._books.append(self._add_namespace(namespace).book)
         searches = (self._owners, self._cgroups)
@@ -147,17 +158,38 @@ class Session:
 
     def _add_namespace(self, identity: NetworkNamespace, *, vital: bool = True) -> Namespace:
         number, self._numbered = self._numbered, self._numbered + 1
-        searches = self._owners, self._cgroups
-        namespace = Namespace(
-            self._output, number, identity, *searches, self._sightings, self._protocols, self._options, vital=vital
-        )
-        self._namespaces.append(namespace)
+        namespace = self._make_namespace(number, identity, vital=vital)
         self._sources.update((source.channel, source) for source in (*namespace.sources, namespace.pulse))
         return namespace
 
+    def _glimpse_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
+        """A namespace is watched from outside."""
+        return self._make_namespace(number, identity, entered=False)
+
+    def _make_namespace(
+        self, number: int, identity: NetworkNamespace, *, vital: bool = False, entered: bool = True
+    ) -> Namespace:
+        namespace = Namespace(
+            self._output,
+            number,
+            identity,
+            self._owners,
+            self._cgroups,
+            self._sightings,
+            self._protocols,
+            self._options,
+            vital=vital,
+            entered=entered,
+        )
+        self._namespaces.append(namespace)
+        return namespace
+
+    def _entered(self) -> Iterator[Namespace]:
+        return (namespace for namespace in self._namespaces if namespace.entered)
+
     def _found_namespace(self, found: FoundNamespace) -> None:
         """A namespace came."""
-        if self._namespace(found.number) is not None or len(self._namespaces) >= MAX_NAMESPACES:
+        if self._namespace(found.number) is not None or sum(1 for _ in self._entered()) >= MAX_NAMESPACES:
             return
         self._numbered = found.number
         namespace = self._add_namespace(found.identity, vital=False)
@@ -172,7 +204,8 @@ class Session:
         if namespace is None:
             return
         self._namespaces.remove(namespace)
-        self._gone.absorb(namespace.book.coverage)
+        if namespace.entered:
+            self._gone.absorb(namespace.book.coverage)
         self._rows += namespace.dumps.rows
         for source in (*namespace.sources, namespace.pulse):
             self._sources.pop(source.channel, None)
@@ -214,7 +247,7 @@ class Session:
     @property
     def capabilities(self) -> Capabilities:
         """What is known by now about what this subscription can tell."""
-        removals = [namespace.removals for namespace in self._namespaces]
+        removals = [namespace.removals for namespace in self._entered()]
         reported = all(source.is_open for source in removals)
         answered = {KINDS[index].protocol for ns in self._namespaces for index in ns.dumps.answered}
         answered.update(*(namespace.tables.answered for namespace in self._namespaces))
@@ -269,7 +302,7 @@ class Session:
             beat = self._sightings.pulsing and self._options.pulse
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
             yield f"a flow that began and ended {between} has no process"
-        yield from self._spaces.remarks()
+        yield from self._spaces.remarks(seen=programs.tier is not Tier.NONE)
 
     @property
     def _names_all(self) -> bool:
@@ -291,7 +324,7 @@ class Session:
             "flows": sum(len(namespace.book.entries) for namespace in self._namespaces),
             "unresolved_owners": self._owners.unresolved,
             "unanswered_lookups": sum(namespace.lookups.unanswered for namespace in self._namespaces),
-            **coverage_of(self._gone, (namespace.book.coverage for namespace in self._namespaces)),
+            **coverage_of(self._gone, (namespace.book.coverage for namespace in self._entered())),
             **self._output.counters,
         }
 
@@ -309,6 +342,9 @@ class Session:
             self._spaces.ask()
 
     def _open_sources(self) -> None:
+        if self.setup.closed and self._programs.tier is Tier.NONE:
+            detail = f"netns all needs CAP_SYS_ADMIN, or eBPF programs: {self._programs.reason}"
+            self._output.failure = BackendUnavailableError("sock_diag", UnavailableReason.PERMISSION, detail)
         for namespace in self._namespaces:
             namespace.open()
 

@@ -321,6 +321,10 @@ class NamespacesAnswer:
     """How many are watched at once; 0 in older recordings."""
     by_descriptors: bool = False
     """There would be more if more files could be open."""
+    names: tuple[tuple[int, str], ...] = ()
+    """Inode and label of those that were met and are not watched."""
+    whole: bool = False
+    """True if a round ended with it: every namespace that can be found was met."""
 
 
 @attrs.frozen
@@ -407,6 +411,8 @@ class Setup:
     """Whether eBPF programs are asked for."""
     all_namespaces: bool = False
     """Whether other network namespaces are looked for."""
+    closed: bool = False
+    """Whether none of them may be entered."""
     cgroups: bool = False
     """Whether cgroups are looked up; recordings that say nothing of it have no answers."""
 

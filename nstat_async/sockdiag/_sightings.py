@@ -148,8 +148,8 @@ class Sightings:
         """Whether the last counts of this datagram socket are on their way."""
         self.gone: Callable[[int], None] = lambda _cookie: None
         """Called with a socket whose end is proven without a record."""
-        self.strange: Callable[[int], bool] = lambda _cookie: False
-        """Called with the cookie of a network namespace that is not watched; whether it may come to be."""
+        self.strange: Callable[[int, int], bool] = lambda _cookie, _inode: False
+        """Called with cookie and inode of a network namespace that is not watched; whether it may come to be, and is not yet."""
         self.books: dict[int, Book] = {}
         """By the cookie of their network namespace."""
         self._output = output
@@ -182,11 +182,10 @@ class Sightings:
         """Take in what the programs saw."""
         for each in evidence:
             facts = each.facts
+            if facts.net_cookie not in self.books and self.strange(facts.net_cookie, facts.netns):
+                self._held.append((self._output.now, each))
             book = self.books.get(facts.net_cookie)
-            if book is None:
-                if self.strange(facts.net_cookie):
-                    self._held.append((self._output.now, each))
-            elif facts.family in _FAMILIES and self._wants(protocol_of(facts)):
+            if book is not None and facts.family in _FAMILIES and self._wants(protocol_of(facts)):
                 self._takers[type(each)](book, each)
 
     def know(self, net_cookie: int, book: Book) -> None:
@@ -205,9 +204,12 @@ class Sightings:
         """The entry of a socket, made where there is none; `None` for one that is not bound: a dump has none of those."""
         entry = self.known(book, facts.cookie)
         bound = facts.local_port or facts.remote_port or protocol_of(facts) not in _DUMPED
-        if entry is not None or isinstance(facts, OwnerRow) or not bound or facts.cookie in self._record_due:
+        walked = isinstance(facts, OwnerRow)
+        if entry is not None or (walked and book.dumped) or not bound or facts.cookie in self._record_due:
             return entry
-        return self._begin(book, facts)
+        entry = self._begin(book, facts)
+        entry.preexisting = walked
+        return entry
 
     def known(self, book: Book, cookie: int) -> Entry | None:
         """The entry of a socket, also of one that was removed and whose record is awaited."""
@@ -248,7 +250,7 @@ class Sightings:
             state = _STATES.get(facts.new, state)
         elif not facts.remote_port:
             state = SocketState.CLOSE
-        message = row_of(facts, state)
+        message = row_of(facts, state, facts.inode if isinstance(facts, OwnerRow) else 0)
         return self._formats.cut(message)[0], message
 
     def _established(self, book: Book, established: Established) -> None:
@@ -285,6 +287,8 @@ class Sightings:
             self._used_by(book, entry, seen.facts)
             if entry.flow is None and (entry in self._unannounced or entry.used_by is not None):
                 self._announce(book, entry)
+            elif entry.flow is None and not book.dumped:
+                book.waiting.append(entry)
 
     def _walked_over(self, book: Book, protocol: int, row: OwnerRow) -> None:
         """A walk has a socket that no dump has, with its inode."""
@@ -357,10 +361,9 @@ class Sightings:
             return
         entry = book.entries.get(cookie)
         if not ended.final:  # known to be over, and not how: sock_diag will say
-            if entry is not None and entry.protocol == IPPROTO_TCP and entry.weight is Weight.WITNESSED:
-                book.drop(entry)
-                self._remember(cookie, entry)
-                book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+            witnessed = entry is not None and entry.protocol == IPPROTO_TCP and entry.weight is Weight.WITNESSED
+            if entry is not None and (witnessed or not book.dumped):
+                self.end_unseen(book, entry)
             return
         if entry is None:
             entry = self._entry_of(book, ended.facts)
@@ -423,6 +426,13 @@ class Sightings:
         entry.report = counted_report(*place, ended.totals)
         final = ended.final and entry.whole
         book.end(entry, entry.report, final=final, reason=RemovalReason.CLOSED, outcome=outcome)
+
+    def end_unseen(self, book: Book, entry: Entry) -> None:
+        """A connection is over, or a socket gone, and nobody said how."""
+        book.drop(entry)
+        self._remember(entry.cookie, entry)
+        self.gone(entry.cookie)
+        book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
 
     def _remember(self, cookie: int, entry: Entry) -> None:
         self._unannounced.pop(entry)

@@ -26,6 +26,7 @@ from ebpf_living import (
     again,
     counts_calls,
     needs_calls,
+    own_namespace,
     program_ids,
     wait_until_gone,
 )
@@ -174,12 +175,12 @@ def test_every_short_process_has_its_flows(namespace, traffic):
 class Watcher:
     """``nstat-async watch --json`` in a process of its own, with exactly these capabilities."""
 
-    def __init__(self, *capabilities: str, ebpf: str = "require") -> None:
+    def __init__(self, *capabilities: str, ebpf: str = "require", netns: str | None = None) -> None:
         wanted = ",".join(f"+{name}" for name in capabilities)
         caps = f"-all,{wanted}" if wanted else "-all"
         command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={caps}"]
         command += [f"--ambient-caps={caps}", sys.executable, "-m", "nstat_async", "watch", "--json", "--ebpf", ebpf]
-        command += ["--interval", "0.3"]
+        command += ["--interval", "0.3", *(["--netns", netns] if netns else [])]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.events: list = []
         self.thread = threading.Thread(target=self._read)
@@ -233,6 +234,35 @@ def test_less_than_that_is_as_without_programs(namespace, traffic, capabilities)
         for (number, _), event in ends(watcher.events, truth).items():
             size = truth[number][1] if event.flow.provider.value == "tcp" else None
             assert (event.counts.rx_bytes or event.counts.tx_bytes) == size
+
+
+@again
+def test_namespaces_that_may_not_be_entered_are_seen_from_outside(namespace):
+    """Without CAP_SYS_ADMIN: of another namespace what was there before, what begins, and its exact ends."""
+    with Watcher("bpf", "perfmon", "net_admin", netns="all") as watcher, own_namespace():
+
+        def of(kind: type) -> dict[int, list]:
+            events = [e for e in watcher.events if isinstance(e, kind) and e.flow.namespace == label]
+            return {place: [e for e in events if e.flow.local.port == place] for place in ports}
+
+        label = f"net:[{os.stat('/proc/thread-self/ns/net').st_ino}]"
+        client, inbound, server = connection()
+        sock = udp()
+        ports = port(client), port(inbound), port(sock)
+        watcher.until(lambda: all(of(FlowAdded).values()))
+        client.sendall(bytes(70))
+        sock.sendto(bytes(5), sock.getsockname())
+        sock.recv(9)
+        for each in (client, inbound, server, sock):
+            each.close()
+        watcher.until(lambda: all(of(FlowRemoved).values()))
+        removed = {place: events[-1] for place, events in of(FlowRemoved).items()}
+    assert [(removed[place].counts.tx_bytes, removed[place].final) for place in ports] == [
+        (70, True),
+        (0, True),
+        (5, False),
+    ]
+    assert all(own(event) for event in removed.values())
 
 
 def test_required_and_refused(namespace):

@@ -15,12 +15,24 @@ from replaying import assert_same, replayed
 from sockdiag_fakes import FakeSocket, flow_events, kinds
 
 from examples import examples
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, RemovalReason, UnavailableReason
+from nstat_async import (
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    PollCompleted,
+    RemovalReason,
+    TcpState,
+    UnavailableReason,
+)
 from nstat_async._contract import LookupFailed
 from nstat_async._model import Direction
 from nstat_async._options import Ebpf
 from nstat_async.ebpf import Flag, Kind, Operation, SocketType, Tier
 from nstat_async.sockdiag import AttachAnswer, FoundNamespace, NamespacesAnswer, NetworkNamespace, TableRow, TcpInfo
+from nstat_async.sockdiag._constants import SocketState
+from nstat_async.sockdiag._glimpses import MOST
+from nstat_async.sockdiag._namespaces import MOST_LOOKS
 from nstat_async.sockdiag._sightings import HELD_SECONDS, MOST_HELD
 
 PORTS = {"local_port": 40000, "remote_port": 80 << 8}
@@ -403,13 +415,104 @@ def test_a_flow_that_ended_before_its_namespace_was_found_is_told():
 
 def test_what_is_old_or_of_another_namespace_is_not_taken():
     kernel = started(everywhere=True)
-    kernel.came_and_went = [NamespacesAnswer(), NamespacesAnswer((BLUE,))]
+    kernel.came_and_went = [*[NamespacesAnswer()] * MOST_LOOKS, NamespacesAnswer((BLUE,))]
     record_of_blue(kernel, *beginning())
     kernel.wait(HELD_SECONDS + 0.5)
     kernel.feed(encode(attrs_of(record(Kind.OPENED, 10, pid=6, remote_port=80 << 8))._replace(net_cookie=98)), RING)
     kernel.run()
     assert not flow_events(kernel.events)
     assert BLUE.cookie in kernel.session._sightings.books
+
+
+# -- namespaces that are watched without being entered
+
+
+def strange(kernel: Programs, *answers: NamespacesAnswer) -> None:
+    kernel.came_and_went = [*answers, NamespacesAnswer(whole=True), NamespacesAnswer(whole=True)]
+
+
+def test_a_namespace_that_two_whole_rounds_do_not_find_is_watched_from_outside():
+    kernel = Programs(everywhere=True)
+    kernel.start()
+    strange(kernel, NamespacesAnswer())
+    record_of_blue(kernel, *beginning())
+    added = flow_events(kernel.events)[0]
+    assert (added.flow.namespace, added.flow.process.pid, added.counts.tx_bytes) == ("net:99", 5, None)
+    record_of_blue(kernel, closed())
+    kernel.wait(1.0)
+    removed = flow_events(kernel.events)[-1]
+    assert (removed.flow.id, removed.counts.tx_bytes, removed.final) == (added.flow.id, 70, True)
+    assert not [e for e in kernel.events if isinstance(e, PollCompleted) and not e.complete]
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    assert_same(replayed(kernel.file), kernel.events)
+
+
+def test_one_that_may_not_be_entered_is_watched_at_once_under_its_name_and_told():
+    kernel = started(everywhere=True)
+    kernel.came_and_went = [NamespacesAnswer(closed=1, names=((4026, "blue"),))]
+    opened, established = beginning()
+    record_of_blue(kernel, opened._replace(netns=4026), established._replace(netns=4026))
+    assert flow_events(kernel.events)[0].flow.namespace == "blue"
+    assert any("1 network namespaces cannot be entered" in note for note in kernel.session.capabilities.notes)
+
+
+def test_a_walk_tells_of_what_was_there_and_two_of_what_is_there_no_more():
+    kernel = started(everywhere=True)
+    strange(kernel)
+    sockets = (
+        record(Kind.OPENED, 1, pid=7, local_port=9, remote_port=80 << 8),
+        record(Kind.OPENED, 2, pid=7, local_port=9, remote=bytes(16)),
+    )
+    states = (SocketState.ESTABLISHED, SocketState.LISTEN)
+    held = [owner_row(each, 71)._replace(net_cookie=99, new=state) for each, state in zip(sockets, states, strict=True)]
+    kernel.held_sockets = held
+    kernel.wait(61.0)
+    kernel.poll()
+    kernel.wait(1.0)
+    added = [e for e in flow_events(kernel.events) if isinstance(e, FlowAdded)]
+    assert [(e.flow.state, e.preexisting, e.flow.process.pid) for e in added] == [
+        (TcpState.ESTABLISHED, True, 7),
+        (TcpState.LISTEN, True, 7),
+    ]
+    kernel.held_sockets = held[1:]
+    for _ in range(2):
+        assert not [e for e in kernel.events if isinstance(e, FlowRemoved)]
+        kernel.wait(61.0)
+        kernel.poll()
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert (removed.flow.id, removed.reason, removed.final) == (added[0].flow.id, RemovalReason.GONE, False)
+
+
+def test_a_namespace_that_is_found_after_all_is_entered_and_its_flows_begin_anew():
+    kernel = started(everywhere=True)
+    strange(kernel)
+    record_of_blue(kernel, *beginning())
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    kernel.poll()
+    removed = flow_events(kernel.events)[-1]
+    assert isinstance(removed, FlowRemoved)
+    assert (removed.reason, removed.final) == (RemovalReason.GONE, False)
+    assert kernel.session._sightings.books[BLUE.cookie].dumped
+
+
+def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty():
+    kernel = started(everywhere=True)
+    for cookie in range(MOST + 3):
+        strange(kernel)
+        kernel.feed(
+            encode(*(attrs_of(each)._replace(net_cookie=1000 + cookie) for each in beginning(cookie + 1))), RING
+        )
+        kernel.run()
+    namespaces = kernel.session.statistics()["namespaces"]
+    assert namespaces == 1 + MOST
+    for cookie in range(MOST):
+        kernel.feed(encode(attrs_of(closed(cookie + 1))._replace(net_cookie=1000 + cookie)), RING)
+    kernel.wait(1.0)
+    for _ in range(3):
+        kernel.came_and_went = []
+        kernel.poll()
+    assert kernel.session.statistics()["namespaces"] < 1 + MOST
 
 
 def test_what_is_held_of_unknown_namespaces_is_bounded():
