@@ -266,7 +266,7 @@ class Session:
             ebpf=self._programs.tier.value if self.setup.ebpf is not Ebpf.OFF else None,
             ebpf_reason=self._programs.reason,
             receive_buffer=min((s.receive_buffer for s in removals if s.receive_buffer is not None), default=None),
-            namespaces_limit="; ".join(self._spaces.remarks()) or None,
+            namespaces_limit="; ".join(self._unentered()) or None,
             notes=(*self._remarks(), *self._output.notes),
         )
 
@@ -302,7 +302,11 @@ class Session:
             beat = self._sightings.pulsing and self._options.pulse
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
             yield f"a flow that began and ended {between} has no process"
-        yield from self._spaces.remarks(seen=programs.tier is not Tier.NONE)
+        yield from self._unentered()
+
+    def _unentered(self) -> list[str]:
+        """Which network namespaces are not watched, or from outside only."""
+        return self._spaces.remarks(seen=self._programs.tier is not Tier.NONE)
 
     @property
     def _names_all(self) -> bool:
