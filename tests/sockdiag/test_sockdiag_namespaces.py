@@ -464,7 +464,14 @@ def test_a_recording_of_all_namespaces_replays_as_the_run(tmp_path):
 
     async def watch():
         told = []
-        options = {"interval": 0.05, "ebpf": "off", "pulse": None, "providers": "tcp", "record_to": path}
+        options = {
+            "interval": 0.05,
+            "ebpf": "off",
+            "pulse": None,
+            "providers": "tcp",
+            "record_to": path,
+            "overflow": "all",
+        }
         async with Monitor(netns="all", **options) as monitor:
             await monitor.poll_now()
             with listening("unshare", "-n") as (_, port):
@@ -479,11 +486,10 @@ def test_a_recording_of_all_namespaces_replays_as_the_run(tmp_path):
         return story(told)
 
     async def again():
-        async with Monitor(backend=Replay(path)) as monitor:
+        async with Monitor(backend=Replay(path), overflow="all") as monitor:
             return story([event async for event in monitor])
 
     def story(events):
-        """Updates may have been coalesced for the live reader."""
         return [(type(e), e.flow) for e in events if isinstance(e, (FlowAdded, FlowRemoved))]
 
     told = asyncio.run(watch())
