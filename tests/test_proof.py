@@ -342,6 +342,36 @@ def test_known_flows_that_the_kernel_does_not_show_make_the_layout_unknown():
     assert "tcp: 4 of 5 known flows were found" in capabilities.notes
 
 
+@pytest.mark.parametrize(
+    ("at", "size"), [(2, 6), (58, 4), (94, 8), (96, 4), (104, 4), (106, 8), (114, 2), (130, 4), (205, 4)]
+)
+def test_where_nothing_explains_a_descriptor_what_stands_before_the_first_wrong_field_is_read(at, size):
+    """Bytes in the middle of a field are no insertion that a kernel makes: nothing else is believed, and nothing guessed."""
+    kernel = EmulatedKernel(NEWER, insertions={"nstat_udp_descriptor": [(at, size)]})
+    populate(kernel)
+    monitor = prove(kernel)
+    assert monitor.session.proof is Proof.UNKNOWN
+    (flow,) = [flow for flow, _ in monitor.session.flows() if flow.provider is Provider.UDP]
+    process = flow.process
+    assert flow.local is None or flow.local.port == 49155
+    assert flow.remote in {None, Endpoint.parse("198.51.100.53", 53)}
+    assert flow.interface is None or flow.interface.index in {None, 4}
+    assert process is None or (process.pid, process.unique_pid, process.uid) == (504, 100004, process.uid and 502)
+    assert process is None or process.name in {None, "dns"}
+
+
+def test_one_end_of_a_loopback_connection_may_lack_the_bit():
+    kernel = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTIONS[0])
+    opened, made = kernel.open_tcp, []
+
+    def open_tcp(*arguments, **options):
+        made.append(options)
+        return opened(*arguments, **options, **({} if len(made) % 2 else {"ifnet_properties": 0x8000001}))
+
+    kernel.open_tcp = open_tcp
+    assert prove(kernel).session.proof is Proof.PROBED
+
+
 def test_a_machine_that_cannot_open_known_flows_says_so_and_goes_on():
     kernel = EmulatedKernel("xnu-11417.121.6")
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1000, tx=10)

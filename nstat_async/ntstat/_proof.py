@@ -10,8 +10,8 @@ release line. So the probe asks which insertions explain what the kernel says:
 3. A hypothesis survives when every check holds in every descriptor: addresses,
    ports, pid, unique pid, uid, state, interface, times in order, the executable's
    UUID twice (or the responsible process' in the second place).
-4. A field is read where *all* survivors put it. Where they disagree, or none
-   survives and the field could not be checked by itself, it is not read: `None`.
+4. A field is read where *all* survivors put it. Where they disagree it is not read: `None`. Where
+   none survives, what stands before the first check that fails is read, and nothing behind it.
 
 Byte counters are checked beside it, exactly, for they do not depend on descriptors.
 """
@@ -117,7 +117,7 @@ def codecs_of(kernel: Kernel, proven: Iterable[ProvenStruct]) -> dict[tuple[str,
             continue
         known = kernel.layout[found.name].by_name
         fields = [attrs.evolve(known[name], offset=at) for name, at in dict(found.offsets).items() if name in known]
-        if fields and all(field.offset >= 0 and field.end <= found.length for field in fields):
+        if all(field.offset >= 0 and field.end <= found.length for field in fields):
             codecs[found.name, found.length] = StructCodec(found.name, found.length, tuple(sorted(fields, key=_offset)))
     return codecs
 
@@ -146,6 +146,8 @@ class LayoutProbe:
         self.kernel = kernel
         self.evidence = evidence
         self._samples: dict[Provider, list[_Sample]] = {Provider.TCP: [], Provider.UDP: []}
+        self._lengths: dict[Provider, set[int]] = {provider: set() for provider in self._samples}
+        """Of all descriptors that were seen."""
         self._counts: dict[int, Values] = {}
         """By reference: old kernels send counters and descriptions apart."""
         self._patterns = [(flow, _wire(flow.local), _wire(flow.remote)) for flow in evidence.flows]
@@ -160,6 +162,8 @@ class LayoutProbe:
         samples = self._samples.get(provider)
         if samples is None or userland or len(samples) >= _MAX_SAMPLES:
             return
+        if len(self._lengths[provider]) < _MAX_SAMPLES:
+            self._lengths[provider].add(len(descriptor))
         for flow, local, remote in self._patterns:
             if flow.provider is not provider:
                 continue
@@ -225,6 +229,8 @@ class LayoutProbe:
             survivors = self._survivors(provider, known, lengths[0] - known.size)
         if not survivors:
             notes.append(f"{provider.value}: {note}")
+            if not self.kernel.known and (found == wanted or not samples):
+                self._believe_beginning(provider, known, codecs)
             return Proof.UNKNOWN
         places = {field.name: {h[field.name] for h in survivors} for field in known.fields}
         fields = [attrs.evolve(f, offset=min(places[f.name])) for f in known.fields if len(places[f.name]) == 1]
@@ -243,9 +249,28 @@ class LayoutProbe:
         """The hypotheses that explain every sample."""
         samples, checks = self._samples[provider], self._checks(provider)
         survivors = [h for h in _hypotheses(known, surplus) if all(_holds(checks, known, h, s) for s in samples)]
+        # One end of a loopback connection may lack the bit (seen on Darwin 27), but not all.
+        if "ifnet_properties" in known:
+            survivors = [h for h in survivors if any(_is_loopback(known, h, s) for s in samples)]
         # Most processes have no persona, which the kernel says by a number that is nowhere by chance.
         telling = [h for h in survivors if all(_read(known, "persona_id", h, s) == _NO_PERSONA for s in samples)]
         return telling or survivors
+
+    def _believe_beginning(
+        self, provider: Provider, known: StructCodec, codecs: dict[tuple[str, int], StructCodec]
+    ) -> None:
+        """Nothing explains these descriptors: read what stands before the first field that is not as it should be."""
+        (unmoved,), samples, end = _hypotheses(known, 0), self._samples[provider], 0
+        lengths = {len(sample.descriptor) for sample in samples} or self._lengths[provider] - {known.size}
+        checks = dict(self._checks(provider))
+        for field in known.fields if samples else ():
+            if field.name in _EXACT and getattr(self.evidence, _EXACT[field.name] or "flows") is not None:
+                read = [(_read(known, field.name, unmoved, sample), sample) for sample in samples]
+                if not all(value is not None and checks[field.name](value, sample) for value, sample in read):
+                    break
+                end = field.end
+        fields = tuple(field for field in known.fields if field.end <= end)
+        codecs.update({(known.name, length): StructCodec(known.name, length, fields) for length in lengths})
 
     def _checks(self, provider: Provider) -> tuple[tuple[str, Callable[[Any, _Sample], bool]], ...]:
         evidence = self.evidence
@@ -268,13 +293,22 @@ class LayoutProbe:
             ("uid", lambda value, sample: value == evidence.uid),  # noqa: ARG005
             ("pname", printable),
             ("ifindex", interface),
-            ("ifnet_properties", lambda value, sample: bool(value & InterfaceProperty.LOOPBACK) and value < 1 << 28),  # noqa: ARG005
+            ("ifnet_properties", lambda value, sample: value < 1 << 28 and not value & _OTHER_MEDIA),  # noqa: ARG005
             ("fallback_mode", lambda value, sample: value <= 4),  # noqa: ARG005
             ("uuid", lambda value, sample: any(value) and evidence.uuid in {None, value}),  # noqa: ARG005
         )
         return (*checks, ("state", state)) if provider is Provider.TCP else checks
 
 
+_EXACT = {
+    "upid": "unique_pid", "ifindex": "interface_index", "uuid": "uuid",
+    "pid": "", "local": "", "remote": "", "uid": "", "state": "",
+}  # fmt: skip
+"""Fields with one right value, and which evidence has it; empty: all evidence."""
+_OTHER_MEDIA = int(
+    InterfaceProperty.CELLULAR | InterfaceProperty.WIFI | InterfaceProperty.WIRED | InterfaceProperty.AWDL
+    | InterfaceProperty.VPN | InterfaceProperty.COMPANIONLINK
+)  # fmt: skip
 _ORDER = (Proof.VERIFIED, Proof.ASSUMED, Proof.PROBED, Proof.UNKNOWN)
 
 
@@ -306,6 +340,10 @@ def _read(known: StructCodec, name: str, mapping: Mapping, sample: _Sample) -> A
     if field is None or mapping[name] + field.size > len(data):
         return None
     return known.read(name, data, mapping[name] - field.offset)
+
+
+def _is_loopback(known: StructCodec, mapping: Mapping, sample: _Sample) -> bool:
+    return bool((_read(known, "ifnet_properties", mapping, sample) or 0) & InterfaceProperty.LOOPBACK)
 
 
 def _holds(
