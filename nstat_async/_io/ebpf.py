@@ -12,6 +12,7 @@ from typing import Any, Union
 
 from .._errors import UsageError
 from ..ebpf import (
+    CHANGED,
     RECORD,
     Flag,
     MapsPurpose,
@@ -33,6 +34,16 @@ __all__ = ["EbpfSettings", "EbpfSource"]
 
 _SO_COOKIE = 57
 _NANOSECONDS = 1_000_000_000
+_PIECE = 512 * CHANGED.size
+"""As much as the kernel keeps of a walk."""
+
+
+def _piece(descriptor: int, size: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, size)
+        except BlockingIOError:  # a million sockets in which nothing moved: go on
+            continue
 
 
 class EbpfSource:
@@ -101,6 +112,26 @@ class EbpfSource:
             raise UsageError(f"{purpose!r} is no purpose of eBPF")
         loaded = self._loaded
         return MapsChannel(loaded.maps, loaded.programs, loaded.links.get("owners"), self._counters, self._ring.ring)
+
+    def changed(self, *, mark: bool) -> bytes:
+        """Walk over the TCP sockets of this thread's network namespace: those in which something moved since the last walk.
+
+        Blocks for some 0.5 µs a socket.
+
+        Args:
+            mark: Only begin: the next walk tells what moves from now on.
+
+        Raises:
+            OSError: The kernel refused, or the programs were detached.
+        """
+        descriptor = create_iterator(self._loaded.links["changed"])
+        try:
+            rows = [_piece(descriptor, CHANGED.size if mark else _PIECE)]
+            while rows[-1] and not mark:
+                rows.append(_piece(descriptor, _PIECE))
+        finally:
+            os.close(descriptor)
+        return b"".join(rows)
 
     def close(self) -> None:
         """Detach and release everything. Idempotent."""

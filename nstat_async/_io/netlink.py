@@ -20,6 +20,8 @@ from ..sockdiag import (
     AttachAnswer,
     AttachRequest,
     CgroupsRequest,
+    ChangedAnswer,
+    ChangedRequest,
     ChannelPurpose,
     LinkKindsAnswer,
     LinkKindsRequest,
@@ -168,11 +170,20 @@ class NetlinkTransport:
             return self._traffic(request)
         if isinstance(request, CgroupsRequest):
             return self._cgroups.answer(request)
+        if isinstance(request, ChangedRequest):
+            return self._changed(request)
         if isinstance(request, NamespacesRequest):
             return self._find(request)
         if isinstance(request, AttachRequest):
             return self._attach(request)
         return None
+
+    def _changed(self, request: ChangedRequest) -> ChangedAnswer:
+        programs = self._programs
+        try:
+            return ChangedAnswer(b"" if programs is None else programs.changed(mark=request.mark))
+        except OSError as error:
+            return ChangedAnswer(errno=error.errno or errno.EIO)
 
     def _find(self, request: NamespacesRequest) -> NamespacesAnswer:
         if self._finder is None:
@@ -221,6 +232,7 @@ class NetlinkTransport:
             processes_trusted=programs.processes_trusted,
             births="created" in programs.programs,
             owners="owners" in programs.programs,
+            changes="changed" in programs.programs,
             namespaces=cookies,
             own_cookies=tuple(sorted(programs.own_cookies)),
             boot_offset=time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(),

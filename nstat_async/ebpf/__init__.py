@@ -32,6 +32,7 @@ from ._ledger import Ledger
 from ._listing import Constant, Field, FieldKind, Listing, MapReference, MapSpec, Program, parse_listing
 from ._loss import Loss, LossKind, LossMeter
 from ._records import (
+    CHANGED,
     FLOW,
     FLOW_KEY,
     OWNER,
@@ -40,6 +41,7 @@ from ._records import (
     RECORD,
     RECORD_SIZE,
     RING_STEP,
+    ChangedRow,
     Counters,
     Flag,
     FlowRow,
@@ -48,6 +50,7 @@ from ._records import (
     PeerRow,
     Record,
     SocketType,
+    decode_changed,
     decode_flows,
     decode_owners,
     decode_peers,
@@ -86,6 +89,7 @@ from ._tiers import (
 )
 
 __all__ = [
+    "CHANGED",
     "FLOW",
     "FLOW_KEY",
     "NEEDS",
@@ -98,6 +102,7 @@ __all__ = [
     "RING_STEP",
     "Answer",
     "Btf",
+    "ChangedRow",
     "Constant",
     "Counted",
     "Counters",
@@ -140,6 +145,7 @@ __all__ = [
     "TypeKind",
     "datagram_totals",
     "decode_answer",
+    "decode_changed",
     "decode_flows",
     "decode_owners",
     "decode_peers",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "CHANGED",
     "FLOW",
     "FLOW_KEY",
     "OWNER",
@@ -27,6 +28,7 @@ __all__ = [
     "RECORD",
     "RECORD_SIZE",
     "RING_STEP",
+    "ChangedRow",
     "Counters",
     "Flag",
     "FlowRow",
@@ -35,6 +37,7 @@ __all__ = [
     "PeerRow",
     "Record",
     "SocketType",
+    "decode_changed",
     "decode_flows",
     "decode_owners",
     "decode_peers",
@@ -61,6 +64,8 @@ OWNER = struct.Struct(f"=QQ {FACTS} Q".replace(" ", ""))
 """``struct owner``: one descriptor of a process that is a socket."""
 PEER_KEY = struct.Struct("=Q16sHHI")
 PEER = struct.Struct("=QQQQQII")
+CHANGED = struct.Struct("=QQ16s16sIIH2sBBxx")
+"""``struct changed``: a TCP socket in which something moved."""
 _T = TypeVar("_T")
 
 
@@ -278,6 +283,27 @@ class PeerRow(NamedTuple):
     ifindex: int
 
 
+class ChangedRow(NamedTuple):
+    """A TCP socket in which something moved since the last walk; or, without a cookie, where a walk begins or ends."""
+
+    cookie: int
+    net_cookie: int
+    """Of the network namespace; 0 at the end of a walk."""
+    local: bytes
+    """16 bytes, of which IPv4 uses four."""
+    remote: bytes
+    ifindex: int
+    """The interface that it is bound to; 0: none."""
+    number: int
+    """At the end of a walk: the sockets that it met."""
+    local_port: int
+    """Host order."""
+    remote_port: bytes
+    """Network order."""
+    family: int
+    state: int
+
+
 _record_of = functools.partial(tuple.__new__, Record)
 """`Record._make` without its Python function: it is the most frequent call of all."""
 
@@ -335,6 +361,17 @@ def decode_owners(data: bytes) -> Iterator[OwnerRow]:
     if len(data) % OWNER.size:
         raise ProtocolError("owner rows of another size", offset=len(data) // OWNER.size * OWNER.size, raw=data)
     return map(OwnerRow._make, OWNER.iter_unpack(data))
+
+
+def decode_changed(data: bytes) -> list[ChangedRow]:
+    """What a walk over the TCP sockets gave.
+
+    Raises:
+        ProtocolError: The bytes are no whole number of rows.
+    """
+    if len(data) % CHANGED.size:
+        raise ProtocolError("rows of a walk of another size", offset=len(data) // CHANGED.size * CHANGED.size, raw=data)
+    return list(map(ChangedRow._make, CHANGED.iter_unpack(data)))
 
 
 def _same(keys: bytes, key: struct.Struct, values: bytes, value: struct.Struct) -> None:

@@ -40,6 +40,7 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "ingress": ({"egress"}, {"created"}),
     "egress": ({"ingress"}, {"created"}),
     "owners": (),
+    "changed": ({"tcp_state"},),
 }
 """Each program with what it needs, one of each set: without, there would be entries that nobody removes, half a count, or
 sockets that look idle because nobody counts."""
@@ -57,6 +58,7 @@ _SINCE = {
     "tp_btf/sock_send_length": "6.3",
     "tp_btf/sock_recv_length": "6.3",
     "iter/task_file": "5.8",
+    "iter/tcp": "5.9",
 }
 
 

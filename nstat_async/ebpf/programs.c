@@ -7,7 +7,7 @@
 // that the library loads without a compiler: field offsets are looked up by name in the running kernel's BTF.
 //
 // A struct here names only the fields that are read. Byte layouts shared with ebpf/_records.py: facts, record, flow,
-// owner, peer_key, peer.
+// owner, peer_key, peer, changed.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -38,6 +38,7 @@ struct sock_common {
     u32 skc_daddr, skc_rcv_saddr;
     u16 skc_dport, skc_num, skc_family;
     u8 skc_state;
+    int skc_bound_dev_if;
     unsigned long skc_flags;
     possible_net_t skc_net;
     atomic64_t skc_cookie;
@@ -53,7 +54,9 @@ struct sock {
     kuid_t sk_uid;
     struct sock_cgroup_data sk_cgrp_data;
 } RELOCATED;
+struct inet_connection_sock { struct { u32 lrcvtime; } icsk_ack; } RELOCATED;
 struct tcp_sock {
+    u32 rcv_tstamp, lsndtime;
     u64 bytes_sent, bytes_acked, bytes_received, bytes_retrans;
     u32 segs_out, segs_in, total_retrans, srtt_us;
 } RELOCATED;
@@ -68,8 +71,10 @@ struct inode { unsigned long i_ino; } RELOCATED;
 struct file { struct inode *f_inode; } RELOCATED;
 struct socket { struct sock *sk; } RELOCATED;
 struct seq_file {};
-struct bpf_iter_meta { struct seq_file *seq; } RELOCATED;
+struct bpf_iter_meta { struct seq_file *seq; u64 session_id; } RELOCATED;
 struct bpf_iter__task_file { struct bpf_iter_meta *meta; struct task_struct *task; u32 fd; struct file *file; } RELOCATED;
+
+struct bpf_iter__tcp { struct bpf_iter_meta *meta; struct sock_common *sk_common; } RELOCATED;
 
 // Contexts of the uapi: their offsets never change.
 struct bpf_sock {
@@ -100,6 +105,7 @@ static u64 (*socket_cookie)(void *context) = (void *)46;
 static u64 (*current_cgroup_id)(void) = (void *)80;
 static struct bpf_sock *(*full_socket)(struct bpf_sock *socket) = (void *)95;
 static long (*probe_read_kernel)(void *to, u32 length, const void *from) = (void *)113;
+static u64 (*jiffies)(void) = (void *)118;
 static u64 (*netns_cookie)(void *context) = (void *)122;
 static u64 (*boot_time)(void) = (void *)125;
 static long (*seq_write)(struct seq_file *to, const void *data, u32 length) = (void *)127;
@@ -114,6 +120,8 @@ enum { INET = 2, INET6 = 10, PACKET = 17 };
 enum { STREAM = 1, DATAGRAM = 2, RAW = 3 };
 enum { TCP = 6, UDP = 17, MPTCP = 262 };
 enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_CLOSE = 7, TCP_LISTEN = 10 };
+enum { NO_SOCKETS = 1 << 3 | 1 << 6 | 1 << 7 | 1 << TCP_LISTEN | 1 << 12 };   // requests, remains; listeners are dumped
+enum { ON_THEIR_WAY = 1 << TCP_SYN_SENT | 1 << 4 | 1 << 9 | 1 << 11 };        // FIN_WAIT1, LAST_ACK, CLOSING
 enum { SOCK_DONE_BIT = 2 };                 // 1 << SOCK_DONE of sk_flags: set by tcp_fin() only
 enum { RCV_SHUTDOWN = 1 };
 enum { PEEK_OR_ERRQUEUE = 0x2002 };         // MSG_PEEK, MSG_ERRQUEUE: nothing left the socket for the reader
@@ -148,13 +156,16 @@ struct flow { struct counts counts; u64 first; struct facts facts; };
 struct owner { u64 cookie, inode; struct facts facts; u64 fd; };
 struct peer_key { u64 cookie, address[2]; u16 port, family; u32 pad; };
 struct peer { u64 tx_bytes, tx_packets, rx_bytes, rx_packets, last; u32 ifindex, pad; };
+struct changed { u64 cookie, net_cookie, local[2], remote[2]; u32 ifindex, number; u16 local_port, remote_port; u8 family, state; u16 pad; };
 struct done { u64 socket; u32 old, new; };
+struct walk { u64 session; u32 since, begun, number, pad; };
 
 struct { NUMBER(type, 27); NUMBER(max_entries, 4194304); } ring SECTION(".maps");
 struct { NUMBER(type, 1); NUMBER(max_entries, 65536); TYPE(key, u64); TYPE(value, struct flow); } flows SECTION(".maps");
 struct { NUMBER(type, 2); NUMBER(max_entries, 16); NUMBER(map_flags, 1024); TYPE(key, u32); TYPE(value, u64); } statistics SECTION(".maps");
 struct { NUMBER(type, 9); NUMBER(max_entries, 16384); TYPE(key, struct peer_key); TYPE(value, struct peer); } peers SECTION(".maps");
 struct { NUMBER(type, 6); NUMBER(max_entries, 1); TYPE(key, u32); TYPE(value, struct done); } last_done SECTION(".maps");
+struct { NUMBER(type, 2); NUMBER(max_entries, 1); TYPE(key, u32); TYPE(value, struct walk); } walks SECTION(".maps");
 
 // --- constants set by the loader: the verifier sees them as constants and drops what they exclude ---
 
@@ -553,6 +564,66 @@ SECTION("iter/task_file") int owners(struct bpf_iter__task_file *context) {
     owner.facts.flags = HAS_PROCESS;
     owner.facts.new = sk->__sk_common.skc_state;
     seq_write(context->meta->seq, &owner, sizeof owner);
+    return 0;
+}
+
+// --- the TCP sockets of a namespace in which something moved since the last walk -------------------
+//
+// Nothing is remembered of a socket: the kernel itself notes when it last sent data (tcp_event_data_sent), received data
+// (tcp_event_data_recv) and took in an acknowledgement (tcp_ack), under the socket's lock, in which it also counts. What has
+// one of these times since the last walk began is told: all that grew, and some that did not. A walk begins with a row that
+// has no cookie and the namespace, and ends with one that has the number of sockets.
+
+INLINE int recent(u32 time, u32 since, u32 now) { return now - time <= now - since; }   // in ticks, which wrap
+
+INLINE int mark_of_walk(struct bpf_iter_meta *meta, struct walk *walk, u64 namespace) {
+    struct changed row = {};
+    row.net_cookie = namespace;
+    row.number = walk->number;
+    seq_write(meta->seq, &row, sizeof row);
+    return 0;
+}
+
+SECTION("iter/tcp") int changed(struct bpf_iter__tcp *context) {
+    struct bpf_iter_meta *meta = context->meta;
+    struct sock *sk = (struct sock *)context->sk_common;
+    u32 zero = 0, now = jiffies();
+    struct walk *walk = map_lookup(&walks, &zero);
+    if (!walk) return 0;
+    if (!sk) return mark_of_walk(meta, walk, 0);
+    if (walk->session != meta->session_id) {
+        walk->session = meta->session_id;
+        walk->since = walk->begun - 1;                     // of a tick that was just beginning
+        walk->begun = now;
+        walk->number = 0;
+        mark_of_walk(meta, walk, sk->__sk_common.skc_net.net->net_cookie);
+    }
+    u32 state = 1 << (sk->__sk_common.skc_state & 31);
+    if (state & NO_SOCKETS) return 0;
+    struct tcp_sock *tcp = as_tcp(sk);
+    if (!tcp) return 0;
+    walk->number++;
+    u32 received = ((struct inet_connection_sock *)tcp)->icsk_ack.lrcvtime;
+    if (!(state & ON_THEIR_WAY) && !recent(tcp->rcv_tstamp, walk->since, now) && !recent(tcp->lsndtime, walk->since, now) &&
+        !recent(received, walk->since, now)) return 0;
+    struct changed row = {};
+    row.cookie = socket_cookie(tcp);
+    row.net_cookie = ((struct sock *)tcp)->__sk_common.skc_net.net->net_cookie;
+    row.family = ((struct sock *)tcp)->__sk_common.skc_family;
+    row.state = ((struct sock *)tcp)->__sk_common.skc_state;
+    row.ifindex = ((struct sock *)tcp)->__sk_common.skc_bound_dev_if;
+    row.local_port = ((struct sock *)tcp)->__sk_common.skc_num;
+    row.remote_port = ((struct sock *)tcp)->__sk_common.skc_dport;
+    if (row.family == INET6) {
+        row.local[0] = ((struct sock *)tcp)->__sk_common.skc_v6_rcv_saddr.words[0];
+        row.local[1] = ((struct sock *)tcp)->__sk_common.skc_v6_rcv_saddr.words[1];
+        row.remote[0] = ((struct sock *)tcp)->__sk_common.skc_v6_daddr.words[0];
+        row.remote[1] = ((struct sock *)tcp)->__sk_common.skc_v6_daddr.words[1];
+    } else {
+        row.local[0] = ((struct sock *)tcp)->__sk_common.skc_rcv_saddr;
+        row.remote[0] = ((struct sock *)tcp)->__sk_common.skc_daddr;
+    }
+    seq_write(meta->seq, &row, sizeof row);
     return 0;
 }
 

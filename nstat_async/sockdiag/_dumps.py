@@ -53,6 +53,7 @@ PATIENCE = 2.0
 MAX_FAILURES = 5
 """Failures in a row after which the session gives up."""
 
+_LISTENING = 1 << SocketState.LISTEN
 _COUNTERS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
 _MEMORY = extension_bits(DiagAttribute.SKMEMINFO)
 _ROWS = frozenset({SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK})
@@ -74,6 +75,15 @@ class Kind:
         if self.protocol != IPPROTO_TCP:
             return _MEMORY
         return _COUNTERS | _MEMORY if extras else _COUNTERS
+
+    def of_listeners(self) -> Kind:
+        """The same of TCP, about listeners alone."""
+        return attrs.evolve(self, states=_LISTENING) if self.protocol == IPPROTO_TCP else self
+
+    @property
+    def listeners_only(self) -> bool:
+        """True if it leaves all TCP sockets out but listeners."""
+        return self.states == _LISTENING
 
     @property
     def families(self) -> set[tuple[int, int]]:
@@ -133,6 +143,8 @@ class DumpSource(Source):
         """The last dump of the poll arrived, or the poll was given up."""
         self.complete = True
         """Nothing of this poll is known to be missing."""
+        self.partial = False
+        """TCP sockets are not dumped in this poll, but for listeners: `Walks` has them."""
         self.rows = 0
         """Sockets reported so far."""
         self.answered: set[int] = set()
@@ -174,12 +186,22 @@ class DumpSource(Source):
     def settled(self) -> bool:
         return self.is_open
 
-    def begin_poll(self) -> None:
-        self.done, self.complete = False, True
+    def begin_poll(self, *, partial: bool = False) -> None:
+        self.done, self.complete, self.partial = False, True, partial
         self.judged.clear()
         self._queue = [kind for kind in self._kinds if kind.index not in self.refused]
+        if partial:
+            self._queue = [kind.of_listeners() for kind in self._queue]
         self._progress = self.output.now
         self._next()
+
+    def dump_all(self) -> None:
+        """All TCP sockets are to be dumped in this poll after all."""
+        self.partial = False
+        self._queue += [kind for kind in self._kinds if kind.protocol == IPPROTO_TCP and kind.index not in self.refused]
+        if self.done and not self.output.following:
+            self.done = False
+            self._next()
 
     def abort(self) -> None:
         """Give up the rest of the poll."""
@@ -206,7 +228,9 @@ class DumpSource(Source):
         """Following: the recorded client asked for this dump."""
         self._sequence = request.sequence
         _, index, _ = split_sequence(request.sequence)
-        self._kind = TOGETHER if request.family == AF_UNSPEC else KINDS[index]
+        kind = TOGETHER if request.family == AF_UNSPEC else KINDS[index]
+        self._kind = attrs.evolve(kind, states=request.states)
+        self.partial = self._kind.listeners_only or (self.partial and kind.protocol != IPPROTO_TCP)
         self._progress = self.output.now
 
     def failed(self, errno: int) -> None:
@@ -310,7 +334,8 @@ class DumpSource(Source):
             self._refuse(kind, number)
         else:
             self.answered.add(kind.index)
-            self.judged |= kind.families
+            if not kind.listeners_only:
+                self.judged |= kind.families
             if number or frame.flags & MessageFlag.DUMP_INTERRUPTED:
                 self.complete = False
         if self.output.following and frame.sequence & 1:

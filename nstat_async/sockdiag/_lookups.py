@@ -7,10 +7,11 @@ receive buffer; an answer that never comes is given up by `expire`.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ._constants import IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
+from ._constants import IPPROTO_TCP, IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
 from ._output import Output
 from ._setup import ChannelPurpose, Role
@@ -49,6 +50,12 @@ def lookup_request(message: bytes, protocol: int, *, exact: bool = True, mirrore
         identity = identity[2:4] + identity[:2] + identity[20:36] + identity[4:20] + identity[36:]
     cookie = message[COOKIE_AT : COOKIE_AT + 8] if exact else NO_COOKIE
     return DiagRequest(message[16], protocol, _EXTENSIONS, socket_id=identity + cookie, dump=False)
+
+
+def exact_request(family: int, identity: bytes, cookie: int) -> DiagRequest:
+    """The request for a TCP socket of which another source told; `identity` is its ports, addresses and device."""
+    socket_id = identity + cookie.to_bytes(8, sys.byteorder)
+    return DiagRequest(family, IPPROTO_TCP, _EXTENSIONS, socket_id=socket_id, dump=False)
 
 
 class LookupSource(Source):

@@ -15,7 +15,7 @@ from .._options import MonitorOptions
 from ._addresses import AddressSource
 from ._book import Book
 from ._cgroups import CgroupSource
-from ._constants import SocketState
+from ._constants import IPPROTO_TCP, SocketState
 from ._dumps import DumpSource
 from ._endings import Endings
 from ._entry import Entry
@@ -30,6 +30,7 @@ from ._setup import NetworkNamespace
 from ._sightings import Sightings
 from ._source import Source
 from ._tables import TableSource
+from ._walks import Walks
 
 JUDGED_AT_ONCE = 256
 """Absent sockets that are looked into in one step, about 1 ms."""
@@ -74,6 +75,17 @@ class Namespace:
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
         )
         self.dumps.vital = vital
+        allowed = identity.label is None and IPPROTO_TCP in protocols and not (options.extras or options.every_update)
+        self.walks = Walks(
+            output,
+            self.book,
+            self.dumps,
+            self.lookups,
+            self.removals,
+            sightings,
+            self._formats,
+            allowed=allowed,
+        )
         self.tables = TableSource(output, self.book, sightings, self._formats, protocols)
         sources = (self.removals, self.addresses, self.lookups, self.dumps)
         self.sources: tuple[Source, ...] = sources if entered else ()
@@ -114,7 +126,7 @@ class Namespace:
         self._judged, self._absent = False, []
         self.book.begin_poll()
         self.removals.begin_poll()
-        self.dumps.begin_poll()
+        self.dumps.begin_poll(partial=self.walks.begin_poll())
         self.tables.begin_poll()
 
     def end(self) -> None:
@@ -130,7 +142,7 @@ class Namespace:
 
     def gather(self) -> bool:
         """Look into absences once all dumps are in; True when each was."""
-        if not self._judged and self.dumps.done:
+        if not self._judged and self.dumps.done and self.walks.done:
             self._judged = True
             self.book.end_dumps()
             self._absent = self._find_absences()
@@ -147,7 +159,8 @@ class Namespace:
         """Everything that this poll found is in the book."""
         if not self.entered:
             return
-        if self.dumps.complete:
+        self.walks.end_poll()
+        if self.dumps.complete and not self.dumps.partial:
             self.removals.end_poll()
             self.book.end_complete_poll()
         self.tables.settle()
@@ -158,6 +171,8 @@ class Namespace:
 
     def _find_absences(self) -> list[Entry]:
         """All dumps of a poll are in: what none of them had."""
+        if self.dumps.partial:
+            return []
         entries, poll, reliable = self.book.entries, self._output.poll, self.removals.reliable
         # A poll that had as many sockets as are known is taken to have had those: one that was reported twice could
         # hide an absence until the next poll.

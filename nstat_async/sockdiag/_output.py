@@ -28,6 +28,8 @@ class Output:
     """When it began."""
     first_poll: bool = True
     """True until the first poll is complete: what it finds was there before."""
+    gaps: int = 0
+    """Losses so far that a dump repairs."""
     repair_wanted: bool = False
     """A poll is wanted because something was lost."""
     events: list[AnyEvent] = attrs.field(factory=list)
@@ -61,6 +63,7 @@ class Output:
 
     def lose(self, cause: LossCause, detail: str, count: int | None = None) -> None:
         """Report a gap."""
+        self.gaps += cause is not LossCause.FINAL_COUNTS
         self.events.append(EventsLost(self.time, cause, count, None, detail))
 
     def reject(self, reason: str) -> None:

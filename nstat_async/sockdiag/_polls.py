@@ -230,6 +230,7 @@ class Polls:
             for namespace in self._namespaces:
                 if not namespace.dumps.done:
                     namespace.dumps.abort()
+                namespace.walks.give_up()
                 namespace.lookups.give_up_all()
                 namespace.tables.take(None)
             self._programs.maps.expire()

@@ -207,6 +207,7 @@ class Programs:
         )
         sightings.own = frozenset(answer.own_cookies)
         sightings.live, sightings.ticks = True, answer.ticks
+        sightings.changes = answer.changes
         sightings.walked = told.other_bytes and answer.owners
         sightings.packets, sightings.births = told.udp_packets, answer.births
         sightings.counted, sightings.gone = self._counts_to_come, self._ledger.forget

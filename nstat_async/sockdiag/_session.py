@@ -34,6 +34,7 @@ from ._programs import Programs
 from ._setup import (
     AttachAnswer,
     CgroupsAnswer,
+    ChangedAnswer,
     ChannelPurpose,
     FoundNamespace,
     LinkKindsAnswer,
@@ -408,6 +409,9 @@ class Session:
             self._owners.take_names(answer)
         elif isinstance(answer, CgroupsAnswer):
             self._cgroups.take(answer)
+        elif isinstance(answer, ChangedAnswer):
+            for namespace in self._namespaces[:1]:
+                namespace.walks.take(answer)
         elif isinstance(answer, AttachAnswer):
             self._programs.take(answer)
         elif isinstance(answer, NamespacesAnswer):

@@ -359,6 +359,24 @@ class CgroupsAnswer:
 
 
 @attrs.frozen
+class ChangedRequest:
+    """Ask eBPF programs in which TCP sockets of this namespace something moved since they were asked last."""
+
+    mark: bool = False
+    """Only begin: the next answer tells what moves from now on."""
+
+
+@attrs.frozen
+class ChangedAnswer:
+    """What they told."""
+
+    rows: bytes = b""
+    """As ``ebpf.decode_changed`` reads them: a beginning, sockets, and an end."""
+    errno: int = 0
+    """Why there is nothing; 0: there is."""
+
+
+@attrs.frozen
 class AttachRequest:
     """Load and attach the eBPF programs, as many of them as the kernel grants."""
 
@@ -384,6 +402,8 @@ class AttachAnswer:
     """True if the making of datagram sockets is seen."""
     owners: bool = False
     """True if the descriptors of all processes can be walked over."""
+    changes: bool = False
+    """True if `ChangedRequest` has an answer."""
     namespaces: tuple[int | None, ...] = ()
     """Cookies of the session's network namespaces, by number; `None`: its sockets are not seen."""
     own_cookies: tuple[int, ...] = ()
@@ -438,6 +458,8 @@ RECORDED = Vocabulary(
     SocketTablesAnswer,
     AttachRequest,
     AttachAnswer,
+    ChangedRequest,
+    ChangedAnswer,
     LookupFailed,
 )
 """The purposes and look-ups of this protocol, and their answers."""

@@ -140,6 +140,8 @@ class Sightings:
         """True if the making of datagram sockets is seen."""
         self.walked = False
         """True if raw, ICMP and packet sockets are told, and a walk over all descriptors tells which there are."""
+        self.changes = False
+        """True if it is told in which TCP sockets something moved (`Walks`)."""
         self.walks = 0
         """Walks over all descriptors that came to their end."""
         self.missing = False

@@ -1,0 +1,169 @@
+"""Polls of many sockets of which few are used: only what moved is asked for, in place of a dump of all.
+
+An eBPF program walks over the TCP sockets of this network namespace and tells in which ones the kernel noted, since the
+last walk began, that something was sent, received or acknowledged. Each of them has an exact look-up, whose answer is
+what a dump would have; listeners and datagram sockets are dumped as ever. Nothing is taken on trust for long:
+
+- Beginnings and ends are records, and removals. So this is done only while records come and nothing is known to be lost.
+- Every tenth poll dumps everything. What leaves no trace in those times (an inode that changes hands, a FIN that
+  came with an old acknowledgement) is known then.
+- A walk that is refused, does not come to its end, or tells of many sockets is followed by the dump, in the same poll.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .._errnos import error_text
+from .._errors import ProtocolError
+from ..ebpf import ChangedRow, decode_changed
+from ._book import Book
+from ._constants import AF_INET, IPPROTO_TCP
+from ._dumps import DumpSource
+from ._lookups import NO_ANSWER, LookupSource, exact_request
+from ._output import Output
+from ._removals import RemovalSource
+from ._rows import RowFormats, is_remains
+from ._setup import ChangedAnswer, ChangedRequest
+from ._sightings import Sightings
+
+LEAST = 5_000
+"""Sockets from which on a walk is less work than a dump, with a margin."""
+PROOF = 10
+"""The last of so many polls dumps everything."""
+SHARE = 16
+"""If more than one socket in so many moved, a dump is less work than so many look-ups."""
+
+
+class Walks:
+    """The walks of one namespace.
+
+    Args:
+        output: Where questions go.
+        book: Where rows go.
+        dumps: What is spared.
+        lookups: What is asked in its place.
+        removals: What ends sockets.
+        sightings: Whether records come.
+        formats: How rows are cut.
+        allowed: False where every poll is to dump everything.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        book: Book,
+        dumps: DumpSource,
+        lookups: LookupSource,
+        removals: RemovalSource,
+        sightings: Sightings,
+        formats: RowFormats,
+        *,
+        allowed: bool,
+    ) -> None:
+        self._output = output
+        self._book = book
+        self._dumps = dumps
+        self._lookups = lookups
+        self._removals = removals
+        self._sightings = sightings
+        self._formats = formats
+        self._allowed = allowed
+        self._waiting = False
+        """A walk is under way that this poll waits for."""
+        self._asking = 0
+        """Look-ups without an answer."""
+        self._marked: int | None = None
+        """Serial of the poll in which the first walk was over: what moves since then is told."""
+        self._polls = PROOF
+        """Polls since all was dumped."""
+        self._gaps = 0
+        """What was lost before."""
+
+    @property
+    def done(self) -> bool:
+        """True when everything that moved is in the book."""
+        return not self._waiting and not self._asking
+
+    @property
+    def _suits(self) -> bool:
+        sightings = self._sightings
+        told = self._allowed and sightings.live and sightings.changes and self._removals.reliable
+        return told and len(self._book.entries) >= LEAST and not self._output.following
+
+    def begin_poll(self) -> bool:
+        """Ask what moved, where that is less work than a dump; True if the dump is spared."""
+        if not self._suits:
+            return False
+        if self._marked is None:
+            self._output.ask(ChangedRequest(mark=True), self._take_mark)
+            return False
+        self._waiting = self._polls < PROOF - 1 and self._gaps == self._output.gaps
+        if self._waiting:
+            self._output.ask(ChangedRequest(), self.take)
+        return self._waiting
+
+    def end_poll(self) -> None:
+        """A poll is over."""
+        if self._dumps.partial:
+            self._polls = self._polls + 1 if self._dumps.complete else PROOF
+        elif self._dumps.complete and self._marked is not None and self._marked < self._output.poll:
+            self._polls, self._gaps = 0, self._output.gaps
+
+    def _take_mark(self, answer: Any) -> None:
+        if self._begins(answer):
+            self._marked = self._output.poll
+
+    def take(self, answer: Any) -> None:
+        """Take in what moved; without an answer, or if much did, everything is dumped."""
+        self._waiting = False
+        rows = self._rows_of(answer)
+        if rows is None:
+            self._dumps.dump_all()
+            return
+        self._output.count("walks")
+        for row in rows:
+            self._asking += 1
+            self._lookups.ask(exact_request(row.family, _identity(row), row.cookie), self._answered)
+
+    def give_up(self) -> None:
+        """Following: no answer will come."""
+        self._waiting = False
+
+    def _begins(self, answer: Any) -> bool:
+        """True if an answer has a walk of this namespace; one that is refused is the last."""
+        if isinstance(answer, ChangedAnswer) and answer.errno:
+            self._allowed = False
+            self._output.note(f"sockets that moved cannot be walked over ({error_text(answer.errno)}): all are dumped")
+        if not isinstance(answer, ChangedAnswer) or not answer.rows:
+            return False
+        head = decode_changed(answer.rows)[0]
+        return not head.cookie and self._sightings.books.get(head.net_cookie) is self._book
+
+    def _rows_of(self, answer: Any) -> list[ChangedRow] | None:
+        try:
+            if not self._begins(answer):
+                return None
+            rows = decode_changed(answer.rows)
+        except ProtocolError as error:
+            self._output.reject(error.reason)
+            return None
+        whole = len(rows) > 1 and not rows[-1].cookie and len(rows) - 2 <= len(self._book.entries) // SHARE
+        return rows[1:-1] if whole else None
+
+    def _answered(self, found: bytes | None) -> None:
+        self._asking -= 1
+        if found == NO_ANSWER:
+            self._dumps.complete = False
+        elif found is not None and not is_remains(found):
+            pieces, form = self._formats.cut(found)
+            self._book.apply_row(self._book.entries.get(pieces[2]), IPPROTO_TCP, pieces, found, form)
+
+
+def _identity(row: ChangedRow) -> bytes:
+    """``struct inet_diag_sockid`` up to the cookie."""
+    size = 4 if row.family == AF_INET else 16
+    ports = row.local_port.to_bytes(2, "big") + row.remote_port
+    addresses = row.local[:size].ljust(16, b"\0") + row.remote[:size].ljust(16, b"\0")
+    return ports + addresses + row.ifindex.to_bytes(4, sys.byteorder)

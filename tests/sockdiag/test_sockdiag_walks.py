@@ -1,0 +1,216 @@
+"""Polls that ask for what moved in place of a dump of all: they report the same, and dump whenever that is not sure."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from ebpf_records import encode, record
+from programs_fakes import GRANTED, NETWORK, RING, Programs
+from replaying import assert_same, replayed
+from sockdiag_fakes import FakeSocket, flow_events
+
+from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from nstat_async._contract import Lookup, LookupFailed
+from nstat_async.ebpf import CHANGED, Kind
+from nstat_async.sockdiag import ChangedAnswer, ChangedRequest, DiagRequest, TcpInfo, iterate_messages
+from nstat_async.sockdiag import _walks as walks
+from nstat_async.sockdiag._constants import SocketState
+
+SOCKETS = 6
+LISTENING = 1 << SocketState.LISTEN
+
+
+def row(cookie: int, sock: FakeSocket | None = None, *, namespace: int = NETWORK, number: int = 0) -> bytes:
+    """A row of a walk; without a socket where it begins or ends."""
+    sock = sock or FakeSocket(0, b"", 0, b"", 0)
+    port = sock.remote_port.to_bytes(2, "big")
+    return CHANGED.pack(cookie, namespace, sock.local, sock.remote, 0, number, sock.local_port, port, sock.family, 1)
+
+
+class Walking(Programs):
+    """Its programs tell what moved."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(attrs.evolve(GRANTED, changes=True), **options)
+        self.moved: set[int] = set()
+        self.spoil: Callable[[bytes], Any] = ChangedAnswer
+        """What becomes of the rows of a walk."""
+        for cookie in range(1, SOCKETS + 1):
+            self.sockets[cookie] = FakeSocket(cookie, local_port=40000 + cookie, inode=cookie)
+
+    def answer(self, command: Lookup) -> None:
+        request = command.request
+        if not isinstance(request, ChangedRequest):
+            super().answer(command)
+            return
+        moved, self.moved = sorted(self.moved), set()
+        rows = b"".join(row(cookie, self.sockets[cookie]) for cookie in moved)
+        whole = row(0) if request.mark else row(0) + rows + row(0, namespace=0, number=len(self.sockets))
+        answer = ChangedAnswer(whole) if request.mark else self.spoil(whole)
+        self.session.lookup_done(command.token, answer, self.now)
+
+    def send(self, cookie: int, *, told: bool = True) -> None:
+        """A socket sends ten bytes more."""
+        info = self.sockets[cookie].info
+        for field in (TcpInfo.BYTES_SENT, TcpInfo.BYTES_ACKED):
+            info[field] = info.get(field, 0) + 10
+        info[TcpInfo.DATA_SEGS_OUT] = info.get(TcpInfo.DATA_SEGS_OUT, 0) + 1
+        if told:
+            self.moved.add(cookie)
+
+    def dumped(self, act: Callable[[], Any]) -> list[int]:
+        """The states of TCP that are dumped meanwhile."""
+        begin = len(self.record)
+        act()
+        sent = [data for what, _, channel, data in self.record[begin:] if (what, channel) == ("to", 0)]
+        requests = [DiagRequest.decode(data, frame) for data in sent for frame in iterate_messages(data)]
+        return [request.states for request in requests if request.protocol == 6]
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """It was polled until walks are made."""
+    monkeypatch.setattr(walks, "LEAST", SOCKETS)
+    monkeypatch.setattr(walks, "SHARE", 1)
+    kernel = Walking()
+    kernel.start()
+    kernel.poll()
+    kernel.poll()
+    assert kernel.dumped(kernel.poll) == [LISTENING]
+    kernel.events.clear()
+    return kernel
+
+
+def sent(kernel: Walking) -> dict[str, int]:
+    """By flow: what is known to be sent."""
+    return {flow.id: counts.tx_bytes for flow, counts in kernel.session.flows()}
+
+
+def test_what_moved_is_updated_and_the_others_are_neither_dumped_nor_judged(kernel):
+    kernel.send(2)
+    assert kernel.dumped(kernel.poll) == [LISTENING]
+    assert [(type(e), e.flow.id, e.counts.tx_bytes) for e in flow_events(kernel.events)] == [(FlowUpdated, "c2", 10)]
+    (poll,) = [e for e in kernel.events if isinstance(e, PollCompleted)]
+    assert (poll.complete, poll.flows) == (True, SOCKETS)
+    for _ in range(5):
+        kernel.poll()
+    assert len(flow_events(kernel.events)) == 1
+
+
+def test_a_connection_that_no_record_told_of_is_added(kernel):
+    kernel.sockets[9] = FakeSocket(9, local_port=50000, inode=9)
+    kernel.moved.add(9)
+    assert kernel.dumped(kernel.poll) == [LISTENING]
+    added = flow_events(kernel.events)[0]
+    assert (type(added), added.flow.id, added.preexisting) == (FlowAdded, "c9", False)
+
+
+def test_what_moved_and_ended_before_it_was_asked_for_ends_by_its_removal(kernel):
+    kernel.send(2)
+    gone = kernel.sockets[2]
+    kernel.spoil = lambda rows: [ChangedAnswer(rows), kernel.sockets.pop(2)][0]
+    kernel.poll()
+    assert not flow_events(kernel.events)
+    kernel.feed(gone.message(final=True), 1)
+    kernel.feed(encode(record(Kind.CLOSED, 2, tx_bytes=10)._replace(net_cookie=NETWORK)), RING)
+    kernel.wait(1.0)
+    (removed,) = flow_events(kernel.events)
+    assert (type(removed), removed.counts.tx_bytes) == (FlowRemoved, 10)
+
+
+def test_every_tenth_poll_dumps_everything_and_has_what_nobody_told(kernel):
+    kernel.send(3, told=False)
+    states = [kernel.dumped(kernel.poll) for _ in range(2 * walks.PROOF)]
+    whole = [number for number, each in enumerate(states) if each != [LISTENING]]
+    assert [later - earlier for earlier, later in itertools.pairwise(whole)] == [walks.PROOF]
+    assert sent(kernel)["c3"] == 10
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda _: ChangedAnswer(errno=errno.EPERM),
+        lambda _: ChangedAnswer(),
+        lambda _: LookupFailed("no thread"),
+        lambda rows: ChangedAnswer(rows[: -CHANGED.size]),
+        lambda rows: ChangedAnswer(rows[:-1]),
+        lambda rows: ChangedAnswer(rows[CHANGED.size :]),
+        lambda rows: ChangedAnswer(row(0, namespace=NETWORK + 1) + rows[CHANGED.size :]),
+    ],
+)
+def test_a_walk_that_says_nothing_sure_is_followed_by_the_dump_in_the_same_poll(kernel, spoil):
+    kernel.send(2)
+    kernel.send(3, told=False)
+    kernel.spoil = spoil
+    assert len(kernel.dumped(kernel.poll)) == 2
+    assert (sent(kernel)["c2"], sent(kernel)["c3"]) == (10, 10)
+    assert [e for e in kernel.events if isinstance(e, PollCompleted)][-1].complete
+
+
+def test_if_many_moved_all_are_dumped(kernel, monkeypatch):
+    monkeypatch.setattr(walks, "SHARE", 3)
+    for cookie in (1, 2, 3):
+        kernel.send(cookie)
+    assert len(kernel.dumped(kernel.poll)) == 2
+    assert sum(sent(kernel).values()) == 30
+    kernel.send(1)
+    assert kernel.dumped(kernel.poll) == [LISTENING]
+    assert sent(kernel)["c1"] == 20
+
+
+def test_one_that_is_refused_is_the_last_and_said(kernel):
+    kernel.spoil = lambda _: ChangedAnswer(errno=errno.EPERM)
+    kernel.poll()
+    assert any("cannot be walked over" in note for note in kernel.session.capabilities.notes)
+    assert all(LISTENING not in kernel.dumped(kernel.poll) for _ in range(3))
+
+
+def test_after_a_loss_everything_is_dumped(kernel):
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    assert LISTENING not in kernel.dumped(lambda: kernel.wait(1.0))
+    assert kernel.dumped(kernel.poll) == [LISTENING]
+
+
+def test_a_look_up_without_an_answer_makes_the_poll_incomplete_and_the_next_one_a_dump(kernel):
+    kernel.send(2)
+    kernel.silent.add(3)
+    kernel.poll()
+    kernel.wait(1.5)
+    assert not [e for e in kernel.events if isinstance(e, PollCompleted)][-1].complete
+    kernel.silent.clear()
+    assert LISTENING not in kernel.dumped(kernel.poll)
+    assert sent(kernel)["c2"] == 10
+
+
+@pytest.mark.parametrize("options", [{"every_update": True}, {"extras": True}, {"providers": "udp"}])
+def test_who_wants_every_row_gets_dumps(monkeypatch, options):
+    monkeypatch.setattr(walks, "LEAST", 0)
+    kernel = Walking(**options)
+    kernel.start()
+    assert all(LISTENING not in kernel.dumped(kernel.poll) for _ in range(4))
+
+
+def test_few_sockets_are_dumped():
+    kernel = Walking()
+    kernel.start()
+    assert all(LISTENING not in kernel.dumped(kernel.poll) for _ in range(4))
+
+
+def test_a_replay_is_the_run(kernel):
+    for cookie in (1, 2, 3):
+        kernel.send(cookie)
+        kernel.poll()
+    kernel.sockets[9] = FakeSocket(9, local_port=50000, inode=9)
+    kernel.moved.add(9)
+    kernel.poll()
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    again = replayed(kernel.file)
+    assert_same(again[-len(kernel.events) :], kernel.events)
+    assert [e for e in again if isinstance(e, FlowUpdated)]
