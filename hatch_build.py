@@ -1,8 +1,13 @@
-"""Build the optional C code with the package, where there is a compiler; without one the wheel is pure Python."""
+"""What is made when the package is built: the optional C code, and the links of the README.
+
+Without a compiler the wheel is pure Python. Without an address of the repository (`NSTAT_ASYNC_REPOSITORY`) the package
+claims none: the links of the README are relative, and an index of packages, which has no files beside it, gets their texts.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -11,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 NAME = "nstat_async._speedups"
+ADDRESS = "NSTAT_ASYNC_REPOSITORY"
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
 def build(root: Path, directory: str) -> Path | None:
@@ -32,6 +40,41 @@ def build(root: Path, directory: str) -> Path | None:
         return Path(command.get_ext_fullpath(NAME))
     except (Exception, SystemExit):  # noqa: BLE001  # whatever stands in the way: the package works without it
         return None
+
+
+def readme(text: str, address: str | None) -> str:
+    """The README for an index of packages: absolute links, or none where the repository has no address."""
+
+    def link(found: re.Match[str]) -> str:
+        picture, shown, target = found.groups()
+        if address is None:
+            return "" if picture else shown
+        return f"{picture}[{shown}]({address}/{'raw' if picture else 'blob'}/HEAD/{target})"
+
+    return _LINK.sub(link, text)
+
+
+def urls(address: str | None) -> dict[str, str]:
+    """Where the project is, as far as that is known."""
+    if address is None:
+        return {}
+    return {
+        "Repository": address,
+        "Documentation": f"{address}/tree/HEAD/docs",
+        "Changelog": f"{address}/blob/HEAD/docs/changelog.md",
+        "Issues": f"{address}/issues",
+    }
+
+
+class AddressHook(MetadataHookInterface):
+    """Says where the project is, to the index of packages."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Add what is dynamic."""
+        address = os.environ.get(ADDRESS, "").rstrip("/") or None
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        metadata["readme"] = {"content-type": "text/markdown", "text": readme(text, address)}
+        metadata["urls"] = urls(address)
 
 
 class SpeedupsHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -77,8 +77,11 @@ class ProtocolError(NstatError):
 class RecordingError(ProtocolError):
     """A recording that is none, or one whose format version is unknown."""
 
+    path: str | None = None
+    """The file; `None` where it has no name."""
+
     def __str__(self) -> str:
-        return self.reason
+        return self.reason if self.path is None else f"{self.path}: {self.reason}"
 
 
 class RequestError(NstatError):

@@ -221,14 +221,14 @@ def by_pid(*pids: int) -> Filter:
     Raises:
         UsageError: One is not the number of a process, or there are none; as for every filter here.
     """
-    wanted = frozenset(_each("by_pid", pids, _whole(0, 2**31 - 1), "the number of a process, e.g. by_pid(501)"))
+    wanted = frozenset(_each("by_pid", pids, _whole(0, 2**31 - 1), "the number of a process, e.g. 501"))
     return Filter(lambda flow: is_of(flow.process, wanted), f"by_pid({_listed(wanted)})")
 
 
 @_can_be_pickled
 def by_process_name(*names: str) -> Filter:
     """Flows of processes with one of these names (exact, as the kernel has them)."""
-    wanted = frozenset(_each("by_process_name", names, _text, "a name, e.g. by_process_name('curl')"))
+    wanted = frozenset(_each("by_process_name", names, _text, "a name, e.g. 'curl'"))
     return Filter(
         lambda flow: flow.process is not None and flow.process.name in wanted, f"by_process_name({_listed(wanted)})"
     )
@@ -304,7 +304,7 @@ def by_outcome(*outcomes: Outcome | str) -> Filter:
 @_can_be_pickled
 def by_interface(*names: str) -> Filter:
     """Flows over the interfaces of these names."""
-    wanted = frozenset(_each("by_interface", names, _text, "the name of an interface, e.g. by_interface('en0')"))
+    wanted = frozenset(_each("by_interface", names, _text, "the name of an interface, e.g. 'en0'"))
     return Filter(
         lambda flow: flow.interface is not None and flow.interface.name in wanted, f"by_interface({_listed(wanted)})"
     )
@@ -323,7 +323,7 @@ def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
 @_can_be_pickled
 def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
     """Flows with one of these ports at either end (or at the end chosen)."""
-    wanted = frozenset(_each("by_port", ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. by_port(443)"))
+    wanted = frozenset(_each("by_port", ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. 443"))
 
     def matches(flow: Flow) -> bool:
         return (local and flow.local is not None and flow.local.port in wanted) or (
@@ -352,7 +352,7 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
         except ValueError:
             return None
 
-    wanted = _each("by_address", networks, network_of, "an address or a network, e.g. by_address('192.0.2.0/24')")
+    wanted = _each("by_address", networks, network_of, "an address or a network, e.g. '192.0.2.0/24'")
 
     def inside(endpoint: Endpoint | None) -> bool:
         if endpoint is None:
@@ -383,7 +383,7 @@ def by_host(*names: str) -> Filter:
 @_can_be_pickled
 def by_cgroup(*paths: str) -> Filter:
     """Flows of these cgroups (Linux, v2) and of those below them, e.g. ``"/system.slice"``."""
-    wanted = frozenset(_each("by_cgroup", paths, _text, "the path of a cgroup, e.g. by_cgroup('/system.slice')"))
+    wanted = frozenset(_each("by_cgroup", paths, _text, "the path of a cgroup, e.g. '/system.slice'"))
     prefixes = tuple(path.rstrip("/") + "/" for path in wanted)
     return Filter(
         lambda flow: flow.cgroup is not None and f"{flow.cgroup}/".startswith(prefixes), f"by_cgroup({_listed(wanted)})"
@@ -393,7 +393,7 @@ def by_cgroup(*paths: str) -> Filter:
 @_can_be_pickled
 def by_unit(*names: str) -> Filter:
     """Flows of these units of systemd (Linux), e.g. ``"nginx.service"``; a name without a suffix is a service's."""
-    wanted = frozenset(_each("by_unit", names, _text, "the name of a unit, e.g. by_unit('nginx.service')"))
+    wanted = frozenset(_each("by_unit", names, _text, "the name of a unit, e.g. 'nginx.service'"))
     units = wanted | {f"{name}.service" for name in wanted}
     return Filter(lambda flow: flow.unit in units, f"by_unit({_listed(wanted)})")
 
@@ -484,8 +484,17 @@ _KEYS: dict[str, Callable[[list[str]], Filter]] = {
     "pod": _whole_texts(by_pod),
     "loopback": _loopback_of,
 }
+_EXAMPLE = "'port=443,80 & ~loopback'"
 MAX_ITEMS = 100
 """Conditions that a text may have."""
+
+
+def _filter_of(key: str, texts: list[str]) -> Filter:
+    """The filter of a key. What is wrong with its values is said of the key: whoever wrote it knows no function."""
+    try:
+        return _KEYS[key](texts)
+    except UsageError as error:
+        raise UsageError(f"filter: {key}: {str(error).partition(': ')[2]}") from None
 
 
 def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
@@ -512,6 +521,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
         if not isinstance(item, (tuple, list)) or [type(each) for each in item] != [str, str]:
             raise UsageError(f"filter: {item!r} is no pair of texts")
         key, value = item
+        if not key.strip(" ~"):
+            raise UsageError(f"filter: there is no key, as in {_EXAMPLE}")
         if key.removeprefix("~") not in _KEYS:
             raise UsageError(f"filter: {key!r} is none of {', '.join(_KEYS)}")
         values.setdefault(key, []).append(value)
@@ -519,8 +530,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     for key, texts in values.items():
         name = key.removeprefix("~")
         if "" in texts and _KEYS[name] is not _loopback_of:
-            raise UsageError(f"filter: {name} needs a value, as in 'port=443,80 & ~loopback'")
-        each = _KEYS[name](texts)
+            raise UsageError(f"filter: {name} needs a value, as in {_EXAMPLE}")
+        each = _filter_of(name, texts)
         each = ~each if key.startswith("~") else each
         found = each if found is None else found & each
     return found

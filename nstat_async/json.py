@@ -317,13 +317,46 @@ class _Writer:
         self._full = full
         self._last = (0.0, "0.0")
         self.known: dict[type, _Text] = {}
-        numbers = [field.name for field in table.of(Counts).fields if field.name in COUNTS_FIELDS]
+        fields = table.of(Counts).fields
+        numbers = [field.name for field in fields if field.name in COUNTS_FIELDS]
         self.pick: Callable[[tuple[Any, ...]], tuple[int | None, ...]] = itemgetter(*map(COUNTS_FIELDS.index, numbers))
         """The numbers of all counters in the order of the keys; the first four are those of a delta."""
-        self.counts: Callable[[Counts, tuple[int | None, ...]], str] = self.made(Counts, dict.fromkeys(numbers, "x"))
-        """Writes counts whose numbers were picked already: most of a line is this."""
+        self._any_counts: Callable[[Counts, tuple[int | None, ...]], str] = self.made(
+            Counts, dict.fromkeys(numbers, "x")
+        )
+        self._numbers = [field for field in fields if field.name in COUNTS_FIELDS]
+        self._formats: dict[int, tuple[str, Callable[[tuple[int | None, ...]], Any]]] | None = {}
+        """By how many numbers are unknown: the format of the known ones, and what picks these."""
+        if any(field.name not in (*COUNTS_FIELDS, "media") for field in fields):
+            self._formats = None  # fields of somebody's own
         pick, write = self.pick, self.counts
         self.known[Counts] = lambda counts: write(counts, pick(counts._translated()))  # noqa: SLF001  # all at once, for speed
+
+    def counts(self, counts: Counts, values: tuple[int | None, ...]) -> str:
+        """Counts whose numbers were picked already. Most of a line is this, so one format takes all numbers at once."""
+        if self._formats is None or counts.media:
+            return self._any_counts(counts, values)
+        unknown = values.count(None)
+        known = self._formats.get(unknown)
+        if known is not None:
+            try:
+                text: str = known[0] % known[1](values)
+                return text  # noqa: TRY300  # what may fail is the line above
+            except TypeError:  # as many are unknown, but others
+                pass
+        if unknown < len(values):
+            self._formats[unknown] = self._format_of(values)
+        return self._any_counts(counts, values)
+
+    def _format_of(self, values: tuple[int | None, ...]) -> tuple[str, Callable[[tuple[int | None, ...]], Any]]:
+        """The format of values of which the same are known, and what picks these."""
+        members = [
+            f'"{field.key}":{"null" if value is None else "%d"}'
+            for field, value in zip(self._numbers, values, strict=True)
+            if value is not None or not field.later
+        ]
+        places = [at for at, value in enumerate(values) if value is not None]
+        return f"{{{','.join(members)}}}", itemgetter(*places)
 
     def of(self, cls: type) -> _Text:
         """The function for a class."""

@@ -49,17 +49,16 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         try:
             arguments = build_parser().parse_args(argv)
-        except SystemExit as end:  # argparse printed help, or why not
-            _flush()
-            return end.code if isinstance(end.code, int) else _USAGE
-        command = importlib.import_module(f"._{arguments.command}", __name__)
-        status: int = command.run(arguments)
+            command = importlib.import_module(f"._{arguments.command}", __name__)
+            try:
+                status: int = command.run(arguments)
+            except UsageError as error:
+                arguments.parser.misused(str(error))
+        except SystemExit as end:  # help was printed, or why not
+            status = end.code if isinstance(end.code, int) else _USAGE
         _flush()
     except BrokenPipeError:
         return _leave(_DONE)
-    except UsageError as error:
-        complain(f"error: {error}")
-        return _USAGE
     except NstatError as error:
         missing = (
             isinstance(error, BackendUnavailableError) and error.reason is UnavailableReason.DEPENDENCY and error.detail

@@ -17,16 +17,18 @@ from typing import Any
 import attrs
 
 from .. import __version__
+from .._checks import LONGEST_SECONDS
 from .._errors import UsageError
 from .._model import Provider
 from .._options import SHORTEST_PULSE, Ebpf
-from ..backends._registry import parse
+from ..backends._registry import parse as parse_backend
 from ._parser import Parser, did_you_mean
 
 __all__ = ["COMMANDS", "build_parser"]
 
 _COLUMNS = 78
 _LAST_PORT = 65_535
+_LAST_PID = 2**31 - 1
 _EPOCH = 1e8
 """Numbers from here on are seconds since the epoch."""
 _SPANS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
@@ -34,7 +36,9 @@ SHELLS = ("bash", "zsh", "fish")
 SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "user", "unit", "rx-rate", "tx-rate")
 
 
-def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Callable[[str], float]:
+def _number(
+    minimum: float, *, above: bool = False, whole: bool = False, most: float = math.inf
+) -> Callable[[str], float]:
     def convert(text: str) -> float:
         try:
             value = int(text) if whole else float(text)
@@ -42,13 +46,18 @@ def _number(minimum: float, *, above: bool = False, whole: bool = False) -> Call
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number") from None
         if not minimum <= value < math.inf or (above and value == minimum):
             raise argparse.ArgumentTypeError(f"{text} must be {'more than' if above else 'at least'} {minimum:g}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} must be at most {most}")
         return value
 
     return convert
 
 
+_seconds = _number(0, above=True, most=LONGEST_SECONDS)
+
+
 def _pulse(text: str) -> float:
-    return 0.0 if text == "off" else _number(SHORTEST_PULSE)(text)
+    return 0.0 if text == "off" else _number(SHORTEST_PULSE, most=LONGEST_SECONDS)(text)
 
 
 def _size(text: str) -> int:
@@ -63,10 +72,13 @@ def _size(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    port = int(_number(0, whole=True)(text))
-    if port > _LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{text} is more than {_LAST_PORT}")
-    return port
+    return int(_number(0, whole=True, most=_LAST_PORT)(text))
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return text
 
 
 def _span(text: str) -> float:
@@ -102,7 +114,7 @@ def _timebase(text: str) -> tuple[int, int]:
 
 
 def _backend(text: str) -> str:
-    _given(parse, text)
+    _given(parse_backend, text)
     return text
 
 
@@ -110,6 +122,12 @@ def _by(text: str) -> Any:
     from ..aggregate import GroupBy  # noqa: PLC0415  # not for --help
 
     return _given(GroupBy.named, text)
+
+
+def _filter(text: str) -> Any:
+    from ..filters import parse  # noqa: PLC0415  # as above
+
+    return _given(parse, text)
 
 
 def _event_fields(text: str) -> Any:
@@ -147,7 +165,7 @@ def _since(text: str) -> float:
         ) from None
 
 
-_SECONDS: dict[str, Any] = {"type": _number(0, above=True), "metavar": "S"}
+_SECONDS: dict[str, Any] = {"type": _seconds, "metavar": "S"}
 _NUMBER: dict[str, Any] = {"type": _number(0, whole=True), "metavar": "N"}
 _FLAG: dict[str, Any] = {"action": "store_true"}
 _LIST: dict[str, Any] = {"action": "append"}
@@ -176,10 +194,10 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "which flows": {
         "--provider": {"type": _providers, "metavar": "NAME,…", "help": "kinds of flows, e.g. tcp,udp,quic"},
-        "--pid": {**_NUMBER, **_LIST, "help": "only this process (repeatable)"},
-        "--process": {**_LIST, "metavar": "NAME", "help": "only processes of this name (repeatable)"},
+        "--pid": {"type": _number(0, whole=True, most=_LAST_PID), "metavar": "N", **_LIST, "help": "only this process (repeatable)"},
+        "--process": {"type": _name, **_LIST, "metavar": "NAME", "help": "only processes of this name (repeatable)"},
         "--filter": {
-            **_LIST, "metavar": "TEXT", "help": "only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
+            "type": _filter, **_LIST, "metavar": "TEXT", "help": "only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
         },
         "--no-loopback": {**_FLAG, "help": "leave out flows that stay on this machine"},
     },
@@ -253,9 +271,9 @@ class Command:
     def usage(self, name: str) -> str:
         """How the command is called, in one line."""
         shown = [
-            f"{each.get('metavar', 'FILE')}{' ...' * ('nargs' in each)}"
+            " ".join([*[option] * (option[0] == "-"), each.get("metavar", "FILE"), *["..."] * ("nargs" in each)])
             for option, each in self.options.items()
-            if option[0] != "-"
+            if option[0] != "-" or each.get("required")
         ]
         return " ".join([name, *shown, "[options]"])
 
@@ -441,7 +459,7 @@ COMMANDS: dict[str, Command] = {
             "--kernel": {
                 "default": "xnu-11417.121.6", "metavar": "STRING", "help": "which kernel to be (default: %(default)s)",
             },
-            "--flows": {**_NUMBER, "default": 20, "help": "flows open at the start (default 20)"},
+            "--flows": {"type": _number(0, whole=True, most=1_000_000), "metavar": "N", "default": 20, "help": "flows open at the start (default 20)"},
             "--rate": {"type": _number(0), "default": 2.0, "metavar": "N", "help": "new flows a second (default 2)"},
             "--life": {**_SECONDS, "default": 10.0, "help": "mean life (default 10 s)"},
             "--seed": {**_NUMBER, "default": 0, "help": "of the random workload (default 0)"},
@@ -497,4 +515,5 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.configure(sub)
+        sub.set_defaults(parser=sub)
     return parser

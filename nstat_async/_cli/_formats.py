@@ -26,8 +26,12 @@ from ._views import View
 __all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
 
 EventFormatter = Callable[[AnyEvent], "str | None"]
-_HEADINGS = ("", "PROTOCOL", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
+_HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
 _RIGHT = frozenset({6, 7})
+_SPARE = (8, 4, 2)
+"""What a narrow terminal does without: the interface, then the state, then the local end."""
+_MAIN = 6
+"""Columns of a table of rows that are never left out."""
 
 
 def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
@@ -76,7 +80,7 @@ class _ChosenText:
 Found = Sequence[tuple[Flow, Union[Counts, None]]]
 
 
-def flow_form(arguments: argparse.Namespace) -> Callable[[Found, float], list[str]]:
+def flow_form(arguments: argparse.Namespace, output: Output) -> Callable[[Found, float], list[str]]:
     """What makes lines of the flows of a moment.
 
     Raises:
@@ -95,9 +99,11 @@ def flow_form(arguments: argparse.Namespace) -> Callable[[Found, float], list[st
         return lambda found, moment: [line(flow, counts, moment) for flow, counts in found]
     if columns:
         return lambda found, moment: _table(
-            columns, [[column.text(event) for column in columns] for event in _events(found, moment)]
+            columns, [[column.text(event) for column in columns] for event in _events(found, moment)], output
         )
-    return lambda found, _moment: render(_HEADINGS, [_cells(flow, counts) for flow, counts in found], right=_RIGHT)
+    return lambda found, _moment: render(
+        _HEADINGS, [_cells(flow, counts) for flow, counts in found], right=_RIGHT, columns=output.columns, spare=_SPARE
+    )
 
 
 def _events(found: Found, moment: float) -> list[FlowAdded]:
@@ -119,7 +125,7 @@ def _cells(flow: Flow, counts: Counts | None) -> tuple[str, ...]:
     )
 
 
-def row_form(arguments: argparse.Namespace, view: View) -> Callable[[Sequence[Row], float], list[str]]:
+def row_form(arguments: argparse.Namespace, view: View, output: Output) -> Callable[[Sequence[Row], float], list[str]]:
     """What makes lines of the rows of a table, in their order.
 
     Raises:
@@ -136,11 +142,22 @@ def row_form(arguments: argparse.Namespace, view: View) -> Callable[[Sequence[Ro
 
     def text(rows: Sequence[Row], _moment: float) -> list[str]:
         columns = chosen or view.columns(rows)
-        return _table(columns, [[view.cell(column, row) for column in columns] for row in rows], view)
+        return _table(
+            columns, [[view.cell(column, row) for column in columns] for row in rows], output, view, chosen=bool(chosen)
+        )
 
     return text
 
 
-def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]], view: View | None = None) -> list[str]:
+def _table(
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    output: Output,
+    view: View | None = None,
+    *,
+    chosen: bool = True,
+) -> list[str]:
     headings = [column.heading if view is None else view.heading_of(column) for column in columns]
-    return render(headings, cells, right=[at for at, column in enumerate(columns) if column.is_number])
+    right = [at for at, column in enumerate(columns) if column.is_number]
+    spare = () if chosen else range(len(columns) - 1, _MAIN - 1, -1)
+    return render(headings, cells, right=right, columns=output.columns, spare=spare)

@@ -14,6 +14,7 @@ from .. import Monitor
 from .._escape import dump, escape
 from ..aggregate import History, HistoryError, Usage, keep_history
 from ._output import Output, complain
+from ._parser import did_you_mean
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
 from ._table import render
@@ -51,24 +52,35 @@ def _record(arguments: argparse.Namespace) -> int:
 def _answer(arguments: argparse.Namespace) -> int:
     since, until = arguments.since, arguments.until
     if not Path(arguments.file).exists():
-        raise HistoryError(arguments.file, "is not there; --record makes it")
+        raise HistoryError(arguments.file, "there is no such file; --record makes it")
     with History(arguments.file) as history:
         if arguments.step is not None:
             found = history.timeline(arguments.step, since, until, name=arguments.name)
         else:
             found = history.usage(since, until, name=arguments.name, by=arguments.by)
         gaps = history.gaps(since, until)
+        if not found and not arguments.json:
+            complain(f"{arguments.file}: {_nothing(history, arguments)}")
     shown = found[: arguments.limit]
+    output = Output()
     if arguments.json:
-        Output().lines(dump(_plain(usage)) for usage in shown)
+        output.lines(dump(_plain(usage)) for usage in shown)
         return 0
-    label = _LABELS["step" if arguments.step is not None else arguments.by]
-    Output().lines(_table(shown, arguments, label))
+    if shown:
+        output.lines(_table(shown, "step" if arguments.step is not None else arguments.by, output.columns))
     if len(found) > len(shown):
         complain(f"{len(found) - len(shown)} more; --limit shows them")
     if gaps:
         complain(f"reports of loss in this time: {sum(gap.events for gap in gaps)}")
     return 0
+
+
+def _nothing(history: History, arguments: argparse.Namespace) -> str:
+    """Why there is no answer."""
+    names = [usage.name or "" for usage in history.usage()]
+    if arguments.name is not None and arguments.name not in names:
+        return f"no process is named {arguments.name!r}{did_you_mean(arguments.name, names)}"
+    return "nothing was written in this time" if names else "nothing was written yet"
 
 
 def _plain(usage: Usage) -> dict[str, object]:
@@ -94,34 +106,38 @@ def _or_none(value: str | None) -> str:
     return "(none)" if value is None else escape(value)
 
 
-_LABELS: dict[str, tuple[str, Callable[[Usage], str]]] = {
+_Cell = Callable[[Usage], str]
+_BEGIN: tuple[str, _Cell] = ("FROM", lambda usage: _time_text(usage.begin))
+_END: tuple[str, _Cell] = ("UNTIL", lambda usage: _time_text(usage.end))
+_PID: tuple[str, _Cell] = ("PID", lambda usage: "" if usage.pid is None else str(usage.pid))
+_LABELS: dict[str, tuple[str, _Cell]] = {
     "name": ("PROCESS", _process_text),
-    "process": ("PROCESS", lambda usage: f"{_process_text(usage)} {'' if usage.pid is None else usage.pid}".rstrip()),
+    "process": ("PROCESS", _process_text),
     "user": ("USER", lambda usage: "(none)" if usage.uid is None else escape(usage.user or user_text(usage.uid))),
     "unit": ("UNIT", lambda usage: _or_none(usage.unit)),
     "container": ("CONTAINER", lambda usage: _or_none(usage.container)),
     "pod": ("POD", lambda usage: _or_none(usage.pod)),
     "remote": ("REMOTE", lambda usage: "(others)" if usage.remote is None else escape(usage.remote)),
     "outcome": ("OUTCOME", lambda usage: "?" if usage.outcome is None else usage.outcome.value),
-    "step": ("FROM", lambda usage: _time_text(usage.begin)),
 }
-"""What an answer is of: the heading of its first column, and what stands there."""
+"""What an answer is of: the heading of its column, and what stands there."""
+_NUMBERS: tuple[tuple[str, _Cell], ...] = (
+    ("FLOWS", lambda usage: str(usage.flows)),
+    ("RX", lambda usage: bytes_text(usage.rx_bytes if _is_counted(usage) else None)),
+    ("TX", lambda usage: bytes_text(usage.tx_bytes if _is_counted(usage) else None)),
+)
 
 
-def _table(found: list[Usage], arguments: argparse.Namespace, label: tuple[str, Callable[[Usage], str]]) -> list[str]:
-    heading, text = label
-    rows = [
-        [
-            text(usage),
-            str(usage.flows),
-            *(bytes_text(value if _is_counted(usage) else None) for value in (usage.rx_bytes, usage.tx_bytes)),
-            *([] if arguments.step is not None else [_time_text(usage.begin)]),
-            _time_text(usage.end),
-        ]
-        for usage in found
-    ]
-    more = ["UNTIL"] if arguments.step is not None else ["FROM", "UNTIL"]
-    return render([heading, "FLOWS", "RX", "TX", *more], rows, right={1, 2, 3})
+def _table(found: list[Usage], by: str, columns: int | None) -> list[str]:
+    """Who or when first, then the numbers, as in every table."""
+    if by == "step":
+        shown = [_BEGIN, _END, *_NUMBERS]
+    else:
+        shown = [*[_PID] * (by == "process"), _LABELS[by], *_NUMBERS, _BEGIN, _END]
+    right = {at for at, each in enumerate(shown) if each in _NUMBERS or each is _PID}
+    rows = [[text(usage) for _, text in shown] for usage in found]
+    spare = [at for at, each in enumerate(shown) if each in (_BEGIN, _END)] if by != "step" else ()
+    return render([heading for heading, _ in shown], rows, right=right, columns=columns, spare=spare)
 
 
 def _is_counted(usage: Usage) -> bool:

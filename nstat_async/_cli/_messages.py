@@ -13,6 +13,7 @@ from ..ntstat import Setup
 from ..ntstat._kernels import Kernel
 from ..ntstat._setup import ProvenStruct
 from ..recording import Record, RecordingInfo, RecordKind, open_recording, steps
+from ..recording._file import naming
 from ._decode import MessageDecoder
 from ._output import Output
 from ._source import check_input
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     output = Output()
     check_input(arguments.file)
-    with open_recording(arguments.file, kernel=arguments.kernel) as recording:
+    with naming(arguments.file), open_recording(arguments.file, kernel=arguments.kernel) as recording:
         decode = _decoder(recording.info, arguments.kernel)
         for batch in recording.records_batch(256):
             lines = []

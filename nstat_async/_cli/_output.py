@@ -110,6 +110,17 @@ class Output:
                 select.select((), (self._number,), ())
 
     @property
+    def columns(self) -> int | None:
+        """How wide tables may be: ``COLUMNS``, else what the terminal has; `None` where nobody looks."""
+        given = os.environ.get("COLUMNS", "")
+        if given.isascii() and given.isdigit() and int(given):
+            return int(given)
+        try:
+            return os.get_terminal_size(self._number).columns or None if self._number is not None else None
+        except OSError:  # no terminal
+            return None
+
+    @property
     def pipe(self) -> int | None:
         """Descriptor of the pipe behind it; `None` for terminals and files."""
         return self._number if self._kind == stat.S_IFIFO and not self.quiet else None

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 __all__ = ["Parser", "did_you_mean"]
 
 _USAGE = 2
+_PARAMETERS = {"record_to": "file", "flow_filter": "filter", "providers": "provider"}
+"""Parameters of the library whose options have other names."""
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Collection[str]) -> str:
     """``; did you mean 'watch'?``, or nothing."""
-    close = difflib.get_close_matches(str(word), list(known), 1)
+    text = str(word)
+    close = [each for each in known if text.strip("-") and each.startswith(text)]
+    close += difflib.get_close_matches(text, list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -26,6 +30,13 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong, and leave with status 2."""
         usage = self.format_usage().strip()
         self.exit(_USAGE, f"{self.prog}: error: {message}\n{usage}     ({self.prog} --help says more)\n")
+
+    def misused(self, text: str) -> NoReturn:
+        """Say what the library found wrong: it names a parameter, people know an option."""
+        name, colon, rest = text.partition(": ")
+        name = _PARAMETERS.get(name, name)
+        action = next((each for each in self._actions if each.dest == name), None) if colon else None
+        self.error(text if action is None else str(argparse.ArgumentError(action, rest)))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As `argparse` does; a subcommand's unknown arguments are its own mistake, not that of the whole command."""

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     recorded = is_recorded(arguments)
     options = monitor_options(arguments)
     view = view_of(arguments)
-    lines_of = row_form(arguments, view)
+    lines_of = row_form(arguments, view, output)
     table = TrafficTable(view.group_by, include_history=arguments.include_history or recorded)
     every: float | None = arguments.every
 

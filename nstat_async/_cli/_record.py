@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from .. import Monitor
-from .._errors import RecordingError, UsageError
+from .._errors import UsageError
 from .._escape import dump
 from .._events import Auxiliary, AuxiliaryFailed, EventsLost
 from .._io.recorder import StandardOutput
@@ -18,7 +18,7 @@ from ..recording import Recording
 from ._output import Output, can_draw, complain, events_text
 from ._progress import Progress
 from ._run import run_until_stopped
-from ._source import backend_of, monitor_options
+from ._source import backend_of, is_recorded, monitor_options
 from ._text import bytes_text
 
 __all__ = ["run"]
@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
         NstatError: The backend cannot be opened, or failed, or the file cannot be written.
         OSError: There is no standard output.
     """
+    if is_recorded(arguments):
+        raise UsageError("backend: a recording is not recorded again; copy the file")
     tape = _Tape(arguments)
     backend = backend_of(arguments)
     options = monitor_options(arguments)
@@ -51,10 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         run_until_stopped(work, duration=arguments.duration, output=tape.pipe, progress=progress)
     except UsageError as error:
-        if not str(error).startswith("record_to"):
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
             raise
-        # What cannot work is then on the disk, not on the command line.
-        raise RecordingError(str(error)) from error
+        # What cannot work is on the disk, not on the command line.
+        what = "exists and is no recording; --force replaces it" if cause.errno == errno.EEXIST else cause.strerror
+        raise OSError(cause.errno, what, arguments.file) from error
     if tape.failure is not None and not (tape.pipe_file and tape.pipe_file.reader_gone):
         complain(f"error: {tape.name}: {tape.failure}")
         return 1
@@ -72,6 +76,11 @@ class _Tape:
         self.size = self.events = self.losses = 0
         if self.to_stdout and sys.stdout is None:
             raise OSError(errno.EBADF, "standard output is closed")
+        parts = arguments.rotate_size or arguments.rotate_every
+        if self.to_stdout and parts:
+            raise UsageError("file: standard output has no parts (--rotate-size, --rotate-every); give a path")
+        if arguments.keep is not None and not parts:
+            raise UsageError("keep: there are parts only with --rotate-size or --rotate-every")
         self.pipe = Output() if self.to_stdout else None
         self.pipe_file = StandardOutput() if self.to_stdout else None
         target: Any = self.pipe_file or arguments.file

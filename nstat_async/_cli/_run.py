@@ -47,7 +47,9 @@ def run_until_stopped(
         with collecting_rarely():
             return anyio.run(_supervise, work, duration, None if output is None else output.pipe, progress)
     except Exception as error:
-        raise _of_group(error) from error
+        if (inner := _of_group(error)) is not error:
+            raise inner from inner.__cause__
+        raise
     finally:
         if progress is not None:
             progress.clear()

@@ -22,7 +22,7 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace) -> int:
     """Print the flows; status 1 when some are known to be missing."""
     output = Output()
-    lines_of = flow_form(arguments)
+    lines_of = flow_form(arguments, output)
     backend = backend_of(arguments)
     options = monitor_options(arguments)
     found: list[tuple[Flow, Counts | None]] = []

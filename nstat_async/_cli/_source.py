@@ -13,7 +13,7 @@ from .. import backends
 from .._contract import Backend
 from .._errors import UsageError
 from .._model import Provider
-from ..filters import Filter, by_provider, from_items, parse
+from ..filters import Filter, by_provider, from_items
 
 __all__ = ["backend_of", "check_input", "filter_of", "is_recorded", "monitor_options"]
 
@@ -27,7 +27,7 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
         return backend
     if not isinstance(backend, backends.Fleet):
         raise UsageError(
-            f"--since: backend {backend.name} has no past; a fleet has (fleet:URL), and `replay` plays recordings"
+            f"since: backend {backend.name} has no past; a fleet has (fleet:URL), and `replay` plays recordings"
         )
     return attrs.evolve(backend, since=since)
 
@@ -48,8 +48,7 @@ def filter_of(arguments: argparse.Namespace) -> Filter | None:
     items += [("process", name) for name in arguments.process or ()]
     items += [("~loopback", "")] * arguments.no_loopback
     result = from_items(items)
-    for text in arguments.filter or ():
-        each = parse(text)
+    for each in arguments.filter or ():
         result = each if result is None else result & each
     return result
 

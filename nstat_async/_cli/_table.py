@@ -5,7 +5,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["cell_width", "render"]
+__all__ = ["cell_width", "fit", "render"]
+
+_GAP = 2
+_SHORT, _SHORTEST = 16, 9
+"""So much of a text is wanted before a column is left out, and so much is left of it at least."""
 
 
 def cell_width(text: str) -> int:
@@ -19,17 +23,87 @@ def cell_width(text: str) -> int:
     return width
 
 
-def render(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
+    """`text` in exactly `width` terminal columns, cut with ``…`` (or ``~``) if need be."""
+    if width <= 0:
+        return ""
+    taken = cell_width(text)
+    if taken > width:
+        kept, used = _beginning(text, width - 1)
+        text, taken = kept + ("~" if ascii_only else "…"), used + 1
+    space = " " * (width - taken)
+    return space + text if right else text + space
+
+
+def _beginning(text: str, width: int) -> tuple[str, int]:
+    """As much of a text as fits, and its width."""
+    used = 0
+    for at, char in enumerate(text):
+        step = cell_width(char)
+        if used + step > width:
+            return text[:at], used
+        used += step
+    return text, used
+
+
+def _shortened(text: str, width: int) -> str:
+    """A text without its middle: the port of an address and the end of a name stay."""
+    if cell_width(text) <= width:
+        return text
+    end, taken = _beginning(text[::-1], (width - 1) * 2 // 5)
+    return f"{_beginning(text, width - 1 - taken)[0]}…{end[::-1]}"
+
+
+def render(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    columns: int | None = None,
+    spare: Sequence[int] = (),
+) -> list[str]:
     """The lines of a table with its headings.
 
     Args:
-        headings: One a column.
+        headings: One per column.
         rows: Their cells, escaped already.
         right: Columns that are aligned to the right.
+        columns: How wide the table may be; `None`: as wide as it gets.
+        spare: Columns that are left out where there is no room, in this order. What remains loses the middle of long texts.
     """
     everything = [headings, *rows]
     widths = [max(map(cell_width, column)) for column in zip(*everything, strict=True)]
-    return [_line(cells, widths, right) for cells in everything]
+    if columns is None:
+        return [_line(cells, widths, right) for cells in everything]
+    kept = _kept(widths, columns, right, spare)
+    aligned = {at for at, column in enumerate(kept) if column in right}
+    widths = _narrowed([widths[at] for at in kept], columns - _GAP * (len(kept) - 1), aligned)
+    return [
+        _line([_shortened(cells[at], widths[place]) for place, at in enumerate(kept)], widths, aligned)
+        for cells in everything
+    ]
+
+
+def _kept(widths: Sequence[int], columns: int, right: Collection[int], spare: Sequence[int]) -> list[int]:
+    """The columns that have a place, if texts are short."""
+    least = [width if at in right else min(width, _SHORT) for at, width in enumerate(widths)]
+    kept = list(range(len(widths)))
+    for column in spare:
+        if sum(least[at] + _GAP for at in kept) - _GAP > columns:
+            kept.remove(column)
+    return kept
+
+
+def _narrowed(widths: Sequence[int], room: int, right: Collection[int]) -> list[int]:
+    """The widths where the widest texts gave up what is more than `room`; numbers give nothing."""
+    found = list(widths)
+    texts = [at for at in range(len(found)) if at not in right]
+    while sum(found) > room and texts:
+        widest = max(texts, key=found.__getitem__)
+        if found[widest] <= _SHORTEST:
+            break
+        found[widest] -= 1
+    return found
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
@@ -37,4 +111,4 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -
     for place, (text, width) in enumerate(zip(cells, widths, strict=True)):
         space = " " * (width - cell_width(text))
         parts.append(space + text if place in right else text + space)
-    return "  ".join(parts).rstrip()
+    return (" " * _GAP).join(parts).rstrip()

@@ -11,6 +11,7 @@ Columns are as wide as the widest cell so far, so that lines stand below each ot
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -75,6 +76,8 @@ def bytes_text(number: float | None) -> str:
         return UNKNOWN
     if number < 999.5:
         return f"{number:.0f} B"
+    if number < 99_950:  # what most of them are, without the loop
+        return f"{number / 1000:.1f} kB"
     value = float(number)
     for unit in _UNITS:
         value /= 1000
@@ -184,13 +187,16 @@ class TextFormatter:
     """True: signs are coloured."""
     utc: bool = False
     """True: times are UTC instead of local."""
-    _flows: dict[str, tuple[Flow, str, str]] = attrs.field(factory=dict, init=False)
+    _flows: dict[str, tuple[Flow, str, str, str]] = attrs.field(factory=dict, init=False)
+    """Of each flow as it is: its columns, its place, and the mark of a listener."""
     _rx_width: int = attrs.field(default=10, init=False)
     _tx_width: int = attrs.field(default=10, init=False)
     _widths: dict[str, int] = attrs.field(factory=lambda: dict(_WIDTHS), init=False)
     """The widest cell of each column so far."""
     _second: int | None = attrs.field(default=None, init=False)
     _second_text: str = attrs.field(default="", init=False)
+    _moment: tuple[float, str] = attrs.field(default=(math.nan, ""), init=False)
+    """The time of the last line: all reports of a poll have the same."""
 
     def __call__(self, event: AnyEvent) -> str | None:
         """The line; `None` for polls without trouble, which say nothing new."""
@@ -204,6 +210,8 @@ class TextFormatter:
 
     def clock(self, seconds: float) -> str:
         """Time of day to the millisecond."""
+        if seconds == self._moment[0]:
+            return self._moment[1]
         milliseconds = round(seconds * 1000)
         second, rest = divmod(milliseconds, 1000)
         if second != self._second:
@@ -213,12 +221,14 @@ class TextFormatter:
                 self._second_text = time.strftime("%H:%M:%S", parts)
             except (OverflowError, OSError, ValueError):  # beyond the C library's calendar
                 self._second_text = str(second)
-        return f"{self._second_text}.{rest:03d}"
+        text = f"{self._second_text}.{rest:03d}"
+        self._moment = (seconds, text)
+        return text
 
-    def _flow(self, flow: Flow) -> tuple[str, str]:
+    def _flow(self, flow: Flow) -> tuple[Flow, str, str, str]:
         known = self._flows.get(flow.id)
         if known is not None and known[0] is flow:
-            return known[1], known[2]
+            return known
         local, remote = self.cell("local", str(flow.local or "*")), str(flow.remote or "*")
         if flow.namespace is not None:
             remote += f"  netns:{escape(flow.namespace)}"
@@ -226,8 +236,8 @@ class TextFormatter:
         text = f"{provider_text(flow):<6} {local} > {self.cell('remote', remote)}  {process}"
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
-        self._flows[flow.id] = (flow, text, place := place_text(flow))
-        return text, place
+        known = self._flows[flow.id] = (flow, text, place_text(flow), "@" if is_listener(flow) else " ")
+        return known
 
     def cell(self, column: str, text: str) -> str:
         """`text`, as wide as its column is by now."""
@@ -244,13 +254,16 @@ class TextFormatter:
         return line.rstrip()
 
     def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
-        text, kind = self._flow(event.flow)
+        _, text, place, mark = self._flow(event.flow)
         rx, tx = traffic_texts(event.counts)
         # Written out, because it is done for each report: plain numbers are as wide as they are long.
         self._rx_width = max(self._rx_width, len(rx))
         self._tx_width = max(self._tx_width, len(tx))
-        parts = [f"{text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}", kind]
-        sign = "#" if isinstance(event, FlowUpdated) else "+"
+        text = f"{text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}"
+        if isinstance(event, FlowUpdated):  # most events are
+            return f"# {self.clock(event.time)} {mark} {text}  {place}".rstrip()
+        parts = [text, place]
+        sign = "+"
         if isinstance(event, FlowRemoved):
             sign = "-"
             if failed(event):
@@ -262,7 +275,7 @@ class TextFormatter:
             elif not event.final:
                 parts.append(f"[{event.reason.value}]")
             self._flows.pop(event.flow.id, None)
-        return self._line(sign, event.time, parts, "@" if is_listener(event.flow) else " ")
+        return self._line(sign, event.time, parts, mark)
 
 
 _Shown = tuple[str, tuple[str, ...]]

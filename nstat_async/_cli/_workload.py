@@ -56,8 +56,12 @@ class Script:
     def _carry_out(self, step: Step) -> None:
         try:
             self._do(step)
-        except (NstatError, KeyError, TypeError, ValueError) as error:
-            self.complain(f"script line {step.line}: {error!r}")
+        except NstatError as error:
+            self.complain(f"script line {step.line}: {error}")
+        except KeyError as error:
+            self.complain(f"script line {step.line}: {error} is missing")
+        except (TypeError, ValueError) as error:  # a value of a wrong kind
+            self.complain(f"script line {step.line}: {step.do}: {error}")
 
     def _do(self, step: Step) -> None:
         values = dict(step.values)
@@ -67,9 +71,11 @@ class Script:
             opener = getattr(self.kernel, "open_" + values.pop("kind", "tcp"))  # one of _KINDS
             self._flows[step.flow] = opener(**values)
             return
+        if step.flow not in self._flows:
+            raise UsageError(f"flow {step.flow!r} is not open")
         flow = self._flows[step.flow]
         if step.do == "transfer":
-            flow.transfer(int(values.get("rx", 0)), int(values.get("tx", 0)))
+            flow.transfer(values.get("rx", 0), values.get("tx", 0))
         elif step.do == "connect":
             flow.connect(values["remote"], established=bool(values.get("established", True)))
         elif step.do == "listen":
@@ -91,7 +97,7 @@ def read_script(path: str) -> tuple[Step, ...]:
     text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8", "replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if len(lines) > _MAX_STEPS:
-        raise UsageError(f"{path}: more than {_MAX_STEPS} steps")
+        raise NstatError(f"{path}: more than {_MAX_STEPS} steps")
     steps = [_step(path, number, line) for number, line in lines]
     return tuple(sorted(steps, key=lambda step: step.at))
 
@@ -101,16 +107,16 @@ def _step(path: str, number: int, line: str) -> Step:
     try:
         values = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise NstatError(f"{where}: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{where}: a step is a JSON object")
+        raise NstatError(f"{where}: a step is a JSON object")
     at, do, flow = values.pop("at", 0), values.pop("do", None), values.pop("flow", None)
     if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < 1e9:
-        raise UsageError(f"{where}: at {at!r} is no number of seconds")
+        raise NstatError(f"{where}: at {at!r} is no number of seconds")
     if do not in _STEPS:
-        raise UsageError(f"{where}: do {do!r} is none of {', '.join(_STEPS)}")
+        raise NstatError(f"{where}: do {do!r} is none of {', '.join(_STEPS)}")
     if not isinstance(flow, str):
-        raise UsageError(f"{where}: flow {flow!r} is no name")
+        raise NstatError(f"{where}: flow {flow!r} is no name")
     if do == "open" and values.get("kind", "tcp") not in _KINDS:
-        raise UsageError(f"{where}: kind {values['kind']!r} is none of {', '.join(_KINDS)}")
+        raise NstatError(f"{where}: kind {values['kind']!r} is none of {', '.join(_KINDS)}")
     return Step(float(at), do, flow, number, values)

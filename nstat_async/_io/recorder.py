@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import sys
@@ -138,12 +139,10 @@ class Recorder:
 
 
 def _spare(path: Path) -> None:
-    """Replace an old recording, and nothing else: a UsageError says what is in the way."""
+    """Replace an old recording, and nothing else: a FileExistsError says what is in the way."""
     if not path.is_file():
         return
     with path.open("rb") as file:
         if not is_ours(file):
-            raise UsageError(
-                f"record_to: {path} exists and is no recording of this library; "
-                "Recording(path, overwrite=True) (--force) replaces it"
-            )
+            what = "exists and is no recording of this library; Recording(path, overwrite=True) replaces it"
+            raise FileExistsError(errno.EEXIST, what, str(path))

@@ -22,6 +22,7 @@ from .._errors import ProtocolError, RecordingError, UsageError
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from ..recording import Record, RecordingFile, open_recording
+from ..recording._file import naming
 from .follow import Follower
 from .player import Player, protocol_of
 from .rerun import rerun_of
@@ -76,15 +77,23 @@ class ReplayFeed:
         self._closed = False
         self._records = 0
         self._regular = all(map(_is_regular, sources))
+        try:
+            with naming(sources[0]):
+                self._player = self._player_of(options, timebase, by_hand=kernel is not None or timebase is not None)
+        except BaseException:
+            self._file.close()
+            raise
+        self._strict = options.strict
+        self._iterator = self._batches()
+
+    def _player_of(self, options: MonitorOptions, timebase: tuple[int, int] | None, *, by_hand: bool) -> Player:
+        """Runs the recording again where that can be done, else follows it."""
         info = self._file.info
         protocol = protocol_of(info.protocol)
         if protocol is None:
             raise RecordingError(f"the recording is of a protocol {info.protocol!r} that this version does not know")
-        by_hand = kernel is not None or timebase is not None
         rerun = None if by_hand or info.run is None else rerun_of(info, protocol, options)
-        self._player: Player = rerun or Follower(info, protocol, options, timebase)
-        self._strict = options.strict
-        self._iterator = self._batches()
+        return rerun or Follower(info, protocol, options, timebase)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -182,20 +191,18 @@ class ReplayFeed:
             self._file.close()
             self._file = _open(source, self._kernel)
             if _part_of(self._file) != (before, number + 1):
-                raise RecordingError(f"{_name(source)} is not the part that follows part {number}")
+                with naming(source):
+                    raise RecordingError(f"not the part that follows part {number}")
             yield from self._file.records_batch(BATCH)
 
 
 def _open(source: Source, kernel: str | None) -> RecordingFile:
-    try:
-        path = os.fspath(source) if isinstance(source, os.PathLike) else source
-        return open_recording(path, kernel=kernel)
-    except OSError as error:
-        raise RecordingError(f"{_name(source)}: {error.strerror or error}") from error
-
-
-def _name(source: Source) -> str:
-    return str(getattr(source, "name", source))
+    path = os.fspath(source) if isinstance(source, os.PathLike) else source
+    with naming(source):
+        try:
+            return open_recording(path, kernel=kernel)
+        except OSError as error:
+            raise RecordingError(str(error.strerror or error)) from error
 
 
 def _part_of(file: RecordingFile) -> tuple[tuple[Any, Any], int]:

@@ -181,16 +181,30 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
     try:
         connection = sqlite3.connect(target, uri=not write, timeout=5.0, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
-        raise HistoryError(path, f"cannot be opened: {error}") from error
+        raise HistoryError(path, f"cannot be opened: {_why_not(path, error, write=write)}") from error
     try:
         return connection, _checked(connection, path, schema, write=write)
     except sqlite3.Error as error:
         connection.close()
-        what = "cannot be opened" if isinstance(error, sqlite3.OperationalError) else "is no history"
-        raise HistoryError(path, f"{what}: {error}") from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise HistoryError(path, f"cannot be opened: {_why_not(path, error, write=write)}") from error
+        raise HistoryError(path, f"no history: {error}") from error
     except HistoryError:
         connection.close()
         raise
+
+
+def _why_not(path: str | os.PathLike[str], error: Exception, *, write: bool) -> str:
+    """What the system says of the file, which is more than SQLite does; else SQLite's word."""
+    try:
+        os.close(os.open(path, os.O_RDWR if write else os.O_RDONLY))
+    except FileNotFoundError as reason:
+        folder = Path(path).parent
+        writable = os.access(folder, os.W_OK | os.X_OK) or not folder.exists()
+        return str(reason.strerror) if writable else f"no file may be made in {folder}"
+    except (OSError, ValueError) as reason:
+        return str(getattr(reason, "strerror", None) or reason)
+    return str(error)
 
 
 def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schema: Schema, *, write: bool) -> int:
@@ -198,9 +212,12 @@ def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schem
     if write and application == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         application = APPLICATION_ID
     if application != APPLICATION_ID:
-        raise HistoryError(path, "is a database of something else")
+        raise HistoryError(path, "no history, but a database of something else")
     if version > schema.version:
-        raise HistoryError(path, f"has version {version} of the format; this library knows {schema.version}")
+        raise HistoryError(
+            path,
+            f"written by a newer version of this library (version {version} of the format; this one knows {schema.version})",
+        )
     if write:
         if not version:
             connection.execute(

@@ -82,7 +82,7 @@ class Fleet:
         """
         refuse_ebpf(options, self.name)
         if options.record_to is not None:
-            raise UsageError("record_to: a fleet is not recorded; its stream keeps what was, and since= plays it")
+            raise UsageError("record_to: a fleet is not recorded; its stream keeps what was, and since plays it")
         require_nats("a fleet")
         from .._io.fleet import FleetFeed  # noqa: PLC0415  # nobody else needs it
 

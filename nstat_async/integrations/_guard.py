@@ -61,7 +61,9 @@ def check_token(token: str | None) -> str | None:
     if token is None:
         return None
     if not isinstance(token, str) or len(token) < _SHORTEST_TOKEN:
-        raise UsageError(f"token: at least {_SHORTEST_TOKEN} characters are needed, e.g. secrets.token_urlsafe()")
+        raise UsageError(
+            f"token: at least {_SHORTEST_TOKEN} characters are needed, as secrets.token_urlsafe() makes (the command: --token new)"
+        )
     if not token.isascii() or not all(char.isalnum() or char in "-._~" for char in token):
         raise UsageError("token: letters, digits and -._~ only")
     return token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any, BinaryIO, Union
@@ -14,7 +15,7 @@ from nstat_async._errors import RecordingError, UsageError
 from ._reader import GZIP_MAGIC, RecordingReader
 from ._records import Record, RecordingInfo, damage_record
 
-__all__ = ["RecordingFile", "open_recording"]
+__all__ = ["RecordingFile", "naming", "open_recording"]
 
 _CHUNK = 256 * 1024
 """Bytes read at once, and decompressed at once: the most that a compressed file can make of one read."""
@@ -228,15 +229,34 @@ def open_recording(
         UsageError: An argument is wrong.
         OSError: The file cannot be opened or read.
     """
-    if isinstance(source, str) and source == "-":
-        return RecordingFile(sys.stdin.buffer, kernel=kernel, growing=growing, owned=False)
-    if not isinstance(source, (str, PurePath)):
-        if not hasattr(source, "read"):
-            raise UsageError(f"source: {source!r} is neither a path nor an open file")
-        return RecordingFile(source, kernel=kernel, growing=growing, owned=False)
-    file = open(source, "rb")  # noqa: SIM115, PTH123  # closed by the recording
+    if source == "-":
+        source = sys.stdin.buffer
+    with naming(source):
+        if not isinstance(source, (str, PurePath)):
+            if not hasattr(source, "read"):
+                raise UsageError(f"source: {source!r} is neither a path nor an open file")
+            return RecordingFile(source, kernel=kernel, growing=growing, owned=False)
+        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed by the recording
+        try:
+            return RecordingFile(file, kernel=kernel, growing=growing, owned=True)
+        except BaseException:
+            file.close()
+            raise
+
+
+@contextmanager
+def naming(source: object) -> Iterator[None]:
+    """A `RecordingError` within says which file it is about."""
     try:
-        return RecordingFile(file, kernel=kernel, growing=growing, owned=True)
-    except BaseException:
-        file.close()
+        yield
+    except RecordingError as error:
+        if error.path is None:
+            error.path = _name_of(source)
         raise
+
+
+def _name_of(source: object) -> str | None:
+    name = str(source) if isinstance(source, (str, PurePath)) else getattr(source, "name", None)
+    if name in {"-", "<stdin>"}:
+        return "standard input"
+    return name if isinstance(name, str) else None

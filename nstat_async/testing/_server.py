@@ -12,7 +12,7 @@ cannot be served. Python on Windows has no AF_UNIX, and there is no server.
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import selectors
 import socket
 import threading
@@ -233,7 +233,7 @@ def _listen(path: str, kind: int) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, os.strerror(error.errno or 0), path) from error
+        raise OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), path) from error
     listener.setblocking(False)
     return listener
 

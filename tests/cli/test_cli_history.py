@@ -90,7 +90,7 @@ def test_the_same_file_written_twice_adds_up(written, recording):
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["/nonexistent/x.db"], 1, "/nonexistent/x.db: is not there; --record makes it"),
+        (["/nonexistent/x.db"], 1, "/nonexistent/x.db: there is no such file; --record makes it"),
         (["/nonexistent/x.db", "--record", "--backend", "emulated"], 1, "/nonexistent/x.db: cannot be opened"),
         (["{written}", "--since", "yesterday"], 2, "neither a while such as"),
         (["{written}", "--by", "remote", "--name", "x"], 2, "not kept for each process"),
@@ -105,13 +105,32 @@ def test_what_cannot_be_is_one_error_with_its_status(arguments, status, says, wr
     assert says in capfd.readouterr().err
 
 
+def test_without_an_answer_it_says_why_instead_of_headings(written):
+    name = run_json("history", written, "--json")[0]["name"]
+    for arguments, says in [
+        (["--name", name[:-1]], f"no process is named {name[:-1]!r}; did you mean {name!r}?"),
+        (["--since", "1s"], "nothing was written in this time"),
+    ]:
+        status, out, err = run("history", written, *arguments)
+        assert (status, out) == (0, "")
+        assert err == f"nstat-async: {written}: {says}\n"
+
+
+def test_who_or_when_stands_before_the_numbers(written):
+    def headings(*arguments):
+        return run("history", written, *arguments)[1].splitlines()[0].split()
+
+    assert headings("--by", "process") == ["PID", "PROCESS", "FLOWS", "RX", "TX", "FROM", "UNTIL"]
+    assert headings("--step", "1h") == ["FROM", "UNTIL", "FLOWS", "RX", "TX"]
+
+
 def test_a_file_that_is_something_else_is_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but dear to somebody\n" * 10)
     for more in ([], ["--record", "--backend", "emulated", "--duration", "1"]):
         status, _, err = run("history", path, *more)
         assert status == 1
-        assert "is no history" in err
+        assert "no history" in err
     assert path.read_text().startswith("not a database")
 
 

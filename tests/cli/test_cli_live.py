@@ -234,12 +234,12 @@ def test_a_script_drives_the_emulated_kernel(tmp_path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"do": "fly", "flow": "a"}', '{"do": "close"}', '{"at": -1, "do": "close", "flow": "a"}']
 )
-def test_a_script_that_is_none_is_a_usage_error(line, tmp_path):
+def test_a_script_that_is_none_is_status_1_and_names_the_line(line, tmp_path):
     path = tmp_path / "script"
     path.write_text(line)
     status, _, err = run("emulate", "--listen", tmp_path / "s", "--script", path)
-    assert status == 2
-    assert "line 1" in err
+    assert status == 1
+    assert f"{path}, line 1" in err
     assert not (tmp_path / "s").exists()
 
 

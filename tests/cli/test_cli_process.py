@@ -286,6 +286,16 @@ def test_only_the_command_takes_signals_while_it_is_imported():
         (["watch", "--provider", "tpc"], "did you mean 'tcp'?"),
         (["processes", "--sort", "trafic"], "did you mean 'traffic'?"),
         (["record"], "required: FILE"),
+        (["watch", "--int", "5"], "did you mean '--interval'?"),
+        (
+            ["watch", "--filter", "port=https"],
+            "argument --filter: port: 'https' is not a port from 0 to 65535, e.g. 443",
+        ),
+        (["watch", "--netns", "all", "--netns", "x"], "argument --netns: 'all' stands alone"),
+        (["watch", "--interval", "1e300"], "argument --interval: 1e300 must be at most"),
+        (["processes", "--by", "user", "--effective"], "argument --effective: rows by user are no processes"),
+        (["record", "-", "--rotate-size", "1M"], "argument FILE: standard output has no parts"),
+        (["emulate", "--listen", "x", "--kernel", "vista"], "argument --kernel: no XNU version in 'vista'"),
     ],
 )
 def test_a_mistake_is_two_lines_that_say_what_and_where_help_is(arguments, says, capfd):
@@ -321,8 +331,32 @@ def test_a_path_that_is_not_there_is_named_with_status_1_by_every_command(argume
     assert "/nonexistent/x: No such file or directory" in err
 
 
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x1f\x8b\x08\0\0", b'{"xnu": 5}\n'])
+@pytest.mark.parametrize("arguments", [("replay",), ("messages",), ("watch", "--backend")])
+def test_a_file_that_is_no_recording_is_named_with_status_1_by_every_command(arguments, content, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    status, out, err = run(*arguments, f"replay:{path}" if len(arguments) > 1 else str(path))
+    assert (status, out) == (1, "")
+    assert err.startswith(f"nstat-async: error: {path}: ")
+    assert err.count("\n") == 1
+
+
+def test_a_recording_that_would_replace_something_else_names_the_option_that_does(tmp_path):
+    path = tmp_path / "notes"
+    path.write_text("dear to somebody")
+    status, _, err = run("record", path, "--backend", "emulated", "--duration", "0.1")
+    assert (status, err) == (1, f"nstat-async: error: {path}: exists and is no recording; --force replaces it\n")
+    assert path.read_text() == "dear to somebody"
+
+
 def test_usage_names_what_must_be_given():
-    for command, given in {"publish": "URL", "replay": "FILE ...", "record": "FILE"}.items():
+    for command, given in {
+        "publish": "URL",
+        "replay": "FILE ...",
+        "record": "FILE",
+        "emulate": "--listen PATH",
+    }.items():
         assert run(command, "--help")[1].startswith(f"usage: nstat-async {command} {given} [options]")
 
 

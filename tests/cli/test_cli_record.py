@@ -125,7 +125,7 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
     assert run_json("messages", parts()[0])
     status, _, err = run("replay", parts()[1], parts()[0])
     assert status == 1
-    assert "is not the part that follows" in err
+    assert "day.000001.nstat: not the part that follows" in err
     newest = parts()[-1]
     stopped(recording("--keep", "1"), lambda: len(parts()) == 1)
     assert parts()[0] > newest, "numbers go on"
@@ -134,7 +134,7 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--keep", "3"), "max_bytes"),
+        (("--keep", "3"), "argument --keep: there are parts only with --rotate-size"),
         (("--keep", "0", "--rotate-size", "1M"), "at least 1"),
         (("--rotate-size", "much"), "is no size"),
         (("--rotate-size", "-1"), "is no size"),

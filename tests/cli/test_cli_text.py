@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nstat_async._cli._output import use_colour
-from nstat_async._cli._table import cell_width
+from nstat_async._cli._table import cell_width, render
 from nstat_async._cli._text import TextFormatter, bytes_text, process_text
 from nstat_async._escape import dump, escape
 from nstat_async._events import FlowAdded
@@ -105,6 +105,18 @@ def test_colour_is_for_terminals_unless_somebody_forbids_or_forces_it(environmen
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert use_colour(Stream()) is coloured
+
+
+def test_a_table_fits_its_columns_by_leaving_out_what_is_worth_least_then_by_cutting_texts():
+    headings, cells = ("", "NAME", "WHERE", "SIZE"), ("@", "a name that is long", "[2001:db8::1]:44300", "1.5 kB")
+    whole = render(headings, [cells], right={3})
+    assert render(headings, [cells], right={3}, columns=len(whole[1])) == whole
+    for columns in range(16, 60):
+        lines = render(headings, [cells], right={3}, columns=columns, spare=[2])
+        assert max(map(cell_width, lines)) <= max(columns, 22)
+        assert lines[1].endswith("1.5 kB")
+        assert ("WHERE" in lines[0]) is (columns >= 45)
+    assert render(headings, [cells], columns=47)[1] == "@  a name tha…s long  [2001:db8:…:44300  1.5 kB"
 
 
 def test_lines_of_flows_stand_in_columns_however_long_their_parts_become():

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from nstat_async import Capabilities, Visibility
 from nstat_async._cli._arguments import SORT_KEYS as SORT_WORDS
-from nstat_async._cli._table import cell_width
+from nstat_async._cli._table import cell_width, fit
 from nstat_async._cli._top._graph import chart_lines, curve_text
 from nstat_async._cli._top._head import State, empty_text, state_text, totals_text
-from nstat_async._cli._top._layout import Layout, fit
+from nstat_async._cli._top._layout import Layout
 from nstat_async._cli._top._model import FlowLine, HeadingLine, RestLine, RowLine, TopModel
 from nstat_async._cli._views import SORT_KEYS, View
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
@@ -297,7 +297,7 @@ def test_media_stand_in_rows_flows_and_the_total_as_soon_as_a_report_has_them():
     layout = Layout(260, known=model.known)
     for line in (row, flow):
         assert "loopback 2.0 kB  wifi_infra 1.0 kB" in "".join(text for text, _ in layout.cells(line, 1.0))
-    assert "loopback 2.0 kB" in totals_text(model, 200, ascii_only=False)[0]
+    assert "loopback 2.0 kB" in totals_text(model, 200)
 
 
 def test_text_is_cut_to_columns_not_characters():
@@ -336,7 +336,7 @@ def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
     able = attrs.evolve(able, ebpf="none", ebpf_reason="maps: EPERM: needs CAP_BPF and CAP_PERFMON (or root)")
     assert "eBPF none (maps: EPERM: needs CAP_BPF" in state_text(State("sock_diag", able), model)
     for width in (10, 40, 80, 200):
-        assert "8 flows" in totals_text(model, width, ascii_only=False)[0]
+        assert "8 flows" in totals_text(model, width)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +370,22 @@ def test_the_screens_are_those_of_the_golden_files(flows, monkeypatch):
     model = scenes.model_of(flows)
     for size in scenes.SIZES:
         assert asyncio.run(scenes.capture(model, size)) == scenes.golden(flows, size).read_text(encoding="utf-8"), size
+
+
+@pytest.mark.parametrize(
+    ("width", "keys"), [(80, "Flows Help Quit Sort View Filter Command Pause"), (40, "Flows Help Quit")]
+)
+def test_the_list_of_keys_is_whole_on_eighty_columns_and_has_help_on_forty(width, keys):
+    pytest.importorskip("textual")
+
+    async def last_line():
+        app = scenes.Still(scenes.model_of(0))
+        async with app.run_test(size=(width, 24)) as pilot:
+            await pilot.pause()
+            return "".join(segment.text for segment in app.screen._compositor.render_strips()[-1])
+
+    shown = asyncio.run(last_line()).split()
+    assert [word for word in shown if word in keys.split()] == keys.split()
 
 
 def _app(kernel: EmulatedKernel, **options):

@@ -25,7 +25,7 @@ from ...aggregate import GroupBy
 from ...backends import Replay
 from .._names import NameResolver
 from .._views import SORT_KEYS, View
-from ._head import CHART, SMALL, State, chart, empty_text, state_text, totals_text
+from ._head import CHART, SMALL, State, chart, empty_text, small_chart, state_text, totals_text
 from ._model import TopModel
 from ._view import Heading, TrafficView
 
@@ -113,12 +113,13 @@ class TopApp(App[None]):
     #filter.open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("question_mark,f1", "help", "Help"),
         Binding("q", "quit", "Quit"),
         Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("ctrl+z", "suspend_process", show=False),
         Binding("s,greater_than_sign", "next_sort(1)", "Sort"),
         Binding("less_than_sign", "next_sort(-1)", show=False),
-        Binding("r", "reverse", "Reverse"),
+        Binding("r", "reverse", show=False),
         Binding("v", "next_view", "View"),
         Binding("slash", "filter", "Filter"),
         Binding("c", "commands", "Command"),
@@ -126,7 +127,6 @@ class TopApp(App[None]):
         Binding("t", "chart", show=False),
         Binding("p,space", "pause", "Pause"),
         Binding("z", "reset", show=False),
-        Binding("question_mark,f1", "help", "Help"),
         *(Binding(str(number), f"sort_by({number - 1})", show=False) for number in range(1, 10)),
     ]
 
@@ -213,10 +213,12 @@ class TopApp(App[None]):
         main, view, model = self.screen_stack[0], self.view, self.model
         width, small = self.size.width, self.size.height < SMALL
         alarm = f"! {model.gaps}" if small and model.gaps else ""
-        totals, curve = totals_text(model, width, ascii_only=view.ascii_only, alarm=alarm)
         self._write("#state", state_text(self.state, model), shown=not small)
-        self._write("#totals", totals, curve)
-        self._show_chart(width)
+        totals = totals_text(model, width, alarm=alarm)
+        small_one = (
+            "" if self._show_chart(width) else small_chart(model, width - len(totals), ascii_only=view.ascii_only)
+        )
+        self._write("#totals", totals, small_one)
         self._write("Heading", view.columns.heading(model.sort, reverse=model.reverse))
         main.query_one(Footer).display = not small
         view.update_lines()
@@ -226,7 +228,7 @@ class TopApp(App[None]):
         widget.display = shown
         widget.update(Text(text, no_wrap=True, overflow="ellipsis").append(curve, "yellow"))
 
-    def _show_chart(self, width: int) -> None:
+    def _show_chart(self, width: int) -> bool:
         widget = self.screen_stack[0].query_one("#chart", Static)
         wanted = self.size.height >= _TALL if self._chart_wanted is None else self._chart_wanted
         widget.display = wanted
@@ -238,6 +240,7 @@ class TopApp(App[None]):
                 text.append(label, "dim")
                 text.append(f"{blocks}\n", "yellow")
             widget.update(text)
+        return wanted
 
     def on_resize(self, _event: events.Resize) -> None:
         """Other columns fit now."""

@@ -6,12 +6,12 @@ import attrs
 
 from ..._model import Capabilities
 from .._limits import limits_text, unseen
+from .._table import fit
 from .._text import media_text, rate_text
-from ._graph import chart_lines, curve_text
-from ._layout import fit
+from ._graph import chart_lines
 from ._model import TopModel
 
-__all__ = ["SMALL", "State", "chart", "empty_text", "state_text", "totals_text"]
+__all__ = ["SMALL", "State", "chart", "empty_text", "small_chart", "state_text", "totals_text"]
 
 SMALL = 12
 """Screens with fewer lines have a head of one line, and no list of keys."""
@@ -58,8 +58,8 @@ def _ebpf(able: Capabilities | None) -> str:
     return f"eBPF {able.ebpf}" + ("" if able.ebpf_reason is None else f" ({fit(able.ebpf_reason, 40).rstrip()})")
 
 
-def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "") -> tuple[str, str]:
-    """The sum of what is shown, and its history in what is left of the line; empty where that is little."""
+def totals_text(model: TopModel, width: int, *, alarm: str = "") -> str:
+    """The sum of what is shown."""
     total = model.total
     what = "row" if not model.view.is_of_processes else "process"
     rows = f"{model.shown} {what}{'' if model.shown == 1 else 'es' if what == 'process' else 's'}"
@@ -71,11 +71,18 @@ def totals_text(model: TopModel, width: int, *, ascii_only: bool, alarm: str = "
         f"tx {rate_text(total.tx_rate if total.flows else 0)}",
         media_text(total.media) if width >= 120 else "",
     ]
-    text = "  ".join(filter(None, parts))
-    room = width - len(text) - 2
-    if room < 10:
-        return text, ""
-    return f"{text}  ", curve_text([rx + tx for rx, tx in model.history], room, ascii_only=ascii_only)
+    return "  ".join(filter(None, parts))
+
+
+def small_chart(model: TopModel, room: int, *, ascii_only: bool) -> str:
+    """The chart of the total in what is left of a line, with its scale; empty where that is little."""
+    rates = [rx + tx for rx, tx in model.history]
+    label = f"  0 to {rate_text(_nice(max(rates, default=0.0)))} "
+    width = room - len(label)
+    if width < 8 or not any(rates):
+        return ""
+    (line,) = chart_lines(rates, width, 1, _nice(max(rates)), ascii_only=ascii_only)
+    return label + line
 
 
 def chart(model: TopModel, width: int, *, ascii_only: bool) -> list[tuple[str, str]]:

@@ -13,13 +13,13 @@ import attrs
 from ..._escape import escape
 from ..._model import Direction, Endpoint, Flow, Process, TcpState
 from ...aggregate import Row, RowKind
-from .._table import cell_width
+from .._table import cell_width, fit
 from .._text import UNKNOWN, bytes_text, interface_text, is_listener, media_text
 from .._views import View
 from ._graph import curve_text
 from ._model import FlowLine, HeadingLine, Line, RestLine, RowLine
 
-__all__ = ["Cell", "Layout", "fit"]
+__all__ = ["Cell", "Layout"]
 
 Cell = tuple[str, str]
 """Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``, ``"curve"``, ``"heading"``."""
@@ -45,24 +45,6 @@ _STATES = {
     TcpState.TIME_WAIT: "timewait",
 }  # fmt: skip
 """Short enough that none is ever cut."""
-
-
-def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
-    """`text` in exactly `width` terminal columns, cut with ``…`` (or ``~``) if need be."""
-    if width <= 0:
-        return ""
-    taken = cell_width(text)
-    if taken > width:
-        kept, used = [], 0
-        for char in text:
-            step = cell_width(char)
-            if used + step > width - 1:
-                break
-            kept.append(char)
-            used += step
-        text, taken = "".join(kept) + ("~" if ascii_only else "…"), used + 1
-    space = " " * (width - taken)
-    return space + text if right else text + space
 
 
 @attrs.frozen
@@ -201,7 +183,7 @@ class Layout:
         found += [("RX/S", _RATE, "rx-rate", True), ("TX/S", _RATE, "tx-rate", True)]
         totals = {3: [("TOTAL", _TOTAL, "traffic", True)], 4: [("RX", _TOTAL, "rx", True), ("TX", _TOTAL, "tx", True)]}
         found += totals.get(self.numbers, [])
-        return [*found, ("HISTORY", self.curve, "rate", False)] if self.curve else found
+        return [*found, ("HISTORY (log)", self.curve, "rate", False)] if self.curve else found
 
     def heading(self, sort: str, *, reverse: bool) -> str:
         """The line of headings; an arrow marks what is sorted by."""

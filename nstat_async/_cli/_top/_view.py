@@ -16,7 +16,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widgets import Static
 
-from ._layout import Cell, Layout, fit
+from .._table import fit
+from ._layout import Cell, Layout
 from ._model import RowLine, TopModel
 
 __all__ = ["Heading", "TrafficView"]
