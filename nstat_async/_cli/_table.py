@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["cell_width", "fit", "render"]
+__all__ = ["cell_width", "fit", "render", "shortened"]
 
 _GAP = 2
 _SHORT, _SHORTEST = 16, 9
@@ -46,9 +46,9 @@ def _beginning(text: str, width: int) -> tuple[str, int]:
     return text, used
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
     """A text without its middle: the port of an address and the end of a name stay."""
-    if cell_width(text) <= width:
+    if cell_width(text) <= width or width < 1:
         return text
     end, taken = _beginning(text[::-1], (width - 1) * 2 // 5)
     return f"{_beginning(text, width - 1 - taken)[0]}…{end[::-1]}"
@@ -79,7 +79,7 @@ def render(
     aligned = {at for at, column in enumerate(kept) if column in right}
     widths = _narrowed([widths[at] for at in kept], columns - _GAP * (len(kept) - 1), aligned)
     return [
-        _line([_shortened(cells[at], widths[place]) for place, at in enumerate(kept)], widths, aligned)
+        _line([shortened(cells[at], widths[place]) for place, at in enumerate(kept)], widths, aligned)
         for cells in everything
     ]
 

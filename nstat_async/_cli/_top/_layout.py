@@ -13,7 +13,7 @@ import attrs
 from ..._escape import escape
 from ..._model import Direction, Endpoint, Flow, Process, TcpState
 from ...aggregate import Row, RowKind
-from .._table import cell_width, fit
+from .._table import cell_width, fit, shortened
 from .._text import UNKNOWN, bytes_text, interface_text, is_listener, media_text
 from .._views import View
 from ._graph import curve_text
@@ -38,6 +38,8 @@ _MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _UNIT, _COMMAND, _ME
     38,
 )
 _MOST_NAME, _WIDE_NAME, _MOST_COMMAND, _USUAL_CURVE = 26, 44, 60, 43
+_LONG_NAMES = {"connection": 52, "remote address": 40, "remote network": 40, "container": 29, "unit": 29}
+"""Rows whose names are worth more than a curve, and how much of them."""
 _STATES = {
     TcpState.CLOSED: "closed", TcpState.LISTEN: "listen", TcpState.SYN_SENT: "syn-sent", TcpState.SYN_RECEIVED: "syn-recv",
     TcpState.ESTABLISHED: "estab", TcpState.CLOSE_WAIT: "closewait", TcpState.FIN_WAIT_1: "finwait1",
@@ -146,15 +148,17 @@ class Layout:
         pid = take(_PID) if of_processes else 0
         flows = take(_FLOWS)
         totals = [take(_TOTAL)]
+        wanted = _MOST_COMMAND if self.commands else _LONG_NAMES.get(self.view.group_by.name, _NAME)
+        name = _NAME + take(min(free, wanted - _NAME))
         self.curve = take(_CURVE)
         user = take(_USER) if of_processes and "user" in self.known else 0
         totals.append(take(_TOTAL) if self.curve else 0)
         unit = take(_UNIT) if of_processes and "unit" in self.known else 0
         media = take(_MEDIA) if "media" in self.known else 0
-        name = _NAME + take(max(0, min(free // 2, _MOST_NAME - _NAME)))
+        name += take(max(0, min(free // 2, _MOST_NAME - name)))
         self.curve += take(max(0, min(free, _USUAL_CURVE - self.curve))) if self.curve else 0
         command = 0
-        if of_processes and "command" in self.known and free >= _COMMAND:
+        if of_processes and "command" in self.known and not self.commands and free >= _COMMAND:
             command = take(min(free, _MOST_COMMAND))
         name += take(max(0, min(free, _WIDE_NAME - name)))
         self.curve += take(free) if self.curve else 0
@@ -307,7 +311,7 @@ class Layout:
             for text in (f"{kind}{_end(flow.local)} {arrow} {there}", f"{kind}{port} {arrow} {there}"):
                 if cell_width(text) <= width:
                     return text
-        return f"{kind}{arrow} {remote}"
+        return shortened(f"{kind}{arrow} {remote}", width)
 
     def _arrow(self, direction: Direction | None) -> str:
         if direction is None:
