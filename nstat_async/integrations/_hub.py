@@ -123,8 +123,9 @@ class Hub:
             self.log.end(str(error))
             logger.error("server: the monitor failed: %s", error)  # noqa: TRY400  # no traceback for what a kernel does
         except Exception as error:
-            self.state = f"failed: {type(error).__name__}"
-            self.log.end(type(error).__name__)
+            why = f"internal error ({type(error).__name__}); the server's log has more"
+            self.state = f"failed: {why}"
+            self.log.end(why)
             logger.exception("server: the monitor failed")
 
     def reader(self, chosen: Filter | None) -> Reader:

@@ -90,7 +90,8 @@ def _tcp_socket(family: int, address: Any) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        raise ListenError(f"{address[0]}:{address[1]}", getattr(error, "strerror", None) or str(error)) from error
+        number = getattr(error, "errno", None)  # Python's own text repeats the address
+        raise ListenError(f"{address[0]}:{address[1]}", os.strerror(number) if number else str(error)) from error
 
 
 def _unix_socket(path: str) -> socket.socket:

@@ -363,7 +363,8 @@ class Subscription(Client):
 
     def _begin_verification(self) -> None:
         verification = self._verification = Verification()
-        self._ask((source.ref, Purpose.DESCRIBE) for source in self._undescribed())
+        # A list: sources come and go while they are asked about.
+        self._ask([(source.ref, Purpose.DESCRIBE) for source in self._undescribed()])
         self._ask(verification.questions(self.table, self._unreadable))
         if self.table.terms.suppressed and (
             verification.is_needed or not self._answered_whole or not self._newest_fit()

@@ -12,10 +12,11 @@ const HISTORY_SECONDS = 300;
 const REFRESH_MS = 1000;
 const SLOWEST_REFRESH_MS = 5000;
 const ANSWER_MS = 10000;
+const TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300]; // seconds: no two marks have the same text
 const UNKNOWN = "?";
 const COLUMNS = [
   { key: "name", title: "Name", cells: (row) => nameOf(row) },
-  { key: "pid", title: "PID", wide: true, cells: (row) => (row.pid === null ? "" : String(row.pid)) },
+  { key: "pid", title: "PID", wide: true, kind: "pid", cells: (row) => (row.pid === null ? "" : String(row.pid)) },
   { key: "open_flows", title: "Open", wide: true, number: true, cells: (row) => String(row.open_flows) },
   { key: "rx_rate", title: "Received/s", number: true, kind: "rx", cells: (row) => units(row.rx_rate, "/s") },
   { key: "tx_rate", title: "Sent/s", number: true, kind: "tx", cells: (row) => units(row.tx_rate, "/s") },
@@ -95,9 +96,13 @@ function mediaText(media) {
 
 // -- the table -----------------------------------------------------------------------------
 
+function kinds(column) {
+  return [column.kind, column.wide && "wide"].filter(Boolean).join(" ");
+}
+
 function makeHeadings() {
   for (const column of COLUMNS) {
-    const th = element("th", undefined, column.wide ? "wide" : "");
+    const th = element("th", undefined, kinds(column));
     th.scope = "col";
     const button = element("button", column.title);
     button.type = "button";
@@ -114,6 +119,7 @@ function makeHeadings() {
 }
 
 function showSorting() {
+  byId("table").classList.toggle("processes", /^(effective )?process$/.test(view.group));
   setText(COLUMNS[0].th.firstChild, view.group[0].toUpperCase() + view.group.slice(1));
   for (const column of COLUMNS) {
     if (column.key === view.by) column.th.setAttribute("aria-sort", view.up ? "ascending" : "descending");
@@ -141,7 +147,7 @@ function sorted(rows) {
 
 function makeRow(row) {
   const tr = element("tr", undefined, isSum(row) ? "sum" : "row");
-  const made = { tr, cells: COLUMNS.map((column) => element("td", undefined, [column.kind, column.wide && "wide"].filter(Boolean).join(" "))), detail: null };
+  const made = { tr, cells: COLUMNS.map((column) => element("td", undefined, kinds(column))), detail: null };
   tr.append(...made.cells);
   if (!isSum(row)) {
     made.button = element("button");
@@ -211,7 +217,8 @@ function expand(serial) {
 const narrow = matchMedia("(max-width: 640px)");
 
 function visibleColumns() {
-  return COLUMNS.filter((column) => !(narrow.matches && column.wide)).length;
+  const hidden = (column) => (narrow.matches && column.wide) || (column.key === "pid" && !byId("table").matches(".processes"));
+  return COLUMNS.filter((column) => !hidden(column)).length;
 }
 
 narrow.addEventListener("change", () => {
@@ -267,7 +274,7 @@ function makePlot() {
     width: Math.max(200, frame.clientWidth), height: 170,
     cursor: { drag: { x: false, y: false } },
     scales: { y: { range: (_, low, high) => [0, Math.max(1000, high * 1.05)] } },
-    axes: [{ ...axis, size: 28, space: 80, values: (_, ticks) => ticks.map((tick) => clock(tick)) }, { ...axis, size: 72, values: (_, ticks) => ticks.map((tick) => units(tick, "/s")) }],
+    axes: [{ ...axis, size: 28, space: 80, incrs: TICKS, values: (_, ticks) => ticks.map((tick) => clock(tick)) }, { ...axis, size: 72, values: (_, ticks) => ticks.map((tick) => units(tick, "/s")) }],
     series: [{ value: (_, v) => (v === null ? "–" : clock(v)) }, series("received", "--rx"), series("sent", "--tx")],
   }, samples, frame);
   new ResizeObserver(() => plot.setSize({ width: Math.max(200, frame.clientWidth), height: 170 })).observe(frame);
