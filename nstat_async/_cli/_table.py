@@ -46,12 +46,12 @@ def _beginning(text: str, width: int) -> tuple[str, int]:
     return text, used
 
 
-def shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int, *, ascii_only: bool = False) -> str:
     """A text without its middle: the port of an address and the end of a name stay."""
     if cell_width(text) <= width or width < 1:
         return text
     end, taken = _beginning(text[::-1], (width - 1) * 2 // 5)
-    return f"{_beginning(text, width - 1 - taken)[0]}…{end[::-1]}"
+    return f"{_beginning(text, width - 1 - taken)[0]}{'~' if ascii_only else '…'}{end[::-1]}"
 
 
 def render(

@@ -311,7 +311,7 @@ class Layout:
             for text in (f"{kind}{_end(flow.local)} {arrow} {there}", f"{kind}{port} {arrow} {there}"):
                 if cell_width(text) <= width:
                     return text
-        return shortened(f"{kind}{arrow} {remote}", width)
+        return shortened(f"{kind}{arrow} {remote}", width, ascii_only=self.ascii_only)
 
     def _arrow(self, direction: Direction | None) -> str:
         if direction is None:
