@@ -108,6 +108,9 @@ class Output:
                 left = left[os.write(self._number, left) :]
             except BlockingIOError:  # somebody who shares it made it non-blocking
                 select.select((), (self._number,), ())
+            except OSError as error:
+                error.filename = "standard output"
+                raise
 
     @property
     def columns(self) -> int | None:

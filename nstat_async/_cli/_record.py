@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         # What cannot work is on the disk, not on the command line.
         what = "exists and is no recording; --force replaces it" if cause.errno == errno.EEXIST else cause.strerror
-        raise OSError(cause.errno, what, arguments.file) from error
+        raise OSError(cause.errno, what, tape.name) from error
     if tape.failure is not None and not (tape.pipe_file and tape.pipe_file.reader_gone):
         complain(f"error: {tape.name}: {tape.failure}")
         return 1
@@ -70,8 +70,8 @@ class _Tape:
     """Where the recording goes, and how far it is."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.name: str = arguments.file
         self.to_stdout = arguments.file == "-"
+        self.name: str = "standard output" if self.to_stdout else arguments.file
         self.failure: str | None = None
         self.size = self.events = self.losses = 0
         if self.to_stdout and sys.stdout is None:

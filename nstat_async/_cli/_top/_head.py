@@ -19,6 +19,8 @@ CHART = 5
 """Lines of the chart."""
 _LABEL = 11
 """Columns of the chart's labels."""
+_SCALE = 17
+"""Columns of the scale of a chart in a line."""
 
 
 @attrs.define
@@ -76,13 +78,12 @@ def totals_text(model: TopModel, width: int, *, alarm: str = "") -> str:
 
 def small_chart(model: TopModel, room: int, *, ascii_only: bool) -> str:
     """The chart of the total in what is left of a line, with its scale; empty where that is little."""
-    rates = [rx + tx for rx, tx in model.history]
-    label = f"  0 to {rate_text(_nice(max(rates, default=0.0)))} "
-    width = room - len(label)
-    if width < 8 or not any(rates):
+    rates = [rx + tx for rx, tx in model.history][-max(1, room - _SCALE) :]
+    top = _nice(max(rates, default=0.0))
+    if room < _SCALE + 8 or not any(rates):
         return ""
-    (line,) = chart_lines(rates, width, 1, _nice(max(rates)), ascii_only=ascii_only)
-    return label + line
+    (line,) = chart_lines(rates, room - _SCALE, 1, top, ascii_only=ascii_only)
+    return f"  0 to {rate_text(top)} ".ljust(_SCALE) + line
 
 
 def chart(model: TopModel, width: int, *, ascii_only: bool) -> list[tuple[str, str]]:
