@@ -45,7 +45,8 @@ def _record(arguments: argparse.Namespace) -> int:
         return 0
 
     status = run_until_stopped(work, duration=arguments.duration)
-    complain(f"{arguments.file}: {bytes_text(Path(arguments.file).stat().st_size)}")
+    files = (Path(arguments.file), Path(f"{arguments.file}-wal"))  # the second one while somebody else has it open
+    complain(f"{arguments.file}: {bytes_text(sum(each.stat().st_size for each in files if each.exists()))}")
     return status
 
 

@@ -43,6 +43,8 @@ __all__ = ["HistoryWriter", "keep_history"]
 logger = logging.getLogger("nstat_async")
 
 DEFAULT_BUCKET = 300.0
+_RETRY_SECONDS = 5.0
+"""A file that could not be written is tried again so much later."""
 MAX_PENDING_BUCKETS = 288
 """Closed buckets that wait while the file cannot be written, a day of the default ones;
 beyond it the two oldest become one: bytes are kept, resolution is not."""
@@ -420,16 +422,22 @@ async def keep_history(
     def open_writer() -> HistoryWriter:
         return HistoryWriter(path, bucket=bucket, keep=keep, **options)
 
+    again = 0.0  # when it is tried again, after it failed
     async with monitor.subscribe() as subscription:
         writer = await anyio.to_thread.run_sync(open_writer)
         try:
             while events := await subscription.receive_many():
                 try:
                     writer.feed_many(events)
-                    if writer.pending:
+                    if writer.pending and anyio.current_time() >= again:
                         await anyio.to_thread.run_sync(writer.write)
+                        if again:
+                            logger.warning("history: %s: what waited is written", path)
+                        again = 0.0
                 except HistoryError as error:
-                    logger.warning("history: %s; %d buckets wait", error, writer.pending)
+                    if not again:  # once until it works
+                        logger.warning("history: %s; what is counted waits for it", error)
+                    again = anyio.current_time() + _RETRY_SECONDS
         except anyio.get_cancelled_exc_class():
             with contextlib.suppress(NstatError):
                 writer.feed_many(subscription.receive_nowait())

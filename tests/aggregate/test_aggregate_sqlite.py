@@ -444,7 +444,7 @@ def test_a_cancelled_history_is_complete(path, backend):
 
 
 def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkeypatch, caplog):
-    """The task goes on, says so in the log, and stores the buckets when it can."""
+    """The task goes on, says so in the log, once, and stores the buckets when it can."""
     failing = True
     write = HistoryWriter.write
 
@@ -462,9 +462,13 @@ def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkey
             tasks.start_soon(lambda: keep_history(monitor, path, bucket=60))
             await until(lambda: monitor.subscriptions)
             monitor.deliver(added(flow("a"), 10, counts(100)), updated(flow("a"), 70, counts(170)))
-            await until(lambda: "1 buckets wait" in caplog.text)
+            await until(lambda: "waits for it" in caplog.text)
+            for moment in (80, 200):
+                monitor.deliver(updated(flow("a"), moment, counts(170)))
+                await until(lambda: not monitor.subscriptions[0].events)
             failing = False
             monitor.end()
+        assert caplog.text.count("disk full") == 1
         assert usage(path) == [("curl", 170, 1)]
 
     anyio.run(main)
