@@ -8,11 +8,11 @@ import anyio
 import attrs
 
 from .. import Monitor
-from .._errors import BackendUnavailableError, UnavailableReason, UsageError
+from .._errors import UsageError
 from .._io.nats_access import NatsAccess
 from ._output import Output, complain
 from ._run import run_until_stopped
-from ._source import backend_of, monitor_options
+from ._source import backend_of, missing, monitor_options
 from ._text import bytes_text
 
 __all__ = ["run"]
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from ..integrations.nats import Publisher  # noqa: PLC0415  # an extra
     except ImportError as error:
-        raise BackendUnavailableError("publish", UnavailableReason.DEPENDENCY, str(error)) from error
+        raise missing("publish", error) from error
     access = NatsAccess.from_environment()
     publisher = Publisher(
         arguments.url,

@@ -9,10 +9,9 @@ import secrets
 import anyio
 
 from .. import Monitor
-from .._errors import BackendUnavailableError, UnavailableReason
 from ._output import complain
 from ._run import run_until_stopped
-from ._source import backend_of, monitor_options
+from ._source import backend_of, missing, monitor_options
 
 __all__ = ["run"]
 
@@ -32,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.metrics:
             from ..integrations import prometheus  # noqa: F401, PLC0415  # another one
     except ImportError as error:
-        raise BackendUnavailableError("serve", UnavailableReason.DEPENDENCY, str(error)) from error
+        raise missing("serve", error) from error
     token = arguments.token or os.environ.get(_TOKEN) or None
     if token == "new":  # noqa: S105  # the word that asks for one
         token = secrets.token_urlsafe(24)

@@ -11,11 +11,11 @@ import attrs
 
 from .. import backends
 from .._contract import Backend
-from .._errors import UsageError
+from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._model import Provider
 from ..filters import Filter, by_provider, from_items
 
-__all__ = ["backend_of", "check_input", "filter_of", "is_recorded", "monitor_options"]
+__all__ = ["backend_of", "check_input", "filter_of", "is_recorded", "missing", "monitor_options"]
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
@@ -30,6 +30,13 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
             f"since: backend {backend.name} has no past; a fleet has (fleet:URL), and `replay` plays recordings"
         )
     return attrs.evolve(backend, since=since)
+
+
+def missing(command: str, error: ImportError) -> BackendUnavailableError:
+    """What has to be installed for a command."""
+    text = str(error)
+    what = text.partition(" needs ")[2]  # before it stands the module, which is nothing to whoever typed a command
+    return BackendUnavailableError(command, UnavailableReason.DEPENDENCY, f"{command} needs {what}" if what else text)
 
 
 def check_input(path: str | None) -> None:
