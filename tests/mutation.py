@@ -8,23 +8,25 @@
 A mutant that no test notices is printed with its place: it survived. Either a test is missing, or the change means
 nothing; then it stands in ``tests/mutation_explained.txt`` with the reason. Exit status 1 if others survived.
 
-The working tree is never changed: each job has a copy. This takes minutes to hours, so it is no part of the suite.
+Most take a fraction of a second: ``mutation_run.py`` forks a pytest that has collected the tests, gives one function
+other code, and runs the tests that reach the line. What is not in a function gets a pytest of its own, in a copy of the
+tree. The C code is off: it is Python that is changed. This takes minutes to hours, so it is no part of the suite.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -33,7 +35,13 @@ EXPLAINED = Path(__file__).with_name("mutation_explained.txt")
 TESTS = {
     "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property"),
     "nstat_async/sockdiag": ("tests/sockdiag", "tests/property"),
-    "nstat_async/_buffer.py": ("tests/test_buffer.py", "tests/test_monitor.py"),
+    "nstat_async/_buffer.py": (
+        "tests/test_buffer.py",
+        "tests/test_monitor.py",
+        "tests/property",
+        "tests/conformance/test_conformance_load.py",
+        "tests/test_ledger.py",
+    ),
     "nstat_async/_monitor.py": (
         "tests/test_monitor.py",
         "tests/test_life.py",
@@ -49,6 +57,11 @@ TESTS = {
     "nstat_async/filters.py": ("tests/test_filters.py",),
 }
 """Where mutants are looked for, and the tests that ought to kill them."""
+
+QUICK = "not (long or slow or benchmark or browser or nats or privileged)"
+"""What of these tests runs: what takes seconds would be run a thousand times."""
+LONGEST = 900.0
+"""Seconds until a whole run of tests is given up: only a mutant that hangs is meant, on a machine that may be busy."""
 
 _COMPARE = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -235,8 +248,8 @@ class Copy:
 
     def run(self, tests: tuple[str, ...], seconds: float | None) -> str:
         """Run these tests: "survived", "killed", or "killed by time"."""
-        command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-        environment = {**os.environ, "PYTHONPATH": str(self.directory)}
+        command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", QUICK, *tests]
+        environment = {**os.environ, "PYTHONPATH": str(self.directory), "NSTAT_ASYNC_PURE": "1"}
         process = subprocess.Popen(
             command, cwd=self.directory, env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -293,36 +306,64 @@ def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, show=print) -> Co
         jobs: How many run at a time.
         show: Called with a line for each survivor.
     """
-    reasons, results, idle = explained(), Counter(), SimpleQueue()
+    reasons, outcomes = explained(), {}
     with tempfile.TemporaryDirectory() as directory:
-        for number in range(jobs):
-            place = Path(directory, str(number))
-            place.mkdir()
-            idle.put(Copy(root, place))
-        limits = {}
-        for chosen_tests in {tests(mutant.path) for mutant in found}:
-            copy, begin = idle.get(), time.monotonic()
-            if copy.run(chosen_tests, None) != "survived":
-                sys.exit(f"the tests fail without any change: {' '.join(chosen_tests)}")
-            # Only a mutant that hangs is meant, on a machine that may be busy.
-            limits[chosen_tests] = 60 + 10 * (time.monotonic() - begin)
+        parts = [
+            (chosen_tests, [mutant for mutant in found if tests(mutant.path) == chosen_tests][number::jobs])
+            for chosen_tests in dict.fromkeys(tests(mutant.path) for mutant in found)
+            for number in range(jobs)
+        ]
+        with ThreadPoolExecutor(jobs) as pool:
+            for answers in pool.map(lambda part: forked(root, part[1], part[0], Path(directory)), parts):
+                outcomes.update(answers)
+        outside = [mutant for mutant in found if outcomes[mutant] == "outside"]
+        outcomes.update(one_by_one(root, outside, tests, jobs=jobs, directory=Path(directory)))
+    for mutant, outcome in outcomes.items():
+        if outcome.startswith("survived") and mutant.name in reasons:
+            outcomes[mutant] = "explained"
+        elif outcome.startswith("survived"):
+            show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+    return Counter(outcomes.values())
+
+
+def forked(root: Path, found: list[Mutant], tests: tuple[str, ...], directory: Path) -> dict[Mutant, str]:
+    """The tests' word on mutants, from one pytest that forks for each: see ``mutation_run.py``."""
+    if not found:
+        return {}
+    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=directory, delete=False) as order:
+        answers = Path(order.name).with_suffix(".answers")
+        json.dump({"root": str(root), "answers": str(answers), "mutants": [asdict(m) for m in found]}, order)
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "mutation_run", "-p", "no:cacheprovider", "-m", QUICK, *tests,
+    ]  # fmt: skip
+    path = os.pathsep.join([str(root), str(Path(__file__).parent)])
+    environment = {**os.environ, "NSTAT_ASYNC_PURE": "1", "PYTHONPATH": path, "NSTAT_MUTANTS": order.name}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
+    if len(lines) != len(found):
+        sys.exit(f"pytest ended early: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return dict(zip(found, map(json.loads, lines), strict=True))
+
+
+def one_by_one(root: Path, found: list[Mutant], tests, *, jobs: int, directory: Path) -> dict[Mutant, str]:
+    """The tests' word on mutants of what runs when a module is imported: a pytest for each, in a copy of the tree."""
+    if not found:
+        return {}
+    idle = SimpleQueue()
+    for number in range(jobs):
+        place = directory / f"copy{number}"
+        place.mkdir()
+        idle.put(Copy(root, place))
+
+    def one(mutant):
+        copy = idle.get()
+        try:
+            return copy.try_out(mutant, tests(mutant.path), LONGEST)
+        finally:
             idle.put(copy)
 
-        def one(mutant):
-            copy, wanted = idle.get(), tests(mutant.path)
-            try:
-                outcome = copy.try_out(mutant, wanted, limits[wanted])
-            finally:
-                idle.put(copy)
-            if outcome == "survived" and mutant.name in reasons:
-                outcome = "explained"
-            if outcome == "survived":
-                show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
-            return outcome
-
-        with ThreadPoolExecutor(jobs) as pool:
-            results.update(pool.map(one, found))
-    return results
+    with ThreadPoolExecutor(jobs) as pool:
+        return dict(zip(found, pool.map(one, found), strict=True))
 
 
 def main() -> int:
