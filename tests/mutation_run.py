@@ -32,6 +32,8 @@ from mutation import Mutant, changed
 
 ORDER = "NSTAT_MUTANTS"
 """Environment variable: a file with what is to be tried, and where the answers go."""
+MEMORY = 4 << 30
+"""Bytes that a mutant may have, all that is mapped counted: some fill a list without end."""
 LEAST = 20.0
 """Seconds that a mutant has at least."""
 
@@ -189,6 +191,7 @@ def try_out(session, path, source, mutant, chosen, killers) -> str:
             return "outside", None
         limit = int(LEAST + 5 * cost)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for at, number in enumerate(numbers):
             following = session.items[numbers[at + 1]] if at + 1 < len(numbers) else None
             if not _passes(session.items[number], following):

@@ -1,4 +1,4 @@
-"""The soak of ``benchmarks/soak.py``, shortened: it finds what it looks for, and churn is clean."""
+"""The soaks of ``benchmarks/soak.py`` and ``tests/soak.py``, shortened: they find what they look for, and churn is clean."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import soak as worlds
 
 from nstat_async.ntstat._sources import SourceTable
 
@@ -66,3 +67,20 @@ def test_flows_that_stay_after_their_goodbye_are_noticed_as_memory_that_grows(so
         tracemalloc.stop()
     first, last = outcome.samples[0], outcome.samples[-1]
     assert last.traced_bytes > first.traced_bytes + 32 * 1024
+
+
+@pytest.mark.slow
+def test_random_worlds_of_both_systems_are_right():
+    counted, wrong = worlds.soak(600, 7, limit=4)
+    assert wrong is None
+    assert (counted["darwin"], counted["linux"]) == (2, 2)
+
+
+def test_a_world_whose_flow_moved_something_else_is_named(monkeypatch):
+    received = worlds.received
+    monkeypatch.setattr(worlds, "received", lambda sock: received(sock) + (sock.cookie == 2))
+    monkeypatch.setitem(worlds.WORLDS, "darwin", lambda dice: 0)
+    lines = []
+    _, wrong = worlds.soak(600, 1, limit=10, show=lines.append)
+    assert wrong.startswith("linux/1/")
+    assert lines[-1].startswith(wrong)

@@ -335,7 +335,7 @@ class EmulatedFlow:
         peer = endpoint(remote, "remote")
         flag("established", established)
         with self.kernel.lock:
-            self.set(remote=peer, local=local if local is not None else self.kernel.ephemeral(peer))
+            self.set(remote=peer, local=local if local is not None else self._end_towards(peer))
             self.use_interface(interface)
             if self.provider in _STREAMS:
                 self._enter(_SYN_SENT)
@@ -344,6 +344,12 @@ class EmulatedFlow:
                 if established:
                     self._enter(_ESTABLISHED)
         return self
+
+    def _end_towards(self, peer: Endpoint | None) -> Endpoint:
+        """Its end of a connection: a port that it has stays (``in_pcbconnect`` takes one only for a socket without)."""
+        end = self.kernel.ephemeral(peer)
+        port = int.from_bytes(self.fields.get("local", bytes(4))[2:4], "big")
+        return Endpoint(end.packed, port) if port else end
 
     def disconnect(self) -> None:
         """Take a UDP socket's peer away; `connect` may give it another one.

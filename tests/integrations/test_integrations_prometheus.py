@@ -24,7 +24,7 @@ from nstat_async._model import Counts, MediumCounts, Process
 prometheus_client = pytest.importorskip("prometheus_client")
 parser = pytest.importorskip("prometheus_client.parser")
 
-from nstat_async.integrations.prometheus import TrafficCollector  # noqa: E402
+from nstat_async.integrations.prometheus import TrafficCollector
 
 
 def scrape(collector):

@@ -144,7 +144,8 @@ class Machine:
             flow.connect(("2001:db8::7", 443))
 
     def do_bind(self, number: int) -> None:
-        if (flow := self.chosen(number)) is not None:
+        flow = self.chosen(number)
+        if flow is not None and not any(flow.fields.get("local", b"")[2:4]):  # a port stays
             flow.bind(("192.168.1.10", 8000 + number))
 
     def do_listen(self, number: int) -> None:

@@ -223,7 +223,7 @@ def test_all_stands_alone():
 if not sys.platform.startswith("linux"):
     pytest.skip("the rest needs Linux", allow_module_level=True)
 
-from nstat_async._io.namespaces import (  # noqa: E402  # for Linux
+from nstat_async._io.namespaces import (  # for Linux
     NamespaceFinder,
     Watched,
     label_of,

@@ -1,0 +1,254 @@
+"""Random worlds on both systems for as long as you like: is every flow added once, removed once, and counted to the byte?
+
+    python -m tests.soak                       # an hour
+    python -m tests.soak --minutes 5 --seed 7
+    python -m tests.soak --only darwin/7/123   # one world again
+
+A world is a kernel that is played, sockets that live on it, and what goes wrong; time is its own. In the end the
+library's picture must be the kernel's truth, or it must have said what it missed. The first world that is not right
+is printed with its number, and the exit status is 1.
+
+Hypothesis looks for the smallest script that breaks something (``tests/property``); this looks through many long ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
+
+from sockdiag_fakes import FakeSocket, flow_events
+from test_kernel_truth import JUMPS, KERNELS, PAUSES, play
+from test_sockdiag_book import World, traffic
+
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
+
+Step = tuple[Any, ...]
+
+# --- Darwin ---------------------------------------------------------------------------------------
+
+
+def darwin_life(dice: random.Random) -> Step:
+    """What a socket does, as `test_kernel_truth.Machine` takes it."""
+    which = dice.randrange(200)
+    amount = dice.choice((0, 1, 1448, 100_000, 1 << 33))
+    return dice.choice((
+        ("open", dice.randrange(5), dice.random() < 0.5),
+        ("open", dice.randrange(5), True),
+        ("transfer", which, amount, dice.choice((0, 1, 1448))),
+        ("transfer", which, 0, amount),
+        ("connect", which),
+        ("bind", which),
+        ("listen", which),
+        ("accept", which),
+        ("hand over", which),
+        ("close", which),
+        ("close", which),
+        ("crowd", dice.randint(1, 40)),
+        ("wait", dice.choice(PAUSES)),
+        ("poll",),
+    ))  # fmt: skip
+
+
+def darwin_trouble(dice: random.Random) -> Step:
+    """What a kernel, or a clock, does wrong."""
+    probability = dice.choice((0.0, 0.3, 1.0))
+    return dice.choice((
+        ("fault", "lose_announcements", probability),
+        ("fault", "lose_batches", probability),
+        ("fault", "lose_final_reports", probability),
+        ("fault", "lose_goodbyes", probability),
+        ("fault", "delay_goodbyes", dice.choice((0.0, 0.3, 4.0))),
+        ("fault", "full", dice.random() < 0.5),
+        ("fault", "mbufs", dice.choice((None, 0, 3))),
+        ("end control", dice.random() < 0.5),
+        ("garbage", dice.randbytes(dice.randrange(80))),
+        ("clock", dice.choice(JUMPS)),
+        ("ticks", dice.choice(JUMPS)),
+    ))  # fmt: skip
+
+
+def darwin(dice: random.Random) -> int:
+    """One world of the Darwin core; how many events it had. `play` checks it."""
+    badly = dice.choice((0.0, 0.05, 0.3))
+    script = [
+        darwin_trouble(dice) if dice.random() < badly else darwin_life(dice) for _ in range(dice.randint(20, 300))
+    ]
+    _, monitor = play(
+        dice.choice(KERNELS),
+        script,
+        before=dice.choice((0, 5, 60)),
+        delay=dice.choice((0.0, 0.0, 0.02, 0.4)),
+        seed=dice.randrange(1 << 16),
+        discovery=dice.choice(("poll", "announce")),
+        interval=dice.choice((None, 0.2, 1.0)),
+    )
+    return sum(monitor.picture.events.values())
+
+
+# --- Linux ----------------------------------------------------------------------------------------
+
+
+class Accounted(World):
+    """Sockets whose counters only grow, and what each moved in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: dict[str, int] = {}
+        """By the id of a flow of TCP, what it received when it ended."""
+
+    def grow(self, number: int, amount: int) -> None:
+        """A socket receives and sends."""
+        sock = self.socket(number)
+        if sock is not None:
+            sock.info = traffic(received(sock) + amount, received(sock) + amount)
+
+    def close(self, number: int, tell: bool) -> None:
+        sock = self.socket(number)
+        if sock is not None and sock.protocol == 6:
+            self.moved[f"c{sock.cookie:x}"] = received(sock)
+        super().close(number, tell)
+
+    def do(self, name: str, *arguments: int) -> None:
+        if name == "grow":
+            self.grow(*arguments)
+        else:
+            super().do(name, *arguments)
+
+
+RECEIVED = next(iter(traffic(1, 0)))
+
+
+def received(sock: FakeSocket) -> int:
+    """Bytes that a socket received."""
+    return sock.info.get(RECEIVED, 0)
+
+
+def linux_step(dice: random.Random, badly: float) -> Step:
+    """What a socket does, or a kernel that loses notifications."""
+    which = dice.randint(1, 40)
+    if dice.random() < badly:
+        return dice.choice((("overrun",), ("close", which, False), ("during", which)))
+    return dice.choice((
+        ("open", which, dice.choice((6, 6, 17)), dice.randint(0, 3)),
+        ("open", which, 6, dice.randint(0, 3)),
+        ("grow", which, dice.choice((1, 1448, 1 << 20))),
+        ("grow", which, dice.choice((1, 1448))),
+        ("state", which, dice.choice((1, 4, 5, 8))),
+        ("inode", which, dice.randint(0, 3)),
+        ("close", which, True),
+        ("wait", dice.choice((0.1, 0.3, 1.0, 2.5))),
+    ))  # fmt: skip
+
+
+def linux(dice: random.Random) -> int:
+    """One world of the Linux core; how many events it had."""
+    world, badly = Accounted(), dice.choice((0.0, 0.05, 0.3))
+    for _ in range(dice.randint(20, 500)):
+        world.do(*linux_step(dice, badly))
+        world.kernel.run()
+    world.kernel.during_dump = None
+    for _ in range(5):
+        world.kernel.wait(1.5)
+    check_linux(world)
+    return len(world.kernel.events)
+
+
+def check_linux(world: Accounted) -> None:
+    """Every flow lived once, none is left of what is gone, and final counts are the truth."""
+    live: dict[str, int] = {}
+    ended: set[str] = set()
+    for event in flow_events(world.kernel.events):
+        name = event.flow.id
+        assert name not in ended, f"{name} comes back"
+        assert (name in live) is not isinstance(event, FlowAdded), f"{name}: {event}"
+        now = (event.counts.rx_bytes or 0) if event.counts else 0
+        if isinstance(event, FlowUpdated):
+            assert now >= live[name], f"{name} shrinks: {event}"
+        live[name] = now
+        if isinstance(event, FlowRemoved):
+            del live[name]
+            ended.add(name)
+            if is_said_exactly(event) and name in world.moved:
+                off = abs(now - world.moved[name])
+                assert off <= (event.uncertainty or 0), f"{name} moved {world.moved[name]}: {event}"
+    known = {flow.id: counts for flow, counts in world.kernel.session.flows()}
+    assert set(known) == set(live)
+    assert {name.partition(".")[0] for name in known} == {f"c{cookie:x}" for cookie in world.kernel.sockets}
+    for cookie, sock in world.kernel.sockets.items():
+        if sock.protocol == 6:
+            assert known[f"c{cookie:x}"].rx_bytes == received(sock), f"c{cookie:x} has {received(sock)}"
+    check_losses(world, ended)
+
+
+def is_said_exactly(event: FlowRemoved) -> bool:
+    """Whether the counts of an end are final, but for a byte that it says."""
+    return event.final or event.uncertainty is not None
+
+
+def check_losses(world: Accounted, ended: set[str]) -> None:
+    """What ended without its final counts, or was never seen, was said to be lost."""
+    lost = Counter(event.cause for event in world.kernel.events if isinstance(event, EventsLost))
+    ends = [event for event in world.kernel.events if isinstance(event, FlowRemoved) and event.flow.id in world.moved]
+    vague = [event for event in ends if not is_said_exactly(event)]
+    unseen = set(world.moved) - ended
+    assert not (vague or unseen) or lost[LossCause.KERNEL_BUFFER] or lost[LossCause.FINAL_COUNTS], (vague, unseen)
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+WORLDS = {"darwin": darwin, "linux": linux}
+
+
+def soak(seconds: float, seed: int, *, limit: int | None = None, show: Any = print) -> tuple[Counter[str], str | None]:
+    """Play worlds until the time is over, or one is wrong: how many worlds and events there were, and which was wrong.
+
+    Args:
+        seconds: How long.
+        seed: Of all worlds.
+        limit: At most so many.
+        show: Called with a line each minute, and with what was wrong.
+    """
+    counted: Counter[str] = Counter()
+    begin = said = time.monotonic()
+    number = 0
+    while time.monotonic() < begin + seconds and number != limit:
+        system = ("darwin", "linux")[number % 2]
+        name = f"{system}/{seed}/{number}"
+        try:
+            counted["events"] += WORLDS[system](random.Random(name))
+        except Exception as error:
+            show(f"{name}: {error!r}")
+            return counted, name
+        number += 1
+        counted[system] += 1
+        if time.monotonic() > said + 60:
+            said = time.monotonic()
+            show(f"{(said - begin) / 60:.0f} min: {dict(counted)}")
+    return counted, None
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", metavar="WORLD", help="play this one again, and show where it went wrong")
+    arguments = parser.parse_args()
+    if arguments.only:
+        WORLDS[arguments.only.split("/")[0]](random.Random(arguments.only))
+        return 0
+    counted, wrong = soak(arguments.minutes * 60, arguments.seed)
+    print(", ".join(f"{count:,} {what}" for what, count in sorted(counted.items())))
+    return wrong is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
