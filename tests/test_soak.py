@@ -77,8 +77,13 @@ def test_random_worlds_of_both_systems_are_right():
 
 
 def test_a_world_whose_flow_moved_something_else_is_named(monkeypatch):
-    received = worlds.received
-    monkeypatch.setattr(worlds, "received", lambda sock: received(sock) + (sock.cookie == 2))
+    grow = worlds.Accounted.grow
+
+    def miscount(world, number, amount):
+        grow(world, number, amount)
+        world.got[2] += 1
+
+    monkeypatch.setattr(worlds.Accounted, "grow", miscount)
     monkeypatch.setitem(worlds.WORLDS, "darwin", lambda dice: 0)
     lines = []
     _, wrong = worlds.soak(600, 1, limit=10, show=lines.append)

@@ -49,11 +49,11 @@ from ._rows import (
     same_connection,
 )
 from ._setup import NetworkNamespace
+from ._waiting import Memory
 
 _BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _MOST_ENDED = 65_536
-_MOST_VANISHED = 65_536
 _DEVICE = struct.Struct("=40xI")
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
@@ -92,8 +92,8 @@ class Book:
         self._dumping = False
         self._departed: set[int] = set()
         """Cookies that were removed during the dumps under way."""
-        self._vanished: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        """By cookie, which connection of its socket was given up last: since the last complete poll, and in the one before."""
+        self._given_up: Memory[int, int] = Memory(_MOST_ENDED)
+        """By cookie, which connection of its socket was given up."""
         self.ready: deque[Entry] = deque()
         """New sockets of which enough is known to announce them."""
         self.waiting: deque[Entry] = deque()
@@ -122,15 +122,9 @@ class Book:
 
     def give_up(self, entry: Entry) -> None:
         """A socket is not where it was: it is gone, or it has another connection that no dump had yet."""
-        self._vanished[0][entry.cookie] = entry.connection
-        if len(self._vanished[0]) > _MOST_VANISHED:
-            del self._vanished[0][next(iter(self._vanished[0]))]
+        self._given_up.add(entry.cookie, entry.connection)
         self.drop(entry)
         self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
-
-    def end_complete_poll(self) -> None:
-        """Every socket that is there was seen: who was given up before this poll does not come back."""
-        self._vanished = {}, self._vanished[0]
 
     # -- evidence of dumps
 
@@ -192,7 +186,7 @@ class Book:
         entry = self.entries[pieces[2]] = Entry(
             self, protocol, pieces, self._output.poll, self._output.poll, pieces[1][1]
         )
-        entry.connection += max(given_up.get(entry.cookie, 0) for given_up in self._vanished)
+        entry.connection += self._given_up.pop(entry.cookie) or 0
         if protocol not in _DUMPED:
             self.others[entry.cookie] = entry
         return entry

@@ -148,7 +148,10 @@ class Endings:
             self._finish(ending)
 
     def _wait(self, here: End, ending: Ending) -> None:
-        """Wait for the removal of the other end, unless that lives."""
+        """Wait for the removal of the other end, unless that lives; another connection between the same ends waited before."""
+        before = self.waiting.pop(here)
+        if before is not None:
+            self._give_up(here, before)
         self.waiting.add(here, ending, self._output.now)
         request = lookup_request(ending.message, IPPROTO_TCP, exact=False, mirrored=True)
         self._lookups.ask(request, lambda found: self._peer_found(ending, here, found))
@@ -255,12 +258,15 @@ class Endings:
     def expire(self) -> None:
         """The other end did not come in time."""
         for end, ending in self.waiting.due(self._output.now):
-            self._remember(end, ending.words)
-            ending.peer = self._recall((end[1][:2], _ANY))
-            if ending.fin is None or not ending.fin.proven:
-                ending.fin = _NO_FIN  # an end that is not reported did not close in order
-            ending.orderly = bool(ending.orderly)
-            self._finish(ending)
+            self._give_up(end, ending)
+
+    def _give_up(self, end: End, ending: Ending) -> None:
+        self._remember(end, ending.words)
+        ending.peer = self._recall((end[1][:2], _ANY))
+        if ending.fin is None or not ending.fin.proven:
+            ending.fin = _NO_FIN  # an end that is not reported did not close in order
+        ending.orderly = bool(ending.orderly)
+        self._finish(ending)
 
 
 def _fin_of(entry: Entry, words: LastWords, record: Ended | None) -> Fin | None:

@@ -162,7 +162,6 @@ class Namespace:
         self.walks.end_poll()
         if self.dumps.complete and not self.dumps.partial:
             self.removals.end_poll()
-            self.book.end_complete_poll()
         self.tables.settle()
         self.book.coverage.end_poll()
         self.book.locate()
