@@ -24,7 +24,7 @@ from typing import Any
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
 
-from sockdiag_fakes import FakeSocket, flow_events
+from sockdiag_fakes import flow_events
 from test_kernel_truth import JUMPS, KERNELS, PAUSES, play
 from test_sockdiag_book import World, traffic
 

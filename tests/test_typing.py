@@ -11,6 +11,7 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_user_code_passes_strict_mypy_and_its_mistakes_are_found(tmp_path):
     pytest.importorskip("mypy")
     command = [

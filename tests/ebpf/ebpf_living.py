@@ -37,7 +37,7 @@ from nstat_async.ebpf import (
 
 HERE = Path(__file__).parent
 _CLONE_NEWNET = 0x40000000
-LIMIT = 30.0
+LIMIT = 120.0
 """Seconds for the kernel to report what happened: never reached unless it doesn't."""
 
 

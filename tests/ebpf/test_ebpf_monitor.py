@@ -710,6 +710,7 @@ def test_what_it_can_tell(namespace):
 STEPS = ("Loader.load", "MappedRing", "SharedCounters", "EbpfSource.open")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_whatever_is_refused_sock_diag_goes_on(namespace, monkeypatch, step):
     """At each step the kernel may say no: the monitor says why and shows connections all the same."""

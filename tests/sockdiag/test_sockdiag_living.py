@@ -382,7 +382,7 @@ def test_a_socket_that_connects_again(live, polled):
     assert second.flow.process.pid == os.getpid()
     assert [e.cause for e in live.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
     client.close()
-    (gone,) = live.until(lambda: live.removed(there))
+    (gone,) = live.until(lambda: live.removed(there, port(other)))  # others use the port before and after
     assert (gone.flow.id, totals(gone), gone.final) == (second.flow.id, (7, 5000), True)
     for sock in (server, again, listener, other):
         sock.close()
@@ -446,9 +446,9 @@ def descriptors_allowed():
     return max(soft, wanted)
 
 
-def test_thousands_at_once(live):
-    """Two thousand sockets are all seen, with their process, and all removed, with nothing lost."""
-    count = min(1000, (descriptors_allowed() - 100) // 2)
+def test_hundreds_at_once(live):
+    """Six hundred sockets are all seen, with their process, and all removed, with nothing lost."""
+    count = min(300, (descriptors_allowed() - 100) // 2)
     listener = listen()
     there = port(listener)
     sockets = [sock for _ in range(count) for sock in pair(listener)]
