@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import shutil
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from own_namespace import own_namespace
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
@@ -36,29 +36,8 @@ from nstat_async.ebpf import (
 )
 
 HERE = Path(__file__).parent
-_CLONE_NEWNET = 0x40000000
 LIMIT = 120.0
 """Seconds for the kernel to report what happened: never reached unless it doesn't."""
-
-
-def _call(name: str, *arguments: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, name)(*arguments):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
-
-
-@contextlib.contextmanager
-def own_namespace():
-    """This thread, and what it starts, in a network namespace of its own with loopback up."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        _call("unshare", _CLONE_NEWNET)
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        yield
-    finally:
-        _call("setns", before, _CLONE_NEWNET)
-        os.close(before)
 
 
 def kernel() -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import socket
 import struct
 from pathlib import Path
 
-from ebpf_living import Watch, own_namespace
+from ebpf_living import Watch
+from own_namespace import own_namespace
 
 from nstat_async.ebpf import Operation, encode_request
 

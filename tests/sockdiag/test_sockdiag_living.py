@@ -14,6 +14,7 @@ import time
 
 import pytest
 from channels import read_one
+from own_namespace import apart_if_allowed
 from sockdiag_fakes import LiveDriver
 
 from nstat_async._contract import Mode
@@ -49,7 +50,14 @@ def patience(monkeypatch):
 
 
 @pytest.fixture
-def live():
+def apart():
+    """As root nobody else's connections are there."""
+    with apart_if_allowed():
+        yield
+
+
+@pytest.fixture
+def live(apart):
     with drive() as driver:
         driver.until(lambda: any(isinstance(e, PollCompleted) for e in driver.events))
         yield driver
