@@ -67,6 +67,7 @@ def test_counts_are_made_by_name_and_unknown_is_none():
     assert list(counts.as_dict()) == list(COUNTS_FIELDS)
     assert repr(counts) == "<Counts rx_bytes=5>"
     assert repr(Counts(rx_bytes=0)) == "<Counts zero>"
+    assert repr(Counts()) == "<Counts unknown>"
     assert counts.media == ()
     assert Counts(rx_bytes=0).is_zero
     assert not counts.is_zero

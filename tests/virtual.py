@@ -111,7 +111,7 @@ class Picture:
         if event.counts is not None:
             self._grown(event, before)
         else:
-            assert before is None, f"its counters were forgotten: {event}"
+            assert traffic(before) is None, f"its counters were forgotten: {event}"
             assert not event.final
         self._baseline.pop(event.flow.id, None)
         if self._remember:

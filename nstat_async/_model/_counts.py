@@ -165,8 +165,9 @@ class Counts:
         return (counts_of, (self._translated(), self.media))
 
     def __repr__(self) -> str:
-        shown = " ".join(f"{name}={value}" for name, value in self.items() if value)
-        return f"<Counts {shown or 'zero'}>"
+        known = dict(self.items())
+        shown = " ".join(f"{name}={value}" for name, value in known.items() if value)
+        return f"<Counts {shown or ('zero' if known else 'unknown')}>"
 
 
 def counts_of(values: tuple[int | None, ...], media: tuple[tuple[str, MediumCounts], ...] = ()) -> Counts:

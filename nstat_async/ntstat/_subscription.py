@@ -351,8 +351,11 @@ class Subscription(Client):
         return every or source.identity is None or _is_vague(source)
 
     def _undescribed(self) -> Iterable[Source]:
-        """What the requests about all sources leave without a description, or without counters."""
-        kernel, sources = self.kernel, self.table.sources.values()
+        """What the requests about all sources leave without a description, or without counters.
+
+        Of those that are there now: they are asked one by one, and others come meanwhile.
+        """
+        kernel, sources = self.kernel, list(self.table.sources.values())
         if self._details:  # which routes and interfaces do not have
             return (s for s in sources if not s.reader.is_flow)
         if not self._asks_apart:

@@ -43,3 +43,18 @@ def test_new_flows_are_found_when_a_whole_batch_of_them_never_fits():
         kernel.open_tcp(pid=8 + n, name="new", remote=("198.51.100.1", 443))
     monitor.run(3)
     assert len(monitor.picture.flows) == 9
+
+
+def test_flows_that_come_while_others_are_asked_for_one_by_one_are_no_error():
+    """Where descriptions are asked for singly a poll takes a while, and its questions are about what was there when it began."""
+    kernel = EmulatedKernel("xnu-1699.32.7")
+    kernel.faults.reply_delay = 0.02
+    monitor = VirtualMonitor(kernel)
+    monitor.run(2.0)
+    for number in range(35):
+        kernel.open_tcp(pid=1000 + number, name="a", remote=("198.51.100.7", 443))
+    monitor.core.request_poll(kernel.now)
+    monitor.turn()
+    kernel.open_udp(pid=7, name="late", remote=("198.51.100.7", 443))
+    monitor.run(6.0)
+    assert len(monitor.picture.flows) == 36
