@@ -40,12 +40,14 @@ def test_fewer_bytes_than_a_header_are_a_defect(size, has_lengths):
     frames, defect = split(bytes(size), has_lengths=has_lengths)
     assert frames == []
     assert (defect.begin, defect.end, defect.harmless) == (0, size, False)
+    assert defect.reason == "datagram shorter than a header"
 
 
 def test_a_short_tail_is_told_and_harmless_and_a_broken_length_ends_the_datagram():
     frames, defect = split(message(24) + b"tail", has_lengths=True)
     assert len(frames) == 1
     assert (defect.begin, defect.end, defect.harmless) == (24, 28, True)
+    assert defect.reason == "tail shorter than a header"
     for length, words in ((15, "less than a header"), (400, "400 with 40 bytes left")):
         frames, defect = split(message(24) + message(length, 24) + message(16), has_lengths=True)
         assert [f[4] for f in frames] == [24]
