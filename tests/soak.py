@@ -25,12 +25,14 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
 
 from sockdiag_fakes import flow_events
-from test_kernel_truth import JUMPS, KERNELS, PAUSES, play
+from test_kernel_truth import JUMPS, KERNELS, PAUSES, Machine, check, settle
 from test_sockdiag_book import World, traffic
+from virtual import VirtualMonitor
 
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, NstatError
 from nstat_async.sockdiag import SocketState
 from nstat_async.sockdiag._constants import IPPROTO_TCP
+from nstat_async.testing import EmulatedKernel
 
 Step = tuple[Any, ...]
 
@@ -78,20 +80,23 @@ def darwin_trouble(dice: random.Random) -> Step:
 
 
 def darwin(dice: random.Random) -> int:
-    """One world of the Darwin core; how many events it had. `play` checks it."""
+    """One world of the Darwin core; how many events it had."""
     badly = dice.choice((0.0, 0.05, 0.3))
     script = [
         darwin_trouble(dice) if dice.random() < badly else darwin_life(dice) for _ in range(dice.randint(20, 300))
     ]
-    _, monitor = play(
-        dice.choice(KERNELS),
-        script,
-        before=dice.choice((0, 5, 60)),
-        delay=dice.choice((0.0, 0.0, 0.02, 0.4)),
-        seed=dice.randrange(1 << 16),
-        discovery=dice.choice(("poll", "announce")),
-        interval=dice.choice((None, 0.2, 1.0)),
-    )
+    machine = Machine(EmulatedKernel(dice.choice(KERNELS), seed=dice.randrange(1 << 16)))
+    machine.kernel.faults.reply_delay = dice.choice((0.0, 0.0, 0.02, 0.4))
+    machine.do_crowd(dice.choice((0, 5, 60)))
+    ways = {"discovery": dice.choice(("poll", "announce")), "interval": dice.choice((None, 0.2, 1.0))}
+    monitor = machine.monitor = VirtualMonitor(machine.kernel, **ways)
+    for step in script:
+        machine.do(step)
+        if monitor.session.failure is not None:  # a control that cannot be opened for long is given up, and says so
+            assert isinstance(monitor.session.failure, NstatError)
+            return sum(monitor.picture.events.values())
+    settle(machine, monitor)
+    check(machine, monitor)
     return sum(monitor.picture.events.values())
 
 
