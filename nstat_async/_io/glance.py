@@ -10,10 +10,12 @@ import os
 import resource
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 
 from ..sockdiag import PulsePurpose, PulseReport
 from ..sockdiag._lookups import lookup_request
+from .crowds import CROWD, crowded_ports, without_crowds
 
 __all__ = ["Counters", "Glance"]
 
@@ -31,9 +33,10 @@ _HEAD = struct.Struct("=IH")
 SOCKET = struct.Struct("=Q12xII")
 """From a message's cookie: it, the user and the inode."""
 COOKIE_AT = 60
-_INODE_AT, _STATE_AT, _LEAST = COOKIE_AT + 24, 17, 88
-_ENDS = frozenset({2, 3})
+_INODE_AT, _STATE_AT, _PORTS_AT, _LEAST = COOKIE_AT + 24, 17, 20, 88
+_ERROR, _DONE = 2, 3
 """``NLMSG_ERROR``, ``NLMSG_DONE``."""
+_HEADER_SIZE, _ERROR_SIZE = 16, 20
 _TO_BE_ACCEPTED = frozenset({1, 8})
 """States of a connection without an inode: established, and closed by the peer meanwhile."""
 _TCP, _UDP = 6, 17
@@ -92,6 +95,10 @@ class Glance:
         self._requests = {_TCP: purpose.tcp, _UDP: purpose.udp}
         self._known: dict[int, set[int]] = {_TCP: set(), _UDP: set()}
         """Cookies of the last look, by protocol."""
+        self.crowds: tuple[int, ...] = ()
+        """Ports that so many TCP sockets have that a look at all of them takes long."""
+        self._filters = True
+        """The kernel can leave out crowds."""
         self._due = {_TCP: math.inf, _UDP: math.inf}
         """When to look again, by protocol."""
         self._wait = dict.fromkeys(self._due, purpose.pause)
@@ -128,12 +135,12 @@ class Glance:
         """True if a look is due, and wanted."""
         return min(self._due.values()) <= now and self.unread < MOST_UNREAD
 
-    def look(self, now: float) -> list[tuple[int, bytes]]:
-        """The sockets that were not there at the last look."""
+    def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
+        """The sockets that were not there at the last look; if it is not to be a `whole` one, without those of `crowds`."""
         found = []
         for protocol, due in self._due.items():
             if due <= now:
-                new, unheld = self._look(protocol)
+                new, unheld = self._look(protocol, whole=whole)
                 found += new
                 self._due[protocol] = now + self._wait[protocol] if unheld else math.inf
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
@@ -159,36 +166,61 @@ class Glance:
                     held.add(inode)
         return held
 
-    def _look(self, protocol: int) -> tuple[list[tuple[int, bytes]], bool]:
+    def _look(self, protocol: int, *, whole: bool = True) -> tuple[list[tuple[int, bytes]], bool]:
         """New sockets, and whether there are some that no process has accepted yet."""
-        known, present = self._known[protocol], set[int]()
+        crowds = () if whole or protocol != _TCP else self.crowds
+        try:
+            new, unheld, present, ports = self._dump(protocol, crowds)
+        except OSError:
+            if not crowds:
+                raise
+            self._filters, self.crowds = False, ()  # before Linux 5.9
+            return [], False
+        if crowds:
+            self._known[protocol] |= present
+        else:
+            self._known[protocol] = present
+            if protocol == _TCP and self._filters:
+                self.crowds = crowded_ports(ports) if len(ports) >= CROWD else ()
+        return new, unheld
+
+    def _dump(
+        self, protocol: int, crowds: tuple[int, ...]
+    ) -> tuple[list[tuple[int, bytes]], bool, set[int], list[int]]:
+        """As `_look`, and the cookies and ports of all."""
+        known, present, ports = self._known[protocol], set[int](), list[int]()
         new, unheld = [], False
         for request in self._requests[protocol]:
-            self._socket.send(request)
-            for message in self._strangers(known, present):
+            self._socket.send(without_crowds(request, crowds) if crowds else request)
+            for message in self._strangers(known, present, ports):
                 if any(message[_INODE_AT : _INODE_AT + 4]):
                     new.append((protocol, message))
                 elif protocol == _TCP and message[_STATE_AT] in _TO_BE_ACCEPTED:
                     unheld = True
                     present.discard(SOCKET.unpack_from(message, COOKIE_AT)[0])
-        self._known[protocol] = present
-        return new, unheld
+        return new, unheld, present, ports
 
-    def _strangers(self, known: set[int], present: set[int]) -> Iterator[bytes]:
-        """The messages of a dump that are of no known socket; those of all go into `present`."""
+    def _strangers(self, known: set[int], present: set[int], ports: list[int]) -> Iterator[bytes]:
+        """The messages of a dump that are of no known socket; the cookies and ports of all are added."""
         while True:
             data = self._socket.recv(_RECEIVE_SIZE)
             at, size = 0, len(data)
             data = data.ljust(size + 3 & ~3, b"\0")  # the last message may come without its padding
             while at + _HEAD.size <= size:
                 length, kind = _HEAD.unpack_from(data, at)
-                if kind in _ENDS or length < _LEAST or at + length > size:
+                if kind == _ERROR and size - at >= _ERROR_SIZE:
+                    number = -int.from_bytes(data[at + _HEADER_SIZE : at + _ERROR_SIZE], sys.byteorder, signed=True)
+                    raise OSError(number, os.strerror(number))
+                if kind == _DONE or length < _LEAST or at + length > size:
                     return
                 row = _row(length + 3 & ~3)  # what follows has the same length, mostly
-                for head, cookie in row.iter_unpack(memoryview(data)[at : len(data) - (len(data) - at) % row.size]):
+                for head, pair, cookie in row.iter_unpack(
+                    memoryview(data)[at : len(data) - (len(data) - at) % row.size]
+                ):
                     if head != data[at : at + _HEAD.size]:
                         break
                     present.add(cookie)
+                    ports.append(pair)
                     if cookie not in known:
                         yield data[at : at + length]
                     at += row.size
@@ -196,8 +228,9 @@ class Glance:
 
 @functools.lru_cache(maxsize=64)
 def _row(size: int) -> struct.Struct:
-    """Cuts messages of this size: length and kind, and the cookie."""
-    return struct.Struct(f"={_HEAD.size}s{COOKIE_AT - _HEAD.size}xQ{size - COOKIE_AT - 8}x")
+    """Cuts messages of this size: length and kind, both ports, and the cookie."""
+    between = f"{_PORTS_AT - _HEAD.size}xI{COOKIE_AT - _PORTS_AT - 4}x"
+    return struct.Struct(f"={_HEAD.size}s{between}Q{size - COOKIE_AT - 8}x")
 
 
 def _spare_descriptors(newest: int) -> None:

@@ -36,7 +36,7 @@ _log = logging.getLogger("nstat_async.pulse")
 SHARE = 0.016
 """Share of a CPU that may be used at the usual pause, with what the core does with reports; 2 % with what follows from events."""
 WIDE_SHARE = 0.3
-"""The part of it that searches through all processes may take: what none of them holds any more would take all."""
+"""The part of it that searches through all processes, and looks at crowds of sockets, may take: they would take all."""
 USUAL_PAUSE = 0.02
 """Seconds between two looks for which that share is meant: who wants shorter ones grants more."""
 MOST_SHARE = 0.2
@@ -201,11 +201,21 @@ class Pulse:
                 self._eager_until = now + EAGER_SECONDS
         self._reading = time.thread_time() - began
         for glance in self._glances:
-            new = glance.look(now) if glance.is_due(now) else []
+            new = self._look(glance, now) if glance.is_due(now) else []
             if new:
                 owners, missed = self._owners_of(glance, new)
                 glance.report(PulseReport(tuple(new), owners))
                 glance.look_again(new, missed, now)
+
+    def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
+        """Where there are crowds, all sockets are looked at as rarely as all processes are."""
+        if not glance.crowds:
+            return glance.look(now)
+        whole, began = self._wide.left > 0, time.thread_time()
+        new = glance.look(now, whole=whole)
+        if whole:
+            self._wide.spend(time.thread_time() - began, time.monotonic())
+        return new
 
     def _owners_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[OwnersAnswer, set[int]]:
         """Who holds these sockets, as far as a short search finds out; and the inodes that it had no time for."""

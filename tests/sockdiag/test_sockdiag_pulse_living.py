@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from test_sockdiag_living import drive, inside, listen, pair, port, privileged
@@ -19,7 +21,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
 
 from nstat_async import Endpoint, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted
-from nstat_async._io import glance, pulse
+from nstat_async._io import crowds, glance, pulse
 from nstat_async._io import likely as likely_module
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
@@ -260,22 +262,89 @@ def test_a_number_is_that_of_a_process_of_a_thread_or_of_nobody(monkeypatch):
         thread.join()
 
 
-def test_a_closed_socket_is_searched_for_no_longer():
-    """Between a dump and the search it may be closed: no process has it any more."""
+@pytest.fixture
+def look():
+    """What is seen at a glance of TCP over IPv4, here."""
     request = DiagRequest(socket.AF_INET, socket.IPPROTO_TCP, states=TCP_DUMP_STATES & ~(1 << 10)).encode()
+    found = glance.Glance(PulsePurpose(0, 0.02, (request,)), lambda _report: None)
+    yield found
+    found.close()
+
+
+def seen(look: glance.Glance, **how: bool) -> list[tuple[int, bytes]]:
+    """New sockets, as soon as a counter moved."""
+    while not look.is_due(now := time.monotonic()):
+        look.moved(now)
+    return look.look(now, **how)
+
+
+def inodes(found: list[tuple[int, bytes]]) -> set[int]:
+    return {glance.SOCKET.unpack_from(message, glance.COOKIE_AT)[2] for _, message in found}
+
+
+def inode_of(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def test_a_closed_socket_is_searched_for_no_longer(look):
+    """Between a dump and the search it may be closed: no process has it any more."""
     with listen() as listener:
-        look = glance.Glance(PulsePurpose(0, 0.02, (request,)), lambda _report: None)
         client, server = pair(listener)
-        inodes = {os.fstat(end.fileno()).st_ino for end in (client, server)}
-        while not look.is_due(now := time.monotonic()):
-            look.moved(now)
-        new = look.look(now)
-        assert look.still_held(new, inodes) == inodes
-        closed = {os.fstat(client.fileno()).st_ino}
+        both = {inode_of(client), inode_of(server)}
+        new = seen(look)
+        assert look.still_held(new, both) == both
+        closed = {inode_of(client)}
         client.close()
-        assert look.still_held(new, inodes) == inodes - closed
+        assert look.still_held(new, both) == both - closed
         server.close()
-        look.close()
+
+
+def test_a_look_can_leave_out_crowds(look, monkeypatch):
+    """Of those one that is whole tells; what is left out is no news when it comes, and what was told is none again."""
+    monkeypatch.setattr(glance, "CROWD", 8)
+    monkeypatch.setattr(crowds, "CROWD", 8)
+    monkeypatch.setattr(crowds, "_SAMPLE", 1)
+    with listen() as crowded, listen() as quiet, contextlib.ExitStack() as open_:
+
+        def connect(listener):
+            ends = [open_.enter_context(end) for end in pair(listener)]
+            return {inode_of(end) for end in ends}
+
+        many = set().union(*(connect(crowded) for _ in range(20)))
+        assert many <= inodes(seen(look))
+        assert port(crowded) in look.crowds
+        left_out, told = connect(crowded), connect(quiet)
+        found = inodes(seen(look, whole=False))
+        assert told <= found
+        assert not left_out & found
+        more = connect(quiet)
+        found = inodes(seen(look))
+        assert left_out | more <= found
+        assert not (told | many) & found
+
+
+def test_a_kernel_that_leaves_out_nothing_is_looked_at_whole(look, monkeypatch):
+    """Before Linux 5.9 it refuses the request: the next look is at all sockets again."""
+    look.crowds = (1,)
+    monkeypatch.setattr(glance, "without_crowds", lambda request, _ports: crowds.without_crowds(request, [1])[:-4])
+    with listen() as listener:
+        ends = pair(listener)
+        assert not seen(look, whole=False)
+        assert look.crowds == ()
+        others = pair(listener)
+        assert {inode_of(end) for end in ends + others} <= inodes(seen(look, whole=False))
+        for end in ends + others:
+            end.close()
+
+
+def test_looks_at_crowds_take_their_own_share(monkeypatch):
+    """While it is spent, looks leave them out."""
+    beat, looks = pulse.Pulse({}, ProcessReader()), []
+    crowd = types.SimpleNamespace(crowds=(443,), look=lambda _now, whole: looks.append(whole) or [])
+    beat._look(crowd, 0.0)
+    beat._wide.left = -1.0
+    beat._look(crowd, 0.0)
+    assert looks == [True, False]
 
 
 def test_threads_are_no_processes():
