@@ -213,11 +213,10 @@ class Glance:
                     raise OSError(number, os.strerror(number))
                 if kind == _DONE or length < _LEAST or at + length > size:
                     return
-                row = _row(length + 3 & ~3)  # what follows has the same length, mostly
-                for head, pair, cookie in row.iter_unpack(
-                    memoryview(data)[at : len(data) - (len(data) - at) % row.size]
-                ):
-                    if head != data[at : at + _HEAD.size]:
+                row = _row(length + 3 & ~3)
+                first, end = data[at : at + _HEAD.size], len(data) - (len(data) - at) % row.size
+                for head, pair, cookie in row.iter_unpack(memoryview(data)[at:end]):
+                    if head != first:  # most have the length of those before them, not all
                         break
                     present.add(cookie)
                     ports.append(pair)

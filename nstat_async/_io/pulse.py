@@ -46,6 +46,8 @@ EAGER = 4
 """Looks at the counters in the time of one, while something happens and more than half of what can be saved is there."""
 EAGER_SECONDS = 0.25
 """How long something is taken to go on after a counter moved."""
+MOST_NEW = 128
+"""Sockets that one look reports: some 20 ms of work."""
 LONGEST_SEARCH = 0.005
 """Seconds of CPU for the processes of one look."""
 GLANCE = 16
@@ -203,8 +205,8 @@ class Pulse:
         for glance in self._glances:
             new = self._look(glance, now) if glance.is_due(now) else []
             if new:
-                owners, missed = self._owners_of(glance, new)
-                glance.report(PulseReport(tuple(new), owners))
+                report, missed = self._report_of(glance, new)
+                glance.report(report)
                 glance.look_again(new, missed, now)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
@@ -217,16 +219,21 @@ class Pulse:
             self._wide.spend(time.thread_time() - began, time.monotonic())
         return new
 
-    def _owners_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[OwnersAnswer, set[int]]:
-        """Who holds these sockets, as far as a short search finds out; and the inodes that it had no time for."""
+    def _report_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[PulseReport, set[int]]:
+        """New sockets with their processes, as far as a short search finds them; and the inodes that it had no time for."""
         rows = [SOCKET.unpack_from(message, COOKIE_AT) for _, message in sockets]
         ours = os.geteuid()  # others do not let us look
         wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
         places: list[Found] = []
         cut = _take(wanted, self._likely.near(), places, LONGEST_SEARCH)
-        if wanted and not cut:
+        if len(sockets) > MOST_NEW:
+            sockets, cut = _most_urgent(sockets, {place[0] for place in places}), False
+        elif wanted and not cut:
             wanted &= glance.still_held(sockets, wanted)
             cut = self._search_far(wanted, places)
+        return PulseReport(tuple(sockets), self._answer(places, {uid for _, uid, _ in rows})), wanted if cut else set()
+
+    def _answer(self, places: list[Found], users: set[int]) -> OwnersAnswer:
         facts: dict[int, ProcessFacts] = {}
 
         def facts_of(pid: int) -> ProcessFacts:
@@ -235,13 +242,12 @@ class Pulse:
         found = eldest(places, lambda pid: facts_of(pid).parent_pid or 0)
         holders = dict.fromkeys(place[1] for place in found)
         self._likely.add(holders)
-        answer = OwnersAnswer(
+        return OwnersAnswer(
             tuple((inode, pid) for inode, pid, _, _ in found),
             tuple(facts_of(pid) for pid in holders),
             places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
-            users=user_names({uid for _, uid, _ in rows}),
+            users=user_names(users),
         )
-        return answer, wanted if cut else set()
 
     def _search_far(self, wanted: set[int], places: list[Found]) -> bool:
         """Search all processes, as far as its own budget goes; as `_take`."""
@@ -260,11 +266,16 @@ def _take(wanted: set[int], places: Iterable[Found], found: list[Found], seconds
         if place[0] in wanted:
             wanted.discard(place[0])
             found.append(place)
-            if not wanted:
+            if not wanted or len(found) >= MOST_NEW:
                 return False
         if not number % GLANCE and time.thread_time() >= until:
             return True
     return False
+
+
+def _most_urgent(sockets: list[tuple[int, bytes]], found: set[int]) -> list[tuple[int, bytes]]:
+    """Where thousands come at once, those of the most likely processes; what stays is there at the next poll."""
+    return sorted(sockets, key=lambda each: SOCKET.unpack_from(each[1], COOKIE_AT)[2] not in found)[:MOST_NEW]
 
 
 class PulseChannel:

@@ -286,6 +286,23 @@ def inode_of(sock: socket.socket) -> int:
     return os.fstat(sock.fileno()).st_ino
 
 
+@pytest.mark.parametrize("lengths", [(124, 124), (124, 96, 124, 124), (96, 124), (90, 124, 96, 96, 91)])
+def test_messages_of_all_lengths_are_taken_apart(look, lengths):
+    """What is left of a socket has fewer attributes; the last message of a datagram may come without its padding."""
+    messages = [
+        glance.struct.pack("=IH54xQ", length, 20, cookie).ljust(length, b"\1") for cookie, length in enumerate(lengths)
+    ]
+    data = b"".join(message.ljust(len(message) + 3 & ~3, b"\0") for message in messages)
+    parts = iter([data[: len(data) - (-lengths[-1] % 4)], glance.struct.pack("=IH14x", 20, 3)])
+    real, look._socket = look._socket, types.SimpleNamespace(recv=lambda _size: next(parts))
+    present: set[int] = set()
+    try:
+        assert list(look._strangers({0}, present, [])) == messages[1:]
+        assert present == set(range(len(lengths)))
+    finally:
+        look._socket = real
+
+
 def test_a_closed_socket_is_searched_for_no_longer(look):
     """Between a dump and the search it may be closed: no process has it any more."""
     with listen() as listener:
@@ -345,6 +362,13 @@ def test_looks_at_crowds_take_their_own_share(monkeypatch):
     beat._wide.left = -1.0
     beat._look(crowd, 0.0)
     assert looks == [True, False]
+
+
+def test_of_thousands_at_once_those_of_likely_processes_are_reported():
+    sockets = [(6, bytes(glance.COOKIE_AT) + glance.SOCKET.pack(inode, 0, inode)) for inode in range(3000)]
+    urgent = pulse._most_urgent(sockets, {2999, 5})
+    assert [glance.SOCKET.unpack_from(message, glance.COOKIE_AT)[2] for _, message in urgent[:2]] == [5, 2999]
+    assert len(urgent) == pulse.MOST_NEW
 
 
 def test_threads_are_no_processes():
