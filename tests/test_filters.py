@@ -385,7 +385,7 @@ def test_a_filter_of_a_local_function_cannot_be_pickled_and_says_so():
         ("~process", "process needs a value"),
         (" & port=1", "there is no key"),
         ("port=abc", "^filter: port: 'abc' is not a port from 0 to 65535, e.g. 443$"),
-        ("~user=no such user", "^filter: user: 'no such user' is not the number or the name of a user"),
+        ("~direction=up", "^filter: direction: 'up' is not one of outbound"),
         ("loopback=yes", "^filter: loopback: it has no value"),
     ],
 )
