@@ -2,7 +2,7 @@
  *
  * The Python code is the reference (ntstat/_decoder.py, sockdiag/_dumps.py). These functions take the same
  * steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
- * state beside what their constructor got, and never read beyond the bytes that they were given.
+ * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -354,6 +354,125 @@ typedef struct {
     Py_ssize_t seen, last; /* of an entry */
 } Rows;
 
+/* A row of a dump: whose it is, and its pieces one behind the other in the order's bytes. */
+typedef struct {
+    uint64_t head, cookie;
+    PyObject *entry, *last;
+    size_t at;
+} Known;
+
+/* Rows in the order in which a dump had them. */
+typedef struct {
+    Known *rows;
+    uint8_t *bytes;
+    size_t count, room, size, most;
+} Order;
+
+/* The order of the dump before, and that of the dump under way. A kernel lists its sockets by its own tables, so most
+ * rows are where they are expected, and what is needed to know them again lies side by side. */
+typedef struct {
+    PyObject_HEAD
+    Order before, now;
+    size_t next; /* the row of `before` that is expected */
+} Memory;
+
+#define LOOK_AHEAD 8 /* rows that may be gone since, for the next one to be known */
+
+static PyTypeObject *memory_type;
+
+static void forget_order(Order *order)
+{
+    for (size_t i = 0; i < order->count; i++) {
+        PyObject *entry = order->rows[i].entry, *last = order->rows[i].last;
+        order->rows[i].entry = order->rows[i].last = NULL;
+        Py_XDECREF(entry);
+        Py_XDECREF(last);
+    }
+    order->count = order->size = 0;
+}
+
+static int Memory_traverse(Memory *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    for (size_t i = 0; i < self->before.count; i++)
+        Py_VISIT(self->before.rows[i].entry);
+    for (size_t i = 0; i < self->now.count; i++)
+        Py_VISIT(self->now.rows[i].entry);
+    return 0; /* `last` holds no other object than bytes and numbers */
+}
+
+static int Memory_clear(Memory *self)
+{
+    forget_order(&self->before);
+    forget_order(&self->now);
+    return 0;
+}
+
+static void Memory_dealloc(Memory *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Memory_clear(self);
+    PyMem_Free(self->before.rows);
+    PyMem_Free(self->before.bytes);
+    PyMem_Free(self->now.rows);
+    PyMem_Free(self->now.bytes);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(begin_doc, "begin()\n--\n\nAnother dump begins: what the one under way had is what the next one is compared with.");
+
+static PyObject *Memory_begin(Memory *self, PyObject *Py_UNUSED(nothing))
+{
+    Order before = self->before;
+    self->before = self->now;
+    self->now = (Order){0};
+    self->next = 0;
+    forget_order(&before);
+    if (self->now.rows == NULL) { /* nothing that was freed has used it meanwhile */
+        before.count = before.size = 0;
+        self->now = before;
+    } else {
+        PyMem_Free(before.rows);
+        PyMem_Free(before.bytes);
+    }
+    Py_RETURN_NONE;
+}
+
+/* Make room for one more row and so many bytes. */
+static int make_room(Order *order, size_t bytes)
+{
+    if (order->count == order->room) {
+        size_t room = order->room ? 2 * order->room : 64;
+        Known *rows = PyMem_Realloc(order->rows, room * sizeof(Known));
+        if (rows == NULL)
+            return -1;
+        order->rows = rows;
+        order->room = room;
+    }
+    if (order->most - order->size < bytes) {
+        size_t most = 2 * (order->most + bytes);
+        uint8_t *grown = PyMem_Realloc(order->bytes, most);
+        if (grown == NULL)
+            return -1;
+        order->bytes = grown;
+        order->most = most;
+    }
+    return 0;
+}
+
+/* The row of the dump before that has this cookie, if it is where it is expected. */
+static Known *find_known(Memory *self, uint64_t cookie)
+{
+    for (size_t i = self->next; i < self->before.count && i < self->next + LOOK_AHEAD; i++)
+        if (self->before.rows[i].cookie == cookie) {
+            self->next = i + 1;
+            return &self->before.rows[i];
+        }
+    return NULL;
+}
+
 static int Rows_init(Rows *self, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"length", "stride", "rest_size", "counters_at", "counters_size", NULL};
@@ -420,6 +539,38 @@ static int is_unchanged(const Rows *self, PyObject *last, PyObject *cookie, cons
            same_piece(PyTuple_GET_ITEM(last, 4), row + self->counters_at, self->counters_size);
 }
 
+/* True if the dump before had the same pieces, and nothing but dumps has told of this socket since. */
+static int is_known(const Rows *self, const Order *before, const Known *known, const uint8_t *row)
+{
+    if (known->head != read64(row) || SLOT(known->entry, self->last) != known->last)
+        return 0;
+    const uint8_t *pieces = before->bytes + known->at;
+    return memcmp(pieces, row + IDENTITY_AT, IDENTITY_SIZE) == 0 &&
+           memcmp(pieces + IDENTITY_SIZE, row + REST_AT, self->rest_size) == 0 &&
+           memcmp(pieces + IDENTITY_SIZE + self->rest_size, row + self->counters_at, self->counters_size) == 0;
+}
+
+/* Remember that the dump under way has this row, whose pieces are the last of the entry. */
+static int remember(const Rows *self, Memory *memory, PyObject *entry, const uint8_t *row)
+{
+    Order *now = &memory->now;
+    if (make_room(now, IDENTITY_SIZE + self->rest_size + self->counters_size) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    now->rows[now->count++] = (Known){.head = read64(row),
+                                      .cookie = read64(row + COOKIE_AT),
+                                      .entry = Py_NewRef(entry),
+                                      .last = Py_NewRef(SLOT(entry, self->last)),
+                                      .at = now->size};
+    uint8_t *pieces = now->bytes + now->size;
+    memcpy(pieces, row + IDENTITY_AT, IDENTITY_SIZE);
+    memcpy(pieces + IDENTITY_SIZE, row + REST_AT, self->rest_size);
+    memcpy(pieces + IDENTITY_SIZE + self->rest_size, row + self->counters_at, self->counters_size);
+    now->size += IDENTITY_SIZE + self->rest_size + self->counters_size;
+    return 0;
+}
+
 /* Hand one row that is new, or not as it was, to the book. */
 static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObject *protocol, PyObject *cookie,
                      const uint8_t *row, PyObject *form)
@@ -436,52 +587,69 @@ static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObjec
     return answer == NULL ? -1 : 0;
 }
 
-PyDoc_STRVAR(scan_doc, "scan(data, offset, entries, poll, every, apply, protocol, form)\n--\n\n"
+/* One row that is not known by the dump before: mark it, or apply it. -1: an error. */
+static int take_row(Rows *self, PyObject *const *arguments, int every, Memory *memory, const uint8_t *row)
+{
+    PyObject *entries = arguments[2], *poll = arguments[3];
+    PyObject *cookie = PyLong_FromUnsignedLongLong(read64(row + COOKIE_AT));
+    PyObject *entry = cookie == NULL ? NULL : PyDict_GetItemWithError(entries, cookie);
+    int failed = entry == NULL && PyErr_Occurred() != NULL;
+    if (!failed && entry != NULL && Py_TYPE(entry) != self->entry)
+        failed = learn_entry(self, entry) < 0;
+    if (!failed && (entry == NULL || every || !is_unchanged(self, SLOT(entry, self->last), cookie, row))) {
+        PyObject *given = Py_NewRef(entry == NULL ? Py_None : entry);
+        failed = apply_row(self, arguments[5], given, arguments[6], cookie, row, arguments[7]) < 0;
+        Py_DECREF(given);
+        entry = failed || memory == NULL ? NULL : PyDict_GetItemWithError(entries, cookie);
+        failed = failed || (entry == NULL && PyErr_Occurred() != NULL);
+    }
+    else if (!failed && SLOT(entry, self->seen) != poll)
+        set_slot(entry, self->seen, Py_NewRef(poll));
+    if (!failed && entry != NULL && Py_TYPE(entry) != self->entry) /* the first one that there is */
+        failed = learn_entry(self, entry) < 0;
+    if (!failed && memory != NULL && entry != NULL && is_unchanged(self, SLOT(entry, self->last), cookie, row))
+        failed = remember(self, memory, entry, row) < 0;
+    Py_XDECREF(cookie);
+    return failed ? -1 : 0;
+}
+
+PyDoc_STRVAR(scan_doc, "scan(data, offset, entries, poll, every, apply, protocol, form, memory)\n--\n\n"
 "Take in the row at `offset` and those behind it that begin alike.\n\n"
+"Args:\n    memory: The `Memory` of this dump, or `None`.\n\n"
 "Returns:\n    The offset behind them.");
 
 static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 8 || !PyBytes_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[2])) {
-        PyErr_SetString(PyExc_TypeError, "scan(data, offset, entries, poll, every, apply, protocol, form)");
+    if (count != 9 || !PyBytes_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[2]) ||
+        (arguments[8] != Py_None && Py_TYPE(arguments[8]) != memory_type)) {
+        PyErr_SetString(PyExc_TypeError, "scan(data, offset, entries, poll, every, apply, protocol, form, memory)");
         return NULL;
     }
     const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(arguments[0]);
     Py_ssize_t size = PyBytes_GET_SIZE(arguments[0]), offset = PyLong_AsSsize_t(arguments[1]);
-    PyObject *entries = arguments[2], *poll = arguments[3];
+    PyObject *poll = arguments[3];
     int every = PyObject_IsTrue(arguments[4]);
+    Memory *memory = every || arguments[8] == Py_None ? NULL : (Memory *)arguments[8];
     if (offset < 0 || offset > size || size - offset < 8) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "there is no row at this offset");
         return NULL;
     }
     uint64_t head = read64(data + offset);
-    while (size - offset >= self->stride && read64(data + offset) == head) {
+    for (; size - offset >= self->stride && read64(data + offset) == head; offset += self->stride) {
         const uint8_t *row = data + offset;
-        PyObject *cookie = PyLong_FromUnsignedLongLong(read64(row + COOKIE_AT));
-        PyObject *entry = cookie == NULL ? NULL : PyDict_GetItemWithError(entries, cookie);
-        if (entry == NULL && PyErr_Occurred()) {
-            Py_XDECREF(cookie);
-            return NULL;
-        }
-        int failed = 0;
-        if (entry != NULL && Py_TYPE(entry) != self->entry && learn_entry(self, entry) < 0) {
-            Py_DECREF(cookie);
-            return NULL;
-        }
-        if (entry != NULL && !every && is_unchanged(self, SLOT(entry, self->last), cookie, row)) {
+        Known *known = memory == NULL ? NULL : find_known(memory, read64(row + COOKIE_AT));
+        int failed;
+        if (known != NULL && Py_TYPE(known->entry) == self->entry && is_known(self, &memory->before, known, row)) {
+            PyObject *entry = known->entry;
+            failed = remember(self, memory, entry, row) < 0;
             if (SLOT(entry, self->seen) != poll)
                 set_slot(entry, self->seen, Py_NewRef(poll));
         }
-        else {
-            PyObject *given = Py_NewRef(entry == NULL ? Py_None : entry);
-            failed = apply_row(self, arguments[5], given, arguments[6], cookie, row, arguments[7]);
-            Py_DECREF(given);
-        }
-        Py_DECREF(cookie);
+        else
+            failed = take_row(self, arguments, every, memory, row) < 0;
         if (failed)
             return NULL;
-        offset += self->stride;
     }
     return PyLong_FromSsize_t(offset);
 }
@@ -514,6 +682,18 @@ static PyType_Slot rows_slots[] = {{Py_tp_doc, "Takes in dump rows of one length
 static PyType_Spec rows_spec = {"nstat_async._speedups.Rows", sizeof(Rows), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
                                 rows_slots};
 
+static PyMethodDef memory_methods[] = {{"begin", (PyCFunction)Memory_begin, METH_NOARGS, begin_doc},
+                                       {NULL, NULL, 0, NULL}};
+static PyType_Slot memory_slots[] = {{Py_tp_doc, "What the last dump of a kind had, in its order."},
+                                     {Py_tp_new, PyType_GenericNew},
+                                     {Py_tp_dealloc, Memory_dealloc},
+                                     {Py_tp_traverse, Memory_traverse},
+                                     {Py_tp_clear, Memory_clear},
+                                     {Py_tp_methods, memory_methods},
+                                     {0, NULL}};
+static PyType_Spec memory_spec = {"nstat_async._speedups.Memory", sizeof(Memory), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, memory_slots};
+
 static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 {
     PyObject *type = PyType_FromSpec(spec);
@@ -539,7 +719,14 @@ PyMODINIT_FUNC PyInit__speedups(void)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL &&
-        (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0))
+        (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
+         add_type(module, &memory_spec, "Memory") < 0))
         Py_CLEAR(module);
+    if (module != NULL) { /* the module is never unloaded */
+        PyObject *type = PyObject_GetAttrString(module, "Memory");
+        Py_XSETREF(memory_type, (PyTypeObject *)type);
+        if (type == NULL)
+            Py_CLEAR(module);
+    }
     return module;
 }

@@ -6,7 +6,9 @@ That both do the same on whatever a kernel may say is played by the fuzz targets
 
 from __future__ import annotations
 
+import gc
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -88,19 +90,20 @@ def test_wrong_arguments_are_errors_and_nothing_is_read():
         lambda: reports.take(None, 0, {}, 1, 0.0, 0, False, print),
         lambda: speedups.Reports(*PLACES, dict, FlowUpdated),
         rows.scan,
-        lambda: rows.scan(bytearray(100), 0, {}, 1, False, print, 6, None),
-        lambda: rows.scan(bytes(100), 0, {0: object()}, 1, False, print, 6, None),
+        lambda: rows.scan(bytearray(100), 0, {}, 1, False, print, 6, None, None),
+        lambda: rows.scan(bytes(100), 0, {0: object()}, 1, False, print, 6, None, None),
+        lambda: rows.scan(bytes(100), 0, {}, 1, False, print, 6, None, object()),
     ):
         with pytest.raises((TypeError, AttributeError)):
             call()
     for offset in (-1, 93, 101):
         with pytest.raises(ValueError, match="no row"):
-            rows.scan(bytes(100), offset, {}, 1, False, print, 6, None)
+            rows.scan(bytes(100), offset, {}, 1, False, print, 6, None, None)
     with pytest.raises(ValueError, match="no such datagram"):
         reports.take((), -1, {}, 1, 0.0, 0, False, print)
     assert reports.take((b"x", b""), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0, 0)
     assert reports.take((), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0, 0)
-    assert rows.scan(bytes(99), 0, {}, 1, False, print, 6, None) == 0
+    assert rows.scan(bytes(99), 0, {}, 1, False, print, 6, None, None) == 0
 
 
 @built
@@ -109,7 +112,80 @@ def test_an_error_of_whoever_gets_the_rows_comes_through():
         raise LookupError("full")
 
     with pytest.raises(LookupError, match="full"):
-        speedups.Rows(100, 100, 8, 88, 12).scan(bytes(100), 0, {}, 1, False, fail, 6, None)
+        speedups.Rows(100, 100, 8, 88, 12).scan(bytes(100), 0, {}, 1, False, fail, 6, None, None)
+
+
+class Known:
+    """As much of an entry as a scan needs."""
+
+    __slots__ = ("last", "seen")
+
+    def __init__(self, last):
+        self.last, self.seen = last, 0
+
+
+def row_of(cookie, counters=b"c" * 12):
+    return struct.pack("=Q8x44sQ12x8s12s", 100, b"i" * 44, cookie, b"r" * 8, counters).ljust(100, b"\0")
+
+
+class Dumps:
+    """A book whose scans have a memory."""
+
+    def __init__(self):
+        self.rows, self.memory, self.entries = speedups.Rows(100, 100, 8, 88, 12), speedups.Memory(), {}
+
+    def scan(self, *rows, poll, entries=None):
+        """Cookies of the rows that were not known."""
+        applied = []
+
+        def apply(entry, _protocol, pieces, _message, _form):
+            applied.append(pieces[2])
+            if entry is None:
+                entry = self.entries[pieces[2]] = Known(pieces)
+            entry.last, entry.seen = pieces, poll
+
+        self.memory.begin()
+        entries = self.entries if entries is None else entries
+        data = b"".join(rows)
+        if data:
+            assert self.rows.scan(data, 0, entries, poll, False, apply, 6, None, self.memory) == len(data)
+        return applied
+
+
+@built
+def test_a_row_that_the_dump_before_had_is_known_without_a_look_at_the_book():
+    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 30)]
+    assert dumps.scan(*rows, poll=1) == list(range(1, 30))
+    assert dumps.scan(*rows, poll=2, entries={}) == []
+    assert {entry.seen for entry in dumps.entries.values()} == {2}
+    assert dumps.scan(*rows[3:9], row_of(99), *rows[9:], poll=3, entries={}) == [99], "some went, one came"
+    assert dumps.entries[1].seen == dumps.entries[3].seen == 2
+    assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=4) == [10], "one changed"
+    assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=5, entries={}) == []
+
+
+@built
+def test_a_row_of_a_socket_that_something_else_told_of_is_not_known():
+    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 4)]
+    dumps.scan(*rows, poll=1)
+    dumps.entries[2].last = (*dumps.entries[2].last,)  # as a book does with one that is dropped
+    del dumps.entries[2]
+    assert dumps.scan(*rows, poll=2) == [2]
+    dumps.entries[3].last = (0, b"", 3, b"", b"")
+    assert dumps.scan(*rows, poll=3) == [3]
+
+
+@built
+def test_a_memory_lets_go_of_what_two_dumps_did_not_have():
+    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 300)]
+    dumps.scan(*rows, poll=1)
+    entry = dumps.entries[7]
+    held = sys.getrefcount(entry)
+    dumps.scan(poll=2)
+    dumps.scan(poll=3)
+    assert sys.getrefcount(entry) == held - 1
+    gc.collect()
+    assert dumps.scan(*rows, poll=4) == []
 
 
 @pytest.mark.parametrize(("value", "used"), [("1", False), ("0", None), ("", None)])
@@ -132,4 +208,4 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    assert users == {"_decoder.py", "_rows.py"}
+    assert users == {"_decoder.py", "_dumps.py", "_rows.py"}

@@ -258,6 +258,7 @@ class Book:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
+            entry.last = (*entry.last,)  # another object: by it the C code would know its row again
             self.others.pop(entry.cookie, None)
         self._stop_listening(entry)
         self._owners.forget(entry, entry.user[1])

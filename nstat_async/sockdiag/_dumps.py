@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno as errors
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
 
+from .._compiled import speedups
 from .._errnos import error_text
 from .._errors import ProtocolError
 from .._events import ProviderRefused
@@ -165,6 +167,10 @@ class DumpSource(Source):
         self._sequence = 0
         self._progress = 0.0
         self._failures = 0
+        self._memories: dict[tuple[int, bool], Any] = {}
+        """By kind what its last dump had: with the C code alone, which tells by it what is unchanged without looking it up."""
+        self._memory: Any = None
+        """Of the dump under way."""
 
     def _kinds_of(self, *kinds: Kind) -> list[Kind]:
         return [kind for kind in kinds if kind.protocol in self._protocols]
@@ -220,8 +226,9 @@ class DumpSource(Source):
             self._failures = 0
             self._finish()
             return
-        kind = self._kind = self._queue.pop(0)
+        kind = self._queue.pop(0)
         self._sequence = sequence_of(self.output.poll, kind.index, last=not self._queue)
+        self._begin(kind)
         self.send(self._request(kind, kind.states, self._sequence).encode())
 
     def follow(self, request: DiagRequest) -> None:
@@ -229,9 +236,16 @@ class DumpSource(Source):
         self._sequence = request.sequence
         _, index, _ = split_sequence(request.sequence)
         kind = TOGETHER if request.family == AF_UNSPEC else KINDS[index]
-        self._kind = attrs.evolve(kind, states=request.states)
+        self._begin(attrs.evolve(kind, states=request.states))
         self.partial = self._kind.listeners_only or (self.partial and kind.protocol != IPPROTO_TCP)
         self._progress = self.output.now
+
+    def _begin(self, kind: Kind) -> None:
+        self._kind = kind
+        if speedups is not None:
+            key = kind.index, kind.listeners_only
+            self._memory = self._memories.get(key) or self._memories.setdefault(key, speedups.Memory())
+            self._memory.begin()
 
     def failed(self, errno: int) -> None:
         """A failure costs the poll; many in a row, or a channel that cannot be opened, the session."""
@@ -290,7 +304,7 @@ class DumpSource(Source):
         poll, every = self.output.poll, self._every
         book.reported += count  # before a row can take itself off
         scan = form.scan or self.scan
-        offset = scan(data, offset, book.entries, poll, every, book.apply_row, protocol, form)
+        offset = scan(data, offset, book.entries, poll, every, book.apply_row, protocol, form, self._memory)
         rows = (offset - start) // stride
         book.reported -= count - rows
         self.rows += rows
@@ -306,6 +320,7 @@ class DumpSource(Source):
         apply: Callable[[Entry | None, int, Pieces, bytes, RowFormat], None],
         protocol: int,
         form: RowFormat,
+        _memory: None = None,
     ) -> int:
         """Mark the rows from `offset` on that are as they were, and apply the others; the offset behind them."""
         length, stride, get = form.length, form.stride, entries.get
