@@ -583,3 +583,14 @@ def test_every_flow_lives_once(script):
     assert live == {flow.id for flow, _ in world.kernel.session.flows()}
     polls = [e.serial for e in world.kernel.events if isinstance(e, PollCompleted)]
     assert polls == sorted(set(polls))
+
+
+def test_a_row_that_is_as_it_was_after_its_socket_was_dropped_is_of_another_flow(kernel):
+    """With the C code and without: a row is known by its socket, not by being where it was."""
+    kernel.sockets[1] = sock = FakeSocket(1, info=traffic(5, 1000))
+    kernel.start()
+    kernel.wait(1.0)
+    kernel.close(1)
+    assert kinds(flow_events(kernel.run())) == ["FlowRemoved"]
+    kernel.sockets[1] = sock
+    assert kinds(flow_events([*kernel.wait(1.0), *kernel.wait(1.0)])) == ["FlowAdded"]
