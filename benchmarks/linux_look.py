@@ -26,12 +26,14 @@ from _turns import Done, Row, cpu, environment, in_turn_async
 from linux_common import Holders, HoldMeter, enter_namespace
 
 from nstat_async import Monitor, snapshot
-from nstat_async._compiled import speedups
 
 try:
     from nstat_async._cli._run import collecting_rarely
+    from nstat_async._compiled import speedups
 except ImportError:  # an older checkout, to be compared with
     from contextlib import nullcontext as collecting_rarely
+
+    speedups = None
 
 _ALIVE, _ALL = 0xF36, 0xFFFFFFFF
 DUMPS = [
@@ -160,7 +162,10 @@ def measure(arguments):
     for count in arguments.sockets or ([200] if arguments.short else [8_000, 50_000]):
         arguments.count = count
         with Holders(count):
-            yield f"{count:,} sockets: a poll", asyncio.run(polls(arguments, max(1, 20_000 // count)))
+            yield (
+                f"{count:,} sockets: a poll",
+                asyncio.run(polls(arguments, 1 if arguments.short else max(3, 60_000 // count))),
+            )
             yield f"{count:,} sockets: a look", asyncio.run(looks(arguments))
             yield f"{count:,} sockets: the first poll", holds(arguments)
 
