@@ -168,17 +168,22 @@ def _nearest(partners: list[Source], source: Source, gone: Collection[Source]) -
     return best
 
 
+def _kind(source: Source) -> tuple[Any, ...]:
+    """What it is: by its description, for xnu-3789 announces late user-land UDP under another number than a list does."""
+    return source.reader.provider, source.reader.userland
+
+
 def _every_sign(source: Source) -> tuple[Any, ...] | None:
     flow = source.flow
     if flow is None:
         return None
     owner = flow.process.key if flow.process is not None else None
-    return (source.provider_id, source.start_ticks, owner, flow.local, flow.remote)
+    return (*_kind(source), source.start_ticks, owner, flow.local, flow.remote)
 
 
 def _creation(source: Source) -> tuple[Any, ...] | None:
     """The moment of its creation, to the tick: it may have been bound, connected or handed over since."""
-    return None if source.start_ticks is None else (source.provider_id, source.start_ticks)
+    return None if source.start_ticks is None else (*_kind(source), source.start_ticks)
 
 
 def _local_port(source: Source) -> tuple[Any, ...] | None:
@@ -186,7 +191,7 @@ def _local_port(source: Source) -> tuple[Any, ...] | None:
     flow = source.flow
     if flow is None or flow.local is None or flow.process is None:
         return None
-    return (source.provider_id, source.start_ticks, flow.process.key, flow.local.port)
+    return (*_kind(source), source.start_ticks, flow.process.key, flow.local.port)
 
 
 def _addresses(source: Source) -> tuple[Any, ...] | None:
@@ -194,7 +199,7 @@ def _addresses(source: Source) -> tuple[Any, ...] | None:
     flow = source.flow
     if flow is None or flow.remote is None:
         return None
-    return (source.provider_id, source.start_ticks, flow.local, flow.remote)
+    return (*_kind(source), source.start_ticks, flow.local, flow.remote)
 
 
 def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> None:

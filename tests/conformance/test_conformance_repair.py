@@ -333,6 +333,31 @@ def test_a_client_that_starves_behind_a_younger_one_finds_out_and_becomes_the_yo
     assert len(kernel.clients) == 2
 
 
+def test_a_starving_client_becomes_the_youngest_though_flows_have_other_numbers_in_a_list_than_when_they_were_new():
+    """xnu-3789 announces user-land UDP that is new under the number of user-land TCP."""
+    kernel, _, monitor = watched("xnu-3789.70.16", interval=1.0)
+    for number in range(3):
+        kernel.open_udp(40 + number, f"late{number}", remote=REMOTE, userland=True, rx=number)
+    monitor.run(2.0)
+    hog(kernel)
+    kernel.open_tcp(20, "missed", remote=REMOTE)
+    monitor.run(20.0)
+    agree(kernel, monitor)
+    assert not [event for event in monitor.picture.removed if event.flow.process.pid >= 40]
+
+
+@pytest.mark.parametrize("name", ["xnu-1699.32.7", "xnu-2050.48.11"])
+def test_sources_turn_out_to_be_gone_while_descriptions_are_asked_for_one_by_one(name):
+    kernel, flows, monitor = watched(name, flows=100, interval=1.0)
+    monitor.run(4.2)  # the next poll asks for all descriptions again
+    kernel.faults.lose_goodbyes = 1.0
+    for flow in flows[-15:-5]:  # asked for first
+        flow.close()
+    monitor.run(8.0)
+    assert len(list(monitor.session.flows())) == 90
+    agree(kernel, monitor)
+
+
 @pytest.mark.parametrize("discovery", ["poll", "announce"])
 def test_who_wants_no_polls_finds_out_that_it_starves_too(discovery):
     kernel, _, monitor = watched("xnu-7195.141.2", interval=None, discovery=discovery)
