@@ -546,8 +546,10 @@ class Subscription(Client):
             self._granted(request)
             if not self.table.terms.suppressed:
                 self.report_gap(None)  # whether the kernel listed everything is in the lost answer
+        elif self.immediate and not request.message.flags:
+            del self._in_flight[context]  # unpaced: whatever it left out is asked for by itself
         elif request.retries < MAX_RETRIES:
-            self._give_up(context)
+            del self._in_flight[context]
             request.retries += 1
             self._send(request, renew=True)
         else:

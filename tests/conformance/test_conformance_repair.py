@@ -346,6 +346,20 @@ def test_a_starving_client_becomes_the_youngest_though_flows_have_other_numbers_
     assert not [event for event in monitor.picture.removed if event.flow.process.pid >= 40]
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("xnu-1699.32.7", 100 * 84 + 10), ("xnu-2050.48.11", 100 * 84 + 10), ("xnu-2422.115.4", 8192)]
+)
+def test_a_poll_whose_end_found_no_room_is_complete_when_all_that_it_left_out_was_answered(name, size):
+    """Reports of 84 bytes leave too few for the word of the end."""
+    kernel, flows, monitor = watched(name, flows=150, interval=1.0, receive_buffer=size)
+    for flow in flows:
+        flow.transfer(1, 1)
+    monitor.run(2.0)
+    assert monitor.picture.last_poll.complete
+    assert monitor.session.statistics()["replies_lost"]
+    agree(kernel, monitor)
+
+
 @pytest.mark.parametrize("name", ["xnu-1699.32.7", "xnu-2050.48.11"])
 def test_sources_turn_out_to_be_gone_while_descriptions_are_asked_for_one_by_one(name):
     kernel, flows, monitor = watched(name, flows=100, interval=1.0)
