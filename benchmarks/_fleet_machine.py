@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import resource
 import sys
@@ -26,8 +27,8 @@ FLOWS = 1000
 class Traffic:
     """Flows that come, carry known bytes and go: so many events a second."""
 
-    def __init__(self, kernel, rate, seed):
-        self.kernel, self.random = kernel, random.Random(seed)
+    def __init__(self, kernel, rate, seed, place):
+        self.kernel, self.random, self.place = kernel, random.Random(seed), place
         self.each = max(1, round(rate * TICK))
         self.flows, self.truth, self.events = [], Counter(), 0
 
@@ -46,11 +47,24 @@ class Traffic:
             flow.close()
             self.events += 1
             self.open()
-        for flow, pid in self.random.sample(self.flows, min(len(self.flows), self.each)):
-            rx, tx = self.random.randrange(1, 5000), self.random.randrange(1, 500)
-            flow.transfer(rx, tx)
+        moves = [
+            (flow, pid, self.random.randrange(1, 5000), self.random.randrange(1, 500))
+            for flow, pid in self.random.sample(self.flows, min(len(self.flows), self.each))
+        ]
+        for _, pid, rx, tx in moves:
             self.truth[pid] += rx + tx
-            self.events += 1
+        self.write_truth()  # before it is true: who is killed has never moved more than it wrote
+        for flow, _, rx, tx in moves:
+            flow.transfer(rx, tx)
+        self.events += len(moves)
+
+    def write_truth(self):
+        """What this run moves, in a file that outlives it."""
+        if self.place is not None:
+            part = f"{self.place}.part"
+            with open(part, "w") as file:
+                json.dump({"truth": self.truth, "events": self.events}, file)
+            os.replace(part, self.place)
 
     def end(self):
         for flow, _ in self.flows:
@@ -64,10 +78,11 @@ class Machine:
 
     def __init__(self, arguments):
         self.kernel = EmulatedKernel(clock=time.monotonic, receive_space=2 << 20)
-        self.traffic = Traffic(self.kernel, arguments.rate, arguments.name)
+        self.traffic = Traffic(self.kernel, arguments.rate, arguments.name, arguments.truth)
         self.publisher = Publisher(
-            arguments.url, host=arguments.name, heartbeat=arguments.heartbeat, stream=StreamSettings(max_bytes=1 << 30)
-        )
+            arguments.url, host=arguments.name, heartbeat=arguments.heartbeat, stream=StreamSettings(max_bytes=1 << 30),
+            spool=arguments.spool,
+        )  # fmt: skip
         self._publishing = self._moving = None
 
     async def run(self):
@@ -132,4 +147,6 @@ if __name__ == "__main__":
     parser.add_argument("name")
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--heartbeat", type=float, default=10.0)
+    parser.add_argument("--truth", help="write here what was moved, before it is")
+    parser.add_argument("--spool", help="the publisher's")
     asyncio.run(Machine(parser.parse_args()).run())

@@ -6,7 +6,8 @@ Run: ``python benchmarks/fleet.py`` (three minutes). Needs a ``nats-server`` (Py
 - one publisher at 1,000 events a second: the processor time of its process, beside the monitor alone;
 - 1, 10, 100 machines: the reader's processor time for each event, and its memory;
 - ``--storm``: 20 machines, 200,000 events a minute in all; totals by machine and process are compared with the truth. With ``--faults``
-  the server and a machine are killed and come back meanwhile.
+  the server is killed and comes back, two machines are (one of them with a spool), and the server hangs for ``--partition`` seconds.
+  What a killed machine moved in its last moments, and while it was gone, is not in the totals: at most that, and it is said.
 """
 
 from __future__ import annotations
@@ -128,6 +129,13 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def hang(self):
+        """Neither answers nor closes anything, as behind a network that is gone."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
     def memory(self):
         text = Path(f"/proc/{self.process.pid}/status")
         found = [line for line in text.read_text().splitlines() if line.startswith("VmRSS")] if text.exists() else []
@@ -137,13 +145,15 @@ class Server:
 class Machine:
     """A machine in another process."""
 
-    def __init__(self, url, name, rate):
-        self.name = name
+    def __init__(self, url, name, rate, place, *, spool=False):
+        self.name, self._place, self._runs = name, Path(place) / name, 0
         self._command = [sys.executable, str(MACHINE), url, name, "--rate", str(rate), "--heartbeat", "2"]
+        self._command += ["--spool", f"{self._place}.spool"] if spool else []
 
     async def start(self):
+        self._runs += 1
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=_turns.environment(),
+            *self._command, "--truth", f"{self._place}.{self._runs}", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=_turns.environment(),
             limit=1 << 20,
         )  # fmt: skip
         await self._answer()
@@ -158,6 +168,15 @@ class Machine:
     async def kill(self):
         self._process.kill()
         await self._process.wait()
+
+    def truth(self):
+        """Bytes by process id, and events, of all its runs."""
+        totals, events = Counter(), 0
+        for run in range(1, self._runs + 1):
+            found = json.loads(Path(f"{self._place}.{run}").read_text())
+            totals.update({(self.name, int(pid)): total for pid, total in found["truth"].items()})
+            events += found["events"]
+        return totals, events
 
     async def stop(self):
         if self._process.returncode is None:
@@ -187,9 +206,11 @@ class Reader:
         return {(row.source, row.pid): row.bytes for row in self.table.rows() if row.pid and row.bytes}
 
 
-async def live(server, count, rate, seconds, *, faults=False):
+async def live(server, place, count, rate, seconds, *, faults=False, partition=0.0):
     """So many machines for a while; what came of it."""
-    machines = [Machine(server.url, f"host{number}", rate) for number in range(count)]
+    machines = [
+        Machine(server.url, f"host{number}", rate, place, spool=faults and not number) for number in range(count)
+    ]
     reader = Reader(server.url)
     async with reader.monitor, anyio.create_task_group() as tasks:
         tasks.start_soon(reader.run)
@@ -200,47 +221,54 @@ async def live(server, count, rate, seconds, *, faults=False):
         begin, used, seen = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF), reader.events
         before = used.ru_utime + used.ru_stime
         early = used.ru_maxrss << 10
-        killed = await break_things(server, machines, seconds) if faults else await asyncio.sleep(seconds)
+        killed = await break_things(server, machines, seconds, partition) if faults else await asyncio.sleep(seconds)
         used = resource.getrusage(resource.RUSAGE_SELF)
         spent, read, elapsed = used.ru_utime + used.ru_stime - before, reader.events - seen, time.monotonic() - begin
-        answers = [(machine.name, await machine.ask("end")) for machine in machines]
+        for machine in machines:
+            await machine.ask("end")
         with anyio.move_on_after(PATIENCE):
             while not all(reader.states.get(m.name, [None])[-1] is HostState.LEFT for m in machines):
                 await asyncio.sleep(0.1)
         for machine in machines:
             await machine.stop()
         tasks.cancel_scope.cancel()
-    truth = {(name, int(pid)): total for name, answer in answers for pid, total in answer["truth"].items()}
+    truths = [machine.truth() for machine in machines]
     return {
-        "machines": count, "seconds": elapsed, "true": truth, "seen": reader.totals(), "events": reader.events,
-        "made": sum(answer["events"] for _, answer in answers), "reader_cpu": spent, "read": read,
-        "losses": reader.losses, "killed": killed, "statistics": reader.monitor.statistics().feed,
+        "machines": count, "seconds": elapsed, "true": {key: total for totals, _ in truths for key, total in totals.items()},
+        "made": sum(events for _, events in truths), "seen": reader.totals(), "events": reader.events,
+        "reader_cpu": spent, "read": read, "losses": reader.losses, "killed": killed or (), "statistics": reader.monitor.statistics().feed,
         "early": early, "late": used.ru_maxrss << 10, "server": server.memory(),
     }  # fmt: skip
 
 
-async def break_things(server, machines, seconds):
-    """Kill -9: the server, then a machine, which begins anew."""
+async def break_things(server, machines, seconds, partition):
+    """Kill -9: the server, then two machines, which begin anew; then a server that hangs. The names of the machines."""
     await asyncio.sleep(seconds / 4)
     server.kill()
     await asyncio.sleep(seconds / 8)
     server.start()
     await asyncio.sleep(seconds / 4)
-    await machines[0].kill()
+    killed = machines[:2]
+    for machine in killed:
+        await machine.kill()
     await asyncio.sleep(seconds / 8)
-    await machines[0].start()
-    await machines[0].ask("publish")
-    await machines[0].ask("go")
+    for machine in killed:
+        await machine.start()
+        await machine.ask("publish")
+        await machine.ask("go")
+    server.hang()
+    await asyncio.sleep(partition)
+    server.go_on()
     await asyncio.sleep(seconds / 4)
-    return machines[0].name
+    return tuple(machine.name for machine in killed)
 
 
 def living(count, rate, seconds, **how):
     with tempfile.TemporaryDirectory() as place:
-        server = Server(place)
+        server = Server(Path(place) / "server")
         server.start()
         try:
-            return asyncio.run(live(server, count, rate, seconds, **how))
+            return asyncio.run(live(server, place, count, rate, seconds, **how))
         finally:
             server.kill()
 
@@ -261,8 +289,8 @@ def growth(arguments):
     yield "the reader, an event of a machine at 20 events/s", rows
 
 
-async def publisher_share(server, rate, seconds, word):
-    machine = Machine(server.url, "web", rate)
+async def publisher_share(server, place, rate, seconds, word):
+    machine = Machine(server.url, "web", rate, place)
     await machine.start()
     await machine.ask(word)
     await machine.ask("go")
@@ -284,10 +312,10 @@ def publisher_costs(arguments):
     def run(word):
         def way():
             with tempfile.TemporaryDirectory() as place:
-                server = Server(place)
+                server = Server(Path(place) / "server")
                 server.start()
                 try:
-                    return asyncio.run(publisher_share(server, rate, seconds, word))
+                    return asyncio.run(publisher_share(server, place, rate, seconds, word))
                 finally:
                     server.kill()
 
@@ -303,23 +331,28 @@ def publisher_costs(arguments):
 def storm(arguments):
     """Many machines, and whether the totals are the truth to the byte."""
     count, rate, seconds = (3, 50.0, 3.0) if arguments.short else (20, 10_000 / 60, arguments.seconds)
-    found = living(count, rate, seconds, faults=arguments.faults)
-    wrong = {key for key in found["true"] | found["seen"] if found["true"].get(key) != found["seen"].get(key)}
+    partition = 1.0 if arguments.short else arguments.partition
+    found = living(count, rate, seconds, faults=arguments.faults, partition=partition)
+    true, seen = found["true"], found["seen"]
+    wrong = {key: seen.get(key, 0) - true.get(key, 0) for key in true | seen if true.get(key) != seen.get(key)}
     unsaid = {host for host, _ in wrong} - {host for host, _ in found["losses"]}
-    twice = sum(found["seen"].get(key, 0) > total for key, total in found["true"].items() if key[0] != found["killed"])
-    per_minute = found["made"] / found["seconds"] * 60
+    twice = [key for key, more in wrong.items() if more > 0]
+    others = {host for host, _ in wrong} - set(found["killed"])
     row = Row(f"{count} machines", "µs", [found["reader_cpu"] / max(1, found["read"])], units=found["events"])
     row.counted = {
         "machines": count, "made": found["made"], "read": found["events"], "wrong": len(wrong), "unsaid": sorted(unsaid),
-        "twice": twice, "killed": found["killed"], "losses": sorted(f"{host} {cause}" for host, cause in found["losses"]),
-        "sums": [sum(found["true"].values()), sum(found["seen"].values())],
+        "twice": len(twice), "killed": found["killed"], "wrong though not killed": sorted(others),
+        "losses": sorted(f"{host} {cause}" for host, cause in found["losses"]), "sums": [sum(true.values()), sum(seen.values())],
+        "missing": {host: -sum(more for key, more in wrong.items() if key[0] == host) for host, _ in wrong},
     }  # fmt: skip
     row.note = (
-        f"{per_minute:,.0f} events a minute, {len(found['true'])} totals by machine and process, {len(wrong)} differ, "
-        f"{len(unsaid)} machines lost something unsaid; reader {found['early'] / 2**20:.0f} -> {found['late'] / 2**20:.0f} MiB"
+        f"{found['made'] / found['seconds'] * 60:,.0f} events a minute, {len(true)} totals by machine and process, {len(wrong)} "
+        f"differ ({', '.join(sorted({host for host, _ in wrong})) or 'none'}; killed: {', '.join(found['killed']) or 'none'}), "
+        f"{len(unsaid)} machines lost something unsaid, {len(twice)} count twice; "
+        f"reader {found['early'] / 2**20:.0f} -> {found['late'] / 2**20:.0f} MiB"
     )
     yield "a storm: the reader, an event", [row]
-    if unsaid or twice:
+    if unsaid or twice or others:
         raise SystemExit("the totals are not the truth, and nothing says so")
 
 
@@ -338,7 +371,17 @@ if __name__ == "__main__":
             "--storm",
             {"action": "store_true", "help": "20 machines, 200,000 events a minute: are the totals the truth?"},
         ),
-        ("--faults", {"action": "store_true", "help": "with --storm: the server and a machine are killed meanwhile"}),
+        (
+            "--faults",
+            {
+                "action": "store_true",
+                "help": "with --storm: the server and two machines are killed meanwhile, and the server hangs",
+            },
+        ),
+        (
+            "--partition",
+            {"type": float, "default": 30.0, "help": "with --faults: seconds that the server hangs (default 30)"},
+        ),
         ("--seconds", {"type": float, "default": 60.0, "help": "with --storm: how long (default 60)"}),
     )
     _turns.main(__file__, __doc__, measure, options=options, rounds=3)

@@ -277,7 +277,7 @@ class HistoryWriter:
             connection.execute(
                 "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
                 " events = events + excluded.events, count = count + excluded.count",
-                (bucket.start, cause, events, count),
+                (bucket.start, cause, events, min(count, _LARGEST)),
             )
         return len(bucket.rows)
 

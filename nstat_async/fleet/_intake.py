@@ -5,6 +5,8 @@ All that may take long is done in slices: a generator pauses after each `SLICE` 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -13,11 +15,13 @@ import attrs
 from .._errors import ProtocolError
 from .._events import (
     AnyEvent,
+    EventsLost,
     FlowAdded,
     FlowEvent,
     FlowRemoved,
     FlowUpdated,
     HostState,
+    HostUpdated,
     LossCause,
     RemovalReason,
     RouteUpdated,
@@ -33,6 +37,8 @@ __all__ = ["SLICE", "Intake", "sliced"]
 SLICE = 32
 """Lines or flows that are worked on without a pause."""
 _LARGEST = 1 << 64
+_LONG = re.compile(rb"[0-9]{20}")
+"""A number that may have more than 64 bits."""
 _T = TypeVar("_T")
 
 
@@ -109,11 +115,14 @@ class Intake:
         try:
             if len(line) > LONGEST_LINE:
                 raise ProtocolError(f"it has more than {LONGEST_LINE} bytes")  # noqa: TRY301  # said in one place
+            if _LONG.search(line):
+                _check_numbers(json.loads(line))
             event = view.read(line)
             _check(event)
-        except ProtocolError as error:
+        except (ProtocolError, ValueError, RecursionError) as error:
             self.report.counts["malformed_messages"] += 1
-            self.report.lost(view.host, LossCause.PROTOCOL, time, 1, f"a line is no event: {error.reason:.200}")
+            reason = error.reason if isinstance(error, ProtocolError) else str(error)
+            self.report.lost(view.host, LossCause.PROTOCOL, time, 1, f"a line is no event: {reason:.200}")
             return None
         return event  # type: ignore[return-value]  # _check refuses rows
 
@@ -159,15 +168,32 @@ class Intake:
                 self.flows.update(known, event, time)
 
 
+def _check_numbers(value: Any) -> None:
+    """Refuse what no kernel has, and no database takes.
+
+    Raises:
+        ProtocolError: A number has more than 64 bits.
+    """
+    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
+        raise ProtocolError("a number has more than 64 bits")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(each)
+
+
 def _check(event: AnyEvent | Row) -> None:
     """Refuse what no machine says.
 
     Raises:
-        ProtocolError: It is no event, or has counters that are no numbers of 64 bits.
+        ProtocolError: It is no event of a machine, or has counters that are no numbers of 64 bits.
     """
     if isinstance(event, Row):
         raise ProtocolError("it is a row of a table")
+    if isinstance(event, HostUpdated):
+        raise ProtocolError("what is known of a machine its readers say")
     counts = getattr(event, "counts", None)
-    values = () if counts is None else [value for value in counts.as_dict().values() if value is not None]
+    values = [] if counts is None else [value for _, value in counts.items()]
+    values += [] if counts is None else [value for _, split in counts.media for value in attrs.astuple(split)]
+    if isinstance(event, EventsLost) and event.count is not None:
+        values.append(event.count)
     if values and not 0 <= min(values) <= max(values) < _LARGEST:
         raise ProtocolError("a counter is no number of 64 bits")

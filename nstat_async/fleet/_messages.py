@@ -44,6 +44,8 @@ LARGEST = 1 << 20
 """Bytes of a message that is not compressed; one that claims more is refused before they are made."""
 LONGEST_LINE = 16 << 10
 """Bytes of a line, the header included: the flows of a machine are kept as they come."""
+MOST_LINES = 8192
+"""Lines of a message: each may become an event."""
 _PAYS_FROM = 512
 """Bytes below which compressing costs more than it saves."""
 _LEVEL = 1
@@ -149,7 +151,10 @@ def decode(data: bytes) -> tuple[Header, list[bytes]]:
     Raises:
         ProtocolError: It is none, or too large.
     """
-    head, *lines = _plain(data).split(b"\n")
+    plain = _plain(data)
+    if plain.count(b"\n") > MOST_LINES:
+        raise ProtocolError(f"it has more than {MOST_LINES} lines", raw=data[:_SHOWN])
+    head, *lines = plain.split(b"\n")
     if len(head) > LONGEST_LINE:
         raise ProtocolError(f"its header has more than {LONGEST_LINE} bytes", raw=data[:_SHOWN])
     try:

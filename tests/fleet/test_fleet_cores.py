@@ -30,6 +30,7 @@ from nstat_async import (
 from nstat_async.fleet import Delivery, Facts, Header, Outgoing, encode
 from nstat_async.fleet._incoming import Incoming
 from nstat_async.fleet._intake import SLICE
+from nstat_async.fleet._messages import MOST_LINES
 
 
 def lived(machine, stream, seconds=30, *, stop=False):
@@ -521,6 +522,12 @@ def test_a_small_message_that_claims_to_be_huge_is_refused_before_it_is_made():
     core.receive(Delivery("nstat.web.events", zlib.compress(b" " * (8 << 20)), 1, WALL), 0.0)
     [event] = taken(core)
     assert f"more than {1 << 20}" in event.detail
+    core.receive(Delivery("nstat.web.events", zlib.compress(b"{}" + b"\n" * 900_000), 2, WALL), 0.0)
+    [event] = taken(core)
+    assert f"more than {MOST_LINES} lines" in event.detail
+
+
+ADDED = '{"v":1,"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp",%s},"counts":%s,"preexisting":false}'
 
 
 @pytest.mark.parametrize(
@@ -532,8 +539,13 @@ def test_a_small_message_that_claims_to_be_huge_is_refused_before_it_is_made():
         '{"v":1,"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp"},"counts":{"rx_bytes":' + "9" * 4000
         + '},"preexisting":false}',
         '{"v":1,"event":"flow_removed","time":1,"flow":{"id":"7","provider":"tcp"},"counts":null,"final":false,"reason":"gone"}',
+        ADDED % ('"process":{"pid":99999999999999999999}', "null"),
+        ADDED % ('"state":null', '{"media":{"wifi":{"rx_bytes":-1,"tx_bytes":0,"rx_packets":0,"tx_packets":0}}}'),
+        '{"v":1,"event":"events_lost","time":1,"cause":"limit","count":-1,"counts":null,"detail":null}',
+        '{"v":1,"event":"host_updated","time":1,"host":"web","state":"left"}',
     ],
-    ids=["a row", "below zero", "a fraction", "beyond 64 bits", "the end of what never began"],
+    ids=["a row", "below zero", "a fraction", "beyond 64 bits", "the end of what never began", "a process id beyond 64 bits",
+         "a medium below zero", "a loss of less than nothing", "that it left"],
 )  # fmt: skip
 def test_a_line_that_no_machine_writes_is_a_loss_of_that_machine(line):
     core = Incoming()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
+from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import anyio
@@ -15,6 +18,7 @@ from nstat_async import (
     EventsLost,
     FlowAdded,
     FlowRemoved,
+    FlowUpdated,
     HostState,
     HostUpdated,
     LossCause,
@@ -23,6 +27,7 @@ from nstat_async import (
     ProtocolError,
     UnavailableReason,
     UsageError,
+    json,
     snapshot,
 )
 from nstat_async.aggregate import ProcessTable
@@ -256,6 +261,54 @@ async def test_a_subscriber_that_begins_anew_gets_a_snapshot_and_goes_on(server)
             await watcher.until(watcher.ended(1))
     assert watcher.totals == truth(web)
     assert watcher.of(FlowAdded)[0].preexisting
+
+
+@pytest.mark.asyncio
+async def test_a_subscriber_that_is_killed_and_goes_on_where_it_was_has_everything_and_nothing_twice(server, tmp_path):
+    written = tmp_path / "flows.jsonl"
+
+    async def watch(*more):
+        words = [sys.executable, "-m", "nstat_async", "watch", "--json", "--backend", f"fleet:{server.url}", *more]
+        with written.open("ab") as out:
+            return await asyncio.create_subprocess_exec(*words, stdout=out)
+
+    def events():
+        *whole, _ = written.read_text().split("\n")
+        return [json.loads(line) for line in whole if line.endswith("}")]
+
+    def ended():
+        return {event.flow.id for event in events() if isinstance(event, FlowRemoved) and event.final}
+
+    async with Machine("web", server.url) as web:
+        for pid in (501, 502):
+            web.open(pid)
+        first = await watch()
+        await eventually(lambda: any(isinstance(event, FlowAdded) for event in events()))
+        web.move()
+        await eventually(lambda: any(isinstance(event, FlowUpdated) for event in events()))
+        first.kill()  # kill -9
+        await first.wait()
+        read = events()
+        with written.open("ab") as out:  # half a line, as a crash leaves one
+            out.write(b"\n")
+        web.open(503)
+        web.move()
+        web.close()
+        await eventually(lambda: not web.monitor.flows)
+        web.open(504)
+        web.move()
+        second = await watch("--since", datetime.fromtimestamp(read[-1].time).isoformat())
+        await eventually(lambda: len(ended()) == 3)
+        web.close()
+        await eventually(lambda: len(ended()) == 4)
+        second.terminate()
+        await second.wait()
+    last = {event.flow.id: event for event in events() if isinstance(event, (FlowUpdated, FlowRemoved))}
+    totals = Counter()
+    for event in last.values():
+        totals["web", event.flow.process.pid] += event.counts.rx_bytes + event.counts.tx_bytes
+    assert totals == truth(web)
+    assert not [event for event in events() if isinstance(event, EventsLost)]
 
 
 @pytest.mark.asyncio
