@@ -82,9 +82,10 @@ class Distributor:
                         waiter.set()
 
     async def room(self) -> None:
-        """Wait until every subscription that blocks has room."""
+        """Wait until every subscription that blocks has room. Several tasks may."""
         while not self.over and any(each._holds_up for each in self.subscriptions):  # noqa: SLF001
-            self._room = anyio.Event()
+            if self._room is None or self._room.is_set():
+                self._room = anyio.Event()
             self.waiting_for_room = True
             await self._room.wait()
 

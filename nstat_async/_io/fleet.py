@@ -20,7 +20,7 @@ from ..filters import FlowGate, by_provider
 from ..fleet import STATE, Delivery, Incoming, subject_of
 from .background import set_event, side_by_side
 from .jetstream import StreamSettings, reading, stream_of
-from .nats import Connection, LostError, connect, trouble, unavailable
+from .nats import Connection, LostError, WrongStreamError, connect, trouble, unavailable
 from .nats_access import NatsAccess
 
 __all__ = ["FleetFeed"]
@@ -64,7 +64,8 @@ class FleetFeed:
         self._core = Incoming(settings.prefix, hosts, forget)
         self._providers, self._strict = options.providers, options.strict
         self._gate = FlowGate(by_provider(*options.providers))
-        self._since, self._until = since, until
+        self._since = None if since is None or since > time.time() else since
+        self._until = until
         self._join_at = 0
         """Place in the stream where the present begins."""
         self._position: int | None = None
@@ -138,7 +139,7 @@ class FleetFeed:
                 except trouble() as error:
                     self._core.connection = f"the stream cannot be read: {error or type(error).__name__}"
                     problem = unavailable(self._servers, self._core.connection)
-                    refused = problem.reason is UnavailableReason.PERMISSION
+                    refused = problem.reason is UnavailableReason.PERMISSION or isinstance(error, WrongStreamError)
                     if self._position is None and (refused or time.monotonic() > give_up):
                         raise problem from error
                 finally:

@@ -14,7 +14,7 @@ import attrs
 
 from .._checks import LONGEST_SECONDS, positive
 from .._errors import UsageError
-from .nats import Connection, LostError, trouble
+from .nats import Connection, LostError, WrongStreamError, trouble
 
 __all__ = ["StreamSettings", "reading", "stream_of"]
 
@@ -52,12 +52,12 @@ async def stream_of(connection: Connection, settings: StreamSettings) -> Any:
     """What the server says of the stream; it is made if there is none.
 
     Raises:
-        LostError: There is none, and it cannot be made.
+        LostError: There is none, and it cannot be made, or it is for something else.
     """
     from nats.js import api, errors  # noqa: PLC0415  # an extra
 
     try:
-        return await connection.streams.stream_info(settings.name)
+        return _of_a_fleet(await connection.streams.stream_info(settings.name), settings)
     except errors.ServiceUnavailableError as error:
         raise LostError("the server has no JetStream: it was started without -js, or its disk is full") from error
     except errors.NotFoundError as error:
@@ -71,6 +71,16 @@ async def stream_of(connection: Connection, settings: StreamSettings) -> Any:
         return await connection.streams.add_stream(config)
     except errors.APIError as error:
         raise LostError(f"stream {settings.name} cannot be made: {error.description}") from error
+
+
+def _of_a_fleet(info: Any, settings: StreamSettings) -> Any:
+    """Refuse a stream that no machine can write to: it would look like a fleet without machines."""
+    subjects = info.config.subjects or ()
+    if subjects and not any(subject.partition(".")[0] in {settings.prefix, "*", ">"} for subject in subjects):
+        raise WrongStreamError(
+            f"stream {settings.name} has the subjects {', '.join(subjects)}, not {settings.prefix}.*.*"
+        )
+    return info
 
 
 @contextlib.asynccontextmanager

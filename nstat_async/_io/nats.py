@@ -21,6 +21,7 @@ from .nats_access import NatsAccess, without_password
 __all__ = [
     "Connection",
     "LostError",
+    "WrongStreamError",
     "connect",
     "require_nats",
     "trouble",
@@ -36,6 +37,10 @@ _CLOSE_SECONDS = 2.0
 
 class LostError(Exception):
     """What was being read cannot be read on: another attempt is due."""
+
+
+class WrongStreamError(LostError):
+    """It is not a stream of a fleet: another attempt helps only if somebody changes it."""
 
 
 def require_nats(what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar, Union
@@ -20,6 +19,8 @@ from ..fleet import host_name
 
 __all__ = ["Fleet"]
 
+_END_OF_TIME = 253_402_300_800
+"""The year 10000, which neither Python nor a server knows."""
 _Moment = Union[float, datetime, None]
 
 
@@ -36,11 +37,13 @@ def _moment(value: Any) -> float | None:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise UsageError(f"since, until: {value!r} does not say in which time zone it is")
-        return value.timestamp()
+        value = value.timestamp()
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UsageError(f"since, until: {value!r} is neither seconds since the epoch nor a datetime")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _END_OF_TIME:
+        raise UsageError(
+            f"since, until: {value!r} is neither seconds since the epoch nor a datetime, from 1970 to 9999"
+        )
     return float(value)
 
 
@@ -63,7 +66,7 @@ class Fleet:
     """Names of the machines to look at; `None`: all."""
     since: float | None = attrs.field(default=None, converter=_moment, kw_only=True)
     """Where to begin, seconds since the epoch on the server's clock or a `datetime`: what is still in the stream from then on is
-    played first. `None`: now."""
+    played first. `None`, or a time that is still to come: now."""
     until: float | None = attrs.field(default=None, converter=_moment, kw_only=True)
     """Where to end; `None`: never."""
     access: NatsAccess | None = attrs.field(default=None, kw_only=True)
@@ -72,6 +75,10 @@ class Fleet:
     """The stream that has the messages."""
     forget: float = attrs.field(default=3600.0, validator=positive(), kw_only=True)
     """Seconds of silence after which a machine, and what was known of its flows, is forgotten."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.since is not None and self.until is not None and self.until < self.since:
+            raise UsageError(f"until: {self.until!r} is before since, {self.since!r}")
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.

@@ -6,7 +6,7 @@ import asyncio
 import math
 import sys
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import anyio
@@ -447,7 +447,38 @@ async def test_a_publisher_waits_for_a_server_that_is_absent_and_loses_nothing(t
 
 
 @pytest.mark.asyncio
-async def test_a_server_without_jetstream_is_an_error_that_says_so(tmp_path):
+async def test_a_stream_that_is_for_something_else_is_an_error_that_names_it_and_no_fleet_without_machines(server):
+    from nats.aio.client import Client
+
+    said, client = [], Client()
+    await client.connect(server.url)
+    await client.jetstream().add_stream(name="NSTAT", subjects=["orders.*"])
+    await client.close()
+    async with Machine("web", server.url, report=said.append):
+        await eventually(lambda: any("orders.*" in line for line in said))
+    async with fleet(server.url) as monitor:
+        with pytest.raises(BackendUnavailableError, match=r"NSTAT has the subjects orders\.\*, not nstat"):
+            await monitor.__anext__()
+
+
+@pytest.mark.asyncio
+async def test_a_consumer_that_reads_slowly_and_holds_the_feed_up_gets_everything(server):
+    monitor = Monitor(backend=Fleet(server.url, stream=SMALL), overflow="block", max_pending=2)
+    async with Machine("web", server.url) as web, monitor:
+        for _ in range(20):
+            web.open()
+        web.move()
+        await eventually(lambda: web.publisher.statistics()["events"] >= 40)
+        await anyio.sleep(1.2)  # both the reading and the look for silent machines wait for room
+        watcher = Watcher(monitor, ProcessTable())
+        web.close()
+        await watcher.until(watcher.ended(20))
+    assert watcher.totals == truth(web)
+
+
+@pytest.mark.asyncio
+async def test_a_server_without_jetstream_is_an_error_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("nstat_async._io.fleet._JOIN_SECONDS", 1.0)
     server, said = Server(tmp_path), []
     server.config.write_text(f"host: 127.0.0.1\nport: {server.port}\n")
     with server:
@@ -497,6 +528,9 @@ async def test_a_recording_is_published_whole(server):
         (lambda: Fleet("nats://x", hosts="a.b"), "such as 'web1'"),
         (lambda: Fleet("nats://x", since="yesterday"), "datetime"),
         (lambda: Fleet("nats://x", since=math.nan), "datetime"),
+        (lambda: Fleet("nats://x", since=1e12), "1970 to 9999"),
+        (lambda: Fleet("nats://x", until=datetime(1, 1, 2, tzinfo=timezone.utc)), "1970 to 9999"),
+        (lambda: Fleet("nats://x", since=10, until=5), "^until: 5.0 is before since"),
         (lambda: Fleet("nats://x", forget=0), "forget"),
         (lambda: Publisher("nats://x", host="a b"), "such as 'web1'"),
         (lambda: Publisher("nats://x", host="a", labels={"a": 1}), "labels"),
