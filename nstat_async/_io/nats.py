@@ -109,10 +109,20 @@ class Connection:
             self._scopes.add(scope)
             try:
                 yield
+            except trouble():
+                raise
+            except Exception as error:  # what nats-py says to a server that speaks otherwise
+                raise LostError(f"the server is not understood: {error!r}") from error
             finally:
                 self._scopes.discard(scope)
         if scope.cancelled_caught:
             raise LostError(self.reason)
+
+    @property
+    def where(self) -> str:
+        """Host and port of the server."""
+        url = self.client.connected_url
+        return "the server" if url is None else str(url.netloc.rpartition("@")[2])
 
     @property
     def streams(self) -> Any:
@@ -153,8 +163,9 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
     async def ended() -> None:
         connection.end()
 
+    arguments = access.arguments(servers)
     options = dict(
-        access.arguments(servers), servers=list(servers), name=name, inbox_prefix=inbox, error_cb=failed, closed_cb=ended,
+        arguments, servers=list(servers), name=name, inbox_prefix=inbox, error_cb=failed, closed_cb=ended,
         disconnected_cb=ended, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0.1,
         ping_interval=PING_SECONDS, connect_timeout=2, pending_size=0,
     )  # fmt: skip
@@ -164,8 +175,10 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
     except BaseException as error:
         await connection.close()
         if isinstance(error, trouble()):
-            text = "; ".join(dict.fromkeys([*problems, str(error)])).strip("; ") or "it does not answer"
-            raise unavailable(servers, text) from error
+            said = [text for text in (*problems, str(error)) if text and text != "TimeoutError"]
+            raise unavailable(servers, "; ".join(dict.fromkeys(said)) or "it does not answer") from error
+        if isinstance(error, Exception):
+            raise unavailable(servers, f"it is no NATS server: {error!r}") from error
         raise
     return connection
 

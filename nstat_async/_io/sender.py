@@ -118,7 +118,7 @@ class Sender:
         self._connection = connection = await connect(self.servers, access, name=name, inbox=inbox)
         self._was_connected, self._said = True, ""
         self.counts["connections"] += 1
-        self._say(f"connected to {connection.client.connected_url.netloc.rpartition('@')[2]} as {self.host}")
+        self._say(f"connected to {connection.where} as {self.host}")
         return connection
 
     def _say(self, text: str) -> None:

@@ -72,6 +72,8 @@ class Incoming:
     """What is to be done, in order; each pauses after a slice."""
     _shown: int | None = attrs.field(default=0, init=False)
     """So much of what is known was reported: machines and flows; `None`: all."""
+    _names: dict[str, str] = attrs.field(factory=dict, init=False)
+    """The machine that last had a machine id."""
     _refused_hosts: set[str] = attrs.field(factory=set, init=False)
     _next_look: float | None = attrs.field(default=None, init=False)
 
@@ -276,7 +278,18 @@ class Incoming:
         view.facts = header.facts or Facts()
         view.state = HostState.PRESENT
         self._next_look = self._next_look if self._next_look is not None else now + _LOOK_SECONDS
-        self._report.host(view, delivery.stored)
+        self._report.host(view, delivery.stored, self._namesake(view))
+
+    def _namesake(self, view: HostView) -> str | None:
+        """Whether its machine id was another machine's before: it was renamed, or one is a copy of the other."""
+        identity = view.facts.machine_id
+        if identity is None:
+            return None
+        if len(self._names) >= MOST_HOSTS:
+            self._names.clear()
+        before, self._names[identity] = self._names.get(identity, view.host), view.host
+        known = before != view.host and before in self._views
+        return f"its machine id is also that of {before}" if known else None
 
     def _late_run(self, view: HostView, delivery: Delivery) -> None:
         self._report.counts["stale_messages"] += 1

@@ -210,6 +210,18 @@ def test_a_publisher_that_goes_on_after_it_stopped_is_a_loss_and_known_again_at_
     well_formed(reader.events)
 
 
+def test_a_machine_that_comes_back_under_another_name_is_known_by_its_machine_id():
+    stream = Stream()
+    lived(Machine("old"), stream, 1)
+    renamed = Machine("new")
+    renamed.outgoing = Outgoing("new", "ffffffff", Facts(machine_id="old"))
+    lived(renamed, stream, 1)
+    reader = Reader().begin().read(stream.deliveries)
+    assert [(event.host, event.detail) for event in reader.of(HostUpdated)] == [
+        ("old", None), ("new", "its machine id is also that of old"),
+    ]  # fmt: skip
+
+
 def test_two_publishers_of_one_name_are_reported_and_the_later_one_is_believed():
     stream = Stream()
     first = lived(Machine("web"), stream, 3)

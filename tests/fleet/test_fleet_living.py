@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import sys
 from collections import Counter
 from datetime import datetime, timezone
@@ -412,6 +413,31 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_where_and_never_
             await monitor.__anext__()
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in repr(NatsAccess(password="s3cret", token="s3cret"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "INFO"), (b"INFO []\r\n", "no NATS server"), (b"INFO {}\r\n+ERR", "127.0.0.1|connection")],
+)
+@pytest.mark.asyncio
+async def test_something_else_at_the_port_is_an_error_for_the_reader_and_a_reason_to_wait_for_the_publisher(
+    words, says
+):
+    async def answer(_, writer):
+        writer.write(words)
+        await writer.drain()
+        writer.close()
+
+    said = []
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        url = f"nats://127.0.0.1:{other.sockets[0].getsockname()[1]}"
+        async with Machine("web", url, report=said.append) as web:
+            await eventually(lambda: said)
+            assert not web._task.done()
+        async with fleet(url) as monitor:
+            with pytest.raises(BackendUnavailableError, match=says):
+                await monitor.__anext__()
+    assert re.search(says, said[0])
 
 
 @pytest.mark.asyncio
