@@ -182,10 +182,11 @@ def test_the_accuracy_run_finds_every_tcp_flow_with_its_bytes():
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(fleet_living.BINARY is None, reason="nats-server is not installed")
 def test_a_storm_over_several_machines_has_the_truth_to_the_byte_or_says_what_is_lost():
-    """The server and a machine are killed meanwhile."""
+    """The server and two machines are killed meanwhile, and the server hangs for a while."""
     (row,) = tables("fleet", "--storm", "--faults")["a storm: the reader, an event"].values()
     counted = row["counted"]
-    assert (counted["unsaid"], counted["twice"], counted["losses"]) == ([], 0, ["host0 resync"])
+    assert (counted["unsaid"], counted["twice"], counted["wrong though not killed"]) == ([], 0, [])
+    assert {f"{host} resync" for host in counted["killed"]} <= set(counted["losses"])
     assert counted["sums"][0] > 0
 
 

@@ -417,7 +417,11 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_where_and_never_
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "INFO"), (b"INFO []\r\n", "no NATS server"), (b"INFO {}\r\n+ERR", "127.0.0.1|connection")],
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "INFO"),
+        (b"INFO []\r\n", "no NATS server"),
+        (b"INFO {}\r\n+ERR", "127.0.0.1|connection"),
+    ],
 )
 @pytest.mark.asyncio
 async def test_something_else_at_the_port_is_an_error_for_the_reader_and_a_reason_to_wait_for_the_publisher(
