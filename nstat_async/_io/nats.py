@@ -163,9 +163,8 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
     async def ended() -> None:
         connection.end()
 
-    arguments = access.arguments(servers)
     options = dict(
-        arguments, servers=list(servers), name=name, inbox_prefix=inbox, error_cb=failed, closed_cb=ended,
+        access.arguments(servers), servers=list(servers), name=name, inbox_prefix=inbox, error_cb=failed, closed_cb=ended,
         disconnected_cb=ended, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0.1,
         ping_interval=PING_SECONDS, connect_timeout=2, pending_size=0,
     )  # fmt: skip

@@ -54,10 +54,11 @@ class Outbox:
         assert self._message is not None
         return self._message
 
-    async def drop(self) -> None:
-        """The server has the oldest message."""
-        self._message = None
-        self._change()
+    async def drop(self, message: Message) -> None:
+        """The server has this message, which is what `first` gave."""
+        if message is self._message:
+            self._message = None
+            self._change()
 
     async def emptied(self) -> None:
         """Wait until the server has everything."""
@@ -173,15 +174,15 @@ class Spool(Outbox):
             if self._message is not None:
                 return self._message
 
-    async def drop(self) -> None:
-        """The server has the oldest message."""
-        if not self._stored:
-            await super().drop()
-            return
-        self._stored -= 1
-        self._sent, self._full = self._first, False
-        await self._ask(_delete, self._sent)
-        self._change()
+    async def drop(self, message: Message) -> None:
+        """The server has this message, which is what `first` gave."""
+        if message is self._message:
+            await super().drop(message)
+        elif self._stored:  # else the file has failed meanwhile
+            self._stored -= 1
+            self._sent, self._full = self._first, False
+            await self._ask(_delete, self._sent)
+            self._change()
 
     def close(self) -> None:
         """Close the file; what waits in it stays."""

@@ -203,8 +203,9 @@ class _Run:
     async def send(self) -> None:
         """Publish what waits, oldest first, for ever."""
         while True:
-            await self.sender.deliver(await self.outbox.first())
-            await self.outbox.drop()
+            message = await self.outbox.first()
+            await self.sender.deliver(message)
+            await self.outbox.drop(message)
 
     async def take_leave(self) -> None:
         """Say that this machine stops, after all that waits: to a server that is there, or to a file."""
