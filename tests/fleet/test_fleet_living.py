@@ -583,7 +583,7 @@ async def test_what_cannot_work_is_refused_where_it_is_said(make, says):
 
 @pytest.mark.asyncio
 async def test_a_fleet_is_neither_recorded_nor_published_once_more(server, tmp_path):
-    with pytest.raises(UsageError, match="since="):
+    with pytest.raises(UsageError, match="its stream keeps what was"):
         await Monitor(backend=Fleet(server.url), record_to=tmp_path / "x").start()
     async with fleet(server.url) as monitor:
         with pytest.raises(UsageError, match="already"):
