@@ -191,6 +191,12 @@ class Book:
             self.others[entry.cookie] = entry
         return entry
 
+    def gone_entry(self, protocol: int, pieces: Pieces) -> Entry:
+        """An entry for a socket that was not known and is there no more: it does not come into the book."""
+        if self._dumping:
+            self._departed.add(pieces[2])
+        return Entry(self, protocol, pieces, self._output.poll, self._output.poll, pieces[1][1])
+
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began."""
         state = entry.state = entry.last[1][1]

@@ -93,6 +93,8 @@ class Endings:
         """Ends that wait for the other one."""
         self._ended: Memory[End, tuple[float, LastWords]] = Memory(MOST_REMEMBERED)
         """Ends on this machine whose other end did not end yet."""
+        self._fresh: dict[End, Ending] = {}
+        """Ends that came since `flush`, and whose remains are to be asked for."""
 
     def settle(
         self, entry: Entry, message: bytes, info: tuple[int, int], words: LastWords, record: Ended | None
@@ -102,11 +104,51 @@ class Endings:
         ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local)
         if is_attempt(words):
             self._finish(ending)
-        elif orderly and record is None and entry.state not in _FIN_RECEIVED:
-            request = lookup_request(message, IPPROTO_TCP, exact=False)
-            self._lookups.ask(request, lambda found: self._remains_found(ending, found))
-        else:
+        elif not orderly or record is not None or entry.state in _FIN_RECEIVED:
             self._meet(ending)
+        elif not local:
+            self._ask_for_remains(ending)
+        elif not self._pair(_end_of(entry), ending):
+            self._keep(_end_of(entry), ending)
+
+    def _keep(self, here: End, ending: Ending) -> None:
+        """The notification of the other end may be the next: ask when all that is here was read."""
+        earlier = self._fresh.pop(here, None)
+        if earlier is not None:
+            self._ask_for_remains(earlier)
+        self._fresh[here] = ending
+
+    def flush(self) -> None:
+        """All that is here was read: what is left open is asked for."""
+        fresh, self._fresh = self._fresh, {}
+        for ending in fresh.values():
+            self._ask_for_remains(ending)
+
+    def _ask_for_remains(self, ending: Ending) -> None:
+        request = lookup_request(ending.message, IPPROTO_TCP, exact=False)
+        self._lookups.ask(request, lambda found: self._remains_found(ending, found))
+
+    def _pair(self, here: End, ending: Ending) -> bool:
+        """True if both ends came, and each got the other's FIN: then what is left of one says who closed first."""
+        other = self._fresh.pop(here[::-1], None)
+        if other is None:
+            return False
+        for end, peer in ((other, ending.words), (ending, other.words)):
+            end.peer, end.fin = peer, self._fin_by(end, peer)
+        if all(end.fin == (1, True) for end in (other, ending)):
+            request = lookup_request(other.message, IPPROTO_TCP, exact=False)
+            self._lookups.ask(request, lambda found: self._closed_in_order(other, ending, found))
+        else:
+            self._ask_for_remains(other)
+            self._ask_for_remains(ending)
+        return True
+
+    def _closed_in_order(self, one: Ending, other: Ending, found: bytes | None) -> None:
+        if found != NO_ANSWER:
+            one.remains = remains_of(one.message, found, known=one.entry.report is not None)
+            other.remains = Remains.TIME_WAIT if one.remains is Remains.NOTHING else Remains.NOTHING
+        self._finish(one)
+        self._finish(other)
 
     def _is_here(self, entry: Entry) -> bool:
         return self._links.index_of(address_of(entry.identity, 24)) is not None

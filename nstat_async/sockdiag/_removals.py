@@ -128,22 +128,24 @@ class RemovalSource(Source):
         pieces, form = self._formats.cut(message)
         info = info_of(message, form, pieces)
         entry = book.entries.get(pieces[2])
-        if self._sightings.is_reported(pieces[2]) and entry is None:
+        known = entry is not None
+        if self._sightings.is_reported(pieces[2]) and not known:
             return
         if entry is None:
             if is_unused(message):
                 output.count("unused_sockets")
                 return
             output.count("short_lived")
-            entry = book.new_entry(protocol, pieces)
+            entry = book.gone_entry(protocol, pieces)
             unknown = True
         else:
             unknown = book.begin_other_connection(entry, pieces)
         book.coverage.grew(entry, b"" if unknown else entry.last[4], pieces[4])
         if unknown and info[1]:
             book.learn_direction(entry, message, info)
-        book.complete_ends(entry, pieces)
-        book.drop(entry)
+        if known:
+            book.complete_ends(entry, pieces)
+            book.drop(entry)
         if entry.state == SocketState.LISTEN or is_unused(message):
             self._settle(entry, message, info, None)
         else:
@@ -194,6 +196,9 @@ class RemovalSource(Source):
         if entry.report is None:
             entry.report = report
         self._book.end(entry, report, final=True, reason=RemovalReason.CLOSED, outcome=outcome)
+
+    def flush(self) -> None:
+        self._endings.flush()
 
     def deadline(self) -> float | None:
         return self._endings.deadline()
