@@ -205,10 +205,12 @@ class KernelFeed:
 
     def _read(self, until: float, *, everything: bool) -> bool:
         """Read channels that may have data, or all of them; True if one of them has more."""
-        # What rests is read in every turn, before the others, and of the time that is left it may take a half.
+        # What rests is read in every turn, before the others: the first may take all of the time, for it is a ring of
+        # little memory. Whoever comes too late has one batch at least.
         resting = [w for w in self._channels.values() if w.rest]
         others = [w for w in self._channels.values() if (w.maybe_readable or everything) and not w.rest]
-        parts = [2] * len(resting) + [*range(len(others), 0, -1)]
+        parts = [1 if waiter is resting[0] else 2 for waiter in resting]
+        parts += range(len(others), 0, -1)
         more = False
         for waiter, part in zip((*resting, *others), parts, strict=True):
             if not waiter.channel_closed:

@@ -43,6 +43,9 @@ MEMORY = 5.0
 MOST_REMEMBERED = 16_384
 """Ends that are remembered, and that wait: beyond that the oldest are reported as they are."""
 
+REUSED_AFTER = 1.0
+"""Seconds after which the ends of a connection in TIME_WAIT may be another one's (``tcp_twsk_unique``)."""
+
 _FIN_NOT_SENT = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_SENT, SocketState.SYN_RECV})
 _FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _NO_FIN = Fin(0, proven=False)
@@ -93,6 +96,8 @@ class Endings:
         """Ends that wait for the other one."""
         self._ended: Memory[End, tuple[float, LastWords]] = Memory(MOST_REMEMBERED)
         """Ends on this machine whose other end did not end yet."""
+        self.read_at = 0.0
+        """When all notifications that there were had been read: those that come now are not older."""
         self._fresh: dict[End, Ending] = {}
         """Ends that came since `flush`, and whose remains are to be asked for."""
 
@@ -155,11 +160,12 @@ class Endings:
 
     def _remains_found(self, ending: Ending, found: bytes | None) -> None:
         """See what is left; anything there, be it a listener, proves that a connection without a known beginning ended in order."""
-        ending.remains = remains = (
-            Remains.UNKNOWN
-            if found == NO_ANSWER
-            else remains_of(ending.message, found, known=ending.entry.report is not None)
-        )
+        known = ending.entry.report is not None
+        if found == NO_ANSWER or (found and not known and self._may_be_reused()):
+            remains = Remains.UNKNOWN
+        else:
+            remains = remains_of(ending.message, found, known=known)
+        ending.remains = remains
         if ending.entry.direction is None and ending.words.extra == 1 and not found:
             ending.orderly = None
         if ending.fin is None:
@@ -167,6 +173,10 @@ class Endings:
             if ending.orderly is not None:
                 ending.fin = fin_by_remains(ending.words, remains, found)
         self._meet(ending)
+
+    def _may_be_reused(self) -> bool:
+        """True if an end that is settled now may be so old that what is found under its addresses is another connection."""
+        return not self._output.following and self._output.now - self.read_at >= REUSED_AFTER
 
     # -- the other end
 
@@ -223,20 +233,24 @@ class Endings:
             return
         if is_remains(found):
             ending.orderly = True if ending.orderly is None else ending.orderly
-        elif any(found[HEADER.size + 6 : HEADER.size + 8]):  # a listener has no remote port
-            self.waiting.pop(here)
-            self._remember(here, ending.words)
-            self._settle_by_living(ending, found)
+        elif (
+            any(found[HEADER.size + 6 : HEADER.size + 8]) and not self._may_be_reused()
+        ):  # a listener has no remote port
+            self._settle_by_living(ending, here, found)
 
-    def _settle_by_living(self, ending: Ending, found: bytes) -> None:
+    def _settle_by_living(self, ending: Ending, here: End, found: bytes) -> None:
+        """What lives under the addresses of the other end is it, unless that cannot be by its counts: then go on waiting."""
         pieces, form = self._formats.cut(found)
-        state = found[HEADER.size + 1]
+        state, peer = found[HEADER.size + 1], last_words(found, *info_of(found, form, pieces))
+        fin = fin_by_peer(ending.words, peer)
+        if fin is None or (fin.counted and state in _FIN_NOT_SENT):
+            return
+        self.waiting.pop(here)
+        self._remember(here, ending.words)
         if ending.orderly is None:
             ending.orderly = state in _FIN_RECEIVED
-        if state in _FIN_NOT_SENT:
-            ending.fin = Fin(0, proven=True)
-        else:
-            ending.fin = self._fin_by(ending, last_words(found, *info_of(found, form, pieces)))
+        if ending.fin is None or not ending.fin.proven:
+            ending.fin = fin
         self._finish(ending)
 
     def _settle_by(self, ending: Ending, peer: LastWords) -> None:

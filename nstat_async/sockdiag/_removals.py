@@ -102,6 +102,7 @@ class RemovalSource(Source):
     def drained(self) -> None:
         """Nothing is queued: a dump can repair a loss now, and what ends wait for did not come."""
         self._endings.waiting.behind = False
+        self._endings.read_at = self.output.now
         if self._congested:
             self._congested = False
             self.output.repair_wanted = True

@@ -396,16 +396,17 @@ class LiveDriver:
         return completed
 
     def turn(self) -> bool:
-        core, now = self.core, time.monotonic
-        deadline = core.next_deadline()
-        if deadline is not None and deadline <= now():
-            core.handle_deadline(now())
-        commands = core.commands()
+        """As a turn of the pump: what came before a deadline counts before it."""
+        core = self.core
+        deadline, commands = core.next_deadline(), core.commands()
+        due = deadline is not None and deadline <= time.monotonic()
         for command in commands:
             self._carry_out(command)
         busy = bool(commands)
         for number, channel in list(self.channels.items()):
             busy = self._read(number, channel) or busy
+        if due:
+            core.handle_deadline(time.monotonic())
         self.events += core.take_events()
         return busy
 

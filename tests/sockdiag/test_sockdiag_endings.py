@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 
+import attrs
 import pytest
 from endings_world import RESET, Namespace, live, make, one_namespace, truth_at, two_namespaces
 from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver
@@ -149,6 +150,28 @@ def test_while_notifications_wait_to_be_read_no_end_is_given_up():
     counts = {(event.flow.local.port, event.counts.rx_bytes, event.counts.tx_bytes) for event in removed}
     assert counts == {(80, 100, 0), (40000, 0, 100)}
     assert all(event.final for event in removed)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_connection_that_has_the_same_ends_now_proves_nothing_of_the_one_before(late):
+    """Ends in TIME_WAIT are used again after a second: who reads a notification later than that finds another connection.
+
+    Its client sent 100 bytes and no FIN, or more than the server of the one before ever got.
+    """
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    kernel.session.channel_drained(1, kernel.now)
+    server, client = two_ends()
+    another = attrs.evolve(client, cookie=9, info={TcpInfo.BYTES_SENT: 5000 if late else 100, TcpInfo.SEGS_IN: 2})
+    kernel.sockets[9] = another
+    kernel.now += 3.0 if late else 0.0
+    kernel.feed(server.message(final=True), 1)
+    kernel.run()
+    assert not [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    kernel.feed(client.message(final=True), 1)
+    kernel.run()
+    ended = [event for event in kernel.events if isinstance(event, FlowRemoved) and event.flow.local.port == 80]
+    assert [(event.counts.rx_bytes, event.final) for event in ended] == [(100, True)]
 
 
 def test_an_end_whose_other_end_never_comes_is_reported_in_any_case():
