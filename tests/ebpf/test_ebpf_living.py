@@ -354,7 +354,7 @@ def test_a_killed_reader_leaves_nothing(namespace):
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "attached\n"
     ids = program_ids(process.pid)
-    assert len(ids) == (9 if counts_calls() else 7)
+    assert len(ids) == (10 if counts_calls() else 8)
     assert alive(ids) == ids
     process.kill()
     process.communicate()
