@@ -647,7 +647,7 @@ def test_a_killed_monitor_leaves_nothing(namespace):
     with Watcher("bpf", "perfmon", "net_admin") as watcher:
         watcher.until(lambda: any(isinstance(e, PollCompleted) for e in watcher.events))
         ids = program_ids(watcher.process.pid)
-        assert len(ids) == (9 if counts_calls() else 7)
+        assert len(ids) == (10 if counts_calls() else 8)
         watcher.process.kill()
     wait_until_gone(ids)
 
