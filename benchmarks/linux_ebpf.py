@@ -1,20 +1,25 @@
 """What the eBPF source costs: its reader under load, and the programs inside other people's calls.
 
-Run as root: ``python benchmarks/linux_ebpf.py [--seconds 3] [--rounds 7] [--json]``. Needs Linux, BPF and a C compiler.
+Run as root: ``python benchmarks/linux_ebpf.py [--seconds 3] [--rounds 7] [--sockets 8000 50000] [--json]``. Needs Linux,
+BPF and a C compiler.
 
 - *reader*: CPU time of the process that reads and understands everything, as a share of one CPU at a given rate:
   connections over loopback (both ends are seen: six records each), and datagrams sent and received.
 - *overhead*: CPU time of the traffic itself, with the programs attached as a ratio to without, in turns in one run:
   other load on the machine falls on both alike.
+- *polls* (with ``--sockets``): CPU time of a poll of so many TCP sockets, of which one in a hundred sends and receives
+  before it, as a ratio to four bare dumps: by walks, and, without the programs, by dumps.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import resource
 import select
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,8 +28,10 @@ import time
 from pathlib import Path
 
 from _turns import machine
-from linux_common import enter_namespace
+from linux_common import Holders, enter_namespace
+from linux_look import dumps
 
+from nstat_async import Monitor
 from nstat_async._io.ebpf import EbpfSettings, EbpfSource
 from nstat_async.ebpf import Ended, Ledger, MapsPurpose, Operation, RingPurpose, decode_answer, encode_request
 
@@ -152,10 +159,39 @@ def overhead(traffic: str, rounds: int, pairs: int) -> list[dict]:
     ]
 
 
+async def polls(count: int, rounds: int) -> list[dict]:
+    """Polls in turn with the floor; the first three of each monitor are its start."""
+    costs: dict[str, list[float]] = {"four bare dumps": [], "walks": [], "dumps": []}
+    with Holders(count), socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+        clients = [socket.create_connection(server.getsockname()) for _ in range(max(1, count // 200))]
+        pairs = [(client, server.accept()[0]) for client in clients]
+        async with Monitor(interval=None) as walks, Monitor(interval=None, ebpf="off", pulse=None) as plain:
+            for number in range(rounds + 3):
+                for client, accepted in pairs:
+                    client.send(b"x")
+                    accepted.recv(1)
+                costs["four bare dumps"].append(dumps(1).span if number >= 3 else 0.0)
+                for name, monitor in (("walks", walks), ("dumps", plain)):
+                    begin = time.process_time()
+                    await monitor.poll_now()
+                    costs[name].append(time.process_time() - begin)
+            walked = walks.statistics().feed.get("walks", 0)
+        for pair in pairs:
+            for each in pair:
+                each.close()
+    medians = {name: statistics.median(values[3:]) for name, values in costs.items()}
+    floor = medians["four bare dumps"]
+    return [
+        {"sockets": count, "poll": name, "ms": cost * 1e3, "ratio": cost / floor, "walks": walked}
+        for name, cost in medians.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sockets", type=int, nargs="+", default=[], help="also measure polls of so many sockets")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -169,6 +205,7 @@ def main() -> None:
             reading("datagrams", [traffic, "rate", str(datagrams), "1200", "100000"], datagrams, 100_000),
         ],
         "overhead": overhead(traffic, arguments.rounds, max(1000, datagrams // 3)),
+        "polls": [row for count in arguments.sockets for row in asyncio.run(polls(count, arguments.rounds))],
     }
     if arguments.json:
         print(json.dumps(results, indent=1))
