@@ -17,7 +17,7 @@ from typing import Any
 
 from .._errnos import error_text
 from .._errors import ProtocolError
-from ..ebpf import ChangedRow, decode_changed
+from ..ebpf import CHANGED, ChangedRow, decode_changed
 from ._book import Book
 from ._constants import AF_INET, IPPROTO_TCP
 from ._dumps import DumpSource
@@ -34,6 +34,11 @@ PROOF = 10
 """The last of so many polls dumps everything."""
 SHARE = 16
 """If more than one socket in so many moved, a dump is less work than so many look-ups."""
+
+AT_ONCE = 256
+"""Look-ups that are asked for before the first is answered: some milliseconds."""
+_FRAME = 2
+"""Rows of a walk beside its sockets: where it begins and ends."""
 
 
 class Walks:
@@ -74,6 +79,9 @@ class Walks:
         """A walk is under way that this poll waits for."""
         self._asking = 0
         """Look-ups without an answer."""
+        self._moved: list[ChangedRow] = []
+        """What is still to be asked for."""
+        self._marking = False
         self._marked: int | None = None
         """Serial of the poll in which the first walk was over: what moves since then is told."""
         self._polls = PROOF
@@ -84,7 +92,7 @@ class Walks:
     @property
     def done(self) -> bool:
         """True when everything that moved is in the book."""
-        return not self._waiting and not self._asking
+        return not self._waiting and not self._asking and not self._moved
 
     @property
     def _suits(self) -> bool:
@@ -97,7 +105,7 @@ class Walks:
         if not self._suits:
             return False
         if self._marked is None:
-            self._output.ask(ChangedRequest(mark=True), self._take_mark)
+            self._mark()
             return False
         self._waiting = self._polls < PROOF - 1 and self._gaps == self._output.gaps
         if self._waiting:
@@ -111,46 +119,53 @@ class Walks:
         elif self._dumps.complete and self._marked is not None and self._marked < self._output.poll:
             self._polls, self._gaps = 0, self._output.gaps
 
+    def _mark(self) -> None:
+        """Begin to watch what moves; one mark at a time, for a later one would hide what moved before it."""
+        if not self._marking:
+            self._marking = True
+            self._output.ask(ChangedRequest(mark=True), self._take_mark)
+
     def _take_mark(self, answer: Any) -> None:
-        if self._begins(answer):
+        self._marking = False
+        if self._rows_of(answer, 0):
             self._marked = self._output.poll
 
     def take(self, answer: Any) -> None:
         """Take in what moved; without an answer, or if much did, everything is dumped."""
         self._waiting = False
-        rows = self._rows_of(answer)
-        if rows is None:
+        rows = self._rows_of(answer, len(self._book.entries) // SHARE)
+        if len(rows) < _FRAME or rows[-1].cookie:
             self._dumps.dump_all()
             return
         self._output.count("walks")
-        for row in rows:
+        self._moved = rows[1:-1]
+        self._ask()
+
+    def _ask(self) -> None:
+        while self._moved and self._asking < AT_ONCE:
+            row = self._moved.pop()
             self._asking += 1
             self._lookups.ask(exact_request(row.family, _identity(row), row.cookie), self._answered)
 
     def give_up(self) -> None:
         """Following: no answer will come."""
-        self._waiting = False
+        self._waiting, self._moved = False, []
 
-    def _begins(self, answer: Any) -> bool:
-        """True if an answer has a walk of this namespace; one that is refused is the last."""
-        if isinstance(answer, ChangedAnswer) and answer.errno:
+    def _rows_of(self, answer: Any, most: int) -> list[ChangedRow]:
+        """The rows of a walk; none if it is not of this namespace, or tells of more than `most` sockets. One that is refused is the last."""
+        if not isinstance(answer, ChangedAnswer):
+            return []
+        if answer.errno:
             self._allowed = False
             self._output.note(f"sockets that moved cannot be walked over ({error_text(answer.errno)}): all are dumped")
-        if not isinstance(answer, ChangedAnswer) or not answer.rows:
-            return False
-        head = decode_changed(answer.rows)[0]
-        return not head.cookie and self._sightings.books.get(head.net_cookie) is self._book
-
-    def _rows_of(self, answer: Any) -> list[ChangedRow] | None:
+        if not CHANGED.size <= len(answer.rows) <= (most + _FRAME) * CHANGED.size:
+            return []
         try:
-            if not self._begins(answer):
-                return None
             rows = decode_changed(answer.rows)
         except ProtocolError as error:
             self._output.reject(error.reason)
-            return None
-        whole = len(rows) > 1 and not rows[-1].cookie and len(rows) - 2 <= len(self._book.entries) // SHARE
-        return rows[1:-1] if whole else None
+            return []
+        return [] if rows[0].cookie or self._sightings.books.get(rows[0].net_cookie) is not self._book else rows
 
     def _answered(self, found: bytes | None) -> None:
         self._asking -= 1
@@ -159,6 +174,7 @@ class Walks:
         elif found is not None and not is_remains(found):
             pieces, form = self._formats.cut(found)
             self._book.apply_row(self._book.entries.get(pieces[2]), IPPROTO_TCP, pieces, found, form)
+        self._ask()
 
 
 def _identity(row: ChangedRow) -> bytes:
