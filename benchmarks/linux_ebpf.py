@@ -38,6 +38,8 @@ from nstat_async.ebpf import Ended, Ledger, MapsPurpose, Operation, RingPurpose,
 TRAFFIC = Path(__file__).resolve().parent.parent / "tests" / "ebpf" / "traffic.c"
 REST = 0.01
 """Seconds between two looks at the ring while it is busy."""
+START = 12
+"""Polls of a monitor that are not measured."""
 POLL = 0.5
 """Seconds between two lists of counts."""
 
@@ -160,17 +162,17 @@ def overhead(traffic: str, rounds: int, pairs: int) -> list[dict]:
 
 
 async def polls(count: int, rounds: int) -> list[dict]:
-    """Polls in turn with the floor; the first three of each monitor are its start."""
+    """Polls in turn with the floor; the first ones of each monitor look for processes, too."""
     costs: dict[str, list[float]] = {"four bare dumps": [], "walks": [], "dumps": []}
     with Holders(count), socket.create_server(("127.0.0.1", 0), backlog=512) as server:
         clients = [socket.create_connection(server.getsockname()) for _ in range(max(1, count // 200))]
         pairs = [(client, server.accept()[0]) for client in clients]
         async with Monitor(interval=None) as walks, Monitor(interval=None, ebpf="off", pulse=None) as plain:
-            for number in range(rounds + 3):
+            for number in range(START + rounds):
                 for client, accepted in pairs:
                     client.send(b"x")
                     accepted.recv(1)
-                costs["four bare dumps"].append(dumps(1).span if number >= 3 else 0.0)
+                costs["four bare dumps"].append(dumps(1).span if number >= START else 0.0)
                 for name, monitor in (("walks", walks), ("dumps", plain)):
                     begin = time.process_time()
                     await monitor.poll_now()
@@ -179,7 +181,7 @@ async def polls(count: int, rounds: int) -> list[dict]:
         for pair in pairs:
             for each in pair:
                 each.close()
-    medians = {name: statistics.median(values[3:]) for name, values in costs.items()}
+    medians = {name: statistics.median(values[START:]) for name, values in costs.items()}
     floor = medians["four bare dumps"]
     return [
         {"sockets": count, "poll": name, "ms": cost * 1e3, "ratio": cost / floor, "walks": walked}
