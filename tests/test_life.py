@@ -41,6 +41,15 @@ if sys.platform == "win32":
     del LOOPS["uvloop"]
 
 
+@pytest.fixture(autouse=True)
+def alone():
+    """A loop that ended with a monitor of an earlier test left its task: whatever the order, it is not this test's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        background._running.clear()
+        gc.collect()
+
+
 @pytest.fixture(params=LOOPS)
 def run(request):
     """Runs a test on each loop; asyncio in debug mode."""
