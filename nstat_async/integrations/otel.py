@@ -9,10 +9,14 @@ under ``nstat.``.
 ``nstat.process.flows``       observable counter  ``{flow}``    flows seen
 ``nstat.process.open_flows``  observable up-down  ``{flow}``    flows open now
 ``nstat.losses``              observable counter  ``{report}``  attribute ``nstat.loss.cause``
+``nstat.interface.io``        observable counter  ``By``        attribute ``network.io.direction``
+``nstat.attributed.io``       observable counter  ``By``        attribute ``network.io.direction``
 ============================  ==================  ============  ====================================
 
 Those of processes have the attribute ``process.executable.name``. Its values are bounded in
 number; ``(other)``, ``(unknown)`` and ``(lost)`` are as in `nstat_async.integrations.prometheus`.
+The last two compare wire bytes of interfaces with the payload of flows among them (`nstat_async.Coverage`); they are
+absent while that is not known.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.otel needs opentelemetry-api: pip install 'nstat-async[otel]'"
     raise ImportError(msg) from error
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from ._series import KeeperFeed, Series, keepers
 
@@ -65,17 +70,20 @@ class TrafficMetrics(KeeperFeed):
         counter("nstat.process.flows", [self._flows], unit="{flow}", description="Flows seen, by process name")
         up_down("nstat.process.open_flows", [self._open], unit="{flow}", description="Flows open now, by process name")
         counter("nstat.losses", [self._losses], unit="{report}", description="Reports of loss in the stream")
+        wire, payload = "Wire bytes of interfaces, headers included", "Payload of flows among them"
+        counter("nstat.interface.io", [self._interface_bytes], unit="By", description=wire)
+        counter("nstat.attributed.io", [self._attributed_bytes], unit="By", description=payload)
 
     def _series(self) -> tuple[Series, ...]:
         return self._keepers["process"].observe().series
 
     def _bytes(self, _options: CallbackOptions) -> Iterator[Observation]:
         for each in self._series():
-            yield from _both_ways(each, each.rx_bytes, each.tx_bytes)
+            yield from _of_series(each, each.rx_bytes, each.tx_bytes)
 
     def _packets(self, _options: CallbackOptions) -> Iterator[Observation]:
         for each in self._series():
-            yield from _both_ways(each, each.rx_packets, each.tx_packets)
+            yield from _of_series(each, each.rx_packets, each.tx_packets)
 
     def _flows(self, _options: CallbackOptions) -> Iterator[Observation]:
         return (Observation(each.flows, {_NAME: each.label}) for each in self._series())
@@ -88,8 +96,20 @@ class TrafficMetrics(KeeperFeed):
             Observation(loss.events, {_CAUSE: loss.cause.value}) for loss in self._keepers["process"].observe().losses
         )
 
+    def _interface_bytes(self, _options: CallbackOptions) -> Iterator[Observation]:
+        coverage = self.coverage
+        return iter(()) if coverage is None else _both_ways(coverage.rx_bytes, coverage.tx_bytes)
 
-def _both_ways(series: Series, received: int, sent: int) -> Iterator[Observation]:
+    def _attributed_bytes(self, _options: CallbackOptions) -> Iterator[Observation]:
+        coverage = self.coverage
+        return iter(()) if coverage is None else _both_ways(coverage.flow_rx_bytes, coverage.flow_tx_bytes)
+
+
+def _of_series(series: Series, received: int, sent: int) -> Iterator[Observation]:
     if series.is_counted:
-        yield Observation(received, {_NAME: series.label, _DIRECTION: "receive"})
-        yield Observation(sent, {_NAME: series.label, _DIRECTION: "transmit"})
+        yield from _both_ways(received, sent, {_NAME: series.label})
+
+
+def _both_ways(received: int, sent: int, labels: Mapping[str, str] = MappingProxyType({})) -> Iterator[Observation]:
+    yield Observation(received, {**labels, _DIRECTION: "receive"})
+    yield Observation(sent, {**labels, _DIRECTION: "transmit"})

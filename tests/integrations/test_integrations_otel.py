@@ -6,6 +6,7 @@ import anyio
 import pytest
 from aggregate_events import FakeMonitor, added, counts, flow, lost, until, updated
 
+from nstat_async import Coverage
 from nstat_async._model import Counts, Process
 
 pytest.importorskip("opentelemetry.sdk")
@@ -72,6 +73,17 @@ def test_metrics_follow_a_monitor(exported, backend):
             monitor.end()
 
     anyio.run(main, backend=backend)
+
+
+def test_the_share_that_flows_explain_is_exported_once_it_is_known(exported):
+    meter, read = exported
+    metrics = TrafficMetrics(meter)
+    metrics.feed_many([added(flow("a"), 1, counts(1))])
+    assert not any(name in {"nstat.interface.io", "nstat.attributed.io"} for name, *_ in read())
+    metrics.coverage = Coverage(1000, 2000, 900, 1700, 0, 0, 0, 0)
+    seen = read()
+    assert (seen["nstat.interface.io", "receive"], seen["nstat.interface.io", "transmit"]) == (1000, 2000)
+    assert (seen["nstat.attributed.io", "receive"], seen["nstat.attributed.io", "transmit"]) == (900, 1700)
 
 
 def test_only_names_of_the_conventions_are_outside_of_the_librarys_own_namespace(exported):
