@@ -131,7 +131,7 @@ def test_a_file_that_this_library_did_not_write_is_never_replaced(tmp_path, cont
         await watch(EmulatedKernel(), 1, record_to=target)
 
     for target in (path, str(path), Recording(path)):
-        with pytest.raises(UsageError, match=r"thesis\.jsonl exists"):
+        with pytest.raises(UsageError, match=r"thesis\.jsonl: exists"):
             anyio.run(main, target)
     assert path.read_bytes() == content
     anyio.run(main, Recording(path, overwrite=True))
@@ -278,7 +278,7 @@ def test_parts_that_do_not_follow_each_other_are_refused(tmp_path):
     one, two, three, *_ = parts(tmp_path / "a.nstat")
     other = parts(tmp_path / "b.nstat")[1]
     for wrong in ([one, three], [two, one], [one, one]):
-        with pytest.raises(RecordingError, match="is not the part that follows"):
+        with pytest.raises(RecordingError, match="not the part that follows"):
             replayed(wrong)
     assert other.exists()
     assert replayed([two, three]), "from the middle it is followed"

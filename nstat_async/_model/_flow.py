@@ -72,7 +72,10 @@ class Endpoint:
 
         Raises:
             ValueError: `address` is not an IP address, or its zone is no interface of this machine.
+            UsageError: It is no text; a `ValueError`, too.
         """
+        if not isinstance(address, str):
+            raise _wrong(f"Endpoint: {address!r} is no text such as '192.0.2.1'")
         text, _, zone = address.partition("%")
         packed = ipaddress.ip_address(text).packed
         return cls(packed, port, _zone_index(address, zone) if zone else None)

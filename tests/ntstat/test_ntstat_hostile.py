@@ -364,6 +364,6 @@ def test_the_end_of_a_poll_that_left_out_a_hundred_thousand_numbers_costs_a_few_
 
     session, _ = driven(wire.kernel, answer, seconds=0.3, interval=0.2)
     session.receive_datagrams([wire.updated(60_000, wire.counts(1, 1), wire.descriptor(2))], 0.3, 0)
-    assert len(session._subscription.table.references.missing) == 59_999
+    assert len(session._sockets.current.table.references.missing) == 59_999
     steps = steps_of(lambda: session.receive_datagrams([wire.success(last[-1])], 0.3, 0))
     assert steps < 5_000

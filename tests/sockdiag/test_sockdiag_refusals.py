@@ -175,6 +175,6 @@ def test_without_proc_there_are_flows_and_it_is_said():
         ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert "sees no processes: processes cannot be named: there is no /proc" in done.stderr
-    assert "PROTOCOL" in done.stdout
+    assert "PROTO  LOCAL" in done.stdout
     assert "processes cannot be named: there is no /proc" in done.stdout
     assert "Traceback" not in done.stderr
