@@ -107,8 +107,6 @@ class Pulse:
         """Those that nobody wants any more: the thread closes them, which may be using one."""
         self._charged: deque[float] = deque()
         """CPU seconds that others spent on reports."""
-        self._cut = False
-        """The last search had not time enough."""
         self._reading = 0.0
         """CPU seconds that reading the counters took at last."""
 
@@ -133,6 +131,8 @@ class Pulse:
 
     def _start(self) -> None:
         if self._thread is not None:
+            if not self._thread.is_alive():
+                raise OSError(errno.EIO, "looks failed before")
             return
         thread = threading.Thread(target=self._run, name="nstat-async-pulse", daemon=True)
         try:
@@ -180,7 +180,9 @@ class Pulse:
             spent = time.thread_time() - began
             while self._charged:
                 spent += self._charged.popleft()
-            self._budget.spend(spent, time.monotonic())
+            now = time.monotonic()
+            self._budget.spend(spent, now)
+            self._wide.spend(0.0, now)  # its time passes, too
 
     def _pause(self) -> float:
         """As it is wanted; longer where reading the counters alone costs half of what may be spent, or nothing is left."""

@@ -364,6 +364,14 @@ def test_looks_at_crowds_take_their_own_share(monkeypatch):
     assert looks == [True, False]
 
 
+def test_what_searches_through_all_take_is_granted_anew():
+    """Once their share is spent, too: else there would be none any more, and crowds would never be looked at."""
+    with beating() as live:
+        wide = live.transport._pulse._wide
+        wide.left = -0.0001
+        live.until(lambda: wide.left > 0.0)
+
+
 def test_of_thousands_at_once_those_of_likely_processes_are_reported():
     sockets = [(6, bytes(glance.COOKIE_AT) + glance.SOCKET.pack(inode, 0, inode)) for inode in range(3000)]
     urgent = pulse._most_urgent(sockets, {2999, 5})
