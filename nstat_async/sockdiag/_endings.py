@@ -316,6 +316,14 @@ class Endings:
         for end, ending in self.waiting.due(self._output.now):
             self._give_up(end, ending)
 
+    def give_up_all(self) -> None:
+        """Nobody will say more of any of them."""
+        fresh, self._fresh = self._fresh, {}
+        for ending in fresh.values():
+            self._remains_found(ending, NO_ANSWER)
+        for end, ending in self.waiting.take_all():
+            self._give_up(end, ending)
+
     def _give_up(self, end: End, ending: Ending) -> None:
         self._remember(end, ending.words)
         ending.peer = self._recall((end[1][:2], _ANY))

@@ -68,9 +68,9 @@ class Namespace:
         self.book.dumped = entered
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
-        endings = Endings(output, self.book, self.lookups, links, self._formats)
+        self._endings = Endings(output, self.book, self.lookups, links, self._formats)
         self._sightings = sightings
-        self.removals = RemovalSource(output, self.book, endings, sightings, self._formats, protocols)
+        self.removals = RemovalSource(output, self.book, self._endings, sightings, self._formats, protocols)
         self.dumps = DumpSource(
             output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
         )
@@ -132,10 +132,12 @@ class Namespace:
     def end(self) -> None:
         """Nobody is there any more: what is left of its flows ends."""
         book = self.book
+        self._sightings.leave(book)
+        self.lookups.give_up_all()
+        self._endings.give_up_all()
         for entry in list(book.entries.values()):
             book.drop(entry)
             book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
-        self.lookups.give_up_all()
         for source in (*self.sources, self.pulse):
             if source.is_open and not self._output.following:
                 source.close()

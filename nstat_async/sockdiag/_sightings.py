@@ -113,6 +113,10 @@ class _Half:
     book: Book
     ended: Ended | None = None
     settle: Callable[[Ended | None], None] | None = None
+    connection: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.connection = self.entry.connection
 
 
 class Sightings:
@@ -413,6 +417,8 @@ class Sightings:
     def _end(self, half: _Half) -> None:
         entry, ended = half.entry, half.ended
         assert ended is not None
+        if entry.over or entry.connection != half.connection:
+            return  # another source ended it meanwhile
         assert entry.report is not None
         self._remember(entry.cookie, entry)
         half.book.drop(entry)
@@ -481,6 +487,16 @@ class Sightings:
         """No more records will come."""
         self.live = False
         self.give_up_all()
+
+    def leave(self, book: Book) -> None:
+        """Nobody watches this network namespace any more: its ends wait no longer."""
+        for cookie, half in self._recorded.items():
+            if half.book is book:
+                self.end_recorded(cookie)
+        for removed in (self.removed, self._unseen):
+            for cookie, half in removed.items():
+                if half.book is book:
+                    self.give_up(cookie)
 
     def give_up_all(self) -> None:
         """What ends still wait for will not come."""

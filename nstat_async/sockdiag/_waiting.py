@@ -49,6 +49,10 @@ class Waiting(Generic[Key, Value]):
         found = self._items.get(key)
         return None if found is None else found[1]
 
+    def items(self) -> list[tuple[Key, Value]]:
+        """What waits, with its keys."""
+        return [(key, value) for key, (_, value) in self._items.items()]
+
     def pop(self, key: Key) -> Value | None:
         """Take out what waits under this key."""
         found = self._items.pop(key, None)

@@ -169,8 +169,8 @@ class Walks:
 
     def _answered(self, found: bytes | None) -> None:
         self._asking -= 1
-        if found == NO_ANSWER:
-            self._dumps.complete = False
+        if found == NO_ANSWER:  # the next poll dumps everything
+            self._dumps.complete, self._moved = False, []
         elif found is not None and not is_remains(found):
             pieces, form = self._formats.cut(found)
             self._book.apply_row(self._book.entries.get(pieces[2]), IPPROTO_TCP, pieces, found, form)

@@ -496,6 +496,42 @@ def test_a_namespace_that_is_found_after_all_is_entered_and_its_flows_begin_anew
     assert kernel.session._sightings.books[BLUE.cookie].dumped
 
 
+def test_an_end_that_waits_while_its_namespace_is_let_go_is_reported_once_and_exactly():
+    kernel = started(everywhere=True)
+    strange(kernel)
+    record_of_blue(kernel, *beginning(), closed())
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    kernel.poll()
+    kernel.wait(1.0)
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert (removed.counts.tx_bytes, removed.final) == (70, True)
+
+
+def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
+    """Nobody answers what would be asked in it."""
+    kernel = started(everywhere=True)
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    record_of_blue(kernel, *beginning())
+    kernel.feed(removal().message(final=True), 4 + 1)
+    kernel.run()
+    kernel.came_and_went = [NamespacesAnswer(gone=(1,))]
+    kernel.poll()
+    kernel.wait(5.0)
+    assert [type(e) for e in flow_events(kernel.events)].count(FlowRemoved) == 1
+
+
+def test_a_record_of_an_end_is_not_that_of_a_connection_that_a_dump_found_meanwhile():
+    kernel = started()
+    connect(kernel)
+    kernel.feed(encode(attrs_of(closed())), RING)
+    kernel.sockets[9] = FakeSocket(9, remote=bytes((127, 0, 0, 3)), local_port=40001)
+    kernel.poll()
+    kernel.wait(1.0)
+    last = [e for e in flow_events(kernel.events) if e.flow.id == "c9.2"]
+    assert [type(e) for e in last] == [FlowAdded]
+    assert [e.flow.id for e in flow_events(kernel.events) if isinstance(e, FlowRemoved)] == ["c9"]
+
+
 def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty():
     kernel = started(everywhere=True)
     for cookie in range(MOST + 3):

@@ -16,8 +16,9 @@ from sockdiag_fakes import FakeSocket, flow_events
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
 from nstat_async._contract import Lookup, LookupFailed
-from nstat_async.ebpf import CHANGED, Kind
+from nstat_async.ebpf import CHANGED, Kind, decode_changed
 from nstat_async.sockdiag import ChangedAnswer, ChangedRequest, DiagRequest, TcpInfo, iterate_messages
+from nstat_async.sockdiag import _lookups as lookups
 from nstat_async.sockdiag import _walks as walks
 from nstat_async.sockdiag._constants import SocketState
 
@@ -186,6 +187,15 @@ def test_a_look_up_without_an_answer_makes_the_poll_incomplete_and_the_next_one_
     kernel.silent.clear()
     assert LISTENING not in kernel.dumped(kernel.poll)
     assert sent(kernel)["c2"] == 10
+
+
+def test_where_no_more_look_ups_may_wait_a_walk_is_given_up(kernel, monkeypatch):
+    monkeypatch.setattr(lookups, "MOST_WAITING", 0)
+    walk = kernel.session._namespaces[0].walks
+    walk._moved = decode_changed(row(1, kernel.sockets[1]) * 2000)
+    walk._ask()
+    assert walk.done
+    assert not kernel.session._namespaces[0].dumps.complete
 
 
 @pytest.mark.parametrize("options", [{"every_update": True}, {"extras": True}, {"providers": "udp"}])
