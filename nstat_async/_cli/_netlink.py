@@ -41,12 +41,13 @@ _REQUESTS = {"SOCK_DIAG_BY_FAMILY", "TCPDIAG_GETSOCK"}
 _ROUTES = {**_CONTROL, **{int(member): member.name for member in RouteMessage}}
 _LINKS = {"NEWLINK", "DELLINK"}
 _ADDRESSES = {"NEWADDR", "DELADDR"}
+_BYTES = {"STATE", "RETRANSMITS", "PROBES"}
 _WIDE = {"PACING_RATE", "BYTES_ACKED", "BYTES_RECEIVED", "DELIVERY_RATE", "BYTES_SENT", "BYTES_RETRANS"}
 _TCP_INFO = tuple(
     (
         f"tcpi_{member.name.lower()}",
         int(member),
-        struct.Struct("=Q" if member.name in _WIDE else "=B" if member.name == "STATE" else "=I"),
+        struct.Struct("=Q" if member.name in _WIDE else "=B" if member.name in _BYTES else "=I"),
     )
     for member in TcpInfo
 )

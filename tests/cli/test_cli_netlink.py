@@ -20,7 +20,7 @@ from nstat_async.sockdiag._messages import (
     socket_id,
 )
 
-INFO = bytes(8) + struct.pack("=I", 200_000) + bytes(108) + struct.pack("=QQ", 1000, 2000)
+INFO = bytes([1, 0, 2, 3, 4, 7, 0x77, 0]) + struct.pack("=I", 200_000) + bytes(108) + struct.pack("=QQ", 1000, 2000)
 SOCKET = socket_id(bytes([10, 0, 0, 1]), 50000, bytes([192, 0, 2, 1]), 443, device=3, cookie=1 << 40 | 5)
 
 
@@ -45,6 +45,7 @@ def test_a_dump_is_printed_by_the_kernels_names(tmp_path):
     assert line["descriptor"]["id.idiag_cookie"] == 1 << 40 | 5
     assert line["descriptor"]["idiag_inode"] == 77
     assert line["counts"]["tcpi_rto"] == 200_000
+    assert [line["counts"][f"tcpi_{name}"] for name in ("state", "retransmits", "probes")] == [1, 2, 3]
     assert (line["counts"]["tcpi_bytes_acked"], line["counts"]["tcpi_bytes_received"]) == (1000, 2000)
     assert "tcpi_segs_out" not in line["counts"], "this kernel's tcp_info ends before it"
     assert [item["name"] for item in line["extensions"]] == ["INFO", "CONG", None]

@@ -45,7 +45,7 @@ up down pgup pgdn home end   move
 enter, right, left   show or hide the flows of a row
 < > s      sort by the column before, the next one
 1 … 9      sort by rate, traffic, rx, tx, flows, name,
-           pid, user, rx rate; a click on a heading, too
+           pid, user, unit; a click on a heading, too
 r          reverse the order
 v          rows of something else: user, remote, …
 n          names of remotes, asked of name servers
