@@ -263,13 +263,16 @@ def _verdict(name: str, steps: dict[str, Counts | None], seconds: float) -> Find
     final = steps.get("FlowRemoved")
     data: dict[str, Any] = {"steps": sorted(steps), "seconds": round(seconds, 3)}
     if "FlowRemoved" not in steps:
-        status, detail = Status.FAIL, "an own connection was " + ("added and never removed" if steps else "not seen")
+        status, detail = (
+            Status.FAIL,
+            "a connection of its own was " + ("added and never removed" if steps else "not seen"),
+        )
     elif final is None or (final.tx_bytes, final.rx_bytes) != (sent, received):
-        status, detail = Status.WARN, f"an own connection of {sent}/{received} bytes ended with {final!r}"
+        status, detail = Status.WARN, f"a connection of its own of {sent}/{received} bytes ended with {final!r}"
         data["exact"] = False
     else:
         seen = f"{sent:,} and {received:,} bytes exact, in {seconds:.2f} s"
-        status, detail = Status.OK, f"an own connection was seen to come and go, {seen}"
+        status, detail = Status.OK, f"a connection of its own was seen to come and go, {seen}"
         data["exact"] = True
     return Finding(f"{name} self-check", status, detail, data)
 

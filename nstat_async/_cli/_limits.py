@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from .._model import Capabilities, Visibility
 from ._output import complain
 
-__all__ = ["limits_text", "say_limits", "unseen"]
+__all__ = ["Limits", "limits_text", "unseen"]
+
+
+class _Able(Protocol):
+    """A monitor, or a look."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
 
 _FEW = {
     Visibility.OWN: "{} of this user only",
@@ -34,8 +44,16 @@ def limits_text(able: Capabilities) -> str | None:
     return f"sees {', '.join(parts)}: {'; '.join(reasons) or 'nstat-async doctor says why'}"
 
 
-def say_limits(able: Capabilities, *, recorded: bool) -> None:
-    """Say it; of a recording whoever made it knows."""
-    text = None if recorded else limits_text(able)
-    if text is not None:
-        complain(text)
+class Limits:
+    """Says once what is not seen, as soon as that is known: the first search for processes may find out."""
+
+    def __init__(self, *, recorded: bool) -> None:
+        self._due = not recorded
+        """Of a recording whoever made it knows."""
+
+    def say(self, watcher: _Able) -> None:
+        """Say it, unless it was said or nothing is missing."""
+        text = limits_text(watcher.capabilities) if self._due else None
+        if text is not None:
+            self._due = False
+            complain(text)

@@ -14,7 +14,7 @@ from .. import Monitor
 from .._errors import StreamEndedError, UsageError
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._formats import row_form
-from ._limits import say_limits
+from ._limits import Limits
 from ._names import NameResolver
 from ._output import Output
 from ._run import run_until_stopped
@@ -39,8 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     lines_of = row_form(arguments, view, output)
     table = TrafficTable(view.group_by, include_history=arguments.include_history or recorded)
     every: float | None = arguments.every
+    limits = Limits(recorded=recorded)
 
     def lines(monitor: Monitor) -> list[str]:
+        limits.say(monitor)
         rows = view.sorted(table.rows(), arguments.sort)
         rest = unattributed_row(monitor.statistics().coverage)
         if rest is not None and rest.bytes:
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
-            say_limits(monitor.capabilities, recorded=recorded)
+            limits.say(monitor)
             # A recording has its own time; on a running machine rates go by a clock that nobody sets.
             looks = TableStream(monitor, table, every=every or math.inf, clock="events" if recorded else "wall")
             with scope:

@@ -11,7 +11,7 @@ from .._errors import IncompleteSnapshotError
 from .._model import Counts, Flow
 from .._monitor import look_once
 from ._formats import flow_form
-from ._limits import say_limits
+from ._limits import Limits
 from ._output import Output, complain
 from ._run import run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
                 backend=backend, providers=options.get("providers"), flow_filter=options.get("flow_filter")
             )
             found.extend(look.flows)
-            say_limits(look.capabilities, recorded=is_recorded(arguments))
+            Limits(recorded=is_recorded(arguments)).say(look)
             if look.missing is not None:
                 complain(str(IncompleteSnapshotError(look.flows, look.missing)))
                 return 1

@@ -8,10 +8,10 @@ from typing import Any
 
 import anyio
 
-from .. import Monitor, Subscription
+from .. import Monitor
 from .._contract import Backend
 from ._formats import EventFormatter, event_formatter
-from ._limits import say_limits
+from ._limits import Limits
 from ._output import Output, complain, events_text
 from ._progress import Progress
 from ._run import run_until_stopped
@@ -29,12 +29,13 @@ def show_events(
 ) -> int:
     """Print the events of a backend until they end or it is stopped."""
     formatter = event_formatter(arguments, output)
+    limits = Limits(recorded=is_recorded(arguments))
 
     async def work(scope: anyio.CancelScope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
-            say_limits(monitor.capabilities, recorded=is_recorded(arguments))
+            limits.say(monitor)
             with scope:
-                await stream(monitor.subscribe(), output, formatter)
+                await stream(monitor, output, formatter, limits)
         return 0
 
     status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
@@ -43,15 +44,17 @@ def show_events(
     return status
 
 
-async def stream(events: Subscription, output: Output, formatter: EventFormatter) -> None:
+async def stream(monitor: Monitor, output: Output, formatter: EventFormatter, limits: Limits) -> None:
     """Print every event until the stream ends; whatever waits is one batch.
 
     With a quiet output nothing is formatted: that is the null sink by which the
     library itself is measured.
     """
+    events = monitor.subscribe()
     if output.quiet:
         while batch := await events.receive_many():
             output.written += len(batch)
         return
     while batch := await events.receive_many():
         await output.send([line for event in batch if (line := formatter(event)) is not None])
+        limits.say(monitor)

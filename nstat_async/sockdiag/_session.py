@@ -286,7 +286,9 @@ class Session:
         if self._names_all:
             return None
         refused = self._owners.refused
-        return self.setup.limit or (f"{refused} processes may not be looked at" if refused else None)
+        return self.setup.limit or (
+            f"{refused} process{'es' * (refused != 1)} may not be looked at" if refused else None
+        )
 
     def _remarks(self) -> Iterator[str]:
         hidden = self._hidden()

@@ -302,7 +302,7 @@ function showTotals(answer) {
   setText(byId("since"), answer.since === null ? "" : `counted since ${clock(answer.since)}`);
   const share = (part) => (part === null ? UNKNOWN : `${Math.round(100 * part)} %`);
   const shares = answer.shares;
-  setText(byId("coverage"), shares ? `Payload of flows is ${share(shares[0])} of what the interfaces received, ${share(shares[1])} of what they sent.` : "");
+  setText(byId("coverage"), shares && (shares[0] !== null || shares[1] !== null) ? `Payload of flows is ${share(shares[0])} of what the interfaces received, ${share(shares[1])} of what they sent.` : "");
   setText(byId("media"), mediaText(total.media));
   addSample(answer.time, total.rx_rate, total.tx_rate);
 }
