@@ -67,6 +67,7 @@ class Kernels:
         arguments = (self.path, far, size, rate, life, tcp_only)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
+        far.close()  # a kernel that dies is the pipe's end here, not silence
         self._pipe.recv()
         while not self._listens():
             time.sleep(0.01)

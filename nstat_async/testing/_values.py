@@ -36,7 +36,7 @@ _UUID_SPACE = uuid.UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
 _BITS = {"BOOL": 8, "U8": 8, "U16": 32, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
 """Width of a number; what newer releases widened has the room that it has now."""
 _BYTES = {"SOCKADDR": 28, "UUID": 16}
-_LONGEST = 1e9
+LONGEST = 1e9
 """Seconds, or anything else that is counted: about 31 years."""
 
 
@@ -91,7 +91,7 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def number(name: str, value: Any, *, least: float = 0.0, most: float = _LONGEST) -> float:
+def number(name: str, value: Any, *, least: float = 0.0, most: float = LONGEST) -> float:
     """A finite number in a range.
 
     Raises:

@@ -14,7 +14,7 @@ from nstat_async._model import Provider
 
 from ._flows import EmulatedFlow
 from ._scripting import ScriptedMachine
-from ._values import instance, number, one_of, whole
+from ._values import LONGEST, instance, number, one_of, whole
 
 __all__ = ["Workload"]
 
@@ -103,7 +103,7 @@ class Workload:
             for _ in range(self.size - len(self._flows)):
                 self._open()
             if self.rate > 0:
-                self.kernel.call_later(self._random.expovariate(self.rate), self._arrive)
+                self.kernel.call_later(self._drawn(self.rate), self._arrive)
             if self.transfers > 0:
                 self.kernel.call_later(1.0, self._move)
 
@@ -122,7 +122,11 @@ class Workload:
         self._transfer(flow)
         self._flows[flow.number] = flow
         self.opened += 1
-        self.kernel.call_later(draw.expovariate(1 / self.mean_life), lambda: self._close(flow))
+        self.kernel.call_later(self._drawn(1 / self.mean_life), lambda: self._close(flow))
+
+    def _drawn(self, rate: float) -> float:
+        """Seconds until something happens that happens so often a second; no timer is set for longer than `LONGEST`."""
+        return min(self._random.expovariate(rate), LONGEST)
 
     def _address(self, interface: str) -> str:
         if interface == "lo0":
@@ -140,7 +144,7 @@ class Workload:
     def _arrive(self) -> None:
         if self._running:
             self._open()
-            self.kernel.call_later(self._random.expovariate(self.rate), self._arrive)
+            self.kernel.call_later(self._drawn(self.rate), self._arrive)
 
     def _close(self, flow: EmulatedFlow) -> None:
         if not self._running or not flow.open:

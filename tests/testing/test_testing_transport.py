@@ -283,3 +283,11 @@ def test_the_default_talk_reads_what_a_channel_reads():
     channel.send(watch_tcp(kernel))
     assert talk.watch(Provider.TCP, userland=False)[0].encode(talk.layout) == read_one(channel)
     channel.close()
+
+
+def test_a_workload_with_a_life_beyond_the_longest_timer_runs():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    workload = Workload(kernel, size=200, mean_life=1e9, rate=1e-9, seed=1)
+    workload.start()
+    kernel.advance(10)
+    assert (workload.opened, workload.closed) == (200, 0)
