@@ -44,7 +44,9 @@ def _number(
             value = int(text) if whole else float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number") from None
-        if not minimum <= value < math.inf or (above and value == minimum):
+        if not abs(value) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+        if value < minimum or (above and value == minimum):
             raise argparse.ArgumentTypeError(f"{text} must be {'more than' if above else 'at least'} {minimum:g}")
         if value > most:
             raise argparse.ArgumentTypeError(f"{text} must be at most {most}")

@@ -120,7 +120,9 @@ def _columns(text: str, fields: tuple[Field, ...], prefixes: tuple[tuple[str, ..
         steps = next((path for path in paths if path is not None), None)
         if steps is None:
             known = sorted(_names(fields, prefixes))
-            raise UsageError(f"fields: {name!r} is no field{did_you_mean(name, known)} (docs/fields.md lists them)")
+            raise UsageError(
+                f"fields: {name!r} is no field such as pid, name or rx_bytes{did_you_mean(name, known)} (docs/fields.md lists them)"
+            )
         found.append(Column(name.upper(), steps))
     return tuple(found)
 

@@ -28,10 +28,10 @@ __all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
 EventFormatter = Callable[[AnyEvent], "str | None"]
 _HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
 _RIGHT = frozenset({6, 7})
-_SPARE = (8, 4, 2)
-"""What a narrow terminal does without: the interface, then the state, then the local end."""
+_SPARE = (8, 4, 2, 1)
+"""What a narrow terminal does without: the interface, then the state, the local end, the protocol."""
 _MAIN = 6
-"""Columns of a table of rows that are never left out."""
+"""Columns of a table of rows that are not left out, but for the number of all flows."""
 
 
 def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
@@ -159,5 +159,6 @@ def _table(
 ) -> list[str]:
     headings = [column.heading if view is None else view.heading_of(column) for column in columns]
     right = [at for at, column in enumerate(columns) if column.is_number]
-    spare = () if chosen else range(len(columns) - 1, _MAIN - 1, -1)
+    flows = [at for at, column in enumerate(columns) if column.heading == "FLOWS"]
+    spare = [] if chosen else [*range(len(columns) - 1, _MAIN - 1, -1), *flows]
     return render(headings, cells, right=right, columns=output.columns, spare=spare)

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         """As `argparse` does; a subcommand's unknown arguments are its own mistake, not that of the whole command."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
+            options = [option for action in self._actions for option in action.option_strings if action.dest != "help"]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], options)}")
         return found, unknown
 

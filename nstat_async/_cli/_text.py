@@ -308,7 +308,8 @@ def _host(event: HostUpdated) -> _Shown:
     )
     labels = " ".join(f"{escape(name)}={escape(text)}" for name, text in event.labels)
     sign = "+" if event.state is HostState.PRESENT else "!" if event.state is HostState.SILENT else "-"
-    return sign, (f"machine is {event.state.value}", labels, clock, escape(event.detail or ""))
+    state = f"{'has' if event.state is HostState.LEFT else 'is'} {event.state.value}"
+    return sign, (f"machine {state}", labels, clock, escape(event.detail or ""))
 
 
 _OTHERS: dict[type, Callable[[Any], _Shown]] = {

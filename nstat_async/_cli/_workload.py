@@ -106,8 +106,8 @@ def _step(path: str, number: int, line: str) -> Step:
     where = f"{path}, line {number}"
     try:
         values = json.loads(line)
-    except ValueError as error:
-        raise NstatError(f"{where}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise NstatError(f"{where}: no JSON ({error})") from error
     if not isinstance(values, dict):
         raise NstatError(f"{where}: a step is a JSON object")
     at, do, flow = values.pop("at", 0), values.pop("do", None), values.pop("flow", None)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,7 +159,7 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
     connection, problems = Connection(Client()), list[str]()
 
     async def failed(error: Exception) -> None:  # nats-py awaits it, and the next one
-        connection.note(str(error) or type(error).__name__)
+        connection.note(_said(error))
         problems[:] = [*problems[-2:], connection.reason]
 
     async def ended() -> None:
@@ -174,12 +176,19 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
     except BaseException as error:
         await connection.close()
         if isinstance(error, trouble()):
-            said = [text for text in (*problems, str(error)) if text and text != "TimeoutError"]
+            said = [text for text in (*problems, _said(error)) if text and text != "TimeoutError"]
             raise unavailable(servers, "; ".join(dict.fromkeys(said)) or "it does not answer") from error
         if isinstance(error, Exception):
             raise unavailable(servers, f"it is no NATS server: {error!r}") from error
         raise
     return connection
+
+
+def _said(error: BaseException) -> str:
+    """What the system or the server says, without the calls and addresses of asyncio (which joins several attempts)."""
+    text = str(error) or type(error).__name__
+    reasons = dict.fromkeys(os.strerror(int(number)) for number in re.findall(r"\[Errno (\d+)\]", text))
+    return ", ".join(reasons) or re.sub(r"\[Errno -\d+\] ", "", text)
 
 
 def _is_refusal(text: str) -> bool:

@@ -7,6 +7,7 @@ bucket that was written survives a crash of the machine as well as of the progra
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Mapping
@@ -196,6 +197,8 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
 
 def _why_not(path: str | os.PathLike[str], error: Exception, *, write: bool) -> str:
     """What the system says of the file, which is more than SQLite does; else SQLite's word."""
+    if Path(path).is_dir():
+        return os.strerror(errno.EISDIR)
     try:
         os.close(os.open(path, os.O_RDWR if write else os.O_RDONLY))
     except FileNotFoundError as reason:
@@ -212,7 +215,8 @@ def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schem
     if write and application == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         application = APPLICATION_ID
     if application != APPLICATION_ID:
-        raise HistoryError(path, "no history, but a database of something else")
+        empty = connection.execute("PRAGMA page_count").fetchone()[0] == 0
+        raise HistoryError(path, "no history: it is empty" if empty else "no history, but a database of something else")
     if version > schema.version:
         raise HistoryError(
             path,

@@ -62,7 +62,7 @@ def check_token(token: str | None) -> str | None:
         return None
     if not isinstance(token, str) or len(token) < _SHORTEST_TOKEN:
         raise UsageError(
-            f"token: at least {_SHORTEST_TOKEN} characters are needed, as secrets.token_urlsafe() makes (the command: --token new)"
+            f"token: at least {_SHORTEST_TOKEN} characters are needed; --token new makes them (in a program: secrets.token_urlsafe())"
         )
     if not token.isascii() or not all(char.isalnum() or char in "-._~" for char in token):
         raise UsageError("token: letters, digits and -._~ only")

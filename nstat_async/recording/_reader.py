@@ -106,7 +106,7 @@ class RecordingReader:
         if self._kernel is None:
             raise RecordingError(
                 "neither a recording of this library nor JSON Lines; if it is a headerless .bin (u32 seconds, u32 length, datagram), "
-                "its kernel must be given, e.g. xnu-11417.121.6",
+                "its kernel must be given, e.g. xnu-11417.121.6 (command line: --kernel)",
                 raw=first[:64],
             )
         return BinParser(self._kernel)

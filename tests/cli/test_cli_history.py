@@ -134,6 +134,16 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path):
     assert path.read_text().startswith("not a database")
 
 
+def test_an_empty_file_and_a_directory_are_called_so(tmp_path):
+    (tmp_path / "empty.db").touch()
+    assert run("history", tmp_path / "empty.db") == (
+        1,
+        "",
+        f"nstat-async: error: {tmp_path}/empty.db: no history: it is empty\n",
+    )
+    assert run("history", tmp_path) == (1, "", f"nstat-async: error: {tmp_path}: cannot be opened: Is a directory\n")
+
+
 def _polls(kernel: EmulatedKernel) -> int:
     """How often a client was answered."""
     sources = [source for client in list(kernel.clients) for source in list(client.sources.values())]

@@ -15,6 +15,7 @@ import conversations
 import pytest
 from support import PYTHON, run, run_json
 
+from nstat_async import NstatError
 from nstat_async._cli import _workload
 from nstat_async.testing import EmulatedKernel
 
@@ -218,6 +219,9 @@ def test_a_script_drives_the_emulated_kernel(tmp_path):
         {"at": 2, "do": "close", "flow": "nobody"},
         {"at": 3, "do": "close", "flow": "a"},
     ]
+    path.write_text("{1")
+    with pytest.raises(NstatError, match=r"line 1: no JSON \("):
+        _workload.read_script(str(path))
     path.write_text("\n".join(map(json.dumps, steps)))
     trouble: list[str] = []
     _workload.Script(kernel, _workload.read_script(str(path)), trouble.append).start()

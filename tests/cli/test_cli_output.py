@@ -14,6 +14,7 @@ import pytest
 from support import PYTHON, run
 
 from nstat_async import Monitor
+from nstat_async._cli._limits import Limits
 from nstat_async._cli._output import Output
 from nstat_async._cli._stream import stream
 from nstat_async.json import JsonFormatter
@@ -72,7 +73,7 @@ def test_a_slow_reader_does_not_stop_the_monitor(pipe):
 
     async def main() -> bytes:
         async with Monitor(backend=kernel.backend(), interval=0.01) as monitor, anyio.create_task_group() as tasks:
-            tasks.start_soon(stream, monitor.subscribe(), output, JsonFormatter())
+            tasks.start_soon(stream, monitor, output, JsonFormatter(), Limits(recorded=False))
             polls = 0
             with anyio.fail_after(60):
                 while polls < 60:

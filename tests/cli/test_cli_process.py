@@ -293,6 +293,8 @@ def test_only_the_command_takes_signals_while_it_is_imported():
         ),
         (["watch", "--netns", "all", "--netns", "x"], "argument --netns: 'all' stands alone"),
         (["watch", "--interval", "1e300"], "argument --interval: 1e300 must be at most"),
+        (["watch", "--duration", "inf"], "argument --duration: 'inf' is no finite number"),
+        (["watch", "--fields", "pid,foo"], "argument --fields: 'foo' is no field such as pid, name or rx_bytes"),
         (["processes", "--by", "user", "--effective"], "argument --effective: rows by user are no processes"),
         (["record", "-", "--rotate-size", "1M"], "argument FILE: standard output has no parts"),
         (["emulate", "--listen", "x", "--kernel", "vista"], "argument --kernel: no XNU version in 'vista'"),

@@ -102,6 +102,15 @@ def test_fields_of_events_may_leave_out_their_beginning(source):
     assert any(line.startswith("flow_removed") for line in rest)
 
 
+@pytest.mark.parametrize("command", [("processes",), ("processes", "--by", "remote-address"), ("snapshot",)])
+@pytest.mark.parametrize("width", [40, 50, 80])
+def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = run(*command, "--backend", source)
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= width
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [("nam", "did you mean 'name'"), ("flow.process.pdi", "did you mean 'flow.process.pid'"), ("", "is no field")],

@@ -11,6 +11,7 @@ import pytest
 from aggregate_events import CURL, added, counts, flow, updated
 
 from nstat_async import (
+    BackendUnavailableError,
     EventsLost,
     Flow,
     HostState,
@@ -121,6 +122,36 @@ def test_lines_say_the_machine_and_the_peer():
     assert TextFormatter(utc=True)(lost).endswith("host:web")
     assert json.loads(json.dumps(lost)) == lost
     assert WEB.process == CURL
+
+
+def test_a_machine_that_stops_has_left():
+    event = HostUpdated(1.0, HostState.LEFT, host="web", detail="it said that it stops")
+    assert "machine has left  it said that it stops" in TextFormatter(utc=True)(event)
+
+
+def test_in_a_narrow_top_the_machine_stays_readable():
+    model = TopModel(View())
+    for host in ("web", "db"):
+        model.feed(
+            [added(flow(f"{host}/1", process=Process(7, "a-program-with-a-long-name"), host=host), 1.0, counts(0))]
+        )
+    model.look()
+    layout = Layout(80, model.view)
+    texts = ["".join(text for text, _ in layout.cells(line, None)) for line in model.lines]
+    assert ["@web " in text for text in texts].count(True) == 1
+    assert ["@db " in text for text in texts].count(True) == 1
+
+
+def test_a_server_that_is_not_there_is_said_in_the_words_of_the_system():
+    pytest.importorskip("nats")
+
+    async def main():
+        async with Monitor(backend=Fleet("nats://127.0.0.1:1")) as monitor:
+            await anext(monitor)
+
+    with pytest.raises(BackendUnavailableError, match=r"nats://127\.0\.0\.1:1: Connection refused") as caught:
+        anyio.run(main)
+    assert "Errno" not in str(caught.value)
 
 
 def test_a_machine_s_own_lines_are_as_they_were():

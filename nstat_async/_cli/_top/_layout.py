@@ -227,6 +227,8 @@ class Layout:
         cells: list[Cell] = [("  " if not row.open_flows else opened if line.expanded else closed, "")]
         for column in self.left:
             text, role = column.cell(line)
+            if row.source is not None and not column.right:  # its end is the machine
+                text = shortened(text, column.width - 1, ascii_only=self.ascii_only)
             shown = self._fit(text, column.width - 1, right=column.right)
             cells.append((shown + " ", role))
         cells += self._amounts(row)
