@@ -262,9 +262,7 @@ def by_user(*users: int | str) -> Filter:
 @_can_be_pickled
 def by_command_line(*parts: str) -> Filter:
     """Flows of processes with one of these texts in their command line, as `Process.command_line` has it (Linux, with ``extras``)."""
-    wanted = frozenset(
-        _each("by_command_line", parts, _text, "a part of a command line, e.g. by_command_line('celery worker')")
-    )
+    wanted = frozenset(_each("by_command_line", parts, _text, "a part of a command line, e.g. 'celery worker'"))
 
     def matches(flow: Flow) -> bool:
         line = None if flow.process is None else flow.process.command_line

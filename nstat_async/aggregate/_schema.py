@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,8 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
     Raises:
         HistoryError: It cannot be opened, or is something else.
     """
+    if _may_wait(path):
+        raise HistoryError(path, "no history, but a pipe or a device")
     target = os.fspath(path) if write else f"{Path(path).absolute().as_uri()}?mode=ro"
     try:
         connection = sqlite3.connect(target, uri=not write, timeout=5.0, isolation_level=None, check_same_thread=False)
@@ -195,6 +198,15 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
         raise
 
 
+def _may_wait(path: str | os.PathLike[str]) -> bool:
+    """True for what is no file: SQLite would wait for the other end of a pipe, and for no signal."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def _why_not(path: str | os.PathLike[str], error: Exception, *, write: bool) -> str:
     """What the system says of the file, which is more than SQLite does; else SQLite's word."""
     if Path(path).is_dir():
@@ -203,8 +215,8 @@ def _why_not(path: str | os.PathLike[str], error: Exception, *, write: bool) -> 
         os.close(os.open(path, os.O_RDWR if write else os.O_RDONLY))
     except FileNotFoundError as reason:
         folder = Path(path).parent
-        writable = os.access(folder, os.W_OK | os.X_OK) or not folder.exists()
-        return str(reason.strerror) if writable else f"no file may be made in {folder}"
+        refused = write and folder.exists() and not os.access(folder, os.W_OK | os.X_OK)
+        return f"no file may be made in {folder}" if refused else str(reason.strerror)
     except (OSError, ValueError) as reason:
         return str(getattr(reason, "strerror", None) or reason)
     return str(error)

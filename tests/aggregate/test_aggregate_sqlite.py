@@ -271,6 +271,26 @@ def test_files_that_are_no_history_are_left_alone(tmp_path):
     assert not (tmp_path / "absent.db").exists()
 
 
+def test_whoever_wants_to_read_a_file_that_is_not_there_does_not_hear_of_writing(tmp_path, monkeypatch):
+    def fails(*_args, **_options):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(_schema.os, "access", lambda *_: False)  # as for a user who may not write there
+    monkeypatch.setattr(_schema.sqlite3, "connect", fails)
+    with pytest.raises(HistoryError, match=r"cannot be opened: No such file"):
+        History(tmp_path / "absent.db")
+    with pytest.raises(HistoryError, match=r"cannot be opened: no file may be made in"):
+        HistoryWriter(tmp_path / "absent.db")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("open_it", [History, HistoryWriter])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, open_it):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(HistoryError, match="no history, but a pipe or a device"):
+        open_it(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("open_it", [History, HistoryWriter])
 def test_what_keeps_a_history_from_being_opened_is_not_said_of_the_file(tmp_path, monkeypatch, open_it):
     def fails(*_args, **_options):
