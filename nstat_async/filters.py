@@ -184,9 +184,9 @@ def _user(value: Any) -> int | None:
 
 
 def _user_or_name(value: Any) -> int | str | None:
-    """A user id, or what can be a user's name."""
+    """A user id, or what can be a user's name: no number, which is an id that somebody forgot to make one."""
     if isinstance(value, str):
-        return value if value.isprintable() and value[:1] not in {"", "-"} else None
+        return value if value.isprintable() and value[:1] not in {"", "-"} and not value.isdecimal() else None
     return _whole(0, 2**32 - 1)(value)
 
 

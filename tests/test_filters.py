@@ -204,6 +204,7 @@ def test_events_that_are_no_flow_s_pass_every_gate():
         (lambda: filters.by_port(-1), "0 to 65535"),
         (filters.by_port, "at least one"),
         (lambda: filters.by_pid("501"), "e.g. 501"),
+        (lambda: filters.by_user("1000"), "'1000' is not the number or the name of a user"),
         (lambda: filters.by_command_line(7), ", e.g. 'celery worker'$"),
         (lambda: filters.by_pid(True), "True"),
         (lambda: filters.by_pid(-5), "-5"),
