@@ -1,4 +1,4 @@
-"""How much of a network namespace's traffic its flows explain."""
+"""How much of a machine's or a network namespace's traffic its flows explain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class Coverage:
     terminal session to less than 0.5. A share near 0 with much traffic means that something moves bytes which this
     monitor does not see: other network namespaces, forwarding, sockets of protocols without counts.
 
-    Interfaces that have addresses are added up, loopback apart, and flows whose other end is another machine.
+    Interfaces are added up, loopback apart (Linux: those that have addresses), and flows whose other end is another
+    machine. What goes through a tunnel or a bridge is counted by two interfaces, its payload once.
+
+    Whether it can be known is no field of `Capabilities`: it is known once the counters were read twice. `Coverage.of` is
+    `None` until then, and for ever where they may not be read, or without polls.
     """
 
     rx_bytes: int
@@ -28,22 +32,23 @@ class Coverage:
     flow_rx_bytes: int
     """Payload bytes that flows received of it."""
     flow_tx_bytes: int
-    """Payload bytes that flows sent; of TCP those that were acknowledged."""
-    rx_datagrams: int
-    """UDP datagrams that the namespace received, loopback included (``InDatagrams`` of ``/proc/net/snmp``, and IPv6's)."""
-    tx_datagrams: int
+    """Payload bytes that flows sent; on Linux those of TCP that were acknowledged."""
+    rx_datagrams: int | None = None
+    """UDP datagrams that the namespace received, loopback included (``InDatagrams`` of ``/proc/net/snmp``, and IPv6's);
+    `None` where nobody counts them (macOS)."""
+    tx_datagrams: int | None = None
     """UDP datagrams that it sent."""
-    flow_rx_datagrams: int
+    flow_rx_datagrams: int | None = None
     """Datagrams that flows received of them; 0 where they are not counted (Linux: with eBPF)."""
-    flow_tx_datagrams: int
+    flow_tx_datagrams: int | None = None
     """Datagrams that flows sent."""
 
     @classmethod
     def of(cls, statistics: Mapping[str, int]) -> Coverage | None:
         """The coverage in the figures of a feed (`MonitorStatistics.feed`); `None` while nothing is known of it."""
         names = [each.name for each in attrs.fields(cls)]
-        found = {name: statistics.get(f"coverage_{name}") for name in names}
-        return None if None in found.values() else cls(**found)  # type: ignore[arg-type]  # none is None
+        found = {name: statistics[key] for name in names if (key := f"coverage_{name}") in statistics}
+        return cls(**found) if found else None
 
     @property
     def rx_share(self) -> float | None:

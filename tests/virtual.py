@@ -145,6 +145,7 @@ class VirtualMonitor:
         picture: Counts the polls, and takes the events in unless there is a `sink`.
         lookup: Answers the session's look-ups; default: the emulated machine.
         ledger: The session may read what the kernel counts as lost.
+        coverage: The session may read what interfaces carried.
         believed: The release that the session takes the kernel for; default: what it is.
         sink: Where events go instead.
         wrap: Puts something between the pump's part and the session, such as a recorder.
@@ -161,6 +162,7 @@ class VirtualMonitor:
         lookup: Callable[[Any], Any] | None = None,
         believed: Any = None,
         ledger: bool = False,
+        coverage: bool = False,
         sink: Callable[[list[Any]], None] | None = None,
         wrap: Callable[[Session, MonitorOptions], Any] | None = None,
         **options: Any,
@@ -184,6 +186,7 @@ class VirtualMonitor:
             backend="emulated",
             verify=verify,
             ledger=ledger,
+            coverage=coverage,
         )
         self.core = self.session if wrap is None else wrap(self.session, self.session.options)
         self.core.start(self._now())

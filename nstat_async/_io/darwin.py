@@ -14,8 +14,11 @@ import socket
 import struct
 from typing import Any
 
+from ..ntstat._interfaces import INTERFACE_LIST
+
 __all__ = [
     "client_metrics",
+    "interface_messages",
     "interface_names",
     "is_translated",
     "kernel_text",
@@ -102,6 +105,26 @@ def interface_names() -> dict[int, str]:
         return dict(socket.if_nameindex())
     except OSError:
         return {}
+
+
+_INTERFACE_TRIES = 3
+"""Times that the list of interfaces may have grown between the question for its size and its reading."""
+
+
+def interface_messages() -> bytes | None:
+    """The messages about all interfaces (``NET_RT_IFLIST2``); `None` where they cannot be read."""
+    libc = _libc()
+    if libc is None or not hasattr(libc, "sysctl"):
+        return None
+    name = (ctypes.c_int * len(INTERFACE_LIST))(*INTERFACE_LIST)
+    for _ in range(_INTERFACE_TRIES):
+        size = ctypes.c_size_t(0)
+        if libc.sysctl(name, len(name), None, ctypes.byref(size), None, ctypes.c_size_t(0)):
+            return None
+        buffer = ctypes.create_string_buffer(size.value or 1)
+        if not libc.sysctl(name, len(name), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)):
+            return buffer.raw[: size.value]
+    return None
 
 
 _METRICS_VERSION = 2

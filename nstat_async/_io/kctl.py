@@ -17,9 +17,22 @@ from typing import Any
 from .._contract import Channel
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._options import MonitorOptions, refuse_ebpf
-from ..ntstat import CONTROL_NAME, FindPaths, Kernel, Ledger, LedgerRow, OpenEvidence, PathsFound, ReadLedger, Session
+from ..ntstat import (
+    CONTROL_NAME,
+    FindPaths,
+    InterfacesRead,
+    Kernel,
+    Ledger,
+    LedgerRow,
+    OpenEvidence,
+    PathsFound,
+    ReadInterfaces,
+    ReadLedger,
+    Session,
+)
+from ..ntstat._interfaces import parse_interfaces
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
-from .darwin import client_metrics, process_path, refused_announcements
+from .darwin import client_metrics, interface_messages, process_path, refused_announcements
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
@@ -44,6 +57,7 @@ def make_session(
     verify: bool | None = False,
     paths: bool = False,
     ledger: bool = False,
+    coverage: bool = False,
 ) -> Session:
     """The core for a Darwin kernel behind any channel; a BackendUnavailableError if its version is not understood."""
     refuse_ebpf(options, backend)
@@ -61,6 +75,7 @@ def make_session(
         own_uid=os.getuid() if hasattr(os, "getuid") else None,
         paths=paths,
         ledger=ledger,
+        coverage=coverage,
     )
 
 
@@ -84,6 +99,9 @@ class KctlTransport(PreparedTransport):
             rows, announcements = client_metrics(os.getpid()), refused_announcements()
             unknown = rows is None and announcements is None
             return None if unknown else Ledger(tuple(LedgerRow(*row) for row in rows or ()), announcements)
+        if isinstance(request, ReadInterfaces):
+            messages = interface_messages()
+            return None if messages is None else InterfacesRead(parse_interfaces(messages))
         self._evidence.close()
         return None
 

@@ -19,10 +19,11 @@ from ._capabilities import Capabilities, Proof, Visibility
 from ._counts import COUNTS_FIELDS, Counts, Delta, Four, MediumCounts, began_anew, counts_of, growth, packets_grown
 from ._details import Details, DetailsSource, DomainInfo
 from ._flow import Endpoint, Flow, Interface, Peer, Process
-from ._kinds import Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
+from ._kinds import UNCOUNTED_PROVIDERS, Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
 
 __all__ = [
     "COUNTS_FIELDS",
+    "UNCOUNTED_PROVIDERS",
     "Attribution",
     "Capabilities",
     "Counts",

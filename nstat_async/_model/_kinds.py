@@ -39,6 +39,10 @@ class Provider(enum.Enum):
     """A provider that a newer kernel invented."""
 
 
+UNCOUNTED_PROVIDERS = frozenset({Provider.UDP_SUBFLOW, Provider.CONNECTION, Provider.ROUTE, Provider.INTERFACE})
+"""What is in no sum: its bytes are those of other flows, too."""
+
+
 class TcpState(enum.Enum):
     """The states of RFC 9293, in the words of both kernels."""
 

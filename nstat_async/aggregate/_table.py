@@ -30,7 +30,7 @@ from nstat_async._events import (
     LossCause,
     PollCompleted,
 )
-from nstat_async._model import Counts, Flow, Provider
+from nstat_async._model import UNCOUNTED_PROVIDERS, Counts, Flow, Provider
 from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
@@ -42,7 +42,6 @@ from ._tally import OpenFlow, Share, Tally, is_counted, known_or, sum_tallies
 
 __all__ = ["ProcessTable", "SortKey", "TrafficTable"]
 
-UNCOUNTED_PROVIDERS = frozenset({Provider.UDP_SUBFLOW, Provider.CONNECTION, Provider.ROUTE, Provider.INTERFACE})
 DEFAULT_MAX_FINISHED = 10_000
 _CLOCK_STEP = 5.0
 """Seconds by which the events' clock may differ from the monotonic one between two batches before it was stepped."""

@@ -40,6 +40,7 @@ class Kctl:
             verify=self.verify,
             paths=True,
             ledger=True,
+            coverage=True,
         )
         transport = kctl.KctlTransport(options)
         transport.prepare()

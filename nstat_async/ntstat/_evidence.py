@@ -5,6 +5,7 @@
   until it is asked to let go.
 - Paths of executables, which ntstat does not have.
 - The kernel's own count of what it did not do.
+- What the interfaces carried.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ __all__ = [
     "CloseEvidence",
     "Evidence",
     "FindPaths",
+    "InterfacesRead",
     "KnownFlow",
     "Ledger",
     "LedgerRow",
     "OpenEvidence",
     "PathsFound",
+    "ReadInterfaces",
     "ReadLedger",
 ]
 
@@ -107,3 +110,16 @@ class Ledger:
     """Empty where they are not counted (before macOS 26) or may not be read (only root may)."""
     announcements: int | None = None
     """Announcements that found no room, whoever was to get them (``net.stats.stats``, since xnu-3247); `None`: not known."""
+
+
+@attrs.frozen
+class ReadInterfaces:
+    """Look-up: what the interfaces counted; answered by `InterfacesRead`, or `None` where it may not be read."""
+
+
+@attrs.frozen
+class InterfacesRead:
+    """What interfaces carried since each of them is there."""
+
+    interfaces: tuple[tuple[int, int, int], ...]
+    """Index, wire bytes received and sent, of each but loopback."""

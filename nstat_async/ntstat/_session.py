@@ -26,7 +26,8 @@ from .._options import MonitorOptions
 from ._abilities import capabilities_of
 from ._client import Client
 from ._constants import NO_ROOM
-from ._evidence import Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadLedger
+from ._coverage import CoverageMeter
+from ._evidence import Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadInterfaces, ReadLedger
 from ._following import Follower
 from ._kernels import Kernel
 from ._ledger import METRICS, LossLedger
@@ -40,7 +41,7 @@ __all__ = ["Session"]
 
 PROOF_PATIENCE = 5.0
 """Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
-_OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER = 1, 2, 3, 4
+_OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER, _READ_INTERFACES = 1, 2, 3, 4, 5
 
 
 class Session:
@@ -81,6 +82,7 @@ class Session:
         verify = not self.kernel.known if setup.verify is None else setup.verify
         self._proving = Proving(self.kernel, wanted=driving and verify)
         self._ledger = LossLedger(self.kernel, is_readable=driving and setup.ledger)
+        self._coverage = CoverageMeter(self.kernel, is_readable=driving and setup.coverage)
         self._finding_paths = False
         self._has_polled = False
         self._events: deque[AnyEvent] = deque()
@@ -108,7 +110,7 @@ class Session:
     def start(self, now: float) -> None:  # noqa: ARG002
         """Begin to subscribe."""
         if self.mode is Mode.DRIVING:
-            self._sockets.open_first()
+            self._sockets.open_first(self._coverage if self._coverage.is_readable else None)
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel.
@@ -202,6 +204,8 @@ class Session:
             current.now = now
             current.table.begin(now + self.epoch_offset)
             self._reconcile(current, answer if isinstance(answer, Ledger) else None)
+        elif token == _READ_INTERFACES and self._follower is None:
+            self._coverage.take(answer)
         elif token == _CLOSE_EVIDENCE:
             for each in self._sockets.all():
                 each.table.own = frozenset()
@@ -250,11 +254,13 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        return self._sockets.deadline()
+        times = (self._sockets.deadline(), self._coverage.deadline)
+        return min((time for time in times if time is not None), default=None)
 
     def handle_deadline(self, now: float) -> None:
         """The time has come (or passed)."""
         self._sockets.tick(now)
+        self._measure()
 
     def request_poll(self, now: float) -> int:
         """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
@@ -267,7 +273,7 @@ class Session:
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription, by name."""
         current = {} if self._current is None else self._current.statistics()
-        return {**self._sockets.statistics, **self._ledger.statistics, **current}
+        return {**self._sockets.statistics, **self._ledger.statistics, **self._coverage.statistics, **current}
 
     @property
     def polling(self) -> bool:
@@ -303,11 +309,14 @@ class Session:
         self._prove(subscription, now)
         if complete and self._sockets.second is None and self._ledger.is_due(now):
             self._commands.append(Lookup(_READ_LEDGER, ReadLedger()))
+        self._coverage.begin(subscription.table.sources.values(), now)
+        self._measure()
         return now + PROOF_PATIENCE if self._proving.awaits_flows else now
 
     def taken_over(self, subscription: Subscription) -> None:
         """Another control socket speaks for the session from now on."""
         self._ledger.begin_again()
+        self._coverage.begin_again()
         self._proving.begin_again()
         self._watch_known_flows(subscription)
 
@@ -320,6 +329,11 @@ class Session:
             self._events.append(EventsLost(current.table.time, cause, count, detail=detail))
             if cause is LossCause.ANNOUNCEMENT:
                 self._sockets.want_resync(current.now)
+
+    def _measure(self) -> None:
+        """Look at some flows, and when all were looked at, at the interfaces."""
+        if self._coverage.go_on():
+            self._commands.append(Lookup(_READ_INTERFACES, ReadInterfaces()))
 
     def _find_paths(self) -> None:
         """Ask for the executables of new processes, one question at a time."""

@@ -10,7 +10,17 @@ import attrs
 from .._contract import LookupFailed
 from .._errors import UsageError
 from .._values import Vocabulary
-from ._evidence import CloseEvidence, Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadLedger
+from ._evidence import (
+    CloseEvidence,
+    Evidence,
+    FindPaths,
+    InterfacesRead,
+    Ledger,
+    OpenEvidence,
+    PathsFound,
+    ReadInterfaces,
+    ReadLedger,
+)
 
 __all__ = ["RECORDED", "ProvenStruct", "Setup"]
 
@@ -57,9 +67,22 @@ class Setup:
     """The transport can find the executables of processes."""
     ledger: bool = False
     """The transport can read the kernel's own counts of losses."""
+    coverage: bool = False
+    """The transport can read the interfaces' own counters."""
     proven: tuple[ProvenStruct, ...] = ()
     """What a proof found by now, for whoever follows from here on; one that drives makes its own proof."""
 
 
-RECORDED = Vocabulary(OpenEvidence, CloseEvidence, Evidence, FindPaths, PathsFound, ReadLedger, Ledger, LookupFailed)
+RECORDED = Vocabulary(
+    OpenEvidence,
+    CloseEvidence,
+    Evidence,
+    FindPaths,
+    PathsFound,
+    ReadLedger,
+    Ledger,
+    ReadInterfaces,
+    InterfacesRead,
+    LookupFailed,
+)
 """The look-ups of this protocol and their answers."""

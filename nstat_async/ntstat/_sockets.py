@@ -16,6 +16,7 @@ from .._errors import BackendUnavailableError, NstatError, RequestError, Unavail
 from .._events import AnyEvent, EventsLost, LossCause, PollCompleted
 from .._options import Discovery, MonitorOptions
 from ._constants import NO_ROOM, error_text
+from ._coverage import CoverageMeter
 from ._states import State
 from ._subscription import Subscription
 from ._takeover import SecondSocket, Stage, compare, continue_flows
@@ -117,9 +118,10 @@ class Sockets:
 
     # --- what happens to them ----------------------------------------------------
 
-    def open_first(self) -> None:
-        """Begin to subscribe."""
+    def open_first(self, meter: CoverageMeter | None) -> None:
+        """Begin to subscribe; what flows move is added up by `meter`."""
         self.current = self._open(self._options.discovery, silent=False)
+        self.current.table.meter = meter
 
     def tick(self, now: float) -> None:
         """A deadline passed."""

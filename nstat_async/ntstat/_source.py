@@ -79,6 +79,8 @@ class Source:
     """When SRC_ADDED came."""
     start_ticks: int | None = None
     """Creation of the socket on the kernel's clock: recognises the same socket on another control socket."""
+    measured: Raw | None = None
+    """Counters when `CoverageMeter` looked at it last."""
 
     @property
     def told(self) -> Raw | None:

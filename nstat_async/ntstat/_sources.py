@@ -30,6 +30,7 @@ from .._events import AnyEvent, EventsLost, FlowAdded, FlowRemoved, LossCause, R
 from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, Provider, TcpState
 from ._constants import HeaderFlag
 from ._counters import Raw, advance, has_grown, has_grown_whole
+from ._coverage import CoverageMeter
 from ._descriptors import DescriptorReader
 from ._layouts import StructCodec
 from ._others import other_event
@@ -104,6 +105,8 @@ class SourceTable:
         self.statistics = dict.fromkeys((*names, *more), 0)
         self.listening: Counter[int] = Counter()
         """Local ports to listeners there: kernels that do not tell the direction are understood by it."""
+        self.meter: CoverageMeter | None = None
+        """Adds up what flows moved; `None`: nobody wants to know, or another control socket speaks for the session."""
         self._nobody = self.kernel.layout.all_sources
         self._serial = 0
         self._full = False
@@ -278,7 +281,7 @@ class SourceTable:
 
     def continue_from(self, old: SourceTable) -> None:
         """This table takes the place of another one: report from now on, and count on."""
-        self.emit = old.emit
+        self.emit, self.meter = old.emit, old.meter
         old.begin(self.time)
         self.statistics["flows_added"] = self.statistics["flows_removed"] = 0
         for name, value in old.statistics.items():
@@ -492,6 +495,8 @@ class SourceTable:
 
     def report_end(self, source: Source, reason: RemovalReason) -> None:
         """Report a flow as removed, and that its final counts are not known where that is so."""
+        if self.meter is not None:
+            self.meter.measure(source)
         self._announce_removal(source, reason, final=source.is_final)
         if not source.is_final and reason is not RemovalReason.MONITOR:
             self.lost_ends += 1

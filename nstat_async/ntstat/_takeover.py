@@ -227,6 +227,7 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> N
 def _carry_on(old: Source, new: Source) -> bool:
     """Make a source of the new socket carry on a flow of the old one; True if it looks different now."""
     new.id, new.preexisting, new.announced_ns = old.id, old.preexisting, old.announced_ns
+    new.measured = old.measured
     flow, before = new.flow, old.flow
     assert flow is not None
     assert before is not None

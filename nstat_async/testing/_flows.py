@@ -31,6 +31,8 @@ COUNTERS = ("nstat_", "media_stats.")
 Address = Endpoint | str | tuple[str, int]
 _CLOSED, _LISTEN, _SYN_SENT, _ESTABLISHED, _TIME_WAIT = 0, 1, 2, 4, 10
 _SEGMENT = 1448
+_HEADERS = 54
+"""Bytes of Ethernet, IPv4 and TCP before the payload of a packet."""
 _TIMESTAMP = struct.Struct("<Q")
 # Plain numbers: an operation on enum members costs a microsecond, and each report needs several.
 _LISTENER, _INBOUND, _OUTBOUND = int(Bit.SOURCE_IS_LISTENER), int(Bit.SOURCE_IS_INBOUND), int(Bit.SOURCE_IS_OUTBOUND)
@@ -278,6 +280,10 @@ class EmulatedFlow:
             uptime = self.kernel.now_ns // NANOSECOND
             carrier = self.interface if interface is None else self.kernel.interface(interface)
             medium = carrier.medium if carrier is not None else None
+            if carrier is not None and switch is None:
+                carrier.carry(rx + rxp * _HEADERS, tx + txp * _HEADERS)
+            elif carrier is not None and switch is not None:
+                carrier.carry(switch[1], switch[3])
             self._counters.add(said, said if switch is None else switch, medium, uptime)
             names, fields = ("activity_bitmap.start", "activity_bitmap.bitmap"), self.fields
             before = fields.get(names[0], 0), fields.get(names[1], (0, 0))

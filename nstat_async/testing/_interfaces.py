@@ -57,10 +57,29 @@ class EmulatedInterface:
     ultra_constrained: bool = attrs.field(default=False, validator=checked(flag))
     """Constrained even more (since macOS 26; implies `constrained`)."""
 
+    wire_rx: int = attrs.field(default=0, validator=checked(whole))
+    """Bytes that it received of flows' packets, headers included."""
+    wire_tx: int = attrs.field(default=0, validator=checked(whole))
+    """Bytes that it sent of them."""
+
     @delegate.validator
     def _check_delegate(self, _attribute: Any, value: Any) -> None:
         if value is not None:
             instance("delegate", value, EmulatedInterface)
+
+    def carry(self, rx: int, tx: int) -> None:
+        """Count packets of flows; what goes through a tunnel goes through its delegate, too."""
+        self.wire_rx, self.wire_tx = self.wire_rx + rx, self.wire_tx + tx
+        if self.delegate is not None:
+            self.delegate.carry(rx, tx)
+
+    @property
+    def carried(self) -> tuple[int, int, int] | None:
+        """Index, and all bytes received and sent, by flows and else (``if_data64``); `None` for loopback."""
+        if self.kind is InterfaceKind.LOOPBACK:
+            return None
+        count = self.counts.get
+        return self.index, self.wire_rx + count("nstat_rxbytes", 0), self.wire_tx + count("nstat_txbytes", 0)
 
     @property
     def medium(self) -> str | None:

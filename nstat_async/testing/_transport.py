@@ -140,8 +140,16 @@ class EmulatedTransport:
         return EmulatedChannel(self.kernel, self._receive_buffer)
 
     def lookup(self, request: Any) -> Any:
-        """Open or close flows of known values on the emulated machine, or read what it counts as lost."""
-        from nstat_async.ntstat import Evidence, Ledger, LedgerRow, OpenEvidence, ReadLedger  # noqa: PLC0415  (a session asks)
+        """Open or close flows of known values on the emulated machine, or read what it counts as lost, or its interfaces carried."""
+        from nstat_async.ntstat import (  # noqa: PLC0415  (a session asks)
+            Evidence,
+            InterfacesRead,
+            Ledger,
+            LedgerRow,
+            OpenEvidence,
+            ReadInterfaces,
+            ReadLedger,
+        )
 
         kernel = self.kernel
         with kernel.lock:
@@ -150,6 +158,8 @@ class EmulatedTransport:
                 clients = kernel.clients if details else ()
                 rows = tuple(LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in clients)
                 return Ledger(rows, kernel.refused_announcements) if kernel.release.has_updates else None
+            if isinstance(request, ReadInterfaces):
+                return InterfacesRead(tuple(each.carried for each in kernel.interfaces.values() if each.carried))
             self._close_evidence()
             if not isinstance(request, OpenEvidence):
                 return None
@@ -213,6 +223,6 @@ class EmulatedBackend:
 
         kernel = self.kernel
         facts = kernel.release, kernel.timebase, kernel.interface_list()
-        core = make_session(options, *facts, backend=self.name, verify=self.verify, ledger=True)
+        core = make_session(options, *facts, backend=self.name, verify=self.verify, ledger=True, coverage=True)
         transport = EmulatedTransport(kernel, options.receive_buffer or _COMFORTABLE)
         return KernelFeed(core, transport, options=options)

@@ -1,0 +1,130 @@
+"""Evidence of what was not seen: the interfaces' own counters, beside the sum of what flows moved.
+
+Flows are looked at now and then after a poll, some thousands at a time, and then the interfaces: what a flow's
+counters grew by is added up here, not where its reports are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from .._model import UNCOUNTED_PROVIDERS
+from ._counters import DETAILS_SIZE, Raw, growing_details, growing_reader
+from ._evidence import InterfacesRead
+from ._kernels import Kernel
+from ._source import Source
+
+__all__ = ["CoverageMeter"]
+
+PAUSE = 2.0
+"""Seconds between two looks at least: a counter of 32 bits gets half way round in less only above 8 Gbit/s."""
+SLICE = 2000
+"""Flows that are looked at together: some 2 ms."""
+_NARROW = 1 << 32
+
+
+class CoverageMeter:
+    """Adds up what flows moved, and compares it with what interfaces carried.
+
+    Args:
+        kernel: The kernel.
+        is_readable: The transport can read the interfaces' counters.
+    """
+
+    def __init__(self, kernel: Kernel, *, is_readable: bool) -> None:
+        self.is_readable = is_readable
+        self.deadline: float | None = None
+        """When `go_on` wants to be called: flows are left to look at."""
+        self.statistics: dict[str, int] = {}
+        """The figures, as `Coverage.of` reads them; none while they are unknown."""
+        self._totals, self._details = growing_reader(kernel.layout), growing_details()
+        self._left: Iterator[Source] = iter(())
+        self._due = 0.0
+        self._waits = False
+        """The interfaces were asked for."""
+        self._moved = (0, 0)
+        """Bytes that flows received and sent, up to now."""
+        self._measured = (0, 0)
+        """The same when all of them were looked at last."""
+        self._first: tuple[int, int] | None = None
+        """The same at the first look at the interfaces."""
+        self._carried = (0, 0)
+        """Bytes that interfaces received and sent since then."""
+        self._before: dict[int, tuple[int, int]] = {}
+
+    # -- what flows moved
+
+    def begin(self, sources: Iterable[Source], now: float) -> None:
+        """A poll ended: look at all flows, if it is time."""
+        if self.is_readable and self.deadline is None and not self._waits and now >= self._due:
+            self._due = now + PAUSE
+            self._left, self.deadline = iter(list(sources)), now
+
+    def begin_again(self) -> None:
+        """Another control socket speaks for the session: its sources are the ones to look at."""
+        self._left, self.deadline, self._due = iter(()), None, 0.0
+
+    def go_on(self) -> bool:
+        """Look at some flows; True if those were the last."""
+        if self.deadline is None:
+            return False
+        some = list(islice(self._left, SLICE))
+        for source in some:
+            self.measure(source)
+        if len(some) == SLICE:
+            return False
+        self.deadline, self._measured, self._waits = None, self._moved, True
+        return True
+
+    def measure(self, source: Source) -> None:
+        """Add up what a flow moved since it was looked at last; what it had moved before it was seen is no part of it."""
+        flow, told, before = source.flow, source.told, source.measured
+        if told is before or told is None or flow is None:
+            return
+        source.measured = told
+        is_old = before is None and source.preexisting
+        if is_old or flow.is_loopback or flow.provider in UNCOUNTED_PROVIDERS:
+            return
+        rx, tx = self._bytes_of(told)
+        rx_before, tx_before = (0, 0) if before is None else self._bytes_of(before)
+        self._moved = (self._moved[0] + max(0, rx - rx_before), self._moved[1] + max(0, tx - tx_before))
+
+    def _bytes_of(self, raw: Raw) -> tuple[int, int]:
+        if not isinstance(raw, bytes):
+            return raw[1] or 0, raw[3] or 0
+        read: Any = self._details if len(raw) == DETAILS_SIZE else self._totals
+        _, rx, _, tx, _ = read(raw)
+        return rx, tx
+
+    # -- what interfaces carried
+
+    def take(self, answer: Any) -> None:
+        """The interfaces' counters; `None` where they cannot be read."""
+        self.is_readable, self._waits = answer is not None, False
+        if not isinstance(answer, InterfacesRead):
+            return
+        now = {index: (rx, tx) for index, rx, tx in answer.interfaces}
+        for index, numbers in now.items():
+            before = self._before.get(index, numbers)
+            self._carried = tuple(map(_sum_with_growth, self._carried, before, numbers))  # type: ignore[assignment]  # two
+        self._before = now
+        if self._first is None:
+            self._first = self._measured
+        else:
+            self._publish(self._first)
+
+    def _publish(self, first: tuple[int, int]) -> None:
+        names = ("coverage_rx_bytes", "coverage_tx_bytes", "coverage_flow_rx_bytes", "coverage_flow_tx_bytes")
+        flows = (self._measured[0] - first[0], self._measured[1] - first[1])
+        self.statistics = dict(zip(names, (*self._carried, *flows), strict=True))
+
+
+def _sum_with_growth(total: int, before: int, now: int) -> int:
+    """Kernels from macOS 13 on give all but Apple's programs the lower 32 bits, rounded to KiB: those wrap."""
+    growth = now - before
+    if growth < 0 and before < _NARROW:
+        growth %= _NARROW
+        growth = growth if growth < _NARROW // 2 else 0  # so much less is a counter that began anew
+    return total + max(0, growth)
