@@ -200,7 +200,7 @@ class Book:
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began."""
         state = entry.state = entry.last[1][1]
-        entry.changed = self._output.poll
+        entry.changed, entry.reading = self._output.poll, self._output.now - self._output.poll_began
         if entry.totals is None:
             entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
         else:

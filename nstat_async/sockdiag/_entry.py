@@ -75,6 +75,8 @@ class Entry:
     changed: int
     """Serial of the poll in which it was last seen to change."""
     state: int
+    reading: float = 0.0
+    """Seconds from the begin of the poll until its last change was read: the row is no older."""
     connection: int = 1
     """Which of the socket's connections this is: a socket may disconnect and connect again."""
     report: SocketReport | None = None

@@ -166,15 +166,12 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     came = words.received - before.received
     if not before.data_segments or before.data_segments != words.data_segments or came not in {0, 1}:
         return None
-    # A dump does not lock the socket: a FIN that comes meanwhile may be counted in a row of the state before.
-    if came or entry.seen > entry.changed or (before.last_segment_ms > _TICKS_MS and _same_state(*entry.report.place)):
+    # A dump does not lock the socket: a FIN that comes meanwhile may be counted in a row of the state before. Whoever
+    # dumps may lose the processor between the two, for long (``lock_sock_fast`` in ``tcp_get_info``): the last segment
+    # has to be older than the dump.
+    if came or entry.seen > entry.changed or before.last_segment_ms > _TICKS_MS + 1000 * entry.reading:
         return Fin(came, proven=True)
     return None
-
-
-def _same_state(message: bytes, start: int, length: int) -> bool:
-    """True if a row has one state: it is read twice, and whoever dumps may lose the processor between."""
-    return length > TcpInfo.STATE and message[start + TcpInfo.STATE] == message[HEADER.size + 1]
 
 
 def fin_by_peer(words: LastWords, peer: LastWords) -> Fin | None:

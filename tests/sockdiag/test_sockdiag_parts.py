@@ -181,7 +181,16 @@ def test_details_say_none_for_what_is_not_there():
 
 
 def ended(
-    entry_state=SocketState.ESTABLISHED, *, before=None, repeated=False, unread=0, rx=100, segments=1, tx=50, **info
+    entry_state=SocketState.ESTABLISHED,
+    *,
+    before=None,
+    repeated=False,
+    reading=0.0,
+    unread=0,
+    rx=100,
+    segments=1,
+    tx=50,
+    **info,
 ):
     """A socket's last message, as the entry of what was known before, and the words."""
     fields = {
@@ -194,6 +203,7 @@ def ended(
     }
     message = FakeSocket(1, unread=unread, info=fields).message(final=True)
     entry = Entry(None, 6, (0, bytes([2, entry_state]) + bytes(42), 1, b"", b""), 7, 6 if repeated else 7, entry_state)
+    entry.reading = reading
     if before is not None:
         row = FakeSocket(1, info={**fields, **before}).message()
         entry.report = socket_report(row, *info_position(row), 0)
@@ -214,6 +224,8 @@ def ended(
         ({"before": {}}, None),  # that row may have been written while the FIN came
         ({"before": {}, "repeated": True}, (0, True)),
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.47}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.6}, None),  # it may have come while that row was written
         ({"before": {TcpInfo.BYTES_RECEIVED: 98}}, None),
         ({"before": {TcpInfo.BYTES_RECEIVED: 99, TcpInfo.DATA_SEGS_IN: 2}}, None),
     ],
