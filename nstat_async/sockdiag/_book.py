@@ -33,6 +33,7 @@ from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._coverage import CoverageMeter
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Others, Owner, Weight
+from ._finals import is_behind_fin
 from ._flows import build_flow, with_outcome
 from ._links import LinkTable
 from ._output import Output
@@ -51,7 +52,6 @@ from ._rows import (
 from ._setup import NetworkNamespace
 from ._waiting import Memory
 
-_BEHIND_FIN = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _MOST_ENDED = 65_536
 _DEVICE = struct.Struct("=40xI")
@@ -202,7 +202,9 @@ class Book:
         state = entry.state = entry.last[1][1]
         entry.changed, entry.reading = self._output.poll, self._output.now - self._output.poll_began
         if entry.totals is None:
-            entry.report = socket_report(message, *info, 1 if state in _BEHIND_FIN else 0)
+            entry.report = socket_report(
+                message, *info, int(entry.protocol == IPPROTO_TCP and is_behind_fin(message, *info))
+            )
         else:
             entry.report = counted_report(message, *info, entry.totals)
         if entry.protocol != IPPROTO_TCP:

@@ -36,6 +36,7 @@ _TICKS_MS = 20
 _BEHIND_FIN = frozenset(
     {SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT},
 )
+_STATE_AT = int(TcpInfo.STATE)
 _U32 = struct.Struct("=I")
 _EXPIRES_AT = HEADER.size + 52
 _QUEUES = struct.Struct("=II")
@@ -148,6 +149,11 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
     )
 
 
+def is_behind_fin(message: bytes, start: int, length: int) -> bool:
+    """True if the FIN is among the bytes of a row: its state is read twice, and the second one is the counters' own."""
+    return message[HEADER.size + 1] in _BEHIND_FIN or (length > _STATE_AT and message[start + _STATE_AT] in _BEHIND_FIN)
+
+
 def is_orderly(entry: Entry, words: LastWords) -> bool:
     """True if the peer acknowledged a FIN, as far as is known who began."""
     outbound = entry.direction is Direction.OUTBOUND and entry.weight is not Weight.DOUBTED
@@ -158,7 +164,7 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     """What the counters and the last dump prove (1 to 3); `None`: nothing."""
     if not words.received or words.data_segments == 0:
         return Fin(min(words.received, 1), proven=True)
-    if entry.state in _BEHIND_FIN:
+    if entry.state in _BEHIND_FIN or (entry.report is not None and is_behind_fin(*entry.report.place)):
         return Fin(1, proven=True)
     if entry.report is None or words.data_segments is None:
         return None

@@ -226,6 +226,10 @@ def ended(
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}}, (0, True)),
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.47}, (0, True)),
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.6}, None),  # it may have come while that row was written
+        (
+            {"before": {TcpInfo.STATE: SocketState.CLOSE_WAIT}},
+            (1, True),
+        ),  # came between its first state and its counters
         ({"before": {TcpInfo.BYTES_RECEIVED: 98}}, None),
         ({"before": {TcpInfo.BYTES_RECEIVED: 99, TcpInfo.DATA_SEGS_IN: 2}}, None),
     ],

@@ -60,6 +60,12 @@ def kernel() -> FakeKernel:
     return FakeKernel(interval=1.0)
 
 
+def test_a_fin_that_comes_while_a_row_is_written_is_no_payload(kernel):
+    """Its first state was read before, its counters behind it: else the end could not be exact any more."""
+    kernel.sockets[1] = FakeSocket(1, info={**traffic(100, fin=1), TcpInfo.STATE: SocketState.CLOSE_WAIT})
+    assert kernel.start()[0].counts.rx_bytes == 100
+
+
 def test_first_poll_adds_what_was_there_before(kernel):
     """Flows of the first complete dump are preexisting, have their process and interface, and a poll says so."""
     kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 10))
