@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -34,7 +34,7 @@ from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
 from ._keeping import HOUR, give_back, join_old, largest, now_of, remove_old
-from ._rows import Loss, TableSnapshot, sum_rows
+from ._rows import Loss, TableSnapshot, added_up, sum_rows
 from ._schema import OUTCOMES, REMOTES, SCHEMA, HistoryError, View, connect
 from ._table import ProcessTable, TrafficTable
 
@@ -71,14 +71,31 @@ class _Bucket:
     outcomes: list[Row]
     """Flows that ended, by how they did."""
 
-    def join(self, later: _Bucket) -> None:
+    def join(self, later: _Bucket, most: int) -> None:
+        """Take in what is later; it has so many rows at most, however much is joined."""
         self.length = max(self.length, later.start + later.length - self.start)  # earlier: the clock was set back
-        self.rows += later.rows
-        self.remotes += later.remotes
-        self.outcomes += later.outcomes
+        self.rows = largest(_added(self.rows + later.rows, _stored_identity), most)
+        self.remotes = largest(_added(self.remotes + later.remotes, _name), most)
+        self.outcomes = _added(self.outcomes + later.outcomes, _name)
         for cause, (events, count) in later.losses.items():
             known = self.losses.get(cause, (0, 0))
             self.losses[cause] = (known[0] + events, known[1] + count)
+
+
+def _stored_identity(row: Row) -> tuple[Any, ...]:
+    return tuple(SCHEMA.process_values(row).values())
+
+
+def _name(row: Row) -> str | None:
+    return row.name
+
+
+def _added(rows: Iterable[Row], identity: Callable[[Row], Any]) -> list[Row]:
+    """The rows, those that are one in the file as one."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(identity(row), []).append(row)
+    return [attrs.evolve(same[-1], **added_up(same)) for same in found.values()]
 
 
 def _new_losses(now: tuple[Loss, ...], before: tuple[Loss, ...]) -> dict[str, tuple[int, int]]:
@@ -196,7 +213,7 @@ class HistoryWriter:
             return
         self._pending.append(_Bucket(int(self._start), self.bucket, rows, losses, remotes, outcomes))
         if len(self._pending) > MAX_PENDING_BUCKETS:
-            self._pending[0].join(self._pending.pop(1))
+            self._pending[0].join(self._pending.pop(1), self._max_rows)
 
     @property
     def pending(self) -> int:

@@ -204,6 +204,25 @@ def test_a_file_that_cannot_be_written_keeps_its_buckets_waiting(path, monkeypat
     assert usage(path) == [("curl", 100, 1)]
 
 
+def test_what_waits_for_a_file_for_long_has_a_bound_and_all_bytes(path, monkeypatch):
+    """However many buckets became one: programs, remote addresses and outcomes of it are those of one bucket."""
+    monkeypatch.setattr(module, "MAX_PENDING_BUCKETS", 2)
+    with HistoryWriter(path, bucket=60, max_rows=3, remotes=3) as writer:
+        for minute in range(40):
+            process = Process(minute, f"p{minute}", unique_pid=minute)
+            each = flow(str(minute), process, remote=f"192.0.2.{minute}", outcome=Outcome.CLOSED_HERE)
+            time = minute * 60
+            writer.feed_many([added(each, time, counts(0)), removed(each, time + 1, counts(minute + 1))])
+        oldest = writer._pending[0]
+        assert writer.pending == 2
+        assert len(oldest.rows) <= 3 + 2
+        assert len(oldest.remotes) <= 3 + 2
+        assert len(oldest.outcomes) == 1
+    with History(path) as history:
+        for by in ("name", "remote", "outcome"):
+            assert sum(each.rx_bytes for each in history.usage(by=by)) == sum(range(1, 41))
+
+
 def test_outcomes_are_counted_where_flows_end_with_what_they_carried(path):
     """Those that are known, also when many buckets wait; a file of before has none, and gets them when it is written."""
     refused, closed, unknown = (
