@@ -20,7 +20,7 @@ __all__ = ["CoverageMeter"]
 
 PAUSE = 2.0
 """Seconds between two looks at least: a counter of 32 bits gets half way round in less only above 8 Gbit/s."""
-SLICE = 2000
+SLICE = 1000
 """Flows that are looked at together: some 2 ms."""
 _NARROW = 1 << 32
 

@@ -10,7 +10,7 @@ from virtual import VirtualMonitor
 
 from nstat_async import Coverage, Monitor, ProtocolError, backends
 from nstat_async._rows import unattributed_row
-from nstat_async.ntstat import InterfacesRead, _coverage
+from nstat_async.ntstat import InterfacesRead, Kernel, _coverage
 from nstat_async.ntstat._interfaces import parse_interfaces
 from nstat_async.testing import EmulatedKernel
 
@@ -76,6 +76,19 @@ def test_what_flows_moved_is_compared_with_what_interfaces_carried(kernel):
     kernel.interface_transfer("en0", rx=10**6)
     monitor.run(4.0)
     assert unattributed_row(seen(monitor)).rx_bytes == 10**6 + 102 * 54
+
+
+def test_what_an_old_flow_had_moved_is_no_part_of_it_though_its_counts_come_late():
+    kernel = EmulatedKernel(KERNEL)
+    kernel.open_tcp(501, "old", remote=SERVER, rx=10**6, interface="en0")
+    kernel.advance_to(kernel.now_ns + 10**9)
+    sources = VirtualMonitor(kernel, interval=None).session._current.table.sources.values()
+    meter = _coverage.CoverageMeter(Kernel.parse(KERNEL), is_readable=True)
+    for now, known in ((0.0, ()), (9.0, sources)):
+        meter.begin(known, now)
+        assert meter.go_on()
+        meter.take(InterfacesRead(()))
+    assert meter.statistics["coverage_flow_rx_bytes"] == 0
 
 
 def test_flows_are_looked_at_in_slices(monkeypatch):
