@@ -275,9 +275,10 @@ class Endings:
         if ending.orderly and entry.weight is Weight.NONE:
             entry.direction = direction_by_remains(ending.message, ending.info)
         fin = ending.fin or _NO_FIN
+        outcome = self._outcome(ending, fin)
         reported = None if entry.report is None else entry.report.rx_bytes
         if fin.counted and reported is not None and words.received - fin.counted < reported:
-            fin = _NO_FIN
+            fin = _NO_FIN  # a row had the FIN among its bytes, and did not say so
         report = socket_report(ending.message, *ending.info, fin.counted)
         if entry.report is None:
             entry.report = report
@@ -287,7 +288,7 @@ class Endings:
             final=fin.proven,
             reason=RemovalReason.CLOSED,
             uncertainty=None if fin.proven else 1,
-            outcome=self._outcome(ending, fin),
+            outcome=outcome,
         )
 
     def _outcome(self, ending: Ending, fin: Fin) -> Outcome | None:

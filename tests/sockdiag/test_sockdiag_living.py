@@ -20,7 +20,7 @@ from sockdiag_fakes import LiveDriver
 from nstat_async._contract import Mode
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._events import EventsLost, FlowRemoved, LossCause, PollCompleted, RemovalReason
-from nstat_async._model import Direction, InterfaceKind, TcpState, Visibility
+from nstat_async._model import Direction, InterfaceKind, Outcome, TcpState, Visibility
 from nstat_async._options import MonitorOptions
 
 if not sys.platform.startswith("linux"):
@@ -475,7 +475,7 @@ def test_hundreds_at_once(live):
 
 
 def test_churn_while_dumping(live):
-    """While connections come and go, a stable one is added once, never removed, and every short one is exact."""
+    """While connections come and go, a stable one is added once, never removed, and every short one is exact, or says that it is not."""
     listener = listen()
     stable, accepted = pair(listener)
     stop, ports = threading.Event(), []
@@ -505,7 +505,9 @@ def test_churn_while_dumping(live):
     assert not losses(live.events, port(listener))
     ended = [e for e in live.events if isinstance(e, FlowRemoved) and e.flow.remote and port_of(e) == port(listener)]
     assert len(ended) == len(ports)
-    assert {(totals(e), e.final) for e in ended} == {((100, 0), True)}
+    # A FIN that comes while the kernel writes a row is reported as a byte: the end stays there, and says that it may be one less.
+    assert {(totals(e), e.final, e.uncertainty) for e in ended} - {((101, 0), False, 1)} == {((100, 0), True, None)}
+    assert {e.flow.outcome for e in ended} <= {Outcome.CLOSED_HERE, Outcome.CLOSED_THERE}
     assert len({e.flow.id for e in ended}) == len(ended)
     for sock in (stable, accepted, listener):
         sock.close()

@@ -146,6 +146,19 @@ def test_a_state_change_rebuilds_the_flow(kernel):
     assert updated.flow.direction is Direction.OUTBOUND
 
 
+def test_an_end_whose_fin_a_row_had_reported_as_a_byte_is_inexact_and_still_an_end_in_order(kernel):
+    """The FIN came between the states and the counters of a row: the count stays, the outcome is of the FIN."""
+    just = {TcpInfo.LAST_ACK_RECV: 0}
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(100, fin=1) | just)
+    kernel.start()
+    kernel.sockets[1].info = traffic(100, fin=1, fin_sent=1) | just
+    kernel.sockets[1].unread = 1
+    kernel.close(1)
+    (removed,) = kernel.run()
+    assert (removed.counts.rx_bytes, removed.final, removed.uncertainty) == (101, False, 1)
+    assert removed.flow.outcome is Outcome.CLOSED_THERE
+
+
 def test_goodbye_has_the_final_counts(kernel):
     """A destroyed socket is removed at once, by cookie, with its very last counts and the process known before."""
     kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 10))
