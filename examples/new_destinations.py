@@ -82,5 +82,7 @@ async def until_stopped() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     with contextlib.suppress(KeyboardInterrupt):
         anyio.run(until_stopped)

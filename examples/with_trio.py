@@ -1,6 +1,6 @@
 """The same monitor on trio: a table of the busiest processes, beside another task.
 
-python with_trio.py [RECORDING]
+python with_trio.py [RECORDING]  (pip install trio)
 """
 
 import signal

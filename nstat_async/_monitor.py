@@ -380,11 +380,18 @@ async def look_once(
     backend: Backend | str | None,
     providers: Iterable[Provider | str] | Provider | str | None,
     flow_filter: FilterLike | None,
+    extras: bool = False,
 ) -> Look:
     """The flows of this moment, and how much of them can be seen; see `snapshot`."""
     named = frozenset[Provider]() if providers is None else MonitorOptions(providers=providers).providers
     monitor = Monitor(
-        backend=backend, providers=providers, interval=None, ebpf=Ebpf.OFF, pulse=None, flow_filter=flow_filter
+        backend=backend,
+        providers=providers,
+        interval=None,
+        ebpf=Ebpf.OFF,
+        pulse=None,
+        extras=extras,
+        flow_filter=flow_filter,
     )  # programs and pulses see what comes: they have nothing to say of a moment
     async with monitor:
         missing = await _complete_poll(monitor, named)

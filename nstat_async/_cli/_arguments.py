@@ -178,7 +178,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "auto (default), kctl, sock_diag, emulated, unix:PATH, replay:FILE or fleet:URL",
         },
         "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
-        "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (macOS)"},
+        "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (Linux: command lines, other holders, buffers)"},
         "--since": {"type": _since, "metavar": "WHEN", "help": "of a fleet: begin so long ago (90s, 30m, 24h, 7d), or at a time (2026-11-25T08:00)"},
         "--netns": {**_LIST, "metavar": "NAME|PATH|PID|all", "help": "Linux: watch this network namespace (repeatable), or all"},
         "--ebpf": {
@@ -511,7 +511,7 @@ def build_parser() -> argparse.ArgumentParser:
             prog=f"nstat-async {name}",
             usage=f"nstat-async {command.usage(name)}",
             help=command.short,
-            description=textwrap.fill(command.description, _COLUMNS),
+            description=textwrap.fill(command.description, _COLUMNS, break_on_hyphens=False),
             epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -30,7 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     async def work(scope: anyio.CancelScope) -> int:
         with scope:
             look = await look_once(
-                backend=backend, providers=options.get("providers"), flow_filter=options.get("flow_filter")
+                backend=backend,
+                providers=options.get("providers"),
+                flow_filter=options.get("flow_filter"),
+                extras=options.get("extras", False),
             )
             found.extend(look.flows)
             Limits(recorded=is_recorded(arguments)).say(look)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -39,3 +42,16 @@ def test_a_command_says_what_its_first_search_found_out(command, monkeypatch):
     monkeypatch.setattr("nstat_async.Monitor.capabilities", property(lambda _: next(known, SOME)))
     status, _, err = run(*command, "--backend", "emulated", "--interval", "0.05", "--duration", "0.5")
     assert (status, err) == (0, SAID)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux knows command lines with extras only")
+def test_a_filter_by_command_line_asks_for_command_lines():
+    """Without them it would match nothing, which looks like silence."""
+    script = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "a-marker-of-its-own"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        port = int(process.stdout.readline())
+        _, out, _ = run("snapshot", "--json", "--filter", "cmdline=a-marker-of-its-own")
+        process.stdin.close()
+    assert [json.loads(line)["flow"]["local"]["port"] for line in out.splitlines()] == [port]
