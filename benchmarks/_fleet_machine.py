@@ -22,6 +22,7 @@ from nstat_async.testing import EmulatedKernel
 TICK = 0.5
 PROCESSES = 10
 FLOWS = 1000
+PATIENCE = 60.0
 
 
 class Traffic:
@@ -84,6 +85,7 @@ class Machine:
             spool=arguments.spool,
         )  # fmt: skip
         self._publishing = self._moving = None
+        self._publishes = False
 
     async def run(self):
         loop = asyncio.get_running_loop()
@@ -98,8 +100,17 @@ class Machine:
         print(json.dumps({"said": what, **more}), flush=True)
 
     async def do_publish(self):
-        self._publishing = asyncio.create_task(self.publisher.run(self._monitor))
+        self._publishing, self._publishes = asyncio.create_task(self.publisher.run(self._monitor)), True
         self.say("publishes")
+
+    async def published(self):
+        """Whoever began while the server hung may still wait for its first connection, and cannot take its leave yet."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and not self._publishing.done():
+            figures = self.publisher.statistics()
+            if figures["connections"] and not figures["waiting"]:
+                return
+            await asyncio.sleep(0.1)
 
     async def do_consume(self):
         """The floor: somebody reads the monitor's events, and nothing is published."""
@@ -136,6 +147,8 @@ class Machine:
         self.traffic.end()
         await self._monitor.poll_now()
         await asyncio.sleep(0.5)
+        if self._publishes:
+            await self.published()
         self._publishing.cancel()
         await asyncio.gather(self._moving, self._publishing, return_exceptions=True)
         self.say("truth", truth=dict(self.traffic.truth), events=self.traffic.events)
