@@ -235,8 +235,11 @@ def _carry_on(old: Source, new: Source) -> bool:
         flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=flow.direction or before.direction
     )
     new.flow = before if merged == before else merged
-    if old.raw is None or new.raw is None:
-        return new.flow is not before or new.raw is not old.raw
+    if new.raw is None:  # the new socket was told of no counters yet: the flow has those that were reported
+        new.raw, new.corrected = old.raw, old.corrected
+        return new.flow is not before
+    if old.raw is None:
+        return True
     sent, last = new.reader.unpack(new.raw), old.reader.unpack(old.raw)
     values = advance(last if old.corrected is None else old.corrected, last, sent)
     new.corrected = None if values == sent else values

@@ -5,13 +5,18 @@ The property tests in ``tests/property`` find combinations; what they found once
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import attrs
 import pytest
 from virtual import VirtualMonitor, compare, traffic
 
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
+from nstat_async import EventsLost, Flow, FlowAdded, FlowRemoved, LossCause, Provider, RemovalReason
 from nstat_async._options import DEFAULT_PROVIDERS
 from nstat_async.ntstat import AddAllSources
 from nstat_async.ntstat._sockets import REOPEN_DELAYS
+from nstat_async.ntstat._source import Source
+from nstat_async.ntstat._takeover import Comparison, continue_flows
 from nstat_async.testing import EmulatedKernel
 
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -524,3 +529,15 @@ def test_where_the_kernels_count_may_not_be_read_nothing_is_said_of_it(name, pri
     assert len(asked) == (name != KERNEL)
     assert "kernel_refused_sources" not in monitor.session.statistics()
     assert not monitor.picture.losses
+
+
+def test_a_flow_whose_counters_the_second_socket_was_not_told_keeps_those_that_were_reported():
+    flow = Flow("1.7", Provider.UDP)
+    before = Source(
+        7, "1.7", None, 3, preexisting=False, flow=flow, raw=b"counters as sent", corrected=(5, 6), reported=True
+    )
+    after = Source(9, "2.9", None, 3, preexisting=True, flow=attrs.evolve(flow, id="2.9"))
+    found = Comparison(both=[(before, after)], ended=[], told=[], fresh=[], passed=[], vanished=[])
+    table = SimpleNamespace(remember_ends=lambda *, wanted: None)
+    continue_flows(table, table, found)
+    assert (after.id, after.flow, after.told) == ("1.7", flow, (5, 6))
