@@ -75,6 +75,8 @@ class Filter:
     """What it says, for messages and `repr`."""
     remake: Callable[[], Filter] | None = attrs.field(default=None, eq=False, kw_only=True)
     """Makes it again: a pickle has this instead of the predicate. `None`: the predicate is pickled itself."""
+    needs_extras: bool = attrs.field(default=False, eq=False, kw_only=True)
+    """It looks at what is known with ``extras`` only (on Linux)."""
 
     def __call__(self, flow: Flow) -> bool:
         """True if the flow matches."""
@@ -83,15 +85,20 @@ class Filter:
     def __and__(self, other: FilterLike) -> Filter:
         left, right = self, as_filter(other)
         again = partial(operator.and_, left, right)
-        return Filter(lambda flow: left(flow) and right(flow), f"({left.text} & {right.text})", remake=again)
+        return left._with(right, lambda flow: left(flow) and right(flow), "&", again)
 
     def __or__(self, other: FilterLike) -> Filter:
         left, right = self, as_filter(other)
         again = partial(operator.or_, left, right)
-        return Filter(lambda flow: left(flow) or right(flow), f"({left.text} | {right.text})", remake=again)
+        return left._with(right, lambda flow: left(flow) or right(flow), "|", again)
+
+    def _with(self, other: Filter, predicate: Predicate, sign: str, again: Callable[[], Filter]) -> Filter:
+        text, needs = f"({self.text} {sign} {other.text})", self.needs_extras or other.needs_extras
+        return Filter(predicate, text, remake=again, needs_extras=needs)
 
     def __invert__(self) -> Filter:
-        return Filter(lambda flow: not self(flow), f"~{self.text}", remake=partial(operator.invert, self))
+        again = partial(operator.invert, self)
+        return Filter(lambda flow: not self(flow), f"~{self.text}", remake=again, needs_extras=self.needs_extras)
 
     __rand__ = __and__
     __ror__ = __or__
@@ -268,7 +275,7 @@ def by_command_line(*parts: str) -> Filter:
         line = None if flow.process is None else flow.process.command_line
         return line is not None and any(part in line for part in wanted)
 
-    return Filter(matches, f"by_command_line({_listed(wanted)})")
+    return Filter(matches, f"by_command_line({_listed(wanted)})", needs_extras=True)
 
 
 @_can_be_pickled

@@ -394,3 +394,12 @@ def test_a_filter_of_a_local_function_cannot_be_pickled_and_says_so():
 def test_a_text_that_cannot_be_is_answered_in_its_own_words(text, says):
     with pytest.raises(UsageError, match=says):
         filters.parse(text)
+
+
+@pytest.mark.parametrize("text", ["cmdline=x", "~cmdline=x", "port=1 & cmdline=x", "cmdline=x & port=1"])
+def test_what_looks_at_command_lines_says_that_it_needs_extras(text):
+    made = filters.parse(text)
+    assert made.needs_extras
+    assert (made | filters.by_port(1)).needs_extras
+    assert pickle.loads(pickle.dumps(made)).needs_extras  # our own
+    assert not filters.by_process_name("by_command_line(").needs_extras

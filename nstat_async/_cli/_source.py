@@ -81,6 +81,6 @@ def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
         options["providers"] = frozenset(arguments.provider or Provider)
     if condition is not None:
         options["flow_filter"] = condition
-        if "by_command_line(" in condition.text:
+        if condition.needs_extras:
             options["extras"] = True  # nobody knows them otherwise, and a filter that never matches looks like silence
     return options

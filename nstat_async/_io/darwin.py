@@ -171,13 +171,10 @@ _STATS_SIZE, _ADDED_FAILURES = 64, 24
 
 def refused_announcements() -> int | None:
     """Announcements of sources that found no room, for whatever client (``net.stats.stats``); `None` where there is no such count."""
-    libc = _libc()
-    if libc is None or not hasattr(libc, "sysctlbyname"):
+    found = _sysctl("net.stats.stats", _STATS_SIZE)
+    if found is None or len(found) != _STATS_SIZE:
         return None
-    buffer, size = ctypes.create_string_buffer(_STATS_SIZE), ctypes.c_size_t(_STATS_SIZE)
-    if libc.sysctlbyname(b"net.stats.stats", buffer, ctypes.byref(size), None, 0) or size.value != _STATS_SIZE:
-        return None
-    return int(struct.unpack_from("<I", buffer.raw, _ADDED_FAILURES)[0])
+    return int(struct.unpack_from("<I", found, _ADDED_FAILURES)[0])
 
 
 _FIRST_CLIENT = 3
