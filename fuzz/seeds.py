@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "fuzz")]
 
 import conversations
+import structured
 import targets
 
 LONGEST = 60_000
@@ -33,6 +34,15 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
             if op and number % 7 == 0:
                 yield "framer", f"{short}-{number}", bytes([kernel.layout.has_lengths]) + data
                 yield "messages", f"{short}-{number}", bytes([head]) + data
+    yield from (("netlink", mode, _netlink(following)) for mode, following in (("driving", False), ("following", True)))
+
+
+def _netlink(following: bool) -> bytes:
+    """A few sockets of Linux that live, as the target takes what was said: by channel, requests with another bit."""
+    kernel = structured.linux_life(structured.FakeKernel())
+    said = [(way == "to", channel, data) for way, _, channel, data in kernel.record if isinstance(data, bytes)]
+    steps = [((65 if asked else 5) + channel, data) for asked, channel, data in said if following or not asked]
+    return bytes([following]) + targets.join(steps)
 
 
 def main() -> None:

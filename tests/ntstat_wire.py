@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from typing import Any
@@ -38,6 +39,7 @@ NEWEST_OF_LAYOUT = {
 }
 
 
+@functools.cache
 def address(text: str | None, port: int = 0, scope: int = 0) -> bytes:
     """A Darwin socket address in its slot of 28 bytes."""
     if text is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import select
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -41,44 +42,21 @@ from nstat_async.sockdiag import (
 )
 from nstat_async.sockdiag._messages import encode_done, encode_error, socket_id
 
-INFO_FORMATS = {
-    TcpInfo.STATE: "=B",
-    TcpInfo.RETRANSMITS: "=B",
-    TcpInfo.PROBES: "=B",
-    TcpInfo.RTO: "=I",
-    TcpInfo.SND_MSS: "=I",
-    TcpInfo.UNACKED: "=I",
-    TcpInfo.LOST: "=I",
-    TcpInfo.LAST_ACK_RECV: "=I",
-    TcpInfo.PMTU: "=I",
-    TcpInfo.RTT: "=I",
-    TcpInfo.RTTVAR: "=I",
-    TcpInfo.SND_CWND: "=I",
-    TcpInfo.TOTAL_RETRANS: "=I",
-    TcpInfo.PACING_RATE: "=Q",
-    TcpInfo.BYTES_ACKED: "=Q",
-    TcpInfo.BYTES_RECEIVED: "=Q",
-    TcpInfo.SEGS_OUT: "=I",
-    TcpInfo.SEGS_IN: "=I",
-    TcpInfo.NOTSENT_BYTES: "=I",
-    TcpInfo.MIN_RTT: "=I",
-    TcpInfo.DATA_SEGS_IN: "=I",
-    TcpInfo.DATA_SEGS_OUT: "=I",
-    TcpInfo.DELIVERY_RATE: "=Q",
-    TcpInfo.DELIVERED: "=I",
-    TcpInfo.BYTES_SENT: "=Q",
-    TcpInfo.BYTES_RETRANS: "=Q",
-    TcpInfo.SND_WND: "=I",
+_WORD = struct.Struct("=I")
+_INFO_FIELDS = {
+    **dict.fromkeys((TcpInfo.STATE, TcpInfo.RETRANSMITS, TcpInfo.PROBES), struct.Struct("=B")),
+    **dict.fromkeys((TcpInfo.PACING_RATE, TcpInfo.DELIVERY_RATE, TcpInfo.BYTES_ACKED), struct.Struct("=Q")),
+    **dict.fromkeys((TcpInfo.BYTES_RECEIVED, TcpInfo.BYTES_SENT, TcpInfo.BYTES_RETRANS), struct.Struct("=Q")),
 }
+"""Fields of other sizes than a word."""
 
 
-def tcp_info(fields: dict[int, int] | None = None, length: int = 280) -> bytes:
+def tcp_info(fields: Mapping[int, int] = MappingProxyType({}), length: int = 280) -> bytes:
     """A ``struct tcp_info`` with these fields, zero elsewhere; after a handshake, whose SYN was delivered."""
     data = bytearray(280)
-    known = fields or {}
-    delivered = known.get(TcpInfo.DATA_SEGS_OUT, 0) + 1
-    for at, value in {TcpInfo.MIN_RTT: 0xFFFFFFFF, TcpInfo.DELIVERED: delivered, **known}.items():
-        struct.pack_into(INFO_FORMATS[TcpInfo(at)], data, at, value)
+    defaults = {TcpInfo.MIN_RTT: 0xFFFFFFFF, TcpInfo.DELIVERED: fields.get(TcpInfo.DATA_SEGS_OUT, 0) + 1}
+    for at, value in {**defaults, **fields}.items():
+        _INFO_FIELDS.get(at, _WORD).pack_into(data, at, value)
     return bytes(data[:length])
 
 
