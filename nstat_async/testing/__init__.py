@@ -16,10 +16,9 @@ and must not make other test suites slower.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .._public import only
+from .._public import on_demand, only
 
 if TYPE_CHECKING:
     from ._client import EmulatedClient
@@ -42,27 +41,16 @@ __all__ = [
     "serve_unix",
 ]
 
-_MODULES = {
-    "DARWIN_27_INSERTIONS": "_faults",
-    "EmulatedClient": "_client",
-    "EmulatedFlow": "_flows",
-    "EmulatedInterface": "_interfaces",
-    "EmulatedKernel": "_emulated",
-    "Faults": "_faults",
-    "UnixServer": "_server",
-    "Workload": "_workload",
-    "serve_unix": "_server",
-}
-
-
-def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
 __dir__ = only(__all__)
+__getattr__ = on_demand(
+    __name__,
+    {
+        "._client": ("EmulatedClient",),
+        "._emulated": ("EmulatedKernel",),
+        "._faults": ("DARWIN_27_INSERTIONS", "Faults"),
+        "._flows": ("EmulatedFlow",),
+        "._interfaces": ("EmulatedInterface",),
+        "._server": ("UnixServer", "serve_unix"),
+        "._workload": ("Workload",),
+    },
+)

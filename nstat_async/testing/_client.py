@@ -28,8 +28,6 @@ from ._receive_buffer import MAX_REQUEST
 from ._scripting import ScriptedMachine
 from ._watcher import ClientSource, Watcher, is_buffer_error
 
-__all__ = ["EmulatedClient"]
-
 _HEADER = struct.Struct("<QIHH")
 _OLD_HEADER = 12
 """Up to xnu-2782 the last word of the header is not used, and need not be there."""

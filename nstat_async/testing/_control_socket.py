@@ -11,8 +11,6 @@ from nstat_async.ntstat import DarwinErrno
 from ._machine import Machine
 from ._receive_buffer import BATCH_STORAGE, ReceiveBuffer
 
-__all__ = ["ControlSocket", "host_error"]
-
 _HOST_ERRNO = {
     member.value: getattr(host_errno, member.name) for member in DarwinErrno if hasattr(host_errno, member.name)
 }

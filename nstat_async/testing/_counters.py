@@ -6,8 +6,6 @@ from typing import Any
 
 from nstat_async.ntstat import Layout
 
-__all__ = ["FlowCounters", "mark_active"]
-
 _ALIGNMENT = 8
 """Seconds that one bit of an activity map stands for; every map begins at a multiple of them."""
 _LAST_BIT = 127

@@ -8,8 +8,6 @@ from ._kernel import SansIoKernel
 from ._server import UnixServer
 from ._transport import EmulatedBackend, EmulatedTransport
 
-__all__ = ["EmulatedKernel"]
-
 
 class EmulatedKernel(SansIoKernel):
     """An emulated Darwin kernel: flows on one side, control sockets on the other.

@@ -12,8 +12,6 @@ import struct
 
 from nstat_async.ntstat import Layout, MessageType
 
-__all__ = ["ReportEncoder", "pack_items"]
-
 _ITEM = struct.Struct("<II")
 
 

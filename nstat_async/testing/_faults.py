@@ -10,8 +10,6 @@ import attrs
 
 from ._values import checked, flag, number, whole
 
-__all__ = ["DARWIN_27_INSERTIONS", "Faults"]
-
 DARWIN_27_INSERTIONS: tuple[Mapping[str, tuple[tuple[int, int], ...]], ...] = tuple(
     {"nstat_tcp_descriptor": ((place, 16),)} for place in (292, 308, 324)
 )

@@ -13,8 +13,6 @@ from nstat_async.ntstat import FilterFlag, Kernel
 from ._flows import EmulatedFlow
 from ._interfaces import filter_mask
 
-__all__ = ["GENERIC", "NO_FILTER", "FilterRules", "ProviderFilter"]
-
 GENERIC = frozenset({Provider.CONNECTION, Provider.UDP_SUBFLOW})
 """Providers that the kernel serves by one "generic" code, with filters of its own."""
 _HAS_NETWORK_ACCESS = 0x1000000

@@ -21,9 +21,7 @@ from ._counters import FlowCounters, mark_active
 from ._interfaces import EmulatedInterface, property_bits
 from ._machine import OWNER_FIELDS, Machine
 from ._time import NANOSECOND
-from ._values import endpoint, field_value, flag, instance, whole
-
-__all__ = ["COUNTERS", "Address", "EmulatedFlow"]
+from ._values import endpoint, field_value, flag, instance, whole, wholes
 
 COUNTERS = ("nstat_", "media_stats.")
 """How the names of counters begin; all others are fields of the descriptor."""
@@ -224,7 +222,7 @@ class EmulatedFlow:
         Raises:
             UsageError: There is no such field in any release, or it cannot have this value.
         """
-        said = {**instance("values", values if values is not None else {}, Mapping), **more}
+        said = {**instance("values", {} if values is None else values, Mapping), **more}
         checked = {name: field_value(self._structure, name, value) for name, value in said.items()}
         with self.kernel.lock:
             for name, value in checked.items():
@@ -268,23 +266,19 @@ class EmulatedFlow:
         """
         if switch is not None and (not isinstance(switch, (tuple, list)) or len(switch) != 4):
             raise UsageError(f"switch: {switch!r} is not packets and bytes received, packets and bytes sent")
-        amounts = {"rx": rx, "tx": tx}
-        amounts |= {"rx_packets": rx_packets} if rx_packets is not None else {}
-        amounts |= {"tx_packets": tx_packets} if tx_packets is not None else {}
-        for name, amount in (*amounts.items(), *(("switch", amount) for amount in switch or ())):
-            whole(name, amount)
-        rxp = self._packets(rx) if rx_packets is None else rx_packets
-        txp = self._packets(tx) if tx_packets is None else tx_packets
+        wholes(rx=rx, tx=tx)
+        rxp = self._packets(rx) if rx_packets is None else whole("rx_packets", rx_packets)
+        txp = self._packets(tx) if tx_packets is None else whole("tx_packets", tx_packets)
+        for amount in switch or ():
+            whole("switch", amount)
         said = (rxp, rx, txp, tx)
         with self.kernel.lock:
             uptime = self.kernel.now_ns // NANOSECOND
             carrier = self.interface if interface is None else self.kernel.interface(interface)
-            medium = carrier.medium if carrier is not None else None
-            if carrier is not None and switch is None:
-                carrier.carry(rx + rxp * _HEADERS, tx + txp * _HEADERS)
-            elif carrier is not None and switch is not None:
-                carrier.carry(switch[1], switch[3])
-            self._counters.add(said, said if switch is None else switch, medium, uptime)
+            if carrier is not None:
+                wire = (rx + rxp * _HEADERS, tx + txp * _HEADERS) if switch is None else (switch[1], switch[3])
+                carrier.carry(*wire)
+            self._counters.add(said, switch or said, carrier.medium if carrier is not None else None, uptime)
             names, fields = ("activity_bitmap.start", "activity_bitmap.bitmap"), self.fields
             before = fields.get(names[0], 0), fields.get(names[1], (0, 0))
             after = mark_active(*before, uptime)

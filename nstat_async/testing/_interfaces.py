@@ -11,8 +11,6 @@ from nstat_async.ntstat import InterfaceProperty as Bit
 
 from ._values import checked, flag, instance, one_of, text, whole
 
-__all__ = ["EmulatedInterface", "default_interfaces", "filter_mask", "property_bits"]
-
 # Plain numbers, not members: each report of a flow needs several operations on them.
 _UNKNOWN, _VPN, _EXPENSIVE = int(Bit.UNKNOWN_TYPE), int(Bit.VPN), int(Bit.EXPENSIVE)
 _CONSTRAINED, _ULTRA = int(Bit.CONSTRAINED), int(Bit.ULTRA_CONSTRAINED)

@@ -14,9 +14,7 @@ from ._client import EmulatedClient
 from ._flows import EmulatedFlow
 from ._lookup import report_traffic
 from ._scripting import ScriptedMachine
-from ._values import instance, whole
-
-__all__ = ["SansIoKernel"]
+from ._values import octets, whole, wholes
 
 _MINUTE = 60.0
 _TIME_WAIT_SECONDS = 30.0
@@ -88,10 +86,9 @@ class SansIoKernel(ScriptedMachine):
             return client
 
     def _merge_event_masks(self) -> None:
-        mask = 0
+        self._merged_events = 0
         for client in self.clients:
-            mask |= client.event_mask
-        self._merged_events = mask
+            self._merged_events |= client.event_mask
 
     def end_controls(self) -> None:
         """Let every control socket reach end of file (a fault)."""
@@ -100,9 +97,9 @@ class SansIoKernel(ScriptedMachine):
 
     def inject(self, datagram: bytes) -> None:
         """Put bytes before every client that no kernel would send (a fault)."""
-        instance("datagram", datagram, bytes)
+        data = octets("datagram", datagram)
         for client in list(self.clients):
-            client.inject(datagram)
+            client.inject(data)
 
     def close(self) -> None:
         """End every control socket and stop the servers of this kernel. Idempotent."""
@@ -114,8 +111,7 @@ class SansIoKernel(ScriptedMachine):
 
     def interface_transfer(self, name: str, rx: int = 0, tx: int = 0) -> None:
         """Count an interface's own traffic; its watchers hear of it when their threshold is passed."""
-        whole("rx", rx)
-        whole("tx", tx)
+        wholes(rx=rx, tx=tx)
         with self.lock:
             interface = self.interface(name)
             before = sum(interface.counts.get(key, 0) for key in ("nstat_rxbytes", "nstat_txbytes"))
@@ -213,8 +209,8 @@ class SansIoKernel(ScriptedMachine):
         Args:
             entries: A list of ``nstat_sysinfo_keyval``, encoded.
         """
-        instance("entries", entries, bytes)
-        message = SystemInfoCounts(size=_SYSINFO_HEADER + len(entries), entries=entries)
+        data = octets("entries", entries)
+        message = SystemInfoCounts(size=_SYSINFO_HEADER + len(data), entries=data)
         with self.lock:
             for client in self.clients:
                 if client.subscribed_to_sysinfo:

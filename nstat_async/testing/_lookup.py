@@ -16,8 +16,6 @@ from ._machine import Machine
 from ._scripting import ScriptedMachine
 from ._watcher import ClientSource, Watcher
 
-__all__ = ["find_flow", "interface_sources", "report_traffic", "reset_threshold", "set_threshold"]
-
 _SMALLEST_THRESHOLD = 1 << 20
 
 Found = tuple[int, "EmulatedFlow | None"]

@@ -21,8 +21,6 @@ from ._receive_buffer import DEFAULT_RECEIVE_SPACE
 from ._time import KernelTime
 from ._values import executable_uuid, flag, inserted, one_of, text, whole
 
-__all__ = ["OWNER_FIELDS", "Machine"]
-
 OWNER_FIELDS = ("pid", "upid", "pname", "uuid", "epid", "eupid", "euuid", "uid", "persona_id")
 """Fields of a descriptor that say who a flow belongs to."""
 _FIRST_PORT = 49152
@@ -76,15 +74,11 @@ class Machine(KernelTime):
     ) -> None:
         super().__init__(clock, uptime, timebase)
         release = Kernel.parse(kernel)
-        switches = {
-            "privileged": privileged,
-            "privilege_check": privilege_check,
-            "contended": contended,
-            "minute_timer": minute_timer,
-            "header_garbage": header_garbage,
-        }
-        for name, value in switches.items():
-            flag(name, value)
+        flag("privileged", privileged)
+        flag("privilege_check", privilege_check)
+        flag("contended", contended)
+        flag("minute_timer", minute_timer)
+        flag("header_garbage", header_garbage)
         whole("receive_space", receive_space, bits=31, least=1)
         whole("seed", seed, least=-(1 << 63))
         if layout_number is not None:

@@ -8,8 +8,6 @@ from nstat_async.ntstat import DarwinErrno, Error, HeaderFlag
 
 from ._watcher import ClientSource, Watcher
 
-__all__ = ["PacedPoll"]
-
 
 class PacedPoll:
     """The one paced poll that a client can have (``nstat_client_begin_query``, ``…_end_query``)."""

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["BATCH_STORAGE", "DEFAULT_RECEIVE_SPACE", "MAX_REQUEST", "ReceiveBuffer"]
-
 DEFAULT_RECEIVE_SPACE = 8192
 """Bytes that ``connect`` reserves for what the kernel sends."""
 MAX_REQUEST = 2048

@@ -9,9 +9,7 @@ from nstat_async._model import Endpoint, Provider
 
 from ._flows import COUNTERS, Address, EmulatedFlow
 from ._machine import OWNER_FIELDS, Machine
-from ._values import check_fields, endpoint, field_value, flag, instance, one_of, text, whole
-
-__all__ = ["ScriptedMachine"]
+from ._values import check_fields, endpoint, field_value, flag, instance, one_of, text, wholes
 
 _ESTABLISHED = 4
 _SERVER = ("198.51.100.7", 443)
@@ -132,8 +130,7 @@ class ScriptedMachine(Machine):
         number = self.provider_number(provider, userland=userland)
         check_fields(self.release.descriptor_name(number) or "", fields)
         carrier = None if interface is None else self.interface(interface)
-        for key, amount in (("rx", rx), ("tx", tx)):
-            whole(key, amount)
+        wholes(rx=rx, tx=tx)
         peer = endpoint(remote, "remote")
         mine = endpoint(local, "local") if local is not None or peer is None else self.ephemeral(peer)
         if mine is not None and peer is None:
@@ -173,8 +170,7 @@ class ScriptedMachine(Machine):
     def open_subflow(self, parent: EmulatedFlow, remote: Address, *, rx: int = 0, tx: int = 0) -> EmulatedFlow:
         """One peer of an unconnected UDP socket (since xnu-8019.61); its bytes are the parent's too."""
         instance("parent", parent, EmulatedFlow)
-        for key, amount in (("rx", rx), ("tx", tx)):
-            whole(key, amount)
+        wholes(rx=rx, tx=tx)
         with self.lock:
             number = self.provider_number(Provider.UDP_SUBFLOW)
             inherited = {key: parent.fields[key] for key in (*OWNER_FIELDS, "local") if key in parent.fields}

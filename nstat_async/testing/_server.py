@@ -28,8 +28,6 @@ from ._signal import Signal
 from ._values import instance
 from ._workload import Workload
 
-__all__ = ["UnixServer", "serve_unix"]
-
 _LARGEST_REQUEST = 65536
 _SEND_ROOM = 16384
 """Room of the socket between, bytes: what a record of 4096 needs, with the host's own overhead."""

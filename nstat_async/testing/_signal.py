@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 
-__all__ = ["Signal"]
-
 
 class Signal:
     """One byte waits on a socket pair while the signal is set."""

@@ -15,8 +15,6 @@ from nstat_async._errors import UsageError
 
 from ._values import number, whole
 
-__all__ = ["NANOSECOND", "KernelTime"]
-
 NANOSECOND = 1_000_000_000
 
 

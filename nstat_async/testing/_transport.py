@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from nstat_async._contract import Channel, Feed
     from nstat_async._options import MonitorOptions
 
-__all__ = ["EmulatedBackend", "EmulatedChannel", "EmulatedTransport", "Ticker"]
-
 _COMFORTABLE = 1 << 20
 _LONGEST_WAIT = 0.25
 _EVIDENCE_PID = 4242
@@ -127,9 +125,9 @@ class EmulatedTransport:
 
     def __init__(self, kernel: SansIoKernel, receive_buffer: int | None = None) -> None:
         self.kernel = kernel
-        self._receive_buffer = (
-            None if receive_buffer is None else whole("receive_buffer", receive_buffer, bits=31, least=1)
-        )
+        if receive_buffer is not None:
+            whole("receive_buffer", receive_buffer, bits=31, least=1)
+        self._receive_buffer = receive_buffer
         self._ticker: Ticker | None = None
         self._evidence: list[EmulatedFlow] = []
 
@@ -163,15 +161,11 @@ class EmulatedTransport:
             self._close_evidence()
             if not isinstance(request, OpenEvidence):
                 return None
-            known = [
-                flow for address, size in (("127.0.0.1", 1000), ("::1", 2000)) for flow in self._pair(address, size)
-            ]
-            index = kernel.interface("lo0").index
             return Evidence(
-                flows=tuple(known),
+                flows=(*self._pair("127.0.0.1", 1000), *self._pair("::1", 2000)),
                 pid=_EVIDENCE_PID,
                 uid=_EVIDENCE_UID,
-                interface_index=index,
+                interface_index=kernel.interface("lo0").index,
                 unique_pid=kernel.process(_EVIDENCE_PID, _EVIDENCE_NAME),
                 uuid=executable_uuid(_EVIDENCE_NAME),
             )
@@ -183,11 +177,10 @@ class EmulatedTransport:
         near, far = self.kernel.loopback_pair(address)
         for provider, state in ((Provider.TCP, TcpState.ESTABLISHED), (Provider.UDP, None)):
             for local, remote, rx, tx in ((near, far, size + 1, size + 2), (far, near, size + 2, size + 1)):
-                opener = self.kernel.open_tcp if provider is Provider.TCP else self.kernel.open_udp
-                ends = {"local": local, "remote": remote, "inbound": provider is Provider.TCP and local is far}
-                flow = opener(
-                    _EVIDENCE_PID, _EVIDENCE_NAME, **ends, interface="lo0", rx=rx, tx=tx, persona_id=_NO_PERSONA
-                )
+                flow = self.kernel.open(
+                    provider, _EVIDENCE_PID, _EVIDENCE_NAME, local=local, remote=remote, interface="lo0", rx=rx, tx=tx,
+                    inbound=provider is Provider.TCP and local is far, persona_id=_NO_PERSONA,
+                )  # fmt: skip
                 self._evidence.append(flow)
                 yield KnownFlow(provider=provider, local=local, remote=remote, state=state, rx_bytes=rx, tx_bytes=tx)
 

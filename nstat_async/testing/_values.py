@@ -9,28 +9,13 @@ import difflib
 import functools
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 from nstat_async._errors import UsageError
 from nstat_async._model import Endpoint
 from nstat_async.ntstat._constants import DARWIN_AF_INET, DARWIN_AF_INET6
 from nstat_async.ntstat._tables import STRUCTS
-
-__all__ = [
-    "check_fields",
-    "checked",
-    "endpoint",
-    "executable_uuid",
-    "field_value",
-    "flag",
-    "inserted",
-    "instance",
-    "number",
-    "one_of",
-    "sockaddr",
-    "text",
-    "whole",
-]
 
 _UUID_SPACE = uuid.UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
 _BITS = {"BOOL": 8, "U8": 8, "U16": 32, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
@@ -47,11 +32,7 @@ def executable_uuid(name: str) -> bytes:
 
 
 def whole(name: str, value: Any, *, bits: int = 64, least: int = 0) -> int:
-    """A whole number that fits.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """A whole number that fits."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << bits:
         raise UsageError(f"{name}: {_shown(value)} is no whole number from {least} to {(1 << bits) - 1}")
     return int(value)
@@ -62,65 +43,52 @@ def _shown(value: Any) -> str:
     return repr(value) if not isinstance(value, int) or abs(value) < 1 << 200 else "what was given"
 
 
+def wholes(**values: Any) -> None:
+    """Whole numbers of 64 bits."""
+    for name, value in values.items():
+        whole(name, value)
+
+
 def text(name: str, value: Any) -> str:
-    """A text without a NUL, that can be encoded (bytes that are no UTF-8 included, as Python has them).
-
-    Raises:
-        UsageError: It is none.
-    """
-    if not isinstance(value, str) or "\0" in value or not _is_encodable(value):
-        raise UsageError(f"{name}: {value!r} is no text without NUL")
-    return value
-
-
-def _is_encodable(value: str) -> bool:
+    """A text without a NUL, that can be encoded (bytes that are no UTF-8 included, as Python has them)."""
     try:
-        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
+        if isinstance(value, str) and "\0" not in value and value.encode("utf-8", "surrogateescape") is not None:
+            return value
     except UnicodeEncodeError:
-        return False
+        pass
+    raise UsageError(f"{name}: {value!r} is no text without NUL")
 
 
 def flag(name: str, value: Any) -> bool:
-    """A truth value.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """A truth value."""
     if not isinstance(value, bool):
         raise UsageError(f"{name}: {value!r} is neither True nor False")
     return value
 
 
 def number(name: str, value: Any, *, least: float = 0.0, most: float = LONGEST) -> float:
-    """A finite number in a range.
-
-    Raises:
-        UsageError: It is none.
-    """
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
-    if not fits:  # nor is what is no number at all, NaN
-        raise UsageError(f"{name}: {_shown(value)} is no number from {least:g} to {most:g}")
-    return value  # type: ignore[no-any-return]
+    """A finite number in a range."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:  # NaN is not
+        return value
+    raise UsageError(f"{name}: {_shown(value)} is no number from {least:g} to {most:g}")
 
 
 def instance(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
-    """A value of a class.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """A value of a class."""
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise UsageError(f"{name}: {value!r} is no {' or '.join(each.__name__ for each in kinds)}")
+        names = ("None" if each is NoneType else each.__name__ for each in kinds)
+        raise UsageError(f"{name}: {value!r} is no {' or '.join(names)}")
     return value
 
 
-def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
-    """One of several values.
+def octets(name: str, value: Any) -> bytes:
+    """Bytes, in whatever holds them."""
+    return bytes(instance(name, value, (bytes, bytearray, memoryview)))
 
-    Raises:
-        UsageError: It is none; the text lists them.
-    """
+
+def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """One of several values."""
     if not any(type(value) is type(each) and value == each for each in choices):
         raise UsageError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
     return value
@@ -137,11 +105,7 @@ def checked(check: Callable[..., Any], *arguments: Any, optional: bool = False, 
 
 
 def inserted(name: str, value: Any) -> dict[str, list[tuple[int, int]]]:
-    """Bytes that were put into structures: name of the structure to pairs of (offset, bytes).
-
-    Raises:
-        UsageError: It is nothing of the kind; the text says what is.
-    """
+    """Bytes that were put into structures: name of the structure to pairs of (offset, bytes)."""
     found = {}
     for structure, places in instance(name, value, Mapping).items():
         one_of(name, structure, sorted(STRUCTS))
@@ -157,11 +121,7 @@ def inserted(name: str, value: Any) -> dict[str, list[tuple[int, int]]]:
 
 
 def endpoint(value: Endpoint | str | tuple[str, int] | None, name: str = "address") -> Endpoint | None:
-    """An endpoint from ``("192.0.2.1", 443)``, ``"192.0.2.1:443"`` or ``"[2001:db8::1]:443"``.
-
-    Raises:
-        UsageError: It is none of these; the text begins with `name`.
-    """
+    """An endpoint from ``("192.0.2.1", 443)``, ``"192.0.2.1:443"`` or ``"[2001:db8::1]:443"``."""
     if value is None or isinstance(value, Endpoint):
         return value
     try:
@@ -235,11 +195,7 @@ def _checks(structure: str) -> dict[str, Callable[[str, Any], Any]]:
 
 
 def check_fields(structure: str, names: Iterable[str]) -> None:
-    """Fields of a descriptor in any release, or counters.
-
-    Raises:
-        UsageError: One is neither.
-    """
+    """Fields of a descriptor in any release, or counters."""
     known = _checks(structure)
     for name in names:
         if name not in known:
@@ -249,11 +205,7 @@ def check_fields(structure: str, names: Iterable[str]) -> None:
 
 
 def field_value(structure: str, name: str, value: Any) -> Any:
-    """A field or counter in the form that the encoder takes.
-
-    Raises:
-        UsageError: There is no such field, or it cannot have this value.
-    """
+    """A field or counter in the form that the encoder takes."""
     checks = _checks(structure)
     if name not in checks:
         check_fields(structure, (name,))

@@ -24,8 +24,6 @@ from ._filters import GENERIC, NO_FILTER, FilterRules, ProviderFilter
 from ._flows import EmulatedFlow
 from ._machine import Machine
 
-__all__ = ["ClientSource", "Watcher", "is_buffer_error"]
-
 _DESCRIPTION_LIMIT = 512
 _EXTENSION_SHIFT = 40
 _DOMAIN_BIT_OF_8019 = 1 << 28

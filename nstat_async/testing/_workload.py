@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from types import NoneType
+from typing import Any
+
+import attrs
 
 from nstat_async._errors import UsageError
 from nstat_async._model import Provider
 
 from ._flows import EmulatedFlow
 from ._scripting import ScriptedMachine
-from ._values import LONGEST, instance, number, one_of, whole
-
-__all__ = ["Workload"]
+from ._values import LONGEST, checked, instance, number, one_of, whole
 
 _NAMES = ("Safari", "curl", "sshd", "mDNSResponder", "Mail", "nsurlsessiond", "python3", "backupd", "Music", "zoom.us")
 _PORTS = (443, 443, 443, 80, 22, 53, 993, 5223, 8080)
@@ -30,64 +32,50 @@ _KINDS = (
 )
 
 
+@attrs.define(eq=False, slots=False, repr=False)
 class Workload:
-    """Random flows on an emulated kernel, the same for the same seed.
+    """Random flows on an emulated kernel, the same for the same seed."""
 
-    Args:
-        kernel: Where.
-        rate: New flows a second (exponential gaps).
-        size: Flows that are open from the beginning, and that the number stays near if
-            ``rate * mean_life`` is `size`.
-        mean_life: Mean life of a flow, seconds (exponential).
-        transfers: Share of open flows that move bytes each second.
-        largest: Most bytes that one transfer moves in one direction.
-        kinds: Kinds of flows, pairs of provider and user-land; default: all that carry traffic
-            in this release.
-        seed: Of the random numbers; default: drawn from the kernel's.
-    """
+    kernel: ScriptedMachine = attrs.field(validator=checked(instance, ScriptedMachine))
+    """Where."""
+    rate: float = attrs.field(default=10.0, kw_only=True, validator=checked(number))
+    """New flows a second (exponential gaps)."""
+    size: int = attrs.field(default=100, kw_only=True, validator=checked(whole))
+    """Flows that are open from the beginning, and that the number stays near if ``rate * mean_life`` is `size`."""
+    mean_life: float = attrs.field(default=10.0, kw_only=True, validator=checked(number, least=1e-9))
+    """Mean life of a flow, seconds (exponential)."""
+    transfers: float = attrs.field(default=0.2, kw_only=True, validator=checked(number, most=1.0))
+    """Share of open flows that move bytes each second."""
+    largest: int = attrs.field(default=100_000, kw_only=True, validator=checked(whole))
+    """Most bytes that one transfer moves in one direction."""
+    kinds: Sequence[tuple[Provider, bool]] | None = attrs.field(default=None, kw_only=True)
+    """Kinds of flows, pairs of provider and user-land; `None`: all that carry traffic in this release."""
+    seed: int | None = attrs.field(
+        default=None, kw_only=True, validator=checked(whole, least=-(1 << 63), optional=True)
+    )
+    """Of the random numbers; `None`: drawn from the kernel's."""
+    opened: int = attrs.field(default=0, init=False)
+    """Flows since the beginning."""
+    closed: int = attrs.field(default=0, init=False)
+    """Flows that ended."""
+    rx_bytes: int = attrs.field(default=0, init=False)
+    """Bytes received by all flows since the beginning, those of ended flows included."""
+    tx_bytes: int = attrs.field(default=0, init=False)
+    """Bytes sent, as `rx_bytes`."""
 
-    def __init__(
-        self,
-        kernel: ScriptedMachine,
-        *,
-        rate: float = 10.0,
-        size: int = 100,
-        mean_life: float = 10.0,
-        transfers: float = 0.2,
-        largest: int = 100_000,
-        kinds: Sequence[tuple[Provider, bool]] | None = None,
-        seed: int | None = None,
-    ) -> None:
-        number("rate", rate)
-        whole("size", size)
-        number("mean_life", mean_life, least=1e-9)
-        number("transfers", transfers, most=1.0)
-        whole("largest", largest)
-        for kind in () if kinds is None else instance("kinds", kinds, (tuple, list)):
+    @kinds.validator
+    def _check_kinds(self, _attribute: Any, value: Any) -> None:
+        for kind in instance("kinds", value, (tuple, list, NoneType)) or ():
             one_of("kinds", kind, _KINDS)
-        if seed is not None:
-            whole("seed", seed, least=-(1 << 63))
-        self.kernel = instance("kernel", kernel, ScriptedMachine)
-        self.rate = rate
-        self.size = size
-        self.mean_life = mean_life
-        self.transfers = transfers
-        self.largest = largest
-        self._random = random.Random(kernel.random.getrandbits(64) if seed is None else seed)  # noqa: S311
-        here = set(kernel.release.providers.values())
-        self._kinds = tuple(kind for kind in kinds or _KINDS if kind in here)
+
+    def __attrs_post_init__(self) -> None:
+        kernel, here = self.kernel, set(self.kernel.release.providers.values())
+        self._random = random.Random(kernel.random.getrandbits(64) if self.seed is None else self.seed)  # noqa: S311
+        self._kinds = tuple(kind for kind in self.kinds or _KINDS if kind in here)
         if not self._kinds:
             raise UsageError(f"workload: {kernel.name} has none of these providers")
         self._flows: dict[int, EmulatedFlow] = {}
         self._running = False
-        self.opened = 0
-        """Flows since the beginning."""
-        self.closed = 0
-        """Flows that ended."""
-        self.rx_bytes = 0
-        """Bytes received by all flows since the beginning, those of ended flows included."""
-        self.tx_bytes = 0
-        """Bytes sent, as `rx_bytes`."""
 
     @property
     def flows(self) -> list[EmulatedFlow]:

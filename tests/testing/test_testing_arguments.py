@@ -154,3 +154,16 @@ def test_a_server_refuses_what_is_no_path(path):
     ):
         with pytest.raises(UsageError, match="path"):
             serve(path)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_may_come_in_whatever_holds_them(kind):
+    kernel = EmulatedKernel()
+    client = kernel.connect()
+    kernel.inject(kind(b"nonsense"))
+    assert client.receive() == b"nonsense"
+
+
+def test_a_server_without_a_workload_says_what_it_takes(tmp_path):
+    with pytest.raises(UsageError, match="workload: 5 is no Workload or None"):
+        serve_unix(EmulatedKernel(), str(tmp_path / "socket"), workload=5)
