@@ -91,12 +91,12 @@ class Verification:
         return (each for each in islice(wanted, MAX_VERIFICATIONS) if unreadable.is_due(each[0]))
 
     def begin_probing(self, table: SourceTable) -> Iterator[Question]:
-        """Ask for references above all that the poll reported.
+        """Ask for references above all that was heard of.
 
         A poll begins with the newest sources. If that batch was lost, no number above the
         others says so: only asking does.
         """
-        self.probed = table.references.top
+        self.probed = max(table.references.top, table.references.highest or 0)
         self.last_reference = table.kernel.layout.all_sources - 1
         return self.probe_up_to(self.probed + PROBED_AHEAD)
 

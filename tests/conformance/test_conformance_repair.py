@@ -62,12 +62,17 @@ def test_a_lost_batch_is_asked_for_again_in_the_same_poll(name):
 
 
 @pytest.mark.parametrize("name", SUPPRESSING)
-def test_a_first_poll_of_which_every_batch_is_lost_still_finds_every_flow(name):
+@pytest.mark.parametrize("ended", [None, 20], ids=["", "though one has ended before"])
+def test_a_first_poll_of_which_every_batch_is_lost_still_finds_every_flow(name, ended):
     kernel = EmulatedKernel(name)
     kernel.faults.lose_batches = 1.0
-    for number in range(50):
-        kernel.open_tcp(501, f"p{number}", remote=REMOTE)
+    flows = [kernel.open_tcp(501, f"p{number}", remote=REMOTE) for number in range(50)]
+    kernel.faults.full = ended is not None
     monitor = VirtualMonitor(kernel, interval=None)
+    if ended is not None:  # the first number that is heard of has others above it
+        flows[ended].close()
+        kernel.faults.full = False
+        monitor.poll()
     monitor.run(0.5)
     agree(kernel, monitor)
 
