@@ -49,8 +49,12 @@ __all__ = ["BufferStatistics", "EventBuffer"]
 MERGEABLE_LOSSES = 256
 """Pending `EventsLost` of one cause before further ones are added to the last."""
 
-_TABLE_EVENTS = (InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed, HostUpdated)
-_TableEvent = Union[InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed, HostUpdated]
+_NEWEST_ONLY = (PollCompleted, InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed, HostUpdated)
+"""Events of which only the newest about one thing matters."""
+_ADDED_UP = COUNTS_FIELDS[:13]
+"""What can be added up: neither attempts nor times."""
+_Slot = list[Union[AnyEvent, None]]
+"""A place in the queue, so that its event can be replaced or taken out without a search; `None`: a hole."""
 
 
 @attrs.frozen(kw_only=True)
@@ -80,26 +84,24 @@ class EventBuffer:
     def __init__(self, limit: int, overflow: Overflow) -> None:
         self.limit = limit
         self.overflow = overflow
-        # A queue slot is a list of one event, so that an event can be replaced or
-        # taken out in place without a search.
-        self._queue: deque[list[AnyEvent | None]] = deque()
         self._coalesces = overflow is Overflow.COALESCE
         # What is handed out as it came: everything, or when coalescing what was delivered while nothing
         # waited and was not looked at yet; the queue is empty then.
         self._plain: deque[AnyEvent] = deque()
-        # What waits for each flow: the slots of its update and of its addition.
-        self._flows: dict[str, list[AnyEvent | None]] = {}
-        self._added: dict[str, list[AnyEvent | None]] = {}
-        # Keyed by the slot of FlowAdded: under a filter one flow may come and go more than once.
-        self._pairs: OrderedDict[int, tuple[list[AnyEvent | None], list[AnyEvent | None]]] = OrderedDict()
-        self._polls: dict[str | None, list[AnyEvent | None]] = {}
-        self._tables: dict[Hashable, list[AnyEvent | None]] = {}
-        self._leftovers: deque[list[AnyEvent | None]] = deque()
-        self._losses: dict[tuple[LossCause, str | None], list[AnyEvent | None]] = {}
-        self._loss_count = 0
-        self._overflow_slot: list[AnyEvent | None] | None = None
         self._pending = 0
         self._delivered = self._coalesced = self._given_up = self._high_water = 0
+        self._empty_queue()
+
+    def _empty_queue(self) -> None:
+        self._queue: deque[_Slot] = deque()
+        # What waits for each flow: the slots of its update and of its addition.
+        self._flows: dict[str, _Slot] = {}
+        self._added: dict[str, _Slot] = {}
+        self._newest: dict[Hashable, _Slot] = {}
+        # What may be given up, oldest first, by its first slot: under a filter one flow may come and go more than once.
+        self._pairs: OrderedDict[int, tuple[_Slot, _Slot]] = OrderedDict()
+        self._gone_routes: OrderedDict[int, _Slot] = OrderedDict()
+        self._loss_count = 0
 
     def __len__(self) -> int:
         return self._pending
@@ -132,7 +134,7 @@ class EventBuffer:
         flows, append = self._flows, self._queue.append
         for event in events:
             if event.__class__ is FlowUpdated and event.flow.id not in flows:
-                slot: list[AnyEvent | None] = [event]
+                slot: _Slot = [event]
                 flows[event.flow.id] = slot
                 append(slot)
                 self._pending += 1
@@ -165,7 +167,7 @@ class EventBuffer:
             events.append(event)
             if event.__class__ is not FlowUpdated:
                 self._forget(event, slot)
-            elif flows.get(event.flow.id) is slot:
+            else:
                 del flows[event.flow.id]
         return events
 
@@ -173,16 +175,8 @@ class EventBuffer:
         """All events, oldest first."""
         events = [*self._plain, *(slot[0] for slot in self._queue if slot[0] is not None)]
         self._plain.clear()
-        self._queue.clear()
-        self._flows.clear()
-        self._added.clear()
-        self._pairs.clear()
-        self._tables.clear()
-        self._leftovers.clear()
-        self._polls.clear()
-        self._overflow_slot = None
-        self._losses.clear()
-        self._loss_count = 0
+        if self._queue:
+            self._empty_queue()
         self._delivered += len(events)
         self._pending = 0
         return events
@@ -199,8 +193,8 @@ class EventBuffer:
 
     # --- coalescing --------------------------------------------------------
 
-    def _append(self, event: AnyEvent) -> list[AnyEvent | None]:
-        slot: list[AnyEvent | None] = [event]
+    def _append(self, event: AnyEvent) -> _Slot:
+        slot: _Slot = [event]
         self._queue.append(slot)
         self._pending += 1
         return slot
@@ -211,29 +205,20 @@ class EventBuffer:
             self._coalesce_update(event)  # type: ignore[arg-type]
         elif kind is FlowAdded:
             self._added[event.flow.id] = self._append(event)  # type: ignore[union-attr]
-            self._flows.pop(event.flow.id, None)  # type: ignore[union-attr]
         elif kind is FlowRemoved:
             self._coalesce_removal(event)  # type: ignore[arg-type]
-        elif isinstance(event, PollCompleted):
-            # Only the newest of each machine matters; it keeps its order behind what it completed.
-            older = self._polls.get(event.host)
-            if older is not None:
-                self._clear(older)
-            self._polls[event.host] = self._append(event)
-        elif isinstance(event, _TABLE_EVENTS):
-            self._coalesce_table(event)
+        elif isinstance(event, _NEWEST_ONLY):
+            self._coalesce_news(event)
         elif isinstance(event, EventsLost):
-            self._coalesce_loss(event)
+            self._add_loss(event)
         elif isinstance(event, Unrecognized):
             self._coalesce_unrecognized(event)
         else:
             self._append(event)
 
-    def _clear(self, slot: list[AnyEvent | None]) -> None:
-        if slot[0] is not None:
-            slot[0] = None
-            self._pending -= 1
-            self._coalesced += 1
+    def _take_out(self, slot: _Slot) -> None:
+        slot[0] = None
+        self._pending -= 1
 
     def _coalesce_update(self, event: FlowUpdated) -> None:
         """Let an update take the place of the one that waits."""
@@ -248,32 +233,25 @@ class EventBuffer:
         added = self._added.pop(event.flow.id, None)
         slot = self._append(event)
         if updated is not None:
-            self._clear(updated)
+            self._take_out(updated)
+            self._coalesced += 1
         if added is not None:
             self._pairs[id(added)] = (added, slot)
 
-    def _coalesce_table(self, event: _TableEvent) -> None:
+    def _coalesce_news(self, event: AnyEvent) -> None:
         """Of what is reported again and again, only the newest waits."""
-        key = _table_key(event)
-        slot = self._tables.get(key)
-        if slot is not None:
-            slot[0] = event
-            self._coalesced += 1
-        else:
-            slot = self._tables[key] = self._append(event)
+        key = _what(event)
+        slot = self._newest.get(key)
+        self._coalesced += slot is not None
+        if slot is not None and isinstance(event, PollCompleted):
+            self._take_out(slot)
+            slot = None  # it keeps its order behind what it completed
+        if slot is None:
+            slot = self._newest[key] = self._append(event)
+        slot[0] = event
         if isinstance(event, RouteUpdated) and event.removed:
-            del self._tables[key]  # its number may be given to another one
-            self._leftovers.append(slot)
-
-    def _coalesce_loss(self, event: EventsLost) -> None:
-        slot = self._losses.get((event.cause, event.host))
-        last = slot[0] if slot is not None else None
-        if self._loss_count < MERGEABLE_LOSSES or slot is None or not isinstance(last, EventsLost):
-            self._losses[event.cause, event.host] = self._append(event)
-            self._loss_count += 1
-            return
-        slot[0] = _merge(last, event)
-        self._coalesced += 1
+            del self._newest[key]  # its number may be given to another one
+            self._gone_routes[id(slot)] = slot
 
     def _coalesce_unrecognized(self, event: Unrecognized) -> None:
         if self._loss_count < MERGEABLE_LOSSES:
@@ -281,33 +259,42 @@ class EventBuffer:
             self._loss_count += 1
         else:
             detail = f"unrecognized messages of type {event.number} and maybe others"
-            self._coalesce_loss(EventsLost(event.time, LossCause.PROTOCOL, 1, detail=detail, host=event.host))
+            self._add_loss(EventsLost(event.time, LossCause.PROTOCOL, 1, detail=detail, host=event.host))
 
-    def _forget(self, event: AnyEvent, slot: list[AnyEvent | None]) -> None:
+    def _add_loss(self, loss: EventsLost, place: _Slot | None = None) -> None:
+        """A loss waits by itself; one of too many, or of a series that has a place, is added to the last of its cause."""
+        key = _what(loss)
+        slot = self._newest.get(key)
+        last = None if slot is None else slot[0]
+        if (
+            slot is not None
+            and isinstance(last, EventsLost)
+            and (place is not None or self._loss_count >= MERGEABLE_LOSSES)
+        ):
+            slot[0] = _merge(last, loss)
+            self._coalesced += 1
+            return
+        self._loss_count += 1
+        self._newest[key] = self._append(loss) if place is None else place
+        if place is not None:
+            place[0] = loss
+            self._pending += 1
+
+    def _forget(self, event: AnyEvent, slot: _Slot) -> None:
         """An event leaves the queue: nothing may be merged into it any more."""
         if isinstance(event, FlowAdded):
             if self._added.get(event.flow.id) is slot:
                 del self._added[event.flow.id]
             self._pairs.pop(id(slot), None)
-        elif isinstance(event, PollCompleted):
-            if self._polls.get(event.host) is slot:
-                del self._polls[event.host]
-        elif isinstance(event, (EventsLost, Unrecognized)):
-            self._loss_count -= 1
-            if slot is self._overflow_slot:
-                self._overflow_slot = None
-            if isinstance(event, EventsLost) and self._losses.get((event.cause, event.host)) is slot:
-                del self._losses[event.cause, event.host]
-        elif isinstance(event, _TABLE_EVENTS):
-            key = _table_key(event)
-            if self._tables.get(key) is slot:
-                del self._tables[key]
-            slot[0] = None
-            while self._leftovers and self._leftovers[0][0] is None:
-                self._leftovers.popleft()
+        elif not isinstance(event, FlowRemoved):
+            self._loss_count -= isinstance(event, (EventsLost, Unrecognized))
+            self._gone_routes.pop(id(slot), None)
+            key = _what(event)
+            if self._newest.get(key) is slot:
+                del self._newest[key]
 
     def _shrink(self) -> None:
-        """Give up the oldest flows that came and went, until a tenth of the limit is free."""
+        """Give up the oldest flows that came and went, until a tenth of the limit is free; then routes that are gone."""
         target = self.limit - self.limit // 10
         given_up, total, place, time = 0, None, None, 0.0
         while self._pending > target and self._pairs:
@@ -318,56 +305,30 @@ class EventBuffer:
             total = _sum(total, _observed(first, event))
             given_up += 1
             time = event.time
-            added[0] = None
-            removed[0] = None
-            self._pending -= 2
+            self._take_out(added)
+            self._take_out(removed)
             place = removed
-        if place is None:
-            self._give_up_leftovers(target)
-            return
         self._given_up += given_up
-        detail = "the consumer was slower than the flows that came and went"
-        loss = EventsLost(time, LossCause.OVERFLOW, given_up, total, detail=detail)
-        if not self._join_overflow(loss):
-            place[0] = loss
-            self._overflow_slot = place
-            self._pending += 1
-            self._loss_count += 1
-        self._give_up_leftovers(target)
-
-    def _join_overflow(self, loss: EventsLost) -> bool:
-        """Add to the overflow that waits already; False if none does."""
-        slot = self._overflow_slot
-        earlier = slot[0] if slot is not None else None
-        if slot is None or not isinstance(earlier, EventsLost):
-            return False
-        slot[0] = _merge(earlier, loss)
-        return True
-
-    def _give_up_leftovers(self, target: int) -> None:
-        """Routes that are gone: when nothing else helps, their last word is given up."""
-        given_up, time = 0, 0.0
-        while self._leftovers and (self._pending > target or self._leftovers[0][0] is None):
-            slot = self._leftovers.popleft()
-            if slot[0] is not None:
-                time = slot[0].time
-                slot[0] = None
-                self._pending -= 1
-                given_up += 1
-        if given_up:
+        if place is not None:
+            detail = "the consumer was slower than the flows that came and went"
+            self._add_loss(EventsLost(time, LossCause.OVERFLOW, given_up, total, detail=detail), place)
+        given_up, place = 0, None
+        while self._pending > target and self._gone_routes:
+            _, place = self._gone_routes.popitem(last=False)
+            time = place[0].time if place[0] is not None else time
+            self._take_out(place)
+            given_up += 1
+        if place is not None:
             detail = "the consumer was slower than the routes that went away"
-            loss = EventsLost(time, LossCause.OVERFLOW, given_up, detail=detail)
-            if not self._join_overflow(loss):
-                self._overflow_slot = self._append(loss)
-                self._loss_count += 1
+            self._add_loss(EventsLost(time, LossCause.LIMIT, given_up, detail=detail), place)
 
     def _drop_holes(self) -> None:
         if len(self._queue) > 2 * self._pending + 64:
             self._queue = deque(slot for slot in self._queue if slot[0] is not None)
 
 
-def _table_key(event: _TableEvent) -> Hashable:
-    """What the event is the newest of."""
+def _what(event: AnyEvent) -> Hashable:
+    """What an event is the newest of."""
     what: Hashable = None
     if isinstance(event, RouteUpdated):
         what = event.id
@@ -377,6 +338,8 @@ def _table_key(event: _TableEvent) -> Hashable:
         what = event.auxiliary
     elif isinstance(event, SystemInfo):
         what = tuple(key for key, _ in event.values)
+    elif isinstance(event, EventsLost):
+        what = event.cause
     return event.__class__, event.host, what
 
 
@@ -390,23 +353,14 @@ def _observed(added: FlowAdded, removed: FlowRemoved) -> Counts | None:
     """What a flow counted while it was watched: all of it, unless it is older than the monitor."""
     if not added.preexisting or added.counts is None or removed.counts is None:
         return removed.counts
-    before, after = added.counts.as_dict(), removed.counts.as_dict()
-    values = {}
-    for name in COUNTS_FIELDS[:13]:
-        old, new = before[name], after[name]
-        if new is not None:
-            values[name] = max(0, new - (old or 0))
-    return Counts(**values)
+    before = added.counts.as_dict()
+    grown = {name: max(0, now - (before[name] or 0)) for name, now in removed.counts.items() if name in _ADDED_UP}
+    return Counts(**grown)
 
 
 def _sum(first: Counts | None, second: Counts | None) -> Counts | None:
     """The sum of two readings; a field is known if either is."""
     if first is None or second is None:
-        return first if second is None else second
-    values = {}
-    one, two = first.as_dict(), second.as_dict()
-    for name in COUNTS_FIELDS[:13]:
-        a, b = one[name], two[name]
-        if a is not None or b is not None:
-            values[name] = (a or 0) + (b or 0)
-    return Counts(**values)
+        return first or second
+    one, two = dict(first.items()), dict(second.items())
+    return Counts(**{name: one.get(name, 0) + two.get(name, 0) for name in _ADDED_UP if name in one or name in two})

@@ -17,10 +17,10 @@ from __future__ import annotations
 import enum
 import importlib
 import ipaddress
-import operator
 from collections.abc import Callable, Container, Iterable, Sequence
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar, Union
+from functools import partial
+from operator import and_, attrgetter, invert, or_
+from typing import Any, TypeVar, Union
 from urllib.parse import unquote
 
 import attrs
@@ -83,22 +83,21 @@ class Filter:
         return self.predicate(flow)
 
     def __and__(self, other: FilterLike) -> Filter:
-        left, right = self, as_filter(other)
-        again = partial(operator.and_, left, right)
-        return left._with(right, lambda flow: left(flow) and right(flow), "&", again)
+        left, right = self.predicate, as_filter(other).predicate
+        return self._with(other, lambda flow: left(flow) and right(flow), "&", and_)
 
     def __or__(self, other: FilterLike) -> Filter:
-        left, right = self, as_filter(other)
-        again = partial(operator.or_, left, right)
-        return left._with(right, lambda flow: left(flow) or right(flow), "|", again)
+        left, right = self.predicate, as_filter(other).predicate
+        return self._with(other, lambda flow: left(flow) or right(flow), "|", or_)
 
-    def _with(self, other: Filter, predicate: Predicate, sign: str, again: Callable[[], Filter]) -> Filter:
+    def _with(self, given: FilterLike, predicate: Predicate, sign: str, join: Callable[..., Filter]) -> Filter:
+        other = as_filter(given)
         text, needs = f"({self.text} {sign} {other.text})", self.needs_extras or other.needs_extras
-        return Filter(predicate, text, remake=again, needs_extras=needs)
+        return Filter(predicate, text, remake=partial(join, self, other), needs_extras=needs)
 
     def __invert__(self) -> Filter:
-        again = partial(operator.invert, self)
-        return Filter(lambda flow: not self(flow), f"~{self.text}", remake=again, needs_extras=self.needs_extras)
+        again, matches = partial(invert, self), self.predicate
+        return Filter(lambda flow: not matches(flow), f"~{self.text}", remake=again, needs_extras=self.needs_extras)
 
     __rand__ = __and__
     __ror__ = __or__
@@ -138,52 +137,63 @@ def matching(predicate: Predicate) -> Filter:
 # --- what may be asked for ------------------------------------------------------------
 
 _T = TypeVar("_T")
-_E = TypeVar("_E", bound=enum.Enum)
+_Check = Callable[[Any], Union[_T, None]]
+"""Gives the value of a filter that something stands for; `None`: it stands for none."""
 
 
-def _each(name: str, values: Iterable[Any], check: Callable[[Any], _T | None], right: str) -> tuple[_T, ...]:
+def _each(make: Callable[..., Filter], given: Iterable[Any], check: _Check[_T], right: str) -> tuple[_T, ...]:
     """The values of a filter, each checked.
 
     Raises:
         UsageError: There are none, or one of them is wrong.
     """
     found = []
-    for value in values:
+    for value in given:
         good = check(value)
         if good is None:
-            raise UsageError(f"{name}: {value!r} is not {right}")
+            raise UsageError(f"{make.__name__}: {value!r} is not {right}")
         found.append(good)
     if not found:
-        raise UsageError(f"{name}: give at least one: {right}")
+        raise UsageError(f"{make.__name__}: give at least one: {right}")
     return tuple(found)
 
 
-def _whole(least: int, most: int) -> Callable[[Any], int | None]:
-    def check(value: Any) -> int | None:
-        return value if type(value) is int and least <= value <= most else None
+def _filter(again: partial[Filter], wanted: Iterable[object], predicate: Predicate, **options: bool) -> Filter:
+    """A filter that knows how it was made, and says so."""
+    shown = ", ".join(sorted(repr(getattr(value, "value", value)) for value in wanted))
+    return Filter(predicate, f"{again.func.__name__}({shown})", remake=again, **options)
 
-    return check
+
+def _one_of(
+    make: Callable[..., Filter], given: tuple[Any, ...], check: _Check[_T], right: str, read: Callable[[Flow], Any]
+) -> Filter:
+    """Flows of which `read` gives one of these values."""
+    wanted = frozenset(_each(make, given, check, right))
+    return _filter(partial(make, *given), wanted, lambda flow: read(flow) in wanted)
+
+
+def _whole(least: int, most: int) -> _Check[int]:
+    return lambda value: value if type(value) is int and least <= value <= most else None
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _members(name: str, kind: type[_E], values: Iterable[_E | str]) -> frozenset[_E]:
-    known: dict[Any, _E] = {member.value: member for member in kind} | {member: member for member in kind}
+def _member_of(kind: type[enum.Enum]) -> tuple[_Check[enum.Enum], str]:
+    """The check of an enumeration's members, by themselves or by value, and what is right."""
+    known: dict[Any, enum.Enum] = {member.value: member for member in kind} | {member: member for member in kind}
     words = ", ".join(str(member.value) for member in kind)
+    return lambda value: known.get(value) if isinstance(value, (str, kind)) else None, f"one of {words}"
 
-    def check(value: Any) -> _E | None:
-        return known.get(value) if isinstance(value, (str, kind)) else None
 
-    found: tuple[_E, ...] = _each(name, values, check, f"one of {words}")
-    return frozenset(found)
+_user_id = _whole(0, 2**32 - 1)
 
 
 def _user(value: Any) -> int | None:
     """A user id, by number or name."""
     if not isinstance(value, str):
-        return _whole(0, 2**32 - 1)(value)
+        return _user_id(value)
     try:
         return importlib.import_module("pwd").getpwnam(value).pw_uid  # type: ignore[no-any-return]
     except (ImportError, KeyError, ValueError):  # no such user, or a system without users
@@ -194,26 +204,10 @@ def _user_or_name(value: Any) -> int | str | None:
     """A user id, or what can be a user's name: no number, which is an id that somebody forgot to make one."""
     if isinstance(value, str):
         return value if value.isprintable() and value[:1] not in {"", "-"} and not value.isdecimal() else None
-    return _whole(0, 2**32 - 1)(value)
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(sorted(repr(getattr(value, "value", value)) for value in values))
+    return _user_id(value)
 
 
 # --- the filters ----------------------------------------------------------------------
-
-_P = ParamSpec("_P")
-
-
-def _can_be_pickled(make: Callable[_P, Filter]) -> Callable[_P, Filter]:
-    """The filters of this function know how they were made."""
-
-    @wraps(make)
-    def made(*values: _P.args, **options: _P.kwargs) -> Filter:
-        return attrs.evolve(make(*values, **options), remake=partial(made, *values, **options))
-
-    return made
 
 
 def is_of(process: Process | None, pids: Container[int]) -> bool:
@@ -221,40 +215,35 @@ def is_of(process: Process | None, pids: Container[int]) -> bool:
     return process is not None and (process.pid in pids or process.effective_pid in pids)
 
 
-@_can_be_pickled
 def by_pid(*pids: int) -> Filter:
     """Flows of these processes, or on their behalf (effective pid).
 
     Raises:
         UsageError: One is not the number of a process, or there are none; as for every filter here.
     """
-    wanted = frozenset(_each("by_pid", pids, _whole(0, 2**31 - 1), "the number of a process, e.g. 501"))
-    return Filter(lambda flow: is_of(flow.process, wanted), f"by_pid({_listed(wanted)})")
+    wanted = frozenset(_each(by_pid, pids, _whole(0, 2**31 - 1), "the number of a process, e.g. 501"))
+    return _filter(partial(by_pid, *pids), wanted, lambda flow: is_of(flow.process, wanted))
 
 
-@_can_be_pickled
 def by_process_name(*names: str) -> Filter:
     """Flows of processes with one of these names (exact, as the kernel has them)."""
-    wanted = frozenset(_each("by_process_name", names, _text, "a name, e.g. 'curl'"))
-    return Filter(
-        lambda flow: flow.process is not None and flow.process.name in wanted, f"by_process_name({_listed(wanted)})"
+    return _one_of(
+        by_process_name, names, _text, "a name, e.g. 'curl'", lambda flow: flow.process and flow.process.name
     )
 
 
-@_can_be_pickled
 def by_uid(*users: int | str) -> Filter:
     """Flows of these users, by number or by name (``"root"``)."""
-    wanted = frozenset(_each("by_uid", users, _user, "the number or the name of a user of this machine"))
-    return Filter(lambda flow: flow.process is not None and flow.process.uid in wanted, f"by_uid({_listed(wanted)})")
+    right = "the number or the name of a user of this machine"
+    return _one_of(by_uid, users, _user, right, lambda flow: flow.process and flow.process.uid)
 
 
-@_can_be_pickled
 def by_user(*users: int | str) -> Filter:
     """Flows of these users, by number, or by the name that the flow's machine gives them.
 
     Where a flow does not say its user's name (`Process.user`), the names are those of this machine.
     """
-    wanted = _each("by_user", users, _user_or_name, "the number or the name of a user")
+    wanted: tuple[int | str, ...] = _each(by_user, users, _user_or_name, "the number or the name of a user")
     here = frozenset(_user(user) for user in wanted if isinstance(user, str))
 
     def matches(flow: Flow) -> bool:
@@ -263,82 +252,71 @@ def by_user(*users: int | str) -> Filter:
             return False
         return process.uid in wanted or (process.uid in here if process.user is None else process.user in wanted)
 
-    return Filter(matches, f"by_user({_listed(wanted)})")
+    return _filter(partial(by_user, *users), wanted, matches)
 
 
-@_can_be_pickled
 def by_command_line(*parts: str) -> Filter:
     """Flows of processes with one of these texts in their command line, as `Process.command_line` has it (Linux, with ``extras``)."""
-    wanted = frozenset(_each("by_command_line", parts, _text, "a part of a command line, e.g. 'celery worker'"))
+    wanted = frozenset(_each(by_command_line, parts, _text, "a part of a command line, e.g. 'celery worker'"))
 
     def matches(flow: Flow) -> bool:
         line = None if flow.process is None else flow.process.command_line
         return line is not None and any(part in line for part in wanted)
 
-    return Filter(matches, f"by_command_line({_listed(wanted)})", needs_extras=True)
+    return _filter(partial(by_command_line, *parts), wanted, matches, needs_extras=True)
 
 
-@_can_be_pickled
 def by_provider(*providers: Provider | str) -> Filter:
     """Flows of these kinds."""
-    wanted = _members("by_provider", Provider, providers)
-    return Filter(lambda flow: flow.provider in wanted, f"by_provider({_listed(wanted)})")
+    return _one_of(by_provider, providers, *_member_of(Provider), attrgetter("provider"))
 
 
-@_can_be_pickled
 def by_direction(*directions: Direction | str) -> Filter:
     """Flows of these directions."""
-    wanted = _members("by_direction", Direction, directions)
-    return Filter(lambda flow: flow.direction in wanted, f"by_direction({_listed(wanted)})")
+    return _one_of(by_direction, directions, *_member_of(Direction), attrgetter("direction"))
 
 
-@_can_be_pickled
 def by_state(*states: TcpState | str) -> Filter:
     """Flows in these TCP states."""
-    wanted = _members("by_state", TcpState, states)
-    return Filter(lambda flow: flow.state in wanted, f"by_state({_listed(wanted)})")
+    return _one_of(by_state, states, *_member_of(TcpState), attrgetter("state"))
 
 
-@_can_be_pickled
 def by_outcome(*outcomes: Outcome | str) -> Filter:
     """Flows that ended in one of these ways: they are seen when they end, as added and removed at once."""
-    wanted = _members("by_outcome", Outcome, outcomes)
-    return Filter(lambda flow: flow.outcome in wanted, f"by_outcome({_listed(wanted)})")
+    return _one_of(by_outcome, outcomes, *_member_of(Outcome), attrgetter("outcome"))
 
 
-@_can_be_pickled
 def by_interface(*names: str) -> Filter:
     """Flows over the interfaces of these names."""
-    wanted = frozenset(_each("by_interface", names, _text, "the name of an interface, e.g. 'en0'"))
-    return Filter(
-        lambda flow: flow.interface is not None and flow.interface.name in wanted, f"by_interface({_listed(wanted)})"
-    )
+    right = "the name of an interface, e.g. 'en0'"
+    return _one_of(by_interface, names, _text, right, lambda flow: flow.interface and flow.interface.name)
 
 
-@_can_be_pickled
 def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
     """Flows over interfaces of these kinds."""
-    wanted = _members("by_interface_kind", InterfaceKind, kinds)
-    return Filter(
-        lambda flow: flow.interface is not None and flow.interface.kind in wanted,
-        f"by_interface_kind({_listed(wanted)})",
-    )
+    check, right = _member_of(InterfaceKind)
+    return _one_of(by_interface_kind, kinds, check, right, lambda flow: flow.interface and flow.interface.kind)
 
 
-@_can_be_pickled
 def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
     """Flows with one of these ports at either end (or at the end chosen)."""
-    wanted = frozenset(_each("by_port", ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. 443"))
+    wanted = frozenset(_each(by_port, ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. 443"))
 
     def matches(flow: Flow) -> bool:
         return (local and flow.local is not None and flow.local.port in wanted) or (
             remote and flow.remote is not None and flow.remote.port in wanted
         )
 
-    return Filter(matches, f"by_port({_listed(wanted)})")
+    return _filter(partial(by_port, *ports, local=local, remote=remote), wanted, matches)
 
 
-@_can_be_pickled
+def _network(value: Any) -> Any:
+    try:
+        return ipaddress.ip_network(value, strict=False) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
 def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filter:
     """Flows whose remote (or local) address lies in one of these networks.
 
@@ -350,14 +328,7 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
     Raises:
         UsageError: One of them is no network.
     """
-
-    def network_of(value: Any) -> Any:
-        try:
-            return ipaddress.ip_network(value, strict=False) if isinstance(value, str) else None
-        except ValueError:
-            return None
-
-    wanted = _each("by_address", networks, network_of, "an address or a network, e.g. '192.0.2.0/24'")
+    wanted = _each(by_address, networks, _network, "an address or a network, e.g. '192.0.2.0/24'")
 
     def inside(endpoint: Endpoint | None) -> bool:
         if endpoint is None:
@@ -365,48 +336,43 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
         address = endpoint.ip_address
         return any(address in network for network in wanted)
 
-    return Filter(
-        lambda flow: (remote and inside(flow.remote)) or (local and inside(flow.local)),
-        f"by_address({_listed(map(str, wanted))})",
-    )
+    def matches(flow: Flow) -> bool:
+        return (remote and inside(flow.remote)) or (local and inside(flow.local))
+
+    return _filter(partial(by_address, *networks, local=local, remote=remote), map(str, wanted), matches)
 
 
-@_can_be_pickled
 def by_namespace(*names: str) -> Filter:
     """Flows in these network namespaces (Linux), by the names that `Flow.namespace` has."""
-    wanted = frozenset(_each("by_namespace", names, _text, "the name of a network namespace"))
-    return Filter(lambda flow: flow.namespace in wanted, f"by_namespace({_listed(wanted)})")
+    return _one_of(by_namespace, names, _text, "the name of a network namespace", attrgetter("namespace"))
 
 
-@_can_be_pickled
 def by_host(*names: str) -> Filter:
     """Flows of these machines of a fleet, by the names that `Flow.host` has."""
-    wanted = frozenset(_each("by_host", names, _text, "the name of a machine of the fleet"))
-    return Filter(lambda flow: flow.host in wanted, f"by_host({_listed(wanted)})")
+    return _one_of(by_host, names, _text, "the name of a machine of the fleet", attrgetter("host"))
 
 
-@_can_be_pickled
 def by_cgroup(*paths: str) -> Filter:
     """Flows of these cgroups (Linux, v2) and of those below them, e.g. ``"/system.slice"``."""
-    wanted = frozenset(_each("by_cgroup", paths, _text, "the path of a cgroup, e.g. '/system.slice'"))
+    wanted = frozenset(_each(by_cgroup, paths, _text, "the path of a cgroup, e.g. '/system.slice'"))
     prefixes = tuple(path.rstrip("/") + "/" for path in wanted)
-    return Filter(
-        lambda flow: flow.cgroup is not None and f"{flow.cgroup}/".startswith(prefixes), f"by_cgroup({_listed(wanted)})"
-    )
+
+    def matches(flow: Flow) -> bool:
+        return flow.cgroup is not None and f"{flow.cgroup}/".startswith(prefixes)
+
+    return _filter(partial(by_cgroup, *paths), wanted, matches)
 
 
-@_can_be_pickled
 def by_unit(*names: str) -> Filter:
     """Flows of these units of systemd (Linux), e.g. ``"nginx.service"``; a name without a suffix is a service's."""
-    wanted = frozenset(_each("by_unit", names, _text, "the name of a unit, e.g. 'nginx.service'"))
+    wanted = frozenset(_each(by_unit, names, _text, "the name of a unit, e.g. 'nginx.service'"))
     units = wanted | {f"{name}.service" for name in wanted}
-    return Filter(lambda flow: flow.unit in units, f"by_unit({_listed(wanted)})")
+    return _filter(partial(by_unit, *names), wanted, lambda flow: flow.unit in units)
 
 
-@_can_be_pickled
 def by_container(*names: str) -> Filter:
     """Flows of these containers (Linux), by name, by id, or by the first characters of an id, 12 at least."""
-    wanted = _each("by_container", names, _text, "the name or the id of a container")
+    wanted = _each(by_container, names, _text, "the name or the id of a container")
     starts = tuple(name for name in wanted if len(name) >= SHORT_ID)
 
     def matches(flow: Flow) -> bool:
@@ -414,23 +380,22 @@ def by_container(*names: str) -> Filter:
             return False
         return flow.container in wanted or (bool(starts) and (flow.container_id or "").startswith(starts))
 
-    return Filter(matches, f"by_container({_listed(wanted)})")
+    return _filter(partial(by_container, *names), wanted, matches)
 
 
-@_can_be_pickled
 def by_pod(*names: str) -> Filter:
     """Flows of these Kubernetes pods (Linux), by ``namespace/name`` or by uid."""
-    wanted = frozenset(_each("by_pod", names, _text, "a pod as namespace/name, or its uid"))
-    return Filter(
-        lambda flow: flow.pod is not None and (flow.pod in wanted or flow.pod_uid in wanted),
-        f"by_pod({_listed(wanted)})",
-    )
+    wanted = frozenset(_each(by_pod, names, _text, "a pod as namespace/name, or its uid"))
+
+    def matches(flow: Flow) -> bool:
+        return flow.pod is not None and (flow.pod in wanted or flow.pod_uid in wanted)
+
+    return _filter(partial(by_pod, *names), wanted, matches)
 
 
-@_can_be_pickled
 def loopback() -> Filter:
     """Flows that stay on this machine."""
-    return Filter(lambda flow: flow.is_loopback, "loopback()")
+    return _filter(partial(loopback), (), lambda flow: flow.is_loopback)
 
 
 # --- as text --------------------------------------------------------------------------
@@ -444,51 +409,43 @@ def _split(texts: Iterable[str]) -> list[str]:
     return words
 
 
-def _numbers(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
-    """The numbers among texts as numbers; what is none stays, for the filter to refuse (or to know, as a user)."""
-
-    def filter_of(texts: list[str]) -> Filter:
-        words = _split(texts)
-        return make(*(int(word) if len(word) < 20 and word.isascii() and word.isdigit() else word for word in words))
-
-    return filter_of
+def _numbers(texts: list[str]) -> list[int | str]:
+    """Texts as numbers; what is none stays, for the filter to refuse (or to know, as a user)."""
+    return [int(word) if len(word) < 20 and word.isascii() and word.isdigit() else word for word in _split(texts)]
 
 
-def _words(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
-    return lambda texts: make(*_split(texts))
+def _whole_texts(texts: list[str]) -> list[str]:
+    return texts
 
 
-def _whole_texts(make: Callable[..., Filter]) -> Callable[[list[str]], Filter]:
-    return lambda texts: make(*texts)
-
-
-def _loopback_of(texts: list[str]) -> Filter:
+def _nothing(texts: list[str]) -> list[str]:
     if texts != [""] * len(texts):
         raise UsageError("loopback: it has no value; ask for loopback or ~loopback")
-    return loopback()
+    return []
 
 
-_KEYS: dict[str, Callable[[list[str]], Filter]] = {
-    "pid": _numbers(by_pid),
-    "process": _whole_texts(by_process_name),
-    "user": _numbers(by_user),
-    "cmdline": _whole_texts(by_command_line),
-    "provider": _words(by_provider),
-    "direction": _words(by_direction),
-    "state": _words(by_state),
-    "outcome": _words(by_outcome),
-    "interface": _whole_texts(by_interface),
-    "interface_kind": _words(by_interface_kind),
-    "port": _numbers(by_port),
-    "address": _words(by_address),
-    "namespace": _whole_texts(by_namespace),
-    "host": _words(by_host),
-    "cgroup": _whole_texts(by_cgroup),
-    "unit": _whole_texts(by_unit),
-    "container": _whole_texts(by_container),
-    "pod": _whole_texts(by_pod),
-    "loopback": _loopback_of,
+_KEYS: dict[str, tuple[Callable[..., Filter], Callable[[list[str]], Sequence[Any]]]] = {
+    "pid": (by_pid, _numbers),
+    "process": (by_process_name, _whole_texts),
+    "user": (by_user, _numbers),
+    "cmdline": (by_command_line, _whole_texts),
+    "provider": (by_provider, _split),
+    "direction": (by_direction, _split),
+    "state": (by_state, _split),
+    "outcome": (by_outcome, _split),
+    "interface": (by_interface, _whole_texts),
+    "interface_kind": (by_interface_kind, _split),
+    "port": (by_port, _numbers),
+    "address": (by_address, _split),
+    "namespace": (by_namespace, _whole_texts),
+    "host": (by_host, _split),
+    "cgroup": (by_cgroup, _whole_texts),
+    "unit": (by_unit, _whole_texts),
+    "container": (by_container, _whole_texts),
+    "pod": (by_pod, _whole_texts),
+    "loopback": (loopback, _nothing),
 }
+"""The filter of each key, and how its texts become the filter's values."""
 _EXAMPLE = "'port=443,80 & ~loopback'"
 MAX_ITEMS = 100
 """Conditions that a text may have."""
@@ -496,8 +453,9 @@ MAX_ITEMS = 100
 
 def _filter_of(key: str, texts: list[str]) -> Filter:
     """The filter of a key. What is wrong with its values is said of the key: whoever wrote it knows no function."""
+    make, values = _KEYS[key]
     try:
-        return _KEYS[key](texts)
+        return make(*values(texts))
     except UsageError as error:
         raise UsageError(f"filter: {key}: {str(error).partition(': ')[2]}") from None
 
@@ -534,7 +492,7 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     found = None
     for key, texts in values.items():
         name = key.removeprefix("~")
-        if "" in texts and _KEYS[name] is not _loopback_of:
+        if "" in texts and name != "loopback":
             raise UsageError(f"filter: {name} needs a value, as in {_EXAMPLE}")
         each = _filter_of(name, texts)
         each = ~each if key.startswith("~") else each
@@ -570,7 +528,7 @@ class FlowGate:
     """
 
     def __init__(self, flow_filter: FilterLike) -> None:
-        self._filter = as_filter(flow_filter)
+        self._matches = as_filter(flow_filter).predicate
         self._visible: set[str] = set()
         self._historic: set[str] = set()
         """Hidden flows whose counters are not new."""
@@ -599,7 +557,7 @@ class FlowGate:
         known, old = flow.id in self._visible, flow.id in self._historic
         self._visible.discard(flow.id)
         self._historic.discard(flow.id)
-        if not known and flow.outcome is not None and self._filter(flow):
+        if not known and flow.outcome is not None and self._matches(flow):
             passed.append(FlowAdded(event.time, flow, event.counts, preexisting=old, details=event.raw_details))
             known = True
         if known:
@@ -608,7 +566,7 @@ class FlowGate:
     def _flow_event(self, event: FlowAdded | FlowUpdated) -> AnyEvent | None:
         flow = event.flow
         known = flow.id in self._visible
-        matches = self._filter(flow)
+        matches = self._matches(flow)
         if matches and not known:
             self._visible.add(flow.id)
             if isinstance(event, FlowUpdated):

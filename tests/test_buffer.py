@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from nstat_async import (
     FlowAdded,
     FlowRemoved,
     FlowUpdated,
+    HostState,
+    HostUpdated,
     Interface,
     InterfaceUpdated,
     LossCause,
@@ -27,7 +30,7 @@ from nstat_async import (
     SystemInfo,
     Unrecognized,
 )
-from nstat_async._buffer import MERGEABLE_LOSSES, EventBuffer
+from nstat_async._buffer import MERGEABLE_LOSSES, BufferStatistics, EventBuffer
 
 FLOW = Flow("f", Provider.TCP)
 
@@ -244,8 +247,8 @@ def test_routes_interfaces_and_system_information_wait_once_and_routes_that_went
         buffer.extend([_route(number), _route(number, removed=True)])
         assert [event.removed for event in buffer.pop_some(5)] == [False, True]
         assert buffer.pop_some(5) == []
-    assert len(buffer._leftovers) == 0
-    assert not buffer._tables
+    assert not buffer._gone_routes
+    assert not buffer._newest
 
 
 def test_a_storm_of_losses_is_merged_and_none_is_forgotten():
@@ -314,3 +317,165 @@ def test_too_much_at_once_is_coalesced_at_once():
     buffer = EventBuffer(3, Overflow.COALESCE)
     buffer.extend(FlowUpdated(n, FLOW, counts(n + 1), counts(n)) for n in range(4))
     assert len(buffer) == 1
+
+
+def _waits(buffer: EventBuffer, *batches) -> None:
+    """Let these batches come while something waits, so that they are coalesced, and read that."""
+    buffer.extend([ProviderRefused(0, Provider.CONNECTION, 1, "filler")])
+    for batch in batches:
+        buffer.extend(batch)
+    buffer.pop_some(1)
+
+
+_REPEATED = {
+    "update": lambda n: FlowUpdated(n, FLOW, counts(n + 1), counts(n)),
+    "poll": lambda n: PollCompleted(n, n, True),
+    "route": lambda n: RouteUpdated(n, "r", None, None, None, None, n, Counts()),
+    "interface": lambda n: InterfaceUpdated(n, Interface(4, "en0"), counts(n), None, None),
+    "system": lambda n: SystemInfo(n, ((1, n), (2, 0))),
+    "auxiliary": lambda n: AuxiliaryFailed(n, Auxiliary.LOOKUP, str(n)),
+    "host": lambda n: HostUpdated(n, HostState.PRESENT, detail=str(n), host="web1"),
+}
+
+
+@pytest.mark.parametrize("make", _REPEATED.values(), ids=_REPEATED)
+@pytest.mark.parametrize("read", [lambda buffer: buffer.pop_some(1), EventBuffer.pop_all], ids=["one", "all"])
+def test_of_what_is_reported_again_and_again_the_newest_waits_and_nothing_is_added_to_what_was_read(make, read):
+    buffer = EventBuffer(10, Overflow.COALESCE)
+    for begin in (1, 4, 7):
+        _waits(buffer, *([make(begin + n)] for n in range(3)))
+        assert len(buffer) == 1
+        (event,) = read(buffer)
+        assert event.time == begin + 2
+        assert len(buffer) == 0
+    assert buffer.statistics().coalesced == 6
+    assert not buffer._newest
+    assert not buffer._flows
+
+
+def test_what_is_about_different_things_waits_side_by_side():
+    buffer = EventBuffer(100, Overflow.COALESCE)
+    different = [
+        *(PollCompleted(0, 0, True, host=host) for host in (None, "web1", "web2")),
+        *(SystemInfo(0, values) for values in (((1, 5),), ((2, 5),), ((1, 5), (2, 5)))),
+        *(InterfaceUpdated(0, Interface(n, "en0"), Counts(), None, None) for n in (1, 2)),
+        *(AuxiliaryFailed(0, auxiliary, "") for auxiliary in Auxiliary),
+        _route(1),
+        _route(2),
+    ]
+    _waits(buffer, different)
+    assert buffer.pop_all() == different
+
+
+def test_an_older_poll_leaves_and_the_newer_one_waits_behind_what_it_completed():
+    buffer = EventBuffer(10, Overflow.COALESCE)
+    refused = ProviderRefused(2, Provider.CONNECTION, 1, "needs root")
+    _waits(buffer, [PollCompleted(1, 0, True)], [refused, PollCompleted(3, 0, True)])
+    assert buffer.pop_all() == [refused, PollCompleted(3, 0, True)]
+
+
+def test_the_number_of_a_route_that_went_may_be_another_one():
+    buffer = EventBuffer(10, Overflow.COALESCE)
+    gone, new, newer = _route(1, removed=True), _route(1), attrs.evolve(_route(1), time=9.0)
+    _waits(buffer, [_route(1)], [gone], [new])
+    assert buffer.pop_some(1) == [gone]
+    buffer.extend([newer])
+    assert buffer.pop_all() == [newer]
+
+
+@pytest.mark.parametrize("make", [lambda n: EventsLost(n, LossCause.BATCH, 1), lambda n: Unrecognized(n, 77, b"x")])
+def test_so_many_losses_wait_apart_and_the_next_one_is_added_to_the_last(make):
+    buffer = EventBuffer(10_000, Overflow.COALESCE)
+    _waits(buffer, [make(n) for n in range(MERGEABLE_LOSSES)])
+    assert len(buffer) == MERGEABLE_LOSSES == 256
+    assert buffer.statistics().coalesced == 0
+    buffer.extend([EventsLost(1_000, LossCause.BATCH, 1), make(1_001), EventsLost(1_002, LossCause.BATCH, None)])
+    first, *_, last = buffer.pop_all()
+    assert first == make(0)
+    assert (last.time, last.cause) in {(1_002, LossCause.BATCH), (1_001, LossCause.PROTOCOL)}
+    _waits(buffer, [make(n) for n in range(MERGEABLE_LOSSES)])
+    assert len(buffer) == MERGEABLE_LOSSES, "what was read leaves room"
+
+
+def test_a_count_that_nobody_knows_is_not_known_in_a_sum_either_way():
+    for pair in ((1, None), (None, 1)):
+        buffer = EventBuffer(10_000, Overflow.COALESCE)
+        _waits(buffer, [EventsLost(0, LossCause.BATCH, 1) for _ in range(MERGEABLE_LOSSES - 1)])
+        buffer.extend(EventsLost(0, LossCause.RESYNC, count) for count in pair)
+        assert buffer.pop_all()[-1].count is None
+
+
+def test_as_many_as_the_limit_wait_as_they_came_and_beyond_it_a_tenth_is_made_free():
+    stream, buffer = Stream(), EventBuffer(20, Overflow.COALESCE)
+    pairs = [event for _ in range(10) for event in (stream.add(3, preexisting=False), stream.remove(0, 4))]
+    buffer.extend(pairs)
+    assert buffer.statistics() == BufferStatistics(pending=20, delivered=0, coalesced=0, given_up=0, high_water=20)
+    assert buffer.is_full
+    refused = ProviderRefused(99, Provider.CONNECTION, 1, "needs root")
+    buffer.extend([refused])
+    state = buffer.statistics()
+    assert (state.pending, state.given_up, state.high_water) == (18, 2, 20)
+    lost, *rest = buffer.pop_some(18)
+    assert rest == [*pairs[4:], refused]
+    assert lost == EventsLost(
+        pairs[3].time, LossCause.OVERFLOW, 2, counts(14), "the consumer was slower than the flows that came and went"
+    )
+    assert buffer.statistics() == BufferStatistics(pending=0, delivered=18, coalesced=0, given_up=2, high_water=20)
+
+
+def test_a_full_buffer_may_be_waiting_and_its_flows_are_given_up_only_beyond_the_limit():
+    stream, buffer = Stream(), EventBuffer(4, Overflow.COALESCE)
+    _waits(buffer, [stream.add(1, preexisting=False), stream.remove(0, 1)])
+    buffer.extend([stream.add(1, preexisting=False), stream.remove(0, 1)])
+    assert buffer.statistics().given_up == 0
+    assert len(buffer) == 4
+
+
+def test_given_up_flows_are_one_loss_until_it_is_read_and_their_counters_are_summed_as_far_as_they_are_known():
+    buffer = EventBuffer(3, Overflow.COALESCE)
+    known = [
+        Counts(rx_bytes=1, tx_retransmitted_bytes=5, connect_attempts=1),
+        Counts(rx_bytes=2, tx_bytes=7, connect_attempts=1, min_rtt_us=9),
+        None,
+    ]
+    for number, each in enumerate(known):
+        flow = Flow(f"g{number}", Provider.TCP)
+        buffer.extend([FlowAdded(number, flow, None, False)])
+        buffer.extend([FlowRemoved(number, flow, each, True, RemovalReason.CLOSED)])
+    buffer.extend([FlowUpdated(n, Flow(f"u{n}", Provider.TCP), counts(1), None) for n in range(4)])
+    lost, *rest = buffer.pop_all()
+    assert (lost.count, len(rest), buffer.statistics().coalesced) == (3, 4, 2)
+    assert lost.counts == Counts(rx_bytes=3, tx_bytes=7, tx_retransmitted_bytes=5)
+
+
+def test_of_a_flow_that_was_there_before_only_what_was_watched_is_in_a_loss():
+    buffer = EventBuffer(1, Overflow.COALESCE)
+    before = Counts(rx_bytes=10, tx_bytes=5, connect_attempts=1)
+    after = Counts(rx_bytes=14, tx_bytes=3, rx_packets=2, connect_attempts=1)
+    buffer.extend([FlowAdded(0, FLOW, before, True), FlowRemoved(1, FLOW, after, True, RemovalReason.CLOSED)])
+    (lost,) = buffer.pop_all()
+    assert lost.counts == Counts(rx_bytes=4, tx_bytes=0, rx_packets=2)
+
+
+def test_routes_that_are_gone_are_given_up_after_flows_are_no_flows_and_only_as_many_as_needed():
+    buffer = EventBuffer(10, Overflow.COALESCE)
+    gone = [_route(number, removed=True) for number in range(10)]
+    buffer.extend(gone)
+    buffer.extend([FlowUpdated(20, FLOW, counts(1), None)])
+    assert len(buffer) == 10
+    lost, *rest = buffer.pop_all()
+    detail = "the consumer was slower than the routes that went away"
+    assert lost == EventsLost(1.0, LossCause.LIMIT, 2, detail=detail)
+    assert rest == [*gone[2:], FlowUpdated(20, FLOW, counts(1), None)]
+    assert buffer.statistics().given_up == 0
+
+
+def test_holes_in_the_queue_stay_few_while_somebody_reads_slowly():
+    buffer = EventBuffer(10_000, Overflow.COALESCE)
+    flows = [Flow(f"f{n}", Provider.TCP) for n in range(400)]
+    _waits(buffer, [FlowUpdated(1, flow, counts(1), None) for flow in flows])
+    buffer.extend([FlowRemoved(2, flow, counts(2), True, RemovalReason.CLOSED) for flow in flows])
+    assert len(buffer._queue) == 800, "not sorted out while half of it waits"
+    buffer.pop_some(250)
+    buffer.extend([PollCompleted(3, 0, True)])
+    assert [event.flow for event in buffer.pop_all()[:-1]] == flows[250:]
