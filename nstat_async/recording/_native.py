@@ -18,10 +18,9 @@ import json
 import struct
 from typing import Any
 
-import attrs
-
 from nstat_async._errors import RecordingError
 
+from ._pieces import SHOWN, PiecewiseParser
 from ._records import (
     DRAINED,
     MAX_DATAGRAM,
@@ -84,8 +83,6 @@ _LONGEST = [-1, -1] + [
     for flags in range(2)
 ]
 _DOCUMENTS = {RecordKind.ANSWER, RecordKind.STEP, RecordKind.META}
-_SHOWN = 64
-"""Bytes of damage that are kept to look at."""
 _FILE_HEADER_MAX = 4096
 """A newer version may have a longer file header, up to this."""
 
@@ -124,43 +121,16 @@ def encode_record(place: int, record: Record) -> bytes:
         raise
 
 
-class NativeParser:
-    """Bytes in, records out; see `RecordingReader`.
-
-    Wanted: no copy of a chunk but the datagrams themselves, bytes fed one at a time
-    at no more than linear cost (`_need`), and memory bounded by the longest record.
-    """
+class NativeParser(PiecewiseParser):
+    """Bytes in, records out; see `RecordingReader`."""
 
     FORMAT = "nstat"
 
     def __init__(self, kernel: str | None) -> None:
+        super().__init__(_FILE.size)
         self.info: RecordingInfo | None = None
         self._kernel = kernel
-        self._buffer = bytearray()
-        self._need = _FILE.size  # nothing can be done before the buffer holds this much
         self._started = False
-        self._index = 0
-        self._time = 0
-        self._offset = 0  # of the buffer's beginning in the file
-        self._damage: _Damage | None = None
-
-    def feed(self, data: bytes) -> list[Record]:
-        """Take in bytes; raises RecordingError where the file's header is not of this format and version."""
-        buffer = self._buffer
-        if buffer or len(data) < self._need:
-            buffer += data
-            if len(buffer) < self._need:
-                return []
-            data = bytes(buffer)
-            buffer.clear()
-        at = 0
-        if not self._started:
-            at = _file_header(data)
-            if at > len(data):
-                self._keep(data, 0, at)
-                return []
-            self._started = True
-        return self._records(data, at)
 
     def close(self) -> list[Record]:
         """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed."""
@@ -168,7 +138,7 @@ class NativeParser:
             raise RecordingError("the recording ends within its header", raw=bytes(self._buffer))
         rest = bytes(self._buffer)
         self._buffer.clear()
-        records = self._records(rest, 0, final=True)
+        records = self._records(rest, final=True)
         self._assume_facts()
         return records
 
@@ -176,31 +146,34 @@ class NativeParser:
         if self.info is None:
             self.info = learn({}, None, self._kernel)
 
-    def _keep(self, data: bytes, at: int, need: int) -> None:
-        """Keep what follows `at`, until there are `need` bytes of it."""
-        self._offset += at
-        self._buffer += data[at:]
-        self._need = need
-
-    def _records(self, data: bytes, at: int, *, final: bool = False) -> list[Record]:
-        """The loop. Each turn consumes a record, or skips at least a byte, or ends."""
+    def _records(self, data: bytes, *, final: bool = False) -> list[Record]:
+        """The loop. Each turn consumes a record, or skips at least a byte, or ends; raises RecordingError for another file."""
+        at = 0
+        if not self._started:
+            at = _file_header(data)
+            if at > len(data):
+                self._keep(data, 0, at)
+                return []
+            self._started = True
         records: list[Record] = []
         end, need, index = len(data), _HEAD, self._index
         unpack, longest, datagrams, new = _RECORD.unpack_from, _LONGEST, _DATAGRAMS, tuple.__new__
         while end - at >= _HEAD:
             marker, number, flags, length, client, time_ns = unpack(data, at)
             if marker != _MARKER or flags > FLAG_EXTRA or length > longest[number * 2 + flags]:
-                at = self._skip(data, at, "bytes that begin no record" if marker != _MARKER else "an impossible record")
+                at = self._pass(data, at, "bytes that begin no record" if marker != _MARKER else "an impossible record")
                 continue
             stop = at + _HEAD + length
             if stop > end:
                 if final:
-                    at = self._skip(data, at, "the file ends within a record")
+                    at = self._pass(data, at, "the file ends within a record")
                     continue
                 need = _HEAD + length
                 break
             if self._damage is not None:
-                index = self._end_damage(records, index)
+                self._index = index
+                records += self._end_damage()
+                index = self._index
             payload = data[at + _HEAD : stop]
             if number in datagrams and not flags:
                 fields = (index, _KINDS[number], time_ns, client, payload, None, datagrams[number], None)
@@ -213,37 +186,24 @@ class NativeParser:
                     index += record.kind is not RecordKind.META
             self._time = time_ns
             at = stop
+        self._index = index
         if final:
             if at < end:
-                self._skip(data, at, "the file ends within a record", end)
+                self._skip(data, at, end, "the file ends within a record")
                 at = end
-            if self._damage is not None:
-                index = self._end_damage(records, index)
+            records += self._end_damage()
         if records:
             self._assume_facts()
-        self._index = index
         self._keep(data, at, need)
         return records
 
-    def _skip(self, data: bytes, at: int, reason: str, to: int | None = None) -> int:
-        """Begin or go on with damage; returns where the next record might begin."""
-        if to is None:
-            to = data.find(_MARKER_BYTES, at + 1)
-            if to < 0:  # the last byte may be the first of a marker
-                to = max(at + 1, len(data) - (data[-1] == _MARKER_BYTES[0]))
-        if self._damage is None:
-            self._damage = _Damage(reason, self._offset + at)
-        self._damage.length += to - at
-        self._damage.shown += data[at : min(to, at + _SHOWN - len(self._damage.shown))]
+    def _pass(self, data: bytes, at: int, reason: str) -> int:
+        """Pass over what is no record; returns where the next one might begin."""
+        to = data.find(_MARKER_BYTES, at + 1)
+        if to < 0:  # the last byte may be the first of a marker
+            to = max(at + 1, len(data) - (data[-1] == _MARKER_BYTES[0]))
+        self._skip(data, at, to, reason)
         return to
-
-    def _end_damage(self, records: list[Record], index: int) -> int:
-        damage, self._damage = self._damage, None
-        assert damage is not None  # both callers looked
-        records.append(
-            damage_record(index, self._time, damage.reason, damage.offset, damage.length, bytes(damage.shown))
-        )
-        return index + 1
 
     def _uncommon(
         self, payload: bytes, number: int, flags: int, time_ns: int, client: int, index: int, offset: int
@@ -279,29 +239,19 @@ class NativeParser:
         return None if first else Record(index, RecordKind.META, time_ns, client, body, value=self.info)
 
 
-@attrs.define(eq=False)
-class _Damage:
-    """A run of bytes that are no record, while it lasts."""
-
-    reason: str
-    offset: int
-    length: int = 0
-    shown: bytearray = attrs.field(factory=bytearray)
-
-
 def _unreadable(index: int, time_ns: int, reason: str, offset: int, payload: bytes) -> Record:
-    return damage_record(index, time_ns, reason, offset, _HEAD + len(payload), payload[:_SHOWN])
+    return damage_record(index, time_ns, reason, offset, _HEAD + len(payload), payload[:SHOWN])
 
 
 def _file_header(data: bytes) -> int:
     magic, version, length, _ = _FILE.unpack_from(data)
     if magic != MAGIC:
-        raise RecordingError("not a recording: the first bytes are not its magic", raw=data[:_SHOWN])
+        raise RecordingError("not a recording: the first bytes are not its magic", raw=data[:SHOWN])
     if version not in _READ:
         known = " and ".join(map(str, _READ))
-        raise RecordingError(f"recording format version {version}; this library reads {known}", raw=data[:_SHOWN])
+        raise RecordingError(f"recording format version {version}; this library reads {known}", raw=data[:SHOWN])
     if not _FILE.size <= length <= _FILE_HEADER_MAX:
-        raise RecordingError(f"the recording's header claims {length} bytes", raw=data[:_SHOWN])
+        raise RecordingError(f"the recording's header claims {length} bytes", raw=data[:SHOWN])
     return int(length)
 
 

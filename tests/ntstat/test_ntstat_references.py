@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ntstat_wire import Wire
 
+from nstat_async import FlowAdded, FlowRemoved
+from nstat_async.ntstat import Mode, Session
+from nstat_async.ntstat._constants import FilterFlag
 from nstat_async.ntstat._references import MAX_MISSING, Gaps, References
 
 
@@ -61,3 +65,20 @@ def test_of_every_second_number_the_oldest_are_only_counted():
         references.note(number)
     assert len(references.missing) <= 4096
     assert references.take_lost() == 19_999
+
+
+@pytest.mark.parametrize("skipped", [3, MAX_MISSING + 3])
+def test_what_one_control_socket_left_out_is_not_missing_from_the_next_one(skipped):
+    wire = Wire(8)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
+
+    def play(request: bytes, *replies: bytes) -> list:
+        session.observe_request(request, 1000.0)
+        for reply in replies:
+            session.receive_datagram(reply, 1000.0)
+        return session.take_events()
+
+    report = wire.report(skipped + 1, wire.counts(), wire.descriptor(wire.tcp))
+    quiet = wire.add_all(7, filter=FilterFlag.SUPPRESS_SRC_ADDED)
+    assert [type(event) for event in play(quiet, wire.success(7), *report)] == [FlowAdded]
+    assert [type(event) for event in play(wire.add_all(8), wire.success(8), wire.added(1))] == [FlowRemoved]

@@ -1,0 +1,75 @@
+"""What parsers of binary records have in common: a file comes in pieces of any size, and may have bytes that are no record."""
+
+from __future__ import annotations
+
+import attrs
+
+from ._records import Record, damage_record
+
+__all__ = ["SHOWN", "PiecewiseParser"]
+
+SHOWN = 64
+"""Bytes of damage that are kept to look at."""
+
+
+@attrs.define(eq=False)
+class _Damage:
+    """A run of bytes that are no record, while it lasts."""
+
+    reason: str
+    offset: int
+    length: int = 0
+    shown: bytes = b""
+
+
+class PiecewiseParser:
+    """Bytes in, records out; see `RecordingReader`.
+
+    Wanted: no copy of a piece but the datagrams themselves, bytes fed one at a time
+    at no more than linear cost (`_need`), and memory bounded by the longest record.
+    """
+
+    def __init__(self, need: int) -> None:
+        self._need = need  # nothing can be done before the buffer holds this much
+        self._buffer = bytearray()
+        self._offset = 0  # of the buffer's beginning in the file
+        self._index = 0
+        self._time = 0
+        self._damage: _Damage | None = None
+
+    def feed(self, data: bytes) -> list[Record]:
+        """Take in bytes."""
+        buffer = self._buffer
+        if buffer or len(data) < self._need:
+            buffer += data
+            if len(buffer) < self._need:
+                return []
+            data = bytes(buffer)
+            buffer.clear()
+        return self._records(data)
+
+    def _records(self, data: bytes) -> list[Record]:
+        """The records of some bytes; `_keep` what is no whole one yet."""
+        raise NotImplementedError
+
+    def _keep(self, data: bytes, at: int, need: int) -> None:
+        """Keep what follows `at`, until there are `need` bytes of it."""
+        self._offset += at
+        self._buffer += data[at:]
+        self._need = need
+
+    def _skip(self, data: bytes, at: int, to: int, reason: str) -> None:
+        """These bytes are no record: damage begins, or goes on."""
+        if self._damage is None:
+            self._damage = _Damage(reason, self._offset + at)
+        self._damage.length += to - at
+        self._damage.shown += data[at : min(to, at + SHOWN - len(self._damage.shown))]
+
+    def _end_damage(self) -> list[Record]:
+        """Damage is over: its record, where there was some."""
+        damage, self._damage = self._damage, None
+        if damage is None:
+            return []
+        self._index += 1
+        place = self._index - 1
+        return [damage_record(place, self._time, damage.reason, damage.offset, damage.length, damage.shown)]
