@@ -272,7 +272,8 @@ class FlowRemoved(FlowEvent):
     uncertainty: int | None = None
     """By how many bytes ``counts.rx_bytes`` may be off, up or down, where these are the kernel's last counts and not
     quite `final`. Linux without eBPF: 1 where nothing says whether the other end's FIN, which the kernel counts as a
-    byte, is among them. `None`: nothing is open, or nothing is known."""
+    byte, is among them; what follows from that, the `outcome`, is then the likelier one. `None`: nothing is open, or
+    nothing is known."""
 
     @property
     def outcome(self) -> Outcome | None:

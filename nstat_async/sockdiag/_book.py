@@ -46,6 +46,7 @@ from ._rows import (
     counters_changed,
     identity_differs,
     info_of,
+    is_fin_alone,
     is_remains,
     same_connection,
 )
@@ -170,7 +171,8 @@ class Book:
             return
         self.place(entry, message, form)
         previous = entry.report
-        weighed = self.take_over(entry, message, info_of(message, form, pieces))
+        fin = bool(counters) and is_fin_alone(before, pieces)
+        weighed = self.take_over(entry, message, info_of(message, form, pieces), fin=fin)
         if entry.flow is not None:
             self.update(entry, previous, rebuilt=changed or returned or weighed)
         elif entry.connection > 1:
@@ -197,14 +199,16 @@ class Book:
             self._departed.add(pieces[2])
         return Entry(self, protocol, pieces, self._output.poll, self._output.poll, pieces[1][1])
 
-    def take_over(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
-        """Take over what a message of a living socket says; True if it tells anew who began."""
+    def take_over(self, entry: Entry, message: bytes, info: tuple[int, int], *, fin: bool = False) -> bool:
+        """Take over what a message of a living socket says; True if it tells anew who began.
+
+        Its state may be older than its counters: `fin` says that these have the peer's FIN in any case.
+        """
         state = entry.state = entry.last[1][1]
         entry.changed, entry.reading = self._output.poll, self._output.now - self._output.poll_began
         if entry.totals is None:
-            entry.report = socket_report(
-                message, *info, int(entry.protocol == IPPROTO_TCP and is_behind_fin(message, *info))
-            )
+            fin = fin or (entry.protocol == IPPROTO_TCP and is_behind_fin(message, *info))
+            entry.report = socket_report(message, *info, int(fin))
         else:
             entry.report = counted_report(message, *info, entry.totals)
         if entry.protocol != IPPROTO_TCP:

@@ -47,6 +47,7 @@ REUSED_AFTER = 1.0
 """Seconds after which the ends of a connection in TIME_WAIT may be another one's (``tcp_twsk_unique``)."""
 
 _FIN_NOT_SENT = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_SENT, SocketState.SYN_RECV})
+_FIN_SENT = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2})
 _FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _NO_FIN = Fin(0, proven=False)
 
@@ -70,6 +71,8 @@ class Ending:
     """A FIN of this end was acknowledged; `None`: that, or a SYN."""
     local: bool
     """The other end is on this machine."""
+    came: float
+    """When its last words were read."""
     remains: Remains = Remains.UNKNOWN
     peer: LastWords | None = None
 
@@ -106,10 +109,12 @@ class Endings:
     ) -> None:
         """A connection ended with these last words of its message, and with this record of its end where there is one."""
         local, orderly = self._is_here(entry), is_orderly(entry, words)
-        ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local)
+        ending = Ending(
+            entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, self._output.now
+        )
         if is_attempt(words):
             self._finish(ending)
-        elif not orderly or record is not None or entry.state in _FIN_RECEIVED:
+        elif orderly is False or record is not None or entry.state in _FIN_RECEIVED:
             self._meet(ending)
         elif not local:
             self._ask_for_remains(ending)
@@ -166,12 +171,11 @@ class Endings:
         else:
             remains = remains_of(ending.message, found, known=known)
         ending.remains = remains
-        if ending.entry.direction is None and ending.words.extra == 1 and not found:
-            ending.orderly = None
-        if ending.fin is None:
-            ending.fin = _NO_FIN
-            if ending.orderly is not None:
-                ending.fin = fin_by_remains(ending.words, remains, found)
+        if ending.orderly is None and found:
+            ending.orderly = True
+        if ending.fin is None and ending.orderly:
+            since, here = 1000 * (self._output.now - ending.came), ending.entry.state in _FIN_SENT
+            ending.fin = fin_by_remains(ending.words, remains, found, since_ms=since, here=here)
         self._meet(ending)
 
     def _may_be_reused(self) -> bool:
@@ -274,7 +278,7 @@ class Endings:
         entry, words = ending.entry, ending.words
         if ending.orderly and entry.weight is Weight.NONE:
             entry.direction = direction_by_remains(ending.message, ending.info)
-        fin = ending.fin or _NO_FIN
+        fin = ending.fin or Fin(int(words.unread == 1), proven=False)  # a single byte that nobody read
         outcome = self._outcome(ending, fin)
         reported = None if entry.report is None else entry.report.rx_bytes
         if fin.counted and reported is not None and words.received - fin.counted < reported:

@@ -11,8 +11,8 @@ either way:
 5. what is left in the kernel after an orderly end: FIN_WAIT2 -- the FIN had not come; TIME_WAIT
    with something unread -- it had, or the end would have been a reset.
 
-TIME_WAIT that is younger than the last segment of the socket makes likely that the FIN came afterwards, and no
-more: one that comes again renews it (``tcp_timewait_state_process``).
+TIME_WAIT that is as old as the last segment of the socket makes likely that this was the FIN, a younger one that the
+FIN came afterwards, and neither more: one that comes again renews it (``tcp_timewait_state_process``).
 
 Beyond these sock_diag cannot tell: the likelier count is reported, as uncertain by one byte.
 """
@@ -83,6 +83,9 @@ class LastWords(NamedTuple):
     """Segments that were sent again, ever."""
     segments_in: int
     segments_out: int
+    data_segments_out: int
+    delivered: int
+    """Segments that the peer acknowledged: those with data, a SYN (of an acceptor: the answer to it), a FIN that was alone."""
     window: int
     """What the peer offered; 0 while nobody answered."""
     last_segment_ms: int
@@ -92,6 +95,11 @@ class LastWords(NamedTuple):
     def cleared(self) -> bool:
         """True if the kernel forgot its counters (``tcp_disconnect``)."""
         return not (self.segments_in or self.segments_out)
+
+    @property
+    def quiet(self) -> bool:
+        """True if it did not end with the last segment that came, but some time later."""
+        return self.last_segment_ms > _TICKS_MS
 
 
 _FIELDS = (
@@ -104,6 +112,8 @@ _FIELDS = (
     (TcpInfo.SEGS_OUT, "I"),
     (TcpInfo.SEGS_IN, "I"),
     (TcpInfo.DATA_SEGS_IN, "I"),
+    (TcpInfo.DATA_SEGS_OUT, "I"),
+    (TcpInfo.DELIVERED, "I"),
     (TcpInfo.BYTES_SENT, "Q"),
     (TcpInfo.BYTES_RETRANS, "Q"),
     (TcpInfo.SND_WND, "I"),
@@ -131,7 +141,7 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
     else:
         known, at = message, start
     (retransmits, probes, last_segment, repeated, acknowledged, received, segments_out, segments_in, data_segments,
-     sent, sent_again, window) = _INFO.unpack_from(known, at)  # fmt: skip
+     data_out, delivered, sent, sent_again, window) = _INFO.unpack_from(known, at)  # fmt: skip
     return LastWords(
         received,
         data_segments if length >= TcpInfo.DATA_SEGS_IN + 4 else None,
@@ -144,6 +154,8 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
         repeated,
         segments_in,
         segments_out,
+        data_out,
+        delivered,
         window,
         last_segment,
     )
@@ -154,17 +166,26 @@ def is_behind_fin(message: bytes, start: int, length: int) -> bool:
     return message[HEADER.size + 1] in _BEHIND_FIN or (length > _STATE_AT and message[start + _STATE_AT] in _BEHIND_FIN)
 
 
-def is_orderly(entry: Entry, words: LastWords) -> bool:
-    """True if the peer acknowledged a FIN, as far as is known who began."""
-    outbound = entry.direction is Direction.OUTBOUND and entry.weight is not Weight.DOUBTED
-    return words.extra == 2 or (words.extra == 1 and not outbound)
+def is_orderly(entry: Entry, words: LastWords) -> bool | None:
+    """True if the peer acknowledged a FIN; `None`: that, or a SYN.
+
+    Who began is known by a listener, or a dump. Else the segments tell: a FIN that is acknowledged was one more than those with
+    data and the SYN, unless it came with the last data of a listener that nobody saw.
+    """
+    if words.unacknowledged or not words.extra:
+        return False
+    if words.extra == 2:
+        return True
+    if entry.direction is not None and entry.weight is not Weight.DOUBTED:
+        return entry.direction is not Direction.OUTBOUND
+    return None if words.repeated else {1: False, 2: True}.get(words.delivered - words.data_segments_out)
 
 
 def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     """What the counters and the last dump prove (1 to 3); `None`: nothing."""
     if not words.received or words.data_segments == 0:
         return Fin(min(words.received, 1), proven=True)
-    if entry.state in _BEHIND_FIN or (entry.report is not None and is_behind_fin(*entry.report.place)):
+    if entry.state in _BEHIND_FIN or (entry.report is not None and entry.report.has_fin):
         return Fin(1, proven=True)
     if entry.report is None or words.data_segments is None:
         return None
@@ -202,8 +223,16 @@ def remains_of(message: bytes, found: bytes | None, *, known: bool) -> Remains:
     return Remains.FIN_WAIT2 if found[HEADER.size + 1] == SocketState.FIN_WAIT2 else Remains.TIME_WAIT
 
 
-def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None) -> Fin:
-    """What is left of a socket that ended in order, proves (5), or makes likely."""
+def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None, *, since_ms: float, here: bool) -> Fin:
+    """What is left of a socket that ended in order, proves (5), or makes likely.
+
+    Args:
+        words: Its last words.
+        remains: What is left.
+        found: The message of that.
+        since_ms: From the last words until now.
+        here: It was seen to be closed here, while the other end was open.
+    """
     if remains is Remains.FIN_WAIT2:
         return Fin(0, proven=True)
     if remains is Remains.TIME_WAIT:
@@ -211,13 +240,12 @@ def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None) -> F
         if words.unread:
             return Fin(1, proven=True)
         (expires,) = _U32.unpack_from(found, _EXPIRES_AT)
-        age = _TIME_WAIT_MS - expires
-        if age + _TICKS_MS < words.last_segment_ms:
-            return Fin(0, proven=False)
-        # Who read the end of the stream may hold the socket for long; an orphan goes with the last acknowledgement.
-        return Fin(int(words.last_segment_ms > _TICKS_MS), proven=False)
-    # One unread byte is the FIN, more likely: unread data makes an end a reset (``tcp_close``).
-    return Fin(int(words.unread <= 1), proven=False)
+        older = _TIME_WAIT_MS - expires - words.last_segment_ms - since_ms
+        # What is older was read late: who read the end of the stream may have held the socket, an orphan goes at once.
+        return Fin(int(abs(older) <= _TICKS_MS or (older > 0 and words.quiet)), proven=False)
+    # A FIN would have left something of what was closed here first. Where the other end was first the socket goes with
+    # the last segment; and one unread byte is the FIN, more likely: unread data makes an end a reset (``tcp_close``).
+    return Fin(int(words.unread <= 1 and not (here or words.quiet)), proven=False)
 
 
 def is_unused(message: bytes) -> bool:

@@ -67,8 +67,8 @@ def is_attempt(words: LastWords) -> bool:
     return bool(sent) and not (words.received or words.window or words.cleared)
 
 
-def outcome_of(words: LastWords, traces: Traces) -> Outcome:
-    """How an established connection ended whose counters are there."""
+def outcome_of(words: LastWords, traces: Traces) -> Outcome | None:
+    """How an established connection ended whose counters are there; `None` where nothing makes one likelier."""
     if traces.orderly:
         return _closed_by(words, traces)
     if words.unanswered and (words.unacknowledged or not words.unread):
@@ -76,7 +76,7 @@ def outcome_of(words: LastWords, traces: Traces) -> Outcome:
     return _reset_by(words, traces)
 
 
-def _closed_by(words: LastWords, traces: Traces) -> Outcome:
+def _closed_by(words: LastWords, traces: Traces) -> Outcome | None:
     if traces.peer is not None and traces.peer.cleared and not traces.fin.proven:
         return Outcome.RESET_THERE
     if traces.remains is Remains.FIN_WAIT2 or traces.remains is Remains.TIME_WAIT:  # a set calls each one's hash
@@ -84,8 +84,19 @@ def _closed_by(words: LastWords, traces: Traces) -> Outcome:
     if traces.state in _CLOSED_THERE:
         return Outcome.CLOSED_THERE
     if traces.remains is Remains.NOTHING and not traces.fin.counted:
-        return _reset_by(words, traces)  # closed here, and then reset
-    return Outcome.CLOSED_HERE if traces.state in _CLOSED_HERE else Outcome.CLOSED_THERE
+        return _reset_after_closing(words, traces)
+    if traces.state in _CLOSED_HERE:
+        return Outcome.CLOSED_HERE
+    return None if traces.remains is Remains.UNKNOWN and not traces.fin.proven else Outcome.CLOSED_THERE
+
+
+def _reset_after_closing(words: LastWords, traces: Traces) -> Outcome | None:
+    """Closed here, and then reset; where nobody saw the first, and it may be long ago, perhaps closed there."""
+    if traces.peer is not None or traces.local or words.unread > 1:
+        return _reset_by(words, traces)
+    if not words.quiet:
+        return Outcome.RESET  # what comes for a socket that nobody has any more is answered with a reset
+    return Outcome.RESET_THERE if traces.fin.proven or traces.state in _CLOSED_HERE else None
 
 
 def _reset_by(words: LastWords, traces: Traces) -> Outcome:

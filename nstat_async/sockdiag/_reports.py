@@ -116,6 +116,11 @@ class SocketReport(Counts):
         return message, start, length
 
     @property
+    def has_fin(self) -> bool:
+        """True if the peer's FIN is known to be among the bytes received."""
+        return bool(self._values[3] == 1)
+
+    @property
     def message(self) -> bytes:
         """The netlink message as received."""
         message: bytes = self._values[0]

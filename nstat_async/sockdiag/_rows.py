@@ -33,6 +33,8 @@ _COUNTERS_SIZE = 40
 """From ``tcpi_bytes_acked`` to ``tcpi_data_segs_out``: nothing is sent or received without a change in it."""
 _TOTALS = struct.Struct("=QQ24xQQ24x")
 """Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
+_RECEIVED = struct.Struct("=8xQ16xI4x")
+"""Of a row's counters ``tcpi_bytes_received`` and ``tcpi_data_segs_in``."""
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
@@ -170,6 +172,15 @@ def counters_changed(old: Pieces, new: Pieces) -> Change:
         if acked_now < acked or received_now < received:
             return _RESTARTED
     return _GROWN
+
+
+def is_fin_alone(old: Pieces, new: Pieces) -> bool:
+    """True if a byte came between two rows and no segment with data: the peer's FIN, whatever state the row has."""
+    before, after = old[4], new[4]
+    if len(before) != _COUNTERS_SIZE or len(after) != _COUNTERS_SIZE:
+        return False
+    received, segments = _RECEIVED.unpack(before)
+    return bool(_RECEIVED.unpack(after) == (received + 1, segments))
 
 
 def identity_differs(old: Pieces, new: Pieces) -> bool:

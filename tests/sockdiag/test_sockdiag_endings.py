@@ -19,7 +19,7 @@ from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
 from nstat_async._model import Outcome
 from nstat_async._options import MonitorOptions
-from nstat_async.sockdiag import TcpInfo
+from nstat_async.sockdiag import SocketState, TcpInfo
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
 living = pytest.mark.skipif(
@@ -188,6 +188,80 @@ def test_an_end_whose_other_end_never_comes_is_reported_in_any_case():
         kernel.run()
         (removed,) = [event for event in kernel.events if isinstance(event, FlowRemoved)]
         assert (removed.final, removed.uncertainty) == (False, 1)
+
+
+def last_words(port=20_000, *, unread=0, unacked=0, sent=10, extra=2, quiet=0, received=778, **info):
+    """The end of a connection with another machine: 10 bytes sent with a SYN and a FIN, 777 and perhaps a FIN received."""
+    fields = {
+        TcpInfo.BYTES_SENT: sent,
+        TcpInfo.BYTES_ACKED: sent + extra - unacked,
+        TcpInfo.DATA_SEGS_OUT: 1,
+        TcpInfo.BYTES_RECEIVED: received,
+        TcpInfo.DATA_SEGS_IN: 1,
+        TcpInfo.SEGS_IN: 4,
+        TcpInfo.LAST_ACK_RECV: quiet,
+        **{TcpInfo[name]: value for name, value in info.items()},
+    }
+    return FakeSocket(port, local_port=port, unread=unread, unacked=unacked, info=fields)
+
+
+def time_wait(of, age):
+    """What is left of a socket that was closed first, for so many milliseconds."""
+    return attrs.evolve(of, state=SocketState.TIME_WAIT, timer=3, expires=60_000 - age, info={})
+
+
+def end_of(sock, *remains):
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    kernel.remains.extend(remains)
+    kernel.feed(sock.message(final=True), 1)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.run()
+    (removed,) = [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    return removed.counts.rx_bytes, removed.final, removed.uncertainty, removed.outcome
+
+
+HERE, THERE = Outcome.CLOSED_HERE, Outcome.CLOSED_THERE
+
+
+@pytest.mark.parametrize(
+    ("sock", "age", "expected"),
+    [
+        (last_words(), 1, (777, False, 1, HERE)),  # half-closed for a millisecond
+        (last_words(quiet=300), 301, (777, False, 1, HERE)),
+        (last_words(received=777, quiet=300), 100, (777, False, 1, HERE)),  # its FIN came behind the last segment
+        (last_words(unread=1), 100, (777, True, None, HERE)),
+        (last_words(), None, (777, False, 1, THERE)),
+        (last_words(received=777, quiet=300), None, (777, False, 1, None)),  # reset, or shut down and held
+        (last_words(received=0, DATA_SEGS_IN=0, quiet=300), None, (0, True, None, Outcome.RESET_THERE)),
+        (last_words(received=0, DATA_SEGS_IN=0), None, (0, True, None, Outcome.RESET)),
+        (last_words(received=777, unread=5), None, (777, False, 1, Outcome.RESET)),
+        (last_words(received=777, unacked=1), None, (777, False, 1, Outcome.RESET_THERE)),  # its FIN had no answer
+        (last_words(received=778, unacked=1, unread=1), None, (777, False, 1, Outcome.RESET)),
+        (last_words(extra=1, DELIVERED=2, received=777), None, (777, False, 1, Outcome.RESET_THERE)),  # a SYN, no FIN
+        (last_words(extra=1, DELIVERED=3), None, (777, False, 1, THERE)),  # a FIN, beside what was accepted
+        (last_words(extra=1, DELIVERED=9), None, (778, False, 1, None)),
+        (last_words(extra=1, DELIVERED=3, TOTAL_RETRANS=1), None, (778, False, 1, None)),
+        (last_words(extra=1, DELIVERED=9), 1, (777, False, 1, HERE)),
+    ],
+)
+def test_what_no_dump_had_ended_as_likely_as_its_last_words_say(sock, age, expected):
+    """Received bytes, whether they are final or by how much they may be off, and the outcome; `None` where nothing is likelier."""
+    assert end_of(sock, *([] if age is None else [time_wait(sock, age)])) == expected
+
+
+@pytest.mark.parametrize(("quiet", "outcome"), [(300, Outcome.RESET_THERE), (0, Outcome.RESET)])
+def test_what_was_seen_closed_here_and_left_nothing_was_reset(quiet, outcome):
+    """An end in order would have left something; soon after the last segment, it may be this end that answered one so."""
+    kernel = FakeKernel(interval=None)
+    kernel.sockets[20_000] = last_words(received=500)
+    kernel.sockets[20_000].state = SocketState.FIN_WAIT2
+    kernel.start()
+    kernel.sockets[20_000].info = last_words(received=777, DATA_SEGS_IN=2, quiet=quiet).info
+    kernel.close(20_000)
+    kernel.run()
+    removed = kernel.events[-1]
+    assert (removed.counts.rx_bytes, removed.uncertainty, removed.outcome) == (777, 1, outcome)
 
 
 # -- how a connection ended

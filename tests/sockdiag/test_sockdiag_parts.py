@@ -33,6 +33,7 @@ from nstat_async.sockdiag._finals import (
     fin_by_dump,
     fin_by_peer,
     fin_by_remains,
+    is_behind_fin,
     is_unused,
     last_words,
     remains_of,
@@ -206,7 +207,7 @@ def ended(
     entry.reading = reading
     if before is not None:
         row = FakeSocket(1, info={**fields, **before}).message()
-        entry.report = socket_report(row, *info_position(row), 0)
+        entry.report = socket_report(row, *info_position(row), int(is_behind_fin(row, *info_position(row))))
     return entry, last_words(message, *info_position(message))
 
 
@@ -252,23 +253,31 @@ def test_the_other_end_proves_a_fin(sent, expected):
 
 
 @pytest.mark.parametrize(
-    ("facts", "remains", "expires", "expected"),
+    ("facts", "remains", "age", "expected"),
     [
-        ({}, Remains.FIN_WAIT2, 60_000, (0, True)),
-        ({"unread": 1}, Remains.TIME_WAIT, 59_990, (1, True)),
-        ({"unread": 7}, Remains.TIME_WAIT, 59_990, (1, True)),
-        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_990, (0, False)),
-        ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 59_990, (0, False)),
-        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 59_700, (1, False)),
+        ({}, Remains.FIN_WAIT2, 0, (0, True)),
+        ({"unread": 1}, Remains.TIME_WAIT, 10, (1, True)),
+        ({"unread": 7}, Remains.TIME_WAIT, 10, (1, True)),
+        ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 30, (1, False)),  # half-closed for a millisecond
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 210, (1, False)),
+        ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 9, (0, False)),  # the FIN came behind the last segment
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 10, (0, False)),
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 500, (1, False)),  # read late
+        ({"LAST_ACK_RECV": 20}, Remains.TIME_WAIT, 500, (0, False)),
         ({}, Remains.NOTHING, 0, (1, False)),
+        ({"here": True}, Remains.NOTHING, 0, (0, False)),
+        ({"LAST_ACK_RECV": 20}, Remains.NOTHING, 0, (1, False)),
+        ({"LAST_ACK_RECV": 21}, Remains.NOTHING, 0, (0, False)),
         ({"unread": 1}, Remains.NOTHING, 0, (1, False)),
         ({"unread": 2}, Remains.NOTHING, 0, (0, False)),
         ({}, Remains.UNKNOWN, 0, (1, False)),
     ],
 )
-def test_the_remains_prove_a_fin_or_make_it_likely(facts, remains, expires, expected):
-    found = FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=expires).message()
-    assert fin_by_remains(ended(**facts)[1], remains, found) == expected
+def test_the_remains_prove_a_fin_or_make_it_likely(facts, remains, age, expected):
+    """The last words came 30 ms ago: remains are as old as the last segment, younger, or so old that they were read late."""
+    here = facts.pop("here", False)
+    found = FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=60_000 - age).message()
+    assert fin_by_remains(ended(**facts)[1], remains, found, since_ms=30.0, here=here) == expected
 
 
 def test_remains_are_a_sockets_own():

@@ -66,6 +66,18 @@ def test_a_fin_that_comes_while_a_row_is_written_is_no_payload(kernel):
     assert kernel.start()[0].counts.rx_bytes == 100
 
 
+def test_a_byte_without_a_segment_of_data_is_a_fin_whatever_the_state_of_its_row(kernel):
+    """Its state was read, both times, before the FIN came: the flow has no byte too many, then or at its end."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(100))
+    kernel.start()
+    kernel.sockets[1].info = traffic(100, 5, fin=1)
+    updated, _ = kernel.wait(1.0)
+    assert (updated.counts.rx_bytes, updated.counts.tx_bytes) == (100, 5)
+    kernel.close(1)
+    (removed,) = kernel.run()
+    assert (removed.counts.rx_bytes, removed.final) == (100, True)
+
+
 def test_first_poll_adds_what_was_there_before(kernel):
     """Flows of the first complete dump are preexisting, have their process and interface, and a poll says so."""
     kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 10))
@@ -438,8 +450,8 @@ def test_accepted_connections_are_inbound_by_their_listener(kernel):
     ambiguous = traffic(0, 10, active=0, fin_sent=1)
     for cookie, port in ((5, 80), (6, 81)):
         kernel.feed(FakeSocket(cookie, LOOPBACK, port, PEER, 40000, info=ambiguous).message(final=True), 1)
-    directions = [e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)]
-    assert directions == [Direction.INBOUND, None]
+    directions = {e.flow.local.port: e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)}
+    assert directions == {80: Direction.INBOUND, 81: None}
     kernel.close(1)
     kernel.feed(FakeSocket(7, LOOPBACK, 80, PEER, 40000, info=ambiguous).message(final=True), 1)
     assert [e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)] == [None]
