@@ -26,6 +26,7 @@ from ._finals import (
     is_orderly,
     last_words,
     remains_of,
+    sent_fin,
 )
 from ._links import LinkTable
 from ._lookups import NO_ANSWER, LookupSource, lookup_request
@@ -307,7 +308,8 @@ class Endings:
             if by_record is not None:
                 return by_record
             state = SocketState.ESTABLISHED if record.state is None else record.state
-        traces = Traces(state, ending.orderly, fin, ending.remains, ending.peer, ending.local)
+        closing = bool(sent_fin(entry, words))
+        traces = Traces(state, ending.orderly, closing, fin, ending.remains, ending.peer, ending.local)
         return outcome_of(words, traces)
 
     # -- time

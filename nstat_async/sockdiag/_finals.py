@@ -166,19 +166,22 @@ def is_behind_fin(message: bytes, start: int, length: int) -> bool:
     return message[HEADER.size + 1] in _BEHIND_FIN or (length > _STATE_AT and message[start + _STATE_AT] in _BEHIND_FIN)
 
 
-def is_orderly(entry: Entry, words: LastWords) -> bool | None:
-    """True if the peer acknowledged a FIN; `None`: that, or a SYN.
+def sent_fin(entry: Entry, words: LastWords) -> bool | None:
+    """True if a FIN is among the sequence numbers; `None`: that, or a SYN.
 
     Who began is known by a listener, or a dump. Else the segments tell: a FIN that is acknowledged was one more than those with
     data and the SYN, unless it came with the last data of a listener that nobody saw.
     """
-    if words.unacknowledged or not words.extra:
-        return False
-    if words.extra == 2:
-        return True
+    if words.extra != 1:
+        return words.extra == 2
     if entry.direction is not None and entry.weight is not Weight.DOUBTED:
         return entry.direction is not Direction.OUTBOUND
     return None if words.repeated else {1: False, 2: True}.get(words.delivered - words.data_segments_out)
+
+
+def is_orderly(entry: Entry, words: LastWords) -> bool | None:
+    """True if the peer acknowledged a FIN; `None`: that, or a SYN."""
+    return False if words.unacknowledged else sent_fin(entry, words)
 
 
 def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:

@@ -36,12 +36,19 @@ class Traces(NamedTuple):
     """The last known."""
     orderly: bool
     """A FIN of this end was acknowledged."""
+    closing: bool
+    """It was sent, at least."""
     fin: Fin
     remains: Remains = Remains.UNKNOWN
     peer: LastWords | None = None
     """The last words of the other end, where it is on this machine and ended, too."""
     local: bool = False
     """The other end is on this machine."""
+
+    @property
+    def alone(self) -> bool:
+        """True if nothing is known of the other end."""
+        return self.peer is None and not self.local
 
 
 def outcome_of_attempt(words: LastWords | None, repeated: int, *, quick: bool) -> Outcome:
@@ -77,35 +84,30 @@ def outcome_of(words: LastWords, traces: Traces) -> Outcome | None:
 
 
 def _closed_by(words: LastWords, traces: Traces) -> Outcome | None:
-    if traces.peer is not None and traces.peer.cleared and not traces.fin.proven:
+    remains, fin = traces.remains, traces.fin
+    if traces.peer is not None and traces.peer.cleared and not fin.proven:
         return Outcome.RESET_THERE
-    if traces.remains is Remains.FIN_WAIT2 or traces.remains is Remains.TIME_WAIT:  # a set calls each one's hash
+    if remains is Remains.FIN_WAIT2 or remains is Remains.TIME_WAIT:  # a set calls each one's hash
         return Outcome.CLOSED_HERE
     if traces.state in _CLOSED_THERE:
         return Outcome.CLOSED_THERE
-    if traces.remains is Remains.NOTHING and not traces.fin.counted:
-        return _reset_after_closing(words, traces)
+    known = fin.proven or not traces.alone or traces.state in _CLOSED_HERE
+    if remains is Remains.NOTHING and not fin.counted:  # closed here, and then reset; or there, and held for long
+        return _reset_by(words, traces) if known or words.unread or not words.quiet else None
     if traces.state in _CLOSED_HERE:
         return Outcome.CLOSED_HERE
-    return None if traces.remains is Remains.UNKNOWN and not traces.fin.proven else Outcome.CLOSED_THERE
-
-
-def _reset_after_closing(words: LastWords, traces: Traces) -> Outcome | None:
-    """Closed here, and then reset; where nobody saw the first, and it may be long ago, perhaps closed there."""
-    if traces.peer is not None or traces.local or words.unread > 1:
-        return _reset_by(words, traces)
-    if not words.quiet:
-        return Outcome.RESET  # what comes for a socket that nobody has any more is answered with a reset
-    return Outcome.RESET_THERE if traces.fin.proven or traces.state in _CLOSED_HERE else None
+    return Outcome.CLOSED_THERE if known or remains is Remains.NOTHING else None
 
 
 def _reset_by(words: LastWords, traces: Traces) -> Outcome:
     """Who closes with something unread resets; so may the other end have, and so does who gets something after closing."""
     peer, fin = traces.peer, traces.fin
-    if traces.orderly and peer is not None and not peer.cleared and peer.payload_sent > words.received - fin.counted:
+    if traces.closing and peer is not None and not peer.cleared and peer.payload_sent > words.received - fin.counted:
         return Outcome.RESET_HERE
     if words.unread <= (fin.counted if fin.proven else 0):
-        return Outcome.RESET_THERE
+        # What the closed end gets makes it reset at once: on its own, or of what is left of it, which the words do not count.
+        may_have = traces.closing and not words.quiet and (traces.orderly or words.data_segments)
+        return Outcome.RESET if traces.alone and may_have else Outcome.RESET_THERE
     if peer is not None:
         if peer.cleared:
             return Outcome.RESET_THERE

@@ -236,7 +236,13 @@ HERE, THERE = Outcome.CLOSED_HERE, Outcome.CLOSED_THERE
         (last_words(received=0, DATA_SEGS_IN=0, quiet=300), None, (0, True, None, Outcome.RESET_THERE)),
         (last_words(received=0, DATA_SEGS_IN=0), None, (0, True, None, Outcome.RESET)),
         (last_words(received=777, unread=5), None, (777, False, 1, Outcome.RESET)),
-        (last_words(received=777, unacked=1), None, (777, False, 1, Outcome.RESET_THERE)),  # its FIN had no answer
+        (
+            last_words(received=777, unacked=1, quiet=300),
+            None,
+            (777, False, 1, Outcome.RESET_THERE),
+        ),  # no answer to its FIN
+        (last_words(received=777, unacked=1), None, (777, False, 1, Outcome.RESET)),  # that, or data for nobody
+        (last_words(received=0, DATA_SEGS_IN=0, unacked=1), None, (0, True, None, Outcome.RESET_THERE)),
         (last_words(received=778, unacked=1, unread=1), None, (777, False, 1, Outcome.RESET)),
         (last_words(extra=1, DELIVERED=2, received=777), None, (777, False, 1, Outcome.RESET_THERE)),  # a SYN, no FIN
         (last_words(extra=1, DELIVERED=3), None, (777, False, 1, THERE)),  # a FIN, beside what was accepted
