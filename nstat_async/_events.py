@@ -226,23 +226,23 @@ _PREVIOUSLY = "Its totals at the previous event that this consumer got; `None` w
 _inherited: Any = FlowEvent.__dict__["counts"]
 FlowUpdated.counts = property(_inherited.fget, _inherited.fset, doc="Its totals now.")  # type: ignore[assignment]  # one
 _set_previous = _read_later(FlowUpdated, "previous", _PREVIOUS, _PREVIOUSLY).__set__
-_new = object.__new__
-_set_time = Event.__dict__["time"].__set__
-_set_flow = FlowEvent.__dict__["flow"].__set__
-_set_details = FlowUpdated.__dict__["_details"].__set__
+
+
+class UpdateDraft(FlowEvent):
+    """A `FlowUpdated` that is not finished: it can be written to, in a third of the time; its `__class__` finishes it."""
+
+    __slots__ = FlowUpdated.__slots__  # type: ignore[attr-defined]  # made by attrs
+    __init__ = object.__init__
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__  # CPython writes to slots directly only where both are its own
 
 
 def flow_updated(time: float, flow: Flow, report: Report) -> FlowUpdated:
-    """An update of a core, in a quarter of a frozen class's time: its counters are in the report, and made when read."""
-    event = _new(FlowUpdated)
-    _set_time(event, time)
-    _set_flow(event, flow)
-    _set_details(event, report)
-    return event
-
-
-UPDATE_SLOTS = (_new, _set_time, _set_flow, _set_details)
-"""What `flow_updated` is made of, for the one loop in which its call would be a tenth of the time."""
+    """An update of a core: its counters are in the report, and made when read."""
+    event: Any = UpdateDraft()
+    event.time, event.flow, event._details = time, flow, report  # noqa: SLF001  # of this module
+    event.__class__ = FlowUpdated
+    return event  # type: ignore[no-any-return]
 
 
 def coalesced(older: FlowUpdated, newer: FlowUpdated) -> FlowUpdated:
