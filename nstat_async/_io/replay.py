@@ -31,7 +31,7 @@ __all__ = ["ReplayFeed", "Source"]
 
 BATCH = 256
 """Most records read between two turns of the loop."""
-SLICE = 32
+SLICE = 64
 """Records played before their events are handed over."""
 EVENTS_A_TURN = 100
 """Events handed over before the consumer gets its turn: read soon, they die young, which the

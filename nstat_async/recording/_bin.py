@@ -29,18 +29,20 @@ class BinParser(PiecewiseParser):
     def _records(self, data: bytes) -> list[Record]:
         records: list[Record] = []
         at, end, need = 0, len(data), _HEAD
-        kind, index, new = RecordKind.FROM_KERNEL, self._index, tuple.__new__
-        while end - at >= _HEAD and self._damage is None:
-            seconds, length = _RECORD.unpack_from(data, at)
-            stop = at + _HEAD + length
+        last = end - _HEAD if self._damage is None else -1
+        kind, index, extra = RecordKind.FROM_KERNEL, self._index, NO_EXTRA
+        unpack, keep, new = _RECORD.unpack_from, records.append, tuple.__new__
+        while at <= last:
+            seconds, length = unpack(data, at)
+            begin = at + _HEAD
+            stop = begin + length
             if length > MAX_DATAGRAM:
                 self._skip(data, at, at, f"a datagram of {length} bytes; nothing after it can be read")
                 break
             if stop > end:
-                need = _HEAD + length
+                need = stop - at
                 break
-            time_ns = seconds * 1_000_000_000
-            records.append(new(Record, (index, kind, time_ns, 0, data[at + _HEAD : stop], None, NO_EXTRA, None)))
+            keep(new(Record, (index, kind, seconds * 1_000_000_000, 0, data[begin:stop], None, extra, None)))
             index += 1
             at = stop
         if records:
