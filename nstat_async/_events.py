@@ -138,6 +138,22 @@ _Details = Union[Details, DetailsSource, Report, None]
 
 
 @attrs.frozen
+class _Samples:
+    """What a report samples, for an event whose counters are others than the report's."""
+
+    report: Report
+
+    def details(self) -> Details | None:
+        """The samples, decoded."""
+        return self.report[0].details(self.report)
+
+
+def _apart(found: _Details) -> Any:
+    """The details that an update's constructor got: only of a draft the report is the counters', too."""
+    return _Samples(found) if isinstance(found, tuple) else found
+
+
+@attrs.frozen
 class FlowEvent(Event):
     """Base of the events of one flow: `FlowAdded`, `FlowUpdated` and `FlowRemoved`."""
 
@@ -214,7 +230,7 @@ class FlowUpdated(FlowEvent):
     """Its totals now."""
     previous: Counts | None
     """Its totals at the previous event that this consumer got; `None` when there were none."""
-    _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # as above
+    _details: _Details = attrs.field(default=None, converter=_apart, repr=False, eq=False)  # type: ignore[misc]  # as above
 
     @property
     def delta(self) -> Delta:

@@ -267,10 +267,14 @@ class JsonReader:
 
 
 _Text = Callable[[Any], str]
+_Numbers = tuple[Union[int, None], ...]
+"""All counters in the order of `COUNTS_FIELDS`."""
+_DELTA_FIELDS = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+_pick_four: Callable[[_Numbers], Any] = itemgetter(*map(COUNTS_FIELDS.index, _DELTA_FIELDS))
 _DELTA = '{"rx_bytes":%s,"tx_bytes":%s,"rx_packets":%s,"tx_packets":%s}'
 
 
-def _delta_text(values: tuple[int | None, ...]) -> str:
+def _delta_text(values: _Numbers) -> str:
     if None in values:
         return _DELTA % tuple(["null" if value is None else value for value in values])
     return _DELTA % values
@@ -318,22 +322,16 @@ class _Writer:
         self._last = (0.0, "0.0")
         self.known: dict[type, _Text] = {}
         fields = table.of(Counts).fields
-        numbers = [field.name for field in fields if field.name in COUNTS_FIELDS]
-        self.pick: Callable[[tuple[Any, ...]], tuple[int | None, ...]] = itemgetter(*map(COUNTS_FIELDS.index, numbers))
-        """The numbers of all counters in the order of the keys; the first four are those of a delta."""
-        self._any_counts: Callable[[Counts, tuple[int | None, ...]], str] = self.made(
-            Counts, dict.fromkeys(numbers, "x")
-        )
-        self._numbers = [field for field in fields if field.name in COUNTS_FIELDS]
-        self._formats: dict[int, tuple[str, Callable[[tuple[int | None, ...]], Any]]] | None = {}
+        self._any_counts: Callable[[Counts, _Numbers], str] = self.made(Counts, dict.fromkeys(COUNTS_FIELDS, "x"))
+        self._numbers = [(field, COUNTS_FIELDS.index(field.name)) for field in fields if field.name in COUNTS_FIELDS]
+        self._formats: dict[int, tuple[str, Callable[[_Numbers], Any]]] | None = {}
         """By how many numbers are unknown: the format of the known ones, and what picks these."""
         if any(field.name not in (*COUNTS_FIELDS, "media") for field in fields):
             self._formats = None  # fields of somebody's own
-        pick, write = self.pick, self.counts
-        self.known[Counts] = lambda counts: write(counts, pick(counts._translated()))  # noqa: SLF001  # all at once, for speed
+        self.known[Counts] = lambda counts: self.counts(counts, counts._translated())  # noqa: SLF001  # all at once, for speed
 
-    def counts(self, counts: Counts, values: tuple[int | None, ...]) -> str:
-        """Counts whose numbers were picked already. Most of a line is this, so one format takes all numbers at once."""
+    def counts(self, counts: Counts, values: _Numbers) -> str:
+        """Counts whose numbers were read already. Most of a line is this, so one format takes all numbers at once."""
         if self._formats is None or counts.media:
             return self._any_counts(counts, values)
         unknown = values.count(None)
@@ -348,14 +346,14 @@ class _Writer:
             self._formats[unknown] = self._format_of(values)
         return self._any_counts(counts, values)
 
-    def _format_of(self, values: tuple[int | None, ...]) -> tuple[str, Callable[[tuple[int | None, ...]], Any]]:
+    def _format_of(self, values: _Numbers) -> tuple[str, Callable[[_Numbers], Any]]:
         """The format of values of which the same are known, and what picks these."""
         members = [
-            f'"{field.key}":{"null" if value is None else "%d"}'
-            for field, value in zip(self._numbers, values, strict=True)
-            if value is not None or not field.later
+            f'"{field.key}":{"null" if values[place] is None else "%d"}'
+            for field, place in self._numbers
+            if values[place] is not None or not field.later
         ]
-        places = [at for at, value in enumerate(values) if value is not None]
+        places = [place for _, place in self._numbers if values[place] is not None]
         return f"{{{','.join(members)}}}", itemgetter(*places)
 
     def of(self, cls: type) -> _Text:
@@ -389,9 +387,6 @@ class _Writer:
         return text
 
 
-_Known = tuple[Union[Counts, None], tuple[Union[int, None], ...]]
-
-
 @attrs.define(eq=False)
 class JsonFormatter:
     """Turns events into lines, many a second: `dumps` for streams.
@@ -405,7 +400,8 @@ class JsonFormatter:
     table: FieldTable = attrs.field(default=TABLE, repr=False)
     """The table of fields."""
     _flows: dict[str, tuple[Flow, str]] = attrs.field(factory=dict, init=False)
-    _values: dict[str, _Known] = attrs.field(factory=dict, init=False)
+    _sent: dict[str, tuple[Any, Any, Any]] = attrs.field(factory=dict, init=False)
+    """Of each flow the last counters: who reads them, as they were sent, and the four of a delta."""
     _writer: _Writer = attrs.field(init=False)
     _write_update: Callable[[FlowUpdated, tuple[str, str]], str] = attrs.field(init=False)
     _write_flow: _Text = attrs.field(init=False)
@@ -443,30 +439,32 @@ class JsonFormatter:
         text = self._write_flow(flow)
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
-            self._values.clear()
+            self._sent.clear()
         self._flows[flow.id] = (flow, text)
         return text
 
     def _updated(self, event: FlowUpdated) -> str:
-        flow, counts, previous = event.flow, event.counts, event.previous
-        pick = self._writer.pick
-        values = pick(counts._translated())  # noqa: SLF001  # all at once, for speed
-        if previous is None:
-            delta = values[:4]
+        flow, report = event.flow, event.raw_details
+        if report.__class__ is tuple:  # the counters are its own: they need not be kept with the event
+            reader, raw, before = report[0], report[6], report[7]
+            counts = reader.counts(raw)
         else:
-            # Nearly always the counts of the line before, whose values are still there.
-            last, before = self._values.get(flow.id, (None, ()))
-            if last is None or last._values is not previous._values:  # noqa: SLF001  # as above
-                before = pick(previous._translated())  # noqa: SLF001  # as above
-            delta = growth(values[:4], before[:4])  # type: ignore[arg-type]  # of four
-        self._values[flow.id] = (counts, values)
+            counts, reader, raw, before = event.counts, None, None, None
+        values = counts._translated()  # noqa: SLF001  # all at once, for speed
+        delta = four = _pick_four(values)
+        last = self._sent.get(flow.id)
+        if before is not None and last is not None and last[1] is before and last[0] is reader:  # nearly always
+            delta = growth(four, last[2])
+        elif (previous := event.previous) is not None:
+            delta = growth(four, _pick_four(previous._translated()))  # noqa: SLF001  # as above
+        self._sent[flow.id] = (reader, raw, four)
         return self._write_update(event, (self._writer.counts(counts, values), _delta_text(delta)))
 
     def _removed_by(self, write: _Text) -> Callable[[FlowRemoved], str]:
         def removed(event: FlowRemoved) -> str:
             line = write(event)
             self._flows.pop(event.flow.id, None)
-            self._values.pop(event.flow.id, None)
+            self._sent.pop(event.flow.id, None)
             return line
 
         return removed

@@ -94,7 +94,10 @@ def _make_class(counted: int, numbers: Get, media: Get, at_once: int) -> type[Co
         values = numbers(self)
         if unknown:
             return (*values[:counted], *unknown)
-        return (*values[:15], _scaled(values, 15), _scaled(values, 16), _scaled(values, 17))
+        least, mean, spread = values[15:18]
+        if not mean:
+            return (*values[:15], None, None, None)
+        return (*values[:15], least * 1000 // 32 or None, mean * 1000 // 32, spread * 1000 // 16 or None)
 
     members["_translated"] = translated
     for position, name in enumerate(COUNTS_FIELDS):
