@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nstat_async import Flow, Process, Provider, UsageError, filters, json
-from nstat_async._cli._text import place_text, short_id
+from nstat_async._cli._cells import place_text, short_id
 from nstat_async._workload import REMEMBERED, workload_of
 from nstat_async.aggregate import GroupBy, History, HistoryWriter, ProcessTable, TrafficTable
 

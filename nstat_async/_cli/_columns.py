@@ -6,24 +6,20 @@ A column is named by the keys of its JSON line, joined by dots: ``flow.process.n
 
 from __future__ import annotations
 
-import enum
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
 
 from .._errors import UsageError
-from .._escape import escape
 from .._events import Event, FlowAdded, FlowRemoved, FlowUpdated
-from .._fields import MEDIA, TABLE, TEXT, Field
-from .._model import Counts, Interface, Process
+from .._fields import TABLE, TEXT, Field
 from .._rows import Row
 from ..json import to_dict
+from ._cells import cell_text
 from ._parser import did_you_mean
-from ._text import UNKNOWN, bytes_text, interface_text, media_text, process_text, rate_text, short_id, traffic_texts
 
-__all__ = ["Column", "cell_text", "event_columns", "picked", "row_columns"]
+__all__ = ["Column", "event_columns", "picked", "row_columns"]
 
 _PREFIXES: tuple[tuple[str, ...], ...] = ((), ("flow",), ("counts",), ("flow", "process"), ("details",))
 _ROW_PREFIXES: tuple[tuple[str, ...], ...] = ((), ("process",))
@@ -64,34 +60,6 @@ class Column:
     def text(self, owner: Any) -> str:
         """The value for people."""
         return cell_text(self.steps[-1], self.value(owner))
-
-
-def cell_text(field: Field, value: Any) -> str:
-    """A value of a field for people, escaped."""
-    if value is None:
-        return UNKNOWN
-    if field.unit == "bytes":
-        return bytes_text(value)
-    if field.unit == "bytes per second":
-        return rate_text(value)
-    if field.unit == "seconds since the epoch":
-        return _moment_text(value)
-    if isinstance(value, Process):
-        return process_text(value)
-    if isinstance(value, Interface):
-        return interface_text(value)
-    if field.kind is MEDIA:
-        return media_text(value)
-    if isinstance(value, Counts):
-        return "  ".join(traffic_texts(value))
-    return escape(short_id(str(value.value if isinstance(value, enum.Enum) else value)))
-
-
-def _moment_text(seconds: float) -> str:
-    try:
-        return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"
-    except (OverflowError, OSError, ValueError):  # beyond the C library's calendar
-        return str(seconds)
 
 
 def event_columns(text: str) -> tuple[Column, ...]:

@@ -15,12 +15,13 @@ from .._events import AnyEvent, FlowAdded, FlowEvent
 from .._model import Counts, Flow
 from .._rows import Row
 from ..json import JsonFormatter, dumps
+from ._cells import bytes_text, is_listener, place_text, process_text
 from ._columns import Column, picked
 from ._ocsf import OcsfFormatter
-from ._output import Output, use_colour
+from ._output import Output, is_terminal, use_colour
 from ._source import is_recorded
 from ._table import render
-from ._text import TextFormatter, bytes_text, is_listener, place_text, process_text
+from ._text import TextFormatter
 from ._views import View
 
 __all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
@@ -48,7 +49,12 @@ def event_formatter(arguments: argparse.Namespace, output: Output) -> EventForma
     """
     if arguments.format == "ocsf":
         return _ocsf(arguments)
-    text = TextFormatter(colour=use_colour(output.stream), utc=arguments.utc)
+    text = TextFormatter(
+        colour=use_colour(output.stream),
+        utc=arguments.utc,
+        every=arguments.every_update,
+        columns=(lambda: output.columns) if is_terminal(output.stream) else None,
+    )
     whole: EventFormatter = JsonFormatter(full=arguments.details) if arguments.format == "json" else text
     if not arguments.fields:
         return whole

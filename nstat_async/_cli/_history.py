@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import attrs
 from .. import Monitor
 from .._escape import dump, escape
 from ..aggregate import History, HistoryError, Usage, keep_history
+from ._cells import bytes_text, clock_text
 from ._output import Output, complain
 from ._parser import did_you_mean
 from ._run import run_until_stopped
 from ._source import backend_of, monitor_options
 from ._table import render
-from ._text import bytes_text
 from ._views import user_text
 
 __all__ = ["run"]
@@ -92,10 +91,7 @@ def _plain(usage: Usage) -> dict[str, object]:
 
 
 def _time_text(seconds: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)).removesuffix(":00")
-    except (OverflowError, OSError, ValueError):  # beyond the C library's calendar
-        return str(seconds)
+    return clock_text(seconds, "%Y-%m-%d %H:%M:%S").removesuffix(":00")
 
 
 def _process_text(usage: Usage) -> str:

@@ -36,7 +36,7 @@ from .._events import (
 from .._model import Counts, Delta, Direction, Endpoint, Flow, Outcome, Process, Provider, TcpState
 from .._rows import Row
 from ..json import to_dict
-from ._text import is_listener
+from ._cells import is_listener
 
 __all__ = ["OcsfFormatter"]
 

@@ -8,12 +8,12 @@ import anyio
 import attrs
 
 from .. import Monitor
-from .._errors import UsageError
+from .._errors import NstatError, UsageError
 from .._io.nats_access import NatsAccess
+from ._cells import bytes_text
 from ._output import Output, complain
 from ._run import run_until_stopped
 from ._source import backend_of, missing, monitor_options
-from ._text import bytes_text
 
 __all__ = ["run"]
 
@@ -48,7 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
                 await publisher.run(monitor)
         return 0
 
-    status = run_until_stopped(work, duration=arguments.duration, output=Output())
+    try:
+        status = run_until_stopped(work, duration=arguments.duration, output=Output())
+    except UsageError as error:
+        if error.__cause__ is None:
+            raise
+        raise NstatError(str(error)) from error  # what cannot work is on the disk, not on the command line
     counts = publisher.statistics()
     complain(f"{counts['events']} events in {counts['messages']} messages, {bytes_text(counts['bytes'])}")
     return status

@@ -15,11 +15,11 @@ from .._escape import dump
 from .._events import Auxiliary, AuxiliaryFailed, EventsLost
 from .._io.recorder import StandardOutput
 from ..recording import Recording
+from ._cells import bytes_text
 from ._output import Output, can_draw, complain, events_text
 from ._progress import Progress
 from ._run import run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
-from ._text import bytes_text
 
 __all__ = ["run"]
 

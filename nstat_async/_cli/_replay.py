@@ -12,11 +12,11 @@ from typing import BinaryIO
 
 from .. import backends
 from .._errors import RecordingError, UsageError
+from ._cells import bytes_text
 from ._output import Output, can_draw, events_text, is_terminal
 from ._progress import Progress
 from ._source import check_input, monitor_options
 from ._stream import show_events
-from ._text import bytes_text
 
 __all__ = ["run"]
 

@@ -6,14 +6,13 @@ then bytes and packets and the kind of the interface::
 
     + 12:03:59.123   tcp    10.0.0.5:50312 > 192.0.2.1:443    pid:811 (curl)  rx 0 B (0)  tx 0 B (0)  wifi
 
-Columns are as wide as the widest cell so far, so that lines stand below each other without knowing what comes.
+Columns are as wide as the widest cell so far, so that lines stand below each other without knowing what comes. An update
+that shows nothing else says what changed.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,136 +35,30 @@ from .._events import (
     SystemInfo,
     Unrecognized,
 )
-from .._model import Counts, Direction, Flow, Interface, MediumCounts, Outcome, Peer, Process, Provider, TcpState
-from ..filters import SHORT_ID
+from .._model import Flow, Outcome, Provider
+from ._cells import (
+    changes_of,
+    host_text,
+    is_listener,
+    moment_text,
+    place_text,
+    process_text,
+    provider_text,
+    traffic_texts,
+)
+from ._narrow import narrow_line
 from ._table import cell_width
 
-__all__ = [
-    "UNKNOWN",
-    "TextFormatter",
-    "bytes_text",
-    "interface_text",
-    "is_listener",
-    "media_text",
-    "name_text",
-    "place_text",
-    "process_text",
-    "provider_text",
-    "rate_text",
-    "short_id",
-    "traffic_texts",
-]
+__all__ = ["TextFormatter"]
 
-_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
-UNKNOWN = "?"
-"""What stands for an unknown value, everywhere; an empty cell is a value that does not apply."""
 _REMEMBERED = 50_000
 _WIDTHS = {"local": 15, "remote": 15, "process": 14}
 """Columns of a flow's line, and how wide they are at first."""
 _WIDEST = 47
 """No column becomes wider: an IPv6 address with its port fits."""
-_LONG_ID_LENGTH = 64
-_LONG_ID = re.compile(rf"[0-9a-f]{{{_LONG_ID_LENGTH}}}")
-_GREEN, _RED, _YELLOW, _DIM, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+_GREEN, _RED, _YELLOW, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
+_NOTHING = "unchanged"
 _COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
-
-
-def bytes_text(number: float | None) -> str:
-    """A number of bytes with a unit of the SI, as networks are measured: ``512 B``, ``1.5 kB``; ``?`` when unknown."""
-    if number is None:
-        return UNKNOWN
-    if number < 999.5:
-        return f"{number:.0f} B"
-    if number < 99_950:  # what most of them are, without the loop
-        return f"{number / 1000:.1f} kB"
-    value = float(number)
-    for unit in _UNITS:
-        value /= 1000
-        if value < 999.5 or unit == _UNITS[-1]:
-            break
-    return f"{value:.{0 if value >= 99.95 else 1}f} {unit}"
-
-
-def rate_text(number: float | None) -> str:
-    """Bytes per second; ``?`` when unknown."""
-    return UNKNOWN if number is None else f"{bytes_text(number)}/s"
-
-
-def process_text(process: Process | None) -> str:
-    """``pid:N (name)``, or ``pid:N (name: title)``, escaped; ``pid:?`` when the owner is unknown."""
-    if process is None:
-        return "pid:?"
-    return f"pid:{process.pid} ({name_text(process)})" if process.name else f"pid:{process.pid}"
-
-
-def name_text(process: Process) -> str:
-    """The name of a process, escaped; of a script, or of a program that calls itself something else, with its title."""
-    name, title = process.name or UNKNOWN, process.title
-    says_more = title is not None and not name.startswith(title)
-    return escape(f"{name}: {title}" if says_more else name)
-
-
-def place_text(flow: Flow) -> str:
-    """Where a flow is: its interface, ``container:NAME`` or ``unit:NAME``; in a fleet its machine and other end. Escaped."""
-    parts = [interface_text(flow.interface)]
-    if flow.container is not None:
-        parts.append(f"container:{escape(short_id(flow.container))}")
-    elif flow.unit is not None:
-        parts.append(f"unit:{escape(short_id(flow.unit))}")
-    parts += [host_text(flow.host), peer_text(flow.peer)]
-    return "  ".join(part for part in parts if part)
-
-
-def short_id(text: str) -> str:
-    """A text with the ids of containers cut short, as their engines show them; within a name they end with an ellipsis."""
-    if len(text) < _LONG_ID_LENGTH:
-        return text
-    return text[:SHORT_ID] if _LONG_ID.fullmatch(text) else _LONG_ID.sub(lambda match: f"{match[0][:SHORT_ID]}…", text)
-
-
-def interface_text(interface: Interface | None) -> str:
-    """Kind of an interface, else its name or number; empty for none."""
-    if interface is None:
-        return ""
-    if interface.kind is not None:
-        return interface.kind.value
-    return escape(interface.name) if interface.name else f"if{interface.index}"
-
-
-def traffic_texts(counts: Counts | None) -> tuple[str, str]:
-    """Bytes and packets, received and sent."""
-    if counts is None:
-        return f"rx {UNKNOWN}", f"tx {UNKNOWN}"
-    rx_packets = "" if counts.rx_packets is None else f" ({counts.rx_packets})"
-    tx_packets = "" if counts.tx_packets is None else f" ({counts.tx_packets})"
-    return f"rx {bytes_text(counts.rx_bytes)}{rx_packets}", f"tx {bytes_text(counts.tx_bytes)}{tx_packets}"
-
-
-def media_text(media: Iterable[tuple[str, MediumCounts]]) -> str:
-    """Bytes by medium, those with most first; empty where no report says so."""
-    amounts = [(counts.rx_bytes + counts.tx_bytes, name) for name, counts in media if name != "total"]
-    return "  ".join(f"{escape(name)} {bytes_text(amount)}" for amount, name in sorted(amounts, reverse=True) if amount)
-
-
-def is_listener(flow: Flow) -> bool:
-    """True for a socket that waits for connections."""
-    return flow.direction is Direction.LISTENER or flow.state is TcpState.LISTEN
-
-
-def provider_text(flow: Flow) -> str:
-    """The protocol; with a star where it runs in the process."""
-    star = "*" if flow.userland and flow.provider in {Provider.TCP, Provider.UDP} else ""
-    return f"{flow.provider.value}{star}"
-
-
-def host_text(host: str | None) -> str:
-    """The machine of a fleet; empty for this one."""
-    return "" if host is None else f"host:{escape(host)}"
-
-
-def peer_text(peer: Peer | None) -> str:
-    """Machine and process at the other end; empty where they are not known."""
-    return "" if peer is None else f"peer:{escape(peer.host or UNKNOWN)} {process_text(peer.process)}"
 
 
 def failed(event: FlowRemoved) -> bool:
@@ -180,6 +73,24 @@ def failed(event: FlowRemoved) -> bool:
 
 
 @attrs.define(eq=False)
+class _Known:
+    """A flow as it was shown last."""
+
+    flow: Flow
+    cells: tuple[str, str, str, str]
+    """The protocol, both ends, the process."""
+    place: str
+    mark: str
+    """``@`` for a listener."""
+    text: str
+    """The cells, as wide as their columns."""
+    widened: int
+    """How often columns had become wider then."""
+    rx: str = ""
+    tx: str = ""
+
+
+@attrs.define(eq=False)
 class TextFormatter:
     """Turns events into lines; see the module."""
 
@@ -187,95 +98,131 @@ class TextFormatter:
     """True: signs are coloured."""
     utc: bool = False
     """True: times are UTC instead of local."""
-    _flows: dict[str, tuple[Flow, str, str, str]] = attrs.field(factory=dict, init=False)
-    """Of each flow as it is: its columns, its place, and the mark of a listener."""
-    _rx_width: int = attrs.field(default=10, init=False)
-    _tx_width: int = attrs.field(default=10, init=False)
+    every: bool = False
+    """True: an update that changes nothing has a line, too."""
+    columns: Callable[[], int | None] | None = None
+    """How wide the line of a flow may be now; `None`: as wide as it gets."""
+    _flows: dict[str, _Known] = attrs.field(factory=dict, init=False)
     _widths: dict[str, int] = attrs.field(factory=lambda: dict(_WIDTHS), init=False)
     """The widest cell of each column so far."""
-    _second: int | None = attrs.field(default=None, init=False)
-    _second_text: str = attrs.field(default="", init=False)
+    _widened: int = attrs.field(default=0, init=False)
+    """How often one became wider."""
+    _rx_width: int = attrs.field(default=10, init=False)
+    _tx_width: int = attrs.field(default=10, init=False)
+    _longest: int = attrs.field(default=0, init=False)
+    """Columns of the longest line so far, where they matter."""
     _moment: tuple[float, str] = attrs.field(default=(math.nan, ""), init=False)
     """The time of the last line: all reports of a poll have the same."""
 
     def __call__(self, event: AnyEvent) -> str | None:
-        """The line; `None` for polls without trouble, which say nothing new."""
+        """The line; `None` for what says nothing new: polls without trouble, updates that change nothing that is shown."""
         if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
             return self._of_flow(event)
         if isinstance(event, PollCompleted) and event.complete:
             return None
         # A subclass of an event is shown as its base.
         sign, parts = next(_OTHERS[kind](event) for kind in type(event).__mro__ if kind in _OTHERS)
-        return self._line(sign, event.time, (*parts, host_text(event.host)))
+        return f"{self._sign(sign)} {self.clock(event.time)}   {_joined((*parts, host_text(event.host)))}"
 
     def clock(self, seconds: float) -> str:
         """Time of day to the millisecond."""
-        if seconds == self._moment[0]:
-            return self._moment[1]
-        milliseconds = round(seconds * 1000)
-        second, rest = divmod(milliseconds, 1000)
-        if second != self._second:
-            self._second = second
-            try:
-                parts = time.gmtime(second) if self.utc else time.localtime(second)
-                self._second_text = time.strftime("%H:%M:%S", parts)
-            except (OverflowError, OSError, ValueError):  # beyond the C library's calendar
-                self._second_text = str(second)
-        text = f"{self._second_text}.{rest:03d}"
-        self._moment = (seconds, text)
-        return text
-
-    def _flow(self, flow: Flow) -> tuple[Flow, str, str, str]:
-        known = self._flows.get(flow.id)
-        if known is not None and known[0] is flow:
-            return known
-        local, remote = self.cell("local", str(flow.local or "*")), str(flow.remote or "*")
-        if flow.namespace is not None:
-            remote += f"  netns:{escape(flow.namespace)}"
-        process = self.cell("process", process_text(flow.process))
-        text = f"{provider_text(flow):<6} {local} > {self.cell('remote', remote)}  {process}"
-        if len(self._flows) >= _REMEMBERED:
-            self._flows.clear()
-        known = self._flows[flow.id] = (flow, text, place_text(flow), "@" if is_listener(flow) else " ")
-        return known
+        if seconds != self._moment[0]:
+            self._moment = (seconds, moment_text(seconds, utc=self.utc))
+        return self._moment[1]
 
     def cell(self, column: str, text: str) -> str:
         """`text`, as wide as its column is by now."""
         width = cell_width(text)
         if width > self._widths.get(column, 0) and width <= _WIDEST:
             self._widths[column] = width
-            self._flows.clear()  # they have the old width
+            self._widened += 1
         return text + " " * (self._widths.get(column, 0) - width)  # none where it is wider
 
-    def _line(self, sign: str, seconds: float, parts: Iterable[str], mark: str = " ") -> str:
+    def _sign(self, sign: str) -> str:
         colour = _COLOURS[sign] if self.colour else ""
-        end = _PLAIN if colour else ""
-        line = f"{colour}{sign}{end} {self.clock(seconds)} {mark} {'  '.join(part for part in parts if part)}"
-        return line.rstrip()
+        return f"{colour}{sign}{_PLAIN}" if colour else sign
 
-    def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str:
-        _, text, place, mark = self._flow(event.flow)
+    def _of_flow(self, event: FlowAdded | FlowUpdated | FlowRemoved) -> str | None:
+        known = before = self._flows.get(event.flow.id)
+        if known is None or known.flow is not event.flow or known.widened != self._widened:
+            known = self._know(event.flow)
+        # Written out, without calls, because it is done for each report: plain numbers are as wide as they are long.
         rx, tx = traffic_texts(event.counts)
-        # Written out, because it is done for each report: plain numbers are as wide as they are long.
-        self._rx_width = max(self._rx_width, len(rx))
-        self._tx_width = max(self._tx_width, len(tx))
-        text = f"{text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}"
+        if len(rx) > self._rx_width:  # noqa: PLR1730  # as above
+            self._rx_width = len(rx)
+        if len(tx) > self._tx_width:  # noqa: PLR1730  # as above
+            self._tx_width = len(tx)
+        sign, rest = "+", known.place
         if isinstance(event, FlowUpdated):  # most events are
-            return f"# {self.clock(event.time)} {mark} {text}  {place}".rstrip()
-        parts = [text, place]
-        sign = "+"
-        if isinstance(event, FlowRemoved):
-            sign = "-"
-            if failed(event):
-                parts.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
-            if event.outcome is not None:
-                parts.append(event.outcome.value.replace("_", " "))
-            if event.uncertainty is not None:
-                parts.append(f"[±{event.uncertainty}]")
-            elif not event.final:
-                parts.append(f"[{event.reason.value}]")
-            self._flows.pop(event.flow.id, None)
-        return self._line(sign, event.time, parts, mark)
+            sign = "#"
+            if before is not None and (known is not before or (rx == before.rx and tx == before.tx)):
+                notes = self._news(event, before, known, is_same=rx == before.rx and tx == before.tx)
+                if notes == _NOTHING and not self.every:
+                    return None
+                rest = _joined((rest, notes))
+        elif isinstance(event, FlowRemoved):
+            sign, rest = self._sign("-"), _joined((rest, *self._end(event)))
+            del self._flows[event.flow.id]
+        else:
+            sign = self._sign("+")
+        known.rx, known.tx = rx, tx
+        text = f"{known.text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}"
+        line = f"{sign} {self.clock(event.time)} {known.mark} {text}  {rest}".rstrip()
+        return line if self.columns is None else self._fitted(line, sign, known, rest)
+
+    def _know(self, flow: Flow) -> _Known:
+        local, remote = self.cell("local", str(flow.local or "*")), str(flow.remote or "*")
+        if flow.namespace is not None:
+            remote += f"  netns:{escape(flow.namespace)}"
+        process, kind = process_text(flow.process), provider_text(flow)
+        text = f"{kind:<6} {local} > {self.cell('remote', remote)}  {self.cell('process', process)}"
+        if len(self._flows) >= _REMEMBERED:
+            self._flows.clear()
+        cells, mark = (kind, local.rstrip(), remote, process), "@" if is_listener(flow) else " "
+        known = self._flows[flow.id] = _Known(flow, cells, place_text(flow), mark, text, self._widened)
+        return known
+
+    @staticmethod
+    def _news(event: FlowUpdated, before: _Known, known: _Known, *, is_same: bool) -> str:
+        """What the line does not show besides; `_NOTHING` when there is no news at all."""
+        old, new = before.flow.state, event.flow.state
+        if new is not None and new is not old:
+            return new.value
+        if not is_same or (before.cells, before.place, before.mark) != (known.cells, known.place, known.mark):
+            return ""
+        changes = changes_of(before.flow, event.flow)
+        if event.previous is not None:
+            changes += changes_of(event.previous, event.counts)
+        return "  ".join(changes) or _NOTHING
+
+    def _end(self, event: FlowRemoved) -> list[str]:
+        parts = []
+        if failed(event):
+            parts.append(f"{_RED}FAILED{_PLAIN}" if self.colour else "FAILED")
+        if event.outcome is not None:
+            parts.append(event.outcome.value.replace("_", " "))
+        if event.uncertainty is not None:
+            parts.append(f"[±{event.uncertainty}]")
+        elif not event.final:
+            parts.append(f"[{event.reason.value}]")
+        return parts
+
+    def _fitted(self, line: str, sign: str, known: _Known, rest: str) -> str:
+        """The line, or, as soon as one was too long for the terminal, a shorter one."""
+        room = self.columns() if self.columns is not None else None
+        self._longest = max(self._longest, cell_width(line))
+        if room is None or self._longest <= room:
+            return line
+        kind, local, remote, process = known.cells
+        time = self._moment[1][:-4]
+        cells = [time, kind, f"{local} >", remote, process, *(text.partition(" (")[0] for text in (known.rx, known.tx))]
+        widths = [cell_width(self.cell(f"narrow {at}", text)) for at, text in enumerate(cells)]
+        notes = rest.removeprefix(known.place).strip()
+        return f"{sign}{known.mark} {narrow_line(cells, widths, notes, known.place, room - 3)}"
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "  ".join(part for part in parts if part)
 
 
 _Shown = tuple[str, tuple[str, ...]]

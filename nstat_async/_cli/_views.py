@@ -13,9 +13,9 @@ from .._escape import escape
 from .._fields import TABLE
 from .._model import Process
 from ..aggregate import GroupBy, Row, RowKind
-from ._columns import Column, cell_text
+from ._cells import cell_text, name_text, short_id
+from ._columns import Column
 from ._names import NameResolver
-from ._text import name_text, short_id
 
 __all__ = ["SORT_KEYS", "View", "user_text"]
 

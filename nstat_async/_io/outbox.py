@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from .._errors import UsageError
 from ..fleet import Message
+from .sqlite import why_not_opened
 
 __all__ = ["Outbox", "Spool"]
 
@@ -113,7 +114,8 @@ class Spool(Outbox):
             self._prepare(self._file, subject)
         except (sqlite3.Error, UsageError) as error:
             self.close()
-            raise UsageError(f"spool: {self._path}: {_said(error)}") from error
+            why = why_not_opened(self._path, error, write=True) if isinstance(error, sqlite3.Error) else str(error)
+            raise UsageError(f"spool: {self._path}: {_said(why)}") from error
 
     @property
     def lasts(self) -> bool:
@@ -209,7 +211,7 @@ class Spool(Outbox):
 
     def _fail(self, error: sqlite3.Error) -> None:
         lost = f", {self._stored} messages of it are lost" if self._stored else ""
-        self._report(f"{self._path}: {_said(error)}: going on without it{lost}")
+        self._report(f"{self._path}: {_said(str(error))}: going on without it{lost}")
         self._stored, self._full = 0, False
         self.close()
         self._change()
@@ -231,5 +233,5 @@ def _delete(file: sqlite3.Connection, sent: int) -> None:
         file.execute("PRAGMA incremental_vacuum").fetchall()
 
 
-def _said(error: Exception) -> str:
-    return "another publisher uses it" if "locked" in str(error) else str(error)
+def _said(error: str) -> str:
+    return "another publisher uses it" if "locked" in error else error

@@ -7,7 +7,6 @@ bucket that was written survives a crash of the machine as well as of the progra
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import stat
@@ -19,6 +18,7 @@ import attrs
 
 from nstat_async._errors import NstatError
 from nstat_async._fields import TABLE, Field, FieldTable, SqlTable
+from nstat_async._io.sqlite import may_make_files, why_not_opened
 from nstat_async._model import Process
 from nstat_async._rows import Row
 
@@ -181,19 +181,36 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
     """
     if _may_wait(path):
         raise HistoryError(path, "no history, but a pipe or a device")
-    target = os.fspath(path) if write else f"{Path(path).absolute().as_uri()}?mode=ro"
+    for way in _ways(Path(path), write=write):
+        try:
+            return _opened(path, schema, way, write=write)
+        except sqlite3.OperationalError as error:
+            failure = error
+        except sqlite3.Error as error:
+            raise HistoryError(path, f"no history: {error}") from error
+    raise HistoryError(path, f"cannot be opened: {why_not_opened(path, failure, write=write)}") from failure
+
+
+def _ways(path: Path, *, write: bool) -> list[str]:
+    """How to open the file; each is tried after the one before.
+
+    Who may write takes the files of the write-ahead log away again: a reader who may not leaves them behind. Where none can
+    be made, and none is there, nobody writes, and the file is read as it is.
+    """
+    if write:
+        return ["mode=rwc"]
+    if os.access(path, os.W_OK) and may_make_files(path.parent):
+        return ["mode=rw"]
+    return ["mode=ro"] if Path(f"{path}-wal").exists() else ["mode=ro", "mode=ro&immutable=1"]
+
+
+def _opened(path: str | os.PathLike[str], schema: Schema, way: str, *, write: bool) -> tuple[sqlite3.Connection, int]:
+    target = f"{Path(path).absolute().as_uri()}?{way}"
+    connection = sqlite3.connect(target, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
-        connection = sqlite3.connect(target, uri=not write, timeout=5.0, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise HistoryError(path, f"cannot be opened: {_why_not(path, error, write=write)}") from error
-    try:
+        connection.execute(f"PRAGMA query_only={'OFF' if write else 'ON'}")
         return connection, _checked(connection, path, schema, write=write)
-    except sqlite3.Error as error:
-        connection.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise HistoryError(path, f"cannot be opened: {_why_not(path, error, write=write)}") from error
-        raise HistoryError(path, f"no history: {error}") from error
-    except HistoryError:
+    except BaseException:
         connection.close()
         raise
 
@@ -205,21 +222,6 @@ def _may_wait(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError):
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _why_not(path: str | os.PathLike[str], error: Exception, *, write: bool) -> str:
-    """What the system says of the file, which is more than SQLite does; else SQLite's word."""
-    if Path(path).is_dir():
-        return os.strerror(errno.EISDIR)
-    try:
-        os.close(os.open(path, os.O_RDWR if write else os.O_RDONLY))
-    except FileNotFoundError as reason:
-        folder = Path(path).parent
-        refused = write and folder.exists() and not os.access(folder, os.W_OK | os.X_OK)
-        return f"no file may be made in {folder}" if refused else str(reason.strerror)
-    except (OSError, ValueError) as reason:
-        return str(getattr(reason, "strerror", None) or reason)
-    return str(error)
 
 
 def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schema: Schema, *, write: bool) -> int:

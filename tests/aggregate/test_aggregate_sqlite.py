@@ -302,6 +302,34 @@ def test_whoever_wants_to_read_a_file_that_is_not_there_does_not_hear_of_writing
         HistoryWriter(tmp_path / "absent.db")
 
 
+def test_reading_changes_nothing_and_leaves_no_file_behind(path):
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed_many([added(flow("a"), 1000, counts(100, 7)), polled(1090)])
+        writer.write()
+        with History(path) as history:  # while it is written
+            assert [each.rx_bytes for each in history.usage()] == [100]
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                history._connection.execute("DELETE FROM traffic")
+    before = path.read_bytes()
+    assert usage(path) == [("curl", 100, 1)]
+    assert (path.read_bytes(), os.listdir(path.parent)) == (before, [path.name])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
+def test_a_history_on_a_file_system_that_is_read_only_is_read(path):
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed_many([added(flow("a"), 1000, counts(100, 7)), polled(1090)])
+    folder = path.parent
+    script = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec {sys.executable} -m nstat_async"
+    words = ["unshare", "-m", "sh", "-c", f'{script} "$@"', "sh", "history"]
+    read = subprocess.run([*words, path, "--json"], capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stderr) == (0, "")
+    assert '"rx_bytes":100' in read.stdout
+    write = subprocess.run([*words, f"{path}2", "--record"], capture_output=True, text=True, check=False)
+    assert write.returncode == 1
+    assert f"no file may be made in {folder} (Read-only file system)" in write.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("open_it", [History, HistoryWriter])
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, open_it):

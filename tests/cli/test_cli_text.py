@@ -11,12 +11,13 @@ import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nstat_async._cli._cells import bytes_text, process_text
 from nstat_async._cli._output import use_colour
 from nstat_async._cli._table import cell_width, render
-from nstat_async._cli._text import TextFormatter, bytes_text, process_text
+from nstat_async._cli._text import TextFormatter
 from nstat_async._escape import dump, escape
-from nstat_async._events import FlowAdded
-from nstat_async._model import Endpoint, Process
+from nstat_async._events import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
+from nstat_async._model import Counts, Direction, Endpoint, Process, TcpState
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -131,6 +132,74 @@ def test_lines_of_flows_stand_in_columns_however_long_their_parts_become():
     ends = [cell_width(line[: line.index("rx ?")]) for line in lines[len(flows) :]]
     assert len(set(ends[:3])) == 1
     assert ends[3] > ends[0]  # wider than any column may become
+
+
+def _changed(formatter, *changes):
+    """The lines of updates of a flow, after the one that adds it."""
+    counts = Counts(rx_bytes=1_500_000, tx_bytes=10, rx_packets=None, tx_packets=None)
+    flow, lines = sample.CURL, []
+    formatter(FlowAdded(0.0, flow, counts, preexisting=False))
+    for more, numbers in changes:
+        flow = attrs.evolve(flow, **more) if more else flow
+        before, counts = counts, Counts(**{**counts.as_dict(), **numbers})
+        lines.append(formatter(FlowUpdated(1.0, flow, counts, before)))
+    return lines
+
+
+def test_an_update_that_shows_nothing_else_says_what_changed():
+    same, state, rtt, small, wide = _changed(
+        TextFormatter(utc=True),
+        ({}, {}),
+        ({"state": TcpState.CLOSE_WAIT}, {}),
+        ({}, {"avg_rtt_us": 1200, "tx_retransmitted_bytes": 1448}),
+        ({}, {"rx_bytes": 1_500_001}),
+        ({"process": Process(811, "a longer name than before")}, {}),
+    )
+    assert same is None
+    assert state.endswith("wifi  close_wait")
+    assert rtt.endswith("wifi  tx_retransmitted_bytes 1.4 kB  avg_rtt_us 1200")
+    assert small.endswith("wifi  rx_bytes 1.5 MB")
+    assert wide.endswith("pid:811 (a longer name than before)  rx 1.5 MB   tx 10 B     wifi")
+
+
+def test_a_change_of_state_is_said_beside_new_numbers_and_every_update_has_a_line_where_that_is_asked_for():
+    grown, same = _changed(
+        TextFormatter(utc=True, every=True), ({"state": TcpState.FIN_WAIT_1}, {"rx_bytes": 2_000_000}), ({}, {})
+    )
+    assert "rx 2.0 MB" in grown
+    assert grown.endswith("wifi  fin_wait_1")
+    assert same.endswith("wifi  unchanged")
+
+
+def test_lines_fit_a_terminal_and_stand_in_columns_there():
+    """What a narrow one does without is said elsewhere; how a flow ended never goes."""
+    flows = [
+        attrs.evolve(
+            sample.CURL, id=str(at), local=Endpoint.parse("10.0.0.1", 50_000 + at), remote=Endpoint.parse(remote, 443),
+            process=Process(at, name),
+        )
+        for at, (remote, name) in enumerate([
+            ("192.0.2.7", "a"), ("2001:db8:1234:5678:9abc:def0:1234:5678", "python3.11: a title"), ("192.0.2.9", "日本語"),
+        ], 1)
+    ]  # fmt: skip
+    counts = Counts(rx_bytes=123_456, tx_bytes=12, rx_packets=1234, tx_packets=1)
+    whole = [cell_width(TextFormatter(utc=True)(FlowAdded(0.0, flow, counts, preexisting=False))) for flow in flows]
+    for room in (68, 80, 100, 120):
+        formatter = TextFormatter(utc=True, columns=lambda room=room: room)
+        events = [*(FlowAdded(0.0, flow, counts, preexisting=False) for flow in flows)] * 2
+        lines = [formatter(event) for event in events][3:]
+        lines += [
+            formatter(FlowRemoved(1.0, flow, counts, final=False, reason=RemovalReason.DROPPED)) for flow in flows
+        ]
+        assert max(map(cell_width, lines)) <= room
+        assert len({cell_width(line[: line.index("rx 123 kB")]) for line in lines}) == 1
+        assert all(line.endswith("[dropped]") for line in lines[3:])
+        assert ("50001" in lines[0]) is (room >= 100)
+        assert ("00:00:00" in lines[0]) is (room >= 80)
+    formatter = TextFormatter(utc=True, columns=lambda: max(whole))
+    assert all("(1234)" in formatter(FlowAdded(0.0, flow, counts, preexisting=False)) for flow in flows)
+    listener = attrs.evolve(sample.CURL, direction=Direction.LISTENER, remote=None)
+    assert "@" in TextFormatter(columns=lambda: 64)(FlowAdded(0.0, listener, None, preexisting=True))
 
 
 @pytest.mark.parametrize(

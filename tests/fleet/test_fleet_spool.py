@@ -239,3 +239,5 @@ async def test_a_spool_that_cannot_be_used_is_an_error_before_anything_is_publis
     for wrong in ({"spool": ""}, {"spool": 7}, {"spool_bytes": 0}, {"spool_bytes": 1000}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Machine("web", "nats://x", **wrong)
+    with pytest.raises(UsageError, match=r"spool: .*absent/spool: No such file or directory"):
+        Spool(tmp_path / "absent" / "spool", 1 << 20, "nstat.web.", print)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import attrs
 
 from ..._model import Capabilities
+from .._cells import media_text, rate_text
 from .._limits import limits_text, unseen
 from .._table import fit
-from .._text import media_text, rate_text
 from ._graph import chart_lines
 from ._model import TopModel
 

@@ -13,8 +13,8 @@ import attrs
 from ..._escape import escape
 from ..._model import Direction, Endpoint, Flow, Process, TcpState
 from ...aggregate import Row, RowKind
+from .._cells import UNKNOWN, bytes_text, interface_text, is_listener, media_text
 from .._table import cell_width, fit, shortened
-from .._text import UNKNOWN, bytes_text, interface_text, is_listener, media_text
 from .._views import View
 from ._graph import curve_text
 from ._model import FlowLine, HeadingLine, Line, RestLine, RowLine

@@ -1,0 +1,185 @@
+"""Single values for people: amounts, times, processes, places. Texts from elsewhere are escaped."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from .._escape import escape
+from .._fields import MEDIA, TABLE, Field
+from .._model import Counts, Direction, Flow, Interface, MediumCounts, Peer, Process, Provider, TcpState
+from ..filters import SHORT_ID
+
+__all__ = [
+    "UNKNOWN",
+    "bytes_text",
+    "cell_text",
+    "changes_of",
+    "clock_text",
+    "host_text",
+    "interface_text",
+    "is_listener",
+    "media_text",
+    "moment_text",
+    "name_text",
+    "peer_text",
+    "place_text",
+    "process_text",
+    "provider_text",
+    "rate_text",
+    "short_id",
+    "traffic_texts",
+]
+
+_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
+UNKNOWN = "?"
+"""What stands for an unknown value, everywhere; an empty cell is a value that does not apply."""
+_LONG_ID_LENGTH = 64
+_LONG_ID = re.compile(rf"[0-9a-f]{{{_LONG_ID_LENGTH}}}")
+
+
+def bytes_text(number: float | None) -> str:
+    """A number of bytes with a unit of the SI, as networks are measured: ``512 B``, ``1.5 kB``; ``?`` when unknown."""
+    if number is None:
+        return UNKNOWN
+    if number < 999.5:
+        return f"{number:.0f} B"
+    if number < 99_950:  # what most of them are, without the loop
+        return f"{number / 1000:.1f} kB"
+    value = float(number)
+    for unit in _UNITS:
+        value /= 1000
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+    return f"{value:.{0 if value >= 99.95 else 1}f} {unit}"
+
+
+def rate_text(number: float | None) -> str:
+    """Bytes per second; ``?`` when unknown."""
+    return UNKNOWN if number is None else f"{bytes_text(number)}/s"
+
+
+def process_text(process: Process | None) -> str:
+    """``pid:N (name)``, or ``pid:N (name: title)``, escaped; ``pid:?`` when the owner is unknown."""
+    if process is None:
+        return "pid:?"
+    return f"pid:{process.pid} ({name_text(process)})" if process.name else f"pid:{process.pid}"
+
+
+def name_text(process: Process) -> str:
+    """The name of a process, escaped; of a script, or of a program that calls itself something else, with its title."""
+    name, title = process.name or UNKNOWN, process.title
+    says_more = title is not None and not name.startswith(title)
+    return escape(f"{name}: {title}" if says_more else name)
+
+
+def place_text(flow: Flow) -> str:
+    """Where a flow is: its interface, ``container:NAME`` or ``unit:NAME``; in a fleet its machine and other end. Escaped."""
+    parts = [interface_text(flow.interface)]
+    if flow.container is not None:
+        parts.append(f"container:{escape(short_id(flow.container))}")
+    elif flow.unit is not None:
+        parts.append(f"unit:{escape(short_id(flow.unit))}")
+    parts += [host_text(flow.host), peer_text(flow.peer)]
+    return "  ".join(part for part in parts if part)
+
+
+def short_id(text: str) -> str:
+    """A text with the ids of containers cut short, as their engines show them; within a name they end with an ellipsis."""
+    if len(text) < _LONG_ID_LENGTH:
+        return text
+    return text[:SHORT_ID] if _LONG_ID.fullmatch(text) else _LONG_ID.sub(lambda match: f"{match[0][:SHORT_ID]}…", text)
+
+
+def interface_text(interface: Interface | None) -> str:
+    """Kind of an interface, else its name or number; empty for none."""
+    if interface is None:
+        return ""
+    if interface.kind is not None:
+        return interface.kind.value
+    return escape(interface.name) if interface.name else f"if{interface.index}"
+
+
+def traffic_texts(counts: Counts | None) -> tuple[str, str]:
+    """Bytes and packets, received and sent."""
+    if counts is None:
+        return f"rx {UNKNOWN}", f"tx {UNKNOWN}"
+    rx_packets = "" if counts.rx_packets is None else f" ({counts.rx_packets})"
+    tx_packets = "" if counts.tx_packets is None else f" ({counts.tx_packets})"
+    return f"rx {bytes_text(counts.rx_bytes)}{rx_packets}", f"tx {bytes_text(counts.tx_bytes)}{tx_packets}"
+
+
+def media_text(media: Iterable[tuple[str, MediumCounts]]) -> str:
+    """Bytes by medium, those with most first; empty where no report says so."""
+    amounts = [(counts.rx_bytes + counts.tx_bytes, name) for name, counts in media if name != "total"]
+    return "  ".join(f"{escape(name)} {bytes_text(amount)}" for amount, name in sorted(amounts, reverse=True) if amount)
+
+
+def is_listener(flow: Flow) -> bool:
+    """True for a socket that waits for connections."""
+    return flow.direction is Direction.LISTENER or flow.state is TcpState.LISTEN
+
+
+def provider_text(flow: Flow) -> str:
+    """The protocol; with a star where it runs in the process."""
+    star = "*" if flow.userland and flow.provider in {Provider.TCP, Provider.UDP} else ""
+    return f"{flow.provider.value}{star}"
+
+
+def host_text(host: str | None) -> str:
+    """The machine of a fleet; empty for this one."""
+    return "" if host is None else f"host:{escape(host)}"
+
+
+def peer_text(peer: Peer | None) -> str:
+    """Machine and process at the other end; empty where they are not known."""
+    return "" if peer is None else f"peer:{escape(peer.host or UNKNOWN)} {process_text(peer.process)}"
+
+
+@functools.lru_cache(64)
+def clock_text(seconds: float, form: str, *, utc: bool = False) -> str:
+    """A time as `time.strftime` writes it; the number itself beyond the C library's calendar."""
+    try:
+        return time.strftime(form, time.gmtime(seconds) if utc else time.localtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return str(seconds)
+
+
+def moment_text(seconds: float, *, utc: bool = False) -> str:
+    """Time of day to the millisecond."""
+    second, rest = divmod(round(seconds * 1000), 1000)
+    return f"{clock_text(second, '%H:%M:%S', utc=utc)}.{rest:03d}"
+
+
+def cell_text(field: Field, value: Any) -> str:
+    """A value of a field for people, escaped."""
+    if value is None:
+        return UNKNOWN
+    if field.unit == "bytes":
+        return bytes_text(value)
+    if field.unit == "bytes per second":
+        return rate_text(value)
+    if field.unit == "seconds since the epoch":
+        return moment_text(value)
+    if isinstance(value, Process):
+        return process_text(value)
+    if isinstance(value, Interface):
+        return interface_text(value)
+    if field.kind is MEDIA:
+        return media_text(value)
+    if isinstance(value, Counts):
+        return "  ".join(traffic_texts(value))
+    return escape(short_id(str(value.value if isinstance(value, enum.Enum) else value)))
+
+
+def changes_of(before: Any, after: Any) -> list[str]:
+    """The fields of a record that have another value, by their names in JSON."""
+    return [
+        f"{field.key} {cell_text(field, value)}"
+        for field in TABLE.of(type(after)).fields
+        if not field.derived and (value := field.value_of(after)) != field.value_of(before)
+    ]

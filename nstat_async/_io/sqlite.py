@@ -1,0 +1,39 @@
+"""Why an SQLite file cannot be opened: the system says more than SQLite does."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+__all__ = ["may_make_files", "why_not_opened"]
+
+
+def may_make_files(folder: Path) -> bool:
+    """True where SQLite can keep what belongs to a file beside it."""
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def why_not_opened(path: str | os.PathLike[str], error: Exception, *, write: bool) -> str:
+    """What the system says of the file, else SQLite's word.
+
+    Args:
+        path: The file.
+        error: What SQLite said.
+        write: Whether it was to be written, and made if it is not there.
+    """
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        return os.strerror(errno.EISDIR)
+    try:
+        os.close(os.open(path, os.O_RDWR if write else os.O_RDONLY))
+    except FileNotFoundError as reason:
+        return _why_none_is_made(folder) if write and folder.exists() else str(reason.strerror)
+    except (OSError, ValueError) as reason:
+        return str(getattr(reason, "strerror", None) or reason)
+    return str(error) if not write or may_make_files(folder) else _why_none_is_made(folder)
+
+
+def _why_none_is_made(folder: Path) -> str:
+    read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+    return f"no file may be made in {folder} ({os.strerror(errno.EROFS if read_only else errno.EACCES)})"
