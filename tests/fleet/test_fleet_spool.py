@@ -234,10 +234,8 @@ async def test_a_publisher_that_stops_while_the_server_is_absent_loses_nothing(t
 @pytest.mark.asyncio
 async def test_a_spool_that_cannot_be_used_is_an_error_before_anything_is_published(tmp_path):
     async with Machine("web", f"nats://127.0.0.1:{free_port()}", spool=tmp_path / "no" / "where") as web:
-        with pytest.raises(UsageError, match=r"spool: .*no/where: unable to open"):
+        with pytest.raises(UsageError, match=r"spool: .*no/where: No such file or directory"):
             await asyncio.wait_for(web._task, PATIENCE)
     for wrong in ({"spool": ""}, {"spool": 7}, {"spool_bytes": 0}, {"spool_bytes": 1000}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Machine("web", "nats://x", **wrong)
-    with pytest.raises(UsageError, match=r"spool: .*absent/spool: No such file or directory"):
-        Spool(tmp_path / "absent" / "spool", 1 << 20, "nstat.web.", print)
