@@ -269,6 +269,10 @@ class Command:
     """Headings of the options that it shares with others."""
     without: tuple[str, ...] = ()
     """Options of these groups that it does not take."""
+    needs: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    """As `Parser.needs`."""
+    apart: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    """As `Parser.apart`."""
 
     def usage(self, name: str) -> str:
         """How the command is called, in one line."""
@@ -279,8 +283,9 @@ class Command:
         ]
         return " ".join([name, *shown, "[options]"])
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
+    def configure(self, parser: Parser) -> None:
         """Add the options."""
+        parser.needs, parser.apart = self.needs, self.apart
         for name, keywords in self.options.items():
             parser.add_argument(name, **keywords)
         for heading in self.groups:
@@ -345,6 +350,7 @@ COMMANDS: dict[str, Command] = {
         },
         ("in parts (FILE.nstat becomes FILE.000001.nstat, …)", *_LIVE),
         without=("--since",),
+        needs={"--keep": ("--rotate-size", "--rotate-every")},
     ),
     "publish": Command(
         "this machine's events to a NATS server",
@@ -363,6 +369,7 @@ COMMANDS: dict[str, Command] = {
         },
         _LIVE,
         without=("--since",),
+        needs={"--spool-size": ("--spool",)},
     ),
     "replay": Command(
         "a recording as events",
@@ -404,6 +411,7 @@ COMMANDS: dict[str, Command] = {
             "--include-history": _COUNTING["--include-history"],
         },
         _LIVE,
+        apart=dict.fromkeys(("--host", "--port"), ("--unix-socket",)),
     ),
     "history": Command(
         "record into a history, or ask it",
@@ -433,6 +441,14 @@ COMMANDS: dict[str, Command] = {
         },
         _LIVE,
         without=("--since",),  # of the history itself
+        needs=dict.fromkeys(
+            ("--bucket", "--keep", "--remotes", *(name for group in _LIVE for name in _GROUPS[group] if name != "--since")),
+            ("--record",),
+        ),
+        apart={
+            **dict.fromkeys(("--step", "--since", "--until", "--name", "--limit", "--json"), ("--record",)),
+            "--by": ("--record", "--step"),
+        },
     ),
     "messages": Command(
         "every protocol message of a recording, decoded",
@@ -470,6 +486,7 @@ COMMANDS: dict[str, Command] = {
             "--receive-space": {"type": _number(256, whole=True), "metavar": "N", "help": "bytes of the clients' receive buffers"},
             "--duration": {**_SECONDS, "help": "stop after this many seconds"},
         },
+        apart=dict.fromkeys(("--flows", "--rate", "--life"), ("--script",)),
     ),
 }  # fmt: skip
 

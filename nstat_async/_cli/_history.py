@@ -45,7 +45,10 @@ def _record(arguments: argparse.Namespace) -> int:
 
     status = run_until_stopped(work, duration=arguments.duration)
     files = (Path(arguments.file), Path(f"{arguments.file}-wal"))  # the second one while somebody else has it open
-    complain(f"{arguments.file}: {bytes_text(sum(each.stat().st_size for each in files if each.exists()))}")
+    size = sum(each.stat().st_size for each in files if each.exists())
+    complain(
+        f"{arguments.file}: {bytes_text(size) if size else 'nothing was written: it ended before anything was seen'}"
+    )
     return status
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 __all__ = ["Parser", "did_you_mean"]
@@ -26,6 +26,11 @@ def did_you_mean(word: object, known: Collection[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """`argparse` with short answers."""
 
+    needs: Mapping[str, tuple[str, ...]] = {}
+    """Options that mean something only beside one of others."""
+    apart: Mapping[str, tuple[str, ...]] = {}
+    """Options that mean nothing beside one of others."""
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and leave with status 2."""
         usage = self.format_usage().strip()
@@ -44,7 +49,22 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             options = [option for action in self._actions for option in action.option_strings if action.dest != "help"]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], options)}")
+        self._check_company(found)
         return found, unknown
+
+    def _check_company(self, found: argparse.Namespace) -> None:
+        """See that no option is given that would do nothing: whoever wrote it believes that it does something."""
+
+        def given(option: str) -> bool:
+            action = self._option_string_actions[option]
+            return bool(getattr(found, action.dest) != action.default)
+
+        for option, others in self.needs.items():
+            if given(option) and not any(map(given, others)):
+                self.error(f"argument {option}: only with {' or '.join(others)}")
+        for option, others in self.apart.items():
+            for other in filter(given, others if given(option) else ()):
+                self.error(f"argument {option}: not with {other}")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help goes out whole, also where standard output does not block."""

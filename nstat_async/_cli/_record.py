@@ -79,8 +79,6 @@ class _Tape:
         parts = arguments.rotate_size or arguments.rotate_every
         if self.to_stdout and parts:
             raise UsageError("file: standard output has no parts (--rotate-size, --rotate-every); give a path")
-        if arguments.keep is not None and not parts:
-            raise UsageError("keep: there are parts only with --rotate-size or --rotate-every")
         self.pipe = Output() if self.to_stdout else None
         self.pipe_file = StandardOutput() if self.to_stdout else None
         target: Any = self.pipe_file or arguments.file

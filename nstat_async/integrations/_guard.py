@@ -33,6 +33,8 @@ from nstat_async._errors import UsageError
 __all__ = ["LOOPBACK_HOSTS", "Guard", "check_token"]
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+HEALTH = "/healthz"
+"""Whoever watches over the service asks without a token: it is answered in a word."""
 COOKIE = "nstat_token"
 _SHORTEST_TOKEN = 16
 
@@ -168,7 +170,7 @@ class Guard:
         is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         if site not in {"none", "same-origin"} and not (is_link and _is_front(scope)):
             return _said(403, "Requests of other sites are refused.")
-        return self._stranger(scope, headers)
+        return None if _path(scope) == HEALTH else self._stranger(scope, headers)
 
     def _serves(self, host: str, scope: Scope) -> bool:
         if "*" in self._allowed:
@@ -213,8 +215,13 @@ class Guard:
 
 
 def _is_front(scope: Scope) -> bool:
+    return _path(scope) in {"", "/"}
+
+
+def _path(scope: Scope) -> str:
+    """Within the application, wherever it is mounted."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")) in {"", "/"}
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _cookie(headers: Headers) -> str | None:

@@ -61,6 +61,10 @@ class Hub:
             raise UsageError(f"max_pending: {max_pending!r} is not a positive number")
         self.monitor: Monitor | None = None
         self.state = "starting"
+        self.failure: Exception | None
+        """Why the monitor failed, if it did."""
+        self.on_failure: Callable[[], object] = lambda: None
+        """Called then."""
         self.max_clients = max_clients
         self.max_pending = max_pending
         self._open_monitor = open_monitor
@@ -70,6 +74,7 @@ class Hub:
 
     def _begin(self) -> None:
         """Empty tables: a server may be started again, and totals begin anew, as the monitor's flow ids do."""
+        self.failure = None
         self.views = Views(ProcessTable(**self._table_options), self._table_options)
         self.keepers = keepers(("unit", "container", "pod"))
         self.run = secrets.token_hex(8)
@@ -86,6 +91,7 @@ class Hub:
             await stack.enter_async_context(subscription)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
+            self.state = "running"
             tasks.start_soon(self._feed, subscription)
             self._stack = stack.pop_all()
 
@@ -102,7 +108,6 @@ class Hub:
             reader.end()
 
     async def _feed(self, subscription: Subscription) -> None:
-        self.state = "running"
         # A recording has its own time; rates of a running kernel go by a clock that nobody sets.
         recorded = self.monitor is not None and self.monitor.capabilities.backend == "replay"
         try:
@@ -118,15 +123,17 @@ class Hub:
             self.state = "ended"
             self.log.end()
         except NstatError as error:
-            # The page and the metrics stay up and say so; a service manager sees the log.
-            self.state = f"failed: {error}"
-            self.log.end(str(error))
             logger.error("server: the monitor failed: %s", error)  # noqa: TRY400  # no traceback for what a kernel does
+            self._fail(error, str(error))
         except Exception as error:
-            why = f"internal error ({type(error).__name__}); the server's log has more"
-            self.state = f"failed: {why}"
-            self.log.end(why)
             logger.exception("server: the monitor failed")
+            self._fail(error, f"internal error ({type(error).__name__}); the server's log has more")
+
+    def _fail(self, error: Exception, why: str) -> None:
+        """Page, streams and health say so from now on."""
+        self.state, self.failure = f"failed: {why}", error
+        self.log.end(why)
+        self.on_failure()
 
     def reader(self, chosen: Filter | None) -> Reader:
         """A place in the log for one more client."""

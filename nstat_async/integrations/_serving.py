@@ -137,14 +137,16 @@ async def run_application(
     sockets: Sequence[socket.socket],
     end_streams: Callable[[], object],
     ready: Callable[[list[str]], object] | None,
+    until: Callable[[], Awaitable[None]],
 ) -> None:
-    """Serve an application until this is cancelled.
+    """Serve an application until this is cancelled, or something else ends it.
 
     Args:
         app: The application; its lifespan is entered, and what that raises is raised here.
         sockets: Where; they are closed.
         end_streams: Called before anything is closed.
         ready: Called with the addresses, once they are served.
+        until: Returns when it shall end.
     """
     try:
         import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
@@ -186,9 +188,11 @@ async def run_application(
     try:
         async with app.router.lifespan_context(app):
             task = asyncio.ensure_future(server.serve(sockets=list(sockets)))
+            end = asyncio.ensure_future(until())
             try:
-                await asyncio.wait({task})
+                await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                end.cancel()
                 server.should_exit = True
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait({task})

@@ -8,7 +8,10 @@
 ``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``), or of what else
                           `GroupBy.named` knows (``?group=remote+address``), of flows that pass (``?pid=1``)
 ``GET /metrics``          for Prometheus (needs the extra ``prometheus``)
+``GET /healthz``          200 while the monitor runs, 503 when it ended or failed; needs no token, and says no more
 ========================  =======================================================================
+
+When the monitor fails, page, streams and ``/healthz`` say so; `serve_forever` then ends with its error.
 
 All clients share one monitor; each has a buffer of its own that coalesces when it reads too
 slowly, so that none delays another. The service shows who talks to whom: it listens on
@@ -43,7 +46,7 @@ from starlette.types import Receive, Scope, Send
 from nstat_async import filters
 from nstat_async._errors import UsageError
 
-from ._guard import LOOPBACK_HOSTS, Guard, check_token
+from ._guard import HEALTH, LOOPBACK_HOSTS, Guard, check_token
 from ._hub import Hub
 from ._serving import ListenError, run_application, sockets_for, until_signalled
 from ._views import TooManyViewsError, View
@@ -54,6 +57,8 @@ _MAX_ROWS = 1000
 _PING_SECONDS = 15
 _SEND_SECONDS = 60
 _GRACE_SECONDS = 2.0
+LAST_WORDS_SECONDS = 3.0
+"""So long a server whose monitor failed goes on: a page asks once a second, and then knows why."""
 _PAGES = {
     "/": ("index.html", "text/html"),
     "/live.js": ("live.js", "text/javascript"),
@@ -197,8 +202,12 @@ def create_app(
         )
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
+    async def healthz(_request: Request) -> Response:
+        return PlainTextResponse(f"{hub.state.partition(':')[0]}\n", 200 if hub.state == "running" else 503)
+
     app = Starlette(
         routes=[
+            Route(HEALTH, healthz),
             *(Route(path, page) for path in _PAGES),
             Route("/events", events),
             Route("/processes", processes),
@@ -236,12 +245,22 @@ async def serve_forever(
     Raises:
         ListenError: It cannot listen there.
         UsageError: An argument is out of range.
-        NstatError: The monitor cannot be opened.
+        NstatError: The monitor cannot be opened, or failed.
     """
     app = create_app(open_monitor, token=token, **options)
     beyond_loopback = token is not None or bool(options.get("trust_peers"))
     sockets = sockets_for(host, port, unix_socket, beyond_loopback=beyond_loopback)
-    await run_application(app, sockets, app.state.hub.end_streams, ready)
+    hub: Hub = app.state.hub
+    failed = anyio.Event()
+    hub.on_failure = failed.set
+
+    async def until() -> None:
+        await failed.wait()
+        await anyio.sleep(LAST_WORDS_SECONDS)
+
+    await run_application(app, sockets, hub.end_streams, ready, until)
+    if hub.failure is not None:
+        raise hub.failure
 
 
 def serve(open_monitor: Callable[[], AbstractAsyncContextManager[Any]], **options: Any) -> None:
@@ -254,6 +273,6 @@ def serve(open_monitor: Callable[[], AbstractAsyncContextManager[Any]], **option
     Raises:
         ListenError: It cannot listen there.
         UsageError: An argument is out of range.
-        NstatError: The monitor cannot be opened.
+        NstatError: The monitor cannot be opened, or failed.
     """
     anyio.run(until_signalled, functools.partial(serve_forever, open_monitor, **options))

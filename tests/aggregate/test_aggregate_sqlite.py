@@ -320,7 +320,9 @@ def test_a_history_on_a_file_system_that_is_read_only_is_read(path):
     with HistoryWriter(path, bucket=60) as writer:
         writer.feed_many([added(flow("a"), 1000, counts(100, 7)), polled(1090)])
     folder = path.parent
-    script = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec {sys.executable} -m nstat_async"
+    script = (
+        f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec {sys.executable} -m nstat_async"
+    )
     words = ["unshare", "-m", "sh", "-c", f'{script} "$@"', "sh", "history"]
     read = subprocess.run([*words, path, "--json"], capture_output=True, text=True, check=False)
     assert (read.returncode, read.stderr) == (0, "")

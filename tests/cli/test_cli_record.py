@@ -134,7 +134,7 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--keep", "3"), "argument --keep: there are parts only with --rotate-size"),
+        (("--keep", "3"), "argument --keep: only with --rotate-size or --rotate-every"),
         (("--keep", "0", "--rotate-size", "1M"), "at least 1"),
         (("--rotate-size", "much"), "is no size"),
         (("--rotate-size", "-1"), "is no size"),

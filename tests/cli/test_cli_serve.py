@@ -32,7 +32,8 @@ class _Served:
     """A running command, and its address."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
-        command = [PYTHON, "-m", "nstat_async", "serve", "--port", "0", *arguments]
+        port = [] if "--unix-socket" in arguments else ["--port", "0"]
+        command = [PYTHON, "-m", "nstat_async", "serve", *port, *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment}
         )
@@ -110,6 +111,7 @@ def test_a_unix_socket_is_for_its_user_only(kernel, tmp_path):
     [
         (["--host", "0.0.0.0"], 2, "give a token, or a Unix socket instead"),
         (["--token", "short"], 2, "at least 16"),
+        (["--unix-socket", "/tmp/x", "--port", "80"], 2, "argument --port: not with --unix-socket"),
         (["--unix-socket", "/nonexistent/x"], 1, "/nonexistent/x: No such file or directory"),
         (["--host", "no.such.host.invalid"], 1, "cannot listen on no.such.host.invalid"),
     ],

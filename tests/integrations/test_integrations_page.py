@@ -12,6 +12,7 @@ from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, rem
 from browser import CHROMIUM, browser
 from test_integrations_serving import TOKEN, serving
 
+from nstat_async._errors import NstatError
 from nstat_async._model import Counts, MediumCounts, Process
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
@@ -210,6 +211,16 @@ async def test_the_page_comes_back_after_anything(tmp_path):
             assert any("started again" in line for line in await page.run(LINES))
             again.deliver(added(flow("x", Process(77, "later")), 4, counts(5)))
             await page.until(f"{LINES}[0].includes('later')")
+
+
+async def test_the_page_says_why_a_monitor_failed_also_when_the_server_is_gone(tmp_path):
+    async with browser(tmp_path / "profile") as page:
+        async with serving(monitor := FakeMonitor()) as (url,):
+            await page.call("Page.navigate", url=url)
+            await page.until(RUNNING)
+            monitor.end(NstatError("the kernel went away"))
+            await page.until(f"{STATE}.startsWith('failed: the kernel went away')")
+        await page.until(f"{STATE}.startsWith('failed: the kernel went away · disconnected since')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -178,15 +178,19 @@ async def test_a_server_stops_while_clients_listen():
 
 
 async def test_a_monitor_that_fails_is_said_to_have_failed():
-    """The page, the totals and the metrics stay; the streams end with the reason."""
+    """The page, the totals and the metrics stay; the streams end with the reason, and it is not healthy any more."""
     monitor = FakeMonitor()
     async with served(monitor) as client, client.stream("GET", "/events") as response:
         stream = Events(response)
         await stream.named("hello")
+        answer = await client.get("/healthz")
+        assert (answer.status_code, answer.text) == (200, "running\n")
         monitor.end(NstatError("the kernel went away"))
         assert (await stream.named("failed"))["detail"] == "the kernel went away"
         assert (await client.get("/processes")).json()["state"] == "failed: the kernel went away"
         assert "nstat_up 0.0" in (await client.get("/metrics")).text
+        answer = await client.get("/healthz")
+        assert (answer.status_code, answer.text) == (503, "failed\n")
 
 
 async def test_an_error_that_nobody_expected_does_not_take_the_server_down(caplog):

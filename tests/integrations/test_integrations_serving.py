@@ -16,6 +16,7 @@ import pytest
 from aggregate_events import FakeMonitor, until
 
 from nstat_async._errors import NstatError, UsageError
+from nstat_async.integrations import server
 from nstat_async.integrations.server import ListenError, create_app, serve_forever
 
 TOKEN = "a-token-of-16-letters-or-more"
@@ -25,9 +26,13 @@ TOKEN = "a-token-of-16-letters-or-more"
 async def serving(monitor=None, **options):
     """A server of the library's own, and where it listens."""
     found = []
+
+    async def serve():
+        with contextlib.suppress(NstatError):  # that of a monitor that failed
+            await serve_forever(lambda: monitor or FakeMonitor(), **{"port": 0, "ready": found.extend, **options})
+
     async with anyio.create_task_group() as tasks:
-        call = {"port": 0, "ready": found.extend, **options}
-        tasks.start_soon(lambda: serve_forever(lambda: monitor or FakeMonitor(), **call))
+        tasks.start_soon(serve)
         await until(lambda: found)
         yield found
         tasks.cancel_scope.cancel()
@@ -67,6 +72,32 @@ async def test_open_streams_get_ended_when_the_server_stops():
         lines = [line async for line in reader]
     assert "event: ended" in lines
     assert monitor.ended
+
+
+@pytest.mark.asyncio
+async def test_a_server_whose_monitor_failed_says_so_for_a_while_and_ends_with_the_error(monkeypatch):
+    monkeypatch.setattr(server, "LAST_WORDS_SECONDS", 0.01)
+    monitor, found = FakeMonitor(), []
+
+    async def fail():
+        await until(lambda: found)
+        monitor.end(NstatError("the kernel went away"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fail)
+        with pytest.raises(NstatError, match="the kernel went away"):
+            await serve_forever(lambda: monitor, port=0, ready=found.extend)
+    assert monitor.ended
+
+
+@pytest.mark.asyncio
+async def test_health_is_answered_without_a_token_and_to_nobody_else_s_name():
+    app = create_app(FakeMonitor, token=TOKEN, allowed_hosts=["box"])
+    async with app.router.lifespan_context(app), client_of(app, "192.0.2.9", "http://box") as client:
+        assert (await client.get("/processes")).status_code == 401
+        assert (await client.get("/healthz")).text == "running\n"
+        assert (await client.get("/healthz", headers={"Host": "evil.example"})).status_code == 421
+        assert (await client.get("/healthz/x")).status_code == 401
 
 
 @pytest.mark.asyncio

@@ -33,6 +33,7 @@ let seen = 0; // events of the server that this page knows
 let run = null; // which start of the server they are of
 let expanded = null; // serial of the row whose flows are shown
 let failedSince = null;
+let failure = ""; // of the monitor: a server whose monitor failed goes away
 let wait = REFRESH_MS;
 let asking = null;
 let timer = 0;
@@ -316,7 +317,9 @@ function line(event) {
   const sign = { flow_added: flow.direction === "listener" ? "@" : "+", flow_removed: "-", flow_updated: "#" }[event.event];
   const process = flow.process ? `pid:${flow.process.pid} (${flow.process.name === null ? UNKNOWN : shown(flow.process.name)})` : `pid:${UNKNOWN}`;
   const counts = event.counts ? ` ↓${units(event.counts.rx_bytes)} ↑${units(event.counts.tx_bytes)}` : "";
-  return [`${when} ${sign} ${flow.provider} ${address(flow.local)} → ${address(flow.remote)} ${process}${counts}`, event.event === "flow_removed" ? "removed" : ""];
+  const moved = !event.delta || Object.values(event.delta).some(Boolean); // else it is something else that changed
+  const state = moved || !flow.state ? "" : ` ${flow.state}`;
+  return [`${when} ${sign} ${flow.provider} ${address(flow.local)} → ${address(flow.remote)} ${process}${counts}${state}`, event.event === "flow_removed" ? "removed" : ""];
 }
 
 function addLines(events) {
@@ -369,7 +372,7 @@ function showState(text, bad) {
 function disconnected(why) {
   if (failedSince === null) failedSince = Date.now() / 1000;
   document.body.classList.add("stale");
-  showState(`disconnected since ${clock(failedSince)}: ${why}. Trying again…`, true);
+  showState(`${failure && `${failure} · `}disconnected since ${clock(failedSince)}: ${why}. Trying again…`, true);
   wait = Math.min(SLOWEST_REFRESH_MS, wait * 1.5);
 }
 
@@ -386,6 +389,7 @@ function connected(answer) {
   failedSince = null;
   wait = REFRESH_MS;
   document.body.classList.remove("stale");
+  failure = answer.state.startsWith("failed") ? answer.state : "";
   showState(`${answer.state} · ${answer.backend}`, answer.state !== "running");
   showGroups(answer.groups);
   const rows = sorted(answer.rows);
