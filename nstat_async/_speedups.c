@@ -354,29 +354,34 @@ typedef struct {
     Py_ssize_t seen, last; /* of an entry */
 } Rows;
 
-/* A row of a dump: whose it is, and its pieces one behind the other in the order's bytes. */
+/* A row of a dump: whose it is, and where its pieces lie one behind the other. */
 typedef struct {
     uint64_t head, cookie;
     PyObject *entry, *last;
     size_t at;
+    uint32_t rest_size, counters_size;
 } Known;
 
 /* Rows in the order in which a dump had them. */
 typedef struct {
     Known *rows;
-    uint8_t *bytes;
-    size_t count, room, size, most;
+    size_t count, room;
 } Order;
 
 /* The order of the dump before, and that of the dump under way. A kernel lists its sockets by its own tables, so most
- * rows are where they are expected, and what is needed to know them again lies side by side. */
+ * rows are where they are expected, and what is needed to know them again lies side by side. What is known again goes
+ * from one order to the other as it is. */
 typedef struct {
     PyObject_HEAD
     Order before, now;
     size_t next; /* the row of `before` that is expected */
+    uint8_t *bytes;
+    size_t size, room; /* of `bytes` */
+    size_t used;       /* by rows of `now` */
 } Memory;
 
-#define LOOK_AHEAD 8 /* rows that may be gone since, for the next one to be known */
+#define LOOK_AHEAD 8  /* rows that may be gone since, for the next one to be known */
+#define FETCH_AHEAD 6 /* rows whose entries are fetched from memory meanwhile: they lie anywhere */
 
 static PyTypeObject *memory_type;
 
@@ -388,14 +393,14 @@ static void forget_order(Order *order)
         Py_XDECREF(entry);
         Py_XDECREF(last);
     }
-    order->count = order->size = 0;
+    order->count = 0;
 }
 
 static int Memory_traverse(Memory *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     for (size_t i = 0; i < self->before.count; i++)
-        Py_VISIT(self->before.rows[i].entry);
+        Py_VISIT(self->before.rows[i].entry); /* NULL where it went over to the other order */
     for (size_t i = 0; i < self->now.count; i++)
         Py_VISIT(self->now.rows[i].entry);
     return 0; /* `last` holds no other object than bytes and numbers */
@@ -414,11 +419,31 @@ static void Memory_dealloc(Memory *self)
     PyObject_GC_UnTrack(self);
     Memory_clear(self);
     PyMem_Free(self->before.rows);
-    PyMem_Free(self->before.bytes);
     PyMem_Free(self->now.rows);
-    PyMem_Free(self->now.bytes);
+    PyMem_Free(self->bytes);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
+}
+
+static inline size_t size_of(const Known *known) { return IDENTITY_SIZE + (size_t)known->rest_size + known->counters_size; }
+
+/* Let the pieces that no row has any more go. Without memory for that they stay. */
+static void compact(Memory *self)
+{
+    uint8_t *bytes = PyMem_Malloc(self->used + 1);
+    if (bytes == NULL)
+        return;
+    size_t size = 0;
+    for (size_t i = 0; i < self->before.count; i++) {
+        Known *known = &self->before.rows[i];
+        memcpy(bytes + size, self->bytes + known->at, size_of(known));
+        known->at = size;
+        size += size_of(known);
+    }
+    PyMem_Free(self->bytes);
+    self->bytes = bytes;
+    self->size = size;
+    self->room = self->used + 1;
 }
 
 PyDoc_STRVAR(begin_doc, "begin()\n--\n\nAnother dump begins: what the one under way had is what the next one is compared with.");
@@ -429,46 +454,43 @@ static PyObject *Memory_begin(Memory *self, PyObject *Py_UNUSED(nothing))
     self->before = self->now;
     self->now = (Order){0};
     self->next = 0;
+    if (self->size > 2 * self->used)
+        compact(self);
+    self->used = 0;
     forget_order(&before);
-    if (self->now.rows == NULL) { /* nothing that was freed has used it meanwhile */
-        before.count = before.size = 0;
+    if (self->now.rows == NULL) /* nothing that was freed has used it meanwhile */
         self->now = before;
-    } else {
+    else
         PyMem_Free(before.rows);
-        PyMem_Free(before.bytes);
-    }
     Py_RETURN_NONE;
 }
 
-/* Make room for one more row and so many bytes. */
-static int make_room(Order *order, size_t bytes)
+/* Make room for one more row. */
+static int make_room(Order *order)
 {
-    if (order->count == order->room) {
-        size_t room = order->room ? 2 * order->room : 64;
-        Known *rows = PyMem_Realloc(order->rows, room * sizeof(Known));
-        if (rows == NULL)
-            return -1;
-        order->rows = rows;
-        order->room = room;
+    if (order->count < order->room)
+        return 0;
+    size_t room = order->room ? 2 * order->room : 64;
+    Known *rows = PyMem_Realloc(order->rows, room * sizeof(Known));
+    if (rows == NULL) {
+        PyErr_NoMemory();
+        return -1;
     }
-    if (order->most - order->size < bytes) {
-        size_t most = 2 * (order->most + bytes);
-        uint8_t *grown = PyMem_Realloc(order->bytes, most);
-        if (grown == NULL)
-            return -1;
-        order->bytes = grown;
-        order->most = most;
-    }
+    order->rows = rows;
+    order->room = room;
     return 0;
 }
 
 /* The row of the dump before that has this cookie, if it is where it is expected. */
-static Known *find_known(Memory *self, uint64_t cookie)
+static Known *find_known(Memory *self, uint64_t cookie, Py_ssize_t slot)
 {
-    for (size_t i = self->next; i < self->before.count && i < self->next + LOOK_AHEAD; i++)
-        if (self->before.rows[i].cookie == cookie) {
+    const Order *before = &self->before;
+    for (size_t i = self->next; i < before->count && i < self->next + LOOK_AHEAD; i++)
+        if (before->rows[i].cookie == cookie) {
             self->next = i + 1;
-            return &self->before.rows[i];
+            if (i + FETCH_AHEAD < before->count)
+                __builtin_prefetch((char *)before->rows[i + FETCH_AHEAD].entry + slot);
+            return &before->rows[i];
         }
     return NULL;
 }
@@ -540,34 +562,58 @@ static int is_unchanged(const Rows *self, PyObject *last, PyObject *cookie, cons
 }
 
 /* True if the dump before had the same pieces, and nothing but dumps has told of this socket since. */
-static int is_known(const Rows *self, const Order *before, const Known *known, const uint8_t *row)
+static int is_known(const Rows *self, const uint8_t *bytes, const Known *known, const uint8_t *row)
 {
-    if (known->head != read64(row) || SLOT(known->entry, self->last) != known->last)
+    if (known->head != read64(row) || known->rest_size != self->rest_size ||
+        known->counters_size != self->counters_size || Py_TYPE(known->entry) != self->entry ||
+        SLOT(known->entry, self->last) != known->last)
         return 0;
-    const uint8_t *pieces = before->bytes + known->at;
+    const uint8_t *pieces = bytes + known->at;
     return memcmp(pieces, row + IDENTITY_AT, IDENTITY_SIZE) == 0 &&
-           memcmp(pieces + IDENTITY_SIZE, row + REST_AT, self->rest_size) == 0 &&
-           memcmp(pieces + IDENTITY_SIZE + self->rest_size, row + self->counters_at, self->counters_size) == 0;
+           memcmp(pieces + IDENTITY_SIZE, row + REST_AT, known->rest_size) == 0 &&
+           memcmp(pieces + IDENTITY_SIZE + known->rest_size, row + self->counters_at, known->counters_size) == 0;
+}
+
+/* The dump under way has this row as it was. */
+static int keep(Memory *memory, Known *known)
+{
+    if (make_room(&memory->now) < 0)
+        return -1;
+    memory->now.rows[memory->now.count++] = *known;
+    known->entry = known->last = NULL;
+    memory->used += size_of(known);
+    return 0;
 }
 
 /* Remember that the dump under way has this row, whose pieces are the last of the entry. */
 static int remember(const Rows *self, Memory *memory, PyObject *entry, const uint8_t *row)
 {
-    Order *now = &memory->now;
-    if (make_room(now, IDENTITY_SIZE + self->rest_size + self->counters_size) < 0) {
-        PyErr_NoMemory();
+    Known known = {.head = read64(row),
+                   .cookie = read64(row + COOKIE_AT),
+                   .at = memory->size,
+                   .rest_size = (uint32_t)self->rest_size,
+                   .counters_size = (uint32_t)self->counters_size};
+    if (make_room(&memory->now) < 0)
         return -1;
+    if (memory->room - memory->size < size_of(&known)) {
+        size_t room = 2 * (memory->room + size_of(&known));
+        uint8_t *bytes = PyMem_Realloc(memory->bytes, room);
+        if (bytes == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        memory->bytes = bytes;
+        memory->room = room;
     }
-    now->rows[now->count++] = (Known){.head = read64(row),
-                                      .cookie = read64(row + COOKIE_AT),
-                                      .entry = Py_NewRef(entry),
-                                      .last = Py_NewRef(SLOT(entry, self->last)),
-                                      .at = now->size};
-    uint8_t *pieces = now->bytes + now->size;
+    uint8_t *pieces = memory->bytes + memory->size;
     memcpy(pieces, row + IDENTITY_AT, IDENTITY_SIZE);
-    memcpy(pieces + IDENTITY_SIZE, row + REST_AT, self->rest_size);
-    memcpy(pieces + IDENTITY_SIZE + self->rest_size, row + self->counters_at, self->counters_size);
-    now->size += IDENTITY_SIZE + self->rest_size + self->counters_size;
+    memcpy(pieces + IDENTITY_SIZE, row + REST_AT, known.rest_size);
+    memcpy(pieces + IDENTITY_SIZE + known.rest_size, row + self->counters_at, known.counters_size);
+    memory->size += size_of(&known);
+    memory->used += size_of(&known);
+    known.entry = Py_NewRef(entry);
+    known.last = Py_NewRef(SLOT(entry, self->last));
+    memory->now.rows[memory->now.count++] = known;
     return 0;
 }
 
@@ -638,13 +684,12 @@ static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t co
     uint64_t head = read64(data + offset);
     for (; size - offset >= self->stride && read64(data + offset) == head; offset += self->stride) {
         const uint8_t *row = data + offset;
-        Known *known = memory == NULL ? NULL : find_known(memory, read64(row + COOKIE_AT));
+        Known *known = memory == NULL ? NULL : find_known(memory, read64(row + COOKIE_AT), self->last);
         int failed;
-        if (known != NULL && Py_TYPE(known->entry) == self->entry && is_known(self, &memory->before, known, row)) {
-            PyObject *entry = known->entry;
-            failed = remember(self, memory, entry, row) < 0;
-            if (SLOT(entry, self->seen) != poll)
-                set_slot(entry, self->seen, Py_NewRef(poll));
+        if (known != NULL && is_known(self, memory->bytes, known, row)) {
+            if (SLOT(known->entry, self->seen) != poll)
+                set_slot(known->entry, self->seen, Py_NewRef(poll));
+            failed = keep(memory, known) < 0;
         }
         else
             failed = take_row(self, arguments, every, memory, row) < 0;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 import threading
 import time
@@ -394,6 +395,31 @@ def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(run, m
         assert len(it.core.heard) > 20
 
     run(body)
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, pump.BATCH), (32_768, 4), (200_000, 1)])
+def test_of_large_datagrams_fewer_are_read_at_once(run, monkeypatch, size, most):
+    """As many as fit into `BATCH_BYTES`: memory for more is taken from the system anew each time."""
+    batches = []
+
+    def read_into(_, batch, number):
+        batches.append(number)
+        batch += [bytes(size)] * number
+        if len(batches) == 12:
+            it.feed.close()
+        return True
+
+    async def body():
+        nonlocal it
+        it = Pumping()
+        with anyio.fail_after(LIMIT):
+            await it.feed.run(it.plate)
+
+    it = None
+    monkeypatch.setattr(SocketChannel, "read_into", read_into)
+    monkeypatch.setattr(pump, "BATCH_SECONDS", math.inf)
+    run(body)
+    assert max(batches) == batches[-1] == most
 
 
 def test_what_came_before_a_deadline_is_heard_before_it(run):

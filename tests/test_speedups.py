@@ -188,6 +188,27 @@ def test_a_memory_lets_go_of_what_two_dumps_did_not_have():
     assert dumps.scan(*rows, poll=4) == []
 
 
+@built
+def test_a_memory_of_rows_that_often_change_has_the_last_ones():
+    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 30)]
+    dumps.scan(*rows, poll=1)
+    for poll in range(2, 12):
+        rows[3::2] = [row_of(cookie, bytes([poll]) * 12) for cookie in range(4, 30, 2)]
+        assert dumps.scan(*rows, poll=poll) == list(range(4, 30, 2))
+    assert dumps.scan(*rows, poll=12, entries={}) == []
+    assert dumps.scan(*rows[::-1], poll=13) == []
+
+
+@built
+def test_a_row_that_is_cut_in_another_way_by_now_is_not_known():
+    """Formats are learned anew where there are very many; a row of the same length may have other pieces then."""
+    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 4)]
+    dumps.scan(*rows, poll=1)
+    dumps.rows = speedups.Rows(100, 100, 20, 100, 0)
+    assert dumps.scan(*rows, poll=2) == [1, 2, 3]
+    assert dumps.scan(*rows, poll=3, entries={}) == []
+
+
 @pytest.mark.parametrize(("value", "used"), [("1", False), ("0", None), ("", None)])
 def test_a_variable_of_the_environment_turns_it_off(value, used):
     code = "from nstat_async._compiled import *; print(speedups is not None, SPEEDUPS)"

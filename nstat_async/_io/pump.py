@@ -54,6 +54,8 @@ BATCH = 16
 """Datagrams read at once at most; between two batches the clock is looked at."""
 BATCH_SECONDS = 0.0005
 """What a batch should take: where datagrams take longer, fewer are read at once."""
+BATCH_BYTES = 131_072
+"""What a batch should have: memory for much more is taken from the system anew each time, which costs more than a call."""
 
 
 class KernelFeed:
@@ -242,7 +244,7 @@ class KernelFeed:
                 waiter.rearm()
                 return False
             end = time.perf_counter()
-            waiter.adapt(end - begin)
+            waiter.adapt(end - begin, sum(map(len, batch)))
             begin = end
             if end >= until:
                 return True
@@ -376,11 +378,11 @@ class _Waiter:
         self._feed = feed
         self._armed = anyio.Event()
 
-    def adapt(self, spent: float) -> None:
-        """A full batch took this long: read more, or fewer, datagrams at once."""
-        if spent > BATCH_SECONDS:
+    def adapt(self, spent: float, size: int) -> None:
+        """A full batch took so long and had so many bytes: read more, or fewer, datagrams at once."""
+        if spent > BATCH_SECONDS or size > BATCH_BYTES:
             self.batch = max(1, self.batch // 2)
-        elif spent < BATCH_SECONDS / 2:
+        elif spent < BATCH_SECONDS / 2 and size <= BATCH_BYTES / 2:
             self.batch = min(BATCH, self.batch * 2)
 
     def rearm(self) -> None:

@@ -6,8 +6,8 @@ a whole search did not find belongs to a process that may not be seen, to the ke
 none any more: it is asked for again ever more rarely.
 
 What is known does not stay true: a descriptor is handed over (``SCM_RIGHTS``, ``fork`` and
-``close``), a program replaced (``execve``), a process ends, its pid is used again. So each
-poll checks some sockets and processes, in turn: whether the descriptor still is that socket,
+``close``), a program replaced (``execve``), a process ends, its pid is used again. So polls
+check some sockets and processes, in turn: whether the descriptor still is that socket,
 and whether the process still runs the same program.
 """
 
@@ -42,6 +42,8 @@ TABLES_AT_ONCE = 8
 """Processes whose descriptors are listed for sockets of which the process alone is known."""
 PROCESSES_A_SECOND = 64
 """Processes that are checked: about 30 µs each."""
+CHECK_PAUSE = 0.1
+"""Seconds between two checks at least: polls may follow closely on each other, and a look-up costs a thread's turn."""
 
 
 class OwnerSource:
@@ -181,6 +183,8 @@ class OwnerSource:
         for number in [number for number in self._parked if number <= poll]:
             self._due.update(self._parked.pop(number) & self._tries.keys())
         pause = min(1.0, max(0.0, self._output.now - self._checked_at))  # a recorded clock may go back
+        if pause < CHECK_PAUSE and not self._due and not self._unnamed:
+            return
         self._checked_at = self._output.now
         verify = self._next_processes(int(PROCESSES_A_SECOND * pause) + 1)
         held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
