@@ -69,7 +69,7 @@ def cpu():
 class _Turns:
     def __init__(self, rounds, ways, floor, wanted, unit):
         self._rows = {name: Row(name, unit, of="" if name == floor else floor or "") for name in ways}
-        self._ways, self._rounds, self._floor = ways, rounds, floor
+        self._ways, self._rounds = ways, rounds
         for name, most in (wanted or {}).items():
             self._rows[name].wanted = most
 

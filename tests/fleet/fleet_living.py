@@ -85,10 +85,10 @@ class Server:
 
 
 class Proxy:
-    """Between a client and the server; `stalled` it takes bytes and lets none through, as a broken network does."""
+    """Between a client and the server; after `stall` it takes bytes and lets none through, as a broken network does."""
 
     def __init__(self, port):
-        self._target, self.port, self.stalled = port, 0, False
+        self._target, self.port = port, 0
         self._tasks = set()
         self._flows = asyncio.Event()
         self._flows.set()

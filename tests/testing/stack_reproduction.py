@@ -116,7 +116,6 @@ class StackReplay:
         self.opened = []
         routes = {state["dst_sockaddr"]: state for state in states if "dst_sockaddr" in state}
         number = self.kernel.provider_number(Provider.ROUTE)
-        self.has_routes = bool(routes)
         for state in routes.values():
             parts = {"dst": "dst_sockaddr", "mask": "mask_sockaddr", "gateway": "gateway_sockaddr"}
             fields = {
