@@ -13,6 +13,7 @@ import threading
 import time
 import types
 
+import anyio
 import pytest
 from test_sockdiag_living import drive, inside, listen, pair, port, privileged
 from test_sockdiag_owners import child
@@ -116,14 +117,14 @@ def test_nothing_is_left_of_a_pulse():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_the_replay_of_a_pulse_is_the_run(tmp_path, anyio_backend):
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_the_replay_of_a_pulse_is_the_run(tmp_path, loop):
     """Reports are recorded as they came; on every loop."""
     path, seen = tmp_path / "beats.nstat", []
-    with listen() as listener:
-        options = {"interval": None, "ebpf": "off", "pulse": 0.005}
-        async with Monitor(backend=SockDiag(), record_to=path, **options) as monitor:
+    options = {"interval": None, "ebpf": "off", "pulse": 0.005, "record_to": path}
+
+    async def run():
+        async with Monitor(backend=SockDiag(), **options) as monitor:
             client = None
             async for event in monitor:
                 seen.append(event)
@@ -134,8 +135,14 @@ async def test_the_replay_of_a_pulse_is_the_run(tmp_path, anyio_backend):
                     break
             client.close()
             server.close()
-    async with Monitor(backend=Replay(path)) as replay:
-        again = [event async for event in replay]
+
+    async def play():
+        async with Monitor(backend=Replay(path)) as replay:
+            return [event async for event in replay]
+
+    with listen() as listener:
+        anyio.run(run, backend=loop)
+    again = anyio.run(play, backend=loop)
     kinds = (FlowAdded, FlowUpdated, FlowRemoved)
     flows = [event for event in seen if isinstance(event, kinds)]
     assert [event for event in again if isinstance(event, kinds)][: len(flows)] == flows
