@@ -41,7 +41,7 @@ class Scenario:
     """What is special about a run."""
 
     options: dict[str, Any] = attrs.Factory(dict)
-    """Of the monitor."""
+    """Of the monitor; as root, `ledger`: the kernel's own count of losses is read."""
     buffer: int = 1 << 20
     begin: Callable[[Any, VirtualMonitor], None] = lambda kernel, monitor: None
     """Called when the monitor is there."""
@@ -78,6 +78,7 @@ SCENARIOS = {
     "starved": Scenario(begin=_starve),
     "starved, announce": Scenario({"discovery": "announce"}, begin=_starve),
     "no memory": Scenario(begin=_fail),
+    "no memory, root": Scenario({"ledger": True}, begin=_fail),
     "announcements lost": Scenario({"discovery": "announce"}, every=_lose_announcements),
     "control goes away": Scenario(every=_end_controls),
     "details": Scenario({"extras": True}),
@@ -101,7 +102,7 @@ class Line:
 
 def run(release: str, scenario: Scenario, flows: int, *, seed: int = 1) -> Line:
     """Open and close so many flows, and account for each."""
-    kernel, draw = EmulatedKernel(release, seed=seed), random.Random(seed)
+    kernel, draw = EmulatedKernel(release, seed=seed, privileged=True), random.Random(seed)
     monitor = VirtualMonitor(kernel, receive_buffer=scenario.buffer, interval=1.0, **scenario.options)
     monitor.run(1.2)
     scenario.begin(kernel, monitor)

@@ -10,7 +10,8 @@ never hear of. It says nothing of whom it concerns, so it is a statistic and no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from .._events import LossCause
@@ -41,15 +42,16 @@ class LossLedger:
         self._first: int | None = None
         """Refused announcements of the machine when they were first looked at."""
         self._client: int | None = None
+        """The kernel's number of this session's control socket."""
         self._due = 0.0
-        self._told = dict.fromkeys((LossCause.ANNOUNCEMENT, LossCause.GOODBYE), 0)
+        self._told: Counter[LossCause] = Counter()
+        """What was reported for this count alone."""
         self.statistics: dict[str, int] = {}
         """What the kernel says, by name."""
 
     def begin_again(self) -> None:
         """Another control socket speaks for the session."""
         self._client = None
-        self._told = dict.fromkeys(self._told, 0)
 
     def is_due(self, now: float) -> bool:
         """True if it is to be read now."""
@@ -61,25 +63,31 @@ class LossLedger:
     def unreported(self, found: Ledger | None, current: Subscription) -> Iterator[tuple[LossCause, int]]:
         """What the kernel counts as lost and nobody was told: causes and numbers."""
         self._readable = found is not None and bool(found.clients or self._counts_of_all)
-        if self._counts_of_all and found is not None and found.announcements is not None:
+        if found is None:
+            return
+        if self._counts_of_all and found.announcements is not None:
             self._first = found.announcements if self._first is None else self._first
             self.statistics["kernel_refused_announcements"] = found.announcements - self._first
-        row = self._own_row(found)
-        if row is None:
+        if not found.clients:
             return
+        row = self._own_row(found.clients)
         self.statistics |= {"kernel_refused_sources": row.refused, "kernel_failed_goodbyes": row.failed_goodbyes}
-        reported = {LossCause.ANNOUNCEMENT: current.announcements_lost, LossCause.GOODBYE: current.table.lost_ends}
-        counted = {LossCause.ANNOUNCEMENT: row.refused, LossCause.GOODBYE: row.failed_goodbyes}
-        for cause, count in counted.items():
-            more = count - max(self._told[cause], 0) - reported[cause]
+        for cause, counted, reported in (
+            (LossCause.ANNOUNCEMENT, row.refused, current.announcements_lost),
+            (LossCause.GOODBYE, row.failed_goodbyes, current.table.lost_ends),
+        ):
+            more = counted - reported - self._told[cause]
             if more > 0:
                 self._told[cause] += int(more)
                 yield cause, int(more)
 
-    def _own_row(self, found: Ledger | None) -> LedgerRow | None:
-        """The row of this session's control socket: of this process' the one that was opened last, when first looked at."""
-        if found is None or not found.clients:
-            return None
-        if self._client is None:
-            self._client = max(row.client for row in found.clients)
-        return next((row for row in found.clients if row.client == self._client), None)
+    def _own_row(self, clients: Iterable[LedgerRow]) -> LedgerRow:
+        """The row of this session's control socket: of this process' the newest, when first looked at.
+
+        If that goes away it was another one's, such as a snapshot's.
+        """
+        rows = {row.client: row for row in clients}
+        if self._client not in rows:
+            self._client = max(rows)
+            self._told.clear()
+        return rows[self._client]

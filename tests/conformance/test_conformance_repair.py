@@ -13,7 +13,7 @@ from virtual import VirtualMonitor, compare, traffic
 
 from nstat_async import EventsLost, Flow, FlowAdded, FlowRemoved, LossCause, Provider, RemovalReason
 from nstat_async._options import DEFAULT_PROVIDERS
-from nstat_async.ntstat import AddAllSources
+from nstat_async.ntstat import AddAllSources, Ledger, LedgerRow, ReadLedger
 from nstat_async.ntstat._sockets import REOPEN_DELAYS
 from nstat_async.ntstat._source import Source
 from nstat_async.ntstat._takeover import Comparison, continue_flows
@@ -522,6 +522,50 @@ def test_what_was_reported_as_lost_is_not_reported_again_for_the_kernels_count()
     monitor.run(30.0)
     assert causes(monitor) == [LossCause.FINAL_COUNTS] * 3
     assert monitor.session.statistics()["kernel_failed_goodbyes"] == 3
+
+
+def reconciled(*looks, name="xnu-12377.121.6"):
+    """What is said when the kernel's counts are these, one after the other (the last from then on); when they were read."""
+    kernel, times, looks = EmulatedKernel(name), [], list(looks)
+
+    def lookup(request):
+        assert isinstance(request, ReadLedger)
+        times.append(kernel.now)
+        return looks.pop(0) if len(looks) > 1 else looks[0]
+
+    monitor = VirtualMonitor(kernel, interval=1.0, ledger=True, lookup=lookup)
+    monitor.run(34.5)
+    said = [(loss.cause, loss.count) for loss in monitor.picture.losses if loss.cause is not LossCause.RESYNC]
+    return said, times, monitor.session.statistics()
+
+
+def test_the_kernels_count_is_read_at_the_first_poll_after_ten_seconds_each():
+    said, times, statistics = reconciled(Ledger((LedgerRow(3, 0, 0),)))
+    assert [round(time - times[0]) for time in times] == [0, 10, 20, 30]
+    assert times[0] <= 1000.1
+    assert not said
+    assert (statistics["kernel_refused_sources"], statistics["kernel_failed_goodbyes"]) == (0, 0)
+
+
+def test_what_the_kernel_counts_as_lost_is_said_once_and_what_comes_to_it_again():
+    counts = [Ledger((LedgerRow(3, 0, ends),)) for ends in (2, 2, 5)]
+    assert reconciled(*counts)[0] == [(LossCause.GOODBYE, 2), (LossCause.GOODBYE, 3)]
+
+
+def test_of_several_control_sockets_of_the_process_the_newest_counts_and_one_that_goes_away_was_anothers():
+    rows = LedgerRow(3, 0, 1), LedgerRow(9, 0, 4), LedgerRow(4, 0, 2)
+    assert reconciled(Ledger(rows))[0] == [(LossCause.GOODBYE, 4)]
+    said, _, statistics = reconciled(Ledger(rows[1:2]), Ledger((rows[0], rows[2])))
+    assert said == [(LossCause.GOODBYE, 4), (LossCause.GOODBYE, 2)]
+    assert statistics["kernel_failed_goodbyes"] == 2
+
+
+def test_what_the_machine_refused_before_the_first_look_is_no_part_of_the_statistic():
+    said, times, statistics = reconciled(Ledger((), 7), Ledger((), None), Ledger((), 12), name="xnu-7195.141.2")
+    assert statistics["kernel_refused_announcements"] == 5
+    assert len(times) == 4
+    assert not said
+    assert "kernel_refused_announcements" not in reconciled(Ledger((LedgerRow(3, 0, 0),), 7))[2], "nobody starves there"
 
 
 @pytest.mark.parametrize(("name", "privileged"), [("xnu-12377.121.6", False), (KERNEL, True)])
