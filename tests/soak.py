@@ -92,11 +92,11 @@ def darwin(dice: random.Random) -> int:
     monitor = machine.monitor = VirtualMonitor(machine.kernel, **ways)
     for step in script:
         machine.do(step)
-        if monitor.session.failure is not None:  # a control that cannot be opened for long is given up, and says so
-            assert isinstance(monitor.session.failure, NstatError)
-            return sum(monitor.picture.events.values())
     settle(machine, monitor)
-    check(machine, monitor)
+    if monitor.session.failure is None:
+        check(machine, monitor)
+    else:  # a control that cannot be opened for long is given up, and says so
+        assert isinstance(monitor.session.failure, NstatError)
     return sum(monitor.picture.events.values())
 
 

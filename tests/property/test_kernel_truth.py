@@ -283,10 +283,10 @@ def settle(machine: Machine, monitor: VirtualMonitor) -> None:
         # Old kernels: what changed in a description is seen when all are asked for again.
         for _ in range(REDESCRIBE_EVERY):
             monitor.poll()
-    assert monitor.session.failure is None
 
 
 def check(machine: Machine, monitor: VirtualMonitor) -> None:
+    assert monitor.session.failure is None
     compare(machine.kernel, monitor.picture.flows.values(), providers=DEFAULT_PROVIDERS)
     compare(machine.kernel, monitor.session.flows(), providers=DEFAULT_PROVIDERS)
     check_accounts(machine, monitor.picture)
