@@ -303,6 +303,33 @@ def test_refused_announcements_of_the_machine_are_the_seventh_number_of_its_stat
     assert darwin.refused_announcements() is None
 
 
-def test_the_identity_of_a_process_is_none_where_nothing_can_be_asked(monkeypatch):
+class Facts:
+    """A C library that knows one process, and ticks of 125/3 ns."""
+
+    def proc_pidpath(self, pid, buffer, size):
+        assert size == 4096
+        buffer[:5] = b"/bin/"
+        return 5 if pid == 1 else 0
+
+    def proc_pidinfo(self, pid, flavor, _argument, info, size):
+        assert flavor == 17
+        info._obj.unique_pid, info._obj.uuid[:] = 77, bytes(range(16))
+        return size if pid == 1 else 0
+
+    def mach_timebase_info(self, info):
+        info._obj.numer, info._obj.denom = 125, 3
+        return 0
+
+
+def test_facts_of_processes_and_of_the_clock_are_asked_of_the_system(monkeypatch):
+    monkeypatch.setattr(darwin, "_libc", Facts)
+    assert (darwin.process_path(1), darwin.process_path(2)) == ("/bin/", None)
+    assert darwin.process_identity(1) == (77, bytes(range(16)))
+    assert darwin.process_identity(2) == (None, None)
+    assert darwin.timebase() == (125, 3)
+
+
+def test_what_cannot_be_asked_is_none(monkeypatch):
     monkeypatch.setattr(darwin, "_libc", lambda: None)
     assert darwin.process_identity(1) == (None, None)
+    assert darwin.process_path(1) is darwin.sysctl_text("kern.uuid") is darwin.interface_messages() is None

@@ -46,6 +46,11 @@ def _libc() -> Any:
         return None
 
 
+def _function(name: str) -> Any:
+    """A function of the C library; `None` where there is none of this name."""
+    return getattr(_libc(), name, None)
+
+
 class _Timebase(ctypes.Structure):
     _fields_ = (("numer", ctypes.c_uint32), ("denom", ctypes.c_uint32))
 
@@ -72,13 +77,10 @@ def sysctl_text(name: str) -> str | None:
     return None if found is None else found.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _sysctl(name: str, most: int) -> bytes | None:
-    libc = _libc()
-    if libc is None or not hasattr(libc, "sysctlbyname"):
-        return None
-    buffer = (ctypes.c_ubyte * most)()
-    size = ctypes.c_size_t(most)
-    if libc.sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, 0) != 0:
+def _sysctl(name: str, most: int, request: bytes | None = None) -> bytes | None:
+    ask = _function("sysctlbyname")
+    buffer, size = (ctypes.c_ubyte * most)(), ctypes.c_size_t(most)
+    if ask is None or ask(name.encode(), buffer, ctypes.byref(size), request, len(request or b"")):
         return None
     return bytes(buffer)[: size.value]
 
@@ -91,10 +93,8 @@ def timebase() -> tuple[int, int]:
     """
     if is_translated():
         return APPLE_SILICON
-    libc = _libc()
-    info = _Timebase()
-    asked = getattr(libc, "mach_timebase_info", None)
-    if asked is not None and asked(ctypes.byref(info)) == 0 and info.numer and info.denom:
+    info, ask = _Timebase(), _function("mach_timebase_info")
+    if ask is not None and ask(ctypes.byref(info)) == 0 and info.numer and info.denom:
         return info.numer, info.denom
     return APPLE_SILICON if os.uname().machine == "arm64" else (1, 1)
 
@@ -113,23 +113,23 @@ _INTERFACE_TRIES = 3
 
 def interface_messages() -> bytes | None:
     """The messages about all interfaces (``NET_RT_IFLIST2``); `None` where they cannot be read."""
-    libc = _libc()
-    if libc is None or not hasattr(libc, "sysctl"):
+    ask = _function("sysctl")
+    if ask is None:
         return None
     name = (ctypes.c_int * len(INTERFACE_LIST))(*INTERFACE_LIST)
     for _ in range(_INTERFACE_TRIES):
         size = ctypes.c_size_t(0)
-        if libc.sysctl(name, len(name), None, ctypes.byref(size), None, ctypes.c_size_t(0)):
+        if ask(name, len(name), None, ctypes.byref(size), None, ctypes.c_size_t(0)):
             return None
         buffer = ctypes.create_string_buffer(size.value or 1)
-        if not libc.sysctl(name, len(name), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)):
+        if not ask(name, len(name), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)):
             return buffer.raw[: size.value]
     return None
 
 
 _METRICS_VERSION = 2
 _SCAN, _MOST_CLIENTS = 0xFFFFFFFF, 1024
-_CLIENT_INFO = struct.Struct("<Ii2I")
+_CLIENT_INFO = struct.Struct("<Ii")
 _CLIENT_INFO_SIZE = 276
 _METRICS_AT = 16
 _REFUSED = (136, 140, 144)
@@ -144,21 +144,15 @@ def client_metrics(pid: int) -> list[tuple[int, int, int]] | None:
     Returns:
         Number of the socket, sources not made, goodbyes failed, for each; `None` where it may not be read.
     """
-    libc = _libc()
-    if libc is None or not hasattr(libc, "sysctlbyname"):
-        return None
     found: list[tuple[int, int, int]] = []
     wanted = _SCAN
     for _ in range(_MOST_CLIENTS):  # downward, from the newest
-        request = struct.pack("<II", _METRICS_VERSION, wanted)
-        buffer, size = ctypes.create_string_buffer(_CLIENT_INFO_SIZE), ctypes.c_size_t(_CLIENT_INFO_SIZE)
-        failed = libc.sysctlbyname(b"net.stats.metrics", buffer, ctypes.byref(size), request, len(request))
-        if failed or size.value < _CLIENT_INFO_SIZE:
+        info = _sysctl("net.stats.metrics", _CLIENT_INFO_SIZE, struct.pack("<II", _METRICS_VERSION, wanted))
+        if info is None or len(info) < _CLIENT_INFO_SIZE:
             return found if wanted != _SCAN else None
-        client, owner, _, _ = _CLIENT_INFO.unpack_from(buffer.raw)
+        client, owner = _CLIENT_INFO.unpack_from(info)
         if owner == pid:
-            refused, failures = parse_metrics(buffer.raw)
-            found.append((client, refused, failures))
+            found.append((client, *parse_metrics(info)))
         if client <= _FIRST_CLIENT or client >= wanted:
             return found
         wanted = client - 1
@@ -200,21 +194,15 @@ class _UniqueIdentifier(ctypes.Structure):
 
 def process_identity(pid: int) -> tuple[int | None, bytes | None]:
     """A process' unique id and the UUID of its executable (``proc_pidinfo``); `None` for what cannot be asked."""
-    libc = _libc()
-    info = _UniqueIdentifier()
+    ask, info = _function("proc_pidinfo"), _UniqueIdentifier()
     size = ctypes.sizeof(info)
-    if libc is None or not hasattr(libc, "proc_pidinfo"):
-        return None, None
-    if libc.proc_pidinfo(pid, _UNIQUE_IDENTIFIER, ctypes.c_uint64(0), ctypes.byref(info), size) != size:
+    if ask is None or ask(pid, _UNIQUE_IDENTIFIER, ctypes.c_uint64(0), ctypes.byref(info), size) != size:
         return None, None
     return info.unique_pid, bytes(info.uuid)
 
 
 def process_path(pid: int) -> str | None:
     """Path of a process' executable (``proc_pidpath``); `None` if it is gone or may not be seen."""
-    libc = _libc()
-    if libc is None or not hasattr(libc, "proc_pidpath"):
-        return None
-    buffer = ctypes.create_string_buffer(_PATH_SIZE)
-    size = libc.proc_pidpath(pid, buffer, _PATH_SIZE)
+    ask, buffer = _function("proc_pidpath"), ctypes.create_string_buffer(_PATH_SIZE)
+    size = 0 if ask is None else ask(pid, buffer, _PATH_SIZE)
     return os.fsdecode(buffer.raw[:size]) if size > 0 else None
