@@ -33,7 +33,7 @@ from queue import SimpleQueue
 ROOT = Path(__file__).resolve().parent.parent
 EXPLAINED = Path(__file__).with_name("mutation_explained.txt")
 TESTS = {
-    "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property"),
+    "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property", "tests/test_proof.py"),
     "nstat_async/sockdiag": ("tests/sockdiag", "tests/property"),
     "nstat_async/_buffer.py": (
         "tests/test_buffer.py",

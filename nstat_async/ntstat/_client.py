@@ -48,7 +48,7 @@ class Client(Listener):
         self.refused: dict[Provider, int] = {}
         """Providers that it refused, with its error number."""
         self.now = 0.0
-        """When what happens next happens; `SourceTable.begin` has the wall clock."""
+        """When what happens next happens; the table has the wall clock."""
         self.receive_buffer: int | None = None
         """Granted receive buffer of the channel in bytes, if known."""
 
@@ -61,6 +61,11 @@ class Client(Listener):
     def is_polling(self) -> bool:
         """True while a poll is under way."""
         return False
+
+    def begin(self, now: float, time: float) -> None:
+        """What comes next happens now; `time` is the wall clock's."""
+        self.now = now
+        self.table.begin(time)
 
     def statistics(self) -> dict[str, int]:
         """Counters for people, by name."""

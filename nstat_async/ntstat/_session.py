@@ -107,10 +107,10 @@ class Session:
 
     # --- Core: in -------------------------------------------------------------
 
-    def start(self, now: float) -> None:  # noqa: ARG002
+    def start(self, now: float) -> None:
         """Begin to subscribe."""
         if self.mode is Mode.DRIVING:
-            self._sockets.open_first(self._coverage if self._coverage.is_readable else None)
+            self._sockets.open_first(self._coverage if self._coverage.is_readable else None, now)
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel.
@@ -130,8 +130,7 @@ class Session:
         client = self._follower or asking
         if client is None:
             return
-        client.now = now
-        client.table.begin(now + self.epoch_offset)
+        client.begin(now, now + self.epoch_offset)
         decoder, at, count = client.decoder, 0, len(datagrams)
         while at < count:
             at = decoder.decode(datagrams, at)
@@ -145,22 +144,22 @@ class Session:
     def observe_request(self, data: bytes, now: float, channel: int = 0) -> None:  # noqa: ARG002
         """Following: the recorded client sent this."""
         if self._follower is not None:
-            self._follower.table.begin(now + self.epoch_offset)
+            self._follower.begin(now, now + self.epoch_offset)
             self._follower.observe(data)
 
     def finish(self, now: float) -> None:
         """Nothing follows: what was announced and never described is reported now."""
         current = self._current
         if current is not None:
-            current.table.begin(now + self.epoch_offset)
+            current.begin(now, now + self.epoch_offset)
             current.table.finish()
 
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
         """An `OpenChannel` was carried out."""
         subscription = self._sockets.find(channel)
         if subscription is not None:
-            subscription.table.begin(now + self.epoch_offset)
-            subscription.opened(now, immediate=immediate, receive_buffer=receive_buffer)
+            subscription.begin(now, now + self.epoch_offset)
+            subscription.opened(immediate=immediate, receive_buffer=receive_buffer)
 
     def channel_drained(self, channel: int, now: float) -> None:
         """The channel would block."""
@@ -189,11 +188,10 @@ class Session:
         if token == _FIND_PATHS:
             self._finding_paths = False
         if isinstance(answer, PathsFound) and current is not None:
-            current.table.begin(now + self.epoch_offset)
             changed = self.translator.merge_paths(answer)
-            for client in self._sockets.all() or (current,):
-                if changed:
-                    client.table.merge_processes(changed)
+            for client in (self._sockets.all() or (current,)) if changed else ():
+                client.begin(now, now + self.epoch_offset)
+                client.table.merge_processes(changed)
         elif token == _OPEN_EVIDENCE and isinstance(current, Subscription):
             reason = f" ({answer.reason})" if isinstance(answer, LookupFailed) else ""
             self._proving.flows_opened(answer if isinstance(answer, Evidence) else None, reason)
@@ -201,8 +199,7 @@ class Session:
             if self._proving.probe is not None:
                 self.request_poll(now)
         elif token == _READ_LEDGER and isinstance(current, Subscription):
-            current.now = now
-            current.table.begin(now + self.epoch_offset)
+            current.begin(now, now + self.epoch_offset)
             self._reconcile(current, answer if isinstance(answer, Ledger) else None)
         elif token == _READ_INTERFACES and self._follower is None:
             self._coverage.take(answer)
@@ -232,14 +229,14 @@ class Session:
         """
         data = []
         for command in self.commands():
-            if isinstance(command, OpenChannel) and command.channel:
-                current = self._sockets.current
-                self.channel_failed(command.channel, errno.EMFILE, 0.0 if current is None else current.now)
-            elif isinstance(command, OpenChannel):
-                self.channel_opened(command.channel, self._sockets.poll_started, immediate=False, receive_buffer=None)
-                data.extend(self.data_to_send())
-            elif isinstance(command, Send):
+            if isinstance(command, Send):
                 data.append(command.data)
+            elif isinstance(command, OpenChannel) and self._current is not None:
+                if command.channel:
+                    self.channel_failed(command.channel, errno.EMFILE, self._current.now)
+                else:
+                    self.channel_opened(0, self._current.now, immediate=False, receive_buffer=None)
+                    data.extend(self.data_to_send())
         return data
 
     def take_events(self) -> list[AnyEvent]:

@@ -118,10 +118,10 @@ class Sockets:
 
     # --- what happens to them ----------------------------------------------------
 
-    def open_first(self, meter: CoverageMeter | None) -> None:
+    def open_first(self, meter: CoverageMeter | None, now: float) -> None:
         """Begin to subscribe; what flows move is added up by `meter`."""
         self.current = self._open(self._options.discovery, silent=False)
-        self.current.table.meter = meter
+        self.current.now, self.current.table.meter = now, meter
 
     def tick(self, now: float) -> None:
         """A deadline passed."""
@@ -154,7 +154,7 @@ class Sockets:
             return 1
         if current.is_subscribed:
             self.poll_started = now
-            current.table.begin(now + self._host.epoch_offset)
+            current.begin(now, now + self._host.epoch_offset)
             serial = current.want_poll(now)
             self.settle(current, now)
             return serial

@@ -169,11 +169,10 @@ class Subscription(Client):
         """Counters for people, by name."""
         return {**super().statistics(), **self._people}
 
-    def opened(self, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
+    def opened(self, *, immediate: bool, receive_buffer: int | None) -> None:
         """The channel is there."""
         if self.state is not State.OPENING:
             return
-        self.now = now
         self.immediate = immediate
         self.receive_buffer = receive_buffer
         room = (receive_buffer or DEFAULT_BUFFER) * 3 // 4

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
-from ntstat_wire import Wire, address
+from ntstat_wire import NEWER, Wire, address
 
 from nstat_async import (
     BackendUnavailableError,
+    Endpoint,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -16,26 +17,39 @@ from nstat_async import (
     LossCause,
     MonitorOptions,
     PollCompleted,
+    Proof,
     Provider,
     ProviderRefused,
     RemovalReason,
     RequestError,
     UsageError,
 )
-from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
+from nstat_async._contract import CloseChannel, Lookup, LookupFailed, OpenChannel, Send
 from nstat_async.ntstat import (
     AddAllSources,
     AddSource,
+    CloseEvidence,
     DarwinErrno,
+    Evidence,
+    FindPaths,
     GetDetails,
     GetSourceDescription,
     GetUpdate,
+    InterfacesRead,
+    KnownFlow,
+    Ledger,
+    LedgerRow,
+    Mode,
+    OpenEvidence,
+    PathsFound,
     QuerySource,
+    ReadLedger,
     Session,
     SubscribeSystemInfo,
     decode_message,
     request_frame,
 )
+from nstat_async.ntstat._setup import ProvenStruct
 from nstat_async.ntstat._subscription import DESCRIBE_DELAY, REPLY_TIMEOUT
 
 ALL = {4: (1 << 32) - 1, 8: (1 << 64) - 1}
@@ -45,11 +59,14 @@ TCP_UDP = {Provider.TCP, Provider.UDP}
 class Talk:
     """A session, its clock and the other side of its sockets."""
 
-    def __init__(self, kernel: str | int = 11, *, immediate: bool = True, receive_buffer=1 << 20, **options) -> None:
+    def __init__(
+        self, kernel: str | int = 11, *, immediate: bool = True, receive_buffer=1 << 20, facts=None, **options
+    ) -> None:
         self.wire = Wire(kernel)
-        self.core = Session(
-            self.wire.kernel, options=MonitorOptions(**{"providers": TCP_UDP, **options}), interfaces={4: "en0"}
-        )
+        options = MonitorOptions(**{"providers": TCP_UDP, **options})
+        self.core = Session(self.wire.kernel, options=options, **{"interfaces": {4: "en0"}, **(facts or {})})
+        self.lookups: list[Lookup] | None = None if facts is None else []
+        """Those that wait for an answer; `None`: each is answered by `None` at once."""
         self.now = 100.0
         self.immediate, self.receive_buffer = immediate, receive_buffer
         self.channels: list[int] = []
@@ -75,6 +92,8 @@ class Talk:
                 elif isinstance(command, CloseChannel):
                     self.channels.remove(command.channel)
                     self.closed.append(command.channel)
+                elif isinstance(command, Lookup) and self.lookups is not None:
+                    self.lookups.append(command)
                 elif isinstance(command, Lookup):
                     self.core.lookup_done(command.token, None, self.now)  # no evidence to be had here
                 else:
@@ -100,6 +119,11 @@ class Talk:
         for entry in datagrams:
             for datagram in entry if isinstance(entry, list) else [entry]:
                 self.core.receive_datagram(datagram, self.now, self.channels[-1] if channel is None else channel)
+        return self.asked()
+
+    def found(self, answer) -> list:
+        """Answer the oldest look-up, and say what is asked next."""
+        self.core.lookup_done(self.lookups.pop(0).token, answer, self.now)
         return self.asked()
 
     def drained(self, channel: int | None = None) -> list:
@@ -318,6 +342,7 @@ def test_after_a_drained_immediate_channel_a_missing_success_is_lost():
     assert talk.drained() == []
     assert talk.events(PollCompleted)[0].complete is False
     assert talk.core.statistics()["replies_lost"] == 4
+    assert isinstance(talk.due()[0], GetUpdate)  # and polls go on
 
 
 def test_over_a_bridge_a_missing_success_is_lost_after_a_time():
@@ -693,6 +718,154 @@ def test_every_batching_release_polls_by_updates_from_the_start(kernel):
     events = talk.events()
     assert [type(e) for e in events] == [FlowAdded, PollCompleted, FlowUpdated, FlowRemoved]
     assert events[-1].final
+
+
+# --- look-ups, and the clock ----------------------------------------------------------------------
+
+
+def _two_processes(**facts) -> Talk:
+    """A session on a wall clock, a poll each hour; its first poll reported flows of pids 1 and 2."""
+    talk = Talk(12, facts=facts, interval=3600.0)
+    talk.core.epoch_offset = 1e9
+    talk.subscribe()
+    data = talk.report(2, pid=2, upid=2) + talk.report(1, pid=1, upid=1)
+    talk.answer(data, talk.wire.success(talk.open_poll[0].context))
+    talk.events()
+    talk.now += 7.0
+    return talk
+
+
+def test_executables_are_asked_for_one_question_at_a_time_and_reported_when_they_are_found():
+    talk = _two_processes(paths=True)
+    assert [lookup.request for lookup in talk.lookups] == [FindPaths((2,))]
+    talk.found(PathsFound((2,), ("/bin/curl",)))
+    (event,) = talk.events()
+    assert (event.flow.process.path, event.time) == ("/bin/curl", talk.now + 1e9)
+    assert [lookup.request for lookup in talk.lookups] == [FindPaths((1,))], "what came meanwhile"
+    talk.found(LookupFailed("no"))
+    talk.answer(talk.report(5, pid=5, upid=5))
+    assert talk.lookups[0].request == FindPaths((5,)), "one that failed holds nobody up"
+
+
+def test_both_control_sockets_hear_of_executables():
+    talk = _two_processes(paths=True)
+    talk.lookups.clear()
+    talk.core.channel_closed(0, talk.now)
+    requests = talk.due()
+    while isinstance(requests[0], AddAllSources):
+        requests = talk.answer(talk.wire.success(requests[0].context))
+    talk.answer(talk.report(11, local=address("192.0.2.1", 1001), pid=1, upid=1))
+    talk.core.lookup_done(3, PathsFound((1,), ("/bin/curl",)), talk.now)
+    talk.answer(talk.wire.success(requests[0].context))
+    paths = {flow.process.path for flow, _ in talk.core.flows() if flow.process.pid == 1}
+    assert paths == {"/bin/curl"}
+
+
+def test_what_the_kernel_counts_as_lost_is_said_at_the_moment_of_its_answer_and_repaired():
+    talk = _two_processes(ledger=True)
+    assert talk.lookups[0].request == ReadLedger()
+    talk.found(Ledger((LedgerRow(3, 2, 1),)))
+    losses = talk.events()
+    assert [(loss.cause, loss.count) for loss in losses] == [(LossCause.ANNOUNCEMENT, 2), (LossCause.GOODBYE, 1)]
+    assert {loss.time for loss in losses} == {talk.now + 1e9}
+    assert "net.stats.metrics" in losses[0].detail
+    assert talk.core.next_deadline() == talk.now, "another control socket is opened at once"
+    lost = _two_processes(ledger=True)
+    lost.found(Ledger((LedgerRow(3, 0, 1),)))
+    assert lost.core.next_deadline() > lost.now + 50, "no other one hears of what has ended"
+
+
+EVIDENCE = Evidence(
+    pid=9, uid=0, interface_index=4,
+    flows=(KnownFlow(
+        provider=Provider.TCP, local=Endpoint.parse("192.0.2.1", 1003), remote=Endpoint.parse("192.0.2.9", 443),
+        state=None, rx_bytes=1, tx_bytes=1,
+    ),),
+)  # fmt: skip
+
+
+def test_a_proof_goes_on_at_once_and_its_flows_are_nobodys_until_they_are_closed():
+    talk = _two_processes(verify=True)
+    assert talk.lookups[0].request == OpenEvidence()
+    (poll,) = talk.found(EVIDENCE)
+    assert poll.srcref == talk.wire.layout.all_sources
+    known = talk.report(3, pid=9, upid=9)
+    for _ in range(3):
+        (poll,) = talk.answer(known, talk.report(2, pid=2, upid=2), talk.report(1, pid=1, upid=1),
+                              talk.wire.success(poll.context)) or [None]  # fmt: skip
+        if talk.lookups:
+            break
+    assert talk.lookups[0].request == CloseEvidence()
+    assert not talk.events(FlowAdded)
+    talk.found(None)
+    talk.answer(talk.wire.removed(3), talk.report(4, pid=9, upid=9, local=address("192.0.2.1", 1003)))
+    assert [event.flow.process.pid for event in talk.events(FlowAdded)] == [9]
+
+
+def test_known_flows_that_cannot_be_opened_cost_no_poll():
+    talk = _two_processes(verify=True)
+    assert talk.found(None) == []
+    assert any("cannot be proven" in note for note in talk.core.capabilities.notes)
+
+
+@pytest.mark.parametrize(("kernel", "proves"), [(12, False), (NEWER, True)])
+def test_who_does_not_say_whether_to_prove_proves_what_is_newer_than_known(kernel, proves):
+    talk = Talk(kernel, facts={})
+    talk.subscribe()
+    talk.answer(talk.wire.success(talk.open_poll[0].context))
+    assert [lookup.request for lookup in talk.lookups] == [OpenEvidence()] * proves
+
+
+def test_a_session_that_follows_asks_for_nothing_and_keeps_what_was_proven():
+    wire = Wire(12)
+    structs = (ProvenStruct("nstat_tcp_descriptor", 344, (("pid", 116),)),)
+    facts = {"verify": True, "paths": True, "ledger": True, "coverage": True, "proven": structs}
+    session = Session(wire.kernel, mode=Mode.FOLLOWING, **facts)
+    session.epoch_offset = 1e9
+    session.start(5.0)
+    session.receive_datagrams(wire.report(1, wire.counts(5), wire.descriptor(2)), 5.0, 0)
+    session.lookup_done(5, InterfacesRead(((4, 1, 1),)), 6.0)
+    session.lookup_done(5, InterfacesRead(((4, 9, 9),)), 7.0)
+    assert session.commands() == []
+    assert "coverage_rx_bytes" not in session.statistics()
+    assert (session.setup.proven, session.proof) == (structs, Proof.PROBED)
+    assert Session(wire.kernel, **facts).setup.proven == ()
+    session.take_events()
+    for number in (errno.ENOENT, errno.ENOBUFS):
+        session.channel_failed(0, number, 8.0)
+    assert [(event.cause, event.time) for event in session.take_events()] == [(LossCause.KERNEL_BUFFER, 1e9 + 8.0)]
+    session.receive_datagram(wire.added(2), 9.0)
+    session.finish(9.5)
+    assert session.next_event().time == 1e9 + 9.5
+    session.receive_datagram(wire.added(4), 10.0)
+    session.observe_request(AddAllSources(context=5, provider=2).encode(wire.layout), 11.0)
+    session.receive_datagram(wire.success(5), 11.0)
+    session.observe_request(AddAllSources(context=6, provider=2).encode(wire.layout), 12.0)
+    session.receive_datagram(wire.success(6), 12.5)
+    assert {event.time for event in session.take_events()} == {1e9 + 12.5}
+
+
+def test_one_who_has_one_socket_forgoes_the_second_and_is_told_what_is_lost():
+    wire = Wire(11)
+    session = Session(wire.kernel, options=MonitorOptions(providers={Provider.TCP}, discovery="announce"))
+    session.start(50.0)
+    losses = []
+    for turn in range(50, 80):
+        for data in session.data_to_send():
+            message = decode_message(wire.kernel, data, request_frame(data, has_lengths=wire.layout.has_lengths))
+            one = getattr(message, "srcref", wire.layout.all_sources) != wire.layout.all_sources
+            answer = wire.error(message.context, DarwinErrno.ENOENT) if one else wire.success(message.context)
+            session.receive_datagram(answer, turn)
+        if turn == 60:
+            session.receive_datagram(wire.added(1), turn)
+            session.receive_datagram(wire.added(3), turn)
+        if (due := session.next_deadline()) is not None and due <= turn:
+            session.handle_deadline(turn)
+        losses += [event.cause for event in session.take_events() if isinstance(event, EventsLost)]
+    assert losses == [LossCause.ANNOUNCEMENT, LossCause.FINAL_COUNTS, LossCause.FINAL_COUNTS]
+    assert session.failure is None
+    assert session.capabilities.receive_buffer is None
+    assert session.statistics()["polls"] > 12, "they go on"
 
 
 def test_one_socket_without_commands_is_enough_to_bring_one_s_own_io():
