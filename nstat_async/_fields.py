@@ -604,6 +604,7 @@ TABLE = FieldTable((
         _text("source", sql=SqlTable.PROCESS),
         Field("key", KEY, later=True, get=_row_key),
         Field("process", _record(Process), later=True),
+        _text("text", later=True),
         _moment("first_seen", later=True),
         _moment("last_seen", later=True),
         _linux("cgroup", TEXT, sql=SqlTable.PROCESS, since=2),

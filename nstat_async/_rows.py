@@ -56,6 +56,8 @@ class Row:
     """Name of the machine or recording that the row came from: in a fleet, or after `TrafficTable.merge`."""
     process: Process | None = None
     """The process, in a table of processes."""
+    text: str | None = None
+    """What a person calls the key, where that is known and differs: the name of a user."""
     flows: int = 0
     """Flows seen, each counted once: in the row where it was last."""
     open_flows: int = 0
@@ -102,12 +104,14 @@ class Row:
 
     @property
     def name(self) -> str | None:
-        """Name of the process, or the key as text; `None` when neither is known.
+        """Name of the process, what a person calls the key, or the key as text; `None` when neither is known.
 
         Names are chosen by the processes: escape before printing.
         """
         if self.process is not None:
             return self.process.name
+        if self.text is not None:
+            return self.text
         key = self.key.value if isinstance(self.key, enum.Enum) else self.key
         return None if key is None else str(key)
 

@@ -143,7 +143,7 @@ def row_form(arguments: argparse.Namespace, view: View, output: Output) -> Calla
         return lambda rows, moment: [ocsf.row_line(row, view.group_by.name, moment) for row in rows]
     if arguments.format == "json":
         return lambda rows, moment: [
-            dump(picked(row, chosen, moment)) if chosen else dumps(row, time=moment) for row in rows
+            dump(picked(row, chosen, moment)) if chosen else dumps(row, time=moment) for row in map(view.named, rows)
         ]
 
     def text(rows: Sequence[Row], _moment: float) -> list[str]:

@@ -66,12 +66,17 @@ class View:
         """What a row is, as the heading of its column."""
         return "PROCESS" if self.is_of_processes else self.group_by.name.upper()
 
+    def named(self, row: Row) -> Row:
+        """The row of a user with the name that this machine knows, if nobody else said one."""
+        if self.users and self.group_by.name == "user" and row.text is None and isinstance(row.key, int):
+            return attrs.evolve(row, text=user_text(row.key))
+        return row
+
     def label(self, row: Row) -> str:
         """What to call a row, escaped."""
+        row = self.named(row)
         if row.kind is RowKind.UNKNOWN and not self.is_of_processes:
             return "(unknown)"
-        if self.users and row.kind is RowKind.GROUP and self.group_by.name == "user" and isinstance(row.key, int):
-            return user_text(row.key)
         if row.kind is RowKind.GROUP and row.process is not None and row.process.name is not None:
             text = name_text(row.process)
         else:

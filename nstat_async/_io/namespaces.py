@@ -135,13 +135,18 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
     try:
         if namespaces_equal(path):
             return NetworkNamespace(), None
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
         in_namespace(descriptor, lambda: None)
         facts = os.fstat(descriptor)
     except OSError as error:
         if descriptor >= 0:
             os.close(descriptor)
-        raise _unavailable(f"network namespace {_label(namespace)} ({path})", error) from error
+        label = _label(namespace)
+        what = label if label == path else f"{label} ({path})"
+        if error.errno == errno.EINVAL:  # setns of any other file
+            detail = f"{what} is no network namespace: name one of ip netns, a pid, or a file such as /proc/PID/ns/net"
+            raise BackendUnavailableError("sock_diag", UnavailableReason.MISSING, detail) from error
+        raise _unavailable(f"network namespace {what}", error) from error
     return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor
 
 

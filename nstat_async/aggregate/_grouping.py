@@ -100,6 +100,8 @@ class GroupBy:
     flow's traffic so far then goes to the new key; otherwise it stays with the old."""
     needs_details: bool = False
     """True if the key is read from an event's details."""
+    text: Callable[[Flow], str | None] | None = None
+    """What a person calls the key, by a flow that knows; `None`: as it is."""
     per_host: bool = False
     """True if equal keys of two machines of a fleet are different things, such as process ids: each
     machine then has rows of its own, and `Row.source` names it."""
@@ -187,8 +189,8 @@ class GroupBy:
 
     @classmethod
     def user(cls) -> GroupBy:
-        """By user id."""
-        return cls.field("user")
+        """By user id; `Row.name` is the user's name, where the machine says it."""
+        return attrs.evolve(cls.field("user"), text=lambda flow: None if flow.process is None else flow.process.user)
 
     @classmethod
     def remote_address(cls) -> GroupBy:

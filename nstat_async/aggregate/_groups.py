@@ -69,7 +69,9 @@ class Groups:
         return tally
 
     def describe(self, tally: Tally, flow: Flow) -> None:
-        """Learn what there is to learn about the process of a row."""
+        """Learn what there is to learn about the process of a row, or what its key is called."""
+        if tally.text is None and tally.key is not None and self.group_by.text is not None:
+            tally.text = self.group_by.text(flow)
         find, owner = self.group_by.process, flow.process
         if find is None or owner is None or tally.key is None:
             return

@@ -31,6 +31,8 @@ class Tally:
     first_seen: float
     last_seen: float
     process: Process | None = None
+    text: str | None = None
+    """What a person calls the key."""
     home: Flow | None = None
     """A flow of the process of which the cgroup is known."""
     flows: int = 0
@@ -100,6 +102,7 @@ class Tally:
             key=self.key,
             source=self.source,
             process=self.process,
+            text=self.text,
             flows=self.flows,
             open_flows=self.open_flows,
             uncounted_flows=self.uncounted_flows,

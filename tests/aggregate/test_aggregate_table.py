@@ -370,6 +370,17 @@ def test_the_sum_of_growths_is_taken_along_after_a_wrap():
     assert (row.name, row.rx_bytes, row.rx_packets) == ("curl", 30, 2**32 + 6)
 
 
+def test_a_row_of_a_user_has_the_name_once_a_flow_says_it():
+    table = TrafficTable(GroupBy.user())
+    table.feed(added(flow("a"), 1, counts(5)))
+    assert [(row.key, row.name) for row in table.rows()] == [(501, "501")]
+    table.feed(added(flow("b", attrs.evolve(CURL, user="mona")), 2, counts(5)))
+    table.feed(added(flow("c", None), 2, counts(5)))
+    assert [(row.key, row.name, row.flows) for row in table.rows()] == [(501, "mona", 2), (None, None, 1)]
+    line = to_dict(table.rows()[0])
+    assert (line["name"], line["key"]) == ("mona", 501)
+
+
 def test_a_table_groups_by_any_field_that_the_table_of_fields_names():
     table = TrafficTable(GroupBy.field("state"))
     table.feed(added(flow("a"), 1, counts(5)))

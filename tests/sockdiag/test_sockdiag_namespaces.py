@@ -17,7 +17,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
 from nstat_async import Monitor
 from nstat_async._cli._limits import limits_text
 from nstat_async._contract import CloseChannel, LookupFailed, OpenChannel
-from nstat_async._errors import BackendUnavailableError, UsageError
+from nstat_async._errors import BackendUnavailableError, UnavailableReason, UsageError
 from nstat_async._events import FlowAdded, FlowRemoved, PollCompleted, RemovalReason
 from nstat_async._options import MonitorOptions
 from nstat_async.backends import Replay, SockDiag, named
@@ -317,6 +317,20 @@ def added(driver, port, namespace=None):
 
 def is_removed(driver, flow):
     return any(isinstance(e, FlowRemoved) and e.flow.id == flow.id for e in driver.events)
+
+
+@pytest.mark.linux
+@privileged
+def test_what_is_no_network_namespace_is_said_to_be_none(tmp_path):
+    """A file, a folder, a pipe that nobody writes to, and a namespace of another kind; what is not there is not there."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/etc/passwd", str(tmp_path), str(tmp_path / "pipe"), "/proc/self/ns/mnt"):
+        with pytest.raises(BackendUnavailableError, match=f": {path} is no network namespace: name one of") as caught:
+            SockDiag(path).parts(MonitorOptions())
+        assert caught.value.reason is UnavailableReason.MISSING
+    for absent in ("/nonexistent", "no-such-name", 999_999_999):
+        with pytest.raises(BackendUnavailableError, match=f"network namespace (pid:)?{absent}.*: No such file"):
+            SockDiag(absent).parts(MonitorOptions())
 
 
 @pytest.mark.linux

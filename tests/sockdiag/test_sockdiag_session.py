@@ -22,6 +22,7 @@ from nstat_async._events import (
 )
 from nstat_async._model import Direction, InterfaceKind, Outcome, Provider, TcpState
 from nstat_async._options import MonitorOptions
+from nstat_async.aggregate import History, HistoryWriter, ProcessTable
 from nstat_async.sockdiag import (
     AddressMessage,
     DiagRequest,
@@ -422,6 +423,44 @@ def test_an_owner_that_is_never_found_is_sought_ever_more_rarely(kernel):
     searches = [item for item in kernel.record if item[0] == "answer" and hasattr(item[3], "owners")]
     assert len(searches) == 5  # polls 1, 2, 4, 8, 16
     assert kernel.session.statistics()["unresolved_owners"] == 1
+
+
+def test_a_counter_of_32_bits_that_wraps_is_growth_in_every_total(kernel, tmp_path):
+    """Segments are counted in 32 bits, bytes in 64: tables, history and metrics have what came, and one flow."""
+    prometheus, otel = (pytest.importorskip(f"nstat_async.integrations.{name}") for name in ("prometheus", "otel"))
+    metrics = pytest.importorskip("opentelemetry.sdk.metrics")
+    reader = metrics.export.InMemoryMetricReader()
+    provider = metrics.MeterProvider([reader], shutdown_on_exit=False)
+    table, collector = ProcessTable(), prometheus.TrafficCollector()
+    exporter, writer = otel.TrafficMetrics(provider.get_meter("test")), HistoryWriter(tmp_path / "history")
+    total = 6_200_000_000_000
+    kernel.sockets[1] = FakeSocket(1, inode=77)
+    kernel.owners[77] = 42
+    for step, segments in enumerate((2**32 - 500, 500, 1500)):
+        kernel.sockets[1].info = {TcpInfo.BYTES_RECEIVED: total + 1_448_000 * step, TcpInfo.DATA_SEGS_IN: segments}
+        events = kernel.wait(1.0) if step else kernel.start()
+        for consumer in (table, collector, exporter, writer):
+            consumer.feed_many(events)
+    (row,) = table.rows()
+    assert (row.rx_bytes, row.rx_packets, row.flows) == (2_896_000, 2000, 1)
+    assert row.rx_rate == pytest.approx(1_448_000)
+    writer.close()
+    with History(tmp_path / "history") as history:
+        (used,) = history.usage()
+    assert (used.rx_bytes, used.rx_packets) == (2_896_000, 2000)
+    scraped = {sample.name: sample.value for metric in collector.collect() for sample in metric.samples}
+    assert scraped["nstat_process_receive_bytes_total"] == scraped["nstat_receive_bytes_total"] == 2_896_000
+    assert scraped["nstat_flows_total"] == 1
+    exported = {
+        (metric.name, *point.attributes.values()): point.value
+        for resource in reader.get_metrics_data().resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    }
+    provider.shutdown()
+    assert exported["process.network.io", "p42", "receive"] == 2_896_000
+    assert exported["nstat.process.packets", "p42", "receive"] == 2000
 
 
 def test_udp_is_known_and_not_counted(kernel):
