@@ -24,11 +24,13 @@ gc.disable()  # nothing is left behind while tests are collected, and there is m
 
 from hypothesis import settings
 
+from examples import examples
+
 # The same examples in every run: a test that fails has been broken by the change at hand.
 # HYPOTHESIS_PROFILE=thorough has more of them (examples.py), explore looks for new ones.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.register_profile("thorough", derandomize=True, deadline=None)
-settings.register_profile("explore", deadline=None)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=examples(100))
+settings.register_profile("thorough", derandomize=True, deadline=None, max_examples=examples(100))
+settings.register_profile("explore", deadline=None, max_examples=examples(100))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 SLOW = ("browser", "nats", "benchmark", "slow")

@@ -24,13 +24,13 @@ from typing import Any
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
 
-from sockdiag_fakes import flow_events
+from sockdiag_fakes import FakeSocket, flow_events
 from test_kernel_truth import JUMPS, KERNELS, PAUSES, Machine, check, settle
 from test_sockdiag_book import World, traffic
 from virtual import VirtualMonitor
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, NstatError
-from nstat_async.sockdiag import SocketState
+from nstat_async.sockdiag import SocketState, TcpInfo
 from nstat_async.sockdiag._constants import IPPROTO_TCP
 from nstat_async.testing import EmulatedKernel
 
@@ -110,6 +110,8 @@ class Accounted(World):
         super().__init__()
         self.got: Counter[int] = Counter()
         """By cookie, what a socket received, without the byte that a FIN counts as."""
+        self.segments: Counter[int] = Counter()
+        """By cookie, in how many segments: each has a byte at least."""
         self.moved: dict[str, int] = {}
         """By the id of a flow of TCP, what it received when it ended."""
 
@@ -119,24 +121,28 @@ class Accounted(World):
         if sock is None or sock.state == SocketState.CLOSE_WAIT:
             return
         self.got[sock.cookie] += amount
+        self.segments[sock.cookie] += -(-amount // 1448)
         hung_up = not amount and sock.protocol == IPPROTO_TCP
         if hung_up:
             sock.state = SocketState.CLOSE_WAIT
-        sock.info = traffic(self.got[sock.cookie], self.got[sock.cookie], fin=int(hung_up))
+        self.count(sock, fin=int(hung_up))
+
+    def count(self, sock: FakeSocket, **fins: int) -> None:
+        got, segments = self.got[sock.cookie], self.segments[sock.cookie]
+        sock.info = traffic(got, got, **fins) | {TcpInfo.DATA_SEGS_IN: segments, TcpInfo.DATA_SEGS_OUT: segments}
 
     def close(self, number: int, tell: bool) -> None:
         sock = self.socket(number)
         if sock is not None and sock.protocol == IPPROTO_TCP:
-            got = self.got[sock.cookie]
-            self.moved[f"c{sock.cookie:x}"] = got
-            sock.info = traffic(got, got, fin=1, fin_sent=1)  # both sides have hung up
+            self.moved[f"c{sock.cookie:x}"] = self.got[sock.cookie]
+            self.count(sock, fin=1, fin_sent=1)  # both sides have hung up
         super().close(number, tell)
 
     def open(self, number: int, protocol: int, inode: int) -> None:
         new = self.socket(number) is None
         super().open(number, protocol, inode)
         if new:
-            self.got[self.used] = 1
+            self.got[self.used] = self.segments[self.used] = 1
 
     def do(self, name: str, *arguments: int) -> None:
         if name == "grow":

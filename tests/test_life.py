@@ -563,7 +563,7 @@ def test_cut_off_at_any_await_a_monitor_leaves_nothing_open(run, way):
 def test_cut_off_at_any_await_a_read_loses_no_event(run, way, many):
     if way is cut_natively:
         asyncio_only(run)
-    total = 2_500
+    total = 1_200  # a read that found events makes a checkpoint at each thousandth
 
     async def main():
         ready = Ready()

@@ -164,7 +164,7 @@ def test_a_consumer_that_stops_reading_has_the_same_flows_and_totals_when_it_goe
 @pytest.mark.parametrize("receive_buffer", [1024, 2048, 8192, 16_384, 8 << 20])
 @pytest.mark.parametrize("discovery", ["poll", "announce"])
 def test_hundreds_of_flows_are_found_with_the_smallest_and_the_largest_receive_buffer(run, discovery, receive_buffer):
-    kernel, flows = populated(300)
+    kernel, flows = populated(200)
 
     async def body():
         options = {"interval": None, "discovery": discovery, "receive_buffer": receive_buffer}

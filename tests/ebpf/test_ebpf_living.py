@@ -335,13 +335,13 @@ def test_opening_and_closing_leaks_nothing(namespace):
     with Watch():
         pass
     before, ids = descriptors(), set()
-    for _ in range(10):
+    for _ in range(4):
         with Watch() as watch:
             assert watch.source.tier is ALL
             assert descriptors() > before
             ids |= program_ids("self")
     assert descriptors() == before
-    assert len(ids) == 10 * (10 if counts_calls() else 8)
+    assert len(ids) == 4 * (10 if counts_calls() else 8)
     wait_until_gone(ids)
 
 

@@ -160,12 +160,12 @@ def check_short_processes(events, truth, *, packets: bool) -> None:
 
 @again
 def test_every_short_process_has_its_flows(namespace, traffic):
-    """400 processes with one connection and 400 with datagrams, gone at once: bytes, pid and name exact, each end once."""
+    """200 processes with one connection and 200 with datagrams, gone at once: bytes, pid and name exact, each end once."""
     truth = {}
 
     async def work(seen: Seen) -> None:
-        truth.update(await asyncio.to_thread(short_processes, traffic, 400))
-        await seen.until(lambda: len(ends(seen.events, truth)) == 4 * 400)
+        truth.update(await asyncio.to_thread(short_processes, traffic, 200))
+        await seen.until(lambda: len(ends(seen.events, truth)) == 4 * 200)
 
     seen = monitored(work, interval=0.5, overflow="all")
     check_short_processes(seen.events, truth, packets=True)

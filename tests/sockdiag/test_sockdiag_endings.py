@@ -88,7 +88,7 @@ def play(chosen, number, world):
 
 @living
 @pytest.mark.privileged
-@pytest.mark.parametrize(("world", "number"), [(one_namespace, 250), (two_namespaces, 150)], ids=["local", "remote"])
+@pytest.mark.parametrize(("world", "number"), [(one_namespace, 150), (two_namespaces, 100)], ids=["local", "remote"])
 def test_final_counts_are_the_truth_or_say_by_how_much_they_may_be_off(world, number):
     """Random connections that end in random ways: `final` is exact, uncertain counts are off by one byte at most, none is
     below what was reported; where both ends are here, whatever ends after the other end, or soon before it, is proven."""

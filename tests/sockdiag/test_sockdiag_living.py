@@ -481,7 +481,7 @@ def test_churn_while_dumping(live):
     stop, ports = threading.Event(), []
 
     def churn() -> None:
-        while not stop.is_set() and len(ports) < 3000:
+        while not stop.is_set() and len(ports) < 1000:
             client, server = pair(listener)
             ports.append((port(client), client))
             client.sendall(b"x" * 100)
