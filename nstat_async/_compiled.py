@@ -1,4 +1,4 @@
-"""The two hottest loops in C, where they were built: `speedups`, or `None`.
+"""The hottest loops in C, where they were built: `speedups`, or `None`.
 
 The Python code beside each use is the reference and does the same. ``NSTAT_ASYNC_PURE=1``
 in the environment turns the C code off.

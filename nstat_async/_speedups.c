@@ -1,7 +1,7 @@
-/* The two hottest loops of the package in C: reports of a Darwin kernel, and rows of a Linux dump.
+/* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, and tables of descriptors.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_dumps.py). These functions take the same
- * steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_dumps.py, _io/tables.py). These functions take the
+ * same steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
 #define PY_SSIZE_T_CLEAN
@@ -9,6 +9,13 @@
 #include <stdint.h>
 #include <string.h>
 #include <structmember.h>
+#ifdef __linux__
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+#endif
 
 #if PY_VERSION_HEX >= 0x030E0000
 #define HASH_BYTES(data, size) Py_HashBuffer(data, size)
@@ -751,8 +758,148 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
     return 0;
 }
 
+#ifdef __linux__
+/* --- tables of descriptors, without the interpreter's lock: who searches waits for nobody --------------------- */
+
+#define MOST_AT_ONCE 1024
+#define RING_INODE -1
+
+typedef struct {
+    int *numbers; /* descriptors that are still to be read, the highest last */
+    Py_ssize_t count;
+    Py_ssize_t found;
+    int64_t inodes[MOST_AT_ONCE];
+    int places[MOST_AT_ONCE];
+} Table;
+
+static inline int is_gone(int error) { return error == ENOENT || error == ESRCH || error == ENOTDIR; }
+
+static int list_numbers(Table *table, DIR *directory)
+{
+    Py_ssize_t room = 0;
+    for (;;) {
+        errno = 0;
+        struct dirent *entry = readdir(directory);
+        if (entry == NULL)
+            return errno;
+        if (entry->d_name[0] < '0' || entry->d_name[0] > '9')
+            continue;
+        if (table->count == room) {
+            room = room ? 2 * room : 64;
+            int *numbers = realloc(table->numbers, (size_t)room * sizeof(int));
+            if (numbers == NULL)
+                return ENOMEM;
+            table->numbers = numbers;
+        }
+        table->numbers[table->count++] = atoi(entry->d_name);
+    }
+}
+
+static int64_t inode_of(const char *target, ssize_t size)
+{
+    static const char prefix[] = "socket:[", ring[] = "anon_inode:[io_uring]";
+    const ssize_t length = sizeof(prefix) - 1;
+    if (size > length && memcmp(target, prefix, (size_t)length) == 0)
+        return strtoll(target + length, NULL, 10);
+    return size == sizeof(ring) - 1 && memcmp(target, ring, (size_t)size) == 0 ? RING_INODE : 0;
+}
+
+static int read_links(Table *table, int directory, Py_ssize_t most)
+{
+    for (Py_ssize_t taken = 0; taken < most && table->count > 0; taken++) {
+        char name[16], target[64];
+        const int number = table->numbers[--table->count];
+        snprintf(name, sizeof(name), "%d", number);
+        const ssize_t size = readlinkat(directory, name, target, sizeof(target) - 1);
+        if (size < 0 && !is_gone(errno))
+            return errno;
+        if (size < 0) /* closed meanwhile */
+            continue;
+        target[size] = 0;
+        table->inodes[table->found] = inode_of(target, size);
+        table->places[table->found++] = number;
+    }
+    return 0;
+}
+
+static int read_part(Table *table, long thread, int list, Py_ssize_t most)
+{
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/%ld/fd", thread);
+    DIR *directory = opendir(path);
+    if (directory == NULL)
+        return errno;
+    int error = list ? list_numbers(table, directory) : 0;
+    if (!error)
+        error = read_links(table, dirfd(directory), most);
+    closedir(directory);
+    return error;
+}
+
+static PyObject *part_of(const Table *table)
+{
+    PyObject *found = PyList_New(table->found);
+    for (Py_ssize_t number = 0; found != NULL && number < table->found; number++) {
+        PyObject *link = Py_BuildValue("(Li)", (long long)table->inodes[number], table->places[number]);
+        if (link == NULL)
+            Py_CLEAR(found);
+        else
+            PyList_SET_ITEM(found, number, link);
+    }
+    if (found == NULL)
+        return NULL;
+    return Py_BuildValue("(Ny#)", found, (const char *)(table->numbers ? table->numbers : table->places),
+                         table->count * (Py_ssize_t)sizeof(int));
+}
+
+static PyObject *take_links(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    long thread;
+    Py_ssize_t most, size;
+    const char *waiting;
+    if (!PyArg_ParseTuple(arguments, "lz#n", &thread, &waiting, &size, &most))
+        return NULL;
+    Table *table = malloc(sizeof(Table));
+    if (table == NULL)
+        return PyErr_NoMemory();
+    table->found = table->count = 0;
+    table->numbers = NULL;
+    int error = 0;
+    if (waiting != NULL && size > 0) {
+        table->numbers = malloc((size_t)size);
+        if (table->numbers == NULL)
+            error = ENOMEM;
+        else
+            memcpy(table->numbers, waiting, (size_t)size);
+        table->count = size / (Py_ssize_t)sizeof(int);
+    }
+    if (!error) {
+        Py_BEGIN_ALLOW_THREADS
+        error = read_part(table, thread, waiting == NULL, most < MOST_AT_ONCE ? most : MOST_AT_ONCE);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *part = NULL;
+    if (is_gone(error))
+        part = Py_NewRef(Py_None);
+    else if (error) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else
+        part = part_of(table);
+    free(table->numbers);
+    free(table);
+    return part;
+}
+
+PyDoc_STRVAR(take_links_doc, "take_links(thread, waiting, most) -> ([(inode, descriptor)], waiting) or None\n\n"
+                             "As `_take_links` of _io/tables.py.");
+static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc}, {NULL, NULL, 0, NULL}};
+#else
+static PyMethodDef functions[] = {{NULL, NULL, 0, NULL}};
+#endif
+
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "nstat_async._speedups",
-                                        "The two hottest loops of the package.", -1, NULL, NULL, NULL, NULL, NULL};
+                                        "The hottest loops of the package.", -1, functions, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__speedups(void)
 {

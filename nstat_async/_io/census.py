@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import attrs
 
 from .processes import start_ticks
-from .tables import all_pids, holds, inode_of, links, size_of
+from .tables import all_pids, holds, links, size_of
 
 MOST_SOCKETS = 100_000
 """Descriptors of sockets that are remembered; where there are more nothing is counted."""
@@ -108,13 +108,13 @@ class Census:
             return
         sockets = {}
         try:
-            for number, (target, descriptor) in enumerate(links(pid), 1):
-                sockets[inode_of(target)] = descriptor
+            for number, (inode, descriptor) in enumerate(links(pid), 1):
+                if inode > 0:
+                    sockets[inode] = descriptor
                 if not number % GLANCE:
                     yield
         except PermissionError:
             return
-        sockets.pop(0, None)
         tables[pid] = _Table(size, sockets)
 
 

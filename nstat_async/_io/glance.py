@@ -1,8 +1,11 @@
-"""One network namespace at a glance: what the kernel counts there, and which of its sockets were not there before."""
+"""One network namespace at a glance: what the kernel counts there, and which of its sockets were not there before.
+
+A dump of TCP sockets costs the kernel a walk over its whole table, half a millisecond where there is hardly any. So the
+ports that come next are asked for first (`Successors`), and sockets that have no process yet are asked for one by one.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import math
@@ -11,18 +14,22 @@ import resource
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from ..sockdiag import PulsePurpose, PulseReport
 from ..sockdiag._lookups import lookup_request
+from .budget import SHARE, Budget
+from .counters import Counters
 from .crowds import CROWD, crowded_ports, without_crowds
+from .successors import Successors, cookie_of
 
-__all__ = ["Counters", "Glance"]
+__all__ = ["Glance"]
 
-TIMEOUT = 1.0
-"""Seconds until an answer of the kernel, which is there at once, is given up."""
 MOST_UNREAD = 16
 """Reports that wait to be read; there is no look while there are more."""
+ONE_BY_ONE = 32
+"""New connections, or such that wait for their process, that are asked for without a dump."""
 LONGEST_WAIT = 1.0
 """Seconds between two looks for the process of a connection that is not accepted yet, at last."""
 SPARE_DESCRIPTORS = 16
@@ -40,48 +47,6 @@ _HEADER_SIZE, _ERROR_SIZE = 16, 20
 _TO_BE_ACCEPTED = frozenset({1, 8})
 """States of a connection without an inode: established, and closed by the peer meanwhile."""
 _TCP, _UDP = 6, 17
-
-
-class Counters:
-    """What the kernel counts in the network namespace of the calling thread.
-
-    Raises:
-        OSError: A file cannot be opened, or has no such counters.
-    """
-
-    def __init__(self) -> None:
-        self._files: list[int] = []
-        try:
-            for name in ("snmp", "sockstat"):
-                self._open(name)
-            with contextlib.suppress(FileNotFoundError):  # without IPv6
-                self._open("sockstat6")
-            self.read()
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self, name: str) -> None:
-        self._files.append(os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC))
-
-    def read(self) -> tuple[int, int]:
-        """Connections opened and accepted so far, and datagram sockets that there are.
-
-        Raises:
-            OSError: There are no such counters.
-        """
-        snmp, *sockets = (os.pread(file, 8192, 0) for file in self._files)
-        try:
-            fields = snmp.split(b"\nTcp: ", 2)[2].split(None, 6)  # the first such line has the names
-            udp = (text.split(b"\nUDP", 1)[1].split(None, 3)[2] for text in sockets)
-            return int(fields[4]) + int(fields[5]), sum(map(int, udp))
-        except (IndexError, ValueError):
-            raise OSError(errno.ENODATA, "the kernel does not count connections") from None
-
-    def close(self) -> None:
-        """Close the files. Idempotent."""
-        while self._files:
-            os.close(self._files.pop())
 
 
 class Glance:
@@ -103,10 +68,20 @@ class Glance:
         """When to look again, by protocol."""
         self._wait = dict.fromkeys(self._due, purpose.pause)
         """Seconds between looks while a connection is not accepted by its process yet; they grow."""
+        self.budget = Budget(SHARE, time.monotonic())
+        """The part of what may be spent that is this namespace's own."""
+        self.read_at = self.look_at = self.active_until = self._thorough_at = 0.0
+        """When to read the counters again, and to look at the earliest; until when something is taken to go on; when to read all counters."""
+        self._opened = 0
+        """Connections that were opened or accepted since the last look."""
+        self._unheld: dict[int, bytes] = {}
+        """Connections that no process has accepted yet, or whose process there was no time to find, by cookie."""
+        self._successors = Successors(self._ask)
         self._counters = Counters()
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)
-            self._socket.settimeout(TIMEOUT)
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 4
+            )
             _spare_descriptors(self._socket.fileno())
             self._counted = self._counters.read()
             for protocol in self._requests:
@@ -123,9 +98,13 @@ class Glance:
 
     def moved(self, now: float) -> bool:
         """True if a counter says that there is something new."""
-        (connections, datagrams), self._counted = self._counted, self._counters.read()
+        (connections, datagrams), quickly = self._counted, now < self._thorough_at
+        self._counted = self._counters.read(quickly=quickly)
+        if not quickly:
+            self._thorough_at = now + self.purpose.pause
         new = self._counted[0] != connections, self._counted[1] > datagrams
         if new[0]:
+            self._opened += self._counted[0] - connections
             self._due[_TCP], self._wait[_TCP] = now, self.purpose.pause
         if new[1]:
             self._due[_UDP] = now
@@ -140,9 +119,9 @@ class Glance:
         found = []
         for protocol, due in self._due.items():
             if due <= now:
-                new, unheld = self._look(protocol, whole=whole)
-                found += new
-                self._due[protocol] = now + self._wait[protocol] if unheld else math.inf
+                known = self._known_by_name() if protocol == _TCP else None
+                found += self._look(protocol, whole=whole) if known is None else known
+                self._due[protocol] = now + self._wait[protocol] if protocol == _TCP and self._unheld else math.inf
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
         return found
 
@@ -153,52 +132,85 @@ class Glance:
             if inode in missed:
                 self._known[protocol].discard(cookie)
                 self._due[protocol] = min(self._due[protocol], now + self._wait[protocol])
+                if protocol == _TCP:
+                    self._unheld[cookie] = message
 
     def still_held(self, sockets: list[tuple[int, bytes]], inodes: set[int]) -> set[int]:
         """Those of the inodes whose sockets are there yet: one that is closed meanwhile is in no process any more."""
-        held = set()
-        for protocol, message in sockets:
-            inode = SOCKET.unpack_from(message, COOKIE_AT)[2]
-            if inode in inodes:
-                self._socket.send(lookup_request(message, protocol).encode())
-                answer = self._socket.recv(_RECEIVE_SIZE)
-                if len(answer) >= _LEAST and SOCKET.unpack_from(answer, COOKIE_AT)[2] == inode:
-                    held.add(inode)
-        return held
+        asked = [each for each in sockets if SOCKET.unpack_from(each[1], COOKIE_AT)[2] in inodes]
+        rows = self._ask([lookup_request(message, protocol).encode() for protocol, message in asked])
+        return {SOCKET.unpack_from(row, COOKIE_AT)[2] for row in rows} & inodes
 
-    def _look(self, protocol: int, *, whole: bool = True) -> tuple[list[tuple[int, bytes]], bool]:
-        """New sockets, and whether there are some that no process has accepted yet."""
+    def _ask(self, requests: list[bytes]) -> list[bytes]:
+        """Look sockets up; those that are there."""
+        answers = []
+        for begin in range(0, len(requests), ONE_BY_ONE):  # an answer each is in the socket's buffer
+            part = requests[begin : begin + ONE_BY_ONE]
+            self._socket.send(b"".join(part))
+            answers += [self._socket.recv(_RECEIVE_SIZE) for _ in part]
+        return [answer for answer in answers if len(answer) >= _LEAST and _HEAD.unpack_from(answer)[1] != _ERROR]
+
+    def _known_by_name(self) -> list[tuple[int, bytes]] | None:
+        """New connections without a dump; `None` where it cannot do without."""
+        if self._opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
+            return None
+        new = self._successors.find(self._opened, self._known[_TCP]) if self._opened else []
+        if len(new) < self._opened:
+            return None
+        again = self._ask([lookup_request(message, _TCP).encode() for message in self._unheld.values()])
+        self._opened, self._unheld = 0, {}
+        known, found = self._known[_TCP], []
+        for row in dict.fromkeys([*again, *new]):
+            cookie = cookie_of(row)
+            if cookie not in known and self._is_held(row, cookie):
+                known.add(cookie)
+                found.append((_TCP, row))
+        return found
+
+    def _is_held(self, message: bytes, cookie: int) -> bool:
+        """True if a process has a connection; false if it is over, or waits to be accepted."""
+        if any(message[_INODE_AT : _INODE_AT + 4]):
+            return True
+        if message[_STATE_AT] in _TO_BE_ACCEPTED:
+            self._unheld[cookie] = message
+        return False
+
+    def _look(self, protocol: int, *, whole: bool = True) -> list[tuple[int, bytes]]:
+        """New sockets, by a dump."""
         crowds = () if whole or protocol != _TCP else self.crowds
         try:
-            new, unheld, present, ports = self._dump(protocol, crowds)
+            new, present, ports = self._dump(protocol, crowds)
         except OSError:
             if not crowds:
                 raise
             self._filters, self.crowds = False, ()  # before Linux 5.9
-            return [], False
+            return self._look(protocol)
         if crowds:
             self._known[protocol] |= present
         else:
             self._known[protocol] = present
-            if protocol == _TCP and self._filters:
+        if protocol == _TCP:
+            self._opened = 0
+            for _, message in new:
+                self._successors.learn(message)
+            if self._filters and not crowds:
                 self.crowds = crowded_ports(ports) if len(ports) >= CROWD else ()
-        return new, unheld
+        return new
 
-    def _dump(
-        self, protocol: int, crowds: tuple[int, ...]
-    ) -> tuple[list[tuple[int, bytes]], bool, set[int], list[int]]:
+    def _dump(self, protocol: int, crowds: tuple[int, ...]) -> tuple[list[tuple[int, bytes]], set[int], list[int]]:
         """As `_look`, and the cookies and ports of all."""
-        known, present, ports = self._known[protocol], set[int](), list[int]()
-        new, unheld = [], False
+        known, present, ports, new = self._known[protocol], set[int](), list[int](), []
+        if protocol == _TCP:
+            self._unheld = {}
         for request in self._requests[protocol]:
             self._socket.send(without_crowds(request, crowds) if crowds else request)
             for message in self._strangers(known, present, ports):
-                if any(message[_INODE_AT : _INODE_AT + 4]):
+                cookie = cookie_of(message)
+                if protocol == _UDP or self._is_held(message, cookie):
                     new.append((protocol, message))
-                elif protocol == _TCP and message[_STATE_AT] in _TO_BE_ACCEPTED:
-                    unheld = True
-                    present.discard(SOCKET.unpack_from(message, COOKIE_AT)[0])
-        return new, unheld, present, ports
+                elif cookie in self._unheld:
+                    present.discard(cookie)
+        return new, present, ports
 
     def _strangers(self, known: set[int], present: set[int], ports: list[int]) -> Iterator[bytes]:
         """The messages of a dump that are of no known socket; the cookies and ports of all are added."""

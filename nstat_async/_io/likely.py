@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from .tables import Found, all_pids, inode_of, links, size_of
+from .tables import AT_ONCE, Found, all_pids, inode_at, links, size_of
 from .walk import TURN, Walk
 
 NEWEST = 128
@@ -43,35 +43,67 @@ class LikelyHolders:
         self._last = 0
         self._numbers: dict[int, bool] = {}
         """Whether a number is that of a process; false for those of its other threads, and for those that are gone."""
+        self._places: dict[int, int] = {}
+        """By which descriptor each of the recent holders had its last socket."""
         self._sizes: dict[int, tuple[int | None, int | None]] = {}
         """How many descriptors each process had at the last two looks."""
 
-    def add(self, pids: Iterable[int]) -> None:
-        """These held new sockets."""
-        remember_holders(self._recent, pids)
+    def add(self, places: Iterable[Found]) -> None:
+        """New sockets were found here."""
+        for _, pid, thread, descriptor in places:
+            if pid == thread:
+                self._places[pid] = descriptor
+            remember_holders(self._recent, (pid,))
+        for pid in self._places.keys() - self._recent.keys() if len(self._places) > 2 * MOST_RECENT else ():
+            del self._places[pid]
 
     def near(self) -> Iterator[Found]:
         """The sockets of likely processes with no more than `TURN` descriptors.
 
-        Those that are new, or held the very last sockets, come first; then those that have another number of
-        descriptors than at the last look, as far as the kernel says it. Each gives `FIRST` descriptors, its
-        newest mostly, before any gives more.
+        First come processes that are new. Then what recent holders have at the descriptor of their last socket: whoever opens
+        one after another has each at the lowest that is free, and one link costs a tenth of a table. Then those that held the
+        very last sockets, and those that have another number of descriptors than at the last look, as far as the kernel says it.
+        Each gives `FIRST` descriptors, its newest mostly, before any gives more.
         """
         newest, recent = dict(self._newest()), list(reversed(self._recent))
-        first = dict.fromkeys([*(pid for pid, is_new in newest.items() if is_new), *recent[:HOT]])
-        rest = []
-        for pid in dict.fromkeys([*first, *newest, *recent]):
-            yield 0, pid, pid, 0
-            size = size_of(pid)
-            if size is None:
-                self._numbers[pid] = False
-                self._recent.pop(pid, None)
-            elif size <= TURN and (self._has_changed(pid, size) or pid in first or not size):
-                table = _first_sockets(pid)
-                yield from islice(table, FIRST)
-                rest.append(table)
+        rest: list[Iterator[Found]] = []
+        new = [pid for pid, is_new in newest.items() if is_new]
+        for pid in new:
+            yield from self._first_of(pid, rest, always=True)
+        for pid in recent:
+            yield from self._at_its_place(pid)
+        for number, pid in enumerate(dict.fromkeys([*recent, *newest])):
+            if pid not in new:
+                yield from self._first_of(pid, rest, always=number < HOT)
         for table in rest:
             yield from table
+
+    def _first_of(self, pid: int, rest: list[Iterator[Found]], *, always: bool) -> Iterator[Found]:
+        yield 0, pid, pid, 0
+        size = size_of(pid)
+        if size is None:
+            self._forget(pid)
+        elif size <= TURN and (self._has_changed(pid, size) or always or not size):
+            table = _first_sockets(pid, FIRST)
+            yield from islice(table, FIRST)
+            rest.append(table)
+
+    def _at_its_place(self, pid: int) -> Iterator[Found]:
+        place = self._places.get(pid)
+        if place is None:
+            return
+        inode = inode_at(pid, place)
+        if inode is None:
+            del self._places[pid]
+            if size_of(pid) is None:
+                self._forget(pid)
+        else:
+            yield inode, pid, pid, place
+
+    def _forget(self, pid: int) -> None:
+        self._numbers[pid] = False
+        self._recent.pop(pid, None)
+        self._places.pop(pid, None)
 
     def far(self) -> Iterator[Found]:
         """The sockets of all, up to `TURN` descriptors of a process before all others had their turn.
@@ -139,10 +171,10 @@ def _leads_its_threads(number: int) -> bool | None:
         return None
 
 
-def _first_sockets(pid: int) -> Iterator[Found]:
+def _first_sockets(pid: int, first: int = AT_ONCE) -> Iterator[Found]:
     with contextlib.suppress(PermissionError):
-        for target, number in islice(links(pid), TURN):
-            yield inode_of(target), pid, pid, number
+        for inode, number in islice(links(pid, first), TURN):
+            yield inode, pid, pid, number
 
 
 def remember_holders(recent: dict[int, None], pids: Iterable[int]) -> None:

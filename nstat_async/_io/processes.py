@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from ..sockdiag import ProcessFacts
-from .tables import Found, holds, leads_to, links, other_threads
+from .tables import Found, holds, is_held, links, other_threads
 
 LONGEST_COMMAND_LINE = 4096
 """Bytes of a command line that are read."""
@@ -73,7 +73,7 @@ class Elders:
     def __init__(self, parent_of: Callable[[int], int] | None = None) -> None:
         self._parent_of = parent_of or functools.cache(_parent)
         self._asked: Counter[int] = Counter()
-        self._tables: dict[int, dict[int, str]] = {}
+        self._tables: dict[int, dict[int, int]] = {}
 
     def eldest(self, place: Found) -> Found:
         """The same place in the parent, and its parent, as far up as one holds it."""
@@ -93,8 +93,7 @@ class Elders:
             if self._asked[parent] <= ASKED_ONE_BY_ONE:
                 return holds(inode, parent, descriptor)
             table = self._tables[parent] = _table(parent)
-        target = table.get(descriptor)
-        return target is not None and leads_to(target, inode, parent, descriptor)
+        return is_held(inode, table.get(descriptor, 0), parent, descriptor)
 
 
 def eldest(places: Iterable[Found], parent_of: Callable[[int], int] | None = None) -> list[Found]:
@@ -108,10 +107,10 @@ def _parent(pid: int) -> int:
     return 0 if stat is None else stat.parent
 
 
-def _table(pid: int) -> dict[int, str]:
+def _table(pid: int) -> dict[int, int]:
     """What the descriptors of a process lead to; nothing when that may not be seen."""
     try:
-        return {number: target for target, number in links(pid)}
+        return {number: inode for inode, number in links(pid)}
     except PermissionError:
         return {}
 

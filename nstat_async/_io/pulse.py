@@ -21,31 +21,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-import attrs
-
 from ..sockdiag import OwnersAnswer, ProcessFacts, PulsePurpose, PulseReport
-from .glance import COOKIE_AT, SOCKET, TIMEOUT, Glance
+from .budget import SHARE, Budget
+from .glance import COOKIE_AT, SOCKET, Glance
 from .likely import LikelyHolders
 from .processes import ProcessReader, eldest, user_names
 from .tables import Found
 
-__all__ = ["Budget", "Pulse", "PulseChannel"]
+__all__ = ["Pulse", "PulseChannel"]
 
 _log = logging.getLogger("nstat_async.pulse")
 
-SHARE = 0.016
-"""Share of a CPU that may be used at the usual pause, with what the core does with reports; 2 % with what follows from events."""
 WIDE_SHARE = 0.3
 """The part of it that searches through all processes, and looks at crowds of sockets, may take: they would take all."""
 USUAL_PAUSE = 0.02
 """Seconds between two looks for which that share is meant: who wants shorter ones grants more."""
 MOST_SHARE = 0.2
-SAVED = 6.0
-"""Seconds for which a share that was not used is kept."""
-EAGER = 4
-"""Looks at the counters in the time of one, while something happens and more than half of what can be saved is there."""
+EAGER = 8
+"""Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
 EAGER_SECONDS = 0.25
 """How long something is taken to go on after a counter moved."""
+SHORTEST_PAUSE = 0.001
 MOST_NEW = 128
 """Sockets that one look reports: some 20 ms of work."""
 LONGEST_SEARCH = 0.005
@@ -54,35 +50,6 @@ GLANCE = 16
 """Places between two looks at the clock."""
 MOST_FAILURES = 10
 """Looks in a row that may fail."""
-
-
-@attrs.define(eq=False)
-class Budget:
-    """CPU time that may be spent: a share of the time that passes, saved for a while."""
-
-    share: float
-    """Seconds of CPU a second."""
-    at: float
-    """The time, seconds, up to which the share is reckoned."""
-    left: float = attrs.field(init=False)
-    """What may be spent now, seconds; below 0 it was spent in advance."""
-
-    def __attrs_post_init__(self) -> None:
-        self.left = self.most
-
-    @property
-    def most(self) -> float:
-        """What can be saved."""
-        return self.share * SAVED
-
-    def spend(self, seconds: float, now: float) -> None:
-        """So much was spent until `now`."""
-        self.left = min(self.left + (now - self.at) * self.share, self.most) - seconds
-        self.at = now
-
-    def rest(self) -> float:
-        """Seconds until something is left."""
-        return max(0.0, -self.left / self.share)
 
 
 class Pulse:
@@ -100,15 +67,16 @@ class Pulse:
         self._budget = Budget(SHARE, time.monotonic())
         self._wide = Budget(SHARE * WIDE_SHARE, self._budget.at)
         """For searches through all processes; what they take is taken from the whole, too."""
-        self._eager_until = 0.0
         self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
+        self._going = threading.Lock()
+        """Held until the thread shall end: to wait for it costs half of what an event does."""
+        self._going.acquire()
         self._left: list[Glance] = []
         """Those that nobody wants any more: the thread closes them, which may be using one."""
-        self._charged: deque[float] = deque()
+        self._charged: deque[tuple[Glance, float]] = deque()
         """CPU seconds that others spent on reports."""
         self._reading = 0.0
-        """CPU seconds that reading the counters took at last."""
+        """CPU seconds that reading all counters takes."""
 
     def open(self, purpose: PulsePurpose) -> PulseChannel:
         """The channel of the network namespace of the calling thread.
@@ -118,9 +86,7 @@ class Pulse:
         """
         channel = PulseChannel(purpose, self._leave, self._charged.append)
         self._glances = [*self._glances, channel.glance]
-        pause = min(each.purpose.pause for each in self._glances)
-        self._budget.share = min(MOST_SHARE, SHARE * max(1.0, USUAL_PAUSE / pause))
-        self._wide.share = self._budget.share * WIDE_SHARE
+        self._divide()
         try:
             self._start()
         except BaseException:
@@ -128,6 +94,15 @@ class Pulse:
             self._close_left()
             raise
         return channel
+
+    def _divide(self) -> None:
+        """What may be spent, and of it what is each namespace's own."""
+        pause = min((each.purpose.pause for each in self._glances), default=USUAL_PAUSE)
+        several = 2 if len(self._glances) > 1 else 1  # they talk with each other: each connection has two ends
+        self._budget.share = min(MOST_SHARE, several * SHARE * max(1.0, USUAL_PAUSE / pause))
+        self._wide.share = self._budget.share * WIDE_SHARE
+        for glance in self._glances:
+            glance.budget.share = self._budget.share / len(self._glances)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -143,6 +118,7 @@ class Pulse:
 
     def _leave(self, glance: Glance) -> None:
         self._glances = [each for each in self._glances if each is not glance]
+        self._divide()
         self._left.append(glance)
 
     def _close_left(self) -> None:
@@ -151,9 +127,10 @@ class Pulse:
 
     def close(self) -> None:
         """End the thread. Idempotent."""
-        self._stopped.set()
+        with contextlib.suppress(RuntimeError):
+            self._going.release()
         if self._thread is not None:
-            self._thread.join(TIMEOUT)
+            self._thread.join(1.0)
 
     # -- the thread
 
@@ -166,7 +143,7 @@ class Pulse:
 
     def _look_and_rest(self) -> None:
         failures = 0
-        while not self._stopped.wait(self._pause()):
+        while not self._going.acquire(timeout=self._pause()):
             began = time.thread_time()
             try:
                 self._beat()
@@ -177,20 +154,31 @@ class Pulse:
                 if failures == MOST_FAILURES or not isinstance(error, OSError):
                     self._fail(error)
                     return
-            spent = time.thread_time() - began
-            while self._charged:
-                spent += self._charged.popleft()
-            now = time.monotonic()
-            self._budget.spend(spent, now)
-            self._wide.spend(0.0, now)  # its time passes, too
+            self._pay(time.thread_time() - began)
+
+    def _pay(self, spent: float) -> None:
+        now = time.monotonic()
+        while self._charged:
+            glance, seconds = self._charged.popleft()
+            glance.budget.spend(seconds, now)
+            spent += seconds
+        self._budget.spend(spent, now)
+        self._wide.spend(0.0, now)  # its time passes, too
 
     def _pause(self) -> float:
-        """As it is wanted; longer where reading the counters alone costs half of what may be spent, or nothing is left."""
-        wanted = min((each.purpose.pause for each in self._glances), default=USUAL_PAUSE)
-        budget = self._budget
-        if budget.at < self._eager_until and budget.left > budget.most / 2:
-            wanted /= EAGER
-        return max(wanted, 2 * self._reading / budget.share, budget.rest())
+        """Until the next counters are to be read; longer where nothing is left to spend."""
+        next_reading = min((each.read_at for each in self._glances), default=self._budget.at + USUAL_PAUSE)
+        return max(SHORTEST_PAUSE, next_reading - time.monotonic(), self._budget.rest())
+
+    def _pace(self, glance: Glance, now: float) -> float:
+        """Seconds until the counters of a namespace are read again.
+
+        As it is wanted; longer where reading those of all costs half of what may be spent. Shorter while something happens.
+        """
+        quiet = max(glance.purpose.pause, 2 * self._reading / self._budget.share)
+        if now >= glance.active_until:
+            return quiet
+        return min(quiet, glance.purpose.pause / max(1.0, EAGER * self._budget.left / self._budget.most))
 
     def _fail(self, error: Exception) -> None:
         failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
@@ -199,17 +187,38 @@ class Pulse:
 
     def _beat(self) -> None:
         self._close_left()
-        began, now = time.thread_time(), time.monotonic()
+        self._read_counters(time.monotonic())
         for glance in self._glances:
-            if glance.moved(now):
-                self._eager_until = now + EAGER_SECONDS
-        self._reading = time.thread_time() - began
-        for glance in self._glances:
-            new = self._look(glance, now) if glance.is_due(now) else []
+            now, began = time.monotonic(), time.thread_time()
+            if not (glance.is_due(now) and self._may_look(glance, now)):
+                continue
+            new = self._look(glance, now)
             if new:
                 report, missed = self._report_of(glance, new)
                 glance.report(report)
                 glance.look_again(new, missed, now)
+            self._rest_after(glance, time.thread_time() - began)
+
+    def _rest_after(self, glance: Glance, spent: float) -> None:
+        """A look pays for itself: the next one of this namespace is the later, the less is left."""
+        now = time.monotonic()
+        glance.budget.spend(spent, now)
+        glance.look_at = now + spent * self._budget.most / max(self._budget.left - spent, spent)
+
+    def _read_counters(self, now: float) -> None:
+        began, due = time.thread_time(), [each for each in self._glances if each.read_at <= now]
+        for glance in due:
+            if glance.moved(now):
+                glance.active_until = now + EAGER_SECONDS
+        if len(due) == len(self._glances):
+            self._reading = time.thread_time() - began
+        for glance in due:
+            glance.read_at = now + self._pace(glance, now)
+
+    def _may_look(self, glance: Glance, now: float) -> bool:
+        """A busy namespace leaves some of what is saved to the others."""
+        glance.budget.spend(0.0, now)
+        return now >= glance.look_at and (glance.budget.left > 0 or self._budget.left > self._budget.most / 8)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """Where there are crowds, all sockets are looked at as rarely as all processes are."""
@@ -242,8 +251,8 @@ class Pulse:
             return facts.get(pid) or facts.setdefault(pid, self._reader.facts(pid))
 
         found = eldest(places, lambda pid: facts_of(pid).parent_pid or 0)
+        self._likely.add(places)
         holders = dict.fromkeys(place[1] for place in found)
-        self._likely.add(holders)
         return OwnersAnswer(
             tuple((inode, pid) for inode, pid, _, _ in found),
             tuple(facts_of(pid) for pid in holders),
@@ -287,7 +296,7 @@ class PulseChannel:
     receive_buffer: int | None = None
 
     def __init__(
-        self, purpose: PulsePurpose, leave: Callable[[Glance], None], charge: Callable[[float], object]
+        self, purpose: PulsePurpose, leave: Callable[[Glance], None], charge: Callable[[tuple[Glance, float]], object]
     ) -> None:
         self._leave = leave
         self._charge = charge
@@ -318,7 +327,7 @@ class PulseChannel:
     def read_into(self, batch: list[bytes], most: int) -> bool:
         """Append reports; see `Channel`. What is done with them until the next call is charged to the budget."""
         if self._handed is not None:
-            self._charge(time.thread_time() - self._handed)
+            self._charge((self.glance, time.thread_time() - self._handed))
             self._handed = None
         with self._lock:
             for _ in range(most):

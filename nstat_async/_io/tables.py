@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-RING = "anon_inode:[io_uring]"
+from .._compiled import speedups
+
+RING = -1
+"""In an inode's place: an io_uring, which may have sockets of its own."""
 AT_ONCE = 64
 """Descriptors that are read at once, in 0.2 ms."""
 _PREFIX = "socket:["
@@ -35,43 +39,55 @@ def other_threads(pid: int) -> Iterator[int]:
     return (int(name) for name in names if int(name) != pid)
 
 
-def links(thread: int) -> Iterator[tuple[str, int]]:
-    """What a table of descriptors has, the highest number first, which is the newest mostly; nothing when it is gone.
+def links(thread: int, first: int = AT_ONCE) -> Iterator[tuple[int, int]]:
+    """The inodes (see `inode_of`) and descriptors of a table, the highest first, which is the newest mostly; nothing when it is gone.
 
     Raises:
         PermissionError: It is not ours to see.
     """
-    numbers: list[str] | None = None
-    while numbers is None or numbers:
-        try:
-            directory = os.open(f"/proc/{thread}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except _GONE:
+    waiting: Any = None
+    while waiting is None or waiting:
+        part = take_links(thread, waiting, first if waiting is None else AT_ONCE)
+        if part is None:
             return
-        try:
-            if numbers is None:
-                numbers = os.listdir(directory)
-            found = _read(directory, numbers)
-        except _GONE:
-            return
-        finally:
-            os.close(directory)  # whoever is interrupted here holds nothing
+        found, waiting = part
         yield from found
 
 
-def _read(directory: int, numbers: list[str]) -> list[tuple[str, int]]:
-    """What the last of these descriptors lead to; relative to the directory, which saves a fifth."""
-    found, last = [], max(0, len(numbers) - AT_ONCE)
-    while len(numbers) > last:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that is closed meanwhile is left out
-            while len(numbers) > last:
-                number = numbers.pop()
-                found.append((os.readlink(number, dir_fd=directory), int(number)))
+def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[list[tuple[int, int]], list[str]] | None:
+    """The last of the descriptors that wait (`None`: all that there are), and those that wait still; `None`: the table is gone."""
+    try:
+        directory = os.open(f"/proc/{thread}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except _GONE:
+        return None
+    try:
+        numbers = os.listdir(directory) if waiting is None else waiting
+        return _read(directory, numbers[-most:]), numbers[:-most]
+    except _GONE:
+        return None
+    finally:
+        os.close(directory)
+
+
+def _read(directory: int, numbers: list[str]) -> list[tuple[int, int]]:
+    """What these descriptors lead to, the last one first; relative to the directory, which saves a fifth."""
+    found = []
+    for number in reversed(numbers):
+        with contextlib.suppress(*_GONE):  # one that is closed meanwhile is left out
+            found.append((inode_of(os.readlink(number, dir_fd=directory)), int(number)))
     return found
 
 
+take_links: Callable[[int, Any, int], tuple[list[tuple[int, int]], Any] | None] = getattr(
+    speedups, "take_links", _take_links
+)
+
+
 def inode_of(target: str) -> int:
-    """The inode of a link to a socket; 0 for any other."""
-    return int(target[len(_PREFIX) : -1]) if target.startswith(_PREFIX) else 0
+    """The inode of a link to a socket; `RING` for an io_uring, 0 for anything else."""
+    if target.startswith(_PREFIX):
+        return int(target[len(_PREFIX) : -1])
+    return RING if target == "anon_inode:[io_uring]" else 0
 
 
 def size_of(pid: int) -> int | None:
@@ -85,23 +101,27 @@ def size_of(pid: int) -> int | None:
 def sockets_of(pid: int) -> dict[int, int] | None:
     """The sockets of a process with their descriptors; `None` when it may not be looked at."""
     try:
-        return {inode: number for target, number in links(pid) if (inode := inode_of(target))}
+        return {inode: number for inode, number in links(pid) if inode > 0}
     except PermissionError:
         return None
 
 
 def holds(inode: int, thread: int, descriptor: int) -> bool:
     """True if a thread's descriptor is still this socket; one of io_uring is taken for it as long as the ring is there."""
+    return is_held(inode, inode_at(thread, descriptor), thread, descriptor)
+
+
+def inode_at(thread: int, descriptor: int) -> int | None:
+    """The inode (see `inode_of`) of what a descriptor leads to; `None` if it is not there, or not ours to see."""
     try:
-        target = os.readlink(f"/proc/{thread}/fd/{descriptor}")
+        return inode_of(os.readlink(f"/proc/{thread}/fd/{descriptor}"))
     except OSError:
-        return False
-    return leads_to(target, inode, thread, descriptor)
+        return None
 
 
-def leads_to(target: str, inode: int, thread: int, descriptor: int) -> bool:
-    """True if this target of a thread's descriptor is the socket, or an io_uring that has it."""
-    return inode_of(target) == inode or (target == RING and inode in registered(thread, descriptor))
+def is_held(inode: int, link: int | None, thread: int, descriptor: int) -> bool:
+    """True if what a thread's descriptor leads to is the socket, or an io_uring that has it."""
+    return link == inode or (link == RING and inode in registered(thread, descriptor))
 
 
 def registered(thread: int, descriptor: int) -> set[int]:

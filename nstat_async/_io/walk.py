@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from .linux import network_of, share_descriptors
-from .tables import RING, Found, all_pids, inode_of, links, other_threads, registered
+from .tables import RING, Found, all_pids, links, other_threads, registered
 
 TURN = 1024
 """Descriptors of a process that are looked at before another one's turn."""
@@ -60,9 +60,8 @@ class Walk:
     def _table(self, pid: int, thread: int) -> Iterator[Found]:
         """What a table of descriptors has; nothing when it is gone or not ours to see."""
         try:
-            for target, number in links(thread):
-                inode = inode_of(target)
-                if not inode and target == RING:
+            for inode, number in links(thread):
+                if inode == RING:
                     self._rings.append((pid, thread, number))
                 yield inode, pid, thread, number
         except PermissionError:

@@ -22,7 +22,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
 
 from nstat_async import Endpoint, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted
-from nstat_async._io import crowds, glance, pulse
+from nstat_async._io import budget, counters, crowds, glance, pulse
 from nstat_async._io import likely as likely_module
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
@@ -153,49 +153,49 @@ def test_the_replay_of_a_pulse_is_the_run(tmp_path, loop):
 
 
 def test_the_counters_move_with_connections_and_datagram_sockets():
-    counters = glance.Counters()
-    connections, datagrams = counters.read()
+    counted = counters.Counters()
+    connections, datagrams = counted.read()
     with listen() as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         for end in pair(listener):
             end.close()
-        after = counters.read()
-    counters.close()
+        after = counted.read()
+    counted.close()
     assert after[0] >= connections + 2
     assert after[1] >= datagrams + 1 or after[1] > 0  # others close theirs meanwhile
 
 
 def test_a_kernel_without_these_counters_is_an_error(monkeypatch):
-    counters = glance.Counters()
+    counted = counters.Counters()
     monkeypatch.setattr(os, "pread", lambda *_: b"Ip: 1 2\n")
     with pytest.raises(OSError, match="does not count connections") as caught:
-        counters.read()
+        counted.read()
     assert caught.value.errno == errno.ENODATA
-    counters.close()
+    counted.close()
 
 
 def test_a_budget_is_kept_whatever_looks_cost():
     """A look may cost more than is left; the time after it pays."""
-    budget = pulse.Budget(0.02, 100.0)
+    granted = budget.Budget(0.02, 100.0)
     now, spent = 100.0, 0.0
     for cost in [0.001, 0.3, 0.001, 0.05] * 50:
-        now += max(0.02, budget.rest())
-        budget.spend(cost, now)
+        now += max(0.02, granted.rest())
+        granted.spend(cost, now)
         spent += cost
-    assert spent <= 0.02 * (now - 100.0) + 0.02 * pulse.SAVED + 0.3
-    assert budget.left <= 0.02 * pulse.SAVED
+    assert spent <= 0.02 * (now - 100.0) + 0.02 * budget.SAVED + 0.3
+    assert granted.left <= 0.02 * budget.SAVED
 
 
 def test_what_is_saved_has_an_end():
-    budget = pulse.Budget(0.02, 100.0)
-    budget.spend(0.0, 10_000.0)
-    assert budget.left == pytest.approx(0.02 * pulse.SAVED)
+    granted = budget.Budget(0.02, 100.0)
+    granted.spend(0.0, 10_000.0)
+    assert granted.left == pytest.approx(0.02 * budget.SAVED)
 
 
 def test_a_shorter_pause_is_granted_more_and_not_without_end():
     with beating() as live:
-        assert live.transport._pulse._budget.share == pytest.approx(pulse.SHARE * 4)
-    assert pulse.SHARE * pulse.USUAL_PAUSE / 0.0001 > pulse.MOST_SHARE
+        assert live.transport._pulse._budget.share == pytest.approx(budget.SHARE * 4)
+    assert budget.SHARE * pulse.USUAL_PAUSE / 0.0001 > pulse.MOST_SHARE
 
 
 def test_what_is_done_with_reports_is_charged(monkeypatch):
@@ -211,7 +211,7 @@ def test_what_is_done_with_reports_is_charged(monkeypatch):
         assert PulseReport.decode(batch[0]) == PulseReport()
         assert not channel.read_into([], 8)
         assert not channel.read_into([], 8)
-        assert charged == [0.5]
+        assert charged == [(channel.glance, 0.5)]
     finally:
         channel.close()
         channel.glance.close()
@@ -227,7 +227,7 @@ def test_a_search_begins_with_the_newest_process_and_ends_with_all():
         inode = os.fstat(own.fileno()).st_ino
         assert new.pid in holders(likely.near())
         assert os.getpid() in holders(likely.far(), inode)
-        likely.add([new.pid, os.getpid()])
+        likely.add([(0, new.pid, new.pid, 3), (inode, os.getpid(), os.getpid(), own.fileno())])
         assert list(recent) == [new.pid, os.getpid()]
         assert os.getpid() in holders(likely.near(), inode)
 
@@ -279,10 +279,10 @@ def look():
 
 
 def seen(look: glance.Glance, **how: bool) -> list[tuple[int, bytes]]:
-    """New sockets, as soon as a counter moved."""
-    while not look.is_due(now := time.monotonic()):
-        look.moved(now)
-    return look.look(now, **how)
+    """New sockets, as soon as connections were counted."""
+    while not look._opened:
+        look.moved(time.monotonic())
+    return look.look(time.monotonic(), **how)
 
 
 def inodes(found: list[tuple[int, bytes]]) -> set[int]:
@@ -347,18 +347,76 @@ def test_a_look_can_leave_out_crowds(look, monkeypatch):
         assert not (told | many) & found
 
 
+def test_connections_to_one_server_are_found_by_their_ports(look):
+    """Those of the next ports are looked up; both ends, and whatever became of them: a dump is not needed."""
+    with listen() as listener, contextlib.ExitStack() as open_:
+
+        def connect():
+            return [open_.enter_context(end) for end in pair(listener)]
+
+        both = [*connect(), *connect()]
+        assert {inode_of(end) for end in both} <= inodes(seen(look))
+        for _ in range(3):
+            more = [*connect(), *connect()]
+            found = inodes([(6, row) for row in look._successors.find(4, set())])
+            assert found == {inode_of(end) for end in more}
+
+
+def test_what_is_found_by_its_port_is_new_once(look):
+    with listen() as listener, contextlib.ExitStack() as open_:
+        ends = [open_.enter_context(end) for end in pair(listener)]
+        look._successors.find = lambda *_: [row_of(look, end) for end in ends]
+        look._opened = 2
+        assert {inode_of(end) for end in ends} == inodes(look._known_by_name())
+        assert look._known_by_name() == []
+
+
+def row_of(look: glance.Glance, end: socket.socket) -> bytes:
+    """The message of a socket."""
+    ends = b"".join(each[1].to_bytes(2, "big") for each in (end.getsockname(), end.getpeername()))
+    addresses = b"".join(socket.inet_aton(each[0]).ljust(16, b"\0") for each in (end.getsockname(), end.getpeername()))
+    request = DiagRequest(socket.AF_INET, 6, socket_id=ends + addresses + bytes(4) + b"\xff" * 8, dump=False)
+    (row,) = look._ask([request.encode()])
+    return row
+
+
+def test_a_connection_that_waits_to_be_accepted_is_asked_for_again(look):
+    """One by one, until a process has it."""
+    with listen() as listener, socket.create_connection(listener.getsockname()) as client:
+        while port(client) not in {int.from_bytes(row[22:24], "big") for row in look._unheld.values()}:
+            look.moved(time.monotonic())
+            look.look(time.monotonic())
+        server, _ = listener.accept()
+        with server:
+            assert inode_of(server) in inodes(look._known_by_name())
+
+
+def test_a_process_that_opens_one_socket_after_another_is_asked_for_the_last_descriptor():
+    """Before its table is read; of a process that is gone nothing is kept."""
+    recent: dict[int, None] = {}
+    likely = LikelyHolders(recent)
+    first = socket.socket()
+    place = os.getpid(), first.fileno()
+    list(likely.near())  # no process is new any more
+    likely.add([(inode_of(first), place[0], place[0], place[1]), (1, 1 << 30, 1 << 30, 3)])
+    first.close()
+    with socket.socket() as second:
+        assert second.fileno() == place[1]
+        assert next(found for found in likely.near() if found[0]) == (inode_of(second), place[0], *place)
+    assert list(recent) == [os.getpid()]
+
+
 def test_a_kernel_that_leaves_out_nothing_is_looked_at_whole(look, monkeypatch):
-    """Before Linux 5.9 it refuses the request: the next look is at all sockets again."""
+    """Before Linux 5.9 it refuses the request."""
     look.crowds = (1,)
     monkeypatch.setattr(glance, "without_crowds", lambda request, _ports: crowds.without_crowds(request, [1])[:-4])
     with listen() as listener:
-        ends = pair(listener)
-        assert not seen(look, whole=False)
-        assert look.crowds == ()
-        others = pair(listener)
-        assert {inode_of(end) for end in ends + others} <= inodes(seen(look, whole=False))
-        for end in ends + others:
-            end.close()
+        for _ in range(2):
+            ends = pair(listener)
+            assert {inode_of(end) for end in ends} <= inodes(seen(look, whole=False))
+            assert look.crowds == ()
+            for end in ends:
+                end.close()
 
 
 def test_looks_at_crowds_take_their_own_share(monkeypatch):
@@ -428,11 +486,11 @@ def test_where_descriptors_are_few_others_have_them(monkeypatch):
 
 
 def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch):
-    def fail(_self):
+    def fail(_self, **_how):
         raise OSError(errno.ENOBUFS, "no room")
 
     with beating() as live:
-        monkeypatch.setattr(glance.Counters, "read", fail)
+        monkeypatch.setattr(counters.Counters, "read", fail)
         live.until(lambda: any("No buffer space available" in note for note in live.core.capabilities.notes))
         assert live.poll().complete
 

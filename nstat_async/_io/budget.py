@@ -1,0 +1,41 @@
+"""A budget of processor time: what helps beside the main thing may not cost more than it was granted."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["SHARE", "Budget"]
+
+SHARE = 0.016
+"""Share of a CPU that a pulse may use at the usual pause, with what the core does with its reports; 2 % with what follows from events."""
+SAVED = 12.0
+"""Seconds for which a share that was not used is kept; a half of that is there at the beginning."""
+
+
+@attrs.define(eq=False)
+class Budget:
+    """CPU time that may be spent: a share of the time that passes, saved for a while."""
+
+    share: float
+    """Seconds of CPU a second."""
+    at: float
+    """The time, seconds, up to which the share is reckoned."""
+    left: float = attrs.field(init=False)
+    """What may be spent now, seconds; below 0 it was spent in advance."""
+
+    def __attrs_post_init__(self) -> None:
+        self.left = self.most / 2
+
+    @property
+    def most(self) -> float:
+        """What can be saved."""
+        return self.share * SAVED
+
+    def spend(self, seconds: float, now: float) -> None:
+        """So much was spent until `now`."""
+        self.left = min(self.left + (now - self.at) * self.share, self.most) - seconds
+        self.at = now
+
+    def rest(self) -> float:
+        """Seconds until something is left."""
+        return max(0.0, -self.left / self.share)
