@@ -158,6 +158,7 @@ def survey(items: list[pytest.Item], paths: set[str]) -> list[tuple[int, float, 
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """In place of the tests: the mutants."""
     order = json.loads(Path(os.environ[ORDER]).read_text(encoding="utf-8"))
+    gc.unfreeze()  # `patch` looks for functions among what the collector knows
     root = Path(order["root"])
     found = [Mutant(**each) for each in order["mutants"]]
     sources = {str(root / m.path): (root / m.path).read_text(encoding="utf-8") for m in found}

@@ -198,13 +198,13 @@ class Subscription(Client):
     def drained(self, now: float) -> None:
         """The channel is empty: on an immediate one, what is not answered never will be."""
         self.now = now
-        waiting = list(self._in_flight.items())
-        refused = [request for _, request in waiting if request.backoff]
+        waiting = list(self._in_flight.values())
+        refused = [request for request in waiting if request.backoff]
         for request in refused:
             self._send(request)
         if self.immediate and not refused and not self.outbox:
-            for context, request in waiting:
-                self._reply_lost(context, request)
+            for request in waiting:
+                self._reply_lost(request)
         self.proceed()
 
     def overloaded(self, now: float) -> None:
@@ -223,9 +223,9 @@ class Subscription(Client):
     def tick(self, now: float) -> None:
         """A deadline passed."""
         self.now = now
-        for context, request in list(self._in_flight.items()):
+        for request in list(self._in_flight.values()):
             if now >= request.sent_at + REPLY_TIMEOUT:
-                self._reply_lost(context, request)
+                self._reply_lost(request)
         while self._announced and self._announced[0][0] <= now:
             source = self.table.sources.get(self._announced.popleft()[1])
             if source is not None and source.flow is None:
@@ -429,55 +429,45 @@ class Subscription(Client):
             return
         if request.purpose is Purpose.SUBSCRIBE:
             self._granted(request)
-        elif not flags & HeaderFlag.CONTINUATION:
-            del self._in_flight[context]
-        elif self.now - self._poll_began < POLL_TIMEOUT:
+            return
+        del self._in_flight[context]
+        if flags & HeaderFlag.CONTINUATION:
             request.retries = 0
-            self._send(request)
-        else:
-            self._give_up(context)
+            self._go_on(request)
 
     def failed(self, context: int, errno: int) -> None:
         """ERROR."""
-        request = self._in_flight.get(context)
+        request = self._in_flight.pop(context, None)
         if request is None:
             return  # the end of a poll that a newer one displaced
         if request.purpose in SINGLE:
-            del self._in_flight[context]
             self._single_refused(request, errno)
             return
         self._people["requests_refused"] += 1
         if request.purpose is Purpose.SUBSCRIBE:
             self._subscription_refused(request, errno)
-        elif request.purpose is Purpose.SYSTEM_INFO:
-            del self._in_flight[context]
-        elif errno in _NO_ROOM and self._may_ask_again(request):
-            request.retries += 1
-            request.backoff = self.immediate
-            if not self.immediate:
-                self._send(request)
-        else:
-            self._give_up(context)
+        elif request.purpose is Purpose.POLL:
+            if self.decoder.datagrams - request.datagrams_before > 1:  # more than the refusal: it has come further
+                request.retries = 0
+            if errno in _NO_ROOM and request.retries < MAX_RETRIES:
+                request.retries += 1
+                self._go_on(request, drain=self.immediate)
+            else:
+                self._poll_trouble = True
 
-    def _may_ask_again(self, request: Request) -> bool:
-        """True if a poll that found no room has come further since it was asked for, or was not asked for often."""
+    def _go_on(self, request: Request, *, drain: bool = False) -> None:
+        """Ask for a poll's next part, with `drain` when the channel is empty; not for ever, whatever the kernel says."""
         if self.now - self._poll_began >= POLL_TIMEOUT:
-            return False
-        if self.decoder.datagrams - request.datagrams_before > 1:  # more than the refusal
-            request.retries = 0
-        return request.retries < MAX_RETRIES
-
-    def _give_up(self, context: int) -> None:
-        """This poll has no end by itself, or none that is reported."""
-        self._poll_trouble = True
-        del self._in_flight[context]
-
-    def _subscription_over(self, request: Request) -> None:
-        del self._in_flight[request.message.context]
-        self.table.phase = Phase.BASELINE
+            self._poll_trouble = True
+        elif drain:
+            request.backoff = True
+            self._in_flight[request.message.context] = request
+        else:
+            self._send(request)
 
     def _granted(self, request: Request) -> None:
-        self._subscription_over(request)
+        del self._in_flight[request.message.context]
+        self.table.phase = Phase.BASELINE
         assert request.provider is not None
         self.providers.add(request.provider)
         if not self.table.terms.suppressed and self._buffer_was_full(request):
@@ -494,7 +484,7 @@ class Subscription(Client):
         return max(size, storage) >= SUSPICIOUS_FILL * (self.receive_buffer or DEFAULT_BUFFER)
 
     def _subscription_refused(self, request: Request, errno: int) -> None:
-        self._subscription_over(request)
+        self.table.phase = Phase.BASELINE
         provider = request.provider
         assert provider is not None
         if errno == DarwinErrno.EALREADY:
@@ -534,25 +524,25 @@ class Subscription(Client):
         if self.state is State.VERIFYING:
             self._verification.unanswered += 1
 
-    def _reply_lost(self, context: int, request: Request) -> None:
+    def _reply_lost(self, request: Request) -> None:
         self._people["replies_lost"] += 1
-        if request.purpose in SINGLE:
-            del self._in_flight[context]
-            self._single_unanswered()
-        elif request.purpose is Purpose.SYSTEM_INFO:
-            del self._in_flight[context]  # it has no answer when it is granted
-        elif request.purpose is Purpose.SUBSCRIBE:
+        if request.purpose is Purpose.SUBSCRIBE:
             self._granted(request)
             if not self.table.terms.suppressed:
                 self.report_gap(None)  # whether the kernel listed everything is in the lost answer
+            return
+        del self._in_flight[request.message.context]
+        if request.purpose in SINGLE:
+            self._single_unanswered()
+        elif request.purpose is Purpose.SYSTEM_INFO:
+            pass  # it has no answer when it is granted
         elif self.immediate and not request.message.flags:
-            del self._in_flight[context]  # unpaced: whatever it left out is asked for by itself
+            pass  # unpaced: whatever it left out is asked for by itself
         elif request.retries < MAX_RETRIES:
-            del self._in_flight[context]
             request.retries += 1
             self._send(request, renew=True)
         else:
-            self._give_up(context)
+            self._poll_trouble = True
 
     def report_gap(self, count: int | None) -> None:
         """Announcements were lost for good: only another control socket sees the rest."""
