@@ -44,8 +44,6 @@ from ._events import (
 from ._model import COUNTS_FIELDS, Counts
 from ._options import Overflow
 
-__all__ = ["BufferStatistics", "EventBuffer"]
-
 MERGEABLE_LOSSES = 256
 """Pending `EventsLost` of one cause before further ones are added to the last."""
 
@@ -296,7 +294,7 @@ class EventBuffer:
     def _shrink(self) -> None:
         """Give up the oldest flows that came and went, until a tenth of the limit is free; then routes that are gone."""
         target = self.limit - self.limit // 10
-        given_up, total, place, time = 0, None, None, 0.0
+        given_up, total, place = 0, None, None
         while self._pending > target and self._pairs:
             _, (added, removed) = self._pairs.popitem(last=False)
             first, event = added[0], removed[0]
@@ -315,7 +313,9 @@ class EventBuffer:
         given_up, place = 0, None
         while self._pending > target and self._gone_routes:
             _, place = self._gone_routes.popitem(last=False)
-            time = place[0].time if place[0] is not None else time
+            route = place[0]
+            assert route is not None  # it waits
+            time = route.time
             self._take_out(place)
             given_up += 1
         if place is not None:

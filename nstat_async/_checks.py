@@ -9,16 +9,6 @@ from typing import Any
 
 from ._errors import UsageError
 
-__all__ = [
-    "LONGEST_SECONDS",
-    "check_flag",
-    "check_flag_or_none",
-    "check_path",
-    "check_predicate",
-    "check_timebase",
-    "positive",
-]
-
 LONGEST_SECONDS = 1_000_000_000
 """About 31 years: no timer of an event loop takes much more."""
 

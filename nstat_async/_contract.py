@@ -36,24 +36,6 @@ from ._events import AnyEvent, HostUpdated
 from ._model import Capabilities, Counts, Flow
 from ._options import MonitorOptions
 
-__all__ = [
-    "Backend",
-    "Channel",
-    "CloseChannel",
-    "Command",
-    "Core",
-    "Feed",
-    "KnowsHosts",
-    "Lookup",
-    "LookupFailed",
-    "Mode",
-    "OpenChannel",
-    "Send",
-    "Sink",
-    "Transport",
-]
-
-
 # --- modes --------------------------------------------------------------------------
 
 

@@ -16,28 +16,6 @@ import attrs
 
 from ._model import Counts, Delta, Details, DetailsSource, Endpoint, Flow, Interface, Outcome, Provider
 
-__all__ = [
-    "AnyEvent",
-    "Auxiliary",
-    "AuxiliaryFailed",
-    "Event",
-    "EventsLost",
-    "FlowAdded",
-    "FlowEvent",
-    "FlowRemoved",
-    "FlowUpdated",
-    "HostState",
-    "HostUpdated",
-    "InterfaceUpdated",
-    "LossCause",
-    "PollCompleted",
-    "ProviderRefused",
-    "RemovalReason",
-    "RouteUpdated",
-    "SystemInfo",
-    "Unrecognized",
-]
-
 
 class RemovalReason(enum.Enum):
     """Why a flow left the monitor's view."""

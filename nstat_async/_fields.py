@@ -65,8 +65,6 @@ from ._model import (
 )
 from ._rows import Row, RowKind
 
-__all__ = ["MEDIA", "MOMENT", "TABLE", "Field", "FieldTable", "Kind", "Record", "SqlTable", "number_text"]
-
 # --- kinds of values --------------------------------------------------------------------
 
 

@@ -31,8 +31,6 @@ from .backends._sock_diag import Namespace
 from .filters import FilterLike, FlowGate, as_filter
 from .recording import Recording, Target
 
-__all__ = ["Monitor", "MonitorStatistics", "snapshot"]
-
 SNAPSHOT_POLLS = 4
 """Most polls that a snapshot makes until one is complete."""
 SNAPSHOT_SECONDS = 5.0

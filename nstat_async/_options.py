@@ -13,8 +13,6 @@ from ._errors import UsageError
 from ._model import Provider
 from .recording import Recording, Target
 
-__all__ = ["DEFAULT_PROVIDERS", "STEERING", "Discovery", "Ebpf", "MonitorOptions", "Overflow"]
-
 _E = TypeVar("_E", bound=enum.Enum)
 
 SHORTEST_PULSE = 0.001
@@ -83,24 +81,24 @@ def _recording(value: Target | Recording | None) -> Recording | None:
     return value if value is None or isinstance(value, Recording) else Recording(value)
 
 
-def _member(kind: type[_E], name: str, value: Any) -> _E:
+def _member(kind: type[_E], value: _E | str) -> _E:
     try:
         return kind(value)
     except ValueError:
         known = ", ".join(repr(m.value) for m in kind)
-        raise UsageError(f"{name}: {value!r} is none of {known}") from None
+        raise UsageError(f"{kind.__name__.lower()}: {value!r} is none of {known}") from None
 
 
 def _discovery(value: Discovery | str) -> Discovery:
-    return _member(Discovery, "discovery", value)
+    return _member(Discovery, value)
 
 
 def _ebpf(value: Ebpf | str) -> Ebpf:
-    return _member(Ebpf, "ebpf", value)
+    return _member(Ebpf, value)
 
 
 def _overflow(value: Overflow | str | None) -> Overflow | None:
-    return None if value is None else _member(Overflow, "overflow", value)
+    return None if value is None else _member(Overflow, value)
 
 
 @attrs.frozen(kw_only=True)

@@ -6,8 +6,6 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["on_demand", "only"]
-
 
 def only(names: Iterable[str]) -> Callable[[], list[str]]:
     """A module's ``__dir__`` that shows these names, and none of what the module uses itself."""

@@ -15,8 +15,6 @@ from ._coverage import Coverage
 from ._model import MediumCounts, Process
 from ._workload import workload_of
 
-__all__ = ["Row", "RowKind", "unattributed_row"]
-
 
 class RowKind(enum.Enum):
     """What a row stands for."""

@@ -26,8 +26,6 @@ from ._events import AnyEvent, PollCompleted
 from ._options import Overflow
 from .filters import FlowGate
 
-__all__ = ["Distributor", "Subscription"]
-
 CHECKPOINT_EVERY = 1_000
 """Events handed out without waiting, after which other tasks get a turn."""
 TAKEN_AT_ONCE = 64

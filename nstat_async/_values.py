@@ -23,8 +23,6 @@ import attrs
 
 from ._errors import ProtocolError, UsageError
 
-__all__ = ["Vocabulary", "from_json", "to_json"]
-
 _T = TypeVar("_T")
 _Reader = Callable[[Any], Any]
 

@@ -389,12 +389,59 @@ def test_so_many_losses_wait_apart_and_the_next_one_is_added_to_the_last(make):
     _waits(buffer, [make(n) for n in range(MERGEABLE_LOSSES)])
     assert len(buffer) == MERGEABLE_LOSSES == 256
     assert buffer.statistics().coalesced == 0
-    buffer.extend([EventsLost(1_000, LossCause.BATCH, 1), make(1_001), EventsLost(1_002, LossCause.BATCH, None)])
-    first, *_, last = buffer.pop_all()
+    buffer.extend([EventsLost(900, LossCause.PROTOCOL, 1), make(1_000), EventsLost(1_001, LossCause.PROTOCOL, None)])
+    first, *_, last = buffer.pop_some(len(buffer))
     assert first == make(0)
-    assert (last.time, last.cause) in {(1_002, LossCause.BATCH), (1_001, LossCause.PROTOCOL)}
+    assert not isinstance(last, Unrecognized)
+
+
+@pytest.mark.parametrize("make", [lambda n: EventsLost(n, LossCause.BATCH, 1), lambda n: Unrecognized(n, 77, b"x")])
+def test_losses_that_are_read_one_by_one_leave_room_for_as_many(make):
+    buffer = EventBuffer(10_000, Overflow.COALESCE)
     _waits(buffer, [make(n) for n in range(MERGEABLE_LOSSES)])
-    assert len(buffer) == MERGEABLE_LOSSES, "what was read leaves room"
+    for number in range(2 * MERGEABLE_LOSSES):
+        assert buffer.pop_some(1)[0].time == number
+        buffer.extend([make(MERGEABLE_LOSSES + number)])
+    assert buffer.statistics().coalesced == 0
+
+
+def test_one_unrecognized_message_more_than_may_wait_is_a_loss():
+    buffer = EventBuffer(10_000, Overflow.COALESCE)
+    _waits(buffer, [Unrecognized(n, 77, b"x") for n in range(MERGEABLE_LOSSES + 1)])
+    *_, last = buffer.pop_all()
+    assert (last.time, last.cause, last.count) == (MERGEABLE_LOSSES, LossCause.PROTOCOL, 1)
+    assert "77" in last.detail
+
+
+def test_up_to_the_limit_nothing_is_coalesced_before_more_comes():
+    buffer = EventBuffer(2, Overflow.COALESCE)
+    updates = [FlowUpdated(n, FLOW, counts(n + 1), counts(n)) for n in range(2)]
+    buffer.extend(updates)
+    assert buffer.pop_all() == updates
+
+
+def test_an_update_that_a_removal_takes_away_is_counted():
+    buffer = EventBuffer(10, Overflow.COALESCE)
+    _waits(buffer, [FlowUpdated(1, FLOW, counts(5), counts(1))])
+    buffer.extend([FlowRemoved(2, FLOW, counts(9), True, RemovalReason.CLOSED)])
+    assert (len(buffer), buffer.statistics().coalesced) == (1, 1)
+
+
+def test_no_more_is_given_up_than_needed():
+    stream, buffer = Stream(), EventBuffer(10, Overflow.COALESCE)
+    buffer.extend([event for _ in range(5) for event in (stream.add(1, preexisting=False), stream.remove(0, 0))])
+    buffer.extend([ProviderRefused(99, Provider.CONNECTION, 1, "needs root")])
+    assert (len(buffer), buffer.statistics().given_up) == (10, 1)
+
+
+def test_a_route_that_was_read_is_not_given_up():
+    buffer = EventBuffer(12, Overflow.COALESCE)
+    _waits(buffer, [_route(number, removed=True) for number in range(10)])
+    buffer.pop_some(3)
+    buffer.extend([FlowUpdated(20, Flow(f"u{n}", Provider.TCP), counts(1), None) for n in range(7)])
+    lost, *rest = buffer.pop_all()
+    assert (lost.time, lost.count) == (5.0, 3)
+    assert [event.time for event in rest[:-7]] == [6.0, 7.0, 8.0, 9.0]
 
 
 def test_a_count_that_nobody_knows_is_not_known_in_a_sum_either_way():

@@ -18,8 +18,6 @@ import anyio
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["BackgroundTask", "set_event", "side_by_side"]
-
 STOP_SECONDS = 2.0
 """Longest that `BackgroundTask.stop` waits for the work to end; it is cancelled, so that takes a few turns of the loop."""
 

@@ -23,8 +23,6 @@ from .jetstream import StreamSettings, reading, stream_of
 from .nats import Connection, LostError, WrongStreamError, connect, trouble, unavailable
 from .nats_access import NatsAccess
 
-__all__ = ["FleetFeed"]
-
 STATE_AGE = 660.0
 """Seconds after which a machine that still publishes has published a complete state."""
 _RETRY_SECONDS = 1.0

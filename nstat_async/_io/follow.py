@@ -20,8 +20,6 @@ from .._values import from_json
 from ..recording import Record, RecordingInfo, steps
 from .player import Player
 
-__all__ = ["Follower"]
-
 MAX_CLIENTS = 4096
 """Clients that a recording may have; more are garbage."""
 

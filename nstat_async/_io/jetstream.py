@@ -16,8 +16,6 @@ from .._checks import LONGEST_SECONDS, positive
 from .._errors import UsageError
 from .nats import Connection, LostError, WrongStreamError, trouble
 
-__all__ = ["StreamSettings", "reading", "stream_of"]
-
 BATCH = 32
 """Messages asked for at a time: that many may wait here."""
 _EXPIRES, _HEARTBEAT = 20.0, 2.0

@@ -20,16 +20,6 @@ import attrs
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .nats_access import NatsAccess, without_password
 
-__all__ = [
-    "Connection",
-    "LostError",
-    "WrongStreamError",
-    "connect",
-    "require_nats",
-    "trouble",
-    "unavailable",
-]
-
 CONNECT_SECONDS = 5.0
 ASK_SECONDS = 5.0
 PING_SECONDS = 5

@@ -11,8 +11,6 @@ import attrs
 
 from .._errors import UsageError
 
-__all__ = ["NatsAccess", "login_of", "server_urls", "without_password"]
-
 _SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 _ENCODED = "in a password '/', '?' and '#' are %2F, %3F and %23"
 _EXAMPLE = "'nats://127.0.0.1:4222'"

@@ -14,8 +14,6 @@ from .._errors import UsageError
 from ..fleet import Message
 from .sqlite import why_not_opened
 
-__all__ = ["Outbox", "Spool"]
-
 _APPLICATION_ID = 0x6E73706F  # "nspo", in the file's header
 _PAGE = 4096
 _FREE_PAGES = 256

@@ -18,8 +18,6 @@ from .._events import AnyEvent, EventsLost, LossCause
 from .._model import Capabilities, Counts, Flow
 from ..recording import DRAINED, Record, RecordKind, steps
 
-__all__ = ["Player", "protocol_of"]
-
 MOST_IN_BATCH = 256
 """Datagrams handed over at once; no channel reads so many."""
 _DRAINED = steps.ChannelDrained()

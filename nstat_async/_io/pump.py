@@ -42,8 +42,6 @@ from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
 from .background import set_event
 
-__all__ = ["KernelFeed"]
-
 _log = logging.getLogger("nstat_async.pump")
 
 SLICE = 0.002

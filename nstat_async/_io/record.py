@@ -26,8 +26,6 @@ from ..recording import DRAINED, NEXT, NO_EXTRA, Record, Recording, RecordingInf
 from .player import protocol_of
 from .recorder import Recorder
 
-__all__ = ["RecordedCore", "recorded"]
-
 _log = logging.getLogger("nstat_async.record")
 
 CLOCK_STEP = 0.001

@@ -14,8 +14,6 @@ from typing import Any, BinaryIO, cast
 from .._errors import UsageError
 from ..recording import JsonLinesWriter, Record, Recording, RecordingInfo, RecordingWriter, is_ours
 
-__all__ = ["Recorder", "StandardOutput"]
-
 PIPE_SECONDS = 10.0
 """Longest that a full pipe which does not block is waited for."""
 

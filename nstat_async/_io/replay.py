@@ -27,8 +27,6 @@ from .follow import Follower
 from .player import Player, protocol_of
 from .rerun import rerun_of
 
-__all__ = ["ReplayFeed", "Source"]
-
 BATCH = 256
 """Most records read between two turns of the loop."""
 SLICE = 64

@@ -21,8 +21,6 @@ from .._values import from_json
 from ..recording import Record, RecordingInfo, steps
 from .player import Player
 
-__all__ = ["Rerun", "rerun_of"]
-
 
 @attrs.frozen
 class _Steering:

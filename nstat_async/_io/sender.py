@@ -15,8 +15,6 @@ from .jetstream import StreamSettings, stream_of
 from .nats import Connection, connect, trouble
 from .nats_access import NatsAccess
 
-__all__ = ["Sender"]
-
 ACK_SECONDS = 5.0
 """Longest that an acknowledgement is waited for."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0

@@ -8,12 +8,6 @@ import attrs
 
 from ._kinds import Provider
 
-__all__ = [
-    "Capabilities",
-    "Proof",
-    "Visibility",
-]
-
 
 class Proof(enum.Enum):
     """How sure a backend is of the layout it decodes with."""

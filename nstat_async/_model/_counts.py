@@ -7,18 +7,6 @@ from typing import Any, Union
 
 import attrs
 
-__all__ = [
-    "COUNTS_FIELDS",
-    "Counts",
-    "Delta",
-    "Four",
-    "MediumCounts",
-    "began_anew",
-    "counts_of",
-    "growth",
-    "packets_grown",
-]
-
 
 @attrs.frozen
 class MediumCounts:

@@ -9,12 +9,6 @@ import attrs
 from ._counts import MediumCounts
 from ._flow import Endpoint
 
-__all__ = [
-    "Details",
-    "DetailsSource",
-    "DomainInfo",
-]
-
 
 @attrs.frozen(kw_only=True)
 class DomainInfo:

@@ -11,15 +11,6 @@ import attrs
 from .._workload import workload_of
 from ._kinds import Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
 
-__all__ = [
-    "Endpoint",
-    "Flow",
-    "Interface",
-    "Peer",
-    "Process",
-]
-
-
 _ADDRESS_SIZES = (4, 16)
 
 

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import enum
 
-__all__ = [
-    "Attribution",
-    "Direction",
-    "InterfaceKind",
-    "Outcome",
-    "Provider",
-    "TcpState",
-]
-
 
 class Provider(enum.Enum):
     """What kind of thing a flow is.

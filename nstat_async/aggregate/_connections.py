@@ -14,8 +14,6 @@ import attrs
 from nstat_async._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved
 from nstat_async._model import Counts, Direction, Flow, Process, Provider
 
-__all__ = ["ConnectionTable", "Party", "Talk"]
-
 _CARRYING = {Provider.TCP, Provider.UDP, Provider.QUIC}
 DEFAULT_MAX_TALKS = 10_000
 WAITING = 10_000

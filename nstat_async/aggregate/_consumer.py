@@ -15,9 +15,6 @@ from nstat_async._subscription import Subscription
 
 from ._table import ProcessTable, TrafficTable
 
-__all__ = ["TableStream", "by_process"]
-
-
 _Table = TypeVar("_Table", bound=TrafficTable)
 
 

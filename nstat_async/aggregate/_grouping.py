@@ -16,8 +16,6 @@ from nstat_async._errors import UsageError
 from nstat_async._fields import TABLE, Field, FieldTable
 from nstat_async._model import Details, Endpoint, Flow, Process
 
-__all__ = ["GroupBy", "ProcessKey"]
-
 ProcessKey = tuple[int, Union[int, None]]
 """Process id and `Process.unique_pid`."""
 

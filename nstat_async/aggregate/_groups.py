@@ -13,8 +13,6 @@ from nstat_async._rows import RowKind
 from ._grouping import GroupBy
 from ._tally import Tally
 
-__all__ = ["Groups"]
-
 _MAX_NAMES = 4096
 
 Place = tuple[Union[str, None], Hashable]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Union
@@ -16,10 +17,10 @@ from nstat_async._model import Outcome, Process
 
 from ._schema import OUTCOMES, REMOTES, SCHEMA, HistoryError, View, connect
 
-__all__ = ["Gap", "History", "Usage"]
-
 Moment = Union[float, datetime, None]
 _ADDED_UP = ("flows", "uncounted_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+_PROCESSES = "traffic JOIN process ON process.id = traffic.process"
+_MOST_FIRST = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC"
 _SUMS = [*(f"sum({name})" for name in _ADDED_UP), "min(start)", "max(start + length)"]
 
 
@@ -103,21 +104,20 @@ class History:
         self.path = path
         self._connection, self._version = connect(path, write=False, schema=SCHEMA)
 
-    def _select(self, columns: str, rest: str, *values: Any) -> list[tuple[Any, ...]]:
+    def _select(
+        self, columns: Iterable[str], table: str, since: Moment, until: Moment, rest: str, name: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Rows of the buckets that begin in a span of time; of processes of one name only, if one is given."""
+        values: list[Any] = [_seconds("since", since, -1e18), _seconds("until", until, 1e18)]
+        values += [] if name is None else [name]
+        named = "" if name is None else "AND name = ?"
         try:
-            return self._connection.execute(f"SELECT {columns} {rest}", values).fetchall()
+            query = f"SELECT {', '.join(columns)} FROM {table} WHERE start >= ? AND start < ? {named} {rest}"  # noqa: S608  # our own names
+            return self._connection.execute(query, values).fetchall()
         except sqlite3.ProgrammingError as error:
             raise UsageError(f"history: {error}") from error
         except sqlite3.Error as error:
             raise HistoryError(self.path, f"cannot be read: {error}") from error
-
-    @staticmethod
-    def _where(since: Moment, until: Moment, name: str | None) -> tuple[str, tuple[Any, ...]]:
-        text = "FROM traffic JOIN process ON process.id = traffic.process WHERE start >= ? AND start < ?"
-        values: tuple[Any, ...] = (_seconds("since", since, -1e18), _seconds("until", until, 1e18))
-        if name is not None:
-            text, values = f"{text} AND name = ?", (*values, name)
-        return text, values
 
     def usage(
         self,
@@ -149,12 +149,11 @@ class History:
             found = self._view(OUTCOMES, since, until, name)
             return [attrs.evolve(usage, outcome=known.get(word)) for usage, word in found]
         columns = self._columns(by)
-        where, values = self._where(since, until, name)
         chosen = ", ".join(columns) or "NULL"
-        order = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, name, kind"
         shown = dict.fromkeys(columns) | ({"user": "max(user)"} if by == "user" and "user" in self._there else {})
         asked = [expression or name for name, expression in shown.items()]
-        rows = self._select(", ".join([*_SUMS, *asked]), f"{where} GROUP BY {chosen} {order}", *values)
+        rest = f"GROUP BY {chosen} {_MOST_FIRST}, name, kind"
+        rows = self._select([*_SUMS, *asked], _PROCESSES, since, until, rest, name)
         return [self._usage(row, list(shown)) for row in rows]
 
     @property
@@ -177,13 +176,8 @@ class History:
             raise UsageError(f"name: {view.table}s are not kept for each process")
         if self._version < view.since:
             return []
-        span = (_seconds("since", since, -1e18), _seconds("until", until, 1e18))
-        found = self._select(
-            ", ".join([*_SUMS, view.column]),
-            f"FROM {view.table} WHERE start >= ? AND start < ? GROUP BY {view.column}"
-            f" ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC, {view.column}",
-            *span,
-        )
+        rest = f"GROUP BY {view.column} {_MOST_FIRST}, {view.column}"
+        found = self._select([*_SUMS, view.column], view.table, since, until, rest)
         return [(self._usage(row[:-1], []), row[-1]) for row in found]
 
     def timeline(
@@ -202,22 +196,14 @@ class History:
         """
         if not step > 0:
             raise UsageError(f"step: {step!r} is not a positive number of seconds")
-        where, values = self._where(since, until, name)
         # Starts are integers: without the cast a whole step would round, a fractional one not.
-        group = f"GROUP BY CAST(start / {float(step)!r} AS INTEGER) ORDER BY start"
-        return [self._usage(row, []) for row in self._select(", ".join(_SUMS), f"{where} {group}", *values)]
+        rest = f"GROUP BY CAST(start / {float(step)!r} AS INTEGER) ORDER BY start"
+        return [self._usage(row, []) for row in self._select(_SUMS, _PROCESSES, since, until, rest, name)]
 
     def gaps(self, since: Moment = None, until: Moment = None) -> list[Gap]:
         """What the stream reported as lost, by bucket and cause."""
-        return [
-            Gap(*row)
-            for row in self._select(
-                "start, cause, events, count",
-                "FROM gap WHERE start >= ? AND start < ? ORDER BY start, cause",
-                _seconds("since", since, -1e18),
-                _seconds("until", until, 1e18),
-            )
-        ]
+        columns = ("start", "cause", "events", "count")
+        return [Gap(*row) for row in self._select(columns, "gap", since, until, "ORDER BY start, cause")]
 
     @staticmethod
     def _usage(row: tuple[Any, ...], columns: list[str]) -> Usage:

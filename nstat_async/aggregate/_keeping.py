@@ -7,16 +7,13 @@ ahead, for a moment or for hours, deletes nothing.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from nstat_async._fields import SqlTable
 from nstat_async._rows import Row, RowKind
 
 from ._rows import sum_rows
-from ._schema import SCHEMA
-
-__all__ = ["give_back", "join_old", "largest", "now_of", "remove_old"]
+from ._schema import SCHEMA, TRAFFIC, addition, process_id
 
 HOUR = 3600
 _DAY = 86_400.0
@@ -72,14 +69,8 @@ def _tables(connection: sqlite3.Connection) -> list[str]:
     ]
 
 
-def join_old(connection: sqlite3.Connection, before: float, process_id: Callable[[dict[str, Any]], int]) -> None:
-    """Make hours of the buckets that began before this time, and one of all processes that differ in their number only.
-
-    Args:
-        connection: The file, in a transaction.
-        before: Seconds since the epoch.
-        process_id: Gives the row of a process with these values.
-    """
+def join_old(connection: sqlite3.Connection, before: float) -> None:
+    """Make hours of the buckets that began before this time, and one of all processes that differ in their number only."""
     limit = before // HOUR * HOUR
     names = list(SCHEMA.columns(SqlTable.TRAFFIC, SCHEMA.version))
     old = "FROM traffic WHERE start < ? AND length < ?"
@@ -93,21 +84,16 @@ def join_old(connection: sqlite3.Connection, before: float, process_id: Callable
         (limit, HOUR),
     ).fetchall()
     for number, *values in found:
-        target = process_id(dict(zip(known, values, strict=True)))
+        target = process_id(connection, dict(zip(known, values, strict=True)))
         connection.execute("INSERT INTO temp.joined VALUES (?, ?)", (number, target))
     sums = ", ".join(f"sum({name})" for name in names)
     hours = connection.execute(
-        f"SELECT start / {HOUR} * {HOUR}, new, {sums} FROM traffic JOIN temp.joined ON process = old"  # noqa: S608  # as above
+        f"SELECT start / {HOUR} * {HOUR}, new, {HOUR}, {sums} FROM traffic JOIN temp.joined ON process = old"  # noqa: S608  # as above
         " WHERE start < ? AND length < ? GROUP BY 1, 2",
         (limit, HOUR),
     ).fetchall()
     connection.execute(f"DELETE {old}", (limit, HOUR))  # as above
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
-    connection.executemany(
-        f"INSERT INTO traffic (start, process, length, {', '.join(names)}) VALUES (?, ?, {HOUR}{', ?' * len(names)})"  # noqa: S608  # as above
-        f" ON CONFLICT (start, process) DO UPDATE SET length = {HOUR}, {added}",
-        hours,
-    )
+    connection.executemany(addition(TRAFFIC, names), hours)
     _forget_processes(connection)
 
 

@@ -7,8 +7,6 @@ from typing import Union
 
 from nstat_async._model import Counts, MediumCounts
 
-__all__ = ["Media", "RowMedia", "add_media", "grown_media", "media_of", "row_media", "sum_media"]
-
 Four = tuple[int, int, int, int]
 Media = dict[str, Four]
 """Medium to bytes received and sent, packets received and sent; without the total, which a row has."""

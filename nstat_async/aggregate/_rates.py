@@ -21,8 +21,6 @@ import attrs
 
 from nstat_async._errors import UsageError
 
-__all__ = ["RateWindow"]
-
 _STEPS = 8
 _CLOCK_SLACK = 60.0
 """Seconds that an event may be older than its predecessors: a coalescing buffer

@@ -14,8 +14,6 @@ from nstat_async._rows import Row, RowKind
 
 from ._media import add_media, row_media, sum_media
 
-__all__ = ["Loss", "TableSnapshot", "added_up", "sum_rows"]
-
 _ADDED_UP = tuple(field.name for _, field in TABLE.columns(SqlTable.TRAFFIC))
 """The counters of a row that differences are made of."""
 

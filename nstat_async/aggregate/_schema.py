@@ -7,6 +7,7 @@ bucket that was written survives a crash of the machine as well as of the progra
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -21,8 +22,6 @@ from nstat_async._fields import TABLE, Field, FieldTable, SqlTable
 from nstat_async._io.sqlite import may_make_files, why_not_opened
 from nstat_async._model import Process
 from nstat_async._rows import Row
-
-__all__ = ["OUTCOMES", "REMOTES", "SCHEMA", "HistoryError", "Schema", "View", "connect"]
 
 APPLICATION_ID = 0x6E737461
 _FIRST = """
@@ -61,7 +60,7 @@ CREATE TABLE {table} (
 
 @attrs.frozen
 class View:
-    """A table of traffic by something else than processes; it counts what ``traffic`` did when it came."""
+    """A table of traffic by something; it counts what ``traffic`` did when it came."""
 
     table: str
     column: str
@@ -151,6 +150,32 @@ def _type(table: SqlTable, field: Field) -> str:
 
 
 SCHEMA = Schema(TABLE)
+TRAFFIC = View("traffic", "process", "the row of a process", SCHEMA.version)
+_IDENTITY = ("kind", "source", "pid", "unique_pid", "name", "path", "uid")
+"""Columns of the first schema, in the order of their values in ``identity``; later ones follow by name where known."""
+
+
+def addition(view: View, names: list[str]) -> str:
+    """The statement that adds a bucket's start, key, length and these counters to what the file has."""
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
+    return (
+        f"INSERT INTO {view.table} (start, {view.column}, length, {', '.join(names)}) VALUES (?, ?, ?{', ?' * len(names)})"  # noqa: S608  # our own names
+        f" ON CONFLICT (start, {view.column}) DO UPDATE SET length = max(length, excluded.length), {added}"
+    )
+
+
+def process_id(connection: sqlite3.Connection, given: Mapping[str, Any]) -> int:
+    """The row of a process with these values; it is made if there is none."""
+    values = {name: given.get(name) for name in SCHEMA.columns(SqlTable.PROCESS, SCHEMA.version)}
+    later = [[name, value] for name, value in values.items() if name not in _IDENTITY and value is not None]
+    identity = json.dumps([values[name] for name in _IDENTITY] + later)
+    connection.execute(
+        f"INSERT INTO process (identity, {', '.join(values)}) VALUES (?{', ?' * len(values)})"  # noqa: S608  # as above
+        " ON CONFLICT (identity) DO NOTHING",
+        (identity, *values.values()),
+    )
+    found: int = connection.execute("SELECT id FROM process WHERE identity = ?", (identity,)).fetchone()[0]
+    return found
 
 
 class HistoryError(NstatError):

@@ -12,7 +12,6 @@ interval later than they passed.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -35,10 +34,8 @@ from nstat_async._rows import Row, RowKind
 from ._grouping import GroupBy
 from ._keeping import HOUR, give_back, join_old, largest, now_of, remove_old
 from ._rows import Loss, TableSnapshot, added_up, sum_rows
-from ._schema import OUTCOMES, REMOTES, SCHEMA, HistoryError, View, connect
+from ._schema import OUTCOMES, REMOTES, SCHEMA, TRAFFIC, HistoryError, View, addition, connect, process_id
 from ._table import ProcessTable, TrafficTable
-
-__all__ = ["HistoryWriter", "keep_history"]
 
 logger = logging.getLogger("nstat_async")
 
@@ -53,8 +50,6 @@ _LATE = 60.0
 _LAST_MOMENT = 2.0**40
 """Of the events' clock, seconds since the epoch: a time beyond it is none."""
 _LARGEST_NUMBER = 2**63 - 1
-_IDENTITY = ("kind", "source", "pid", "unique_pid", "name", "path", "uid")
-"""Columns of the first schema, in the order of their values in ``identity``; later ones follow by name where known."""
 _CARRIED = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
 _LARGEST = 2**48
 """More than a bucket can carry (SQLite's integers end at 2**63, and are added up here)."""
@@ -282,14 +277,11 @@ class HistoryWriter:
         self.write()
 
     def _write_bucket(self, connection: sqlite3.Connection, bucket: _Bucket) -> int:
-        names = list(SCHEMA.columns(SqlTable.TRAFFIC, SCHEMA.version))
-        statement = _addition("traffic", "process", names)
-        for row in bucket.rows:
-            counters = [min(getattr(row, name), _LARGEST) for name in names]
-            process = _process_id(connection, SCHEMA.process_values(row))
-            connection.execute(statement, (bucket.start, process, bucket.length, *counters))
-        _write_view(connection, REMOTES, bucket, bucket.remotes)
-        _write_view(connection, OUTCOMES, bucket, bucket.outcomes)
+        _write_rows(
+            connection, TRAFFIC, bucket, bucket.rows, lambda row: process_id(connection, SCHEMA.process_values(row))
+        )
+        _write_rows(connection, REMOTES, bucket, bucket.remotes, lambda row: row.name or "")
+        _write_rows(connection, OUTCOMES, bucket, bucket.outcomes, lambda row: row.name or "")
         for cause, (events, count) in bucket.losses.items():
             connection.execute(
                 "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
@@ -309,7 +301,7 @@ class HistoryWriter:
         if self.keep is not None:
             remove_old(connection, now - self.keep)
         if self._detail is not None:
-            join_old(connection, now - self._detail, lambda values: _process_id(connection, values))
+            join_old(connection, now - self._detail)
 
     def close(self) -> None:
         """Store everything and close the file. Idempotent.
@@ -377,38 +369,18 @@ class _OutcomeCounter:
         return rows
 
 
-def _write_view(connection: sqlite3.Connection, view: View, bucket: _Bucket, rows: Iterable[Row]) -> None:
+def _write_rows(
+    connection: sqlite3.Connection, view: View, bucket: _Bucket, rows: Iterable[Row], key: Callable[[Row], Any]
+) -> None:
     names = list(SCHEMA.columns(SqlTable.TRAFFIC, view.since))
-    statement = _addition(view.table, view.column, names)
+    statement = addition(view, names)
     for row in rows:
         counters = [min(getattr(row, name), _LARGEST) for name in names]
-        connection.execute(statement, (bucket.start, row.name or "", bucket.length, *counters))
-
-
-def _addition(table: str, key: str, names: list[str]) -> str:
-    """The statement that adds a bucket's counters to a row; names are those of our own tables."""
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
-    return (
-        f"INSERT INTO {table} (start, {key}, length, {', '.join(names)}) VALUES (?, ?, ?{', ?' * len(names)})"  # noqa: S608  # as above
-        f" ON CONFLICT (start, {key}) DO UPDATE SET length = max(length, excluded.length), {added}"
-    )
+        connection.execute(statement, (bucket.start, key(row), bucket.length, *counters))
 
 
 def _can_be_kept(row: Row) -> bool:
     return all(abs(value) <= _LARGEST_NUMBER for value in SCHEMA.process_values(row).values() if isinstance(value, int))
-
-
-def _process_id(connection: sqlite3.Connection, given: Mapping[str, Any]) -> int:
-    values = {name: given.get(name) for name in SCHEMA.columns(SqlTable.PROCESS, SCHEMA.version)}
-    later = [[name, value] for name, value in values.items() if name not in _IDENTITY and value is not None]
-    identity = json.dumps([values[name] for name in _IDENTITY] + later)
-    connection.execute(
-        f"INSERT INTO process (identity, {', '.join(values)}) VALUES (?{', ?' * len(values)})"  # noqa: S608  # as above
-        " ON CONFLICT (identity) DO NOTHING",
-        (identity, *values.values()),
-    )
-    found: int = connection.execute("SELECT id FROM process WHERE identity = ?", (identity,)).fetchone()[0]
-    return found
 
 
 async def keep_history(

@@ -40,8 +40,6 @@ from ._rates import RateWindow
 from ._rows import Loss, TableSnapshot
 from ._tally import OpenFlow, Share, Tally, is_counted, known_or, sum_tallies
 
-__all__ = ["ProcessTable", "SortKey", "TrafficTable"]
-
 DEFAULT_MAX_FINISHED = 10_000
 _CLOCK_STEP = 5.0
 """Seconds by which the events' clock may differ from the monotonic one between two batches before it was stepped."""

@@ -14,8 +14,6 @@ from ._media import Media, add_media, grown_media, media_of, row_media
 from ._rates import RateWindow
 from ._rows import added_up
 
-__all__ = ["Four", "OpenFlow", "Share", "Tally", "is_counted", "known_or", "sum_tallies"]
-
 Four = tuple[int, int, int, int]
 """Bytes received and sent, packets received and sent."""
 

@@ -11,8 +11,6 @@ from .._contract import Feed
 from .._options import MonitorOptions
 from ._kernels import check_kernel
 
-__all__ = ["Emulated"]
-
 
 @attrs.frozen
 class Emulated:

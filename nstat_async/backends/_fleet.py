@@ -17,8 +17,6 @@ from .._io.nats_access import NatsAccess, server_urls
 from .._options import MonitorOptions, refuse_ebpf
 from ..fleet import host_name
 
-__all__ = ["Fleet"]
-
 _END_OF_TIME = 253_402_300_800
 """The year 10000, which neither Python nor a server knows."""
 _Moment = Union[float, datetime, None]

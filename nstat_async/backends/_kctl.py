@@ -11,8 +11,6 @@ from .._contract import Feed
 from .._io.system import DARWIN, require
 from .._options import MonitorOptions
 
-__all__ = ["Kctl", "receive_limit"]
-
 
 @attrs.frozen
 class Kctl:

@@ -6,8 +6,6 @@ from typing import Any
 
 from .._errors import UsageError
 
-__all__ = ["check_kernel"]
-
 
 def check_kernel(_instance: object, attribute: Any, value: Any) -> None:
     """A validator for a kernel's version string; `None` where it is the default."""

@@ -21,8 +21,6 @@ from ._replay import Replay
 from ._sock_diag import Namespace, SockDiag
 from ._unix import UnixSocket
 
-__all__ = ["ROWS", "Row", "auto", "checked", "named", "parse"]
-
 
 @attrs.frozen(kw_only=True)
 class Given:

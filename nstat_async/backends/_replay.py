@@ -14,8 +14,6 @@ from .._errors import UsageError
 from .._options import MonitorOptions, refuse_ebpf
 from ._kernels import check_kernel
 
-__all__ = ["Replay"]
-
 
 def _sources(_instance: object, _attribute: Any, value: Any) -> None:
     sources = value if isinstance(value, (list, tuple)) else (value,)

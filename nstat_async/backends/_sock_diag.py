@@ -12,8 +12,6 @@ from .._errors import UsageError
 from .._io.system import LINUX, require
 from .._options import Ebpf, MonitorOptions
 
-__all__ = ["Namespace", "SockDiag", "receive_limit"]
-
 Namespace = Union[str, int, None]
 ALL = "all"
 """In place of names: every namespace."""

@@ -12,8 +12,6 @@ from .._errors import UsageError
 from .._options import MonitorOptions
 from ._kernels import check_kernel
 
-__all__ = ["UnixSocket"]
-
 
 def _path(_instance: object, _attribute: Any, value: Any) -> None:
     check_path("path", value)

@@ -11,8 +11,6 @@ from .._model import Flow
 from ._host import HostView, Open
 from ._peers import Ends, peer_of
 
-__all__ = ["MOST_FLOWS", "FleetFlows"]
-
 MOST_FLOWS = 262_144
 """Open flows of one machine that are kept."""
 

@@ -11,8 +11,6 @@ from .._model import Counts, Flow
 from ..json import JsonReader
 from ._messages import Facts, Header
 
-__all__ = ["HostView", "Open"]
-
 _RETIRED = 8
 """Earlier runs of a publisher that are remembered, so that a late message of theirs is known as one."""
 _SAMPLES = 10

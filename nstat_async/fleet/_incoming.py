@@ -25,8 +25,6 @@ from ._intake import Intake, sliced
 from ._messages import Facts, Header, decode, parse_subject
 from ._report import Report
 
-__all__ = ["Delivery", "Incoming"]
-
 MOST_HOSTS = 20_000
 _LOOK_SECONDS = 1.0
 _FIGURES = ("messages", "duplicate_messages", "lost_messages", "malformed_messages", "stale_messages")

@@ -32,8 +32,6 @@ from ._host import HostView
 from ._messages import LONGEST_LINE, Header
 from ._report import Report
 
-__all__ = ["SLICE", "Intake", "sliced"]
-
 SLICE = 32
 """Lines or flows that are worked on without a pause."""
 _LARGEST = 1 << 64

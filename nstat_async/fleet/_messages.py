@@ -24,19 +24,6 @@ from .._escape import dump
 from .._model import Capabilities
 from .._values import from_json, to_json
 
-__all__ = [
-    "EVENTS",
-    "STATE",
-    "Facts",
-    "Header",
-    "Message",
-    "decode",
-    "encode",
-    "host_name",
-    "parse_subject",
-    "subject_of",
-]
-
 VERSION = 1
 EVENTS, STATE = "events", "state"
 """Kinds of subjects: what happened, and the beginning of a complete state."""

@@ -18,8 +18,6 @@ from .._model import Counts, Flow
 from ..json import JsonFormatter
 from ._messages import EVENTS, LONGEST_LINE, STATE, Facts, Header, Message, encode, host_name, subject_of
 
-__all__ = ["Outgoing"]
-
 MOST_BYTES = 1 << 18
 """Bytes of a message before it is compressed."""
 STATE_SECONDS = 60.0

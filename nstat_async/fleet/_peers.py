@@ -14,8 +14,6 @@ import attrs
 
 from .._model import Endpoint, Flow, Peer, Provider
 
-__all__ = ["Ends", "peer_of"]
-
 _TRANSPORTS = {Provider.TCP: 6, Provider.UDP: 17, Provider.QUIC: 17}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _MOST_AT_ONE_END = 64

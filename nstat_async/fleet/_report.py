@@ -9,8 +9,6 @@ import attrs
 from .._events import AnyEvent, EventsLost, LossCause
 from ._host import HostView
 
-__all__ = ["Report"]
-
 
 @attrs.define(eq=False)
 class Report:

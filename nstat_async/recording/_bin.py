@@ -11,8 +11,6 @@ import struct
 from ._pieces import PiecewiseParser
 from ._records import MAX_DATAGRAM, NO_EXTRA, Record, RecordingInfo, RecordKind, kernel_name
 
-__all__ = ["BinParser"]
-
 _RECORD = struct.Struct("<II")
 _HEAD = _RECORD.size
 

@@ -15,8 +15,6 @@ from nstat_async._errors import RecordingError, UsageError
 from ._reader import GZIP_MAGIC, RecordingReader
 from ._records import Record, RecordingInfo, damage_record
 
-__all__ = ["RecordingFile", "naming", "open_recording"]
-
 _CHUNK = 64 * 1024
 """Bytes read at once, and decompressed at once: the most that a compressed file can make of one read. Of more,
 more records would wait at a time than the garbage collector calls young, and processor caches hold."""

@@ -30,8 +30,6 @@ from ._records import (
     stamp_fits,
 )
 
-__all__ = ["JsonLinesParser", "encode_beginning", "encode_record"]
-
 _HEADER_KEYS = ("xnu", "kernel", "protocol")
 """One of them makes an object a header."""
 _DATAGRAMS = {"from_kernel": RecordKind.FROM_KERNEL, "to_kernel": RecordKind.TO_KERNEL}

@@ -40,8 +40,6 @@ from ._records import (
     learn,
 )
 
-__all__ = ["MAGIC", "NativeParser", "encode_beginning", "encode_record"]
-
 MAGIC = b"\x89NSTAT\r\n"
 """Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
 _VERSION = 2

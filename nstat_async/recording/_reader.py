@@ -12,8 +12,6 @@ from ._jsonlines import JsonLinesParser
 from ._native import MAGIC, NativeParser
 from ._records import Record, RecordingInfo
 
-__all__ = ["GZIP_MAGIC", "RecordingReader"]
-
 GZIP_MAGIC = b"\x1f\x8b\x08"
 """With the one compression method there is: a headerless file may begin with any seconds."""
 _Parser = Union[NativeParser, JsonLinesParser, BinParser]

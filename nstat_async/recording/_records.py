@@ -18,28 +18,6 @@ import attrs
 
 from nstat_async._errors import UsageError
 
-__all__ = [
-    "DRAINED",
-    "MAX_DATAGRAM",
-    "MAX_DOCUMENT",
-    "MAX_EXTRA",
-    "MAX_LINE",
-    "MAX_NOTE",
-    "NEXT",
-    "NO_EXTRA",
-    "Record",
-    "RecordKind",
-    "RecordingInfo",
-    "check_length",
-    "check_stamp",
-    "damage_record",
-    "dump_json",
-    "info_to_mapping",
-    "kernel_name",
-    "learn",
-    "stamp_fits",
-]
-
 MAX_DATAGRAM = 1 << 20
 """Longest datagram, bytes. The largest receive buffer that a kernel grants without privilege is smaller."""
 MAX_NOTE = 1 << 20

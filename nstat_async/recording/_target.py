@@ -12,8 +12,6 @@ import attrs
 from nstat_async._checks import LONGEST_SECONDS, check_flag, check_path, positive
 from nstat_async._errors import UsageError
 
-__all__ = ["Recording", "Target", "is_ours"]
-
 Target = Union[str, os.PathLike[str], BinaryIO]
 _FIRST_LINE = 4 << 20
 _TOOL = "nstat_async "

@@ -11,8 +11,6 @@ from nstat_async._errors import UsageError
 from . import _jsonlines, _native
 from ._records import NO_EXTRA, Record, RecordingInfo, RecordKind
 
-__all__ = ["JsonLinesWriter", "RecordingWriter", "copy"]
-
 _W = TypeVar("_W", bound="_Writer")
 
 
