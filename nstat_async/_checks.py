@@ -13,21 +13,33 @@ LONGEST_SECONDS = 1_000_000_000
 """About 31 years: no timer of an event loop takes much more."""
 
 
-def positive(*, optional: bool = False, whole: bool = False, most: int | None = None, least: float = 0) -> Any:
-    """A validator for a positive number, of at least and at most these sizes."""
-    kind = int if whole else (int, float)
-    limits = " and ".join([*([f"at least {least:g}"] if least else []), *([] if most is None else [f"at most {most}"])])
-    right = f"a positive {'whole ' if whole else ''}number{limits and f' of {limits}'}"
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    optional: bool = False,
+    whole: bool = False,
+    least: float | None = None,
+    most: int | None = None,
+) -> None:
+    """A number of at least and at most these sizes; without a least one a positive one.
 
-    def check(_instance: object, attribute: Any, value: Any) -> None:
-        if value is None and optional:
-            return
-        number = isinstance(value, kind) and not isinstance(value, bool)
-        if not number or not (value > 0 and value >= least) or (most and value > most):
-            shown = repr(value) if not isinstance(value, int) or value < 1 << 80 else "what was given"
-            raise UsageError(f"{attribute.name}: {shown} is not {right}")
+    Raises:
+        UsageError: It is none; the text says what is right.
+    """
+    if value is None and optional:
+        return
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not (value > 0 if least is None else value >= least) or (most and value > most):
+        limits = [*([] if least is None else [f"at least {least:g}"]), *([] if most is None else [f"at most {most}"])]
+        right = f"{'' if least == 0 else 'positive '}{'whole ' if whole else ''}number"
+        shown = repr(value) if not isinstance(value, int) or value < 1 << 80 else "what was given"
+        raise UsageError(f"{name}: {shown} is not a {right}{' of ' if limits else ''}{' and '.join(limits)}")
 
-    return check
+
+def positive(**limits: Any) -> Any:
+    """`check_number` as a validator."""
+    return lambda _instance, attribute, value: check_number(attribute.name, value, **limits)
 
 
 def check_flag(_instance: object, attribute: Any, value: Any) -> None:
@@ -50,7 +62,7 @@ def check_path(name: str, value: Any, mode: str | None = None) -> None:
     """
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
-        if not isinstance(text, str) or not text or "\0" in text:
+        if not isinstance(text, str) or not text or "\0" in text or not _is_encodable(text):
             raise UsageError(f"{name}: {value!r} is no path")
         return
     if mode is None:
@@ -60,6 +72,14 @@ def check_path(name: str, value: Any, mode: str | None = None) -> None:
     if not callable(getattr(value, "write" if mode == "wb" else "read", None)):
         doing = "writing" if mode == "wb" else "reading"
         raise UsageError(f"{name}: {value!r} is no path, and no file that is open for {doing}")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_predicate(name: str, value: Any) -> None:

@@ -55,21 +55,26 @@ class Discovery(enum.Enum):
     """The kernel announces each new source at once; losses show as gaps in reference numbers."""
 
 
-def _providers(value: Iterable[Provider | str] | Provider | str) -> frozenset[Provider]:
-    if isinstance(value, (Provider, str)):
-        value = (value,)
-    known = ", ".join(p.value for p in Provider)
-    if not isinstance(value, Iterable):
-        raise UsageError(f"providers: {value!r} is none of {known}")
+def providers_of(name: str, value: Any) -> frozenset[Provider]:
+    """The members that providers stand for, by themselves or by name.
+
+    Raises:
+        UsageError: One of them is none.
+    """
     members = set()
-    for item in value:
+    for item in value if isinstance(value, Iterable) and not isinstance(value, str) else (value,):
         try:
             members.add(Provider(item))
         except ValueError:
-            raise UsageError(f"providers: {item!r} is none of {known}") from None
+            raise UsageError(f"{name}: {item!r} is none of {', '.join(p.value for p in Provider)}") from None
+    return frozenset(members)
+
+
+def _providers(value: Iterable[Provider | str] | Provider | str) -> frozenset[Provider]:
+    members = providers_of("providers", value)
     if not members:
         raise UsageError("providers: at least one is needed")
-    return frozenset(members)
+    return members
 
 
 def _filter(_instance: object, _attribute: Any, value: Any) -> None:

@@ -73,7 +73,7 @@ class Filter:
     predicate: Predicate = attrs.field(eq=False)
     text: str
     """What it says, for messages and `repr`."""
-    remake: Callable[[], Filter] | None = attrs.field(default=None, eq=False, kw_only=True)
+    remake: Callable[[], Any] | None = attrs.field(default=None, eq=False, kw_only=True)
     """Makes it again: a pickle has this instead of the predicate. `None`: the predicate is pickled itself."""
     needs_extras: bool = attrs.field(default=False, eq=False, kw_only=True)
     """It looks at what is known with ``extras`` only (on Linux)."""
@@ -477,6 +477,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     Raises:
         UsageError: A key is unknown, a value is wrong, or there are too many items.
     """
+    if not isinstance(items, Iterable):
+        raise UsageError(f"filter: {items!r} is no list of pairs of texts")
     values: dict[str, list[str]] = {}
     for number, item in enumerate(items):
         if number >= MAX_ITEMS:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from nstat_async._checks import positive
 from nstat_async._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved
 from nstat_async._model import Counts, Direction, Flow, Process, Provider
 
@@ -120,7 +121,7 @@ class ConnectionTable:
             are counted in `rest`.
     """
 
-    max_talks: int = DEFAULT_MAX_TALKS
+    max_talks: int = attrs.field(default=DEFAULT_MAX_TALKS, validator=positive(whole=True))
     rest: tuple[int, int] = attrs.field(default=(0, 0), init=False)
     """Bytes to servers and to clients of pairs that are not kept."""
     _ends: dict[str, _End] = attrs.field(factory=dict, init=False)

@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import anyio
 
+from nstat_async._checks import LONGEST_SECONDS, check_number
 from nstat_async._errors import MonitorClosedError, StreamEndedError, UsageError
 from nstat_async._events import AnyEvent
 from nstat_async._monitor import Monitor
@@ -40,8 +41,7 @@ class TableStream(Generic[_Table]):
     def __init__(
         self, monitor: Monitor, table: _Table, *, every: float = 2.0, clock: Literal["wall", "events"] = "wall"
     ) -> None:
-        if not every > 0:
-            raise UsageError(f"every: {every!r} is not a positive number of seconds")
+        check_number("every", every, most=LONGEST_SECONDS)
         if clock not in {"wall", "events"}:
             raise UsageError(f"clock: {clock!r} is neither 'wall' nor 'events'")
         self.table = table

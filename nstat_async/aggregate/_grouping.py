@@ -12,6 +12,7 @@ from typing import Union
 
 import attrs
 
+from nstat_async._checks import check_number
 from nstat_async._errors import UsageError
 from nstat_async._fields import TABLE, Field, FieldTable
 from nstat_async._model import Details, Endpoint, Flow, Process
@@ -66,8 +67,7 @@ def _connection_text(flow: Flow) -> str:
 
 
 def _prefix(name: str, value: int, bits: int) -> int:
-    if not isinstance(value, int) or not 0 <= value <= bits:
-        raise UsageError(f"{name}: {value!r} is not a prefix length of 0 to {bits}")
+    check_number(name, value, whole=True, least=0, most=bits)
     return value
 
 
@@ -136,7 +136,7 @@ class GroupBy:
         Raises:
             UsageError: Nobody groups by that.
         """
-        found = _groupings(TABLE).get(name)
+        found = _groupings(TABLE).get(name) if isinstance(name, str) else None
         if found is None:
             raise UsageError(f"GroupBy: {name!r} is none of {', '.join(_groupings(TABLE))}")
         owner, field = found
@@ -167,7 +167,7 @@ class GroupBy:
         Raises:
             UsageError: There is no such name.
         """
-        words = name.replace("-", " ").replace("_", " ")
+        words = str(name).replace("-", " ").replace("_", " ")
         made = _MADE.get(words)
         if made is not None:
             return made()

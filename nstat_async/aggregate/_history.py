@@ -11,6 +11,7 @@ from typing import Any, Literal, Union
 
 import attrs
 
+from nstat_async._checks import check_number, check_path
 from nstat_async._errors import UsageError
 from nstat_async._fields import SqlTable
 from nstat_async._model import Outcome, Process
@@ -101,6 +102,7 @@ class History:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_path("path", path)
         self.path = path
         self._connection, self._version = connect(path, write=False, schema=SCHEMA)
 
@@ -194,8 +196,7 @@ class History:
         Raises:
             UsageError: `step` is not positive.
         """
-        if not step > 0:
-            raise UsageError(f"step: {step!r} is not a positive number of seconds")
+        check_number("step", step)
         # Starts are integers: without the cast a whole step would round, a fractional one not.
         rest = f"GROUP BY CAST(start / {float(step)!r} AS INTEGER) ORDER BY start"
         return [self._usage(row, []) for row in self._select(_SUMS, _PROCESSES, since, until, rest, name)]

@@ -19,8 +19,6 @@ from collections import deque
 
 import attrs
 
-from nstat_async._errors import UsageError
-
 _STEPS = 8
 _CLOCK_SLACK = 60.0
 """Seconds that an event may be older than its predecessors: a coalescing buffer
@@ -28,16 +26,11 @@ delivers the newest report of a flow in the place of its oldest one. Anything
 older means that the clock was set back."""
 
 
-def _positive(_window: object, _attribute: object, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise UsageError(f"rate_window: {value!r} is not a positive number of seconds")
-
-
 @attrs.define(eq=False)
 class RateWindow:
     """The marks of one table's clock."""
 
-    width: float = attrs.field(validator=_positive)
+    width: float
     """Seconds over which rates are taken; at least one polling interval is used."""
     now: float = -math.inf
     """Time of the latest event."""

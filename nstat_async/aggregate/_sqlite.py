@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from nstat_async._checks import LONGEST_SECONDS, check_number, check_path
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._events import AnyEvent, FlowRemoved
 from nstat_async._fields import SqlTable
@@ -136,16 +137,12 @@ class HistoryWriter:
         max_rows: int = 1_000,
         **options: Any,
     ) -> None:
-        if remotes < 0:
-            raise UsageError(f"remotes: {remotes!r} is negative")
-        if max_rows < 1:
-            raise UsageError(f"max_rows: {max_rows!r} is not a positive number")
-        if detail is not None and not detail >= HOUR:
-            raise UsageError(f"detail: {detail!r} is less than an hour")
-        if not bucket >= 1:
-            raise UsageError(f"bucket: {bucket!r} is less than a second")
-        if keep is not None and not keep >= bucket:
-            raise UsageError(f"keep: {keep!r} is less than a bucket")
+        check_path("path", path)
+        check_number("bucket", bucket, least=1, most=LONGEST_SECONDS)
+        check_number("keep", keep, optional=True, least=bucket)
+        check_number("remotes", remotes, whole=True, least=0)
+        check_number("detail", detail, optional=True, least=HOUR)
+        check_number("max_rows", max_rows, whole=True)
         self.path = path
         self.bucket = bucket
         self.keep = keep

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 
+from nstat_async._checks import LONGEST_SECONDS, check_number
 from nstat_async._errors import UsageError
 from nstat_async._events import (
     AnyEvent,
@@ -31,6 +32,7 @@ from nstat_async._events import (
     PollCompleted,
 )
 from nstat_async._model import UNCOUNTED_PROVIDERS, Counts, Flow, Provider
+from nstat_async._options import providers_of
 from nstat_async._rows import Row, RowKind
 
 from ._grouping import GroupBy
@@ -96,14 +98,15 @@ class TrafficTable:
         max_age: float | None = None,
         source: str | None = None,
     ) -> None:
-        if max_finished < 0:
-            raise UsageError(f"max_finished: {max_finished!r} is negative")
-        if max_age is not None and not max_age > 0:
-            raise UsageError(f"max_age: {max_age!r} is not a positive number of seconds")
+        if not isinstance(group_by, GroupBy):
+            raise UsageError(f"group_by: {group_by!r} is no GroupBy")
+        check_number("max_finished", max_finished, whole=True, least=0)
+        check_number("max_age", max_age, optional=True)
+        check_number("rate_window", rate_window, most=LONGEST_SECONDS)
         self.group_by = group_by
         self.source = source
         self._include_history = include_history
-        self._exclude = frozenset(exclude)
+        self._exclude = providers_of("exclude", exclude)
         self._max_age = max_age
         self._window = RateWindow(rate_window)
         self._groups = Groups(group_by, max_finished)

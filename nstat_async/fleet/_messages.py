@@ -15,7 +15,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import attrs
 
@@ -92,7 +91,7 @@ class Message:
     """Lines in it."""
 
 
-def host_name(text: Any) -> str:
+def host_name(text: str) -> str:
     """A name that a machine can have: it is one word of a subject.
 
     Raises:
