@@ -298,9 +298,8 @@ class Monitor:
         feed, distributor = self._opened(), self._distributor
         if distributor.failure is not None:
             distributor.failure.throw()
-        serial = None if feed.can_wait else feed.request_poll()
-        if serial is not None:
-            await distributor.poll_completed(serial)
+        if not feed.can_wait:
+            await distributor.polled(feed.request_poll)
 
     @property
     def flows(self) -> tuple[tuple[Flow, Counts | None], ...]:

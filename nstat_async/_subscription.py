@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -44,6 +45,14 @@ class Failure:
         raise self.error.with_traceback(self._traceback)
 
 
+@attrs.define(eq=False)
+class _PollWaiter:
+    """Somebody who waits for a poll."""
+
+    serial: float = math.inf
+    done: anyio.Event = attrs.field(factory=anyio.Event)
+
+
 class Distributor:
     """Gives the events of a feed to every subscription: the feed's `Sink`."""
 
@@ -55,12 +64,11 @@ class Distributor:
         """Why, if the feed failed."""
         self.stream_time: float | None = None
         """Time of the last event, which in a replay is not that of the wall."""
-        self.waiting_for_room = False
         self.closed = False
         """True once the monitor is closed."""
         self._room: anyio.Event | None = None
         self._newest_poll = -1
-        self._poll_waiters: list[tuple[int, anyio.Event]] = []
+        self._poll_waiters: list[_PollWaiter] = []
 
     # --- Sink: what the feed calls ------------------------------------------------
 
@@ -75,16 +83,15 @@ class Distributor:
             serials = [e.serial for e in events if isinstance(e, PollCompleted) and e.serial is not None]
             if serials:
                 self._newest_poll = max(serials)
-                for wanted, waiter in self._poll_waiters:
-                    if wanted <= self._newest_poll:
-                        waiter.set()
+                for waiter in self._poll_waiters:
+                    if waiter.serial <= self._newest_poll:
+                        waiter.done.set()
 
     async def room(self) -> None:
         """Wait until every subscription that blocks has room. Several tasks may."""
         while not self.over and any(each._holds_up for each in self.subscriptions):  # noqa: SLF001
             if self._room is None or self._room.is_set():
                 self._room = anyio.Event()
-            self.waiting_for_room = True
             await self._room.wait()
 
     # --- the monitor's side -------------------------------------------------------
@@ -101,7 +108,6 @@ class Distributor:
     def made_room(self) -> None:
         """A buffer has room again."""
         if self._room is not None:
-            self.waiting_for_room = False
             self._room.set()
 
     def close(self) -> None:
@@ -116,20 +122,26 @@ class Distributor:
             self.failure = None if failure is None else Failure(failure)
         for subscription in self.subscriptions:
             subscription._wake()  # noqa: SLF001
-        for _, waiter in self._poll_waiters:
-            waiter.set()
+        for waiter in self._poll_waiters:
+            waiter.done.set()
         self.made_room()
 
-    async def poll_completed(self, serial: int) -> None:
-        """Wait until this poll, or a later one, is complete; `raise_end` if none will be."""
-        waiter = (serial, anyio.Event())
+    async def polled(self, ask: Callable[[], int | None]) -> None:
+        """Ask for a poll and wait until it, or a later one, is complete; `raise_end` if none will be.
+
+        Args:
+            ask: Gives the serial of the poll, which may be complete by then; `None`: there is none.
+        """
+        waiter = _PollWaiter()
         self._poll_waiters.append(waiter)
         try:
-            if not self.over:
-                await waiter[1].wait()
+            serial = ask()
+            if serial is not None and self._newest_poll < serial and not self.over:
+                waiter.serial = serial
+                await waiter.done.wait()
         finally:
             self._poll_waiters.remove(waiter)
-        if self._newest_poll < serial:
+        if serial is not None and self._newest_poll < serial:
             self.raise_end()
 
     def raise_end(self) -> NoReturn:

@@ -31,6 +31,8 @@ from nstat_async import (
     filters,
     snapshot,
 )
+from nstat_async._buffer import EventBuffer
+from nstat_async._subscription import Distributor, Subscription
 from nstat_async.testing import EmulatedKernel
 
 LOOPS = ["asyncio", "trio"]
@@ -561,5 +563,78 @@ def test_a_reader_that_is_cancelled_at_every_event_loses_none(loop):
                 if scope.cancelled_caught:
                     got.append(await monitor.__anext__())
         assert [event.flow.id for event in got] == [str(number) for number in range(2_500)]
+
+    run(loop, main)
+
+
+@on_both_loops
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_one_way_to_read_left_another_one_gets_also_after_a_cancellation(loop, cut):
+    async def main() -> None:
+        script = Script()
+        async with Monitor(backend=script) as monitor:
+            await script.running.wait()
+            script.deliver(*(added(number) for number in range(3)))
+            subscription = monitor.subscribe()
+            assert await subscription.__anext__() == added(0)
+            assert subscription.statistics().pending == 2
+            assert subscription.statistics().delivered == 1
+            if cut:
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await subscription.receive_many()
+                assert scope.cancelled_caught
+            script.deliver(added(3))
+            assert await subscription.receive_many() == [added(1), added(2), added(3)]
+            script.deliver(added(4), added(5))
+            assert await subscription.__anext__() == added(4)
+            assert subscription.receive_nowait() == [added(5)]
+
+    run(loop, main)
+
+
+@on_both_loops
+@pytest.mark.parametrize("free", ["end", "close", "reader", "read"])
+def test_whoever_waits_for_room_goes_on_when_there_is_some_or_nothing_will_be_read_any_more(loop, free):
+    async def main() -> None:
+        sink, went_on = Distributor(), []
+        reader = Subscription(sink, EventBuffer(1, Overflow.BLOCK), None)
+
+        async def wait_for_room() -> None:
+            await sink.room()
+            went_on.append(True)
+
+        sink.deliver([added(1)])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_for_room)
+            tasks.start_soon(wait_for_room)
+            await anyio.wait_all_tasks_blocked()
+            assert not went_on
+            if free == "end":
+                sink.end(None)
+            elif free == "close":
+                sink.close()
+            elif free == "reader":
+                reader.close()
+            else:
+                assert await reader.__anext__() == added(1)
+        assert went_on == [True, True]
+
+    run(loop, main)
+
+
+@on_both_loops
+def test_a_feed_may_have_polled_before_it_says_which_poll_that_was(loop):
+    async def main() -> None:
+        class Quick(Script):
+            def request_poll(self) -> int:
+                serial = super().request_poll()
+                self.deliver(PollCompleted(0.0, 0, True, serial))
+                return serial
+
+        async with Monitor(backend=Quick()) as monitor:
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(3):
+                await monitor.poll_now()
 
     run(loop, main)

@@ -9,7 +9,8 @@ import time
 import anyio
 import pytest
 
-from nstat_async import Monitor, PollCompleted
+from nstat_async import Monitor, MonitorClosedError, PollCompleted, StreamEndedError
+from nstat_async._subscription import Distributor
 from nstat_async.testing import EmulatedKernel
 
 LOOPS = ["asyncio", "trio"]
@@ -130,3 +131,31 @@ def test_a_call_that_is_given_up_leaves_nothing_that_waits(loop):
 
     anyio.run(main, backend=loop)
     system.close()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_feed_that_ends_after_an_older_poll_has_not_answered(loop):
+    async def main():
+        sink = Distributor()
+        async with anyio.create_task_group() as tasks:
+
+            async def wait(serial, error):
+                with pytest.raises(error):
+                    await sink.polled(lambda: serial)
+
+            tasks.start_soon(wait, 5, StreamEndedError)
+            await anyio.wait_all_tasks_blocked()
+            sink.deliver([PollCompleted(0.0, 0, True, 4), PollCompleted(0.0, 0, True), PollCompleted(0.0, 0, True, 3)])
+            await sink.polled(lambda: 4)
+            await anyio.wait_all_tasks_blocked()
+            sink.end(None)
+        await sink.polled(lambda: 4)
+        await wait(5, StreamEndedError)
+        sink.close()
+        await wait(5, MonitorClosedError)
+        failed = Distributor()
+        failed.end(RuntimeError("the kernel went away"))
+        with pytest.raises(RuntimeError, match="the kernel went away"):
+            await failed.polled(lambda: 1)
+
+    anyio.run(main, backend=loop)

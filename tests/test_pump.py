@@ -26,13 +26,11 @@ from nstat_async import (
     RequestError,
     UnavailableReason,
 )
-from nstat_async._buffer import EventBuffer
 from nstat_async._contract import CloseChannel, Lookup, LookupFailed, OpenChannel, Send
 from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
 from nstat_async._io.pump import KernelFeed
-from nstat_async._options import MonitorOptions, Overflow
-from nstat_async._subscription import Distributor, Subscription
+from nstat_async._options import MonitorOptions
 from nstat_async.testing import EmulatedKernel
 
 LIMIT = 120.0
@@ -644,22 +642,6 @@ def test_a_turn_in_which_the_core_became_subscribed_ends_the_waiting_for_it(run,
                 assert it.core.subscribed
                 tasks.cancel_scope.cancel()
         it.feed.close()
-
-    run(body)
-
-
-def test_an_end_lets_nobody_wait_for_room(run):
-    async def body():
-        distributor = Distributor()
-        blocked = Subscription(distributor, EventBuffer(1, Overflow.BLOCK), None)
-        distributor.deliver([PollCompleted(0.0, 0, True)])
-        with anyio.fail_after(LIMIT):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(distributor.room)
-                while not distributor.waiting_for_room:
-                    await anyio.sleep(0.001)
-                distributor.end(None)
-        assert len(blocked.receive_nowait()) == 1
 
     run(body)
 
