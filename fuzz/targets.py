@@ -14,6 +14,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 
 import structured
+from ntstat_wire import NEWER, NEWEST_OF_LAYOUT
 
 from nstat_async import (
     AnyEvent,
@@ -28,27 +29,10 @@ from nstat_async import (
     sockdiag,
 )
 from nstat_async._contract import CloseChannel, Lookup, LookupFailed, Mode, OpenChannel, Send
-from nstat_async.ntstat import RELEASES, Kernel, Session, decode_message, split
+from nstat_async.ntstat import Kernel, Session, decode_message, split
 from nstat_async.recording import open_recording
 
-KERNELS = tuple(
-    Kernel.parse(text)
-    for text in (
-        "xnu-1699.32.7",
-        "xnu-2050.48.11",
-        "xnu-2422.115.4",
-        "xnu-2782.50.9",
-        "xnu-3248.60.10",
-        "xnu-3789.70.16",
-        "xnu-6153.141.1",
-        "xnu-7195.141.2",
-        "xnu-8019.41.5",
-        "xnu-8796.141.3",
-        "xnu-11417.121.6",
-        "xnu-12377.1.9",
-        f"xnu-{RELEASES[-1].first[0] + 623}.1.1",
-    )
-)
+KERNELS = tuple(map(Kernel.parse, (*NEWEST_OF_LAYOUT.values(), NEWER)))
 """One kernel a layout, and one that is newer than all."""
 
 MAX_STEPS = 2_000

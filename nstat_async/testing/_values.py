@@ -128,9 +128,9 @@ def endpoint(value: Endpoint | str | tuple[str, int] | None, name: str = "addres
         if isinstance(value, tuple):
             address, port = value
             return Endpoint.parse(address, whole("port", port, bits=16))
-        address, colon, number = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-        if colon and number.isdecimal():
-            return Endpoint.parse(address.strip("[]"), whole("port", int(number), bits=16))
+        address, colon, digits = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        if colon and digits.isdecimal():
+            return Endpoint.parse(address.strip("[]"), whole("port", int(digits), bits=16))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{name}: {value!r} is no address: {error}") from error
     raise UsageError(f"{name}: {value!r} is no address such as 192.0.2.1:443 or [2001:db8::1]:443")

@@ -1,7 +1,7 @@
 """What one client watches: its sources, and the reports about them.
 
 What is here follows ``ntstat.c``: which report a filter lets pass, which messages a
-goodbye consists of, what a full buffer does to each. Requests are in ``_requests.py``,
+goodbye consists of, what a full buffer does to each. Requests are in ``_client.py``,
 the socket's buffer in ``_control_socket.py``.
 """
 
