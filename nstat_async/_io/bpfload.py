@@ -111,6 +111,16 @@ def _power_of_two(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
         raise UsageError(f"{attribute.name}: {value} is no power of two of at least {mmap.PAGESIZE}")
 
 
+def ring_size(memory: int | None = None) -> int:
+    """Bytes of a ring for a machine with so much memory (`None`: this one): a thousandth of it, 4 MiB at least and 32 MiB at most.
+
+    It is allocated at once. Its records wait while the event loop is busy: a storm of new connections makes faster than Python takes in.
+    """
+    if memory is None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 1 << min(25, max(22, (memory >> 10).bit_length() - 1))
+
+
 @attrs.frozen(kw_only=True)
 class EbpfSettings:
     """How the source is set up."""
@@ -119,8 +129,8 @@ class EbpfSettings:
     """Watch all network namespaces, not just this one."""
     peers: bool = False
     """Count per remote address of unconnected UDP sockets."""
-    ring: int = attrs.field(default=4 << 20, validator=_power_of_two)
-    """Bytes of the ring buffer, a power of two: 20,000 records."""
+    ring: int = attrs.field(factory=ring_size, validator=_power_of_two)
+    """Bytes of the ring buffer, a power of two; 4 MiB are 20,000 records."""
     flows: int = attrs.field(default=1 << 16, validator=_positive)
     """Sockets that can be counted at once; 184 bytes of kernel memory each, in advance."""
     most_peers: int = attrs.field(default=1 << 14, validator=_positive)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nstat_async._errors import ProtocolError
+from nstat_async._io.bpfload import ring_size
 from nstat_async._io.ring import Ring
 from nstat_async.ebpf import RING_STEP, Kind, decode_records
 
@@ -130,3 +131,10 @@ def test_a_datagram_that_was_cut():
     with pytest.raises(ProtocolError) as caught:
         decode_records(encode(record(Kind.OPENED))[:-1] + b"")
     assert caught.value.offset == 0
+
+
+def test_a_ring_has_a_thousandth_of_the_memory():
+    """Within limits, and always a power of two."""
+    sizes = [ring_size(1 << 30), ring_size(24 << 30), ring_size(1 << 40)]
+    assert sizes == [4 << 20, 16 << 20, 32 << 20]
+    assert ring_size() in {4 << 20, 8 << 20, 16 << 20, 32 << 20}
