@@ -60,21 +60,22 @@ class LikelyHolders:
     def near(self) -> Iterator[Found]:
         """The sockets of likely processes with no more than `TURN` descriptors.
 
-        First come processes that are new. Then what recent holders have at the descriptor of their last socket: whoever opens
-        one after another has each at the lowest that is free, and one link costs a tenth of a table. Then those that held the
-        very last sockets, and those that have another number of descriptors than at the last look, as far as the kernel says it.
-        Each gives `FIRST` descriptors, its newest mostly, before any gives more.
+        First comes what the last holders have at the descriptor of their last socket: whoever opens one after another has each
+        at the lowest that is free, and one link costs a tenth of a table. Then come processes that are new, and those that have
+        another number of descriptors than at the last look, as far as the kernel says it. Each gives `FIRST` descriptors, its
+        newest mostly, before any gives more.
         """
-        newest, recent = dict(self._newest()), list(reversed(self._recent))
+        recent = list(reversed(self._recent))
+        for pid in recent[:HOT]:
+            yield from self._at_its_place(pid)
+        new, newest = self._newest()
         rest: list[Iterator[Found]] = []
-        new = [pid for pid, is_new in newest.items() if is_new]
         for pid in new:
             yield from self._first_of(pid, rest, always=True)
-        for pid in recent:
+        for pid in recent[HOT:]:
             yield from self._at_its_place(pid)
         for number, pid in enumerate(dict.fromkeys([*recent, *newest])):
-            if pid not in new:
-                yield from self._first_of(pid, rest, always=number < HOT)
+            yield from self._first_of(pid, rest, always=number < HOT)
         for table in rest:
             yield from table
 
@@ -128,25 +129,27 @@ class LikelyHolders:
         self._sizes[pid] = last, size
         return not before == last == size
 
-    def _newest(self) -> Iterator[tuple[int, bool]]:
-        """The newest processes, and whether each was not there at the last look."""
+    def _newest(self) -> tuple[list[int], list[int]]:
+        """The newest processes: those that were not there at the last look, and the others."""
         try:
             with open("/proc/loadavg", "rb") as file:
                 last = int(file.read().split()[-1])
         except (OSError, IndexError, ValueError):
-            return
+            return [], []
         if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # numbers begin anew
             self._numbers.clear()
         self._last = last
-        for number in range(last, max(0, last - NEWEST), -1):
-            known = self._numbers.get(number)
-            is_new = known is None
-            if is_new:
-                known = _is_process(number)
-                if known is not None or number <= last - BEING_BORN:
-                    self._numbers[number] = bool(known)
-            if known:
-                yield number, is_new
+        known = self._numbers
+        numbers = range(last, max(0, last - NEWEST), -1)
+        before = [number for number in numbers if known.get(number)]
+        new = []
+        for number in [number for number in numbers if number not in known]:
+            is_process = _is_process(number)
+            if is_process is not None or number <= last - BEING_BORN:
+                known[number] = bool(is_process)
+            if is_process:
+                new.append(number)
+        return new, before
 
 
 def _is_process(number: int) -> bool | None:

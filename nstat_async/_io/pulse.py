@@ -173,9 +173,9 @@ class Pulse:
     def _pace(self, glance: Glance, now: float) -> float:
         """Seconds until the counters of a namespace are read again.
 
-        As it is wanted; longer where reading those of all costs half of what may be spent. Shorter while something happens.
+        As it is wanted; longer where reading those of all costs a quarter of what may be spent. Shorter while something happens.
         """
-        quiet = max(glance.purpose.pause, 2 * self._reading / self._budget.share)
+        quiet = max(glance.purpose.pause, 4 * self._reading / self._budget.share)
         if now >= glance.active_until:
             return quiet
         return min(quiet, glance.purpose.pause / max(1.0, EAGER * self._budget.left / self._budget.most))
