@@ -20,8 +20,10 @@ that keeps up pays for none of this, and gets every event.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
-from typing import Union
+from collections.abc import Callable, Hashable, Iterable
+from itertools import chain
+from operator import attrgetter
+from typing import Any, Union
 
 import attrs
 
@@ -294,22 +296,21 @@ class EventBuffer:
     def _shrink(self) -> None:
         """Give up the oldest flows that came and went, until a tenth of the limit is free; then routes that are gone."""
         target = self.limit - self.limit // 10
-        given_up, total, place = 0, None, None
+        observed, place = list[Union[Counts, None]](), None
         while self._pending > target and self._pairs:
             _, (added, removed) = self._pairs.popitem(last=False)
             first, event = added[0], removed[0]
             assert isinstance(first, FlowAdded)
             assert isinstance(event, FlowRemoved)
-            total = _sum(total, _observed(first, event))
-            given_up += 1
+            observed.append(_observed(first, event))
             time = event.time
-            self._take_out(added)
-            self._take_out(removed)
+            added[0] = removed[0] = None
+            self._pending -= 2
             place = removed
-        self._given_up += given_up
+        self._given_up += len(observed)
         if place is not None:
             detail = "the consumer was slower than the flows that came and went"
-            self._add_loss(EventsLost(time, LossCause.OVERFLOW, given_up, total, detail=detail), place)
+            self._add_loss(EventsLost(time, LossCause.OVERFLOW, len(observed), _sum(observed), detail=detail), place)
         given_up, place = 0, None
         while self._pending > target and self._gone_routes:
             _, place = self._gone_routes.popitem(last=False)
@@ -327,25 +328,26 @@ class EventBuffer:
             self._queue = deque(slot for slot in self._queue if slot[0] is not None)
 
 
+_ABOUT: dict[type, Callable[[Any], Hashable]] = {
+    RouteUpdated: attrgetter("id"),
+    InterfaceUpdated: attrgetter("interface.index"),
+    AuxiliaryFailed: attrgetter("auxiliary"),
+    SystemInfo: lambda event: tuple(key for key, _ in event.values),
+    EventsLost: attrgetter("cause"),
+}
+"""What an event is about, where there are several such things on a machine."""
+
+
 def _what(event: AnyEvent) -> Hashable:
     """What an event is the newest of."""
-    what: Hashable = None
-    if isinstance(event, RouteUpdated):
-        what = event.id
-    elif isinstance(event, InterfaceUpdated):
-        what = event.interface.index
-    elif isinstance(event, AuxiliaryFailed):
-        what = event.auxiliary
-    elif isinstance(event, SystemInfo):
-        what = tuple(key for key, _ in event.values)
-    elif isinstance(event, EventsLost):
-        what = event.cause
-    return event.__class__, event.host, what
+    kind = event.__class__
+    about = _ABOUT.get(kind)
+    return kind, event.host, about and about(event)
 
 
 def _merge(earlier: EventsLost, later: EventsLost) -> EventsLost:
     count = None if earlier.count is None or later.count is None else earlier.count + later.count
-    summed = _sum(earlier.counts, later.counts)
+    summed = _sum((earlier.counts, later.counts))
     return EventsLost(later.time, later.cause, count, summed, later.detail, host=later.host)
 
 
@@ -358,9 +360,12 @@ def _observed(added: FlowAdded, removed: FlowRemoved) -> Counts | None:
     return Counts(**grown)
 
 
-def _sum(first: Counts | None, second: Counts | None) -> Counts | None:
-    """The sum of two readings; a field is known if either is."""
-    if first is None or second is None:
-        return first or second
-    one, two = dict(first.items()), dict(second.items())
-    return Counts(**{name: one.get(name, 0) + two.get(name, 0) for name in _ADDED_UP if name in one or name in two})
+def _sum(readings: Iterable[Counts | None]) -> Counts | None:
+    """The sum of readings; a field is known if any of them has it."""
+    known = [each for each in readings if each is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    total: dict[str, int] = {}
+    for name, value in chain.from_iterable(each.items() for each in known):
+        total[name] = total.get(name, 0) + value
+    return Counts(**{name: total[name] for name in _ADDED_UP if name in total})
