@@ -8,6 +8,7 @@ from typing import Union
 from nstat_async._model import Counts, MediumCounts
 
 Four = tuple[int, int, int, int]
+"""Bytes received and sent, packets received and sent."""
 Media = dict[str, Four]
 """Medium to bytes received and sent, packets received and sent; without the total, which a row has."""
 RowMedia = tuple[tuple[str, MediumCounts], ...]

@@ -306,9 +306,7 @@ class TrafficTable:
         new.touch(new.last_seen, self._window)
         if old.key is None or self.group_by.refines(old.key, key):
             # Known better now: everything so far was the new row's.
-            rx_bytes, tx_bytes, rx_packets, tx_packets = moved = entry.contribution()
-            old.shift(-rx_bytes, -tx_bytes, -rx_packets, -tx_packets)
-            new.add(*moved)
+            old.move(entry.contribution(), new)
             entry.move_media(new)
         else:
             entry.rebase()

@@ -10,12 +10,9 @@ import attrs
 from nstat_async._model import Counts, Flow, Process, began_anew, growth
 from nstat_async._rows import Row, RowKind
 
-from ._media import Media, add_media, grown_media, media_of, row_media
+from ._media import Four, Media, add_media, grown_media, media_of, row_media
 from ._rates import RateWindow
 from ._rows import added_up
-
-Four = tuple[int, int, int, int]
-"""Bytes received and sent, packets received and sent."""
 
 
 @attrs.define(eq=False)
@@ -65,13 +62,22 @@ class Tally:
         samples.append((window.mark, self.rx_bytes, self.tx_bytes))
 
     def shift(self, rx_bytes: int, tx_bytes: int, rx_packets: int, tx_packets: int) -> None:
-        """Add (or, negative, take away) traffic as if it had always been (not) there: rates do not see it."""
+        """Add traffic as if it had always been there: rates do not see it."""
         self.add(rx_bytes, tx_bytes, rx_packets, tx_packets)
-        # Taken-away traffic may be younger than a sample: a rate is then understated, never negative.
-        self.samples = [
-            (mark, min(max(0, rx + rx_bytes), self.rx_bytes), min(max(0, tx + tx_bytes), self.tx_bytes))
-            for mark, rx, tx in self.samples
-        ]
+        self.samples = [(mark, rx + rx_bytes, tx + tx_bytes) for mark, rx, tx in self.samples]
+
+    def move(self, four: Four, new: Tally) -> None:
+        """This traffic was another row's. What was added here lately goes along first: the sum of all rates stays what it was."""
+        rx_bytes, tx_bytes, rx_packets, tx_packets = four
+        kept, got = [], []
+        for mark in sorted({mark for mark, _, _ in (*self.samples, *new.samples)}):
+            (rx, tx), (new_rx, new_tx) = self._totals_at(mark), new._totals_at(mark)
+            rest_rx, rest_tx = min(rx, self.rx_bytes - rx_bytes), min(tx, self.tx_bytes - tx_bytes)
+            kept.append((mark, rest_rx, rest_tx))
+            got.append((mark, new_rx + rx - rest_rx, new_tx + tx - rest_tx))
+        self.add(-rx_bytes, -tx_bytes, -rx_packets, -tx_packets)
+        new.add(*four)
+        self.samples, new.samples = kept, got
 
     def add(self, rx_bytes: int, tx_bytes: int, rx_packets: int, tx_packets: int) -> None:
         """Add traffic of now."""
@@ -88,10 +94,14 @@ class Tally:
 
     def grown(self, start: int) -> tuple[int, int]:
         """Bytes received and sent since the mark `start`."""
+        rx_bytes, tx_bytes = self._totals_at(start)
+        return self.rx_bytes - rx_bytes, self.tx_bytes - tx_bytes
+
+    def _totals_at(self, start: int) -> tuple[int, int]:
         for mark, rx_bytes, tx_bytes in self.samples:
             if mark >= start:
-                return self.rx_bytes - rx_bytes, self.tx_bytes - tx_bytes
-        return 0, 0
+                return rx_bytes, tx_bytes
+        return self.rx_bytes, self.tx_bytes
 
     def row(self, span: tuple[int, float]) -> Row:
         """The tally as a frozen value; `span` is that of the window."""

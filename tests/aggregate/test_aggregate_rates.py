@@ -142,3 +142,59 @@ def test_a_clock_that_is_set_does_not_change_the_rates_of_a_running_kernel(step,
             rates.append(table.total().rx_rate)
     assert rates[3:] == pytest.approx([10_000] * len(rates[3:]), rel=0.02 if not straddling else 0.2)
     assert table.total().rx_bytes == 590_000
+
+
+def test_both_ways_have_their_own_rate_in_rows_and_in_the_total():
+    table = ProcessTable(rate_window=5)
+    for second in range(20):
+        table.feed(updated(flow("a"), second, counts(1_000 * second, 300 * second), counts()))
+        table.feed(polled(second))
+    for row in (table.rows()[0], table.total()):
+        assert (row.rx_rate, row.tx_rate, row.rate) == (1_000, 300, 1_300)
+    assert [row.tx_rate for row in table.top(1, by="tx_rate")] == [300]
+
+
+def test_what_a_row_remembers_for_its_rate_is_bounded_by_the_window():
+    table = ProcessTable(rate_window=4)
+    for second in range(500):
+        table.feed(updated(flow("a"), second, counts(second), counts()))
+    (tally,) = table._groups
+    assert len(tally.samples) <= 10
+    assert [mark for mark, _, _ in tally.samples] == sorted({mark for mark, _, _ in tally.samples})
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_a_late_owner_gets_of_the_past_is_no_burst_and_the_sum_of_all_rates_stays_what_it_was(together):
+    """What was added to the row of the unknown lately goes along first, all else as if it had always been there."""
+    table = ProcessTable(rate_window=5)
+
+    def feed(second, owner):
+        flows = [(flow("a", process=owner), 1_000), (flow("b"), 100)]
+        flows += [(flow("c", process=None), 10)] if together else []
+        for each, rate in flows:
+            table.feed(updated(each, second, counts(rate * second, rate // 2 * second), counts()))
+        rows = {row.name: row for row in table.rows()}
+        assert all(row.rx_rate >= 0 and row.tx_rate >= 0 for row in rows.values() if row.rate is not None)
+        return rows, table.total()
+
+    for second in range(20):
+        _, before = feed(second, None)
+    rows, total = feed(20, flow("b").process)
+    assert rows["curl"].rx_bytes == 22_000
+    assert rows["curl"].rx_rate == pytest.approx(1_100, abs=10 * together)
+    assert rows["curl"].tx_rate == pytest.approx(550, abs=5 * together)
+    assert (total.rx_rate, total.tx_rate) == (before.rx_rate, before.tx_rate)
+    for second in range(21, 40):
+        rows, total = feed(second, flow("b").process)
+    assert (rows["curl"].rx_rate, rows["curl"].tx_rate) == (1_100, 550)
+
+
+def test_a_row_that_loses_a_flow_to_a_late_owner_never_has_a_negative_rate():
+    table = ProcessTable(rate_window=5)
+    for second in range(10):
+        for name in "ab":
+            table.feed(updated(flow(name, process=None), second, counts(100 * second, 50 * second), counts()))
+    table.feed(updated(flow("a"), 10, counts(1_000, 500), None))
+    rest = next(row for row in table.rows() if row.process is None)
+    assert rest.rx_rate >= 0
+    assert rest.tx_rate >= 0

@@ -11,7 +11,7 @@ from virtual import VirtualMonitor
 
 from nstat_async._errors import UsageError
 from nstat_async._events import LossCause
-from nstat_async._model import Details, Interface, InterfaceKind, Process, Provider
+from nstat_async._model import Details, Interface, InterfaceKind, MediumCounts, Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
 from nstat_async.json import dumps, to_dict
 from nstat_async.testing import EmulatedKernel
@@ -438,3 +438,66 @@ def test_rows_of_other_kernels_have_no_media():
     table = ProcessTable(include_history=True)
     VirtualMonitor(kernel, interval=0.5, extras=True, sink=table.feed_many).run(1.0)
     assert [row.media for row in table.rows()] == [()]
+
+
+def test_what_is_folded_or_merged_keeps_its_flows_times_media_and_what_was_not_counted():
+    media = {"wifi_infra": MediumCounts(5, 6, 7, 8)}
+    table = ProcessTable(max_finished=0)
+    for number, total in ((3, Counts(rx_bytes=5, tx_bytes=6, rx_packets=7, tx_packets=8, media=media)), (1, None)):
+        each = flow(f"f{number}", Process(number, "p"))
+        table.feed_many([added(each, number), removed(each, number + 1, total)])
+    (row,) = table.rows()
+    assert row.kind is RowKind.OTHER
+    assert (row.flows, row.open_flows, row.uncounted_flows, row.first_seen, row.last_seen) == (2, 0, 1, 1, 4)
+    assert dict(row.media) == media
+
+    machine = ProcessTable()
+    still = flow("open", Process(3, "p"))
+    machine.feed_many([added(still, 0.5, None), polled(9)])
+    machine.merge(table)
+    machine.feed(updated(still, 10, counts(70)))
+    total = machine.total()
+    assert (total.flows, total.open_flows, total.uncounted_flows, total.first_seen) == (3, 1, 1, 0.5)
+    assert (total.rx_bytes, total.last_seen, dict(total.media)) == (75, 10, media)
+
+    both = ProcessTable()
+    both.merge(machine, "laptop")
+    both.feed(updated(attrs.evolve(still, id="laptop/open"), 11, counts(90)))
+    assert (both.total().rx_bytes, both.total().open_flows, both.total().uncounted_flows) == (95, 1, 1)
+
+
+def test_shares_of_open_flows_and_what_ended_add_up_to_the_row_and_its_media_go_to_a_late_owner():
+    def split(number):
+        return Counts(
+            rx_bytes=number, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wifi_infra": MediumCounts(number, 0, 0, 0)}
+        )
+
+    table = ProcessTable()
+    ended, early, late = flow("a"), flow("b", None), flow("b")
+    table.feed_many([added(ended, 1, counts(100)), removed(ended, 2, counts(130)), added(early, 3, split(10))])
+    table.feed(updated(early, 4, split(30)))
+    table.feed(updated(late, 5, split(60)))
+    (row,) = table.rows()
+    (share,) = table.shares([row])[row.serial]
+    assert (share.flow, share.is_counted, share.parts) == (late, True, 1)
+    assert (share.rx_bytes, row.rx_bytes) == (60, 190)
+    assert dict(row.media) == {"wifi_infra": MediumCounts(60, 0, 0, 0)}
+    table.reset()
+    table.feed(updated(late, 6, split(100)))
+    (row,) = table.rows()
+    assert (row.rx_bytes, dict(row.media)) == (40, {"wifi_infra": MediumCounts(40, 0, 0, 0)})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"group_by": "process"}, {"exclude": 7}, {"exclude": ["smoke"]}, {"max_finished": 1.5}]
+)
+def test_an_argument_of_a_wrong_type_is_named(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        TrafficTable(**{"group_by": GroupBy.processes(), **wrong})
+
+
+def test_providers_that_are_left_out_may_be_named():
+    table = ProcessTable(exclude=["udp", Provider.QUIC])
+    for number, provider in enumerate((Provider.UDP, Provider.QUIC, Provider.TCP, Provider.UDP_SUBFLOW)):
+        table.feed(added(flow(number, provider=provider), 1, counts(10)))
+    assert table.total().rx_bytes == 20
