@@ -659,3 +659,42 @@ def test_events_follow_the_wall_clock_when_it_is_set(monkeypatch):
         assert 0.9e6 < times[1] - times[0] < 1.1e6
 
     anyio.run(main)
+
+
+def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero():
+    async def body():
+        it = Pumping()
+        it.core.flows = lambda: [("a flow", None)]
+        it.core.statistics = lambda: {"wakes": 7, "of the core": 1}
+        assert it.feed.capabilities is it.core.capabilities
+        assert list(it.feed.flows()) == [("a flow", None)]
+        figures = {f"failed_{auxiliary.value}": 0 for auxiliary in Auxiliary}
+        figures |= {"of the core": 1, "wakes": 0, "slices": 0, "longest_slice_us": 0}
+        assert it.feed.statistics() == figures
+        it.core.on_hearing = lambda *heard: time.sleep(0.002)
+        it.core.deadline = 0.0
+        await it.until("deadline")
+        figures = it.feed.statistics()
+        assert figures["slices"] >= 1
+        assert figures["longest_slice_us"] >= 2_000
+
+    asyncio.run(body())
+
+
+def test_a_pump_that_waits_for_nothing_is_woken_by_a_request_for_a_poll_and_ends_when_it_is_closed(run):
+    async def body():
+        it = Pumping()
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(it.feed.run, it.plate)
+                await anyio.wait_all_tasks_blocked()
+                waiting = it.feed.statistics()["wakes"]
+                it.core.next = [Send(0, b"what a poll asks")]
+                assert it.feed.request_poll() == 1
+                await anyio.wait_all_tasks_blocked()
+                assert it.wires.far[0].recv(100) == b"what a poll asks"
+                assert it.feed.statistics()["wakes"] > waiting
+                it.feed.close()  # and nobody cancels anything
+        assert it.wires.closed >= 1
+
+    run(body)

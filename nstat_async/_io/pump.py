@@ -76,7 +76,6 @@ class KernelFeed:
 
             core, transport = recorded(core, transport, options)
         self.core = core
-        self.options = options
         self._transport = transport
         self._channels: dict[int, _Waiter] = {}
         self._wake = anyio.Event()
@@ -110,7 +109,7 @@ class KernelFeed:
     def request_poll(self) -> int:
         """Ask the kernel for a poll; its serial."""
         serial = self.core.request_poll(self._now())
-        self._wake.set()
+        self.wake()
         return serial
 
     def close(self) -> None:
@@ -118,7 +117,6 @@ class KernelFeed:
         self._closed = True
         for waiter in list(self._channels.values()):
             waiter.close()
-        self._channels.clear()
         self._transport.close()
         set_event(self._subscribed)
         set_event(self._wake)
