@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 from collections.abc import Callable, Sequence
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import attrs
 
@@ -17,12 +17,14 @@ from .._rows import Row
 from ..json import JsonFormatter, dumps
 from ._cells import bytes_text, is_listener, place_text, process_text
 from ._columns import Column, picked
-from ._ocsf import OcsfFormatter
 from ._output import Output, is_terminal, use_colour
 from ._source import is_recorded
 from ._table import render
 from ._text import TextFormatter
-from ._views import View
+
+if TYPE_CHECKING:  # what only few commands need is imported there
+    from ._ocsf import OcsfFormatter
+    from ._views import View
 
 __all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
 
@@ -36,6 +38,8 @@ _MAIN = 6
 
 
 def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
+    from ._ocsf import OcsfFormatter  # noqa: PLC0415  # see above
+
     if arguments.fields:
         raise UsageError("fields: OCSF has its own; choose --format json or text")
     return OcsfFormatter(None if is_recorded(arguments) else socket.gethostname())
