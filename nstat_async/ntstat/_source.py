@@ -93,6 +93,17 @@ class Source:
         told = self.told
         return None if told is None else self.reader.counts(told)
 
+    def judge(self) -> None:
+        """Find out whether it is plain: to be called after whatever else changes it."""
+        self.is_plain = (
+            self.reported
+            and not self.closing
+            and self.raw is not None
+            and self.corrected is None
+            and self.reader.is_flow
+            and not self.reader.self_reported
+        )
+
     def take_report(self, previous: Raw | None) -> Report:
         """What the next event is made of; `previous`: the counters of the event before."""
         last, self.report = self.report, None

@@ -154,7 +154,7 @@ class SourceTable:
         # that nobody asks for it, and then the flow is reported as it is.
         elif previous is not None and source.flow is None and not flags & _CLOSING:
             self._announce(source)
-        self._look_at(source)
+        source.judge()
 
     def describe(self, ref: int, provider_id: int, data: bytes, at: int, end: int, flags: int) -> None:
         """SRC_DESC."""
@@ -207,18 +207,7 @@ class SourceTable:
             source.report = (reader, data, at, end, items_end, self.time_ns)
         else:
             source.report = None
-        self._look_at(source)
-
-    def _look_at(self, source: Source) -> None:
-        """Find out whether the decoder may report the source's growth by itself."""
-        source.is_plain = (
-            source.reported
-            and not source.closing
-            and source.corrected is None
-            and source.raw.__class__ is bytes
-            and source.reader.is_flow
-            and not source.reader.self_reported
-        )
+        source.judge()
 
     def end(self, ref: int, flags: int) -> None:
         """SRC_REMOVED."""
@@ -485,6 +474,7 @@ class SourceTable:
         self._forget_listener(source.flow)
         self.hidden.add(source.ref)
         source.reader, source.flow, source.identity = self.readers.silent, None, b""
+        source.judge()
 
     def announce_added(self, source: Source) -> None:
         """Report a flow as added, as it is known now."""
