@@ -228,7 +228,7 @@ static PyObject *make_event(const Reports *self, PyObject *time, PyObject *flow,
 typedef struct {
     PyObject *sources, *serial, *time, *nanoseconds, *emit;
     int every;
-    Py_ssize_t messages, fresh;
+    Py_ssize_t messages;
 } Pass;
 
 /* One message at `at`. Its end; 0: Python is to read it; -1: an error. */
@@ -299,22 +299,17 @@ static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssi
     }
     else
         Py_INCREF(source);
-    int seen = same_number(SLOT(source, self->seen), pass->serial);
-    if (seen == 0) {
+    if (SLOT(source, self->seen) != pass->serial)
         set_slot(source, self->seen, Py_NewRef(pass->serial));
-        pass->fresh++;
-    }
     Py_DECREF(source);
-    if (seen < 0)
-        return -1;
     pass->messages++;
     return at + length;
 }
 
 PyDoc_STRVAR(take_doc, "take(datagrams, index, sources, serial, time, time_ns, every, emit)\n--\n\n"
 "Take in plain reports from datagram `index` on.\n\n"
-"Returns:\n    (index, offset, bytes, messages, fresh): the datagram and the offset in it at which Python has to go on,\n"
-"    the bytes of the datagrams before, the messages taken, and how many sources this poll had not reported yet.");
+"Returns:\n    (index, offset, bytes, messages): the datagram and the offset in it at which Python has to go on,\n"
+"    the bytes of the datagrams before, and the messages taken.");
 
 static PyObject *Reports_take(Reports *self, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -349,7 +344,7 @@ static PyObject *Reports_take(Reports *self, PyObject *const *arguments, Py_ssiz
         at = 0;
     }
     Py_DECREF(datagrams);
-    return Py_BuildValue("(nnnnn)", index, at, bytes, pass.messages, pass.fresh);
+    return Py_BuildValue("(nnnn)", index, at, bytes, pass.messages);
 }
 
 /* --- rows of a Linux dump ------------------------------------------------- */

@@ -101,8 +101,8 @@ def test_wrong_arguments_are_errors_and_nothing_is_read():
             rows.scan(bytes(100), offset, {}, 1, False, print, 6, None, None)
     with pytest.raises(ValueError, match="no such datagram"):
         reports.take((), -1, {}, 1, 0.0, 0, False, print)
-    assert reports.take((b"x", b""), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0, 0)
-    assert reports.take((), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0, 0)
+    assert reports.take((b"x", b""), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0)
+    assert reports.take((), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0)
     assert rows.scan(bytes(99), 0, {}, 1, False, print, 6, None, None) == 0
 
 

@@ -144,7 +144,7 @@ class Decoder:
         """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
         self._take = self._compiled(codec) if speedups is not None and self._has_lengths else None
 
-    def _compiled(self, counts: StructCodec) -> Callable[..., tuple[int, int, int, int, int]]:
+    def _compiled(self, counts: StructCodec) -> Callable[..., tuple[int, int, int, int]]:
         """The loop of `decode` in C: it takes what is plain, and says where it stopped."""
         field = counts.by_name
         places = (field["srcref"].offset, field["counts"].offset, field["counts"].size, counts.size)
@@ -197,15 +197,14 @@ class Decoder:
         take = self._take if is_direct else None
         index, stop = begin, len(datagrams)
         while index < stop:
-            at, count, fresh, known, asked = 0, 0, 0, len(sources), False
+            at, count, known, asked = 0, 0, len(sources), False
             if take is not None:
                 first = index
-                index, at, size, count, fresh = take(datagrams, first, sources, serial, time, time_ns, every, emit)
+                index, at, size, count = take(datagrams, first, sources, serial, time, time_ns, every, emit)
                 self.datagrams += index - first
                 self.bytes += size
                 if index == stop:
                     self._people["messages"] += count
-                    table.poll_seen += fresh
                     break
             data = datagrams[index]
             index += 1
@@ -258,17 +257,14 @@ class Decoder:
                     if length < self._sizes[kind]:
                         break
                     self._handlers[kind](data, (kind, 0, flags, at, end))
-                elif source.seen != serial:
+                else:
                     source.seen = serial
-                    fresh += 1
                 if context:
                     self.client.answered(context, ref)
                     asked = True
                 at = end
                 count += 1
-            if count:
-                self._people["messages"] += count
-                table.poll_seen += fresh
+            self._people["messages"] += count
             if at != size or not size:
                 self._decode_rest(data, at)
                 asked = True

@@ -88,8 +88,6 @@ class SourceTable:
         self.subscribed_ns: int | None = None
         """Wall clock of the subscription: flows that began before are pre-existing."""
         self.poll_serial = 0
-        self.poll_seen = 0
-        """Distinct sources that the current poll reported."""
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
         self.own: frozenset[tuple[int, Endpoint]] = frozenset()
@@ -231,8 +229,7 @@ class SourceTable:
 
     def remove(self, source: Source, reason: RemovalReason) -> None:
         """Take a source out of the table and report it."""
-        if self.sources.pop(source.ref, None) is not None and source.seen == self.poll_serial:
-            self.poll_seen -= 1
+        self.sources.pop(source.ref, None)
         self.given_up.discard(source.ref)
         self.hidden.discard(source.ref)
         self._forget_listener(source.flow)
@@ -265,7 +262,6 @@ class SourceTable:
         self.references = References()
         self.given_up.clear()
         self.hidden.clear()
-        self.poll_seen = 0
         self.subscribed_ns = None
 
     def continue_from(self, old: SourceTable) -> None:
@@ -280,7 +276,6 @@ class SourceTable:
     def begin_poll(self) -> None:
         """From now on reports belong to a new poll."""
         self.poll_serial += 1
-        self.poll_seen = 0
         self._full = False
 
     def remember_ends(self, *, wanted: bool) -> None:
@@ -289,10 +284,8 @@ class SourceTable:
 
     def absent(self) -> list[Source]:
         """Sources that the poll which just ended did not report, though they were there when it began."""
-        if self.poll_seen >= len(self.sources):
-            return []
         serial = self.poll_serial
-        return [s for s in self.sources.values() if serial not in {s.seen, s.born}]
+        return [source for source in self.sources.values() if serial not in (source.seen, source.born)]
 
     def left_out(self, ref: int) -> bool:
         """True if the poll which just ended should have reported this source, and did not."""
@@ -328,9 +321,8 @@ class SourceTable:
         source = self.sources.get(ref)
         if source is None:
             source = self._create(ref, provider_id, preexisting=self.phase is not Phase.LIVE)
-        if source is not None and source.seen != self.poll_serial:
+        if source is not None:
             source.seen = self.poll_serial
-            self.poll_seen += 1
         return source
 
     def _create(self, ref: int, provider_id: int | None, *, preexisting: bool) -> Source | None:
