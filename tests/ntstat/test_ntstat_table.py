@@ -1,0 +1,274 @@
+"""The table of sources: what it keeps, forgets, counts and hands on."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from ntstat_wire import Wire, address
+
+from nstat_async import Direction, EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
+from nstat_async.ntstat import HeaderFlag, Mode, Session, _sources
+from nstat_async.ntstat._source import UNCHOSEN, Phase, Terms
+
+TERMS = Terms(counts_references=False, filtered=None)
+
+
+class Table:
+    """The table of a session, its events at hand."""
+
+    def __init__(self, kernel: int | str = 11, **terms: object) -> None:
+        self.wire = Wire(kernel)
+        session = Session(self.wire.kernel, mode=Mode.FOLLOWING)
+        self.table = session._follower.table
+        self.events: list = []
+        self.table.emit = self.events.append
+        self.table.terms = attrs.evolve(TERMS, **terms)
+        self.table.begin(1000.0)
+
+    def update(self, ref: int = 1, rx: int = 10, *, flags: int = 0, provider: int = 2, **fields: object) -> None:
+        """SRC_UPDATE."""
+        data = self.wire.descriptor(provider, **{"state": 4, **fields})
+        self.table.update(ref, provider, self.wire.counts(rx), data, 0, len(data), len(data), flags)
+
+    def taken(self) -> list:
+        """The events since the last call."""
+        events = self.events[:]
+        self.events.clear()
+        return events
+
+
+def test_what_was_given_up_is_forgotten_with_its_source():
+    """Narrow numbers come back: the next bearer was not given up."""
+    play = Table(1)
+    for reason in (RemovalReason.MONITOR, RemovalReason.CLOSED):
+        if reason is RemovalReason.MONITOR:
+            play.table.given_up.add(1)
+        play.table.add(1, 2, requested=False)
+        play.table.end(1, 0)
+        assert next(e.reason for e in play.taken() if isinstance(e, FlowRemoved)) is reason
+    play.table.given_up.add(7)
+    play.table.end(7, 0)
+    assert not play.table.given_up
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_flow_that_is_open_for_a_proof_is_hidden_and_forgotten_with_its_end(reported):
+    play, local = Table(), address("127.0.0.1", 99)
+    play.table.own = frozenset({(42, play_local(play, local))})
+    play.update(1, local=local)
+    play.update(2, local=address("127.0.0.1", 98))
+    play.update(3, local=local, pid=43)
+    assert (play.table.hidden, [e.flow.local.port for e in play.taken()]) == ({1}, [98, 99])
+    assert [flow.local.port for flow, _ in play.table.flows()] == [98, 99]
+    if reported:
+        play.table.hide(play.table.sources[2])
+    play.table.end(1, 0)
+    play.table.end(2, 0)
+    assert play.table.hidden == set()
+    assert [type(e) for e in play.taken()] == ([] if reported else [FlowRemoved, EventsLost])
+
+
+def play_local(play: Table, raw: bytes):
+    """The endpoint of an address slot."""
+    play.update(9, local=raw)
+    flow = play.taken()[0].flow
+    play.table.sources.pop(9)
+    return flow.local
+
+
+def test_a_flow_of_a_proof_that_is_only_found_out_at_its_end_is_not_reported():
+    play, local = Table(), address("127.0.0.1", 99)
+    play.table.own = frozenset({(42, play_local(play, local))})
+    play.table.add(1, 2, requested=False)
+    data = play.wire.descriptor(2, local=local)
+    source = play.table.sources[1]
+    play.table._redescribe(source, play.table._choose(source, 2, data, 0, len(data)), 0, data, 0, len(data))
+    play.table.end(1, 0)
+    assert (play.taken(), play.table.hidden) == ([], set())
+
+
+def test_ends_are_remembered_while_they_are_wanted():
+    play = Table()
+    play.update(1), play.update(2), play.update(3)
+    play.table.end(1, 0)
+    assert play.table.departed is None
+    play.table.remember_ends(wanted=True)
+    play.table.end(2, 0)
+    assert [(source.ref, reason) for source, reason in play.table.departed] == [(2, RemovalReason.CLOSED)]
+    play.table.remember_ends(wanted=False)
+    play.table.end(3, 0)
+    assert play.table.departed is None
+
+
+def test_another_control_socket_of_the_client_begins_with_nothing_but_its_counts():
+    play = Table()
+    play.update(5), play.update(6)
+    play.table.given_up.add(6)
+    play.table.hide(play.table.sources[6])
+    play.table.subscribed_ns = 5
+    play.taken()
+    play.table.restart("2.")
+    assert [(e.flow.id, e.reason) for e in play.taken() if isinstance(e, FlowRemoved)] == [
+        ("1.5", RemovalReason.MONITOR)
+    ]
+    left = play.table
+    assert (left.sources, left.given_up, left.hidden, left.subscribed_ns, left.references.top) == (
+        {},
+        set(),
+        set(),
+        None,
+        0,
+    )
+    play.update(5)
+    assert play.taken()[0].flow.id == "2.5"
+
+
+def test_a_table_that_takes_over_reports_and_counts_on_and_the_old_one_reports_through_it():
+    old, new = Table(), Table()
+    old.update(1), old.update(2)
+    new.update(1), new.update(2)
+    new.table.begin(2000.0)
+    old.taken(), new.taken()
+    new.table.continue_from(old.table)
+    new.update(3)
+    assert [type(e) for e in old.taken()] == [FlowAdded]
+    old.table.remove(old.table.sources[1], RemovalReason.GONE)
+    assert [e.time for e in old.taken()] == [2000.0, 2000.0]
+    found = new.table.statistics
+    assert (found["flows_added"], found["flows_removed"], found["sources_seen"]) == (3, 1, 5)
+
+
+def test_what_a_poll_left_out_is_what_it_neither_reported_nor_saw_born():
+    play = Table(counts_references=True)
+    play.table.begin_poll()
+    play.update(1), play.update(2), play.table.add(4, 2, requested=False)
+    play.table.begin_poll()
+    play.update(2), play.table.add(5, 2, requested=False)
+    assert [source.ref for source in play.table.absent()] == [1, 4]
+    assert [play.table.left_out(ref) for ref in range(1, 7)] == [True, False, True, True, False, False]
+
+
+def test_after_a_proof_every_flow_is_read_anew_but_those_that_are_hidden():
+    play = Table()
+    play.update(1), play.update(2)
+    play.table.hide(play.table.sources[2])
+    span = play.table.sources[2].span
+    play.table.prove({})
+    assert [source.span for source in play.table.sources.values()] == [UNCHOSEN, span]
+
+
+def test_references_that_come_back_have_ids_of_their_own():
+    ids = {}
+    for number in (1, 11):
+        play = Table(number)
+        for ref in (1, 3, 2, 3):
+            play.table.add(ref, 2, requested=False)
+            play.table.end(ref, 0)
+        ids[number] = [e.flow.id for e in play.taken() if isinstance(e, FlowAdded)]
+        assert len(set(ids[number])) == 4
+        assert play.table.statistics["sources_seen"] == 4
+    assert ids[11][:2] == ["1.1", "1.3"]  # no other has ever had these
+
+
+@pytest.mark.parametrize(
+    ("number", "terms", "flags", "lost"),
+    [
+        (11, {}, 0, False),
+        (11, {"counts_references": True, "filtered": False}, 0, False),
+        (11, {}, HeaderFlag.CLOSED_AFTER_DROP, True),
+        (11, {}, HeaderFlag.CLOSED_AFTER_GONE, False),
+        (11, {"quiet": True}, HeaderFlag.CLOSED_AFTER_DROP, False),
+        (5, {}, 0, False),
+        (5, {"counts_references": True}, 0, True),
+        (5, {"filtered": False}, 0, True),
+        (5, {"filtered": True}, 0, False),
+    ],
+)
+def test_the_end_of_what_nobody_saw_is_a_loss_where_it_must_have_been_a_flow(number, terms, flags, lost):
+    play = Table(number, **terms)
+    play.table.end(3, int(flags))
+    assert [(e.cause, e.count) for e in play.taken()] == [(LossCause.GOODBYE, 1)] * lost
+    assert play.table.lost_ends == lost
+    assert play.table.references.highest == (3 if terms.get("counts_references") else None)
+
+
+def test_the_end_of_all_sources_is_no_end_but_nonsense_that_is_said():
+    play = Table()
+    play.table.end(play.wire.layout.all_sources, 0)
+    play.table.count(play.wire.layout.all_sources, play.wire.counts(), 0, solicited=True)
+    assert [(e.cause, e.count) for e in play.taken()] == [(LossCause.PROTOCOL, 1)] * 2
+    assert not play.table.sources
+
+
+def test_sources_beyond_the_limit_are_left_out_exactly(monkeypatch):
+    monkeypatch.setattr(_sources, "MAX_SOURCES", 2)
+    play = Table()
+    play.update(1), play.update(2), play.update(3), play.update(4)
+    assert [type(e) for e in play.taken()] == [FlowAdded, FlowAdded, EventsLost]
+    assert sorted(play.table.sources) == [1, 2]
+
+
+def test_an_end_without_final_counts_is_a_loss_of_one_unless_the_monitor_left():
+    play = Table()
+    for ref, flags in ((1, HeaderFlag.CLOSING), (2, 0), (3, 0)):
+        play.update(ref, flags=int(flags))
+    play.table.given_up.add(3)
+    play.taken()
+    for ref in (1, 2, 3):
+        play.table.end(ref, 0)
+    assert [(e.cause, e.count) for e in play.taken() if isinstance(e, EventsLost)] == [(LossCause.FINAL_COUNTS, 1)]
+    assert play.table.lost_ends == 1
+    assert (play.table.statistics["flows_added"], play.table.statistics["flows_removed"]) == (3, 3)
+
+
+def test_a_flow_began_before_the_subscription_or_with_it():
+    play = Table()
+    play.table.subscribed_ns = 997_000_000_000
+    for ref, age in ((1, 4), (2, 3), (3, 2)):
+        play.update(ref, start_timestamp=10**10, timestamp=10**10 + age * 10**9)
+    play.table.add(4, 2, requested=False)
+    play.update(4, start_timestamp=10**10, timestamp=10**10 + 4 * 10**9)  # announced: that decides
+    assert [event.preexisting for event in play.taken()] == [True, False, False, False]
+    play.table.phase = Phase.LISTING
+    play.table.add(5, 2, requested=False)
+    play.table.add(6, 2, requested=True)
+    play.table.end(5, 0), play.table.end(6, 0)
+    assert [(e.preexisting, e.flow.started_ns) for e in play.taken() if isinstance(e, FlowAdded)] == [
+        (True, None),
+        (False, 1_000_000_000_000),
+    ]
+
+
+def test_a_creation_time_is_kept_for_recognising_the_socket():
+    play = Table()
+    play.update(1, start_timestamp=77), play.update(2)
+    assert [source.start_ticks for source in play.table.sources.values()] == [77, None]
+
+
+def test_a_longer_descriptor_is_counted_and_said_only_where_it_is_not_read():
+    play = Table()
+    for more in (8, 8, -9, -9):
+        data = play.wire.descriptor(2, state=4)
+        data = data + bytes(more) if more > 0 else data[:more]
+        play.table.update(1, 2, play.wire.counts(1), data, 0, len(data), len(data), 0)
+    assert [e.cause for e in play.taken() if isinstance(e, EventsLost)] == [LossCause.PROTOCOL]
+    assert play.table.statistics["unknown_lengths"] == 2
+
+
+def test_a_port_is_listened_on_as_long_as_there_is_a_listener():
+    """Kernels that do not say who began a connection: the listeners on its port do."""
+    play, here, there = Table(7), address("192.0.2.1", 80), address("192.0.2.2", 5000)
+    play.update(1, state=1, local=here)
+    play.update(2, local=here, remote=there)
+    play.update(1, state=1, local=here, uid=5)  # described anew, and no second listener
+    play.table.end(1, 0)
+    play.update(3, local=here, remote=there)
+    added = [e.flow.direction for e in play.taken() if isinstance(e, FlowAdded)]
+    assert added == [Direction.LISTENER, Direction.INBOUND, Direction.OUTBOUND]
+    play.update(4, state=1, local=here)
+    play.update(4, state=0, local=here)
+    play.update(5, local=here, remote=there)
+    assert play.taken()[-1].flow.direction is Direction.OUTBOUND
+    play.update(6, state=1, local=here)
+    play.table.hide(play.table.sources[6])
+    assert not play.table.listening
