@@ -237,9 +237,11 @@ def _carry_on(old: Source, new: Source) -> bool:
     new.flow = before if merged == before else merged
     if new.raw is None:  # the new socket was told of no counters yet: the flow has those that were reported
         new.raw, new.corrected = old.raw, old.corrected
-    elif old.raw is not None:
-        sent, last = new.reader.unpack(new.raw), old.reader.unpack(old.raw)
-        values = advance(last if old.corrected is None else old.corrected, last, sent)
-        new.corrected = None if values == sent else values
+        return new.flow is not before
+    if old.raw is None:
+        return True
+    sent, last = new.reader.unpack(new.raw), old.reader.unpack(old.raw)
+    values = advance(last if old.corrected is None else old.corrected, last, sent)
+    new.corrected = None if values == sent else values
     new.judge()
     return new.flow is not before or new.counts != old.counts
