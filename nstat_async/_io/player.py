@@ -51,10 +51,10 @@ class Player:
 
     def play(self, records: Iterable[Record]) -> None:
         """Take in records; raises ProtocolError with the option ``strict`` only."""
-        batch = self.batch
+        batch, received = self.batch, RecordKind.FROM_KERNEL  # to find it in its class takes a tenth of the time
         for record in records:
             _, kind, time_ns, client, data, text, extra, _ = record
-            if kind is RecordKind.FROM_KERNEL:
+            if kind is received:
                 if not batch or time_ns != self.last or client != self.channel or len(batch) >= MOST_IN_BATCH:
                     self.hand_over()
                     if not self.moment(record):

@@ -38,8 +38,8 @@ _IDENTITY = frozenset({
     "traffic_mgt_flags", "cc_algo", "connstatus",
 })  # fmt: skip
 """Fields that make a `Flow`."""
-_ADDRESS_FORMS = {(DARWIN_AF_INET, 16), (DARWIN_AF_INET6, 28)}
-"""(family, length byte) of the address slots that there are."""
+_ADDRESS_BEGINNINGS = {bytes((16, DARWIN_AF_INET)), bytes((28, DARWIN_AF_INET6))}
+"""Length and family of the address slots that there are."""
 _LONGEST_AGE_NS = 100 * 365 * 86_400 * 1_000_000_000
 """A flow that is said to be older has a creation time that means nothing."""
 _FIRST_DOMAIN = layout(9)["nstat_domain_info"]
@@ -140,16 +140,14 @@ class DescriptorReader:
     def looks_sane(self, data: bytes, at: int) -> bool:
         """True if addresses, state and name look like addresses, a state and a name."""
         codec = self.codec
-        if codec is None:
-            return True
-        for name in ("local", "remote"):
-            if name in codec:
-                length, family = codec.read(name, data, at)[:2]
-                if (family, length) not in _ADDRESS_FORMS and family != 0:
-                    return False
-        if "pname" in codec and any(byte < 0x20 for byte in codec.read("pname", data, at).split(b"\0", 1)[0]):
-            return False
-        return "state" not in codec or self.state_is_sane(data, at)
+        assert codec is not None
+        addresses = (codec.read(name, data, at) for name in ("local", "remote"))
+        name = codec.read("pname", data, at).partition(b"\0")[0]
+        return (
+            all(raw[:2] in _ADDRESS_BEGINNINGS or raw[1] == 0 for raw in addresses)
+            and all(byte >= 0x20 for byte in name)
+            and ("state" not in codec or self.state_is_sane(data, at))
+        )
 
     def flow(
         self,

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from .._events import AnyEvent, EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
-from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, Provider, TcpState
+from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, TcpState
 from ._constants import HeaderFlag
 from ._counters import Raw, advance, has_grown, has_grown_whole
 from ._coverage import CoverageMeter
@@ -261,7 +261,6 @@ class SourceTable:
         self.prefix = prefix
         self.references = References()
         self.given_up.clear()
-        self.hidden.clear()
         self.subscribed_ns = None
 
     def continue_from(self, old: SourceTable) -> None:
@@ -389,6 +388,7 @@ class SourceTable:
     def _retract(self, source: Source) -> None:
         """What only its counters made known, and so was reported as a flow, is a route or an interface."""
         self._announce_removal(source, RemovalReason.MONITOR, final=False)
+        self._forget_listener(source.flow)
         source.reported = False
         source.flow = None
         self._serial += 1
@@ -431,9 +431,8 @@ class SourceTable:
         different = flow != before
         if different:
             source.flow = flow
-        if flow.direction is Direction.LISTENER or (before is not None and before.direction is Direction.LISTENER):
-            self._forget_listener(before)
-            self._remember_listener(flow)
+        self._forget_listener(before)
+        self._remember_listener(flow)
         return different
 
     # --- reporting: the only places that make events of flows -------------------
@@ -489,7 +488,7 @@ class SourceTable:
         assert source.flow is not None
         self.statistics["flows_removed"] += 1
         flow = source.flow
-        outcome = outcome_of(flow, source.counts) if final and flow.provider is Provider.TCP else None
+        outcome = outcome_of(flow, source.counts) if final else None
         if outcome is not None:
             flow = attrs.evolve(flow, outcome=outcome)
         self.emit(FlowRemoved(self.time, flow, None, final, reason, source.take_report(None)))

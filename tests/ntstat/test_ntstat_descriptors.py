@@ -145,6 +145,10 @@ def test_a_provider_that_nobody_knows_may_write_what_it_likes_and_has_no_interfa
     events = [*play(1, 77, rx=100), *play(1, 77, rx=40), *play(1, 77, rx=120)]
     assert [event.counts.rx_bytes for event in events] == [100, 120]
     assert [type(event) for event in events] == [FlowAdded, FlowUpdated]
+    wire = play.wire
+    for rx, wifi, expected in ((130, 80, 80), (140, 10, 80)):
+        play.session.receive_datagram(wire.updated(1, wire.counts(rx, wifi_rxbytes=wifi), b"", provider=77), 1000.0)
+        assert play.session.take_events()[-1].counts.wifi_rx_bytes == expected
     assert (events[0].flow.interface, events[0].flow.provider, events[0].flow.provider_id) == (
         None,
         Provider.UNKNOWN,
