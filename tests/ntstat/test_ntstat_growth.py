@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from ntstat_wire import Wire
 
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, RemovalReason, TcpState
-from nstat_async.ntstat import HeaderFlag, Mode, Session, _sources
+from nstat_async import (
+    EventsLost,
+    FlowAdded,
+    FlowEvent,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    MonitorOptions,
+    RemovalReason,
+    TcpState,
+)
+from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, _sources
 from nstat_async.ntstat._source import Source
 from nstat_async.ntstat._takeover import _carry_on
 
@@ -150,3 +162,114 @@ def test_a_flow_that_is_known_twice_is_added_once():
     play = Play()
     events = play(play.wire.added(1)) + play.update(10) + play(play.wire.described(1, play.described)) + play.update(10)
     assert [type(event) for event in events] == [FlowAdded]
+
+
+def details(wire, ref=1, *, rx=0, wifi=0, activity=0, resent=0, provider=2, flags=0, context=0, state=4):
+    """SRC_DETAILS of macOS 26."""
+    fields = {"total.rxbytes": rx, "wifi_infra.rxbytes": wifi, "wifi_infra.activity_bitmap.start": activity}
+    values = {f"media_stats.{name}": value for name, value in fields.items()}
+    counts = wire.layout["nstat_detailed_counts"].encode({**values, "txretransmit": resent})
+    descriptor = wire.descriptor(provider, state=state)
+    message = SourceDetails(
+        srcref=ref, detailed_counts=counts, provider=provider, descriptor=descriptor, flags=flags, context=context
+    )
+    return message.encode(wire.layout)
+
+
+def test_details_that_differ_in_bits_of_activity_alone_are_no_news():
+    play = Play(12)
+    steps = [(10, 5, 0, 0), (10, 5, 7, 0), (10, 5, 9, 0), (20, 15, 9, 0), (20, 15, 11, 3), (20, 15, 12, 3)]
+    events = [play(details(play.wire, rx=rx, wifi=w, activity=a, resent=r)) for rx, w, a, r in steps]
+    assert [len(found) for found in events] == [1, 0, 0, 1, 1, 0]
+    assert [found[0].counts.tx_retransmitted_bytes for found in events if found] == [0, 0, 3]
+    assert dict(events[3][0].previous.media)["wifi_infra"].rx_bytes == 5
+    every = Play(12)
+    every.table.every_update = True
+    assert [len(every(details(play.wire, rx=10, activity=a))) for a in (1, 2)] == [1, 1]
+
+
+def story(wire, length, rng):
+    """Messages about a few flows as no kernel would send them: they grow, fall, close, change and are answers."""
+    totals = dict.fromkeys(range(1, 6), 0)
+    for _ in range(length):
+        ref = rng.randint(1, 5)
+        totals[ref] = max(0, totals[ref] + rng.choice((0, 0, 5, 5, 100, -20)))
+        context, state = rng.choice((0, 0, 0, 4)), rng.choice((4, 4, 4, 5))
+        flags = rng.choice((0,) * 12 + (CLOSING,))
+        resent, provider = rng.choice((0, 0, 0, totals[ref])), 3 if ref == 5 else 2
+        kind = rng.choice(("update", "update", "counts", "details", "description", "removal", "nothing"))
+        if kind == "details" and wire.kernel.has_details:
+            yield details(
+                wire, ref, rx=totals[ref], resent=resent, provider=provider, flags=flags, context=context, state=state
+            )
+        elif kind == "counts":
+            yield wire.counted(ref, wire.counts(totals[ref], 5, txretransmit=resent), context=context, flags=flags)
+        elif kind == "description":
+            yield wire.described(ref, wire.descriptor(provider, state=state), provider=provider, context=context)
+        elif kind == "removal" and rng.random() < 0.2:
+            yield wire.removed(ref)
+        elif kind == "nothing" and rng.random() < 0.2:
+            yield rng.choice((wire.success(4), wire.error(4, 2), b"x" * rng.randint(0, 40), wire.removed(99)))
+        else:
+            counts, size = wire.counts(totals[ref], 5, txretransmit=resent), rng.choice((0, 0, 0, 0, 8))
+            descriptor = wire.descriptor(provider, state=state, txcwindow=rng.randint(0, 3)) + bytes(size)
+            yield wire.updated(ref, counts, descriptor, provider=provider, context=context, flags=flags)
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("number", [5, 6, 11, 12])
+def test_what_is_reported_without_a_second_look_is_what_a_look_at_each_message_says(number, every):
+    """With an observer each message goes to its handler; datagrams of one message are the third way."""
+    rng, wire = random.Random(number), Wire(number)
+    messages = list(story(wire, 600, rng))
+    datagrams = []
+    while messages:
+        many = rng.randint(1, 6)
+        datagrams.append(b"".join(messages[:many]))
+        del messages[:many]
+    ways = []
+    for observed in (False, True):
+        session = Session(wire.kernel, mode=Mode.FOLLOWING, options=MonitorOptions(every_update=every))
+        decoder = session._follower.decoder
+        decoder.observer = (lambda *_: None) if observed else None
+        events = []
+        for at in range(0, len(datagrams), 3):
+            session.receive_datagrams(datagrams[at : at + 3], float(at), 0)
+            found = session.take_events()
+            events += [(e, e.details, e.counts and e.counts.media) if isinstance(e, FlowEvent) else e for e in found]
+        ways.append((events, session.statistics(), {ref: s.seen for ref, s in session._follower.table.sources.items()}))
+    assert ways[0] == ways[1]
+    statistics = ways[0][1]
+    assert (statistics["datagrams"], statistics["bytes"]) == (len(datagrams), sum(map(len, datagrams)))
+    assert min(statistics["messages"], statistics["malformed"], statistics["counters_adjusted"]) > 0
+
+
+def test_datagrams_are_taken_until_one_leaves_something_to_settle():
+    play = Play()
+    wire, decoder = play.wire, play.session._follower.decoder
+    play.update(1)
+    grown = [wire.updated(1, wire.counts(rx), play.described) for rx in (2, 3)]
+    asked, changed = wire.counted(1, wire.counts(9), context=5), wire.updated(1, wire.counts(9), play.described[:-8])
+    for batch, after, settled in (
+        (grown, 2, False),
+        ([*grown, changed, grown[0]], 4, False),
+        ([grown[0], asked, grown[1]], 2, True),
+        ([wire.success(3), grown[0]], 1, True),
+        ([grown[0], wire.added(8), grown[0]], 2, True),
+        ([b"", grown[0]], 1, True),
+        ([grown[0] + b"x" * 15, grown[0]], 1, True),
+        ([grown[0][:-1], grown[0]], 1, True),
+    ):
+        assert (decoder.decode(batch), decoder.to_settle) == (after, settled)
+    assert decoder.decode([*grown, *grown], 2) == 4
+
+
+def test_a_control_socket_that_takes_over_counts_on():
+    old, new = Play(), Play()
+    for play in (old, new):
+        play.update(1), play(b"?" * 20), play(play.wire.added(2)[:-4])
+    before, decoder = old.session.statistics(), new.session._follower.decoder
+    decoder.continue_statistics(old.session._follower.decoder)
+    names = ("datagrams", "bytes", "messages", "malformed", "unrecognized")
+    assert {name: decoder.statistics[name] for name in names} == {name: 2 * before[name] for name in names}
+    assert (before["datagrams"], before["malformed"]) == (3, 2)
