@@ -40,6 +40,7 @@ from ._output import Output
 from ._owners import OwnerSource
 from ._reports import SocketReport, counted_report, is_multipath, report_of, socket_report
 from ._rows import (
+    NO_COUNTERS,
     Change,
     Pieces,
     RowFormat,
@@ -145,7 +146,7 @@ class Book:
             entry.preexisting = self._output.first_poll
             if not entry.preexisting:
                 self.coverage.grew(entry, b"", pieces[4])
-            self.take_over(entry, message, info_of(message, form, pieces))
+            self.take_over(entry, message, info_of(message, form, pieces), fin=is_fin_alone(NO_COUNTERS, pieces[4]))
             self.place(entry, message, form)
             self._owners.want(entry)
             self.waiting.append(entry)
@@ -171,7 +172,7 @@ class Book:
             return
         self.place(entry, message, form)
         previous = entry.report
-        fin = bool(counters) and is_fin_alone(before, pieces)
+        fin = bool(counters) and is_fin_alone(before[4], pieces[4])
         weighed = self.take_over(entry, message, info_of(message, form, pieces), fin=fin)
         if entry.flow is not None:
             self.update(entry, previous, rebuilt=changed or returned or weighed)

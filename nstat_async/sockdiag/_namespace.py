@@ -52,11 +52,10 @@ class Namespace:
         protocols: frozenset[int],
         options: MonitorOptions,
         *,
-        vital: bool = True,
-        entered: bool = True,
+        vital: bool,
+        entered: bool,
     ) -> None:
         links, self._formats = LinkTable(), RowFormats()
-        self.identity = identity
         self.number = number
         self.entered = entered
         """False: nobody can ask in it, and eBPF programs alone tell of it (`Glimpses`)."""
@@ -172,12 +171,10 @@ class Namespace:
 
     def _find_absences(self) -> list[Entry]:
         """All dumps of a poll are in: what none of them had."""
-        if self.dumps.partial:
-            return []
         entries, poll, reliable = self.book.entries, self._output.poll, self.removals.reliable
         # A poll that had as many sockets as are known is taken to have had those: one that was reported twice could
         # hide an absence until the next poll.
-        if reliable and self.book.reported == len(entries):
+        if self.dumps.partial or (reliable and self.book.reported == len(entries)):
             return []
         return [entry for entry in entries.values() if entry.seen != poll]
 

@@ -35,6 +35,8 @@ _TOTALS = struct.Struct("=QQ24xQQ24x")
 """Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
 _RECEIVED = struct.Struct("=8xQ16xI4x")
 """Of a row's counters ``tcpi_bytes_received`` and ``tcpi_data_segs_in``."""
+NO_COUNTERS = bytes(_COUNTERS_SIZE)
+"""Those of a socket that did nothing yet."""
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
@@ -174,9 +176,8 @@ def counters_changed(old: Pieces, new: Pieces) -> Change:
     return _GROWN
 
 
-def is_fin_alone(old: Pieces, new: Pieces) -> bool:
-    """True if a byte came between two rows and no segment with data: the peer's FIN, whatever state the row has."""
-    before, after = old[4], new[4]
+def is_fin_alone(before: bytes, after: bytes) -> bool:
+    """True if a byte came between the counters of two rows and no segment with data: the peer's FIN, whatever state the row has."""
     if len(before) != _COUNTERS_SIZE or len(after) != _COUNTERS_SIZE:
         return False
     received, segments = _RECEIVED.unpack(before)

@@ -31,6 +31,7 @@ from nstat_async.sockdiag import (
     PulsePurpose,
     Role,
     Session,
+    TcpInfo,
 )
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
 from nstat_async.sockdiag._setup import place_of_channel
@@ -99,6 +100,24 @@ def test_a_namespace_that_went_ends_its_flows_and_its_channels(kernel):
     assert kernel.namespace_requests[-1] == NamespacesRequest(released=(1,))
     assert kernel.session.statistics()["namespaces"] == 1
     assert kernel.session.statistics()["reports"] > 2
+
+
+def test_what_waits_for_an_answer_of_a_namespace_that_went_is_reported(kernel):
+    """The end of a connection whose remains were asked for; and nobody is searched for any more."""
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    kernel.sockets[1].inode = 77
+    kernel.start()
+    kernel.wait(0.25)
+    assert kernel.session.statistics()["unresolved_owners"] == 1
+    kernel.silent.add(7)
+    kernel.came_and_went = [NamespacesAnswer(gone=(1,))]
+    info = {TcpInfo.BYTES_SENT: 10, TcpInfo.BYTES_ACKED: 12, TcpInfo.BYTES_RECEIVED: 5, TcpInfo.DATA_SEGS_IN: 1}
+    kernel.feed(FakeSocket(2, info={**info, TcpInfo.SEGS_IN: 3}).message(final=True), 5)
+    assert not of_others(kernel.run())
+    kernel.sockets.clear()
+    ended = [e for e in kernel.wait(1.0) if isinstance(e, FlowRemoved)]
+    assert {(e.flow.id, e.reason) for e in ended} >= {("n1:c1", RemovalReason.GONE), ("n1:c2", RemovalReason.CLOSED)}
+    assert kernel.session.statistics()["unresolved_owners"] <= 1
 
 
 def test_a_namespace_that_is_found_twice_is_one_and_one_made_anew_is_another(kernel):

@@ -68,9 +68,10 @@ def test_a_fin_that_comes_while_a_row_is_written_is_no_payload(kernel):
 
 
 def test_a_byte_without_a_segment_of_data_is_a_fin_whatever_the_state_of_its_row(kernel):
-    """Its state was read, both times, before the FIN came: the flow has no byte too many, then or at its end."""
+    """Its state was read before the FIN came: the flow has no byte too many, then or at its end."""
     kernel.sockets[1] = FakeSocket(1, info=traffic(100))
-    kernel.start()
+    kernel.sockets[2] = FakeSocket(2, info=traffic(fin=1))
+    assert [event.counts.rx_bytes for event in flow_events(kernel.start())] == [100, 0]
     kernel.sockets[1].info = traffic(100, 5, fin=1)
     updated, _ = kernel.wait(1.0)
     assert (updated.counts.rx_bytes, updated.counts.tx_bytes) == (100, 5)
@@ -240,7 +241,33 @@ def test_absence_is_confirmed_before_it_counts(kernel):
     kernel.wait(1.0)
     events = kernel.wait(1.0)
     assert [type(e) for e in events] == [FlowUpdated, PollCompleted]
+    assert events[0].flow.state is TcpState.CLOSED
     assert len(list(kernel.session.flows())) == 1
+
+
+def test_what_a_dump_missed_is_not_gone_even_where_removals_were_lost(kernel):
+    """The look-up that finds it says what became of it."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.sockets[1].state, kernel.sockets[1].info = SocketState.CLOSE, traffic(5, 20)
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    (updated,) = flow_events(kernel.wait(0.3))
+    assert (type(updated), updated.counts.tx_bytes) == (FlowUpdated, 20)
+
+
+def test_a_thousand_lost_removals_are_looked_into_in_steps(kernel):
+    """None of them is forgotten, and the poll is over when the last one was."""
+    for cookie in range(1, 1001):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+    kernel.per_datagram = 100
+    kernel.start()
+    kernel.sockets.clear()
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    events = kernel.wait(0.3)
+    assert kinds(events[-1001:]) == ["FlowRemoved"] * 1000 + ["PollCompleted"]
+    assert kernel.session.statistics()["gone"] == 1000
 
 
 def test_an_overrun_is_told_and_repaired(kernel):
@@ -278,6 +305,20 @@ def test_an_overrun_during_a_poll_is_repaired_by_the_next(kernel):
     kernel.wait(1.0)
     kernel.wait(0.3)
     assert sum(isinstance(e, PollCompleted) for e in kernel.events) == 3
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+
+
+def test_a_poll_that_is_not_complete_repairs_nothing(kernel):
+    """What its dumps lack is looked into by the next one, still as if removals were missing."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.during_dump = lambda: kernel.session.channel_failed(0, errno.ENOBUFS, kernel.now)
+    done = kernel.wait(0.3)[-1]
+    assert (type(done), done.complete) == (PollCompleted, False)
+    kernel.close(1, tell=False)
+    kernel.wait(1.0)
     assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
 
 
