@@ -98,7 +98,6 @@ class Source:
         self.is_plain = (
             self.reported
             and not self.closing
-            and self.raw is not None
             and self.corrected is None
             and self.reader.is_flow
             and not self.reader.self_reported

@@ -505,11 +505,11 @@ class SourceTable:
     # --- listeners of kernels that do not tell the direction ----------------
 
     def _remember_listener(self, flow: Flow) -> None:
-        if flow.state is not TcpState.LISTEN or flow.local is None or not flow.local.port:
+        port = _port_of_listener(flow)
+        if not port:
             return
-        port = flow.local.port
         self.listening[port] += 1
-        if self.listening[port] > 1 or flow.userland or self.kernel.tells_roles:
+        if self.listening[port] > 1 or self.kernel.tells_roles:
             return
         for source in self.sources.values():
             # Polls come newest first, so connections are often read before their listener.
@@ -526,9 +526,15 @@ class SourceTable:
                     self.announce_update(source, source.told)
 
     def _forget_listener(self, flow: Flow | None) -> None:
-        if flow is None or flow.direction is not Direction.LISTENER or flow.local is None:
-            return
-        port = flow.local.port
-        self.listening[port] -= 1
-        if self.listening[port] <= 0:
-            del self.listening[port]
+        port = _port_of_listener(flow)
+        if port in self.listening:
+            self.listening[port] -= 1
+            if not self.listening[port]:
+                del self.listening[port]
+
+
+def _port_of_listener(flow: Flow | None) -> int:
+    """The port that a flow listens on; 0: it is no listener of the kernel's."""
+    if flow is None or flow.state is not TcpState.LISTEN or flow.userland or flow.local is None:
+        return 0
+    return flow.local.port

@@ -369,3 +369,17 @@ def test_how_a_connection_ended_is_said_where_its_last_report_came(flags, outcom
     play.update(1, 20, state=5, flags=int(flags))
     play.table.end(1, 0)
     assert next(event for event in play.taken() if isinstance(event, FlowRemoved)).outcome is outcome
+
+
+def test_a_port_has_as_many_listeners_as_there_are_and_none_in_user_space():
+    """With the last of them goes what they said of connections; a process may call its own flows what it likes."""
+    play, here, there = Table(7), address("192.0.2.1", 80), address("192.0.2.2", 5000)
+    play.update(1, state=1, local=here), play.update(2, state=1, local=here)
+    play.table.end(1, 0)
+    play.update(3, local=here, remote=there)
+    play.table.end(2, 0)
+    assert play.table.listening == {}
+    play.update(4, provider=3, state=1, local=here)
+    play.update(5, local=here, remote=there)
+    added = [e.flow.direction for e in play.taken() if isinstance(e, FlowAdded)]
+    assert added[2:] == [Direction.INBOUND, None, Direction.OUTBOUND]
