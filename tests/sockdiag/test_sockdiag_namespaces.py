@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
+import attrs
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
 
@@ -32,6 +33,7 @@ from nstat_async.sockdiag import (
     Role,
     Session,
     TcpInfo,
+    _session,
 )
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
 from nstat_async.sockdiag._setup import place_of_channel
@@ -100,6 +102,46 @@ def test_a_namespace_that_went_ends_its_flows_and_its_channels(kernel):
     assert kernel.namespace_requests[-1] == NamespacesRequest(released=(1,))
     assert kernel.session.statistics()["namespaces"] == 1
     assert kernel.session.statistics()["reports"] > 2
+
+
+def test_subscribed_is_who_knows_all_namespaces_and_has_their_channels(kernel):
+    kernel.hold_lookups = True
+    kernel.start()
+    assert not kernel.session.subscribed
+    kernel.hold_lookups = False
+    kernel.answer(kernel.held.pop(0))
+    kernel.run()
+    assert kernel.session.subscribed is True
+    alone = FakeKernel(interval=None)
+    alone.session.start(alone.now)
+    assert alone.session.subscribed is True, "one namespace is known from the beginning"
+    assert alone.session.epoch_offset == 1000.0
+
+
+def test_a_namespace_has_the_number_that_its_finder_gave_it_and_leaves_its_figures_behind(kernel):
+    """Its rows stay counted; what comes from its channels afterwards is nobody's."""
+    kernel.came_and_went = [NamespacesAnswer((attrs.evolve(BLUE, number=5),))]
+    assert of_others(kernel.start()) == [("FlowAdded", "n5:c1", "blue")]
+    before = kernel.session.statistics()["reports"]
+    kernel.came_and_went = [NamespacesAnswer(gone=(5,))]
+    kernel.sockets.clear()
+    kernel.wait(1.0)
+    kernel.wait(1.0)
+    assert kernel.session.statistics()["namespaces"] == 1
+    assert kernel.session.statistics()["reports"] >= before
+    before = kernel.session.statistics()["stray_datagrams"]
+    kernel.feed(FakeSocket(9).message(final=True), 21)
+    assert not flow_events(kernel.run())
+    assert kernel.session.statistics()["stray_datagrams"] == before + 1
+
+
+def test_so_many_namespaces_are_watched_at_once_and_no_more(kernel, monkeypatch):
+    monkeypatch.setattr(_session, "MAX_NAMESPACES", 4)
+    kernel.sockets.clear()
+    found = [FoundNamespace(n, NetworkNamespace(str(n), device=4, inode=n), 1000 + n) for n in range(1, 9)]
+    kernel.came_and_went = [NamespacesAnswer(tuple(found))]
+    kernel.start()
+    assert kernel.session.statistics()["namespaces"] == 4
 
 
 def test_what_waits_for_an_answer_of_a_namespace_that_went_is_reported(kernel):

@@ -623,6 +623,16 @@ def test_interfaces_follow_their_addresses(kernel):
     assert (updated.flow.interface.name, updated.flow.interface.kind) == ("wg0", InterfaceKind.VPN)
 
 
+@pytest.mark.parametrize(("provider", "counted"), [(Provider.TCP, True), (Provider.UDP, False)])
+def test_what_is_counted_is_what_is_asked_for(provider, counted):
+    """Without eBPF nobody counts UDP; channels are opened in an order in which nothing falls between them."""
+    kernel = FakeKernel(providers={provider})
+    kernel.session.start(kernel.now)
+    assert [each.channel for each in kernel.session.commands() if isinstance(each, OpenChannel)] == [1, 2, 3, 0]
+    able = kernel.session.capabilities
+    assert (able.tcp_counts, able.udp_counts) == (counted, False)
+
+
 def test_polls_do_not_wait_for_interfaces_forever(kernel):
     """Without rtnetlink's answer the first poll begins after its patience."""
     kernel.silent.add(2)
