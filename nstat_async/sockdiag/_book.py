@@ -77,8 +77,9 @@ class Book:
         owners: OwnerSource,
         cgroups: CgroupSource,
         *,
-        every_update: bool = False,
-        extras: bool = False,
+        every_update: bool,
+        extras: bool,
+        dumped: bool,
     ) -> None:
         self.number = number
         self.entries: dict[int, Entry] = {}
@@ -87,7 +88,7 @@ class Book:
         """Those that are neither TCP's nor UDP's: no dump has them."""
         self.ended: dict[int, Entry] | None = None
         """UDP sockets that ended, for whoever has more to say of them; `None`: nobody has."""
-        self.dumped = True
+        self.dumped = dumped
         """False: no dump and no removal tells of its sockets."""
         self.reported = 0
         """Sockets of the book that the dumps of this poll had."""

@@ -144,4 +144,3 @@ class Entry:
         self.report = self.flow = self.direction = self.totals = None
         self.weight = Weight.NONE
         self.preexisting = False
-        self.absences = 0

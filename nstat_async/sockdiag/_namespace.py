@@ -62,9 +62,16 @@ class Namespace:
         self.polled = False
         """True once a poll began to look at it."""
         self.book = Book(
-            output, number, identity, links, owners, cgroups, every_update=options.every_update, extras=options.extras
+            output,
+            number,
+            identity,
+            links,
+            owners,
+            cgroups,
+            every_update=options.every_update,
+            extras=options.extras,
+            dumped=entered,
         )
-        self.book.dumped = entered
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
         self._endings = Endings(output, self.book, self.lookups, links, self._formats)

@@ -58,7 +58,8 @@ class Scanned:
         self.output = Output()
         links = LinkTable()
         owners = OwnerSource(self.output, list)
-        self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output))
+        kinds = {"every_update": False, "extras": False, "dumped": True}
+        self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output), **kinds)
         self.book.apply_row = self._apply
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6])
         self.seen: list = []

@@ -20,7 +20,7 @@ from nstat_async._events import (
     ProviderRefused,
     RemovalReason,
 )
-from nstat_async._model import Direction, InterfaceKind, Outcome, Provider, TcpState
+from nstat_async._model import Direction, InterfaceKind, Outcome, Provider, TcpState, Visibility
 from nstat_async._options import MonitorOptions
 from nstat_async.aggregate import History, HistoryWriter, ProcessTable
 from nstat_async.sockdiag import (
@@ -631,6 +631,30 @@ def test_what_is_counted_is_what_is_asked_for(provider, counted):
     assert [each.channel for each in kernel.session.commands() if isinstance(each, OpenChannel)] == [1, 2, 3, 0]
     able = kernel.session.capabilities
     assert (able.tcp_counts, able.udp_counts) == (counted, False)
+
+
+@pytest.mark.parametrize(
+    ("setup", "refused", "expected", "limit"),
+    [
+        (Visibility.ALL, 0, Visibility.ALL, None),
+        (Visibility.ALL, 1, Visibility.SOME, "1 process may not be looked at"),
+        (Visibility.ALL, 2, Visibility.SOME, "2 processes may not be looked at"),
+        (Visibility.OWN, 2, Visibility.OWN, "hidden"),
+        (Visibility.OWN, 0, Visibility.OWN, "hidden"),
+    ],
+)
+def test_whose_processes_are_seen_is_what_a_search_met(setup, refused, expected, limit):
+    """What was known before a search stands, but for processes that it may not look at; and one poll is all that is asked for."""
+    text = None if setup is Visibility.ALL else "hidden"
+    kernel = FakeKernel(Session(MonitorOptions(interval=None, providers="tcp"), processes=setup, limit=text))
+    kernel.refused_processes = refused
+    kernel.sockets[1] = FakeSocket(1, inode=77)
+    kernel.start()
+    able = kernel.session.capabilities
+    assert (able.processes, able.processes_limit) == (expected, limit)
+    assert (limit in able.notes) is (limit is not None)
+    assert not any("UDP" in note for note in able.notes)
+    assert kinds(kernel.wait(9.0)) == []
 
 
 def test_polls_do_not_wait_for_interfaces_forever(kernel):
