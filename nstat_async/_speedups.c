@@ -1,6 +1,6 @@
 /* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, and tables of descriptors.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_dumps.py, _io/tables.py). These functions take the
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, _io/tables.py). These functions take the
  * same steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */

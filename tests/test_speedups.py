@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import attrs
 import conversations
 import pytest
 
@@ -22,6 +23,7 @@ from nstat_async._compiled import SPEEDUPS, speedups
 from nstat_async._doctor import examine
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
+from nstat_async.sockdiag import _scan
 
 built = pytest.mark.skipif(speedups is None, reason=f"the C code is {SPEEDUPS}")
 PLACES = ((10006, 10004), (16, 32, 112, 144, 152), (0, 8, 16, 24, 80))
@@ -128,11 +130,30 @@ def row_of(cookie, counters=b"c" * 12):
     return struct.pack("=Q8x44sQ12x8s12s", 100, b"i" * 44, cookie, b"r" * 8, counters).ljust(100, b"\0")
 
 
+@attrs.define
+class Form:
+    """How the Python code cuts rows of 100 bytes, 12 of them counters."""
+
+    rest: int = 8
+    length = stride = 100
+
+    @property
+    def format(self):
+        return struct.Struct(f"=Q8x44sQ12x{self.rest}s{20 - self.rest}s")
+
+
 class Dumps:
     """A book whose scans have a memory."""
 
-    def __init__(self):
-        self.rows, self.memory, self.entries = speedups.Rows(100, 100, 8, 88, 12), speedups.Memory(), {}
+    def __init__(self, code):
+        self.code, self.entries = code, {}
+        self.memory = speedups.Memory() if code == "C" else _scan.Memory()
+        self.cut(8)
+
+    def cut(self, rest):
+        """Rows have so many bytes behind the user, and the others are counters."""
+        self.form = Form(rest)
+        self.take = speedups.Rows(100, 100, rest, 80 + rest, 20 - rest).scan if self.code == "C" else _scan.scan
 
     def scan(self, *rows, poll, entries=None):
         """Cookies of the rows that were not known."""
@@ -148,36 +169,38 @@ class Dumps:
         entries = self.entries if entries is None else entries
         data = b"".join(rows)
         if data:
-            assert self.rows.scan(data, 0, entries, poll, False, apply, 6, None, self.memory) == len(data)
+            assert self.take(data, 0, entries, poll, False, apply, 6, self.form, self.memory) == len(data)
         return applied
 
 
-@built
-def test_a_row_that_the_dump_before_had_is_known_without_a_look_at_the_book():
-    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 30)]
+@pytest.fixture(params=[pytest.param("C", marks=built), "Python"])
+def dumps(request):
+    return Dumps(request.param)
+
+
+def test_a_row_that_the_dump_before_had_is_known_without_a_look_at_the_book(dumps):
+    rows = [row_of(cookie) for cookie in range(1, 30)]
     assert dumps.scan(*rows, poll=1) == list(range(1, 30))
     assert dumps.scan(*rows, poll=2, entries={}) == []
     assert {entry.seen for entry in dumps.entries.values()} == {2}
-    assert dumps.scan(*rows[3:9], row_of(99), *rows[9:], poll=3, entries={}) == [99], "some went, one came"
+    assert dumps.scan(*rows[3:9], row_of(99), *rows[9:], poll=3) == [99], "some went, one came"
     assert dumps.entries[1].seen == dumps.entries[3].seen == 2
     assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=4) == [10], "one changed"
     assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=5, entries={}) == []
 
 
-@built
-def test_a_row_of_a_socket_that_something_else_told_of_is_not_known():
-    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 4)]
+def test_a_row_of_a_socket_that_something_else_told_of_is_not_known(dumps):
+    rows = [row_of(cookie) for cookie in range(1, 4)]
     dumps.scan(*rows, poll=1)
-    dumps.entries[2].last = (*dumps.entries[2].last,)  # as a book does with one that is dropped
+    dumps.entries[2].last = (-1, *dumps.entries[2].last[1:])  # as a book does with one that is dropped
     del dumps.entries[2]
     assert dumps.scan(*rows, poll=2) == [2]
     dumps.entries[3].last = (0, b"", 3, b"", b"")
     assert dumps.scan(*rows, poll=3) == [3]
 
 
-@built
-def test_a_memory_lets_go_of_what_two_dumps_did_not_have():
-    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 300)]
+def test_a_memory_lets_go_of_what_two_dumps_did_not_have(dumps):
+    rows = [row_of(cookie) for cookie in range(1, 300)]
     dumps.scan(*rows, poll=1)
     entry = dumps.entries[7]
     held = sys.getrefcount(entry)
@@ -188,9 +211,8 @@ def test_a_memory_lets_go_of_what_two_dumps_did_not_have():
     assert dumps.scan(*rows, poll=4) == []
 
 
-@built
-def test_a_memory_of_rows_that_often_change_has_the_last_ones():
-    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 30)]
+def test_a_memory_of_rows_that_often_change_has_the_last_ones(dumps):
+    rows = [row_of(cookie) for cookie in range(1, 30)]
     dumps.scan(*rows, poll=1)
     for poll in range(2, 12):
         rows[3::2] = [row_of(cookie, bytes([poll]) * 12) for cookie in range(4, 30, 2)]
@@ -199,12 +221,11 @@ def test_a_memory_of_rows_that_often_change_has_the_last_ones():
     assert dumps.scan(*rows[::-1], poll=13) == []
 
 
-@built
-def test_a_row_that_is_cut_in_another_way_by_now_is_not_known():
+def test_a_row_that_is_cut_in_another_way_by_now_is_not_known(dumps):
     """Formats are learned anew where there are very many; a row of the same length may have other pieces then."""
-    dumps, rows = Dumps(), [row_of(cookie) for cookie in range(1, 4)]
+    rows = [row_of(cookie) for cookie in range(1, 4)]
     dumps.scan(*rows, poll=1)
-    dumps.rows = speedups.Rows(100, 100, 20, 100, 0)
+    dumps.cut(20)
     assert dumps.scan(*rows, poll=2) == [1, 2, 3]
     assert dumps.scan(*rows, poll=3, entries={}) == []
 
@@ -229,4 +250,4 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    assert users == {"_decoder.py", "_dumps.py", "_rows.py", "tables.py"}
+    assert users == {"_decoder.py", "_rows.py", "_scan.py", "tables.py"}

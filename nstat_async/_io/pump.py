@@ -171,8 +171,8 @@ class KernelFeed:
         core = self.core
         work = True
         commands = deque(core.commands())
+        start = time.perf_counter()
         while work and not self._closed:
-            start = time.perf_counter()
             due = self._is_due()
             while commands and time.perf_counter() < start + SLICE:
                 self._carry_out(commands.popleft())
@@ -184,18 +184,23 @@ class KernelFeed:
                 events, self._reports = [*events, *self._reports], []
             if events:
                 sink.deliver(events)
-            spent = time.perf_counter() - start
-            self._longest_slice = max(self._longest_slice, spent)
-            self._slices += 1
             if core.subscribed:
                 self._subscribed.set()
             commands += core.commands()  # reading may have called for more
             work = bool(commands) or read or self._is_due()
             if core.failure is not None:
                 return
-            if work:
+            spent = time.perf_counter() - start
+            if work and (events or due or spent >= SLICE):  # else there is time for more of it
+                self._end_slice(spent)
                 await anyio.lowlevel.checkpoint()
                 await sink.room()
+                start = time.perf_counter()
+        self._end_slice(time.perf_counter() - start)
+
+    def _end_slice(self, spent: float) -> None:
+        self._longest_slice = max(self._longest_slice, spent)
+        self._slices += 1
 
     def _is_due(self) -> bool:
         deadline = self.core.next_deadline()

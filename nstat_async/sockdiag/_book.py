@@ -57,6 +57,8 @@ from ._waiting import Memory
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _MOST_ENDED = 65_536
 _DEVICE = struct.Struct("=40xI")
+_GONE = -1
+"""The head of a row that is none."""
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
 _RESTARTED = Change.RESTARTED
@@ -272,7 +274,7 @@ class Book:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
-            entry.last = (*entry.last,)  # another object: by it the C code would know its row again
+            entry.last = (_GONE, *entry.last[1:])  # no row is like it, if the kernel should list it once more
             self.others.pop(entry.cookie, None)
         self._stop_listening(entry)
         self._owners.forget(entry, entry.user[1])

@@ -7,13 +7,10 @@ it is the poll's last: a recording explains itself.
 from __future__ import annotations
 
 import errno as errors
-import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import attrs
 
-from .._compiled import speedups
 from .._errnos import error_text
 from .._errors import ProtocolError
 from .._events import ProviderRefused
@@ -33,7 +30,6 @@ from ._constants import (
     MessageType,
     SocketState,
 )
-from ._entry import Entry
 from ._messages import (
     ATTRIBUTES_AT,
     HEADER,
@@ -46,7 +42,8 @@ from ._messages import (
 )
 from ._output import Output
 from ._refusals import unavailable
-from ._rows import Pieces, RowFormat, RowFormats
+from ._rows import RowFormats
+from ._scan import Memory, new_memory, scan
 from ._setup import ChannelPurpose, Role
 from ._source import Source
 
@@ -167,9 +164,9 @@ class DumpSource(Source):
         self._sequence = 0
         self._progress = 0.0
         self._failures = 0
-        self._memories: dict[tuple[int, bool], Any] = {}
-        """By kind what its last dump had: with the C code alone, which tells by it what is unchanged without looking it up."""
-        self._memory: Any = None
+        self._memories: dict[tuple[int, bool], Memory] = {}
+        """By kind what its last dump had."""
+        self._memory = new_memory()
         """Of the dump under way."""
 
     def _kinds_of(self, *kinds: Kind) -> list[Kind]:
@@ -242,10 +239,9 @@ class DumpSource(Source):
 
     def _begin(self, kind: Kind) -> None:
         self._kind = kind
-        if speedups is not None:
-            key = kind.index, kind.listeners_only
-            self._memory = self._memories.get(key) or self._memories.setdefault(key, speedups.Memory())
-            self._memory.begin()
+        key = kind.index, kind.listeners_only
+        self._memory = self._memories.get(key) or self._memories.setdefault(key, new_memory())
+        self._memory.begin()
 
     def failed(self, errno: int) -> None:
         """A failure costs the poll; many in a row, or a channel that cannot be opened, the session."""
@@ -303,38 +299,11 @@ class DumpSource(Source):
         book, start = self._book, offset
         poll, every = self.output.poll, self._every
         book.reported += count  # before a row can take itself off
-        scan = form.scan or self.scan
-        offset = scan(data, offset, book.entries, poll, every, book.apply_row, protocol, form, self._memory)
+        take = form.scan or scan
+        offset = take(data, offset, book.entries, poll, every, book.apply_row, protocol, form, self._memory)
         rows = (offset - start) // stride
         book.reported -= count - rows
         self.rows += rows
-        return offset
-
-    @staticmethod
-    def scan(
-        data: bytes,
-        offset: int,
-        entries: dict[int, Entry],
-        poll: int,
-        every: bool,
-        apply: Callable[[Entry | None, int, Pieces, bytes, RowFormat], None],
-        protocol: int,
-        form: RowFormat,
-        _memory: None = None,
-    ) -> int:
-        """Mark the rows from `offset` on that are as they were, and apply the others; the offset behind them."""
-        length, stride, get = form.length, form.stride, entries.get
-        end = offset + (len(data) - offset) // stride * stride
-        head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
-        for pieces in form.format.iter_unpack(memoryview(data)[offset:end]):
-            if pieces[0] != head:
-                break
-            entry = get(pieces[2])
-            if entry is not None and entry.last == pieces and not every:
-                entry.seen = poll
-            else:
-                apply(entry, protocol, pieces, data[offset : offset + length], form)
-            offset += stride
         return offset
 
     def _broken(self, reason: str) -> None:

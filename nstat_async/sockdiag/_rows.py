@@ -89,7 +89,7 @@ class RowFormat:
     cgroup: int
     """Offset of the cgroup's number; 0 when there is none."""
     scan: Callable[..., int] | None
-    """`DumpSource.scan` in C; `None` where it is not used."""
+    """`_scan.scan` in C; `None` where it is not used."""
 
     @classmethod
     def learn(cls, message: bytes) -> RowFormat:

@@ -362,19 +362,17 @@ class Session:
         if source is None:
             self._output.count("stray_datagrams", len(datagrams))
             return
+        take = source.receive
         for data in datagrams:
-            self._take_in(source.receive, data)
+            try:
+                take(data)
+            except ProtocolError as error:
+                self._output.reject(error.reason)
         self._polls.proceed()
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel."""
         self.receive_datagrams((data,), now, channel)
-
-    def _take_in(self, take: Callable[[bytes], None], data: bytes) -> None:
-        try:
-            take(data)
-        except ProtocolError as error:
-            self._output.reject(error.reason)
 
     def channel_opened(self, channel: int, now: float, *, immediate: bool, receive_buffer: int | None) -> None:
         """A channel is open."""
@@ -472,7 +470,10 @@ class Session:
             if namespace is not None:
                 namespace.dumps.follow(request)
         else:
-            self._take_in(source.observe, data)
+            try:
+                source.observe(data)
+            except ProtocolError as error:
+                self._output.reject(error.reason)
 
     def finish(self, now: float) -> None:
         """Following: the recording is at its end; what was still expected will not come."""
