@@ -111,6 +111,8 @@ class Book:
         self._cgroups = cgroups
         self._links = links
         self._links_version = links.version
+        self._announced = False
+        """A flow was announced, ever."""
         self._every = every_update
         self._extras = extras
         self._label = namespace.label
@@ -323,6 +325,8 @@ class Book:
         if self._links_version == self._links.version:
             return
         self._links_version = self._links.version
+        if not self._announced:  # in the first poll of many sockets a look at each would take milliseconds
+            return
         for entry in self.entries.values():
             flow = entry.flow
             if flow is None or flow.local is None:
@@ -355,6 +359,7 @@ class Book:
 
     def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
+        self._announced = True
         flow = entry.flow = self._build(entry)
         self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
         return flow

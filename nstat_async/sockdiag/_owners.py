@@ -70,6 +70,8 @@ class OwnerSource:
         """Inodes that several processes hold, with those beside the oldest."""
         self._fresh: dict[Entry, None] = {}
         """Sockets that came since these were looked for."""
+        self._all_fresh = True
+        """They were not looked for yet."""
         self._users: dict[int, str | None] = {}
         """Names of users; `None` while they are asked for, and where there is none."""
         self._unnamed: list[int] = []
@@ -131,7 +133,8 @@ class OwnerSource:
         if entry.used_by is not None:
             return
         entry.round = -1 if self._output.first_poll else self.rounds  # no look has begun before the first poll
-        self._fresh[entry] = None
+        if not self._all_fresh:
+            self._fresh[entry] = None
         self._tries.pop(inode, None)
         self._sought[inode] = None
         self._due.add(inode)
@@ -202,6 +205,8 @@ class OwnerSource:
 
     def _next_sockets(self, number: int) -> tuple[tuple[int, int, int], ...]:
         """Inode, thread and descriptor of the next sockets whose owner is known."""
+        if not self._processes:
+            return ()
         if not self._turn:
             self._turn = list(self._held.values())
         self._checking, held = [], []
@@ -302,8 +307,8 @@ class OwnerSource:
         }
         before, self._shared = self._shared, shared
         changed = {inode for inode in (*before, *shared) if before.get(inode) != shared.get(inode)}
-        changed.update(entry.user[1] for entry in self._fresh)
-        self._fresh = {}
+        changed.update(shared if self._all_fresh else (entry.user[1] for entry in self._fresh))
+        self._fresh, self._all_fresh = {}, False
         for inode in sorted(changed & (before.keys() | shared.keys())):
             for entry in self._holders(inode):
                 if inode in shared:
