@@ -3,6 +3,7 @@
 Run: ``python benchmarks/linux_look.py [--sockets 8000 50000]`` (as root it makes a network namespace of its own).
 
 - The floor of a poll is four bare dumps (TCP and UDP over IPv4 and IPv6), received by a loop that looks for the end only.
+- Beside it stand the dumps that a poll asks for, as bare: TCP sockets of both families in one walk. No poll costs less.
 - A poll is of a monitor that is open, asked for, when nothing changed: once with eBPF off, by dumps alone, and once as
   it comes, which as root asks an eBPF program where there are 5,000 sockets. ``snapshot()`` is from nothing, with owners.
 - psutil and ss are measured where they are installed; nobody parses the text of ss.
@@ -42,16 +43,18 @@ DUMPS = [
     for family in (2, 10)
 ]
 """Requests of ``SOCK_DIAG_BY_FAMILY`` with the extensions that a monitor asks for (tcp_info, and the like)."""
+TOGETHER = [struct.pack("=IHHII3xB48xII", 76, 18, 0x301, 1, 0, 10, _ALIVE, 0), *DUMPS[2:]]
+"""The same with ``TCPDIAG_GETSOCK``, as a poll asks."""
 
 
-def dumps(times):
-    """Four bare dumps, so many times."""
+def dumps(times, requests=DUMPS):
+    """Bare dumps, so many times."""
     head, messages = struct.Struct("=IH"), 0
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 19)
         begin = cpu()
         for _ in range(times):
-            for request in DUMPS:
+            for request in requests:
                 sock.send(request)
                 while head.unpack_from(sock.recv(65536))[1] != 3:
                     messages += 1
@@ -71,6 +74,9 @@ async def polls(arguments, times):
     async def floor():
         return dumps(times)
 
+    async def least():
+        return dumps(times, TOGETHER)
+
     async with Monitor(interval=None, pulse=None, ebpf="off") as dumping, Monitor(interval=None, pulse=None) as walking:
         for _ in range(1 if arguments.short else 20):  # who holds what is found out once, in the first seconds
             for monitor in (dumping, walking):
@@ -79,7 +85,12 @@ async def polls(arguments, times):
         many = arguments.count > 20_000
         wanted = (1.25 if many else 1.10) if speedups is None else (1.0 if many else 0.95)
         dumped, walked = "a poll, nothing changed", "a poll, nothing changed, with eBPF"
-        ways = {"four bare dumps": floor, dumped: poll(dumping), walked: poll(walking)}
+        ways = {
+            "four bare dumps": floor,
+            "the dumps of a poll, bare": least,
+            dumped: poll(dumping),
+            walked: poll(walking),
+        }
         wanted = {dumped: wanted, walked: wanted}
         return await in_turn_async(arguments.rounds, ways, floor="four bare dumps", wanted=wanted, unit="ms")
 
