@@ -251,7 +251,10 @@ static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssi
     Py_DECREF(key);
     if (source == NULL)
         return PyErr_Occurred() ? -1 : 0;
-    if (Py_TYPE(source) != self->source || SLOT(source, self->is_plain) != Py_True)
+    if (Py_TYPE(source) != self->source)
+        return 0;
+    PyObject *plain = SLOT(source, self->is_plain);
+    if (plain != Py_True && plain != Py_None)
         return 0;
     PyObject *reader = SLOT(source, self->reader), *before = SLOT(source, self->raw);
     PyObject *samples = SLOT(source, self->report);
@@ -276,7 +279,7 @@ static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssi
     const uint8_t *old = (const uint8_t *)PyBytes_AS_STRING(before), *now = message + self->counts_at;
     int same = memcmp(old, now, self->counts_size) == 0;
     if (!same || pass->every) {
-        if (!same && !has_grown(self, now, old))
+        if (plain != Py_True || (!same && !has_grown(self, now, old)))
             return 0;
         PyObject *raw = PyBytes_FromStringAndSize((const char *)now, self->counts_size);
         if (raw == NULL)

@@ -227,7 +227,7 @@ class Decoder:
                     else:
                         break
                 source: Any = find(ref)
-                plain = source is not None and source.is_plain and not flags
+                plain = source is not None and source.is_plain is not False and not flags
                 if plain and payload:
                     plain = source.span == end - payload and source.identity == hash(
                         join(source.reader.identity(data, payload))
@@ -235,9 +235,8 @@ class Decoder:
                 if plain:
                     before = source.raw
                     if raw != before or every:
-                        plain = not details_at or len(raw) == len(
-                            before
-                        )  # details do not replace updates, nor these them
+                        # Details do not replace updates, nor these them.
+                        plain = source.is_plain and (not details_at or len(raw) == len(before))
                         if plain:
                             a, b, c, d, wrapping = growing(raw)
                             e, f, g, h, wrapped = growing(before)

@@ -61,8 +61,8 @@ class Source:
     """Counters as last sent."""
     corrected: Values | None = None
     """Counters as last reported, where `raw` would be below earlier ones."""
-    is_plain: bool = False
-    """A report that has grown needs no more than an event: the decoder makes it by itself."""
+    is_plain: bool | None = False
+    """A report that has grown needs no more than an event: the decoder makes it by itself. `None`: only one that has not."""
     report: tuple[DescriptorReader, bytes, int, int, int, int] | None = None
     """A report whose details no event has had yet."""
     reported: bool = False
@@ -95,13 +95,13 @@ class Source:
 
     def judge(self) -> None:
         """Find out whether it is plain: to be called after whatever else changes it."""
-        self.is_plain = (
+        is_plain = (
             self.reported
             and not self.closing
             and self.corrected is None
             and self.reader.is_flow
-            and not self.reader.self_reported
         )
+        self.is_plain = None if is_plain and self.reader.self_reported else is_plain
 
     def take_report(self, previous: Raw | None) -> Report:
         """What the next event is made of; `previous`: the counters of the event before."""
