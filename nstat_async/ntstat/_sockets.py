@@ -121,7 +121,8 @@ class Sockets:
     def open_first(self, meter: CoverageMeter | None, now: float) -> None:
         """Begin to subscribe; what flows move is added up by `meter`."""
         self.current = self._open(self._options.discovery, silent=False)
-        self.current.now, self.current.table.meter = now, meter
+        self.poll_started = self.current.now = now
+        self.current.table.meter = meter
 
     def tick(self, now: float) -> None:
         """A deadline passed."""
@@ -292,7 +293,6 @@ class Sockets:
 
     def _close_second(self, second: SecondSocket) -> None:
         self._commands.append(CloseChannel(second.subscription.channel))
-        second.subscription.close()
         self.second = None
         if self.current is not None:
             self.current.table.remember_ends(wanted=False)
@@ -351,7 +351,6 @@ class Sockets:
         self._reopen_tries = self._rejected = 0
         if was_open:
             self._commands.append(CloseChannel(old.channel))
-        old.close()
         candidate.take_over(old)
         continue_flows(old.table, candidate.table, found)
         if was_open:
