@@ -115,7 +115,10 @@ class Talk:
 
     def _is_probe(self, channel: int, message) -> bool:
         known = self.core._sockets.find(channel).table.sources
-        return type(message) in {GetUpdate, GetDetails} and max(known, default=0) < message.srcref < self.wire.layout.all_sources
+        return (
+            type(message) in {GetUpdate, GetDetails}
+            and max(known, default=0) < message.srcref < self.wire.layout.all_sources
+        )
 
     def answer(self, *datagrams, channel: int | None = None) -> list:
         """Deliver, and say what is asked next."""
