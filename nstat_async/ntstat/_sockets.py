@@ -130,11 +130,10 @@ class Sockets:
             self._reopen_at = None
             self._open_second(audit=False)
         if self._resync_at is not None and now >= self._resync_at:
-            self._resync_at, self._last_resync = None, now
+            self._last_resync = now
             self.statistics["resynchronisations"] += 1
             self._open_second(audit=False)
         if self._audit_at is not None and now >= self._audit_at:
-            self._audit_at = None
             self.statistics["audits"] += 1
             self._open_second(audit=True)
         for subscription in self.all():

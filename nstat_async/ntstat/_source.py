@@ -95,12 +95,7 @@ class Source:
 
     def judge(self) -> None:
         """Find out whether it is plain: to be called after whatever else changes it."""
-        is_plain = (
-            self.reported
-            and not self.closing
-            and self.corrected is None
-            and self.reader.is_flow
-        )
+        is_plain = self.reported and not self.closing and self.corrected is None and self.reader.is_flow
         self.is_plain = None if is_plain and self.reader.self_reported else is_plain
 
     def take_report(self, previous: Raw | None) -> Report:

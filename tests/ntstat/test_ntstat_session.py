@@ -506,6 +506,23 @@ def test_flows_that_began_before_the_subscription_are_preexisting():
     added = talk.events(FlowAdded)[0]
     assert added.preexisting is False
     assert added.flow.started_ns == pytest.approx((talk.now + 1e9 - 1) * 1e9)
+    talk.answer(talk.report(3, start_timestamp=10**9, timestamp=61 * 10**9))
+    assert talk.events(FlowAdded)[0].preexisting is True, "whenever it is found"
+
+
+def test_following_too_flows_that_began_before_the_subscription_are_preexisting():
+    wire = Wire(11)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
+    session.epoch_offset = 1e9
+    session.observe_request(AddAllSources(context=5, provider=2).encode(wire.layout), 11.0)
+    session.receive_datagram(wire.success(5), 11.0)
+    session.observe_request(GetUpdate(context=6, srcref=ALL[8]).encode(wire.layout), 12.0)
+    session.receive_datagram(wire.success(6), 12.0)
+    session.take_events()
+    for ref, age in ((1, 10), (2, 5)):
+        descriptor = wire.descriptor(2, start_timestamp=10**9, timestamp=(1 + age) * 10**9)
+        session.receive_datagrams(wire.report(ref, wire.counts(5), descriptor), 20.0, 0)
+    assert [event.preexisting for event in session.take_events()] == [True, False]
 
 
 # --- announcements ---------------------------------------------------------------------------
@@ -835,11 +852,12 @@ def test_a_poll_that_comes_further_between_refusals_is_asked_for_as_often_as_it_
         assert talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS)) == [request] * (attempt < 2)
 
 
+@pytest.mark.parametrize("kernel", [11, 4])
 @pytest.mark.parametrize(("announced", "full"), [(179, False), (180, True)])
 def test_a_list_that_filled_seven_tenths_of_the_buffer_may_have_been_cut_short_and_each_provider_has_its_own(
-    announced, full
+    kernel, announced, full
 ):
-    talk = Talk(discovery="announce", receive_buffer=8192)
+    talk = Talk(kernel, discovery="announce", receive_buffer=8192)
     (request,) = talk.asked()
     data = [talk.wire.added(ref) for ref in range(1, announced)] + [talk.wire.success(request.context)]
     (request,) = talk.answer(data)
@@ -980,6 +998,12 @@ def test_what_the_kernel_counts_as_lost_is_said_at_the_moment_of_its_answer_and_
     assert {loss.time for loss in losses} == {talk.now + 1e9}
     assert "net.stats.metrics" in losses[0].detail
     assert talk.core.next_deadline() == talk.now, "another control socket is opened at once"
+    known = Talk(12, facts={"ledger": True})
+    known.subscribe()
+    known.answer(*(known.wire.error(question.context, DarwinErrno.ENOENT) for question in known.poll(3)))
+    assert [(loss.cause, loss.count) for loss in known.events(EventsLost)] == [(LossCause.GOODBYE, 2)]
+    known.found(Ledger((LedgerRow(3, 0, 2),)))
+    assert known.events() == [], "which was said already"
     lost = _two_processes(ledger=True)
     lost.found(Ledger((LedgerRow(3, 0, 1),)))
     assert lost.core.next_deadline() > lost.now + 50, "no other one hears of what has ended"
