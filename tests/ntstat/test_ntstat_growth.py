@@ -264,6 +264,15 @@ def test_datagrams_are_taken_until_one_leaves_something_to_settle():
     assert decoder.decode([*grown, *grown], 2) == 4
 
 
+@pytest.mark.parametrize("number", [1, 11])
+def test_every_message_is_counted_once(number):
+    play = Play(number)
+    play(play.wire.added(1)), play.counts(1), play.counts(2), play(play.wire.described(1, play.described))
+    if number > 1:
+        play(play.wire.counted(1, play.wire.counts(3)) * 3 + play.wire.removed(1))
+    assert play.session.statistics()["messages"] == (8 if number > 1 else 4)
+
+
 def test_a_control_socket_that_takes_over_counts_on():
     old, new = Play(), Play()
     for play in (old, new):
