@@ -229,6 +229,8 @@ class Error(Message):
 
 @attrs.frozen(kw_only=True)
 class _SourceMessage(Message):
+    FIELDS: ClassVar[tuple[str, ...]] = ("srcref",)
+
     srcref: int = 0
     """Source reference."""
 
@@ -251,7 +253,6 @@ class SourceRemoved(_SourceMessage):
 
     TYPE = MessageType.SRC_REMOVED
     STRUCT = "nstat_msg_src_removed"
-    FIELDS = ("srcref",)
 
 
 @attrs.frozen(kw_only=True)
@@ -408,7 +409,6 @@ class RemoveSource(_SourceMessage):
 
     TYPE = MessageType.REM_SRC
     STRUCT = "nstat_msg_rem_src"
-    FIELDS = ("srcref",)
 
 
 @attrs.frozen(kw_only=True)
@@ -417,7 +417,6 @@ class QuerySource(_SourceMessage):
 
     TYPE = MessageType.QUERY_SRC
     STRUCT = "nstat_msg_query_src"
-    FIELDS = ("srcref",)
 
 
 @attrs.frozen(kw_only=True)
@@ -426,7 +425,6 @@ class GetSourceDescription(_SourceMessage):
 
     TYPE = MessageType.GET_SRC_DESC
     STRUCT = "nstat_msg_get_src_description"
-    FIELDS = ("srcref",)
 
 
 @attrs.frozen(kw_only=True)
