@@ -252,6 +252,7 @@ def test_datagrams_are_taken_until_one_leaves_something_to_settle():
     asked, changed = wire.counted(1, wire.counts(9), context=5), wire.updated(1, wire.counts(9), play.described[:-8])
     for batch, after, settled in (
         (grown, 2, False),
+        ([wire.counted(1, wire.counts(rx)) for rx in (4, 5)], 2, False),
         ([*grown, changed, grown[0]], 4, False),
         ([grown[0], asked, grown[1]], 2, True),
         ([wire.success(3), grown[0]], 1, True),
