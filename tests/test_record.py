@@ -548,13 +548,13 @@ def test_a_day_of_replaying_holds_no_more_than_its_first_minutes():
     """Objects held by whoever replays do not grow with the length of the recording, however slow the reader is."""
 
     async def main() -> None:
-        source = Endless(200)
+        source = Endless(400)
         counted = []
         async with Monitor(backend=Replay(source), every_update=True) as monitor:
             number = 0
             async for _ in monitor:
                 number += 1
-                if number in {1000, 10_000}:
+                if number in {1000, 20_000}:
                     counted.append((held(), source.read_so_far))
         (first, read), (last, read_last) = counted
         assert read_last > 5 * read
