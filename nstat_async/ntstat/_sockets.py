@@ -182,7 +182,8 @@ class Sockets:
         """Opening, sending or receiving failed."""
         opening = subscription.state is State.OPENING
         if errno in NO_ROOM and not opening:
-            subscription.overloaded(now)
+            subscription.begin(now, now + self._host.epoch_offset)
+            subscription.overloaded()
         elif opening and subscription is self.current and not self._reopen_tries:
             self._fail(f"the control socket cannot be opened: {error_text(errno)}")
         else:
@@ -266,13 +267,9 @@ class Sockets:
             self._barrier_passed(second, complete, now)
         elif second is None and self._audit_at is None and self._resync_at is None:
             self._audit_at = now + self._audit_pause
-        if interval is None:
-            self._next_poll = None
-            return
-        due = max(self.poll_started + interval, earliest)
-        if due <= now:
-            due = now + interval - (now - self.poll_started) % interval
-        self._next_poll = due
+        self._next_poll = None
+        if interval is not None:
+            self._next_poll = max(now + interval - (now - self.poll_started) % interval, earliest)
 
     @property
     def _audit_pause(self) -> float:

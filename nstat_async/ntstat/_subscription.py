@@ -207,9 +207,8 @@ class Subscription(Client):
                 self._reply_lost(request)
         self.proceed()
 
-    def overloaded(self, now: float) -> None:
+    def overloaded(self) -> None:
         """A send was refused for lack of buffer: the answer is lost."""
-        self.now = now
         self.emit(EventsLost(self.table.time, LossCause.KERNEL_BUFFER, None, detail="the kernel could not answer"))
         self._poll_trouble = True
 

@@ -366,15 +366,15 @@ def test_over_a_bridge_a_missing_success_is_lost_after_a_time():
 
 
 def test_polls_keep_their_interval_and_missed_turns_are_skipped():
-    talk = Talk(interval=10.0)
+    talk = Talk(interval=30.0)
     talk.subscribe()
     talk.poll()
-    assert talk.core.next_deadline() == talk.now + 10.0
+    assert talk.core.next_deadline() == talk.now + 30.0
     talk.open_poll = talk.due()
     start = talk.now
-    talk.now += 34.0  # the answer takes three turns and more
+    talk.now += 64.0  # the answer takes two turns and more
     talk.poll()
-    assert talk.core.next_deadline() == pytest.approx(start + 40.0)
+    assert talk.core.next_deadline() == pytest.approx(start + 90.0)
     assert len(talk.due()) == 1
 
 
@@ -623,6 +623,18 @@ def test_a_scan_that_the_kernel_gave_up_is_a_gap_too():
     (following,) = talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS))
     assert isinstance(following, AddAllSources)
     assert [e.cause for e in talk.events()] == [LossCause.ANNOUNCEMENT]
+    assert talk.core.capabilities.providers == {Provider.TCP}
+
+
+def test_an_incomplete_poll_counts_the_flows_that_were_reported():
+    talk = _announcing()
+    talk.answer(talk.wire.added(3))
+    talk.core.request_poll(talk.now)
+    (request,) = talk.asked()
+    questions = talk.answer(talk.wire.error(request.context, DarwinErrno.EPERM))
+    talk.answer(*(talk.wire.error(question.context, DarwinErrno.ENOBUFS) for question in questions))
+    (poll,) = talk.events(PollCompleted)
+    assert (poll.flows, poll.complete) == (2, False)
 
 
 # --- the control goes away ----------------------------------------------------------------------
@@ -677,8 +689,9 @@ def test_a_control_that_stays_away_is_a_failure():
 def test_an_overloaded_kernel_is_told_and_spoils_the_poll():
     talk = Talk()
     talk.subscribe()
-    talk.core.channel_failed(0, errno.ENOBUFS, talk.now)
-    assert [e.cause for e in talk.events()] == [LossCause.KERNEL_BUFFER]
+    talk.core.epoch_offset = 1e9
+    talk.core.channel_failed(0, errno.ENOBUFS, talk.now + 3.0)
+    assert [(e.cause, e.time) for e in talk.events()] == [(LossCause.KERNEL_BUFFER, 1e9 + 103.0)]
     talk.poll(1)
     assert talk.events(PollCompleted)[0].complete is False
 
@@ -1065,8 +1078,8 @@ def test_a_session_that_follows_asks_for_nothing_and_keeps_what_was_proven():
     assert (session.setup.proven, session.proof) == (structs, Proof.PROBED)
     assert Session(wire.kernel, **facts).setup.proven == ()
     session.take_events()
-    for number in (errno.ENOENT, errno.ENOBUFS):
-        session.channel_failed(0, number, 8.0)
+    session.channel_failed(0, errno.ENOENT, 7.0)
+    session.channel_failed(0, errno.ENOBUFS, 8.0)
     assert [(event.cause, event.time) for event in session.take_events()] == [(LossCause.KERNEL_BUFFER, 1e9 + 8.0)]
     session.receive_datagram(wire.added(2), 9.0)
     session.finish(9.5)
