@@ -155,8 +155,8 @@ class Dumps:
         self.form = Form(rest)
         self.take = speedups.Rows(100, 100, rest, 80 + rest, 20 - rest).scan if self.code == "C" else _scan.scan
 
-    def scan(self, *rows, poll, entries=None):
-        """Cookies of the rows that were not known."""
+    def scan(self, *rows, poll, entries=None, begin=True):
+        """Cookies of the rows that were not known, in a dump that begins or goes on."""
         applied = []
 
         def apply(entry, _protocol, pieces, _message, _form):
@@ -165,7 +165,8 @@ class Dumps:
                 entry = self.entries[pieces[2]] = Known(pieces)
             entry.last, entry.seen = pieces, poll
 
-        self.memory.begin()
+        if begin:
+            self.memory.begin()
         entries = self.entries if entries is None else entries
         data = b"".join(rows)
         if data:
@@ -187,6 +188,17 @@ def test_a_row_that_the_dump_before_had_is_known_without_a_look_at_the_book(dump
     assert dumps.entries[1].seen == dumps.entries[3].seen == 2
     assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=4) == [10], "one changed"
     assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=5, entries={}) == []
+
+
+@pytest.mark.parametrize("came", [[], [99]], ids=["some went", "one went and one came"])
+def test_behind_what_went_and_came_the_rows_are_known_again_without_a_look_at_the_book(dumps, came):
+    rows = [row_of(cookie) for cookie in range(1, 41)]
+    first = rows[:9] if came else rows[3:10]
+    dumps.scan(*rows, poll=1)
+    assert dumps.scan(*first, *map(row_of, came), poll=2) == came
+    for part in (rows[10:20], rows[20:40]):
+        assert dumps.scan(*part, poll=2, entries={}, begin=False) == []
+    assert dumps.scan(*first, *map(row_of, came), *rows[10:], poll=3, entries={}) == []
 
 
 def test_a_row_of_a_socket_that_something_else_told_of_is_not_known(dumps):

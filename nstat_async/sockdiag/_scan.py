@@ -23,12 +23,10 @@ class Memory:
     def __init__(self) -> None:
         self.now: list[Entry] = []
         """Sockets of the dump under way."""
-        self._before: list[Entry] = []
-        self._next = 0
-        """The place in the dump before that is expected."""
+        self.begin()
 
     def begin(self) -> None:
-        """Another dump begins: what the one under way had is what the next one is compared with."""
+        """Another dump begins: what the one under way had is what the next one is compared with, from its first place on."""
         self._before, self.now, self._next = self.now, [], 0
 
     def has(self, rows: list[Pieces], poll: int) -> bool:
