@@ -673,10 +673,12 @@ def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero():
         assert it.feed.statistics() == figures
         it.core.on_hearing = lambda *heard: time.sleep(0.002)
         it.core.deadline = 0.0
+        take, taken = it.core.take_events, []
+        it.core.take_events = lambda: taken.append(1) or take()
         await it.until("deadline")
         figures = it.feed.statistics()
-        assert figures["slices"] >= 1
-        assert figures["longest_slice_us"] >= 2_000
+        assert figures["slices"] == len(taken)
+        assert 2_000 <= figures["longest_slice_us"] < LIMIT * 1e6
 
     asyncio.run(body())
 
@@ -698,3 +700,79 @@ def test_a_pump_that_waits_for_nothing_is_woken_by_a_request_for_a_poll_and_ends
         assert it.wires.closed >= 1
 
     run(body)
+
+
+def test_who_always_has_work_waits_for_room_after_each_slice(run):
+    async def body():
+        class Busy(NoteBook):
+            def next_deadline(self):
+                return 0.0
+
+        it = Pumping()
+        busy = it.feed.core = Busy()
+        busy.events = [PollCompleted(0.0, 0, True)]
+        busy.on_hearing = lambda *heard: it.feed.close() if len(busy.heard) > 50 else None
+        it.plate.gate = anyio.Event()
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(it.feed.run, it.plate)
+                while not it.plate.room_asked:
+                    await anyio.sleep(0.001)
+                heard = len(busy.heard)
+                for _ in range(20):
+                    await anyio.lowlevel.checkpoint()
+                assert len(busy.heard) == heard < 50
+                it.feed.close()
+                it.plate.gate.set()
+
+    run(body)
+
+
+def test_an_error_without_a_number_is_the_number_0(run):
+    async def body():
+        it = Pumping()
+        it.wires.refusal = OSError("odd")
+        await it.until("failed", 0, 0)
+        it = Pumping()
+        it.core.next = [OpenChannel(0, 0), Send(0, b"x")]
+        it.wires.open = lambda purpose, ends=it.wires.open: refusing(ends(purpose))
+        await it.until("failed", 0, 0)
+
+    def refusing(channel):
+        def send(data):
+            raise OSError("odd")
+
+        channel.send = send
+        return channel
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("spent", "size", "after"),
+    [
+        (0.0, 0, 8),
+        (pump.BATCH_SECONDS / 2, 0, 4),
+        (pump.BATCH_SECONDS, pump.BATCH_BYTES, 4),
+        (0.0, pump.BATCH_BYTES // 2, 8),
+        (0.0, pump.BATCH_BYTES // 2 + 1, 4),
+        (0.0, pump.BATCH_BYTES + 1, 2),
+        (2 * pump.BATCH_SECONDS, 0, 2),
+    ],
+)
+def test_how_many_datagrams_are_read_at_once_follows_from_what_the_last_ones_took(spent, size, after):
+    async def body():
+        near, far = socket.socketpair()
+        with near, far:
+            waiter = pump._Waiter(0, SocketChannel(near, immediate=True, receive_buffer=None), Pumping().feed)
+            assert waiter.batch == 1
+            waiter.adapt(spent, pump.BATCH_BYTES + 1)
+            assert waiter.batch == 1, "one at least"
+            waiter.batch = 4
+            waiter.adapt(spent, size)
+            assert waiter.batch == after
+            for _ in range(9):
+                waiter.adapt(0.0, 0)
+            assert waiter.batch == pump.BATCH
+
+    asyncio.run(body())

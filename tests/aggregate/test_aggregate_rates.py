@@ -156,8 +156,8 @@ def test_both_ways_have_their_own_rate_in_rows_and_in_the_total():
 
 def test_what_a_row_remembers_for_its_rate_is_bounded_by_the_window():
     table = ProcessTable(rate_window=4)
-    for second in range(500):
-        table.feed(updated(flow("a"), second, counts(second), counts()))
+    for tenth in range(5_000):
+        table.feed(updated(flow("a"), tenth / 10, counts(tenth), counts()))
     (tally,) = table._groups
     assert len(tally.samples) <= 10
     assert [mark for mark, _, _ in tally.samples] == sorted({mark for mark, _, _ in tally.samples})
@@ -198,3 +198,27 @@ def test_a_row_that_loses_a_flow_to_a_late_owner_never_has_a_negative_rate():
     rest = next(row for row in table.rows() if row.process is None)
     assert rest.rx_rate >= 0
     assert rest.tx_rate >= 0
+
+
+def test_a_row_that_loses_a_young_flow_to_a_late_owner_keeps_the_rate_of_all_others():
+    table = ProcessTable(rate_window=5)
+    for second in range(21):
+        table.feed(updated(flow("old", process=None), second, counts(1_000 * second, 200 * second), counts()))
+        if second == 19:
+            table.feed(added(flow("young", process=None), second, counts(50, 25)))
+    table.feed(updated(flow("young"), 20, counts(50, 25), None))
+    rows = {row.name: row for row in table.rows()}
+    assert rows[None].rx_rate == pytest.approx(1_000)
+    assert rows[None].tx_rate == pytest.approx(200)
+    assert (rows["curl"].rx_rate, rows["curl"].tx_rate) == (10, 5)
+
+
+def test_history_is_no_rate_either_way():
+    table = ProcessTable(include_history=True)
+    table.feed(added(flow("b"), 0, counts(1, 1)))
+    table.feed(polled(1))
+    table.feed(added(flow("a"), 2, counts(10_000, 20_000), preexisting=True))
+    table.feed(updated(flow("a"), 3, counts(10_300, 20_600)))
+    total = table.total()
+    assert (total.rx_bytes, total.tx_bytes) == (10_301, 20_601)
+    assert (total.rx_rate, total.tx_rate) == (pytest.approx(301 / 3, abs=1), pytest.approx(601 / 3, abs=1))

@@ -349,7 +349,19 @@ def test_a_packet_counter_of_32_bits_that_wraps_adds_what_it_wrapped_by():
     assert (total.rx_bytes, total.rx_packets, total.tx_packets, total.flows) == (2_896_000, 2000, 0, 1)
 
 
-@pytest.mark.parametrize("odd", [(990, 50, 5, 5), (1000, 49, 5, 5), (0, 50, 5, 5), (0, 0, 0, 0), (990, 49, 4, 5)])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        (990, 50, 5, 5),
+        (1000, 49, 5, 5),
+        (0, 50, 5, 5),
+        (0, 0, 0, 0),
+        (990, 49, 4, 5),
+        (990, 55, 7, 5),
+        (990, 55, 5, 6),
+        (1100, 49, 7, 6),
+    ],
+)
 def test_an_odd_reading_adds_nothing_and_takes_nothing(odd):
     """A counter that falls by itself, or by little, or to nothing, is no new flow: what was counted once counts once."""
     a = flow("a")
@@ -362,12 +374,15 @@ def test_an_odd_reading_adds_nothing_and_takes_nothing(odd):
 def test_the_sum_of_growths_is_taken_along_after_a_wrap():
     """A flow whose owner becomes known after its counter wrapped brings all of it."""
     table = fed(
-        added(flow("a", None), 1, four(10, 0, 2**32 - 5, 0)),
-        updated(flow("a", None), 2, four(20, 0, 5, 0)),
-        updated(flow("a", CURL), 3, four(30, 0, 6, 0)),
+        added(flow("a", None), 1, four(10, 4, 2**32 - 5, 2**32 - 2)),
+        updated(flow("a", None), 2, four(20, 6, 5, 3)),
+        updated(flow("a", CURL), 3, four(30, 9, 6, 4)),
     )
     (row,) = table.rows()
-    assert (row.name, row.rx_bytes, row.rx_packets) == ("curl", 30, 2**32 + 6)
+    assert (row.name, row.rx_bytes, row.tx_bytes) == ("curl", 30, 9)
+    assert (row.rx_packets, row.tx_packets) == (2**32 + 6, 2**32 + 4)
+    (share,) = table.shares([row])[row.serial]
+    assert (share.rx_bytes, share.tx_bytes, share.rx_packets, share.tx_packets) == (30, 9, 2**32 + 6, 2**32 + 4)
 
 
 def test_a_row_of_a_user_has_the_name_once_a_flow_says_it():
@@ -486,6 +501,21 @@ def test_shares_of_open_flows_and_what_ended_add_up_to_the_row_and_its_media_go_
     table.feed(updated(late, 6, split(100)))
     (row,) = table.rows()
     assert (row.rx_bytes, dict(row.media)) == (40, {"wifi_infra": MediumCounts(40, 0, 0, 0)})
+    assert table.shares([row])[row.serial][0].rx_bytes == 40
+
+
+def test_after_a_reset_a_late_owner_gets_what_came_since_and_other_flows_keep_theirs():
+    def split(number):
+        return Counts(
+            rx_bytes=number, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wired": MediumCounts(number, 0, 0, 0)}
+        )
+
+    table = fed(added(flow("a", None), 1, split(10)), added(flow("b", None), 1, split(1)))
+    table.reset()
+    table.feed_many([updated(flow("a", None), 2, split(15)), updated(flow("b", None), 2, split(3))])
+    table.feed(updated(flow("a"), 3, split(16)))
+    rows = {row.name: (row.rx_bytes, by_medium(row)) for row in table.rows()}
+    assert rows == {None: (2, {"wired": (2, 0)}), "curl": (6, {"wired": (6, 0)})}
 
 
 @pytest.mark.parametrize(
