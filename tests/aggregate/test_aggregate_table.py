@@ -10,7 +10,7 @@ from aggregate_events import CURL, SSHD, Counts, added, counts, flow, lost, poll
 from virtual import VirtualMonitor
 
 from nstat_async._errors import UsageError
-from nstat_async._events import LossCause
+from nstat_async._events import EventsLost, LossCause
 from nstat_async._model import Details, Interface, InterfaceKind, MediumCounts, Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
 from nstat_async.json import dumps, to_dict
@@ -365,7 +365,7 @@ def test_a_packet_counter_of_32_bits_that_wraps_adds_what_it_wrapped_by():
 def test_an_odd_reading_adds_nothing_and_takes_nothing(odd):
     """A counter that falls by itself, or by little, or to nothing, is no new flow: what was counted once counts once."""
     a = flow("a")
-    table = fed(added(a, 1, four(1000, 50, 5, 5)), updated(a, 2, four(*odd)), updated(a, 3, four(1200, 60, 8, 9)))
+    table = fed(added(a, 1, four(1000, 50, 5, 4)), updated(a, 2, four(*odd)), updated(a, 3, four(1200, 60, 8, 9)))
     total = table.total()
     assert (total.rx_bytes, total.tx_bytes, total.rx_packets, total.tx_packets) == (1200, 60, 8, 9)
     assert total.flows == 1
@@ -531,3 +531,70 @@ def test_providers_that_are_left_out_may_be_named():
     for number, provider in enumerate((Provider.UDP, Provider.QUIC, Provider.TCP, Provider.UDP_SUBFLOW)):
         table.feed(added(flow(number, provider=provider), 1, counts(10)))
     assert table.total().rx_bytes == 20
+
+
+def test_lost_flows_without_counters_are_flows_that_were_not_counted():
+    table = ProcessTable()
+    table.feed(EventsLost(1.0, LossCause.OVERFLOW, 3))
+    table.feed(EventsLost(2.0, LossCause.OVERFLOW, None))
+    (row,) = table.rows()
+    assert (row.kind, row.flows, row.uncounted_flows, row.is_counted) == (RowKind.LOST, 3, 3, False)
+
+
+def test_a_reset_and_a_merge_count_polls_and_flows_behind_one_id_anew_and_together():
+    def began_anew(table):
+        table.feed_many([added(flow("a"), 1, counts(1000)), updated(flow("a"), 2, counts(200, 5))])
+        table.feed_many([polled(2), polled(3, complete=False)])
+        return table
+
+    table = began_anew(ProcessTable())
+    assert (table.polls, table.total().flows) == ((2, 1), 2)
+    both = ProcessTable(source="here")
+    both.merge(table, "there")
+    both.merge(began_anew(ProcessTable()), "elsewhere")
+    assert both.polls == (4, 2)
+    table.reset()
+    assert (table.polls, table.total().flows) == ((0, 0), 1)
+
+
+def test_a_flow_that_changes_hands_after_it_began_anew_is_one_flow_there():
+    table = fed(added(flow("a"), 1, counts(1000)), updated(flow("a"), 2, counts(200, 5)))
+    table.feed(updated(flow("a", SSHD), 3, counts(300, 6)))
+    assert {row.name: (row.flows, row.rx_bytes) for row in table.rows()} == {"curl": (1, 1200), "sshd": (1, 100)}
+
+
+def test_a_row_learns_what_its_flows_say_of_the_process_later():
+    unnamed = attrs.evolve(CURL, name=None)
+    table = fed(added(flow("a", unnamed), 1, counts(1)))
+    assert [row.name for row in table.rows()] == [None]
+    table.feed(updated(flow("a", CURL), 2, counts(2)))
+    assert [row.name for row in table.rows()] == ["curl"]
+
+
+def test_only_groupings_of_one_machine_keep_the_machines_of_a_fleet_apart():
+    here, there = flow("a", host="web1"), flow("b", host="web2")
+    names = TrafficTable(GroupBy.process_name(), source="fleet")
+    names.feed_many([added(here, 1, counts(1)), added(there, 1, counts(2))])
+    assert [(row.source, row.key, row.rx_bytes) for row in names.rows()] == [("fleet", "curl", 3)]
+    processes = fed(
+        added(here, 1, counts(1)), added(there, 1, counts(2)), added(flow("c"), 1, counts(4)), source="fleet"
+    )
+    assert [(row.source, row.rx_bytes) for row in processes.rows()] == [("web1", 1), ("web2", 2), ("fleet", 4)]
+
+
+def test_a_report_whose_counters_do_not_grow_is_no_odd_one():
+    a = flow("a")
+    table = fed(added(a, 1, counts(100, 10)), updated(a, 2, counts(100, 10)), updated(a, 3, counts(100, 20)))
+    assert (table.total().rx_bytes, table.total().tx_bytes, table.total().flows) == (100, 20, 1)
+
+
+def test_rows_are_sorted_by_what_is_asked_for():
+    table = fed(
+        added(flow("a", Process(1, "down")), 0, counts(0, 0)),
+        added(flow("b", Process(2, "up")), 0, counts(0, 0)),
+        polled(1),
+        updated(flow("a", Process(1, "down")), 2, counts(900, 0)),
+        updated(flow("b", Process(2, "up")), 2, counts(0, 500)),
+    )
+    for by, first in (("rx_rate", "down"), ("tx_rate", "up"), ("rate", "down"), ("bytes", "down"), ("tx_bytes", "up")):
+        assert table.top(1, by=by, other=False)[0].name == first
