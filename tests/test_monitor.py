@@ -638,3 +638,19 @@ def test_a_feed_may_have_polled_before_it_says_which_poll_that_was(loop):
                 await monitor.poll_now()
 
     run(loop, main)
+
+
+@on_both_loops
+def test_reading_at_once_is_refused_while_another_task_waits_for_an_event(loop):
+    async def main() -> None:
+        script = Script()
+        async with Monitor(backend=script) as monitor, anyio.create_task_group() as tasks:
+            await script.running.wait()
+            subscription = monitor.subscribe()
+            tasks.start_soon(subscription.receive_many)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(ConcurrentReadError):
+                subscription.receive_nowait()
+            script.deliver(added(1))
+
+    run(loop, main)
