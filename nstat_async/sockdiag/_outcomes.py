@@ -105,8 +105,8 @@ def _reset_by(words: LastWords, traces: Traces) -> Outcome:
     if traces.closing and peer is not None and not peer.cleared and peer.payload_sent > words.received - fin.counted:
         return Outcome.RESET_HERE
     if words.unread <= (fin.counted if fin.proven else 0):
-        # What the closed end gets makes it reset at once: on its own, or of what is left of it, which the words do not count.
-        may_have = traces.closing and not words.quiet and (traces.orderly or words.data_segments)
+        # Who closed resets what comes then: with its last segment, or, when it is gone already, on behalf of what is left of it.
+        may_have = traces.closing and (traces.orderly or (words.data_segments and not words.quiet))
         return Outcome.RESET if traces.alone and may_have else Outcome.RESET_THERE
     if peer is not None:
         if peer.cleared:
