@@ -52,7 +52,7 @@ async def main(command: list[str]) -> int:
     status, total = await traffic_of(command)
     print(f"exit status {status}, {total.flows} flows", file=sys.stderr)
     print(f"received {total.rx_bytes:,} bytes, sent {total.tx_bytes:,} bytes", file=sys.stderr)
-    return status
+    return 128 - status if status < 0 else status  # as a shell says it
 
 
 if __name__ == "__main__":

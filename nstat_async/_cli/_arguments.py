@@ -79,7 +79,7 @@ def _port(text: str) -> int:
 
 def _name(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("an empty name")
+        raise argparse.ArgumentTypeError("an empty text names nothing")
     return text
 
 
@@ -169,6 +169,7 @@ def _since(text: str) -> float:
 
 _SECONDS: dict[str, Any] = {"type": _seconds, "metavar": "S"}
 _NUMBER: dict[str, Any] = {"type": _number(0, whole=True), "metavar": "N"}
+_FILE: dict[str, Any] = {"type": _name, "metavar": "FILE"}
 _FLAG: dict[str, Any] = {"action": "store_true"}
 _LIST: dict[str, Any] = {"action": "append"}
 _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
@@ -342,7 +343,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async record session.nstat --duration 60",
         {
             "file": {
-                "metavar": "FILE",
+                **_FILE,
                 "help": "where to, '-' for standard output; only a recording is replaced without --force",
             },
             "--force": {**_FLAG, "help": "replace an existing file whatever it holds"},
@@ -361,8 +362,8 @@ COMMANDS: dict[str, Command] = {
             "url": {"metavar": "URL", "help": "the server, e.g. nats://192.0.2.1:4222 or tls://…"},
             "--host": {"metavar": "NAME", "help": "this machine's name in the fleet (default: its host name up to the first dot)"},
             "--label": {**_LIST, "metavar": "NAME=TEXT", "help": "what else is to be said of this machine (repeatable)"},
-            "--creds": {"metavar": "FILE", "help": "NATS credentials; see also NATS_CREDS, NATS_TOKEN, NATS_CA, …"},
-            "--spool": {"metavar": "FILE", "help": "keep messages here until the server has them, also when this ends"},
+            "--creds": {**_FILE, "help": "NATS credentials; see also NATS_CREDS, NATS_TOKEN, NATS_CA, …"},
+            "--spool": {**_FILE, "help": "keep messages here until the server has them, also when this ends"},
             "--spool-size": {"type": _size, "metavar": "BYTES", "help": "bytes that this file may have (default 256M)"},
             "--details": {**_FLAG, "help": "also the details of reports"},
             "--no-compress": {**_FLAG, "help": "messages that can be read without nstat-async"},
@@ -377,7 +378,7 @@ COMMANDS: dict[str, Command] = {
         "nstat-async replay session.nstat\n  nstat-async replay --speed 1 --json old.bin --kernel xnu-2422.115.4",
         {
             "file": {
-                "metavar": "FILE",
+                **_FILE,
                 "nargs": "+",
                 "help": "a recording, '-' for standard input; or its parts in order",
             },
@@ -401,12 +402,12 @@ COMMANDS: dict[str, Command] = {
                 "help": "name or address to listen on (default: %(default)s); beyond loopback with a token only",
             },
             "--port": {"type": _port, "default": 8765, "metavar": "N", "help": "TCP port (default: %(default)s; 0: any)"},
-            "--unix-socket": {"metavar": "PATH", "help": "listen on this socket instead; only its user may connect"},
+            "--unix-socket": {"type": _name, "metavar": "PATH", "help": "listen on this socket instead; only its user may connect"},
             "--token": {
-                "metavar": "TOKEN",
+                "type": _name, "metavar": "TOKEN",
                 "help": "what every request must carry; 'new' makes one. Default: NSTAT_TOKEN in the environment",
             },
-            "--allow-host": {**_LIST, "metavar": "NAME", "help": "a host name that requests may be for (repeatable)"},
+            "--allow-host": {**_LIST, "type": _name, "metavar": "NAME", "help": "a host name that requests may be for (repeatable)"},
             "--metrics": {**_FLAG, "help": "also /metrics, for Prometheus (needs the extra 'prometheus')"},
             "--include-history": _COUNTING["--include-history"],
         },
@@ -420,7 +421,7 @@ COMMANDS: dict[str, Command] = {
         "  nstat-async history traffic.db --since 7d --by remote\n"
         "  nstat-async history traffic.db --name curl --step 1h",
         {
-            "file": {"metavar": "FILE", "help": "the history"},
+            "file": {**_FILE, "help": "the history"},
             "--record": {**_FLAG, "help": "write it; made if it is not there"},
             "--bucket": {"type": _span, "default": 300.0, "metavar": "T", "help": "with --record: resolution (default 5m)"},
             "--keep": {"type": _span, "metavar": "T", "help": "with --record: delete what is older, e.g. 90d"},
@@ -455,7 +456,7 @@ COMMANDS: dict[str, Command] = {
         "Every protocol message of a recording, decoded to the last field: one JSON object per line.",
         "nstat-async messages session.nstat | jq 'select(.type == \"ERROR\")'",
         {
-            "file": {"metavar": "FILE", "help": "a recording, '-' for standard input"},
+            "file": {**_FILE, "help": "a recording, '-' for standard input"},
             **_KERNEL,
             **_json("the only form there is; accepted for likeness with other commands"),
         },
@@ -473,7 +474,7 @@ COMMANDS: dict[str, Command] = {
         "Serves the emulated kernel: one packet is one datagram of the control socket, both ways.",
         "nstat-async emulate --listen /tmp/n.sock &\n  nstat-async watch --backend unix:/tmp/n.sock --kernel xnu-11417",
         {
-            "--listen": {"required": True, "metavar": "PATH", "help": "AF_UNIX SOCK_SEQPACKET socket to serve on"},
+            "--listen": {"required": True, "type": _name, "metavar": "PATH", "help": "AF_UNIX SOCK_SEQPACKET socket to serve on"},
             "--kernel": {
                 "default": "xnu-11417.121.6", "metavar": "STRING", "help": "which kernel to be (default: %(default)s)",
             },
@@ -481,7 +482,7 @@ COMMANDS: dict[str, Command] = {
             "--rate": {"type": _number(0), "default": 2.0, "metavar": "N", "help": "new flows a second (default 2)"},
             "--life": {**_SECONDS, "default": 10.0, "help": "mean life (default 10 s)"},
             "--seed": {**_NUMBER, "default": 0, "help": "of the random workload (default 0)"},
-            "--script": {"metavar": "FILE", "help": "JSON Lines of steps instead of the random workload, '-': stdin"},
+            "--script": {**_FILE, "help": "JSON Lines of steps instead of the random workload, '-': stdin"},
             "--privileged": {**_FLAG, "help": "answer as to root: extensions, more providers"},
             "--receive-space": {"type": _number(256, whole=True), "metavar": "N", "help": "bytes of the clients' receive buffers"},
             "--duration": {**_SECONDS, "help": "stop after this many seconds"},

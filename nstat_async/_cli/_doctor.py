@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-import anyio
 import attrs
 
 from .._doctor import DoctorReport, examine
 from .._escape import dump, escape
 from ._output import Output, use_colour
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of
 from ._table import cell_width
 
@@ -27,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Without a choice every backend of this machine is examined, also the one that is not for it.
     backend = None if arguments.backend == "auto" and not arguments.netns else backend_of(arguments)
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         with scope:
             reports.append(await examine(backend))
         return 0

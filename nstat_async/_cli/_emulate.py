@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from ..testing import EmulatedKernel, UnixServer, Workload
 from ._output import complain
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import check_input
 from ._workload import Script, read_script
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     stop = threading.Event()
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         failures: list[Exception] = []
 
         async def serve() -> None:

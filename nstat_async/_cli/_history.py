@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import attrs
 
 from .. import Monitor
@@ -15,7 +14,7 @@ from ..aggregate import History, HistoryError, Usage, keep_history
 from ._cells import bytes_text, clock_text
 from ._output import Output, complain
 from ._parser import did_you_mean
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of, monitor_options
 from ._table import render
 from ._views import user_text
@@ -37,7 +36,7 @@ def _record(arguments: argparse.Namespace) -> int:
     backend, options = backend_of(arguments), monitor_options(arguments)
     settings = {"bucket": arguments.bucket, "keep": arguments.keep, "remotes": int(arguments.remotes)}
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
             with scope:  # what was counted is written before it is left
                 await keep_history(monitor, arguments.file, **settings)

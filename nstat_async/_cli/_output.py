@@ -18,6 +18,8 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from .._escape import escape
+
 __all__ = ["Output", "abandon_stdout", "can_draw", "complain", "is_terminal", "use_colour"]
 
 
@@ -157,10 +159,11 @@ def events_text(number: int) -> str:
 
 
 def complain(text: str) -> None:
-    """One line on standard error."""
+    """One line on standard error; what must not reach a terminal is escaped."""
     if sys.stderr is None:
         return
+    line = "".join(char if char.isprintable() else escape(char) for char in " ".join(text.splitlines()))
     try:
-        print(f"nstat-async: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+        print(f"nstat-async: {line}", file=sys.stderr, flush=True)
     except OSError:  # nobody listens
         return

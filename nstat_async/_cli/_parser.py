@@ -11,7 +11,14 @@ from typing import Any, NoReturn
 __all__ = ["Parser", "did_you_mean"]
 
 _USAGE = 2
-_PARAMETERS = {"record_to": "file", "flow_filter": "filter", "providers": "provider"}
+_PARAMETERS = {
+    "record_to": "file",
+    "flow_filter": "filter",
+    "providers": "provider",
+    "path": "listen",
+    "servers": "url",
+    "spool_bytes": "spool_size",
+}
 """Parameters of the library whose options have other names."""
 
 

@@ -17,7 +17,7 @@ from ._formats import row_form
 from ._limits import Limits
 from ._names import NameResolver
 from ._output import Output
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = lines_of(rows, table.time if table.time is not None else time()) + _losses(table, arguments)
         return [*found, ""] if every is not None and arguments.format == "text" else found
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
             limits.say(monitor)
             # A recording has its own time; on a running machine rates go by a clock that nobody sets.
@@ -59,11 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
                 async for _ in looks:
                     if every is not None:
                         await output.send(lines(monitor))
-            if scope.cancelled_caught:  # stopped while flows live: ask how far they are
+            if scope.was_cancelled:  # stopped while flows live: ask how far they are
                 with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL):
                     await monitor.poll_now()
                 looks.catch_up()
-        if every is None or scope.cancelled_caught:
+        if every is None or scope.was_cancelled:
             if view.names is not None:
                 lines(monitor)  # asks for the names
                 await anyio.to_thread.run_sync(view.names.wait, _NAMES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-import anyio
 import attrs
 
 from .. import Monitor
@@ -12,7 +11,7 @@ from .._errors import NstatError, UsageError
 from .._io.nats_access import NatsAccess
 from ._cells import bytes_text
 from ._output import Output, complain
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of, missing, monitor_options
 
 __all__ = ["run"]
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     backend, options = backend_of(arguments), monitor_options(arguments)
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
             with scope:
                 await publisher.run(monitor)

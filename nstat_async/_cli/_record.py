@@ -7,8 +7,6 @@ import errno
 import sys
 from typing import Any
 
-import anyio
-
 from .. import Monitor
 from .._errors import UsageError
 from .._escape import dump
@@ -18,7 +16,7 @@ from ..recording import Recording
 from ._cells import bytes_text
 from ._output import Output, can_draw, complain, events_text
 from ._progress import Progress
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 
 __all__ = ["run"]
@@ -37,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     backend = backend_of(arguments)
     options = monitor_options(arguments)
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, record_to=tape.recording, **options) as monitor:
             stream = monitor.subscribe()
             try:

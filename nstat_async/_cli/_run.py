@@ -8,11 +8,11 @@ print what it owes. A second Ctrl-C ends it at once.
 from __future__ import annotations
 
 import gc
-import math
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 import anyio
 import anyio.abc
@@ -20,12 +20,41 @@ import anyio.abc
 from ._output import Output
 from ._progress import Progress
 
-__all__ = ["Work", "run_until_stopped"]
+__all__ = ["Scope", "Work", "run_until_stopped"]
 
 THRESHOLDS = (5_000, 100, 100)
 """New objects between two looks at the young, such looks between two at the middle-aged, those between two at everything."""
 
-Work = Callable[[anyio.CancelScope], Awaitable[int]]
+
+class Scope:
+    """What is cancelled when a command shall end.
+
+    Args:
+        duration: Seconds after which it is, from when it is entered: what a command needs to begin does not count.
+    """
+
+    def __init__(self, duration: float | None) -> None:
+        self._duration = duration
+        self._scope = anyio.CancelScope()
+        self.cancel = self._scope.cancel
+
+    def __enter__(self) -> None:
+        if self._duration is not None:
+            self._scope.deadline = anyio.current_time() + self._duration
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._scope.__exit__(kind, error, trace)
+
+    @property
+    def was_cancelled(self) -> bool:
+        """True when that was what ended the block, or will."""
+        return self._scope.cancel_called
+
+
+Work = Callable[[Scope], Awaitable[int]]
 """A command: enters the scope around its loop, returns the exit status."""
 
 
@@ -36,7 +65,7 @@ def run_until_stopped(
 
     Args:
         work: The command.
-        duration: Seconds after which the scope is cancelled.
+        duration: Seconds after which the scope is cancelled, from when it is entered.
         output: If it is a pipe, its reader is watched.
         progress: What to show on standard error meanwhile.
 
@@ -80,8 +109,7 @@ def _of_group(error: Exception) -> Exception:
 
 
 async def _supervise(work: Work, duration: float | None, pipe: int | None, progress: Progress | None) -> int:
-    deadline = math.inf if duration is None else anyio.current_time() + duration
-    scope = anyio.CancelScope(deadline=deadline)
+    scope = Scope(duration)
     status = 0
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
@@ -102,7 +130,7 @@ async def _supervise(work: Work, duration: float | None, pipe: int | None, progr
 
 
 async def _watch_signals(
-    scope: anyio.CancelScope,
+    scope: Scope,
     group: anyio.abc.TaskGroup,
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
@@ -111,14 +139,14 @@ async def _watch_signals(
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             async for _ in signals:
-                if scope.cancel_called:
+                if scope.was_cancelled:
                     group.cancel_scope.cancel()
                 scope.cancel()
     except NotImplementedError:  # Windows' loops have no signals; Ctrl-C is an exception there
         task_status.started()
 
 
-async def _watch_reader(pipe: int, scope: anyio.CancelScope) -> None:
+async def _watch_reader(pipe: int, scope: Scope) -> None:
     """End when nobody reads: a quiet machine would otherwise never write, and so never notice.
 
     The write end of a pipe becomes "readable" only in error, which is when its last reader closed it.

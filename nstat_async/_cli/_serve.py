@@ -6,11 +6,9 @@ import argparse
 import os
 import secrets
 
-import anyio
-
 from .. import Monitor
 from ._output import complain
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of, missing, monitor_options
 
 __all__ = ["run"]
@@ -45,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             secret = f"?token={token}" if token is not None and address.startswith("http") else ""
             complain(f"{address}{secret}")
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         with scope:
             await serve_forever(
                 open_monitor,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from time import time
 
-import anyio
-
 from .._errors import IncompleteSnapshotError
 from .._model import Counts, Flow
 from .._monitor import look_once
 from ._formats import flow_form
 from ._limits import Limits
 from ._output import Output, complain
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 
 __all__ = ["run"]
@@ -27,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = monitor_options(arguments)
     found: list[tuple[Flow, Counts | None]] = []
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         with scope:
             look = await look_once(
                 backend=backend,

@@ -6,15 +6,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-import anyio
-
 from .. import Monitor
 from .._contract import Backend
 from ._formats import EventFormatter, event_formatter
 from ._limits import Limits
 from ._output import Output, complain, events_text
 from ._progress import Progress
-from ._run import run_until_stopped
+from ._run import Scope, run_until_stopped
 from ._source import is_recorded
 
 __all__ = ["show_events", "stream"]
@@ -31,7 +29,7 @@ def show_events(
     formatter = event_formatter(arguments, output)
     limits = Limits(recorded=is_recorded(arguments))
 
-    async def work(scope: anyio.CancelScope) -> int:
+    async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
             limits.say(monitor)
             with scope:

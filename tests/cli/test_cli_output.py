@@ -16,6 +16,7 @@ from support import PYTHON, run
 from nstat_async import Monitor
 from nstat_async._cli._limits import Limits
 from nstat_async._cli._output import Output
+from nstat_async._cli._run import run_until_stopped
 from nstat_async._cli._stream import stream
 from nstat_async.json import JsonFormatter
 from nstat_async.testing import EmulatedKernel
@@ -115,3 +116,50 @@ def test_a_non_blocking_standard_output_gets_everything(arguments, tmp_path):
         os.close(reading)
         assert (process.wait(30), process.stderr.read()) == (0, b"")
     assert (first + found).decode() == run(*arguments, path)[1]
+
+
+def test_what_is_said_on_standard_error_cannot_steer_a_terminal():
+    status, _, err = run("watch", "--netns", "/nonexistent/\x1b[31m\u202e", "--duration", "1")
+    assert status in {1, 2}  # not on macOS
+    assert err.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "command", [["replay", ""], ["serve", "--token", ""], ["emulate", "--listen="], ["history", ""]]
+)
+def test_an_empty_text_is_no_name(command):
+    status, out, err = run(*command)
+    assert (status, out) == (2, "")
+    assert "an empty text names nothing" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["history", "x", "--pid", "5"], "argument --pid: only with --record"),
+        (["history", "x", "--record", "--by", "user"], "argument --by: not with --record"),
+        (["history", "x", "--by", "user", "--step", "1h"], "argument --by: not with --step"),
+        (["serve", "--host", "::1", "--unix-socket", "x"], "argument --host: not with --unix-socket"),
+        (["publish", "nats://x", "--spool-size", "100M"], "argument --spool-size: only with --spool"),
+        (["emulate", "--listen", "x", "--script", "y", "--rate", "3"], "argument --rate: not with --script"),
+        (["record", "x", "--keep", "3"], "argument --keep: only with --rotate-size or --rotate-every"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_wrong_usage(command, says):
+    status, out, err = run(*command)
+    assert (status, out) == (2, "")
+    assert says in err
+
+
+def test_the_duration_counts_from_when_a_command_has_begun():
+    looks = []
+
+    async def work(scope):
+        await anyio.sleep(0.05)
+        with scope:
+            looks.append("begun")
+            await anyio.sleep_forever()
+        return 7
+
+    assert run_until_stopped(work, duration=0.01) == 7
+    assert looks == ["begun"]

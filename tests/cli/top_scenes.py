@@ -64,9 +64,10 @@ async def opened(app: TopApp, pilot) -> None:
 
 
 def letters(app: TopApp) -> str:
-    """The screen as text, without the list of keys, which is Textual's own."""
+    """The screen as text, without the list of keys and the scroll bar, which are Textual's own, and drawn when it likes."""
     strips = app.screen._compositor.render_strips()
-    lines = ["".join(segment.text for segment in strip).rstrip() for strip in strips]
+    width = app.size.width - app.view.show_vertical_scrollbar
+    lines = ["".join(segment.text for segment in strip.crop(0, width)).rstrip() for strip in strips]
     return "\n".join(lines[:-1] if len(lines) >= 12 else lines).rstrip() + "\n"
 
 
