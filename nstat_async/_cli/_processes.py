@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
+
 from time import time
 
 import anyio
 import anyio.to_thread
 
 from .. import Monitor
+from .._checks import LONGEST_SECONDS
 from .._errors import StreamEndedError, UsageError
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._formats import row_form
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         async with Monitor(backend=backend, **options) as monitor:
             limits.say(monitor)
             # A recording has its own time; on a running machine rates go by a clock that nobody sets.
-            looks = TableStream(monitor, table, every=every or math.inf, clock="events" if recorded else "wall")
+            looks = TableStream(monitor, table, every=every or LONGEST_SECONDS, clock="events" if recorded else "wall")
             with scope:
                 async for _ in looks:
                     if every is not None:

@@ -290,6 +290,7 @@ def _migrate(connection: sqlite3.Connection, schema: Schema) -> int:
         connection.execute(f"PRAGMA user_version={max(version, schema.version)}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk has ended it already
+            connection.execute("ROLLBACK")
         raise
     return schema.version
