@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-
 from time import time
 
 import anyio
