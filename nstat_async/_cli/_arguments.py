@@ -7,11 +7,13 @@ usage error are quick and need no extra.
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -23,8 +25,6 @@ from .._model import Provider
 from .._options import SHORTEST_PULSE, Ebpf
 from ..backends._registry import parse as parse_backend
 from ._parser import Parser, did_you_mean
-
-__all__ = ["COMMANDS", "build_parser"]
 
 _COLUMNS = 78
 _LAST_PORT = 65_535
@@ -73,10 +73,6 @@ def _size(text: str) -> int:
     return value
 
 
-def _port(text: str) -> int:
-    return int(_number(0, whole=True, most=_LAST_PORT)(text))
-
-
 def _name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty text names nothing")
@@ -120,28 +116,13 @@ def _backend(text: str) -> str:
     return text
 
 
-def _by(text: str) -> Any:
-    from ..aggregate import GroupBy  # noqa: PLC0415  # not for --help
+def _lazily(module: str, name: str) -> Callable[[str], Any]:
+    """What the library makes of a text; imported when there is one, which is not for ``--help``."""
 
-    return _given(GroupBy.named, text)
+    def convert(text: str) -> Any:
+        return _given(attrgetter(name)(importlib.import_module(module, __package__)), text)
 
-
-def _filter(text: str) -> Any:
-    from ..filters import parse  # noqa: PLC0415  # as above
-
-    return _given(parse, text)
-
-
-def _event_fields(text: str) -> Any:
-    from ._columns import event_columns  # noqa: PLC0415  # as above
-
-    return _given(event_columns, text)
-
-
-def _row_fields(text: str) -> Any:
-    from ._columns import row_columns  # noqa: PLC0415  # as above
-
-    return _given(row_columns, text)
+    return convert
 
 
 def _given(make: Callable[[str], Any], text: str) -> Any:
@@ -200,7 +181,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--pid": {"type": _number(0, whole=True, most=_LAST_PID), "metavar": "N", **_LIST, "help": "only this process (repeatable)"},
         "--process": {"type": _name, **_LIST, "metavar": "NAME", "help": "only processes of this name (repeatable)"},
         "--filter": {
-            "type": _filter, **_LIST, "metavar": "TEXT", "help": "only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
+            "type": _lazily("..filters", "parse"), **_LIST, "metavar": "TEXT", "help": "only flows that pass, e.g. 'port=443 & ~loopback' (repeatable)",
         },
         "--no-loopback": {**_FLAG, "help": "leave out flows that stay on this machine"},
     },
@@ -215,7 +196,7 @@ _KERNEL = {"--kernel": _GROUPS["where from"]["--kernel"]}
 _LIVE = ("where from", "timing", "which flows")
 
 
-def _form(fields: Callable[[str], Any], example: str) -> dict[str, dict[str, Any]]:
+def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
     """How results are written."""
     return {
         "--format": {
@@ -224,13 +205,13 @@ def _form(fields: Callable[[str], Any], example: str) -> dict[str, dict[str, Any
         },
         "--json": {"action": "store_const", "dest": "format", "const": "json", "help": "as --format json"},
         "--fields": {
-            "type": fields, "metavar": "NAME,…", "help": f"only these fields, e.g. {example} (docs/fields.md has all)",
+            "type": _lazily("._columns", fields), "metavar": "NAME,…", "help": f"only these fields, e.g. {example} (docs/fields.md has all)",
         },
     }  # fmt: skip
 
 
 _STREAM = {
-    **_form(_event_fields, "time,event,pid,name,remote,rx_bytes"),
+    **_form("event_columns", "time,event,pid,name,remote,rx_bytes"),
     "--details": {**_FLAG, "help": "with --json: also the details of reports, and the counts before"},
     "--every-update": {**_FLAG, "help": "each report, also those that change nothing"},
     "--utc": {**_FLAG, "help": "times of the text form in UTC"},
@@ -242,7 +223,7 @@ _COUNTING = {
 }
 _VIEW = {
     "--by": {
-        "type": _by, "default": "process", "metavar": "VIEW",
+        "type": _lazily("..aggregate", "GroupBy.named"), "default": "process", "metavar": "VIEW",
         "help": "what a row is: process (default), user, unit, container, remote-address, remote-port, interface, connection, …",
     },
     "--names": {**_FLAG, "help": "ask name servers for the names of remote addresses"},
@@ -325,7 +306,7 @@ COMMANDS: dict[str, Command] = {
             "--every": {**_SECONDS, "help": "print a table each S seconds (of a recording: of its own time)"},
             **_sort("traffic", "order of the rows"),
             **_COUNTING,
-            **_form(_row_fields, "pid,name,rx_bytes"),
+            **_form("row_columns", "pid,name,rx_bytes"),
         },
         _LIVE,
     ),
@@ -333,7 +314,7 @@ COMMANDS: dict[str, Command] = {
         "the flows of this moment, once",
         "The flows of this moment, once.",
         "nstat-async snapshot --provider tcp",
-        _form(_event_fields, "pid,name,local,remote,state"),
+        _form("event_columns", "pid,name,local,remote,state"),
         _LIVE,
         without=("--ebpf", "--pulse", "--since"),  # they see what begins from now on
     ),
@@ -401,7 +382,7 @@ COMMANDS: dict[str, Command] = {
                 "default": "127.0.0.1", "metavar": "HOST",
                 "help": "name or address to listen on (default: %(default)s); beyond loopback with a token only",
             },
-            "--port": {"type": _port, "default": 8765, "metavar": "N", "help": "TCP port (default: %(default)s; 0: any)"},
+            "--port": {"type": _number(0, whole=True, most=_LAST_PORT), "default": 8765, "metavar": "N", "help": "TCP port (default: %(default)s; 0: any)"},
             "--unix-socket": {"type": _name, "metavar": "PATH", "help": "listen on this socket instead; only its user may connect"},
             "--token": {
                 "type": _name, "metavar": "TOKEN",

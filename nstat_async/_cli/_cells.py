@@ -14,27 +14,6 @@ from .._fields import MEDIA, TABLE, Field
 from .._model import Counts, Direction, Flow, Interface, MediumCounts, Peer, Process, Provider, TcpState
 from ..filters import SHORT_ID
 
-__all__ = [
-    "UNKNOWN",
-    "bytes_text",
-    "cell_text",
-    "changes_of",
-    "clock_text",
-    "host_text",
-    "interface_text",
-    "is_listener",
-    "media_text",
-    "moment_text",
-    "name_text",
-    "peer_text",
-    "place_text",
-    "process_text",
-    "provider_text",
-    "rate_text",
-    "short_id",
-    "traffic_texts",
-]
-
 _UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 UNKNOWN = "?"
 """What stands for an unknown value, everywhere; an empty cell is a value that does not apply."""

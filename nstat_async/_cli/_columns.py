@@ -19,8 +19,6 @@ from ..json import to_dict
 from ._cells import cell_text
 from ._parser import did_you_mean
 
-__all__ = ["Column", "event_columns", "picked", "row_columns"]
-
 _PREFIXES: tuple[tuple[str, ...], ...] = ((), ("flow",), ("counts",), ("flow", "process"), ("details",))
 _ROW_PREFIXES: tuple[tuple[str, ...], ...] = ((), ("process",))
 _NAME = Field("event", TEXT, get=lambda event: TABLE.of(type(event)).event)

@@ -10,8 +10,6 @@ from .._model import Provider
 from ..aggregate import GroupBy
 from ..backends._registry import ROWS
 
-__all__ = ["completion"]
-
 _FILES = {"file", "script", "listen", "unix_socket"}
 _VALUES = {
     "by": GroupBy.names(),

@@ -39,8 +39,6 @@ from ..ntstat._setup import ProvenStruct
 from ..recording import Record, RecordKind
 from ._wire import WireReader, kernel_name
 
-__all__ = ["MessageDecoder", "empty_line"]
-
 _REQUESTS = (
     AddSource,
     AddAllSources,
@@ -53,28 +51,19 @@ _REQUESTS = (
 Line = dict[str, Any]
 
 
+_HEADER = ("type", "type_number", "context", "length", "flags")
+_KEYS = (
+    *("i", "m", "c", "dir"), *_HEADER, *("srcref", "provider", "event_flags"),
+    *("counts", "descriptor", "extensions", "error", "request", "note"),
+)  # fmt: skip
+
+
 def empty_line(record: Record, place: int, direction: str | None) -> Line:
     """A line with all its keys, in order, and nothing known."""
-    return {
-        "i": record.index,
-        "m": place,
-        "c": record.client,
-        "dir": direction,
-        "type": "MALFORMED",
-        "type_number": None,
-        "context": None,
-        "length": None,
-        "flags": None,
-        "srcref": None,
-        "provider": None,
-        "event_flags": None,
-        "counts": None,
-        "descriptor": None,
-        "extensions": [],
-        "error": None,
-        "request": None,
-        "note": None,
-    }
+    line = dict.fromkeys(_KEYS)
+    return line | {
+        "i": record.index, "m": place, "c": record.client, "dir": direction, "type": "MALFORMED", "extensions": [],
+    }  # fmt: skip
 
 
 def _remark(line: Line, text: str | None) -> None:
@@ -224,22 +213,10 @@ class MessageDecoder:
     def _echo(self, data: bytes) -> dict[str, Any]:
         """The request that an error carries."""
         if len(data) < HEADER_SIZE:
-            return {
-                "type": None,
-                "type_number": None,
-                "context": None,
-                "length": None,
-                "flags": None,
-                "raw": data.hex(),
-            }
+            return {**dict.fromkeys(_HEADER), "raw": data.hex()}
         context, kind, length, flags = HEADER.unpack_from(data, 0)
-        shown: dict[str, Any] = {
-            "type": MESSAGE_NAMES.get(kind, "UNKNOWN"),
-            "type_number": kind,
-            "context": context,
-            "length": length,
-            "flags": flags,
-        }
+        header = (MESSAGE_NAMES.get(kind, "UNKNOWN"), kind, context, length, flags)
+        shown: dict[str, Any] = dict(zip(_HEADER, header, strict=True))
         try:
             message = decode_message(self._kernel, data, (kind, context, flags, 0, len(data)))
         except ProtocolError as error:

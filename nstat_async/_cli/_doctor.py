@@ -13,8 +13,6 @@ from ._run import Scope, run_until_stopped
 from ._source import backend_of
 from ._table import cell_width
 
-__all__ = ["render_json", "render_text", "run"]
-
 _COLOURS = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[31m", "info": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
 

@@ -15,8 +15,6 @@ from ._run import Scope, run_until_stopped
 from ._source import check_input
 from ._workload import Script, read_script
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped."""

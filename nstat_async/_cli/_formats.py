@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # what only few commands need is imported there
     from ._ocsf import OcsfFormatter
     from ._views import View
 
-__all__ = ["EventFormatter", "event_formatter", "flow_form", "row_form"]
-
 EventFormatter = Callable[[AnyEvent], "str | None"]
 _HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
 _RIGHT = frozenset({6, 7})

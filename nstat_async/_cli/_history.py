@@ -19,8 +19,6 @@ from ._source import backend_of, monitor_options
 from ._table import render
 from ._views import user_text
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the history until stopped, or print an answer.

@@ -7,8 +7,6 @@ from typing import Protocol
 from .._model import Capabilities, Visibility
 from ._output import complain
 
-__all__ = ["Limits", "limits_text", "unseen"]
-
 
 class _Able(Protocol):
     """A monitor, or a look."""

@@ -18,8 +18,6 @@ from ._decode import MessageDecoder
 from ._output import Output
 from ._source import check_input
 
-__all__ = ["run"]
-
 Decoder = Callable[[Record], "list[dict[str, Any]]"]
 
 

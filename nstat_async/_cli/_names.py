@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import attrs
 
-__all__ = ["NameResolver"]
-
 _THREADS = 4
 """Look-ups at a time; one may take as long as the system's resolver likes."""
 _WAITING = 512

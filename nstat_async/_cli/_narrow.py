@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from ._table import cell_width, fit, shortened
 
-__all__ = ["narrow_line"]
-
 _TIME, _LOCAL, _REMOTE, _PROCESS = 0, 2, 3, 4
 _LEAST = {_LOCAL: 17, _REMOTE: 17, _PROCESS: 9}
 """So much of a text is wanted before a column is left out. Other cells are never cut."""

@@ -38,8 +38,6 @@ from .._rows import Row
 from ..json import to_dict
 from ._cells import is_listener
 
-__all__ = ["OcsfFormatter"]
-
 _VERSION = "1.8.0"
 _CLASS, _CATEGORY = 4001, 4
 _INFORMATIONAL = 1

@@ -20,8 +20,6 @@ import attrs
 
 from .._escape import escape
 
-__all__ = ["Output", "abandon_stdout", "can_draw", "complain", "is_terminal", "use_colour"]
-
 
 def is_terminal(stream: TextIO | None) -> bool:
     """True if a person looks at `stream`."""

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "did_you_mean"]
-
 _USAGE = 2
 _PARAMETERS = {
     "record_to": "file",

@@ -21,8 +21,6 @@ from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
 
-__all__ = ["run", "view_of"]
-
 _LAST_POLL = 2.0
 """Seconds that the last poll may take."""
 _NAMES = 3.0

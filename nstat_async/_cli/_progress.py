@@ -9,8 +9,6 @@ from time import monotonic
 import anyio
 import attrs
 
-__all__ = ["Progress"]
-
 _ERASE = "\r\x1b[K"
 
 

@@ -14,8 +14,6 @@ from ._output import Output, complain
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, missing, monitor_options
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Publish until stopped.

@@ -19,8 +19,6 @@ from ._progress import Progress
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Record until stopped.

@@ -18,8 +18,6 @@ from ._progress import Progress
 from ._source import check_input, monitor_options
 from ._stream import show_events
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Stream the events of a recording.

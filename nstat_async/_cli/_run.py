@@ -20,8 +20,6 @@ import anyio.abc
 from ._output import Output
 from ._progress import Progress
 
-__all__ = ["Scope", "Work", "run_until_stopped"]
-
 THRESHOLDS = (5_000, 100, 100)
 """New objects between two looks at the young, such looks between two at the middle-aged, those between two at everything."""
 

@@ -11,8 +11,6 @@ from ._output import complain
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, missing, monitor_options
 
-__all__ = ["run"]
-
 _TOKEN = "NSTAT_TOKEN"  # noqa: S105  # the name of a variable
 
 

@@ -14,8 +14,6 @@ from ._output import Output, complain
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the flows; status 1 when some are known to be missing."""

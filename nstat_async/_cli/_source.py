@@ -15,8 +15,6 @@ from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._model import Provider
 from ..filters import Filter, by_provider, from_items
 
-__all__ = ["backend_of", "check_input", "filter_of", "is_recorded", "missing", "monitor_options"]
-
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
     """The backend that ``--backend`` (with ``--kernel``, ``--netns`` and ``--since``) names."""

@@ -15,8 +15,6 @@ from ._progress import Progress
 from ._run import Scope, run_until_stopped
 from ._source import is_recorded
 
-__all__ = ["show_events", "stream"]
-
 
 def show_events(
     arguments: argparse.Namespace,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["cell_width", "fit", "render", "shortened"]
-
 _GAP = 2
 _SHORT, _SHORTEST = 16, 9
 """So much of a text is wanted before a column is left out, and so much is left of it at least."""

@@ -49,8 +49,6 @@ from ._cells import (
 from ._narrow import narrow_line
 from ._table import cell_width
 
-__all__ = ["TextFormatter"]
-
 _REMEMBERED = 50_000
 _WIDTHS = {"local": 15, "remote": 15, "process": 14}
 """Columns of a flow's line, and how wide they are at first."""

@@ -17,8 +17,6 @@ from ._cells import cell_text, name_text, short_id
 from ._columns import Column
 from ._names import NameResolver
 
-__all__ = ["SORT_KEYS", "View", "user_text"]
-
 _Key = Callable[["View", Row], Any]
 SORT_KEYS: dict[str, _Key] = {
     "rate": lambda _, row: (-(row.rate or 0.0), -row.bytes),

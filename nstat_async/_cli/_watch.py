@@ -8,8 +8,6 @@ from ._output import Output
 from ._source import backend_of, monitor_options
 from ._stream import show_events
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Stream events."""

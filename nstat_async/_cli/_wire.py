@@ -22,8 +22,6 @@ from ..ntstat._readers import Readers
 from ..ntstat._setup import ProvenStruct
 from ..ntstat._translate import Translator
 
-__all__ = ["WireReader", "kernel_name", "sockaddr"]
-
 _PORT = struct.Struct(">H")
 _SCOPE = struct.Struct("<I")
 

@@ -20,8 +20,6 @@ import attrs
 from .._errors import NstatError, UsageError
 from ..testing import EmulatedFlow, EmulatedKernel
 
-__all__ = ["Script", "read_script"]
-
 _MAX_STEPS = 1_000_000
 _KINDS = ("tcp", "udp", "quic", "connection")
 

@@ -30,8 +30,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nstat_async._errors import UsageError
 
-__all__ = ["LOOPBACK_HOSTS", "Guard", "check_token"]
-
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 HEALTH = "/healthz"
 """Whoever watches over the service asks without a token: it is answered in a word."""

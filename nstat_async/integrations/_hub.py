@@ -27,8 +27,6 @@ from ._log import EVENTS_AT_ONCE, EventLog, Reader, message
 from ._series import keepers
 from ._views import View, Views
 
-__all__ = ["Hub"]
-
 logger = logging.getLogger("nstat_async")
 
 _KEPT = 8

@@ -24,8 +24,6 @@ from nstat_async._options import Overflow
 from nstat_async.filters import Filter, FlowGate
 from nstat_async.json import JsonFormatter
 
-__all__ = ["EventLog", "Reader", "message"]
-
 MAX_BEHIND = 16
 """Readers that may coalesce events of their own; each costs as much per event as the log itself."""
 _LISTING_SECONDS = 1.0

@@ -23,8 +23,6 @@ from nstat_async._events import AnyEvent
 from nstat_async._monitor import Monitor
 from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
-__all__ = ["LABELS", "KeeperFeed", "Observation", "Series", "SeriesKeeper", "keepers"]
-
 LABELS = {"process": "process name", "unit": "unit", "container": "container", "pod": "pod"}
 """Labels that series may have, with the groupings behind them."""
 

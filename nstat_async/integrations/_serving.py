@@ -22,8 +22,6 @@ from starlette.applications import Starlette
 
 from nstat_async._errors import NstatError, UsageError
 
-__all__ = ["ListenError", "run_application", "sockets_for", "until_signalled"]
-
 _BACKLOG = 2048
 _GRACE_SECONDS = 3
 _LAST_PORT = 65_535
@@ -119,12 +117,8 @@ def _remove_dead_socket(path: str) -> None:
                 os.unlink(path)  # noqa: PTH108
 
 
-def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
-    """Where a client finds them: URLs, or ``unix:PATH``."""
-    return [_url(sock) for sock in sockets]
-
-
 def _url(sock: socket.socket) -> str:
+    """Where a client finds it: a URL, or ``unix:PATH``."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -164,7 +158,7 @@ async def run_application(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             if ready is not None:
-                ready(addresses_of(sockets or []))
+                ready([_url(sock) for sock in sockets or []])
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             paths = [sock.getsockname() for sock in sockets or [] if sock.family == socket.AF_UNIX]

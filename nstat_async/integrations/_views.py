@@ -16,8 +16,6 @@ from nstat_async._events import AnyEvent
 from nstat_async.aggregate import GroupBy, TrafficTable
 from nstat_async.filters import Filter, FlowGate, from_items
 
-__all__ = ["TooManyViewsError", "View", "Views"]
-
 MAX_VIEWS = 16
 IDLE_SECONDS = 60.0
 _Items = tuple[tuple[str, str], ...]

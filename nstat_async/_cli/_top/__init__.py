@@ -16,8 +16,6 @@ from .._processes import run as print_rows
 from .._processes import view_of
 from .._source import backend_of, monitor_options
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the table until the user quits."""

@@ -29,8 +29,6 @@ from ._head import CHART, SMALL, State, chart, empty_text, small_chart, state_te
 from ._model import TopModel
 from ._view import Heading, TrafficView
 
-__all__ = ["TopApp"]
-
 _SLICE = 1000
 """Events that are taken in before keys and timers get a turn."""
 _TALL = 34

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log2
 
-__all__ = ["chart_lines", "curve_text"]
-
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:-=+*#@"
 _FLOOR = 128.0

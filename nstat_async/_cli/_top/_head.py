@@ -11,8 +11,6 @@ from .._table import fit
 from ._graph import chart_lines
 from ._model import TopModel
 
-__all__ = ["SMALL", "State", "chart", "empty_text", "small_chart", "state_text", "totals_text"]
-
 SMALL = 12
 """Screens with fewer lines have a head of one line, and no list of keys."""
 CHART = 5

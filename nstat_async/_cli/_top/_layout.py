@@ -19,24 +19,11 @@ from .._views import View
 from ._graph import curve_text
 from ._model import FlowLine, HeadingLine, Line, RestLine, RowLine
 
-__all__ = ["Cell", "Layout"]
-
 Cell = tuple[str, str]
 """Text and role: ``""``, ``"rx"``, ``"tx"``, ``"dim"``, ``"name"``, ``"curve"``, ``"heading"``."""
 
-_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL, _CURVE, _USER, _UNIT, _COMMAND, _MEDIA = (
-    2,
-    16,
-    9,
-    8,
-    7,
-    9,
-    15,
-    11,
-    21,
-    20,
-    38,
-)
+_MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL = 2, 16, 9, 8, 7, 9
+_CURVE, _USER, _UNIT, _COMMAND, _MEDIA = 15, 11, 21, 20, 38
 _MOST_NAME, _WIDE_NAME, _MOST_COMMAND, _USUAL_CURVE = 26, 44, 60, 43
 _LONG_NAMES = {"connection": 52, "remote address": 40, "remote network": 40, "container": 29, "unit": 29}
 """Rows whose names are worth more than a curve, and how much of them."""

@@ -21,8 +21,6 @@ from ...aggregate import GroupBy, Row, RowKind, Share, TrafficTable, sum_rows
 from ...filters import is_of
 from .._views import SORT_KEYS, View
 
-__all__ = ["HISTORY", "FlowLine", "HeadingLine", "Line", "RestLine", "RowLine", "TopModel"]
-
 HISTORY = 240
 """Looks that curves and the chart remember."""
 

@@ -20,8 +20,6 @@ from .._table import fit
 from ._layout import Cell, Layout
 from ._model import RowLine, TopModel
 
-__all__ = ["Heading", "TrafficView"]
-
 _STYLES = {
     "": Style(),
     "name": Style(bold=True),
