@@ -95,7 +95,11 @@ def test_the_same_file_written_twice_adds_up(written, recording):
         (["{written}", "--since", "yesterday"], 2, "neither a while such as"),
         (["{written}", "--by", "remote", "--name", "x"], 2, "not kept for each process"),
         (["{written}", "--record", "--bucket", "x"], 2, "is no time such as"),
-        (["{written}", "--record", "--keep", "1s", "--backend", "emulated"], 2, "is not a positive number of at least 300"),
+        (
+            ["{written}", "--record", "--keep", "1s", "--backend", "emulated"],
+            2,
+            "is not a positive number of at least 300",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_error_with_its_status(arguments, status, says, written, capfd):
