@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import json
 import shutil
 import socket
@@ -61,6 +62,12 @@ def dumps(times, requests=DUMPS):
         return Done(times, cpu() - begin, messages)
 
 
+def watching(**options):
+    """A monitor that polls when it is asked to; an older checkout knows fewer options."""
+    known = inspect.signature(Monitor).parameters
+    return Monitor(interval=None, **{name: value for name, value in {"pulse": None, **options}.items() if name in known})
+
+
 async def polls(arguments, times):
     def poll(monitor):
         async def run():
@@ -77,7 +84,7 @@ async def polls(arguments, times):
     async def least():
         return dumps(times, TOGETHER)
 
-    async with Monitor(interval=None, pulse=None, ebpf="off") as dumping, Monitor(interval=None, pulse=None) as walking:
+    async with watching(ebpf="off") as dumping, watching() as walking:
         for _ in range(1 if arguments.short else 20):  # who holds what is found out once, in the first seconds
             for monitor in (dumping, walking):
                 await monitor.poll_now()
