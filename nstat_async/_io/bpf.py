@@ -32,6 +32,7 @@ __all__ = [
     "map_take",
     "map_update",
     "open_tracepoint",
+    "read_rows",
     "recursion_misses",
 ]
 
@@ -189,6 +190,19 @@ def create_iterator(link: int) -> int:
         OSError: The kernel refused.
     """
     return _bpf(_ITER_CREATE, struct.pack("=II", link, 0))[0]
+
+
+def read_rows(descriptor: int, size: int) -> bytes:
+    """The next rows of a walk, so many bytes at most; nothing behind the last.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    while True:
+        try:
+            return os.read(descriptor, size)
+        except BlockingIOError:  # a million objects of which none has a row: go on
+            continue
 
 
 def create_token(bpffs: int) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import mmap
 import os
-import re
 import socket
 import struct
 from collections.abc import Callable
@@ -37,12 +36,12 @@ from ..ebpf import (
     tier_of,
 )
 from .bpf import NO_TOKEN, VerifierError, create_link, create_map, create_token, load_program, open_tracepoint
+from .cgroups import mounted_at
 
 __all__ = [
     "EbpfSettings",
     "Loaded",
     "Loader",
-    "cgroup_mount",
     "listing",
     "namespace_cookie",
     "socket_number",
@@ -52,8 +51,6 @@ __all__ = [
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 BPFFS_PATH = "/sys/fs/bpf"
 _SO_NETNS_COOKIE = 71
-_OCTAL = re.compile(rb"\\([0-7]{3})")
-"""How mountinfo writes blanks and the like."""
 _TRACING = 26
 """``BPF_PROG_TYPE_TRACING``: attached to a type of the kernel's BTF."""
 _REMOVERS = frozenset({"released", "tcp_state"})
@@ -91,16 +88,6 @@ def _resolved() -> Kernel:
     return resolve(listing(), Path(BTF_PATH).read_bytes())
 
 
-def cgroup_mount() -> str | None:
-    """Where cgroup2 is mounted; `None` where it is not (``/proc/self/mountinfo``, ``proc(5)``)."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-            fields, _, rest = line.partition(b" - ")
-            if rest.startswith(b"cgroup2 "):
-                return os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), fields.split(b" ")[4]))
-    return None
-
-
 def _positive(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
     if value < 1:
         raise UsageError(f"{attribute.name}: {value} is no positive number")
@@ -135,7 +122,7 @@ class EbpfSettings:
     """Sockets that can be counted at once; 184 bytes of kernel memory each, in advance."""
     most_peers: int = attrs.field(default=1 << 14, validator=_positive)
     """Remote addresses that are kept; the least recently used one makes room."""
-    cgroup: str | None = attrs.field(factory=cgroup_mount)
+    cgroup: str | None = attrs.field(factory=mounted_at)
     """Where cgroup2 is mounted; sockets of this cgroup and those below are seen. `None`: do without."""
     bpffs: str | None = BPFFS_PATH
     """A bpffs that may have been delegated to this user namespace."""

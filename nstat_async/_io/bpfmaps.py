@@ -26,7 +26,7 @@ from ..ebpf import (
     encode_answer,
     encode_statistics,
 )
-from .bpf import create_iterator, map_batch, map_delete, map_lookup, map_take, map_update, recursion_misses
+from .bpf import create_iterator, map_batch, map_delete, map_lookup, map_take, map_update, read_rows, recursion_misses
 from .ring import Ring, fence
 
 __all__ = ["MapsChannel", "SharedCounters"]
@@ -196,20 +196,12 @@ class MapsChannel:
         descriptor = create_iterator(self._owners)
         try:
             while True:
-                rows = self._rows(descriptor)
+                rows = read_rows(descriptor, ROWS)
                 yield encode_answer(Operation.OWNERS, b"", rows, last=not rows)
                 if not rows:
                     return
         finally:
             os.close(descriptor)
-
-    @staticmethod
-    def _rows(descriptor: int) -> bytes:
-        while True:
-            try:
-                return os.read(descriptor, ROWS)
-            except BlockingIOError:  # a million descriptors without a socket of ours among them: go on
-                continue
 
     def _count(self) -> Iterator[bytes]:
         moved = self._counters.take_moved()

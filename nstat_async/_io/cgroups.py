@@ -74,6 +74,20 @@ def find_hierarchy(mounts: bytes) -> Hierarchy | None:
     return min(found, key=lambda each: len(each.root), default=None)
 
 
+def _hierarchy() -> Hierarchy | None:
+    try:
+        with open(_MOUNTS, "rb") as file:
+            return find_hierarchy(file.read())
+    except OSError:
+        return None
+
+
+def mounted_at() -> str | None:
+    """The directory where cgroup v2 is mounted; `None` when it is not."""
+    hierarchy = _hierarchy()
+    return None if hierarchy is None else hierarchy.directory
+
+
 class CgroupFinder:
     """Answers `CgroupsRequest`; one thread at a time.
 
@@ -92,11 +106,7 @@ class CgroupFinder:
 
     def answer(self, request: CgroupsRequest) -> CgroupsAnswer:
         """What can be found out within the budget."""
-        try:
-            with open(_MOUNTS, "rb") as file:
-                hierarchy = find_hierarchy(file.read())
-        except OSError:
-            hierarchy = None
+        hierarchy = _hierarchy()
         if hierarchy is None:
             return CgroupsAnswer(gone=request.numbers)
         until = time.thread_time() + self._budget

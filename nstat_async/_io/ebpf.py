@@ -24,7 +24,7 @@ from ..ebpf import (
     refusal_for,
     tier_of,
 )
-from .bpf import create_iterator
+from .bpf import create_iterator, read_rows
 from .bpfload import EbpfSettings, Loaded, Loader, socket_number, unavailable
 from .bpfmaps import MapsChannel, SharedCounters
 from .processes import start_ticks
@@ -36,14 +36,6 @@ _SO_COOKIE = 57
 _NANOSECONDS = 1_000_000_000
 _PIECE = 512 * CHANGED.size
 """As much as the kernel keeps of a walk."""
-
-
-def _piece(descriptor: int, size: int) -> bytes:
-    while True:
-        try:
-            return os.read(descriptor, size)
-        except BlockingIOError:  # a million sockets in which nothing moved: go on
-            continue
 
 
 class EbpfSource:
@@ -126,9 +118,9 @@ class EbpfSource:
         """
         descriptor = create_iterator(self._loaded.links["changed"])
         try:
-            rows = [_piece(descriptor, CHANGED.size if mark else _PIECE)]
+            rows = [read_rows(descriptor, CHANGED.size if mark else _PIECE)]
             while rows[-1] and not mark:
-                rows.append(_piece(descriptor, _PIECE))
+                rows.append(read_rows(descriptor, _PIECE))
         finally:
             os.close(descriptor)
         return b"".join(rows)

@@ -1,6 +1,6 @@
 """Facts of a Linux host that are neither sockets nor processes: privileges, namespaces, devices."""
 
-# ruff: noqa: PTH112, PTH110, PTH115, PTH116, PTH121, PTH123, PTH208
+# ruff: noqa: PTH112, PTH110, PTH115, PTH116, PTH121, PTH123
 # Paths of /proc and /sys are read thousands at a time: as strings.
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._model import InterfaceKind, Visibility
+from .tables import all_pids
 
 REFUSED = "some processes cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and for a process with more capabilities those too"
 SAMPLE = 16
@@ -46,7 +47,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
         return Visibility.NONE, "processes cannot be named: there is no /proc"
     root, sample = os.geteuid() == 0, {1}
     if not root:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        pids = all_pids()
         sample.update(pids[:: len(pids) // SAMPLE + 1])
     closed = {pid for pid in sample if not may_look_at(pid)}
     if any(network_of(pid) in networks for pid in closed):

@@ -8,7 +8,7 @@ Who holds a descriptor of a namespace keeps it alive, and so its number is not u
 that was deleted and made anew is another inode.
 """
 
-# ruff: noqa: PTH115, PTH123, PTH208
+# ruff: noqa: PTH115, PTH123
 # Paths of /proc are read thousands at a time: as strings.
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, Netw
 from .bpfload import namespace_cookie
 from .cgroups import unescaped
 from .linux import NAMED, in_namespace, namespace_path, namespaces_equal, network_of
+from .tables import all_pids
 
 MOST = 256
 """Namespaces that are watched at once."""
@@ -257,7 +258,7 @@ class NamespaceFinder:
         """One round: meet every namespace that can be found."""
         for inode, path in _mounted():
             self._met.setdefault(inode, path)
-        for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        for pid in reversed(all_pids()):
             path = f"/proc/{pid}/ns/net"
             try:
                 match = _LINK.fullmatch(os.readlink(path))
