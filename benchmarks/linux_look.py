@@ -65,7 +65,9 @@ def dumps(times, requests=DUMPS):
 def watching(**options):
     """A monitor that polls when it is asked to; an older checkout knows fewer options."""
     known = inspect.signature(Monitor).parameters
-    return Monitor(interval=None, **{name: value for name, value in {"pulse": None, **options}.items() if name in known})
+    return Monitor(
+        interval=None, **{name: value for name, value in {"pulse": None, **options}.items() if name in known}
+    )
 
 
 async def polls(arguments, times):
