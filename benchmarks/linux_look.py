@@ -141,7 +141,7 @@ async def looks(arguments):
 
 async def first_poll():
     """The longest holds of a first poll; in a process of its own, since the collector walks all that lives."""
-    async with Monitor(providers="icmp", interval=None):  # what is imported when a monitor is opened is imported now
+    async with Monitor(providers="udp", interval=None):  # what is imported when a monitor is opened is imported now
         pass
     with HoldMeter() as meter:
         async with Monitor(interval=None) as monitor:
