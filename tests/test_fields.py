@@ -56,7 +56,7 @@ BOX = ContainedProcess(42, "curl", unique_pid=4200, uid=501, path="/usr/bin/curl
 @pytest.fixture
 def extended(monkeypatch):
     table = _extended()
-    for module in (_sqlite, _history):
+    for module in (_schema, _sqlite, _history):
         monkeypatch.setattr(module, "SCHEMA", Schema(table))
     monkeypatch.setattr(_views, "TABLE", table)
     return table
