@@ -42,6 +42,9 @@ _ADDRESS_BEGINNINGS = {bytes((16, DARWIN_AF_INET)), bytes((28, DARWIN_AF_INET6))
 """Length and family of the address slots that there are."""
 _LONGEST_AGE_NS = 100 * 365 * 86_400 * 1_000_000_000
 """A flow that is said to be older has a creation time that means nothing."""
+_INBOUND = int(InterfaceProperty.SOURCE_IS_INBOUND)
+_LISTENER = int(InterfaceProperty.SOURCE_IS_LISTENER)
+_OUTBOUND = int(InterfaceProperty.SOURCE_IS_OUTBOUND)
 _FIRST_DOMAIN = layout(9)["nstat_domain_info"]
 _MEDIUM = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
 
@@ -224,13 +227,13 @@ class DescriptorReader:
             return None
         connected = remote is not None and remote.port != 0
         if self._has_roles and properties is not None:
-            if properties & InterfaceProperty.SOURCE_IS_INBOUND:
+            if properties & _INBOUND:
                 return Direction.INBOUND
-            if properties & InterfaceProperty.SOURCE_IS_LISTENER:
+            if properties & _LISTENER:
                 return Direction.LISTENER
             # A connection that lived between two reports may come without any bit;
             # an inbound one would have said so (``nstat_inpcb_to_flags``).
-            outbound = connected or properties & InterfaceProperty.SOURCE_IS_OUTBOUND
+            outbound = connected or properties & _OUTBOUND
             return Direction.OUTBOUND if outbound else None
         if state is TcpState.LISTEN:
             return Direction.LISTENER

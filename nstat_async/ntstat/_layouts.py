@@ -123,7 +123,14 @@ class StructCodec:
         """The fields without those that share bytes with an earlier one."""
         self._overlay = [field for field in fields if field not in plain]
         self._whole = compile_format(plain, size=size)
-        self._has_arrays = any(field.count > 1 for field in plain)
+        self._names = tuple(field.name for field in plain for _ in range(field.count))
+        """One name for each value of the structure."""
+        self._arrays = [
+            (field.name, self._names.index(field.name), self._names.index(field.name) + field.count)
+            for field in plain
+            if field.count > 1
+        ]
+        """Which values belong together."""
 
     def reader(self, *names: str) -> Reader:
         """A compiled reader of these single-valued fields, which do not overlap; its values come in this order."""
@@ -152,14 +159,10 @@ class StructCodec:
         limit = len(data) if end is None else end
         if limit - at < self.size:
             return {f.name: self.read(f.name, data, at) for f in self.fields if at + f.end <= limit}
-        values = list(self._whole.unpack_from(data, at))
-        if not self._has_arrays:
-            result: dict[str, FieldValue] = dict(zip((f.name for f in self.plain), values, strict=True))
-        else:
-            result, used = {}, 0
-            for field in self.plain:
-                result[field.name] = values[used] if field.count == 1 else tuple(values[used : used + field.count])
-                used += field.count
+        values = self._whole.unpack_from(data, at)
+        result: dict[str, FieldValue] = dict(zip(self._names, values, strict=True))
+        for name, begin, stop in self._arrays:
+            result[name] = values[begin:stop]
         for field in self._overlay:
             result[field.name] = self.read(field.name, data, at)
         return result
@@ -197,7 +200,7 @@ class StructCodec:
         """As `encode`, for values of every release: a field that this layout lacks is left out."""
         get = values.get
         flat = [get(name, zero) for name, zero in self._zeros]
-        if self._has_arrays:
+        if self._arrays:
             for index in range(len(flat) - 1, -1, -1):
                 if type(flat[index]) is tuple:
                     flat[index : index + 1] = flat[index]
