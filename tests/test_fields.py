@@ -17,7 +17,7 @@ from nstat_async._cli import _views
 from nstat_async._cli._views import View
 from nstat_async._fields import TABLE, TEXT, Field, Record, SqlTable
 from nstat_async._rows import Row, RowKind
-from nstat_async.aggregate import History, HistoryError, HistoryWriter, _history, _sqlite
+from nstat_async.aggregate import History, HistoryError, HistoryWriter, _history, _schema, _sqlite
 from nstat_async.aggregate._schema import Schema
 
 ROOT = Path(__file__).parent.parent
