@@ -83,11 +83,15 @@ class Mutant:
     end: int
     old: str
     new: str
+    code: str = ""
+    """The line of code that it is in."""
 
     @property
     def name(self) -> str:
-        """What it is called among the explained: no line number, which any edit would change."""
-        return f"{self.path}: {' '.join(self.old.split())} => {' '.join(self.new.split())}"
+        """What it is called among the explained: the line itself instead of its number, which any edit would change."""
+        old = " ".join(self.old.split())
+        place = "" if old.startswith(self.code) else f"{self.code} | "
+        return f"{self.path}: {place}{old} => {' '.join(self.new.split())}"
 
 
 class _Finder(ast.NodeVisitor):
@@ -106,7 +110,8 @@ class _Finder(ast.NodeVisitor):
         end = self._starts[node.end_lineno - 1] + node.end_col_offset
         old = self._data[begin:end].decode()
         if old != new:
-            self.found.append(Mutant(self._path, node.lineno, begin, end, old, new))
+            code = self._source.splitlines()[node.lineno - 1].strip()
+            self.found.append(Mutant(self._path, node.lineno, begin, end, old, new, code))
 
     def _text(self, node: ast.AST) -> str:
         return f"({ast.get_source_segment(self._source, node)})"

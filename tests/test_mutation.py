@@ -68,10 +68,12 @@ def test_what_no_test_notices_is_reported_unless_it_is_explained(tmp_path, monke
         "from nstat_async import sign\n\ndef test_sign():\n    assert (sign(-5), sign(5)) == (-1, 1)\n"
     )
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr(mutation, "explained", lambda: {"nstat_async/__init__.py: 0 => 1": "no number is between"})
+    monkeypatch.setattr(
+        mutation, "explained", lambda: {"nstat_async/__init__.py: if x < 0: | 0 => 1": "no number is between"}
+    )
     found = [m for m in mutation.chosen(tmp_path, ["nstat_async"]) if m.line == 2]
     lines = []
     results = mutation.hunt(tmp_path, found, lambda _path: ("test_sign.py",), jobs=1, show=lines.append)
     assert results == {"killed": 1, "survived": 1, "explained": 1}
-    assert lines == ["nstat_async/__init__.py:2: x < 0 => (x) <= (0)"]
+    assert lines == ["nstat_async/__init__.py:2: if x < 0: | x < 0 => (x) <= (0)"]
     assert (package / "__init__.py").read_text() == source
