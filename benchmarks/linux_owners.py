@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from _turns import Done, Row, environment, in_turn
 from linux_common import enter_namespace
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted
+from nstat_async._io.census import Census
 from nstat_async._io.procfs import ProcessScanner
 from nstat_async.sockdiag import OwnersRequest
 from nstat_async.sockdiag._owners import PROCESSES_A_SECOND, SOCKETS_A_SECOND
@@ -76,16 +78,16 @@ def whole(scanner, request):
         request = OwnersRequest(frozenset(), (), answer.below)
 
 
-def around(scanner):
-    """Answers until all tables of descriptors were looked at once more."""
-    while scanner.answer(OwnersRequest(frozenset())).shared is None:
+def around(census):
+    """Look at all tables of descriptors once; an answer does a part of it, as much as the time since the last one allows."""
+    while census.go_on(math.inf) is None:
         pass
     return 1
 
 
 def polls(arguments, count):
     with Owners(count) as owners:
-        scanner = ProcessScanner()
+        scanner, census = ProcessScanner(), Census()
         places = tuple((inode, *place) for inode, place in owners.sockets.items())
         held, checked = places[: SOCKETS_A_SECOND + 1], tuple(started(owners))[: PROCESSES_A_SECOND + 1]
         checks = OwnersRequest(frozenset(), verify=checked, held=held)
@@ -94,11 +96,11 @@ def polls(arguments, count):
                 lambda: whole(ProcessScanner(), OwnersRequest(frozenset(owners.sockets)))
             ),
             "one that nobody has": lambda: spent(lambda: whole(scanner, OwnersRequest(frozenset({1})))),
-            "who else has them, for the first time": lambda: spent(lambda: around(ProcessScanner())),
-            "the same once more": lambda: spent(lambda: around(scanner)),
+            "who else has them, for the first time": lambda: spent(lambda: around(Census())),
+            "the same once more": lambda: spent(lambda: around(census)),
             "the checks of a poll": lambda: spent(lambda: len(scanner.answer(checks).lost)),
         }
-        around(scanner)
+        around(census)
         yield f"{count:,} processes with a socket each", in_turn(arguments.rounds, ways, unit="ms")
 
 
