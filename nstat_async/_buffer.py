@@ -202,11 +202,11 @@ class EventBuffer:
     def _coalesce(self, event: AnyEvent) -> None:
         kind = event.__class__
         if kind is FlowUpdated:
-            self._coalesce_update(event)  # type: ignore[arg-type]
+            self._coalesce_update(event)  # type: ignore[arg-type]  # a class that is compared narrows nothing
         elif kind is FlowAdded:
-            self._added[event.flow.id] = self._append(event)  # type: ignore[union-attr]
+            self._added[event.flow.id] = self._append(event)  # type: ignore[union-attr]  # as above
         elif kind is FlowRemoved:
-            self._coalesce_removal(event)  # type: ignore[arg-type]
+            self._coalesce_removal(event)  # type: ignore[arg-type]  # as above
         elif isinstance(event, _NEWEST_ONLY):
             self._coalesce_news(event)
         elif isinstance(event, EventsLost):

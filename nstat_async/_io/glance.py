@@ -22,9 +22,7 @@ from ..sockdiag._lookups import lookup_request
 from .budget import SHARE, Budget
 from .counters import Counters
 from .crowds import CROWD, crowded_ports, without_crowds
-from .successors import Successors, cookie_of
-
-__all__ = ["Glance"]
+from .successors import PORTS_AT, TCP, Successors, cookie_of
 
 MOST_UNREAD = 16
 """Reports that wait to be read; there is no look while there are more."""
@@ -40,13 +38,13 @@ _HEAD = struct.Struct("=IH")
 SOCKET = struct.Struct("=Q12xII")
 """From a message's cookie: it, the user and the inode."""
 COOKIE_AT = 60
-_INODE_AT, _STATE_AT, _PORTS_AT, _LEAST = COOKIE_AT + 24, 17, 20, 88
+_INODE_AT, _STATE_AT, _LEAST = COOKIE_AT + 24, 17, 88
 _ERROR, _DONE = 2, 3
 """``NLMSG_ERROR``, ``NLMSG_DONE``."""
 _HEADER_SIZE, _ERROR_SIZE = 16, 20
 _TO_BE_ACCEPTED = frozenset({1, 8})
 """States of a connection without an inode: established, and closed by the peer meanwhile."""
-_TCP, _UDP = 6, 17
+_UDP = 17
 
 
 class Glance:
@@ -57,14 +55,14 @@ class Glance:
         self.report = report
         self.unread = 0
         """Reports that nobody took in yet."""
-        self._requests = {_TCP: purpose.tcp, _UDP: purpose.udp}
-        self._known: dict[int, set[int]] = {_TCP: set(), _UDP: set()}
+        self._requests = {TCP: purpose.tcp, _UDP: purpose.udp}
+        self._known: dict[int, set[int]] = {TCP: set(), _UDP: set()}
         """Cookies of the last look, by protocol."""
         self.crowds: tuple[int, ...] = ()
         """Ports that so many TCP sockets have that a look at all of them takes long."""
         self._filters = True
         """The kernel can leave out crowds."""
-        self._due = {_TCP: math.inf, _UDP: math.inf}
+        self._due = {TCP: math.inf, _UDP: math.inf}
         """When to look again, by protocol."""
         self._wait = dict.fromkeys(self._due, purpose.pause)
         """Seconds between looks while a connection is not accepted by its process yet; they grow."""
@@ -105,7 +103,7 @@ class Glance:
         new = self._counted[0] != connections, self._counted[1] > datagrams
         if new[0]:
             self._opened += self._counted[0] - connections
-            self._due[_TCP], self._wait[_TCP] = now, self.purpose.pause
+            self._due[TCP], self._wait[TCP] = now, self.purpose.pause
         if new[1]:
             self._due[_UDP] = now
         return any(new)
@@ -119,9 +117,9 @@ class Glance:
         found = []
         for protocol, due in self._due.items():
             if due <= now:
-                known = self._known_by_name() if protocol == _TCP else None
+                known = self._known_by_name() if protocol == TCP else None
                 found += self._look(protocol, whole=whole) if known is None else known
-                self._due[protocol] = now + self._wait[protocol] if protocol == _TCP and self._unheld else math.inf
+                self._due[protocol] = now + self._wait[protocol] if protocol == TCP and self._unheld else math.inf
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
         return found
 
@@ -132,7 +130,7 @@ class Glance:
             if inode in missed:
                 self._known[protocol].discard(cookie)
                 self._due[protocol] = min(self._due[protocol], now + self._wait[protocol])
-                if protocol == _TCP:
+                if protocol == TCP:
                     self._unheld[cookie] = message
 
     def still_held(self, sockets: list[tuple[int, bytes]], inodes: set[int]) -> set[int]:
@@ -154,17 +152,17 @@ class Glance:
         """New connections without a dump; `None` where it cannot do without."""
         if self._opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
             return None
-        new = self._successors.find(self._opened, self._known[_TCP]) if self._opened else []
+        new = self._successors.find(self._opened, self._known[TCP]) if self._opened else []
         if len(new) < self._opened:
             return None
-        again = self._ask([lookup_request(message, _TCP).encode() for message in self._unheld.values()])
+        again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
         self._opened, self._unheld = 0, {}
-        known, found = self._known[_TCP], []
+        known, found = self._known[TCP], []
         for row in dict.fromkeys([*again, *new]):
             cookie = cookie_of(row)
             if cookie not in known and self._is_held(row, cookie):
                 known.add(cookie)
-                found.append((_TCP, row))
+                found.append((TCP, row))
         return found
 
     def _is_held(self, message: bytes, cookie: int) -> bool:
@@ -177,7 +175,7 @@ class Glance:
 
     def _look(self, protocol: int, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """New sockets, by a dump."""
-        crowds = () if whole or protocol != _TCP else self.crowds
+        crowds = () if whole or protocol != TCP else self.crowds
         try:
             new, present, ports = self._dump(protocol, crowds)
         except OSError:
@@ -189,7 +187,7 @@ class Glance:
             self._known[protocol] |= present
         else:
             self._known[protocol] = present
-        if protocol == _TCP:
+        if protocol == TCP:
             self._opened = 0
             for _, message in new:
                 self._successors.learn(message)
@@ -200,7 +198,7 @@ class Glance:
     def _dump(self, protocol: int, crowds: tuple[int, ...]) -> tuple[list[tuple[int, bytes]], set[int], list[int]]:
         """As `_look`, and the cookies and ports of all."""
         known, present, ports, new = self._known[protocol], set[int](), list[int](), []
-        if protocol == _TCP:
+        if protocol == TCP:
             self._unheld = {}
         for request in self._requests[protocol]:
             self._socket.send(without_crowds(request, crowds) if crowds else request)
@@ -240,7 +238,7 @@ class Glance:
 @functools.lru_cache(maxsize=64)
 def _row(size: int) -> struct.Struct:
     """Cuts messages of this size: length and kind, both ports, and the cookie."""
-    between = f"{_PORTS_AT - _HEAD.size}xI{COOKIE_AT - _PORTS_AT - 4}x"
+    between = f"{PORTS_AT - _HEAD.size}xI{COOKIE_AT - PORTS_AT - 4}x"
     return struct.Struct(f"={_HEAD.size}s{between}Q{size - COOKIE_AT - 8}x")
 
 

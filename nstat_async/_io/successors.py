@@ -13,7 +13,9 @@ from collections.abc import Callable, Container
 from ..sockdiag._lookups import lookup_request
 from ..sockdiag._messages import COOKIE_AT
 
-__all__ = ["Successors", "cookie_of"]
+PORTS_AT = 20
+"""In an ``inet_diag_msg``; in a request, 4 later."""
+TCP = 6
 
 STEPS = range(2, 17, 2)
 """From a port to those that may be the next."""
@@ -24,9 +26,6 @@ MOST_TRIED = 4
 MOST_REMEMBERED = 256
 _PORTS = struct.Struct(">HH")
 _COOKIE = struct.Struct("=Q")
-_PORTS_AT = 20
-"""In an ``inet_diag_msg``; in a request, 4 later."""
-_TCP = 6
 
 Key = tuple[int, int, int, bytes]
 """Family, ports (0: the one that is left open), addresses."""
@@ -80,13 +79,13 @@ def cookie_of(message: bytes) -> int:
 
 def _keys(message: bytes) -> tuple[tuple[Key, int], tuple[Key, int]]:
     """Both ends but a port, and that port: the local, and the remote one."""
-    local, remote = _PORTS.unpack_from(message, _PORTS_AT)
-    family, addresses = message[16], message[_PORTS_AT + 4 : _PORTS_AT + 40]
+    local, remote = _PORTS.unpack_from(message, PORTS_AT)
+    family, addresses = message[16], message[PORTS_AT + 4 : PORTS_AT + 40]
     return ((family, 0, remote, addresses), local), ((family, local, 0, addresses), remote)
 
 
 def _request(key: Key, message: bytes, port: int) -> bytes:
     _, local, remote, _ = key
-    request = lookup_request(message, _TCP, exact=False).encode()
-    at = _PORTS_AT + 4
+    request = lookup_request(message, TCP, exact=False).encode()
+    at = PORTS_AT + 4
     return request[:at] + _PORTS.pack(local or port, remote or port) + request[at + 4 :]
