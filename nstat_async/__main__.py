@@ -5,8 +5,6 @@ from typing import NoReturn
 
 from ._cli import main
 
-__all__ = ["run"]
-
 
 def run() -> NoReturn:
     """Run the command and leave with its status: the entry point of a zipapp, which has none of its own."""

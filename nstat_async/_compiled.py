@@ -10,8 +10,6 @@ import importlib
 import os
 from typing import Any
 
-__all__ = ["SPEEDUPS", "speedups"]
-
 speedups: Any = None
 """The module ``nstat_async._speedups`` (``_speedups.c``); `None` when it is not used."""
 SPEEDUPS = "not used: NSTAT_ASYNC_PURE is set"

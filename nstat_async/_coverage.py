@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import attrs
 
-__all__ = ["Coverage"]
-
 
 @attrs.frozen
 class Coverage:

@@ -29,8 +29,6 @@ from ._model import Capabilities, Counts, Flow, Proof, Provider, Visibility
 from ._monitor import Monitor
 from .backends._registry import ROWS
 
-__all__ = ["DoctorReport", "Finding", "Status", "examine"]
-
 SELF_CHECK_SECONDS = 10.0
 """Longest that the live self-check may take."""
 SELF_CHECK_BYTES = (12_345, 6_789)

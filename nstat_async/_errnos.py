@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["error_text"]
-
 _ERRORS = {
     1: "Operation not permitted",
     2: "No such file or directory",

@@ -24,20 +24,6 @@ import enum
 
 from ._model import Counts, Flow
 
-__all__ = [
-    "BackendUnavailableError",
-    "ConcurrentReadError",
-    "IncompleteSnapshotError",
-    "MonitorClosedError",
-    "NstatError",
-    "ProtocolError",
-    "RecordingError",
-    "RequestError",
-    "StreamEndedError",
-    "UnavailableReason",
-    "UsageError",
-]
-
 
 class NstatError(Exception):
     """Base of everything this library raises on purpose."""

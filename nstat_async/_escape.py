@@ -11,8 +11,6 @@ import json.encoder
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["dump", "escape", "quote"]
-
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["is_command"]
-
 
 def is_command(argv: list[str], original: list[str]) -> bool:
     """True for ``nstat-async …`` and ``python -m nstat_async …``, given ``sys.argv`` and ``sys.orig_argv`` of the start."""

@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Workload", "workload_of"]
-
 REMEMBERED = 4096
 """Paths whose meaning is kept."""
 

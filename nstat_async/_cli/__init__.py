@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["main"]
-
 _DONE, _FAILED, _USAGE = 0, 1, 2
 
 

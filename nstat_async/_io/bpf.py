@@ -18,24 +18,6 @@ from typing import Any
 
 from ..ebpf import MapSpec
 
-__all__ = [
-    "NO_TOKEN",
-    "VerifierError",
-    "create_iterator",
-    "create_link",
-    "create_map",
-    "create_token",
-    "load_program",
-    "map_batch",
-    "map_delete",
-    "map_lookup",
-    "map_take",
-    "map_update",
-    "open_tracepoint",
-    "read_rows",
-    "recursion_misses",
-]
-
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361}
 """The system call's number by machine, where pointers have 64 bits and the low byte comes first."""
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE = 0, 1, 2, 3

@@ -38,16 +38,6 @@ from ..ebpf import (
 from .bpf import NO_TOKEN, VerifierError, create_link, create_map, create_token, load_program, open_tracepoint
 from .cgroups import mounted_at
 
-__all__ = [
-    "EbpfSettings",
-    "Loaded",
-    "Loader",
-    "listing",
-    "namespace_cookie",
-    "socket_number",
-    "unavailable",
-]
-
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 BPFFS_PATH = "/sys/fs/bpf"
 _SO_NETNS_COOKIE = 71

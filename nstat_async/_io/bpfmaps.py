@@ -29,8 +29,6 @@ from ..ebpf import (
 from .bpf import create_iterator, map_batch, map_delete, map_lookup, map_take, map_update, read_rows, recursion_misses
 from .ring import Ring, fence
 
-__all__ = ["MapsChannel", "SharedCounters"]
-
 BATCH = 256
 """Entries in one piece."""
 ROWS = 48 * OWNER.size

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["SHARE", "Budget"]
-
 SHARE = 0.016
 """Share of a CPU that a pulse may use at the usual pause, with what the core does with its reports; 2 % with what follows from events."""
 SAVED = 12.0

@@ -8,8 +8,6 @@ from typing import Any
 
 from .._contract import Channel
 
-__all__ = ["PreparedTransport", "SocketChannel", "set_receive_buffer"]
-
 RECEIVE_SIZE = 65_536
 """Offered to each receive: no record is larger, and a shorter offer would cut one."""
 RECEIVE_BUFFERS = (4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10)

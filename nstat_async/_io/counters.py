@@ -6,8 +6,6 @@ import contextlib
 import errno
 import os
 
-__all__ = ["Counters"]
-
 
 class Counters:
     """What the kernel counts in the network namespace of the calling thread.

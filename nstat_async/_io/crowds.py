@@ -11,8 +11,6 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["CROWD", "crowded_ports", "without_crowds"]
-
 CROWD = 1000
 """Sockets that make a crowd."""
 MOST_CROWDS = 8

@@ -16,20 +16,6 @@ from typing import Any
 
 from ..ntstat._interfaces import INTERFACE_LIST
 
-__all__ = [
-    "client_metrics",
-    "interface_messages",
-    "interface_names",
-    "is_translated",
-    "kernel_text",
-    "process_identity",
-    "process_path",
-    "refused_announcements",
-    "sysctl_integer",
-    "sysctl_text",
-    "timebase",
-]
-
 APPLE_SILICON = (125, 3)
 """Timebase of every Apple silicon Mac so far: 24 MHz."""
 _PATH_SIZE = 4096

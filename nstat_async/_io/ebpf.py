@@ -30,8 +30,6 @@ from .bpfmaps import MapsChannel, SharedCounters
 from .processes import start_ticks
 from .ring import MappedRing, RingChannel
 
-__all__ = ["EbpfSettings", "EbpfSource"]
-
 _SO_COOKIE = 57
 _NANOSECONDS = 1_000_000_000
 _PIECE = 512 * CHANGED.size

@@ -9,8 +9,6 @@ from uuid import UUID
 
 from .system import DARWIN, LINUX, is_here
 
-__all__ = ["boot_id", "machine_id", "short_name"]
-
 
 def machine_id() -> str | None:
     """Linux ``/etc/machine-id`` (machine-id(5)), macOS ``gethostuuid(2)``; `None` where it is not known."""

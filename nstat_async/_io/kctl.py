@@ -36,8 +36,6 @@ from .darwin import client_metrics, interface_messages, process_path, refused_an
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
-__all__ = ["KctlTransport", "make_session", "open_control"]
-
 BACKEND = "kctl"
 ABSENT = "the kernel control exists on macOS only"
 

@@ -38,10 +38,10 @@ from ..sockdiag import (
     TrafficAnswer,
     TrafficRequest,
 )
-from .bpfload import namespace_cookie
+from .bpfload import EbpfSettings, namespace_cookie
 from .cgroups import CgroupFinder
 from .channel import SocketChannel
-from .ebpf import EbpfSettings, EbpfSource
+from .ebpf import EbpfSource
 from .linux import device_kind, in_namespace
 from .namespaces import NamespaceFinder, Watched
 from .processes import ProcessReader, user_names

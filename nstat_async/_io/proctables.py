@@ -9,8 +9,6 @@ from pathlib import Path
 
 from ..sockdiag import TableRow
 
-__all__ = ["read_table"]
-
 _PACKET = "packet"
 
 

@@ -28,8 +28,6 @@ from .likely import LikelyHolders
 from .processes import ProcessReader, eldest, user_names
 from .tables import Found
 
-__all__ = ["Pulse", "PulseChannel"]
-
 _log = logging.getLogger("nstat_async.pulse")
 
 WIDE_SHARE = 0.3

@@ -18,8 +18,6 @@ import threading
 
 from ..ebpf import RECORD_SIZE, RING_STEP
 
-__all__ = ["MappedRing", "Ring", "RingChannel", "fence"]
-
 BUSY = 1 << 31
 """In a record's header: it was reserved and is still being written."""
 SLICE = 32

@@ -14,8 +14,6 @@ from .._model import Endpoint, Provider, TcpState
 from ..ntstat import Evidence, KnownFlow
 from .darwin import process_identity as identity
 
-__all__ = ["LoopbackEvidence"]
-
 TIMEOUT = 2.0
 """Seconds for each step; loopback needs microseconds."""
 _SIZES = {socket.AF_INET: (1_234, 5_678), socket.AF_INET6: (2_345, 6_789)}

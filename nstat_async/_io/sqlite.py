@@ -6,8 +6,6 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["may_make_files", "why_not_opened"]
-
 
 def may_make_files(folder: Path) -> bool:
     """True where SQLite can keep what belongs to a file beside it."""

@@ -6,8 +6,6 @@ import sys
 
 from .._errors import BackendUnavailableError, UnavailableReason
 
-__all__ = ["DARWIN", "LINUX", "is_here", "require", "system"]
-
 DARWIN = "darwin"
 LINUX = "linux"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-__all__ = ["read_traffic"]
-
 _NET = "/proc/thread-self/net"
 _MOST = 4096
 """Interfaces that are looked at."""

@@ -14,8 +14,6 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from .._options import MonitorOptions
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
 
-__all__ = ["UnixTransport"]
-
 
 class UnixTransport(PreparedTransport):
     """Connects to a server on a path, once per channel."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["hook_directories"]
-
 
 def hook_directories() -> list[str]:
     """The entry point ``pyinstaller40``."""

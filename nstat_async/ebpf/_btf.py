@@ -13,8 +13,6 @@ from collections.abc import Iterable
 
 from .._errors import ProtocolError
 
-__all__ = ["Btf", "TypeKind"]
-
 MAGIC = 0xEB9F
 _HEADER = struct.Struct("=HBBIIIII")
 _TYPE = struct.Struct("=III")

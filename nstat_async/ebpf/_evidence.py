@@ -12,25 +12,6 @@ from typing import NamedTuple, Union
 
 from ._records import Counters, Flag, FlowRow, OwnerRow, PeerRow, Record, text_of
 
-__all__ = [
-    "Counted",
-    "Ended",
-    "Ends",
-    "Established",
-    "Evidence",
-    "Facts",
-    "HowKnown",
-    "Owner",
-    "OwnerSeen",
-    "Seen",
-    "Totals",
-    "datagram_totals",
-    "ends_of",
-    "owner_of",
-    "remainder_of",
-    "tcp_totals",
-]
-
 Facts = Union[Record, FlowRow, OwnerRow]
 """The kernel's own words about a socket; all three have the same names for them."""
 _INET, _INET6 = 2, 10

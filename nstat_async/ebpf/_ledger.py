@@ -35,8 +35,6 @@ from ._records import Counters, Flag, FlowRow, Kind, OwnerRow, PeerRow, Record, 
 from ._requests import Answer, Operation
 from ._sweep import Sweep
 
-__all__ = ["Ledger"]
-
 REPEATED_WITHIN = 50_000_000
 """Nanoseconds: the same change of state again, and nothing between, is a repetition within this time."""
 MAX_REMEMBERED = 2048

@@ -14,8 +14,6 @@ import attrs
 
 from .._errors import ProtocolError
 
-__all__ = ["Constant", "Field", "FieldKind", "Listing", "MapReference", "MapSpec", "Note", "Program", "parse_listing"]
-
 
 class FieldKind(enum.Enum):
     """What of a field is filled in (``enum bpf_core_relo_kind``)."""

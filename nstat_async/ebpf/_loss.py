@@ -8,8 +8,6 @@ import attrs
 
 from ._requests import Operation, Statistics
 
-__all__ = ["Loss", "LossKind", "LossMeter"]
-
 
 class LossKind(enum.Enum):
     """Where something was lost."""

@@ -18,33 +18,6 @@ from .._errors import ProtocolError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "CHANGED",
-    "FLOW",
-    "FLOW_KEY",
-    "OWNER",
-    "PEER",
-    "PEER_KEY",
-    "RECORD",
-    "RECORD_SIZE",
-    "RING_STEP",
-    "ChangedRow",
-    "Counters",
-    "Flag",
-    "FlowRow",
-    "Kind",
-    "OwnerRow",
-    "PeerRow",
-    "Record",
-    "SocketType",
-    "decode_changed",
-    "decode_flows",
-    "decode_owners",
-    "decode_peers",
-    "decode_records",
-    "text_of",
-]
-
 FACTS = "QQ QII16s IIII HHHH BBBB I 16s16s"
 """net_cookie, cgroup · start, pid, tid, comm · netns, uid, ifindex, flags · family, protocol, local_port,
 remote_port · type, kind, old, new · last_pid · local, remote (``struct facts``, 112 bytes)."""

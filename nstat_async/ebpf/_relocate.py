@@ -11,8 +11,6 @@ from .._errors import ProtocolError
 from ._btf import Btf, TypeKind
 from ._listing import Constant, Field, FieldKind, Listing, MapReference, Note, Program
 
-__all__ = ["POISON", "Kernel", "hook_type", "missing_fields", "patch", "resolve"]
-
 POISON = 195896080
 """A call that no kernel has, in place of an instruction whose field is not there: the verifier refuses it
 where it can be reached, and its log shows this number (libbpf uses the same)."""

@@ -16,20 +16,6 @@ import attrs
 from .._errors import ProtocolError
 from ._records import FLOW, FlowRow, OwnerRow, PeerRow, SocketType, decode_flows, decode_owners, decode_peers
 
-__all__ = [
-    "Answer",
-    "MapsPurpose",
-    "Operation",
-    "RingPurpose",
-    "Statistics",
-    "decode_answer",
-    "decode_request",
-    "encode_adoption",
-    "encode_answer",
-    "encode_request",
-    "encode_statistics",
-]
-
 
 @attrs.frozen
 class RingPurpose:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from ._records import Counters, FlowRow, SocketType
 
-__all__ = ["Sweep"]
-
 ABSENT = 2
 """Walks without a socket until its entry is dropped."""
 _PACKET = 17

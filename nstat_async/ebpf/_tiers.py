@@ -15,21 +15,6 @@ import attrs
 from .._errnos import error_text
 from .._errors import UnavailableReason
 
-__all__ = [
-    "NEEDS",
-    "Option",
-    "Refusal",
-    "Tells",
-    "Tier",
-    "in_cgroup",
-    "options_for",
-    "program_types",
-    "refusal_for",
-    "supported",
-    "tells",
-    "tier_of",
-]
-
 NEEDS: dict[str, tuple[set[str], ...]] = {
     "tcp_state": (),
     "tcp_state_again": ({"tcp_state"},),

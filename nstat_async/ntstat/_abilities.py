@@ -12,8 +12,6 @@ from ._proof import ProofResult
 from ._setup import Setup
 from ._subscription import Subscription
 
-__all__ = ["capabilities_of"]
-
 
 def capabilities_of(
     setup: Setup, kernel: Kernel, client: Client | None, found: ProofResult, *, has_polled: bool

@@ -15,8 +15,6 @@ from ._source import Terms
 from ._sources import SourceTable
 from ._translate import Translator
 
-__all__ = ["Client"]
-
 
 class Client(Listener):
     """What both kinds have.

@@ -11,29 +11,6 @@ import enum
 
 from .._model import Provider, TcpState
 
-__all__ = [
-    "CONTROL_NAME",
-    "DARWIN_AF_INET",
-    "DARWIN_AF_INET6",
-    "EXTENSION_NAMES",
-    "HEADER_SIZE",
-    "MAX_BATCH",
-    "MESSAGE_NAMES",
-    "NO_FLOWS",
-    "NO_ROOM",
-    "POLL_CHUNK",
-    "TCP_STATES",
-    "DarwinErrno",
-    "EventFlag",
-    "Extension",
-    "FilterFlag",
-    "HeaderFlag",
-    "InterfaceProperty",
-    "LinkStatus",
-    "MessageType",
-    "SysinfoFlag",
-]
-
 CONTROL_NAME = "com.apple.network.statistics"
 """Name of the kernel control."""
 

@@ -28,24 +28,6 @@ from .._model import COUNTS_FIELDS, Counts, MediumCounts, Provider
 from ._layouts import Field, Layout, Reader, compile_format, layout
 from ._tables import MEDIA, NEWEST, STRUCTS
 
-__all__ = [
-    "COUNTED",
-    "DETAILS_SIZE",
-    "QUIET",
-    "Raw",
-    "Values",
-    "advance",
-    "counts_classes",
-    "counts_unpacker",
-    "detailed_values",
-    "growing_details",
-    "growing_fields",
-    "growing_reader",
-    "has_grown",
-    "has_grown_whole",
-    "make_counts",
-]
-
 Values = tuple[Any, ...]
 """Raw counters in the order of `COUNTS_FIELDS`; `None` where the release has no field."""
 Raw = Union[bytes, Values]

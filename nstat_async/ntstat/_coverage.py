@@ -16,8 +16,6 @@ from ._evidence import InterfacesRead
 from ._kernels import Kernel
 from ._source import Source
 
-__all__ = ["CoverageMeter"]
-
 PAUSE = 2.0
 """Seconds between two looks at least: a counter of 32 bits gets half way round in less only above 8 Gbit/s."""
 SLICE = 1000

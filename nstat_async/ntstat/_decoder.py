@@ -35,8 +35,6 @@ from ._source import Source
 from ._sources import SourceTable
 from ._translate import decode_sysinfo
 
-__all__ = ["Decoder", "Listener", "Observer"]
-
 _log = logging.getLogger("nstat_async.ntstat")
 
 _LONGEST_GROWTH = 256

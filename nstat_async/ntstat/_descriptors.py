@@ -29,8 +29,6 @@ from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
 from ._messages import split_items
 from ._translate import Translator, decode_peer, decode_text, decode_uuid
 
-__all__ = ["DescriptorReader", "domain_codec"]
-
 _IDENTITY = frozenset({
     "upid", "eupid", "start_timestamp", "ifindex", "state", "traffic_class", "pid", "epid", "local", "remote", "pname",
     "uuid", "euuid", "vuuid", "fuuid", "cuuid", "puuid", "persona_id", "uid", "ifnet_properties", "fallback_mode",

@@ -14,20 +14,6 @@ import attrs
 
 from .._model import Endpoint, Provider, TcpState
 
-__all__ = [
-    "CloseEvidence",
-    "Evidence",
-    "FindPaths",
-    "InterfacesRead",
-    "KnownFlow",
-    "Ledger",
-    "LedgerRow",
-    "OpenEvidence",
-    "PathsFound",
-    "ReadInterfaces",
-    "ReadLedger",
-]
-
 
 @attrs.frozen(kw_only=True)
 class KnownFlow:

@@ -32,8 +32,6 @@ from ._messages import AddAllSources, AddSource, Message, QuerySource, RemoveSou
 from ._source import Phase, Terms
 from ._translate import Translator
 
-__all__ = ["MAX_CONTEXTS", "Follower"]
-
 MAX_CONTEXTS = 4096
 """Requests remembered while their answers are awaited."""
 

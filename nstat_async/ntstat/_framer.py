@@ -24,8 +24,6 @@ import attrs
 
 from ._constants import HEADER_SIZE
 
-__all__ = ["HEADER", "Defect", "Frame", "request_frame", "split"]
-
 Frame = tuple[int, int, int, int, int]
 """(type, context, flags, begin, end): a message is ``data[begin:end]``."""
 

@@ -11,8 +11,6 @@ import struct
 
 from .._errors import ProtocolError
 
-__all__ = ["INTERFACE_LIST", "parse_interfaces"]
-
 INTERFACE_LIST = (4, 17, 0, 0, 6, 0)
 """``CTL_NET``, ``PF_ROUTE``, all protocols, all families, ``NET_RT_IFLIST2``, all interfaces."""
 _HEAD = struct.Struct("<HBB")

@@ -22,8 +22,6 @@ from .._errors import UsageError
 from .._model import Provider
 from ._layouts import Layout, layout
 
-__all__ = ["RELEASES", "Kernel", "Release", "Version"]
-
 Version = tuple[int, ...]
 Providers = Mapping[int, "tuple[Provider, bool | None]"]
 """Provider number to (provider, user-land or not)."""

@@ -21,8 +21,6 @@ import attrs
 
 from ._tables import NEWEST, OLDEST, STRUCTS, Since
 
-__all__ = ["Field", "FieldValue", "Layout", "Reader", "StructCodec", "compile_format", "layout"]
-
 FieldValue = Union[int, float, bytes, "tuple[int, ...]"]
 """Integers and floats are numbers, strings, addresses and UUIDs raw bytes, arrays tuples."""
 Reader = Callable[[bytes, int], "tuple[Any, ...]"]

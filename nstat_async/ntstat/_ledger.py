@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ._kernels import Kernel
     from ._subscription import Subscription
 
-__all__ = ["METRICS", "LossLedger"]
-
 METRICS = "net.stats.metrics"
 READ_EVERY = 10.0
 """Seconds between two readings, at the end of a poll."""

@@ -21,38 +21,6 @@ from ._framer import HEADER, Frame
 from ._kernels import Kernel
 from ._layouts import Layout, StructCodec
 
-__all__ = [
-    "ITEM",
-    "MESSAGE_CLASSES",
-    "AddAllSources",
-    "AddSource",
-    "Error",
-    "ExtensionItem",
-    "GetDetails",
-    "GetSourceDescription",
-    "GetUpdate",
-    "Message",
-    "QuerySource",
-    "RemoveSource",
-    "SetFilter",
-    "SourceAdded",
-    "SourceCounts",
-    "SourceDescription",
-    "SourceDetails",
-    "SourceExtendedDetails",
-    "SourceExtendedUpdate",
-    "SourceRemoved",
-    "SourceUpdate",
-    "SubscribeSystemInfo",
-    "Success",
-    "SystemInfoCounts",
-    "UnknownMessage",
-    "are_items",
-    "decode_message",
-    "encode_items",
-    "split_items",
-]
-
 ITEM = struct.Struct("<II")
 """``nstat_msg_src_extended_item_hdr``: type, length."""
 

@@ -10,8 +10,6 @@ from ._constants import LinkStatus
 from ._descriptors import DescriptorReader
 from ._translate import decode_endpoint, decode_text, interface_kind
 
-__all__ = ["other_event"]
-
 
 def other_event(
     time: float, identifier: str, reader: DescriptorReader, descriptor: bytes, counts: Counts, *, removed: bool

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from .._model import Counts, Direction, Flow, Outcome, Provider, TcpState
 
-__all__ = ["outcome_of"]
-
 _BY_STATE = {
     TcpState.SYN_SENT: Outcome.FAILED,
     TcpState.SYN_RECEIVED: Outcome.FAILED,

@@ -33,8 +33,6 @@ from ._layouts import Field, StructCodec
 from ._setup import ProvenStruct
 from ._translate import decode_endpoint
 
-__all__ = ["LayoutProbe", "Proving", "codecs_of", "proven_structs"]
-
 _STRUCTS = {Provider.TCP: "nstat_tcp_descriptor", Provider.UDP: "nstat_udp_descriptor"}
 _MAX_SAMPLES = 64
 _NO_PERSONA = 0xFFFFFFFF

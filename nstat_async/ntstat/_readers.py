@@ -15,8 +15,6 @@ from ._kernels import RELEASES
 from ._layouts import StructCodec
 from ._translate import Translator
 
-__all__ = ["Readers"]
-
 _STABLE = {"nstat_tcp_descriptor": "pname", "nstat_udp_descriptor": "pname"}
 """Structure to the last field that kernels newer than known kept in place."""
 _FIRST_NATURAL = 7

@@ -10,8 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-__all__ = ["MAX_MISSING", "Gaps", "References"]
-
 MAX_MISSING = 65_536
 """Numbers remembered as skipped; more are only counted."""
 _MAX_GAPS = 4096

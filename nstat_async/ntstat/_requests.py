@@ -22,8 +22,6 @@ from ._messages import (
     SubscribeSystemInfo,
 )
 
-__all__ = ["SINGLE", "UNSEEN", "Purpose", "Request", "poll_requests", "single_request", "subscribe_requests"]
-
 _RESUMED = int(HeaderFlag.CONTINUATION)
 _PACED = int(HeaderFlag.SUPPORTS_AGGREGATE | HeaderFlag.CONTINUATION)
 _INTERFACE_THRESHOLD = 1 << 20

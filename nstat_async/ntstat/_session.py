@@ -37,8 +37,6 @@ from ._sockets import Sockets
 from ._subscription import Subscription
 from ._translate import Translator
 
-__all__ = ["Session"]
-
 PROOF_PATIENCE = 5.0
 """Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
 _OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER, _READ_INTERFACES = 1, 2, 3, 4, 5

@@ -22,8 +22,6 @@ from ._evidence import (
     ReadLedger,
 )
 
-__all__ = ["RECORDED", "ProvenStruct", "Setup"]
-
 
 def _check_timebase(_instance: object, _attribute: object, value: tuple[int, int]) -> None:
     if not all(0 < number < 1 << 32 for number in value):

@@ -22,8 +22,6 @@ from ._subscription import Subscription
 from ._takeover import SecondSocket, Stage, compare, continue_flows
 from ._translate import Translator
 
-__all__ = ["Host", "Sockets"]
-
 REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds to wait before each try to open a control that went away."""
 RESYNC_PAUSE = 5.0

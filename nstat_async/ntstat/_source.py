@@ -11,9 +11,6 @@ from .._model import Counts, Flow
 from ._counters import Raw, Values
 from ._descriptors import DescriptorReader
 
-__all__ = ["UNCHOSEN", "Phase", "Source", "Terms"]
-
-
 UNCHOSEN = -(1 << 16)
 """The length of no descriptor, not even that of a message which ends before its descriptor begins."""
 

@@ -40,8 +40,6 @@ from ._references import References
 from ._source import UNCHOSEN, Phase, Source, Terms
 from ._translate import Translator
 
-__all__ = ["MAX_SOURCES", "SourceTable"]
-
 MAX_SOURCES = 262_144
 """Open sources of one control socket that are kept; more than any Mac has file descriptors (``kern.maxfiles``)."""
 

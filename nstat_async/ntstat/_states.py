@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["TRANSITIONS", "WHEN_DONE", "State", "Trigger", "picture"]
-
 
 class State(enum.Enum):
     """Where a subscription stands."""

@@ -44,8 +44,6 @@ from ._states import TRANSITIONS, WHEN_DONE, State, Trigger
 from ._translate import Translator
 from ._verification import PROBED_AHEAD, Question, Unreadable, Verification
 
-__all__ = ["DESCRIBE_DELAY", "REPLY_TIMEOUT", "Subscription"]
-
 REPLY_TIMEOUT = 2.0
 """Seconds after which a reply over a bridge counts as lost."""
 POLL_TIMEOUT = 120.0

@@ -31,8 +31,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Union
 
-__all__ = ["MEDIA", "NEWEST", "OLDEST", "STRUCTS", "Since", "StructTable"]
-
 OLDEST = 1
 NEWEST = 12
 

@@ -28,8 +28,6 @@ from ._source import Source
 from ._sources import SourceTable
 from ._subscription import Subscription
 
-__all__ = ["Comparison", "SecondSocket", "Stage", "compare", "continue_flows", "pair"]
-
 
 class Stage(enum.Enum):
     """How far a second socket has come."""

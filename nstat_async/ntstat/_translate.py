@@ -23,16 +23,6 @@ from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, InterfaceProperty, Sysi
 from ._evidence import PathsFound
 from ._kernels import Kernel
 
-__all__ = [
-    "Translator",
-    "decode_endpoint",
-    "decode_peer",
-    "decode_sysinfo",
-    "decode_text",
-    "decode_uuid",
-    "interface_kind",
-]
-
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _ZERO_UUID = b"\0" * 16
 

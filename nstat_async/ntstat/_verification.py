@@ -16,8 +16,6 @@ import attrs
 from ._requests import Purpose
 from ._sources import SourceTable
 
-__all__ = ["MAX_VERIFICATIONS", "PROBED_AHEAD", "Unreadable", "Verification"]
-
 MAX_WAIT = 64
 """Polls after which a source that cannot be read is asked for again at the latest: its end may have gone unheard."""
 

@@ -6,8 +6,6 @@ import attrs
 
 from ._records import Record, damage_record
 
-__all__ = ["SHOWN", "PiecewiseParser"]
-
 SHOWN = 64
 """Bytes of damage that are kept to look at."""
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from nstat_async import Monitor
     from nstat_async.testing import EmulatedKernel
 
-__all__ = ["nstat_kernel", "nstat_monitor", "pytest_configure"]
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
