@@ -64,9 +64,12 @@ def _main(argv: Sequence[str] | None) -> int:
         complain(f"error: {missing or error}")
         return _leave(_FAILED)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
-        more = "; raise the limit (ulimit -n)" if error.errno == errno.EMFILE else ""
-        complain(f"error: {what}{more}")
+        what = str(error.strerror or error)
+        if error.errno == errno.EMFILE:  # which file was the next one is of no interest
+            what += "; raise the limit (ulimit -n, or LimitNOFILE= of a service)"
+        elif error.filename is not None:
+            what = f"{error.filename}: {what}"
+        complain(f"error: {what}")
         return _leave(_FAILED)
     except Exception as error:
         if sys.flags.dev_mode:  # python -X dev: whoever looks for the bug wants to see it

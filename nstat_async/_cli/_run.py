@@ -7,8 +7,11 @@ print what it owes. A second Ctrl-C ends it at once.
 
 from __future__ import annotations
 
+import errno
 import gc
+import selectors
 import signal
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +73,7 @@ def run_until_stopped(
     Returns:
         What `work` returned; 0 if it was ended.
     """
+    _check_sockets()
     try:
         with collecting_rarely():
             return anyio.run(_supervise, work, duration, None if output is None else output.pipe, progress)
@@ -80,6 +84,21 @@ def run_until_stopped(
     finally:
         if progress is not None:
             progress.clear()
+
+
+def _check_sockets() -> None:
+    """Fail in words where an event loop cannot work: it is woken through a pair of sockets, and only logs that it cannot be."""
+    try:
+        one, other = socket.socketpair()
+        with one, other, selectors.DefaultSelector() as selector:
+            selector.register(one, selectors.EVENT_READ)
+            other.send(b"?")
+            one.recv(1)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise
+        why = f"{error.strerror}; a seccomp filter (of a container or a service) or a security module forbids it"
+        raise OSError(error.errno, why, "sockets of the event loop") from error
 
 
 @contextmanager

@@ -60,11 +60,13 @@ _COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
 
 
 def failed(event: FlowRemoved) -> bool:
-    """True for TCP that is known to have ended without receiving anything, or not to have been established; listeners apart."""
-    if event.flow.provider is not Provider.TCP or is_listener(event.flow):
+    """True for a TCP connection that is known to have ended without receiving anything, unless in order, or not to have been established."""
+    if event.flow.provider is not Provider.TCP or is_listener(event.flow) or event.flow.remote is None:
         return False
     if event.outcome in {Outcome.REFUSED, Outcome.FAILED}:
         return True
+    if event.outcome in {Outcome.CLOSED_HERE, Outcome.CLOSED_THERE}:
+        return False
     if event.counts is None or not event.final:
         return False
     return event.counts.rx_bytes == 0 and not event.counts.rx_packets

@@ -23,6 +23,7 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -361,7 +362,10 @@ class KernelFeed:
 def _reason(error: Exception) -> str:
     """An error in words, for a person."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        named = (
+            error.filename is not None and error.errno != errno.EMFILE
+        )  # which file was the next one is of no interest
+        return f"{error.filename}: {error.strerror}" if named else error.strerror
     return str(error) or type(error).__name__
 
 

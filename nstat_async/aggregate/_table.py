@@ -237,6 +237,8 @@ class TrafficTable:
         if event.counts is not None:
             self._account(entry, event.counts)
         if isinstance(event, FlowRemoved):
+            if event.final and event.counts is not None:
+                entry.end_with(event.counts)
             del self._open[event.flow.id]
             tally.open_flows -= 1
             self._groups.settle(tally)

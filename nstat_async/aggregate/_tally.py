@@ -86,6 +86,11 @@ class Tally:
         self.rx_packets += rx_packets
         self.tx_packets += tx_packets
 
+    def take_back(self, rx_bytes: int) -> None:
+        """What was counted here was no payload: no rate falls below zero by it."""
+        self.rx_bytes -= rx_bytes
+        self.samples = [(mark, min(rx, self.rx_bytes), tx) for mark, rx, tx in self.samples]
+
     def count_flow(self, sign: int, entry: OpenFlow) -> None:
         """An open flow comes to the row (1) or leaves it for another one (-1)."""
         self.flows += sign * entry.parts
@@ -231,6 +236,11 @@ class OpenFlow:
         if self.media is not None:
             self.media_base = self.media
 
+    def end_with(self, counts: Counts) -> None:
+        """Give back the byte of a FIN that a report had as payload: the final counts, already taken in, have one less."""
+        if self.rx_bytes - self.base[0] > 0 and self.rx_bytes - 1 == counts.rx_bytes:
+            self.tally.take_back(1)
+
     def count_media(self, counts: Counts, *, from_begin: bool) -> None:
         """Take in what a report says of each medium; of the first one all, or what comes after it."""
         now = media_of(counts)
@@ -253,7 +263,7 @@ class OpenFlow:
 
         - All that had counted are lower, one of them by more than half: a new flow behind an old id. It counts from zero.
         - A packet counter below 2**32 falls by more than 2**31: it wrapped (Linux counts segments in 32 bits).
-        - Any other fall is an odd reading: nothing was added until the counter is above what it was.
+        - Any other fall is an odd reading: nothing was added until the counter is above what it was. (`end_with` has the one at an end.)
 
         Returns:
             What was added.

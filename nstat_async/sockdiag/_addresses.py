@@ -57,6 +57,7 @@ class AddressSource(Source):
             self._list_everything()
         else:
             self.output.note(f"interfaces are unknown: rtnetlink failed: {error_text(errno)}")
+            self.close()
             self._settle()
 
     def deadline(self) -> float | None:

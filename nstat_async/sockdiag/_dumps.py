@@ -41,7 +41,7 @@ from ._messages import (
     iterate_messages,
 )
 from ._output import Output
-from ._refusals import unavailable
+from ._refusals import is_refusal, unavailable
 from ._rows import RowFormats
 from ._scan import Memory, new_memory, scan
 from ._setup import ChannelPurpose, Role
@@ -244,16 +244,16 @@ class DumpSource(Source):
         self._memory.begin()
 
     def failed(self, errno: int) -> None:
-        """A failure costs the poll; many in a row, or a channel that cannot be opened, the session."""
+        """A failure costs the poll; many in a row, a refusal, or a channel that cannot be opened, the session."""
         self._failures += 1
-        if not self.vital and (not self.is_open or self._failures > MAX_FAILURES):
+        if self.is_open and self._failures <= MAX_FAILURES and not is_refusal(errno):
+            self.expire()
+        elif self.vital:
+            self.output.failure = unavailable(errno)
+        else:
             self.lost = True
             self.output.note(f"a network namespace cannot be watched: {error_text(errno)}")
             self.abort()
-        elif not self.is_open or self._failures > MAX_FAILURES:
-            self.output.failure = unavailable(errno)
-        else:
-            self.expire()
 
     def deadline(self) -> float | None:
         return None if self.done else self._progress + PATIENCE

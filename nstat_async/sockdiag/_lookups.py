@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
 from ._output import Output
+from ._refusals import is_refusal
 from ._setup import ChannelPurpose, Role
 from ._source import Source
 
@@ -70,6 +71,7 @@ class LookupSource(Source):
         self._asked: dict[int, bytes] = {}
         self._sequence = 0
         self._progress = 0.0
+        self._refused = False
 
     def ask(self, request: DiagRequest, done: Done) -> None:
         """Have `done` called with the answer."""
@@ -79,7 +81,7 @@ class LookupSource(Source):
         if key in self._done:
             self._done[key].append(done)
             return
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MOST_WAITING or self._refused:
             self.unanswered += 1
             done(NO_ANSWER)
             return
@@ -121,7 +123,9 @@ class LookupSource(Source):
             done(message)
 
     def failed(self, errno: int) -> None:
-        del errno
+        if is_refusal(errno):
+            self._refused = True
+            self.close()
         self.expire()
 
     def deadline(self) -> float | None:

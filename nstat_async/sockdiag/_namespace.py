@@ -145,8 +145,7 @@ class Namespace:
             book.drop(entry)
             book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
         for source in (*self.sources, self.pulse):
-            if source.is_open and not self._output.following:
-                source.close()
+            source.close()
 
     def gather(self) -> bool:
         """Look into absences once all dumps are in; True when each was."""

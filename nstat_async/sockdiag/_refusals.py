@@ -23,6 +23,12 @@ _REMEDIES = {
 }
 
 
+def is_refusal(number: int) -> bool:
+    """True for an error of a socket that will come again: somebody forbids it, or the kernel cannot do it."""
+    reason, _ = _REMEDIES.get(number, (None, ""))
+    return reason in {UnavailableReason.PERMISSION, UnavailableReason.MISSING}
+
+
 def unavailable(number: int) -> BackendUnavailableError:
     """The error of a netlink socket, in words."""
     reason, remedy = _REMEDIES.get(

@@ -20,6 +20,7 @@ from ._finals import is_unused, last_words, was_disconnected
 from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
 from ._outcomes import QUICK, outcome_of_attempt
 from ._output import Output
+from ._refusals import is_refusal
 from ._reports import is_multipath, socket_report
 from ._rows import RowFormats, info_of
 from ._setup import ChannelPurpose, Role
@@ -88,10 +89,11 @@ class RemovalSource(Source):
         Until its queue was read empty it goes on dropping and says nothing more
         (``NETLINK_S_CONGESTED``), so the repair begins at `drained`.
         """
-        if not self.is_open:
+        if not self.is_open or is_refusal(errno):
             self.output.note(
                 f"destroyed sockets are not reported ({error_text(errno)}): flows between two polls are missed"
             )
+            self.close()
             return
         self._lossy = self._congested = True
         self._repairing = False

@@ -31,13 +31,15 @@ class Source:
         self.output.commands.append(OpenChannel(self.channel, self.purpose))
 
     def close(self) -> None:
-        """Have the channel closed."""
-        self.output.commands.append(CloseChannel(self.channel))
+        """Have the channel closed, if it is open."""
+        if self.is_open:
+            self.is_open = False
+            self.output.commands.append(CloseChannel(self.channel))
 
     def reopen(self) -> None:
         """Replace a channel that went wrong."""
         self.output.count("reopened")
-        self.close()
+        self.output.commands.append(CloseChannel(self.channel))
         self.open()
 
     def send(self, data: bytes) -> None:
@@ -68,7 +70,7 @@ class Source:
         """Nothing is readable now."""
 
     def failed(self, errno: int) -> None:
-        """Opening, sending or receiving failed."""
+        """Opening, sending or receiving failed; a channel that stays open is read again at once."""
         raise NotImplementedError
 
     def flush(self) -> None:

@@ -371,6 +371,30 @@ def test_an_odd_reading_adds_nothing_and_takes_nothing(odd):
     assert total.flows == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "final", "rx_bytes"),
+    [
+        (1, 0, True, 0),
+        (101, 100, True, 100),
+        (101, 100, False, 101),  # what is not the last word takes nothing back
+        (102, 100, True, 102),  # nor is more than a FIN given back
+    ],
+)
+def test_the_byte_of_a_fin_is_taken_back_by_final_counts(first, last, final, rx_bytes):
+    """It is no new flow, and no rate falls below zero by it."""
+    a = flow("a")
+    table = fed(added(a, 1, four(first, 50, 0, 4)), polled(5), removed(a, 6, four(last, 50, 0, 4), final=final))
+    total = table.total()
+    assert (total.rx_bytes, total.tx_bytes, total.flows) == (rx_bytes, 50, 1)
+    assert total.rx_rate >= 0
+
+
+def test_a_byte_that_a_table_did_not_count_is_not_taken_back():
+    a = flow("a")
+    table = fed(added(a, 1, four(1, 50, 0, 4), preexisting=True), removed(a, 2, four(0, 50, 0, 4)))
+    assert table.total().rx_bytes == 0
+
+
 def test_the_sum_of_growths_is_taken_along_after_a_wrap():
     """A flow whose owner becomes known after its counter wrapped brings all of it."""
     table = fed(

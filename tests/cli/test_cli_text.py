@@ -17,7 +17,7 @@ from nstat_async._cli._table import cell_width, render
 from nstat_async._cli._text import TextFormatter
 from nstat_async._escape import dump, escape
 from nstat_async._events import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
-from nstat_async._model import Counts, Direction, Endpoint, Process, TcpState
+from nstat_async._model import Counts, Direction, Endpoint, Outcome, Process, TcpState
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,6 +31,16 @@ def test_each_event_is_the_line_of_the_golden_file():
 def test_only_tcp_that_ended_without_receiving_failed():
     lines = [TextFormatter(utc=True)(event) for event in sample.EVENTS[5:10]]
     assert [("FAILED" in line) for line in lines] == [False, True, False, False, False]
+
+
+def test_what_ended_in_order_did_not_fail_nor_did_what_was_no_connection():
+    """A client that only sends receives nothing; a listener may go before anyone saw its state."""
+    ended = next(event for event in sample.EVENTS[5:10] if "FAILED" in TextFormatter()(event))
+    for harmless in (
+        attrs.evolve(ended, flow=attrs.evolve(ended.flow, outcome=Outcome.CLOSED_HERE)),
+        attrs.evolve(ended, flow=attrs.evolve(ended.flow, remote=None)),
+    ):
+        assert "FAILED" not in TextFormatter()(harmless)
 
 
 def test_a_good_poll_is_silent_and_a_bad_one_is_not():

@@ -14,7 +14,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket
 from test_sockdiag_living import privileged
 
 from nstat_async._cli._limits import limits_text
-from nstat_async._contract import LookupFailed, OpenChannel
+from nstat_async._contract import CloseChannel, LookupFailed, OpenChannel
 from nstat_async._errnos import error_text
 from nstat_async._errors import UnavailableReason
 from nstat_async._model import Capabilities, Visibility
@@ -58,6 +58,31 @@ def test_what_is_missing_beside_the_dumps_is_a_note_in_words(channel):
     kernel._carry_out = refuse
     kernel.start()
     assert sum("Operation not permitted" in note for note in kernel.session.capabilities.notes) == 1
+
+
+@pytest.mark.parametrize("number", [1, 97])
+def test_receiving_that_is_forbidden_ends_a_monitor_at_once_and_says_by_whom(number):
+    kernel = FakeKernel()
+    kernel.start()
+    kernel.session.channel_failed(0, number, kernel.now)
+    assert REMEDIES[number][1] in str(kernel.session.failure)
+
+
+@pytest.mark.parametrize(
+    ("channel", "words"), [(1, "destroyed sockets are not reported"), (2, "interfaces are unknown"), (3, "")]
+)
+def test_a_channel_beside_the_dumps_that_may_not_be_read_is_closed(channel, words):
+    """It would be read again and again."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.start()
+    for _ in range(2):
+        kernel.session.channel_failed(channel, 1, kernel.now)
+    assert [each.channel for each in kernel.session.commands() if isinstance(each, CloseChannel)] == [channel]
+    said = [note for note in kernel.session.capabilities.notes if "Operation not permitted" in note]
+    assert [words in note for note in said] == [True] * bool(words)
+    kernel.wait(3.0)
+    assert kernel.session.failure is None
+    assert kernel.session.statistics()["polls"] >= 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library's words are Linux'")
@@ -117,24 +142,29 @@ def run(*arguments: str, before=None, timeout: float = 120) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, preexec_fn=before)
 
 
-def forbid_netlink(number: int) -> None:
-    """``seccomp(2)``: ``socket(AF_NETLINK, …)`` fails with this error from here on, in the programs that follow, too."""
+def forbid(call: int, number: int, *, domain: int | None = None) -> None:
+    """``seccomp(2)``: this system call (with this first argument) fails with this error from here on, in the programs that follow, too."""
+    argument = [] if domain is None else [(0x20, 0, 0, 16), (0x15, 0, 1, domain)]
     program = b"".join(
         struct.pack("=HBBI", *each)
         for each in (
-            (0x20, 0, 0, 0),  # the system call
-            (0x15, 0, 3, 41),  # is socket
-            (0x20, 0, 0, 16),  # its first argument
-            (0x15, 0, 1, 16),  # is AF_NETLINK
+            (0x20, 0, 0, 0),
+            (0x15, 0, 1 + len(argument), call),
+            *argument,
             (0x06, 0, 0, 0x00050000 | number),
             (0x06, 0, 0, 0x7FFF0000),
         )
     )
     buffer = ctypes.create_string_buffer(program)
     libc = ctypes.CDLL(None)
-    described = ctypes.create_string_buffer(struct.pack("=H6xQ", 6, ctypes.addressof(buffer)))
+    described = ctypes.create_string_buffer(struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(buffer)))
     assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
     assert libc.prctl(22, 2, described, 0, 0) == 0  # PR_SET_SECCOMP
+
+
+def forbid_netlink(number: int) -> None:
+    """``socket(AF_NETLINK, …)`` fails with this error."""
+    forbid(41, number, domain=16)
 
 
 @living
@@ -148,7 +178,18 @@ def test_a_service_that_may_not_use_netlink_is_told_why(number):
 
 
 @living
-@pytest.mark.parametrize("limit", [6, 8, 10, 12])
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of numbers of system calls")
+@pytest.mark.parametrize("call", [44, 45, 53, 233], ids=["sendto", "recvfrom", "socketpair", "epoll_ctl"])
+def test_where_no_event_loop_can_work_a_command_says_so(call):
+    """asyncio would log a traceback each time that it is woken."""
+    done = run("snapshot", "--provider", "tcp", before=lambda: forbid(call, 1))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("nstat-async: error: sockets of the event loop: Operation not permitted; a seccomp")
+
+
+@living
+@pytest.mark.parametrize("limit", [5, 6, 8, 10, 12])
 def test_few_descriptors_are_said_in_words(limit):
     """It fails for want of them, or goes on with less; never with a number, never with a traceback."""
 
@@ -159,6 +200,7 @@ def test_few_descriptors_are_said_in_words(limit):
     assert "Traceback" not in done.stderr
     assert "rror 24" not in done.stderr
     assert "Errno" not in done.stderr
+    assert ".py" not in done.stderr
     assert done.returncode in {0, 1}
     if done.returncode:
         assert "Too many open files" in done.stderr
