@@ -9,9 +9,10 @@ kernel, *wrong* if its last counts are said to be final and are not the kernel's
 from __future__ import annotations
 
 import argparse
+import heapq
 import random
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def run(release: str, scenario: Scenario, flows: int, *, seed: int = 1) -> Line:
     monitor = VirtualMonitor(kernel, receive_buffer=scenario.buffer, interval=1.0, **scenario.options)
     monitor.run(1.2)
     scenario.begin(kernel, monitor)
-    made, open_ones = [], deque()
+    made, ends = [], []
     kinds = [
         kind for kind in ((Provider.TCP, False), (Provider.UDP, False), (Provider.TCP, True)) if _has(kernel, *kind)
     ]
@@ -119,11 +120,9 @@ def run(release: str, scenario: Scenario, flows: int, *, seed: int = 1) -> Line:
                 rx=draw.randrange(5000), tx=draw.randrange(500),
             )  # fmt: skip
             made.append(flow)
-            open_ones.append((kernel.now + draw.expovariate(1 / LIFE), flow))
-        for due, flow in [open_ones.popleft() for _ in range(len(open_ones))]:
-            if due > kernel.now:
-                open_ones.append((due, flow))
-                continue
+            heapq.heappush(ends, (kernel.now + draw.expovariate(1 / LIFE), len(made), flow))
+        while ends and ends[0][0] <= kernel.now:
+            flow = heapq.heappop(ends)[-1]
             flow.transfer(draw.randrange(2000), draw.randrange(300))
             flow.close()
         scenario.every(kernel, len(made) // burst)

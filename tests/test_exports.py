@@ -148,12 +148,11 @@ def _callables(module):
         if inspect.isfunction(value):
             yield entry, value
         elif inspect.isclass(value):
-            if attrs.has(value):  # whose constructor has the types of its fields
+            if attrs.has(value):  # the types of its fields
                 yield entry, value
-            written = "__init__" in vars(value) and not attrs.has(value)
             for member, found in vars(value).items():
                 thing = getattr(found, "__func__", getattr(found, "fget", found))
-                if inspect.isfunction(thing) and (not member.startswith("_") or (member == "__init__" and written)):
+                if inspect.isfunction(thing) and (not member.startswith("_") or member == "__init__"):
                     yield f"{entry}.{member}", thing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 import sys
@@ -16,6 +17,7 @@ from nstat_async._io import darwin, kctl
 from nstat_async._io.channel import SocketChannel
 from nstat_async._options import MonitorOptions
 from nstat_async.backends import Kctl
+from nstat_async.ntstat import Ledger, LedgerRow, ReadLedger
 
 CONTROL_ID = 7
 
@@ -257,6 +259,8 @@ class FakeLibrary:
         self.clients, self.errno = clients, errno
 
     def sysctlbyname(self, name, buffer, size, request, length):
+        if name == b"net.stats.stats":
+            return -1
         assert (name, length) == (b"net.stats.metrics", 8)
         version, wanted = struct.unpack("<II", request)
         assert version == 2
@@ -274,15 +278,24 @@ class FakeLibrary:
         return 0
 
 
-def test_the_kernels_count_of_losses_is_read_for_the_sockets_of_one_process(monkeypatch):
-    library = FakeLibrary({3: (1, 9, 9), 7: (42, 5, 6), 8: (2, 7, 7), 12: (42, 1, 0)})
+def test_the_kernels_count_of_losses_is_read_by_the_number_of_a_control_socket(monkeypatch):
+    library = FakeLibrary({3: (1, 9, 9), 7: (42, 5, 6), 8: (2, 7, 7), 9: (3, 0, 0)})
     monkeypatch.setattr(darwin, "_libc", lambda: library)
-    assert darwin.client_metrics(42) == [(12, 1, 0), (7, 5, 6)]
-    assert darwin.client_metrics(43) == []
+    assert darwin.client_metrics(7) == (7, 42, 5, 6)
+    assert darwin.newest_client(42) == 7, "below those of others, whose numbers follow each other"
+    assert darwin.newest_client(1) == 3
+    assert darwin.newest_client(43) is None
     library.errno = 13
-    assert darwin.client_metrics(42) is None
+    assert darwin.client_metrics(7) is None
     monkeypatch.setattr(darwin, "_libc", lambda: None)
-    assert darwin.client_metrics(42) is None
+    assert darwin.newest_client(42) is None
+
+
+def test_a_kernel_whose_numbers_do_not_fall_is_asked_no_longer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(darwin, "client_metrics", lambda number: asked.append(number) or (0xFFFFFFFF, 1, 0, 0))
+    assert darwin.newest_client(42) is None
+    assert len(asked) == 2
 
 
 def test_refused_announcements_of_the_machine_are_the_seventh_number_of_its_statistics(monkeypatch):
@@ -333,3 +346,18 @@ def test_what_cannot_be_asked_is_none(monkeypatch):
     monkeypatch.setattr(darwin, "_libc", lambda: None)
     assert darwin.process_identity(1) == (None, None)
     assert darwin.process_path(1) is darwin.sysctl_text("kern.uuid") is darwin.interface_messages() is None
+
+
+def test_a_monitor_reads_the_kernels_counts_of_its_own_sockets_and_not_of_others_in_its_process(system, monkeypatch):
+    """Two that start at once must not take each other's."""
+    counts, pid = {3: (1, 9, 9)}, os.getpid()
+    monkeypatch.setattr(darwin, "_libc", lambda: FakeLibrary(counts))
+    monkeypatch.setattr(FakeSocket, "connect", lambda *_: counts.update({max(counts) + 1: (pid, len(counts), 0)}))
+    first, second = (kctl.KctlTransport(MonitorOptions()) for _ in range(2))
+    for transport in (first, second, first):
+        transport.open(None)
+    assert system.made
+    assert first.lookup(ReadLedger()) == Ledger((LedgerRow(4, 1, 0), LedgerRow(6, 3, 0)))
+    assert second.lookup(ReadLedger()) == Ledger((LedgerRow(5, 2, 0),))
+    del counts[6]
+    assert first.lookup(ReadLedger()) == Ledger((LedgerRow(4, 1, 0),))

@@ -175,8 +175,10 @@ class VirtualMonitor:
         self.offset = EPOCH
         """Wall clock minus the monotonic clock."""
         self._sinks = [self.picture.feed] if sink is None else [sink]
-        self._lookup = kernel.transport().lookup if lookup is None else lookup
-        self._channels: dict[int, Any] = {}
+        self._transport = kernel.transport()
+        self._lookup = self._transport.lookup if lookup is None else lookup
+        self.channels: dict[int, Any] = {}
+        """The open control sockets, by the session's number."""
         self._readable: set[int] = set()
         self.session = Session(
             kernel.release if believed is None else believed,
@@ -252,7 +254,7 @@ class VirtualMonitor:
     def _carry_out(self, command: Any) -> None:
         core = self.core
         if isinstance(command, Send):
-            client = self._channels.get(command.channel)
+            client = self.channels.get(command.channel)
             if client is None:
                 return
             try:
@@ -271,17 +273,17 @@ class VirtualMonitor:
         if not self.control_present:
             self.core.channel_failed(channel, errno.ENOENT, self._now())
             return
-        client = self.kernel.connect()
+        client = self._transport.connect()
         if self.receive_buffer is not None:
             client.set_receive_buffer(self.receive_buffer)
         client.on_readable = lambda: self._readable.add(channel)
-        self._channels[channel] = client
+        self.channels[channel] = client
         self._readable.add(channel)
         immediate = not self.kernel.faults.reply_delay
         self.core.channel_opened(channel, self._now(), immediate=immediate, receive_buffer=client.receive_buffer)
 
     def _close(self, channel: int) -> None:
-        client = self._channels.pop(channel, None)
+        client = self.channels.pop(channel, None)
         self._readable.discard(channel)
         if client is not None:
             client.close()
@@ -289,7 +291,7 @@ class VirtualMonitor:
     def _read(self) -> bool:
         count = 0
         for channel in sorted(self._readable):
-            client = self._channels.get(channel)
+            client = self.channels.get(channel)
             self._readable.discard(channel)
             if client is None:
                 continue

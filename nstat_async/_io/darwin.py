@@ -124,25 +124,32 @@ _FAILED_GOODBYES = 164
 """``nstat_src_goodbye_failures``."""
 
 
-def client_metrics(pid: int) -> list[tuple[int, int, int]] | None:
-    """What the kernel counts for the control sockets of a process (``net.stats.metrics``, macOS 26).
+def client_metrics(number: int) -> tuple[int, int, int, int] | None:
+    """What the kernel counts for the control socket of this number, or of the next lower one (``net.stats.metrics``, macOS 26).
 
     Returns:
-        Number of the socket, sources not made, goodbyes failed, for each; `None` where it may not be read.
+        Its number, its process, sources not made, goodbyes failed; `None`: there is none, or it may not be read.
     """
-    found: list[tuple[int, int, int]] = []
-    wanted = _SCAN
-    for _ in range(_MOST_CLIENTS):  # downward, from the newest
-        info = _sysctl("net.stats.metrics", _CLIENT_INFO_SIZE, struct.pack("<II", _METRICS_VERSION, wanted))
-        if info is None or len(info) < _CLIENT_INFO_SIZE:
-            return found if wanted != _SCAN else None
-        client, owner = _CLIENT_INFO.unpack_from(info)
-        if owner == pid:
-            found.append((client, *parse_metrics(info)))
-        if client <= _FIRST_CLIENT or client >= wanted:
-            return found
-        wanted = client - 1
-    return found
+    info = _sysctl("net.stats.metrics", _CLIENT_INFO_SIZE, struct.pack("<II", _METRICS_VERSION, number))
+    if info is None or len(info) < _CLIENT_INFO_SIZE:
+        return None
+    refused = sum(_number(info, _METRICS_AT + at) for at in _REFUSED)
+    return (*_CLIENT_INFO.unpack_from(info), refused, _number(info, _METRICS_AT + _FAILED_GOODBYES))
+
+
+def _number(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "little")
+
+
+def newest_client(pid: int) -> int | None:
+    """The number of the control socket that a process opened last; `None` where it has none, or that may not be read."""
+    number = _SCAN
+    for _ in range(_MOST_CLIENTS):  # downward
+        found = client_metrics(number)
+        if found is None or found[0] > number or found[1] == pid:
+            return None if found is None or found[1] != pid else found[0]
+        number = found[0] - 1
+    return None
 
 
 _STATS_SIZE, _ADDED_FAILURES = 64, 24
@@ -152,19 +159,7 @@ _STATS_SIZE, _ADDED_FAILURES = 64, 24
 def refused_announcements() -> int | None:
     """Announcements of sources that found no room, for whatever client (``net.stats.stats``); `None` where there is no such count."""
     found = _sysctl("net.stats.stats", _STATS_SIZE)
-    if found is None or len(found) != _STATS_SIZE:
-        return None
-    return int(struct.unpack_from("<I", found, _ADDED_FAILURES)[0])
-
-
-_FIRST_CLIENT = 3
-"""Numbers of clients begin there."""
-
-
-def parse_metrics(info: bytes) -> tuple[int, int]:
-    """Sources not made, and goodbyes failed, in a ``nstat_client_info``."""
-    numbers = [struct.unpack_from("<I", info, _METRICS_AT + at)[0] for at in (*_REFUSED, _FAILED_GOODBYES)]
-    return sum(numbers[:3]), numbers[3]
+    return _number(found, _ADDED_FAILURES) if found is not None and len(found) == _STATS_SIZE else None
 
 
 class _UniqueIdentifier(ctypes.Structure):

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from typing import Any
 
 from .._contract import Channel
@@ -32,7 +33,7 @@ from ..ntstat import (
 )
 from ..ntstat._interfaces import parse_interfaces
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
-from .darwin import client_metrics, interface_messages, process_path, refused_announcements
+from .darwin import client_metrics, interface_messages, newest_client, process_path, refused_announcements
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
@@ -43,6 +44,8 @@ _PF_SYSTEM = 32
 _SYSPROTO_CONTROL = 2
 _CTLIOCGINFO = 0xC0644E03
 _CTL_INFO_SIZE = 100
+_OPENING = threading.Lock()
+"""The newest control socket of this process is then the one that is just opened."""
 
 
 def make_session(
@@ -83,9 +86,16 @@ class KctlTransport(PreparedTransport):
     def __init__(self, options: MonitorOptions) -> None:
         self._options = options
         self._evidence = LoopbackEvidence()
+        self._own: set[int] = set()
+        """The kernel's numbers of the control sockets opened here, where it tells them."""
 
     def connect(self) -> Channel:
-        return open_control(self._options.receive_buffer)
+        with _OPENING:
+            channel = open_control(self._options.receive_buffer)
+            number = newest_client(os.getpid())
+        if number is not None:
+            self._own.add(number)
+        return channel
 
     def lookup(self, request: Any) -> Any:
         """Find executables; open or close the flows that prove a layout."""
@@ -94,14 +104,20 @@ class KctlTransport(PreparedTransport):
         if isinstance(request, OpenEvidence):
             return self._evidence.open()
         if isinstance(request, ReadLedger):
-            rows, announcements = client_metrics(os.getpid()), refused_announcements()
-            unknown = rows is None and announcements is None
-            return None if unknown else Ledger(tuple(LedgerRow(*row) for row in rows or ()), announcements)
+            return self._read_ledger()
         if isinstance(request, ReadInterfaces):
             messages = interface_messages()
             return None if messages is None else InterfacesRead(parse_interfaces(messages))
         self._evidence.close()
         return None
+
+    def _read_ledger(self) -> Ledger | None:
+        """What the kernel counts for the control sockets opened here, not for those of others in this process."""
+        found = {number: client_metrics(number) for number in self._own}
+        rows = tuple(LedgerRow(row[0], *row[2:]) for number, row in sorted(found.items()) if row and row[0] == number)
+        self._own = {row.client for row in rows}
+        announcements = refused_announcements()
+        return Ledger(rows, announcements) if rows or announcements is not None else None
 
     def close(self) -> None:
         """Close a channel that nobody took, and known flows that are still open."""

@@ -90,7 +90,7 @@ class LedgerRow:
 
 @attrs.frozen
 class Ledger:
-    """The kernel's counts for the control sockets of a process, and for all of the machine."""
+    """The kernel's counts for the control sockets of one monitor, and for all of the machine."""
 
     clients: tuple[LedgerRow, ...]
     """Empty where they are not counted (before macOS 26) or may not be read (only root may)."""

@@ -80,10 +80,7 @@ class LossLedger:
                 yield cause, int(more)
 
     def _own_row(self, clients: Iterable[LedgerRow]) -> LedgerRow:
-        """The row of this session's control socket: of this process' the newest, when first looked at.
-
-        If that goes away it was another one's, such as a snapshot's.
-        """
+        """The row of the control socket that speaks: the newest, when first looked at."""
         rows = {row.client: row for row in clients}
         if self._client not in rows:
             self._client = max(rows)

@@ -108,6 +108,9 @@ class EmulatedInterface:
         return _IFT.get(self.kind, 6)
 
 
+# attrs writes the constructor before the class has its name, which whoever evaluates its annotations needs.
+EmulatedInterface.__init__.__annotations__["delegate"] = EmulatedInterface | None
+
 _RELEASES = (
     ((12377,), 0x7FFFF, 0xFFFFF),
     ((11215,), 0x7FFFF, 0x7FFFF),

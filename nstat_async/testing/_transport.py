@@ -16,6 +16,7 @@ import attrs
 
 from nstat_async._model import Provider, TcpState
 
+from ._client import EmulatedClient
 from ._flows import EmulatedFlow
 from ._kernel import SansIoKernel
 from ._signal import Signal
@@ -62,10 +63,10 @@ class Ticker:
 class EmulatedChannel:
     """One control socket of the emulated kernel, as the pump wants it."""
 
-    def __init__(self, kernel: SansIoKernel, receive_buffer: int | None) -> None:
+    def __init__(self, kernel: SansIoKernel, client: EmulatedClient, receive_buffer: int | None) -> None:
         self._signal = Signal()
         self.kernel = kernel
-        self.client = kernel.connect()
+        self.client = client
         if receive_buffer is not None:
             self.client.set_receive_buffer(receive_buffer)
         self.client.on_readable = self._update_signal
@@ -130,12 +131,20 @@ class EmulatedTransport:
         self._receive_buffer = receive_buffer
         self._ticker: Ticker | None = None
         self._evidence: list[EmulatedFlow] = []
+        self._own: list[EmulatedClient] = []
+        """The open control sockets of this transport."""
+
+    def connect(self) -> EmulatedClient:
+        """A control socket without a channel, which belongs to this transport as those of its channels do."""
+        client = self.kernel.connect()
+        self._own = [*(each for each in self._own if not each.closed), client]
+        return client
 
     def open(self, purpose: Any) -> Channel:  # noqa: ARG002
         """Open a control socket."""
         if self.kernel.runs_by_the_clock and self._ticker is None:
             self._ticker = Ticker(self.kernel)
-        return EmulatedChannel(self.kernel, self._receive_buffer)
+        return EmulatedChannel(self.kernel, self.connect(), self._receive_buffer)
 
     def lookup(self, request: Any) -> Any:
         """Open or close flows of known values on the emulated machine, or read what it counts as lost, or its interfaces carried."""
@@ -152,9 +161,9 @@ class EmulatedTransport:
         kernel = self.kernel
         with kernel.lock:
             if isinstance(request, ReadLedger):
-                details = kernel.release.has_details and kernel.privileged
-                clients = kernel.clients if details else ()
-                rows = tuple(LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in clients)
+                counted = kernel.release.has_details and kernel.privileged
+                own = [each for each in self._own if counted and not each.closed]
+                rows = tuple(LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in own)
                 return Ledger(rows, kernel.refused_announcements) if kernel.release.has_updates else None
             if isinstance(request, ReadInterfaces):
                 return InterfacesRead(tuple(each.carried for each in kernel.interfaces.values() if each.carried))

@@ -524,6 +524,25 @@ def test_what_was_reported_as_lost_is_not_reported_again_for_the_kernels_count()
     assert monitor.session.statistics()["kernel_failed_goodbyes"] == 3
 
 
+def test_of_two_monitors_that_begin_together_each_reads_the_kernels_count_of_its_own_socket():
+    kernel = EmulatedKernel("xnu-12377.121.6", privileged=True)
+    flows = [kernel.open_tcp(20 + n, f"p{n}", remote=REMOTE, rx=5) for n in range(3)]
+    starved, other = (
+        VirtualMonitor(kernel, interval=1.0, ledger=True, receive_buffer=size) for size in (8192, 1 << 20)
+    )
+    starved.run(2.0)
+    other.run(0.0)
+    next(iter(starved.channels.values())).failed_goodbyes = 3
+    for flow in flows:
+        flow.close()
+    for _ in range(30):
+        starved.run(1.0)
+        other.run(0.0)
+    assert starved.session.statistics()["kernel_failed_goodbyes"] == 3
+    assert other.session.statistics()["kernel_failed_goodbyes"] == 0
+    assert not other.picture.losses
+
+
 def reconciled(*looks, name="xnu-12377.121.6"):
     """What is said when the kernel's counts are these, one after the other (the last from then on); when they were read."""
     kernel, times, looks = EmulatedKernel(name), [], list(looks)
