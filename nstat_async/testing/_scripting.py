@@ -136,6 +136,8 @@ class ScriptedMachine(Machine):
         if mine is not None and peer is None:
             peer = Endpoint(bytes(len(mine.packed)), 0)
         owner = self.owner_fields(pid, name)
+        if self.release.has_details and self.release.providers[number][1]:
+            owner["eupid"] = 0  # ``necp_client.c`` leaves it out
         values = {**_DEFAULTS.get(provider, {}), **owner, "local": mine, "remote": peer, **fields}
         if remote is not None and provider is not Provider.UDP:
             values.setdefault("state", _ESTABLISHED)

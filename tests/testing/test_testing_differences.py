@@ -408,3 +408,73 @@ def test_what_a_terminal_started_has_its_uuid_and_no_effective_process(kernel, c
     assert (told["pid"], told["uuid"]) == (501, executable_uuid("curl"))
     assert (told["epid"], told["euuid"]) == ((0, executable_uuid("Terminal")) if carried else (501, told["uuid"]))
     assert (told["eupid"] == 0) is carried
+
+
+@pytest.mark.parametrize(("size", "begins"), [(16, False), (20, False), (24, True)])
+def test_details_begin_with_the_first_request_that_holds_a_reference_even_a_wrong_one(size, begins):
+    machine, talk = watching(TAHOE, filter=0)
+    flow = machine.open_tcp()
+    talk.read()
+    talk.client.send(GetDetails(srcref=99, context=7).encode(talk.layout)[:size])
+    assert [m.error for m in talk.read()] == [2 if begins else 22]
+    flow.close()
+    assert names(talk.read())[0] == ("SRC_DETAILS" if begins else "SRC_COUNTS")
+
+
+@pytest.mark.parametrize(("opener", "sources"), [("open_tcp", 4), ("open_udp", 5)])
+def test_a_batch_has_room_for_four_details_of_tcp_and_five_of_udp(opener, sources):
+    machine, talk = watching(TAHOE, Provider.TCP if opener == "open_tcp" else Provider.UDP)
+    for _ in range(sources + 1):
+        getattr(machine, opener)()
+    talk.client.send(GetDetails(srcref=talk.layout.all_sources, context=5, flags=3).encode(talk.layout))
+    batches = [[(m.srcref, m.context) for m in talk.decode(datagram)] for datagram in talk.datagrams()[:-1]]
+    assert batches == [[(ref, 0) for ref in range(sources + 1, 1, -1)], [(1, 0)]]
+
+
+@pytest.mark.parametrize("sources", [99, 100, 101])
+def test_a_hundred_details_are_continued_though_they_are_all(sources):
+    machine, talk = watching(TAHOE)
+    for _ in range(sources):
+        machine.open_tcp()
+    request = GetDetails(srcref=talk.layout.all_sources, context=5, flags=3)
+    *reports, success = talk.send(request)
+    assert (len(reports), success.flags) == (min(sources, 100), 2 * (sources >= 100))
+    assert sources < 100 or len(talk.send(request)) == sources - 100 + 1
+
+
+def test_a_poll_of_updates_displaces_one_of_details_and_is_displaced_by_it():
+    machine, talk = watching(TAHOE)
+    for _ in range(150):
+        machine.open_tcp()
+    everything = talk.layout.all_sources
+    talk.send(GetDetails(srcref=everything, context=5, flags=3))
+    for context, kind in ((6, GetUpdate), (7, GetDetails)):
+        displaced = talk.send(kind(srcref=everything, context=context, flags=3))[0]
+        assert (displaced.name, displaced.error, displaced.context) == ("ERROR", 35, context - 1)
+
+
+@pytest.mark.parametrize(("provider", "items", "size"), [(Provider.TCP, {1: 1056}, 1896), (Provider.UDP, {1: 1056}, 1832),
+                                                         (Provider.TCP, {1: 1056, 6: 32}, 1936)])  # fmt: skip
+def test_details_with_items_are_as_long_as_the_kernels(provider, items, size):
+    machine, talk = watching(TAHOE, provider, filter=SUPPRESS | 1 << 41 | 1 << 46)
+    flow = machine.open(provider, remote=REMOTE)
+    flow.items = {kind: bytes(length) for kind, length in items.items()}
+    talk.client.send(GetDetails(srcref=1, context=5).encode(talk.layout))
+    assert [len(datagram) for datagram in talk.datagrams()] == [size]
+
+
+def test_a_source_without_bytes_is_refused_alone_and_ends_as_if_its_counts_were_lost():
+    machine, talk = watching(TAHOE, filter=SUPPRESS | EmulatedKernel(TAHOE).release.no_zero_bytes_bit)
+    flow = machine.open_tcp()
+    assert [(m.name, m.error) for m in talk.ask(GetUpdate, srcref=1, flags=0)] == [("ERROR", 35)]
+    flow.close()
+    assert [(m.name, m.flags) for m in talk.read()] == [("SRC_REMOVED", 8)]
+
+
+def test_an_owner_of_a_user_land_flow_has_no_unique_effective_pid_on_macos_26():
+    for kernel, known in (("xnu-11417.121.6", True), (TAHOE, False)):
+        machine, talk = watching(kernel, userland=True)
+        machine.open_tcp(userland=True, remote=REMOTE)
+        fields = descriptor(machine, talk.ask(GetUpdate)[0])
+        assert fields["epid"] == fields["pid"]
+        assert fields["eupid"] == fields["upid"] * known
