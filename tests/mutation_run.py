@@ -36,6 +36,8 @@ MEMORY = 4 << 30
 """Bytes that a mutant may have, all that is mapped counted: some fill a list without end."""
 LEAST = 20.0
 """Seconds that a mutant has at least."""
+IDLE = 10
+"""Seconds without any processor time, after which it waits for what never comes."""
 
 
 def functions_of(code: CodeType, within: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], CodeType]:
@@ -130,7 +132,7 @@ def in_child(act: Any, seconds: float | None = None) -> Any:
             os._exit(0)
     os.close(writing)
     parts, end = [], seconds and time.monotonic() + seconds
-    while select.select([reading], [], [], end and max(0.0, end - time.monotonic()))[0]:
+    while seconds is None or _is_ready(reading, child, end):
         if not (data := os.read(reading, 1 << 16)):
             break
         parts.append(data)
@@ -141,6 +143,27 @@ def in_child(act: Any, seconds: float | None = None) -> Any:
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return pickle.loads(b"".join(parts)) if parts else None
+
+
+def _is_ready(reading: int, child: int, end: float) -> bool:
+    """Wait until there is something to read; False when the time is over, or the child sleeps for good."""
+    used, idle = 0, 0
+    while not select.select([reading], [], [], 1.0)[0]:
+        before, used = used, _ticks(child)
+        idle = idle + 1 if used == before and used else 0
+        if idle >= IDLE or time.monotonic() > end:
+            return False
+    return True
+
+
+def _ticks(session: int) -> int:
+    """The processor time of all processes of a session so far; 0 where the system does not say."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+            total += int(fields[3] == str(session)) * (int(fields[11]) + int(fields[12]))
+    return total
 
 
 def survey(items: list[pytest.Item], paths: set[str]) -> list[tuple[int, float, set[tuple[str, int]]]]:

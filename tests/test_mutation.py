@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import mutation
+import mutation_run
 import pytest
 
 SOURCE = '''\
@@ -77,3 +80,16 @@ def test_what_no_test_notices_is_reported_unless_it_is_explained(tmp_path, monke
     assert results == {"killed": 1, "survived": 1, "explained": 1}
     assert lines == ["nstat_async/__init__.py:2: if x < 0: | x < 0 => (x) <= (0)"]
     assert (package / "__init__.py").read_text() == source
+
+
+@pytest.mark.slow
+def test_a_mutant_that_waits_for_what_never_comes_is_given_up_long_before_its_time_is_over(monkeypatch):
+    def work_and_wait():
+        while time.process_time() < begin + 0.1:
+            pass
+        time.sleep(1e6)
+
+    begin = time.process_time()
+    monkeypatch.setattr(mutation_run, "IDLE", 1)
+    assert mutation_run.in_child(work_and_wait, 1e6) is None
+    assert mutation_run.in_child(lambda: "an answer", 1e6) == "an answer"
