@@ -48,6 +48,7 @@ TESTS = {
         "tests/test_polls.py",
         "tests/test_snapshot.py",
     ),
+    "nstat_async/_starting.py": ("tests/cli/test_cli_process.py",),
     "nstat_async/_subscription.py": ("tests/test_monitor.py", "tests/test_life.py", "tests/test_buffer.py"),
     "nstat_async/_io/background.py": ("tests/test_life.py", "tests/test_pump.py"),
     "nstat_async/_io/pump.py": ("tests/test_pump.py", "tests/test_life.py", "tests/test_unix_bridge.py"),
