@@ -9,8 +9,8 @@ A mutant that no test notices is printed with its place: it survived. Either a t
 nothing; then it stands in ``tests/mutation_explained.txt`` with the reason. Exit status 1 if others survived.
 
 Most take a fraction of a second: ``mutation_run.py`` forks a pytest that has collected the tests, gives one function
-other code, and runs the tests that reach the line. What is not in a function gets a pytest of its own, in a copy of the
-tree. The C code is off: it is Python that is changed. This takes minutes to hours, so it is no part of the suite.
+other code, and runs the tests that reach the line. What is not in a function, or reached in another process only, gets
+a pytest of its own, in a copy of the tree. The C code is off: it is Python that is changed. This takes minutes to hours, so it is no part of the suite.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ def forked(root: Path, found: list[Mutant], tests: tuple[str, ...], directory: P
 
 
 def one_by_one(root: Path, found: list[Mutant], tests, *, jobs: int, directory: Path) -> dict[Mutant, str]:
-    """The tests' word on mutants of what runs when a module is imported: a pytest for each, in a copy of the tree."""
+    """The tests' word on mutants of what runs at import or in other processes: a pytest for each, in a copy of the tree."""
     if not found:
         return {}
     idle = SimpleQueue()

@@ -4,7 +4,8 @@ A pytest plugin, started by ``tests/mutation.py``. It runs every test once and n
 modules it reaches. Then, for each mutant, a child process gets the changed code in place of the function's own, and
 runs the tests that reach the line, the quickest first, until one fails.
 
-What is not inside a function has done its work when the module was imported: that is left to a pytest of its own.
+What is not inside a function has done its work when the module was imported, and what no test reaches may run in
+another process: that is left to a pytest of its own.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def try_out(session, path, source, mutant, chosen, killers) -> str:
     cost = sum(cost for cost, _ in chosen)
 
     def act() -> tuple[str, int | None]:
-        if not patch(path, source, mutant):
+        if not chosen or not patch(path, source, mutant):
             return "outside", None
         limit = int(LEAST + 5 * cost)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
