@@ -47,6 +47,7 @@ TESTS = {
         "tests/test_life.py",
         "tests/test_polls.py",
         "tests/test_snapshot.py",
+        "tests/test_backends.py",
     ),
     "nstat_async/_starting.py": ("tests/cli/test_cli_process.py",),
     "nstat_async/_subscription.py": ("tests/test_monitor.py", "tests/test_life.py", "tests/test_buffer.py"),

@@ -58,9 +58,9 @@ def test_auto_is_the_kernel_of_this_machine(monkeypatch, platform):
 
 def test_where_there_is_no_kernel_to_watch_starting_says_what_works_everywhere(monkeypatch):
     monkeypatch.setattr("nstat_async._io.system.system", lambda: "plan9")
-    monitor = Monitor()
-    with pytest.raises(BackendUnavailableError, match=r"plan9.*EmulatedKernel.*Replay"):
-        anyio.run(monitor.start)
+    for monitor in (Monitor(), Monitor(backend="auto")):
+        with pytest.raises(BackendUnavailableError, match=r"plan9.*EmulatedKernel.*Replay"):
+            anyio.run(monitor.start)
 
 
 @pytest.mark.parametrize("text", WRONG)

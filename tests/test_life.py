@@ -300,6 +300,7 @@ def test_a_forgotten_monitor_warns_and_is_closed(run):
             gc.collect()
         assert [w.category for w in caught] == [ResourceWarning]
         assert "never closed" in str(caught[0].message)
+        assert caught[0].filename.endswith("_monitor.py"), "no line that only happened to run then"
         await ready.closed.wait()
         await until(lambda: not background._running)
 

@@ -12,6 +12,7 @@ from nstat_async import (
     BackendUnavailableError,
     Capabilities,
     ConcurrentReadError,
+    Coverage,
     Counts,
     EventsLost,
     Flow,
@@ -447,6 +448,43 @@ def test_a_recording_is_not_polled():
         async with Monitor(backend=script) as monitor:
             await monitor.poll_now()
             assert script.polls == 0
+
+    run("asyncio", main)
+
+
+@on_both_loops
+def test_what_was_never_opened_says_so_and_may_be_closed(loop):
+    async def main() -> None:
+        monitor = Monitor(backend=Script())
+        assert repr(monitor) == "<Monitor script not open>"
+        with pytest.raises(UsageError, match="not open: use it in an async with block"):
+            await monitor.poll_now()
+        for use in (monitor.__anext__, monitor.subscribe, lambda: monitor.flows, lambda: monitor.capabilities):
+            with pytest.raises(UsageError, match="not open: use it in an async with block"):
+                use()
+        assert monitor.statistics().feed == {}
+        assert monitor.statistics().buffers == ()
+        await monitor.aclose()
+        assert repr(monitor) == "<Monitor script closed>"
+        with pytest.raises(MonitorClosedError, match="the monitor is closed"):
+            monitor.subscribe()
+        with pytest.raises(UsageError, match="started once"):
+            await monitor.start()
+        async with Monitor(backend=Script()) as monitor:
+            assert repr(monitor) == "<Monitor script open>"
+        assert repr(Monitor()) == "<Monitor auto not open>"
+
+    run(loop, main)
+
+
+def test_figures_say_what_flows_explain_of_all_traffic_where_the_feed_knows_it():
+    async def main() -> None:
+        script = Script()
+        async with Monitor(backend=script) as monitor:
+            assert monitor.statistics().coverage is None
+            figures = {"rx_bytes": 1, "tx_bytes": 2, "flow_rx_bytes": 3, "flow_tx_bytes": 4}
+            script.statistics = lambda: {f"coverage_{name}": value for name, value in figures.items()}
+            assert monitor.statistics().coverage == Coverage(**figures)
 
     run("asyncio", main)
 
