@@ -28,7 +28,7 @@ from nstat_async import (
     TcpState,
     UsageError,
 )
-from nstat_async._model import COUNTS_FIELDS, began_anew
+from nstat_async._model import COUNTS_FIELDS, began_anew, counts_of
 from nstat_async.ntstat import Mode, Session
 
 
@@ -95,6 +95,39 @@ def test_values_cannot_be_changed_and_are_equal_by_content():
 
 
 _NUMBER = st.none() | st.integers(0, 2**64 - 1)
+
+
+def test_each_count_is_read_by_its_name_however_it_was_made():
+    media = {"wifi": MediumCounts(1, 2, 3, 4)}
+    values = {name: number for number, name in enumerate(COUNTS_FIELDS, 1)}
+    for counts in (Counts(media=media, **values), counts_of(tuple(values.values()), tuple(media.items()))):
+        assert {name: getattr(counts, name) for name in COUNTS_FIELDS} == counts.as_dict() == values
+        assert dict(counts.media) == dict(pickle.loads(pickle.dumps(counts)).media) == media
+    assert Counts(**values).media == counts_of(tuple(values.values())).media == ()
+    assert all(getattr(Counts, name).__doc__ for name in COUNTS_FIELDS)
+    assert (Counts() == 5) is False
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "grown"),
+    [
+        ((10, 10, 10, 10), (4, 4, 4, 4), (4, 4, 4, 4)),  # all began anew
+        ((10, 10, 10, 10), (5, 5, 5, 5), (0, 0, 0, 0)),  # none by more than half: odd readings
+        ((10, 10, 10, 10), (4, 4, 4, 10), (0, 0, 0, 0)),
+        ((1, 2, 3, 4), (1, None, 3, None), (0, None, 0, None)),
+        ((1, 2, None, None), (1, 2, 5, 6), (0, 0, 5, 6)),
+        ((1, 2, 2**32 - 1, 4), (1, 2, 4, 4), (0, 0, 5, 0)),  # a counter of 32 bits wrapped
+        ((1, 2, 3, 2**32 - 1), (1, 2, 3, 5), (0, 0, 0, 6)),
+        ((1, 2, 3, 2**31 + 7), (2, 3, 4, 7), (1, 1, 1, 0)),  # half of them is no wrap
+        ((1, 2, 3, 2**31 + 100), (2, 3, 4, 2**31 - 100), (1, 1, 1, 0)),
+        ((1, 2, 3, 2**31), (2, 3, 4, 2**29), (1, 1, 1, 0)),
+    ],
+)
+def test_growth_judges_each_counter_by_itself_unless_all_began_anew(earlier, later, grown):
+    names = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+    before, after = (Counts(**dict(zip(names, values, strict=True))) for values in (earlier, later))
+    assert after.since(before) == Delta(*grown)
+    assert after.since(None) == Delta(*later)
 
 
 @settings(deadline=None, max_examples=60)

@@ -201,7 +201,7 @@ def growth(new: Four, old: Four) -> Four:
     rx_bytes, tx_bytes, rx_packets, tx_packets = (
         None if after is None else max(0, after - (before or 0)) for after, before in zip(new, old, strict=True)
     )
-    if None in (rx_bytes, tx_bytes, rx_packets, tx_packets) or 0 in (rx_bytes, tx_bytes, rx_packets, tx_packets):
+    if 0 in (rx_bytes, tx_bytes, rx_packets, tx_packets):  # else all that is counted grew
         if began_anew(new, old):
             return new
         if any(new):

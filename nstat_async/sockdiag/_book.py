@@ -57,8 +57,6 @@ from ._waiting import Memory
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _MOST_ENDED = 65_536
 _DEVICE = struct.Struct("=40xI")
-_GONE = -1
-"""The head of a row that is none."""
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
 _RESTARTED = Change.RESTARTED
@@ -191,9 +189,7 @@ class Book:
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        entry = self.entries[pieces[2]] = Entry(
-            self, protocol, pieces, self._output.poll, self._output.poll, pieces[1][1]
-        )
+        entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, self._output.poll)
         entry.connection += self._given_up.pop(entry.cookie) or 0
         if protocol not in _DUMPED:
             self.others[entry.cookie] = entry
@@ -203,7 +199,7 @@ class Book:
         """An entry for a socket that was not known and is there no more: it does not come into the book."""
         if self._dumping:
             self._departed.add(pieces[2])
-        return Entry(self, protocol, pieces, self._output.poll, self._output.poll, pieces[1][1])
+        return Entry(self, protocol, pieces, self._output.poll, self._output.poll)
 
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int], *, fin: bool = False) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began.
@@ -246,7 +242,7 @@ class Book:
             return False
         self._dissolve(entry)
         self._owners.forget(entry, entry.user[1])
-        entry.last, entry.state = pieces, pieces[1][1]
+        entry.last = pieces
         return True
 
     def complete_ends(self, entry: Entry, pieces: Pieces) -> None:
@@ -266,6 +262,7 @@ class Book:
     def mark_closed(self, entry: Entry, state: SocketState) -> None:
         """No socket is there any more under these addresses: a process holds what is left of it."""
         self._stop_listening(entry)
+        entry.be_like_no_row()  # it may listen once more, and then is as it was
         if entry.protocol == IPPROTO_TCP and entry.flow is not None:
             entry.state = state
             self.update(entry, entry.report, rebuilt=True)
@@ -276,7 +273,7 @@ class Book:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
-            entry.last = (_GONE, *entry.last[1:])  # no row is like it, if the kernel should list it once more
+            entry.be_like_no_row()
             self.others.pop(entry.cookie, None)
         self._stop_listening(entry)
         self._owners.forget(entry, entry.user[1])

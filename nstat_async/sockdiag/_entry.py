@@ -10,6 +10,7 @@ import attrs
 
 from .._model import Attribution, Direction, Flow, Process
 from ..ebpf import Totals
+from ._constants import SocketState
 from ._reports import SocketReport
 from ._rows import Pieces
 
@@ -27,6 +28,8 @@ class Others:
 
 NOBODY = Others()
 _USER = struct.Struct("=II")
+_NO_HEAD = -1
+"""The head of a row that is none."""
 
 
 class Weight(enum.IntEnum):
@@ -74,7 +77,7 @@ class Entry:
     """Serial of the last poll that had it."""
     changed: int
     """Serial of the poll in which it was last seen to change."""
-    state: int
+    state: int = SocketState.CLOSE
     reading: float = 0.0
     """Seconds from the begin of the poll until its last change was read: the row is no older."""
     connection: int = 1
@@ -138,9 +141,14 @@ class Entry:
         """The same of a row."""
         return _USER.unpack_from(pieces[3])
 
+    def be_like_no_row(self) -> None:
+        """Whatever row comes of it is looked at, if it should be as before."""
+        self.last = (_NO_HEAD, *self.last[1:])
+
     def begin_connection(self) -> None:
         """The socket has another connection now: nothing of the one before holds for it but the owner."""
         self.connection += 1
+        self.state = SocketState.CLOSE
         self.report = self.flow = self.direction = self.totals = None
         self.weight = Weight.NONE
         self.preexisting = False

@@ -14,7 +14,7 @@ from test_sockdiag_session import traffic
 from examples import examples
 from nstat_async._contract import LookupFailed
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
-from nstat_async._model import Attribution, Direction, InterfaceKind, Visibility
+from nstat_async._model import Attribution, Direction, InterfaceKind, TcpState, Visibility
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
     AddressMessage,
@@ -24,6 +24,7 @@ from nstat_async.sockdiag import (
     RouteMessage,
     Session,
     SocketState,
+    TcpInfo,
 )
 
 MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
@@ -60,6 +61,7 @@ def test_another_connection_of_a_socket_is_another_flow(kernel, where):
     assert added.counts.tx_bytes == (5000 if where == "elsewhere" else 10)
     assert added.flow.process.pid == 42
     assert done.flows == 1
+    assert kernel.session.statistics()["reconnected"] == 1
     kernel.close(1)
     (removed,) = kernel.run()
     assert (attrs.evolve(removed.flow, outcome=None), removed.final) == (added.flow, True)
@@ -67,13 +69,16 @@ def test_another_connection_of_a_socket_is_another_flow(kernel, where):
 
 def test_another_connection_known_only_by_its_end(kernel):
     """The removal is of a connection that no dump had: the known one ended before, the other is added and removed."""
-    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 1000))
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic(5, 1000))
     kernel.start()
-    kernel.feed(FakeSocket(1, remote_port=81, info=traffic(0, 7, fin_sent=0)).message(final=True), 1)
+    assert kernel.session.statistics()["unresolved_owners"] == 1
+    kernel.feed(FakeSocket(1, remote_port=81, info=traffic(0, 7, fin_sent=1)).message(final=True), 1)
     lost, first, added, second = kernel.run()
     assert isinstance(lost, EventsLost)
     assert (first.flow.id, first.counts.tx_bytes, first.final) == ("c1", 1000, False)
     assert (added.flow.id, second.flow.id, second.counts.tx_bytes, second.final) == ("c1.2", "c1.2", 7, True)
+    assert added.flow.direction is Direction.OUTBOUND
+    assert kernel.session.statistics()["unresolved_owners"] == 0
 
 
 def test_a_failed_attempt_is_no_other_connection(kernel):
@@ -91,7 +96,7 @@ def test_a_listener_that_connects_is_another_flow(kernel):
     sock.state, sock.local, sock.remote, sock.remote_port = SocketState.ESTABLISHED, LOOPBACK, LOOPBACK, 90
     sock.info = traffic(0, 5)
     removed, added, _ = kernel.wait(1.0)
-    assert (removed.flow.direction, removed.reason) == (Direction.LISTENER, RemovalReason.GONE)
+    assert (removed.flow.direction, removed.reason, removed.final) == (Direction.LISTENER, RemovalReason.GONE, False)
     assert (added.flow.id, added.flow.direction) == ("c1.2", Direction.OUTBOUND)
 
 
@@ -116,7 +121,124 @@ def test_a_socket_that_changes_its_family_stays_one_flow(kernel, protocol):
     assert list(kernel.session.flows()) == []
 
 
+@pytest.mark.parametrize("when", ["in one poll", "in two"])
+def test_what_was_taken_for_gone_and_is_there_again_is_another_flow(kernel, when):
+    """Removals were lost, no dump and no look-up had the socket; the next dump has it, and says so at once."""
+    kernel.sockets[1] = sock = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    for expected in ("c1", "c1.2") if when == "in two" else ("c1",):
+        del kernel.sockets[1]
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+        kernel.session.channel_drained(1, kernel.now)
+        (removed,) = flow_events(kernel.wait(1.0))
+        assert (removed.flow.id, removed.reason, removed.final) == (expected, RemovalReason.GONE, False)
+        kernel.sockets[1] = sock
+        (added,) = flow_events(kernel.wait(1.0))
+    assert (type(added), added.flow.id) == (FlowAdded, f"c1.{2 if when == 'in one poll' else 3}")
+
+
+def test_a_known_socket_that_ends_during_the_dump_that_has_it_ends_once(kernel):
+    """Its row was written before its removal and is read behind it."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.sockets[2] = FakeSocket(2, local_port=2, info=traffic())
+    kernel.start()
+    kernel.during_dump = lambda: kernel.close(1)
+    events = kernel.wait(1.0)
+    assert kinds(events) == ["FlowRemoved", "PollCompleted"]
+    assert events[-1].flows == 1
+
+
+def test_rows_that_say_nothing_of_a_known_socket_hide_no_absence(kernel):
+    """Neither what is left of a stranger nor what ended during the dump stands for a socket that is missing."""
+    for cookie in (1, 2):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+    kernel.start()
+    kernel.sockets.pop(1)
+    kernel.during_dump = lambda: kernel.close(2)
+    assert kinds(kernel.wait(1.0)) == ["FlowRemoved", "PollCompleted"]
+    kernel.remains.append(FakeSocket(9, local_port=9, state=SocketState.FIN_WAIT2, timer=3))
+    (closed,) = flow_events(kernel.wait(1.0))
+    assert (closed.flow.id, closed.flow.state) == ("c1", TcpState.CLOSED)
+
+
+def test_what_is_left_of_a_socket_keeps_it_until_its_removal(kernel):
+    """Another one that is missing is looked into, this one is not."""
+    for cookie in (1, 2):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+    kernel.start()
+    kernel.sockets.clear()
+    kernel.remains.append(FakeSocket(1, local_port=1, state=SocketState.FIN_WAIT2, timer=3))
+    assert [event.flow.id for _ in range(3) for event in flow_events(kernel.wait(1.0))] == ["c2"]
+
+
+def test_a_listener_that_was_shut_down_accepts_nothing_until_it_listens_again(kernel):
+    """Its row is as it was then, and it is no longer closed."""
+    kernel.sockets[1] = sock = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    kernel.start()
+    ambiguous = traffic(0, 10, active=0, fin_sent=1)
+
+    def accepted(cookie):
+        kernel.feed(FakeSocket(cookie, LOOPBACK, 80, PEER, cookie, info=ambiguous).message(final=True), 1)
+        return flow_events(kernel.run())[0].flow.direction
+
+    assert accepted(5) is Direction.INBOUND
+    del kernel.sockets[1]
+    kernel.wait(1.0)
+    (update,) = flow_events(kernel.wait(1.0))
+    assert (update.flow.state, accepted(6)) == (TcpState.CLOSED, None)
+    kernel.sockets[1] = sock
+    (update,) = flow_events(kernel.wait(1.0))
+    assert (update.flow.state, accepted(7)) == (TcpState.LISTEN, Direction.INBOUND)
+
+
+def test_growing_says_nothing_new_of_who_began(kernel):
+    """A direction that a listener gives stays, and the flow is the same object with every update."""
+    kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    moving = {**traffic(0, 5, active=0), 144: 0}
+    kernel.sockets[2] = sock = FakeSocket(2, local_port=80, remote_port=90, unacked=1, info=moving)
+    added = kernel.start()[1]
+    sock.info = {**sock.info, TcpInfo.BYTES_RECEIVED: 9}
+    (updated,) = flow_events(kernel.wait(1.0))
+    assert updated.flow.direction is Direction.INBOUND
+    assert updated.flow is added.flow
+
+
+def test_with_every_update_a_socket_without_counts_keeps_its_flow_object():
+    kernel = FakeKernel(every_update=True)
+    kernel.sockets[1] = FakeSocket(1, protocol=17)
+    flow = kernel.start()[0].flow
+    (updated,) = flow_events(kernel.wait(1.0))
+    assert updated.flow is flow
+
+
 # -- owners
+
+
+def test_a_change_of_state_is_no_new_search(kernel):
+    """Whoever held it holds it still."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.sockets[1].state = SocketState.FIN_WAIT1
+    assert kinds(kernel.wait(1.0)) == ["FlowUpdated", "PollCompleted"]
+    assert searches(kernel) == 1
+
+
+def test_a_socket_that_has_another_inode_says_so(kernel):
+    kernel.sockets[1] = FakeSocket(1, protocol=17, inode=77)
+    kernel.start()
+    kernel.sockets[1].inode = 78
+    updated = flow_events(kernel.wait(1.0))[0]
+    assert (updated.details.inode, updated.delta.rx_bytes) == (78, None)
+
+
+def test_what_ended_is_sought_no_longer(kernel):
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.start()
+    assert kernel.session.statistics()["unresolved_owners"] == 1
+    kernel.close(1)
+    kernel.run()
+    assert kernel.session.statistics()["unresolved_owners"] == 0
 
 
 def test_every_socket_of_one_inode_gets_its_owner(kernel):
@@ -354,8 +476,10 @@ def test_a_renamed_interface_is_an_update(kernel):
     kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), remote=PEER, info=traffic())
     kernel.start()
     kernel.feed(LinkMessage(2, 1, "lan7").encode(RouteMessage.NEWLINK), 2)
-    updated, _ = kernel.wait(1.0)
+    kernel.sockets[2] = FakeSocket(2, bytes([192, 0, 2, 2]), 2, remote=PEER, info=traffic())
+    updated, added, _ = kernel.wait(1.0)
     assert isinstance(updated, FlowUpdated)
+    assert (added.flow.id, added.flow.interface.name) == ("c2", "lan7")
     assert (updated.flow.interface.name, updated.flow.interface.kind) == ("lan7", InterfaceKind.WIFI)
     assert updated.delta.rx_bytes == 0
     assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
@@ -585,12 +709,18 @@ def test_every_flow_lives_once(script):
     assert polls == sorted(set(polls))
 
 
-def test_a_row_that_is_as_it_was_after_its_socket_was_dropped_is_of_another_flow(kernel):
-    """With the C code and without: a row is known by its socket, not by being where it was."""
+@pytest.mark.parametrize("during", [False, True])
+def test_a_row_that_is_as_it_was_after_its_socket_was_dropped_is_of_another_flow(kernel, during):
+    """With the C code and without: a row is known by its socket, not by being where it was; nor has it ended for good."""
     kernel.sockets[1] = sock = FakeSocket(1, info=traffic(5, 1000))
     kernel.start()
     kernel.wait(1.0)
-    kernel.close(1)
-    assert kinds(flow_events(kernel.run())) == ["FlowRemoved"]
+    if during:
+        kernel.during_dump = lambda: kernel.close(1)
+        kernel.wait(1.0)
+    else:
+        kernel.close(1)
+        kernel.run()
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
     kernel.sockets[1] = sock
     assert kinds(flow_events([*kernel.wait(1.0), *kernel.wait(1.0)])) == ["FlowAdded"]

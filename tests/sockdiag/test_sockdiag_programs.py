@@ -29,7 +29,16 @@ from nstat_async._contract import LookupFailed
 from nstat_async._model import Direction
 from nstat_async._options import Ebpf
 from nstat_async.ebpf import Flag, Kind, Operation, SocketType, Tier
-from nstat_async.sockdiag import AttachAnswer, FoundNamespace, NamespacesAnswer, NetworkNamespace, TableRow, TcpInfo
+from nstat_async.sockdiag import (
+    AttachAnswer,
+    CgroupFacts,
+    DiagAttribute,
+    FoundNamespace,
+    NamespacesAnswer,
+    NetworkNamespace,
+    TableRow,
+    TcpInfo,
+)
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._glimpses import MOST
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
@@ -195,6 +204,59 @@ def test_datagrams_are_counted_at_polls_and_to_the_end():
     assert [e.delta.tx_bytes for e in kernel.events if isinstance(e, FlowUpdated) and e.delta.tx_bytes] == [500, 200]
     (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
     assert (removed.final, removed.counts.tx_bytes, removed.counts.tx_packets) == (True, 710, 8)
+
+
+@pytest.mark.parametrize("extra", [{}, {DiagAttribute.MARK: b"\7\0\0\0"}])
+def test_a_dump_that_adds_an_inode_to_what_a_record_said_is_no_update(extra):
+    """What else it has is: another remote, and whatever comes later."""
+    kernel = started()
+    for cookie in (3, 4, 5):
+        kernel.ring(datagram_record(Kind.FIRST_IO, cookie, pid=5, flags=BORN, uid=1000, **PORTS))
+        kernel.sockets[cookie] = FakeSocket(cookie, remote=REMOTE, protocol=17, inode=0 if extra else 77, extra=extra)
+    kernel.sockets[4].remote_port = 81
+    kernel.sockets[5].state = SocketState.CLOSE
+    assert {event.flow.id for event in flow_events(kernel.poll())} == {"c4", "c5"}
+    if extra:
+        for sock in kernel.sockets.values():
+            sock.inode = sock.cookie
+        assert flow_events(kernel.poll()) == []
+    kernel.sockets[3].inode = 9
+    (updated,) = flow_events(kernel.poll())
+    assert (updated.flow.id, updated.details.inode) == ("c3", 9)
+
+
+def test_a_dump_tells_the_cgroup_and_the_details_that_a_record_does_not_have():
+    kernel = started()
+    kernel.cgroups[55] = CgroupFacts(55, "/system.slice/a.service")
+    sock = datagram_record(Kind.FIRST_IO, 3, pid=5, flags=BORN, **PORTS)
+    kernel.ring(sock)
+    kernel.flows[3] = flow_row(sock, tx_bytes=500, tx_calls=1)
+    kernel.poll()
+    kernel.sockets[3] = FakeSocket(3, remote=REMOTE, remote_port=81, protocol=17, inode=2, cgroup=55)
+    events = flow_events([*kernel.poll(), *kernel.poll()])
+    assert {event.details.inode for event in events} == {2}
+    assert (events[-1].flow.cgroup, events[-1].counts.tx_bytes) == ("/system.slice/a.service", 500)
+
+
+def test_a_row_of_a_flow_that_waits_for_its_user_announces_nothing():
+    kernel = started()
+    kernel.ring(record(Kind.ACCEPTED, 8, **PORTS))
+    kernel.sockets[8] = FakeSocket(8, remote=REMOTE, info={TcpInfo.SEGS_IN: 1})
+    assert flow_events(kernel.poll()) == []
+    (added, *_) = flow_events(kernel.ring(record(Kind.FIRST_IO, 8, pid=6, **PORTS)))
+    assert (type(added), added.flow.process.pid) == (FlowAdded, 6)
+
+
+@pytest.mark.parametrize("port", [80, 0], ids=["known", "forgotten"])
+def test_a_removal_says_where_an_end_is_that_no_dump_had(port):
+    """An attempt has no local port when its record is written; of one that failed the kernel forgets the remote one."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.wait(0.3)
+    kernel.feed(attrs.evolve(removal(), remote_port=port).message(final=True), 1)
+    events = flow_events([*kernel.run(), *kernel.wait(1.0), *kernel.wait(1.0)])
+    assert str(kernel.events[0].flow.local) == "127.0.0.1:0"
+    assert (str(events[-1].flow.local), str(events[-1].flow.remote)) == ("127.0.0.1:40000", "127.0.0.2:80")
 
 
 def test_without_the_end_its_counts_are_taken():

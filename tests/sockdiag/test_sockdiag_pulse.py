@@ -114,10 +114,11 @@ def test_what_was_removed_before_its_report_came_is_no_flow(kernel):
     assert kernel.session.statistics()["flows"] == 0
 
 
-def test_an_accepted_connection_gets_its_process_by_a_pulse(kernel):
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_an_accepted_connection_gets_its_process_by_a_pulse(kernel, protocol):
     """Before it was accepted it has no inode, and no process."""
     sock = add(kernel, 5)
-    sock.inode = 0
+    sock.inode, sock.protocol = 0, protocol
     kernel.poll()
     sock.inode = 5
     (updated,) = flow_events(kernel.beat(5))

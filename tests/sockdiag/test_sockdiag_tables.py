@@ -14,7 +14,7 @@ from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, ProviderRefused
 from nstat_async._events import RemovalReason
 from nstat_async._options import Ebpf
 from nstat_async.ebpf import Flag, Kind, Operation, SocketType
-from nstat_async.sockdiag import TableRow
+from nstat_async.sockdiag import LinkMessage, RouteMessage, TableRow
 
 RAW = TableRow("raw", 11, 1000, bytes(4), bytes(4), port=89)
 PING = TableRow("icmp", 12, 1000, b"\x7f\0\0\1", b"\x7f\0\0\2", port=77)
@@ -59,6 +59,7 @@ def test_one_that_two_readings_do_not_have_is_gone():
     (removed,) = flow_events(kernel.poll())
     assert isinstance(removed, FlowRemoved)
     assert (removed.flow.protocol, removed.final, removed.reason) == (89, False, RemovalReason.GONE)
+    assert flow_events(kernel.poll()) == [], "and ends once"
 
 
 def test_one_that_a_reading_left_out_stays():
@@ -78,6 +79,19 @@ def test_a_socket_that_connects_is_updated():
     (updated,) = flow_events(kernel.poll())
     assert isinstance(updated, FlowUpdated)
     assert str(updated.flow.remote) == "192.0.2.1:0"
+
+
+def test_a_renamed_interface_is_an_update_of_those_that_have_an_address():
+    kernel = watched()
+    kernel.tables = [FRAMES, PING]
+    kernel.start()
+    kernel.feed(LinkMessage(1, 772, "lo7").encode(RouteMessage.NEWLINK), 2)
+    kernel.tables = [FRAMES, attrs.evolve(PING, inode=20, port=78), PING]
+    updated, added = flow_events(kernel.poll())
+    assert [(type(event), event.flow.interface.name) for event in (updated, added)] == [
+        (FlowUpdated, "lo7"),
+        (FlowAdded, "lo7"),
+    ]
 
 
 def test_a_kernel_without_the_tables_refuses_once():
