@@ -183,6 +183,11 @@ class _Finder(ast.NodeVisitor):
         elif isinstance(node.value, (int, float)):
             self._add(node, str(node.value + 1))
 
+    def visit_keyword(self, node):
+        """Leave `zip`'s check of what its arguments are anyway alone."""
+        if node.arg != "strict":
+            self.visit(node.value)
+
     def visit_JoinedStr(self, node):
         """Leave it alone: words."""
 
@@ -210,9 +215,13 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Return(self, node):
-        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        if node.value is None:
+            return
+        if not (
+            isinstance(node.value, ast.Constant) and node.value.value in {None, False}
+        ):  # to who asks they are alike
             self._add(node, "return None")
-            self.visit(node.value)
+        self.visit(node.value)
 
     def visit_Break(self, node):
         self._add(node, "continue")

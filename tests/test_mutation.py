@@ -52,6 +52,14 @@ def test_annotations_assertions_words_and_imports_for_types_are_left_alone(sourc
     assert [m for m in mutation.mutants("m.py", source) if m.old != "..."] == []
 
 
+def test_what_is_alike_to_whoever_asks_is_no_mutant():
+    source = "def f(a, b):\n    zip(a, b, strict=True)\n    return False\n"
+    assert [(m.old, m.new) for m in mutation.mutants("m.py", source)] == [
+        ("zip(a, b, strict=True)", "pass"),
+        ("False", "True"),
+    ]
+
+
 def test_a_mutant_changes_its_place_and_nothing_else():
     for mutant in mutation.mutants("m.py", SOURCE):
         text = mutation.changed(SOURCE, mutant)

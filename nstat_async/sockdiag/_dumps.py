@@ -121,6 +121,7 @@ class DumpSource(Source):
         protocols: What is dumped.
         extras: Ask for the buffer sizes of TCP sockets, too.
         every: Apply rows that did not change, too.
+        vital: A failure costs the session, and not the namespace alone.
     """
 
     def __init__(
@@ -132,10 +133,10 @@ class DumpSource(Source):
         *,
         extras: bool = False,
         every: bool = False,
+        vital: bool = True,
     ) -> None:
         super().__init__(output, ChannelPurpose(book.number, Role.DUMPS))
-        self.vital = True
-        """False: a failure costs the namespace, not the session."""
+        self._vital = vital
         self.lost = False
         """True when it failed for good, and is not vital."""
         self.done = True
@@ -248,7 +249,7 @@ class DumpSource(Source):
         self._failures += 1
         if self.is_open and self._failures <= MAX_FAILURES and not is_refusal(errno):
             self.expire()
-        elif self.vital:
+        elif self._vital:
             self.output.failure = unavailable(errno)
         else:
             self.lost = True

@@ -78,9 +78,14 @@ class Namespace:
         self._sightings = sightings
         self.removals = RemovalSource(output, self.book, self._endings, sightings, self._formats, protocols)
         self.dumps = DumpSource(
-            output, self.book, self._formats, protocols, extras=options.extras, every=options.every_update
+            output,
+            self.book,
+            self._formats,
+            protocols,
+            extras=options.extras,
+            every=options.every_update,
+            vital=vital,
         )
-        self.dumps.vital = vital
         allowed = identity.label is None and IPPROTO_TCP in protocols and not (options.extras or options.every_update)
         self.walks = Walks(
             output,
