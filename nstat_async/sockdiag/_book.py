@@ -23,6 +23,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections import deque
+from collections.abc import Iterator
 
 import attrs
 
@@ -322,11 +323,14 @@ class Book:
         if self._links_version == self._links.version:
             return
         self._links_version = self._links.version
-        if not self._announced:  # in the first poll of many sockets a look at each would take milliseconds
-            return
-        for entry in self.entries.values():
+        if self._announced:
+            self._output.do(self._relocate())
+
+    def _relocate(self) -> Iterator[None]:
+        for entry in list(self.entries.values()):
+            yield
             flow = entry.flow
-            if flow is None or flow.local is None:
+            if flow is None or flow.local is None or entry.over:
                 continue
             device, remote = _DEVICE.unpack_from(entry.last[1])[0], None if flow.remote is None else flow.remote.packed
             interface = self._links.interface_of(flow.local.packed, device, remote)
@@ -335,6 +339,8 @@ class Book:
 
     def learn_others(self, entry: Entry, owner: Process, others: Others) -> None:
         """Several processes hold a socket: the oldest of them is its owner."""
+        if entry.over:
+            return
         changed, entry.others = entry.others != others, others
         if entry.process is None or entry.process.key != owner.key:
             self.learn_owner(entry, owner, None)

@@ -8,6 +8,7 @@ looked has no path any more; what was found before stays known.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Union
 
@@ -128,9 +129,15 @@ class CgroupSource:
             del self._known[next(iter(self._known))]
         self._known[number] = None if facts is None else _place(facts)
         self._wanted.pop(number, None)
-        for entry in self._without.pop(number, ()):
-            if facts is not None:
-                entry.book.learn_cgroup(entry)
+        without = self._without.pop(number, {})
+        if facts is not None:
+            self._output.do(_tell(without))
+
+
+def _tell(entries: Iterable[Entry]) -> Iterator[None]:
+    for entry in entries:
+        yield
+        entry.book.learn_cgroup(entry)
 
 
 def _place(facts: CgroupFacts) -> Place:

@@ -10,6 +10,8 @@ lasts, is it worth a question.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .._events import RemovalReason
 from .._options import MonitorOptions
 from ._addresses import AddressSource
@@ -146,9 +148,7 @@ class Namespace:
         self._sightings.leave(book)
         self.lookups.give_up_all()
         self._endings.give_up_all()
-        for entry in list(book.entries.values()):
-            book.drop(entry)
-            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+        self._output.do(_end_all(book))
         for source in (*self.sources, self.pulse):
             source.close()
 
@@ -220,3 +220,11 @@ class Namespace:
         elif (found != NO_ANSWER or entry.absences >= PATIENCE) and not self._sightings.end_recorded(entry.cookie):
             self._output.count("gone")
             book.give_up(entry)
+
+
+def _end_all(book: Book) -> Iterator[None]:
+    for entry in list(book.entries.values()):
+        yield
+        if not entry.over:
+            book.drop(entry)
+            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -10,6 +12,9 @@ import attrs
 from .._contract import Command, Lookup, Mode
 from .._errors import NstatError
 from .._events import AnyEvent, EventsLost, LossCause
+
+DONE_AT_ONCE = 256
+"""Steps of work in one call, of which each may be a flow that is updated: about 3 ms."""
 
 
 @attrs.define(eq=False)
@@ -43,6 +48,8 @@ class Output:
     """The first thing that could not be decoded."""
     _questions: dict[int, Callable[[Any], None]] = attrs.field(factory=dict)
     _tokens: int = 0
+    _work: deque[Iterator[None]] = attrs.field(factory=deque)
+    """What is under way, and what comes behind it."""
 
     def __attrs_post_init__(self) -> None:
         self.following = self.mode is Mode.FOLLOWING
@@ -71,6 +78,26 @@ class Output:
         self.count("malformed")
         self.malformed = self.malformed or reason
         self.lose(LossCause.PROTOCOL, reason, 1)
+
+    @property
+    def busy(self) -> bool:
+        """True while `work` has more to do at once."""
+        return bool(self._work)
+
+    def do(self, work: Iterator[None]) -> None:
+        """Have something done whose steps may be many: those that are beyond the first few wait for `work`."""
+        self._work.append(work)
+        if len(self._work) == 1:
+            self.work()
+
+    def work(self) -> None:
+        """Do the next steps."""
+        left = DONE_AT_ONCE
+        while left > 0 and self._work:
+            done = sum(1 for _ in islice(self._work[0], left))
+            if done < left:
+                self._work.popleft()
+            left -= done
 
     def ask(self, request: Any, done: Callable[[Any], None]) -> None:
         """Have a look-up made and `done` called with its answer (or what says that there is none)."""

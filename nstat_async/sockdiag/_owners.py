@@ -13,7 +13,7 @@ and whether the process still runs the same program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -245,20 +245,25 @@ class OwnerSource:
 
     def take(self, answer: Any) -> None:
         """Take in what a piece of the search found; without an answer the search is over."""
-        self.searching = self._users_asked = False
+        self._output.do(self._take_in(answer))
+
+    def _take_in(self, answer: Any) -> Iterator[None]:
+        self._users_asked = False
         self.failure = answer.reason if isinstance(answer, LookupFailed) else None
         if not isinstance(answer, OwnersAnswer):
             self._due.update(self._searched)
             self._due.update(self._added)
             self._searched, self._added, self._again = set(), set(), False
+            self.searching = False
             return
         self.learn(answer)
-        self._learn_others(answer)
-        self._seek_again(answer)
+        yield from self._learn_others(answer)
+        yield from self._seek_again(answer)
         if answer.below is not None and self._searched:
             self._go_on(answer.below)
             return
-        self._park(answer.refused)
+        yield from self._park(answer.refused)
+        self.searching = False
         if self._added:
             self._due.update(self._added)
             self._added, self._again = set(), True
@@ -293,7 +298,7 @@ class OwnerSource:
         if facts:
             self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
-    def _learn_others(self, answer: OwnersAnswer) -> None:
+    def _learn_others(self, answer: OwnersAnswer) -> Iterator[None]:
         """All tables were looked at: of several holders the oldest is the owner."""
         if answer.shared is None:
             return
@@ -311,6 +316,7 @@ class OwnerSource:
         self._fresh, self._all_fresh = {}, False
         for inode in sorted(changed & (before.keys() | shared.keys())):
             for entry in self._holders(inode):
+                yield
                 if inode in shared:
                     owner = self.process(facts[holders[inode][0]], entry.user[0])
                     entry.book.learn_others(entry, owner, shared[inode])
@@ -362,17 +368,27 @@ class OwnerSource:
             if new != old:
                 self._processes[key] = new
                 renewed[id(old)] = (old, new)
-        for entry in self._entries() if renewed else ():
-            if id(entry.owner) in renewed:
+        if renewed:
+            self._output.do(self._pass_on(renewed))
+
+    def _pass_on(self, renewed: Mapping[int, tuple[Process, Process]]) -> Iterator[None]:
+        for entry in [entry for entry in self._entries() if id(entry.owner) in renewed]:
+            yield
+            if id(entry.owner) in renewed:  # nobody else was found meanwhile
                 entry.book.learn_owner(entry, renewed[id(entry.owner)][1], entry.place)
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
+        """A path that cannot be read any more is the one that was known: the process ends, or may not be looked at now."""
+        name, path = facts.name, facts.path
+        known = self._processes.get((facts.pid, facts.start_ticks, uid)) if path is None else None
+        if known is not None and known.title == facts.title:
+            name, path = known.name, known.path
         return Process(
             facts.pid,
-            facts.name,
+            name,
             facts.start_ticks,
             uid=uid,
-            path=facts.path,
+            path=path,
             title=facts.title,
             user=self._users.get(uid),
             parent_pid=facts.parent_pid,
@@ -381,7 +397,7 @@ class OwnerSource:
             attribution=Attribution.OBSERVED,
         )
 
-    def _seek_again(self, answer: OwnersAnswer) -> None:
+    def _seek_again(self, answer: OwnersAnswer) -> Iterator[None]:
         """Processes ended, descriptors are not there any more: what lives on of their sockets has another owner, if any."""
         dead, lost, met = set(answer.gone), set(answer.lost), dict(answer.met)
         for entry in self._checking if met else ():
@@ -392,13 +408,14 @@ class OwnerSource:
         suspects = [entry for entry in self._held.values() if id(entry.owner) in owners] if owners else []
         suspects += [entry for entry in self._checking if entry.user[1] in lost] if lost else []
         for entry in suspects:
+            yield
             if entry.process is not None and not entry.over:
                 entry.place = entry.used_by = None
                 self.want(entry)
                 self._again = True
         self._checking = []
 
-    def _park(self, refused: int | None) -> None:
+    def _park(self, refused: int | None) -> Iterator[None]:
         """A whole search did not find these: they are asked for again ever more rarely.
 
         That all processes were looked at and none has it proves nothing at first: it may have ended, or have been
@@ -408,6 +425,9 @@ class OwnerSource:
         self.refused = refused or 0
         complete = self._sees_all and not refused
         for inode in sorted(self._searched):
+            yield
+            if inode not in self._searched:  # it ended meanwhile
+                continue
             tries = self._tries.get(inode, 0)
             self._tries[inode] = tries + 1
             if complete and not tries and self._output.first_poll and self._held[inode].protocol == IPPROTO_UDP:

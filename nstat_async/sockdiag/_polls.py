@@ -199,7 +199,7 @@ class Polls:
         left = ANNOUNCED_AT_ONCE
         for namespace in self._namespaces:
             left -= namespace.book.announce_next(left, searched=self._searched)
-        if not any(namespace.book.unannounced for namespace in self._namespaces):
+        if not (self._output.busy or any(namespace.book.unannounced for namespace in self._namespaces)):
             self._end()
 
     def _end(self) -> None:
@@ -234,4 +234,6 @@ class Polls:
                 namespace.lookups.give_up_all()
                 namespace.tables.take(None)
             self._programs.maps.expire()
+            while self._output.busy:
+                self._output.work()
             self.proceed()

@@ -499,6 +499,7 @@ class Session:
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
         times = [
+            self._output.now if self._output.busy else None,
             self._polls.deadline(),
             self._sightings.deadline(),
             *(source.deadline() for source in self._sources.values()),
@@ -508,6 +509,7 @@ class Session:
     def handle_deadline(self, now: float) -> None:
         """The time has come (or passed)."""
         self._output.now = now
+        self._output.work()
         for source in self._sources.values():
             due = source.deadline()
             if due is not None and due <= now:
