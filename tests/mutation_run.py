@@ -35,8 +35,8 @@ ORDER = "NSTAT_MUTANTS"
 """Environment variable: a file with what is to be tried, and where the answers go."""
 MEMORY = 4 << 30
 """Bytes that a mutant may have, all that is mapped counted: some fill a list without end."""
-LEAST = 20.0
-"""Seconds that a mutant has at least."""
+LEAST = 5.0
+"""Seconds of processor time that a mutant has at least for each test."""
 IDLE = 10
 """Seconds without any processor time, after which it waits for what never comes."""
 
@@ -209,21 +209,22 @@ def try_out(session, path, source, mutant, chosen, killers) -> str:
     numbers = [number for _, number in chosen]
     likely = [number for number in killers[-8:] if number in set(numbers)]
     numbers = [*dict.fromkeys([*likely[::-1], *numbers])]
-    cost = sum(cost for cost, _ in chosen)
+    costs = {number: cost for cost, number in chosen}
 
     def act() -> tuple[str, int | None]:
         if not chosen or not patch(path, source, mutant):
             return "outside", None
-        limit = int(LEAST + 5 * cost)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for at, number in enumerate(numbers):
+            limit = int(time.process_time() + LEAST + 5 * costs[number])
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             following = session.items[numbers[at + 1]] if at + 1 < len(numbers) else None
             if not _passes(session.items[number], following):
                 return "killed", number
         return "survived", None
 
-    answer = in_child(act, 3 * LEAST + 30 * cost)
+    answer = in_child(act, 60.0 + 30 * sum(costs.values()))
     if answer is None:
         return "killed by time"
     if answer[1] is not None:
