@@ -396,10 +396,7 @@ async def look_once(
 
 
 class _NoFlows(FlowGate):
-    """Passes what is not about a flow: a snapshot takes these from the feed, all at once."""
-
-    def __init__(self) -> None:
-        super().__init__(bool)
+    """Passes what is not about a flow: a snapshot takes these from the feed, all at once, and asks no filter."""
 
     def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
         passed.extend(event for event in events if not isinstance(event, FlowEvent))
@@ -409,7 +406,7 @@ async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | 
     """Read until a poll is complete, or a recording over; what is missing then, `None` if nothing."""
     feed, reader = monitor._opened(), monitor._own  # noqa: SLF001  # of this module
     assert reader is not None
-    reader._gate = _NoFlows()  # noqa: SLF001  # as above
+    reader._gate = _NoFlows(bool)  # noqa: SLF001  # as above
     refused: dict[Provider, str] = {}
     lost: dict[LossCause, str] = {}
     polls, until = 0, time.monotonic() + SNAPSHOT_SECONDS

@@ -369,6 +369,13 @@ def test_cancelling_every_task_of_the_loop_ends_the_stream_with_an_error(run):
             async for _ in monitor:
                 pass
         await monitor.aclose()
+        ready = Ready()
+        monitor = await Monitor(backend=ready).start()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        with pytest.raises(MonitorClosedError):
+            await monitor.__anext__()
+        assert ready.closed.is_set(), "what a feed holds open is closed without its help"
 
     run(main)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -33,6 +34,7 @@ from nstat_async import (
     snapshot,
 )
 from nstat_async._buffer import EventBuffer
+from nstat_async._options import MonitorOptions
 from nstat_async._subscription import Distributor, Subscription
 from nstat_async.testing import EmulatedKernel
 
@@ -385,8 +387,42 @@ def test_who_subscribes_late_gets_the_flows_of_that_moment_first(loop):
             assert first.receive_nowait()[-1] == POLLED
             late.close()
             assert [event async for event in late] == []
+            assert [(await monitor.__anext__()).flow.id for _ in range(2)] == ["1", "2"]  # a place of its own again
+            script.deliver(added(3))
+            assert await monitor.__anext__() == added(3)
 
     run(loop, main)
+
+
+@on_both_loops
+def test_who_iterates_the_monitor_keeps_that_place_when_others_subscribe(loop):
+    async def main() -> None:
+        script = Script()
+        async with Monitor(backend=script) as monitor:
+            await script.running.wait()
+            script.deliver(added(1), added(2))
+            assert await monitor.__anext__() == added(1)
+            script.known = [(flow(1), None)]
+            late = monitor.subscribe()
+            assert await monitor.__anext__() == added(2)
+            assert [event.flow.id for event in late.receive_nowait()] == ["1"]
+
+    run(loop, main)
+
+
+def test_what_was_there_before_is_added_at_the_time_of_the_stream_or_before_its_first_event_of_the_wall():
+    async def main() -> None:
+        script = Script()
+        async with Monitor(backend=script) as monitor:
+            await script.running.wait()
+            script.known = [(flow(1), None)]
+            monitor.subscribe()  # takes over the monitor's own place, in which nothing waits
+            before = time.time()
+            assert before <= monitor.subscribe().receive_nowait()[0].time <= time.time()
+            script.deliver(added(5))
+            assert monitor.subscribe().receive_nowait()[0].time == 5.0
+
+    run("asyncio", main)
 
 
 @on_both_loops
@@ -447,6 +483,10 @@ def test_a_recording_is_not_polled():
         script = Script(can_wait=True)
         async with Monitor(backend=script) as monitor:
             await monitor.poll_now()
+            script.fail(RequestError("a record", 5))
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(RequestError):
+                await monitor.poll_now()
             assert script.polls == 0
 
     run("asyncio", main)
@@ -475,6 +515,10 @@ def test_what_was_never_opened_says_so_and_may_be_closed(loop):
         assert repr(Monitor()) == "<Monitor auto not open>"
 
     run(loop, main)
+
+
+def test_a_monitor_has_the_defaults_of_the_options():
+    assert Monitor().options == MonitorOptions()
 
 
 def test_figures_say_what_flows_explain_of_all_traffic_where_the_feed_knows_it():

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import math
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -420,6 +422,46 @@ def test_of_large_datagrams_fewer_are_read_at_once(run, monkeypatch, size, most)
     assert max(batches) == batches[-1] == most
 
 
+@pytest.mark.parametrize(("has_news", "reads"), [(True, [64, 1, 1, 1]), (False, [1, 32, 16, 16])])
+def test_a_slice_is_shared_among_channels(monkeypatch, has_news, reads):
+    """The first ring may take all of it, another one half, channels equal parts of the rest; each has one batch at least."""
+    clock, done = [0.0], [0, 0, 0, 0]
+    monkeypatch.setattr(pump, "SLICE", 1.0)
+    monkeypatch.setattr(pump, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=float, time=float))
+
+    class Reader(SocketChannel):
+        def read_into(self, batch, most):
+            done[self.number] += 1
+            if not self.number and not has_news:
+                return False
+            clock[0] += 1 / 64
+            batch.append(b"and more")
+            return True
+
+    def connect(number):
+        near, far = socket.socketpair()
+        it.wires.far[number] = far
+        channel = Reader(near, immediate=True, receive_buffer=None)
+        channel.number, channel.rest = number, 1.0 if number < 2 else 0.0
+        return channel
+
+    async def body():
+        nonlocal it
+        it = Pumping()
+        it.wires.open, it.core.next = connect, [OpenChannel(number, number) for number in (2, 0, 3, 1)]
+        it.plate.room = room
+        with anyio.fail_after(LIMIT):
+            await it.feed.run(it.plate)
+
+    async def room():
+        await anyio.lowlevel.checkpoint()
+        it.feed.close()
+
+    it = None
+    asyncio.run(body())
+    assert done == reads
+
+
 def test_what_came_before_a_deadline_is_heard_before_it(run):
     """Also by a loop that was held until then, so that nobody said the channel is readable."""
 
@@ -435,6 +477,48 @@ def test_what_came_before_a_deadline_is_heard_before_it(run):
         await it.until("deadline")
         assert it.core.heard[-2:] == [("drained", 0), ("deadline",)]
         assert ("datagram", b"in time", 0) in it.core.heard
+
+    run(body)
+
+
+def test_what_is_known_to_be_empty_is_read_once_more_at_a_deadline_and_not_reported_again(run):
+    async def body():
+        it = Pumping()
+        take, turns = it.core.take_events, []
+
+        def hear(*heard):
+            if heard == ("drained", 0):
+                it.core.deadline = time.monotonic() + 0.001
+                turns.clear()
+
+        it.core.on_hearing = hear
+        it.core.take_events = lambda: turns.append(1) or take()
+        await it.until("deadline")
+        assert it.core.heard == [("start",), ("opened", 0, True, 4096), ("drained", 0), ("deadline",)]
+        assert len(turns) <= 3, "read again and again"
+
+    run(body)
+
+
+def test_what_was_lost_before_it_could_be_read_is_reported_and_what_still_waits_is_read(run):
+    async def body():
+        it = Pumping()
+        errors = [OSError(errno.ENOBUFS, "no room"), OSError("odd")]
+
+        def read_into(channel, batch, most):
+            if errors:
+                raise errors.pop(0)
+            return type(channel).read_into(channel, batch, most)
+
+        def connect(purpose, connect=it.wires.open):
+            channel = connect(purpose)
+            it.wires.far[purpose].send(b"still here")
+            channel.read_into = functools.partial(read_into, channel)
+            return channel
+
+        it.wires.open = connect
+        await it.until("datagram", b"still here", 0)
+        assert it.core.heard[2:-1] == [("failed", 0, errno.ENOBUFS), ("failed", 0, 0)]
 
     run(body)
 
@@ -465,6 +549,7 @@ def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(run):
                 it.feed.close()
                 tasks.cancel_scope.cancel()
         assert len(set(turns)) > 2, "all deadlines in one turn"
+        assert it.feed.statistics()["slices"] >= 5
 
     run(body)
 
@@ -653,9 +738,11 @@ def test_events_follow_the_wall_clock_when_it_is_set(monkeypatch):
     async def main():
         async with Monitor(backend=EmulatedKernel().backend(), interval=None) as monitor:
             stream, times = monitor.subscribe(), []
+            before = wall()
             for ahead[0] in (0.0, 1e6):
                 await monitor.poll_now()
                 times.append(stream.receive_nowait()[-1].time)
+            assert before - 1 < times[0] < wall() + 1
         assert 0.9e6 < times[1] - times[0] < 1.1e6
 
     anyio.run(main)

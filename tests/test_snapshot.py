@@ -15,6 +15,7 @@ import pytest
 
 from nstat_async import (
     Capabilities,
+    Ebpf,
     EventsLost,
     Flow,
     IncompleteSnapshotError,
@@ -41,6 +42,7 @@ class Scripted:
         self.polls = 0
 
     def open(self, options):
+        self.options = options
         self.wanted = anyio.Event()
         self.wanted.set()
         self.closed = False
@@ -87,9 +89,23 @@ def test_a_poll_that_was_not_answered_in_full_is_made_again():
 
 def test_what_never_becomes_complete_is_raised_with_what_there_is_and_why():
     lost = EventsLost(1.0, LossCause.BATCH, 5, detail="asked for again")
-    with pytest.raises(IncompleteSnapshotError, match=r"1 flows are known: .*batch: asked for again") as caught:
+    why = r"1 flows are known: no poll was answered in full, of 4; batch: asked for again"
+    with pytest.raises(IncompleteSnapshotError, match=why) as caught:
         look(*[[lost, PART]] * 100)
     assert [flow.id for flow, _ in caught.value.flows] == ["1"]
+
+
+def test_when_its_time_is_over_it_asks_no_more(monkeypatch):
+    monkeypatch.setattr("nstat_async._monitor.SNAPSHOT_SECONDS", -1.0)
+    with pytest.raises(IncompleteSnapshotError, match="no poll was answered in full, of 1"):
+        look([PART], [PART], [WHOLE])
+
+
+def test_it_polls_by_itself_and_has_nothing_that_sees_what_comes():
+    scripted = Scripted([WHOLE])
+    anyio.run(lambda: snapshot(backend=scripted))
+    options = scripted.options
+    assert (options.interval, options.ebpf, options.pulse, options.extras) == (None, Ebpf.OFF, None, False)
 
 
 def test_a_kernel_side_that_ends_first_is_incomplete():

@@ -259,11 +259,9 @@ class KernelFeed:
             self._channels.pop(number, None)
             core.channel_closed(number, self._now())
             return False
-        if self._closed or waiter.channel_closed:
-            return False
-        core.channel_failed(number, error.errno or 0, self._now())
-        # The error was reported and taken off the socket; what else is queued is still there.
-        return number in self._channels
+        if not self._closed:
+            core.channel_failed(number, error.errno or 0, self._now())
+        return True  # the error was reported and taken off the socket; what else is queued is still there
 
     # --- commands ----------------------------------------------------------------
 
