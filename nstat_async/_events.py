@@ -222,13 +222,26 @@ FlowUpdated.counts = property(_inherited.fget, _inherited.fset, doc="Its totals 
 _set_previous = _read_later(FlowUpdated, "previous", _PREVIOUS, _PREVIOUSLY).__set__
 
 
-class UpdateDraft(FlowEvent):
-    """A `FlowUpdated` that is not finished: it can be written to, in a third of the time; its `__class__` finishes it."""
+def _draft_of(owner: type[FlowEvent]) -> Any:
+    """A class of events that are not finished: they can be written to, in a third of the time; their `__class__` finishes them."""
+    # CPython writes to slots directly only where both methods are its own.
+    own = {name: getattr(object, name) for name in ("__init__", "__setattr__", "__delattr__")}
+    return type(f"{owner.__name__}Draft", (FlowEvent,), {"__slots__": owner.__slots__, **own})  # type: ignore[attr-defined]  # made by attrs
 
-    __slots__ = FlowUpdated.__slots__  # type: ignore[attr-defined]  # made by attrs
-    __init__ = object.__init__
-    __setattr__ = object.__setattr__
-    __delattr__ = object.__delattr__  # CPython writes to slots directly only where both are its own
+
+UpdateDraft = _draft_of(FlowUpdated)
+_AddedDraft = _draft_of(FlowAdded)
+
+
+def flow_added(
+    time: float, flow: Flow, counts: Counts | None, details: DetailsSource | None, *, preexisting: bool
+) -> FlowAdded:
+    """A `FlowAdded` of a core."""
+    event: Any = _AddedDraft()
+    event.time, event.flow, event.preexisting, event._details = time, flow, preexisting, details  # noqa: SLF001  # of this module
+    event._kept_counts = counts  # noqa: SLF001  # as above
+    event.__class__ = FlowAdded
+    return event  # type: ignore[no-any-return]
 
 
 def flow_updated(time: float, flow: Flow, report: Report) -> FlowUpdated:

@@ -78,12 +78,13 @@ class Elders:
     def eldest(self, place: Found) -> Found:
         """The same place in the parent, and its parent, as far up as one holds it."""
         inode, pid, thread, descriptor = place
-        for _ in range(MOST_GENERATIONS if pid == thread else 0):
-            parent = self._parent_of(pid)
-            if parent <= 1 or not self._holds(inode, parent, descriptor):
-                break
-            pid = thread = parent
-        return inode, pid, thread, descriptor
+        if pid == thread:
+            for _ in range(MOST_GENERATIONS):
+                parent = self._parent_of(pid)
+                if parent <= 1 or not self._holds(inode, parent, descriptor):
+                    break
+                pid = parent
+        return place if pid == place[1] else (inode, pid, pid, descriptor)
 
     def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
         """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""
@@ -93,7 +94,7 @@ class Elders:
             if self._asked[parent] <= ASKED_ONE_BY_ONE:
                 return holds(inode, parent, descriptor)
             table = self._tables[parent] = _table(parent)
-        return is_held(inode, table.get(descriptor, 0), parent, descriptor)
+        return descriptor in table and is_held(inode, table[descriptor], parent, descriptor)
 
 
 def eldest(places: Iterable[Found], parent_of: Callable[[int], int] | None = None) -> list[Found]:

@@ -16,7 +16,7 @@ from .census import Census, Shared
 from .likely import remember_holders
 from .processes import ProcessReader, eldest, user_names
 from .tables import Found, holds, sockets_of
-from .walk import Walk
+from .walk import Part, Walk
 
 BUDGET = 0.02
 """Seconds of CPU for one answer."""
@@ -26,12 +26,10 @@ FIRST_COUNT = 0.05
 """The same until it has been once around, where nobody waits for the answer."""
 SHARE, FIRST_SHARE = 0.02, 0.05
 """Of the time since the answer before, if that is less: polls may follow closely on each other."""
-MAX_FOUND = 256
-"""Owners in one answer: what the event loop takes in at once, about 2 ms."""
+MAX_FOUND = 1024
+"""Owners in one answer, and a few more: what the event loop takes in at once, about 1 ms."""
 MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
-GLANCE = 16
-"""Descriptors between two looks at the clock."""
 
 
 class ProcessScanner:
@@ -58,7 +56,7 @@ class ProcessScanner:
         """The network namespaces that are watched, as `network_of` has them."""
         self._missing: set[int] = set()
         self._walk: Walk | None = None
-        self._places: Iterator[Found] = iter(())
+        self._parts: Iterator[Part] = iter(())
         self._facts: dict[int, ProcessFacts] = {}
         self._census = Census()
         self._counted = False
@@ -78,9 +76,9 @@ class ProcessScanner:
             self._missing |= request.inodes
         if request.inodes and (request.below is None or self._walk is None):
             self._walk = Walk(request.recent, self._walk.pids if self._walk else (), self.networks)
-            self._places = iter(self._walk)
+            self._parts = self._walk.parts()
         elif request.inodes and self._walk is not None:
-            self._places = chain(self._walk.arrivals(request.recent), self._places)
+            self._parts = chain(self._walk.arrivals(request.recent), self._parts)
         found, below = self._search(until)
         found = eldest(found)
         shared = None if below is not None else self._count(waiting=bool(found or request.inodes))
@@ -136,19 +134,15 @@ class ProcessScanner:
         """What was found, and the pid where time or room ended; `None` when the search is complete."""
         found: list[Found] = []
         missing = self._missing
-        if not missing:
-            return found, None
-        for number, place in enumerate(self._places, 1):
-            inode = place[0]
-            if inode in missing:
-                missing.discard(inode)
-                found.append(place)
-                if not missing:
-                    break
-                if len(found) >= MAX_FOUND:
-                    return found, place[1]
-            if not number % GLANCE and time.thread_time() >= until:
-                return found, place[1]
+        for pid, thread, links in self._parts if missing else ():
+            for inode, descriptor in links:
+                if inode in missing:
+                    missing.discard(inode)
+                    found.append((inode, pid, thread, descriptor))
+            if not missing:
+                break
+            if len(found) >= MAX_FOUND or time.thread_time() >= until:
+                return found, pid
         return found, None
 
     def _verify(

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from .._compiled import speedups
@@ -23,6 +24,8 @@ _RING_FILE = re.compile(rb"^\s*\d+: socket:\[(\d+)\]", re.MULTILINE)
 
 Found = tuple[int, int, int, int]
 """Inode, process, thread and descriptor: where a socket is held. Inode 0 is something else."""
+Links = list[tuple[int, int]]
+"""Inodes and descriptors."""
 
 
 def all_pids() -> list[int]:
@@ -39,7 +42,7 @@ def other_threads(pid: int) -> Iterator[int]:
     return (int(name) for name in names if int(name) != pid)
 
 
-def links(thread: int, first: int = AT_ONCE) -> Iterator[tuple[int, int]]:
+def parts(thread: int, first: int = AT_ONCE) -> Iterator[Links]:
     """The inodes (see `inode_of`) and descriptors of a table, the highest first, which is the newest mostly; nothing when it is gone.
 
     Raises:
@@ -51,10 +54,15 @@ def links(thread: int, first: int = AT_ONCE) -> Iterator[tuple[int, int]]:
         if part is None:
             return
         found, waiting = part
-        yield from found
+        yield found
 
 
-def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[list[tuple[int, int]], list[str]] | None:
+def links(thread: int, first: int = AT_ONCE) -> Iterator[tuple[int, int]]:
+    """The same one by one."""
+    return chain.from_iterable(parts(thread, first))
+
+
+def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[Links, list[str]] | None:
     """The last of the descriptors that wait (`None`: all that there are), and those that wait still; `None`: the table is gone."""
     try:
         directory = os.open(f"/proc/{thread}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -69,7 +77,7 @@ def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[list
         os.close(directory)
 
 
-def _read(directory: int, numbers: list[str]) -> list[tuple[int, int]]:
+def _read(directory: int, numbers: list[str]) -> Links:
     """What these descriptors lead to, the last one first; relative to the directory, which saves a fifth."""
     found = []
     for number in reversed(numbers):
@@ -78,9 +86,7 @@ def _read(directory: int, numbers: list[str]) -> list[tuple[int, int]]:
     return found
 
 
-take_links: Callable[[int, Any, int], tuple[list[tuple[int, int]], Any] | None] = getattr(
-    speedups, "take_links", _take_links
-)
+take_links: Callable[[int, Any, int], tuple[Links, Any] | None] = getattr(speedups, "take_links", _take_links)
 
 
 def inode_of(target: str) -> int:

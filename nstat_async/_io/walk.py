@@ -1,7 +1,7 @@
 """The walk over all tables of descriptors, in an order that lets nobody starve.
 
 Processes that are new come first, then recent owners, then the rest from the newest down, and
-each gives `TURN` descriptors before any gives more. What none of them has is looked for where
+each gives `TURN` descriptors at most before any gives more. What none of them has is looked for where
 it is rare: in the tables of threads that have their own, and among the registered files of io_uring.
 """
 
@@ -11,10 +11,15 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from .linux import network_of, share_descriptors
-from .tables import RING, Found, all_pids, links, other_threads, registered
+from .tables import AT_ONCE, RING, Found, Links, all_pids, other_threads, parts, registered
 
-TURN = 1024
-"""Descriptors of a process that are looked at before another one's turn."""
+PARTS = 16
+"""Parts of a process's table that are looked at before another one's turn."""
+TURN = PARTS * AT_ONCE
+"""Descriptors in as many parts."""
+
+Part = tuple[int, int, Links]
+"""A process, a thread, and some of the descriptors in its table."""
 
 
 class Walk:
@@ -30,50 +35,56 @@ class Walk:
         self._rings: list[tuple[int, int, int]] = []
 
     def __iter__(self) -> Iterator[Found]:
-        """Each process gives something at least, so that a caller's clock is looked at."""
+        """All of them one by one."""
+        for pid, thread, links in self.parts():
+            yield 0, pid, thread, 0
+            for inode, number in links:
+                yield inode, pid, thread, number
+
+    def parts(self) -> Iterator[Part]:
+        """All of them, a few at a time, so that a caller's clock is looked at; each process gives something."""
         rest = []
         for pid in self.pids:
-            yield 0, pid, pid, 0
+            yield pid, pid, []
             table = self._table(pid, pid)
-            yield from islice(table, TURN)
+            yield from islice(table, PARTS)
             rest.append(table)
         while rest:
             waiting, rest = rest, []
             for table in waiting:
-                taken = list(islice(table, TURN))
-                yield from taken
-                if taken:
+                first = next(table, None)
+                if first is not None:
+                    yield first
+                    yield from islice(table, PARTS - 1)
                     rest.append(table)
         yield from self._of_threads()
         for pid, thread, descriptor in self._rings:
-            for inode in registered(thread, descriptor):
-                yield inode, pid, thread, descriptor
+            yield pid, thread, [(inode, descriptor) for inode in registered(thread, descriptor)]
 
-    def arrivals(self, recent: Iterable[int]) -> Iterator[Found]:
+    def arrivals(self, recent: Iterable[int]) -> Iterator[Part]:
         """Processes that began since the walk did, and recent owners: where new sockets are, most likely."""
         known = set(self.pids)
         new = [pid for pid in all_pids() if pid not in known]
         self.pids = new + self.pids
         for pid in dict.fromkeys([*new, *recent]):
-            yield from islice(self._table(pid, pid), TURN)
+            yield from islice(self._table(pid, pid), PARTS)
 
-    def _table(self, pid: int, thread: int) -> Iterator[Found]:
+    def _table(self, pid: int, thread: int) -> Iterator[Part]:
         """What a table of descriptors has; nothing when it is gone or not ours to see."""
         try:
-            for inode, number in links(thread):
-                if inode == RING:
-                    self._rings.append((pid, thread, number))
-                yield inode, pid, thread, number
+            for links in parts(thread):
+                self._rings += [(pid, thread, number) for inode, number in links if inode == RING]
+                yield pid, thread, links
         except PermissionError:
             if network_of(pid) in self._networks:
                 self.refused.add(pid)
 
-    def _of_threads(self) -> Iterator[Found]:
+    def _of_threads(self) -> Iterator[Part]:
         """Tables of threads that share none with their process (``unshare(2)``), or whose process has none any more."""
         for pid in self.pids:
             tables = [pid]
             for thread in other_threads(pid):
-                yield 0, pid, thread, 0
+                yield pid, thread, []
                 if not any(share_descriptors(thread, other) for other in tables):
                     tables.append(thread)
                     yield from self._table(pid, thread)

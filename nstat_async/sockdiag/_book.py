@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from .._events import FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
+from .._events import FlowRemoved, LossCause, RemovalReason, flow_added, flow_updated
 from .._model import Attribution, Direction, Flow, Outcome, Process
 from ._cgroups import CgroupSource, cgroup_of
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
@@ -190,10 +190,11 @@ class Book:
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        entry = self.entries[pieces[2]] = Entry(self, protocol, pieces, self._output.poll, self._output.poll)
-        entry.connection += self._given_up.pop(entry.cookie) or 0
+        cookie, poll = pieces[2], self._output.poll
+        entry = self.entries[cookie] = Entry(self, protocol, pieces, poll, poll)
+        entry.connection += self._given_up.pop(cookie) or 0
         if protocol not in _DUMPED:
-            self.others[entry.cookie] = entry
+            self.others[cookie] = entry
         return entry
 
     def gone_entry(self, protocol: int, pieces: Pieces) -> Entry:
@@ -293,12 +294,13 @@ class Book:
 
         Nor does a holder replace another process that was seen using the socket.
         """
-        if entry.over or (entry.process is not None and not isinstance(owner, Process)):
+        before = entry.owner
+        if entry.over or (isinstance(before, Process) and not isinstance(owner, Process)):
             return
         if entry.used_by is not None and isinstance(owner, Process) and owner.key != entry.used_by:
             return
         entry.place = place
-        if entry.owner == owner:
+        if before is not None and before == owner:
             return
         entry.owner = owner
         if entry.flow is not None:
@@ -363,8 +365,10 @@ class Book:
     def announce(self, entry: Entry) -> Flow:
         """Say for the first time that a flow is there."""
         self._announced = True
-        flow = entry.flow = self._build(entry)
-        self._output.events.append(FlowAdded(self._output.time, flow, entry.report, entry.preexisting, entry.report))
+        flow, report, output = self._build(entry), entry.report, self._output
+        entry.flow = flow
+        now = output.now + output.epoch_offset
+        output.events.append(flow_added(now, flow, report, report, preexisting=entry.preexisting))
         return flow
 
     @property

@@ -14,7 +14,7 @@ and whether the process still runs the same program.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import attrs
@@ -85,8 +85,8 @@ class OwnerSource:
         """A socket of each inode."""
         self._sharing: dict[int, dict[Entry, None]] = {}
         """All sockets of an inode, where there are several."""
-        self._sought: dict[int, None] = {}
-        """Inodes without an owner, in the order in which they came."""
+        self._sought: set[int] = set()
+        """Inodes without an owner."""
         self._due: set[int] = set()
         """What the next search is about."""
         self._searched: set[int] = set()
@@ -136,7 +136,7 @@ class OwnerSource:
         if not self._all_fresh:
             self._fresh[entry] = None
         self._tries.pop(inode, None)
-        self._sought[inode] = None
+        self._sought.add(inode)
         self._due.add(inode)
 
     def is_alone(self, entry: Entry) -> bool:
@@ -162,17 +162,20 @@ class OwnerSource:
 
     def _holders(self, inode: int) -> tuple[Entry, ...]:
         """The sockets that have this inode."""
+        if inode in self._sharing:
+            return tuple(self._sharing[inode])
         entry = self._held.get(inode)
-        return tuple(self._sharing.get(inode, () if entry is None else (entry,)))
+        return () if entry is None else (entry,)
 
     def _give_up(self, inode: int) -> bool:
         """Seek this inode no longer; False if it was not sought."""
         if inode not in self._sought:
             return False
-        del self._sought[inode]
+        self._sought.discard(inode)
+        self._due.discard(inode)
+        self._searched.discard(inode)
+        self._added.discard(inode)
         self._tries.pop(inode, None)
-        for inodes in (self._due, self._searched, self._added):
-            inodes.discard(inode)
         return True
 
     # -- questions
@@ -279,15 +282,14 @@ class OwnerSource:
         """Take in who holds what."""
         self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
-        places = dict(enumerate(answer.places))
         owners: dict[tuple[int, int], Process] = {}
-        for number, (inode, pid) in enumerate(answer.owners):
+        for (inode, pid), held_by in zip(answer.owners, chain(answer.places, repeat(None)), strict=False):
             known = facts.get(pid)
-            if known is None:
+            if known is None or not self._give_up(inode):
                 continue
-            thread, descriptor = places.get(number, (pid, None))
+            thread, descriptor = held_by or (pid, None)
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
-            for entry in self._holders(inode) if self._give_up(inode) else ():
+            for entry in self._holders(inode):
                 uid, _ = entry.user
                 owner = owners.get((pid, uid))
                 if owner is None:

@@ -201,7 +201,7 @@ def test_no_process_keeps_the_search_from_others(monkeypatch):
     """Each has its turn: a socket of a child is found before the many descriptors of its parent are through."""
     from nstat_async._io import tables, walk
 
-    monkeypatch.setattr(walk, "TURN", 4)
+    monkeypatch.setattr(walk, "PARTS", 1)
     with contextlib.ExitStack() as stack:
         own = {os.fstat(stack.enter_context(socket.socket()).fileno()).st_ino for _ in range(100)}
         mine, theirs = stack.enter_context(socket.socket()), socket.socket()

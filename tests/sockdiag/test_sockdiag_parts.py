@@ -433,9 +433,8 @@ class TestProcesses:
         assert facts.name == os.path.basename(facts.path)
         assert facts.start_ticks > 0
 
-    def test_a_search_is_cut_into_pieces(self, scanner, monkeypatch):
+    def test_a_search_is_cut_into_pieces(self, scanner):
         """Without time each answer goes one step on, and all steps together find everything."""
-        monkeypatch.setattr("nstat_async._io.procfs.GLANCE", 1)
         with socket.socket() as own:
             inode = os.fstat(own.fileno()).st_ino
             owners, rounds = found_by(scanner(budget=0.0), {inode})

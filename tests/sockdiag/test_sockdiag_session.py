@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import pickle
 
 import attrs
 import pytest
@@ -431,6 +433,22 @@ def test_many_flows_are_announced_in_steps(kernel):
     assert len(events) == 3 * ANNOUNCED_AT_ONCE
     assert isinstance(events[-1], PollCompleted)
     assert max(steps) <= ANNOUNCED_AT_ONCE + 1
+
+
+def test_a_flow_is_in_every_respect_what_its_constructor_makes(kernel):
+    """Flow and ends are made in a shorter way: frozen, equal, hashable, copied and pickled as any."""
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    flow = kernel.start()[0].flow
+    names = [field.name for field in attrs.fields(_model.Flow)]
+    plain = _model.Flow(*(getattr(flow, name) for name in names))
+    ends = [_model.Endpoint(end.packed, end.port, end.scope_id) for end in (flow.local, flow.remote)]
+    for made, built in ((flow, plain), (flow.local, ends[0]), (flow.remote, ends[1])):
+        for each in (made, copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made)), attrs.evolve(made)):
+            assert type(each) is type(built)
+            assert (each, hash(each), repr(each)) == (built, hash(built), repr(built))
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(made, attrs.fields(type(made))[0].name, None)
 
 
 def test_owner_of_a_passed_descriptor(kernel):
