@@ -351,7 +351,6 @@ class Sockets:
             detail = "resynchronised on a second control socket"
             self._events.append(EventsLost(candidate.table.time, LossCause.RESYNC, None, detail=detail))
         self._host.taken_over(candidate)
-        flows = len(candidate.table.sources) - len(candidate.table.hidden)
-        self._events.append(PollCompleted(candidate.table.time, flows, True, candidate.serial))
+        self._events.append(PollCompleted(candidate.table.time, candidate.count_flows(), True, candidate.serial))
         self.poll_started = now
         self._polled(candidate, True, now)

@@ -157,6 +157,7 @@ class SourceTable:
         source = self._reported(ref, provider_id)
         if source is None:
             return
+        source.described = self.poll_serial
         if source.unsolicited == 1:
             source.unsolicited = 2
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)

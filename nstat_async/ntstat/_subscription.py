@@ -28,7 +28,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, ProviderRe
 from .._model import Provider
 from .._options import Discovery, MonitorOptions
 from ._client import Client
-from ._constants import MAX_BATCH, DarwinErrno, HeaderFlag, error_text
+from ._constants import MAX_BATCH, NO_FLOWS, DarwinErrno, HeaderFlag, error_text
 from ._messages import AddSource
 from ._requests import (
     SINGLE,
@@ -145,6 +145,8 @@ class Subscription(Client):
         self._poll_trouble = False
         self._details = False
         """The poll asks for counters by medium."""
+        self._describes = False
+        """The poll asks for the descriptions of all, apart from their counters."""
         self._singles_at_once = MAX_SINGLES
         self.has_small_buffer = False
         """What the kernel reports in one round of a poll need not fit; polls then ask for counters, a third of the size."""
@@ -235,6 +237,13 @@ class Subscription(Client):
         self.wanted = self.serial + 1
         self.proceed()
         return self.wanted
+
+    def count_flows(self) -> int:
+        """How many flows there are for the user: routes and interfaces are none, nor are those of a proof."""
+        sources = self.table.sources
+        if self.options.providers & NO_FLOWS:
+            return sum(1 for source in sources.values() if source.reader.is_flow)
+        return len(sources) - len(self.table.hidden)
 
     def take_over(self, old: Subscription) -> None:
         """Speak for what an older socket spoke for."""
@@ -330,11 +339,12 @@ class Subscription(Client):
         self._poll_began = self.now
         self._poll_trouble = False
         self.table.begin_poll()
-        self._details = self.kernel.has_details and self.options.extras
-        sources = self.table.sources.values()
+        kernel, sources = self.kernel, self.table.sources.values()
+        self._details = kernel.has_details and self.options.extras
         apart = self._asks_apart
         describe = apart and (not sources or any(map(self._is_undescribed, sources)))
-        self._queue.extend(poll_requests(self.kernel, details=self._details, apart=apart, describe=describe))
+        self._describes = describe and (kernel.resumes_polls or not kernel.has_updates)
+        self._queue.extend(poll_requests(kernel, details=self._details, apart=apart, describe=describe))
 
     @property
     def _asks_apart(self) -> bool:
@@ -357,7 +367,8 @@ class Subscription(Client):
         if not self._asks_apart:
             return ()
         if kernel.can_describe_all:  # announced since then, or the description did not fit
-            return (s for s in sources if s.identity is None)
+            serial, described = self.table.poll_serial, self._describes
+            return (s for s in sources if s.identity is None or (described and serial not in {s.described, s.born}))
         return filter(self._is_undescribed, sources)
 
     def _begin_verification(self) -> None:
@@ -387,9 +398,7 @@ class Subscription(Client):
         complete = not verification.unanswered and not self._poll_trouble
         self._people["polls_incomplete"] += not complete
         table.phase = Phase.LIVE
-        count = (
-            len(table.sources) - len(table.hidden) if complete else sum(1 for s in table.sources.values() if s.reported)
-        )
+        count = self.count_flows() if complete else sum(1 for s in table.sources.values() if s.reported)
         table.emit(PollCompleted(table.time, count, complete, self.serial))
         self.outcome = complete
         self._answered_whole = self._answered_whole or complete

@@ -6,6 +6,7 @@ A control socket of the emulated kernel is served by hand here, so that it is kn
 from __future__ import annotations
 
 import pytest
+from virtual import VirtualMonitor
 
 from nstat_async import Counts, EventsLost, FlowAdded, FlowRemoved, MonitorOptions, PollCompleted
 from nstat_async.ntstat import CloseChannel, OpenChannel, Send, Session
@@ -219,3 +220,13 @@ def test_over_a_bridge_a_long_list_is_looked_at_on_a_second_socket_and_is_no_los
     assert list(talk.sockets) == [0]
     assert talk.session.statistics()["audits"] == 1
     assert not [e for e in talk.session.take_events() if isinstance(e, EventsLost)]
+
+
+def test_routes_and_interfaces_are_no_flows_of_a_poll():
+    kernel = EmulatedKernel("xnu-11417.121.6", privileged=True)
+    kernel.add_route("203.0.113.9")
+    kernel.open_tcp(remote=("198.51.100.7", 443))
+    monitor = VirtualMonitor(kernel, providers=("tcp", "route", "interface"))
+    monitor.run(1.0)
+    assert monitor.picture.events["InterfaceUpdated"]
+    assert monitor.picture.last_poll.flows == 1

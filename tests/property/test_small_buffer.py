@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from virtual import VirtualMonitor
 
-from nstat_async.ntstat import _verification
+from nstat_async.ntstat import _subscription, _verification
 from nstat_async.testing import EmulatedKernel
 
 
@@ -58,3 +58,16 @@ def test_flows_that_come_while_others_are_asked_for_one_by_one_are_no_error():
     kernel.open_udp(pid=7, name="late", remote=("198.51.100.7", 443))
     monitor.run(6.0)
     assert len(monitor.picture.flows) == 36
+
+
+@pytest.mark.parametrize("name", ["xnu-2422.115.4", "xnu-2782.40.9"])
+def test_descriptions_that_never_fit_are_asked_for_one_by_one_and_do_not_grow_old(name):
+    kernel = EmulatedKernel(name)
+    flows = [kernel.open_tcp(pid=700, name="before", remote=("198.51.100.1", 443)) for _ in range(130)]
+    monitor = VirtualMonitor(kernel, receive_buffer=8192, interval=1.0)
+    monitor.run(2.0)
+    for flow in flows:
+        flow.rename_process(701, "after")
+    for _ in range(_subscription.REDESCRIBE_EVERY):
+        monitor.poll()
+    assert {flow.process.name for flow, _ in monitor.picture.flows.values()} == {"after"}
