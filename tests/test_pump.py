@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import math
+import gc
 import socket
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import anyio
@@ -226,11 +227,13 @@ def test_the_end_of_a_channel_is_told_once_and_the_others_go_on(run):
             if heard == ("drained", 1):
                 it.wires.far[0].close()
             if heard == ("closed", 0):
+                it.core.next = [Send(0, b"to nobody"), Send(1, b"and to somebody")]
                 it.wires.far[1].send(b"still here")
 
         it.core.on_hearing = hear
         await it.until("datagram", b"still here", 1)
         assert it.core.heard.count(("closed", 0)) == 1
+        assert not [heard for heard in it.core.heard if heard[0] == "failed"]
 
     run(body)
 
@@ -417,7 +420,7 @@ def test_of_large_datagrams_fewer_are_read_at_once(run, monkeypatch, size, most)
 
     it = None
     monkeypatch.setattr(SocketChannel, "read_into", read_into)
-    monkeypatch.setattr(pump, "BATCH_SECONDS", math.inf)
+    monkeypatch.setattr(pump, "BATCH_SECONDS", 100.0)
     run(body)
     assert max(batches) == batches[-1] == most
 
@@ -460,10 +463,110 @@ def test_a_slice_is_shared_among_channels(monkeypatch, has_news, reads):
     it = None
     asyncio.run(body())
     assert done == reads
+    assert it.feed.statistics()["longest_slice_us"] == int(clock[0] * 1e6)
 
 
-def test_what_came_before_a_deadline_is_heard_before_it(run):
+@pytest.mark.parametrize("rest", [None, 5.0])
+def test_for_its_rest_nobody_waits_for_a_channel(run, monkeypatch, rest):
+    rests, waits = [], []
+    wait_readable = anyio.wait_readable
+
+    async def sleep(seconds):
+        rests.append(seconds)
+        await anyio.lowlevel.checkpoint()
+
+    async def waited(channel):
+        waits.append(len(rests))
+        await wait_readable(channel)
+
+    async def body():
+        it = Pumping()
+
+        def connect(purpose, connect=it.wires.open):
+            channel = connect(purpose)
+            del channel.rest
+            if rest is not None:
+                channel.rest = rest
+            return channel
+
+        it.wires.open = connect
+        it.core.on_hearing = lambda *heard: heard[0] == "drained" and it.wires.far[0].send(b"news")
+        monkeypatch.setattr(pump.anyio, "sleep", sleep)
+        monkeypatch.setattr(pump.anyio, "wait_readable", waited)
+        await it.until("datagram", b"news", 0)
+        assert set(rests) == (set() if rest is None else {rest})
+        assert waits[0] == (rest is not None)
+
+    run(body)
+
+
+def test_a_channel_that_has_data_is_not_waited_for_again_before_it_was_read(run, monkeypatch):
+    waits, wait_readable = [], anyio.wait_readable
+
+    async def waited(channel):
+        waits.append(channel)
+        await wait_readable(channel)
+
+    async def body():
+        it = Pumping()
+        monkeypatch.setattr(pump.anyio, "wait_readable", waited)
+        it.plate.gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.until, "datagram", b"wait for room", 0)
+            while not it.plate.room_asked:
+                await anyio.lowlevel.checkpoint()
+            it.wires.far[0].send(b"wait for room")
+            for _ in range(50):
+                await anyio.lowlevel.checkpoint()
+            assert len(waits) == 1
+            it.plate.gate.set()
+
+    run(body)
+
+
+def test_of_a_channel_that_the_core_closes_nothing_is_left(run):
+    async def body():
+        it = Pumping()
+        channels = []
+
+        def connect(purpose, connect=it.wires.open):
+            channel = connect(purpose)
+            channels.append(weakref.ref(channel))
+            return channel
+
+        it.wires.open = connect
+        it.core.next = [OpenChannel(0, 0), CloseChannel(0)]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            await anyio.wait_all_tasks_blocked()
+            gc.collect()
+            assert [channel() for channel in channels] == [None]
+            it.feed.close()
+
+    run(body)
+
+
+def test_nobody_waits_longer_than_until_the_deadline(run, monkeypatch):
+    delays = []
+
+    def move_on_after(delay, **options):
+        delays.append(delay)
+        return move_on(delay, **options)
+
+    async def body():
+        it = Pumping()
+        it.core.deadline = time.monotonic() + 0.02
+        monkeypatch.setattr(pump.anyio, "move_on_after", move_on_after)
+        await it.until("deadline")
+        assert not delays or max(delays) <= 0.02
+
+    move_on = anyio.move_on_after
+    run(body)
+
+
+def test_what_came_before_a_deadline_is_heard_before_it(run, monkeypatch):
     """Also by a loop that was held until then, so that nobody said the channel is readable."""
+    monkeypatch.setattr(pump, "SLICE", LIMIT)  # however slow the machine is, one slice is enough
 
     async def body():
         it = Pumping()
@@ -484,18 +587,17 @@ def test_what_came_before_a_deadline_is_heard_before_it(run):
 def test_what_is_known_to_be_empty_is_read_once_more_at_a_deadline_and_not_reported_again(run):
     async def body():
         it = Pumping()
-        take, turns = it.core.take_events, []
-
-        def hear(*heard):
-            if heard == ("drained", 0):
-                it.core.deadline = time.monotonic() + 0.001
-                turns.clear()
-
-        it.core.on_hearing = hear
-        it.core.take_events = lambda: turns.append(1) or take()
-        await it.until("deadline")
-        assert it.core.heard == [("start",), ("opened", 0, True, 4096), ("drained", 0), ("deadline",)]
-        assert len(turns) <= 3, "read again and again"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            await anyio.wait_all_tasks_blocked()
+            before = it.feed.statistics()
+            it.core.deadline = 0.0
+            it.feed.wake()
+            await anyio.wait_all_tasks_blocked()
+            assert it.core.heard == [("start",), ("opened", 0, True, 4096), ("drained", 0), ("deadline",)]
+            after = it.feed.statistics()
+            assert (after["slices"], after["wakes"]) == (before["slices"] + 1, before["wakes"] + 1)
+            it.feed.close()
 
     run(body)
 
@@ -621,12 +723,14 @@ def reports(it):
         (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
         (ZeroDivisionError("a bug of the transport"), "a bug of the transport"),
         (MemoryError(), "MemoryError"),
+        (OSError(errno.ENOENT, "No such file", "/proc/1"), "/proc/1: No such file"),
+        (OSError(errno.EMFILE, "Too many open files", "/proc/1"), "Too many open files"),
     ],
 )
 def test_whatever_a_look_up_raises_the_core_hears_why_and_the_consumer_once_until_it_worked(run, error, reason):
     async def body():
         it = Pumping()
-        outcomes = ["fails", "fails", "works", "fails", "fails", "end"]
+        begin, outcomes = time.time(), ["fails", "fails", "works", "fails", "fails", "end"]
         it.core.next = [OpenChannel(0, 0), Lookup(0, "fails")]
 
         def answer(request):
@@ -644,6 +748,7 @@ def test_whatever_a_look_up_raises_the_core_hears_why_and_the_consumer_once_unti
         failed = LookupFailed(reason)
         assert answers == [failed, failed, "works", failed, failed, "end"]
         assert reports(it) == [(Auxiliary.LOOKUP, reason)] * 2
+        assert begin - 1 < it.plate.events[0].time < time.time() + 1
         assert it.feed.statistics()["failed_lookup"] == 4
 
     run(body)
@@ -673,8 +778,10 @@ def test_look_ups_of_two_kinds_fail_and_recover_apart(run):
 
 
 def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_else(run, monkeypatch):
-    async def refused(*_arguments, **_options):
+    async def refused(ask, request, **_options):
         await anyio.lowlevel.checkpoint()
+        if request == "works":
+            return ask(request)
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("anyio.to_thread.run_sync", refused)
@@ -684,14 +791,16 @@ def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_else(run,
         it.core.next = [OpenChannel(0, 0), Lookup(1, "who"), Lookup(2, "who")]
 
         def hear(*heard):
-            if heard[:2] == ("answer", 2):
+            if heard[0] == "answer" and heard[1] in {2, 3}:
+                it.core.next = [Lookup(heard[1] + 1, "works" if heard[1] == 2 else "who")]
+            elif heard[:2] == ("answer", 4):
                 it.wires.far[0].send(b"goes on")
 
         it.core.on_hearing = hear
         await it.until("datagram", b"goes on", 0)
         assert ("answer", 1, LookupFailed("no worker thread: can't start new thread")) in it.core.heard
-        assert reports(it) == [(Auxiliary.THREAD, "can't start new thread")]
-        assert it.feed.statistics()["failed_thread"] == 2
+        assert reports(it) == [(Auxiliary.THREAD, "can't start new thread")] * 2, "once until it worked"
+        assert it.feed.statistics()["failed_thread"] == 3
 
     run(body)
 
@@ -839,6 +948,7 @@ def test_an_error_without_a_number_is_the_number_0(run):
     ("spent", "size", "after"),
     [
         (0.0, 0, 8),
+        (0.45 * pump.BATCH_SECONDS, 0, 8),
         (pump.BATCH_SECONDS / 2, 0, 4),
         (pump.BATCH_SECONDS, pump.BATCH_BYTES, 4),
         (0.0, pump.BATCH_BYTES // 2, 8),

@@ -350,7 +350,7 @@ class KernelFeed:
     async def _wait(self, sink: Sink) -> None:
         await sink.room()
         deadline = self.core.next_deadline()
-        timeout = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = math.inf if deadline is None else deadline - time.monotonic()
         with anyio.move_on_after(timeout):
             await self._wake.wait()
         self._wakes += 1
@@ -360,9 +360,8 @@ class KernelFeed:
 def _reason(error: Exception) -> str:
     """An error in words, for a person."""
     if isinstance(error, OSError) and error.strerror:
-        named = (
-            error.filename is not None and error.errno != errno.EMFILE
-        )  # which file was the next one is of no interest
+        # Which file was one too many is of no interest.
+        named = error.filename is not None and error.errno != errno.EMFILE
         return f"{error.filename}: {error.strerror}" if named else error.strerror
     return str(error) or type(error).__name__
 
