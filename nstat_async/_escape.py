@@ -1,26 +1,31 @@
 """Text that others chose, made safe to print.
 
 Names of processes and domains come from whoever runs on the machine. Printed as they
-are they could move the cursor, forge a line or turn the reading direction; so
+are they could move the cursor, forge a line, turn the reading direction or be invisible; so
 everything that is no plain printable character becomes its escape sequence.
 """
 
 from __future__ import annotations
 
 import json.encoder
+import re
 from collections.abc import Callable
 from typing import Any
 
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks without a picture, and selectors of pictures, of which each terminal makes another width."""
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def escape(text: str) -> str:
-    r"""`text` without control characters, line breaks, direction marks or lone surrogates.
+    r"""`text` without control characters, line breaks, direction marks, invisible letters or lone surrogates.
 
     They become ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``; a backslash is doubled, so that
     the result can be distinguished from a name that merely looks like an escape.
     """
-    if text.isprintable() and "\\" not in text:
+    if text.isprintable() and "\\" not in text and (text.isascii() or not _INVISIBLE.search(text)):
         return text
     return "".join(map(_escape_one, text))
 
@@ -30,7 +35,7 @@ def _escape_one(char: str) -> str:
         return "\\\\"
     # str.isprintable is false for the categories Other (control, format, surrogate,
     # private, unassigned) and Separator: the bidirectional marks are among "format".
-    if char.isprintable():
+    if char.isprintable() and not _INVISIBLE.match(char):
         return char
     number = ord(char)
     if number < 0x100:

@@ -17,10 +17,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 _DONE, _FAILED, _USAGE = 0, 1, 2
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class _Terminated(BaseException):
-    """SIGTERM came while a command worked without an event loop."""
+    """SIGTERM or SIGHUP came while a command worked without an event loop."""
+
+
+def ending_signals() -> list[signal.Signals]:
+    """What ends a command: the signals of this system that the caller does not ignore on purpose, as nohup does."""
+    known = [signal.Signals[name] for name in _ENDING if hasattr(signal, name)]
+    return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 @contextmanager
 def _signals_taken() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does; afterwards they mean again what they meant to the caller."""
+    """SIGTERM and SIGHUP end the command as Ctrl-C does; afterwards they mean again what they meant to the caller."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise _Terminated
@@ -89,10 +96,9 @@ def _signals_taken() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, stop)
-    if before[signal.SIGINT] is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in ending_signals()}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
     try:
         yield
     finally:
@@ -107,10 +113,10 @@ def _flush() -> None:
 
 def _leave(status: int) -> int:
     """Leave without a second complaint at exit when standard output is gone."""
-    from ._output import abandon_stdout  # noqa: PLC0415
+    from ._output import abandon  # noqa: PLC0415
 
     try:
         _flush()
     except (OSError, ValueError):
-        abandon_stdout()
+        abandon(sys.stdout)
     return status

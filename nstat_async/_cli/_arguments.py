@@ -24,7 +24,7 @@ from .._errors import UsageError
 from .._model import Provider
 from .._options import SHORTEST_PULSE, Ebpf
 from ..backends._registry import parse as parse_backend
-from ._parser import Parser, did_you_mean
+from ._parser import Parser
 
 _COLUMNS = 78
 _LAST_PORT = 65_535
@@ -96,7 +96,7 @@ def _providers(text: str) -> list[Provider]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in known:
-            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}{did_you_mean(word, known)}")
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
     return [known[word] for word in words]
 
 
@@ -417,7 +417,7 @@ COMMANDS: dict[str, Command] = {
             "--step": {"type": _span, "metavar": "T", "help": "when, in steps such as 1h or 1d, instead of who"},
             "--since": {"type": _since, "metavar": "WHEN", "help": "from then on: 7d (ago), 2026-01-31, 2026-01-31T12:00, or seconds of the epoch"},
             "--until": {"type": _since, "metavar": "WHEN", "help": "until then"},
-            "--name": {"metavar": "NAME", "help": "only processes of this name"},
+            "--name": {"type": _name, "metavar": "NAME", "help": "only processes of this name"},
             "--limit": {"type": _number(1, whole=True), "default": 50, "metavar": "N", "help": "most rows (default %(default)s)"},
             **_json("one JSON object per row"),
         },

@@ -49,6 +49,8 @@ def event_formatter(arguments: argparse.Namespace, output: Output) -> EventForma
     Raises:
         UsageError: A field is unknown, or options contradict each other.
     """
+    if arguments.details and arguments.format != "json":
+        raise UsageError("details: only with --format json")
     if arguments.format == "ocsf":
         return _ocsf(arguments)
     text = TextFormatter(

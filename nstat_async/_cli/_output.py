@@ -140,10 +140,10 @@ def _parts(data: bytes) -> Iterator[bytes]:
         begin = end
 
 
-def abandon_stdout() -> None:
+def abandon(stream: TextIO | None) -> None:
     """Make sure that the interpreter's own flush at exit cannot fail once more."""
     try:
-        number = sys.stdout.fileno()
+        number = stream.fileno()  # type: ignore[union-attr]  # caught below
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, number)
         os.close(sink)
@@ -158,10 +158,16 @@ def events_text(number: int) -> str:
 
 def complain(text: str) -> None:
     """One line on standard error; what must not reach a terminal is escaped."""
+    line = "".join(char if char.isprintable() else escape(char) for char in " ".join(text.splitlines()))
+    say(f"nstat-async: {line}\n")
+
+
+def say(text: str) -> None:
+    """Write to standard error; who is not heard goes on, and leaves with the same exit status."""
     if sys.stderr is None:
         return
-    line = "".join(char if char.isprintable() else escape(char) for char in " ".join(text.splitlines()))
     try:
-        print(f"nstat-async: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except OSError:  # nobody listens
-        return
+        abandon(sys.stderr)

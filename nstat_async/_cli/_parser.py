@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
@@ -15,9 +16,12 @@ _PARAMETERS = {
     "providers": "provider",
     "path": "listen",
     "servers": "url",
+    "credentials": "creds",
     "spool_bytes": "spool_size",
 }
 """Parameters of the library whose options have other names."""
+_CHOICE = re.compile(r"'([^']*)' is (?:none|not one) of ([^;]+)$")
+"""How everybody says that a word is none of those that are known."""
 
 
 def did_you_mean(word: object, known: Collection[str]) -> str:
@@ -38,14 +42,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and leave with status 2."""
+        choice = _CHOICE.search(message)
+        hint = did_you_mean(choice[1], choice[2].split(", ")) if choice else ""
         usage = self.format_usage().strip()
-        self.exit(_USAGE, f"{self.prog}: error: {message}\n{usage}     ({self.prog} --help says more)\n")
+        self.exit(_USAGE, f"{self.prog}: error: {message}{hint}\n{usage}     ({self.prog} --help says more)\n")
 
     def misused(self, text: str) -> NoReturn:
         """Say what the library found wrong: it names a parameter, people know an option."""
         name, colon, rest = text.partition(": ")
-        name = _PARAMETERS.get(name, name)
-        action = next((each for each in self._actions if each.dest == name), None) if colon else None
+        wanted = [_PARAMETERS.get(name, name), "backend"] if name in _PARAMETERS else [name]
+        options = {each.dest: each for each in self._actions}
+        action = next((options[each] for each in wanted if each in options), None) if colon else None
         self.error(text if action is None else str(argparse.ArgumentError(action, rest)))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -73,16 +80,14 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help goes out whole, also where standard output does not block."""
-        if message and file is sys.stdout:
-            from ._output import Output  # noqa: PLC0415  # needed by help alone
+        from ._output import Output, say  # noqa: PLC0415  # needed by help and mistakes alone
 
+        if message and file is sys.stdout is not None:
             Output().lines(message.splitlines())
-        else:
-            super()._print_message(message, file)
+        elif message:
+            say(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = action.choices
         if choices is not None and value not in choices:
-            words = [str(choice) for choice in choices]
-            text = f"{value!r} is none of {', '.join(words)}{did_you_mean(value, words)}"
-            raise argparse.ArgumentError(action, text)
+            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(map(str, choices))}")

@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     recorded = is_recorded(arguments)
     options = monitor_options(arguments)
     view = view_of(arguments)
+    if arguments.names and not view.shows_names:
+        raise UsageError(f"names: rows by {view.group_by.name} have no remote address; --by remote-address has")
     lines_of = row_form(arguments, view, output)
     table = TrafficTable(view.group_by, include_history=arguments.include_history or recorded)
     every: float | None = arguments.every

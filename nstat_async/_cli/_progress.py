@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from time import monotonic
 
 import anyio
 import attrs
+
+from ._output import say
 
 _ERASE = "\r\x1b[K"
 
@@ -23,19 +24,11 @@ class Progress:
 
     def show(self) -> None:
         """Write the line over the last one."""
-        self._write(f"{_ERASE}{monotonic() - self.started:.0f} s  {self.describe()}")
+        say(f"{_ERASE}{monotonic() - self.started:.0f} s  {self.describe()}")
 
     def clear(self) -> None:
         """Take the line away."""
-        self._write(_ERASE)
-
-    @staticmethod
-    def _write(text: str) -> None:
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except OSError:  # the terminal is gone; the work goes on
-            return
+        say(_ERASE)
 
     async def keep_showing(self) -> None:
         """Write it again and again, until cancelled."""

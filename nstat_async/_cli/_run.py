@@ -1,6 +1,6 @@
 """Runs an asynchronous command until it ends or is asked to end.
 
-Ctrl-C and SIGTERM, the end of ``--duration`` and a reader that closes the pipe behind
+Ctrl-C, SIGTERM and SIGHUP, the end of ``--duration`` and a reader that closes the pipe behind
 standard output all cancel one scope; the command leaves its loop there and may still
 print what it owes. A second Ctrl-C ends it at once.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import gc
 import selectors
-import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,6 +19,7 @@ from types import TracebackType
 import anyio
 import anyio.abc
 
+from . import ending_signals
 from ._output import Output
 from ._progress import Progress
 
@@ -153,7 +153,7 @@ async def _watch_signals(
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     try:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*ending_signals()) as signals:
             task_status.started()
             async for _ in signals:
                 if scope.was_cancelled:

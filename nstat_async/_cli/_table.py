@@ -12,13 +12,14 @@ _SHORT, _SHORTEST = 16, 9
 
 def cell_width(text: str) -> int:
     """Columns that a terminal needs for `text`: two for wide East Asian characters, none for marks."""
-    if text.isascii():
-        return len(text)
-    width = 0
-    for char in text:
-        if not unicodedata.combining(char):
-            width += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-    return width
+    return len(text) if text.isascii() else sum(map(_char_width, text))
+
+
+def _char_width(char: str) -> int:
+    """As the C library's ``wcwidth`` has it; vowels and finals of conjoining Hangul stand on their consonant."""
+    if unicodedata.category(char) in {"Mn", "Me"} or "\u1160" <= char <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
@@ -37,7 +38,7 @@ def _beginning(text: str, width: int) -> tuple[str, int]:
     """As much of a text as fits, and its width."""
     used = 0
     for at, char in enumerate(text):
-        step = cell_width(char)
+        step = _char_width(char)
         if used + step > width:
             return text[:at], used
         used += step
@@ -49,7 +50,10 @@ def shortened(text: str, width: int, *, ascii_only: bool = False) -> str:
     if cell_width(text) <= width or width < 1:
         return text
     end, taken = _beginning(text[::-1], (width - 1) * 2 // 5)
-    return f"{_beginning(text, width - 1 - taken)[0]}{'~' if ascii_only else '…'}{end[::-1]}"
+    end = end[::-1]
+    while end and not _char_width(end[0]):  # marks of a letter that is gone
+        end = end[1:]
+    return f"{_beginning(text, width - 1 - taken)[0]}{'~' if ascii_only else '…'}{end}"
 
 
 def render(

@@ -216,7 +216,7 @@ class TextFormatter:
         kind, local, remote, process = known.cells
         time = self._moment[1][:-4]
         cells = [time, kind, f"{local} >", remote, process, *(text.partition(" (")[0] for text in (known.rx, known.tx))]
-        widths = [cell_width(self.cell(f"narrow {at}", text)) for at, text in enumerate(cells)]
+        widths = [min(_WIDEST, cell_width(self.cell(f"narrow {at}", text))) for at, text in enumerate(cells)]
         notes = rest.removeprefix(known.place).strip()
         return f"{sign}{known.mark} {narrow_line(cells, widths, notes, known.place, room - 3)}"
 

@@ -60,6 +60,11 @@ class View:
         return self.group_by.process is not None
 
     @property
+    def shows_names(self) -> bool:
+        """True when a row is what may have a name to be looked up."""
+        return self.group_by.name == "remote address"
+
+    @property
     def heading(self) -> str:
         """What a row is, as the heading of its column."""
         return "PROCESS" if self.is_of_processes else self.group_by.name.upper()
@@ -79,7 +84,7 @@ class View:
             text = name_text(row.process)
         else:
             text = escape(short_id(row.label))
-        if row.kind is RowKind.GROUP and self.group_by.name == "remote address":
+        if row.kind is RowKind.GROUP and self.shows_names:
             text = self.with_name(text)
         return text if row.source is None else f"{text} @{escape(row.source)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -147,8 +148,13 @@ class NatsAccess:
 
 
 def _check_file(name: str, path: str | None) -> None:
+    if path is None:
+        return
     try:
-        if path is not None:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+        if is_file:
             os.close(os.open(path, os.O_RDONLY))
     except OSError as error:
         raise UsageError(f"{name}: {path}: {error.strerror}") from error
+    if not is_file:  # reading a pipe would wait for its writer, with the event loop
+        raise UsageError(f"{name}: {path}: no regular file; it is read again for each connection")

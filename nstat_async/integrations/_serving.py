@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import signal
@@ -109,7 +110,7 @@ def _remove_dead_socket(path: str) -> None:
     """Remove a socket that a server left behind; one with a server stays, and anything that is no socket."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
-            return
+            raise OSError(errno.EADDRINUSE, "it exists and is no socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(path)

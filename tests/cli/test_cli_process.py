@@ -172,15 +172,44 @@ def _next_line(process: subprocess.Popen[bytes], seconds: float = 20) -> bytes:
     return process.stdout.readline()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_watch_with_status_0(number):
-    """Each line is there as it happens; Ctrl-C and SIGTERM are a normal end."""
+    """Each line is there as it happens; Ctrl-C, SIGTERM and the end of the terminal are a normal end."""
     command = _command("watch", "--backend", "emulated", "--interval", "0.1", "--json")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert json.loads(_next_line(process))["v"] == 1
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_the_caller_ignores_stays_ignored(number):
+    """As by nohup, or by a shell for what runs in its background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        command = _command("watch", "--backend", "emulated", "--interval", "0.1", "--json")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    finally:
+        signal.signal(number, before)
+    _next_line(process)
+    process.send_signal(number)
+    for _ in range(30):  # more than was under way
+        _next_line(process)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(("watch", "--bogus"), 2), (("replay", "/nonexistent/x"), 1)])
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full"])
+def test_a_mistake_that_cannot_be_said_has_the_same_status(arguments, status, where):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    assert (
+        subprocess.run(["/bin/sh", "-c", f'"$@" {where}', "sh", *_command(*arguments)], check=False).returncode
+        == status
+    )
 
 
 def test_a_quiet_watch_ends_when_its_reader_goes_away(tmp_path):
@@ -284,6 +313,15 @@ def test_only_the_command_takes_signals_while_it_is_imported():
         (["wach"], "did you mean 'watch'?"),
         (["watch", "--jsn"], "did you mean '--json'?"),
         (["watch", "--provider", "tpc"], "did you mean 'tcp'?"),
+        (["watch", "--backend", "emulate"], "did you mean 'emulated'?"),
+        (["watch", "--filter", "prot=443"], "did you mean 'port'?"),
+        (["watch", "--filter", "state=established,listn"], "did you mean 'listen'?"),
+        (["processes", "--by", "remote-adress"], "did you mean 'remote-address'?"),
+        (["watch", "--backend", "fleet:http://x"], "argument --backend: 'http://x' is no URL"),
+        (["watch", "--details"], "argument --details: only with --format json"),
+        (["watch", "--format", "ocsf", "--details"], "argument --details: only with --format json"),
+        (["processes", "--names"], "argument --names: rows by process have no remote address"),
+        (["history", "h.db", "--name", ""], "argument --name: an empty text names nothing"),
         (["processes", "--sort", "trafic"], "did you mean 'traffic'?"),
         (["record"], "required: FILE"),
         (["watch", "--int", "5"], "did you mean '--interval'?"),
@@ -331,6 +369,16 @@ def test_a_path_that_is_not_there_is_named_with_status_1_by_every_command(argume
     status, out, err = run(*arguments)
     assert (status, out) == (1, "")
     assert "/nonexistent/x: No such file or directory" in err
+
+
+@pytest.mark.parametrize("arguments", [("emulate", "--listen"), ("serve", "--unix-socket")])
+def test_a_file_is_not_taken_for_a_socket_and_stays(arguments, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    status, out, err = run(*arguments, path)
+    assert (status, out) == (1, "")
+    assert f"{path}: it exists and is no socket" in err
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"\x1f\x8b\x08\0\0", b'{"xnu": 5}\n'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import attrs
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nstat_async._cli._cells import bytes_text, process_text
 from nstat_async._cli._output import use_colour
-from nstat_async._cli._table import cell_width, render
+from nstat_async._cli._table import cell_width, fit, render, shortened
 from nstat_async._cli._text import TextFormatter
 from nstat_async._escape import dump, escape
 from nstat_async._events import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
@@ -206,6 +207,16 @@ def test_lines_fit_a_terminal_and_stand_in_columns_there():
         assert all(line.endswith("[dropped]") for line in lines[3:])
         assert ("50001" in lines[0]) is (room >= 100)
         assert ("00:00:00" in lines[0]) is (room >= 80)
+    for room in range(30, 68):  # the protocol and what was sent go, how it ended stays
+        formatter = TextFormatter(utc=True, columns=lambda room=room: room)
+        lines = [formatter(event) for event in events][3:]
+        lines += [
+            formatter(FlowRemoved(1.0, flow, counts, final=False, reason=RemovalReason.DROPPED)) for flow in flows
+        ]
+        assert max(map(cell_width, lines)) <= room
+        assert len({cell_width(line[: line.index("rx 123 kB")]) for line in lines[:3]}) == 1
+        assert all("pid:" in line for line in lines)
+        assert all(line.endswith("[dropped]") for line in lines[3:]) or room < 40
     formatter = TextFormatter(utc=True, columns=lambda: max(whole))
     assert all("(1234)" in formatter(FlowAdded(0.0, flow, counts, preexisting=False)) for flow in flows)
     listener = attrs.evolve(sample.CURL, direction=Direction.LISTENER, remote=None)
@@ -225,3 +236,34 @@ def test_lines_fit_a_terminal_and_stand_in_columns_there():
 def test_a_script_is_called_by_its_own_name_too(name, title, shown):
     """The executable of every Python daemon is the interpreter."""
     assert process_text(Process(7, name, title=title)) == f"pid:7 ({shown})"
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [
+        ("e\u0301", 1),
+        ("日本", 4),
+        ("\u1112\u1161\u11ab", 2),
+        ("नमस्ते", 4),
+        ("🔥", 2),
+        ("a\u20dd", 1),
+    ],
+    ids=["a mark", "wide letters", "conjoining Hangul", "vowel signs", "a picture", "an enclosing mark"],
+)
+def test_a_text_is_as_wide_as_a_terminal_shows_it(text, width):
+    assert cell_width(text) == width
+    assert cell_width(fit(text * 9, 7)) == 7
+
+
+def test_what_is_left_of_a_text_has_no_mark_of_a_letter_that_is_gone():
+    assert shortened("e\u0301" * 9, 6).partition("…")[2] == "e\u0301" * 2
+    assert cell_width(shortened("\u1112\u1161\u11ab" * 9, 8)) <= 8
+    assert not re.search("…[\u1160-\u11ff]", shortened("\u1112\u1161\u11ab" * 9, 8))
+
+
+@pytest.mark.parametrize("char", ["\u3164", "\ufe0f", "\U000e0101", "\u2800", "\u115f"])
+def test_what_has_no_picture_is_shown_by_its_number(char):
+    """A name of nothing but such letters would look like no name."""
+    shown = escape(f"é{char}")
+    assert shown.isprintable()
+    assert shown == f"é{char.encode('ascii', 'backslashreplace').decode()}"

@@ -335,6 +335,8 @@ def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
     ] * 5
     able = attrs.evolve(able, ebpf="none", ebpf_reason="maps: EPERM: needs CAP_BPF and CAP_PERFMON (or root)")
     assert "eBPF none (maps: EPERM: needs CAP_BPF" in state_text(State("sock_diag", able), model)
+    able = attrs.evolve(able, kernel="6.18\u202e\x1b[31m", ebpf_reason="\x1b[2J")  # as a recording may have it
+    assert state_text(State("replay", able), model).isprintable()
     for width in (10, 40, 80, 200):
         assert "8 flows" in totals_text(model, width)
 

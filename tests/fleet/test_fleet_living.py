@@ -571,6 +571,7 @@ async def test_a_recording_is_published_whole(server):
         (lambda: StreamSettings(max_bytes=1.5), "max_bytes"),
         (lambda: Publisher("nats://x", host="a", heartbeat=0.1), "heartbeat"),
         (lambda: NatsAccess(credentials="/nowhere").arguments(), "/nowhere"),
+        (lambda: NatsAccess(credentials="/dev/null").arguments(), "/dev/null: no regular file"),
         (lambda: NatsAccess(ca=__file__).arguments(), "ca"),
         (lambda: NatsAccess(user="me").arguments(), "password"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from ..._contract import Backend
 from ..._errors import NstatError
 from ...aggregate import GroupBy
 from ...backends import Replay
+from .. import ending_signals
 from .._names import NameResolver
 from .._views import SORT_KEYS, View
 from ._head import CHART, SMALL, State, chart, empty_text, small_chart, state_text, totals_text
@@ -170,7 +170,8 @@ class TopApp(App[None]):
         """Begin."""
         # Not on Windows, and not where the application runs outside the main thread.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
+            for number in ending_signals():  # Ctrl-C is a key here
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.view.focus()
         self.set_interval(self._look_every, self.look)
         if self._duration is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from ..._escape import escape
 from ..._model import Capabilities
 from .._cells import media_text, rate_text
 from .._limits import limits_text, unseen
@@ -47,7 +48,7 @@ def state_text(state: State, model: TopModel) -> str:
         f"by {model.view.group_by.name}",
         *([] if able is None else unseen(able)),
         _ebpf(able),
-        "" if able is None or able.kernel is None else fit(able.kernel, 30).rstrip(),
+        "" if able is None or able.kernel is None else fit(escape(able.kernel), 30).rstrip(),
     ]
     return "  ".join(filter(None, parts))
 
@@ -55,7 +56,9 @@ def state_text(state: State, model: TopModel) -> str:
 def _ebpf(able: Capabilities | None) -> str:
     if able is None or able.ebpf is None:
         return ""
-    return f"eBPF {able.ebpf}" + ("" if able.ebpf_reason is None else f" ({fit(able.ebpf_reason, 40).rstrip()})")
+    return f"eBPF {able.ebpf}" + (
+        "" if able.ebpf_reason is None else f" ({fit(escape(able.ebpf_reason), 40).rstrip()})"
+    )
 
 
 def totals_text(model: TopModel, width: int, *, alarm: str = "") -> str:
@@ -116,5 +119,5 @@ def empty_text(state: State, model: TopModel) -> list[str]:
     lines = ["No flow passes the filter of the command line." if state.filtered else "There are no flows."]
     limits = limits_text(state.capabilities)
     if limits is not None:
-        lines.append(f"It {limits}")
+        lines.append(f"It {escape(limits)}")
     return lines
