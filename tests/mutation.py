@@ -50,7 +50,7 @@ TESTS = {
         "tests/test_backends.py",
     ),
     "nstat_async/_starting.py": ("tests/cli/test_cli_process.py",),
-    "nstat_async/_subscription.py": ("tests/test_monitor.py", "tests/test_life.py", "tests/test_buffer.py"),
+    "nstat_async/_subscription.py": ("tests/test_monitor.py", "tests/test_life.py", "tests/test_polls.py"),
     "nstat_async/_io/background.py": ("tests/test_life.py", "tests/test_pump.py"),
     "nstat_async/_io/pump.py": ("tests/test_pump.py", "tests/test_life.py", "tests/test_unix_bridge.py"),
     "nstat_async/_io/replay.py": ("tests/test_replay.py", "tests/recording"),

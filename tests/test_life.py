@@ -423,8 +423,19 @@ def test_a_consumer_s_filter_that_raises_fails_that_consumer_alone_and_after_wha
                 with pytest.raises(AttributeError):
                     bad.receive_nowait()
             ready.sink.deliver([one])
-            assert len(good.receive_nowait()) == 4
+            ready.sink.deliver([fine])
+            assert len(good.receive_nowait()) == 5
             assert bad.statistics().pending == 0
+            waiting = monitor.subscribe(picky)
+
+            async def wait():
+                with pytest.raises(AttributeError):
+                    await waiting.__anext__()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                await anyio.wait_all_tasks_blocked()
+                ready.sink.deliver([one])
 
     run(main)
 

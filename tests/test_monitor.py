@@ -676,7 +676,7 @@ def test_what_one_way_to_read_left_another_one_gets_also_after_a_cancellation(lo
 
 
 @on_both_loops
-@pytest.mark.parametrize("free", ["end", "close", "reader", "read"])
+@pytest.mark.parametrize("free", ["end", "close", "reader", "read", "many", "at once"])
 def test_whoever_waits_for_room_goes_on_when_there_is_some_or_nothing_will_be_read_any_more(loop, free):
     async def main() -> None:
         sink, went_on = Distributor(), []
@@ -698,11 +698,67 @@ def test_whoever_waits_for_room_goes_on_when_there_is_some_or_nothing_will_be_re
                 sink.close()
             elif free == "reader":
                 reader.close()
+            elif free == "many":
+                assert await reader.receive_many() == [added(1)]
+            elif free == "at once":
+                assert reader.receive_nowait() == [added(1)]
             else:
                 assert await reader.__anext__() == added(1)
         assert went_on == [True, True]
 
     run(loop, main)
+
+
+@on_both_loops
+@pytest.mark.parametrize("read", [0, 1])
+def test_who_closes_a_subscription_gets_nothing_more_of_what_waited(loop, read):
+    async def main() -> None:
+        sink = Distributor()
+        reader = Subscription(sink, EventBuffer(9, Overflow.ALL), None)
+        sink.deliver([added(1), added(2), added(3)])
+        for number in range(read):
+            assert await reader.__anext__() == added(number + 1)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await reader.aclose()  # closes before it gives others a turn, and so hears of the cancellation
+        assert scope.cancelled_caught
+        assert [event async for event in reader] == []
+        assert await reader.receive_many() == []
+
+    run(loop, main)
+
+
+@on_both_loops
+def test_a_reader_that_waits_sees_that_another_task_closes_its_subscription(loop):
+    async def main() -> None:
+        reader, seen = Subscription(Distributor(), EventBuffer(9, Overflow.ALL), None), []
+
+        async def read() -> None:
+            seen.append([event async for event in reader])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            reader.close()
+        assert seen == [[]]
+
+    run(loop, main)
+
+
+def test_what_a_reader_is_about_to_take_no_other_task_gets():
+    async def main() -> None:
+        sink = Distributor()
+        reader = Subscription(sink, EventBuffer(9, Overflow.ALL), None)
+        sink.deliver([added(1)])
+        first = reader.receive_many()
+        first.send(None)  # it gives other tasks a turn now
+        with pytest.raises(ConcurrentReadError):
+            await reader.__anext__()
+        with pytest.raises(StopIteration) as end:
+            first.send(None)
+        assert end.value.value == [added(1)]
+
+    run("asyncio", main)
 
 
 @on_both_loops
