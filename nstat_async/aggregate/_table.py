@@ -189,24 +189,23 @@ class TrafficTable:
         feed = self.feed
         if now is not None:
             events = list(events)
-            at, step = self._clock_step(events, now)
-            if step:
+            found = self._clock_step(events, now) if events else None
+            if found is not None:
+                at, step = found
                 self.feed_many(events[:at])
                 self._window.shift(step)
                 events = events[at:]
         for event in events:
             feed(event)
 
-    def _clock_step(self, events: Sequence[AnyEvent], now: float) -> tuple[int, float]:
-        """Before which of these events the wall clock was set since the last batch, and by how much."""
-        if not events:
-            return 0, 0.0
+    def _clock_step(self, events: Sequence[AnyEvent], now: float) -> tuple[int, float] | None:
+        """Before which of these events the wall clock was set since the last batch, and by how much; `None`: it was not."""
         last, self._clocks = self._clocks, (events[-1].time, now)
         if last is None:
-            return 0, 0.0
+            return None
         step = (events[-1].time - last[0]) - (now - last[1])
         if abs(step) <= _CLOCK_STEP:
-            return 0, 0.0
+            return None
         times = [last[0], *(event.time for event in events)]
         jumps = [later - earlier for earlier, later in itertools.pairwise(times)]
         return (jumps.index(max(jumps)) if step > 0 else jumps.index(min(jumps))), step
@@ -251,7 +250,7 @@ class TrafficTable:
         tally = self._groups.of_kind(RowKind.LOST, event.time)
         tally.touch(event.time, self._window)
         tally.flows += event.count or 0
-        if event.counts is not None and is_counted(event.counts):
+        if is_counted(event.counts):
             tally.add(*known_or(event.counts))
         else:
             tally.uncounted_flows += event.count or 0
@@ -280,7 +279,7 @@ class TrafficTable:
         # One that goes before it came was there before the table was.
         preexisting = event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
         entry = OpenFlow(flow, tally, preexisting, seen=None if key is None and self.group_by.needs_details else flow)
-        if isinstance(event, FlowUpdated) and event.previous is not None and is_counted(event.previous):
+        if isinstance(event, FlowUpdated) and is_counted(event.previous):
             # The table came in the middle of the stream: this event's own growth is its share.
             entry.counted = True
             entry.current = known_or(event.previous)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import cast
+from typing import TypeGuard, cast
 
 import attrs
 
@@ -169,7 +169,7 @@ def sum_tallies(tallies: Iterable[Tally], kind: RowKind, span: tuple[int, float]
     return _with_rates(row, (sum(rx for rx, _ in grown), sum(tx for _, tx in grown)), span[1])
 
 
-def is_counted(counts: Counts | None) -> bool:
+def is_counted(counts: Counts | None) -> TypeGuard[Counts]:
     """True when these counts have any of the four counters."""
     return counts is not None and any(value is not None for value in _reported(counts))
 

@@ -144,6 +144,18 @@ def test_a_clock_that_is_set_does_not_change_the_rates_of_a_running_kernel(step,
     assert table.total().rx_bytes == 590_000
 
 
+def test_the_first_batch_and_an_empty_one_set_no_clock_and_nothing_before_a_step_is_left_out():
+    table = ProcessTable(rate_window=5)
+    a, b = flow("a"), flow("b")
+    table.feed_many([], now=0)
+    table.feed_many([added(a, 1e6, counts(0))], now=0)
+    assert table.time == 1e6
+    table.feed_many([added(b, 1e6 + 1, counts(70)), updated(a, 5e6, counts(30))], now=2)
+    assert table.total().rx_bytes == 100
+    assert table.time == 5e6
+    assert table.total().rx_rate == pytest.approx(50, rel=0.6)
+
+
 def test_both_ways_have_their_own_rate_in_rows_and_in_the_total():
     table = ProcessTable(rate_window=5)
     for second in range(20):

@@ -11,7 +11,7 @@ from virtual import VirtualMonitor
 
 from nstat_async._errors import UsageError
 from nstat_async._events import EventsLost, LossCause
-from nstat_async._model import Details, Interface, InterfaceKind, MediumCounts, Process, Provider
+from nstat_async._model import Details, Interface, InterfaceKind, MediumCounts, Process, Provider, TcpState
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
 from nstat_async.json import dumps, to_dict
 from nstat_async.testing import EmulatedKernel
@@ -393,6 +393,12 @@ def test_a_byte_that_a_table_did_not_count_is_not_taken_back():
     a = flow("a")
     table = fed(added(a, 1, four(1, 50, 0, 4), preexisting=True), removed(a, 2, four(0, 50, 0, 4)))
     assert table.total().rx_bytes == 0
+    table = fed(
+        added(a, 1, four(9, 50, 0, 4), preexisting=True),
+        updated(a, 2, four(10, 50, 0, 4)),
+        removed(a, 3, four(9, 50, 0, 4)),
+    )
+    assert table.total().rx_bytes == 0, "the one byte that it counted was that of the FIN"
 
 
 def test_the_sum_of_growths_is_taken_along_after_a_wrap():
@@ -622,3 +628,69 @@ def test_rows_are_sorted_by_what_is_asked_for():
     )
     for by, first in (("rx_rate", "down"), ("tx_rate", "up"), ("rate", "down"), ("bytes", "down"), ("tx_bytes", "up")):
         assert table.top(1, by=by, other=False)[0].name == first
+
+
+def test_rows_are_sorted_by_what_they_sent_too_and_by_what_grew_lately():
+    table = ProcessTable(rate_window=5)
+    for second in range(40):
+        table.feed(updated(flow("a", Process(1, "early")), second, counts(0, min(second, 9) * 1_000), counts()))
+        table.feed(updated(flow("b", Process(2, "late")), second, counts(10 * second), counts()))
+    by = ("bytes", "tx_bytes", "rate", "rx_rate")
+    assert [table.top(1, by=each, other=False)[0].name for each in by] == ["early", "early", "late", "late"]
+
+
+def test_a_row_names_the_cgroup_of_its_first_flow_that_has_one():
+    flows = [flow("a"), flow("b", cgroup="/first"), flow("c"), flow("d", cgroup="/second")]
+    (row,) = fed(*(added(each, 1, counts(1)) for each in flows)).rows()
+    assert row.cgroup == "/first"
+
+
+def test_flows_that_were_given_up_are_lately_seen_and_lately_counted():
+    table = fed(lost(1, 2, counts(1_000)), polled(5), lost(6, 3, counts(500)), rate_window=5)
+    (row,) = table.rows()
+    assert (row.kind, row.flows, row.first_seen, row.last_seen) == (RowKind.LOST, 5, 1, 6)
+    assert row.rx_rate == 500 / 5
+
+
+def test_of_a_flow_that_a_table_meets_late_only_the_growth_is_its_share_also_by_medium():
+    def split(number):
+        return Counts(
+            rx_bytes=number, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wifi_infra": MediumCounts(number, 0, 0, 0)}
+        )
+
+    table = fed(updated(flow("a"), 1, split(130), split(100)), updated(flow("a"), 2, split(150), split(130)))
+    (row,) = table.rows()
+    (share,) = table.shares([row])[row.serial]
+    assert (row.rx_bytes, share.rx_bytes) == (50, 50)
+    assert dict(row.media) == {"wifi_infra": MediumCounts(50, 0, 0, 0)}
+
+
+def test_a_flow_whose_facts_change_waits_on_for_the_details_that_name_its_row():
+    """The key comes with details alone; new facts without any do not end the waiting."""
+    table = TrafficTable(GroupBy.cgroup())
+    a, b = flow("a"), flow("a", state=TcpState.ESTABLISHED)
+    table.feed_many([added(a, 1, counts(10)), updated(b, 2, counts(20))])
+    table.feed(attrs.evolve(updated(b, 3, counts(30)), details=CgroupDetails(77)))
+    assert [(row.key, row.rx_bytes) for row in table.rows()] == [(77, 30)]
+
+
+def test_open_flows_of_a_row_are_found_on_the_machine_that_a_table_is_of():
+    a, b = flow("a"), flow("b", host="web1")
+    table = TrafficTable(GroupBy.processes(), source="here")
+    table.feed_many([added(a, 1), added(b, 1)])
+    key = table.rows()[0].key
+    assert (table.flows(key), table.flows(key, "web1"), table.flows(key, "web2")) == ([a], [b], [])
+
+
+def test_what_a_merge_brings_is_folded_like_its_own_and_its_losses_are_added_up():
+    def of(pid):
+        return fed(added(flow("a", Process(pid)), 1, counts(pid)), removed(flow("a", Process(pid)), 2, counts(pid)))
+
+    table = fed(lost(1, 2, cause=LossCause.GOODBYE), max_finished=4)
+    for pid in range(1, 10):
+        other = of(pid)
+        other.feed(lost(2, 3, cause=LossCause.GOODBYE))
+        table.merge(other)
+    assert len(table) <= 5
+    assert table.total().rx_bytes == sum(range(1, 10))
+    assert [(loss.events, loss.count) for loss in table.losses] == [(10, 2 + 9 * 3)]
