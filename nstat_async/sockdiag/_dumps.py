@@ -131,9 +131,9 @@ class DumpSource(Source):
         formats: RowFormats,
         protocols: Iterable[int],
         *,
-        extras: bool = False,
-        every: bool = False,
-        vital: bool = True,
+        extras: bool,
+        every: bool,
+        vital: bool,
     ) -> None:
         super().__init__(output, ChannelPurpose(book.number, Role.DUMPS))
         self._vital = vital
@@ -190,7 +190,7 @@ class DumpSource(Source):
     def settled(self) -> bool:
         return self.is_open
 
-    def begin_poll(self, *, partial: bool = False) -> None:
+    def begin_poll(self, *, partial: bool) -> None:
         self.done, self.complete, self.partial = False, True, partial
         self.judged.clear()
         self._queue = [kind for kind in self._kinds if kind.index not in self.refused]
@@ -213,7 +213,6 @@ class DumpSource(Source):
         self._finish()
 
     def _finish(self) -> None:
-        self._queue.clear()
         self._sequence = 0
         self.done = True
 
@@ -295,17 +294,14 @@ class DumpSource(Source):
     def _scan(self, protocol: int, data: bytes, offset: int, length: int) -> int:
         """Take in the message at `offset` and those behind it that have its length; the offset behind them."""
         form = self._formats.of(data, offset, length)
-        stride = form.stride
-        count = (len(data) - offset) // stride
-        book, start = self._book, offset
-        poll, every = self.output.poll, self._every
-        book.reported += count  # before a row can take itself off
-        take = form.scan or scan
-        offset = take(data, offset, book.entries, poll, every, book.apply_row, protocol, form, self._memory)
-        rows = (offset - start) // stride
-        book.reported -= count - rows
+        book, take = self._book, form.scan or scan
+        end = take(
+            data, offset, book.entries, self.output.poll, self._every, book.apply_row, protocol, form, self._memory
+        )
+        rows = (end - offset) // form.stride
+        book.reported += rows
         self.rows += rows
-        return offset
+        return end
 
     def _broken(self, reason: str) -> None:
         self.complete = False

@@ -19,7 +19,8 @@ from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
 from nstat_async._model import Outcome
 from nstat_async._options import MonitorOptions
-from nstat_async.sockdiag import SocketState, TcpInfo
+from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
+from nstat_async.sockdiag._endings import MEMORY
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
 living = pytest.mark.skipif(
@@ -268,6 +269,173 @@ def test_what_was_seen_closed_here_and_left_nothing_was_reset(quiet):
     kernel.run()
     removed = kernel.events[-1]
     assert (removed.counts.rx_bytes, removed.uncertainty, removed.outcome) == (777, 1, Outcome.RESET)
+
+
+# -- both ends are on this machine
+
+
+class Ends(FakeKernel):
+    """A connection of this machine, of which the client closed first; `known`: a dump had both of its ends."""
+
+    def __init__(self, *, known: bool = False, **server_info: int) -> None:
+        super().__init__(interval=None)
+        self.server, self.client = two_ends()
+        self.server.info[TcpInfo.DELIVERED] = 2  # the answer to a SYN, and a FIN
+        for sock in (self.server, self.client) if known else ():
+            fins = dict.fromkeys((TcpInfo.BYTES_RECEIVED, TcpInfo.BYTES_ACKED), 1)
+            before = {name: value - fins.get(name, 0) for name, value in sock.info.items()}
+            self.sockets[sock.cookie] = attrs.evolve(sock, info=before)
+        self.start()
+        self.sockets.clear()
+        self.server.info.update({TcpInfo[name]: value for name, value in server_info.items()})
+
+    def removed(self, *socks: FakeSocket) -> dict[int, tuple[int, bool, Outcome | None]]:
+        """These sockets are destroyed, and all of that is read at once; by local port: received, final, outcome."""
+        begin = len(self.events)
+        for sock in socks:
+            self.feed(sock.message(final=True), 1)
+        self.session.channel_drained(1, self.now)
+        self.run()
+        return self.since(begin)
+
+    def since(self, begin: int) -> dict[int, tuple[int, bool, Outcome | None]]:
+        ended = [event for event in self.events[begin:] if isinstance(event, FlowRemoved)]
+        assert len({event.flow.id for event in ended}) == len(ended)
+        return {
+            event.flow.local.port: (event.counts and event.counts.rx_bytes, event.final, event.flow.outcome)
+            for event in ended
+        }
+
+    @property
+    def questions(self) -> int:
+        return sum(
+            len(list(iterate_messages(data))) for what, _, channel, data in self.record if (what, channel) == ("to", 3)
+        )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("known", [True, False])
+def test_who_closed_first_left_something_of_its_end_and_one_question_tells(order, first, known):
+    """Of an end that no dump had it has a cookie of its own, else the end's."""
+    ends = Ends(known=known)
+    closer = getattr(ends, first)
+    ends.remains.append(attrs.evolve(time_wait(closer, 1), cookie=closer.cookie if known else 99))
+    server, client = (THERE, HERE) if first == "client" else (HERE, THERE)
+    before = ends.questions
+    assert ends.removed(*(ends.server, ends.client)[::order]) == {80: (100, True, server), 40000: (0, True, client)}
+    assert ends.questions == before + 1
+
+
+def test_what_another_connection_left_under_the_same_ends_says_nothing():
+    ends = Ends(known=True)
+    ends.remains.append(attrs.evolve(time_wait(ends.server, 1), cookie=99))
+    assert ends.removed(ends.server, ends.client) == {80: (100, True, THERE), 40000: (0, True, HERE)}
+
+
+def test_two_ends_of_which_nobody_knows_what_is_left_end_as_well():
+    ends = Ends()
+    ends.silent.add(3)
+    assert ends.removed(ends.server, ends.client) == {}
+    begin = len(ends.events)
+    ends.wait(1.0)
+    assert {port: count[:2] for port, count in ends.since(begin).items()} == {80: (100, True), 40000: (0, True)}
+
+
+def test_of_two_ends_of_which_one_got_no_fin_each_is_asked_for():
+    ends = Ends()
+    ends.client.info[TcpInfo.BYTES_RECEIVED] = 0
+    ended = ends.removed(ends.server, ends.client)
+    assert {port: count[:2] for port, count in ended.items()} == {80: (100, True), 40000: (0, True)}
+    assert ends.questions == 2
+
+
+@pytest.mark.parametrize(("later", "expected"), [(0.0, True), (MEMORY, True), (MEMORY + 0.1, False)])
+def test_an_end_that_was_reported_is_remembered_for_the_other_one_for_a_while(later, expected):
+    ends = Ends()
+    assert list(ends.removed(ends.client)) == [40000]
+    ends.now += later
+    ends.session.channel_drained(1, ends.now)
+    ended = ends.removed(ends.server)
+    assert ended == ({80: (100, True, THERE)} if expected else {})
+
+
+@pytest.mark.parametrize(
+    ("state", "sent", "received"),
+    [
+        (SocketState.FIN_WAIT2, 100, 100),
+        (SocketState.FIN_WAIT2, 101, 101),  # all of this is payload, and its FIN is still to come
+        (SocketState.ESTABLISHED, 101, 101),
+        (SocketState.ESTABLISHED, 100, None),  # no FIN was sent: it cannot be the other end
+        (SocketState.CLOSE_WAIT, 100, None),
+        (SocketState.FIN_WAIT2, 99, None),  # nor can who sent less
+    ],
+)
+def test_the_other_end_may_live_on_and_says_what_it_sent(state, sent, received):
+    """By its counts, which are asked for; whoever cannot be it says nothing, and the end waits."""
+    ends = Ends()
+    ends.sockets[8] = attrs.evolve(ends.client, state=state, info={**ends.client.info, TcpInfo.BYTES_SENT: sent})
+    begin = len(ends.events)
+    ended = ends.removed(ends.server)
+    assert {port: count[:2] for port, count in ended.items()} == ({} if received is None else {80: (received, True)})
+    ends.wait(0.3)
+    assert list(ends.since(begin)) == [80]
+
+
+def aborted(ends: Ends) -> FakeSocket:
+    """The client with what the kernel leaves of its counters after ``SO_LINGER`` with time 0."""
+    return attrs.evolve(ends.client, remote_port=0, unacked=65_000, info={})
+
+
+@pytest.mark.parametrize("order", ["before", "after", "together"])
+@pytest.mark.parametrize("known", [True, False])
+def test_who_aborts_resets_the_other_end(order, known):
+    """No FIN is among what that received; of an end that no dump had nothing but its port is left."""
+    ends = Ends(known=known, BYTES_RECEIVED=100, DELIVERED=1)
+    ends.server.unread = 0
+    begin = len(ends.events)
+    socks = [aborted(ends), ends.server] if order == "before" else [ends.server, aborted(ends)]
+    for batch in [socks] if order == "together" else [[sock] for sock in socks]:
+        ends.removed(*batch)
+    if not known:
+        assert 80 not in ends.since(begin)
+        ends.wait(0.3)
+    assert ends.since(begin)[80] == (100, False, Outcome.RESET_THERE)
+
+
+@pytest.mark.parametrize(("late", "expected"), [(0.9, True), (1.0, False), (3.0, False)])
+def test_what_is_left_may_be_of_another_connection_where_notifications_are_read_late(late, expected):
+    """Ends in TIME_WAIT are used again after a second; of what a dump had the cookie is known."""
+    for known in (False, True):
+        kernel = FakeKernel(interval=None)
+        sock = last_words(unread=1)
+        if known:
+            kernel.sockets[sock.cookie] = last_words(unread=1, received=500, DATA_SEGS_IN=2)
+        kernel.start()
+        kernel.sockets.clear()
+        kernel.session.channel_drained(1, kernel.now)
+        kernel.now += late
+        kernel.remains.append(time_wait(sock, 100))
+        kernel.feed(sock.message(final=True), 1)
+        kernel.run()
+        assert kernel.events[-1].final is (known or expected)
+
+
+@pytest.mark.parametrize(("age", "counted"), [(480, 1), (479, 0), (520, 1), (521, 0)])
+def test_remains_as_old_as_the_last_segment_are_likely_its_fins_whenever_they_are_found(age, counted):
+    """The answer comes half a second later."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    sock = last_words()
+    kernel.remains.append(time_wait(sock, age))
+    kernel.silent.add(3)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.feed(sock.message(final=True), 1)
+    kernel.run()
+    kernel.now += 0.5
+    kernel._lookups(kernel.record[-1][3], 3)
+    kernel.run()
+    assert (kernel.events[-1].counts.rx_bytes, kernel.events[-1].uncertainty) == (778 - counted, 1)
 
 
 # -- how a connection ended

@@ -61,7 +61,8 @@ class Scanned:
         kinds = {"every_update": False, "extras": False, "dumped": True}
         self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output), **kinds)
         self.book.apply_row = self._apply
-        self.dumps = DumpSource(self.output, self.book, RowFormats(), [6])
+        options = {"extras": False, "every": False, "vital": True}
+        self.dumps = DumpSource(self.output, self.book, RowFormats(), [6], **options)
         self.seen: list = []
 
     def _apply(self, entry, protocol, pieces, message, form):
@@ -74,7 +75,7 @@ class Scanned:
         """One dump of these sockets; what was new or differed, without the messages' sequence numbers."""
         self.output.poll += 1
         self.book.begin_poll()
-        self.dumps.begin_poll()
+        self.dumps.begin_poll(partial=False)
         sequence = sequence_of(self.output.poll, 0, last=True)
         self.seen.clear()
         self.dumps.receive(cut(b"".join(sock.message(sequence) for sock in sockets)))
