@@ -167,7 +167,7 @@ class DumpSource(Source):
         self._failures = 0
         self._memories: dict[tuple[int, bool], Memory] = {}
         """By kind what its last dump had."""
-        self._memory = new_memory()
+        self._memory: Memory
         """Of the dump under way."""
 
     def _kinds_of(self, *kinds: Kind) -> list[Kind]:

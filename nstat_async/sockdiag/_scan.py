@@ -23,7 +23,6 @@ class Memory:
     def __init__(self) -> None:
         self.now: list[Entry] = []
         """Sockets of the dump under way."""
-        self.begin()
 
     def begin(self) -> None:
         """Another dump begins: what the one under way had is what the next one is compared with, from its first place on."""
@@ -88,9 +87,12 @@ def scan(
     head = rows[0][0]
     if rows[-1][0] == head:
         rows += cut
-    if rows[-1][0] != head:
-        del rows[next(number for number, pieces in enumerate(rows) if pieces[0] != head) :]
-    if not every and memory.has(rows, poll):
+    expected = not every and memory.has(rows, poll)
+    unlike = None if expected else next((number for number, row in enumerate(rows) if row[0] != head), None)
+    if unlike is not None:
+        del rows[unlike:]
+        expected = not every and memory.has(rows, poll)
+    if expected:
         return offset + len(rows) * stride
     entry = None
     for pieces in rows:

@@ -305,8 +305,8 @@ def test_a_recorded_client_says_what_is_dumped():
     session.start(0.0)
 
     def dump(family, protocol, states, sequence, *rows):
-        session.observe_request(DiagRequest(family, protocol, 0, states, sequence=sequence).encode(), 1.0, 0)
-        session.receive_datagram(b"".join(row.message(sequence) for row in rows) + encode_done(sequence), 1.0, 0)
+        session.observe_request(DiagRequest(family, protocol, 0, states, sequence=sequence).encode(), 1.0)
+        session.receive_datagram(b"".join(row.message(sequence) for row in rows) + encode_done(sequence), 1.0)
         return session.take_events()
 
     tcp, udp = FakeSocket(1, local_port=1), FakeSocket(2, protocol=17, local_port=2)

@@ -46,6 +46,7 @@ from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
 from nstat_async.sockdiag._reports import socket_report
 from nstat_async.sockdiag._rows import RowFormat, RowFormats
+from nstat_async.sockdiag._scan import Memory, scan
 from nstat_async.sockdiag._setup import NetworkNamespace
 
 # -- tables
@@ -103,6 +104,17 @@ def test_messages_of_different_lengths_mix():
     assert scan.book.reported == scan.dumps.rows / 2 == 19
 
 
+def test_a_longer_and_a_shorter_message_between_others_are_what_they_are():
+    """Behind both of them the rest lies as if they were like it."""
+    scan = Scanned()
+    sockets = [FakeSocket(n) for n in range(1, 12)]
+    sockets[5].extra = {DiagAttribute.MARK: b"\1\0\0\0"}
+    sockets[6].info_length -= 8
+    for expected in (list(range(1, 12)), []):
+        assert [cookie for _, cookie, _ in scan.dump(*sockets)] == expected
+    assert scan.unseen() == []
+
+
 def test_only_what_changed_differs():
     """Of many sockets the one with another counter is found, and the one that is absent."""
     scan = Scanned()
@@ -133,6 +145,70 @@ def test_a_last_message_without_padding():
     scan = Scanned()
     assert len(scan.dump(FakeSocket(1), cut=cut)) == 1
     assert scan.dumps.complete
+
+
+class Listed:
+    """A socket with its row."""
+
+    def __init__(self, number: int) -> None:
+        self.last, self.seen = (number,), 0
+
+
+def test_rows_that_come_again_are_those_that_are_expected():
+    """However datagrams are cut; behind what changed, went or came the rest is where it was."""
+    memory, listed = Memory(), [Listed(number) for number in range(200)]
+
+    def dump(poll, *parts):
+        """Which of these parts of a dump are as expected; the others are looked at one by one."""
+        memory.begin()
+        found = []
+        for part in parts:
+            found.append(memory.has([each.last for each in part], poll))
+            if not found[-1]:
+                memory.now += part
+                memory.go_behind(part[-1], len(part))
+        assert memory.now == [each for part in parts for each in part]
+        return found
+
+    assert dump(1, listed[:5], listed[5:9]) == [False, False]
+    assert dump(2, listed[:5], listed[5:9]) == [True, True]
+    assert dump(3, listed[:7], listed[7:9]) == [True, True]
+    assert [each.seen for each in listed[:10]] == [3] * 9 + [0]
+    assert dump(4, listed[:1], listed[2:5], listed[5:9]) == [True, False, True], "one is gone"
+    assert dump(5, listed[:1], [listed[20], *listed[2:4]], listed[4:9]) == [True, False, True], "one is new"
+    assert dump(6, listed[:1], [listed[20], listed[30]], listed[3:9]) == [True, False, True], "a stranger took a place"
+    assert dump(7, listed[:200]) == [False]
+    assert dump(8, [listed[0], listed[65]], listed[66:]) == [False, True], "many are gone"
+    assert dump(9, [listed[0], *listed[68:150]], listed[150:]) == [False, True]
+    dump(10, listed[:200])
+    assert dump(11, [listed[0], listed[66]], listed[67:]) == [False, False], "too many"
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_row_that_is_as_it_was_is_marked_and_any_other_applied(every):
+    """A row of another head ends the run: what is behind it is cut by its own form."""
+    socks = [FakeSocket(number) for number in range(1, 9)]
+    data = b"".join(sock.message(1) for sock in socks)
+    form = RowFormat.learn(data[: len(data) // 8])
+    known = {number: Listed(number) for number in (2, 3)}
+    for number in known:
+        known[number].last = next(p for p in form.format.iter_unpack(data) if p[2] == number)
+    known[3].last = (0, *known[3].last[1:])
+    applied = []
+
+    def apply(entry, protocol, pieces, message, given):
+        applied.append(pieces[2])
+        assert (entry, protocol, message, given) == (known.get(pieces[2]), 6, socks[pieces[2] - 1].message(1), form)
+
+    other = FakeSocket(9).message(1)
+    other = other[:6] + b"\0\0" + other[8:]
+    memory = Memory()
+    memory.begin()
+    assert scan(data + other, 0, known, 7, every, apply, 6, form, memory) == len(data)
+    assert applied == [number for number in range(1, 9) if every or number != 2]
+    assert (known[2].seen, memory.now) == (0 if every else 7, [known[2], known[3]])
+    applied.clear()
+    assert scan(socks[0].message(1) + other + data, 0, {}, 7, every, apply, 6, form, memory) == form.stride
 
 
 # -- reports

@@ -27,6 +27,7 @@ from nstat_async._options import MonitorOptions
 from nstat_async.aggregate import History, HistoryWriter, ProcessTable
 from nstat_async.sockdiag import (
     AddressMessage,
+    CgroupFacts,
     DiagRequest,
     LinkMessage,
     NetworkNamespace,
@@ -38,7 +39,7 @@ from nstat_async.sockdiag import (
     iterate_messages,
 )
 from nstat_async.sockdiag._dumps import MAX_FAILURES
-from nstat_async.sockdiag._polls import ANNOUNCED_AT_ONCE
+from nstat_async.sockdiag._polls import ANNOUNCED_AT_ONCE, OWNERS_PATIENCE
 
 
 def traffic(rx: int = 0, tx: int = 0, *, fin: int = 0, active: int = 1, fin_sent: int = 0) -> dict[int, int]:
@@ -773,3 +774,106 @@ def test_a_recording_gives_the_same_events():
     assert [e.flow for e in flow_events(events)] == [e.flow for e in flow_events(kernel.events)]
     assert [e.counts for e in flow_events(events)] == [e.counts for e in flow_events(kernel.events)]
     assert sum(isinstance(e, PollCompleted) for e in events) == 4
+
+
+def play(kernel: FakeKernel, passive: Session, *, until: int | None = None) -> list:
+    """What a core says that follows this kernel's recorded client, up to so many records."""
+    passive.epoch_offset = 1000.0
+    passive.start(100.0)
+    for direction, now, channel, item in kernel.record[:until]:
+        if direction == "to":
+            passive.observe_request(item, now, channel)
+        elif direction == "from":
+            passive.receive_datagram(item, now, channel)
+        else:
+            passive.lookup_done(0, item, now)
+    events = passive.take_events()
+    passive.finish(kernel.now)
+    return events + passive.take_events()
+
+
+def test_a_recorded_client_of_two_namespaces_is_followed_in_both():
+    """With the kinds of their interfaces, and what their flows explain of their traffic; they come as they are met."""
+    kernel = FakeKernel(
+        Session(MonitorOptions(interval=1.0), namespaces=(NetworkNamespace(), NetworkNamespace("1"))),
+    )
+    kernel.traffic = (("eth0", 5000, 6000),), (0, 0)
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), inode=77, info=traffic(5, 10), cgroup=9)
+    kernel.cgroups[9] = CgroupFacts(9, "/system.slice/a.service")
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.sockets[1].info = traffic(500, 1000)
+    kernel.traffic = (("eth0", 9000, 8000),), (3, 4)
+    kernel.wait(6.0)
+    passive = Session(mode=Mode.FOLLOWING)
+    events = play(kernel, passive)
+    assert [event.flow for event in flow_events(events)] == [event.flow for event in flow_events(kernel.events)]
+    assert {event.flow.interface.kind for event in flow_events(events)} == {InterfaceKind.WIFI}
+    assert {event.flow.cgroup for event in flow_events(events)} == {"/system.slice/a.service"}
+    figures = {name: value for name, value in kernel.session.statistics().items() if name.startswith("coverage")}
+    assert figures["coverage_rx_bytes"] == 8000
+    assert figures.items() <= passive.statistics().items()
+
+
+def test_a_recording_that_ends_within_a_poll_ends_it():
+    """What its client still waited for does not come: what is known is announced, and the poll is not complete."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.sockets[1] = FakeSocket(1, inode=77, cgroup=9, info=traffic())
+    kernel.hold_lookups = True
+    kernel.start()
+    dump = next(n for n, (what, _, channel, _) in enumerate(kernel.record) if (what, channel) == ("from", 0)) + 1
+    events = play(kernel, Session(mode=Mode.FOLLOWING), until=dump)
+    assert [(type(event), event.serial) for event in polls(events)] == [(PollCompleted, 1)]
+    assert not polls(events)[0].complete
+    assert kinds(play(kernel, Session(mode=Mode.FOLLOWING))) == ["FlowAdded", "PollCompleted"]
+
+
+def test_a_poll_that_is_asked_for_during_another_is_the_next_and_the_last(kernel):
+    """Whoever asks gets to know what is there now, not what was there when that poll began."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    assert kernel.session.request_poll(kernel.now) == 2
+    kernel.run()
+    assert kernel.session.request_poll(kernel.now) == 3
+    kernel.hold_lookups = False
+    for held in kernel.held:
+        kernel.answer(held)
+    for _ in range(9):
+        kernel.wait(1.0)
+    assert [event.serial for event in polls(kernel.events)] == [1, 2, 3]
+
+
+def test_a_new_flow_waits_for_its_cgroup_no_longer_than_for_its_process(kernel):
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, cgroup=9, info=traffic())
+    assert kernel.wait(1.0) == []
+    assert kernel.wait(OWNERS_PATIENCE - 0.01) == []
+    assert kinds(kernel.wait(0.01)) == ["FlowAdded", "PollCompleted"]
+
+
+def test_a_channel_that_is_closed_has_failed(kernel):
+    kernel.start()
+    kernel.session.channel_closed(0, kernel.now)
+    kernel.session.channel_closed(1, kernel.now)
+    kernel.run()
+    figures = kernel.session.statistics()
+    assert (figures["reopened"], figures["overruns"]) == (1, 1)
+
+
+def test_notifications_that_say_too_little_are_losses_or_nobodys(kernel):
+    """One without attributes does not even say of which protocol it is."""
+    kernel.start()
+    assert kernel.session.capabilities.receive_buffer == 1 << 20
+    whole = FakeSocket(5, info=traffic(0, 10, fin_sent=1)).message(final=True)
+    bare = (88).to_bytes(4, "little") + whole[4:88]
+    kernel.feed(bare + bare + whole, 1)
+    assert kinds(kernel.run()) == ["FlowAdded", "FlowRemoved"]
+    assert kernel.session.statistics()["goodbyes"] == 3
+    short = (84).to_bytes(4, "little") + whole[4:84]
+    kernel.feed(short + FakeSocket(6, local_port=6).message(final=True), 1)
+    (lost, *rest) = kernel.run()
+    assert (type(lost), lost.detail) == (EventsLost, "notification of a destroyed socket is too short")
+    assert [event.flow.id for event in flow_events(rest)] == ["c6", "c6"]
