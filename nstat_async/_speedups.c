@@ -1,6 +1,7 @@
-/* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, and tables of descriptors.
+/* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors; and
+ * what makes objects of frozen classes.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, _io/tables.py). These functions take the
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, _io/tables.py, _making.py). These functions take the
  * same steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
@@ -629,6 +630,8 @@ static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObjec
     PyObject *pieces = Py_BuildValue("Ky#Oy#y#", (unsigned long long)read64(row), row + IDENTITY_AT,
                                      (Py_ssize_t)IDENTITY_SIZE, cookie, row + REST_AT, self->rest_size,
                                      row + self->counters_at, self->counters_size);
+    if (pieces != NULL)
+        PyObject_GC_UnTrack(pieces); /* bytes and numbers, as the collector would find */
     PyObject *message = PyBytes_FromStringAndSize((const char *)row, self->length);
     PyObject *given[] = {entry, protocol, pieces, message, form};
     PyObject *answer = pieces == NULL || message == NULL ? NULL : PyObject_Vectorcall(apply, given, 5, NULL);
@@ -704,6 +707,89 @@ static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t co
     return PyLong_FromSsize_t(offset);
 }
 
+/* --- values: objects of frozen classes, without their constructor ---------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyTypeObject *owner;
+    Py_ssize_t *places;
+    Py_ssize_t given; /* slots that a call has the values of: the first ones */
+    PyObject *rest;   /* the values of the others */
+} Maker;
+
+static int Maker_init(Maker *self, PyObject *arguments, PyObject *keywords)
+{
+    static char *keys[] = {"owner", "names", "rest", NULL};
+    PyObject *owner, *names, *rest;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!O!", keys, &PyType_Type, &owner, &PyTuple_Type, &names,
+                                     &PyTuple_Type, &rest))
+        return -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(names), given = count - PyTuple_GET_SIZE(rest);
+    if (given < 0 || self->owner != NULL) {
+        PyErr_SetString(PyExc_ValueError, "more values than slots, or made twice");
+        return -1;
+    }
+    self->places = PyMem_New(Py_ssize_t, count + 1);
+    if (self->places == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+        if (name == NULL || find_slot(owner, name, &self->places[i]) < 0)
+            return -1;
+    }
+    self->given = given;
+    self->rest = Py_NewRef(rest);
+    self->owner = (PyTypeObject *)Py_NewRef(owner);
+    return 0;
+}
+
+static int Maker_traverse(Maker *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->owner);
+    Py_VISIT(self->rest);
+    return 0;
+}
+
+static int Maker_clear(Maker *self)
+{
+    Py_CLEAR(self->owner);
+    Py_CLEAR(self->rest);
+    return 0;
+}
+
+static void Maker_dealloc(Maker *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Maker_clear(self);
+    PyMem_Free(self->places);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(make_doc, "make(*values)\n--\n\nAn object with these values in its first slots. The garbage collector does "
+"not look at it:\nwhat holds nothing but values is in no circle.");
+
+static PyObject *Maker_make(Maker *self, PyObject *const *values, Py_ssize_t count)
+{
+    if (self->owner == NULL || count != self->given) {
+        PyErr_Format(PyExc_TypeError, "make() takes %zd values, not %zd", self->given, count);
+        return NULL;
+    }
+    PyObject *made = self->owner->tp_alloc(self->owner, 0);
+    if (made == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; i++)
+        SLOT(made, self->places[i]) = Py_NewRef(values[i]);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->rest); i++)
+        SLOT(made, self->places[count + i]) = Py_NewRef(PyTuple_GET_ITEM(self->rest, i));
+    PyObject_GC_UnTrack(made);
+    return made;
+}
+
 /* --- the module ----------------------------------------------------------- */
 
 static PyMethodDef reports_methods[] = {{"take", (PyCFunction)(void (*)(void))Reports_take, METH_FASTCALL, take_doc},
@@ -743,6 +829,19 @@ static PyType_Slot memory_slots[] = {{Py_tp_doc, "What the last dump of a kind h
                                      {0, NULL}};
 static PyType_Spec memory_spec = {"nstat_async._speedups.Memory", sizeof(Memory), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, memory_slots};
+
+static PyMethodDef maker_methods[] = {{"make", (PyCFunction)(void (*)(void))Maker_make, METH_FASTCALL, make_doc},
+                                      {NULL, NULL, 0, NULL}};
+static PyType_Slot maker_slots[] = {{Py_tp_doc, "Makes objects of one class: owner, the names of its slots, and the values of the last ones."},
+                                    {Py_tp_new, PyType_GenericNew},
+                                    {Py_tp_init, Maker_init},
+                                    {Py_tp_dealloc, Maker_dealloc},
+                                    {Py_tp_traverse, Maker_traverse},
+                                    {Py_tp_clear, Maker_clear},
+                                    {Py_tp_methods, maker_methods},
+                                    {0, NULL}};
+static PyType_Spec maker_spec = {"nstat_async._speedups.Maker", sizeof(Maker), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                 maker_slots};
 
 static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 {
@@ -910,7 +1009,7 @@ PyMODINIT_FUNC PyInit__speedups(void)
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL &&
         (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
-         add_type(module, &memory_spec, "Memory") < 0))
+         add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0))
         Py_CLEAR(module);
     if (module != NULL) { /* the module is never unloaded */
         PyObject *type = PyObject_GetAttrString(module, "Memory");

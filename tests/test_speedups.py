@@ -242,6 +242,51 @@ def test_a_row_that_is_cut_in_another_way_by_now_is_not_known(dumps):
     assert dumps.scan(*rows, poll=3, entries={}) == []
 
 
+class Value:
+    """What a maker makes here."""
+
+    __slots__ = ("first", "second", "third")
+
+
+@built
+def test_a_made_object_has_its_values_and_the_collector_does_not_look_at_it():
+    rest = object()
+    made = speedups.Maker(Value, ("second", "first", "third"), (rest,)).make([], 1)
+    assert (made.first, made.second, made.third) == (1, [], rest)
+    assert not gc.is_tracked(made)
+    held = sys.getrefcount(rest)
+    del made
+    assert sys.getrefcount(rest) == held - 1
+
+
+@built
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((Value, ("fourth",), ()), AttributeError),
+        ((Value, ("__class__",), ()), TypeError),
+        ((Value, (1,), ()), TypeError),
+        ((Value, ["first"], ()), TypeError),
+        ((Value(), ("first",), ()), TypeError),
+        ((Value, ("first",), (1, 2)), ValueError),
+    ],
+)
+def test_a_maker_of_what_is_no_slot_is_refused(arguments, error):
+    with pytest.raises(error):
+        speedups.Maker(*arguments)
+
+
+@built
+def test_a_maker_takes_as_many_values_as_it_was_made_for():
+    maker = speedups.Maker(Value, ("first", "second"), (2,))
+    for values in ((), (1, 2)):
+        with pytest.raises(TypeError, match="takes 1 values"):
+            maker.make(*values)
+    with pytest.raises(ValueError, match="twice"):
+        maker.__init__(Value, ("third",), ())
+    assert maker.make(1).second == 2
+
+
 @pytest.mark.parametrize(("value", "used"), [("1", False), ("0", None), ("", None)])
 def test_a_variable_of_the_environment_turns_it_off(value, used):
     code = "from nstat_async._compiled import *; print(speedups is not None, SPEEDUPS)"
@@ -262,4 +307,4 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    assert users == {"_decoder.py", "_rows.py", "_scan.py", "tables.py"}
+    assert users == {"_decoder.py", "_making.py", "_reports.py", "_rows.py", "_scan.py", "tables.py"}

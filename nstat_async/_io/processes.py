@@ -78,13 +78,14 @@ class Elders:
     def eldest(self, place: Found) -> Found:
         """The same place in the parent, and its parent, as far up as one holds it."""
         inode, pid, thread, descriptor = place
-        if pid == thread:
-            for _ in range(MOST_GENERATIONS):
-                parent = self._parent_of(pid)
-                if parent <= 1 or not self._holds(inode, parent, descriptor):
-                    break
-                pid = parent
-        return place if pid == place[1] else (inode, pid, pid, descriptor)
+        if pid != thread:
+            return place
+        for _ in range(MOST_GENERATIONS):
+            parent = self._parent_of(pid)
+            if parent <= 1 or not self._holds(inode, parent, descriptor):
+                break
+            pid = parent
+        return place if pid == thread else (inode, pid, pid, descriptor)
 
     def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
         """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""

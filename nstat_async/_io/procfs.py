@@ -81,7 +81,8 @@ class ProcessScanner:
             self._parts = chain(self._walk.arrivals(request.recent), self._parts)
         found, below = self._search(until)
         found = eldest(found)
-        shared = None if below is not None else self._count(waiting=bool(found or request.inodes))
+        went_on = below is not None or request.below is not None  # a long search leaves no time for more
+        shared = None if went_on else self._count(waiting=bool(found or request.inodes))
         holders = (pid for _, _, pids in shared or () for pid in pids)
         facts = {pid: self._look(pid) for pid in dict.fromkeys([*(place[1] for place in found), *holders])}
         remember_holders(self.recent, (place[1] for place in found))

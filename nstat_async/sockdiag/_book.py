@@ -208,8 +208,8 @@ class Book:
 
         Its state may be older than its counters: `fin` says that these have the peer's FIN in any case.
         """
-        state = entry.state = entry.last[1][1]
-        entry.changed, entry.reading = self._output.poll, self._output.now - self._output.poll_began
+        state, output = entry.last[1][1], self._output
+        entry.state, entry.changed, entry.reading = state, output.poll, output.now - output.poll_began
         if entry.totals is None:
             fin = fin or (entry.protocol == IPPROTO_TCP and is_behind_fin(message, *info))
             entry.report = socket_report(message, *info, int(fin))

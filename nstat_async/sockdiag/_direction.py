@@ -21,12 +21,11 @@ _SENT = struct.Struct("=Q16xI52xQQ")
 _SENT_END = int(TcpInfo.BYTES_RETRANS) + 8
 _ACKED_AT = int(TcpInfo.BYTES_ACKED)
 _STATE_AT = int(TcpInfo.STATE)
-_INBOUND, _OUTBOUND = (
-    Direction.INBOUND,
-    Direction.OUTBOUND,
-)  # a look-up of a member takes longer than the rest of a step
+_INBOUND, _OUTBOUND = Direction.INBOUND, Direction.OUTBOUND
+"""A look-up of a member takes longer than the rest of a step."""
 _LISTEN, _SYN_SENT = SocketState.LISTEN, SocketState.SYN_SENT
-_SEQUENCE = Weight.SEQUENCE
+_NONE, _LISTENER, _DOUBTED = Weight.NONE, Weight.LISTENER, Weight.DOUBTED
+_SEQUENCE, _STATE = Weight.SEQUENCE, Weight.STATE
 _NUMBERS = {0: _INBOUND, 2: _OUTBOUND}
 _BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 _AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
@@ -128,14 +127,14 @@ def weigh_direction(
     """What the strongest evidence says about who began a connection, and how sure it is."""
     direction = direction_by_state(identity)
     if direction is not None:
-        return direction, Weight.STATE
+        return direction, _STATE
     if not (identity[6] or identity[7]):
-        return None, Weight.NONE
+        return None, _NONE
     direction = direction_by_numbers(identity, message, info)
     if direction is _INBOUND and identity[1] in _BEFORE_FIN and was_restored(message, *info):
-        return (_INBOUND, Weight.LISTENER) if listeners.covers(identity) else (None, Weight.SEQUENCE)
+        return (_INBOUND, _LISTENER) if listeners.covers(identity) else (None, _SEQUENCE)
     accepted = direction is not _INBOUND and listeners.covers(identity)
     # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
     if direction is not None and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
-        return direction, Weight.DOUBTED if accepted else _SEQUENCE
-    return (_INBOUND, Weight.LISTENER) if accepted else (None, Weight.NONE)
+        return direction, _DOUBTED if accepted else _SEQUENCE
+    return (_INBOUND, _LISTENER) if accepted else (None, _NONE)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Union
 
 import attrs
 
+from .._making import maker_of
 from .._model import Attribution, Endpoint, Flow, Outcome, Process, TcpState
 from ._cgroups import CgroupSource
 from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
@@ -29,32 +30,14 @@ _IPV6 = 16
 """Bytes of an address."""
 
 
-def _draft_of(owner: type, first: Iterable[str] = ()) -> Any:
-    """A class of objects like `owner`'s that can be written to: to make one takes a sixth of the time; its `__class__` finishes it.
-
-    Args:
-        owner: A frozen class of attrs, with slots.
-        first: The fields that the constructor takes first.
-    """
-    fields = {field.name: attrs.field(default=field.default) for field in attrs.fields(owner)}
-    fields = {name: fields[name] for name in (*first, *fields)}
-    return attrs.make_class(f"{owner.__name__}Draft", fields, eq=False, repr=False, slots=True, weakref_slot=False)
-
-
 _OF_A_SOCKET = (
     "id", "provider", "userland", "local", "remote", "process", "interface", "state", "direction", "namespace",
     "attribution", "cgroup", "container", "pod", "protocol", "other_holders", "holders",
 )  # fmt: skip
-_FlowDraft = _draft_of(Flow, _OF_A_SOCKET)
-_EndpointDraft = _draft_of(Endpoint)
-
-
-@functools.lru_cache(maxsize=16_384)
-def _shared(packed: bytes, port: int, scope_id: int | None = None) -> Endpoint:
-    """Many flows share an end: all that were accepted at one address, all to one server, both ends of a local connection."""
-    end: Endpoint = _EndpointDraft(packed, port, scope_id)
-    end.__class__ = Endpoint
-    return end
+_make_flow: Callable[..., Flow] = maker_of(Flow, _OF_A_SOCKET)
+_make_end: Callable[[bytes, int, Union[int, None]], Endpoint] = maker_of(Endpoint, ("packed", "port", "scope_id"))
+_shared = functools.lru_cache(maxsize=16_384)(_make_end)
+"""Many flows share an end: all that were accepted at one address, all to one server, both ends of a local connection."""
 
 
 def build_flow(
@@ -86,7 +69,7 @@ def build_flow(
         attribution = _INFERRED
     cgroup, container, pod = place or _NOWHERE
     prefix = "" if namespace is None else f"n{entry.book.number}:"
-    flow: Flow = _FlowDraft(
+    return _make_flow(
         f"{prefix}c{cookie:x}" if entry.connection == 1 else f"{prefix}c{cookie:x}.{entry.connection}",
         PROVIDERS[protocol],
         False,
@@ -105,8 +88,6 @@ def build_flow(
         others.number or None,
         others.oldest if listed else (),
     )
-    flow.__class__ = Flow
-    return flow
 
 
 _others_of = attrgetter(*(field.name for field in attrs.fields(Flow) if field.name != "outcome"))
@@ -121,4 +102,4 @@ def with_outcome(flow: Flow, outcome: Outcome) -> Flow:
 def _endpoint(address: bytes, port: int, device: int, own: bytes, links: LinkTable) -> Endpoint:
     if len(address) == _IPV6 and is_link_scoped(address):
         return _shared(address, port, device or links.index_of(own))
-    return _shared(address, port)
+    return _shared(address, port, None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Protocol
 
+from .._compiled import speedups
 from .._errors import ProtocolError
 from .._events import Report
 from .._model import COUNTS_FIELDS, Counts, Details
@@ -154,6 +155,15 @@ for _name_of_field in COUNTS_FIELDS:
     setattr(SocketReport, _name_of_field, _field(_name_of_field))
 
 
+def _make(values: tuple[Any, ...]) -> SocketReport:
+    report: SocketReport = _new(SocketReport)
+    _set_values(report, values)
+    return report
+
+
+_make_report = _make if speedups is None else speedups.Maker(SocketReport, ("_values",), ()).make
+
+
 def socket_report(message: bytes, start: int, length: int, fin_received: int) -> SocketReport:
     """A report without validation, for the hot path.
 
@@ -163,8 +173,7 @@ def socket_report(message: bytes, start: int, length: int, fin_received: int) ->
         length: Length of ``tcp_info``; 0 where it has none.
         fin_received: 1 once the peer's FIN is among the received bytes.
     """
-    report: SocketReport = _new(SocketReport)
-    _set_values(report, (message, start, length, fin_received))
+    report: SocketReport = _make_report((message, start, length, fin_received))
     return report
 
 
