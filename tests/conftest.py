@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ gc.disable()  # nothing is left behind while tests are collected, and there is m
 
 from hypothesis import settings
 
+from costs import Costs
 from examples import examples
 
 # The same examples in every run: a test that fails has been broken by the change at hand.
@@ -37,11 +39,27 @@ SLOW = ("browser", "nats", "benchmark", "slow")
 """Markers of what costs too much for every run: `.ci/run` runs it, and so does whoever names its file or folder."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a run may be asked for."""
+    parser.addoption("--shuffle", metavar="SEED", help="run files and the tests of each in random order")
+    parser.addoption("--costs", type=int, metavar="N", help="show the N tests that take the most processor time")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the quick suite, unless the command line names files or markers."""
+    if config.option.costs:
+        config.pluginmanager.register(Costs(config.option.costs))
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     if not config.option.markexpr:
         config.option.markexpr = " and ".join(f"not {marker}" for marker in ("long", *(() if named else SLOW)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle, the same in all processes; a file's tests stay together, because what they share is made once."""
+    if config.option.shuffle is not None:
+        dice = random.Random(config.option.shuffle)
+        places: dict[Path, float] = {}
+        items.sort(key=lambda item: (places.setdefault(item.path, dice.random()), dice.random()))
 
 
 @pytest.hookimpl(tryfirst=True)

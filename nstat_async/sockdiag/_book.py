@@ -96,8 +96,8 @@ class Book:
         self._dumping = False
         self._departed: set[int] = set()
         """Cookies that were removed during the dumps under way."""
-        self._given_up: Memory[int, int] = Memory(_MOST_ENDED)
-        """By cookie, which connection of its socket was given up."""
+        self._given_up: Memory[int, tuple[int, bytes]] = Memory(_MOST_ENDED)
+        """By cookie, which connection of its socket was given up, and its identity."""
         self.ready: deque[Entry] = deque()
         """New sockets of which enough is known to announce them."""
         self.waiting: deque[Entry] = deque()
@@ -128,7 +128,7 @@ class Book:
 
     def give_up(self, entry: Entry) -> None:
         """A socket is not where it was: it is gone, or it has another connection that no dump had yet."""
-        self._given_up.add(entry.cookie, entry.connection)
+        self._given_up.add(entry.cookie, (entry.connection, entry.identity))
         self.drop(entry)
         self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
 
@@ -192,16 +192,23 @@ class Book:
         """Open an entry for a socket that was not known."""
         cookie, poll = pieces[2], self._output.poll
         entry = self.entries[cookie] = Entry(self, protocol, pieces, poll, poll)
-        entry.connection += self._given_up.pop(cookie) or 0
+        entry.connection += (self._given_up.pop(cookie) or (0,))[0]
         if protocol not in _DUMPED:
             self.others[cookie] = entry
         return entry
 
-    def gone_entry(self, protocol: int, pieces: Pieces) -> Entry:
-        """An entry for a socket that was not known and is there no more: it does not come into the book."""
+    def gone_entry(self, protocol: int, pieces: Pieces) -> Entry | None:
+        """An entry for a socket that was not known and is there no more: it does not come into the book.
+
+        `None` for one whose end was reported when it was given up.
+        """
         if self._dumping:
             self._departed.add(pieces[2])
-        return Entry(self, protocol, pieces, self._output.poll, self._output.poll)
+        connection, identity = self._given_up.pop(pieces[2]) or (0, None)
+        if identity is not None and (protocol != IPPROTO_TCP or same_connection(identity, pieces[1])):
+            return None
+        poll = self._output.poll
+        return Entry(self, protocol, pieces, poll, poll, connection=1 + connection)
 
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int], *, fin: bool = False) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began.

@@ -138,8 +138,10 @@ class RemovalSource(Source):
             if is_unused(message):
                 output.count("unused_sockets")
                 return
-            output.count("short_lived")
             entry = book.gone_entry(protocol, pieces)
+            if entry is None:
+                return
+            output.count("short_lived")
             unknown = True
         else:
             unknown = book.begin_other_connection(entry, pieces)

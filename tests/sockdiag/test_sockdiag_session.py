@@ -293,6 +293,22 @@ def test_an_overrun_is_told_and_repaired(kernel):
     assert kinds(kernel.wait(1.0)) == ["PollCompleted"], "repaired: absence is explained by goodbyes again"
 
 
+@pytest.mark.parametrize(("peer", "ids"), [(80, ["c1"]), (443, ["c1", "c1.2"])], ids=["known", "another"])
+def test_a_removal_that_comes_when_its_socket_was_given_up_is_of_a_connection_that_nobody_reported(kernel, peer, ids):
+    """After an overrun a look-up may find a socket gone before its removal is read: no flow ends twice."""
+    sock = kernel.sockets[1] = FakeSocket(1, remote_port=80, info=traffic(5, 10))
+    kernel.start()
+    kernel.close(1, tell=False)
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.wait(0.3)
+    sock.remote_port = peer
+    kernel.feed(sock.message(final=True), 1)
+    kernel.run()
+    for kind in (FlowAdded, FlowRemoved):
+        assert [event.flow.id for event in kernel.events if isinstance(event, kind)] == ids
+
+
 def test_an_overrun_during_a_poll_is_repaired_by_the_next(kernel):
     """A dump that began before the loss cannot repair it."""
     kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
