@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "fuzz")]
 
 import conversations
-import structured
+import recordings
 import targets
 
 LONGEST = 60_000
@@ -39,7 +39,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
 
 def _netlink(following: bool) -> bytes:
     """A few sockets of Linux that live, as the target takes what was said: by channel, requests with another bit."""
-    kernel = structured.linux_life(structured.FakeKernel())
+    kernel = recordings.linux_life(recordings.FakeKernel())
     said = [(way == "to", channel, data) for way, _, channel, data in kernel.record if isinstance(data, bytes)]
     steps = [((65 if asked else 5) + channel, data) for asked, channel, data in said if following or not asked]
     return bytes([following]) + targets.join(steps)

@@ -13,21 +13,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 
-import structured
+import darwin
+import documents
+import linux
+import recordings
+from lives import Lives
 from ntstat_wire import NEWER, NEWEST_OF_LAYOUT
 
-from nstat_async import (
-    AnyEvent,
-    EventsLost,
-    FlowAdded,
-    FlowRemoved,
-    FlowUpdated,
-    MonitorOptions,
-    ProtocolError,
-    Provider,
-    UsageError,
-    sockdiag,
-)
+from nstat_async import MonitorOptions, ProtocolError, Provider, UsageError, sockdiag
 from nstat_async._contract import CloseChannel, Lookup, LookupFailed, Mode, OpenChannel, Send
 from nstat_async.ntstat import Kernel, Session, decode_message, split
 from nstat_async.recording import open_recording
@@ -37,39 +30,6 @@ KERNELS = tuple(map(Kernel.parse, (*NEWEST_OF_LAYOUT.values(), NEWER)))
 
 MAX_STEPS = 2_000
 _HEADER = 16
-
-
-class Lives:
-    """Checks the life of every flow: added once, then updated, then removed once.
-
-    Args:
-        look: Make all that is made when somebody looks at an event.
-    """
-
-    def __init__(self, *, look: bool = True) -> None:
-        self.look = look
-        self.open: set[str] = set()
-        self.ended: set[str] = set()
-
-    def check(self, events: Iterable[AnyEvent]) -> None:
-        """Look at the next events."""
-        for event in events:
-            if isinstance(event, FlowAdded):
-                assert event.flow.id not in self.open, f"{event.flow.id} is added twice"
-                assert event.flow.id not in self.ended, f"{event.flow.id} comes back"
-                self.open.add(event.flow.id)
-            elif isinstance(event, FlowUpdated):
-                assert event.flow.id in self.open, f"{event.flow.id} is updated and not there"
-                assert event.delta.rx_bytes is None or event.delta.rx_bytes >= 0
-            elif isinstance(event, FlowRemoved):
-                assert event.flow.id in self.open, f"{event.flow.id} is removed and not there"
-                self.open.remove(event.flow.id)
-                self.ended.add(event.flow.id)
-            elif isinstance(event, EventsLost):
-                assert event.count is None or event.count > 0
-            if self.look and isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
-                str(event.flow)
-                _ = event.details, event.counts and event.counts.as_dict(), hash(event.counts)
 
 
 def pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -302,15 +262,23 @@ def _rest(core: sockdiag.Session, now: float) -> None:
     raise AssertionError("commands call forth commands without end")
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
+STRUCTURED: dict[str, Callable[[bytes], int]] = {
+    "reports": darwin.reports,
+    "dumps": linux.dumps,
+    "evidence": linux.evidence,
+    "records": recordings.records,
+    "binary": recordings.binary,
+    "envelopes": documents.envelopes,
+    "lines": documents.lines,
+}
+"""Those that take choices, and return how many datagrams, changed records, messages or lines they made of them."""
+TARGETS: dict[str, Callable[[bytes], int | None]] = {
     "framer": framer,
     "messages": messages,
     "passive": passive,
     "session": session,
     "recording": recording,
     "netlink": netlink,
-    "reports": structured.reports,
-    "dumps": structured.dumps,
-    "records": structured.records,
+    **STRUCTURED,
 }
 """By the names that ``fuzz/run.py`` takes."""

@@ -97,7 +97,7 @@ class Book:
         self._departed: set[int] = set()
         """Cookies that were removed during the dumps under way."""
         self._given_up: Memory[int, tuple[int, bytes]] = Memory(_MOST_ENDED)
-        """By cookie, which connection of its socket was given up, and its identity."""
+        """By cookie, which connection of its socket ended without its removal, and its identity."""
         self.ready: deque[Entry] = deque()
         """New sockets of which enough is known to announce them."""
         self.waiting: deque[Entry] = deque()
@@ -128,9 +128,13 @@ class Book:
 
     def give_up(self, entry: Entry) -> None:
         """A socket is not where it was: it is gone, or it has another connection that no dump had yet."""
-        self._given_up.add(entry.cookie, (entry.connection, entry.identity))
+        self.remember(entry)
         self.drop(entry)
         self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+
+    def remember(self, entry: Entry) -> None:
+        """A connection ended whose socket may be there: it comes back as another one."""
+        self._given_up.add(entry.cookie, (entry.connection, entry.identity))
 
     # -- evidence of dumps
 

@@ -170,8 +170,8 @@ class Sightings:
         self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING)
         """Removals that wait for a pulse."""
         self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
-        self._removal_due: Memory[int, int] = Memory(MOST_REMEMBERED)
-        """Sockets that ended by record, with the number of their connection: their removal says nothing new."""
+        self._removal_due: Memory[int, bool] = Memory(MOST_REMEMBERED)
+        """Sockets that ended by record: their removal says nothing new."""
         self._record_due: Memory[int, None] = Memory(MOST_REMEMBERED)
         """Sockets that ended by removal: their record, or what a pulse saw of them, says nothing new."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
@@ -245,7 +245,7 @@ class Sightings:
     def _begin(self, book: Book, facts: Facts) -> Entry:
         pieces, message = self._row(facts)
         entry = book.new_entry(protocol_of(facts), pieces)
-        entry.connection = max(entry.connection, (self._removal_due.pop(facts.cookie) or 0) + 1)
+        self._removal_due.pop(facts.cookie)
         book.take_over(entry, message, (0, 0))
         self._cgroups.place(entry, facts.cgroup)
         return entry
@@ -405,7 +405,7 @@ class Sightings:
 
     def is_reported(self, cookie: int) -> bool:
         """True if the end of a socket that was removed is reported already."""
-        return self._removal_due.pop(cookie) is not None or cookie in self.own
+        return self._removal_due.pop(cookie) or cookie in self.own
 
     def end_recorded(self, cookie: int) -> bool:
         """The removal of this connection will not come: its record is all; False if there is none."""
@@ -420,7 +420,7 @@ class Sightings:
         if entry.over or entry.connection != half.connection:
             return  # another source ended it meanwhile
         assert entry.report is not None
-        self._remember(entry.cookie, entry)
+        self._remember(half.book, entry)
         half.book.drop(entry)
         outcome = outcome_by_record(ended, None) if entry.protocol == IPPROTO_TCP else None
         self.finish(half.book, entry, ended, entry.report.place, outcome)
@@ -438,13 +438,14 @@ class Sightings:
     def end_unseen(self, book: Book, entry: Entry) -> None:
         """A connection is over, or a socket gone, and nobody said how."""
         book.drop(entry)
-        self._remember(entry.cookie, entry)
+        self._remember(book, entry)
         self.gone(entry.cookie)
         book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
 
-    def _remember(self, cookie: int, entry: Entry) -> None:
+    def _remember(self, book: Book, entry: Entry) -> None:
         self._unannounced.pop(entry)
-        self._removal_due.add(cookie, entry.connection)
+        self._removal_due.add(entry.cookie, True)
+        book.remember(entry)
 
     # -- time
 
