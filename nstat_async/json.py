@@ -185,7 +185,9 @@ def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
     """Lines of earlier versions have the begin of a flow in seconds only."""
     started = data.get("started")
     if started is not None and "started_ns" not in found:
-        found["started_ns"] = MOMENT.read(round(started * 1e6) * 1000)  # by a whole number, text would become a million times as long
+        found["started_ns"] = MOMENT.read(
+            round(started * 1e6) * 1000
+        )  # by a whole number, text would become a million times as long
 
 
 def _complete_update(found: dict[str, Any], data: Mapping[str, Any]) -> None:

@@ -23,9 +23,9 @@ def share_bytecode() -> None:
 share_bytecode()  # before any other import
 gc.disable()  # nothing is left behind while tests are collected, and there is much to look through
 
+from costs import Costs
 from hypothesis import settings
 
-from costs import Costs
 from examples import examples
 
 # The same examples in every run: a test that fails has been broken by the change at hand.
