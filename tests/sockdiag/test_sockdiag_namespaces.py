@@ -442,7 +442,8 @@ def test_a_namespace_with_a_name_and_processes_is_one_and_has_its_name(everythin
 
 @pytest.mark.linux
 @privileged
-def test_the_number_of_namespaces_is_bounded_and_what_is_beyond_is_watched_when_there_is_room():
+def test_the_number_of_namespaces_is_bounded_and_what_is_beyond_is_watched_when_there_is_room(monkeypatch):
+    monkeypatch.setattr("nstat_async._io.namespaces.BUDGET", 60.0)  # each look is a whole round, however many processes
     with listening("unshare", "-n") as (one, _), listening("unshare", "-n") as (other, _):
         watched = Watched()
         finder = NamespaceFinder(watched, most=2)
