@@ -295,12 +295,13 @@ def test_nothing_is_sent_to_a_control_socket_that_is_gone_however_long_its_answe
 
 
 def steps_of(act):
-    """Lines of the library that are run, the measure of work that no machine's load changes."""
+    """Lines of the library's files that are run, the measure of work that no machine's load changes."""
     count = 0
 
     def trace(frame, event, _):
         nonlocal count
-        if "nstat_async" not in frame.f_code.co_filename:
+        name = frame.f_code.co_filename
+        if "nstat_async" not in name or name[0] == "<":  # what attrs generates has a line for each field
             return None
         count += event == "line"
         return trace
@@ -342,13 +343,14 @@ def test_a_message_that_is_not_of_this_kernels_time_is_an_event(kind, number):
 def test_nonsense_costs_a_few_steps_for_each_message(kind, discovery):
     wire = Wire(11)
     session, _ = driven(wire.kernel, announcing(1), seconds=0.5, interval=0.2, discovery=discovery)
-    make, size = NONSENSE[kind], 0
+    make, sizes = NONSENSE[kind], []
     for batch in range(5):
         messages = [make(wire, 400 * batch + n) for n in range(400)]
         datagram = b"".join(messages)
         session.take_events()
-        size = steps_of(lambda datagram=datagram: session.receive_datagrams([datagram], 1.0, 0))
-        assert size <= 100 * len(messages) + 500, (kind, batch, size)
+        sizes.append(steps_of(lambda datagram=datagram: session.receive_datagrams([datagram], 1.0, 0)))
+    assert max(sizes) <= 100 * len(messages) + 500, (kind, sizes)
+    assert max(sizes[1:]) <= sizes[0] + 500, "no message costs more for those before it"
 
 
 def test_the_end_of_a_poll_that_left_out_a_hundred_thousand_numbers_costs_a_few_steps():
