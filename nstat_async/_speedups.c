@@ -1,7 +1,7 @@
-/* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors; and
- * what makes objects of frozen classes.
+/* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors,
+ * counters; and what makes objects of frozen classes.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, _io/tables.py, _making.py). These functions take the
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, _io/tables.py, _io/counters.py, _making.py). These functions take the
  * same steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
@@ -14,6 +14,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
 #endif
@@ -990,7 +991,130 @@ static PyObject *take_links(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 PyDoc_STRVAR(take_links_doc, "take_links(thread, waiting, most) -> ([(inode, descriptor)], waiting) or None\n\n"
                              "As `_take_links` of _io/tables.py.");
-static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc}, {NULL, NULL, 0, NULL}};
+
+/* --- counters of the kernel: to wake the interpreter for nothing costs more than to read them ------------------- */
+
+typedef struct { /* the array of `Counters.numbers` */
+    int64_t files[3], connections, datagrams, sockets[5], readings, moved;
+} Counts;
+
+/* The numbers at these places among the words of a text, which is ended by a NUL. */
+static int numbers_at(const char *text, const int *places, int count, int64_t *numbers)
+{
+    int place = 0;
+    for (int number = 0; number < count; number++)
+        for (;; place++) {
+            text += strspn(text, " \n");
+            char *end;
+            if (place == places[number]) {
+                numbers[number] = strtoll(text, &end, 10);
+                if (end == text)
+                    return ENODATA;
+                break;
+            }
+            text += strcspn(text, " \n");
+        }
+    return 0;
+}
+
+static int read_file(int64_t file, const char *behind, const int *places, int count, int64_t *numbers)
+{
+    char text[8192];
+    const ssize_t size = pread((int)file, text, sizeof(text) - 1, 0);
+    if (size < 0)
+        return errno;
+    text[size] = 0;
+    const char *at = text;
+    for (int line = 0; behind != NULL && at != NULL && line < 2; line++) /* the first such line has the names */
+        if ((at = strstr(at, behind)) != NULL)
+            at += strlen(behind);
+    return at == NULL ? ENODATA : numbers_at(at, places, count, numbers);
+}
+
+static int read_counts(Counts *counts, int most)
+{
+    static const int four[] = {5, 9, 16}, six[] = {2, 5}, opened[] = {4, 5};
+    int64_t sockets[5] = {0}, connections[2];
+    int error = read_file(counts->files[1], NULL, four, 3, sockets);
+    if (!error && counts->files[2] >= 0)
+        error = read_file(counts->files[2], NULL, six, 2, sockets + 3);
+    if (error)
+        return error;
+    const int64_t datagrams = sockets[2] + sockets[4];
+    const int thorough = counts->readings % most == 0 || memcmp(sockets, counts->sockets, sizeof(sockets)) != 0;
+    if (thorough && (error = read_file(counts->files[0], "\nTcp: ", opened, 2, connections)))
+        return error;
+    if (datagrams > counts->datagrams)
+        counts->moved |= 2;
+    if (thorough && connections[0] + connections[1] != counts->connections) {
+        counts->connections = connections[0] + connections[1];
+        counts->moved |= 1;
+    }
+    counts->datagrams = datagrams;
+    memcpy(counts->sockets, sockets, sizeof(sockets));
+    counts->readings++;
+    return 0;
+}
+
+/* Read all until one moved; that often at most, or until something can be read from `stop`. */
+static int watch_counts(int stop, Counts **watched, Py_ssize_t count, double pause, Py_ssize_t times, int most)
+{
+    const struct timespec rest = {(time_t)pause, (long)((pause - (double)(time_t)pause) * 1e9)};
+    for (int moved = 0; times > 0 && !moved; times--) {
+        struct pollfd file = {stop, POLLIN, 0};
+        struct timespec left = rest;
+        if (ppoll(&file, 1, &left, NULL) != 0)
+            return 0;
+        for (Py_ssize_t number = 0; number < count; number++) {
+            const int error = read_counts(watched[number], most);
+            if (error)
+                return error;
+            moved |= watched[number]->moved != 0;
+        }
+    }
+    return 0;
+}
+
+static PyObject *await_counters(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    int stop, most;
+    Py_ssize_t times, count = 0;
+    double pause;
+    PyObject *watched;
+    if (!PyArg_ParseTuple(arguments, "iO!dni", &stop, &PyTuple_Type, &watched, &pause, &times, &most))
+        return NULL;
+    const Py_ssize_t all = PyTuple_GET_SIZE(watched);
+    Py_buffer *buffers = PyMem_Calloc((size_t)all + 1, sizeof(Py_buffer) + sizeof(Counts *));
+    if (buffers == NULL)
+        return PyErr_NoMemory();
+    Counts **counts = (Counts **)(buffers + all + 1);
+    int error = 0;
+    while (count < all && !PyErr_Occurred())
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(watched, count), buffers + count, PyBUF_WRITABLE) == 0) {
+            counts[count] = buffers[count].buf;
+            if (buffers[count++].len != sizeof(Counts))
+                PyErr_SetString(PyExc_ValueError, "not the numbers of counters");
+        }
+    if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS
+        error = watch_counts(stop, counts, count, pause, times, most);
+        Py_END_ALLOW_THREADS
+    }
+    while (count > 0)
+        PyBuffer_Release(buffers + --count);
+    PyMem_Free(buffers);
+    if (error) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(await_counters_doc, "await_counters(stop, (numbers, ...), pause, times, most)\n\n"
+                                 "As `await_counters` of _io/counters.py.");
+static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc},
+                                  {"await_counters", await_counters, METH_VARARGS, await_counters_doc},
+                                  {NULL, NULL, 0, NULL}};
 #else
 static PyMethodDef functions[] = {{NULL, NULL, 0, NULL}};
 #endif

@@ -29,6 +29,11 @@ class Budget:
         """What can be saved."""
         return self.share * SAVED
 
+    @property
+    def eagerness(self) -> float:
+        """From 0 to 1: how much of what can be saved is there."""
+        return max(0.0, self.left / self.most)
+
     def spend(self, seconds: float, now: float) -> None:
         """So much was spent until `now`."""
         self.left = min(self.left + (now - self.at) * self.share, self.most) - seconds

@@ -5,6 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
+from array import array
+from collections.abc import Callable, Sequence
+
+from .._compiled import speedups
+
+THOROUGH = 8
+"""Of so many readings one asks for connections in any case. The kernel adds up what it counts in ``snmp`` over all CPUs: that
+costs four times as much with two of them, and more with more. So the others take it that none came where the numbers of
+sockets are as before."""
+CONNECTIONS, DATAGRAMS = 1, 2
+"""What moved: connections were opened or accepted, there are more datagram sockets."""
+_CONNECTIONS, _DATAGRAMS, _SOCKETS, _READINGS, _MOVED = 3, 4, slice(5, 10), 10, 11
+_FOUR, _SIX, _OPENED = (5, 9, 16), (2, 5), (4, 5)
+"""Places of numbers: TCP sockets, those in ``TIME_WAIT``, and UDP sockets; both kinds over IPv6; connections opened and accepted."""
 
 
 class Counters:
@@ -15,54 +30,81 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self._files: list[int] = []
-        self._connections = 0
-        self._sockets: list[bytes] = []
-        """Numbers of sockets at the last reading."""
+        self.numbers: array[int] = array("q", [-1, -1, -1, *bytes(9)])
+        """What `await_counters` keeps here: descriptors, and what was read last."""
         try:
-            for name in ("snmp", "sockstat"):
-                self._open(name)
-            with contextlib.suppress(FileNotFoundError):  # without IPv6
-                self._open("sockstat6")
-            self.read()
+            for place, name in enumerate(("snmp", "sockstat", "sockstat6")):
+                with contextlib.suppress(*[FileNotFoundError] if place == 2 else []):  # without IPv6
+                    self.numbers[place] = os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            _read(self.numbers, THOROUGH)
+            self.take_moved()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, name: str) -> None:
-        self._files.append(os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    @property
+    def connections(self) -> int:
+        """Connections opened and accepted so far."""
+        return self.numbers[_CONNECTIONS]
 
-    def read(self, *, quickly: bool = False) -> tuple[int, int]:
-        """Connections opened and accepted so far, and datagram sockets that there are.
+    @property
+    def readings(self) -> int:
+        """How often they were read."""
+        return self.numbers[_READINGS]
 
-        Args:
-            quickly: Where the numbers of sockets are as before, take it that no connection came. The kernel adds up what
-                it counts in ``snmp`` over all CPUs: that costs four times as much with two of them, and more with more.
-
-        Raises:
-            OSError: There are no such counters.
-        """
-        snmp, *others = self._files
-        texts = [os.pread(file, 1024, 0) for file in others]
-        try:
-            four = texts[0].split(None, 17)  # "sockets: used 9 TCP: inuse 1 orphan 0 tw 2 alloc 4 mem 0 UDP: inuse 3 …"
-            sockets = [
-                four[5],
-                four[9],
-                four[16],
-                *(number for text in texts[1:] for number in text.split(None, 6)[2:6:3]),
-            ]
-            if not quickly or sockets != self._sockets:
-                fields = (
-                    os.pread(snmp, 8192, 0).split(b"\nTcp: ", 2)[2].split(None, 6)
-                )  # the first such line has the names
-                self._connections = int(fields[4]) + int(fields[5])
-            self._sockets = sockets
-            return self._connections, sum(map(int, (*sockets[2:3], *sockets[4:])))
-        except (IndexError, ValueError):
-            raise OSError(errno.ENODATA, "the kernel does not count connections") from None
+    def take_moved(self) -> int:
+        """What moved since this was asked: `CONNECTIONS`, `DATAGRAMS`, both, or nothing."""
+        moved, self.numbers[_MOVED] = self.numbers[_MOVED], 0
+        return moved
 
     def close(self) -> None:
         """Close the files. Idempotent."""
-        while self._files:
-            os.close(self._files.pop())
+        for place in range(3):
+            if self.numbers[place] >= 0:
+                os.close(self.numbers[place])
+                self.numbers[place] = -1
+
+
+def _read(numbers: array[int], thorough: int) -> None:
+    snmp, four, six = numbers[:3]
+    sockets = array("q", [*_words(four, _FOUR), *(_words(six, _SIX) if six >= 0 else (0, 0))])
+    datagrams = sockets[2] + sockets[4]
+    moved = DATAGRAMS * (datagrams > numbers[_DATAGRAMS])
+    if numbers[_READINGS] % thorough == 0 or sockets != numbers[_SOCKETS]:
+        connections = sum(_words(snmp, _OPENED, b"\nTcp: "))
+        moved |= CONNECTIONS * (connections != numbers[_CONNECTIONS])
+        numbers[_CONNECTIONS] = connections
+    numbers[_DATAGRAMS], numbers[_SOCKETS] = datagrams, sockets
+    numbers[_READINGS] += 1
+    numbers[_MOVED] |= moved
+
+
+def _words(file: int, places: Sequence[int], behind: bytes | None = None) -> list[int]:
+    """Numbers among the words of a file, or among those behind the second time that something is there: the first has the names."""
+    text = os.pread(file, 8191, 0)
+    try:
+        words = (text if behind is None else text.split(behind, 2)[2]).split(None, places[-1] + 1)
+        return [int(words[place]) for place in places]
+    except (IndexError, ValueError):
+        raise OSError(errno.ENODATA, "the kernel does not count connections") from None
+
+
+def _await_counters(stop: int, watched: tuple[array[int], ...], pause: float, times: int, thorough: int) -> None:
+    """Read the `numbers` of counters after each pause, until some moved: so often at most, or until something can be read from `stop`.
+
+    Raises:
+        OSError: There are no such counters.
+    """
+    waiting = select.poll()
+    waiting.register(stop, select.POLLIN)
+    while times > 0 and not waiting.poll(pause * 1000):
+        times -= 1
+        for numbers in watched:
+            _read(numbers, thorough)
+        if any(numbers[_MOVED] for numbers in watched):
+            return
+
+
+await_counters: Callable[[int, tuple[array[int], ...], float, int, int], None] = getattr(
+    speedups, "await_counters", _await_counters
+)

@@ -15,12 +15,12 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..sockdiag import PulsePurpose, PulseReport
 from ..sockdiag._lookups import lookup_request
 from .budget import SHARE, Budget
-from .counters import Counters
+from .counters import CONNECTIONS, DATAGRAMS, Counters
 from .crowds import CROWD, crowded_ports, without_crowds
 from .successors import PORTS_AT, TCP, Successors, cookie_of
 
@@ -68,20 +68,24 @@ class Glance:
         """Seconds between looks while a connection is not accepted by its process yet; they grow."""
         self.budget = Budget(SHARE, time.monotonic())
         """The part of what may be spent that is this namespace's own."""
-        self.read_at = self.look_at = self.active_until = self._thorough_at = 0.0
-        """When to read the counters again, and to look at the earliest; until when something is taken to go on; when to read all counters."""
+        self.look_at = self.active_until = 0.0
+        """When to look at the earliest; until when something is taken to go on."""
+        self._missing = False
+        """Connections were counted that are not found by their ports: over already, or the first ones of their kind."""
+        self._missing_at, self._missing_wait = 0.0, purpose.pause
+        """When a dump may be for those; later while dumps have none of them."""
         self._opened = 0
         """Connections that were opened or accepted since the last look."""
         self._unheld: dict[int, bytes] = {}
         """Connections that no process has accepted yet, or whose process there was no time to find, by cookie."""
         self._successors = Successors(self._ask)
-        self._counters = Counters()
+        self.counters = Counters()
+        self._connections = self.counters.connections
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 4
             )
             _spare_descriptors(self._socket.fileno())
-            self._counted = self._counters.read()
             for protocol in self._requests:
                 self._look(protocol)  # what is there now is not new
         except BaseException:
@@ -90,37 +94,36 @@ class Glance:
 
     def close(self) -> None:
         """Release the descriptors. Idempotent."""
-        self._counters.close()
+        self.counters.close()
         if hasattr(self, "_socket"):
             self._socket.close()
 
-    def moved(self, now: float) -> bool:
-        """True if a counter says that there is something new."""
-        (connections, datagrams), quickly = self._counted, now < self._thorough_at
-        self._counted = self._counters.read(quickly=quickly)
-        if not quickly:
-            self._thorough_at = now + self.purpose.pause
-        new = self._counted[0] != connections, self._counted[1] > datagrams
-        if new[0]:
-            self._opened += self._counted[0] - connections
+    def notice(self, now: float) -> bool:
+        """True if a counter moved: there is something new."""
+        moved = self.counters.take_moved()
+        if moved & CONNECTIONS:
+            connections = self.counters.connections
+            self._opened += connections - self._connections
+            self._connections = connections
             self._due[TCP], self._wait[TCP] = now, self.purpose.pause
-        if new[1]:
+        if moved & DATAGRAMS:
             self._due[_UDP] = now
-        return any(new)
+        return bool(moved)
 
-    def is_due(self, now: float) -> bool:
-        """True if a look is due, and wanted."""
-        return min(self._due.values()) <= now and self.unread < MOST_UNREAD
+    def next_look(self) -> float:
+        """When a look is due, and wanted."""
+        return math.inf if self.unread >= MOST_UNREAD else max(self.look_at, min(self._due.values()))
 
     def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """The sockets that were not there at the last look; if it is not to be a `whole` one, without those of `crowds`."""
         found = []
         for protocol, due in self._due.items():
             if due <= now:
-                known = self._known_by_name() if protocol == TCP else None
-                found += self._look(protocol, whole=whole) if known is None else known
+                found += self._look_for_connections(now, whole=whole) if protocol == TCP else self._look(protocol)
                 self._due[protocol] = now + self._wait[protocol] if protocol == TCP and self._unheld else math.inf
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
+        if self._missing:
+            self._due[TCP] = min(self._due[TCP], self._missing_at)
         return found
 
     def look_again(self, sockets: list[tuple[int, bytes]], missed: set[int], now: float) -> None:
@@ -148,17 +151,27 @@ class Glance:
             answers += [self._socket.recv(_RECEIVE_SIZE) for _ in part]
         return [answer for answer in answers if len(answer) >= _LEAST and _HEAD.unpack_from(answer)[1] != _ERROR]
 
-    def _known_by_name(self) -> list[tuple[int, bytes]] | None:
-        """New connections without a dump; `None` where it cannot do without."""
-        if self._opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
-            return None
-        new = self._successors.find(self._opened, self._known[TCP]) if self._opened else []
-        if len(new) < self._opened:
-            return None
+    def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
+        """New connections: by their ports where those are known, and by a dump where some are missing."""
+        opened, self._opened = self._opened, 0
+        if opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
+            return self._look(TCP, whole=whole)
+        next_ones = self._successors.find(opened, self._known[TCP]) if opened else []
         again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
-        self._opened, self._unheld = 0, {}
+        self._unheld = {}
+        found = self._take_in(dict.fromkeys([*again, *next_ones]))
+        self._missing |= len(next_ones) < opened
+        if self._missing and (now >= self._missing_at or (opened and not next_ones)):
+            rest = self._look(TCP, whole=whole)
+            self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)
+            self._missing_at = now + self._missing_wait
+            found += rest
+        return found
+
+    def _take_in(self, rows: Iterable[bytes]) -> list[tuple[int, bytes]]:
+        """Those that are new, and whose process is to be found."""
         known, found = self._known[TCP], []
-        for row in dict.fromkeys([*again, *new]):
+        for row in rows:
             cookie = cookie_of(row)
             if cookie not in known and self._is_held(row, cookie):
                 known.add(cookie)
@@ -188,7 +201,7 @@ class Glance:
         else:
             self._known[protocol] = present
         if protocol == TCP:
-            self._opened = 0
+            self._opened, self._missing = 0, False
             for _, message in new:
                 self._successors.learn(message)
             if self._filters and not crowds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -16,14 +17,14 @@ from .walk import TURN, Walk
 
 NEWEST = 128
 """Numbers of processes, the last ones given away, among which a new socket's is most likely."""
-BEING_BORN = 16
-"""The last numbers of these are given away, perhaps, and not there yet."""
 MOST_RECENT = 256
 """Processes that held the last sockets."""
 HOT = 8
 """Those of them that are looked at in any case."""
-FIRST = 4
+FIRST = 8
 """Descriptors of a likely process that are looked at before those of others."""
+YOUTH = 1.0
+"""Seconds for which a process is young: many open a socket when they begin."""
 MAX_REMEMBERED = 16384
 """Processes of which is known how many descriptors they had."""
 
@@ -41,8 +42,14 @@ class LikelyHolders:
     def __init__(self, recent: dict[int, None]) -> None:
         self._recent = recent
         self._last = 0
-        self._numbers: dict[int, bool] = {}
-        """Whether a number is that of a process; false for those of its other threads, and for those that are gone."""
+        self._numbers: dict[int, bool | None] = {}
+        """Whether a number is that of a process; false for those of its other threads, and for those that are gone. `None`: nobody had it."""
+        self._young: dict[int, float] = {}
+        """Processes with the time at which they were seen first, the newest last."""
+        self._begun: list[Iterator[Found]] = []
+        """Tables of which the first descriptors were given."""
+        self._sized = bool(size_of(os.getpid()))
+        """The kernel says how many descriptors a process has."""
         self._places: dict[int, int] = {}
         """By which descriptor each of the recent holders had its last socket."""
         self._sizes: dict[int, tuple[int | None, int | None]] = {}
@@ -57,37 +64,48 @@ class LikelyHolders:
         for pid in self._places.keys() - self._recent.keys() if len(self._places) > 2 * MOST_RECENT else ():
             del self._places[pid]
 
-    def near(self) -> Iterator[Found]:
-        """The sockets of likely processes with no more than `TURN` descriptors.
+    def hot(self) -> Iterator[Found]:
+        """The sockets of those that have new ones most likely; cheap enough for each look.
 
         First comes what the last holders have at the descriptor of their last socket: whoever opens one after another has each
-        at the lowest that is free, and one link costs a tenth of a table. Then come processes that are new, and those that have
-        another number of descriptors than at the last look, as far as the kernel says it. Each gives `FIRST` descriptors, its
-        newest mostly, before any gives more.
+        at the lowest that is free, and one link costs a tenth of a table. Then come young processes, and the last holders.
+        Each gives `FIRST` descriptors, its newest mostly.
         """
-        recent = list(reversed(self._recent))
-        for pid in recent[:HOT]:
+        recent = list(reversed(self._recent))[:HOT]
+        self._begun = []
+        for pid in recent:
             yield from self._at_its_place(pid)
-        new, newest = self._newest()
-        rest: list[Iterator[Found]] = []
-        for pid in new:
-            yield from self._first_of(pid, rest, always=True)
-        for pid in recent[HOT:]:
+        self._see_newest()
+        for pid in list(reversed(self._young)):
+            yield from self._first_of(pid, always=False)
+        for pid in recent:
+            yield from self._first_of(pid, always=True)
+
+    def near(self) -> Iterator[Found]:
+        """The sockets of likely processes with no more than `TURN` descriptors, behind what `hot` gave.
+
+        Those are the other recent holders, and of the newest processes those that have another number of descriptors than at
+        the last look, as far as the kernel says it. Each gives `FIRST` descriptors before any gives more.
+        """
+        recent = list(reversed(self._recent))[HOT:]
+        for pid in recent:
             yield from self._at_its_place(pid)
-        for number, pid in enumerate(dict.fromkeys([*recent, *newest])):
-            yield from self._first_of(pid, rest, always=number < HOT)
-        for table in rest:
+        numbers = range(self._last, max(0, self._last - NEWEST), -1)
+        newest = [number for number in numbers if self._numbers.get(number) and number not in self._young]
+        for pid in dict.fromkeys([*recent, *newest]):
+            yield from self._first_of(pid, always=False)
+        for table in self._begun:
             yield from table
 
-    def _first_of(self, pid: int, rest: list[Iterator[Found]], *, always: bool) -> Iterator[Found]:
+    def _first_of(self, pid: int, *, always: bool) -> Iterator[Found]:
         yield 0, pid, pid, 0
         size = size_of(pid)
-        if size is None:
+        if size is None or (self._sized and not size):  # gone, or a zombie
             self._forget(pid)
         elif size <= TURN and (self._has_changed(pid, size) or always or not size):
             table = _first_sockets(pid, FIRST)
             yield from islice(table, FIRST)
-            rest.append(table)
+            self._begun.append(table)
 
     def _at_its_place(self, pid: int) -> Iterator[Found]:
         place = self._places.get(pid)
@@ -103,20 +121,22 @@ class LikelyHolders:
 
     def _forget(self, pid: int) -> None:
         self._numbers[pid] = False
+        self._young.pop(pid, None)
         self._recent.pop(pid, None)
         self._places.pop(pid, None)
 
     def far(self) -> Iterator[Found]:
-        """The sockets of all, up to `TURN` descriptors of a process before all others had their turn.
+        """The sockets of all that have another number of descriptors than at the last look; of all where the kernel does not say it.
 
-        Those that have another number of descriptors than at the last look come first.
+        No process gives more than `TURN` descriptors before all others had their turn.
         """
         for pid in all_pids():
             yield 0, pid, pid, 0
             size = size_of(pid)
             if size and self._has_changed(pid, size):
                 yield from _first_sockets(pid)
-        yield from Walk((), (), frozenset())
+        if not self._sized:
+            yield from Walk((), (), frozenset())
 
     def _has_changed(self, pid: int, size: int) -> bool:
         """True if a process has more or fewer descriptors than at one of the last two looks (since Linux 6.2).
@@ -129,27 +149,25 @@ class LikelyHolders:
         self._sizes[pid] = last, size
         return not before == last == size
 
-    def _newest(self) -> tuple[list[int], list[int]]:
-        """The newest processes: those that were not there at the last look, and the others."""
+    def _see_newest(self) -> None:
+        """Learn which of the last numbers that were given away are processes; those that are new wait to be looked at."""
         try:
             with open("/proc/loadavg", "rb") as file:
                 last = int(file.read().split()[-1])
         except (OSError, IndexError, ValueError):
-            return [], []
+            return
         if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # numbers begin anew
             self._numbers.clear()
-        self._last = last
-        known = self._numbers
-        numbers = range(last, max(0, last - NEWEST), -1)
-        before = [number for number in numbers if known.get(number)]
-        new = []
-        for number in [number for number in numbers if number not in known]:
-            is_process = _is_process(number)
-            if is_process is not None or number <= last - BEING_BORN:
-                known[number] = bool(is_process)
-            if is_process:
-                new.append(number)
-        return new, before
+        self._last, now = last, time.monotonic()
+        for number in [number for number, since in self._young.items() if since < now - YOUTH]:
+            del self._young[number]
+        for number in range(max(0, last - NEWEST) + 1, last + 1):
+            if self._numbers.get(number) is None:
+                is_process = _is_process(number)
+                # One that nobody has may be given away and not be there yet: it is asked for once more.
+                self._numbers[number] = is_process or (False if number in self._numbers else is_process)
+                if is_process:
+                    self._young[number] = now
 
 
 def _is_process(number: int) -> bool | None:

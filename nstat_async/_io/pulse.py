@@ -1,12 +1,13 @@
 """A pulse: the kernel's counters, read every few milliseconds, say when to look for new sockets.
 
 ``/proc/net/snmp`` counts the connections that a network namespace opened and accepted, ``/proc/net/sockstat`` its
-datagram sockets; an open file of them costs some 10 µs to read. When a number moved, a thread of our own dumps the
-sockets (`Glance`), looks for the processes of the new ones where they are most likely (`LikelyHolders`), and reports
-both. It needs no event loop, so that one which is busy costs no owner.
+datagram sockets. When a number moved, a thread of our own finds all sockets that are new (`Glance`), looks for their
+processes where they are most likely (`LikelyHolders`), and reports both. It needs no event loop, so that one which is
+busy costs no owner.
 
-Whatever it does is paid from a `Budget` of CPU time, which is measured and not estimated: where a look costs much,
-because there are many sockets or many new connections, looks are rare. What was saved pays for bursts: while something
+Whatever it does is paid from a `Budget` of CPU time, which is measured and not estimated. A look is followed by a rest in
+proportion to what it cost, and the longer, the less is saved: where many connections are opened, one look has the new
+sockets of its whole rest, and whatever lives for longer than that is seen. What was saved pays for bursts: while something
 happens the counters are read more often.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterable
 
 from ..sockdiag import OwnersAnswer, ProcessFacts, PulsePurpose, PulseReport
 from .budget import SHARE, Budget
+from .counters import THOROUGH, await_counters
 from .glance import COOKIE_AT, SOCKET, Glance
 from .likely import LikelyHolders
 from .processes import ProcessReader, eldest, user_names
@@ -37,6 +40,10 @@ USUAL_PAUSE = 0.02
 MOST_SHARE = 0.2
 EAGER = 8
 """Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
+REST = 2.0
+"""The rest after a look, in proportion to what it cost, when all that can be saved is there; with less it is longer."""
+LONGEST_WAIT = 1.0
+"""Seconds until it is reckoned anew how often to read."""
 EAGER_SECONDS = 0.25
 """How long something is taken to go on after a counter moved."""
 SHORTEST_PAUSE = 0.001
@@ -64,17 +71,19 @@ class Pulse:
         self._glances: list[Glance] = []
         self._budget = Budget(SHARE, time.monotonic())
         self._wide = Budget(SHARE * WIDE_SHARE, self._budget.at)
-        """For searches through all processes; what they take is taken from the whole, too."""
+        """For searches through all processes, and looks at crowds; what they take is taken from the whole, too."""
         self._thread: threading.Thread | None = None
-        self._going = threading.Lock()
-        """Held until the thread shall end: to wait for it costs half of what an event does."""
-        self._going.acquire()
+        self._bell = -1
+        """An event descriptor: there is something else to do than to read counters."""
+        self._ended = False
         self._left: list[Glance] = []
         """Those that nobody wants any more: the thread closes them, which may be using one."""
         self._charged: deque[tuple[Glance, float]] = deque()
         """CPU seconds that others spent on reports."""
         self._reading = 0.0
-        """CPU seconds that reading all counters takes."""
+        """CPU seconds that reading the counters of a namespace takes."""
+        self._all_at = 0.0
+        """When to read those of all namespaces again, of which some are quiet."""
 
     def open(self, purpose: PulsePurpose) -> PulseChannel:
         """The channel of the network namespace of the calling thread.
@@ -87,6 +96,7 @@ class Pulse:
         self._divide()
         try:
             self._start()
+            self._ring()
         except BaseException:
             channel.close()
             self._close_left()
@@ -107,17 +117,29 @@ class Pulse:
             if not self._thread.is_alive():
                 raise OSError(errno.EIO, "looks failed before")
             return
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         thread = threading.Thread(target=self._run, name="nstat-async-pulse", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
+            self._close_bell()
             raise OSError(errno.EAGAIN, str(error)) from error
         self._thread = thread
+
+    def _ring(self) -> None:
+        if self._bell >= 0:
+            os.eventfd_write(self._bell, 1)
+
+    def _close_bell(self) -> None:
+        bell, self._bell = self._bell, -1
+        if bell >= 0:
+            os.close(bell)
 
     def _leave(self, glance: Glance) -> None:
         self._glances = [each for each in self._glances if each is not glance]
         self._divide()
         self._left.append(glance)
+        self._ring()
 
     def _close_left(self) -> None:
         while self._left:
@@ -125,10 +147,12 @@ class Pulse:
 
     def close(self) -> None:
         """End the thread. Idempotent."""
-        with contextlib.suppress(RuntimeError):
-            self._going.release()
+        self._ended = True
+        self._ring()
         if self._thread is not None:
             self._thread.join(1.0)
+            if not self._thread.is_alive():
+                self._close_bell()
 
     # -- the thread
 
@@ -141,10 +165,12 @@ class Pulse:
 
     def _look_and_rest(self) -> None:
         failures = 0
-        while not self._going.acquire(timeout=self._pause()):
+        while not self._ended:
             began = time.thread_time()
             try:
-                self._beat()
+                self._close_left()
+                self._wait()
+                self._look_where_due()
                 failures = 0
             except Exception as error:  # noqa: BLE001  # whatever it is, the monitor goes on without
                 failures += 1
@@ -152,6 +178,7 @@ class Pulse:
                 if failures == MOST_FAILURES or not isinstance(error, OSError):
                     self._fail(error)
                     return
+                await_counters(self._bell, (), USUAL_PAUSE, 1, THOROUGH)
             self._pay(time.thread_time() - began)
 
     def _pay(self, spent: float) -> None:
@@ -163,60 +190,60 @@ class Pulse:
         self._budget.spend(spent, now)
         self._wide.spend(0.0, now)  # its time passes, too
 
+    def _wait(self) -> None:
+        """Until a counter moved, or a look is due; longer where nothing is left to spend."""
+        now, all_, pause = time.monotonic(), self._glances, self._pause()
+        next_look = min((each.next_look() for each in all_), default=math.inf)
+        eager = [each for each in all_ if now < each.active_until]
+        if next_look < math.inf:  # the look counts what came until then
+            watched, pause, times = all_, min(pause, next_look - now), 1
+        elif not eager or now >= self._all_at:
+            watched, times = all_, 1 if eager else int(LONGEST_WAIT / pause)
+        else:
+            watched, pause = eager, pause / max(1.0, EAGER * self._budget.eagerness)
+            times = int((self._all_at - now) / pause)
+        if watched is all_:
+            self._all_at = now + (pause if len(eager) < len(all_) else EAGER_SECONDS)
+        self._read(watched, max(SHORTEST_PAUSE, pause, self._budget.rest()), max(1, times))
+
+    def _read(self, watched: list[Glance], pause: float, times: int) -> None:
+        """Read their counters after each pause, until some moved."""
+        read = sum(each.counters.readings for each in watched)
+        began = time.thread_time()
+        await_counters(self._bell, tuple(each.counters.numbers for each in watched), pause, times, THOROUGH)
+        spent, read = time.thread_time() - began, sum(each.counters.readings for each in watched) - read
+        if read:
+            self._reading = spent / read
+        else:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._bell)
+        now = time.monotonic()
+        for glance in watched:
+            if glance.notice(now):
+                glance.active_until = now + EAGER_SECONDS
+
     def _pause(self) -> float:
-        """Until the next counters are to be read; longer where nothing is left to spend."""
-        next_reading = min((each.read_at for each in self._glances), default=self._budget.at + USUAL_PAUSE)
-        return max(SHORTEST_PAUSE, next_reading - time.monotonic(), self._budget.rest())
+        """Seconds between two readings of all counters: as it is wanted, longer where they take a quarter of what may be spent."""
+        wanted = min((each.purpose.pause for each in self._glances), default=USUAL_PAUSE)
+        return max(wanted, 4 * self._reading * len(self._glances) / self._budget.share)
 
-    def _pace(self, glance: Glance, now: float) -> float:
-        """Seconds until the counters of a namespace are read again.
-
-        As it is wanted; longer where reading those of all costs a quarter of what may be spent. Shorter while something happens.
-        """
-        quiet = max(glance.purpose.pause, 4 * self._reading / self._budget.share)
-        if now >= glance.active_until:
-            return quiet
-        return min(quiet, glance.purpose.pause / max(1.0, EAGER * self._budget.left / self._budget.most))
-
-    def _fail(self, error: Exception) -> None:
-        failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
-        for glance in self._glances:
-            glance.report(failure)
-
-    def _beat(self) -> None:
-        self._close_left()
-        self._read_counters(time.monotonic())
+    def _look_where_due(self) -> None:
         for glance in self._glances:
             now, began = time.monotonic(), time.thread_time()
-            if not (glance.is_due(now) and self._may_look(glance, now)):
-                continue
-            new = self._look(glance, now)
-            if new:
-                report, missed = self._report_of(glance, new)
-                glance.report(report)
-                glance.look_again(new, missed, now)
-            self._rest_after(glance, time.thread_time() - began)
+            if glance.next_look() <= now:
+                new = self._look(glance, now)
+                if new:
+                    report, missed = self._report_of(glance, new)
+                    glance.report(report)
+                    glance.look_again(new, missed, now)
+                self._rest_after(glance, time.thread_time() - began)
 
     def _rest_after(self, glance: Glance, spent: float) -> None:
         """A look pays for itself: the next one of this namespace is the later, the less is left."""
         now = time.monotonic()
         glance.budget.spend(spent, now)
-        glance.look_at = now + spent * self._budget.most / max(self._budget.left - spent, spent)
-
-    def _read_counters(self, now: float) -> None:
-        began, due = time.thread_time(), [each for each in self._glances if each.read_at <= now]
-        for glance in due:
-            if glance.moved(now):
-                glance.active_until = now + EAGER_SECONDS
-        if len(due) == len(self._glances):
-            self._reading = time.thread_time() - began
-        for glance in due:
-            glance.read_at = now + self._pace(glance, now)
-
-    def _may_look(self, glance: Glance, now: float) -> bool:
-        """A busy namespace leaves some of what is saved to the others."""
-        glance.budget.spend(0.0, now)
-        return now >= glance.look_at and (glance.budget.left > 0 or self._budget.left > self._budget.most / 8)
+        eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
+        glance.look_at = now + REST * spent / eagerness
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """Where there are crowds, all sockets are looked at as rarely as all processes are."""
@@ -228,18 +255,24 @@ class Pulse:
             self._wide.spend(time.thread_time() - began, time.monotonic())
         return new
 
+    def _fail(self, error: Exception) -> None:
+        failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
+        for glance in self._glances:
+            glance.report(failure)
+
     def _report_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[PulseReport, set[int]]:
         """New sockets with their processes, as far as a short search finds them; and the inodes that it had no time for."""
         rows = [SOCKET.unpack_from(message, COOKIE_AT) for _, message in sockets]
         ours = os.geteuid()  # others do not let us look
         wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
         places: list[Found] = []
-        cut = _take(wanted, self._likely.near(), places, LONGEST_SEARCH)
+        cut = _take(wanted, self._likely.hot(), places, LONGEST_SEARCH)
         if len(sockets) > MOST_NEW:
             sockets, cut = _most_urgent(sockets, {place[0] for place in places}), False
-        elif wanted and not cut:
-            wanted &= glance.still_held(sockets, wanted)
-            cut = self._search_far(wanted, places)
+        for search in (self._search_near, self._search_far):
+            if wanted and not cut:
+                wanted &= glance.still_held(sockets, wanted)
+                cut = search(wanted, places)
         return PulseReport(tuple(sockets), self._answer(places, {uid for _, uid, _ in rows})), wanted if cut else set()
 
     def _answer(self, places: list[Found], users: set[int]) -> OwnersAnswer:
@@ -257,6 +290,9 @@ class Pulse:
             places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
             users=user_names(users),
         )
+
+    def _search_near(self, wanted: set[int], places: list[Found]) -> bool:
+        return _take(wanted, self._likely.near(), places, LONGEST_SEARCH)
 
     def _search_far(self, wanted: set[int], places: list[Found]) -> bool:
         """Search all processes, as far as its own budget goes; as `_take`."""

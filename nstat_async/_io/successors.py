@@ -64,7 +64,8 @@ class Successors:
     def _after(self, key: Key) -> list[bytes]:
         """The connections whose ports are the next of this pair."""
         port, message, _ = self._last[key]
-        rows = self._ask([_request(key, message, port + step) for step in STEPS if port + step < 1 << 16])
+        request = lookup_request(message, TCP, exact=False).encode()
+        rows = self._ask([_at_port(key, request, port + step) for step in STEPS if port + step < 1 << 16])
         next_ones = [row for row in rows if key in dict(_keys(row))]  # a listener answers for those that are not there
         for row in next_ones:
             self.learn(row)
@@ -84,8 +85,8 @@ def _keys(message: bytes) -> tuple[tuple[Key, int], tuple[Key, int]]:
     return ((family, 0, remote, addresses), local), ((family, local, 0, addresses), remote)
 
 
-def _request(key: Key, message: bytes, port: int) -> bytes:
+def _at_port(key: Key, request: bytes, port: int) -> bytes:
+    """A request with the port that the key leaves open."""
     _, local, remote, _ = key
-    request = lookup_request(message, TCP, exact=False).encode()
     at = PORTS_AT + 4
     return request[:at] + _PORTS.pack(local or port, remote or port) + request[at + 4 :]

@@ -152,26 +152,142 @@ def test_the_replay_of_a_pulse_is_the_run(tmp_path, loop):
 # -- the parts
 
 
-def test_the_counters_move_with_connections_and_datagram_sockets():
-    counted = counters.Counters()
-    connections, datagrams = counted.read()
-    with listen() as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        udp.bind(("127.0.0.1", 0))
-        for end in pair(listener):
-            end.close()
-        after = counted.read()
-    counted.close()
-    assert after[0] >= connections + 2
-    assert after[1] >= datagrams + 1 or after[1] > 0  # others close theirs meanwhile
+@pytest.fixture
+def bell():
+    descriptor = os.eventfd(0, os.EFD_NONBLOCK)
+    yield descriptor
+    os.close(descriptor)
 
 
-def test_a_kernel_without_these_counters_is_an_error(monkeypatch):
-    counted = counters.Counters()
-    monkeypatch.setattr(os, "pread", lambda *_: b"Ip: 1 2\n")
-    with pytest.raises(OSError, match="does not count connections") as caught:
-        counted.read()
+codes = pytest.mark.parametrize(
+    "await_counters",
+    list(dict.fromkeys([counters.await_counters, counters._await_counters])),
+    ids=lambda code: type(code).__name__,
+)
+
+
+@contextlib.contextmanager
+def counted():
+    found = counters.Counters()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@codes
+def test_the_counters_move_with_connections_and_datagram_sockets(await_counters, bell):
+    """Whatever was read before, each is reported once."""
+    with counted() as found:
+        before, moved = found.connections, 0
+        with listen() as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            udp.bind(("127.0.0.1", 0))
+            ends = pair(listener)
+            while moved != counters.CONNECTIONS | counters.DATAGRAMS:  # others close theirs meanwhile
+                await_counters(bell, (found.numbers,), 0.0, 1000, 1)
+                moved |= found.take_moved()
+                with socket.socket(type=socket.SOCK_DGRAM) as another:
+                    another.bind(("127.0.0.1", 0))
+                    await_counters(bell, (found.numbers,), 0.0, 1, 1)
+                    moved |= found.take_moved()
+            for end in ends:
+                end.close()
+        assert found.connections >= before + 2
+
+
+SNMP = "Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens\nTcp: 1 200 120000 -1 {} {} 3\nUdp: 1\n"
+SOCKSTAT = "sockets: used 9\nTCP: inuse {} orphan 0 tw {} alloc 4 mem 0\nUDP: inuse {} mem 2\nRAW: inuse 0\n"
+SOCKSTAT6 = "TCP6: inuse {}\nUDP6: inuse {}\nRAW6: inuse 0\n"
+
+
+class Files:
+    """What the kernel says, as files that a test writes."""
+
+    def __init__(self, directory):
+        self.numbers = counters.array("q", [-1, -1, -1, *bytes(9)])
+        self._paths = [directory / name for name in ("snmp", "sockstat", "sockstat6")]
+        self.say((0, 0), (0, 0, 0), (0, 0))
+        for place, path in enumerate(self._paths):
+            self.numbers[place] = os.open(path, os.O_RDONLY)
+
+    def say(self, opened=None, four=None, six=None):
+        for path, text, values in zip(self._paths, (SNMP, SOCKSTAT, SOCKSTAT6), (opened, four, six), strict=True):
+            if values is not None:
+                path.write_text("Ip: 1 2\n" * (path.name == "snmp") + text.format(*values))
+
+    def write(self, number, text):
+        self._paths[number].write_text(text)
+
+    def moved(self):
+        moved, self.numbers[11] = self.numbers[11], 0
+        return moved
+
+
+@pytest.fixture
+def files(tmp_path):
+    found = Files(tmp_path)
+    yield found
+    for descriptor in found.numbers[:3]:
+        os.close(descriptor)
+
+
+@codes
+def test_what_the_kernel_counts_is_told_apart(await_counters, files, bell):
+    """Connections by their own count, where the numbers of sockets changed; datagram sockets where there are more."""
+
+    def after(**said):
+        files.say(**said)
+        await_counters(bell, (files.numbers,), 0.0, 1, 1000)
+        return files.moved()
+
+    await_counters(bell, (files.numbers,), 0.0, 1, 1000)
+    assert after(opened=(3, 4), four=(2, 0, 0)) == counters.CONNECTIONS
+    assert files.numbers[3] == 7
+    assert after(four=(1, 0, 0)) == 0  # one was closed
+    assert after(opened=(4, 4)) == 0  # it is not asked for
+    assert after(four=(1, 1, 0)) == counters.CONNECTIONS
+    assert after(opened=(4, 5), six=(1, 0)) == counters.CONNECTIONS
+    assert after(four=(1, 1, 1)) == after(six=(1, 1)) == counters.DATAGRAMS
+    assert after(four=(1, 1, 0)) == 0
+    assert after(opened=(5, 5), four=(1, 1, 1)) == counters.CONNECTIONS | counters.DATAGRAMS
+    files.say(opened=(6, 6))
+    await_counters(bell, (files.numbers,), 0.0, 9, 8)
+    assert files.moved() == counters.CONNECTIONS  # one reading of eight is thorough
+
+
+@codes
+def test_who_waits_for_counters_is_woken_by_the_bell(await_counters, files, bell):
+    os.eventfd_write(bell, 1)
+    await_counters(bell, (files.numbers,), 3600.0, 1000, 8)
+    assert files.numbers[10] == 0
+
+
+@codes
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, ""),
+        (0, "Tcp: names\nTcp: 1 2 3\n"),
+        (0, "Tcp: 1 2 3 4 5 6 7"),
+        (1, ""),
+        (1, "sockets: used x " * 3),
+        (2, "TCP6:"),
+    ],
+)
+def test_a_kernel_without_these_counters_is_an_error(await_counters, files, bell, number, text):
+    files.write(number, text)
+    with pytest.raises(OSError) as caught:
+        await_counters(bell, (files.numbers,), 0.0, 1, 1)
     assert caught.value.errno == errno.ENODATA
-    counted.close()
+
+
+@codes
+def test_a_file_that_is_closed_is_an_error(await_counters, bell):
+    with counted() as found:
+        pass
+    with pytest.raises(OSError) as caught:
+        await_counters(bell, (found.numbers,), 0.0, 1, 1)
+    assert caught.value.errno == errno.EBADF
 
 
 def test_a_budget_is_kept_whatever_looks_cost():
@@ -217,7 +333,7 @@ def test_what_is_done_with_reports_is_charged(monkeypatch):
         channel.glance.close()
 
 
-def test_a_search_begins_with_the_newest_process_and_ends_with_all():
+def test_a_search_begins_with_young_processes_and_ends_with_all():
     recent: dict[int, None] = {}
     with (
         socket.socket() as own,
@@ -225,11 +341,27 @@ def test_a_search_begins_with_the_newest_process_and_ends_with_all():
     ):
         likely = LikelyHolders(recent)
         inode = os.fstat(own.fileno()).st_ino
-        assert new.pid in holders(likely.near())
+        assert new.pid in holders(likely.hot())
         assert os.getpid() in holders(likely.far(), inode)
         likely.add([(0, new.pid, new.pid, 3), (inode, os.getpid(), os.getpid(), own.fileno())])
         assert list(recent) == [new.pid, os.getpid()]
-        assert os.getpid() in holders(likely.near(), inode)
+        assert os.getpid() in holders(likely.hot(), inode)
+
+
+def test_a_process_that_ended_and_was_not_reaped_is_looked_at_no_more():
+    """A zombie has no descriptors; hundreds of them would cost each look as many tables."""
+    zombie = os.fork()
+    if not zombie:
+        os._exit(0)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    try:
+        recent = {zombie: None}
+        likely = LikelyHolders(recent)
+        assert zombie in {place[1] for place in likely.hot()}
+        assert not recent
+        assert zombie not in {place[1] for places in (likely.hot(), likely.near()) for place in places}
+    finally:
+        os.waitpid(zombie, 0)
 
 
 def holders(places, inode: int = 0) -> set[int]:
@@ -249,7 +381,7 @@ def test_a_process_with_thousands_of_descriptors_keeps_no_other_waiting():
     likely = LikelyHolders(recent)
     with socket.socket() as own, pytest.MonkeyPatch.context() as patch:
         patch.setattr(likely_module, "size_of", lambda _pid: TURN + 1)
-        assert not holders(likely.near())
+        assert not holders(likely.hot()) | holders(likely.near())
         assert holders(likely.far(), os.fstat(own.fileno()).st_ino)
 
 
@@ -281,8 +413,16 @@ def look():
 def seen(look: glance.Glance, **how: bool) -> list[tuple[int, bytes]]:
     """New sockets, as soon as connections were counted."""
     while not look._opened:
-        look.moved(time.monotonic())
+        feel(look)
     return look.look(time.monotonic(), **how)
+
+
+def feel(look: glance.Glance) -> None:
+    """Read the counters."""
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    counters.await_counters(bell, (look.counters.numbers,), 0.0, 1, 1)
+    os.close(bell)
+    look.notice(time.monotonic())
 
 
 def inodes(found: list[tuple[int, bytes]]) -> set[int]:
@@ -328,6 +468,7 @@ def test_a_look_can_leave_out_crowds(look, monkeypatch):
     monkeypatch.setattr(glance, "CROWD", 8)
     monkeypatch.setattr(crowds, "CROWD", 8)
     monkeypatch.setattr(crowds, "_SAMPLE", 1)
+    monkeypatch.setattr(look._successors, "find", lambda *_: [])
     with listen() as crowded, listen() as quiet, contextlib.ExitStack() as open_:
 
         def connect(listener):
@@ -367,8 +508,9 @@ def test_what_is_found_by_its_port_is_new_once(look):
         ends = [open_.enter_context(end) for end in pair(listener)]
         look._successors.find = lambda *_: [row_of(look, end) for end in ends]
         look._opened = 2
-        assert {inode_of(end) for end in ends} == inodes(look._known_by_name())
-        assert look._known_by_name() == []
+        assert {inode_of(end) for end in ends} == inodes(look._look_for_connections(0.0, whole=True))
+        look._opened = 2
+        assert look._look_for_connections(0.0, whole=True) == []
 
 
 def row_of(look: glance.Glance, end: socket.socket) -> bytes:
@@ -384,11 +526,11 @@ def test_a_connection_that_waits_to_be_accepted_is_asked_for_again(look):
     """One by one, until a process has it."""
     with listen() as listener, socket.create_connection(listener.getsockname()) as client:
         while port(client) not in {int.from_bytes(row[22:24], "big") for row in look._unheld.values()}:
-            look.moved(time.monotonic())
+            feel(look)
             look.look(time.monotonic())
         server, _ = listener.accept()
         with server:
-            assert inode_of(server) in inodes(look._known_by_name())
+            assert inode_of(server) in inodes(look._look_for_connections(0.0, whole=True))
 
 
 def test_a_process_that_opens_one_socket_after_another_is_asked_for_the_last_descriptor():
@@ -397,12 +539,12 @@ def test_a_process_that_opens_one_socket_after_another_is_asked_for_the_last_des
     likely = LikelyHolders(recent)
     first = socket.socket()
     place = os.getpid(), first.fileno()
-    list(likely.near())  # no process is new any more
+    list(likely.hot())  # no process is new any more
     likely.add([(inode_of(first), place[0], place[0], place[1]), (1, 1 << 30, 1 << 30, 3)])
     first.close()
     with socket.socket() as second:
         assert second.fileno() == place[1]
-        assert next(found for found in likely.near() if found[0]) == (inode_of(second), place[0], *place)
+        assert next(found for found in likely.hot() if found[0]) == (inode_of(second), place[0], *place)
     assert list(recent) == [os.getpid()]
 
 
@@ -429,8 +571,9 @@ def test_looks_at_crowds_take_their_own_share(monkeypatch):
     assert looks == [True, False]
 
 
-def test_what_searches_through_all_take_is_granted_anew():
+def test_what_searches_through_all_take_is_granted_anew(monkeypatch):
     """Once their share is spent, too: else there would be none any more, and crowds would never be looked at."""
+    monkeypatch.setattr(pulse, "LONGEST_WAIT", 0.0)
     with beating() as live:
         wide = live.transport._pulse._wide
         wide.left = -0.0001
@@ -457,10 +600,12 @@ def test_threads_are_no_processes():
     thread = threading.Thread(target=work)
     thread.start()
     ready.wait()
-    newest, _ = LikelyHolders({})._newest()
+    likely = LikelyHolders({})
+    likely._see_newest()
     end.set()
     thread.join()
-    assert numbers[0] not in newest
+    assert likely._numbers[numbers[0]] is False
+    assert numbers[0] not in likely._young
 
 
 def test_without_a_thread_there_is_no_pulse(monkeypatch):
@@ -486,11 +631,12 @@ def test_where_descriptors_are_few_others_have_them(monkeypatch):
 
 
 def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch):
-    def fail(_self, **_how):
+    def fail(_self, _now):
         raise OSError(errno.ENOBUFS, "no room")
 
+    monkeypatch.setattr(pulse, "LONGEST_WAIT", 0.0)
     with beating() as live:
-        monkeypatch.setattr(counters.Counters, "read", fail)
+        monkeypatch.setattr(glance.Glance, "notice", fail)
         live.until(lambda: any("No buffer space available" in note for note in live.core.capabilities.notes))
         assert live.poll().complete
 
