@@ -233,6 +233,8 @@ class Sightings:
             return
         if known is None:
             entry.preexisting = seen.began is False
+        if seen.outbound and entry.state == SocketState.LISTEN:  # it was shut down, and connects
+            book.begin_other_connection(entry, self._row(facts)[0])
         if seen.outbound is not None:
             entry.direction = Direction.OUTBOUND if seen.outbound else Direction.INBOUND
             entry.weight = Weight.WITNESSED

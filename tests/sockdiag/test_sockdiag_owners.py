@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import socket
@@ -87,6 +88,59 @@ def test_a_descriptor_that_is_handed_over_takes_its_flow_along():
         assert not live.removed(ends[0])
     client.close()
     listener.close()
+
+
+LEAVER = """
+import ctypes, os, signal, socket, sys
+how, family = sys.argv[1], socket.AF_INET6 if "6" in sys.argv[2] else socket.AF_INET
+kind = socket.SOCK_DGRAM if "udp" in sys.argv[2] else socket.SOCK_STREAM
+left = socket.socket(family, kind); left.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+if kind == socket.SOCK_STREAM: left.listen()
+child = 0
+if how == "fork":
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL); signal.pause()  # PR_SET_PDEATHSIG
+print(left.getsockname()[1], left.fileno(), child, flush=True)
+sys.stdin.readline()
+if how == "unix":
+    outbox = socket.socket(socket.AF_UNIX); outbox.connect("\\0" + sys.argv[3])
+    socket.send_fds(outbox, [b"x"], [left.fileno()])
+left.close()
+print(flush=True); sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["tcp4", "udp6"])
+@pytest.mark.parametrize("how", ["fork", "pidfd", "unix"])
+def test_whoever_holds_a_socket_when_its_owner_closed_it_is_the_owner(how, kind):
+    """A child, who took it (``pidfd_getfd``), who was sent it (an abstract address); on its way it is the sender's."""
+    with contextlib.ExitStack() as stack, drive() as live:
+        name = f"nst-{os.getpid()}-{how}-{kind}"
+        inbox = stack.enter_context(socket.socket(socket.AF_UNIX))
+        inbox.bind(f"\0{name}")
+        inbox.listen()
+        process = stack.enter_context(child(LEAVER, how, kind, name))
+        here, descriptor, offspring = map(int, process.line.split())
+        before = until_owner(live, process.pid, here)
+        holder = offspring or os.getpid()
+        if how == "pidfd":
+            taken = ctypes.CDLL(None).syscall(438, os.pidfd_open(process.pid), descriptor, 0)  # pidfd_getfd
+            if taken < 0:
+                pytest.skip("this kernel, or the privileges, lack pidfd_getfd")
+            stack.callback(os.close, taken)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        if how == "unix":
+            for _ in range(3):
+                live.poll()
+            assert flow_at(live, here).process.pid == process.pid
+            with inbox.accept()[0] as connection:
+                _, descriptors, *_ = socket.recv_fds(connection, 1, 1)
+            stack.callback(os.close, descriptors[0])
+        assert until_owner(live, holder, here).id == before.id
+        assert not live.removed(here)
 
 
 LAUNCHER = """
@@ -238,6 +292,8 @@ def test_what_is_added_to_a_search_under_way_is_found_before_its_end():
 
 KERNEL_SOCKET = """
 ip link set lo up && ip link add nst0 type vxlan id 9 dstport 4789 local 127.0.0.1 && ip link set nst0 up || echo none
+ip link add nst1 type vxlan id 10 dstport 4790 local ::1 remote ::2 dev lo && ip link set nst1 up
+ip link add nst2 type wireguard && ip link set nst2 up
 exec "$0" -c 'import sys; print(flush=True); sys.stdin.read()'
 """
 
@@ -245,7 +301,7 @@ exec "$0" -c 'import sys; print(flush=True); sys.stdin.read()'
 @pytest.mark.privileged
 @privileged
 def test_a_socket_of_the_kernel_is_told_from_a_hidden_one():
-    """VXLAN's socket belongs to no process: its owner is the kernel, where all processes can be looked at."""
+    """Sockets of VXLAN (and WireGuard) belong to no process: their owner is the kernel, where all processes can be looked at."""
     command = ["unshare", "-n", "sh", "-c", KERNEL_SOCKET, sys.executable]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -255,9 +311,11 @@ def test_a_socket_of_the_kernel_is_told_from_a_hidden_one():
             if live.core.capabilities.processes is not Visibility.ALL:
                 pytest.skip("not all processes can be seen from here")
             live.poll()
-            flow = flow_at(live, 4789)
-            assert flow.attribution is Attribution.KERNEL
-            assert (flow.process.pid, flow.process.name) == (0, "kernel")
+            kernels = [flow for flow, _ in live.core.flows()]
+            assert {4789, 4790} <= {flow.local.port for flow in kernels}
+            for flow in kernels:  # nobody else is here
+                assert flow.attribution is Attribution.KERNEL
+                assert (flow.process.pid, flow.process.name) == (0, "kernel")
     finally:
         process.kill()
         process.communicate()

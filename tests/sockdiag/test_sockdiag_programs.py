@@ -93,6 +93,18 @@ def test_a_connection_is_announced_without_a_poll():
     assert [e.flow.process.path for e in kernel.events if isinstance(e, FlowUpdated)] == ["/bin/p5"]
 
 
+def test_a_listener_that_was_shut_down_and_connects_ends_as_a_listener():
+    """``shutdown`` takes it out of the dumps, and ``connect`` makes a client of the same socket."""
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, local_port=40000, remote=bytes(4), remote_port=0, state=SocketState.LISTEN)
+    kernel.poll()
+    del kernel.sockets[9]
+    removed, added = [e for e in flow_events(connect(kernel)) if not isinstance(e, FlowUpdated)]
+    assert (type(removed), removed.flow.direction) == (FlowRemoved, Direction.LISTENER)
+    assert (type(added), added.flow.direction, added.flow.remote.port) == (FlowAdded, Direction.OUTBOUND, 80)
+    assert removed.flow.id != added.flow.id
+
+
 @pytest.mark.parametrize("first", ["record", "removal"])
 def test_the_end_is_reported_once_with_what_both_know(first):
     """The record knows the FIN, the removal the smallest round trip."""
