@@ -106,13 +106,17 @@ class Endings:
         """Ends that came since `flush`, and whose remains are to be asked for."""
 
     def settle(
-        self, entry: Entry, message: bytes, info: tuple[int, int], words: LastWords, record: Ended | None
+        self,
+        entry: Entry,
+        message: bytes,
+        info: tuple[int, int],
+        words: LastWords,
+        came: float,
+        record: Ended | None,
     ) -> None:
-        """A connection ended with these last words of its message, and with this record of its end where there is one."""
+        """A connection ended with these last words of its message, read at this time, and with this record of its end where there is one."""
         local, orderly = self._is_here(entry), is_orderly(entry, words)
-        ending = Ending(
-            entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, self._output.now
-        )
+        ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, came)
         if is_attempt(words):
             self._finish(ending)
         elif orderly is False or record is not None or entry.state in _FIN_RECEIVED:

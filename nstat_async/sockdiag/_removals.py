@@ -151,12 +151,13 @@ class RemovalSource(Source):
         if known:
             book.complete_ends(entry, pieces)
             book.drop(entry)
+        came = output.now
         if entry.state == SocketState.LISTEN or is_unused(message):
-            self._settle(entry, message, info, None)
+            self._settle(entry, message, info, came, None)
         else:
-            self._sightings.join(book, entry, lambda ended: self._settle(entry, message, info, ended))
+            self._sightings.join(book, entry, lambda ended: self._settle(entry, message, info, came, ended))
 
-    def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], ended: Ended | None) -> None:
+    def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], came: float, ended: Ended | None) -> None:
         """Remove a flow: with the record of its end, where there is one, nothing is open."""
         record = ended if ended is not None and ended.final else None
         words = last_words(message, *info) if info[1] else None
@@ -172,7 +173,7 @@ class RemovalSource(Source):
         elif cleared:
             self._finish(entry, message, info, self._outcome_of_cleared(entry, message, None))
         else:
-            self._endings.settle(entry, message, info, words, record)
+            self._endings.settle(entry, message, info, words, came, record)
 
     def _end_cleared(self, entry: Entry) -> None:
         """The kernel cleared the counters of a connection when it ended."""

@@ -14,13 +14,14 @@ import time
 import attrs
 import pytest
 from endings_world import RESET, Namespace, live, make, one_namespace, truth_at, two_namespaces
-from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver
+from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver, flow_events
 
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
 from nstat_async._model import Outcome
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
 from nstat_async.sockdiag._endings import MEMORY
+from nstat_async.sockdiag._sightings import PULSE_PATIENCE
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
 living = pytest.mark.skipif(
@@ -255,6 +256,20 @@ HERE, THERE = Outcome.CLOSED_HERE, Outcome.CLOSED_THERE
 def test_what_no_dump_had_ended_as_likely_as_its_last_words_say(sock, age, expected):
     """Received bytes, whether they are final or by how much they may be off, and the outcome; `None` where nothing is likelier."""
     assert end_of(sock, *([] if age is None else [time_wait(sock, age)])) == expected
+
+
+def test_an_end_that_waited_for_a_pulse_is_as_old_as_its_last_words():
+    """What is left of it has aged meanwhile: it does not tell of a FIN that came behind the last segment."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.has_pulse = True
+    kernel.start()
+    kernel.beat()
+    sock = last_words()
+    kernel.feed(sock.message(final=True), 1)
+    assert not flow_events(kernel.run())
+    kernel.remains.append(time_wait(sock, 1 + int(1000 * PULSE_PATIENCE)))
+    _, removed = flow_events(kernel.wait(PULSE_PATIENCE))
+    assert (removed.counts.rx_bytes, removed.uncertainty, removed.outcome) == (777, 1, HERE)
 
 
 @pytest.mark.parametrize("quiet", [300, 0])
