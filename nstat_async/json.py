@@ -37,6 +37,10 @@ _REMEMBERED, _FORGOTTEN = 50_000, 1_000
 """Flows that are remembered, and how many of the oldest are forgotten at a time to make room."""
 _MOST_SHOWN = 200
 """Characters of a refused line that its error carries."""
+_MOST_SAID = 60
+"""Characters of a refused value that its error says."""
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError)
+"""What reading nonsense may raise."""
 
 
 # --- values to plain values ---------------------------------------------------------------
@@ -122,9 +126,9 @@ def _loaded(line: str | bytes, event_of: Callable[[dict[str, Any]], Any]) -> Any
         text = line if isinstance(line, str) else line.decode(json.detect_encoding(line), "surrogatepass")
         data = _decode(text)
         if not isinstance(data, dict):
-            raise TypeError("it is no object")  # noqa: TRY301  # one place says what is wrong
+            raise TypeError("it is no object")  # one place says what is wrong
         event: AnyEvent | Row = event_of(data)
-    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+    except (*_UNREADABLE, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
         raise ProtocolError(f"no event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
     return event
@@ -146,7 +150,7 @@ def _event(data: Mapping[str, Any], table: FieldTable, flow_of: _FlowOf | None) 
 
 def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None = None) -> Any:
     if not isinstance(data, dict):
-        raise TypeError(f"{data!r} is no {record.cls.__name__}")
+        raise ValueError(f"{_shown(data)} is no object with the keys of {record.event or record.cls.__name__}")  # noqa: TRY004  # as all of them
     if record.cls is Counts and table is TABLE:
         return _counts(record, data)
     found: dict[str, Any] = {}
@@ -157,7 +161,10 @@ def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None
         if item is not None:
             kind = field.kind
             if kind.record is None:
-                found[field.name] = kind.read(item)
+                try:
+                    found[field.name] = kind.read(item)
+                except _UNREADABLE as error:
+                    raise ValueError(_wrong(field, item)) from error
             elif kind.record is Flow and flow_of is not None:
                 found[field.name] = flow_of(item)
             else:
@@ -165,9 +172,26 @@ def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None
         elif field.name in record.nullable:
             found[field.name] = None
     complete = _COMPLETE.get(record.cls)
-    if complete is not None:
-        complete(found, data)
-    return record.cls(**found)
+    try:
+        if complete is not None:
+            complete(found, data)
+        return record.cls(**found)
+    except (TypeError, LookupError):
+        required = {each.alias or each.name for each in attrs.fields(record.cls) if each.default is attrs.NOTHING}
+        missing = [field.key for field in record.fields if field.name in required - found.keys()]
+        if not missing:
+            raise
+        raise ValueError(f"{record.event or record.cls.__name__} has no {', '.join(missing)}") from None
+
+
+def _wrong(field: Field, item: Any) -> str:
+    """What a field is, and what it would have to be."""
+    return f"{field.key} is {_shown(item)}, but must be: {field.kind.name.replace('` `', ', ').strip('`')}"
+
+
+def _shown(item: Any) -> str:
+    text = json.dumps(item)
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}…"
 
 
 def _counts(record: Record, data: Mapping[str, Any]) -> Counts:
@@ -176,8 +200,14 @@ def _counts(record: Record, data: Mapping[str, Any]) -> Counts:
     media = data.get("media")
     if media is None and {int, type(None)}.issuperset(map(type, values)):
         return counts_of(values)
-    read = {field.name: field.kind.read for field in record.fields}
-    found = {name: read[name](data[name]) for name in read if data.get(name) is not None}
+    found = {}
+    for field in record.fields:
+        item = data.get(field.name)
+        if item is not None:
+            try:
+                found[field.name] = field.kind.read(item)
+            except _UNREADABLE as error:
+                raise ValueError(_wrong(field, item)) from error
     return Counts(**found)
 
 
@@ -185,14 +215,14 @@ def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
     """Lines of earlier versions have the begin of a flow in seconds only."""
     started = data.get("started")
     if started is not None and "started_ns" not in found:
-        found["started_ns"] = MOMENT.read(
-            round(started * 1e6) * 1000
-        )  # by a whole number, text would become a million times as long
+        found["started_ns"] = MOMENT.read(round(NUMBER.read(started) * 1_000_000) * 1000)
 
 
 def _complete_update(found: dict[str, Any], data: Mapping[str, Any]) -> None:
     if "previous" in found:
         return
+    if "delta" not in data:
+        raise ValueError("flow_updated has neither delta nor previous")
     delta = _value(TABLE.of(Delta), data["delta"], TABLE)
     before = {}
     for name, grown in attrs.asdict(delta).items():

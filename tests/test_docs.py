@@ -14,6 +14,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import functools
+import importlib
 import inspect
 import io
 import itertools
@@ -47,6 +49,15 @@ PROGRAMS = {"aggregate", "history", "opentelemetry", "prometheus", "server"}
 ELSEWHERE = "tests/integrations/test_integrations_docs.py"
 # Pages that run with other people's packages (the extra ``frameworks``) are skipped where these are not installed.
 NEEDED = {"web-frameworks": ("fastapi", "aiohttp", "django"), "pandas": ("pandas",)}
+# Options of other people's programs: docker, kubectl, uvicorn, gunicorn, DuckDB, …
+OTHER_PROGRAMS = {
+    "--cap-add", "--cap-drop", "--cgroupns", "--config", "--network", "--preload", "--query", "--rm", "--security-opt", "--user",
+    "--workers",
+}  # fmt: skip
+PARSERS = [
+    build_parser(),
+    *next(action for action in build_parser()._actions if action.dest == "command").choices.values(),
+]
 POLLS = 4
 # macOS has no SOCK_SEQPACKET between processes: there the emulated kernel serves no path.
 HAS_PACKETS = sys.platform != "darwin"
@@ -447,6 +458,35 @@ def test_files_that_pages_name_in_passing_exist():
         for path in re.findall(r"`((?:tests|docs|examples|benchmarks|fuzz|nstat_async)/[\w./-]+)`", text):
             root = pathlib.Path(nstat_async.__file__).parents[1] if path.startswith("nstat_async") else ROOT
             assert (root / path).exists(), f"{name_of(page)}: {path}"
+
+
+@functools.cache
+def _scripts():
+    """The text of all programs beside the library, which have options of their own."""
+    return "".join(path.read_text() for path in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/**/*.py")))
+
+
+def _resolve(name):
+    """What a dotted name stands for; the error of what is not there."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        owner, _, last = name.rpartition(".")
+        return getattr(_resolve(owner), last)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=name_of(page)) for page in PAGES if page.name != "changelog.md"]
+)
+def test_the_names_and_options_that_a_page_mentions_exist(page):
+    """The changelog may speak of what is gone."""
+    text = page.read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bnstat_async(?:\.\w+)+", text)):
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            _resolve(name)
+    ours = {option for parser in PARSERS for option in parser._option_string_actions}
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - ours - OTHER_PROGRAMS
+    assert {option for option in mentioned if f'"{option}"' not in _scripts()} == set()
 
 
 def test_every_example_is_run_by_a_test():

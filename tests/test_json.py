@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as standard
+import re
 import typing
 
 import attrs
@@ -213,3 +214,34 @@ def test_a_subclass_of_an_event_is_written_as_its_base():
 def test_details_in_which_nothing_is_known_are_an_empty_object():
     event = FlowAdded(1.0, Flow("1", Provider.TCP), None, False, Details())
     assert json.JsonFormatter(full=True)(event).endswith('"details":{}}')
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('"event":"flow_added","time":1', "flow_added has no flow, counts, preexisting"),
+        ('"event":"poll_completed","time":"x","flows":1,"complete":true', 'time is "x", but must be: number'),
+        ('"event":"host_updated","time":1,"state":"lefft"', 'state is "lefft", but must be: present, silent, left'),
+        ('"event":"flow_added","time":1,"flow":{"process":{"name":5}}', "name is 5, but must be: text"),
+        ('"event":"flow_added","time":1,"flow":[]', "[] is no object with the keys of Flow"),
+        ('"event":"flow_removed","time":1,"flow":{"id":"1"}', "Flow has no provider"),
+        ('"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp","started":"x"}', "'x' is no number"),
+        ('"event":"flow_updated","time":1,"flow":FLOW,"counts":null,"previous":null', "flow_updated has no counts"),
+        ('"event":"flow_updated","time":1,"flow":FLOW,"counts":{"rx_bytes":1}', "neither delta nor previous"),
+        (
+            '"event":"flow_updated","time":1,"flow":FLOW,"counts":{"rx_bytes":"a"}',
+            'rx_bytes is "a", but must be: integer',
+        ),
+        (
+            '"event":"flow_updated","time":1,"flow":FLOW,"counts":{"rx_bytes":1},"delta":5',
+            "5 is no object with the keys of Delta",
+        ),
+        ('"event":"unrecognized","time":1,"type_number":1,"raw":"' + "z" * 999 + '"', "…, but must be: bytes as hex"),
+    ],
+)
+def test_what_is_wrong_in_a_line_is_said_by_the_names_of_its_keys(line, says):
+    line = '{"v":1,' + line.replace("FLOW", '{"id":"1","provider":"tcp"}') + "}"
+    for read in (nstat_async.json.loads, nstat_async.json.JsonReader()):
+        with pytest.raises(ProtocolError, match=re.escape(says)) as caught:
+            read(line)
+        assert len(str(caught.value)) < 300

@@ -185,9 +185,9 @@ def _check(event: AnyEvent | Row) -> None:
         ProtocolError: It is no event of a machine, or has counters that are no numbers of 64 bits.
     """
     if isinstance(event, Row):
-        raise ProtocolError("it is a row of a table")
+        raise ProtocolError("it is a row of a table, no event")
     if isinstance(event, HostUpdated):
-        raise ProtocolError("what is known of a machine its readers say")
+        raise ProtocolError("host_updated is an event that readers make; no machine sends it")
     counts = getattr(event, "counts", None)
     values = [] if counts is None else [value for _, value in counts.items()]
     values += [] if counts is None else [value for _, split in counts.media for value in attrs.astuple(split)]

@@ -52,6 +52,10 @@ _HEADERS = {
 logger = logging.getLogger("nstat_async")
 
 
+class _UnsentError(Exception):
+    """The server cannot send this answer: the client broke the rules of HTTP meanwhile, and has its answer."""
+
+
 def check_token(token: str | None) -> str | None:
     """The token, if it can be one.
 
@@ -140,10 +144,17 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
-            await send(message)
+            try:
+                await send(message)
+            except OSError:
+                raise
+            except Exception as error:
+                raise _UnsentError from error
 
         try:
             await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
+        except _UnsentError as error:
+            logger.debug("server: an answer could not be sent: %s", error.__cause__)
         except Exception:
             logger.exception("server: a request failed")
             if not started:

@@ -127,6 +127,33 @@ async def test_a_socket_that_a_dead_server_left_is_replaced_and_a_file_is_not(tm
     assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /processes HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
+        b"GET /processes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" + bytes(100),
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+    ],
+    ids=["a wrong chunk", "a wrong length", "no HTTP", "a huge header"],
+)
+@pytest.mark.asyncio
+async def test_who_breaks_the_rules_of_http_is_refused_and_fills_no_log(request_, caplog):
+    async with serving() as (address,):
+        stream = await anyio.connect_tcp("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))
+        async with stream:
+            with contextlib.suppress(anyio.BrokenResourceError):  # it did not want to read it all
+                await stream.send(request_)
+                answer = b""
+                with contextlib.suppress(anyio.EndOfStream):
+                    while True:
+                        answer += await stream.receive()
+                assert b"HTTP/1.1 400" in answer
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            assert (await client.get(address)).status_code == 200
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
 @pytest.mark.asyncio
 async def test_beyond_loopback_it_needs_a_token(host):
