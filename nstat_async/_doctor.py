@@ -40,7 +40,10 @@ _OPTIONAL = {
     "starlette": "web server (extra: server)",
     "uvloop": "a quicker asyncio loop (extra: uvloop)",
 }
-_CAPABILITIES = {12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 2: "CAP_DAC_READ_SEARCH", 21: "CAP_SYS_ADMIN"}
+_CAPABILITIES = {
+    2: "CAP_DAC_READ_SEARCH", 12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF",
+}  # fmt: skip
+"""Those that let it see more, by their numbers in capability.h."""
 
 
 class Status(enum.Enum):
