@@ -234,12 +234,16 @@ _AddedDraft = _draft_of(FlowAdded)
 
 
 def flow_added(
-    time: float, flow: Flow, counts: Counts | None, details: DetailsSource | None, *, preexisting: bool
+    time: float,
+    flow: Flow,
+    counts: Counts | None,
+    preexisting: bool,  # as the event has it
+    details: DetailsSource | None,
 ) -> FlowAdded:
     """A `FlowAdded` of a core."""
     event: Any = _AddedDraft()
-    event.time, event.flow, event.preexisting, event._details = time, flow, preexisting, details  # noqa: SLF001  # of this module
-    event._kept_counts = counts  # noqa: SLF001  # as above
+    event.time, event.flow, event.preexisting = time, flow, preexisting
+    event._kept_counts, event._details = counts, details  # noqa: SLF001  # of this module
     event.__class__ = FlowAdded
     return event  # type: ignore[no-any-return]
 

@@ -7,7 +7,12 @@ from typing import Any
 
 import attrs
 
+from . import _events
 from ._compiled import speedups
+
+_OF_ADDED = ("time", "flow", "_kept_counts", "preexisting", "_details")
+flow_added = _events.flow_added if speedups is None else speedups.Maker(_events.FlowAdded, _OF_ADDED, ()).make
+"""What says that a flow was added; not looked at by the garbage collector either."""
 
 
 def maker_of(owner: type, first: tuple[str, ...]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from nstat_async import (
     PollCompleted,
     Provider,
     RemovalReason,
+    _making,
     json,
 )
 from nstat_async._events import coalesced, flow_added, flow_updated
@@ -107,9 +108,12 @@ def test_an_event_of_a_core_is_in_every_respect_the_event_that_is_built_of_plain
             flow_updated(1.0, FLOW, reader.report(9, None)),
             FlowUpdated(1.0, FLOW, Counts(rx_bytes=9), None, Details(sampled_at_ns=7)),
         ),
-        (
-            flow_added(1.0, FLOW, Counts(rx_bytes=9), Details(sampled_at_ns=7), preexisting=True),
-            FlowAdded(1.0, FLOW, Counts(rx_bytes=9), True, Details(sampled_at_ns=7)),
+        *(
+            (
+                make(1.0, FLOW, Counts(rx_bytes=9), True, Details(sampled_at_ns=7)),
+                FlowAdded(1.0, FLOW, Counts(rx_bytes=9), True, Details(sampled_at_ns=7)),
+            )
+            for make in (flow_added, _making.flow_added)
         ),
         (
             FlowAdded(1.0, FLOW, None, True, reader.report(9, None)),

@@ -27,7 +27,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from .._events import FlowRemoved, LossCause, RemovalReason, flow_added, flow_updated
+from .._events import FlowRemoved, LossCause, RemovalReason, flow_updated
+from .._making import flow_added
 from .._model import Attribution, Direction, Flow, Outcome, Process
 from ._cgroups import CgroupSource, cgroup_of
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
@@ -379,7 +380,7 @@ class Book:
         flow, report, output = self._build(entry), entry.report, self._output
         entry.flow = flow
         now = output.now + output.epoch_offset
-        output.events.append(flow_added(now, flow, report, report, preexisting=entry.preexisting))
+        output.events.append(flow_added(now, flow, report, entry.preexisting, report))
         return flow
 
     @property
