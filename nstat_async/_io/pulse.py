@@ -40,8 +40,6 @@ USUAL_PAUSE = 0.02
 MOST_SHARE = 0.2
 EAGER = 8
 """Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
-REST = 2.0
-"""The rest after a look, in proportion to what it cost, when all that can be saved is there; with less it is longer."""
 LONGEST_WAIT = 1.0
 """Seconds until it is reckoned anew how often to read."""
 EAGER_SECONDS = 0.25
@@ -243,7 +241,7 @@ class Pulse:
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        glance.look_at = now + REST * spent / eagerness
+        glance.look_at = now + spent / eagerness
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """Where there are crowds, all sockets are looked at as rarely as all processes are."""

@@ -15,7 +15,7 @@ from .._contract import LookupFailed
 from .._errors import ProtocolError, UnavailableReason
 from .._model import Visibility
 from .._options import Ebpf
-from .._values import Vocabulary, from_json, to_json
+from .._values import Vocabulary, from_json, to_text
 from ..ebpf import MapsPurpose, RingPurpose, Tier
 
 
@@ -179,7 +179,7 @@ class PulseReport:
 
     def encode(self) -> bytes:
         """The datagram."""
-        return json.dumps(to_json(self), separators=(",", ":")).encode()
+        return to_text(self).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> PulseReport:
