@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nstat_async import Endpoint, InterfaceKind, ProtocolError, Provider, TcpState, UsageError
-from nstat_async._values import Vocabulary, from_json, to_json
+from nstat_async._values import Vocabulary, from_json, to_json, to_text
 from nstat_async.ntstat import RECORDED as DARWIN_VALUES
 from nstat_async.ntstat import Evidence, KnownFlow
 from nstat_async.ntstat import Setup as DarwinSetup
@@ -59,7 +59,9 @@ class Everything:
 
 
 def through_json(value: Any) -> Any:
-    return json.loads(json.dumps(to_json(value)))
+    data = json.loads(json.dumps(to_json(value)))
+    assert json.loads(to_text(value)) == data
+    return data
 
 
 whole = st.integers(-(1 << 63), (1 << 64) - 1)

@@ -38,7 +38,7 @@ WIDE_SHARE = 0.3
 USUAL_PAUSE = 0.02
 """Seconds between two looks for which that share is meant: who wants shorter ones grants more."""
 MOST_SHARE = 0.2
-EAGER = 8
+EAGER = 16
 """Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
 LONGEST_WAIT = 1.0
 """Seconds until it is reckoned anew how often to read."""

@@ -375,6 +375,16 @@ def test_what_a_process_opened_behind_a_dump_is_looked_for_behind_the_next_one()
     assert [likely._has_changed(7, size) for size in (3, 3, 3, 4, 4, 4)] == [True, True, False, True, True, False]
 
 
+def test_where_the_kernel_says_no_number_of_descriptors_all_tables_are_searched(monkeypatch):
+    """Before Linux 6.2; since then those that did not change have nothing new."""
+    likely = LikelyHolders({})
+    list(likely.far())
+    with socket.socket() as own:
+        assert holders(likely.far(), inode_of(own)) == {os.getpid()}
+        monkeypatch.setattr(likely_module, "size_of", lambda _pid: 0)
+        assert holders(LikelyHolders({}).far(), inode_of(own)) == {os.getpid()}
+
+
 def test_a_process_with_thousands_of_descriptors_keeps_no_other_waiting():
     """Its turn is with all others: to list them alone takes milliseconds."""
     recent = {os.getpid(): None}
@@ -511,6 +521,22 @@ def test_what_is_found_by_its_port_is_new_once(look):
         assert {inode_of(end) for end in ends} == inodes(look._look_for_connections(0.0, whole=True))
         look._opened = 2
         assert look._look_for_connections(0.0, whole=True) == []
+
+
+def test_for_those_that_are_missing_there_are_fewer_dumps_the_less_these_have(look, monkeypatch):
+    """Flows that are over already were counted, and are found by nothing; what a dump finds makes the next one come soon again."""
+    dumps, rows = [], [[], [], [(6, b"")], []]
+    monkeypatch.setattr(look, "_look", lambda _protocol, **_how: dumps.append(now) or rows.pop(0))
+    monkeypatch.setattr(look, "_take_in", lambda _rows: [])
+    monkeypatch.setattr(look._successors, "find", lambda *_: [b"one"])
+    for now in (1.0, 1.03, 1.041, 1.1, 1.13):
+        look._opened = 2
+        look._look_for_connections(now, whole=True)
+    assert dumps == [1.0, 1.041, 1.13]
+    monkeypatch.setattr(look._successors, "find", lambda *_: [])
+    look._opened, now = 1, 1.131
+    look._look_for_connections(now, whole=True)
+    assert dumps[-1] == 1.131  # none was found by its port: another server, perhaps
 
 
 def row_of(look: glance.Glance, end: socket.socket) -> bytes:
