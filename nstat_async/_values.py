@@ -56,7 +56,7 @@ def to_json(value: Any, *, only: Iterable[str] | None = None) -> Any:
     if isinstance(value, collections.abc.Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if attrs.has(type(value)):
-        return {name: to_json(getattr(value, name)) for name in (_names(type(value)) if only is None else only)}
+        return {name: to_json(getattr(value, name)) for name in (_names(value) if only is None else only)}
     raise UsageError(f"{type(value).__name__} is no value that can be written by name")
 
 
@@ -67,15 +67,19 @@ def to_text(value: Any) -> str:
 
 def _level(value: Any) -> Any:
     if attrs.has(type(value)):
-        return {name: getattr(value, name) for name in _names(type(value))}
+        return {name: getattr(value, name) for name in _names(value)}
     return to_json(value)
 
 
 _encoder = json.JSONEncoder(separators=(",", ":"), default=_level)
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    return _names_of(typing.cast("Any", type(value)))
+
+
 @functools.cache
-def _names(kind: type) -> tuple[str, ...]:
+def _names_of(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in attrs.fields(kind) if field.init)
 
 

@@ -193,15 +193,17 @@ class Pulse:
         now, all_, pause = time.monotonic(), self._glances, self._pause()
         next_look = min((each.next_look() for each in all_), default=math.inf)
         eager = [each for each in all_ if now < each.active_until]
-        if next_look < math.inf:  # the look counts what came until then
-            watched, pause, times = all_, min(pause, next_look - now), 1
-        elif not eager or now >= self._all_at:
-            watched, times = all_, 1 if eager else int(LONGEST_WAIT / pause)
+        quick = pause / max(1.0, EAGER * self._budget.eagerness)
+        watched, times = all_, 1
+        if next_look < math.inf:
+            pause = min(pause, next_look - now)  # the look counts what came until then
+        elif not eager:
+            times = int(LONGEST_WAIT / pause)
+        elif len(eager) < len(all_) and now >= self._all_at:
+            self._all_at, pause = now + pause, quick
         else:
-            watched, pause = eager, pause / max(1.0, EAGER * self._budget.eagerness)
-            times = int((self._all_at - now) / pause)
-        if watched is all_:
-            self._all_at = now + (pause if len(eager) < len(all_) else EAGER_SECONDS)
+            until = self._all_at if len(eager) < len(all_) else min(each.active_until for each in eager)
+            watched, pause, times = eager, quick, int((until - now) / quick)
         self._read(watched, max(SHORTEST_PAUSE, pause, self._budget.rest()), max(1, times))
 
     def _read(self, watched: list[Glance], pause: float, times: int) -> None:

@@ -154,3 +154,21 @@ def test_short_flows_that_come_one_by_one_are_seen(monkeypatch):
     machine = Machine(monkeypatch, few)
     machine.run(31)
     assert machine.share_seen(few) >= 0.9
+
+
+def test_the_counters_of_busy_namespaces_are_read_more_often_and_all_others_as_before(monkeypatch):
+    busy, quiet = machines = Machine(monkeypatch), Machine(monkeypatch)
+    beat, read = quiet.pulse, []
+    beat._glances = list(machines)
+
+    def note(watched, pause, times):
+        read.extend([tuple(watched)] * times)
+        quiet.work(pause * times)
+
+    monkeypatch.setattr(beat, "_read", note)
+    busy.active_until = 0.2
+    while quiet.now < 0.2:
+        beat._wait()
+    assert set(read) == {(busy,), (busy, quiet)}
+    assert read.count((busy, quiet)) == pytest.approx(0.2 / 0.02, abs=2)
+    assert len(read) > 6 * read.count((busy, quiet))
