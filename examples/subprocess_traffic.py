@@ -19,7 +19,7 @@ from nstat_async.backends import Backend
 
 
 async def pass_on_signals(process: Process) -> None:
-    """Ctrl-C and SIGTERM are for the command; when it ended, its traffic is still told."""
+    """Ctrl-C and SIGTERM are for the command; when it ended, its traffic is still reported."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
             with contextlib.suppress(ProcessLookupError):

@@ -489,6 +489,17 @@ def test_the_names_and_options_that_a_page_mentions_exist(page):
     assert {option for option in mentioned if f'"{option}"' not in _scripts()} == set()
 
 
+def test_the_speed_of_the_readme_is_that_of_the_speed_page():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("## Speed")[2].partition("## ")[0]
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    figures = re.findall(
+        r"\d\.\d+(?: \([\d.]+–[\d.]+\))?", "\n".join(line for line in table.splitlines() if line[:1] == "|")
+    )
+    assert len(figures) > 10
+    assert [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", page)] == []
+
+
 def test_every_example_is_run_by_a_test():
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != pathlib.Path(__file__))
     for path in (ROOT / "examples").iterdir():

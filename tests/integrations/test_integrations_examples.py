@@ -197,6 +197,15 @@ def test_the_subprocess_example_counts_a_command_exactly(tmp_path):
     assert (status, total.rx_bytes, total.tx_bytes) == (3, 1_000_000, 1_000_000)
 
 
+@pytest.mark.linux
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the living Linux kernel")
+@pytest.mark.parametrize(("ending", "status"), [("kill -9 $$", 137), ("kill -TERM $$", 143), ("exit 3", 3)])
+def test_the_subprocess_example_ends_with_the_status_of_its_command(ending, status, capsys):
+    """As a shell says it: 128 and the number of the signal that ended it."""
+    assert anyio.run(load("subprocess_traffic").main, ["sh", "-c", ending]) == status
+    assert "received" in capsys.readouterr().err
+
+
 def test_examples_are_short():
     for name in (
         "prometheus_exporter", "otel_metrics", "sse_server", "quota_alert", "subprocess_traffic", "plain_asyncio", "with_trio",
