@@ -494,7 +494,7 @@ def test_the_speed_of_the_readme_is_that_of_the_speed_page():
     table = readme.partition("## Speed")[2].partition("## ")[0]
     page = (DOCS / "speed.md").read_text(encoding="utf-8")
     figures = re.findall(
-        r"\d\.\d+(?: \([\d.]+–[\d.]+\))?", "\n".join(line for line in table.splitlines() if line[:1] == "|")
+        r"\d\.\d+(?: \([\d.]+\u2013[\d.]+\))?", "\n".join(line for line in table.splitlines() if line[:1] == "|")
     )
     assert len(figures) > 10
     assert [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", page)] == []
