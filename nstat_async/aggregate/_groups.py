@@ -80,7 +80,6 @@ class Groups:
             # The effective process: its name is known only from flows of its own.
             process = attrs.evolve(process, name=self._names.get(process.key))
         elif owner.name is not None and self._names.get(owner.key) != owner.name:
-            self._names.pop(owner.key, None)
             while len(self._names) >= _MAX_NAMES:
                 del self._names[next(iter(self._names))]
             self._names[owner.key] = owner.name

@@ -120,6 +120,15 @@ def test_flows_can_be_attributed_to_the_process_they_exist_for():
     assert row.rx_bytes == 87
     (alone,) = fed(stream[0], effective=True).rows()
     assert (alone.pid, alone.name) == (42, None)
+    table = fed(effective=True, max_finished=0)
+    for time, owner in enumerate([CURL, attrs.evolve(CURL, name=None), attrs.evolve(CURL, name="renamed")]):
+        table.feed_many([added(flow("b", owner), time, counts(1)), removed(flow("b", owner), time, counts(1))])
+        table.feed_many([added(flow("a", helper), time, counts(1)), removed(flow("a", helper), time, counts(1))])
+        table.feed(added(flow("c", helper), time, counts(1)))
+        assert [row.name for row in table.rows() if row.pid] == [("curl", "curl", "renamed")[time]], (
+            "its own row is folded"
+        )
+        table.feed(removed(flow("c", helper), time, counts(1)))
 
 
 def test_bytes_of_udp_subflows_are_not_counted_twice():

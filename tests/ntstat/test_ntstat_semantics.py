@@ -153,6 +153,16 @@ def test_new_kernels_say_who_began(bits, remote, expected):
     assert one(play(wire.report(1, wire.counts(), descriptor)), FlowAdded).flow.direction is expected
 
 
+def test_on_new_kernels_who_began_a_connection_stays_so_whoever_listens_on_its_port():
+    wire, play = Wire(11), Play(Wire(11))
+    here = address("192.0.2.1", 80)
+    began = wire.descriptor(2, ifnet_properties=0x8000000, local=here, remote=address("192.0.2.9", 999))
+    assert one(play(wire.report(1, wire.counts(), began)), FlowAdded).flow.direction is Direction.OUTBOUND
+    listener = wire.descriptor(2, ifnet_properties=0x2000000, local=here, remote=address(None, 0), state=1)
+    (event,) = play(wire.report(2, wire.counts(), listener))
+    assert event.flow.direction is Direction.LISTENER
+
+
 def test_older_kernels_direction_follows_from_the_state_and_the_listeners():
     wire, play = Wire(8), Play(Wire(8))
 
