@@ -290,7 +290,7 @@ class Copy:
 def explained(path: Path = EXPLAINED) -> dict[str, str]:
     """Mutants that may survive, with the reason."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    pairs = [line.split(" # ", 1) for line in lines if line.strip() and not line.startswith("#")]
+    pairs = [line.rsplit(" # ", 1) for line in lines if line.strip() and not line.startswith("#")]
     return {name.strip(): reason.strip() for name, reason in pairs}
 
 

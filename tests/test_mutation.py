@@ -101,3 +101,10 @@ def test_a_mutant_that_waits_for_what_never_comes_is_given_up_long_before_its_ti
     monkeypatch.setattr(mutation_run, "IDLE", 1)
     assert mutation_run.in_child(work_and_wait, 1e6) is None
     assert mutation_run.in_child(lambda: "an answer", 1e6) == "an answer"
+
+
+def test_what_is_explained_is_code_that_is_there():
+    for name in mutation.explained():
+        path, _, change = name.partition(": ")
+        code = " ".join((mutation.ROOT / path).read_text(encoding="utf-8").split())
+        assert " ".join(change.partition(" => ")[0].partition(" | ")[0].split()) in code, name
