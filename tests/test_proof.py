@@ -460,3 +460,21 @@ def test_whose_flows_are_seen_is_measured_where_a_kernel_may_hide_those_of_other
     monitor = prove(kernel)
     monitor.session.setup = attrs.evolve(monitor.session.setup, own_uid=own)
     assert monitor.session.capabilities.flows is seen
+
+
+def test_a_view_of_ones_own_flows_is_no_verdict_before_a_poll_is_complete():
+    kernel = EmulatedKernel(NEWER)
+    kernel.open_tcp(601, "app", remote=("198.51.100.7", 443), uid=501)
+    sessions, seen = [], []
+
+    def wrap(session, _options):
+        session.setup = attrs.evolve(session.setup, own_uid=501)
+        sessions.append(session)
+        return session
+
+    def take(events):
+        seen.append((isinstance(events[-1], PollCompleted), sessions[0].capabilities.flows))
+
+    VirtualMonitor(kernel, verify=False, sink=take, wrap=wrap).run(1.0)
+    assert seen[0] == (False, Visibility.UNKNOWN)
+    assert (True, Visibility.OWN) in seen
