@@ -162,8 +162,8 @@ def _ticks(session: int) -> int:
     total = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
-            total += int(fields[3] == str(session)) * (int(fields[11]) + int(fields[12]))
+            fields = path.read_bytes().rpartition(b")")[2].split()
+            total += (int(fields[3]) == session) * (int(fields[11]) + int(fields[12]))
     return total
 
 
