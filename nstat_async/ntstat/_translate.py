@@ -157,9 +157,11 @@ class Translator:
             name = decode_text(raw_name) if raw_name else None
             if pid is None or (pid == 0 and not upid and name is None):
                 return None
-            # Without a pid the second UUID is no effective process' (``nstat_tcp_copy_descriptor``: ``so_ruuid``).
+            # Without a pid the second UUID is no effective process' (``nstat_tcp_copy_descriptor``: ``so_ruuid``); where
+            # a number is not known and the other is 0, nobody knows whose it is.
             second = decode_uuid(euuid)
-            effective, responsible = (None, second) if pid and not epid and not eupid else (second, None)
+            responsible = second if pid and epid == eupid == 0 else None
+            effective = second if not pid or epid or eupid else None
             process = Process(
                 pid, name, upid or None, epid or None, eupid or None, decode_uuid(uuid), effective, uid,
                 None if persona in {0, _NO_PERSONA} else persona,
