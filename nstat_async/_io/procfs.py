@@ -7,6 +7,8 @@ the `Census` finds.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -66,7 +68,12 @@ class ProcessScanner:
         """Search for at most the budget; a request with ``below`` goes on where the last answer stopped.
 
         What it has in addition is looked for at once where it is likely, and then with the rest.
+
+        Raises:
+            OSError: ``/proc`` is not there (any more), which proves nothing of any process.
         """
+        if not os.path.lexists("/proc/self"):
+            raise FileNotFoundError(errno.ENOENT, "there is no /proc")
         until = time.thread_time() + self._budget  # on a busy machine the clock on the wall runs without us
         lost, met = self._check(request.held, until)
         gone, changed = self._verify(request.verify)

@@ -281,7 +281,7 @@ class Session:
 
     def _hidden(self) -> str | None:
         """Why not everybody's processes can be named."""
-        if self._owners.failure is not None:
+        if self._owners.failure is not None and self.setup.processes is not Visibility.NONE:
             return f"processes are unknown: {self._owners.failure}"
         if self._names_all:
             return None

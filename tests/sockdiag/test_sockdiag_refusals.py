@@ -223,3 +223,39 @@ def test_without_proc_there_are_flows_and_it_is_said():
     assert "PROTO  LOCAL" in done.stdout
     assert "processes cannot be named: there is no /proc" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+UNMOUNTED = """
+import asyncio, os, socket, subprocess
+from nstat_async import Monitor
+def owners(monitor, *listeners):
+    ports = [each.getsockname()[1] for each in listeners]
+    found = {f.local.port: f.process.pid == os.getpid() if f.process else f.attribution for f, _ in monitor.flows if f.remote is None}
+    return [found.get(port) for port in ports], monitor.capabilities.processes_limit
+async def until(monitor, *listeners, **wanted):
+    while (told := owners(monitor, *listeners))[0] != wanted["they"] or ("limit" in wanted and told[1] != wanted["limit"]):
+        await monitor.poll_now()
+        await asyncio.sleep(0.05)
+async def main():
+    first = socket.create_server(("127.0.0.1", 0))
+    async with Monitor(interval=None, ebpf="off", pulse=None) as monitor:
+        await until(monitor, first, they=[True])
+        subprocess.run(["umount", "-l", "/proc"], check=True)
+        second = socket.create_server(("127.0.0.1", 0))
+        for _ in range(4):
+            await monitor.poll_now()
+        await until(monitor, first, second, they=[True, None], limit="processes are unknown: there is no /proc")
+        subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+        await until(monitor, first, second, they=[True, True], limit=None)
+asyncio.run(main())
+"""
+
+
+@living
+@pytest.mark.privileged
+@privileged
+def test_where_proc_goes_while_it_is_read_nobody_is_taken_for_the_kernel():
+    """What was known stands, what is new is unknown, and it is said; once it is there again all is found."""
+    command = ["unshare", "-n", "-m", "sh", "-c", 'ip link set lo up && exec "$0" -c "$1"', sys.executable, UNMOUNTED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
