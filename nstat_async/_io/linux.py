@@ -41,7 +41,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
     (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS).
 
     Args:
-        networks: The network namespaces that matter, as `network_of` has them.
+        networks: The network namespaces that matter, as `network_of_this_thread` has them.
     """
     if not os.path.isdir("/proc/self/fd"):
         return Visibility.NONE, "processes cannot be named: there is no /proc"
@@ -50,7 +50,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
         pids = all_pids()
         sample.update(pids[:: len(pids) // SAMPLE + 1])
     closed = {pid for pid in sample if not may_look_at(pid)}
-    if any(network_of(pid) in networks for pid in closed):
+    if any(may_be_in(pid, networks) for pid in closed):
         others = any(_user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
         return Visibility.SOME if others or root else Visibility.OWN, REFUSED
     if not os.path.isdir("/proc/1"):
@@ -81,16 +81,26 @@ def _user_of(pid: int) -> int | None:
         return None
 
 
-def network_of(process: int | str) -> int | None:
-    """A number for the network namespace of a process (``"thread-self"``: of this thread); `None` when it is gone.
+def network_of_this_thread() -> int | None:
+    """A number for its network namespace; `None` without ``/proc``.
 
-    Of a process that may not be looked at ``/proc/PID/ns`` is closed, too, while a file in ``/proc/PID/net`` has
+    Of a process that may not be looked at ``/proc/PID/ns`` is closed, while a file in ``/proc/PID/net`` has
     the same inode in all processes of a namespace (``proc_create_net``).
     """
     try:
-        return os.stat(f"/proc/{process}/net/dev").st_ino
+        return os.stat("/proc/thread-self/net/dev").st_ino
     except OSError:
         return None
+
+
+def may_be_in(pid: int, networks: frozenset[int | None]) -> bool:
+    """False if a process is gone, or known to be in none of these network namespaces; ``hidepid=1`` hides which it is in."""
+    try:
+        return os.stat(f"/proc/{pid}/net/dev").st_ino in networks
+    except PermissionError:
+        return True
+    except OSError:
+        return None in networks
 
 
 def share_descriptors(one: int, other: int) -> bool:

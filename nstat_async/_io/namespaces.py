@@ -29,7 +29,7 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
 from .bpfload import namespace_cookie
 from .cgroups import unescaped
-from .linux import NAMED, in_namespace, namespace_path, namespaces_equal, network_of
+from .linux import NAMED, in_namespace, namespace_path, namespaces_equal, network_of_this_thread
 from .tables import all_pids
 
 MOST = 256
@@ -89,14 +89,14 @@ class Watched:
 
     @property
     def networks(self) -> frozenset[int | None]:
-        """The namespaces as `network_of` has them."""
+        """The namespaces as `network_of_this_thread` has them."""
         return frozenset(map(_network, self.descriptors.values()))
 
 
 def _network(descriptor: int | None) -> int | None:
     if descriptor is None:
-        return network_of("thread-self")
-    return in_namespace(descriptor, lambda: network_of("thread-self"))
+        return network_of_this_thread()
+    return in_namespace(descriptor, network_of_this_thread)
 
 
 # --- named ones ----------------------------------------------------------------------------

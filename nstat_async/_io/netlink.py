@@ -106,7 +106,7 @@ class NetlinkTransport:
         self._finder = finder
         self._receive_buffer = receive_buffer or GOODBYE_BUFFER
         self.networks = self._watched.networks
-        """The namespaces as `network_of` has them."""
+        """The namespaces as `network_of_this_thread` has them."""
         self._processes = ProcessReader(command_lines=command_lines)
         self._scanner = ProcessScanner(self._processes, networks=self.networks)
         self._pulse = Pulse(self._scanner.recent, self._processes)

@@ -40,7 +40,7 @@ class ProcessScanner:
     Args:
         reader: Reads the facts of processes.
         budget: Seconds of CPU for one answer.
-        networks: The network namespaces that are watched, as `network_of` has them.
+        networks: The network namespaces that are watched, as `network_of_this_thread` has them.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ProcessScanner:
         self._reader = reader or ProcessReader()
         self._budget = budget
         self.networks = networks
-        """The network namespaces that are watched, as `network_of` has them."""
+        """The network namespaces that are watched, as `network_of_this_thread` has them."""
         self._missing: set[int] = set()
         self._walk: Walk | None = None
         self._parts: Iterator[Part] = iter(())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from .linux import network_of, share_descriptors
+from .linux import may_be_in, share_descriptors
 from .tables import AT_ONCE, RING, Found, Links, all_pids, other_threads, parts, registered
 
 PARTS = 16
@@ -76,7 +76,7 @@ class Walk:
                 self._rings += [(pid, thread, number) for inode, number in links if inode == RING]
                 yield pid, thread, links
         except PermissionError:
-            if network_of(pid) in self._networks:
+            if may_be_in(pid, self._networks):
                 self.refused.add(pid)
 
     def _of_threads(self) -> Iterator[Part]:

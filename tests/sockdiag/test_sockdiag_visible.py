@@ -1,0 +1,119 @@
+"""What of other processes can be seen on the living kernel: ``/proc`` that hides some, processes that may not be looked at, pids that are used again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from test_sockdiag_living import privileged
+
+pytestmark = [pytest.mark.linux, pytest.mark.privileged, privileged]
+
+BEGIN = f"""
+import ctypes, json, os, socket, subprocess, sys, time
+sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
+"127.0.0.1".encode("idna")
+import nstat_async._io.linux, nstat_async._io.netlink
+from sockdiag_fakes import LiveDriver
+from nstat_async.backends import SockDiag
+from nstat_async._options import MonitorOptions
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+def driver():
+    return LiveDriver(*SockDiag().parts(MonitorOptions(interval=None, ebpf="off", pulse=None)))
+def holder(uid=None, dumpable=True):
+    "A process with a listener: its pid and port."
+    there, here = os.pipe()
+    pid = os.fork()
+    if not pid:
+        ctypes.CDLL(None).prctl(1, 9)
+        if uid is not None:
+            os.setgroups([]); os.setgid(uid); os.setuid(uid)
+        ctypes.CDLL(None).prctl(4, int(dumpable))  # PR_SET_DUMPABLE
+        listener = socket.create_server(("127.0.0.1", 0))
+        os.write(here, str(listener.getsockname()[1]).encode())
+        time.sleep(600)
+    port = int(os.read(there, 9)); os.close(there); os.close(here)
+    return pid, port
+def flows(live):
+    return {{f.local.port: f for f, _ in live.core.flows() if f.remote is None}}
+def whose(live, pid, port):
+    "Whether this process is known to hold the listener, or why nobody is."
+    flow = flows(live)[port]
+    return flow.process.pid == pid if flow.process else flow.attribution.value
+def told(live):
+    return live.core.capabilities.processes.value
+"""
+
+
+def inside(script: str):
+    """What a program prints that runs in network, mount and pid namespaces of its own, whose first process is root's."""
+    command = ["unshare", "-n", "-m", "-p", "-f", "--mount-proc", "sh", "-c", '"$0" -c "$1"; exit $?']
+    command += [sys.executable, BEGIN + script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+MOUNTED = """
+mine, others = holder(65534), holder()
+subprocess.run(["mount", "-t", "proc", "-o", OPTIONS, "proc", "/proc"], check=True)
+if USER:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534); ctypes.CDLL(None).prctl(4, 1)
+with driver() as live:
+    live.poll(); live.poll()
+    print(json.dumps([whose(live, *mine), whose(live, *others), told(live)]))
+"""
+
+
+@pytest.mark.parametrize("options", ["hidepid=1", "hidepid=2", "hidepid=4", "subset=pid"])
+def test_an_ordinary_user_sees_its_own_processes_and_is_told_so_however_proc_is_mounted(options):
+    assert inside(f"OPTIONS, USER = {options!r}, True\n" + MOUNTED) == [True, "hidden", "own"]
+
+
+@pytest.mark.parametrize("options", ["hidepid=2", "subset=pid"])
+def test_root_sees_all_however_proc_is_mounted(options):
+    """Only what may be seen counts: a pid namespace of its own is never all of the machine."""
+    assert inside(f"OPTIONS, USER = {options!r}, False\n" + MOUNTED) == [True, True, "some"]
+
+
+NOT_DUMPABLE = """
+plain, closed = holder(65534), holder(65534, dumpable=False)
+os.setgroups([]); os.setgid(65534); os.setuid(65534); ctypes.CDLL(None).prctl(4, 1)
+with driver() as live:
+    live.poll(); live.poll()
+    print(json.dumps([whose(live, *plain), whose(live, *closed), "cannot be named" in (live.core.capabilities.processes_limit or "")]))
+"""
+
+
+def test_a_process_of_ones_own_that_may_not_be_looked_at_is_hidden():
+    """``PR_SET_DUMPABLE``: its descriptors are root's, as ssh-agent's and any program's that changed its user."""
+    assert inside(NOT_DUMPABLE) == [True, "hidden", True]
+
+
+USED_AGAIN = """
+first, port = holder()
+with driver() as live:
+    live.poll()
+    before = flows(live)[port]
+    os.kill(first, 9); os.waitpid(first, 0)
+    time.sleep(0.02)  # a tick: two processes with one pid differ by when they began
+    for _ in range(50):
+        with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+            file.write(str(first - 1))
+        again, other = holder()
+        if again == first:
+            break
+    def renewed():
+        live.poll()
+        flow = flows(live).get(other)
+        return flow if flow is not None and flow.process is not None else None
+    after = live.until(renewed)
+    print(json.dumps([again == first, after.process.pid == before.process.pid, after.process.unique_pid != before.process.unique_pid, port in flows(live)]))
+"""
+
+
+def test_a_process_that_got_the_pid_of_one_that_ended_is_another_process():
+    assert inside(USED_AGAIN) == [True, True, True, False]
