@@ -25,6 +25,8 @@ from nstat_async._errors import NstatError, UsageError
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 3
+PATIENCE_TICKS = 200
+"""Between two looks for clients that do not come to the point, in ticks of uvicorn's, ten a second."""
 _LAST_PORT = 65_535
 
 
@@ -152,9 +154,29 @@ async def run_application(
     class Server(uvicorn.Server):
         """uvicorn without its signal handlers: whoever runs this decides when it ends."""
 
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            self._waiting: dict[Any, Any] = {}
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
+
+        async def on_tick(self, counter: int) -> bool:
+            if counter % PATIENCE_TICKS == 0:
+                self._let_go()
+            return await super().on_tick(counter)
+
+        def _let_go(self) -> None:
+            """Close connections without a whole request since the last look: uvicorn waits for one for ever."""
+            before, self._waiting = self._waiting, {}
+            for connection in list(self.server_state.connections):
+                cycle: Any = getattr(connection, "cycle", None)  # the last request
+                if cycle is not None and not cycle.response_complete:
+                    continue
+                if before.get(connection, ...) is cycle:
+                    connection.transport.close()
+                self._waiting[connection] = cycle
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)

@@ -16,7 +16,7 @@ import pytest
 from aggregate_events import FakeMonitor, until
 
 from nstat_async._errors import NstatError, UsageError
-from nstat_async.integrations import server
+from nstat_async.integrations import _serving, server
 from nstat_async.integrations.server import ListenError, create_app, serve_forever
 
 TOKEN = "a-token-of-16-letters-or-more"
@@ -152,6 +152,30 @@ async def test_who_breaks_the_rules_of_http_is_refused_and_fills_no_log(request_
         async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             assert (await client.get(address)).status_code == 200
     assert not caplog.records
+
+
+@pytest.mark.asyncio
+async def test_who_never_ends_a_request_is_let_go_and_an_open_stream_is_not(monkeypatch):
+    monkeypatch.setattr(_serving, "PATIENCE_TICKS", 2)
+    monitor = FakeMonitor()
+    async with serving(monitor) as (address,), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        port = int(address.rstrip("/").rpartition(":")[2])
+        async with client.stream("GET", f"{address}events") as response:
+            lines = response.aiter_lines()
+            assert await anext(lines) == "event: hello"
+            for beginning in (
+                b"",
+                b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ",
+                b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET",
+            ):
+                async with await anyio.connect_tcp("127.0.0.1", port) as slow:
+                    if beginning:
+                        await slow.send(beginning)
+                    with contextlib.suppress(anyio.EndOfStream):
+                        while await slow.receive():
+                            pass
+            monitor.end()
+            assert "event: ended" in [line async for line in lines]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
