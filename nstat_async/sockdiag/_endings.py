@@ -242,13 +242,11 @@ class Endings:
             return
         if is_remains(found):
             ending.orderly = True if ending.orderly is None else ending.orderly
-        elif (
-            any(found[HEADER.size + 6 : HEADER.size + 8]) and not self._may_be_reused()
-        ):  # a listener has no remote port
+        elif not self._may_be_reused():
             self._settle_by_living(ending, here, found)
 
     def _settle_by_living(self, ending: Ending, here: End, found: bytes) -> None:
-        """What lives under the addresses of the other end is it, unless that cannot be by its counts: then go on waiting."""
+        """What lives under the addresses of the other end is it, unless that cannot be by its counts, which a listener has none of."""
         pieces, form = self._formats.cut(found)
         state, peer = found[HEADER.size + 1], last_words(found, *info_of(found, form, pieces))
         fin = fin_by_peer(ending.words, peer)

@@ -221,6 +221,6 @@ def _has_port(message: bytes) -> bool:
 def _protocol_of(message: bytes) -> int:
     """The protocol of a destroyed socket; 0 when the message does not say."""
     if message[ATTRIBUTES_AT : ATTRIBUTES_AT + 4] == _PROTOCOL_HEADER:
-        return message[ATTRIBUTES_AT + 4] if len(message) > ATTRIBUTES_AT + 4 else 0
+        return int.from_bytes(message[ATTRIBUTES_AT + 4 : ATTRIBUTES_AT + 5], "little")
     found = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.PROTOCOL)
     return message[found[0]] if found and found[1] else 0

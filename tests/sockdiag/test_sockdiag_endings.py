@@ -17,7 +17,7 @@ from endings_world import RESET, Namespace, live, make, one_namespace, truth_at,
 from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket, LiveDriver, flow_events
 
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
-from nstat_async._model import Outcome
+from nstat_async._model import Direction, Outcome
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
 from nstat_async.sockdiag._endings import MEMORY
@@ -340,6 +340,13 @@ def test_who_closed_first_left_something_of_its_end_and_one_question_tells(order
     before = ends.questions
     assert ends.removed(*(ends.server, ends.client)[::order]) == {80: (100, True, server), 40000: (0, True, client)}
     assert ends.questions == before + 1
+    ended = [event for event in ends.events if isinstance(event, FlowRemoved)]
+    assert {event.flow.local.port: event.flow.direction for event in ended} == {
+        80: Direction.INBOUND,
+        40000: Direction.OUTBOUND,
+    }
+    added = {event.flow.id: event.counts for event in ends.events if isinstance(event, FlowAdded)}
+    assert known or added == {event.flow.id: event.counts for event in ended}
 
 
 def test_what_another_connection_left_under_the_same_ends_says_nothing():
@@ -397,6 +404,116 @@ def test_the_other_end_may_live_on_and_says_what_it_sent(state, sent, received):
     assert list(ends.since(begin)) == [80]
 
 
+ANSWERED = {TcpInfo.BYTES_RECEIVED: 51, TcpInfo.DATA_SEGS_IN: 1}
+"""Of a client that got 50 bytes and a FIN."""
+
+
+@pytest.mark.parametrize("by", ["living", "patience"])
+def test_an_end_that_waited_is_remembered_for_the_other_one(by):
+    """Whether that was seen alive or not: its own end is settled at once."""
+    ends = Ends(BYTES_SENT=50, BYTES_ACKED=51)
+    ends.client.info.update(ANSWERED)
+    if by == "living":
+        ends.sockets[8] = attrs.evolve(ends.client, state=SocketState.FIN_WAIT2)
+    assert bool(ends.removed(ends.server)) is (by == "living")
+    ends.sockets.clear()
+    ends.wait(0.3)
+    assert {port: count[:2] for port, count in ends.removed(ends.client).items()} == {40000: (50, True)}
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"), [(SocketState.LAST_ACK, THERE), (SocketState.FIN_WAIT2, Outcome.RESET_THERE)]
+)
+def test_the_other_end_that_lives_on_says_whether_this_one_closed_in_order(state, outcome):
+    """Where the end itself does not tell a FIN from a SYN."""
+    ends = Ends(DELIVERED=9)
+    ends.sockets[8] = attrs.evolve(ends.client, state=state)
+    assert ends.removed(ends.server) == {80: (100, True, outcome)}
+
+
+@pytest.mark.parametrize(("received", "closed"), [(1, True), (0, False)])
+def test_the_other_end_that_ended_says_whether_this_one_closed_in_order(received, closed):
+    """It got its FIN, or not."""
+    ends = Ends(DELIVERED=9)
+    ends.client.info[TcpInfo.BYTES_RECEIVED] = received
+    ends.removed(ends.server)
+    ended = [event.flow for event in ends.events if isinstance(event, FlowRemoved)]
+    begin = len(ends.events)
+    ends.removed(ends.client)
+    received_bytes, final, outcome = ends.since(begin)[80]
+    assert ended == []
+    assert (received_bytes, final, outcome in {HERE, THERE}) == (100, True, closed)
+
+
+@pytest.mark.parametrize(("unread", "outcome"), [(2, Outcome.RESET), (1, Outcome.RESET_HERE)])
+def test_of_two_ends_with_something_unread_either_may_have_reset_the_other(unread, outcome):
+    ends = Ends(DELIVERED=1)
+    ends.server.unread, ends.client.unread = 5, unread
+    ends.removed(ends.server)
+    begin = len(ends.events)
+    ends.removed(ends.client)
+    assert ends.since(begin)[80] == (100, True, outcome)
+
+
+@pytest.mark.parametrize(
+    ("unread", "orderly", "waits"), [(0, False, False), (1, False, True), (5, False, True), (5, True, False)]
+)
+def test_an_end_that_left_something_unread_waits_for_who_may_have_reset_it(unread, orderly, waits):
+    """Though its own count is proven by a dump; it stays so, whatever comes."""
+    for comes in (True, False):
+        ends = Ends()
+        info = {**ends.server.info, TcpInfo.BYTES_ACKED: 0}
+        ends.sockets[7] = attrs.evolve(ends.server, state=SocketState.CLOSE_WAIT, info=info)
+        ends.poll()
+        ends.sockets.clear()
+        begin = len(ends.events)
+        final = attrs.evolve(ends.server, unread=unread, info={**info, TcpInfo.BYTES_ACKED: int(orderly)})
+        assert bool(ends.removed(final)) is not waits
+        if comes:
+            ends.removed(aborted(ends))
+        ends.wait(0.3)
+        received, proven, outcome = ends.since(begin)[80]
+        assert (received, proven) == (100, True)
+        if waits:
+            assert outcome is (Outcome.RESET_HERE if unread > 1 and not comes else Outcome.RESET_THERE)
+
+
+def test_an_end_that_nobody_settles_has_no_fin_and_was_reset():
+    ends = Ends(DELIVERED=9)
+    assert ends.removed(ends.server) == {}
+    ends.wait(0.3)
+    assert ends.since(0) == {80: (101, False, Outcome.RESET_THERE)}
+
+
+def test_what_was_reset_left_nothing_to_ask_for():
+    """Nor is anything open where a dump saw the FIN."""
+    for state in (SocketState.ESTABLISHED, SocketState.CLOSE_WAIT):
+        kernel = FakeKernel(interval=None)
+        kernel.sockets[20_000] = attrs.evolve(last_words(received=500), state=state)
+        kernel.start()
+        kernel.sockets[20_000] = last_words(received=777, unacked=state == SocketState.ESTABLISHED, DATA_SEGS_IN=2)
+        kernel.close(20_000)
+        kernel.run()
+        assert isinstance(kernel.events[-1], FlowRemoved)
+        assert not [item for item in kernel.record if item[0] == "to" and item[2] == 3]
+
+
+def test_remains_of_what_no_dump_had_have_a_cookie_of_their_own():
+    sock = last_words(unread=1)
+    assert end_of(sock, attrs.evolve(time_wait(sock, 100), cookie=99)) == (777, True, None, HERE)
+
+
+def test_remains_that_are_found_before_anything_was_read_prove_nothing():
+    """They may be another connection's."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    sock = last_words(unread=1)
+    kernel.remains.append(time_wait(sock, 100))
+    kernel.feed(sock.message(final=True), 1)
+    kernel.run()
+    assert (kernel.events[-1].final, kernel.events[-1].uncertainty) == (False, 1)
+
+
 def aborted(ends: Ends) -> FakeSocket:
     """The client with what the kernel leaves of its counters after ``SO_LINGER`` with time 0."""
     return attrs.evolve(ends.client, remote_port=0, unacked=65_000, info={})
@@ -407,7 +524,7 @@ def aborted(ends: Ends) -> FakeSocket:
 def test_who_aborts_resets_the_other_end(order, known):
     """No FIN is among what that received; of an end that no dump had nothing but its port is left."""
     ends = Ends(known=known, BYTES_RECEIVED=100, DELIVERED=1)
-    ends.server.unread = 0
+    ends.server.unread = 5
     begin = len(ends.events)
     socks = [aborted(ends), ends.server] if order == "before" else [ends.server, aborted(ends)]
     for batch in [socks] if order == "together" else [[sock] for sock in socks]:

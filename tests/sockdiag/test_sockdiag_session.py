@@ -362,6 +362,8 @@ def test_an_aborted_socket_keeps_its_last_known_counts(kernel):
         kernel.feed(wiped.message(final=True), 1)
     lost, removed, *short = kernel.run()
     assert (lost.cause, lost.count) == (LossCause.FINAL_COUNTS, 1)
+    assert "aborted" in lost.detail
+    assert removed.flow.outcome is Outcome.RESET_HERE
     assert (removed.reason, removed.final) == (RemovalReason.DROPPED, False)
     assert (removed.counts.rx_bytes, str(removed.flow.remote)) == (5, "198.51.100.9:80")
     assert kinds(short) == ["FlowAdded", "EventsLost", "FlowRemoved"]
@@ -893,3 +895,51 @@ def test_notifications_that_say_too_little_are_losses_or_nobodys(kernel):
     (lost, *rest) = kernel.run()
     assert (type(lost), lost.detail) == (EventsLost, "notification of a destroyed socket is too short")
     assert [event.flow.id for event in flow_events(rest)] == ["c6", "c6"]
+
+
+def test_a_notification_that_ends_within_its_protocol_is_nobodys(kernel):
+    """One that ends behind it is of a socket without counts."""
+    kernel.start()
+    whole = FakeSocket(5, protocol=17).message(final=True)
+    for size in (92, 93):
+        kernel.feed(size.to_bytes(4, "little") + whole[4:size], 1)
+    added, removed = kernel.run()
+    assert (added.flow.id, added.flow.provider) == ("c5", Provider.UDP)
+    assert added.counts == removed.counts is not None
+
+
+@pytest.mark.parametrize(
+    ("known", "repeated", "after", "remote", "outcome"),
+    [
+        (True, 0, 0.5, PEER, Outcome.REFUSED),
+        (True, 0, 0.5, b"\x0a\0\0\0", Outcome.REFUSED),
+        (True, 0, 1.0, PEER, Outcome.FAILED),  # it may have timed out meanwhile
+        (True, 2, 0.5, PEER, Outcome.TIMED_OUT),
+        (False, 0, 0.5, PEER, Outcome.REFUSED),
+        (False, 0, 1.0, PEER, Outcome.FAILED),
+        (False, 0, 0.5, b"\0" * 4, None),  # it never tried
+    ],
+)
+def test_how_an_attempt_ended_that_the_kernel_forgot(known, repeated, after, remote, outcome):
+    """Who closes early refuses; whoever was asked again did not answer; that is what was known before."""
+    kernel = FakeKernel(interval=None)
+    sock = FakeSocket(5, remote=remote, state=SocketState.SYN_SENT, info={TcpInfo.TOTAL_RETRANS: repeated})
+    if known:
+        kernel.sockets[5] = sock
+    kernel.start()
+    kernel.now += after
+    end = bytearray(attrs.evolve(sock, remote_port=0, unacked=3, info={}).message(final=True))
+    end[56] = 2  # bound to an interface
+    kernel.feed(bytes(end), 1)
+    kernel.run()
+    removed = kernel.events[-1]
+    assert (removed.flow.outcome, removed.final) == (outcome, True)
+
+
+def test_where_a_kernel_counts_no_segments_an_end_is_not_taken_for_an_aborted_one(kernel):
+    """Its port is there: so are its counts, with a FIN or without."""
+    kernel.start()
+    kernel.feed(FakeSocket(5, info_length=136, info=traffic(100, 5, fin_sent=1)).message(final=True), 1)
+    kernel.run()
+    removed = kernel.events[-1]
+    assert (removed.final, removed.uncertainty) == (False, 1)
