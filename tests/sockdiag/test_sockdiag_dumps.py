@@ -253,7 +253,9 @@ def test_a_dump_is_given_up_some_time_after_its_last_datagram(kernel):
     assert not poll_of(events).complete
     assert len(kernel.requests) == asked
     assert kernel.session.statistics()["reopened"] == 1
-    assert kernel.reply(kernel.row(2)) == [], "what still comes of it is of no dump"
+    kernel.reply(kernel.row(2))
+    figures = kernel.session.statistics()
+    assert (figures["stale_messages"], figures["reports"]) == (1, 1), "what still comes of it is of no dump"
 
 
 def test_before_the_first_poll_nothing_is_given_up_and_whatever_comes_is_of_no_dump():
@@ -276,12 +278,16 @@ def test_between_polls_nothing_is_given_up(kernel):
     assert kernel.session.next_deadline() == kernel.now + 1.0
 
 
-def test_only_so_many_failures_in_a_row_end_the_session(kernel):
-    kernel.finish()
+@pytest.mark.parametrize("finished", [0, 1])
+def test_only_so_many_failures_in_a_row_end_the_session(kernel, finished):
+    """Whether a poll came to its end before, or none."""
+    for _ in range(finished):
+        kernel.finish()
     for _ in range(MAX_FAILURES):
         kernel.wait(1.0)
         assert not poll_of(fail(kernel)).complete
     kernel.wait(1.0)
+    assert len(kernel.requests) == 3 * finished + MAX_FAILURES + 1
     assert kernel.session.failure is None
     fail(kernel)
     assert isinstance(kernel.session.failure, BackendUnavailableError)
@@ -299,34 +305,66 @@ def test_a_poll_that_comes_to_its_end_forgets_failures(kernel):
 # -- following
 
 
+class Followed:
+    """A recorded client's dumps."""
+
+    def __init__(self) -> None:
+        self.session = Session(mode=Mode.FOLLOWING)
+        self.session.start(0.0)
+
+    def ask(self, family: int, protocol: int, states: int, sequence: int, now: float = 1.0) -> None:
+        self.session.observe_request(DiagRequest(family, protocol, 0, states, sequence=sequence).encode(), now)
+
+    def dump(self, family: int, protocol: int, states: int, sequence: int, *rows: FakeSocket) -> list[Any]:
+        """A request and its whole answer; the new events."""
+        self.ask(family, protocol, states, sequence)
+        answer = b"".join(row.message(sequence) for row in rows) + encode_done(sequence)
+        self.session.receive_datagram(answer, 1.0)
+        return self.session.take_events()
+
+
+SERVED, NAMED = FakeSocket(1, local_port=1), FakeSocket(2, protocol=17, local_port=2)
+
+
 def test_a_recorded_client_says_what_is_dumped():
     """By the numbers of its requests: another one begins the next poll, and the last of a poll ends it."""
-    session = Session(mode=Mode.FOLLOWING)
-    session.start(0.0)
-
-    def dump(family, protocol, states, sequence, *rows):
-        session.observe_request(DiagRequest(family, protocol, 0, states, sequence=sequence).encode(), 1.0)
-        session.receive_datagram(b"".join(row.message(sequence) for row in rows) + encode_done(sequence), 1.0)
-        return session.take_events()
-
-    tcp, udp = FakeSocket(1, local_port=1), FakeSocket(2, protocol=17, local_port=2)
-    events = dump(0, 6, TCP_DUMP_STATES, 8, tcp) + dump(2, 17, ALL, 12, udp) + dump(10, 17, ALL, 15)
-    session.finish(2.0)
-    events += session.take_events()
+    client = Followed()
+    events = client.dump(0, 6, TCP_DUMP_STATES, 8, SERVED) + client.dump(2, 17, ALL, 12, NAMED)
+    events += client.dump(10, 17, ALL, 15)
+    client.session.finish(2.0)
+    events += client.session.take_events()
     assert {event.flow.id: event.flow.provider for event in flow_events(events)} == {
         "c1": Provider.TCP,
         "c2": Provider.UDP,
     }
     assert (poll_of(events).serial, poll_of(events).complete) == (1, True)
-    for poll in (2, 3, 4):  # listeners alone are dumped: nothing is said of the others
-        events = dump(2, 6, 1 << SocketState.LISTEN, poll << 3) + dump(2, 17, ALL, poll << 3 | 5, udp)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_dumps_of_listeners_alone_say_nothing_of_the_others_and_repair_nothing(lost):
+    """What two polls of everything lack is asked for, what the first one lacks where removals were lost; the answer is awaited."""
+    client = Followed()
+    client.dump(0, 6, TCP_DUMP_STATES, 8, SERVED)
+    client.dump(2, 17, ALL, 13, NAMED)
+    if lost:
+        client.session.channel_failed(1, errno.ENOBUFS, 1.0)
+        client.session.channel_drained(1, 1.0)
+        client.session.take_events()
+    for poll in (2, 3, 4):
+        events = client.dump(2, 6, 1 << SocketState.LISTEN, poll << 3) + client.dump(2, 17, ALL, poll << 3 | 5, NAMED)
         assert (poll_of(events).serial, flow_events(events)) == (poll, [])
-    for poll in (5, 6):  # all are: what two polls lack is asked for, and the recorded client's answer is awaited
-        events = dump(0, 6, TCP_DUMP_STATES, poll << 3) + dump(2, 17, ALL, poll << 3 | 5, udp)
-        assert len(events) == (poll == 5)
-    session.observe_request(DiagRequest(2, 17, 0, ALL, sequence=7 << 3 | 5).encode(), 10.0, 0)
-    session.take_events()
-    session.handle_deadline(11.9)
-    assert session.take_events() == []
-    session.handle_deadline(12.0)
-    assert not poll_of(session.take_events()).complete
+    waited = []
+    for poll in (5, 6):
+        events = client.dump(0, 6, TCP_DUMP_STATES, poll << 3) + client.dump(2, 17, ALL, poll << 3 | 5, NAMED)
+        waited.append(poll not in {event.serial for event in events if isinstance(event, PollCompleted)})
+    assert waited == [lost, True]
+
+
+def test_a_recorded_dump_is_given_up_some_time_after_it_was_asked_for():
+    client = Followed()
+    client.ask(0, 6, TCP_DUMP_STATES, 8, 10.0)
+    client.ask(2, 17, ALL, 13, 11.5)
+    client.session.handle_deadline(13.4)
+    assert client.session.take_events() == []
+    client.session.handle_deadline(13.5)
+    assert not poll_of(client.session.take_events()).complete

@@ -102,6 +102,8 @@ def test_messages_of_different_lengths_mix():
     assert scan.dump(*reversed(sockets)) == []
     assert scan.unseen() == []
     assert scan.book.reported == scan.dumps.rows / 2 == 19
+    memory = scan.dumps._memory  # the C code's does not show itself
+    assert not isinstance(memory, Memory) or len(memory.now) == 19
 
 
 def test_a_longer_and_a_shorter_message_between_others_are_what_they_are():

@@ -14,7 +14,7 @@ from programs_fakes import GRANTED, NETWORK, RING, Programs
 from replaying import assert_same, replayed
 from sockdiag_fakes import FakeSocket, flow_events
 
-from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted, TcpState
 from nstat_async._contract import Lookup, LookupFailed
 from nstat_async.ebpf import CHANGED, Kind, decode_changed
 from nstat_async.sockdiag import ChangedAnswer, ChangedRequest, DiagRequest, TcpInfo, iterate_messages
@@ -151,6 +151,27 @@ def test_a_walk_that_says_nothing_sure_is_followed_by_the_dump_in_the_same_poll(
     assert len(kernel.dumped(kernel.poll)) == 2
     assert (sent(kernel)["c2"], sent(kernel)["c3"]) == (10, 10)
     assert [e for e in kernel.events if isinstance(e, PollCompleted)][-1].complete
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_dump_behind_a_walk_is_of_tcp_alone_and_judges_absences(kernel, late):
+    """Also where all other dumps of the poll were over when the walk was answered."""
+    kernel.spoil = lambda _: ChangedAnswer()
+    del kernel.sockets[4]
+    for _ in range(2):
+        kernel.events.clear()
+        asked = len(kernel.record)
+        kernel.hold_lookups = late
+        kernel.poll()
+        for held in kernel.held:
+            kernel.answer(held)
+        kernel.held.clear()
+        kernel.hold_lookups = False
+        kernel.run()
+        requests = [data for what, _, channel, data in kernel.record[asked:] if (what, channel) == ("to", 0)]
+        assert len(requests) == 4
+        assert kernel.events[-1].complete
+    assert [(e.flow.id, e.flow.state) for e in flow_events(kernel.events)] == [("c4", TcpState.CLOSED)]
 
 
 def test_if_many_moved_all_are_dumped(kernel, monkeypatch):
