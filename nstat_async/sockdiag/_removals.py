@@ -5,7 +5,6 @@ What they leave open `Endings` settles.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 
 from .._errnos import error_text
@@ -33,7 +32,6 @@ _GROUPS = {
     (AF_INET, IPPROTO_UDP): DiagGroup.UDP4_DESTROY,
     (AF_INET6, IPPROTO_UDP): DiagGroup.UDP6_DESTROY,
 }
-_PROTOCOL_HEADER = struct.pack("=HH", 5, DiagAttribute.PROTOCOL)
 
 
 class RemovalSource(Source):
@@ -220,7 +218,5 @@ def _has_port(message: bytes) -> bool:
 
 def _protocol_of(message: bytes) -> int:
     """The protocol of a destroyed socket; 0 when the message does not say."""
-    if message[ATTRIBUTES_AT : ATTRIBUTES_AT + 4] == _PROTOCOL_HEADER:
-        return int.from_bytes(message[ATTRIBUTES_AT + 4 : ATTRIBUTES_AT + 5], "little")
     found = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.PROTOCOL)
     return message[found[0]] if found and found[1] else 0

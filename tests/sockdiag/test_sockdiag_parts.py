@@ -10,7 +10,7 @@ import sys
 
 import attrs
 import pytest
-from sockdiag_fakes import LOOPBACK, FakeSocket
+from sockdiag_fakes import LOOPBACK, PEER, FakeSocket
 
 from nstat_async._model import COUNTS_FIELDS, Counts, InterfaceKind
 from nstat_async.sockdiag import (
@@ -45,7 +45,18 @@ from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, find_attr
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
 from nstat_async.sockdiag._reports import socket_report
-from nstat_async.sockdiag._rows import RowFormat, RowFormats
+from nstat_async.sockdiag._rows import (
+    Change,
+    RowFormat,
+    RowFormats,
+    address_of,
+    counters_changed,
+    identity_differs,
+    info_of,
+    is_fin_alone,
+    is_remains,
+    same_connection,
+)
 from nstat_async.sockdiag._scan import Memory, scan
 from nstat_async.sockdiag._setup import NetworkNamespace
 
@@ -210,7 +221,200 @@ def test_a_row_that_is_as_it_was_is_marked_and_any_other_applied(every):
     assert applied == [number for number in range(1, 9) if every or number != 2]
     assert (known[2].seen, memory.now) == (0 if every else 7, [known[2], known[3]])
     applied.clear()
+    for number, sock in enumerate(socks, 1):
+        known[number] = Listed(number)
+        known[number].last = RowFormats().cut(sock.message(1))[0]
+    for behind in (b"", b"", other):
+        memory.begin()
+        assert scan(data + behind, 0, known, 8, every, apply, 6, form, memory) == len(data)
+    assert applied == [*range(1, 9)] * 3 * every
+    applied.clear()
+    known.clear()
     assert scan(socks[0].message(1) + other + data, 0, {}, 7, every, apply, 6, form, memory) == form.stride
+
+
+# -- rows
+
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+def cut(*, formats=None, **fields):
+    """The pieces of a socket's row."""
+    return (formats or RowFormats()).cut(FakeSocket(1, **fields).message(1))[0]
+
+
+def connection(**fields):
+    return cut(**fields)[1]
+
+
+V6 = {"family": 10, "local": MAPPED + LOOPBACK, "remote": MAPPED + PEER}
+LISTENING = {"state": SocketState.LISTEN, "local": bytes(4), "remote": bytes(4), "remote_port": 0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({}, {}, True),
+        ({}, {"state": SocketState.CLOSE_WAIT}, True),
+        ({}, {"remote_port": 81}, False),
+        ({}, {"remote_port": 80 + 256}, False),
+        ({}, {"local_port": 40001}, False),
+        ({}, {"local_port": 40000 + 256}, False),
+        ({}, {"remote": PEER[:3] + b"\1"}, False),
+        ({}, {"remote": b"\1" + PEER[1:]}, False),
+        ({}, {"local": b"\x7f\0\0\2"}, True),  # nobody's evidence: an address of its own may be chosen later
+        ({"local_port": 0}, {}, True),  # a record that saw it begin has no local port yet
+        ({}, {"local_port": 0}, False),
+        ({}, {"remote_port": 0}, True),  # the kernel forgets it when an attempt fails
+        ({"remote_port": 0}, {}, True),
+        ({"remote_port": 256}, {"remote_port": 512}, False),
+        ({}, V6, True),  # IPV6_ADDRFORM
+        (V6, {}, True),
+        (V6, {**V6, "remote": bytes(15) + b"\1"}, False),
+        (V6, {**V6, "remote": b"\x20" + bytes(15)}, False),
+        (LISTENING, LISTENING, True),
+        (LISTENING, {**LISTENING, "state": SocketState.CLOSE}, True),  # its removal says so
+        (LISTENING, {}, False),
+        ({}, LISTENING, False),
+    ],
+)
+def test_two_rows_of_a_socket_may_be_of_one_connection_or_not(before, after, same):
+    assert same_connection(connection(**before), connection(**after)) is same
+
+
+def test_addresses_are_those_of_their_family():
+    """A v4-mapped one is IPv4."""
+    for fields, local, remote in (
+        ({}, LOOPBACK, PEER),
+        (V6, LOOPBACK, PEER),
+        ({"family": 10, "local": bytes(15) + b"\1", "remote": b"\xff" * 16}, bytes(15) + b"\1", b"\xff" * 16),
+    ):
+        identity = connection(**fields)
+        assert (address_of(identity, 8), address_of(identity, 24)) == (local, remote)
+
+
+COUNTED = {
+    TcpInfo.BYTES_ACKED: 1000, TcpInfo.BYTES_RECEIVED: 2000, TcpInfo.SEGS_OUT: 30, TcpInfo.SEGS_IN: 40, TcpInfo.MIN_RTT: 5,
+    TcpInfo.DATA_SEGS_IN: 6, TcpInfo.DATA_SEGS_OUT: 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, Change.NONE),
+        (
+            {TcpInfo.SEGS_OUT: 31, TcpInfo.SEGS_IN: 41, TcpInfo.NOTSENT_BYTES: 9, TcpInfo.RTT: 8},
+            Change.NONE,
+        ),  # a keep-alive
+        ({TcpInfo.BYTES_ACKED: 1001}, Change.GROWN),
+        ({TcpInfo.BYTES_ACKED: 1000 + (1 << 56)}, Change.GROWN),
+        ({TcpInfo.BYTES_RECEIVED: 2001}, Change.GROWN),
+        ({TcpInfo.BYTES_RECEIVED: 2000 + (1 << 56)}, Change.GROWN),
+        ({TcpInfo.MIN_RTT: 4}, Change.GROWN),
+        ({TcpInfo.DATA_SEGS_IN: 7}, Change.GROWN),
+        ({TcpInfo.DATA_SEGS_OUT: 7 + (1 << 24)}, Change.GROWN),
+        ({TcpInfo.BYTES_ACKED: 999}, Change.RESTARTED),
+        ({TcpInfo.BYTES_RECEIVED: 1999}, Change.RESTARTED),
+        ({TcpInfo.BYTES_ACKED: 2000, TcpInfo.BYTES_RECEIVED: 1999}, Change.RESTARTED),
+    ],
+)
+def test_what_became_of_counters_between_two_rows(change, kind):
+    assert counters_changed(cut(info=COUNTED), cut(info=COUNTED | change)) is kind
+    assert counters_changed(cut(info_length=100), cut(info=COUNTED)) is Change.GROWN, "they came with a dump"
+    assert counters_changed(cut(info_length=100), cut(info_length=100)) is Change.NONE
+
+
+@pytest.mark.parametrize(
+    ("change", "alone"),
+    [
+        ({TcpInfo.BYTES_RECEIVED: 2001}, True),
+        (
+            {TcpInfo.BYTES_RECEIVED: 2001, TcpInfo.BYTES_ACKED: 3000, TcpInfo.SEGS_IN: 99, TcpInfo.DATA_SEGS_OUT: 9},
+            True,
+        ),
+        ({TcpInfo.BYTES_RECEIVED: 2001, TcpInfo.DATA_SEGS_IN: 7}, False),
+        ({TcpInfo.BYTES_RECEIVED: 2002}, False),
+        ({}, False),
+    ],
+)
+def test_a_byte_without_a_segment_is_a_fin(change, alone):
+    before = cut(info=COUNTED)[4]
+    assert is_fin_alone(before, cut(info=COUNTED | change)[4]) is alone
+    assert not is_fin_alone(b"", before)
+    assert not is_fin_alone(before, b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({}, False),
+        ({"timer": 2, "expires": 5, "unread": 9, "unacked": 9}, False),
+        ({"extra": {DiagAttribute.MARK: b"\1\0\0\0"}}, False),
+        ({"state": SocketState.CLOSE_WAIT}, True),
+        ({"local_port": 40256}, True),
+        ({"local": b"\x7e\0\0\1"}, True),
+        ({"remote": PEER[:3] + b"\1"}, True),
+        ({"uid": 1001}, True),
+        ({"inode": 1 << 24}, True),
+        (V6, True),
+    ],
+)
+def test_what_makes_another_flow_of_a_row(change, differs):
+    assert identity_differs(cut(), cut(**change)) is differs
+    bound = bytearray(FakeSocket(1).message(1))
+    bound[16 + 40] = 2
+    assert identity_differs(cut(), RowFormats().cut(bytes(bound))[0]), "it was bound to an interface"
+
+
+def test_remains_and_connection_requests_are_no_sockets():
+    for fields in ({"timer": 3}, {"state": SocketState.TIME_WAIT}, {"state": SocketState.SYN_RECV}):
+        assert is_remains(FakeSocket(1, **fields).message(1))
+    assert not is_remains(FakeSocket(1, timer=2).message(1))
+
+
+def test_the_place_of_counters_is_that_of_this_very_message():
+    """Another one of its length may have them elsewhere, or something else there."""
+    formats = RowFormats()
+    marked = FakeSocket(1, info=COUNTED, extra={DiagAttribute.MARK: b"\1\0\0\0"})
+    message = marked.message(1)
+    pieces, form = formats.cut(message)
+    assert info_of(message, form, pieces) == (form.info, form.info_length) == (*info_position(message),)
+    at, size = info_position(message)
+    moved = message[: at - 12] + message[at - 4 : at + size] + message[at - 12 : at - 4] + message[at + size :]
+    pieces, same = formats.cut(moved)
+    assert same is form
+    assert info_of(moved, form, pieces) == info_position(moved) == (at - 8, size)
+    bare = FakeSocket(1, protocol=17).message(1)
+    pieces, form = formats.cut(bare)
+    assert (form.info, form.cgroup, info_of(bare, form, pieces)) == (0, 0, (0, 0))
+
+
+def test_formats_are_learned_once_and_their_number_is_bounded(monkeypatch):
+    learned = []
+    learn = RowFormat.learn
+    monkeypatch.setattr(RowFormat, "learn", lambda message: learned.append(len(message)) or learn(message))
+    formats = RowFormats()
+
+    def meet(number):
+        message = FakeSocket(1, protocol=17, extra={DiagAttribute.MARK: bytes(4 * number)}).message(1)
+        assert formats.of(b"before" + message, 6, len(message)).length == len(message)
+
+    for number in [*range(256), *range(256)]:
+        meet(number)
+    assert len(learned) == 256
+    meet(256)
+    meet(0)
+    assert len(learned) == 258
+
+
+@pytest.mark.parametrize("length", [159, 160, 161, 280])
+def test_counters_are_cut_out_where_they_are_whole(length):
+    """A kernel before 4.6 has too few of them: the row has none."""
+    pieces = cut(info=COUNTED, info_length=length, inode=7)
+    assert Entry.user_of(pieces) == (1000, 7)
+    assert len(pieces[4]) == (40 if length >= 160 else 0)
+    assert pieces[4][:8] == ((1000).to_bytes(8, sys.byteorder) if length >= 160 else b"")
 
 
 # -- reports

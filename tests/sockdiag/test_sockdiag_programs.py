@@ -118,6 +118,16 @@ def test_the_end_is_reported_once_with_what_both_know(first):
     assert (removed.counts.tx_bytes, removed.counts.rx_bytes, removed.counts.min_rtt_us) == (70, 7, 14)
 
 
+def test_a_listener_ends_with_its_removal():
+    """No record of its end is waited for."""
+    kernel = started()
+    kernel.sockets[4] = FakeSocket(4, bytes(4), 80, bytes(4), 0, state=SocketState.LISTEN)
+    kernel.poll()
+    kernel.close(4)
+    (removed,) = kernel.run()
+    assert (type(removed), removed.flow.direction) == (FlowRemoved, Direction.LISTENER)
+
+
 def test_a_record_alone_ends_a_flow_soon_and_its_late_removal_says_nothing():
     """A connection that was reset may keep its descriptor for long."""
     kernel = started()

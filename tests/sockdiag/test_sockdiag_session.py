@@ -28,6 +28,7 @@ from nstat_async.aggregate import History, HistoryWriter, ProcessTable
 from nstat_async.sockdiag import (
     AddressMessage,
     CgroupFacts,
+    DiagAttribute,
     DiagRequest,
     LinkMessage,
     NetworkNamespace,
@@ -38,6 +39,7 @@ from nstat_async.sockdiag import (
     TcpInfo,
     iterate_messages,
 )
+from nstat_async.sockdiag._constants import DiagGroup
 from nstat_async.sockdiag._dumps import MAX_FAILURES
 from nstat_async.sockdiag._polls import ANNOUNCED_AT_ONCE, OWNERS_PATIENCE
 
@@ -200,6 +202,7 @@ def test_a_flow_between_two_polls_is_added_and_removed(kernel):
     assert (added.preexisting, added.flow.process) == (False, None)
     assert removed.flow == attrs.evolve(added.flow, outcome=Outcome.RESET)  # nothing is left: by whom is not known
     assert (removed.counts.tx_bytes, removed.final) == (1234, True)
+    assert kernel.session.statistics()["short_lived"] == 1
 
 
 def test_a_socket_never_used_is_no_flow(kernel):
@@ -368,6 +371,20 @@ def test_an_aborted_socket_keeps_its_last_known_counts(kernel):
     assert (removed.counts.rx_bytes, str(removed.flow.remote)) == (5, "198.51.100.9:80")
     assert kinds(short) == ["FlowAdded", "EventsLost", "FlowRemoved"]
     assert (short[0].counts, short[2].counts) == (None, None)
+
+
+@pytest.mark.parametrize("marked", [1, 5])
+def test_a_subflow_of_multipath_tcp_is_not_said_to_be_aborted(kernel, marked):
+    """By its own upper layer, or its listener's."""
+    extra = {DiagAttribute.ULP_INFO: b"\x0a\0\1\0mptcp\0\0\0"}
+    kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    kernel.sockets[5] = FakeSocket(5, local_port=80, remote_port=90, info=traffic(5, 10))
+    kernel.sockets[marked].extra = extra
+    kernel.start()
+    kernel.feed(FakeSocket(5, local_port=80, remote_port=0, unacked=65000).message(final=True), 1)
+    lost, removed = kernel.run()
+    assert "a subflow of Multipath TCP, whose" in lost.detail
+    assert removed.flow.outcome is None
 
 
 def test_without_goodbyes_absence_removes():
@@ -569,7 +586,10 @@ def test_accepted_connections_are_inbound_by_their_listener(kernel):
         kernel.feed(FakeSocket(cookie, LOOPBACK, port, PEER, 40000, info=ambiguous).message(final=True), 1)
     directions = {e.flow.local.port: e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)}
     assert directions == {80: Direction.INBOUND, 81: None}
+    kernel.feed(FakeSocket(8, LOOPBACK, 80, PEER, 40000, protocol=17).message(final=True), 1)
+    assert [e.flow.direction for e in kernel.run()] == [None, None], "it listens for TCP"
     kernel.close(1)
+    assert kinds(kernel.run()) == ["FlowRemoved"]
     kernel.feed(FakeSocket(7, LOOPBACK, 80, PEER, 40000, info=ambiguous).message(final=True), 1)
     assert [e.flow.direction for e in kernel.run() if isinstance(e, FlowAdded)] == [None]
 
@@ -660,12 +680,20 @@ def test_interfaces_follow_their_addresses(kernel):
     assert (updated.flow.interface.name, updated.flow.interface.kind) == ("wg0", InterfaceKind.VPN)
 
 
-@pytest.mark.parametrize(("provider", "counted"), [(Provider.TCP, True), (Provider.UDP, False)])
-def test_what_is_counted_is_what_is_asked_for(provider, counted):
+@pytest.mark.parametrize(
+    ("provider", "counted", "groups"),
+    [
+        (Provider.TCP, True, (DiagGroup.TCP4_DESTROY, DiagGroup.TCP6_DESTROY)),
+        (Provider.UDP, False, (DiagGroup.UDP4_DESTROY, DiagGroup.UDP6_DESTROY)),
+    ],
+)
+def test_what_is_counted_is_what_is_asked_for(provider, counted, groups):
     """Without eBPF nobody counts UDP; channels are opened in an order in which nothing falls between them."""
     kernel = FakeKernel(providers={provider})
     kernel.session.start(kernel.now)
-    assert [each.channel for each in kernel.session.commands() if isinstance(each, OpenChannel)] == [1, 2, 3, 0]
+    opened = [each for each in kernel.session.commands() if isinstance(each, OpenChannel)]
+    assert [each.channel for each in opened] == [1, 2, 3, 0]
+    assert opened[0].purpose.groups == groups
     able = kernel.session.capabilities
     assert (able.tcp_counts, able.udp_counts) == (counted, False)
 
@@ -881,8 +909,9 @@ def test_a_channel_that_is_closed_has_failed(kernel):
     assert (figures["reopened"], figures["overruns"]) == (1, 1)
 
 
-def test_notifications_that_say_too_little_are_losses_or_nobodys(kernel):
+def test_notifications_that_say_too_little_are_losses_or_nobodys():
     """One without attributes does not even say of which protocol it is."""
+    kernel = FakeKernel(providers=("tcp", "icmp"))
     kernel.start()
     assert kernel.session.capabilities.receive_buffer == 1 << 20
     whole = FakeSocket(5, info=traffic(0, 10, fin_sent=1)).message(final=True)
@@ -939,7 +968,8 @@ def test_how_an_attempt_ended_that_the_kernel_forgot(known, repeated, after, rem
 def test_where_a_kernel_counts_no_segments_an_end_is_not_taken_for_an_aborted_one(kernel):
     """Its port is there: so are its counts, with a FIN or without."""
     kernel.start()
-    kernel.feed(FakeSocket(5, info_length=136, info=traffic(100, 5, fin_sent=1)).message(final=True), 1)
+    sock = FakeSocket(5, remote_port=0x5000, info_length=136, info=traffic(100, 5, fin_sent=1))
+    kernel.feed(sock.message(final=True), 1)
     kernel.run()
     removed = kernel.events[-1]
     assert (removed.final, removed.uncertainty) == (False, 1)
