@@ -16,6 +16,7 @@ from nstat_async._model import COUNTS_FIELDS, Counts, InterfaceKind
 from nstat_async.sockdiag import (
     AddressMessage,
     DiagAttribute,
+    DiagMessage,
     LinkKindsAnswer,
     LinkMessage,
     OwnersRequest,
@@ -41,7 +42,7 @@ from nstat_async.sockdiag._finals import (
 )
 from nstat_async.sockdiag._links import LinkTable, kind_of_link
 from nstat_async.sockdiag._lookups import MAX_OUTSTANDING, NO_ANSWER, LookupSource, lookup_request
-from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, find_attribute
+from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, find_attribute, socket_id
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
 from nstat_async.sockdiag._reports import socket_report
@@ -51,6 +52,7 @@ from nstat_async.sockdiag._rows import (
     RowFormats,
     address_of,
     counters_changed,
+    encode_row,
     identity_differs,
     info_of,
     is_fin_alone,
@@ -365,6 +367,15 @@ def test_what_makes_another_flow_of_a_row(change, differs):
     bound = bytearray(FakeSocket(1).message(1))
     bound[16 + 40] = 2
     assert identity_differs(cut(), RowFormats().cut(bytes(bound))[0]), "it was bound to an interface"
+
+
+@pytest.mark.parametrize(("family", "local", "remote"), [(2, LOOPBACK, PEER), (10, b"\1" * 16, b"\2" * 16)])
+def test_what_another_source_tells_is_as_a_dump_would_have_it(family, local, remote):
+    given = {"uid": 1000, "inode": 7, "device": 0}
+    row = encode_row(family, 1, (b"\0\1", b"\0\2"), (local, remote), 99, **given)
+    message = DiagMessage(family, 1, socket_id(local, 1, remote, 2, cookie=99), uid=1000, inode=7)
+    assert row == message.encode()
+    assert encode_row(family, 1, (b"\0\1", b"\0\2"), (local, remote), 99, uid=1000)[-4:] == bytes(4)
 
 
 def test_remains_and_connection_requests_are_no_sockets():

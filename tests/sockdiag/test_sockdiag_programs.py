@@ -269,6 +269,16 @@ def test_a_row_of_a_flow_that_waits_for_its_user_announces_nothing():
     assert (type(added), added.flow.process.pid) == (FlowAdded, 6)
 
 
+@pytest.mark.parametrize(("again", "outcome"), [(2, Outcome.TIMED_OUT), (0, Outcome.REFUSED)])
+def test_a_record_says_how_often_an_attempt_was_sent_again_that_the_kernel_forgot(again, outcome):
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.ring(record(Kind.CLOSED, 9, remote_port=80 << 8, tx_payload=again, old=2))
+    kernel.feed(attrs.evolve(removal(), remote_port=0, unacked=3, info={}).message(final=True), 1)
+    (removed,) = [e for e in kernel.run() if isinstance(e, FlowRemoved)]
+    assert removed.flow.outcome is outcome
+
+
 @pytest.mark.parametrize("port", [80, 0], ids=["known", "forgotten"])
 def test_a_removal_says_where_an_end_is_that_no_dump_had(port):
     """An attempt has no local port when its record is written; of one that failed the kernel forgets the remote one."""
