@@ -42,7 +42,7 @@ IDLE = 10
 
 
 def functions_of(code: CodeType, within: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], CodeType]:
-    """The outermost functions' code of a module, and of its classes, by where each stands: an edit moves the lines."""
+    """The code of a module's functions, those within others too, by where each stands: an edit moves the lines."""
     found: dict[tuple[Any, ...], CodeType] = {}
     for each in code.co_consts:
         if isinstance(each, CodeType):
@@ -50,8 +50,7 @@ def functions_of(code: CodeType, within: tuple[Any, ...] = ()) -> dict[tuple[Any
             place = (*within, each.co_name, same)
             if each.co_flags & inspect.CO_OPTIMIZED:
                 found[place] = each
-            else:
-                found |= functions_of(each, place)
+            found |= functions_of(each, place)
     return found
 
 

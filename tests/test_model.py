@@ -114,6 +114,7 @@ def test_each_count_is_read_by_its_name_however_it_was_made():
         ((10, 10, 10, 10), (4, 4, 4, 4), (4, 4, 4, 4)),  # all began anew
         ((10, 10, 10, 10), (5, 5, 5, 5), (0, 0, 0, 0)),  # none by more than half: odd readings
         ((10, 10, 10, 10), (4, 4, 4, 10), (0, 0, 0, 0)),
+        ((1, 2, 3, 4), (11, 22, 33, 44), (10, 20, 30, 40)),
         ((1, 2, 3, 4), (1, None, 3, None), (0, None, 0, None)),
         ((1, 2, None, None), (1, 2, 5, 6), (0, 0, 5, 6)),
         ((1, 2, 2**32 - 1, 4), (1, 2, 4, 4), (0, 0, 5, 0)),  # a counter of 32 bits wrapped

@@ -206,7 +206,7 @@ def same_connection(before: bytes, after: bytes) -> bool:
     the family changes by ``IPV6_ADDRFORM``, which keeps the connection.
     """
     if SocketState.LISTEN in (before[1], after[1]):
-        return before[1] == SocketState.LISTEN and (after[1] == before[1] or not any(after[6:8]))
+        return before[1] == SocketState.LISTEN and not any(after[6:8])
     if not any(before[6:8]) or not any(after[6:8]):
         return True
     # A connection that a record saw begin has no local port until a dump has it.

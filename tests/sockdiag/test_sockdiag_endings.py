@@ -478,8 +478,10 @@ def test_an_end_that_left_something_unread_waits_for_who_may_have_reset_it(unrea
             assert outcome is (Outcome.RESET_HERE if unread > 1 and not comes else Outcome.RESET_THERE)
 
 
-def test_an_end_that_nobody_settles_has_no_fin_and_was_reset():
-    ends = Ends(DELIVERED=9)
+@pytest.mark.parametrize("delivered", [9, 2])
+def test_an_end_that_nobody_settles_has_no_fin_and_was_reset(delivered):
+    """Even if it was likely before the other end was waited for."""
+    ends = Ends(DELIVERED=delivered)
     assert ends.removed(ends.server) == {}
     ends.wait(0.3)
     assert ends.since(0) == {80: (101, False, Outcome.RESET_THERE)}

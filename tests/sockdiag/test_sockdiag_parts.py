@@ -276,7 +276,11 @@ LISTENING = {"state": SocketState.LISTEN, "local": bytes(4), "remote": bytes(4),
         (V6, {**V6, "remote": b"\x20" + bytes(15)}, False),
         (LISTENING, LISTENING, True),
         (LISTENING, {**LISTENING, "state": SocketState.CLOSE}, True),  # its removal says so
+        (LISTENING, {**LISTENING, "state": SocketState.CLOSE, "local": LOOPBACK}, True),
         (LISTENING, {}, False),
+        (LISTENING, {"remote_port": 0x5000}, False),
+        ({"local_port": 256}, {"local_port": 512}, False),
+        ({"local_port": 0, "remote_port": 0x5000}, {"remote_port": 0x5000}, True),
         ({}, LISTENING, False),
     ],
 )
