@@ -103,14 +103,13 @@ class TableSource:
             family,
             SocketState.CLOSE,
             ((row.port & 0xFFFF).to_bytes(2, "big"), (row.remote_port & 0xFFFF).to_bytes(2, "big")),
-            (row.local[:16], row.remote[:16]),
+            (row.local, row.remote),
             BY_INODE | (row.inode & _MASK) if entry is None else entry.cookie,
             uid=row.uid & _MASK,
             inode=row.inode & _MASK,
             device=row.device & _MASK,
         )
         pieces, form = self._formats.cut(message)
-        self._book.reported += 1
         self._book.apply_row(entry, protocol, pieces, message, form)
 
     def _judge_absences(self, there: set[tuple[int, int]]) -> None:

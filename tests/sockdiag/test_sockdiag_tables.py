@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import attrs
@@ -46,15 +47,18 @@ def test_they_are_there_with_their_owner_and_without_counts():
     assert (frames.local, frames.remote, frames.interface.name) == (None, None, "eth0")
     assert {event.counts.tx_bytes for event in added.values()} == {None}
     assert all(event.preexisting for event in added.values())
+    assert added["raw"].flow.id == f"c{(1 << 63) + 11:x}", "which is no cookie that a kernel gives"
     assert kinds(kernel.poll()) == ["PollCompleted"]
     assert {provider.value for provider in kernel.session.capabilities.providers} == {"raw", "icmp", "packet"}
 
 
-def test_one_that_two_readings_do_not_have_is_gone():
+@pytest.mark.parametrize("others", [[PING], [PING, FRAMES]])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_that_two_readings_do_not_have_is_gone(first, others):
     kernel = watched()
-    kernel.tables = [RAW, PING]
+    kernel.tables = [RAW, *others] if first else [*others, RAW]
     kernel.start()
-    kernel.tables = [PING]
+    kernel.tables = others
     assert flow_events(kernel.poll()) == []
     (removed,) = flow_events(kernel.poll())
     assert isinstance(removed, FlowRemoved)
@@ -75,10 +79,11 @@ def test_a_socket_that_connects_is_updated():
     kernel = watched()
     kernel.tables = [RAW]
     kernel.start()
-    kernel.tables = [attrs.evolve(RAW, remote=b"\xc0\0\2\1")]
-    (updated,) = flow_events(kernel.poll())
-    assert isinstance(updated, FlowUpdated)
-    assert str(updated.flow.remote) == "192.0.2.1:0"
+    for port in (0, 5):
+        kernel.tables = [attrs.evolve(RAW, remote=b"\xc0\0\2\1", remote_port=port)]
+        (updated,) = flow_events(kernel.poll())
+        assert isinstance(updated, FlowUpdated)
+        assert str(updated.flow.remote) == f"192.0.2.1:{port}"
 
 
 def test_a_renamed_interface_is_an_update_of_those_that_have_an_address():
@@ -98,7 +103,7 @@ def test_a_kernel_without_the_tables_refuses_once():
     kernel = watched()
     kernel.missing_tables = {"icmp", "icmp6"}
     refused = [event for event in kernel.start() if isinstance(event, ProviderRefused)]
-    assert [event.provider.value for event in refused] == ["icmp"]
+    assert [(event.provider.value, event.errno) for event in refused] == [("icmp", errno.ENOENT)]
     assert not [event for event in kernel.poll() if isinstance(event, ProviderRefused)]
 
 
@@ -197,6 +202,7 @@ def test_a_packet_socket_ends_by_its_absence_with_its_last_counts():
     kernel.poll()
     (removed,) = [event for event in kernel.events if isinstance(event, FlowRemoved)]
     assert (removed.flow.provider.value, removed.counts.tx_bytes) == ("packet", 60)
+    assert removed.reason is RemovalReason.CLOSED
 
 
 def test_a_raw_socket_of_udp_is_no_udp_socket():
