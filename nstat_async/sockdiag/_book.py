@@ -181,7 +181,7 @@ class Book:
             return
         self.place(entry, message, form)
         previous = entry.report
-        fin = bool(counters) and is_fin_alone(before[4], pieces[4])
+        fin = is_fin_alone(before[4], pieces[4])
         weighed = self.take_over(entry, message, info_of(message, form, pieces), fin=fin)
         if entry.flow is not None:
             self.update(entry, previous, rebuilt=changed or returned or weighed)
@@ -329,7 +329,7 @@ class Book:
 
     def learn_cgroup(self, entry: Entry) -> None:
         """More is known of the cgroup that the socket was made in."""
-        if entry.flow is not None and not entry.over:
+        if not entry.over:
             self.update(entry, entry.report, rebuilt=True)
 
     def locate(self) -> None:

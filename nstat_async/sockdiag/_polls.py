@@ -210,7 +210,7 @@ class Polls:
         output.first_poll = False
         self._stage = _Stage.IDLE
         if self._wanted:
-            self._wanted, self._due = False, self._soon()
+            self._due = self._soon()
         elif self._due is not None and self._due <= output.now and self._interval is not None:
             self._due += ((output.now - self._due) // self._interval + 1) * self._interval  # begins that were missed
 

@@ -77,7 +77,7 @@ def test_another_connection_known_only_by_its_end(kernel):
     assert isinstance(lost, EventsLost)
     assert (first.flow.id, first.counts.tx_bytes, first.final) == ("c1", 1000, False)
     assert (added.flow.id, second.flow.id, second.counts.tx_bytes, second.final) == ("c1.2", "c1.2", 7, True)
-    assert added.flow.direction is Direction.OUTBOUND
+    assert (added.flow.direction, added.flow.remote.port) == (Direction.OUTBOUND, 81)
     assert kernel.session.statistics()["unresolved_owners"] == 0
 
 
@@ -159,6 +159,16 @@ def test_rows_that_say_nothing_of_a_known_socket_hide_no_absence(kernel):
     kernel.remains.append(FakeSocket(9, local_port=9, state=SocketState.FIN_WAIT2, timer=3))
     (closed,) = flow_events(kernel.wait(1.0))
     assert (closed.flow.id, closed.flow.state) == ("c1", TcpState.CLOSED)
+
+
+def test_a_datagram_socket_that_dumps_lack_is_not_closed(kernel):
+    """It has no state; its removal ends it."""
+    kernel.sockets[1] = sock = FakeSocket(1, protocol=17)
+    kernel.start()
+    del kernel.sockets[1]
+    assert [event for _ in range(3) for event in flow_events(kernel.wait(1.0))] == []
+    kernel.feed(sock.message(final=True), 1)
+    assert kinds(kernel.run()) == ["FlowRemoved"]
 
 
 def test_what_is_left_of_a_socket_keeps_it_until_its_removal(kernel):
@@ -474,6 +484,7 @@ def test_an_answer_is_that_of_its_own_question_and_comes_once(kernel):
 def test_a_renamed_interface_is_an_update(kernel):
     """Flows show the new name after the next poll, and what the host said of the device stays."""
     kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), remote=PEER, info=traffic())
+    kernel.sockets[9] = FakeSocket(9, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
     kernel.start()
     kernel.feed(LinkMessage(2, 1, "lan7").encode(RouteMessage.NEWLINK), 2)
     kernel.sockets[2] = FakeSocket(2, bytes([192, 0, 2, 2]), 2, remote=PEER, info=traffic())

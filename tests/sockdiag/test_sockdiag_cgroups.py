@@ -60,6 +60,19 @@ def test_a_flow_is_added_with_its_unit_or_container_though_nobody_holds_it(kerne
     assert all(event.flow.process is None for event in events)
 
 
+def test_a_flow_that_is_over_is_told_no_more_when_its_cgroup_is_found(kernel):
+    kernel.start()
+    kernel.hold_lookups = True
+    open_socket(kernel, 1, 7001)
+    kernel.poll()
+    kernel.close(1)
+    kernel.run()
+    for held in kernel.held:
+        kernel.answer(held)
+    assert kinds(flow_events(kernel.run())) == []
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+
+
 def test_each_cgroup_is_looked_up_once(kernel):
     for cookie in range(1, 30):
         open_socket(kernel, cookie, 7001 + cookie % 2)

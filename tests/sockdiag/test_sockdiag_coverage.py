@@ -47,6 +47,20 @@ def test_what_flows_moved_is_compared_with_what_interfaces_carried():
     assert (found.unattributed_rx_bytes, found.unattributed_tx_bytes) == (651, 1533)
 
 
+def test_a_connection_that_is_known_by_its_end_alone_counts_though_its_socket_is_known():
+    """The connection before it had more."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.sockets[1] = FakeSocket(1, info=counters(10**6, 10**6))
+    kernel.traffic = counted((0, 0))
+    kernel.start()
+    del kernel.sockets[1]
+    kernel.feed(FakeSocket(1, remote_port=81, info=counters(60, 40)).message(final=True), 1)
+    kernel.traffic = counted((1000, 1000))
+    kernel.wait(5.5)
+    found = coverage(kernel)
+    assert (found.flow_rx_bytes, found.flow_tx_bytes) == (40, 60)
+
+
 def test_both_sides_are_of_one_moment():
     """What flows moved since the last look at the interfaces waits for the next one: a share is never too large."""
     kernel = FakeKernel(interval=1.0)

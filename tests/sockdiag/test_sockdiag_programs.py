@@ -26,7 +26,7 @@ from nstat_async import (
     UnavailableReason,
 )
 from nstat_async._contract import LookupFailed
-from nstat_async._model import Direction, Outcome
+from nstat_async._model import Direction, Outcome, Visibility
 from nstat_async._options import Ebpf
 from nstat_async.ebpf import Flag, Kind, Operation, SocketType, Tier
 from nstat_async.sockdiag import (
@@ -279,15 +279,37 @@ def test_a_record_says_how_often_an_attempt_was_sent_again_that_the_kernel_forgo
     assert removed.flow.outcome is outcome
 
 
+def test_what_programs_can_tell_is_said():
+    """The kernel itself counts no datagrams, and does not tell whose a short flow was."""
+    datagrams = "UDP sockets that were there before the monitor are counted from its start on"
+    uncounted, short = (
+        "the kernel keeps no byte counters of UDP sockets",
+        "a flow that began and ended between two polls has no process",
+    )
+    for options, counts, seen, notes in (
+        ({}, True, Visibility.ALL, (datagrams,)),
+        ({"providers": "tcp"}, False, Visibility.ALL, ()),
+        ({"granted": attrs.evolve(GRANTED, processes_trusted=False)}, True, Visibility.UNKNOWN, (datagrams, short)),
+        ({"granted": attrs.evolve(GRANTED, owners=False)}, True, Visibility.UNKNOWN, (datagrams,)),
+        ({"granted": attrs.evolve(GRANTED, tier=Tier.TCP)}, False, Visibility.ALL, (uncounted, short)),
+        ({"mode": Ebpf.OFF}, False, Visibility.UNKNOWN, (uncounted, short)),
+    ):
+        able = started(**options).session.capabilities
+        told = tuple(note for note in able.notes if "looks for short flows" not in note)
+        assert (able.udp_counts, able.processes, told) == (counts, seen, notes), options
+
+
+@pytest.mark.parametrize("waited", [0.3, 0.0])
 @pytest.mark.parametrize("port", [80, 0], ids=["known", "forgotten"])
-def test_a_removal_says_where_an_end_is_that_no_dump_had(port):
+def test_a_removal_says_where_an_end_is_that_no_dump_had(port, waited):
     """An attempt has no local port when its record is written; of one that failed the kernel forgets the remote one."""
     kernel = started()
     kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
-    kernel.wait(0.3)
+    kernel.wait(waited)
     kernel.feed(attrs.evolve(removal(), remote_port=port).message(final=True), 1)
     events = flow_events([*kernel.run(), *kernel.wait(1.0), *kernel.wait(1.0)])
-    assert str(kernel.events[0].flow.local) == "127.0.0.1:0"
+    assert isinstance(kernel.events[0], FlowAdded)
+    assert str(kernel.events[0].flow.local) == f"127.0.0.1:{0 if waited else 40000}"
     assert (str(events[-1].flow.local), str(events[-1].flow.remote)) == ("127.0.0.1:40000", "127.0.0.2:80")
 
 

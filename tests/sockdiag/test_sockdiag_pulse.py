@@ -38,6 +38,7 @@ def add(kernel: FakeKernel, cookie: int, pid: int | None = 42, **fields) -> Fake
 def test_a_pulse_begins_behind_the_first_poll_with_the_requests_of_polls(kernel):
     """It asks for everything that can be new without a listener, as the kernel was found to answer."""
     assert isinstance(kernel.pulse, PulsePurpose)
+    assert "a flow that began and ended within 20 ms has no process" in kernel.session.capabilities.notes
     assert (kernel.pulse.namespace, kernel.pulse.pause) == (0, 0.02)
     requests = [DiagRequest.decode(data, next(iterate_messages(data))) for data in kernel.pulse.tcp + kernel.pulse.udp]
     assert [(request.family, request.protocol) for request in requests] == [(0, 6), (2, 17), (10, 17)]

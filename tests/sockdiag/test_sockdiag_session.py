@@ -738,6 +738,7 @@ def test_broken_bytes_cost_themselves(kernel, data, channel):
     kernel.feed(data, channel)
     assert all(isinstance(e, EventsLost) and e.cause is LossCause.PROTOCOL for e in kernel.run())
     assert kernel.wait(1.0)[-1].complete
+    assert kernel.session.statistics()["namespaces"] == 1
 
 
 def test_strict_turns_broken_bytes_into_a_failure():
@@ -891,10 +892,11 @@ def test_a_poll_that_is_asked_for_during_another_is_the_next_and_the_last(kernel
     assert [event.serial for event in polls(kernel.events)] == [1, 2, 3]
 
 
-def test_a_new_flow_waits_for_its_cgroup_no_longer_than_for_its_process(kernel):
+@pytest.mark.parametrize("place", [{"cgroup": 9}, {"inode": 77}])
+def test_a_new_flow_waits_for_its_cgroup_as_long_as_for_its_process(kernel, place):
     kernel.start()
     kernel.hold_lookups = True
-    kernel.sockets[1] = FakeSocket(1, cgroup=9, info=traffic())
+    kernel.sockets[1] = FakeSocket(1, info=traffic(), **place)
     assert kernel.wait(1.0) == []
     assert kernel.wait(OWNERS_PATIENCE - 0.01) == []
     assert kinds(kernel.wait(0.01)) == ["FlowAdded", "PollCompleted"]
@@ -973,3 +975,71 @@ def test_where_a_kernel_counts_no_segments_an_end_is_not_taken_for_an_aborted_on
     kernel.run()
     removed = kernel.events[-1]
     assert (removed.final, removed.uncertainty) == (False, 1)
+
+
+def test_after_a_loss_there_is_one_poll_as_soon_as_may_be(kernel):
+    """Not sooner than a while after the last one began, nor later than the next begins anyway; and no more than one."""
+    for interval, later, due in (
+        (None, 0.0, 0.2),
+        (None, 5.0, 5.0),
+        (1.0, 0.0, 0.2),
+        (1.0, 0.9, 0.9),
+        (0.1, 0.05, 0.1),
+    ):
+        kernel = FakeKernel(interval=interval)
+        kernel.start()
+        began = kernel.now
+        kernel.now += later
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+        kernel.session.channel_drained(1, kernel.now)
+        if due > later:
+            assert kernel.session.next_deadline() == began + due
+        assert len(polls(kernel.run())) == (due <= later)
+        kernel.wait(0.3)
+        if interval is None:
+            assert polls(kernel.wait(9.0)) == []
+
+
+def test_absences_of_many_that_nobody_is_asked_about_are_looked_into_in_steps(kernel):
+    for cookie in range(1, 600):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+    kernel.per_datagram = 100
+    kernel.start()
+    kernel.sockets.clear()
+    assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+
+
+def test_the_begin_that_falls_on_the_end_of_a_poll_is_missed(kernel):
+    """Time for something else is left between the two."""
+    kernel.start()
+    kernel.silent.add(0)
+    kernel.wait(1.0)
+    kernel.now += 1.0
+    kernel.session.channel_failed(0, errno.ENOBUFS, kernel.now)
+    assert kinds(kernel.run()) == ["PollCompleted"]
+    assert kernel.session.next_deadline() == kernel.now + 1.0
+
+
+def test_events_have_the_time_of_what_brought_them(kernel):
+    """An answer, a channel's failure, somebody's request."""
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.wait(1.0)
+    kernel.now += 0.2
+    kernel.answer(kernel.held.pop())
+    assert [event.time for event in kernel.run()] == [1101.2, 1101.2]
+    kernel.now += 0.2
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    assert [event.time for event in kernel.session.take_events()] == [pytest.approx(1101.4)]
+    kernel.now += 0.2
+    kernel.hold_lookups = False
+    assert kernel.poll()[-1].time == pytest.approx(1101.6)
+
+
+def test_closed_namespaces_need_programs():
+    kernel = FakeKernel(Session(MonitorOptions(), all_namespaces=True, closed=True))
+    kernel.start()
+    assert isinstance(kernel.session.failure, _errors.BackendUnavailableError)
+    assert "needs CAP_SYS_ADMIN, or eBPF programs" in str(kernel.session.failure)
