@@ -14,7 +14,7 @@ from ntstat_wire import NEWER
 from virtual import VirtualMonitor, compare
 
 from nstat_async import Direction, Endpoint, InterfaceKind, PollCompleted, Proof, Provider, TcpState, Visibility
-from nstat_async._contract import LookupFailed
+from nstat_async._contract import LookupFailed, Mode
 from nstat_async._options import DEFAULT_PROVIDERS, MonitorOptions
 from nstat_async.ntstat import CloseEvidence, Evidence, Kernel, KnownFlow, OpenEvidence, Session
 from nstat_async.ntstat._proof import LayoutProbe
@@ -478,3 +478,40 @@ def test_a_view_of_ones_own_flows_is_no_verdict_before_a_poll_is_complete():
     VirtualMonitor(kernel, verify=False, sink=take, wrap=wrap).run(1.0)
     assert seen[0] == (False, Visibility.UNKNOWN)
     assert (True, Visibility.OWN) in seen
+
+
+def test_what_was_proven_when_it_was_recorded_is_read_so_by_who_follows():
+    kernel = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTIONS[0])
+    populate(kernel)
+    heard = []
+
+    class Listening:
+        def __init__(self, session, _options):
+            self._session = session
+
+        def __getattr__(self, name):
+            return getattr(self._session, name)
+
+        def receive_datagrams(self, datagrams, now, channel):
+            heard.extend(datagrams)
+            self._session.receive_datagrams(datagrams, now, channel)
+
+    monitor = VirtualMonitor(kernel, verify=True, wrap=Listening)
+    monitor.run(3.0)
+    for proven in (monitor.session.setup.proven, ()):
+        setup = attrs.evolve(monitor.session.setup, proven=proven)
+        follower = Session.from_setup(setup, MonitorOptions(), mode=Mode.FOLLOWING)
+        follower.receive_datagrams(heard, 1.0, 0)
+        uids = {flow.process.uid for flow, _ in follower.flows() if flow.provider is Provider.TCP}
+        assert (502 in uids) is bool(proven)
+        assert (follower.proof is Proof.PROBED) is bool(proven)
+
+
+def test_a_session_is_subscribed_once_the_kernel_has_answered():
+    session = Session(KNOWN[-1])
+    assert not session.subscribed
+    session.start(0.0)
+    assert not session.subscribed
+    monitor = VirtualMonitor(EmulatedKernel(KNOWN[-1]))
+    monitor.run(1.0)
+    assert monitor.session.subscribed
