@@ -51,8 +51,11 @@ _UNUSED_PEERS = 16
 
 
 def namespace_cookie() -> int | None:
-    """The cookie of this network namespace; `None` before Linux 5.14."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    """The cookie of this network namespace; `None` before Linux 5.14.
+
+    By a socket that no program looks at: the kernel frees one a while after it was closed, when programs may be attached.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as probe:
         return socket_number(probe, _SO_NETNS_COOKIE)
     return None
 
