@@ -14,7 +14,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket
 
 from nstat_async import Ebpf
 from nstat_async._contract import Lookup, LookupFailed
-from nstat_async.ebpf import RECORD_SIZE, Kind, Record, SocketType, Statistics
+from nstat_async.ebpf import RECORD_SIZE, Kind, Operation, Record, SocketType, Statistics
 from nstat_async.sockdiag import (
     CgroupFacts,
     FoundNamespace,
@@ -169,6 +169,12 @@ class _OddPrograms(_Odd, Programs):
         self.stages: dict[int, Kind] = {}
         """By cookie, the last record of a socket."""
 
+    def _answer_maps(self, operation: Operation, cookies: tuple[int, ...], body: bytes) -> None:
+        super()._answer_maps(operation, cookies, body)
+        if operation in {Operation.TAKE, Operation.DROP}:
+            for cookie in cookies:
+                self.flows.pop(cookie, None)
+
     def answer(self, command: Lookup) -> None:
         what = self.odd.byte() % 32
         if what == 31:
@@ -200,6 +206,8 @@ def _step_of_programs(kernel: _OddPrograms, choices: Choices) -> None:
         last = Kind.CLOSED if kernel.sockets[cookie].protocol == 6 else Kind.RELEASED
         if kernel.sockets[cookie].state != SocketState.LISTEN:
             kernel.waiting += [_record(kernel, choices, cookie, last)][choices.rarely() :]
+        if not choices.rarely():  # else the program was skipped
+            kernel.flows.pop(cookie, None)
         kernel.close(cookie, tell=not choices.rarely())
     elif what == 10 and cookie in kernel.sockets:
         row = flow_row(_record_of(kernel, choices, cookie, Kind.FIRST_IO))
