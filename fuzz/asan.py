@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TARGETS = ("reports", "dumps", "evidence", "binary")
+TARGETS = ("reports", "dumps", "binary")
 _INSIDE = "NSTAT_FUZZ_SANITIZED"
 
 

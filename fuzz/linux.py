@@ -48,7 +48,7 @@ class _Odd(FakeKernel):
             super().feed(data, channel)
         elif what == 61:
             data = data[: len(data) // 2]
-        elif what == 60:
+        elif what == 60 and channel != RING:  # a ring that failed is read no more
             self.session.channel_failed(channel, self.odd.pick((105, 12, 11, 5)), self.now)
         super().feed(data, channel)
 

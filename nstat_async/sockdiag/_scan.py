@@ -87,7 +87,8 @@ def scan(
     head = rows[0][0]
     if rows[-1][0] == head:
         rows += cut
-    expected = not every and memory.has(rows, poll)
+    alike = rows[-1][0] == head  # a longer last row may look like what is known of it, cut as these are
+    expected = alike and not every and memory.has(rows, poll)
     unlike = None if expected else next((number for number, row in enumerate(rows) if row[0] != head), None)
     if unlike is not None:
         del rows[unlike:]

@@ -37,6 +37,8 @@ from nstat_async.sockdiag import (
     Session,
     SocketState,
     TcpInfo,
+    _rows,
+    _scan,
     iterate_messages,
 )
 from nstat_async.sockdiag._constants import DiagGroup
@@ -310,6 +312,20 @@ def test_a_removal_that_comes_when_its_socket_was_given_up_is_of_a_connection_th
     kernel.run()
     for kind in (FlowAdded, FlowRemoved):
         assert [event.flow.id for event in kernel.events if isinstance(event, kind)] == ids
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_longer_row_at_the_end_of_a_datagram_is_no_row_like_those_before_it(compiled, monkeypatch):
+    """Cut as these are it may look like what is known of its socket."""
+    if not compiled:
+        for module in (_rows, _scan):
+            monkeypatch.setattr(module, "speedups", None)
+    kernel = FakeKernel()
+    kernel.sockets[1] = FakeSocket(1, local_port=1, info=traffic(), info_length=192)
+    kernel.sockets[2] = FakeSocket(2, local_port=2, info=traffic(), info_length=280)
+    kernel.start()
+    (poll,) = kernel.wait(1.0)
+    assert (poll.flows, poll.complete) == (2, True)
 
 
 def test_an_overrun_during_a_poll_is_repaired_by_the_next(kernel):
