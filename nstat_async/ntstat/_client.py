@@ -71,9 +71,9 @@ class Client(Listener):
 
     def settle(self) -> None:
         """A datagram said more than how known flows fare: draw the conclusions."""
-        references = self.table.references
-        if (references.missing or references.forgotten) and not self.table.terms.suppressed:
-            self.report_gap(references.take_lost())
+        table = self.table
+        if not table.terms.suppressed and (table.references.missing or table.references.forgotten):
+            self.report_gap(table.references.take_lost())
 
     def report_gap(self, count: int | None) -> None:
         """Announcements were lost for good."""

@@ -47,6 +47,10 @@ _FIRST_DOMAIN = layout(9)["nstat_domain_info"]
 _MEDIUM = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
 
 
+def _nothing(_data: bytes, _at: int) -> tuple[Any, ...]:
+    return ()
+
+
 class DescriptorReader:
     """Reads one descriptor structure of one provider.
 
@@ -90,6 +94,11 @@ class DescriptorReader:
         """True if a process may write any numbers."""
         self._tells_interface = provider is Provider.CONNECTION or (codec is not None and "ifindex" in codec)
         self._has_roles = translator.kernel.tells_roles and provider is Provider.TCP and not userland
+        has_start = codec is not None and "start_timestamp" in codec
+        self._start = codec.reader("start_timestamp") if codec is not None and has_start else None
+        named = () if codec is None else codec.fields
+        self._names = tuple(f.name for f in named if f.name in {*_IDENTITY, "timestamp"} and f.end <= self.trusted)
+        self._read = _nothing if codec is None else codec.reader(*self._names)
         pieces = self._identity_pieces()
         self.identity: Reader = compile_format(pieces).unpack_from
         """(data, offset) to the bytes that make the flow's identity, and few others."""
@@ -128,10 +137,7 @@ class DescriptorReader:
 
     def start_ticks(self, data: bytes, at: int) -> int | None:
         """Creation of the socket in ticks; `None` where the release does not tell (before xnu-4570)."""
-        if self.codec is None or "start_timestamp" not in self.codec:
-            return None
-        ticks: int = self.codec.read("start_timestamp", data, at)
-        return ticks or None
+        return (self._start(data, at)[0] or None) if self._start is not None else None
 
     def state_is_sane(self, data: bytes, at: int) -> bool:
         """False when the TCP state is none: the descriptor is of another kind."""
@@ -172,9 +178,10 @@ class DescriptorReader:
             previous: The flow as it was, for what only earlier reports said.
             listening: The local ports that are listened on.
         """
-        fields = self.fields(data, at, end)
+        whole = end - at >= self.trusted
+        fields = dict(zip(self._names, self._read(data, at), strict=True)) if whole else self.fields(data, at, end)
         get = fields.get
-        local = self.translator.shared(decode_peer(fields["local"])) if "local" in fields else None
+        local = decode_peer(fields["local"], self.translator.shared) if "local" in fields else None
         remote = decode_peer(fields["remote"]) if "remote" in fields else None
         number = get("state")
         state = TCP_STATES[number] if number is not None and number < len(TCP_STATES) else None

@@ -31,6 +31,7 @@ _ORDER = (Provider.TCP, Provider.UDP, Provider.QUIC, Provider.CONNECTION, Provid
 class Purpose(enum.Enum):
     """Why something is asked."""
 
+    __hash__ = object.__hash__  # members are one object each; `Enum` hashes their names, in Python
     SUBSCRIBE = enum.auto()
     """To watch a provider, or an interface."""
     SYSTEM_INFO = enum.auto()

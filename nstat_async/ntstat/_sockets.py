@@ -249,7 +249,7 @@ class Sockets:
     def _check_refusals(self, subscription: Subscription) -> None:
         """Fail when neither TCP nor UDP of those wanted was granted."""
         refused = subscription.refused
-        if subscription.is_subscribed and self._host.failure is None and refused and not subscription.providers:
+        if refused and not subscription.providers and subscription.is_subscribed and self._host.failure is None:
             names = ", ".join(sorted(provider.value for provider in self._options.providers))
             errno = next(iter(refused.values()))
             detail = f"the kernel refused every provider: {error_text(errno)}"

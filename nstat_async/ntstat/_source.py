@@ -70,8 +70,6 @@ class Source:
     """Old kernels: 1 after unsolicited counts, 2 after the description that follows: a goodbye."""
     seen: int = 0
     """Serial number of the last poll that reported it."""
-    described: int = 0
-    """Old kernels: serial number of the last poll in which its description came."""
     born: int = 0
     """Serial number of the last poll that had begun when it was announced."""
     announced_ns: int | None = None

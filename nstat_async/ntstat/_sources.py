@@ -34,7 +34,7 @@ from ._coverage import CoverageMeter
 from ._descriptors import DescriptorReader
 from ._layouts import StructCodec
 from ._others import other_event
-from ._outcomes import outcome_of
+from ._outcomes import ended
 from ._readers import Readers
 from ._references import References
 from ._source import UNCHOSEN, Phase, Source, Terms
@@ -44,6 +44,13 @@ MAX_SOURCES = 262_144
 """Open sources of one control socket that are kept; more than any Mac has file descriptors (``kern.maxfiles``)."""
 
 _CLOSING = int(HeaderFlag.CLOSING)
+_DROPPED = int(HeaderFlag.CLOSED_AFTER_DROP)
+_REASONS = (
+    (int(HeaderFlag.CLOSED_AFTER_FILTER), RemovalReason.FILTERED),
+    (_DROPPED, RemovalReason.DROPPED),
+    (int(HeaderFlag.CLOSED_AFTER_GONE), RemovalReason.GONE),
+)
+"""What the flags of a removal say, the first of them."""
 _UNKNOWN_COUNTS = Counts()
 _UNKNOWN = (None,) * len(COUNTS_FIELDS)
 _MOST_DEPARTED = 65_536
@@ -96,6 +103,8 @@ class SourceTable:
         """Ends that were reported without final counts, or of flows that nothing else was heard of."""
         self.departed: deque[tuple[Source, RemovalReason]] | None = None
         """Flows that ended while two control sockets are compared; `None`: they are not."""
+        self.described: set[int] | None = None
+        """References whose description came in this poll; `None`: it asks for none of their own."""
         names = ("sources_seen", "flows_added", "flows_removed")
         more = ("unknown_lengths", "unknown_references", "counters_adjusted")
         self.statistics = dict.fromkeys((*names, *more), 0)
@@ -157,7 +166,8 @@ class SourceTable:
         source = self._reported(ref, provider_id)
         if source is None:
             return
-        source.described = self.poll_serial
+        if self.described is not None:
+            self.described.add(ref)
         if source.unsolicited == 1:
             source.unsolicited = 2
         reader = source.reader if source.span == end - at else self._choose(source, provider_id, data, at, end)
@@ -212,17 +222,8 @@ class SourceTable:
         if source is None:
             self._end_unseen(ref, flags)
             return
-        if flags & HeaderFlag.CLOSED_AFTER_FILTER:
-            reason = RemovalReason.FILTERED
-        elif flags & HeaderFlag.CLOSED_AFTER_DROP:
-            reason = RemovalReason.DROPPED
-        elif flags & HeaderFlag.CLOSED_AFTER_GONE:
-            reason = RemovalReason.GONE
-        elif ref in self.given_up:
-            reason = RemovalReason.MONITOR
-        else:
-            reason = RemovalReason.CLOSED
-        self.remove(source, reason)
+        usual = RemovalReason.MONITOR if ref in self.given_up else RemovalReason.CLOSED
+        self.remove(source, next((reason for flag, reason in _REASONS if flags & flag), usual) if flags else usual)
 
     # --- what the client concludes ------------------------------------------
 
@@ -364,7 +365,7 @@ class SourceTable:
         if terms.counts_references:
             self.references.note(ref)
         self.given_up.discard(ref)
-        lost = flags & HeaderFlag.CLOSED_AFTER_DROP and not terms.quiet
+        lost = flags & _DROPPED and not terms.quiet
         unexplained = not self.kernel.explains_removal and (terms.counts_references or terms.filtered is False)
         if lost or unexplained:
             self.lost_ends += 1
@@ -486,10 +487,7 @@ class SourceTable:
     def _announce_removal(self, source: Source, reason: RemovalReason, *, final: bool) -> None:
         assert source.flow is not None
         self.statistics["flows_removed"] += 1
-        flow = source.flow
-        outcome = outcome_of(flow, source.counts) if final else None
-        if outcome is not None:
-            flow = attrs.evolve(flow, outcome=outcome)
+        flow = ended(source.flow, source.counts) if final else source.flow
         self.emit(FlowRemoved(self.time, flow, None, final, reason, source.take_report(None)))
 
     def _report_other(self, source: Source, *, removed: bool) -> None:

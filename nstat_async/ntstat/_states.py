@@ -15,6 +15,7 @@ import enum
 class State(enum.Enum):
     """Where a subscription stands."""
 
+    __hash__ = object.__hash__  # see `Purpose`
     OPENING = "opening"
     """Its channel is not there yet."""
     SUBSCRIBING = "subscribing"

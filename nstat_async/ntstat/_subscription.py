@@ -145,8 +145,6 @@ class Subscription(Client):
         self._poll_trouble = False
         self._details = False
         """The poll asks for counters by medium."""
-        self._describes = False
-        """The poll asks for the descriptions of all, apart from their counters."""
         self._singles_at_once = MAX_SINGLES
         self.has_small_buffer = False
         """What the kernel reports in one round of a poll need not fit; polls then ask for counters, a third of the size."""
@@ -343,7 +341,7 @@ class Subscription(Client):
         self._details = kernel.has_details and self.options.extras
         apart = self._asks_apart
         describe = apart and (not sources or any(map(self._is_undescribed, sources)))
-        self._describes = describe and (kernel.resumes_polls or not kernel.has_updates)
+        self.table.described = set() if describe and (kernel.resumes_polls or not kernel.has_updates) else None
         self._queue.extend(poll_requests(kernel, details=self._details, apart=apart, describe=describe))
 
     @property
@@ -367,8 +365,8 @@ class Subscription(Client):
         if not self._asks_apart:
             return ()
         if kernel.can_describe_all:  # announced since then, or the description did not fit
-            serial, described = self.table.poll_serial, self._describes
-            return (s for s in sources if s.identity is None or (described and serial not in {s.described, s.born}))
+            serial, came = self.table.poll_serial, self.table.described
+            return (s for s in sources if s.identity is None or not (came is None or s.born == serial or s.ref in came))
         return filter(self._is_undescribed, sources)
 
     def _begin_verification(self) -> None:

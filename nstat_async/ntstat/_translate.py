@@ -13,6 +13,7 @@ What misleads on the wire, and what is made of it:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -37,27 +38,27 @@ def decode_uuid(raw: bytes | None) -> UUID | None:
     return UUID(bytes=raw) if raw is not None and raw != _ZERO_UUID else None
 
 
-def decode_endpoint(raw: bytes) -> Endpoint | None:
-    """An address slot of 28 bytes; `None` for a family that is no IP address."""
+def decode_endpoint(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpoint | None:
+    """An address slot of 28 bytes; `None` for a family that is no IP address. Of the address `keep` makes what is kept."""
     family = raw[1]
     port = raw[2] << 8 | raw[3]
     if family == DARWIN_AF_INET:
-        return Endpoint(raw[4:8], port)
+        return Endpoint(keep(raw[4:8]), port)
     if family != DARWIN_AF_INET6:
         return None
     packed = raw[8:24]
     if packed[:12] == _MAPPED:
-        return Endpoint(packed[12:], port)
+        return Endpoint(keep(packed[12:]), port)
     scope = int.from_bytes(raw[24:28], "little")
     if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 and (packed[2] or packed[3]):
         scope = scope or packed[2] << 8 | packed[3]
         packed = packed[:2] + b"\0\0" + packed[4:]
-    return Endpoint(packed, port, scope or None)
+    return Endpoint(keep(packed), port, scope or None)
 
 
-def decode_peer(raw: bytes) -> Endpoint | None:
+def decode_peer(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpoint | None:
     """An address slot where all zero means "none"."""
-    endpoint = decode_endpoint(raw)
+    endpoint = decode_endpoint(raw, keep)
     if endpoint is None or (endpoint.port == 0 and endpoint.is_unspecified):
         return None
     return endpoint
@@ -106,6 +107,7 @@ def _true_kind(name: str | None, properties: int | None, loopback: bool | None) 
 
 _TUNNELS = ("utun", "ipsec", "ppp")
 _CACHED = 4096
+_OWNER = ("pid", "upid", "epid", "eupid", "pname", "uuid", "euuid", "uid", "persona_id")
 _NO_PERSONA = 0xFFFFFFFF
 """``PERSONA_ID_NONE``."""
 
@@ -127,17 +129,14 @@ class Translator:
     _interfaces: dict[tuple[Any, ...], Interface] = attrs.field(factory=dict, init=False)
     _packed: dict[bytes, bytes] = attrs.field(factory=dict, init=False)
 
-    def shared(self, endpoint: Endpoint | None) -> Endpoint | None:
-        """The same endpoint; its address shared with other flows, which have the few local ones in common."""
-        if endpoint is None:
-            return None
-        known = self._packed.get(endpoint.packed)
+    def shared(self, packed: bytes) -> bytes:
+        """The same address, shared with other flows: they have the few local ones in common."""
+        known = self._packed.get(packed)
         if known is None:
             if len(self._packed) >= _CACHED:
                 self._packed.clear()
-            self._packed[endpoint.packed] = endpoint.packed
-            return endpoint
-        return Endpoint(known, endpoint.port, endpoint.scope_id)
+            known = self._packed[packed] = packed
+        return known
 
     def nanoseconds(self, ticks: int) -> int:
         """Ticks of the kernel's clock in nanoseconds."""
@@ -146,11 +145,7 @@ class Translator:
 
     def process(self, fields: dict[str, Any]) -> Process | None:
         """The owner; shared between flows of the same owner."""
-        get = fields.get
-        key = (
-            get("pid"), get("upid"), get("epid"), get("eupid"), get("pname"),
-            get("uuid"), get("euuid"), get("uid"), get("persona_id"),
-        )  # fmt: skip
+        key = tuple(map(fields.get, _OWNER))
         process = self._processes.get(key)
         if process is None:
             pid, upid, epid, eupid, raw_name, uuid, euuid, uid, persona = key
