@@ -81,7 +81,7 @@ class Comparison:
         return sum(1 for source in missed if source.ref <= top and source.reported)
 
     def unseen(self, serial: int) -> int:
-        """Flows that only the old socket knows, though it was told of them in this poll: the new one's list is cut short."""
+        """Flows that only the old socket knows, though it was told of them in this poll of its table: the new one's list is cut short."""
         alive = (s for s in self.vanished if s.seen == serial and s.flow is not None)
         return sum(1 for s in alive if s.flow is not None and s.flow.state is not TcpState.TIME_WAIT)
 

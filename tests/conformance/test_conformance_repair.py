@@ -426,9 +426,16 @@ def test_a_look_that_finds_nothing_leaves_everything_as_it_was(name):
     agree(kernel, monitor)
 
 
-def test_a_look_whose_own_list_is_cut_short_does_not_take_over():
+@pytest.mark.parametrize("takeovers", [0, 2])
+def test_a_look_whose_own_list_is_cut_short_does_not_take_over(takeovers):
     """Without memory the kernel leaves sources out of the younger socket's list; those of the older one are alive."""
     kernel, _, monitor = watched("xnu-7195.141.2", flows=40, interval=1.0)
+    for number in range(takeovers):
+        kernel.faults.fail_allocations = 1.0
+        kernel.open_tcp(10 + number, f"missed{number}", remote=REMOTE)
+        kernel.faults.fail_allocations = 0.0
+        monitor.run(40.0)
+    assert len([loss for loss in monitor.picture.losses if loss.cause is LossCause.RESYNC]) == takeovers
     kernel.faults.fail_allocations = 1.0
     kernel.open_tcp(9, "unseen", remote=REMOTE)
     kernel.faults.fail_allocations = 0.5
