@@ -263,7 +263,7 @@ class Sockets:
         second, interval = self.second, self._options.interval
         if second is not None and second.stage is Stage.WAITING and subscription.serial >= second.barrier:
             self._barrier_passed(second, complete, now)
-        elif second is None and self._audit_at is None and self._resync_at is None:
+        if self.second is None and self._audit_at is None and self._resync_at is None:
             self._audit_at = now + self._audit_pause
         self._next_poll = None
         if interval is not None:
