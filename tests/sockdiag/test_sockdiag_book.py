@@ -457,6 +457,16 @@ def test_flows_are_announced_as_their_processes_are_found(kernel):
     assert kinds(kernel.run()) == ["FlowAdded", "PollCompleted"]
 
 
+def test_a_poll_is_over_when_all_are_announced_though_the_search_goes_on(kernel):
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=1, info=traffic())
+    kernel.wait(1.0)
+    piece = OwnersAnswer(((1, 42),), (ProcessFacts(42, 7, "p", None),), 40)
+    kernel.session.lookup_done(kernel.held.pop().token, piece, kernel.now)
+    assert kinds(kernel.run()) == ["FlowAdded", "PollCompleted"]
+
+
 def test_an_answer_is_that_of_its_own_question_and_comes_once(kernel):
     """What has another number, or was answered already, says nothing about what is being asked."""
     kernel.start()

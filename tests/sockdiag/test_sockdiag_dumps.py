@@ -358,6 +358,8 @@ def test_dumps_of_listeners_alone_say_nothing_of_the_others_and_repair_nothing(l
         events = client.dump(0, 6, TCP_DUMP_STATES, poll << 3) + client.dump(2, 17, ALL, poll << 3 | 5, NAMED)
         waited.append(poll not in {event.serial for event in events if isinstance(event, PollCompleted)})
     assert waited == [lost, True]
+    client.ask(2, 17, ALL, 7 << 3 | 5)
+    assert poll_of(client.session.take_events()).serial == 6, "which ends with the next one at the latest"
 
 
 def test_a_recorded_dump_is_given_up_some_time_after_it_was_asked_for():

@@ -84,6 +84,7 @@ def test_a_namespace_that_came_is_polled_soon_with_a_book_of_its_own(kernel):
     assert kernel.session.statistics()["namespaces"] == 2
     (added,) = (e for e in kernel.events if isinstance(e, FlowAdded) and e.flow.namespace)
     assert not added.preexisting
+    assert all(e.complete for e in kernel.events if isinstance(e, PollCompleted)), "those that lacked it, too"
 
 
 def test_a_namespace_that_went_ends_its_flows_and_its_channels(kernel):
