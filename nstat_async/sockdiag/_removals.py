@@ -51,6 +51,8 @@ class RemovalSource(Source):
         super().__init__(output, ChannelPurpose(book.number, Role.REMOVALS, groups))
         self.receive_buffer: int | None = None
         """Granted size in bytes, if known."""
+        self.missing = False
+        """True if the kernel does not report here, which is not known before it was asked."""
         self._book = book
         self._endings = endings
         self._sightings = sightings
@@ -91,6 +93,7 @@ class RemovalSource(Source):
             self.output.note(
                 f"destroyed sockets are not reported ({error_text(errno)}): flows between two polls are missed"
             )
+            self.missing = True
             self.close()
             return
         self._lossy = self._congested = True

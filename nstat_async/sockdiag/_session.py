@@ -249,7 +249,7 @@ class Session:
     def capabilities(self) -> Capabilities:
         """What is known by now about what this subscription can tell."""
         removals = [namespace.removals for namespace in self._entered()]
-        reported = all(source.is_open for source in removals)
+        reported = not any(source.missing for source in removals)
         answered = {KINDS[index].protocol for ns in self._namespaces for index in ns.dumps.answered}
         answered.update(*(namespace.tables.answered for namespace in self._namespaces))
         return Capabilities(

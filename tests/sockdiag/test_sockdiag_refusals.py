@@ -56,7 +56,9 @@ def test_what_is_missing_beside_the_dumps_is_a_note_in_words(channel):
             carry_out(command)
 
     kernel._carry_out = refuse
+    assert kernel.session.capabilities.final_counts, "nothing is missing that was not asked for yet"
     kernel.start()
+    assert kernel.session.capabilities.final_counts == (channel != 1)
     assert sum("Operation not permitted" in note for note in kernel.session.capabilities.notes) == 1
 
 
