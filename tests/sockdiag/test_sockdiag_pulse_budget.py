@@ -113,6 +113,17 @@ def test_every_flow_of_50_ms_has_a_look_at_50_a_second_within_the_budget(monkeyp
     assert len(machine.looks) < len(many)
 
 
+def test_a_look_rests_for_what_it_cost_and_longer_the_less_is_saved(monkeypatch):
+    """With nothing saved for as long as it takes to earn that."""
+    machine = Machine(monkeypatch)
+    rests = []
+    for share in (1.0, 0.5, 0.0):
+        machine.pulse._budget.left = machine.budget.left = share * machine.budget.most
+        machine.pulse._rest_after(machine, 0.001)
+        rests.append(machine.look_at)
+    assert rests == pytest.approx([0.001, 0.002, 0.001 / budget.SHARE], rel=0.02)
+
+
 @pytest.mark.parametrize("rate", [1000, 10_000])
 def test_a_thousand_a_second_cost_no_more_and_are_still_looked_at(monkeypatch, rate):
     """Looks are rarer, the more each of them has to do."""
