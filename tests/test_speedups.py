@@ -201,6 +201,18 @@ def test_behind_what_went_and_came_the_rows_are_known_again_without_a_look_at_th
     assert dumps.scan(*first, *map(row_of, came), *rows[10:], poll=3, entries={}) == []
 
 
+def test_a_longer_row_that_is_where_it_was_does_not_begin_alike():
+    """Its pieces are those of the dump before, and the row behind it is not where it would be behind a shorter one."""
+    rows = [row_of(1), row_of(2), struct.pack("=I", 104) + row_of(3)[4:] + bytes(4)]
+    entries = {cookie: Known(Form().format.unpack(row[:100])) for cookie, row in enumerate(rows, 1)}
+    memory = _scan.Memory()
+    memory.begin()
+    memory.now = list(entries.values())
+    memory.begin()
+    assert _scan.scan(b"".join(rows), 0, entries, 2, False, pytest.fail, 6, Form(), memory) == 200
+    assert [entry.seen for entry in entries.values()] == [2, 2, 0]
+
+
 def test_a_row_of_a_socket_that_something_else_told_of_is_not_known(dumps):
     rows = [row_of(cookie) for cookie in range(1, 4)]
     dumps.scan(*rows, poll=1)
