@@ -12,6 +12,8 @@ from typing import Any
 
 speedups: Any = None
 """The module ``nstat_async._speedups`` (``_speedups.c``); `None` when it is not used."""
+NEWEST = "Maker"
+"""What the C code has since it last grew: beside sources that are edited in place it may be an older one."""
 SPEEDUPS = "not used: NSTAT_ASYNC_PURE is set"
 """Whether it is used, for a person."""
 
@@ -22,3 +24,5 @@ if os.environ.get("NSTAT_ASYNC_PURE", "0") in {"", "0"}:
         SPEEDUPS = "not built: the same in Python"
     else:
         SPEEDUPS = "in use"
+        if not hasattr(speedups, NEWEST):
+            speedups, SPEEDUPS = None, "of older sources than the Python code, which is used alone: install again"

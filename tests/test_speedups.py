@@ -7,6 +7,7 @@ That both do the same on whatever a kernel may say is played by the fuzz targets
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import struct
 import subprocess
@@ -308,6 +309,16 @@ def test_a_variable_of_the_environment_turns_it_off(value, used):
     if expected is not None:
         assert answer.stdout.startswith(str(expected))
     assert ("NSTAT_ASYNC_PURE" in answer.stdout) == (used is False)
+
+
+@built
+def test_one_of_older_sources_is_not_used(monkeypatch):
+    """Beside sources that are edited in place it may be older than they are."""
+    monkeypatch.delattr(speedups, "Maker")
+    fresh = importlib.util.module_from_spec(importlib.util.find_spec("nstat_async._compiled"))
+    fresh.__spec__.loader.exec_module(fresh)
+    assert fresh.speedups is None
+    assert "older sources" in fresh.SPEEDUPS
 
 
 def test_the_doctor_says_whether_it_is_in_use():
