@@ -43,8 +43,8 @@ def _head(number: int) -> int:
 
 
 def _cuts(size: int, turn: int) -> list[int]:
-    """Where a message is cut: anywhere in its head, and behind it at each 23rd byte, others in each turn."""
-    return sorted({*range(min(size, 32)), *range(32 + turn * 2 % 23, size, 23), size - 1})
+    """Where a message is cut: anywhere in its head, and behind it at each 47th byte, others in each turn."""
+    return sorted({*range(min(size, 32)), *range(32 + turn * 4 % 47, size, 47), size - 1})
 
 
 @pytest.mark.parametrize("number", LAYOUTS)
