@@ -18,15 +18,15 @@ from nstat_async.backends import Backend
 async def main(
     quota: int, backend: Backend | None = None, every: float = 5.0, alarm: Callable[[str], object] = print
 ) -> None:
-    told = set()
+    alerted = set()
     async with Monitor(backend=backend) as monitor, by_process(monitor, every=every, max_age=3600) as tables:
         async for table in tables:
             for row in table.top(20, other=False):
                 # A key is (pid, unique_pid): a successor with the same pid has a quota of its own.
-                if row.kind is RowKind.GROUP and row.bytes > quota and row.key not in told:
-                    told.add(row.key)
+                if row.kind is RowKind.GROUP and row.bytes > quota and row.key not in alerted:
+                    alerted.add(row.key)
                     alarm(f"pid {row.pid} {row.name!r} moved {row.bytes:,} bytes (quota {quota:,})")
-            told &= {row.key for row in table.rows()}  # forget what the table forgot
+            alerted &= {row.key for row in table.rows()}  # forget what the table forgot
 
 
 async def until_stopped(quota: int) -> None:

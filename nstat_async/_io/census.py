@@ -20,7 +20,7 @@ from .tables import all_pids, holds, links, size_of
 MOST_SOCKETS = 100_000
 """Descriptors of sockets that are remembered; where there are more nothing is counted."""
 MOST_SHARED = 4096
-"""Sockets with several holders that are told, and of each:"""
+"""Sockets with several holders that were reported, and of each:"""
 MOST_HOLDERS = 16
 READ_AGAIN = 16
 """Rounds after which a table is read again that seems not to have changed."""

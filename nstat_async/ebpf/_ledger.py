@@ -135,7 +135,7 @@ class Ledger:
 
     @property
     def sockets(self) -> Collection[int]:
-        """Cookies of the sockets whose counts are in the map of flows, as far as records told."""
+        """Cookies of the sockets whose counts are in the map of flows, as far as records say."""
         return self._sockets.keys()
 
     def take_evidence(self) -> list[Evidence]:

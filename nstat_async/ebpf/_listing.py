@@ -102,7 +102,7 @@ class Listing:
     source: str
     """SHA-256 of the C file that it was built from."""
     license: str
-    """The licence that the kernel is told; tracing programs need a GPL-compatible one."""
+    """The licence that the kernel gets to know; tracing programs need a GPL-compatible one."""
     maps: dict[str, MapSpec]
     programs: dict[str, Program]
 

@@ -161,7 +161,7 @@ class EventLog:
         return self._listing
 
     def opened(self) -> list[AnyEvent]:
-        """All open flows, as whoever begins to listen is told of them."""
+        """All open flows, as whoever begins to listen gets them."""
         newest = self.open_flows.values()
         return [FlowAdded(self._time, event.flow, event.counts, preexisting=True) for event in newest]
 
@@ -253,7 +253,7 @@ class Reader:
         self.close()
         self.wake()
 
-    set = end  # what sse-starlette calls when the server is told to stop
+    set = end  # what sse-starlette calls when the server shall stop
 
     def fall_behind(self, batch: _Batch) -> None:
         """Take the batch over: it is about to leave the log."""

@@ -125,7 +125,7 @@ class Publisher:
     async def run(self, monitor: Monitor) -> None:
         """Publish, beside the monitor's other consumers, until it ends.
 
-        Cancelled, it takes its leave: the fleet is told that this machine stops.
+        Cancelled, it takes its leave: the fleet hears that this machine stops.
 
         Raises:
             BackendUnavailableError: The first connection is refused for good: the server does not let us in.

@@ -16,7 +16,7 @@ from ._subscription import Subscription
 def capabilities_of(
     setup: Setup, kernel: Kernel, client: Client | None, found: ProofResult, *, has_polled: bool
 ) -> Capabilities:
-    """What can be told.
+    """What can be known.
 
     Args:
         setup: What the session was made of.

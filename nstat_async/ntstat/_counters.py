@@ -198,8 +198,8 @@ def has_grown_whole(new: Values, old: Values) -> bool:
     )
 
 
-def advance(told: Values, old: Values, new: Values) -> Values:
-    """The counters to tell when the raw ones do not simply grow.
+def advance(reported: Values, old: Values, new: Values) -> Values:
+    """The counters to report when the raw ones do not simply grow.
 
     - u32 byte counters of TCP (positions 10 to 12) wrap at 4 GiB: their growth is
       taken modulo 2^32, unless it is so large, or the bytes fell with it, that the
@@ -210,14 +210,14 @@ def advance(told: Values, old: Values, new: Values) -> Values:
     values = list(new)
     fell = new[1] < old[1] or new[3] < old[3]
     for position in range(10):
-        if new[position] is not None and told[position] is not None:
-            values[position] = max(new[position], told[position])
+        if new[position] is not None and reported[position] is not None:
+            values[position] = max(new[position], reported[position])
     for position in (10, 11, 12):
-        if new[position] is not None and told[position] is not None:
+        if new[position] is not None and reported[position] is not None:
             growth = (
                 (new[position] - old[position]) & 0xFFFFFFFF
                 if old[position] < 1 << 32
                 else new[position] - old[position]
             )
-            values[position] = told[position] + (growth if 0 <= growth < 1 << 31 and not fell else 0)
+            values[position] = reported[position] + (growth if 0 <= growth < 1 << 31 and not fell else 0)
     return tuple(values)

@@ -78,14 +78,14 @@ class CoverageMeter:
 
     def measure(self, source: Source) -> None:
         """Add up what a flow moved since it was looked at last; what it had moved before it was seen is no part of it."""
-        flow, told, before = source.flow, source.told, source.measured
-        if told is before or told is None or flow is None:
+        flow, now, before = source.flow, source.counters, source.measured
+        if now is before or now is None or flow is None:
             return
-        source.measured = told
+        source.measured = now
         is_old = before is None and source.preexisting
         if is_old or flow.is_loopback or flow.provider in UNCOUNTED_PROVIDERS:
             return
-        rx, tx = self._bytes_of(told)
+        rx, tx = self._bytes_of(now)
         rx_before, tx_before = (0, 0) if before is None else self._bytes_of(before)
         self._moved = (self._moved[0] + max(0, rx - rx_before), self._moved[1] + max(0, tx - tx_before))
 

@@ -59,7 +59,7 @@ class LossLedger:
         return True
 
     def unreported(self, found: Ledger | None, current: Subscription) -> Iterator[tuple[LossCause, int]]:
-        """What the kernel counts as lost and nobody was told: causes and numbers."""
+        """What the kernel counts as lost and no event reported: causes and numbers."""
         self._readable = found is not None and bool(found.clients or self._counts_of_all)
         if found is None:
             return

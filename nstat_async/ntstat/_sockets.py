@@ -3,7 +3,7 @@
 A second one is opened only where it repairs the view, or may have to: announcements were lost
 for good, the control went away, or (an *audit*) it is time to see whether anything was left out. It is
 subscribed with announcements suppressed and polled in silence. Then the first one is polled, so
-that all it was told before is read; then the second again, and that one takes over.
+that all it got before is read; then the second again, and that one takes over.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ class Sockets:
             self._decide(second, now)
 
     def _barrier_passed(self, second: SecondSocket, complete: bool, now: float) -> None:
-        """All that the first socket was told before its poll is read now: does it miss anything?"""
+        """All that the first socket got before its poll is read now: does it miss anything?"""
         assert self.current is not None
         if second.audit:
             missed = 0

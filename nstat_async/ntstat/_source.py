@@ -80,15 +80,15 @@ class Source:
     """Counters when `CoverageMeter` looked at it last."""
 
     @property
-    def told(self) -> Raw | None:
+    def counters(self) -> Raw | None:
         """Counters as last reported: never below earlier ones."""
         return self.raw if self.corrected is None else self.corrected
 
     @property
     def counts(self) -> Counts | None:
         """The same for users."""
-        told = self.told
-        return None if told is None else self.reader.counts(told)
+        counters = self.counters
+        return None if counters is None else self.reader.counts(counters)
 
     def judge(self) -> None:
         """Find out whether it is plain: to be called after whatever else changes it."""
@@ -99,8 +99,8 @@ class Source:
         """What the next event is made of; `previous`: the counters of the event before."""
         last, self.report = self.report, None
         if last is not None:
-            return (*last, self.told, previous)
-        return (self.reader, b"", 0, 0, 0, -1, self.told, previous)
+            return (*last, self.counters, previous)
+        return (self.reader, b"", 0, 0, 0, -1, self.counters, previous)
 
     @property
     def is_final(self) -> bool:

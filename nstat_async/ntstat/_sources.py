@@ -146,7 +146,7 @@ class SourceTable:
             self._merge_counts(source, raw)
             self._report_other(source, removed=False)
             return
-        previous = source.told
+        previous = source.counters
         changed = raw != source.raw and self._merge_counts(source, raw)
         if flags & _CLOSING:
             source.closing = True
@@ -182,7 +182,7 @@ class SourceTable:
         if not source.reported:
             self._announce(source)
         elif changed and not (flags & _CLOSING or source.closing or source.unsolicited == 2):
-            self.announce_update(source, source.told)
+            self.announce_update(source, source.counters)
 
     def update(
         self, ref: int, provider_id: int, raw: Raw | None, data: bytes, at: int, end: int, items_end: int, flags: int
@@ -201,7 +201,7 @@ class SourceTable:
         if raw is None:
             return  # the provider's number says that it is a route, and its length that it is none
         identity = hash(b"".join(reader.identity(data, at)))
-        previous, source.report = source.told, (reader, data, at, end, items_end, self.time_ns)
+        previous, source.report = source.counters, (reader, data, at, end, items_end, self.time_ns)
         changed = raw != source.raw and self._merge_counts(source, raw)
         different = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if flags & _CLOSING:
@@ -311,7 +311,7 @@ class SourceTable:
             if flow is not None and flow.process in changed:
                 source.flow = attrs.evolve(flow, process=changed[flow.process])
                 if source.reported:
-                    self.announce_update(source, source.told)
+                    self.announce_update(source, source.counters)
 
     # --- making ------------------------------------------------------------
 
@@ -520,7 +520,7 @@ class SourceTable:
             ):
                 source.flow = attrs.evolve(other, direction=Direction.INBOUND)
                 if source.reported:
-                    self.announce_update(source, source.told)
+                    self.announce_update(source, source.counters)
 
     def _forget_listener(self, flow: Flow | None) -> None:
         port = _port_of_listener(flow)

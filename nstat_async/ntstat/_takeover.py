@@ -35,7 +35,7 @@ class Stage(enum.Enum):
     LISTING = "listing"
     """It subscribes, and polls for the first time."""
     WAITING = "waiting"
-    """It waits for a poll of the first socket: what that was told before is then read."""
+    """It waits for a poll of the first socket: what that one got before is then read."""
     REPEATING = "repeating"
     """It polls again, to know all that the first socket knows, and takes over then."""
 
@@ -66,7 +66,7 @@ class Comparison:
     """(old, new): open for both."""
     ended: list[tuple[Source, Source, RemovalReason]]
     """The same, and the new socket has heard its end already, in which case `new` has the final counts."""
-    told: list[Source]
+    outlived: list[Source]
     """Of the new socket: the old one has heard its end already."""
     fresh: list[Source]
     """Only the new socket knows it."""
@@ -76,12 +76,12 @@ class Comparison:
     """Only the old socket knows it."""
 
     def missed_up_to(self, top: int) -> int:
-        """Flows that the old socket was never told of, among those with references up to this one."""
+        """Flows that the old socket never got to know, among those with references up to this one."""
         missed = [*self.fresh, *(source for source, _ in self.passed)]
         return sum(1 for source in missed if source.ref <= top and source.reported)
 
     def unseen(self, serial: int) -> int:
-        """Flows that only the old socket knows, though it was told of them in this poll of its table: the new one's list is cut short."""
+        """Flows that only the old socket knows, though it heard of them in this poll of its table: the new one's list is cut short."""
         alive = (s for s in self.vanished if s.seen == serial and s.flow is not None)
         return sum(1 for s in alive if s.flow is not None and s.flow.state is not TcpState.TIME_WAIT)
 
@@ -93,7 +93,7 @@ def compare(old: SourceTable, new: SourceTable) -> Comparison:
     return Comparison(
         both=[(a, b) for a, b in pairs if a not in ended and b not in gone],
         ended=[(a, b, gone[b]) for a, b in pairs if a not in ended and b in gone],
-        told=[b for a, b in pairs if a in ended and b not in gone],
+        outlived=[b for a, b in pairs if a in ended and b not in gone],
         fresh=[b for b in fresh if b not in gone],
         passed=[(b, gone[b]) for b in fresh if b in gone],
         vanished=[a for a in left if a not in ended],
@@ -206,13 +206,13 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> N
     old.remember_ends(wanted=False)
     for before, source in found.both:
         if _carry_on(before, source) and source.flow is not None:
-            table.announce_update(source, before.told)
+            table.announce_update(source, before.counters)
     for before, source, reason in found.ended:
         _carry_on(before, source)
         table.report_end(source, reason)
     for source in found.vanished:
         old.remove(source, RemovalReason.GONE)
-    for source in found.told:
+    for source in found.outlived:
         table.hide(source)
     for source in (*found.fresh, *(source for source, _ in found.passed)):
         source.preexisting = False
@@ -233,7 +233,7 @@ def _carry_on(old: Source, new: Source) -> bool:
         flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=flow.direction or before.direction
     )
     new.flow = before if merged == before else merged
-    if new.raw is None:  # the new socket was told of no counters yet: the flow has those that were reported
+    if new.raw is None:  # the new socket got no counters yet: the flow has those that were reported
         new.raw, new.corrected = old.raw, old.corrected
         return new.flow is not before
     if old.raw is None:

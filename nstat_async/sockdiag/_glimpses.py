@@ -3,7 +3,7 @@
 Some may not be entered, some are held by a descriptor alone and are not found, some are gone before anyone could look.
 Records and the walk over all descriptors tell of each socket which namespace it is in; it gets a book of its own, which no
 dump speaks to. In it nothing is known of interfaces, nothing of the counters of a TCP connection until its end, and what
-no process has open and no record told of is not seen. An end whose record was lost shows in the walks.
+no process has open and no record reported is not seen. An end whose record was lost shows in the walks.
 """
 
 from __future__ import annotations

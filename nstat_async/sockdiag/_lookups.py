@@ -54,7 +54,7 @@ def lookup_request(message: bytes, protocol: int, *, exact: bool = True, mirrore
 
 
 def exact_request(family: int, identity: bytes, cookie: int) -> DiagRequest:
-    """The request for a TCP socket of which another source told; `identity` is its ports, addresses and device."""
+    """The request for a TCP socket that another source reported; `identity` is its ports, addresses and device."""
     socket_id = identity + cookie.to_bytes(8, sys.byteorder)
     return DiagRequest(family, IPPROTO_TCP, _EXTENSIONS, socket_id=socket_id, dump=False)
 

@@ -12,7 +12,7 @@ from ._output import Output
 from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest
 
 REMEMBERED = 1024
-"""Namespaces of which records told, and that were not found."""
+"""Namespaces that records named, and that were not found."""
 ROUNDS = 2
 """Whole rounds that do not find a namespace until it is watched from outside: the first may have begun before it was met."""
 
@@ -23,7 +23,7 @@ MOST_LOOKS = 32
 
 @attrs.define
 class _Stranger:
-    """A namespace of which a record told."""
+    """A namespace that a record named."""
 
     inode: int
     looks: int = 0
@@ -115,7 +115,7 @@ class NamespaceSource:
             self.ask()
 
     def _watch_from_outside(self, answer: NamespacesAnswer) -> None:
-        """See to what records told of and the look did not find, or could not enter."""
+        """See to what records named and the look did not find, or could not enter."""
         labels = {inode for inode, _ in answer.names}
         for cookie, stranger in list(self._strangers.items()):
             stranger.looks += 1

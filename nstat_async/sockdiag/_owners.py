@@ -117,7 +117,7 @@ class OwnerSource:
 
     @property
     def naming(self) -> bool:
-        """True while it is asked what processes are called that records told of, or what users are."""
+        """True while it is asked what processes are called that records named, or what users are."""
         return bool(self._naming or self._nameless or self._users_asked)
 
     def want(self, entry: Entry) -> None:

@@ -198,9 +198,9 @@ class Programs:
                 reason = answer.reason or UnavailableReason.MISSING
                 self._output.failure = BackendUnavailableError("ebpf", reason, answer.detail)
             return
-        told, sightings = tells(answer.tier), self._sightings
+        abilities, sightings = tells(answer.tier), self._sightings
         self._ledger = Ledger(
-            packets=told.udp_packets,
+            packets=abilities.udp_packets,
             births=answer.births,
             processes=answer.processes_trusted,
             ignore=answer.own_cookies,
@@ -208,8 +208,8 @@ class Programs:
         sightings.own = frozenset(answer.own_cookies)
         sightings.live, sightings.ticks = True, answer.ticks
         sightings.changes = answer.changes
-        sightings.walked = told.other_bytes and answer.owners
-        sightings.packets, sightings.births = told.udp_packets, answer.births
+        sightings.walked = abilities.other_bytes and answer.owners
+        sightings.packets, sightings.births = abilities.udp_packets, answer.births
         sightings.counted, sightings.gone = self._counts_to_come, self._ledger.forget
         pairs = zip(answer.namespaces, self._books, strict=False)
         sightings.books.update((cookie, book) for cookie, book in pairs if cookie is not None)
@@ -260,10 +260,10 @@ class Programs:
 
     def _counts_to_come(self, entry: Entry) -> bool:
         """A datagram socket was removed: True if its last counts are on their way."""
-        told = tells(self.tier)
-        if told.udp_bytes and (entry.protocol == PACKET or not told.udp_end):
+        abilities = tells(self.tier)
+        if abilities.udp_bytes and (entry.protocol == PACKET or not abilities.udp_end):
             self._taking.append(entry.cookie)
-        return told.udp_bytes
+        return abilities.udp_bytes
 
     # -- polls
 

@@ -57,7 +57,7 @@ def encode_row(
     inode: int = 0,
     device: int = 0,
 ) -> bytes:
-    """What a dump would say of a socket that another source told of; without ``tcp_info``.
+    """What a dump would say of a socket that another source reported; without ``tcp_info``.
 
     Args:
         family: As in the message, like all the rest.

@@ -295,13 +295,13 @@ class Session:
         if hidden is not None:
             yield hidden
         programs = self._programs
-        told = tells(programs.tier)
+        abilities = tells(programs.tier)
         if Provider.UDP in self._options.providers:
-            if told.udp_bytes:
+            if abilities.udp_bytes:
                 yield "UDP sockets that were there before the monitor are counted from its start on"
             else:
                 yield "the kernel keeps no byte counters of UDP sockets"
-        if not (told.tcp_process and told.tcp_accepted_process and programs.attached.processes_trusted):
+        if not (abilities.tcp_process and abilities.tcp_accepted_process and programs.attached.processes_trusted):
             beat = self._sightings.pulsing and self._options.pulse
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
             yield f"a flow that began and ended {between} has no process"

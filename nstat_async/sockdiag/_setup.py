@@ -368,7 +368,7 @@ class ChangedRequest:
 
 @attrs.frozen
 class ChangedAnswer:
-    """What they told."""
+    """What they reported."""
 
     rows: bytes = b""
     """As ``ebpf.decode_changed`` reads them: a beginning, sockets, and an end."""

@@ -143,13 +143,13 @@ class Sightings:
         self.births = False
         """True if the making of datagram sockets is seen."""
         self.walked = False
-        """True if raw, ICMP and packet sockets are told, and a walk over all descriptors tells which there are."""
+        """True if raw, ICMP and packet sockets are reported, and a walk over all descriptors says which there are."""
         self.changes = False
-        """True if it is told in which TCP sockets something moved (`Walks`)."""
+        """True if it is known in which TCP sockets something moved (`Walks`)."""
         self.walks = 0
         """Walks over all descriptors that came to their end."""
         self.missing = False
-        """Sockets are known to be there that no record and no walk has told of."""
+        """Sockets are known to be there that no record and no walk has reported."""
         self.counted: Callable[[Entry], bool] = lambda _entry: False
         """Whether the last counts of this datagram socket are on their way."""
         self.gone: Callable[[int], None] = lambda _cookie: None

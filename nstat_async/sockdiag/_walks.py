@@ -83,7 +83,7 @@ class Walks:
         """What is still to be asked for."""
         self._marking = False
         self._marked: int | None = None
-        """Serial of the poll in which the first walk was over: what moves since then is told."""
+        """Serial of the poll in which the first walk was over: what moves since then is reported."""
         self._polls = PROOF
         """Polls since all was dumped."""
         self._gaps = 0
@@ -97,8 +97,8 @@ class Walks:
     @property
     def _suits(self) -> bool:
         sightings = self._sightings
-        told = self._allowed and sightings.live and sightings.changes and self._removals.reliable
-        return told and len(self._book.entries) >= LEAST and not self._output.following
+        known = self._allowed and sightings.live and sightings.changes and self._removals.reliable
+        return known and len(self._book.entries) >= LEAST and not self._output.following
 
     def begin_poll(self) -> bool:
         """Ask what moved, where that is less work than a dump; True if the dump is spared."""

@@ -160,7 +160,7 @@ class ScriptedMachine(Machine):
         return self.open(Provider.UDP, pid, name, **options)
 
     def open_quic(self, pid: int = 501, name: str = "app", **options: Any) -> EmulatedFlow:
-        """A user-land QUIC flow (since xnu-6153), to ``198.51.100.7:443`` unless told otherwise; see `open`."""
+        """A user-land QUIC flow (since xnu-6153), to ``198.51.100.7:443`` unless another is given; see `open`."""
         return self.open(Provider.QUIC, pid, name, **{"remote": _SERVER, "userland": None, **options})
 
     def open_connection(self, pid: int = 501, name: str = "app", **fields: Any) -> EmulatedFlow:

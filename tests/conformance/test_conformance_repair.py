@@ -614,7 +614,7 @@ def test_a_flow_whose_counters_the_second_socket_was_not_told_keeps_those_that_w
         7, "1.7", None, 3, preexisting=False, flow=flow, raw=b"counters as sent", corrected=(5, 6), reported=True
     )
     after = Source(9, "2.9", None, 3, preexisting=True, flow=attrs.evolve(flow, id="2.9"))
-    found = Comparison(both=[(before, after)], ended=[], told=[], fresh=[], passed=[], vanished=[])
+    found = Comparison(both=[(before, after)], ended=[], outlived=[], fresh=[], passed=[], vanished=[])
     table = SimpleNamespace(remember_ends=lambda *, wanted: None)
     continue_flows(table, table, found)
-    assert (after.id, after.flow, after.told) == ("1.7", flow, (5, 6))
+    assert (after.id, after.flow, after.counters) == ("1.7", flow, (5, 6))
