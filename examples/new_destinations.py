@@ -28,8 +28,11 @@ class Baseline:
     def __init__(self, path: Path, learn: float) -> None:
         self.path = path
         self.learn = 0.0 if path.exists() else learn
-        found = json.loads(path.read_text()) if path.exists() else {}
-        self.known = {program: set(places) for program, places in found.items()}
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+            self.known = {program: set(places) for program, places in found.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            sys.exit(f"{path} is no baseline: {error}")
         self.began: float | None = None
 
     def is_new(self, event: Event) -> str | None:

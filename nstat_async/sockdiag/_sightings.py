@@ -365,7 +365,8 @@ class Sightings:
             waiting.settle(ended)
             return
         if cookie in self._record_due:
-            self._record_due.pop(cookie)
+            if ended.time is not None:  # else that was no record: it, or what the map still has, may come yet
+                self._record_due.pop(cookie)
             return
         entry = book.entries.get(cookie)
         if not ended.final:  # known to be over, and not how: sock_diag will say
@@ -397,7 +398,7 @@ class Sightings:
         elif self.pulsing and not self.live and entry.owner is None:
             self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         else:
-            if self.pulsing:
+            if self.pulsing or self.live:  # what they saw of it may come later
                 self._note_past(cookie)
             settle(None)
 
