@@ -227,7 +227,7 @@ def _step_of_programs(kernel: _OddPrograms, choices: Choices) -> None:
         kernel.cgroups[number] = CgroupFacts(number, choices.pick(("/", "/system.slice/a.service", "")))
     elif what == 14:
         kernel.namespaces += 1
-        found = FoundNamespace(kernel.namespaces, NetworkNamespace(choices.pick("ab")), 70 + kernel.namespaces)
+        found = FoundNamespace(kernel.namespaces, NetworkNamespace(choices.pick("ab")), 100 + kernel.namespaces)
         gone = choices.byte() % (kernel.namespaces + 1)
         kernel.came_and_went.append(NamespacesAnswer((found,), (gone,) if gone else ()))
     else:

@@ -133,7 +133,7 @@ class RemovalSource(Source):
         info = info_of(message, form, pieces)
         entry = book.entries.get(pieces[2])
         known = entry is not None
-        if self._sightings.is_reported(pieces[2]) and not known:
+        if self._sightings.note_removal(pieces[2], known=known):
             return
         if entry is None:
             if is_unused(message):

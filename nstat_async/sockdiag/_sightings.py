@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from .._events import RemovalReason
+from .._events import LossCause, RemovalReason
 from .._model import Direction, Outcome, Process
 from ..ebpf import (
     Counted,
@@ -52,7 +52,7 @@ from ._outcomes import outcome_by_record
 from ._output import Output
 from ._owners import OwnerSource
 from ._reports import counted_report
-from ._rows import RowFormats, encode_row
+from ._rows import RowFormats, encode_row, same_connection
 from ._setup import ProcessFacts
 from ._waiting import Memory, Waiting
 
@@ -172,8 +172,8 @@ class Sightings:
         self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
         self._removal_due: Memory[int, bool] = Memory(MOST_REMEMBERED)
         """Sockets that ended by record: their removal says nothing new."""
-        self._record_due: Memory[int, None] = Memory(MOST_REMEMBERED)
-        """Sockets that ended by removal: their record, or what a pulse saw of them, says nothing new."""
+        self._past: Memory[int, None] = Memory(MOST_REMEMBERED)
+        """Sockets that were removed, and whose last record did not come yet: whatever comes of them is no new flow."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
         """What came of namespaces that are not watched yet, the oldest first."""
         self._takers: dict[type, Callable[[Book, Any], None]] = {
@@ -211,7 +211,7 @@ class Sightings:
         entry = self.known(book, facts.cookie)
         bound = facts.local_port or facts.remote_port or protocol_of(facts) not in _DUMPED
         walked = isinstance(facts, OwnerRow)
-        if entry is not None or (walked and book.dumped) or not bound or facts.cookie in self._record_due:
+        if entry is not None or (walked and book.dumped) or not bound or facts.cookie in self._past:
             return entry
         entry = self._begin(book, facts)
         entry.preexisting = walked
@@ -359,14 +359,19 @@ class Sightings:
 
     def _ended(self, book: Book, ended: Ended) -> None:
         cookie = ended.facts.cookie
-        waiting = self._take_removed(cookie)
+        removed = self.removed.get(cookie)
+        if removed is not None and self._is_earlier(ended, removed.entry):
+            if removed.entry.connection == 1:  # else its end was reported
+                self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
+            return
+        past, waiting = cookie in self._past, self._take_removed(cookie)
+        if ended.final:  # else that was no record: it, or what the map still has, may come yet
+            self._past.pop(cookie)
         if waiting is not None:
             assert waiting.settle is not None
             waiting.settle(ended)
             return
-        if cookie in self._record_due:
-            if ended.time is not None:  # else that was no record: it, or what the map still has, may come yet
-                self._record_due.pop(cookie)
+        if past:
             return
         entry = book.entries.get(cookie)
         if not ended.final:  # known to be over, and not how: sock_diag will say
@@ -387,28 +392,34 @@ class Sightings:
         else:
             self._end(half)
 
+    def _is_earlier(self, ended: Ended, removed: Entry) -> bool:
+        """True if this is the end of a connection that a removed socket had before its last one."""
+        return removed.protocol == IPPROTO_TCP and not same_connection(self._row(ended.facts)[0][1], removed.identity)
+
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""
         cookie = entry.cookie
         half = self._recorded.pop(cookie)
-        if half is not None:
+        if half is not None and half.connection == entry.connection:
+            self._past.pop(cookie)
             settle(half.ended)
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
             self.removed.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         elif self.pulsing and not self.live and entry.owner is None:
             self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         else:
-            if self.pulsing or self.live:  # what they saw of it may come later
-                self._note_past(cookie)
             settle(None)
 
     def is_past(self, cookie: int) -> bool:
         """True if a socket was removed: what a pulse saw of it is older."""
-        return cookie in self._record_due
+        return cookie in self._past
 
-    def is_reported(self, cookie: int) -> bool:
-        """True if the end of a socket that was removed is reported already."""
-        return self._removal_due.pop(cookie) or cookie in self.own
+    def note_removal(self, cookie: int, *, known: bool) -> bool:
+        """A socket was removed, and never comes back; True if its end is reported already, and it is `known` no more."""
+        reported = (self._removal_due.pop(cookie) or cookie in self.own) and not known
+        if (self.live or self.pulsing) and not reported:
+            self._past.add(cookie, None)
+        return reported
 
     def end_recorded(self, cookie: int) -> bool:
         """The removal of this connection will not come: its record is all; False if there is none."""
@@ -481,11 +492,7 @@ class Sightings:
     def _give_up(self, cookie: int, half: _Half) -> None:
         assert half.settle is not None
         self.gone(cookie)
-        self._note_past(cookie)
         half.settle(None)
-
-    def _note_past(self, cookie: int) -> None:
-        self._record_due.add(cookie, None)
 
     def stop(self) -> None:
         """No more records will come."""

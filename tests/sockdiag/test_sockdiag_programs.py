@@ -20,6 +20,7 @@ from nstat_async import (
     FlowAdded,
     FlowRemoved,
     FlowUpdated,
+    LossCause,
     PollCompleted,
     RemovalReason,
     TcpState,
@@ -146,6 +147,28 @@ def test_a_removal_alone_ends_a_flow_and_its_late_record_says_nothing():
     (removed,) = flow_events(kernel.wait(1.0))
     assert removed.counts.tx_bytes == 70
     assert flow_events(kernel.ring(closed())) == []
+
+
+def test_a_listener_that_was_removed_is_no_new_flow_by_what_its_socket_did_before():
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, remote=bytes(4), remote_port=0, state=SocketState.LISTEN)
+    kernel.poll()
+    kernel.close(9)
+    kernel.ring(record(Kind.OPENED, 9, pid=5, **PORTS), closed())
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+
+
+def test_a_record_that_comes_behind_two_lists_of_counts_without_its_socket_says_nothing():
+    """The lists are newer than the record, and end the flow whose removal waits for it."""
+    kernel = started()
+    kernel.ring(datagram_record(Kind.FIRST_IO, 3, pid=5, flags=BORN, **PORTS))
+    kernel.feed(FakeSocket(3, remote=REMOTE, protocol=17).message(final=True), 1)
+    for lost in range(1, 4):
+        kernel.lost = kernel.lost._replace(ring_full=lost)
+        kernel.poll()
+    kernel.ring(datagram_record(Kind.RELEASED, 3, flags=BORN, **PORTS))
+    assert [type(e) for e in flow_events(kernel.events) if not isinstance(e, FlowUpdated)] == [FlowAdded, FlowRemoved]
 
 
 def test_a_record_ends_a_flow_whose_removal_was_lost_and_a_poll_does_not_end_it_again():
@@ -646,6 +669,38 @@ def test_a_record_of_an_end_is_not_that_of_a_connection_that_a_dump_found_meanwh
     last = [e for e in flow_events(kernel.events) if e.flow.id == "c9.2"]
     assert [type(e) for e in last] == [FlowAdded]
     assert [e.flow.id for e in flow_events(kernel.events) if isinstance(e, FlowRemoved)] == ["c9"]
+
+
+def test_a_removal_is_not_joined_with_the_record_of_the_connection_before():
+    kernel = started()
+    connect(kernel)
+    kernel.feed(encode(attrs_of(closed())), RING)
+    kernel.sockets[9] = FakeSocket(9, remote=bytes((127, 0, 0, 3)), local_port=40001)
+    kernel.poll()
+    kernel.close(9)
+    kernel.ring(closed()._replace(time=1_000_000_000))
+    kernel.wait(1.0)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c9", "c9.2"]
+
+
+@pytest.mark.parametrize(
+    ("known", "ids", "lost"),
+    [(True, ["c9", "c9.2"], LossCause.FINAL_COUNTS), (False, ["c9"], LossCause.GOODBYE)],
+)
+def test_records_of_two_connections_that_come_after_the_removal_of_their_socket(known, ids, lost):
+    """The removal is that of the second one; the first one's record is not taken for its: what is lost is said."""
+    kernel = started()
+    ports = {"local_port": 40001, "remote_port": 80 << 8}
+    first = [record(Kind.OPENED, 9, remote_port=81 << 8), record(Kind.CLOSED, 9, remote_port=81 << 8, tx_bytes=1)]
+    second = [record(kind, 9, 1_000_000_000, tx_bytes=70, rx_bytes=8, **ports) for kind in (Kind.OPENED, Kind.CLOSED)]
+    kernel.ring(*first[:known])
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    kernel.ring(*first[known:], *second)
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [e.flow.id for e in removed] == ids
+    assert (removed[-1].flow.remote.port, removed[-1].counts.rx_bytes, removed[-1].final) == (80, 8, True)
+    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(lost, 1)]
 
 
 def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty():
