@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from socket import htons
 from typing import Any
 
 import attrs
@@ -204,7 +205,7 @@ def _step_of_programs(kernel: _OddPrograms, choices: Choices) -> None:
         _happened(kernel, choices, cookie)
     elif what == 9 and cookie in kernel.sockets:
         last = Kind.CLOSED if kernel.sockets[cookie].protocol == 6 else Kind.RELEASED
-        if kernel.sockets[cookie].state != SocketState.LISTEN:
+        if kernel.sockets[cookie].state != SocketState.LISTEN and kernel.stages.get(cookie) is not Kind.CLOSED:
             kernel.waiting += [_record(kernel, choices, cookie, last)][choices.rarely() :]
         if not choices.rarely():  # else the program was skipped
             kernel.flows.pop(cookie, None)
@@ -241,18 +242,23 @@ def _record(kernel: _OddPrograms, choices: Choices, cookie: int, kind: Kind) -> 
 
 
 def _happened(kernel: _OddPrograms, choices: Choices, cookie: int) -> None:
-    """The next of a connection's records is written, or lost: it begins once, and is established once."""
-    before = kernel.stages.get(cookie)
-    if kernel.sockets[cookie].protocol != 6:
+    """The next of a connection's records is written, or lost: it begins once, is established once, and ends once."""
+    before, sock = kernel.stages.get(cookie), kernel.sockets[cookie]
+    if sock.protocol != 6:
         kind = Kind.FIRST_IO
     elif before is None:
         kind = choices.pick((Kind.OPENED, Kind.ACCEPTED))
     elif before is Kind.OPENED:
         kind = Kind.ESTABLISHED
+    elif before is Kind.CLOSED:
+        kind = Kind.OPENED
+        sock.state, sock.local_port, sock.remote_port = SocketState.SYN_SENT, sock.local_port + 1, 1000 + choices.byte()
     else:
-        return
+        kind = Kind.CLOSED
     kernel.stages[cookie] = kind
     kernel.waiting += [_record(kernel, choices, cookie, kind)][choices.rarely() :]
+    if kind is Kind.CLOSED:  # it is dissolved (AF_UNSPEC), and may connect again
+        sock.state, sock.remote_port, sock.info = SocketState.CLOSE, 0, {}
 
 
 def _record_of(kernel: _OddPrograms, choices: Choices, cookie: int, kind: Kind) -> Record:
@@ -263,6 +269,7 @@ def _record_of(kernel: _OddPrograms, choices: Choices, cookie: int, kind: Kind) 
         "local": sock.local.ljust(16, b"\0"),
         "remote": sock.remote.ljust(16, b"\0"),
         "local_port": sock.local_port,
+        "remote_port": htons(sock.remote_port),
         "family": sock.family,
         "protocol": sock.protocol,
         "type": SocketType.STREAM if tcp else SocketType.DGRAM,

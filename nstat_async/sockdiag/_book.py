@@ -329,7 +329,7 @@ class Book:
 
     def learn_cgroup(self, entry: Entry) -> None:
         """More is known of the cgroup that the socket was made in."""
-        if not entry.over:
+        if entry.flow is not None and not entry.over:
             self.update(entry, entry.report, rebuilt=True)
 
     def locate(self) -> None:

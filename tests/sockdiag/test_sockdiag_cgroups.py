@@ -118,6 +118,21 @@ def test_an_answer_that_comes_late_is_an_update(kernel):
     assert update.delta.rx_bytes == 0
 
 
+def test_an_answer_that_comes_before_a_second_connection_is_announced_is_no_update(kernel):
+    """A poll finds that the socket connected again, and the flow of that waits for the answer, too."""
+    kernel.hold_lookups = True
+    sock = open_socket(kernel, 1, 7001)
+    kernel.start()
+    kernel.wait(3.0)
+    sock.remote_port = 81
+    kernel.poll()
+    (command,) = [each for each in kernel.held if isinstance(each.request, CgroupsRequest)]
+    kernel.answer(command)
+    kernel.run()
+    kernel.wait(3.0)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved", "FlowAdded"]
+
+
 def test_the_rest_of_a_long_walk_is_asked_for_by_the_next_poll(kernel):
     kernel.start()
     kernel.unwalked = {7001}
