@@ -219,7 +219,7 @@ async def test_a_publisher_that_stops_while_the_server_is_absent_loses_nothing(t
     with server:
         async with (
             Machine("web", server.url, spool=spool),
-            Monitor(backend=Fleet(server.url, stream=SMALL, since=0)) as monitor,
+            Monitor(backend=Fleet(server.url, stream=SMALL, since=0), overflow="all") as monitor,
         ):
             watcher = Watcher(monitor, ProcessTable())
             await watcher.until(lambda: len(watcher.of(HostUpdated, state=HostState.PRESENT)) == 2)
