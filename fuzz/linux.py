@@ -39,6 +39,8 @@ class _Odd(FakeKernel):
         self.inputs = 0
         self.cookies: dict[int, int] = {}
         """The socket at each of six places."""
+        self.stages: dict[int, Kind] = {}
+        """By cookie, the last record of a socket: how that goes on its records say."""
 
     def feed(self, data: bytes, channel: int) -> None:
         self.inputs += 1
@@ -84,12 +86,15 @@ def _change(kernel: _Odd, choices: Choices) -> None:
             sock.info[field] = number & top
     elif what == 3:
         # No TIME_WAIT, no SYN_RECV: these are other objects, which no socket comes back from.
-        sock.state = choices.pick((1, 1, 4, 5, 4, 7, 8, 9, 10, 11)) if sock.protocol == 6 else 7
+        state = choices.pick((1, 1, 4, 5, 4, 7, 8, 9, 10, 11))
+        sock.state = 7 if sock.protocol != 6 else sock.state if cookie in kernel.stages else state
     elif what == 4:
         sock.inode = choices.byte() % 4
         kernel.owners[sock.inode] = 100 + choices.byte() % 3
     elif what == 5:
-        sock.remote_port, sock.local_port = choices.pick((0, 443, 444)), choices.pick((0, 80, 81))
+        ports = choices.pick((0, 443, 444)), choices.pick((0, 80, 81))
+        if cookie not in kernel.stages or sock.protocol != 6:
+            sock.remote_port, sock.local_port = ports
     elif what == 6:
         kernel.close(cookie, tell=not choices.rarely())
     else:
@@ -167,8 +172,6 @@ class _OddPrograms(_Odd, Programs):
         self.namespaces = 0
         self.waiting: list[bytes] = []
         """Records that nobody read yet: they come in order, and late."""
-        self.stages: dict[int, Kind] = {}
-        """By cookie, the last record of a socket."""
 
     def _answer_maps(self, operation: Operation, cookies: tuple[int, ...], body: bytes) -> None:
         super()._answer_maps(operation, cookies, body)
@@ -247,6 +250,8 @@ def _happened(kernel: _OddPrograms, choices: Choices, cookie: int) -> None:
     if sock.protocol != 6:
         kind = Kind.FIRST_IO
     elif before is None:
+        if not sock.remote_port:  # it is not connected
+            return
         kind = choices.pick((Kind.OPENED, Kind.ACCEPTED))
     elif before is Kind.OPENED:
         kind = Kind.ESTABLISHED

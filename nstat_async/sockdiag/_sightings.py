@@ -234,7 +234,9 @@ class Sightings:
         if known is None:
             entry.preexisting = seen.began is False
         if seen.outbound and entry.state == SocketState.LISTEN:  # it was shut down, and connects
-            book.begin_other_connection(entry, self._row(facts)[0])
+            pieces, message = self._row(facts)
+            book.begin_other_connection(entry, pieces)
+            book.take_over(entry, message, (0, 0))
         if seen.outbound is not None:
             entry.direction = Direction.OUTBOUND if seen.outbound else Direction.INBOUND
             entry.weight = Weight.WITNESSED

@@ -106,6 +106,15 @@ def test_a_listener_that_was_shut_down_and_connects_ends_as_a_listener():
     assert removed.flow.id != added.flow.id
 
 
+def test_a_listener_that_was_shut_down_and_connects_in_vain_ends_twice():
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, local_port=40000, remote=bytes(4), remote_port=0, state=SocketState.LISTEN)
+    kernel.poll()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, **PORTS), closed())
+    kernel.wait(1.0)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c9", "c9.2"]
+
+
 @pytest.mark.parametrize("first", ["record", "removal"])
 def test_the_end_is_reported_once_with_what_both_know(first):
     """The record knows the FIN, the removal the smallest round trip."""
