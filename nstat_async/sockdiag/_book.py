@@ -177,7 +177,7 @@ class Book:
             self._owners.want(entry)
             if not (before[4] or any(before[3][4:8])):  # an inode is all that a dump adds to what a record said
                 changed = before[1][1] != pieces[1][1] or before[1][4:] != pieces[1][4:]
-        if not (changed or returned or counters or self._every):
+        if not (changed or returned or counters or self._every or entry.report is None):
             return
         self.place(entry, message, form)
         previous = entry.report
