@@ -33,14 +33,18 @@ class Counters:
         self.numbers: array[int] = array("q", [-1, -1, -1, *bytes(9)])
         """What `await_counters` keeps here: descriptors, and what was read last."""
         try:
-            for place, name in enumerate(("snmp", "sockstat", "sockstat6")):
-                with contextlib.suppress(*[FileNotFoundError] if place == 2 else []):  # without IPv6
-                    self.numbers[place] = os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            self._open(0, "snmp")
+            self._open(1, "sockstat")
+            with contextlib.suppress(FileNotFoundError):  # without IPv6
+                self._open(2, "sockstat6")
             _read(self.numbers, THOROUGH)
             self.take_moved()
         except BaseException:
             self.close()
             raise
+
+    def _open(self, place: int, name: str) -> None:
+        self.numbers[place] = os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def connections(self) -> int:
