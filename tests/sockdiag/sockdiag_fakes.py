@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -329,6 +329,22 @@ def flow_events(events: list[Any]) -> list[Any]:
 
 def kinds(events: list[Any]) -> list[str]:
     return [type(event).__name__ for event in events]
+
+
+def follow(record: Iterable[tuple[str, float, int, Any]], passive: Session, end: float) -> list[Any]:
+    """What a core reports that follows the client of this record, which is over then; it asks for nothing itself."""
+    events = []
+    for direction, now, channel, item in record:
+        if direction == "to":
+            passive.observe_request(item, now, channel)
+        elif direction == "from":
+            passive.receive_datagram(item, now, channel)
+        else:
+            passive.lookup_done(0, item, now)
+        assert passive.commands() == []
+        events += passive.take_events()
+    passive.finish(end)
+    return events + passive.take_events()
 
 
 class LiveDriver:

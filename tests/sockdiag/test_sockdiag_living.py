@@ -15,7 +15,7 @@ import time
 import pytest
 from channels import read_one
 from own_namespace import apart_if_allowed
-from sockdiag_fakes import LiveDriver
+from sockdiag_fakes import LiveDriver, follow
 
 from nstat_async._contract import Mode
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
@@ -616,18 +616,9 @@ def test_a_recorded_conversation_replays(live):
     server.close()
     live.until(lambda: live.removed(here))
     live.poll()
-    passive, events = Session(mode=Mode.FOLLOWING), []
+    passive = Session(mode=Mode.FOLLOWING)
     passive.start(0.0)
-    for direction, now, channel, item in live.record:
-        if direction == "to":
-            passive.observe_request(item, now, channel)
-        elif direction == "from":
-            passive.receive_datagram(item, now, channel)
-        else:
-            passive.lookup_done(0, item, now)
-        events += passive.take_events()
-    passive.finish(now)
-    events += passive.take_events()
+    events = follow(live.record, passive, live.record[-1][1])
     ours = [e for e in events if hasattr(e, "flow") and e.flow.local.port == here]
     assert [type(e).__name__ for e in ours] == ["FlowAdded", "FlowRemoved"]
     assert [e.flow for e in ours] == [live.added(here)[0].flow, live.removed(here)[0].flow]

@@ -668,12 +668,18 @@ def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
     assert [type(e) for e in flow_events(kernel.events)].count(FlowRemoved) == 1
 
 
-def test_a_record_of_an_end_is_not_that_of_a_connection_that_a_dump_found_meanwhile():
+def reconnected():
+    """A kernel whose socket 9 was closed, as a record says, and has another connection, as a dump does."""
     kernel = started()
     connect(kernel)
     kernel.feed(encode(attrs_of(closed())), RING)
     kernel.sockets[9] = FakeSocket(9, remote=bytes((127, 0, 0, 3)), local_port=40001)
     kernel.poll()
+    return kernel
+
+
+def test_a_record_of_an_end_is_not_that_of_a_connection_that_a_dump_found_meanwhile():
+    kernel = reconnected()
     kernel.wait(1.0)
     last = [e for e in flow_events(kernel.events) if e.flow.id == "c9.2"]
     assert [type(e) for e in last] == [FlowAdded]
@@ -681,11 +687,7 @@ def test_a_record_of_an_end_is_not_that_of_a_connection_that_a_dump_found_meanwh
 
 
 def test_a_removal_is_not_joined_with_the_record_of_the_connection_before():
-    kernel = started()
-    connect(kernel)
-    kernel.feed(encode(attrs_of(closed())), RING)
-    kernel.sockets[9] = FakeSocket(9, remote=bytes((127, 0, 0, 3)), local_port=40001)
-    kernel.poll()
+    kernel = reconnected()
     kernel.close(9)
     kernel.ring(closed()._replace(time=1_000_000_000))
     kernel.wait(1.0)

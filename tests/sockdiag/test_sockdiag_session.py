@@ -8,7 +8,7 @@ import pickle
 
 import attrs
 import pytest
-from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, kinds
+from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, follow, kinds
 
 from nstat_async import _errors, _model
 from nstat_async._contract import Mode
@@ -818,21 +818,7 @@ def test_a_recording_gives_the_same_events():
     kernel.sockets.pop(5)
     kernel.wait(1.0)
     kernel.wait(1.0)
-    passive = Session(mode=Mode.FOLLOWING)
-    passive.epoch_offset = 1000.0
-    passive.start(100.0)
-    events = []
-    for direction, now, channel, item in kernel.record:
-        if direction == "to":
-            passive.observe_request(item, now, channel)
-        elif direction == "from":
-            passive.receive_datagram(item, now, channel)
-        else:
-            passive.lookup_done(0, item, now)
-        assert passive.commands() == []
-        events += passive.take_events()
-    passive.finish(now)
-    events += passive.take_events()
+    events = play(kernel, Session(mode=Mode.FOLLOWING))
     assert kinds(flow_events(events)) == kinds(flow_events(kernel.events))
     assert [e.flow for e in flow_events(events)] == [e.flow for e in flow_events(kernel.events)]
     assert [e.counts for e in flow_events(events)] == [e.counts for e in flow_events(kernel.events)]
@@ -843,16 +829,7 @@ def play(kernel: FakeKernel, passive: Session, *, until: int | None = None) -> l
     """What a core says that follows this kernel's recorded client, up to so many records."""
     passive.epoch_offset = 1000.0
     passive.start(100.0)
-    for direction, now, channel, item in kernel.record[:until]:
-        if direction == "to":
-            passive.observe_request(item, now, channel)
-        elif direction == "from":
-            passive.receive_datagram(item, now, channel)
-        else:
-            passive.lookup_done(0, item, now)
-    events = passive.take_events()
-    passive.finish(kernel.now)
-    return events + passive.take_events()
+    return follow(kernel.record[:until], passive, kernel.now)
 
 
 def test_a_recorded_client_of_two_namespaces_is_followed_in_both():
