@@ -38,6 +38,7 @@ from ._entry import Entry, Others, Owner, Weight
 from ._finals import is_behind_fin
 from ._flows import build_flow, with_outcome
 from ._links import LinkTable
+from ._outcomes import outcome_by_record
 from ._output import Output
 from ._owners import OwnerSource
 from ._reports import SocketReport, counted_report, is_multipath, report_of, socket_report
@@ -246,6 +247,10 @@ class Book:
         self._output.count("reconnected")
         if self._stop_listening(entry):
             self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+        elif entry.ended is not None and entry.report is not None:
+            report = counted_report(*entry.report.place, entry.ended.totals)
+            outcome = outcome_by_record(entry.ended, None)
+            self.end(entry, report, final=True, reason=RemovalReason.CLOSED, outcome=outcome)
         else:
             self.end_unknown(entry, "dissolved, which clears the kernel's counters", Outcome.RESET_HERE)
         entry.begin_connection()

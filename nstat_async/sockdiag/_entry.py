@@ -9,7 +9,7 @@ from typing import Protocol, Union
 import attrs
 
 from .._model import Attribution, Direction, Flow, Process
-from ..ebpf import Totals
+from ..ebpf import Ended, Totals
 from ._constants import SocketState
 from ._reports import SocketReport
 from ._rows import Pieces
@@ -106,6 +106,8 @@ class Entry:
     round: int = 0
     """The number of looks at all tables of descriptors before it was known (`OwnerSource.rounds`)."""
     preexisting: bool = False
+    ended: Ended | None = None
+    """The record of its end, which is not reported yet: the removal is awaited."""
     absences: int = 0
     """Successive polls without it: closed, and held by a process that did not close its descriptor."""
 
@@ -149,6 +151,6 @@ class Entry:
         """The socket has another connection now: nothing of the one before holds for it but the owner."""
         self.connection += 1
         self.state = SocketState.CLOSE
-        self.report = self.flow = self.direction = self.totals = None
+        self.report = self.flow = self.direction = self.totals = self.ended = None
         self.weight = Weight.NONE
         self.preexisting = False

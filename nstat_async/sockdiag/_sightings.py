@@ -361,9 +361,9 @@ class Sightings:
 
     def _ended(self, book: Book, ended: Ended) -> None:
         cookie = ended.facts.cookie
-        removed = self.removed.get(cookie)
-        if removed is not None and self._is_earlier(ended, removed.entry):
-            if removed.entry.connection == 1:  # else its end was reported
+        known = self.known(book, cookie)
+        if known is not None and self._is_earlier(ended, known):
+            if known.connection == 1 and ended.final:  # else its end was reported
                 self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
             return
         past, waiting = cookie in self._past, self._take_removed(cookie)
@@ -390,13 +390,14 @@ class Sightings:
         half = _Half(entry, book, ended)
         if entry.protocol == IPPROTO_TCP:
             self.end_recorded(cookie)
+            entry.ended = ended
             self._recorded.add(cookie, half, self._output.now)
         else:
             self._end(half)
 
-    def _is_earlier(self, ended: Ended, removed: Entry) -> bool:
-        """True if this is the end of a connection that a removed socket had before its last one."""
-        return removed.protocol == IPPROTO_TCP and not same_connection(self._row(ended.facts)[0][1], removed.identity)
+    def _is_earlier(self, ended: Ended, entry: Entry) -> bool:
+        """True if this is the end of a connection that the socket had before the one that is known."""
+        return entry.protocol == IPPROTO_TCP and not same_connection(self._row(ended.facts)[0][1], entry.identity)
 
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""

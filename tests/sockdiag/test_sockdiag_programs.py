@@ -215,6 +215,48 @@ def test_a_socket_with_another_connection_is_another_flow():
     assert ids == ["c9", "c9.2"]
 
 
+def overtaken(kernel: Programs, *, seen: str, late: bool) -> list[FlowRemoved]:
+    """A socket connects, and once more: a row or the removal of the second connection is read before its records.
+
+    The record of the first one's end is `late`, too, or is there. How both ended.
+    """
+    connect(kernel)
+    ends = {"local_port": 40001, "remote_port": 81 << 8}
+    begin = record(Kind.OPENED, 9, pid=5, remote_port=81 << 8), record(Kind.ESTABLISHED, 9, pid=5, **ends)
+    records = [closed(), *begin, record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=5, remote_port=81 << 8)]
+    if not late:
+        kernel.ring(records.pop(0))
+    kernel.sockets[9] = attrs.evolve(removal(rx=5), local_port=40001, remote_port=81)
+    if seen == "row":
+        kernel.poll()
+    kernel.close(9)
+    kernel.run()
+    kernel.ring(*records)
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)).count("FlowAdded") == 2
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.flow.remote.port) for e in removed] == [("c9", 80), ("c9.2", 81)]
+    assert (removed[1].flow.local.port, removed[1].counts.rx_bytes, removed[1].final) == (40001, 5, True)
+    return removed
+
+
+@pytest.mark.parametrize("seen", ["removal", "row"])
+def test_a_connection_whose_record_came_ends_by_it_though_the_next_one_is_seen_before_its_records(seen):
+    kernel = started()
+    first, _ = overtaken(kernel, seen=seen, late=False)
+    assert (first.counts.rx_bytes, first.final) == (7, True)
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+@pytest.mark.parametrize("seen", ["removal", "row"])
+def test_the_record_of_a_connection_that_was_dissolved_does_not_end_the_next_one(seen):
+    """It comes when the next one was seen: the end was reported, without the counts that the kernel cleared."""
+    kernel = started()
+    first, _ = overtaken(kernel, seen=seen, late=True)
+    assert not first.final
+    assert [e.cause for e in kernel.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
+
+
 def test_an_accepted_connection_waits_for_who_uses_it():
     kernel = started()
     assert flow_events(kernel.ring(record(Kind.ACCEPTED, 8, **PORTS))) == []
