@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import struct
 import time
@@ -58,6 +59,23 @@ def tcp_info(fields: Mapping[int, int] = MappingProxyType({}), length: int = 280
     for at, value in {**defaults, **fields}.items():
         _INFO_FIELDS.get(at, _WORD).pack_into(data, at, value)
     return bytes(data[:length])
+
+
+def traffic(rx: int = 0, tx: int = 0, *, fin: int = 0, active: int = 1, fin_sent: int = 0) -> dict[int, int]:
+    """``tcp_info`` fields as the kernel counts them: SYN and FIN are bytes acknowledged, a FIN is a byte received."""
+    return {
+        TcpInfo.BYTES_RECEIVED: rx + fin,
+        TcpInfo.BYTES_SENT: tx,
+        TcpInfo.BYTES_ACKED: tx + active + fin_sent,
+        TcpInfo.SEGS_IN: 1 + rx,
+        TcpInfo.SEGS_OUT: 1 + tx,
+        TcpInfo.DATA_SEGS_IN: (rx + 999) // 1000,
+        TcpInfo.DATA_SEGS_OUT: (tx + 999) // 1000,
+        TcpInfo.RTT: 250,
+        TcpInfo.RTTVAR: 30,
+        TcpInfo.MIN_RTT: 200,
+        TcpInfo.LAST_ACK_RECV: 500,
+    }
 
 
 LOOPBACK = b"\x7f\0\0\1"
@@ -153,6 +171,8 @@ class FakeKernel:
         self.record: list[tuple[str, float, int, Any]] = []
         self.during_dump: Callable[[], None] | None = None
         self.silent: set[int] = set()
+        self.missing_channels: set[int] = set()
+        """Numbers of those that this kernel does not have."""
         self.held: list[Lookup] = []
         self.hold_lookups = False
         self.fed: set[int] = set()
@@ -200,11 +220,22 @@ class FakeKernel:
         self.fed.add(channel)
         self.session.receive_datagram(data, self.now, channel)
 
+    def open_many(self, count: int) -> None:
+        """So many connections, each from a port of the number of its cookie; many rows come in one datagram."""
+        self.per_datagram = 100
+        for cookie in range(1, count + 1):
+            self.sockets[cookie] = FakeSocket(cookie, local_port=cookie, info=traffic())
+
     def close(self, cookie: int, *, tell: bool = True) -> None:
         """Destroy a socket."""
         sock = self.sockets.pop(cookie)
         if tell:
             self.feed(sock.message(final=True), 1)
+
+    def lose_removals(self) -> None:
+        """The queue of removals ran over, and was read empty."""
+        self.session.channel_failed(1, errno.ENOBUFS, self.now)
+        self.session.channel_drained(1, self.now)
 
     def beat(self, *cookies: int, late: tuple[FakeSocket, ...] = ()) -> list[Any]:
         """A pulse reports these sockets with their owners; `late`: some that are there no more."""
@@ -227,8 +258,10 @@ class FakeKernel:
         return self.programs.get(pid) or ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}")
 
     def _carry_out(self, command: Any) -> None:
-        if isinstance(command, OpenChannel) and isinstance(command.purpose, PulsePurpose) and not self.has_pulse:
-            self.session.channel_failed(command.channel, 2, self.now)
+        if (isinstance(command, OpenChannel) and isinstance(command.purpose, PulsePurpose) and not self.has_pulse) or (
+            isinstance(command, OpenChannel) and command.channel in self.missing_channels
+        ):
+            self.session.channel_failed(command.channel, errno.ENOENT, self.now)
         elif isinstance(command, OpenChannel):
             self.pulse = command.purpose if isinstance(command.purpose, PulsePurpose) else self.pulse
             self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=1 << 20)
@@ -325,6 +358,14 @@ class FakeKernel:
 
 def flow_events(events: list[Any]) -> list[Any]:
     return [event for event in events if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved))]
+
+
+def polls(events: list[Any]) -> list[PollCompleted]:
+    return [event for event in events if isinstance(event, PollCompleted)]
+
+
+def removals(events: list[Any]) -> list[FlowRemoved]:
+    return [event for event in events if isinstance(event, FlowRemoved)]
 
 
 def kinds(events: list[Any]) -> list[str]:

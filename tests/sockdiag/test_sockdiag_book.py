@@ -8,8 +8,7 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, kinds
-from test_sockdiag_session import traffic
+from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, kinds, removals, traffic
 
 from examples import examples
 from nstat_async._contract import LookupFailed
@@ -28,11 +27,6 @@ from nstat_async.sockdiag import (
 )
 
 MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
-
-
-@pytest.fixture
-def kernel() -> FakeKernel:
-    return FakeKernel(interval=1.0)
 
 
 def searches(kernel: FakeKernel) -> int:
@@ -115,7 +109,7 @@ def test_a_socket_that_changes_its_family_stays_one_flow(kernel, protocol):
         kernel.run()
     events = flow_events(kernel.events)
     assert [e.flow.id for e in events if isinstance(e, FlowAdded)] == [f"c{n:x}" for n in range(1, 201)]
-    removed = [e for e in events if isinstance(e, FlowRemoved)]
+    removed = removals(events)
     assert len(removed) == 200
     assert all(e.final for e in removed)
     assert list(kernel.session.flows()) == []
@@ -128,8 +122,7 @@ def test_what_was_taken_for_gone_and_is_there_again_is_another_flow(kernel, when
     kernel.start()
     for expected in ("c1", "c1.2") if when == "in two" else ("c1",):
         del kernel.sockets[1]
-        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
-        kernel.session.channel_drained(1, kernel.now)
+        kernel.lose_removals()
         (removed,) = flow_events(kernel.wait(1.0))
         assert (removed.flow.id, removed.reason, removed.final) == (expected, RemovalReason.GONE, False)
         kernel.sockets[1] = sock
@@ -574,10 +567,9 @@ def test_a_row_told_twice_hides_no_absence_where_removals_were_lost(kernel):
     kernel.start()
     kernel.close(2, tell=False)
     kernel.remains.append(kernel.sockets[1])
-    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
-    kernel.session.channel_drained(1, kernel.now)
+    kernel.lose_removals()
     kernel.wait(0.3)
-    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c2"]
+    assert [e.flow.id for e in removals(kernel.events)] == ["c2"]
 
 
 def test_a_loss_behind_its_own_row_is_repaired_by_the_next_poll(kernel):
@@ -587,29 +579,25 @@ def test_a_loss_behind_its_own_row_is_repaired_by_the_next_poll(kernel):
 
     def lose() -> None:
         kernel.close(1, tell=False)
-        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
-        kernel.session.channel_drained(1, kernel.now)
+        kernel.lose_removals()
 
     kernel.during_dump = lose
     kernel.wait(1.0)
     assert len(list(kernel.session.flows())) == 1
     kernel.wait(0.3)
-    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c1"]
+    assert [e.flow.id for e in removals(kernel.events)] == ["c1"]
 
 
-def test_silence_is_no_proof_of_absence(kernel):
+def test_silence_is_no_proof_of_absence(connected):
     """Where look-ups are not answered a flow stays for two polls without it; then it is taken for gone."""
-    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
-    kernel.start()
-    kernel.close(1, tell=False)
-    kernel.silent.add(3)
+    connected.close(1, tell=False)
+    connected.silent.add(3)
     for gone in (False, False, True):
-        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
-        kernel.session.channel_drained(1, kernel.now)
-        kernel.wait(1.0)
-        kernel.wait(1.5)
-        assert bool([e for e in kernel.events if isinstance(e, FlowRemoved)]) is gone
-    assert kernel.events[-1].complete
+        connected.lose_removals()
+        connected.wait(1.0)
+        connected.wait(1.5)
+        assert bool(removals(connected.events)) is gone
+    assert connected.events[-1].complete
 
 
 def test_a_kernel_without_the_dump_of_both_families(kernel):

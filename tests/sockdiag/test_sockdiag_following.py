@@ -1,0 +1,77 @@
+"""A passive session that follows a recorded client reports what the session that had the conversation reported."""
+
+from __future__ import annotations
+
+from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, follow, kinds, polls, traffic
+
+from nstat_async._contract import Mode
+from nstat_async._events import PollCompleted
+from nstat_async._model import InterfaceKind
+from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, Session
+
+
+def play(kernel: FakeKernel, passive: Session, *, until: int | None = None) -> list:
+    """What a core says that follows this kernel's recorded client, up to so many records."""
+    passive.epoch_offset = 1000.0
+    passive.start(100.0)
+    return follow(kernel.record[:until], passive, kernel.now)
+
+
+def test_a_recording_gives_the_same_events():
+    """A passive session that is fed a conversation says what the session that had it said."""
+    kernel = FakeKernel(interval=1.0)
+    for cookie in range(1, 40):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=1000 + cookie, info=traffic(5, 10))
+        kernel.owners[1000 + cookie] = 42
+    kernel.start()
+    kernel.sockets[3].info = traffic(500, 10)
+    kernel.sockets[41] = FakeSocket(41, local_port=41, inode=5, info=traffic())
+    kernel.wait(1.0)
+    kernel.sockets[4].info = traffic(5, 3000, fin_sent=1)
+    kernel.close(4)
+    kernel.run()
+    kernel.sockets.pop(5)
+    kernel.wait(1.0)
+    kernel.wait(1.0)
+    events = play(kernel, Session(mode=Mode.FOLLOWING))
+    assert kinds(flow_events(events)) == kinds(flow_events(kernel.events))
+    assert [e.flow for e in flow_events(events)] == [e.flow for e in flow_events(kernel.events)]
+    assert [e.counts for e in flow_events(events)] == [e.counts for e in flow_events(kernel.events)]
+    assert len(polls(events)) == 4
+
+
+def test_a_recorded_client_of_two_namespaces_is_followed_in_both():
+    """With the kinds of their interfaces, and what their flows explain of their traffic; they come as they are met."""
+    kernel = FakeKernel(
+        Session(MonitorOptions(interval=1.0), namespaces=(NetworkNamespace(), NetworkNamespace("1"))),
+    )
+    kernel.traffic = (("eth0", 5000, 6000),), (0, 0)
+    kernel.sockets[1] = FakeSocket(1, bytes([192, 0, 2, 2]), inode=77, info=traffic(5, 10), cgroup=9)
+    kernel.cgroups[9] = CgroupFacts(9, "/system.slice/a.service")
+    kernel.owners[77] = 42
+    kernel.start()
+    kernel.sockets[1].info = traffic(500, 1000)
+    kernel.traffic = (("eth0", 9000, 8000),), (3, 4)
+    kernel.wait(6.0)
+    passive = Session(mode=Mode.FOLLOWING)
+    events = play(kernel, passive)
+    assert [event.flow for event in flow_events(events)] == [event.flow for event in flow_events(kernel.events)]
+    assert {event.flow.interface.kind for event in flow_events(events)} == {InterfaceKind.WIFI}
+    assert {event.flow.cgroup for event in flow_events(events)} == {"/system.slice/a.service"}
+    figures = {name: value for name, value in kernel.session.statistics().items() if name.startswith("coverage")}
+    assert figures["coverage_rx_bytes"] == 8000
+    assert figures.items() <= passive.statistics().items()
+
+
+def test_a_recording_that_ends_within_a_poll_ends_it():
+    """What its client still waited for does not come: what is known is announced, and the poll is not complete."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.sockets[1] = FakeSocket(1, inode=77, cgroup=9, info=traffic())
+    kernel.hold_lookups = True
+    kernel.start()
+    dump = next(n for n, (what, _, channel, _) in enumerate(kernel.record) if (what, channel) == ("from", 0)) + 1
+    events = play(kernel, Session(mode=Mode.FOLLOWING), until=dump)
+    assert [(type(event), event.serial) for event in polls(events)] == [(PollCompleted, 1)]
+    assert not polls(events)[0].complete
+    assert kinds(play(kernel, Session(mode=Mode.FOLLOWING))) == ["FlowAdded", "PollCompleted"]

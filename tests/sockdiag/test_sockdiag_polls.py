@@ -1,0 +1,99 @@
+"""When polls begin and end: intervals, polls that are asked for, dumps that fail or are refused."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from sockdiag_fakes import FakeKernel, FakeSocket, kinds, polls, traffic
+
+from nstat_async import _errors
+from nstat_async._events import ProviderRefused
+from nstat_async._model import Provider
+
+
+def test_no_interval_polls_once_and_on_demand():
+    """interval=None: the first picture, removals, and what is asked for."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    assert kernel.session.next_deadline() is None
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    assert kinds(kernel.poll()) == ["FlowAdded", "PollCompleted"]
+
+
+def test_missed_intervals_are_skipped(kernel):
+    """A late poll is not made up for by several."""
+    kernel.start()
+    kernel.wait(10.5)
+    kernel.wait(0.1)
+    assert len(polls(kernel.events)) == 2
+
+
+@pytest.mark.parametrize(("took", "pause"), [(1.0, 1.0), (1.5, 0.5), (1.75, 0.25)])
+def test_a_begin_that_falls_into_a_poll_or_on_its_end_is_missed(kernel, took, pause):
+    """Time for something else is left before the next."""
+    kernel.start()
+    kernel.silent.add(0)
+    kernel.wait(1.0)
+    kernel.now += took
+    kernel.session.channel_failed(0, errno.ENOBUFS, kernel.now)
+    assert kinds(kernel.run()) == ["PollCompleted"]
+    assert kernel.session.next_deadline() == kernel.now + pause
+
+
+def test_a_poll_that_is_asked_for_during_another_is_the_next_and_the_last(kernel):
+    """Whoever asks gets to know what is there now, not what was there when that poll began."""
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    assert kernel.session.request_poll(kernel.now) == 2
+    kernel.run()
+    assert kernel.session.request_poll(kernel.now) == 3
+    kernel.hold_lookups = False
+    for held in kernel.held:
+        kernel.answer(held)
+    for _ in range(9):
+        kernel.wait(1.0)
+    assert [event.serial for event in polls(kernel.events)] == [1, 2, 3]
+
+
+def test_polls_do_not_wait_for_interfaces_forever(kernel):
+    """Without rtnetlink's answer the first poll begins after its patience."""
+    kernel.silent.add(2)
+    assert kernel.start() == []
+    assert kinds(kernel.wait(1.5)) == ["PollCompleted"]
+
+
+def test_a_dump_that_never_ends_is_given_up(kernel):
+    """The poll is incomplete and says so, the channel is replaced, and the next poll works."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    kernel.start()
+    kernel.silent.add(0)
+    kernel.wait(1.0)
+    kernel.silent.clear()
+    (done,) = kernel.wait(2.5)
+    assert not done.complete
+    kernel.wait(1.0)
+    assert kernel.events[-1].complete
+    assert len(list(kernel.session.flows())) == 1
+    assert kernel.session.statistics()["reopened"] == 1
+
+
+def test_a_refused_provider_is_told_once_and_the_others_go_on(kernel):
+    """Without udp_diag UDP is refused by name; TCP works."""
+    kernel.refused = {(2, 17): errno.ENOENT, (10, 17): errno.ENOENT}
+    kernel.sockets[1] = FakeSocket(1, info=traffic())
+    events = kernel.start()
+    assert kinds(events) == ["ProviderRefused", "FlowAdded", "PollCompleted"]
+    assert events[0].provider is Provider.UDP
+    assert kernel.session.capabilities.providers == {Provider.TCP}
+    assert not any(isinstance(e, ProviderRefused) for e in kernel.wait(1.0))
+
+
+def test_a_kernel_without_inet_diag_fails_by_name(kernel):
+    """When every dump is refused the session ends with the reason."""
+    kernel.refused = {(family, protocol): errno.ENOENT for family in (2, 10) for protocol in (6, 17)}
+    kernel.start()
+    kernel.wait(1.0)
+    assert isinstance(kernel.session.failure, _errors.BackendUnavailableError)
