@@ -24,7 +24,7 @@ share_bytecode()  # before any other import
 gc.disable()  # nothing is left behind while tests are collected, and there is much to look through
 
 from costs import Costs
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from examples import examples
 
@@ -33,6 +33,10 @@ from examples import examples
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=examples(100))
 settings.register_profile("thorough", derandomize=True, deadline=None, max_examples=examples(100))
 settings.register_profile("explore", deadline=None, max_examples=examples(100))
+settings.register_profile(  # tests/mutation.py: that an example fails is enough, whatever the smallest is
+    "mutants", derandomize=True, deadline=None, max_examples=examples(100), phases=[Phase.explicit, Phase.generate],
+    report_multiple_bugs=False,
+)  # fmt: skip
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 SLOW = ("browser", "nats", "benchmark", "slow")

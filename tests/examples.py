@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE", "repeatable") != "repeatable"
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") in {"thorough", "explore"}
 SCALE = int(os.environ.get("NSTAT_PROPERTY_SCALE", "1"))
 """So many times as many, with the profiles `thorough` and `explore`."""
 

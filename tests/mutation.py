@@ -3,10 +3,12 @@
     python tests/mutation.py                                     # what there is
     python tests/mutation.py nstat_async/_buffer.py --jobs 2     # every mutant of a module
     python tests/mutation.py nstat_async/ntstat --sample 100     # a hundred of those of a package
+    python tests/mutation.py nstat_async/_buffer.py --patience 6  # a first look: the quickest six seconds of tests
     python tests/mutation.py nstat_async/_buffer.py --list       # run nothing
 
 A mutant that no test notices is printed with its place: it survived. Either a test is missing, or the change means
-nothing; then it stands in ``tests/mutation_explained.txt`` with the reason. Exit status 1 if others survived.
+nothing; then it stands in ``tests/mutation_explained.txt`` with the reason, and is not tried again. Exit status 1 if
+others survived.
 
 Most take a fraction of a second: ``mutation_run.py`` forks a pytest that has collected the tests, gives one function
 other code, and runs the tests that reach the line. What is not in a function, or reached in another process only, gets
@@ -60,8 +62,11 @@ TESTS = {
 }
 """Where mutants are looked for, and the tests that ought to kill them."""
 
+OPTIONS = ("-q", "-p", "no:cacheprovider", "--tb=native", "--assert=plain")
+"""Of pytest: how a test failed is of no interest, and takes longer than the test."""
 QUICK = "not (long or slow or benchmark or browser or nats or privileged)"
 """What of these tests runs: what takes seconds would be run a thousand times."""
+ENVIRONMENT = {"NSTAT_ASYNC_PURE": "1", "HYPOTHESIS_PROFILE": "mutants"}
 LONGEST = 900.0
 """Seconds until a whole run of tests is given up: only a mutant that hangs is meant, on a machine that may be busy."""
 
@@ -264,8 +269,8 @@ class Copy:
 
     def run(self, tests: tuple[str, ...], seconds: float | None) -> str:
         """Run these tests: "survived", "killed", or "killed by time"."""
-        command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", QUICK, *tests]
-        environment = {**os.environ, "PYTHONPATH": str(self.directory), "NSTAT_ASYNC_PURE": "1"}
+        command = [sys.executable, "-B", "-m", "pytest", "-x", *OPTIONS, "-m", QUICK, *tests]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(self.directory)}
         process = subprocess.Popen(
             command, cwd=self.directory, env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -312,7 +317,7 @@ def chosen(root: Path, places: list[str]) -> list[Mutant]:
     return found
 
 
-def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, show=print) -> Counter[str]:
+def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, patience: float = LONGEST, show=print) -> Counter[str]:
     """Try these mutants; how many were killed, survived, or may survive.
 
     Args:
@@ -320,9 +325,12 @@ def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, show=print) -> Co
         found: The mutants.
         tests: Called with a module's path; its tests.
         jobs: How many run at a time.
+        patience: Seconds of processor time that the tests of one mutant may take in all.
         show: Called with a line for each survivor.
     """
-    reasons, outcomes = explained(), {}
+    reasons = explained()
+    outcomes = {mutant: "explained" for mutant in found if mutant.name in reasons}
+    found = [mutant for mutant in found if mutant not in outcomes]
     with tempfile.TemporaryDirectory() as directory:
         parts = [
             (chosen_tests, [mutant for mutant in found if tests(mutant.path) == chosen_tests][number::jobs])
@@ -330,30 +338,31 @@ def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, show=print) -> Co
             for number in range(jobs)
         ]
         with ThreadPoolExecutor(jobs) as pool:
-            for answers in pool.map(lambda part: forked(root, part[1], part[0], Path(directory)), parts):
+            for answers in pool.map(lambda part: forked(root, part[1], part[0], Path(directory), patience), parts):
                 outcomes.update(answers)
         outside = [mutant for mutant in found if outcomes[mutant] == "outside"]
         outcomes.update(one_by_one(root, outside, tests, jobs=jobs, directory=Path(directory)))
     for mutant, outcome in outcomes.items():
-        if outcome.startswith("survived") and mutant.name in reasons:
-            outcomes[mutant] = "explained"
-        elif outcome.startswith("survived"):
+        if outcome.startswith("survived"):
             show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
     return Counter(outcomes.values())
 
 
-def forked(root: Path, found: list[Mutant], tests: tuple[str, ...], directory: Path) -> dict[Mutant, str]:
+def forked(
+    root: Path, found: list[Mutant], tests: tuple[str, ...], directory: Path, patience: float
+) -> dict[Mutant, str]:
     """The tests' word on mutants, from one pytest that forks for each: see ``mutation_run.py``."""
     if not found:
         return {}
     with tempfile.NamedTemporaryFile("w", suffix=".json", dir=directory, delete=False) as order:
         answers = Path(order.name).with_suffix(".answers")
-        json.dump({"root": str(root), "answers": str(answers), "mutants": [asdict(m) for m in found]}, order)
+        mutants_of_it = [asdict(mutant) for mutant in found]
+        json.dump({"root": str(root), "answers": str(answers), "patience": patience, "mutants": mutants_of_it}, order)
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "mutation_run", "-p", "no:cacheprovider", "-m", QUICK, *tests,
+        sys.executable, "-m", "pytest", "-p", "mutation_run", *OPTIONS, "-m", QUICK, *tests,
     ]  # fmt: skip
     path = os.pathsep.join([str(root), str(Path(__file__).parent)])
-    environment = {**os.environ, "NSTAT_ASYNC_PURE": "1", "PYTHONPATH": path, "NSTAT_MUTANTS": order.name}
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, "NSTAT_MUTANTS": order.name}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
     if len(lines) != len(found):
@@ -389,6 +398,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", help="run these instead of those that are known for the module")
     parser.add_argument("--sample", type=int, help="so many mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=1, help="of the drawing")
+    parser.add_argument("--patience", type=float, default=LONGEST, help="seconds for the tests of one mutant in all")
     parser.add_argument("--jobs", type=int, default=1, help="how many run at a time")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     arguments = parser.parse_args()
@@ -402,7 +412,7 @@ def main() -> int:
             print(f"{count:6,} {path}")
         return 0
     named = tuple(arguments.tests) if arguments.tests else None
-    results = hunt(ROOT, found, lambda path: named or tests_of(path), jobs=arguments.jobs)
+    results = hunt(ROOT, found, lambda path: named or tests_of(path), jobs=arguments.jobs, patience=arguments.patience)
     print(f"{len(found):,} mutants: " + ", ".join(f"{count:,} {word}" for word, count in sorted(results.items())))
     return bool(results["survived"])
 

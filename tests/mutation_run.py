@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -35,7 +36,7 @@ ORDER = "NSTAT_MUTANTS"
 """Environment variable: a file with what is to be tried, and where the answers go."""
 MEMORY = 4 << 30
 """Bytes that a mutant may have, all that is mapped counted: some fill a list without end."""
-LEAST = 5.0
+LEAST = 2.0
 """Seconds of processor time that a mutant has at least for each test."""
 IDLE = 10
 """Seconds without any processor time, after which it waits for what never comes."""
@@ -67,7 +68,16 @@ def body_of(code: CodeType) -> tuple[Any, ...]:
     return code.co_code, code.co_names, inner
 
 
-def patch(path: str, source: str, mutant: Mutant) -> bool:
+def functions_in(paths: Iterable[str]) -> dict[str, list[FunctionType]]:
+    """The functions of these modules, as they are imported."""
+    found: dict[str, list[FunctionType]] = {path: [] for path in paths}
+    for each in gc.get_objects():
+        if isinstance(each, FunctionType) and each.__code__.co_filename in found:
+            found[each.__code__.co_filename].append(each)
+    return found
+
+
+def patch(path: str, source: str, mutant: Mutant, functions: list[FunctionType]) -> bool:
     """Give the functions of a module that is imported the mutant's code; False if that is not what changed."""
     old = compile(source, path, "exec")
     new = compile(changed(source, mutant), path, "exec")
@@ -78,13 +88,12 @@ def patch(path: str, source: str, mutant: Mutant) -> bool:
         (c.co_name, c.co_firstlineno): after[place] for place, c in functions_of(old).items() if c != after[place]
     }
     done = False
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
-            code = function.__code__
-            other = places.get((code.co_name, code.co_firstlineno))
-            if other is not None and len(code.co_freevars) == len(other.co_freevars):
-                function.__code__ = other
-                done = True
+    for function in functions:
+        code = function.__code__
+        other = places.get((code.co_name, code.co_firstlineno))
+        if other is not None and len(code.co_freevars) == len(other.co_freevars):
+            function.__code__ = other
+            done = True
     return done
 
 
@@ -181,10 +190,12 @@ def survey(items: list[pytest.Item], paths: set[str]) -> list[tuple[int, float, 
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """In place of the tests: the mutants."""
     order = json.loads(Path(os.environ[ORDER]).read_text(encoding="utf-8"))
-    gc.unfreeze()  # `patch` looks for functions among what the collector knows
     root = Path(order["root"])
     found = [Mutant(**each) for each in order["mutants"]]
     sources = {str(root / m.path): (root / m.path).read_text(encoding="utf-8") for m in found}
+    gc.unfreeze()  # functions are among what the collector knows
+    functions = functions_in(sources)
+    gc.freeze()  # what a child does not look at, it shares
     session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # the children's
     tests = in_child(lambda: survey(session.items, set(sources))) or []
     reaching: dict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
@@ -197,25 +208,34 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
             path = str(root / mutant.path)
             last = mutant.line + mutant.old.count("\n")
             chosen = sorted({test for line in range(mutant.line, last + 1) for test in reaching[path, line]})
-            outcome = try_out(session, path, sources[path], mutant, chosen, killers)
+            outcome = try_out(
+                session,
+                lambda p=path, m=mutant: patch(p, sources[p], m, functions[p]),
+                chosen,
+                killers,
+                order["patience"],
+            )
             answers.write(json.dumps(outcome) + "\n")
             answers.flush()
     return True
 
 
-def try_out(session, path, source, mutant, chosen, killers) -> str:
-    """The word of these tests on one mutant."""
+def try_out(session, change, chosen, killers, patience) -> str:
+    """The word of these tests on one mutant, or of those that take so many seconds in all."""
     numbers = [number for _, number in chosen]
     likely = [number for number in killers[-8:] if number in set(numbers)]
     numbers = [*dict.fromkeys([*likely[::-1], *numbers])]
     costs = {number: cost for cost, number in chosen}
 
     def act() -> tuple[str, int | None]:
-        if not chosen or not patch(path, source, mutant):
+        begin = time.process_time()
+        if not chosen or not change():
             return "outside", None
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for at, number in enumerate(numbers):
+            if time.process_time() - begin > patience:
+                break
             limit = int(time.process_time() + LEAST + 5 * costs[number])
             resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             following = session.items[numbers[at + 1]] if at + 1 < len(numbers) else None
