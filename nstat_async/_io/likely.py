@@ -67,19 +67,28 @@ class LikelyHolders:
     def hot(self) -> Iterator[Found]:
         """The sockets of those that have new ones most likely; cheap enough for each look.
 
-        First comes what the last holders have at the descriptor of their last socket: whoever opens one after another has each
-        at the lowest that is free, and one link costs a tenth of a table. Then come young processes, and the last holders.
-        Each gives `FIRST` descriptors, its newest mostly.
+        First come single links, which cost a tenth of a table each: what the last holders have at the descriptor of their last
+        socket, for whoever opens one after another has each at the lowest that is free, and what young processes have at
+        their last descriptor, which is their newest mostly. Then come the tables of the last holders, and of young processes:
+        `FIRST` descriptors of each.
         """
         recent = list(reversed(self._recent))[:HOT]
         self._begun = []
         for pid in recent:
             yield from self._at_its_place(pid)
         self._see_newest()
+        young = []
         for pid in list(reversed(self._young)):
-            yield from self._first_of(pid, always=False)
+            yield 0, pid, pid, 0
+            size = self._size_to_look_at(pid)
+            if size is not None:
+                young.append(pid)
+                if size:
+                    yield inode_at(pid, size - 1) or 0, pid, pid, size - 1
         for pid in recent:
             yield from self._first_of(pid, always=True)
+        for pid in young:
+            yield from self._table_of(pid)
 
     def near(self) -> Iterator[Found]:
         """The sockets of likely processes with no more than `TURN` descriptors, behind what `hot` gave.
@@ -99,13 +108,21 @@ class LikelyHolders:
 
     def _first_of(self, pid: int, *, always: bool) -> Iterator[Found]:
         yield 0, pid, pid, 0
+        if self._size_to_look_at(pid, always=always) is not None:
+            yield from self._table_of(pid)
+
+    def _size_to_look_at(self, pid: int, *, always: bool = False) -> int | None:
+        """How many descriptors a process has; `None` if they are too many, or, unless it is `always` looked at, as many as before."""
         size = size_of(pid)
         if size is None or (self._sized and not size):  # gone, or a zombie
             self._forget(pid)
-        elif size <= TURN and (self._has_changed(pid, size) or always or not size):
-            table = _first_sockets(pid, FIRST)
-            yield from islice(table, FIRST)
-            self._begun.append(table)
+            return None
+        return size if size <= TURN and (self._has_changed(pid, size) or always or not size) else None
+
+    def _table_of(self, pid: int) -> Iterator[Found]:
+        table = _first_sockets(pid, FIRST)
+        yield from islice(table, FIRST)
+        self._begun.append(table)
 
     def _at_its_place(self, pid: int) -> Iterator[Found]:
         place = self._places.get(pid)

@@ -1,6 +1,6 @@
 """What ``/proc`` knows of a process: name, path, parent, start, command line; and the names of users."""
 
-# ruff: noqa: PTH115, PTH119, PTH123
+# ruff: noqa: PTH115, PTH119
 # Paths of /proc are read thousands at a time: as strings.
 
 from __future__ import annotations
@@ -42,10 +42,18 @@ class _Stat:
     start_ticks: int
 
 
+def _read(path: str, most: int = 1024) -> bytes:
+    """The beginning of a file, in half of the time that a file object takes."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, most)
+    finally:
+        os.close(file)
+
+
 def _stat(pid: int) -> _Stat | None:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            data = file.read()
+        data = _read(f"/proc/{pid}/stat")
         # The name in parentheses may hold anything, parentheses included: count from the last one.
         end = data.rindex(b")")
         fields = data[end + 2 :].split()
@@ -158,8 +166,7 @@ class ProcessReader:
 def _command_line(pid: int) -> str | None:
     """The command line as a shell would take it; of a program that wrote a title over it that title."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            data = file.read(LONGEST_COMMAND_LINE)
+        data = _read(f"/proc/{pid}/cmdline", LONGEST_COMMAND_LINE)
     except OSError:
         return None
     arguments = data.rstrip(b"\0").decode("utf-8", "replace").split("\0")

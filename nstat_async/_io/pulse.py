@@ -173,7 +173,7 @@ class Pulse:
             except Exception as error:  # noqa: BLE001  # whatever it is, the monitor goes on without
                 failures += 1
                 _log.debug("a look failed", exc_info=True)
-                if failures == MOST_FAILURES or not isinstance(error, OSError):
+                if failures == MOST_FAILURES:
                     self._fail(error)
                     return
                 await_counters(self._bell, (), USUAL_PAUSE, 1, THOROUGH)

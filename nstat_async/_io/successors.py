@@ -63,6 +63,8 @@ class Successors:
 
     def _after(self, key: Key) -> list[bytes]:
         """The connections whose ports are the next of this pair."""
+        if key not in self._last:  # those that were found before took its place
+            return []
         port, message, _ = self._last[key]
         request = lookup_request(message, TCP, exact=False).encode()
         rows = self._ask([_at_port(key, request, port + step) for step in STEPS if port + step < 1 << 16])

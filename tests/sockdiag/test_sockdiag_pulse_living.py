@@ -26,6 +26,7 @@ from nstat_async._io import budget, counters, crowds, glance, pulse
 from nstat_async._io import likely as likely_module
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
+from nstat_async._io.successors import Successors
 from nstat_async._io.walk import TURN
 from nstat_async.backends import Replay, SockDiag
 from nstat_async.sockdiag import DiagRequest, PulsePurpose, PulseReport
@@ -513,6 +514,33 @@ def test_connections_to_one_server_are_found_by_their_ports(look):
             assert found == {inode_of(end) for end in more}
 
 
+def test_what_comes_after_a_connection_is_forgotten_when_many_others_came():
+    """The connections that are found for one server may be so many that the next one is not remembered any more."""
+
+    def connection(server: int, client: int) -> bytes:
+        ports = client.to_bytes(2, "big") + server.to_bytes(2, "big")
+        return (
+            bytes(16)
+            + bytes([socket.AF_INET, 1, 0, 0])
+            + ports
+            + bytes(32)
+            + bytes(4)
+            + client.to_bytes(8, "little")
+            + bytes(16)
+        )
+
+    def ask(requests):
+        """The first of these ports, of one server."""
+        ports = [(int.from_bytes(request[26:28], "big"), int.from_bytes(request[24:26], "big")) for request in requests]
+        return [connection(*each) for each in ports[:1] if each[0] == 443 and each[1] < 2602]
+
+    successors = Successors(ask)
+    for server in (80, 443):
+        for client in (2000, 2002):
+            successors.learn(connection(server, client))
+    assert len(successors.find(400, set())) == 299
+
+
 def test_what_is_found_by_its_port_is_new_once(look):
     with listen() as listener, contextlib.ExitStack() as open_:
         ends = [open_.enter_context(end) for end in pair(listener)]
@@ -656,14 +684,27 @@ def test_where_descriptors_are_few_others_have_them(monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch):
-    def fail(_self, _now):
-        raise OSError(errno.ENOBUFS, "no room")
+@pytest.mark.parametrize(
+    ("failure", "note"),
+    [(OSError(errno.ENOBUFS, "no room"), "No buffer space available"), (KeyError(1), "Input/output")],
+)
+def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch, failure, note):
+    """One that fails once, whatever it was, ends nothing."""
 
+    def fail(self, now):
+        failed.append(now)
+        if always or len(failed) == 1:
+            raise failure
+        return notice(self, now)
+
+    notice, failed, always = glance.Glance.notice, [], False
     monkeypatch.setattr(pulse, "LONGEST_WAIT", 0.0)
     with beating() as live:
         monkeypatch.setattr(glance.Glance, "notice", fail)
-        live.until(lambda: any("No buffer space available" in note for note in live.core.capabilities.notes))
+        live.until(lambda: len(failed) > 2 * pulse.MOST_FAILURES)
+        assert not any("short flows" in each for each in live.core.capabilities.notes)
+        always = True
+        live.until(lambda: any(note in each for each in live.core.capabilities.notes))
         assert live.poll().complete
 
 
