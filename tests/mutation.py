@@ -11,8 +11,9 @@ nothing; then it stands in ``tests/mutation_explained.txt`` with the reason, and
 others survived.
 
 Most take a fraction of a second: ``mutation_run.py`` forks a pytest that has collected the tests, gives one function
-other code, and runs the tests that reach the line. What is not in a function, or reached in another process only, gets
-a pytest of its own, in a copy of the tree. The C code is off: it is Python that is changed. This takes minutes to hours, so it is no part of the suite.
+other code, or one constant another value, and runs the tests that reach it. What else is not in a function, or reached
+in another process only, gets a pytest of its own, in a copy of the tree. The C code is off: it is Python that is
+changed. This takes minutes to hours, so it is no part of the suite; several modules of a package share one collection.
 """
 
 from __future__ import annotations
@@ -34,9 +35,16 @@ from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPLAINED = Path(__file__).with_name("mutation_explained.txt")
+OPTIONS = ("-q", "-p", "no:cacheprovider", "--tb=native", "--assert=plain")
+"""Of pytest: how a test failed is of no interest, and takes longer than the test."""
+QUICK = "not (long or slow or benchmark or browser or nats or privileged)"
+"""What of these tests runs: what takes seconds would be run a thousand times."""
+LINUX_CORE = ("tests/sockdiag", "tests/ebpf", "-m", f"{QUICK} and not linux")
+"""The tests of a core that does no I/O: those on the living kernel mostly wait, and leave too much to it."""
 TESTS = {
     "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property", "tests/test_proof.py"),
-    "nstat_async/sockdiag": ("tests/sockdiag", "tests/property"),
+    "nstat_async/sockdiag": LINUX_CORE,
+    "nstat_async/ebpf": LINUX_CORE,
     "nstat_async/_buffer.py": (
         "tests/test_buffer.py",
         "tests/test_monitor.py",
@@ -62,10 +70,6 @@ TESTS = {
 }
 """Where mutants are looked for, and the tests that ought to kill them."""
 
-OPTIONS = ("-q", "-p", "no:cacheprovider", "--tb=native", "--assert=plain")
-"""Of pytest: how a test failed is of no interest, and takes longer than the test."""
-QUICK = "not (long or slow or benchmark or browser or nats or privileged)"
-"""What of these tests runs: what takes seconds would be run a thousand times."""
 ENVIRONMENT = {"NSTAT_ASYNC_PURE": "1", "HYPOTHESIS_PROFILE": "mutants"}
 LONGEST = 900.0
 """Seconds until a whole run of tests is given up: only a mutant that hangs is meant, on a machine that may be busy."""
@@ -326,11 +330,17 @@ def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, patience: float =
         tests: Called with a module's path; its tests.
         jobs: How many run at a time.
         patience: Seconds of processor time that the tests of one mutant may take in all.
-        show: Called with a line for each survivor.
+        show: Called with a line for each survivor, as soon as it is known.
     """
-    reasons = explained()
+    reasons, narrowed = explained(), {}
     outcomes = {mutant: "explained" for mutant in found if mutant.name in reasons}
     found = [mutant for mutant in found if mutant not in outcomes]
+
+    def note(mutant, outcome, reached=()):
+        outcomes[mutant], narrowed[mutant] = outcome, tuple(reached)
+        if outcome == "survived":
+            show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+
     with tempfile.TemporaryDirectory() as directory:
         parts = [
             (chosen_tests, [mutant for mutant in found if tests(mutant.path) == chosen_tests][number::jobs])
@@ -338,42 +348,40 @@ def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, patience: float =
             for number in range(jobs)
         ]
         with ThreadPoolExecutor(jobs) as pool:
-            for answers in pool.map(lambda part: forked(root, part[1], part[0], Path(directory), patience), parts):
-                outcomes.update(answers)
+            list(pool.map(lambda part: forked(root, part[1], part[0], Path(directory), patience, note), parts))
         outside = [mutant for mutant in found if outcomes[mutant] == "outside"]
-        outcomes.update(one_by_one(root, outside, tests, jobs=jobs, directory=Path(directory)))
-    for mutant, outcome in outcomes.items():
-        if outcome.startswith("survived"):
-            show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+        one_by_one(root, outside, lambda m: narrowed[m] or tests(m.path), note, jobs=jobs, directory=Path(directory))
     return Counter(outcomes.values())
 
 
-def forked(
-    root: Path, found: list[Mutant], tests: tuple[str, ...], directory: Path, patience: float
-) -> dict[Mutant, str]:
-    """The tests' word on mutants, from one pytest that forks for each: see ``mutation_run.py``."""
+def forked(root: Path, found: list[Mutant], tests: tuple[str, ...], directory: Path, patience: float, note) -> None:
+    """Note the tests' word on mutants, from one pytest that forks for each: see ``mutation_run.py``."""
     if not found:
-        return {}
+        return
+    reading, writing = os.pipe()
     with tempfile.NamedTemporaryFile("w", suffix=".json", dir=directory, delete=False) as order:
-        answers = Path(order.name).with_suffix(".answers")
         mutants_of_it = [asdict(mutant) for mutant in found]
-        json.dump({"root": str(root), "answers": str(answers), "patience": patience, "mutants": mutants_of_it}, order)
+        json.dump({"root": str(root), "answers": writing, "patience": patience, "mutants": mutants_of_it}, order)
     command = [
         sys.executable, "-m", "pytest", "-p", "mutation_run", *OPTIONS, "-m", QUICK, *tests,
     ]  # fmt: skip
     path = os.pathsep.join([str(root), str(Path(__file__).parent)])
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, "NSTAT_MUTANTS": order.name}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
-    if len(lines) != len(found):
-        sys.exit(f"pytest ended early: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return dict(zip(found, map(json.loads, lines), strict=True))
+    with open(f"{order.name}.out", "w+", encoding="utf-8") as said, open(reading, encoding="utf-8") as answers:
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=said, stderr=said, pass_fds=[writing])
+        os.close(writing)
+        count = 0
+        for count, (mutant, line) in enumerate(zip(found, answers, strict=False), 1):  # noqa: B007
+            note(mutant, *json.loads(line))
+        process.wait()
+        if count < len(found):
+            sys.exit(f"pytest ended early: {Path(said.name).read_text(encoding='utf-8')[-4000:]}")
 
 
-def one_by_one(root: Path, found: list[Mutant], tests, *, jobs: int, directory: Path) -> dict[Mutant, str]:
-    """The tests' word on mutants of what runs at import or in other processes: a pytest for each, in a copy of the tree."""
+def one_by_one(root: Path, found: list[Mutant], tests, note, *, jobs: int, directory: Path) -> None:
+    """The same of what runs at import or in other processes: a pytest for each, in a copy of the tree."""
     if not found:
-        return {}
+        return
     idle = SimpleQueue()
     for number in range(jobs):
         place = directory / f"copy{number}"
@@ -383,12 +391,12 @@ def one_by_one(root: Path, found: list[Mutant], tests, *, jobs: int, directory: 
     def one(mutant):
         copy = idle.get()
         try:
-            return copy.try_out(mutant, tests(mutant.path), LONGEST)
+            note(mutant, copy.try_out(mutant, tests(mutant), LONGEST))
         finally:
             idle.put(copy)
 
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(found, pool.map(one, found), strict=True))
+        list(pool.map(one, found))
 
 
 def main() -> int:

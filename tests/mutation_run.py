@@ -4,12 +4,14 @@ A pytest plugin, started by ``tests/mutation.py``. It runs every test once and n
 modules it reaches. Then, for each mutant, a child process gets the changed code in place of the function's own, and
 runs the tests that reach the line, the quickest first, until one fails.
 
-What is not inside a function has done its work when the module was imported, and what no test reaches may run in
-another process: that is left to a pytest of its own.
+A constant of the module or a default of a function gets its other value. What else is not inside a function has done
+its work when the module was imported, and what no test reaches may run in another process: that is left to a pytest of
+its own, and so is a constant that no test noticed, because others may have been made of it.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import gc
 import inspect
@@ -23,7 +25,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -68,33 +70,76 @@ def body_of(code: CodeType) -> tuple[Any, ...]:
     return code.co_code, code.co_names, inner
 
 
-def functions_in(paths: Iterable[str]) -> dict[str, list[FunctionType]]:
-    """The functions of these modules, as they are imported."""
-    found: dict[str, list[FunctionType]] = {path: [] for path in paths}
-    for each in gc.get_objects():
-        if isinstance(each, FunctionType) and each.__code__.co_filename in found:
-            found[each.__code__.co_filename].append(each)
-    return found
+class Patched:
+    """A module that was imported, some function or constant of which a mutant changes.
 
+    Args:
+        path: Of its file.
+        source: Its text.
+    """
 
-def patch(path: str, source: str, mutant: Mutant, functions: list[FunctionType]) -> bool:
-    """Give the functions of a module that is imported the mutant's code; False if that is not what changed."""
-    old = compile(source, path, "exec")
-    new = compile(changed(source, mutant), path, "exec")
-    if body_of(old) != body_of(new):
+    def __init__(self, path: str, source: str) -> None:
+        self._path, self._source = path, source
+        code = compile(source, path, "exec")
+        self._body, self._codes = body_of(code), functions_of(code)
+        found = (each for each in gc.get_objects() if isinstance(each, FunctionType))
+        self._functions = [each for each in found if each.__code__.co_filename == path]
+        self._globals = next((vars(m) for m in [*sys.modules.values()] if getattr(m, "__file__", None) == path), {})
+
+    def apply(self, mutant: Mutant) -> str | None:
+        """Change it: "code" or "constant", or `None` if neither is what changed."""
+        source = changed(self._source, mutant)
+        new = compile(source, self._path, "exec")
+        if body_of(new) != self._body:
+            return "constant" if self._change_constant(source, mutant) else None
+        after = functions_of(new)
+        places = {(c.co_name, c.co_firstlineno): after[place] for place, c in self._codes.items() if c != after[place]}
+        done = None
+        for function in self._functions:
+            code = function.__code__
+            other = places.get((code.co_name, code.co_firstlineno))
+            if other is not None and len(code.co_freevars) == len(other.co_freevars):
+                function.__code__ = other
+                done = "code"
+        return done
+
+    def _change_constant(self, source: str, mutant: Mutant) -> bool:
+        """Give a constant of the module, or a default of a function, the value that it has in this source."""
+        for before, after in zip(ast.walk(ast.parse(self._source)), ast.walk(ast.parse(source)), strict=False):
+            if isinstance(after, ast.Module):
+                for old, new in zip(before.body, after.body, strict=True):
+                    if isinstance(new, ast.Assign) and ast.dump(old) != ast.dump(new):
+                        return self._set(new)
+            elif isinstance(after, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+                ast.dump(before.args) != ast.dump(after.args)
+            ):
+                return self._set_defaults(after)
         return False
-    after = functions_of(new)
-    places = {
-        (c.co_name, c.co_firstlineno): after[place] for place, c in functions_of(old).items() if c != after[place]
-    }
-    done = False
-    for function in functions:
-        code = function.__code__
-        other = places.get((code.co_name, code.co_firstlineno))
-        if other is not None and len(code.co_freevars) == len(other.co_freevars):
-            function.__code__ = other
-            done = True
-    return done
+
+    def _set(self, node: ast.Assign) -> bool:
+        """In every module that has it under this name."""
+        target = node.targets[0]
+        if not isinstance(target, ast.Name):
+            return False
+        old, new = self._globals[target.id], self._value(node.value)
+        for module in [*sys.modules.values()]:
+            names = getattr(module, "__dict__", {})
+            if names.get(target.id) is old:
+                names[target.id] = new
+        return True
+
+    def _set_defaults(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+        first = min(each.lineno for each in (node, *node.decorator_list))
+        found = [f for f in self._functions if (f.__code__.co_name, f.__code__.co_firstlineno) == (node.name, first)]
+        named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        keywords = {each.arg: self._value(value) for each, value in named if value is not None}
+        for function in found:
+            function.__defaults__ = tuple(map(self._value, node.args.defaults))
+            function.__kwdefaults__ = keywords
+        return bool(found)
+
+    def _value(self, node: ast.expr) -> Any:
+        return eval(compile(ast.Expression(node), self._path, "eval"), self._globals)
 
 
 def lines_of(item: pytest.Item, following: pytest.Item | None, paths: set[str]) -> tuple[bool, set[tuple[str, int]]]:
@@ -194,43 +239,43 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     found = [Mutant(**each) for each in order["mutants"]]
     sources = {str(root / m.path): (root / m.path).read_text(encoding="utf-8") for m in found}
     gc.unfreeze()  # functions are among what the collector knows
-    functions = functions_in(sources)
+    modules = {path: Patched(path, source) for path, source in sources.items()}
     gc.freeze()  # what a child does not look at, it shares
     session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # the children's
     tests = in_child(lambda: survey(session.items, set(sources))) or []
     reaching: dict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
+    anywhere: dict[str, set[tuple[float, int]]] = defaultdict(set)
     for number, cost, reached in tests:
-        for place in reached:
-            reaching[place].append((cost, number))
+        for path, line in reached:
+            reaching[path, line].append((cost, number))
+            anywhere[path].add((cost, number))
     killers: list[int] = []
-    with open(order["answers"], "a", encoding="utf-8") as answers:
+    patience = order["patience"]
+    with open(order["answers"], "w", encoding="utf-8") as answers:
         for mutant in found:
             path = str(root / mutant.path)
             last = mutant.line + mutant.old.count("\n")
-            chosen = sorted({test for line in range(mutant.line, last + 1) for test in reaching[path, line]})
+            chosen = {test for line in range(mutant.line, last + 1) for test in reaching[path, line]}
             outcome = try_out(
-                session,
-                lambda p=path, m=mutant: patch(p, sources[p], m, functions[p]),
-                chosen,
-                killers,
-                order["patience"],
+                session, partial(modules[path].apply, mutant), sorted(chosen), sorted(anywhere[path]), killers, patience
             )
-            answers.write(json.dumps(outcome) + "\n")
+            names = [session.items[number].nodeid for _, number in sorted(anywhere[path])]
+            answers.write(json.dumps([outcome, names if outcome == "outside" else []]) + "\n")
             answers.flush()
     return True
 
 
-def try_out(session, change, chosen, killers, patience) -> str:
-    """The word of these tests on one mutant, or of those that take so many seconds in all."""
-    numbers = [number for _, number in chosen]
-    likely = [number for number in killers[-8:] if number in set(numbers)]
-    numbers = [*dict.fromkeys([*likely[::-1], *numbers])]
-    costs = {number: cost for cost, number in chosen}
+def try_out(session, change, chosen, everywhere, killers, patience) -> str:
+    """The tests' word on one mutant: of those that reach its line, or, of a constant, its module, as long as may be."""
+    costs = {number: cost for cost, number in everywhere}
 
     def act() -> tuple[str, int | None]:
-        begin = time.process_time()
-        if not chosen or not change():
+        begin, kind = time.process_time(), change()
+        if kind is None or (kind == "code" and not chosen):
             return "outside", None
+        numbers = [number for _, number in (chosen if kind == "code" else everywhere)]
+        likely = [number for number in killers[-8:] if number in set(numbers)]
+        numbers = [*dict.fromkeys([*likely[::-1], *numbers])]
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for at, number in enumerate(numbers):
@@ -241,7 +286,7 @@ def try_out(session, change, chosen, killers, patience) -> str:
             following = session.items[numbers[at + 1]] if at + 1 < len(numbers) else None
             if not _passes(session.items[number], following):
                 return "killed", number
-        return "survived", None
+        return ("survived" if kind == "code" else "outside"), None
 
     answer = in_child(act, 60.0 + 30 * sum(costs.values()))
     if answer is None:

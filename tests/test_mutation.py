@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 
 import mutation
@@ -66,6 +67,21 @@ def test_a_mutant_changes_its_place_and_nothing_else():
         assert text != SOURCE
         back = mutation.Mutant("m.py", 0, mutant.begin, mutant.begin + len(mutant.new.encode()), mutant.new, mutant.old)
         assert mutation.changed(text, back) == SOURCE
+
+
+def test_code_constants_and_defaults_are_changed_in_the_module_that_was_imported(tmp_path, monkeypatch):
+    text = "LIMIT = 4\nTWICE = LIMIT * 2\n\ndef grow(by=1):\n    return by + LIMIT\n\nclass C:\n    size = 3\n"
+    (tmp_path / "mutated.py").write_text(text)
+    (tmp_path / "importer.py").write_text("from mutated import LIMIT\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importer, mutated = importlib.import_module("importer"), importlib.import_module("mutated")
+    module = mutation_run.Patched(mutated.__file__, text)
+    kinds = {(m.old, m.new): module.apply(m) for m in mutation.mutants("mutated.py", text)}
+    assert {kind for (old, _), kind in kinds.items() if old in {"4", "2", "1", "LIMIT * 2"}} == {"constant"}
+    assert (kinds["by + LIMIT", "((by) - (LIMIT))"], kinds["3", "4"]) == ("code", None)
+    assert (importer.LIMIT, mutated.LIMIT, mutated.TWICE) == (5, 5, 15)
+    assert mutated.grow.__defaults__ == (2,)
+    assert mutated.grow() == 2 - 5
 
 
 @pytest.mark.slow
