@@ -1,0 +1,132 @@
+"""What a poll left out is asked for, one by one: was it lost, has it gone, or had it nothing to report?"""
+
+from __future__ import annotations
+
+import pytest
+from ntstat_talk import Talk, subscribed
+
+from nstat_async import (
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    PollCompleted,
+    Provider,
+    RemovalReason,
+)
+from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate
+from nstat_async.ntstat._constants import MAX_BATCH
+
+
+def _absent_source(talk: Talk) -> int:
+    """Two sources, of which the second poll reports one; the context of the question about the other."""
+    talk.subscribe()
+    talk.poll(2, 1)
+    talk.events()
+    (question,) = talk.next_poll(1)
+    assert (type(question), question.srcref, question.flags) == (GetUpdate, 2, 0)
+    return question.context
+
+
+def test_a_source_that_a_poll_left_out_and_that_answers_was_in_a_lost_batch():
+    talk = Talk()
+    context = _absent_source(talk)
+    data = talk.wire.updated(2, talk.wire.counts(9, 9), talk.wire.descriptor(2, state=4), context=context)
+    assert talk.answer(data) == []
+    events = talk.events()
+    assert [type(e) for e in events] == [FlowUpdated, EventsLost, PollCompleted]
+    assert (events[1].cause, events[1].count, events[2].complete) == (LossCause.BATCH, 1, True)
+
+
+def test_a_source_that_a_poll_left_out_and_that_is_unknown_has_gone():
+    talk = Talk()
+    talk.answer(talk.wire.error(_absent_source(talk), DarwinErrno.ENOENT))
+    events = talk.events()
+    assert [type(e) for e in events] == [FlowRemoved, EventsLost, PollCompleted]
+    assert (events[0].reason, events[0].final, events[1].cause) == (
+        RemovalReason.GONE, False, LossCause.FINAL_COUNTS,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [DarwinErrno.EAGAIN, DarwinErrno.EIO])
+def test_a_source_that_has_nothing_to_report_or_cannot_be_read_stays_and_the_poll_is_complete(error):
+    talk = Talk()
+    talk.answer(talk.wire.error(_absent_source(talk), error))
+    asked = 0
+    for _ in range(8):
+        (poll,) = talk.events()
+        assert isinstance(poll, PollCompleted)
+        assert poll.complete
+        assert len(list(talk.core.flows())) == 2
+        for question in talk.next_poll(1):  # at every second poll, then at every fourth …
+            asked += 1
+            talk.answer(talk.wire.error(question.context, error))
+    assert asked == 2
+
+
+def test_a_question_that_stays_without_an_answer_leaves_the_poll_incomplete():
+    talk = Talk()
+    _absent_source(talk)
+    talk.drained()
+    assert talk.events(PollCompleted)[0].complete is False
+
+
+def test_what_has_no_details_is_asked_for_an_update():
+    talk = subscribed(12, extras=True, providers={Provider.TCP})
+    (poll,) = talk.drained()
+    talk.answer(talk.report(1), talk.report(2), talk.wire.success(poll.context))
+    (poll,) = talk.due()
+    (question,) = talk.answer(talk.report(1), talk.wire.success(poll.context))
+    assert (type(question), question.srcref) == (GetDetails, 2)
+    (question,) = talk.answer(talk.wire.error(question.context, DarwinErrno.EOPNOTSUPP))
+    assert (type(question), question.srcref) == (GetUpdate, 2)
+
+
+def test_numbers_below_the_highest_that_never_appeared_are_asked_for():
+    talk = subscribed()
+    questions = talk.poll(5, 2)
+    assert [(q.srcref, q.flags) for q in questions] == [(1, 0), (3, 0), (4, 0)]
+    by_ref = {q.srcref: q.context for q in questions}
+    talk.answer(
+        talk.wire.error(by_ref[1], DarwinErrno.ENOENT),
+        talk.wire.error(by_ref[3], DarwinErrno.ENOENT),
+        talk.wire.updated(4, talk.wire.counts(7, 7), talk.wire.descriptor(2), context=by_ref[4]),
+    )
+    losses = {e.cause: e.count for e in talk.events(EventsLost)}
+    assert losses == {LossCause.GOODBYE: 2, LossCause.BATCH: 1}
+    assert talk.next_poll(5, 4, 2) == []  # and only once
+
+
+def test_after_the_first_poll_a_few_numbers_above_all_are_asked_for_in_case_the_newest_batch_was_lost():
+    talk = Talk()
+    talk.answers_probes = False
+    talk.subscribe()
+    questions = talk.poll(2, 1)
+    assert [q.srcref for q in questions] == [3, 4, 5, 6]
+    answer = talk.wire.updated(3, talk.wire.counts(7, 7), talk.wire.descriptor(2), context=questions[0].context)
+    more = talk.answer(answer)
+    assert [q.srcref for q in more] == [7]
+    for question in [*questions[1:], *more]:
+        talk.answer(talk.wire.error(question.context, DarwinErrno.ENOENT))
+    events = talk.events()
+    assert len([e for e in events if isinstance(e, FlowAdded)]) == 3
+    assert next(e for e in events if isinstance(e, PollCompleted)).complete
+    assert talk.next_poll(3, 2, 1) == []  # it was answered whole: there is no need any more
+
+
+@pytest.mark.parametrize(("size", "probes"), [(-(-MAX_BATCH * 4 // 3), 4), (-(-MAX_BATCH * 4 // 3) - 2, 8), (None, 4)])
+def test_where_a_batch_need_not_fit_each_poll_asks_for_numbers_above_all(size, probes):
+    talk = subscribed(receive_buffer=size)
+    talk.poll(1)
+    (request,) = talk.due()
+    talk.answer(talk.report(1), talk.wire.success(request.context))
+    assert talk.probes == probes
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(1000, 1), (8192, 6), (1 << 20, 32), (None, 6)])
+def test_so_many_single_questions_are_open_as_their_answers_have_room(size, at_once):
+    talk = subscribed(receive_buffer=size)
+    questions = talk.poll(40)
+    assert [question.srcref for question in questions] == list(range(1, at_once + 1))
+    assert [q.srcref for q in talk.answer(talk.wire.error(questions[0].context, DarwinErrno.ENOENT))] == [at_once + 1]

@@ -1,0 +1,248 @@
+"""Announcements, those that were lost, the second control socket, and what happens when the control goes away."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from ntstat_talk import Talk, subscribed
+from ntstat_wire import address
+from virtual import VirtualMonitor
+
+from nstat_async import (
+    BackendUnavailableError,
+    EventsLost,
+    FlowAdded,
+    FlowRemoved,
+    FlowUpdated,
+    LossCause,
+    PollCompleted,
+    Provider,
+    RemovalReason,
+)
+from nstat_async._contract import OpenChannel
+from nstat_async.ntstat import AddAllSources, DarwinErrno, GetUpdate
+from nstat_async.ntstat._subscription import DESCRIBE_DELAY
+from nstat_async.testing import EmulatedKernel
+
+
+def _announcing() -> Talk:
+    talk = Talk(discovery="announce", interval=60.0)
+    (request,) = talk.asked()
+    talk.open_poll = talk.grant(talk.answer(talk.wire.added(1), talk.wire.added(2), talk.wire.success(request.context)))
+    talk.poll(2, 1)
+    assert {e.preexisting for e in talk.events(FlowAdded)} == {True}
+    return talk
+
+
+def test_an_announced_source_is_described_after_a_moment():
+    talk = _announcing()
+    assert talk.answer(talk.wire.added(3)) == []
+    assert talk.core.next_deadline() == pytest.approx(talk.now + DESCRIBE_DELAY)
+    assert talk.later(DESCRIBE_DELAY / 2) == []
+    (question,) = talk.later(DESCRIBE_DELAY)
+    assert (type(question), question.srcref) == (GetUpdate, 3)
+    talk.answer(talk.wire.updated(3, talk.wire.counts(1), talk.wire.descriptor(2), context=question.context))
+    (added,) = talk.events()
+    assert (added.preexisting, added.flow.started_ns) == (False, int(100.0 * 1e9))
+    # One that told of itself meanwhile is not asked for.
+    talk.answer(talk.wire.added(4), talk.report(4))
+    assert talk.later(1.0) == []
+
+
+def test_an_incomplete_poll_counts_the_flows_that_were_reported():
+    talk = _announcing()
+    talk.answer(talk.wire.added(3))
+    talk.core.request_poll(talk.now)
+    (request,) = talk.asked()
+    questions = talk.answer(talk.wire.error(request.context, DarwinErrno.EPERM))
+    talk.refuse(questions, DarwinErrno.ENOBUFS)
+    (poll,) = talk.events(PollCompleted)
+    assert (poll.flows, poll.complete) == (2, False)
+
+
+def test_a_scan_that_filled_the_buffer_was_cut_short():
+    talk = Talk(discovery="announce", receive_buffer=8192)
+    (request,) = talk.asked()
+    talk.answer([talk.wire.added(r) for r in range(1, 194)], talk.wire.success(request.context))
+    (loss,) = talk.events()
+    assert (loss.cause, loss.count) == (LossCause.ANNOUNCEMENT, None)
+    assert talk.core.next_deadline() is not None
+
+
+def test_a_scan_that_the_kernel_gave_up_is_a_gap_too():
+    talk = Talk(discovery="announce")
+    (request,) = talk.asked()
+    (following,) = talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS))
+    assert isinstance(following, AddAllSources)
+    assert [e.cause for e in talk.events()] == [LossCause.ANNOUNCEMENT]
+    assert talk.core.capabilities.providers == {Provider.TCP}
+
+
+@pytest.mark.parametrize("kernel", [11, 4])
+@pytest.mark.parametrize(("announced", "full"), [(179, False), (180, True)])
+def test_a_list_that_filled_seven_tenths_of_the_buffer_may_have_been_cut_short_and_each_provider_has_its_own(
+    kernel, announced, full
+):
+    talk = Talk(kernel, discovery="announce", receive_buffer=8192)
+    (request,) = talk.asked()
+    data = [talk.wire.added(ref) for ref in range(1, announced)] + [talk.wire.success(request.context)]
+    (request,) = talk.answer(data)
+    lost = [event.count for event in talk.events(EventsLost)]
+    assert lost == ([None] if full else [])
+    talk.answer([talk.wire.added(300 + ref) for ref in range(50)], talk.wire.success(request.context))
+    assert len(talk.events(EventsLost)) <= 1, "that of the numbers between"
+
+
+def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a_seam():
+    talk = _announcing()
+    before = {flow.local.port: (flow.id, counts.rx_bytes) for flow, counts in talk.core.flows()}
+    talk.answer(talk.wire.added(5))
+    (loss,) = talk.events()
+    assert (loss.cause, loss.count) == (LossCause.ANNOUNCEMENT, 2)
+    requests = talk.due()
+    assert talk.channels == [0, 1]
+    # The second socket knows the same sockets by other numbers, and those that were missed.
+    while isinstance(requests[0], AddAllSources):
+        assert requests[0].filter == 0x100000
+        requests = talk.answer(talk.wire.success(requests[0].context), channel=1)
+    # Meanwhile the first goes on speaking.
+    talk.answer(talk.report(1, rx=50), channel=0)
+    assert [e.counts.rx_bytes for e in talk.events(FlowUpdated)] == [50]
+    ports = {11: 1001, 12: 1002, 13: 1003, 14: 1004}
+    data = [talk.report(ref, rx=60, local=address("192.0.2.1", port)) for ref, port in ports.items()]
+
+    def poll_second():
+        requests = talk.answer(*data, talk.wire.success(talk.last[1]), channel=1)
+        while requests and requests[0].srcref != talk.wire.layout.all_sources:
+            requests = talk.refuse(requests, channel=1)
+        return requests
+
+    # What the first was told before is read first: it is polled, and then the second once more.
+    assert len(poll_second()) == 1
+    assert talk.channels == [0, 1]
+    third = talk.report(5, rx=60, local=address("192.0.2.1", 1003))
+    reports = (talk.report(1, rx=50), talk.report(2, rx=1), third)
+    requests = talk.answer(*reports, talk.wire.success(talk.last[0]), channel=0)
+    while requests and requests[0].srcref != talk.wire.layout.all_sources:
+        requests = talk.refuse(requests, channel=0)
+    assert poll_second() == []
+    assert talk.channels == [1]
+    assert talk.closed == [0]
+    events = talk.events()
+    updated = {e.flow.id: e.delta.rx_bytes for e in events if isinstance(e, FlowUpdated)}
+    assert updated == {before[1001][0]: 10, before[1002][0]: 59}
+    added = [e.flow for e in events if isinstance(e, FlowAdded)]
+    assert sorted(f.local.port for f in added) == [1003, 1004]
+    assert len({f.id for f in added} | set(updated)) == 4
+    gone = [e for e in events if isinstance(e, FlowRemoved)]
+    assert {e.reason for e in gone} <= {RemovalReason.GONE}
+    assert [e.cause for e in events if isinstance(e, EventsLost)].count(LossCause.RESYNC) == 1
+    # From now on the second speaks for all, under the old ids.
+    talk.answer(talk.report(11, rx=99, local=address("192.0.2.1", 1001)), channel=1)
+    (event,) = talk.events()
+    assert (event.flow.id, event.delta.rx_bytes) == (before[1001][0], 39)
+    talk.answer(talk.wire.removed(1), channel=0)  # what is left in the first means nothing
+    assert talk.events() == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "interval", "seconds"),
+    [("xnu-10063.141.1", 1.0, 15), ("xnu-10063.141.1", 10.0, 100), ("xnu-11417.121.6", 1.0, 60)],
+)
+def test_looks_at_a_second_socket_keep_their_distance(kernel, interval, seconds):
+    monitor = VirtualMonitor(EmulatedKernel(kernel), interval=interval)
+    monitor.run(seconds - 0.5)
+    assert monitor.session.statistics()["audits"] == 0
+    monitor.run(1.5)
+    assert monitor.session.statistics()["audits"] == 1
+
+
+def test_a_control_that_closes_is_opened_again_after_growing_pauses():
+    talk = subscribed()
+    talk.poll(1)
+    kept = talk.events(FlowAdded)[0].flow.id
+    talk.core.channel_closed(0, talk.now)
+    assert talk.asked() == []
+    assert [e.cause for e in talk.events()] == [LossCause.RESYNC]
+    pauses = []
+    for _ in range(4):
+        pauses.append(talk.core.next_deadline() - talk.now)
+        talk.now = talk.core.next_deadline()
+        talk.core.handle_deadline(talk.now)
+        (command,) = talk.core.commands()
+        assert isinstance(command, OpenChannel)
+        talk.core.channel_failed(command.channel, errno.ENOENT, talk.now)
+        talk.core.commands()
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[-1]
+    talk.open_poll = talk.grant(talk.due())
+    talk.poll(1, rx=7)
+    events = talk.events(FlowAdded, FlowRemoved, FlowUpdated)
+    assert [(type(e), e.flow.id, e.counts.rx_bytes) for e in events] == [(FlowUpdated, kept, 7)]
+    assert talk.core.failure is None
+    assert isinstance(talk.due()[0], GetUpdate)  # and polls go on
+    assert talk.closed[:1] == [0]
+
+
+def test_a_control_that_stays_away_is_a_failure():
+    talk = subscribed()
+    talk.core.channel_closed(0, talk.now)
+    for _ in range(10):
+        for command in talk.core.commands():
+            if isinstance(command, OpenChannel):
+                talk.core.channel_failed(command.channel, errno.ENOENT, talk.now)
+        if talk.core.failure is not None:
+            break
+        talk.now = talk.core.next_deadline()
+        talk.core.handle_deadline(talk.now)
+    assert isinstance(talk.core.failure, BackendUnavailableError)
+
+
+def test_a_second_socket_that_the_kernel_cannot_answer_is_polled_again_after_growing_pauses():
+    talk = Talk()
+    talk.core.epoch_offset = 1e9
+    talk.subscribe()
+    talk.poll(1)
+    talk.events()
+    talk.now += 1.0
+    (request,) = talk.reopen()
+    (loss,) = talk.events(EventsLost)
+    assert loss.time == 1e9 + 101.0
+    pauses = []
+    for _ in range(7):
+        talk.answer(talk.wire.error(request.context, DarwinErrno.EPERM))
+        pauses.append(round(talk.core.next_deadline() - talk.now, 3))
+        (request,) = talk.due()
+    assert pauses == [0.05, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0]
+    talk.answer(talk.report(1), talk.wire.success(request.context))
+    (completed,) = talk.events(PollCompleted)
+    assert (completed.flows, completed.complete) == (1, True)
+    assert talk.core.next_deadline() == talk.now + 1.0, "the next poll comes an interval later"
+
+
+def test_a_first_socket_that_goes_away_while_the_second_waits_for_it_is_replaced_at_the_next_poll():
+    talk = _announcing()
+    talk.answer(talk.wire.added(5))
+    (poll,) = talk.grant(talk.due())
+    talk.answer(talk.report(1), talk.report(2), talk.wire.success(poll.context), channel=1)
+    talk.events()
+    talk.core.channel_closed(0, talk.now)
+    (poll,) = talk.asked()
+    talk.answer(talk.report(1), talk.report(2), talk.wire.success(poll.context), channel=1)
+    assert [event.cause for event in talk.events(EventsLost)] == [LossCause.RESYNC]
+    assert len(list(talk.core.flows())) == 2
+    assert talk.core.statistics()["resynchronisations"] == 1
+    assert talk.core.failure is None
+
+
+def test_a_poll_that_was_under_way_when_the_control_went_away_is_made_up_for():
+    talk = subscribed(interval=None)
+    talk.poll(1)
+    assert talk.core.request_poll(talk.now) == 2
+    talk.asked()
+    (request,) = talk.reopen()
+    talk.events()
+    (again,) = talk.answer(talk.report(1), talk.wire.success(request.context))
+    talk.answer(talk.report(1), talk.wire.success(again.context))
+    assert [event.serial for event in talk.events(PollCompleted)] == [2, 3]
