@@ -62,6 +62,7 @@ struct tcp_sock {
 } RELOCATED;
 struct mptcp_sock { struct sock *first; } RELOCATED;
 struct task_struct {
+    u32 flags;
     int pid, tgid;
     u64 start_boottime;
     struct task_struct *group_leader;
@@ -124,6 +125,7 @@ enum { NO_SOCKETS = 1 << 3 | 1 << 6 | 1 << 7 | 1 << TCP_LISTEN | 1 << 12 };   //
 enum { ON_THEIR_WAY = 1 << TCP_SYN_SENT | 1 << 4 | 1 << 9 | 1 << 11 };        // FIN_WAIT1, LAST_ACK, CLOSING
 enum { SOCK_DONE_BIT = 2 };                 // 1 << SOCK_DONE of sk_flags: set by tcp_fin() only
 enum { RCV_SHUTDOWN = 1 };
+enum { KERNEL_THREAD = 0x200000 };          // PF_KTHREAD
 enum { PEEK_OR_ERRQUEUE = 0x2002 };         // MSG_PEEK, MSG_ERRQUEUE: nothing left the socket for the reader
 
 // --- what is reported ----------------------------------------------------------------------
@@ -309,7 +311,8 @@ INLINE int change_of_state(u64 *context, int second) {
     record->facts.kind = kind;
     record->facts.old = old;
     record->facts.new = new;
-    if (kind == OPENED) describe_process(&record->facts);
+    // A thread of the kernel connects for whoever holds the socket (a subflow of Multipath TCP), or for the kernel.
+    if (kind == OPENED && !(current_task()->flags & KERNEL_THREAD)) describe_process(&record->facts);
     if (sk->__sk_common.skc_flags & SOCK_DONE_BIT) record->facts.flags |= FIN_RECEIVED;
     if (kind == CLOSED) {                                  // set before: tcp_reset(), tcp_write_err(), tcp_abort()
         record->facts.flags |= ERROR_KNOWN | (sk->sk_err & 0xff) << 16;

@@ -8,6 +8,7 @@ import os
 import random
 import select
 import socket
+import subprocess
 import sys
 import time
 
@@ -745,3 +746,36 @@ def test_multipath_subflows_are_named_as_what_they_are():
         for event in driver.events:
             if isinstance(event, FlowRemoved) and event.flow.remote is not None:
                 assert event.flow.remote.port
+
+
+@living
+@pytest.mark.privileged
+@pytest.mark.parametrize("ebpf", ["off", "auto"])
+def test_a_subflow_that_a_thread_of_the_kernel_opens_is_its_holders(ebpf):
+    """It is the worker of the path manager that connects, for whoever has the Multipath TCP socket."""
+    with one_namespace() as (here, _, address), drive(here, ebpf=ebpf) as driver:
+        try:
+            here.ip("mptcp limits set subflow 2 add_addr_accepted 2", "mptcp endpoint add 127.0.0.2 dev lo subflow")
+        except subprocess.CalledProcessError:
+            pytest.skip("this kernel has no Multipath TCP")
+        driver.poll()
+        listener = here.run(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262)
+        listener.bind((address, 0))
+        listener.listen()
+        client = here.run(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        client.sendall(bytes(5000))
+        server.recv(5000)
+
+        def owners():
+            driver.poll()
+            flows = {flow.id: flow for flow, _ in driver.core.flows() if flow.remote is not None}
+            subflows = [flow for flow in flows.values() if "127.0.0.2" in f"{flow.local}{flow.remote}"]
+            return len(subflows) == 2 and {flow.process and flow.process.pid for flow in flows.values()} == {os.getpid()}
+
+        driver.until(owners)
+        added = [e for e in driver.events if isinstance(e, (FlowAdded, FlowUpdated)) and e.flow.process is not None]
+        assert {event.flow.process.pid for event in added} == {os.getpid()}
+        for sock in (client, server, listener):
+            sock.close()
