@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno as errors
 from typing import Any
 
-from .._errnos import error_text
 from .._errors import ProtocolError
 from ._constants import MessageType, RouteMessage
 from ._links import LinkTable
 from ._messages import encode_route_dump, iterate_messages
 from ._output import Output
+from ._refusals import refusal_text
 from ._setup import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, Role
 from ._source import Source
 
@@ -56,7 +56,7 @@ class AddressSource(Source):
         if errno == errors.ENOBUFS and self.is_open:
             self._list_everything()
         else:
-            self.output.note(f"interfaces are unknown: rtnetlink failed: {error_text(errno)}")
+            self.output.note(f"interfaces are unknown: rtnetlink failed: {refusal_text(errno)}")
             self.close()
             self._settle()
 

@@ -41,7 +41,7 @@ from ._messages import (
     iterate_messages,
 )
 from ._output import Output
-from ._refusals import is_refusal, unavailable
+from ._refusals import is_refusal, refusal_text, unavailable
 from ._rows import RowFormats
 from ._scan import Memory, new_memory, scan
 from ._setup import ChannelPurpose, Role
@@ -252,7 +252,7 @@ class DumpSource(Source):
             self.output.failure = unavailable(errno)
         else:
             self.lost = True
-            self.output.note(f"a network namespace cannot be watched: {error_text(errno)}")
+            self.output.note(f"a network namespace cannot be watched: {refusal_text(errno)}")
             self.abort()
 
     def deadline(self) -> float | None:

@@ -29,6 +29,12 @@ def is_refusal(number: int) -> bool:
     return reason in {UnavailableReason.PERMISSION, UnavailableReason.MISSING}
 
 
+def refusal_text(number: int) -> str:
+    """The error of a netlink socket, in words, and what helps, where that is known."""
+    remedy = _REMEDIES[number][1] if number in _REMEDIES else ""
+    return "; ".join(filter(None, (error_text(number), remedy)))
+
+
 def unavailable(number: int) -> BackendUnavailableError:
     """The error of a netlink socket, in words."""
     reason, remedy = _REMEDIES.get(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .._errnos import error_text
 from .._events import LossCause, RemovalReason
 from .._model import Outcome
 from ..ebpf import Ended
@@ -19,7 +18,7 @@ from ._finals import is_unused, last_words, was_disconnected
 from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
 from ._outcomes import QUICK, outcome_of_attempt
 from ._output import Output
-from ._refusals import is_refusal
+from ._refusals import is_refusal, refusal_text
 from ._reports import is_multipath, socket_report
 from ._rows import RowFormats, info_of
 from ._setup import ChannelPurpose, Role
@@ -91,7 +90,7 @@ class RemovalSource(Source):
         """
         if not self.is_open or is_refusal(errno):
             self.output.note(
-                f"destroyed sockets are not reported ({error_text(errno)}): flows between two polls are missed"
+                f"destroyed sockets are not reported, so flows between two polls are missed: {refusal_text(errno)}"
             )
             self.missing = True
             self.close()

@@ -772,7 +772,9 @@ def test_a_subflow_that_a_thread_of_the_kernel_opens_is_its_holders(ebpf):
             driver.poll()
             flows = {flow.id: flow for flow, _ in driver.core.flows() if flow.remote is not None}
             subflows = [flow for flow in flows.values() if "127.0.0.2" in f"{flow.local}{flow.remote}"]
-            return len(subflows) == 2 and {flow.process and flow.process.pid for flow in flows.values()} == {os.getpid()}
+            return len(subflows) == 2 and {flow.process and flow.process.pid for flow in flows.values()} == {
+                os.getpid()
+            }
 
         driver.until(owners)
         added = [e for e in driver.events if isinstance(e, (FlowAdded, FlowUpdated)) and e.flow.process is not None]

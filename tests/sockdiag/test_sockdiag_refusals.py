@@ -80,7 +80,7 @@ def test_a_channel_beside_the_dumps_that_may_not_be_read_is_closed(channel, word
     for _ in range(2):
         kernel.session.channel_failed(channel, 1, kernel.now)
     assert [each.channel for each in kernel.session.commands() if isinstance(each, CloseChannel)] == [channel]
-    said = [note for note in kernel.session.capabilities.notes if "Operation not permitted" in note]
+    said = [note for note in kernel.session.capabilities.notes if "Operation not permitted; a seccomp filter" in note]
     assert [words in note for note in said] == [True] * bool(words)
     kernel.wait(3.0)
     assert kernel.session.failure is None
@@ -144,15 +144,22 @@ def run(*arguments: str, before=None, timeout: float = 120) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, preexec_fn=before)
 
 
-def forbid(call: int, number: int, *, domain: int | None = None) -> None:
-    """``seccomp(2)``: this system call (with this first argument) fails with this error from here on, in the programs that follow, too."""
-    argument = [] if domain is None else [(0x20, 0, 0, 16), (0x15, 0, 1, domain)]
+def forbid(call: int, number: int, **arguments: int) -> None:
+    """``seccomp(2)``: this system call fails with this error from here on, in the programs that follow, too.
+
+    Where there are `arguments`, by their place (``_0``), only with all of them.
+    """
+    tests = [((0x20, 0, 0, 16 + 8 * int(place[1:])), value) for place, value in arguments.items()]
     program = b"".join(
         struct.pack("=HBBI", *each)
         for each in (
             (0x20, 0, 0, 0),
-            (0x15, 0, 1 + len(argument), call),
-            *argument,
+            (0x15, 0, 1 + 2 * len(tests), call),
+            *(
+                line
+                for at, (load, value) in enumerate(tests)
+                for line in (load, (0x15, 0, 1 + 2 * (len(tests) - 1 - at), value))
+            ),
             (0x06, 0, 0, 0x00050000 | number),
             (0x06, 0, 0, 0x7FFF0000),
         )
@@ -164,9 +171,9 @@ def forbid(call: int, number: int, *, domain: int | None = None) -> None:
     assert libc.prctl(22, 2, described, 0, 0) == 0  # PR_SET_SECCOMP
 
 
-def forbid_netlink(number: int) -> None:
-    """``socket(AF_NETLINK, …)`` fails with this error."""
-    forbid(41, number, domain=16)
+def forbid_netlink(number: int, **protocol: int) -> None:
+    """``socket(AF_NETLINK, …)`` fails with this error, or that of one protocol (``_2``)."""
+    forbid(41, number, _0=16, **protocol)
 
 
 @living
@@ -188,6 +195,32 @@ def test_where_no_event_loop_can_work_a_command_says_so(call):
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("nstat-async: error: sockets of the event loop: Operation not permitted; a seccomp")
+
+
+NOTES = """
+import asyncio
+from nstat_async import Monitor
+async def main():
+    async with Monitor(interval=None) as monitor:
+        await monitor.poll_now()
+        print(*monitor.capabilities.notes, monitor.capabilities.ebpf_reason, sep="\\n")
+asyncio.run(main())
+"""
+
+
+@living
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of numbers of system calls")
+def test_where_rtnetlink_is_forbidden_interfaces_are_unknown_and_nothing_else_is():
+    """The note names the remedy; eBPF programs need no rtnetlink."""
+    told = subprocess.run(
+        [sys.executable, "-c", NOTES],
+        capture_output=True, text=True, timeout=280, check=True, preexec_fn=lambda: forbid_netlink(97, _2=0),
+    ).stdout  # fmt: skip
+    assert (
+        "interfaces are unknown: rtnetlink failed: Address family not supported by protocol; AF_NETLINK is not" in told
+    )
+    assert "RestrictAddressFamilies=" in told
+    assert "does not number network namespaces" not in told
 
 
 @living
