@@ -1,0 +1,137 @@
+"""How a run begins and ends, whoever ends it, and what the feed says of itself."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import pytest
+from pump_parts import LIMIT, Pumping
+
+from nstat_async import Auxiliary, Monitor, PollCompleted, RequestError
+from nstat_async._contract import Send
+from nstat_async._io import pump
+from nstat_async.testing import EmulatedKernel
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero(it):
+    it.core.flows = lambda: [("a flow", None)]
+    it.core.statistics = lambda: {"wakes": 7, "of the core": 1}
+    assert it.feed.capabilities is it.core.capabilities
+    assert list(it.feed.flows()) == [("a flow", None)]
+    figures = {f"failed_{auxiliary.value}": 0 for auxiliary in Auxiliary}
+    figures |= {"of the core": 1, "wakes": 0, "slices": 0, "longest_slice_us": 0}
+    assert it.feed.statistics() == figures
+    it.core.on_hearing = lambda *heard: time.sleep(0.002)
+    it.core.deadline = 0.0
+    take, taken = it.core.take_events, []
+    it.core.take_events = lambda: taken.append(1) or take()
+    await it.until("deadline")
+    figures = it.feed.statistics()
+    assert figures["slices"] == len(taken)
+    assert 2_000 <= figures["longest_slice_us"] < LIMIT * 1e6
+
+
+async def test_a_turn_in_which_the_core_became_subscribed_ends_the_waiting_for_it(it, monkeypatch):
+    monkeypatch.setattr(pump, "SUBSCRIBE_SECONDS", 1e9)
+    it.core.subscribed = False
+
+    @it.hearing
+    def hear(*heard):
+        if heard[0] == "drained":
+            it.core.subscribed = True
+
+    with anyio.fail_after(LIMIT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            await it.feed.subscribed()
+            assert it.core.subscribed
+            tasks.cancel_scope.cancel()
+    it.feed.close()
+
+
+async def test_a_feed_that_is_closed_before_it_ran_lets_nobody_wait_for_its_subscription(it, monkeypatch):
+    monkeypatch.setattr(pump, "SUBSCRIBE_SECONDS", 1e9)
+    it.feed.close()
+    with anyio.fail_after(LIMIT):
+        await it.feed.subscribed()
+
+
+async def test_a_pump_that_waits_for_nothing_is_woken_by_a_request_for_a_poll_and_ends_when_it_is_closed(it):
+    with anyio.fail_after(LIMIT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            await anyio.wait_all_tasks_blocked()
+            waiting = it.feed.statistics()["wakes"]
+            it.core.next = [Send(0, b"what a poll asks")]
+            assert it.feed.request_poll() == 1
+            await anyio.wait_all_tasks_blocked()
+            assert it.wires.far[0].recv(100) == b"what a poll asks"
+            assert it.feed.statistics()["wakes"] > waiting
+            it.feed.close()  # and nobody cancels anything
+    assert it.wires.closed >= 1
+
+
+async def test_a_failed_core_ends_the_run_with_its_own_error_not_with_a_group(it):
+    @it.hearing
+    def hear(*heard):
+        if heard[0] == "opened":
+            it.core.failure = RequestError("ADD_ALL_SRCS tcp", 1)
+            it.core.events = [PollCompleted(0.0, 0, True)]
+
+    with pytest.raises(RequestError):
+        await it.feed.run(it.plate)
+    assert len(it.plate.events) == 1, "what was known before the failure is delivered"
+    assert it.wires.closed
+
+
+async def test_an_error_of_the_core_itself_comes_out_as_it_is(it):
+    @it.hearing
+    def hear(*heard):
+        if heard[0] == "opened":
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await it.feed.run(it.plate)
+
+
+async def test_what_was_read_was_fed_and_delivered_when_a_cancellation_comes(it):
+    def take(data, channel):
+        it.core.events.append(PollCompleted(float(len(it.core.heard)), 0, True))
+
+    def hear(*heard):
+        if heard[0] == "opened":
+            for _ in range(5):
+                it.wires.far[0].send(b"x")
+
+    it.core.on_datagram, it.core.on_hearing = take, hear
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.feed.run, it.plate)
+        with anyio.fail_after(LIMIT):
+            while len(it.plate.events) < 5:
+                await anyio.sleep(0)
+        tasks.cancel_scope.cancel()
+    assert len(it.plate.events) == [heard[0] for heard in it.core.heard].count("datagram") == 5
+    assert it.wires.closed, "a cancelled pump releases its sockets"
+
+
+def test_closing_twice_is_closing_once_and_closes_what_was_opened():
+    it = Pumping()
+    it.feed.close()
+    it.feed.close()
+    assert it.wires.closed >= 1
+
+
+async def test_events_follow_the_wall_clock_when_it_is_set(monkeypatch):
+    wall, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: wall() + ahead[0])
+    async with Monitor(backend=EmulatedKernel().backend(), interval=None) as monitor:
+        stream, times = monitor.subscribe(), []
+        before = wall()
+        for ahead[0] in (0.0, 1e6):
+            await monitor.poll_now()
+            times.append(stream.receive_nowait()[-1].time)
+        assert before - 1 < times[0] < wall() + 1
+    assert 0.9e6 < times[1] - times[0] < 1.1e6
