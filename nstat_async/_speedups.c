@@ -1,8 +1,9 @@
 /* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors,
  * counters; and what makes objects of frozen classes.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, _io/tables.py, _io/counters.py, _making.py). These functions take the
- * same steps on the same objects, and stop at whatever is not plain: Python goes on from there. They hold no
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_sight.py, _io/tables.py,
+ * _io/counters.py, _making.py). These functions take the same steps on the same objects, and stop at whatever is not
+ * plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
 #define PY_SSIZE_T_CLEAN
@@ -708,6 +709,234 @@ static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t co
     return PyLong_FromSsize_t(offset);
 }
 
+/* --- sockets that were not known --------------------------------------------- */
+
+#define TCP 6
+#define CGROUP_HEADER "\x0c\x00\x15\x00" /* length and INET_DIAG_CGROUP_ID, little-endian: elsewhere Python finds it */
+#define SENT_END 216                     /* of tcp_info: behind tcpi_bytes_retrans */
+
+typedef struct {
+    PyObject_HEAD
+    PyTypeObject *entry, *report, *form;
+    Py_ssize_t *places; /* of an entry, in the order of its defaults */
+    PyObject *defaults, *python, *accepted, *opened, *sequence;
+    unsigned int behind_fin, before_fin, after_fin, told_by_state; /* sets of states */
+    Py_ssize_t book, protocol, last, seen, changed, state, reading, of_report, direction, weight, cgroup; /* of an entry */
+    Py_ssize_t values;                                                                                 /* of a report */
+    Py_ssize_t info, info_length, info_header, of_cgroup;                                              /* of a form */
+} Sight;
+
+static int find_slots_of_sight(Sight *self)
+{
+    PyObject *entry = (PyObject *)self->entry, *form = (PyObject *)self->form;
+    return find_slot(entry, "book", &self->book) || find_slot(entry, "protocol", &self->protocol) ||
+           find_slot(entry, "last", &self->last) || find_slot(entry, "seen", &self->seen) ||
+           find_slot(entry, "changed", &self->changed) || find_slot(entry, "state", &self->state) ||
+           find_slot(entry, "reading", &self->reading) || find_slot(entry, "report", &self->of_report) ||
+           find_slot(entry, "direction", &self->direction) || find_slot(entry, "weight", &self->weight) ||
+           find_slot(entry, "cgroup", &self->cgroup) || find_slot((PyObject *)self->report, "_values", &self->values) ||
+           find_slot(form, "info", &self->info) ||
+           find_slot(form, "info_length", &self->info_length) || find_slot(form, "info_header", &self->info_header) ||
+           find_slot(form, "cgroup", &self->of_cgroup);
+}
+
+static int Sight_init(Sight *self, PyObject *arguments, PyObject *Py_UNUSED(keywords))
+{
+    PyObject *entry, *report, *form, *names, *defaults, *accepted, *opened, *sequence, *python;
+    if (!PyArg_ParseTuple(arguments, "(O!O!O!)O!O!(IIII)(OOO)O", &PyType_Type, &entry, &PyType_Type, &report,
+                          &PyType_Type, &form, &PyTuple_Type, &names, &PyTuple_Type, &defaults, &self->behind_fin,
+                          &self->before_fin, &self->after_fin, &self->told_by_state, &accepted, &opened, &sequence,
+                          &python))
+        return -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(names);
+    if (self->entry != NULL || count != PyTuple_GET_SIZE(defaults)) {
+        PyErr_SetString(PyExc_ValueError, "other values than slots, or made twice");
+        return -1;
+    }
+    self->places = PyMem_New(Py_ssize_t, count + 1);
+    if (self->places == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->entry = (PyTypeObject *)Py_NewRef(entry);
+    self->report = (PyTypeObject *)Py_NewRef(report);
+    self->form = (PyTypeObject *)Py_NewRef(form);
+    self->defaults = Py_NewRef(defaults);
+    self->python = Py_NewRef(python);
+    self->accepted = Py_NewRef(accepted);
+    self->opened = Py_NewRef(opened);
+    self->sequence = Py_NewRef(sequence);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+        if (name == NULL || find_slot(entry, name, &self->places[i]))
+            return -1;
+    }
+    return find_slots_of_sight(self) ? -1 : 0;
+}
+
+static int Sight_traverse(Sight *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->entry);
+    Py_VISIT(self->report);
+    Py_VISIT(self->form);
+    Py_VISIT(self->defaults);
+    Py_VISIT(self->python);
+    Py_VISIT(self->accepted);
+    Py_VISIT(self->opened);
+    Py_VISIT(self->sequence);
+    return 0;
+}
+
+static int Sight_clear(Sight *self)
+{
+    Py_CLEAR(self->entry);
+    Py_CLEAR(self->report);
+    Py_CLEAR(self->form);
+    Py_CLEAR(self->defaults);
+    Py_CLEAR(self->python);
+    Py_CLEAR(self->accepted);
+    Py_CLEAR(self->opened);
+    Py_CLEAR(self->sequence);
+    return 0;
+}
+
+static void Sight_dealloc(Sight *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Sight_clear(self);
+    PyMem_Free(self->places);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static inline int is_one_of(unsigned int state, unsigned int states) { return state < 32 && states >> state & 1; }
+
+/* Who began a connection, by its sequence numbers: `evidence_of`, where it is sure. NULL: Python has more to weigh. */
+static PyObject *direction_by_numbers(const Sight *self, const uint8_t *row, const uint8_t *info, Py_ssize_t length,
+                                      PyObject *listening)
+{
+    const unsigned int state = row[IDENTITY_AT + 1];
+    if (length < SENT_END || info[0] != state || is_one_of(state, self->told_by_state) ||
+        !read16(row + IDENTITY_AT + 6))
+        return NULL;
+    const uint32_t flying = read32(info + 24), again = read32(info + 100), waiting = read32(info + 144);
+    const uint32_t delivered = read32(info + 192), queue = read32(row + 76);
+    const uint64_t extra = read64(info + 120) + queue - waiting - (read64(info + 200) - read64(info + 208));
+    PyObject *found = NULL;
+    if (extra > 2)
+        return NULL;
+    if (is_one_of(state, self->before_fin)) {
+        if (extra)
+            found = self->opened;
+        else if (delivered && (again || (uint64_t)delivered + flying != read32(info + 156)))
+            found = self->accepted;
+    }
+    else if (is_one_of(state, self->after_fin) && !waiting && extra)
+        found = extra == 2 ? self->opened : self->accepted;
+    else if (extra != 1)
+        found = extra ? self->opened : self->accepted;
+    if (found != self->opened)
+        return found;
+    PyObject *port = PyBytes_FromStringAndSize((const char *)row + IDENTITY_AT + 4, 2);
+    const int listens = port == NULL ? -1 : PyDict_Contains(listening, port);
+    Py_XDECREF(port);
+    return listens == 0 ? found : NULL;
+}
+
+static PyObject *make_entry(const Sight *self)
+{
+    PyObject *entry = self->entry->tp_alloc(self->entry, 0);
+    for (Py_ssize_t i = 0; entry != NULL && i < PyTuple_GET_SIZE(self->defaults); i++)
+        SLOT(entry, self->places[i]) = Py_NewRef(PyTuple_GET_ITEM(self->defaults, i));
+    return entry;
+}
+
+/* Steals the reference to `values`. */
+static PyObject *make_report(const Sight *self, PyObject *values)
+{
+    PyObject *report = values == NULL ? NULL : self->report->tp_alloc(self->report, 0);
+    if (report == NULL) {
+        Py_XDECREF(values);
+        return NULL;
+    }
+    SLOT(report, self->values) = values;
+    PyObject_GC_UnTrack(values); /* bytes and numbers, as the collector would find */
+    PyObject_GC_UnTrack(report);
+    return report;
+}
+
+/* Where a row has what its form says. 0: Python is to find it. */
+static int is_as_expected(const Sight *self, PyObject *pieces, PyObject *message, PyObject *form, Py_ssize_t *info,
+                          Py_ssize_t *length, Py_ssize_t *cgroup)
+{
+    if (Py_TYPE(form) != self->form || !PyTuple_CheckExact(pieces) || PyTuple_GET_SIZE(pieces) != 5 ||
+        !PyBytes_CheckExact(message))
+        return 0;
+    PyObject *header = SLOT(form, self->info_header);
+    const Py_ssize_t size = PyBytes_GET_SIZE(message);
+    *info = PyLong_AsSsize_t(SLOT(form, self->info));
+    *length = PyLong_AsSsize_t(SLOT(form, self->info_length));
+    *cgroup = PyLong_AsSsize_t(SLOT(form, self->of_cgroup));
+    const char *row = PyBytes_AS_STRING(message);
+    return PyBytes_CheckExact(header) && PyBytes_GET_SIZE(header) == 4 && *info >= REST_AT + 12 && *length > 0 &&
+           *length <= size - *info && memcmp(row + *info - 4, PyBytes_AS_STRING(header), 4) == 0 &&
+           *cgroup >= REST_AT + 12 && *cgroup + 8 <= size && memcmp(row + *cgroup - 4, CGROUP_HEADER, 4) == 0;
+}
+
+/* True if a sum of these counters could leave 64 bits. */
+static int are_large(const uint8_t *info, Py_ssize_t length)
+{
+    return length >= SENT_END && (read64(info + 120) | read64(info + 200) | read64(info + 208)) >> 62;
+}
+
+PyDoc_STRVAR(take_sight_doc, "take(book, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
+                             "As `_first_sight` of sockdiag/_sight.py.");
+
+static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_ssize_t start, length, cgroup;
+    if (self->entry == NULL || count != 8) {
+        PyErr_SetString(PyExc_TypeError, "take(book, protocol, pieces, message, form, poll, reading, listening)");
+        return NULL;
+    }
+    PyObject *pieces = arguments[2], *message = arguments[3], *listening = arguments[7];
+    if (PyLong_AsLong(arguments[1]) != TCP || !PyDict_CheckExact(listening) ||
+        !is_as_expected(self, pieces, message, arguments[4], &start, &length, &cgroup) ||
+        are_large((const uint8_t *)PyBytes_AS_STRING(message) + start, length)) {
+        PyErr_Clear();
+        return PyObject_Vectorcall(self->python, arguments, 8, NULL);
+    }
+    const uint8_t *row = (const uint8_t *)PyBytes_AS_STRING(message), *info = row + start;
+    const unsigned int state = row[IDENTITY_AT + 1];
+    const int alone = length >= 160 && read64(info + 128) == 1 && read32(info + 152) == 0;
+    const int fin = alone || is_one_of(state, self->behind_fin) || is_one_of(info[0], self->behind_fin);
+    PyObject *report = make_report(self, Py_BuildValue("(Onni)", message, start, length, fin));
+    PyObject *number = PyLong_FromUnsignedLongLong(read64(row + cgroup));
+    PyObject *direction = direction_by_numbers(self, row, info, length, listening);
+    PyObject *entry = report == NULL || number == NULL || PyErr_Occurred() ? NULL : make_entry(self);
+    if (entry == NULL) {
+        Py_XDECREF(report);
+        Py_XDECREF(number);
+        return NULL;
+    }
+    set_slot(entry, self->book, Py_NewRef(arguments[0]));
+    set_slot(entry, self->protocol, Py_NewRef(arguments[1]));
+    set_slot(entry, self->last, Py_NewRef(pieces));
+    set_slot(entry, self->seen, Py_NewRef(arguments[5]));
+    set_slot(entry, self->changed, Py_NewRef(arguments[5]));
+    set_slot(entry, self->state, PyLong_FromLong((long)state)); /* a small number: it is there */
+    set_slot(entry, self->reading, Py_NewRef(arguments[6]));
+    set_slot(entry, self->of_report, report);
+    set_slot(entry, self->cgroup, number);
+    if (direction != NULL) {
+        set_slot(entry, self->direction, Py_NewRef(direction));
+        set_slot(entry, self->weight, Py_NewRef(self->sequence));
+    }
+    return entry;
+}
+
 /* --- values: objects of frozen classes, without their constructor ---------- */
 
 typedef struct {
@@ -830,6 +1059,19 @@ static PyType_Slot memory_slots[] = {{Py_tp_doc, "What the last dump of a kind h
                                      {0, NULL}};
 static PyType_Spec memory_spec = {"nstat_async._speedups.Memory", sizeof(Memory), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, memory_slots};
+
+static PyMethodDef sight_methods[] = {
+    {"take", (PyCFunction)(void (*)(void))Sight_take, METH_FASTCALL, take_sight_doc}, {NULL, NULL, 0, NULL}};
+static PyType_Slot sight_slots[] = {{Py_tp_doc, "Makes the entries of sockets that were not known, by their first row."},
+                                    {Py_tp_new, PyType_GenericNew},
+                                    {Py_tp_init, Sight_init},
+                                    {Py_tp_dealloc, Sight_dealloc},
+                                    {Py_tp_traverse, Sight_traverse},
+                                    {Py_tp_clear, Sight_clear},
+                                    {Py_tp_methods, sight_methods},
+                                    {0, NULL}};
+static PyType_Spec sight_spec = {"nstat_async._speedups.Sight", sizeof(Sight), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                 sight_slots};
 
 static PyMethodDef maker_methods[] = {{"make", (PyCFunction)(void (*)(void))Maker_make, METH_FASTCALL, make_doc},
                                       {NULL, NULL, 0, NULL}};
@@ -1133,7 +1375,8 @@ PyMODINIT_FUNC PyInit__speedups(void)
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL &&
         (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
-         add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0))
+         add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0 ||
+         add_type(module, &sight_spec, "Sight") < 0))
         Py_CLEAR(module);
     if (module != NULL) { /* the module is never unloaded */
         PyObject *type = PyObject_GetAttrString(module, "Memory");

@@ -18,13 +18,18 @@ import anyio
 import attrs
 import conversations
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sockdiag_fakes import FakeSocket
 
 from nstat_async import FlowEvent, FlowUpdated
 from nstat_async._compiled import SPEEDUPS, speedups
 from nstat_async._doctor import examine
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
-from nstat_async.sockdiag import _scan
+from nstat_async.sockdiag import TcpInfo, _scan, _sight
+from nstat_async.sockdiag._constants import DiagAttribute
+from nstat_async.sockdiag._rows import RowFormats
 
 built = pytest.mark.skipif(speedups is None, reason=f"the C code is {SPEEDUPS}")
 PLACES = ((10006, 10004), (16, 32, 112, 144, 152), (0, 8, 16, 24, 80))
@@ -272,6 +277,43 @@ def test_a_made_object_has_its_values_and_the_collector_does_not_look_at_it():
     assert sys.getrefcount(rest) == held - 1
 
 
+SMALL = st.integers(0, 3)
+NUMBERS = {
+    TcpInfo.UNACKED: SMALL, TcpInfo.TOTAL_RETRANS: st.integers(0, 1), TcpInfo.NOTSENT_BYTES: SMALL,
+    TcpInfo.DATA_SEGS_IN: st.integers(0, 1), TcpInfo.DATA_SEGS_OUT: SMALL, TcpInfo.DELIVERED: SMALL,
+    TcpInfo.BYTES_RECEIVED: st.integers(0, 2), TcpInfo.BYTES_ACKED: SMALL | st.sampled_from([1 << 63, (1 << 64) - 1]),
+    TcpInfo.BYTES_SENT: SMALL | st.just(1 << 63), TcpInfo.BYTES_RETRANS: SMALL,
+}  # fmt: skip
+FIRST_ROWS = st.builds(
+    FakeSocket,
+    st.integers(1, 2**64 - 1),
+    local_port=st.sampled_from([80, 40000]),
+    remote_port=st.sampled_from([0, 443]),
+    protocol=st.sampled_from([6, 6, 6, 17]),
+    state=st.integers(1, 12),
+    unacked=SMALL,
+    info=st.fixed_dictionaries({}, optional={**NUMBERS, TcpInfo.STATE: st.integers(1, 12)}),
+    info_length=st.sampled_from([280, 280, 232, 208, 192, 160, 100]),
+    cgroup=st.sampled_from([0, 77, 2**63]),
+    extra=st.sampled_from([{}, {DiagAttribute.MARK: b"\1\0\0\0"}]),
+)
+
+
+@built
+@settings(max_examples=600)
+@given(FIRST_ROWS, FIRST_ROWS, st.booleans())
+def test_at_first_sight_a_row_is_the_same_to_both(row, cut_as, as_itself):
+    """However it is built: also one that is cut as another one of its length would be."""
+    message, formats = row.message(), RowFormats()
+    form = formats.of((row if as_itself else cut_as).message().ljust(len(message), b"\0"), 0, len(message))
+    pieces = form.format.unpack(message.ljust(form.stride, b"\0"))
+    given = (object(), row.protocol, pieces, message, form, 7, 0.5, {(80).to_bytes(2, "big"): {}})
+    python, compiled = (attrs.asdict(see(*given), recurse=False) for see in (_sight._first_sight, _sight.first_sight()))
+    for each in (python, compiled):
+        each["report"] = each["report"]._values
+    assert compiled == python
+
+
 @built
 @pytest.mark.parametrize(
     ("arguments", "error"),
@@ -314,7 +356,7 @@ def test_a_variable_of_the_environment_turns_it_off(value, used):
 @built
 def test_one_of_older_sources_is_not_used(monkeypatch):
     """Beside sources that are edited in place it may be older than they are."""
-    monkeypatch.delattr(speedups, "Maker")
+    monkeypatch.delattr(speedups, "Sight")
     fresh = importlib.util.module_from_spec(importlib.util.find_spec("nstat_async._compiled"))
     fresh.__spec__.loader.exec_module(fresh)
     assert fresh.speedups is None
@@ -330,4 +372,5 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    assert users == {"_decoder.py", "_making.py", "_reports.py", "_rows.py", "_scan.py", "counters.py", "tables.py"}
+    also = {"_sight.py", "counters.py", "tables.py"}
+    assert users == {"_decoder.py", "_making.py", "_reports.py", "_rows.py", "_scan.py"} | also

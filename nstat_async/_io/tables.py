@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ RING = -1
 AT_ONCE = 64
 """Descriptors that are read at once, in 0.2 ms."""
 _PREFIX = "socket:["
+_NUMBER_AT = len(_PREFIX)
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 _RING_FILE = re.compile(rb"^\s*\d+: socket:\[(\d+)\]", re.MULTILINE)
 
@@ -79,10 +79,17 @@ def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[Link
 
 def _read(directory: int, numbers: list[str]) -> Links:
     """What these descriptors lead to, the last one first; relative to the directory, which saves a fifth."""
-    found = []
-    for number in reversed(numbers):
-        with contextlib.suppress(*_GONE):  # one that is closed meanwhile is left out
-            found.append((inode_of(os.readlink(number, dir_fd=directory)), int(number)))
+    found: Links = []
+    take, read = found.append, os.readlink
+    while numbers:
+        try:
+            while numbers:
+                number = numbers.pop()
+                target = read(number, dir_fd=directory)
+                inode = int(target[_NUMBER_AT:-1]) if target.startswith(_PREFIX) else inode_of(target)
+                take((inode, int(number)))
+        except _GONE:  # one that is closed meanwhile is left out
+            continue
     return found
 
 
@@ -92,7 +99,7 @@ take_links: Callable[[int, Any, int], tuple[Links, Any] | None] = getattr(speedu
 def inode_of(target: str) -> int:
     """The inode of a link to a socket; `RING` for an io_uring, 0 for anything else."""
     if target.startswith(_PREFIX):
-        return int(target[len(_PREFIX) : -1])
+        return int(target[_NUMBER_AT:-1])
     return RING if target == "anon_inode:[io_uring]" else 0
 
 

@@ -43,7 +43,6 @@ from ._output import Output
 from ._owners import OwnerSource
 from ._reports import SocketReport, counted_report, is_multipath, report_of, socket_report
 from ._rows import (
-    NO_COUNTERS,
     Change,
     Pieces,
     RowFormat,
@@ -55,6 +54,7 @@ from ._rows import (
     same_connection,
 )
 from ._setup import NetworkNamespace
+from ._sight import first_sight
 from ._waiting import Memory
 
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
@@ -112,6 +112,7 @@ class Book:
         self._cgroups = cgroups
         self._links = links
         self._links_version = links.version
+        self._first_sight = first_sight()
         self._announced = False
         """A flow was announced, ever."""
         self._every = every_update
@@ -152,14 +153,25 @@ class Book:
         elif pieces[2] in self._departed:  # this part of the dump was written before the socket was removed
             self.reported -= 1
         else:
-            entry = self.new_entry(protocol, pieces)
-            entry.preexisting = self._output.first_poll
-            if not entry.preexisting:
-                self.coverage.grew(entry, b"", pieces[4])
-            self.take_over(entry, message, info_of(message, form, pieces), fin=is_fin_alone(NO_COUNTERS, pieces[4]))
-            self.place(entry, message, form)
-            self._owners.want(entry)
-            self.waiting.append(entry)
+            self._take_in(protocol, pieces, message, form)
+
+    def _take_in(self, protocol: int, pieces: Pieces, message: bytes, form: RowFormat) -> None:
+        """A dump has a socket that was not known."""
+        output, listening = self._output, self.listeners.by_port
+        reading = output.now - output.poll_began
+        entry = self._first_sight(self, protocol, pieces, message, form, output.poll, reading, listening)
+        self._enter(entry)
+        entry.preexisting = output.first_poll
+        if not entry.preexisting:
+            self.coverage.grew(entry, b"", pieces[4])
+        if protocol == IPPROTO_TCP:
+            if entry.state == _LISTEN:
+                self.listeners.add(entry.cookie, pieces[1])
+            if not entry.weight:
+                self.learn_direction(entry, message, info_of(message, form, pieces))
+        self._cgroups.place(entry, entry.cgroup)
+        self._owners.want(entry)
+        self.waiting.append(entry)
 
     def _compare(self, entry: Entry, pieces: Pieces, message: bytes, form: RowFormat) -> None:
         """See what is new about a socket that is known."""
@@ -196,10 +208,15 @@ class Book:
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
-        cookie, poll = pieces[2], self._output.poll
-        entry = self.entries[cookie] = Entry(self, protocol, pieces, poll, poll)
-        entry.connection += (self._given_up.pop(cookie) or (0,))[0]
-        if protocol not in _DUMPED:
+        poll = self._output.poll
+        return self._enter(Entry(self, protocol, pieces, poll, poll))
+
+    def _enter(self, entry: Entry) -> Entry:
+        cookie = entry.last[2]
+        self.entries[cookie] = entry
+        if self._given_up:
+            entry.connection += (self._given_up.pop(cookie) or (0,))[0]
+        if entry.protocol not in _DUMPED:
             self.others[cookie] = entry
         return entry
 

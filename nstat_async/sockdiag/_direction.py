@@ -11,10 +11,13 @@ from ._messages import HEADER
 from ._rows import address_of
 
 _U32 = struct.Struct("=I")
-_SEGMENTS = struct.Struct("=I72xI52xI32xI")
-"""From ``tcpi_unacked``: it, total_retrans, data_segs_out, delivered."""
-_SEGMENTS_AT = int(TcpInfo.UNACKED)
-_SEGMENTS_END = int(TcpInfo.DELIVERED) + 4
+_NUMBERS = struct.Struct("=I72xI16xQ16xI8xI32xI4xQQ")
+"""From ``tcpi_unacked``: it, total_retrans, bytes_acked, notsent, data_segs_out, delivered, bytes_sent, bytes_retrans."""
+_NUMBERS_AT = int(TcpInfo.UNACKED)
+_MOST_EXTRA = 2
+"""A SYN and a FIN."""
+_NOTHING, ACCEPTED, OPENED, _RESTORED = range(4)
+"""What sequence numbers prove of a connection, as `evidence_of` says it."""
 _WRITE_QUEUE_AT = HEADER.size + 60
 _SENT = struct.Struct("=Q16xI52xQQ")
 """From ``tcpi_bytes_acked``: it, notsent, bytes_sent, bytes_retrans."""
@@ -26,9 +29,8 @@ _INBOUND, _OUTBOUND = Direction.INBOUND, Direction.OUTBOUND
 _LISTEN, _SYN_SENT = SocketState.LISTEN, SocketState.SYN_SENT
 _NONE, _LISTENER, _DOUBTED = Weight.NONE, Weight.LISTENER, Weight.DOUBTED
 _SEQUENCE, _STATE = Weight.SEQUENCE, Weight.STATE
-_NUMBERS = {0: _INBOUND, 2: _OUTBOUND}
-_BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
-_AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
+BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
+AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
 
 
 def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | None:
@@ -57,31 +59,29 @@ def direction_by_state(identity: bytes) -> Direction | None:
     return _OUTBOUND if refused or state == _SYN_SENT else None
 
 
-def direction_by_numbers(identity: bytes, message: bytes, info: tuple[int, int]) -> Direction | None:
-    """What the sequence numbers prove: a SYN among them does so either way, while no FIN can be mistaken for it."""
-    state, start = identity[1], info[0]
-    extra = extra_sequence_numbers(message, *info)
-    # The dump does not lock the socket: between two states the numbers belong to neither.
-    if extra is None or message[start + _STATE_AT] != state:
-        return None
-    if state in _BEFORE_FIN:
-        return _OUTBOUND if extra else _INBOUND
-    waiting = _SENT.unpack_from(message, start + _ACKED_AT)[1]
-    if state in _AFTER_FIN and not waiting and extra:
-        return _OUTBOUND if extra == 2 else _INBOUND
-    return _NUMBERS.get(extra)
+def evidence_of(state: int, message: bytes, start: int, length: int) -> int:
+    """What the sequence numbers of a row in this state prove: a SYN among them does so either way, while no FIN can be mistaken for it.
 
-
-def was_restored(message: bytes, start: int, length: int) -> bool:
-    """True for a connection without a handshake: made of nothing by ``TCP_REPAIR``, as checkpoint and restore do.
-
-    The kernel counts the SYN that was acknowledged, or answered, among the segments delivered (``tcp_rcv_state_process``,
-    ``tcp_ack``). Where anything was sent again the numbers do not tell.
+    A connection without a handshake, made of nothing by ``TCP_REPAIR`` as checkpoint and restore do, looks like an accepted
+    one: but the kernel counts the SYN that was acknowledged, or answered, among the segments delivered
+    (``tcp_rcv_state_process``, ``tcp_ack``). Where anything was sent again the numbers do not tell.
     """
-    if length < _SEGMENTS_END:
-        return False
-    waiting, again, sent, delivered = _SEGMENTS.unpack_from(message, start + _SEGMENTS_AT)
-    return not delivered or (not again and delivered + waiting == sent)
+    # The dump does not lock the socket: between two states the numbers belong to neither.
+    if length < _SENT_END or message[start + _STATE_AT] != state:
+        return _NOTHING
+    flying, again, acked, waiting, segments, delivered, sent, sent_again = _NUMBERS.unpack_from(
+        message, start + _NUMBERS_AT
+    )
+    extra = acked + _U32.unpack_from(message, _WRITE_QUEUE_AT)[0] - waiting - (sent - sent_again)
+    if not 0 <= extra <= _MOST_EXTRA:
+        return _NOTHING
+    if state in BEFORE_FIN:
+        if extra:
+            return OPENED
+        return _RESTORED if not delivered or (not again and delivered + flying == segments) else ACCEPTED
+    if state in AFTER_FIN and not waiting and extra:
+        return OPENED if extra == _MOST_EXTRA else ACCEPTED
+    return (ACCEPTED, _NOTHING, OPENED)[extra]
 
 
 def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
@@ -93,23 +93,24 @@ class ListenerTable:
     """Who listens where, in one namespace: distinguishes accepted connections from made ones."""
 
     def __init__(self) -> None:
-        self._listeners: dict[bytes, dict[int, bytes]] = {}
+        self.by_port: dict[bytes, dict[int, bytes]] = {}
+        """Cookies and addresses, by the port as in a row."""
 
     def add(self, cookie: int, identity: bytes) -> None:
         """A listener was seen; an unspecified address listens everywhere."""
-        self._listeners.setdefault(identity[4:6], {})[cookie] = address_of(identity, 8)
+        self.by_port.setdefault(identity[4:6], {})[cookie] = address_of(identity, 8)
 
     def discard(self, cookie: int, identity: bytes) -> None:
         """A listener is gone."""
-        found = self._listeners.get(identity[4:6])
+        found = self.by_port.get(identity[4:6])
         if found is not None:
             found.pop(cookie, None)
             if not found:
-                del self._listeners[identity[4:6]]
+                del self.by_port[identity[4:6]]
 
     def of(self, identity: bytes) -> list[int]:
         """The cookies of those that would have accepted a connection to this local end: of its address, or else of every one."""
-        found = self._listeners.get(identity[4:6])
+        found = self.by_port.get(identity[4:6])
         if found is None:
             return []
         address = address_of(identity, 8)
@@ -118,7 +119,7 @@ class ListenerTable:
 
     def covers(self, identity: bytes) -> bool:
         """True if a connection to this local end would have been accepted by a listener that is known."""
-        return bool(self.of(identity))
+        return identity[4:6] in self.by_port and bool(self.of(identity))
 
 
 def weigh_direction(
@@ -130,11 +131,13 @@ def weigh_direction(
         return direction, _STATE
     if not (identity[6] or identity[7]):
         return None, _NONE
-    direction = direction_by_numbers(identity, message, info)
-    if direction is _INBOUND and identity[1] in _BEFORE_FIN and was_restored(message, *info):
-        return (_INBOUND, _LISTENER) if listeners.covers(identity) else (None, _SEQUENCE)
-    accepted = direction is not _INBOUND and listeners.covers(identity)
+    evidence = evidence_of(identity[1], message, *info)
+    if evidence == ACCEPTED:
+        return _INBOUND, _SEQUENCE
+    accepted = listeners.covers(identity)
+    if evidence == _RESTORED:
+        return (_INBOUND, _LISTENER) if accepted else (None, _SEQUENCE)
     # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
-    if direction is not None and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
-        return direction, _DOUBTED if accepted else _SEQUENCE
+    if evidence == OPENED and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
+        return _OUTBOUND, _DOUBTED if accepted else _SEQUENCE
     return (_INBOUND, _LISTENER) if accepted else (None, _NONE)

@@ -33,7 +33,7 @@ _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
 _TICKS_MS = 20
 """Times of the kernel are jiffies, of 10 ms at most: two of them differ by no more than that when they are equal."""
-_BEHIND_FIN = frozenset(
+BEHIND_FIN = frozenset(
     {SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT},
 )
 _STATE_AT = int(TcpInfo.STATE)
@@ -163,7 +163,7 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
 
 def is_behind_fin(message: bytes, start: int, length: int) -> bool:
     """True if the FIN is among the bytes of a row: its state is read twice, and the second one is the counters' own."""
-    return message[HEADER.size + 1] in _BEHIND_FIN or (length > _STATE_AT and message[start + _STATE_AT] in _BEHIND_FIN)
+    return message[HEADER.size + 1] in BEHIND_FIN or (length > _STATE_AT and message[start + _STATE_AT] in BEHIND_FIN)
 
 
 def sent_fin(entry: Entry, words: LastWords) -> bool | None:
@@ -188,7 +188,7 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     """What the counters and the last dump prove (1 to 3); `None`: nothing."""
     if not words.received or words.data_segments == 0:
         return Fin(min(words.received, 1), proven=True)
-    if entry.state in _BEHIND_FIN or (entry.report is not None and entry.report.has_fin):
+    if entry.state in BEHIND_FIN or (entry.report is not None and entry.report.has_fin):
         return Fin(1, proven=True)
     if entry.report is None or words.data_segments is None:
         return None

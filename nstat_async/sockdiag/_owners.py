@@ -158,7 +158,8 @@ class OwnerSource:
         elif self._held.get(inode) is not entry:
             return
         self._held.pop(inode, None)
-        self._give_up(inode)
+        if inode in self._sought:
+            self._give_up({inode})
 
     def _holders(self, inode: int) -> tuple[Entry, ...]:
         """The sockets that have this inode."""
@@ -167,16 +168,12 @@ class OwnerSource:
         entry = self._held.get(inode)
         return () if entry is None else (entry,)
 
-    def _give_up(self, inode: int) -> bool:
-        """Seek this inode no longer; False if it was not sought."""
-        if inode not in self._sought:
-            return False
-        self._sought.discard(inode)
-        self._due.discard(inode)
-        self._searched.discard(inode)
-        self._added.discard(inode)
-        self._tries.pop(inode, None)
-        return True
+    def _give_up(self, inodes: set[int]) -> None:
+        """Seek these inodes no longer."""
+        for places in (self._sought, self._due, self._searched, self._added):
+            places.difference_update(inodes)
+        for inode in inodes & self._tries.keys() if self._tries else ():
+            del self._tries[inode]
 
     # -- questions
 
@@ -283,17 +280,19 @@ class OwnerSource:
         self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
         owners: dict[tuple[int, int], Process] = {}
+        found = self._sought.intersection([inode for inode, pid in answer.owners if pid in facts])
+        self._give_up(found)
         for (inode, pid), held_by in zip(answer.owners, chain(answer.places, repeat(None)), strict=False):
-            known = facts.get(pid)
-            if known is None or not self._give_up(inode):
+            if inode not in found or pid not in facts:
                 continue
+            found.discard(inode)
             thread, descriptor = held_by or (pid, None)
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
             for entry in self._holders(inode):
                 uid, _ = entry.user
                 owner = owners.get((pid, uid))
                 if owner is None:
-                    owner = owners[pid, uid] = self.process(known, uid)
+                    owner = owners[pid, uid] = self.process(facts[pid], uid)
                 entry.book.learn_owner(entry, owner, place)
         for _, pid in answer.owners:
             facts.pop(pid, None)

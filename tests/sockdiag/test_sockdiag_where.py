@@ -15,8 +15,9 @@ from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
 from nstat_async._events import FlowUpdated
 from nstat_async._model import Direction, Endpoint, InterfaceKind
 from nstat_async.sockdiag import AddressMessage, LinkMessage, RouteMessage, TcpInfo, iterate_messages
-from nstat_async.sockdiag._direction import was_restored
+from nstat_async.sockdiag._direction import ACCEPTED, evidence_of
 from nstat_async.sockdiag._links import LinkTable, is_link_scoped, kind_of_link
+from nstat_async.sockdiag._messages import HEADER
 
 LO, ETH, VETH, WG = 1, 2, 3, 4
 LINKS = (
@@ -195,20 +196,21 @@ def facts(**fields: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("info", "restored"),
+    ("info", "accepted"),
     [
-        (facts(delivered=0), True),
-        (facts(delivered=1), False),  # accepted, idle
-        (facts(delivered=9, data_segs_out=9), True),
-        (facts(delivered=7, data_segs_out=9, unacked=2), True),
-        (facts(delivered=10, data_segs_out=9), False),
-        (facts(delivered=8, data_segs_out=9, unacked=2), False),
-        (facts(delivered=9, data_segs_out=9, total_retrans=1), False),  # the numbers do not tell
-        (facts(delivered=0)[:192], False),  # an old kernel
+        (facts(delivered=0), False),
+        (facts(delivered=1), True),  # accepted, idle
+        (facts(delivered=9, data_segs_out=9), False),
+        (facts(delivered=7, data_segs_out=9, unacked=2), False),
+        (facts(delivered=10, data_segs_out=9), True),
+        (facts(delivered=8, data_segs_out=9, unacked=2), True),
+        (facts(delivered=9, data_segs_out=9, total_retrans=1), True),  # the numbers do not tell
+        (facts(delivered=1)[:192], False),  # an old kernel
     ],
 )
-def test_a_connection_without_a_handshake(info, restored):
-    assert was_restored(info, 0, len(info)) is restored
+def test_a_connection_without_a_handshake_was_not_accepted(info, accepted):
+    row = bytes(HEADER.size + 72)
+    assert (evidence_of(1, row + b"\1" + info[1:], len(row), len(info)) == ACCEPTED) is accepted
 
 
 def test_a_restored_connection_has_no_direction_to_its_end():

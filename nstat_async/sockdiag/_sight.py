@@ -1,0 +1,80 @@
+"""A socket by the first row of it: all that the row says by itself. The reference of the same in C (``_speedups.c``)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from .._compiled import speedups
+from .._model import Direction
+from ._cgroups import cgroup_of
+from ._constants import IPPROTO_TCP, SocketState
+from ._direction import ACCEPTED, AFTER_FIN, BEFORE_FIN, OPENED, evidence_of
+from ._entry import Entry, Keeper, Weight
+from ._finals import BEHIND_FIN, is_behind_fin
+from ._reports import SocketReport, socket_report
+from ._rows import NO_COUNTERS, Pieces, RowFormat, info_of, is_fin_alone
+
+_TOLD_BY_STATE = frozenset({SocketState.LISTEN, SocketState.SYN_SENT})
+_DIRECTIONS = {ACCEPTED: Direction.INBOUND, OPENED: Direction.OUTBOUND}
+_SEQUENCE = Weight.SEQUENCE
+
+FirstSight = Callable[[Keeper, int, Pieces, bytes, RowFormat, int, float, Mapping[bytes, Any]], Entry]
+
+
+def _first_sight(
+    book: Keeper,
+    protocol: int,
+    pieces: Pieces,
+    message: bytes,
+    form: RowFormat,
+    poll: int,
+    reading: float,
+    listening: Mapping[bytes, Any],
+) -> Entry:
+    """The entry of a socket that was not known.
+
+    Args:
+        book: Where it will be.
+        protocol: Of the socket.
+        pieces: Of the row.
+        message: The row.
+        form: How it is cut.
+        poll: Serial of the poll that has it.
+        reading: Seconds since the begin of that poll.
+        listening: The ports, as in a row, that somebody listens on: who began a connection of one takes more than its row.
+    """
+    identity = pieces[1]
+    start, length = info_of(message, form, pieces)
+    is_tcp, state = protocol == IPPROTO_TCP, identity[1]
+    fin = is_tcp and (is_behind_fin(message, start, length) or is_fin_alone(NO_COUNTERS, pieces[4]))
+    report = socket_report(message, start, length, int(fin))
+    cgroup = cgroup_of(message, form)
+    entry = Entry(book, protocol, pieces, poll, poll, state, reading, report=report, cgroup=cgroup)
+    if is_tcp and (identity[6] or identity[7]) and state not in _TOLD_BY_STATE:
+        evidence = evidence_of(state, message, start, length)
+        if evidence == ACCEPTED or (evidence == OPENED and identity[4:6] not in listening):
+            entry.direction, entry.weight = _DIRECTIONS[evidence], _SEQUENCE
+    return entry
+
+
+def first_sight() -> FirstSight:
+    """What looks at first rows: the Python code, or the C code."""
+    return _first_sight if speedups is None else _compiled()
+
+
+@functools.cache
+def _compiled() -> FirstSight:
+    defaults = {field.name: field.default for field in attrs.fields(Entry)}
+    take: FirstSight = speedups.Sight(
+        (Entry, SocketReport, RowFormat),
+        tuple(defaults),
+        tuple(defaults.values()),
+        tuple(sum(1 << state for state in states) for states in (BEHIND_FIN, BEFORE_FIN, AFTER_FIN, _TOLD_BY_STATE)),
+        (_DIRECTIONS[ACCEPTED], _DIRECTIONS[OPENED], _SEQUENCE),
+        _first_sight,
+    ).take
+    return take
