@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from support import run
 
-from nstat_async import Capabilities, Visibility
+from nstat_async import Capabilities, MonitorStatistics, Visibility
 from nstat_async._cli._limits import Limits
 
 ALL = Capabilities(backend="sock_diag", flows=Visibility.ALL, processes=Visibility.ALL, final_counts=True)
@@ -42,6 +42,19 @@ def test_a_command_says_what_its_first_search_found_out(command, monkeypatch):
     monkeypatch.setattr("nstat_async.Monitor.capabilities", property(lambda _: next(known, SOME)))
     status, _, err = run(*command, "--backend", "emulated", "--interval", "0.05", "--duration", "0.5")
     assert (status, err) == (0, SAID)
+
+
+def test_processes_ends_with_what_no_flow_explains(monkeypatch):
+    """In a row of its own, beneath the table: bytes that the interfaces carried and that are no payload of a flow."""
+    figures = {"rx_bytes": 7_000, "tx_bytes": 3_000, "flow_rx_bytes": 5_000, "flow_tx_bytes": 3_500}
+    statistics = MonitorStatistics(feed={f"coverage_{name}": value for name, value in figures.items()}, buffers=())
+    monkeypatch.setattr("nstat_async.Monitor.statistics", lambda _: statistics)
+    command = ("processes", "--backend", "emulated", "--interval", "0.05", "--duration", "0.2")
+    *_, last = run(*command)[1].splitlines()
+    assert " ".join(last.split()).startswith("(unattributed, wire) 0 0 2.0 kB 0 B")
+    *_, last = run(*command, "--json")[1].splitlines()
+    row = json.loads(last)
+    assert (row["kind"], row["rx_bytes"], row["tx_bytes"]) == ("unattributed", 2_000, 0)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux knows command lines with extras only")

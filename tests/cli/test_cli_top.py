@@ -12,7 +12,7 @@ import top_scenes as scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nstat_async import Capabilities, Visibility
+from nstat_async import Capabilities, Coverage, Visibility
 from nstat_async._cli._arguments import SORT_KEYS as SORT_WORDS
 from nstat_async._cli._table import cell_width, fit
 from nstat_async._cli._top._graph import chart_lines, curve_text
@@ -339,6 +339,21 @@ def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
     assert state_text(State("replay", able), model).isprintable()
     for width in (10, 40, 80, 200):
         assert "8 flows" in totals_text(model, width)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "says"),
+    [
+        (None, False),
+        (Coverage(rx_bytes=0, tx_bytes=0, flow_rx_bytes=0, flow_tx_bytes=0), False),
+        (Coverage(rx_bytes=1000, tx_bytes=0, flow_rx_bytes=884, flow_tx_bytes=0), "rx 88%, tx ? of the wire"),
+        (Coverage(rx_bytes=1000, tx_bytes=200, flow_rx_bytes=0, flow_tx_bytes=100), "rx 0%, tx 50% of the wire"),
+    ],
+)
+def test_the_head_says_how_much_of_the_interfaces_traffic_the_flows_explain(coverage, says):
+    text = state_text(State("sock_diag", Capabilities(backend="sock_diag"), coverage), _model())
+    assert ("payload of flows: " in text) is bool(says)
+    assert not says or says in text
 
 
 @pytest.mark.parametrize(

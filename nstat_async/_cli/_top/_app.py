@@ -209,6 +209,7 @@ class TopApp(App[None]):
         """Put the model on the screen."""
         if self._monitor is not None:
             self.state.capabilities = self._monitor.capabilities
+            self.state.coverage = self._monitor.statistics().coverage
         main, view, model = self.screen_stack[0], self.view, self.model
         width, small = self.size.width, self.size.height < SMALL
         alarm = f"! {model.gaps}" if small and model.gaps else ""

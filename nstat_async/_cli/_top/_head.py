@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from ..._coverage import Coverage
 from ..._escape import escape
 from ..._model import Capabilities
 from .._cells import media_text, rate_text
@@ -30,6 +31,8 @@ class State:
     """Name of the backend."""
     capabilities: Capabilities | None = None
     """What the monitor can tell; `None` until it is open."""
+    coverage: Coverage | None = None
+    """How much of the interfaces' traffic the flows explain; `None` while that is not known."""
     ended: bool = False
     paused: bool = False
     filtered: bool = False
@@ -48,9 +51,17 @@ def state_text(state: State, model: TopModel) -> str:
         f"by {model.view.group_by.name}",
         *([] if able is None else unseen(able)),
         _ebpf(able),
+        _explained(state.coverage),
         "" if able is None or able.kernel is None else fit(escape(able.kernel), 30).rstrip(),
     ]
     return "  ".join(filter(None, parts))
+
+
+def _explained(coverage: Coverage | None) -> str:
+    """Payload against wire bytes."""
+    shares = (None, None) if coverage is None else (coverage.rx_share, coverage.tx_share)
+    texts = ["?" if share is None else f"{share:.0%}" for share in shares]
+    return "" if shares == (None, None) else f"payload of flows: rx {texts[0]}, tx {texts[1]} of the wire"
 
 
 def _ebpf(able: Capabilities | None) -> str:
