@@ -204,11 +204,32 @@ def test_what_is_known_of_a_process_is_in_its_flow(kernel):
     }
 
 
+def test_polls_that_follow_closely_on_each_other_do_not_each_check_who_still_holds_what(kernel):
+    """At least a tenth of a second lies between two checks; what is new is searched for at once."""
+    kernel.wait(1.0)
+    before = len(kernel.owner_requests)
+    for _ in range(3):
+        kernel.now += 0.03
+        kernel.poll()
+    assert len(kernel.owner_requests) == before
+    kernel.sockets[ACCEPTED] = accepted(inode=ACCEPTED)
+    kernel.owners[ACCEPTED] = 42
+    (added,) = flow_events(kernel.poll())
+    assert added.flow.process.pid == 42
+    kernel.now += 0.11
+    kernel.poll()
+    assert len(kernel.owner_requests) == before + 2
+    assert kernel.owner_requests[-1].held
+
+
 # -- the living kernel
 
-pytestmark = pytest.mark.linux
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 HOLDER = "import sys; print(flush=True); sys.stdin.read()"
+
+
+def linux(test):
+    skip = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+    return pytest.mark.linux(skip(test))
 
 
 @contextlib.contextmanager
@@ -326,21 +347,3 @@ def test_a_scanner_tells_users_and_holders():
         assert answer.owners == ((inode_of(sock), os.getpid()),)
         assert answer.users == ((uid, pwd.getpwuid(uid).pw_name),)
         assert {os.getpid(), pid} <= {process.pid for process in answer.processes}
-
-
-def test_polls_that_follow_closely_on_each_other_do_not_each_check_who_still_holds_what(kernel):
-    """At least a tenth of a second lies between two checks; what is new is searched for at once."""
-    kernel.wait(1.0)
-    before = len(kernel.owner_requests)
-    for _ in range(3):
-        kernel.now += 0.03
-        kernel.poll()
-    assert len(kernel.owner_requests) == before
-    kernel.sockets[ACCEPTED] = accepted(inode=ACCEPTED)
-    kernel.owners[ACCEPTED] = 42
-    (added,) = flow_events(kernel.poll())
-    assert added.flow.process.pid == 42
-    kernel.now += 0.11
-    kernel.poll()
-    assert len(kernel.owner_requests) == before + 2
-    assert kernel.owner_requests[-1].held

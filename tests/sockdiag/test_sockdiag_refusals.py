@@ -135,8 +135,10 @@ def test_a_command_says_that_ends_are_not_reported():
 
 # -- the living kernel
 
-pytestmark = pytest.mark.linux
-living = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the living kernel is Linux'")
+
+def living(test):
+    skip = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the living kernel is Linux'")
+    return pytest.mark.linux(skip(test))
 
 
 def run(*arguments: str, before=None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
