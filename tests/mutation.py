@@ -30,6 +30,7 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -110,22 +111,23 @@ class _Finder(ast.NodeVisitor):
 
     def __init__(self, path: str, source: str) -> None:
         self.found: list[Mutant] = []
-        self._path, self._source = path, source
-        self._data = source.encode()
-        self._starts = [0]
-        for text in self._data.splitlines(keepends=True):
-            self._starts.append(self._starts[-1] + len(text))
+        self._path, self._data = path, source.encode()
+        self._lines = self._data.splitlines(keepends=True)
+        self._starts = [0, *accumulate(map(len, self._lines))]
+
+    def _place(self, node: ast.AST) -> slice:
+        begin = self._starts[node.lineno - 1] + node.col_offset
+        return slice(begin, self._starts[node.end_lineno - 1] + node.end_col_offset)
 
     def _add(self, node: ast.AST, new: str) -> None:
-        begin = self._starts[node.lineno - 1] + node.col_offset
-        end = self._starts[node.end_lineno - 1] + node.end_col_offset
-        old = self._data[begin:end].decode()
+        place = self._place(node)
+        old = self._data[place].decode()
         if old != new:
-            code = self._source.splitlines()[node.lineno - 1].strip()
-            self.found.append(Mutant(self._path, node.lineno, begin, end, old, new, code))
+            code = self._lines[node.lineno - 1].decode().strip()
+            self.found.append(Mutant(self._path, node.lineno, place.start, place.stop, old, new, code))
 
     def _text(self, node: ast.AST) -> str:
-        return f"({ast.get_source_segment(self._source, node)})"
+        return f"({self._data[self._place(node)].decode()})"
 
     # What is not code that runs, or says nothing but words, is left alone.
 
