@@ -38,6 +38,8 @@ ORDER = "NSTAT_MUTANTS"
 """Environment variable: a file with what is to be tried, and where the answers go."""
 MEMORY = 4 << 30
 """Bytes that a mutant may have, all that is mapped counted: some fill a list without end."""
+LIKELY = 16
+"""Tests that killed others last, and are tried first."""
 LEAST = 2.0
 """Seconds of processor time that a mutant has at least for each test."""
 IDLE = 10
@@ -274,8 +276,9 @@ def try_out(session, change, chosen, everywhere, killers, patience) -> str:
         if kind is None or (kind == "code" and not chosen):
             return "outside", None
         numbers = [number for _, number in (chosen if kind == "code" else everywhere)]
-        likely = [number for number in killers[-8:] if number in set(numbers)]
-        numbers = [*dict.fromkeys([*likely[::-1], *numbers])]
+        reach = set(numbers)
+        likely = [number for number in killers if number in reach]
+        numbers = [*dict.fromkeys([*likely[:LIKELY], *numbers])]
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for at, number in enumerate(numbers):
@@ -292,5 +295,5 @@ def try_out(session, change, chosen, everywhere, killers, patience) -> str:
     if answer is None:
         return "killed by time"
     if answer[1] is not None:
-        killers.append(answer[1])
+        killers[:] = [answer[1], *(number for number in killers if number != answer[1])]
     return answer[0]
