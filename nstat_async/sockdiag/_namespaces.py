@@ -91,7 +91,6 @@ class NamespaceSource:
             if len(self._strangers) >= REMEMBERED:
                 del self._strangers[next(iter(self._strangers))]
             self._strangers[cookie] = _Stranger(inode)
-            self._again = self._asking
             self.ask()
         return self._asks
 

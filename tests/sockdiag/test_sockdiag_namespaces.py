@@ -33,6 +33,7 @@ from nstat_async.sockdiag import (
     Role,
     Session,
     TcpInfo,
+    _namespaces,
     _session,
 )
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
@@ -207,7 +208,7 @@ def test_a_namespace_whose_channel_fails_costs_the_monitor_nothing(kernel, faili
         assert NamespacesRequest(released=(1,)) in kernel.namespace_requests
 
 
-def test_a_look_that_fails_is_made_again(kernel):
+def test_a_look_that_fails_is_made_again_and_one_at_a_time(kernel):
     kernel.hold_lookups = True
     kernel.start()
     for _ in range(3):
@@ -215,6 +216,7 @@ def test_a_look_that_fails_is_made_again(kernel):
         for command in held:
             kernel.session.lookup_done(command.token, LookupFailed("no thread"), kernel.now)
         kernel.wait(5.0)
+    kernel.wait(5.0)
     assert sum(isinstance(command.request, NamespacesRequest) for command in kernel.held) == 1
 
 
@@ -266,6 +268,28 @@ def test_a_record_of_an_unknown_namespace_has_looks_at_once_until_two_rounds_hav
     kernel.session._sightings.strange(101, 0)  # while the look is under way
     kernel.run()
     assert len(kernel.namespace_requests) <= looks + 3 + MOST_LOOKS + 1
+
+
+def test_a_namespace_that_a_record_named_and_a_look_found_is_not_looked_for_again(kernel):
+    kernel.start()
+    looks = len(kernel.namespace_requests)
+    kernel.came_and_went = [NamespacesAnswer((BLUE,), whole=True)]
+    kernel.session._sightings.strange(77, 11)
+    kernel.run()
+    assert len(kernel.namespace_requests) == looks + 1
+
+
+def test_of_namespaces_that_records_named_the_last_are_remembered_with_the_inode_that_any_of_them_had(
+    kernel, monkeypatch
+):
+    """One of a known inode is watched from outside after one look."""
+    monkeypatch.setattr(_namespaces, "REMEMBERED", 2)
+    kernel.start()
+    kernel.came_and_went = [NamespacesAnswer(names=((5, "red"), (6, "green"), (7, "white")))]
+    for record in ((95, 5), (96, 6), (97, 0), (97, 7), (96, 0)):
+        kernel.session._sightings.strange(*record)
+    kernel.run()
+    assert {95, 96, 97} & kernel.session._sightings.books.keys() == {96, 97}
 
 
 def test_a_monitor_takes_namespaces_with_the_name_of_a_backend():
