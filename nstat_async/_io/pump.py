@@ -11,7 +11,8 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
   busy kernel nor a dump of 50,000 sockets holds it. A slice is shared: each channel has its part,
   so that news keep no answers waiting. Of a core's deadline a slice takes a part, too: what is
   still due is asked for in the next one.
-- *What came before a deadline counts before it.* Channels are read first, also by a loop that was held.
+- *What came before a deadline, or a request for a poll, counts before it.* Channels are read first, also by a loop that
+  was held.
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
 - A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
   the others, and for so long after it was found empty nobody waits for it.
@@ -110,6 +111,8 @@ class KernelFeed:
     def request_poll(self) -> int:
         """Ask the kernel for a poll; its serial."""
         serial = self.core.request_poll(self._now())
+        for waiter in self._channels.values():
+            waiter.maybe_readable = True  # what came before counts before it, also in a loop that was held
         self.wake()
         return serial
 
