@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from nstat_async import (
@@ -28,6 +29,8 @@ from nstat_async._contract import CloseChannel, Lookup, OpenChannel, Send
 from nstat_async._options import MonitorOptions
 from nstat_async.ntstat import Session
 
+READ_AT_ONCE = 64
+"""Datagrams that the session gets together, as the pump does it."""
 EPOCH = 1_700_000_000.0
 TRAFFIC = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
 
@@ -295,16 +298,26 @@ class VirtualMonitor:
             self._readable.discard(channel)
             if client is None:
                 continue
-            try:
-                while True:
-                    self.core.receive_datagrams([client.receive()], self._now(), channel)
-                    count += 1
-            except BlockingIOError:
-                self.core.channel_drained(channel, self._now())
-            except EOFError:
+            while len(batch := self._read_batch(client)) == READ_AT_ONCE:
+                self.core.receive_datagrams(batch, self._now(), channel)
+                count += READ_AT_ONCE
+            if batch:
+                self.core.receive_datagrams(batch, self._now(), channel)
+                count += len(batch)
+            if client.ended and not client.readable:
                 self._close(channel)
                 self.core.channel_closed(channel, self._now())
+            else:
+                self.core.channel_drained(channel, self._now())
         return count > 0
+
+    @staticmethod
+    def _read_batch(client: Any) -> list[bytes]:
+        batch: list[bytes] = []
+        with suppress(BlockingIOError, EOFError):
+            while len(batch) < READ_AT_ONCE:
+                batch.append(client.receive())
+        return batch
 
 
 # --- the truth -----------------------------------------------------------------
