@@ -75,11 +75,11 @@ async def test_what_is_known_to_be_empty_is_read_once_more_at_a_deadline_and_not
 
 async def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(it):
     """A core gives up what waits in slices: each is asked for at once, with a turn for the others between."""
-    turns = []
+    turns, deadlines = [], 30
 
     @it.hearing
     def hear(*heard):
-        if heard[0] in {"opened", "deadline"} and it.core.heard.count(("deadline",)) < 5:
+        if heard[0] in {"opened", "deadline"} and it.core.heard.count(("deadline",)) < deadlines:
             it.core.deadline = 0.0
 
     async def other():
@@ -91,12 +91,12 @@ async def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(it):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(other)
             tasks.start_soon(it.feed.run, it.plate)
-            while it.core.heard.count(("deadline",)) < 5:
+            while it.core.heard.count(("deadline",)) < deadlines:
                 await anyio.lowlevel.checkpoint()
             it.feed.close()
             tasks.cancel_scope.cancel()
-    assert len(set(turns)) > 2, "all deadlines in one turn"
-    assert it.feed.statistics()["slices"] >= 5
+    assert len(set(turns)) > 2, "all deadlines in one turn"  # trio shuffles: two may come between
+    assert it.feed.statistics()["slices"] >= deadlines
 
 
 async def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(it, monkeypatch):
