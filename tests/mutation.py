@@ -4,6 +4,7 @@
     python tests/mutation.py nstat_async/_buffer.py --jobs 2     # every mutant of a module
     python tests/mutation.py nstat_async/ntstat --sample 100     # a hundred of those of a package
     python tests/mutation.py nstat_async/_buffer.py --patience 6  # a first look: the quickest six seconds of tests
+    python tests/mutation.py nstat_async/_buffer.py --again FILE  # those that an earlier run printed
     python tests/mutation.py nstat_async/_buffer.py --list       # run nothing
 
 A mutant that no test notices is printed with its place: it survived. Either a test is missing, or the change means
@@ -23,6 +24,7 @@ import ast
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +99,11 @@ class Mutant:
     new: str
     code: str = ""
     """The line of code that it is in."""
+
+    @property
+    def place(self) -> str:
+        """As it is printed."""
+        return f"{self.path}:{self.line}: {self.name.partition(': ')[2]}"
 
     @property
     def name(self) -> str:
@@ -341,7 +348,7 @@ def hunt(root: Path, found: list[Mutant], tests, *, jobs: int, patience: float =
     def note(mutant, outcome, reached=()):
         outcomes[mutant], narrowed[mutant] = outcome, tuple(reached)
         if outcome == "survived":
-            show(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+            show(mutant.place)
 
     with tempfile.TemporaryDirectory() as directory:
         parts = [
@@ -407,17 +414,25 @@ def main() -> int:
     parser.add_argument("places", nargs="*", help="modules and packages, from the root of the repository")
     parser.add_argument("--tests", nargs="+", help="run these instead of those that are known for the module")
     parser.add_argument("--sample", type=int, help="so many mutants, drawn at random")
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE", help="only those that stand in this output of another run"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the drawing")
     parser.add_argument("--patience", type=float, default=LONGEST, help="seconds for the tests of one mutant in all")
     parser.add_argument("--jobs", type=int, default=1, help="how many run at a time")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     arguments = parser.parse_args()
     found = chosen(ROOT, arguments.places or list(TESTS))
+    if arguments.again is not None:
+        printed = set(
+            re.sub(r":\d+: ", ": ", line, count=1) for line in arguments.again.read_text("utf-8").splitlines()
+        )
+        found = [mutant for mutant in found if mutant.name in printed]
     if arguments.sample is not None and arguments.sample < len(found):
         found = sorted(random.Random(arguments.seed).sample(found, arguments.sample), key=lambda m: (m.path, m.begin))
     if arguments.list or not arguments.places:
         for mutant in found if arguments.list else ():
-            print(f"{mutant.path}:{mutant.line}: {mutant.name.partition(': ')[2]}")
+            print(mutant.place)
         for path, count in Counter(mutant.path for mutant in found).items():
             print(f"{count:6,} {path}")
         return 0

@@ -68,8 +68,11 @@ def test_a_source_that_has_nothing_to_report_or_cannot_be_read_stays_and_the_pol
 def test_a_question_that_stays_without_an_answer_leaves_the_poll_incomplete():
     talk = Talk()
     _absent_source(talk)
+    assert talk.core.polling
     talk.drained()
     assert talk.events(PollCompleted)[0].complete is False
+    assert not talk.core.polling
+    assert talk.core.next_deadline() == pytest.approx(talk.now + 1.0, abs=1e-3), "the next poll"
 
 
 def test_what_has_no_details_is_asked_for_an_update():

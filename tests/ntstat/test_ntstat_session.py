@@ -85,6 +85,7 @@ def test_one_who_has_one_socket_forgoes_the_second_and_is_told_what_is_lost():
     assert session.failure is None
     assert session.capabilities.receive_buffer is None
     assert session.statistics()["polls"] > 12, "they go on"
+    assert session.statistics()["resynchronisations"] > 1, "and so do the tries"
 
 
 def test_one_socket_without_commands_is_enough_to_bring_one_s_own_io():
@@ -92,12 +93,19 @@ def test_one_socket_without_commands_is_enough_to_bring_one_s_own_io():
     session = Session(wire.kernel, options=MonitorOptions(providers={Provider.TCP}))
     session.start(0.0)
     requests = [session.data_to_send()]
+    assert len(requests[0]) == 1, "the socket counts as open"
+    assert not session.polling
+    refused = []
     for turn in range(10):
         for data in requests[-1]:
             message = decode_message(wire.kernel, data, request_frame(data, has_lengths=wire.layout.has_lengths))
             if isinstance(message, AddAllSources):
                 answer = wire.success(message.context)
+            elif not refused:
+                refused.append(data)
+                answer = wire.error(message.context, DarwinErrno.ENOBUFS)
             elif message.srcref == wire.layout.all_sources:
+                assert session.polling
                 answer = wire.updated(1, wire.counts(5), wire.descriptor(2)) + wire.success(message.context)
             else:
                 answer = wire.error(message.context, DarwinErrno.ENOENT)
@@ -107,3 +115,4 @@ def test_one_socket_without_commands_is_enough_to_bring_one_s_own_io():
     assert isinstance(session.next_event(), PollCompleted)
     assert session.next_event() is None
     assert requests[-1] == []
+    assert requests.count(refused) == 2, "asked for again at once, for nobody says that the socket is empty"
