@@ -20,6 +20,7 @@ from nstat_async.ntstat import (
     PathsFound,
     ReadLedger,
 )
+from nstat_async.ntstat._session import PROOF_PATIENCE
 
 
 def _two_processes(**facts) -> Talk:
@@ -76,6 +77,17 @@ def test_what_the_kernel_counts_as_lost_is_said_at_the_moment_of_its_answer_and_
     assert lost.core.next_deadline() > lost.now + 50, "no other one hears of what has ended"
 
 
+def test_of_each_control_socket_the_kernel_counts_anew():
+    talk = _two_processes(ledger=True)
+    talk.found(Ledger((LedgerRow(3, 0, 1),)))
+    talk.now += 20.0
+    (poll,) = talk.reopen()
+    talk.answer(talk.report(2), talk.report(1), talk.wire.success(poll.context))
+    talk.events()
+    talk.found(Ledger((LedgerRow(3, 0, 1), LedgerRow(4, 0, 1))))
+    assert [(loss.cause, loss.count) for loss in talk.events()] == [(LossCause.GOODBYE, 1)]
+
+
 EVIDENCE = Evidence(
     pid=9, uid=0, interface_index=4,
     flows=(KnownFlow(
@@ -101,6 +113,13 @@ def test_a_proof_goes_on_at_once_and_its_flows_are_nobodys_until_they_are_closed
     talk.found(None)
     talk.answer(talk.wire.removed(3), talk.report(4, pid=9, upid=9, local=address("192.0.2.1", 1003)))
     assert [event.flow.process.pid for event in talk.events(FlowAdded)] == [9]
+
+
+def test_polls_wait_for_the_known_flows_of_a_proof_but_not_for_ever():
+    talk = subscribed(12, facts={"verify": True}, interval=1.0)
+    talk.poll()
+    assert talk.lookups[0].request == OpenEvidence()
+    assert talk.core.next_deadline() == talk.now + PROOF_PATIENCE
 
 
 def test_known_flows_that_cannot_be_opened_cost_no_poll():
