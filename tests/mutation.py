@@ -424,9 +424,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found = chosen(ROOT, arguments.places or list(TESTS))
     if arguments.again is not None:
-        printed = set(
-            re.sub(r":\d+: ", ": ", line, count=1) for line in arguments.again.read_text("utf-8").splitlines()
-        )
+        printed = {re.sub(r":\d+: ", ": ", line, count=1) for line in arguments.again.read_text("utf-8").splitlines()}
         found = [mutant for mutant in found if mutant.name in printed]
     if arguments.sample is not None and arguments.sample < len(found):
         found = sorted(random.Random(arguments.seed).sample(found, arguments.sample), key=lambda m: (m.path, m.begin))

@@ -305,7 +305,6 @@ class Session:
         if complete and self._sockets.second is None and self._ledger.is_due(now):
             self._commands.append(Lookup(_READ_LEDGER, ReadLedger()))
         self._coverage.begin(subscription.table.sources.values(), now)
-        self._measure()
         return now + PROOF_PATIENCE if self._proving.awaits_flows else now
 
     def taken_over(self, subscription: Subscription) -> None:
