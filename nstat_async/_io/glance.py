@@ -156,11 +156,11 @@ class Glance:
         opened, self._opened = self._opened, 0
         if opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
             return self._look(TCP, whole=whole)
-        next_ones = self._successors.find(opened, self._known[TCP]) if opened else []
+        next_ones, counted = self._successors.find(opened, self._known[TCP]) if opened else ([], 0)
         again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
         self._unheld = {}
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
-        self._missing |= len(next_ones) < opened
+        self._missing |= counted < opened
         if self._missing and (now >= self._missing_at or (opened and not next_ones)):
             rest = self._look(TCP, whole=whole)
             self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)

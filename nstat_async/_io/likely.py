@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from .processes import read_file
 from .tables import AT_ONCE, Found, all_pids, inode_at, links, size_of
 from .walk import TURN, Walk
 
@@ -21,10 +22,14 @@ MOST_RECENT = 256
 """Processes that held the last sockets."""
 HOT = 8
 """Those of them that are looked at in any case."""
+WAITING = 16
+"""Those among them that may be given away and not be there yet."""
 FIRST = 8
 """Descriptors of a likely process that are looked at before those of others."""
 YOUTH = 1.0
 """Seconds for which a process is young: many open a socket when they begin."""
+MOST_PLACES = 4
+"""Descriptors that are remembered of each: a server has some connections at once."""
 MAX_REMEMBERED = 16384
 """Processes of which is known how many descriptors they had."""
 
@@ -48,10 +53,14 @@ class LikelyHolders:
         """Processes with the time at which they were seen first, the newest last."""
         self._begun: list[Iterator[Found]] = []
         """Tables of which the first descriptors were given."""
+        self._changed: list[int] = []
+        """Young processes with another number of descriptors than before."""
         self._sized = bool(size_of(os.getpid()))
         """The kernel says how many descriptors a process has."""
-        self._places: dict[int, int] = {}
-        """By which descriptor each of the recent holders had its last socket."""
+        self._places: dict[int, dict[int, None]] = {}
+        """By which descriptors each of the recent holders had its last sockets, the last one last."""
+        self._usual = 0
+        """By which descriptor a young process had its last one: the next one runs the same program, most likely."""
         self._sizes: dict[int, tuple[int | None, int | None]] = {}
         """How many descriptors each process had at the last two looks."""
 
@@ -59,36 +68,40 @@ class LikelyHolders:
         """New sockets were found here."""
         for _, pid, thread, descriptor in places:
             if pid == thread:
-                self._places[pid] = descriptor
+                remember(self._places.setdefault(pid, {}), descriptor, MOST_PLACES)
+                self._usual = descriptor if pid in self._young else self._usual
             remember_holders(self._recent, (pid,))
         for pid in self._places.keys() - self._recent.keys() if len(self._places) > 2 * MOST_RECENT else ():
             del self._places[pid]
 
-    def hot(self) -> Iterator[Found]:
-        """The sockets of those that have new ones most likely; cheap enough for each look.
+    def ends(self) -> Iterator[Found]:
+        """Single links, which cost a tenth of a table each: what the likeliest processes opened last, most likely.
 
-        First come single links, which cost a tenth of a table each: what the last holders have at the descriptor of their last
-        socket, for whoever opens one after another has each at the lowest that is free, and what young processes have at
-        their last descriptor, which is their newest mostly. Then come the tables of the last holders, and of young processes:
-        `FIRST` descriptors of each.
+        Of the last holders that is what they have at the descriptors of their last sockets, for whoever opens one after another
+        has each at the lowest that is free; of young processes what they have where the one before had its socket, or at their
+        last descriptor.
         """
-        recent = list(reversed(self._recent))[:HOT]
-        self._begun = []
-        for pid in recent:
-            yield from self._at_its_place(pid)
+        self._begun, self._changed = [], []
+        for pid in self._hottest():
+            yield from self._at_its_places(pid)
         self._see_newest()
-        young = []
         for pid in list(reversed(self._young)):
             yield 0, pid, pid, 0
             size = self._size_to_look_at(pid)
             if size is not None:
-                young.append(pid)
-                if size:
-                    yield inode_at(pid, size - 1) or 0, pid, pid, size - 1
-        for pid in recent:
+                self._changed.append(pid)
+                for descriptor in {self._usual, size - 1} if size else ():
+                    yield inode_at(pid, descriptor) or 0, pid, pid, descriptor
+
+    def hot(self) -> Iterator[Found]:
+        """The tables of the same, behind `ends`: `FIRST` descriptors of each, its newest mostly."""
+        for pid in self._hottest():
             yield from self._first_of(pid, always=True)
-        for pid in young:
+        for pid in self._changed:
             yield from self._table_of(pid)
+
+    def _hottest(self) -> list[int]:
+        return list(reversed(self._recent))[:HOT]
 
     def near(self) -> Iterator[Found]:
         """The sockets of likely processes with no more than `TURN` descriptors, behind what `hot` gave.
@@ -98,7 +111,7 @@ class LikelyHolders:
         """
         recent = list(reversed(self._recent))[HOT:]
         for pid in recent:
-            yield from self._at_its_place(pid)
+            yield from self._at_its_places(pid)
         numbers = range(self._last, max(0, self._last - NEWEST), -1)
         newest = [number for number in numbers if self._numbers.get(number) and number not in self._young]
         for pid in dict.fromkeys([*recent, *newest]):
@@ -124,17 +137,15 @@ class LikelyHolders:
         yield from islice(table, FIRST)
         self._begun.append(table)
 
-    def _at_its_place(self, pid: int) -> Iterator[Found]:
-        place = self._places.get(pid)
-        if place is None:
-            return
-        inode = inode_at(pid, place)
-        if inode is None:
+    def _at_its_places(self, pid: int) -> Iterator[Found]:
+        places = self._places.get(pid, {})
+        inodes = [inode_at(pid, place) for place in places]
+        for inode, place in zip(inodes, places, strict=True):
+            yield inode or 0, pid, pid, place
+        if inodes and not any(inodes):
             del self._places[pid]
             if size_of(pid) is None:
                 self._forget(pid)
-        else:
-            yield inode, pid, pid, place
 
     def _forget(self, pid: int) -> None:
         self._numbers[pid] = False
@@ -169,22 +180,24 @@ class LikelyHolders:
     def _see_newest(self) -> None:
         """Learn which of the last numbers that were given away are processes; those that are new wait to be looked at."""
         try:
-            with open("/proc/loadavg", "rb") as file:
-                last = int(file.read().split()[-1])
+            last = int(read_file("/proc/loadavg").split()[-1])
         except (OSError, IndexError, ValueError):
             return
         if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # numbers begin anew
             self._numbers.clear()
+        first = max(0, last - NEWEST) + 1
+        waiting = [
+            number for number in range(max(first, self._last - WAITING), last + 1) if self._numbers.get(number) is None
+        ]
         self._last, now = last, time.monotonic()
         for number in [number for number, since in self._young.items() if since < now - YOUTH]:
             del self._young[number]
-        for number in range(max(0, last - NEWEST) + 1, last + 1):
-            if self._numbers.get(number) is None:
-                is_process = _is_process(number)
-                # One that nobody has may be given away and not be there yet: it is asked for once more.
-                self._numbers[number] = is_process or (False if number in self._numbers else is_process)
-                if is_process:
-                    self._young[number] = now
+        for number in waiting:
+            is_process = _is_process(number)
+            # One that nobody has may be given away and not be there yet: it is asked for once more.
+            self._numbers[number] = is_process or (False if number in self._numbers else is_process)
+            if is_process:
+                self._young[number] = now
 
 
 def _is_process(number: int) -> bool | None:
@@ -218,7 +231,12 @@ def _first_sockets(pid: int, first: int = AT_ONCE) -> Iterator[Found]:
 def remember_holders(recent: dict[int, None], pids: Iterable[int]) -> None:
     """Put these processes at the end of the recent ones, of which there are `MOST_RECENT`."""
     for pid in reversed(dict.fromkeys(reversed(list(pids)))):
-        recent.pop(pid, None)
-        recent[pid] = None
-    while len(recent) > MOST_RECENT:
+        remember(recent, pid, MOST_RECENT)
+
+
+def remember(recent: dict[int, None], number: int, most: int) -> None:
+    """Put a number at the end of those that are remembered, of which there are so many at most."""
+    recent.pop(number, None)
+    recent[number] = None
+    while len(recent) > most:
         recent.pop(next(iter(recent), 0), None)

@@ -42,7 +42,7 @@ class _Stat:
     start_ticks: int
 
 
-def _read(path: str, most: int = 1024) -> bytes:
+def read_file(path: str, most: int = 1024) -> bytes:
     """The beginning of a file, in half of the time that a file object takes."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -53,7 +53,7 @@ def _read(path: str, most: int = 1024) -> bytes:
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        data = _read(f"/proc/{pid}/stat")
+        data = read_file(f"/proc/{pid}/stat")
         # The name in parentheses may hold anything, parentheses included: count from the last one.
         end = data.rindex(b")")
         fields = data[end + 2 :].split()
@@ -166,7 +166,7 @@ class ProcessReader:
 def _command_line(pid: int) -> str | None:
     """The command line as a shell would take it; of a program that wrote a title over it that title."""
     try:
-        data = _read(f"/proc/{pid}/cmdline", LONGEST_COMMAND_LINE)
+        data = read_file(f"/proc/{pid}/cmdline", LONGEST_COMMAND_LINE)
     except OSError:
         return None
     arguments = data.rstrip(b"\0").decode("utf-8", "replace").split("\0")

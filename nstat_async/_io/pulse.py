@@ -266,13 +266,18 @@ class Pulse:
         ours = os.geteuid()  # others do not let us look
         wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
         places: list[Found] = []
-        cut = _take(wanted, self._likely.hot(), places, LONGEST_SEARCH)
+        cut = _take(wanted, self._likely.ends(), places)
         if len(sockets) > MOST_NEW:
             sockets, cut = _most_urgent(sockets, {place[0] for place in places}), False
-        for search in (self._search_near, self._search_far):
+        searches: tuple[Callable[[], bool], ...] = (
+            lambda: _take(wanted, self._likely.hot(), places),
+            lambda: _take(wanted, self._likely.near(), places),
+            lambda: self._search_far(wanted, places),
+        )
+        for search in searches:
             if wanted and not cut:
-                wanted &= glance.still_held(sockets, wanted)
-                cut = search(wanted, places)
+                wanted.intersection_update(glance.still_held(sockets, wanted))
+                cut = search()
         return PulseReport(tuple(sockets), self._answer(places, {uid for _, uid, _ in rows})), wanted if cut else set()
 
     def _answer(self, places: list[Found], users: set[int]) -> OwnersAnswer:
@@ -291,9 +296,6 @@ class Pulse:
             users=user_names(users),
         )
 
-    def _search_near(self, wanted: set[int], places: list[Found]) -> bool:
-        return _take(wanted, self._likely.near(), places, LONGEST_SEARCH)
-
     def _search_far(self, wanted: set[int], places: list[Found]) -> bool:
         """Search all processes, as far as its own budget goes; as `_take`."""
         if not wanted or self._wide.left <= 0:
@@ -304,9 +306,9 @@ class Pulse:
         return cut
 
 
-def _take(wanted: set[int], places: Iterable[Found], found: list[Found], seconds: float) -> bool:
+def _take(wanted: set[int], places: Iterable[Found], found: list[Found], seconds: float | None = None) -> bool:
     """Move what is wanted to `found`; True if the time, seconds of CPU, was over before the places were."""
-    until = time.thread_time() + seconds
+    until = time.thread_time() + (LONGEST_SEARCH if seconds is None else seconds)
     for number, place in enumerate(places if wanted else ()):
         if place[0] in wanted:
             wanted.discard(place[0])

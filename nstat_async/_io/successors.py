@@ -8,7 +8,9 @@ ports that can be next costs 50 µs, a dump of all sockets half a millisecond an
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+
+import attrs
 
 from ..sockdiag._lookups import lookup_request
 from ..sockdiag._messages import COOKIE_AT
@@ -24,11 +26,24 @@ NEAR = 128
 MOST_TRIED = 4
 """Servers whose next connections are looked for: those that had the last ones."""
 MOST_REMEMBERED = 256
+_STATE_AT, _TIME_WAIT = 17, 6
 _PORTS = struct.Struct(">HH")
 _COOKIE = struct.Struct("=Q")
 
 Key = tuple[int, int, int, bytes]
 """Family, ports (0: the one that is left open), addresses."""
+
+
+@attrs.frozen
+class _Last:
+    """Of connections with one pair of ends, one port left open."""
+
+    port: int
+    message: bytes
+    near: bool = False
+    """The one before was near."""
+    lasting: bool = False
+    """Some of them were seen in TIME_WAIT: the kernel knows those that are over."""
 
 
 class Successors:
@@ -40,38 +55,63 @@ class Successors:
 
     def __init__(self, ask: Callable[[list[bytes]], list[bytes]]) -> None:
         self._ask = ask
-        self._last: dict[Key, tuple[int, bytes, bool]] = {}
-        """Of each pair of ends, one port left open: its last value, a message, and whether the one before was near. The last is the newest."""
+        self._last: dict[Key, _Last] = {}
+        """The newest is the last."""
 
     def learn(self, message: bytes) -> None:
         """A connection is new: either port may be the client's."""
+        over = message[_STATE_AT] == _TIME_WAIT
         for key, port in _keys(message):
-            before, _, _ = self._last.pop(key, (0, b"", False))
-            near = abs(port - before) <= NEAR
-            self._last[key] = max(port, before) if near else port, message, near
+            before = self._last.pop(key, _NONE)
+            near = abs(port - before.port) <= NEAR
+            self._last[key] = _Last(max(port, before.port) if near else port, message, near, before.lasting or over)
         while len(self._last) > MOST_REMEMBERED:
             del self._last[next(iter(self._last))]
 
-    def find(self, number: int, known: Container[int]) -> list[bytes]:
-        """So many connections that are not known (by their cookies), or fewer."""
+    def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
+        """Connections that are not known (by their cookies), until the kernel has counted so many for them; and how many it has."""
         found: list[bytes] = []
-        steady = [key for key, (_, _, near) in reversed(self._last.items()) if near]
+        counted = 0
+        steady = [key for key, last in reversed(self._last.items()) if last.near]
+        steady.sort(key=lambda key: not self._last[key].lasting)  # the others have gaps
         for key in steady[:MOST_TRIED]:
-            while len(found) < number and (rows := self._after(key)):
-                found += [row for row in rows if cookie_of(row) not in known]
-        return found
+            while counted < number and (rows := self._after(key)):
+                new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
+                found += new
+                counted += sum(map(self._ends_of, new))
+        return found, counted
+
+    def _other_ends(self, rows: list[bytes]) -> Iterator[bytes]:
+        """Those that are here, too, as the ones before were: their ports have gaps where connections are over."""
+        wanted = [row for row in rows if row[_STATE_AT] != _TIME_WAIT and self._has_other_end(row)]
+        requests = [lookup_request(row, TCP, exact=False, mirrored=True).encode() for row in wanted]
+        ends = {_keys(row, mirrored=True) for row in wanted}
+        for row in self._ask(requests) if requests else ():
+            if _keys(row) in ends:  # a listener answers for those that are not there
+                self.learn(row)
+                yield row
+
+    def _has_other_end(self, row: bytes) -> bool:
+        return any(key in self._last for key, _ in _keys(row, mirrored=True))
+
+    def _ends_of(self, row: bytes) -> int:
+        """How often a connection was counted: where both ends were here and one of them is in TIME_WAIT, the other one is gone."""
+        return 2 if row[_STATE_AT] == _TIME_WAIT and self._has_other_end(row) else 1
 
     def _after(self, key: Key) -> list[bytes]:
         """The connections whose ports are the next of this pair."""
-        if key not in self._last:  # those that were found before took its place
+        last = self._last.get(key)
+        if last is None:  # those that were found before took its place
             return []
-        port, message, _ = self._last[key]
-        request = lookup_request(message, TCP, exact=False).encode()
+        port, request = last.port, lookup_request(last.message, TCP, exact=False).encode()
         rows = self._ask([_at_port(key, request, port + step) for step in STEPS if port + step < 1 << 16])
         next_ones = [row for row in rows if key in dict(_keys(row))]  # a listener answers for those that are not there
         for row in next_ones:
             self.learn(row)
         return next_ones
+
+
+_NONE = _Last(0, b"")
 
 
 def cookie_of(message: bytes) -> int:
@@ -80,10 +120,12 @@ def cookie_of(message: bytes) -> int:
     return cookie
 
 
-def _keys(message: bytes) -> tuple[tuple[Key, int], tuple[Key, int]]:
-    """Both ends but a port, and that port: the local, and the remote one."""
+def _keys(message: bytes, *, mirrored: bool = False) -> tuple[tuple[Key, int], tuple[Key, int]]:
+    """Both ends but a port, and that port: the local, and the remote one; of the other end if `mirrored`."""
     local, remote = _PORTS.unpack_from(message, PORTS_AT)
-    family, addresses = message[16], message[PORTS_AT + 4 : PORTS_AT + 40]
+    family, addresses = message[16], message[PORTS_AT + 4 : PORTS_AT + 36]
+    if mirrored:
+        local, remote, addresses = remote, local, addresses[16:] + addresses[:16]
     return ((family, 0, remote, addresses), local), ((family, local, 0, addresses), remote)
 
 

@@ -26,7 +26,6 @@ from nstat_async._io import budget, counters, crowds, glance, pulse
 from nstat_async._io import likely as likely_module
 from nstat_async._io.likely import LikelyHolders
 from nstat_async._io.processes import ProcessReader
-from nstat_async._io.successors import Successors
 from nstat_async._io.walk import TURN
 from nstat_async.backends import Replay, SockDiag
 from nstat_async.sockdiag import DiagRequest, PulsePurpose, PulseReport
@@ -342,11 +341,11 @@ def test_a_search_begins_with_young_processes_and_ends_with_all():
     ):
         likely = LikelyHolders(recent)
         inode = os.fstat(own.fileno()).st_ino
-        assert new.pid in holders(likely.hot())
+        assert new.pid in holders(likely.ends())
         assert os.getpid() in holders(likely.far(), inode)
         likely.add([(0, new.pid, new.pid, 3), (inode, os.getpid(), os.getpid(), own.fileno())])
         assert list(recent) == [new.pid, os.getpid()]
-        assert os.getpid() in holders(likely.hot(), inode)
+        assert os.getpid() in holders(likely.ends(), inode)
 
 
 def test_a_process_that_ended_and_was_not_reaped_is_looked_at_no_more():
@@ -358,9 +357,10 @@ def test_a_process_that_ended_and_was_not_reaped_is_looked_at_no_more():
     try:
         recent = {zombie: None}
         likely = LikelyHolders(recent)
-        assert zombie in {place[1] for place in likely.hot()}
+        assert zombie in {place[1] for place in likely.ends()}
+        list(likely.hot())
         assert not recent
-        assert zombie not in {place[1] for places in (likely.hot(), likely.near()) for place in places}
+        assert zombie not in {place[1] for places in (likely.ends(), likely.hot(), likely.near()) for place in places}
     finally:
         os.waitpid(zombie, 0)
 
@@ -392,7 +392,7 @@ def test_a_process_with_thousands_of_descriptors_keeps_no_other_waiting():
     likely = LikelyHolders(recent)
     with socket.socket() as own, pytest.MonkeyPatch.context() as patch:
         patch.setattr(likely_module, "size_of", lambda _pid: TURN + 1)
-        assert not holders(likely.hot()) | holders(likely.near())
+        assert not holders(likely.ends()) | holders(likely.hot()) | holders(likely.near())
         assert holders(likely.far(), os.fstat(own.fileno()).st_ino)
 
 
@@ -479,7 +479,7 @@ def test_a_look_can_leave_out_crowds(look, monkeypatch):
     monkeypatch.setattr(glance, "CROWD", 8)
     monkeypatch.setattr(crowds, "CROWD", 8)
     monkeypatch.setattr(crowds, "_SAMPLE", 1)
-    monkeypatch.setattr(look._successors, "find", lambda *_: [])
+    monkeypatch.setattr(look._successors, "find", lambda *_: ([], 0))
     with listen() as crowded, listen() as quiet, contextlib.ExitStack() as open_:
 
         def connect(listener):
@@ -510,41 +510,14 @@ def test_connections_to_one_server_are_found_by_their_ports(look):
         assert {inode_of(end) for end in both} <= inodes(seen(look))
         for _ in range(3):
             more = [*connect(), *connect()]
-            found = inodes([(6, row) for row in look._successors.find(4, set())])
+            found = inodes([(6, row) for row in look._successors.find(4, set())[0]])
             assert found == {inode_of(end) for end in more}
-
-
-def test_what_comes_after_a_connection_is_forgotten_when_many_others_came():
-    """The connections that are found for one server may be so many that the next one is not remembered any more."""
-
-    def connection(server: int, client: int) -> bytes:
-        ports = client.to_bytes(2, "big") + server.to_bytes(2, "big")
-        return (
-            bytes(16)
-            + bytes([socket.AF_INET, 1, 0, 0])
-            + ports
-            + bytes(32)
-            + bytes(4)
-            + client.to_bytes(8, "little")
-            + bytes(16)
-        )
-
-    def ask(requests):
-        """The first of these ports, of one server."""
-        ports = [(int.from_bytes(request[26:28], "big"), int.from_bytes(request[24:26], "big")) for request in requests]
-        return [connection(*each) for each in ports[:1] if each[0] == 443 and each[1] < 2602]
-
-    successors = Successors(ask)
-    for server in (80, 443):
-        for client in (2000, 2002):
-            successors.learn(connection(server, client))
-    assert len(successors.find(400, set())) == 299
 
 
 def test_what_is_found_by_its_port_is_new_once(look):
     with listen() as listener, contextlib.ExitStack() as open_:
         ends = [open_.enter_context(end) for end in pair(listener)]
-        look._successors.find = lambda *_: [row_of(look, end) for end in ends]
+        look._successors.find = lambda *_: ([row_of(look, end) for end in ends], 2)
         look._opened = 2
         assert {inode_of(end) for end in ends} == inodes(look._look_for_connections(0.0, whole=True))
         look._opened = 2
@@ -556,12 +529,12 @@ def test_for_those_that_are_missing_there_are_fewer_dumps_the_less_these_have(lo
     dumps, rows = [], [[], [], [(6, b"")], []]
     monkeypatch.setattr(look, "_look", lambda _protocol, **_how: dumps.append(now) or rows.pop(0))
     monkeypatch.setattr(look, "_take_in", lambda _rows: [])
-    monkeypatch.setattr(look._successors, "find", lambda *_: [b"one"])
+    monkeypatch.setattr(look._successors, "find", lambda *_: ([b"one"], 1))
     for now in (1.0, 1.03, 1.041, 1.1, 1.13):
         look._opened = 2
         look._look_for_connections(now, whole=True)
     assert dumps == [1.0, 1.041, 1.13]
-    monkeypatch.setattr(look._successors, "find", lambda *_: [])
+    monkeypatch.setattr(look._successors, "find", lambda *_: ([], 0))
     look._opened, now = 1, 1.131
     look._look_for_connections(now, whole=True)
     assert dumps[-1] == 1.131  # none was found by its port: another server, perhaps
@@ -593,13 +566,39 @@ def test_a_process_that_opens_one_socket_after_another_is_asked_for_the_last_des
     likely = LikelyHolders(recent)
     first = socket.socket()
     place = os.getpid(), first.fileno()
-    list(likely.hot())  # no process is new any more
+    list(likely.ends())  # no process is new any more
     likely.add([(inode_of(first), place[0], place[0], place[1]), (1, 1 << 30, 1 << 30, 3)])
     first.close()
     with socket.socket() as second:
         assert second.fileno() == place[1]
-        assert next(found for found in likely.hot() if found[0]) == (inode_of(second), place[0], *place)
+        assert next(found for found in likely.ends() if found[0]) == (inode_of(second), place[0], *place)
     assert list(recent) == [os.getpid()]
+
+
+def test_a_server_is_asked_for_the_descriptors_of_its_last_connections():
+    """It has some at once, and each at the lowest descriptor that is free."""
+    likely, pid = LikelyHolders({}), os.getpid()
+    before = [socket.socket() for _ in range(3)]
+    likely.add([(inode_of(each), pid, pid, each.fileno()) for each in before])
+    for each in before:
+        each.close()
+    with contextlib.ExitStack() as open_:
+        after = [open_.enter_context(socket.socket()) for _ in range(3)]
+        assert {(inode_of(each), pid, pid, each.fileno()) for each in after} <= set(likely.ends())
+
+
+def test_a_young_process_is_asked_for_the_descriptor_of_the_one_before():
+    """Workers of one program have their sockets at the same place, whatever was open when they were forked."""
+    program = (
+        "import os, socket, sys; s = socket.socket(); os.dup2(0, 200); print(s.fileno(), flush=True); sys.stdin.read()"
+    )
+    with child(program) as first, child(program) as second:
+        descriptor = int(first.line)
+        assert int(second.line) == descriptor
+        likely = LikelyHolders({})
+        assert second.pid not in holders(likely.ends())  # its last descriptor is none
+        likely.add([(1, first.pid, first.pid, descriptor)])
+        assert {first.pid, second.pid} <= holders(likely.ends())
 
 
 def test_a_kernel_that_leaves_out_nothing_is_looked_at_whole(look, monkeypatch):
