@@ -30,6 +30,7 @@ OTHER, UNKNOWN, LOST = "(other)", "(unknown)", "(lost)"
 _RESERVED = {RowKind.OTHER: OTHER, RowKind.UNKNOWN: UNKNOWN, RowKind.LOST: LOST}
 _MAX_LABEL = 64
 _MAX_CANDIDATES = 10_000
+_COUNTERS = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "flows")
 
 
 def _label(row: Row) -> str:
@@ -65,7 +66,7 @@ class Series:
 
     def add(self, row: Row) -> None:
         """Add a difference. One below zero (an owner became known late) is set off against later ones."""
-        for name in ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "flows"):
+        for name in _COUNTERS:
             amount = getattr(row, name) + self.debt.pop(name, 0)
             if amount < 0:
                 self.debt[name] = amount
@@ -118,6 +119,8 @@ class SeriesKeeper:
         self._table = TrafficTable(GroupBy.named(LABELS[label]), include_history=include_history, max_finished=1000)
         self._lock = threading.Lock()
         self._before = self._table.snapshot()
+        self._highest = dict.fromkeys(_COUNTERS, 0)
+        """What the total had at most: the last counts of a flow may take back the byte of a FIN, and no counter may fall."""
         self._series: dict[str, Series] = {}
         self._candidates: dict[str, int] = {}
         self._next_review: float | None = None
@@ -156,7 +159,9 @@ class SeriesKeeper:
                 self._place(_label(row)).open_flows += row.open_flows
         # Copies: the observation is read in other threads while these go on.
         copies = tuple(attrs.evolve(each, debt={}) for each in self._series.values())
-        return Observation(now.time, copies, now.total, now.losses, self._table.polls)
+        self._highest = {name: max(known, getattr(now.total, name)) for name, known in self._highest.items()}
+        total = attrs.evolve(now.total, **self._highest)
+        return Observation(now.time, copies, total, now.losses, self._table.polls)
 
     def _place(self, label: str) -> Series:
         """The series of a label: its own, a free one, or that of all others."""
