@@ -56,6 +56,7 @@ class Usage:
     uncounted_flows: int
     """Those of them whose bytes the platform did not report."""
     rx_bytes: int
+    """So that sums are exact, a span of a timeline takes back what an earlier one had too much (the byte of a FIN): -1, seldom."""
     tx_bytes: int
     rx_packets: int
     tx_packets: int
