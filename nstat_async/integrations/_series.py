@@ -119,7 +119,7 @@ class SeriesKeeper:
         self._table = TrafficTable(GroupBy.named(LABELS[label]), include_history=include_history, max_finished=1000)
         self._lock = threading.Lock()
         self._before = self._table.snapshot()
-        self._highest = dict.fromkeys(_COUNTERS, 0)
+        self._highest: dict[str, Any] = dict.fromkeys(_COUNTERS, 0)
         """What the total had at most: the last counts of a flow may take back the byte of a FIN, and no counter may fall."""
         self._series: dict[str, Series] = {}
         self._candidates: dict[str, int] = {}
