@@ -304,7 +304,6 @@ class TrafficTable:
             self._groups.describe(old, flow)
             return entry
         new = self._groups.of_key(old.source, key, flow, event.time)
-        new.touch(new.last_seen, self._window)
         if old.key is None or self.group_by.refines(old.key, key):
             # Known better now: everything so far was the new row's.
             old.move(entry.contribution(), new)

@@ -7,6 +7,7 @@ from aggregate_events import added, counts, flow, polled, updated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nstat_async import Process
 from nstat_async.aggregate import ProcessTable
 
 
@@ -75,6 +76,20 @@ def test_a_burst_leaves_the_window_after_its_width():
         rates.append(table.total().rx_rate)
     assert rates[:5] == pytest.approx([2000] * 5)
     assert rates[6:] == [0] * 3
+
+
+def test_the_largest_by_rate_is_the_quickest_of_the_window_not_of_all_time():
+    table = ProcessTable(rate_window=5)
+    rested, busy = flow("a", Process(1, "a")), flow("b", Process(2, "b"))
+    table.feed(added(rested, 0, counts(0)))
+    table.feed(added(busy, 0, counts(0)))
+    for second in range(1, 60):
+        if second == 20:
+            table.feed(updated(rested, second, counts(10_000)))
+        if second == 58:
+            table.feed(updated(busy, second, counts(100)))
+        table.feed(polled(second))
+    assert [table.top(1, by, other=False)[0].process.pid for by in ("rate", "rx_rate", "bytes")] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("step", [-3600.0, -1e9])
