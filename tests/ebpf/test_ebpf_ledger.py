@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ebpf_records import datagram_record, encode, record
+from ebpf_records import DISCARDED, datagram_record, encode, record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +13,7 @@ from nstat_async._errors import ProtocolError
 from nstat_async.ebpf import (
     FLOW,
     OWNER,
+    RECORD_SIZE,
     Answer,
     Counted,
     Counters,
@@ -35,12 +36,14 @@ from nstat_async.ebpf import (
     SocketType,
     Statistics,
     Totals,
+    _ledger,
     datagram_totals,
     ends_of,
     owner_of,
     remainder_of,
     tcp_totals,
 )
+from nstat_async.ebpf._ledger import REPEATED_WITHIN
 
 SECOND = 1_000_000_000
 RECORDED = Path(__file__).parent / "records"
@@ -162,11 +165,29 @@ def test_repetitions(kind):
 
 
 def test_a_beginning_after_a_lost_end():
-    """OPENED again long afterwards: the first connection ended unseen, and a new one began."""
-    found = evidence(record(Kind.OPENED, 1, 0), record(Kind.OPENED, 1, SECOND))
-    assert names(found) == ["Seen", "Ended", "Seen"]
-    assert (found[1].final, found[1].time) == (False, None)
+    """OPENED or ACCEPTED again later: the first connection ended unseen, and a new one began."""
+    for kind in (Kind.OPENED, Kind.ACCEPTED):
+        found = evidence(record(kind, 1, 0), record(kind, 1, REPEATED_WITHIN))
+        assert names(found) == ["Seen", "Ended", "Seen"]
+        assert (found[1].final, found[1].time) == (False, None)
+        assert (found[2].outbound, found[2].began) == (kind is Kind.OPENED, True)
     assert found[1].totals == Totals(None, None, None, None)
+
+
+def test_another_change_is_no_repetition():
+    """What ended in one state did not end in another."""
+    assert names(evidence(record(Kind.CLOSED, 1, 10), record(Kind.CLOSED, 1, 20, old=2))) == ["Ended", "Ended"]
+
+
+def test_a_user_of_a_connection_is_seen_after_the_end_of_one_of_the_last_that_ended(monkeypatch):
+    """That of another one is only seen, and nobody is no user."""
+    monkeypatch.setattr(_ledger, "MAX_REMEMBERED", 2)
+    found = evidence(
+        *(record(Kind.CLOSED, cookie, SECOND * time) for time, cookie in enumerate((1, 2, 1, 3))),
+        *(record(Kind.FIRST_IO, cookie, 9 * SECOND, pid=8) for cookie in (1, 2, 3)),
+        record(Kind.FIRST_IO, 4, 9 * SECOND),
+    )
+    assert [(one.facts.cookie, one.after_end) for one in found[4:]] == [(1, True), (2, False), (3, True)]
 
 
 def test_one_cookie_with_two_connections():
@@ -191,7 +212,7 @@ def test_what_began_before_the_programs():
     assert (ended.totals.tx_bytes, ended.final, ended.established) == (9, True, True)
     found = evidence(record(Kind.ESTABLISHED, 2), record(Kind.CLOSED, 2, 9))
     assert names(found) == ["Seen", "Ended"]
-    assert (found[0].outbound, found[0].began) == (True, False)
+    assert (found[0].outbound, found[0].began, found[1].established) == (True, False, True)
 
 
 def test_a_connection_that_never_was():
@@ -225,8 +246,8 @@ def test_a_datagram_socket():
     assert names(found) == ["Seen", "Counted", "Ended"]
     assert found[0].began is True
     assert (found[1].totals, found[1].whole) == (Totals(0, 50, 0, 1), True)
-    assert (found[2].totals, found[2].final) == (Totals(0, 90, 0, 2), True)
-    assert len(ledger) == 0
+    assert (found[2].totals, found[2].final, found[2].established) == (Totals(0, 90, 0, 2), True, True)
+    assert len(ledger) == len(ledger.sockets) == ledger.repeated == 0
 
 
 @pytest.mark.parametrize(
@@ -241,13 +262,18 @@ def test_whether_it_is_the_beginning(flags, births, began):
 def test_another_process_uses_it():
     """Its maker first, then its user: said once each."""
     maker = {"pid": 1, "flags": Flag.HAS_PROCESS | Flag.BY_CREATOR}
-    found = evidence(
-        datagram_record(Kind.FIRST_IO, 1, 1, **maker),
-        datagram_record(Kind.FIRST_IO, 1, 2, **maker),
-        datagram_record(Kind.FIRST_IO, 1, 3, pid=2),
-        datagram_record(Kind.FIRST_IO, 1, 4, pid=2),
+    ledger = Ledger(packets=True, births=True)
+    ledger.receive(
+        encode(
+            datagram_record(Kind.FIRST_IO, 1, 1, **maker),
+            datagram_record(Kind.FIRST_IO, 1, 2, **maker),
+            datagram_record(Kind.FIRST_IO, 1, 3, pid=2),
+            datagram_record(Kind.FIRST_IO, 1, 4, pid=2),
+        )
     )
+    found = ledger.take_evidence()
     assert names(found) == ["Seen", "OwnerSeen"]
+    assert ledger.repeated == 2
     assert [owner_of(e.facts).how for e in found] == [HowKnown.CREATOR, HowKnown.CALL]
 
 
@@ -268,6 +294,18 @@ def test_a_lost_first_use_is_found_in_the_list():
     found = listed(ledger, flow_row(4, tx_payload=9, tx_packets=1, pid=3, flags=Flag.HAS_PROCESS))
     assert names(found) == ["Seen", "Counted"]
     assert owner_of(found[0].facts).pid == 3
+    assert not found[1].whole
+    row = flow_row(4, tx_payload=9, tx_packets=1)
+    listed(ledger, row, flow_row(5))
+    assert ledger.repeated == 0, "a row without a process says nothing again"
+    (used,) = listed(ledger, row, flow_row(5, pid=3, flags=Flag.HAS_PROCESS))
+    assert owner_of(used.facts).pid == 3
+
+
+def test_a_list_has_rows_that_are_nobodys_business():
+    """TCP's, for which records are enough; half-made ones without a family; the library's own."""
+    ledger = Ledger(packets=True, births=True, ignore=[5])
+    assert listed(ledger, flow_row(3, type=SocketType.STREAM), flow_row(4, family=0), flow_row(5)) == []
 
 
 def test_a_lost_release_is_proven_by_two_lists():
@@ -312,6 +350,22 @@ def test_an_entry_that_was_made_anew_counts_on():
     assert ended.totals == Totals(0, 108, 0, 4)
 
 
+def test_an_entry_that_is_found_anew_at_the_end_counted_before():
+    """Whether its release is reported or it is taken from the map."""
+    ledger = Ledger(packets=True, births=True)
+    before = {"first": 5, "tx_payload": 100, "tx_packets": 2}
+    listed(ledger, flow_row(1, **before), flow_row(2, **before), flow_row(3, **before))
+    ledger.receive(encode(datagram_record(Kind.RELEASED, 1, 20, tx_payload=8, tx_packets=2)))
+    rows = flow_row(2, first=6, tx_payload=8, tx_packets=2), flow_row(3, first=5, tx_payload=108, tx_packets=4)
+    ledger.answer(Answer(Operation.TAKE, True, 0, rows))
+    assert [(one.totals, one.established) for one in ledger.take_evidence()] == [(Totals(0, 108, 0, 4), True)] * 3
+
+
+def test_a_release_that_nothing_came_before_is_an_end_once():
+    found = evidence(datagram_record(Kind.RELEASED, 1, 10), datagram_record(Kind.RELEASED, 1, 20))
+    assert names(found) == ["Ended"]
+
+
 def test_counts_that_are_taken():
     """Somebody else reported the end: the entry says the final counts."""
     ledger = Ledger(packets=False, births=False)
@@ -333,9 +387,10 @@ def test_a_socket_that_is_connected_later():
 def test_owners_of_what_was_there_before():
     """A descriptor is evidence; what is known by a call is not weakened by it."""
     ledger = Ledger(packets=True, births=True)
-    ledger.receive(encode(datagram_record(Kind.FIRST_IO, 1, pid=4)))
+    ledger.receive(encode(datagram_record(Kind.FIRST_IO, 1, pid=4), record(Kind.OPENED, 3, pid=4)))
     ledger.take_evidence()
-    ledger.answer(Answer(Operation.OWNERS, True, 0, (owner_row(1), owner_row(2))))
+    rows = owner_row(1), owner_row(2), owner_row(3, protocol=6, type=SocketType.STREAM)
+    ledger.answer(Answer(Operation.OWNERS, True, 0, rows))
     (seen,) = ledger.take_evidence()
     assert (seen.facts.cookie, owner_of(seen.facts).how) == (2, HowKnown.DESCRIPTOR)
 
@@ -347,7 +402,7 @@ def test_descriptors_of_sockets_that_no_dump_has():
     ledger.take_evidence()
     rows = owner_row(1, type=SocketType.RAW), owner_row(2, protocol=1), owner_row(3, family=17, protocol=0)
     ledger.answer(Answer(Operation.OWNERS, True, 0, rows))
-    assert [seen.facts.cookie for seen in ledger.take_evidence()] == [1, 2, 3]
+    assert [(seen.facts.cookie, seen.after_end) for seen in ledger.take_evidence()] == [(n, False) for n in (1, 2, 3)]
 
 
 def test_own_sockets_and_unknown_kinds():
@@ -356,6 +411,9 @@ def test_own_sockets_and_unknown_kinds():
     ledger.receive(encode(record(Kind.OPENED, 5), record(77, 6), record(Kind.OPENED, 7)))  # type: ignore[arg-type]
     assert [e.facts.cookie for e in ledger.take_evidence()] == [7]
     assert (ledger.discarded, ledger.records) == (1, 3)
+    ledger.receive(encode(record(Kind.OPENED, 8, header=RECORD_SIZE | DISCARDED), record(Kind.OPENED, 9)))
+    assert [e.facts.cookie for e in ledger.take_evidence()] == [9]
+    assert (ledger.discarded, ledger.records) == (2, 4)
 
 
 def test_forgetting():
