@@ -167,7 +167,7 @@ class Sightings:
         """Ends whose removal is awaited, by socket."""
         self.removed: Waiting[int, _Half] = Waiting(RECORD_PATIENCE, MOST_WAITING)
         """Removals whose record is awaited."""
-        self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING)
+        self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING, PULSE_PATIENCE / 2)
         """Removals that wait for a pulse."""
         self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
         self._removal_due: Memory[int, bool] = Memory(MOST_REMEMBERED)
@@ -409,6 +409,7 @@ class Sightings:
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
             self.removed.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         elif self.pulsing and not self.live and entry.owner is None:
+            self._give_up_due(self._unseen)
             self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         else:
             settle(None)
@@ -480,8 +481,11 @@ class Sightings:
         for _, half in self._recorded.due(now):
             self._end(half)
         for removed in (self.removed, self._unseen):
-            for cookie, half in removed.due(now):
-                self._give_up(cookie, half)
+            self._give_up_due(removed)
+
+    def _give_up_due(self, removed: Waiting[int, _Half]) -> None:
+        for cookie, half in removed.due(self._output.now):
+            self._give_up(cookie, half)
 
     def _take_removed(self, cookie: int) -> _Half | None:
         return self.removed.pop(cookie) or self._unseen.pop(cookie)

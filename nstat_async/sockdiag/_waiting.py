@@ -24,13 +24,15 @@ class Waiting(Generic[Key, Value]):
     Args:
         patience: Seconds that each waits.
         most: How many may wait: beyond that the oldest are due at once.
+        slack: Seconds that they may wait beyond it, so that nobody is woken for what others' turns settle.
     """
 
-    def __init__(self, patience: float, most: int) -> None:
+    def __init__(self, patience: float, most: int, slack: float = 0.0) -> None:
         self.behind = False
         """True while the source that they wait for has more to read."""
         self._patience = patience
         self._most = most
+        self._slack = slack
         self._items: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -59,19 +61,24 @@ class Waiting(Generic[Key, Value]):
         return None if found is None else found[1]
 
     def deadline(self) -> float | None:
-        """When the oldest is due; `None`: nothing waits."""
+        """When to take out what is due; `None`: nothing waits."""
+        until = self._oldest()
+        return None if until is None else until + self._slack
+
+    def _oldest(self) -> float | None:
+        """When the oldest is due."""
         if not self._items:
             return None
         if len(self._items) > self._most:
-            return 0.0
+            return -self._slack
         until: float = next(iter(self._items.values()))[0]
         return until + MOST_BEHIND if self.behind else until
 
     def due(self, now: float) -> Iterator[tuple[Key, Value]]:
         """Take out those that waited long enough, the oldest first, and not too many."""
         for _ in range(AT_ONCE):
-            deadline = self.deadline()
-            if deadline is None or deadline > now:
+            until = self._oldest()
+            if until is None or until > now:
                 return
             key, (_, value) = self._items.popitem(last=False)
             yield key, value
