@@ -189,20 +189,23 @@ class Pulse:
         self._wide.spend(0.0, now)  # its time passes, too
 
     def _wait(self) -> None:
-        """Until a counter moved, or a look is due; longer where nothing is left to spend."""
-        now, all_, pause = time.monotonic(), self._glances, self._pause()
-        next_look = min((each.next_look() for each in all_), default=math.inf)
-        eager = [each for each in all_ if now < each.active_until]
+        """Until a counter moved, or a look is due; longer where nothing is left to spend. Where a look rests nothing is read."""
+        now, pause = time.monotonic(), self._pause()
+        awake = [each for each in self._glances if each.look_at <= now + pause]
+        next_look = min((each.next_look() for each in awake), default=math.inf)
+        eager = [each for each in awake if now < each.active_until]
         quick = pause / max(1.0, EAGER * self._budget.eagerness)
-        watched, times = all_, 1
-        if next_look < math.inf:
+        watched, times = awake, 1
+        if not awake:
+            watched, pause = self._glances, min((each.look_at - now for each in self._glances), default=LONGEST_WAIT)
+        elif next_look < math.inf:
             pause = min(pause, next_look - now)  # the look counts what came until then
         elif not eager:
             times = int(LONGEST_WAIT / pause)
-        elif len(eager) < len(all_) and now >= self._all_at:
+        elif len(eager) < len(awake) and now >= self._all_at:
             self._all_at, pause = now + pause, quick
         else:
-            until = self._all_at if len(eager) < len(all_) else min(each.active_until for each in eager)
+            until = self._all_at if len(eager) < len(awake) else min(each.active_until for each in eager)
             watched, pause, times = eager, quick, int((until - now) / quick)
         self._read(watched, max(SHORTEST_PAUSE, pause, self._budget.rest()), max(1, times))
 
