@@ -1020,6 +1020,43 @@ static PyObject *Maker_make(Maker *self, PyObject *const *values, Py_ssize_t cou
     return made;
 }
 
+PyDoc_STRVAR(fill_doc, "fill(made, *values)\n--\n\nGive an object of a subclass its fields, and make it one of the class.");
+
+static PyObject *Maker_fill(Maker *self, PyObject *const *values, Py_ssize_t count)
+{
+    if (self->owner == NULL || count != self->given + 1 || !PyObject_TypeCheck(values[0], self->owner) ||
+        Py_TYPE(values[0])->tp_basicsize != self->owner->tp_basicsize) {
+        PyErr_Format(PyExc_TypeError, "fill() takes an object of a subclass and %zd values", self->given);
+        return NULL;
+    }
+    PyObject *made = values[0];
+    for (Py_ssize_t i = 0; i < self->given; i++)
+        set_slot(made, self->places[i], Py_NewRef(values[i + 1]));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->rest); i++)
+        set_slot(made, self->places[self->given + i], Py_NewRef(PyTuple_GET_ITEM(self->rest, i)));
+    PyTypeObject *before = Py_TYPE(made);
+    Py_INCREF(self->owner);
+    Py_SET_TYPE(made, self->owner);
+    Py_DECREF(before);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(gather_doc, "gather(*values)\n--\n\nAn object with a tuple of these values in its first slot, as `make` makes it.");
+
+static PyObject *Maker_gather(Maker *self, PyObject *const *values, Py_ssize_t count)
+{
+    PyObject *gathered = PyTuple_New(count);
+    if (gathered == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; i++)
+        PyTuple_SET_ITEM(gathered, i, Py_NewRef(values[i]));
+    PyObject *made = Maker_make(self, &gathered, 1);
+    if (made != NULL && count > 0) /* the empty one is everybody's */
+        PyObject_GC_UnTrack(gathered);
+    Py_DECREF(gathered);
+    return made;
+}
+
 /* --- the module ----------------------------------------------------------- */
 
 static PyMethodDef reports_methods[] = {{"take", (PyCFunction)(void (*)(void))Reports_take, METH_FASTCALL, take_doc},
@@ -1074,6 +1111,8 @@ static PyType_Spec sight_spec = {"nstat_async._speedups.Sight", sizeof(Sight), 0
                                  sight_slots};
 
 static PyMethodDef maker_methods[] = {{"make", (PyCFunction)(void (*)(void))Maker_make, METH_FASTCALL, make_doc},
+                                      {"fill", (PyCFunction)(void (*)(void))Maker_fill, METH_FASTCALL, fill_doc},
+                                      {"gather", (PyCFunction)(void (*)(void))Maker_gather, METH_FASTCALL, gather_doc},
                                       {NULL, NULL, 0, NULL}};
 static PyType_Slot maker_slots[] = {{Py_tp_doc, "Makes objects of one class: owner, the names of its slots, and the values of the last ones."},
                                     {Py_tp_new, PyType_GenericNew},

@@ -28,8 +28,8 @@ FIRST_COUNT = 0.05
 """The same until it has been once around, where nobody waits for the answer."""
 SHARE, FIRST_SHARE = 0.02, 0.05
 """Of the time since the answer before, if that is less: polls may follow closely on each other."""
-MAX_FOUND = 512
-"""Owners in one answer, and a few more: what the event loop takes in at once, about 1 ms."""
+MAX_FOUND = 2048
+"""Owners in one answer, and a few more: what the event loop takes in by four steps."""
 MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
 

@@ -46,6 +46,10 @@ CHECK_PAUSE = 0.1
 """Seconds between two checks at least: polls may follow closely on each other, and a look-up costs a thread's turn."""
 
 
+LEARNED_IN_A_STEP = 2
+"""Owners that are taken in while one flow would be updated."""
+
+
 class OwnerSource:
     """Evidence of owners: the sockets whose owner is wanted, and the processes found so far.
 
@@ -256,7 +260,7 @@ class OwnerSource:
             self._searched, self._added, self._again = set(), set(), False
             self.searching = False
             return
-        self.learn(answer)
+        yield from self._learn(answer)
         yield from self._learn_others(answer)
         yield from self._seek_again(answer)
         if answer.below is not None and self._searched:
@@ -276,13 +280,20 @@ class OwnerSource:
         self.searching = self._users_asked = False
 
     def learn(self, answer: OwnersAnswer) -> None:
-        """Take in who holds what."""
+        """Take in who holds what, at once."""
+        for _ in self._learn(answer):
+            pass
+
+    def _learn(self, answer: OwnersAnswer) -> Iterator[None]:
         self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
         owners: dict[tuple[int, int], Process] = {}
         found = self._sought.intersection([inode for inode, pid in answer.owners if pid in facts])
         self._give_up(found)
-        for (inode, pid), held_by in zip(answer.owners, chain(answer.places, repeat(None)), strict=False):
+        answers = zip(answer.owners, chain(answer.places, repeat(None)), strict=False)
+        for number, ((inode, pid), held_by) in enumerate(answers, 1):
+            if not number % LEARNED_IN_A_STEP:
+                yield
             if inode not in found or pid not in facts:
                 continue
             found.discard(inode)

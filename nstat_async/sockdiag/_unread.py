@@ -1,0 +1,123 @@
+"""Flows whose fields are made when one of them is first read: most of those of a look at all sockets are never."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any, Union
+
+import attrs
+
+from .._making import maker_of, unread_maker
+from .._model import Attribution, Direction, Endpoint, Flow, Interface, Process, TcpState
+from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
+from ._links import is_link_scoped
+
+_PORTS = struct.Struct("!4xHH36x")
+_HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
+"""Whose protocol is in place of a port."""
+_CLOSED = TcpState.CLOSED
+_NOWHERE = (None, None, None)
+_IPV6 = 16
+"""Bytes of an address."""
+_SOURCE = "peer"
+"""The field in whose slot the source is: this machine does not know it of a flow."""
+_OF_A_SOCKET = (
+    "id", "provider", "userland", "local", "remote", "process", "interface", "state", "direction", "namespace",
+    "attribution", "cgroup", "container", "pod", "protocol", "other_holders", "holders",
+)  # fmt: skip
+_fill = maker_of(Flow, _OF_A_SOCKET, _SOURCE).fill
+_make_end: Callable[[bytes, int, Union[int, None]], Endpoint] = maker_of(Endpoint, ("packed", "port", "scope_id")).make
+_shared = functools.lru_cache(maxsize=16_384)(_make_end)
+"""Many flows share an end: all that were accepted at one address, all to one server, both ends of a local connection."""
+
+
+def _values_of(
+    prefix: str,
+    cookie: int,
+    connection: int,
+    protocol: int,
+    state: int,
+    identity: bytes,
+    own: bytes,
+    far: bytes | None,
+    index: int | None,
+    process: Process | None,
+    interface: Interface | None,
+    direction: Direction | None,
+    namespace: str | None,
+    attribution: Attribution | None,
+    place: tuple[str | None, str | None, str | None] | None,
+    others: int | None,
+    holders: tuple[tuple[int, str | None], ...],
+) -> tuple[Any, ...]:
+    """The fields of a flow by its source; `index` is that of the link which scoped addresses are of."""
+    (local_port, remote_port), number = _PORTS.unpack(identity), None
+    if protocol in _HAS_PROTOCOL:
+        number, local_port = local_port or None, 0
+    return (
+        f"{prefix}c{cookie:x}" if connection == 1 else f"{prefix}c{cookie:x}.{connection}",
+        PROVIDERS[protocol],
+        False,
+        None if protocol == PACKET else _endpoint(own, local_port, index),
+        None if far is None else _endpoint(far, remote_port, index),
+        process,
+        interface,
+        TCP_STATES.get(state, _CLOSED) if protocol == IPPROTO_TCP else None,
+        direction,
+        namespace,
+        attribution,
+        *(place or _NOWHERE),
+        number,
+        others,
+        holders,
+    )
+
+
+def _endpoint(address: bytes, port: int, index: int | None) -> Endpoint:
+    return _shared(address, port, index if len(address) == _IPV6 and is_link_scoped(address) else None)
+
+
+class _UnreadFlow(Flow):
+    """A flow that nobody has looked at; whoever does finds a `Flow`."""
+
+    __slots__ = ()
+
+    __class__ = property(lambda self: read(self).__class__)  # what compares and copies asks for it
+
+    def __eq__(self, other: object) -> bool:
+        return read(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        return read(self) != other
+
+    def __hash__(self) -> int:
+        return hash(read(self))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return read(self).__reduce_ex__(protocol)
+
+
+_get_source = Flow.__dict__[_SOURCE].__get__
+
+
+def read(flow: Flow) -> Flow:
+    """Make the fields of a flow, if they are not made yet."""
+    source = _get_source(flow)
+    if source.__class__ is tuple:
+        _fill(flow, *_values_of(*source))
+    return flow
+
+
+def _read_first(slot: Any) -> Any:
+    get = slot.__get__
+    return property(lambda flow: get(read(flow)), doc=slot.__doc__)
+
+
+for _field in attrs.fields(Flow):
+    setattr(_UnreadFlow, _field.name, _read_first(Flow.__dict__[_field.name]))
+_UnreadFlow.source = Flow.__dict__[_SOURCE]  # type: ignore[attr-defined]  # the slot under another name
+
+unread_flow: Callable[..., Flow] = unread_maker(_UnreadFlow, "source")
+"""A flow of these values: those of `_values_of`. They are values: nothing of them changes before somebody looks."""
