@@ -117,10 +117,10 @@ class Remotes:
         waiting = self._ended() - self._ending
         for cookie, listed in by_socket.items():
             sock = self._socket(cookie)
-            if sock is None:
+            if sock is None or cookie in waiting:  # its last counts are newer than the list
                 continue
             self._compare(sock, listed)
-            if sock.entry.over and cookie not in waiting:
+            if sock.entry.over:
                 self._end(cookie, sock)
                 keys += [PEER_KEY.pack(*row[:4], 0) for row in listed]
         for book in self._books.values():

@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 import pytest
-from ebpf_records import datagram_record
+from ebpf_records import datagram_record, encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs_fakes import GRANTED, Programs, flow_row
+from programs_fakes import GRANTED, MAPS, RING, Programs, attrs_of, flow_row
 from replaying import assert_same, replayed
 from sockdiag_fakes import flow_events
 
@@ -20,7 +20,7 @@ from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, Provider, ProviderR
 from nstat_async._events import RemovalReason
 from nstat_async._options import Ebpf
 from nstat_async.aggregate import ProcessTable
-from nstat_async.ebpf import Flag, Kind, Operation, Tier
+from nstat_async.ebpf import Flag, Kind, Operation, Record, Tier, encode_answer
 
 SOCKET = 5
 BORN = datagram_record(Kind.FIRST_IO, SOCKET, pid=6, local_port=4000, flags=Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH)
@@ -38,9 +38,13 @@ def sends(kernel: Programs, total: int, **fields: int) -> None:
     kernel.flows[SOCKET] = flow_row(BORN, tx_payload=total, tx_packets=1, tx_bytes=total, tx_calls=1, **fields)
 
 
+def released(total: int) -> Record:
+    return BORN._replace(kind=Kind.RELEASED, tx_payload=total, tx_packets=1, tx_bytes=total, tx_calls=1)
+
+
 def ends(kernel: Programs, total: int) -> list[Any]:
     kernel.flows.clear()
-    return kernel.ring(BORN._replace(kind=Kind.RELEASED, tx_payload=total, tx_packets=1, tx_bytes=total, tx_calls=1))
+    return kernel.ring(released(total))
 
 
 def remotes(events: list[Any], kind: type = object) -> list[Any]:
@@ -66,6 +70,25 @@ def test_each_remote_is_a_flow_with_its_sockets_owner():
     assert not remotes(kernel.poll())
     assert {flow.id for flow, _ in kernel.session.flows()} == {"c5", "c5/1", "c5/2"}
     assert Provider.UDP_SUBFLOW in kernel.session.capabilities.providers
+    kernel.peer(SOCKET, ONE, tx_bytes=130, tx_packets=2)
+    sends(kernel, 180)
+    (updated,) = remotes(kernel.poll())
+    assert (type(updated), updated.delta.tx_bytes) == (FlowUpdated, 30)
+
+
+def test_remotes_have_the_owner_that_is_found_later_and_begin_now_whatever_their_socket_did():
+    kernel = watched()
+    nobodys = BORN._replace(pid=0, flags=0)
+    kernel.ring(nobodys)
+    kernel.peer(SOCKET, ONE, tx_bytes=9, tx_packets=1)
+    kernel.peer(99, ONE, tx_bytes=9, tx_packets=1)
+    assert not remotes(kernel.poll()), "what waits for its owner has none yet, and an unknown socket has none at all"
+    kernel.wait(0.3)
+    added = remotes(kernel.poll(), FlowAdded)[0]
+    assert (added.flow.process, added.preexisting) == (None, False)
+    kernel.ring(BORN)
+    updated = remotes(kernel.poll(), FlowUpdated)[0]
+    assert (updated.flow.id, updated.flow.process.pid) == (added.flow.id, 6)
 
 
 def test_who_made_room_is_a_part_of_the_others_from_then_on():
@@ -127,12 +150,55 @@ def test_an_end_that_came_after_the_list_was_asked_for_waits_for_the_next():
     assert len(remotes(kernel.poll(), FlowRemoved)) == 2
 
 
-def test_a_link_local_remote_has_its_scope():
+def test_a_socket_that_ends_while_the_list_is_made_has_its_last_counts_in_the_next(monkeypatch):
+    """After which nobody asks any more until something moves."""
+    kernel = began()
+    kernel.poll()
+    answer = kernel._answer_maps
+
+    def end_first(operation, *request):
+        if operation is Operation.PEERS:
+            monkeypatch.undo()
+            kernel.feed(encode(attrs_of(released(200))), RING)
+        answer(operation, *request)
+
+    monkeypatch.setattr(kernel, "_answer_maps", end_first)
+    assert not remotes(kernel.poll(), FlowRemoved)
+    kernel.flows.clear()
+    kernel.peer(SOCKET, ONE, tx_bytes=150, tx_packets=2)
+    kernel.lost = kernel.lost._replace(moved=0)
+    assert [event.counts.tx_bytes for event in remotes(kernel.poll(), FlowRemoved)] == [150, 50]
+    asked = len(kernel.asked)
+    kernel.poll()
+    assert Operation.PEERS not in kernel.asked[asked:]
+
+
+def test_a_list_that_is_not_whole_says_nothing(monkeypatch):
+    kernel = began()
+    kernel.poll()
+    for errno, last in ((12, True), (0, False)):
+        failed = encode_answer(Operation.PEERS, b"", b"", last=last, errno=errno)
+        with monkeypatch.context() as patched:
+            patched.setattr(kernel, "_answer_maps", lambda operation, *_, data=failed: kernel.feed(data, MAPS))
+            kernel.poll()
+            kernel.wait(3.0)
+        assert not remotes(kernel.events, FlowRemoved)
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (b"\xfe\x80" + bytes(13) + b"\1", "[fe80::1%2]:4660"),
+        (b"\x20\1\x0d\xb8" + bytes(11) + b"\1", "[2001:db8::1]:4660"),
+        (ONE, "192.0.2.1:4660"),
+    ],
+)
+def test_a_remote_has_its_port_and_if_its_address_is_of_a_link_its_scope(address, text):
     kernel = watched()
     kernel.ring(BORN)
-    kernel.peer(SOCKET, b"\xfe\x80" + bytes(13) + b"\1", ifindex=2)
+    kernel.peer(SOCKET, address, ifindex=2, port=0x3412)
     (added,) = remotes(kernel.poll())
-    assert str(added.flow.remote) == "[fe80::1%2]:53"
+    assert str(added.flow.remote) == text
 
 
 def test_nobody_who_did_not_ask_gets_them():
