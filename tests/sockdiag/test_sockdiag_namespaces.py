@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import attrs
 import pytest
+from programs_fakes import Programs
 from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
 
 from nstat_async import Monitor
@@ -120,10 +121,29 @@ def test_subscribed_is_who_knows_all_namespaces_and_has_their_channels(kernel):
     assert alone.session.epoch_offset == 1000.0
 
 
+def test_a_namespace_that_is_found_before_it_is_known_whether_there_are_programs_is_opened_with_the_others():
+    kernel = Programs(everywhere=True)
+    kernel.hold_lookups, opened, carry_out = True, [], kernel._carry_out
+    kernel._carry_out = lambda command: (opened.append(command), carry_out(command))
+    kernel.start()
+    kernel.held.sort(key=lambda command: not isinstance(command.request, NamespacesRequest))
+    kernel.came_and_went, kernel.hold_lookups = [NamespacesAnswer((BLUE,))], False
+    for command in kernel.held:
+        assert not [each for each in opened if isinstance(each, OpenChannel)]
+        kernel.answer(command)
+        kernel.run()
+    channels = [each.channel for each in opened if isinstance(each, OpenChannel)]
+    assert {*range(8)} <= {*channels}
+    assert len(channels) == len({*channels})
+
+
 def test_a_namespace_has_the_number_that_its_finder_gave_it_and_leaves_its_figures_behind(kernel):
     """Its rows stay counted; what comes from its channels afterwards is nobody's."""
     kernel.came_and_went = [NamespacesAnswer((attrs.evolve(BLUE, number=5),))]
+    kernel.traffic = (("eth0", 5000, 6000),), (0, 0)
     assert of_others(kernel.start()) == [("FlowAdded", "n5:c1", "blue")]
+    kernel.traffic = (("eth0", 9000, 8000),), (0, 0)
+    kernel.wait(6.0)
     before = kernel.session.statistics()["reports"]
     kernel.came_and_went = [NamespacesAnswer(gone=(5,))]
     kernel.sockets.clear()
@@ -131,6 +151,7 @@ def test_a_namespace_has_the_number_that_its_finder_gave_it_and_leaves_its_figur
     kernel.wait(1.0)
     assert kernel.session.statistics()["namespaces"] == 1
     assert kernel.session.statistics()["reports"] >= before
+    assert kernel.session.statistics()["coverage_rx_bytes"] == 2 * 4000
     before = kernel.session.statistics()["stray_datagrams"]
     kernel.feed(FakeSocket(9).message(final=True), 21)
     assert not flow_events(kernel.run())

@@ -21,6 +21,13 @@ def test_no_interval_polls_once_and_on_demand():
     assert kinds(kernel.poll()) == ["FlowAdded", "PollCompleted"]
 
 
+def test_the_next_interval_begins_with_the_poll_that_somebody_asked_for(kernel):
+    kernel.start()
+    kernel.now += 0.5
+    kernel.poll()
+    assert kernel.session.next_deadline() == kernel.now + 1.0
+
+
 def test_missed_intervals_are_skipped(kernel):
     """A late poll is not made up for by several."""
     kernel.start()

@@ -11,7 +11,7 @@ import pytest
 from ebpf_records import datagram_record, encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs_fakes import GRANTED, MAPS, RING, Programs, attrs_of, flow_row
+from programs_fakes import GRANTED, MAPS, NETWORK, RING, Programs, attrs_of, flow_row
 from replaying import assert_same, replayed
 from sockdiag_fakes import flow_events
 
@@ -21,6 +21,7 @@ from nstat_async._events import RemovalReason
 from nstat_async._options import Ebpf
 from nstat_async.aggregate import ProcessTable
 from nstat_async.ebpf import Flag, Kind, Operation, Record, Tier, encode_answer
+from nstat_async.sockdiag import FoundNamespace, NamespacesAnswer, NetworkNamespace
 
 SOCKET = 5
 BORN = datagram_record(Kind.FIRST_IO, SOCKET, pid=6, local_port=4000, flags=Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH)
@@ -74,14 +75,26 @@ def test_each_remote_is_a_flow_with_its_sockets_owner():
     sends(kernel, 180)
     (updated,) = remotes(kernel.poll())
     assert (type(updated), updated.delta.tx_bytes) == (FlowUpdated, 30)
+    kernel.lost = kernel.lost._replace(moved=0)
+    assert not remotes(kernel.poll()), "without a list nobody departs"
+
+
+def test_a_socket_of_another_namespace_has_remotes_too():
+    kernel = Programs(providers=PROVIDERS, everywhere=True)
+    blue = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), NETWORK + 1)
+    kernel.came_and_went = [NamespacesAnswer((blue,))]
+    kernel.start()
+    kernel.feed(encode(attrs_of(BORN)._replace(net_cookie=NETWORK + 1)), RING)
+    kernel.peer(SOCKET, ONE, tx_bytes=9, tx_packets=1)
+    assert [event.flow.id for event in remotes(kernel.poll())] == ["n1:c5/1"]
 
 
 def test_remotes_have_the_owner_that_is_found_later_and_begin_now_whatever_their_socket_did():
     kernel = watched()
     nobodys = BORN._replace(pid=0, flags=0)
     kernel.ring(nobodys)
-    kernel.peer(SOCKET, ONE, tx_bytes=9, tx_packets=1)
     kernel.peer(99, ONE, tx_bytes=9, tx_packets=1)
+    kernel.peer(SOCKET, ONE, tx_bytes=9, tx_packets=1)
     assert not remotes(kernel.poll()), "what waits for its owner has none yet, and an unknown socket has none at all"
     kernel.wait(0.3)
     added = remotes(kernel.poll(), FlowAdded)[0]
