@@ -29,7 +29,7 @@ from .._model import Provider
 from .._options import Discovery, MonitorOptions
 from ._client import Client
 from ._constants import MAX_BATCH, NO_FLOWS, DarwinErrno, HeaderFlag, error_text
-from ._messages import AddSource
+from ._messages import AddSource, RemoveSource
 from ._requests import (
     SINGLE,
     UNSEEN,
@@ -520,8 +520,15 @@ class Subscription(Client):
             self._single_unanswered()
         elif errno == DarwinErrno.EOPNOTSUPP:  # a route or an interface: it has no details
             self._queue.append(single_request(self.kernel, request.purpose, request.ref))
+        elif errno == DarwinErrno.EINVAL and source is not None and self._asks_apart and not source.reader.userland:
+            self._let_go(request.ref)
         else:  # the source is there, and has nothing to report or cannot be read
             self._unreadable.note(request.ref)
+
+    def _let_go(self, ref: int) -> None:
+        """A kernel socket without a description is dead; as long as all counters are asked for, the kernel does not look itself."""
+        self._context += 1
+        self.outbox.append(RemoveSource(context=self._context, srcref=ref).encode(self.kernel.layout))
 
     def _single_unanswered(self) -> None:
         """The kernel could not answer now: this says nothing about the source."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from virtual import VirtualMonitor
 
-from nstat_async import Counts, EventsLost, FlowAdded, FlowRemoved, MonitorOptions, PollCompleted
+from nstat_async import Counts, EventsLost, FlowAdded, FlowRemoved, LossCause, MonitorOptions, PollCompleted
 from nstat_async.ntstat import CloseChannel, OpenChannel, Send, Session
 from nstat_async.testing import EmulatedKernel
 
@@ -173,6 +173,22 @@ def test_with_a_small_buffer_every_flow_is_known_and_counted_at_each_poll(name):
     if talk.kernel.release.resumes_polls:
         assert not singles(talk.sent[0])[300:], "in portions, not one by one"
     assert any("receive buffer is small" in note for note in talk.session.capabilities.notes)
+
+
+@pytest.mark.parametrize("name", ["xnu-2782.40.9", "xnu-3248.60.10", "xnu-4570.71.2", "xnu-10063.141.1"])
+def test_with_a_small_buffer_a_socket_that_died_unnoticed_goes_and_stays_away(name):
+    """Polls for counters keep the kernel's own minute-timer from looking, and a dead socket has counters, but no description."""
+    kernel = EmulatedKernel(name)
+    flows = [kernel.open_tcp(100 + n, f"p{n}", remote=(REMOTE, 443)) for n in range(3)]
+    monitor = VirtualMonitor(kernel, receive_buffer=8192, interval=1.0)
+    monitor.run(3.0)
+    flows[1].mark_gone()
+    monitor.run(20.0)
+    picture = monitor.picture
+    assert [event.flow.process.name for event in picture.removed] == ["p1"]
+    assert sorted(flow.process.name for flow, _ in picture.flows.values()) == ["p0", "p2"]
+    assert picture.lost(LossCause.FINAL_COUNTS) == 1
+    assert picture.last_poll.complete
 
 
 def test_counters_by_medium_do_not_come_and_go():
