@@ -17,6 +17,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted
 from .._options import Discovery, MonitorOptions
 from ._constants import NO_ROOM, error_text
 from ._coverage import CoverageMeter
+from ._source import AWAITED
 from ._states import State
 from ._subscription import Subscription
 from ._takeover import SecondSocket, Stage, compare, continue_flows
@@ -34,6 +35,8 @@ AUDIT_SELDOM = 60.0
 """The same where only a kernel without memory leaves a flow out in silence, or where nobody wants polls at intervals."""
 AUDIT_POLLS = 10
 """Polls between two such looks at least: they cost one poll or two more."""
+LOOK_AGAIN = (0.0, 1.0, 5.0, 15.0, 60.0)
+"""Seconds before each audit for flows that nothing was heard of since the control went away; then they are gone."""
 PURPOSE = "ntstat"
 
 
@@ -91,6 +94,7 @@ class Sockets:
         self._audit_at: float | None = None
         self._last_resync = float("-inf")
         self._rejected = 0
+        self._looks = 0
         self.statistics = dict.fromkeys(("resynchronisations", "audits"), 0)
         """Counters for people, by name."""
 
@@ -309,11 +313,12 @@ class Sockets:
         """All that the first socket got before its poll is read now: does it miss anything?"""
         assert self.current is not None
         if second.audit:
-            missed = 0
-            if complete:
-                missed = compare(self.current.table, second.subscription.table).missed_up_to(second.top)
+            found = compare(self.current.table, second.subscription.table)
+            missed = found.missed_up_to(second.top) if complete else 0
             if not missed:
                 self._close_second(second)
+                whole = complete and second.subscription.sees_all and not found.unseen(self.current.table.poll_serial)
+                self._judge_awaited(now, proven=whole)
                 return
             second.audit = False
             detail = (
@@ -332,6 +337,7 @@ class Sockets:
             self._close_second(second)
             self._rejected = min(self._rejected + 1, MOST_REJECTED)
             self.want_resync(now)
+            self._judge_awaited(now, proven=False)
         else:
             self._take_over(second, now)
 
@@ -346,11 +352,24 @@ class Sockets:
         if was_open:
             self._commands.append(CloseChannel(old.channel))
         candidate.take_over(old)
-        continue_flows(old.table, candidate.table, found)
+        unsure = [s for s in found.vanished if not was_open or s.seen == AWAITED or not old.can_read(s)]
+        continue_flows(old.table, candidate.table, found, unsure)
         if was_open:
             detail = "resynchronised on a second control socket"
             self._events.append(EventsLost(candidate.table.time, LossCause.RESYNC, None, detail=detail))
         self._host.taken_over(candidate)
         self._events.append(PollCompleted(candidate.table.time, candidate.count_flows(), True, candidate.serial))
         self.poll_started = now
+        self._judge_awaited(now, proven=False)
         self._polled(candidate, True, now)
+
+    def _judge_awaited(self, now: float, *, proven: bool) -> None:
+        """Another look at flows that nothing was heard of since the control went away: `proven` if a whole list lacks them, too."""
+        assert self.current is not None
+        if proven or self._looks == len(LOOK_AGAIN):
+            self.current.table.give_up_awaited()
+        if self.current.table.awaited:
+            self._audit_at = now + LOOK_AGAIN[self._looks]
+            self._looks += 1
+        else:
+            self._looks = 0

@@ -14,6 +14,9 @@ from ._descriptors import DescriptorReader
 UNCHOSEN = -(1 << 16)
 """The length of no descriptor, not even that of a message which ends before its descriptor begins."""
 
+AWAITED = -1
+"""`Source.seen` of a flow that is awaited: see `SourceTable.awaited`."""
+
 
 class Phase(enum.Enum):
     """How far the view of a control socket's sources has come: what one that is new to us is."""

@@ -103,6 +103,10 @@ class SourceTable:
         """Ends that were reported without final counts, or of flows that nothing else was heard of."""
         self.departed: deque[tuple[Source, RemovalReason]] | None = None
         """Flows that ended while two control sockets are compared; `None`: they are not."""
+        self.awaited: list[Source] = []
+        """Flows of an earlier control socket that may be alive, though this one has heard nothing of them."""
+        self.recognise: Callable[[Source], bool] = lambda source: False  # noqa: ARG005
+        """Whether a source that is to be reported is one of `awaited`, and carries it on."""
         self.described: set[int] | None = None
         """References whose description came in this poll; `None`: it asks for none of their own."""
         names = ("sources_seen", "flows_added", "flows_removed")
@@ -245,6 +249,12 @@ class SourceTable:
             self.departed.append((source, reason))
         self.report_end(source, reason)
 
+    def give_up_awaited(self) -> None:
+        """What was awaited is gone."""
+        for source in self.awaited:
+            self.report_end(source, RemovalReason.GONE)
+        self.awaited = []
+
     def finish(self) -> None:
         """Nothing follows: report the flows that were announced and never described."""
         for source in list(self.sources.values()):
@@ -293,7 +303,7 @@ class SourceTable:
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The flows that were reported, with their last counts."""
-        for source in list(self.sources.values()):
+        for source in [*self.sources.values(), *self.awaited]:
             if source.reported and source.flow is not None:
                 yield source.flow, source.counts
 
@@ -458,7 +468,8 @@ class SourceTable:
             return
         if self.subscribed_ns is not None and flow.started_ns is not None and source.announced_ns is None:
             source.preexisting = flow.started_ns < self.subscribed_ns
-        self.announce_added(source)
+        if not self.awaited or not self.recognise(source):
+            self.announce_added(source)
 
     def hide(self, source: Source) -> None:
         """From now on nothing is reported of a source; `Decoder.observer` still sees it."""

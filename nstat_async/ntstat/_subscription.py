@@ -240,8 +240,19 @@ class Subscription(Client):
         """How many flows there are for the user: routes and interfaces are none, nor are those of a proof."""
         sources = self.table.sources
         if self.options.providers & NO_FLOWS:
-            return sum(1 for source in sources.values() if source.reader.is_flow)
-        return len(sources) - len(self.table.hidden)
+            known = sum(1 for source in sources.values() if source.reader.is_flow)
+        else:
+            known = len(sources) - len(self.table.hidden)
+        return known + len(self.table.awaited)
+
+    def can_read(self, source: Source) -> bool:
+        """False for a source that is there, and of which the kernel cannot say anything now."""
+        return not self._unreadable.has(source.ref)
+
+    @property
+    def sees_all(self) -> bool:
+        """False if a flow may be there that is not in the table: there is none at all, or something cannot be read."""
+        return bool(self.table.sources) and not self._unreadable.any
 
     def take_over(self, old: Subscription) -> None:
         """Speak for what an older socket spoke for."""
@@ -396,7 +407,7 @@ class Subscription(Client):
         complete = not verification.unanswered and not self._poll_trouble
         self._people["polls_incomplete"] += not complete
         table.phase = Phase.LIVE
-        count = self.count_flows() if complete else sum(1 for s in table.sources.values() if s.reported)
+        count = self.count_flows() if complete else sum(1 for _ in table.flows())
         table.emit(PollCompleted(table.time, count, complete, self.serial))
         self.outcome = complete
         self._answered_whole = self._answered_whole or complete

@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -24,7 +25,7 @@ import attrs
 from .._events import RemovalReason
 from .._model import Provider, TcpState
 from ._counters import advance
-from ._source import Source
+from ._source import AWAITED, Source
 from ._sources import SourceTable
 from ._subscription import Subscription
 
@@ -78,6 +79,8 @@ class Comparison:
     def missed_up_to(self, top: int) -> int:
         """Flows that the old socket never got to know, among those with references up to this one."""
         missed = [*self.fresh, *(source for source, _ in self.passed)]
+        known = [*self.both, *((old, new) for old, new, _ in self.ended)]
+        missed.extend(new for old, new in known if old.seen == AWAITED)
         return sum(1 for source in missed if source.ref <= top and source.reported)
 
     def unseen(self, serial: int) -> int:
@@ -89,7 +92,9 @@ class Comparison:
 def compare(old: SourceTable, new: SourceTable) -> Comparison:
     """What two control sockets know of each other's flows."""
     ended, gone = dict(old.departed or ()), dict(new.departed or ())
-    pairs, fresh, left = pair([*old.sources.values(), *ended], [*new.sources.values(), *gone], {*ended, *gone})
+    pairs, fresh, left = pair(
+        [*old.sources.values(), *old.awaited, *ended], [*new.sources.values(), *gone], {*ended, *gone}
+    )
     return Comparison(
         both=[(a, b) for a, b in pairs if a not in ended and b not in gone],
         ended=[(a, b, gone[b]) for a, b in pairs if a not in ended and b in gone],
@@ -200,8 +205,18 @@ def _addresses(source: Source) -> tuple[Any, ...] | None:
     return (*_kind(source), source.start_ticks, flow.local, flow.remote)
 
 
-def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> None:
-    """Report on the new control socket what differs from what was reported of the old one."""
+def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awaited: Iterable[Source] = ()) -> None:
+    """Report on the new control socket what differs from what was reported of the old one.
+
+    Args:
+        old: Of the old one.
+        table: Of the new one.
+        found: What they know of each other's flows.
+        awaited: Those that only the old one knew, and that may be alive.
+    """
+    table.awaited, table.recognise = list(awaited), partial(_recognise, table)
+    for source in table.awaited:
+        source.seen = AWAITED
     table.remember_ends(wanted=False)
     old.remember_ends(wanted=False)
     for before, source in found.both:
@@ -211,7 +226,8 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> N
         _carry_on(before, source)
         table.report_end(source, reason)
     for source in found.vanished:
-        old.remove(source, RemovalReason.GONE)
+        if source.seen != AWAITED:
+            old.remove(source, RemovalReason.GONE)
     for source in found.outlived:
         table.hide(source)
     for source in (*found.fresh, *(source for source, _ in found.passed)):
@@ -220,6 +236,17 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison) -> N
             table.announce_added(source)
     for source, reason in found.passed:
         table.report_end(source, reason)
+
+
+def _recognise(table: SourceTable, source: Source) -> bool:
+    """Whether a source is a flow that was awaited; then it carries that one on."""
+    pairs, _, _ = pair(table.awaited, [source]) if source.identity is not None else ([], [], [])
+    for before, _ in pairs:
+        table.awaited.remove(before)
+        source.reported = True
+        if _carry_on(before, source):
+            table.announce_update(source, before.counters)
+    return bool(pairs)
 
 
 def _carry_on(old: Source, new: Source) -> bool:

@@ -41,6 +41,15 @@ class Unreadable:
         longest = min(MAX_WAIT, longest * 2 or 1)
         self._waits[ref] = [longest, longest]
 
+    def has(self, ref: int) -> bool:
+        """True for a source that could not be read."""
+        return ref in self._waits
+
+    @property
+    def any(self) -> bool:
+        """True if there is one."""
+        return bool(self._waits)
+
     def pass_poll(self, table: SourceTable) -> None:
         """Another poll is over; what it reported, or what is gone, is forgotten."""
         self._waits = {ref: wait for ref, wait in self._waits.items() if table.left_out(ref)}
