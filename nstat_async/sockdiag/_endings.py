@@ -115,6 +115,7 @@ class Endings:
         record: Ended | None,
     ) -> None:
         """A connection ended with these last words of its message, read at this time, and with this record of its end where there is one."""
+        self.other_came(entry)
         local, orderly = self._is_here(entry), is_orderly(entry, words)
         ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, came)
         if is_attempt(words):
@@ -273,6 +274,14 @@ class Endings:
         if fin.proven:
             return fin
         return _NO_FIN if peer.cleared else fin_by_peer(ending.words, peer) or fin  # who aborts sends no FIN
+
+    def other_came(self, entry: Entry) -> None:
+        """The last words of this end are here, though more is to be known of it: whoever waits for them does so anew."""
+        if self.waiting:
+            other = _end_of(entry)[::-1]
+            ending = self.waiting.get(other)
+            if ending is not None:
+                self.waiting.add(other, ending, self._output.now)
 
     # -- the end
 

@@ -155,6 +155,7 @@ class RemovalSource(Source):
         if entry.state == SocketState.LISTEN or is_unused(message):
             self._settle(entry, message, info, came, None)
         else:
+            self._endings.other_came(entry)
             self._sightings.join(book, entry, lambda ended: self._settle(entry, message, info, came, ended))
 
     def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], came: float, ended: Ended | None) -> None:

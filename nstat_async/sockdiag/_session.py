@@ -510,10 +510,10 @@ class Session:
         """The time has come (or passed)."""
         self._output.now = now
         self._output.work()
+        self._sightings.expire()  # an end that waited there may be the one that another one waits for
         for source in self._sources.values():
             due = source.deadline()
             if due is not None and due <= now:
                 source.expire()
-        self._sightings.expire()
         self._polls.expire()
         self._polls.proceed()

@@ -21,7 +21,7 @@ from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated,
 from nstat_async._model import Direction, Outcome
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
-from nstat_async.sockdiag._endings import MEMORY
+from nstat_async.sockdiag._endings import MEMORY, PEER_PATIENCE
 from nstat_async.sockdiag._sightings import PULSE_PATIENCE
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
@@ -52,7 +52,7 @@ def play(chosen, number, world):
                 to = (address, there_port, address if here is there else "0.0.0.0", 20_000 + place)
                 connections.append(make(chosen, here, listener, to))
                 live(chosen, connections[-1], driver.poll)
-                while driver.turn():
+                while chosen.random() < 0.9 and driver.turn():  # now and then the loop is held meanwhile
                     pass
             watched = [
                 (connection, name, end, truth)
@@ -271,6 +271,27 @@ def test_an_end_that_waited_for_a_pulse_is_as_old_as_its_last_words():
     kernel.remains.append(time_wait(sock, 1 + int(1000 * PULSE_PATIENCE)))
     _, removed = flow_events(kernel.wait(PULSE_PATIENCE))
     assert (removed.counts.rx_bytes, removed.uncertainty, removed.outcome) == (777, 1, HERE)
+
+
+@pytest.mark.parametrize("pauses", [(0.03, 0.03), (1.0,)], ids=["in time", "held"])
+def test_an_end_is_waited_for_whose_last_words_are_here_and_wait_for_a_pulse(pauses):
+    """Though the patience with it is over meanwhile: both are exact, also where the loop is held."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.has_pulse = True
+    kernel.start()
+    kernel.beat()
+    server, client = two_ends()
+    kernel.feed(server.message(final=True), 1)
+    assert not flow_events(kernel.wait(PULSE_PATIENCE))
+    assert not flow_events(kernel.wait(PEER_PATIENCE - 0.01))
+    kernel.feed(client.message(final=True), 1)
+    for pause in pauses:
+        kernel.wait(pause)
+    removed = [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    assert sorted((event.flow.local.port, event.counts.rx_bytes, event.final) for event in removed) == [
+        (80, 100, True),
+        (40000, 0, True),
+    ]
 
 
 @pytest.mark.parametrize("quiet", [300, 0])
