@@ -669,31 +669,19 @@ static int take_row(Rows *self, PyObject *const *arguments, int every, Memory *m
     return failed ? -1 : 0;
 }
 
-PyDoc_STRVAR(scan_doc, "scan(data, offset, entries, poll, every, apply, protocol, form, memory)\n--\n\n"
-"Take in the row at `offset` and those behind it that begin alike.\n\n"
+PyDoc_STRVAR(scan_doc, "scan(datagrams, index, offset, entries, poll, every, apply, protocol, form, memory)\n--\n\n"
+"Take in the row at `offset` of a datagram and those behind it that begin alike, also in the datagrams behind.\n\n"
 "Args:\n    memory: The `Memory` of this dump, or `None`.\n\n"
-"Returns:\n    The offset behind them.");
+"Returns:\n    Index and offset behind them, and their number.");
 
-static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t count)
+/* The rows of one datagram that begin alike. */
+static int take_rows(Rows *self, PyObject *const *arguments, int every, Memory *memory, const uint8_t *data,
+                     Py_ssize_t size, Py_ssize_t *offset)
 {
-    if (count != 9 || !PyBytes_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[2]) ||
-        (arguments[8] != Py_None && Py_TYPE(arguments[8]) != memory_type)) {
-        PyErr_SetString(PyExc_TypeError, "scan(data, offset, entries, poll, every, apply, protocol, form, memory)");
-        return NULL;
-    }
-    const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(arguments[0]);
-    Py_ssize_t size = PyBytes_GET_SIZE(arguments[0]), offset = PyLong_AsSsize_t(arguments[1]);
     PyObject *poll = arguments[3];
-    int every = PyObject_IsTrue(arguments[4]);
-    Memory *memory = every || arguments[8] == Py_None ? NULL : (Memory *)arguments[8];
-    if (offset < 0 || offset > size || size - offset < 8) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "there is no row at this offset");
-        return NULL;
-    }
-    uint64_t head = read64(data + offset);
-    for (; size - offset >= self->stride && read64(data + offset) == head; offset += self->stride) {
-        const uint8_t *row = data + offset;
+    uint64_t head = read64(data + *offset);
+    for (; size - *offset >= self->stride && read64(data + *offset) == head; *offset += self->stride) {
+        const uint8_t *row = data + *offset;
         Known *known = memory == NULL ? NULL : find_known(memory, read64(row + COOKIE_AT), self->last);
         int failed;
         if (known != NULL && is_known(self, memory->bytes, known, row)) {
@@ -704,9 +692,50 @@ static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t co
         else
             failed = take_row(self, arguments, every, memory, row) < 0;
         if (failed)
-            return NULL;
+            return -1;
     }
-    return PyLong_FromSsize_t(offset);
+    return 0;
+}
+
+/* True if a datagram begins like a row of another one, which belongs to the same answer. */
+static int goes_on(PyObject *datagram, const uint8_t *row)
+{
+    return PyBytes_CheckExact(datagram) && PyBytes_GET_SIZE(datagram) >= 12 &&
+           memcmp(PyBytes_AS_STRING(datagram), row, 12) == 0;
+}
+
+static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 10 || !PyTuple_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[3]) ||
+        (arguments[9] != Py_None && Py_TYPE(arguments[9]) != memory_type)) {
+        PyErr_SetString(PyExc_TypeError, "scan(datagrams, index, offset, entries, poll, every, apply, protocol, form, memory)");
+        return NULL;
+    }
+    PyObject *datagrams = arguments[0];
+    Py_ssize_t index = PyLong_AsSsize_t(arguments[1]), offset = PyLong_AsSsize_t(arguments[2]), rows = 0;
+    int every = PyObject_IsTrue(arguments[5]);
+    Memory *memory = every || arguments[9] == Py_None ? NULL : (Memory *)arguments[9];
+    if (PyErr_Occurred())
+        return NULL;
+    if (index < 0 || index >= PyTuple_GET_SIZE(datagrams) || !PyBytes_CheckExact(PyTuple_GET_ITEM(datagrams, index))) {
+        PyErr_SetString(PyExc_ValueError, "there is no such datagram");
+        return NULL;
+    }
+    for (;; index++, offset = 0) {
+        PyObject *datagram = PyTuple_GET_ITEM(datagrams, index);
+        const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(datagram);
+        Py_ssize_t size = PyBytes_GET_SIZE(datagram), begin = offset;
+        if (begin < 0 || begin > size || size - begin < 12) {
+            PyErr_SetString(PyExc_ValueError, "there is no row at this offset");
+            return NULL;
+        }
+        if (take_rows(self, arguments + 1, every, memory, data, size, &offset) < 0)
+            return NULL;
+        rows += (offset - begin) / self->stride;
+        if (offset < size || index + 1 == PyTuple_GET_SIZE(datagrams) ||
+            !goes_on(PyTuple_GET_ITEM(datagrams, index + 1), data + begin))
+            return Py_BuildValue("(nnn)", index, offset, rows);
+    }
 }
 
 /* --- sockets that were not known --------------------------------------------- */

@@ -27,7 +27,7 @@ from nstat_async._compiled import SPEEDUPS, speedups
 from nstat_async._doctor import examine
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
-from nstat_async.sockdiag import TcpInfo, _scan, _sight
+from nstat_async.sockdiag import TcpInfo, _rows, _scan, _sight
 from nstat_async.sockdiag._constants import DiagAttribute
 from nstat_async.sockdiag._rows import RowFormats
 
@@ -98,20 +98,25 @@ def test_wrong_arguments_are_errors_and_nothing_is_read():
         lambda: reports.take(None, 0, {}, 1, 0.0, 0, False, print),
         lambda: speedups.Reports(*PLACES, dict, FlowUpdated),
         rows.scan,
-        lambda: rows.scan(bytearray(100), 0, {}, 1, False, print, 6, None, None),
-        lambda: rows.scan(bytes(100), 0, {0: object()}, 1, False, print, 6, None, None),
-        lambda: rows.scan(bytes(100), 0, {}, 1, False, print, 6, None, object()),
+        lambda: rows.scan([bytes(100)], 0, 0, {}, 1, False, print, 6, None, None),
+        lambda: rows.scan((bytes(100),), None, 0, {}, 1, False, print, 6, None, None),
+        lambda: rows.scan((bytes(100),), 0, 0, {0: object()}, 1, False, print, 6, None, None),
+        lambda: rows.scan((bytes(100),), 0, 0, {}, 1, False, print, 6, None, object()),
     ):
         with pytest.raises((TypeError, AttributeError)):
             call()
     for offset in (-1, 93, 101):
         with pytest.raises(ValueError, match="no row"):
-            rows.scan(bytes(100), offset, {}, 1, False, print, 6, None, None)
+            rows.scan((bytes(100),), 0, offset, {}, 1, False, print, 6, None, None)
+    for datagrams, index in (((), 0), ((bytes(100),), 1), ((bytes(100),), -1), ((bytearray(100),), 0)):
+        with pytest.raises(ValueError, match="no such datagram"):
+            rows.scan(datagrams, index, 0, {}, 1, False, print, 6, None, None)
     with pytest.raises(ValueError, match="no such datagram"):
         reports.take((), -1, {}, 1, 0.0, 0, False, print)
     assert reports.take((b"x", b""), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0)
     assert reports.take((), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0)
-    assert rows.scan(bytes(99), 0, {}, 1, False, print, 6, None, None) == 0
+    assert rows.scan((bytes(99), bytes(99)), 0, 0, {}, 1, False, print, 6, None, None) == (0, 0, 0)
+    assert rows.scan((bytes(100), bytearray(100)), 0, 0, {}, 1, False, print, 6, None, None) == (0, 100, 1)
 
 
 @built
@@ -120,7 +125,7 @@ def test_an_error_of_whoever_gets_the_rows_comes_through():
         raise LookupError("full")
 
     with pytest.raises(LookupError, match="full"):
-        speedups.Rows(100, 100, 8, 88, 12).scan(bytes(100), 0, {}, 1, False, fail, 6, None, None)
+        speedups.Rows(100, 100, 8, 88, 12).scan((bytes(100),), 0, 0, {}, 1, False, fail, 6, None, None)
 
 
 class Known:
@@ -146,6 +151,10 @@ class Form:
     @property
     def format(self):
         return struct.Struct(f"=Q8x44sQ12x{self.rest}s{20 - self.rest}s")
+
+    @property
+    def columns(self):
+        return _rows.columns_of(100, [(80, 20), (16, 52), (0, 8)])
 
 
 class Dumps:
@@ -174,9 +183,10 @@ class Dumps:
         if begin:
             self.memory.begin()
         entries = self.entries if entries is None else entries
-        data = b"".join(rows)
-        if data:
-            assert self.take(data, 0, entries, poll, False, apply, 6, self.form, self.memory) == len(data)
+        datagrams = tuple(b"".join(rows[at : at + 12]) for at in range(0, len(rows), 12))
+        if rows:
+            end = len(datagrams) - 1, len(datagrams[-1]), len(rows)
+            assert self.take(datagrams, 0, 0, entries, poll, False, apply, 6, self.form, self.memory) == end
         return applied
 
 
@@ -207,16 +217,26 @@ def test_behind_what_went_and_came_the_rows_are_known_again_without_a_look_at_th
     assert dumps.scan(*first, *map(row_of, came), *rows[10:], poll=3, entries={}) == []
 
 
-def test_a_longer_row_that_is_where_it_was_does_not_begin_alike():
+def test_a_longer_row_that_is_where_it_was_does_not_begin_alike(dumps):
     """Its pieces are those of the dump before, and the row behind it is not where it would be behind a shorter one."""
-    rows = [row_of(1), row_of(2), struct.pack("=I", 104) + row_of(3)[4:] + bytes(4)]
-    entries = {cookie: Known(Form().format.unpack(row[:100])) for cookie, row in enumerate(rows, 1)}
-    memory = _scan.Memory()
-    memory.begin()
-    memory.now = list(entries.values())
-    memory.begin()
-    assert _scan.scan(b"".join(rows), 0, entries, 2, False, pytest.fail, 6, Form(), memory) == 200
-    assert [entry.seen for entry in entries.values()] == [2, 2, 0]
+    rows = [row_of(1), row_of(2), row_of(3)]
+    dumps.scan(*rows, poll=1)
+    dumps.memory.begin()
+    data = b"".join([*rows[:2], struct.pack("=I", 104), rows[2][4:], bytes(4)])
+    for datagrams, index in ((data,), 0), ((rows[0], data[100:]), 1):
+        dumps.memory.begin()
+        end = dumps.take(datagrams, 0, 0, dumps.entries, 2, False, pytest.fail, 6, dumps.form, dumps.memory)
+        assert end == (index, len(datagrams[index]) - 104, 2)
+    assert [entry.seen for entry in dumps.entries.values()] == [2, 2, 1]
+
+
+def test_rows_of_another_answer_are_not_taken_for_those_behind(dumps):
+    """A datagram that begins alike but for its sequence number is whoever reads the headers to judge."""
+    row = row_of(1)
+    other = row[:8] + b"\1" + row[9:]
+    for datagrams in ((row, other), (row, row[:11]), (row, b"")):
+        dumps.memory.begin()
+        assert dumps.take(datagrams, 0, 0, {}, 1, False, lambda *_: None, 6, dumps.form, dumps.memory) == (0, 100, 1)
 
 
 def test_a_row_of_a_socket_that_something_else_told_of_is_not_known(dumps):

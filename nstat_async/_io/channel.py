@@ -37,6 +37,7 @@ class SocketChannel:
         receive_buffer: Granted size in bytes.
         ends: True if an empty read is the end (SOCK_SEQPACKET).
         rest: Seconds that nobody waits for it after it was found empty.
+        answers_only: True if nothing comes but answers to what was sent, with the send or with a receive: nobody need wait.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class SocketChannel:
         receive_buffer: int | None,
         ends: bool = False,
         rest: float = 0.0,
+        answers_only: bool = False,
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
         self.immediate = immediate
         self.receive_buffer = receive_buffer
         self.rest = rest
+        self.answers_only = answers_only
         self._ends = ends
         self._receive = sock.recv
 

@@ -148,7 +148,8 @@ class NetlinkTransport:
             raise
         # Records tell first what ended: to be woken for each notification as well would cost as much as all the rest.
         rest = REST if removals and self._programs is not None else 0.0
-        return SocketChannel(sock, immediate=True, receive_buffer=granted, rest=rest)
+        asked = purpose.role in {Role.DUMPS, Role.LOOKUPS}
+        return SocketChannel(sock, immediate=True, receive_buffer=granted, rest=rest, answers_only=asked)
 
     def lookup(self, request: Any) -> Any:
         """Answer a look-up of the session; blocks for some 20 ms at most.

@@ -16,8 +16,8 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
 - A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
   the others, and for so long after it was found empty nobody waits for it.
-- Channels are waited on by one task each, which only sets an event; look-ups that
-  may block run in worker threads.
+- Channels are waited on by one task each, which only sets an event, but for those that have answers only:
+  these are read when something was sent. Look-ups that may block run in worker threads.
 - *What is auxiliary may fail.* A look-up or its thread end nothing but
   themselves: the core hears `LookupFailed`, the consumer `AuxiliaryFailed`.
 """
@@ -303,7 +303,8 @@ class KernelFeed:
         assert self._tasks is not None
         waiter = _Waiter(command.channel, channel, self)
         self._channels[command.channel] = waiter
-        self._tasks.start_soon(waiter.watch)
+        if not getattr(channel, "answers_only", False):
+            self._tasks.start_soon(waiter.watch)
         self.core.channel_opened(
             command.channel, self._now(), immediate=channel.immediate, receive_buffer=channel.receive_buffer
         )

@@ -7,7 +7,7 @@ it is the poll's last: a recording explains itself.
 from __future__ import annotations
 
 import errno as errors
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -267,41 +267,48 @@ class DumpSource(Source):
     # -- rows
 
     def receive(self, data: bytes) -> None:
-        output = self.output
-        self._progress = output.now
-        offset, size = 0, len(data)
-        data = data.ljust(align(size), b"\0")  # the last message of a datagram may come without its padding
-        kind = self._kind
-        while size - offset >= HEADER.size:
-            length, type_, flags, sequence, _ = HEADER.unpack_from(data, offset)
-            if length < HEADER.size or length > size - offset:
-                self._broken(f"netlink message of impossible length {length}")
-                return
-            if sequence != self._sequence or not self._sequence:
-                output.count("stale_messages")
-            elif type_ in _ROWS:
-                if length >= ATTRIBUTES_AT:
-                    offset = self._scan(kind.protocol, data, offset, length)
-                    continue
-                self._broken("inet_diag message is too short")
-            elif type_ in {MessageType.DONE, MessageType.ERROR}:
-                self._end(Frame(offset, length, type_, flags, sequence), data, kind)
-                return
-            offset += align(length)
-        if size > offset:
-            self._broken("datagram ends inside a netlink header")
+        self.receive_many((data,))
 
-    def _scan(self, protocol: int, data: bytes, offset: int, length: int) -> int:
-        """Take in the message at `offset` and those behind it that have its length; the offset behind them."""
-        form = self._formats.of(data, offset, length)
-        book, take = self._book, form.scan or scan
-        end = take(
-            data, offset, book.entries, self.output.poll, self._every, book.apply_row, protocol, form, self._memory
+    def receive_many(self, datagrams: Sequence[bytes]) -> None:
+        self._progress = self.output.now
+        # The last message of a datagram may come without its padding.
+        padded = tuple([data.ljust(len(data) + 3 & ~3, b"\0") for data in datagrams])
+        index = offset = 0
+        while index < len(padded):
+            index, offset = self._take(padded, index, offset, len(datagrams[index]))
+
+    def _take(self, datagrams: tuple[bytes, ...], index: int, offset: int, size: int) -> tuple[int, int]:
+        """Take in the message at `offset` of a datagram of this size, and those that are like it; index and offset behind them."""
+        behind = index + 1, 0
+        if size - offset < HEADER.size:
+            if size > offset:
+                self._broken("datagram ends inside a netlink header")
+            return behind
+        length, type_, flags, sequence, _ = HEADER.unpack_from(datagrams[index], offset)
+        if length < HEADER.size or length > size - offset:
+            self._broken(f"netlink message of impossible length {length}")
+            return behind
+        if sequence != self._sequence or not self._sequence:
+            self.output.count("stale_messages")
+        elif type_ in _ROWS:
+            if length >= ATTRIBUTES_AT:
+                return self._scan(datagrams, index, offset, length)
+            self._broken("inet_diag message is too short")
+        elif type_ in {MessageType.DONE, MessageType.ERROR}:
+            self._end(Frame(offset, length, type_, flags, sequence), datagrams[index], self._kind)
+            return behind
+        return index, offset + align(length)
+
+    def _scan(self, datagrams: tuple[bytes, ...], index: int, offset: int, length: int) -> tuple[int, int]:
+        """Take in the row at `offset` and those behind it that begin alike; index and offset behind them."""
+        form, book, protocol = self._formats.of(datagrams[index], offset, length), self._book, self._kind.protocol
+        take, poll = form.scan or scan, self.output.poll
+        index, offset, rows = take(
+            datagrams, index, offset, book.entries, poll, self._every, book.apply_row, protocol, form, self._memory
         )
-        rows = (end - offset) // form.stride
         book.reported += rows
         self.rows += rows
-        return end
+        return index, offset
 
     def _broken(self, reason: str) -> None:
         self.complete = False

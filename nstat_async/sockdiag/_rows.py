@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -24,6 +24,8 @@ from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 
 Pieces = tuple[Any, ...]
 """Head (length, type, flags), identity (family to device), cookie, rest (from uid), counters."""
+Columns = tuple[tuple[str, tuple[slice, ...]], ...]
+"""What is compared of many rows at once: numbers of a size (a letter of `struct`), and where each row has them."""
 
 _IDENTITY_SIZE = 44
 _REST_AT = HEADER.size + 64
@@ -88,7 +90,9 @@ class RowFormat:
     """What the rest ends with when ``tcp_info`` is where it is expected."""
     cgroup: int
     """Offset of the cgroup's number; 0 when there is none."""
-    scan: Callable[..., int] | None
+    columns: Columns
+    """All pieces, as `columns_of` has them."""
+    scan: Callable[..., tuple[int, int, int]] | None
     """`_scan.scan` in C; `None` where it is not used."""
 
     @classmethod
@@ -110,7 +114,20 @@ class RowFormat:
         between, tail = counters_at - _REST_AT - rest, stride - counters_at - counters
         text = f"=Q8x{_IDENTITY_SIZE}sQ12x{rest}s{between}x{counters}s{tail}x"
         scan = None if speedups is None else speedups.Rows(length, stride, rest, counters_at, counters).scan
-        return cls(length, stride, start, size, struct.Struct(text), header, cgroup, scan)
+        pieces = (counters_at, counters), (HEADER.size, _IDENTITY_SIZE + 8), (_REST_AT, rest), (0, 8)
+        columns = columns_of(stride, pieces)
+        return cls(length, stride, start, size, struct.Struct(text), header, cgroup, columns, scan)
+
+
+def columns_of(stride: int, pieces: Iterable[tuple[int, int]]) -> Columns:
+    """The columns that have these pieces (offset and size) of rows of this length, in whole words."""
+    words = dict.fromkeys(word for at, size in pieces for word in range(at // 4, (at + size + 3) // 4))
+    long = [word // 2 for word in words if not (stride % 8 or word % 2) and word + 1 in words]
+    short = [word for word in words if word // 2 not in long]
+    numbers = ("Q", 8, long), ("I", 4, short)
+    return tuple(
+        (code, tuple(slice(at, None, stride // size) for at in places)) for code, size, places in numbers if places
+    )
 
 
 class RowFormats:

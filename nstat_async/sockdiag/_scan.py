@@ -2,49 +2,128 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import islice
 
+import attrs
+
 from .._compiled import speedups
 from ._entry import Entry
-from ._rows import Pieces, RowFormat
+from ._rows import Columns, Pieces, RowFormat
 
-FEW = 4
-"""Rows that are cut before it is known whether those behind them begin alike."""
+FEW = 8
+"""Rows that are looked at one by one where a comparison of so many found a difference."""
+MANY = 1024
+"""Rows that are compared at once at most."""
 LOOK_AHEAD = 64
 """Sockets that may be gone since, for the next one to be where it is expected."""
 
 Apply = Callable[[Entry | None, int, Pieces, bytes, RowFormat], None]
 
 
+@attrs.define
+class _Run:
+    """Rows that lie side by side in one datagram, each with its socket."""
+
+    entries: list[Entry]
+    pieces: list[Pieces]
+    """What the last one of each was, cut: another object, if something else told of the socket since."""
+    data: bytes
+    end: int
+    """Offset behind them."""
+    form: RowFormat
+
+
 class Memory:
-    """The sockets of the last dump of a kind in their order: a kernel lists them by its own tables, so the next one has it, too."""
+    """The last dump of a kind. A kernel lists its sockets by its own tables, so most rows are where they were in the one before."""
 
     def __init__(self) -> None:
-        self.now: list[Entry] = []
-        """Sockets of the dump under way."""
+        self._now: list[_Run] = []
+        self._most = MANY
 
     def begin(self) -> None:
         """Another dump begins: what the one under way had is what the next one is compared with, from its first place on."""
-        self._before, self.now, self._next = self.now, [], 0
+        self._before, self._now = self._now, []
+        self._run = self._place = 0
 
-    def has(self, rows: list[Pieces], poll: int) -> bool:
-        """True if these rows are those that are expected, and as they were; their sockets are marked."""
-        expected = self._before[self._next : self._next + len(rows)]
-        if [entry.last for entry in expected] != rows:
-            return False
-        for entry in expected:
-            entry.seen = poll
-        self.now += expected
-        self._next += len(rows)
-        return True
+    @property
+    def over(self) -> bool:
+        """True if no more sockets are expected."""
+        return self._run >= len(self._before)
+
+    def pass_over(self, data: bytes, offset: int, end: int, form: RowFormat, poll: int) -> int:
+        """Mark the sockets of the rows that are those expected, and as they were; the offset behind them."""
+        rows, stride = memoryview(data), form.stride
+        while offset < end and self._run < len(self._before):
+            run = self._before[self._run]
+            left = len(run.entries) - self._place
+            number = min((end - offset) // stride, left, self._most)
+            there, size = run.end - left * stride, number * stride
+            entries, pieces = run.entries, run.pieces
+            if number < len(entries):
+                expected = slice(self._place, self._place + number)
+                entries, pieces = entries[expected], pieces[expected]
+            if (
+                run.form is form
+                and are_alike(rows[offset : offset + size], memoryview(run.data)[there : there + size], form.columns)
+                and [entry.last for entry in entries] == pieces
+            ):
+                for entry in entries:
+                    entry.seen = poll
+                offset += size
+                self.keep(entries, pieces, data, offset, form)
+                self._move(number)
+                self._most = min(MANY, 2 * number)
+            elif number > FEW:
+                self._most = max(FEW, number // 2)
+            else:
+                break
+        return offset
+
+    def keep(self, entries: list[Entry], pieces: list[Pieces], data: bytes, end: int, form: RowFormat) -> None:
+        """The dump under way has these rows side by side; the last one ends at this offset."""
+        last = self._now[-1] if self._now else None
+        if (
+            last is not None
+            and last.data is data
+            and last.end == end - len(entries) * form.stride
+            and last.form is form
+        ):
+            entries, pieces = last.entries + entries, last.pieces + pieces
+            self._now.pop()
+        self._now.append(_Run(entries, pieces, data, end, form))
 
     def go_behind(self, entry: Entry | None, number: int) -> None:
         """So many rows were looked at one by one, this socket's the last."""
+        place, many = self._place, number + LOOK_AHEAD
+        ahead: list[Entry] = []
+        for run in islice(self._before, self._run, None):
+            ahead += run.entries
+            if len(ahead) >= place + many:
+                break
         try:
-            self._next = self._before.index(entry, self._next, self._next + number + LOOK_AHEAD) + 1  # type: ignore[arg-type]
+            number = ahead.index(entry, place, place + many) + 1 - place  # type: ignore[arg-type]
         except ValueError:
-            self._next += number
+            number = min(number, len(ahead) - place)
+        self._move(number)
+
+    def _move(self, number: int) -> None:
+        """So many sockets are expected no more."""
+        self._place += number
+        while self._run < len(self._before) and self._place >= len(self._before[self._run].entries):
+            self._place -= len(self._before[self._run].entries)
+            self._run += 1
+
+
+def are_alike(rows: memoryview, others: memoryview, columns: Columns) -> bool:
+    """True if so many rows have the same in all columns."""
+    for code, places in columns:
+        here, there = rows.cast(code), others.cast(code)  # type: ignore[call-overload]  # one of its letters
+        for place in places:
+            if here[place] != there[place]:
+                return False
+    return True
 
 
 def new_memory() -> Memory:
@@ -54,7 +133,8 @@ def new_memory() -> Memory:
 
 
 def scan(
-    data: bytes,
+    datagrams: tuple[bytes, ...],
+    index: int,
     offset: int,
     entries: dict[int, Entry],
     poll: int,
@@ -63,11 +143,12 @@ def scan(
     protocol: int,
     form: RowFormat,
     memory: Memory,
-) -> int:
-    """Take in the row at `offset` and those behind it that begin alike.
+) -> tuple[int, int, int]:
+    """Take in the row at `offset` of a datagram and those behind it that begin alike, also in the datagrams behind.
 
     Args:
-        data: A datagram.
+        datagrams: What came.
+        index: Of the datagram.
         offset: Where its first row is.
         entries: What is known, by cookie.
         poll: Marks the sockets whose rows are as they were.
@@ -78,33 +159,58 @@ def scan(
         memory: Of this dump.
 
     Returns:
-        The offset behind them.
+        Index and offset behind them, and their number.
     """
+    number = 0
+    while True:
+        data, begin = datagrams[index], offset
+        offset = _scan_one(data, offset, entries, poll, every, apply, protocol, form, memory)
+        number += (offset - begin) // form.stride
+        following = datagrams[index + 1] if index + 1 < len(datagrams) else b""
+        if offset < len(data) or len(following) < 12 or following[:12] != data[begin : begin + 12]:
+            return index, offset, number
+        index, offset = index + 1, 0
+
+
+def _scan_one(
+    data: bytes,
+    offset: int,
+    entries: dict[int, Entry],
+    poll: int,
+    every: bool,
+    apply: Apply,
+    protocol: int,
+    form: RowFormat,
+    memory: Memory,
+) -> int:
+    """The same in one datagram; the offset behind them."""
     length, stride, get = form.length, form.stride, entries.get
+    head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
     end = offset + (len(data) - offset) // stride * stride
-    cut = form.format.iter_unpack(memoryview(data)[offset:end])
-    rows = list(islice(cut, FEW))
-    head = rows[0][0]
-    if rows[-1][0] == head:
-        rows += cut
-    alike = rows[-1][0] == head  # a longer last row may look like what is known of it, cut as these are
-    expected = alike and not every and memory.has(rows, poll)
-    unlike = None if expected else next((number for number, row in enumerate(rows) if row[0] != head), None)
-    if unlike is not None:
-        del rows[unlike:]
-        expected = not every and memory.has(rows, poll)
-    if expected:
-        return offset + len(rows) * stride
-    entry = None
-    for pieces in rows:
-        entry = get(pieces[2])
-        if entry is not None and entry.last == pieces and not every:
-            entry.seen = poll
-        else:
-            apply(entry, protocol, pieces, data[offset : offset + length], form)
+    while True:
+        if not every:
+            offset = memory.pass_over(data, offset, end, form, poll)
+        if offset == end:
+            return offset
+        begin, some = offset, end if every or memory.over else min(end, offset + FEW * stride)
+        known: list[Entry] = []
+        entry = None
+        for pieces in form.format.iter_unpack(memoryview(data)[offset:some]):
+            if pieces[0] != head:
+                end = offset
+                break
             entry = get(pieces[2])
-        if entry is not None:
-            memory.now.append(entry)
-        offset += stride
-    memory.go_behind(entry, len(rows))
-    return offset
+            if entry is not None and entry.last == pieces and not every:
+                entry.seen = poll
+            else:
+                apply(entry, protocol, pieces, data[offset : offset + length], form)
+                entry = get(pieces[2])
+            if entry is not None and entry.last == pieces:
+                known.append(entry)
+            elif known:
+                memory.keep(known, [each.last for each in known], data, offset, form)
+                known = []
+            offset += stride
+        if known:
+            memory.keep(known, [each.last for each in known], data, offset, form)
+        memory.go_behind(entry, (offset - begin) // stride)

@@ -362,12 +362,7 @@ class Session:
         if source is None:
             self._output.count("stray_datagrams", len(datagrams))
             return
-        take = source.receive
-        for data in datagrams:
-            try:
-                take(data)
-            except ProtocolError as error:
-                self._output.reject(error.reason)
+        source.receive_many(datagrams)
         self._polls.proceed()
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:

@@ -7,7 +7,10 @@ and keeps its deadlines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .._contract import CloseChannel, OpenChannel, Send
+from .._errors import ProtocolError
 from ._output import Output
 from ._setup import Purpose
 
@@ -50,6 +53,14 @@ class Source:
         """The channel is open."""
         del receive_buffer
         self.is_open = True
+
+    def receive_many(self, datagrams: Sequence[bytes]) -> None:
+        """Take in datagrams; what cannot be decoded is reported."""
+        for data in datagrams:
+            try:
+                self.receive(data)
+            except ProtocolError as error:
+                self.output.reject(error.reason)
 
     def receive(self, data: bytes) -> None:
         """Take in a datagram.

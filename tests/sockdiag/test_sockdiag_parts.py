@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -115,8 +116,6 @@ def test_messages_of_different_lengths_mix():
     assert scan.dump(*reversed(sockets)) == []
     assert scan.unseen() == []
     assert scan.book.reported == scan.dumps.rows / 2 == 19
-    memory = scan.dumps._memory  # the C code's does not show itself
-    assert not isinstance(memory, Memory) or len(memory.now) == 19
 
 
 def test_a_longer_and_a_shorter_message_between_others_are_what_they_are():
@@ -169,34 +168,69 @@ class Listed:
         self.last, self.seen = (number,), 0
 
 
+class Remembered:
+    """Dumps whose rows are compared with those of the dump before."""
+
+    def __init__(self) -> None:
+        self.memory, self.known, self.looks = Memory(), {}, 0
+        self.socks = [FakeSocket(number) for number in range(400)]
+        self.form = RowFormat.learn(self.socks[0].message(1))
+        self.poll = 0
+
+    def get(self, cookie):
+        self.looks += 1
+        return self.known.get(cookie)
+
+    def dump(self, *parts):
+        """Numbers of the sockets that are new or differ, and how many were looked at one by one."""
+        self.poll, self.looks = self.poll + 1, 0
+        applied = []
+
+        def apply(_entry, _protocol, pieces, _message, _form):
+            applied.append(pieces[2])
+            entry = self.known.setdefault(pieces[2], Listed(pieces[2]))
+            entry.last, entry.seen = pieces, self.poll
+
+        self.memory.begin()
+        datagrams = tuple(b"".join(self.socks[number].message(self.poll) for number in part) for part in parts)
+        book = SimpleNamespace(get=self.get)
+        end = scan(datagrams, 0, 0, book, self.poll, False, apply, 6, self.form, self.memory)
+        assert end == (len(parts) - 1, len(datagrams[-1]), sum(map(len, parts)))
+        assert {number for part in parts for number in part} == {
+            n for n in self.known if self.known[n].seen == self.poll
+        }
+        return applied, self.looks - len(applied)  # a row that is applied is looked up before and behind
+
+
 def test_rows_that_come_again_are_those_that_are_expected():
     """However datagrams are cut; behind what changed, went or came the rest is where it was."""
-    memory, listed = Memory(), [Listed(number) for number in range(200)]
+    dumps, every = Remembered(), list(range(200))
+    assert dumps.dump(every[:5], every[5:9]) == ([*range(9)], 9)
+    assert dumps.dump(every[:5], every[5:9]) == ([], 0)
+    assert dumps.dump(every[:7], every[7:9]) == ([], 0)
+    assert dumps.dump(every[:1], every[2:5], every[5:9]) == ([], 3), "one is gone"
+    assert dumps.dump(every[:1], [20, *every[2:4]], every[4:9]) == ([20], 3), "one is new"
+    assert dumps.dump(every[:1], [20, 30], every[3:9]) == ([30], 2), "a stranger took a place"
+    assert dumps.dump(every) == ([*range(9, 20), *range(21, 30), *range(31, 200)], 199)
+    assert dumps.dump([0, 65], every[66:]) == ([], 2), "many are gone"
+    dumps.dump(every)
+    assert dumps.dump(every) == ([], 0)
+    assert dumps.dump([0], every[90:]) == ([], 110), "too many"
+    assert dumps.dump([0], every[90:]) == ([], 0)
 
-    def dump(poll, *parts):
-        """Which of these parts of a dump are as expected; the others are looked at one by one."""
-        memory.begin()
-        found = []
-        for part in parts:
-            found.append(memory.has([each.last for each in part], poll))
-            if not found[-1]:
-                memory.now += part
-                memory.go_behind(part[-1], len(part))
-        assert memory.now == [each for part in parts for each in part]
-        return found
 
-    assert dump(1, listed[:5], listed[5:9]) == [False, False]
-    assert dump(2, listed[:5], listed[5:9]) == [True, True]
-    assert dump(3, listed[:7], listed[7:9]) == [True, True]
-    assert [each.seen for each in listed[:10]] == [3] * 9 + [0]
-    assert dump(4, listed[:1], listed[2:5], listed[5:9]) == [True, False, True], "one is gone"
-    assert dump(5, listed[:1], [listed[20], *listed[2:4]], listed[4:9]) == [True, False, True], "one is new"
-    assert dump(6, listed[:1], [listed[20], listed[30]], listed[3:9]) == [True, False, True], "a stranger took a place"
-    assert dump(7, listed[:200]) == [False]
-    assert dump(8, [listed[0], listed[65]], listed[66:]) == [False, True], "many are gone"
-    assert dump(9, [listed[0], *listed[68:150]], listed[150:]) == [False, True]
-    dump(10, listed[:200])
-    assert dump(11, [listed[0], listed[66]], listed[67:]) == [False, False], "too many"
+def test_one_of_many_rows_that_changed_costs_a_look_at_few():
+    dumps, every = Remembered(), list(range(400))
+    parts = [every[at : at + 80] for at in range(0, 400, 80)]
+    dumps.dump(*parts)
+    for changed in (0, 77, 170, 399):
+        dumps.socks[changed].info = {TcpInfo.BYTES_RECEIVED: dumps.poll}
+        applied, looks = dumps.dump(*parts)
+        assert applied == [changed]
+        assert looks <= 9
+        assert dumps.dump(*parts) == ([], 0)
+    dumps.known[50].last = (0, *dumps.known[50].last[1:])
+    assert dumps.dump(*parts)[0] == [50], "something else told of it"
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -219,20 +253,21 @@ def test_a_row_that_is_as_it_was_is_marked_and_any_other_applied(every):
     other = other[:6] + b"\0\0" + other[8:]
     memory = Memory()
     memory.begin()
-    assert scan(data + other, 0, known, 7, every, apply, 6, form, memory) == len(data)
+    assert scan((data + other,), 0, 0, known, 7, every, apply, 6, form, memory) == (0, len(data), 8)
     assert applied == [number for number in range(1, 9) if every or number != 2]
-    assert (known[2].seen, memory.now) == (0 if every else 7, [known[2], known[3]])
+    assert known[2].seen == (0 if every else 7)
     applied.clear()
     for number, sock in enumerate(socks, 1):
         known[number] = Listed(number)
         known[number].last = RowFormats().cut(sock.message(1))[0]
     for behind in (b"", b"", other):
         memory.begin()
-        assert scan(data + behind, 0, known, 8, every, apply, 6, form, memory) == len(data)
+        assert scan((data + behind,), 0, 0, known, 8, every, apply, 6, form, memory) == (0, len(data), 8)
     assert applied == [*range(1, 9)] * 3 * every
     applied.clear()
     known.clear()
-    assert scan(socks[0].message(1) + other + data, 0, {}, 7, every, apply, 6, form, memory) == form.stride
+    mixed = (socks[0].message(1) + other + data,)
+    assert scan(mixed, 0, 0, {}, 7, every, apply, 6, form, memory) == (0, form.stride, 1)
 
 
 # -- rows
