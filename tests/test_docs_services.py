@@ -145,6 +145,7 @@ print(*sorted({socket.AddressFamily(number).name for number in found if number >
 """
 
 
+@pytest.mark.slow
 @pytest.mark.linux
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the living Linux kernel")
 def test_the_unit_allows_the_address_families_that_are_used():

@@ -509,8 +509,8 @@ def test_a_day_of_recording_holds_no_more_than_its_first_minutes():
     nowhere = Nowhere()
     run = Run(Recording(nowhere), seconds=20, keep_events=False)
     first, written = held(), nowhere.size
-    run.go_on(seconds=300)
-    assert nowhere.size > 10 * written
+    run.go_on(seconds=100)
+    assert nowhere.size > 4 * written
     assert held() < first + 500
 
 
@@ -548,13 +548,13 @@ def test_a_day_of_replaying_holds_no_more_than_its_first_minutes():
     """Objects held by whoever replays do not grow with the length of the recording, however slow the reader is."""
 
     async def main() -> None:
-        source = Endless(400)
+        source = Endless(150)
         counted = []
         async with Monitor(backend=Replay(source), every_update=True) as monitor:
             number = 0
             async for _ in monitor:
                 number += 1
-                if number in {1000, 20_000}:
+                if number in {1000, 8000}:
                     counted.append((held(), source.read_so_far))
         (first, read), (last, read_last) = counted
         assert read_last > 5 * read

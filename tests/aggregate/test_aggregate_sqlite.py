@@ -315,6 +315,7 @@ def test_reading_changes_nothing_and_leaves_no_file_behind(path):
     assert (path.read_bytes(), os.listdir(path.parent)) == (before, [path.name])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
 def test_a_history_on_a_file_system_that_is_read_only_is_read(path):
     with HistoryWriter(path, bucket=60) as writer:

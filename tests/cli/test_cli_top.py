@@ -468,6 +468,7 @@ async def test_the_application_shows_processes_and_takes_keys():
     assert app.return_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_every_view_chart_commands_and_names_are_a_key_away_and_a_click_sorts():
     kernel = EmulatedKernel()
@@ -518,6 +519,7 @@ async def test_a_backend_that_fails_ends_the_application_with_its_error():
     assert "nonexistent" in str(app.failure)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_loop_stays_responsive_with_ten_thousand_flows():
     """A key press is handled while 10,000 flows change; only visible lines are drawn."""

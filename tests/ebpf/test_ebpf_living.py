@@ -345,6 +345,7 @@ def test_opening_and_closing_leaks_nothing(namespace):
     wait_until_gone(ids)
 
 
+@pytest.mark.slow
 def test_a_killed_reader_leaves_nothing(namespace):
     """All is held by descriptors: SIGKILL detaches and frees the programs."""
     code = (

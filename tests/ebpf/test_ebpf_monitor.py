@@ -236,6 +236,7 @@ def test_less_than_that_is_as_without_programs(namespace, traffic, capabilities)
             assert (event.counts.rx_bytes or event.counts.tx_bytes) == size
 
 
+@pytest.mark.slow
 @again
 def test_namespaces_that_may_not_be_entered_are_seen_from_outside(namespace):
     """Without CAP_SYS_ADMIN: of another namespace what was there before, what begins, and its exact ends."""
@@ -646,6 +647,7 @@ def test_a_full_map_is_said_and_sock_diag_has_the_flows(namespace, small):
 # --- what is left --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_monitor_leaves_nothing(namespace):
     """All is held by descriptors: SIGKILL detaches and frees the programs."""
     with Watcher("bpf", "perfmon", "net_admin") as watcher:
