@@ -16,12 +16,9 @@ import sys
 import tempfile
 
 import _turns
-import anyio
 from _kernels import KERNEL, Flows, write_bin
 from _turns import Done, environment, in_turn
 
-from nstat_async import Monitor
-from nstat_async.backends import Replay
 from nstat_async.recording import RecordingInfo, RecordingWriter
 
 SOURCES = 100
@@ -55,23 +52,63 @@ def cut(path, messages):
     return Done(messages, counted=records)
 
 
-def library(path, messages, kernel=None):
-    async def drained():
-        events = 0
-        async with Monitor(backend=Replay(path, kernel=kernel)) as monitor:
-            subscription = monitor.subscribe()
-            while batch := await subscription.receive_many():
-                events += len(batch)
-        return events
+_CHILD = """
+import sys, time, anyio
+from nstat_async import Monitor, backends
+from nstat_async.__main__ import main
 
-    return Done(messages, counted=anyio.run(drained))
+async def drained(path, kernel):
+    events = 0
+    async with Monitor(backend=backends.Replay(path, kernel=kernel or None)) as monitor:
+        subscription = monitor.subscribe()
+        while batch := await subscription.receive_many():
+            events += len(batch)
+    return events
+
+def spent(path):
+    begin = time.process_time()
+    done = main([*words, path]) if words[0] == "replay" else anyio.run(drained, path, words[1])
+    return time.process_time() - begin, done
+
+first, path, *words = sys.argv[1:]
+spent(first)
+print(*spent(path), file=sys.stderr)
+"""
 
 
-def command(path, messages, *flags):
-    program = [sys.executable, "-m", "nstat_async", "replay", *flags, path]
-    answer = subprocess.run(program, stdout=subprocess.PIPE if messages < 10_000 else subprocess.DEVNULL, check=True,
-                            stderr=subprocess.DEVNULL, env=environment())  # fmt: skip
-    return Done(messages, counted=answer.stdout and answer.stdout.count(b"\n"))
+class Processes:
+    """What replays in a process of its own, which measures itself: without its start, and what is imported at the first use."""
+
+    def __init__(self, directory, messages):
+        self.messages = messages
+        self._first = os.path.join(directory, "first.nstat"), os.path.join(directory, "first.bin")
+        write(self._first[0], SOURCES, changed=True)
+
+    def _spent(self, *words, pure):
+        few = self.messages < 10_000
+        answer = subprocess.run(
+            [sys.executable, "-c", _CHILD, *words], stdout=subprocess.PIPE if few else subprocess.DEVNULL, check=True,
+            stderr=subprocess.PIPE, env={**environment(), "NSTAT_ASYNC_PURE": str(int(pure))},
+        )  # fmt: skip
+        span, done = answer.stderr.split()[-2:]
+        return Done(self.messages, float(span), (few and answer.stdout.count(b"\n")) or int(done))
+
+    def library(self, path, kernel="", *, pure=False):
+        """A program that reads all events and does nothing with them."""
+        if kernel:
+            write_bin(self._first[1], kernel, SOURCES, changed=True)
+        return self._spent(self._first[bool(kernel)], path, "library", kernel, pure=pure)
+
+    def command(self, path, *flags, pure=False):
+        """The command; its lines go nowhere, unless they are few and counted."""
+        return self._spent(self._first[0], path, "replay", *flags, pure=pure)
+
+
+def start(path):
+    """The command from its start to its end, with a recording of a hundred messages."""
+    subprocess.run([sys.executable, "-m", "nstat_async", "replay", path], stdout=subprocess.DEVNULL, check=True,
+                   env=environment())  # fmt: skip
+    return Done(1, counted=1)
 
 
 def peer(text, path, kernel, messages):
@@ -84,7 +121,7 @@ def peer(text, path, kernel, messages):
     return Done(messages, counted=answer.returncode)
 
 
-def headerless(arguments, directory):
+def headerless(arguments, directory, processes):
     """`.bin` files of old kernels, beside a peer."""
     messages = arguments.messages
     for kernel in OLD:
@@ -93,39 +130,41 @@ def headerless(arguments, directory):
             write_bin(path, kernel, messages, changed=changed)
             ways = {
                 "floor: records cut out": lambda path=path: cut(path, messages),
-                "library": lambda path=path, kernel=kernel: library(path, messages, kernel),
+                "library": lambda path=path, kernel=kernel: processes.library(path, kernel),
+                "library, Python alone": lambda path=path, kernel=kernel: processes.library(path, kernel, pure=True),
             }
             floor, wanted = "floor: records cut out", None
             if arguments.peer:
                 ways["peer"] = lambda path=path, kernel=kernel: peer(arguments.peer, path, kernel, messages)
-                floor, wanted = "peer", {"library": 2.0 if changed else 0.9}
+                floor = "peer"
+                wanted = {"library": 1.0 if changed else 0.5, "library, Python alone": 2.0 if changed else 0.9}
             title = f"{kernel}, counts, one a record, {what}"
             yield title, in_turn(arguments.rounds, ways, floor=floor, wanted=wanted)
 
 
-def own(arguments, directory):
+def own(arguments, directory, processes):
     """The library's own recordings, and the command beside the library."""
-    messages = arguments.messages
     for changed, what in ((True, "changed"), (False, "idle")):
         path = os.path.join(directory, "own.nstat")
-        write(path, messages, changed=changed)
-        ways = {
-            "library": lambda path=path: library(path, messages),
-            "command, --json": lambda path=path: command(path, messages, "--json"),
-            "command, text": lambda path=path: command(path, messages),
-        }
-        title = f"{KERNEL}, updates, {what}"
-        yield title, in_turn(arguments.rounds, ways, floor="library", wanted={"command, --json": 1.7})
+        write(path, arguments.messages, changed=changed)
+        for pure, code in ((False, ""), (True, ", Python alone")):
+            ways = {
+                "library": lambda path=path, pure=pure: processes.library(path, pure=pure),
+                "command, --json": lambda path=path, pure=pure: processes.command(path, "--json", pure=pure),
+                "command, text": lambda path=path, pure=pure: processes.command(path, pure=pure),
+            }
+            title = f"{KERNEL}, updates, {what}{code}"
+            yield title, in_turn(arguments.rounds, ways, floor="library", wanted={"command, --json": 1.7})
+    first = os.path.join(directory, "first.nstat")
+    yield "the command without lines", in_turn(arguments.rounds, {"start and end": lambda: start(first)}, unit="s")
 
 
 def measure(arguments):
     arguments.messages = arguments.messages or (2_000 if arguments.short else 500_000)
     with tempfile.TemporaryDirectory() as directory:
-        first = os.path.join(directory, "first.nstat")
-        write(first, SOURCES, changed=True)
-        library(first, SOURCES)  # what is imported at the first use is no part of a replay
-        yield from headerless(arguments, directory)
-        yield from own(arguments, directory)
+        processes = Processes(directory, arguments.messages)
+        yield from headerless(arguments, directory, processes)
+        yield from own(arguments, directory, processes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, Union
 
 import attrs
 
-from ._model import Counts, Delta, Details, DetailsSource, Endpoint, Flow, Interface, Outcome, Provider
+from ._model import Counts, CountsForm, Delta, Details, DetailsSource, Endpoint, Flow, Interface, Outcome, Provider
 
 
 class RemovalReason(enum.Enum):
@@ -100,6 +100,9 @@ class _OfHost(Event):
 
 class ReportReader(Protocol):
     """Makes values of a kernel's report."""
+
+    form: CountsForm | None
+    """Where the counters are among the bytes of the kernel's own form; `None`: only `counts` knows."""
 
     def counts(self, raw: Any) -> Counts:
         """The counters that the kernel's own form of them says."""

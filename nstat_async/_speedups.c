@@ -1,13 +1,14 @@
 /* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors,
- * counters; and what makes objects of frozen classes.
+ * counters; what makes objects of frozen classes, and what writes updates of flows as lines.
  *
  * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_sight.py, _io/tables.py,
- * _io/counters.py, _making.py). These functions take the same steps on the same objects, and stop at whatever is not
+ * _io/counters.py, _making.py, _writing.py). These functions take the same steps on the same objects, and stop at whatever is not
  * plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #include <structmember.h>
@@ -1086,6 +1087,270 @@ static PyObject *Maker_gather(Maker *self, PyObject *const *values, Py_ssize_t c
     return made;
 }
 
+/* --- lines of updates ------------------------------------------------------ */
+
+typedef struct {
+    char *bytes;
+    size_t size, room;
+} Written;
+
+#define LONGEST_TEXT (1 << 15) /* of lines, but for the last one: more memory at once is given back to the system each time */
+#define MOST_KEPT (1 << 18)    /* of the buffer */
+
+typedef struct {
+    PyObject_HEAD
+    PyTypeObject *event, *flow, *kept;
+    Py_ssize_t event_time, event_flow, event_report, flow_id;
+    Py_ssize_t kept_flow, kept_text, kept_reader, kept_program;
+    Written written;
+    double time; /* whose text is at hand */
+    char time_text[32];
+} Lines;
+
+/* A piece of a program (`_Piece` of _writing.py): this head, then the text before the value. */
+typedef struct {
+    uint16_t kind, offset, parts, sample, length;
+} Piece;
+
+enum { LINE_END, LINE_TIME, LINE_FLOW, LINE_LONG, LINE_SHORT, LINE_MILLISECONDS, LINE_GROWN };
+#define LONGEST_NUMBER 20
+#define SHORT_TEXT 32
+
+static int Lines_init(Lines *self, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"event", "flow", "kept", NULL};
+    PyObject *event, *flow, *kept;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!O!", names, &PyType_Type, &event, &PyType_Type, &flow,
+                                     &PyType_Type, &kept) ||
+        find_slot(event, "time", &self->event_time) || find_slot(event, "flow", &self->event_flow) ||
+        find_slot(event, "_details", &self->event_report) || find_slot(flow, "id", &self->flow_id) ||
+        find_slot(kept, "flow", &self->kept_flow) || find_slot(kept, "text", &self->kept_text) ||
+        find_slot(kept, "reader", &self->kept_reader) || find_slot(kept, "program", &self->kept_program))
+        return -1;
+    self->time = Py_NAN;
+    Py_XSETREF(self->event, (PyTypeObject *)Py_NewRef(event));
+    Py_XSETREF(self->flow, (PyTypeObject *)Py_NewRef(flow));
+    Py_XSETREF(self->kept, (PyTypeObject *)Py_NewRef(kept));
+    return 0;
+}
+
+static int Lines_traverse(Lines *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->event);
+    Py_VISIT(self->flow);
+    Py_VISIT(self->kept);
+    return 0;
+}
+
+static int Lines_clear(Lines *self)
+{
+    Py_CLEAR(self->event);
+    Py_CLEAR(self->flow);
+    Py_CLEAR(self->kept);
+    return 0;
+}
+
+static void Lines_dealloc(Lines *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Lines_clear(self);
+    PyMem_Free(self->written.bytes);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static inline char *put_text(char *at, const void *text, size_t length)
+{
+    memcpy(at, text, length);
+    return at + length;
+}
+
+static inline char *put_number(char *at, uint64_t number)
+{
+    static const char pairs[] = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748"
+                                "4950515253545556575859606162636465666768697071727374757677787980818283848586878889909192939495969798"
+                                "99";
+    char digits[LONGEST_NUMBER], *first = digits + sizeof digits;
+    for (; number >= 100; number /= 100)
+        memcpy(first -= 2, pairs + 2 * (number % 100), 2);
+    if (number >= 10)
+        memcpy(first -= 2, pairs + 2 * number, 2);
+    else
+        *--first = (char)('0' + number);
+    return put_text(at, first, (size_t)(digits + sizeof digits - first));
+}
+
+/* See that the text of this time is at hand. 1: it is; 0: it is no finite float; -1: an error. */
+static int know_time(Lines *self, PyObject *time)
+{
+    if (time == NULL || !PyFloat_CheckExact(time) || !isfinite(PyFloat_AS_DOUBLE(time)))
+        return 0;
+    if (PyFloat_AS_DOUBLE(time) != self->time) {
+        char *text = PyOS_double_to_string(PyFloat_AS_DOUBLE(time), 'r', 0, Py_DTSF_ADD_DOT_0, NULL);
+        if (text == NULL)
+            return -1;
+        int fits = strlen(text) < sizeof self->time_text;
+        if (fits) {
+            strcpy(self->time_text, text);
+            self->time = PyFloat_AS_DOUBLE(time);
+        }
+        PyMem_Free(text);
+        return fits;
+    }
+    return 1;
+}
+
+/* One value of a line; NULL: it is not plain. */
+static inline char *put_value(const Lines *self, char *at, const Piece *piece, PyObject *text, const uint8_t *now,
+                              const uint8_t *before, Py_ssize_t size)
+{
+    uint64_t number, old;
+    int is_long = piece->kind == LINE_LONG || piece->kind == LINE_GROWN;
+    if (piece->kind >= LINE_LONG && (piece->offset + (is_long ? 8 : 4) > size || piece->sample + 4 > size))
+        return NULL;
+    switch (piece->kind) {
+    case LINE_END:
+        return at;
+    case LINE_TIME:
+        return put_text(at, self->time_text, strlen(self->time_text));
+    case LINE_FLOW:
+        return put_text(at, PyUnicode_1BYTE_DATA(text), (size_t)PyUnicode_GET_LENGTH(text));
+    case LINE_LONG:
+        return put_number(at, read64(now + piece->offset));
+    case LINE_SHORT:
+        return put_number(at, read32(now + piece->offset));
+    case LINE_MILLISECONDS:
+        number = read32(now + piece->offset);
+        if (piece->parts == 0)
+            return NULL;
+        return number == 0 || read32(now + piece->sample) == 0 ? put_text(at, "null", 4)
+                                                               : put_number(at, number * 1000 / piece->parts);
+    case LINE_GROWN:
+        number = read64(now + piece->offset);
+        old = read64(before + piece->offset);
+        return number < old ? NULL : put_number(at, number - old);
+    default:
+        return NULL;
+    }
+}
+
+/* The line of these counters. 1: written; 0: it is not plain; -1: an error. */
+static int write_update(const Lines *self, Written *written, PyObject *program, PyObject *text, PyObject *raw,
+                        PyObject *before)
+{
+    const uint8_t *piece_at = (const uint8_t *)PyBytes_AS_STRING(program), *end = piece_at + PyBytes_GET_SIZE(program);
+    if (end - piece_at < 2 || read16(piece_at) != PyBytes_GET_SIZE(raw) || PyBytes_GET_SIZE(before) != PyBytes_GET_SIZE(raw))
+        return 0;
+    /* A number is as long as two heads of a piece; the flow's text and the time are there once each. */
+    size_t most = 3 * (size_t)PyBytes_GET_SIZE(program) + (size_t)PyUnicode_GET_LENGTH(text) + sizeof self->time_text + SHORT_TEXT + 1;
+    if (written->room - written->size < most) {
+        size_t room = 2 * written->room + most;
+        char *bytes = PyMem_Realloc(written->bytes, room);
+        if (bytes == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        written->bytes = bytes;
+        written->room = room;
+    }
+    char *at = written->bytes + written->size;
+    int values = 0;
+    if (written->size)
+        *at++ = '\n';
+    for (piece_at += 2; piece_at < end;) {
+        Piece piece;
+        if (end - piece_at < (Py_ssize_t)sizeof piece)
+            return 0;
+        memcpy(&piece, piece_at, sizeof piece);
+        piece_at += sizeof piece;
+        if (piece.length > end - piece_at || (piece.kind == LINE_TIME && values++) || (piece.kind == LINE_FLOW && values++ != 1))
+            return 0;
+        if (piece.length <= SHORT_TEXT && end - piece_at >= SHORT_TEXT) {
+            memcpy(at, piece_at, SHORT_TEXT); /* a number known when it is compiled is copied in no time */
+            at += piece.length;
+        }
+        else
+            at = put_text(at, piece_at, piece.length);
+        piece_at += piece.length;
+        at = put_value(self, at, &piece, text, (const uint8_t *)PyBytes_AS_STRING(raw),
+                       (const uint8_t *)PyBytes_AS_STRING(before), PyBytes_GET_SIZE(raw));
+        if (at == NULL)
+            return 0;
+    }
+    written->size = (size_t)(at - written->bytes);
+    return 1;
+}
+
+/* The line of an event. 1: written; 0: Python is to write it; -1: an error. */
+static int write_event(Lines *self, Written *written, PyObject *event, PyObject *flows)
+{
+    if (Py_TYPE(event) != self->event)
+        return 0;
+    PyObject *flow = SLOT(event, self->event_flow), *report = SLOT(event, self->event_report);
+    if (flow == NULL || Py_TYPE(flow) != self->flow || report == NULL || !PyTuple_CheckExact(report) ||
+        PyTuple_GET_SIZE(report) != 8)
+        return 0;
+    PyObject *id = SLOT(flow, self->flow_id);
+    PyObject *kept = id == NULL || !PyUnicode_CheckExact(id) ? NULL : PyDict_GetItemWithError(flows, id);
+    if (kept == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    PyObject *raw = PyTuple_GET_ITEM(report, 6), *before = PyTuple_GET_ITEM(report, 7);
+    if (Py_TYPE(kept) != self->kept || SLOT(kept, self->kept_flow) != flow ||
+        SLOT(kept, self->kept_reader) != PyTuple_GET_ITEM(report, 0) || !PyBytes_CheckExact(raw) ||
+        !PyBytes_CheckExact(before))
+        return 0;
+    PyObject *program = SLOT(kept, self->kept_program), *text = SLOT(kept, self->kept_text);
+    if (program == NULL || !PyBytes_CheckExact(program) || text == NULL || !PyUnicode_CheckExact(text) ||
+        !PyUnicode_IS_ASCII(text))
+        return 0;
+    int known = know_time(self, SLOT(event, self->event_time));
+    return known <= 0 ? known : write_update(self, written, program, text, raw, before);
+}
+
+PyDoc_STRVAR(lines_doc, "take(events, index, flows)\n--\n\n"
+"Write the lines of plain updates from event `index` on, some at a time.\n\n"
+"Args:\n    flows: What is kept of flows, by id.\n\n"
+"Returns:\n    (index, text): the event at which to go on; the lines, with line breaks in between. Without a line Python\n"
+"    has to go on.");
+
+static PyObject *Lines_take(Lines *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 3 || !PyDict_CheckExact(arguments[2]) || self->event == NULL) {
+        PyErr_SetString(PyExc_TypeError, "take(events, index, flows)");
+        return NULL;
+    }
+    Py_ssize_t index = PyLong_AsSsize_t(arguments[1]);
+    if (index < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "there is no such event");
+        return NULL;
+    }
+    PyObject *events = PySequence_Fast(arguments[0], "events are a sequence"), *answer = NULL;
+    if (events == NULL)
+        return NULL;
+    Written written = self->written;
+    self->written = (Written){NULL, 0, 0};
+    int taken = 1;
+    for (; index < PySequence_Fast_GET_SIZE(events) && written.size < LONGEST_TEXT; index++)
+        if ((taken = write_event(self, &written, PySequence_Fast_GET_ITEM(events, index), arguments[2])) <= 0)
+            break;
+    PyObject *text = taken < 0 ? NULL : PyUnicode_New((Py_ssize_t)written.size, 127);
+    if (text != NULL) {
+        if (written.size)
+            memcpy(PyUnicode_1BYTE_DATA(text), written.bytes, written.size);
+        answer = Py_BuildValue("(nN)", index, text);
+    }
+    Py_DECREF(events);
+    written.size = 0;
+    if (self->written.bytes == NULL && written.room <= MOST_KEPT)
+        self->written = written;
+    else
+        PyMem_Free(written.bytes);
+    return answer;
+}
+
 /* --- the module ----------------------------------------------------------- */
 
 static PyMethodDef reports_methods[] = {{"take", (PyCFunction)(void (*)(void))Reports_take, METH_FASTCALL, take_doc},
@@ -1153,6 +1418,19 @@ static PyType_Slot maker_slots[] = {{Py_tp_doc, "Makes objects of one class: own
                                     {0, NULL}};
 static PyType_Spec maker_spec = {"nstat_async._speedups.Maker", sizeof(Maker), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
                                  maker_slots};
+
+static PyMethodDef lines_methods[] = {{"take", (PyCFunction)(void (*)(void))Lines_take, METH_FASTCALL, lines_doc},
+                                      {NULL, NULL, 0, NULL}};
+static PyType_Slot lines_slots[] = {{Py_tp_doc, "Writes updates of flows as lines: the classes of events, of flows, and of what is kept of them."},
+                                    {Py_tp_new, PyType_GenericNew},
+                                    {Py_tp_init, Lines_init},
+                                    {Py_tp_dealloc, Lines_dealloc},
+                                    {Py_tp_traverse, Lines_traverse},
+                                    {Py_tp_clear, Lines_clear},
+                                    {Py_tp_methods, lines_methods},
+                                    {0, NULL}};
+static PyType_Spec lines_spec = {"nstat_async._speedups.Lines", sizeof(Lines), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                 lines_slots};
 
 static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 {
@@ -1444,7 +1722,7 @@ PyMODINIT_FUNC PyInit__speedups(void)
     if (module != NULL &&
         (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
          add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0 ||
-         add_type(module, &sight_spec, "Sight") < 0))
+         add_type(module, &sight_spec, "Sight") < 0 || add_type(module, &lines_spec, "Lines") < 0))
         Py_CLEAR(module);
     if (module != NULL) { /* the module is never unloaded */
         PyObject *type = PyObject_GetAttrString(module, "Memory");

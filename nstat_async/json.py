@@ -14,13 +14,13 @@ and without the details of a report.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from operator import itemgetter
-from typing import Any, Union
+from typing import Any
 
 import attrs
 
+from ._compiled import speedups
 from ._errors import ProtocolError
 from ._escape import dump
 from ._events import AnyEvent, Event, FlowAdded, FlowRemoved, FlowUpdated
@@ -28,11 +28,11 @@ from ._fields import MOMENT, NUMBER, TABLE, Field, FieldTable, Record, number_te
 from ._model import COUNTS_FIELDS, Counts, Delta, Flow, counts_of, growth
 from ._public import only
 from ._rows import Row, RowKind
+from ._writing import VERSION, Kept, Numbers, Plan, Text, Writer, delta_text, pick_four
 
 __all__ = ["JsonFormatter", "JsonReader", "dumps", "loads", "to_dict"]
 __dir__ = only(__all__)
 
-_VERSION = 1
 _REMEMBERED, _FORGOTTEN = 50_000, 1_000
 """Flows that are remembered, and how many of the oldest are forgotten at a time to make room."""
 _MOST_SHOWN = 200
@@ -80,8 +80,8 @@ def to_dict(value: Any, *, time: float | None = None, full: bool = True, table: 
         raise TypeError(f"{value!r} is no event, no row and no value of them") from None
     result = _plain(value, table, full=full)
     if record.event is not None:
-        return {"v": _VERSION, "event": record.event, **result}
-    return {"v": _VERSION, "time": time, **result} if record.cls is Row else result
+        return {"v": VERSION, "event": record.event, **result}
+    return {"v": VERSION, "time": time, **result} if record.cls is Row else result
 
 
 def dumps(value: Any, *, time: float | None = None, full: bool = True) -> str:
@@ -135,7 +135,7 @@ def _loaded(line: str | bytes, event_of: Callable[[dict[str, Any]], Any]) -> Any
 
 
 def _event(data: Mapping[str, Any], table: FieldTable, flow_of: _FlowOf | None) -> Any:
-    if data.get("v") != _VERSION:
+    if data.get("v") != VERSION:
         raise ValueError(f"version {data.get('v')!r} of the format is unknown")
     name = data.get("event")
     if name is None:
@@ -298,152 +298,32 @@ class JsonReader:
         return flow
 
 
-_Text = Callable[[Any], str]
-_Numbers = tuple[Union[int, None], ...]
-"""All counters in the order of `COUNTS_FIELDS`."""
-_DELTA_FIELDS = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
-_pick_four: Callable[[_Numbers], Any] = itemgetter(*map(COUNTS_FIELDS.index, _DELTA_FIELDS))
-_DELTA = '{"rx_bytes":%s,"tx_bytes":%s,"rx_packets":%s,"tx_packets":%s}'
-
-
-def _delta_text(values: _Numbers) -> str:
-    if None in values:
-        return _DELTA % tuple(["null" if value is None else value for value in values])
-    return _DELTA % values
-
-
-def _compiled(fields: Sequence[Field], texts: Sequence[_Text | str], head: str, given: Sequence[str] = ()) -> Any:
-    """A function that writes these fields of a value: one expression, made once, as quick as one by hand.
-
-    Args:
-        fields: What is written; those that are `Field.later` only where they are known.
-        texts: For each the function, or the expression of ``x``, that writes its value.
-        head: What stands before them; without it the first field needs no comma.
-        given: Names of fields whose values are handed in as one more argument.
-    """
-    names: dict[str, Any] = {}
-    template, items = [head], []
-    for at, (field, text) in enumerate(zip(fields, texts, strict=True)):
-        names.update({f"get{at}": field.get, f"text{at}": text, f"empty{at}": field.kind.empty})
-        read = f"value.{field.name}" if field.get is None else f"get{at}(value)"
-        read = f"given[{given.index(field.name)}]" if field.name in given else read
-        written = text if isinstance(text, str) else f"text{at}(x)"
-        absent = f"(x := {read}) is None"
-        if field.later:
-            absent += "" if field.kind.empty is None else f" or x == empty{at}"
-            template.append("%s")
-            items.append(f"""'' if {absent} else ',"{field.key}":%s' % ({written},)""")
-        else:
-            template.append(f',"{field.key}":%s')
-            items.append(f"""'null' if {absent} else {written}""")
-    pattern = "".join(template)
-    if not head and not fields[0].later:
-        head, pattern = "{", "{" + pattern[1:]
-    members = f"({pattern!r} % ({', '.join(items)},))"
-    whole = f"{members} + '}}'" if head else f"'{{' + {members}[1:] + '}}'"  # no member may be there: "{}"
-    exec(f"def write(value{', given' if given else ''}): return {whole}", names)  # noqa: S102  # source from the table alone, as attrs makes its methods
-    return names["write"]
-
-
-class _Writer:
-    """Makes for each class the function that writes its values as JSON objects."""
-
-    def __init__(self, table: FieldTable, *, full: bool) -> None:
-        self._table = table
-        self._full = full
-        self._last = (0.0, "0.0")
-        self.known: dict[type, _Text] = {}
-        fields = table.of(Counts).fields
-        self._any_counts: Callable[[Counts, _Numbers], str] = self.made(Counts, dict.fromkeys(COUNTS_FIELDS, "x"))
-        self._numbers = [(field, COUNTS_FIELDS.index(field.name)) for field in fields if field.name in COUNTS_FIELDS]
-        self._formats: dict[int, tuple[str, Callable[[_Numbers], Any]]] | None = {}
-        """By how many numbers are unknown: the format of the known ones, and what picks these."""
-        if any(field.name not in (*COUNTS_FIELDS, "media") for field in fields):
-            self._formats = None  # fields of somebody's own
-        self.known[Counts] = lambda counts: self.counts(counts, counts._translated())  # noqa: SLF001  # all at once, for speed
-
-    def counts(self, counts: Counts, values: _Numbers) -> str:
-        """Counts whose numbers were read already. Most of a line is this, so one format takes all numbers at once."""
-        if self._formats is None or counts.media:
-            return self._any_counts(counts, values)
-        unknown = values.count(None)
-        known = self._formats.get(unknown)
-        if known is not None:
-            try:
-                text: str = known[0] % known[1](values)
-                return text  # noqa: TRY300  # what may fail is the line above
-            except TypeError:  # as many are unknown, but others
-                pass
-        if unknown < len(values):
-            self._formats[unknown] = self._format_of(values)
-        return self._any_counts(counts, values)
-
-    def _format_of(self, values: _Numbers) -> tuple[str, Callable[[_Numbers], Any]]:
-        """The format of values of which the same are known, and what picks these."""
-        members = [
-            f'"{field.key}":{"null" if values[place] is None else "%d"}'
-            for field, place in self._numbers
-            if values[place] is not None or not field.later
-        ]
-        places = [place for _, place in self._numbers if values[place] is not None]
-        return f"{{{','.join(members)}}}", itemgetter(*places)
-
-    def of(self, cls: type) -> _Text:
-        """The function for a class."""
-        known = self.known.get(cls)
-        if known is None:
-            known = self.known[cls] = self.made(cls, {})
-        return known
-
-    def made(self, cls: type, given: Mapping[str, str]) -> Any:
-        """A function for a class; values of the fields in `given` are an argument, written by these expressions."""
-        record = self._table.of(cls)
-        head = "" if record.event is None else f'{{"v":{_VERSION},"event":"{record.event}"'
-        fields = [field for field in record.fields if self._full or not field.full]
-        return _compiled(fields, [given.get(field.name) or self._text(field) for field in fields], head, [*given])
-
-    def _text(self, field: Field) -> _Text | str:
-        kind = field.kind
-        if kind.record is not None:
-            return self.of(kind.record)
-        if kind is NUMBER:
-            return self._number
-        return kind.text or (lambda item: dump(kind.plain(item)))
-
-    def _number(self, value: float) -> str:
-        """Many events in turn have the same time."""
-        known, text = self._last
-        if known != value:
-            text = number_text(value)
-            self._last = value, text
-        return text
-
-
 @attrs.define(eq=False)
 class JsonFormatter:
     """Turns events into lines, many a second: `dumps` for streams.
 
-    Operations: one look-up and a few formats for each event. The text of a flow is kept
-    while successive events carry the same object, at most `_REMEMBERED` of them.
+    Operations: one look-up and a few formats for each event. What stays as it is between two events of a flow is
+    written once and kept, of at most `_REMEMBERED` flows.
     """
 
     full: bool = False
     """True: everything that `dumps` writes."""
     table: FieldTable = attrs.field(default=TABLE, repr=False)
     """The table of fields."""
-    _flows: dict[str, tuple[Flow, str]] = attrs.field(factory=dict, init=False)
-    _sent: dict[str, tuple[Any, Any, Any]] = attrs.field(factory=dict, init=False)
-    """Of each flow the last counters: who reads them, as they were sent, and the four of a delta."""
-    _writer: _Writer = attrs.field(init=False)
+    _flows: dict[str, Kept] = attrs.field(factory=dict, init=False)
+    _writer: Writer = attrs.field(init=False)
     _write_update: Callable[[FlowUpdated, tuple[str, str]], str] = attrs.field(init=False)
-    _write_flow: _Text = attrs.field(init=False)
+    _write_flow: Text = attrs.field(init=False)
+    _take: Any = attrs.field(init=False)
+    """The C code, where it is used."""
 
     def __attrs_post_init__(self) -> None:
-        self._writer = writer = _Writer(self.table, full=self.full)
+        self._writer = writer = Writer(self.table, full=self.full)
         self._write_flow = writer.of(Flow)
-        writer.known[Flow] = self._flow
+        writer.known[Flow] = lambda flow: self._keep(flow).text
         self._write_update = writer.made(FlowUpdated, {"counts": "x", "delta": "x"})
         writer.known |= {FlowUpdated: self._updated, FlowRemoved: self._removed_by(writer.of(FlowRemoved))}
+        self._take = None if speedups is None else speedups.Lines(FlowUpdated, Flow, Kept).take
 
     def __call__(self, event: Event) -> str:
         """The line.
@@ -459,44 +339,74 @@ class JsonFormatter:
                 raise TypeError(f"{event!r} is no event") from None
         return write(event)
 
+    def lines(self, events: Sequence[Event]) -> Iterator[str]:
+        """The lines of many events, some of them in one text with line breaks in between.
+
+        Raises:
+            TypeError: One is no event.
+        """
+        if self._take is None:
+            updated = self._updated
+            for event in events:
+                yield updated(event) if event.__class__ is FlowUpdated else self(event)
+            return
+        at, end = 0, len(events)
+        while at < end:
+            at, text = self._take(events, at, self._flows)
+            if not text:  # that is no plain update
+                text = self(events[at])
+                at += 1
+            yield text
+
     def flow_line(self, flow: Flow, counts: Counts | None, time: float) -> str:
         """A flow of this moment, as ``snapshot`` prints it; its text is not kept."""
         counted = "null" if counts is None else self._writer.of(Counts)(counts)
         return f'{{"v":1,"event":"flow","time":{number_text(time)},"flow":{self._write_flow(flow)},"counts":{counted}}}'
 
-    def _flow(self, flow: Flow) -> str:
+    def _keep(self, flow: Flow) -> Kept:
         known = self._flows.get(flow.id)
-        if known is not None and known[0] is flow:
-            return known[1]
-        text = self._write_flow(flow)
+        if known is not None and known.flow is flow:
+            return known
+        kept = Kept(flow, self._write_flow(flow))
         if len(self._flows) >= _REMEMBERED:
             self._flows.clear()
-            self._sent.clear()
-        self._flows[flow.id] = (flow, text)
-        return text
+        self._flows[flow.id] = kept
+        return kept
 
     def _updated(self, event: FlowUpdated) -> str:
-        flow, report = event.flow, event.raw_details
-        if report.__class__ is tuple:  # the counters are its own: they need not be kept with the event
-            reader, raw, before = report[0], report[6], report[7]
-            counts = reader.counts(raw)
-        else:
-            counts, reader, raw, before = event.counts, None, None, None
+        flow, report = event.flow, event._details  # noqa: SLF001  # read a hundred thousand times a second
+        if report.__class__ is not tuple:
+            counts = event.counts
+            return self._write_update(event, self._counted(event, counts, counts._translated()))  # noqa: SLF001  # all at once, for speed
+        reader, raw, before = report[0], report[6], report[7]
+        kept, last = self._flows.get(flow.id), None
+        if kept is not None and kept.raw is before and kept.reader is reader:  # nearly always
+            plan: Plan | None = kept.plan
+            if plan is None:
+                last = kept.totals
+            elif kept.flow is flow and len(raw) == plan.size:
+                line = plan.write(self._writer.number(event.time), raw, kept)
+                if line is not None:
+                    return line
+        counts = reader.counts(raw)  # the report's own: it need not be kept with the event
         values = counts._translated()  # noqa: SLF001  # all at once, for speed
-        delta = four = _pick_four(values)
-        last = self._sent.get(flow.id)
-        if before is not None and last is not None and last[1] is before and last[0] is reader:  # nearly always
-            delta = growth(four, last[2])
-        elif (previous := event.previous) is not None:
-            delta = growth(four, _pick_four(previous._translated()))  # noqa: SLF001  # as above
-        self._sent[flow.id] = (reader, raw, four)
-        return self._write_update(event, (self._writer.counts(counts, values), _delta_text(delta)))
+        line = self._write_update(event, self._counted(event, counts, values, last))
+        self._writer.follow(self._keep(flow), reader, raw, pick_four(values))
+        return line
 
-    def _removed_by(self, write: _Text) -> Callable[[FlowRemoved], str]:
+    def _counted(self, event: FlowUpdated, counts: Counts, values: Numbers, last: Any = None) -> tuple[str, str]:
+        """Counters and their growth, as text; `last`: the four of the event before, where they are known."""
+        delta = four = pick_four(values)
+        if last is None and event.previous is not None:
+            last = pick_four(event.previous._translated())  # noqa: SLF001  # all at once, for speed
+        if last is not None:
+            delta = growth(four, last)
+        return self._writer.counts(counts, values), delta_text(delta)
+
+    def _removed_by(self, write: Text) -> Callable[[FlowRemoved], str]:
         def removed(event: FlowRemoved) -> str:
             line = write(event)
             self._flows.pop(event.flow.id, None)
-            self._sent.pop(event.flow.id, None)
             return line
 
         return removed

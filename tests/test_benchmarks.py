@@ -95,7 +95,7 @@ def test_a_replay_counts_every_change_as_library_as_command_and_beside_a_peer():
             assert rows["peer"]["counted"] == 0
         else:
             assert {row["counted"] for row in rows.values()} == {500 if changed else 100}
-    assert len(found) == 6
+    assert len(found) == 9
 
 
 @pytest.mark.timeout(600)

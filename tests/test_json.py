@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as standard
 import re
+import struct
 import typing
 
 import attrs
@@ -21,6 +22,7 @@ from nstat_async import (
     DomainInfo,
     Flow,
     FlowAdded,
+    FlowRemoved,
     FlowUpdated,
     Interface,
     InterfaceKind,
@@ -29,10 +31,15 @@ from nstat_async import (
     Process,
     ProtocolError,
     Provider,
+    RemovalReason,
     json,
 )
+from nstat_async._events import flow_updated
 from nstat_async._fields import TABLE
 from nstat_async._rows import Row, RowKind
+from nstat_async.ntstat import Kernel
+from nstat_async.ntstat._descriptors import DescriptorReader
+from nstat_async.ntstat._translate import Translator
 
 FLOW = Flow("x", Provider.CONNECTION, interface=Interface(None, kind=InterfaceKind.WIFI))
 
@@ -81,6 +88,42 @@ def test_a_line_of_the_command_gives_the_same_delta(event):
     assert back.counts == event.counts
     if isinstance(event, FlowUpdated):
         assert back.delta == event.delta
+
+
+_translator = Translator(Kernel.parse("xnu-11417.121.6"), (1, 1), {})
+_readers = [
+    DescriptorReader(_translator, number, provider, userland=False, codec=None)
+    for number, provider in ((2, Provider.TCP), (4, Provider.UDP), (9, Provider.UDP_SUBFLOW), (8, Provider.CONNECTION))
+]
+_few = st.integers(0, 3)
+_numbers = st.sampled_from([0, 0, 1, 2, 99, 10**9, 2**32 - 1])
+_raw = st.tuples(*[_numbers | st.just(2**64 - 1)] * 10, *[_numbers] * 8).map(lambda n: struct.pack("<10Q8I", *n))
+_step = st.tuples(_few, _few, _few, st.sampled_from([1.5, 2.0, 1e22]), _raw, st.integers(0, 9))
+
+
+@settings(deadline=None, max_examples=examples(60))
+@given(st.lists(_step, min_size=1, max_size=12), st.integers(1, 5), st.booleans())
+def test_lines_of_a_kernels_own_counters_are_those_of_their_values(steps, at_once, compiled):
+    """Whatever comes between two updates of a flow: other flows, another state, a reader, falling counters, numbers, no report."""
+    events, last = [], {}
+    for number, state, kind, time, raw, odd in steps:
+        flow = last.get((number, state), Flow(str(number), Provider.TCP, userland=bool(state)))
+        reader = _readers[kind if odd < 3 else 0]
+        before = last.get(number, raw) if odd != 4 else None
+        now = struct.unpack("<10Q8I", raw) if odd == 5 else raw
+        if odd == 6:
+            events.append(FlowUpdated(time, flow, Counts(rx_bytes=1), None))
+        elif odd == 7:
+            events.append(FlowRemoved(time, flow, None, final=True, reason=RemovalReason.CLOSED))
+        else:
+            events.append(flow_updated(time, flow, (reader, b"", 0, 0, 0, -1, now, before)))
+        last[number, state], last[number] = flow, now
+    formatter = json.JsonFormatter()
+    if not compiled:
+        formatter._take = None
+    batches = [events[at : at + at_once] for at in range(0, len(events), at_once)]
+    texts = [text for batch in batches for text in formatter.lines(batch)]
+    assert "\n".join(texts) == "\n".join(json.dumps(event, full=False) for event in events)
 
 
 @settings(deadline=None, max_examples=examples(60))

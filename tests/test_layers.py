@@ -21,7 +21,7 @@ ROOT = Path(nstat_async.__file__).parent
 
 FLOORS = {
     "_errors": 0, "_checks": 0, "_model": 0, "_events": 0, "_coverage": 0, "_rows": 0, "_public": 0, "_workload": 0,
-    "_compiled": 1, "_making": 1, "_options": 1, "_contract": 1, "_values": 1, "_errnos": 1, "_escape": 1, "_fields": 1, "json": 1,
+    "_compiled": 1, "_making": 1, "_options": 1, "_contract": 1, "_values": 1, "_errnos": 1, "_escape": 1, "_fields": 1, "_writing": 1, "json": 1,
     "ntstat._constants": 1, "ntstat._tables": 1, "ntstat._layouts": 1, "ntstat._kernels": 1,
     "ntstat._messages": 1, "ntstat._framer": 1,
     "sockdiag._constants": 1, "sockdiag._messages": 1,

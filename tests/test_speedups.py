@@ -22,9 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sockdiag_fakes import FakeSocket
 
-from nstat_async import FlowEvent, FlowUpdated
-from nstat_async._compiled import SPEEDUPS, speedups
+from nstat_async import Flow, FlowEvent, FlowUpdated, Provider
+from nstat_async._compiled import NEWEST, SPEEDUPS, speedups
 from nstat_async._doctor import examine
+from nstat_async._events import flow_updated
+from nstat_async._writing import Kept
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
 from nstat_async.sockdiag import TcpInfo, _rows, _scan, _sight
@@ -97,6 +99,8 @@ def test_wrong_arguments_are_errors_and_nothing_is_read():
         lambda: reports.take((), 0, [], 1, 0.0, 0, False, print),
         lambda: reports.take(None, 0, {}, 1, 0.0, 0, False, print),
         lambda: speedups.Reports(*PLACES, dict, FlowUpdated),
+        lambda: speedups.Lines(FlowUpdated, dict, Kept),
+        lambda: speedups.Lines(FlowUpdated, Flow, Kept).take((), 0, []),
         rows.scan,
         lambda: rows.scan([bytes(100)], 0, 0, {}, 1, False, print, 6, None, None),
         lambda: rows.scan((bytes(100),), None, 0, {}, 1, False, print, 6, None, None),
@@ -117,6 +121,42 @@ def test_wrong_arguments_are_errors_and_nothing_is_read():
     assert reports.take((), 0, {}, 1, 0.0, 0, False, print) == (0, 0, 0, 0)
     assert rows.scan((bytes(99), bytes(99)), 0, 0, {}, 1, False, print, 6, None, None) == (0, 0, 0)
     assert rows.scan((bytes(100), bytearray(100)), 0, 0, {}, 1, False, print, 6, None, None) == (0, 100, 1)
+
+
+@built
+@pytest.mark.parametrize(
+    ("program", "written"),
+    [
+        (b"", None),
+        (struct.pack("<H", 16), ""),
+        (struct.pack("<H", 15), None),
+        (struct.pack("<H5H", 16, 0, 0, 0, 0, 1) + b"x", "x"),
+        (struct.pack("<H5H", 16, 0, 0, 0, 0, 2) + b"x", None),
+        (struct.pack("<H4H", 16, 0, 0, 0, 0), None),
+        (struct.pack("<H5H", 16, 3, 8, 0, 0, 0), "9"),
+        (struct.pack("<H5H", 16, 3, 9, 0, 0, 0), None),
+        (struct.pack("<H5H", 16, 4, 12, 0, 0, 0), "0"),
+        (struct.pack("<H5H", 16, 4, 13, 0, 0, 0), None),
+        (struct.pack("<H5H", 16, 5, 0, 0, 0, 0), None),
+        (struct.pack("<H5H", 16, 5, 0, 1, 13, 0), None),
+        (struct.pack("<H5H", 16, 5, 0, 4, 8, 0), "1750"),
+        (struct.pack("<H5H", 16, 6, 8, 0, 0, 0), "2"),
+        (struct.pack("<H5H", 16, 7, 0, 0, 0, 0), None),
+        (struct.pack("<H10H", 16, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0), "1.5TEXT"),
+        (struct.pack("<H10H", 16, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0), None),
+        (struct.pack("<H5H", 16, 2, 0, 0, 0, 0), None),
+    ],
+)
+def test_a_program_of_a_line_is_followed_within_its_bounds(program, written):
+    flow, reader, raw = Flow("f", Provider.TCP), object(), struct.pack("<2Q", 7, 9)
+    event = flow_updated(1.5, flow, (reader, b"", 0, 0, 0, -1, raw, struct.pack("<2Q", 0, 7)))
+    kept = {"f": Kept(flow, "TEXT", reader=reader, program=program)}
+    take = speedups.Lines(FlowUpdated, Flow, Kept).take
+    assert take([event], 0, kept) == (int(written is not None), written or "")
+    assert take([event, 1], 1, kept) == (1, "")
+    assert take([event], 0, {"f": kept}) == take([event], 0, {}) == (0, "")
+    with pytest.raises(ValueError, match="no such event"):
+        take([event], -1, kept)
 
 
 @built
@@ -376,7 +416,7 @@ def test_a_variable_of_the_environment_turns_it_off(value, used):
 @built
 def test_one_of_older_sources_is_not_used(monkeypatch):
     """Beside sources that are edited in place it may be older than they are."""
-    monkeypatch.delattr(speedups, "Sight")
+    monkeypatch.delattr(speedups, NEWEST)
     fresh = importlib.util.module_from_spec(importlib.util.find_spec("nstat_async._compiled"))
     fresh.__spec__.loader.exec_module(fresh)
     assert fresh.speedups is None
@@ -392,5 +432,5 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    also = {"_sight.py", "counters.py", "tables.py"}
+    also = {"_sight.py", "counters.py", "json.py", "tables.py"}
     assert users == {"_decoder.py", "_making.py", "_reports.py", "_rows.py", "_scan.py"} | also

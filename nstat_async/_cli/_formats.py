@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Union
 
 import attrs
@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # what only few commands need is imported there
     from ._ocsf import OcsfFormatter
     from ._views import View
 
-EventFormatter = Callable[[AnyEvent], "str | None"]
+EventFormatter = Callable[[Sequence[AnyEvent]], Iterable[str]]
+"""Makes lines of events; several may be one text with line breaks."""
 _HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
 _RIGHT = frozenset({6, 7})
 _SPARE = (8, 4, 2, 1)
@@ -52,20 +53,26 @@ def event_formatter(arguments: argparse.Namespace, output: Output) -> EventForma
     if arguments.details and arguments.format != "json":
         raise UsageError("details: only with --format json")
     if arguments.format == "ocsf":
-        return _ocsf(arguments)
+        return _one_by_one(_ocsf(arguments))
+    if arguments.format == "json" and not arguments.fields:
+        return JsonFormatter(full=arguments.details).lines
     text = TextFormatter(
         colour=use_colour(output.stream),
         utc=arguments.utc,
         every=arguments.every_update,
         columns=(lambda: output.columns) if is_terminal(output.stream) else None,
     )
-    whole: EventFormatter = JsonFormatter(full=arguments.details) if arguments.format == "json" else text
     if not arguments.fields:
-        return whole
+        return _one_by_one(text)
     columns: Sequence[Column] = arguments.fields
     if arguments.format == "json":
-        return lambda event: dump(picked(event, columns)) if isinstance(event, FlowEvent) else whole(event)
-    return _ChosenText(columns, text)
+        whole = JsonFormatter(full=arguments.details)
+        return _one_by_one(lambda event: dump(picked(event, columns)) if isinstance(event, FlowEvent) else whole(event))
+    return _one_by_one(_ChosenText(columns, text))
+
+
+def _one_by_one(formatter: Callable[[AnyEvent], str | None]) -> EventFormatter:
+    return lambda events: (line for event in events if (line := formatter(event)) is not None)
 
 
 @attrs.define(eq=False)

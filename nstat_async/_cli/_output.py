@@ -41,15 +41,19 @@ def can_draw(stream: TextIO | None) -> bool:
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
+_AT_ONCE = 1 << 15
+"""Characters written at once. More would be memory that is taken from the system and given back each time."""
+
+
 @attrs.define(eq=False)
 class Output:
     """Standard output as a sink of lines."""
 
     stream: TextIO | None = attrs.field(factory=lambda: sys.stdout)
     quiet: bool = False
-    """True: count the lines, print none."""
-    written: int = 0
-    """Lines so far."""
+    """True: print nothing."""
+    events: int = 0
+    """How many were shown, or not, so far: for whoever says how far a command is."""
     _number: int | None = attrs.field(init=False)
     """Descriptor of the stream; `None` where lines are written by the stream itself."""
     _kind: int = attrs.field(default=0, init=False)
@@ -67,7 +71,8 @@ class Output:
 
     def lines(self, lines: Iterable[str]) -> None:
         """Write these lines, however long the reader takes."""
-        self._write(self._counted(lines))
+        for text in self._encoded(lines):
+            self._write(text)
 
     def line(self, line: str) -> None:
         """Write one line."""
@@ -78,23 +83,30 @@ class Output:
 
         Cancelled in a pipe that is full, what was written ends with a whole line.
         """
-        text = self._counted(lines)
-        if self._number is not None and self._kind == stat.S_IFIFO:
-            for part in _parts(text):
-                while not select.select((), (self._number,), (), 0)[1]:
-                    await anyio.wait_writable(self._number)
-                self._write(part)
-        elif text and (self._kind == stat.S_IFSOCK or is_terminal(self.stream)):
-            await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
-        else:
-            self._write(text)
+        for text in self._encoded(lines):
+            if self._number is not None and self._kind == stat.S_IFIFO:
+                for part in _parts(text):
+                    while not select.select((), (self._number,), (), 0)[1]:
+                        await anyio.wait_writable(self._number)
+                    self._write(part)
+            elif self._kind == stat.S_IFSOCK or is_terminal(self.stream):
+                await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+            else:
+                self._write(text)
 
-    def _counted(self, lines: Iterable[str]) -> bytes:
-        batch = list(lines)
-        self.written += len(batch)
-        if self.quiet or self.stream is None or not batch:
-            return b""
-        return "\n".join([*batch, ""]).encode(self.stream.encoding or "utf-8", "backslashreplace")
+    def _encoded(self, lines: Iterable[str]) -> Iterator[bytes]:
+        """Lines as bytes, some at once; none of a quiet output."""
+        if self.quiet or self.stream is None:
+            return
+        encoding, some, size = self.stream.encoding or "utf-8", [], 0
+        for line in lines:
+            some.append(line)
+            size += len(line)
+            if size >= _AT_ONCE:
+                yield "\n".join([*some, ""]).encode(encoding, "backslashreplace")
+                some, size = [], 0
+        if some:
+            yield "\n".join([*some, ""]).encode(encoding, "backslashreplace")
 
     def _write(self, data: bytes) -> None:
         if self._number is None:

@@ -64,7 +64,7 @@ class _describe:  # noqa: N801  # a function with a memory
         self._total = sum(f.st_size for f in facts) if all(stat.S_ISREG(f.st_mode) for f in facts) else None
 
     def __call__(self) -> str:
-        text = events_text(self._output.written)
+        text = events_text(self._output.events)
         if self._total is None or any(file.closed for file in self._files):
             return text
         return f"{text}  {bytes_text(sum(file.tell() for file in self._files))} of {bytes_text(self._total)}"

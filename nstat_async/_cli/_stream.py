@@ -36,7 +36,7 @@ def show_events(
 
     status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
     if arguments.quiet:
-        complain(events_text(output.written))
+        complain(events_text(output.events))
     return status
 
 
@@ -47,10 +47,8 @@ async def stream(monitor: Monitor, output: Output, formatter: EventFormatter, li
     library itself is measured.
     """
     events = monitor.subscribe()
-    if output.quiet:
-        while batch := await events.receive_many():
-            output.written += len(batch)
-        return
     while batch := await events.receive_many():
-        await output.send([line for event in batch if (line := formatter(event)) is not None])
-        limits.say(monitor)
+        output.events += len(batch)
+        if not output.quiet:
+            await output.send(formatter(batch))
+            limits.say(monitor)

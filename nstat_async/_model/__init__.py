@@ -16,7 +16,19 @@ they and their endpoints have no slot for weak references.
 from __future__ import annotations
 
 from ._capabilities import Capabilities, Proof, Visibility
-from ._counts import COUNTS_FIELDS, Counts, Delta, Four, MediumCounts, began_anew, counts_of, growth, packets_grown
+from ._counts import (
+    COUNTS_FIELDS,
+    Counts,
+    CountsForm,
+    Delta,
+    Four,
+    MediumCounts,
+    Place,
+    began_anew,
+    counts_of,
+    growth,
+    packets_grown,
+)
 from ._details import Details, DetailsSource, DomainInfo
 from ._flow import Endpoint, Flow, Interface, Peer, Process
 from ._kinds import UNCOUNTED_PROVIDERS, Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
@@ -27,6 +39,7 @@ __all__ = [
     "Attribution",
     "Capabilities",
     "Counts",
+    "CountsForm",
     "Delta",
     "Details",
     "DetailsSource",
@@ -40,6 +53,7 @@ __all__ = [
     "MediumCounts",
     "Outcome",
     "Peer",
+    "Place",
     "Process",
     "Proof",
     "Provider",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Union
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Union
 
 import attrs
 
@@ -176,6 +176,28 @@ def packets_grown(new: int, old: int) -> int:
     if new < old < _WRAP and old - new > _WRAP // 2:
         return new + _WRAP - old
     return max(0, new - old)
+
+
+class Place(NamedTuple):
+    """Where a counter is among the bytes of a kernel's own form: little endian, without a sign."""
+
+    offset: int
+    size: int
+    """Bytes: 4 or 8."""
+    parts: int = 0
+    """Of a time, of 4 bytes: in how many parts of a millisecond it is; 0 is no sample."""
+    sample: int = 0
+    """Of a time: offset of another one; without a sample there, there is none here either."""
+
+
+@attrs.frozen(eq=False)
+class CountsForm:
+    """A kernel's own form of counters, for whoever writes many."""
+
+    size: int
+    """Bytes."""
+    places: Mapping[str, Place]
+    """Of those of `COUNTS_FIELDS` that are counted, where each is."""
 
 
 Four = tuple[Union[int, None], Union[int, None], Union[int, None], Union[int, None]]

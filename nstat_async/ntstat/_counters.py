@@ -24,7 +24,7 @@ from typing import Any, Union
 
 import attrs
 
-from .._model import COUNTS_FIELDS, Counts, MediumCounts, Provider
+from .._model import COUNTS_FIELDS, Counts, CountsForm, MediumCounts, Place, Provider
 from ._layouts import Field, Layout, Reader, compile_format, layout
 from ._tables import MEDIA, NEWEST, STRUCTS
 
@@ -105,6 +105,17 @@ def counts_classes(counted: int, *, is_socket: bool) -> dict[int, type[Counts]]:
         _CODEC.size: _make_class(counted, lambda counts: _unpack(_raw_values(counts)), lambda _: (), 15),
         DETAILS_SIZE: _make_class(counted, details, lambda counts: details(counts)[18], 4),
     }
+
+
+@functools.cache
+def counts_form(counted: int) -> CountsForm:
+    """Where the first so many counters are in ``nstat_counts`` since xnu-4570."""
+    average = _CODEC.fields[16].offset
+    places = {
+        name: Place(field.offset, field.size, *((_SCALES[place], average) if place in _SCALES else ()))
+        for place, (name, field) in enumerate(zip(COUNTS_FIELDS[:counted], _CODEC.fields, strict=False))
+    }
+    return CountsForm(_CODEC.size, places)
 
 
 _new = object.__new__

@@ -24,7 +24,17 @@ from .._model import (
     TcpState,
 )
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, NO_FLOWS, TCP_STATES, Extension, InterfaceProperty
-from ._counters import COUNTED, DETAILS_SIZE, Raw, Values, counts_classes, counts_unpacker, detailed_values, make_counts
+from ._counters import (
+    COUNTED,
+    DETAILS_SIZE,
+    Raw,
+    Values,
+    counts_classes,
+    counts_form,
+    counts_unpacker,
+    detailed_values,
+    make_counts,
+)
 from ._layouts import Field, Layout, Reader, StructCodec, compile_format, layout
 from ._messages import split_items
 from ._translate import Translator, decode_peer, decode_text, decode_uuid
@@ -86,8 +96,10 @@ class DescriptorReader:
         self.trusted = size if trusted is None else min(trusted, size)
         """Descriptor bytes that are read."""
         self._is_socket = userland is False and provider in {Provider.TCP, Provider.UDP}
-        self._classes = counts_classes(COUNTED.get(provider, 18), is_socket=self._is_socket)
+        counted = COUNTED.get(provider, 18)
+        self._classes = counts_classes(counted, is_socket=self._is_socket)
         self._unpack, self._packed = counts_unpacker(translator.kernel.layout)
+        self.form = counts_form(counted) if self._packed else None
         self.is_flow = provider not in NO_FLOWS
         """False for routes and interfaces, which have events of their own."""
         self.self_reported = bool(userland) or provider is Provider.UNKNOWN

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from .._compiled import speedups
 from .._errors import ProtocolError
 from .._events import Report
-from .._model import COUNTS_FIELDS, Counts, Details
+from .._model import COUNTS_FIELDS, Counts, CountsForm, Details
 from ..ebpf import Totals
 from ._constants import DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, decode_attributes, find_attribute
@@ -134,6 +134,8 @@ class SocketReport(Counts):
 
 class _Reader:
     """Reads the reports of events: they are `SocketReport` already."""
+
+    form: CountsForm | None = None
 
     def counts(self, raw: SocketReport) -> SocketReport:
         return raw

@@ -50,7 +50,6 @@ def test_a_full_pipe_lets_the_loop_go_on_and_gets_every_line_in_order(pipe):
             return await anyio.to_thread.run_sync(_read_until, reading, lines[-1].encode() + b"\n")
 
     assert anyio.run(main).decode().splitlines() == lines
-    assert output.written == len(lines)
 
 
 def test_what_is_cut_off_while_a_pipe_is_full_ends_with_a_whole_line(pipe):
@@ -74,7 +73,7 @@ def test_a_slow_reader_does_not_stop_the_monitor(pipe):
 
     async def main() -> bytes:
         async with Monitor(backend=kernel.backend(), interval=0.01) as monitor, anyio.create_task_group() as tasks:
-            tasks.start_soon(stream, monitor, output, JsonFormatter(), Limits(recorded=False))
+            tasks.start_soon(stream, monitor, output, JsonFormatter().lines, Limits(recorded=False))
             polls = 0
             with anyio.fail_after(60):
                 while polls < 60:

@@ -1,0 +1,315 @@
+"""Functions that write values as JSON, made from the table of fields: as quick as those by hand.
+
+Most lines of a stream are updates of flows, and most of an update is as it was at the one before: the flow, and most
+counters. What stays is kept as text beside the flow (`Kept`). A kernel's own form of the counters says where each number
+is (`CountsForm`), so that a `Plan` writes the line without making counts of it. The C code follows the same plan.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Union
+
+import attrs
+
+from ._escape import dump
+from ._events import FlowUpdated, ReportReader
+from ._fields import NUMBER, Field, FieldTable, number_text
+from ._model import COUNTS_FIELDS, Counts, CountsForm, Delta, Flow, Place
+
+VERSION = 1
+"""Of the format."""
+Text = Callable[[Any], str]
+Numbers = tuple[Union[int, None], ...]
+"""All counters in the order of `COUNTS_FIELDS`."""
+_FOUR = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
+pick_four: Callable[[Numbers], Any] = itemgetter(*map(COUNTS_FIELDS.index, _FOUR))
+
+
+def delta_text(values: Numbers) -> str:
+    """The object ``delta`` of an update."""
+    a, b, c, d = ["null" if value is None else value for value in values] if None in values else values
+    return f'{{"rx_bytes":{a},"tx_bytes":{b},"rx_packets":{c},"tx_packets":{d}}}'
+
+
+def _function(arguments: str, body: Sequence[str], names: Mapping[str, Any]) -> Any:
+    found = dict(names)
+    exec(f"def write({arguments}):\n " + "\n ".join(body), found)  # noqa: S102  # source from the table alone, as attrs makes its methods
+    return found["write"]
+
+
+def _compiled(fields: Sequence[Field], texts: Sequence[Text | str], head: str, given: Sequence[str] = ()) -> Any:
+    """A function that writes these fields of a value: one format, made once.
+
+    Args:
+        fields: What is written; those that are `Field.later` only where they are known.
+        texts: For each the function, or the expression of ``x``, that writes its value.
+        head: What stands before them; without it the first field needs no comma.
+        given: Names of fields whose values are handed in as one more argument.
+    """
+    names: dict[str, Any] = {}
+    body, members = [], []
+    for at, (field, text) in enumerate(zip(fields, texts, strict=True)):
+        names.update({f"get{at}": field.get, f"text{at}": text, f"empty{at}": field.kind.empty})
+        read = f"value.{field.name}" if field.get is None else f"get{at}(value)"
+        read = f"given[{given.index(field.name)}]" if field.name in given else read
+        written = text if isinstance(text, str) else f"text{at}(x)"
+        absent = f"(x := {read}) is None"
+        if field.later:
+            absent += "" if field.kind.empty is None else f" or x == empty{at}"
+            body.append(f"""a{at} = '' if {absent} else ',"{field.key}":%s' % ({written},)""")
+        else:
+            members.append(repr(f'{"," if head or at else "{"}"{field.key}":'))
+            body.append(f"a{at} = 'null' if {absent} else {written}")
+        members.append(f"f'{{a{at}}}'")
+    whole = f"{head!r} {' '.join(members)} '}}'"
+    if not head and fields[0].later:
+        whole = f"'{{' + ({' '.join(members)})[1:] + '}}'"  # no member may be there: "{}"
+    return _function("value, given" if given else "value", [*body, f"return {whole}"], names)
+
+
+class Writer:
+    """Makes for each class the function that writes its values as JSON objects."""
+
+    def __init__(self, table: FieldTable, *, full: bool) -> None:
+        self._table = table
+        self._full = full
+        self._last = (0.0, "0.0")
+        self._plans: dict[CountsForm, Plan | None] = {}
+        self.known: dict[type, Text] = {}
+        fields = table.of(Counts).fields
+        self._any_counts: Callable[[Counts, Numbers], str] = self.made(Counts, dict.fromkeys(COUNTS_FIELDS, "x"))
+        self._numbers = [(field, COUNTS_FIELDS.index(field.name)) for field in fields if field.name in COUNTS_FIELDS]
+        self._is_own = any(field.name not in (*COUNTS_FIELDS, "media") for field in fields)
+        """True for fields of somebody's own."""
+        self._formats: dict[int, tuple[Any, Callable[..., str]]] = {}
+        """By how many numbers are unknown: which, and what writes the others."""
+        self.known[Counts] = lambda counts: self.counts(counts, counts._translated())  # noqa: SLF001  # all at once, for speed
+
+    def counts(self, counts: Counts, values: Numbers) -> str:
+        """Counts whose numbers were read already. Most of a line is this, so one format takes all numbers at once."""
+        if self._is_own or counts.media:
+            return self._any_counts(counts, values)
+        unknown = values.count(None)
+        pick, write = self._formats.get(unknown) or self._format_of(values)
+        if unknown and pick(values) != pick((None,) * len(values)):  # as many are unknown, but others
+            pick, write = self._format_of(values)
+        return write(*values)
+
+    def _format_of(self, values: Numbers) -> tuple[Any, Callable[..., str]]:
+        """What picks the unknown ones of values, and what writes the others where the same are unknown."""
+        members = [
+            f'"{field.key}":{"null" if values[place] is None else f"{{a{place}}}"}'
+            for field, place in self._numbers
+            if values[place] is not None or not field.later
+        ]
+        arguments = ", ".join(f"a{place}" for place in range(len(values)))
+        write = _function(arguments, [f"return f'{{{{{','.join(members)}}}}}'"], {})
+        unknown = [place for place, value in enumerate(values) if value is None]
+        found = self._formats[len(unknown)] = (itemgetter(*unknown) if unknown else None, write)
+        return found
+
+    def of(self, cls: type) -> Text:
+        """The function for a class."""
+        known = self.known.get(cls)
+        if known is None:
+            known = self.known[cls] = self.made(cls, {})
+        return known
+
+    def made(self, cls: type, given: Mapping[str, str]) -> Any:
+        """A function for a class; values of the fields in `given` are an argument, written by these expressions."""
+        record = self._table.of(cls)
+        head = "" if record.event is None else f'{{"v":{VERSION},"event":"{record.event}"'
+        fields = [field for field in record.fields if self._full or not field.full]
+        return _compiled(fields, [given.get(field.name) or self._text(field) for field in fields], head, [*given])
+
+    def _text(self, field: Field) -> Text | str:
+        kind = field.kind
+        if kind.record is not None:
+            return self.of(kind.record)
+        if kind is NUMBER:
+            return self.number
+        return kind.text or (lambda item: dump(kind.plain(item)))
+
+    def number(self, value: float) -> str:
+        """A number; many events in turn have the same time."""
+        known, text = self._last
+        if known != value:
+            text = number_text(value)
+            self._last = value, text
+        return text
+
+    def follow(self, kept: Kept, reader: ReportReader, raw: Any, four: Any) -> None:
+        """These counters of a flow were written; the next ones may go by a plan."""
+        form, plan = reader.form, None
+        if form is not None and isinstance(raw, bytes) and len(raw) == form.size:
+            if form not in self._plans:
+                self._plans[form] = None if self._full else _plan_of(self._table, form)
+            plan = self._plans[form]
+        kept.reader, kept.raw, kept.plan, kept.wide, kept.narrow = reader, raw, plan, None, None
+        kept.program, kept.totals = (None, four) if plan is None else (plan.program, plan.totals(raw))
+
+
+# --- updates of flows --------------------------------------------------------------------------
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Kept:
+    """What a formatter keeps of a flow: how it was written last."""
+
+    flow: Flow
+    text: str
+    reader: ReportReader | None = None
+    """Whose counters Python wrote last."""
+    raw: Any = None
+    """These counters."""
+    plan: Plan | None = None
+    """What writes the next ones; `None`: no plan does."""
+    program: bytes | None = None
+    """The plan's, for the C code."""
+    totals: tuple[int, ...] = ()
+    """What they had that has a growth: in the plan's order, or of a delta."""
+    wide: bytes | None = None
+    """The other counters of 64 bits, and their text."""
+    wide_texts: tuple[str, ...] = ()
+    narrow: bytes | None = None
+    """Those of 32 bits."""
+    narrow_texts: tuple[str, ...] = ()
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """How updates of a form of counters are written, while nothing falls."""
+
+    size: int
+    """Bytes of the counters."""
+    program: bytes
+    """The pieces of the line, for the C code."""
+    totals: Callable[[bytes], tuple[int, ...]]
+    """Reads what has a growth."""
+    write: Callable[[str, bytes, Kept], str | None]
+    """(time, counters, flow) to the line; `None`: a total fell."""
+
+
+_NOWHERE = Place(0, 0)
+
+
+@attrs.frozen
+class _Piece:
+    """A part of a line: what stands before a value, and which value it is."""
+
+    before: str
+    kind: int
+    place: Place = _NOWHERE
+    name: str = ""
+
+
+_END, _TIME, _FLOW, _LONG, _SHORT, _MILLISECONDS, _GROWN = range(7)
+"""Kinds of values: none, time, the flow's text, a number of 64 and of 32 bits, a scaled time, a growth."""
+_HEAD = struct.Struct("<H")
+_PIECE = struct.Struct("<5H")
+
+
+def _plan_of(table: FieldTable, form: CountsForm) -> Plan | None:
+    """The plan of a form; `None` where a line has other fields, or the totals lie elsewhere."""
+    shown = [field.name for field in table.of(FlowUpdated).fields if not field.full]
+    fields = table.of(Counts).fields
+    first = sorted(form.places[name].offset for name in _FOUR if name in form.places)
+    if (
+        shown != ["time", "flow", "counts", "delta"]
+        or first != [0, 8, 16, 24]
+        or any(field.get is not None or field.name not in (*COUNTS_FIELDS, "media") for field in fields)
+    ):
+        return None
+    pieces = list(_pieces(table, form))
+    totals = struct.Struct("<4Q").unpack_from
+    program = _HEAD.pack(form.size) + b"".join(map(_encoded, pieces))
+    return Plan(form.size, program, totals, _update_writer(pieces, totals))
+
+
+def _pieces(table: FieldTable, form: CountsForm) -> Iterator[_Piece]:
+    """The line of an update, in order."""
+    record = table.of(FlowUpdated)
+    time, flow, counts, delta = [field.key for field in record.fields if not field.full]
+    yield _Piece(f'{{"v":{VERSION},"event":"{record.event}","{time}":', _TIME)
+    yield _Piece(f',"{flow}":', _FLOW)
+    before, comma = f',"{counts}":{{', ""
+    for field in table.of(Counts).fields:
+        place = form.places.get(field.name)
+        if place is not None:
+            kind = _MILLISECONDS if place.parts else _LONG if place.size == 8 else _SHORT
+            yield _Piece(f'{before}{comma}"{field.key}":', kind, place, field.name)
+            before, comma = "", ","
+        elif not field.later:
+            before, comma = f'{before}{comma}"{field.key}":null', ","
+    before += f'}},"{delta}":{{'
+    for at, field in enumerate(table.of(Delta).fields):
+        yield _Piece(f'{before}{"," if at else ""}"{field.key}":', _GROWN, form.places[field.name], field.name)
+        before = ""
+    yield _Piece("}}", _END)
+
+
+def _encoded(piece: _Piece) -> bytes:
+    text, place = piece.before.encode("ascii"), piece.place
+    return _PIECE.pack(piece.kind, place.offset, place.parts, place.sample, len(text)) + text
+
+
+def _update_writer(pieces: Sequence[_Piece], totals: Callable[[bytes], tuple[int, ...]]) -> Any:
+    """`Plan.write`. What is no total is written in runs of one size, each only when its bytes changed."""
+    names: dict[str, Any] = {"totals": totals}
+    body = ["n0, n8, n16, n24 = now = totals(raw)", "o0, o8, o16, o24 = kept.totals",
+            "d0 = n0 - o0; d8 = n8 - o8; d16 = n16 - o16; d24 = n24 - o24",
+            "if d0 < 0 or d8 < 0 or d16 < 0 or d24 < 0: return None"]  # fmt: skip
+    line: list[str] = []
+    runs: dict[str, list[list[_Piece]]] = {"wide": [], "narrow": []}
+    for key, group in groupby(pieces, _run_of):
+        if key in runs:
+            line.append(f"f'{{kept.{key}_texts[{len(runs[key])}]}}'")
+            runs[key].append(list(group))
+        else:
+            line += map(_total_source, group)
+    for key, found in runs.items():
+        places = [piece.place for run in found for piece in run]
+        if places:
+            names[key] = _run_writer(found)
+            begin, end = min(place.offset for place in places), max(place.offset + place.size for place in places)
+            change = f"kept.{key}, kept.{key}_texts = now_{key}, {key}(raw)"
+            body.append(f"if (now_{key} := raw[{begin}:{end}]) != kept.{key}: {change}")
+    body += ["kept.raw, kept.totals = raw, now", f"return {' '.join(line)}"]
+    return _function("time, raw, kept", body, names)
+
+
+def _run_of(piece: _Piece) -> str:
+    """Which bytes a piece is kept with."""
+    if piece.kind in {_TIME, _FLOW, _GROWN, _END} or piece.name in _FOUR:
+        return ""
+    return "wide" if piece.place.size == 8 else "narrow"
+
+
+def _total_source(piece: _Piece) -> str:
+    """Source of what is written each time."""
+    values = {_TIME: "time", _FLOW: "kept.text", _GROWN: f"d{piece.place.offset}", _END: ""}
+    value = values.get(piece.kind, f"n{piece.place.offset}")
+    return f"{piece.before!r} f'{{{value}}}'" if value else repr(piece.before)
+
+
+def _run_writer(runs: Sequence[Sequence[_Piece]]) -> Any:
+    """What writes runs of pieces, each to its text."""
+    places = sorted({piece.place for run in runs for piece in run})
+    pattern, at = "<", 0
+    for place in places:
+        pattern += f"{place.offset - at}x{'Q' if place.size == 8 else 'I'}"
+        at = place.offset + place.size
+    body = [f"{''.join(f'n{place.offset}, ' for place in places)} = unpack(raw)"]
+    body += [
+        f"n{place.offset} = n{place.offset} * 1000 // {place.parts} if n{place.offset} and s{place.sample} else 'null'"
+        for place in places
+        if place.parts
+    ]
+    body[1:1] = [f"s{sample} = n{sample}" for sample in sorted({place.sample for place in places if place.parts})]
+    texts = [" ".join(f"{piece.before!r} f'{{n{piece.place.offset}}}'" for piece in run) for run in runs]
+    body.append(f"return {''.join(f'{text}, ' for text in texts)}")
+    return _function("raw", body, {"unpack": struct.Struct(pattern).unpack_from})
