@@ -558,7 +558,7 @@ class Subscription(Client):
             self._single_unanswered()
         elif request.purpose is Purpose.SYSTEM_INFO:
             pass  # it has no answer when it is granted
-        elif self.immediate and not request.message.flags:
+        elif not request.message.flags:
             pass  # unpaced: whatever it left out is asked for by itself
         elif request.retries < MAX_RETRIES:
             request.retries += 1

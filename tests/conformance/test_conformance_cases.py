@@ -191,6 +191,21 @@ def test_with_a_small_buffer_a_socket_that_died_unnoticed_goes_and_stays_away(na
     assert picture.last_poll.complete
 
 
+@pytest.mark.parametrize("name", ["xnu-1699.32.7", "xnu-2050.48.11", "xnu-2422.115.4", "xnu-2782.40.9"])
+def test_over_a_bridge_too_a_poll_that_left_no_room_for_its_success_is_completed_one_by_one(name):
+    kernel = EmulatedKernel(name)
+    flows = [kernel.open_tcp(100 + n, f"p{n}", remote=(REMOTE, 443)) for n in range(200)]
+    kernel.faults.reply_delay = 0.02
+    monitor = VirtualMonitor(kernel, receive_buffer=4096, interval=5.0)
+    monitor.run(9.0)
+    for flow in flows:
+        flow.transfer(rx=7)
+    before = monitor.picture.complete_polls
+    monitor.run(15.0)
+    assert monitor.picture.complete_polls >= before + 2
+    assert [counts.rx_bytes for _, counts in monitor.session.flows()] == [7] * 200
+
+
 def test_counters_by_medium_do_not_come_and_go():
     talk = ByHand("xnu-12377.121.6", buffer=8192, extras=True, interval=None)
     flows = [talk.kernel.open_tcp(remote=(REMOTE, n + 1), rx=9, tx=9) for n in range(200)]
