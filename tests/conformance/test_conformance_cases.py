@@ -196,7 +196,7 @@ def test_over_a_bridge_too_a_poll_that_left_no_room_for_its_success_is_completed
     kernel = EmulatedKernel(name)
     flows = [kernel.open_tcp(100 + n, f"p{n}", remote=(REMOTE, 443)) for n in range(200)]
     kernel.faults.reply_delay = 0.02
-    monitor = VirtualMonitor(kernel, receive_buffer=4096, interval=5.0)
+    monitor = VirtualMonitor(kernel, receive_buffer=16_384, interval=5.0)
     monitor.run(9.0)
     for flow in flows:
         flow.transfer(rx=7)
