@@ -103,8 +103,8 @@ class SourceTable:
         """Ends that were reported without final counts, or of flows that nothing else was heard of."""
         self.departed: deque[tuple[Source, RemovalReason]] | None = None
         """Flows that ended while two control sockets are compared; `None`: they are not."""
-        self.awaited: list[Source] = []
-        """Flows of an earlier control socket that may be alive, though this one has heard nothing of them."""
+        self.awaited: dict[str, Source] = {}
+        """By their ids, flows of an earlier control socket that may be alive, though this one has heard nothing of them."""
         self.recognise: Callable[[Source], bool] = lambda source: False  # noqa: ARG005
         """Whether a source that is to be reported is one of `awaited`, and carries it on."""
         self.described: set[int] | None = None
@@ -251,9 +251,9 @@ class SourceTable:
 
     def give_up_awaited(self) -> None:
         """What was awaited is gone."""
-        for source in self.awaited:
+        for source in self.awaited.values():
             self.report_end(source, RemovalReason.GONE)
-        self.awaited = []
+        self.awaited.clear()
 
     def finish(self) -> None:
         """Nothing follows: report the flows that were announced and never described."""
@@ -303,7 +303,7 @@ class SourceTable:
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
         """The flows that were reported, with their last counts."""
-        for source in [*self.sources.values(), *self.awaited]:
+        for source in [*self.sources.values(), *self.awaited.values()]:
             if source.reported and source.flow is not None:
                 yield source.flow, source.counts
 

@@ -93,7 +93,7 @@ def compare(old: SourceTable, new: SourceTable) -> Comparison:
     """What two control sockets know of each other's flows."""
     ended, gone = dict(old.departed or ()), dict(new.departed or ())
     pairs, fresh, left = pair(
-        [*old.sources.values(), *old.awaited, *ended], [*new.sources.values(), *gone], {*ended, *gone}
+        [*old.sources.values(), *old.awaited.values(), *ended], [*new.sources.values(), *gone], {*ended, *gone}
     )
     return Comparison(
         both=[(a, b) for a, b in pairs if a not in ended and b not in gone],
@@ -121,7 +121,7 @@ def pair(
     pairs: list[tuple[Source, Source]] = []
     left = [s for s in old if s.reported and s.flow is not None and s.reader.is_flow]
     fresh = sorted(new, key=_traffic, reverse=True)
-    for sign, ambiguous in ((_every_sign, True), (_creation, False), (_local_port, False), (_addresses, False)):
+    for sign, ambiguous in _SIGNS:
         waiting: dict[tuple[Any, ...], list[Source]] = {}
         for source in left:
             if (key := sign(source)) is not None:
@@ -131,18 +131,24 @@ def pair(
         for source in fresh:
             key = sign(source)
             partners = waiting.get(key, []) if key is not None else []
-            partner = None
-            if len(partners) == rivals[key] == 1 and not _contradict(partners[0], source):
-                partner = partners.pop()
-            elif ambiguous and partners:
-                partner = _nearest(partners, source, gone)
+            partner = _partner(partners, source, gone, rivals=rivals[key], ambiguous=ambiguous)
             if partner is None:
                 unpaired.append(source)
             else:
+                partners.remove(partner)
                 pairs.append((partner, source))
         found = {partner for partner, _ in pairs}
         left, fresh = [source for source in left if source not in found], unpaired
     return pairs, fresh, left
+
+
+def _partner(
+    partners: list[Source], source: Source, gone: Collection[Source], *, rivals: int, ambiguous: bool
+) -> Source | None:
+    """Which of those that have a sign in common with a source it is; `rivals` sources of its own socket have it, too."""
+    if len(partners) == rivals == 1 and not _contradict(partners[0], source):
+        return partners[0]
+    return _nearest(partners, source, gone) if ambiguous else None
 
 
 def _contradict(one: Source, other: Source) -> bool:
@@ -161,14 +167,10 @@ def _traffic(source: Source) -> tuple[int, ...]:
 
 
 def _nearest(partners: list[Source], source: Source, gone: Collection[Source]) -> Source | None:
-    """Of several that look alike, the one with the highest counters that this one can have come from; it is taken out."""
+    """Of several that look alike, the one with the highest counters that this one can have come from."""
     now = _traffic(source)
     before = [p for p in partners if all(a <= b for a, b in zip(_traffic(p), now, strict=True))]
-    if not before:
-        return None
-    best = max(before, key=lambda partner: ((partner in gone) is (source in gone), _traffic(partner)))
-    partners.remove(best)
-    return best
+    return max(before, key=lambda partner: ((partner in gone) is (source in gone), _traffic(partner)), default=None)
 
 
 def _kind(source: Source) -> tuple[Any, ...]:
@@ -205,6 +207,10 @@ def _addresses(source: Source) -> tuple[Any, ...] | None:
     return (*_kind(source), source.start_ticks, flow.local, flow.remote)
 
 
+_SIGNS = ((_every_sign, True), (_creation, False), (_local_port, False), (_addresses, False))
+"""What says that two sources are one kernel socket, the strongest first, and whether counters choose where several look alike."""
+
+
 def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awaited: Iterable[Source] = ()) -> None:
     """Report on the new control socket what differs from what was reported of the old one.
 
@@ -214,9 +220,13 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awai
         found: What they know of each other's flows.
         awaited: Those that only the old one knew, and that may be alive.
     """
-    table.awaited, table.recognise = list(awaited), partial(_recognise, table)
-    for source in table.awaited:
+    alike: dict[tuple[Any, ...] | None, list[Source]] = {}
+    for source in awaited:
         source.seen = AWAITED
+        table.awaited[source.id] = source
+        for sign, _ in _SIGNS:
+            alike.setdefault(sign(source), []).append(source)
+    table.recognise = partial(_recognise, table, alike)
     table.remember_ends(wanted=False)
     old.remember_ends(wanted=False)
     for before, source in found.both:
@@ -238,15 +248,21 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awai
         table.report_end(source, reason)
 
 
-def _recognise(table: SourceTable, source: Source) -> bool:
-    """Whether a source is a flow that was awaited; then it carries that one on."""
-    pairs, _, _ = pair(table.awaited, [source]) if source.identity is not None else ([], [], [])
-    for before, _ in pairs:
-        table.awaited.remove(before)
-        source.reported = True
-        if _carry_on(before, source):
-            table.announce_update(source, before.counters)
-    return bool(pairs)
+def _recognise(table: SourceTable, alike: dict[tuple[Any, ...] | None, list[Source]], source: Source) -> bool:
+    """Whether a source is a flow that was awaited, among those with a sign in common; then it carries that one on."""
+    if source.identity is None:
+        return False
+    for sign, ambiguous in _SIGNS:
+        key = sign(source)
+        partners = [each for each in alike.get(key, ()) if each.id in table.awaited] if key is not None else []
+        before = _partner(partners, source, (), rivals=1, ambiguous=ambiguous)
+        if before is not None:
+            del table.awaited[before.id]
+            source.reported = True
+            if _carry_on(before, source):
+                table.announce_update(source, before.counters)
+            return True
+    return False
 
 
 def _carry_on(old: Source, new: Source) -> bool:
