@@ -35,8 +35,8 @@ AUDIT_SELDOM = 60.0
 """The same where only a kernel without memory leaves a flow out in silence, or where nobody wants polls at intervals."""
 AUDIT_POLLS = 10
 """Polls between two such looks at least: they cost one poll or two more."""
-LOOK_AGAIN = (0.0, 1.0, 5.0, 15.0, 60.0)
-"""Seconds before each audit for flows that nothing was heard of since the control went away; then they are gone."""
+AWAITED_FOR = 80.0
+"""Seconds for which flows are awaited that nothing was heard of since the control went away; then they are gone."""
 PURPOSE = "ntstat"
 
 
@@ -94,7 +94,7 @@ class Sockets:
         self._audit_at: float | None = None
         self._last_resync = float("-inf")
         self._rejected = 0
-        self._looks = 0
+        self._awaiting_since: float | None = None
         self.statistics = dict.fromkeys(("resynchronisations", "audits"), 0)
         """Counters for people, by name."""
 
@@ -366,10 +366,13 @@ class Sockets:
     def _judge_awaited(self, now: float, *, proven: bool) -> None:
         """Another look at flows that nothing was heard of since the control went away: `proven` if a whole list lacks them, too."""
         assert self.current is not None
-        if proven or self._looks == len(LOOK_AGAIN):
-            self.current.table.give_up_awaited()
-        if self.current.table.awaited:
-            self._audit_at = now + LOOK_AGAIN[self._looks]
-            self._looks += 1
+        table, since = self.current.table, self._awaiting_since
+        waited = 0.0 if since is None else now - since
+        if proven or waited >= AWAITED_FOR:
+            table.give_up_awaited()
+        if not table.awaited:
+            self._awaiting_since = None
+        elif since is None:
+            self._awaiting_since = self._audit_at = now
         else:
-            self._looks = 0
+            self._audit_at = now + min(max(1.0, waited), AWAITED_FOR - waited)

@@ -7,7 +7,7 @@ from virtual import VirtualMonitor, compare, traffic
 
 from nstat_async import LossCause, RemovalReason
 from nstat_async._options import DEFAULT_PROVIDERS
-from nstat_async.ntstat._sockets import LOOK_AGAIN
+from nstat_async.ntstat._sockets import AWAITED_FOR
 from nstat_async.testing import EmulatedKernel
 
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -86,6 +86,19 @@ def test_a_flow_that_cannot_be_read_when_a_second_socket_takes_over_goes_on_when
     agree(kernel, monitor)
 
 
+def test_a_flow_is_awaited_over_many_takeovers():
+    kernel, made, monitor = watched("xnu-12377.121.6", flows=3)
+    before = set(monitor.picture.flows)
+    made[1].unreadable = True
+    for _ in range(12):
+        kernel.end_controls()
+        monitor.run(3.0)
+    made[1].unreadable = False
+    monitor.run(3.0)
+    assert set(monitor.picture.flows) == before
+    agree(kernel, monitor)
+
+
 @pytest.mark.parametrize("name", RELEASES)
 def test_flows_that_ended_while_the_control_was_away_are_gone_once_another_list_lacks_them(name):
     kernel, made, monitor = watched(name, flows=5)
@@ -110,7 +123,7 @@ def test_what_stays_away_is_given_up_after_a_while_and_said():
     kernel, _, monitor = watched("xnu-12377.121.6", flows=4)
     kernel.faults.fail_allocations = 1.0
     kernel.end_controls()
-    monitor.run(sum(LOOK_AGAIN) - 5.0)
+    monitor.run(AWAITED_FOR - 5.0)
     assert len(monitor.picture.flows) == 4
     monitor.run(10.0)
     assert not monitor.picture.flows
