@@ -751,7 +751,7 @@ typedef struct {
     Py_ssize_t *places; /* of an entry, in the order of its defaults */
     PyObject *defaults, *python, *accepted, *opened, *sequence;
     unsigned int behind_fin, before_fin, after_fin, told_by_state; /* sets of states */
-    Py_ssize_t book, protocol, last, seen, changed, state, reading, of_report, direction, weight, cgroup; /* of an entry */
+    Py_ssize_t keeper, protocol, last, seen, changed, state, reading, of_report, direction, weight, cgroup; /* of an entry */
     Py_ssize_t values;                                                                                 /* of a report */
     Py_ssize_t info, info_length, info_header, of_cgroup;                                              /* of a form */
 } Sight;
@@ -759,7 +759,7 @@ typedef struct {
 static int find_slots_of_sight(Sight *self)
 {
     PyObject *entry = (PyObject *)self->entry, *form = (PyObject *)self->form;
-    return find_slot(entry, "book", &self->book) || find_slot(entry, "protocol", &self->protocol) ||
+    return find_slot(entry, "keeper", &self->keeper) || find_slot(entry, "protocol", &self->protocol) ||
            find_slot(entry, "last", &self->last) || find_slot(entry, "seen", &self->seen) ||
            find_slot(entry, "changed", &self->changed) || find_slot(entry, "state", &self->state) ||
            find_slot(entry, "reading", &self->reading) || find_slot(entry, "report", &self->of_report) ||
@@ -921,14 +921,14 @@ static int are_large(const uint8_t *info, Py_ssize_t length)
     return length >= SENT_END && (read64(info + 120) | read64(info + 200) | read64(info + 208)) >> 62;
 }
 
-PyDoc_STRVAR(take_sight_doc, "take(book, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
+PyDoc_STRVAR(take_sight_doc, "take(keeper, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
                              "As `_first_sight` of sockdiag/_sight.py.");
 
 static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t count)
 {
     Py_ssize_t start, length, cgroup;
     if (self->entry == NULL || count != 8) {
-        PyErr_SetString(PyExc_TypeError, "take(book, protocol, pieces, message, form, poll, reading, listening)");
+        PyErr_SetString(PyExc_TypeError, "take(keeper, protocol, pieces, message, form, poll, reading, listening)");
         return NULL;
     }
     PyObject *pieces = arguments[2], *message = arguments[3], *listening = arguments[7];
@@ -951,7 +951,7 @@ static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t 
         Py_XDECREF(number);
         return NULL;
     }
-    set_slot(entry, self->book, Py_NewRef(arguments[0]));
+    set_slot(entry, self->keeper, Py_NewRef(arguments[0]));
     set_slot(entry, self->protocol, Py_NewRef(arguments[1]));
     set_slot(entry, self->last, Py_NewRef(pieces));
     set_slot(entry, self->seen, Py_NewRef(arguments[5]));
@@ -964,6 +964,7 @@ static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t 
         set_slot(entry, self->direction, Py_NewRef(direction));
         set_slot(entry, self->weight, Py_NewRef(self->sequence));
     }
+    PyObject_GC_UnTrack(entry); /* it holds values, and its book weakly */
     return entry;
 }
 

@@ -143,10 +143,9 @@ class ProcessScanner:
         found: list[Found] = []
         missing = self._missing
         for pid, thread, links in self._parts if missing else ():
-            for inode, descriptor in links:
-                if inode in missing:
-                    missing.discard(inode)
-                    found.append((inode, pid, thread, descriptor))
+            hits = {inode: descriptor for inode, descriptor in reversed(links) if inode in missing}
+            missing.difference_update(hits)
+            found += [(inode, pid, thread, descriptor) for inode, descriptor in hits.items()]
             if not missing:
                 break
             if len(found) >= MAX_FOUND or time.thread_time() >= until:

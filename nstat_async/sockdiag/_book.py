@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterator
 
@@ -113,6 +114,7 @@ class Book:
         self._links = links
         self._links_version = links.version
         self._first_sight = first_sight()
+        self._reference = weakref.ref(self)
         self._announced = False
         """A flow was announced, ever."""
         self._every = every_update
@@ -159,7 +161,7 @@ class Book:
         """A dump has a socket that was not known."""
         output, listening = self._output, self.listeners.by_port
         reading = output.now - output.poll_began
-        entry = self._first_sight(self, protocol, pieces, message, form, output.poll, reading, listening)
+        entry = self._first_sight(self._reference, protocol, pieces, message, form, output.poll, reading, listening)
         self._enter(entry)
         entry.preexisting = output.first_poll
         if not entry.preexisting:
@@ -209,11 +211,12 @@ class Book:
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
         poll = self._output.poll
-        return self._enter(Entry(self, protocol, pieces, poll, poll))
+        return self._enter(Entry(self._reference, protocol, pieces, poll, poll))
 
     def _enter(self, entry: Entry) -> Entry:
         cookie = entry.last[2]
         self.entries[cookie] = entry
+        entry.over = False
         if self._given_up:
             entry.connection += (self._given_up.pop(cookie) or (0,))[0]
         if entry.protocol not in _DUMPED:
@@ -231,7 +234,7 @@ class Book:
         if identity is not None and (protocol != IPPROTO_TCP or same_connection(identity, pieces[1])):
             return None
         poll = self._output.poll
-        return Entry(self, protocol, pieces, poll, poll, connection=1 + connection)
+        return Entry(self._reference, protocol, pieces, poll, poll, connection=1 + connection)
 
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int], *, fin: bool = False) -> bool:
         """Take over what a message of a living socket says; True if it tells anew who began.
@@ -309,6 +312,7 @@ class Book:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
+            entry.over = True
             entry.be_like_no_row()
             self.others.pop(entry.cookie, None)
         self._stop_listening(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Callable
 from typing import Protocol, Union
 
 import attrs
@@ -53,7 +54,6 @@ class Keeper(Protocol):
 
     number: int
     """Of its network namespace."""
-    entries: dict[int, Entry]
 
     def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
         """Somebody holds the socket, or it is known why nobody is known to."""
@@ -65,11 +65,30 @@ class Keeper(Protocol):
         """Several processes hold the socket, or no longer several."""
 
 
+class _NoBook:
+    """In place of a book that is no more: nobody hears of its sockets."""
+
+    number = 0
+
+    def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
+        pass
+
+    def learn_cgroup(self, entry: Entry) -> None:
+        pass
+
+    def learn_others(self, entry: Entry, owner: Process, others: Others) -> None:
+        pass
+
+
+_NO_BOOK = _NoBook()
+
+
 @attrs.define(eq=False, weakref_slot=False)
 class Entry:
     """One socket: a cookie in a network namespace. What the fields say is about its present connection."""
 
-    book: Keeper
+    keeper: Callable[[], Union[Keeper, None]]
+    """Weakly the book that it is of: so it is in no circle, and what the C code makes need not be looked at by the garbage collector."""
     protocol: int
     last: Pieces
     """The pieces of the last message."""
@@ -106,15 +125,17 @@ class Entry:
     round: int = 0
     """The number of looks at all tables of descriptors before it was known (`OwnerSource.rounds`)."""
     preexisting: bool = False
+    over: bool = True
+    """True when it is not in the book, or no more."""
     ended: Ended | None = None
     """The record of its end, which is not reported yet: the removal is awaited."""
     absences: int = 0
     """Successive polls without it: closed, and held by a process that did not close its descriptor."""
 
     @property
-    def over(self) -> bool:
-        """True when it is in the book no more."""
-        return self.book.entries.get(self.last[2]) is not self
+    def book(self) -> Keeper:
+        """The book that it is of."""
+        return self.keeper() or _NO_BOOK
 
     @property
     def process(self) -> Process | None:

@@ -22,11 +22,11 @@ _TOLD_BY_STATE = frozenset({SocketState.LISTEN, SocketState.SYN_SENT})
 _DIRECTIONS = {ACCEPTED: Direction.INBOUND, OPENED: Direction.OUTBOUND}
 _SEQUENCE = Weight.SEQUENCE
 
-FirstSight = Callable[[Keeper, int, Pieces, bytes, RowFormat, int, float, Mapping[bytes, Any]], Entry]
+FirstSight = Callable[..., Entry]
 
 
 def _first_sight(
-    book: Keeper,
+    keeper: Callable[[], Keeper | None],
     protocol: int,
     pieces: Pieces,
     message: bytes,
@@ -38,7 +38,7 @@ def _first_sight(
     """The entry of a socket that was not known.
 
     Args:
-        book: Where it will be.
+        keeper: Weakly where it will be.
         protocol: Of the socket.
         pieces: Of the row.
         message: The row.
@@ -53,7 +53,7 @@ def _first_sight(
     fin = is_tcp and (is_behind_fin(message, start, length) or is_fin_alone(NO_COUNTERS, pieces[4]))
     report = socket_report(message, start, length, int(fin))
     cgroup = cgroup_of(message, form)
-    entry = Entry(book, protocol, pieces, poll, poll, state, reading, report=report, cgroup=cgroup)
+    entry = Entry(keeper, protocol, pieces, poll, poll, state, reading, report=report, cgroup=cgroup)
     if is_tcp and (identity[6] or identity[7]) and state not in _TOLD_BY_STATE:
         evidence = evidence_of(state, message, start, length)
         if evidence == ACCEPTED or (evidence == OPENED and identity[4:6] not in listening):

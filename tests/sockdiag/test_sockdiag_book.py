@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
 
 import attrs
 import pytest
@@ -32,6 +34,25 @@ MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
 def searches(kernel: FakeKernel) -> int:
     """Requests that look for an owner; others only check known ones."""
     return sum(bool(request.inodes) for request in kernel.owner_requests)
+
+
+# -- sockets without a book
+
+
+def test_a_session_that_nobody_has_is_collected_and_whoever_still_asks_its_sockets_gets_no_answer():
+    """Sockets know their book weakly: with the C code the collector does not look at them."""
+    kernel = FakeKernel(interval=None)
+    kernel.sockets[1] = FakeSocket(1, inode=5)
+    kernel.start()
+    (entry,) = kernel.session._entries()
+    book = weakref.ref(entry.book)
+    assert not entry.over
+    del kernel
+    gc.collect()
+    assert book() is None
+    for learn, rest in (("owner", (Attribution.HIDDEN, None)), ("cgroup", ()), ("others", (None, None))):
+        assert getattr(entry.book, f"learn_{learn}")(entry, *rest) is None
+    assert entry.book.number == 0
 
 
 # -- a socket and its connections
