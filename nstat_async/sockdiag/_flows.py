@@ -30,7 +30,7 @@ def build_flow(
     _, identity, cookie, _, _ = entry.last
     owner, others, old = entry.owner, entry.others, entry.flow
     (device,), own, far, index = _DEVICE.unpack(identity), address_of(identity, 8), None, None
-    if any(identity[6:8]) or any(identity[24:40]):
+    if identity[6] or identity[7] or any(identity[24:40]):
         far = address_of(identity, 24)
     if len(own) == _IPV6 and (is_link_scoped(own) or (far is not None and is_link_scoped(far))):
         index = device or links.index_of(own)

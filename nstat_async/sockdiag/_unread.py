@@ -19,8 +19,6 @@ _HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
 """Whose protocol is in place of a port."""
 _CLOSED = TcpState.CLOSED
 _NOWHERE = (None, None, None)
-_IPV6 = 16
-"""Bytes of an address."""
 _SOURCE = "peer"
 """The field in whose slot the source is: this machine does not know it of a flow."""
 _OF_A_SOCKET = (
@@ -53,15 +51,19 @@ def _values_of(
     holders: tuple[tuple[int, str | None], ...],
 ) -> tuple[Any, ...]:
     """The fields of a flow by its source; `index` is that of the link which scoped addresses are of."""
-    (local_port, remote_port), number = _PORTS.unpack(identity), None
+    (local_port, remote_port), number, local, remote = _PORTS.unpack(identity), None, None, None
     if protocol in _HAS_PROTOCOL:
         number, local_port = local_port or None, 0
+    if protocol != PACKET:
+        local = _shared(own, local_port, index and _scope(own, index))
+    if far is not None:
+        remote = _shared(far, remote_port, index and _scope(far, index))
     return (
         f"{prefix}c{cookie:x}" if connection == 1 else f"{prefix}c{cookie:x}.{connection}",
         PROVIDERS[protocol],
         False,
-        None if protocol == PACKET else _endpoint(own, local_port, index),
-        None if far is None else _endpoint(far, remote_port, index),
+        local,
+        remote,
         process,
         interface,
         TCP_STATES.get(state, _CLOSED) if protocol == IPPROTO_TCP else None,
@@ -75,8 +77,8 @@ def _values_of(
     )
 
 
-def _endpoint(address: bytes, port: int, index: int | None) -> Endpoint:
-    return _shared(address, port, index if len(address) == _IPV6 and is_link_scoped(address) else None)
+def _scope(address: bytes, index: int) -> int | None:
+    return index if is_link_scoped(address) else None
 
 
 class _UnreadFlow(Flow):
