@@ -6,6 +6,9 @@ import errno
 import os
 from pathlib import Path
 
+_DESCRIPTORS = 4
+"""That SQLite needs: for the file, its log, what lists the log's pages, and the folder."""
+
 
 def may_make_files(folder: Path) -> bool:
     """True where SQLite can keep what belongs to a file beside it."""
@@ -23,12 +26,17 @@ def why_not_opened(path: str | os.PathLike[str], error: Exception, *, write: boo
     folder = Path(path).parent
     if Path(path).is_dir():
         return os.strerror(errno.EISDIR)
+    opened: list[int] = []
     try:
-        os.close(os.open(path, os.O_RDWR if write else os.O_RDONLY))
+        for _ in range(_DESCRIPTORS):
+            opened.append(os.open(path, os.O_RDWR if write else os.O_RDONLY))  # noqa: PERF401  # what was opened is closed
     except FileNotFoundError as reason:
         return _why_none_is_made(folder) if write and folder.exists() else str(reason.strerror)
     except (OSError, ValueError) as reason:
         return str(getattr(reason, "strerror", None) or reason)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
     return str(error) if not write or may_make_files(folder) else _why_none_is_made(folder)
 
 

@@ -179,7 +179,7 @@ DARWIN_AF_INET6 = 30
 
 
 class DarwinErrno(enum.IntEnum):
-    """Error numbers that the control sends, as Darwin numbers them."""
+    """Error numbers that the control sends, or its opening has, as Darwin numbers them."""
 
     EPERM = 1
     ENOENT = 2
@@ -187,6 +187,8 @@ class DarwinErrno(enum.IntEnum):
     ENOMEM = 12
     EACCES = 13
     EINVAL = 22
+    ENFILE = 23
+    EMFILE = 24
     EAGAIN = 35
     EALREADY = 37
     EMSGSIZE = 40
@@ -208,6 +210,8 @@ _ERROR_TEXTS = {
     "ENOMEM": "Cannot allocate memory",
     "EACCES": "Permission denied",
     "EINVAL": "Invalid argument",
+    "ENFILE": "Too many open files in system",
+    "EMFILE": "Too many open files",
     "EAGAIN": "Resource temporarily unavailable",
     "EALREADY": "Operation already in progress",
     "EMSGSIZE": "Message too long",

@@ -352,6 +352,34 @@ def test_what_keeps_a_history_from_being_opened_is_not_said_of_the_file(tmp_path
         open_it(tmp_path / "h.db")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors have no limit there")
+def test_a_history_for_which_no_descriptors_are_left_says_so(tmp_path):
+    """SQLite needs several, and says of none what it was."""
+    script = """
+import os, resource, sys
+from nstat_async.aggregate import HistoryError, HistoryWriter
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+for free in range(1, 4):
+    taken = []
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        for _ in range(free):
+            os.close(taken.pop())
+    try:
+        HistoryWriter(sys.argv[1]).close()
+    except HistoryError as error:
+        print(error)
+    for each in taken:
+        os.close(each)
+"""
+    HistoryWriter(tmp_path / "h.db").close()
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "h.db"], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert all("cannot be opened: Too many open files" in line for line in done.stdout.splitlines()), done.stdout
+
+
 def traffic(writer, time, name, rx=100):
     process = Process(zlib.crc32(f"{name}{time}".encode()), name)
     it = flow(f"{name}{time}", process)
