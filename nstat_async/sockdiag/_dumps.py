@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from .._errnos import error_text
 from .._errors import ProtocolError
 from .._events import ProviderRefused
 from .._model import Provider
@@ -345,7 +344,7 @@ class DumpSource(Source):
             provider = Provider.TCP if kind.protocol == IPPROTO_TCP else Provider.UDP
             detail = "the kernel has no sock_diag for it"
             if number != errors.ENOENT:
-                detail = f"the kernel refused the dump: {error_text(number)}"
+                detail = f"the kernel refused the dump: {refusal_text(number)}"
             self.output.events.append(ProviderRefused(self.output.time, provider, number, detail))
 
     @property

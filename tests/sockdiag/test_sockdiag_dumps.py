@@ -154,7 +154,7 @@ def test_what_the_end_of_a_dump_says_of_the_poll(kernel, answer, complete, refus
     ("number", "detail"),
     [
         (errno.ENOENT, "the kernel has no sock_diag for it"),
-        (errno.EPERM, "the kernel refused the dump: Operation not permitted"),
+        (errno.EPERM, "the kernel refused the dump: Operation not permitted; a seccomp filter"),
     ],
 )
 def test_a_protocol_all_of_whose_dumps_are_refused_is_refused_once(kernel, number, detail):
