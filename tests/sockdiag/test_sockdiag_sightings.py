@@ -1,0 +1,187 @@
+"""What eBPF records say of a socket: where it is, whose, since when, with which counts, and how it ended."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from ebpf_records import datagram_record, record
+from programs_fakes import GRANTED, flow_row
+from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
+from test_sockdiag_programs import BORN, PORTS, PROVIDERS, closed, connect, end, started
+
+from nstat_async import FlowAdded, FlowUpdated, Provider, TcpState
+from nstat_async._model import Direction, Outcome
+from nstat_async.ebpf import Flag, Kind, SocketType
+from nstat_async.sockdiag import CgroupFacts, TcpInfo
+from nstat_async.sockdiag._constants import SocketState
+
+V6 = bytes.fromhex("20010db8") + bytes(11)
+MADE = {"pid": 6, "flags": Flag.HAS_PROCESS | Flag.BY_CREATOR}
+
+
+def udp(kind=Kind.FIRST_IO, cookie=3, **fields):
+    return datagram_record(kind, cookie, **{"pid": 5, "local_port": 4000, **fields})
+
+
+def pids(events):
+    return [event.flow.process and event.flow.process.pid for event in flow_events(events)]
+
+
+# -- beginnings
+
+
+def test_a_record_has_the_ends_of_a_socket_of_version_6():
+    ends = {"local": V6 + b"\1", "remote": V6 + b"\2", "local_port": 40000, "remote_port": 0xBB01}
+    (added,) = flow_events(started().ring(udp(family=10, **ends)))[:1]
+    assert (str(added.flow.local), str(added.flow.remote)) == ("[2001:db8::1]:40000", "[2001:db8::2]:443")
+
+
+@pytest.mark.parametrize(
+    ("fields", "provider"),
+    [
+        ({}, Provider.UDP),
+        ({"protocol": 17, "type": SocketType.RAW, "local_port": 0}, Provider.RAW),
+        ({"protocol": 58, "family": 10, "local_port": 7}, Provider.ICMP),
+        ({"protocol": 0, "type": SocketType.RAW, "family": 17, "local_port": 0}, Provider.PACKET),
+        ({"local_port": 0}, None),  # not bound: no dump has it either
+    ],
+)
+def test_of_which_protocol_a_socket_is(fields, provider):
+    added = [e for e in started(providers=PROVIDERS).ring(udp(**fields)) if isinstance(e, FlowAdded)]
+    assert [event.flow.provider for event in added] == [provider] * (provider is not None)
+
+
+def test_without_a_walk_over_all_descriptors_only_what_is_dumped_is_reported():
+    kernel = started(granted=attrs.evolve(GRANTED, owners=False), providers=PROVIDERS)
+    assert not flow_events(kernel.ring(udp(protocol=1, type=SocketType.RAW)))
+    assert flow_events(connect(kernel))
+
+
+@pytest.mark.parametrize(("flags", "preexisting"), [(BORN, False), (Flag.HAS_PROCESS, True)])
+def test_a_socket_whose_making_was_not_seen_was_there_before(flags, preexisting):
+    added = started().ring(udp(flags=flags))[0]
+    assert added.preexisting is preexisting
+
+
+@pytest.mark.parametrize(("local", "remote", "at_once"), [(0x9C00, 80 << 8, True), (0, 0xBB01, False)])
+def test_a_connection_is_announced_when_it_has_a_port_and_a_process(local, remote, at_once):
+    """With the state that it has; that it is established is an update then."""
+    kernel = started()
+    ends = {"pid": 5, "remote_port": remote}
+    events = flow_events(kernel.ring(record(Kind.OPENED, 9, local_port=local, **ends)))
+    assert [event.flow.state for event in events[:1]] == [TcpState.SYN_SENT] * at_once
+    first = flow_events(kernel.ring(record(Kind.ESTABLISHED, 9, local_port=local or 40000, **ends)))[0]
+    assert (type(first), first.flow.state) == (FlowUpdated if at_once else FlowAdded, TcpState.ESTABLISHED)
+
+
+def test_who_began_is_what_a_record_says_whatever_sequence_numbers_look_like():
+    kernel = started()
+    connect(kernel)
+    kernel.sockets[9] = FakeSocket(9, remote=b"\x7f\0\0\2", info={TcpInfo.BYTES_ACKED: 9, TcpInfo.BYTES_SENT: 9})
+    kernel.poll()
+    assert {event.flow.direction for event in flow_events(kernel.events)} == {Direction.OUTBOUND}
+
+
+def test_a_flow_that_no_dump_had_is_of_its_cgroup():
+    kernel = started()
+    kernel.cgroups[7] = CgroupFacts(7, "/system.slice/a.service")
+    kernel.ring(record(Kind.OPENED, 9, pid=5, cgroup=7, **PORTS))
+    kernel.poll()
+    assert flow_events(kernel.events)[-1].flow.cgroup == "/system.slice/a.service"
+
+
+# -- processes
+
+
+def test_a_connection_is_announced_with_whoever_is_seen_first():
+    """Who made it counts until somebody uses it; whoever uses it is known by its start."""
+    kernel = started()
+    assert not kernel.ring(record(Kind.ACCEPTED, 9, **PORTS))
+    (added,) = flow_events(kernel.ring(record(Kind.FIRST_IO, 9, 1, **MADE)))[:1]
+    assert pids([added]) == [6]
+    used = flow_events(kernel.ring(record(Kind.FIRST_IO, 9, 2, pid=5)))
+    assert {*pids(used)} == {5}
+    assert used[0].flow.process.key == (5, 5)
+    assert {*pids(kernel.ring(record(Kind.FIRST_IO, 9, 3, pid=7)))} == {7}
+    assert not kernel.ring(record(Kind.FIRST_IO, 9, 4, **MADE))
+
+
+def test_a_connection_of_before_is_announced_by_its_first_use():
+    assert pids(started().ring(record(Kind.FIRST_IO, 9, pid=5, **PORTS)))[0] == 5
+
+
+# -- counts
+
+
+@pytest.mark.parametrize(
+    ("flags", "births", "exact"), [(BORN, True, True), (Flag.HAS_PROCESS, True, False), (Flag.HAS_PROCESS, False, True)]
+)
+def test_the_end_of_a_datagram_socket_is_exact_if_all_of_its_life_was_counted(flags, births, exact):
+    """Where makings are not seen, whatever comes after the first poll is taken for new."""
+    kernel = started(granted=attrs.evolve(GRANTED, births=births))
+    kernel.sockets[3] = FakeSocket(3, protocol=17, local_port=4000, remote=bytes(4), remote_port=0)
+    kernel.poll()
+    row = udp(flags=flags)
+    kernel.flows[3] = flow_row(row, tx_payload=50, rx_payload=40, tx_packets=2, rx_packets=1, tx_bytes=50, rx_bytes=40)
+    kernel.lost = kernel.lost._replace(moved=1, map_full=0)
+    kernel.wait(61.0)
+    kernel.poll()
+    grown = [e for e in flow_events(kernel.events) if isinstance(e, FlowUpdated) and e.delta.tx_bytes]
+    assert [(e.delta.tx_bytes, e.delta.tx_packets, e.delta.rx_packets) for e in grown] == [(50, 2, 1)]
+    kernel.ring(row._replace(kind=Kind.RELEASED, tx_payload=50, rx_payload=40, tx_packets=2, rx_packets=1))
+    (removed,) = removals(kernel.events)
+    assert removed.final is exact
+
+
+def test_the_map_may_count_for_sockets_that_are_not_bound():
+    kernel = started()
+    kernel.flows[3] = flow_row(udp(local_port=0), tx_payload=50, tx_packets=1)
+    kernel.wait(61.0)
+    assert not flow_events(kernel.poll())
+
+
+# -- ends
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "outcome"),
+    [
+        (SocketState.ESTABLISHED, Flag.ERROR_KNOWN, Outcome.RESET_HERE),
+        (SocketState.ESTABLISHED, Flag.ERROR_KNOWN | 104 << 16, Outcome.RESET_THERE),
+        (SocketState.ESTABLISHED, Flag.ERROR_KNOWN | 110 << 16, Outcome.TIMED_OUT),
+        (SocketState.LAST_ACK, Flag.FIN_RECEIVED, Outcome.CLOSED_THERE),
+        (SocketState.CLOSE_WAIT, Flag.FIN_RECEIVED, None),
+        (SocketState.FIN_WAIT2, Flag.FIN_RECEIVED, Outcome.CLOSED_HERE),
+    ],
+)
+@pytest.mark.parametrize("removed_too", [True, False])
+def test_a_record_says_how_a_connection_ended(state, flags, outcome, removed_too):
+    """Who was to close, and of whose FIN the removal knows nothing, was reset; the state alone does not say it."""
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed()._replace(old=state, flags=flags))
+    if removed_too:
+        end(kernel)
+        outcome = outcome or Outcome.RESET_THERE
+    kernel.wait(1.0)
+    (removed,) = removals(kernel.events)
+    assert removed.flow.outcome is outcome
+
+
+def test_a_fin_is_no_byte_where_nothing_else_was_received():
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed(rx=1))
+    end(kernel, rx=1)
+    (removed,) = removals(kernel.events)
+    assert (removed.counts.rx_bytes, removed.final) == (0, True)
+
+
+def test_flows_between_two_polls_are_counted():
+    kernel = started()
+    kernel.ring(closed()._replace(local_port=40000, pid=5, flags=Flag.HAS_PROCESS))
+    end(kernel)
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events))[0] == "FlowAdded"
+    assert {*pids(kernel.events)} == {5}
+    assert kernel.session.statistics()["short_lived"] == 1
