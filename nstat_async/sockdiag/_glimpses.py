@@ -84,4 +84,5 @@ class Glimpses:
         for entry in list(book.entries.values()):
             entry.absences = 0 if entry.cookie in held else entry.absences + 1
             if entry.absences >= ABSENCES and not self._sightings.end_recorded(entry.cookie):
+                self._sightings.gone(entry.cookie)
                 self._sightings.end_unseen(book, entry)

@@ -457,7 +457,6 @@ class Sightings:
         """A connection is over, or a socket gone, and nobody said how."""
         book.drop(entry)
         self._remember(book, entry)
-        self.gone(entry.cookie)
         book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
 
     def _remember(self, book: Book, entry: Entry) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import attrs
 import pytest
 from ebpf_records import datagram_record, record
-from programs_fakes import GRANTED, flow_row
-from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
+from programs_fakes import GRANTED, RING, flow_row
+from sockdiag_fakes import FakeSocket, flow_events, kinds, removals, traffic
 from test_sockdiag_programs import BORN, PORTS, PROVIDERS, closed, connect, end, started
 
-from nstat_async import FlowAdded, FlowUpdated, Provider, TcpState
+from nstat_async import Delta, FlowAdded, FlowUpdated, Provider, RemovalReason, TcpState
 from nstat_async._model import Direction, Outcome
-from nstat_async.ebpf import Flag, Kind, SocketType
-from nstat_async.sockdiag import CgroupFacts, TcpInfo
+from nstat_async.ebpf import Flag, Kind, SocketType, Tier
+from nstat_async.sockdiag import CgroupFacts
 from nstat_async.sockdiag._constants import SocketState
+from nstat_async.sockdiag._sightings import RECORD_PATIENCE
 
 V6 = bytes.fromhex("20010db8") + bytes(11)
 MADE = {"pid": 6, "flags": Flag.HAS_PROCESS | Flag.BY_CREATOR}
@@ -77,7 +78,7 @@ def test_a_connection_is_announced_when_it_has_a_port_and_a_process(local, remot
 def test_who_began_is_what_a_record_says_whatever_sequence_numbers_look_like():
     kernel = started()
     connect(kernel)
-    kernel.sockets[9] = FakeSocket(9, remote=b"\x7f\0\0\2", info={TcpInfo.BYTES_ACKED: 9, TcpInfo.BYTES_SENT: 9})
+    kernel.sockets[9] = FakeSocket(9, remote=b"\x7f\0\0\2", info=traffic(5, 10, active=0))
     kernel.poll()
     assert {event.flow.direction for event in flow_events(kernel.events)} == {Direction.OUTBOUND}
 
@@ -127,10 +128,16 @@ def test_the_end_of_a_datagram_socket_is_exact_if_all_of_its_life_was_counted(fl
     kernel.wait(61.0)
     kernel.poll()
     grown = [e for e in flow_events(kernel.events) if isinstance(e, FlowUpdated) and e.delta.tx_bytes]
-    assert [(e.delta.tx_bytes, e.delta.tx_packets, e.delta.rx_packets) for e in grown] == [(50, 2, 1)]
+    assert [e.delta for e in grown] == [Delta(rx_bytes=40, tx_bytes=50, rx_packets=1, tx_packets=2)]
     kernel.ring(row._replace(kind=Kind.RELEASED, tx_payload=50, rx_payload=40, tx_packets=2, rx_packets=1))
     (removed,) = removals(kernel.events)
     assert removed.final is exact
+
+
+@pytest.mark.parametrize(("tier", "packets"), [(Tier.ALL, 0), (Tier.CALLS, None)])
+def test_a_datagram_socket_that_was_seen_made_begins_with_nothing(tier, packets):
+    counts = started(granted=attrs.evolve(GRANTED, tier=tier)).ring(udp(flags=BORN))[0].counts
+    assert (counts.rx_bytes, counts.tx_bytes, counts.rx_packets, counts.tx_packets) == (0, 0, packets, packets)
 
 
 def test_the_map_may_count_for_sockets_that_are_not_bound():
@@ -175,6 +182,60 @@ def test_a_fin_is_no_byte_where_nothing_else_was_received():
     end(kernel, rx=1)
     (removed,) = removals(kernel.events)
     assert (removed.counts.rx_bytes, removed.final) == (0, True)
+
+
+def test_what_ended_by_its_record_is_not_ended_by_its_removal_once_more():
+    """Neither if the kernel forgot in it where the connection was."""
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed())
+    kernel.wait(1.0)
+    kernel.feed(FakeSocket(9, remote_port=0, unacked=65000).message(final=True), 1)
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)).count("FlowAdded") == len(removals(kernel.events)) == 1
+
+
+def test_a_connection_whose_socket_begins_another_ended_unseen():
+    """And its removal says nothing new."""
+    kernel = started()
+    connect(kernel)
+    again = {"pid": 5, "local_port": 40001, "remote_port": 80 << 8}
+    kernel.ring(record(Kind.OPENED, 9, time=10**9, **again))
+    (removed,) = removals(kernel.events)
+    assert (removed.flow.id, removed.reason, removed.final) == ("c9", RemovalReason.GONE, False)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowAdded)] == ["c9", "c9.2"]
+    kernel.ring(record(Kind.CLOSED, 9, time=2 * 10**9, **again))
+    kernel.wait(1.0)
+    assert [e.flow.id for e in removals(kernel.events)] == ["c9", "c9.2"]
+
+
+def test_a_datagram_socket_that_dumps_have_is_there_whatever_the_map_lost():
+    kernel = started()
+    kernel.sockets[3] = FakeSocket(3, protocol=17, local_port=4000, remote=bytes(4), remote_port=0)
+    kernel.ring(udp(flags=BORN))
+    for _ in range(4):
+        kernel.wait(61.0)
+        kernel.poll()
+    assert not removals(kernel.events)
+
+
+def test_a_connection_that_ended_before_it_had_a_process_is_announced_with_its_end_and_once():
+    kernel = started()
+    kernel.ring(record(Kind.ACCEPTED, 9, **PORTS), closed())
+    kernel.wait(0.1)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+
+
+def test_a_removal_that_waits_for_its_record_ends_the_flow_when_no_record_can_come():
+    kernel = started()
+    connect(kernel)
+    assert not removals(end(kernel))
+    kernel.session.channel_closed(RING, kernel.now)
+    kernel.run()
+    kernel.wait(RECORD_PATIENCE - 0.1)
+    assert [event.flow.id for event in removals(kernel.events)] == ["c9"]
 
 
 def test_flows_between_two_polls_are_counted():
