@@ -222,6 +222,37 @@ def test_polls_that_follow_closely_on_each_other_do_not_each_check_who_still_hol
     assert kernel.owner_requests[-1].held
 
 
+def test_every_process_is_checked_in_turn():
+    kernel = FakeKernel(interval=1.0)
+    for cookie in range(1, 151):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=1000 + cookie)
+        kernel.owners[1000 + cookie] = cookie
+    kernel.start()
+    checked = set()
+    for _ in range(3):
+        kernel.wait(1.0)
+        checked |= {pid for pid, _ in kernel.owner_requests[-1].verify}
+    assert checked == {*range(1, 151)}
+
+
+def test_a_socket_that_only_a_thread_has_is_checked_in_that_thread():
+    kernel = FakeKernel(interval=1.0)
+    kernel.sockets[1] = FakeSocket(1, inode=77)
+    kernel.hold_lookups = True
+    kernel.start()
+    (search,) = [command for command in kernel.held if isinstance(command.request, OwnersRequest)]
+    facts = ProcessFacts(42, 7042, "p42", "/bin/p42")
+    answer = OwnersAnswer(((77, 42),), (facts,), places=((43, 3),))
+    kernel.session.lookup_done(search.token, answer, kernel.now)
+    kernel.hold_lookups = False
+    for command in kernel.held:
+        if command is not search:
+            kernel.answer(command)
+    kernel.run()
+    kernel.wait(1.0)
+    assert ((77, 43, 3),) in [request.held for request in kernel.owner_requests]
+
+
 # -- the living kernel
 
 HOLDER = "import sys; print(flush=True); sys.stdin.read()"
