@@ -5,7 +5,7 @@ from __future__ import annotations
 from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, follow, kinds, polls, traffic
 
 from nstat_async._contract import Mode
-from nstat_async._events import PollCompleted
+from nstat_async._events import LossCause, PollCompleted
 from nstat_async._model import InterfaceKind
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, Session
@@ -75,3 +75,11 @@ def test_a_recording_that_ends_within_a_poll_ends_it():
     assert [(type(event), event.serial) for event in polls(events)] == [(PollCompleted, 1)]
     assert not polls(events)[0].complete
     assert kinds(play(kernel, Session(mode=Mode.FOLLOWING))) == ["FlowAdded", "PollCompleted"]
+
+
+def test_a_recorded_look_up_that_is_broken_is_a_loss():
+    passive = Session(mode=Mode.FOLLOWING)
+    passive.start(100.0)
+    passive.observe_request(b"\xff" * 40, 100.0, 3)
+    (lost,) = passive.take_events()
+    assert (lost.cause, passive.failure) == (LossCause.PROTOCOL, None)
