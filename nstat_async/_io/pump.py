@@ -10,7 +10,7 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
   busy kernel nor a dump of 50,000 sockets holds it. A slice is shared: each channel has its part,
   so that news keep no answers waiting. Of a core's deadline a slice takes a part, too: what is
-  still due is asked for in the next one.
+  still due is asked for in the next one. What is due, and its events, wait for another slice where this one is over.
 - *What came before a deadline, or a request for a poll, counts before it.* Channels are read first, also by a loop that
   was held.
 - *Nothing is lost to cancellation.* What was read was fed before the next await.
@@ -182,7 +182,9 @@ class KernelFeed:
                 self._carry_out(commands.popleft())
             read = not commands and self._read(start + SLICE, everything=due)
             if due and not commands:
+                start = await self._rest(start)
                 core.handle_deadline(self._now())
+                start = await self._rest(start)
             events = core.take_events()
             if self._reports:
                 events, self._reports = [*events, *self._reports], []
@@ -201,6 +203,15 @@ class KernelFeed:
                 await sink.room()
                 start = time.perf_counter()
         self._end_slice(time.perf_counter() - start)
+
+    async def _rest(self, start: float) -> float:
+        """Let other tasks have a turn if the slice that began then is over; when the present one began."""
+        spent = time.perf_counter() - start
+        if spent < SLICE:
+            return start
+        self._end_slice(spent)
+        await anyio.lowlevel.checkpoint()
+        return time.perf_counter()
 
     def _end_slice(self, spent: float) -> None:
         self._longest_slice = max(self._longest_slice, spent)

@@ -307,7 +307,7 @@ class DumpSource(Source):
         )
         book.reported += rows
         self.rows += rows
-        return index, offset
+        return (index, offset) if offset < len(datagrams[index]) else (index + 1, 0)
 
     def _broken(self, reason: str) -> None:
         self.complete = False

@@ -16,7 +16,8 @@ from nstat_async.testing import EmulatedKernel
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero(it):
+async def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero(it, monkeypatch):
+    monkeypatch.setattr(pump, "SLICE", LIMIT)  # a slice for each turn
     it.core.flows = lambda: [("a flow", None)]
     it.core.statistics = lambda: {"wakes": 7, "of the core": 1}
     assert it.feed.capabilities is it.core.capabilities

@@ -99,6 +99,47 @@ async def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(it):
     assert it.feed.statistics()["slices"] >= deadlines
 
 
+async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_is_over(it, monkeypatch):
+    """Reading, what a deadline asks for and its delivery may take a whole slice each: other tasks have turns between."""
+    clock, steps = [100.0], []
+    monkeypatch.setattr(
+        pump, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic, time=float)
+    )
+
+    def read_into(_, batch, number):
+        steps.append("read")
+        clock[0] += 2 * pump.SLICE
+        return False
+
+    @it.hearing
+    def hear(*heard):
+        if heard == ("opened", 0, True, 4096):
+            it.core.deadline = 0.0
+        if heard == ("deadline",):
+            steps.append("deadline")
+            clock[0] += 2 * pump.SLICE
+            it.core.events.append(PollCompleted(1.0, 0, complete=True))
+
+    def deliver(_events):
+        steps.append("delivery")
+        it.feed.close()
+
+    async def other():
+        while "delivery" not in steps:
+            steps.append("other")
+            await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(SocketChannel, "read_into", read_into)
+    it.plate.deliver = deliver
+    with anyio.fail_after(LIMIT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            tasks.start_soon(other)
+    read, deadline, delivery = map(steps.index, ("read", "deadline", "delivery"))
+    assert "other" in steps[read:deadline]
+    assert "other" in steps[deadline:delivery]
+
+
 async def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(it, monkeypatch):
     monkeypatch.setattr(pump, "SLICE", 0.0005)
     it.core.on_datagram = lambda data, channel: it.wires.far[0].send(data)
