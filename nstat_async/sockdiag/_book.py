@@ -99,8 +99,8 @@ class Book:
         self._dumping = False
         self._departed: set[int] = set()
         """Cookies that were removed during the dumps under way."""
-        self._given_up: Memory[int, tuple[int, bytes]] = Memory(_MOST_ENDED)
-        """By cookie, which connection of its socket ended without its removal, and its identity."""
+        self._given_up: Memory[int, tuple[int, tuple[bytes, ...]]] = Memory(_MOST_ENDED)
+        """By cookie, which connection of its socket ended without its removal, and the identities up to it."""
         self.ready: deque[Entry] = deque()
         """New sockets of which enough is known to announce them."""
         self.waiting: deque[Entry] = deque()
@@ -139,7 +139,7 @@ class Book:
 
     def remember(self, entry: Entry) -> None:
         """A connection ended whose socket may be there: it comes back as another one."""
-        self._given_up.add(entry.cookie, (entry.connection, entry.identity))
+        self._given_up.add(entry.cookie, (entry.connection, (*entry.before, entry.identity)))
 
     # -- evidence of dumps
 
@@ -179,6 +179,8 @@ class Book:
         """See what is new about a socket that is known."""
         before, entry.seen = entry.last, self._output.poll
         changed, counters = identity_differs(before, pieces), counters_changed(before, pieces)
+        if changed and entry.before and entry.begun == entry.seen and _is_of_the_past(entry, pieces[1]):
+            return  # this part of the dump was written before a record said that the socket has another connection
         if entry.protocol == IPPROTO_TCP and (
             counters is _RESTARTED or (changed and not same_connection(before[1], pieces[1]))
         ):
@@ -218,7 +220,9 @@ class Book:
         self.entries[cookie] = entry
         entry.over = False
         if self._given_up:
-            entry.connection += (self._given_up.pop(cookie) or (0,))[0]
+            ended, entry.before = self._given_up.pop(cookie) or (0, ())
+            entry.connection += ended
+            entry.begun = entry.seen
         if entry.protocol not in _DUMPED:
             self.others[cookie] = entry
         return entry
@@ -230,8 +234,8 @@ class Book:
         """
         if self._dumping:
             self._departed.add(pieces[2])
-        connection, identity = self._given_up.pop(pieces[2]) or (0, None)
-        if identity is not None and (protocol != IPPROTO_TCP or same_connection(identity, pieces[1])):
+        connection, before = self._given_up.pop(pieces[2]) or (0, ())
+        if before and (protocol != IPPROTO_TCP or same_connection(before[-1], pieces[1])):
             return None
         poll = self._output.poll
         return Entry(self._reference, protocol, pieces, poll, poll, connection=1 + connection)
@@ -274,6 +278,7 @@ class Book:
         else:
             self.end_unknown(entry, "dissolved, which clears the kernel's counters", Outcome.RESET_HERE)
         entry.begin_connection()
+        entry.begun = self._output.poll
 
     def begin_other_connection(self, entry: Entry, pieces: Pieces) -> bool:
         """True if a removal is not of the connection that was known: that one ended unseen, and another begins."""
@@ -473,3 +478,11 @@ class Book:
         """True if a connection was accepted by a listener of Multipath TCP, as far as is known."""
         listeners = (self.entries.get(cookie) for cookie in self.listeners.of(entry.identity))
         return any(listener is not None and is_multipath(listener) for listener in listeners)
+
+
+def _is_of_the_past(entry: Entry, identity: bytes) -> bool:
+    """True for the ends of a connection that the socket had before the present one."""
+    ends = identity[4:8]
+    if entry.protocol != IPPROTO_TCP or ends == entry.identity[4:8] or not (any(ends[:2]) and any(ends[2:])):
+        return False
+    return any(before[4:8] == ends and before[24:40] == identity[24:40] for before in entry.before)

@@ -29,6 +29,7 @@ class Others:
 
 NOBODY = Others()
 _USER = struct.Struct("=II")
+_MOST_BEFORE = 7
 _NO_HEAD = -1
 """The head of a row that is none."""
 
@@ -127,6 +128,10 @@ class Entry:
     preexisting: bool = False
     over: bool = True
     """True when it is not in the book, or no more."""
+    before: tuple[bytes, ...] = ()
+    """Identities of the last connections that it had before."""
+    begun: int = 0
+    """Serial of the poll in which its connection was first seen: a row of that poll may be older."""
     ended: Ended | None = None
     """The record of its end, which is not reported yet: the removal is awaited."""
     absences: int = 0
@@ -171,6 +176,7 @@ class Entry:
     def begin_connection(self) -> None:
         """The socket has another connection now: nothing of the one before holds for it but the owner."""
         self.connection += 1
+        self.before = (*self.before[-_MOST_BEFORE:], self.identity)
         self.state = SocketState.CLOSE
         self.report = self.flow = self.direction = self.totals = self.ended = None
         self.weight = Weight.NONE

@@ -257,6 +257,33 @@ def test_the_record_of_a_connection_that_was_dissolved_does_not_end_the_next_one
     assert [e.cause for e in kernel.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
 
 
+@pytest.mark.parametrize("established", [True, False], ids=["established", "its local port is not known"])
+def test_a_row_of_a_connection_that_ended_is_older_than_the_records_of_the_next_one(established):
+    """The kernel wrote it before, in the same poll: it neither ends that one nor makes a third of it."""
+    kernel = started()
+    connect(kernel)
+    ends = {"local_port": 40001, "remote_port": 80 << 8}
+    begin = [record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), record(Kind.ESTABLISHED, 9, pid=5, **ends)]
+    first, second = removal(rx=7), attrs.evolve(removal(rx=5), local_port=40001)
+    kernel.sockets[9] = first
+    kernel.poll()
+    kernel.during_dump = lambda: kernel.ring(closed(), *begin[: 1 + established])
+    kernel.poll()
+    kernel.during_dump = None
+    kernel.ring(*begin[1 + established :])
+    del kernel.sockets[9]
+    kernel.ring(record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=5, remote_port=80 << 8))
+    kernel.feed(second.message(final=True), 1)
+    kernel.run()
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.flow.local.port, e.counts.rx_bytes, e.final) for e in removed] == [
+        ("c9", 40000, 7, True),
+        ("c9.2", 40001, 5, True),
+    ]
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
 def test_an_accepted_connection_waits_for_who_uses_it():
     kernel = started()
     assert flow_events(kernel.ring(record(Kind.ACCEPTED, 8, **PORTS))) == []
