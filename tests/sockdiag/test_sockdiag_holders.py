@@ -17,6 +17,7 @@ from nstat_async._events import FlowUpdated
 from nstat_async._model import Attribution, Direction
 from nstat_async.json import loads, to_dict
 from nstat_async.sockdiag import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessFacts, SocketState, TcpInfo
+from nstat_async.sockdiag._owners import RECENT_PIDS
 
 LISTENER, ACCEPTED = 1, 2
 
@@ -233,6 +234,21 @@ def test_every_process_is_checked_in_turn():
         kernel.wait(1.0)
         checked |= {pid for pid, _ in kernel.owner_requests[-1].verify}
     assert checked == {*range(1, 151)}
+
+
+def test_a_search_begins_with_the_processes_that_had_sockets_last():
+    kernel = FakeKernel(interval=1.0)
+    for cookie in range(1, 71):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=1000 + cookie)
+        kernel.owners[1000 + cookie] = cookie
+    kernel.start()
+    for cookie, owner in ((98, 10), (99, None)):
+        kernel.sockets[cookie] = FakeSocket(cookie, local_port=cookie, inode=cookie)
+        if owner:
+            kernel.owners[cookie] = owner
+        kernel.wait(1.0)
+    last = [pid for pid in range(70, 70 - RECENT_PIDS, -1) if pid != 10]
+    assert kernel.owner_requests[-1].recent == (10, *last)
 
 
 def test_a_socket_that_only_a_thread_has_is_checked_in_that_thread():
