@@ -168,7 +168,7 @@ def against(script, arguments, rounds, other):
     costs = {}
     for _ in range(rounds):
         for side, library in ((0, LIBRARY), (1, str(Path(other).resolve()))):
-            command = [sys.executable, script, *arguments, "--rounds", "1", "--json"]
+            command = [sys.executable, script, *arguments, "--rounds", "1", "--json", "--compared"]
             answer = subprocess.run(command, env=environment(library), stdout=subprocess.PIPE, text=True, check=True)
             for title, rows in json.loads(answer.stdout)["tables"].items():
                 for row in rows:
@@ -196,6 +196,7 @@ def main(script, doc, measure, *, options=(), rounds=5):
     parser.add_argument("--rounds", type=int, help=f"how often each runs (default: {rounds}, short: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--against", metavar="DIR", help="run in turn with this other checkout of the library")
+    parser.add_argument("--compared", action="store_true", help=argparse.SUPPRESS)  # what `--against` runs in turn
     for name, keywords in options:
         parser.add_argument(name, **keywords)
     arguments = parser.parse_args()

@@ -29,7 +29,7 @@ from ._counters import (
 )
 from ._framer import HEADER, Defect, Frame, split
 from ._kernels import Kernel
-from ._layouts import StructCodec, compile_format
+from ._layouts import Field, StructCodec, compile_format
 from ._messages import are_items
 from ._source import Source
 from ._sources import SourceTable
@@ -133,7 +133,11 @@ class Decoder:
                 self._readers[kind] = codec.reader(*fields)
                 self._handlers[kind] = handler
         codec = layout["nstat_msg_src_counts"]
-        report = [*layout["nstat_msg_hdr"].fields, codec.by_name["srcref"], codec.by_name["counts"]]
+        report = [
+            Field("", "CHAR", 0, HEADER_SIZE, f"{HEADER_SIZE}s", 1),
+            codec.by_name["srcref"],
+            codec.by_name["counts"],
+        ]
         growing: Any = growing_reader(layout)
         details = layout["nstat_msg_src_details"].by_name["detailed_counts"].offset if self.kernel.has_details else 0
         sizes = (codec.size, self._sizes.get(_UPDATE, 0), self._sizes.get(_DETAILED, 0), details, growing_details())
@@ -193,7 +197,7 @@ class Decoder:
         update, counts, detailed = _UPDATE, _COUNTS, _DETAILED
         self.to_settle = False
         take = self._take if is_direct else None
-        index, stop = begin, len(datagrams)
+        index, stop, known_head = begin, len(datagrams), b""
         while index < stop:
             at, count, known, asked = 0, 0, len(sources), False
             if take is not None:
@@ -211,51 +215,63 @@ class Decoder:
             self.bytes += size
             last = size - shortest if is_direct else -1
             while at <= last:
-                context, kind, length, flags, ref, raw = read(data, at)
+                head, ref, raw = read(data, at)
+                if head != known_head:  # nearly all messages of a datagram have the same
+                    context, kind, length, flags = HEADER.unpack(head)
+                    known_head, payload, growing = head, update_size, totals
+                    if kind != update:
+                        if kind == detailed and details_at:  # 0: this kernel has none
+                            payload, growing = details_size, details_totals
+                        elif kind == counts and length >= shortest:
+                            payload = 0
+                        else:
+                            known_head = b""
+                            break
+                    span = length - payload
                 end = at + length
                 if end > size:
                     break
-                payload, growing = at + update_size, totals
-                if kind != update:
-                    if kind == detailed and details_at:  # 0: this kernel has none
-                        payload, growing = at + details_size, details_totals
-                        raw = data[at + details_at : at + details_at + DETAILS_SIZE]
-                    elif kind == counts and length >= shortest:
-                        payload = 0
-                    else:
-                        break
+                if growing is not totals:
+                    raw = data[at + details_at : at + details_at + DETAILS_SIZE]
                 source: Any = find(ref)
-                plain = source is not None and source.is_plain is not False and not flags
-                if plain and payload:
-                    plain = source.span == end - payload and source.identity == hash(
-                        join(source.reader.identity(data, payload))
+                plain = (
+                    source is not None
+                    and source.is_plain is not False
+                    and not flags
+                    and (
+                        not payload
+                        or (
+                            source.span == span
+                            and source.identity == hash(join(source.reader.identity(data, at + payload)))
+                        )
                     )
+                )
+                if plain and (raw != (before := source.raw) or every):
+                    # Details do not replace updates, nor these them.
+                    plain = source.is_plain and (not details_at or len(raw) == len(before))
+                    if plain:
+                        a, b, c, d, wrapping = growing(raw)
+                        e, f, g, h, wrapped = growing(before)
+                        plain = b >= f and d >= h and a >= e and c >= g and wrapping == wrapped
+                    if plain:
+                        source.raw = raw
+                        if every or growing is totals or not _is_quiet(raw, before):
+                            if payload:
+                                report = (source.reader, data, at + payload, end, end, time_ns, raw, before)
+                            elif source.report is None:
+                                report = (source.reader, b"", 0, 0, 0, -1, raw, before)
+                            else:
+                                report = source.take_report(before)
+                            event: Any = draft()  # `flow_updated`, without the call
+                            event.time, event.flow, event._details = time, source.flow, report  # noqa: SLF001
+                            event.__class__ = FlowUpdated
+                            emit(event)
                 if plain:
-                    before = source.raw
-                    if raw != before or every:
-                        # Details do not replace updates, nor these them.
-                        plain = source.is_plain and (not details_at or len(raw) == len(before))
-                        if plain:
-                            a, b, c, d, wrapping = growing(raw)
-                            e, f, g, h, wrapped = growing(before)
-                            plain = b >= f and d >= h and a >= e and c >= g and wrapping == wrapped
-                        if plain:
-                            source.raw = raw
-                            if every or growing is totals or not _is_quiet(raw, before):
-                                if payload:
-                                    report = (source.reader, data, payload, end, end, time_ns, raw, before)
-                                else:
-                                    report = source.take_report(before)
-                                event: Any = draft()  # `flow_updated`, without the call
-                                event.time, event.flow, event._details = time, source.flow, report  # noqa: SLF001
-                                event.__class__ = FlowUpdated
-                                emit(event)
-                if not plain:
-                    if length < self._sizes[kind]:
-                        break
+                    source.seen = serial
+                elif length >= self._sizes[kind]:
                     self._handlers[kind](data, (kind, 0, flags, at, end))
                 else:
-                    source.seen = serial
+                    break
                 if context:
                     self.client.answered(context, ref)
                     asked = True

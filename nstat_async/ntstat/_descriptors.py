@@ -8,10 +8,11 @@ the flow. The rest are samples, kept as bytes and decoded when somebody looks.
 from __future__ import annotations
 
 import struct
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from .._events import Report
+from .._making import maker_of
 from .._model import (
     Counts,
     Details,
@@ -55,6 +56,13 @@ _LISTENER = int(InterfaceProperty.SOURCE_IS_LISTENER)
 _OUTBOUND = int(InterfaceProperty.SOURCE_IS_OUTBOUND)
 _FIRST_DOMAIN = layout(9)["nstat_domain_info"]
 _MEDIUM = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
+
+
+_OF_A_SOURCE = (
+    "id", "provider", "userland", "local", "remote", "process", "interface", "state", "direction", "started_ns", "uuid",
+    "parent_uuid", "provider_id", "traffic_class", "fallback_mode", "vpn_uuid",
+)  # fmt: skip
+_make_flow: Callable[..., Flow] = maker_of(Flow, _OF_A_SOURCE).make
 
 
 def _nothing(_data: bytes, _at: int) -> tuple[Any, ...]:
@@ -203,7 +211,7 @@ class DescriptorReader:
         if previous is not None:
             direction = direction if direction is not None else previous.direction
             started = previous.started_ns if previous.started_ns is not None else started
-        return Flow(
+        return _make_flow(
             flow_id,
             self.provider,
             self.userland,

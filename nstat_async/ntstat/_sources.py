@@ -438,7 +438,7 @@ class SourceTable:
         source.start_ticks = reader.start_ticks(data, at)
         if flow.started_ns is None and source.announced_ns is not None and not source.preexisting:
             flow = attrs.evolve(flow, started_ns=source.announced_ns)
-        different = flow != before
+        different = before is None or flow != before
         if different:
             source.flow = flow
         self._forget_listener(before)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 from uuid import UUID
 
 import attrs
 
+from .._making import maker_of
 from .._model import Endpoint, Interface, InterfaceKind, Process
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, InterfaceProperty, SysinfoFlag
 from ._evidence import PathsFound
@@ -26,6 +27,9 @@ from ._kernels import Kernel
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _ZERO_UUID = b"\0" * 16
+
+
+_make_end: Callable[[bytes, int, Union[int, None]], Endpoint] = maker_of(Endpoint, ("packed", "port", "scope_id")).make
 
 
 def decode_text(raw: bytes) -> str | None:
@@ -43,17 +47,17 @@ def decode_endpoint(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpo
     family = raw[1]
     port = raw[2] << 8 | raw[3]
     if family == DARWIN_AF_INET:
-        return Endpoint(keep(raw[4:8]), port)
+        return _make_end(keep(raw[4:8]), port, None)
     if family != DARWIN_AF_INET6:
         return None
     packed = raw[8:24]
     if packed[:12] == _MAPPED:
-        return Endpoint(keep(packed[12:]), port)
+        return _make_end(keep(packed[12:]), port, None)
     scope = int.from_bytes(raw[24:28], "little")
     if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 and (packed[2] or packed[3]):
         scope = scope or packed[2] << 8 | packed[3]
         packed = packed[:2] + b"\0\0" + packed[4:]
-    return Endpoint(keep(packed), port, scope or None)
+    return _make_end(keep(packed), port, scope or None)
 
 
 def decode_peer(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpoint | None:
