@@ -13,6 +13,8 @@ from ._records import MAX_DATAGRAM, NO_EXTRA, Record, RecordingInfo, RecordKind,
 
 _RECORD = struct.Struct("<II")
 _HEAD = _RECORD.size
+_MANY_ALIKE = 8
+"""Records of one length after which more of them are expected, and cut out together."""
 
 
 class BinParser(PiecewiseParser):
@@ -30,8 +32,20 @@ class BinParser(PiecewiseParser):
         last = end - _HEAD if self._damage is None else -1
         kind, index, extra = RecordKind.FROM_KERNEL, self._index, NO_EXTRA
         unpack, keep, new = _RECORD.unpack_from, records.append, tuple.__new__
+        alike, before = 0, -1
         while at <= last:
             seconds, length = unpack(data, at)
+            alike, before = alike + 1 if length == before else 0, length
+            if alike == _MANY_ALIKE:
+                form, alike = struct.Struct(f"<II{min(length, MAX_DATAGRAM)}s"), 0
+                stop = end - (end - at) % form.size
+                for seconds, length, datagram in form.iter_unpack(memoryview(data)[at:stop]):
+                    if length != before:
+                        break
+                    keep(new(Record, (index, kind, seconds * 1_000_000_000, 0, datagram, None, extra, None)))
+                    index += 1
+                    at += form.size
+                continue
             begin = at + _HEAD
             stop = begin + length
             if length > MAX_DATAGRAM:

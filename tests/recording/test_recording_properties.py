@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import struct
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,3 +128,21 @@ def test_arbitrary_bytes_are_refused_or_shown(beginning, data, kernel):
         return
     assert all(isinstance(record, Record) for record in records)
     assert isinstance(recording.info, RecordingInfo)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3)), min_size=1, max_size=6),
+    st.integers(1, 200),
+    st.binary(max_size=9),
+)
+def test_headerless_records_of_one_length_are_cut_out_together_as_one_by_one(runs, piece, rest):
+    lengths = [length for times, length in runs for _ in range(times)]
+    expected = [(number * 10**9, bytes([number % 256]) * length) for number, length in enumerate(lengths)]
+    raw = b"".join(struct.pack("<II", time // 10**9, len(data)) + data for time, data in expected)
+    reader = RecordingReader(kernel="xnu-1")
+    raw += struct.pack("<II", 0, 1 << 31) + rest
+    records = [record for at in range(0, len(raw), piece) for record in reader.feed(raw[at : at + piece])]
+    records += reader.close()
+    assert [(each.time_ns, each.data) for each in records[:-1]] == expected
+    assert [each.index for each in records] == list(range(len(records)))
+    assert records[-1].kind is RecordKind.DAMAGE
