@@ -16,8 +16,10 @@ from nstat_async import (
     LossCause,
     MonitorOptions,
     RemovalReason,
+    RouteUpdated,
     TcpState,
 )
+from nstat_async._model import COUNTS_FIELDS
 from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, _sources
 from nstat_async.ntstat._source import Source
 from nstat_async.ntstat._takeover import _carry_on
@@ -70,13 +72,42 @@ def test_after_counters_fell_growth_below_the_highest_is_not_reported(fall, grow
     assert received(getattr(play, grow)(1200)) == [1200]
 
 
-def test_of_a_flow_in_user_space_no_medium_falls_though_the_total_grows():
+COUNTERS = (
+    "rxpackets", "rxbytes", "txpackets", "txbytes", "cell_rxbytes", "cell_txbytes", "wifi_rxbytes", "wifi_txbytes",
+    "wired_rxbytes", "wired_txbytes", "rxduplicatebytes", "rxoutoforderbytes", "txretransmit",
+)  # fmt: skip
+"""The kernel's names of the first `COUNTS_FIELDS`."""
+
+
+@pytest.mark.parametrize("other", ["rxbytes", "txbytes"])
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [(2, name) for name in (*COUNTERS[:4], *COUNTERS[10:])] + [(3, name) for name in COUNTERS],
+)
+def test_a_counter_that_falls_alone_stays_at_its_highest(provider, name, other):
+    """Of a flow in user space the media, too: its process writes what it likes."""
     play = Play()
-    wire = play.wire
-    said = [(100, 80), (200, 90), (300, 10), (400, 20)]
-    reports = [wire.updated(1, wire.counts(rx, 5, wifi_rxbytes=w), wire.descriptor(3), provider=3) for rx, w in said]
-    events = [event for report in reports for event in play(report)]
-    assert [(e.counts.rx_bytes, e.counts.wifi_rx_bytes) for e in events] == [(100, 80), (200, 90), (300, 90), (400, 90)]
+    position, events = COUNTERS.index(name), []
+    for value, grown in ((900, 5000), (800, 6000), (800, 7000)):
+        values = {**dict.fromkeys(COUNTERS, 1000), other: grown, name: value}
+        fields = {f"nstat_{each}": number for each, number in values.items()}
+        counts = play.wire.layout["nstat_counts"].encode(fields)
+        events += play(play.wire.updated(1, counts, play.wire.descriptor(provider), provider=provider))
+    assert {getattr(event.counts, COUNTS_FIELDS[position]) for event in events} == {900}
+    if name != other:
+        assert [getattr(event.counts, COUNTS_FIELDS[COUNTERS.index(other)]) for event in events] == [5000, 6000, 7000]
+
+
+def test_what_turns_out_to_be_a_route_was_no_flow_and_its_successor_has_an_id_of_its_own():
+    play = Play(4)
+    route = play.wire.layout["nstat_route_descriptor"].encode({"ifindex": 4})
+    events = [*play.counts(1), *play.counts(2)]
+    for _ in range(2):
+        events += play(play.wire.described(1, route, provider=1))
+        events += play(play.wire.described(1, play.described))
+    assert [type(event) for event in events] == [FlowAdded, *(FlowRemoved, RouteUpdated, FlowAdded) * 2]
+    assert {event.reason for event in events if isinstance(event, FlowRemoved)} == {RemovalReason.MONITOR}
+    assert len({event.flow.id for event in events if isinstance(event, FlowAdded)}) == 3
 
 
 def test_a_flow_that_closes_keeps_the_samples_of_its_last_update_for_its_removal():
