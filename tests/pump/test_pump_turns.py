@@ -140,20 +140,20 @@ async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_
     assert "other" in steps[deadline:delivery]
 
 
-async def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(it, monkeypatch):
-    monkeypatch.setattr(pump, "SLICE", 0.0005)
+async def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns_and_is_read_on(it, monkeypatch):
     it.core.on_datagram = lambda data, channel: it.wires.far[0].send(data)
     turns = 0
 
     @it.hearing
     def hear(*heard):
         if heard[0] == "opened":
+            monkeypatch.setattr(pump, "SLICE", 0.0)  # one batch in each
             for _ in range(pump.BATCH):
                 it.wires.far[0].send(b"again and again")
 
     async def other():
         nonlocal turns
-        while turns < 20:
+        while turns < 40:
             turns += 1
             await anyio.lowlevel.checkpoint()
         it.feed.close()
@@ -162,7 +162,7 @@ async def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(other)
             await it.feed.run(it.plate)
-    assert turns == 20
+    assert turns == 40
     assert len(it.core.heard) > 20
 
 
