@@ -98,6 +98,17 @@ def test_a_counter_that_falls_alone_stays_at_its_highest(provider, name, other):
         assert [getattr(event.counts, COUNTS_FIELDS[COUNTERS.index(other)]) for event in events] == [5000, 6000, 7000]
 
 
+@pytest.mark.parametrize(
+    ("rx", "tx", "expected"), [(1000, 1000, 15), (2000, 1000, 15), (900, 2000, 0), (2000, 900, 0)]
+)
+def test_a_counter_of_32_bits_wraps_unless_the_bytes_of_a_direction_fell_with_it(rx, tx, expected):
+    play, top = Play(), 2**32 - 10
+    wire = play.wire
+    for counts in (wire.counts(1000, 1000, rxduplicatebytes=top), wire.counts(rx, tx, rxduplicatebytes=5)):
+        play(wire.updated(1, counts, play.described))
+    assert play.source.counts.rx_duplicate_bytes == top + expected
+
+
 def test_what_turns_out_to_be_a_route_was_no_flow_and_its_successor_has_an_id_of_its_own():
     play = Play(4)
     route = play.wire.layout["nstat_route_descriptor"].encode({"ifindex": 4})
