@@ -288,7 +288,8 @@ class KernelFeed:
             waiter = self._channels.pop(command.channel, None)
             if waiter is not None:
                 waiter.close()
-        elif isinstance(command, Lookup) and self._tasks is not None:
+        else:
+            assert self._tasks is not None
             self._tasks.start_soon(self._look_up, command)
 
     def _send(self, command: Send) -> None:

@@ -98,9 +98,7 @@ def test_a_counter_that_falls_alone_stays_at_its_highest(provider, name, other):
         assert [getattr(event.counts, COUNTS_FIELDS[COUNTERS.index(other)]) for event in events] == [5000, 6000, 7000]
 
 
-@pytest.mark.parametrize(
-    ("rx", "tx", "expected"), [(1000, 1000, 15), (2000, 1000, 15), (900, 2000, 0), (2000, 900, 0)]
-)
+@pytest.mark.parametrize(("rx", "tx", "expected"), [(1000, 1000, 15), (2000, 1000, 15), (900, 2000, 0), (2000, 900, 0)])
 def test_a_counter_of_32_bits_wraps_unless_the_bytes_of_a_direction_fell_with_it(rx, tx, expected):
     play, top = Play(), 2**32 - 10
     wire = play.wire
@@ -228,6 +226,27 @@ def test_details_that_differ_in_bits_of_activity_alone_are_no_news():
     every = Play(12)
     every.table.every_update = True
     assert [len(every(details(play.wire, rx=10, activity=a))) for a in (1, 2)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(2**32 + 10, 2**32 + 30, 20), (2**32 + 10, 20, 0), (2**33, 2**32, 0), (2**32, 15, 0), (2**32 - 1, 14, 15)],
+)
+def test_counters_of_64_bits_that_fell_do_not_wrap(before, after, expected):
+    """Details have them; below 2^32 nobody can tell."""
+    play = Play(12)
+    for resent, wifi in ((before, 9), (after, 5)):  # the medium falls, so that nothing simply grows
+        play(details(play.wire, rx=100, wifi=wifi, resent=resent, provider=3))
+    assert play.source.counts.tx_retransmitted_bytes == before + expected
+
+
+@pytest.mark.parametrize(("provider", "counted"), [(2, 18), (4, 10), (9, 0), (10, 4)])
+def test_what_a_provider_does_not_count_is_unknown(provider, counted):
+    play = Play()
+    raw = play.wire.layout["nstat_counts"].encode(dict.fromkeys(play.wire.layout["nstat_counts"].by_name, 64))
+    (event,) = play(play.wire.updated(1, raw, play.wire.descriptor(provider), provider=provider))
+    assert [getattr(event.counts, name) is not None for name in COUNTS_FIELDS] == [at < counted for at in range(18)]
+    assert [value is not None for value in event.counts.as_dict().values()][:18] == [at < counted for at in range(18)]
 
 
 def story(wire, length, rng):

@@ -77,6 +77,17 @@ def test_what_the_kernel_counts_as_lost_is_said_at_the_moment_of_its_answer_and_
     assert lost.core.next_deadline() > lost.now + 50, "no other one hears of what has ended"
 
 
+@pytest.mark.parametrize(("kernel", "is_read"), [(4, False), (5, True), (10, True), (11, False), (12, True)])
+def test_the_count_is_read_where_a_kernel_keeps_one(kernel, is_read):
+    talk = subscribed(kernel, facts={"ledger": True})
+    (request,) = talk.open_poll
+    for _ in range(3):
+        (request,) = talk.answer(talk.wire.success(request.context)) or [None]
+        if request is None:
+            break
+    assert [lookup.request for lookup in talk.lookups] == [ReadLedger()] * is_read
+
+
 def test_of_each_control_socket_the_kernel_counts_anew():
     talk = _two_processes(ledger=True)
     talk.found(Ledger((LedgerRow(3, 0, 1),)))
