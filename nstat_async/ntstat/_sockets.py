@@ -333,7 +333,7 @@ class Sockets:
         """Both are complete: take over, unless the second socket's list of flows was cut short without a word."""
         assert self.current is not None
         comparison = compare(self.current.table, second.subscription.table)
-        if comparison.unseen(self.current.table.poll_serial):
+        if comparison.is_cut_short(self.current.table.poll_serial):
             self._close_second(second)
             self._rejected = min(self._rejected + 1, MOST_REJECTED)
             self.want_resync(now)

@@ -83,10 +83,10 @@ class Comparison:
         missed.extend(new for old, new in known if old.seen == AWAITED)
         return sum(1 for source in missed if source.ref <= top and source.reported)
 
-    def unseen(self, serial: int) -> int:
-        """Flows that only the old socket knows, though it heard of them in this poll of its table: the new one's list is cut short."""
-        alive = (s for s in self.vanished if s.seen == serial and s.flow is not None)
-        return sum(1 for s in alive if s.flow is not None and s.flow.state is not TcpState.TIME_WAIT)
+    def is_cut_short(self, serial: int) -> bool:
+        """True if the new socket lacks an open flow of which the old one heard in this poll of its table."""
+        states = [s.flow.state for s in self.vanished if s.seen == serial and s.flow is not None]
+        return any(state is not TcpState.TIME_WAIT for state in states)
 
 
 def compare(old: SourceTable, new: SourceTable) -> Comparison:

@@ -20,6 +20,7 @@ from nstat_async.ntstat import (
     PathsFound,
     ReadLedger,
 )
+from nstat_async.ntstat._ledger import READ_EVERY
 from nstat_async.ntstat._session import PROOF_PATIENCE
 
 
@@ -86,6 +87,12 @@ def test_the_count_is_read_where_a_kernel_keeps_one(kernel, is_read):
         if request is None:
             break
     assert [lookup.request for lookup in talk.lookups] == [ReadLedger()] * is_read
+    for later in (0.0, READ_EVERY - 0.5, READ_EVERY) if is_read else ():
+        talk.lookups.clear()
+        talk.now = 100.0 + later
+        talk.core.request_poll(talk.now)
+        talk.answer(talk.wire.success(talk.asked()[0].context))
+        assert len(talk.lookups) == (later == READ_EVERY)
 
 
 def test_of_each_control_socket_the_kernel_counts_anew():

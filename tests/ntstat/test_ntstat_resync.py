@@ -94,6 +94,19 @@ def test_a_list_that_filled_seven_tenths_of_the_buffer_may_have_been_cut_short_a
     assert len(talk.events(EventsLost)) <= 1, "that of the numbers between"
 
 
+def _polled(talk: Talk, channel: int, *reports, number: int = DarwinErrno.ENOENT) -> list:
+    """A poll of this control socket is answered, and each question behind it by this error; the next poll."""
+    requests = talk.answer(*reports, talk.wire.success(talk.last[channel]), channel=channel)
+    while requests and requests[0].srcref != talk.wire.layout.all_sources:
+        requests = talk.refuse(requests, number, channel=channel)
+    return requests
+
+
+def _mirrored(talk: Talk, *refs: int, rx: int = 1) -> list:
+    """What the second control socket reports of sources of the first: it has numbers of its own."""
+    return [talk.report(10 + ref, rx=rx, local=address("192.0.2.1", 1000 + ref)) for ref in refs]
+
+
 def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a_seam():
     talk = _announcing()
     before = {flow.local.port: (flow.id, counts.rx_bytes) for flow, counts in talk.core.flows()}
@@ -112,21 +125,12 @@ def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a
     ports = {11: 1001, 12: 1002, 13: 1003, 14: 1004}
     data = [talk.report(ref, rx=60, local=address("192.0.2.1", port)) for ref, port in ports.items()]
 
-    def poll_second():
-        requests = talk.answer(*data, talk.wire.success(talk.last[1]), channel=1)
-        while requests and requests[0].srcref != talk.wire.layout.all_sources:
-            requests = talk.refuse(requests, channel=1)
-        return requests
-
     # What the first was told before is read first: it is polled, and then the second once more.
-    assert len(poll_second()) == 1
+    assert len(_polled(talk, 1, *data)) == 1
     assert talk.channels == [0, 1]
     third = talk.report(5, rx=60, local=address("192.0.2.1", 1003))
-    reports = (talk.report(1, rx=50), talk.report(2, rx=1), third)
-    requests = talk.answer(*reports, talk.wire.success(talk.last[0]), channel=0)
-    while requests and requests[0].srcref != talk.wire.layout.all_sources:
-        requests = talk.refuse(requests, channel=0)
-    assert poll_second() == []
+    _polled(talk, 0, talk.report(1, rx=50), talk.report(2, rx=1), third)
+    assert _polled(talk, 1, *data) == []
     assert talk.channels == [1]
     assert talk.closed == [0]
     events = talk.events()
@@ -144,6 +148,50 @@ def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a
     assert (event.flow.id, event.delta.rx_bytes) == (before[1001][0], 39)
     talk.answer(talk.wire.removed(1), channel=0)  # what is left in the first means nothing
     assert talk.events() == []
+
+
+def test_a_flow_of_which_the_first_has_no_news_does_not_hold_up_the_second():
+    talk = _announcing()
+    talk.answer(talk.wire.added(5))
+    talk.grant(talk.due())
+    _polled(talk, 1, *_mirrored(talk, 1))
+    _polled(talk, 0, talk.report(1), number=DarwinErrno.EAGAIN)
+    _polled(talk, 1, *_mirrored(talk, 1))
+    assert talk.channels == [1]
+    assert [(e.flow.local.port, e.reason) for e in talk.events(FlowRemoved)] == [(1002, RemovalReason.GONE)]
+
+
+def test_an_end_that_only_the_second_heard_of_is_reported_when_it_takes_over():
+    talk = _announcing()
+    talk.answer(talk.wire.added(3))
+    talk.answer(talk.wire.added(5))
+    talk.grant(talk.due())
+    _polled(talk, 1, *_mirrored(talk, 1, 2))
+    final = talk.wire.descriptor(2, local=address("192.0.2.1", 1002), remote=address("192.0.2.9", 443))
+    talk.answer(talk.wire.goodbye(12, talk.wire.counts(99, 99), final), channel=1)
+    talk.events()
+    _polled(talk, 0, talk.report(1), talk.report(2))
+    _polled(talk, 1, *_mirrored(talk, 1))
+    assert talk.channels == [1]
+    assert [(e.flow.local.port, e.final, e.counts.rx_bytes) for e in talk.events(FlowRemoved) if e.final] == [
+        (1002, True, 99)
+    ]
+
+
+@pytest.mark.parametrize("missed", [0, 1])
+def test_an_audit_counts_what_was_there_when_it_began(missed):
+    talk = _announcing()
+    while len(talk.channels) == 1:
+        requests = talk.due()
+        if len(talk.channels) == 1:
+            _polled(talk, 0, talk.report(1), talk.report(2))
+    talk.grant(requests)
+    _polled(talk, 1, *_mirrored(talk, 1, 2, *(3,) * missed))
+    talk.answer(*_mirrored(talk, 4), channel=1)
+    talk.events()
+    _polled(talk, 0, talk.report(1), talk.report(2))
+    assert [loss.detail.split(" ")[0] for loss in talk.events(EventsLost)] == ["1"] * missed
+    assert talk.channels == [0, 1][: 1 + missed]
 
 
 @pytest.mark.parametrize(
