@@ -39,7 +39,7 @@ from ._translate import Translator
 
 PROOF_PATIENCE = 5.0
 """Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
-_OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER, _READ_INTERFACES = 1, 2, 3, 4, 5
+_OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER, _READ_INTERFACES = range(1, 6)
 
 
 class Session:

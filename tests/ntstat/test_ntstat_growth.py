@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 from ntstat_wire import Wire
@@ -18,6 +19,7 @@ from nstat_async import (
     RemovalReason,
     RouteUpdated,
     TcpState,
+    Unrecognized,
 )
 from nstat_async._model import COUNTS_FIELDS
 from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, _sources
@@ -303,6 +305,26 @@ def test_what_is_reported_without_a_second_look_is_what_a_look_at_each_message_s
     statistics = ways[0][1]
     assert (statistics["datagrams"], statistics["bytes"]) == (len(datagrams), sum(map(len, datagrams)))
     assert min(statistics["messages"], statistics["malformed"], statistics["counters_adjusted"]) > 0
+
+
+def test_counters_alone_make_a_flow_known_when_they_come_again():
+    play = Play()
+    assert play.counts(10) == []
+    assert [type(event) for event in play.counts(10)] == [FlowAdded]
+
+
+def test_what_cannot_be_understood_is_reported_once_and_what_surrounds_it_is_understood():
+    play, newer = Play(), Play(12)
+    strange = details(newer.wire, rx=5)  # a message that this kernel does not have
+    short = play.wire.counted(1, play.wire.counts(3))[:-8]
+    short = short[:12] + struct.pack("<H", len(short)) + short[14:]
+    play.update(1)
+    for datagram, kind in ((strange, Unrecognized), (short, EventsLost)):
+        events = play(play.wire.counted(1, play.wire.counts(play.source.counts.rx_bytes + 1)) + datagram)
+        assert [type(event) for event in events] == [FlowUpdated, kind]
+    assert (events[1].cause, events[1].count) == (LossCause.PROTOCOL, 1)
+    statistics = play.session.statistics()
+    assert [statistics[name] for name in ("unrecognized", "malformed", "messages")] == [1, 1, 5]
 
 
 def test_datagrams_are_taken_until_one_leaves_something_to_settle():

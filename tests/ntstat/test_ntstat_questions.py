@@ -15,7 +15,7 @@ from nstat_async import (
     Provider,
     RemovalReason,
 )
-from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate
+from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate, QuerySource
 from nstat_async.ntstat._constants import MAX_BATCH
 
 
@@ -37,6 +37,25 @@ def test_a_source_that_a_poll_left_out_and_that_answers_was_in_a_lost_batch():
     events = talk.events()
     assert [type(e) for e in events] == [FlowUpdated, EventsLost, PollCompleted]
     assert (events[1].cause, events[1].count, events[2].complete) == (LossCause.BATCH, 1, True)
+
+
+def test_counters_alone_answer_what_an_old_kernel_is_asked_about_one_source():
+    talk = Talk(4)
+    (request,) = talk.asked()
+    announced = (talk.wire.added(1), talk.wire.added(2))
+    talk.open_poll = talk.grant(talk.answer(*announced, talk.wire.success(request.context)))
+    descriptors = [talk.report(ref)[1] for ref in (2, 1)]
+    (query,) = talk.answer(descriptors, talk.wire.success(talk.open_poll[0].context))
+    counts = {ref: talk.wire.counted(ref, talk.wire.counts(5), context=query.context) for ref in (2, 1)}
+    assert talk.answer(*counts.values(), talk.wire.success(query.context)) == []
+    assert talk.due() == []  # what was announced is described by now
+    (query,) = talk.due()
+    talk.events()
+    (question,) = talk.answer(counts[1], talk.wire.success(query.context))
+    assert (type(question), question.srcref) == (QuerySource, 2)
+    talk.answer(talk.wire.counted(2, talk.wire.counts(9), context=question.context))
+    *_, loss, poll = talk.events()
+    assert (loss.cause, loss.count, poll.complete) == (LossCause.BATCH, 1, True)
 
 
 def test_a_source_that_a_poll_left_out_and_that_is_unknown_has_gone():

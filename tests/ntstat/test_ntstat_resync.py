@@ -202,7 +202,7 @@ def test_looks_at_a_second_socket_keep_their_distance(kernel, interval, seconds)
     monitor = VirtualMonitor(EmulatedKernel(kernel), interval=interval)
     monitor.run(seconds - 0.5)
     assert monitor.session.statistics()["audits"] == 0
-    monitor.run(1.5)
+    monitor.run(1.0)
     assert monitor.session.statistics()["audits"] == 1
 
 

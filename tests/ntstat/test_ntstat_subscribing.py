@@ -99,6 +99,14 @@ def test_interfaces_are_asked_for_by_index():
     assert isinstance(poll, GetUpdate)
 
 
+def test_a_report_that_answers_nothing_grants_no_interface():
+    talk = Talk(11, providers={Provider.INTERFACE})
+    (request,) = talk.asked()
+    assert (type(request), request.context) == (AddSource, 1)
+    assert talk.answer(talk.report(1), talk.report(1, 2)) == []
+    assert not talk.core.subscribed
+
+
 def test_what_a_kernel_is_too_old_for_is_left_out_and_what_it_refuses_is_told():
     talk = Talk(11, providers={*TCP_UDP, Provider.QUIC, Provider.CONNECTION, Provider.UDP_SUBFLOW})
     requests = talk.asked()
