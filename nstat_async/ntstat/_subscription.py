@@ -105,7 +105,7 @@ class Subscription(Client):
     ) -> None:
         kernel = translator.kernel
         suppressed = discovery is Discovery.POLL and kernel.can_suppress
-        terms = Terms(suppressed, counts_references=True, filtered=False)
+        terms = Terms(suppressed, counts_references=True)
         super().__init__(translator, emit, options, prefix=f"{generation}.", terms=terms)
         self.channel = channel
         self.state = State.OPENING

@@ -154,8 +154,8 @@ def _partner(
 def _contradict(one: Source, other: Source) -> bool:
     """True if these are two sockets: a local port stays, and so does the peer of TCP."""
     a, b = one.flow, other.flow
-    if a is None or b is None:
-        return False
+    assert a is not None
+    assert b is not None
     if a.local is not None and b.local is not None and a.local.port and b.local.port and a.local.port != b.local.port:
         return True
     return a.provider is Provider.TCP and None not in {a.remote, b.remote} and a.remote != b.remote
