@@ -317,7 +317,8 @@ class Sockets:
             missed = found.missed_up_to(second.top) if complete else 0
             if not missed:
                 self._close_second(second)
-                whole = complete and second.subscription.sees_all and not found.unseen(self.current.table.poll_serial)
+                cut_short = found.is_cut_short(self.current.table.poll_serial)
+                whole = complete and second.subscription.sees_all and not cut_short
                 self._judge_awaited(now, proven=whole)
                 return
             second.audit = False
