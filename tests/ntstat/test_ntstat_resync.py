@@ -158,7 +158,7 @@ def test_a_flow_of_which_the_first_has_no_news_does_not_hold_up_the_second():
     _polled(talk, 0, talk.report(1), number=DarwinErrno.EAGAIN)
     _polled(talk, 1, *_mirrored(talk, 1))
     assert talk.channels == [1]
-    assert [(e.flow.local.port, e.reason) for e in talk.events(FlowRemoved)] == [(1002, RemovalReason.GONE)]
+    assert not talk.events(FlowAdded), "what both know goes on"
 
 
 def test_an_end_that_only_the_second_heard_of_is_reported_when_it_takes_over():
