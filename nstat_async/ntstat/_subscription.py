@@ -123,7 +123,6 @@ class Subscription(Client):
         """Whether this one missed anything, another control socket should tell soon."""
         self.needs_resync = False
         """Only another control socket can see what this one missed."""
-        self.table.phase = Phase.BASELINE
         if silent:
             self.table.emit = _discard
         names = ("requests", "polls", "polls_incomplete", "verifications", "replies_lost", "requests_refused")

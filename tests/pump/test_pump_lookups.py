@@ -72,6 +72,23 @@ async def test_whatever_a_look_up_raises_the_core_hears_why_and_the_consumer_onc
     assert it.feed.statistics()["failed_lookup"] == 4
 
 
+async def test_a_look_up_that_takes_long_holds_up_nobody_who_ends(it):
+    begun, answered, over = threading.Event(), [], threading.Event()
+
+    def answer(request):
+        begun.set()
+        answered.append(over.wait(60))
+
+    it.wires.answer, it.core.next = answer, [OpenChannel(0, 0), Lookup(1, "who")]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.feed.run, it.plate)
+        while not begun.is_set():
+            await anyio.sleep(0.001)
+        it.feed.close()
+    assert not answered
+    over.set()
+
+
 async def test_look_ups_of_two_kinds_fail_and_recover_apart(it):
     asked = ["text", 1, "text", 1, "text", 1]
     it.core.next = [OpenChannel(0, 0), Lookup(0, asked[0])]
