@@ -49,6 +49,15 @@ def test_a_full_buffer_ends_a_poll_s_piece_and_the_same_request_goes_on(immediat
     assert talk.events(PollCompleted)[0].complete is False
 
 
+def test_what_was_sent_again_and_then_stays_without_an_answer_is_lost_like_any_other():
+    talk = subscribed()
+    (request,) = talk.open_poll
+    talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS))
+    assert talk.drained() == [request]
+    (renewed,) = talk.drained()
+    assert renewed.context != request.context
+
+
 def test_after_a_drained_immediate_channel_a_missing_success_is_lost():
     talk = subscribed()
     contexts = [talk.open_poll[0].context]
