@@ -22,7 +22,7 @@ from nstat_async import (
     Unrecognized,
 )
 from nstat_async._model import COUNTS_FIELDS
-from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, _sources
+from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, SystemInfoCounts, _sources
 from nstat_async.ntstat._source import Source
 from nstat_async.ntstat._takeover import _carry_on
 
@@ -218,6 +218,14 @@ def details(wire, ref=1, *, rx=0, wifi=0, activity=0, resent=0, provider=2, flag
     return message.encode(wire.layout)
 
 
+def test_a_route_has_no_details_though_the_kernel_sends_zeros():
+    play = Play(12)
+    route = play.wire.descriptor(1)
+    assert play(details(play.wire, provider=1)) == []
+    (event,) = play(play.wire.updated(1, play.wire.counts(1000), route, provider=1))
+    assert (type(event), event.counts.rx_bytes) == (RouteUpdated, 1000)
+
+
 def test_details_that_differ_in_bits_of_activity_alone_are_no_news():
     play = Play(12)
     steps = [(10, 5, 0, 0), (10, 5, 7, 0), (10, 5, 9, 0), (20, 15, 9, 0), (20, 15, 11, 3), (20, 15, 12, 3)]
@@ -305,6 +313,17 @@ def test_what_is_reported_without_a_second_look_is_what_a_look_at_each_message_s
     statistics = ways[0][1]
     assert (statistics["datagrams"], statistics["bytes"]) == (len(datagrams), sum(map(len, datagrams)))
     assert min(statistics["messages"], statistics["malformed"], statistics["counters_adjusted"]) > 0
+
+
+@pytest.mark.parametrize(("missing", "known"), [(0, ((6, 7), (9, 8))), (1, ((6, 7),))])
+def test_statistics_of_the_system_are_reported_as_far_as_they_are_whole(missing, known):
+    play = Play()
+    codec = play.wire.layout["nstat_sysinfo_keyval"]
+    names = ("nstat_sysinfo_key", "nstat_sysinfo_flags", "u.nstat_sysinfo_scalar")
+    entries = b"".join(codec.encode(dict(zip(names, values, strict=True))) for values in ((6, 1, 7), (9, 1, 8)))
+    message = SystemInfoCounts(srcref=0, size=2, entries=entries[: len(entries) - missing])
+    (event,) = play(message.encode(play.wire.layout))
+    assert event.values == known
 
 
 def test_counters_alone_make_a_flow_known_when_they_come_again():

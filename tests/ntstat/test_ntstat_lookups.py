@@ -13,11 +13,13 @@ from nstat_async.ntstat import (
     DarwinErrno,
     Evidence,
     FindPaths,
+    InterfacesRead,
     KnownFlow,
     Ledger,
     LedgerRow,
     OpenEvidence,
     PathsFound,
+    ReadInterfaces,
     ReadLedger,
 )
 from nstat_async.ntstat._ledger import READ_EVERY
@@ -106,6 +108,18 @@ def test_of_each_control_socket_the_kernel_counts_anew():
     assert [(loss.cause, loss.count) for loss in talk.events()] == [(LossCause.GOODBYE, 1)]
 
 
+def test_another_control_socket_s_flows_are_measured_at_once():
+    talk = subscribed(12, facts={"coverage": True}, interval=3600.0)
+    talk.poll(1)
+    talk.due()
+    assert [lookup.request for lookup in talk.lookups] == [ReadInterfaces()]
+    talk.found(InterfacesRead(((4, 1, 1),)))
+    (poll,) = talk.reopen()
+    talk.answer(talk.report(1), talk.wire.success(poll.context))
+    talk.due()
+    assert [lookup.request for lookup in talk.lookups] == [ReadInterfaces()]
+
+
 EVIDENCE = Evidence(
     pid=9, uid=0, interface_index=4,
     flows=(KnownFlow(
@@ -131,6 +145,17 @@ def test_a_proof_goes_on_at_once_and_its_flows_are_nobodys_until_they_are_closed
     talk.found(None)
     talk.answer(talk.wire.removed(3), talk.report(4, pid=9, upid=9, local=address("192.0.2.1", 1003)))
     assert [event.flow.process.pid for event in talk.events(FlowAdded)] == [9]
+
+
+def test_while_a_layout_is_proven_reports_answer_questions_as_ever():
+    talk = _two_processes(verify=True)
+    (poll,) = talk.found(EVIDENCE)
+    (question,) = talk.answer(talk.report(1, pid=1, upid=1), talk.wire.success(poll.context))
+    assert question.srcref == 2
+    descriptor = talk.wire.descriptor(2, pid=2, upid=2)
+    talk.answer(talk.wire.updated(2, talk.wire.counts(5), descriptor, context=question.context))
+    (loss,) = talk.events(EventsLost)
+    assert (loss.cause, loss.count) == (LossCause.BATCH, 1)
 
 
 def test_polls_wait_for_the_known_flows_of_a_proof_but_not_for_ever():
