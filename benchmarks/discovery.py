@@ -1,8 +1,9 @@
 """How soon flows are known, and what watching them costs: a monitor on an emulated kernel.
 
-Run: ``python benchmarks/discovery.py`` (about two minutes; ``--against DIR --rounds 2``: as long, what new flows cost by the clock is left out). The emulated kernel (`nstat_async.testing`) runs in a
-process of its own behind a Unix socket, so that processor time here is the monitor's alone. The floor is the one of
-``core.py``: to receive one message of a flow from a socket and to walk its header.
+Run: ``python benchmarks/discovery.py``. The emulated kernel (`nstat_async.testing`) runs in a process of its own behind
+a Unix socket, so that processor time here is the monitor's alone. The floor is the one of ``core.py``: to receive one
+message of a flow from a socket and to walk its header. With ``--against DIR`` the part is left out that waits by the
+clock for new flows.
 """
 
 from __future__ import annotations

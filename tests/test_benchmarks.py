@@ -87,8 +87,10 @@ def test_a_replay_counts_every_change_as_library_as_command_and_beside_a_peer():
     found = tables("replay", "--messages", "500", "--peer", f"{sys.executable} -c pass")
     check(found)
     for title, rows in found.items():
-        changed = title.endswith("changed")
-        if "one a record" in title:
+        changed = "changed" in title
+        if title == "the command without lines":
+            assert rows["start and end"]["counted"] == 1
+        elif "one a record" in title:
             assert rows["floor: records cut out"]["counted"] == 700
             assert rows["library"]["counted"] == (600 if changed else 200)
             assert rows["library"]["of"] == "peer"
@@ -238,7 +240,7 @@ def test_another_checkout_is_measured_in_turn_with_this_one(module, tmp_path):
         f"log = pathlib.Path({str(log)!r})\n"
         "library = os.environ['NSTAT_BENCHMARK_LIBRARY']\n"
         "log.open('a').write(library + '\\n')\n"
-        "assert sys.argv[1:] == ['--short', '--rounds', '1', '--json'] and os.environ['PYTHONPATH'] == library\n"
+        "assert sys.argv[1:] == ['--short', '--rounds', '1', '--json', '--compared'] and os.environ['PYTHONPATH'] == library\n"
         "row = {'name': 'r', 'unit': 's', 'costs': [8.0 if library.endswith('other') else 2.0]}\n"
         "only = [] if library.endswith('other') else [{**row, 'name': 'new'}]\n"
         "print(json.dumps({'tables': {'t': [row, *only]}}))\n"
