@@ -382,7 +382,9 @@ class SourceTable:
             self.emit(EventsLost(self.time, LossCause.GOODBYE, 1, detail="a flow came and went unreported"))
 
     def _choose(self, source: Source, provider_id: int, data: bytes, at: int, end: int) -> DescriptorReader:
-        """Pick the reader for a descriptor of this length and remember it with the source."""
+        """Pick the reader for a descriptor of this length and remember it with the source, unless that is hidden."""
+        if source.ref in self.hidden:
+            return source.reader
         reader = self.readers.choose(provider_id, data, at, end)
         surprise = self.readers.surprise(provider_id, end - at)
         if surprise is not None:

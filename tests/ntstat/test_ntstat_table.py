@@ -97,6 +97,24 @@ def test_a_flow_of_a_proof_that_is_only_found_out_at_its_end_is_not_reported():
     assert (play.taken(), play.table.hidden) == ([], set())
 
 
+@pytest.mark.parametrize("provider", [2, 4])
+def test_a_hidden_flow_stays_hidden_whatever_its_next_descriptor_is(provider):
+    """That of TCP and UDP, and one of another length, with every report."""
+    play = Table()
+    play.table.every_update = True
+    play.update(1)
+    play.table.hide(play.table.sources[1])
+    play.taken()
+    for padding in (b"", bytes(8)):
+        data = play.wire.descriptor(provider) + padding
+        play.table.update(1, provider, play.wire.counts(50), data, 0, len(data), len(data), 0)
+        play.table.describe(1, provider, data, 0, len(data), 0)
+        play.table.count(1, play.wire.counts(60), solicited=True, flags=0)
+    assert (play.taken(), play.table.hidden) == ([], {1})
+    play.table.end(1, 0)
+    assert (play.taken(), play.table.hidden) == ([], set())
+
+
 def test_ends_are_remembered_while_they_are_wanted():
     play = Table()
     play.update(1), play.update(2), play.update(3)
