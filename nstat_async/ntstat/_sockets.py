@@ -17,7 +17,6 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted
 from .._options import Discovery, MonitorOptions
 from ._constants import NO_ROOM, error_text
 from ._coverage import CoverageMeter
-from ._source import AWAITED
 from ._states import State
 from ._subscription import Subscription
 from ._takeover import SecondSocket, Stage, compare, continue_flows
@@ -353,7 +352,7 @@ class Sockets:
         if was_open:
             self._commands.append(CloseChannel(old.channel))
         candidate.take_over(old)
-        unsure = [s for s in found.vanished if not was_open or s.seen == AWAITED or not old.can_read(s)]
+        unsure = [s for s in found.vanished if not was_open or s.seen != old.table.poll_serial]  # no word of it lately
         continue_flows(old.table, candidate.table, found, unsure)
         if was_open:
             detail = "resynchronised on a second control socket"

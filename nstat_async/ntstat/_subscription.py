@@ -244,10 +244,6 @@ class Subscription(Client):
             known = len(sources) - len(self.table.hidden)
         return known + len(self.table.awaited)
 
-    def can_read(self, source: Source) -> bool:
-        """False for a source that is there, and of which the kernel cannot say anything now."""
-        return not self._unreadable.has(source.ref)
-
     @property
     def sees_all(self) -> bool:
         """False if a flow may be there that is not in the table: there is none at all, or something cannot be read."""

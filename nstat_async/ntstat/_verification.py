@@ -41,10 +41,6 @@ class Unreadable:
         longest = min(MAX_WAIT, longest * 2 or 1)
         self._waits[ref] = [longest, longest]
 
-    def has(self, ref: int) -> bool:
-        """True for a source that could not be read."""
-        return ref in self._waits
-
     @property
     def any(self) -> bool:
         """True if there is one."""

@@ -86,6 +86,22 @@ def test_a_flow_that_cannot_be_read_when_a_second_socket_takes_over_goes_on_when
     agree(kernel, monitor)
 
 
+def test_a_list_without_flows_ends_none_that_the_first_socket_could_not_hear_of_lately():
+    kernel, _, monitor = watched("xnu-12377.121.6", discovery="announce")
+    before = set(monitor.picture.flows)
+    kernel.faults.lose_announcements = 1.0
+    kernel.open_tcp(9, "missed", remote=REMOTE)
+    kernel.faults.lose_announcements, kernel.faults.fail_allocations = 0.0, 1.0
+    monitor.session._sockets.want_resync(kernel.now)
+    kernel.faults.full = True
+    monitor.run(1.0)
+    kernel.faults.full, kernel.faults.fail_allocations = False, 0.0
+    monitor.run(90.0)
+    assert before < set(monitor.picture.flows)
+    assert not monitor.picture.removed
+    agree(kernel, monitor)
+
+
 def test_a_flow_is_awaited_over_many_takeovers():
     kernel, made, monitor = watched("xnu-12377.121.6", flows=3)
     before = set(monitor.picture.flows)
