@@ -29,7 +29,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Coroutine, Hashable, Iterable
 from typing import Any
 
 import anyio
@@ -83,6 +83,8 @@ class KernelFeed:
         self._wake = anyio.Event()
         self._subscribed = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
+        """Look-ups, by their token, whose tasks had no first step yet: where the loop ends now, they never have one."""
         self._closed = False
         self._slices = 0
         self._longest_slice = 0.0
@@ -158,6 +160,8 @@ class KernelFeed:
                     failure = error
                 self._tasks.cancel_scope.cancel()
         finally:
+            for work in self._unbegun.values():
+                work.close()  # else Python warns that nobody waited for it
             self.close()
         if failure is not None:
             if failure is core.failure and self._open_error is not None:
@@ -290,7 +294,8 @@ class KernelFeed:
                 waiter.close()
         else:
             assert self._tasks is not None
-            self._tasks.start_soon(self._look_up, command)
+            self._unbegun[command.token] = work = self._look_up(command)
+            self._tasks.start_soon(lambda: work)
 
     def _send(self, command: Send) -> None:
         waiter = self._channels.get(command.channel)
@@ -322,6 +327,7 @@ class KernelFeed:
         )
 
     async def _look_up(self, command: Lookup) -> None:
+        self._unbegun.pop(command.token, None)
         request = command.request
         try:
             answer = await anyio.to_thread.run_sync(self._ask, request, abandon_on_cancel=True)

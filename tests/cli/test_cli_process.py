@@ -176,7 +176,9 @@ def _next_line(process: subprocess.Popen[bytes], seconds: float = 20) -> bytes:
 def test_a_signal_ends_watch_with_status_0(number):
     """Each line is there as it happens; Ctrl-C, SIGTERM and the end of the terminal are a normal end."""
     command = _command("watch", "--backend", "emulated", "--interval", "0.1", "--json")
+    ours = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, which a command would inherit
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    signal.signal(number, ours)
     assert json.loads(_next_line(process))["v"] == 1
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
