@@ -19,7 +19,6 @@ says how much was loopback. Its packets are the flow switch's in updates, and th
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, Union
 
@@ -205,7 +204,9 @@ def has_grown(new: Values, old: Values) -> bool:
 
 def has_grown_whole(new: Values, old: Values) -> bool:
     """The same for numbers that a process wrote, which need not agree with each other."""
-    return new[10:13] == old[10:13] and all(map(operator.ge, new[:10], old[:10]))
+    return new[10:13] == old[10:13] and all(
+        a is not None and b is not None and a >= b for a, b in zip(new[:10], old[:10], strict=True)
+    )
 
 
 def advance(reported: Values, old: Values, new: Values) -> Values:
@@ -220,7 +221,7 @@ def advance(reported: Values, old: Values, new: Values) -> Values:
     values = list(new)
     fell = new[1] < old[1] or new[3] < old[3]
     for position in range(10):
-        if new[position] is not None:
+        if new[position] is not None and reported[position] is not None:
             values[position] = max(new[position], reported[position])
     for position in (10, 11, 12):
         growth = new[position] - old[position]
