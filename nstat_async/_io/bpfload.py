@@ -40,7 +40,7 @@ from .cgroups import mounted_at
 
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 BPFFS_PATH = "/sys/fs/bpf"
-_NETLINK_SOCK_DIAG = 4
+NETLINK_SOCK_DIAG = 4
 _SO_NETNS_COOKIE = 71
 _TRACING = 26
 """``BPF_PROG_TYPE_TRACING``: attached to a type of the kernel's BTF."""
@@ -57,7 +57,7 @@ def namespace_cookie() -> int | None:
     By a socket that no program looks at: the kernel frees one a while after it was closed, when programs may be attached.
     Of a protocol that is needed in any case: others may be forbidden.
     """
-    with contextlib.suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as probe:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as probe:
         return socket_number(probe, _SO_NETNS_COOKIE)
     return None
 

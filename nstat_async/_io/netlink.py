@@ -38,7 +38,7 @@ from ..sockdiag import (
     TrafficAnswer,
     TrafficRequest,
 )
-from .bpfload import EbpfSettings, namespace_cookie
+from .bpfload import NETLINK_SOCK_DIAG, EbpfSettings, namespace_cookie
 from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSource
@@ -57,7 +57,6 @@ OTHER_BUFFER = 1 << 20
 """Asked for the other sockets, whose answers come only when asked for."""
 
 _NETLINK_ROUTE = 0
-_NETLINK_SOCK_DIAG = 4
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
 _SO_RCVBUFFORCE = 33
@@ -136,7 +135,7 @@ class NetlinkTransport:
 
     def _make(self, purpose: ChannelPurpose) -> SocketChannel:
         routes, removals = purpose.role is Role.ROUTES, purpose.role is Role.REMOVALS
-        family = _NETLINK_ROUTE if routes else _NETLINK_SOCK_DIAG
+        family = _NETLINK_ROUTE if routes else NETLINK_SOCK_DIAG
         sock = socket.socket(_AF_NETLINK, socket.SOCK_RAW | _SOCK_CLOEXEC, family)
         try:
             granted = set_receive_buffer(sock, self._receive_buffer if removals else OTHER_BUFFER)

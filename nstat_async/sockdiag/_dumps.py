@@ -271,7 +271,7 @@ class DumpSource(Source):
     def receive_many(self, datagrams: Sequence[bytes]) -> None:
         self._progress = self.output.now
         # The last message of a datagram may come without its padding.
-        padded = tuple([data.ljust(len(data) + 3 & ~3, b"\0") for data in datagrams])
+        padded = tuple([data.ljust(align(len(data)), b"\0") for data in datagrams])
         index = offset = 0
         while index < len(padded):
             index, offset = self._take(padded, index, offset, len(datagrams[index]))
