@@ -181,7 +181,11 @@ _SIMPLE: dict[Any, _Reader] = {
 
 
 def _one_of(readers: tuple[_Reader, ...]) -> _Reader:
+    optional = _SIMPLE[type(None)] in readers
+
     def read(data: Any) -> Any:
+        if data is None and optional:  # the most frequent one, which the others would refuse by an exception each
+            return None
         reasons = []
         for reader in readers:
             try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-SHARE = 0.016
-"""Share of a CPU that a pulse may use at the usual pause, with what the core does with its reports; 2 % with what follows from events."""
+SHARE = 0.014
+"""Share of a CPU that a pulse may use at the usual pause, with what the core does with its reports; 2 % with what the loop and the events then cost."""
 SAVED = 12.0
 """Seconds for which a share that was not used is kept; a half of that is there at the beginning."""
 

@@ -180,8 +180,8 @@ class KernelFeed:
         work = True
         commands = deque(core.commands())
         start = time.perf_counter()
+        due = self._is_due()
         while work and not self._closed:
-            due = self._is_due()
             while commands and time.perf_counter() < start + SLICE:
                 self._carry_out(commands.popleft())
             read = not commands and self._read(start + SLICE, everything=due)
@@ -197,11 +197,12 @@ class KernelFeed:
             if core.subscribed:
                 self._subscribed.set()
             commands += core.commands()  # reading may have called for more
-            work = bool(commands) or read or self._is_due()
+            settled, due = due, self._is_due()
+            work = bool(commands) or read or due
             if core.failure is not None:
                 return
             spent = time.perf_counter() - start
-            if work and (events or due or spent >= SLICE):  # else there is time for more of it
+            if work and (events or settled or spent >= SLICE):  # else there is time for more of it
                 self._end_slice(spent)
                 await anyio.lowlevel.checkpoint()
                 await sink.room()

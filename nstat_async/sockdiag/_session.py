@@ -493,13 +493,15 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `handle_deadline` wants to be called."""
-        times = [
-            self._output.now if self._output.busy else None,
-            self._polls.deadline(),
-            self._sightings.deadline(),
-            *(source.deadline() for source in self._sources.values()),
-        ]
-        return min((time for time in times if time is not None), default=None)
+        if self._output.busy:
+            return self._output.now
+        earliest = self._polls.deadline()
+        waiting: tuple[Sightings | Source, ...] = (self._sightings, *self._sources.values())
+        for each in waiting:
+            due = each.deadline()
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        return earliest
 
     def handle_deadline(self, now: float) -> None:
         """The time has come (or passed)."""

@@ -468,8 +468,13 @@ class Sightings:
 
     def deadline(self) -> float | None:
         """When to call `expire`."""
-        waiting = (self._recorded, self.removed, self._unseen, self._unannounced)
-        return min((due for each in waiting if (due := each.deadline()) is not None), default=None)
+        earliest: float | None = None
+        for each in (self._recorded, self.removed, self._unseen, self._unannounced):
+            if each:  # most are empty, and this is asked many times a turn
+                due = each.deadline()
+                if due is not None and (earliest is None or due < earliest):
+                    earliest = due
+        return earliest
 
     def expire(self) -> None:
         """What was waited for did not come in time."""
