@@ -74,8 +74,6 @@ class OwnerSource:
         """Inodes that several processes hold, with those beside the oldest."""
         self._fresh: dict[Entry, None] = {}
         """Sockets that came since these were looked for."""
-        self._all_fresh = True
-        """They were not looked for yet."""
         self._users: dict[int, str | None] = {}
         """Names of users; `None` while they are asked for, and where there is none."""
         self._unnamed: list[int] = []
@@ -137,8 +135,7 @@ class OwnerSource:
         if entry.used_by is not None:
             return
         entry.round = -1 if self._output.first_poll else self.rounds  # no look has begun before the first poll
-        if not self._all_fresh:
-            self._fresh[entry] = None
+        self._fresh[entry] = None
         self._tries.pop(inode, None)
         self._sought.add(inode)
         self._due.add(inode)
@@ -328,8 +325,8 @@ class OwnerSource:
         }
         before, self._shared = self._shared, shared
         changed = {inode for inode in (*before, *shared) if before.get(inode) != shared.get(inode)}
-        changed.update(shared if self._all_fresh else (entry.user[1] for entry in self._fresh))
-        self._fresh, self._all_fresh = {}, False
+        changed.update(entry.user[1] for entry in self._fresh)
+        self._fresh = {}
         for inode in sorted(changed & (before.keys() | shared.keys())):
             for entry in self._holders(inode):
                 yield
@@ -346,7 +343,8 @@ class OwnerSource:
 
     def _learn_names(self, users: tuple[tuple[int, str], ...]) -> None:
         """Take in what users are called; processes that are known already get the name."""
-        new = {uid: name for uid, name in users if self._users.get(uid) != name and len(self._users) < MAX_USERS}
+        room = MAX_USERS - len(self._users)
+        new = {uid: name for uid, name in users if self._users.get(uid) != name and (uid in self._users or room > 0)}
         self._users.update(new)
         self._replace({
             key: attrs.evolve(process, user=new[key[2]]) for key, process in self._processes.items() if key[2] in new

@@ -19,6 +19,7 @@ from nstat_async._model import Attribution, Direction, InterfaceKind, TcpState, 
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import (
     AddressMessage,
+    LinkKindsRequest,
     LinkMessage,
     OwnersAnswer,
     ProcessFacts,
@@ -27,6 +28,7 @@ from nstat_async.sockdiag import (
     SocketState,
     TcpInfo,
 )
+from nstat_async.sockdiag._messages import encode_done
 
 MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
 
@@ -94,6 +96,25 @@ def test_another_connection_known_only_by_its_end(kernel):
     assert (added.flow.id, second.flow.id, second.counts.tx_bytes, second.final) == ("c1.2", "c1.2", 7, True)
     assert (added.flow.direction, added.flow.remote.port) == (Direction.OUTBOUND, 81)
     assert kernel.session.statistics()["unresolved_owners"] == 0
+
+
+def test_the_end_of_an_unseen_connection_has_nothing_of_the_one_before(kernel):
+    """That one was half-closed by its peer: a byte of this one is no FIN."""
+    kernel.sockets[1] = FakeSocket(1, state=SocketState.CLOSE_WAIT, info=traffic(5, 10, fin=1))
+    kernel.start()
+    kernel.feed(FakeSocket(1, remote_port=81, info=traffic(7, 7)).message(final=True), 1)
+    second = removals(kernel.run() + kernel.wait(10.0))[-1]
+    assert (second.flow.id, second.counts.rx_bytes) == ("c1.2", 7)
+
+
+def test_a_row_of_before_a_socket_connected_again_is_no_third_connection(kernel):
+    """One dump may have both: it is written while sockets live."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    kernel.remains = [kernel.sockets[1]]
+    kernel.sockets[1] = FakeSocket(1, local_port=40001, remote_port=81, info=traffic(0, 7))
+    removed, added = flow_events(kernel.wait(1.0))
+    assert (removed.flow.id, added.flow.id, added.flow.remote.port) == ("c1", "c1.2", 81)
 
 
 def test_a_failed_attempt_is_no_other_connection(kernel):
@@ -554,6 +575,23 @@ def test_an_address_that_goes_takes_no_knowledge_with_it(kernel):
     kernel.start()
     kernel.feed(AddressMessage(2, 2, bytes([192, 0, 2, 2])).encode(RouteMessage.DELADDR), 2)
     assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
+
+
+def test_a_new_device_is_asked_for_once_and_a_damaged_message_takes_no_other_along(kernel):
+    kernel.hold_lookups = True
+    kernel.start()
+    damaged = b"\x10\0\0\0\x10" + bytes(11)
+    kernel.feed(encode_done(0) + damaged + LinkMessage(4, 1, "eth1").encode(RouteMessage.NEWLINK), 2)
+    kernel.feed(LinkMessage(3, 65534, "wg1", "wireguard").encode(RouteMessage.NEWLINK), 2)
+    (lost,) = kernel.run()
+    assert lost.cause is LossCause.PROTOCOL
+    asked = [each.request.names for each in kernel.held if isinstance(each.request, LinkKindsRequest)]
+    assert asked == [("eth0",), ("eth0", "eth1")]
+
+
+def test_without_rtnetlink_polls_begin_at_once(kernel):
+    kernel.missing_channels = {2}
+    assert kinds(kernel.start()) == ["PollCompleted"]
 
 
 # -- what outweighs what

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
-from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, kinds
+from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, follow, kinds
 
+from nstat_async._contract import Mode
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, LossCause
-from nstat_async.sockdiag import PulsePurpose, PulseReport, TcpInfo, iterate_messages
+from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import PulsePurpose, PulseReport, Session, TcpInfo, iterate_messages
 from nstat_async.sockdiag._messages import DiagRequest
 from nstat_async.sockdiag._pulse import OWNERS_PATIENCE
 from nstat_async.sockdiag._sightings import PULSE_PATIENCE
@@ -179,3 +182,45 @@ def test_a_pulse_that_cannot_be_had_is_a_note_and_no_failure():
 
 def test_the_note_says_how_short_a_flow_may_be(kernel):
     assert "a flow that began and ended within 20 ms has no process" in kernel.session.capabilities.notes
+
+
+def test_a_pulse_that_ends_lets_nobody_wait_for_it(kernel):
+    add(kernel, 5)
+    kernel.beat(5)
+    assert kernel.session.statistics()["pulses"] == 1
+    kernel.session.channel_failed(kernel.pulse.channel, errno.EIO, kernel.now)
+    add(kernel, 6)
+    kernel.close(6)
+    assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"]
+
+
+def test_reports_that_go_on_keep_no_flow_waiting(kernel):
+    """It waits for its process as long as where no other comes."""
+    add(kernel, 5, pid=None)
+    kernel.beat(5)
+    kernel.wait(0.8 * OWNERS_PATIENCE)
+    add(kernel, 6, pid=None)
+    kernel.beat(6)
+    assert "c5" in [event.flow.id for event in flow_events(kernel.wait(0.3 * OWNERS_PATIENCE))]
+
+
+def test_who_is_in_a_report_holds_what_it_is_said_to_hold(kernel):
+    """The first process of all does not get what nobody was found to hold."""
+    late = add(kernel, 5, pid=None)
+    kernel.close(5)
+    kernel.run()
+    add(kernel, 6, pid=1, local_port=6)
+    (added,) = flow_events(kernel.beat(6, late=(late,)))
+    assert added.flow.process.pid == 1
+    added, _ = flow_events(kernel.wait(PULSE_PATIENCE))
+    assert (added.flow.id, added.flow.process) == ("c5", None)
+
+
+def test_who_follows_a_recording_waits_for_its_reports_too(kernel):
+    kernel.beat()
+    sock = add(kernel, 5)
+    kernel.close(5)
+    kernel.run()
+    kernel.beat(late=(sock,))
+    followed = follow(kernel.record, Session(MonitorOptions(), kernel="6.18.0", mode=Mode.FOLLOWING), kernel.now)
+    assert [event.flow.process.pid for event in flow_events(followed)] == [42, 42]
