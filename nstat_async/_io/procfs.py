@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from ..sockdiag import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessFacts
+from .budget import Budget
 from .census import Census, Shared
 from .likely import remember_holders
 from .processes import ProcessReader, eldest, user_names
@@ -22,12 +23,10 @@ from .walk import Part, Walk
 
 BUDGET = 0.02
 """Seconds of CPU for one answer."""
-COUNT = 0.002
-"""Seconds of CPU for the census in one answer."""
-FIRST_COUNT = 0.05
-"""The same until it has been once around, where nobody waits for the answer."""
-SHARE, FIRST_SHARE = 0.02, 0.05
-"""Of the time since the answer before, if that is less: polls may follow closely on each other."""
+COUNT, COUNT_ALONE = 0.002, 0.1
+"""Seconds of CPU for the census in one answer: beside something else, and where nobody waits for it."""
+SHARE = 0.02
+"""Of the time, what the census may take."""
 MAX_FOUND = 2048
 """Owners in one answer, and a few more: what the event loop takes in by four steps."""
 MAX_REMEMBERED = 16384
@@ -61,8 +60,7 @@ class ProcessScanner:
         self._parts: Iterator[Part] = iter(())
         self._facts: dict[int, ProcessFacts] = {}
         self._census = Census()
-        self._counted = False
-        self._counted_at = time.monotonic()
+        self._census_budget = Budget(SHARE, time.monotonic())
 
     def answer(self, request: OwnersRequest) -> OwnersAnswer:
         """Search for at most the budget; a request with ``below`` goes on where the last answer stopped.
@@ -89,7 +87,7 @@ class ProcessScanner:
         found, below = self._search(until)
         found = eldest(found)
         went_on = below is not None or request.below is not None  # a long search leaves no time for more
-        shared = None if went_on else self._count(waiting=bool(found or request.inodes))
+        shared = None if went_on else self._count(COUNT_ALONE if request.count else COUNT)
         holders = (pid for _, _, pids in shared or () for pid in pids)
         facts = {pid: self._look(pid) for pid in dict.fromkeys([*(place[1] for place in found), *holders])}
         remember_holders(self.recent, (place[1] for place in found))
@@ -131,11 +129,11 @@ class ProcessScanner:
             lost.append(inode)
         return tuple(lost), tuple(met)
 
-    def _count(self, *, waiting: bool) -> Shared | None:
-        most, share = (COUNT, SHARE) if waiting or self._counted else (FIRST_COUNT, FIRST_SHARE)
-        before, self._counted_at = self._counted_at, time.monotonic()
-        shared = self._census.go_on(time.thread_time() + min(most, share * (self._counted_at - before)))
-        self._counted = self._counted or shared is not None
+    def _count(self, most: float) -> Shared | None:
+        budget, began = self._census_budget, time.thread_time()
+        budget.spend(0.0, time.monotonic())
+        shared = self._census.go_on(began + min(most, budget.left))
+        budget.spend(time.thread_time() - began, time.monotonic())
         return shared
 
     def _search(self, until: float) -> tuple[list[Found], int | None]:

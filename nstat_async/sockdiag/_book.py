@@ -327,7 +327,8 @@ class Book:
     def _stop_listening(self, entry: Entry) -> bool:
         if entry.last[1][1] != _LISTEN:
             return False
-        self.listeners.discard(entry.cookie, entry.last[1])
+        alone = entry.process if self._owners.is_alone(entry) else None
+        self.listeners.leave(entry.cookie, entry.last[1], alone, self._output.now)
         return True
 
     # -- evidence of owners and addresses
@@ -397,6 +398,8 @@ class Book:
         accepted = entry.direction is Direction.INBOUND
         listening = [self.entries.get(cookie) for cookie in self.listeners.of(entry.identity)] if accepted else []
         owners = {each.process if each is not None and self._owners.is_alone(each) else None for each in listening}
+        if accepted:
+            owners |= self.listeners.owners_before(entry.identity, self._output.now)
         owner = owners.pop() if len(owners) == 1 else None
         return Attribution.GONE if owner is None else attrs.evolve(owner, attribution=Attribution.INFERRED)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections import deque
 
-from .._model import Direction
+from .._model import Direction, Process
 from ._constants import SocketState, TcpInfo
 from ._entry import Weight
 from ._messages import HEADER
@@ -29,6 +30,9 @@ _INBOUND, _OUTBOUND = Direction.INBOUND, Direction.OUTBOUND
 _LISTEN, _SYN_SENT = SocketState.LISTEN, SocketState.SYN_SENT
 _NONE, _LISTENER, _DOUBTED = Weight.NONE, Weight.LISTENER, Weight.DOUBTED
 _SEQUENCE, _STATE = Weight.SEQUENCE, Weight.STATE
+LEFT_SECONDS = 2.0
+"""How long the connections of a listener that left are known to be its process's: what lives on has been seen by then."""
+_MOST_LEFT = 64
 BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
 
@@ -95,6 +99,8 @@ class ListenerTable:
     def __init__(self) -> None:
         self.by_port: dict[bytes, dict[int, bytes]] = {}
         """Cookies and addresses, by the port as in a row."""
+        self._left: deque[tuple[float, bytes, bytes, Process | None]] = deque(maxlen=_MOST_LEFT)
+        """Those that left lately: when, the port, the address and the only process that listened there."""
 
     def add(self, cookie: int, identity: bytes) -> None:
         """A listener was seen; an unspecified address listens everywhere."""
@@ -107,6 +113,20 @@ class ListenerTable:
             found.pop(cookie, None)
             if not found:
                 del self.by_port[identity[4:6]]
+
+    def leave(self, cookie: int, identity: bytes, owner: Process | None, now: float) -> None:
+        """A listener is gone whose connections may end later, though no source has seen them: this process alone had it."""
+        self.discard(cookie, identity)
+        self._left.append((now, identity[4:6], address_of(identity, 8), owner))
+
+    def owners_before(self, identity: bytes, now: float) -> set[Process | None]:
+        """The processes that listened at this local end until lately; `None`: several may have."""
+        address, since = address_of(identity, 8), now - LEFT_SECONDS
+        return {
+            owner
+            for left, port, own, owner in self._left
+            if left >= since and port == identity[4:6] and (own == address or not any(own))
+        }
 
     def of(self, identity: bytes) -> list[int]:
         """The cookies of those that would have accepted a connection to this local end: of its address, or else of every one."""

@@ -21,7 +21,7 @@ import attrs
 
 from .._contract import LookupFailed
 from .._model import Attribution, Process
-from ._constants import IPPROTO_UDP
+from ._constants import IPPROTO_UDP, SocketState
 from ._entry import NOBODY, Entry, Others
 from ._output import Output
 from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
@@ -46,6 +46,8 @@ CHECK_PAUSE = 0.1
 """Seconds between two checks at least: polls may follow closely on each other, and a look-up costs a thread's turn."""
 
 
+_PROVING = 2
+"""Looks at all tables that have to end until one has begun behind something: the first of them may have begun before."""
 LEARNED_IN_A_STEP = 2
 """Owners that are taken in while one flow would be updated."""
 
@@ -70,6 +72,10 @@ class OwnerSource:
         """Processes that the last search was not allowed to look at."""
         self.rounds = 0
         """Looks at all tables of descriptors so far, by which every holder of a socket is found."""
+        self._counting = False
+        """What is under way is a look at all tables alone."""
+        self._proven = 0
+        """How many there must be for all listeners to be known to be alone, or not."""
         self._shared: Mapping[int, Others] = {}
         """Inodes that several processes hold, with those beside the oldest."""
         self._fresh: dict[Entry, None] = {}
@@ -142,7 +148,7 @@ class OwnerSource:
 
     def is_alone(self, entry: Entry) -> bool:
         """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing."""
-        if entry.process is None or self.rounds < entry.round + 2:  # the first of them may have begun before
+        if entry.process is None or self.rounds < entry.round + _PROVING:
             return False
         return not entry.others.number or [pid for pid, _ in entry.others.oldest] == [1]
 
@@ -239,8 +245,13 @@ class OwnerSource:
         self._ask(OwnersRequest(frozenset(added), self._recently() if added else (), below))
 
     def _ask(self, request: OwnersRequest) -> None:
-        self.searching = True
+        self.searching, self._counting = True, request.count
         self._output.ask(request, self.take)
+
+    def count(self) -> None:
+        """Have all tables looked at until listeners are known to be alone: nobody else can say whose short connections are."""
+        if self.rounds < self._proven and not self.searching:
+            self._ask(OwnersRequest(frozenset(), count=True))
 
     # -- answers
 
@@ -271,6 +282,8 @@ class OwnerSource:
         if self._again:
             self._again = False
             self.search()
+        elif not (self._output.first_poll or (self._counting and answer.shared is None)):
+            self.count()
 
     def give_up(self) -> None:
         """Following: no more answers will come to this search."""
@@ -306,6 +319,8 @@ class OwnerSource:
                 if owner is None:
                     owner = owners[pid, uid] = self.process(facts[pid], uid)
                 entry.book.learn_owner(entry, owner, place)
+                if entry.state == SocketState.LISTEN:
+                    self._proven = max(self._proven, entry.round + _PROVING)
         for _, pid in answer.owners:
             facts.pop(pid, None)
         if facts:

@@ -139,6 +139,8 @@ class OwnersRequest:
     """Inode, thread and descriptor (`ANYWHERE`: any of them): sockets that may be held somewhere else by now."""
     users: tuple[int, ...] = ()
     """Users whose names are not known yet."""
+    count: bool = False
+    """Nobody waits: this is about `OwnersAnswer.shared` alone."""
 
 
 @attrs.frozen

@@ -17,6 +17,7 @@ from nstat_async._events import FlowUpdated
 from nstat_async._model import Attribution, Direction
 from nstat_async.json import loads, to_dict
 from nstat_async.sockdiag import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessFacts, SocketState, TcpInfo
+from nstat_async.sockdiag._direction import LEFT_SECONDS
 from nstat_async.sockdiag._owners import RECENT_PIDS
 
 LISTENER, ACCEPTED = 1, 2
@@ -76,13 +77,77 @@ def test_a_short_accepted_flow_is_the_listeners(kernel):
 
 
 def test_a_listener_of_later_is_known_to_be_alone_by_the_second_look(kernel):
-    """The first one may have begun before."""
+    """The first one may have begun before; the second one is asked for at once, by a look-up that nobody waits for."""
+    kernel.wait(3.0)
     kernel.close(LISTENER)
     kernel.sockets[LISTENER] = attrs.evolve(listening(), cookie=9)
+    asked, kernel.hold_lookups = len(kernel.owner_requests), True
     kernel.wait(1.0)
-    assert (served(kernel).flow.process, served(kernel).flow.attribution) == (None, Attribution.GONE)
-    kernel.wait(1.0)
+    kernel.answer(kernel.held.pop(0))
+    removed = served(kernel)
+    assert (removed.flow.process, removed.flow.attribution) == (None, Attribution.GONE)
+    while kernel.held:
+        kernel.answer(kernel.held.pop(0))
+        kernel.run()
     assert served(kernel).flow.process.pid == 42
+    assert [request.count for request in kernel.owner_requests[asked:]] == [False, True], "and no more than that"
+
+
+def test_looks_without_an_end_are_asked_for_once_a_poll():
+    """Where a look at all tables takes longer than it may."""
+    kernel = started(None)
+    kernel.wait(1.0)
+    assert sum(request.count for request in kernel.owner_requests) == 2
+    kernel.census = ()
+    kernel.wait(1.0)
+    assert sum(request.count for request in kernel.owner_requests) == 2, "the search had one: that proves it"
+
+
+def test_a_single_look_proves_nothing_of_listeners():
+    """No connection ends in it."""
+    kernel = FakeKernel(interval=None)
+    kernel.census = None
+    kernel.sockets[LISTENER] = listening()
+    kernel.owners[LISTENER] = 42
+    kernel.start()
+    assert not any(request.count for request in kernel.owner_requests)
+
+
+def test_the_connections_of_a_listener_that_left_are_still_its_processs(kernel):
+    """A program that ends closes its listener first, and a removal may have to wait: for a while the last owner stands."""
+    kernel.close(LISTENER)
+    assert served(kernel).flow.process.pid == 42
+    kernel.wait(LEFT_SECONDS + 1)
+    assert served(kernel).flow.attribution is Attribution.GONE, "somebody else may have listened meanwhile"
+
+
+def test_another_process_that_listens_where_one_left_makes_it_uncertain(kernel):
+    kernel.close(LISTENER)
+    kernel.sockets[3] = listening(3)
+    kernel.owners[3] = 43
+    kernel.wait(1.0)
+    assert served(kernel).flow.attribution is Attribution.GONE
+    kernel.wait(LEFT_SECONDS)
+    assert served(kernel).flow.process.pid == 43
+
+
+def test_a_listener_that_left_before_it_was_known_to_be_alone_proves_nothing():
+    kernel = started(None)
+    kernel.close(LISTENER)
+    assert served(kernel).flow.attribution is Attribution.GONE
+
+
+def test_a_listener_that_left_has_no_connections_of_other_ports_or_addresses(kernel):
+    kernel.close(LISTENER)
+    assert served(kernel, local=b"\x0a\0\0\1").flow.process.pid == 42, "it listened on all addresses"
+    kernel.sockets[3] = attrs.evolve(listening(3), local=b"\x7f\0\0\2", local_port=81)
+    kernel.owners[3] = 43
+    kernel.wait(1.0)
+    kernel.close(3)
+    kernel.sockets[ACCEPTED] = attrs.evolve(accepted(), local=b"\x7f\0\0\1", local_port=81)
+    kernel.close(ACCEPTED)
+    *_, removed = flow_events(kernel.run())
+    assert removed.flow.attribution is Attribution.GONE
 
 
 @pytest.mark.parametrize(
