@@ -185,6 +185,7 @@ class LikelyHolders:
             return
         if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # numbers begin anew
             self._numbers.clear()
+            self._last = 0
         first = max(0, last - NEWEST) + 1
         waiting = [
             number for number in range(max(first, self._last - WAITING), last + 1) if self._numbers.get(number) is None

@@ -52,6 +52,7 @@ from nstat_async.sockdiag._rows import (
     RowFormat,
     RowFormats,
     address_of,
+    columns_of,
     counters_changed,
     encode_row,
     identity_differs,
@@ -60,7 +61,7 @@ from nstat_async.sockdiag._rows import (
     is_remains,
     same_connection,
 )
-from nstat_async.sockdiag._scan import Memory, scan
+from nstat_async.sockdiag._scan import Memory, are_alike, scan
 from nstat_async.sockdiag._setup import NetworkNamespace
 from nstat_async.sockdiag._waiting import AT_ONCE, MOST_BEHIND, Waiting
 from nstat_async.sockdiag._waiting import Memory as LastOnes
@@ -270,6 +271,31 @@ def test_a_row_that_is_as_it_was_is_marked_and_any_other_applied(every):
     known.clear()
     mixed = (socks[0].message(1) + other + data,)
     assert scan(mixed, 0, 0, {}, 7, every, apply, 6, form, memory) == (0, form.stride, 1)
+
+
+def test_of_many_rows_at_once_each_byte_of_a_piece_is_compared_and_no_other_word():
+    """Two words at once where both are wanted and every row has them at the same place."""
+    pieces = (4, 7), (12, 4), (20, 2)
+    assert columns_of(24, pieces) == (("Q", (slice(1, None, 3),)), ("I", tuple(slice(n, None, 6) for n in (1, 5))))
+    assert columns_of(28, pieces) == (("I", tuple(slice(n, None, 7) for n in (1, 2, 3, 5))),)
+    for stride in (24, 28):
+        columns, rows = columns_of(stride, pieces), bytes(3 * stride)
+        differing = set()
+        for at in range(len(rows)):
+            other = rows[:at] + b"\1" + rows[at + 1 :]
+            if not are_alike(memoryview(rows), memoryview(other), columns):
+                differing.add(at % stride)
+        assert differing == {*range(4, 16), *range(20, 24)}
+    form = RowFormat.learn(FakeSocket(1).message(1))
+    wanted = [
+        word
+        for code, places in form.columns
+        for each in places
+        for word in ([each.start] if code == "I" else [2 * each.start, 2 * each.start + 1])
+    ]
+    head, ids, rest = [0, 1], range(4, 17), range(20, (form.info + 3) // 4)
+    counters = range((form.info + TcpInfo.BYTES_ACKED) // 4, (form.info + TcpInfo.BYTES_ACKED + 40) // 4)
+    assert sorted(wanted) == [*head, *ids, *rest, *counters]
 
 
 # -- rows
