@@ -39,9 +39,9 @@ from nstat_async.sockdiag import (
     NetworkNamespace,
     TableRow,
     TcpInfo,
+    _glimpses,
 )
 from nstat_async.sockdiag._constants import SocketState
-from nstat_async.sockdiag._glimpses import MOST
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
 from nstat_async.sockdiag._sightings import HELD_SECONDS, MOST_HELD
 
@@ -699,6 +699,10 @@ def test_a_walk_tells_of_what_was_there_and_two_of_what_is_there_no_more():
         kernel.poll()
     (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
     assert (removed.flow.id, removed.reason, removed.final) == (added[0].flow.id, RemovalReason.GONE, False)
+    for kernel.held_sockets in ([], held[1:], []):
+        kernel.wait(61.0)
+        kernel.poll()
+    assert [e for e in kernel.events if isinstance(e, FlowRemoved)] == [removed], "not twice in a row"
 
 
 def test_a_namespace_that_is_found_after_all_is_entered_and_its_flows_begin_anew():
@@ -783,23 +787,28 @@ def test_records_of_two_connections_that_come_after_the_removal_of_their_socket(
     assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(lost, 1)]
 
 
-def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty():
+def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty(monkeypatch):
+    """Then there is room for others."""
+    monkeypatch.setattr(_glimpses, "MOST", most := 3)
     kernel = started(everywhere=True)
-    for cookie in range(MOST + 3):
+    for cookie in range(most + 2):
         strange(kernel)
         kernel.feed(
             encode(*(attrs_of(each)._replace(net_cookie=1000 + cookie) for each in beginning(cookie + 1))), RING
         )
         kernel.run()
-    namespaces = kernel.session.statistics()["namespaces"]
-    assert namespaces == 1 + MOST
-    for cookie in range(MOST):
+    assert kernel.session.statistics()["namespaces"] == 1 + most
+    assert {flow.namespace for flow, _ in kernel.session.flows()} == {f"net:{1000 + cookie}" for cookie in range(most)}
+    for cookie in range(most):
         kernel.feed(encode(attrs_of(closed(cookie + 1))._replace(net_cookie=1000 + cookie)), RING)
     kernel.wait(1.0)
-    for _ in range(3):
+    watched = []
+    for _ in range(2):
         kernel.came_and_went = []
         kernel.poll()
-    assert kernel.session.statistics()["namespaces"] < 1 + MOST
+        watched.append(kernel.session.statistics()["namespaces"])
+    assert watched == [1, 1 + 2]
+    assert {flow.namespace for flow, _ in kernel.session.flows()} == {f"net:{1000 + most}", f"net:{1001 + most}"}
 
 
 def test_what_is_held_of_unknown_namespaces_is_bounded():

@@ -41,6 +41,9 @@ class Walking(Programs):
         self.moved: set[int] = set()
         self.spoil: Callable[[bytes], Any] = ChangedAnswer
         """What becomes of the rows of a walk."""
+        self.mark: Callable[[bytes], Any] = ChangedAnswer
+        """The same of the first one; `None`: it is not answered."""
+        self.marks = 0
         for cookie in range(1, SOCKETS + 1):
             self.sockets[cookie] = FakeSocket(cookie, local_port=40000 + cookie, inode=cookie)
 
@@ -49,10 +52,13 @@ class Walking(Programs):
         if not isinstance(request, ChangedRequest):
             super().answer(command)
             return
+        self.marks += request.mark
         moved, self.moved = sorted(self.moved), set()
         rows = b"".join(row(cookie, self.sockets[cookie]) for cookie in moved)
         whole = row(0) if request.mark else row(0) + rows + row(0, namespace=0, number=len(self.sockets))
-        answer = ChangedAnswer(whole) if request.mark else self.spoil(whole)
+        answer = self.mark(whole) if request.mark else self.spoil(whole)
+        if answer is None:
+            return
         self.session.lookup_done(command.token, answer, self.now)
 
     def send(self, cookie: int, *, told: bool = True) -> None:
@@ -74,14 +80,23 @@ class Walking(Programs):
 
 
 @pytest.fixture
-def kernel(monkeypatch):
-    """It was polled until walks are made."""
+def unmarked(monkeypatch):
+    """One that was polled once."""
     monkeypatch.setattr(walks, "LEAST", SOCKETS)
     monkeypatch.setattr(walks, "SHARE", 1)
     kernel = Walking()
     kernel.start()
-    kernel.poll()
-    kernel.poll()
+    assert kernel.marks == 0
+    return kernel
+
+
+@pytest.fixture
+def kernel(unmarked):
+    """It was polled until walks are made: what moved before the first one is known by a dump that began behind it."""
+    kernel = unmarked
+    for _ in range(2):
+        assert LISTENING not in kernel.dumped(kernel.poll)
+        assert kernel.marks == 1
     assert kernel.dumped(kernel.poll) == [LISTENING]
     kernel.events.clear()
     return kernel
@@ -101,6 +116,53 @@ def test_what_moved_is_updated_and_the_others_are_neither_dumped_nor_judged(kern
     for _ in range(5):
         kernel.poll()
     assert len(flow_events(kernel.events)) == 1
+    assert kernel.session.statistics()["walks"] == 7
+
+
+def test_one_walk_at_a_time_begins_to_watch_and_another_where_it_failed(unmarked):
+    one = row(1, unmarked.sockets[1])
+    for mark, marks in (
+        (lambda _: LookupFailed("no thread"), 2),
+        (lambda rows: ChangedAnswer(rows + 2 * one), 4),
+        (lambda _: None, 5),
+    ):
+        unmarked.mark = mark
+        for _ in range(2):
+            assert LISTENING not in unmarked.dumped(unmarked.poll)
+        assert unmarked.marks == marks
+
+
+def test_few_are_asked_for_at_once_and_all_in_the_end(kernel, monkeypatch):
+    monkeypatch.setattr(walks, "AT_ONCE", 2)
+    for cookie in (1, 2, 3, 5):
+        kernel.send(cookie)
+    kernel.silent.add(3)
+    kernel.poll()
+    asked = [data for what, _, channel, data in kernel.record if (what, channel) == ("to", 3)]
+    assert sum(1 for data in asked for _ in iterate_messages(data)) == 2
+    kernel.wait(1.5)
+    kernel.silent.clear()
+    kernel.poll()
+    assert sum(sent(kernel).values()) == 40
+    for cookie in (1, 2, 3, 5):
+        kernel.send(cookie)
+    while kernel.dumped(kernel.poll) != [LISTENING]:
+        pass
+    assert sum(sent(kernel).values()) == 80
+
+
+def test_sockets_of_version_6_are_asked_for_too(kernel):
+    ends = {"local": b"\xfd" + bytes(14) + b"\1", "remote": b"\xfd" + bytes(14) + b"\2"}
+    kernel.sockets[7] = FakeSocket(7, family=10, local_port=7, inode=7, **ends)
+    kernel.moved.add(7)
+    assert kernel.dumped(kernel.poll) == [LISTENING]
+    assert [event.flow.id for event in flow_events(kernel.events)[:1]] == ["c7"]
+
+
+def test_a_damaged_answer_is_said(kernel):
+    kernel.spoil = lambda rows: ChangedAnswer(rows[:-1])
+    kernel.poll()
+    assert kernel.session.statistics()["malformed"] == 1
 
 
 def test_a_connection_that_no_record_told_of_is_added(kernel):

@@ -1,0 +1,310 @@
+"""What a pulse sees of a network namespace at a glance: a kernel of a dictionary, with counters and a clock of the test's."""
+
+from __future__ import annotations
+
+import errno
+import math
+import types
+
+import pytest
+from sockdiag_fakes import FakeSocket
+
+from nstat_async._io import glance as module
+from nstat_async._io.counters import CONNECTIONS, DATAGRAMS
+from nstat_async._io.glance import LONGEST_WAIT, MOST_UNREAD, ONE_BY_ONE, Glance
+from nstat_async.sockdiag import DiagRequest, PulsePurpose, SocketState, iterate_messages
+from nstat_async.sockdiag._messages import encode_done, encode_error
+
+pytestmark = pytest.mark.linux
+
+PAUSE = 0.02
+TCP, UDP = (DiagRequest(2, protocol).encode() for protocol in (6, 17))
+OPEN, CLOSED_THERE, SYN_RECV = SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_RECV
+
+
+class Kernel:
+    """It stands in for the netlink socket, too."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.sockets: dict[int, FakeSocket] = {}
+        self.dumps: list[object] = []
+        """Protocols of the dumps so far; a dump without crowds is said so."""
+        self.asked = self.most_asked = 0
+        """Look-ups so far, and at once."""
+        self.refuses_filters = self.fails = False
+        self._answers: list[bytes] = []
+        self.connections = self._moved = 0
+        self.numbers, self.readings, self.open = None, 0, 2
+        monkeypatch.setattr(module, "Counters", lambda: self)
+        families = {"AF_NETLINK": 16, "SOCK_RAW": 3, "SOCK_CLOEXEC": 0, "SOCK_NONBLOCK": 0}
+        monkeypatch.setattr(module, "socket", types.SimpleNamespace(socket=lambda *_: self, **families))
+
+    def add(self, cookie: int, **fields) -> FakeSocket:
+        sock = self.sockets[cookie] = FakeSocket(cookie, **{"local_port": cookie, "inode": 100 + cookie, **fields})
+        return sock
+
+    # -- counters
+
+    def take_moved(self) -> int:
+        moved, self._moved = self._moved, 0
+        return moved
+
+    def moved(self, look: Glance, now: float, connections: int = 0, datagrams: int = 0) -> None:
+        self.connections += connections
+        self._moved = CONNECTIONS * bool(connections) | DATAGRAMS * bool(datagrams)
+        look.notice(now)
+
+    # -- a netlink socket
+
+    def fileno(self) -> int:
+        return 7
+
+    def close(self) -> None:
+        self.open -= 1
+
+    def send(self, data: bytes) -> None:
+        assert not self._answers, "all answers are read"
+        frames = list(iterate_messages(data))
+        for frame in frames:
+            self._answer(DiagRequest.decode(data, frame), frame, data)
+        self.most_asked = max(self.most_asked, len(frames))
+
+    def _answer(self, request: DiagRequest, frame, data: bytes) -> None:
+        found = [s for s in self.sockets.values() if s.protocol == request.protocol]
+        if not request.dump:
+            self.asked += 1
+            found = [s.message() for s in found if s.id[:40] == request.socket_id[:40]]
+            self._answers.append(found[0] if found else encode_error(errno.ENOENT, data, sequence=0))
+            return
+        filtered = len(data) > 72
+        self.dumps.append((request.protocol, "filtered") if filtered else request.protocol)
+        if self.fails or (filtered and self.refuses_filters):
+            self._answers.append(encode_error(errno.EINVAL, data, sequence=0))
+            return
+        if filtered:
+            found = [s for s in found if s.remote_port != 443]
+        for at in range(0, len(found), 50):
+            self._answers.append(b"".join(s.message() for s in found[at : at + 50]))
+        self._answers.append(encode_done(0))
+
+    def recv(self, _size: int) -> bytes:
+        return self._answers.pop(0)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    return Kernel(monkeypatch)
+
+
+def glance(kernel: Kernel, *, udp: bool = True) -> Glance:
+    made = Glance(PulsePurpose(0, PAUSE, (TCP,), (UDP,) if udp else ()), lambda _report: None)
+    kernel.dumps.clear()
+    return made
+
+
+def cookies(found) -> list[int]:
+    return [module.cookie_of(message) for _, message in found]
+
+
+def test_a_look_is_due_when_something_was_counted_and_finds_what_is_new(kernel):
+    kernel.add(1)
+    kernel.add(2, protocol=17)
+    look = glance(kernel)
+    assert (look.unread, look.crowds, look.look_at, look.next_look()) == (0, (), 0.0, math.inf)
+    assert look.notice(1.0) is False
+    kernel.add(3, remote_port=81)
+    kernel.add(4, protocol=17)
+    kernel.moved(look, 5.0, datagrams=1)
+    assert look.next_look() == 5.0
+    assert look.look(4.9) == []
+    assert [(protocol, module.cookie_of(row)) for protocol, row in look.look(5.0)] == [(17, 4)]
+    assert (kernel.dumps, look.next_look()) == ([17], math.inf)
+    kernel.moved(look, 6.0, connections=1)
+    assert [(protocol, module.cookie_of(row)) for protocol, row in look.look(6.0)] == [(6, 3)]
+    assert (kernel.dumps, look.next_look()) == ([17, 6], math.inf)
+    kernel.moved(look, 7.0, connections=1, datagrams=1)
+    assert look.look(7.0) == []
+    assert kernel.dumps == [17, 6, 6, 17]
+    look.close()
+    assert kernel.open == 0
+
+
+def test_a_look_waits_for_its_rest_and_for_who_reads_its_reports(kernel):
+    look = glance(kernel)
+    kernel.moved(look, 5.0, connections=1)
+    look.look_at = 5.5
+    assert look.next_look() == 5.5
+    look.unread = MOST_UNREAD - 1
+    assert look.next_look() == 5.5
+    look.unread = MOST_UNREAD
+    assert look.next_look() == math.inf
+
+
+@pytest.mark.parametrize("state", [OPEN, CLOSED_THERE])
+def test_a_connection_that_is_not_accepted_is_asked_for_ever_more_rarely_and_without_a_dump(kernel, state):
+    look = glance(kernel)
+    sock = kernel.add(1, inode=0, state=state)
+    kernel.moved(look, 5.0, connections=1)
+    waits, now = [], 5.0
+    for _ in range(9):
+        assert look.look(now) == []
+        waits.append(look.next_look() - now)
+        now = look.next_look()
+    assert waits == pytest.approx([min(PAUSE * 2**n, LONGEST_WAIT) for n in range(9)])
+    assert (kernel.dumps, kernel.asked) == ([6], 8)
+    sock.inode = 7
+    assert cookies(look.look(now)) == [1]
+    assert look.next_look() == math.inf
+    kernel.moved(look, now, connections=1)
+    assert look.look(now) == [], "it is new once"
+    kernel.add(2, inode=0)
+    kernel.moved(look, now, connections=1)
+    look.look(now)
+    assert look.next_look() == pytest.approx(now + PAUSE), "another one begins anew"
+
+
+def test_what_is_left_of_a_connection_is_nobodys(kernel):
+    look = glance(kernel)
+    kernel.add(1, inode=0, state=SYN_RECV)
+    kernel.add(2, inode=0, protocol=17)
+    kernel.moved(look, 5.0, connections=1, datagrams=1)
+    assert cookies(look.look(5.0)) == [2], "datagrams wait for nobody"
+    assert look.next_look() == math.inf
+
+
+def test_what_there_was_no_time_for_is_new_once_more(kernel):
+    look = glance(kernel)
+    kernel.add(1)
+    kernel.add(2)
+    kernel.add(3, protocol=17)
+    kernel.moved(look, 5.0, connections=2, datagrams=1)
+    new = look.look(5.0)
+    assert sorted(cookies(new)) == [1, 2, 3]
+    look.look_again(new, {101, 103}, 6.0)
+    assert look.next_look() == pytest.approx(6.0 + 2 * PAUSE)
+    kernel.dumps.clear()
+    assert sorted(cookies(look.look(6.1))) == [1, 3]
+    assert kernel.dumps == [17], "the connection was asked for by itself"
+    kernel.moved(look, 7.0, connections=40)
+    assert look.look(7.0) == []
+
+
+def test_a_few_new_connections_are_asked_for_and_many_are_dumped(kernel):
+    """Those that follow each other in their ports are found by these."""
+    look = glance(kernel, udp=False)
+    for port in (1000, 1002, 1004):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=3)
+    assert len(look.look(5.0)) == 3
+    kernel.dumps.clear()
+    for port in range(1006, 1006 + 2 * ONE_BY_ONE, 2):
+        kernel.add(port)
+    kernel.moved(look, 6.0, connections=ONE_BY_ONE)
+    assert sorted(cookies(look.look(6.0))) == list(range(1006, 1006 + 2 * ONE_BY_ONE, 2))
+    assert kernel.dumps == []
+    for port in range(2000, 2001 + ONE_BY_ONE):
+        kernel.add(port, inode=0)
+    kernel.moved(look, 7.0, connections=ONE_BY_ONE + 1)
+    assert look.look(7.0) == []
+    assert kernel.dumps == [6]
+    look.look(7.0 + PAUSE)
+    assert kernel.dumps == [6, 6], "too many to be asked for one by one"
+    del kernel.sockets[2000]
+    look.look(7.0 + 3 * PAUSE)
+    assert kernel.dumps == [6, 6, 6]
+    kernel.asked = 0
+    look.look(7.0 + 7 * PAUSE)
+    assert (kernel.dumps, kernel.asked, kernel.most_asked) == ([6, 6, 6], ONE_BY_ONE, ONE_BY_ONE)
+
+
+def test_many_are_asked_for_in_parts(kernel):
+    look = glance(kernel)
+    rows = [(6, kernel.add(number).message()) for number in range(1, 2 * ONE_BY_ONE + 2)]
+    del kernel.sockets[5]
+    assert look.still_held(rows, {101, 105, 150}) == {101, 150}
+    assert kernel.asked == 3
+    assert look.still_held(rows, {*range(101, 200)}) == {100 + n for n in kernel.sockets}
+    assert kernel.most_asked == ONE_BY_ONE
+
+
+def test_connections_that_are_counted_and_not_there_have_ever_fewer_dumps(kernel):
+    look = glance(kernel, udp=False)
+    for port in (1000, 1002):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=2)
+    look.look(5.0)
+    kernel.dumps.clear()
+    kernel.add(1004)
+    kernel.moved(look, 6.0, connections=2)
+    assert cookies(look.look(6.0)) == [1004]
+    assert (kernel.dumps, look.next_look()) == ([6], math.inf), "one of the two was over"
+    kernel.add(1006)
+    kernel.moved(look, 6.01, connections=2)
+    assert cookies(look.look(6.01)) == [1006]
+    assert kernel.dumps == [6], "the last dump had none of them"
+    assert look.next_look() == pytest.approx(6.0 + 2 * PAUSE)
+    other = kernel.add(9, remote_port=81)
+    assert cookies(look.look(6.0 + 2 * PAUSE)) == [9]
+    assert (kernel.dumps, look.next_look()) == ([6, 6], math.inf)
+    kernel.moved(look, 6.05, connections=2)
+    del kernel.sockets[other.cookie]
+    assert look.look(6.05) == []
+    assert kernel.dumps == [6, 6, 6], "none was found by its port: another server, perhaps"
+
+
+def test_a_look_may_leave_out_crowds_where_the_kernel_can(kernel, monkeypatch):
+    monkeypatch.setattr(module, "CROWD", 30)
+    monkeypatch.setattr(module, "crowded_ports", lambda ports: (443,) if len(ports) >= 30 else ())
+    look = glance(kernel, udp=False)
+    for number in range(1, 31):
+        kernel.add(number, remote_port=443)
+    kernel.moved(look, 5.0, connections=40)
+    assert len(look.look(5.0)) == 30
+    assert look.crowds == (443,)
+    kernel.add(50, remote_port=443)
+    kernel.add(51)
+    kernel.moved(look, 6.0, connections=40)
+    assert cookies(look.look(6.0, whole=False)) == [51]
+    assert kernel.dumps == [6, (6, "filtered")]
+    kernel.moved(look, 7.0, connections=40)
+    assert cookies(look.look(7.0)) == [50], "what was seen before is not new"
+    kernel.refuses_filters = True
+    kernel.add(52, remote_port=443)
+    kernel.moved(look, 8.0, connections=40)
+    assert cookies(look.look(8.0, whole=False)) == [52]
+    assert (kernel.dumps[-2:], look.crowds) == ([(6, "filtered"), 6], ())
+    kernel.moved(look, 9.0, connections=40)
+    look.look(9.0)
+    assert look.crowds == (), "it cannot, and is not asked again"
+
+
+def test_of_fewer_sockets_than_a_crowd_none_is_looked_for(kernel):
+    look = glance(kernel)
+    for number in range(1, 60):
+        kernel.add(number, remote_port=443)
+    kernel.moved(look, 5.0, connections=59)
+    look.look(5.0)
+    assert look.crowds == ()
+
+
+def test_a_dump_that_is_refused_is_an_error(kernel):
+    look = glance(kernel)
+    kernel.fails = True
+    kernel.moved(look, 5.0, datagrams=1)
+    with pytest.raises(OSError, match="Invalid argument") as caught:
+        look.look(5.0)
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(OSError, match="Invalid argument"):
+        glance(kernel)
+    assert kernel.open == 0, "nothing is left open"
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(23, True), (22, False), (-1, True)])
+def test_others_can_still_open_descriptors(kernel, monkeypatch, limit, fits):
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
+    if fits:
+        glance(kernel).close()
+    else:
+        with pytest.raises(OSError, match="Too many open files"):
+            glance(kernel)
+    assert kernel.open == 0
