@@ -45,6 +45,12 @@ def test_of_what_looks_alike_each_goes_on_from_the_most_that_it_can_have_come_fr
     assert paired([{"rx": rx} for rx in old], [{"rx": rx} for rx in new]) == expected
 
 
+def test_of_what_looks_alike_open_goes_with_open_and_ended_with_ended():
+    old, new = sources({"rx": 100}, {"rx": 120}), sources({"rx": 150}, {"rx": 130})
+    pairs, _, _ = pair(old, new, {old[1], new[1]})
+    assert {(one.ref, other.ref) for one, other in pairs} == {(1, 1), (2, 2)}
+
+
 UDP, TCP, ELSEWHERE, OTHER = {"provider": 4}, {}, {"port": 6000}, {"remote": "192.0.2.7"}
 
 
@@ -66,6 +72,13 @@ def test_one_that_changed_in_a_way_that_a_socket_can_is_the_same(kind, change, u
 def test_a_socket_that_was_connected_or_bound_since_is_the_same():
     assert paired([{"remote": None}], [{}]) == {(1, 1)}
     assert paired([{"remote": None, "port": 0, **UDP}], [UDP]) == {(1, 1)}
+
+
+def test_those_of_one_moment_are_told_apart_by_their_ports_and_when_handed_over_by_both_ends():
+    bound, connected = [{"remote": None, "port": port} for port in (1, 2)], [{"port": port} for port in (2, 1)]
+    assert paired(bound, [*connected, {"local": address(None)}]) == {(1, 2), (2, 1)}
+    handed_over = [{**flow, "pid": 9, "upid": 9} for flow in connected]
+    assert paired(connected[::-1], [*handed_over, {"remote": None, "pid": 9, "upid": 9}]) == {(1, 2), (2, 1)}
 
 
 @pytest.mark.parametrize(
