@@ -228,7 +228,6 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awai
             alike.setdefault(sign(source), []).append(source)
     table.recognise = partial(_recognise, table, alike)
     table.remember_ends(wanted=False)
-    old.remember_ends(wanted=False)
     for before, source in found.both:
         if _carry_on(before, source) and source.flow is not None:
             table.announce_update(source, before.counters)
