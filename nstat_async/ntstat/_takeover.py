@@ -241,7 +241,7 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awai
         table.hide(source)
     for source in (*found.fresh, *(source for source, _ in found.passed)):
         source.preexisting = False
-        if source.reported and source.flow is not None:
+        if source.reported:
             table.announce_added(source)
     for source, reason in found.passed:
         table.report_end(source, reason)

@@ -72,16 +72,33 @@ def test_a_source_that_a_poll_left_out_and_that_is_unknown_has_gone():
 def test_a_source_that_has_nothing_to_report_or_cannot_be_read_stays_and_the_poll_is_complete(error):
     talk = Talk()
     talk.answer(talk.wire.error(_absent_source(talk), error))
-    asked = 0
-    for _ in range(8):
+    asked = []
+    for poll_number in range(1, 17):
         (poll,) = talk.events()
         assert isinstance(poll, PollCompleted)
         assert poll.complete
         assert len(list(talk.core.flows())) == 2
-        for question in talk.next_poll(1):  # at every second poll, then at every fourth …
-            asked += 1
+        for question in talk.next_poll(1):
+            asked.append(poll_number)
             talk.answer(talk.wire.error(question.context, error))
-    assert asked == 2
+    assert asked == [2, 5, 10], "the pause grows"
+
+
+def test_numbers_above_are_asked_for_when_a_poll_lacks_more_than_what_cannot_be_read():
+    talk = subscribed()
+    talk.poll(1, 2, 3)
+
+    def probes_of_a_poll(*refs: int, asks: list[int]) -> int:
+        before = talk.probes
+        questions = talk.next_poll(*refs)
+        assert [question.srcref for question in questions] == asks
+        talk.refuse(questions, DarwinErrno.EIO)
+        return talk.probes - before
+
+    assert probes_of_a_poll(1, 3, asks=[2]) > 0
+    assert probes_of_a_poll(1, 3, asks=[]) == 0
+    assert probes_of_a_poll(1, 3, asks=[2]) > 0
+    assert probes_of_a_poll(1, asks=[3]) > 0
 
 
 def test_a_question_that_stays_without_an_answer_leaves_the_poll_incomplete():

@@ -11,6 +11,7 @@ from virtual import VirtualMonitor
 
 from nstat_async import (
     BackendUnavailableError,
+    Direction,
     EventsLost,
     FlowAdded,
     FlowRemoved,
@@ -136,7 +137,7 @@ def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a
     events = talk.events()
     updated = {e.flow.id: e.delta.rx_bytes for e in events if isinstance(e, FlowUpdated)}
     assert updated == {before[1001][0]: 10, before[1002][0]: 59}
-    added = [e.flow for e in events if isinstance(e, FlowAdded)]
+    added = [e.flow for e in events if isinstance(e, FlowAdded) and not e.preexisting]
     assert sorted(f.local.port for f in added) == [1003, 1004]
     assert len({f.id for f in added} | set(updated)) == 4
     gone = [e for e in events if isinstance(e, FlowRemoved)]
@@ -296,3 +297,56 @@ def test_a_poll_that_was_under_way_when_the_control_went_away_is_made_up_for():
     (again,) = talk.answer(talk.report(1), talk.wire.success(request.context))
     assert talk.answer(talk.report(1), talk.wire.success(again.context)) == []
     assert [event.serial for event in talk.events(PollCompleted)] == [2, 3]
+
+
+def _polled_whole(talk: Talk, requests: list) -> None:
+    """Answer a poll that is open, and whatever is asked behind it: nothing more is there."""
+    while requests:
+        (request, *_) = requests
+        whole = request.srcref == talk.wire.layout.all_sources
+        requests = talk.answer(talk.wire.success(request.context)) if whole else talk.refuse(requests)
+
+
+def _counted(talk: Talk, ref: int, rx: int) -> None:
+    """Counters come twice and no description: the flow is reported as it is."""
+    for _ in range(2):
+        talk.answer(talk.wire.counted(ref, talk.wire.counts(rx, rx)))
+
+
+@pytest.mark.parametrize("kernel", [4, 11])
+def test_a_flow_is_one_that_was_awaited_only_where_its_description_says_so(kernel):
+    talk = subscribed(kernel, interval=None)
+    _polled_whole(talk, talk.poll(1, 2))
+    _counted(talk, 5, 1)
+    known = [event.flow.id for event in talk.events(FlowAdded)]
+    assert len(known) == 3
+    requests = talk.reopen()
+    talk.answer(talk.report(1))
+    _polled_whole(talk, requests)
+    assert [flow.id for flow, _ in talk.core.flows()] == known
+    assert len(talk.events()) == 2, "a loss and a poll"
+    _counted(talk, 4, 3)
+    talk.answer(talk.report(2, pid=9, upid=9), talk.report(3))
+    kinds = [(type(event), event.flow.id in known) for event in talk.events(FlowAdded, FlowUpdated)]
+    assert kinds == [(FlowAdded, False), (FlowUpdated, True), (FlowAdded, False)]
+
+
+def test_counters_or_a_description_that_came_over_one_control_socket_alone_are_kept():
+    talk = subscribed(4, interval=None)
+
+    def described(ref, remote="192.0.2.9"):
+        ends = {"local": address("192.0.2.1", 1000 + ref), "remote": address(remote, 443)}
+        return talk.wire.described(ref, talk.wire.descriptor(2, **ends), context=9)
+
+    (request,) = talk.open_poll
+    reports = [talk.report(ref, rx=5, state=0) for ref in (1, 2)]
+    _polled_whole(talk, talk.answer(*reports, described(3), talk.wire.success(request.context)))
+    first, second, third = (event.flow.id for event in talk.events(FlowAdded))
+    requests = talk.reopen()
+    talk.answer(described(1), described(2, remote=None), talk.report(3, rx=7, state=0))
+    _polled_whole(talk, requests)
+    updates = {event.flow.id: event for event in talk.events(FlowUpdated)}
+    assert {name: event.counts.rx_bytes for name, event in updates.items()} == {second: 5, third: 7}
+    flow = updates[second].flow
+    assert (flow.remote, flow.direction) == (None, Direction.OUTBOUND), "it was connected, and is no more"
+    assert {flow.id: counts.rx_bytes for flow, counts in talk.core.flows()} == {first: 5, second: 5, third: 7}
