@@ -10,14 +10,16 @@ import uuid
 
 import attrs
 import pytest
-from ntstat_wire import NEWER
+from ntstat_wire import NEWER, address
 from virtual import VirtualMonitor, compare
 
 from nstat_async import Direction, Endpoint, InterfaceKind, PollCompleted, Proof, Provider, TcpState, Visibility
 from nstat_async._contract import LookupFailed, Mode
 from nstat_async._options import DEFAULT_PROVIDERS, MonitorOptions
 from nstat_async.ntstat import CloseEvidence, Evidence, Kernel, KnownFlow, OpenEvidence, Session
-from nstat_async.ntstat._proof import LayoutProbe
+from nstat_async.ntstat._constants import TCP_STATES, InterfaceProperty
+from nstat_async.ntstat._proof import LayoutProbe, Proving, codecs_of
+from nstat_async.ntstat._setup import ProvenStruct
 from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 from nstat_async.testing._values import executable_uuid
 
@@ -437,6 +439,112 @@ def test_why_known_flows_cannot_be_opened_is_in_the_note():
     kernel = EmulatedKernel("xnu-11417.121.6")
     notes = prove(kernel, answer=lambda request: LookupFailed("no descriptors")).session.capabilities.notes
     assert any("no known flows can be opened (no descriptors)" in note for note in notes)
+
+
+def known_flow(provider, local=1000, remote=2000, **fields):
+    ends = {name: Endpoint.parse("127.0.0.1", port) for name, port in (("local", local), ("remote", remote))}
+    state = TcpState.ESTABLISHED if provider is Provider.TCP else None
+    return KnownFlow(**{"provider": provider, **ends, "state": state, "rx_bytes": 1, "tx_bytes": 2, **fields})
+
+
+def described(codec, **fields):
+    """The descriptor of a known flow in which everything is right, but for these fields."""
+    ends = {"local": address("127.0.0.1", 1000), "remote": address("127.0.0.1", 2000)}
+    right = {"pid": 1, "uid": 2, "pname": b"python", "ifindex": 3, "ifnet_properties": InterfaceProperty.LOOPBACK,
+             "uuid": b"u" * 16, "euuid": b"u" * 16, "start_timestamp": 7, "timestamp": 9, "state": 4}  # fmt: skip
+    return codec.encode({name: value for name, value in {**right, **ends, **fields}.items() if name in codec})
+
+
+def judged(kernel=NEWER, flows=None, times=1, **fields):
+    """What is made of one known flow of each protocol, with these fields in TCP's descriptor."""
+    flows = (known_flow(Provider.TCP), known_flow(Provider.UDP)) if flows is None else flows
+    made = LayoutProbe(Kernel.parse(kernel), Evidence(flows=flows, pid=1, uid=2, interface_index=3))
+    for _ in range(times):
+        made.observe(1, 2, (0, 1, 0, 2) + (0,) * 14, described(TCP, **fields))
+        made.observe(2, 4, (0, 1, 0, 2) + (0,) * 14, described(UDP))
+    return made.conclude()
+
+
+@pytest.mark.parametrize(
+    ("fields", "right"),
+    [
+        ({}, True),
+        ({"state": 3}, False),
+        ({"state": len(TCP_STATES)}, False),
+        ({"pname": b""}, False),
+        ({"pname": b"\x1f"}, False),
+        ({"pname": b" \0\1"}, True),
+        ({"ifnet_properties": InterfaceProperty.LOOPBACK | 1 << 27}, True),
+        ({"ifnet_properties": InterfaceProperty.LOOPBACK | 1 << 28}, False),
+        ({"ifnet_properties": InterfaceProperty.LOOPBACK | InterfaceProperty.WIFI}, False),
+        ({"ifnet_properties": 0}, False),
+        ({"fallback_mode": 4}, True),
+        ({"fallback_mode": 5}, False),
+        ({"uuid": bytes(16), "euuid": bytes(16)}, False),
+        ({"start_timestamp": 0}, False),
+        ({"start_timestamp": 1, "timestamp": 1}, True),
+        ({"start_timestamp": 2, "timestamp": 1}, False),
+        ({"euuid": b"e" * 16}, True),
+        ({"euuid": b"e" * 16, "epid": 5}, False),
+        ({"euuid": b"e" * 16, "eupid": 5}, False),
+        ({"euuid": bytes(16)}, False),
+    ],
+)
+def test_a_layout_is_verified_if_each_field_that_can_be_checked_is_what_it_can_be(fields, right):
+    result = judged(**fields)
+    assert (result.proof is Proof.VERIFIED) is right, result.notes
+    checked = "tcp: every field that could be checked is where it is expected"
+    explained = f"tcp: no single insertion explains the descriptor of {TCP.size} bytes"
+    assert result.notes[0] == (checked if right else explained)
+
+
+def test_what_is_not_known_of_a_known_flow_is_not_checked():
+    flows = (known_flow(Provider.TCP, state=None), known_flow(Provider.UDP))
+    assert judged(flows=flows, state=3).proof is Proof.VERIFIED
+
+
+def test_a_bounded_number_of_reports_is_kept():
+    assert "byte counters of 128 known flows are exact" in judged(times=100).notes
+
+
+@pytest.mark.parametrize(("kernel", "believed"), [(NEWER, False), (KNOWN[-1], True)])
+def test_where_no_known_flow_is_shown_nothing_is_believed_of_descriptors_of_unknown_length(kernel, believed):
+    evidence = Evidence(flows=(known_flow(Provider.TCP, 1, 2),), pid=1, uid=2, interface_index=3)
+    made = LayoutProbe(Kernel.parse(kernel), evidence)
+    for size in (0, 8, 16):
+        made.observe(1, 2, None, described(TCP) + bytes(size))
+    codecs = made.conclude().codecs
+    lengths = {TCP.size + 8, TCP.size + 16}
+    assert {(length, codec.fields) for (_, length), codec in codecs.items()} == (
+        set() if believed else {(length, ()) for length in lengths}
+    )
+
+
+def test_known_flows_are_opened_once_for_each_control_socket_and_looked_for_in_three_polls():
+    proving = Proving(Kernel.parse(NEWER), wanted=True)
+    assert (proving.poll_ended(), proving.awaits_flows) == (OpenEvidence(), True)
+    proving.begin_again()
+    assert (proving.poll_ended(), proving.poll_ended()) == (None, None)
+    proving.flows_opened(Evidence(flows=(known_flow(Provider.TCP),), pid=1, uid=2, interface_index=3), "")
+    assert (proving.poll_ended(), proving.awaits_flows) == (None, False)
+    proving.begin_again()
+    assert [proving.poll_ended() for _ in range(4)] == [None, None, CloseEvidence(), None]
+    proving.begin_again()
+    assert proving.poll_ended() == OpenEvidence()
+
+
+def test_of_what_a_recording_says_was_proven_only_what_can_be_is_taken():
+    kernel, name = Kernel.parse(NEWER), "nstat_tcp_descriptor"
+    found = [
+        ProvenStruct(name, 4096, (("pid", 4092), ("unknown", 4096))),
+        ProvenStruct(name, 4097, (("pid", 0),)),
+        ProvenStruct(name, 300, (("pid", 297),)),
+        ProvenStruct(name, 301, (("pid", -1),)),
+        ProvenStruct("nstat_counts", 302, ()),
+    ]
+    ((key, codec),) = codecs_of(kernel, found).items()
+    assert key == (name, 4096)
+    assert [(field.name, field.offset) for field in codec.fields] == [("pid", 4092)]
 
 
 # --- whose flows are seen -----------------------------------------------------------------------
