@@ -453,6 +453,7 @@ TABLE = FieldTable((
         _mac("connect_attempts", INTEGER),
         _mac("connect_successes", INTEGER),
         _mac("media", MEDIA),
+        *(_mac(f"loopback_{way}_bytes", INTEGER, unit="bytes", derived=True) for way in ("rx", "tx")),
     )),
     Record(Delta, _FOUR),
     Record(DomainInfo, (

@@ -83,7 +83,7 @@ class Writer:
         fields = table.of(Counts).fields
         self._any_counts: Callable[[Counts, Numbers], str] = self.made(Counts, dict.fromkeys(COUNTS_FIELDS, "x"))
         self._numbers = [(field, COUNTS_FIELDS.index(field.name)) for field in fields if field.name in COUNTS_FIELDS]
-        self._is_own = any(field.name not in (*COUNTS_FIELDS, "media") for field in fields)
+        self._is_own = any(field.name not in (*COUNTS_FIELDS, "media") and not field.derived for field in fields)
         """True for fields of somebody's own."""
         self._formats: dict[int, tuple[Any, Callable[..., str]]] = {}
         """By how many numbers are unknown: which, and what writes the others."""
@@ -221,7 +221,11 @@ def _plan_of(table: FieldTable, form: CountsForm) -> Plan | None:
     if (
         shown != ["time", "flow", "counts", "delta"]
         or first != [0, 8, 16, 24]
-        or any(field.get is not None or field.name not in (*COUNTS_FIELDS, "media") for field in fields)
+        or any(
+            field.get is not None or field.name not in (*COUNTS_FIELDS, "media")
+            for field in fields
+            if not field.derived
+        )
     ):
         return None
     pieces = list(_pieces(table, form))

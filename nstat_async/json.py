@@ -203,7 +203,7 @@ def _counts(record: Record, data: Mapping[str, Any]) -> Counts:
     found = {}
     for field in record.fields:
         item = data.get(field.name)
-        if item is not None:
+        if item is not None and not field.derived:
             try:
                 found[field.name] = field.kind.read(item)
             except _UNREADABLE as error:

@@ -114,6 +114,18 @@ class Counts:
         """
         return self._values[len(COUNTS_FIELDS)] if len(self._values) > len(COUNTS_FIELDS) else ()
 
+    @property
+    def loopback_rx_bytes(self) -> int | None:
+        """Bytes received over loopback, as `media` has them; `None` for flows in user space, and where there are no media."""
+        loopback = dict(self.media).get("loopback")
+        return None if loopback is None else loopback.rx_bytes
+
+    @property
+    def loopback_tx_bytes(self) -> int | None:
+        """Bytes sent over loopback."""
+        loopback = dict(self.media).get("loopback")
+        return None if loopback is None else loopback.tx_bytes
+
     def _translated(self) -> tuple[int | None, ...]:
         """All fields in the order of `COUNTS_FIELDS`, in their public units."""
         return self._values[: len(COUNTS_FIELDS)]

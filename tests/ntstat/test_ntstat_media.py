@@ -10,7 +10,8 @@ import pytest
 from conversation_play import play, reference
 from virtual import VirtualMonitor
 
-from nstat_async import Counts, FlowRemoved, MediumCounts, MonitorOptions, Provider
+from nstat_async import Counts, FlowAdded, FlowRemoved, MediumCounts, MonitorOptions, Provider
+from nstat_async.json import dumps, loads, to_dict
 from nstat_async.ntstat import Kernel
 from nstat_async.testing import EmulatedKernel
 
@@ -90,3 +91,19 @@ def test_a_monitor_that_proves_the_layout_keeps_to_details():
         monitor.run(0.5)
     assert monitor.session.proof.value == "verified", monitor.session.capabilities.notes
     assert set(had) == {True}
+
+
+def test_loopback_is_in_the_line_of_a_kernel_socket_and_unknown_elsewhere():
+    kernel = EmulatedKernel("xnu-12377.121.6")
+    kernel.open_tcp(501, "curl", remote=("127.0.0.1", 80), interface="lo0", rx=100, tx=50)
+    kernel.open_tcp(501, "curl", remote=("192.0.2.1", 80), userland=True, rx=100, tx=50)
+    said = {}
+    for extras in (True, False):
+        monitor = VirtualMonitor(kernel, interval=None, extras=extras)
+        monitor.run(0.5)
+        for flow, counts in monitor.session.flows():
+            line = to_dict(FlowAdded(0.0, flow, counts, preexisting=True))
+            assert loads(dumps(FlowAdded(0.0, flow, counts, preexisting=True))).counts == counts
+            said[extras, flow.userland] = tuple(line["counts"].get(f"loopback_{way}_bytes") for way in ("rx", "tx"))
+    assert said.pop((True, False)) == (100, 50)
+    assert said == dict.fromkeys([(True, True), (False, False), (False, True)], (None, None))
