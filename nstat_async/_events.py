@@ -302,7 +302,7 @@ class PollCompleted(_OfHost):
     flows: int
     """Flows known at this moment."""
     complete: bool
-    """False when something is known to be missing from the answer."""
+    """False when something is known to be missing: of the answer, or of the flows that the kernel announced."""
     serial: int | None = None
     """Number of the poll: `Monitor.poll_now` waits for that of a poll which began after it was called.
     `None` where polls are not numbered."""

@@ -75,6 +75,6 @@ class Client(Listener):
         if not table.terms.suppressed and (table.references.missing or table.references.forgotten):
             self.report_gap(table.references.take_lost())
 
-    def report_gap(self, count: int | None) -> None:
+    def report_gap(self, count: int | None, detail: str | None = None) -> None:
         """Announcements were lost for good."""
-        self.table.emit(EventsLost(self.table.time, LossCause.ANNOUNCEMENT, count))
+        self.table.emit(EventsLost(self.table.time, LossCause.ANNOUNCEMENT, count, detail=detail))

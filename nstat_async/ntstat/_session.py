@@ -322,6 +322,7 @@ class Session:
             detail = f"counted by the kernel ({METRICS}) and in no other report"
             self._events.append(EventsLost(current.table.time, cause, count, detail=detail))
             if cause is LossCause.ANNOUNCEMENT:
+                current.has_gap = True
                 self._sockets.want_resync(current.now)
 
     def _measure(self) -> None:

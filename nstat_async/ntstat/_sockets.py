@@ -37,6 +37,7 @@ AUDIT_POLLS = 10
 AWAITED_FOR = 80.0
 """Seconds for which flows are awaited that nothing was heard of since the control went away; then they are gone."""
 PURPOSE = "ntstat"
+_TOO_LONG = "a list of all flows does not fit into the receive buffer: whether one was never announced is not known"
 
 
 class Host(Protocol):
@@ -93,6 +94,8 @@ class Sockets:
         self._audit_at: float | None = None
         self._last_resync = float("-inf")
         self._rejected = 0
+        self._is_blind = False
+        """It was said that a list of all flows does not fit."""
         self._awaiting_since: float | None = None
         self.statistics = dict.fromkeys(("resynchronisations", "audits"), 0)
         """Counters for people, by name."""
@@ -316,18 +319,30 @@ class Sockets:
             missed = found.missed_up_to(second.top) if complete else 0
             if not missed:
                 self._close_second(second)
-                cut_short = found.is_cut_short(self.current.table.poll_serial)
+                cut_short = found.is_cut_short(self.current.table.poll_serial) or second.subscription.has_gap
                 whole = complete and second.subscription.sees_all and not cut_short
+                self._looked(second.subscription, whole=whole)
                 self._judge_awaited(now, proven=whole)
                 return
             second.audit = False
-            detail = (
-                f"{missed} flows were never announced on this control socket; what came and went unseen is not known"
+            self.current.report_gap(
+                None,
+                f"{missed} flows were never announced on this control socket; what came and went unseen is not known",
             )
-            self._events.append(EventsLost(self.current.table.time, LossCause.ANNOUNCEMENT, None, detail=detail))
         second.stage = Stage.REPEATING
         second.subscription.want_poll(now)
         self.settle(second.subscription, now)
+
+    def _looked(self, second: Subscription, *, whole: bool) -> None:
+        """An audit found nothing: because there is nothing, or because its own list did not fit."""
+        current = self.current
+        assert current is not None
+        if whole:
+            current.has_gap = self._is_blind = False
+        elif second.has_gap and not self._is_blind:
+            self._is_blind = True
+            if not current.has_gap:
+                self._events.append(EventsLost(current.table.time, LossCause.ANNOUNCEMENT, None, detail=_TOO_LONG))
 
     def _decide(self, second: SecondSocket, now: float) -> None:
         """Both are complete: take over, unless the second socket's list of flows was cut short without a word."""
@@ -357,8 +372,11 @@ class Sockets:
         if was_open:
             detail = "resynchronised on a second control socket"
             self._events.append(EventsLost(candidate.table.time, LossCause.RESYNC, None, detail=detail))
+        if candidate.has_gap:
+            self._events.append(EventsLost(candidate.table.time, LossCause.ANNOUNCEMENT, None, detail=_TOO_LONG))
         self._host.taken_over(candidate)
-        self._events.append(PollCompleted(candidate.table.time, candidate.count_flows(), True, candidate.serial))
+        complete = not candidate.has_gap
+        self._events.append(PollCompleted(candidate.table.time, candidate.count_flows(), complete, candidate.serial))
         self.poll_started = now
         self._judge_awaited(now, proven=False)
         self._polled(candidate, True, now)

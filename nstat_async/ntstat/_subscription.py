@@ -119,6 +119,8 @@ class Subscription(Client):
         """A poll is over and the session should look at it: whether the kernel answered all that was asked."""
         self.announcements_lost = 0.0
         """How many were reported as lost; infinite where nobody can tell."""
+        self.has_gap = False
+        """Flows may be there that were never announced; a whole list on another control socket tells."""
         self.needs_audit = False
         """Whether this one missed anything, another control socket should tell soon."""
         self.needs_resync = False
@@ -399,13 +401,14 @@ class Subscription(Client):
         if verification.never_seen:
             table.lost_ends += verification.never_seen
             table.emit(EventsLost(table.time, LossCause.GOODBYE, verification.never_seen))
-        complete = not verification.unanswered and not self._poll_trouble
+        answered = not verification.unanswered and not self._poll_trouble
+        complete = answered and not self.has_gap
         self._people["polls_incomplete"] += not complete
         table.phase = Phase.LIVE
-        count = self.count_flows() if complete else sum(1 for _ in table.flows())
+        count = self.count_flows() if answered else sum(1 for _ in table.flows())
         table.emit(PollCompleted(table.time, count, complete, self.serial))
-        self.outcome = complete
-        self._answered_whole = self._answered_whole or complete
+        self.outcome = answered
+        self._answered_whole = self._answered_whole or answered
         if self.receive_buffer is None and verification.recovered * LOSSY > count:
             self.has_small_buffer = True
 
@@ -561,11 +564,11 @@ class Subscription(Client):
         else:
             self._poll_trouble = True
 
-    def report_gap(self, count: int | None) -> None:
+    def report_gap(self, count: int | None, detail: str | None = None) -> None:
         """Announcements were lost for good: only another control socket sees the rest."""
-        super().report_gap(count)
+        super().report_gap(count, detail)
         self.announcements_lost += inf if count is None else count
-        self.needs_resync = True
+        self.needs_resync = self.has_gap = True
 
 
 def _is_vague(source: Source) -> bool:
