@@ -416,13 +416,17 @@ async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | 
         elif isinstance(event, EventsLost):
             lost[event.cause] = f"{event.cause.value}: {event.detail}" if event.detail else event.cause.value
         elif isinstance(event, PollCompleted) and not feed.can_wait:
-            if event.complete:
-                break
             polls += 1
-            if polls == SNAPSHOT_POLLS or time.monotonic() > until or feed.request_poll() is None:
+            again = not event.complete or (polls == 1 and feed.statistics().get("undecided_owners"))
+            if again and polls < SNAPSHOT_POLLS and time.monotonic() < until and feed.request_poll() is not None:
+                continue
+            if not event.complete:
                 return "; ".join([f"no poll was answered in full, of {polls}", *lost.values(), *refused.values()])
+            break
     else:
         if not feed.can_wait:
             return "the kernel's side ended before a poll was complete"
     missing = [text for cause, text in lost.items() if cause in NEVER_REPAIRED]
+    if sought := feed.statistics().get("sought_owners"):
+        missing.append(f"the processes of {sought} sockets were not found in time")
     return "; ".join([*missing, *refused.values()]) or None

@@ -212,3 +212,26 @@ def test_the_command_prints_what_there_is_and_says_that_more_is_missing(monkeypa
     out, err = capsys.readouterr()
     assert json.loads(out)["flow"]["id"] == "1"
     assert "incomplete" in err
+
+
+class Searching(Scripted):
+    """One whose feed still looks for processes: these figures after each poll."""
+
+    def __init__(self, *figures):
+        super().__init__([WHOLE], [WHOLE], [WHOLE])
+        self.figures = list(figures)
+
+    def statistics(self):
+        return self.figures[self.polls]
+
+
+def test_sockets_of_which_nothing_is_known_are_looked_for_once_more():
+    """The kernel's own are known by the second look; whoever is gone by then is in no dump any more."""
+    backend = Searching({"undecided_owners": 2}, {"undecided_owners": 1})
+    assert len(anyio.run(functools.partial(snapshot, backend=backend))) == backend.polls == 1
+
+
+def test_processes_that_were_not_found_in_time_are_missing():
+    backend = Searching({"undecided_owners": 2, "sought_owners": 2}, {"undecided_owners": 2, "sought_owners": 2})
+    with pytest.raises(IncompleteSnapshotError, match="the processes of 2 sockets were not found in time"):
+        anyio.run(functools.partial(snapshot, backend=backend))

@@ -124,6 +124,18 @@ class OwnerSource:
         return len(self._tries)
 
     @property
+    def sought(self) -> int:
+        """Inodes whose owner is being searched for."""
+        return len(self._searched) + len(self._added) if self.searching else 0
+
+    @property
+    def undecided(self) -> int:
+        """Inodes of which it is known neither who holds them nor why nobody is known to; 0 where nobody can look."""
+        if self.failure is not None:
+            return 0
+        return sum(self._held[inode].owner is None for inode in self._sought)
+
+    @property
     def naming(self) -> bool:
         """True while it is asked what processes are called that records named, or what users are."""
         return bool(self._naming or self._nameless or self._users_asked)

@@ -29,6 +29,8 @@ OWNERS_PATIENCE = 0.25
 """Seconds that new flows wait for their process."""
 FIRST_OWNERS_PATIENCE = 3.0
 """The same in the first poll, which finds all sockets of the machine."""
+ASKED_OWNERS_PATIENCE = 30.0
+"""The same where every poll is one that was asked for: no later one may have the processes."""
 ANNOUNCED_AT_ONCE = 240
 """Flows announced in one step, about 1 ms, and delivered, which takes 2 to 3; as many owners are learned before it in the same turn."""
 
@@ -174,6 +176,8 @@ class Polls:
         self._owners.search()
         self._cgroups.ask()
         patience = FIRST_OWNERS_PATIENCE if self._output.first_poll else OWNERS_PATIENCE
+        if self._interval is None and not self._output.following:
+            patience = ASKED_OWNERS_PATIENCE
         self._patience_ends = self._output.now + patience
         self._stage = _Stage.ANNOUNCING
 

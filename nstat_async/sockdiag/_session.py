@@ -330,6 +330,8 @@ class Session:
             "namespaces": len(self._namespaces),
             "flows": sum(len(namespace.book.entries) for namespace in self._namespaces),
             "unresolved_owners": self._owners.unresolved,
+            "undecided_owners": self._owners.undecided,
+            "sought_owners": self._owners.sought,
             "unanswered_lookups": sum(namespace.lookups.unanswered for namespace in self._namespaces),
             **coverage_of(self._gone, (namespace.book.coverage for namespace in self._entered())),
             **self._output.counters,

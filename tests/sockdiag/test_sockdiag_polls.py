@@ -8,8 +8,10 @@ import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, kinds, polls, traffic
 
 from nstat_async import _errors
+from nstat_async._contract import LookupFailed
 from nstat_async._events import ProviderRefused
 from nstat_async._model import Provider
+from nstat_async.sockdiag._polls import ASKED_OWNERS_PATIENCE, FIRST_OWNERS_PATIENCE
 
 
 def test_no_interval_polls_once_and_on_demand():
@@ -104,3 +106,32 @@ def test_a_kernel_without_inet_diag_fails_by_name(kernel):
     kernel.start()
     kernel.wait(1.0)
     assert isinstance(kernel.session.failure, _errors.BackendUnavailableError)
+
+
+@pytest.mark.parametrize(("interval", "patience"), [(1.0, FIRST_OWNERS_PATIENCE), (None, ASKED_OWNERS_PATIENCE)])
+def test_a_look_without_a_next_one_waits_longer_for_processes(interval, patience):
+    """A machine may be that busy; then it is said of how many sockets nothing is known."""
+    kernel = FakeKernel(interval=interval)
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.hold_lookups = True
+    kernel.start()
+    kernel.wait(patience - 0.1)
+    assert not polls(kernel.events)
+    figures = kernel.session.statistics()
+    assert (figures["undecided_owners"], figures["sought_owners"]) == (1, 1)
+    kernel.wait(0.2)
+    assert len(polls(kernel.events)) == 1
+    kernel.hold_lookups = False
+    kernel.refused_processes = None
+    kernel.answer(kernel.held.pop())
+    assert kernel.session.statistics()["sought_owners"] == 0
+
+
+def test_where_nobody_can_look_nothing_is_undecided():
+    kernel = FakeKernel(interval=None)
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.hold_lookups = True
+    kernel.start()
+    kernel.session.lookup_done(kernel.held.pop().token, LookupFailed("no thread"), kernel.now)
+    figures = kernel.session.statistics()
+    assert (figures["undecided_owners"], figures["sought_owners"]) == (0, 0)
