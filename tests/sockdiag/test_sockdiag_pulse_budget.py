@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import types
 
 import pytest
+from sockdiag_fakes import FakeSocket
 
 from nstat_async._io import budget, pulse
 from nstat_async._io.processes import ProcessReader
@@ -183,3 +186,391 @@ def test_the_counters_of_busy_namespaces_are_read_more_often_and_all_others_as_b
     assert set(read) == {(busy,), (busy, quiet)}
     assert read.count((busy, quiet)) == pytest.approx(0.2 / 0.02, abs=2)
     assert len(read) > 6 * read.count((busy, quiet))
+
+
+# -- what is granted
+
+
+def beat_of(*pauses: float) -> pulse.Pulse:
+    """A pulse of namespaces that are looked at after these pauses, without its thread."""
+    made = pulse.Pulse({}, ProcessReader())
+    made._glances = [
+        types.SimpleNamespace(purpose=PulsePurpose(0, pause), budget=budget.Budget(budget.SHARE, 0.0))
+        for pause in pauses
+    ]
+    made._divide()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pauses", "share"),
+    [
+        ((), budget.SHARE),
+        ((0.02,), budget.SHARE),
+        ((1.0,), budget.SHARE),
+        ((0.005,), 4 * budget.SHARE),
+        ((0.0001,), pulse.MOST_SHARE),
+        ((0.02, 0.02), 2 * budget.SHARE),  # each connection has two ends
+        ((0.02, 0.01, 1.0), 4 * budget.SHARE),
+    ],
+)
+def test_who_wants_shorter_pauses_grants_more_and_each_namespace_has_its_part(pauses, share):
+    beat = beat_of(*pauses)
+    assert beat._budget.share == pytest.approx(share)
+    assert beat._wide.share == pytest.approx(share * pulse.WIDE_SHARE)
+    assert [each.budget.share for each in beat._glances] == pytest.approx([share / len(pauses) for _ in pauses])
+
+
+def test_a_budget_earns_its_share_is_kept_for_a_while_and_rests_until_something_is_left():
+    granted = budget.Budget(0.1, 50.0)
+    assert granted.left == pytest.approx(0.1 * budget.SAVED / 2)
+    assert granted.eagerness == pytest.approx(0.5)
+    granted.spend(0.2, 51.0)
+    assert granted.left == pytest.approx(0.05 * budget.SAVED - 0.1)
+    granted.spend(0.0, 51.0)
+    assert granted.left == pytest.approx(0.05 * budget.SAVED - 0.1), "no time passed"
+    assert granted.rest() == 0.0
+    granted.spend(0.0, 1000.0)
+    granted.spend(0.1 * budget.SAVED + 0.05, 1000.0)
+    assert (granted.left, granted.eagerness) == (pytest.approx(-0.05), 0.0)
+    assert granted.rest() == pytest.approx(0.5)
+
+
+def test_what_reports_cost_the_reader_is_paid_by_the_whole_and_by_its_namespace(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat, before = machine.pulse, machine.pulse._budget.left
+    own, wide = machine.budget.left, beat._wide.left
+    beat._charged.extend([(machine, 0.001), (machine, 0.002)])
+    beat._pay(0.004)
+    assert before - beat._budget.left == pytest.approx(0.007)
+    assert own - machine.budget.left == pytest.approx(0.003)
+    assert beat._wide.left == wide
+    machine.now += 1000.0
+    beat._pay(0.0)
+    assert beat._wide.left == pytest.approx(beat._wide.most), "its time passes, too"
+    assert not beat._charged
+
+
+# -- how long it waits
+
+
+def readings(machine: Machine, monkeypatch) -> list[tuple[int, float, int]]:
+    """How many namespaces are read, after which pause, how often at most."""
+    read: list[tuple[int, float, int]] = []
+    monkeypatch.setattr(
+        machine.pulse, "_read", lambda watched, pause, times: read.append((len(watched), round(pause, 6), times))
+    )
+    return read
+
+
+def test_how_long_it_waits_for_what(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat, read = machine.pulse, readings(machine, monkeypatch)
+    beat._wait()
+    assert read.pop() == (1, 0.02, 50), "nothing happens: for a second"
+    machine._due = 0.005
+    beat._wait()
+    assert read.pop() == (1, 0.005, 1), "a look is due sooner"
+    machine._due = -1.0
+    beat._wait()
+    assert read.pop() == (1, pulse.SHORTEST_PAUSE, 1)
+    machine._due, machine.look_at = math.inf, 0.5
+    beat._wait()
+    assert read.pop() == (1, 0.5, 1), "it rests: nothing is read"
+    machine.look_at, machine.active_until = 0.0, 0.1
+    beat._wait()
+    quick = 0.02 / (pulse.EAGER * beat._budget.eagerness)
+    assert read.pop() == (1, round(quick, 6), int(0.1 / quick)), "something happens"
+    beat._budget.left = 0.0
+    beat._wait()
+    assert read.pop() == (1, 0.02, 5), "with nothing saved it is no more eager"
+    beat._budget.left = -0.3 * beat._budget.share
+    beat._wait()
+    assert read.pop() == (1, 0.3, 5), "nor does it read at all until something is left"
+
+
+def test_without_namespaces_it_waits(monkeypatch):
+    machine = Machine(monkeypatch)
+    read = readings(machine, monkeypatch)
+    machine.pulse._glances = []
+    machine.pulse._wait()
+    assert read == [(0, pulse.LONGEST_WAIT, 1)]
+
+
+def test_counters_that_cost_much_are_read_more_rarely(monkeypatch):
+    """They take a quarter of what may be spent."""
+    machine = Machine(monkeypatch)
+    beat = machine.pulse
+    assert beat._pause() == 0.02
+    beat._reading = budget.SHARE * 0.02
+    assert beat._pause() == pytest.approx(0.08)
+    beat._glances = [machine, machine]
+    assert beat._pause() == pytest.approx(0.16)
+
+
+def test_what_a_reading_costs_is_measured_and_what_moved_is_something_that_happens(monkeypatch):
+    machine = Machine(monkeypatch, [(0.03, 1.0)])
+    beat = machine.pulse
+    beat._read([machine], 0.02, 5)
+    assert beat._reading == pytest.approx(READING)
+    assert machine.counters.readings == 2
+    assert machine.active_until == pytest.approx(machine.now + pulse.EAGER_SECONDS)
+    machine.active_until = 0.0
+    beat._read([machine], 0.02, 5)
+    assert machine.active_until == 0.0
+
+
+def test_a_bell_that_rang_is_put_down(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat = machine.pulse
+    beat._bell = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        beat._ring()
+        beat._read([], 0.02, 1)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(beat._bell)
+        beat._read([], 0.02, 1)
+    finally:
+        beat._close_bell()
+    beat._ring()
+    assert beat._bell == -1
+
+
+# -- what is reported
+
+
+class Holders:
+    """Where new sockets are looked for: what each part of the search finds, by its name; inode 0 is another descriptor."""
+
+    def __init__(self, **parts) -> None:
+        self.parts, self.begun, self.added = parts, [], []
+
+    def __getattr__(self, name):
+        def found():
+            self.begun.append(name)
+            for inode in self.parts.get(name, ()):
+                yield inode, 4242, 4242, 3
+
+        return found
+
+    def add(self, places) -> None:
+        self.added += places
+
+
+def new(*numbers: int, uid: int = 1000) -> list[tuple[int, bytes]]:
+    return [(6, FakeSocket(number, inode=number, uid=uid).message()) for number in numbers]
+
+
+def report_of(beat: pulse.Pulse, sockets, *, held=None, **parts):
+    """The report about these sockets, what is to be looked for again, and which parts of the search were begun."""
+    beat._likely = Holders(**parts)
+    asked = []
+
+    def still_held(sockets, inodes):
+        asked.append(set(inodes))
+        return set(inodes) if held is None else set(inodes) & held
+
+    report, missed = beat._report_of(types.SimpleNamespace(still_held=still_held), sockets)
+    return report, missed, beat._likely.begun, asked
+
+
+@pytest.fixture
+def beat(monkeypatch):
+    monkeypatch.setattr(pulse.os, "geteuid", lambda: 0)
+    return pulse.Pulse({}, ProcessReader())
+
+
+def test_a_search_goes_on_until_all_are_found(beat):
+    for parts, begun in (
+        ({"ends": (0, 1, 2)}, ["ends"]),
+        ({"ends": (1,), "hot": (0, 2)}, ["ends", "hot"]),
+        ({"hot": (1,), "near": (2,)}, ["ends", "hot", "near"]),
+        ({"far": (1, 7, 2)}, ["ends", "hot", "near", "far"]),
+        ({}, ["ends", "hot", "near", "far"]),
+    ):
+        report, missed, searched, asked = report_of(beat, new(1, 2), **parts)
+        assert (searched, missed) == (begun, set())
+        assert [inode for inode, _ in report.owners.owners] == ([1, 2] if parts else [])
+        assert len(report.sockets) == 2
+        assert len(asked) == len(begun) - 1
+    assert beat._likely.added == []
+
+
+def test_what_was_closed_meanwhile_is_looked_for_no_longer(beat):
+    _, missed, searched, asked = report_of(beat, new(1, 2), held={2}, hot=(2,))
+    assert (searched, asked, missed) == (["ends", "hot"], [{1, 2}], set())
+
+
+def test_an_ordinary_user_looks_for_its_own_sockets(beat, monkeypatch):
+    """Others do not let it look."""
+    monkeypatch.setattr(pulse.os, "geteuid", lambda: 1000)
+    report, _, _, asked = report_of(beat, [*new(1), *new(2, uid=1001)])
+    assert asked[0] == {1}
+    assert len(report.sockets) == 2
+
+
+def test_what_there_was_no_time_for_is_looked_for_again(beat, monkeypatch):
+    """The clock is looked at now and then."""
+    clock = types.SimpleNamespace(now=0.0)
+
+    def thread_time():
+        clock.now += 0.001
+        return clock.now
+
+    monkeypatch.setattr(pulse, "time", types.SimpleNamespace(monotonic=lambda: 0.0, thread_time=thread_time))
+    others = (0,) * (pulse.GLANCE * 20)
+    _, missed, searched, _ = report_of(beat, new(1, 2), ends=(1,), hot=others, near=(2,))
+    assert (missed, searched) == ({2}, ["ends", "hot"])
+    _, missed, searched, _ = report_of(beat, new(1, 2), ends=others)
+    assert (missed, searched) == ({1, 2}, ["ends"])
+    beat._wide.left = 0.0
+    _, missed, searched, _ = report_of(beat, new(1), far=(1,))
+    assert (missed, searched) == ({1}, ["ends", "hot", "near"]), "nothing is left for a search through all"
+    beat._wide.left = left = 0.0025
+    _, missed, searched, _ = report_of(beat, new(1), far=others)
+    assert (missed, searched) == ({1}, ["ends", "hot", "near", "far"])
+    assert beat._wide.left < left - 0.002, "what it takes is taken from that"
+
+
+def test_of_very_many_some_are_reported_and_all_that_was_found_is(beat):
+    most = pulse.MOST_NEW
+    many = new(*range(1, most + 3))
+    report, missed, searched, _ = report_of(beat, many, ends=(most + 2, most + 1))
+    assert len(report.sockets) == most
+    assert [inode for inode, _ in report.owners.owners] == [most + 2, most + 1]
+    assert [row for _, row in report.sockets[:2]] == [row for _, row in many[-2:]]
+    assert (missed, searched) == (set(), ["ends", "hot", "near", "far"])
+    report, _, searched, _ = report_of(beat, many[:-2], ends=range(1, most + 1))
+    assert (len(report.owners.owners), searched) == (most, ["ends"])
+    found: list = []
+    assert pulse._take(set(range(1, most + 3)), ((n, 1, 1, 3) for n in range(1, most + 3)), found) is False
+    assert len(found) == most, "no more at once"
+
+
+def test_who_holds_what_was_found_is_told_with_it(beat, monkeypatch):
+    monkeypatch.setattr(pulse, "user_names", lambda users: tuple((uid, f"u{uid}") for uid in sorted(users)))
+    report, *_ = report_of(beat, [*new(1, 2), *new(3, uid=7)], ends=(1, 3))
+    answer = report.owners
+    assert (answer.owners, answer.places) == (((1, 4242), (3, 4242)), ((4242, 3), (4242, 3)))
+    assert [facts.pid for facts in answer.processes] == [4242]
+    assert answer.users == ((7, "u7"), (1000, "u1000"))
+    assert [place[0] for place in beat._likely.added] == [1, 3]
+
+
+# -- looks and reports
+
+
+def test_looks_are_made_where_they_are_due_and_what_they_find_is_reported(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat, told = machine.pulse, []
+    machine.report = told.append
+    machine.look_again = lambda *what: told.append(what)
+    monkeypatch.setattr(beat, "_report_of", lambda _glance, new: (PulseReport(), {len(new)}))
+    beat._look_where_due()
+    assert (machine.looks, told) == ([], [])
+    machine._due = 0.0
+    beat._look_where_due()
+    assert (machine.looks, told) == ([0.0], []), "nothing is new"
+    assert machine.look_at > LOOK
+    machine.flows, machine._due, machine.look_at = [(0.0, 9.0)], machine.now, 0.0
+    now = machine.now
+    beat._look_where_due()
+    assert told == [PulseReport(), ([0], {1}, now)]
+
+
+def test_a_rest_is_as_long_as_the_least_that_may_be_spent_allows(monkeypatch):
+    """Of what is saved by the namespace and by all together the larger part counts; at least the share that is earned."""
+    machine = Machine(monkeypatch)
+    beat = machine.pulse
+    for own, whole, rest in ((0.5, 0.25, 2.0), (0.25, 0.5, 2.0), (0.0, 0.0, 1 / beat._budget.share)):
+        machine.budget.left, beat._budget.left = own * machine.budget.most + 0.001, whole * beat._budget.most
+        beat._rest_after(machine, 0.001)
+        assert machine.look_at == pytest.approx(0.001 * rest)
+
+
+def test_what_looks_at_crowds_take_is_taken_from_their_own_share(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat, looks = machine.pulse, []
+
+    def look(_now, whole):
+        looks.append(whole)
+        machine.cpu += 0.001
+        return []
+
+    crowd, left = types.SimpleNamespace(crowds=(443,), look=look), beat._wide.left
+    beat._look(crowd, 0.0)
+    assert left - beat._wide.left == pytest.approx(0.001)
+    beat._wide.left = 0.0
+    beat._look(crowd, 0.0)
+    assert (looks, beat._wide.left) == ([True, False], 0.0)
+
+
+# -- channels
+
+
+class Look:
+    """In place of a glance."""
+
+    def __init__(self, purpose, report) -> None:
+        self.purpose, self.report, self.unread, self.closed = purpose, report, 0, 0
+        self.budget = budget.Budget(budget.SHARE, 0.0)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def channel(monkeypatch):
+    monkeypatch.setattr(pulse, "Glance", Look)
+    left, charged = [], []
+    made = pulse.PulseChannel(PulsePurpose(0), left.append, charged.append)
+    made.left = left
+    yield made
+    made.close()
+
+
+def test_reports_are_read_in_order_and_errors_where_they_came(channel):
+    reports = [PulseReport(((6, bytes([n])),)) for n in range(3)]
+    for report in reports:
+        channel.glance.report(report)
+    channel.glance.report(OSError(errno.EIO, "looks failed"))
+    assert channel.glance.unread == 4
+    assert os.eventfd_read(channel.fileno()) == 4
+    batch: list[bytes] = []
+    assert channel.read_into(batch, 2) is True
+    assert channel.glance.unread == 2
+    with pytest.raises(OSError, match="looks failed"):
+        channel.read_into(batch, 2)
+    assert [PulseReport.decode(data) for data in batch] == reports
+    assert channel.read_into([], 2) is False
+    channel.glance.report(reports[0])
+    assert channel.read_into([], 2) is True
+    assert channel.read_into([], 2) is False
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(channel.fileno())
+
+
+def test_a_channel_sends_nothing_and_is_closed_once(channel):
+    assert (channel.immediate, channel.receive_buffer) == (False, None)
+    with pytest.raises(OSError, match="not supported") as caught:
+        channel.send(b"x")
+    assert caught.value.errno == errno.EOPNOTSUPP
+    channel.close()
+    channel.close()
+    channel.glance.report(PulseReport())
+    assert channel.glance.unread == 0
+    assert channel.left == [channel.glance]
+
+
+def test_a_pulse_whose_looks_failed_opens_no_further_channel(monkeypatch):
+    """And leaves nothing open of it."""
+    looks = []
+    monkeypatch.setattr(pulse, "Glance", lambda *what: looks.append(Look(*what)) or looks[-1])
+    beat = pulse.Pulse({}, ProcessReader())
+    beat._thread = types.SimpleNamespace(is_alive=lambda: False)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="looks failed before"):
+        beat.open(PulsePurpose(0, 0.005))
+    assert (beat._glances, [each.closed for each in looks]) == ([], [1])
+    assert beat._budget.share == budget.SHARE, "it is granted for nobody"
+    assert len(os.listdir("/proc/self/fd")) == before
