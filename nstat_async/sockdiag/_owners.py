@@ -310,16 +310,12 @@ class OwnerSource:
         self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
         owners: dict[tuple[int, int], Process] = {}
-        now = self._output.now
         found = self._sought.intersection([inode for inode, pid in answer.owners if pid in facts])
         self._give_up(found)
         answers = zip(answer.owners, chain(answer.places, repeat(None)), strict=False)
         for number, ((inode, pid), held_by) in enumerate(answers, 1):
             if not number % LEARNED_IN_A_STEP:
                 yield
-            if self._output.now != now:  # meanwhile a process may have become another program
-                now = self._output.now
-                owners.clear()
             if inode not in found or pid not in facts:
                 continue
             found.discard(inode)

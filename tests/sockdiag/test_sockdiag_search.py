@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from sockdiag_fakes import FakeSocket
 
@@ -158,7 +159,10 @@ def test_of_sockets_of_which_only_the_process_is_known_few_tables_are_listed(sea
     search.owned(*((number, 100 + number // 2) for number in range(2, 2 * TABLES_AT_ONCE + 8)))
     for entry in search.sockets:
         entry.place = None
+    search.sockets[0].place = 3
     request = search.ask()
+    assert request.held[-1] == (2, 101, 3), "behind others' tables, too"
+    request = attrs.evolve(request, held=request.held[:-1])
     pids = sorted({pid for _, pid, _ in request.held})
     assert pids == list(range(pids[-1] - TABLES_AT_ONCE + 1, pids[-1] + 1)), "the last come first"
     assert sorted(inode for inode, *_ in request.held) == [n for pid in pids for n in (2 * pid - 200, 2 * pid - 199)]
@@ -235,16 +239,18 @@ def test_a_long_answer_is_taken_in_by_and_by_though_a_process_runs_another_progr
     search.source.process(facts(42, "other"), 1000)
     while search.output.busy:
         search.output.work()
-    assert search.pids() == [42] * 8
+    assert [(entry.owner.pid, entry.owner.name) for entry in search.sockets] == [(42, "other")] * 8
     assert len({id(entry.owner) for entry in search.sockets}) == 1
 
 
-def test_an_owner_of_whom_nothing_is_known_is_none(search):
+def test_of_several_owners_in_an_answer_the_first_of_whom_something_is_known_is_taken(search):
     search.socket(1, 1)
+    search.socket(2, 2)
     search.ask()
-    search.source.take(OwnersAnswer(((1, 42), (5, 43)), (facts(43),)))
-    assert search.learned == []
-    assert search.ask(0.5) is None or search.source.unresolved == 1
+    search.source.take(OwnersAnswer(((1, 43), (9, 42), (1, 42), (1, 44), (2, 44)), (facts(42), facts(44))))
+    assert search.pids() == [42, 44]
+    search.close(search.sockets[0])
+    assert [entry.cookie for entry in search.source._fresh] == [2], "nothing is kept of those that are over"
 
 
 def test_users_are_asked_for_once_and_bounded(search, monkeypatch):

@@ -17,10 +17,12 @@ from nstat_async._model import Direction, Endpoint, InterfaceKind
 from nstat_async.sockdiag import (
     AddressMessage,
     DiagAttribute,
+    LinkKindsAnswer,
     LinkMessage,
     RouteMessage,
     SocketState,
     TcpInfo,
+    _links,
     iterate_messages,
 )
 from nstat_async.sockdiag._direction import (
@@ -142,6 +144,89 @@ def test_an_address_that_comes_or_goes_changes_what_is_local(table):
     assert kind() is InterfaceKind.LOOPBACK
     feed(table, RouteMessage.DELADDR, message.encode(RouteMessage.DELADDR))
     assert kind() is InterfaceKind.OTHER
+
+
+def send(table: LinkTable, kind: int, *messages) -> None:
+    for message in messages:
+        feed(table, kind, message.encode(kind))
+
+
+def test_a_list_of_everything_replaces_what_was_known(table):
+    """Interfaces and addresses that it lacks are gone, and what was asked of them before is asked anew."""
+    asked = [("0.0.0.0", VETH), ("10.7.0.1", 0), ("192.0.2.2", 0)]
+    before = [table.interface_of(packed(text), device) for text, device in asked]
+    assert [link.index for link in before] == [VETH, VETH, ETH]
+    for rounds in range(2):
+        table.begin_dump()
+        send(table, RouteMessage.NEWLINK, *LINKS[:2])
+        send(table, RouteMessage.NEWADDR, address(LO, "127.0.0.1/8"), address(ETH, "192.0.2.2/24"))
+        version = table.version
+        table.end_dump()
+        assert (table.version != version) is (rounds == 0), "the second one has nothing new"
+    after = [table.interface_of(packed(text), device) for text, device in asked]
+    assert [(link and (link.index, link.name)) for link in after] == [(VETH, None), None, (ETH, "eth0")]
+    assert table.carrying() == {"eth0"}
+    send(table, RouteMessage.DELADDR, address(LO, "127.0.0.1/8"), address(ETH, "192.0.2.2/24"))
+    send(table, RouteMessage.DELLINK, *LINKS[:2])
+    assert not table._seen, "nothing is kept of what went"
+    assert table.interface_of(packed("192.0.2.2"), ETH).name is None
+
+
+def test_every_change_is_one_and_what_is_said_again_is_none(table):
+    def changes(kind, message) -> bool:
+        before = table.version
+        send(table, kind, message)
+        return table.version != before
+
+    one = address(WG, "192.0.2.2/32")
+    for kind, message, expected in (
+        (RouteMessage.NEWLINK, LINKS[1], False),
+        (RouteMessage.NEWLINK, LinkMessage(ETH, 1, "lan0", "dummy"), True),
+        (RouteMessage.NEWADDR, address(ETH, "192.0.2.2/24"), False),
+        (RouteMessage.NEWADDR, address(ETH, "192.0.2.2/28"), True),
+        (RouteMessage.NEWADDR, one, True),
+        (RouteMessage.DELADDR, address(ETH, "192.0.2.2/28"), True),
+        (RouteMessage.DELADDR, address(ETH, "192.0.2.2/28"), False),
+    ):
+        assert changes(kind, message) is expected
+    assert table.index_of(packed("192.0.2.2")) == WG, "of two the other one has it"
+    assert changes(RouteMessage.DELADDR, one)
+    assert table.index_of(packed("192.0.2.2")) is None
+    assert table.interface_of(packed("0.0.0.0"), VETH).name == "veth0"
+    assert changes(RouteMessage.DELLINK, LINKS[2])
+    assert table.interface_of(packed("0.0.0.0"), VETH).name is None
+    assert not changes(RouteMessage.DELLINK, LINKS[2])
+
+
+def test_the_host_is_asked_what_ethernet_devices_are_and_says_nothing_of_others(table):
+    send(table, RouteMessage.NEWLINK, LinkMessage(7, 1, "eth7"), LinkMessage(8, 1), LinkMessage(9, 1, "eth9"))
+    assert table.unclassified() == ("eth7", "eth9")
+    version = table.version
+    table.classify(LinkKindsAnswer(0, (("wg0", "wifi"), ("eth9", "odd"), ("eth0", "wifi"))))
+    assert (table.version, table.unclassified()) == (version, ("eth7", "eth9"))
+    table.classify(LinkKindsAnswer(0, (("eth7", "wifi"),)))
+    assert table.version != version
+    kinds = {number: table.interface_of(packed("0.0.0.0"), number).kind for number in (WG, ETH, 7, 9)}
+    assert kinds == {WG: InterfaceKind.VPN, ETH: InterfaceKind.OTHER, 7: InterfaceKind.WIFI, 9: None}
+
+
+def test_interfaces_that_end_traffic_are_those_with_an_address_and_a_name(table):
+    assert table.carrying() == {"eth0", "veth0", "wg0"}
+    send(table, RouteMessage.NEWLINK, LinkMessage(8, 1, None, "dummy"), LinkMessage(9, 1, "idle0", "dummy"))
+    send(table, RouteMessage.NEWADDR, address(8, "192.0.2.8/24"), address(77, "192.0.2.9/24"))
+    assert table.carrying() == {"eth0", "veth0", "wg0"}
+
+
+def test_answers_that_are_kept_are_few_and_as_before(table, monkeypatch):
+    monkeypatch.setattr(_links, "_MOST_ANSWERS", 2)
+    texts = ("192.0.2.2", "10.7.0.1", "127.0.0.1", "10.7.9.1", "198.51.100.1")
+    for _ in range(2):
+        assert [table.index_of(packed(text)) for text in texts] == [ETH, VETH, LO, WG, None]
+        assert [table.interface_of(packed(text)) and table.interface_of(packed(text)).index for text in texts] == [
+            ETH, VETH, LO, WG, None,
+        ]  # fmt: skip
+        assert len(table._indices) <= 2
+        assert len(table._passed) <= 2
 
 
 @pytest.mark.parametrize(
