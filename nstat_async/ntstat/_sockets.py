@@ -159,9 +159,7 @@ class Sockets:
         if current.is_subscribed:
             self.poll_started = now
             current.begin(now, now + self._host.epoch_offset)
-            serial = current.want_poll(now)
-            self.settle(current, now)
-            return serial
+            return current.want_poll(now)
         current.wanted = current.serial + 1  # its first poll, or that of the socket which takes over
         return current.wanted
 
@@ -209,11 +207,12 @@ class Sockets:
             detail = "the kernel control went away"
             time = now + self._host.epoch_offset
             self._events.append(EventsLost(time, LossCause.RESYNC, None, detail=detail))
-        if current.state is State.CLOSED and self.second is None:
-            self._reopen(now)
-        elif current.state is State.CLOSED and second is not None:
-            second.audit, second.stage = False, Stage.REPEATING
-            second.subscription.want_poll(now)
+        if current.state is State.CLOSED:
+            if self.second is None:
+                self._reopen(now)
+            else:
+                self.second.audit, self.second.stage = False, Stage.REPEATING
+                self.second.subscription.want_poll(now)
 
     def want_resync(self, now: float) -> None:
         """Only another control socket can see what this one missed."""

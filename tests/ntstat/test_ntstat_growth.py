@@ -100,6 +100,13 @@ def test_a_counter_that_falls_alone_stays_at_its_highest(provider, name, other):
         assert [getattr(event.counts, COUNTS_FIELDS[COUNTERS.index(other)]) for event in events] == [5000, 6000, 7000]
 
 
+@pytest.mark.parametrize("number", [4, 11])
+def test_where_a_kernel_does_not_count_by_medium_there_are_no_media(number):
+    play = Play(number)
+    events = play(*play.wire.report(1, play.wire.counts(10, 5), play.described))
+    assert [event.counts.media for event in events] == [()]
+
+
 @pytest.mark.parametrize(("rx", "tx", "expected"), [(1000, 1000, 15), (2000, 1000, 15), (900, 2000, 0), (2000, 900, 0)])
 def test_a_counter_of_32_bits_wraps_unless_the_bytes_of_a_direction_fell_with_it(rx, tx, expected):
     play, top = Play(), 2**32 - 10

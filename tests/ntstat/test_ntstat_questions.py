@@ -15,7 +15,7 @@ from nstat_async import (
     Provider,
     RemovalReason,
 )
-from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate, QuerySource
+from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate, QuerySource, _verification
 from nstat_async.ntstat._constants import MAX_BATCH
 
 
@@ -99,6 +99,30 @@ def test_numbers_above_are_asked_for_when_a_poll_lacks_more_than_what_cannot_be_
     assert probes_of_a_poll(1, 3, asks=[]) == 0
     assert probes_of_a_poll(1, 3, asks=[2]) > 0
     assert probes_of_a_poll(1, asks=[3]) > 0
+
+
+@pytest.mark.parametrize(("most", "asked", "complete"), [(3, [4, 2, 3], True), (2, [4, 3], False)])
+def test_a_poll_that_leaves_out_more_than_can_be_asked_for_is_incomplete(monkeypatch, most, asked, complete):
+    monkeypatch.setattr(_verification, "MAX_VERIFICATIONS", most)
+    talk = subscribed()
+    talk.poll(1, 2, 3)
+    talk.refuse(talk.next_poll(1, 2), DarwinErrno.ENOBUFS)
+    talk.events()
+    questions = talk.next_poll(1, 5)
+    assert [question.srcref for question in questions] == asked, "first what was not heard of for longest"
+    talk.refuse(questions)
+    assert [poll.complete for poll in talk.events(PollCompleted)] == [complete]
+
+
+def test_the_largest_number_is_asked_for_and_not_the_one_that_means_all():
+    talk = subscribed()
+    talk.poll(1)
+    talk.answers_probes = False
+    (request,) = talk.due()
+    largest = talk.wire.layout.all_sources - 1
+    report = talk.wire.report(largest - 1, talk.wire.counts(1), talk.wire.descriptor(2))
+    questions = talk.answer(report, talk.wire.success(request.context))
+    assert [question.srcref for question in questions] == [1, largest]
 
 
 def test_a_question_that_stays_without_an_answer_leaves_the_poll_incomplete():

@@ -95,6 +95,15 @@ def test_a_list_that_filled_seven_tenths_of_the_buffer_may_have_been_cut_short_a
     assert len(talk.events(EventsLost)) <= 1, "that of the numbers between"
 
 
+def test_over_a_bridge_a_second_socket_tells_at_once_whether_a_long_list_was_cut_short():
+    talk = Talk(discovery="announce", immediate=False, receive_buffer=None)
+    (request,) = talk.asked()
+    talk.answer([talk.wire.added(ref) for ref in range(1, 194)], talk.wire.success(request.context))
+    assert talk.events(EventsLost) == []
+    talk.later(0.0)
+    assert talk.channels == [0, 1]
+
+
 def _polled(talk: Talk, channel: int, *reports, number: int = DarwinErrno.ENOENT) -> list:
     """A poll of this control socket is answered, and each question behind it by this error; the next poll."""
     requests = talk.answer(*reports, talk.wire.success(talk.last[channel]), channel=channel)
@@ -207,11 +216,15 @@ def test_looks_at_a_second_socket_keep_their_distance(kernel, interval, seconds)
     assert monitor.session.statistics()["audits"] == 1
 
 
-def test_a_control_that_closes_is_opened_again_after_growing_pauses():
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_control_that_closes_or_fails_is_opened_again_after_growing_pauses(fails):
     talk = subscribed()
     talk.poll(1)
     kept = talk.events(FlowAdded)[0].flow.id
-    talk.core.channel_closed(0, talk.now)
+    if fails:
+        talk.core.channel_failed(0, errno.EPIPE, talk.now)
+    else:
+        talk.core.channel_closed(0, talk.now)
     assert talk.asked() == []
     assert [e.cause for e in talk.events()] == [LossCause.RESYNC]
     pauses = []
