@@ -73,6 +73,8 @@ class Programs(FakeKernel):
         self.lost = Statistics(0, 0, 0, 0, 0, 0, 1, 0)
         self.asked: list[Operation] = []
         self.maps_are_silent = False
+        self.processes_are_gone = False
+        """Nothing is known of them but what records have."""
         self.peers: dict[bytes, PeerRow] = {}
         self.tables: list[TableRow] = []
         self.missing_tables: set[str] = set()
@@ -131,7 +133,8 @@ class Programs(FakeKernel):
             missing = tuple(name for name in request.names if name in self.missing_tables)
             self.session.lookup_done(command.token, SocketTablesAnswer(request.namespace, rows, missing), self.now)
         elif isinstance(request, ProcessesRequest):
-            facts = (ProcessFacts(pid, start, f"p{pid}", f"/bin/p{pid}") for pid, start in request.processes)
+            there = () if self.processes_are_gone else request.processes
+            facts = (ProcessFacts(pid, start, f"p{pid}", f"/bin/p{pid}") for pid, start in there)
             self.session.lookup_done(command.token, ProcessesAnswer(tuple(facts)), self.now)
         else:
             super().answer(command)

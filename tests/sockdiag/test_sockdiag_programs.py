@@ -674,8 +674,11 @@ def test_one_that_may_not_be_entered_is_watched_at_once_under_its_name_and_told(
     assert any("1 network namespaces cannot be entered" in note for note in kernel.session.capabilities.notes)
 
 
-def test_a_walk_tells_of_what_was_there_and_two_of_what_is_there_no_more():
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_walk_tells_of_what_was_there_and_two_of_what_is_there_no_more(gone):
+    """Whether or not their processes are there by now."""
     kernel = started(everywhere=True)
+    kernel.processes_are_gone = gone
     strange(kernel)
     sockets = (
         record(Kind.OPENED, 1, pid=7, local_port=9, remote_port=80 << 8),

@@ -102,10 +102,22 @@ def test_a_socket_that_is_over_waits_not_for_long(kernel):
     sock = add(kernel, 5)
     kernel.close(5)
     kernel.run()
+    assert kernel.session.next_deadline() == pytest.approx(kernel.now + 1.5 * PULSE_PATIENCE)
     added, removed = flow_events(kernel.wait(PULSE_PATIENCE))
     assert (added.flow.process, removed.final) == (None, True)
     assert flow_events(kernel.beat(late=(sock,))) == []
     assert kernel.session.statistics()["flows"] == 0
+
+
+def test_a_socket_that_waited_long_enough_is_reported_with_the_next_one_that_waits(kernel):
+    """Nobody is woken for it."""
+    add(kernel, 5)
+    kernel.close(5)
+    kernel.run()
+    kernel.now += 1.2 * PULSE_PATIENCE
+    add(kernel, 6)
+    kernel.close(6)
+    assert [event.flow.id for event in flow_events(kernel.run())] == ["c5", "c5"]
 
 
 def test_what_was_removed_before_its_report_came_is_no_flow(kernel):

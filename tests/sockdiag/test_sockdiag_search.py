@@ -208,6 +208,35 @@ def test_sockets_of_one_inode_are_checked_while_one_of_them_is_there(search):
     assert search.source._holders(7) == (again,), "nothing is kept of those that are over"
 
 
+def test_a_socket_that_ended_while_it_was_checked_is_not_looked_for(search):
+    (entry,) = search.owned((1, 42))
+    assert search.ask().held
+    search.close(entry)
+    assert search.answer(lost=(1,)) is None
+    assert search.source._holders(1) == ()
+
+
+def test_what_ends_while_a_long_answer_is_taken_in_keeps_no_other_from_being_looked_for_again(search, monkeypatch):
+    monkeypatch.setattr(_output, "DONE_AT_ONCE", 1)
+    entries = [search.socket(number, number) for number in (1, 2, 3)]
+    search.ask()
+    search.answer()
+    search.close(entries[1])
+    while search.output.busy:
+        search.output.work()
+    assert search.source.unresolved == 2
+    assert search.ask().inodes == {1, 3}
+
+
+def test_what_another_answer_says_of_a_known_process_is_so_for_all_its_sockets(search):
+    (entry,) = search.owned((1, 42))
+    search.socket(2, 2)
+    search.ask()
+    search.source.take(OwnersAnswer(((2, 42),), (facts(42, "other"),)))
+    assert [each.process.name for each in search.sockets] == ["other", "other"]
+    assert entry.process is search.sockets[1].process
+
+
 def test_a_process_that_ended_leaves_its_sockets_to_others(search):
     here, there = search.owned((1, 42), (2, 43))
     here.used_by = (42, 7042)
@@ -319,9 +348,12 @@ def test_the_others_that_hold_a_socket_are_known_when_all_were_looked_at(search)
     search.answer((1, 40), known=[facts(42, "q")], shared=many)
     assert [each for each in search.learned if isinstance(each[1], list)] == [(1, ["q"]), (2, ["q"])]
     search.ask()
-    search.answer(known=[facts(40, "old")], shared=((1, 2, ()), (6, 2, (98, 99))))
-    assert (entry.process.pid, entry.others.number) == (40, 0)
+    search.answer(known=[facts(40, "old")], shared=((1, 2, ()), (6, 2, (98, 40))))
+    assert (entry.process.pid, entry.process.uid, entry.others.number) == (40, 1000, 0)
     assert search.source.rounds == 4
+    search.ask()
+    search.answer(known=[facts(40, "old")], shared=((1, 2, (40, 99)),))
+    assert (entry.process.pid, entry.process.uid, entry.others.number, entry.others.oldest) == (40, 1000, 1, ())
 
 
 def test_a_socket_is_known_to_have_one_holder_when_a_whole_look_began_after_it(search):

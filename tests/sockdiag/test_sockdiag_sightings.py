@@ -14,7 +14,7 @@ from nstat_async._model import Direction, Outcome
 from nstat_async.ebpf import Flag, Kind, SocketType, Tier
 from nstat_async.sockdiag import CgroupFacts
 from nstat_async.sockdiag._constants import SocketState
-from nstat_async.sockdiag._sightings import RECORD_PATIENCE
+from nstat_async.sockdiag._sightings import ANNOUNCING_PATIENCE, RECORD_PATIENCE, REMOVAL_PATIENCE
 
 V6 = bytes.fromhex("20010db8") + bytes(11)
 MADE = {"pid": 6, "flags": Flag.HAS_PROCESS | Flag.BY_CREATOR}
@@ -107,6 +107,24 @@ def test_a_connection_is_announced_with_whoever_is_seen_first():
     assert not kernel.ring(record(Kind.FIRST_IO, 9, 4, **MADE))
 
 
+def test_another_process_that_uses_a_socket_is_an_update_though_it_is_gone_by_now():
+    kernel = started()
+    kernel.processes_are_gone = True
+    connect(kernel)
+    (updated,) = flow_events(kernel.ring(record(Kind.FIRST_IO, 9, 3, pid=7)))
+    assert pids([updated]) == [7]
+
+
+def test_a_flow_that_a_dump_announced_meanwhile_is_announced_once():
+    kernel = started()
+    kernel.ring(record(Kind.ACCEPTED, 9, **PORTS))
+    kernel.sockets[9] = FakeSocket(9, remote=b"\x7f\0\0\2", inode=9, info=traffic(5, 10, active=0))
+    kernel.owners[9] = 42
+    kernel.poll()
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)).count("FlowAdded") == 1
+
+
 def test_a_connection_of_before_is_announced_by_its_first_use():
     assert pids(started().ring(record(Kind.FIRST_IO, 9, pid=5, **PORTS)))[0] == 5
 
@@ -132,6 +150,13 @@ def test_the_end_of_a_datagram_socket_is_exact_if_all_of_its_life_was_counted(fl
     kernel.ring(row._replace(kind=Kind.RELEASED, tx_payload=50, rx_payload=40, tx_packets=2, rx_packets=1))
     (removed,) = removals(kernel.events)
     assert removed.final is exact
+
+
+def test_the_end_of_a_datagram_socket_that_nothing_was_counted_for_before_is_not_exact():
+    kernel = started()
+    kernel.ring(udp(flags=Flag.HAS_PROCESS), udp(Kind.RELEASED, flags=Flag.HAS_PROCESS, tx_payload=50, tx_packets=2))
+    (removed,) = removals(kernel.events)
+    assert (removed.counts.tx_bytes, removed.final) == (50, False)
 
 
 @pytest.mark.parametrize(("tier", "packets"), [(Tier.ALL, 0), (Tier.CALLS, None)])
@@ -193,6 +218,40 @@ def test_what_ended_by_its_record_is_not_ended_by_its_removal_once_more():
     kernel.feed(FakeSocket(9, remote_port=0, unacked=65000).message(final=True), 1)
     kernel.wait(1.0)
     assert kinds(flow_events(kernel.events)).count("FlowAdded") == len(removals(kernel.events)) == 1
+
+
+def test_another_connection_of_the_same_ends_whose_records_come_after_its_removal_is_another_flow():
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed())
+    kernel.wait(1.0)
+    assert len(removals(kernel.events)) == 1
+    end(kernel)
+    again = {"pid": 5, "local_port": 40000, "remote_port": 80 << 8}
+    kernel.ring(record(Kind.OPENED, 9, 10**9, **again), record(Kind.CLOSED, 9, 2 * 10**9, tx_bytes=5, **again))
+    kernel.wait(1.0)
+    assert [(e.flow.id, e.counts.tx_bytes) for e in removals(kernel.events)] == [("c9", 70), ("c9.2", 5)]
+
+
+def test_an_end_has_the_counts_of_its_own_record():
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed(), closed(tx=5))
+    kernel.wait(1.0)
+    assert [e.counts.tx_bytes for e in removals(kernel.events)] == [70]
+
+
+def test_what_waits_is_due_after_its_patience_the_first_first():
+    kernel = started()
+    kernel.ring(record(Kind.ACCEPTED, 8, local_port=99, remote_port=80 << 8))
+    begin = kernel.now
+    assert kernel.session.next_deadline() == pytest.approx(begin + ANNOUNCING_PATIENCE)
+    connect(kernel)
+    kernel.ring(closed())
+    assert kernel.session.next_deadline() == pytest.approx(begin + REMOVAL_PATIENCE)
+    kernel.wait(REMOVAL_PATIENCE + 0.01)
+    assert [event.flow.id for event in removals(kernel.events)] == ["c9"]
+    assert kernel.session.next_deadline() == pytest.approx(begin + ANNOUNCING_PATIENCE)
 
 
 def test_a_connection_whose_socket_begins_another_ended_unseen():
