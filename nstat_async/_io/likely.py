@@ -164,7 +164,7 @@ class LikelyHolders:
             if size and self._has_changed(pid, size):
                 yield from _first_sockets(pid)
         if not self._sized:
-            yield from Walk((), (), frozenset())
+            yield from Walk((), None, frozenset())
 
     def _has_changed(self, pid: int, size: int) -> bool:
         """True if a process has more or fewer descriptors than at one of the last two looks (since Linux 6.2).

@@ -80,7 +80,7 @@ class ProcessScanner:
         else:
             self._missing |= request.inodes
         if request.inodes and (request.below is None or self._walk is None):
-            self._walk = Walk(request.recent, self._walk.pids if self._walk else (), self.networks)
+            self._walk = Walk(request.recent, self._walk, self.networks)
             self._parts = self._walk.parts()
         elif request.inodes and self._walk is not None:
             self._parts = chain(self._walk.arrivals(request.recent), self._parts)

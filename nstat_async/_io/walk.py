@@ -1,8 +1,9 @@
 """The walk over all tables of descriptors, in an order that lets nobody starve.
 
 Processes that are new come first, then recent owners, then the rest from the newest down, and
-each gives `TURN` descriptors at most before any gives more. What none of them has is looked for where
-it is rare: in the tables of threads that have their own, and among the registered files of io_uring.
+each gives `TURN` descriptors at most before any gives more. Processes in other network namespaces than those
+watched come behind all these: a socket that was handed to one is rare. What none of them has is looked for where
+it is rarer still: in the tables of threads that have their own, and among the registered files of io_uring.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ Part = tuple[int, int, Links]
 class Walk:
     """Every socket that a process holds, in the order of the search."""
 
-    def __init__(self, recent: Iterable[int], known: Iterable[int], networks: frozenset[int | None]) -> None:
+    def __init__(self, recent: Iterable[int], before: Walk | None, networks: frozenset[int | None]) -> None:
         pids = all_pids()
-        new = set(pids).difference(known)
+        new = set(pids).difference(before.pids if before else ())
         self.pids = list(dict.fromkeys([*(pid for pid in pids if pid in new), *recent, *pids]))
         self.refused: set[int] = set()
         """Processes in the watched namespaces whose descriptors may not be looked at."""
         self._networks = networks
+        known = before.near if before and before._networks == networks else {}
+        self.near = {pid: known[pid] for pid in self.pids if pid in known}
+        """Which processes are in the watched namespaces, as they were first met; a pid that is used again changes the order alone."""
         self._rings: list[tuple[int, int, int]] = []
 
     def __iter__(self) -> Iterator[Found]:
@@ -43,9 +47,21 @@ class Walk:
 
     def parts(self) -> Iterator[Part]:
         """All of them, a few at a time, so that a caller's clock is looked at; each process gives something."""
+        far: list[int] = []
+        yield from self._in_turn(self.pids, far)
+        yield from self._in_turn(far, None)
+        yield from self._of_threads()
+        for pid, thread, descriptor in self._rings:
+            yield pid, thread, [(inode, descriptor) for inode in registered(thread, descriptor)]
+
+    def _in_turn(self, pids: list[int], far: list[int] | None) -> Iterator[Part]:
+        """The tables of processes; those that are in no watched namespace are put into `far` instead."""
         rest = []
-        for pid in self.pids:
+        for pid in pids:
             yield pid, pid, []
+            if far is not None and not self._is_near(pid):
+                far.append(pid)
+                continue
             table = self._table(pid, pid)
             yield from islice(table, PARTS)
             rest.append(table)
@@ -57,9 +73,11 @@ class Walk:
                     yield first
                     yield from islice(table, PARTS - 1)
                     rest.append(table)
-        yield from self._of_threads()
-        for pid, thread, descriptor in self._rings:
-            yield pid, thread, [(inode, descriptor) for inode in registered(thread, descriptor)]
+
+    def _is_near(self, pid: int) -> bool:
+        if pid not in self.near:
+            self.near[pid] = may_be_in(pid, self._networks)
+        return self.near[pid]
 
     def arrivals(self, recent: Iterable[int]) -> Iterator[Part]:
         """Processes that began since the walk did, and recent owners: where new sockets are, most likely."""

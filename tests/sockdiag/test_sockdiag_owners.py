@@ -253,9 +253,11 @@ def test_a_zombie_owns_nothing():
 
 def test_no_process_keeps_the_search_from_others(monkeypatch):
     """Each has its turn: a socket of a child is found before the many descriptors of its parent are through."""
-    from nstat_async._io import tables, walk
+    from nstat_async._io import walk
+    from nstat_async._io.linux import network_of_this_thread
 
     monkeypatch.setattr(walk, "PARTS", 1)
+    near = frozenset({network_of_this_thread()})
     with contextlib.ExitStack() as stack:
         own = {os.fstat(stack.enter_context(socket.socket()).fileno()).st_ino for _ in range(100)}
         mine, theirs = stack.enter_context(socket.socket()), socket.socket()
@@ -263,11 +265,27 @@ def test_no_process_keeps_the_search_from_others(monkeypatch):
         script = "import sys; print(flush=True); sys.stdin.read()"
         process = stack.enter_context(child(script, pass_fds=[theirs.fileno()]))
         theirs.close()
-        found = [place for place in walk.Walk([os.getpid()], tables.all_pids(), frozenset()) if place[0]]
+        found = [place for place in walk.Walk([os.getpid()], walk.Walk((), None, near), near) if place[0]]
         order = [place[0] for place in found]
         assert {place[0]: place[1] for place in found}[inode] == process.pid
         assert order.index(inode) < max(order.index(each) for each in own)
         assert os.fstat(mine.fileno()).st_ino in order
+
+
+def test_processes_in_other_network_namespaces_are_searched_last():
+    """A socket that was handed to one is found all the same; what is known of a process is not asked again."""
+    from nstat_async._io import walk
+
+    with socket.socket() as own:
+        with child("import sys; print(flush=True); sys.stdin.read()", pass_fds=[own.fileno()]) as process:
+            inode = os.fstat(own.fileno()).st_ino
+            first = walk.Walk((), None, frozenset())
+            first.near = {pid: pid == os.getpid() for pid in first.pids}
+            for before in (first, walk.Walk((), first, frozenset())):
+                holders = [pid for found, pid, _, _ in before if found == inode]
+                assert holders[0] == os.getpid()
+                assert process.pid in holders
+            assert not walk.Walk((), first, frozenset({1})).near, "another one is watched"
 
 
 def test_what_is_added_to_a_search_under_way_is_found_before_its_end():
