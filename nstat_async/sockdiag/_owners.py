@@ -48,8 +48,8 @@ CHECK_PAUSE = 0.1
 
 _PROVING = 2
 """Looks at all tables that have to end until one has begun behind something: the first of them may have begun before."""
-LEARNED_IN_A_STEP = 2
-"""Owners that are taken in while one flow would be updated."""
+LEARNED_IN_A_STEP = 8
+"""Owners of new sockets that are taken in while one flow would be updated."""
 
 
 class OwnerSource:
@@ -309,23 +309,25 @@ class OwnerSource:
     def _learn(self, answer: OwnersAnswer) -> Iterator[None]:
         self._learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
-        owners: dict[tuple[int, int], Process] = {}
+        owners: dict[tuple[int, bytes], Process] = {}
+        held, sharing, steps = self._held, self._sharing, 0
         found = self._sought.intersection([inode for inode, pid in answer.owners if pid in facts])
         self._give_up(found)
-        answers = zip(answer.owners, chain(answer.places, repeat(None)), strict=False)
-        for number, ((inode, pid), held_by) in enumerate(answers, 1):
-            if not number % LEARNED_IN_A_STEP:
+        for (inode, pid), held_by in zip(answer.owners, chain(answer.places, repeat(None)), strict=False):
+            if steps >= LEARNED_IN_A_STEP:
                 yield
-            if inode not in found or pid not in facts:
+                steps = 0
+            if inode not in found or pid not in facts or inode not in held:
                 continue
             found.discard(inode)
             thread, descriptor = held_by or (pid, None)
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
-            for entry in self._holders(inode):
-                uid, _ = entry.user
-                owner = owners.get((pid, uid))
+            for entry in tuple(sharing[inode]) if inode in sharing else (held[inode],):
+                user = entry.last[3][:4]
+                owner = owners.get((pid, user))
                 if owner is None:
-                    owner = owners[pid, uid] = self.process(facts[pid], uid)
+                    owner = owners[pid, user] = self.process(facts[pid], entry.user[0])
+                steps += 1 if entry.flow is None else LEARNED_IN_A_STEP
                 entry.book.learn_owner(entry, owner, place)
                 if entry.state == SocketState.LISTEN:
                     self._proven = max(self._proven, entry.round + _PROVING)
