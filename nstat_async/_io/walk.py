@@ -32,9 +32,9 @@ class Walk:
         self.pids = list(dict.fromkeys([*(pid for pid in pids if pid in new), *recent, *pids]))
         self.refused: set[int] = set()
         """Processes in the watched namespaces whose descriptors may not be looked at."""
-        self._networks = networks
-        known = before.near if before and before._networks == networks else {}
-        self.near = {pid: known[pid] for pid in self.pids if pid in known}
+        self.networks = networks
+        known = before.near if before and before.networks == networks else {}
+        self.near: dict[int, bool] = {pid: known[pid] for pid in self.pids if pid in known}
         """Which processes are in the watched namespaces, as they were first met; a pid that is used again changes the order alone."""
         self._rings: list[tuple[int, int, int]] = []
 
@@ -76,7 +76,7 @@ class Walk:
 
     def _is_near(self, pid: int) -> bool:
         if pid not in self.near:
-            self.near[pid] = may_be_in(pid, self._networks)
+            self.near[pid] = may_be_in(pid, self.networks)
         return self.near[pid]
 
     def arrivals(self, recent: Iterable[int]) -> Iterator[Part]:
@@ -94,7 +94,7 @@ class Walk:
                 self._rings += [(pid, thread, number) for inode, number in links if inode == RING]
                 yield pid, thread, links
         except PermissionError:
-            if may_be_in(pid, self._networks):
+            if may_be_in(pid, self.networks):
                 self.refused.add(pid)
 
     def _of_threads(self) -> Iterator[Part]:

@@ -276,16 +276,16 @@ def test_processes_in_other_network_namespaces_are_searched_last():
     """A socket that was handed to one is found all the same; what is known of a process is not asked again."""
     from nstat_async._io import walk
 
-    with socket.socket() as own:
-        with child("import sys; print(flush=True); sys.stdin.read()", pass_fds=[own.fileno()]) as process:
-            inode = os.fstat(own.fileno()).st_ino
-            first = walk.Walk((), None, frozenset())
-            first.near = {pid: pid == os.getpid() for pid in first.pids}
-            for before in (first, walk.Walk((), first, frozenset())):
-                holders = [pid for found, pid, _, _ in before if found == inode]
-                assert holders[0] == os.getpid()
-                assert process.pid in holders
-            assert not walk.Walk((), first, frozenset({1})).near, "another one is watched"
+    script = "import sys; print(flush=True); sys.stdin.read()"
+    with socket.socket() as own, child(script, pass_fds=[own.fileno()]) as process:
+        inode = os.fstat(own.fileno()).st_ino
+        first = walk.Walk((), None, frozenset())
+        first.near = {pid: pid == os.getpid() for pid in first.pids}
+        for before in (first, walk.Walk((), first, frozenset())):
+            holders = [pid for found, pid, _, _ in before if found == inode]
+            assert holders[0] == os.getpid()
+            assert process.pid in holders
+        assert not walk.Walk((), first, frozenset({1})).near, "another one is watched"
 
 
 def test_what_is_added_to_a_search_under_way_is_found_before_its_end():
