@@ -29,7 +29,7 @@ class Walk:
     def __init__(self, recent: Iterable[int], before: Walk | None, networks: frozenset[int | None]) -> None:
         pids = all_pids()
         new = set(pids).difference(before.pids if before else ())
-        self.pids = list(dict.fromkeys([*(pid for pid in pids if pid in new), *recent, *pids]))
+        self.pids: list[int] = list(dict.fromkeys([*(pid for pid in pids if pid in new), *recent, *pids]))
         self.refused: set[int] = set()
         """Processes in the watched namespaces whose descriptors may not be looked at."""
         self.networks = networks
