@@ -20,7 +20,6 @@ connections one after the other; each is a flow.
 
 from __future__ import annotations
 
-import struct
 import sys
 import weakref
 from collections import deque
@@ -60,7 +59,6 @@ from ._waiting import Memory
 
 _DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _MOST_ENDED = 65_536
-_DEVICE = struct.Struct("=40xI")
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
 _RESTARTED = Change.RESTARTED
@@ -378,8 +376,7 @@ class Book:
             flow = entry.flow
             if flow is None or flow.local is None or entry.over:
                 continue
-            device, remote = _DEVICE.unpack_from(entry.last[1])[0], None if flow.remote is None else flow.remote.packed
-            interface = self._links.interface_of(flow.local.packed, device, remote)
+            interface = self._links.interface_by_row(entry.last[1])
             if interface is not None and interface != flow.interface:
                 self.update(entry, entry.report, rebuilt=True)
 

@@ -8,19 +8,17 @@ from operator import attrgetter
 
 import attrs
 
-from .._model import Attribution, Flow, Outcome, Process
+from .._model import Flow, Outcome
 from ._cgroups import CgroupSource
+from ._constants import AF_INET6
 from ._entry import Entry
 from ._links import LinkTable, is_link_scoped
 from ._rows import address_of
 from ._unread import unread_flow
 
 _DEVICE = struct.Struct("=40xI")
-KERNEL = Process(0, "kernel")
-_KERNEL_OWNS, _INFERRED = Attribution.KERNEL, Attribution.INFERRED
-"""To look up a member takes as long as three other steps."""
-_IPV6 = 16
-"""Bytes of an address."""
+_SCOPED = 0xFE
+"""The first byte of addresses that mean something on one link only is this at least."""
 
 
 def build_flow(
@@ -28,20 +26,11 @@ def build_flow(
 ) -> Flow:
     """The flow of a socket as known now, with a list of its other holders or not."""
     _, identity, cookie, _, _ = entry.last
-    owner, others, old = entry.owner, entry.others, entry.flow
-    (device,), own, far, index = _DEVICE.unpack(identity), address_of(identity, 8), None, None
-    if identity[6] or identity[7] or any(identity[24:40]):
-        far = address_of(identity, 24)
-    if len(own) == _IPV6 and (is_link_scoped(own) or (far is not None and is_link_scoped(far))):
-        index = device or links.index_of(own)
-    place = cgroups.place_of(entry)
+    others, old, place, index = entry.others, entry.flow, cgroups.place_of(entry), None
     if place is None and old is not None:
         place = old.cgroup, old.container, old.pod
-    process, attribution = owner, None
-    if owner.__class__ is not Process:
-        process, attribution = KERNEL if owner is _KERNEL_OWNS else None, owner
-    elif owner.attribution is _INFERRED:
-        attribution = _INFERRED
+    if identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED):
+        index = _scope_of(identity, links)
     return unread_flow(
         "" if namespace is None else f"n{entry.book.number}:",
         cookie,
@@ -49,18 +38,23 @@ def build_flow(
         entry.protocol,
         entry.state,
         identity,
-        own,
-        far,
         index,
-        process,
-        links.interface_of(own, device, far),
+        entry.owner,
+        links.interface_by_row(identity),
         entry.direction,
         namespace,
-        attribution,
         place,
         others.number or None,
         others.oldest if listed else (),
     )
+
+
+def _scope_of(identity: bytes, links: LinkTable) -> int | None:
+    """Index of the link that an address means something on; `None` if both do everywhere."""
+    own = address_of(identity, 8)
+    if is_link_scoped(own) or is_link_scoped(address_of(identity, 24)):
+        return _DEVICE.unpack(identity)[0] or links.index_of(own)
+    return None
 
 
 _others_of = attrgetter(*(field.name for field in attrs.fields(Flow) if field.name != "outcome"))

@@ -10,6 +10,7 @@ Wireless and wired Ethernet are the same to rtnetlink; the host's device directo
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 
 import attrs
@@ -17,6 +18,7 @@ import attrs
 from .._model import Interface, InterfaceKind
 from ._constants import HardwareType, RouteMessage
 from ._messages import AddressMessage, Frame, LinkMessage
+from ._rows import address_of
 from ._setup import LinkKindsAnswer
 
 _TUNNELS = frozenset(
@@ -37,6 +39,7 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
     HardwareType.IEEE80211_PRISM: InterfaceKind.WIFI,
     HardwareType.IEEE80211_RADIOTAP: InterfaceKind.WIFI,
 }
+_DEVICE = struct.Struct("=40xI")
 _IPV4_BITS = 32
 _LOOPBACK6 = bytes(15) + b"\1"
 _LINK_SCOPES = frozenset({1, 2})
@@ -84,8 +87,8 @@ class LinkTable:
         self._networks_at = 0
         self._indices: dict[bytes, int | None] = {}
         """What `index_of` answered, as of version `_answers_at`."""
-        self._passed: dict[tuple[bytes, int, bytes | None], Interface | None] = {}
-        """What `interface_of` answered."""
+        self._passed: dict[tuple[int, bytes], Interface | None] = {}
+        """What `interface_by_row` answered."""
         self._answers_at = 0
 
     def begin_dump(self) -> None:
@@ -210,6 +213,18 @@ class LinkTable:
             )  # IPv4
         return is_loopback(address) or _longest(self._prefixes().loopback, address) is not None
 
+    def interface_by_row(self, identity: bytes) -> Interface | None:
+        """The same of a socket by the identity in its row: remembered by these bytes, without the ports."""
+        if self._answers_at != self.version:
+            self._forget_answers()
+        key = identity[0], identity[8:]
+        if key not in self._passed:
+            if len(self._passed) >= _MOST_ANSWERS:
+                self._passed.clear()
+            (device,), remote = _DEVICE.unpack(identity), address_of(identity, 24)
+            self._passed[key] = self.interface_of(address_of(identity, 8), device, remote if any(remote) else None)
+        return self._passed[key]
+
     def interface_of(self, local: bytes, device: int = 0, remote: bytes | None = None) -> Interface | None:
         """The interface that a socket's packets pass; `None` when that is not known.
 
@@ -218,16 +233,6 @@ class LinkTable:
             device: Index of the device it is bound to, or 0.
             remote: The peer's address; `None` where there is no peer.
         """
-        if self._answers_at != self.version:
-            self._forget_answers()
-        key = local, device, remote
-        if key not in self._passed:
-            if len(self._passed) >= _MOST_ANSWERS:
-                self._passed.clear()
-            self._passed[key] = self._find_interface(*key)
-        return self._passed[key]
-
-    def _find_interface(self, local: bytes, device: int, remote: bytes | None) -> Interface | None:
         prefixes = self._prefixes()
         index: int | None = device
         if remote is not None and prefixes.first is not None and self._are_own(local, remote, device):

@@ -13,11 +13,15 @@ from .._making import maker_of, unread_maker
 from .._model import Attribution, Direction, Endpoint, Flow, Interface, Process, TcpState
 from ._constants import IPPROTO_RAW, IPPROTO_TCP, PACKET, PROVIDERS, TCP_STATES
 from ._links import is_link_scoped
+from ._rows import address_of
 
 _PORTS = struct.Struct("!4xHH36x")
 _HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
 """Whose protocol is in place of a port."""
 _CLOSED = TcpState.CLOSED
+KERNEL = Process(0, "kernel")
+_KERNEL_OWNS, _INFERRED = Attribution.KERNEL, Attribution.INFERRED
+"""To look up a member takes as long as three other steps."""
 _NOWHERE = (None, None, None)
 _SOURCE = "peer"
 """The field in whose slot the source is: this machine does not know it of a flow."""
@@ -38,14 +42,11 @@ def _values_of(
     protocol: int,
     state: int,
     identity: bytes,
-    own: bytes,
-    far: bytes | None,
     index: int | None,
-    process: Process | None,
+    owner: Process | Attribution | None,
     interface: Interface | None,
     direction: Direction | None,
     namespace: str | None,
-    attribution: Attribution | None,
     place: tuple[str | None, str | None, str | None] | None,
     others: int | None,
     holders: tuple[tuple[int, str | None], ...],
@@ -55,9 +56,12 @@ def _values_of(
     if protocol in _HAS_PROTOCOL:
         number, local_port = local_port or None, 0
     if protocol != PACKET:
+        own = address_of(identity, 8)
         local = _shared(own, local_port, index and _scope(own, index))
-    if far is not None:
+    if remote_port or any(identity[24:40]):
+        far = address_of(identity, 24)
         remote = _shared(far, remote_port, index and _scope(far, index))
+    process, attribution = _process_of(owner)
     return (
         f"{prefix}c{cookie:x}" if connection == 1 else f"{prefix}c{cookie:x}.{connection}",
         PROVIDERS[protocol],
@@ -75,6 +79,13 @@ def _values_of(
         others,
         holders,
     )
+
+
+def _process_of(owner: Process | Attribution | None) -> tuple[Process | None, Attribution | None]:
+    """The process of a flow and what is to be said of it, by who holds the socket."""
+    if isinstance(owner, Process):
+        return owner, _INFERRED if owner.attribution is _INFERRED else None
+    return KERNEL if owner is _KERNEL_OWNS else None, owner
 
 
 def _scope(address: bytes, index: int) -> int | None:

@@ -258,6 +258,7 @@ def test_an_answer_to_a_question_that_nobody_saw_asked_is_taken_in(search):
 
 def test_a_long_answer_is_taken_in_by_and_by_though_a_process_runs_another_program_meanwhile(search, monkeypatch):
     monkeypatch.setattr(_output, "DONE_AT_ONCE", 1)
+    monkeypatch.setattr(_owners, "LEARNED_IN_A_STEP", 1)
     for number in range(1, 9):
         search.socket(number, number)
     search.ask()

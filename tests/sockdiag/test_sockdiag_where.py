@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from ipaddress import ip_address
@@ -25,6 +26,7 @@ from nstat_async.sockdiag import (
     _links,
     iterate_messages,
 )
+from nstat_async.sockdiag._constants import AF_INET, AF_INET6
 from nstat_async.sockdiag._direction import (
     ACCEPTED,
     OPENED,
@@ -89,6 +91,13 @@ def table():
     return made
 
 
+def by_row(table, local, remote, device):
+    """The interface by the row of a socket: IPv6 with these bytes is another address."""
+    own, far = packed(local), packed(remote) if remote else b""
+    family = AF_INET if len(own) == 4 else AF_INET6
+    return table.interface_by_row(struct.pack("=BB2xHH16s16sI", family, 1, 1, 2, own, far, device))
+
+
 @pytest.mark.parametrize(
     ("local", "remote", "device", "index"),
     [
@@ -123,8 +132,16 @@ def table():
     ],
 )
 def test_which_interface_packets_pass(table, local, remote, device, index):
-    found = table.interface_of(packed(local), device, remote and packed(remote))
+    assert table.interface_of(packed(local), device, remote and packed(remote)) == (
+        found := by_row(table, local, remote, device)
+    )
     assert (found and found.index) == index
+    assert by_row(table, local, remote, device) is found, "remembered"
+
+
+def test_the_same_bytes_are_another_address_in_another_family(table):
+    assert by_row(table, "127.0.0.1", None, 0).index == LO
+    assert by_row(table, "7f00:1::", None, 0) is None
 
 
 def test_without_addresses_only_the_loopback_range_is_known_to_be_local():
@@ -136,7 +153,7 @@ def test_without_addresses_only_the_loopback_range_is_known_to_be_local():
 
 def test_an_address_that_comes_or_goes_changes_what_is_local(table):
     def kind():
-        return table.interface_of(packed("192.0.2.2"), 0, packed("192.0.2.9")).kind
+        return by_row(table, "192.0.2.2", "192.0.2.9", 0).kind
 
     assert kind() is InterfaceKind.OTHER
     message = address(WG, "192.0.2.9/32")
