@@ -50,16 +50,6 @@ class Client(Listener):
         self.receive_buffer: int | None = None
         """Granted receive buffer of the channel in bytes, if known."""
 
-    @property
-    def is_subscribed(self) -> bool:
-        """True once the kernel has answered every subscription."""
-        return bool(self.providers)
-
-    @property
-    def is_polling(self) -> bool:
-        """True while a poll is under way."""
-        return False
-
     def begin(self, now: float, time: float) -> None:
         """What comes next happens now; `time` is the wall clock's."""
         self.now = now

@@ -80,6 +80,11 @@ class Follower(Client):
         """Provider numbers that this control socket watches."""
 
     @property
+    def is_subscribed(self) -> bool:
+        """True once the kernel has granted a provider."""
+        return bool(self.providers)
+
+    @property
     def is_polling(self) -> bool:
         """True while a recorded poll is under way."""
         return self._poll is not None

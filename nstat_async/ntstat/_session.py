@@ -24,7 +24,6 @@ from .._events import AnyEvent, EventsLost, LossCause
 from .._model import Capabilities, Counts, Flow, Proof
 from .._options import MonitorOptions
 from ._abilities import capabilities_of
-from ._client import Client
 from ._constants import NO_ROOM
 from ._coverage import CoverageMeter
 from ._evidence import Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadInterfaces, ReadLedger
@@ -292,7 +291,7 @@ class Session:
         return Proof.PROBED if self.setup.proven and self._follower is not None else self._proving.result.proof
 
     @property
-    def _current(self) -> Client | None:
+    def _current(self) -> Subscription | Follower | None:
         """Whose table has the flows."""
         return self._sockets.current if self._follower is None else self._follower
 

@@ -293,8 +293,8 @@ class Sockets:
     def _close_second(self, second: SecondSocket) -> None:
         self._commands.append(CloseChannel(second.subscription.channel))
         self.second = None
-        if self.current is not None:
-            self.current.table.remember_ends(wanted=False)
+        assert self.current is not None
+        self.current.table.remember_ends(wanted=False)
 
     def _second_polled(self, second: SecondSocket, answered: bool, now: float) -> None:
         """The second socket has polled: let the first one catch up, or decide."""
@@ -330,7 +330,6 @@ class Sockets:
             )
         second.stage = Stage.REPEATING
         second.subscription.want_poll(now)
-        self.settle(second.subscription, now)
 
     def _looked(self, second: Subscription, *, whole: bool) -> None:
         """An audit found nothing: because there is nothing, or because its own list did not fit."""

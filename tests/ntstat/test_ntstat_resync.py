@@ -171,6 +171,17 @@ def test_a_flow_of_which_the_first_has_no_news_does_not_hold_up_the_second():
     assert not talk.events(FlowAdded), "what both know goes on"
 
 
+def test_another_gap_while_two_sockets_are_compared_changes_nothing():
+    talk = _announcing()
+    talk.answer(talk.wire.added(5))
+    requests = talk.due()
+    talk.answer(talk.wire.added(8), channel=0)
+    talk.grant(requests)
+    for channel, reports in ((1, _mirrored(talk, 1)), (0, [talk.report(1)]), (1, _mirrored(talk, 1))):
+        _polled(talk, channel, *reports)
+    assert talk.channels == [1]
+
+
 def test_an_end_that_only_the_second_heard_of_is_reported_when_it_takes_over():
     talk = _announcing()
     talk.answer(talk.wire.added(3))

@@ -25,7 +25,9 @@ def test_following_too_flows_that_began_before_the_subscription_are_preexisting(
     session = Session(wire.kernel, mode=Mode.FOLLOWING)
     session.epoch_offset = 1e9
     session.observe_request(AddAllSources(context=5, provider=2).encode(wire.layout), 11.0)
+    assert (session.subscribed, session.capabilities.receive_buffer) == (False, None)
     session.receive_datagram(wire.success(5), 11.0)
+    assert session.subscribed
     session.observe_request(GetUpdate(context=6, srcref=(1 << 64) - 1).encode(wire.layout), 12.0)
     session.receive_datagram(wire.success(6), 12.0)
     session.take_events()
