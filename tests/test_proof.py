@@ -426,13 +426,13 @@ def test_descriptors_that_are_not_of_the_known_flows_are_passed_over(descriptor)
     assert made.conclude().proof is Proof.UNKNOWN
 
 
-def test_a_descriptor_shorter_than_known_is_no_proof():
+@pytest.mark.parametrize("size", [56, TCP.by_name["ifindex"].end - 1])
+def test_a_descriptor_shorter_than_known_is_no_proof(size):
     made = probe()
-    local, remote = b"\x10\x02\x03\xe8\x7f\0\0\1" + bytes(20), b"\x10\x02\x07\xd0\x7f\0\0\1" + bytes(20)
-    made.observe(1, 2, (0, 1, 0, 2) + (0,) * 14, local + remote)
+    made.observe(1, 2, (0, 1, 0, 2) + (0,) * 14, (address("127.0.0.1", 1000) + address("127.0.0.1", 2000)).ljust(size))
     result = made.conclude()
     assert result.proof is Proof.UNKNOWN
-    assert f"tcp: descriptors of [56] bytes, {TCP.size} are known" in result.notes
+    assert f"tcp: descriptors of [{size}] bytes, {TCP.size} are known" in result.notes
 
 
 def test_why_known_flows_cannot_be_opened_is_in_the_note():
@@ -455,12 +455,15 @@ def described(codec, **fields):
     return codec.encode({name: value for name, value in {**right, **ends, **fields}.items() if name in codec})
 
 
-def judged(kernel=NEWER, flows=None, times=1, **fields):
-    """What is made of one known flow of each protocol, with these fields in TCP's descriptor."""
+def judged(flows=None, times=1, inserted_at=None, **fields):
+    """What is made of one known flow of each protocol, with these fields in TCP's descriptor, and there 8 bytes more."""
     flows = (known_flow(Provider.TCP), known_flow(Provider.UDP)) if flows is None else flows
-    made = LayoutProbe(Kernel.parse(kernel), Evidence(flows=flows, pid=1, uid=2, interface_index=3))
+    made = LayoutProbe(Kernel.parse(NEWER), Evidence(flows=flows, pid=1, uid=2, interface_index=3))
+    tcp = described(TCP, **fields)
+    if inserted_at is not None:
+        tcp = tcp[:inserted_at] + bytes(8) + tcp[inserted_at:]
     for _ in range(times):
-        made.observe(1, 2, (0, 1, 0, 2) + (0,) * 14, described(TCP, **fields))
+        made.observe(1, 2, (0, 1, 0, 2) + (0,) * 14, tcp)
         made.observe(2, 4, (0, 1, 0, 2) + (0,) * 14, described(UDP))
     return made.conclude()
 
@@ -498,6 +501,36 @@ def test_a_layout_is_verified_if_each_field_that_can_be_checked_is_what_it_can_b
     assert result.notes[0] == (checked if right else explained)
 
 
+MOVED = "tcp: moved by 8 bytes: "
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("upid", ["tcp: not told apart and left out: upid, eupid", MOVED + "start_timestamp, "]),
+        ("remote", [MOVED + "remote, "]),
+        ("connstatus", ["tcp: not told apart and left out: connstatus", MOVED + "ifnet_properties, fallback_mode"]),
+        (
+            "fallback_mode",
+            ["tcp: not told apart and left out: fallback_mode", "tcp: every field that could be checked"],
+        ),
+    ],
+)
+def test_what_moved_and_what_is_left_out_because_it_may_be_in_two_places_is_said(field, expected):
+    result = judged(inserted_at=TCP.by_name[field].offset)
+    assert result.proof is Proof.PROBED
+    said = [note for note in result.notes if note.startswith("tcp:")]
+    assert len(said) == len(expected)
+    assert all(note.startswith(begin) for note, begin in zip(said, expected, strict=True)), said
+
+
+def test_where_one_field_is_wrong_what_stands_before_the_last_right_one_is_believed():
+    """State comes behind the interface's number, and what lies between was not checked."""
+    codec = judged(state=3).codecs["nstat_tcp_descriptor", TCP.size]
+    end = TCP.by_name["ifindex"].end
+    assert [field.name for field in codec.fields] == [field.name for field in TCP.fields if field.end <= end]
+
+
 def test_what_is_not_known_of_a_known_flow_is_not_checked():
     flows = (known_flow(Provider.TCP, state=None), known_flow(Provider.UDP))
     assert judged(flows=flows, state=3).proof is Proof.VERIFIED
@@ -531,13 +564,17 @@ def test_known_flows_are_opened_once_for_each_control_socket_and_looked_for_in_t
     assert [proving.poll_ended() for _ in range(4)] == [None, None, CloseEvidence(), None]
     proving.begin_again()
     assert proving.poll_ended() == OpenEvidence()
+    proving.flows_opened(Evidence(flows=(known_flow(Provider.TCP),), pid=1, uid=2, interface_index=3), "")
+    assert [proving.poll_ended() for _ in range(3)] == [None, None, CloseEvidence()]
+    unwanted = Proving(Kernel.parse(NEWER), wanted=False)
+    assert (unwanted.poll_ended(), unwanted.awaits_flows) == (None, False)
 
 
 def test_of_what_a_recording_says_was_proven_only_what_can_be_is_taken():
     kernel, name = Kernel.parse(NEWER), "nstat_tcp_descriptor"
     found = [
-        ProvenStruct(name, 4096, (("pid", 4092), ("unknown", 4096))),
         ProvenStruct(name, 4097, (("pid", 0),)),
+        ProvenStruct(name, 4096, (("pid", 4092), ("unknown", 4096))),
         ProvenStruct(name, 300, (("pid", 297),)),
         ProvenStruct(name, 301, (("pid", -1),)),
         ProvenStruct("nstat_counts", 302, ()),

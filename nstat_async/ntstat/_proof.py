@@ -280,7 +280,7 @@ class LayoutProbe:
             return evidence.interface_index is None or value == evidence.interface_index
 
         def printable(value: bytes, sample: _Sample) -> bool:  # noqa: ARG001
-            text = value.split(b"\0", 1)[0]
+            text = value.partition(b"\0")[0]
             return bool(text) and all(byte >= 0x20 for byte in text)
 
         checks: tuple[tuple[str, Callable[[Any, _Sample], bool]], ...] = (
@@ -341,7 +341,7 @@ def _read(known: StructCodec, name: str, mapping: Mapping, sample: _Sample) -> A
 
 
 def _is_loopback(known: StructCodec, mapping: Mapping, sample: _Sample) -> bool:
-    return bool((_read(known, "ifnet_properties", mapping, sample) or 0) & InterfaceProperty.LOOPBACK)
+    return bool(_read(known, "ifnet_properties", mapping, sample) & InterfaceProperty.LOOPBACK)
 
 
 def _holds(

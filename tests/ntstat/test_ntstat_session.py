@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+import pytest
 from ntstat_wire import Wire
 
 from nstat_async import EventsLost, FlowAdded, LossCause, MonitorOptions, PollCompleted, Proof, Provider
@@ -14,6 +15,8 @@ from nstat_async.ntstat import (
     InterfacesRead,
     Mode,
     Session,
+    SetFilter,
+    _following,
     decode_message,
     request_frame,
 )
@@ -35,6 +38,79 @@ def test_following_too_flows_that_began_before_the_subscription_are_preexisting(
         descriptor = wire.descriptor(2, start_timestamp=10**9, timestamp=(1 + age) * 10**9)
         session.receive_datagrams(wire.report(ref, wire.counts(5), descriptor), 20.0, 0)
     assert [event.preexisting for event in session.take_events()] == [True, False]
+
+
+class Followed:
+    """A session that follows, and what a client and its kernel say to each other."""
+
+    def __init__(self, number: int = 11, bits: int = 0x100000) -> None:
+        self.wire = Wire(number)
+        self.everything = self.wire.layout.all_sources
+        self.session = Session(self.wire.kernel, mode=Mode.FOLLOWING)
+        self.asks(AddAllSources(context=5, provider=2, filter=bits))
+        self.session.receive_datagram(self.wire.success(5), 1.0)
+
+    def asks(self, request) -> None:
+        self.session.observe_request(request.encode(self.wire.layout), 1.0)
+
+    def hears(self, *refs: int) -> None:
+        for ref in refs:
+            self.session.receive_datagrams(
+                self.wire.report(ref, self.wire.counts(ref), self.wire.descriptor(2)), 1.0, 0
+            )
+
+    def poll(self, *refs: int, context: int = 6, again: tuple[int, ...] = ()) -> list:
+        """A poll in one part or two, with these sources; how many it left out for the first time."""
+        request = GetUpdate(context=context, srcref=self.everything)
+        self.asks(request)
+        self.hears(*refs)
+        if again:
+            self.session.receive_datagram(self.wire.success(context, flags=2), 1.0)
+            self.asks(request)
+            self.hears(*again)
+        self.session.receive_datagram(self.wire.success(context), 1.0)
+        return [event.count for event in self.session.take_events() if isinstance(event, EventsLost)]
+
+
+def test_a_poll_that_is_followed_left_out_what_was_below_the_highest_number_when_it_began():
+    followed = Followed()
+    assert followed.poll(1, 3) == [1]
+    assert followed.poll(1, context=7, again=(3, 6)) == []
+    assert followed.poll(1, 3, 6, context=8) == [2]
+    assert followed.session.capabilities.providers == {Provider.TCP}
+
+
+def test_where_the_client_set_a_filter_absence_proves_nothing():
+    for filtered in (False, True):
+        followed = Followed(10)
+        followed.poll(1, 2)
+        if filtered:
+            followed.asks(SetFilter(context=9, srcref=2, filter=1))
+        assert followed.poll(1, context=7) == [1] * (not filtered)
+
+
+@pytest.mark.parametrize(("most", "remembered"), [(2, False), (3, True)])
+def test_a_bounded_number_of_requests_that_nobody_answers_is_remembered(monkeypatch, most, remembered):
+    monkeypatch.setattr(_following, "MAX_CONTEXTS", most)
+    wire = Wire(11)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
+    for context, request in ((5, AddAllSources(context=5, provider=2)), (6, GetUpdate(context=6, srcref=1)),
+                             (7, GetUpdate(context=7, srcref=2))):  # fmt: skip
+        session.observe_request(request.encode(wire.layout), 1.0)
+        assert session.polling is False, context
+    session.receive_datagram(wire.success(5), 1.0)
+    assert session.subscribed is remembered
+
+
+def test_a_context_that_is_used_again_is_that_of_the_newest_request():
+    wire = Wire(11)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
+    for provider in (wire.tcp, wire.udp):
+        session.observe_request(AddAllSources(context=5, provider=provider).encode(wire.layout), 1.0)
+    session.receive_datagram(wire.success(5), 1.0)
+    assert session.capabilities.providers == {Provider.UDP}
+    session.observe_request(GetUpdate(context=6, srcref=wire.layout.all_sources).encode(wire.layout), 1.0)
+    assert session.polling
 
 
 def test_a_session_that_follows_asks_for_nothing_and_keeps_what_was_proven():

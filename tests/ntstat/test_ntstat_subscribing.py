@@ -149,6 +149,44 @@ def test_a_channel_that_cannot_be_opened_is_a_failure():
         Session("OS/2")
 
 
+@pytest.mark.parametrize("granted", [True, False])
+def test_what_is_announced_behind_the_list_was_not_there_before(granted):
+    talk = Talk(discovery="announce", providers={Provider.TCP})
+    requests = talk.asked()
+    while isinstance(requests[0], AddAllSources):
+        (request,) = requests
+        answer = (
+            talk.wire.success(request.context) if granted else talk.wire.error(request.context, DarwinErrno.EALREADY)
+        )
+        requests = talk.answer(talk.wire.added(request.context), answer)
+    talk.answer(talk.wire.added(3), talk.report(1), talk.report(3))
+    assert [event.preexisting for event in talk.events(FlowAdded)] == [True, False]
+
+
+def test_where_nothing_is_announced_a_subscription_for_which_there_is_no_room_is_refused():
+    talk = Talk(providers={Provider.TCP, Provider.UDP})
+    (request,) = talk.asked()
+    talk.grant(talk.answer(talk.wire.error(request.context, DarwinErrno.ENOBUFS)))
+    assert [(type(event), event.provider) for event in talk.events()] == [(ProviderRefused, Provider.TCP)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "described_anew"),
+    [
+        ({"remote": address(None), "state": 0}, True),
+        ({"remote": address(None), "state": 1}, False),  # it listens
+        ({}, False),
+    ],
+)
+def test_what_was_described_before_it_had_a_peer_is_described_anew_by_the_next_poll(fields, described_anew):
+    talk = subscribed(4)
+    (request,) = talk.open_poll
+    (request,) = talk.answer(talk.report(1, **fields), talk.wire.success(request.context))
+    assert talk.answer(talk.report(1, **fields), talk.wire.success(request.context)) == []
+    (request,) = talk.due()
+    assert type(request) is (GetSourceDescription if described_anew else QuerySource)
+
+
 def test_who_subscribed_already_is_granted():
     talk = Talk(providers={Provider.TCP})
     (request,) = talk.asked()
