@@ -362,16 +362,19 @@ def test_where_nothing_explains_a_descriptor_what_stands_before_the_first_wrong_
     assert process is None or process.name in {None, "dns"}
 
 
-def test_one_end_of_a_loopback_connection_may_lack_the_bit():
+@pytest.mark.parametrize("lacking", [1, 2])
+def test_one_end_of_a_loopback_connection_may_lack_the_bit_and_not_both(lacking):
     kernel = EmulatedKernel(NEWER, insertions=DARWIN_27_INSERTIONS[0])
-    opened, made = kernel.open_tcp, []
+    opened, made = kernel.open, []
 
-    def open_tcp(*arguments, **options):
+    def open_one(*arguments, **options):
         made.append(options)
-        return opened(*arguments, **options, **({} if len(made) % 2 else {"ifnet_properties": 0x8000001}))
+        more = {"ifnet_properties": int(InterfaceProperty.UNKNOWN_TYPE)} if len(made) % 2 < lacking else {}
+        return opened(*arguments, **options, **more)
 
-    kernel.open_tcp = open_tcp
-    assert prove(kernel).session.proof is Proof.PROBED
+    kernel.open = open_one
+    assert prove(kernel).session.proof is (Proof.PROBED if lacking == 1 else Proof.UNKNOWN)
+    assert len(made) == 8
 
 
 def test_a_machine_that_cannot_open_known_flows_says_so_and_goes_on():

@@ -7,7 +7,6 @@ another system.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 import os
 import socket
@@ -27,7 +26,7 @@ _UNIQUE_IDENTIFIER = 17
 @functools.cache
 def _libc() -> Any:
     try:
-        return ctypes.CDLL(ctypes.util.find_library("c") or "/usr/lib/libSystem.dylib", use_errno=True)
+        return ctypes.CDLL(None, use_errno=True)
     except OSError:
         return None
 
