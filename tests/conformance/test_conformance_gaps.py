@@ -85,3 +85,31 @@ def test_a_flow_whose_announcement_was_lost_makes_polls_incomplete_until_it_is_f
     assert count(monitor) == 2
     assert polls(story)[-1]
     assert losses(story, LossCause.RESYNC)
+
+
+def test_a_look_at_a_socket_that_could_not_be_polled_in_full_finds_nothing_missed():
+    """What only its poll would have told is not lost yet."""
+    kernel = EmulatedKernel("xnu-7195.141.2")
+    kernel.open_tcp(remote=(REMOTE, 998))
+    monitor = VirtualMonitor(kernel, interval=None)
+    story = []
+    monitor.add_sink(story.extend)
+    monitor.run(1.0)
+    kernel.open_tcp(remote=(REMOTE, 999))
+    first = kernel.clients[0]
+    ask = first.send
+
+    def send(data):
+        kernel.faults.full = True
+        ask(data)
+
+    first.send = send
+    monitor.run(100.0)
+    assert monitor.session.statistics()["audits"]
+    assert not losses(story)
+    assert polls(story)[-1] is False
+    first.send = ask
+    kernel.faults.full = False
+    monitor.poll()
+    assert count(monitor) == 2
+    assert polls(story)[-1]

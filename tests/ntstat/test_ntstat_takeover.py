@@ -39,6 +39,8 @@ def paired(old: list[dict], new: list[dict]) -> set[tuple[int, int]]:
         ((100, 200, 300), (250, 350, 150), {(1, 3), (2, 1), (3, 2)}),
         ((100, 120), (150, 350), {(1, 1), (2, 2)}),
         ((None, None, 100), (0, 0, 150), {(1, 1), (2, 2), (3, 3)}),
+        ((100, 400), (250,), {(1, 1)}),
+        ((100, 400), (50,), set()),
     ],
 )
 def test_of_what_looks_alike_each_goes_on_from_the_most_that_it_can_have_come_from(old, new, expected):
