@@ -241,7 +241,7 @@ def flow_added(
     flow: Flow,
     counts: Counts | None,
     preexisting: bool,  # as the event has it
-    details: DetailsSource | None,
+    details: DetailsSource | Report | None,
 ) -> FlowAdded:
     """A `FlowAdded` of a core."""
     event: Any = _AddedDraft()

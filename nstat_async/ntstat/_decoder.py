@@ -193,7 +193,7 @@ class Decoder:
         ) = self._hot
         table, emit, every = self.table, self.table.emit, self.table.every_update
         time, time_ns, serial = table.time, table.time_ns, table.poll_serial
-        is_direct, join, draft = self._has_lengths and self.observer is None, b"".join, UpdateDraft
+        is_direct, draft = self._has_lengths and self.observer is None, UpdateDraft
         update, counts, detailed = _UPDATE, _COUNTS, _DETAILED
         self.to_settle = False
         take = self._take if is_direct else None
@@ -234,38 +234,37 @@ class Decoder:
                 if growing is not totals:
                     raw = data[at + details_at : at + details_at + DETAILS_SIZE]
                 source: Any = find(ref)
-                plain = (
+                plain = False
+                if (
                     source is not None
                     and source.is_plain is not False
                     and not flags
                     and (
                         not payload
-                        or (
-                            source.span == span
-                            and source.identity == hash(join(source.reader.identity(data, at + payload)))
-                        )
+                        or (source.span == span and source.identity == hash(source.reader.identity(data, at + payload)))
                     )
-                )
-                if plain and (raw != (before := source.raw) or every):
+                ):
+                    before = source.raw
+                    if raw == before and not every:
+                        plain = True
                     # Details do not replace updates, nor these them.
-                    plain = source.is_plain and (not details_at or len(raw) == len(before))
-                    if plain:
+                    elif source.is_plain and (not details_at or len(raw) == len(before)):
                         a, b, c, d, wrapping = growing(raw)
                         e, f, g, h, wrapped = growing(before)
-                        plain = b >= f and d >= h and a >= e and c >= g and wrapping == wrapped
-                    if plain:
-                        source.raw = raw
-                        if every or growing is totals or not _is_quiet(raw, before):
-                            if payload:
-                                report = (source.reader, data, at + payload, end, end, time_ns, raw, before)
-                            elif source.report is None:
-                                report = (source.reader, b"", 0, 0, 0, -1, raw, before)
-                            else:
-                                report = source.take_report(before)
-                            event: Any = draft()  # `flow_updated`, without the call
-                            event.time, event.flow, event._details = time, source.flow, report  # noqa: SLF001
-                            event.__class__ = FlowUpdated
-                            emit(event)
+                        if b >= f and d >= h and a >= e and c >= g and wrapping == wrapped:
+                            plain = True
+                            source.raw = raw
+                            if every or growing is totals or not _is_quiet(raw, before):
+                                if payload:
+                                    report = (source.reader, data, at + payload, end, end, time_ns, raw, before)
+                                elif source.report is None:
+                                    report = (source.reader, b"", 0, 0, 0, -1, raw, before)
+                                else:
+                                    report = source.take_report(before)
+                                event: Any = draft()  # `flow_updated`, without the call
+                                event.time, event.flow, event._details = time, source.flow, report  # noqa: SLF001
+                                event.__class__ = FlowUpdated
+                                emit(event)
                 if plain:
                     source.seen = serial
                 elif length >= self._sizes[kind]:

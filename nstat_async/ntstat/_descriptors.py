@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Container
 from typing import Any
 
+from .._compiled import speedups
 from .._events import Report
 from .._making import maker_of
 from .._model import (
@@ -120,8 +121,10 @@ class DescriptorReader:
         self._names = tuple(f.name for f in named if f.name in {*_IDENTITY, "timestamp"} and f.end <= self.trusted)
         self._read = _nothing if codec is None else codec.reader(*self._names)
         pieces = self._identity_pieces()
-        self.identity: Reader = compile_format(pieces).unpack_from
-        """(data, offset) to the bytes that make the flow's identity, and few others."""
+        cut: Reader = compile_format(pieces).unpack_from
+        self.identity: Callable[[bytes, int], Any] = cut if speedups is None else lambda *place: b"".join(cut(*place))
+        """(data, offset) to the bytes that make the flow's identity, and few others: in pieces, or joined as the C code
+        hashes them."""
         self.pieces = b"".join(struct.pack("=II", piece.offset, piece.size) for piece in pieces)
         """Where these bytes are, for `_speedups`."""
 

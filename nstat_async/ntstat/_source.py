@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from typing import Union
 
 import attrs
 
 from .._events import Report
+from .._making import maker_of
 from .._model import Counts, Flow
 from ._counters import Raw, Values
 from ._descriptors import DescriptorReader
@@ -109,3 +112,9 @@ class Source:
     def is_final(self) -> bool:
         """True if its counters are its very last."""
         return self.raw is not None and (self.closing or self.unsolicited == 2)
+
+
+new_source: Callable[[int, str, DescriptorReader, Union[int, None], bool], Source] = maker_of(
+    Source, ("ref", "id", "reader", "provider_id", "preexisting")
+).make
+"""Makes a source of its first fields. It holds values and a reader, and a reader knows of no source."""

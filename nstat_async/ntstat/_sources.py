@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from .._events import AnyEvent, EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason, flow_updated
+from .._events import AnyEvent, EventsLost, FlowRemoved, LossCause, RemovalReason, flow_updated
+from .._making import flow_added
 from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, TcpState
 from ._constants import HeaderFlag
 from ._counters import Raw, advance, has_grown, has_grown_whole
@@ -37,7 +38,7 @@ from ._others import other_event
 from ._outcomes import ended
 from ._readers import Readers
 from ._references import References
-from ._source import UNCHOSEN, Phase, Source, Terms
+from ._source import UNCHOSEN, Phase, Source, Terms, new_source
 from ._translate import Translator
 
 MAX_SOURCES = 262_144
@@ -180,7 +181,7 @@ class SourceTable:
             if source.raw is not None:
                 self._report_other(source, removed=False)
             return
-        identity = hash(b"".join(reader.identity(data, at)))
+        identity = hash(reader.identity(data, at))
         source.report = (reader, data, at, end, end, self.time_ns)
         changed = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
         if not source.reported:
@@ -204,7 +205,7 @@ class SourceTable:
             return
         if raw is None:
             return  # the provider's number says that it is a route, and its length that it is none
-        identity = hash(b"".join(reader.identity(data, at)))
+        identity = hash(reader.identity(data, at))
         previous, source.report = source.counters, (reader, data, at, end, items_end, self.time_ns)
         changed = raw != source.raw and self._merge_counts(source, raw)
         different = identity != source.identity and self._redescribe(source, reader, identity, data, at, end)
@@ -352,7 +353,9 @@ class SourceTable:
             # The number may have had another bearer, whose id must not come back.
             self._serial += 1
             identifier = f"{identifier}.{self._serial}"
-        source = self.sources[ref] = Source(ref, identifier, self.readers.bare(provider_id), provider_id, preexisting)
+        source = self.sources[ref] = new_source(
+            ref, identifier, self.readers.bare(provider_id), provider_id, preexisting
+        )
         return source
 
     def _report_nobody(self) -> None:
@@ -485,7 +488,7 @@ class SourceTable:
         assert source.flow is not None
         source.reported = True
         self.statistics["flows_added"] += 1
-        self.emit(FlowAdded(self.time, source.flow, None, source.preexisting, source.take_report(None)))
+        self.emit(flow_added(self.time, source.flow, None, source.preexisting, source.take_report(None)))
 
     def report_end(self, source: Source, reason: RemovalReason) -> None:
         """Report a flow as removed, and that its final counts are not known where that is so."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import attrs
 import pytest
 from ntstat_wire import Wire, address
@@ -401,3 +404,17 @@ def test_a_port_has_as_many_listeners_as_there_are_and_none_in_user_space():
     play.update(5, local=here, remote=there)
     added = [e.flow.direction for e in play.taken() if isinstance(e, FlowAdded)]
     assert added[2:] == [Direction.INBOUND, None, Direction.OUTBOUND]
+
+
+def test_a_session_that_is_forgotten_with_its_flows_is_freed():
+    """The collector does not look at sources that the C code made: nothing that they refer to leads back to the session."""
+    play = Table()
+    for ref in range(1, 20):
+        play.update(ref)
+    assert len(play.taken()) == 19
+    table, reader = weakref.ref(play.table), weakref.ref(play.table.sources[1].reader)
+    play.table.cycle = play
+    del play
+    gc.collect()
+    assert table() is None
+    assert reader() is None
