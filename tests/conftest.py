@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ share_bytecode()  # before any other import
 gc.disable()  # nothing is left behind while tests are collected, and there is much to look through
 
 from costs import Costs
+from _pytest.runner import runtestprotocol
 from hypothesis import Phase, settings
 
 from examples import examples
@@ -41,6 +43,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 SLOW = ("browser", "nats", "benchmark", "slow")
 """Markers of what costs too much for every run: `.ci/run` runs it, and so does whoever names its file or folder."""
+
+
+# A shell's background job ignores it, and would hand that on to each command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,4 +78,19 @@ def pytest_runtestloop() -> None:
     """What was imported and collected stays to the end: no test looks through it for what it left behind."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # whoever counts on it calls gc.collect()
     gc.enable()
+
+
+@pytest.hookimpl
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Of a test that passed, a worker of xdist sends one report instead of three: each costs as much as many a test."""
+    option = item.config.option
+    if not hasattr(item.config, "workerinput") or option.costs or option.durations or option.xmlpath:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in runtestprotocol(item, nextitem=nextitem, log=False):
+        if report.when == "call" or not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True

@@ -51,6 +51,8 @@ ALLOWED = {
     ("recording._target", "os"): "os.PathLike, a type",
 }
 """(module, import) with the reason."""
+BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")
+"""Where a statement has others."""
 
 
 def _name(path: Path) -> str:
@@ -89,9 +91,7 @@ def imports(module: str) -> tuple[tuple[str, bool, int], ...]:
     package = [part for part in package if part]
 
     def visit(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool, int]]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr):
-                continue
+        for child in (each for block in BLOCKS for each in getattr(node, block, ())):
             if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
                 continue
             if isinstance(child, ast.Import):

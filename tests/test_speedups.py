@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sockdiag_fakes import FakeSocket
 
+from examples import examples
 from nstat_async import Flow, FlowEvent, FlowUpdated, Provider
 from nstat_async._compiled import NEWEST, SPEEDUPS, speedups
 from nstat_async._doctor import examine
@@ -360,7 +361,7 @@ FIRST_ROWS = st.builds(
 
 
 @built
-@settings(max_examples=600)
+@settings(max_examples=examples(600))
 @given(FIRST_ROWS, FIRST_ROWS, st.booleans())
 def test_at_first_sight_a_row_is_the_same_to_both(row, cut_as, as_itself):
     """However it is built: also one that is cut as another one of its length would be."""

@@ -274,9 +274,9 @@ def test_a_terminal_gets_colour_unless_it_declines(recording):
 
 
 def test_top_needs_a_terminal():
-    done = _run("top", "--backend", "emulated")
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert b"needs a terminal" in done.stderr
+    status, out, err = run("top", "--backend", "emulated")
+    assert (status, out) == (1, "")
+    assert "needs a terminal" in err
 
 
 def test_top_without_textual_says_what_to_install():
