@@ -77,7 +77,7 @@ class AddressHook(MetadataHookInterface):
         metadata["urls"] = urls(address)
 
 
-class SpeedupsHook(BuildHookInterface):  # type: ignore[type-arg]
+class SpeedupsHook(BuildHookInterface[Any]):
     """Adds the library to the wheel, or puts it beside the sources of an editable install."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -29,11 +29,11 @@ def explanations(cls: type) -> dict[str, str]:
     """The docstring of each field of a class, the bases' included."""
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__[:-1]):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
-        body = tree.body[0].body  # type: ignore[attr-defined]
-        for one, after in itertools.pairwise(body):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(definition, ast.ClassDef)
+        for one, after in itertools.pairwise(definition.body):
             if isinstance(one, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found[one.target.id] = str(after.value.value)  # type: ignore[union-attr]
+                found[ast.unparse(one.target)] = str(after.value.value)
         found |= {name: str(thing.__doc__) for name, thing in vars(each).items() if isinstance(thing, property)}
     return {name: " ".join(text.split("\n\n", maxsplit=1)[0].split()) for name, text in found.items()}
 

@@ -24,8 +24,8 @@ def share_bytecode() -> None:
 share_bytecode()  # before any other import
 gc.disable()  # nothing is left behind while tests are collected, and there is much to look through
 
-from costs import Costs
 from _pytest.runner import runtestprotocol
+from costs import Costs
 from hypothesis import Phase, settings
 
 from examples import examples

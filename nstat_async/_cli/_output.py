@@ -7,6 +7,7 @@ kernel is polled, and the buffer of the subscription coalesces what piles up.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import stat
@@ -154,13 +155,13 @@ def _parts(data: bytes) -> Iterator[bytes]:
 
 def abandon(stream: TextIO | None) -> None:
     """Make sure that the interpreter's own flush at exit cannot fail once more."""
-    try:
-        number = stream.fileno()  # type: ignore[union-attr]  # caught below
+    if stream is None:
+        return
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        number = stream.fileno()
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, number)
         os.close(sink)
-    except (AttributeError, OSError, ValueError):
-        return
 
 
 def events_text(number: int) -> str:

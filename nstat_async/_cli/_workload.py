@@ -9,6 +9,7 @@ A script is JSON Lines, one step a line, in the order of time::
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ class Script:
     def start(self) -> None:
         """Set the timers."""
         for step in self.steps:
-            self.kernel.call_later(step.at, lambda step=step: self._carry_out(step))  # type: ignore[misc]
+            self.kernel.call_later(step.at, functools.partial(self._carry_out, step))
 
     def _carry_out(self, step: Step) -> None:
         try:
