@@ -130,6 +130,28 @@ def test_a_counter_that_the_kernel_cut_to_32_bits_goes_on(counters, growth):
     assert seen(monitor).rx_bytes == growth
 
 
+def test_interfaces_are_asked_for_when_all_flows_were_looked_at_and_again_when_the_answer_came(monkeypatch):
+    monkeypatch.setattr(_coverage, "SLICE", 2)
+    kernel = EmulatedKernel(KERNEL)
+    for _ in range(3):
+        kernel.open_tcp(501, "x", remote=SERVER, interface="en0")
+    sources = VirtualMonitor(kernel, interval=None).session._current.table.sources.values()
+    meter = _coverage.CoverageMeter(Kernel.parse(KERNEL), is_readable=True)
+    for now, asked in ((0.0, [False, True, False]), (9.0, [False, False, False])):
+        meter.begin(sources, now)
+        assert [meter.go_on() for _ in range(3)] == asked
+    meter.take(InterfacesRead(()))
+    meter.begin(sources, 9.0)
+    assert [meter.go_on() for _ in range(3)] == [False, True, False]
+
+
+def test_interfaces_are_looked_at_every_other_second():
+    asked = []
+    monitor = watched(EmulatedKernel(KERNEL), lookup=lambda request: asked.append(request) or InterfacesRead(()))
+    monitor.run(7.5)
+    assert len(asked) == 4
+
+
 def test_where_nobody_can_answer_it_stays_unknown_and_is_not_asked_again():
     asked = []
     monitor = watched(EmulatedKernel(KERNEL), lookup=asked.append)

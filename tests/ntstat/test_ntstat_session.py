@@ -12,8 +12,10 @@ from nstat_async.ntstat import (
     AddAllSources,
     DarwinErrno,
     GetUpdate,
+    HeaderFlag,
     InterfacesRead,
     Mode,
+    QuerySource,
     Session,
     SetFilter,
     _following,
@@ -47,8 +49,16 @@ class Followed:
         self.wire = Wire(number)
         self.everything = self.wire.layout.all_sources
         self.session = Session(self.wire.kernel, mode=Mode.FOLLOWING)
-        self.asks(AddAllSources(context=5, provider=2, filter=bits))
-        self.session.receive_datagram(self.wire.success(5), 1.0)
+        self.subscribe(bits=bits)
+
+    def subscribe(
+        self, *listed: int, context: int = 5, provider: int = 2, bits: int = 0x100000, errno: int = 0
+    ) -> None:
+        self.asks(AddAllSources(context=context, provider=provider, filter=bits))
+        for ref in listed:
+            self.session.receive_datagram(self.wire.added(ref), 1.0)
+        answer = self.wire.error(context, errno) if errno else self.wire.success(context)
+        self.session.receive_datagram(answer, 1.0)
 
     def asks(self, request) -> None:
         self.session.observe_request(request.encode(self.wire.layout), 1.0)
@@ -80,13 +90,54 @@ def test_a_poll_that_is_followed_left_out_what_was_below_the_highest_number_when
     assert followed.session.capabilities.providers == {Provider.TCP}
 
 
-def test_where_the_client_set_a_filter_absence_proves_nothing():
-    for filtered in (False, True):
-        followed = Followed(10)
-        followed.poll(1, 2)
-        if filtered:
-            followed.asks(SetFilter(context=9, srcref=2, filter=1))
-        assert followed.poll(1, context=7) == [1] * (not filtered)
+@pytest.mark.parametrize("filtered", [None, "subscription", "source"])
+def test_where_the_client_has_a_filter_absence_proves_nothing(filtered):
+    followed = Followed(10, 0x100004 if filtered == "subscription" else 0x100000)
+    followed.poll(1, 2)
+    if filtered == "source":
+        followed.asks(SetFilter(context=9, srcref=2, filter=1))
+    assert followed.poll(1, context=7) == [1] * (not filtered)
+    followed.asks(QuerySource(context=10, srcref=2))
+    followed.session.receive_datagram(followed.wire.error(10, DarwinErrno.ENOENT), 1.0)
+    assert len(list(followed.session.flows())) == (2 if filtered else 1)
+    followed.session.take_events()
+    followed.session.receive_datagram(followed.wire.removed(3, flags=HeaderFlag.CLOSED_AFTER_DROP), 1.0)
+    assert len(followed.session.take_events()) == (filtered != "source"), "an end of which nothing else was heard"
+
+
+def test_what_was_agreed_on_one_control_socket_is_forgotten_on_the_next():
+    followed = Followed(10)
+    followed.asks(SetFilter(context=9, srcref=2, filter=1))
+    assert followed.poll(1, 3) == []
+    followed.subscribe(context=15)
+    assert followed.poll(1, 3, context=16) == [1]
+    assert followed.poll(1, context=17) == [1]
+    followed.subscribe(context=25)
+    assert followed.poll(1, 3, context=26) == [1]
+    followed.asks(GetUpdate(context=27, srcref=followed.everything))
+    assert followed.session.polling
+    followed.subscribe(context=35)
+    assert not followed.session.polling
+
+
+@pytest.mark.parametrize("errno", [0, DarwinErrno.EALREADY])
+def test_what_is_listed_while_a_subscription_is_followed_was_there_before(errno):
+    followed = Followed(bits=0)
+    followed.subscribe(1, bits=0, provider=4, context=15, errno=errno)
+    followed.session.receive_datagram(followed.wire.added(2), 1.0)
+    followed.hears(1, 2)
+    added = [event.preexisting for event in followed.session.take_events() if isinstance(event, FlowAdded)]
+    assert added == [True, False]
+
+
+def test_what_is_followed_to_the_end_of_the_first_poll_was_there_before():
+    followed = Followed()
+    followed.asks(GetUpdate(context=6, srcref=followed.everything))
+    followed.hears(1)
+    followed.session.receive_datagram(followed.wire.success(6), 1.0)
+    followed.hears(2)
+    added = [event.preexisting for event in followed.session.take_events() if isinstance(event, FlowAdded)]
+    assert added == [True, False]
 
 
 @pytest.mark.parametrize(("most", "remembered"), [(2, False), (3, True)])
