@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import anyio
+import attrs
 import pytest
 from virtual import VirtualMonitor
 
@@ -51,7 +52,7 @@ def test_a_broken_list_of_interfaces_is_an_error(broken):
         parse_interfaces(broken)
 
 
-@pytest.mark.parametrize("kernel", ["xnu-3789.70.16", KERNEL, "xnu-12377.1.9"])
+@pytest.mark.parametrize("kernel", ["xnu-2422.115.4", "xnu-3789.70.16", KERNEL, "xnu-12377.1.9"])
 def test_what_flows_moved_is_compared_with_what_interfaces_carried(kernel):
     """Old counts, loopback and what was moved before the first look are no part of it; growing, new and ended flows are."""
     kernel = EmulatedKernel(kernel)
@@ -135,14 +136,36 @@ def test_interfaces_are_asked_for_when_all_flows_were_looked_at_and_again_when_t
     kernel = EmulatedKernel(KERNEL)
     for _ in range(3):
         kernel.open_tcp(501, "x", remote=SERVER, interface="en0")
-    sources = VirtualMonitor(kernel, interval=None).session._current.table.sources.values()
+    sources = [*VirtualMonitor(kernel, interval=None).session._current.table.sources.values()]
+    sources += [attrs.evolve(sources[0], flow=None), attrs.evolve(sources[0], raw=None)]
     meter = _coverage.CoverageMeter(Kernel.parse(KERNEL), is_readable=True)
-    for now, asked in ((0.0, [False, True, False]), (9.0, [False, False, False])):
+    for now, asked in ((0.0, [False, False, True, False]), (9.0, [False] * 4)):
         meter.begin(sources, now)
-        assert [meter.go_on() for _ in range(3)] == asked
+        assert [meter.go_on() for _ in range(4)] == asked
     meter.take(InterfacesRead(()))
     meter.begin(sources, 9.0)
-    assert [meter.go_on() for _ in range(3)] == [False, True, False]
+    assert [meter.go_on() for _ in range(4)] == [False, False, True, False]
+
+
+def test_what_each_direction_grew_by_since_the_first_look_is_added_up():
+    kernel = EmulatedKernel(KERNEL)
+    monitor = VirtualMonitor(kernel, interval=1.0)
+    kernel.advance(1.0)
+    flow = kernel.open_tcp(501, "x", remote=SERVER, interface="en0", rx=10, tx=20)
+    meter = _coverage.CoverageMeter(Kernel.parse(KERNEL), is_readable=True)
+
+    def look(rx: int = 0, tx: int = 0) -> None:
+        flow.transfer(rx=rx, tx=tx)
+        monitor.run(5.0)
+        meter.begin(monitor.session._current.table.sources.values(), kernel.now)
+        assert meter.go_on()
+        meter.take(InterfacesRead(()))
+
+    look(), look(tx=7), look(rx=5)
+    kernel.open_tcp(502, "y", remote=SERVER, interface="en0", tx=4)
+    look(tx=3)
+    found = Coverage.of(meter.statistics)
+    assert (found.flow_rx_bytes, found.flow_tx_bytes) == (5, 14)
 
 
 def test_interfaces_are_looked_at_every_other_second():

@@ -69,23 +69,27 @@ class Followed:
                 self.wire.report(ref, self.wire.counts(ref), self.wire.descriptor(2)), 1.0, 0
             )
 
-    def poll(self, *refs: int, context: int = 6, again: tuple[int, ...] = ()) -> list:
+    def poll(self, *refs: int, context: int = 6, again: tuple[int, ...] = (), errno: int = 0) -> list:
         """A poll in one part or two, with these sources; how many it left out for the first time."""
         request = GetUpdate(context=context, srcref=self.everything)
         self.asks(request)
         self.hears(*refs)
         if again:
-            self.session.receive_datagram(self.wire.success(context, flags=2), 1.0)
-            self.asks(request)
+            part = self.wire.error(context, errno) if errno else self.wire.success(context, flags=2)
+            self.session.receive_datagram(part, 1.0)
             self.hears(*again)
+            self.asks(request)
         self.session.receive_datagram(self.wire.success(context), 1.0)
-        return [event.count for event in self.session.take_events() if isinstance(event, EventsLost)]
+        events = self.session.take_events()
+        self.complete = [event.complete for event in events if isinstance(event, PollCompleted)] == [True]
+        return [event.count for event in events if isinstance(event, EventsLost)]
 
 
-def test_a_poll_that_is_followed_left_out_what_was_below_the_highest_number_when_it_began():
+@pytest.mark.parametrize("errno", [0, DarwinErrno.ENOBUFS])
+def test_a_poll_that_is_followed_left_out_what_was_below_the_highest_number_when_it_began(errno):
     followed = Followed()
     assert followed.poll(1, 3) == [1]
-    assert followed.poll(1, context=7, again=(3, 6)) == []
+    assert followed.poll(1, context=7, again=(3, 6), errno=errno) == []
     assert followed.poll(1, 3, 6, context=8) == [2]
     assert followed.session.capabilities.providers == {Provider.TCP}
 
@@ -97,6 +101,7 @@ def test_where_the_client_has_a_filter_absence_proves_nothing(filtered):
     if filtered == "source":
         followed.asks(SetFilter(context=9, srcref=2, filter=1))
     assert followed.poll(1, context=7) == [1] * (not filtered)
+    assert followed.complete is bool(filtered)
     followed.asks(QuerySource(context=10, srcref=2))
     followed.session.receive_datagram(followed.wire.error(10, DarwinErrno.ENOENT), 1.0)
     assert len(list(followed.session.flows())) == (2 if filtered else 1)
