@@ -278,6 +278,8 @@ class Sightings:
 
     def _announce(self, book: Book, entry: Entry) -> None:
         """Announce a flow, or wait for the rest of it; what was there before the monitor is announced by the first poll."""
+        if entry.over:
+            return  # its end announces it
         if entry.preexisting and self._output.first_poll:
             book.waiting.append(entry)
         elif entry.process is not None and (entry.protocol != IPPROTO_TCP or any(entry.identity[4:6])):
@@ -363,8 +365,8 @@ class Sightings:
         cookie = ended.facts.cookie
         known = self.known(book, cookie)
         if known is not None and self._is_earlier(ended, known):
-            if known.connection == 1 and ended.final:  # else its end was reported
-                self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
+            if ended.final:
+                self._end_earlier(book, known, ended)
             return
         past, waiting = cookie in self._past, self._take_removed(cookie)
         if ended.final:  # else that was no record: it, or what the map still has, may come yet
@@ -398,6 +400,24 @@ class Sightings:
     def _is_earlier(self, ended: Ended, entry: Entry) -> bool:
         """True if this is the end of a connection that the socket had before the one that is known."""
         return entry.protocol == IPPROTO_TCP and not same_connection(self._row(ended.facts)[0][1], entry.identity)
+
+    def _end_earlier(self, book: Book, known: Entry, ended: Ended) -> None:
+        """Report a connection that was over before another one of its socket was seen, whose removal was read first."""
+        pieces, message = self._row(ended.facts)
+        if any(same_connection(before, pieces[1]) for before in known.before):
+            return  # its end was reported
+        if known.flow is not None or known.ended is not None:  # it has its number
+            if known.connection == 1:
+                self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
+            return
+        entry = attrs.evolve(known, last=pieces, report=None)
+        known.connection += 1
+        known.before = (*known.before, pieces[1])
+        book.take_over(entry, message, (0, 0))
+        self._used_by(book, entry, ended.facts)
+        self._output.count("short_lived")
+        assert entry.report is not None
+        self.finish(book, entry, ended, entry.report.place, outcome_by_record(ended, None))
 
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""

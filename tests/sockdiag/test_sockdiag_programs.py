@@ -772,10 +772,10 @@ def test_a_removal_is_not_joined_with_the_record_of_the_connection_before():
 
 @pytest.mark.parametrize(
     ("known", "ids", "lost"),
-    [(True, ["c9", "c9.2"], LossCause.FINAL_COUNTS), (False, ["c9"], LossCause.GOODBYE)],
+    [(True, ["c9", "c9.2"], [(LossCause.FINAL_COUNTS, 1)]), (False, ["c9", "c9.2"], [])],
 )
 def test_records_of_two_connections_that_come_after_the_removal_of_their_socket(known, ids, lost):
-    """The removal is that of the second one; the first one's record is not taken for its: what is lost is said."""
+    """The removal is that of the second one; the first one's record is not taken for its: it ends the first, unless that was given up."""
     kernel = started()
     ports = {"local_port": 40001, "remote_port": 80 << 8}
     first = [record(Kind.OPENED, 9, remote_port=81 << 8), record(Kind.CLOSED, 9, remote_port=81 << 8, tx_bytes=1)]
@@ -787,7 +787,46 @@ def test_records_of_two_connections_that_come_after_the_removal_of_their_socket(
     removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
     assert [e.flow.id for e in removed] == ids
     assert (removed[-1].flow.remote.port, removed[-1].counts.rx_bytes, removed[-1].final) == (80, 8, True)
-    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(lost, 1)]
+    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == lost
+    if not known:
+        assert (removed[0].flow.remote.port, removed[0].counts.tx_bytes, removed[0].final) == (81, 1, True)
+
+
+def test_records_of_three_connections_that_come_after_the_removal_of_their_socket():
+    """Each is a flow that is added and removed, with the process and the counts of its record."""
+    kernel = started()
+    ends = [{"local_port": 40001, "remote_port": port << 8} for port in (81, 82, 80)]
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    for number, each in enumerate(ends):
+        sent = 70 if number == 2 else number + 1
+        kinds_of = (Kind.OPENED, Kind.ESTABLISHED, Kind.CLOSED)
+        kernel.ring(
+            *[record(kind, 9, number * 1_000_000_000, pid=5, tx_bytes=sent, rx_bytes=8, **each) for kind in kinds_of]
+        )
+    kernel.ring(record(Kind.CLOSED, 9, pid=5, tx_bytes=1, **ends[0]))
+    kernel.wait(1.0)
+    events = [e for e in flow_events(kernel.events) if not isinstance(e, FlowUpdated)]
+    assert [(type(e), e.flow.id) for e in events] == [
+        (kind, name) for name in ("c9", "c9.2", "c9.3") for kind in (FlowAdded, FlowRemoved)
+    ]
+    removed = [e for e in events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.remote.port, e.counts.tx_bytes, e.final) for e in removed] == [
+        (81, 1, True),
+        (82, 2, True),
+        (80, 70, True),
+    ]
+    assert {e.flow.process.pid for e in removed} == {5}
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def test_an_earlier_connection_of_a_socket_that_was_reported_already_is_said_to_be_lost():
+    """Its later one has the socket's first number."""
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, local_port=40001)
+    kernel.poll()
+    kernel.ring(record(Kind.CLOSED, 9, local_port=40000, remote_port=81 << 8, tx_bytes=1))
+    assert [e.flow.id for e in flow_events(kernel.events)] == ["c9"]
+    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(LossCause.GOODBYE, 1)]
 
 
 def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty(monkeypatch):
