@@ -203,7 +203,7 @@ class Watcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)  # SIGINT is ignored where these tests run in the background
         self.process.wait(LIMIT)
         self.thread.join()
         self.process.stdout.close()
