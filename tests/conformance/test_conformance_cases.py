@@ -261,3 +261,27 @@ def test_routes_and_interfaces_are_no_flows_of_a_poll():
     monitor.run(1.0)
     assert monitor.picture.events["InterfaceUpdated"]
     assert monitor.picture.last_poll.flows == 1
+
+
+def test_a_flow_that_came_and_went_while_the_first_socket_was_polled_is_not_missed_by_it():
+    """The second socket is read first: it has heard the end of a flow of which the first one's word is on its way."""
+    talk = ByHand("xnu-7195.141.2", interval=None)
+    talk.kernel.open_tcp(remote=(REMOTE, 1))
+    talk.session.start(talk.now)
+    talk.settle()
+    before = len(talk.sent[0])
+
+    def after_send(sent):
+        if len(sent[0]) == before + 1 and not passing:
+            passing.append(talk.kernel.open_tcp(remote=(REMOTE, 2), rx=7))
+            passing[0].close()
+
+    passing, talk.after_send = [], after_send
+    talk.now += 70.0
+    talk.session.handle_deadline(talk.now)
+    talk.settle(order=[1, 0])
+    assert passing
+    assert talk.session.statistics()["audits"] == 1
+    events = talk.session.take_events()
+    assert [event.counts.rx_bytes for event in events if isinstance(event, FlowRemoved)] == [7]
+    assert not [event for event in events if isinstance(event, EventsLost)]
