@@ -25,7 +25,7 @@ from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, RemovalRea
 from .._model import Provider
 from .._options import MonitorOptions
 from ._client import Client
-from ._constants import DarwinErrno, FilterFlag, HeaderFlag, MessageType
+from ._constants import NO_ROOM, DarwinErrno, FilterFlag, HeaderFlag, MessageType
 from ._framer import request_frame
 from ._kernels import Kernel
 from ._messages import AddAllSources, AddSource, Message, QuerySource, RemoveSource, SetFilter, decode_message
@@ -210,10 +210,12 @@ class Follower(Client):
         asked = self._asked.pop(context, None)
         if asked is None:
             return
+        message = asked.message
         if asked.provider is not None:
             self._listed()
-        message = asked.message
-        if isinstance(message, RemoveSource):
+            if errno in NO_ROOM and isinstance(message, AddAllSources) and not self.table.terms.suppressed:
+                self.report_gap(None)  # the list of flows is cut short, nobody knows by how many
+        elif isinstance(message, RemoveSource):
             self.table.given_up.discard(message.srcref)
         elif self._is_poll(message):
             if errno == DarwinErrno.ENOBUFS:

@@ -275,3 +275,16 @@ def test_how_messages_are_cut_into_datagrams_changes_no_event(name):
 
 def _plain(event):
     return attrs.evolve(event, detail=None) if isinstance(event, EventsLost) else event
+
+
+def test_a_list_that_the_kernel_refused_to_finish_is_a_loss_of_unknown_size():
+    """What was asked for once more is refused for another reason, and loses nothing; nor does a list without announcements."""
+    _, steps = playing.play("control/xnu-10063.141.1/buffer_full_addall")
+    losses = [
+        (step.line["i"], event.cause, event.count)
+        for step in steps
+        for event in step.events
+        if isinstance(event, EventsLost)
+    ]
+    partial = [at for at, cause, count in losses if cause is LossCause.ANNOUNCEMENT and count is None]
+    assert partial == [495, 897]
