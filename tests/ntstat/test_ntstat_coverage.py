@@ -121,8 +121,16 @@ def test_a_flow_that_goes_on_over_another_control_socket_is_counted_once():
 
 @pytest.mark.parametrize(
     ("counters", "growth"),
-    [((4294966272, 1024), 2048), ((3000, 1000), 0), ((5_000_000_000, 10), 0), ((100, 5_000_000_000), 4_999_999_900)],
-    ids=["wraps", "began anew", "is wide and began anew", "grows"],
+    [
+        ((4294966272, 1024), 2048),
+        ((3_000_000_000, 705_032_704), 2_000_000_000),
+        ((3000, 1000), 0),
+        ((2**31 + 100, 100), 0),
+        ((5_000_000_000, 10), 0),
+        ((2**32, 10), 0),
+        ((100, 5_000_000_000), 4_999_999_900),
+    ],
+    ids=["wraps", "wraps far", "began anew", "half way", "is wide and began anew", "just wide", "grows"],
 )
 def test_a_counter_that_the_kernel_cut_to_32_bits_goes_on(counters, growth):
     answers = [InterfacesRead(((4, value, 0),)) for value in counters]
@@ -163,9 +171,11 @@ def test_what_each_direction_grew_by_since_the_first_look_is_added_up():
 
     look(), look(tx=7), look(rx=5)
     kernel.open_tcp(502, "y", remote=SERVER, interface="en0", tx=4)
+    source = next(iter(monitor.session._current.table.sources.values()))
+    meter.measure(attrs.evolve(source, corrected=(0, 115, 0, 227)))  # its counters fell, and are reported as they were
     look(tx=3)
     found = Coverage.of(meter.statistics)
-    assert (found.flow_rx_bytes, found.flow_tx_bytes) == (5, 14)
+    assert (found.flow_rx_bytes, found.flow_tx_bytes) == (105, 214)
 
 
 def test_interfaces_are_looked_at_every_other_second():

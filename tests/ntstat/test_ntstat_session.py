@@ -110,6 +110,14 @@ def test_where_the_client_has_a_filter_absence_proves_nothing(filtered):
     assert len(followed.session.take_events()) == (filtered != "source"), "an end of which nothing else was heard"
 
 
+@pytest.mark.parametrize(
+    ("number", "bits", "filtered"), [(9, 1 << 28, False), (9, 1 << 29, True), (11, 1 << 32, True), (6, 1 << 32, False)]
+)
+def test_which_bits_of_a_subscription_hide_sources_is_the_release_s(number, bits, filtered):
+    followed = Followed(number, 0x100000 | bits)
+    assert followed.poll(1, 3) == [1] * (not filtered)
+
+
 def test_what_was_agreed_on_one_control_socket_is_forgotten_on_the_next():
     followed = Followed(10)
     followed.asks(SetFilter(context=9, srcref=2, filter=1))
