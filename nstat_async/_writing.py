@@ -149,8 +149,10 @@ class Writer:
             if form not in self._plans:
                 self._plans[form] = None if self._full else _plan_of(self._table, form)
             plan = self._plans[form]
-        kept.reader, kept.raw, kept.plan, kept.wide, kept.narrow = reader, raw, plan, None, None
+        kept.reader, kept.raw, kept.plan = reader, raw, plan
         kept.program, kept.totals = (None, four) if plan is None else (plan.program, plan.totals(raw))
+        groups = 0 if plan is None else plan.groups
+        kept.groups, kept.texts = [None] * groups, [()] * groups
 
 
 # --- updates of flows --------------------------------------------------------------------------
@@ -172,12 +174,10 @@ class Kept:
     """The plan's, for the C code."""
     totals: tuple[int, ...] = ()
     """What they had that has a growth: in the plan's order, or of a delta."""
-    wide: bytes | None = None
-    """The other counters of 64 bits, and their text."""
-    wide_texts: tuple[str, ...] = ()
-    narrow: bytes | None = None
-    """Those of 32 bits."""
-    narrow_texts: tuple[str, ...] = ()
+    groups: list[bytes | None] = attrs.field(factory=list)
+    """The other counters, as the plan groups them."""
+    texts: list[tuple[str, ...]] = attrs.field(factory=list)
+    """The text of each group."""
 
 
 @attrs.frozen(eq=False)
@@ -190,6 +190,8 @@ class Plan:
     """The pieces of the line, for the C code."""
     totals: Callable[[bytes], tuple[int, ...]]
     """Reads what has a growth."""
+    groups: int
+    """Of the other counters, which are written anew together."""
     write: Callable[[str, bytes, Kept], str | None]
     """(time, counters, flow) to the line; `None`: a total fell."""
 
@@ -231,7 +233,7 @@ def _plan_of(table: FieldTable, form: CountsForm) -> Plan | None:
     pieces = list(_pieces(table, form))
     totals = struct.Struct("<4Q").unpack_from
     program = _HEAD.pack(form.size) + b"".join(map(_encoded, pieces))
-    return Plan(form.size, program, totals, _update_writer(pieces, totals))
+    return Plan(form.size, program, totals, *_update_writer(pieces))
 
 
 def _pieces(table: FieldTable, form: CountsForm) -> Iterator[_Piece]:
@@ -261,36 +263,51 @@ def _encoded(piece: _Piece) -> bytes:
     return _PIECE.pack(piece.kind, place.offset, place.parts, place.sample, len(text)) + text
 
 
-def _update_writer(pieces: Sequence[_Piece], totals: Callable[[bytes], tuple[int, ...]]) -> Any:
-    """`Plan.write`. What is no total is written in runs of one size, each only when its bytes changed."""
-    names: dict[str, Any] = {"totals": totals}
-    body = ["n0, n8, n16, n24 = now = totals(raw)", "o0, o8, o16, o24 = kept.totals",
-            "d0 = n0 - o0; d8 = n8 - o8; d16 = n16 - o16; d24 = n24 - o24",
-            "if d0 < 0 or d8 < 0 or d16 < 0 or d24 < 0: return None"]  # fmt: skip
+def _update_writer(pieces: Sequence[_Piece]) -> tuple[int, Any]:
+    """`Plan.groups` and `Plan.write`: what is no total is written in groups, each only when its bytes changed."""
     line: list[str] = []
-    runs: dict[str, list[list[_Piece]]] = {"wide": [], "narrow": []}
-    for key, group in groupby(pieces, _run_of):
-        if key in runs:
-            line.append(f"f'{{kept.{key}_texts[{len(runs[key])}]}}'")
-            runs[key].append(list(group))
-        else:
-            line += map(_total_source, group)
-    for key, found in runs.items():
-        places = [piece.place for run in found for piece in run]
-        if places:
-            names[key] = _run_writer(found)
-            begin, end = min(place.offset for place in places), max(place.offset + place.size for place in places)
-            change = f"kept.{key}, kept.{key}_texts = now_{key}, {key}(raw)"
-            body.append(f"if (now_{key} := raw[{begin}:{end}]) != kept.{key}: {change}")
-    body += ["kept.raw, kept.totals = raw, now", f"return {' '.join(line)}"]
-    return _function("time, raw, kept", body, names)
+    groups: dict[str, list[list[_Piece]]] = {}
+    for name, run in groupby(pieces, _group_of):
+        if not name:
+            line += map(_total_source, run)
+            continue
+        found = groups.setdefault(name, [])
+        line.append(f"f'{{texts[{list(groups).index(name)}][{len(found)}]}}'")
+        found.append(list(run))
+    names: dict[str, Any] = {f"text{at}": _group_writer(runs) for at, runs in enumerate(groups.values())}
+    names["read"], order = _group_reader([*groups.values()])
+    body = [f"n0, n8, n16, n24, {''.join(f'g{at}, ' for at in order)} = read(raw)", "o0, o8, o16, o24 = kept.totals",
+            "d0 = n0 - o0; d8 = n8 - o8; d16 = n16 - o16; d24 = n24 - o24",
+            "if d0 < 0 or d8 < 0 or d16 < 0 or d24 < 0: return None",
+            "groups, texts = kept.groups, kept.texts"]  # fmt: skip
+    body += [
+        f"if g{at} != groups[{at}]: groups[{at}], texts[{at}] = g{at}, text{at}(g{at})" for at in range(len(groups))
+    ]
+    body += ["kept.raw, kept.totals = raw, (n0, n8, n16, n24)", f"return {' '.join(line)}"]
+    return len(groups), _function("time, raw, kept", body, names)
 
 
-def _run_of(piece: _Piece) -> str:
-    """Which bytes a piece is kept with."""
+def _group_of(piece: _Piece) -> str:
+    """What a piece is kept with: what counts one medium, or all that is short."""
     if piece.kind in {_TIME, _FLOW, _GROWN, _END} or piece.name in _FOUR:
         return ""
-    return "wide" if piece.place.size == 8 else "narrow"
+    return piece.name.partition("_")[0] if piece.place.size == 8 else "short"
+
+
+def _bytes_of(runs: Sequence[Sequence[_Piece]]) -> tuple[int, int]:
+    """Where the bytes of a group begin and end."""
+    places = [piece.place for run in runs for piece in run]
+    return min(place.offset for place in places), max(place.offset + place.size for place in places)
+
+
+def _group_reader(groups: Sequence[Sequence[Sequence[_Piece]]]) -> tuple[Any, list[int]]:
+    """What cuts totals and groups out of counters, and the groups' order there."""
+    pattern, at = "<4Q", 32
+    places = sorted((*_bytes_of(runs), number) for number, runs in enumerate(groups))
+    for begin, end, _ in places:
+        pattern += f"{begin - at}x{end - begin}s"
+        at = end
+    return struct.Struct(pattern).unpack_from, [number for _, _, number in places]
 
 
 def _total_source(piece: _Piece) -> str:
@@ -300,10 +317,10 @@ def _total_source(piece: _Piece) -> str:
     return f"{piece.before!r} f'{{{value}}}'" if value else repr(piece.before)
 
 
-def _run_writer(runs: Sequence[Sequence[_Piece]]) -> Any:
-    """What writes runs of pieces, each to its text."""
+def _group_writer(runs: Sequence[Sequence[_Piece]]) -> Any:
+    """What writes the bytes of a group, a text for each of its runs of pieces."""
     places = sorted({piece.place for run in runs for piece in run})
-    pattern, at = "<", 0
+    pattern, at = "<", _bytes_of(runs)[0]
     for place in places:
         pattern += f"{place.offset - at}x{'Q' if place.size == 8 else 'I'}"
         at = place.offset + place.size
@@ -316,4 +333,4 @@ def _run_writer(runs: Sequence[Sequence[_Piece]]) -> Any:
     body[1:1] = [f"s{sample} = n{sample}" for sample in sorted({place.sample for place in places if place.parts})]
     texts = [" ".join(f"{piece.before!r} f'{{n{piece.place.offset}}}'" for piece in run) for run in runs]
     body.append(f"return {''.join(f'{text}, ' for text in texts)}")
-    return _function("raw", body, {"unpack": struct.Struct(pattern).unpack_from})
+    return _function("raw", body, {"unpack": struct.Struct(pattern).unpack})

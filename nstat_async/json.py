@@ -35,6 +35,8 @@ __dir__ = only(__all__)
 
 _REMEMBERED, _FORGOTTEN = 50_000, 1_000
 """Flows that are remembered, and how many of the oldest are forgotten at a time to make room."""
+_AT_ONCE = 8
+"""Events whose lines are one text: more would be memory that is taken from the system and given back each time."""
 _MOST_SHOWN = 200
 """Characters of a refused line that its error carries."""
 _MOST_SAID = 60
@@ -347,8 +349,9 @@ class JsonFormatter:
         """
         if self._take is None:
             updated = self._updated
-            for event in events:
-                yield updated(event) if event.__class__ is FlowUpdated else self(event)
+            for at in range(0, len(events), _AT_ONCE):
+                some = events[at : at + _AT_ONCE]
+                yield "\n".join([updated(each) if each.__class__ is FlowUpdated else self(each) for each in some])
             return
         at, end = 0, len(events)
         while at < end:
