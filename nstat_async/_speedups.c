@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -1449,6 +1450,7 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 /* --- tables of descriptors, without the interpreter's lock: who searches waits for nobody --------------------- */
 
 #define MOST_AT_ONCE 1024
+#define MOST_COUNTED (1 << 24)
 #define RING_INODE -1
 
 typedef struct {
@@ -1461,9 +1463,29 @@ typedef struct {
 
 static inline int is_gone(int error) { return error == ENOENT || error == ESRCH || error == ENOTDIR; }
 
+static int make_room_for_numbers(Table *table, Py_ssize_t room)
+{
+    int *numbers = realloc(table->numbers, (size_t)room * sizeof(int));
+    if (numbers == NULL)
+        return ENOMEM;
+    table->numbers = numbers;
+    return 0;
+}
+
+/* The numbers below the size of a table and those that are listed from there on (`_numbers`), or all that are listed. */
 static int list_numbers(Table *table, DIR *directory)
 {
-    Py_ssize_t room = 0;
+    struct stat facts;
+    if (fstat(dirfd(directory), &facts))
+        return errno;
+    Py_ssize_t size = facts.st_size > 0 && facts.st_size < MOST_COUNTED ? (Py_ssize_t)facts.st_size : 0;
+    Py_ssize_t room = size + 64;
+    if (make_room_for_numbers(table, room))
+        return ENOMEM;
+    for (table->count = 0; table->count < size; table->count++)
+        table->numbers[table->count] = (int)table->count;
+    if (size)
+        seekdir(directory, size + 2);
     for (;;) {
         errno = 0;
         struct dirent *entry = readdir(directory);
@@ -1471,14 +1493,15 @@ static int list_numbers(Table *table, DIR *directory)
             return errno;
         if (entry->d_name[0] < '0' || entry->d_name[0] > '9')
             continue;
-        if (table->count == room) {
-            room = room ? 2 * room : 64;
-            int *numbers = realloc(table->numbers, (size_t)room * sizeof(int));
-            if (numbers == NULL)
-                return ENOMEM;
-            table->numbers = numbers;
+        const int number = atoi(entry->d_name);
+        if (number < size) { /* this listing did not begin where it was to */
+            table->count = size = 0;
+            rewinddir(directory);
+            continue;
         }
-        table->numbers[table->count++] = atoi(entry->d_name);
+        if (table->count == room && make_room_for_numbers(table, room *= 2))
+            return ENOMEM;
+        table->numbers[table->count++] = number;
     }
 }
 

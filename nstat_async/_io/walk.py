@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from .linux import may_be_in, share_descriptors
-from .tables import AT_ONCE, RING, Found, Links, all_pids, other_threads, parts, registered
+from .tables import RING, Found, Links, all_pids, other_threads, parts, registered
 
-PARTS = 16
+AT_ONCE = 256
+"""Descriptors that are read at once, in 1 ms."""
+PARTS = 4
 """Parts of a process's table that are looked at before another one's turn."""
 TURN = PARTS * AT_ONCE
 """Descriptors in as many parts."""
@@ -90,7 +92,7 @@ class Walk:
     def _table(self, pid: int, thread: int) -> Iterator[Part]:
         """What a table of descriptors has; nothing when it is gone or not ours to see."""
         try:
-            for links in parts(thread):
+            for links in parts(thread, AT_ONCE, AT_ONCE):
                 self._rings += [(pid, thread, number) for inode, number in links if inode == RING]
                 yield pid, thread, links
         except PermissionError:

@@ -14,6 +14,7 @@ import pytest
 from test_sockdiag_living import drive, listen, pair, port, privileged
 
 from nstat_async._events import FlowUpdated
+from nstat_async._io import tables
 from nstat_async._model import Attribution, Visibility
 from nstat_async.sockdiag import ANYWHERE, OwnersRequest
 
@@ -251,12 +252,54 @@ def test_a_zombie_owns_nothing():
     process.stdout.close()
 
 
+TAKERS = {"Python": tables._take_links, "as built": tables.take_links}
+SOCKETS = """
+import os, socket, sys
+sockets = [socket.socket() for _ in range(150)]
+for place in map(int, sys.argv[1:]):
+    sockets[place].close()
+if sys.argv[1:] == ["0"]:
+    os.dup2(sockets[1].fileno(), 1000)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+@pytest.mark.parametrize("most", [1, 64, 1000])
+@pytest.mark.parametrize("closed", ["", "70", "148 149", "0"])
+def test_every_descriptor_of_a_table_is_read_once_with_gaps_and_without(take, most, closed):
+    with child(SOCKETS, *closed.split()) as process:
+        directory = f"/proc/{process.pid}/fd"
+        there = {int(number): tables.inode_of(os.readlink(f"{directory}/{number}")) for number in os.listdir(directory)}
+        found, waiting = [], None
+        while waiting is None or waiting:
+            part, waiting = take(process.pid, waiting, most)
+            assert len(part) <= most
+            found += part
+        assert {number: inode for inode, number in found} == there
+        assert len(found) == len(there) > 140
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_listing_that_does_not_begin_where_it_was_to_is_taken_whole(monkeypatch, tmp_path, size):
+    """Before Linux 6.2 a table has no size; what a directory elsewhere says of its own means something else."""
+    for number in range(5):
+        (tmp_path / str(number)).touch()
+    monkeypatch.setattr(os, "fstat", lambda _file: os.stat_result((0,) * 6 + (size, 0, 0, 0)))
+    monkeypatch.setattr(os, "lseek", lambda *_arguments: 0)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    assert sorted(tables._numbers(directory)) == list("01234")
+    os.close(directory)
+
+
 def test_no_process_keeps_the_search_from_others(monkeypatch):
     """Each has its turn: a socket of a child is found before the many descriptors of its parent are through."""
     from nstat_async._io import walk
     from nstat_async._io.linux import network_of_this_thread
 
     monkeypatch.setattr(walk, "PARTS", 1)
+    monkeypatch.setattr(walk, "AT_ONCE", 64)
     near = frozenset({network_of_this_thread()})
     with contextlib.ExitStack() as stack:
         own = {os.fstat(stack.enter_context(socket.socket()).fileno()).st_ino for _ in range(100)}
