@@ -127,7 +127,7 @@ async def looks(arguments):
     if shutil.which("ss"):
         ways |= {"ss -tinHO": program("ss", "-tinHO"), "ss -tinHOp": program("ss", "-tinHOp")}
     await ours()
-    async with Monitor(providers="tcp", interval=None) as monitor:
+    async with watching(providers="tcp") as monitor:
 
         async def again():
             await monitor.poll_now()

@@ -229,7 +229,7 @@ def test_where_the_kernel_says_no_number_all_tables_are_walked_over(machine, mon
     monkeypatch.setattr(module, "Walk", lambda *how: [how])
     pid = machine.fork(990, 0, 5)
     likely = LikelyHolders({pid: None})
-    assert list(likely.far())[-1] == ((), (), frozenset())
+    assert list(likely.far())[-1] == ((), None, frozenset())
     list(likely.ends())
     assert (5, pid, pid, 1) in list(likely.hot())
     assert list(islice(likely.near(), 3)) == []
