@@ -7,6 +7,7 @@ import ctypes
 import functools
 import os
 import subprocess
+import sys
 
 _CLONE_NEWNET = 0x40000000
 
@@ -18,16 +19,25 @@ def _call(name: str, *arguments: int) -> None:
         raise OSError(number, os.strerror(number), name)
 
 
+def _forget_idle_threads():
+    """trio keeps threads for ten seconds, which stay in the namespace where they began: a look-up would be asked there."""
+    cache = sys.modules.get("trio._core._thread_cache")
+    if cache is not None:
+        cache.THREAD_CACHE = cache.ThreadCache()
+
+
 @contextlib.contextmanager
 def own_namespace():
     """This thread, and what it starts, in a network namespace of its own with loopback up."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         _call("unshare", _CLONE_NEWNET)
+        _forget_idle_threads()
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         yield
     finally:
         _call("setns", before, _CLONE_NEWNET)
+        _forget_idle_threads()
         os.close(before)
 
 

@@ -42,7 +42,7 @@ from .bpfload import NETLINK_SOCK_DIAG, EbpfSettings, namespace_cookie
 from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSource
-from .linux import device_kind, in_namespace
+from .linux import device_kind, in_namespace, network_of_this_thread
 from .namespaces import NamespaceFinder, Watched
 from .processes import ProcessReader, user_names
 from .procfs import ProcessScanner
@@ -209,6 +209,10 @@ class NetlinkTransport:
     def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""
         descriptors = self._watched.descriptors
+        if None in descriptors.values() and network_of_this_thread() not in self.networks:
+            # A thread stays where it began, when its process enters another namespace.
+            detail = "the thread that looks things up is in another network namespace than the monitor"
+            return AttachAnswer(reason=UnavailableReason.MISSING, detail=detail)
         cookies = tuple(map(self._cookie_of, descriptors.values()))
         if not any(cookies):
             detail = "this kernel does not number network namespaces (Linux 5.14)"

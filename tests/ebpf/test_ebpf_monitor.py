@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
@@ -36,10 +37,12 @@ from nstat_async import json as flow_json
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._io import bpf, bpfmaps, netlink
 from nstat_async._io.bpfload import EbpfSettings
+from nstat_async._io.netlink import NetlinkTransport
 from nstat_async._io.ring import Ring
 from nstat_async._model import Direction, Provider
 from nstat_async.backends import Replay
-from nstat_async.ebpf import RING_STEP
+from nstat_async.ebpf import RING_STEP, Tier
+from nstat_async.sockdiag import AttachRequest
 
 pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
 
@@ -275,6 +278,17 @@ def test_required_and_refused(namespace):
         assert watcher.process.wait(LIMIT) == 1
         text = watcher.process.stderr.read()
     assert "CAP_BPF and CAP_PERFMON" in text
+
+
+def test_a_thread_that_stayed_in_another_namespace_attaches_nothing_and_says_so(namespace):
+    """Programs for its namespace would see no flow of the monitor's, whose processes were unknown without a word."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(os.getpid).result()  # it begins here
+        with own_namespace(), contextlib.closing(NetlinkTransport()) as transport:
+            answer = pool.submit(transport.lookup, AttachRequest()).result()
+            assert answer.tier is Tier.NONE
+            assert "another network namespace" in answer.detail
+            assert transport.lookup(AttachRequest()).tier is ALL
 
 
 # --- lives of flows ----------------------------------------------------------------------------
