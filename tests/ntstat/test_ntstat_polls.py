@@ -6,10 +6,12 @@ import errno
 
 import pytest
 from ntstat_talk import Talk, subscribed
+from virtual import VirtualMonitor
 
 from nstat_async import FlowAdded, FlowRemoved, LossCause, PollCompleted
 from nstat_async.ntstat import DarwinErrno, GetUpdate, Session
 from nstat_async.ntstat._subscription import REPLY_TIMEOUT
+from nstat_async.testing import EmulatedKernel
 
 
 def test_a_paced_poll_goes_on_while_the_kernel_says_so_also_through_an_empty_piece():
@@ -217,3 +219,21 @@ def test_over_a_bridge_a_poll_that_lost_more_than_a_quarter_tells_of_a_small_buf
             talk.wire.updated(question.srcref, talk.wire.counts(9), talk.wire.descriptor(2), context=question.context)
         )
     assert any("receive buffer is small" in note for note in talk.core.capabilities.notes) is small
+
+
+@pytest.mark.parametrize(
+    ("name", "receive_buffer", "flows"), [("xnu-7195.141.2", 8192, 150), ("xnu-11417.121.6", 16384, 60)]
+)
+def test_in_a_small_buffer_a_poll_of_known_flows_finds_room_in_portions_or_as_counters_alone(
+    name, receive_buffer, flows
+):
+    kernel = EmulatedKernel(name, receive_space=receive_buffer)
+    made = [kernel.open_tcp(remote=("192.0.2.1", n + 1)) for n in range(flows)]
+    monitor = VirtualMonitor(kernel, interval=None, receive_buffer=receive_buffer)
+    monitor.run(0.5)
+    before = monitor.session.statistics()["verifications"]
+    for flow in made:
+        flow.transfer(7, 0)
+    monitor.poll()
+    assert monitor.session.statistics()["verifications"] == before, "no flow is asked for by itself"
+    assert [counts.rx_bytes for _, counts in monitor.session.flows()] == [7] * flows
