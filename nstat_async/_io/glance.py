@@ -53,6 +53,8 @@ class Glance:
     def __init__(self, purpose: PulsePurpose, report: Callable[[PulseReport | OSError], None]) -> None:
         self.purpose = purpose
         self.report = report
+        self.begun = False
+        """It is known what was there before."""
         self.unread = 0
         """Reports that nobody took in yet."""
         self._requests = {TCP: purpose.tcp, _UDP: purpose.udp}
@@ -86,11 +88,15 @@ class Glance:
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 4
             )
             _spare_descriptors(self._socket.fileno())
-            for protocol in self._requests:
-                self._look(protocol)  # what is there now is not new
         except BaseException:
             self.close()
             raise
+
+    def begin(self) -> None:
+        """Learn what is there now, which is not new: not by the loop's thread, for a dump of many sockets takes long."""
+        for protocol in self._requests:
+            self._look(protocol)
+        self.begun = True
 
     def close(self) -> None:
         """Release the descriptors. Idempotent."""

@@ -164,6 +164,9 @@ class Pulse:
     def _look_and_rest(self) -> None:
         failures = 0
         while not self._ended:
+            for glance in self._glances:
+                if not glance.begun:
+                    self._begin(glance)
             began = time.thread_time()
             try:
                 self._close_left()
@@ -178,6 +181,15 @@ class Pulse:
                     return
                 await_counters(self._bell, (), USUAL_PAUSE, 1, THOROUGH)
             self._pay(time.thread_time() - began)
+
+    def _begin(self, glance: Glance) -> None:
+        """Say with an empty report that from now on everything new is found; it is paid once, from no budget."""
+        try:
+            glance.begin()
+            glance.report(PulseReport((), OwnersAnswer()))
+        except Exception as error:  # noqa: BLE001  # as for a look, and the next one would take all for new
+            self._glances = [each for each in self._glances if each is not glance]
+            glance.report(error if isinstance(error, OSError) else OSError(errno.EIO, str(error)))
 
     def _pay(self, spent: float) -> None:
         now = time.monotonic()

@@ -65,6 +65,8 @@ class PulseSource(Source):
         self._pause = pause
         self._polled = polled
         self._asked = False
+        self._begun = False
+        """The pulse has looked at what was there before."""
         self._until: float | None = None
         """When flows without a process wait no longer."""
 
@@ -80,8 +82,6 @@ class PulseSource(Source):
     def opened(self, receive_buffer: int | None) -> None:
         super().opened(receive_buffer)
         self._sightings.pulsing = True
-        if not self._polled:  # what came between the first poll and the first look would never be seen
-            self.output.repair_wanted = True
 
     def failed(self, errno: int) -> None:
         self.is_open = self._sightings.pulsing = False
@@ -91,6 +91,9 @@ class PulseSource(Source):
 
     def receive(self, data: bytes) -> None:
         report = PulseReport.decode(data)
+        if not (self._polled or self._begun):  # what came between the first poll and the first look would never be seen
+            self.output.repair_wanted = True
+        self._begun = True
         self.output.count("pulses")
         self._sightings.pulsing = True
         self._settle_ended(report, [self._take_in(protocol, message) for protocol, message in report.sockets])

@@ -98,6 +98,7 @@ def kernel(monkeypatch):
 
 def glance(kernel: Kernel, *, udp: bool = True) -> Glance:
     made = Glance(PulsePurpose(0, PAUSE, (TCP,), (UDP,) if udp else ()), lambda _report: None)
+    made.begin()
     kernel.dumps.clear()
     return made
 
@@ -294,9 +295,10 @@ def test_a_dump_that_is_refused_is_an_error(kernel):
     with pytest.raises(OSError, match="Invalid argument") as caught:
         look.look(5.0)
     assert caught.value.errno == errno.EINVAL
+    made = Glance(PulsePurpose(0, PAUSE, (TCP,), (UDP,)), lambda _report: None)
     with pytest.raises(OSError, match="Invalid argument"):
-        glance(kernel)
-    assert kernel.open == 0, "nothing is left open"
+        made.begin()
+    assert made.begun is False
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(23, True), (22, False), (-1, True)])

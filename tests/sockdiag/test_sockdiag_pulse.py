@@ -56,7 +56,8 @@ def test_what_came_before_the_first_look_is_found_by_another_poll():
     """Where no other poll would come by itself."""
     kernel = started(interval=None)
     add(kernel, 5)
-    (added,) = flow_events(kernel.wait(0.2))
+    assert flow_events(kernel.wait(0.2)) == []
+    (added,) = flow_events([*kernel.beat(), *kernel.wait(0.2)])
     assert added.flow.process.pid == 42
     assert kernel.session.next_deadline() is None
 

@@ -417,6 +417,7 @@ def look():
     """What is seen at a glance of TCP over IPv4, here."""
     request = DiagRequest(socket.AF_INET, socket.IPPROTO_TCP, states=TCP_DUMP_STATES & ~(1 << 10)).encode()
     found = glance.Glance(PulsePurpose(0, 0.02, (request,)), lambda _report: None)
+    found.begin()
     yield found
     found.close()
 
