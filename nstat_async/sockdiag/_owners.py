@@ -48,7 +48,7 @@ CHECK_PAUSE = 0.1
 
 _PROVING = 2
 """Looks at all tables that have to end until one has begun behind something: the first of them may have begun before."""
-LEARNED_IN_A_STEP = 8
+LEARNED_IN_A_STEP = 4
 """Owners of new sockets that are taken in while one flow would be updated."""
 
 
