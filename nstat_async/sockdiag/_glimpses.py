@@ -49,11 +49,11 @@ class Glimpses:
         self._open: set[int] = set()
         """What the walk under way has met."""
 
-    def meet(self, cookie: int, label: str, inode: int) -> bool:
+    def meet(self, cookie: int, label: str) -> bool:
         """Watch a namespace from outside; False where there are too many."""
         if len(self._known) >= MOST:
             return False
-        namespace = self._known[cookie] = self._add(self._next, NetworkNamespace(label, inode=inode or None))
+        namespace = self._known[cookie] = self._add(self._next, NetworkNamespace(label))
         self._next += 1
         self._sightings.know(cookie, namespace.book)
         return True

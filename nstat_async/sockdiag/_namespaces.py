@@ -82,7 +82,7 @@ class NamespaceSource:
             Whether it may be watched soon, and is not by now.
         """
         if self._closed and inode:
-            self._glimpses.meet(cookie, self._label(cookie, inode), inode)
+            self._glimpses.meet(cookie, self._label(cookie, inode))
             return False
         stranger = self._strangers.get(cookie)
         if stranger is not None:
@@ -120,7 +120,7 @@ class NamespaceSource:
             stranger.looks += 1
             stranger.rounds += answer.whole
             if stranger.rounds >= ROUNDS or stranger.inode in labels:
-                if self._glimpses.meet(cookie, self._label(cookie, stranger.inode), stranger.inode):
+                if self._glimpses.meet(cookie, self._label(cookie, stranger.inode)):
                     del self._strangers[cookie]
             elif stranger.looks < MOST_LOOKS:
                 self._again = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import struct
 import types
 
 import pytest
@@ -22,6 +23,12 @@ TCP, UDP = (DiagRequest(2, protocol).encode() for protocol in (6, 17))
 OPEN, CLOSED_THERE, SYN_RECV = SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_RECV
 
 
+def refusal(number: int, request: bytes) -> bytes:
+    """With the whole request, as the kernel sends it."""
+    data = encode_error(number, request) + request[16:]
+    return struct.pack("=I", len(data)) + data[4:]
+
+
 class Kernel:
     """It stands in for the netlink socket, too."""
 
@@ -31,7 +38,7 @@ class Kernel:
         """Protocols of the dumps so far; a dump without crowds is said so."""
         self.asked = self.most_asked = 0
         """Look-ups so far, and at once."""
-        self.refuses_filters = self.fails = False
+        self.refuses_filters = self.fails = self.cuts = False
         self._answers: list[bytes] = []
         self.connections = self._moved = 0
         self.numbers, self.readings, self.open = None, 0, 2
@@ -73,18 +80,23 @@ class Kernel:
         found = [s for s in self.sockets.values() if s.protocol == request.protocol]
         if not request.dump:
             self.asked += 1
-            found = [s.message() for s in found if s.id[:40] == request.socket_id[:40]]
-            self._answers.append(found[0] if found else encode_error(errno.ENOENT, data, sequence=0))
+            wanted = request.socket_id[:40]
+            if request.protocol == 17:  # ``udp_dump_one`` looks for the packet that would arrive
+                wanted = wanted[2:4] + wanted[:2] + wanted[20:36] + wanted[4:20] + wanted[36:]
+            found = [s.message() for s in found if s.id[:40] == wanted]
+            self._answers.append(found[0] if found else refusal(errno.ENOENT, data))
             return
         filtered = len(data) > 72
         self.dumps.append((request.protocol, "filtered") if filtered else request.protocol)
         if self.fails or (filtered and self.refuses_filters):
-            self._answers.append(encode_error(errno.EINVAL, data, sequence=0))
+            self._answers.append(refusal(errno.EINVAL, data))
             return
         if filtered:
             found = [s for s in found if s.remote_port != 443]
         for at in range(0, len(found), 50):
             self._answers.append(b"".join(s.message() for s in found[at : at + 50]))
+        if self.cuts:
+            self._answers[-1] = self._answers[-1][:-30]
         self._answers.append(encode_done(0))
 
     def recv(self, _size: int) -> bytes:
@@ -226,6 +238,24 @@ def test_many_are_asked_for_in_parts(kernel):
     assert kernel.asked == 3
     assert look.still_held(rows, {*range(101, 200)}) == {100 + n for n in kernel.sockets}
     assert kernel.most_asked == ONE_BY_ONE
+
+
+def test_datagram_sockets_are_asked_for_too(kernel):
+    """Their rows have no attributes."""
+    look = glance(kernel)
+    rows = [(17, kernel.add(number, protocol=17).message()) for number in (1, 2)]
+    assert {len(row) for _, row in rows} == {88}
+    del kernel.sockets[2]
+    assert look.still_held(rows, {101, 102}) == {101}
+
+
+def test_a_row_that_is_cut_off_is_none(kernel):
+    look = glance(kernel)
+    kernel.add(1)
+    kernel.add(2)
+    kernel.cuts = True
+    kernel.moved(look, 5.0, connections=40)
+    assert cookies(look.look(5.0)) == [1]
 
 
 def test_connections_that_are_counted_and_not_there_have_ever_fewer_dumps(kernel):

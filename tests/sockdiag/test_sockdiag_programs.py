@@ -853,6 +853,20 @@ def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_th
     assert {flow.namespace for flow, _ in kernel.session.flows()} == {f"net:{1000 + most}", f"net:{1001 + most}"}
 
 
+def test_of_namespaces_that_are_watched_from_outside_one_that_is_empty_takes_no_other_along():
+    kernel = started(everywhere=True)
+    for cookie in (1, 2):
+        strange(kernel)
+        kernel.feed(encode(*(attrs_of(each)._replace(net_cookie=1000 + cookie) for each in beginning(cookie))), RING)
+        kernel.run()
+    kernel.feed(encode(attrs_of(closed(1))._replace(net_cookie=1001)), RING)
+    kernel.wait(1.0)
+    for _ in range(3):
+        kernel.came_and_went = []
+        kernel.poll()
+    assert [flow.namespace for flow, _ in kernel.session.flows()] == ["net:1002"]
+
+
 def test_what_is_held_of_unknown_namespaces_is_bounded():
     kernel = started(everywhere=True)
     for cookie in range(MOST_HELD):

@@ -265,28 +265,29 @@ def readings(machine: Machine, monkeypatch) -> list[tuple[int, float, int]]:
 
 def test_how_long_it_waits_for_what(monkeypatch):
     machine = Machine(monkeypatch)
+    machine.now = now = 5.0
     beat, read = machine.pulse, readings(machine, monkeypatch)
     beat._wait()
     assert read.pop() == (1, 0.02, 50), "nothing happens: for a second"
-    machine._due = 0.005
+    machine._due = now + 0.005
     beat._wait()
     assert read.pop() == (1, 0.005, 1), "a look is due sooner"
-    machine._due = -1.0
+    machine._due = now - 1.0
     beat._wait()
     assert read.pop() == (1, pulse.SHORTEST_PAUSE, 1)
-    machine._due, machine.look_at = math.inf, 0.5
+    machine._due, machine.look_at = math.inf, now + 0.5
     beat._wait()
     assert read.pop() == (1, 0.5, 1), "it rests: nothing is read"
-    machine.look_at, machine.active_until = 0.0, 0.1
+    machine.look_at, machine.active_until = 0.0, now + 0.125
     beat._wait()
     quick = 0.02 / (pulse.EAGER * beat._budget.eagerness)
-    assert read.pop() == (1, round(quick, 6), int(0.1 / quick)), "something happens"
+    assert read.pop() == (1, round(quick, 6), int(0.125 / quick)), "something happens"
     beat._budget.left = 0.0
     beat._wait()
-    assert read.pop() == (1, 0.02, 5), "with nothing saved it is no more eager"
+    assert read.pop() == (1, 0.02, 6), "with nothing saved it is no more eager"
     beat._budget.left = -0.3 * beat._budget.share
     beat._wait()
-    assert read.pop() == (1, 0.3, 5), "nor does it read at all until something is left"
+    assert read.pop() == (1, 0.3, 6), "nor does it read at all until something is left"
 
 
 def test_without_namespaces_it_waits(monkeypatch):
@@ -349,7 +350,7 @@ class Holders:
         def found():
             self.begun.append(name)
             for inode in self.parts.get(name, ()):
-                yield inode, 4242, 4242, 3
+                yield inode, 4242, 4243, 3
 
         return found
 
@@ -451,7 +452,7 @@ def test_who_holds_what_was_found_is_told_with_it(beat, monkeypatch):
     monkeypatch.setattr(pulse, "user_names", lambda users: tuple((uid, f"u{uid}") for uid in sorted(users)))
     report, *_ = report_of(beat, [*new(1, 2), *new(3, uid=7)], ends=(1, 3))
     answer = report.owners
-    assert (answer.owners, answer.places) == (((1, 4242), (3, 4242)), ((4242, 3), (4242, 3)))
+    assert (answer.owners, answer.places) == (((1, 4242), (3, 4242)), ((4243, 3), (4243, 3)))
     assert [facts.pid for facts in answer.processes] == [4242]
     assert answer.users == ((7, "u7"), (1000, "u1000"))
     assert [place[0] for place in beat._likely.added] == [1, 3]
@@ -495,10 +496,11 @@ def test_what_looks_at_crowds_take_is_taken_from_their_own_share(monkeypatch):
     def look(_now, whole):
         looks.append(whole)
         machine.cpu += 0.001
-        return []
+        return ["a row"]
 
+    machine.cpu = 7.0
     crowd, left = types.SimpleNamespace(crowds=(443,), look=look), beat._wide.left
-    beat._look(crowd, 0.0)
+    assert beat._look(crowd, 0.0) == ["a row"]
     assert left - beat._wide.left == pytest.approx(0.001)
     beat._wide.left = 0.0
     beat._look(crowd, 0.0)
@@ -560,6 +562,52 @@ def test_a_channel_sends_nothing_and_is_closed_once(channel):
     channel.glance.report(PulseReport())
     assert channel.glance.unread == 0
     assert channel.left == [channel.glance]
+
+
+def test_what_is_left_when_the_thread_ends_is_closed(monkeypatch):
+    beat = pulse.Pulse({}, ProcessReader())
+    open_, left = Look(None, None), Look(None, None)
+    beat._glances, beat._left, beat._ended = [open_], [left], True
+    beat._run()
+    assert (open_.closed, left.closed) == (1, 1)
+
+
+def test_looks_that_fail_so_often_in_a_row_are_the_end_and_said(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat, told, waits = machine.pulse, [], []
+    machine.report = told.append
+    outcomes = iter(
+        [KeyError(1)] * (pulse.MOST_FAILURES - 1) + [None] + [OSError(errno.EIO, "x")] * pulse.MOST_FAILURES
+    )
+
+    def wait():
+        outcome = next(outcomes)
+        if outcome is not None:
+            raise outcome
+
+    left = Look(None, None)
+    beat._left, machine.cpu, before = [left], 7.0, beat._budget.left
+    monkeypatch.setattr(beat, "_wait", wait)
+    monkeypatch.setattr(pulse, "await_counters", lambda *what: waits.append(what[1:4]))
+    beat._look_and_rest()
+    assert next(outcomes, "all") == "all"
+    assert waits == [((), pulse.USUAL_PAUSE, 1)] * (2 * pulse.MOST_FAILURES - 2), "a pause behind each"
+    assert [error.errno for error in told] == [errno.EIO]
+    assert left.closed == 1
+    assert beat._budget.left == before, "they cost nothing on this clock"
+
+
+def test_the_thread_ends_with_the_process_and_its_descriptor_with_the_program(monkeypatch):
+    monkeypatch.setattr(pulse.Pulse, "_run", lambda _self: None)
+    beat = pulse.Pulse({}, ProcessReader())
+    beat._start()
+    try:
+        assert beat._thread.daemon
+        assert not os.get_inheritable(beat._bell)
+        assert not os.get_blocking(beat._bell)
+    finally:
+        beat.close()
+    assert beat._bell == -1
 
 
 def test_a_pulse_whose_looks_failed_opens_no_further_channel(monkeypatch):

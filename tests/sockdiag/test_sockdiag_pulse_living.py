@@ -445,7 +445,9 @@ def inode_of(sock: socket.socket) -> int:
     return os.fstat(sock.fileno()).st_ino
 
 
-@pytest.mark.parametrize("lengths", [(124, 124), (124, 96, 124, 124), (96, 124), (90, 124, 96, 96, 91)])
+@pytest.mark.parametrize(
+    "lengths", [(124, 124), (124, 96, 124, 124), (96, 124), (90, 124, 96, 96, 91), (124, 248, 124)]
+)
 def test_messages_of_all_lengths_are_taken_apart(look, lengths):
     """What is left of a socket has fewer attributes; the last message of a datagram may come without its padding."""
     messages = [

@@ -151,6 +151,16 @@ def test_a_search_for_what_ends_meanwhile_says_nothing_of_it():
     assert search.source.unresolved == 0
 
 
+def test_datagram_sockets_that_nobody_has_are_looked_for_once_more_at_once_and_are_the_kernels():
+    search = Search(sees_all=True)
+    for number in (1, 2):
+        search.socket(number, number, protocol=17)
+    search.ask()
+    assert search.answer(refused=0).inodes == {1, 2}
+    search.answer(refused=0)
+    assert search.learned == [(1, Attribution.KERNEL), (2, Attribution.KERNEL)]
+
+
 # -- what is checked
 
 

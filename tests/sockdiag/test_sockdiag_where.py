@@ -112,6 +112,8 @@ def by_row(table, local, remote, device):
         ("2001:db8::2", "2001:db8::2", 0, LO),
         ("192.0.2.2", "192.0.2.2", ETH, LO),
         ("fe80::2", "fe80::2", ETH, LO),
+        ("fe80::2", "fe80::2", 0, LO),
+        ("fe80::2", "fe80::2", VETH, VETH),  # there it is another machine's
         # not local
         ("192.0.2.2", "192.0.2.3", 0, ETH),
         ("192.0.2.2", "198.51.100.9", 0, ETH),
@@ -149,6 +151,23 @@ def test_without_addresses_only_the_loopback_range_is_known_to_be_local():
     assert bare.interface_of(packed("127.0.0.1"), 0, packed("127.0.0.1")) is None
     assert bare.interface_of(packed("192.0.2.2"), 0, packed("192.0.2.2")) is None
     assert bare.interface_of(packed("192.0.2.2"), 7).index == 7
+
+
+def test_which_prefixes_are_networks(table):
+    """Half of all addresses is one, all of them are none; of a loopback interface's networks those of IPv4 are own addresses."""
+    send(table, RouteMessage.NEWADDR, address(WG, "128.0.0.1/1"), address(VETH, "9.9.9.9/0"))
+    send(table, RouteMessage.NEWADDR, address(LO, "2001:db8:5::1/64"))
+
+    def index(local: str, remote: str):
+        found = table.interface_of(packed(local), 0, packed(remote))
+        return found and found.index
+
+    assert index("198.18.0.53", "200.1.1.1") == WG
+    assert index("198.18.0.53", "100.1.1.1") is None
+    assert index("2001:db8::2", "2001:db8:5::1") == LO
+    assert index("2001:db8::2", "2001:db8:5::99") == ETH
+    assert index("203.0.113.77", "203.0.113.78") == LO
+    assert index("2001:db8:5::1", "2001:db8::9") == ETH
 
 
 def test_an_address_that_comes_or_goes_changes_what_is_local(table):
@@ -251,6 +270,7 @@ def test_answers_that_are_kept_are_few_and_as_before(table, monkeypatch):
     [
         ("fe80::1", True), ("febf::1", True), ("ff02::fb", True), ("ff01::1", True), ("ff12::1", True),
         ("ff05::2", False), ("ff0e::1", False), ("2001:db8::1", False), ("fec0::1", False), ("224.0.0.251", False),
+        ("254.128.0.1", False), ("255.1.0.1", False),
     ],
 )  # fmt: skip
 def test_which_addresses_have_a_scope(address, scoped):
@@ -416,6 +436,16 @@ def test_what_state_and_ports_prove(fields, direction):
         assert direction_by_state(bound) is direction, "the device that it is bound to is no peer"
 
 
+def test_each_kind_of_evidence_outweighs_the_one_before_and_none_is_nothing():
+    assert [kind.name for kind in sorted(Weight)] == ["NONE", "LISTENER", "DOUBTED", "SEQUENCE", "STATE", "WITNESSED"]
+    assert not Weight.NONE
+
+
+def _row_and_place(extra: int):
+    row, *at = numbers(extra)
+    return row, tuple(at)
+
+
 def test_the_strongest_evidence_of_who_began_and_how_sure_it_is():
     """A listener of another address accepted nothing, nor one that is gone."""
     listeners, here = ListenerTable(), identity()
@@ -438,6 +468,8 @@ def test_the_strongest_evidence_of_who_began_and_how_sure_it_is():
     assert weighed(3) == (Direction.INBOUND, Weight.LISTENER)
     for port in (b"\1\0", b"\0\1"):
         assert weighed(0, port) == (Direction.INBOUND, Weight.SEQUENCE)
+    loopback = identity(**V6 | {"local": bytes(15) + b"\1"}, remote=bytes(15) + b"\1")
+    assert weigh_direction(loopback, *_row_and_place(0), listeners) == (Direction.INBOUND, Weight.SEQUENCE)
     assert weigh_direction(here[:6] + bytes(2) + bytes(16) * 2 + here[40:], row, tuple(at), listeners) == (
         None,
         Weight.NONE,
