@@ -20,7 +20,7 @@ from nstat_async._io import cgroups as finding
 from nstat_async._io.cgroups import CgroupFinder, Hierarchy, find_hierarchy
 from nstat_async._io.containers import LARGEST, names_of
 from nstat_async._options import MonitorOptions
-from nstat_async.sockdiag import CgroupFacts, CgroupsAnswer, CgroupsRequest, DiagAttribute, _cgroups
+from nstat_async.sockdiag import CgroupFacts, CgroupsAnswer, CgroupsRequest, DiagAttribute, _cgroups, _polls
 
 ID = "ab" * 32
 NGINX = CgroupFacts(7001, "/system.slice/nginx.service")
@@ -106,7 +106,7 @@ def test_an_answer_that_comes_late_is_an_update(kernel):
     kernel.hold_lookups = True
     open_socket(kernel, 1, 7001)
     kernel.start()
-    events = flow_events(kernel.wait(10.0))
+    events = flow_events(kernel.wait(_polls.ASKED_OWNERS_PATIENCE))
     assert kinds(events) == ["FlowAdded"]
     assert events[0].flow.cgroup is None
     kernel.hold_lookups = False
