@@ -349,10 +349,13 @@ class OwnerSource:
             if inode in holders
         }
         before, self._shared = self._shared, shared
-        changed = {inode for inode in (*before, *shared) if before.get(inode) != shared.get(inode)}
-        changed.update(entry.user[1] for entry in self._fresh)
-        self._fresh = {}
-        for inode in sorted(changed & (before.keys() | shared.keys())):
+        fresh, self._fresh = self._fresh, {}
+        changed = [
+            inode
+            for inode in before.keys() | shared.keys()  # few, where those that came may be ten thousand
+            if before.get(inode) != shared.get(inode) or not fresh.keys().isdisjoint(self._holders(inode))
+        ]
+        for inode in sorted(changed):
             for entry in self._holders(inode):
                 yield
                 if inode in shared:
