@@ -155,13 +155,13 @@ class FlowEvent(Event):
         """Samples of the last report, decoded when read; `None` when it had none. Not compared by ``==``."""
         found = self._details
         if found.__class__ is tuple:
-            return found[0].details(found)  # type: ignore[no-any-return]
+            return found[0].details(found)  # type: ignore[no-any-return]  # a report: its class was compared, which narrows nothing
         return found if found is None or isinstance(found, Details) else found.details()
 
     @property
     def raw_details(self) -> Details | DetailsSource | Report | None:
         """What `details` are decoded from, for handing it on unread."""
-        return self._details  # type: ignore[no-any-return]
+        return self._details  # type: ignore[no-any-return]  # each class has its own, as below
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A kernel's own bytes need their decoder; a copy or a pickle has the decoded values.

@@ -39,7 +39,7 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
         raise NstatError("--print-completion needs shtab: pip install 'nstat-async[cli]'") from error
     for action in _actions(parser):
         if action.dest in _FILES:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own, argparse has none
         elif action.dest in _VALUES and action.choices is None:
             action.choices = _VALUES[action.dest]
     return f"{shtab.complete(parser, shell).rstrip()}\n"

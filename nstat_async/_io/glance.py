@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..sockdiag import PulsePurpose, PulseReport
 from ..sockdiag._lookups import lookup_request
+from .bpfload import NETLINK_SOCK_DIAG
 from .budget import SHARE, Budget
 from .counters import CONNECTIONS, DATAGRAMS, Counters
 from .crowds import CROWD, crowded_ports, without_crowds
@@ -84,9 +85,8 @@ class Glance:
         self.counters = Counters()
         self._connections = self.counters.connections
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 4
-            )
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG)
             _spare_descriptors(self._socket.fileno())
         except BaseException:
             self.close()
