@@ -44,26 +44,27 @@ QUICK = "not (long or slow or benchmark or browser or nats or privileged)"
 """What of these tests runs: what takes seconds would be run a thousand times."""
 LINUX_CORE = ("tests/sockdiag", "tests/ebpf", "-m", f"{QUICK} and not linux")
 """The tests of a core that does no I/O: those on the living kernel mostly wait, and leave too much to it."""
+MONITOR = ("tests/test_monitor.py", "tests/test_monitor_reading.py", "tests/test_monitor_subscribers.py")
 TESTS = {
     "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property", "tests/test_proof.py"),
     "nstat_async/sockdiag": LINUX_CORE,
     "nstat_async/ebpf": LINUX_CORE,
     "nstat_async/_buffer.py": (
         "tests/test_buffer.py",
-        "tests/test_monitor.py",
+        *MONITOR,
         "tests/property",
         "tests/conformance/test_conformance_load.py",
         "tests/test_ledger.py",
     ),
     "nstat_async/_monitor.py": (
-        "tests/test_monitor.py",
+        *MONITOR,
         "tests/test_life.py",
         "tests/test_polls.py",
         "tests/test_snapshot.py",
         "tests/test_backends.py",
     ),
     "nstat_async/_starting.py": ("tests/cli/test_cli_process.py",),
-    "nstat_async/_subscription.py": ("tests/test_monitor.py", "tests/test_life.py", "tests/test_polls.py"),
+    "nstat_async/_subscription.py": (*MONITOR, "tests/test_life.py", "tests/test_polls.py"),
     "nstat_async/_io/background.py": ("tests/test_life.py", "tests/pump"),
     "nstat_async/_io/pump.py": ("tests/pump", "tests/test_life.py", "tests/test_unix_bridge.py"),
     "nstat_async/_io/replay.py": ("tests/test_replay.py", "tests/recording"),

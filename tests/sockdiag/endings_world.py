@@ -6,10 +6,12 @@ import array
 import contextlib
 import ctypes
 import fcntl
+import os
 import random
 import socket
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -18,6 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
+import pytest
+from sockdiag_fakes import LiveDriver
+
+from nstat_async._options import MonitorOptions
 
 RESET = struct.pack("ii", 1, 0)
 _CLONE_NEWNET = 0x40000000
@@ -215,3 +221,15 @@ def _close(random_: random.Random, connection: Connection, name: str) -> None:
 def truth_at(connection: Connection) -> list[tuple[str, End, int | None]]:
     """For each end its name, itself, and what it received."""
     return [(name, end, end.received) for name, end in (("client", connection.client), ("server", connection.server))]
+
+
+living = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or (hasattr(os, "geteuid") and os.geteuid() != 0),
+    reason="network namespaces need Linux and root",
+)
+
+
+def drive(namespace: Namespace, ebpf: str = "off") -> LiveDriver:
+    from nstat_async.backends import SockDiag
+
+    return LiveDriver(*SockDiag(namespace.path).parts(MonitorOptions(interval=None, ebpf=ebpf, providers="tcp")))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from ebpf_records import encode
-from sockdiag_fakes import FakeKernel
+from ebpf_records import encode, record
+from sockdiag_fakes import FakeKernel, FakeSocket
 
 from nstat_async._contract import Lookup, OpenChannel, Send
 from nstat_async._io.record import RecordedCore
@@ -17,7 +17,9 @@ from nstat_async.ebpf import (
     OWNER,
     PEER,
     PEER_KEY,
+    Flag,
     FlowRow,
+    Kind,
     MapsPurpose,
     Operation,
     OwnerRow,
@@ -41,6 +43,7 @@ from nstat_async.sockdiag import (
     SocketTablesAnswer,
     SocketTablesRequest,
     TableRow,
+    TcpInfo,
 )
 
 RING, MAPS = RingPurpose.channel, MapsPurpose.channel
@@ -161,4 +164,34 @@ def flow_row(record: Record, **counts: int) -> FlowRow:
     return FlowRow(**(values | dict.fromkeys(("tx_bytes", "rx_bytes"), 0) | counts))
 
 
-__all__ = ["GRANTED", "MAPS", "RING", "Programs", "flow_row", "owner_row"]
+PORTS = {"local_port": 40000, "remote_port": 80 << 8}
+REMOTE = b"\x7f\0\0\2"
+BORN = Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH
+PROVIDERS = ("tcp", "udp", "raw", "icmp", "packet")
+
+
+def started(**options: Any) -> Programs:
+    kernel = Programs(**options)
+    kernel.start()
+    kernel.events.clear()
+    return kernel
+
+
+def connect(kernel: Programs, cookie: int = 9, pid: int = 5) -> list[Any]:
+    opened = record(Kind.OPENED, cookie, pid=pid, remote_port=80 << 8)
+    return kernel.ring(opened, record(Kind.ESTABLISHED, cookie, pid=pid, **PORTS))
+
+
+def closed(cookie: int = 9, *, tx: int = 70, rx: int = 8, fin: bool = True) -> Any:
+    flags = Flag.FIN_RECEIVED if fin else 0
+    return record(Kind.CLOSED, cookie, tx_bytes=tx, rx_bytes=rx, remote_port=80 << 8, flags=flags)
+
+
+def removal(cookie: int = 9, rx: int = 8) -> FakeSocket:
+    info = {TcpInfo.BYTES_SENT: 70, TcpInfo.BYTES_ACKED: 71, TcpInfo.BYTES_RECEIVED: rx, TcpInfo.DATA_SEGS_IN: 1}
+    return FakeSocket(cookie, remote=REMOTE, info={**info, TcpInfo.MIN_RTT: 14, TcpInfo.SEGS_OUT: 3})
+
+
+def end(kernel: Programs, cookie: int = 9, rx: int = 8) -> list[Any]:
+    kernel.feed(removal(cookie, rx).message(final=True), 1)
+    return kernel.run()

@@ -41,7 +41,7 @@ from nstat_async.sockdiag import (
     TrafficRequest,
     iterate_messages,
 )
-from nstat_async.sockdiag._messages import encode_done, encode_error, socket_id
+from nstat_async.sockdiag._messages import ATTRIBUTES_AT, encode_done, encode_error, find_attribute, socket_id
 
 _WORD = struct.Struct("=I")
 _INFO_FIELDS = {
@@ -489,3 +489,7 @@ class LiveDriver:
 
     def updated(self, port: int) -> list[FlowUpdated]:
         return [e for e in self.events if isinstance(e, FlowUpdated) and e.flow.local.port == port]
+
+
+def info_position(message):
+    return find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.INFO)

@@ -1,4 +1,4 @@
-"""How a connection ended: each kind of evidence by itself. What a whole life of one says is in test_sockdiag_endings.py."""
+"""How a connection ended: each kind of evidence by itself. What a whole life of one says is in test_sockdiag_endings_living.py."""
 
 from __future__ import annotations
 

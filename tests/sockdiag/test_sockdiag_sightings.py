@@ -5,9 +5,8 @@ from __future__ import annotations
 import attrs
 import pytest
 from ebpf_records import datagram_record, record
-from programs_fakes import GRANTED, RING, flow_row
+from programs_fakes import BORN, GRANTED, PORTS, PROVIDERS, RING, closed, connect, end, flow_row, started
 from sockdiag_fakes import FakeSocket, flow_events, kinds, removals, traffic
-from test_sockdiag_programs import BORN, PORTS, PROVIDERS, closed, connect, end, started
 
 from nstat_async import Delta, FlowAdded, FlowUpdated, Provider, RemovalReason, TcpState
 from nstat_async._model import Direction, Outcome

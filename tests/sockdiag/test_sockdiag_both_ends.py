@@ -1,0 +1,232 @@
+"""Connections of which this machine has both ends: each says how the other one ended."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from endings_fakes import HERE, THERE, time_wait, two_ends
+from sockdiag_fakes import FakeKernel, FakeSocket
+
+from nstat_async._events import FlowAdded, FlowRemoved
+from nstat_async._model import Direction, Outcome
+from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
+from nstat_async.sockdiag._endings import MEMORY
+
+
+class Ends(FakeKernel):
+    """A connection of this machine, of which the client closed first; `known`: a dump had both of its ends."""
+
+    def __init__(self, *, known: bool = False, **server_info: int) -> None:
+        super().__init__(interval=None)
+        self.server, self.client = two_ends()
+        self.server.info[TcpInfo.DELIVERED] = 2  # the answer to a SYN, and a FIN
+        for sock in (self.server, self.client) if known else ():
+            fins = dict.fromkeys((TcpInfo.BYTES_RECEIVED, TcpInfo.BYTES_ACKED), 1)
+            before = {name: value - fins.get(name, 0) for name, value in sock.info.items()}
+            self.sockets[sock.cookie] = attrs.evolve(sock, info=before)
+        self.start()
+        self.sockets.clear()
+        self.server.info.update({TcpInfo[name]: value for name, value in server_info.items()})
+
+    def removed(self, *socks: FakeSocket) -> dict[int, tuple[int, bool, Outcome | None]]:
+        """These sockets are destroyed, and all of that is read at once; by local port: received, final, outcome."""
+        begin = len(self.events)
+        for sock in socks:
+            self.feed(sock.message(final=True), 1)
+        self.session.channel_drained(1, self.now)
+        self.run()
+        return self.since(begin)
+
+    def since(self, begin: int) -> dict[int, tuple[int, bool, Outcome | None]]:
+        ended = [event for event in self.events[begin:] if isinstance(event, FlowRemoved)]
+        assert len({event.flow.id for event in ended}) == len(ended)
+        return {
+            event.flow.local.port: (event.counts and event.counts.rx_bytes, event.final, event.flow.outcome)
+            for event in ended
+        }
+
+    @property
+    def questions(self) -> int:
+        return sum(
+            len(list(iterate_messages(data))) for what, _, channel, data in self.record if (what, channel) == ("to", 3)
+        )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("known", [True, False])
+def test_who_closed_first_left_something_of_its_end_and_one_question_tells(order, first, known):
+    """Of an end that no dump had it has a cookie of its own, else the end's."""
+    ends = Ends(known=known)
+    closer = getattr(ends, first)
+    ends.remains.append(attrs.evolve(time_wait(closer, 1), cookie=closer.cookie if known else 99))
+    server, client = (THERE, HERE) if first == "client" else (HERE, THERE)
+    before = ends.questions
+    assert ends.removed(*(ends.server, ends.client)[::order]) == {80: (100, True, server), 40000: (0, True, client)}
+    assert ends.questions == before + 1
+    ended = [event for event in ends.events if isinstance(event, FlowRemoved)]
+    assert {event.flow.local.port: event.flow.direction for event in ended} == {
+        80: Direction.INBOUND,
+        40000: Direction.OUTBOUND,
+    }
+    added = {event.flow.id: event.counts for event in ends.events if isinstance(event, FlowAdded)}
+    assert known or added == {event.flow.id: event.counts for event in ended}
+
+
+def test_what_another_connection_left_under_the_same_ends_says_nothing():
+    ends = Ends(known=True)
+    ends.remains.append(attrs.evolve(time_wait(ends.server, 1), cookie=99))
+    assert ends.removed(ends.server, ends.client) == {80: (100, True, THERE), 40000: (0, True, HERE)}
+
+
+def test_two_ends_of_which_nobody_knows_what_is_left_end_as_well():
+    ends = Ends()
+    ends.silent.add(3)
+    assert ends.removed(ends.server, ends.client) == {}
+    begin = len(ends.events)
+    ends.wait(1.0)
+    assert {port: count[:2] for port, count in ends.since(begin).items()} == {80: (100, True), 40000: (0, True)}
+
+
+def test_of_two_ends_of_which_one_got_no_fin_each_is_asked_for():
+    ends = Ends()
+    ends.client.info[TcpInfo.BYTES_RECEIVED] = 0
+    ended = ends.removed(ends.server, ends.client)
+    assert {port: count[:2] for port, count in ended.items()} == {80: (100, True), 40000: (0, True)}
+    assert ends.questions == 2
+
+
+@pytest.mark.parametrize(("later", "expected"), [(0.0, True), (MEMORY, True), (MEMORY + 0.1, False)])
+def test_an_end_that_was_reported_is_remembered_for_the_other_one_for_a_while(later, expected):
+    ends = Ends()
+    assert list(ends.removed(ends.client)) == [40000]
+    ends.now += later
+    ends.session.channel_drained(1, ends.now)
+    ended = ends.removed(ends.server)
+    assert ended == ({80: (100, True, THERE)} if expected else {})
+
+
+@pytest.mark.parametrize(
+    ("state", "sent", "received"),
+    [
+        (SocketState.FIN_WAIT2, 100, 100),
+        (SocketState.FIN_WAIT2, 101, 101),  # all of this is payload, and its FIN is still to come
+        (SocketState.ESTABLISHED, 101, 101),
+        (SocketState.ESTABLISHED, 100, None),  # no FIN was sent: it cannot be the other end
+        (SocketState.CLOSE_WAIT, 100, None),
+        (SocketState.FIN_WAIT2, 99, None),  # nor can who sent less
+    ],
+)
+def test_the_other_end_may_live_on_and_says_what_it_sent(state, sent, received):
+    """By its counts, which are asked for; whoever cannot be it says nothing, and the end waits."""
+    ends = Ends()
+    ends.sockets[8] = attrs.evolve(ends.client, state=state, info={**ends.client.info, TcpInfo.BYTES_SENT: sent})
+    begin = len(ends.events)
+    ended = ends.removed(ends.server)
+    assert {port: count[:2] for port, count in ended.items()} == ({} if received is None else {80: (received, True)})
+    ends.wait(0.3)
+    assert list(ends.since(begin)) == [80]
+
+
+ANSWERED = {TcpInfo.BYTES_RECEIVED: 51, TcpInfo.DATA_SEGS_IN: 1}
+"""Of a client that got 50 bytes and a FIN."""
+
+
+@pytest.mark.parametrize("by", ["living", "patience"])
+def test_an_end_that_waited_is_remembered_for_the_other_one(by):
+    """Whether that was seen alive or not: its own end is settled at once."""
+    ends = Ends(BYTES_SENT=50, BYTES_ACKED=51)
+    ends.client.info.update(ANSWERED)
+    if by == "living":
+        ends.sockets[8] = attrs.evolve(ends.client, state=SocketState.FIN_WAIT2)
+    assert bool(ends.removed(ends.server)) is (by == "living")
+    ends.sockets.clear()
+    ends.wait(0.3)
+    assert {port: count[:2] for port, count in ends.removed(ends.client).items()} == {40000: (50, True)}
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"), [(SocketState.LAST_ACK, THERE), (SocketState.FIN_WAIT2, Outcome.RESET_THERE)]
+)
+def test_the_other_end_that_lives_on_says_whether_this_one_closed_in_order(state, outcome):
+    """Where the end itself does not tell a FIN from a SYN."""
+    ends = Ends(DELIVERED=9)
+    ends.sockets[8] = attrs.evolve(ends.client, state=state)
+    assert ends.removed(ends.server) == {80: (100, True, outcome)}
+
+
+@pytest.mark.parametrize(("received", "closed"), [(1, True), (0, False)])
+def test_the_other_end_that_ended_says_whether_this_one_closed_in_order(received, closed):
+    """It got its FIN, or not."""
+    ends = Ends(DELIVERED=9)
+    ends.client.info[TcpInfo.BYTES_RECEIVED] = received
+    ends.removed(ends.server)
+    ended = [event.flow for event in ends.events if isinstance(event, FlowRemoved)]
+    begin = len(ends.events)
+    ends.removed(ends.client)
+    received_bytes, final, outcome = ends.since(begin)[80]
+    assert ended == []
+    assert (received_bytes, final, outcome in {HERE, THERE}) == (100, True, closed)
+
+
+@pytest.mark.parametrize(("unread", "outcome"), [(2, Outcome.RESET), (1, Outcome.RESET_HERE)])
+def test_of_two_ends_with_something_unread_either_may_have_reset_the_other(unread, outcome):
+    ends = Ends(DELIVERED=1)
+    ends.server.unread, ends.client.unread = 5, unread
+    ends.removed(ends.server)
+    begin = len(ends.events)
+    ends.removed(ends.client)
+    assert ends.since(begin)[80] == (100, True, outcome)
+
+
+@pytest.mark.parametrize(
+    ("unread", "orderly", "waits"), [(0, False, False), (1, False, True), (5, False, True), (5, True, False)]
+)
+def test_an_end_that_left_something_unread_waits_for_who_may_have_reset_it(unread, orderly, waits):
+    """Though its own count is proven by a dump; it stays so, whatever comes."""
+    for comes in (True, False):
+        ends = Ends()
+        info = {**ends.server.info, TcpInfo.BYTES_ACKED: 0}
+        ends.sockets[7] = attrs.evolve(ends.server, state=SocketState.CLOSE_WAIT, info=info)
+        ends.poll()
+        ends.sockets.clear()
+        begin = len(ends.events)
+        final = attrs.evolve(ends.server, unread=unread, info={**info, TcpInfo.BYTES_ACKED: int(orderly)})
+        assert bool(ends.removed(final)) is not waits
+        if comes:
+            ends.removed(aborted(ends))
+        ends.wait(0.3)
+        received, proven, outcome = ends.since(begin)[80]
+        assert (received, proven) == (100, True)
+        if waits:
+            assert outcome is (Outcome.RESET_HERE if unread > 1 and not comes else Outcome.RESET_THERE)
+
+
+@pytest.mark.parametrize("delivered", [9, 2])
+def test_an_end_that_nobody_settles_has_no_fin_and_was_reset(delivered):
+    """Even if it was likely before the other end was waited for."""
+    ends = Ends(DELIVERED=delivered)
+    assert ends.removed(ends.server) == {}
+    ends.wait(0.3)
+    assert ends.since(0) == {80: (101, False, Outcome.RESET_THERE)}
+
+
+def aborted(ends: Ends) -> FakeSocket:
+    """The client with what the kernel leaves of its counters after ``SO_LINGER`` with time 0."""
+    return attrs.evolve(ends.client, remote_port=0, unacked=65_000, info={})
+
+
+@pytest.mark.parametrize("order", ["before", "after", "together"])
+@pytest.mark.parametrize("known", [True, False])
+def test_who_aborts_resets_the_other_end(order, known):
+    """No FIN is among what that received; of an end that no dump had nothing but its port is left."""
+    ends = Ends(known=known, BYTES_RECEIVED=100, DELIVERED=1)
+    ends.server.unread = 5
+    begin = len(ends.events)
+    socks = [aborted(ends), ends.server] if order == "before" else [ends.server, aborted(ends)]
+    for batch in [socks] if order == "together" else [[sock] for sock in socks]:
+        ends.removed(*batch)
+    if not known:
+        assert 80 not in ends.since(begin)
+        ends.wait(0.3)
+    assert ends.since(begin)[80] == (100, False, Outcome.RESET_THERE)

@@ -1,0 +1,141 @@
+"""The last message of a socket: whether its counters have a FIN in them, and who was disconnected."""
+
+from __future__ import annotations
+
+import pytest
+from sockdiag_fakes import LOOPBACK, FakeSocket, info_position
+
+from nstat_async.sockdiag import SocketState, TcpInfo
+from nstat_async.sockdiag._entry import Entry
+from nstat_async.sockdiag._finals import (
+    Remains,
+    fin_by_dump,
+    fin_by_peer,
+    fin_by_remains,
+    is_behind_fin,
+    is_unused,
+    last_words,
+    remains_of,
+    was_disconnected,
+)
+from nstat_async.sockdiag._reports import socket_report
+
+
+def ended(
+    entry_state=SocketState.ESTABLISHED,
+    *,
+    before=None,
+    repeated=False,
+    reading=0.0,
+    unread=0,
+    rx=100,
+    segments=1,
+    tx=50,
+    **info,
+):
+    """A socket's last message, as the entry of what was known before, and the words."""
+    fields = {
+        TcpInfo.BYTES_RECEIVED: rx,
+        TcpInfo.DATA_SEGS_IN: segments,
+        TcpInfo.BYTES_SENT: tx,
+        TcpInfo.BYTES_ACKED: tx + 2,
+        TcpInfo.SEGS_IN: 5,
+        **{TcpInfo[name]: value for name, value in info.items()},
+    }
+    message = FakeSocket(1, unread=unread, info=fields).message(final=True)
+    entry = Entry(None, 6, (0, bytes([2, entry_state]) + bytes(42), 1, b"", b""), 7, 6 if repeated else 7, entry_state)
+    entry.reading = reading
+    if before is not None:
+        row = FakeSocket(1, info={**fields, **before}).message()
+        entry.report = socket_report(row, *info_position(row), int(is_behind_fin(row, *info_position(row))))
+    return entry, last_words(message, *info_position(message))
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"segments": 0, "rx": 1}, (1, True)),
+        ({"rx": 0}, (0, True)),
+        ({"entry_state": SocketState.CLOSE_WAIT}, (1, True)),
+        ({"entry_state": SocketState.LAST_ACK}, (1, True)),
+        ({"entry_state": SocketState.TIME_WAIT}, (1, True)),
+        ({"entry_state": SocketState.FIN_WAIT2}, None),
+        ({}, None),
+        ({"before": {TcpInfo.BYTES_RECEIVED: 99}}, (1, True)),
+        ({"before": {}}, None),  # that row may have been written while the FIN came
+        ({"before": {}, "repeated": True}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.47}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.6}, None),  # it may have come while that row was written
+        (
+            {"before": {TcpInfo.STATE: SocketState.CLOSE_WAIT}},
+            (1, True),
+        ),  # came between its first state and its counters
+        ({"before": {TcpInfo.BYTES_RECEIVED: 98}}, None),
+        ({"before": {TcpInfo.BYTES_RECEIVED: 99, TcpInfo.DATA_SEGS_IN: 2}}, None),
+    ],
+)
+def test_what_dumps_prove_of_a_fin(facts, expected):
+    """The table of evidence, one case a row; None asks for more."""
+    assert fin_by_dump(*ended(**facts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"), [(99, (1, True)), (100, (0, True)), (5000, (0, True)), (98, None)], ids=str
+)
+def test_the_other_end_proves_a_fin(sent, expected):
+    """100 bytes came: one more than the other end sent is its FIN; two more, and it is another end."""
+    _, words = ended()
+    peer = ended(tx=sent)[1]._replace(received=51)
+    assert fin_by_peer(words, peer) == expected
+    assert fin_by_peer(words, peer._replace(received=52)) is None, "it has more than was sent: it is another end"
+    assert fin_by_peer(words, peer._replace(segments_in=0, segments_out=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "remains", "age", "expected"),
+    [
+        ({}, Remains.FIN_WAIT2, 0, (0, True)),
+        ({"unread": 1}, Remains.TIME_WAIT, 10, (1, True)),
+        ({"unread": 7}, Remains.TIME_WAIT, 10, (1, True)),
+        ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 30, (1, False)),  # half-closed for a millisecond
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 210, (1, False)),
+        ({"LAST_ACK_RECV": 0}, Remains.TIME_WAIT, 9, (0, False)),  # the FIN came behind the last segment
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 10, (0, False)),
+        ({"LAST_ACK_RECV": 200}, Remains.TIME_WAIT, 500, (1, False)),  # read late
+        ({"LAST_ACK_RECV": 20}, Remains.TIME_WAIT, 500, (0, False)),
+        ({}, Remains.NOTHING, 0, (1, False)),
+        ({"here": True}, Remains.NOTHING, 0, (0, False)),
+        ({"LAST_ACK_RECV": 20}, Remains.NOTHING, 0, (1, False)),
+        ({"LAST_ACK_RECV": 21}, Remains.NOTHING, 0, (0, False)),
+        ({"unread": 1}, Remains.NOTHING, 0, (1, False)),
+        ({"unread": 2}, Remains.NOTHING, 0, (0, False)),
+        ({}, Remains.UNKNOWN, 0, (1, False)),
+    ],
+)
+def test_the_remains_prove_a_fin_or_make_it_likely(facts, remains, age, expected):
+    """The last words came 30 ms ago: remains are as old as the last segment, younger, or so old that they were read late."""
+    here = facts.pop("here", False)
+    found = FakeSocket(1, state=SocketState.TIME_WAIT, timer=3, expires=60_000 - age).message()
+    assert fin_by_remains(ended(**facts)[1], remains, found, since_ms=30.0, here=here) == expected
+
+
+def test_remains_are_a_sockets_own():
+    """A dumped socket's have its cookie; what no dump had may have another one."""
+    message = FakeSocket(1).message(final=True)
+    own, other = (FakeSocket(n, state=SocketState.TIME_WAIT, timer=3).message() for n in (1, 2))
+    waiting = FakeSocket(1, state=SocketState.FIN_WAIT2, timer=3).message()
+    assert remains_of(message, own, known=True) is remains_of(message, other, known=False) is Remains.TIME_WAIT
+    assert remains_of(message, waiting, known=True) is Remains.FIN_WAIT2
+    for found in (other, None, FakeSocket(1, state=SocketState.LISTEN).message()):
+        assert remains_of(message, found, known=True) is Remains.NOTHING
+
+
+def test_unused_and_disconnected():
+    """A socket without port and peer was never used; without port and counters, yet with a peer's window, aborted."""
+    assert is_unused(FakeSocket(1, b"\0" * 4, 0, b"\0" * 4, 0).message(final=True))
+    assert not is_unused(FakeSocket(1, LOOPBACK, 5, b"\0" * 4, 0).message(final=True))
+    aborted = FakeSocket(1, remote_port=0, unacked=65000).message(final=True)
+    refused = FakeSocket(1, remote_port=0, unacked=3).message(final=True)
+    assert was_disconnected(aborted, *info_position(aborted))
+    assert not was_disconnected(refused, *info_position(refused))

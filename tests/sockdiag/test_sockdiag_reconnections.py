@@ -1,0 +1,200 @@
+"""A socket that connects once more: to which of its connections records, rows and removals belong."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from ebpf_records import encode, record
+from programs_fakes import PORTS, RING, Programs, attrs_of, closed, connect, removal, started
+from sockdiag_fakes import FakeSocket, flow_events, kinds
+
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
+from nstat_async._model import Direction
+from nstat_async.ebpf import Kind
+from nstat_async.sockdiag._constants import SocketState
+
+
+def test_a_listener_that_was_shut_down_and_connects_ends_as_a_listener():
+    """``shutdown`` takes it out of the dumps, and ``connect`` makes a client of the same socket."""
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, local_port=40000, remote=bytes(4), remote_port=0, state=SocketState.LISTEN)
+    kernel.poll()
+    del kernel.sockets[9]
+    removed, added = [e for e in flow_events(connect(kernel)) if not isinstance(e, FlowUpdated)]
+    assert (type(removed), removed.flow.direction) == (FlowRemoved, Direction.LISTENER)
+    assert (type(added), added.flow.direction, added.flow.remote.port) == (FlowAdded, Direction.OUTBOUND, 80)
+    assert removed.flow.id != added.flow.id
+
+
+def test_a_listener_that_was_shut_down_and_connects_in_vain_ends_twice():
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, local_port=40000, remote=bytes(4), remote_port=0, state=SocketState.LISTEN)
+    kernel.poll()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, **PORTS), closed())
+    kernel.wait(1.0)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c9", "c9.2"]
+
+
+def test_a_socket_with_another_connection_is_another_flow():
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed())
+    connect(kernel)
+    kernel.ring(closed(tx=1))
+    kernel.wait(1.0)
+    ids = [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert ids == ["c9", "c9.2"]
+
+
+def overtaken(kernel: Programs, *, seen: str, late: bool) -> list[FlowRemoved]:
+    """A socket connects, and once more: a row or the removal of the second connection is read before its records.
+
+    The record of the first one's end is `late`, too, or is there. How both ended.
+    """
+    connect(kernel)
+    ends = {"local_port": 40001, "remote_port": 81 << 8}
+    begin = record(Kind.OPENED, 9, pid=5, remote_port=81 << 8), record(Kind.ESTABLISHED, 9, pid=5, **ends)
+    records = [closed(), *begin, record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=5, remote_port=81 << 8)]
+    if not late:
+        kernel.ring(records.pop(0))
+    kernel.sockets[9] = attrs.evolve(removal(rx=5), local_port=40001, remote_port=81)
+    if seen == "row":
+        kernel.poll()
+    kernel.close(9)
+    kernel.run()
+    kernel.ring(*records)
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)).count("FlowAdded") == 2
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.flow.remote.port) for e in removed] == [("c9", 80), ("c9.2", 81)]
+    assert (removed[1].flow.local.port, removed[1].counts.rx_bytes, removed[1].final) == (40001, 5, True)
+    return removed
+
+
+@pytest.mark.parametrize("seen", ["removal", "row"])
+def test_a_connection_whose_record_came_ends_by_it_though_the_next_one_is_seen_before_its_records(seen):
+    kernel = started()
+    first, _ = overtaken(kernel, seen=seen, late=False)
+    assert (first.counts.rx_bytes, first.final) == (7, True)
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+@pytest.mark.parametrize("seen", ["removal", "row"])
+def test_the_record_of_a_connection_that_was_dissolved_does_not_end_the_next_one(seen):
+    """It comes when the next one was seen: the end was reported, without the counts that the kernel cleared."""
+    kernel = started()
+    first, _ = overtaken(kernel, seen=seen, late=True)
+    assert not first.final
+    assert [e.cause for e in kernel.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
+
+
+@pytest.mark.parametrize("established", [True, False], ids=["established", "its local port is not known"])
+def test_a_row_of_a_connection_that_ended_is_older_than_the_records_of_the_next_one(established):
+    """The kernel wrote it before, in the same poll: it neither ends that one nor makes a third of it."""
+    kernel = started()
+    connect(kernel)
+    ends = {"local_port": 40001, "remote_port": 80 << 8}
+    begin = [record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), record(Kind.ESTABLISHED, 9, pid=5, **ends)]
+    first, second = removal(rx=7), attrs.evolve(removal(rx=5), local_port=40001)
+    kernel.sockets[9] = first
+    kernel.poll()
+    kernel.during_dump = lambda: kernel.ring(closed(), *begin[: 1 + established])
+    kernel.poll()
+    kernel.during_dump = None
+    kernel.ring(*begin[1 + established :])
+    del kernel.sockets[9]
+    kernel.ring(record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=5, remote_port=80 << 8))
+    kernel.feed(second.message(final=True), 1)
+    kernel.run()
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.flow.local.port, e.counts.rx_bytes, e.final) for e in removed] == [
+        ("c9", 40000, 7, True),
+        ("c9.2", 40001, 5, True),
+    ]
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def reconnected():
+    """A kernel whose socket 9 was closed, as a record says, and has another connection, as a dump does."""
+    kernel = started()
+    connect(kernel)
+    kernel.feed(encode(attrs_of(closed())), RING)
+    kernel.sockets[9] = FakeSocket(9, remote=bytes((127, 0, 0, 3)), local_port=40001)
+    kernel.poll()
+    return kernel
+
+
+def test_a_record_of_an_end_is_not_that_of_a_connection_that_a_dump_found_meanwhile():
+    kernel = reconnected()
+    kernel.wait(1.0)
+    last = [e for e in flow_events(kernel.events) if e.flow.id == "c9.2"]
+    assert [type(e) for e in last] == [FlowAdded]
+    assert [e.flow.id for e in flow_events(kernel.events) if isinstance(e, FlowRemoved)] == ["c9"]
+
+
+def test_a_removal_is_not_joined_with_the_record_of_the_connection_before():
+    kernel = reconnected()
+    kernel.close(9)
+    kernel.ring(closed()._replace(time=1_000_000_000))
+    kernel.wait(1.0)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c9", "c9.2"]
+
+
+@pytest.mark.parametrize(
+    ("known", "ids", "lost"),
+    [(True, ["c9", "c9.2"], [(LossCause.FINAL_COUNTS, 1)]), (False, ["c9", "c9.2"], [])],
+)
+def test_records_of_two_connections_that_come_after_the_removal_of_their_socket(known, ids, lost):
+    """The removal is that of the second one; the first one's record is not taken for its: it ends the first, unless that was given up."""
+    kernel = started()
+    ports = {"local_port": 40001, "remote_port": 80 << 8}
+    first = [record(Kind.OPENED, 9, remote_port=81 << 8), record(Kind.CLOSED, 9, remote_port=81 << 8, tx_bytes=1)]
+    second = [record(kind, 9, 1_000_000_000, tx_bytes=70, rx_bytes=8, **ports) for kind in (Kind.OPENED, Kind.CLOSED)]
+    kernel.ring(*first[:known])
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    kernel.ring(*first[known:], *second)
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [e.flow.id for e in removed] == ids
+    assert (removed[-1].flow.remote.port, removed[-1].counts.rx_bytes, removed[-1].final) == (80, 8, True)
+    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == lost
+    if not known:
+        assert (removed[0].flow.remote.port, removed[0].counts.tx_bytes, removed[0].final) == (81, 1, True)
+
+
+def test_records_of_three_connections_that_come_after_the_removal_of_their_socket():
+    """Each is a flow that is added and removed, with the process and the counts of its record."""
+    kernel = started()
+    ends = [{"local_port": 40001, "remote_port": port << 8} for port in (81, 82, 80)]
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    for number, each in enumerate(ends):
+        sent = 70 if number == 2 else number + 1
+        kinds_of = (Kind.OPENED, Kind.ESTABLISHED, Kind.CLOSED)
+        kernel.ring(
+            *[record(kind, 9, number * 1_000_000_000, pid=5, tx_bytes=sent, rx_bytes=8, **each) for kind in kinds_of]
+        )
+    kernel.ring(record(Kind.CLOSED, 9, pid=5, tx_bytes=1, **ends[0]))
+    kernel.wait(1.0)
+    events = [e for e in flow_events(kernel.events) if not isinstance(e, FlowUpdated)]
+    assert [(type(e), e.flow.id) for e in events] == [
+        (kind, name) for name in ("c9", "c9.2", "c9.3") for kind in (FlowAdded, FlowRemoved)
+    ]
+    removed = [e for e in events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.remote.port, e.counts.tx_bytes, e.final) for e in removed] == [
+        (81, 1, True),
+        (82, 2, True),
+        (80, 70, True),
+    ]
+    assert {e.flow.process.pid for e in removed} == {5}
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def test_an_earlier_connection_of_a_socket_that_was_reported_already_is_said_to_be_lost():
+    """Its later one has the socket's first number."""
+    kernel = started()
+    kernel.sockets[9] = FakeSocket(9, local_port=40001)
+    kernel.poll()
+    kernel.ring(record(Kind.CLOSED, 9, local_port=40000, remote_port=81 << 8, tx_bytes=1))
+    assert [e.flow.id for e in flow_events(kernel.events)] == ["c9"]
+    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(LossCause.GOODBYE, 1)]
