@@ -50,7 +50,7 @@ class _PollWaiter:
     """Somebody who waits for a poll."""
 
     serial: float = math.inf
-    done: anyio.Event = attrs.field(factory=anyio.Event)
+    done: anyio.Event = attrs.field(factory=lambda: anyio.Event())  # noqa: PLW0108  # not looked up before: it takes 3 ms
 
 
 class Distributor:

@@ -15,22 +15,22 @@ from typing import NamedTuple
 REMEMBERED = 4096
 """Paths whose meaning is kept."""
 
-_UNIT = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
-_USER_MANAGER = re.compile(r"user@\d+\.service")
-_ENGINE = re.compile(r"(?:(?P<engine>.*)[-:])?(?P<id>[0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})(?:\.scope)?")
+_UNIT = r".+\.(?:service|scope|socket|mount|swap)"
+_USER_MANAGER = r"user@\d+\.service"
+_ENGINE = r"(?:(?P<engine>.*)[-:])?(?P<id>[0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})(?:\.scope)?"
 """``docker-ID.scope``, ``crio-ID``, ``….slice:cri-containerd:ID``, or the bare id; ECS has shorter ones."""
 _MONITORS = ("conmon",)
 """What runs beside a container, under its id."""
-_MACHINE = re.compile(r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service")
+_MACHINE = r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service"
 _VIRTUAL_MACHINES = ("qemu-", "xen-")
-_LIBVIRT = re.compile(r"lxc-\d+-")
-_LXC = re.compile(r"lxc\.payload\.(?P<name>.+)")
+_LIBVIRT = r"lxc-\d+-"
+_LXC = r"lxc\.payload\.(?P<name>.+)"
 _LXC_PARENTS = frozenset({"lxc", "lxc.payload"})
-_POD = re.compile(
+_POD = (
     r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice.*)?"
     r"|.*libpod_pod_(?P<id>[0-9a-f]{64})(?:\.slice)?"
 )
-_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_ESCAPED = rb"\\x([0-9a-f]{2})"
 
 
 class Workload(NamedTuple):
@@ -54,7 +54,7 @@ def workload_of(path: str) -> Workload:
 def _unit(parts: list[str]) -> str | None:
     names = [part.removeprefix("_") for part in parts]  # systemd's guard against names of control files (cg_escape)
     unit, rest = _first_unit(names)
-    if unit is not None and _USER_MANAGER.fullmatch(unit):
+    if unit is not None and re.fullmatch(_USER_MANAGER, unit):
         inner, _ = _first_unit(rest)
         return inner if inner not in {None, "init.scope"} else unit
     return unit
@@ -63,7 +63,7 @@ def _unit(parts: list[str]) -> str | None:
 def _first_unit(names: list[str]) -> tuple[str | None, list[str]]:
     """What follows the slices, if it is a unit, and the names behind it."""
     behind = next((at for at, name in enumerate(names) if not name.endswith(".slice")), len(names))
-    if behind == len(names) or not _UNIT.fullmatch(names[behind]):
+    if behind == len(names) or not re.fullmatch(_UNIT, names[behind]):
         return None, []
     return names[behind], names[behind + 1 :]
 
@@ -77,37 +77,37 @@ def _container(parts: list[str]) -> str | None:
 
 
 def _of_engine(part: str) -> str | None:
-    match = _ENGINE.fullmatch(part)
+    match = re.fullmatch(_ENGINE, part)
     if match is None or (match["engine"] or "").endswith(_MONITORS):
         return None
     return match["id"]
 
 
 def _of_machine(part: str) -> str | None:
-    match = _MACHINE.fullmatch(part)
+    match = re.fullmatch(_MACHINE, part)
     if match is None:
         return None
     name = _unescaped(match["scope"] or match["service"])
-    return None if name.startswith(_VIRTUAL_MACHINES) else _LIBVIRT.sub("", name, count=1)
+    return None if name.startswith(_VIRTUAL_MACHINES) else re.sub(_LIBVIRT, "", name, count=1)
 
 
 def _of_lxc(parent: str, part: str) -> str | None:
     if parent in _LXC_PARENTS:
         return part
-    match = _LXC.fullmatch(part)
+    match = re.fullmatch(_LXC, part)
     return None if match is None else match["name"]
 
 
 def _unescaped(name: str) -> str:
     """What ``systemd-escape`` made of a machine's name."""
     data = name.encode("utf-8", "surrogateescape")
-    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "replace")
+    return re.sub(_ESCAPED, lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "replace")
 
 
 def _pod(parts: Iterable[str]) -> str | None:
     found = None
     for part in parts:
-        match = _POD.fullmatch(part)
+        match = re.fullmatch(_POD, part)
         if match is not None:
             found = match["id"] or match["uid"].replace("_", "-")
     return found

@@ -39,18 +39,18 @@ from .._contract import (
 )
 from .._io.channel import SocketChannel
 from .._public import on_demand, only
-from ._emulated import Emulated
 from ._kctl import Kctl
 from ._registry import auto, named
-from ._replay import Replay
 from ._sock_diag import SockDiag
-from ._unix import UnixSocket
 
 if TYPE_CHECKING:
     from .._io.jetstream import StreamSettings
     from .._io.nats_access import NatsAccess
     from .._io.pump import KernelFeed
+    from ._emulated import Emulated
     from ._fleet import Fleet
+    from ._replay import Replay
+    from ._unix import UnixSocket
 
 __all__ = [
     "Backend",
@@ -83,7 +83,10 @@ __dir__ = only(__all__)
 __getattr__ = on_demand(
     __name__,
     {
+        "._emulated": ("Emulated",),
         "._fleet": ("Fleet",),
+        "._replay": ("Replay",),
+        "._unix": ("UnixSocket",),
         ".._io.jetstream": ("StreamSettings",),
         ".._io.nats_access": ("NatsAccess",),
         ".._io.pump": ("KernelFeed",),

@@ -15,11 +15,8 @@ from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._io import system
 from .._io.system import DARWIN, LINUX, is_here
 from . import _kctl, _sock_diag
-from ._emulated import Emulated
 from ._kctl import Kctl
-from ._replay import Replay
 from ._sock_diag import Namespace, SockDiag
-from ._unix import UnixSocket
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +62,8 @@ def _sock(given: Given) -> Backend:
 
 
 def _emulated(given: Given) -> Backend:
+    from ._emulated import Emulated  # noqa: PLC0415  # which few need
+
     return Emulated() if given.kernel is None else Emulated(given.kernel)
 
 
@@ -74,11 +73,19 @@ def _unix(given: Given) -> Backend:
             "backend unix:PATH needs the kernel that speaks there, e.g. xnu-11417.121.6: "
             "--kernel on the command line, backends.UnixSocket(path, kernel) in a program"
         )
+    from ._unix import UnixSocket  # noqa: PLC0415  # as above
+
     return UnixSocket(given.rest, given.kernel)
 
 
+def _replay(given: Given) -> Backend:
+    from ._replay import Replay  # noqa: PLC0415  # as above
+
+    return Replay(given.rest, kernel=given.kernel)
+
+
 def _fleet(given: Given) -> Backend:
-    from ._fleet import Fleet  # noqa: PLC0415  # which hardly anybody needs
+    from ._fleet import Fleet  # noqa: PLC0415  # as above
 
     return Fleet(given.rest)
 
@@ -102,7 +109,7 @@ ROWS = (
     ),
     Row("emulated", _emulated),
     Row("unix", _unix, takes="PATH"),
-    Row("replay", lambda given: Replay(given.rest, kernel=given.kernel), takes="FILE"),
+    Row("replay", _replay, takes="FILE"),
     Row("fleet", _fleet, takes="URL"),
 )
 
