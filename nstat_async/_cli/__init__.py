@@ -53,7 +53,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
     try:
         try:
-            arguments = build_parser().parse_args(argv)
+            words = sys.argv[1:] if argv is None else list(argv)
+            arguments = build_parser(*words[:1]).parse_args(words)
             command = importlib.import_module(f"._{arguments.command}", __name__)
             try:
                 status: int = command.run(arguments)

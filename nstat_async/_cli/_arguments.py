@@ -488,8 +488,12 @@ class _PrintCompletion(argparse.Action):
         parser.exit(0)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole grammar; `command` of the result names the command."""
+def build_parser(first: str | None = None) -> argparse.ArgumentParser:
+    """The whole grammar; `command` of the result names the command.
+
+    Args:
+        first: The first argument. If that is a command, the options of the others need not be known.
+    """
     parser = Parser(
         prog="nstat-async",
         usage="nstat-async COMMAND [options]",
@@ -515,6 +519,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.configure(sub)
+        if first not in COMMANDS or first == name:
+            command.configure(sub)
         sub.set_defaults(parser=sub)
     return parser
