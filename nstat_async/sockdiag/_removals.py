@@ -93,6 +93,7 @@ class RemovalSource(Source):
                 f"destroyed sockets are not reported, so flows between two polls are missed: {refusal_text(errno)}"
             )
             self.missing = True
+            self._sightings.removals_left(self._book, some=False)
             self.close()
             return
         self._lossy = self._congested = True
@@ -104,6 +105,7 @@ class RemovalSource(Source):
     def drained(self) -> None:
         """Nothing is queued: a dump can repair a loss now, and what ends wait for did not come."""
         self._endings.waiting.behind = False
+        self._sightings.removals_left(self._book, some=False)
         self._endings.read_at = self.output.now
         if self._congested:
             self._congested = False
@@ -113,6 +115,7 @@ class RemovalSource(Source):
 
     def receive(self, data: bytes) -> None:
         self._endings.waiting.behind = not self.output.following
+        self._sightings.removals_left(self._book, some=not self.output.following)
         if len(data) >= ATTRIBUTES_AT and HEADER.unpack_from(data)[0] == len(data):  # as the kernel sends them
             self._take_in(data)
             return

@@ -165,6 +165,8 @@ class Sightings:
         self._formats = RowFormats()
         self._recorded: Waiting[int, _Half] = Waiting(REMOVAL_PATIENCE, MOST_WAITING)
         """Ends whose removal is awaited, by socket."""
+        self._unread: set[Book] = set()
+        """Network namespaces with removals that are not read yet."""
         self.removed: Waiting[int, _Half] = Waiting(RECORD_PATIENCE, MOST_WAITING)
         """Removals whose record is awaited."""
         self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING, PULSE_PATIENCE / 2)
@@ -445,6 +447,11 @@ class Sightings:
             self._past.add(cookie, None)
         return reported
 
+    def removals_left(self, book: Book, *, some: bool) -> None:
+        """Whether a removal may still be unread that the record of an end waits for."""
+        (self._unread.add if some else self._unread.discard)(book)
+        self._recorded.behind = bool(self._unread)
+
     def end_recorded(self, cookie: int) -> bool:
         """The removal of this connection will not come: its record is all; False if there is none."""
         half = self._recorded.pop(cookie)
@@ -532,6 +539,7 @@ class Sightings:
 
     def leave(self, book: Book) -> None:
         """Nobody watches this network namespace any more: its ends wait no longer."""
+        self.removals_left(book, some=False)
         for cookie, half in self._recorded.items():
             if half.book is book:
                 self.end_recorded(cookie)

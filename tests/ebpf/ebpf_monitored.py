@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from ebpf_living import LIMIT, NotReportedError
@@ -32,11 +32,16 @@ class Seen:
         async for event in self.monitor:
             self.events.append(event)
 
-    async def until(self, condition: Callable[[], object]) -> object:
+    async def until(
+        self, condition: Callable[[], object], stir: Callable[[], Awaitable[object]] | None = None
+    ) -> object:
+        """Wait until it is true, and stir between two looks; its value."""
         end = time.monotonic() + LIMIT
         while not (value := condition()):
             if time.monotonic() > end:
                 raise NotReportedError(f"not within {LIMIT} s; {len(self.events)} events")
+            if stir is not None:
+                await stir()
             await asyncio.sleep(0.005)
         return value
 

@@ -8,7 +8,7 @@ import attrs
 import pytest
 from ebpf_records import datagram_record, record
 from programs_fakes import BORN, GRANTED, PORTS, REMOTE, Programs, closed, connect, end, flow_row, removal, started
-from sockdiag_fakes import FakeSocket, flow_events, kinds
+from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
 from nstat_async._model import Direction, Outcome, Visibility
@@ -16,6 +16,7 @@ from nstat_async._options import Ebpf
 from nstat_async.ebpf import Kind, Operation, Tier
 from nstat_async.sockdiag import CgroupFacts, DiagAttribute, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
+from nstat_async.sockdiag._sightings import REMOVAL_PATIENCE
 
 
 def test_a_connection_is_announced_without_a_poll():
@@ -245,6 +246,34 @@ def test_a_removal_says_where_an_end_is_that_no_dump_had(port, waited):
     assert isinstance(kernel.events[0], FlowAdded)
     assert str(kernel.events[0].flow.local) == f"127.0.0.1:{0 if waited else 40000}"
     assert (str(events[-1].flow.local), str(events[-1].flow.remote)) == ("127.0.0.1:40000", "127.0.0.2:80")
+
+
+def test_a_record_waits_for_its_removal_while_removals_are_unread():
+    """Its own may be among them: nothing else says where the connection began whose record of that was lost."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), closed())
+    kernel.feed(removal(8).message(final=True), 1)
+    kernel.now += 2 * REMOVAL_PATIENCE
+    kernel.session.handle_deadline(kernel.now)
+    assert not removals(kernel.run())
+    kernel.feed(removal(9).message(final=True), 1)
+    (removed,) = removals(kernel.wait(0.0))
+    assert (str(removed.flow.local), removed.counts.rx_bytes) == ("127.0.0.1:40000", 7)
+
+
+@pytest.mark.parametrize("then", ["drained", "refused"])
+def test_a_record_waits_no_longer_than_that_for_a_removal_when_all_are_read(then):
+    kernel = started()
+    kernel.feed(removal(8).message(final=True), 1)
+    if then == "refused":
+        kernel.session.channel_failed(1, errno.EPERM, kernel.now)
+    else:
+        kernel.session.channel_drained(1, kernel.now)
+    connect(kernel)
+    kernel.ring(closed())
+    kernel.now += 2 * REMOVAL_PATIENCE
+    kernel.session.handle_deadline(kernel.now)
+    assert [e.flow.id for e in removals(kernel.run())] == ["c9"]
 
 
 @pytest.mark.parametrize(("known", "walks"), [(True, 1), (False, 2)])
