@@ -38,6 +38,8 @@ from nstat_async.ebpf import (
 HERE = Path(__file__).parent
 LIMIT = 120.0
 """Seconds for the kernel to report what happened: never reached unless it doesn't."""
+NET = 4 * LIMIT
+"""Seconds for a test that may be run three times (`again`)."""
 
 
 def kernel() -> tuple[int, ...]:

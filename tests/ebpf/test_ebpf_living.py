@@ -15,6 +15,7 @@ import pytest
 from ebpf_living import (
     ALL,
     HERE,
+    NET,
     Watch,
     again,
     alive,
@@ -49,7 +50,7 @@ from nstat_async.ebpf import (
     remainder_of,
 )
 
-pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET)]
 
 WITHOUT_CGROUP = (Tier.CALLS if counts_calls() else Tier.TCP).value
 

@@ -6,7 +6,7 @@ import os
 import socket
 
 import pytest
-from ebpf_living import again, needs_calls
+from ebpf_living import NET, again, needs_calls
 from ebpf_monitored import Seen, connection, monitored, port, udp
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved
@@ -16,7 +16,7 @@ from nstat_async._io.ring import Ring
 from nstat_async._model import Provider
 from nstat_async.ebpf import RING_STEP
 
-pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET)]
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import socket
 import subprocess
 
 import pytest
-from ebpf_living import Watch, compiled, cookie, counts_calls, living
+from ebpf_living import NET, Watch, compiled, cookie, counts_calls, living
 
-pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET)]
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 UDP_SEGMENT, UDP_GRO = 103, 104

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import anyio
 import pytest
-from ebpf_living import ALL, LIMIT, NotReportedError, again, needs_calls
+from ebpf_living import ALL, LIMIT, NET, NotReportedError, again, needs_calls
 from ebpf_monitored import Seen, check_short_processes, connection, ends, monitored, own, port, short_processes, udp
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Visibility
 from nstat_async._model import Direction
 from nstat_async.backends import Replay
 
-pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET)]
 
 
 @again

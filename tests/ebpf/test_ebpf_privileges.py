@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ebpf_living import ALL, LIMIT, again, counts_calls, needs_calls, own_namespace, program_ids, wait_until_gone
+from ebpf_living import ALL, LIMIT, NET, again, counts_calls, needs_calls, own_namespace, program_ids, wait_until_gone
 from ebpf_monitored import (
     Seen,
     Watcher,
@@ -33,7 +33,7 @@ from nstat_async._io.netlink import NetlinkTransport
 from nstat_async.ebpf import Tier
 from nstat_async.sockdiag import AttachRequest
 
-pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET)]
 
 
 @pytest.mark.slow
