@@ -80,7 +80,7 @@ typedef struct {
     Py_ssize_t reference_at, counts_at, counts_size, counts_message, update_size;
     Py_ssize_t growing[4], wrapping_at;
     PyTypeObject *source, *event;
-    Py_ssize_t is_plain, span, identity, reader, raw, report, seen, flow; /* of a source */
+    Py_ssize_t is_plain, span, identity, reader, raw, totals, report, seen, flow; /* of a source */
     Py_ssize_t event_time, event_flow, event_report;
     PyObject *last_reader, *pieces; /* the reader whose pieces of identity are at hand */
 } Reports;
@@ -110,8 +110,9 @@ static int Reports_init(Reports *self, PyObject *arguments, PyObject *keywords)
     }
     if (find_slot(source, "is_plain", &self->is_plain) || find_slot(source, "span", &self->span) ||
         find_slot(source, "identity", &self->identity) || find_slot(source, "reader", &self->reader) ||
-        find_slot(source, "raw", &self->raw) || find_slot(source, "report", &self->report) ||
-        find_slot(source, "seen", &self->seen) || find_slot(source, "flow", &self->flow) ||
+        find_slot(source, "raw", &self->raw) || find_slot(source, "totals", &self->totals) ||
+        find_slot(source, "report", &self->report) || find_slot(source, "seen", &self->seen) ||
+        find_slot(source, "flow", &self->flow) ||
         find_slot(event, "time", &self->event_time) || find_slot(event, "flow", &self->event_flow) ||
         find_slot(event, "_details", &self->event_report))
         return -1;
@@ -295,6 +296,7 @@ static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssi
                                                         pass->nanoseconds, raw, before)
                                      : report_of_counts(self, source, reader, raw, before);
         set_slot(source, self->raw, raw); /* `before` is gone */
+        set_slot(source, self->totals, Py_NewRef(Py_None));
         Py_DECREF(reader);
         PyObject *event = make_event(self, pass->time, SLOT(source, self->flow), report);
         PyObject *answer = event == NULL ? NULL : PyObject_CallOneArg(pass->emit, event);

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Union
 
 from .._compiled import speedups
 from .._errors import ProtocolError
-from .._events import AnyEvent, EventsLost, FlowUpdated, LossCause, SystemInfo, Unrecognized, UpdateDraft
+from .._events import AnyEvent, EventsLost, FlowUpdated, LossCause, SystemInfo, Unrecognized, UpdateDraft, flow_updated
 from ._constants import HEADER_SIZE, MESSAGE_NAMES, NO_FLOWS, MessageType
 from ._counters import (
     DETAILS_SIZE,
@@ -47,6 +47,16 @@ _PLAIN = {_UPDATE, _DETAILED}
 
 Observer = Callable[[int, Union[int, None], Union[Values, None], bytes], None]
 """(reference, provider number, counters, descriptor); `None` or empty is what the message does not have."""
+
+
+_totals_of_details: Any = growing_details()
+
+
+def _has_grown(raw: bytes, before: bytes) -> bool:
+    """True if details differ in totals that have grown, and in what nobody counts."""
+    a, b, c, d, wrapping = _totals_of_details(raw)
+    e, f, g, h, wrapped = _totals_of_details(before)
+    return bool(b >= f and d >= h and a >= e and c >= g and wrapping == wrapped)
 
 
 def _is_quiet(raw: bytes, before: bytes) -> bool:
@@ -138,10 +148,12 @@ class Decoder:
             codec.by_name["srcref"],
             codec.by_name["counts"],
         ]
-        growing: Any = growing_reader(layout)
-        details = layout["nstat_msg_src_details"].by_name["detailed_counts"].offset if self.kernel.has_details else 0
-        sizes = (codec.size, self._sizes.get(_UPDATE, 0), self._sizes.get(_DETAILED, 0), details, growing_details())
+        self._details_at = (
+            layout["nstat_msg_src_details"].by_name["detailed_counts"].offset if self.kernel.has_details else 0
+        )
         sources = self.table.sources
+        sizes = codec.size, self._sizes.get(_UPDATE, 0)
+        growing: Any = growing_reader(layout)
         self._hot = (compile_format(report).unpack_from, growing, *sizes, sources, sources.get)
         """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
         self._take = self._compiled(codec) if speedups is not None and self._has_lengths else None
@@ -180,21 +192,12 @@ class Decoder:
         Raises:
             ProtocolError: Only with `strict`.
         """
-        (
-            read,
-            totals,
-            shortest,
-            update_size,
-            details_size,
-            details_at,
-            details_totals,
-            sources,
-            find,
-        ) = self._hot
+        read, totals, shortest, update_size, sources, find = self._hot
         table, emit, every = self.table, self.table.emit, self.table.every_update
         time, time_ns, serial = table.time, table.time_ns, table.poll_serial
         is_direct, draft = self._has_lengths and self.observer is None, UpdateDraft
         update, counts, detailed = _UPDATE, _COUNTS, _DETAILED
+        has_details = self.kernel.has_details
         self.to_settle = False
         take = self._take if is_direct else None
         index, stop, known_head = begin, len(datagrams), b""
@@ -218,27 +221,25 @@ class Decoder:
                 head, ref, raw = read(data, at)
                 if head != known_head:  # nearly all messages of a datagram have the same
                     context, kind, length, flags = HEADER.unpack(head)
-                    known_head, payload, growing = head, update_size, totals
-                    if kind != update:
-                        if kind == detailed and details_at:  # 0: this kernel has none
-                            payload, growing = details_size, details_totals
-                        elif kind == counts and length >= shortest:
-                            payload = 0
-                        else:
-                            known_head = b""
-                            break
-                    span = length - payload
+                    if kind == update:
+                        payload = update_size
+                    elif kind == counts and length >= shortest:
+                        payload = 0
+                    elif kind == detailed and has_details:
+                        payload = self._sizes[kind]
+                    else:
+                        known_head = b""
+                        break
+                    known_head, span = head, length - payload
+                    is_bare = kind != detailed and not flags and not context
                 end = at + length
                 if end > size:
                     break
-                if growing is not totals:
-                    raw = data[at + details_at : at + details_at + DETAILS_SIZE]
                 source: Any = find(ref)
-                plain = False
                 if (
                     source is not None
                     and source.is_plain is not False
-                    and not flags
+                    and is_bare
                     and (
                         not payload
                         or (source.span == span and source.identity == hash(source.reader.identity(data, at + payload)))
@@ -246,31 +247,33 @@ class Decoder:
                 ):
                     before = source.raw
                     if raw == before and not every:
-                        plain = True
-                    # Details do not replace updates, nor these them.
-                    elif source.is_plain and (not details_at or len(raw) == len(before)):
-                        a, b, c, d, wrapping = growing(raw)
-                        e, f, g, h, wrapped = growing(before)
+                        source.seen = serial
+                        at = end
+                        count += 1
+                        continue
+                    # Updates do not replace details.
+                    if source.is_plain and (not has_details or len(raw) == len(before)):
+                        a, b, c, d, wrapping = now = totals(raw)
+                        e, f, g, h, wrapped = source.totals or totals(before)
                         if b >= f and d >= h and a >= e and c >= g and wrapping == wrapped:
-                            plain = True
-                            source.raw = raw
-                            if every or growing is totals or not _is_quiet(raw, before):
-                                if payload:
-                                    report = (source.reader, data, at + payload, end, end, time_ns, raw, before)
-                                elif source.report is None:
-                                    report = (source.reader, b"", 0, 0, 0, -1, raw, before)
-                                else:
-                                    report = source.take_report(before)
-                                event: Any = draft()  # `flow_updated`, without the call
-                                event.time, event.flow, event._details = time, source.flow, report  # noqa: SLF001
-                                event.__class__ = FlowUpdated
-                                emit(event)
-                if plain:
-                    source.seen = serial
-                elif length >= self._sizes[kind]:
-                    self._handlers[kind](data, (kind, 0, flags, at, end))
-                else:
+                            source.raw, source.totals, source.seen = raw, now, serial
+                            if payload:
+                                report = (source.reader, data, at + payload, end, end, time_ns, raw, before)
+                            elif source.report is None:
+                                report = (source.reader, b"", 0, 0, 0, -1, raw, before)
+                            else:
+                                report = source.take_report(before)
+                            event: Any = draft()  # `flow_updated`, without the call
+                            event.time, event.flow, event._details = time, source.flow, report  # noqa: SLF001
+                            event.__class__ = FlowUpdated
+                            emit(event)
+                            at = end
+                            count += 1
+                            continue
+                if length < self._sizes[kind]:
                     break
+                if kind != detailed or source is None or flags or not self._take_details(source, data, at, end):
+                    self._handlers[kind](data, (kind, 0, flags, at, end))
                 if context:
                     self.client.answered(context, ref)
                     asked = True
@@ -284,6 +287,27 @@ class Decoder:
                 self.to_settle = True
                 return index
         return stop
+
+    def _take_details(self, source: Any, data: bytes, at: int, end: int) -> bool:
+        """The same for details, which have counters of another form; False: there is more to say, `_on_update` does."""
+        payload, counters, table = at + self._sizes[_DETAILED], at + self._details_at, self.table
+        raw, before = data[counters : counters + DETAILS_SIZE], source.raw
+        if (
+            source.is_plain is False
+            or source.span != end - payload
+            or source.identity != hash(source.reader.identity(data, payload))
+        ):
+            return False
+        if raw != before or table.every_update:
+            # Details do not replace updates.
+            if not source.is_plain or before is None or len(raw) != len(before) or not _has_grown(raw, before):
+                return False
+            source.raw = raw  # `totals` are those of updates
+            if table.every_update or not _is_quiet(raw, before):
+                report = (source.reader, data, payload, end, end, table.time_ns, raw, before)
+                table.emit(flow_updated(table.time, source.flow, report))
+        source.seen = table.poll_serial
+        return True
 
     def _decode_rest(self, data: bytes, begin: int) -> None:
         """Everything else, message by message."""

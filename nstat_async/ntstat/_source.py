@@ -62,6 +62,8 @@ class Source:
     """Hash of the descriptor's part that makes `flow`; the whole descriptor of routes and interfaces, which have none."""
     raw: Raw | None = None
     """Counters as last sent."""
+    totals: Values | None = None
+    """What tells whether they have grown, as the Python decoder last read it from `raw`; `None` when others set `raw`."""
     corrected: Values | None = None
     """Counters as last reported, where `raw` would be below earlier ones."""
     is_plain: bool | None = False

@@ -414,7 +414,7 @@ class SourceTable:
     def _merge_counts(self, source: Source, raw: Raw) -> bool:
         """Remember counters that differ from the last; True if what the user sees changed."""
         old, reader = source.raw, source.reader
-        source.raw = raw
+        source.raw, source.totals = raw, None
         if old is None:
             return True
         sent, last = reader.unpack(raw), reader.unpack(old)

@@ -74,6 +74,16 @@ def test_after_counters_fell_growth_below_the_highest_is_not_reported(fall, grow
     assert received(getattr(play, grow)(1200)) == [1200]
 
 
+@pytest.mark.parametrize(("way", "later"), [({"context": 7}, {}), ({"state": 5}, {"state": 5})])
+def test_what_an_answer_or_a_new_state_brought_is_what_later_counters_must_not_fall_below(way, later):
+    play = Play()
+    for rx in (100, 200, 300):
+        play.update(rx)
+    assert received(play.update(900, **way)) == [900]
+    assert received(play.update(500, **later)) in ([], [900])
+    assert received(play.update(901, **later)) == [901]
+
+
 COUNTERS = (
     "rxpackets", "rxbytes", "txpackets", "txbytes", "cell_rxbytes", "cell_txbytes", "wifi_rxbytes", "wifi_txbytes",
     "wired_rxbytes", "wired_txbytes", "rxduplicatebytes", "rxoutoforderbytes", "txretransmit",
