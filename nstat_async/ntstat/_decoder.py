@@ -52,13 +52,6 @@ Observer = Callable[[int, Union[int, None], Union[Values, None], bytes], None]
 _totals_of_details: Any = growing_details()
 
 
-def _has_grown(raw: bytes, before: bytes) -> bool:
-    """True if details differ in totals that have grown, and in what nobody counts."""
-    a, b, c, d, wrapping = _totals_of_details(raw)
-    e, f, g, h, wrapped = _totals_of_details(before)
-    return bool(b >= f and d >= h and a >= e and c >= g and wrapping == wrapped)
-
-
 def _is_quiet(raw: bytes, before: bytes) -> bool:
     """True if details of a kernel socket differ in nothing but bits of activity."""
     return raw[:32] == before[:32] and raw[QUIET:] == before[QUIET:]
@@ -148,6 +141,7 @@ class Decoder:
             codec.by_name["srcref"],
             codec.by_name["counts"],
         ]
+        self._details_payload = self._sizes.get(_DETAILED, 0)
         self._details_at = (
             layout["nstat_msg_src_details"].by_name["detailed_counts"].offset if self.kernel.has_details else 0
         )
@@ -226,7 +220,7 @@ class Decoder:
                     elif kind == counts and length >= shortest:
                         payload = 0
                     elif kind == detailed and has_details:
-                        payload = self._sizes[kind]
+                        payload = self._details_payload
                     else:
                         known_head = b""
                         break
@@ -270,10 +264,12 @@ class Decoder:
                             at = end
                             count += 1
                             continue
-                if length < self._sizes[kind]:
-                    break
-                if kind != detailed or source is None or flags or not self._take_details(source, data, at, end):
+                if kind == detailed and source is not None and not flags and self._take_details(source, data, at, end):
+                    pass
+                elif length >= self._sizes[kind]:
                     self._handlers[kind](data, (kind, 0, flags, at, end))
+                else:
+                    break
                 if context:
                     self.client.answered(context, ref)
                     asked = True
@@ -290,8 +286,8 @@ class Decoder:
 
     def _take_details(self, source: Any, data: bytes, at: int, end: int) -> bool:
         """The same for details, which have counters of another form; False: there is more to say, `_on_update` does."""
-        payload, counters, table = at + self._sizes[_DETAILED], at + self._details_at, self.table
-        raw, before = data[counters : counters + DETAILS_SIZE], source.raw
+        payload, counters = at + self._details_payload, at + self._details_at
+        raw, before, table = data[counters : counters + DETAILS_SIZE], source.raw, self.table
         if (
             source.is_plain is False
             or source.span != end - payload
@@ -299,11 +295,14 @@ class Decoder:
         ):
             return False
         if raw != before or table.every_update:
-            # Details do not replace updates.
-            if not source.is_plain or before is None or len(raw) != len(before) or not _has_grown(raw, before):
+            if not source.is_plain or len(raw) != len(before):  # details do not replace updates
                 return False
-            source.raw = raw  # `totals` are those of updates
-            if table.every_update or not _is_quiet(raw, before):
+            a, b, c, d, wrapping = now = _totals_of_details(raw)
+            e, f, g, h, wrapped = source.totals or _totals_of_details(before)
+            if b < f or d < h or a < e or c < g or wrapping != wrapped:
+                return False
+            source.raw, source.totals = raw, now
+            if b > f or d > h or table.every_update or not _is_quiet(raw, before):
                 report = (source.reader, data, payload, end, end, table.time_ns, raw, before)
                 table.emit(flow_updated(table.time, source.flow, report))
         source.seen = table.poll_serial
