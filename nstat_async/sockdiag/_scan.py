@@ -96,6 +96,8 @@ class Memory:
 
     def go_behind(self, entry: Entry | None, number: int) -> None:
         """So many rows were looked at one by one, this socket's the last."""
+        if self.over:
+            return
         place, many = self._place, number + LOOK_AHEAD
         ahead: list[Entry] = []
         for run in islice(self._before, self._run, None):
