@@ -1,7 +1,7 @@
 /* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors,
- * counters; what makes objects of frozen classes, and what writes updates of flows as lines.
+ * counters; what makes objects of frozen classes, announces flows, and writes updates of flows as lines.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_sight.py, _io/tables.py,
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_sight.py, sockdiag/_flows.py, _io/tables.py,
  * _io/counters.py, _making.py, _writing.py). These functions take the same steps on the same objects, and stop at whatever is not
  * plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
@@ -745,6 +745,7 @@ static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t co
 /* --- sockets that were not known --------------------------------------------- */
 
 #define TCP 6
+#define TIMER_TIME_WAIT 3
 #define CGROUP_HEADER "\x0c\x00\x15\x00" /* length and INET_DIAG_CGROUP_ID, little-endian: elsewhere Python finds it */
 #define SENT_END 216                     /* of tcp_info: behind tcpi_bytes_retrans */
 
@@ -753,8 +754,9 @@ typedef struct {
     PyTypeObject *entry, *report, *form;
     Py_ssize_t *places; /* of an entry, in the order of its defaults */
     PyObject *defaults, *python, *accepted, *opened, *sequence;
-    unsigned int behind_fin, before_fin, after_fin, told_by_state; /* sets of states */
+    unsigned int behind_fin, before_fin, after_fin, told_by_state, remains; /* sets of states */
     Py_ssize_t keeper, protocol, last, seen, changed, state, reading, of_report, direction, weight, cgroup; /* of an entry */
+    Py_ssize_t over, preexisting;
     Py_ssize_t values;                                                                                 /* of a report */
     Py_ssize_t info, info_length, info_header, of_cgroup;                                              /* of a form */
 } Sight;
@@ -767,7 +769,8 @@ static int find_slots_of_sight(Sight *self)
            find_slot(entry, "changed", &self->changed) || find_slot(entry, "state", &self->state) ||
            find_slot(entry, "reading", &self->reading) || find_slot(entry, "report", &self->of_report) ||
            find_slot(entry, "direction", &self->direction) || find_slot(entry, "weight", &self->weight) ||
-           find_slot(entry, "cgroup", &self->cgroup) || find_slot((PyObject *)self->report, "_values", &self->values) ||
+           find_slot(entry, "cgroup", &self->cgroup) || find_slot(entry, "over", &self->over) ||
+           find_slot(entry, "preexisting", &self->preexisting) || find_slot((PyObject *)self->report, "_values", &self->values) ||
            find_slot(form, "info", &self->info) ||
            find_slot(form, "info_length", &self->info_length) || find_slot(form, "info_header", &self->info_header) ||
            find_slot(form, "cgroup", &self->of_cgroup);
@@ -776,10 +779,10 @@ static int find_slots_of_sight(Sight *self)
 static int Sight_init(Sight *self, PyObject *arguments, PyObject *Py_UNUSED(keywords))
 {
     PyObject *entry, *report, *form, *names, *defaults, *accepted, *opened, *sequence, *python;
-    if (!PyArg_ParseTuple(arguments, "(O!O!O!)O!O!(IIII)(OOO)O", &PyType_Type, &entry, &PyType_Type, &report,
+    if (!PyArg_ParseTuple(arguments, "(O!O!O!)O!O!(IIIII)(OOO)O", &PyType_Type, &entry, &PyType_Type, &report,
                           &PyType_Type, &form, &PyTuple_Type, &names, &PyTuple_Type, &defaults, &self->behind_fin,
-                          &self->before_fin, &self->after_fin, &self->told_by_state, &accepted, &opened, &sequence,
-                          &python))
+                          &self->before_fin, &self->after_fin, &self->told_by_state, &self->remains, &accepted,
+                          &opened, &sequence, &python))
         return -1;
     Py_ssize_t count = PyTuple_GET_SIZE(names);
     if (self->entry != NULL || count != PyTuple_GET_SIZE(defaults)) {
@@ -924,31 +927,28 @@ static int are_large(const uint8_t *info, Py_ssize_t length)
     return length >= SENT_END && (read64(info + 120) | read64(info + 200) | read64(info + 208)) >> 62;
 }
 
-PyDoc_STRVAR(take_sight_doc, "take(keeper, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
-                             "As `_first_sight` of sockdiag/_sight.py.");
-
-static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t count)
+/* The entry of a socket by its first row; NULL without an error where Python has more to weigh, or if `sure`, who began.
+ * It takes (keeper, protocol, pieces, message, form, poll, reading, listening), as `_first_sight`. */
+static PyObject *see(const Sight *self, PyObject *const *arguments, int sure)
 {
     Py_ssize_t start, length, cgroup;
-    if (self->entry == NULL || count != 8) {
-        PyErr_SetString(PyExc_TypeError, "take(keeper, protocol, pieces, message, form, poll, reading, listening)");
-        return NULL;
-    }
     PyObject *pieces = arguments[2], *message = arguments[3], *listening = arguments[7];
     if (PyLong_AsLong(arguments[1]) != TCP || !PyDict_CheckExact(listening) ||
         !is_as_expected(self, pieces, message, arguments[4], &start, &length, &cgroup) ||
         are_large((const uint8_t *)PyBytes_AS_STRING(message) + start, length)) {
         PyErr_Clear();
-        return PyObject_Vectorcall(self->python, arguments, 8, NULL);
+        return NULL;
     }
     const uint8_t *row = (const uint8_t *)PyBytes_AS_STRING(message), *info = row + start;
     const unsigned int state = row[IDENTITY_AT + 1];
+    PyObject *direction = direction_by_numbers(self, row, info, length, listening);
+    if (PyErr_Occurred() || (sure && direction == NULL))
+        return NULL;
     const int alone = length >= 160 && read64(info + 128) == 1 && read32(info + 152) == 0;
     const int fin = alone || is_one_of(state, self->behind_fin) || is_one_of(info[0], self->behind_fin);
     PyObject *report = make_report(self, Py_BuildValue("(Onni)", message, start, length, fin));
     PyObject *number = PyLong_FromUnsignedLongLong(read64(row + cgroup));
-    PyObject *direction = direction_by_numbers(self, row, info, length, listening);
-    PyObject *entry = report == NULL || number == NULL || PyErr_Occurred() ? NULL : make_entry(self);
+    PyObject *entry = report == NULL || number == NULL ? NULL : make_entry(self);
     if (entry == NULL) {
         Py_XDECREF(report);
         Py_XDECREF(number);
@@ -969,6 +969,52 @@ static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t 
     }
     PyObject_GC_UnTrack(entry); /* it holds values, and its book weakly */
     return entry;
+}
+
+PyDoc_STRVAR(take_sight_doc, "take(keeper, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
+                             "As `_first_sight` of sockdiag/_sight.py.");
+
+static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (self->entry == NULL || count != 8) {
+        PyErr_SetString(PyExc_TypeError, "take(keeper, protocol, pieces, message, form, poll, reading, listening)");
+        return NULL;
+    }
+    PyObject *entry = see(self, arguments, 0);
+    return entry != NULL || PyErr_Occurred() ? entry : PyObject_Vectorcall(self->python, arguments, 8, NULL);
+}
+
+PyDoc_STRVAR(apply_sight_doc, "apply((keeper, entries, listening, new, python), poll, reading, entry, protocol, pieces, "
+                              "message, form)\n--\n\n"
+                              "As `Book.take_row` in the first poll; what is not plain goes to it, which is `python`.");
+
+static PyObject *Sight_apply(Sight *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *book = count == 8 ? arguments[0] : NULL;
+    if (self->entry == NULL || book == NULL || !PyTuple_CheckExact(book) || PyTuple_GET_SIZE(book) != 5 ||
+        !PyDict_CheckExact(PyTuple_GET_ITEM(book, 1)) || !PyList_CheckExact(PyTuple_GET_ITEM(book, 3))) {
+        PyErr_SetString(PyExc_TypeError, "apply((keeper, entries, listening, new, python), poll, reading, entry, "
+                                         "protocol, pieces, message, form)");
+        return NULL;
+    }
+    PyObject *pieces = arguments[5], *message = arguments[6], *entry = NULL;
+    const char *row = PyBytes_CheckExact(message) && PyBytes_GET_SIZE(message) >= REST_AT ? PyBytes_AS_STRING(message) : NULL;
+    if (arguments[3] == Py_None && row != NULL && row[IDENTITY_AT + 2] != TIMER_TIME_WAIT &&
+        !is_one_of((uint8_t)row[IDENTITY_AT + 1], self->remains)) {
+        PyObject *given[] = {PyTuple_GET_ITEM(book, 0), arguments[4], pieces, message, arguments[7],
+                             arguments[1], arguments[2], PyTuple_GET_ITEM(book, 2)};
+        entry = see(self, given, 1);
+        if (entry == NULL && PyErr_Occurred())
+            return NULL;
+    }
+    if (entry == NULL)
+        return PyObject_Vectorcall(PyTuple_GET_ITEM(book, 4), arguments + 3, 5, NULL);
+    set_slot(entry, self->over, Py_NewRef(Py_False));
+    set_slot(entry, self->preexisting, Py_NewRef(Py_True));
+    const int failed = PyDict_SetItem(PyTuple_GET_ITEM(book, 1), PyTuple_GET_ITEM(pieces, 2), entry) < 0 ||
+                       PyList_Append(PyTuple_GET_ITEM(book, 3), entry) < 0;
+    Py_DECREF(entry);
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 /* --- values: objects of frozen classes, without their constructor ---------- */
@@ -1089,6 +1135,177 @@ static PyObject *Maker_gather(Maker *self, PyObject *const *values, Py_ssize_t c
         PyObject_GC_UnTrack(gathered);
     Py_DECREF(gathered);
     return made;
+}
+
+/* --- flows announced ---------------------------------------------------------- */
+
+#define SCOPED 0xfe /* the first byte of addresses that mean something on one link only is this at least */
+#define AF_INET6_ 10
+
+typedef struct {
+    PyObject_HEAD
+    PyTypeObject *entry;
+    PyObject *flows, *events, *nobody; /* a maker of flows, one of events, and the others of who is alone */
+    Py_ssize_t last, owner, cgroup, connection, protocol, state, direction, others, flow, over, report, preexisting;
+} Announcer;
+
+static PyTypeObject *maker_type;
+
+static int Announcer_init(Announcer *self, PyObject *arguments, PyObject *Py_UNUSED(keywords))
+{
+    PyObject *entry, *flows, *events, *nobody;
+    if (!PyArg_ParseTuple(arguments, "O!O!O!O", &PyType_Type, &entry, maker_type, &flows, maker_type, &events, &nobody))
+        return -1;
+    if (self->entry != NULL || ((Maker *)flows)->given != 1 || ((Maker *)events)->given != 5) {
+        PyErr_SetString(PyExc_ValueError, "makers of other values, or made twice");
+        return -1;
+    }
+    if (find_slot(entry, "last", &self->last) || find_slot(entry, "owner", &self->owner) ||
+        find_slot(entry, "cgroup", &self->cgroup) || find_slot(entry, "connection", &self->connection) ||
+        find_slot(entry, "protocol", &self->protocol) || find_slot(entry, "state", &self->state) ||
+        find_slot(entry, "direction", &self->direction) || find_slot(entry, "others", &self->others) ||
+        find_slot(entry, "flow", &self->flow) || find_slot(entry, "over", &self->over) ||
+        find_slot(entry, "report", &self->report) || find_slot(entry, "preexisting", &self->preexisting))
+        return -1;
+    self->entry = (PyTypeObject *)Py_NewRef(entry);
+    self->flows = Py_NewRef(flows);
+    self->events = Py_NewRef(events);
+    self->nobody = Py_NewRef(nobody);
+    return 0;
+}
+
+static int Announcer_traverse(Announcer *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->entry);
+    Py_VISIT(self->flows);
+    Py_VISIT(self->events);
+    Py_VISIT(self->nobody);
+    return 0;
+}
+
+static int Announcer_clear(Announcer *self)
+{
+    Py_CLEAR(self->entry);
+    Py_CLEAR(self->flows);
+    Py_CLEAR(self->events);
+    Py_CLEAR(self->nobody);
+    return 0;
+}
+
+static void Announcer_dealloc(Announcer *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Announcer_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+/* The interface that a socket's packets pass, as it is remembered by its identity without the ports. NULL: it is not. */
+static PyObject *remembered_interface(PyObject *interfaces, const uint8_t *identity)
+{
+    PyObject *key = Py_BuildValue("(iy#)", (int)identity[0], identity + 8, (Py_ssize_t)IDENTITY_SIZE - 8);
+    PyObject *found = key == NULL ? NULL : PyDict_GetItemWithError(interfaces, key);
+    Py_XDECREF(key);
+    return found;
+}
+
+/* The flow of a socket as `build_flow` makes it. NULL without an error: there is more to be known of it. */
+static PyObject *plain_flow(const Announcer *self, PyObject *entry, PyObject *const *about, PyObject *nothing)
+{
+    PyObject *last = SLOT(entry, self->last);
+    if (SLOT(entry, self->others) != self->nobody || !PyTuple_CheckExact(last) || PyTuple_GET_SIZE(last) != 5)
+        return NULL;
+    PyObject *identity = PyTuple_GET_ITEM(last, 1);
+    if (!PyBytes_CheckExact(identity) || PyBytes_GET_SIZE(identity) != IDENTITY_SIZE)
+        return NULL;
+    const uint8_t *row = (const uint8_t *)PyBytes_AS_STRING(identity);
+    if (row[0] == AF_INET6_ && (row[8] >= SCOPED || row[24] >= SCOPED))
+        return NULL;
+    PyObject *place = PyDict_GetItemWithError(about[2], SLOT(entry, self->cgroup));
+    PyObject *interface = place == NULL || place == Py_None ? NULL : remembered_interface(about[3], row);
+    if (interface == NULL)
+        return NULL;
+    PyObject *values[] = {about[0], PyTuple_GET_ITEM(last, 2), SLOT(entry, self->connection),
+                          SLOT(entry, self->protocol), SLOT(entry, self->state), identity, Py_None,
+                          SLOT(entry, self->owner), interface, SLOT(entry, self->direction), about[1], place, Py_None,
+                          nothing};
+    return Maker_gather((Maker *)self->flows, values, 14);
+}
+
+static int announce_plainly(const Announcer *self, PyObject *entry, PyObject *flow, PyObject *time, PyObject *events)
+{
+    PyObject *report = SLOT(entry, self->report);
+    PyObject *values[] = {time, flow, report, SLOT(entry, self->preexisting), report};
+    set_slot(entry, self->flow, Py_NewRef(flow));
+    PyObject *event = Maker_make((Maker *)self->events, values, 5);
+    const int failed = event == NULL || PyList_Append(events, event) < 0;
+    Py_XDECREF(event);
+    return failed ? -1 : 0;
+}
+
+PyDoc_STRVAR(announce_doc, "announce(entries, prefix, namespace, places, interfaces, time, events, python)\n--\n\n"
+                           "As `Book._announce_all` of sockdiag/_book.py; what is not plain goes to `python`.");
+
+static PyObject *Announcer_announce(Announcer *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (self->entry == NULL || count != 8 || !PyList_CheckExact(arguments[0]) || !PyDict_CheckExact(arguments[3]) ||
+        !PyDict_CheckExact(arguments[4]) || !PyList_CheckExact(arguments[6])) {
+        PyErr_SetString(PyExc_TypeError, "announce(entries, prefix, namespace, places, interfaces, time, events, python)");
+        return NULL;
+    }
+    PyObject *nothing = PyTuple_New(0);
+    Py_ssize_t done = 0;
+    for (Py_ssize_t i = 0; nothing != NULL && i < PyList_GET_SIZE(arguments[0]); i++) {
+        PyObject *entry = Py_NewRef(PyList_GET_ITEM(arguments[0], i)), *flow = NULL, *answer = Py_None;
+        const int plain = Py_TYPE(entry) == self->entry;
+        if (plain && (SLOT(entry, self->over) != Py_False || SLOT(entry, self->flow) != Py_None)) {
+            Py_DECREF(entry);
+            continue;
+        }
+        if (plain)
+            flow = plain_flow(self, entry, arguments + 1, nothing);
+        if (flow != NULL)
+            answer = announce_plainly(self, entry, flow, arguments[5], arguments[6]) < 0 ? NULL : Py_NewRef(Py_None);
+        else
+            answer = PyErr_Occurred() ? NULL : PyObject_CallOneArg(arguments[7], entry);
+        Py_XDECREF(flow);
+        Py_DECREF(entry);
+        if (answer == NULL)
+            Py_CLEAR(nothing);
+        Py_XDECREF(answer);
+        done++;
+    }
+    if (nothing == NULL)
+        return NULL;
+    Py_DECREF(nothing);
+    return PyLong_FromSsize_t(done);
+}
+
+PyDoc_STRVAR(flows_doc, "flows(entries)\n--\n\nFlows and reports of those that were announced. The garbage collector does not look "
+                        "at the pairs: these\nhold values.");
+
+static PyObject *Announcer_flows(Announcer *self, PyObject *entries)
+{
+    PyObject *found = PyList_New(0), *iterator = found == NULL ? NULL : PyObject_GetIter(entries), *entry;
+    while (iterator != NULL && self->entry != NULL && (entry = PyIter_Next(iterator)) != NULL) {
+        PyObject *pair = NULL;
+        if (Py_TYPE(entry) != self->entry)
+            PyErr_SetString(PyExc_TypeError, "not one of the entries");
+        else if (SLOT(entry, self->flow) != Py_None && (pair = PyTuple_Pack(2, SLOT(entry, self->flow), SLOT(entry, self->report))) != NULL) {
+            PyObject_GC_UnTrack(pair);
+            PyList_Append(found, pair); /* its error is looked for below */
+            Py_DECREF(pair);
+        }
+        Py_DECREF(entry);
+        if (PyErr_Occurred())
+            break;
+    }
+    Py_XDECREF(iterator);
+    if (PyErr_Occurred())
+        Py_CLEAR(found);
+    return found;
 }
 
 /* --- lines of updates ------------------------------------------------------ */
@@ -1396,7 +1613,9 @@ static PyType_Spec memory_spec = {"nstat_async._speedups.Memory", sizeof(Memory)
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, memory_slots};
 
 static PyMethodDef sight_methods[] = {
-    {"take", (PyCFunction)(void (*)(void))Sight_take, METH_FASTCALL, take_sight_doc}, {NULL, NULL, 0, NULL}};
+    {"take", (PyCFunction)(void (*)(void))Sight_take, METH_FASTCALL, take_sight_doc},
+                                      {"apply", (PyCFunction)(void (*)(void))Sight_apply, METH_FASTCALL, apply_sight_doc},
+                                      {NULL, NULL, 0, NULL}};
 static PyType_Slot sight_slots[] = {{Py_tp_doc, "Makes the entries of sockets that were not known, by their first row."},
                                     {Py_tp_new, PyType_GenericNew},
                                     {Py_tp_init, Sight_init},
@@ -1422,6 +1641,22 @@ static PyType_Slot maker_slots[] = {{Py_tp_doc, "Makes objects of one class: own
                                     {0, NULL}};
 static PyType_Spec maker_spec = {"nstat_async._speedups.Maker", sizeof(Maker), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
                                  maker_slots};
+
+static PyMethodDef announcer_methods[] = {
+    {"announce", (PyCFunction)(void (*)(void))Announcer_announce, METH_FASTCALL, announce_doc},
+    {"flows", (PyCFunction)Announcer_flows, METH_O, flows_doc},
+    {NULL, NULL, 0, NULL}};
+static PyType_Slot announcer_slots[] = {{Py_tp_doc, "Makes the flows of sockets that are known, and what says so: the class of the entries, makers of flows and events, and\n"
+                                                    "what an entry has where nobody else holds its socket."},
+                                        {Py_tp_new, PyType_GenericNew},
+                                        {Py_tp_init, Announcer_init},
+                                        {Py_tp_dealloc, Announcer_dealloc},
+                                        {Py_tp_traverse, Announcer_traverse},
+                                        {Py_tp_clear, Announcer_clear},
+                                        {Py_tp_methods, announcer_methods},
+                                        {0, NULL}};
+static PyType_Spec announcer_spec = {"nstat_async._speedups.Announcer", sizeof(Announcer), 0,
+                                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, announcer_slots};
 
 static PyMethodDef lines_methods[] = {{"take", (PyCFunction)(void (*)(void))Lines_take, METH_FASTCALL, lines_doc},
                                       {NULL, NULL, 0, NULL}};
@@ -1748,12 +1983,13 @@ PyMODINIT_FUNC PyInit__speedups(void)
     if (module != NULL &&
         (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
          add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0 ||
-         add_type(module, &sight_spec, "Sight") < 0 || add_type(module, &lines_spec, "Lines") < 0))
+         add_type(module, &sight_spec, "Sight") < 0 || add_type(module, &lines_spec, "Lines") < 0 || add_type(module, &announcer_spec, "Announcer") < 0))
         Py_CLEAR(module);
     if (module != NULL) { /* the module is never unloaded */
-        PyObject *type = PyObject_GetAttrString(module, "Memory");
-        Py_XSETREF(memory_type, (PyTypeObject *)type);
-        if (type == NULL)
+        PyObject *memory = PyObject_GetAttrString(module, "Memory"), *maker = PyObject_GetAttrString(module, "Maker");
+        Py_XSETREF(memory_type, (PyTypeObject *)memory);
+        Py_XSETREF(maker_type, (PyTypeObject *)maker);
+        if (memory == NULL || maker == NULL)
             Py_CLEAR(module);
     }
     return module;

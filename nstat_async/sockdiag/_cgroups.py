@@ -61,8 +61,8 @@ class CgroupSource:
         """A question is under way."""
         self._output = output
         self._asks = asks
-        self._known: dict[int, Place | None] = {}
-        """By number; `None`: there is no path, and will be none."""
+        self.known: dict[int, Place | None] = {}
+        """Where sockets were made, by number; `None`: there is no path, and will be none."""
         self._wanted: dict[int, None] = {}
         """Numbers to ask for."""
         self._without: dict[int, dict[Entry, None]] = {}
@@ -75,12 +75,16 @@ class CgroupSource:
     def place(self, entry: Entry, number: int) -> None:
         """The socket was made in this cgroup."""
         entry.cgroup = number
-        if self._asks and number and number not in self._known and len(self._wanted) < REMEMBERED:
+        self.want(number)
+
+    def want(self, number: int) -> None:
+        """Find out which cgroup has this number."""
+        if self._asks and number and number not in self.known and len(self._wanted) < REMEMBERED:
             self._wanted[number] = None
 
     def place_of(self, entry: Entry) -> Place | None:
         """What is known of a socket's cgroup, for its flow; one that is made before the answer gets it later."""
-        place = self._known.get(entry.cgroup)
+        place = self.known.get(entry.cgroup)
         if place is None and entry.cgroup in self._wanted:
             self._without.setdefault(entry.cgroup, {})[entry] = None
         return place
@@ -124,10 +128,10 @@ class CgroupSource:
             self._from_poll = self._output.poll + 1
 
     def _learn(self, number: int, facts: CgroupFacts | None) -> None:
-        self._known.pop(number, None)
-        if len(self._known) >= REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[number] = None if facts is None else _place(facts)
+        self.known.pop(number, None)
+        if len(self.known) >= REMEMBERED:
+            del self.known[next(iter(self.known))]
+        self.known[number] = None if facts is None else _place(facts)
         self._wanted.pop(number, None)
         without = self._without.pop(number, {})
         if facts is not None:

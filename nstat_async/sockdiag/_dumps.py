@@ -303,8 +303,9 @@ class DumpSource(Source):
         form, book, protocol = self._formats.of(datagrams[index], offset, length), self._book, self._kind.protocol
         take, poll = form.scan or scan, self.output.poll
         index, offset, rows = take(
-            datagrams, index, offset, book.entries, poll, self._every, book.apply_row, protocol, form, self._memory
+            datagrams, index, offset, book.entries, poll, self._every, book.row_taker, protocol, form, self._memory
         )
+        book.enter_new()
         book.reported += rows
         self.rows += rows
         return (index, offset) if offset < len(datagrams[index]) else (index + 1, 0)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
+from typing import Any
 
 import attrs
 
-from .._model import Flow, Outcome
-from ._cgroups import CgroupSource
+from .._compiled import speedups
+from .._events import AnyEvent
+from .._making import flow_added
+from .._model import Counts, Flow, Interface, Outcome
+from ._cgroups import CgroupSource, Place
 from ._constants import AF_INET6
-from ._entry import Entry
+from ._entry import NOBODY, Entry
 from ._links import LinkTable, is_link_scoped
 from ._rows import address_of
 from ._unread import unread_flow
@@ -32,7 +36,7 @@ def build_flow(
     if identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED):
         index = _scope_of(identity, links)
     return unread_flow(
-        "" if namespace is None else f"n{entry.book.number}:",
+        prefix_of(entry.book.number, namespace),
         cookie,
         entry.connection,
         entry.protocol,
@@ -47,6 +51,76 @@ def build_flow(
         others.number or None,
         others.oldest if listed else (),
     )
+
+
+def prefix_of(number: int, namespace: str | None) -> str:
+    """What ids of flows begin with in the network namespace of this number and label."""
+    return "" if namespace is None else f"n{number}:"
+
+
+def _announce(
+    entries: list[Entry],
+    prefix: str,
+    namespace: str | None,
+    places: Mapping[int, Place | None],
+    interfaces: Mapping[tuple[int, bytes], Interface | None],
+    time: float,
+    events: list[AnyEvent],
+    python: Callable[[Entry], Any],
+) -> int:
+    """Make the flows of these sockets, and say that they are there, unless that was said, or they are over; how many it were.
+
+    Args:
+        entries: All of them.
+        prefix: What the ids of flows begin with.
+        namespace: Their namespace, as a flow has it.
+        places: Where sockets were made, by the numbers of cgroups.
+        interfaces: What packets pass, as far as it is remembered (`LinkTable.remembered`).
+        time: Of the events.
+        events: Where they go.
+        python: Does the same with one of which more is to be found out (`build_flow`).
+    """
+    done = 0
+    for entry in entries:
+        if entry.flow is not None or entry.over:
+            continue
+        done += 1
+        _, identity, cookie, _, _ = entry.last
+        place, key, report = places.get(entry.cgroup), (identity[0], identity[8:]), entry.report
+        scoped = identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED)
+        if scoped or place is None or entry.others is not NOBODY or key not in interfaces:
+            python(entry)
+            continue
+        entry.flow = flow = unread_flow(
+            prefix,
+            cookie,
+            entry.connection,
+            entry.protocol,
+            entry.state,
+            identity,
+            None,
+            entry.owner,
+            interfaces[key],
+            entry.direction,
+            namespace,
+            place,
+            None,
+            (),
+        )
+        events.append(flow_added(time, flow, report, entry.preexisting, report))
+    return done
+
+
+def _flows_of(entries: Iterable[Entry]) -> list[tuple[Flow, Counts | None]]:
+    """The flows of those that were announced, with their counts."""
+    return [(entry.flow, entry.report) for entry in entries if entry.flow is not None]
+
+
+announce, flows_of = _announce, _flows_of
+if speedups is not None:
+    makers: Any = unread_flow, flow_added
+    _announcer = speedups.Announcer(Entry, *(make.__self__ for make in makers), NOBODY)
+    announce, flows_of = _announcer.announce, _announcer.flows
 
 
 def _scope_of(identity: bytes, links: LinkTable) -> int | None:

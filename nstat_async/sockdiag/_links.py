@@ -215,15 +215,19 @@ class LinkTable:
 
     def interface_by_row(self, identity: bytes) -> Interface | None:
         """The same of a socket by the identity in its row: remembered by these bytes, without the ports."""
+        passed, key = self.remembered(), (identity[0], identity[8:])
+        if key not in passed:
+            if len(passed) >= _MOST_ANSWERS:
+                passed.clear()
+            (device,), remote = _DEVICE.unpack(identity), address_of(identity, 24)
+            passed[key] = self.interface_of(address_of(identity, 8), device, remote if any(remote) else None)
+        return passed[key]
+
+    def remembered(self) -> dict[tuple[int, bytes], Interface | None]:
+        """What `interface_by_row` remembers, by family and identity from the addresses on."""
         if self._answers_at != self.version:
             self._forget_answers()
-        key = identity[0], identity[8:]
-        if key not in self._passed:
-            if len(self._passed) >= _MOST_ANSWERS:
-                self._passed.clear()
-            (device,), remote = _DEVICE.unpack(identity), address_of(identity, 24)
-            self._passed[key] = self.interface_of(address_of(identity, 8), device, remote if any(remote) else None)
-        return self._passed[key]
+        return self._passed
 
     def interface_of(self, local: bytes, device: int = 0, remote: bytes | None = None) -> Interface | None:
         """The interface that a socket's packets pass; `None` when that is not known.

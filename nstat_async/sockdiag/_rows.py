@@ -43,7 +43,8 @@ _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
 _MAPPED = bytes(10) + b"\xff\xff"
-_REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
+REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
+"""States of what is no socket, or none yet."""
 _MAX_FORMATS = 256
 """Distinct message lengths that are remembered; a kernel has a dozen."""
 
@@ -164,7 +165,7 @@ def info_of(message: bytes, form: RowFormat, pieces: Pieces) -> tuple[int, int]:
 
 def is_remains(message: bytes) -> bool:
     """True for what is left of a socket in TIME_WAIT or orphaned FIN_WAIT2, and for connection requests."""
-    return message[_TIMER_AT] == TIMER_TIME_WAIT or message[_STATE_AT] in _REMAINS
+    return message[_TIMER_AT] == TIMER_TIME_WAIT or message[_STATE_AT] in REMAINS
 
 
 class Change(enum.IntEnum):

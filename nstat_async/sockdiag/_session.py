@@ -24,6 +24,7 @@ from ._constants import IPPROTO_TCP, IPPROTO_UDP, PROVIDERS
 from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
+from ._flows import flows_of
 from ._glimpses import Glimpses
 from ._namespace import Namespace
 from ._namespaces import NamespaceSource
@@ -319,8 +320,7 @@ class Session:
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The open flows that were reported as added, with their last counts."""
-        yield from [(entry.flow, entry.report) for entry in self._entries() if entry.flow is not None]
-        yield from self._programs.remotes.flows()
+        return chain(flows_of(self._entries()), self._programs.remotes.flows())
 
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription itself, by name."""

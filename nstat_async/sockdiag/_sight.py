@@ -16,7 +16,7 @@ from ._direction import ACCEPTED, AFTER_FIN, BEFORE_FIN, OPENED, evidence_of
 from ._entry import Entry, Keeper, Weight
 from ._finals import BEHIND_FIN, is_behind_fin
 from ._reports import SocketReport, socket_report
-from ._rows import NO_COUNTERS, Pieces, RowFormat, info_of, is_fin_alone
+from ._rows import NO_COUNTERS, REMAINS, Pieces, RowFormat, info_of, is_fin_alone
 
 _TOLD_BY_STATE = frozenset({SocketState.LISTEN, SocketState.SYN_SENT})
 _DIRECTIONS = {ACCEPTED: Direction.INBOUND, OPENED: Direction.OUTBOUND}
@@ -63,18 +63,35 @@ def _first_sight(
 
 def first_sight() -> FirstSight:
     """What looks at first rows: the Python code, or the C code."""
-    return _first_sight if speedups is None else _compiled()
+    if speedups is None:
+        return _first_sight
+    take: FirstSight = _compiled().take
+    return take
+
+
+def first_rows() -> Callable[..., None] | None:
+    """What takes the rows of a first dump before `Book.take_row`, in C: all that is needed of most of them; `None` where it is not used.
+
+    It takes what it needs of a book (weakly the book, its sockets, who listens, where new sockets go, and `Book.take_row`),
+    the serial of the poll and the seconds since its begin, and then the same as that.
+    """
+    if speedups is None:
+        return None
+    apply: Callable[..., None] = _compiled().apply
+    return apply
 
 
 @functools.cache
-def _compiled() -> FirstSight:
+def _compiled() -> Any:
     defaults = {field.name: field.default for field in attrs.fields(Entry)}
-    take: FirstSight = speedups.Sight(
+    return speedups.Sight(
         (Entry, SocketReport, RowFormat),
         tuple(defaults),
         tuple(defaults.values()),
-        tuple(sum(1 << state for state in states) for states in (BEHIND_FIN, BEFORE_FIN, AFTER_FIN, _TOLD_BY_STATE)),
+        tuple(
+            sum(1 << state for state in states)
+            for states in (BEHIND_FIN, BEFORE_FIN, AFTER_FIN, _TOLD_BY_STATE, REMAINS)
+        ),
         (_DIRECTIONS[ACCEPTED], _DIRECTIONS[OPENED], _SEQUENCE),
         _first_sight,
-    ).take
-    return take
+    )

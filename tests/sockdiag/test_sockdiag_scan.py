@@ -30,7 +30,7 @@ class Scanned:
         owners = OwnerSource(self.output, list)
         kinds = {"every_update": False, "extras": False, "dumped": True}
         self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output), **kinds)
-        self.book.apply_row = self._apply
+        self.book.take_row = self._apply
         options = {"extras": False, "every": False, "vital": True}
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6], **options)
         self.seen: list = []
