@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import platform
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import attrs
 
 from .._model import InterfaceKind, Visibility
 from .tables import all_pids
@@ -26,7 +29,9 @@ _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
 _KCMP_FILES = 2
 _CLONE_NEWNET = 0x40000000
 _DEVICES = "/sys/class/net"
-_OWN_NAMESPACE = "/proc/self/ns/net"
+_OWN_NAMESPACE = "/proc/thread-self/ns/net"
+THREAD_NET = "/proc/thread-self/net"
+"""What a thread sees of its network namespace."""
 NAMED = ("/run/netns", "/var/run/netns")
 """Where ``ip netns`` has its names."""
 
@@ -87,10 +92,39 @@ def network_of_this_thread() -> int | None:
     Of a process that may not be looked at ``/proc/PID/ns`` is closed, while a file in ``/proc/PID/net`` has
     the same inode in all processes of a namespace (``proc_create_net``).
     """
+    return _network_at(THREAD_NET)
+
+
+def _network_at(directory: str) -> int | None:
     try:
-        return os.stat("/proc/thread-self/net/dev").st_ino
+        return os.stat(f"{directory}/dev").st_ino
     except OSError:
         return None
+
+
+def _net_of_this_thread() -> str:
+    try:
+        return f"/proc/{os.readlink('/proc/thread-self')}/net"
+    except OSError:
+        return THREAD_NET
+
+
+@attrs.frozen
+class OwnNetwork:
+    """The network namespace of the thread that made it, for worker threads: such a one may have stayed in another, or gone there (``setns(2)``)."""
+
+    number: int | None = attrs.field(factory=network_of_this_thread)
+    _directory: str = attrs.field(factory=_net_of_this_thread)
+
+    def files(self) -> str:
+        """The directory in ``/proc`` that shows it to all threads.
+
+        Raises:
+            OSError: The thread that made this is in another one now, or ended.
+        """
+        if _network_at(self._directory) != self.number:
+            raise OSError(errno.ESTALE, "the monitor's thread went to another network namespace, or ended")
+        return self._directory
 
 
 def may_be_in(pid: int, networks: frozenset[int | None]) -> bool:
@@ -129,7 +163,7 @@ def namespace_path(namespace: str | int) -> str:
 
 
 def namespaces_equal(path: str) -> bool:
-    """True if `path` is the network namespace that this process is in.
+    """True if `path` is the network namespace that this thread is in.
 
     Raises:
         OSError: There is no such file.

@@ -29,7 +29,7 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
 from .bpfload import namespace_cookie
 from .cgroups import unescaped
-from .linux import NAMED, in_namespace, namespace_path, namespaces_equal, network_of_this_thread
+from .linux import NAMED, OwnNetwork, in_namespace, namespace_path, namespaces_equal, network_of_this_thread
 from .tables import all_pids
 
 MOST = 256
@@ -60,6 +60,7 @@ class Watched:
     """The namespaces of a session by their numbers, with their descriptors (`None`: this one); these are owned."""
 
     descriptors: dict[int, int | None] = attrs.field(factory=dict)
+    own: OwnNetwork = attrs.field(factory=OwnNetwork)
     _closed: bool = False
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -90,13 +91,10 @@ class Watched:
     @property
     def networks(self) -> frozenset[int | None]:
         """The namespaces as `network_of_this_thread` has them."""
-        return frozenset(map(_network, self.descriptors.values()))
-
-
-def _network(descriptor: int | None) -> int | None:
-    if descriptor is None:
-        return network_of_this_thread()
-    return in_namespace(descriptor, network_of_this_thread)
+        return frozenset(
+            self.own.number if descriptor is None else in_namespace(descriptor, network_of_this_thread)
+            for descriptor in self.descriptors.values()
+        )
 
 
 # --- named ones ----------------------------------------------------------------------------

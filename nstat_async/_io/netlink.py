@@ -42,7 +42,7 @@ from .bpfload import NETLINK_SOCK_DIAG, EbpfSettings, namespace_cookie
 from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSource
-from .linux import device_kind, in_namespace, network_of_this_thread
+from .linux import THREAD_NET, device_kind, in_namespace, network_of_this_thread
 from .namespaces import NamespaceFinder, Watched
 from .processes import ProcessReader, user_names
 from .procfs import ProcessScanner
@@ -197,19 +197,22 @@ class NetlinkTransport:
         if request.namespace not in self._watched.descriptors:  # it went meanwhile
             return SocketTablesAnswer(request.namespace)
         namespace = self._watched.descriptors[request.namespace]
-        return _read_tables(request) if namespace is None else in_namespace(namespace, lambda: _read_tables(request))
+        if namespace is None:
+            return _read_tables(self._watched.own.files(), request)
+        return in_namespace(namespace, lambda: _read_tables(THREAD_NET, request))
 
     def _traffic(self, request: TrafficRequest) -> TrafficAnswer:
         if request.namespace not in self._watched.descriptors:  # it went meanwhile
             return TrafficAnswer(request.namespace)
         descriptor = self._watched.descriptors[request.namespace]
-        read = read_traffic() if descriptor is None else in_namespace(descriptor, read_traffic)
+        own = self._watched.own
+        read = read_traffic(own.files()) if descriptor is None else in_namespace(descriptor, read_traffic)
         return TrafficAnswer(request.namespace, *read)
 
     def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""
         descriptors = self._watched.descriptors
-        if None in descriptors.values() and network_of_this_thread() not in self.networks:
+        if None in descriptors.values() and network_of_this_thread() != self._watched.own.number:
             # A thread stays where it began, when its process enters another namespace.
             detail = "the thread that looks things up is in another network namespace than the monitor"
             return AttachAnswer(reason=UnavailableReason.MISSING, detail=detail)
@@ -266,12 +269,12 @@ class NetlinkTransport:
         self._watched.close()
 
 
-def _read_tables(request: SocketTablesRequest) -> SocketTablesAnswer:
+def _read_tables(net: str, request: SocketTablesRequest) -> SocketTablesAnswer:
     rows: list[TableRow] = []
     missing = []
     for name in request.names:
         try:
-            rows += read_table(name)
+            rows += read_table(net, name)
         except OSError:
             missing.append(name)
     return SocketTablesAnswer(request.namespace, tuple(rows), tuple(missing))

@@ -12,13 +12,17 @@ from ..sockdiag import TableRow
 _PACKET = "packet"
 
 
-def read_table(name: str) -> Iterator[TableRow]:
-    """The sockets of a table in the network namespace of this thread (``raw_seq_show``, ``packet_seq_show``).
+def read_table(net: str, name: str) -> Iterator[TableRow]:
+    """The sockets of a table (``raw_seq_show``, ``packet_seq_show``).
+
+    Args:
+        net: The directory that shows the network namespace.
+        name: The file.
 
     Raises:
         OSError: There is no such table, or it cannot be read.
     """
-    lines = Path("/proc/thread-self/net", name).read_text("ascii", "replace").splitlines()[1:]
+    lines = Path(net, name).read_text("ascii", "replace").splitlines()[1:]
     parse = _packet_row if name == _PACKET else _inet_row
     for line in lines:
         try:

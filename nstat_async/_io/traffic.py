@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-_NET = "/proc/thread-self/net"
+from .linux import THREAD_NET
+
 _MOST = 4096
 """Interfaces that are looked at."""
 
 
-def read_traffic() -> tuple[tuple[tuple[str, int, int], ...], tuple[int, int]]:
-    """Interfaces with the bytes that they received and sent, and the UDP datagrams in and out, of the calling thread's namespace.
+def read_traffic(net: str = THREAD_NET) -> tuple[tuple[tuple[str, int, int], ...], tuple[int, int]]:
+    """Interfaces with the bytes that they received and sent, and the UDP datagrams in and out.
+
+    Args:
+        net: The directory that shows the network namespace.
 
     Raises:
         OSError: ``/proc`` cannot be read.
     """
-    return tuple(_interfaces(_read("dev")))[:_MOST], _datagrams()
+    return tuple(_interfaces(_read(net, "dev")))[:_MOST], _datagrams(net)
 
 
-def _read(name: str) -> list[str]:
-    with Path(_NET, name).open(encoding="utf-8", errors="replace") as lines:
+def _read(net: str, name: str) -> list[str]:
+    with Path(net, name).open(encoding="utf-8", errors="replace") as lines:
         return lines.read().splitlines()
 
 
@@ -34,11 +38,13 @@ def _interfaces(lines: list[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _datagrams() -> tuple[int, int]:
-    lines = [line.split() for line in _read("snmp") if line.startswith("Udp:")]
+def _datagrams(net: str) -> tuple[int, int]:
+    lines = [line.split() for line in _read(net, "snmp") if line.startswith("Udp:")]
     counts = dict(zip(lines[0][1:], map(int, lines[1][1:]), strict=False)) if len(lines) == 2 else {}
     with contextlib.suppress(OSError):  # a kernel without IPv6
-        counts.update((name, int(number)) for name, number in map(str.split, _read("snmp6")) if name.startswith("Udp6"))
+        counts.update(
+            (name, int(number)) for name, number in map(str.split, _read(net, "snmp6")) if name.startswith("Udp6")
+        )
     return (
         counts.get("InDatagrams", 0) + counts.get("Udp6InDatagrams", 0),
         counts.get("OutDatagrams", 0) + counts.get("Udp6OutDatagrams", 0),

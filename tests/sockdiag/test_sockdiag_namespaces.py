@@ -6,13 +6,16 @@ import asyncio
 import errno
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import attrs
 import pytest
+from own_namespace import own_namespace
 from programs_fakes import Programs
 from sockdiag_fakes import FakeKernel, FakeSocket, LiveDriver, flow_events
 
@@ -33,7 +36,9 @@ from nstat_async.sockdiag import (
     PulsePurpose,
     Role,
     Session,
+    SocketTablesRequest,
     TcpInfo,
+    TrafficRequest,
     _namespaces,
     _session,
 )
@@ -334,13 +339,15 @@ def test_all_stands_alone():
 if not sys.platform.startswith("linux"):
     pytest.skip("the rest needs Linux", allow_module_level=True)
 
-from nstat_async._io.namespaces import (  # for Linux
+from nstat_async._io.linux import network_of_this_thread  # for Linux
+from nstat_async._io.namespaces import (
     NamespaceFinder,
     Watched,
     label_of,
     open_namespaces,
     room,
 )
+from nstat_async._io.netlink import NetlinkTransport
 
 
 @pytest.mark.parametrize(
@@ -626,3 +633,34 @@ def test_a_recording_of_all_namespaces_replays_as_the_run(tmp_path):
 
     told = asyncio.run(watch())
     assert asyncio.run(again())[: len(told)] == told
+
+
+@pytest.mark.linux
+@privileged
+def test_what_a_thread_in_another_namespace_reads_of_ours_is_ours_or_an_error():
+    """Threads of a pool stay where they began, or another library takes them elsewhere (``setns(2)``)."""
+    tables, traffic = SocketTablesRequest(0, ("raw",)), TrafficRequest(0)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(os.getpid).result()  # it begins here
+        with own_namespace(), socket.socket(socket.AF_INET, socket.SOCK_RAW, 253), closing(NetlinkTransport()) as ours:
+            assert len(pool.submit(ours.lookup, tables).result().rows) == 1
+            assert [name for name, *_ in pool.submit(ours.lookup, traffic).result().interfaces] == ["lo"]
+            assert ours.networks == {network_of_this_thread()} != {pool.submit(network_of_this_thread).result()}
+            with own_namespace():  # the monitor's own thread went elsewhere
+                for request in (tables, traffic):
+                    with pytest.raises(OSError, match="another network namespace"):
+                        ours.lookup(request)
+
+
+@pytest.mark.linux
+@privileged
+def test_this_namespace_is_that_of_the_thread_that_asks_and_not_of_the_first_one():
+    def labels():
+        with own_namespace():
+            first, mine = f"/proc/{os.getpid()}/ns/net", f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+            identities, watched = open_namespaces((mine, first))
+            watched.close()
+            return [each.label for each in identities] == [None, first]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(labels).result()
