@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from time import time
+from typing import Literal
 
 import anyio
 import anyio.to_thread
@@ -51,11 +52,16 @@ def run(arguments: argparse.Namespace) -> int:
         return [*found, ""] if every is not None and arguments.format == "text" else found
 
     async def work(scope: Scope) -> int:
-        async with Monitor(backend=backend, **options) as monitor:
-            limits.say(monitor)
-            # A recording has its own time; on a running machine rates go by a clock that nobody sets.
-            looks = TableStream(monitor, table, every=every or LONGEST_SECONDS, clock="events" if recorded else "wall")
+        # A recording has its own time; on a running machine rates go by a clock that nobody sets.
+        look: Literal["events", "wall"] = "events" if recorded else "wall"
+        async with (
+            Monitor(backend=backend, **options) as monitor,
+            TableStream(monitor, table, every=every or LONGEST_SECONDS, clock=look) as looks,
+        ):
             with scope:
+                if not recorded:
+                    await _begun(monitor)
+                    limits.say(monitor)
                 async for _ in looks:
                     if every is not None:
                         await output.send(lines(monitor))
@@ -71,6 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     return run_until_stopped(work, duration=arguments.duration, output=output)
+
+
+async def _begun(monitor: Monitor) -> None:
+    """Wait until something came, or raise why nothing does."""
+    async with monitor.subscribe() as first:
+        await first.receive_many()
 
 
 def view_of(arguments: argparse.Namespace) -> View:

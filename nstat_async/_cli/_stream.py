@@ -29,7 +29,6 @@ def show_events(
 
     async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
-            limits.say(monitor)
             with scope:
                 await stream(monitor, output, formatter, limits)
         return 0
@@ -44,11 +43,11 @@ async def stream(monitor: Monitor, output: Output, formatter: EventFormatter, li
     """Print every event until the stream ends; whatever waits is one batch.
 
     With a quiet output nothing is formatted: that is the null sink by which the
-    library itself is measured.
+    library itself is measured. What is not seen is said behind the first batch: who can see nothing has an error instead.
     """
     events = monitor.subscribe()
     while batch := await events.receive_many():
         output.events += len(batch)
         if not output.quiet:
             await output.send(formatter(batch))
-            limits.say(monitor)
+        limits.say(monitor)

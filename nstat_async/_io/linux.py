@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import attrs
 
 from .._model import InterfaceKind, Visibility
+from ..sockdiag._setup import UNNAMED
 from .tables import all_pids
 
-REFUSED = "some processes cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and for a process with more capabilities those too"
 SAMPLE = 16
 """Processes of all ages that are tried out; a search for owners tries all (`OwnersAnswer.refused`)."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -38,8 +38,8 @@ NAMED = ("/run/netns", "/var/run/netns")
 _T = TypeVar("_T")
 
 
-def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str | None]:
-    """Whose descriptors can be read, and why not everybody's: tried out, because capabilities do not say it.
+def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str | None, Visibility]:
+    """Whose descriptors can be read, why not everybody's, and whose if one refuses later: tried out, because capabilities do not say it.
 
     Of the same capability bits those of a user namespace reach fewer processes, a pid namespace and a
     mount option of ``/proc`` (``hidepid=``) hide the others, and a process may have more rights than we
@@ -49,20 +49,21 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
         networks: The network namespaces that matter, as `network_of_this_thread` has them.
     """
     if not os.path.isdir("/proc/self/fd"):
-        return Visibility.NONE, "processes cannot be named: there is no /proc"
+        return Visibility.NONE, "processes cannot be named: there is no /proc", Visibility.NONE
     root, sample = os.geteuid() == 0, {1}
     if not root:
         pids = all_pids()
         sample.update(pids[:: len(pids) // SAMPLE + 1])
     closed = {pid for pid in sample if not may_look_at(pid)}
+    others = root or any(_user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
+    some = Visibility.SOME if others else Visibility.OWN
     if any(may_be_in(pid, networks) for pid in closed):
-        others = any(_user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
-        return Visibility.SOME if others or root else Visibility.OWN, REFUSED
+        return some, f"some {UNNAMED}", some
     if not os.path.isdir("/proc/1"):
-        return Visibility.OWN, "processes of others cannot be named: /proc hides them (hidepid=)"
+        return Visibility.OWN, "processes of others cannot be named: /proc hides them (hidepid=)", some
     if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
-        return Visibility.SOME, "processes of other pid namespaces cannot be named"
-    return Visibility.ALL, None
+        return Visibility.SOME, "processes of other pid namespaces cannot be named", some
+    return Visibility.ALL, None, some
 
 
 def may_look_at(pid: int) -> bool:

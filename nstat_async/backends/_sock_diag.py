@@ -75,12 +75,13 @@ class SockDiag:
         else:
             namespaces, watched = open_namespaces(self.netns)
         transport = NetlinkTransport(watched, options.receive_buffer, command_lines=options.extras, finder=finder)
-        processes, limit = process_visibility(transport.networks)
+        processes, limit, refused = process_visibility(transport.networks)
         setup = Setup(
             kernel=platform.release(),
             namespaces=tuple(namespaces),
             processes=processes,
             limit=limit,
+            refused=refused,
             ebpf=options.ebpf,
             all_namespaces=finder is not None,
             closed=finder is not None and finder.closed,

@@ -33,6 +33,7 @@ from ._owners import OwnerSource
 from ._polls import Polls
 from ._programs import Programs
 from ._setup import (
+    UNNAMED,
     AttachAnswer,
     CgroupsAnswer,
     ChangedAnswer,
@@ -67,6 +68,7 @@ class Session:
         kernel: The kernel's release, for `capabilities`.
         processes: Whose processes the transport can name.
         limit: Why not everybody's, for a person.
+        refused: Whose, if a search meets a process that may not be looked at.
         ebpf: Whether eBPF programs are asked for.
         all_namespaces: Whether the transport looks for other network namespaces.
         closed: Whether none of them may be entered.
@@ -85,6 +87,7 @@ class Session:
         kernel: str | None = None,
         processes: Visibility = Visibility.UNKNOWN,
         limit: str | None = None,
+        refused: Visibility = Visibility.SOME,
         ebpf: Ebpf = Ebpf.OFF,
         all_namespaces: bool = False,
         closed: bool = False,
@@ -97,6 +100,7 @@ class Session:
             namespaces=tuple(namespaces),
             processes=processes,
             limit=limit,
+            refused=refused,
             ebpf=ebpf,
             all_namespaces=all_namespaces,
             closed=closed,
@@ -278,7 +282,7 @@ class Session:
         if self._owners.failure is not None:
             return Visibility.NONE
         processes = Visibility.ALL if self._names_all else self.setup.processes
-        return Visibility.SOME if processes is Visibility.ALL and self._hidden() else processes
+        return self.setup.refused if processes is Visibility.ALL and self._hidden() else processes
 
     def _hidden(self) -> str | None:
         """Why not everybody's processes can be named."""
@@ -287,14 +291,14 @@ class Session:
         if self._names_all:
             return None
         refused = self._owners.refused
-        return self.setup.limit or (
-            f"{refused} process{'es' * (refused != 1)} may not be looked at" if refused else None
-        )
+        return self.setup.limit or (f"{refused} of the {UNNAMED}" if refused else None)
 
     def _remarks(self) -> Iterator[str]:
         hidden = self._hidden()
         if hidden is not None:
             yield hidden
+        elif self._sightings.walks and self._owners.unresolved:  # programs name everybody's processes, and found none
+            yield f"sockets of no process that can be found: {self._owners.unresolved} (the kernel's own, those of io_uring, or on their way between processes)"
         programs = self._programs
         abilities = tells(programs.tier)
         if Provider.UDP in self._options.providers:

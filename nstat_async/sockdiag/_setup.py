@@ -119,6 +119,8 @@ class ProcessFacts:
     """As a shell would take it; `None` where it was not asked for."""
 
 
+UNNAMED = "processes cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and for a process with more capabilities those too"
+"""What is the matter with those that may not be looked at, behind how many there are."""
 ANYWHERE = -1
 """In place of a descriptor: whichever it is."""
 
@@ -429,6 +431,8 @@ class Setup:
     """Whose processes can be named."""
     limit: str | None = None
     """Why not everybody's, for a person."""
+    refused: Visibility = Visibility.SOME
+    """Whose, where it was everybody's until a search met a process that may not be looked at."""
     ebpf: Ebpf = Ebpf.OFF
     """Whether eBPF programs are asked for."""
     all_namespaces: bool = False

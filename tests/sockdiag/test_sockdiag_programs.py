@@ -278,7 +278,7 @@ def test_a_record_waits_no_longer_than_that_for_a_removal_when_all_are_read(then
 
 @pytest.mark.parametrize(("known", "walks"), [(True, 1), (False, 2)])
 def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, walks):
-    """The first walk is over before a dump knows the sockets that it has."""
+    """The first walk is over before a dump knows the sockets that it has; a note says of how many even this finds nobody."""
     kernel = Programs()
     kernel.sockets[1] = FakeSocket(1, inode=1)
     if known:
@@ -286,3 +286,5 @@ def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, wa
     kernel.start()
     kernel.poll()
     assert kernel.asked.count(Operation.OWNERS) == walks
+    notes = [note for note in kernel.session.capabilities.notes if "no process that can be found: 1 " in note]
+    assert len(notes) == (not known)

@@ -180,9 +180,9 @@ def forbid_netlink(number: int, **protocol: int) -> None:
 
 @living
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of numbers of system calls")
-@pytest.mark.parametrize("number", [1, 93, 97])
-def test_a_service_that_may_not_use_netlink_is_told_why(number):
-    done = run("snapshot", "--provider", "tcp", before=lambda: forbid_netlink(number))
+@pytest.mark.parametrize(("number", "command"), [(1, "snapshot"), (93, "watch"), (97, "processes")])
+def test_a_service_that_may_not_use_netlink_is_told_why_and_nothing_else(number, command):
+    done = run(command, "--provider", "tcp", before=lambda: forbid_netlink(number))
     assert done.returncode == 1
     assert all(word in done.stderr for word in REMEDIES[number][:2])
     assert len(done.stderr.splitlines()) == 1

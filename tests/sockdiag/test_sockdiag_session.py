@@ -13,6 +13,7 @@ from nstat_async._model import Provider, Visibility
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import DiagRequest, NetworkNamespace, OpenChannel, Session, iterate_messages
 from nstat_async.sockdiag._constants import DiagGroup
+from nstat_async.sockdiag._setup import UNNAMED
 
 
 @pytest.mark.parametrize(
@@ -34,19 +35,20 @@ def test_what_is_counted_is_what_is_asked_for(provider, counted, groups):
 
 
 @pytest.mark.parametrize(
-    ("setup", "refused", "expected", "limit"),
+    ("setup", "partly", "refused", "expected", "limit"),
     [
-        (Visibility.ALL, 0, Visibility.ALL, None),
-        (Visibility.ALL, 1, Visibility.SOME, "1 process may not be looked at"),
-        (Visibility.ALL, 2, Visibility.SOME, "2 processes may not be looked at"),
-        (Visibility.OWN, 2, Visibility.OWN, "hidden"),
-        (Visibility.OWN, 0, Visibility.OWN, "hidden"),
+        (Visibility.ALL, Visibility.SOME, 0, Visibility.ALL, None),
+        (Visibility.ALL, Visibility.SOME, 1, Visibility.SOME, f"1 of the {UNNAMED}"),
+        (Visibility.ALL, Visibility.OWN, 2, Visibility.OWN, f"2 of the {UNNAMED}"),
+        (Visibility.OWN, Visibility.SOME, 2, Visibility.OWN, "hidden"),
+        (Visibility.OWN, Visibility.SOME, 0, Visibility.OWN, "hidden"),
     ],
 )
-def test_whose_processes_are_seen_is_what_a_search_met(setup, refused, expected, limit):
+def test_whose_processes_are_seen_is_what_a_search_met(setup, partly, refused, expected, limit):
     """What was known before a search stands, but for processes that it may not look at; and one poll is all that is asked for."""
     text = None if setup is Visibility.ALL else "hidden"
-    kernel = FakeKernel(Session(MonitorOptions(interval=None, providers="tcp"), processes=setup, limit=text))
+    options = MonitorOptions(interval=None, providers="tcp")
+    kernel = FakeKernel(Session(options, processes=setup, limit=text, refused=partly))
     kernel.refused_processes = refused
     kernel.sockets[1] = FakeSocket(1, inode=77)
     kernel.start()

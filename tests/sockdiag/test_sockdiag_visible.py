@@ -117,3 +117,17 @@ with driver() as live:
 
 def test_a_process_that_got_the_pid_of_one_that_ended_is_another_process():
     assert inside(USED_AGAIN) == [True, True, True, False]
+
+
+REFUSED = """
+from nstat_async._io.linux import process_visibility
+def partly():
+    return process_visibility(frozenset())[2].value
+root = partly(); os.seteuid(65534)
+print(json.dumps([root, partly()]))
+"""
+
+
+def test_what_a_refusal_leaves_is_the_same_whenever_it_is_met():
+    """A few processes are tried out at first, the others by a search: an ordinary user sees no others' by either."""
+    assert inside(REFUSED) == ["some", "own"]
