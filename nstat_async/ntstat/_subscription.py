@@ -42,7 +42,7 @@ from ._requests import (
 from ._source import Phase, Source, Terms
 from ._states import TRANSITIONS, WHEN_DONE, State, Trigger
 from ._translate import Translator
-from ._verification import PROBED_AHEAD, Question, Unreadable, Verification
+from ._verification import MAX_VERIFICATIONS, Question, Unreadable, Verification
 
 REPLY_TIMEOUT = 2.0
 """Seconds after which a reply over a bridge counts as lost."""
@@ -249,13 +249,16 @@ class Subscription(Client):
     @property
     def sees_all(self) -> bool:
         """False if a flow may be there that is not in the table: there is none at all, or something cannot be read."""
-        return bool(self.table.sources) and not self._unreadable.any
+        return bool(self.table.sources) and not self._unreadable.number
 
     def take_over(self, old: Subscription) -> None:
         """Speak for what an older socket spoke for."""
         self.table.continue_from(old.table)
         self.decoder.continue_statistics(old.decoder)
-        self.providers |= old.providers & self.options.providers
+        for provider in self.refused:
+            if provider not in old.refused:
+                self._say_refused(provider)  # until now it spoke to nobody
+        self.providers |= old.providers & (self.options.providers - self.refused.keys())
         self.serial, self.wanted = old.serial, old.wanted
         self.needs_resync = False
 
@@ -431,7 +434,7 @@ class Subscription(Client):
         del self._in_flight[context]
         if request.purpose is Purpose.PROBE:
             if ref in self.table.sources:  # not beyond what the table can hold
-                self._ask(self._verification.probe_up_to(ref + PROBED_AHEAD))
+                self._ask(self._verification.probe_beyond(ref))
         elif request.purpose is not Purpose.DESCRIBE:
             self._verification.recovered += 1
 
@@ -513,6 +516,10 @@ class Subscription(Client):
         if userland and errno == DarwinErrno.ENOENT:
             return
         self.refused.setdefault(provider, errno)
+        self._say_refused(provider)
+
+    def _say_refused(self, provider: Provider) -> None:
+        errno = self.refused[provider]
         if provider is Provider.QUIC and errno == DarwinErrno.ENOENT:
             return  # part of the default wish, and simply younger than some kernels
         self.table.emit(ProviderRefused(self.table.time, provider, errno, _REFUSALS.get(errno) or error_text(errno)))
@@ -533,6 +540,10 @@ class Subscription(Client):
             self._let_go(request.ref)
         else:  # the source is there, and has nothing to report or cannot be read
             self._unreadable.note(request.ref)
+            if request.purpose is Purpose.PROBE and self._unreadable.number < MAX_VERIFICATIONS:
+                self._ask(self._verification.probe_beyond(request.ref))
+            elif request.purpose is Purpose.PROBE:
+                self._single_unanswered()
 
     def _let_go(self, ref: int) -> None:
         """A kernel socket without a description is dead; as long as all counters are asked for, the kernel does not look itself."""

@@ -42,9 +42,9 @@ class Unreadable:
         self._waits[ref] = [longest, longest]
 
     @property
-    def any(self) -> bool:
-        """True if there is one."""
-        return bool(self._waits)
+    def number(self) -> int:
+        """How many there are."""
+        return len(self._waits)
 
     def pass_poll(self, table: SourceTable) -> None:
         """Another poll is over; what it reported, or what is gone, is forgotten."""
@@ -101,10 +101,10 @@ class Verification:
         """
         self.probed = max(table.references.top, table.references.highest or 0)
         self.last_reference = table.kernel.layout.all_sources - 1
-        return self.probe_up_to(self.probed + PROBED_AHEAD)
+        return self.probe_beyond(self.probed)
 
-    def probe_up_to(self, ref: int) -> Iterator[Question]:
-        """Ask for the references up to this one that were not asked for yet: goes on as long as sources are found."""
-        first, last = self.probed + 1, min(ref, self.last_reference)
+    def probe_beyond(self, ref: int) -> Iterator[Question]:
+        """Ask for the references behind a source that were not asked for yet: goes on as long as sources are found."""
+        first, last = self.probed + 1, min(ref + PROBED_AHEAD, self.last_reference)
         self.probed = max(self.probed, last)
         return ((probed, Purpose.PROBE) for probed in range(first, last + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ntstat_talk import Talk, subscribed
+from virtual import VirtualMonitor
 
 from nstat_async import (
     EventsLost,
@@ -15,8 +16,9 @@ from nstat_async import (
     Provider,
     RemovalReason,
 )
-from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate, QuerySource, _verification
+from nstat_async.ntstat import DarwinErrno, GetDetails, GetUpdate, QuerySource, _subscription, _verification
 from nstat_async.ntstat._constants import MAX_BATCH
+from nstat_async.testing import EmulatedKernel
 
 
 def _absent_source(talk: Talk) -> int:
@@ -99,6 +101,23 @@ def test_numbers_above_are_asked_for_when_a_poll_lacks_more_than_what_cannot_be_
     assert probes_of_a_poll(1, 3, asks=[]) == 0
     assert probes_of_a_poll(1, 3, asks=[2]) > 0
     assert probes_of_a_poll(1, asks=[3]) > 0
+
+
+@pytest.mark.parametrize(("most", "unreadable", "found", "complete"), [(99, 6, 4, True), (2, 6, 0, False)])
+def test_behind_sources_that_cannot_be_read_a_first_poll_whose_batch_was_refused_finds_the_others(
+    monkeypatch, most, unreadable, found, complete
+):
+    """Their numbers show only by asking; a kernel that answers so of every number is not asked for ever."""
+    monkeypatch.setattr(_subscription, "MAX_VERIFICATIONS", most)
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    flows = [kernel.open_tcp(remote=("192.0.2.1", port)) for port in range(1, 11)]
+    for flow in flows[-unreadable:]:  # the newest have the first numbers
+        flow.unreadable = True
+    kernel.faults.lose_batches = 1.0
+    monitor = VirtualMonitor(kernel, providers="tcp")
+    monitor.run(0.5)
+    poll = monitor.picture.last_poll
+    assert (monitor.picture.polls, poll.flows, poll.complete) == (1, found, complete)
 
 
 @pytest.mark.parametrize(("most", "asked", "complete"), [(3, [4, 2, 3], True), (2, [4, 3], False)])

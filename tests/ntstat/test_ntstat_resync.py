@@ -19,6 +19,7 @@ from nstat_async import (
     LossCause,
     PollCompleted,
     Provider,
+    ProviderRefused,
     RemovalReason,
 )
 from nstat_async._contract import OpenChannel
@@ -158,6 +159,21 @@ def test_a_lost_announcement_is_counted_and_a_second_socket_takes_over_without_a
     assert (event.flow.id, event.delta.rx_bytes) == (before[1001][0], 39)
     talk.answer(talk.wire.removed(1), channel=0)  # what is left in the first means nothing
     assert talk.events() == []
+
+
+def test_what_the_kernel_refuses_to_the_second_socket_alone_is_said_when_it_takes_over():
+    talk = _announcing()
+    talk.answer(talk.wire.added(5))
+    (request,) = talk.due()
+    (request,) = talk.answer(talk.wire.success(request.context), channel=1)
+    talk.answer(talk.wire.error(request.context, DarwinErrno.EPERM), channel=1)
+    _polled(talk, 1, *_mirrored(talk, 1))
+    _polled(talk, 0, talk.report(1))
+    assert not talk.events(ProviderRefused), "the first one speaks"
+    _polled(talk, 1, *_mirrored(talk, 1))
+    assert [(event.provider, event.errno) for event in talk.events(ProviderRefused)] == [(Provider.UDP, 1)]
+    assert talk.core.capabilities.providers == {Provider.TCP}
+    assert any("udp: refused" in note for note in talk.core.capabilities.notes)
 
 
 def test_a_flow_of_which_the_first_has_no_news_does_not_hold_up_the_second():
