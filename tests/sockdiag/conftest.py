@@ -1,9 +1,16 @@
-"""The kernel that most tests of this folder begin with."""
+"""The kernel that most tests of this folder begin with, and what runs programs on the living one."""
 
 from __future__ import annotations
 
 import pytest
+from nursery import Nursery
 from sockdiag_fakes import FakeKernel, FakeSocket, traffic
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    with Nursery() as nursery:
+        yield nursery
 
 
 @pytest.fixture

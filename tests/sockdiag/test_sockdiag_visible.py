@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from nursery import MOUNTS, NETWORK, PROCESSES
 from test_sockdiag_living import privileged
 
 pytestmark = [pytest.mark.linux, pytest.mark.privileged, privileged]
 
-BEGIN = f"""
+BEGIN = """
 import ctypes, json, os, socket, subprocess, sys, time
-sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
-"127.0.0.1".encode("idna")
-import nstat_async._io.linux, nstat_async._io.netlink
 from sockdiag_fakes import LiveDriver
 from nstat_async.backends import SockDiag
 from nstat_async._options import MonitorOptions
-subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 def driver():
     return LiveDriver(*SockDiag().parts(MonitorOptions(interval=None, ebpf="off", pulse=None)))
 def holder(uid=None, dumpable=True):
@@ -38,7 +32,7 @@ def holder(uid=None, dumpable=True):
     port = int(os.read(there, 9)); os.close(there); os.close(here)
     return pid, port
 def flows(live):
-    return {{f.local.port: f for f, _ in live.core.flows() if f.remote is None}}
+    return {f.local.port: f for f, _ in live.core.flows() if f.remote is None}
 def whose(live, pid, port):
     "Whether this process is known to hold the listener, or why nobody is."
     flow = flows(live)[port]
@@ -48,13 +42,16 @@ def told(live):
 """
 
 
-def inside(script: str):
+@pytest.fixture
+def inside(nursery):
     """What a program prints that runs in network, mount and pid namespaces of its own, whose first process is root's."""
-    command = ["unshare", "-n", "-m", "-p", "-f", "--mount-proc", "sh", "-c", '"$0" -c "$1"; exit $?']
-    command += [sys.executable, BEGIN + script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+
+    def run(script: str):
+        status, out, err = nursery.run(BEGIN + script, NETWORK | MOUNTS | PROCESSES)
+        assert status == 0, err
+        return json.loads(out)
+
+    return run
 
 
 MOUNTED = """
@@ -69,12 +66,12 @@ with driver() as live:
 
 
 @pytest.mark.parametrize("options", ["hidepid=1", "hidepid=2", "hidepid=4", "subset=pid"])
-def test_an_ordinary_user_sees_its_own_processes_and_is_told_so_however_proc_is_mounted(options):
+def test_an_ordinary_user_sees_its_own_processes_and_is_told_so_however_proc_is_mounted(inside, options):
     assert inside(f"OPTIONS, USER = {options!r}, True\n" + MOUNTED) == [True, "hidden", "own"]
 
 
 @pytest.mark.parametrize("options", ["hidepid=2", "subset=pid"])
-def test_root_sees_all_however_proc_is_mounted(options):
+def test_root_sees_all_however_proc_is_mounted(inside, options):
     """Only what may be seen counts: a pid namespace of its own is never all of the machine."""
     assert inside(f"OPTIONS, USER = {options!r}, False\n" + MOUNTED) == [True, True, "some"]
 
@@ -88,7 +85,7 @@ with driver() as live:
 """
 
 
-def test_a_process_of_ones_own_that_may_not_be_looked_at_is_hidden():
+def test_a_process_of_ones_own_that_may_not_be_looked_at_is_hidden(inside):
     """``PR_SET_DUMPABLE``: its descriptors are root's, as ssh-agent's and any program's that changed its user."""
     assert inside(NOT_DUMPABLE) == [True, "hidden", True]
 
@@ -115,7 +112,7 @@ with driver() as live:
 """
 
 
-def test_a_process_that_got_the_pid_of_one_that_ended_is_another_process():
+def test_a_process_that_got_the_pid_of_one_that_ended_is_another_process(inside):
     assert inside(USED_AGAIN) == [True, True, True, False]
 
 

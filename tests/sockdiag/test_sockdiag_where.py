@@ -11,6 +11,7 @@ import sys
 from ipaddress import ip_address
 
 import pytest
+from nursery import NETWORK
 from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
 
 from nstat_async._events import FlowUpdated
@@ -532,19 +533,22 @@ def tell(flows):
     print(json.dumps([[str(f.local), str(f.remote), f.interface and f.interface.name,
         f.interface and f.interface.kind and f.interface.kind.value, f.is_loopback,
         f.direction and f.direction.value] for f in flows]))
-sh("ip link set lo up")
 """
 
 
-def inside(script: str):
+@pytest.fixture
+def inside(nursery):
     """What a program in a network namespace of its own tells."""
-    done = subprocess.run(
-        ["unshare", "-n", sys.executable, "-c", BEGIN + script], capture_output=True, text=True, check=True
-    )
-    told = json.loads(done.stdout)
-    if isinstance(told, dict) and "skip" in told:
-        pytest.skip(f"this kernel cannot: {told['skip']}")
-    return told
+
+    def run(script: str):
+        status, out, err = nursery.run(BEGIN + script, NETWORK)
+        assert status == 0, err
+        told = json.loads(out)
+        if isinstance(told, dict) and "skip" in told:
+            pytest.skip(f"this kernel cannot: {told['skip']}")
+        return told
+
+    return run
 
 
 SERVICE_ADDRESS = """
@@ -623,7 +627,7 @@ flows = look(); one.send(b"m" * 40); two.recv(99); tell([*flows, *look()])
 
 @pytest.mark.linux
 @living
-def test_what_comes_to_a_service_address_on_the_loopback_interface_is_not_local():
+def test_what_comes_to_a_service_address_on_the_loopback_interface_is_not_local(inside):
     told = {remote: (name, local) for _, remote, name, _, local, _ in inside(SERVICE_ADDRESS)}
     assert told.pop("None") == (None, False)
     assert list(told.values()) == [("va0", False)]
@@ -631,7 +635,7 @@ def test_what_comes_to_a_service_address_on_the_loopback_interface_is_not_local(
 
 @pytest.mark.linux
 @living
-def test_a_connection_to_an_own_address_is_local_over_whichever_interface_has_it():
+def test_a_connection_to_an_own_address_is_local_over_whichever_interface_has_it(inside):
     """TCP, also of a socket that is of IPv6, and UDP."""
     told = inside(OWN_ADDRESS)
     assert len(told) == 10
@@ -641,14 +645,14 @@ def test_a_connection_to_an_own_address_is_local_over_whichever_interface_has_it
 
 @pytest.mark.linux
 @living
-def test_a_neighbour_a_broadcast_and_a_group_are_not_local():
+def test_a_neighbour_a_broadcast_and_a_group_are_not_local(inside):
     told = {remote: (name, local) for _, remote, name, _, local, _ in inside(AWAY)}
     assert told == dict.fromkeys(("10.77.0.9:9", "10.77.0.255:9", "224.0.0.251:9"), ("va0", False))
 
 
 @pytest.mark.linux
 @living
-def test_a_name_that_changed_and_an_address_that_moved_are_updates():
+def test_a_name_that_changed_and_an_address_that_moved_are_updates(inside):
     """Another holder of the address that comes and goes is none."""
     first, renamed, visited, moved = inside(MOVED)
     ((kind, flow, name),) = first
@@ -658,7 +662,7 @@ def test_a_name_that_changed_and_an_address_that_moved_are_updates():
 
 @pytest.mark.linux
 @living
-def test_ends_of_a_link_and_its_groups_have_its_scope():
+def test_ends_of_a_link_and_its_groups_have_its_scope(inside):
     index, told = inside(SCOPES)
     assert sorted(told, key=str) == sorted(
         ([index, f"[ff02::fb%{index}]:5353", "va0"], [index, f"[fe80::9%{index}]:9", "va0"], [index, None, "va0"]),
@@ -668,7 +672,7 @@ def test_ends_of_a_link_and_its_groups_have_its_scope():
 
 @pytest.mark.linux
 @living
-def test_both_ends_of_a_restored_connection_have_no_direction():
+def test_both_ends_of_a_restored_connection_have_no_direction(inside):
     told = inside(RESTORED)
     assert [direction for *_, direction in told] == [None] * 4
 
@@ -714,7 +718,7 @@ print(json.dumps(list(found.items())))
 
 @pytest.mark.linux
 @living
-def test_what_the_devices_of_this_kernel_look_like():
+def test_what_the_devices_of_this_kernel_look_like(inside):
     found = dict(inside(EACH_DEVICE))
     assert len(found) >= 3, "of devices that every kernel has"
     assert found == {make: ["x0", DEVICES[make], False, None] for make in found}
@@ -737,6 +741,6 @@ asyncio.run(main())
 
 @pytest.mark.linux
 @living
-def test_three_thousand_changes_while_the_loop_is_held_leave_the_table_true():
+def test_three_thousand_changes_while_the_loop_is_held_leave_the_table_true(inside):
     told = inside(MANY_CHANGES)
     assert told == [["10.0.77.1:7", "None", "va0", "bridge", False, None]]
