@@ -7,10 +7,12 @@ is (`CountsForm`), so that a `Plan` writes the line without making counts of it.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from types import CodeType
 from typing import Any, Union
 
 import attrs
@@ -37,8 +39,14 @@ def delta_text(values: Numbers) -> str:
 
 def _function(arguments: str, body: Sequence[str], names: Mapping[str, Any]) -> Any:
     found = dict(names)
-    exec(f"def write({arguments}):\n " + "\n ".join(body), found)  # noqa: S102  # source from the table alone, as attrs makes its methods
+    exec(_code(f"def write({arguments}):\n " + "\n ".join(body)), found)  # noqa: S102  # source from the table alone, as attrs makes its methods
     return found["write"]
+
+
+@functools.lru_cache(256)
+def _code(source: str) -> CodeType:
+    """Each formatter needs the same: to compile is what takes long."""
+    return compile(source, "<table of fields>", "exec")
 
 
 def _compiled(fields: Sequence[Field], texts: Sequence[Text | str], head: str, given: Sequence[str] = ()) -> Any:

@@ -48,7 +48,6 @@ def alone():
         warnings.simplefilter("ignore")
         background._running.clear()
         gc.collect()
-        gc.freeze()  # what a command of another test may have undone (conftest.py): each collection here is a quick one
 
 
 @pytest.fixture(params=LOOPS)

@@ -106,16 +106,18 @@ def collecting_rarely() -> Iterator[None]:
     """Let the garbage collector look at young objects mostly, as a library must not decide for others.
 
     Flows are freed without it. A look at everything there is takes 0.1 s with 50,000 of them, in which no loop goes on;
-    by default the first poll has five.
+    by default the first poll has five. Whoever froze objects before calls this as a function, and keeps them so.
     """
-    before = gc.get_threshold()
-    gc.freeze()
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    if not frozen:
+        gc.freeze()
     gc.set_threshold(*THRESHOLDS)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
 
 
 def _of_group(error: Exception) -> Exception:
