@@ -22,6 +22,7 @@ def share_bytecode() -> None:
 
 
 share_bytecode()  # before any other import
+os.environ["LANGUAGE"] = "C"  # what argparse says is in English anyway, and would be looked for in files, word by word
 gc.disable()  # nothing is left behind while tests are collected, and there is much to look through
 
 from _pytest.runner import runtestprotocol

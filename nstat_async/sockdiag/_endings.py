@@ -238,12 +238,9 @@ class Endings:
         return None if known is None or known[0] < self._output.now else known[1]
 
     def _peer_found(self, ending: Ending, here: End, found: bytes | None) -> None:
-        """The other end lives, or its own removal will come."""
-        if self.waiting.get(here) is not ending or not found:
-            return
-        if is_remains(found):
-            ending.orderly = True if ending.orderly is None else ending.orderly
-        elif not self._may_be_reused():
+        """The other end lives; of one that left something its own removal will come."""
+        waits = self.waiting.get(here) is ending
+        if waits and found and not is_remains(found) and not self._may_be_reused():
             self._settle_by_living(ending, here, found)
 
     def _settle_by_living(self, ending: Ending, here: End, found: bytes) -> None:
