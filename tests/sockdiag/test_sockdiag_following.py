@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from ebpf_records import encode, record
+from programs_fakes import GRANTED, PORTS, RING, attrs_of
 from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, follow, kinds, polls, traffic
 
 from nstat_async._contract import Mode
 from nstat_async._events import LossCause, PollCompleted
 from nstat_async._model import InterfaceKind
 from nstat_async._options import MonitorOptions
-from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, Session
+from nstat_async.ebpf import Kind
+from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, ProcessesAnswer, ProcessFacts, Session
 
 
 def play(kernel: FakeKernel, passive: Session, *, until: int | None = None) -> list:
@@ -83,3 +86,15 @@ def test_a_recorded_look_up_that_is_broken_is_a_loss():
     passive.observe_request(b"\xff" * 40, 100.0, 3)
     (lost,) = passive.take_events()
     assert (lost.cause, passive.failure) == (LossCause.PROTOCOL, None)
+
+
+def test_records_are_followed_and_what_the_client_was_told_of_their_processes():
+    passive = Session(MonitorOptions(), kernel="6.18.0", mode=Mode.FOLLOWING)
+    passive.lookup_done(0, GRANTED, 100.0)
+    passive.receive_datagram(encode(attrs_of(record(Kind.OPENED, 9, pid=5, **PORTS))), 100.1, RING)
+    (added,) = flow_events(passive.take_events())
+    assert (added.flow.process.name, added.flow.process.path) == ("curl", None)
+    assert passive.commands() == []
+    passive.lookup_done(0, ProcessesAnswer((ProcessFacts(5, 5, "curl", "/bin/curl"),)), 100.2)
+    (updated,) = flow_events(passive.take_events())
+    assert updated.flow.process.path == "/bin/curl"

@@ -307,3 +307,14 @@ def test_a_replay_is_the_run(kernel):
     again = replayed(kernel.file)
     assert_same(again[-len(kernel.events) :], kernel.events)
     assert [e for e in again if isinstance(e, FlowUpdated)]
+
+
+def test_a_recorded_client_that_walks_is_followed_where_its_recording_cannot_be_run_again(kernel, monkeypatch):
+    for cookie in (1, 2):
+        kernel.send(cookie)
+        kernel.poll()
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    monkeypatch.setattr("nstat_async._io.replay.rerun_of", lambda *_: None)
+    again = replayed(kernel.file)
+    assert [(e.flow.id, e.delta.tx_bytes) for e in again if isinstance(e, FlowUpdated)] == [("c1", 10), ("c2", 10)]
