@@ -125,6 +125,6 @@ print(json.dumps([root, partly()]))
 """
 
 
-def test_what_a_refusal_leaves_is_the_same_whenever_it_is_met():
+def test_what_a_refusal_leaves_is_the_same_whenever_it_is_met(inside):
     """A few processes are tried out at first, the others by a search: an ordinary user sees no others' by either."""
     assert inside(REFUSED) == ["some", "own"]
