@@ -145,7 +145,7 @@ class Core(Protocol):
         """
 
     def channel_drained(self, channel: int, now: float) -> None:
-        """The channel was read until it would block, after all sends so far."""
+        """The channel was read until it would block, after all sends so far; never said of one that has answers only."""
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
         """Opening, sending or receiving failed with this error of the host."""

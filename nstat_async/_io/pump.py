@@ -17,7 +17,7 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
   the others, and for so long after it was found empty nobody waits for it.
 - Channels are waited on by one task each, which only sets an event, but for those that have answers only:
-  these are read when something was sent. Look-ups that may block run in worker threads.
+  these are read when something was sent, and the core knows by itself when it has all of an answer. Look-ups that may block run in worker threads.
 - *What is auxiliary may fail.* A look-up or its thread end nothing but
   themselves: the core hears `LookupFailed`, the consumer `AuxiliaryFailed`.
 """
@@ -82,6 +82,7 @@ class KernelFeed:
         self._channels: dict[int, _Waiter] = {}
         self._wake = anyio.Event()
         self._subscribed = anyio.Event()
+        self._told_subscribed = False
         self._tasks: anyio.abc.TaskGroup | None = None
         self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
         """Look-ups, by their token, whose tasks had no first step yet: where the loop ends now, they never have one."""
@@ -171,6 +172,7 @@ class KernelFeed:
     # --- a turn ----------------------------------------------------------------
 
     def _now(self) -> float:
+        """The time; the core gets to know the wall clock's beside it."""
         now = time.monotonic()
         self.core.epoch_offset = time.time() - now
         return now
@@ -194,7 +196,8 @@ class KernelFeed:
                 events, self._reports = [*events, *self._reports], []
             if events:
                 sink.deliver(events)
-            if core.subscribed:
+            if not self._told_subscribed and core.subscribed:
+                self._told_subscribed = True
                 self._subscribed.set()
             commands += core.commands()  # reading may have called for more
             settled, due = due, self._is_due()
@@ -235,6 +238,7 @@ class KernelFeed:
         parts = [1 if waiter is resting[0] else 2 for waiter in resting]
         parts += range(len(others), 0, -1)
         more = False
+        self._now()  # for all batches
         for waiter, part in zip((*resting, *others), parts, strict=True):
             if not waiter.channel_closed:
                 now = time.perf_counter()
@@ -254,15 +258,16 @@ class KernelFeed:
                 failure = error
             if batch:
                 waiter.maybe_readable = True
-                core.receive_datagrams(batch, self._now(), number)
+                core.receive_datagrams(batch, time.monotonic(), number)
             if failure is not None:
                 return self._read_failed(waiter, failure)
             if not more and not waiter.maybe_readable:
                 return False
             if not more:
                 waiter.maybe_readable = False
-                core.channel_drained(number, self._now())
-                waiter.rearm()
+                if not waiter.answers_only:
+                    core.channel_drained(number, time.monotonic())
+                    waiter.rearm()
                 return False
             end = time.perf_counter()
             waiter.adapt(end - begin, sum(map(len, batch)))
@@ -321,7 +326,7 @@ class KernelFeed:
         assert self._tasks is not None
         waiter = _Waiter(command.channel, channel, self)
         self._channels[command.channel] = waiter
-        if not getattr(channel, "answers_only", False):
+        if not waiter.answers_only:
             self._tasks.start_soon(waiter.watch)
         self.core.channel_opened(
             command.channel, self._now(), immediate=channel.immediate, receive_buffer=channel.receive_buffer
@@ -398,6 +403,7 @@ class _Waiter:
         self.maybe_readable = True
         self.channel_closed = False
         self.rest: float = getattr(channel, "rest", 0.0)
+        self.answers_only: bool = getattr(channel, "answers_only", False)
         self.batch = 1
         """Datagrams to read at once."""
         self._feed = feed

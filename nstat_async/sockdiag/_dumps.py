@@ -38,6 +38,7 @@ from ._messages import (
     error_number,
     extension_bits,
     iterate_messages,
+    numbered,
 )
 from ._output import Output
 from ._refusals import is_refusal, refusal_text, unavailable
@@ -56,6 +57,8 @@ _COUNTERS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
 _MEMORY = extension_bits(DiagAttribute.SKMEMINFO)
 _ROWS = frozenset({SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK})
 _POLL_MASK = 0x1FFFFFFF
+_INTERRUPTED = int(MessageFlag.DUMP_INTERRUPTED)
+_ENDS = frozenset({int(MessageType.DONE), int(MessageType.ERROR)})
 _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOMEM, errors.EAGAIN})
 
 
@@ -67,6 +70,12 @@ class Kind:
     family: int
     protocol: int
     states: int
+    families: frozenset[tuple[int, int]] = attrs.field(init=False, repr=False, eq=False)
+    """Families and protocols of its sockets."""
+
+    @families.default
+    def _families(self) -> frozenset[tuple[int, int]]:
+        return frozenset((each, self.protocol) for each in (AF_INET, AF_INET6) if self.family in {each, AF_UNSPEC})
 
     def extensions(self, *, extras: bool) -> int:
         """The attributes to ask for. Buffer sizes cost a sixth of a TCP dump, so they are an extra there; UDP has little else."""
@@ -82,11 +91,6 @@ class Kind:
     def listeners_only(self) -> bool:
         """True if it leaves all TCP sockets out but listeners."""
         return self.states == _LISTENING
-
-    @property
-    def families(self) -> set[tuple[int, int]]:
-        """Families and protocols of its sockets."""
-        return {(family, self.protocol) for family in (AF_INET, AF_INET6) if self.family in {family, AF_UNSPEC}}
 
 
 TOGETHER = Kind(0, AF_UNSPEC, IPPROTO_TCP, TCP_DUMP_STATES)
@@ -164,6 +168,8 @@ class DumpSource(Source):
         self._sequence = 0
         self._progress = 0.0
         self._failures = 0
+        self._requests: dict[Kind, bytes] = {}
+        """As they were sent."""
         self._memories: dict[tuple[int, bool], Memory] = {}
         """By kind what its last dump had."""
         self._memory: Memory
@@ -225,7 +231,10 @@ class DumpSource(Source):
         kind = self._queue.pop(0)
         self._sequence = sequence_of(self.output.poll, kind.index, last=not self._queue)
         self._begin(kind)
-        self.send(self._request(kind, kind.states, self._sequence).encode())
+        request = self._requests.get(kind) or self._requests.setdefault(
+            kind, self._request(kind, kind.states, 0).encode()
+        )
+        self.send(numbered(request, self._sequence))
 
     def follow(self, request: DiagRequest) -> None:
         """Following: the recorded client asked for this dump."""
@@ -270,33 +279,36 @@ class DumpSource(Source):
 
     def receive_many(self, datagrams: Sequence[bytes]) -> None:
         self._progress = self.output.now
-        # The last message of a datagram may come without its padding.
-        padded = tuple([data.ljust(align(len(data)), b"\0") for data in datagrams])
-        index = offset = 0
-        while index < len(padded):
-            index, offset = self._take(padded, index, offset, len(datagrams[index]))
+        datagrams, index, offset = tuple(datagrams), 0, 0
+        while index < len(datagrams):
+            index, offset = self._take(datagrams, index, offset)
 
-    def _take(self, datagrams: tuple[bytes, ...], index: int, offset: int, size: int) -> tuple[int, int]:
-        """Take in the message at `offset` of a datagram of this size, and those that are like it; index and offset behind them."""
-        behind = index + 1, 0
-        if size - offset < HEADER.size:
-            if size > offset:
+    def _take(self, datagrams: tuple[bytes, ...], index: int, offset: int) -> tuple[int, int]:
+        """Take in the message at `offset` of a datagram, and those that are like it; index and offset behind them."""
+        data, behind = datagrams[index], (index + 1, 0)
+        size = len(data) - offset
+        if size < HEADER.size:
+            if size > 0:
                 self._broken("datagram ends inside a netlink header")
             return behind
-        length, type_, flags, sequence, _ = HEADER.unpack_from(datagrams[index], offset)
-        if length < HEADER.size or length > size - offset:
+        length, type_, flags, sequence, _ = HEADER.unpack_from(data, offset)
+        if length < HEADER.size or length > size:
             self._broken(f"netlink message of impossible length {length}")
             return behind
+        stride = align(length)
         if sequence != self._sequence or not self._sequence:
             self.output.count("stale_messages")
         elif type_ in _ROWS:
-            if length >= ATTRIBUTES_AT:
+            if length < ATTRIBUTES_AT:
+                self._broken("inet_diag message is too short")
+            elif stride <= size:
                 return self._scan(datagrams, index, offset, length)
-            self._broken("inet_diag message is too short")
-        elif type_ in {MessageType.DONE, MessageType.ERROR}:
-            self._end(Frame(offset, length, type_, flags, sequence), datagrams[index], self._kind)
+            else:  # the last message of a datagram may come without its padding
+                self._scan((data[offset:].ljust(stride, b"\0"),), 0, 0, length)
+        elif type_ in _ENDS:
+            self._end(Frame(offset, length, type_, flags, sequence), data, self._kind)
             return behind
-        return index, offset + align(length)
+        return index, offset + stride
 
     def _scan(self, datagrams: tuple[bytes, ...], index: int, offset: int, length: int) -> tuple[int, int]:
         """Take in the row at `offset` and those behind it that begin alike; index and offset behind them."""
@@ -324,7 +336,7 @@ class DumpSource(Source):
             self.answered.add(kind.index)
             if not kind.listeners_only:
                 self.judged |= kind.families
-            if number or frame.flags & MessageFlag.DUMP_INTERRUPTED:
+            if number or frame.flags & _INTERRUPTED:
                 self.complete = False
         if self.output.following and frame.sequence & 1:
             self._finish()

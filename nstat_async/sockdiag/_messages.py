@@ -12,6 +12,7 @@ with formats of its own.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -109,6 +110,11 @@ def encode_message(kind: int, body: bytes, *, sequence: int = 0, flags: int = 0)
     """A message with its header and padding."""
     length = HEADER.size + len(body)
     return HEADER.pack(length, kind, flags, sequence, 0) + body + bytes(align(length) - length)
+
+
+def numbered(message: bytes, sequence: int) -> bytes:
+    """The same message with this sequence number."""
+    return message[:8] + sequence.to_bytes(4, sys.byteorder) + message[12:]
 
 
 def encode_done(sequence: int) -> bytes:

@@ -147,8 +147,10 @@ class Polls:
 
     @property
     def _gathered(self) -> bool:
-        gathered = [namespace.gather() for namespace in self._namespaces]  # each must look into its absences
-        return all(gathered) and self._programs.gathered
+        gathered = True
+        for namespace in self._namespaces:
+            gathered &= namespace.gather()  # each must look into its absences
+        return gathered and self._programs.gathered
 
     def _begin(self, serial: int) -> None:
         output = self._output

@@ -382,7 +382,11 @@ class Session:
 
     def channel_drained(self, channel: int, now: float) -> None:
         """Nothing is readable now."""
-        self._tell(channel, now, lambda source: source.drained())
+        self._turn(now)
+        source = self._source(channel)
+        if source is not None:
+            source.drained()
+        self._polls.proceed()
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
         """Opening, sending or receiving failed."""
