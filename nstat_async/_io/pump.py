@@ -87,6 +87,8 @@ class KernelFeed:
         self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
         """Look-ups, by their token, whose tasks had no first step yet: where the loop ends now, they never have one."""
         self._closed = False
+        self._deadline: float | None = None
+        """When the core was last found to want something."""
         self._slices = 0
         self._longest_slice = 0.0
         self._wakes = 0
@@ -226,7 +228,7 @@ class KernelFeed:
         self._slices += 1
 
     def _is_due(self) -> bool:
-        deadline = self.core.next_deadline()
+        self._deadline = deadline = self.core.next_deadline()
         return deadline is not None and deadline <= time.monotonic()
 
     def _read(self, until: float, *, everything: bool) -> bool:
@@ -377,8 +379,8 @@ class KernelFeed:
 
     async def _wait(self, sink: Sink) -> None:
         await sink.room()
-        deadline = self.core.next_deadline()
-        timeout = math.inf if deadline is None else deadline - time.monotonic()
+        # Whatever changed the deadline since the end of the turn has set the event, too.
+        timeout = math.inf if self._deadline is None else self._deadline - time.monotonic()
         with anyio.move_on_after(timeout):
             await self._wake.wait()
         self._wakes += 1

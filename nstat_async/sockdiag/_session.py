@@ -135,8 +135,9 @@ class Session:
         )
         remotes = Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP in self._protocols
         self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf, remotes=remotes)
-        self._sources: dict[int, Source] = {source.channel: source for source in self._programs.sources}
+        self._sources: dict[int, Source] = {}
         """All sources of evidence, by channel."""
+        self._add_sources(self._programs.sources)
         self._sightings.strange = self._spaces.meet
         self._programs.walked = self._glimpses.walked
         for namespace in namespaces:
@@ -165,8 +166,18 @@ class Session:
     def _add_namespace(self, identity: NetworkNamespace, *, vital: bool = True) -> Namespace:
         number, self._numbered = self._numbered, self._numbered + 1
         namespace = self._make_namespace(number, identity, vital=vital)
-        self._sources.update((source.channel, source) for source in (*namespace.sources, namespace.pulse))
+        self._add_sources((*namespace.sources, namespace.pulse))
         return namespace
+
+    def _add_sources(self, sources: Iterable[Source]) -> None:
+        self._sources.update((source.channel, source) for source in sources)
+        self._sort_sources()
+
+    def _sort_sources(self) -> None:
+        """Note which ones ask for something by themselves, and which have a deadline: that is looked at many times a turn."""
+        sources = self._sources.values()
+        self._asking = [source for source in sources if type(source).flush is not Source.flush]
+        self._timed = [source for source in sources if type(source).deadline is not Source.deadline]
 
     def _glimpse_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
         """A namespace is watched from outside."""
@@ -215,6 +226,7 @@ class Session:
         self._rows += namespace.dumps.rows
         for source in (*namespace.sources, namespace.pulse):
             self._sources.pop(source.channel, None)
+        self._sort_sources()
         books = self._sightings.books
         for cookie in [cookie for cookie, book in books.items() if book is namespace.book]:
             del books[cookie]
@@ -490,7 +502,7 @@ class Session:
 
     def commands(self) -> list[Command]:
         """What to do now, in this order."""
-        for source in self._sources.values():
+        for source in self._asking:
             source.flush()
         self._programs.flush()
         taken, self._output.commands = self._output.commands, []
@@ -506,7 +518,7 @@ class Session:
         if self._output.busy:
             return self._output.now
         earliest = self._polls.deadline()
-        waiting: tuple[Sightings | Source, ...] = (self._sightings, *self._sources.values())
+        waiting: tuple[Sightings | Source, ...] = (self._sightings, *self._timed)
         for each in waiting:
             due = each.deadline()
             if due is not None and (earliest is None or due < earliest):
@@ -518,7 +530,7 @@ class Session:
         self._output.now = now
         self._output.work()
         self._sightings.expire()  # an end that waited there may be the one that another one waits for
-        for source in self._sources.values():
+        for source in self._timed:
             due = source.deadline()
             if due is not None and due <= now:
                 source.expire()
