@@ -43,6 +43,25 @@ async def test_a_datagram_that_comes_later_wakes_the_pump(it):
     await it.until("datagram", b"late", 0)
 
 
+async def test_who_gives_answers_only_is_read_after_each_send_and_never_said_to_be_empty(it):
+    def connect(purpose, connect=it.wires.open):
+        channel = connect(purpose)
+        channel.answers_only = True
+        it.core.next = [Send(0, b"a question")]
+        it.wires.far[purpose].send(b"an answer")
+        return channel
+
+    @it.hearing
+    def hear(*heard):
+        if heard == ("datagram", b"an answer", 0):
+            it.core.next = [Send(0, b"a question")]
+            it.wires.far[0].send(b"another answer")
+
+    it.wires.open = connect
+    await it.until("datagram", b"another answer", 0)
+    assert ("drained", 0) not in it.core.heard
+
+
 async def test_a_channel_that_has_data_is_not_waited_for_again_before_it_was_read(it, monkeypatch):
     waits, wait_readable = [], anyio.wait_readable
 
