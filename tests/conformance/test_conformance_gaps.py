@@ -50,6 +50,22 @@ def test_no_poll_is_complete_while_flows_may_be_there_that_no_list_had_room_for(
     assert polls(story)[-1]
 
 
+def test_a_look_whose_list_is_whole_and_has_nothing_new_makes_polls_complete_again():
+    """Nothing takes over, for nothing is missing: what no list had room for is gone."""
+    _, made, monitor, story = watch(OLD[-1], 100)
+    monitor.run(30.0)
+    seen = [flow.remote.port for flow, _ in monitor.session.flows()]
+    for port, flow in enumerate(made, 1):
+        if port not in seen[:10]:
+            flow.close()
+    story.clear()
+    monitor.run(150.0)
+    assert count(monitor) == 10
+    assert not losses(story)
+    assert not losses(story, LossCause.RESYNC)
+    assert polls(story)[-1]
+
+
 @pytest.mark.parametrize("name", OLD)
 def test_a_look_that_cannot_tell_whether_all_flows_were_announced_says_so_once(name):
     kernel, made, monitor, story = watch(name, 10, interval=None)
