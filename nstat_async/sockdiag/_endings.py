@@ -28,7 +28,7 @@ from ._finals import (
     remains_of,
     sent_fin,
 )
-from ._links import LinkTable
+from ._links import LinkTable, is_loopback
 from ._lookups import NO_ANSWER, LookupSource, lookup_request
 from ._messages import HEADER
 from ._outcomes import Traces, is_attempt, outcome_by_record, outcome_of, outcome_of_attempt
@@ -167,7 +167,9 @@ class Endings:
         self._finish(other)
 
     def _is_here(self, entry: Entry) -> bool:
-        return self._links.index_of(address_of(entry.identity, 24)) is not None
+        """True if the other end is on this machine; right after a start, or without rtnetlink, as far as its address alone says so."""
+        local, remote = address_of(entry.identity, 8), address_of(entry.identity, 24)
+        return remote == local or is_loopback(remote) or self._links.index_of(remote) is not None
 
     def _remains_found(self, ending: Ending, found: bytes | None) -> None:
         """See what is left; anything there, be it a listener, proves that a connection without a known beginning ended in order."""

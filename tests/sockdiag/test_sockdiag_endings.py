@@ -14,6 +14,8 @@ from nstat_async.sockdiag._endings import PEER_PATIENCE
 from nstat_async.sockdiag._sightings import PULSE_PATIENCE
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
+OWN = bytes([192, 0, 2, 1])
+
 
 def test_while_notifications_wait_to_be_read_no_end_is_given_up():
     """A loop that was held for seconds has the other end's last words, and reads them late: both counts are exact."""
@@ -32,6 +34,19 @@ def test_while_notifications_wait_to_be_read_no_end_is_given_up():
     counts = {(event.flow.local.port, event.counts.rx_bytes, event.counts.tx_bytes) for event in removed}
     assert counts == {(80, 100, 0), (40000, 0, 100)}
     assert all(event.final for event in removed)
+
+
+@pytest.mark.parametrize("ends", [{}, {"local": OWN, "remote": OWN}], ids=["loopback", "one address"])
+def test_ends_that_come_before_interfaces_are_known_are_exact_too(ends):
+    """Right after a start, and without rtnetlink: what connects to its own address is on this machine."""
+    kernel = FakeKernel(interval=None)
+    kernel.links, kernel.addresses = [], []
+    kernel.start()
+    for end in two_ends():
+        kernel.feed(attrs.evolve(end, **ends).message(final=True), 1)
+    kernel.run()
+    removed = [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    assert [(event.counts.rx_bytes, event.final) for event in removed] == [(100, True), (0, True)]
 
 
 @pytest.mark.parametrize("late", [True, False])
