@@ -19,6 +19,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #endif
 
@@ -1844,7 +1845,7 @@ PyDoc_STRVAR(take_links_doc, "take_links(thread, waiting, most) -> ([(inode, des
 /* --- counters of the kernel: to wake the interpreter for nothing costs more than to read them ------------------- */
 
 typedef struct { /* the array of `Counters.numbers` */
-    int64_t files[3], connections, datagrams, sockets[5], readings, moved;
+    int64_t files[3], connections, datagrams, sockets[5], readings, moved, fell;
 } Counts;
 
 /* The numbers at these places among the words of a text, which is ended by a NUL. */
@@ -1898,6 +1899,11 @@ static int read_counts(Counts *counts, int most)
     if (thorough && connections[0] + connections[1] != counts->connections) {
         counts->connections = connections[0] + connections[1];
         counts->moved |= 1;
+    }
+    if (!counts->fell && sockets[0] + sockets[3] < counts->sockets[0] + counts->sockets[3]) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        counts->fell = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
     }
     counts->datagrams = datagrams;
     memcpy(counts->sockets, sockets, sizeof(sockets));

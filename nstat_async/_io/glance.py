@@ -31,6 +31,8 @@ ONE_BY_ONE = 32
 """New connections, or such that wait for their process, that are asked for without a dump."""
 LONGEST_WAIT = 1.0
 """Seconds between two looks for the process of a connection that is not accepted yet, at last."""
+SHORTEST_LIFE = 0.001
+"""Seconds that connections are taken to live where some were over when they were looked for."""
 SPARE_DESCRIPTORS = 16
 """Descriptors that others shall still be able to open: a pulse is not the most important thing."""
 
@@ -73,6 +75,10 @@ class Glance:
         """The part of what may be spent that is this namespace's own."""
         self.look_at = self.active_until = 0.0
         """When to look at the earliest; until when something is taken to go on."""
+        self.shortest_life = 0.0
+        """Seconds for which connections lived lately, the shortest ones: who reads as often as that misses none of them."""
+        self._moved_at = 0.0
+        """When connections were opened."""
         self._missing = False
         """Connections were counted that are not found by their ports: over already, or the first ones of their kind."""
         self._missing_at, self._missing_wait = 0.0, purpose.pause
@@ -111,10 +117,18 @@ class Glance:
             connections = self.counters.connections
             self._opened += connections - self._connections
             self._connections = connections
+            self._learn_life(now)
             self._due[TCP], self._wait[TCP] = now, self.purpose.pause
         if moved & DATAGRAMS:
             self._due[_UDP] = now
         return bool(moved)
+
+    def _learn_life(self, now: float) -> None:
+        """The connections that came last lived until sockets became fewer, or live yet; if others did, so much the shorter."""
+        fell = self.counters.take_fall()
+        lived = max(0.0, (fell or now) - self._moved_at)
+        self.shortest_life = min(lived, max(SHORTEST_LIFE, 2 * self.shortest_life))
+        self._moved_at = now
 
     def next_look(self) -> float:
         """When a look is due, and wanted."""
@@ -172,6 +186,8 @@ class Glance:
             self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)
             self._missing_at = now + self._missing_wait
             found += rest
+        if len(found) + len(self._unheld) < opened:  # some were over
+            self.shortest_life = 0.0
         return found
 
     def _take_in(self, rows: Iterable[bytes]) -> list[tuple[int, bytes]]:

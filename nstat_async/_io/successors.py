@@ -69,16 +69,22 @@ class Successors:
             del self._last[next(iter(self._last))]
 
     def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
-        """Connections that are not known (by their cookies), until the kernel has counted so many for them; and how many it has."""
+        """Connections that are not known (by their cookies), until the kernel has counted so many for them; and how many it has.
+
+        Where there is none of those that follow others, the last one may have been the first to its server.
+        """
         found: list[bytes] = []
         counted = 0
-        steady = [key for key, last in reversed(self._last.items()) if last.near]
+        newest = list(reversed(self._last))
+        steady = [key for key in newest if self._last[key].near]
         steady.sort(key=lambda key: not self._last[key].lasting)  # the others have gaps
-        for key in steady[:MOST_TRIED]:
-            while counted < number and (rows := self._after(key)):
-                new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
-                found += new
-                counted += sum(map(self._ends_of, new))
+        first = [key for key in newest[:2] if not any(self._last[key].near for key in newest[:2])]
+        for keys in (steady[:MOST_TRIED], first):
+            for key in () if found else keys:
+                while counted < number and (rows := self._after(key)):
+                    new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
+                    found += new
+                    counted += sum(map(self._ends_of, new))
         return found, counted
 
     def _other_ends(self, rows: list[bytes]) -> Iterator[bytes]:

@@ -41,6 +41,7 @@ class Kernel:
         self.refuses_filters = self.fails = self.cuts = False
         self._answers: list[bytes] = []
         self.connections = self._moved = 0
+        self.fell: float | None = None
         self.numbers, self.readings, self.open = None, 0, 2
         monkeypatch.setattr(module, "Counters", lambda: self)
         families = {"AF_NETLINK": 16, "SOCK_RAW": 3, "SOCK_CLOEXEC": 0, "SOCK_NONBLOCK": 0}
@@ -55,6 +56,10 @@ class Kernel:
     def take_moved(self) -> int:
         moved, self._moved = self._moved, 0
         return moved
+
+    def take_fall(self) -> float | None:
+        fell, self.fell = self.fell, None
+        return fell
 
     def moved(self, look: Glance, now: float, connections: int = 0, datagrams: int = 0) -> None:
         self.connections += connections
@@ -238,6 +243,28 @@ def test_many_are_asked_for_in_parts(kernel):
     assert kernel.asked == 3
     assert look.still_held(rows, {*range(101, 200)}) == {100 + n for n in kernel.sockets}
     assert kernel.most_asked == ONE_BY_ONE
+
+
+def test_how_long_connections_live_is_learned_from_when_they_become_fewer(kernel):
+    """The shortest of the last ones counts, and is forgotten by halves; where one was over, nothing may be later."""
+    look = glance(kernel, udp=False)
+    assert look.shortest_life == 0.0
+    lives = []
+    for number, lived in enumerate((0.02, None, 0.02, 0.02, 0.02, 0.02, 0.004, None, None, None)):
+        now = 5.0 + number / 10
+        kernel.add(1000 + 2 * number)
+        kernel.moved(look, now, connections=1)
+        assert len(look.look(now)) == 1
+        lives.append(look.shortest_life * 1000)
+        kernel.fell = None if lived is None else now + lived
+    assert lives == pytest.approx([1, 2, 4, 8, 16, 20, 20, 4, 8, 16])
+    kernel.moved(look, 6.0, connections=1)
+    look.look(6.0)
+    assert look.shortest_life == 0.0, "it was over"
+    kernel.add(1100, inode=0)
+    kernel.moved(look, 6.1, connections=1)
+    look.look(6.1)
+    assert look.shortest_life == 0.001, "it waits to be accepted"
 
 
 def test_datagram_sockets_are_asked_for_too(kernel):

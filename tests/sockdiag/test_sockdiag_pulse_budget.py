@@ -24,6 +24,7 @@ class Machine:
     """A network namespace in which flows begin at these times; it stands in for `Glance`, the clocks, and the wait for counters."""
 
     crowds = ()
+    shortest_life = 0.0
 
     def __init__(self, monkeypatch, *flows):
         """Each of the flows is its beginning and its life, seconds."""
@@ -186,6 +187,23 @@ def test_the_counters_of_busy_namespaces_are_read_more_often_and_all_others_as_b
     assert set(read) == {(busy,), (busy, quiet)}
     assert read.count((busy, quiet)) == pytest.approx(0.2 / 0.02, abs=2)
     assert len(read) > 6 * read.count((busy, quiet))
+
+
+def test_the_longer_connections_live_the_more_rarely_the_counters_are_read_and_never_more_rarely_than_in_silence(
+    monkeypatch,
+):
+    """What is saved by that is there for a burst."""
+    machine = Machine(monkeypatch)
+    machine.pulse._budget.left = machine.pulse._budget.most
+
+    def quick(*lives):
+        others = [types.SimpleNamespace(shortest_life=life) for life in lives]
+        return machine.pulse._quick_pause(0.02, others)
+
+    shortest = 0.02 / pulse.EAGER
+    assert [quick(0.0), quick(1.0, 0.001), quick(0.02), quick(1.0)] == pytest.approx([shortest, shortest, 0.005, 0.02])
+    machine.pulse._budget.left /= 8
+    assert [quick(0.0), quick(0.02), quick(0.06)] == pytest.approx([8 * shortest, 8 * shortest, 0.015])
 
 
 # -- what is granted

@@ -81,6 +81,19 @@ def test_the_next_connection_to_a_server_is_found_wherever_the_kernel_put_it(ker
     assert kernel.find(1) == ([], 0)
 
 
+def test_the_second_connection_to_a_server_is_found_where_no_known_one_has_another(kernel):
+    """If no other came since the first."""
+    learn(kernel, 2000, 2002, there=THERE)
+    learn(kernel, 3000, there=THERE, server=SERVER + 1)
+    new = kernel.connect(3008, there=THERE, server=SERVER + 1)
+    assert kernel.find(1) == (new, 1)
+    learn(kernel, 4000, there=THERE, server=SERVER + 2)
+    known = kernel.connect(2004, there=THERE)
+    kernel.connect(4002, there=THERE, server=SERVER + 2)
+    assert kernel.find(2) == (known, 1)
+    assert kernel.find(1) == ([], 0)
+
+
 def test_both_ends_are_found_where_the_ones_between_are_over(kernel):
     """Of a connection that is over the end that closed first is left: it leads on to the next one, and counts as two."""
     learn(kernel, 2000, 2002)
