@@ -27,8 +27,8 @@ def bytes_text(number: float | None) -> str:
         return UNKNOWN
     if number < 999.5:
         return f"{number:.0f} B"
-    if number < 99_950:  # what most of them are, without the loop
-        return f"{number / 1000:.1f} kB"
+    if number < 999_500:  # what most of them are, without the loop
+        return f"{number / 1000:.1f} kB" if number < 99_950 else f"{number / 1000:.0f} kB"
     value = float(number)
     for unit in _UNITS:
         value /= 1000
@@ -87,9 +87,12 @@ def traffic_texts(counts: Counts | None) -> tuple[str, str]:
     """Bytes and packets, received and sent."""
     if counts is None:
         return f"rx {UNKNOWN}", f"tx {UNKNOWN}"
-    rx_packets = "" if counts.rx_packets is None else f" ({counts.rx_packets})"
-    tx_packets = "" if counts.tx_packets is None else f" ({counts.tx_packets})"
-    return f"rx {bytes_text(counts.rx_bytes)}{rx_packets}", f"tx {bytes_text(counts.tx_bytes)}{tx_packets}"
+    return amount_text("rx", counts.rx_bytes, counts.rx_packets), amount_text("tx", counts.tx_bytes, counts.tx_packets)
+
+
+def amount_text(direction: str, size: int | None, packets: int | None) -> str:
+    """Bytes and packets of one direction: ``rx 1.5 kB (3)``."""
+    return f"{direction} {bytes_text(size)}" if packets is None else f"{direction} {bytes_text(size)} ({packets})"
 
 
 def media_text(media: Iterable[tuple[str, MediumCounts]]) -> str:

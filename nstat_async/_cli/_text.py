@@ -34,9 +34,11 @@ from .._events import (
     RouteUpdated,
     SystemInfo,
     Unrecognized,
+    four_of,
 )
 from .._model import Flow, Outcome, Provider
 from ._cells import (
+    amount_text,
     changes_of,
     host_text,
     is_listener,
@@ -147,7 +149,8 @@ class TextFormatter:
         if known is None or known.flow is not event.flow or known.widened != self._widened:
             known = self._know(event.flow)
         # Written out, without calls, because it is done for each report: plain numbers are as wide as they are long.
-        rx, tx = traffic_texts(event.counts)
+        rx_bytes, tx_bytes, rx_packets, tx_packets = four_of(event)
+        rx, tx = amount_text("rx", rx_bytes, rx_packets), amount_text("tx", tx_bytes, tx_packets)
         if len(rx) > self._rx_width:  # noqa: PLR1730  # as above
             self._rx_width = len(rx)
         if len(tx) > self._tx_width:  # noqa: PLR1730  # as above
@@ -166,8 +169,8 @@ class TextFormatter:
         else:
             sign = self._sign("+")
         known.rx, known.tx = rx, tx
-        text = f"{known.text}  {rx:<{self._rx_width}}  {tx:<{self._tx_width}}"
-        line = f"{sign} {self.clock(event.time)} {known.mark} {text}  {rest}".rstrip()
+        traffic = f"{rx.ljust(self._rx_width)}  {tx.ljust(self._tx_width)}"
+        line = f"{sign} {self.clock(event.time)} {known.mark} {known.text}  {traffic}  {rest}".rstrip()
         return line if self.columns is None else self._fitted(line, sign, known, rest)
 
     def _know(self, flow: Flow) -> _Known:
