@@ -21,6 +21,7 @@ from nstat_async import (
     TcpState,
     Unrecognized,
 )
+from nstat_async._events import four_of
 from nstat_async._model import COUNTS_FIELDS
 from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, SystemInfoCounts, _sources
 from nstat_async.ntstat._source import Source
@@ -302,6 +303,21 @@ def story(wire, length, rng):
             counts, size = wire.counts(totals[ref], 5, txretransmit=resent), rng.choice((0, 0, 0, 0, 8))
             descriptor = wire.descriptor(provider, state=state, txcwindow=rng.randint(0, 3)) + bytes(size)
             yield wire.updated(ref, counts, descriptor, provider=provider, context=context, flags=flags)
+
+
+@pytest.mark.parametrize("number", [5, 6, 11, 12])
+def test_bytes_and_packets_that_are_read_alone_are_those_of_the_counts(number):
+    wire = Wire(number)
+    session = Session(wire.kernel, mode=Mode.FOLLOWING)
+    for message in story(wire, 100, random.Random(number)):
+        session.receive_datagrams((message,), 1.0, 0)
+    events = [event for event in session.take_events() if isinstance(event, FlowEvent)]
+    found = [four_of(event) for event in events]
+    assert found == [
+        (None,) * 4 if c is None else (c.rx_bytes, c.tx_bytes, c.rx_packets, c.tx_packets)
+        for c in (event.counts for event in events)
+    ]
+    assert len({four[0] for four in found}) > 10
 
 
 @pytest.mark.parametrize("every", [False, True])
