@@ -120,7 +120,7 @@ class Ending:
         return getattr(self._feed, name)
 
     async def run(self, sink):
-        with anyio.move_on_after(20) as scope:
+        with anyio.move_on_after(120) as scope:
             await self._feed.run(Watched(sink, scope))
 
 

@@ -42,7 +42,7 @@ def test_the_fastapi_application_answers_with_rows(frameworks):
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-                with anyio.fail_after(60):
+                with anyio.fail_after(120):
                     while not (rows := (await client.get("/traffic")).json()):
                         await anyio.sleep(0.02)
         return rows
@@ -68,7 +68,7 @@ def test_the_aiohttp_application_answers_with_rows(frameworks):
 
     async def main():
         async with TestClient(TestServer(frameworks["application"])) as client:
-            with anyio.fail_after(60):
+            with anyio.fail_after(120):
                 while not (text := await (await client.get("/traffic")).text()):
                     await anyio.sleep(0.02)
         return text
@@ -92,7 +92,7 @@ def test_the_django_view_asks_the_one_monitor_of_the_machine(frameworks, tmp_pat
     thread = threading.Thread(target=anyio.run, args=(serve,))
     thread.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(120)
         answer = json.loads(frameworks["traffic_view"](None).content)
     finally:
         stop.set()
@@ -123,7 +123,7 @@ def test_the_unit_names_the_capabilities_and_is_one(tmp_path):
         pytest.skip("systemd-analyze is not installed: the unit's syntax is not checked")
     path = tmp_path / "nstat.service"
     path.write_text(unit.replace("/opt/nstat/bin/nstat-async", sys.executable))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=120)
     complaints = [line for line in done.stderr.splitlines() if "nstat.service" in line]
     assert complaints == []
 

@@ -84,9 +84,9 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(options):
             data += pipe.read(100)
         process.send_signal(signal.SIGINT)
         data += pipe.readall()
-    assert process.communicate(timeout=60)[1]
+    assert process.communicate(timeout=120)[1]
     assert process.returncode == 0
-    played = subprocess.run(command("replay", "-", "--json"), input=data, capture_output=True, timeout=60, check=True)
+    played = subprocess.run(command("replay", "-", "--json"), input=data, capture_output=True, timeout=120, check=True)
     assert not [e for e in map(json.loads, played.stdout.splitlines()) if e["event"] == "events_lost"]
 
 
@@ -96,7 +96,7 @@ def test_a_reader_of_the_recording_that_goes_away_is_the_end_and_no_failure(opti
     assert process.stderr is not None
     assert process.stdout.read(8) == b"\x89NSTAT\r\n"
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
 

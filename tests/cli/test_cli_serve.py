@@ -58,7 +58,7 @@ class _Served:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_page_totals_and_events_until_it_is_stopped_quietly(kernel, number):
-    with _Served(*kernel, "--include-history") as served, httpx.Client(base_url=served.address, timeout=60) as client:
+    with _Served(*kernel, "--include-history") as served, httpx.Client(base_url=served.address, timeout=120) as client:
         assert "<!doctype html>" in client.get("/").text.lower()
         end = time.monotonic() + 120
         while not client.get("/processes").json()["processes"] and time.monotonic() < end:
@@ -76,7 +76,7 @@ def test_it_serves_page_totals_and_events_until_it_is_stopped_quietly(kernel, nu
 def test_metrics_are_served_when_they_are_asked_for(kernel):
     pytest.importorskip("prometheus_client")
     with _Served(*kernel, "--metrics") as served:
-        assert "nstat_" in httpx.get(f"{served.address}metrics", timeout=60).text
+        assert "nstat_" in httpx.get(f"{served.address}metrics", timeout=120).text
 
 
 @pytest.mark.parametrize("way", ["option", "environment", "new"])
@@ -91,9 +91,9 @@ def test_a_token_opens_it(way, kernel):
     with _Served(*kernel, *arguments, **environment) as served:
         address, _, secret = served.address.partition("?token=")
         assert way == "new" or secret == token
-        assert httpx.get(f"{address}processes", timeout=60).status_code == 401
+        assert httpx.get(f"{address}processes", timeout=120).status_code == 401
         headers = {"Authorization": f"Bearer {secret}"}
-        assert httpx.get(f"{address}processes", headers=headers, timeout=60).status_code == 200
+        assert httpx.get(f"{address}processes", headers=headers, timeout=120).status_code == 200
 
 
 def test_a_unix_socket_is_for_its_user_only(kernel, tmp_path):
@@ -102,7 +102,7 @@ def test_a_unix_socket_is_for_its_user_only(kernel, tmp_path):
         assert served.address == f"unix:{path}"
         assert path.stat().st_mode & 0o777 == 0o600
         transport = httpx.HTTPTransport(uds=str(path))
-        with httpx.Client(transport=transport, base_url="http://localhost", timeout=60) as client:
+        with httpx.Client(transport=transport, base_url="http://localhost", timeout=120) as client:
             assert client.get("/processes").status_code == 200
 
 

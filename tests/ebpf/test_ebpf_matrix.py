@@ -8,7 +8,7 @@ import socket
 import subprocess
 
 import pytest
-from ebpf_living import NET, Watch, compiled, cookie, counts_calls, living
+from ebpf_living import LIMIT, NET, Watch, compiled, cookie, counts_calls, living
 
 pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET)]
 
@@ -42,7 +42,7 @@ class Truth:
         receiver = self.udp(family, LOOPBACK[family])
         sender = self.udp(family)
         sender.connect(receiver.getsockname()[:2])
-        receiver.settimeout(10)
+        receiver.settimeout(LIMIT)
         return receiver, sender
 
     def expect(self, sock, sent=(0, 0), read=(0, 0), left=None, arrived=None):

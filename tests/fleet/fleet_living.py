@@ -31,7 +31,7 @@ BINARY = Publisher and shutil.which(
 )
 MAY_MOUNT = sys.platform == "linux" and os.geteuid() == 0 and not os.system("unshare -m true 2>/dev/null")
 needs_mounts = pytest.mark.skipif(not MAY_MOUNT, reason="needs root and mount namespaces")
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that a condition may take on a machine that is busy with others."""
 
 

@@ -117,7 +117,7 @@ async def test_yesterday_is_played_from_the_stream_and_ends_where_it_is_to_end(s
         await eventually(lambda: web.publisher.statistics()["events"] >= 3)
     async with fleet(server.url, since=0, until=4e9) as monitor:
         events = []
-        with anyio.move_on_after(5):
+        with anyio.move_on_after(PATIENCE):
             async for event in monitor:
                 events.append(event)
                 if isinstance(event, HostUpdated) and event.state is HostState.LEFT:

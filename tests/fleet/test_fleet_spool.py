@@ -71,10 +71,18 @@ async def test_messages_are_found_again_in_their_order_whatever_ended_the_one_be
 async def test_a_full_file_holds_the_publisher_up_is_said_once_and_goes_on_when_there_is_room(spool, tmp_path):
     outbox = spool(most_bytes=1 << 20)
     put = 0
-    with anyio.move_on_after(0.5):
-        while True:
-            await outbox.put(message(put, 50_000))
-            put += 1
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+
+            async def end():
+                while not spool.said:
+                    await anyio.sleep(0.001)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(end)
+            while True:
+                await outbox.put(message(put, 50_000))
+                put += 1
     assert 15 < put < 21
     assert len(spool.said) == 1
     assert "is full" in spool.said[0]

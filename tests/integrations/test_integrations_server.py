@@ -35,7 +35,7 @@ async def served(monitor, **options):
             yield client
         finally:
             server.should_exit = True
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, 120)
 
 
 class Events:

@@ -45,10 +45,10 @@ def client_of(app, peer="127.0.0.1", url="http://127.0.0.1:8765", **options):
 
 @pytest.mark.asyncio
 async def test_it_says_where_it_listens_and_answers_there():
-    async with serving() as (address,), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    async with serving() as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
         assert (await client.get(address)).status_code == 200
         assert (await client.get(f"{address}metrics")).status_code == 200
-    async with serving(metrics=False) as (address,), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    async with serving(metrics=False) as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
         assert (await client.get(f"{address}metrics")).status_code == 404
 
 
@@ -65,7 +65,7 @@ async def test_open_streams_get_ended_when_the_server_stops():
     lines = []
     async with contextlib.AsyncExitStack() as stack:
         async with serving(monitor) as (address,):
-            client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=60))
+            client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=120))
             response = await stack.enter_async_context(client.stream("GET", f"{address}events"))
             reader = response.aiter_lines()
             assert await anext(reader) == "event: hello"
@@ -107,7 +107,7 @@ async def test_a_unix_socket_is_for_its_user_alone_and_is_taken_away(tmp_path):
         assert address == f"unix:{path}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         transport = httpx.AsyncHTTPTransport(uds=str(path))
-        async with httpx.AsyncClient(transport=transport, base_url="http://any.name", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://any.name", timeout=120) as client:
             assert (await client.get("/processes")).json()["state"] == "running"
         with pytest.raises(ListenError, match=r"nstat\.sock"):
             await serve_forever(FakeMonitor, unix_socket=path)
@@ -149,7 +149,7 @@ async def test_who_breaks_the_rules_of_http_is_refused_and_fills_no_log(request_
                     while True:
                         answer += await stream.receive()
                 assert b"HTTP/1.1 400" in answer
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
             assert (await client.get(address)).status_code == 200
     assert not caplog.records
 
@@ -158,7 +158,7 @@ async def test_who_breaks_the_rules_of_http_is_refused_and_fills_no_log(request_
 async def test_who_never_ends_a_request_is_let_go_and_an_open_stream_is_not(monkeypatch):
     monkeypatch.setattr(_serving, "PATIENCE_TICKS", 2)
     monitor = FakeMonitor()
-    async with serving(monitor) as (address,), httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    async with serving(monitor) as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
         port = int(address.rstrip("/").rpartition(":")[2])
         async with client.stream("GET", f"{address}events") as response:
             lines = response.aiter_lines()
@@ -289,10 +289,10 @@ def test_a_signal_ends_it_quietly(tmp_path):
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         ) as child:
             url = child.stdout.readline().strip()
-            with httpx.stream("GET", f"{url}events", timeout=60, trust_env=False) as response:
+            with httpx.stream("GET", f"{url}events", timeout=120, trust_env=False) as response:
                 lines = response.iter_lines()
                 assert next(lines) == "event: hello"
                 child.send_signal(number)
                 assert "event: ended" in list(lines)
-            assert child.communicate(timeout=60) == ("", "")
+            assert child.communicate(timeout=120) == ("", "")
             assert child.returncode == 0

@@ -199,7 +199,7 @@ def test_a_monitor_of_the_emulated_kernel_says_how_much_it_sees_and_so_does_its_
         kernel = EmulatedKernel(KERNEL)
         flow = kernel.open_tcp(501, "x", remote=SERVER, interface="en0")
         async with Monitor(backend=kernel.backend(), interval=0.5, record_to=tape) as monitor:
-            with anyio.fail_after(60):
+            with anyio.fail_after(120):
                 while not (found := monitor.statistics().coverage) or not found.flow_rx_bytes:
                     flow.transfer(rx=1448)
                     await anyio.sleep(0.2)

@@ -105,7 +105,7 @@ class End:
 
     def settle(self) -> None:
         """Wait until the other end has all of it: what a reset throws away was received, or not, for sure."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 120
         while waiting(self.sock, termios.TIOCOUTQ) > 0 and time.monotonic() < deadline:
             if self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in {4, 5, 7, 9, 11}:
                 return  # a FIN is no data; or all is over

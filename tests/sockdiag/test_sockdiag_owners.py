@@ -409,7 +409,7 @@ def test_in_a_namespace_of_ones_own_capabilities_claim_nothing(kind, whose):
     prefix = ["unshare", "-pf", "--mount-proc"] if kind == "pid" else []
     with listen() as listener:
         command = [*prefix, sys.executable, "-c", INSIDE, str(port(listener)), kind]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.stdout == "none\n":
         pytest.skip("no user namespaces for users")
     assert done.stdout == f"{whose} None hidden 1\n", done.stderr
