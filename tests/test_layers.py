@@ -78,7 +78,6 @@ def floor(module: str) -> int:
     raise AssertionError(f"nstat_async.{module} stands on no floor: name it here and in docs/architecture.md")
 
 
-@functools.cache
 def _tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 

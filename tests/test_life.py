@@ -48,6 +48,7 @@ def alone():
         warnings.simplefilter("ignore")
         background._running.clear()
         gc.collect()
+        gc.freeze()  # what earlier tests left to the end of the run: each collection here is a quick one
 
 
 @pytest.fixture(params=LOOPS)

@@ -9,6 +9,7 @@ import time
 import anyio
 import pytest
 
+from examples import examples
 from nstat_async import Monitor, MonitorClosedError, PollCompleted, StreamEndedError
 from nstat_async._subscription import Distributor
 from nstat_async.testing import EmulatedKernel
@@ -87,7 +88,7 @@ def test_what_is_open_when_it_is_called_is_known_when_it_returns_also_during_a_p
                 finally:
                     close()
 
-            for number in range(40):
+            for number in range(examples(60)):
                 # One on its own, or three at once of which two come while a poll is under way.
                 for each in range(1 if number % 2 else 3):
                     tasks.start_soon(ask, 3 * number + each)
