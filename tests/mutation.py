@@ -66,17 +66,15 @@ TESTS = {
     "nstat_async/_starting.py": ("tests/cli/test_cli_process.py",),
     "nstat_async/_subscription.py": (*MONITOR, "tests/test_life.py", "tests/test_polls.py"),
     "nstat_async/_io/background.py": ("tests/test_life.py", "tests/pump"),
-    **{
-        f"nstat_async/_io/{name}.py": (f"tests/sockdiag/test_sockdiag_{tests}.py",)
-        for name, tests in {
-            "budget": "pulse_budget",
-            "census": "census",
-            "glance": "glance",
-            "likely": "likely",
-            "pulse": "pulse_budget",
-            "successors": "successors",
-        }.items()
-    },
+    "nstat_async/_io/budget.py": ("tests/sockdiag/test_sockdiag_pulse_budget.py",),
+    "nstat_async/_io/census.py": ("tests/sockdiag/test_sockdiag_census.py",),
+    "nstat_async/_io/glance.py": ("tests/sockdiag/test_sockdiag_glance.py",),
+    "nstat_async/_io/likely.py": ("tests/sockdiag/test_sockdiag_likely.py",),
+    "nstat_async/_io/pulse.py": (
+        "tests/sockdiag/test_sockdiag_pulse_budget.py",
+        "tests/sockdiag/test_sockdiag_pulse_thread.py",
+    ),
+    "nstat_async/_io/successors.py": ("tests/sockdiag/test_sockdiag_successors.py",),
     "nstat_async/_io/pump.py": ("tests/pump", "tests/test_life.py", "tests/test_unix_bridge.py"),
     "nstat_async/_io/replay.py": ("tests/test_replay.py", "tests/recording"),
     "nstat_async/aggregate": ("tests/aggregate",),
