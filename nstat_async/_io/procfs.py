@@ -27,6 +27,8 @@ COUNT, COUNT_ALONE = 0.002, 0.1
 """Seconds of CPU for the census in one answer: beside something else, and where nobody waits for it."""
 SHARE = 0.02
 """Of the time, what the census may take."""
+ROUND_PAUSE = 0.9
+"""Seconds between two of its rounds, unless one is asked for: polls may follow closely on each other."""
 MAX_FOUND = 2048
 """Owners in one answer, and a few more: what the event loop takes in by four steps."""
 MAX_REMEMBERED = 16384
@@ -61,6 +63,8 @@ class ProcessScanner:
         self._facts: dict[int, ProcessFacts] = {}
         self._census = Census()
         self._census_budget = Budget(SHARE, time.monotonic())
+        self._counted = -ROUND_PAUSE
+        """When the last round of the census was over."""
 
     def answer(self, request: OwnersRequest) -> OwnersAnswer:
         """Search for at most the budget; a request with ``below`` goes on where the last answer stopped.
@@ -87,7 +91,7 @@ class ProcessScanner:
         found, below = self._search(until)
         found = eldest(found)
         went_on = below is not None or request.below is not None  # a long search leaves no time for more
-        shared = None if went_on else self._count(COUNT_ALONE if request.count else COUNT)
+        shared = None if went_on else self._count(alone=request.count)
         holders = (pid for _, _, pids in shared or () for pid in pids)
         facts = {pid: self._look(pid) for pid in dict.fromkeys([*(place[1] for place in found), *holders])}
         remember_holders(self.recent, (place[1] for place in found))
@@ -129,11 +133,15 @@ class ProcessScanner:
             lost.append(inode)
         return tuple(lost), tuple(met)
 
-    def _count(self, most: float) -> Shared | None:
-        budget, began = self._census_budget, time.thread_time()
-        budget.spend(0.0, time.monotonic())
-        shared = self._census.go_on(began + min(most, budget.left))
+    def _count(self, *, alone: bool) -> Shared | None:
+        budget, began, now = self._census_budget, time.thread_time(), time.monotonic()
+        if not alone and now < self._counted + ROUND_PAUSE:
+            return None
+        budget.spend(0.0, now)
+        shared = self._census.go_on(began + min(COUNT_ALONE if alone else COUNT, budget.left))
         budget.spend(time.thread_time() - began, time.monotonic())
+        if shared is not None:
+            self._counted = now
         return shared
 
     def _search(self, until: float) -> tuple[list[Found], int | None]:

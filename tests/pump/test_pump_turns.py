@@ -102,9 +102,8 @@ async def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(it):
 async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_is_over(it, monkeypatch):
     """Reading, what a deadline asks for and its delivery may take a whole slice each: other tasks have turns between."""
     clock, steps = [100.0], []
-    monkeypatch.setattr(
-        pump, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic, time=float)
-    )
+    at = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=float, monotonic=time.monotonic, time=float)
+    monkeypatch.setattr(pump, "time", at)
 
     def read_into(_, batch, number):
         steps.append("read")
@@ -170,7 +169,8 @@ async def test_a_slice_is_shared_among_channels(it, monkeypatch, has_news, reads
     """The first ring may take all of it, another one half, channels equal parts of the rest; each has one batch at least."""
     clock, done = [100.0], [0, 0, 0, 0]
     monkeypatch.setattr(pump, "SLICE", 1.0)
-    monkeypatch.setattr(pump, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=float, time=float))
+    at = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=lambda: clock[0], monotonic=float, time=float)
+    monkeypatch.setattr(pump, "time", at)
 
     class Reader(SocketChannel):
         def read_into(self, batch, most):

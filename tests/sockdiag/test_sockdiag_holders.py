@@ -8,6 +8,7 @@ import pwd
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -459,3 +460,24 @@ def test_a_scanner_tells_users_and_holders():
         assert answer.owners == ((inode_of(sock), os.getpid()),)
         assert answer.users == ((uid, pwd.getpwuid(uid).pw_name),)
         assert {os.getpid(), pid} <= {process.pid for process in answer.processes}
+
+
+@linux
+def test_holders_are_counted_about_once_a_second_or_when_that_is_asked_for(monkeypatch):
+    """Polls that follow closely on each other do not count in each."""
+    from nstat_async._io import procfs
+
+    now, rounds = [100.0], []
+
+    class Counting:
+        def go_on(self, _until):
+            rounds.append(now[0])
+            return ()
+
+    monkeypatch.setattr(procfs, "Census", Counting)
+    monkeypatch.setattr(procfs, "time", SimpleNamespace(monotonic=lambda: now[0], thread_time=float))
+    scanner = procfs.ProcessScanner()
+    for now[0] in (100.0, 100.1, 100.8, 101.0, 101.1):
+        scanner.answer(OwnersRequest(frozenset()))
+    assert rounds == [100.0, 101.0]
+    assert scanner.answer(OwnersRequest(frozenset(), count=True)).shared == ()
