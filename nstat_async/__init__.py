@@ -11,9 +11,11 @@ See `Monitor`, the events (`FlowAdded`, `FlowUpdated`, `FlowRemoved`, `EventsLos
 
 __version__ = "0.1.0"
 
+from . import _starting as _starting  # first: the command may be stopped while the rest is imported
+
+# isort: split
 from typing import TYPE_CHECKING
 
-from . import _starting as _starting  # first: the command may be stopped while the rest is imported
 from . import backends as backends
 from . import filters as filters
 from ._buffer import BufferStatistics

@@ -160,6 +160,25 @@ def test_every_short_process_is_seen(namespace, traffic):
 
 
 @again
+def test_what_a_thread_of_the_kernel_connects_is_not_its(watch):
+    """A worker connects the further subflows of Multipath TCP, for whoever has the connection: no record has it as a process."""
+    for command in ("limits set subflow 2 add_addr_accepted 2", "endpoint add 127.0.0.2 dev lo subflow"):
+        if subprocess.run(["ip", "mptcp", *command.split()], capture_output=True, check=False).returncode:
+            pytest.skip("needs Multipath TCP")
+    server, client = (socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) for _ in range(2))
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    client.connect(server.getsockname())
+    inbound, _ = server.accept()
+    exchange(client, inbound, 100, 100)
+    watch.until(lambda: [e for e in watch.evidence if ends_of(e.facts).local == bytes([127, 0, 0, 2])])
+    for sock in (client, inbound, server):
+        sock.close()
+    watch.until(lambda: sum(isinstance(e, Ended) for e in watch.evidence) >= 4)
+    assert {owner.pid for e in watch.evidence if (owner := owner_of(e.facts)) is not None} == {os.getpid()}
+
+
+@again
 def test_a_connection_from_its_beginning_to_its_end(watch):
     """Both sides: begun, established, owners, and final counts without the FIN that TCP counts as a byte."""
     server = listener()
