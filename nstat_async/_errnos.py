@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MORE_FILES = "raise the limit (ulimit -n, or LimitNOFILE= of a service)"
+"""What helps where there are too many open files."""
+
 _ERRORS = {
     1: "Operation not permitted",
     2: "No such file or directory",

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from .._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError  # noqa: PLC0415  # Ctrl-C is handled from here on
+    from .._errnos import MORE_FILES  # noqa: PLC0415  # Ctrl-C is handled from here on
+    from .._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError  # noqa: PLC0415
     from ._arguments import build_parser  # noqa: PLC0415
     from ._output import complain  # noqa: PLC0415
 
@@ -74,7 +75,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except OSError as error:
         what = str(error.strerror or error)
         if error.errno == errno.EMFILE:  # which file was the next one is of no interest
-            what += "; raise the limit (ulimit -n, or LimitNOFILE= of a service)"
+            what += f"; {MORE_FILES}"
         elif error.filename is not None:
             what = f"{error.filename}: {what}"
         complain(f"error: {what}")

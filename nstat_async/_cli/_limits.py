@@ -50,8 +50,9 @@ class Limits:
         """Of a recording whoever made it knows."""
 
     def say(self, watcher: _Able) -> None:
-        """Say it, unless it was said or nothing is missing."""
-        text = limits_text(watcher.capabilities) if self._due else None
+        """Say it, unless it was said, nothing is missing, or nothing was answered yet: that may be no kernel at all."""
+        able = watcher.capabilities
+        text = limits_text(able) if self._due and able.providers else None
         if text is not None:
             self._due = False
             complain(text)

@@ -38,6 +38,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from .._contract import Channel, CloseChannel, Command, Core, Lookup, LookupFailed, OpenChannel, Send, Sink, Transport
+from .._errnos import MORE_FILES
 from .._errors import NstatError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
@@ -390,9 +391,9 @@ class KernelFeed:
 def _reason(error: Exception) -> str:
     """An error in words, for a person."""
     if isinstance(error, OSError) and error.strerror:
-        # Which file was one too many is of no interest.
-        named = error.filename is not None and error.errno != errno.EMFILE
-        return f"{error.filename}: {error.strerror}" if named else error.strerror
+        if error.errno == errno.EMFILE:
+            return f"{error.strerror}; {MORE_FILES}"  # which file was one too many is of no interest
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return str(error) or type(error).__name__
 
 

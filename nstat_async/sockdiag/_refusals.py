@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from .._errnos import error_text
+from .._errnos import MORE_FILES, error_text
 from .._errors import BackendUnavailableError, UnavailableReason
 
 _FORBIDDEN = "a seccomp filter (of a container or a service) or a security module forbids it"
 _FAMILY = "AF_NETLINK is not allowed here: add it to RestrictAddressFamilies= of the service, or allow it in the seccomp filter"
-_TOO_MANY = "raise the limit (ulimit -n, or LimitNOFILE= of a service)"
 _REMEDIES = {
     1: (UnavailableReason.PERMISSION, _FORBIDDEN),
     13: (UnavailableReason.PERMISSION, _FORBIDDEN),
     12: (UnavailableReason.RESOURCE, "the kernel has no memory for it"),
     23: (UnavailableReason.RESOURCE, "the whole system has no more (fs.file-max)"),
-    24: (UnavailableReason.RESOURCE, _TOO_MANY),
+    24: (UnavailableReason.RESOURCE, MORE_FILES),
     105: (UnavailableReason.RESOURCE, "the kernel has no memory for it"),
     93: (
         UnavailableReason.MISSING,

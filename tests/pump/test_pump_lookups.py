@@ -12,6 +12,7 @@ import pytest
 
 from nstat_async import Auxiliary, AuxiliaryFailed
 from nstat_async._contract import Lookup, LookupFailed, OpenChannel, Send
+from nstat_async._errnos import MORE_FILES
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +47,7 @@ def reports(it):
         (ZeroDivisionError("a bug of the transport"), "a bug of the transport"),
         (MemoryError(), "MemoryError"),
         (OSError(errno.ENOENT, "No such file", "/proc/1"), "/proc/1: No such file"),
-        (OSError(errno.EMFILE, "Too many open files", "/proc/1"), "Too many open files"),
+        (OSError(errno.EMFILE, "Too many open files", "/proc/1"), f"Too many open files; {MORE_FILES}"),
     ],
 )
 async def test_whatever_a_look_up_raises_the_core_hears_why_and_the_consumer_once_until_it_worked(it, error, reason):
