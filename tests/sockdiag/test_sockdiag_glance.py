@@ -38,14 +38,20 @@ class Kernel:
         """Protocols of the dumps so far; a dump without crowds is said so."""
         self.asked = self.most_asked = 0
         """Look-ups so far, and at once."""
-        self.refuses_filters = self.fails = self.cuts = False
+        self.refuses_filters = self.fails = self.cuts = self.trims = False
         self._answers: list[bytes] = []
         self.connections = self._moved = 0
         self.fell: float | None = None
         self.numbers, self.readings, self.open = None, 0, 2
         monkeypatch.setattr(module, "Counters", lambda: self)
-        families = {"AF_NETLINK": 16, "SOCK_RAW": 3, "SOCK_CLOEXEC": 0, "SOCK_NONBLOCK": 0}
-        monkeypatch.setattr(module, "socket", types.SimpleNamespace(socket=lambda *_: self, **families))
+        self.opened: list[tuple[int, ...]] = []
+        """What kinds of sockets."""
+        numbers = {"AF_NETLINK": 16, "SOCK_RAW": 3, "SOCK_CLOEXEC": 64, "SOCK_NONBLOCK": 128}
+        monkeypatch.setattr(module, "socket", types.SimpleNamespace(socket=self.socket, **numbers))
+
+    def socket(self, *kind: int) -> Kernel:
+        self.opened.append(kind)
+        return self
 
     def add(self, cookie: int, **fields) -> FakeSocket:
         sock = self.sockets[cookie] = FakeSocket(cookie, **{"local_port": cookie, "inode": 100 + cookie, **fields})
@@ -100,6 +106,9 @@ class Kernel:
             found = [s for s in found if s.remote_port != 443]
         for at in range(0, len(found), 50):
             self._answers.append(b"".join(s.message() for s in found[at : at + 50]))
+        if self.trims:  # the padding of the last message
+            first, last = self._answers[-1][: -len(found[-1].message())], found[-1].message()
+            self._answers[-1] = first + struct.pack("=I", len(last) - 1) + last[4:-1]
         if self.cuts:
             self._answers[-1] = self._answers[-1][:-30]
         self._answers.append(encode_done(0))
@@ -147,6 +156,16 @@ def test_a_look_is_due_when_something_was_counted_and_finds_what_is_new(kernel):
     assert kernel.open == 0
 
 
+def test_it_begins_with_what_is_there_and_has_a_budget_of_its_own(kernel):
+    """Its socket waits for nothing, and is not inherited."""
+    report = [].append
+    look = Glance(PulsePurpose(0, PAUSE, (TCP,), (UDP,)), report)
+    assert (look.begun, look.report, look.budget.share) == (False, report, module.SHARE)
+    look.begin()
+    assert look.begun is True
+    assert kernel.opened == [(16, 3 | 64 | 128, 4)]
+
+
 def test_a_look_waits_for_its_rest_and_for_who_reads_its_reports(kernel):
     look = glance(kernel)
     kernel.moved(look, 5.0, connections=1)
@@ -187,6 +206,16 @@ def test_what_is_left_of_a_connection_is_nobodys(kernel):
     kernel.add(2, inode=0, protocol=17)
     kernel.moved(look, 5.0, connections=1, datagrams=1)
     assert cookies(look.look(5.0)) == [2], "datagrams wait for nobody"
+    assert look.next_look() == math.inf
+
+
+def test_a_connection_that_is_gone_before_it_is_accepted_is_nobodys(kernel):
+    look = glance(kernel)
+    kernel.add(1, inode=0)
+    kernel.moved(look, 5.0, connections=1)
+    look.look(5.0)
+    del kernel.sockets[1]
+    assert look.look(look.next_look()) == []
     assert look.next_look() == math.inf
 
 
@@ -274,6 +303,21 @@ def test_datagram_sockets_are_asked_for_too(kernel):
     assert {len(row) for _, row in rows} == {88}
     del kernel.sockets[2]
     assert look.still_held(rows, {101, 102}) == {101}
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0), (5, 0, 0), (0, 9, 0), (0, 0, 9), (1, 9, 17)])
+@pytest.mark.parametrize("trims", [False, True])
+def test_rows_of_all_lengths_are_read_the_last_one_without_its_padding_too(kernel, lengths, trims):
+    look = glance(kernel)
+    kernel.trims = trims
+    for number, length in enumerate(lengths, 1):
+        kernel.add(number, extra={99: bytes(length)} if length else {})
+    kernel.moved(look, 5.0, connections=40)
+    found = look.look(5.0)
+    assert cookies(found) == [1, 2, 3]
+    whole = [sock.message() for sock in kernel.sockets.values()]
+    assert [row[6:] for _, row in found[:2]] == [row[6:] for row in whole[:2]]
+    assert found[2][1][6:] == whole[2][6 : -1 if trims else None]
 
 
 def test_a_row_that_is_cut_off_is_none(kernel):

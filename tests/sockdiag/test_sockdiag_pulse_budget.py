@@ -334,9 +334,10 @@ def test_what_a_reading_costs_is_measured_and_what_moved_is_something_that_happe
     assert beat._reading == pytest.approx(READING)
     assert machine.counters.readings == 2
     assert machine.active_until == pytest.approx(machine.now + pulse.EAGER_SECONDS)
-    machine.active_until = 0.0
+    machine.active_until = beat._reading = 0.0
     beat._read([machine], 0.02, 5)
     assert machine.active_until == 0.0
+    assert beat._reading == pytest.approx(READING)
 
 
 def test_a_bell_that_rang_is_put_down(monkeypatch):
@@ -461,6 +462,9 @@ def test_of_very_many_some_are_reported_and_all_that_was_found_is(beat):
     assert (missed, searched) == (set(), ["ends", "hot", "near", "far"])
     report, _, searched, _ = report_of(beat, many[:-2], ends=range(1, most + 1))
     assert (len(report.owners.owners), searched) == (most, ["ends"])
+    assert report_of(beat, many[:-2], ends=(most,))[0].sockets == tuple(many[:-2]), (
+        "so many are all reported, in their order"
+    )
     found: list = []
     assert pulse._take(set(range(1, most + 3)), ((n, 1, 1, 3) for n in range(1, most + 3)), found) is False
     assert len(found) == most, "no more at once"

@@ -297,6 +297,17 @@ def test_one_that_succeeds_between_them_makes_them_begin_anew(beat, monkeypatch)
     assert next(outcomes, "over") == "over"
 
 
+def test_what_a_pulse_finds_is_where_others_look_first_and_parents_are_asked_for(monkeypatch):
+    """One without a parent, or that is gone, has 0 for it."""
+    asked = []
+    monkeypatch.setattr(pulse, "eldest", lambda places, parent_of: asked.append(parent_of) or places)
+    recent: dict[int, None] = {}
+    found = pulse.Pulse(recent, ProcessReader())._answer([(77, os.getpid(), os.getpid(), 3)], set())
+    assert found.owners == ((77, os.getpid()),)
+    assert list(recent) == [os.getpid()]
+    assert [asked[0](pid) for pid in (os.getpid(), 1, 1 << 30)] == [os.getppid(), 0, 0]
+
+
 def test_what_the_thread_does_is_paid(beat, monkeypatch):
     cpu = iter(range(1000))
     monkeypatch.setattr(
