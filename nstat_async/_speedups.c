@@ -1965,10 +1965,10 @@ static PyObject *await_counters(PyObject *Py_UNUSED(module), PyObject *arguments
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(await_counters_doc, "await_counters(stop, (numbers, ...), pause, times, most)\n\n"
+PyDoc_STRVAR(await_counters_doc, "watch_counters(stop, (numbers, ...), pause, times, most)\n\n"
                                  "As `await_counters` of _io/counters.py.");
 static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc},
-                                  {"await_counters", await_counters, METH_VARARGS, await_counters_doc},
+                                  {"watch_counters", await_counters, METH_VARARGS, await_counters_doc},
                                   {NULL, NULL, 0, NULL}};
 #else
 static PyMethodDef functions[] = {{NULL, NULL, 0, NULL}};

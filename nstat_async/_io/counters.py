@@ -118,5 +118,7 @@ def _await_counters(stop: int, watched: tuple[array[int], ...], pause: float, ti
 
 
 await_counters: Callable[[int, tuple[array[int], ...], float, int, int], None] = getattr(
-    speedups, "await_counters", _await_counters
+    speedups,
+    "watch_counters",
+    _await_counters,  # under its first name it counted less
 )
