@@ -149,6 +149,7 @@ def counts_unpacker(layout: Layout) -> tuple[Callable[[bytes], Values], bool]:
 _TOTALS = ("rxpackets", "rxbytes", "txpackets", "txbytes")
 
 
+@functools.cache
 def growing_fields(layout: Layout) -> tuple[Field, ...]:
     """What tells that counters have simply grown: packets and bytes, and the three that wrap as one piece."""
     fields = layout["nstat_counts"].by_name
@@ -156,6 +157,7 @@ def growing_fields(layout: Layout) -> tuple[Field, ...]:
     return (*(fields[f"nstat_{name}"] for name in _TOTALS), wrapping)
 
 
+@functools.cache
 def growing_reader(layout: Layout) -> Reader:
     """Reads `growing_fields`."""
     return compile_format(growing_fields(layout)).unpack_from
@@ -185,6 +187,7 @@ def detailed_values(raw: bytes, *, is_socket: bool) -> Values:
     return (*total, cell[1], cell[3], *wifi, wired[1], wired[3], *rest[:3], None, None, *rest[3:], media)
 
 
+@functools.cache
 def growing_details() -> Reader:
     """As `growing_reader`, for details."""
     fields = _DETAILS.by_name

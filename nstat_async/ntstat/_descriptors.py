@@ -7,6 +7,7 @@ the flow. The rest are samples, kept as bytes and decoded when somebody looks.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Container
 from typing import Any
@@ -70,6 +71,21 @@ def _nothing(_data: bytes, _at: int) -> tuple[Any, ...]:
     return ()
 
 
+@functools.lru_cache(64)
+def _identity(codec: StructCodec | None, trusted: int) -> tuple[Reader, bytes]:
+    """What cuts the identity's fields out, neighbours joined (the fewer pieces, the quicker), and where they are, for `_speedups`."""
+    pieces: list[Field] = []
+    for field in () if codec is None else codec.fields:
+        if field.name not in _IDENTITY or field.end > trusted:
+            continue
+        begin = pieces.pop().offset if pieces and pieces[-1].end == field.offset else field.offset
+        size = field.end - begin
+        pieces.append(Field("", "CHAR", begin, size, f"{size}s", 1))
+    return compile_format(pieces).unpack_from, b"".join(
+        struct.pack("=II", piece.offset, piece.size) for piece in pieces
+    )
+
+
 class DescriptorReader:
     """Reads one descriptor structure of one provider.
 
@@ -120,13 +136,10 @@ class DescriptorReader:
         named = () if codec is None else codec.fields
         self._names = tuple(f.name for f in named if f.name in {*_IDENTITY, "timestamp"} and f.end <= self.trusted)
         self._read = _nothing if codec is None else codec.reader(*self._names)
-        pieces = self._identity_pieces()
-        cut: Reader = compile_format(pieces).unpack_from
+        cut, self.pieces = _identity(codec, self.trusted)
         self.identity: Callable[[bytes, int], Any] = cut if speedups is None else lambda *place: b"".join(cut(*place))
         """(data, offset) to the bytes that make the flow's identity, and few others: in pieces, or joined as the C code
         hashes them."""
-        self.pieces = b"".join(struct.pack("=II", piece.offset, piece.size) for piece in pieces)
-        """Where these bytes are, for `_speedups`."""
 
     def counts(self, raw: Raw) -> Counts:
         """The counters of this provider."""
@@ -139,17 +152,6 @@ class DescriptorReader:
         if not isinstance(raw, bytes):
             return raw
         return self._unpack(raw) if len(raw) != DETAILS_SIZE else detailed_values(raw, is_socket=self._is_socket)
-
-    def _identity_pieces(self) -> list[Field]:
-        """The identity's fields, neighbours joined: the fewer pieces, the quicker they are cut out."""
-        pieces: list[Field] = []
-        for field in () if self.codec is None else self.codec.fields:
-            if field.name not in _IDENTITY or field.end > self.trusted:
-                continue
-            begin = pieces.pop().offset if pieces and pieces[-1].end == field.offset else field.offset
-            size = field.end - begin
-            pieces.append(Field("", "CHAR", begin, size, f"{size}s", 1))
-        return pieces
 
     def fields(self, data: bytes, at: int, end: int) -> dict[str, Any]:
         """All trusted fields by the kernel's names."""

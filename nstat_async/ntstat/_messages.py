@@ -147,8 +147,12 @@ class Message:
     def _payload(self) -> bytes:
         return getattr(self, self.PAYLOAD) if self.PAYLOAD is not None else b""
 
-    def encode(self, layout: Layout) -> bytes:
+    def encode(self, layout: Layout, *, context: int | None = None) -> bytes:
         """The message as the kernel (or a client) of this layout sends it.
+
+        Args:
+            layout: The layout.
+            context: Stands in place of the message's own; `None`: does not.
 
         Raises:
             KeyError: The layout has no such message.
@@ -161,7 +165,9 @@ class Message:
         buffer += self._payload()
         buffer += self.tail
         length, flags = (len(buffer), self.flags) if layout.has_lengths else (0, 0)
-        HEADER.pack_into(buffer, 0, self.context, self.type_number, length & 0xFFFF, flags)
+        HEADER.pack_into(
+            buffer, 0, self.context if context is None else context, self.type_number, length & 0xFFFF, flags
+        )
         return bytes(buffer)
 
     def _field(self, name: str) -> Any:

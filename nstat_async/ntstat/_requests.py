@@ -65,6 +65,8 @@ class Request:
     userland: bool | None = None
     ref: int = 0
     """Of a single source."""
+    context: int = 0
+    """What its answers will have: each time that it is asked anew another one."""
     sent_at: float = 0.0
     retries: int = 0
     backoff: bool = False

@@ -22,8 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
 
-import attrs
-
 from .._events import AnyEvent, EventsLost, LossCause, PollCompleted, ProviderRefused, RemovalReason
 from .._model import Provider
 from .._options import Discovery, MonitorOptions
@@ -322,15 +320,15 @@ class Subscription(Client):
         """Send a request, for the first time or again; with `renew`, under a context of its own."""
         if renew:
             self._context += 1
-            request.message = attrs.evolve(request.message, context=self._context)
+            request.context = self._context
         request.backoff = False
         request.sent_at = self.now
         request.bytes_before, request.datagrams_before = self.decoder.bytes, self.decoder.datagrams
         if request.purpose is Purpose.SUBSCRIBE:
             self.table.phase = Phase.LISTING
-        self._in_flight[request.message.context] = request
+        self._in_flight[request.context] = request
         self._people["requests"] += 1
-        self.outbox.append(request.message.encode(self.kernel.layout))
+        self.outbox.append(request.message.encode(self.kernel.layout, context=request.context))
 
     # --- what each state asks --------------------------------------------------
 
@@ -477,12 +475,12 @@ class Subscription(Client):
             self._poll_trouble = True
         elif drain:
             request.backoff = True
-            self._in_flight[request.message.context] = request
+            self._in_flight[request.context] = request
         else:
             self._send(request)
 
     def _granted(self, request: Request) -> None:
-        del self._in_flight[request.message.context]
+        del self._in_flight[request.context]
         self.table.phase = Phase.BASELINE
         assert request.provider is not None
         self.providers.add(request.provider)
@@ -562,7 +560,7 @@ class Subscription(Client):
             if not self.table.terms.suppressed:
                 self.report_gap(None)  # whether the kernel listed everything is in the lost answer
             return
-        del self._in_flight[request.message.context]
+        del self._in_flight[request.context]
         if request.purpose in SINGLE:
             self._single_unanswered()
         elif request.purpose is Purpose.SYSTEM_INFO:
