@@ -24,8 +24,9 @@ from typing import Any
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
 
+from kernels import KERNELS
 from sockdiag_fakes import FakeSocket, flow_events
-from test_kernel_truth import JUMPS, KERNELS, PAUSES, Machine, check, settle
+from test_kernel_truth import JUMPS, PAUSES, Machine, check, settle
 from test_sockdiag_book import World, traffic
 from virtual import VirtualMonitor
 

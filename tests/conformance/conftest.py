@@ -9,28 +9,13 @@ from typing import Any
 
 import pytest
 import trio
+from kernels import GENERATIONS
 from worlds import EmulatedWorld, RealWorld
 
 try:
     import uvloop
 except ImportError:  # not on every platform
     uvloop = None
-
-GENERATIONS = (
-    "xnu-1699.32.7",
-    "xnu-2050.48.11",
-    "xnu-2422.115.4",
-    "xnu-2782.40.9",
-    "xnu-3248.60.10",
-    "xnu-3789.70.16",
-    "xnu-4570.71.2",
-    "xnu-7195.141.2",
-    "xnu-8019.41.5",
-    "xnu-8796.141.3",
-    "xnu-10063.141.1",
-    "xnu-11417.121.6",
-    "xnu-12377.1.9",
-)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

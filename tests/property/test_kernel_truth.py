@@ -15,6 +15,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernels import KERNELS
 from virtual import Picture, VirtualMonitor, compare, traffic
 
 from examples import examples
@@ -24,23 +25,6 @@ from nstat_async._options import DEFAULT_PROVIDERS, Overflow
 from nstat_async.ntstat._subscription import REDESCRIBE_EVERY
 from nstat_async.testing import EmulatedKernel
 
-KERNELS = (
-    "xnu-1699.32.7",
-    "xnu-2050.48.11",
-    "xnu-2422.115.4",
-    "xnu-2782.40.9",
-    "xnu-3248.60.10",
-    "xnu-3789.70.16",
-    "xnu-4570.71.2",
-    "xnu-6153.141.1",
-    "xnu-7195.141.2",
-    "xnu-8019.41.5",
-    "xnu-8020.140.41",
-    "xnu-8796.141.3",
-    "xnu-10063.141.1",
-    "xnu-11417.121.6",
-    "xnu-12377.1.9",
-)
 KINDS = (
     (Provider.TCP, False),
     (Provider.UDP, False),

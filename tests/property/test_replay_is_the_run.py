@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernels import KERNELS
 from replaying import assert_same, replayed
-from test_kernel_truth import KERNELS, Machine, life, trouble
+from test_kernel_truth import Machine, life, trouble
 from virtual import EPOCH, Picture, VirtualMonitor
 
 from examples import examples

@@ -3,25 +3,6 @@
 from nstat_async.ntstat._framer import split
 from nstat_async.ntstat._messages import AddAllSources, GetSourceDescription, GetUpdate, QuerySource, decode_message
 
-KERNELS = (
-    "xnu-1699.32.7",
-    "xnu-2050.48.11",
-    "xnu-2422.115.4",
-    "xnu-2782.40.9",
-    "xnu-3248.60.10",
-    "xnu-3789.70.16",
-    "xnu-4570.71.2",
-    "xnu-6153.141.1",
-    "xnu-7195.141.2",
-    "xnu-8019.41.5",
-    "xnu-8020.140.41",
-    "xnu-8796.141.3",
-    "xnu-10002.81.5",
-    "xnu-10063.141.1",
-    "xnu-11215.81.4",
-    "xnu-11417.121.6",
-    "xnu-12377.1.9",
-)
 SUPPRESS = 0x100000
 
 

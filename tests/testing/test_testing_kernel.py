@@ -1,7 +1,8 @@
 """What the emulated kernel does for scripted flows, release by release."""
 
 import pytest
-from talk import KERNELS, SUPPRESS, Talk, counts, descriptor, names
+from kernels import KERNELS
+from talk import SUPPRESS, Talk, counts, descriptor, names
 
 from nstat_async import InterfaceKind, Provider, UsageError
 from nstat_async.ntstat._constants import EventFlag

@@ -8,7 +8,8 @@ import details_reproduction
 import reproduction
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from talk import KERNELS, SUPPRESS, Talk
+from kernels import KERNELS
+from talk import SUPPRESS, Talk
 
 from examples import examples
 from nstat_async import Provider
