@@ -89,18 +89,18 @@ class ProcessScanner:
         elif request.inodes and self._walk is not None:
             self._parts = chain(self._walk.arrivals(request.recent), self._parts)
         found, below = self._search(until)
-        found = eldest(found)
+        inodes, pids, threads, descriptors = zip(*eldest(found), strict=True) if found else ((), (), (), ())
         went_on = below is not None or request.below is not None  # a long search leaves no time for more
         shared = None if went_on else self._count(alone=request.count)
         holders = (pid for _, _, pids in shared or () for pid in pids)
-        facts = {pid: self._look(pid) for pid in dict.fromkeys([*(place[1] for place in found), *holders])}
-        remember_holders(self.recent, (place[1] for place in found))
+        facts = {pid: self._look(pid) for pid in dict.fromkeys([*pids, *holders])}
+        remember_holders(self.recent, pids)
         return OwnersAnswer(
-            owners=tuple((inode, pid) for inode, pid, _, _ in found),
+            owners=tuple(zip(inodes, pids, strict=True)),
             processes=(*facts.values(), *(each for each in changed if each.pid not in facts)),
             below=below,
             gone=gone,
-            places=tuple((thread, descriptor) for _, _, thread, descriptor in found),
+            places=tuple(zip(threads, descriptors, strict=True)),
             lost=lost,
             met=met,
             refused=len(self._walk.refused) if self._walk and below is None else None,

@@ -13,7 +13,7 @@ and whether the process still runs the same program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -46,6 +46,9 @@ CHECK_PAUSE = 0.1
 """Seconds between two checks at least: polls may follow closely on each other, and a look-up costs a thread's turn."""
 
 
+BEFORE_ALL = -1
+"""The number of looks at all tables before one that may be the first."""
+_LISTEN = SocketState.LISTEN
 _PROVING = 2
 """Looks at all tables that have to end until one has begun behind something: the first of them may have begun before."""
 FEW = 8
@@ -80,8 +83,6 @@ class OwnerSource:
         """How many there must be for all listeners to be known to be alone, or not."""
         self._shared: Mapping[int, Others] = {}
         """Inodes that several processes hold, with those beside the oldest."""
-        self._fresh: dict[Entry, None] = {}
-        """Sockets that came since these were looked for."""
         self._users: dict[int, str | None] = {}
         """Names of users; `None` while they are asked for, and where there is none."""
         self._unnamed: list[int] = []
@@ -95,8 +96,6 @@ class OwnerSource:
         """A socket of each inode."""
         self._sharing: dict[int, dict[Entry, None]] = {}
         """All sockets of an inode, where there are several."""
-        self._sought: set[int] = set()
-        """Inodes without an owner."""
         self._due: set[int] = set()
         """What the next search is about."""
         self._searched: set[int] = set()
@@ -104,6 +103,7 @@ class OwnerSource:
         self._added: set[int] = set()
         """What it was asked for while it was under way, and has not found."""
         self._tries: dict[int, int] = {}
+        """How often it was searched for what was not found. What is in none of these has an owner."""
         self._parked: dict[int, set[int]] = {}
         """Inodes that were not found, by the poll that looks again."""
         self._again = False
@@ -135,7 +135,7 @@ class OwnerSource:
         """Inodes of which it is known neither who holds them nor why nobody is known to; 0 where nobody can look."""
         if self.failure is not None:
             return 0
-        return sum(self._held[inode].owner is None for inode in self._sought)
+        return sum(self._held[inode].owner is None for inode in set[int]().union(*self._sought))
 
     @property
     def naming(self) -> bool:
@@ -154,10 +154,8 @@ class OwnerSource:
             self._sharing.setdefault(inode, {first: None})[entry] = None
         if entry.used_by is not None:
             return
-        entry.round = -1 if self._output.first_poll else self.rounds  # no look has begun before the first poll
-        self._fresh[entry] = None
+        entry.round = self._round
         self._tries.pop(inode, None)
-        self._sought.add(inode)
         self._due.add(inode)
 
     def want_all(self, entries: Sequence[Entry]) -> None:
@@ -170,13 +168,16 @@ class OwnerSource:
             return
         for uid in dict(users):
             self._ask_name(uid)
-        since = -1 if self._output.first_poll else self.rounds
-        for entry in new.values():
+        since = self._round
+        for entry in entries:
             entry.round = since
-        self._fresh.update(dict.fromkeys(new.values()))
         self._held.update(new)
-        self._sought.update(new)
         self._due.update(new)
+
+    @property
+    def _round(self) -> int:
+        """The number of looks at all tables that a socket misses which is new; none has begun before the first poll."""
+        return BEFORE_ALL if self._output.first_poll else self.rounds
 
     def is_alone(self, entry: Entry) -> bool:
         """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing."""
@@ -186,7 +187,6 @@ class OwnerSource:
 
     def forget(self, entry: Entry, inode: int) -> None:
         """The socket is gone, or has this inode no more."""
-        self._fresh.pop(entry, None)
         sharing = self._sharing.get(inode)
         if sharing is not None:
             sharing.pop(entry, None)
@@ -197,7 +197,7 @@ class OwnerSource:
         elif self._held.get(inode) is not entry:
             return
         self._held.pop(inode, None)
-        if inode in self._sought:
+        if self._is_sought(inode):
             self._give_up({inode})
 
     def _holders(self, inode: int) -> tuple[Entry, ...]:
@@ -207,9 +207,18 @@ class OwnerSource:
         entry = self._held.get(inode)
         return () if entry is None else (entry,)
 
+    @property
+    def _sought(self) -> tuple[set[int] | KeysView[int], ...]:
+        """Where all inodes are that have no owner."""
+        return self._due, self._searched, self._added, self._tries.keys()
+
+    def _is_sought(self, inode: int) -> bool:
+        """True if this inode has no owner."""
+        return any(inode in places for places in self._sought)
+
     def _give_up(self, inodes: set[int]) -> None:
         """Seek these inodes no longer."""
-        for places in (self._sought, self._due, self._searched, self._added):
+        for places in (self._due, self._searched, self._added):
             places.difference_update(inodes)
         for inode in inodes & self._tries.keys() if self._tries else ():
             del self._tries[inode]
@@ -255,7 +264,7 @@ class OwnerSource:
                 break
             entry = self._turn.pop()
             inode, process, place = entry.user[1], entry.process, entry.place
-            if inode and inode not in self._sought and process is not None and not entry.over:
+            if inode and not self._is_sought(inode) and process is not None and not entry.over:
                 if place is None and process.pid not in tables:
                     if len(tables) == TABLES_AT_ONCE:
                         continue
@@ -331,25 +340,28 @@ class OwnerSource:
         facts = {process.pid: process for process in answer.processes}
         owners: dict[tuple[int, bytes], Process] = {}
         held, sharing, steps = self._held, self._sharing, 0
-        found = self._sought.intersection([inode for inode, pid in answer.owners if pid in facts])
+        answered = {inode for inode, pid in answer.owners if pid in facts}
+        found = set[int]().union(*(answered & places for places in self._sought))
         self._give_up(found)
+        known: tuple[int, bytes] | None = None
         for (inode, pid), held_by in zip(answer.owners, chain(answer.places, repeat(None)), strict=False):
             if steps >= LEARNED_IN_A_STEP:
                 yield
                 steps = 0
-            if inode not in found or pid not in facts or inode not in held:
+            first = held.get(inode)
+            if first is None or inode not in found or pid not in facts:
                 continue
-            found.discard(inode)
+            found.remove(inode)
             thread, descriptor = held_by or (pid, None)
             place = descriptor if descriptor is None or thread == pid else thread << 32 | descriptor
-            for entry in tuple(sharing[inode]) if inode in sharing else (held[inode],):
-                user = entry.last[3][:4]
-                owner = owners.get((pid, user))
-                if owner is None:
-                    owner = owners[pid, user] = self.process(facts[pid], entry.user[0])
+            for entry in tuple(sharing[inode]) if inode in sharing else (first,):
+                key = pid, entry.last[3][:4]
+                if key != known:
+                    known = key
+                    owner = owners.get(key) or owners.setdefault(key, self.process(facts[pid], entry.user[0]))
                 steps += 1 if entry.flow is None else LEARNED_IN_A_STEP
                 entry.book.learn_owner(entry, owner, place)
-                if entry.state == SocketState.LISTEN:
+                if entry.state == _LISTEN:
                     self._proven = max(self._proven, entry.round + _PROVING)
         for _, pid in answer.owners:
             facts.pop(pid, None)
@@ -369,11 +381,10 @@ class OwnerSource:
             if inode in holders
         }
         before, self._shared = self._shared, shared
-        fresh, self._fresh = self._fresh, {}
         changed = [
             inode
             for inode in before.keys() | shared.keys()  # few, where those that came may be ten thousand
-            if before.get(inode) != shared.get(inode) or not fresh.keys().isdisjoint(self._holders(inode))
+            if before.get(inode) != shared.get(inode) or any(map(self._came_since, self._holders(inode)))
         ]
         for inode in sorted(changed):
             for entry in self._holders(inode):
@@ -383,6 +394,13 @@ class OwnerSource:
                     entry.book.learn_others(entry, owner, shared[inode])
                 elif entry.process is not None:
                     entry.book.learn_others(entry, entry.process, NOBODY)
+
+    def _came_since(self, entry: Entry) -> bool:
+        """True for a socket that came since the look at all tables before the last one, at the first time that this is asked."""
+        if entry.round == BEFORE_ALL:
+            entry.round = BEFORE_ALL - 1
+            return True
+        return entry.round == self.rounds - 1
 
     def _ask_name(self, uid: int) -> None:
         if uid not in self._users and len(self._users) < MAX_USERS:
