@@ -149,9 +149,10 @@ class ProcessScanner:
         found: list[Found] = []
         missing = self._missing
         for pid, thread, links in self._parts if missing else ():
-            hits = {inode: descriptor for inode, descriptor in reversed(links) if inode in missing}
-            missing.difference_update(hits)
-            found += [(inode, pid, thread, descriptor) for inode, descriptor in hits.items()]
+            hits = [(inode, pid, thread, descriptor) for inode, descriptor in links if inode in missing]
+            inodes = {hit[0] for hit in hits}
+            missing -= inodes
+            found += hits if len(inodes) == len(hits) else _first_of_each(hits)
             if not missing:
                 break
             if len(found) >= MAX_FOUND or time.thread_time() >= until:
@@ -180,3 +181,8 @@ class ProcessScanner:
                 del self._facts[next(iter(self._facts))]
             self._facts[pid] = facts
         return facts
+
+
+def _first_of_each(places: list[Found]) -> Iterable[Found]:
+    """The first place of each socket, where one has several descriptors."""
+    return {place[0]: place for place in reversed(places)}.values()

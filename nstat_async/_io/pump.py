@@ -47,7 +47,7 @@ from .background import set_event
 
 _log = logging.getLogger("nstat_async.pump")
 
-SLICE = 0.002
+SLICE = 0.0015
 """Seconds of work after which other tasks get a turn."""
 SUBSCRIBE_SECONDS = 2.0
 """Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
