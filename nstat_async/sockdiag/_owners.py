@@ -47,7 +47,7 @@ CHECK_PAUSE = 0.1
 
 
 BEFORE_ALL = -1
-"""The number of looks at all tables before one that may be the first."""
+"""The number of looks at all tables before a socket of the first poll; one less once it was told what they found."""
 _LISTEN = SocketState.LISTEN
 _PROVING = 2
 """Looks at all tables that have to end until one has begun behind something: the first of them may have begun before."""
@@ -389,6 +389,8 @@ class OwnerSource:
         for inode in sorted(changed):
             for entry in self._holders(inode):
                 yield
+                if entry.round == BEFORE_ALL:
+                    entry.round = BEFORE_ALL - 1
                 if inode in shared:
                     owner = self.process(facts[holders[inode][0]], entry.user[0])
                     entry.book.learn_others(entry, owner, shared[inode])
@@ -396,11 +398,8 @@ class OwnerSource:
                     entry.book.learn_others(entry, entry.process, NOBODY)
 
     def _came_since(self, entry: Entry) -> bool:
-        """True for a socket that came since the look at all tables before the last one, at the first time that this is asked."""
-        if entry.round == BEFORE_ALL:
-            entry.round = BEFORE_ALL - 1
-            return True
-        return entry.round == self.rounds - 1
+        """True for a socket that came since the look at all tables before the last one, and was told of no other since."""
+        return entry.round in {BEFORE_ALL, self.rounds - 1}
 
     def _ask_name(self, uid: int) -> None:
         if uid not in self._users and len(self._users) < MAX_USERS:

@@ -37,8 +37,7 @@ _TOTALS = struct.Struct("=QQ24xQQ24x")
 """Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
 _RECEIVED = struct.Struct("=8xQ16xI4x")
 """Of a row's counters ``tcpi_bytes_received`` and ``tcpi_data_segs_in``."""
-NO_COUNTERS = bytes(_COUNTERS_SIZE)
-"""Those of a socket that did nothing yet."""
+_ONE, _NO_SEGMENTS = struct.pack("=Q", 1), bytes(4)
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
@@ -200,6 +199,11 @@ def is_fin_alone(before: bytes, after: bytes) -> bool:
         return False
     received, segments = _RECEIVED.unpack(before)
     return bool(_RECEIVED.unpack(after) == (received + 1, segments))
+
+
+def is_first_fin(counters: bytes) -> bool:
+    """The same of a socket's first row: before it nothing was received."""
+    return counters[8:16] == _ONE and counters[32:36] == _NO_SEGMENTS
 
 
 def identity_differs(old: Pieces, new: Pieces) -> bool:

@@ -16,7 +16,7 @@ from ._direction import ACCEPTED, AFTER_FIN, BEFORE_FIN, OPENED, evidence_of
 from ._entry import Entry, Keeper, Weight
 from ._finals import BEHIND_FIN, is_behind_fin
 from ._reports import SocketReport, socket_report
-from ._rows import NO_COUNTERS, REMAINS, Pieces, RowFormat, info_of, is_fin_alone
+from ._rows import REMAINS, Pieces, RowFormat, info_of, is_first_fin
 
 _TOLD_BY_STATE = frozenset({SocketState.LISTEN, SocketState.SYN_SENT})
 _DIRECTIONS = {ACCEPTED: Direction.INBOUND, OPENED: Direction.OUTBOUND}
@@ -50,7 +50,7 @@ def _first_sight(
     identity = pieces[1]
     start, length = info_of(message, form, pieces)
     is_tcp, state = protocol == IPPROTO_TCP, identity[1]
-    fin = is_tcp and (is_behind_fin(message, start, length) or is_fin_alone(NO_COUNTERS, pieces[4]))
+    fin = is_tcp and (is_behind_fin(message, start, length) or is_first_fin(pieces[4]))
     report = socket_report(message, start, length, int(fin))
     cgroup = cgroup_of(message, form)
     entry = Entry(keeper, protocol, pieces, poll, poll, state, reading, report=report, cgroup=cgroup)

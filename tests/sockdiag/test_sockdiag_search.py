@@ -38,12 +38,13 @@ class Search:
         entry.owner, entry.others = owner, others
         self.learned.append((entry.cookie, [name for _, name in others.oldest]))
 
-    def socket(self, cookie: int, inode: int, *, protocol: int = 6, uid: int = 1000) -> Entry:
+    def socket(self, cookie: int, inode: int, *, protocol: int = 6, uid: int = 1000, wanted: bool = True) -> Entry:
         pieces, _ = RowFormats().cut(FakeSocket(cookie, inode=inode, uid=uid).message(1))
         entry = Entry(lambda: self, protocol, pieces, 1, 1)
         entry.over = False
         self.sockets.append(entry)
-        self.source.want(entry)
+        if wanted:
+            self.source.want(entry)
         return entry
 
     def close(self, entry: Entry) -> None:
@@ -290,6 +291,29 @@ def test_of_several_owners_in_an_answer_the_first_of_whom_something_is_known_is_
     search.source.take(OwnersAnswer(((1, 43), (9, 42), (1, 42), (1, 44), (2, 44)), (facts(42), facts(44))))
     assert search.pids() == [42, 44]
     search.close(search.sockets[0])
+
+
+@pytest.mark.parametrize("inodes", [range(1, 21), (*range(1, 20), 19), range(20), (1, 2, 2, 0), (99, *range(1, 20))])
+def test_many_sockets_that_are_new_are_wanted_as_each_is(inodes):
+    """Also where some share an inode, or have none, or somebody waits for one of them already."""
+    told = []
+    for at_once in (True, False):
+        search = Search()
+        search.output.first_poll = False
+        search.source.rounds = 7
+        search.socket(99, 99, uid=4)
+        new = [search.socket(number, inode, uid=number % 3, wanted=False) for number, inode in enumerate(inodes, 1)]
+        if at_once:
+            search.source.want_all(new)
+        else:
+            for entry in new:
+                search.source.want(entry)
+        request = search.ask()
+        search.answer(*((inode, 42) for inode in sorted(request.inodes)))
+        rounds = [entry.round for entry in search.sockets]
+        told.append((request, rounds, search.learned, search.pids(), search.source.sought, search.source.undecided))
+    assert told[0] == told[1]
+    assert told[0][0].inodes == {99, *inodes} - {0}
 
 
 def test_users_are_asked_for_once_and_bounded(search, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, flow_events
 from test_sockdiag_namespaces import BLUE
@@ -16,6 +17,7 @@ from nstat_async.sockdiag import (
     ProcessFacts,
     RouteMessage,
     Session,
+    _book,
 )
 
 MANY = 612
@@ -163,3 +165,28 @@ def test_a_path_that_cannot_be_read_any_more_is_the_one_that_was_known(facts, kn
     kernel.run()
     ((flow, _),) = kernel.session.flows()
     assert (flow.process.name, flow.process.path) == known
+
+
+def test_sockets_that_were_announced_before_their_turn_are_passed_over_in_steps(monkeypatch):
+    """Most flows wait for nothing else than their process, and are announced when it is found."""
+    monkeypatch.setattr(_book, "PASSED_AT_ONCE", 100)
+    kernel = FakeKernel(interval=None, providers={"tcp"})
+    for number in range(1, MANY + 1):
+        kernel.sockets[number] = FakeSocket(number, bytes([192, 0, 2, 2]), number, inode=number)
+        kernel.owners[number] = 10
+    kernel.start()
+    book = kernel.session._namespaces[0].book
+    entries = list(book.entries.values())
+    book.waiting.extend(entries)
+    assert book.announce_next(10, searched=True) == 0
+    assert list(book.waiting) == entries[100:]
+    steps = 0
+    while book.unannounced:
+        steps += 1
+    assert steps == MANY // 100 - 1
+    assert not book.waiting
+    fresh = attrs.evolve(entries[0], flow=None)
+    fresh.over = False
+    book.waiting.extend([*entries[:3], fresh])
+    assert book.unannounced
+    assert list(book.waiting) == [fresh]
