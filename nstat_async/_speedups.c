@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -1842,6 +1843,79 @@ static PyObject *take_links(PyObject *Py_UNUSED(module), PyObject *arguments)
 PyDoc_STRVAR(take_links_doc, "take_links(thread, waiting, most) -> ([(inode, descriptor)], waiting) or None\n\n"
                              "As `_take_links` of _io/tables.py.");
 
+/* --- single looks: they are so short that to hand over the interpreter's lock, and to get it back, would take longer - */
+
+static PyObject *inode_at(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    long thread;
+    int descriptor;
+    if (!PyArg_ParseTuple(arguments, "li", &thread, &descriptor))
+        return NULL;
+    char path[48], target[64];
+    snprintf(path, sizeof(path), "/proc/%ld/fd/%d", thread, descriptor);
+    const ssize_t size = readlink(path, target, sizeof(target) - 1);
+    if (size < 0)
+        return Py_NewRef(Py_None);
+    target[size] = 0;
+    return PyLong_FromLongLong(inode_of(target, size));
+}
+
+PyDoc_STRVAR(inode_at_doc, "inode_at(thread, descriptor) -> inode or None\n\nAs `_inode_at` of _io/tables.py.");
+
+static PyObject *size_of(PyObject *Py_UNUSED(module), PyObject *pid)
+{
+    const long number = PyLong_AsLong(pid);
+    if (number == -1 && PyErr_Occurred())
+        return NULL;
+    char path[32];
+    struct stat facts;
+    snprintf(path, sizeof(path), "/proc/%ld/fd", number);
+    return stat(path, &facts) ? Py_NewRef(Py_None) : PyLong_FromLongLong(facts.st_size);
+}
+
+PyDoc_STRVAR(size_of_doc, "size_of(pid) -> number or None\n\nAs `_size_of` of _io/tables.py.");
+
+/* --- look-ups of sockets, a few at once: the lock is handed over once for all -------------------------------------- */
+
+#define LONGEST_ANSWER 8192
+
+static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    int file;
+    const char *requests;
+    Py_ssize_t size, count, got = 0;
+    if (!PyArg_ParseTuple(arguments, "iy#n", &file, &requests, &size, &count))
+        return NULL;
+    char *room = count >= 0 && count <= MOST_AT_ONCE ? malloc((size_t)count * LONGEST_ANSWER + 1) : NULL;
+    ssize_t sizes[MOST_AT_ONCE];
+    if (room == NULL)
+        return PyErr_NoMemory();
+    int error = 0;
+    Py_BEGIN_ALLOW_THREADS
+    error = send(file, requests, (size_t)size, 0) < 0 ? errno : 0;
+    for (; !error && got < count; got++)
+        if ((sizes[got] = recv(file, room + got * LONGEST_ANSWER, LONGEST_ANSWER, 0)) < 0)
+            error = errno;
+    Py_END_ALLOW_THREADS
+    PyObject *answers = NULL;
+    if (error) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else
+        answers = PyList_New(count);
+    for (Py_ssize_t number = 0; answers != NULL && number < count; number++) {
+        PyObject *answer = PyBytes_FromStringAndSize(room + number * LONGEST_ANSWER, sizes[number]);
+        if (answer == NULL)
+            Py_CLEAR(answers);
+        else
+            PyList_SET_ITEM(answers, number, answer);
+    }
+    free(room);
+    return answers;
+}
+
+PyDoc_STRVAR(exchange_doc, "exchange(file, requests, count) -> [answer]\n\nAs `_exchange` of _io/glance.py.");
+
 /* --- counters of the kernel: to wake the interpreter for nothing costs more than to read them ------------------- */
 
 typedef struct { /* the array of `Counters.numbers` */
@@ -1968,6 +2042,9 @@ static PyObject *await_counters(PyObject *Py_UNUSED(module), PyObject *arguments
 PyDoc_STRVAR(await_counters_doc, "watch_counters(stop, (numbers, ...), pause, times, most)\n\n"
                                  "As `await_counters` of _io/counters.py.");
 static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc},
+                                  {"inode_at", inode_at, METH_VARARGS, inode_at_doc},
+                                  {"size_of", size_of, METH_O, size_of_doc},
+                                  {"exchange", exchange, METH_VARARGS, exchange_doc},
                                   {"watch_counters", await_counters, METH_VARARGS, await_counters_doc},
                                   {NULL, NULL, 0, NULL}};
 #else

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from .._compiled import speedups
 from ..sockdiag import PulsePurpose, PulseReport
 from ..sockdiag._lookups import lookup_request
 from .bpfload import NETLINK_SOCK_DIAG
@@ -36,7 +37,7 @@ SHORTEST_LIFE = 0.001
 SPARE_DESCRIPTORS = 16
 """Descriptors that others shall still be able to open: a pulse is not the most important thing."""
 
-_RECEIVE_SIZE = 65_536
+_RECEIVE_SIZE, _LONGEST_ANSWER = 65_536, 8192
 _HEAD = struct.Struct("=IH")
 SOCKET = struct.Struct("=Q12xII")
 """From a message's cookie: it, the user and the inode."""
@@ -167,8 +168,7 @@ class Glance:
         answers = []
         for begin in range(0, len(requests), ONE_BY_ONE):  # an answer each is in the socket's buffer
             part = requests[begin : begin + ONE_BY_ONE]
-            self._socket.send(b"".join(part))
-            answers += [self._socket.recv(_RECEIVE_SIZE) for _ in part]
+            answers += exchange(self._socket.fileno(), b"".join(part), len(part))
         return [answer for answer in answers if len(answer) >= _LEAST and _HEAD.unpack_from(answer)[1] != _ERROR]
 
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
@@ -268,6 +268,19 @@ class Glance:
                     if cookie not in known:
                         yield data[at : at + length]
                     at += row.size
+
+
+def _exchange(file: int, requests: bytes, count: int) -> list[bytes]:
+    """Send to a socket and receive so many answers.
+
+    Raises:
+        OSError: It failed; there are fewer.
+    """
+    os.write(file, requests)
+    return [os.read(file, _LONGEST_ANSWER) for _ in range(count)]
+
+
+exchange: Callable[[int, bytes, int], list[bytes]] = getattr(speedups, "exchange", _exchange)
 
 
 @functools.lru_cache(maxsize=64)

@@ -117,12 +117,15 @@ def inode_of(target: str) -> int:
     return RING if target == "anon_inode:[io_uring]" else 0
 
 
-def size_of(pid: int) -> int | None:
+def _size_of(pid: int) -> int | None:
     """How many descriptors a process has, since Linux 6.2; else 0 (``proc_fd_getattr``). `None`: it is gone."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size
     except OSError:
         return None
+
+
+size_of: Callable[[int], int | None] = getattr(speedups, "size_of", _size_of)
 
 
 def sockets_of(pid: int) -> dict[int, int] | None:
@@ -138,12 +141,15 @@ def holds(inode: int, thread: int, descriptor: int) -> bool:
     return is_held(inode, inode_at(thread, descriptor), thread, descriptor)
 
 
-def inode_at(thread: int, descriptor: int) -> int | None:
+def _inode_at(thread: int, descriptor: int) -> int | None:
     """The inode (see `inode_of`) of what a descriptor leads to; `None` if it is not there, or not ours to see."""
     try:
         return inode_of(os.readlink(f"/proc/{thread}/fd/{descriptor}"))
     except OSError:
         return None
+
+
+inode_at: Callable[[int, int], int | None] = getattr(speedups, "inode_at", _inode_at)
 
 
 def is_held(inode: int, link: int | None, thread: int, descriptor: int) -> bool:

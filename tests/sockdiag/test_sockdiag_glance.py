@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import socket
 import struct
 import types
 
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.linux
 
 PAUSE = 0.02
 TCP, UDP = (DiagRequest(2, protocol).encode() for protocol in (6, 17))
+TWICE = len(FakeSocket(1).message()) - 4
+"""An attribute of so many bytes makes a row twice as long."""
 OPEN, CLOSED_THERE, SYN_RECV = SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_RECV
 
 
@@ -44,6 +48,7 @@ class Kernel:
         self.fell: float | None = None
         self.numbers, self.readings, self.open = None, 0, 2
         monkeypatch.setattr(module, "Counters", lambda: self)
+        monkeypatch.setattr(module, "exchange", self.exchange)
         self.opened: list[tuple[int, ...]] = []
         """What kinds of sockets."""
         numbers = {"AF_NETLINK": 16, "SOCK_RAW": 3, "SOCK_CLOEXEC": 64, "SOCK_NONBLOCK": 128}
@@ -115,6 +120,10 @@ class Kernel:
 
     def recv(self, _size: int) -> bytes:
         return self._answers.pop(0)
+
+    def exchange(self, _file: int, requests: bytes, count: int) -> list[bytes]:
+        self.send(requests)
+        return [self.recv(0) for _ in range(count)]
 
 
 @pytest.fixture
@@ -305,7 +314,7 @@ def test_datagram_sockets_are_asked_for_too(kernel):
     assert look.still_held(rows, {101, 102}) == {101}
 
 
-@pytest.mark.parametrize("lengths", [(0, 0, 0), (5, 0, 0), (0, 9, 0), (0, 0, 9), (1, 9, 17)])
+@pytest.mark.parametrize("lengths", [(0, 0, 0), (5, 0, 0), (0, 9, 0), (0, 0, 9), (1, 9, 17), (0, TWICE, 0)])
 @pytest.mark.parametrize("trims", [False, True])
 def test_rows_of_all_lengths_are_read_the_last_one_without_its_padding_too(kernel, lengths, trims):
     look = glance(kernel)
@@ -400,6 +409,27 @@ def test_a_dump_that_is_refused_is_an_error(kernel):
     with pytest.raises(OSError, match="Invalid argument"):
         made.begin()
     assert made.begun is False
+
+
+@pytest.mark.parametrize(
+    "exchange", list(dict.fromkeys([module.exchange, module._exchange])), ids=lambda code: type(code).__name__
+)
+def test_requests_and_answers_are_exchanged_in_their_order_and_a_failure_is_an_error(exchange):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        here.setblocking(False)
+        for answer in (b"one", bytes(1000), b"three"):
+            there.send(answer)
+        assert exchange(here.fileno(), b"requests", 2) == [b"one", bytes(1000)]
+        assert there.recv(100) == b"requests"
+        assert exchange(here.fileno(), b"none", 0) == []
+        with pytest.raises(BlockingIOError):
+            exchange(here.fileno(), b"more", 2)
+        gone = here.detach()
+        os.close(gone)
+        with pytest.raises(OSError) as caught:
+            exchange(gone, b"x", 1)
+        assert caught.value.errno == errno.EBADF
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(23, True), (22, False), (-1, True)])

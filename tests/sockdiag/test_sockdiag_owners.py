@@ -252,6 +252,27 @@ def test_a_zombie_owns_nothing():
     process.stdout.close()
 
 
+@pytest.mark.linux
+@pytest.mark.parametrize("inode_at", [tables._inode_at, tables.inode_at], ids=["Python", "as built"])
+def test_what_a_descriptor_leads_to_is_a_socket_something_else_or_not_there(inode_at):
+    with socket.socket() as sock, open("/proc/self/stat", "rb") as file:
+        descriptor = sock.fileno()
+        assert inode_at(os.getpid(), descriptor) == os.fstat(descriptor).st_ino
+        assert inode_at(os.getpid(), file.fileno()) == 0
+    assert inode_at(os.getpid(), descriptor) is None
+    assert inode_at(1 << 40, 0) is None
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("size_of", [tables._size_of, tables.size_of], ids=["Python", "as built"])
+def test_a_process_has_a_number_of_descriptors_or_is_gone(size_of):
+    """Before Linux 6.2 it is 0."""
+    before = size_of(os.getpid())
+    with socket.socket():
+        assert size_of(os.getpid()) == (before + 1 if before else 0)
+    assert size_of(1 << 40) is None
+
+
 TAKERS = {"Python": tables._take_links, "as built": tables.take_links}
 SOCKETS = """
 import os, socket, sys
