@@ -158,6 +158,17 @@ def set_event(event: anyio.Event) -> None:
         event.set()
 
 
+def checkpoint_here() -> Callable[[], Awaitable[None]]:
+    """What gives other tasks of the running loop a turn; `anyio.lowlevel.checkpoint` finds out each time which loop it is."""
+    trio = _trio()
+    if trio is not None:
+        checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        return checkpoint
+    import asyncio  # noqa: PLC0415  # which whoever runs on trio does without
+
+    return lambda: asyncio.sleep(0)
+
+
 def _trio() -> Any:
     """The module `trio`, if its task is what runs now."""
     trio = sys.modules.get("trio")

@@ -34,7 +34,6 @@ from typing import Any
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import anyio.to_thread
 
 from .._contract import Channel, CloseChannel, Command, Core, Lookup, LookupFailed, OpenChannel, Send, Sink, Transport
@@ -43,7 +42,7 @@ from .._errors import NstatError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
-from .background import set_event
+from .background import checkpoint_here, set_event
 
 _log = logging.getLogger("nstat_async.pump")
 
@@ -147,7 +146,7 @@ class KernelFeed:
         Raises:
             NstatError: The subscription failed for good.
         """
-        core = self.core
+        core, self._checkpoint = self.core, checkpoint_here()
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as self._tasks:
@@ -210,7 +209,7 @@ class KernelFeed:
             spent = time.perf_counter() - start
             if work and (events or settled or spent >= SLICE):  # else there is time for more of it
                 self._end_slice(spent)
-                await anyio.lowlevel.checkpoint()
+                await self._checkpoint()
                 await sink.room()
                 start = time.perf_counter()
         self._end_slice(time.perf_counter() - start)
@@ -221,7 +220,7 @@ class KernelFeed:
         if spent < SLICE:
             return start
         self._end_slice(spent)
-        await anyio.lowlevel.checkpoint()
+        await self._checkpoint()
         return time.perf_counter()
 
     def _end_slice(self, spent: float) -> None:

@@ -127,8 +127,8 @@ async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_
         steps.append("turn of others")
         await real_checkpoint()
 
-    real_checkpoint = anyio.lowlevel.checkpoint
-    monkeypatch.setattr(anyio.lowlevel, "checkpoint", checkpoint)
+    real_checkpoint = pump.checkpoint_here()
+    monkeypatch.setattr(pump, "checkpoint_here", lambda: checkpoint)
     monkeypatch.setattr(SocketChannel, "read_into", read_into)
     it.plate.deliver = deliver
     with anyio.fail_after(LIMIT):
