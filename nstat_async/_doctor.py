@@ -206,8 +206,8 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
         "final_counts": capabilities.final_counts,
         "per_medium_bytes": capabilities.per_medium_bytes,
     }
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    hint = "" if not partial else "; the notes say why" if root else "; run as root to see more"
+    helps = hasattr(os, "geteuid") and os.geteuid() != 0 and capabilities.processes is not Visibility.NONE
+    hint = "" if not partial else "; run as root to see more" if helps else "; the notes say why"
     return Finding(f"{name} visible", Status.WARN if partial else Status.OK, detail + hint, data)
 
 

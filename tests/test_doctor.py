@@ -106,6 +106,22 @@ def test_a_layout_that_had_to_be_moved_is_a_warning():
     assert found["emulated layout"].data["proof"] == Proof.PROBED.value
 
 
+@pytest.mark.parametrize(
+    ("user", "processes", "hint"),
+    [
+        (0, Visibility.SOME, "; the notes say why"),
+        (1000, Visibility.SOME, "; run as root to see more"),
+        (1000, Visibility.NONE, "; the notes say why"),
+        (1000, Visibility.ALL, "of all users"),
+    ],
+)
+def test_to_be_root_is_advised_where_it_would_help(monkeypatch, user, processes, hint):
+    """Where there is no /proc, nobody sees processes."""
+    monkeypatch.setattr("os.geteuid", lambda: user, raising=False)
+    able = Capabilities(backend="sock_diag", flows=Visibility.ALL, processes=processes)
+    assert _doctor._visible("sock_diag", able, ()).detail.endswith(hint)
+
+
 def test_whose_flows_a_newer_kernel_shows_is_unknown_until_another_users_flow_is_seen():
     _, found = looked_at(EmulatedKernel(NEWER).backend(verify=False))
     assert found["emulated visible"].status is Status.WARN
