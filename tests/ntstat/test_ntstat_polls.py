@@ -10,7 +10,7 @@ from virtual import VirtualMonitor
 
 from nstat_async import FlowAdded, FlowRemoved, LossCause, PollCompleted
 from nstat_async.ntstat import DarwinErrno, GetUpdate, Session
-from nstat_async.ntstat._subscription import REPLY_TIMEOUT
+from nstat_async.ntstat._subscription import MAX_RETRIES, REPLY_TIMEOUT
 from nstat_async.testing import EmulatedKernel
 
 
@@ -88,6 +88,16 @@ def test_over_a_bridge_a_missing_success_is_lost_after_a_time():
     assert talk.answer(talk.wire.success(talk.open_poll[0].context)) == []
     assert talk.answer(talk.wire.success(request.context)) == []
     assert len(talk.events(PollCompleted)) == 1
+
+
+def test_over_a_bridge_a_poll_that_is_never_answered_is_over_in_the_end_and_polls_go_on():
+    talk = subscribed(immediate=False, interval=30.0)
+    for _ in range(MAX_RETRIES):
+        assert isinstance(talk.due()[0], GetUpdate)
+    assert talk.due() == []
+    (completed,) = talk.events()
+    assert (type(completed), completed.complete) == (PollCompleted, False)
+    assert isinstance(talk.due()[0], GetUpdate)
 
 
 def test_polls_keep_their_interval_and_missed_turns_are_skipped():
