@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import select
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import conversations
 import pytest
 from support import PYTHON, run
 
-from nstat_async._cli._output import events_text
+from nstat_async._cli._output import events_text, use_colour
 from nstat_async._starting import is_command
 
 EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
@@ -166,7 +166,7 @@ def test_a_full_disk_is_one_line_and_status_1(recording):
     assert done.stderr.count(b"\n") == 1
 
 
-def _next_line(process: subprocess.Popen[bytes], seconds: float = 20) -> bytes:
+def _next_line(process: subprocess.Popen[bytes], seconds: float = 120) -> bytes:
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     assert ready, "no line came"
     return process.stdout.readline()
@@ -251,26 +251,32 @@ def test_emulate_serves_a_random_workload_until_stopped(tmp_path):
     assert not path.exists()
 
 
-def test_a_terminal_gets_colour_unless_it_declines(recording):
-    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
-        near, far = pty.openpty()
-        process = subprocess.Popen(
-            _command("replay", recording), stdout=far, env={**os.environ, "TERM": "xterm", **environment}
-        )
-        os.close(far)
-        out = b""
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            try:
-                data = os.read(near, 65536)
-            except OSError:  # Linux: the other side is closed
-                break
-            if not data:
-                break
+def test_a_terminal_gets_colour(recording):
+    near, far = pty.openpty()
+    environment = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
+    process = subprocess.Popen(_command("replay", recording), stdout=far, env={**environment, "TERM": "xterm"})
+    os.close(far)
+    out = b""
+    with contextlib.suppress(OSError):  # Linux: the other side is closed
+        while data := os.read(near, 65536):
             out += data
-        os.close(near)
-        assert process.wait(120) == 0
-        assert (b"\x1b[32m" in out) is coloured
+    os.close(near)
+    assert process.wait(120) == 0
+    assert b"\x1b[32m" in out
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": "", "TERM": "xterm"}, True)],
+)
+def test_a_terminal_may_decline_colour(environment, coloured, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, text)
+    near, far = pty.openpty()
+    with open(near, "rb", buffering=0), open(far, "w") as terminal:
+        assert use_colour(terminal) is coloured
 
 
 def test_top_needs_a_terminal():

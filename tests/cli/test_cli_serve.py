@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -56,27 +57,27 @@ class _Served:
             self.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_page_totals_and_events_until_it_is_stopped_quietly(kernel, number):
-    with _Served(*kernel, "--include-history") as served, httpx.Client(base_url=served.address, timeout=120) as client:
+METRICS = importlib.util.find_spec("prometheus_client") is not None
+
+
+@pytest.mark.parametrize(("number", "metrics"), [(signal.SIGTERM, False), (signal.SIGINT, METRICS)])
+def test_it_serves_page_totals_and_events_until_it_is_stopped_quietly(kernel, number, metrics):
+    """And metrics, when they are asked for."""
+    arguments = [*kernel, "--include-history", *["--metrics"] * metrics]
+    with _Served(*arguments) as served, httpx.Client(base_url=served.address, timeout=120) as client:
         assert "<!doctype html>" in client.get("/").text.lower()
         end = time.monotonic() + 120
         while not client.get("/processes").json()["processes"] and time.monotonic() < end:
             time.sleep(0.05)
         (row,) = client.get("/processes").json()["processes"]
         assert (row["name"], row["rx_bytes"]) == ("Safari", 5000)
-        assert client.get("/metrics").status_code == 404
+        assert client.get("/metrics").status_code == (200 if metrics else 404)
+        assert ("nstat_" in client.get("/metrics").text) is metrics
         with client.stream("GET", "/events") as stream:
             lines = stream.iter_lines()
             assert next(lines) == "event: hello"
             assert served.stop(number) == (0, b"")
             assert any(line == "event: ended" for line in lines)
-
-
-def test_metrics_are_served_when_they_are_asked_for(kernel):
-    pytest.importorskip("prometheus_client")
-    with _Served(*kernel, "--metrics") as served:
-        assert "nstat_" in httpx.get(f"{served.address}metrics", timeout=120).text
 
 
 @pytest.mark.parametrize("way", ["option", "environment", "new"])
