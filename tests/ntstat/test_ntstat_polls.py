@@ -96,7 +96,11 @@ def test_over_a_bridge_that_answers_nothing_polls_end_and_go_on():
     end = talk.now + 70.0
     while talk.now < end:
         talk.due()
-    assert [(event.serial, event.complete) for event in talk.events(PollCompleted)] == [(1, False), (2, False), (3, False)]
+    assert [(event.serial, event.complete) for event in talk.events(PollCompleted)] == [
+        (1, False),
+        (2, False),
+        (3, False),
+    ]
 
 
 def test_polls_keep_their_interval_and_missed_turns_are_skipped():
