@@ -29,7 +29,9 @@ from .successors import PORTS_AT, TCP, Successors, cookie_of
 MOST_UNREAD = 16
 """Reports that wait to be read; there is no look while there are more."""
 ONE_BY_ONE = 32
-"""New connections, or such that wait for their process, that are asked for without a dump."""
+"""New connections, or such that wait for their process, that are asked for without a dump; more, where a dump takes longer than"""
+TO_ASK = 50e-6
+"""seconds of CPU for each: it walks over the sockets of all network namespaces."""
 LONGEST_WAIT = 1.0
 """Seconds between two looks for the process of a connection that is not accepted yet, at last."""
 SHORTEST_LIFE = 0.001
@@ -84,6 +86,8 @@ class Glance:
         """Connections were counted that are not found by their ports: over already, or the first ones of their kind."""
         self._missing_at, self._missing_wait = 0.0, purpose.pause
         """When a dump may be for those; later while dumps have none of them."""
+        self._few = ONE_BY_ONE
+        """Connections that are asked for sooner than dumped."""
         self._opened = 0
         """Connections that were opened or accepted since the last look."""
         self._unheld: dict[int, bytes] = {}
@@ -174,7 +178,7 @@ class Glance:
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
         """New connections: by their ports where those are known, and by a dump where some are missing."""
         opened, self._opened = self._opened, 0
-        if opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
+        if max(opened, len(self._unheld)) > self._few:
             return self._look(TCP, whole=whole)
         next_ones, counted = self._successors.find(opened, self._known[TCP]) if opened else ([], 0)
         again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
@@ -211,6 +215,7 @@ class Glance:
     def _look(self, protocol: int, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """New sockets, by a dump."""
         crowds = () if whole or protocol != TCP else self.crowds
+        began = time.thread_time()
         try:
             new, present, ports = self._dump(protocol, crowds)
         except OSError:
@@ -224,6 +229,7 @@ class Glance:
             self._known[protocol] = present
         if protocol == TCP:
             self._opened, self._missing = 0, False
+            self._few = max(ONE_BY_ONE, int((time.thread_time() - began) / TO_ASK))
             for _, message in new:
                 self._successors.learn(message)
             if self._filters and not crowds:

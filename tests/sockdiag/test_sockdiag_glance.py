@@ -273,6 +273,32 @@ def test_a_few_new_connections_are_asked_for_and_many_are_dumped(kernel):
     assert (kernel.dumps, kernel.asked, kernel.most_asked) == ([6, 6, 6], ONE_BY_ONE, ONE_BY_ONE)
 
 
+def test_where_dumps_take_long_more_connections_are_asked_for(kernel, monkeypatch):
+    """As many as that takes no longer: a dump walks over what others have in their network namespaces, too."""
+    cpu, send = [0.0], kernel.send
+
+    def walk(data: bytes) -> None:
+        cpu[0] += 0.01
+        send(data)
+
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: 0.0, thread_time=lambda: cpu[0]))
+    kernel.send = walk
+    look = glance(kernel, udp=False)
+    for port in (1000, 1002):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=2)
+    look.look(5.0)
+    kernel.dumps.clear()
+    for port in range(1004, 1404, 2):
+        kernel.add(port)
+    kernel.moved(look, 6.0, connections=200)
+    assert len(look.look(6.0)) == 200
+    assert kernel.dumps == []
+    kernel.moved(look, 7.0, connections=201)
+    assert look.look(7.0) == []
+    assert kernel.dumps == [6]
+
+
 def test_many_are_asked_for_in_parts(kernel):
     look = glance(kernel)
     rows = [(6, kernel.add(number).message()) for number in range(1, 2 * ONE_BY_ONE + 2)]
