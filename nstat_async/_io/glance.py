@@ -30,6 +30,8 @@ MOST_UNREAD = 16
 """Reports that wait to be read; there is no look while there are more."""
 ONE_BY_ONE = 32
 """New connections, or such that wait for their process, that are asked for without a dump; more, where a dump takes longer than"""
+TO_SPARE = 0.3
+"""Of what can be saved: with less, connections that none of the known servers has are no reason for another dump at once."""
 TO_ASK = 50e-6
 """seconds of CPU for each: it walks over the sockets of all network namespaces."""
 LONGEST_WAIT = 1.0
@@ -185,7 +187,8 @@ class Glance:
         self._unheld = {}
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
         self._missing |= counted < opened
-        if self._missing and (now >= self._missing_at or (opened and not next_ones)):
+        unknown = opened and not next_ones and self.budget.eagerness > TO_SPARE
+        if self._missing and (unknown or now >= self._missing_at):
             rest = self._look(TCP, whole=whole)
             self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)
             self._missing_at = now + self._missing_wait

@@ -387,6 +387,12 @@ def test_connections_that_are_counted_and_not_there_have_ever_fewer_dumps(kernel
     del kernel.sockets[other.cookie]
     assert look.look(6.05) == []
     assert kernel.dumps == [6, 6, 6], "none was found by its port: another server, perhaps"
+    look.budget.left = module.TO_SPARE * look.budget.most
+    kernel.moved(look, 6.06, connections=2)
+    assert look.look(6.06) == []
+    assert kernel.dumps == [6, 6, 6], "the last dump had none, and little is left"
+    assert look.look(look.next_look()) == []
+    assert kernel.dumps == [6, 6, 6, 6]
 
 
 def test_a_look_may_leave_out_crowds_where_the_kernel_can(kernel, monkeypatch):
