@@ -23,6 +23,8 @@ STEPS = range(2, 17, 2)
 """From a port to those that may be the next."""
 NEAR = 128
 """How far apart the last two ports were, at most, where the next one is looked for."""
+MOST_OVER = 32
+"""Connections behind which another one is looked for though as many as were counted are found, because these are over."""
 MOST_TRIED = 4
 """Servers whose next connections are looked for: those that had the last ones."""
 MOST_REMEMBERED = 256
@@ -85,7 +87,11 @@ class Successors:
         steady.sort(key=lambda key: not self._steady[key].lasting)  # the others have gaps
         for keys in (steady[:MOST_TRIED], self._first):
             for key in () if found else keys:
-                while counted < number and (rows := self._after(key)):
+                over = (
+                    False  # behind what is over may be one that is not, and what is left would count for the next ones
+                )
+                while (counted < number or (over and len(found) < MOST_OVER)) and (rows := self._after(key)):
+                    over = all(row[_STATE_AT] == _TIME_WAIT for row in rows)
                     new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
                     found += new
                     counted += sum(map(self._ends_of, new))
