@@ -22,6 +22,8 @@ from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
 
+_FIRST_EVENT = 1.0
+"""Seconds that the first event is waited for, before tables begin: a fleet may be silent."""
 _LAST_POLL = 2.0
 """Seconds that the last poll may take."""
 _NAMES = 3.0
@@ -80,9 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _begun(monitor: Monitor) -> None:
-    """Wait until something came, or raise why nothing does."""
+    """Wait a moment until something came, or raise why nothing does."""
     async with monitor.subscribe() as first:
-        await first.receive_many()
+        with anyio.move_on_after(_FIRST_EVENT):
+            await first.receive_many()
 
 
 def view_of(arguments: argparse.Namespace) -> View:

@@ -29,9 +29,9 @@ def is_refusal(number: int) -> bool:
 
 
 def refusal_text(number: int) -> str:
-    """The error of a netlink socket, in words, and what helps, where that is known."""
-    remedy = _REMEDIES[number][1] if number in _REMEDIES else ""
-    return "; ".join(filter(None, (error_text(number), remedy)))
+    """The error of a netlink socket where others work, in words, and what helps, where that is known."""
+    reason, remedy = _REMEDIES.get(number, (UnavailableReason.MISSING, ""))
+    return error_text(number) if reason is UnavailableReason.MISSING else f"{error_text(number)}; {remedy}"
 
 
 def unavailable(number: int) -> BackendUnavailableError:
