@@ -46,13 +46,18 @@ class Scope:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._scope.__exit__(kind, error, trace)
+    ) -> bool:
+        return bool(self._scope.__exit__(kind, error, trace))
 
     @property
     def was_cancelled(self) -> bool:
         """True when that was what ended the block, or will."""
         return self._scope.cancel_called
+
+    @property
+    def timed_out(self) -> bool:
+        """True when it was the end of the duration."""
+        return self.was_cancelled and anyio.current_time() >= self._scope.deadline
 
 
 Work = Callable[[Scope], Awaitable[int]]

@@ -16,14 +16,15 @@ from ._source import backend_of, is_recorded, monitor_options
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the flows; status 1 when some are known to be missing."""
+    """Print the flows; status 1 when some are known to be missing. Whoever stops it before there are any gets none."""
     output = Output()
     lines_of = flow_form(arguments, output)
     backend = backend_of(arguments)
     options = monitor_options(arguments)
-    found: list[tuple[Flow, Counts | None]] = []
+    found: list[tuple[Flow, Counts | None]] | None = None
 
     async def work(scope: Scope) -> int:
+        nonlocal found
         with scope:
             look = await look_once(
                 backend=backend,
@@ -31,13 +32,18 @@ def run(arguments: argparse.Namespace) -> int:
                 flow_filter=options.get("flow_filter"),
                 extras=options.get("extras", False),
             )
-            found.extend(look.flows)
+            found = list(look.flows)
             Limits(recorded=is_recorded(arguments)).say(look)
             if look.missing is not None:
                 complain(str(IncompleteSnapshotError(look.flows, look.missing)))
                 return 1
+            return 0
+        if scope.timed_out:
+            complain(f"the snapshot is incomplete: no whole answer came within {arguments.duration:g} s")
+            return 1
         return 0
 
     status = run_until_stopped(work, duration=arguments.duration, output=output)
-    output.lines(lines_of(found, time()))
+    if found is not None:
+        output.lines(lines_of(found, time()))
     return status
