@@ -530,5 +530,5 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    also = {"_flows.py", "_sight.py", "counters.py", "json.py", "tables.py"}
+    also = {"_flows.py", "_sight.py", "counters.py", "glance.py", "json.py", "tables.py"}
     assert users == {"_decoder.py", "_descriptors.py", "_making.py", "_reports.py", "_rows.py", "_scan.py"} | also
