@@ -270,7 +270,6 @@ class Sockets:
             self._barrier_passed(second, complete, now)
         if self.second is None and self._audit_at is None and self._resync_at is None:
             self._audit_at = now + self._audit_pause
-        self._next_poll = None
         if interval is not None:
             self._next_poll = max(now + interval - (now - self.poll_started) % interval, earliest)
 
