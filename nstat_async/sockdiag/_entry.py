@@ -28,8 +28,7 @@ class Others:
 
 
 NOBODY = Others()
-USER_OF = struct.Struct("=II").unpack_from
-"""User and inode by the fourth piece of a row."""
+_USER = struct.Struct("=II")
 _MOST_BEFORE = 7
 _NO_HEAD = -1
 """The head of a row that is none."""
@@ -163,12 +162,12 @@ class Entry:
     @property
     def user(self) -> tuple[int, int]:
         """The user who made the socket, and the inode by which a process holds it (0 when none does)."""
-        return USER_OF(self.last[3])
+        return _USER.unpack_from(self.last[3])
 
     @staticmethod
     def user_of(pieces: Pieces) -> tuple[int, int]:
         """The same of a row."""
-        return USER_OF(pieces[3])
+        return _USER.unpack_from(pieces[3])
 
     def be_like_no_row(self) -> None:
         """Whatever row comes of it is looked at, if it should be as before."""
