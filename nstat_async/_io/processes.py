@@ -12,9 +12,7 @@ import pwd
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable, Collection, Iterable
 
 import attrs
 
@@ -97,18 +95,16 @@ class Elders:
             pid = parent
         return place if pid == thread else (inode, pid, pid, descriptor)
 
-    def eldest_of(self, pid: int, places: list[Found]) -> list[Found]:
-        """The same of places in one process: mostly its parent has none of them, which its table says of all at once."""
+    def has_none(self, pid: int, descriptors: Collection[int]) -> bool:
+        """True if nobody above a process has any of these, as is mostly so: its parent's table says it of all at once."""
         parent = self._parent_of(pid)
         if parent <= 1:
-            return places
-        if len(places) > ASKED_ONE_BY_ONE:
-            table = self._tables.get(parent)
-            if table is None:
-                table = self._tables[parent] = _table(parent)
-            if table.keys().isdisjoint([descriptor for _, _, _, descriptor in places]):
-                return places
-        return [self.eldest(place) for place in places]
+            return True
+        if len(descriptors) <= ASKED_ONE_BY_ONE:
+            return False
+        if parent not in self._tables:
+            self._tables[parent] = _table(parent)
+        return self._tables[parent].keys().isdisjoint(descriptors)
 
     def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
         """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""
@@ -123,10 +119,8 @@ class Elders:
 
 def eldest(places: Iterable[Found], parent_of: Callable[[int], int] | None = None) -> list[Found]:
     """Where the eldest hold these sockets, of the processes that were found and their parents (as for `Elders`)."""
-    elders, found = Elders(parent_of), list[Found]()
-    for pid, group in groupby(places, itemgetter(1)):
-        found += elders.eldest_of(pid, list(group))
-    return found
+    elders = Elders(parent_of)
+    return [elders.eldest(place) for place in places]
 
 
 def _parent(pid: int) -> int:

@@ -11,14 +11,14 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, repeat
 
 from ..sockdiag import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessFacts
 from .budget import Budget
 from .census import Census, Shared
 from .likely import remember_holders
-from .processes import ProcessReader, eldest, user_names
-from .tables import Found, holds, sockets_of
+from .processes import Elders, ProcessReader, user_names
+from .tables import holds, sockets_of
 from .walk import Part, Walk
 
 BUDGET = 0.02
@@ -33,6 +33,9 @@ MAX_FOUND = 2048
 """Owners in one answer, and a few more: what the event loop takes in by four steps."""
 MAX_REMEMBERED = 16384
 """Processes whose facts are kept, so that only changes are reported."""
+
+_Held = tuple[int, int, dict[int, int]]
+"""A process, a thread of it, and the inodes in its table that were looked for, with their descriptors: no object for each."""
 
 
 class ProcessScanner:
@@ -89,18 +92,19 @@ class ProcessScanner:
         elif request.inodes and self._walk is not None:
             self._parts = chain(self._walk.arrivals(request.recent), self._parts)
         found, below = self._search(until)
-        inodes, pids, threads, descriptors = zip(*eldest(found), strict=True) if found else ((), (), (), ())
+        owners, places = _owners_of(found)
         went_on = below is not None or request.below is not None  # a long search leaves no time for more
         shared = None if went_on else self._count(alone=request.count)
         holders = (pid for _, _, pids in shared or () for pid in pids)
+        pids = [pid for _, pid in owners]
         facts = {pid: self._look(pid) for pid in dict.fromkeys([*pids, *holders])}
         remember_holders(self.recent, pids)
         return OwnersAnswer(
-            owners=tuple(zip(inodes, pids, strict=True)),
+            owners=tuple(owners),
             processes=(*facts.values(), *(each for each in changed if each.pid not in facts)),
             below=below,
             gone=gone,
-            places=tuple(zip(threads, descriptors, strict=True)),
+            places=tuple(places),
             lost=lost,
             met=met,
             refused=len(self._walk.refused) if self._walk and below is None else None,
@@ -144,18 +148,19 @@ class ProcessScanner:
             self._counted = now
         return shared
 
-    def _search(self, until: float) -> tuple[list[Found], int | None]:
+    def _search(self, until: float) -> tuple[list[_Held], int | None]:
         """What was found, and the pid where time or room ended; `None` when the search is complete."""
-        found: list[Found] = []
-        missing = self._missing
+        found: list[_Held] = []
+        missing, left = self._missing, MAX_FOUND
         for pid, thread, links in self._parts if missing else ():
-            hits = [(inode, pid, thread, descriptor) for inode, descriptor in links if inode in missing]
-            inodes = {hit[0] for hit in hits}
-            missing -= inodes
-            found += hits if len(inodes) == len(hits) else _first_of_each(hits)
+            hits = {inode: descriptor for inode, descriptor in reversed(links) if inode in missing}
+            if hits:
+                missing.difference_update(hits)
+                found.append((pid, thread, hits))
+                left -= len(hits)
             if not missing:
                 break
-            if len(found) >= MAX_FOUND or time.thread_time() >= until:
+            if left <= 0 or time.thread_time() >= until:
                 return found, pid
         return found, None
 
@@ -183,6 +188,16 @@ class ProcessScanner:
         return facts
 
 
-def _first_of_each(places: list[Found]) -> Iterable[Found]:
-    """The first place of each socket, where one has several descriptors."""
-    return {place[0]: place for place in reversed(places)}.values()
+def _owners_of(found: Iterable[_Held]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Inodes with the eldest that hold them, and thread and descriptor of each."""
+    elders, owners, places = Elders(), list[tuple[int, int]](), list[tuple[int, int]]()
+    for pid, thread, hits in found:
+        if elders.has_none(pid, hits.values()):
+            owners += zip(hits, repeat(pid))
+            places += zip(repeat(thread), hits.values())
+            continue
+        for hit, number in hits.items():
+            inode, owner, its_thread, descriptor = elders.eldest((hit, pid, thread, number))
+            owners.append((inode, owner))
+            places.append((its_thread, descriptor))
+    return owners, places
