@@ -184,6 +184,7 @@ def test_a_kernel_that_never_answers_is_not_an_idle_machine(tmp_path, monkeypatc
         listener.listen()
         kept = []
         threading.Thread(target=accept, args=(listener, kept), daemon=True).start()
+        monkeypatch.setattr("nstat_async._io.pump.SUBSCRIBE_SECONDS", 0.02)
         backend = backends.UnixSocket(path, "xnu-11417.121.6")
         monkeypatch.setattr("nstat_async.backends.named", lambda *_, **__: backend)
         assert main(["snapshot", "--duration", "0.05"]) == 1
@@ -192,9 +193,11 @@ def test_a_kernel_that_never_answers_is_not_an_idle_machine(tmp_path, monkeypatc
             "",
             "nstat-async: the snapshot is incomplete: no whole answer came within 0.05 s",
         )
+        monkeypatch.setattr("nstat_async._cli._processes._LAST_POLL", 0.05)
+        assert main(["processes", "--duration", "0.05"]) == 0
+        assert "the kernel did not answer a last poll within 0.05 s" in capsys.readouterr().err
         monkeypatch.setattr("nstat_async._monitor.SNAPSHOT_SECONDS", 0.0)
         monkeypatch.setattr("nstat_async.ntstat._subscription.REPLY_TIMEOUT", 0.02)
-        monkeypatch.setattr("nstat_async._io.pump.SUBSCRIBE_SECONDS", 0.02)
         assert main(["snapshot", "--json"]) == 1
         out, err = capsys.readouterr()
         assert out == ""

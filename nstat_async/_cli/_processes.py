@@ -17,7 +17,7 @@ from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._formats import row_form
 from ._limits import Limits
 from ._names import NameResolver
-from ._output import Output
+from ._output import Output, complain
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
@@ -68,8 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
                     if every is not None:
                         await output.send(lines(monitor))
             if scope.was_cancelled:  # stopped while flows live: ask how far they are
-                with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL):
+                with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL) as last:
                     await monitor.poll_now()
+                if last.cancelled_caught:
+                    complain(f"the kernel did not answer a last poll within {_LAST_POLL:g} s: totals may be behind")
                 looks.catch_up()
         if every is None or scope.was_cancelled:
             if view.names is not None:
