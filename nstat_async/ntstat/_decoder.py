@@ -146,9 +146,9 @@ class Decoder:
             layout["nstat_msg_src_details"].by_name["detailed_counts"].offset if self.kernel.has_details else 0
         )
         sources = self.table.sources
-        sizes = codec.size, self._sizes.get(_UPDATE, 0)
         growing: Any = growing_reader(layout)
-        self._hot = (compile_format(report).unpack_from, growing, *sizes, sources, sources.get)
+        facts = codec.size, self._sizes.get(_UPDATE, 0), self.kernel.has_details
+        self._hot = (compile_format(report).unpack_from, growing, *facts, sources, sources.get)
         """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
         self._take = self._compiled(codec) if speedups is not None and self._has_lengths else None
 
@@ -186,12 +186,11 @@ class Decoder:
         Raises:
             ProtocolError: Only with `strict`.
         """
-        read, totals, shortest, update_size, sources, find = self._hot
+        read, totals, shortest, update_size, has_details, sources, find = self._hot
         table, emit, every = self.table, self.table.emit, self.table.every_update
         time, time_ns, serial = table.time, table.time_ns, table.poll_serial
         is_direct, draft = self._has_lengths and self.observer is None, UpdateDraft
         update, counts, detailed = _UPDATE, _COUNTS, _DETAILED
-        has_details = self.kernel.has_details
         self.to_settle = False
         take = self._take if is_direct else None
         index, stop, known_head = begin, len(datagrams), b""
