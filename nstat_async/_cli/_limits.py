@@ -51,8 +51,8 @@ class Limits:
 
     def say(self, watcher: _Able) -> None:
         """Say it, unless it was said, nothing is missing, or nothing was answered yet: that may be no kernel at all."""
-        able = watcher.capabilities
-        text = limits_text(able) if self._due and able.providers else None
+        able = watcher.capabilities if self._due else None  # else each batch would pay for finding out
+        text = limits_text(able) if able is not None and able.providers else None
         if text is not None:
             self._due = False
             complain(text)
