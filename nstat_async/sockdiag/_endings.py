@@ -324,10 +324,6 @@ class Endings:
 
     # -- time
 
-    def deadline(self) -> float | None:
-        """When to call `expire`."""
-        return self.waiting.deadline()
-
     def expire(self) -> None:
         """The other end did not come in time."""
         for end, ending in self.waiting.due(self._output.now):

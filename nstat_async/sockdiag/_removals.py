@@ -211,7 +211,7 @@ class RemovalSource(Source):
         self._endings.flush()
 
     def deadline(self) -> float | None:
-        return self._endings.deadline()
+        return self._endings.waiting.deadline()
 
     def expire(self) -> None:
         """The other ends of connections on this machine did not come in time."""
