@@ -7,6 +7,9 @@ wait to be read the other end's may be among them: no time is over before they w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 
 from .._events import RemovalReason
@@ -89,8 +92,18 @@ class Endings:
     """The ends of one namespace's connections."""
 
     def __init__(
-        self, output: Output, book: Book, lookups: LookupSource, links: LinkTable, formats: RowFormats
+        self,
+        output: Output,
+        book: Book,
+        lookups: LookupSource,
+        links: LinkTable,
+        formats: RowFormats,
+        located: Callable[[], bool],
     ) -> None:
+        self._located = located
+        """True once the addresses of this machine are known, or will not be."""
+        self._early: list[tuple[Any, ...]] = []
+        """Ends that came before, and may be this machine's: the arguments of `_settle`."""
         self._output = output
         self._book = book
         self._lookups = lookups
@@ -116,6 +129,20 @@ class Endings:
     ) -> None:
         """A connection ended with these last words of its message, read at this time, and with this record of its end where there is one."""
         self.other_came(entry)
+        if self._located() or self._is_here(entry) or len(self._early) >= MOST_REMEMBERED:
+            self._settle(entry, message, info, words, came, record)
+        else:
+            self._early.append((entry, message, info, words, came, record))
+
+    def _settle(
+        self,
+        entry: Entry,
+        message: bytes,
+        info: tuple[int, int],
+        words: LastWords,
+        came: float,
+        record: Ended | None,
+    ) -> None:
         local, orderly = self._is_here(entry), is_orderly(entry, words)
         ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, came)
         if is_attempt(words):
@@ -136,9 +163,16 @@ class Endings:
 
     def flush(self) -> None:
         """All that is here was read: what is left open is asked for."""
+        if self._early and self._located():
+            self._settle_early()
         fresh, self._fresh = self._fresh, {}
         for ending in fresh.values():
             self._ask_for_remains(ending)
+
+    def _settle_early(self) -> None:
+        early, self._early = self._early, []
+        for each in early:
+            self._settle(*each)
 
     def _ask_for_remains(self, ending: Ending) -> None:
         request = lookup_request(ending.message, IPPROTO_TCP, exact=False)
@@ -167,7 +201,7 @@ class Endings:
         self._finish(other)
 
     def _is_here(self, entry: Entry) -> bool:
-        """True if the other end is on this machine; right after a start, or without rtnetlink, as far as its address alone says so."""
+        """True if the other end is on this machine; without rtnetlink, as far as its address alone says so."""
         local, remote = address_of(entry.identity, 8), address_of(entry.identity, 24)
         return remote == local or is_loopback(remote) or self._links.index_of(remote) is not None
 
@@ -331,6 +365,7 @@ class Endings:
 
     def give_up_all(self) -> None:
         """Nobody will say more of any of them."""
+        self._settle_early()
         fresh, self._fresh = self._fresh, {}
         for ending in fresh.values():
             self._remains_found(ending, NO_ANSWER)

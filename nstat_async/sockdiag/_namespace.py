@@ -76,7 +76,7 @@ class Namespace:
         )
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
-        self._endings = Endings(output, self.book, self.lookups, links, self._formats)
+        self._endings = Endings(output, self.book, self.lookups, links, self._formats, self._is_located)
         self._sightings = sightings
         self.removals = RemovalSource(output, self.book, self._endings, sightings, self._formats, protocols)
         self.dumps = DumpSource(
@@ -130,6 +130,9 @@ class Namespace:
     def settled(self) -> bool:
         """True when polls can begin."""
         return all(source.settled for source in self.sources)
+
+    def _is_located(self) -> bool:
+        return not self.entered or self.addresses.settled
 
     def begin_poll(self) -> None:
         """Dump everything."""

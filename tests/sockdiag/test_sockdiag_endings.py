@@ -9,12 +9,12 @@ from sockdiag_fakes import FakeKernel, flow_events
 
 from nstat_async._events import FlowRemoved
 from nstat_async._model import Outcome
-from nstat_async.sockdiag import SocketState, TcpInfo
+from nstat_async.sockdiag import AddressMessage, SocketState, TcpInfo
 from nstat_async.sockdiag._endings import PEER_PATIENCE
 from nstat_async.sockdiag._sightings import PULSE_PATIENCE
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
-OWN = bytes([192, 0, 2, 1])
+OWN, OTHER = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
 
 
 def test_while_notifications_wait_to_be_read_no_end_is_given_up():
@@ -47,6 +47,29 @@ def test_ends_that_come_before_interfaces_are_known_are_exact_too(ends):
     kernel.run()
     removed = [event for event in kernel.events if isinstance(event, FlowRemoved)]
     assert [(event.counts.rx_bytes, event.final) for event in removed] == [(100, True), (0, True)]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_ends_that_may_be_this_machines_wait_until_its_addresses_are_known_or_will_not_be(answered):
+    kernel = FakeKernel(interval=None)
+    kernel.addresses.append(AddressMessage(2, 2, OWN))
+    route, held = kernel._route, []
+    kernel._route = lambda *asked: held.append(asked)
+    kernel.start()
+    for end, addresses in zip(two_ends(), ((OWN, OTHER), (OTHER, OWN)), strict=True):
+        kernel.feed(attrs.evolve(end, local=addresses[0], remote=addresses[1]).message(final=True), 1)
+    kernel.run()
+    assert not [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    if answered:
+        kernel._route = route
+        for asked in held:
+            route(*asked)
+        kernel.run()
+    else:
+        kernel.wait(1.1)
+    removed = [event for event in kernel.events if isinstance(event, FlowRemoved)]
+    assert [event.final for event in removed] == [answered, True], "a FIN without data is known by itself"
+    assert not answered or [event.counts.rx_bytes for event in removed] == [100, 0]
 
 
 @pytest.mark.parametrize("late", [True, False])
