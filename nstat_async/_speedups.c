@@ -1862,7 +1862,7 @@ static PyObject *inode_at(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 PyDoc_STRVAR(inode_at_doc, "inode_at(thread, descriptor) -> inode or None\n\nAs `_inode_at` of _io/tables.py.");
 
-static PyObject *size_of(PyObject *Py_UNUSED(module), PyObject *pid)
+static PyObject *size_of_table(PyObject *Py_UNUSED(module), PyObject *pid)
 {
     const long number = PyLong_AsLong(pid);
     if (number == -1 && PyErr_Occurred())
@@ -2043,7 +2043,7 @@ PyDoc_STRVAR(await_counters_doc, "watch_counters(stop, (numbers, ...), pause, ti
                                  "As `await_counters` of _io/counters.py.");
 static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc},
                                   {"inode_at", inode_at, METH_VARARGS, inode_at_doc},
-                                  {"size_of", size_of, METH_O, size_of_doc},
+                                  {"size_of", size_of_table, METH_O, size_of_doc},
                                   {"exchange", exchange, METH_VARARGS, exchange_doc},
                                   {"watch_counters", await_counters, METH_VARARGS, await_counters_doc},
                                   {NULL, NULL, 0, NULL}};
