@@ -156,13 +156,23 @@ def wake_promptly() -> None:
     """Have this thread run soon after it wakes, on a busy machine as well; it gets no more of it for that, and needs no privilege.
 
     Since Linux 6.12 an ordinary thread may ask for short slices, and the sooner one's slice would end the sooner it runs
-    (``sched_setattr(2)``, ``sched_runtime``). Older kernels ignore it.
+    (``sched_setattr(2)``, ``sched_runtime``). Older kernels ignore it. Where system calls are filtered (``seccomp(2)``) it is
+    left alone: who makes such a call may be killed.
     """
     number = _SCHED_SETATTR.get(platform.machine())
-    if number is not None:
+    if number is not None and not _is_filtered():
         nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, _KEEP_POLICY, nice, 0, _SHORTEST_SLICE, 0, 0, 0, 0)
         libc().syscall(number, 0, attr, 0)
+
+
+def _is_filtered() -> bool:
+    """True unless the system calls of this thread are known to be unfiltered."""
+    try:
+        with open("/proc/thread-self/status", "rb") as file:
+            return b"\nSeccomp:\t0\n" not in file.read()
+    except OSError:
+        return True
 
 
 @functools.cache
