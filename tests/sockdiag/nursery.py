@@ -29,7 +29,7 @@ class Nursery:
             self._process.communicate()
             self._process = None
 
-    def run(self, program: str, namespaces: int) -> tuple[int, str, str]:
+    def run(self, program: str, namespaces: int = 0) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of a program, which has its own of these namespaces."""
         if self._process is None:
             self._process = subprocess.Popen(
@@ -46,7 +46,8 @@ class Nursery:
 
 
 def _serve() -> None:
-    import sockdiag_fakes  # noqa: F401  # it, and the library, are what programs need
+    # What programs need, some of which may read no file.
+    import sockdiag_fakes  # noqa: F401
 
     import nstat_async._io.linux
     import nstat_async._io.netlink  # noqa: F401
@@ -99,7 +100,8 @@ def _unshare(namespaces: int) -> None:
     if namespaces & MOUNTS:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    if namespaces & NETWORK:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 if __name__ == "__main__":

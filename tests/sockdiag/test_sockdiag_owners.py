@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from nursery import MOUNTS, PROCESSES
 from test_sockdiag_living import drive, listen, pair, port, privileged
 
 from nstat_async._events import FlowUpdated
@@ -403,20 +404,17 @@ def test_a_socket_of_the_kernel_is_told_from_a_hidden_one():
         process.communicate()
 
 
-INSIDE = f"""
-import os, sys
-sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
-"127.0.0.1".encode("idna")
-import nstat_async._io.linux, nstat_async._io.netlink, ctypes
+INSIDE = """
+import ctypes, os, sys
 from sockdiag_fakes import LiveDriver
 from nstat_async.backends import SockDiag
 from nstat_async._options import MonitorOptions
-if sys.argv[2] == "user":
+if KIND == "user":
     os.setgid(65534); os.setuid(65534)
     if ctypes.CDLL(None).unshare(0x10000000): print("none"); sys.exit()
 with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
     live.poll()
-    (foreign,) = live.added(int(sys.argv[1]))
+    (foreign,) = live.added(PORT)
     told = live.core.capabilities
     print(told.processes.value, foreign.flow.process, foreign.flow.attribution.value, sum("cannot be named" in n for n in told.notes))
 """
@@ -425,12 +423,11 @@ with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
 @pytest.mark.privileged
 @privileged
 @pytest.mark.parametrize(("kind", "whose"), [("user", "own"), ("pid", "some")])
-def test_in_a_namespace_of_ones_own_capabilities_claim_nothing(kind, whose):
+def test_in_a_namespace_of_ones_own_capabilities_claim_nothing(nursery, kind, whose):
     """All capability bits in a user namespace, all processes of a pid namespace: what can be seen is tried out."""
-    prefix = ["unshare", "-pf", "--mount-proc"] if kind == "pid" else []
     with listen() as listener:
-        command = [*prefix, sys.executable, "-c", INSIDE, str(port(listener)), kind]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.stdout == "none\n":
+        program = f"KIND, PORT = {kind!r}, {port(listener)}\n{INSIDE}"
+        _, out, err = nursery.run(program, MOUNTS | PROCESSES if kind == "pid" else 0)
+    if out == "none\n":
         pytest.skip("no user namespaces for users")
-    assert done.stdout == f"{whose} None hidden 1\n", done.stderr
+    assert out == f"{whose} None hidden 1\n", err
