@@ -87,6 +87,18 @@ def connection() -> tuple[socket.socket, socket.socket, socket.socket]:
     return client, server.accept()[0], server
 
 
+async def end_of_connection(seen: Seen) -> FlowRemoved:
+    """A connection sends three bytes and is closed: its end, when that is reported."""
+    client, inbound, server = connection()
+    number = port(client)
+    client.sendall(bytes(3))
+    for sock in (client, inbound, server):
+        sock.close()
+    await seen.until(lambda: seen.of(FlowRemoved, number))
+    (removed,) = seen.of(FlowRemoved, number)
+    return removed
+
+
 def own(event) -> bool:
     return event.flow.process is not None and event.flow.process.pid == os.getpid()
 

@@ -18,6 +18,7 @@ from ebpf_monitored import (
     Watcher,
     check_short_processes,
     connection,
+    end_of_connection,
     ends,
     monitored,
     own,
@@ -162,13 +163,7 @@ def test_whatever_is_refused_sock_diag_goes_on(namespace, monkeypatch, step):
     monkeypatch.setattr(holder, name, refuse)
 
     async def work(seen: Seen) -> None:
-        client, inbound, server = connection()
-        number = port(client)
-        client.sendall(bytes(3))
-        for sock in (client, inbound, server):
-            sock.close()
-        await seen.until(lambda: seen.of(FlowRemoved, number))
-        assert seen.of(FlowRemoved, number)[0].counts.tx_bytes == 3
+        assert (await end_of_connection(seen)).counts.tx_bytes == 3
         capabilities.append(seen.monitor.capabilities)
 
     capabilities: list = []
@@ -210,13 +205,7 @@ def test_every_call_refused_leaves_a_working_monitor(namespace, monkeypatch, num
         with udp() as sock:
             sock.sendto(b"x", sock.getsockname())
             await seen.monitor.poll_now()
-        client, inbound, server = connection()
-        place = port(client)
-        client.sendall(bytes(3))
-        for each in (client, inbound, server):
-            each.close()
-        await seen.until(lambda: seen.of(FlowRemoved, place))
-        (removed,) = seen.of(FlowRemoved, place)
+        removed = await end_of_connection(seen)
         assert (removed.counts.tx_bytes, removed.final) == (3, True), step
         tiers.append((seen.monitor.capabilities.ebpf, seen.monitor.capabilities.ebpf_reason))
 
