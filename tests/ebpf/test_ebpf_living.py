@@ -101,9 +101,9 @@ def entries(watch):
 
 @again
 def test_every_short_process_is_seen(namespace, traffic):
-    """400 processes with one connection and 400 with a few datagrams, gone at once: both ends of all, bytes and name exact."""
+    """200 processes with one connection and 200 with a few datagrams, gone at once: both ends of all, bytes and name exact."""
     with Watch() as watch:
-        count = 400
+        count = 200
         truth = {}
         running = []
         for index in range(count):
