@@ -309,7 +309,7 @@ def parts(command):
 def capped(arguments):
     """The same for a moment: recordings are whole, a kernel is watched for a moment."""
     options = build_parser().parse_args(arguments)
-    live = options.command in {"publish", "watch", "processes", "record", "top", "snapshot", "emulate", "serve"}
+    live = options.command in {"publish", "watch", "processes", "record", "top", "emulate", "serve"}
     live = live or (options.command == "history" and options.record)
     if live and not str(getattr(options, "backend", "")).startswith("replay:"):
         arguments = [*arguments, "--duration", "0.05"]
