@@ -388,7 +388,9 @@ def can_unshare() -> bool:
 
 privileged = pytest.mark.skipif(not can_unshare(), reason="needs root and network namespaces")
 LISTEN = """
-import socket, sys
+import fcntl, socket, struct, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x49))  # SIOCSIFFLAGS: up; by no other process, whose pid might be met
 listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True); sys.stdin.read()
 """
 
@@ -396,8 +398,7 @@ listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[
 @contextmanager
 def listening(*enter: str):
     """A process in a namespace, and the port it listens on."""
-    script = 'ip link set lo up && exec "$0" -c "$1"'
-    command = [*enter, "sh", "-c", script, sys.executable, LISTEN]
+    command = [*enter, sys.executable, "-c", LISTEN]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process.pid, int(process.stdout.readline())
