@@ -70,7 +70,7 @@ class Kind:
     family: int
     protocol: int
     states: int
-    families: frozenset[tuple[int, int]] = attrs.field(init=False, repr=False, eq=False)
+    families: frozenset[tuple[int, int]] = attrs.field(init=False, eq=False)
     """Families and protocols of its sockets."""
 
     @families.default
@@ -232,7 +232,7 @@ class DumpSource(Source):
         self._sequence = sequence_of(self.output.poll, kind.index, last=not self._queue)
         self._begin(kind)
         request = self._requests.get(kind) or self._requests.setdefault(
-            kind, self._request(kind, kind.states, 0).encode()
+            kind, self._request(kind, kind.states, self._sequence).encode()
         )
         self.send(numbered(request, self._sequence))
 
@@ -320,7 +320,7 @@ class DumpSource(Source):
         book.enter_new()
         book.reported += rows
         self.rows += rows
-        return (index, offset) if offset < len(datagrams[index]) else (index + 1, 0)
+        return index, offset
 
     def _broken(self, reason: str) -> None:
         self.complete = False

@@ -41,13 +41,17 @@ class Scanned:
             entry = self.book.new_entry(protocol, pieces)
         entry.last, entry.seen = pieces, self.output.poll
 
-    def dump(self, *sockets: FakeSocket, cut=lambda data: data) -> list:
-        """One dump of these sockets; what was new or differed, without the messages' sequence numbers."""
+    def begin(self) -> int:
+        """A dump begins; its sequence number."""
         self.output.poll += 1
         self.book.begin_poll()
         self.dumps.begin_poll(partial=False)
-        sequence = sequence_of(self.output.poll, 0, last=True)
         self.seen.clear()
+        return sequence_of(self.output.poll, 0, last=True)
+
+    def dump(self, *sockets: FakeSocket, cut=lambda data: data) -> list:
+        """One dump of these sockets; what was new or differed, without the messages' sequence numbers."""
+        sequence = self.begin()
         self.dumps.receive(cut(b"".join(sock.message(sequence) for sock in sockets)))
         self.messages = [sock.message(sequence) for sock in sockets]
         self.dumps.receive(encode_done(sequence))
@@ -67,6 +71,17 @@ def test_messages_of_different_lengths_mix():
     assert scan.dump(*reversed(sockets)) == []
     assert scan.unseen() == []
     assert scan.book.reported == scan.dumps.rows / 2 == 19
+
+
+@pytest.mark.parametrize("stray", [b"\0", bytes(15), b"\3" + bytes(15)])
+def test_what_is_broken_in_a_datagram_takes_nothing_from_those_that_were_read_with_it(stray):
+    scan = Scanned()
+    sequence = scan.begin()
+    one, other, longer = FakeSocket(1), FakeSocket(2), FakeSocket(3, extra={DiagAttribute.MARK: b"\1\0\0\0"})
+    rows = [sock.message(sequence) for sock in (one, other, longer)]
+    scan.dumps.receive_many([rows[0] + stray, rows[1], rows[2], encode_done(sequence)])
+    assert [cookie for _, cookie, _ in scan.seen] == [1, 2, 3]
+    assert (scan.dumps.done, scan.dumps.complete, len(scan.output.events)) == (True, False, 1)
 
 
 def test_a_longer_and_a_shorter_message_between_others_are_what_they_are():
