@@ -163,7 +163,7 @@ class DumpSource(Source):
         self._protocols = frozenset(protocols)
         self._kinds = self._kinds_of(TOGETHER, *KINDS[2:])
         self._queue: list[Kind] = []
-        self._kind = TOGETHER
+        self._kind: Kind
         """What the dump under way is about."""
         self._sequence = 0
         self._progress = 0.0

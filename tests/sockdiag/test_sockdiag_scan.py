@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import SimpleNamespace
 
 import pytest
 from sockdiag_fakes import FakeSocket, info_position
 
+from nstat_async._contract import Send
 from nstat_async.sockdiag import DiagAttribute, TcpInfo
 from nstat_async.sockdiag._book import Book
 from nstat_async.sockdiag._cgroups import CgroupSource
@@ -24,14 +26,14 @@ from nstat_async.sockdiag._setup import NetworkNamespace
 class Scanned:
     """A dump source whose rows are kept as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vital: bool = True) -> None:
         self.output = Output()
         links = LinkTable()
         owners = OwnerSource(self.output, list)
         kinds = {"every_update": False, "extras": False, "dumped": True}
         self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output), **kinds)
         self.book.take_row = self._apply
-        options = {"extras": False, "every": False, "vital": True}
+        options = {"extras": False, "every": False, "vital": vital}
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6], **options)
         self.seen: list = []
 
@@ -82,6 +84,23 @@ def test_what_is_broken_in_a_datagram_takes_nothing_from_those_that_were_read_wi
     scan.dumps.receive_many([rows[0] + stray, rows[1], rows[2], encode_done(sequence)])
     assert [cookie for _, cookie, _ in scan.seen] == [1, 2, 3]
     assert (scan.dumps.done, scan.dumps.complete, len(scan.output.events)) == (True, False, 1)
+
+
+def test_what_is_to_be_dumped_after_all_waits_for_the_dump_under_way():
+    """A netlink socket serves one at a time."""
+    scan = Scanned()
+    sequence = scan.begin()
+    scan.dumps.dump_all()
+    assert [type(command) for command in scan.output.commands] == [Send]
+    scan.dumps.receive(encode_done(sequence))
+    assert [type(command) for command in scan.output.commands] == [Send, Send]
+
+
+def test_a_namespace_that_cannot_be_dumped_any_more_has_had_its_part_of_the_poll():
+    scan = Scanned(vital=False)
+    scan.begin()
+    scan.dumps.failed(errno.EPERM)
+    assert (scan.dumps.done, scan.dumps.complete, scan.dumps.lost) == (True, False, True)
 
 
 def test_a_longer_and_a_shorter_message_between_others_are_what_they_are():
