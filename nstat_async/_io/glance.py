@@ -86,6 +86,8 @@ class Glance:
         """When connections were opened."""
         self._missing = False
         """Connections were counted that are not found by their ports: over already, or the first ones of their kind."""
+        self.dumped = self.dump_at = 0.0
+        """Seconds of CPU for which the last look dumped for those, and when the next one may: looks that ask for ports are cheaper."""
         self._missing_at, self._missing_wait = 0.0, purpose.pause
         """When a dump may be for those; later while dumps have none of them."""
         self._few = ONE_BY_ONE
@@ -144,13 +146,14 @@ class Glance:
     def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """The sockets that were not there at the last look; if it is not to be a `whole` one, without those of `crowds`."""
         found = []
+        self.dumped = 0.0
         for protocol, due in self._due.items():
             if due <= now:
                 found += self._look_for_connections(now, whole=whole) if protocol == TCP else self._look(protocol)
                 self._due[protocol] = now + self._wait[protocol] if protocol == TCP and self._unheld else math.inf
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
         if self._missing:
-            self._due[TCP] = min(self._due[TCP], self._missing_at)
+            self._due[TCP] = min(self._due[TCP], max(self._missing_at, self.dump_at))
         return found
 
     def look_again(self, sockets: list[tuple[int, bytes]], missed: set[int], now: float) -> None:
@@ -188,8 +191,10 @@ class Glance:
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
         self._missing |= counted < opened
         unknown = opened and not next_ones and self.budget.eagerness > TO_SPARE
-        if self._missing and (unknown or now >= self._missing_at):
+        if self._missing and now >= self.dump_at and (unknown or now >= self._missing_at):
+            began = time.thread_time()
             rest = self._look(TCP, whole=whole)
+            self.dumped = time.thread_time() - began
             self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)
             self._missing_at = now + self._missing_wait
             found += rest

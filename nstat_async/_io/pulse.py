@@ -263,11 +263,12 @@ class Pulse:
                 self._rest_after(glance, time.thread_time() - began)
 
     def _rest_after(self, glance: Glance, spent: float) -> None:
-        """A look pays for itself: the next one of this namespace is the later, the less is left."""
+        """A look pays for itself, and so does a dump: the next one of this namespace is the later, the less is left."""
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        glance.look_at = now + spent / eagerness
+        glance.look_at = now + (spent - glance.dumped) / eagerness
+        glance.dump_at = max(glance.dump_at, now + glance.dumped / eagerness)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """Where there are crowds, all sockets are looked at as rarely as all processes are."""

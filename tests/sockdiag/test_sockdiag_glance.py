@@ -294,9 +294,13 @@ def test_where_dumps_take_long_more_connections_are_asked_for(kernel, monkeypatc
     kernel.moved(look, 6.0, connections=200)
     assert len(look.look(6.0)) == 200
     assert kernel.dumps == []
+    assert look.dumped == 0.0
     kernel.moved(look, 7.0, connections=201)
     assert look.look(7.0) == []
-    assert kernel.dumps == [6]
+    assert (kernel.dumps, look.dumped) == ([6], 0.0), "looks for so many need one each time"
+    kernel.moved(look, 8.0, connections=1)
+    assert look.look(8.0) == []
+    assert (kernel.dumps, look.dumped) == ([6, 6], pytest.approx(0.01))
 
 
 def test_many_are_asked_for_in_parts(kernel):
@@ -387,9 +391,16 @@ def test_connections_that_are_counted_and_not_there_have_ever_fewer_dumps(kernel
     del kernel.sockets[other.cookie]
     assert look.look(6.05) == []
     assert kernel.dumps == [6, 6, 6], "none was found by its port: another server, perhaps"
+    look.dump_at = 6.09
+    kernel.moved(look, 6.055, connections=2)
+    assert look.look(6.055) == []
+    assert (kernel.dumps, look.next_look()) == ([6, 6, 6], 6.09), "the last one rests"
+    look.look(6.09)
+    assert kernel.dumps.pop() == 6
+    look.dump_at = 0.0
     look.budget.left = module.TO_SPARE * look.budget.most
-    kernel.moved(look, 6.06, connections=2)
-    assert look.look(6.06) == []
+    kernel.moved(look, 6.1, connections=2)
+    assert look.look(6.1) == []
     assert kernel.dumps == [6, 6, 6], "the last dump had none, and little is left"
     assert look.look(look.next_look()) == []
     assert kernel.dumps == [6, 6, 6, 6]

@@ -24,7 +24,7 @@ class Machine:
     """A network namespace in which flows begin at these times; it stands in for `Glance`, the clocks, and the wait for counters."""
 
     crowds = ()
-    shortest_life = 0.0
+    shortest_life = dumped = dump_at = 0.0
 
     def __init__(self, monkeypatch, *flows):
         """Each of the flows is its beginning and its life, seconds."""
@@ -126,6 +126,19 @@ def test_a_look_rests_for_what_it_cost_and_longer_the_less_is_saved(monkeypatch)
         machine.pulse._rest_after(machine, 0.001)
         rests.append(machine.look_at)
     assert rests == pytest.approx([0.001, 0.002, 0.001 / budget.SHARE], rel=0.02)
+
+
+def test_a_dump_has_a_rest_of_its_own(monkeypatch):
+    """Looks that need none go on meanwhile."""
+    machine = Machine(monkeypatch)
+    machine.pulse._budget.left = machine.pulse._budget.most / 2
+    machine.dumped = 0.01
+    machine.pulse._rest_after(machine, 0.011)
+    assert (machine.look_at, machine.dump_at) == pytest.approx((0.002, 0.02))
+    machine.dumped = 0.0
+    machine.now = 0.01
+    machine.pulse._rest_after(machine, 0.001)
+    assert (machine.look_at, machine.dump_at) == pytest.approx((0.012, 0.02), rel=0.05)
 
 
 @pytest.mark.parametrize("rate", [1000, 10_000])

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.linux
 class Room:
     """It stands in for `Glance`."""
 
-    crowds, shortest_life = (), 0.0
+    crowds = ()
+    shortest_life = dumped = dump_at = 0.0
 
     def __init__(self, purpose, report) -> None:
         self.purpose, self.report = purpose, report
