@@ -80,6 +80,18 @@ def test_what_the_kernel_counts_as_lost_is_said_at_the_moment_of_its_answer_and_
     assert lost.core.next_deadline() > lost.now + 50, "no other one hears of what has ended"
 
 
+@pytest.mark.parametrize(("counted", "more"), [(2, []), (3, [1])])
+def test_of_announcements_that_the_kernel_counts_as_lost_those_are_said_that_no_gap_showed(counted, more):
+    talk = Talk(12, discovery="announce", interval=3600.0, facts={"ledger": True})
+    talk.open_poll = talk.grant(talk.answer(talk.wire.added(1), talk.wire.success(talk.asked()[0].context)))
+    talk.answer(talk.wire.added(4))
+    assert [(loss.cause, loss.count) for loss in talk.events(EventsLost)] == [(LossCause.ANNOUNCEMENT, 2)]
+    talk.poll(1, 4)
+    talk.events()
+    talk.found(Ledger((LedgerRow(3, counted, 0),)))
+    assert [loss.count for loss in talk.events(EventsLost)] == more
+
+
 @pytest.mark.parametrize(("kernel", "is_read"), [(4, False), (5, True), (10, True), (11, False), (12, True)])
 def test_the_count_is_read_where_a_kernel_keeps_one(kernel, is_read):
     talk = subscribed(kernel, facts={"ledger": True})
