@@ -63,7 +63,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
         pids = all_pids()
         sample.update(pids[:: len(pids) // SAMPLE + 1])
     closed = {pid for pid in sample if not may_look_at(pid)}
-    others = root or any(_user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
+    others = root or any(user_of(pid) not in {None, os.geteuid()} for pid in sample - closed)
     some = Visibility.SOME if others else Visibility.OWN
     if any(may_be_in(pid, networks) for pid in closed):
         return some, f"some {UNNAMED}", some
@@ -88,7 +88,8 @@ def may_look_at(pid: int) -> bool:
     return True
 
 
-def _user_of(pid: int) -> int | None:
+def user_of(pid: int) -> int | None:
+    """The user of a process; `None` if it is gone, or hidden."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:

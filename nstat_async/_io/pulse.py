@@ -30,6 +30,7 @@ from .glance import COOKIE_AT, SOCKET, Glance
 from .likely import LikelyHolders
 from .linux import wake_promptly
 from .processes import ProcessReader, eldest, user_names
+from .reach import Reach
 from .tables import Found
 
 _log = logging.getLogger("nstat_async.pulse")
@@ -69,6 +70,7 @@ class Pulse:
     def __init__(self, recent: dict[int, None], reader: ProcessReader) -> None:
         self._reader = reader
         self._likely = LikelyHolders(recent)
+        self._reach = Reach()
         self._glances: list[Glance] = []
         self._budget = Budget(SHARE, time.monotonic())
         self._wide = Budget(SHARE * WIDE_SHARE, self._budget.at)
@@ -288,8 +290,9 @@ class Pulse:
     def _report_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[PulseReport, set[int]]:
         """New sockets with their processes, as far as a short search finds them; and the inodes that it had no time for."""
         rows = [SOCKET.unpack_from(message, COOKIE_AT) for _, message in sockets]
-        ours = os.geteuid()  # others do not let us look
-        wanted = {inode for _, uid, inode in rows if not ours or uid == ours}
+        users = {uid for _, uid, _ in rows}
+        reached = {uid for uid in users if self._reach.covers(uid, time.monotonic())}
+        wanted = {inode for _, uid, inode in rows if uid in reached}
         places: list[Found] = []
         cut = _take(wanted, self._likely.ends(), places)
         if len(sockets) > MOST_NEW:
@@ -303,7 +306,10 @@ class Pulse:
             if wanted and not cut:
                 wanted.intersection_update(glance.still_held(sockets, wanted))
                 cut = search()
-        return PulseReport(tuple(sockets), self._answer(places, {uid for _, uid, _ in rows})), wanted if cut else set()
+        found = {place[0] for place in places}
+        for uid in {uid for _, uid, inode in rows if inode in found}:
+            self._reach.found(uid, time.monotonic())
+        return PulseReport(tuple(sockets), self._answer(places, users)), wanted if cut else set()
 
     def _answer(self, places: list[Found], users: set[int]) -> OwnersAnswer:
         facts: dict[int, ProcessFacts] = {}

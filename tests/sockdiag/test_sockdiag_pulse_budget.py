@@ -10,7 +10,7 @@ import types
 import pytest
 from sockdiag_fakes import FakeSocket
 
-from nstat_async._io import budget, pulse
+from nstat_async._io import budget, pulse, reach
 from nstat_async._io.processes import ProcessReader
 from nstat_async.sockdiag import PulsePurpose, PulseReport
 
@@ -434,12 +434,62 @@ def test_what_was_closed_meanwhile_is_looked_for_no_longer(beat):
     assert (searched, asked, missed) == (["ends", "hot"], [{1, 2}], set())
 
 
-def test_an_ordinary_user_looks_for_its_own_sockets(beat, monkeypatch):
-    """Others do not let it look."""
+def test_sockets_of_others_are_looked_for_where_somebody_of_theirs_lets_us_look(beat, monkeypatch):
+    """As it is measured, and now and then a search tries it: a socket's user need not be that of the process that has it."""
     monkeypatch.setattr(pulse.os, "geteuid", lambda: 1000)
-    report, _, _, asked = report_of(beat, [*new(1), *new(2, uid=1001)])
-    assert asked[0] == {1}
-    assert len(report.sockets) == 2
+    clock = types.SimpleNamespace(now=5.0)
+    monkeypatch.setattr(pulse, "time", types.SimpleNamespace(monotonic=lambda: clock.now, thread_time=lambda: 0.0))
+    measured = []
+    beat._reach = reach.Reach(lambda uid: measured.append(uid) or uid == 1002)
+    sockets = [*new(1), *new(2, uid=1001), *new(3, uid=1002)]
+
+    def searched(later=0.0, **parts):
+        clock.now += later
+        report, _, _, asked = report_of(beat, sockets, **parts)
+        assert len(report.sockets) == 3
+        return asked[0] if asked else set()
+
+    assert [searched(), searched()] == [{1, 2, 3}, {1, 3}], "nobody of 1001 let us look"
+    assert [searched(reach.FIRST_PAUSE), searched()] == [{1, 2, 3}, {1, 3}], "it is tried again"
+    assert searched(reach.FIRST_PAUSE) == {1, 3}, "ever more rarely"
+    assert measured == [1001, 1002, 1001]
+    assert searched(reach.FIRST_PAUSE, ends=(2,)) == {1, 3}, "2 was found at the first places already"
+    assert searched() == {1, 2, 3}, "so a process of somebody else has it, which lets us look"
+    for _ in range(12):
+        clock.now += reach.LONGEST_PAUSE
+        searched()
+    assert searched() == {1, 3}
+    assert searched(reach.LONGEST_PAUSE) == {1, 2, 3}, "no pause is longer"
+
+
+def test_very_many_users_are_not_all_remembered(monkeypatch):
+    monkeypatch.setattr(reach, "MOST_USERS", 2)
+    seen = []
+    far = reach.Reach(lambda uid: seen.append(uid) or False)
+    assert [far.covers(uid, 0.0) for uid in (1, 2, 1, 2, 3, 3, 1)] == [True, True, False, False, True, False, True]
+    assert seen == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("euid", "users", "refuses", "gone", "can"),
+    [
+        (1000, {5: 0, 6: 0}, {5, 6}, {}, False),  # as it is for an ordinary user
+        (1000, {5: 0, 6: 0}, {5}, {}, True),  # one process has more capabilities than we
+        (1000, {5: 0, 6: 0}, {5}, {6}, False),
+        (1000, {5: 33, 6: 1000}, {}, {}, True),  # none is left of that user: as others are
+        (1000, {5: 33, 6: 1000}, {5}, {}, False),
+        (1000, {6: 1000}, {}, {}, False),  # hidepid=
+        (0, {6: 0}, {}, {}, True),
+        (0, {5: 65534}, {5}, {}, False),  # root of a user namespace
+    ],
+)  # fmt: skip
+def test_whose_descriptors_are_shown_is_tried_out(monkeypatch, euid, users, refuses, gone, can):
+    asked: list = []
+    monkeypatch.setattr(reach, "all_pids", lambda: sorted(users, reverse=True))
+    monkeypatch.setattr(reach.os, "geteuid", lambda: euid)
+    monkeypatch.setattr(reach, "may_look_at", lambda pid: asked.append(pid) or pid not in refuses)
+    monkeypatch.setattr(reach, "user_of", lambda pid: None if pid in gone and pid in asked else users[pid])
+    assert reach.somebody_lets_look(65534 if euid == 0 else 0) is can
 
 
 def test_what_there_was_no_time_for_is_looked_for_again(beat, monkeypatch):

@@ -765,39 +765,51 @@ def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch, fa
 
 @pytest.mark.privileged
 @privileged
-def test_an_ordinary_user_has_the_owners_of_short_flows():
-    """Without any privilege, in a network namespace of its own."""
+@pytest.mark.parametrize("whose", ["own", "root's"])
+def test_who_may_look_has_the_owners_of_short_flows(whose):
+    """An ordinary user those of its own processes, with two capabilities those of others as well, whatever its uid is."""
     done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", f'ip link set lo up && exec "{sys.executable}" -c "$0"', ORDINARY],
+        ["unshare", "-n", "sh", "-c", f'ip link set lo up && exec "{sys.executable}" -c "$0" "{whose}"', NOT_ROOT],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.stdout == "own\n", done.stderr
+    assert done.stdout == "found\n", done.stderr
 
 
-ORDINARY = f"""
+NOT_ROOT = f"""
 import os, sys
 sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]!r}
 "127.0.0.1".encode("idna")
-import ctypes
+import ctypes, struct
 import nstat_async._io.netlink
 import test_sockdiag_pulse_living as tests
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: what is forked from here may be looked at, as any process of this user
-with tests.listen() as listener, tests.beating() as live:
-    told, tell = os.pipe()
-    client = os.fork()
-    if not client:
+libc, (begin, beginning), (end, ending) = ctypes.CDLL(None), os.pipe(), os.pipe()
+def client():
+    pid = os.fork()
+    if not pid:
+        os.close(beginning), os.close(ending)
+        os.read(begin, 1)
         connection = tests.socket.create_connection(listener.getsockname())
-        os.close(tell)
-        os.read(told, 1)
+        os.read(end, 1)
         os._exit(0)
-    (owner,) = live.until(lambda: [f.process for f, _ in live.core.flows() if f.remote == tests.there(listener) and f.process])
-    print("own" if owner.pid == client else owner)
-    os.close(tell)
-    os.waitpid(client, 0)
+    return pid
+with tests.listen() as listener:
+    roots = sys.argv[1] == "root's" and client()
+    libc.prctl(8, 1)  # PR_SET_KEEPCAPS
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    rights = 1 << 2 | 1 << 19 if roots else 0  # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE
+    if libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", rights, rights, 0, 0, 0, 0)):
+        sys.exit("capset")
+    libc.prctl(4, 1)  # PR_SET_DUMPABLE: what is forked from here may be looked at, as any process of this user
+    pid = roots or client()
+    with tests.beating() as live:
+        os.write(beginning, b"!")
+        (owner,) = live.until(lambda: [f.process for f, _ in live.core.flows() if f.remote == tests.there(listener) and f.process])
+        print("found" if owner.pid == pid else owner)
+        os.close(ending)
+        os.waitpid(pid, 0)
 """
 
 
