@@ -244,6 +244,17 @@ def test_a_route_has_no_details_though_the_kernel_sends_zeros():
     assert (type(event), event.counts.rx_bytes) == (RouteUpdated, 1000)
 
 
+def test_a_flow_of_which_details_came_is_there_whether_they_are_news_or_not():
+    play = Play(12)
+    play(details(play.wire, rx=10))
+    for rx in (10, 20):
+        play.table.begin_poll()
+        play(details(play.wire, rx=rx))
+        assert play.table.absent() == []
+    play.table.begin_poll()
+    assert play.table.absent() == [play.source]
+
+
 def test_details_that_differ_in_bits_of_activity_alone_are_no_news():
     play = Play(12)
     steps = [(10, 5, 0, 0), (10, 5, 7, 0), (10, 5, 9, 0), (20, 15, 9, 0), (20, 15, 11, 3), (20, 15, 12, 3)]
