@@ -82,7 +82,6 @@ class KernelFeed:
         self._channels: dict[int, _Waiter] = {}
         self._wake = anyio.Event()
         self._subscribed = anyio.Event()
-        self._told_subscribed = False
         self._tasks: anyio.abc.TaskGroup | None = None
         self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
         """Look-ups, by their token, whose tasks had no first step yet: where the loop ends now, they never have one."""
@@ -198,8 +197,7 @@ class KernelFeed:
                 events, self._reports = [*events, *self._reports], []
             if events:
                 sink.deliver(events)
-            if not self._told_subscribed and core.subscribed:
-                self._told_subscribed = True
+            if core.subscribed:
                 self._subscribed.set()
             commands += core.commands()  # reading may have called for more
             settled, due = due, self._is_due()

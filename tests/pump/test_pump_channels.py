@@ -6,7 +6,9 @@ import errno
 import functools
 import gc
 import threading
+import time
 import weakref
+from types import SimpleNamespace
 
 import anyio
 import anyio.lowlevel
@@ -41,6 +43,24 @@ async def test_a_datagram_that_comes_later_wakes_the_pump(it):
             threading.Timer(0.02, it.wires.far[0].send, (b"late",)).start()
 
     await it.until("datagram", b"late", 0)
+
+
+async def test_datagrams_are_dated_by_the_wall_clock_of_their_turn(it, monkeypatch):
+    """Which somebody sets forward after the channel was opened."""
+    wall, dates = [1_000.0], []
+    clocks = {name: getattr(time, name) for name in ("monotonic", "perf_counter", "thread_time")}
+    monkeypatch.setattr(pump, "time", SimpleNamespace(time=lambda: wall[0], **clocks))
+
+    @it.hearing
+    def hear(*heard):
+        if heard[0] == "opened":
+            wall[0] = 1e9
+            it.wires.far[0].send(b"news")
+        elif heard[0] == "datagram":
+            dates.append(it.core.epoch_offset + time.monotonic())
+
+    await it.until("datagram", b"news", 0)
+    assert dates[0] > 1e8
 
 
 async def test_who_gives_answers_only_is_read_after_each_send_and_never_said_to_be_empty(it):
