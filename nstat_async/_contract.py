@@ -319,3 +319,11 @@ class Backend(Protocol):
         Raises:
             BackendUnavailableError: It cannot be had here; the error says why.
         """
+
+
+@runtime_checkable
+class OpensOutside(Protocol):
+    """What a `Backend` has besides whose opening may have to wait: for the writer of a pipe."""
+
+    async def open_outside(self, options: MonitorOptions) -> Feed:
+        """As `Backend.open`, without holding up the event loop."""

@@ -18,7 +18,7 @@ import attrs
 
 from . import backends
 from ._buffer import BufferStatistics, EventBuffer
-from ._contract import Backend, Feed, KnowsHosts
+from ._contract import Backend, Feed, KnowsHosts, OpensOutside
 from ._coverage import Coverage
 from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, LossCause, PollCompleted, ProviderRefused
@@ -135,6 +135,7 @@ class Monitor:
         self._distributor = Distributor()
         self._own: Subscription | None = None
         self._iterated = False
+        self._started = False
         self._closed = False
 
     # --- life -------------------------------------------------------------------
@@ -154,10 +155,10 @@ class Monitor:
             UsageError: The monitor was started before.
             MonitorClosedError: It was closed meanwhile.
         """
-        if self._feed is not None or self._closed:
+        if self._started or self._closed:
             raise UsageError("a Monitor can be started once; make another one")
-        backend = backends.auto() if self._backend is None else self._backend
-        feed, distributor = backend.open(self.options), self._distributor
+        self._started = True
+        feed, distributor = await self._open(), self._distributor
         self._feed = feed
         try:
             self._own = self._subscribe(self.options.flow_filter, None, None)
@@ -173,6 +174,16 @@ class Monitor:
         if self._closed:
             raise MonitorClosedError("the monitor was closed while it was started")
         return self
+
+    async def _open(self) -> Feed:
+        backend = backends.auto() if self._backend is None else self._backend
+        if not isinstance(backend, OpensOutside):
+            return backend.open(self.options)
+        feed = await backend.open_outside(self.options)
+        if self._closed:
+            feed.close()
+            raise MonitorClosedError("the monitor was closed while it was started")
+        return feed
 
     async def aclose(self) -> None:
         """Stop watching; readers that wait see the end. From any task; idempotent.

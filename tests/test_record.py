@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nstat_async import (
     UsageError,
 )
 from nstat_async._events import Auxiliary, AuxiliaryFailed
-from nstat_async._io import record
+from nstat_async._io import pipes, record
 from nstat_async._io.record import RecordedCore
 from nstat_async.backends import Replay
 from nstat_async.recording import NEXT, Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
@@ -161,6 +162,32 @@ def test_what_cannot_be_written_says_so_where_the_block_begins(tmp_path):
     for target in (tmp_path / "no" / "day.nstat", tmp_path, Recording(tmp_path / "no" / "day.nstat", max_bytes=9)):
         with pytest.raises(UsageError, match="record_to"):
             anyio.run(main, target)
+
+
+@LOOPS
+def test_a_pipe_that_nobody_reads_is_said_at_once(loop, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    async def main() -> None:
+        with pytest.raises(UsageError, match=r"record_to: .*pipe: nobody reads this pipe"):
+            await watch(EmulatedKernel(), 1, record_to=tmp_path / "pipe")
+
+    anyio.run(main, backend=loop)
+
+
+def test_a_pipe_that_is_read_no_more_ends_the_recording_and_what_it_holds_is_the_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipes, "PIPE_SECONDS", 0.001)
+    os.mkfifo(tmp_path / "pipe")
+
+    async def main() -> None:
+        with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+            events, figures = await watch(EmulatedKernel(), 400, record_to=tmp_path / "pipe")
+            assert [e.auxiliary for e in events if isinstance(e, AuxiliaryFailed)] == [Auxiliary.RECORDER]
+            written = reader.read()
+            assert len(written) == figures["recorded_bytes"]
+            assert list(open_recording(io.BytesIO(written)))
+
+    anyio.run(main)
 
 
 @pytest.mark.parametrize(

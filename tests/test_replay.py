@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import anyio
 import conversation_play as playing
@@ -18,12 +20,14 @@ from nstat_async import (
     FlowUpdated,
     LossCause,
     Monitor,
+    MonitorClosedError,
     PollCompleted,
     RecordingError,
     UsageError,
     backends,
     snapshot,
 )
+from nstat_async._io import pipes
 from nstat_async.recording import RecordingWriter, copy, open_recording
 
 GENEROUS = 120.0
@@ -178,6 +182,70 @@ def test_a_pipe_is_read_as_it_grows():
         assert story(seen) == expected
 
     run(main)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("begun", [b"", conversations.raw("control/xnu-11417.121.6/tcp_kernel_suppress")])
+def test_the_writer_of_a_pipe_can_be_left_while_it_is_waited_for(loop: str, begun: bytes, tmp_path: Path):
+    """In the moment before it opens the pipe, and where it says no more; other tasks run meanwhile."""
+    os.mkfifo(tmp_path / "pipe")
+
+    async def main() -> None:
+        writing = None
+        with anyio.move_on_after(0.2) as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(replayed, tmp_path / "pipe")
+                if begun:
+                    writing = await opened(tmp_path / "pipe")
+                    os.write(writing, begun)
+        assert scope.cancelled_caught
+        if writing is not None:
+            os.close(writing)
+
+    async def opened(path: Path) -> int:
+        while True:  # until it is read
+            try:
+                return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                await anyio.sleep(0.001)
+
+    run(main, loop)
+
+
+def test_a_monitor_closed_while_it_waits_for_the_writer_of_a_pipe_was_not_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+
+    async def main() -> None:
+        monitor = Monitor(backend=backends.Replay(tmp_path / "pipe"))
+
+        async def close() -> None:
+            await monitor.aclose()
+            writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+            os.write(writer, conversations.raw("control/xnu-11417.121.6/tcp_kernel_suppress"))
+            os.close(writer)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(close)
+            with pytest.raises(MonitorClosedError, match="while it was started"):
+                await monitor.start()
+
+    run(main)
+
+
+def test_where_a_pipe_without_a_writer_looks_empty_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on macOS: a writer that came and went without a word stands for none."""
+    monkeypatch.setattr(pipes.system, "system", lambda: "darwin")
+    monkeypatch.setattr(pipes, "TICK", 0.001)
+    os.mkfifo(tmp_path / "pipe")
+    pipe = pipes.ReadPipe(tmp_path / "pipe")
+    os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(pipe.read, 100)
+        with open(tmp_path / "pipe", "wb") as writer:
+            writer.write(b"late")
+        assert reading.result() == b"late"
+    assert pipe.read(100) == b""
+    pipe.close()
 
 
 def test_the_pace_of_a_replay_is_that_of_its_records():

@@ -38,8 +38,11 @@ class Scope:
         self._duration = duration
         self._scope = anyio.CancelScope()
         self.cancel = self._scope.cancel
+        self.entered = False
+        """Before it is, the command still begins."""
 
     def __enter__(self) -> None:
+        self.entered = True
         if self._duration is not None:
             self._scope.deadline = anyio.current_time() + self._duration
         self._scope.__enter__()
@@ -163,7 +166,7 @@ async def _watch_signals(
         with anyio.open_signal_receiver(*ending_signals()) as signals:
             task_status.started()
             async for _ in signals:
-                if scope.was_cancelled:
+                if scope.was_cancelled or not scope.entered:
                     group.cancel_scope.cancel()
                 scope.cancel()
     except NotImplementedError:  # Windows' loops have no signals; Ctrl-C is an exception there

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from .._errors import UsageError
 from ..recording import JsonLinesWriter, Record, Recording, RecordingInfo, RecordingWriter, is_ours
-
-PIPE_SECONDS = 10.0
-"""Longest that a full pipe which does not block is waited for."""
+from .pipes import WritePipe, is_pipe, write_some
 
 
 class StandardOutput:
@@ -29,14 +26,10 @@ class StandardOutput:
     def write(self, data: bytes) -> int | None:
         """Write at least a part; `None`: nobody reads."""
         try:
-            written: int | None = self._file.write(data)
-            if written is None:
-                select.select([], [self._file], [], PIPE_SECONDS)
-                written = self._file.write(data)
+            return write_some(self._file, data)
         except BrokenPipeError:
             self.reader_gone = True
             raise
-        return written
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -116,6 +109,8 @@ class Recorder:
             assert not isinstance(recording.target, (str, os.PathLike))
             return recording.target
         path = recording.part(self._number) if recording.rotates else recording.path
+        if is_pipe(path):
+            return cast("BinaryIO", WritePipe(path))
         if not recording.overwrite:
             _spare(path)
         return path.open("wb", buffering=0)

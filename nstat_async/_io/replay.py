@@ -7,11 +7,13 @@ full the file waits: nothing is lost or coalesced in a replay.
 
 from __future__ import annotations
 
+import functools
 import os
-import stat
+import select
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Union, cast
 
 import anyio
 import anyio.lowlevel
@@ -24,6 +26,7 @@ from .._options import MonitorOptions
 from ..recording import Record, RecordingFile, open_recording
 from ..recording._file import naming
 from .follow import Follower
+from .pipes import ReadPipe, may_wait
 from .player import Player, protocol_of
 from .rerun import rerun_of
 
@@ -74,7 +77,7 @@ class ReplayFeed:
         self._speed = speed
         self._closed = False
         self._records = 0
-        self._regular = all(map(_is_regular, sources))
+        self._waits = any(map(may_wait, sources))
         try:
             with naming(sources[0]):
                 self._player = self._player_of(options, timebase, by_hand=kernel is not None or timebase is not None)
@@ -176,9 +179,9 @@ class ReplayFeed:
         return len(events)
 
     async def _next_batch(self) -> list[Record] | None:
-        if self._regular:
+        if not self._waits:
             return next(self._iterator, None)
-        # A pipe may have nothing yet: wait for it outside the loop.
+        # A pipe may have nothing yet: wait for it outside the loop; closing it ends that.
         return await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
 
     def _batches(self) -> Iterator[list[Record]]:
@@ -187,6 +190,8 @@ class ReplayFeed:
         for source in self._later:
             before, number = _part_of(self._file)
             self._file.close()
+            if self._closed:
+                return
             self._file = _open(source, self._kernel)
             if _part_of(self._file) != (before, number + 1):
                 with naming(source):
@@ -194,13 +199,43 @@ class ReplayFeed:
             yield from self._file.records_batch(BATCH)
 
 
+async def open_outside(source: Source | Sequence[Source], options: MonitorOptions, **more: Any) -> ReplayFeed:
+    """A `ReplayFeed`; where its beginning has to be waited for, a worker thread does that, which whoever is cancelled leaves."""
+    sources: Sequence[Source] = source if isinstance(source, (list, tuple)) else (source,)
+    if not any(map(may_wait, sources)):
+        return ReplayFeed(source, options, **more)
+    with naming(sources[0]):
+        first = _patient(sources[0])
+    make = functools.partial(ReplayFeed, (first, *sources[1:]), options, **more)
+    try:
+        return await anyio.to_thread.run_sync(make, abandon_on_cancel=True)
+    except BaseException:
+        if isinstance(first, ReadPipe):
+            first.close()
+        raise
+
+
 def _open(source: Source, kernel: str | None) -> RecordingFile:
-    path = os.fspath(source) if isinstance(source, os.PathLike) else source
     with naming(source):
+        file = _patient(source)
         try:
-            return open_recording(path, kernel=kernel)
+            if isinstance(file, ReadPipe):
+                return RecordingFile(cast("BinaryIO", file), kernel=kernel, growing=False, owned=True)
+            return open_recording(file, kernel=kernel)
         except OSError as error:
             raise RecordingError(str(error.strerror or error)) from error
+
+
+def _patient(source: Source) -> str | BinaryIO:
+    """A path as text, or a file; one that can be left where somebody may have to be waited for."""
+    path = os.fspath(source) if isinstance(source, os.PathLike) else source
+    file = sys.stdin.buffer if path == "-" else path
+    if isinstance(file, ReadPipe) or not may_wait(file) or not hasattr(select, "poll"):
+        return path
+    try:
+        return cast("BinaryIO", ReadPipe(file))
+    except OSError as error:
+        raise RecordingError(str(error.strerror or error)) from error
 
 
 def _part_of(file: RecordingFile) -> tuple[tuple[Any, Any], int]:
@@ -208,14 +243,3 @@ def _part_of(file: RecordingFile) -> tuple[tuple[Any, Any], int]:
     run = file.info.run or {}
     part = run.get("part")
     return (run.get("zero_ns"), file.info.started_ns), part if type(part) is int else 0
-
-
-def _is_regular(source: object) -> bool:
-    """True for a file whose reading never waits for anybody."""
-    try:
-        if isinstance(source, (str, os.PathLike)):
-            return source != "-" and stat.S_ISREG(os.stat(source).st_mode)  # noqa: PTH116  # a path of any kind
-        fileno = getattr(source, "fileno", None)
-        return fileno is None or stat.S_ISREG(os.fstat(fileno()).st_mode)
-    except (OSError, ValueError):
-        return True

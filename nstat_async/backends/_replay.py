@@ -46,9 +46,19 @@ class Replay:
             RecordingError: It cannot be opened, is no recording, or its kernel is not known.
             UsageError: It is to be recorded, or eBPF is required: a recording has what was recorded.
         """
-        refuse_ebpf(options, self.name)
-        if options.record_to is not None:
-            raise UsageError("record_to: a recording is not recorded again; nstat_async.recording.copy copies it")
+        self._check(options)
         from .._io.replay import ReplayFeed  # noqa: PLC0415  # with both protocols, which others do without
 
         return ReplayFeed(self.source, options, kernel=self.kernel, speed=self.speed, timebase=self.timebase)
+
+    async def open_outside(self, options: MonitorOptions) -> Feed:
+        """As `open`, but the beginning of a pipe is waited for outside the event loop."""
+        self._check(options)
+        from .._io.replay import open_outside  # noqa: PLC0415  # as above
+
+        return await open_outside(self.source, options, kernel=self.kernel, speed=self.speed, timebase=self.timebase)
+
+    def _check(self, options: MonitorOptions) -> None:
+        refuse_ebpf(options, self.name)
+        if options.record_to is not None:
+            raise UsageError("record_to: a recording is not recorded again; nstat_async.recording.copy copies it")

@@ -9,6 +9,7 @@ import pty
 import select
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import conversations
@@ -183,6 +184,23 @@ def test_a_signal_ends_watch_with_status_0(number):
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("words", [("watch",), ("serve", "--port", "0")], ids=lambda words: words[0])
+def test_a_signal_ends_a_command_that_waits_for_the_writer_of_a_pipe(words, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    command = _command(*words, "--backend", f"replay:{tmp_path / 'pipe'}")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while True:
+        with contextlib.suppress(OSError):  # until somebody reads it
+            writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+            break
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.communicate(timeout=120) == (b"", b"")
+    assert process.returncode == 0
+    os.close(writer)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
