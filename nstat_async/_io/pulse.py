@@ -44,8 +44,6 @@ EAGER = 16
 """Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
 PART_OF_LIFE = 0.25
 """Of the time for which connections lived lately: what one reading may be late."""
-PART_FOR_READING = 0.3
-"""Of what is earned: so much may be spent on readings while something happens, whatever is saved."""
 LONGEST_WAIT = 1.0
 """Seconds until it is reckoned anew how often to read."""
 EAGER_SECONDS = 0.25
@@ -232,8 +230,7 @@ class Pulse:
     def _quick_pause(self, pause: float, eager: list[Glance]) -> float:
         """Seconds between two readings while something happens: as can be paid, and no less than connections live for."""
         needed = PART_OF_LIFE * min((each.shortest_life for each in eager), default=0.0)
-        earned = self._reading * len(eager) / (PART_FOR_READING * self._budget.share) or pause
-        return min(pause, max(needed, min(earned, pause / max(1.0, EAGER * self._budget.eagerness))))
+        return min(pause, max(needed, pause / max(1.0, EAGER * self._budget.eagerness)))
 
     def _read(self, watched: list[Glance], pause: float, times: int) -> None:
         """Read their counters after each pause, until some moved."""

@@ -217,11 +217,6 @@ def test_the_longer_connections_live_the_more_rarely_the_counters_are_read_and_n
     assert [quick(0.0), quick(1.0, 0.001), quick(0.02), quick(1.0)] == pytest.approx([shortest, shortest, 0.005, 0.02])
     machine.pulse._budget.left /= 8
     assert [quick(0.0), quick(0.02), quick(0.06)] == pytest.approx([8 * shortest, 8 * shortest, 0.015])
-    machine.pulse._budget.left = 0.0
-    machine.pulse._reading = pulse.PART_FOR_READING * budget.SHARE * 0.004
-    assert [quick(0.0), quick(0.0, 0.0), quick(0.032)] == pytest.approx([0.004, 0.008, 0.008]), "part of what is earned"
-    machine.pulse._reading *= 10
-    assert quick(0.0) == 0.02
 
 
 # -- what is granted
