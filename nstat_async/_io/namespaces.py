@@ -25,6 +25,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from .._errnos import MORE_FILES
 from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
 from .bpfload import namespace_cookie
@@ -51,6 +52,7 @@ _REASONS = {
     errno.EACCES: UnavailableReason.PERMISSION,
     errno.EPERM: UnavailableReason.PERMISSION,
 }
+_FULL = (errno.EMFILE, errno.ENFILE)
 
 Namespace = str | int | None
 
@@ -151,7 +153,8 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
 
 def _unavailable(what: str, error: OSError) -> BackendUnavailableError:
     reason = _REASONS.get(error.errno or 0, UnavailableReason.RESOURCE)
-    return BackendUnavailableError("sock_diag", reason, f"{what}: {os.strerror(error.errno or 0)}")
+    remedy = f"; {MORE_FILES}" if error.errno == errno.EMFILE else ""
+    return BackendUnavailableError("sock_diag", reason, f"{what}: {os.strerror(error.errno or 0)}{remedy}")
 
 
 # --- all of them ---------------------------------------------------------------------------
@@ -181,6 +184,8 @@ class NamespaceFinder:
         self._closed: set[int] = set()
         """Inodes of those that cannot be entered."""
         self._beyond: set[int] = set()
+        self._full = False
+        """No more files could be open, though the limit has room: others have them."""
         self.closed = False
         """True if no other can be entered."""
         self._hidden = 0
@@ -207,7 +212,8 @@ class NamespaceFinder:
         except OSError as error:
             self.closed = error.errno == errno.EPERM
             if not (self.closed and programs):
-                raise _unavailable("netns all needs CAP_SYS_ADMIN, and /proc", error) from error
+                what = "netns all" if error.errno in _FULL else "netns all needs CAP_SYS_ADMIN, and /proc"
+                raise _unavailable(what, error) from error
         self._watched.add(0, None)
         self._next = 1
 
@@ -246,8 +252,8 @@ class NamespaceFinder:
             len(self._closed),
             len(self._beyond),
             self._hidden,
-            most=self._most,
-            by_descriptors=self._most < MOST,
+            most=len(self._numbers) if self._full else self._most,
+            by_descriptors=self._full or self._most < MOST,
             names=names,
             whole=done,
         )
@@ -282,6 +288,7 @@ class NamespaceFinder:
                 yield number
 
     def _open_new(self) -> Iterator[FoundNamespace]:
+        self._full = False
         for inode, path in self._met.items():
             if inode in self._numbers or inode in self._closed:
                 continue
@@ -296,13 +303,13 @@ class NamespaceFinder:
     def _open(self, inode: int, path: str) -> FoundNamespace | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None  # it is gone meanwhile
+        except OSError as error:
+            self._leave(inode, error)
+            return None
         try:
             cookie = in_namespace(descriptor, namespace_cookie)
         except OSError as error:
-            if error.errno == errno.EPERM:
-                self._closed.add(inode)
+            self._leave(inode, error)
             os.close(descriptor)
             return None
         facts, number = os.fstat(descriptor), self._next
@@ -313,6 +320,14 @@ class NamespaceFinder:
             return None
         self._next, self._numbers[inode] = number + 1, number
         return FoundNamespace(number, NetworkNamespace(label_of(path), device=facts.st_dev, inode=inode), cookie)
+
+    def _leave(self, inode: int, error: OSError) -> None:
+        """Note why one is not watched; else it is gone meanwhile."""
+        if error.errno == errno.EPERM:
+            self._closed.add(inode)
+        elif error.errno in _FULL:
+            self._full = True
+            self._beyond.add(inode)
 
 
 def label_of(path: str) -> str:

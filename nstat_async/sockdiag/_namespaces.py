@@ -9,7 +9,7 @@ import attrs
 
 from ._glimpses import Glimpses
 from ._output import Output
-from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest
+from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest, needed_to_look
 
 REMEMBERED = 1024
 """Namespaces that records named, and that were not found."""
@@ -150,5 +150,6 @@ class NamespaceSource:
             limit = "the limit of open files (ulimit -n, LimitNOFILE=) allows" if last.by_descriptors else "the most is"
             found.append(f"{last.beyond} network namespaces are not {entered}: {limit} {last.most or 'fewer'}")
         if last.hidden:
-            found.append("the network namespaces of some processes cannot be seen: that needs CAP_SYS_PTRACE")
+            whose = f"{last.hidden} process{'es' if last.hidden > 1 else ''}"
+            found.append(f"the network namespaces of {whose} cannot be seen: {needed_to_look('CAP_SYS_PTRACE')}")
         return found

@@ -122,8 +122,8 @@ class OwnerSource:
 
     @property
     def unresolved(self) -> int:
-        """Inodes whose owner was searched for and not found."""
-        return len(self._tries)
+        """Inodes whose owner was searched for and not found; eBPF programs may have named it meanwhile."""
+        return sum(self._held[inode].process is None for inode in self._tries)
 
     @property
     def sought(self) -> int:

@@ -119,7 +119,12 @@ class ProcessFacts:
     """As a shell would take it; `None` where it was not asked for."""
 
 
-UNNAMED = "processes cannot be named: that needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and for a process with more capabilities those too"
+def needed_to_look(capabilities: str) -> str:
+    """What it takes to look at all processes (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS), for a person."""
+    return f"that needs {capabilities}, and for a process with more capabilities those too"
+
+
+UNNAMED = f"processes cannot be named: {needed_to_look('CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH')}"
 """What is the matter with those that may not be looked at, behind how many there are."""
 ANYWHERE = -1
 """In place of a descriptor: whichever it is."""

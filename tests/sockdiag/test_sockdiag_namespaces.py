@@ -252,7 +252,9 @@ def test_what_is_not_watched_is_said(kernel):
     notes = " ".join(kernel.session.capabilities.notes)
     assert "2 network namespaces cannot be entered: that needs CAP_SYS_ADMIN" in notes
     assert "3 network namespaces are not watched: the limit of open files (ulimit -n, LimitNOFILE=) allows 9" in notes
-    assert "CAP_SYS_PTRACE" in notes
+    assert (
+        "namespaces of 4 processes cannot be seen: that needs CAP_SYS_PTRACE, and for a process with more cap" in notes
+    )
     line = limits_text(kernel.session.capabilities)
     assert line.startswith("sees some network namespaces only: 2 network namespaces cannot be entered")
 
@@ -341,6 +343,7 @@ if not sys.platform.startswith("linux"):
 
 from nstat_async._io.linux import network_of_this_thread  # for Linux
 from nstat_async._io.namespaces import (
+    MOST,
     NamespaceFinder,
     Watched,
     label_of,
@@ -522,6 +525,35 @@ def test_the_number_of_namespaces_is_bounded_and_what_is_beyond_is_watched_when_
             assert {one, other}  # they live until here
         finally:
             watched.close()
+
+
+@pytest.mark.linux
+@privileged
+@pytest.mark.parametrize("where", ["_io.namespaces.os.open", "_io.namespaces.in_namespace"])
+def test_without_descriptors_those_are_what_is_missing(monkeypatch, where):
+    """However many the limit allows, others may have them; with some more it goes on."""
+    monkeypatch.setattr("nstat_async._io.namespaces.BUDGET", 60.0)
+    watched = Watched()
+    with listening("unshare", "-n") as (pid, _):
+        try:
+            finder = NamespaceFinder(watched)
+            finder.begin()
+            with monkeypatch.context() as without:
+                without.setattr(f"nstat_async.{where}", no_descriptors)
+                answer = finder.answer(NamespacesRequest())
+                with pytest.raises(BackendUnavailableError, match="^[^C]*all: Too many open files; raise the limit"):
+                    NamespaceFinder(watched).begin()
+            assert (answer.found, answer.most, answer.by_descriptors) == ((), 1, True)
+            assert answer.beyond >= 1
+            again = finder.answer(NamespacesRequest())
+            assert pid in [int(each.identity.label[4:]) for each in again.found if each.identity.label[:4] == "pid:"]
+            assert (again.beyond, again.by_descriptors) == (0, room() < MOST)
+        finally:
+            watched.close()
+
+
+def no_descriptors(*_arguments):
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 @pytest.mark.linux

@@ -7,7 +7,20 @@ import errno
 import attrs
 import pytest
 from ebpf_records import datagram_record, record
-from programs_fakes import BORN, GRANTED, PORTS, REMOTE, Programs, closed, connect, end, flow_row, removal, started
+from programs_fakes import (
+    BORN,
+    GRANTED,
+    PORTS,
+    REMOTE,
+    Programs,
+    closed,
+    connect,
+    end,
+    flow_row,
+    owner_row,
+    removal,
+    started,
+)
 from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
@@ -16,6 +29,7 @@ from nstat_async._options import Ebpf
 from nstat_async.ebpf import Kind, Operation, Tier
 from nstat_async.sockdiag import CgroupFacts, DiagAttribute, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
+from nstat_async.sockdiag._programs import WALK_SECONDS
 from nstat_async.sockdiag._sightings import REMOVAL_PATIENCE
 
 
@@ -288,3 +302,8 @@ def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, wa
     assert kernel.asked.count(Operation.OWNERS) == walks
     notes = [note for note in kernel.session.capabilities.notes if "no process that can be found: 1 " in note]
     assert len(notes) == (not known)
+    kernel.held_sockets = [owner_row(record(Kind.OPENED, 1, pid=7, **PORTS), inode=1)]
+    kernel.wait(2 * WALK_SECONDS)
+    kernel.poll()
+    assert all(flow.process is not None for flow, _ in kernel.session.flows())
+    assert not any("no process" in note for note in kernel.session.capabilities.notes), "a walk named it"
