@@ -271,6 +271,7 @@ INLINE void report_flow(u64 cookie, struct flow *flow, u8 kind) {
 INLINE u8 kind_of_change(int old, int new) {
     if (old == new) return 0;
     if (new == TCP_SYN_SENT) return OPENED;
+    if (new == TCP_LISTEN) return FIRST_IO;
     if (new == TCP_ESTABLISHED) return old == TCP_SYN_SENT ? ESTABLISHED : ACCEPTED;
     return new == TCP_CLOSE && old != TCP_LISTEN ? CLOSED : 0;
 }
@@ -312,7 +313,8 @@ INLINE int change_of_state(u64 *context, int second) {
     record->facts.old = old;
     record->facts.new = new;
     // A thread of the kernel connects for whoever holds the socket (a subflow of Multipath TCP), or for the kernel.
-    if (kind == OPENED && !(current_task()->flags & KERNEL_THREAD)) describe_process(&record->facts);
+    if ((kind == OPENED || kind == FIRST_IO) && !(current_task()->flags & KERNEL_THREAD)) describe_process(&record->facts);
+    if (kind == FIRST_IO) record->facts.flags |= BY_CREATOR;   // who calls listen(2) may do it for others
     if (sk->__sk_common.skc_flags & SOCK_DONE_BIT) record->facts.flags |= FIN_RECEIVED;
     if (kind == CLOSED) {                                  // set before: tcp_reset(), tcp_write_err(), tcp_abort()
         record->facts.flags |= ERROR_KNOWN | (sk->sk_err & 0xff) << 16;

@@ -176,6 +176,8 @@ class Sightings:
         """Sockets that ended by record: their removal says nothing new."""
         self._past: Memory[int, None] = Memory(MOST_REMEMBERED)
         """Sockets that were removed, and whose last record did not come yet: whatever comes of them is no new flow."""
+        self._unbound: Memory[int, Ended] = Memory(MOST_HELD)
+        """Ends of datagram sockets that no call was seen to use: the record does not know where they were bound."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
         """What came of namespaces that are not watched yet, the oldest first."""
         self._takers: dict[type, Callable[[Book, Any], None]] = {
@@ -293,13 +295,14 @@ class Sightings:
     # -- processes
 
     def _owner_seen(self, book: Book, seen: OwnerSeen) -> None:
-        cookie = seen.facts.cookie
+        cookie, walked = seen.facts.cookie, isinstance(seen.facts, OwnerRow)
         if isinstance(seen.facts, OwnerRow) and (protocol := protocol_of(seen.facts)) not in _DUMPED:
             self._walked_over(book, protocol, seen.facts)
         entry = self.known(book, cookie) if seen.after_end else self._entry_of(book, seen.facts)
         if entry is not None:
             self._used_by(book, entry, seen.facts)
-            if entry.flow is None and (entry in self._unannounced or entry.used_by is not None):
+            listens = entry.state == SocketState.LISTEN and not walked
+            if entry.flow is None and (entry in self._unannounced or entry.used_by is not None or listens):
                 self._announce(book, entry)
             elif entry.flow is None and not book.dumped:
                 book.waiting.append(entry)
@@ -374,8 +377,7 @@ class Sightings:
         if ended.final:  # else that was no record: it, or what the map still has, may come yet
             self._past.pop(cookie)
         if waiting is not None:
-            assert waiting.settle is not None
-            waiting.settle(ended)
+            self._settle(waiting, ended)
             return
         if past:
             return
@@ -387,8 +389,9 @@ class Sightings:
             return
         if entry is None:
             entry = self._entry_of(book, ended.facts)
-            if entry is None:
-                return  # made and closed
+            if entry is None:  # made and closed; if it was bound, and not used, its removal says where
+                self._unbound.add(cookie, ended)
+                return
             self._output.count("short_lived")
         self._used_by(book, entry, ended.facts)
         half = _Half(entry, book, ended)
@@ -424,10 +427,13 @@ class Sightings:
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""
         cookie = entry.cookie
-        half = self._recorded.pop(cookie)
+        half, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
         if half is not None and half.connection == entry.connection:
             self._past.pop(cookie)
             settle(half.ended)
+        elif unbound is not None:
+            self._past.pop(cookie)
+            self._settle(_Half(entry, book, settle=settle), unbound)
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
             self.removed.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         elif self.pulsing and not self.live and entry.owner is None:
@@ -435,6 +441,13 @@ class Sightings:
             self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         else:
             settle(None)
+
+    def _settle(self, removed: _Half, ended: Ended) -> None:
+        """The record of a removed socket's end is there; of one that was never used it alone says who had it."""
+        assert removed.settle is not None
+        if removed.entry.owner is None:
+            self._used_by(removed.book, removed.entry, ended.facts)
+        removed.settle(ended)
 
     def is_past(self, cookie: int) -> bool:
         """True if a socket was removed: what a pulse saw of it is older."""

@@ -66,6 +66,28 @@ def test_a_connection_is_announced_at_once_and_ends_once(namespace):
 
 
 @again
+def test_what_was_never_used_has_its_process_too(namespace):
+    """A listener that nobody connected to, and datagram sockets that were bound or connected, between two polls."""
+
+    async def work(seen: Seen) -> None:
+        bound, connected = udp(), socket.socket(type=socket.SOCK_DGRAM)
+        connected.connect(("127.0.0.1", 9))
+        for each in (socket.create_server(("127.0.0.1", 0)), bound, connected):
+            ports.append(port(each))
+            each.close()
+        await seen.until(lambda: all(seen.of(FlowRemoved, number) for number in ports))
+
+    ports: list[int] = []
+    seen = monitored(work, interval=None)
+    for number, is_listener in zip(ports, (True, False, False), strict=True):
+        (added,), (removed,) = seen.of(FlowAdded, number), seen.of(FlowRemoved, number)
+        assert own(added)
+        assert own(removed)
+        assert (removed.flow.direction is Direction.LISTENER) is is_listener
+        assert (removed.counts.rx_bytes, removed.counts.tx_bytes, removed.final) == (0, 0, True)
+
+
+@again
 def test_a_socket_with_two_connections_is_two_flows(namespace):
     async def work(seen: Seen) -> None:
         servers = [socket.socket() for _ in range(2)]

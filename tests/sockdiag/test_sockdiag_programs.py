@@ -24,9 +24,9 @@ from programs_fakes import (
 from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
-from nstat_async._model import Direction, Outcome, Visibility
+from nstat_async._model import Direction, Outcome, TcpState, Visibility
 from nstat_async._options import Ebpf
-from nstat_async.ebpf import Kind, Operation, Tier
+from nstat_async.ebpf import Flag, Kind, Operation, Tier
 from nstat_async.sockdiag import CgroupFacts, DiagAttribute, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._programs import WALK_SECONDS
@@ -175,6 +175,57 @@ def test_datagrams_are_counted_at_polls_and_to_the_end():
     assert [e.delta.tx_bytes for e in kernel.events if isinstance(e, FlowUpdated) and e.delta.tx_bytes] == [500, 200]
     (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
     assert (removed.final, removed.counts.tx_bytes, removed.counts.tx_packets) == (True, 710, 8)
+
+
+@pytest.mark.parametrize("removed_first", [False, True])
+def test_a_datagram_socket_that_was_bound_and_never_used_has_its_process_and_no_bytes(removed_first):
+    """The record of its end does not know where it was bound, its removal does not know whose it is; neither waits for more."""
+    kernel = started()
+    release = datagram_record(Kind.RELEASED, 3, pid=5, flags=BORN | Flag.BY_CREATOR)
+    for step in (removed_first, not removed_first):
+        if step:
+            kernel.feed(FakeSocket(3, remote_port=0, remote=bytes(4), protocol=17).message(final=True), 1)
+            kernel.run()
+        else:
+            kernel.ring(release)
+    added, removed = flow_events(kernel.events)
+    assert (removed.flow.process.pid, removed.counts.tx_bytes, removed.counts.rx_bytes, removed.final) == (
+        5,
+        0,
+        0,
+        True,
+    )
+    assert (added.flow.local.port, added.flow.attribution) == (40000, None)
+    assert flow_events(kernel.ring(release)) == []
+
+
+@pytest.mark.parametrize("removed_first", [False, True])
+def test_a_listener_between_two_polls_has_the_process_that_began_to_listen(removed_first):
+    """It is announced as it begins; who holds it outweighs who began: ``init`` does that for its services."""
+    kernel = started()
+    flags = Flag.HAS_PROCESS | Flag.BY_CREATOR
+    ports = {"local_port": 40000, "remote": bytes(16)}
+    listens = record(Kind.FIRST_IO, 3, pid=5, old=7, new=10, flags=flags, **ports)
+    there = FakeSocket(3, state=SocketState.LISTEN, remote=bytes(4), remote_port=0, inode=3)
+    if not removed_first:
+        (added, *_) = flow_events(kernel.ring(listens))
+        assert (added.flow.process.pid, added.flow.state, added.flow.direction) == (
+            5,
+            TcpState.LISTEN,
+            Direction.LISTENER,
+        )
+        kernel.sockets[3], kernel.owners[3] = there, 42
+        kernel.poll()
+        assert [flow.process.pid for flow, _ in kernel.session.flows()] == [42]
+    kernel.sockets.clear()
+    kernel.feed(attrs.evolve(there, info={TcpInfo.BYTES_SENT: 0}).message(final=True), 1)
+    kernel.run()
+    if removed_first:
+        kernel.ring(listens)
+        kernel.wait(1.0)
+    removed = flow_events(kernel.events)[-1]
+    assert (type(removed), removed.final) == (FlowRemoved, True)
+    assert removed.flow.process.pid == (5 if removed_first else 42)
 
 
 @pytest.mark.parametrize("extra", [{}, {DiagAttribute.MARK: b"\7\0\0\0"}])
