@@ -5,13 +5,10 @@ Explanations are the docstrings beneath the fields of the classes; everything el
 
 from __future__ import annotations
 
-import ast
-import inspect
-import itertools
-import textwrap
 from pathlib import Path
 
 from nstat_async._fields import TABLE, Field, FieldTable, Record
+from nstat_async._public import explanations
 
 PAGE = Path(__file__).with_name("fields.md")
 _HEAD = """\
@@ -23,19 +20,6 @@ appears, what it means. This page is made from the table of fields (`nstat_async
 Keys marked *later* are left out of a line where they are unknown; all others are always there, `null` when unknown.
 Keys marked *full* are in the lines of `json.dumps` and of `watch --details`, not in others.
 """
-
-
-def explanations(cls: type) -> dict[str, str]:
-    """The docstring of each field of a class, the bases' included."""
-    found: dict[str, str] = {}
-    for each in reversed(cls.__mro__[:-1]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(definition, ast.ClassDef)
-        for one, after in itertools.pairwise(definition.body):
-            if isinstance(one, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found[ast.unparse(one.target)] = str(after.value.value)
-        found |= {name: str(thing.__doc__) for name, thing in vars(each).items() if isinstance(thing, property)}
-    return {name: " ".join(text.split("\n\n", maxsplit=1)[0].split()) for name, text in found.items()}
 
 
 def _cell(text: str) -> str:

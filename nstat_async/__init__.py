@@ -78,7 +78,7 @@ from ._model import (
 )
 from ._monitor import Monitor, MonitorStatistics, snapshot
 from ._options import DEFAULT_PROVIDERS, Discovery, Ebpf, MonitorOptions, Overflow
-from ._public import on_demand
+from ._public import explain, on_demand
 from ._subscription import Subscription
 
 if TYPE_CHECKING:
@@ -150,4 +150,5 @@ __all__ = [
     "snapshot",
 ]
 
+explain(__all__, globals())
 __getattr__ = on_demand(__name__, {".json": (), ".recording": ()})

@@ -34,7 +34,8 @@ def check_number(
         limits = [*([] if least is None else [f"at least {least:g}"]), *([] if most is None else [f"at most {most}"])]
         right = f"{'' if least == 0 else 'positive '}{'whole ' if whole else ''}number"
         shown = repr(value) if not isinstance(value, int) or value < 1 << 80 else "what was given"
-        raise UsageError(f"{name}: {shown} is not a {right}{' of ' if limits else ''}{' and '.join(limits)}")
+        hint = "; None stands for none" if optional and not number else ""
+        raise UsageError(f"{name}: {shown} is not a {right}{' of ' if limits else ''}{' and '.join(limits)}{hint}")
 
 
 def positive(**limits: Any) -> Any:
@@ -89,7 +90,8 @@ def check_predicate(name: str, value: Any) -> None:
         UsageError: It is none.
     """
     if not callable(value):
-        raise UsageError(f"{name}: {value!r} is neither a Filter nor callable")
+        hint = "; nstat_async.filters.parse makes a filter of text" if isinstance(value, str) else ""
+        raise UsageError(f"{name}: {value!r} is neither a Filter nor callable{hint}")
     for function in (value, getattr(value, "__call__", None)):  # noqa: B004  # an object's method counts, too
         if any(late(function) for late in _LATE):
             raise UsageError(

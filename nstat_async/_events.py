@@ -212,7 +212,8 @@ class FlowAdded(FlowEvent):
     __match_args__ = ("time", "flow", "counts", "preexisting", "details")
 
     preexisting: bool
-    """True when it existed before the subscription."""
+    """True when it existed before the subscription. macOS 10.13 and later: by its start (`Flow.started_ns`), which is known
+    to the milliseconds in which it was first described: a flow that began in those before the subscription counts as new."""
     _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # each class has its own
 
 
@@ -344,7 +345,7 @@ class FlowRemoved(FlowEvent):
 
 @attrs.frozen
 class PollCompleted(_OfHost):
-    """The kernel finished answering a question about all sources."""
+    """One poll of all flows is over."""
 
     flows: int
     """Flows known at this moment."""

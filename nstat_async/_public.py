@@ -1,7 +1,8 @@
-"""What ``dir()`` of a public module shows, and what it imports only when somebody asks for it."""
+"""What ``dir()`` of a public module shows, what ``help()`` says of its classes, and what it imports only when somebody asks."""
 
 from __future__ import annotations
 
+import enum
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,6 +27,58 @@ def on_demand(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[s
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = importlib.import_module(where[name], package)
-        return getattr(module, name) if modules[where[name]] else module
+        if not modules[where[name]]:
+            return module
+        explain((name,), vars(module))
+        return getattr(module, name)
 
     return find
+
+
+def explain(names: Iterable[str], module: Mapping[str, Any]) -> None:
+    """Let ``help()`` show what stands below the fields and members of a module's public classes."""
+    for name in names:
+        value = module.get(name)
+        if isinstance(value, type) and (hasattr(value, "__attrs_attrs__") or issubclass(value, enum.Enum)):
+            text = vars(value).get("__doc__")
+            if not isinstance(text, _Explained):
+                type.__setattr__(value, "__doc__", _Explained(text))
+
+
+class _Explained:
+    """The docstring of a class, and those of its attributes, which are looked for when somebody reads it."""
+
+    def __init__(self, text: str | None) -> None:
+        self._text = text
+
+    def __get__(self, instance: object, owner: type) -> str | None:
+        names = getattr(owner, "__members__", None) or [field.name for field in getattr(owner, "__attrs_attrs__", ())]
+        try:
+            texts = explanations(owner)
+        except (OSError, TypeError):  # there is no source, as in an executable
+            return self._text
+        lines = [f"    {name}: {texts[name]}" for name in names if name in texts and not name.startswith("_")]
+        return "\n".join([(self._text or "").rstrip(), "", "Attributes:", *lines, ""]) if lines else self._text
+
+
+def explanations(cls: type) -> dict[str, str]:
+    """The docstring of each attribute of a class, the bases' included.
+
+    Raises:
+        OSError: There is no source.
+    """
+    import ast  # noqa: PLC0415  # as the next three: for whoever asks
+    import inspect  # noqa: PLC0415
+    import itertools  # noqa: PLC0415
+    import textwrap  # noqa: PLC0415
+
+    found: dict[str, str] = {}
+    for each in reversed([base for base in cls.__mro__ if base.__module__ not in ("builtins", "enum")]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(definition, ast.ClassDef)
+        for one, after in itertools.pairwise(definition.body):
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
+                found |= {ast.unparse(target): str(after.value.value) for target in targets if target is not None}
+        found |= {name: str(thing.__doc__) for name, thing in vars(each).items() if isinstance(thing, property)}
+    return {name: " ".join(text.split("\n\n", maxsplit=1)[0].split()) for name, text in found.items()}

@@ -13,6 +13,8 @@ import attrs
 import pytest
 
 import nstat_async
+from nstat_async._fields import TABLE
+from nstat_async.recording import Recording
 
 PUBLIC = [
     "nstat_async",
@@ -171,3 +173,22 @@ def test_the_types_of_public_callables_can_be_looked_up(name):
 def test_dir_of_a_public_module_shows_public_names_only(name):
     module = importlib.import_module(name)
     assert dir(module) == sorted(module.__all__)
+
+
+_ENUMS = [nstat_async.LossCause, nstat_async.RemovalReason, nstat_async.Auxiliary, nstat_async.HostState]
+
+
+@pytest.mark.parametrize(
+    "value", [*(record.cls for record in TABLE.records), *_ENUMS, nstat_async.backends.Replay, Recording]
+)
+def test_help_says_what_each_field_and_member_of_a_public_class_means(value):
+    members = getattr(value, "__members__", ())
+    fields = [field.name for field in attrs.fields(value)] if attrs.has(value) else []
+    text = value.__doc__
+    assert not [each for each in (*members, *fields) if not each.startswith("_") and f"\n    {each}: " not in text]
+
+
+def test_help_of_a_class_without_its_source_is_its_own_text(monkeypatch: pytest.MonkeyPatch):
+    """As in an executable."""
+    monkeypatch.setattr(inspect, "getsource", lambda _cls: (_ for _ in ()).throw(OSError("no source")))
+    assert nstat_async.PollCompleted.__doc__ == "One poll of all flows is over."

@@ -1,6 +1,6 @@
 """A test suite for `bandwidth`, on any machine: the kernel is emulated.
 
-Run it with ``pytest examples/testsuite``. The fixtures ``nstat_kernel`` and ``nstat_monitor``
+Run it with ``pytest examples/testsuite``, in a clone after ``pip install -e '.[test]'``. The fixtures ``nstat_kernel`` and ``nstat_monitor``
 come with the package; nothing is to be configured for them.
 """
 

@@ -14,6 +14,7 @@ import attrs
 from .._errors import UsageError
 from .._events import Event, FlowAdded, FlowRemoved, FlowUpdated
 from .._fields import TABLE, TEXT, Field
+from .._model import Endpoint, Flow
 from .._rows import Row
 from ..json import to_dict
 from ._cells import cell_text
@@ -25,6 +26,8 @@ _NAME = Field("event", TEXT, get=lambda event: TABLE.of(type(event)).event)
 _EVENT_FIELDS = tuple(
     {field.key: field for kind in (FlowAdded, FlowUpdated, FlowRemoved) for field in TABLE.of(kind).fields}.values()
 )
+_ENDS = tuple(field for field in TABLE.of(Flow).fields if field.kind.record is Endpoint)
+"""What a socket need not have: a star stands for it, as in every line."""
 
 
 @attrs.frozen
@@ -57,7 +60,8 @@ class Column:
 
     def text(self, owner: Any) -> str:
         """The value for people."""
-        return cell_text(self.steps[-1], self.value(owner))
+        value, field = self.value(owner), self.steps[-1]
+        return "*" if value is None and field in _ENDS else cell_text(field, value)
 
 
 def event_columns(text: str) -> tuple[Column, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from .. import Monitor
+from .._errors import UsageError
 from .._escape import dump, escape
 from ..aggregate import History, HistoryError, Usage, keep_history
 from ._cells import bytes_text, clock_text
@@ -27,6 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
         HistoryError: The file cannot be written or read.
         UsageError: Options contradict each other.
     """
+    if arguments.file == "-":
+        raise UsageError(
+            "file: a history is an SQLite file, which standard output cannot be; give a path (./- for this name)"
+        )
     return _record(arguments) if arguments.record else _answer(arguments)
 
 
@@ -64,7 +69,8 @@ def _answer(arguments: argparse.Namespace) -> int:
     shown = found[: arguments.limit]
     output = Output()
     if arguments.json:
-        output.lines(dump(_plain(usage)) for usage in shown)
+        asked = None if arguments.step is not None else {"user": "uid"}.get(arguments.by, arguments.by)
+        output.lines(dump(_plain(usage, asked)) for usage in shown)
         return 0
     if shown:
         output.lines(_table(shown, "step" if arguments.step is not None else arguments.by, output.columns))
@@ -83,11 +89,12 @@ def _nothing(history: History, arguments: argparse.Namespace) -> str:
     return "nothing was written in this time" if names else "nothing was written yet"
 
 
-def _plain(usage: Usage) -> dict[str, object]:
+def _plain(usage: Usage, asked: str | None) -> dict[str, object]:
+    """What is known, and what was asked by, also where it is not known."""
     facts = attrs.asdict(usage, recurse=False)
     del facts["process"]
     facts["outcome"] = None if usage.outcome is None else usage.outcome.value
-    return {"v": 1, **{name: value for name, value in facts.items() if value is not None}}
+    return {"v": 1, **{name: value for name, value in facts.items() if value is not None or name == asked}}
 
 
 def _time_text(seconds: float) -> str:

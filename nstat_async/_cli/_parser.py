@@ -27,8 +27,11 @@ _CHOICE = re.compile(r"'([^']*)' is (?:none|not one) of ([^;]+)$")
 def did_you_mean(word: object, known: Collection[str]) -> str:
     """``; did you mean 'watch'?``, or nothing."""
     text = str(word)
-    close = [each for each in known if text.strip("-") and each.startswith(text)]
-    close += difflib.get_close_matches(text, list(known), 1)
+    bare = text.strip("-")
+    close = [each for each in known if bare and each.startswith(text)]
+    # Few slips hit the first letter, and without that most words are near something that has nothing to do with them.
+    near = {each.strip("-"): each for each in known if each.strip("-")[:1] == bare[:1]}
+    close += [near[each] for each in difflib.get_close_matches(bare, list(near), 1)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -8,7 +8,7 @@ rows. `by_process` feeds one from a monitor beside its other consumers.
 
 from nstat_async._rows import Row, RowKind, unattributed_row
 
-from .._public import only
+from .._public import explain, only
 from ._connections import ConnectionTable, Party, Talk
 from ._consumer import TableStream, by_process
 from ._grouping import GroupBy, ProcessKey
@@ -45,3 +45,4 @@ __all__ = [
     "unattributed_row",
 ]
 __dir__ = only(__all__)
+explain(__all__, globals())

@@ -210,6 +210,7 @@ class History:
     @staticmethod
     def _usage(row: tuple[Any, ...], columns: list[str]) -> Usage:
         sums = dict(zip((*_ADDED_UP, "begin", "end"), row, strict=False))
+        sums["begin"] = float(sums["begin"])
         named = dict(zip(columns, row[len(sums) :], strict=True))
         shown = {each.name for each in attrs.fields(Usage)}
         return Usage(

@@ -119,9 +119,16 @@ class TrafficTable:
     # -- feeding ----------------------------------------------------------------------------
 
     def feed(self, event: AnyEvent) -> None:
-        """Take in one event."""
+        """Take in one event.
+
+        Raises:
+            UsageError: It is none.
+        """
         window = self._window
-        time = event.time
+        try:
+            time = event.time
+        except AttributeError:
+            raise UsageError(f"feed: {event!r} is no event") from None
         if not window.low <= time < window.high:
             self._tick(time)
         if time > window.now:  # noqa: PLR1730  # max() would cost a tenth of the whole feed
@@ -386,8 +393,9 @@ class TrafficTable:
                 rows not listed and a row ``LOST``, so that the list sums up to the total.
 
         Raises:
-            UsageError: `by` is none of these.
+            UsageError: `by` is none of these, or `count` is no number.
         """
+        check_number("count", count, whole=True, least=0)
         span = self._window.span()
         chosen = nlargest(count, self._groups.tallies.values(), key=_order(by, span[0]))
         rows = [tally.row(span) for tally in chosen]

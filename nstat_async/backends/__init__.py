@@ -39,7 +39,7 @@ from .._contract import (
     Transport,
 )
 from .._io.channel import SocketChannel
-from .._public import on_demand, only
+from .._public import explain, on_demand, only
 from ._kctl import Kctl
 from ._registry import auto, named
 from ._sock_diag import SockDiag
@@ -82,6 +82,7 @@ __all__ = [
     "named",
 ]
 __dir__ = only(__all__)
+explain(__all__, globals())
 __getattr__ = on_demand(
     __name__,
     {

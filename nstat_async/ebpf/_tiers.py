@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from .._errnos import error_text
+from .._errnos import MORE_FILES, error_text
 from .._errors import UnavailableReason
 
 NEEDS: dict[str, tuple[set[str], ...]] = {
@@ -197,7 +197,9 @@ def refusal_for(what: str, number: int, log: str = "", *, cgroup: bool = False) 
     if number in {errno.EPERM, errno.EACCES} and not last:
         needs = "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN" if cgroup else "CAP_BPF and CAP_PERFMON"
         return Refusal(what, UnavailableReason.PERMISSION, number, f"{name}: needs {needs} (or root, or a BPF token)")
-    if number in {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.E2BIG, errno.EAGAIN} and not last:
+    if number == errno.EMFILE:
+        return Refusal(what, UnavailableReason.RESOURCE, number, f"{name}; {MORE_FILES}")
+    if number in {errno.ENOMEM, errno.ENFILE, errno.E2BIG, errno.EAGAIN} and not last:
         return Refusal(what, UnavailableReason.RESOURCE, number, f"{name}: the kernel has no room for it")
     if number == errno.ENOSYS:
         return Refusal(what, UnavailableReason.PLATFORM, number, f"{name}: bpf(2) is not there")

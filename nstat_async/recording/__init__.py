@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._public import on_demand, only
+from .._public import explain, on_demand, only
 from ._target import Recording, Target, is_ours
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ __all__ = [
     "steps",
 ]
 __dir__ = only(__all__)
+explain(__all__, globals())
 _RECORDS = ("DRAINED", "MAX_DATAGRAM", "MAX_DOCUMENT", "MAX_EXTRA", "MAX_LINE", "MAX_NOTE", "NEXT", "NO_EXTRA")
 __getattr__ = on_demand(  # whoever only watches needs no more than where a recording goes
     __name__,

@@ -198,9 +198,13 @@ class _Gunzip:
 
 
 def _read_some(file: BinaryIO) -> bytes:
-    """What is there, waiting only if nothing is."""
+    """What is there, waiting only if nothing is; an error names the file."""
     read: Any = getattr(file, "read1", None) or file.read
-    data = read(_CHUNK)
+    try:
+        data = read(_CHUNK)
+    except OSError as error:
+        error.filename = error.filename or _name_of(file)
+        raise
     if data is None:
         raise BlockingIOError("the recording's file does not block; give one that does")
     if not isinstance(data, bytes):

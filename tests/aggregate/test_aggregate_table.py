@@ -23,6 +23,13 @@ def fed(*events, **options):
     return table
 
 
+def test_what_is_no_event_and_no_number_is_wrong_usage():
+    with pytest.raises(UsageError, match="feed: 3 is no event"):
+        ProcessTable().feed(3)
+    with pytest.raises(UsageError, match="count: '3' is not"):
+        ProcessTable().top("3")
+
+
 def test_a_new_flow_counts_from_zero_and_stays_counted_when_closed():
     a = flow("a")
     table = fed(added(a, 1, counts(100, 10)), updated(a, 2, counts(400, 40)), removed(a, 3, counts(500, 50)))

@@ -307,6 +307,15 @@ def test_a_file_that_is_not_there_is_one_line_and_status_1(tmp_path):
     assert "No such file" in err
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no file that cannot be read")
+def test_a_file_that_cannot_be_read_is_named(capfd):
+    """A file whose first byte cannot be read, as on a broken disk."""
+    from nstat_async._cli import main
+
+    assert main(["messages", "/proc/self/mem"]) == 1
+    assert capfd.readouterr().err == "nstat-async: error: /proc/self/mem: Input/output error\n"
+
+
 LIVE = Path(__file__).parents[1] / "vectors" / "live" / "darwin-27.jsonl"
 TRUE = {"pid": 28329, "upid": 8498810, "epid": 0, "eupid": 0, "pname": "curl", "state": 4, "ifindex": 14,
         "uuid": "5f8947b8-7a5d-34f6-aa86-8a620b17da3d", "euuid": "4c4c4410-5555-3144-a1ff-5d6d733a67f3",

@@ -17,6 +17,7 @@ import pytest
 from support import PYTHON, run
 
 from nstat_async._cli._output import events_text, use_colour
+from nstat_async._cli._parser import did_you_mean
 from nstat_async._starting import is_command
 
 EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
@@ -331,6 +332,11 @@ def test_only_the_command_takes_signals_while_it_is_imported():
     assert not is_command(["-m"], ["python", "-m", "pytest"])
     assert not is_command(["serve.py"], ["python", "serve.py", "nstat_async"])
     assert not is_command([], [])
+
+
+@pytest.mark.parametrize(("word", "others"), [("--user", ["--pulse", "--utc"]), ("nope", ["inode"]), ("", ["a"])])
+def test_what_is_near_by_chance_is_not_suggested(word, others):
+    assert did_you_mean(word, others) == ""
 
 
 @pytest.mark.parametrize(

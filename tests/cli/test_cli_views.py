@@ -102,6 +102,12 @@ def test_fields_of_events_may_leave_out_their_beginning(source):
     assert any(line.startswith("flow_removed") for line in rest)
 
 
+def test_an_end_that_a_socket_does_not_have_is_a_star_in_columns_too():
+    remote, holders = event_columns("remote,inode")
+    event = FlowAdded(0.0, Flow("1", Provider.TCP, None), None, preexisting=False)
+    assert (remote.text(event), holders.text(event)) == ("*", "?")
+
+
 @pytest.mark.parametrize("command", [("processes",), ("processes", "--by", "remote-address"), ("snapshot",)])
 @pytest.mark.parametrize("width", [40, 50, 80])
 def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
@@ -113,7 +119,12 @@ def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [("nam", "did you mean 'name'"), ("flow.process.pdi", "did you mean 'flow.process.pid'"), ("", "is no field")],
+    [
+        ("nope", "rx_bytes (docs/"),
+        ("nam", "did you mean 'name'"),
+        ("flow.process.pdi", "did you mean 'flow.process.pid'"),
+        ("", "is no field"),
+    ],
 )
 def test_an_unknown_field_is_told_a_better_one(fields, says, capfd):
     from nstat_async._cli import main

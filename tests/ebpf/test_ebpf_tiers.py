@@ -99,6 +99,7 @@ LOG = "0: R1=ctx()\n4: (85) call 195896080\ninvalid func unknown#195896080\nproc
         (errno.EACCES, LOG, UnavailableReason.KERNEL, "invalid func"),
         (errno.EINVAL, "", UnavailableReason.KERNEL, "Invalid argument: this kernel refuses it"),
         (errno.ENOMEM, "", UnavailableReason.RESOURCE, "Cannot allocate memory"),
+        (errno.EMFILE, "", UnavailableReason.RESOURCE, "Too many open files; raise the limit (ulimit -n"),
         (errno.ENOSYS, "", UnavailableReason.PLATFORM, "Function not implemented"),
         (524, "", UnavailableReason.KERNEL, "524"),
     ],
