@@ -498,8 +498,9 @@ class OwnerSource:
         """A whole search did not find these: they are asked for again ever more rarely.
 
         That all processes were looked at and none has it proves nothing at first: it may have ended, or have been
-        on its way from one to another. The second time it is the kernel's own. Whoever takes a single look
-        gets to know that of UDP sockets, whose end is reported at once.
+        on its way from one to another. The second time it is the kernel's own, if the last dump had it: else it
+        ended, and its removal is not read yet. Whoever takes a single look gets to know that of UDP sockets, whose
+        end is reported at once.
         """
         self.refused = refused or 0
         complete = self._sees_all and not refused
@@ -516,7 +517,8 @@ class OwnerSource:
             if refused is not None and (tries or not complete):
                 reason = Attribution.KERNEL if complete else Attribution.HIDDEN
                 for entry in self._holders(inode):
-                    entry.book.learn_owner(entry, reason, None)
+                    if not (complete and entry.absences):
+                        entry.book.learn_owner(entry, reason, None)
             pause = min(MAX_PAUSE, 1 << min(tries, 10))
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
         self._searched = set()

@@ -439,6 +439,17 @@ def test_why_a_socket_has_no_process(processes, refused, first, later):
     assert (flow.process.pid, flow.attribution) == (42, None)
 
 
+def test_a_socket_that_no_dump_has_any_more_is_not_the_kernels():
+    """It was closed behind the first dump, and a busy loop has not read its removal when the second search is over."""
+    kernel = FakeKernel(Session(MonitorOptions(interval=1.0), processes=Visibility.ALL))
+    for cookie in (1, 2):
+        kernel.sockets[cookie] = FakeSocket(cookie, inode=70 + cookie, info=traffic())
+    kernel.start()
+    del kernel.sockets[2]
+    kernel.wait(1.0)
+    assert [flow.attribution for flow, _ in kernel.session.flows()] == [Attribution.KERNEL, None]
+
+
 def test_a_udp_socket_of_the_kernel_is_known_after_one_look():
     """Whoever takes a snapshot sees whose it is."""
     kernel = FakeKernel(Session(MonitorOptions(), processes=Visibility.ALL))
