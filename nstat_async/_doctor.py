@@ -211,10 +211,21 @@ def _visible(name: str, capabilities: Capabilities, seen: Seen) -> Finding:
     return Finding(f"{name} visible", Status.WARN if partial else Status.OK, detail + hint, data)
 
 
+_EBPF = {
+    "all": "bytes of UDP, every flow's process",
+    "calls": "bytes of UDP, every flow's process; the number of UDP packets needs CAP_NET_ADMIN and cgroup2, too",
+    "packets": "bytes of UDP, the process of TCP and UDP; bytes of other protocols need Linux 6.3",
+    "tcp": "processes of connections made from here and exact ends of TCP; bytes of UDP need Linux 6.3, or CAP_NET_ADMIN and cgroup2",
+}
+"""What a tier tells, and what the next one needs."""
+
+
 def _ebpf(name: str, capabilities: Capabilities) -> Finding:
     """How much eBPF programs tell, and why not more."""
     tier, reason = capabilities.ebpf, capabilities.ebpf_reason
-    detail = f"{tier}: bytes of UDP, every flow's process" if reason is None else f"{tier}: {reason}"
+    tells = _EBPF.get(tier or "")
+    why = reason if tells is None else tells if reason is None else f"{tells} ({reason})"
+    detail = f"{tier}: {why}"
     data = {"tier": tier, "reason": reason}
     return Finding(f"{name} eBPF", Status.OK if reason is None else Status.INFO, detail, data)
 

@@ -80,10 +80,11 @@ class Monitor:
         pulse: Linux: seconds between two looks at the kernel's counters of opened connections, by which the processes of
             short flows are found where eBPF does not, at least 0.001; `None`: none.
         every_update: An update for each report, changed or not.
-        extras: Also ask for what needs privilege or costs more.
+        extras: Also ask for what needs privilege or costs more. Linux: buffers of TCP, command lines, all holders of a socket; every poll
+            then dumps all sockets, also those that rest. macOS: domain names, Bluetooth and system information, which few may have.
         flow_filter: A filter of `nstat_async.filters`, or a predicate on flows.
-        max_pending: Events that may wait for the consumer.
-        overflow: What happens then: ``coalesce``, ``block`` or ``all``.
+        max_pending: Events that may wait for the consumer, 10,000; past it, `overflow` decides.
+        overflow: ``coalesce`` (the default for a kernel), ``block`` (for a recording) or ``all``.
         receive_buffer: Kernel receive buffer to ask for, bytes.
         record_to: Also write the conversation to this file; `nstat_async.recording.Recording` has limits and parts.
         strict: Raise `ProtocolError` for undecodable bytes.

@@ -122,6 +122,20 @@ def test_to_be_root_is_advised_where_it_would_help(monkeypatch, user, processes,
     assert _doctor._visible("sock_diag", able, ()).detail.endswith(hint)
 
 
+@pytest.mark.parametrize(
+    ("tier", "reason", "words"),
+    [
+        ("all", None, "all: bytes of UDP, every flow's process"),
+        ("calls", "created: no", "UDP packets needs CAP_NET_ADMIN and cgroup2, too (created: no)"),
+        ("tcp", "sent: no", "bytes of UDP need Linux 6.3, or CAP_NET_ADMIN and cgroup2 (sent: no)"),
+        ("none", "maps: no", "none: maps: no"),
+    ],
+)
+def test_what_programs_tell_and_what_more_would_need_is_said_in_words(tier, reason, words):
+    able = Capabilities(backend="sock_diag", ebpf=tier, ebpf_reason=reason)
+    assert _doctor._ebpf("sock_diag", able).detail.endswith(words)
+
+
 def test_whose_flows_a_newer_kernel_shows_is_unknown_until_another_users_flow_is_seen():
     _, found = looked_at(EmulatedKernel(NEWER).backend(verify=False))
     assert found["emulated visible"].status is Status.WARN

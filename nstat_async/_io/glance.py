@@ -27,19 +27,20 @@ from .crowds import CROWD, crowded_ports, without_crowds
 from .successors import PORTS_AT, TCP, Successors, cookie_of
 
 MOST_UNREAD = 16
-"""Reports that wait to be read; there is no look while there are more."""
+"""Most reports that wait to be read: there is no look while there are more."""
 ONE_BY_ONE = 32
-"""New connections, or such that wait for their process, that are asked for without a dump; more, where a dump takes longer than"""
-TO_SPARE = 0.3
-"""Of what can be saved: with less, connections that none of the known servers has are no reason for another dump at once."""
+"""Most sockets (new connections, or such that wait for their process) that are asked for one by one instead of by a dump."""
 TO_ASK = 50e-6
-"""seconds of CPU for each: it walks over the sockets of all network namespaces."""
+"""Seconds of CPU that a question for one socket takes: more than `ONE_BY_ONE` are asked for where a dump, which walks over all
+network namespaces, takes longer than they."""
+TO_SPARE = 0.3
+"""Part of the budget that must be left for another dump at once, for connections that none of the known servers has."""
 LONGEST_WAIT = 1.0
-"""Seconds between two looks for the process of a connection that is not accepted yet, at last."""
+"""Most seconds between two looks for the process of a connection that is not accepted yet."""
 SHORTEST_LIFE = 0.001
 """Seconds that connections are taken to live where some were over when they were looked for."""
 SPARE_DESCRIPTORS = 16
-"""Descriptors that others shall still be able to open: a pulse is not the most important thing."""
+"""Fewest descriptors that the process can still open beside the pulse: without them there is none."""
 
 _RECEIVE_SIZE, _LONGEST_ANSWER = 65_536, 8192
 _HEAD = struct.Struct("=IH")
