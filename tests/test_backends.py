@@ -7,6 +7,8 @@ import importlib.util
 import inspect
 import io
 import socket
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -25,7 +27,9 @@ from nstat_async import (
     snapshot,
 )
 from nstat_async._cli._arguments import build_parser
+from nstat_async._options import MonitorOptions
 from nstat_async.backends import Emulated, Kctl, Replay, SockDiag, UnixSocket, named
+from nstat_async.backends._loading import load
 from nstat_async.backends._registry import ROWS
 
 CHOICES = "auto, kctl, sock_diag, emulated, unix:PATH, replay:FILE, fleet:URL"
@@ -249,3 +253,49 @@ def test_the_example_s_kernel_that_is_not_there_is_an_error_at_the_first_read(to
 def test_what_cannot_work_is_refused_where_the_backend_is_made(make, text):
     with pytest.raises(UsageError, match=text):
         make()
+
+
+FIRST_OPENING = """
+import sys, threading
+import anyio
+from nstat_async import Monitor
+held = []
+class Log:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is threading.main_thread() and name.startswith("nstat_async"):
+            held.append(name)
+async def open_one():
+    async with Monitor(ebpf="off", pulse=None, interval=None):
+        pass
+sys.meta_path.insert(0, Log())
+anyio.run(open_one)
+print(held, "nstat_async.sockdiag" in sys.modules)
+"""
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opens this machine")
+def test_the_first_monitor_imports_nothing_in_the_event_loops_thread():
+    done = subprocess.run([sys.executable, "-c", FIRST_OPENING], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[] True\n", "")
+
+
+@pytest.mark.anyio
+async def test_where_no_thread_can_be_had_modules_are_imported_where_they_are_used(monkeypatch):
+    async def refuse(_work):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", refuse)
+    await load("nowhere")
+    monkeypatch.undo()
+    with pytest.raises(ImportError):
+        await load("nowhere")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("backend", [Kctl(), SockDiag()], ids=["kctl", "sock_diag"])
+async def test_another_systems_kernel_is_refused_before_anything_is_imported(backend, monkeypatch):
+    monkeypatch.setattr("nstat_async._io.system.system", lambda: "plan9")
+    monkeypatch.setattr(f"{type(backend).__module__}.load", None)
+    with pytest.raises(BackendUnavailableError, match="this is plan9"):
+        await backend.open_outside(MonitorOptions())

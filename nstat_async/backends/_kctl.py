@@ -10,6 +10,7 @@ from .._checks import check_flag_or_none
 from .._contract import Feed
 from .._io.system import DARWIN, require
 from .._options import MonitorOptions
+from ._loading import load
 
 
 @attrs.frozen
@@ -43,6 +44,12 @@ class Kctl:
         transport = kctl.KctlTransport(options)
         transport.prepare()
         return KernelFeed(session, transport, options=options)
+
+    async def open_outside(self, options: MonitorOptions) -> Feed:
+        """As `open`, but what it is made of is imported outside the event loop."""
+        require(DARWIN, self.name, "the kernel control exists on macOS only")
+        await load("_io.pump", "_io.kctl")
+        return self.open(options)
 
 
 def receive_limit() -> tuple[str, int | None]:

@@ -11,6 +11,7 @@ from .._contract import Core, Feed, Transport
 from .._errors import UsageError
 from .._io.system import LINUX, require
 from .._options import Ebpf, MonitorOptions
+from ._loading import load
 
 Namespace = Union[str, int, None]
 ALL = "all"
@@ -52,6 +53,12 @@ class SockDiag:
 
         core, transport = self.parts(options)
         return KernelFeed(core, transport, options=options)
+
+    async def open_outside(self, options: MonitorOptions) -> Feed:
+        """As `open`, but what it is made of is imported outside the event loop."""
+        require(LINUX, self.name, "netlink exists on Linux only")
+        await load("_io.pump", "_io.netlink")
+        return self.open(options)
 
     def parts(self, options: MonitorOptions) -> tuple[Core, Transport]:
         """The core and the transport, for an event loop of one's own.

@@ -1,0 +1,19 @@
+"""The modules of a backend, imported while the event loop turns."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from importlib import import_module
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+async def load(*modules: str) -> None:
+    """Import these modules of the package by a worker thread: the first time that takes a tenth of a second, and more on a busy machine."""
+    missing = [name for module in modules if (name := f"{_PACKAGE}.{module}") not in sys.modules]
+    if missing:
+        import anyio.to_thread  # noqa: PLC0415  # with asyncio, of which an import alone has no need
+
+        with contextlib.suppress(RuntimeError):  # no thread can be had: they are imported where they are used
+            await anyio.to_thread.run_sync(lambda: [import_module(name) for name in missing])
