@@ -182,6 +182,8 @@ _ENUMS = [nstat_async.LossCause, nstat_async.RemovalReason, nstat_async.Auxiliar
     "value", [*(record.cls for record in TABLE.records), *_ENUMS, nstat_async.backends.Replay, Recording]
 )
 def test_help_says_what_each_field_and_member_of_a_public_class_means(value):
+    for name in sorted(PUBLIC):  # it is explained where it is public, and first asked for
+        getattr(importlib.import_module(name), value.__name__, None)
     members = getattr(value, "__members__", ())
     fields = [field.name for field in attrs.fields(value)] if attrs.has(value) else []
     text = value.__doc__
