@@ -17,6 +17,9 @@ TICK = 0.1
 """Seconds between two looks whether somebody closed what is waited for."""
 PIPE_SECONDS = 10.0
 """Longest that a full pipe which does not block is waited for."""
+MOST_WAITING = 8 << 20
+"""Bytes that may wait for the reader of a pipe before whoever writes does."""
+_AT_ONCE = 65_536
 
 
 class ReadPipe:
@@ -72,7 +75,7 @@ class ReadPipe:
 
 
 class WritePipe:
-    """A pipe that is written without blocking for ever.
+    """A pipe that a thread writes: a reader that is late holds up nobody before `MOST_WAITING` bytes wait for it.
 
     Raises:
         OSError: It is not open for writing, or nobody reads it (`errno.ENXIO`).
@@ -86,17 +89,63 @@ class WritePipe:
                 raise
             raise OSError(errno.ENXIO, "nobody reads this pipe; start its reader first", str(path)) from error
         self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._waiting = bytearray()
+        self._changed = threading.Condition()
+        self._error: OSError | None = None
+        self._ending = self._given_up = False
+        threading.Thread(target=self._work, name="nstat-async-pipe", daemon=True).start()
 
     def write(self, data: bytes) -> int | None:
-        """Write at least a part; `None`: nobody read for `PIPE_SECONDS`."""
-        return write_some(self._file, data)
+        """Take all of it; `None`: too much waits, and nobody read for `PIPE_SECONDS`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or len(self._waiting) < MOST_WAITING, PIPE_SECONDS)
+            if self._error is not None:
+                raise self._error
+            if len(self._waiting) >= MOST_WAITING:
+                return None
+            self._waiting += data
+            self._changed.notify_all()
+        return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is held back longer than its reader takes."""
 
     def close(self) -> None:
-        """Close it."""
-        self._file.close()
+        """Close it when all is written, or nobody read for `PIPE_SECONDS`."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+            self._given_up = not self._changed.wait_for(lambda: self._error or not self._waiting, PIPE_SECONDS)
+            if self._error is not None:
+                raise self._error
+            if self._given_up:
+                raise OSError(errno.ETIMEDOUT, "nobody reads this pipe any more")
+
+    def _work(self) -> None:
+        ready = select.poll()
+        ready.register(self._file.fileno(), select.POLLOUT)
+        with self._file:
+            while data := self._next():
+                try:
+                    written = self._file.write(data)
+                except OSError as error:
+                    self._done(0, error)
+                    return
+                if written is None:
+                    ready.poll(TICK * 1000)
+                else:
+                    self._done(written)
+
+    def _next(self) -> bytes:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ending)
+            return b"" if self._given_up else bytes(self._waiting[:_AT_ONCE])
+
+    def _done(self, written: int, error: OSError | None = None) -> None:
+        with self._changed:
+            del self._waiting[:written]
+            self._error = error
+            self._changed.notify_all()
 
 
 def write_some(file: Any, data: bytes) -> int | None:
