@@ -11,7 +11,6 @@ shortly for one (`Sightings.join`), and a socket that was removed before is not 
 
 from __future__ import annotations
 
-from .._errnos import error_text
 from .._errors import ProtocolError
 from ._book import Book
 from ._dumps import DumpSource
@@ -19,6 +18,7 @@ from ._entry import Entry
 from ._messages import ATTRIBUTES_AT
 from ._output import Output
 from ._owners import OwnerSource
+from ._refusals import refusal_text
 from ._rows import Pieces, RowFormats, is_remains
 from ._setup import PulsePurpose, PulseReport
 from ._sightings import Sightings
@@ -85,7 +85,7 @@ class PulseSource(Source):
 
     def failed(self, errno: int) -> None:
         self.is_open = self._sightings.pulsing = False
-        self.output.note(f"nothing looks for short flows between polls: {error_text(errno)}")
+        self.output.note(f"nothing looks for short flows between polls: {refusal_text(errno)}")
 
     # -- reports
 

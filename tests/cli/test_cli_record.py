@@ -52,7 +52,7 @@ def test_standard_output_takes_a_recording_and_nothing_else(options):
     assert process.stdout is not None
     first = b""
     while len(first) < 6000:
-        first += process.stdout.read(6000)
+        first += process.stdout.read(6000) or pytest.fail(f"it ended: {process.communicate()[1]!r}")
     rest, err = stopped(process, lambda: True)
     assert first.startswith(b"\x89NSTAT\r\n")
     assert b"events" in err, "the summary is not among the recording's bytes"
@@ -81,7 +81,7 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(options):
         assert len(pipe.read(full)) == full
         data = bytearray()
         while len(data) < 3000:
-            data += pipe.read(100)
+            data += pipe.read(100) or pytest.fail(f"it ended: {process.communicate()[1]!r}")
         process.send_signal(signal.SIGINT)
         data += pipe.readall()
     assert process.communicate(timeout=120)[1]

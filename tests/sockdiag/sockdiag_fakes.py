@@ -257,11 +257,14 @@ class FakeKernel:
     def _facts(self, pid: int) -> ProcessFacts:
         return self.programs.get(pid) or ProcessFacts(pid, 7000 + pid, f"p{pid}", f"/bin/p{pid}")
 
+    refusal = errno.ENOENT
+    """Why a channel cannot be had."""
+
     def _carry_out(self, command: Any) -> None:
         if (isinstance(command, OpenChannel) and isinstance(command.purpose, PulsePurpose) and not self.has_pulse) or (
             isinstance(command, OpenChannel) and command.channel in self.missing_channels
         ):
-            self.session.channel_failed(command.channel, errno.ENOENT, self.now)
+            self.session.channel_failed(command.channel, self.refusal, self.now)
         elif isinstance(command, OpenChannel):
             self.pulse = command.purpose if isinstance(command.purpose, PulsePurpose) else self.pulse
             self.session.channel_opened(command.channel, self.now, immediate=True, receive_buffer=1 << 20)

@@ -193,6 +193,13 @@ def test_a_pulse_that_cannot_be_had_is_a_note_and_no_failure():
     assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"], "and nothing waits for it"
 
 
+def test_a_pulse_for_which_there_are_too_few_descriptors_names_the_limit():
+    kernel = FakeKernel(interval=1.0)
+    kernel.refusal = errno.EMFILE
+    kernel.start()
+    assert any("Too many open files; raise the limit (ulimit -n" in note for note in kernel.session.capabilities.notes)
+
+
 def test_the_note_says_how_short_a_flow_may_be(kernel):
     assert "a flow that began and ended within 20 ms has no process" in kernel.session.capabilities.notes
 
