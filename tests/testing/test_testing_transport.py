@@ -15,6 +15,7 @@ from ntstat_wire import NEWER
 from talk import SUPPRESS, Talk
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Proof, Provider
+from nstat_async.aggregate import ProcessTable
 from nstat_async.ntstat._messages import AddAllSources, GetUpdate
 from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel, UnixServer, Workload, serve_unix
 
@@ -291,3 +292,21 @@ def test_a_workload_with_a_life_beyond_the_longest_timer_runs():
     workload.start()
     kernel.advance(10)
     assert (workload.opened, workload.closed) == (200, 0)
+
+
+@pytest.mark.parametrize("version", ["xnu-11417.121.6", "xnu-2050.7.9"])
+def test_what_was_open_when_time_passed_is_preexisting_and_its_bytes_are_no_traffic(version):
+    kernel = EmulatedKernel(version)
+    flow = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10_000)
+    kernel.advance(1)
+
+    async def main() -> None:
+        table = ProcessTable()
+        async with Monitor(backend=kernel.backend(), interval=None) as monitor:
+            await monitor.poll_now()
+            flow.transfer(rx=5)
+            await monitor.poll_now()
+            table.feed_many(monitor.subscribe().receive_nowait())
+        assert [row.rx_bytes for row in table.rows()] == [5]
+
+    anyio.run(main)
