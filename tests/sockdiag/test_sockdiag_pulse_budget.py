@@ -458,8 +458,17 @@ def test_sockets_of_others_are_looked_for_where_somebody_of_theirs_lets_us_look(
     for _ in range(12):
         clock.now += reach.LONGEST_PAUSE
         searched()
-    assert searched() == {1, 3}
-    assert searched(reach.LONGEST_PAUSE) == {1, 2, 3}, "no pause is longer"
+    assert searched(reach.LONGEST_PAUSE / 2) == {1, 3}
+    assert searched(reach.LONGEST_PAUSE / 2) == {1, 2, 3}, "no pause is longer"
+
+
+def test_of_very_many_processes_some_are_tried_out(monkeypatch):
+    asked, met = [], []
+    monkeypatch.setattr(reach, "all_pids", lambda: list(range(9999, 0, -1)))
+    monkeypatch.setattr(reach, "may_look_at", lambda pid: bool(asked.append(pid)))
+    monkeypatch.setattr(reach, "user_of", lambda pid: met.append(pid) or 7)
+    assert not reach.somebody_lets_look(7)
+    assert (asked, len(met)) == (list(range(9999, 9999 - reach.TRIED, -1)), reach.MOST_PIDS)
 
 
 def test_very_many_users_are_not_all_remembered(monkeypatch):
