@@ -42,23 +42,29 @@ def explain(names: Iterable[str], module: Mapping[str, Any]) -> None:
         if isinstance(value, type) and (hasattr(value, "__attrs_attrs__") or issubclass(value, enum.Enum)):
             text = vars(value).get("__doc__")
             if not isinstance(text, _Explained):
-                type.__setattr__(value, "__doc__", _Explained(text))
+                explained = _Explained(text or "")
+                explained.owner = value
+                type.__setattr__(value, "__doc__", explained)
 
 
-class _Explained:
-    """The docstring of a class, and those of its attributes, which are looked for when somebody reads it."""
+class _Explained(str):
+    """The docstring of a class, with those of its attributes, which are looked for when somebody reads it."""
 
-    def __init__(self, text: str | None) -> None:
-        self._text = text
+    __slots__ = ("owner",)
+    owner: type
 
-    def __get__(self, instance: object, owner: type) -> str | None:
+    def __get__(self, _instance: object, owner: type) -> str:
         names = getattr(owner, "__members__", None) or [field.name for field in getattr(owner, "__attrs_attrs__", ())]
         try:
             texts = explanations(owner)
         except (OSError, TypeError):  # there is no source, as in an executable
-            return self._text
+            return str(self)
         lines = [f"    {name}: {texts[name]}" for name in names if name in texts and not name.startswith("_")]
-        return "\n".join([(self._text or "").rstrip(), "", "Attributes:", *lines, ""]) if lines else self._text
+        return "\n".join([self.rstrip(), "", "Attributes:", *lines, ""]) if lines else str(self)
+
+    def expandtabs(self, *size: Any, **more: Any) -> str:
+        """What ``help()`` does first, which takes the docstring of an enum as it is, past `__get__`."""
+        return self.__get__(None, self.owner).expandtabs(*size, **more)
 
 
 def explanations(cls: type) -> dict[str, str]:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import pydoc
 import typing
 from pathlib import Path
 
@@ -186,7 +187,8 @@ def test_help_says_what_each_field_and_member_of_a_public_class_means(value):
         getattr(importlib.import_module(name), value.__name__, None)
     members = getattr(value, "__members__", ())
     fields = [field.name for field in attrs.fields(value)] if attrs.has(value) else []
-    text = value.__doc__
+    text = pydoc.getdoc(value)
+    assert text == inspect.cleandoc(value.__doc__).rstrip()
     assert not [each for each in (*members, *fields) if not each.startswith("_") and f"\n    {each}: " not in text]
 
 
