@@ -180,8 +180,11 @@ class OwnerSource:
         return BEFORE_ALL if self._output.first_poll else self.rounds
 
     def is_alone(self, entry: Entry) -> bool:
-        """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing."""
-        if entry.process is None or self.rounds < entry.round + _PROVING:
+        """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing.
+
+        What a record alone told of has no inode yet by which tables could be searched.
+        """
+        if entry.process is None or not entry.user[1] or self.rounds < entry.round + _PROVING:
             return False
         return not entry.others.number or [pid for pid, _ in entry.others.oldest] == [1]
 

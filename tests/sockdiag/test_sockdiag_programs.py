@@ -208,7 +208,10 @@ def test_a_listener_between_two_polls_has_the_process_that_began_to_listen(remov
     listens = record(Kind.FIRST_IO, 3, pid=5, old=7, new=10, flags=flags, **ports)
     there = FakeSocket(3, state=SocketState.LISTEN, remote=bytes(4), remote_port=0, inode=3)
     if not removed_first:
+        kernel.session._owners.rounds = 9
         (added, *_) = flow_events(kernel.ring(listens))
+        (entry,) = kernel.session._entries()
+        assert not kernel.session._owners.is_alone(entry), "no table was searched for it"
         assert (added.flow.process.pid, added.flow.state, added.flow.direction) == (
             5,
             TcpState.LISTEN,
