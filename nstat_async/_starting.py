@@ -22,7 +22,10 @@ def _end_quietly(_number: int, _frame: object) -> None:
     os._exit(0)  # nothing was begun, and a module that is half imported must not be left to others
 
 
-if is_command(sys.argv, sys.orig_argv):
+IS_COMMAND = is_command(sys.argv, sys.orig_argv)
+"""True if this process is the command; else the library is somebody's."""
+
+if IS_COMMAND:
     import signal
 
     for _signal, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):

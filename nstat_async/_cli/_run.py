@@ -19,6 +19,7 @@ from types import TracebackType
 import anyio
 import anyio.abc
 
+from .._starting import IS_COMMAND
 from . import ending_signals
 from ._output import Output
 from ._progress import Progress
@@ -114,18 +115,16 @@ def collecting_rarely() -> Iterator[None]:
     """Let the garbage collector look at young objects mostly, as a library must not decide for others.
 
     Flows are freed without it. A look at everything there is takes 0.1 s with 50,000 of them, in which no loop goes on;
-    by default the first poll has five. Whoever froze objects before calls this as a function, and keeps them so.
+    by default the first poll has five.
     """
-    before, frozen = gc.get_threshold(), gc.get_freeze_count()
-    if not frozen:
-        gc.freeze()
+    before = gc.get_threshold()
+    if IS_COMMAND:
+        gc.freeze()  # what there is stays to the end; elsewhere it is the caller's
     gc.set_threshold(*THRESHOLDS)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        if not frozen:
-            gc.unfreeze()
 
 
 def _of_group(error: Exception) -> Exception:
