@@ -17,8 +17,8 @@ TICK = 0.1
 """Seconds between two looks whether somebody closed what is waited for."""
 PIPE_SECONDS = 10.0
 """Longest that a full pipe which does not block is waited for."""
-MOST_WAITING = 8 << 20
-"""Bytes that may wait for the reader of a pipe before whoever writes does."""
+MOST_WAITING = 32 << 20
+"""Bytes that may wait for the reader of a pipe: the first dump of 50,000 sockets is 20 MB."""
 _AT_ONCE = 65_536
 
 
@@ -75,7 +75,7 @@ class ReadPipe:
 
 
 class WritePipe:
-    """A pipe that a thread writes: a reader that is late holds up nobody before `MOST_WAITING` bytes wait for it.
+    """A pipe that a thread writes: a reader that is late holds up nobody, and is given up when `MOST_WAITING` bytes wait for it.
 
     Raises:
         OSError: It is not open for writing, or nobody reads it (`errno.ENXIO`).
@@ -95,14 +95,18 @@ class WritePipe:
         self._ending = self._given_up = False
         threading.Thread(target=self._work, name="nstat-async-pipe", daemon=True).start()
 
-    def write(self, data: bytes) -> int | None:
-        """Take all of it; `None`: too much waits, and nobody read for `PIPE_SECONDS`."""
+    def write(self, data: bytes) -> int:
+        """Take all of it.
+
+        Raises:
+            OSError: Its reader is gone, or too far behind.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or len(self._waiting) < MOST_WAITING, PIPE_SECONDS)
             if self._error is not None:
                 raise self._error
             if len(self._waiting) >= MOST_WAITING:
-                return None
+                self._given_up = True
+                raise OSError(errno.ETIMEDOUT, f"the pipe's reader is {len(self._waiting):,} bytes behind")
             self._waiting += data
             self._changed.notify_all()
         return len(data)
@@ -111,10 +115,12 @@ class WritePipe:
         """Nothing is held back longer than its reader takes."""
 
     def close(self) -> None:
-        """Close it when all is written, or nobody read for `PIPE_SECONDS`."""
+        """Close it when all is written, nobody read for `PIPE_SECONDS`, or its reader was given up."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
+            if self._given_up:  # `write` said it
+                return
             self._given_up = not self._changed.wait_for(lambda: self._error or not self._waiting, PIPE_SECONDS)
             if self._error is not None:
                 raise self._error
@@ -131,6 +137,8 @@ class WritePipe:
                 except OSError as error:
                     self._done(0, error)
                     return
+                if written is None and self._given_up:
+                    return
                 if written is None:
                     ready.poll(TICK * 1000)
                 else:
@@ -139,7 +147,7 @@ class WritePipe:
     def _next(self) -> bytes:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ending)
-            return b"" if self._given_up else bytes(self._waiting[:_AT_ONCE])
+            return bytes(self._waiting[:_AT_ONCE])
 
     def _done(self, written: int, error: OSError | None = None) -> None:
         with self._changed:
