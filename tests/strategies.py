@@ -22,6 +22,7 @@ def _one_text(text: str) -> bool:
 texts = st.text(st.characters(), max_size=8).filter(_one_text)
 amounts = st.integers(0, 2**64) | st.integers(0, 10**40)
 numbers = st.integers(-(2**70), 2**70)
+moments = st.integers(1 - 2**64, 2**64 - 1)
 times = st.floats(allow_nan=False, allow_infinity=False)
 uuids = st.builds(UUID, int=st.integers(0, 2**128 - 1))
 packed = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
@@ -44,7 +45,7 @@ interfaces = st.builds(n.Interface, maybe(numbers), maybe(texts), maybe(members(
 peers = st.builds(n.Peer, maybe(texts), maybe(processes), maybe(texts))
 flows = st.builds(
     n.Flow, texts, members(n.Provider), maybe(st.booleans()), maybe(endpoints), maybe(endpoints), maybe(processes),
-    maybe(interfaces), maybe(members(n.TcpState)), maybe(members(n.Direction)), maybe(numbers), maybe(uuids),
+    maybe(interfaces), maybe(members(n.TcpState)), maybe(members(n.Direction)), maybe(moments), maybe(uuids),
     maybe(uuids), maybe(numbers), maybe(numbers), maybe(numbers), maybe(uuids), maybe(texts), host=maybe(texts), peer=maybe(peers),
 )  # fmt: skip
 mediums = st.builds(n.MediumCounts, amounts, amounts, amounts, amounts)

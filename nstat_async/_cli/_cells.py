@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -133,8 +134,9 @@ def clock_text(seconds: float, form: str, *, utc: bool = False) -> str:
 
 def moment_text(seconds: float, *, utc: bool = False) -> str:
     """Time of day to the millisecond."""
-    second, rest = divmod(round(seconds * 1000), 1000)
-    return f"{clock_text(second, '%H:%M:%S', utc=utc)}.{rest:03d}"
+    shown = round(seconds, 3)
+    second = math.floor(shown)
+    return f"{clock_text(second, '%H:%M:%S', utc=utc)}.{round((shown - second) * 1000):03d}"
 
 
 def cell_text(field: Field, value: Any) -> str:

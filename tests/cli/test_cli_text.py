@@ -12,7 +12,7 @@ import sample_events as sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nstat_async._cli._cells import bytes_text, process_text
+from nstat_async._cli._cells import bytes_text, moment_text, process_text
 from nstat_async._cli._output import use_colour
 from nstat_async._cli._table import cell_width, fit, render, shortened
 from nstat_async._cli._text import TextFormatter
@@ -27,6 +27,14 @@ def test_each_event_is_the_line_of_the_golden_file():
     formatter = TextFormatter(utc=True)
     lines = [str(formatter(event)) for event in sample.EVENTS]
     assert lines == (GOLDEN / "events.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.9994, "00:00:01.999"), (1.9996, "00:00:02.000"), (-1.5, "23:59:58.500"), (1.79e305, f"{int(1.79e305)}.000")],
+)
+def test_a_moment_is_shown_to_the_millisecond_and_one_beyond_all_calendars_as_its_number(seconds, text):
+    assert moment_text(seconds, utc=True) == text
 
 
 def test_only_tcp_that_ended_without_receiving_failed():
