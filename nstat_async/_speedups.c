@@ -20,7 +20,6 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 #endif
 
@@ -1919,7 +1918,7 @@ PyDoc_STRVAR(exchange_doc, "exchange(file, requests, count) -> [answer]\n\nAs `_
 /* --- counters of the kernel: to wake the interpreter for nothing costs more than to read them ------------------- */
 
 typedef struct { /* the array of `Counters.numbers` */
-    int64_t files[3], connections, datagrams, sockets[5], readings, moved, fell;
+    int64_t files[3], connections, datagrams, sockets[5], readings, moved;
 } Counts;
 
 /* The numbers at these places among the words of a text, which is ended by a NUL. */
@@ -1973,11 +1972,6 @@ static int read_counts(Counts *counts, int most)
     if (thorough && connections[0] + connections[1] != counts->connections) {
         counts->connections = connections[0] + connections[1];
         counts->moved |= 1;
-    }
-    if (!counts->fell && sockets[0] + sockets[3] < counts->sockets[0] + counts->sockets[3]) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        counts->fell = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
     }
     counts->datagrams = datagrams;
     memcpy(counts->sockets, sockets, sizeof(sockets));
@@ -2039,13 +2033,13 @@ static PyObject *await_counters(PyObject *Py_UNUSED(module), PyObject *arguments
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(await_counters_doc, "watch_counters(stop, (numbers, ...), pause, times, most)\n\n"
+PyDoc_STRVAR(await_counters_doc, "await_counters(stop, (numbers, ...), pause, times, most)\n\n"
                                  "As `await_counters` of _io/counters.py.");
 static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_links_doc},
                                   {"inode_at", inode_at, METH_VARARGS, inode_at_doc},
                                   {"size_of", size_of_table, METH_O, size_of_doc},
                                   {"exchange", exchange, METH_VARARGS, exchange_doc},
-                                  {"watch_counters", await_counters, METH_VARARGS, await_counters_doc},
+                                  {"await_counters", await_counters, METH_VARARGS, await_counters_doc},
                                   {NULL, NULL, 0, NULL}};
 #else
 static PyMethodDef functions[] = {{NULL, NULL, 0, NULL}};

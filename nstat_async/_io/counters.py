@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import select
-import time
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -18,7 +17,7 @@ costs four times as much with two of them, and more with more. So the others tak
 sockets are as before."""
 CONNECTIONS, DATAGRAMS = 1, 2
 """What moved: connections were opened or accepted, there are more datagram sockets."""
-_CONNECTIONS, _DATAGRAMS, _SOCKETS, _READINGS, _MOVED, _FELL = 3, 4, slice(5, 10), 10, 11, 12
+_CONNECTIONS, _DATAGRAMS, _SOCKETS, _READINGS, _MOVED = 3, 4, slice(5, 10), 10, 11
 _FOUR, _SIX, _OPENED = (5, 9, 16), (2, 5), (4, 5)
 """Places of numbers: TCP sockets, those in ``TIME_WAIT``, and UDP sockets; both kinds over IPv6; connections opened and accepted."""
 
@@ -31,7 +30,7 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.numbers: array[int] = array("q", [-1, -1, -1, *bytes(10)])
+        self.numbers: array[int] = array("q", [-1, -1, -1, *bytes(9)])
         """What `await_counters` keeps here: descriptors, and what was read last."""
         try:
             self._open(0, "snmp")
@@ -62,11 +61,6 @@ class Counters:
         moved, self.numbers[_MOVED] = self.numbers[_MOVED], 0
         return moved
 
-    def take_fall(self) -> float | None:
-        """When the TCP sockets became fewer, for the first time since this was asked; `None`: they did not."""
-        fell, self.numbers[_FELL] = self.numbers[_FELL], 0
-        return fell / 1e9 if fell else None
-
     def close(self) -> None:
         """Close the files. Idempotent."""
         for place in range(3):
@@ -78,14 +72,12 @@ class Counters:
 def _read(numbers: array[int], thorough: int) -> None:
     snmp, four, six = numbers[:3]
     sockets = array("q", [*_words(four, _FOUR), *(_words(six, _SIX) if six >= 0 else (0, 0))])
-    before, datagrams = numbers[_SOCKETS], sockets[2] + sockets[4]
+    datagrams = sockets[2] + sockets[4]
     moved = DATAGRAMS * (datagrams > numbers[_DATAGRAMS])
-    if numbers[_READINGS] % thorough == 0 or sockets != before:
+    if numbers[_READINGS] % thorough == 0 or sockets != numbers[_SOCKETS]:
         connections = sum(_words(snmp, _OPENED, b"\nTcp: "))
         moved |= CONNECTIONS * (connections != numbers[_CONNECTIONS])
         numbers[_CONNECTIONS] = connections
-    if not numbers[_FELL] and sockets[0] + sockets[3] < before[0] + before[3]:
-        numbers[_FELL] = time.monotonic_ns()
     numbers[_DATAGRAMS], numbers[_SOCKETS] = datagrams, sockets
     numbers[_READINGS] += 1
     numbers[_MOVED] |= moved
@@ -118,7 +110,5 @@ def _await_counters(stop: int, watched: tuple[array[int], ...], pause: float, ti
 
 
 await_counters: Callable[[int, tuple[array[int], ...], float, int, int], None] = getattr(
-    speedups,
-    "watch_counters",
-    _await_counters,  # under its first name it counted less
+    speedups, "await_counters", _await_counters
 )

@@ -30,15 +30,8 @@ MOST_UNREAD = 16
 """Most reports that wait to be read: there is no look while there are more."""
 ONE_BY_ONE = 32
 """Most sockets (new connections, or such that wait for their process) that are asked for one by one instead of by a dump."""
-TO_ASK = 50e-6
-"""Seconds of CPU that a question for one socket takes: more than `ONE_BY_ONE` are asked for where a dump, which walks over all
-network namespaces, takes longer than they."""
-TO_SPARE = 0.3
-"""Part of the budget that must be left for another dump at once, for connections that none of the known servers has."""
 LONGEST_WAIT = 1.0
 """Most seconds between two looks for the process of a connection that is not accepted yet."""
-SHORTEST_LIFE = 0.001
-"""Seconds that connections are taken to live where some were over when they were looked for."""
 SPARE_DESCRIPTORS = 16
 """Fewest descriptors that the process can still open beside the pulse: without them there is none."""
 
@@ -81,18 +74,10 @@ class Glance:
         """The part of what may be spent that is this namespace's own."""
         self.look_at = self.active_until = 0.0
         """When to look at the earliest; until when something is taken to go on."""
-        self.shortest_life = 0.0
-        """Seconds for which connections lived lately, the shortest ones: who reads as often as that misses none of them."""
-        self._moved_at = 0.0
-        """When connections were opened."""
         self._missing = False
         """Connections were counted that are not found by their ports: over already, or the first ones of their kind."""
-        self.dumped = self.dump_at = 0.0
-        """Seconds of CPU for which the last look dumped for those, and when the next one may: looks that ask for ports are cheaper."""
         self._missing_at, self._missing_wait = 0.0, purpose.pause
         """When a dump may be for those; later while dumps have none of them."""
-        self._few = ONE_BY_ONE
-        """Connections that are asked for sooner than dumped."""
         self._opened = 0
         """Connections that were opened or accepted since the last look."""
         self._unheld: dict[int, bytes] = {}
@@ -127,18 +112,10 @@ class Glance:
             connections = self.counters.connections
             self._opened += connections - self._connections
             self._connections = connections
-            self._learn_life(now)
             self._due[TCP], self._wait[TCP] = now, self.purpose.pause
         if moved & DATAGRAMS:
             self._due[_UDP] = now
         return bool(moved)
-
-    def _learn_life(self, now: float) -> None:
-        """The connections that came last lived until sockets became fewer, or live yet; if others did, so much the shorter."""
-        fell = self.counters.take_fall()
-        lived = max(0.0, (fell or now) - self._moved_at)
-        self.shortest_life = min(lived, max(SHORTEST_LIFE, 2 * self.shortest_life))
-        self._moved_at = now
 
     def next_look(self) -> float:
         """When a look is due, and wanted."""
@@ -147,14 +124,13 @@ class Glance:
     def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """The sockets that were not there at the last look; if it is not to be a `whole` one, without those of `crowds`."""
         found = []
-        self.dumped = 0.0
         for protocol, due in self._due.items():
             if due <= now:
                 found += self._look_for_connections(now, whole=whole) if protocol == TCP else self._look(protocol)
                 self._due[protocol] = now + self._wait[protocol] if protocol == TCP and self._unheld else math.inf
                 self._wait[protocol] = min(LONGEST_WAIT, 2 * self._wait[protocol])
         if self._missing:
-            self._due[TCP] = min(self._due[TCP], max(self._missing_at, self.dump_at))
+            self._due[TCP] = min(self._due[TCP], self._missing_at)
         return found
 
     def look_again(self, sockets: list[tuple[int, bytes]], missed: set[int], now: float) -> None:
@@ -184,23 +160,18 @@ class Glance:
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
         """New connections: by their ports where those are known, and by a dump where some are missing."""
         opened, self._opened = self._opened, 0
-        if max(opened, len(self._unheld)) > self._few:
+        if opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
             return self._look(TCP, whole=whole)
         next_ones, counted = self._successors.find(opened, self._known[TCP]) if opened else ([], 0)
         again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
         self._unheld = {}
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
         self._missing |= counted < opened
-        unknown = opened and not next_ones and self.budget.eagerness > TO_SPARE
-        if self._missing and now >= self.dump_at and (unknown or now >= self._missing_at):
-            began = time.thread_time()
+        if self._missing and (now >= self._missing_at or (opened and not next_ones)):
             rest = self._look(TCP, whole=whole)
-            self.dumped = time.thread_time() - began
             self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)
             self._missing_at = now + self._missing_wait
             found += rest
-        if len(found) + len(self._unheld) < opened:  # some were over
-            self.shortest_life = 0.0
         return found
 
     def _take_in(self, rows: Iterable[bytes]) -> list[tuple[int, bytes]]:
@@ -224,7 +195,6 @@ class Glance:
     def _look(self, protocol: int, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """New sockets, by a dump."""
         crowds = () if whole or protocol != TCP else self.crowds
-        began = time.thread_time()
         try:
             new, present, ports = self._dump(protocol, crowds)
         except OSError:
@@ -238,7 +208,6 @@ class Glance:
             self._known[protocol] = present
         if protocol == TCP:
             self._opened, self._missing = 0, False
-            self._few = max(ONE_BY_ONE, int((time.thread_time() - began) / TO_ASK))
             for _, message in new:
                 self._successors.learn(message)
             if self._filters and not crowds:

@@ -10,7 +10,6 @@ import errno
 import functools
 import os
 import platform
-import struct
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,13 +27,6 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
 """The number of the system call, by machine."""
 _KCMP_FILES = 2
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "loongarch64": 274}
-_SCHED_ATTR = struct.Struct("=IIQiIQQQII")
-"""``struct sched_attr``."""
-_KEEP_POLICY = 8
-"""``SCHED_FLAG_KEEP_POLICY``."""
-_SHORTEST_SLICE = 100_000
-"""Nanoseconds: ``__setparam_fair`` of kernel/sched/syscalls.c takes no shorter one."""
 _CLONE_NEWNET = 0x40000000
 _DEVICES = "/sys/class/net"
 _OWN_NAMESPACE = "/proc/thread-self/ns/net"
@@ -151,29 +143,6 @@ def share_descriptors(one: int, other: int) -> bool:
     """True if two threads are known to have one table of descriptors (``kcmp(2)``, KCMP_FILES)."""
     number = _KCMP.get(platform.machine())
     return number is not None and libc().syscall(number, one, other, _KCMP_FILES, 0, 0) == 0
-
-
-def wake_promptly() -> None:
-    """Have this thread run soon after it wakes, on a busy machine as well; it gets no more of it for that, and needs no privilege.
-
-    Since Linux 6.12 an ordinary thread may ask for short slices, and the sooner one's slice would end the sooner it runs
-    (``sched_setattr(2)``, ``sched_runtime``). Older kernels ignore it. Where system calls are filtered (``seccomp(2)``) it is
-    left alone: who makes such a call may be killed.
-    """
-    number = _SCHED_SETATTR.get(platform.machine())
-    if number is not None and not _is_filtered():
-        nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, _KEEP_POLICY, nice, 0, _SHORTEST_SLICE, 0, 0, 0, 0)
-        libc().syscall(number, 0, attr, 0)
-
-
-def _is_filtered() -> bool:
-    """True unless the system calls of this thread are known to be unfiltered."""
-    try:
-        with open("/proc/thread-self/status", "rb") as file:
-            return b"\nSeccomp:\t0\n" not in file.read()
-    except OSError:
-        return True
 
 
 @functools.cache

@@ -28,7 +28,6 @@ from .budget import SHARE, Budget
 from .counters import THOROUGH, await_counters
 from .glance import COOKIE_AT, SOCKET, Glance
 from .likely import LikelyHolders
-from .linux import wake_promptly
 from .processes import ProcessReader, eldest, user_names
 from .reach import Reach
 from .tables import Found
@@ -42,8 +41,6 @@ USUAL_PAUSE = 0.02
 MOST_SHARE = 0.2
 EAGER = 16
 """Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
-PART_OF_LIFE = 0.25
-"""Of the time for which connections lived lately: what one reading may be late."""
 LONGEST_WAIT = 1.0
 """Seconds until it is reckoned anew how often to read."""
 EAGER_SECONDS = 0.25
@@ -161,7 +158,6 @@ class Pulse:
 
     def _run(self) -> None:
         try:
-            wake_promptly()
             self._look_and_rest()
         finally:
             self._left += self._glances
@@ -212,7 +208,7 @@ class Pulse:
         awake = [each for each in self._glances if each.look_at <= now + pause]
         next_look = min((each.next_look() for each in awake), default=math.inf)
         eager = [each for each in awake if now < each.active_until]
-        quick = self._quick_pause(pause, eager)
+        quick = pause / max(1.0, EAGER * self._budget.eagerness)
         watched, times = awake, 1
         if not awake:
             watched, pause = self._glances, min((each.look_at - now for each in self._glances), default=LONGEST_WAIT)
@@ -226,11 +222,6 @@ class Pulse:
             until = self._all_at if len(eager) < len(awake) else min(each.active_until for each in eager)
             watched, pause, times = eager, quick, int((until - now) / quick)
         self._read(watched, max(SHORTEST_PAUSE, pause, self._budget.rest()), max(1, times))
-
-    def _quick_pause(self, pause: float, eager: list[Glance]) -> float:
-        """Seconds between two readings while something happens: as can be paid, and no less than connections live for."""
-        needed = PART_OF_LIFE * min((each.shortest_life for each in eager), default=0.0)
-        return min(pause, max(needed, pause / max(1.0, EAGER * self._budget.eagerness)))
 
     def _read(self, watched: list[Glance], pause: float, times: int) -> None:
         """Read their counters after each pause, until some moved."""
@@ -265,12 +256,11 @@ class Pulse:
                 self._rest_after(glance, time.thread_time() - began)
 
     def _rest_after(self, glance: Glance, spent: float) -> None:
-        """A look pays for itself, and so does a dump: the next one of this namespace is the later, the less is left."""
+        """A look pays for itself: the next one of this namespace is the later, the less is left."""
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        glance.look_at = now + (spent - glance.dumped) / eagerness
-        glance.dump_at = max(glance.dump_at, now + glance.dumped / eagerness)
+        glance.look_at = now + spent / eagerness
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """Where there are crowds, all sockets are looked at as rarely as all processes are."""

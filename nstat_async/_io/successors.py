@@ -23,8 +23,6 @@ STEPS = range(2, 17, 2)
 """From a port to those that may be the next."""
 NEAR = 128
 """How far apart the last two ports were, at most, where the next one is looked for."""
-MOST_OVER = 32
-"""Connections behind which another one is looked for though as many as were counted are found, because these are over."""
 MOST_TRIED = 4
 """Servers whose next connections are looked for: those that had the last ones."""
 MOST_REMEMBERED = 256
@@ -42,6 +40,8 @@ class _Last:
 
     port: int
     message: bytes
+    near: bool = False
+    """The one before was near."""
     lasting: bool = False
     """Some of them were seen in TIME_WAIT: the kernel knows those that are over."""
 
@@ -55,46 +55,30 @@ class Successors:
 
     def __init__(self, ask: Callable[[list[bytes]], list[bytes]]) -> None:
         self._ask = ask
-        self._steady: dict[Key, _Last] = {}
-        """Those whose last two ports were near; the newest is the last."""
-        self._others: dict[Key, _Last] = {}
-        """The same of which there was one only, or whose ports jump: at a client's end of each connection, too."""
-        self._first: list[Key] = []
-        """Both ends of the last connection, if neither is steady."""
+        self._last: dict[Key, _Last] = {}
+        """The newest is the last."""
 
     def learn(self, message: bytes) -> None:
         """A connection is new: either port may be the client's."""
-        over, self._first = message[_STATE_AT] == _TIME_WAIT, []
+        over = message[_STATE_AT] == _TIME_WAIT
         for key, port in _keys(message):
-            before = self._steady.pop(key, None) or self._others.pop(key, _NONE)
+            before = self._last.pop(key, _NONE)
             near = abs(port - before.port) <= NEAR
-            table = self._steady if near else self._others
-            table[key] = _Last(max(port, before.port) if near else port, message, before.lasting or over)
-            if len(table) > MOST_REMEMBERED:
-                del table[next(iter(table))]
-            self._first.append(key)
-        if any(key in self._steady for key in self._first):
-            self._first = []
+            self._last[key] = _Last(max(port, before.port) if near else port, message, near, before.lasting or over)
+        while len(self._last) > MOST_REMEMBERED:
+            del self._last[next(iter(self._last))]
 
     def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
-        """Connections that are not known (by their cookies), until the kernel has counted so many for them; and how many it has.
-
-        Where there is none of those that follow others, the last one may have been the first to its server.
-        """
+        """Connections that are not known (by their cookies), until the kernel has counted so many for them; and how many it has."""
         found: list[bytes] = []
         counted = 0
-        steady = list(reversed(self._steady))
-        steady.sort(key=lambda key: not self._steady[key].lasting)  # the others have gaps
-        for keys in (steady[:MOST_TRIED], self._first):
-            for key in () if found else keys:
-                over = (
-                    False  # behind what is over may be one that is not, and what is left would count for the next ones
-                )
-                while (counted < number or (over and len(found) < MOST_OVER)) and (rows := self._after(key)):
-                    over = all(row[_STATE_AT] == _TIME_WAIT for row in rows)
-                    new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
-                    found += new
-                    counted += sum(map(self._ends_of, new))
+        steady = [key for key, last in reversed(self._last.items()) if last.near]
+        steady.sort(key=lambda key: not self._last[key].lasting)  # the others have gaps
+        for key in steady[:MOST_TRIED]:
+            while counted < number and (rows := self._after(key)):
+                new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
+                found += new
+                counted += sum(map(self._ends_of, new))
         return found, counted
 
     def _other_ends(self, rows: list[bytes]) -> Iterator[bytes]:
@@ -108,7 +92,7 @@ class Successors:
                 yield row
 
     def _has_other_end(self, row: bytes) -> bool:
-        return any(key in self._steady or key in self._others for key, _ in _keys(row, mirrored=True))
+        return any(key in self._last for key, _ in _keys(row, mirrored=True))
 
     def _ends_of(self, row: bytes) -> int:
         """How often a connection was counted: where both ends were here and one of them is in TIME_WAIT, the other one is gone."""
@@ -116,7 +100,7 @@ class Successors:
 
     def _after(self, key: Key) -> list[bytes]:
         """The connections whose ports are the next of this pair."""
-        last = self._steady.get(key) or self._others.get(key)
+        last = self._last.get(key)
         if last is None:  # those that were found before took its place
             return []
         port, request = last.port, lookup_request(last.message, TCP, exact=False).encode()

@@ -45,7 +45,6 @@ class Kernel:
         self.refuses_filters = self.fails = self.cuts = self.trims = False
         self._answers: list[bytes] = []
         self.connections = self._moved = 0
-        self.fell: float | None = None
         self.numbers, self.readings, self.open = None, 0, 2
         monkeypatch.setattr(module, "Counters", lambda: self)
         monkeypatch.setattr(module, "exchange", self.exchange)
@@ -67,10 +66,6 @@ class Kernel:
     def take_moved(self) -> int:
         moved, self._moved = self._moved, 0
         return moved
-
-    def take_fall(self) -> float | None:
-        fell, self.fell = self.fell, None
-        return fell
 
     def moved(self, look: Glance, now: float, connections: int = 0, datagrams: int = 0) -> None:
         self.connections += connections
@@ -273,36 +268,6 @@ def test_a_few_new_connections_are_asked_for_and_many_are_dumped(kernel):
     assert (kernel.dumps, kernel.asked, kernel.most_asked) == ([6, 6, 6], ONE_BY_ONE, ONE_BY_ONE)
 
 
-def test_where_dumps_take_long_more_connections_are_asked_for(kernel, monkeypatch):
-    """As many as that takes no longer: a dump walks over what others have in their network namespaces, too."""
-    cpu, send = [0.0], kernel.send
-
-    def walk(data: bytes) -> None:
-        cpu[0] += 0.01
-        send(data)
-
-    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: 0.0, thread_time=lambda: cpu[0]))
-    kernel.send = walk
-    look = glance(kernel, udp=False)
-    for port in (1000, 1002):
-        kernel.add(port)
-    kernel.moved(look, 5.0, connections=2)
-    look.look(5.0)
-    kernel.dumps.clear()
-    for port in range(1004, 1404, 2):
-        kernel.add(port)
-    kernel.moved(look, 6.0, connections=200)
-    assert len(look.look(6.0)) == 200
-    assert kernel.dumps == []
-    assert look.dumped == 0.0
-    kernel.moved(look, 7.0, connections=201)
-    assert look.look(7.0) == []
-    assert (kernel.dumps, look.dumped) == ([6], 0.0), "looks for so many need one each time"
-    kernel.moved(look, 8.0, connections=1)
-    assert look.look(8.0) == []
-    assert (kernel.dumps, look.dumped) == ([6, 6], pytest.approx(0.01))
-
-
 def test_many_are_asked_for_in_parts(kernel):
     look = glance(kernel)
     rows = [(6, kernel.add(number).message()) for number in range(1, 2 * ONE_BY_ONE + 2)]
@@ -311,28 +276,6 @@ def test_many_are_asked_for_in_parts(kernel):
     assert kernel.asked == 3
     assert look.still_held(rows, {*range(101, 200)}) == {100 + n for n in kernel.sockets}
     assert kernel.most_asked == ONE_BY_ONE
-
-
-def test_how_long_connections_live_is_learned_from_when_they_become_fewer(kernel):
-    """The shortest of the last ones counts, and is forgotten by halves; where one was over, nothing may be later."""
-    look = glance(kernel, udp=False)
-    assert look.shortest_life == 0.0
-    lives = []
-    for number, lived in enumerate((0.02, None, 0.02, 0.02, 0.02, 0.02, 0.004, None, None, None)):
-        now = 5.0 + number / 10
-        kernel.add(1000 + 2 * number)
-        kernel.moved(look, now, connections=1)
-        assert len(look.look(now)) == 1
-        lives.append(look.shortest_life * 1000)
-        kernel.fell = None if lived is None else now + lived
-    assert lives == pytest.approx([1, 2, 4, 8, 16, 20, 20, 4, 8, 16])
-    kernel.moved(look, 6.0, connections=1)
-    look.look(6.0)
-    assert look.shortest_life == 0.0, "it was over"
-    kernel.add(1100, inode=0)
-    kernel.moved(look, 6.1, connections=1)
-    look.look(6.1)
-    assert look.shortest_life == 0.001, "it waits to be accepted"
 
 
 def test_datagram_sockets_are_asked_for_too(kernel):
@@ -391,19 +334,6 @@ def test_connections_that_are_counted_and_not_there_have_ever_fewer_dumps(kernel
     del kernel.sockets[other.cookie]
     assert look.look(6.05) == []
     assert kernel.dumps == [6, 6, 6], "none was found by its port: another server, perhaps"
-    look.dump_at = 6.09
-    kernel.moved(look, 6.055, connections=2)
-    assert look.look(6.055) == []
-    assert (kernel.dumps, look.next_look()) == ([6, 6, 6], 6.09), "the last one rests"
-    look.look(6.09)
-    assert kernel.dumps.pop() == 6
-    look.dump_at = 0.0
-    look.budget.left = module.TO_SPARE * look.budget.most
-    kernel.moved(look, 6.1, connections=2)
-    assert look.look(6.1) == []
-    assert kernel.dumps == [6, 6, 6], "the last dump had none, and little is left"
-    assert look.look(look.next_look()) == []
-    assert kernel.dumps == [6, 6, 6, 6]
 
 
 def test_a_look_may_leave_out_crowds_where_the_kernel_can(kernel, monkeypatch):

@@ -24,7 +24,6 @@ class Machine:
     """A network namespace in which flows begin at these times; it stands in for `Glance`, the clocks, and the wait for counters."""
 
     crowds = ()
-    shortest_life = dumped = dump_at = 0.0
 
     def __init__(self, monkeypatch, *flows):
         """Each of the flows is its beginning and its life, seconds."""
@@ -128,19 +127,6 @@ def test_a_look_rests_for_what_it_cost_and_longer_the_less_is_saved(monkeypatch)
     assert rests == pytest.approx([0.001, 0.002, 0.001 / budget.SHARE], rel=0.02)
 
 
-def test_a_dump_has_a_rest_of_its_own(monkeypatch):
-    """Looks that need none go on meanwhile."""
-    machine = Machine(monkeypatch)
-    machine.pulse._budget.left = machine.pulse._budget.most / 2
-    machine.dumped = 0.01
-    machine.pulse._rest_after(machine, 0.011)
-    assert (machine.look_at, machine.dump_at) == pytest.approx((0.002, 0.02))
-    machine.dumped = 0.0
-    machine.now = 0.01
-    machine.pulse._rest_after(machine, 0.001)
-    assert (machine.look_at, machine.dump_at) == pytest.approx((0.012, 0.02), rel=0.05)
-
-
 @pytest.mark.parametrize("rate", [1000, 10_000])
 def test_a_thousand_a_second_cost_no_more_and_are_still_looked_at(monkeypatch, rate):
     """Looks are rarer, the more each of them has to do."""
@@ -200,23 +186,6 @@ def test_the_counters_of_busy_namespaces_are_read_more_often_and_all_others_as_b
     assert set(read) == {(busy,), (busy, quiet)}
     assert read.count((busy, quiet)) == pytest.approx(0.2 / 0.02, abs=2)
     assert len(read) > 6 * read.count((busy, quiet))
-
-
-def test_the_longer_connections_live_the_more_rarely_the_counters_are_read_and_never_more_rarely_than_in_silence(
-    monkeypatch,
-):
-    """What is saved by that is there for a burst."""
-    machine = Machine(monkeypatch)
-    machine.pulse._budget.left = machine.pulse._budget.most
-
-    def quick(*lives):
-        others = [types.SimpleNamespace(shortest_life=life) for life in lives]
-        return machine.pulse._quick_pause(0.02, others)
-
-    shortest = 0.02 / pulse.EAGER
-    assert [quick(0.0), quick(1.0, 0.001), quick(0.02), quick(1.0)] == pytest.approx([shortest, shortest, 0.005, 0.02])
-    machine.pulse._budget.left /= 8
-    assert [quick(0.0), quick(0.02), quick(0.06)] == pytest.approx([8 * shortest, 8 * shortest, 0.015])
 
 
 # -- what is granted

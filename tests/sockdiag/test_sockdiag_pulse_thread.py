@@ -24,7 +24,6 @@ class Room:
     """It stands in for `Glance`."""
 
     crowds = ()
-    shortest_life = dumped = dump_at = 0.0
 
     def __init__(self, purpose, report) -> None:
         self.purpose, self.report = purpose, report
@@ -97,9 +96,8 @@ def beat(monkeypatch):
         each.clear()
     monkeypatch.setattr(pulse, "Glance", Room)
     monkeypatch.setattr(pulse, "threading", types.SimpleNamespace(Thread=Thread, Lock=threading.Lock))
-    monkeypatch.setattr(pulse, "wake_promptly", lambda: made.woken.append(True))
     made = pulse.Pulse({}, ProcessReader())
-    made.woken, made.waits = [], []
+    made.waits = []
 
     def wait(_bell, watched, pause, *_):
         made.waits.append((watched, pause))
@@ -242,7 +240,6 @@ def test_the_thread_says_when_it_knows_what_was_there_before_and_then_reports_wh
     room.new = [row]
     beat.most = 3
     threads[0].run()
-    assert beat.woken == [True]
     assert read(channel) == [PulseReport(), PulseReport((row,))]
     assert (room.looks, room.closed) == (1, 1)
     assert [watched for watched, _ in beat.waits] == [(0,)] * 3
