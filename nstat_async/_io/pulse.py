@@ -280,8 +280,8 @@ class Pulse:
     def _report_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[PulseReport, set[int]]:
         """New sockets with their processes, as far as a short search finds them; and the inodes that it had no time for."""
         rows = [SOCKET.unpack_from(message, COOKIE_AT) for _, message in sockets]
-        users = {uid for _, uid, _ in rows}
-        reached = {uid for uid in users if self._reach.covers(uid, time.monotonic())}
+        now, users = time.monotonic(), {uid for _, uid, _ in rows}
+        reached = {uid for uid in users if self._reach.covers(uid, now)}
         wanted = {inode for _, uid, inode in rows if uid in reached}
         places: list[Found] = []
         cut = _take(wanted, self._likely.ends(), places)
@@ -298,7 +298,7 @@ class Pulse:
                 cut = search()
         found = {place[0] for place in places}
         for uid in {uid for _, uid, inode in rows if inode in found}:
-            self._reach.found(uid, time.monotonic())
+            self._reach.found(uid, now)
         return PulseReport(tuple(sockets), self._answer(places, users)), wanted if cut else set()
 
     def _answer(self, places: list[Found], users: set[int]) -> OwnersAnswer:

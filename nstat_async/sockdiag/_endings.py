@@ -8,7 +8,6 @@ wait to be read the other end's may be among them: no time is over before they w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 
@@ -102,8 +101,8 @@ class Endings:
     ) -> None:
         self._located = located
         """True once the addresses of this machine are known, or will not be."""
-        self._early: list[tuple[Any, ...]] = []
-        """Ends that came before, and may be this machine's: the arguments of `_settle`."""
+        self._early: list[Ending] = []
+        """Ends that came before, and whose other end may be on this machine."""
         self._output = output
         self._book = book
         self._lookups = lookups
@@ -129,27 +128,20 @@ class Endings:
     ) -> None:
         """A connection ended with these last words of its message, read at this time, and with this record of its end where there is one."""
         self.other_came(entry)
-        if self._located() or self._is_here(entry) or len(self._early) >= MOST_REMEMBERED:
-            self._settle(entry, message, info, words, came, record)
-        else:
-            self._early.append((entry, message, info, words, came, record))
-
-    def _settle(
-        self,
-        entry: Entry,
-        message: bytes,
-        info: tuple[int, int],
-        words: LastWords,
-        came: float,
-        record: Ended | None,
-    ) -> None:
         local, orderly = self._is_here(entry), is_orderly(entry, words)
         ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, came)
-        if is_attempt(words):
+        if local or self._located() or len(self._early) >= MOST_REMEMBERED:
+            self._settle(ending)
+        else:
+            self._early.append(ending)
+
+    def _settle(self, ending: Ending) -> None:
+        entry = ending.entry
+        if is_attempt(ending.words):
             self._finish(ending)
-        elif orderly is False or record is not None or entry.state in _FIN_RECEIVED:
+        elif ending.orderly is False or ending.record is not None or entry.state in _FIN_RECEIVED:
             self._meet(ending)
-        elif not local:
+        elif not ending.local:
             self._ask_for_remains(ending)
         elif not self._pair(_end_of(entry), ending):
             self._keep(_end_of(entry), ending)
@@ -171,8 +163,9 @@ class Endings:
 
     def _settle_early(self) -> None:
         early, self._early = self._early, []
-        for each in early:
-            self._settle(*each)
+        for ending in early:
+            ending.local = self._is_here(ending.entry)
+            self._settle(ending)
 
     def _ask_for_remains(self, ending: Ending) -> None:
         request = lookup_request(ending.message, IPPROTO_TCP, exact=False)
