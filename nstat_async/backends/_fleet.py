@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 import attrs
 
@@ -19,7 +19,6 @@ from ..fleet import host_name
 
 _END_OF_TIME = 253_402_300_800
 """The year 10000, which neither Python nor a server knows."""
-_Moment = Union[float, datetime, None]
 
 
 def _hosts(value: Any) -> frozenset[str] | None:

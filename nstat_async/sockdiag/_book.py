@@ -32,7 +32,7 @@ from .._events import FlowRemoved, LossCause, RemovalReason, flow_updated
 from .._making import flow_added
 from .._model import Attribution, Direction, Flow, Outcome, Process
 from ._cgroups import CgroupSource, cgroup_of
-from ._constants import IPPROTO_TCP, IPPROTO_UDP, SocketState
+from ._constants import DUMPED, IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._coverage import CoverageMeter
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Others, Owner, Weight
@@ -60,7 +60,6 @@ from ._waiting import Memory
 
 PASSED_AT_ONCE = 4096
 """Sockets whose flow was announced before their turn, which are passed over in one step: a fifth of a millisecond."""
-_DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _MOST_ENDED = 65_536
 _NOBODY = bytes(8)
 """Where a row has the user and the inode."""
@@ -249,7 +248,7 @@ class Book:
             ended, entry.before = self._given_up.pop(cookie) or (0, ())
             entry.connection += ended
             entry.begun = entry.seen
-        if entry.protocol not in _DUMPED:
+        if entry.protocol not in DUMPED:
             self.others[cookie] = entry
         return entry
 

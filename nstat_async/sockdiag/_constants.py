@@ -31,7 +31,9 @@ PROVIDERS: dict[int, Provider] = {
     IPPROTO_ICMP: Provider.ICMP,
     PACKET: Provider.PACKET,
 }
-"""What flows are called, by the protocol of their socket's entry."""
+"""The provider of a socket's flows, by the protocol of its entry."""
+DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
+"""Protocols whose sockets sock_diag dumps."""
 
 SOCK_DIAG_BY_FAMILY = 20
 """Type of sock_diag requests, of their replies and of destroy notifications."""

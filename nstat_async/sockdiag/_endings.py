@@ -19,6 +19,7 @@ from ._constants import IPPROTO_TCP, SocketState
 from ._direction import direction_by_remains
 from ._entry import Entry, Weight
 from ._finals import (
+    FIN_RECEIVED,
     Fin,
     LastWords,
     Remains,
@@ -51,7 +52,6 @@ REUSED_AFTER = 1.0
 
 _FIN_NOT_SENT = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_SENT, SocketState.SYN_RECV})
 _FIN_SENT = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2})
-_FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _NO_FIN = Fin(0, proven=False)
 
 End = tuple[bytes, bytes]
@@ -139,7 +139,7 @@ class Endings:
         entry = ending.entry
         if is_attempt(ending.words):
             self._finish(ending)
-        elif ending.orderly is False or ending.record is not None or entry.state in _FIN_RECEIVED:
+        elif ending.orderly is False or ending.record is not None or entry.state in FIN_RECEIVED:
             self._meet(ending)
         elif not ending.local:
             self._ask_for_remains(ending)
@@ -282,7 +282,7 @@ class Endings:
         self.waiting.pop(here)
         self._remember(here, ending.words)
         if ending.orderly is None:
-            ending.orderly = state in _FIN_RECEIVED
+            ending.orderly = state in FIN_RECEIVED
         if ending.fin is None or not ending.fin.proven:
             ending.fin = fin
         self._finish(ending)

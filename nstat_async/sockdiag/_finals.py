@@ -33,9 +33,7 @@ _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
 _TICKS_MS = 20
 """Times of the kernel are jiffies, of 10 ms at most: two of them differ by no more than that when they are equal."""
-BEHIND_FIN = frozenset(
-    {SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT},
-)
+FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 _STATE_AT = int(TcpInfo.STATE)
 _U32 = struct.Struct("=I")
 _EXPIRES_AT = HEADER.size + 52
@@ -163,7 +161,9 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
 
 def is_behind_fin(message: bytes, start: int, length: int) -> bool:
     """True if the FIN is among the bytes of a row: its state is read twice, and the second one is the counters' own."""
-    return message[HEADER.size + 1] in BEHIND_FIN or (length > _STATE_AT and message[start + _STATE_AT] in BEHIND_FIN)
+    return message[HEADER.size + 1] in FIN_RECEIVED or (
+        length > _STATE_AT and message[start + _STATE_AT] in FIN_RECEIVED
+    )
 
 
 def sent_fin(entry: Entry, words: LastWords) -> bool | None:
@@ -188,7 +188,7 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     """What the counters and the last dump prove (1 to 3); `None`: nothing."""
     if not words.received or words.data_segments == 0:
         return Fin(min(words.received, 1), proven=True)
-    if entry.state in BEHIND_FIN or (entry.report is not None and entry.report.has_fin):
+    if entry.state in FIN_RECEIVED or (entry.report is not None and entry.report.has_fin):
         return Fin(1, proven=True)
     if entry.report is None or words.data_segments is None:
         return None
@@ -251,6 +251,11 @@ def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None, *, s
     return Fin(int(words.unread <= 1 and not (here or words.quiet)), proven=False)
 
 
+def has_remote_port(message: bytes) -> bool:
+    """False where the kernel forgot the remote port, or never knew one."""
+    return any(message[HEADER.size + 6 : HEADER.size + 8])
+
+
 def is_unused(message: bytes) -> bool:
     """True for a socket that was made and closed, and had neither port nor peer."""
     return not any(message[HEADER.size + 4 : HEADER.size + 8]) and not any(message[HEADER.size + 24 : HEADER.size + 40])
@@ -263,7 +268,7 @@ def was_disconnected(message: bytes, start: int, length: int) -> bool:
     ``write_seq`` behind the peer's window. The kernel treats a failed attempt the same
     way, but that has no window: nothing was lost with it.
     """
-    if length < TcpInfo.SEGS_IN + 4 or any(message[HEADER.size + 6 : HEADER.size + 8]):
+    if length < TcpInfo.SEGS_IN + 4 or has_remote_port(message):
         return False
     words = last_words(message, start, length)
     return words.cleared and words.unacknowledged > _FAILED_ATTEMPT

@@ -14,7 +14,7 @@ from ._book import Book
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup, SocketState
 from ._endings import Endings
 from ._entry import Entry
-from ._finals import is_unused, last_words, was_disconnected
+from ._finals import has_remote_port, is_unused, last_words, was_disconnected
 from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
 from ._outcomes import QUICK, outcome_of_attempt
 from ._output import Output
@@ -165,7 +165,7 @@ class RemovalSource(Source):
         """Remove a flow: with the record of its end, where there is one, nothing is open."""
         record = ended if ended is not None and ended.final else None
         words = last_words(message, *info) if info[1] else None
-        cleared = words is not None and words.cleared and not _has_port(message)
+        cleared = words is not None and words.cleared and not has_remote_port(message)
         if record is not None and (words is None or cleared):
             outcome = None if entry.protocol != IPPROTO_TCP else self._outcome_of_cleared(entry, message, record)
             self._sightings.finish(self._book, entry, record, (message, *info), outcome)
@@ -216,10 +216,6 @@ class RemovalSource(Source):
     def expire(self) -> None:
         """The other ends of connections on this machine did not come in time."""
         self._endings.expire()
-
-
-def _has_port(message: bytes) -> bool:
-    return any(message[HEADER.size + 6 : HEADER.size + 8])
 
 
 def _protocol_of(message: bytes) -> int:

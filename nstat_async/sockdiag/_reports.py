@@ -30,7 +30,6 @@ _QUEUES = struct.Struct("=IIII")
 _QUEUES_AT = HEADER.size + 56
 _ALL_ONES_32 = 0xFFFFFFFF
 _ALL_ONES_64 = 0xFFFFFFFFFFFFFFFF
-_MILLION = 1_000_000
 
 _set_values = Counts.__dict__["_values"].__set__
 _new = object.__new__

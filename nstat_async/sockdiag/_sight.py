@@ -14,7 +14,7 @@ from ._cgroups import cgroup_of
 from ._constants import IPPROTO_TCP, SocketState
 from ._direction import ACCEPTED, AFTER_FIN, BEFORE_FIN, OPENED, evidence_of
 from ._entry import Entry, Keeper, Weight
-from ._finals import BEHIND_FIN, is_behind_fin
+from ._finals import FIN_RECEIVED, is_behind_fin
 from ._reports import SocketReport, socket_report
 from ._rows import REMAINS, Pieces, RowFormat, info_of, is_first_fin
 
@@ -90,7 +90,7 @@ def _compiled() -> Any:
         tuple(defaults.values()),
         tuple(
             sum(1 << state for state in states)
-            for states in (BEHIND_FIN, BEFORE_FIN, AFTER_FIN, _TOLD_BY_STATE, REMAINS)
+            for states in (FIN_RECEIVED, BEFORE_FIN, AFTER_FIN, _TOLD_BY_STATE, REMAINS)
         ),
         (_DIRECTIONS[ACCEPTED], _DIRECTIONS[OPENED], _SEQUENCE),
         _first_sight,

@@ -40,10 +40,10 @@ from ._constants import (
     AF_INET,
     AF_INET6,
     AF_PACKET,
+    DUMPED,
     IPPROTO_ICMP,
     IPPROTO_RAW,
     IPPROTO_TCP,
-    IPPROTO_UDP,
     PACKET,
     SocketState,
 )
@@ -73,7 +73,6 @@ MOST_HELD = 4096
 HELD_SECONDS = 1.0
 """How long they are good for."""
 
-_DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 _FAMILIES = frozenset({AF_INET, AF_INET6, AF_PACKET})
 _ICMPV6 = 58
 _STATES = {int(state): state for state in SocketState}
@@ -208,12 +207,12 @@ class Sightings:
         self.take(each for _, each in fresh if each.facts.net_cookie == net_cookie)
 
     def _wants(self, protocol: int) -> bool:
-        return protocol in self._protocols and (self.walked or protocol in _DUMPED)
+        return protocol in self._protocols and (self.walked or protocol in DUMPED)
 
     def _entry_of(self, book: Book, facts: Facts) -> Entry | None:
         """The entry of a socket, made where there is none; `None` for one that is not bound: a dump has none of those."""
         entry = self.known(book, facts.cookie)
-        bound = facts.local_port or facts.remote_port or protocol_of(facts) not in _DUMPED
+        bound = facts.local_port or facts.remote_port or protocol_of(facts) not in DUMPED
         walked = isinstance(facts, OwnerRow)
         if entry is not None or (walked and book.dumped) or not bound or facts.cookie in self._past:
             return entry
@@ -296,7 +295,7 @@ class Sightings:
 
     def _owner_seen(self, book: Book, seen: OwnerSeen) -> None:
         cookie, walked = seen.facts.cookie, isinstance(seen.facts, OwnerRow)
-        if isinstance(seen.facts, OwnerRow) and (protocol := protocol_of(seen.facts)) not in _DUMPED:
+        if isinstance(seen.facts, OwnerRow) and (protocol := protocol_of(seen.facts)) not in DUMPED:
             self._walked_over(book, protocol, seen.facts)
         entry = self.known(book, cookie) if seen.after_end else self._entry_of(book, seen.facts)
         if entry is not None:
