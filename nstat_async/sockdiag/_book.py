@@ -221,7 +221,7 @@ class Book:
                 changed = before[1][1] != pieces[1][1] or before[1][4:] != pieces[1][4:]
         if not (changed or returned or counters or self._every or entry.report is None):
             return
-        self.place(entry, message, form)
+        self.learn_cgroup_by_row(entry, message, form)
         previous = entry.report
         fin = is_fin_alone(before[4], pieces[4])
         weighed = self.take_over(entry, message, info_of(message, form, pieces), fin=fin)
@@ -230,10 +230,10 @@ class Book:
         elif entry.connection > 1:
             self.ready.append(entry)
 
-    def place(self, entry: Entry, message: bytes, form: RowFormat) -> None:
+    def learn_cgroup_by_row(self, entry: Entry, message: bytes, form: RowFormat) -> None:
         """Learn from a row which cgroup a socket was made in."""
         if not entry.cgroup:
-            self._cgroups.place(entry, cgroup_of(message, form))
+            self._cgroups.assign(entry, cgroup_of(message, form))
 
     def new_entry(self, protocol: int, pieces: Pieces) -> Entry:
         """Open an entry for a socket that was not known."""
@@ -297,7 +297,7 @@ class Book:
         if self._stop_listening(entry):
             self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
         elif entry.ended is not None and entry.report is not None:
-            report = counted_report(*entry.report.place, entry.ended.totals)
+            report = counted_report(*entry.report.raw, entry.ended.totals)
             outcome = outcome_by_record(entry.ended, None)
             self.end(entry, report, final=True, reason=RemovalReason.CLOSED, outcome=outcome)
         else:

@@ -1,8 +1,8 @@
-"""Evidence of cgroups: which one a socket was made in, and from that the unit, the container and the pod.
+"""Evidence of cgroups: which one a socket was made in, and so its unit, container and pod.
 
-The kernel says the number of every socket's cgroup to every user, with each row of a dump and each record. The number
-never changes and is never used again, so its path is looked up once. A cgroup that was removed before anybody
-looked has no path any more; what was found before stays known.
+Every row of a dump and every record has the number of the socket's cgroup, for any user to read. A number never changes
+and is never used again, so its path is looked up once. A cgroup that was removed before the look-up has no path;
+what was found earlier stays known.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ._rows import RowFormat
 from ._setup import CgroupFacts, CgroupsAnswer, CgroupsRequest
 
 AT_ONCE = 512
-"""Numbers in one question."""
+"""Most numbers in one request."""
 REMEMBERED = 16_384
-"""Cgroups that are known at once."""
+"""Most cgroups whose names are kept."""
 FIRST_PIECES = 50
-"""Questions that the first poll may ask again at once: a second of processor time, 50,000 cgroups."""
+"""Further requests that the first poll may send without a pause: a second of processor time, 50,000 cgroups."""
 PAUSE = 5.0
-"""Seconds until a question that failed is asked again."""
+"""Seconds until a request that failed is repeated."""
 
 _NUMBER = struct.Struct("=Q")
 _HEADER = struct.pack("=HH", 4 + _NUMBER.size, DiagAttribute.CGROUP_ID)
 
 
 def cgroup_of(message: bytes, form: RowFormat) -> int:
-    """Number of a socket's cgroup by its row; 0 where the kernel (before Linux 5.8) or the row does not have it."""
+    """The number of a socket's cgroup, read from its row; 0 where the row has none (before Linux 5.8)."""
     at, length = form.cgroup, _NUMBER.size
     if not at or message[at - 4 : at] != _HEADER:
         at, length = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.CGROUP_ID) or (0, 0)
@@ -44,57 +44,58 @@ def cgroup_of(message: bytes, form: RowFormat) -> int:
     return number
 
 
-Place = tuple[Union[str, None], Union[str, None], Union[str, None]]
-"""Cgroup, container and pod, as a flow has them."""
+CgroupNames = tuple[Union[str, None], Union[str, None], Union[str, None]]
+"""Path of a cgroup, its container and its pod, as a flow has them."""
 
 
 class CgroupSource:
-    """Evidence of cgroups: what is known of them by number, and which flows were announced without it.
+    """Looks up the names of cgroups, and remembers which flows were announced without them.
 
     Args:
-        output: Where questions go.
-        asks: Whether there is somebody to ask.
+        output: Where requests go.
+        asks: Whether the transport can look cgroups up.
     """
 
     def __init__(self, output: Output, *, asks: bool = True) -> None:
         self.searching = False
-        """A question is under way."""
+        """A look-up is under way."""
         self._output = output
         self._asks = asks
-        self.known: dict[int, Place | None] = {}
-        """Where sockets were made, by number; `None`: there is no path, and will be none."""
+        self.known: dict[int, CgroupNames | None] = {}
+        """The names of cgroups by number; `None`: the cgroup is gone, and will never have a path."""
         self._wanted: dict[int, None] = {}
-        """Numbers to ask for."""
+        """Numbers to look up."""
         self._without: dict[int, dict[Entry, None]] = {}
-        """Sockets whose flow was made before their cgroup was known."""
+        """By number, sockets whose flow was made before the names of their cgroup were known."""
         self._not_before = 0.0
+        """Time of the next request, after one that failed."""
         self._from_poll = 0
-        """The next question is this poll's."""
+        """Serial of the first poll that may send the next request."""
         self._more = FIRST_PIECES
 
-    def place(self, entry: Entry, number: int) -> None:
+    def assign(self, entry: Entry, number: int) -> None:
         """The socket was made in this cgroup."""
         entry.cgroup = number
         self.want(number)
 
     def want(self, number: int) -> None:
-        """Find out which cgroup has this number."""
+        """Have this number looked up, unless its names are known."""
         if self._asks and number and number not in self.known and len(self._wanted) < REMEMBERED:
             self._wanted[number] = None
 
-    def place_of(self, entry: Entry) -> Place | None:
-        """What is known of a socket's cgroup, for its flow; one that is made before the answer gets it later."""
-        place = self.known.get(entry.cgroup)
-        if place is None and entry.cgroup in self._wanted:
+    def names_of(self, entry: Entry) -> CgroupNames | None:
+        """The names of a socket's cgroup; a flow that is made before they are known is updated later."""
+        names = self.known.get(entry.cgroup)
+        if names is None and entry.cgroup in self._wanted:
             self._without.setdefault(entry.cgroup, {})[entry] = None
-        return place
+        return names
 
     def forget(self, entry: Entry) -> None:
         """The socket is gone."""
         self._without.get(entry.cgroup, {}).pop(entry, None)
 
     def ask(self) -> None:
-        """Ask for what is not known."""
+        """Send a request for numbers that are not known, if it is time."""
         if (
             self.searching
             or not self._wanted
@@ -106,11 +107,11 @@ class CgroupSource:
         self._output.ask(CgroupsRequest(tuple(islice(self._wanted, AT_ONCE))), self.take)
 
     def give_up(self) -> None:
-        """Following: no answer will come to this question."""
+        """Following: no answer will come to this request."""
         self.searching = False
 
     def take(self, answer: Any) -> None:
-        """Take in what was found; the rest is asked for again: by the next poll, or at once where everything is new."""
+        """Take in what was found; the next poll asks for the rest, or, in the first poll, a further request at once."""
         self.searching = False
         if not isinstance(answer, CgroupsAnswer):
             self._not_before = self._output.now + PAUSE
@@ -131,19 +132,19 @@ class CgroupSource:
         self.known.pop(number, None)
         if len(self.known) >= REMEMBERED:
             del self.known[next(iter(self.known))]
-        self.known[number] = None if facts is None else _place(facts)
+        self.known[number] = None if facts is None else _names_of(facts)
         self._wanted.pop(number, None)
         without = self._without.pop(number, {})
         if facts is not None:
-            self._output.do(_tell(without))
+            self._output.do(_update_flows(without))
 
 
-def _tell(entries: Iterable[Entry]) -> Iterator[None]:
+def _update_flows(entries: Iterable[Entry]) -> Iterator[None]:
     for entry in entries:
         yield
         entry.book.learn_cgroup(entry)
 
 
-def _place(facts: CgroupFacts) -> Place:
+def _names_of(facts: CgroupFacts) -> CgroupNames:
     workload = workload_of(facts.path)
     return facts.path, facts.container or workload.container, facts.pod or workload.pod

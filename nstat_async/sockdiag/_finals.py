@@ -192,7 +192,7 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
         return Fin(1, proven=True)
     if entry.report is None or words.data_segments is None:
         return None
-    before = last_words(*entry.report.place)
+    before = last_words(*entry.report.raw)
     came = words.received - before.received
     if not before.data_segments or before.data_segments != words.data_segments or came not in {0, 1}:
         return None

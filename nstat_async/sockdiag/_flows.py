@@ -1,4 +1,4 @@
-"""From what is known of a socket to the `Flow` that users see."""
+"""Makes the `Flow` that users see of what is known of a socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._compiled import speedups
 from .._events import AnyEvent
 from .._making import flow_added
 from .._model import Counts, Flow, Interface, Outcome
-from ._cgroups import CgroupSource, Place
+from ._cgroups import CgroupNames, CgroupSource
 from ._constants import AF_INET6
 from ._entry import NOBODY, Entry
 from ._links import LinkTable, is_link_scoped
@@ -22,17 +22,17 @@ from ._unread import unread_flow
 
 _DEVICE = struct.Struct("=40xI")
 _SCOPED = 0xFE
-"""The first byte of addresses that mean something on one link only is this at least."""
+"""Addresses that are valid on one link only have a first byte of at least this."""
 
 
 def build_flow(
     entry: Entry, links: LinkTable, cgroups: CgroupSource, namespace: str | None, *, listed: bool = False
 ) -> Flow:
-    """The flow of a socket as known now, with a list of its other holders or not."""
+    """The flow of a socket, by what is known now; `listed`: with a list of its other holders."""
     _, identity, cookie, _, _ = entry.last
-    others, old, place, index = entry.others, entry.flow, cgroups.place_of(entry), None
-    if place is None and old is not None:
-        place = old.cgroup, old.container, old.pod
+    others, old, names, index = entry.others, entry.flow, cgroups.names_of(entry), None
+    if names is None and old is not None:
+        names = old.cgroup, old.container, old.pod
     if identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED):
         index = _scope_of(identity, links)
     return unread_flow(
@@ -47,7 +47,7 @@ def build_flow(
         links.interface_by_row(identity),
         entry.direction,
         namespace,
-        place,
+        names,
         others.number or None,
         others.oldest if listed else (),
     )
@@ -62,23 +62,26 @@ def _announce(
     entries: list[Entry],
     prefix: str,
     namespace: str | None,
-    places: Mapping[int, Place | None],
+    cgroups: Mapping[int, CgroupNames | None],
     interfaces: Mapping[tuple[int, bytes], Interface | None],
     time: float,
     events: list[AnyEvent],
     python: Callable[[Entry], Any],
 ) -> int:
-    """Make the flows of these sockets, and say that they are there, unless that was said, or they are over; how many it were.
+    """Make the flows of these sockets and announce them; sockets that are announced already, or gone, are skipped.
 
     Args:
-        entries: All of them.
+        entries: The sockets.
         prefix: What the ids of flows begin with.
-        namespace: Their namespace, as a flow has it.
-        places: Where sockets were made, by the numbers of cgroups.
-        interfaces: What packets pass, as far as it is remembered (`LinkTable.remembered`).
-        time: Of the events.
-        events: Where they go.
-        python: Does the same with one of which more is to be found out (`build_flow`).
+        namespace: Their network namespace, as a flow has it.
+        cgroups: Names of cgroups, by number.
+        interfaces: The interfaces that are remembered for rows (`LinkTable.remembered`).
+        time: Time of the events.
+        events: Where the events go.
+        python: Announces a socket whose flow needs more than these tables (`Book.announce`).
+
+    Returns:
+        How many were announced.
     """
     done = 0
     for entry in entries:
@@ -86,9 +89,9 @@ def _announce(
             continue
         done += 1
         _, identity, cookie, _, _ = entry.last
-        place, key, report = places.get(entry.cgroup), (identity[0], identity[8:]), entry.report
+        names, key, report = cgroups.get(entry.cgroup), (identity[0], identity[8:]), entry.report
         scoped = identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED)
-        if scoped or place is None or entry.others is not NOBODY or key not in interfaces:
+        if scoped or names is None or entry.others is not NOBODY or key not in interfaces:
             python(entry)
             continue
         entry.flow = flow = unread_flow(
@@ -103,7 +106,7 @@ def _announce(
             interfaces[key],
             entry.direction,
             namespace,
-            place,
+            names,
             None,
             (),
         )
@@ -112,7 +115,7 @@ def _announce(
 
 
 def _flows_of(entries: Iterable[Entry]) -> list[tuple[Flow, Counts | None]]:
-    """The flows of those that were announced, with their counts."""
+    """The announced flows of these sockets, with their counts."""
     return [(entry.flow, entry.report) for entry in entries if entry.flow is not None]
 
 
@@ -124,7 +127,7 @@ if speedups is not None:
 
 
 def _scope_of(identity: bytes, links: LinkTable) -> int | None:
-    """Index of the link that an address means something on; `None` if both do everywhere."""
+    """Index of the link that a scoped address belongs to; `None` if neither address is scoped."""
     own = address_of(identity, 8)
     if is_link_scoped(own) or is_link_scoped(address_of(identity, 24)):
         return _DEVICE.unpack(identity)[0] or links.index_of(own)
@@ -136,5 +139,5 @@ _make: Callable[..., Flow] = Flow
 
 
 def with_outcome(flow: Flow, outcome: Outcome) -> Flow:
-    """The same flow, and how it ended: `attrs.evolve` takes four times as long."""
+    """The flow with this outcome; `attrs.evolve` would take four times as long."""
     return _make(*_others_of(flow), outcome=outcome)

@@ -112,7 +112,7 @@ class PulseSource(Source):
             if not (self._sightings.is_past(pieces[2]) or is_remains(message)):
                 self._book.apply_row(None, protocol, pieces, message, form)
         elif entry.over:
-            self._book.place(entry, message, form)
+            self._book.learn_cgroup_by_row(entry, message, form)
             return entry, pieces
         elif not entry.user[1]:
             self._book.learn_holder(entry, pieces)

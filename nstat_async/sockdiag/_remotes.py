@@ -240,7 +240,7 @@ def _sum(parts: Iterable[Numbers]) -> Numbers:
 
 def _report(entry: Entry, numbers: Numbers) -> CountedReport:
     assert entry.report is not None
-    return counted_report(*entry.report.place, Totals(*numbers))
+    return counted_report(*entry.report.raw, Totals(*numbers))
 
 
 def _endpoint(row: PeerRow) -> Endpoint:

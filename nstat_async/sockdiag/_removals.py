@@ -194,7 +194,7 @@ class RemovalSource(Source):
         if not any(message[HEADER.size + 24 : HEADER.size + 40]):
             return None
         last = entry.report
-        repeated = last_words(*last.place).repeated if last is not None and last.place[2] else 0
+        repeated = last_words(*last.raw).repeated if last is not None and last.raw[2] else 0
         if record is not None:
             repeated = max(repeated, record.totals.retransmitted_segments or 0)
         quick = self.output.now - self.output.poll_began < QUICK

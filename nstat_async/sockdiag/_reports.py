@@ -110,7 +110,7 @@ class SocketReport(Counts):
         return _details(*self._values)
 
     @property
-    def place(self) -> tuple[bytes, int, int]:
+    def raw(self) -> tuple[bytes, int, int]:
         """The message, and offset and length of ``tcp_info`` in it."""
         message, start, length, _ = self._values
         return message, start, length

@@ -254,7 +254,7 @@ class Sightings:
         entry = book.new_entry(protocol_of(facts), pieces)
         self._removal_due.pop(facts.cookie)
         book.take_over(entry, message, (0, 0))
-        self._cgroups.place(entry, facts.cgroup)
+        self._cgroups.assign(entry, facts.cgroup)
         return entry
 
     def _row(self, facts: Facts) -> tuple[Any, bytes]:
@@ -361,7 +361,7 @@ class Sightings:
     def _count(entry: Entry, totals: Totals) -> None:
         entry.totals = totals
         if entry.report is not None:
-            entry.report = counted_report(*entry.report.place, totals)
+            entry.report = counted_report(*entry.report.raw, totals)
 
     # -- ends
 
@@ -421,7 +421,7 @@ class Sightings:
         self._used_by(book, entry, ended.facts)
         self._output.count("short_lived")
         assert entry.report is not None
-        self.finish(book, entry, ended, entry.report.place, outcome_by_record(ended, None))
+        self.finish(book, entry, ended, entry.report.raw, outcome_by_record(ended, None))
 
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""
@@ -480,15 +480,15 @@ class Sightings:
         self._remember(half.book, entry)
         half.book.drop(entry)
         outcome = outcome_by_record(ended, None) if entry.protocol == IPPROTO_TCP else None
-        self.finish(half.book, entry, ended, entry.report.place, outcome)
+        self.finish(half.book, entry, ended, entry.report.raw, outcome)
 
     def finish(
-        self, book: Book, entry: Entry, ended: Ended, place: tuple[bytes, int, int], outcome: Outcome | None = None
+        self, book: Book, entry: Entry, ended: Ended, raw: tuple[bytes, int, int], outcome: Outcome | None = None
     ) -> None:
-        """Remove a flow with the counts of its record; `place` has the rest of its last report."""
+        """Remove a flow with the counts of its record; everything else is read from `raw` (`SocketReport.raw`)."""
         if entry.protocol != IPPROTO_TCP:
             entry.whole = entry.whole and self._is_whole(entry, ended.facts)
-        entry.report = counted_report(*place, ended.totals)
+        entry.report = counted_report(*raw, ended.totals)
         final = ended.final and entry.whole
         book.end(entry, entry.report, final=final, reason=RemovalReason.CLOSED, outcome=outcome)
 

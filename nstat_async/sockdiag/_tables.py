@@ -130,7 +130,7 @@ class TableSource:
             if ended is None or entry.report is None:
                 book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
             else:
-                sightings.finish(book, entry, ended, entry.report.place)
+                sightings.finish(book, entry, ended, entry.report.raw)
 
         sightings.join(book, entry, settle)
 
