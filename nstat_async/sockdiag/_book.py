@@ -1,21 +1,20 @@
-"""The book of evidence: what the sources say of the sockets of one network namespace, weighed into events.
+"""The book of evidence: what the sources say about the sockets of one network namespace, weighed into events.
 
-Its key is a socket's cookie, its entries are sockets of any protocol and family: a socket
-that changes its family (``IPV6_ADDRFORM``) stays the same entry. An entry holds the socket's
-connections one after the other; each is a flow.
+The book has an entry for each socket, by cookie, whatever its protocol and family: a socket that changes its family
+(``IPV6_ADDRFORM``) keeps its entry. A socket may have several connections, one after the other; each is a flow.
 
-| source | says | weight |
+| source | what it says | what it is worth |
 |---|---|---|
-| dump | there, with counters, state, addresses | what is new stands; a total that fell is another connection |
-| removal | ended, with the last counters | final, unless the kernel cleared them |
-| tables of ``/proc/net`` | there, or not any more: raw, ICMP and packet sockets | as a dump; absence ends them, for nothing else says so |
-| absence and look-up | in no dump; not there at all | closed, until a removal comes; the end only where removals were lost |
-| owners | who holds the inode | the last one stands, unless another process was seen using the socket |
-| eBPF records | began, who uses it, ended, with exact counts | outweighs all others |
-| eBPF maps | what a UDP socket counts | nobody else counts that |
-| cgroups | who runs where the socket was made | its number is the kernel's word and never changes |
-| addresses | which interface has the address | a known one replaces another, ignorance replaces none |
-| state, sequence numbers, listeners | who began | `Weight` |
+| dump | the socket exists, with counters, state, addresses | newer facts replace older ones; a total that fell means another connection |
+| removal | the socket ended, with its last counters | final, unless the kernel cleared the counters |
+| tables of ``/proc/net`` | a raw, ICMP or packet socket exists | as a dump; absence ends the flow, because nothing else reports the end |
+| absence and look-up | no dump has the socket; it does not exist | closed until a removal comes; ended only if removals were lost |
+| owners | which process holds the inode | the newest answer, unless another process was seen using the socket |
+| eBPF records | beginning, user, end, exact counts | replaces everything else |
+| eBPF maps | the counts of a UDP socket | no other source has them |
+| cgroups | the cgroup that the socket was made in | the kernel's number never changes |
+| addresses | which interface has the address | a known interface replaces another; "unknown" replaces none |
+| state, sequence numbers, listeners | who began the connection | `Weight` |
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ from ._sight import first_rows, first_sight
 from ._waiting import Memory
 
 PASSED_AT_ONCE = 4096
-"""Sockets whose flow was announced before their turn, which are passed over in one step: a fifth of a millisecond."""
+"""Sockets in the queues that one step may skip because they are announced already: a fifth of a millisecond."""
 _MOST_ENDED = 65_536
 _NOBODY = bytes(8)
-"""Where a row has the user and the inode."""
+"""The user and inode of a row that has neither."""
 _RESTARTED = Change.RESTARTED
 _LISTEN = SocketState.LISTEN
 _PROVEN = Weight.SEQUENCE
-"""Evidence of this weight needs no more of its kind."""
+"""From this weight on no further evidence of the direction is looked for."""
 
 
 class Book:
@@ -89,25 +88,25 @@ class Book:
         self.entries: dict[int, Entry] = {}
         """By cookie."""
         self.others: dict[int, Entry] = {}
-        """Those that are neither TCP's nor UDP's: no dump has them."""
+        """The sockets among them that no dump has: neither TCP nor UDP."""
         self.ended: dict[int, Entry] | None = None
-        """UDP sockets that ended, for whoever has more to say of them; `None`: nobody has."""
+        """UDP sockets that ended, kept for `Remotes`; `None`: it does not need them."""
         self.dumped = dumped
-        """False: no dump and no removal tells of its sockets."""
+        """False where the namespace is not entered, so that it has neither dumps nor removals."""
         self.reported = 0
-        """Sockets of the book that the dumps of this poll had."""
+        """How many sockets of the book the dumps of this poll had."""
         self._dumping = False
         self._departed: set[int] = set()
         """Cookies that were removed during the dumps under way."""
         self._given_up: Memory[int, tuple[int, tuple[bytes, ...]]] = Memory(_MOST_ENDED)
-        """By cookie, which connection of its socket ended without its removal, and the identities up to it."""
+        """By cookie, connections that ended without a removal: their number in the socket, and the identities up to it."""
         self.ready: deque[Entry] = deque()
-        """New sockets of which enough is known to announce them."""
+        """New sockets that can be announced."""
         self.waiting: deque[Entry] = deque()
-        """New sockets that wait for their process; some of them may be announced since."""
+        """New sockets that wait for their process; some may be announced by now."""
         self.listeners = ListenerTable()
         self.coverage = CoverageMeter(output, number, links)
-        """Adds up what the flows move."""
+        """Adds up the traffic of the flows."""
         self._output = output
         self._owners = owners
         self._cgroups = cgroups
@@ -115,11 +114,11 @@ class Book:
         self._links_version = links.version
         self._first_sight = first_sight()
         self._new: list[Entry] = []
-        """Sockets that the rows before had for the first time: what takes less time for many is still to be done."""
+        """Sockets that the latest rows had for the first time: `enter_new` does the rest for all of them together."""
         self._first_rows = first_rows()
         self._reference = weakref.ref(self)
         self._announced = False
-        """A flow was announced, ever."""
+        """True once a flow was announced."""
         self._every = every_update
         self._extras = extras
         self._label = namespace.label
@@ -135,24 +134,24 @@ class Book:
         self._departed.clear()
 
     def give_up(self, entry: Entry) -> None:
-        """A socket is not where it was: it is gone, or it has another connection that no dump had yet."""
+        """End a connection that is not there any more: the socket is gone, or has another connection that no dump had yet."""
         self.remember(entry)
         self.drop(entry)
         self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
 
     def remember(self, entry: Entry) -> None:
-        """A connection ended whose socket may be there: it comes back as another one."""
+        """Note a connection that ended while its socket may live on: the socket's next connection gets the next number."""
         self._given_up.add(entry.cookie, (entry.connection, (*entry.before, entry.identity)))
 
     # -- evidence of dumps
 
     def apply_row(self, entry: Entry | None, protocol: int, pieces: Pieces, message: bytes, form: RowFormat) -> None:
-        """A look-up, or who else has a single row, has this socket, and it is not what was known."""
+        """Take in a single row, such as a look-up's answer, that is new or differs from the last one of its socket."""
         self.take_row(entry, protocol, pieces, message, form)
         self.enter_new()
 
     def take_row(self, entry: Entry | None, protocol: int, pieces: Pieces, message: bytes, form: RowFormat) -> None:
-        """The same of one of the rows of a dump; behind the last one comes `enter_new`."""
+        """Take in one of many rows: `enter_new` has to follow the last one."""
         if is_remains(message):
             if entry is None:
                 self.reported -= 1
@@ -166,7 +165,7 @@ class Book:
             self._take_in(protocol, pieces, message, form)
 
     def _take_in(self, protocol: int, pieces: Pieces, message: bytes, form: RowFormat) -> None:
-        """A dump has a socket that was not known."""
+        """Make the entry of a socket that was not known."""
         output, listening = self._output, self.listeners.by_port
         reading = output.now - output.poll_began
         entry = self._first_sight(self._reference, protocol, pieces, message, form, output.poll, reading, listening)
@@ -183,7 +182,7 @@ class Book:
 
     @property
     def row_taker(self) -> Callable[..., None]:
-        """`take_row`; in a first poll, in which nearly all rows are of new sockets, with the C code before it."""
+        """`take_row`, or in the first poll, where nearly all sockets are new, C code that calls it for the others."""
         output = self._output
         if self._first_rows is None or not output.first_poll or self._departed or self._given_up:
             return self.take_row
@@ -191,7 +190,7 @@ class Book:
         return partial(self._first_rows, about, output.poll, output.now - output.poll_began)
 
     def enter_new(self) -> None:
-        """Have looked for who holds the sockets that are new, and where they were made; then they are announced."""
+        """Have the owners and cgroups of the new sockets looked up; they are announced afterwards."""
         new = self._new
         if new:
             for number in dict.fromkeys([entry.cgroup for entry in new]):
@@ -201,7 +200,7 @@ class Book:
             new.clear()
 
     def _compare(self, entry: Entry, pieces: Pieces, message: bytes, form: RowFormat) -> None:
-        """See what is new about a socket that is known."""
+        """Compare a row with the last one of its socket, and take over what changed."""
         before, entry.seen = entry.last, self._output.poll
         changed, counters = identity_differs(before, pieces), counters_changed(before, pieces)
         if changed and entry.before and entry.begun == entry.seen and _is_of_the_past(entry, pieces[1]):
@@ -217,7 +216,7 @@ class Book:
         if changed and before[3][4:8] != pieces[3][4:8]:
             self._owners.forget(entry, int.from_bytes(before[3][4:8], sys.byteorder))
             self._owners.want(entry)
-            if not (before[4] or any(before[3][4:8])):  # an inode is all that a dump adds to what a record said
+            if not (before[4] or any(before[3][4:8])):  # a record said everything but the inode
                 changed = before[1][1] != pieces[1][1] or before[1][4:] != pieces[1][4:]
         if not (changed or returned or counters or self._every or entry.report is None):
             return
@@ -253,10 +252,7 @@ class Book:
         return entry
 
     def gone_entry(self, protocol: int, pieces: Pieces) -> Entry | None:
-        """An entry for a socket that was not known and is there no more: it does not come into the book.
-
-        `None` for one whose end was reported when it was given up.
-        """
+        """An entry, outside the book, of a socket that becomes known by its removal; `None` if its end was reported before."""
         if self._dumping:
             self._departed.add(pieces[2])
         connection, before = self._given_up.pop(pieces[2]) or (0, ())
@@ -266,9 +262,9 @@ class Book:
         return Entry(self._reference, protocol, pieces, poll, poll, connection=1 + connection)
 
     def take_over(self, entry: Entry, message: bytes, info: tuple[int, int], *, fin: bool = False) -> bool:
-        """Take over what a message of a living socket says; True if it tells anew who began.
+        """Take over what a message of a living socket says; True if the direction became known, or surer.
 
-        Its state may be older than its counters: `fin` says that these have the peer's FIN in any case.
+        The state of a row may be older than its counters: with `fin` the counters have the peer's FIN, whatever the state.
         """
         state, output = entry.last[1][1], self._output
         entry.state, entry.changed, entry.reading = state, output.poll, output.now - output.poll_began
@@ -284,7 +280,7 @@ class Book:
         return entry.weight < _PROVEN and self.learn_direction(entry, message, info)
 
     def learn_direction(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
-        """Weigh what a message says about who began; True if it is more than was known."""
+        """Weigh what a message says about the direction; True if that outweighs what was known."""
         direction, weight = weigh_direction(entry.last[1], message, info, self.listeners)
         if weight <= entry.weight:
             return False
@@ -292,7 +288,7 @@ class Book:
         return True
 
     def _dissolve(self, entry: Entry) -> None:
-        """The socket has another connection: the one before ended unseen, and the kernel cleared its counters."""
+        """The socket has another connection: the previous one ended unseen, and the kernel cleared its counters."""
         self._output.count("reconnected")
         if self._stop_listening(entry):
             self.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
@@ -306,7 +302,7 @@ class Book:
         entry.begun = self._output.poll
 
     def begin_other_connection(self, entry: Entry, pieces: Pieces) -> bool:
-        """True if a removal is not of the connection that was known: that one ended unseen, and another begins."""
+        """Begin another connection if a removal is not of the known one, which then ended unseen; True if so."""
         if entry.protocol != IPPROTO_TCP or same_connection(entry.last[1], pieces[1]):
             return False
         self._dissolve(entry)
@@ -315,7 +311,7 @@ class Book:
         return True
 
     def complete_ends(self, entry: Entry, pieces: Pieces) -> None:
-        """Take over from a removal where the ends of a connection are, if no dump had it; it may have forgotten the peer's port."""
+        """Take over the addresses of a removal if no dump had the connection; the peer's port may be missing in it."""
         if entry.last[4] or entry.protocol != IPPROTO_TCP:
             return
         head, before, *rest = entry.last
@@ -329,15 +325,15 @@ class Book:
     # -- evidence of absence
 
     def mark_closed(self, entry: Entry, state: SocketState) -> None:
-        """No socket is there any more under these addresses: a process holds what is left of it."""
+        """Mark a socket that is closed, while a process still holds its descriptor."""
         self._stop_listening(entry)
-        entry.be_like_no_row()  # it may listen once more, and then is as it was
+        entry.be_like_no_row()  # it may listen again, with the same row as before
         if entry.protocol == IPPROTO_TCP and entry.flow is not None:
             entry.state = state
             self.update(entry, entry.report, rebuilt=True)
 
     def drop(self, entry: Entry) -> None:
-        """Take a socket out of the book; `end` says so."""
+        """Take a socket out of the book, without an event: `end` reports it."""
         if self._dumping:
             self._departed.add(entry.cookie)
         if self.entries.get(entry.cookie) is entry:
@@ -359,9 +355,9 @@ class Book:
     # -- evidence of owners and addresses
 
     def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
-        """Somebody holds the socket, or it is known why nobody is known to: that replaces no process.
+        """Take over the owner, or the reason why none is known.
 
-        Nor does a holder replace another process that was seen using the socket.
+        A reason replaces no process, and a holder does not replace another process that was seen using the socket.
         """
         before = entry.owner
         if entry.over or (isinstance(before, Process) and not isinstance(owner, Process)):
@@ -378,19 +374,19 @@ class Book:
             self.ready.append(entry)
 
     def learn_holder(self, entry: Entry, pieces: Pieces) -> None:
-        """A socket that nobody held has an inode now: it was accepted."""
+        """Take over the inode of a socket that had none: it was accepted."""
         head, identity, cookie, rest, counters = entry.last
         if len(rest) >= len(_NOBODY):
             entry.last = (head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters)
             self._owners.want(entry)
 
     def learn_cgroup(self, entry: Entry) -> None:
-        """More is known of the cgroup that the socket was made in."""
+        """The names of the socket's cgroup became known."""
         if entry.flow is not None and not entry.over:
             self.update(entry, entry.report, rebuilt=True)
 
     def locate(self) -> None:
-        """Interfaces or addresses changed: flows whose interface is another one now are updated."""
+        """Update the flows whose interface changed, if interfaces or addresses changed."""
         if self._links_version == self._links.version:
             return
         self._links_version = self._links.version
@@ -408,7 +404,7 @@ class Book:
                 self.update(entry, entry.report, rebuilt=True)
 
     def learn_others(self, entry: Entry, owner: Process, others: Others) -> None:
-        """Several processes hold a socket: the oldest of them is its owner."""
+        """Several processes hold a socket: the oldest of them, `owner`, owns it."""
         if entry.over:
             return
         changed, entry.others = entry.others != others, others
@@ -418,7 +414,7 @@ class Book:
             self.update(entry, entry.report, rebuilt=True)
 
     def _infer_owner(self, entry: Entry) -> Owner:
-        """Whose a connection was that ended before anyone could look: where it was accepted the listener's, if that is but one process."""
+        """The owner of a connection that ended before anyone could look: the only process that listened there, if it was accepted."""
         accepted = entry.direction is Direction.INBOUND
         listening = [self.entries.get(cookie) for cookie in self.listeners.of(entry.identity)] if accepted else []
         owners = {each.process if each is not None and self._owners.is_alone(each) else None for each in listening}
@@ -433,7 +429,7 @@ class Book:
         return build_flow(entry, self._links, self._cgroups, self._label, listed=self._extras)
 
     def announce(self, entry: Entry) -> Flow:
-        """Say for the first time that a flow is there."""
+        """Report a flow for the first time."""
         self._announced = True
         flow, report, output = self._build(entry), entry.report, self._output
         entry.flow = flow
@@ -443,7 +439,7 @@ class Book:
 
     @property
     def unannounced(self) -> bool:
-        """True while new flows wait to be announced, or so many that were that it takes a while to see that none does."""
+        """True while new flows wait to be announced; may stay true for a while after many were announced out of turn."""
         waiting = self.waiting
         for _ in range(PASSED_AT_ONCE):
             if not waiting or (waiting[0].flow is None and not waiting[0].over):
@@ -452,11 +448,11 @@ class Book:
         return bool(self.ready or waiting)
 
     def announce_next(self, number: int, *, searched: bool) -> int:
-        """Announce at most `number` flows of which enough is known; how many it were.
+        """Announce flows that need not wait any longer, and return how many.
 
         Args:
-            number: As many as may be announced at once.
-            searched: Processes were searched for: nothing more is worth waiting for.
+            number: The most to announce.
+            searched: The search for processes is over: flows without one need not wait either.
         """
         done = passed = 0
         for queue in (self.ready, self.waiting) if searched else (self.ready,):
@@ -468,7 +464,7 @@ class Book:
         return done
 
     def _announce_all(self, entries: list[Entry]) -> int:
-        """Announce those of these that are not announced yet, nor over; how many it were."""
+        """Announce these sockets, unless they are announced or gone; returns how many were."""
         output, label = self._output, self._label
         self._announced = True
         return announce(
@@ -483,7 +479,7 @@ class Book:
         )
 
     def update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
-        """Say that an announced flow changed; `rebuilt`: in more than its counts."""
+        """Report that an announced flow changed; `rebuilt`: in more than its counts."""
         if rebuilt:
             entry.flow = self._build(entry)
         flow, report, output = entry.flow, entry.report, self._output
@@ -500,7 +496,7 @@ class Book:
         uncertainty: int | None = None,
         outcome: Outcome | None = None,
     ) -> None:
-        """Say that a flow ended; one that was not announced is, before."""
+        """Report the end of a flow, after its announcement if that is still due."""
         if entry.owner is None or entry.owner is Attribution.HIDDEN:
             entry.owner = self._infer_owner(entry)
             if entry.flow is not None:
@@ -513,19 +509,19 @@ class Book:
             self.ended[entry.cookie] = entry
 
     def end_unknown(self, entry: Entry, why: str, outcome: Outcome | None = None) -> None:
-        """Say that a flow ended whose counters the kernel cleared before its end: the last known ones stand."""
+        """Report the end of a flow whose counters the kernel cleared: it keeps the last known ones."""
         flow = entry.flow or self.announce(entry)
         self._output.lose(LossCause.FINAL_COUNTS, f"{flow}: {why}", 1)
         self.end(entry, entry.report, final=False, reason=RemovalReason.DROPPED, outcome=outcome)
 
     def accepted_by_multipath(self, entry: Entry) -> bool:
-        """True if a connection was accepted by a listener of Multipath TCP, as far as is known."""
+        """True if a known listener of Multipath TCP may have accepted this connection."""
         listeners = (self.entries.get(cookie) for cookie in self.listeners.of(entry.identity))
         return any(listener is not None and is_multipath(listener) for listener in listeners)
 
 
 def _is_of_the_past(entry: Entry, identity: bytes) -> bool:
-    """True for the ends of a connection that the socket had before the present one."""
+    """True if this identity is that of an earlier connection of the socket."""
     ends = identity[4:8]
     if entry.protocol != IPPROTO_TCP or ends == entry.identity[4:8] or not (any(ends[:2]) and any(ends[2:])):
         return False

@@ -1,4 +1,4 @@
-"""Evidence of what was not seen: the namespace's own counters of traffic, beside the sum of what its flows moved."""
+"""Evidence of what was not seen: the namespace's own counters of traffic, compared with the sum of its flows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._setup import TrafficAnswer, TrafficRequest
 PAUSE = 5.0
 """Seconds between two looks at the counters."""
 _COUNTERS = struct.Struct("=QQ24x")
-"""``tcpi_bytes_acked`` and ``tcpi_bytes_received``, at the begin of a row's counters."""
+"""``tcpi_bytes_acked`` and ``tcpi_bytes_received``, the first of a row's counters."""
 _NOTHING = bytes(_COUNTERS.size)
 
 
@@ -32,28 +32,28 @@ class Moved:
     tx_datagrams: int = 0
 
     def plus(self, other: Moved) -> Moved:
-        """Both together."""
+        """The sum of both."""
         return Moved(*(a + b for a, b in zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
 
 
 class CoverageMeter:
-    """Adds up what the flows of one namespace moved, and compares it with the namespace's counters.
+    """Adds up the traffic of one namespace's flows, and compares it with the namespace's counters.
 
     Args:
-        output: Where questions go.
+        output: Where requests go.
         namespace: Number of the namespace.
         links: Its addresses.
     """
 
     def __init__(self, output: Output, namespace: int, links: LinkTable) -> None:
         self.flows = Moved()
-        """Of flows, from the first look to the last."""
+        """Traffic of flows between the first answer and the last."""
         self._moving = Moved()
-        """Of flows, up to now."""
+        """Traffic of flows from the first answer until now."""
         self.counted = Moved()
-        """Of interfaces (wire bytes) and of the namespace (datagrams), since the first look."""
+        """Traffic of interfaces (wire bytes) and of the namespace (datagrams) between the first answer and the last."""
         self.known = False
-        """True once there is something to compare."""
+        """True after the second answer: there is something to compare."""
         self._output = output
         self._number = namespace
         self._links = links
@@ -61,10 +61,10 @@ class CoverageMeter:
         self._datagrams: tuple[int, int] | None = None
         self._due = 0.0
 
-    # -- what flows moved
+    # -- the traffic of flows
 
     def grew(self, entry: Entry, before: bytes, after: bytes) -> None:
-        """The counters of a TCP row changed; `before` is empty for a new connection."""
+        """Add what the counters of a TCP row grew by; `before` is empty for a new connection."""
         if len(after) != _COUNTERS.size or (entry.preexisting and not before) or self._is_here(entry):
             return
         acked, received = _COUNTERS.unpack(before or _NOTHING)
@@ -73,7 +73,7 @@ class CoverageMeter:
         self._moving.tx_bytes += max(0, acked_now - acked)
 
     def counted_datagrams(self, entry: Entry, before: Totals | None, after: Totals) -> None:
-        """The counts of a datagram socket grew."""
+        """Add what the counts of a datagram socket grew by."""
         earlier = before or Totals(0, 0, 0, 0)
         flows = self._moving
         if entry.flow is None or not entry.flow.is_loopback:
@@ -88,13 +88,13 @@ class CoverageMeter:
     # -- what the namespace counted
 
     def end_poll(self) -> None:
-        """A poll ended: what flows moved is up to date."""
+        """A poll ended, so the traffic of flows is up to date: ask for the counters, if it is time."""
         if self._output.now >= self._due:
             self._due = self._output.now + PAUSE
             self._output.ask(TrafficRequest(self._number), self.take)
 
     def take(self, answer: Any) -> None:
-        """The namespace's counters."""
+        """Take in the namespace's counters."""
         if not isinstance(answer, TrafficAnswer) or answer.datagrams is None:
             return
         rx, tx = answer.datagrams
@@ -117,21 +117,21 @@ class CoverageMeter:
 
 @attrs.define
 class CoverageSum:
-    """The figures of namespaces that are gone."""
+    """The figures of namespaces that are not watched any more."""
 
     known: bool = False
     counted: Moved = attrs.field(factory=Moved)
     flows: Moved = attrs.field(factory=Moved)
 
     def absorb(self, meter: CoverageMeter) -> None:
-        """Keep the figures of a namespace that goes."""
+        """Add the figures of a namespace."""
         if meter.known:
             self.known = True
             self.counted, self.flows = self.counted.plus(meter.counted), self.flows.plus(meter.flows)
 
 
 def coverage_of(gone: CoverageSum, meters: Iterable[CoverageMeter]) -> dict[str, int]:
-    """All figures, as `Coverage.of` reads them; nothing while they are unknown."""
+    """The sum of all figures, as `Coverage.of` reads them; empty while nothing is known."""
     whole = attrs.evolve(gone)
     for meter in meters:
         whole.absorb(meter)

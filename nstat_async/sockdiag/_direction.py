@@ -16,9 +16,9 @@ _NUMBERS = struct.Struct("=I72xI16xQ16xI8xI32xI4xQQ")
 """From ``tcpi_unacked``: it, total_retrans, bytes_acked, notsent, data_segs_out, delivered, bytes_sent, bytes_retrans."""
 _NUMBERS_AT = int(TcpInfo.UNACKED)
 _MOST_EXTRA = 2
-"""A SYN and a FIN."""
+"""Most sequence numbers that are no payload: a SYN and a FIN."""
 _NOTHING, ACCEPTED, OPENED, _RESTORED = range(4)
-"""What sequence numbers prove of a connection, as `evidence_of` says it."""
+"""What sequence numbers prove about a connection: the results of `evidence_of`."""
 _WRITE_QUEUE_AT = HEADER.size + 60
 _SENT = struct.Struct("=Q16xI52xQQ")
 """From ``tcpi_bytes_acked``: it, notsent, bytes_sent, bytes_retrans."""
@@ -26,12 +26,12 @@ _SENT_END = int(TcpInfo.BYTES_RETRANS) + 8
 _ACKED_AT = int(TcpInfo.BYTES_ACKED)
 _STATE_AT = int(TcpInfo.STATE)
 _INBOUND, _OUTBOUND = Direction.INBOUND, Direction.OUTBOUND
-"""A look-up of a member takes longer than the rest of a step."""
+"""Members under short names: looking one up in its class takes longer than the rest of a step."""
 _LISTEN, _SYN_SENT = SocketState.LISTEN, SocketState.SYN_SENT
 _NONE, _LISTENER, _DOUBTED = Weight.NONE, Weight.LISTENER, Weight.DOUBTED
 _SEQUENCE, _STATE = Weight.SEQUENCE, Weight.STATE
 LEFT_SECONDS = 2.0
-"""How long the connections of a listener that left are known to be its process's: what lives on has been seen by then."""
+"""For how long a listener that is gone still explains whose its connections are: those that live longer were seen."""
 _MOST_LEFT = 64
 BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})
@@ -41,9 +41,9 @@ def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | Non
     """How many sequence numbers were used for SYN and FIN instead of payload; `None` when that cannot be known.
 
     ``snd_una`` moved by ``bytes_acked``, the write queue is ``write_seq - snd_una``, and
-    what is not sent yet is known: the sum is all sequence numbers sent. Of the
-    opener's SYN ``tcp_ack`` counts the acknowledgement, of an acceptor's it does not
-    (``tcp_rcv_state_process`` sets ``snd_una`` itself); a FIN counts on both sides.
+    the unsent bytes are known: together they give all sequence numbers sent. The opener's SYN
+    is among ``bytes_acked`` (``tcp_ack``), an acceptor's is not (``tcp_rcv_state_process`` sets
+    ``snd_una`` itself); a FIN is counted on both sides.
     """
     if length < _SENT_END:
         return None
@@ -54,7 +54,7 @@ def extra_sequence_numbers(message: bytes, start: int, length: int) -> int | Non
 
 
 def direction_by_state(identity: bytes) -> Direction | None:
-    """What a socket's state and ports prove by themselves."""
+    """The direction that a socket's state and ports prove; `None` if they prove none."""
     state = identity[1]
     if state == _LISTEN:
         return Direction.LISTENER
@@ -64,13 +64,15 @@ def direction_by_state(identity: bytes) -> Direction | None:
 
 
 def evidence_of(state: int, message: bytes, start: int, length: int) -> int:
-    """What the sequence numbers of a row in this state prove: a SYN among them does so either way, while no FIN can be mistaken for it.
+    """What the sequence numbers of a row prove: with a SYN among them it was opened, without one accepted.
 
-    A connection without a handshake, made of nothing by ``TCP_REPAIR`` as checkpoint and restore do, looks like an accepted
-    one: but the kernel counts the SYN that was acknowledged, or answered, among the segments delivered
-    (``tcp_rcv_state_process``, ``tcp_ack``). Where anything was sent again the numbers do not tell.
+    That is sure only where a FIN cannot be mistaken for the SYN, which depends on the state.
+
+    A connection that ``TCP_REPAIR`` made without a handshake (checkpoint and restore) looks like an accepted one. But
+    the kernel counts an acknowledged or answered SYN among the segments delivered (``tcp_rcv_state_process``,
+    ``tcp_ack``), so such a connection lacks one. Where anything was sent again the numbers prove nothing.
     """
-    # The dump does not lock the socket: between two states the numbers belong to neither.
+    # A dump does not lock the socket: if the state changed meanwhile, the numbers belong to neither state.
     if length < _SENT_END or message[start + _STATE_AT] != state:
         return _NOTHING
     flying, again, acked, waiting, segments, delivered, sent, sent_again = _NUMBERS.unpack_from(
@@ -89,25 +91,25 @@ def evidence_of(state: int, message: bytes, start: int, length: int) -> int:
 
 
 def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
-    """Who began a connection that is known to have ended in order: with its FIN known, the rest is a SYN or none."""
+    """The direction of a connection that ended in order: one of its sequence numbers is the FIN, a second one is the SYN."""
     return {1: _INBOUND, 2: _OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)
 
 
 class ListenerTable:
-    """Who listens where, in one namespace: distinguishes accepted connections from made ones."""
+    """The listeners of one namespace: they tell accepted connections from opened ones."""
 
     def __init__(self) -> None:
         self.by_port: dict[bytes, dict[int, bytes]] = {}
-        """Cookies and addresses, by the port as in a row."""
+        """Cookie and address of each listener, by its port as in a row."""
         self._left: deque[tuple[float, bytes, bytes, Process | None]] = deque(maxlen=_MOST_LEFT)
-        """Those that left lately: when, the port, the address and the only process that listened there."""
+        """The listeners that went away lately: when, port, address, and the process if it alone held the socket."""
 
     def add(self, cookie: int, identity: bytes) -> None:
-        """A listener was seen; an unspecified address listens everywhere."""
+        """Note a listener; one with an unspecified address listens on every address."""
         self.by_port.setdefault(identity[4:6], {})[cookie] = address_of(identity, 8)
 
     def discard(self, cookie: int, identity: bytes) -> None:
-        """A listener is gone."""
+        """Forget a listener."""
         found = self.by_port.get(identity[4:6])
         if found is not None:
             found.pop(cookie, None)
@@ -115,12 +117,12 @@ class ListenerTable:
                 del self.by_port[identity[4:6]]
 
     def leave(self, cookie: int, identity: bytes, owner: Process | None, now: float) -> None:
-        """A listener is gone whose connections may end later, though no source has seen them: this process alone had it."""
+        """Forget a listener, but remember its only `owner` for a while: its unseen connections may end later."""
         self.discard(cookie, identity)
         self._left.append((now, identity[4:6], address_of(identity, 8), owner))
 
     def owners_before(self, identity: bytes, now: float) -> set[Process | None]:
-        """The processes that listened at this local end until lately; `None`: several may have."""
+        """The owners of listeners at this local end that went away lately; `None` among them: several processes held one."""
         address, since = address_of(identity, 8), now - LEFT_SECONDS
         return {
             owner
@@ -129,7 +131,7 @@ class ListenerTable:
         }
 
     def of(self, identity: bytes) -> list[int]:
-        """The cookies of those that would have accepted a connection to this local end: of its address, or else of every one."""
+        """Cookies of the listeners that may have accepted a connection to this local end: first those of its very address."""
         found = self.by_port.get(identity[4:6])
         if found is None:
             return []
@@ -138,14 +140,14 @@ class ListenerTable:
         return exact or [cookie for cookie, own in found.items() if not any(own)]
 
     def covers(self, identity: bytes) -> bool:
-        """True if a connection to this local end would have been accepted by a listener that is known."""
+        """True if a known listener would have accepted a connection to this local end."""
         return identity[4:6] in self.by_port and bool(self.of(identity))
 
 
 def weigh_direction(
     identity: bytes, message: bytes, info: tuple[int, int], listeners: ListenerTable
 ) -> tuple[Direction | None, Weight]:
-    """What the strongest evidence says about who began a connection, and how sure it is."""
+    """The direction of a connection by the strongest evidence, and the weight of that evidence."""
     direction = direction_by_state(identity)
     if direction is not None:
         return direction, _STATE
@@ -157,7 +159,7 @@ def weigh_direction(
     accepted = listeners.covers(identity)
     if evidence == _RESTORED:
         return (_INBOUND, _LISTENER) if accepted else (None, _SEQUENCE)
-    # While bytes are on their way one that is acknowledged during the dump looks like a SYN: it may not outweigh a listener.
+    # While bytes are in flight, one that is acknowledged during the dump looks like a SYN: a listener outweighs that.
     if evidence == OPENED and not (accepted and any(message[_WRITE_QUEUE_AT : _WRITE_QUEUE_AT + 4])):
         return _OUTBOUND, _DOUBTED if accepted else _SEQUENCE
     return (_INBOUND, _LISTENER) if accepted else (None, _NONE)
