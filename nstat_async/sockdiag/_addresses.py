@@ -1,4 +1,4 @@
-"""Evidence of interfaces and addresses: rtnetlink's links, then its addresses, then changes as they come."""
+"""Evidence of interfaces and addresses, from rtnetlink: a dump of links, one of addresses, then changes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ._setup import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, Role
 from ._source import Source
 
 PATIENCE = 1.0
-"""Seconds until polls begin without knowledge of interfaces."""
+"""Seconds after which polls begin even if the interfaces are not known."""
 _LINKS, _ADDRESSES = 1, 2
-"""Sequence numbers of the two dumps; changes come with 0."""
+"""Sequence numbers of the two dumps; messages about changes have 0."""
 
 
 class AddressSource(Source):
-    """Keeps a `LinkTable` true."""
+    """Keeps a `LinkTable` up to date."""
 
     def __init__(self, output: Output, namespace: int, links: LinkTable) -> None:
         super().__init__(output, ChannelPurpose(namespace, Role.ROUTES))
@@ -52,7 +52,7 @@ class AddressSource(Source):
         self._due = None
 
     def failed(self, errno: int) -> None:
-        """After an overrun everything is listed anew; anything else leaves the interfaces as they are known."""
+        """List everything again after an overrun; after any other failure keep what is known of the interfaces."""
         if errno == errors.ENOBUFS and self.is_open:
             self._list_everything()
         else:
@@ -94,6 +94,6 @@ class AddressSource(Source):
         self._asked = names
 
     def take_kinds(self, answer: Any) -> None:
-        """The host said what kind of devices there are."""
+        """Take in what the host says about kinds of devices."""
         if isinstance(answer, LinkKindsAnswer):
             self._links.classify(answer)

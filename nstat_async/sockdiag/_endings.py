@@ -1,8 +1,8 @@
-"""Settles what the last words of a TCP connection leave open, before its end is reported.
+"""Settles what the removal of a TCP connection leaves open, before the end is reported.
 
-What is left of the socket is asked for; where the other end is on this machine, too, its counts are waited for
-a little: each end says what the other one cannot. Whoever is settled at once waits for nobody. While notifications
-wait to be read the other end's may be among them: no time is over before they were.
+Is a FIN among the bytes, and who closed? A look-up asks what is left of the socket. Where the other end is on this
+machine, its removal is waited for a moment, because each end tells what the other one cannot. An end with nothing open
+is reported at once. The waiting time is not over while notifications are unread: the other end's may be among them.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from ._rows import RowFormats, address_of, info_of, is_remains
 from ._waiting import Memory, Waiting
 
 PEER_PATIENCE = 0.25
-"""Seconds that an end waits for the other end of its connection."""
+"""Seconds for which an end waits for the other end of its connection."""
 MEMORY = 5.0
-"""Seconds that an end is remembered for the other one: a descriptor of a connection that was reset may be held."""
+"""Seconds for which an end is remembered for the other one, which may come late: a process may hold a reset socket."""
 MOST_REMEMBERED = 16_384
-"""Ends that are remembered, and that wait: beyond that the oldest are reported as they are."""
+"""Most ends that are remembered, and most that wait: beyond that the oldest are reported as they are."""
 
 REUSED_AFTER = 1.0
-"""Seconds after which the ends of a connection in TIME_WAIT may be another one's (``tcp_twsk_unique``)."""
+"""Seconds after which another connection may have the addresses of one in TIME_WAIT (``tcp_twsk_unique``)."""
 
 _FIN_NOT_SENT = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.SYN_SENT, SocketState.SYN_RECV})
 _FIN_SENT = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2})
 _NO_FIN = Fin(0, proven=False)
 
 End = tuple[bytes, bytes]
-"""An end and the other one: port and address each."""
+"""The local and the remote end of a connection: port and address of each."""
 _ANY = b""
-"""In place of an end that the kernel forgot."""
+"""Stands for an end that the kernel forgot."""
 
 
 @attrs.define(eq=False)
 class Ending:
-    """The end of one connection, as far as it is known."""
+    """How one connection ended, as far as that is known."""
 
     entry: Entry
     message: bytes
@@ -71,17 +71,17 @@ class Ending:
     record: Ended | None
     fin: Fin | None
     orderly: bool | None
-    """A FIN of this end was acknowledged; `None`: that, or a SYN."""
+    """True if a FIN of this end was acknowledged; `None`: a FIN or a SYN was."""
     local: bool
-    """The other end is on this machine."""
+    """True if the other end is on this machine."""
     came: float
-    """When its last words were read."""
+    """When the removal was read."""
     remains: Remains = Remains.UNKNOWN
     peer: LastWords | None = None
 
     @property
     def open(self) -> bool:
-        """True while the other end could say more."""
+        """True if the other end could tell more."""
         if self.fin is None or not self.fin.proven or self.orderly is None:
             return True
         return not self.orderly and self.words.unread > 0
@@ -100,22 +100,22 @@ class Endings:
         located: Callable[[], bool],
     ) -> None:
         self._located = located
-        """True once the addresses of this machine are known, or will not be."""
+        """Says whether the addresses of this machine are known, or given up."""
         self._early: list[Ending] = []
-        """Ends that came before, and whose other end may be on this machine."""
+        """Ends that came before that, so that nobody knows whether the other end is on this machine."""
         self._output = output
         self._book = book
         self._lookups = lookups
         self._links = links
         self._formats = formats
         self.waiting: Waiting[End, Ending] = Waiting(PEER_PATIENCE, MOST_REMEMBERED)
-        """Ends that wait for the other one."""
+        """Ends that wait for the other end."""
         self._ended: Memory[End, tuple[float, LastWords]] = Memory(MOST_REMEMBERED)
-        """Ends on this machine whose other end did not end yet."""
+        """Ends that are remembered for the other end on this machine, with the time until which they are."""
         self.read_at = 0.0
-        """When all notifications that there were had been read: those that come now are not older."""
+        """When all notifications had been read: any that come now are younger."""
         self._fresh: dict[End, Ending] = {}
-        """Ends that came since `flush`, and whose remains are to be asked for."""
+        """Ends that came since `flush`, which asks what is left of their sockets."""
 
     def settle(
         self,
@@ -126,7 +126,16 @@ class Endings:
         came: float,
         record: Ended | None,
     ) -> None:
-        """A connection ended with these last words of its message, read at this time, and with this record of its end where there is one."""
+        """Settle the end of a connection.
+
+        Args:
+            entry: Its socket.
+            message: The removal.
+            info: Offset and length of ``tcp_info`` in the message.
+            words: What the message says.
+            came: When it was read.
+            record: The eBPF record of the end, if there is one.
+        """
         self.other_came(entry)
         local, orderly = self._is_here(entry), is_orderly(entry, words)
         ending = Ending(entry, message, info, words, record, _fin_of(entry, words, record), orderly, local, came)
@@ -147,14 +156,14 @@ class Endings:
             self._keep(_end_of(entry), ending)
 
     def _keep(self, here: End, ending: Ending) -> None:
-        """The notification of the other end may be the next: ask when all that is here was read."""
+        """Keep an end until all notifications are read: the next one may be the other end's."""
         earlier = self._fresh.pop(here, None)
         if earlier is not None:
             self._ask_for_remains(earlier)
         self._fresh[here] = ending
 
     def flush(self) -> None:
-        """All that is here was read: what is left open is asked for."""
+        """All notifications are read: ask what is left of the sockets whose end is open."""
         if self._early and self._located():
             self._settle_early()
         fresh, self._fresh = self._fresh, {}
@@ -172,7 +181,10 @@ class Endings:
         self._lookups.ask(request, lambda found: self._remains_found(ending, found))
 
     def _pair(self, here: End, ending: Ending) -> bool:
-        """True if both ends came, and each got the other's FIN: then what is left of one says who closed first."""
+        """Settle an end together with the other one, if that came too; False if it did not.
+
+        If each end received the other's FIN, a single look-up says which closed first.
+        """
         other = self._fresh.pop(here[::-1], None)
         if other is None:
             return False
@@ -194,12 +206,15 @@ class Endings:
         self._finish(other)
 
     def _is_here(self, entry: Entry) -> bool:
-        """True if the other end is on this machine; without rtnetlink, as far as its address alone says so."""
+        """True if the other end is on this machine; without rtnetlink only its address can tell."""
         local, remote = address_of(entry.identity, 8), address_of(entry.identity, 24)
         return remote == local or is_loopback(remote) or self._links.index_of(remote) is not None
 
     def _remains_found(self, ending: Ending, found: bytes | None) -> None:
-        """See what is left; anything there, be it a listener, proves that a connection without a known beginning ended in order."""
+        """Take in what is left of the socket.
+
+        If anything is there, even a listener, a connection whose direction is not known ended in order.
+        """
         known = ending.entry.report is not None
         if found == NO_ANSWER or (found and not known and self._may_be_reused()):
             remains = Remains.UNKNOWN
@@ -214,13 +229,13 @@ class Endings:
         self._meet(ending)
 
     def _may_be_reused(self) -> bool:
-        """True if an end that is settled now may be so old that what is found under its addresses is another connection."""
+        """True if so much time has passed that another connection may have these addresses."""
         return not self._output.following and self._output.now - self.read_at >= REUSED_AFTER
 
     # -- the other end
 
     def _meet(self, ending: Ending) -> None:
-        """Have two ends of one connection settle each other."""
+        """Settle an end together with the other one, or wait for that, or report it if nothing is open."""
         if not ending.local:
             self._finish(ending)
             return
@@ -239,7 +254,10 @@ class Endings:
             self._finish(ending)
 
     def _wait(self, here: End, ending: Ending) -> None:
-        """Wait for the removal of the other end, unless that lives; another connection between the same ends waited before."""
+        """Wait for the removal of the other end, and look up whether that is still open.
+
+        An earlier connection between the same ends may be waiting; it waits no longer.
+        """
         before = self.waiting.pop(here)
         if before is not None:
             self._give_up(here, before)
@@ -248,7 +266,7 @@ class Endings:
         self._lookups.ask(request, lambda found: self._peer_found(ending, here, found))
 
     def cleared(self, entry: Entry, words: LastWords) -> None:
-        """A connection was aborted, which clears its counters; of its ends a local port is left where no dump had them."""
+        """Note that a connection was aborted, which cleared its counters; a connection that no dump had keeps its local port only."""
         here = _end_of(entry)
         if not any(here[1][:2]):
             self._remember((here[0][:2], _ANY), words)
@@ -267,13 +285,16 @@ class Endings:
         return None if known is None or known[0] < self._output.now else known[1]
 
     def _peer_found(self, ending: Ending, here: End, found: bytes | None) -> None:
-        """The other end lives; of one that left something its own removal will come."""
+        """If the look-up found the other end open, settle by it; if it found remains, that end's removal will come."""
         waits = self.waiting.get(here) is ending
         if waits and found and not is_remains(found) and not self._may_be_reused():
             self._settle_by_living(ending, here, found)
 
     def _settle_by_living(self, ending: Ending, here: End, found: bytes) -> None:
-        """What lives under the addresses of the other end is it, unless that cannot be by its counts, which a listener has none of."""
+        """Settle by the socket with the addresses of the other end, unless its counts say that it is another connection.
+
+        A listener has no counts.
+        """
         pieces, form = self._formats.cut(found)
         state, peer = found[HEADER.size + 1], last_words(found, *info_of(found, form, pieces))
         fin = fin_by_peer(ending.words, peer)
@@ -299,10 +320,10 @@ class Endings:
         fin = ending.fin or _NO_FIN
         if fin.proven:
             return fin
-        return _NO_FIN if peer.cleared else fin_by_peer(ending.words, peer) or fin  # who aborts sends no FIN
+        return _NO_FIN if peer.cleared else fin_by_peer(ending.words, peer) or fin  # an abort sends no FIN
 
     def other_came(self, entry: Entry) -> None:
-        """The last words of this end are here, though more is to be known of it: whoever waits for them does so anew."""
+        """The removal of this end came, and is not settled yet: an end that waits for it gets more time."""
         if self.waiting:
             other = _end_of(entry)[::-1]
             ending = self.waiting.get(other)
@@ -312,7 +333,7 @@ class Endings:
     # -- the end
 
     def _finish(self, ending: Ending) -> None:
-        """Report the end, with counts that are never below what was reported before."""
+        """Report the end, never with less than was reported before."""
         entry, words = ending.entry, ending.words
         if ending.orderly and entry.weight is Weight.NONE:
             entry.direction = direction_by_remains(ending.message, ending.info)
@@ -320,7 +341,7 @@ class Endings:
         outcome = self._outcome(ending, fin)
         reported = None if entry.report is None else entry.report.rx_bytes
         if fin.counted and reported is not None and words.received - fin.counted < reported:
-            fin = _NO_FIN  # a row had the FIN among its bytes, and did not say so
+            fin = _NO_FIN  # the FIN was among the bytes of an earlier row, whose state did not show it
         report = socket_report(ending.message, *ending.info, fin.counted)
         if entry.report is None:
             entry.report = report
@@ -357,7 +378,7 @@ class Endings:
             self._give_up(end, ending)
 
     def give_up_all(self) -> None:
-        """Nobody will say more of any of them."""
+        """Report all ends as they are: no more evidence will come."""
         self._settle_early()
         fresh, self._fresh = self._fresh, {}
         for ending in fresh.values():
@@ -369,7 +390,7 @@ class Endings:
         self._remember(end, ending.words)
         ending.peer = self._recall((end[1][:2], _ANY))
         if ending.fin is None or not ending.fin.proven:
-            ending.fin = _NO_FIN  # an end that is not reported did not close in order
+            ending.fin = _NO_FIN  # if the other end had closed in order, its removal would have come
         ending.orderly = bool(ending.orderly)
         self._finish(ending)
 

@@ -1,4 +1,4 @@
-"""What is known of one socket, and how sure."""
+"""What is known of one socket, and how sure it is."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ NOBODY = Others()
 _USER = struct.Struct("=II")
 _MOST_BEFORE = 7
 _NO_HEAD = -1
-"""The head of a row that is none."""
+"""A head that no row has."""
 
 
 class Weight(enum.IntEnum):
-    """How sure evidence about who began a connection is; heavier evidence replaces lighter."""
+    """How sure the direction of a connection is; heavier evidence replaces lighter."""
 
     NONE = 0
     LISTENER = 1
-    """Inferred: somebody listens on its port."""
+    """A socket listens on the local port, so the connection was probably accepted."""
     DOUBTED = 2
-    """Deduced like `SEQUENCE`, where somebody listens: a FIN that is acknowledged meanwhile looks like a SYN."""
+    """As `SEQUENCE`, but a socket listens on the local port: a FIN that is acknowledged during the dump looks like a SYN."""
     SEQUENCE = 3
-    """Deduced: a SYN is among its sequence numbers, or none."""
+    """The sequence numbers tell whether the connection sent a SYN of its own."""
     STATE = 4
-    """Seen: its state can only be that."""
+    """The state allows one direction only."""
     WITNESSED = 5
-    """Seen as it began."""
+    """An eBPF record saw the connection begin."""
 
 
 class Keeper(Protocol):
-    """The book that a socket is in, as far as others than the book need it."""
+    """The book that a socket is in, as the sources of owners and cgroups know it."""
 
     number: int
-    """Of its network namespace."""
+    """Number of its network namespace."""
 
     def learn_owner(self, entry: Entry, owner: Owner, place: int | None) -> None:
-        """Somebody holds the socket, or it is known why nobody is known to."""
+        """Take over the owner of a socket, or the reason why none is known."""
 
     def learn_cgroup(self, entry: Entry) -> None:
-        """More is known of the cgroup that the socket was made in."""
+        """The names of the socket's cgroup became known."""
 
     def learn_others(self, entry: Entry, owner: Process, others: Others) -> None:
         """Several processes hold the socket, or no longer several."""
 
 
 class _NoBook:
-    """In place of a book that is no more: nobody hears of its sockets."""
+    """Stands for a book that no longer exists, and ignores everything."""
 
     number = 0
 
@@ -86,60 +86,60 @@ _NO_BOOK = _NoBook()
 
 @attrs.define(eq=False, weakref_slot=False)
 class Entry:
-    """One socket: a cookie in a network namespace. What the fields say is about its present connection."""
+    """One socket: a cookie in a network namespace. The fields describe its present connection."""
 
     keeper: Callable[[], Union[Keeper, None]]
-    """Weakly the book that it is of: so it is in no circle, and what the C code makes need not be looked at by the garbage collector."""
+    """A weak reference to its book: without a cycle, entries that the C code makes need no garbage collector."""
     protocol: int
     last: Pieces
     """The pieces of the last message."""
     seen: int
-    """Serial of the last poll that had it."""
+    """Serial of the last poll that had the socket."""
     changed: int
-    """Serial of the poll in which it was last seen to change."""
+    """Serial of the poll that last saw it change."""
     state: int = SocketState.CLOSE
     reading: float = 0.0
-    """Seconds from the begin of the poll until its last change was read: the row is no older."""
+    """Seconds from the start of that poll until the row was read: an upper bound of the row's age."""
     connection: int = 1
-    """Which of the socket's connections this is: a socket may disconnect and connect again."""
+    """Number of the connection: a socket may disconnect and connect again."""
     report: SocketReport | None = None
-    """Its counts and details; `None` while nothing is known of them."""
+    """Its counts and details; `None` while they are unknown."""
     flow: Flow | None = None
-    """As announced; `None` while it was not."""
+    """The flow as last reported; `None` before it is announced."""
     owner: Owner | None = None
-    """Who holds it, or why that is not known; `None` while it is looked for."""
+    """Which process holds it, or why that is not known; `None` while the search goes on."""
     place: int | None = None
-    """Where its owner holds it: the number of the descriptor, and 32 bits higher the thread if that has its own."""
+    """Where its owner holds it: number of the descriptor, and shifted by 32 bits the thread, if that has a table of its own."""
     direction: Direction | None = None
     weight: Weight = Weight.NONE
     """How sure the direction is."""
     totals: Totals | None = None
-    """What eBPF programs counted; `None`: the kernel's own counts are all there is."""
+    """What eBPF programs counted; `None`: only the kernel counts."""
     whole: bool = True
-    """False if something went through it before it was counted."""
+    """False if there was traffic before the programs counted."""
     used_by: tuple[int, int | None] | None = None
-    """The process that was seen using it: no other holder of the socket outweighs it."""
+    """The process that was seen using it, which counts for more than any other holder."""
     cgroup: int = 0
     """Number of the cgroup that it was made in; 0: not known."""
     others: Others = NOBODY
-    """Who else holds it, as far as it is known."""
+    """The other processes that are known to hold it."""
     round: int = 0
-    """The number of looks at all tables of descriptors before it was known (`OwnerSource.rounds`)."""
+    """`OwnerSource.rounds` when it became known."""
     preexisting: bool = False
     over: bool = True
-    """True when it is not in the book, or no more."""
+    """True while it is not in the book."""
     before: tuple[bytes, ...] = ()
-    """Identities of the last connections that it had before."""
+    """Identities of its latest earlier connections."""
     begun: int = 0
-    """Serial of the poll in which its connection was first seen: a row of that poll may be older."""
+    """Serial of the poll in which the connection was first seen: rows of that poll may be of the one before."""
     ended: Ended | None = None
     """The record of its end, which is not reported yet: the removal is awaited."""
     absences: int = 0
-    """Successive polls without it: closed, and held by a process that did not close its descriptor."""
+    """Polls in a row that did not have it: it is closed, and a process still holds its descriptor."""
 
     @property
     def book(self) -> Keeper:
-        """The book that it is of."""
+        """Its book."""
         return self.keeper() or _NO_BOOK
 
     @property
@@ -166,15 +166,15 @@ class Entry:
 
     @staticmethod
     def user_of(pieces: Pieces) -> tuple[int, int]:
-        """The same of a row."""
+        """`user` of a row."""
         return _USER.unpack_from(pieces[3])
 
     def be_like_no_row(self) -> None:
-        """Whatever row comes of it is looked at, if it should be as before."""
+        """Make sure that its next row is looked at, even if nothing in it changed."""
         self.last = (_NO_HEAD, *self.last[1:])
 
     def begin_connection(self) -> None:
-        """The socket has another connection now: nothing of the one before holds for it but the owner."""
+        """Begin another connection of the socket, which keeps nothing of the previous one but the owner."""
         self.connection += 1
         self.before = (*self.before[-_MOST_BEFORE:], self.identity)
         self.state = SocketState.CLOSE
