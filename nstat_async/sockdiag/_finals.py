@@ -1,20 +1,19 @@
-"""The final counts of sockets: how many payload bytes came in, to the byte, and whether that is proven.
+"""The final counts of TCP sockets: how many payload bytes were received, to the byte, and whether that is proven.
 
-A destroyed TCP socket reports its whole ``tcp_info``, yet always as CLOSE, so the
-message does not say whether the peer's FIN is among ``tcpi_bytes_received``. What proves it
-either way:
+A destroyed TCP socket reports its whole ``tcp_info``, but its state is always CLOSE. So the message does not say
+whether the peer's FIN is among ``tcpi_bytes_received``. This proves it:
 
-1. no data segment ever came: no payload;
-2. the last dump saw a state behind the FIN (CLOSE_WAIT, LAST_ACK, CLOSING, TIME_WAIT);
-3. no data segment came since the last dump: what was received since is the FIN, or nothing;
-4. the other end, if it is on this machine: a FIN is received behind everything that was sent;
-5. what is left in the kernel after an orderly end: FIN_WAIT2 -- the FIN had not come; TIME_WAIT
-   with something unread -- it had, or the end would have been a reset.
+1. No data segment ever came: there is no payload.
+2. The last dump saw a state after the FIN (CLOSE_WAIT, LAST_ACK, CLOSING, TIME_WAIT).
+3. No data segment came since the last dump: what was received since then is the FIN, or nothing.
+4. The other end, if it is on this machine: a FIN comes after everything that was sent.
+5. What is left in the kernel after an orderly end. FIN_WAIT2: the FIN had not come. TIME_WAIT with unread data: it
+   had, or the end would have been a reset.
 
-TIME_WAIT that is as old as the last segment of the socket makes likely that this was the FIN, a younger one that the
-FIN came afterwards, and neither more: one that comes again renews it (``tcp_timewait_state_process``).
+A TIME_WAIT as old as the last segment of the socket makes it likely that this segment was the FIN; a younger one, that
+the FIN came later. Neither is proof, because a repeated FIN renews TIME_WAIT (``tcp_timewait_state_process``).
 
-Beyond these sock_diag cannot tell: the likelier count is reported, as uncertain by one byte.
+Where nothing proves it, the likelier count is reported, as uncertain by one byte.
 """
 
 from __future__ import annotations
@@ -32,15 +31,16 @@ from ._messages import COOKIE_AT, HEADER
 _TIME_WAIT_MS = 60_000
 """``TCP_TIMEWAIT_LEN``."""
 _TICKS_MS = 20
-"""Times of the kernel are jiffies, of 10 ms at most: two of them differ by no more than that when they are equal."""
+"""Milliseconds by which two equal times may seem to differ: the kernel measures both in jiffies, of at most 10 ms."""
 FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
+"""States of a socket that received the peer's FIN."""
 _STATE_AT = int(TcpInfo.STATE)
 _U32 = struct.Struct("=I")
 _EXPIRES_AT = HEADER.size + 52
 _QUEUES = struct.Struct("=II")
 _QUEUES_AT = HEADER.size + 56
 _FAILED_ATTEMPT = 3
-"""What ``tcp_disconnect`` leaves in the write queue of a failed attempt: its SYN and 2."""
+"""Length that ``tcp_disconnect`` leaves to the write queue of a failed attempt: its SYN and 2."""
 
 
 class Fin(NamedTuple):
@@ -60,34 +60,35 @@ class Remains(enum.Enum):
 
 
 class LastWords(NamedTuple):
-    """What the removal of a TCP socket says."""
+    """The counters of a TCP socket in its removal, or in the last row of it."""
 
     received: int
     """Bytes received, a FIN included."""
     data_segments: int | None
-    """Received with data; `None` before Linux 4.6."""
+    """Segments received with data; `None` before Linux 4.6."""
     payload_sent: int
-    """Bytes sent, without what was sent again."""
+    """Bytes sent, without those that were sent again."""
     unread: int
-    """Bytes that nobody read, a FIN included."""
+    """Bytes that the program did not read, a FIN included."""
     unacknowledged: int
     """Sequence numbers that the peer did not acknowledge."""
     acknowledged: int
+    """Bytes that the peer acknowledged, the opener's SYN and a FIN included."""
     extra: int | None
-    """Sequence numbers used for SYN and FIN."""
+    """Sequence numbers used for SYN and FIN; `None` if unknown."""
     unanswered: int
-    """How often it was sent again, or probed, without an answer."""
+    """Retransmissions and probes since the last answer."""
     repeated: int
-    """Segments that were sent again, ever."""
+    """All segments that were sent again."""
     segments_in: int
     segments_out: int
     data_segments_out: int
     delivered: int
-    """Segments that the peer acknowledged: those with data, a SYN (of an acceptor: the answer to it), a FIN that was alone."""
+    """Segments that the peer acknowledged: those with data, the SYN (of an acceptor: the answer to it), a FIN without data."""
     window: int
-    """What the peer offered; 0 while nobody answered."""
+    """The window that the peer offered; 0 before its first answer."""
     last_segment_ms: int
-    """Since a segment came that was in order."""
+    """Milliseconds since the last segment that came in order."""
 
     @property
     def cleared(self) -> bool:
@@ -96,7 +97,7 @@ class LastWords(NamedTuple):
 
     @property
     def quiet(self) -> bool:
-        """True if it did not end with the last segment that came, but some time later."""
+        """True if the connection ended some time after the last segment, not with it."""
         return self.last_segment_ms > _TICKS_MS
 
 
@@ -116,11 +117,11 @@ _FIELDS = (
     (TcpInfo.BYTES_RETRANS, "Q"),
     (TcpInfo.SND_WND, "I"),
 )
-"""What is read of ``tcp_info``, in its order."""
+"""The fields of ``tcp_info`` that are read, by offset, with their formats."""
 
 
-def _in_one() -> struct.Struct:
-    """All of them in one format."""
+def _info_format() -> struct.Struct:
+    """One format that reads all `_FIELDS`."""
     text, at = "=", 0
     for field, kind in _FIELDS:
         text += f"{field - at}x{kind}"
@@ -128,11 +129,11 @@ def _in_one() -> struct.Struct:
     return struct.Struct(text)
 
 
-_INFO = _in_one()
+_INFO = _info_format()
 
 
 def last_words(message: bytes, start: int, length: int) -> LastWords:
-    """Read the last message of a TCP socket, or one of a living socket; what its kernel does not have is 0."""
+    """Read the counters of a TCP socket's message; those that the kernel does not have are 0."""
     unread, unacknowledged = _QUEUES.unpack_from(message, _QUEUES_AT)
     if length < _INFO.size:
         known, at = message[start : start + length].ljust(_INFO.size, b"\0"), 0
@@ -160,17 +161,20 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
 
 
 def is_behind_fin(message: bytes, start: int, length: int) -> bool:
-    """True if the FIN is among the bytes of a row: its state is read twice, and the second one is the counters' own."""
+    """True if the FIN is among the bytes of a row.
+
+    A row has the state twice: as the kernel read it first, and in ``tcp_info``, together with the counters.
+    """
     return message[HEADER.size + 1] in FIN_RECEIVED or (
         length > _STATE_AT and message[start + _STATE_AT] in FIN_RECEIVED
     )
 
 
 def sent_fin(entry: Entry, words: LastWords) -> bool | None:
-    """True if a FIN is among the sequence numbers; `None`: that, or a SYN.
+    """True if a FIN is among the sequence numbers; `None`: either a FIN or a SYN is.
 
-    Who began is known by a listener, or a dump. Else the segments tell: a FIN that is acknowledged was one more than those with
-    data and the SYN, unless it came with the last data of a listener that nobody saw.
+    A known direction tells which. Otherwise the acknowledged segments do: the SYN is one and each with data is one, so a
+    further one is a FIN. That misses a FIN which came with the last data of an accepted connection.
     """
     if words.extra != 1:
         return words.extra == 2
@@ -180,12 +184,12 @@ def sent_fin(entry: Entry, words: LastWords) -> bool | None:
 
 
 def is_orderly(entry: Entry, words: LastWords) -> bool | None:
-    """True if the peer acknowledged a FIN; `None`: that, or a SYN."""
+    """True if the peer acknowledged a FIN; `None`: it acknowledged a FIN or a SYN."""
     return False if words.unacknowledged else sent_fin(entry, words)
 
 
 def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
-    """What the counters and the last dump prove (1 to 3); `None`: nothing."""
+    """What the counters and the last dump prove (rules 1 to 3); `None` if they prove nothing."""
     if not words.received or words.data_segments == 0:
         return Fin(min(words.received, 1), proven=True)
     if entry.state in FIN_RECEIVED or (entry.report is not None and entry.report.has_fin):
@@ -196,28 +200,28 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     came = words.received - before.received
     if not before.data_segments or before.data_segments != words.data_segments or came not in {0, 1}:
         return None
-    # A dump does not lock the socket: a FIN that comes meanwhile may be counted in a row of the state before. Whoever
-    # dumps may lose the processor between the two, for long (``lock_sock_fast`` in ``tcp_get_info``): the last segment
-    # has to be older than the dump.
+    # A dump does not lock the socket: a row may have the state before a FIN, and the counters after it. The dumping
+    # thread may lose the processor in between for long (``lock_sock_fast`` in ``tcp_get_info``). So the last segment
+    # must be older than the dump.
     if came or entry.seen > entry.changed or before.last_segment_ms > _TICKS_MS + 1000 * entry.reading:
         return Fin(came, proven=True)
     return None
 
 
 def fin_by_peer(words: LastWords, peer: LastWords) -> Fin | None:
-    """What the other end's counts prove (4); `None`: it cannot be the other end, or has no counts any more."""
+    """What the other end's counts prove (rule 4); `None`: it is another connection, or its counts were cleared."""
     if peer.cleared or words.received > peer.payload_sent + 1 or peer.received > words.payload_sent + 1:
         return None
     return Fin(int(words.received == peer.payload_sent + 1), proven=True)
 
 
 def remains_of(message: bytes, found: bytes | None, *, known: bool) -> Remains:
-    """What a look-up found under the addresses of a socket: its own remains, or nothing of it.
+    """What is left of a socket, by the look-up of its addresses.
 
     Args:
         message: The socket's last message.
-        found: The answer; `None`: nothing is there.
-        known: The socket was in a dump: then its remains have its cookie (``inet_twsk_alloc``), else one of their own.
+        found: The answer; `None`: nothing has these addresses.
+        known: A dump had the socket: then its remains have the same cookie (``inet_twsk_alloc``), otherwise another one.
     """
     if not found or found[HEADER.size + 2] != TIMER_TIME_WAIT:
         return Remains.NOTHING
@@ -227,14 +231,14 @@ def remains_of(message: bytes, found: bytes | None, *, known: bool) -> Remains:
 
 
 def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None, *, since_ms: float, here: bool) -> Fin:
-    """What is left of a socket that ended in order, proves (5), or makes likely.
+    """What the remains of a socket that ended in order prove (rule 5), or make likely.
 
     Args:
-        words: Its last words.
-        remains: What is left.
-        found: The message of that.
-        since_ms: From the last words until now.
-        here: It was seen to be closed here, while the other end was open.
+        words: The counters in its removal.
+        remains: What is left of it.
+        found: The message about the remains.
+        since_ms: Milliseconds since the removal was read.
+        here: A dump saw that this end had closed and the other one had not.
     """
     if remains is Remains.FIN_WAIT2:
         return Fin(0, proven=True)
@@ -244,10 +248,11 @@ def fin_by_remains(words: LastWords, remains: Remains, found: bytes | None, *, s
             return Fin(1, proven=True)
         (expires,) = _U32.unpack_from(found, _EXPIRES_AT)
         older = _TIME_WAIT_MS - expires - words.last_segment_ms - since_ms
-        # What is older was read late: who read the end of the stream may have held the socket, an orphan goes at once.
+        # If TIME_WAIT is older, the removal was read late: a process may have held the socket; an orphan goes at once.
         return Fin(int(abs(older) <= _TICKS_MS or (older > 0 and words.quiet)), proven=False)
-    # A FIN would have left something of what was closed here first. Where the other end was first the socket goes with
-    # the last segment; and one unread byte is the FIN, more likely: unread data makes an end a reset (``tcp_close``).
+    # Nothing is left. If this end closed first, a FIN would have left TIME_WAIT. If the other end did, the socket goes
+    # with the last segment. A single unread byte is probably the FIN: unread data would have made the end a reset
+    # (``tcp_close``).
     return Fin(int(words.unread <= 1 and not (here or words.quiet)), proven=False)
 
 
@@ -257,16 +262,15 @@ def has_remote_port(message: bytes) -> bool:
 
 
 def is_unused(message: bytes) -> bool:
-    """True for a socket that was made and closed, and had neither port nor peer."""
+    """True for a socket that was closed without ever having a port or a peer."""
     return not any(message[HEADER.size + 4 : HEADER.size + 8]) and not any(message[HEADER.size + 24 : HEADER.size + 40])
 
 
 def was_disconnected(message: bytes, start: int, length: int) -> bool:
-    """True if a connection was aborted by its owner (``SO_LINGER`` with time 0), or dissolved by ``AF_UNSPEC``.
+    """True if the owner aborted a connection (``SO_LINGER`` with time 0), or dissolved it (``connect`` with ``AF_UNSPEC``).
 
-    ``tcp_disconnect`` forgets the peer's port, sets every counter to zero and moves
-    ``write_seq`` behind the peer's window. The kernel treats a failed attempt the same
-    way, but that has no window: nothing was lost with it.
+    ``tcp_disconnect`` forgets the peer's port, clears every counter and moves ``write_seq`` beyond the
+    peer's window. It does the same for a failed attempt, but that has no window, and no counts were lost.
     """
     if length < TcpInfo.SEGS_IN + 4 or has_remote_port(message):
         return False

@@ -1,11 +1,11 @@
 """Interfaces and their addresses, as rtnetlink reports them.
 
 A flow between two addresses of this machine passes the loopback interface, whichever interfaces have these addresses
-(``ip_route_output_key_hash_rcu``, ``ip6_rt_get_dev_rcu``). For any other flow a socket names its device only when it is
-bound to one, so its interface is that of its local address. An address on the loopback interface that is not one of its
-own (a service address: LVS, anycast) says nothing about the way of packets: then the peer's network may.
+(``ip_route_output_key_hash_rcu``, ``ip6_rt_get_dev_rcu``). Any other flow has the interface of its local address: a
+socket names its device only when it is bound to one. A service address on the loopback interface (LVS, anycast) does not
+tell which way packets go: then the network of the peer may.
 
-Wireless and wired Ethernet are the same to rtnetlink; the host's device directory distinguishes them (`LinkKindsRequest`).
+Rtnetlink does not tell wireless from wired Ethernet; the host's device directory does (`LinkKindsRequest`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _LOOPBACK6 = bytes(15) + b"\1"
 _LINK_SCOPES = frozenset({1, 2})
 _WORDS = frozenset(kind.value for kind in InterfaceKind)
 _MOST_ANSWERS = 4096
-"""Answers that are kept: the same addresses are asked for again and again."""
+"""Most answers that are kept: the same addresses are asked for again and again."""
 
 
 def kind_of_link(link: LinkMessage) -> InterfaceKind | None:
-    """What an interface is; `None` for Ethernet hardware, of which rtnetlink does not know more."""
+    """The kind of an interface; `None` for Ethernet hardware, wireless or wired."""
     if link.kind == "tun" and link.hardware == HardwareType.ETHER:
         return InterfaceKind.BRIDGE  # a tap: virtual Ethernet, of virtual machines mostly
     if link.kind is not None:
@@ -68,20 +68,20 @@ def kind_of_link(link: LinkMessage) -> InterfaceKind | None:
 
 
 class LinkTable:
-    """The interfaces and addresses of one namespace: what has which address, since which dump.
+    """The interfaces of one namespace and their addresses.
 
-    A dump replaces the table whole: what it does not have is gone, whatever changes were missed.
+    A dump replaces the whole table, so changes that were missed do no lasting harm.
     """
 
     def __init__(self) -> None:
         self.version = 0
-        """Counts changes: flows whose interface was looked up at another version may have another one."""
+        """Grows with each change: an interface that was looked up at another version may be outdated."""
         self._generation = 0
         self._interfaces: dict[int, Interface] = {}
         self._addresses: dict[bytes, dict[int, int]] = {}
         """Address to the indices of its interfaces, oldest first, with the length of its prefix."""
         self._seen: dict[int | tuple[bytes, int], int] = {}
-        """The last dump that had an interface, or an address of one."""
+        """The last dump that had an interface, or an address on an interface."""
         self._networks = _Networks()
         """The prefixes of the addresses, as of version `_networks_at`."""
         self._networks_at = 0
@@ -92,11 +92,11 @@ class LinkTable:
         self._answers_at = 0
 
     def begin_dump(self) -> None:
-        """Everything is being listed anew."""
+        """A dump begins."""
         self._generation += 1
 
     def end_dump(self) -> None:
-        """Everything was listed: the rest is gone."""
+        """The dump is complete: remove what it did not have."""
         for key in [key for key, seen in self._seen.items() if seen != self._generation]:
             if isinstance(key, int):
                 self._drop_link(key)
@@ -127,7 +127,7 @@ class LinkTable:
         kind = kind_of_link(link)
         old = self._interfaces.get(link.index)
         if kind is None and old is not None:
-            kind = old.kind  # what the host said about it stays true under another name
+            kind = old.kind  # a new name does not change what the host said
         new = Interface(link.index, link.name, kind)
         if new != old:
             self._interfaces[link.index] = new
@@ -158,7 +158,7 @@ class LinkTable:
         return tuple(link.name for link in self._interfaces.values() if link.kind is None and link.name)
 
     def classify(self, answer: LinkKindsAnswer) -> None:
-        """Take in what the host said."""
+        """Take over the kinds that the host told."""
         kinds = dict(answer.kinds)
         for index, link in self._interfaces.items():
             word = kinds.get(link.name or "")
@@ -173,7 +173,7 @@ class LinkTable:
         return self._networks
 
     def carrying(self) -> frozenset[str]:
-        """Names of the interfaces that end traffic of other machines here: those with an address, loopback apart."""
+        """Names of the interfaces that carry traffic with other machines: those with an address, except loopback."""
         indices = {index for holders in self._addresses.values() for index in holders}
         links = (self._interfaces.get(index) for index in indices)
         return frozenset(
@@ -181,9 +181,9 @@ class LinkTable:
         )
 
     def index_of(self, address: bytes) -> int | None:
-        """Index of the interface that has this address, of several the first; `None` when none has.
+        """Index of the first interface that has this address; `None` when none has.
 
-        A loopback interface has its whole IPv4 prefixes (``fib_add_ifaddr``).
+        A loopback interface has every address of its IPv4 prefixes (``fib_add_ifaddr``).
         """
         answers = self._indices if self._answers_at == self.version else self._forget_answers()
         if address not in answers:
@@ -205,7 +205,7 @@ class LinkTable:
         return prefixes.first if is_loopback(address) else _longest(prefixes.loopback, address)
 
     def _is_own(self, address: bytes, device: int) -> bool:
-        """True for an address of this machine; a link-local one counts on its own link only."""
+        """True for an address of this machine; a link-local one has to be on this device."""
         holders = self._addresses.get(address)
         if holders:
             return (
@@ -214,7 +214,7 @@ class LinkTable:
         return is_loopback(address) or _longest(self._prefixes().loopback, address) is not None
 
     def interface_by_row(self, identity: bytes) -> Interface | None:
-        """The same of a socket by the identity in its row: remembered by these bytes, without the ports."""
+        """`interface_of` a socket by the identity in its row; the answer is remembered by these bytes without the ports."""
         passed, key = self.remembered(), (identity[0], identity[8:])
         if key not in passed:
             if len(passed) >= _MOST_ANSWERS:
@@ -224,7 +224,7 @@ class LinkTable:
         return passed[key]
 
     def remembered(self) -> dict[tuple[int, bytes], Interface | None]:
-        """What `interface_by_row` remembers, by family and identity from the addresses on."""
+        """What `interface_by_row` remembers: interfaces by family, and by the identity from the addresses on."""
         if self._answers_at != self.version:
             self._forget_answers()
         return self._passed
@@ -256,7 +256,7 @@ class LinkTable:
 
 
 _Prefixes = list[tuple[int, int, dict[int, int]]]
-"""Length of addresses, bits behind the prefix, and the indices of interfaces by the bits of the prefix; longest first."""
+"""For each length of a prefix, the longest first: bits of an address, bits after the prefix, interfaces by prefix."""
 
 
 @attrs.frozen
@@ -266,15 +266,15 @@ class _Networks:
     loopbacks: frozenset[int] = frozenset()
     """Indices of loopback interfaces."""
     first: int | None = None
-    """The one that packets to own addresses pass."""
+    """The loopback interface that packets to this machine's own addresses pass."""
     loopback: _Prefixes = attrs.field(factory=list)
-    """Networks of which each address is one of this machine, besides 127.0.0.0/8."""
+    """Networks on loopback interfaces: all their addresses are this machine's. 127.0.0.0/8 is not among them."""
     links: _Prefixes = attrs.field(factory=list)
     """Networks that are reached without a router."""
 
     @classmethod
     def of(cls, interfaces: Mapping[int, Interface], addresses: Mapping[bytes, Mapping[int, int]]) -> _Networks:
-        """Sort out the addresses."""
+        """Sort addresses into these tables."""
         loopbacks = frozenset(i for i, link in interfaces.items() if link.kind is InterfaceKind.LOOPBACK)
         tables: tuple[dict[tuple[int, int], dict[int, int]], ...] = ({}, {})
         for address, holders in addresses.items():
@@ -289,7 +289,7 @@ class _Networks:
 
 
 def _longest(prefixes: _Prefixes, address: bytes) -> int | None:
-    """The interface of the longest prefix that an address has."""
+    """The interface with the longest prefix that this address has."""
     number, size = int.from_bytes(address, "big"), 8 * len(address)
     for bits, shift, table in prefixes:
         if bits == size and number >> shift in table:
@@ -298,12 +298,12 @@ def _longest(prefixes: _Prefixes, address: bytes) -> int | None:
 
 
 def is_loopback(address: bytes) -> bool:
-    """True for 127.0.0.0/8 and ``::1``, which never leave a machine."""
+    """True for 127.0.0.0/8 and ``::1``."""
     return address[0] == 127 if len(address) == 4 else address == _LOOPBACK6  # IPv4
 
 
 def is_link_scoped(address: bytes) -> bool:
-    """True for an address that means something on one link only: fe80::/10, and multicast of an interface or link."""
+    """True for an address that is valid on one link only: fe80::/10, and multicast of an interface or link."""
     if len(address) == 4:  # IPv4
         return False
     first, second = address[0], address[1]

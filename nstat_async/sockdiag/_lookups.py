@@ -1,8 +1,8 @@
-"""Exact look-ups: is this very socket there, or what is left of it?
+"""Look-ups of single sockets: does this socket exist, or what is left of it?
 
-Each is one request and one answer on a channel of its own (about 5 µs of the
-kernel's time). Requests wait their turn so that the answers always fit the
-receive buffer; an answer that never comes is given up by `expire`.
+A look-up is one request and one answer, on a channel that only look-ups use (about 5 µs of the
+kernel's time). Requests wait their turn, so that the answers always fit the receive buffer.
+`expire` gives up an answer that does not come.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ._source import Source
 BATCH = 64
 """Requests in one datagram to the kernel."""
 MAX_OUTSTANDING = 128
-"""Answers that may wait in the receive buffer: 128 of them fit the smallest default."""
+"""Most answers that may wait in the receive buffer: as many fit the smallest default."""
 MOST_WAITING = 65_536
-"""Look-ups that wait their turn: beyond that there is no answer."""
+"""Most look-ups that wait their turn: further ones get no answer."""
 PATIENCE = 1.0
 """Seconds until an answer is given up; the kernel answers while the request is sent."""
 
 NO_ANSWER = b""
-"""In place of an answer that did not come: it proves nothing."""
+"""Stands for an answer that did not come, which proves nothing."""
 
 Done = Callable[["bytes | None"], None]
 """Gets the socket's message; `None`: there is no such socket; or `NO_ANSWER`."""
@@ -42,7 +42,7 @@ def lookup_request(message: bytes, protocol: int, *, exact: bool = True, mirrore
     Args:
         message: A reply or notification.
         protocol: TCP or UDP.
-        exact: Ask for its cookie; else for whatever has its addresses.
+        exact: Ask for the socket with its cookie; otherwise for any socket with its addresses.
         mirrored: Ask for the other end.
     """
     identity = message[SOCKET_ID_AT:COOKIE_AT]
@@ -60,7 +60,7 @@ def exact_request(family: int, identity: bytes, cookie: int) -> DiagRequest:
 
 
 class LookupSource(Source):
-    """Look-ups of one namespace, in order."""
+    """The look-ups of one namespace, in order."""
 
     def __init__(self, output: Output, namespace: int) -> None:
         super().__init__(output, ChannelPurpose(namespace, Role.LOOKUPS))
@@ -132,7 +132,7 @@ class LookupSource(Source):
         return self._progress + PATIENCE if self._done else None
 
     def expire(self) -> None:
-        """Give up what was asked and not answered; what waits is asked then."""
+        """Give up the requests without an answer; those that wait are sent next."""
         self._progress = self.output.now
         asked, self._asked = self._asked, {}
         for key in asked.values() if asked else list(self._done):
@@ -141,7 +141,7 @@ class LookupSource(Source):
             self._finish(key, NO_ANSWER)
 
     def give_up_all(self) -> None:
-        """Give up everything."""
+        """Give up all look-ups."""
         while self._done:
             self.expire()
             self._waiting.clear()

@@ -1,12 +1,11 @@
 """The netlink messages of sock_diag and rtnetlink: encode beside decode.
 
-A netlink datagram is a row of messages, each a 16-byte header (length, type,
-flags, sequence, port) and a body, padded to four bytes. ``inet_diag`` bodies are a
-fixed part (56 bytes of request, 72 of reply) and attributes; numbers are in host
-order except addresses and ports, which are in network order.
+A netlink datagram is a sequence of messages. A message is a 16-byte header (length, type,
+flags, sequence, port) and a body, padded to four bytes. An ``inet_diag`` body is a fixed
+part (56 bytes in a request, 72 in a reply) and attributes. Numbers are in host order,
+addresses and ports in network order.
 
-The classes here are for tests, tools and the rare message; `_rows` cuts dumps
-with formats of its own.
+The classes here are for rare messages, tests and tools; dumps are read by the formats of `_rows`.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ _LINK = struct.Struct("=BBHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 
 SOCKET_ID_AT = HEADER.size + 4
-"""Offset in a reply of the 48 bytes of ``inet_diag_sockid``: ports, addresses, device, cookie."""
+"""Offset of ``inet_diag_sockid`` in a reply: 48 bytes with ports, addresses, device, cookie."""
 COOKIE_AT = SOCKET_ID_AT + 40
-"""Offset in a reply of the socket's cookie."""
+"""Offset of the socket's cookie in a reply."""
 ATTRIBUTES_AT = HEADER.size + 72
-"""Offset in a reply of its first attribute."""
+"""Offset of the first attribute in a reply."""
 _NESTED = 0x3FFF
 """Mask for the type of an attribute: without the flags "nested" and "network order"."""
 
 
 def align(length: int) -> int:
-    """`length` rounded up to where the next message or attribute begins."""
+    """`length` rounded up to the start of the next message or attribute."""
     return (length + 3) & ~3
 
 
@@ -69,20 +68,20 @@ class Frame:
 
     @property
     def body(self) -> int:
-        """Offset of what follows the header."""
+        """Offset of the body."""
         return self.offset + HEADER.size
 
     @property
     def end(self) -> int:
-        """Offset behind the message, without padding."""
+        """Offset of the first byte after the message, which may be padding."""
         return self.offset + self.length
 
 
 def _fixed_part(form: struct.Struct, data: bytes, frame: Frame, name: str) -> tuple[Any, ...]:
-    """What stands before a message's attributes.
+    """The values of a message before its attributes.
 
     Raises:
-        ProtocolError: It is too short for that.
+        ProtocolError: The message is too short.
     """
     if frame.length < HEADER.size + form.size:
         raise ProtocolError(f"{name} is too short", offset=frame.offset, raw=data)
@@ -93,7 +92,7 @@ def iterate_messages(data: bytes) -> Iterator[Frame]:
     """The messages of a datagram.
 
     Raises:
-        ProtocolError: A length that cannot be; what came before it was yielded.
+        ProtocolError: A length is impossible; the messages before it were yielded.
     """
     offset, size = 0, len(data)
     while offset < size:
@@ -128,7 +127,7 @@ def encode_error(number: int, request: bytes = b"", *, sequence: int = 0) -> byt
 
 
 def error_number(data: bytes, frame: Frame) -> int:
-    """The positive error number in an ERROR (or at the end of a dump, DONE) message; 0 is success."""
+    """The positive error number in an ERROR message, or in the DONE message that ends a dump; 0 is success."""
     if frame.length < HEADER.size + _ERROR.size:
         return 0
     number: int = _ERROR.unpack_from(data, frame.body)[0]
@@ -136,7 +135,7 @@ def error_number(data: bytes, frame: Frame) -> int:
 
 
 def _attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Type of each attribute, and where its value begins and how long it is."""
+    """Type of each attribute, and offset and length of its value."""
     while end - offset >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size or offset + length > end:
@@ -146,16 +145,16 @@ def _attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def decode_attributes(data: bytes, offset: int, end: int) -> dict[int, bytes]:
-    """The attributes between two offsets, by type; of a repeated one the last.
+    """The attributes between two offsets, by type; the last one counts if a type is repeated.
 
     Raises:
-        ProtocolError: An attribute shorter than its header or longer than the message.
+        ProtocolError: An attribute is shorter than its header or longer than the message.
     """
     return {kind: data[start : start + length] for kind, start, length in _attributes(data, offset, end)}
 
 
 def find_attribute(data: bytes, offset: int, end: int, wanted: int) -> tuple[int, int] | None:
-    """Offset and length of one attribute's value; `None` when it is not there or the attributes are broken."""
+    """Offset and length of one attribute's value; `None` if it is missing, or the attributes are broken."""
     try:
         return next((at, length) for kind, at, length in _attributes(data, offset, end) if kind == wanted)
     except (ProtocolError, StopIteration):
@@ -193,7 +192,7 @@ class DiagRequest:
     sequence: int = 0
 
     def encode(self, sequence: int | None = None) -> bytes:
-        """The message; with this sequence number instead of its own."""
+        """The message; a given sequence number replaces its own."""
         number = self.sequence if sequence is None else sequence
         flags = MessageFlag.REQUEST | (MessageFlag.DUMP if self.dump else 0)
         if self.family == AF_UNSPEC:
@@ -221,7 +220,7 @@ class DiagRequest:
 
 @attrs.frozen
 class DiagMessage:
-    """``inet_diag_msg`` with its attributes: a socket, in a dump, a look-up or at its destruction."""
+    """``inet_diag_msg`` with its attributes: a socket in a dump, a look-up or a removal."""
 
     family: int
     state: int
@@ -231,9 +230,9 @@ class DiagMessage:
     expires: int = 0
     """Milliseconds until the timer fires."""
     receive_queue: int = 0
-    """Bytes not read yet; of a listener connections not accepted yet."""
+    """Bytes that are not read yet; of a listener, connections that are not accepted yet."""
     write_queue: int = 0
-    """Sequence numbers not acknowledged yet; of a listener its backlog."""
+    """Sequence numbers that are not acknowledged yet; of a listener, its backlog."""
     uid: int = 0
     inode: int = 0
     attributes: Mapping[int, bytes] = attrs.field(factory=dict, hash=False)
@@ -290,7 +289,7 @@ class LinkMessage:
     hardware: int
     name: str | None = None
     kind: str | None = None
-    """The driver's kind (``IFLA_INFO_KIND``), where it is a software device."""
+    """The driver's kind of a software device (``IFLA_INFO_KIND``)."""
 
     def encode(self, message_type: int, *, sequence: int = 0) -> bytes:
         """The message."""
@@ -327,7 +326,7 @@ class AddressMessage:
     address: bytes | None
     """The local address, network order; `None` when the message has none."""
     prefix: int = 0
-    """Length of its network's prefix in bits."""
+    """Length of the network's prefix in bits."""
 
     def encode(self, message_type: int, *, sequence: int = 0) -> bytes:
         """The message."""

@@ -1,4 +1,4 @@
-"""How a connection ended, from its last words, its last known state and what is left of it."""
+"""How a connection ended, by its removal, its last known state and what is left of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._constants import SocketState
 from ._finals import Fin, LastWords, Remains
 
 QUICK = 1.0
-"""Seconds until an attempt is sent again (``TCP_TIMEOUT_INIT``): before them nothing can have timed out."""
+"""Seconds until a SYN is repeated (``TCP_TIMEOUT_INIT``): no attempt times out earlier."""
 
 _CLOSED_HERE = frozenset(
     {SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.CLOSING, SocketState.TIME_WAIT},
@@ -18,7 +18,7 @@ _CLOSED_HERE = frozenset(
 _CLOSED_THERE = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK})
 _ATTEMPTS = frozenset({SocketState.SYN_SENT, SocketState.SYN_RECV})
 _OPEN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT, SocketState.FIN_WAIT1})
-"""From these a connection ends without an error only where this end aborts it, or closes it with something unread."""
+"""In these states a connection ends without an error only if this end aborts it, or closes it with unread data."""
 # Errors by Linux' numbers: a recording may be played elsewhere.
 _EPIPE, _ECONNABORTED, _ECONNRESET, _ETIMEDOUT, _ECONNREFUSED = 32, 103, 104, 110, 111
 _RESETS = frozenset({_ECONNRESET, _EPIPE})
@@ -30,18 +30,18 @@ _ATTEMPTS_BY_ERROR = {
 
 
 class Traces(NamedTuple):
-    """What is known of an end beside the last words."""
+    """What is known of an end besides the counters of the removal."""
 
     state: int
-    """The last known."""
+    """The last known state."""
     orderly: bool
     """A FIN of this end was acknowledged."""
     closing: bool
-    """It was sent, at least."""
+    """A FIN of this end was sent."""
     fin: Fin
     remains: Remains = Remains.UNKNOWN
     peer: LastWords | None = None
-    """The last words of the other end, where it is on this machine and ended, too."""
+    """The other end's removal, if it is on this machine and ended too."""
     local: bool = False
     """The other end is on this machine."""
 
@@ -55,9 +55,9 @@ def outcome_of_attempt(words: LastWords | None, repeated: int, *, quick: bool) -
     """How an attempt failed that was never established.
 
     Args:
-        words: Its last words; `None` or without counters where the kernel cleared them, which it does for an error that ``connect`` returned.
-        repeated: How often its SYN was sent again.
-        quick: It was too short for that.
+        words: Its removal; `None`, or without counters, if the kernel cleared them because ``connect`` returned an error.
+        repeated: How often the SYN was repeated.
+        quick: The attempt was too short to repeat the SYN.
     """
     if words is None or words.cleared:
         if repeated:
@@ -69,13 +69,13 @@ def outcome_of_attempt(words: LastWords | None, repeated: int, *, quick: bool) -
 
 
 def is_attempt(words: LastWords) -> bool:
-    """True if nobody ever answered, but perhaps by a refusal: a SYN is all that was sent."""
+    """True if only SYNs were sent, and nothing but perhaps a refusal came back."""
     sent = words.unacknowledged and not words.acknowledged
     return bool(sent) and not (words.received or words.window or words.cleared)
 
 
 def outcome_of(words: LastWords, traces: Traces) -> Outcome | None:
-    """How an established connection ended whose counters are there; `None` where nothing makes one likelier."""
+    """How an established connection ended, if its counters are known; `None` where no outcome is likelier than the others."""
     if traces.orderly:
         return _closed_by(words, traces)
     if words.unanswered and (words.unacknowledged or not words.unread):
@@ -92,7 +92,7 @@ def _closed_by(words: LastWords, traces: Traces) -> Outcome | None:
     if traces.state in _CLOSED_THERE:
         return Outcome.CLOSED_THERE
     known = fin.proven or not traces.alone or traces.state in _CLOSED_HERE
-    if remains is Remains.NOTHING and not fin.counted:  # closed here, and then reset; or there, and held for long
+    if remains is Remains.NOTHING and not fin.counted:  # closed here and then reset; or closed there, and held for long
         return _reset_by(words, traces) if known or words.unread or not words.quiet else None
     if traces.state in _CLOSED_HERE:
         return Outcome.CLOSED_HERE
@@ -100,36 +100,36 @@ def _closed_by(words: LastWords, traces: Traces) -> Outcome | None:
 
 
 def _reset_by(words: LastWords, traces: Traces) -> Outcome:
-    """Who closes with something unread resets; so may the other end have, and so does who gets something after closing."""
+    """Which end reset the connection: one that closes with unread data does, and so does one that gets data after closing."""
     peer, fin = traces.peer, traces.fin
     if traces.closing and peer is not None and not peer.cleared and peer.payload_sent > words.received - fin.counted:
         return Outcome.RESET_HERE
     if words.unread <= (fin.counted if fin.proven else 0):
-        # Who closed resets what comes then: with its last segment, or, when it is gone already, on behalf of what is left of it.
+        # An end that closed answers further data with a reset, even if only its remains are left in the kernel.
         may_have = traces.closing and (traces.orderly or (words.data_segments and not words.quiet))
         return Outcome.RESET if traces.alone and may_have else Outcome.RESET_THERE
     if peer is not None:
         if peer.cleared:
             return Outcome.RESET_THERE
         return Outcome.RESET if peer.unread > 1 else Outcome.RESET_HERE
-    # Had the other end, on this machine, reset it, its own end would be known.
+    # If the other end is on this machine and had reset the connection, its removal would have come.
     return Outcome.RESET_HERE if traces.local else Outcome.RESET
 
 
 def _outcome_by_error(ended: Ended) -> Outcome:
-    """How a connection ended for which the kernel has an error (``tcp_reset``, ``tcp_write_err``, ``tcp_abort``)."""
+    """How a connection ended, by the kernel's error for it (``tcp_reset``, ``tcp_write_err``, ``tcp_abort``)."""
     if ended.error in _RESETS:
-        # Data that comes when nobody can read it any more ends a connection as if the other end had reset it.
+        # Data that nobody can read any more ends a connection as if the other end had reset it.
         return Outcome.RESET if ended.deaf and ended.state in _CLOSED_HERE else Outcome.RESET_THERE
     return Outcome.RESET_HERE if ended.error == _ECONNABORTED else Outcome.TIMED_OUT
 
 
 def outcome_by_record(ended: Ended, words: LastWords | None) -> Outcome | None:
-    """How a connection ended whose last state a record has; `None` where the state does not say, and nobody was heard.
+    """How a connection ended, by the eBPF record of its end; `None` where the record does not tell.
 
     Args:
         ended: The record.
-        words: The last words of sock_diag; `None` where they did not come.
+        words: The removal; `None` if none came.
     """
     repeated = ended.totals.retransmitted_segments or 0
     if ended.state in _ATTEMPTS or not ended.established:

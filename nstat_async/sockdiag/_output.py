@@ -1,4 +1,4 @@
-"""What the parts of a session share: the time, and where what they say goes."""
+"""What the parts of a session share: the time, and the lists that their events and commands go into."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .._errors import NstatError
 from .._events import AnyEvent, EventsLost, LossCause
 
 DONE_AT_ONCE = 256
-"""Steps of work in one call, of which each may be a flow that is updated: about 3 ms."""
+"""Steps of work in one call: about 3 ms if each updates a flow."""
 
 
 @attrs.define(eq=False)
 class Output:
-    """The time of the call under way, and what it brings forth."""
+    """The time of the present call, and its results."""
 
     mode: Mode = Mode.DRIVING
     following: bool = attrs.field(init=False)
-    """True when a recording decides."""
+    """True when the session follows a recording."""
     epoch_offset: float = 0.0
     now: float = 0.0
-    """The monotonic time of the call under way."""
+    """The monotonic time of the present call."""
     poll: int = 0
-    """Serial of the poll under way, or of the last one."""
+    """Serial of the present poll, or of the last one."""
     poll_began: float = 0.0
-    """When it began."""
+    """When that poll began."""
     first_poll: bool = True
-    """True until the first poll is complete: what it finds was there before."""
+    """True until the first poll is complete: its flows existed before the monitor."""
     gaps: int = 0
-    """Losses so far that a dump repairs."""
+    """Number of losses so far that a dump repairs."""
     repair_wanted: bool = False
-    """A poll is wanted because something was lost."""
+    """A poll is to repair a loss."""
     events: list[AnyEvent] = attrs.field(factory=list)
     commands: list[Command] = attrs.field(factory=list)
     counters: dict[str, int] = attrs.field(factory=dict)
@@ -45,18 +45,18 @@ class Output:
     failure: NstatError | None = None
     """Why the subscription cannot go on."""
     malformed: str | None = None
-    """The first thing that could not be decoded."""
+    """What was wrong with the first bytes that could not be decoded."""
     _questions: dict[int, Callable[[Any], None]] = attrs.field(factory=dict)
     _tokens: int = 0
     _work: deque[Iterator[None]] = attrs.field(factory=deque)
-    """What is under way, and what comes behind it."""
+    """Unfinished work, in order."""
 
     def __attrs_post_init__(self) -> None:
         self.following = self.mode is Mode.FOLLOWING
 
     @property
     def time(self) -> float:
-        """The wall-clock time of the call under way."""
+        """The wall-clock time of the present call."""
         return self.now + self.epoch_offset
 
     def count(self, name: str, number: int = 1) -> None:
@@ -64,7 +64,7 @@ class Output:
         self.counters[name] = self.counters.get(name, 0) + number
 
     def note(self, text: str) -> None:
-        """Remark something, once."""
+        """Add a remark, unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -81,17 +81,17 @@ class Output:
 
     @property
     def busy(self) -> bool:
-        """True while `work` has more to do at once."""
+        """True while there is unfinished work, which is due at once."""
         return bool(self._work)
 
     def do(self, work: Iterator[None]) -> None:
-        """Have something done whose steps may be many: those that are beyond the first few wait for `work`."""
+        """Do work of many steps: the first steps now, the others in later calls of `work`."""
         self._work.append(work)
         if len(self._work) == 1:
             self.work()
 
     def work(self) -> None:
-        """Do the next steps."""
+        """Do the next steps of unfinished work."""
         left = DONE_AT_ONCE
         while left > 0 and self._work:
             done = sum(1 for _ in islice(self._work[0], left))
@@ -100,15 +100,15 @@ class Output:
             left -= done
 
     def ask(self, request: Any, done: Callable[[Any], None]) -> None:
-        """Have a look-up made and `done` called with its answer (or what says that there is none)."""
-        if self.following:  # a recording has its answers, by their own numbers
+        """Ask for a look-up; `done` is called with its answer, or with `LookupFailed`."""
+        if self.following:  # a recording has its answers, under their own numbers
             return
         self._tokens += 1
         self._questions[self._tokens] = done
         self.commands.append(Lookup(self._tokens, request))
 
     def take_answer(self, token: int, answer: Any) -> bool:
-        """Hand over an answer; False when nobody asked."""
+        """Pass an answer to the part that asked; False if none did."""
         done = self._questions.pop(token, None)
         if done is not None:
             done(answer)

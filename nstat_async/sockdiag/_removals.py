@@ -1,6 +1,6 @@
 """Evidence of ends: the kernel's notifications of destroyed sockets, with their last counters.
 
-What they leave open `Endings` settles.
+`Endings` settles what they leave open.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class RemovalSource(Source):
         self.receive_buffer: int | None = None
         """Granted size in bytes, if known."""
         self.missing = False
-        """True if the kernel does not report here, which is not known before it was asked."""
+        """True if the kernel refused to report destroyed sockets."""
         self._book = book
         self._endings = endings
         self._sightings = sightings
         self._formats = formats
         self._protocols = wanted
         self._lossy = False
-        """Notifications were lost, and no dump repaired that yet."""
+        """Notifications were lost, and no dump has repaired that yet."""
         self._congested = False
         self._repairing = False
 
@@ -66,11 +66,11 @@ class RemovalSource(Source):
 
     @property
     def reliable(self) -> bool:
-        """True unless notifications are known to be missing: then absence is explained by one that will come."""
+        """True unless notifications are missing: a socket that is absent from dumps will then have a removal."""
         return self.is_open and not self._lossy
 
     def begin_poll(self) -> None:
-        """A poll begins: what was lost before can be repaired by it."""
+        """A poll begins, which can repair earlier losses."""
         self._repairing = not self._congested
 
     def end_poll(self) -> None:
@@ -83,10 +83,10 @@ class RemovalSource(Source):
         self.receive_buffer = receive_buffer
 
     def failed(self, errno: int) -> None:
-        """The kernel could not queue a notification for us; it does not say how many.
+        """The kernel could not queue notifications; how many, it does not say.
 
-        Until its queue was read empty it goes on dropping and says nothing more
-        (``NETLINK_S_CONGESTED``), so the repair begins at `drained`.
+        It goes on dropping them without a word until the queue is empty (``NETLINK_S_CONGESTED``), so the repair
+        begins at `drained`.
         """
         if not self.is_open or is_refusal(errno):
             self.output.note(
@@ -103,7 +103,7 @@ class RemovalSource(Source):
         self.output.lose(LossCause.KERNEL_BUFFER, detail)
 
     def drained(self) -> None:
-        """Nothing is queued: a dump can repair a loss now, and what ends wait for did not come."""
+        """The queue is empty: a dump can repair a loss now, and ends know that the removal they wait for is not in it."""
         self._endings.waiting.behind = False
         self._sightings.removals_left(self._book, some=False)
         self._endings.read_at = self.output.now
@@ -162,7 +162,7 @@ class RemovalSource(Source):
             self._sightings.join(book, entry, lambda ended: self._settle(entry, message, info, came, ended))
 
     def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], came: float, ended: Ended | None) -> None:
-        """Remove a flow: with the record of its end, where there is one, nothing is open."""
+        """End a flow; with an eBPF record of the end nothing is open."""
         record = ended if ended is not None and ended.final else None
         words = last_words(message, *info) if info[1] else None
         cleared = words is not None and words.cleared and not has_remote_port(message)
@@ -180,7 +180,7 @@ class RemovalSource(Source):
             self._endings.settle(entry, message, info, words, came, record)
 
     def _end_cleared(self, entry: Entry) -> None:
-        """The kernel cleared the counters of a connection when it ended."""
+        """End a connection whose counters the kernel cleared."""
         if is_multipath(entry) or self._book.accepted_by_multipath(entry):
             self._book.end_unknown(entry, "a subflow of Multipath TCP, whose counters the kernel clears at its end")
         else:
@@ -188,7 +188,7 @@ class RemovalSource(Source):
             self._book.end_unknown(entry, why, Outcome.RESET_HERE)
 
     def _outcome_of_cleared(self, entry: Entry, message: bytes, record: Ended | None) -> Outcome | None:
-        """How a connection ended that the kernel forgot: failed, unless its window says that it was established."""
+        """How a connection ended whose counters are cleared: an attempt failed, unless a record says it was established."""
         if record is not None and record.established:
             return Outcome.RESET_HERE
         if not any(message[HEADER.size + 24 : HEADER.size + 40]):
@@ -201,7 +201,7 @@ class RemovalSource(Source):
         return outcome_of_attempt(None, repeated, quick=quick or record is not None)
 
     def _finish(self, entry: Entry, message: bytes, info: tuple[int, int], outcome: Outcome | None) -> None:
-        """Remove a flow with its final counts, in which nothing is open."""
+        """End a flow with counts that are final."""
         report = socket_report(message, *info, 0)
         if entry.report is None:
             entry.report = report
