@@ -1,14 +1,12 @@
-"""Evidence of owners: which process holds a socket, by its inode, looked up in the background.
+"""Evidence of owners: which process holds a socket, looked up by the socket's inode in the background.
 
-The core asks for the inodes it does not know (`OwnersRequest`); the transport searches
-``/proc/*/fd`` for a bounded time and answers what it found and where to go on. An inode that
-a whole search did not find belongs to a process that may not be seen, to the kernel, or to
-none any more: it is asked for again ever more rarely.
+The core asks for inodes without a known owner (`OwnersRequest`). The transport searches ``/proc/*/fd`` for a bounded
+time, and answers what it found and where the search goes on. An inode that a whole search did not find belongs to a
+process that may not be looked at, to the kernel, or to no process any more: it is searched for again at growing intervals.
 
-What is known does not stay true: a descriptor is handed over (``SCM_RIGHTS``, ``fork`` and
-``close``), a program replaced (``execve``), a process ends, its pid is used again. So polls
-check some sockets and processes, in turn: whether the descriptor still is that socket,
-and whether the process still runs the same program.
+Owners change: a descriptor is handed over (``SCM_RIGHTS``, ``fork`` and ``close``), a process runs another program
+(``execve``) or ends, its pid is used again. So each poll checks some sockets and some processes, in turn: is the
+descriptor still this socket, does the process still run the same program?
 """
 
 from __future__ import annotations
@@ -27,43 +25,43 @@ from ._output import Output
 from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
 
 RECENT_PIDS = 64
-"""Processes that owned the last sockets found: searched early."""
+"""Owners of the sockets found last: a search looks at them early."""
 MAX_PAUSE = 64
-"""Polls between two searches for an inode that is never found."""
+"""Most polls between two searches for an inode that is never found."""
 MAX_PROCESSES = 100_000
-"""Processes that are remembered."""
+"""Most processes that are remembered."""
 MAX_USERS = 10_000
-"""Users whose names are remembered."""
+"""Most users whose names are remembered."""
 SOCKETS_A_SECOND = 512
-"""Sockets that are checked: about 5 µs each."""
+"""Sockets that are checked per second: about 5 µs each."""
 LOOKED_AT = 1024
-"""Sockets that are looked at for that in one poll, about 2 ms."""
+"""Most sockets among which a poll chooses those to check, about 2 ms."""
 TABLES_AT_ONCE = 8
-"""Processes whose descriptors are listed for sockets of which the process alone is known."""
+"""Most processes whose descriptors one check lists, for sockets whose descriptor is not known."""
 PROCESSES_A_SECOND = 64
-"""Processes that are checked: about 30 µs each."""
+"""Processes that are checked per second: about 30 µs each."""
 CHECK_PAUSE = 0.1
-"""Seconds between two checks at least: polls may follow closely on each other, and a look-up costs a thread's turn."""
+"""Least seconds between two checks: polls may follow each other closely, and each look-up needs a thread."""
 
 
 BEFORE_ALL = -1
-"""The number of looks at all tables before a socket of the first poll; one less once it was told what they found."""
+"""`Entry.round` of sockets of the first poll; one less after they were told of other holders."""
 _LISTEN = SocketState.LISTEN
 _PROVING = 2
-"""Looks at all tables that have to end until one has begun behind something: the first of them may have begun before."""
+"""Rounds that must end to be sure that a whole round began after a given moment: the first may have begun earlier."""
 FEW = 8
-"""Sockets that are new in one go, for which it does not pay to look at them as many."""
+"""Number of new sockets below which they are taken in one by one."""
 LEARNED_IN_A_STEP = 4
-"""Owners of new sockets that are taken in while one flow would be updated."""
+"""Owners of new sockets that are taken in as one step: as long as the update of a flow takes."""
 
 
 class OwnerSource:
-    """Evidence of owners: the sockets whose owner is wanted, and the processes found so far.
+    """Searches for the owners of sockets, and knows the processes found so far.
 
-    Several sockets may have one inode (MPTCP's subflows have their connection's): each gets its owner.
+    Several sockets may have the same inode (subflows of MPTCP have that of their connection), and so the same owner.
 
     Args:
-        output: Where questions go.
+        output: Where requests go.
         entries: All sockets.
         sees_all: No process is hidden from a search.
     """
@@ -74,76 +72,79 @@ class OwnerSource:
         self.failure: str | None = None
         """Why the last search failed."""
         self.refused = 0
-        """Processes that the last search was not allowed to look at."""
+        """How many processes the last search was not allowed to look at."""
         self.rounds = 0
-        """Looks at all tables of descriptors so far, by which every holder of a socket is found."""
+        """Rounds so far: a round looks at the descriptors of all processes, and so finds every holder of a socket."""
         self._counting = False
-        """What is under way is a look at all tables alone."""
+        """The present request is for a round alone."""
         self._proven = 0
-        """How many there must be for all listeners to be known to be alone, or not."""
+        """The number of rounds after which it is known of each listener whether it has one holder."""
         self._shared: Mapping[int, Others] = {}
-        """Inodes that several processes hold, with those beside the oldest."""
+        """Inodes that several processes hold, with all holders but the oldest."""
         self._users: dict[int, str | None] = {}
-        """Names of users; `None` while they are asked for, and where there is none."""
+        """Names of users; `None` while they are looked up, and for users without a name."""
         self._unnamed: list[int] = []
-        """Users whose names are to be asked for."""
+        """Users whose names the next request asks for."""
         self._users_asked = False
-        """True while the search under way asks for names of users."""
+        """True while the present search asks for names of users."""
         self._output = output
         self._entries = entries
         self._sees_all = sees_all
         self._held: dict[int, Entry] = {}
         """A socket of each inode."""
         self._sharing: dict[int, dict[Entry, None]] = {}
-        """All sockets of an inode, where there are several."""
+        """All sockets of an inode that several have."""
+        # An inode without an owner is in one of the next four; one that is in none of them has an owner.
         self._due: set[int] = set()
-        """What the next search is about."""
+        """Inodes that the next search begins with."""
         self._searched: set[int] = set()
-        """What the search under way has not found."""
+        """Inodes that the present search began with, and has not found yet."""
         self._added: set[int] = set()
-        """What it was asked for while it was under way, and has not found."""
+        """Inodes that were added to the present search, and are not found yet."""
         self._tries: dict[int, int] = {}
-        """How often it was searched for what was not found. What is in none of these has an owner."""
+        """How many searches did not find an inode."""
         self._parked: dict[int, set[int]] = {}
-        """Inodes that were not found, by the poll that looks again."""
+        """Inodes that were not found, by the poll that searches again."""
         self._again = False
+        """Another search is to follow the present one."""
         self._processes: dict[tuple[int, int | None, int], Process] = {}
-        """By pid, start and the user of the socket; those that were not checked for longest come first."""
+        """By pid, start and the user of the socket; those that were checked longest ago come first."""
         self._recent: dict[int, None] = {}
+        """Pids of the owners found last."""
         self._nameless: dict[tuple[int, int | None], dict[Entry, None]] = {}
-        """Processes that were seen by a record, which has no path of them, with their sockets."""
+        """Processes that are known by a record, which has no path, with their sockets."""
         self._naming: dict[tuple[int, int | None], dict[Entry, None]] = {}
-        """The same, of the question that is under way."""
+        """Those of them that the present request asks for."""
         self._turn: list[Entry] = []
-        """Sockets that are still to be checked in this turn."""
+        """Sockets that are still to be checked in this turn through all of them."""
         self._checking: list[Entry] = []
-        """Those of the search under way."""
+        """Sockets that the present search checks."""
         self._checked_at = 0.0
 
     @property
     def unresolved(self) -> int:
-        """Inodes whose owner was searched for and not found; eBPF programs may have named it meanwhile."""
+        """Number of inodes whose owner no search found, and eBPF programs have not named either."""
         return sum(self._held[inode].process is None for inode in self._tries)
 
     @property
     def sought(self) -> int:
-        """Inodes whose owner is being searched for."""
+        """Number of inodes in the present search."""
         return len(self._searched) + len(self._added) if self.searching else 0
 
     @property
     def undecided(self) -> int:
-        """Inodes of which it is known neither who holds them nor why nobody is known to; 0 where nobody can look."""
+        """Number of inodes with neither an owner nor a reason why none is known; 0 if searches fail."""
         if self.failure is not None:
             return 0
         return sum(self._held[inode].owner is None for inode in set[int]().union(*self._sought))
 
     @property
     def naming(self) -> bool:
-        """True while it is asked what processes are called that records named, or what users are."""
+        """True while names are looked up: of users, or of processes that are known by a record."""
         return bool(self._naming or self._nameless or self._users_asked)
 
     def want(self, entry: Entry) -> None:
-        """Find this socket's owner."""
+        """Have the owner of this socket searched for."""
         uid, inode = entry.user
         if uid not in self._users:
             self._ask_name(uid)
@@ -159,7 +160,7 @@ class OwnerSource:
         self._due.add(inode)
 
     def want_all(self, entries: Sequence[Entry]) -> None:
-        """The same of sockets that a dump had for the first time; many of them at once take a third of the time."""
+        """`want` for sockets that a dump had for the first time; many together take a third of the time."""
         numbers = memoryview(b"".join([entry.last[3][:8] for entry in entries])).cast("I")  # users and inodes in turn
         new = dict(zip(numbers[1::2], entries, strict=True))
         if len(entries) < FEW or len(new) < len(entries) or 0 in new or not self._held.keys().isdisjoint(new.keys()):
@@ -176,20 +177,21 @@ class OwnerSource:
 
     @property
     def _round(self) -> int:
-        """The number of looks at all tables that a socket misses which is new; none has begun before the first poll."""
+        """The `Entry.round` of a socket that becomes known now."""
         return BEFORE_ALL if self._output.first_poll else self.rounds
 
     def is_alone(self, entry: Entry) -> bool:
-        """True if a socket is known to have one holder; ``init`` beside it keeps listeners for others, and accepts nothing.
+        """True if a socket is known to have one holder.
 
-        What a record alone told of has no inode yet by which tables could be searched.
+        ``init`` does not count: it keeps listeners for services, and accepts nothing. A socket that only a record told of
+        has no inode yet, so no round can tell.
         """
         if entry.process is None or not entry.user[1] or self.rounds < entry.round + _PROVING:
             return False
         return not entry.others.number or [pid for pid, _ in entry.others.oldest] == [1]
 
     def forget(self, entry: Entry, inode: int) -> None:
-        """The socket is gone, or has this inode no more."""
+        """The socket is gone, or has another inode now."""
         sharing = self._sharing.get(inode)
         if sharing is not None:
             sharing.pop(entry, None)
@@ -204,7 +206,7 @@ class OwnerSource:
             self._give_up({inode})
 
     def _holders(self, inode: int) -> tuple[Entry, ...]:
-        """The sockets that have this inode."""
+        """The sockets with this inode."""
         if inode in self._sharing:
             return tuple(self._sharing[inode])
         entry = self._held.get(inode)
@@ -212,7 +214,7 @@ class OwnerSource:
 
     @property
     def _sought(self) -> tuple[set[int] | KeysView[int], ...]:
-        """Where all inodes are that have no owner."""
+        """All inodes without an owner, in their four sets."""
         return self._due, self._searched, self._added, self._tries.keys()
 
     def _is_sought(self, inode: int) -> bool:
@@ -220,16 +222,16 @@ class OwnerSource:
         return any(inode in places for places in self._sought)
 
     def _give_up(self, inodes: set[int]) -> None:
-        """Seek these inodes no longer."""
+        """End the search for these inodes."""
         for places in (self._due, self._searched, self._added):
             places.difference_update(inodes)
         for inode in inodes & self._tries.keys() if self._tries else ():
             del self._tries[inode]
 
-    # -- questions
+    # -- requests
 
     def search(self) -> None:
-        """Search for who is wanted, and check some of what is known; once more if a search is under way."""
+        """Begin a search for the wanted owners, which also checks some known ones; if one is under way, begin it afterwards."""
         if self.searching:
             self._again = True
             return
@@ -262,7 +264,7 @@ class OwnerSource:
             self._turn = list(self._held.values())
         self._checking, held = [], []
         tables: set[int] = set()
-        for _ in range(min(len(self._turn), LOOKED_AT)):  # many may be gone since the turn began
+        for _ in range(min(len(self._turn), LOOKED_AT)):  # many may have ended since the turn began
             if len(self._checking) >= number:
                 break
             entry = self._turn.pop()
@@ -281,7 +283,7 @@ class OwnerSource:
         return tuple(reversed(self._recent))
 
     def _go_on(self, below: int) -> None:
-        """A long search does not keep new sockets waiting: they are looked for on the way, and once more behind it."""
+        """Ask for the next part of a search, with the new sockets, which are searched for once more after it."""
         added: set[int] = set()
         if self._again:
             added, self._due, self._again = self._due, set(), False
@@ -293,14 +295,14 @@ class OwnerSource:
         self._output.ask(request, self.take)
 
     def count(self) -> None:
-        """Have all tables looked at until listeners are known to be alone: nobody else can say whose short connections are."""
+        """Ask for a round, until it is known which listeners have one holder: these own their short connections."""
         if self.rounds < self._proven and not self.searching:
             self._ask(OwnersRequest(frozenset(), count=True))
 
     # -- answers
 
     def take(self, answer: Any) -> None:
-        """Take in what a piece of the search found; without an answer the search is over."""
+        """Take in what a part of the search found; if it failed, the search is over."""
         self._output.do(self._take_in(answer))
 
     def _take_in(self, answer: Any) -> Iterator[None]:
@@ -334,7 +336,7 @@ class OwnerSource:
         self.searching = self._users_asked = False
 
     def learn(self, answer: OwnersAnswer) -> None:
-        """Take in who holds what, at once."""
+        """Take in an answer's owners, all at once."""
         for _ in self._learn(answer):
             pass
 
@@ -372,7 +374,7 @@ class OwnerSource:
             self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
     def _learn_others(self, answer: OwnersAnswer) -> Iterator[None]:
-        """All tables were looked at: of several holders the oldest is the owner."""
+        """Take in the result of a round: of several holders the oldest is the owner."""
         if answer.shared is None:
             return
         self.rounds += 1
@@ -386,7 +388,7 @@ class OwnerSource:
         before, self._shared = self._shared, shared
         changed = [
             inode
-            for inode in before.keys() | shared.keys()  # few, where those that came may be ten thousand
+            for inode in before.keys() | shared.keys()  # few inodes, while ten thousand sockets may be new
             if before.get(inode) != shared.get(inode) or any(map(self._came_since, self._holders(inode)))
         ]
         for inode in sorted(changed):
@@ -401,7 +403,7 @@ class OwnerSource:
                     entry.book.learn_others(entry, entry.process, NOBODY)
 
     def _came_since(self, entry: Entry) -> bool:
-        """True for a socket that came since the look at all tables before the last one, and was told of no other since."""
+        """True for a socket that became known since the last but one round, and was not told of other holders since."""
         return entry.round in {BEFORE_ALL, self.rounds - 1}
 
     def _ask_name(self, uid: int) -> None:
@@ -410,7 +412,7 @@ class OwnerSource:
             self._unnamed.append(uid)
 
     def _learn_names(self, users: tuple[tuple[int, str], ...]) -> None:
-        """Take in what users are called; processes that are known already get the name."""
+        """Take in names of users, also for the processes that are known already."""
         room = MAX_USERS - len(self._users)
         new = {uid: name for uid, name in users if self._users.get(uid) != name and (uid in self._users or room > 0)}
         self._users.update(new)
@@ -436,14 +438,14 @@ class OwnerSource:
         return process
 
     def _renew(self, changed: Mapping[tuple[int, int | None], ProcessFacts]) -> None:
-        """Processes run other programs: all their sockets are those programs'."""
+        """Processes run another program now: replace them, for all their sockets."""
         self._replace({
             key: self._process(changed[key[:2]], key[2]) for key in self._processes if key[:2] in changed
         })  # fmt: skip
 
     def _replace(self, changed: Mapping[tuple[int, int | None, int], Process]) -> None:
-        """What is known of processes is something else now, for all their sockets."""
-        # By identity: to hash a process takes longer than all the rest.
+        """Replace processes by what is known of them now, for all their sockets."""
+        # By identity: hashing processes would take longer than everything else here.
         renewed: dict[int, tuple[Process, Process]] = {}
         for key, new in changed.items():
             old = self._processes[key]
@@ -456,11 +458,11 @@ class OwnerSource:
     def _pass_on(self, renewed: Mapping[int, tuple[Process, Process]]) -> Iterator[None]:
         for entry in [entry for entry in self._entries() if id(entry.owner) in renewed]:
             yield
-            if id(entry.owner) in renewed:  # nobody else was found meanwhile
+            if id(entry.owner) in renewed:  # it has had no other owner meanwhile
                 entry.book.learn_owner(entry, renewed[id(entry.owner)][1], entry.place)
 
     def _process(self, facts: ProcessFacts, uid: int) -> Process:
-        """A path that cannot be read any more is the one that was known: the process ends, or may not be looked at now."""
+        """The process of these facts; a path that cannot be read now stays as it was known."""
         name, path = facts.name, facts.path
         known = self._processes.get((facts.pid, facts.start_ticks, uid)) if path is None else None
         if known is not None and known.title == facts.title:
@@ -480,7 +482,7 @@ class OwnerSource:
         )
 
     def _seek_again(self, answer: OwnersAnswer) -> Iterator[None]:
-        """Processes ended, descriptors are not there any more: what lives on of their sockets has another owner, if any."""
+        """Search again for the owners of sockets whose process ended, or does not have the descriptor any more."""
         dead, lost, met = set(answer.gone), set(answer.lost), dict(answer.met)
         for entry in self._checking if met else ():
             entry.place = met.get(entry.user[1], entry.place)
@@ -498,12 +500,12 @@ class OwnerSource:
         self._checking = []
 
     def _park(self, refused: int | None) -> Iterator[None]:
-        """A whole search did not find these: they are asked for again ever more rarely.
+        """A whole search did not find these inodes: search for them again, at growing intervals.
 
-        That all processes were looked at and none has it proves nothing at first: it may have ended, or have been
-        on its way from one to another. The second time it is the kernel's own, if the last dump had it: else it
-        ended, and its removal is not read yet. Whoever takes a single look gets to know that of UDP sockets, whose
-        end is reported at once.
+        If all processes were looked at, the first failure proves nothing: the socket may have ended, or have been on
+        its way from one process to another. After the second one it is the kernel's own, provided that the last dump
+        had it; otherwise it ended, and its removal is not read yet. For UDP sockets, whose removals come at once, the
+        first poll searches a second time, so that a snapshot knows this too.
         """
         self.refused = refused or 0
         complete = self._sees_all and not refused
@@ -526,10 +528,10 @@ class OwnerSource:
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
         self._searched = set()
 
-    # -- processes that are known by their records
+    # -- processes that are known by a record
 
     def seen(self, entry: Entry, facts: ProcessFacts, uid: int) -> Process:
-        """The process that a record has beside this socket, with all that is known of it by now."""
+        """The process that a record names for this socket, with all that is known of it."""
         self._ask_name(uid)
         process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self.process(facts, uid)
         if process.path is None:
@@ -537,14 +539,14 @@ class OwnerSource:
         return process
 
     def ask_names(self) -> None:
-        """Ask for what records do not tell of processes."""
+        """Ask for the facts of processes that a record does not have."""
         if self._nameless and not self._naming:
             self._naming, self._nameless = self._nameless, {}
             users, self._unnamed = tuple(self._unnamed), []
             self._output.ask(ProcessesRequest(tuple(self._naming), users), self.take_names)
 
     def take_names(self, answer: Any) -> None:
-        """Take in the facts of processes that are still there."""
+        """Take in the facts of those processes that still exist."""
         naming, self._naming = self._naming, {}
         self._learn_names(answer.users if isinstance(answer, ProcessesAnswer) else ())
         for facts in answer.processes if isinstance(answer, ProcessesAnswer) else ():
