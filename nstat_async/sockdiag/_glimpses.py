@@ -1,9 +1,9 @@
-"""Network namespaces that are watched without being entered: what eBPF programs see of them is all there is.
+"""Network namespaces that are watched from outside: only eBPF programs tell about them.
 
 Some may not be entered, some are held by a descriptor alone and are not found, some are gone before anyone could look.
-Records and the walk over all descriptors tell of each socket which namespace it is in; it gets a book of its own, which no
-dump speaks to. In it nothing is known of interfaces, nothing of the counters of a TCP connection until its end, and what
-no process has open and no record reported is not seen. An end whose record was lost shows in the walks.
+Records and the walk over all descriptors name the namespace of each socket, which gets a book without dumps. Such a book
+knows no interfaces, and the counters of a TCP connection only at its end. It does not see a socket that no record
+reported and no process has open. The walks show an end whose record was lost.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ._setup import NetworkNamespace
 from ._sightings import Sightings
 
 MOST = 256
-"""Namespaces of this kind that are known at once."""
+"""Most namespaces that are watched from outside."""
 FIRST = 1 << 20
-"""Number of the first one: those that are entered have lower ones."""
+"""Number of the first of them; namespaces that are entered have lower numbers."""
 ABSENCES = 2
-"""Walks in a row without a socket until it is taken for gone."""
+"""Walks in a row that do not have a socket, after which it is taken for gone."""
 
 
 class Glimpses:
-    """The namespaces that nobody entered, by the cookie that records have.
+    """The namespaces that are watched from outside, by their cookie.
 
     Args:
-        add: Makes a namespace of a number and an identity.
-        drop: Lets it go by its number.
-        sightings: What takes in the evidence.
+        add: Makes the namespace with a number and an identity.
+        drop: Stops watching the namespace with a number.
+        sightings: Takes in the evidence.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Glimpses:
         self._sightings = sightings
         self._known: dict[int, Namespace] = {}
         self._empty: set[int] = set()
-        """Cookies of those without a socket."""
+        """Cookies of namespaces that had no socket at the last poll."""
         self._next = FIRST
         self._open: set[int] = set()
-        """What the walk under way has met."""
+        """Sockets that the present walk has met."""
 
     def meet(self, cookie: int, label: str) -> bool:
-        """Watch a namespace from outside; False where there are too many."""
+        """Watch a namespace from outside; False if there are too many."""
         if len(self._known) >= MOST:
             return False
         namespace = self._known[cookie] = self._add(self._next, NetworkNamespace(label))
@@ -59,19 +59,19 @@ class Glimpses:
         return True
 
     def entered(self, cookie: int) -> None:
-        """A namespace is watched from inside now."""
+        """A namespace was entered: stop watching it from outside."""
         if cookie in self._known:
             self._drop(self._known.pop(cookie).number)
 
     def sweep(self) -> None:
-        """Let go of those that had no socket for two polls."""
+        """Stop watching namespaces without a socket in two polls."""
         empty = {cookie for cookie, namespace in self._known.items() if not namespace.book.entries}
         for cookie in empty & self._empty:
             self._drop(self._known.pop(cookie).number)
         self._empty = empty
 
     def walked(self, answer: Answer) -> None:
-        """Take in a piece of a walk over all descriptors: what nobody has open in two walks ended unseen."""
+        """Take in a part of a walk over all descriptors: a socket that two walks do not have ended unseen."""
         if not self._known:
             return
         self._open.update(row.cookie for row in answer.rows)

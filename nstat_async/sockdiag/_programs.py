@@ -1,7 +1,7 @@
-"""The eBPF programs of the machine: two channels, and what is asked of them.
+"""The eBPF programs of the machine: their two channels, and what is asked of them.
 
-The ring gives records by itself. The maps answer at each poll: what was lost, what UDP sockets count, and now and
-then which sockets processes have open. Without programs, or once they fail, sock_diag goes on alone.
+The ring delivers records. The maps answer requests: each poll asks what was lost and what UDP sockets count, and now
+and then which sockets processes have open. Without programs, or after they failed, sock_diag works alone.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from ._sightings import Sightings
 from ._source import Source
 
 WALK_SECONDS = 60.0
-"""Between two walks over all descriptors and all counts."""
+"""Seconds between two walks over all descriptors and all counts."""
 MOST_LOOKED_AT = 64
-"""Sockets whose counts are asked for one by one: a walk over the whole map costs as much as this many questions."""
+"""Most sockets whose counts are read one by one: that many reads cost as much as a walk over the whole map."""
 LISTS_TO_JUDGE = 2
-"""Whole lists of counts in a row that tell which sockets are no more; see `Ledger`."""
+"""Complete lists of counts in a row that prove which sockets are gone; see `Ledger`."""
 PATIENCE = 1.0
-"""Seconds until a poll goes on without the rest of an answer; the maps answer at once."""
+"""Seconds after which a poll goes on without the rest of an answer; the maps answer at once."""
 _NANOSECONDS = 1_000_000_000
 _NOT_ATTACHED = AttachAnswer()
 
 
 class RingSource(Source):
-    """Takes in records, which mean something to a ledger only."""
+    """The channel of the records."""
 
     def __init__(self, output: Output, programs: Programs) -> None:
         super().__init__(output, RingPurpose())
@@ -72,17 +72,17 @@ class RingSource(Source):
 
 
 class MapsSource(Source):
-    """Asks for what the maps have."""
+    """The channel of the maps."""
 
     def __init__(self, output: Output, programs: Programs) -> None:
         super().__init__(output, MapsPurpose())
         self.expected = 0
-        """Answers that are not complete yet."""
+        """Number of answers that are not complete yet."""
         self._programs = programs
         self._progress = 0.0
 
     def ask(self, operation: Operation, cookies: tuple[int, ...] = ()) -> None:
-        """Ask for something."""
+        """Send a request to the maps."""
         if self.output.following:
             return
         self.expected += 1
@@ -108,15 +108,15 @@ class MapsSource(Source):
 
 
 class Programs:
-    """The eBPF source as the session sees it.
+    """The eBPF programs, as the session knows them.
 
     Args:
-        output: Where what is said goes.
-        books: By number of their network namespace.
+        output: Where events and commands go.
+        books: The books, by number of their network namespace.
         owners: The processes that are known.
-        sightings: What takes in the evidence.
+        sightings: Takes in the evidence.
         mode: Whether programs are wanted.
-        remotes: Whether the remotes of unconnected UDP sockets are.
+        remotes: Whether the remotes of unconnected UDP sockets are wanted.
     """
 
     def __init__(
@@ -141,28 +141,28 @@ class Programs:
         self._owners = owners
         self._sightings = sightings
         self.walked: Callable[[Answer], None] = lambda _answer: None
-        """Called with each piece of a walk over all descriptors."""
+        """Called with each part of a walk over all descriptors."""
         self.remotes = Remotes(output, sightings.books)
         self._remotes_wanted = remotes
         self._ledger = Ledger(packets=False, births=False)
         self._meter = LossMeter()
         self._walk_due = 0.0
         self._lists = 0
-        """Whole lists of counts to ask for, one in each poll."""
+        """How many of the next polls ask for the complete list of counts."""
         self._walked: list[OwnerRow] = []
         self._taking: list[int] = []
-        """Removed sockets whose counts are to be asked for."""
+        """Removed sockets whose last counts are still to be asked for."""
         self._taken: deque[list[int]] = deque()
-        """Those that were asked for, one list for each answer."""
+        """Removed sockets whose last counts are asked for, a list for each answer."""
 
     @property
     def tier(self) -> Tier:
-        """What they can tell at the moment."""
+        """How much the programs tell now."""
         return self.attached.tier if self._sightings.live else Tier.NONE
 
     @property
     def reason(self) -> str | None:
-        """Why they do not tell everything; `None`: they do, or are not wanted."""
+        """Why the programs do not tell everything; `None` if they do, or are not wanted."""
         return self._failure or self.attached.detail or None
 
     @property
@@ -173,7 +173,7 @@ class Programs:
     # -- beginning and end
 
     def start(self, done: Callable[[], None]) -> None:
-        """Have the programs attached, if they are wanted, and `done` called then."""
+        """Ask for the programs to be attached, if they are wanted; `done` is called afterwards."""
         if self.mode is Ebpf.OFF:
             self._refuse_remotes()
             done()
@@ -187,7 +187,7 @@ class Programs:
         self._output.ask(AttachRequest(remotes=self._remotes_wanted), attached)
 
     def take(self, answer: Any) -> None:
-        """It is known what came of attaching."""
+        """Take in what was attached."""
         self.settled = True
         if not isinstance(answer, AttachAnswer):
             answer = AttachAnswer(reason=UnavailableReason.RESOURCE, detail=getattr(answer, "reason", "no answer"))
@@ -228,7 +228,7 @@ class Programs:
             self._output.events.append(ProviderRefused(self._output.time, Provider.UDP_SUBFLOW, EPERM, detail))
 
     def fail(self, why: str) -> None:
-        """No record will come any more."""
+        """Go on without the programs: no further record will come."""
         if self._sightings.live:
             self._failure = why
             self._output.note(f"eBPF is not used any more: {why}")
@@ -239,17 +239,17 @@ class Programs:
     # -- records
 
     def take_records(self, data: bytes) -> None:
-        """A datagram of the ring.
+        """Take in a datagram of the ring.
 
         Raises:
-            ProtocolError: It is none.
+            ProtocolError: It cannot be decoded.
         """
         self._sightings.removed.behind = not self._output.following
         self._ledger.receive(data)
         self._weigh()
 
     def records_read(self) -> None:
-        """All records that there are were taken in."""
+        """The ring is empty: all records were taken in."""
         self._sightings.removed.behind = False
 
     def _weigh(self) -> None:
@@ -259,7 +259,7 @@ class Programs:
             self.maps.send(encode_request(Operation.DROP, drops))
 
     def _counts_to_come(self, entry: Entry) -> bool:
-        """A datagram socket was removed: True if its last counts are on their way."""
+        """True if the last counts of a removed datagram socket are still to come."""
         abilities = tells(self.tier)
         if abilities.udp_bytes and (entry.protocol == PACKET or not abilities.udp_end):
             self._taking.append(entry.cookie)
@@ -268,11 +268,11 @@ class Programs:
     # -- polls
 
     def begin_poll(self) -> None:
-        """Ask whether anything moved, or was lost; now and then for everything."""
+        """Ask whether anything moved or was lost, and now and then for everything."""
         if not self._sightings.live:
             return
         self.maps.ask(Operation.STATISTICS)
-        # The first walk is over before the first dump knows the sockets that it has: what /proc does not show is named by the second.
+        # The first walk ends before the first dump: a second one names the owners that /proc does not show.
         unnamed = self._output.poll == 2 and self._owners.unresolved > 0
         if self._output.now >= self._walk_due or self._sightings.missing or unnamed:
             self._sightings.missing = False
@@ -282,7 +282,7 @@ class Programs:
                 self.maps.ask(Operation.OWNERS)
 
     def _ask_counts(self, *, moved: bool) -> None:
-        """Ask for what sockets count: for all, or where something moved for those that are known to be counted."""
+        """Ask for the counts of sockets, if any moved, or a complete list is due."""
         if not tells(self.tier).udp_bytes:
             return
         self._ask_flows(moved=moved)
@@ -302,17 +302,17 @@ class Programs:
 
     @property
     def gathered(self) -> bool:
-        """True when everything that was asked for is here."""
+        """True when all answers are complete."""
         return self.maps.expected <= 0
 
     def settle(self) -> None:
-        """Everything that a poll asked for is in the books."""
+        """The books have everything that this poll asked for: finish the remotes."""
         keys = self.remotes.settle()
         if keys:
             self.maps.send(encode_request(Operation.DISMISS, body=b"".join(keys)))
 
     def flush(self) -> None:
-        """Ask for what is wanted meanwhile."""
+        """Ask for what became necessary between polls."""
         if self._taking:
             taking, self._taking = self._taking, []
             if not self._output.following:
@@ -321,7 +321,7 @@ class Programs:
         self._owners.ask_names()
 
     def take_answer(self, answer: Answer) -> None:
-        """A piece of what the maps answered."""
+        """Take in a part of an answer of the maps."""
         if answer.errno:
             self._output.count("ebpf_failures")
         if answer.statistics is not None:
@@ -338,10 +338,10 @@ class Programs:
             self._adopt(answer)
         if answer.operation is Operation.TAKE and answer.last and self._taken:
             for cookie in self._taken.popleft():
-                self._sightings.give_up(cookie)  # nothing was counted
+                self._sightings.give_up(cookie)  # the map has no counts of it
 
     def _judge_losses(self, statistics: Statistics) -> None:
-        """Say what was lost, and have it repaired."""
+        """Report what was lost, and have it repaired."""
         repairs: set[Operation] = set()
         for loss in self._meter.update(statistics):
             self._output.lose(LossCause.KERNEL_BUFFER, f"eBPF: {loss.kind.value}", loss.number)
@@ -353,7 +353,7 @@ class Programs:
             self.maps.ask(Operation.OWNERS)
 
     def _adopt(self, answer: Answer) -> None:
-        """Have the datagram sockets counted, from now on, that were there before their programs, or their namespace was met."""
+        """Have datagram sockets counted that are older than the programs, or than the watch of their namespace."""
         counted = self._ledger.sockets
         self._walked += [
             row

@@ -1,12 +1,11 @@
 """Evidence of beginnings without privilege: new sockets, reported soon after the kernel counted them.
 
-The kernel counts opened and accepted connections, and datagram sockets. Whoever reads these numbers every few
-milliseconds knows *that* there is something new, at the price of three small files, and need look only then:
-at the sockets, by a dump, and at the processes, newest first. The host does both at once, because a flow that
-lives for milliseconds waits for nobody, and reports what it found.
+The kernel counts opened and accepted connections, and datagram sockets. Reading these numbers costs three small files,
+and tells *that* something is new. Only then the host dumps the sockets and searches the processes, newest first. It does
+both together, because a flow may live for milliseconds only, and reports what it found.
 
-A report may come after the removal of a socket that it has. So a removed socket whose process is not known waits
-shortly for one (`Sightings.join`), and a socket that was removed before is not taken in again.
+A report may come after the removal of a socket in it. So a removed socket without a process waits a moment for a
+report (`Sightings.join`), and a socket that was removed is not taken in again.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from ._sightings import Sightings
 from ._source import Source
 
 OWNERS_PATIENCE = 0.25
-"""Seconds that a new flow waits for its process, which the short search of a report may not have found."""
+"""Seconds for which a new flow waits for its process, if the short search for the report did not find it."""
 ANNOUNCED_AT_ONCE = 256
-"""Flows announced for one report."""
+"""Most flows that one report announces."""
 
 
 class PulseSource(Source):
     """Takes in the reports of one namespace.
 
     Args:
-        output: The time, and where what is said goes.
+        output: The time, and where events and commands go.
         book: Where sockets go.
         owners: The processes that are known.
-        sightings: The removed sockets that wait for a report.
+        sightings: Has the removed sockets that wait for a report.
         formats: How messages are cut.
-        dumps: Says by which requests this kernel dumps its sockets.
-        pause: Seconds between two looks; `None`: no pulse.
-        polled: Another poll will come by itself.
+        dumps: Has the requests by which this kernel dumps its sockets.
+        pause: Seconds between two looks at the counters; `None`: no pulse.
+        polled: Polls follow each other by themselves.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class PulseSource(Source):
         self._polled = polled
         self._asked = False
         self._begun = False
-        """The pulse has looked at what was there before."""
+        """True after the first report."""
         self._until: float | None = None
-        """When flows without a process wait no longer."""
+        """When flows without a process stop waiting; `None`: none waits."""
 
     def flush(self) -> None:
-        """Begin behind the first poll, which finds what was there before; not where programs report by themselves."""
+        """Open the channel after the first poll, unless eBPF programs report new sockets."""
         if self._pause is None or self._asked or self.output.first_poll or self.output.following:
             return
         if not self._sightings.live:
@@ -91,7 +90,9 @@ class PulseSource(Source):
 
     def receive(self, data: bytes) -> None:
         report = PulseReport.decode(data)
-        if not (self._polled or self._begun):  # what came between the first poll and the first look would never be seen
+        if not (
+            self._polled or self._begun
+        ):  # nothing else finds sockets made between the first poll and the first look
             self.output.repair_wanted = True
         self._begun = True
         self.output.count("pulses")
@@ -103,7 +104,7 @@ class PulseSource(Source):
             self._until = self.output.now + OWNERS_PATIENCE
 
     def _take_in(self, protocol: int, message: bytes) -> tuple[Entry, Pieces] | None:
-        """Take in a socket; one that was removed meanwhile, and waits for its process, is handed back."""
+        """Take in a socket; returns it if it was removed meanwhile, and waits for its process."""
         if len(message) < ATTRIBUTES_AT:
             raise ProtocolError("a socket in a report of a pulse is too short", raw=message)
         pieces, form = self._formats.cut(message)
@@ -119,7 +120,7 @@ class PulseSource(Source):
         return None
 
     def _settle_ended(self, report: PulseReport, ended: list[tuple[Entry, Pieces] | None]) -> None:
-        """Flows that are over wait for nothing else than their process."""
+        """Report the removed sockets whose process is in the report: they waited for nothing else."""
         pids = dict(report.owners.owners)
         facts = {process.pid: process for process in report.owners.processes}
         for entry, pieces in filter(None, ended):
@@ -133,7 +134,7 @@ class PulseSource(Source):
         return self._until
 
     def expire(self) -> None:
-        """Processes that were not found by now come as updates."""
+        """Announce flows without a process: it will come as an update."""
         self._until = None
         self._book.announce_next(ANNOUNCED_AT_ONCE, searched=True)
         if self._book.unannounced:

@@ -1,4 +1,4 @@
-"""What stands behind the errors of netlink sockets, and what to do about it."""
+"""What the errors of netlink sockets mean, and what helps."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _REMEDIES = {
 
 
 def is_refusal(number: int) -> bool:
-    """True for an error of a socket that will come again: somebody forbids it, or the kernel cannot do it."""
+    """True for an error that will come again: something forbids the socket, or the kernel does not have it."""
     reason, _ = _REMEDIES.get(number, (None, ""))
     return reason in {UnavailableReason.PERMISSION, UnavailableReason.MISSING}
 
 
 def refusal_text(number: int) -> str:
-    """The error of a netlink socket where others work, in words, and what helps, where that is known."""
+    """An error of one netlink socket in words, with its remedy where one is known; other sockets work."""
     reason, remedy = _REMEDIES.get(number, (UnavailableReason.MISSING, ""))
     return error_text(number) if reason is UnavailableReason.MISSING else f"{error_text(number)}; {remedy}"
 
 
 def unavailable(number: int) -> BackendUnavailableError:
-    """The error of a netlink socket, in words."""
+    """The error of a backend whose netlink socket fails."""
     reason, remedy = _REMEDIES.get(
         number, (UnavailableReason.MISSING, "the kernel may have no sock_diag (CONFIG_INET_DIAG)")
     )

@@ -1,8 +1,8 @@
-"""Remotes of unconnected UDP sockets: flows of their own beside their socket's, as eBPF programs count them.
+"""Remotes of unconnected UDP sockets: each is a flow of its own, next to its socket's flow, as eBPF programs count it.
 
-The programs keep a bounded list of remotes for the whole machine; the one that was used least recently makes room. What
-is in no list any more is the socket's remainder, a flow without a remote. So the flows of a socket's remotes
-and its remainder never come to more than the socket's own, and to the same when it ended.
+The programs keep a bounded list of remotes for the whole machine, and drop the least recently used. What the list has
+lost is the socket's remainder, a flow without a remote. So the remotes of a socket and its remainder never have more
+bytes than the socket's flow, and as many when the socket ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._output import Output
 from ._reports import CountedReport, counted_report, report_of
 
 MOST_ROWS = 1 << 17
-"""Remotes in one list; the programs keep an eighth of it."""
+"""Most remotes that are read of a list; the programs keep an eighth of this."""
 _NOTHING = (0, 0, 0, 0)
 _OTHERS = "other"
 _LINK_LOCAL = b"\xfe\x80"
@@ -33,7 +33,7 @@ Numbers = tuple[int, int, int, int]
 
 @attrs.define(eq=False)
 class _Remote:
-    """A flow of its own."""
+    """A remote, or the remainder, of a socket."""
 
     flow: Flow
     report: CountedReport
@@ -46,21 +46,22 @@ class _Socket:
 
     entry: Entry
     parent: Flow
-    """As its remotes know it."""
+    """The socket's flow, as its remotes were last made from."""
     remotes: dict[tuple[bytes, int], _Remote] = attrs.field(factory=dict)
     others: _Remote | None = None
+    """The remainder."""
     departed: Numbers = _NOTHING
-    """What those exchanged that were in the list once."""
+    """Traffic of the remotes that left the list."""
     number: int = 0
-    """Of remotes so far."""
+    """How many remotes it had so far."""
 
 
 class Remotes:
-    """The remotes of all books.
+    """The remotes of the sockets of all books.
 
     Args:
         output: Where events go.
-        books: By the cookie of their network namespace; they come and go.
+        books: The books, by the cookie of their network namespace; they come and go.
     """
 
     def __init__(self, output: Output, books: Mapping[int, Book]) -> None:
@@ -68,32 +69,32 @@ class Remotes:
         self._books = books
         self._sockets: dict[int, _Socket] = {}
         self._ending: set[int] = set()
-        """Sockets that had ended when the list was asked for: it has their last counts."""
+        """Sockets that had ended when the list was asked for, so that it has their last counts."""
         self._rows: list[PeerRow] = []
         self._complete = False
 
     def watch(self) -> bool:
-        """Have the books say from now on which UDP sockets ended; True if one did whose remotes were not read since."""
+        """Make the books keep UDP sockets that end; True if one ended since the list was last read."""
         for book in self._books.values():
             if book.ended is None:
                 book.ended = {}
         return any(book.ended for book in self._books.values())
 
     def begin(self) -> None:
-        """The list is asked for."""
+        """The list is asked for now."""
         self._ending = self._ended()
 
     def _ended(self) -> set[int]:
         return {cookie for book in self._books.values() for cookie in book.ended or ()}
 
     def flows(self) -> Iterator[tuple[Flow, Counts | None]]:
-        """Those that are open."""
+        """The open flows of remotes, with their counts."""
         for sock in self._sockets.values():
             for remote in self._all(sock):
                 yield remote.flow, remote.report
 
     def take(self, answer: Answer) -> None:
-        """A piece of the list."""
+        """Take in a part of the list."""
         self._rows += [row for row in answer.rows if isinstance(row, PeerRow)]
         self._complete = answer.last and not answer.errno
         if len(self._rows) > MOST_ROWS:  # no kernel has so many
@@ -101,10 +102,10 @@ class Remotes:
             self._complete = False
 
     def settle(self) -> list[bytes]:
-        """The whole list is here, and what sockets counted before it.
+        """Compare the list, if it is complete, with the flows; the counts of the sockets were read before it.
 
         Returns:
-            Keys of remotes whose socket ended: the list need not have them any longer.
+            Keys of remotes whose socket ended: the programs may drop them.
         """
         rows, self._rows = self._rows, []
         if not self._complete:
@@ -117,7 +118,7 @@ class Remotes:
         waiting = self._ended() - self._ending
         for cookie, listed in by_socket.items():
             sock = self._socket(cookie)
-            if sock is None or cookie in waiting:  # its last counts are newer than the list
+            if sock is None or cookie in waiting:  # it ended after the list was read
                 continue
             self._compare(sock, listed)
             if sock.entry.over:
@@ -129,7 +130,7 @@ class Remotes:
         return keys
 
     def _socket(self, cookie: int) -> _Socket | None:
-        """A socket whose flow is known."""
+        """The socket with this cookie; `None` if its flow is not known."""
         sock = self._sockets.get(cookie)
         if sock is not None:
             return sock
@@ -162,7 +163,7 @@ class Remotes:
     def _listed(self, sock: _Socket, key: tuple[bytes, int], row: PeerRow) -> None:
         numbers = row.rx_bytes, row.tx_bytes, row.rx_packets, row.tx_packets
         known = sock.remotes.get(key)
-        if known is not None and any(map(operator.lt, numbers, known.numbers)):  # it made room, and came again
+        if known is not None and any(map(operator.lt, numbers, known.numbers)):  # it was dropped, and came again
             self._depart(sock, key)
             known = None
         if known is None:
@@ -172,13 +173,13 @@ class Remotes:
             self._update(sock, known, numbers)
 
     def _depart(self, sock: _Socket, key: tuple[bytes, int]) -> None:
-        """The list has it no more."""
+        """End the flow of a remote that left the list."""
         remote = sock.remotes.pop(key)
         sock.departed = _sum((sock.departed, remote.numbers))
         self._remove(remote, final=False, reason=RemovalReason.DROPPED)
 
     def _count_others(self, sock: _Socket) -> None:
-        """The socket was counted before the list was read: what is left can be too little for now, and never too much."""
+        """Count the remainder. It may be too small for a moment, never too large: the socket was read before the list."""
         report = sock.entry.report
         if report is None:
             return
@@ -220,7 +221,7 @@ class Remotes:
         self._output.events.append(flow_updated(self._output.time, remote.flow, report_of(remote.report, previous)))
 
     def _rebuild(self, sock: _Socket, remote: _Remote) -> None:
-        """The socket's flow changed: its process is known by now, or another one's."""
+        """Update the flow of a remote, because the socket's flow changed, e.g. its process."""
         known = remote.flow
         remote.flow = attrs.evolve(
             sock.parent, id=known.id, provider=known.provider, remote=known.remote, parent=known.parent
@@ -244,7 +245,7 @@ def _report(entry: Entry, numbers: Numbers) -> CountedReport:
 
 
 def _endpoint(row: PeerRow) -> Endpoint:
-    """Where a remote is; its port is in network order."""
+    """The address and port of a row; its port is in network order."""
     address = row.address[:4] if row.family == AF_INET else row.address
     port = row.port >> 8 | (row.port & 0xFF) << 8
     scope = row.ifindex if row.family != AF_INET and address.startswith(_LINK_LOCAL) else 0

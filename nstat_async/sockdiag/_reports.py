@@ -1,14 +1,14 @@
-"""What the kernel says of a socket, kept as bytes and translated when somebody reads it.
+"""What the kernel says about a socket, kept as bytes and translated when it is read.
 
-A report is a `Counts` and, by `details`, the source of an event's `Details`: one
-object that holds one copy of the message. Translation, with the kernel's functions:
+A report is a `Counts`, and by `details` the source of an event's `Details`: one object with one copy of the message.
+How it translates, with the kernel's functions:
 
-- ``tcpi_bytes_sent`` counts payload, sent again or not (``__tcp_transmit_skb``):
-  ``tx_bytes`` is it without ``tcpi_bytes_retrans``. Kernels before 4.19 have neither,
-  and ``tcpi_bytes_acked`` counts a SYN and a FIN as bytes: `None` is the truth there.
-- ``tcpi_bytes_received`` counts the peer's FIN as a byte (``tcp_data_queue``), so
-  one is taken off once the FIN was received.
-- ``tcpi_min_rtt`` is all ones, ``tcpi_rtt`` zero, until there is a sample.
+- ``tcpi_bytes_sent`` counts retransmitted payload too (``__tcp_transmit_skb``), so ``tx_bytes`` is
+  ``tcpi_bytes_sent - tcpi_bytes_retrans``. Kernels before 4.19 have neither. ``tcpi_bytes_acked`` is no substitute,
+  because it counts a SYN and a FIN as bytes: ``tx_bytes`` is `None` there.
+- ``tcpi_bytes_received`` counts the peer's FIN as a byte (``tcp_data_queue``), which is
+  subtracted once the FIN was received.
+- Until there is a sample, ``tcpi_min_rtt`` is all ones and ``tcpi_rtt`` is zero.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def _field(name: str) -> Any:
 
 
 class SocketReport(Counts):
-    """What a message says, kept for reading: ``_values`` is (message, offset of tcp_info, its length, FIN received).
+    """The counts of a message, read when needed: ``_values`` is (message, offset of tcp_info, its length, FIN received).
 
-    Where there is no ``tcp_info`` everything that it counts is unknown.
+    A message without ``tcp_info`` has no counts.
     """
 
     __slots__ = ()
@@ -132,7 +132,7 @@ class SocketReport(Counts):
 
 
 class _Reader:
-    """Reads the reports of events: they are `SocketReport` already."""
+    """Reads the reports of events, which have a `SocketReport` already."""
 
     form: CountsForm | None = None
 
@@ -148,7 +148,7 @@ _READER = _Reader()
 
 
 def report_of(report: SocketReport, previous: SocketReport | None) -> Report:
-    """What an event is made of."""
+    """What an event is made from."""
     return (_READER, b"", 0, 0, 0, 0, report, previous)
 
 
@@ -170,16 +170,16 @@ def socket_report(message: bytes, start: int, length: int, fin_received: int) ->
 
     Args:
         message: One whole netlink message.
-        start: Offset of ``tcp_info`` in it; 0 where it has none.
-        length: Length of ``tcp_info``; 0 where it has none.
-        fin_received: 1 once the peer's FIN is among the received bytes.
+        start: Offset of ``tcp_info`` in it; 0 if there is none.
+        length: Length of ``tcp_info``; 0 if there is none.
+        fin_received: 1 if the peer's FIN is among the received bytes.
     """
     report: SocketReport = _make_report((message, start, length, fin_received))
     return report
 
 
 class CountedReport(SocketReport):
-    """A report whose bytes and packets eBPF programs counted: ``_values`` has their `Totals` in the last place."""
+    """A report whose bytes and packets eBPF programs counted: the last of ``_values`` is their `Totals`."""
 
     __slots__ = ()
 
@@ -211,10 +211,10 @@ def counted_report(message: bytes, start: int, length: int, totals: Totals) -> C
     """A report with the counts of eBPF programs.
 
     Args:
-        message: As for `socket_report`: it has everything else.
+        message: As for `socket_report`: everything else is read from it.
         start: As for `socket_report`.
         length: As for `socket_report`.
-        totals: What was counted.
+        totals: What the programs counted.
     """
     report: CountedReport = _new(CountedReport)
     _set_values(report, (message, start, length, totals))
@@ -238,14 +238,14 @@ def _details(message: bytes, start: int, length: int, fin: int) -> Details:
     values = (message, start, length, fin)
     try:
         attributes = decode_attributes(message, ATTRIBUTES_AT, len(message))
-    except ProtocolError:  # whoever reads details of a damaged message gets what can be had
+    except ProtocolError:  # a damaged message has the details of its fixed part
         attributes = {}
     receive_queue, write_queue, _, inode = _QUEUES.unpack_from(message, _QUEUES_AT)
     memory = attributes.get(DiagAttribute.SKMEMINFO, b"")
     segment = _u32(values, TcpInfo.SND_MSS)
     window = _u32(values, TcpInfo.SND_CWND)
     pacing = _u64(values, TcpInfo.PACING_RATE)
-    # At its destruction a UDP socket reports leftovers here (udp_diag has no queues then): memory says if they are real.
+    # The removal of a UDP socket has leftovers here (udp_diag has no queues then); with memory the queues are real.
     queues_known = bool(length or memory) and message[HEADER.size + 1] != SocketState.LISTEN
     return Details(
         congestion_control=_name(attributes.get(DiagAttribute.CONG)),

@@ -1,12 +1,10 @@
-"""Dump messages as comparable rows: what changed between two dumps, at a glance.
+"""Dump messages as rows that can be compared: what changed between two dumps?
 
-Wanted: for each of up to 100,000 sockets a dump, the answer "new, changed, or the
-same" at a fraction of what the kernel needs to write the message (about 1 µs).
-A message therefore is cut into pieces by one compiled format -- head, identity,
-cookie, rest up to ``tcp_info``, counters -- and the pieces of two dumps are compared
-as one tuple. Formats belong to message lengths: sockets of one kind have one
-length, so a whole datagram is one `struct.Struct.iter_unpack`. Bytes that move
-without traffic (timers, times since the last segment) lie between the pieces.
+Wanted: the answer "new, changed, or the same" for up to 100,000 sockets in each dump, in a fraction of the time that the
+kernel needs to write a message (about 1 µs). So a compiled format cuts a message into pieces: head, identity, cookie,
+rest up to ``tcp_info``, counters. The pieces of two dumps are compared as one tuple. There is a format for each message
+length: sockets of one kind have one length, so that one `struct.Struct.iter_unpack` reads a whole datagram. Bytes that
+change without traffic (timers, times since the last segment) lie between the pieces.
 """
 
 from __future__ import annotations
@@ -25,27 +23,27 @@ from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 Pieces = tuple[Any, ...]
 """Head (length, type, flags), identity (family to device), cookie, rest (from uid), counters."""
 Columns = tuple[tuple[str, tuple[slice, ...]], ...]
-"""What is compared of many rows at once: numbers of a size (a letter of `struct`), and where each row has them."""
+"""The numbers that are compared in many rows together: their size as a letter of `struct`, and where each row has them."""
 
 _IDENTITY_SIZE = 44
 _REST_AT = HEADER.size + 64
-"""Offset of uid and inode."""
+"""Offset of the rest, which begins with uid and inode."""
 _COUNTERS_AT = int(TcpInfo.BYTES_ACKED)
 _COUNTERS_SIZE = 40
-"""From ``tcpi_bytes_acked`` to ``tcpi_data_segs_out``: nothing is sent or received without a change in it."""
+"""From ``tcpi_bytes_acked`` to ``tcpi_data_segs_out``: all traffic changes something in it."""
 _TOTALS = struct.Struct("=QQ24xQQ24x")
-"""Of two rows' counters ``tcpi_bytes_acked`` and ``tcpi_bytes_received``: 64 bits, so that they never wrap."""
+"""``tcpi_bytes_acked`` and ``tcpi_bytes_received`` in the counters of two rows; 64 bits never wrap."""
 _RECEIVED = struct.Struct("=8xQ16xI4x")
-"""Of a row's counters ``tcpi_bytes_received`` and ``tcpi_data_segs_in``."""
+"""``tcpi_bytes_received`` and ``tcpi_data_segs_in`` in a row's counters."""
 _ONE, _NO_SEGMENTS = struct.pack("=Q", 1), bytes(4)
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
 _MAPPED = bytes(10) + b"\xff\xff"
 REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
-"""States of what is no socket, or none yet."""
+"""States of rows that are no sockets any more, or none yet."""
 _MAX_FORMATS = 256
-"""Distinct message lengths that are remembered; a kernel has a dozen."""
+"""Most formats that are kept; a kernel has a dozen message lengths."""
 
 
 def encode_row(
@@ -59,17 +57,17 @@ def encode_row(
     inode: int = 0,
     device: int = 0,
 ) -> bytes:
-    """What a dump would say of a socket that another source reported; without ``tcp_info``.
+    """The row that a dump would have, without ``tcp_info``, of a socket that another source reported.
 
     Args:
-        family: As in the message, like all the rest.
+        family: As in a row, like everything else here.
         state: `SocketState`.
-        ports: Local and remote one.
-        addresses: Local and remote one, of 4 or 16 bytes.
-        cookie: The socket.
-        uid: Who made it.
-        inode: By which a process holds it; 0 where that is not known.
-        device: The interface that it is bound to.
+        ports: Local and remote port, in network order.
+        addresses: Local and remote address, of 4 or 16 bytes.
+        cookie: The socket's cookie.
+        uid: The user who made it.
+        inode: Its inode; 0 if unknown.
+        device: Index of the interface that it is bound to.
     """
     head = _ROW.size, SOCK_DIAG_BY_FAMILY, 0, 0, 0
     return _ROW.pack(*head, family, state, 0, 0, *ports, *addresses, device, cookie, 0, 0, 0, uid, inode)
@@ -87,20 +85,20 @@ class RowFormat:
     info_length: int
     format: struct.Struct
     info_header: bytes
-    """What the rest ends with when ``tcp_info`` is where it is expected."""
+    """What the rest ends with if ``tcp_info`` is where it is expected."""
     cgroup: int
     """Offset of the cgroup's number; 0 when there is none."""
     columns: Columns
-    """All pieces, as `columns_of` has them."""
+    """All pieces, as columns (`columns_of`)."""
     scan: Callable[..., tuple[int, int, int]] | None
-    """`_scan.scan` in C; `None` where it is not used."""
+    """`_scan.scan` in C; `None` where that is not used."""
 
     @classmethod
     def learn(cls, message: bytes) -> RowFormat:
-        """The format of a socket's message, learned from its attributes.
+        """Learn the format of messages like this one from its attributes.
 
-        Nothing is fixed but the first 88 bytes: which attributes there are depends on
-        the kernel, the socket and our privileges.
+        Only the first 88 bytes are always the same: which attributes follow depends on the kernel, the socket and
+        this process's privileges.
         """
         length = len(message)
         stride = align(length)
@@ -120,7 +118,7 @@ class RowFormat:
 
 
 def columns_of(stride: int, pieces: Iterable[tuple[int, int]]) -> Columns:
-    """The columns that have these pieces (offset and size) of rows of this length, in whole words."""
+    """The columns, of whole words, that cover these pieces (offset and size) of rows of this length."""
     words = dict.fromkeys(word for at, size in pieces for word in range(at // 4, (at + size + 3) // 4))
     long = [word // 2 for word in words if not (stride % 8 or word % 2) and word + 1 in words]
     short = [word for word in words if word // 2 not in long]
@@ -131,7 +129,7 @@ def columns_of(stride: int, pieces: Iterable[tuple[int, int]]) -> Columns:
 
 
 class RowFormats:
-    """The formats met so far, by message length."""
+    """The formats that are known so far, by message length."""
 
     def __init__(self) -> None:
         self._known: dict[int, RowFormat] = {}
@@ -146,16 +144,15 @@ class RowFormats:
         return known
 
     def cut(self, message: bytes) -> tuple[Pieces, RowFormat]:
-        """The pieces of a single message, comparable with those of dumps."""
+        """The pieces of a single message, as a dump has them, and its format."""
         form = self.of(message, 0, len(message))
         return form.format.unpack(message.ljust(form.stride, b"\0")), form
 
 
 def info_of(message: bytes, form: RowFormat, pieces: Pieces) -> tuple[int, int]:
-    """Where ``tcp_info`` is in this very message; (0, 0) when it has none.
+    """Offset and length of ``tcp_info`` in this message; (0, 0) when it has none.
 
-    Two messages of one length may still be built differently; the header before
-    ``tcp_info`` is part of the pieces, so that a glance tells.
+    Messages of one length may still be built differently. The pieces include the header before ``tcp_info``, which tells.
     """
     if form.info_header and pieces[3].endswith(form.info_header):
         return form.info, form.info_length
@@ -168,10 +165,10 @@ def is_remains(message: bytes) -> bool:
 
 
 class Change(enum.IntEnum):
-    """What became of a socket's counters between two rows."""
+    """How a socket's counters changed between two rows."""
 
     NONE = 0
-    """No payload, data segments or smallest round trip: keep-alives at most."""
+    """No payload, no data segment and no smaller round trip: keep-alives at most."""
     GROWN = 1
     RESTARTED = 2
     """A total fell: the kernel cleared them (``tcp_disconnect``)."""
@@ -194,7 +191,7 @@ def counters_changed(old: Pieces, new: Pieces) -> Change:
 
 
 def is_fin_alone(before: bytes, after: bytes) -> bool:
-    """True if a byte came between the counters of two rows and no segment with data: the peer's FIN, whatever state the row has."""
+    """True if one byte and no data segment came between two rows: it is the peer's FIN, whatever state the row has."""
     if len(before) != _COUNTERS_SIZE or len(after) != _COUNTERS_SIZE:
         return False
     received, segments = _RECEIVED.unpack(before)
@@ -202,7 +199,7 @@ def is_fin_alone(before: bytes, after: bytes) -> bool:
 
 
 def is_first_fin(counters: bytes) -> bool:
-    """The same of a socket's first row: before it nothing was received."""
+    """`is_fin_alone` for a socket's first row, before which nothing was received."""
     return counters[8:16] == _ONE and counters[32:36] == _NO_SEGMENTS
 
 
@@ -213,7 +210,7 @@ def identity_differs(old: Pieces, new: Pieces) -> bool:
 
 
 def address_of(identity: bytes, at: int) -> bytes:
-    """An address of an identity in 4 or 16 bytes: at 8 the local one, at 24 the remote one; v4-mapped ones are IPv4."""
+    """The local (at 8) or remote (at 24) address of an identity, in 4 or 16 bytes; a v4-mapped one is IPv4."""
     if identity[0] != AF_INET6:
         return identity[at : at + 4]
     address = identity[at : at + 16]
@@ -221,11 +218,10 @@ def address_of(identity: bytes, at: int) -> bytes:
 
 
 def same_connection(before: bytes, after: bytes) -> bool:
-    """True if two identities of one TCP socket may be of one connection.
+    """True if two identities of one TCP socket may belong to one connection.
 
-    ``connect(AF_UNSPEC)`` dissolves a connection and leaves the socket for another one, with the
-    same cookie. Of a failed attempt the kernel forgets the remote port, which makes no other connection;
-    the family changes by ``IPV6_ADDRFORM``, which keeps the connection.
+    ``connect(AF_UNSPEC)`` dissolves a connection; the socket, with the same cookie, may then have another one. The kernel
+    forgets the remote port of a failed attempt, and ``IPV6_ADDRFORM`` changes the family: both keep the connection.
     """
     if SocketState.LISTEN in (before[1], after[1]):
         return before[1] == SocketState.LISTEN and not any(after[6:8])

@@ -1,6 +1,6 @@
-"""What crosses the border of the Linux core beside datagrams, as values that a recording can hold.
+"""What the Linux core exchanges with its surroundings besides datagrams, as values that a recording can hold.
 
-Out go the purposes of channels and questions to the host, in come what the core is made of, and answers.
+The core gets its setup and the answers of look-ups; it hands out the purposes of channels and the requests for look-ups.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Role(enum.Enum):
 
 @attrs.frozen
 class ChannelPurpose:
-    """What a channel is for: the purpose of an `OpenChannel`."""
+    """The purpose of an `OpenChannel` for a netlink socket."""
 
     namespace: int
     """Number of the network namespace in the session."""
@@ -44,14 +44,14 @@ class ChannelPurpose:
 
     @property
     def channel(self) -> int:
-        """Number of the channel with this role: recordings that do not name a channel's purpose go by it."""
+        """Number of the channel: recordings that do not name the purpose of a channel have this number alone."""
         number = len(_ROLES) * self.namespace + _ROLES.index(self.role)
         return number if number < RingPurpose.channel else number + _FURTHER
 
 
 @attrs.frozen
 class NetworkNamespace:
-    """A network namespace: which one it is, and how people call it."""
+    """A network namespace: which one it is, and what people call it."""
 
     label: str | None = None
     """As `Flow.namespace` shows it; `None` for this namespace, the monitor's own."""
@@ -62,28 +62,28 @@ class NetworkNamespace:
 
 
 _FURTHER = 1 << 30
-"""Added to the numbers of channels where those of other purposes would follow: namespaces come and go for years."""
+"""Added to channel numbers that would collide with those of other purposes, after years of new namespaces."""
 _ROLES = (Role.DUMPS, Role.REMOVALS, Role.ROUTES, Role.LOOKUPS)
 
 
 def place_of_channel(channel: int) -> tuple[int, Role]:
-    """Namespace and role of a channel by its number."""
+    """Namespace and role of the channel with this number."""
     namespace, place = divmod(channel - _FURTHER if channel >= _FURTHER else channel, len(_ROLES))
     return namespace, _ROLES[place]
 
 
 @attrs.frozen
 class PulsePurpose:
-    """The channel reports new sockets and who holds them, as soon as the kernel's counters say that there are some."""
+    """The purpose of a channel that reports new sockets and their owners as soon as the kernel has counted them."""
 
     namespace: int
     """Number of the network namespace in the session."""
     pause: float = 0.02
     """Seconds between two looks at the counters."""
     tcp: tuple[bytes, ...] = ()
-    """Requests for dumps, to be made when connections were opened or accepted."""
+    """Requests for dumps, to be sent after connections were opened or accepted."""
     udp: tuple[bytes, ...] = ()
-    """The same, when there are more datagram sockets than before."""
+    """Requests for dumps, to be sent when there are more datagram sockets than before."""
 
     @property
     def channel(self) -> int:
@@ -92,7 +92,7 @@ class PulsePurpose:
 
 
 _FIRST_PULSE = 1 << 17
-"""Number of the first namespace's channel; those of other purposes are lower."""
+"""Channel number of the first namespace's pulse; all other channels have lower numbers."""
 
 Purpose = Union[ChannelPurpose, RingPurpose, MapsPurpose, PulsePurpose]
 """What a channel is for."""
@@ -104,7 +104,7 @@ class ProcessFacts:
 
     pid: int
     start_ticks: int | None
-    """Start, clock ticks since boot: with the pid it names the process for good. `None`: it ended."""
+    """Start, clock ticks since boot; with the pid it identifies the process. `None`: the process ended."""
     name: str | None
     """Base name of the executable, else the title."""
     path: str | None
@@ -112,22 +112,22 @@ class ProcessFacts:
     title: str | None = None
     """``comm``: the name that the program gave itself, of 15 characters at most; of a script its own."""
     parent_pid: int | None = None
-    """The process that started it, or took it over; 0 where that is not of this pid namespace."""
+    """Pid of its parent; 0 if that is in another pid namespace."""
     started_ns: int | None = None
     """Start by the wall clock, nanoseconds since the epoch."""
     command_line: str | None = None
-    """As a shell would take it; `None` where it was not asked for."""
+    """As a shell would take it; `None` if it was not asked for."""
 
 
 def needed_to_look(capabilities: str) -> str:
-    """What it takes to look at all processes (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS), for a person."""
+    """What is needed to look at all processes (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS), for a person."""
     return f"that needs {capabilities}, and for a process with more capabilities those too"
 
 
 UNNAMED = f"processes cannot be named: {needed_to_look('CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH')}"
-"""What is the matter with those that may not be looked at, behind how many there are."""
+"""The remark on processes that may not be looked at; their number comes before it."""
 ANYWHERE = -1
-"""In place of a descriptor: whichever it is."""
+"""Stands for any descriptor."""
 
 
 @attrs.frozen
@@ -135,19 +135,19 @@ class OwnersRequest:
     """Search for the owners of sockets, and check known ones."""
 
     inodes: frozenset[int]
-    """What to search for; where a search goes on, in addition."""
+    """Inodes to search for; if a search goes on, further ones."""
     recent: tuple[int, ...] = ()
-    """Pids to look at first, behind new ones."""
+    """Pids to look at first, after new processes."""
     below: int | None = None
-    """Where the last answer stopped; `None` begins a search."""
+    """`OwnersAnswer.below` of the last answer; `None` begins a search."""
     verify: tuple[tuple[int, int | None], ...] = ()
-    """Processes (pid, start) that may have ended, or run another program by now."""
+    """Processes (pid, start) to check: do they still exist, and run the same program?"""
     held: tuple[tuple[int, int, int], ...] = ()
-    """Inode, thread and descriptor (`ANYWHERE`: any of them): sockets that may be held somewhere else by now."""
+    """Sockets to check: inode, thread and descriptor (or `ANYWHERE`). Is each still held there?"""
     users: tuple[int, ...] = ()
     """Users whose names are not known yet."""
     count: bool = False
-    """Nobody waits: this is about `OwnersAnswer.shared` alone."""
+    """True if only `OwnersAnswer.shared` is wanted; nothing waits for it."""
 
 
 @attrs.frozen
@@ -157,34 +157,34 @@ class OwnersAnswer:
     owners: tuple[tuple[int, int], ...] = ()
     """Inode and pid."""
     processes: tuple[ProcessFacts, ...] = ()
-    """Facts of the pids in `owners`, and of those in `verify` that changed."""
+    """Facts of the pids in `owners`, and of processes in `verify` that run another program."""
     below: int | None = None
-    """The search is not complete: what the next request goes on with."""
+    """Where to go on; `None`: the search is complete."""
     gone: tuple[tuple[int, int | None], ...] = ()
-    """Those of the request's `verify` that are no more."""
+    """Processes in `verify` that do not exist any more."""
     places: tuple[tuple[int, int], ...] = ()
-    """For each of `owners` the thread and the descriptor; in older recordings there are none."""
+    """Thread and descriptor for each of `owners`; empty in older recordings."""
     lost: tuple[int, ...] = ()
-    """Inodes of the request's `held` that are not there any more."""
+    """Inodes in `held` that are not held there any more."""
     met: tuple[tuple[int, int], ...] = ()
-    """Inode and descriptor of those that were looked for `ANYWHERE` in their process."""
+    """Inode and descriptor of sockets in `held` whose descriptor was `ANYWHERE`."""
     refused: int | None = None
-    """Processes that a complete search was not allowed to look at; `None` while it is not complete."""
+    """How many processes a complete search was not allowed to look at; `None` if it is not complete."""
     users: tuple[tuple[int, str], ...] = ()
     """Names of users."""
     shared: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
-    """When all tables of descriptors have been looked at once more: inodes that several processes hold, how many do,
-    and the oldest of them, whose facts are in `processes`."""
+    """After each look at the descriptors of all processes: inodes that several processes hold, the number of these, and
+    the pids of the oldest, whose facts are in `processes`; otherwise `None`."""
 
 
 @attrs.frozen
 class PulseReport:
-    """A datagram of a pulse, as JSON: sockets that were not there at the look before, and who holds them."""
+    """A datagram of a pulse, as JSON: the sockets that are new since the look before, and their owners."""
 
     sockets: tuple[tuple[int, bytes], ...] = ()
-    """Protocol and message, as dumps have them."""
+    """Protocol of each socket, and its message as a dump has it."""
     owners: OwnersAnswer = OwnersAnswer()
-    """Those of their owners that a short search found."""
+    """The owners that a short search found."""
 
     def encode(self) -> bytes:
         """The datagram."""
@@ -195,7 +195,7 @@ class PulseReport:
         """The report of a datagram.
 
         Raises:
-            ProtocolError: It is none.
+            ProtocolError: It cannot be decoded.
         """
         try:
             return from_json(cls, json.loads(data))
@@ -208,13 +208,13 @@ class LinkKindsRequest:
     """Ask the host what kind of device these interfaces are."""
 
     namespace: int
-    """Number of the namespace they are in."""
+    """Number of their network namespace."""
     names: tuple[str, ...]
 
 
 @attrs.frozen
 class LinkKindsAnswer:
-    """What the host knows."""
+    """The kinds that the host knows."""
 
     namespace: int
     kinds: tuple[tuple[str, str], ...] = ()
@@ -255,19 +255,19 @@ class SocketTablesAnswer:
     namespace: int
     rows: tuple[TableRow, ...] = ()
     missing: tuple[str, ...] = ()
-    """Tables that are not there."""
+    """Tables that do not exist."""
 
 
 @attrs.frozen
 class TrafficRequest:
-    """Ask what the kernel counts of a whole namespace."""
+    """Ask for the kernel's counters of a whole namespace."""
 
     namespace: int
 
 
 @attrs.frozen
 class TrafficAnswer:
-    """What it counted so far."""
+    """The kernel's counters of a whole namespace."""
 
     namespace: int
     interfaces: tuple[tuple[str, int, int], ...] = ()
@@ -287,7 +287,7 @@ class ProcessesRequest:
 
 @attrs.frozen
 class ProcessesAnswer:
-    """The facts of those that are still there."""
+    """The facts of those processes that still exist."""
 
     processes: tuple[ProcessFacts, ...] = ()
     users: tuple[tuple[int, str], ...] = ()
@@ -299,15 +299,15 @@ class NamespacesRequest:
     """Look for network namespaces that came or went."""
 
     released: tuple[int, ...] = ()
-    """Numbers of those that are not watched any more."""
+    """Numbers of namespaces that are not watched any more."""
 
 
 @attrs.frozen
 class FoundNamespace:
-    """A network namespace that came."""
+    """A new network namespace."""
 
     number: int
-    """Its number in the session, never used again."""
+    """Its number in the session, which no other namespace gets."""
     identity: NetworkNamespace
     cookie: int | None = None
     """As records of eBPF programs have it (``SO_NETNS_COOKIE``); `None` before Linux 5.14."""
@@ -315,25 +315,25 @@ class FoundNamespace:
 
 @attrs.frozen
 class NamespacesAnswer:
-    """What came and went."""
+    """The network namespaces that came and went."""
 
     found: tuple[FoundNamespace, ...] = ()
     gone: tuple[int, ...] = ()
-    """Numbers of those in which there is no process any more, and no mount keeps them."""
+    """Numbers of namespaces that no process and no mount has any more."""
     closed: int = 0
-    """Namespaces that may not be entered."""
+    """How many namespaces may not be entered."""
     beyond: int = 0
-    """Namespaces that are too many."""
+    """How many namespaces are not watched because there are too many."""
     hidden: int = 0
-    """Processes whose namespace may not be looked at."""
+    """How many processes do not show their namespace."""
     most: int = 0
-    """How many are watched at once; 0 in older recordings."""
+    """How many namespaces may be watched at once; 0 in older recordings."""
     by_descriptors: bool = False
-    """There would be more if more files could be open."""
+    """True if the limit of open files decides how many."""
     names: tuple[tuple[int, str], ...] = ()
-    """Inode and label of those that were met and are not watched."""
+    """Inode and label of namespaces that were found and are not watched."""
     whole: bool = False
-    """True if a round ended with it: every namespace that can be found was met."""
+    """True if this answer completes a round through all processes and mounts."""
 
 
 @attrs.frozen
@@ -351,81 +351,81 @@ class CgroupFacts:
     path: str
     """Below the root of the hierarchy, as this process's cgroup namespace shows it."""
     container: str | None = None
-    """Name of its container, where there is one and its engine wrote it down."""
+    """Name of its container, if the engine wrote it down."""
     pod: str | None = None
-    """The same of its Kubernetes pod, as ``namespace/name``."""
+    """Name of its Kubernetes pod, as ``namespace/name``, if the engine wrote it down."""
 
 
 @attrs.frozen
 class CgroupsAnswer:
-    """What was found; of a request's other numbers nothing is known yet."""
+    """What was found; the other numbers of the request are still unknown."""
 
     found: tuple[CgroupFacts, ...] = ()
     gone: tuple[int, ...] = ()
-    """Numbers of cgroups that are not there (any more), or cannot be seen from here."""
+    """Numbers of cgroups that do not exist (any more), or cannot be seen from here."""
     complete: bool = True
-    """False if the time did not suffice for all."""
+    """False if there was no time for all numbers."""
 
 
 @attrs.frozen
 class ChangedRequest:
-    """Ask eBPF programs in which TCP sockets of this namespace something moved since they were asked last."""
+    """Ask eBPF programs which TCP sockets of this namespace had traffic since the last request."""
 
     mark: bool = False
-    """Only begin: the next answer tells what moves from now on."""
+    """Ask for nothing yet: the next answer tells what changes from now on."""
 
 
 @attrs.frozen
 class ChangedAnswer:
-    """What they reported."""
+    """The sockets with traffic."""
 
     rows: bytes = b""
-    """As ``ebpf.decode_changed`` reads them: a beginning, sockets, and an end."""
+    """For ``ebpf.decode_changed``: a first row, the sockets, and a last row."""
     errno: int = 0
-    """Why there is nothing; 0: there is."""
+    """Why there are no rows; 0 if there are."""
 
 
 @attrs.frozen
 class AttachRequest:
-    """Load and attach the eBPF programs, as many of them as the kernel grants."""
+    """Load and attach as many eBPF programs as the kernel grants."""
 
     remotes: bool = False
-    """Count for each remote of unconnected UDP sockets, too."""
+    """Also count the remotes of unconnected UDP sockets."""
 
 
 @attrs.frozen(kw_only=True)
 class AttachAnswer:
-    """What came of it."""
+    """Which eBPF programs were attached."""
 
     lasts: ClassVar[bool] = True
-    """It holds for the rest of the run, so each part of a recording has it."""
+    """The answer holds for the rest of the run, so each part of a recording has it."""
 
     tier: Tier = Tier.NONE
     reason: UnavailableReason | None = None
     """Why nothing, or not all, is attached; `None`: all is."""
     detail: str = ""
-    """The same for a person."""
+    """The reason in words, for a person."""
     processes_trusted: bool = False
-    """True if the pids of records are those of this process's ``/proc``."""
+    """True if records have the pids that this process sees in ``/proc``."""
     births: bool = False
-    """True if the making of datagram sockets is seen."""
+    """True if the programs see datagram sockets being made."""
     owners: bool = False
-    """True if the descriptors of all processes can be walked over."""
+    """True if the programs can walk over the descriptors of all processes."""
     changes: bool = False
     """True if `ChangedRequest` has an answer."""
     namespaces: tuple[int | None, ...] = ()
     """Cookies of the session's network namespaces, by number; `None`: its sockets are not seen."""
     own_cookies: tuple[int, ...] = ()
-    """Sockets of the source itself."""
+    """Cookies of the library's own sockets."""
     boot_offset: float = 0.0
-    """Add it to ``now`` for seconds since boot, time asleep included."""
+    """Added to ``now`` it gives seconds since boot, suspended time included."""
     ticks: int = 100
     """Clock ticks in a second."""
 
 
 @attrs.frozen(kw_only=True)
 class Setup:
-    """The facts beside the options from which a `Session` is made."""
+    """What a `Session` is made of, besides the options."""
 
     protocol: ClassVar[str] = "sock_diag"
     kernel: str | None = None
@@ -437,7 +437,7 @@ class Setup:
     limit: str | None = None
     """Why not everybody's, for a person."""
     refused: Visibility = Visibility.SOME
-    """Whose, where it was everybody's until a search met a process that may not be looked at."""
+    """Whose processes can be named if a search meets one that may not be looked at."""
     ebpf: Ebpf = Ebpf.OFF
     """Whether eBPF programs are asked for."""
     all_namespaces: bool = False
@@ -445,7 +445,7 @@ class Setup:
     closed: bool = False
     """Whether none of them may be entered."""
     cgroups: bool = False
-    """Whether cgroups are looked up; recordings that say nothing of it have no answers."""
+    """Whether cgroups are looked up. Older recordings do not say so, and have no answers."""
 
 
 RECORDED = Vocabulary(

@@ -1,4 +1,4 @@
-"""A socket by the first row of it: all that the row says by itself. The reference of the same in C (``_speedups.c``)."""
+"""Makes the entry of a new socket from its first row. The C code (``_speedups.c``) does the same; this is its reference."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _first_sight(
     """The entry of a socket that was not known.
 
     Args:
-        keeper: Weakly where it will be.
-        protocol: Of the socket.
-        pieces: Of the row.
+        keeper: A weak reference to its book.
+        protocol: Protocol of the socket.
+        pieces: The pieces of the row.
         message: The row.
-        form: How it is cut.
-        poll: Serial of the poll that has it.
-        reading: Seconds since the begin of that poll.
-        listening: The ports, as in a row, that somebody listens on: who began a connection of one takes more than its row.
+        form: How the row is cut.
+        poll: Serial of the poll that has the row.
+        reading: Seconds since the start of that poll.
+        listening: Local ports with listeners, as in a row: for these the row alone does not tell the direction.
     """
     identity = pieces[1]
     start, length = info_of(message, form, pieces)
@@ -62,7 +62,7 @@ def _first_sight(
 
 
 def first_sight() -> FirstSight:
-    """What looks at first rows: the Python code, or the C code."""
+    """The function that makes entries of first rows, in C if that is used."""
     if speedups is None:
         return _first_sight
     take: FirstSight = _compiled().take
@@ -70,10 +70,10 @@ def first_sight() -> FirstSight:
 
 
 def first_rows() -> Callable[..., None] | None:
-    """What takes the rows of a first dump before `Book.take_row`, in C: all that is needed of most of them; `None` where it is not used.
+    """C code that takes most rows of a first dump, and calls `Book.take_row` for the others; `None` where it is not used.
 
-    It takes what it needs of a book (weakly the book, its sockets, who listens, where new sockets go, and `Book.take_row`),
-    the serial of the poll and the seconds since its begin, and then the same as that.
+    Its arguments are parts of a book (a weak reference to it, its sockets, the listeners, the list of new sockets, and
+    `Book.take_row`), the serial of the poll, the seconds since its start, and then those of `Book.take_row`.
     """
     if speedups is None:
         return None
