@@ -1,11 +1,11 @@
 """What eBPF programs saw, weighed into the books: beginnings, users, counts and ends of sockets.
 
-Two sources see the end of a socket: a record of the programs, which knows whether a FIN is among the received
-bytes, and the removal of sock_diag, which has all of ``tcp_info``. Whichever comes first waits a little for the
-other, so that the flow ends once and with both; neither waits for long.
+Two sources see the end of a socket. A record of the programs knows whether a FIN is among the received bytes; the
+removal of sock_diag has all of ``tcp_info``. Whichever comes first waits a moment for the other, so that the flow ends
+once, with both.
 
-A new flow is announced when it is known who uses it and where both of its ends are: an outbound connection
-has no local port before its SYN was answered, an accepted one nobody who uses it before the first call.
+A new flow is announced when its process and both of its ends are known. An outbound connection has no local port until
+its SYN is answered, an accepted one has no process until its first call.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ from ._setup import ProcessFacts
 from ._waiting import Memory, Waiting
 
 REMOVAL_PATIENCE = 0.05
-"""Seconds that a record of an end waits for the removal."""
+"""Seconds for which the record of an end waits for the removal."""
 RECORD_PATIENCE = 0.5
-"""Seconds that a removal waits for the record of it, or for counts."""
+"""Seconds for which a removal waits for the record of the end, or for the last counts."""
 PULSE_PATIENCE = 0.05
-"""Seconds that a removal waits for a pulse to report the process of a socket that no poll has seen."""
+"""Seconds for which a removal waits for the report of a pulse, if no poll has seen the socket."""
 ANNOUNCING_PATIENCE = 0.25
-"""Seconds that a new flow waits for what is not known of it yet."""
+"""Seconds for which a new flow waits for its process and its ends."""
 MOST_REMEMBERED = 65_536
-"""Sockets whose end one source reported and the other one has not yet."""
+"""Most sockets whose end is remembered until the other source reports it too."""
 MOST_WAITING = 16_384
-"""Ends that wait for the other source, and flows for what is not known of them: beyond that the oldest do no longer."""
+"""Most ends that wait for the other source, and most flows that wait to be announced: beyond that the oldest are due."""
 MOST_HELD = 4096
-"""Pieces of evidence about network namespaces that are not watched, and may be soon."""
+"""Most pieces of evidence that are kept about network namespaces which may be watched soon."""
 HELD_SECONDS = 1.0
-"""How long they are good for."""
+"""Seconds for which such evidence is of use."""
 
 _FAMILIES = frozenset({AF_INET, AF_INET6, AF_PACKET})
 _ICMPV6 = 58
@@ -81,7 +81,7 @@ _BORN = int(Flag.COUNTED_FROM_BIRTH)
 
 
 def row_of(facts: Facts, state: int, inode: int = 0) -> bytes:
-    """What a dump would say of this socket; without ``tcp_info``, which only a dump has."""
+    """The row that a dump would have of this socket, without ``tcp_info``."""
     size = 4 if facts.family == AF_INET else 16
     local = facts.protocol if facts.type == SocketType.RAW else facts.local_port
     return encode_row(
@@ -96,7 +96,7 @@ def row_of(facts: Facts, state: int, inode: int = 0) -> bytes:
 
 
 def protocol_of(facts: Facts) -> int:
-    """What the entry of a socket is called; a raw socket may have any protocol, those of TCP and UDP too."""
+    """The protocol of a socket's entry; a raw socket may have any IP protocol, even those of TCP and UDP."""
     if facts.family == AF_PACKET:
         return PACKET
     if facts.type == SocketType.RAW:
@@ -106,7 +106,7 @@ def protocol_of(facts: Facts) -> int:
 
 @attrs.define(eq=False)
 class _Half:
-    """An end that one of two sources reported."""
+    """The end of a socket that one of the two sources has reported."""
 
     entry: Entry
     book: Book
@@ -119,13 +119,13 @@ class _Half:
 
 
 class Sightings:
-    """Takes in the evidence of eBPF programs; without them it lets everything pass.
+    """Takes in the evidence of eBPF programs; without programs nothing waits here.
 
     Args:
         output: The time.
         owners: The processes that are known.
         cgroups: The cgroups that are known.
-        protocols: What is wanted.
+        protocols: The protocols of the wanted sockets.
     """
 
     def __init__(self, output: Output, owners: OwnerSource, cgroups: CgroupSource, protocols: frozenset[int]) -> None:
@@ -136,49 +136,49 @@ class Sightings:
         self.ticks = 100
         """Clock ticks in a second."""
         self.own: frozenset[int] = frozenset()
-        """Sockets that are nobody's business: the library's own."""
+        """Cookies of the library's own sockets, which are not reported."""
         self.packets = False
         """True if datagrams are counted, and not only bytes."""
         self.births = False
-        """True if the making of datagram sockets is seen."""
+        """True if the programs see datagram sockets being made."""
         self.walked = False
-        """True if raw, ICMP and packet sockets are reported, and a walk over all descriptors says which there are."""
+        """True if records report raw, ICMP and packet sockets, and walks over all descriptors find the older ones."""
         self.changes = False
-        """True if it is known in which TCP sockets something moved (`Walks`)."""
+        """True if the programs tell which TCP sockets had traffic (`Walks`)."""
         self.walks = 0
-        """Walks over all descriptors that came to their end."""
+        """Number of complete walks over all descriptors."""
         self.missing = False
-        """Sockets are known to be there that no record and no walk has reported."""
+        """True if sockets exist that no record and no walk has reported."""
         self.counted: Callable[[Entry], bool] = lambda _entry: False
-        """Whether the last counts of this datagram socket are on their way."""
+        """Says whether the last counts of this datagram socket are still to come."""
         self.gone: Callable[[int], None] = lambda _cookie: None
-        """Called with a socket whose end is proven without a record."""
+        """Called with the cookie of a socket that ended without a record."""
         self.strange: Callable[[int, int], bool] = lambda _cookie, _inode: False
-        """Called with cookie and inode of a network namespace that is not watched; whether it may come to be, and is not yet."""
+        """Called with cookie and inode of a network namespace that is not watched; says whether it may be watched soon."""
         self.books: dict[int, Book] = {}
-        """By the cookie of their network namespace."""
+        """The books, by the cookie of their network namespace."""
         self._output = output
         self._owners = owners
         self._cgroups = cgroups
         self._protocols = protocols
         self._formats = RowFormats()
         self._recorded: Waiting[int, _Half] = Waiting(REMOVAL_PATIENCE, MOST_WAITING)
-        """Ends whose removal is awaited, by socket."""
+        """Records of ends that wait for the removal, by socket."""
         self._unread: set[Book] = set()
-        """Network namespaces with removals that are not read yet."""
+        """Books of namespaces with removals that are not read yet."""
         self.removed: Waiting[int, _Half] = Waiting(RECORD_PATIENCE, MOST_WAITING)
-        """Removals whose record is awaited."""
+        """Removals that wait for the record of the end, by socket."""
         self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING, PULSE_PATIENCE / 2)
-        """Removals that wait for a pulse."""
+        """Removals that wait for a report of a pulse, by socket."""
         self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
         self._removal_due: Memory[int, bool] = Memory(MOST_REMEMBERED)
-        """Sockets that ended by record: their removal says nothing new."""
+        """Sockets whose end is reported already: the removal says nothing new."""
         self._past: Memory[int, None] = Memory(MOST_REMEMBERED)
-        """Sockets that were removed, and whose last record did not come yet: whatever comes of them is no new flow."""
+        """Sockets that were removed, while their last record may still come: nothing begins a new flow of them."""
         self._unbound: Memory[int, Ended] = Memory(MOST_HELD)
-        """Ends of datagram sockets that no call was seen to use: the record does not know where they were bound."""
+        """Records of datagram sockets that ended unused: only the removal knows the address."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
-        """What came of namespaces that are not watched yet, the oldest first."""
+        """Evidence about namespaces that are not watched yet, the oldest first, with its time."""
         self._takers: dict[type, Callable[[Book, Any], None]] = {
             Seen: self._seen,
             Established: self._established,
@@ -198,7 +198,7 @@ class Sightings:
                 self._takers[type(each)](book, each)
 
     def know(self, net_cookie: int, book: Book) -> None:
-        """A network namespace is watched from now on: what the programs saw in it meanwhile counts, too."""
+        """Begin to watch a network namespace, with the evidence that was held for it."""
         self.books[net_cookie] = book
         since = self._output.now - HELD_SECONDS
         held, self._held = self._held, deque(maxlen=MOST_HELD)
@@ -210,7 +210,7 @@ class Sightings:
         return protocol in self._protocols and (self.walked or protocol in DUMPED)
 
     def _entry_of(self, book: Book, facts: Facts) -> Entry | None:
-        """The entry of a socket, made where there is none; `None` for one that is not bound: a dump has none of those."""
+        """The entry of a socket, which is made if need be; `None` for a socket without an address, as in dumps."""
         entry = self.known(book, facts.cookie)
         bound = facts.local_port or facts.remote_port or protocol_of(facts) not in DUMPED
         walked = isinstance(facts, OwnerRow)
@@ -221,7 +221,7 @@ class Sightings:
         return entry
 
     def known(self, book: Book, cookie: int) -> Entry | None:
-        """The entry of a socket, also of one that was removed and whose record is awaited."""
+        """The entry of a socket, which may be removed and wait for its record or report; `None` if there is none."""
         waiting = self.removed.get(cookie) or self._unseen.get(cookie)
         return book.entries.get(cookie) if waiting is None else waiting.entry
 
@@ -267,7 +267,7 @@ class Sightings:
         return self._formats.cut(message)[0], message
 
     def _established(self, book: Book, established: Established) -> None:
-        """Its ends are known now."""
+        """Both ends of a connection are known now."""
         entry = self.known(book, established.facts.cookie)
         if entry is None:
             return
@@ -280,7 +280,7 @@ class Sightings:
             book.update(entry, entry.report, rebuilt=True)
 
     def _announce(self, book: Book, entry: Entry) -> None:
-        """Announce a flow, or wait for the rest of it; what was there before the monitor is announced by the first poll."""
+        """Announce a flow, or wait until all of it is known; the first poll announces older flows."""
         if entry.over:
             return  # its end announces it
         if entry.preexisting and self._output.first_poll:
@@ -307,7 +307,7 @@ class Sightings:
                 book.waiting.append(entry)
 
     def _walked_over(self, book: Book, protocol: int, row: OwnerRow) -> None:
-        """A walk has a socket that no dump has, with its inode."""
+        """Take in a socket, with its inode, that only walks find."""
         entry = self.known(book, row.cookie)
         if entry is None or not entry.user[1]:
             message = row_of(row, SocketState.CLOSE, row.inode)
@@ -315,7 +315,7 @@ class Sightings:
             book.apply_row(entry, protocol, pieces, message, form)
 
     def _used_by(self, book: Book, entry: Entry, facts: Facts) -> None:
-        """Weigh the process beside a socket: who used it outweighs who has it open, and that who made it."""
+        """Weigh the process of a record: a user outweighs a holder, and a holder the maker of the socket."""
         owner = owner_of(facts)
         if owner is None or (owner.how is HowKnown.CREATOR and entry.process is not None):
             return
@@ -354,7 +354,7 @@ class Sightings:
         return Totals(0, 0, 0, 0) if self.packets else Totals(0, 0, None, None)
 
     def _is_whole(self, entry: Entry, facts: Facts) -> bool:
-        """True if nothing can have gone through a datagram socket before it was counted."""
+        """True if a datagram socket cannot have had traffic before it was counted."""
         return bool(facts.flags & _BORN) or (not self.births and not entry.preexisting)
 
     @staticmethod
@@ -373,7 +373,7 @@ class Sightings:
                 self._end_earlier(book, known, ended)
             return
         past, waiting = cookie in self._past, self._take_removed(cookie)
-        if ended.final:  # else that was no record: it, or what the map still has, may come yet
+        if ended.final:  # otherwise the record, or the counts in the map, may still come
             self._past.pop(cookie)
         if waiting is not None:
             self._settle(waiting, ended)
@@ -381,14 +381,14 @@ class Sightings:
         if past:
             return
         entry = book.entries.get(cookie)
-        if not ended.final:  # known to be over, and not how: sock_diag will say
+        if not ended.final:  # how it ended is not known: sock_diag will tell
             witnessed = entry is not None and entry.protocol == IPPROTO_TCP and entry.weight is Weight.WITNESSED
             if entry is not None and (witnessed or not book.dumped):
                 self.end_unseen(book, entry)
             return
         if entry is None:
             entry = self._entry_of(book, ended.facts)
-            if entry is None:  # made and closed; if it was bound, and not used, its removal says where
+            if entry is None:  # closed unused; if it was bound, its removal has the address
                 self._unbound.add(cookie, ended)
                 return
             self._output.count("short_lived")
@@ -402,15 +402,15 @@ class Sightings:
             self._end(half)
 
     def _is_earlier(self, ended: Ended, entry: Entry) -> bool:
-        """True if this is the end of a connection that the socket had before the one that is known."""
+        """True if this is the end of an earlier connection of the socket than the known one."""
         return entry.protocol == IPPROTO_TCP and not same_connection(self._row(ended.facts)[0][1], entry.identity)
 
     def _end_earlier(self, book: Book, known: Entry, ended: Ended) -> None:
-        """Report a connection that was over before another one of its socket was seen, whose removal was read first."""
+        """Report an earlier connection of a socket whose next connection became known first."""
         pieces, message = self._row(ended.facts)
         if any(same_connection(before, pieces[1]) for before in known.before):
             return  # its end was reported
-        if known.flow is not None or known.ended is not None:  # it has its number
+        if known.flow is not None or known.ended is not None:  # the next connection has taken its number
             if known.connection == 1:
                 self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
             return
@@ -424,7 +424,7 @@ class Sightings:
         self.finish(book, entry, ended, entry.report.raw, outcome_by_record(ended, None))
 
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
-        """A socket was removed: have `settle` called with the record of its end, when it is there or known not to come."""
+        """A socket was removed: call `settle` with the record of its end, or with `None` if no record will come."""
         cookie = entry.cookie
         half, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
         if half is not None and half.connection == entry.connection:
@@ -442,30 +442,30 @@ class Sightings:
             settle(None)
 
     def _settle(self, removed: _Half, ended: Ended) -> None:
-        """The record of a removed socket's end is there; of one that was never used it alone says who had it."""
+        """The record of a removed socket came: a socket that was never used gets its owner from it."""
         assert removed.settle is not None
         if removed.entry.owner is None:
             self._used_by(removed.book, removed.entry, ended.facts)
         removed.settle(ended)
 
     def is_past(self, cookie: int) -> bool:
-        """True if a socket was removed: what a pulse saw of it is older."""
+        """True if a socket was removed, so that a report about it is outdated."""
         return cookie in self._past
 
     def note_removal(self, cookie: int, *, known: bool) -> bool:
-        """A socket was removed, and never comes back; True if its end is reported already, and it is `known` no more."""
+        """Note that a socket was removed; True if its end is reported already, and the book does not have it (`known`)."""
         reported = (self._removal_due.pop(cookie) or cookie in self.own) and not known
         if (self.live or self.pulsing) and not reported:
             self._past.add(cookie, None)
         return reported
 
     def removals_left(self, book: Book, *, some: bool) -> None:
-        """Whether a removal may still be unread that the record of an end waits for."""
+        """Note whether a namespace has unread removals, for which the records of ends wait."""
         (self._unread.add if some else self._unread.discard)(book)
         self._recorded.behind = bool(self._unread)
 
     def end_recorded(self, cookie: int) -> bool:
-        """The removal of this connection will not come: its record is all; False if there is none."""
+        """End a connection by its record alone, because its removal will not come; False if there is no record."""
         half = self._recorded.pop(cookie)
         if half is not None:
             self._end(half)
@@ -485,7 +485,7 @@ class Sightings:
     def finish(
         self, book: Book, entry: Entry, ended: Ended, raw: tuple[bytes, int, int], outcome: Outcome | None = None
     ) -> None:
-        """Remove a flow with the counts of its record; everything else is read from `raw` (`SocketReport.raw`)."""
+        """End a flow with the counts of its record; everything else is read from `raw` (`SocketReport.raw`)."""
         if entry.protocol != IPPROTO_TCP:
             entry.whole = entry.whole and self._is_whole(entry, ended.facts)
         entry.report = counted_report(*raw, ended.totals)
@@ -493,7 +493,7 @@ class Sightings:
         book.end(entry, entry.report, final=final, reason=RemovalReason.CLOSED, outcome=outcome)
 
     def end_unseen(self, book: Book, entry: Entry) -> None:
-        """A connection is over, or a socket gone, and nobody said how."""
+        """End a flow that is gone, without knowing how it ended."""
         book.drop(entry)
         self._remember(book, entry)
         book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
@@ -516,7 +516,7 @@ class Sightings:
         return earliest
 
     def expire(self) -> None:
-        """What was waited for did not come in time."""
+        """Give up what did not come in time."""
         now = self._output.now
         for entry, book in self._unannounced.due(now):
             if entry.flow is None and not entry.over:
@@ -545,12 +545,12 @@ class Sightings:
         half.settle(None)
 
     def stop(self) -> None:
-        """No more records will come."""
+        """The programs are gone: no further record will come."""
         self.live = False
         self.give_up_all()
 
     def leave(self, book: Book) -> None:
-        """Nobody watches this network namespace any more: its ends wait no longer."""
+        """A network namespace is not watched any more: its ends stop waiting."""
         self.removals_left(book, some=False)
         for cookie, half in self._recorded.items():
             if half.book is book:
@@ -561,7 +561,7 @@ class Sightings:
                     self.give_up(cookie)
 
     def give_up_all(self) -> None:
-        """What ends still wait for will not come."""
+        """All ends stop waiting: nothing more will come."""
         for _, half in self._recorded.take_all():
             self._end(half)
         for removed in (self.removed, self._unseen):

@@ -1,8 +1,7 @@
-"""What every source of evidence that has a channel of its own looks like to the session.
+"""The base of every source of evidence that has a channel of its own.
 
-A new source is a module with a subclass, and a line in `Namespace` (or, for what speaks
-of the whole machine, in `Session`): the session opens its channel, hands it what comes
-and keeps its deadlines.
+A new source is a module with a subclass, and a line in `Namespace`, or in `Session` if it tells about the whole machine.
+The session then opens its channel, hands it what comes and keeps its deadlines.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ class Source:
         self.output.commands.append(OpenChannel(self.channel, self.purpose))
 
     def close(self) -> None:
-        """Have the channel closed, if it is open."""
+        """Ask for the channel to be closed, if it is open."""
         if self.is_open:
             self.is_open = False
             self.output.commands.append(CloseChannel(self.channel))
 
     def reopen(self) -> None:
-        """Replace a channel that went wrong."""
+        """Replace a channel that failed."""
         self.output.count("reopened")
         self.output.commands.append(CloseChannel(self.channel))
         self.open()
@@ -55,7 +54,7 @@ class Source:
         self.is_open = True
 
     def receive_many(self, datagrams: Sequence[bytes]) -> None:
-        """Take in datagrams; what cannot be decoded is reported."""
+        """Take in datagrams; those that cannot be decoded are reported."""
         for data in datagrams:
             try:
                 self.receive(data)
@@ -85,11 +84,11 @@ class Source:
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Ask for what may be sent now."""
+        """Send what is due."""
 
     def deadline(self) -> float | None:
-        """When to call `expire`; `None`: not at all."""
+        """When to call `expire`; `None`: never."""
         return None
 
     def expire(self) -> None:
-        """What was expected did not come in time."""
+        """Give up what did not come in time."""

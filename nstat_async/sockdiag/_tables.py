@@ -1,8 +1,8 @@
-"""Evidence of sockets that sock_diag does not have, or not everywhere: raw, ICMP and packet sockets, from ``/proc/net``.
+"""Evidence of raw, ICMP and packet sockets, which sock_diag has nowhere or not everywhere, from ``/proc/net``.
 
-A table has no cookies. Where eBPF programs tell these sockets by theirs, and a walk over all descriptors tells the
-inode beside it, an entry is known by its cookie, and the table says which are missing yet and which are no more.
-Otherwise it is known by its inode.
+The tables have no cookies. Where eBPF programs report these sockets with their cookies, and walks over all descriptors
+with their inodes too, an entry has its cookie, and the tables tell which sockets are still missing and which are gone.
+Otherwise the inode identifies an entry.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ._setup import SocketTablesAnswer, SocketTablesRequest, TableRow
 from ._sightings import Sightings
 
 BY_INODE = 1 << 63
-"""An entry's number is this and the inode where its cookie is not known: the kernel counts cookies upward from 1."""
+"""Added to the inode it stands for an unknown cookie: the kernel counts cookies upward from 1."""
 WALKS = 2
-"""Walks over all descriptors that did not find a socket until it gets its entry without."""
+"""Walks over all descriptors without a socket, after which it gets an entry without its cookie."""
 ABSENCES = 2
-"""Readings without a socket until it is gone: a table is read in pieces, and one may be left out between two."""
+"""Readings without a socket, after which it is gone: a table is read in parts, and a socket may fall between two."""
 _TABLES = {
     "raw": (AF_INET, IPPROTO_RAW),
     "raw6": (AF_INET6, IPPROTO_RAW),
@@ -39,20 +39,20 @@ class TableSource:
     """Reads the tables of one namespace at each poll.
 
     Args:
-        output: Where questions go.
-        book: What the sockets are written in.
-        sightings: What eBPF programs say of them.
+        output: Where requests go.
+        book: Where sockets go.
+        sightings: What eBPF programs know of these sockets.
         formats: How rows are cut.
-        protocols: What is wanted.
+        protocols: The protocols of the wanted sockets.
     """
 
     def __init__(
         self, output: Output, book: Book, sightings: Sightings, formats: RowFormats, protocols: frozenset[int]
     ) -> None:
         self.done = True
-        """True when the tables of this poll are here, or will not come."""
+        """True when the tables of this poll came, or will not come."""
         self.answered: set[int] = set()
-        """Protocols whose tables were there, ever."""
+        """Protocols whose tables exist."""
         self._output = output
         self._book = book
         self._sightings = sightings
@@ -60,7 +60,7 @@ class TableSource:
         self._names = tuple(name for name, (_, protocol) in _TABLES.items() if protocol in protocols)
         self._answer: SocketTablesAnswer | None = None
         self._missing: dict[int, int] = {}
-        """Inodes without an entry, and how many walks there had been when they were met."""
+        """Inodes without an entry, with the number of walks before they were first read."""
         self._refused: set[int] = set()
 
     def begin_poll(self) -> None:
@@ -70,13 +70,13 @@ class TableSource:
             self._output.ask(SocketTablesRequest(self._book.number, self._names), self.take)
 
     def take(self, answer: Any) -> None:
-        """They are here, or there are none."""
+        """Take in the tables; a failed look-up gives none."""
         self.done = True
         if isinstance(answer, SocketTablesAnswer):
             self._answer = answer
 
     def settle(self) -> None:
-        """Everything else that this poll found is in the book: compare it with the tables."""
+        """Compare the tables with the book, which has everything else that this poll found."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
@@ -122,7 +122,7 @@ class TableSource:
                     self._end(entry)
 
     def _end(self, entry: Entry) -> None:
-        """Nothing else reports the end of a packet socket, or of any of these without eBPF programs."""
+        """End a flow. Without eBPF programs nothing else reports the end of these sockets, and never that of a packet socket."""
         book, sightings = self._book, self._sightings
         book.drop(entry)
 
@@ -135,7 +135,7 @@ class TableSource:
         sightings.join(book, entry, settle)
 
     def _refuse(self, names: tuple[str, ...]) -> None:
-        """Say once which kind of sockets this kernel has no table of."""
+        """Report once which kinds of sockets this kernel has no table of."""
         for protocol in {_TABLES[name][1] for name in names if name in _TABLES} - self.answered - self._refused:
             self._refused.add(protocol)
             detail = "the kernel has no table of these sockets in /proc/net"

@@ -1,4 +1,4 @@
-"""Flows whose fields are made when one of them is first read: most of those of a look at all sockets are never."""
+"""Flows whose fields are made when one of them is first read: in a dump of all sockets, most are never read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ._rows import address_of
 
 _PORTS = struct.Struct("!4xHH36x")
 _HAS_PROTOCOL = frozenset({IPPROTO_RAW, PACKET})
-"""Whose protocol is in place of a port."""
+"""Entries that have an IP protocol or EtherType where others have a local port."""
 _CLOSED = TcpState.CLOSED
 KERNEL = Process(0, "kernel")
 _KERNEL_OWNS, _INFERRED = Attribution.KERNEL, Attribution.INFERRED
-"""To look up a member takes as long as three other steps."""
+"""Members under short names: looking one up in its class takes as long as three other steps."""
 _NOWHERE = (None, None, None)
 _SOURCE = "peer"
-"""The field in whose slot the source is: this machine does not know it of a flow."""
+"""The field whose slot holds the source of an unread flow: no flow of this machine has a value for it."""
 _OF_A_SOCKET = (
     "id", "provider", "userland", "local", "remote", "process", "interface", "state", "direction", "namespace",
     "attribution", "cgroup", "container", "pod", "protocol", "other_holders", "holders",
@@ -32,7 +32,7 @@ _OF_A_SOCKET = (
 _fill = maker_of(Flow, _OF_A_SOCKET, _SOURCE).fill
 _make_end: Callable[[bytes, int, Union[int, None]], Endpoint] = maker_of(Endpoint, ("packed", "port", "scope_id")).make
 _shared = functools.lru_cache(maxsize=16_384)(_make_end)
-"""Many flows share an end: all that were accepted at one address, all to one server, both ends of a local connection."""
+"""Many flows share an end: those accepted at one address, those to one server, both ends of a local connection."""
 
 
 def _values_of(
@@ -51,7 +51,7 @@ def _values_of(
     others: int | None,
     holders: tuple[tuple[int, str | None], ...],
 ) -> tuple[Any, ...]:
-    """The fields of a flow by its source; `index` is that of the link which scoped addresses are of."""
+    """The fields of a flow, made of its source; `index` is that of the link to which scoped addresses belong."""
     (local_port, remote_port), number, local, remote = _PORTS.unpack(identity), None, None, None
     if protocol in _HAS_PROTOCOL:
         number, local_port = local_port or None, 0
@@ -82,7 +82,7 @@ def _values_of(
 
 
 def _process_of(owner: Process | Attribution | None) -> tuple[Process | None, Attribution | None]:
-    """The process of a flow and what is to be said of it, by who holds the socket."""
+    """The process of a flow, and how it is known or why there is none."""
     if isinstance(owner, Process):
         return owner, _INFERRED if owner.attribution is _INFERRED else None
     return KERNEL if owner is _KERNEL_OWNS else None, owner
@@ -93,11 +93,11 @@ def _scope(address: bytes, index: int) -> int | None:
 
 
 class _UnreadFlow(Flow):
-    """A flow that nobody has looked at; whoever does finds a `Flow`."""
+    """A flow whose fields are not made yet; reading any of them makes it a `Flow`."""
 
     __slots__ = ()
 
-    __class__ = property(lambda self: read(self).__class__)  # what compares and copies asks for it
+    __class__ = property(lambda self: read(self).__class__)  # comparisons and copies ask for it
 
     def __eq__(self, other: object) -> bool:
         return read(self) == other
@@ -133,4 +133,4 @@ for _field in attrs.fields(Flow):
 _UnreadFlow.source = Flow.__dict__[_SOURCE]  # type: ignore[attr-defined]  # the slot under another name
 
 unread_flow: Callable[..., Flow] = unread_maker(_UnreadFlow, "source")
-"""A flow of these values: those of `_values_of`. They are values: nothing of them changes before somebody looks."""
+"""Makes an unread flow; its arguments are those of `_values_of`, and do not change before the flow is read."""

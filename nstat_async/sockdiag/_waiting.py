@@ -1,6 +1,6 @@
-"""What waits for another source, each for the same time, and what is remembered for one: constant time for each.
+"""Collections of what waits for another source, and of what is remembered for it; every operation takes constant time.
 
-Ordered dictionaries: a plain one looks for its first item among all that were removed before it.
+They are ordered dictionaries: a plain one finds its first item by passing all that were removed before it.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 MOST_BEHIND = 5.0
-"""Seconds that something waits beyond its time for a source that has more to read: what it waits for may be there."""
+"""Most seconds of further waiting while the other source has unread input."""
 AT_ONCE = 32
-"""What is given up in one step, some 2 ms; the rest follows in the next."""
+"""Most items that are given up in one step, some 2 ms; the others follow in the next."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 class Waiting(Generic[Key, Value]):
-    """What waits, by key, the oldest first.
+    """Items that wait, by key, the oldest first.
 
     Args:
-        patience: Seconds that each waits.
+        patience: Seconds for which each waits.
         most: How many may wait: beyond that the oldest are due at once.
-        slack: Seconds that they may wait beyond it, so that nobody is woken for what others' turns settle.
+        slack: Seconds by which the deadline is later, so that other turns can take what is due without a wake-up.
     """
 
     def __init__(self, patience: float, most: int, slack: float = 0.0) -> None:
         self.behind = False
-        """True while the source that they wait for has more to read."""
+        """True while the other source has unread input."""
         self._patience = patience
         self._most = most
         self._slack = slack
@@ -42,31 +42,31 @@ class Waiting(Generic[Key, Value]):
         return key in self._items
 
     def add(self, key: Key, value: Value, now: float) -> None:
-        """Have something wait from now on."""
+        """Let an item wait from now on; it replaces one with the same key."""
         self._items.pop(key, None)
         self._items[key] = now + self._patience, value
 
     def get(self, key: Key) -> Value | None:
-        """What waits under this key."""
+        """The item with this key; `None` if there is none."""
         found = self._items.get(key)
         return None if found is None else found[1]
 
     def items(self) -> list[tuple[Key, Value]]:
-        """What waits, with its keys."""
+        """The keys and items."""
         return [(key, value) for key, (_, value) in self._items.items()]
 
     def pop(self, key: Key) -> Value | None:
-        """Take out what waits under this key."""
+        """Take out the item with this key; `None` if there is none."""
         found = self._items.pop(key, None)
         return None if found is None else found[1]
 
     def deadline(self) -> float | None:
-        """When to take out what is due; `None`: nothing waits."""
+        """When to call `due`; `None` if nothing waits."""
         until = self._oldest()
         return None if until is None else until + self._slack
 
     def _oldest(self) -> float | None:
-        """When the oldest is due."""
+        """When the oldest item is due."""
         if not self._items:
             return None
         if len(self._items) > self._most:
@@ -75,7 +75,7 @@ class Waiting(Generic[Key, Value]):
         return until + MOST_BEHIND if self.behind else until
 
     def due(self, now: float) -> Iterator[tuple[Key, Value]]:
-        """Take out those that waited long enough, the oldest first, and not too many."""
+        """Take out the items that waited long enough, the oldest first, at most `AT_ONCE`."""
         for _ in range(AT_ONCE):
             until = self._oldest()
             if until is None or until > now:
@@ -91,7 +91,7 @@ class Waiting(Generic[Key, Value]):
 
 
 class Memory(Generic[Key, Value]):
-    """The last of what was reported, by key: so many of them, the oldest are forgotten."""
+    """The newest items by key: the oldest are forgotten beyond a number."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -104,12 +104,12 @@ class Memory(Generic[Key, Value]):
         return key in self._items
 
     def add(self, key: Key, value: Value) -> None:
-        """Remember something."""
+        """Remember an item; it replaces one with the same key."""
         self._items.pop(key, None)
         self._items[key] = value
         if len(self._items) > self._most:
             self._items.popitem(last=False)
 
     def pop(self, key: Key) -> Value | None:
-        """Take out what is remembered under this key."""
+        """Take out the item with this key; `None` if there is none."""
         return self._items.pop(key, None)

@@ -1,13 +1,13 @@
-"""Polls of many sockets of which few are used: only what moved is asked for, in place of a dump of all.
+"""Polls of many TCP sockets of which few have traffic: these few are looked up, instead of dumping all.
 
-An eBPF program walks over the TCP sockets of this network namespace and tells in which ones the kernel noted, since the
-last walk began, that something was sent, received or acknowledged. Each of them has an exact look-up, whose answer is
-what a dump would have; listeners and datagram sockets are dumped as ever. Nothing is taken on trust for long:
+An eBPF program walks over the TCP sockets of this network namespace, and tells which of them sent, received or
+acknowledged something since the last walk began. A look-up of each gives what a dump would have. Listeners and datagram
+sockets are dumped as usual. The rest is checked regularly:
 
-- Beginnings and ends are records, and removals. So this is done only while records come and nothing is known to be lost.
-- Every tenth poll dumps everything. What leaves no trace in those times (an inode that changes hands, a FIN that
-  came with an old acknowledgement) is known then.
-- A walk that is refused, does not come to its end, or tells of many sockets is followed by the dump, in the same poll.
+- Beginnings and ends are known by records and removals. So there are walks only while records come and nothing was lost.
+- Every tenth poll dumps everything, and so finds what leaves no trace in the kernel's times: an inode that changed hands,
+  a FIN that came with an old acknowledgement.
+- If a walk is refused, is incomplete, or tells of many sockets, a dump follows in the same poll.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from ._setup import ChangedAnswer, ChangedRequest
 from ._sightings import Sightings
 
 LEAST = 5_000
-"""Sockets from which on a walk is less work than a dump, with a margin."""
+"""Least number of sockets for a walk: with fewer, a dump is less work."""
 PROOF = 10
-"""The last of so many polls dumps everything."""
+"""One poll in this many dumps everything."""
 SHARE = 16
-"""If more than one socket in so many moved, a dump is less work than so many look-ups."""
+"""If more than one socket in this many had traffic, a dump is less work than the look-ups."""
 
 AT_ONCE = 256
-"""Look-ups that are asked for before the first is answered: some milliseconds."""
+"""Most look-ups without an answer: some milliseconds."""
 _FRAME = 2
-"""Rows of a walk beside its sockets: where it begins and ends."""
+"""Rows of a walk that are no sockets: the first and the last."""
 
 
 class Walks:
     """The walks of one namespace.
 
     Args:
-        output: Where questions go.
+        output: Where requests go.
         book: Where rows go.
-        dumps: What is spared.
-        lookups: What is asked in its place.
-        removals: What ends sockets.
-        sightings: Whether records come.
+        dumps: The dumps that walks replace.
+        lookups: Looks up the sockets with traffic.
+        removals: Says whether removals were lost.
+        sightings: Says whether records come.
         formats: How rows are cut.
-        allowed: False where every poll is to dump everything.
+        allowed: False if every poll is to dump everything.
     """
 
     def __init__(
@@ -76,18 +76,19 @@ class Walks:
         self._formats = formats
         self._allowed = allowed
         self._waiting = False
-        """A walk is under way that this poll waits for."""
+        """This poll waits for a walk."""
         self._asking = 0
-        """Look-ups without an answer."""
+        """Number of look-ups without an answer."""
         self._moved: list[ChangedRow] = []
-        """What is still to be asked for."""
+        """Sockets with traffic that are still to be looked up."""
         self._marking = False
+        """The first walk is under way."""
         self._marked: int | None = None
-        """Serial of the poll in which the first walk was over: what moves since then is reported."""
+        """Serial of the poll in which the first walk ended: later walks tell what changed since then."""
         self._polls = PROOF
-        """Polls since all was dumped."""
+        """Number of polls since everything was dumped."""
         self._gaps = 0
-        """What was lost before."""
+        """`Output.gaps` at that dump."""
 
     @property
     def done(self) -> bool:
@@ -101,7 +102,7 @@ class Walks:
         return known and len(self._book.entries) >= LEAST and not self._output.following
 
     def begin_poll(self) -> bool:
-        """Ask what moved, where that is less work than a dump; True if the dump is spared."""
+        """Ask for a walk if that is less work than a dump; True if this poll needs no dump of TCP sockets."""
         if not self._suits:
             return False
         if self._marked is None:
@@ -120,7 +121,7 @@ class Walks:
             self._polls, self._gaps = 0, self._output.gaps
 
     def _mark(self) -> None:
-        """Begin to watch what moves; one mark at a time, for a later one would hide what moved before it."""
+        """Ask for the first walk, once: another one would hide what changed in between."""
         if not self._marking:
             self._marking = True
             self._output.ask(ChangedRequest(mark=True), self._take_mark)
@@ -131,7 +132,7 @@ class Walks:
             self._marked = self._output.poll
 
     def take(self, answer: Any) -> None:
-        """Take in what moved; without an answer, or if much did, everything is dumped."""
+        """Take in a walk; if it failed, or tells of many sockets, everything is dumped."""
         self._waiting = False
         rows = self._rows_of(answer, len(self._book.entries) // SHARE)
         if len(rows) < _FRAME or rows[-1].cookie:
@@ -152,7 +153,10 @@ class Walks:
         self._waiting, self._moved = False, []
 
     def _rows_of(self, answer: Any, most: int) -> list[ChangedRow]:
-        """The rows of a walk; none if it is not of this namespace, or tells of more than `most` sockets. One that is refused is the last."""
+        """The rows of a walk; none if it failed, is of another namespace, or tells of more than `most` sockets.
+
+        No walk follows one that was refused.
+        """
         if not isinstance(answer, ChangedAnswer):
             return []
         if answer.errno:
