@@ -193,9 +193,9 @@ class Monitor:
         """
         if not self._closed:
             self._closed = True
-            self._distributor.close()
             if self._feed is not None:
-                self._feed.close()
+                self._feed.close()  # it may deliver its last events
+            self._distributor.close()
         if self._task is not None:
             await self._task.stop()
         await anyio.lowlevel.checkpoint()

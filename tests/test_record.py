@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from replaying import assert_same, replayed
@@ -21,13 +24,14 @@ from nstat_async import (
     FlowAdded,
     LossCause,
     Monitor,
+    MonitorClosedError,
     PollCompleted,
     Proof,
     RecordingError,
     UsageError,
 )
 from nstat_async._events import Auxiliary, AuxiliaryFailed
-from nstat_async._io import pipes, record
+from nstat_async._io import pipes, pump, record
 from nstat_async._io.record import RecordedCore
 from nstat_async.backends import Replay
 from nstat_async.recording import NEXT, Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
@@ -245,6 +249,35 @@ def test_a_recording_is_not_recorded_again(tmp_path):
                 pass
 
     anyio.run(main)
+
+
+@LOOPS
+def test_a_run_that_is_closed_in_any_turn_is_the_same_when_it_is_replayed(loop, monkeypatch):
+    """Also between what a core was given and its events: they come to the reader then."""
+
+    async def rest(self: Any, start: float) -> float:
+        await anyio.lowlevel.checkpoint()
+        return time.perf_counter()
+
+    monkeypatch.setattr(pump.KernelFeed, "_rest", rest)  # as where each part of a turn takes long
+
+    async def main(turns: int) -> tuple[bytes, list[Any]]:
+        kernel, file, events = EmulatedKernel(), io.BytesIO(), list[Any]()
+        flows = [kernel.open_tcp(pid=42, name="curl", remote=("192.0.2.9", 443)) for _ in range(turns + 1)]
+        monitor = await Monitor(backend=kernel.backend(), interval=0.001, record_to=file, overflow="all").start()
+        for _ in range(turns):
+            time.sleep(0.001)  # a poll is due
+            flows.pop().close()  # and there is something to read
+            await anyio.lowlevel.checkpoint()
+        await monitor.aclose()
+        with contextlib.suppress(MonitorClosedError):
+            while True:
+                events += monitor._own.receive_nowait()
+        return file.getvalue(), events
+
+    for turns in range(6):
+        recording, events = anyio.run(main, turns, backend=loop)
+        assert_same(replayed(io.BytesIO(recording), overflow="all"), events)
 
 
 # --- parts -----------------------------------------------------------------------------

@@ -13,7 +13,8 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
   still due is asked for in the next one. What is due, and its events, wait for another slice where this one is over.
 - *What came before a deadline, or a request for a poll, counts before it.* Channels are read first, also by a loop that
   was held.
-- *Nothing is lost to cancellation.* What was read was fed before the next await.
+- *Nothing is lost to cancellation.* What was read was fed before the next await, and what came of it is delivered when
+  the feed is closed.
 - A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
   the others, and for so long after it was found empty nobody waits for it.
 - Channels are waited on by one task each, which only sets an event, but for those that have answers only:
@@ -24,6 +25,7 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -86,6 +88,7 @@ class KernelFeed:
         self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
         """Look-ups, by their token, whose tasks had no first step yet: where the loop ends now, they never have one."""
         self._closed = False
+        self._sink: Sink | None = None
         self._deadline: float | None = None
         """When the core was last found to want something."""
         self._slices = 0
@@ -121,13 +124,17 @@ class KernelFeed:
         return serial
 
     def close(self) -> None:
-        """Release the sockets; `run` ends soon."""
+        """Release the sockets, and deliver what came of what was read; `run` ends soon."""
         self._closed = True
         for waiter in list(self._channels.values()):
             waiter.close()
         self._transport.close()
         set_event(self._subscribed)
         set_event(self._wake)
+        sink, self._sink = self._sink, None
+        if sink is not None:  # a turn may be interrupted between what was fed and its events
+            with contextlib.suppress(RuntimeError):  # as `set_event`
+                sink.deliver(self._take_events())
 
     def statistics(self) -> dict[str, int]:
         """Counters of the core and the pump."""
@@ -146,6 +153,7 @@ class KernelFeed:
             NstatError: The subscription failed for good.
         """
         core, self._checkpoint = self.core, checkpoint_here()
+        self._sink = None if self._closed else sink
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as self._tasks:
@@ -192,9 +200,7 @@ class KernelFeed:
                 start = await self._rest(start)
                 core.handle_deadline(self._now())
                 start = await self._rest(start)
-            events = core.take_events()
-            if self._reports:
-                events, self._reports = [*events, *self._reports], []
+            events = self._take_events()
             if events:
                 sink.deliver(events)
             if core.subscribed:
@@ -211,6 +217,13 @@ class KernelFeed:
                 await sink.room()
                 start = time.perf_counter()
         self._end_slice(time.perf_counter() - start)
+
+    def _take_events(self) -> list[AnyEvent]:
+        """The core's events since the last call, and what became of auxiliaries."""
+        events = self.core.take_events()
+        if self._reports:
+            events, self._reports = [*events, *self._reports], []
+        return events
 
     async def _rest(self, start: float) -> float:
         """Let other tasks have a turn if the slice that began then is over; when the present one began."""

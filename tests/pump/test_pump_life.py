@@ -9,7 +9,7 @@ import pytest
 from pump_parts import LIMIT, Pumping
 
 from nstat_async import Auxiliary, Monitor, PollCompleted, RequestError
-from nstat_async._contract import Send
+from nstat_async._contract import Lookup, Send
 from nstat_async._io import pump
 from nstat_async.testing import EmulatedKernel
 
@@ -31,7 +31,7 @@ async def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero(it,
     it.core.take_events = lambda: taken.append(1) or take()
     await it.until("deadline")
     figures = it.feed.statistics()
-    assert figures["slices"] == len(taken)
+    assert figures["slices"] == len(taken) - 1, "closing it takes what is left"
     assert 2_000 <= figures["longest_slice_us"] < LIMIT * 1e6
 
 
@@ -86,6 +86,20 @@ async def test_a_failed_core_ends_the_run_with_its_own_error_not_with_a_group(it
         await it.feed.run(it.plate)
     assert len(it.plate.events) == 1, "what was known before the failure is delivered"
     assert it.wires.closed
+
+
+async def test_what_was_known_before_the_answer_of_a_look_up_failed_the_core_is_delivered(it):
+    @it.hearing
+    def hear(*heard):
+        if heard[0] == "opened":
+            it.core.next = [Lookup(1, "who")]
+        elif heard[0] == "answer":
+            it.core.events.append(PollCompleted(0.0, 0, True))
+            it.core.failure = RequestError("ADD_ALL_SRCS tcp", 1)
+
+    with anyio.fail_after(LIMIT), pytest.raises(RequestError):
+        await it.feed.run(it.plate)
+    assert len(it.plate.events) == 1
 
 
 async def test_an_error_of_the_core_itself_comes_out_as_it_is(it):
