@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from nstat_async import Capabilities, Counts, Flow, FlowAdded, FlowUpdated, PollCompleted, Provider
+from nstat_async import Capabilities, Counts, Flow, FlowAdded, FlowUpdated, Monitor, PollCompleted, Provider
 
 LOOPS = ["asyncio", "trio"]
 GENEROUS = 120.0
@@ -24,7 +27,17 @@ def run(loop: str, main: Callable[[], Awaitable[None]]) -> None:
     anyio.run(guarded, backend=loop, backend_options={"debug": True} if loop == "asyncio" else {})
 
 
-on_both_loops = pytest.mark.parametrize("loop", LOOPS)
+def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Make two tests of an ``async def`` test: one on asyncio, one on trio."""
+
+    def on_one(loop: str, **arguments) -> None:
+        run(loop, functools.partial(test, **arguments))
+
+    functools.update_wrapper(on_one, test)
+    del on_one.__wrapped__  # for pytest the test is a plain function
+    loop, *_ = inspect.signature(on_one).parameters.values()
+    on_one.__signature__ = inspect.Signature([loop, *inspect.signature(test).parameters.values()])
+    return pytest.mark.parametrize("loop", LOOPS)(on_one)
 
 
 class Script:
@@ -79,6 +92,15 @@ class Script:
 
     def deliver(self, *events) -> None:
         self.sink.deliver(list(events))
+
+
+@contextlib.asynccontextmanager
+async def watching(script: Script | None = None, **options) -> AsyncIterator[tuple[Script, Monitor]]:
+    """An open monitor of a script that runs."""
+    script = script or Script()
+    async with Monitor(backend=script, **options) as monitor:
+        await script.running.wait()
+        yield script, monitor
 
 
 def flow(number: int = 1, **facts) -> Flow:
