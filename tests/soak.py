@@ -25,9 +25,9 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
 
 from kernels import KERNELS
-from sockdiag_fakes import FakeSocket, flow_events
+from sockdiag_fakes import FakeSocket, flow_events, traffic
+from sockdiag_world import World
 from test_kernel_truth import JUMPS, PAUSES, Machine, check, settle
-from test_sockdiag_book import World, traffic
 from virtual import VirtualMonitor
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, NstatError
