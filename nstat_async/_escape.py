@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json.encoder
 import re
-from collections.abc import Callable
 from typing import Any
 
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """Letters and marks without a picture, and selectors of pictures, of which each terminal makes another width."""
+_LONE = re.compile("[\ud800-\udfff]")
+"""In a text of Python a surrogate is always a lone one: a byte of a name that is no UTF-8."""
+_LONE_IN_JSON = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud...)|.)")
+"""What is escaped in JSON, pairs of surrogates as a whole; the group is a lone one."""
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
@@ -44,13 +47,27 @@ def _escape_one(char: str) -> str:
 
 
 def dump(value: Any) -> str:
-    """One line of JSON, in ASCII, that a terminal cannot misread; never NaN.
+    """One line of JSON, in ASCII, that a terminal cannot misread; never NaN, and no lone surrogate.
+
+    A lone surrogate becomes U+FFFD: most readers of JSON refuse it, and with it the whole file (RFC 7493 section 2.1).
 
     Raises:
         ValueError: A float in it is not finite.
     """
-    return _encoder.encode(value)  # which escapes all but the printable characters of ASCII
+    return _without_lone(_encoder.encode(value))  # which escapes all but the printable characters of ASCII
 
 
-quote: Callable[[str], str] = json.encoder.encode_basestring_ascii
-"""A text as a JSON string, by the same rules."""
+def quote(text: str) -> str:
+    """A text as a JSON string, by the same rules."""
+    return _without_lone(json.encoder.encode_basestring_ascii(text))
+
+
+def unicode(text: str) -> str:
+    """`text` as every encoding of Unicode can write it: U+FFFD for lone surrogates."""
+    return text if text.isascii() else _LONE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _without_lone(written: str) -> str:
+    return (
+        _LONE_IN_JSON.sub(lambda found: r"\ufffd" if found[1] else found[0], written) if r"\ud" in written else written
+    )

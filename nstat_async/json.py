@@ -8,6 +8,9 @@ what is unknown is ``null`` or left out, nothing is ever NaN, and a line is plai
 terminal cannot misread. The command line writes shorter lines than `dumps`: without `FlowUpdated.previous`
 and without the details of a report.
 
+What is no Unicode in a name (Python has a lone surrogate for such a byte) is U+FFFD, because most readers refuse a
+whole file for the other; in all else a line gives its event back.
+
 `to_dict` and `dumps` take any event, any row of a table, and any value of them (a flow, counts, …).
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 from uuid import UUID
 
 from hypothesis import strategies as st
@@ -13,13 +12,8 @@ from nstat_async._events import Auxiliary, AuxiliaryFailed
 from nstat_async._model import COUNTS_FIELDS
 from nstat_async._rows import Row, RowKind
 
-
-def _one_text(text: str) -> bool:
-    """No surrogate pair: JSON cannot tell it from the character that it encodes."""
-    return not any("\ud800" <= a <= "\udbff" and "\udc00" <= b <= "\udfff" for a, b in itertools.pairwise(text))
-
-
-texts = st.text(st.characters(), max_size=8).filter(_one_text)
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+"""Without lone surrogates, for which JSON has U+FFFD."""
 amounts = st.integers(0, 2**64) | st.integers(0, 10**40)
 numbers = st.integers(-(2**70), 2**70)
 moments = st.integers(1 - 2**64, 2**64 - 1)

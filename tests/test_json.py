@@ -58,6 +58,32 @@ def test_a_full_line_read_back_is_the_event(event):
     assert type(json.loads(line.encode())) is type(event)
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a\udcff", "a\ufffd"),
+        ("\udcff\udcfe/\ud800", "\ufffd\ufffd/\ufffd"),
+        ("\\udcff\n", "\\udcff\n"),
+        ("\\\udcff", "\\\ufffd"),
+        ("\U0001f600\udcff\U0001f600", "\U0001f600\ufffd\U0001f600"),
+    ],
+)
+def test_what_is_no_unicode_in_a_name_is_a_replacement_character_that_every_reader_of_json_takes(name, read):
+    event = FlowAdded(1.0, attrs.evolve(FLOW, process=Process(7, name, path=f"/{name}")), None, preexisting=False)
+    for line in (json.dumps(event), json.JsonFormatter()(event)):
+        process = standard.loads(line)["flow"]["process"]
+        assert (process["name"], process["path"]) == (read, f"/{read}")
+        assert line.isascii()
+
+
+@settings(deadline=None, max_examples=examples(100))
+@given(st.text(st.characters()))
+def test_any_name_is_written_so_that_every_encoding_can_write_what_is_read(name):
+    event = FlowAdded(0.0, Flow(name, Provider.TCP), None, preexisting=False)
+    for line in (json.dumps(Process(1, name)), json.JsonFormatter()(event)):
+        assert standard.dumps(standard.loads(line), ensure_ascii=False).encode()
+
+
 @settings(deadline=None, max_examples=examples(100))
 @given(strategies.rows(), strategies.times)
 def test_a_row_read_back_is_the_row(row, time):

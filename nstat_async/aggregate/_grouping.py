@@ -172,7 +172,7 @@ class GroupBy:
         if made is not None:
             return made()
         if words not in _groupings(TABLE):
-            raise UsageError(f"by: {name!r} is none of {', '.join(cls.names())}")
+            raise UsageError(f"group: {name!r} is none of {', '.join(cls.names())}")
         return cls.field(words)
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ import attrs
 
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
+from nstat_async._escape import dump
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
@@ -138,7 +138,7 @@ class Hub:
         assert self.monitor is not None
         capabilities = self.monitor.capabilities
         hello = {"v": 1, "event": "hello", "backend": capabilities.backend, "kernel": capabilities.kernel}
-        return Reader(self.log, message("hello", json.dumps(hello)), chosen, self.max_pending)
+        return Reader(self.log, message("hello", dump(hello)), chosen, self.max_pending)
 
     def view(self, group: str, items: Iterable[tuple[str, str]]) -> View:
         """The table that somebody asks for; see `Views.find`."""
@@ -180,7 +180,7 @@ class Hub:
             "flows": self._flows(view, [row for row in rows if row.serial == expanded]),
         }
         lines = "".join(f',"{name}":[{",".join(each)}]' for name, each in lists.items())
-        return f"{json.dumps(answer, allow_nan=False, separators=(',', ':'))[:-1]}{lines}}}"
+        return f"{dump(answer)[:-1]}{lines}}}"
 
     def coverage(self) -> Coverage | None:
         """How much of what the interfaces carried the flows explain; `None` while that is not known."""

@@ -10,7 +10,6 @@ buffer of its own, so that it gets fewer updates and the same totals; only so ma
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ import anyio.lowlevel
 import attrs
 
 from nstat_async._buffer import EventBuffer
+from nstat_async._escape import dump
 from nstat_async._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, FlowRemoved
 from nstat_async._options import Overflow
 from nstat_async.filters import Filter, FlowGate
@@ -198,7 +198,7 @@ def last_words(detail: str | None) -> bytes:
     """The last event of a stream: it ended, or failed."""
     if detail is None:
         return message("ended", '{"v":1,"event":"ended"}')
-    return message("failed", json.dumps({"v": 1, "event": "failed", "detail": detail}))
+    return message("failed", dump({"v": 1, "event": "failed", "detail": detail}))
 
 
 def _parts(events: Sequence[AnyEvent]) -> list[Sequence[AnyEvent]]:

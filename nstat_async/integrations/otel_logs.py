@@ -33,6 +33,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 from collections.abc import Iterable
 from typing import Any, Union
 
+from nstat_async._escape import unicode
 from nstat_async._events import AnyEvent, EventsLost, FlowRemoved, FlowUpdated, HostUpdated
 from nstat_async._io import identity
 from nstat_async._model import Counts, Direction, Endpoint, Flow, Process
@@ -94,7 +95,12 @@ class FlowLogs:
         body: str | None = None,
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:
-        known: Any = {key: value for key, value in values.items() if value is not None}
+        # A name may have bytes that are no UTF-8, which an exporter cannot encode.
+        known: Any = {
+            key: unicode(value) if isinstance(value, str) else value
+            for key, value in values.items()
+            if value is not None
+        }
         self._logger.emit(
             timestamp=int(time * 1e9),
             severity_number=severity,

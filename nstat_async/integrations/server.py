@@ -21,7 +21,6 @@ loopback unless you choose another address, and refuses what other web sites ask
 from __future__ import annotations
 
 import functools
-import json
 import os
 from importlib.resources import files
 from typing import Any, cast
@@ -45,6 +44,7 @@ from starlette.types import Receive, Scope, Send
 
 from nstat_async import filters
 from nstat_async._errors import UsageError
+from nstat_async._escape import dump
 
 from ._guard import HEALTH, LOOPBACK_HOSTS, Guard, check_token
 from ._hub import Hub
@@ -54,6 +54,8 @@ from ._views import TooManyViewsError, View
 __all__ = ["LOOPBACK_HOSTS", "ListenError", "create_app", "serve", "serve_forever"]
 
 _MAX_ROWS = 1000
+_MOST_SAID = 40
+"""Characters of a refused value that its error says."""
 _PING_SECONDS = 15
 _SEND_SECONDS = 60
 _GRACE_SECONDS = 2.0
@@ -106,11 +108,6 @@ class _EventStream:
             reader.close()
 
 
-def _dumps(value: Any) -> str:
-    # ASCII only: names of processes may have lone surrogates, which no encoding can write.
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
 def _answered(make: Callable[[], str]) -> Response:
     """JSON, or what was wrong with the question."""
     try:
@@ -121,12 +118,20 @@ def _answered(make: Callable[[], str]) -> Response:
         return PlainTextResponse(f"{error}\n", 503, {"Retry-After": "15"})
 
 
+def _number(request: Request, name: str, otherwise: int) -> int:
+    text = request.query_params.get(name, str(otherwise))
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{name}: {text[:_MOST_SAID]!r} is no whole number") from None
+
+
 def _asked_for(hub: Hub, request: Request) -> tuple[View, int, Any]:
     """The table, how many of its rows, and by what they are sorted."""
     query = request.query_params
     items = [item for item in query.multi_items() if item[0] not in _QUESTIONS]
     view = hub.view(query.get("group", "process"), items)
-    return view, min(_MAX_ROWS, max(0, int(query.get("n", "100")))), query.get("by", "bytes")
+    return view, min(_MAX_ROWS, max(0, _number(request, "n", 100))), query.get("by", "bytes")
 
 
 def create_app(
@@ -176,16 +181,14 @@ def create_app(
             return PlainTextResponse(f"{error}\n", 400)
 
     async def processes(request: Request) -> Response:
-        return _answered(lambda: _dumps(hub.processes(*_asked_for(hub, request))))
+        return _answered(lambda: dump(hub.processes(*_asked_for(hub, request))))
 
     async def live(request: Request) -> Response:
         query = request.query_params
 
         def answer() -> str:
-            expanded = query.get("expanded")
-            since = int(query.get("since", "0"))
-            asked = _asked_for(hub, request)
-            return hub.live(*asked, since=since, expanded=int(expanded) if expanded else None)
+            expanded = _number(request, "expanded", 0) if query.get("expanded") else None
+            return hub.live(*_asked_for(hub, request), since=_number(request, "since", 0), expanded=expanded)
 
         return _answered(answer)
 

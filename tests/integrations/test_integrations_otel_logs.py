@@ -107,6 +107,13 @@ def test_a_flow_that_ended_is_one_record_with_the_names_of_the_conventions():
     }  # fmt: skip
 
 
+def test_a_name_that_is_no_unicode_arrives_with_replacement_characters():
+    event = removed(flow("7", Process(42, "a\udcff", path="/\udcff")), 2.0, counts(1))
+    [(_, attributes)] = exported(lambda logs: logs.feed_many([event]))
+    assert attributes["process.executable.name"] == "a\ufffd"
+    assert attributes["process.executable.path"] == "/\ufffd"
+
+
 def test_every_name_that_is_not_ours_is_one_of_the_conventions():
     semconv = pytest.importorskip("opentelemetry.semconv._incubating.attributes.network_attributes").__package__
     import importlib

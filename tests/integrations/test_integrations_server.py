@@ -81,10 +81,20 @@ async def test_processes_are_served_as_json():
         ]
         assert seen["losses"] == [{"cause": "overflow", "events": 1, "count": 5}]
         everything = await client.get("/processes")
-        assert everything.json()["processes"][1]["name"] == "bad\udcff<script>"
+        assert everything.json()["processes"][1]["name"] == "bad\ufffd<script>"
         assert everything.content.isascii()
-        for wrong in ("/processes?by=size", "/processes?n=many"):
-            assert (await client.get(wrong)).status_code == 400
+        for wrong, says in (
+            ("/processes?by=size", "by: 'size' is none of bytes, rate, "),
+            ("/processes?group=size", "group: 'size' is none of process, user, "),
+            ("/processes?n=many", "n: 'many' is no whole number"),
+            ("/processes?n=" + "9" * 5000, "n: "),
+            ("/live?since=x", "since: 'x' is no whole number"),
+            ("/live?expanded=x", "expanded: 'x' is no whole number"),
+        ):
+            refused = await client.get(wrong)
+            assert refused.status_code == 400
+            assert refused.text.startswith(says)
+            assert len(refused.text) < 1000
 
 
 async def test_events_are_streamed_to_every_client():
