@@ -295,6 +295,14 @@ class Feed(Protocol):
 
 
 @runtime_checkable
+class Finishes(Protocol):
+    """What a `Feed` has besides whose `close` leaves something to be waited for."""
+
+    async def finish(self) -> None:
+        """Wait for it, once it is closed and `run` ended: not for long, and not longer than whoever waits wants to."""
+
+
+@runtime_checkable
 class KnowsHosts(Protocol):
     """What the `Feed` of many machines has besides: a consumer that comes late hears of them first."""
 

@@ -18,7 +18,7 @@ import attrs
 
 from . import backends
 from ._buffer import BufferStatistics, EventBuffer
-from ._contract import Backend, Feed, KnowsHosts, OpensOutside
+from ._contract import Backend, Feed, Finishes, KnowsHosts, OpensOutside
 from ._coverage import Coverage
 from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, LossCause, PollCompleted, ProviderRefused
@@ -189,7 +189,9 @@ class Monitor:
     async def aclose(self) -> None:
         """Stop watching; readers that wait see the end. From any task; idempotent.
 
-        The ``async with`` block does this by itself.
+        The ``async with`` block does this by itself. A pipe that is recorded to is read to its end first, for 10 s at most;
+        whoever is cancelled meanwhile leaves after 2 s. What its reader did not take then is an `AuxiliaryFailed` and counted
+        in the statistics (``failed_recorder``).
         """
         if not self._closed:
             self._closed = True
@@ -198,6 +200,8 @@ class Monitor:
             self._distributor.close()
         if self._task is not None:
             await self._task.stop()
+        if self._feed is not None and isinstance(self._feed, Finishes):
+            await self._feed.finish()
         await anyio.lowlevel.checkpoint()
 
     async def __aenter__(self) -> Monitor:

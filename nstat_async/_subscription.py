@@ -74,7 +74,7 @@ class Distributor:
 
     def deliver(self, events: Sequence[AnyEvent]) -> None:
         """Give events to every subscription."""
-        if not events or self.closed:
+        if not events:
             return
         self.stream_time = events[-1].time
         for subscription in self.subscriptions:
@@ -111,7 +111,7 @@ class Distributor:
             self._room.set()
 
     def close(self) -> None:
-        """Take nothing more, and end."""
+        """End; what comes all the same waits for whoever looks."""
         self.closed = True
         self.end(None)
 

@@ -182,8 +182,8 @@ def test_a_pipe_that_nobody_reads_is_said_at_once(loop, tmp_path):
 
 def test_a_pipe_that_is_read_no_more_ends_the_recording_and_what_it_holds_is_the_beginning(tmp_path, monkeypatch):
     """Without any wait: that would hold the loop."""
-    monkeypatch.setattr(pipes, "PIPE_SECONDS", 600.0)
-    monkeypatch.setattr(pipes, "MOST_WAITING", 1000)
+    monkeypatch.setattr(pump, "PIPE_SECONDS", 600.0)
+    monkeypatch.setattr(pipes, "MOST_WAITING", 20_000)
     os.mkfifo(tmp_path / "pipe")
 
     async def main() -> None:
@@ -222,6 +222,91 @@ def test_a_reader_of_a_pipe_that_is_late_gets_everything_and_holds_up_nobody(tmp
             assert sum(map(len, parts)) == monitor.statistics().feed["recorded_bytes"]
 
     anyio.run(main)
+
+
+@LOOPS
+@pytest.mark.parametrize("is_path", [True, False])
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_reader_that_stalls_at_the_end_holds_no_loop_and_what_it_did_not_take_is_said_once(
+    loop, is_path, is_cancelled, tmp_path, monkeypatch
+):
+    """It is waited for in the loop, for so long at most, and not beyond a cancellation for long."""
+    monkeypatch.setattr(pump, "STOP_SECONDS", 0.01)
+    monkeypatch.setattr(pump, "PIPE_SECONDS", 600.0 if is_cancelled else 0.02)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    kernel, turns = EmulatedKernel(), []
+    for number in range(300):
+        kernel.open_tcp(number + 1, "curl", remote=("192.0.2.9", 443))
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(1)
+            await anyio.sleep(0.001)
+
+    async def main() -> None:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb"), contextlib.ExitStack() as stack:
+            target: Any = path if is_path else stack.enter_context(open(path, "wb", buffering=0))
+            monitor = Monitor(backend=kernel.backend(), interval=None, record_to=target, every_update=True)
+            async with anyio.create_task_group() as tasks:
+                await monitor.start()
+                stream = monitor.subscribe(overflow="all")
+                while monitor.statistics().feed["recorded_bytes"] < 80_000:
+                    await monitor.poll_now()
+                stream.receive_nowait()
+                tasks.start_soon(take_turns)
+                if is_cancelled:
+                    with anyio.CancelScope() as scope:
+                        scope.cancel()
+                        await monitor.aclose()
+                else:
+                    await monitor.aclose()
+                assert len(turns) > 1
+                tasks.cancel_scope.cancel()
+            (failed,) = stream.receive_nowait()
+            assert (failed.auxiliary, "bytes behind" in failed.detail) == (Auxiliary.RECORDER, True)
+            await monitor.aclose()
+            assert monitor.statistics().feed["failed_recorder"] == 1
+            with pytest.raises(MonitorClosedError):
+                stream.receive_nowait()
+
+    with contextlib.closing(kernel):
+        anyio.run(main, backend=loop)
+    while any(thread.name == "nstat-async-pipe" for thread in threading.enumerate()):
+        time.sleep(0.001)  # until it noticed
+
+
+def test_an_open_pipe_that_blocks_is_written_by_a_thread_and_stays_open(tmp_path):
+    """Also standard output: nobody else waits for its reader."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file, open(reading, "rb") as reader:
+        late = pipes.writable(file)
+        assert late.write(bytes(300_000)) == 300_000
+        late.close()
+        assert late.is_writing
+        assert reader.read(300_000) == bytes(300_000)
+        while late.is_writing:
+            time.sleep(0.001)
+        late.check()
+        assert not file.closed
+        assert pipes.writable(late) is late
+    with open(tmp_path / "file", "wb") as plain:
+        assert pipes.writable(plain) is plain
+
+
+def test_what_waits_for_a_reader_that_is_gone_is_an_error(tmp_path):
+    reading, writing = os.pipe()
+    with open(writing, "wb", buffering=0) as file:
+        late = pipes.writable(file)
+        late.write(bytes(300_000))
+        os.close(reading)
+        while late.is_writing:
+            time.sleep(0.001)
+        assert late.reader_gone
+        with pytest.raises(BrokenPipeError):
+            late.write(b"more")
+        with pytest.raises(BrokenPipeError):
+            late.check()
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import sys
 from typing import Any
 
 from .. import Monitor
-from .._errors import UsageError
+from .._errors import NstatError, UsageError
 from .._escape import dump
 from .._events import Auxiliary, AuxiliaryFailed, EventsLost
-from .._io.recorder import StandardOutput
+from .._io.pipes import standard_output
 from ..recording import Recording
 from ._cells import bytes_text
 from ._output import Output, can_draw, complain, events_text
@@ -34,15 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
     options = monitor_options(arguments)
 
     async def work(scope: Scope) -> int:
-        async with Monitor(backend=backend, record_to=tape.recording, **options) as monitor:
+        monitor = Monitor(backend=backend, record_to=tape.recording, **options)
+        async with monitor:
             stream = monitor.subscribe()
             try:
                 with scope:
                     while tape.failure is None and (batch := await stream.receive_many()):
-                        tape.count(batch)
-                        tape.size = monitor.statistics().feed["recorded_bytes"]
+                        tape.take(batch, monitor)
             finally:
-                tape.size = monitor.statistics().feed["recorded_bytes"]
+                await monitor.aclose()
+                with contextlib.suppress(NstatError):  # nothing waits
+                    tape.take(stream.receive_nowait(), monitor)
         return 0
 
     progress = Progress(tape.describe) if can_draw(sys.stderr) else None
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         # What cannot work is on the disk, not on the command line.
         what = "exists and is no recording; --force replaces it" if cause.errno == errno.EEXIST else cause.strerror
         raise OSError(cause.errno, what, tape.name) from error
-    if tape.failure is not None and not (tape.pipe_file and tape.pipe_file.reader_gone):
+    if tape.failure is not None and not getattr(tape.pipe_file, "reader_gone", False):
         complain(f"error: {tape.name}: {tape.failure}")
         return 1
     tape.summarise(as_json=arguments.json)
@@ -76,7 +79,7 @@ class _Tape:
         if self.to_stdout and parts:
             raise UsageError("file: standard output has no parts (--rotate-size, --rotate-every); give a path")
         self.pipe = Output() if self.to_stdout else None
-        self.pipe_file = StandardOutput() if self.to_stdout else None
+        self.pipe_file = standard_output() if self.to_stdout else None
         target: Any = self.pipe_file or arguments.file
         self.recording = Recording(
             target,
@@ -86,8 +89,9 @@ class _Tape:
             overwrite=arguments.force,
         )
 
-    def count(self, events: list[Any]) -> None:
+    def take(self, events: list[Any], monitor: Monitor) -> None:
         """Count events, and notice the end of the recording."""
+        self.size = monitor.statistics().feed["recorded_bytes"]
         self.events += len(events)
         for event in events:
             if isinstance(event, EventsLost):

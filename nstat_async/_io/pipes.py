@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,10 +17,12 @@ from . import system
 TICK = 0.1
 """Seconds between two looks whether somebody closed what is waited for."""
 PIPE_SECONDS = 10.0
-"""Longest that a full pipe which does not block is waited for."""
+"""Longest that the reader of a pipe is waited for at the end."""
 MOST_WAITING = 32 << 20
 """Bytes that may wait for the reader of a pipe: the first dump of 50,000 sockets is 20 MB."""
 _AT_ONCE = 65_536
+_WITHOUT_BLOCKING = getattr(select, "PIPE_BUF", 512)
+"""Bytes for which a pipe that is ready has room."""
 
 
 class ReadPipe:
@@ -74,26 +77,34 @@ class ReadPipe:
             self._reading.release()
 
 
-class WritePipe:
-    """A pipe that a thread writes: a reader that is late holds up nobody, and is given up when `MOST_WAITING` bytes wait for it.
+class PipeWriter:
+    """What is written by a thread, because its reader may be late: nobody else waits, and what is too far behind is given up.
 
-    Raises:
-        OSError: It is not open for writing, or nobody reads it (`errno.ENXIO`).
+    Args:
+        file: An open file. It may block.
+        at_once: Bytes that are written at once; where it blocks, as many as a pipe that is ready has room for.
+        owned: Close it at the end.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            raise OSError(errno.ENXIO, "nobody reads this pipe; start its reader first", str(path)) from error
-        self._file = os.fdopen(descriptor, "wb", buffering=0)
+    def __init__(self, file: Any, at_once: int = _WITHOUT_BLOCKING, *, owned: bool = False) -> None:
+        self._file = file
+        self._at_once = at_once
+        self._owned = owned
         self._waiting = bytearray()
         self._changed = threading.Condition()
         self._error: OSError | None = None
+        self._thread: threading.Thread | None = None
         self._ending = self._given_up = False
-        threading.Thread(target=self._work, name="nstat-async-pipe", daemon=True).start()
+
+    @property
+    def is_writing(self) -> bool:
+        """True while something waits for the reader, who is there and not given up."""
+        return bool(self._waiting) and self._error is None and not self._given_up
+
+    @property
+    def reader_gone(self) -> bool:
+        """True once it was noticed that nobody has the other end open."""
+        return isinstance(self._error, BrokenPipeError)
 
     def write(self, data: bytes) -> int:
         """Take all of it.
@@ -105,9 +116,11 @@ class WritePipe:
             if self._error is not None:
                 raise self._error
             if len(self._waiting) >= MOST_WAITING:
-                self._given_up = True
-                raise OSError(errno.ETIMEDOUT, f"the pipe's reader is {len(self._waiting):,} bytes behind")
+                self._give_up()
             self._waiting += data
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="nstat-async-pipe", daemon=True)
+                self._thread.start()
             self._changed.notify_all()
         return len(data)
 
@@ -115,54 +128,79 @@ class WritePipe:
         """Nothing is held back longer than its reader takes."""
 
     def close(self) -> None:
-        """Close it when all is written, nobody read for `PIPE_SECONDS`, or its reader was given up."""
+        """Nothing more comes: the thread ends when its reader has everything. Waits for nobody. Idempotent."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-            if self._given_up:  # `write` said it
-                return
-            self._given_up = not self._changed.wait_for(lambda: self._error or not self._waiting, PIPE_SECONDS)
-            if self._error is not None:
-                raise self._error
-            if self._given_up:
-                raise OSError(errno.ETIMEDOUT, "nobody reads this pipe any more")
+            if self._thread is None and self._owned:
+                self._file.close()
+
+    def check(self) -> None:
+        """See, once it is closed, that its reader has everything; give up what still waits.
+
+        Raises:
+            OSError: It is gone, or was too late.
+        """
+        with self._changed:
+            if self._waiting:
+                if self._error is not None:
+                    raise self._error
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        raise OSError(errno.ETIMEDOUT, f"the pipe's reader is {len(self._waiting):,} bytes behind")
 
     def _work(self) -> None:
-        ready = select.poll()
-        ready.register(self._file.fileno(), select.POLLOUT)
-        with self._file:
-            while data := self._next():
-                try:
+        try:
+            ready = select.poll()
+            ready.register(self._file.fileno(), select.POLLOUT)
+            while (data := self._next()) and not self._given_up:
+                if ready.poll(TICK * 1000):
                     written = self._file.write(data)
-                except OSError as error:
-                    self._done(0, error)
-                    return
-                if written is None and self._given_up:
-                    return
-                if written is None:
-                    ready.poll(TICK * 1000)
-                else:
-                    self._done(written)
+                    self._file.flush()
+                    self._done(written or 0)
+        except (OSError, ValueError) as error:  # ValueError: somebody closed the file
+            self._done(0, error if isinstance(error, OSError) else OSError(errno.EBADF, str(error)))
+        if self._owned:
+            self._file.close()
 
     def _next(self) -> bytes:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ending)
-            return bytes(self._waiting[:_AT_ONCE])
+            return bytes(self._waiting[: self._at_once])
 
     def _done(self, written: int, error: OSError | None = None) -> None:
         with self._changed:
             del self._waiting[:written]
             self._error = error
-            self._changed.notify_all()
 
 
-def write_some(file: Any, data: bytes) -> int | None:
-    """Write at least a part; `None`: it does not block, and nobody read for `PIPE_SECONDS`."""
-    written: int | None = file.write(data)
-    if written is None:
-        select.select([], [file], [], PIPE_SECONDS)
-        written = file.write(data)
-    return written
+def open_pipe(path: Path) -> PipeWriter:
+    """A pipe that has a name, to be written.
+
+    Raises:
+        OSError: It is not open for writing, or nobody reads it (`errno.ENXIO`).
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.ENXIO, "nobody reads this pipe; start its reader first", str(path)) from error
+    return PipeWriter(os.fdopen(descriptor, "wb", buffering=0), _AT_ONCE, owned=True)
+
+
+def standard_output() -> Any:
+    """Standard output as a file to write."""
+    # Without the buffer, which cannot say how much of a write a full pipe took.
+    return writable(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer))
+
+
+def writable(file: Any) -> Any:
+    """An open file, which stays the caller's; one whose reader may be late is written by a thread."""
+    late = not isinstance(file, PipeWriter) and hasattr(select, "poll") and may_wait(file)
+    return PipeWriter(file) if late else file
 
 
 def is_pipe(path: Path) -> bool:

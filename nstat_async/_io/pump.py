@@ -32,7 +32,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine, Hashable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.abc
@@ -44,7 +44,11 @@ from .._errors import NstatError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
 from .._options import MonitorOptions
-from .background import checkpoint_here, set_event
+from .background import STOP_SECONDS, checkpoint_here, set_event
+from .pipes import PIPE_SECONDS, TICK
+
+if TYPE_CHECKING:
+    from .record import RecordedCore
 
 _log = logging.getLogger("nstat_async.pump")
 
@@ -75,10 +79,12 @@ class KernelFeed:
     can_wait = False
 
     def __init__(self, core: Core, transport: Transport, *, options: MonitorOptions) -> None:
+        self._recording: RecordedCore | None = None
         if options.record_to is not None:
             from .record import recorded  # noqa: PLC0415
 
-            core, transport = recorded(core, transport, options)
+            self._recording, transport = recorded(core, transport, options)
+            core = cast("Core", self._recording)
         self.core = core
         self._transport = transport
         self._channels: dict[int, _Waiter] = {}
@@ -131,10 +137,23 @@ class KernelFeed:
         self._transport.close()
         set_event(self._subscribed)
         set_event(self._wake)
-        sink, self._sink = self._sink, None
-        if sink is not None:  # a turn may be interrupted between what was fed and its events
+        if self._sink is not None:  # a turn may be interrupted between what was fed and its events
             with contextlib.suppress(RuntimeError):  # as `set_event`
-                sink.deliver(self._take_events())
+                self._sink.deliver(self._take_events())
+
+    async def finish(self) -> None:
+        """Wait, once it is closed, until a pipe's reader has what was recorded; what it leaves is given up, and reported."""
+        recording = self._recording
+        if recording is None:
+            return
+        try:
+            with anyio.CancelScope(shield=True):  # what a reader takes at once is lost to no cancellation
+                await _until_written(recording, STOP_SECONDS)
+            await _until_written(recording, PIPE_SECONDS - STOP_SECONDS)
+        finally:
+            recording.check()
+            if self._sink is not None:
+                self._sink.deliver(self._take_events())
 
     def statistics(self) -> dict[str, int]:
         """Counters of the core and the pump."""
@@ -153,7 +172,7 @@ class KernelFeed:
             NstatError: The subscription failed for good.
         """
         core, self._checkpoint = self.core, checkpoint_here()
-        self._sink = None if self._closed else sink
+        self._sink = sink
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as self._tasks:
@@ -396,6 +415,14 @@ class KernelFeed:
             await self._wake.wait()
         self._wakes += 1
         self._wake = anyio.Event()
+
+
+async def _until_written(recording: RecordedCore, seconds: float) -> None:
+    pause = 0.001
+    with anyio.move_on_after(seconds):
+        while recording.is_writing:
+            await anyio.sleep(pause)
+            pause = min(pause * 2, TICK)
 
 
 def _reason(error: Exception) -> str:

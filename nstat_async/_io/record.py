@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from .. import __version__
 from .._contract import CloseChannel, Command, Core, Lookup, OpenChannel, Send, Transport
@@ -35,7 +35,7 @@ MOST_PENDING = 256
 """Records that wait to be written at most."""
 
 
-def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[Core, Transport]:
+def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[RecordedCore, Transport]:
     """A core and its transport, recorded to where the options say.
 
     Raises:
@@ -48,7 +48,7 @@ def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple
     except BaseException:
         transport.close()  # it may hold a socket that nobody will ask for
         raise
-    return cast("Core", proxy), _RecordedTransport(transport, proxy)
+    return proxy, _RecordedTransport(transport, proxy)
 
 
 class RecordedCore:
@@ -85,6 +85,8 @@ class RecordedCore:
         protocol = protocol_of(setup.protocol)
         self._values: Vocabulary = Vocabulary() if protocol is None else protocol.RECORDED
         self._recorder: Recorder | None = Recorder(recording, self._info)
+        self._ended: Recorder | None = None
+        """What a pipe's reader may not have all of yet."""
         self._size = 0
         """Bytes that were written, once the recording is over."""
 
@@ -155,25 +157,43 @@ class RecordedCore:
 
     def _give_up(self, error: Exception) -> None:
         """The recording ends here; what it is a recording of goes on."""
+        self._report(error)
+        self._pending.clear()
+        self.close()
+        self._ended = None
+
+    def _report(self, error: Exception) -> None:
         _log.debug("the recording ends here: %s", error)
         self._failures += 1
         detail = f"the recording ends here: {getattr(error, 'strerror', None) or error}"
         time = (self._time + self._zero) / 1e9 + self._offset
         self._failed.append(AuxiliaryFailed(time, Auxiliary.RECORDER, detail))
-        self._pending.clear()
-        self.close()
 
     def close(self) -> None:
-        """End the recording. Idempotent."""
+        """End the recording. Idempotent; a pipe's reader is not waited for."""
         self._flush()
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             self._size = recorder.size
+            self._ended = recorder
             try:
                 recorder.close()
             except OSError as error:
-                self._failures += 1
-                _log.debug("the recording may not be whole: %s", error)
+                self._report(error)
+
+    @property
+    def is_writing(self) -> bool:
+        """True while a pipe's reader does not have all of what was recorded."""
+        return self._ended is not None and self._ended.is_writing
+
+    def check(self) -> None:
+        """Give up, and report, what a pipe's reader does not have. Once it is closed."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            try:
+                ended.check()
+            except OSError as error:
+                self._report(error)
 
     # --- Core: in ------------------------------------------------------------------
 

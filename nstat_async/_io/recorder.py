@@ -5,34 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from .._errors import UsageError
 from ..recording import JsonLinesWriter, Record, Recording, RecordingInfo, RecordingWriter, is_ours
-from .pipes import WritePipe, is_pipe, write_some
-
-
-class StandardOutput:
-    """Standard output as the file of a recording."""
-
-    def __init__(self) -> None:
-        self.reader_gone = False
-        # Without the buffer, which cannot say how much of a write a full pipe took.
-        self._file: Any = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
-
-    def write(self, data: bytes) -> int | None:
-        """Write at least a part; `None`: nobody reads."""
-        try:
-            return write_some(self._file, data)
-        except BrokenPipeError:
-            self.reader_gone = True
-            raise
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+from .pipes import PipeWriter, is_pipe, open_pipe, standard_output, writable
 
 
 class Recorder:
@@ -72,9 +51,19 @@ class Recorder:
         self._writer.write_batch(records)
 
     def close(self) -> None:
-        """Close the file. Idempotent; raises OSError if what was written cannot be kept."""
-        if self._owned:
+        """Close the file; the reader of a pipe may not have all of it yet. Idempotent; raises OSError if what was written cannot be kept."""
+        if self._owned or isinstance(self._file, PipeWriter):
             self._file.close()
+
+    @property
+    def is_writing(self) -> bool:
+        """True while the reader of a pipe does not have everything."""
+        return isinstance(self._file, PipeWriter) and self._file.is_writing
+
+    def check(self) -> None:
+        """See, once it is closed, that everything is where it should be; the rest is given up, and an OSError."""
+        if isinstance(self._file, PipeWriter):
+            self._file.check()
 
     def _is_full(self, time_ns: int) -> bool:
         limits = self._recording
@@ -104,13 +93,13 @@ class Recorder:
     def _open_file(self) -> BinaryIO:
         recording = self._recording
         if recording.target == "-":
-            return cast("BinaryIO", StandardOutput())
+            return cast("BinaryIO", standard_output())
         if recording.path is None:
             assert not isinstance(recording.target, (str, os.PathLike))
-            return recording.target
+            return cast("BinaryIO", writable(recording.target))
         path = recording.part(self._number) if recording.rotates else recording.path
         if is_pipe(path):
-            return cast("BinaryIO", WritePipe(path))
+            return cast("BinaryIO", open_pipe(path))
         if not recording.overwrite:
             _spare(path)
         return path.open("wb", buffering=0)
