@@ -8,7 +8,8 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 - *Drain first.* The kernel answers inside ``send``, so after a send the channel is
   read at once, without waiting for readiness.
 - *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
-  busy kernel nor a dump of 50,000 sockets holds it. A slice is shared: each channel has its part,
+  busy kernel nor a dump of 50,000 sockets holds it; what the kernel takes to write answers with little news counts less
+  (`ANSWERING`). A slice is shared: each channel has its part,
   so that news keep no answers waiting. Of a core's deadline a slice takes a part, too: what is
   still due is asked for in the next one. What is due, and its events, wait for another slice where this one is over.
 - *What came before a deadline, or a request for a poll, counts before it.* Channels are read first, also by a loop that
@@ -54,13 +55,17 @@ _log = logging.getLogger("nstat_async.pump")
 
 SLICE = 0.0015
 """Seconds of work after which other tasks get a turn."""
+ANSWERING = 0.4
+"""What a second counts in which the kernel writes answers that the core takes in twice as quickly: little is new in them, nothing
+else follows from that, and a turn of the loop costs as much as hundreds of rows that did not change."""
 SUBSCRIBE_SECONDS = 2.0
 """Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
 BATCH = 16
 """Datagrams read at once at most; between two batches the clock is looked at."""
 BATCH_SECONDS = 0.0005
-"""Processor time that a batch should take: where datagrams take longer, fewer are read at once."""
-BATCH_BYTES = 131_072
+"""What a batch should take, counted as in a slice: where datagrams take longer, fewer are read at once. The clock on the wall
+runs without us on a busy machine; a batch that is halved for that costs less than to ask for processor time."""
+BATCH_BYTES = 262_144
 """What a batch should have: memory for much more is taken from the system anew each time, which costs more than a call."""
 
 
@@ -99,6 +104,9 @@ class KernelFeed:
         """When the core was last found to want something."""
         self._slices = 0
         self._longest_slice = 0.0
+        self._slice_began = 0.0
+        self._waived = 0.0
+        """Seconds of the slice that do not count."""
         self._wakes = 0
         self._open_error: NstatError | None = None
         self._failures: Counter[Auxiliary] = Counter()
@@ -209,16 +217,16 @@ class KernelFeed:
         core = self.core
         work = True
         commands = deque(core.commands())
-        start = time.perf_counter()
+        self._begin_slice()
         due = self._is_due()
         while work and not self._closed:
-            while commands and time.perf_counter() < start + SLICE:
+            while commands and self._spent() < SLICE:
                 self._carry_out(commands.popleft())
-            read = not commands and self._read(start + SLICE, everything=due)
+            read = not commands and self._read(everything=due)
             if due and not commands:
-                start = await self._rest(start)
+                await self._rest()
                 core.handle_deadline(self._now())
-                start = await self._rest(start)
+                await self._rest()
             events = self._take_events()
             if events:
                 sink.deliver(events)
@@ -229,13 +237,12 @@ class KernelFeed:
             work = bool(commands) or read or due
             if core.failure is not None:
                 return
-            spent = time.perf_counter() - start
-            if work and (events or settled or spent >= SLICE):  # else there is time for more of it
-                self._end_slice(spent)
+            if work and (events or settled or self._spent() >= SLICE):  # else there is time for more of it
+                self._end_slice()
                 await self._checkpoint()
                 await sink.room()
-                start = time.perf_counter()
-        self._end_slice(time.perf_counter() - start)
+                self._begin_slice()
+        self._end_slice()
 
     def _take_events(self) -> list[AnyEvent]:
         """The core's events since the last call, and what became of auxiliaries."""
@@ -244,24 +251,29 @@ class KernelFeed:
             events, self._reports = [*events, *self._reports], []
         return events
 
-    async def _rest(self, start: float) -> float:
-        """Let other tasks have a turn if the slice that began then is over; when the present one began."""
-        spent = time.perf_counter() - start
-        if spent < SLICE:
-            return start
-        self._end_slice(spent)
-        await self._checkpoint()
-        return time.perf_counter()
+    async def _rest(self) -> None:
+        """Let other tasks have a turn if the slice is over."""
+        if self._spent() >= SLICE:
+            self._end_slice()
+            await self._checkpoint()
+            self._begin_slice()
 
-    def _end_slice(self, spent: float) -> None:
-        self._longest_slice = max(self._longest_slice, spent)
+    def _begin_slice(self) -> None:
+        self._slice_began, self._waived = time.perf_counter(), 0.0
+
+    def _spent(self) -> float:
+        """What counts of the slice so far."""
+        return time.perf_counter() - self._slice_began - self._waived
+
+    def _end_slice(self) -> None:
+        self._longest_slice = max(self._longest_slice, time.perf_counter() - self._slice_began)
         self._slices += 1
 
     def _is_due(self) -> bool:
         self._deadline = deadline = self.core.next_deadline()
         return deadline is not None and deadline <= time.monotonic()
 
-    def _read(self, until: float, *, everything: bool) -> bool:
+    def _read(self, *, everything: bool) -> bool:
         """Read channels that may have data, or all of them; True if one of them has more."""
         # What rests is read in every turn, before the others: the first may take all of the time, for it is a ring of
         # little memory. Whoever comes too late has one batch at least.
@@ -273,14 +285,14 @@ class KernelFeed:
         self._now()  # for all batches
         for waiter, part in zip((*resting, *others), parts, strict=True):
             if not waiter.channel_closed:
-                now = time.perf_counter()
-                more |= self._drain(waiter, now + (until - now) / part)
+                spent = self._spent()
+                more |= self._drain(waiter, spent + (SLICE - spent) / part)
         return more
 
     def _drain(self, waiter: _Waiter, until: float) -> bool:
         """Read one channel until it would block or its part of the slice is over; True in the latter case."""
         core, number = self.core, waiter.number
-        begin = time.thread_time()  # on a busy machine the clock on the wall runs without us
+        begin = time.perf_counter()
         while True:
             batch: list[bytes] = []
             failure: OSError | EOFError | None = None
@@ -288,6 +300,7 @@ class KernelFeed:
                 more = waiter.channel.read_into(batch, waiter.batch)
             except (OSError, EOFError) as error:
                 failure = error
+            read = time.perf_counter()
             if batch:
                 waiter.maybe_readable = True
                 core.receive_datagrams(batch, time.monotonic(), number)
@@ -301,10 +314,15 @@ class KernelFeed:
                     core.channel_drained(number, time.monotonic())
                     waiter.rearm()
                 return False
-            end = time.thread_time()
-            waiter.adapt(end - begin, sum(map(len, batch)))
+            end = time.perf_counter()
+            spent = end - begin
+            if waiter.answers_only and 2 * (end - read) < read - begin:
+                waived = (1 - ANSWERING) * (read - begin)
+                self._waived += waived
+                spent -= waived
+            waiter.adapt(spent, sum(map(len, batch)))
             begin = end
-            if time.perf_counter() >= until:
+            if end - self._slice_began - self._waived >= until:
                 return True
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:

@@ -102,7 +102,7 @@ async def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(it):
 async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_is_over(it, monkeypatch):
     """Reading, what a deadline asks for and its delivery may take a whole slice each: other tasks have turns between."""
     clock, steps = [100.0], []
-    at = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=float, monotonic=time.monotonic, time=float)
+    at = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic, time=float)
     monkeypatch.setattr(pump, "time", at)
 
     def read_into(_, batch, number):
@@ -169,7 +169,7 @@ async def test_a_slice_is_shared_among_channels(it, monkeypatch, has_news, reads
     """The first ring may take all of it, another one half, channels equal parts of the rest; each has one batch at least."""
     clock, done = [100.0], [0, 0, 0, 0]
     monkeypatch.setattr(pump, "SLICE", 1.0)
-    at = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=lambda: clock[0], monotonic=float, time=float)
+    at = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=float, time=float)
     monkeypatch.setattr(pump, "time", at)
 
     class Reader(SocketChannel):
@@ -200,7 +200,46 @@ async def test_a_slice_is_shared_among_channels(it, monkeypatch, has_news, reads
     assert it.feed.statistics()["longest_slice_us"] == int((clock[0] - 100.0) * 1e6)
 
 
-@pytest.mark.parametrize(("size", "most"), [(100, pump.BATCH), (32_768, 4), (200_000, 1)])
+@pytest.mark.parametrize(
+    ("answers_only", "taking", "batches"),
+    [(True, 0, 8), (True, 7, 5), (True, 8, 3), (True, 16, 2), (False, 0, 4), (False, 7, 3)],
+)
+async def test_answers_in_which_the_core_finds_little_count_less_of_a_slice(
+    it, monkeypatch, answers_only, taking, batches
+):
+    """Those that the core takes in twice as quickly as the kernel writes them. A slice is 64 ticks, a batch is read in 16."""
+    clock, done = [0], []
+    monkeypatch.setattr(pump, "SLICE", 64.0)
+    monkeypatch.setattr(pump, "ANSWERING", 0.5)
+    monkeypatch.setattr(pump, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=float, time=float))
+
+    def read_into(_, batch, _most):
+        clock[0] += 16
+        batch.append(b"and more")
+        return True
+
+    def take_in(_data, _channel):
+        clock[0] += taking
+        done.append(clock[0])
+
+    async def room():
+        await anyio.lowlevel.checkpoint()
+        it.feed.close()
+
+    def connect(_purpose):
+        near, it.wires.far[0] = socket.socketpair()
+        return SocketChannel(near, immediate=True, receive_buffer=None, answers_only=answers_only)
+
+    it.wires.open = connect
+    monkeypatch.setattr(SocketChannel, "read_into", read_into)
+    it.core.on_datagram, it.plate.room = take_in, room
+    with anyio.fail_after(LIMIT):
+        await it.feed.run(it.plate)
+    assert len(done) == batches
+    assert it.feed.statistics()["longest_slice_us"] == batches * (16 + taking) * 1_000_000, "measured whole"
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, pump.BATCH), (32_768, 8), (200_000, 1)])
 async def test_of_large_datagrams_fewer_are_read_at_once(it, monkeypatch, size, most):
     """As many as fit into `BATCH_BYTES`: memory for more is taken from the system anew each time."""
     batches = []
