@@ -7,7 +7,7 @@ from ._cli import main
 
 
 def run() -> NoReturn:
-    """Run the command and leave with its status: the entry point of a zipapp, which has none of its own."""
+    """Run the command and exit with its status. This is the entry point of a zipapp."""
     sys.exit(main())
 
 

@@ -1,20 +1,20 @@
 """The buffer between the pump and one consumer.
 
-Operations wanted: append a batch from the pump; take one event, or all, from the
-consumer's side; both synchronous, neither ever waits. Promised costs: O(1) each.
+Operations wanted: the pump appends a batch; the consumer takes one event, or all. Both are
+synchronous, never wait, and cost O(1) per event.
 
 Coalescing (the default policy) rests on one fact: counters are cumulative. A flow
-has at most one pending `FlowUpdated`; a newer one takes its *place* in the queue
+has at most one pending `FlowUpdated`. A newer one takes its *place* in the queue,
 with the newer counters and the older ``previous``, so the deltas that a consumer
-sees still add up. `FlowRemoved` takes the pending update away, since it carries the
-same totals. What can still pile up is bounded by open flows, plus flows that came
-and went while nobody read. Past `limit` the oldest such pairs are given up, and one
-`EventsLost` at their place says how many and the sum of their counters.
+sees still add up. `FlowRemoved` replaces the pending update, because it has the
+same totals. So the queue has room for all open flows, and grows further only by flows that came
+and went while nobody read. Beyond `limit` the oldest of these are given up, and one
+`EventsLost` at their place says how many, with the sum of their counters.
 
-A hole that a removed event leaves in the queue is skipped when it is reached.
+An event that is taken out leaves a hole in the queue, which is skipped when it is reached.
 
-What is delivered while nothing waits is not looked at before more comes: a consumer
-that keeps up pays for none of this, and gets every event.
+Events that are delivered while nothing waits are coalesced only when more come: a consumer
+that keeps up pays nothing for coalescing, and gets every event.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from ._model import COUNTS_FIELDS, Counts
 from ._options import Overflow
 
 MERGEABLE_LOSSES = 256
-"""Pending `EventsLost` of one cause before further ones are added to the last."""
+"""Most pending `EventsLost` of one cause: further ones are added to the last."""
 
 _NEWEST_ONLY = (PollCompleted, InterfaceUpdated, RouteUpdated, SystemInfo, AuxiliaryFailed, HostUpdated)
-"""Events of which only the newest about one thing matters."""
+"""Events that replace an earlier one about the same thing."""
 _ADDED_UP = COUNTS_FIELDS[:13]
-"""What can be added up: neither attempts nor times."""
+"""The counters of which a sum has a meaning: neither attempts nor times."""
 _Slot = list[Union[AnyEvent, None]]
-"""A place in the queue, so that its event can be replaced or taken out without a search; `None`: a hole."""
+"""A place in the queue, whose event can be replaced or taken out without a search; `None`: a hole."""
 
 
 @attrs.frozen(kw_only=True)
@@ -66,11 +66,11 @@ class BufferStatistics:
     delivered: int
     """Events handed to the consumer."""
     coalesced: int
-    """Updates that replaced, or were taken away with, a pending one."""
+    """Updates that were merged into another event."""
     given_up: int
-    """Flows whose events were given up, in pairs of added and removed."""
+    """Flows whose events (one added, one removed) were given up."""
     high_water: int
-    """Most events that ever waited."""
+    """The most events that waited at any time."""
 
 
 class EventBuffer:
@@ -85,8 +85,8 @@ class EventBuffer:
         self.limit = limit
         self.overflow = overflow
         self._coalesces = overflow is Overflow.COALESCE
-        # What is handed out as it came: everything, or when coalescing what was delivered while nothing
-        # waited and was not looked at yet; the queue is empty then.
+        # Events that are handed out as they came: all of them, or, with coalescing, those delivered while nothing
+        # waited. The queue is empty then.
         self._plain: deque[AnyEvent] = deque()
         self._pending = 0
         self._delivered = self._coalesced = self._given_up = self._high_water = 0
@@ -94,11 +94,11 @@ class EventBuffer:
 
     def _empty_queue(self) -> None:
         self._queue: deque[_Slot] = deque()
-        # What waits for each flow: the slots of its update and of its addition.
+        # For each flow the slots of its pending update and of its pending addition.
         self._flows: dict[str, _Slot] = {}
         self._added: dict[str, _Slot] = {}
         self._newest: dict[Hashable, _Slot] = {}
-        # What may be given up, oldest first, by its first slot: under a filter one flow may come and go more than once.
+        # Pairs that may be given up, oldest first, by their first slot: under a filter a flow may come and go repeatedly.
         self._pairs: OrderedDict[int, tuple[_Slot, _Slot]] = OrderedDict()
         self._gone_routes: OrderedDict[int, _Slot] = OrderedDict()
         self._loss_count = 0
@@ -124,13 +124,13 @@ class EventBuffer:
         self._high_water = max(self._high_water, self._pending)
 
     def _look_at_plain(self) -> None:
-        """More comes: what waits is coalesced with it."""
+        """Put the events that wait as they came into the queue, because more come."""
         if self._plain:
             plain, self._plain, self._pending = self._plain, deque(), 0
             self._enqueue(plain)
 
     def _enqueue(self, events: Iterable[AnyEvent]) -> None:
-        """Coalesce these with what waits."""
+        """Coalesce these events with those that wait."""
         flows, append = self._flows, self._queue.append
         for event in events:
             if event.__class__ is FlowUpdated and event.flow.id not in flows:
@@ -145,7 +145,7 @@ class EventBuffer:
         self._drop_holes()
 
     def pop_some(self, most: int) -> list[AnyEvent]:
-        """The oldest events, at most so many, oldest first."""
+        """The oldest events, at most `most`, oldest first."""
         if most >= self._pending:
             return self.pop_all()
         self._pending -= most
@@ -156,7 +156,7 @@ class EventBuffer:
         return self._dequeue(most)
 
     def _dequeue(self, most: int) -> list[AnyEvent]:
-        """Take these from the queue; nothing is merged into them any more."""
+        """Take events from the queue; nothing can be merged into them any more."""
         popleft, flows = self._queue.popleft, self._flows
         events: list[AnyEvent] = []
         while len(events) < most:
@@ -221,7 +221,7 @@ class EventBuffer:
         self._pending -= 1
 
     def _coalesce_update(self, event: FlowUpdated) -> None:
-        """Let an update take the place of the one that waits."""
+        """Let an update take the place of a pending one."""
         slot = self._flows[event.flow.id]
         older = slot[0]
         assert isinstance(older, FlowUpdated)
@@ -239,18 +239,18 @@ class EventBuffer:
             self._pairs[id(added)] = (added, slot)
 
     def _coalesce_news(self, event: AnyEvent) -> None:
-        """Of what is reported again and again, only the newest waits."""
+        """Let an event replace an earlier one about the same thing."""
         key = _what(event)
         slot = self._newest.get(key)
         self._coalesced += slot is not None
         if slot is not None and isinstance(event, PollCompleted):
             self._take_out(slot)
-            slot = None  # it keeps its order behind what it completed
+            slot = None  # it has to stay after the events that it completed
         if slot is None:
             slot = self._newest[key] = self._append(event)
         slot[0] = event
         if isinstance(event, RouteUpdated) and event.removed:
-            del self._newest[key]  # its number may be given to another one
+            del self._newest[key]  # another route may get the same number
             self._gone_routes[id(slot)] = slot
 
     def _coalesce_unrecognized(self, event: Unrecognized) -> None:
@@ -262,7 +262,7 @@ class EventBuffer:
             self._add_loss(EventsLost(event.time, LossCause.PROTOCOL, 1, detail=detail, host=event.host))
 
     def _add_loss(self, loss: EventsLost, place: _Slot | None = None) -> None:
-        """A loss waits by itself; one of too many, or of a series that has a place, is added to the last of its cause."""
+        """Queue a loss; one of too many, or one with a given place, is added to the last loss of its cause."""
         key = _what(loss)
         slot = self._newest.get(key)
         last = None if slot is None else slot[0]
@@ -281,7 +281,7 @@ class EventBuffer:
             self._pending += 1
 
     def _forget(self, event: AnyEvent, slot: _Slot) -> None:
-        """An event leaves the queue: nothing may be merged into it any more."""
+        """Note that an event leaves the queue, so that nothing is merged into it."""
         if isinstance(event, FlowAdded):
             if self._added.get(event.flow.id) is slot:
                 del self._added[event.flow.id]
@@ -294,7 +294,7 @@ class EventBuffer:
                 del self._newest[key]
 
     def _shrink(self) -> None:
-        """Give up the oldest flows that came and went, until a tenth of the limit is free; then routes that are gone."""
+        """Free a tenth of the limit: give up the oldest flows that came and went, then routes that are gone."""
         target = self.limit - self.limit // 10
         observed, place = list[Union[Counts, None]](), None
         while self._pending > target and self._pairs:
@@ -335,11 +335,11 @@ _ABOUT: dict[type, Callable[[Any], Hashable]] = {
     SystemInfo: lambda event: tuple(key for key, _ in event.values),
     EventsLost: attrgetter("cause"),
 }
-"""What an event is about, where there are several such things on a machine."""
+"""The attribute that says what an event is about, if a machine has several of these things."""
 
 
 def _what(event: AnyEvent) -> Hashable:
-    """What an event is the newest of."""
+    """What an event is about: a newer one with the same key replaces it."""
     kind = event.__class__
     about = _ABOUT.get(kind)
     return kind, event.host, about and about(event)
@@ -352,7 +352,7 @@ def _merge(earlier: EventsLost, later: EventsLost) -> EventsLost:
 
 
 def _observed(added: FlowAdded, removed: FlowRemoved) -> Counts | None:
-    """What a flow counted while it was watched: all of it, unless it is older than the monitor."""
+    """What a flow counted while it was watched: everything, unless it is older than the monitor."""
     if not added.preexisting or added.counts is None or removed.counts is None:
         return removed.counts
     before = added.counts.as_dict()
@@ -361,7 +361,7 @@ def _observed(added: FlowAdded, removed: FlowRemoved) -> Counts | None:
 
 
 def _sum(readings: Iterable[Counts | None]) -> Counts | None:
-    """The sum of readings; a field is known if any of them has it."""
+    """The sum of counts; a field is known if any of them has it."""
     known = [each for each in readings if each is not None]
     if len(known) < 2:
         return known[0] if known else None

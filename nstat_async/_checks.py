@@ -1,4 +1,4 @@
-"""Checks of what users hand over: validators for `attrs`, whose `UsageError` names the option and what is right."""
+"""Checks of users' arguments: validators for `attrs` whose `UsageError` names the option and the right values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ._errors import UsageError
 
 LONGEST_SECONDS = 1_000_000_000
-"""About 31 years: no timer of an event loop takes much more."""
+"""About 31 years: timers of event loops do not take much more."""
 
 
 def check_number(
@@ -22,10 +22,10 @@ def check_number(
     least: float | None = None,
     most: int | None = None,
 ) -> None:
-    """A number of at least and at most these sizes; without a least one a positive one.
+    """Check that a value is a number within limits; without `least` it has to be positive.
 
     Raises:
-        UsageError: It is none; the text says what is right.
+        UsageError: It is not; the text says what is right.
     """
     if value is None and optional:
         return
@@ -44,19 +44,19 @@ def positive(**limits: Any) -> Any:
 
 
 def check_flag(_instance: object, attribute: Any, value: Any) -> None:
-    """A validator for a truth value: ``"no"`` would be true."""
+    """A validator for `True` or `False`: a text such as ``"no"`` would count as true."""
     if not isinstance(value, bool):
         raise UsageError(f"{attribute.name}: {value!r} is neither True nor False")
 
 
 def check_flag_or_none(instance: object, attribute: Any, value: Any) -> None:
-    """As `check_flag`, or `None`."""
+    """`check_flag` that also takes `None`."""
     if value is not None:
         check_flag(instance, attribute, value)
 
 
 def check_path(name: str, value: Any, mode: str | None = None) -> None:
-    """A path that can be one, or (with a mode, ``"rb"`` or ``"wb"``) an open binary file.
+    """Check that a value is a path, or (with a mode, ``"rb"`` or ``"wb"``) an open binary file.
 
     Raises:
         UsageError: It is neither.
@@ -84,10 +84,10 @@ def _is_encodable(text: str) -> bool:
 
 
 def check_predicate(name: str, value: Any) -> None:
-    """A function that answers at once: what an ``async def`` or a generator returns is always true.
+    """Check that a value is a plain function: what an ``async def`` or a generator returns is always true.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is not.
     """
     if not callable(value):
         hint = "; nstat_async.filters.parse makes a filter of text" if isinstance(value, str) else ""
@@ -103,7 +103,7 @@ _LATE = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgene
 
 
 def check_timebase(_instance: object, attribute: Any, value: Any) -> None:
-    """A validator for nanoseconds per tick, as two numbers of the kernel's 32 bits; `None` where it is the default."""
+    """A validator for nanoseconds per tick: a pair of 32-bit numbers, or `None` if that is the default."""
     if value is None and attribute.default is None:
         return
     numbers = isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value)

@@ -13,7 +13,7 @@ from typing import Any
 speedups: Any = None
 """The module ``nstat_async._speedups`` (``_speedups.c``); `None` when it is not used."""
 NEWEST = "Announcer"
-"""What the C code has since it last grew: beside sources that are edited in place it may be an older one."""
+"""The newest name in the C code: an editable installation may still have an older build."""
 SPEEDUPS = "not used: NSTAT_ASYNC_PURE is set"
 """Whether it is used, for a person."""
 

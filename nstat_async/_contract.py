@@ -1,7 +1,7 @@
 """The contract: what backends, feeds, cores and channels promise each other.
 
-From the kernel to the user's loop there are five parts, each known to its neighbours
-only by what stands here:
+Between the kernel and the user's loop there are five parts. They know each other only by
+these protocols:
 
 - A `Backend` is a value that says where events come from. Opening it gives a `Feed`.
 - A `Feed` delivers events to a `Sink` (the monitor) until its source ends.
@@ -17,8 +17,8 @@ Rules that both sides of a core keep:
   `Core.epoch_offset` turns it into seconds since the epoch.
 - Input never raises for what the kernel did. Trouble becomes an event (`EventsLost`,
   `ProviderRefused`) or, when nothing can go on, `Core.failure`.
-- Commands are carried out in order. A core never assumes that one succeeded: it hears of
-  failure by `Core.channel_failed` and `Core.lookup_done`, and of silence by its deadline.
+- Commands are carried out in order. A core never assumes that one succeeded: `Core.channel_failed`
+  and `Core.lookup_done` report failures, and a deadline ends the wait for an answer.
 - A core is deterministic: the same input gives the same events and the same commands.
   A recording of the input is therefore a recording of the run.
 """
@@ -43,9 +43,9 @@ class Mode(enum.Enum):
     """What a core does with its input."""
 
     DRIVING = "driving"
-    """It asks: the input is the answers of a kernel, or the complete recording of them."""
+    """It sends requests: the input is a kernel's answers, live or from a complete recording."""
     FOLLOWING = "following"
-    """It asks nothing and decides nothing: the requests of a recorded client say what the answers mean."""
+    """It sends nothing and decides nothing: the recorded requests of a client say what the answers mean."""
 
 
 # --- commands: what a core wants done ------------------------------------------------
@@ -56,14 +56,14 @@ class OpenChannel:
     """Open a socket to the kernel and call it by this number from now on."""
 
     channel: int
-    """A name chosen by the core; it says nothing about the channel."""
+    """A number chosen by the core, without a meaning of its own."""
     purpose: Any = None
     """What the channel is for: a small frozen value of the core's protocol, which its transport understands."""
 
 
 @attrs.frozen
 class CloseChannel:
-    """Close that channel; nothing that still comes from it is taken in."""
+    """Close a channel; anything that it still has is ignored."""
 
     channel: int
 
@@ -78,7 +78,7 @@ class Send:
 
 @attrs.frozen
 class Lookup:
-    """Ask the transport something that may block (it runs in a worker thread).
+    """Ask the transport for something that may block; it runs in a worker thread.
 
     The answer comes back by `Core.lookup_done` with the same token.
     """
@@ -103,14 +103,14 @@ Command = Union[OpenChannel, CloseChannel, Send, Lookup]
 
 
 class Core(Protocol):
-    """The logic of one subscription: sans-IO, sans-clock."""
+    """The logic of one subscription, without I/O and without a clock."""
 
     epoch_offset: float
-    """Add it to ``now`` for seconds since the epoch."""
+    """Added to ``now`` it gives seconds since the epoch."""
 
     @property
     def setup(self) -> Any:
-        """What it was made of beside its options: a replay makes the same core from it.
+        """What the core was made of, besides its options: a replay makes the same core from it.
 
         A frozen attrs value with the attributes `protocol` (the protocol's name) and `kernel`.
         """
@@ -121,7 +121,7 @@ class Core(Protocol):
 
     @property
     def subscribed(self) -> bool:
-        """True once no flow that begins from now on can escape the subscription."""
+        """True once the subscription cannot miss a flow that begins from now on."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -145,7 +145,7 @@ class Core(Protocol):
         """
 
     def channel_drained(self, channel: int, now: float) -> None:
-        """The channel was read until it would block, after all sends so far; never said of one that has answers only."""
+        """The channel was read until it would block, after all sends so far. Not called for a channel that only answers."""
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:
         """Opening, sending or receiving failed with this error of the host."""
@@ -163,12 +163,12 @@ class Core(Protocol):
         """The events since the last call."""
 
     def next_deadline(self) -> float | None:
-        """When `handle_deadline` wants to be called; `None`: not at all."""
+        """When to call `handle_deadline`; `None`: never."""
 
     def handle_deadline(self, now: float) -> None:
-        """The time has come (or passed), and channels were read before: one that has more was not drained.
+        """The deadline has come or passed. Channels were read before it; one with more to read was not drained.
 
-        A core does a part of much work at once, and leaves the rest due.
+        A core does a part of long work at a time, and its next deadline is at once.
         """
 
     def request_poll(self, now: float) -> int:
@@ -240,7 +240,7 @@ class Transport(Protocol):
         """Answer a look-up; runs in a worker thread and may block."""
 
     def close(self) -> None:
-        """Release what the transport holds beside its channels. Idempotent."""
+        """Release what the transport holds besides its channels. Idempotent."""
 
 
 # --- the feed ------------------------------------------------------------------------
@@ -253,14 +253,14 @@ class Sink(Protocol):
         """Take these events; never blocks, never raises."""
 
     async def room(self) -> None:
-        """Return when more events are wanted (at once, unless a consumer's policy is to wait)."""
+        """Return when more events are wanted: at once, unless a consumer's policy blocks the feed."""
 
 
 class Feed(Protocol):
     """An opened backend."""
 
     can_wait: bool
-    """True if nothing is lost by not reading: a recording. Decides the default overflow policy."""
+    """True for a recording, which loses nothing while it is not read. Decides the default overflow policy."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -274,7 +274,7 @@ class Feed(Protocol):
         """
 
     async def subscribed(self) -> None:
-        """Return when no flow that begins from now on can be missed, or `run` ended, or waiting no longer pays."""
+        """Return when no flow that begins from now on can be missed, when `run` ended, or after a bounded time."""
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
         """The flows of this moment."""
@@ -304,13 +304,13 @@ class Finishes(Protocol):
 
 @runtime_checkable
 class KnowsHosts(Protocol):
-    """What the `Feed` of many machines has besides: a consumer that comes late hears of them first."""
+    """An additional method of the `Feed` of many machines: a late consumer hears of the machines first."""
 
     def hosts(self, time: float) -> Iterable[HostUpdated]:
         """The machines of this moment.
 
         Args:
-            time: That of the stream, seconds since the epoch.
+            time: The time of the stream, seconds since the epoch.
         """
 
 
@@ -325,13 +325,13 @@ class Backend(Protocol):
         """Open it.
 
         Raises:
-            BackendUnavailableError: It cannot be had here; the error says why.
+            BackendUnavailableError: It cannot be opened here; the error says why.
         """
 
 
 @runtime_checkable
 class OpensOutside(Protocol):
-    """What a `Backend` has besides whose opening may have to wait: for the writer of a pipe."""
+    """An additional method of a `Backend` whose opening may have to wait, e.g. for the writer of a pipe."""
 
     async def open_outside(self, options: MonitorOptions) -> Feed:
-        """As `Backend.open`, without holding up the event loop."""
+        """`Backend.open`, without blocking the event loop."""

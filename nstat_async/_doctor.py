@@ -1,8 +1,8 @@
-"""What this machine offers: the examination behind ``nstat-async doctor``.
+"""What this machine offers: the examination by ``nstat-async doctor``.
 
-Each finding is one fact that was looked at just now; nothing is inferred from the
-platform's name. The live self-check opens loopback connections of its own and wants
-to see them appear, count and go through the real monitor.
+Each finding is a fact that was just looked up; nothing is inferred from the
+platform's name. The self-check opens a loopback connection of its own, and checks that the real
+monitor sees it begin, count and end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ._monitor import Monitor
 from .backends._registry import ROWS
 
 SELF_CHECK_SECONDS = 10.0
-"""Longest that the live self-check may take."""
+"""Most seconds that the self-check may take."""
 SELF_CHECK_BYTES = (12_345, 6_789)
 """Bytes sent and received by the self-check's own connection."""
 _OPTIONAL = {
@@ -43,11 +43,11 @@ _OPTIONAL = {
 _CAPABILITIES = {
     2: "CAP_DAC_READ_SEARCH", 12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF",
 }  # fmt: skip
-"""Those that let it see more, by their numbers in capability.h."""
+"""Capabilities that let a monitor see more, by their numbers in capability.h."""
 
 
 class Status(enum.Enum):
-    """How a finding is to be taken."""
+    """Whether a finding is good or bad."""
 
     OK = "ok"
     INFO = "info"
@@ -65,7 +65,7 @@ class Finding:
     detail: str
     """What was found, for a person."""
     data: dict[str, Any] = attrs.field(factory=dict, hash=False)
-    """The same for a program."""
+    """What was found, for a program."""
 
 
 @attrs.frozen
@@ -81,7 +81,7 @@ async def examine(backend: Backend | None = None) -> DoctorReport:
     """Look at everything.
 
     Args:
-        backend: Examine this backend instead of this machine's own ones.
+        backend: Examine this backend instead of this machine's own.
     """
     findings = [_library(), _system(), _privileges(), *_buffers()]
     works = False
@@ -124,7 +124,7 @@ def _privileges() -> Finding:
 
 
 def _effective_capabilities() -> int | None:
-    """CapEff of proc(5); `None` where there is no such file."""
+    """``CapEff`` of proc(5); `None` if there is no such file."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
             line = next((row for row in file if row.startswith("CapEff:")), None)
@@ -156,7 +156,7 @@ async def _examine_backend(backend: Backend) -> tuple[list[Finding], bool]:
         with anyio.fail_after(SELF_CHECK_SECONDS):
             capabilities, seen, check = await _watch(backend)
     except BackendUnavailableError as error:
-        # Another system's interface being absent is how it should be.
+        # It is fine that the interface of another system is missing.
         status = Status.INFO if error.reason is UnavailableReason.PLATFORM else Status.FAIL
         return [Finding(name, status, error.detail, {"reason": error.reason.value})], False
     except NstatError as error:
@@ -217,7 +217,7 @@ _EBPF = {
     "packets": "bytes of UDP, the process of TCP and UDP; bytes of other protocols need Linux 6.3",
     "tcp": "processes of connections made from here and exact ends of TCP; bytes of UDP need Linux 6.3, or CAP_NET_ADMIN and cgroup2",
 }
-"""What a tier tells, and what the next one needs."""
+"""What each tier tells, and what the next one needs."""
 
 
 def _ebpf(name: str, capabilities: Capabilities) -> Finding:
@@ -231,12 +231,12 @@ def _ebpf(name: str, capabilities: Capabilities) -> Finding:
 
 
 async def _watch(backend: Backend) -> tuple[Capabilities, Seen, Finding]:
-    """One monitor: what is there, and whether a connection of our own is seen to the byte."""
+    """Open one monitor: what does it see, and does it count a connection of our own to the byte?"""
     async with Monitor(backend=backend, interval=0.2, providers={Provider.TCP, Provider.UDP, Provider.QUIC}) as monitor:
         polls = 0
         async for event in monitor:
             polls += isinstance(event, PollCompleted)
-            # A proof of the layout is concluded with the second or third poll.
+            # The second or third poll completes a proof of the layout.
             if polls >= 3:
                 break
         seen = monitor.flows
@@ -311,7 +311,7 @@ def _exchange() -> tuple[int, int]:
 
 
 async def _emulated() -> Finding:
-    """The emulated kernel works wherever Python does; see that it does here."""
+    """Check that the emulated kernel works here, as it does wherever Python does."""
     from .testing import EmulatedKernel  # noqa: PLC0415
 
     try:

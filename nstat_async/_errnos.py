@@ -1,9 +1,9 @@
-"""What Linux calls its errors (``errno(3)``): the host may be another system, which plays a recording, and has other numbers."""
+"""Names of Linux' errors (``errno(3)``). The host's own names would be wrong if another system plays a recording."""
 
 from __future__ import annotations
 
 MORE_FILES = "raise the limit (ulimit -n, or LimitNOFILE= of a service)"
-"""What helps where there are too many open files."""
+"""What helps against too many open files."""
 
 _ERRORS = {
     1: "Operation not permitted",
@@ -33,5 +33,5 @@ _ERRORS = {
 
 
 def error_text(number: int) -> str:
-    """An error in words; its number, if it is none of those that sockets and programs meet."""
+    """An error in words; its number if it is not one that sockets and eBPF programs meet."""
     return _ERRORS.get(number) or f"error {number}"

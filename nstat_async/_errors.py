@@ -3,18 +3,18 @@
 One tree:
 
 - `NstatError`
-    - `UsageError` -- the caller did what cannot be done (also a `ValueError`)
+    - `UsageError` -- the caller asked for something that cannot work (also a `ValueError`)
         - `MonitorClosedError` -- reading from a monitor that was closed
         - `ConcurrentReadError` -- two tasks read one subscription at once
     - `ProtocolError` -- bytes broke the rules of their format
-        - `RecordingError` -- the bytes of a recording did
+        - `RecordingError` -- the bytes of a recording broke its rules
     - `RequestError` -- the kernel refused a request
     - `BackendUnavailableError` -- a kernel interface cannot be opened here
-    - `IncompleteSnapshotError` -- `snapshot` could not see everything; it has what it saw
+    - `IncompleteSnapshotError` -- `snapshot` could not see everything; it has what was seen
     - `StreamEndedError` -- nothing waits and nothing will come
 
-`UsageError` is your misuse, `ProtocolError` and `RequestError` are the other
-side's answer, `BackendUnavailableError` is the machine. Every error carries its
+A `UsageError` is the caller's fault, a `ProtocolError` or `RequestError` is the other
+side's answer, a `BackendUnavailableError` comes from the machine. Every error has its
 facts as attributes; the text is made of them.
 """
 
@@ -30,7 +30,7 @@ class NstatError(Exception):
 
 
 class UsageError(NstatError, ValueError):
-    """An argument or a call that cannot work, whatever the kernel does."""
+    """An argument or a call cannot work, whatever the kernel does."""
 
 
 class MonitorClosedError(UsageError):
@@ -42,7 +42,7 @@ class ConcurrentReadError(UsageError):
 
 
 class ProtocolError(NstatError):
-    """Bytes that break the rules of their format.
+    """Bytes break the rules of their format.
 
     Args:
         reason: What is wrong, for a person.
@@ -61,10 +61,10 @@ class ProtocolError(NstatError):
 
 
 class RecordingError(ProtocolError):
-    """A recording that is none, or one whose format version is unknown."""
+    """The file is not a recording, or has a format version that is not known."""
 
     path: str | None = None
-    """The file; `None` where it has no name."""
+    """The file; `None` if it has no name."""
 
     def __str__(self) -> str:
         return self.reason if self.path is None else f"{self.path}: {self.reason}"
@@ -75,8 +75,8 @@ class RequestError(NstatError):
 
     Args:
         operation: What was asked, e.g. ``"ADD_ALL_SRCS tcp"``.
-        errno: The kernel's error number. For a Darwin kernel it is Darwin's
-            number, whatever the host: compare with
+        errno: The kernel's error number. A Darwin kernel has Darwin's numbers,
+            whatever the host is: compare with
             `nstat_async.ntstat.DarwinErrno`.
         detail: What it means, for a person.
     """
@@ -97,9 +97,9 @@ class UnavailableReason(enum.Enum):
     PLATFORM = "platform"
     """This operating system has no such interface."""
     PERMISSION = "permission"
-    """The interface is there; this process may not use it."""
+    """The interface exists, but this process may not use it."""
     MISSING = "missing"
-    """The operating system is right, yet the interface is absent."""
+    """The operating system is right, but the interface is missing."""
     KERNEL = "kernel"
     """The kernel's version is unknown, too old, or was not given."""
     RESOURCE = "resource"
@@ -128,10 +128,10 @@ class BackendUnavailableError(NstatError):
 
 
 class IncompleteSnapshotError(NstatError):
-    """A `nstat_async.snapshot` of which something is known to be missing.
+    """Something is known to be missing in a `nstat_async.snapshot`.
 
     Args:
-        flows: What was seen: flows with their counts.
+        flows: The flows that were seen, with their counts.
         detail: What is missing and why, for a person.
     """
 
@@ -145,4 +145,4 @@ class IncompleteSnapshotError(NstatError):
 
 
 class StreamEndedError(NstatError):
-    """Nothing waits and nothing will come any more: a recording is over, or the kernel's side ended."""
+    """Nothing waits and nothing more will come: a recording is over, or the kernel's side ended."""

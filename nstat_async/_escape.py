@@ -1,8 +1,8 @@
 """Text that others chose, made safe to print.
 
-Names of processes and domains come from whoever runs on the machine. Printed as they
-are they could move the cursor, forge a line, turn the reading direction or be invisible; so
-everything that is no plain printable character becomes its escape sequence.
+Processes and domains choose their own names. Printed as they are, these could move the
+cursor, forge a line, change the reading direction or be invisible. So every character that
+is not plainly printable becomes an escape sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Letters and marks without a picture, and selectors of pictures, of which each terminal makes another width."""
+"""Invisible letters and marks, and variation selectors, to which terminals give different widths."""
 _LONE = re.compile("[\ud800-\udfff]")
 """In a text of Python a surrogate is always a lone one: a byte of a name that is no UTF-8."""
 _LONE_IN_JSON = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud...)|.)")
@@ -25,8 +25,8 @@ _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",",
 def escape(text: str) -> str:
     r"""`text` without control characters, line breaks, direction marks, invisible letters or lone surrogates.
 
-    They become ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``; a backslash is doubled, so that
-    the result can be distinguished from a name that merely looks like an escape.
+    They become ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``; a backslash is doubled, so that a name
+    that merely looks like an escape sequence can be told apart.
     """
     if text.isprintable() and "\\" not in text and (text.isascii() or not _INVISIBLE.search(text)):
         return text
@@ -54,7 +54,7 @@ def dump(value: Any) -> str:
     Raises:
         ValueError: A float in it is not finite.
     """
-    return _without_lone(_encoder.encode(value))  # which escapes all but the printable characters of ASCII
+    return _without_lone(_encoder.encode(value))  # it escapes everything but the printable characters of ASCII
 
 
 def quote(text: str) -> str:

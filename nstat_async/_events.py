@@ -1,10 +1,9 @@
 """What the user iterates: one frozen class for each event, one union of all.
 
-Names are participles from the observer's place. ``match`` on the class and use
-keyword patterns: fields may be added, their order is not promised.
-
-Constructors take plain values, so that tests and programs build events too. An event of a core is one
-object: it keeps what the kernel sent, and makes `Counts` and `Details` of it when somebody reads them.
+The names are participles, from the observer's point of view. ``match`` on the class and use
+keyword patterns: fields may be added, and their order may change.
+Constructors take plain values, so tests and programs can make events too. An event of a core is one
+object, which keeps what the kernel sent and makes `Counts` and `Details` of it when they are read.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ class RemovalReason(enum.Enum):
     DROPPED = "dropped"
     """It ended, and the kernel could not deliver its final report."""
     FILTERED = "filtered"
-    """It ended, or ceased to match: a filter held its report back."""
+    """It ended or ceased to match, and a filter held its report back."""
     GONE = "gone"
-    """It is no longer there; no report of its removal came, and its absence was confirmed."""
+    """It does not exist any more; its removal was not reported, and its absence was confirmed."""
     MONITOR = "monitor"
-    """The observer gave it up (it asked the kernel to, or stopped); the flow may live on."""
+    """The monitor gave it up (it told the kernel so, or stopped); the flow may live on."""
 
 
 class LossCause(enum.Enum):
@@ -53,35 +52,35 @@ class LossCause(enum.Enum):
     ANNOUNCEMENT = "announcement"
     """The kernel could not announce new sources; they were never seen."""
     BATCH = "batch"
-    """Reports of a poll did not arrive; the next one repairs it."""
+    """Reports of a poll did not arrive; the next poll repairs it."""
     FINAL_COUNTS = "final_counts"
     """A flow ended without its final counts."""
     GOODBYE = "goodbye"
-    """Flows came and went, or went, without a word."""
+    """Flows came and went, or went, without a report."""
     OVERFLOW = "overflow"
     """The consumer was too slow: its buffer gave up closed flows; `EventsLost.counts` has their sum."""
     KERNEL_BUFFER = "kernel_buffer"
-    """The kernel reported that its queue to us overflowed."""
+    """The kernel reported that its queue to the monitor overflowed."""
     PROTOCOL = "protocol"
     """Bytes could not be decoded."""
     RESYNC = "resync"
     """The kernel's stream was reopened; flows that lived only in between are unknown."""
     RECORDING = "recording"
-    """A recording is damaged or ends in the middle of a record, or its replay is no longer the run."""
+    """A recording is damaged or ends in the middle of a record, or its replay differs from the recorded run."""
     LIMIT = "limit"
-    """A bound on memory was reached, the detail says which: what is beyond it is not reported."""
+    """A limit of memory was reached; the detail says which. What is beyond it is not reported."""
     TRANSPORT = "transport"
-    """Between a machine of a fleet and here messages were lost, or could not be read: flows that came and went
-    meanwhile are unknown, all others are set right by the machine's next complete state."""
+    """Messages of a machine of a fleet were lost or could not be read. Flows that came and went meanwhile are unknown;
+    the machine's next complete state corrects all others."""
 
 
 class Auxiliary(enum.Enum):
-    """What works beside a monitor, and may fail without ending it."""
+    """Helpers of a monitor, which may fail without ending it."""
 
     LOOKUP = "lookup"
-    """A question to the machine, such as who owns a socket: what it would have answered is `None`."""
+    """A look-up on the machine, such as who owns a socket: the values that it would have given are `None`."""
     THREAD = "thread"
-    """A worker thread, which look-ups run in, could not be started."""
+    """A worker thread, in which look-ups run, could not be started."""
     RECORDER = "recorder"
     """The recording ended early; the file holds what came before."""
 
@@ -90,11 +89,11 @@ class HostState(enum.Enum):
     """What is known of a machine of a fleet."""
 
     PRESENT = "present"
-    """It reports: what is known of its flows is as new as its last message."""
+    """It reports: its flows are known as of its last message."""
     SILENT = "silent"
-    """Nothing came from it for longer than it promised: its flows are as they were last known."""
+    """Nothing came from it for longer than it promised: its flows are shown as they were last known."""
     LEFT = "left"
-    """It said that it stops, or was forgotten after a long silence: none of its flows is known any more."""
+    """It said that it stops, or was forgotten after a long silence: its flows are not known any more."""
 
 
 @attrs.frozen
@@ -107,35 +106,35 @@ class Event:
 
 @attrs.frozen
 class _OfHost(Event):
-    """What all events have that are not of a flow, whose `Flow.host` says the same."""
+    """The field of all events that are not about a flow, whose `Flow.host` says the same."""
 
     host: str | None = attrs.field(default=None, kw_only=True)
-    """The machine that it is about, in a fleet; `None` for this machine."""
+    """The machine that the event is about, in a fleet; `None` for this machine."""
 
 
 class ReportReader(Protocol):
     """Makes values of a kernel's report."""
 
     form: CountsForm | None
-    """Where the counters are among the bytes of the kernel's own form; `None`: only `counts` knows."""
+    """Where the counters are in the kernel's own form; `None`: only `counts` can read it."""
 
     def counts(self, raw: Any) -> Counts:
-        """The counters that the kernel's own form of them says."""
+        """The counters, made of the kernel's own form."""
 
     def details(self, report: Report) -> Details | None:
         """The samples of a report; `None` when it has none."""
 
 
 Report = tuple[ReportReader, bytes, int, int, int, int, Any, Any]
-"""What an event of a core is made of: the reader; datagram, begin of the descriptor, its end and the items' begin, the
-items' end, wall clock in nanoseconds (negative: no samples); the counters and those of the event before, as sent."""
+"""What an event of a core is made of: the reader; the datagram; offsets of the descriptor, of the items behind it, and of
+their end; wall clock in nanoseconds (negative: no samples); the counters, and those of the event before, as sent."""
 _COUNTS, _PREVIOUS = 6, 7
 _Details = Union[Details, DetailsSource, Report, None]
 
 
 @attrs.frozen
 class _Samples:
-    """What a report samples, for an event whose counters are others than the report's."""
+    """The samples of a report, for an event whose counters are not the report's."""
 
     report: Report
 
@@ -145,7 +144,7 @@ class _Samples:
 
 
 def _apart(found: _Details) -> Any:
-    """The details that an update's constructor got: only of a draft the report is the counters', too."""
+    """The details that an update's constructor got; of a report only its samples, because its counters are in `counts`."""
     return _Samples(found) if isinstance(found, tuple) else found
 
 
@@ -156,7 +155,7 @@ class FlowEvent(Event):
     flow: Flow
     """The flow, as known at this moment."""
     counts: Counts | None
-    """Its totals; `None` when no report came yet."""
+    """Its totals; `None` while there is no report."""
 
     _details: ClassVar[Any]
 
@@ -167,7 +166,7 @@ class FlowEvent(Event):
 
     @property
     def details(self) -> Details | None:
-        """Samples of the last report, decoded when read; `None` when it had none. Not compared by ``==``."""
+        """Samples of the last report, decoded when read; `None` if it had none. Not compared by ``==``."""
         found = self._details
         if found.__class__ is tuple:
             return found[0].details(found)  # type: ignore[no-any-return]  # a report: its class was compared, which narrows nothing
@@ -175,16 +174,16 @@ class FlowEvent(Event):
 
     @property
     def raw_details(self) -> Details | DetailsSource | Report | None:
-        """What `details` are decoded from, for handing it on unread."""
+        """What `details` are decoded from, to pass it on without decoding."""
         return self._details  # type: ignore[no-any-return]  # each class has its own, as below
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A kernel's own bytes need their decoder; a copy or a pickle has the decoded values.
+        # A copy or a pickle has decoded values: the kernel's own bytes would need their decoder.
         return type(self), tuple(getattr(self, name) for name in self.__match_args__)
 
 
 def _read_later(owner: type, name: str, place: int, doc: str) -> Any:
-    """Make an attribute from the report when it is first read, unless the constructor got it; returns its slot."""
+    """Make an attribute that is read from the report on first use, unless the constructor got it; returns its slot."""
     slot = owner.__dict__[name]
     put, hidden = slot.__set__, f"_kept_{name}"
 
@@ -212,8 +211,8 @@ class FlowAdded(FlowEvent):
     __match_args__ = ("time", "flow", "counts", "preexisting", "details")
 
     preexisting: bool
-    """True when it existed before the subscription. macOS 10.13 and later: by its start (`Flow.started_ns`), which is known
-    to the milliseconds in which it was first described: a flow that began in those before the subscription counts as new."""
+    """True if the flow existed before the subscription. macOS 10.13 and later: by its start (`Flow.started_ns`). That is
+    known to a few milliseconds, so a flow that began just before the subscription may count as new."""
     _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # each class has its own
 
 
@@ -226,7 +225,7 @@ class FlowUpdated(FlowEvent):
     counts: Counts
     """Its totals now."""
     previous: Counts | None
-    """Its totals at the previous event that this consumer got; `None` when there were none."""
+    """Its totals at the previous event that this consumer got; `None` if that had none."""
     _details: _Details = attrs.field(default=None, converter=_apart, repr=False, eq=False)  # type: ignore[misc]  # as above
 
     @property
@@ -242,8 +241,8 @@ _set_previous = _read_later(FlowUpdated, "previous", _PREVIOUS, _PREVIOUSLY).__s
 
 
 def _draft_of(owner: type[FlowEvent]) -> Any:
-    """A class of events that are not finished: they can be written to, in a third of the time; their `__class__` finishes them."""
-    # CPython writes to slots directly only where both methods are its own.
+    """A class of unfinished events: its fields can be set in a third of the time, then `__class__` makes the real event."""
+    # CPython writes to slots directly only if both methods are its own.
     own = {name: getattr(object, name) for name in ("__init__", "__setattr__", "__delattr__")}
     return type(f"{owner.__name__}Draft", (FlowEvent,), {"__slots__": owner.__slots__, **own})  # type: ignore[attr-defined]  # made by attrs
 
@@ -268,7 +267,7 @@ def flow_added(
 
 
 def flow_updated(time: float, flow: Flow, report: Report) -> FlowUpdated:
-    """An update of a core: its counters are in the report, and made when read."""
+    """A `FlowUpdated` of a core: its counters are made of the report when they are read."""
     event: Any = UpdateDraft()
     event.time, event.flow, event._details = time, flow, report  # noqa: SLF001  # of this module
     event.__class__ = FlowUpdated
@@ -280,7 +279,7 @@ _KERNELS_FOUR = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
 
 @functools.cache
 def _four_reader(form: CountsForm) -> Callable[[bytes], Four] | None:
-    """What reads the four of `Delta` from the kernel's own form; `None` where they are not at its beginning."""
+    """A function that reads the four counters of `Delta` from the kernel's own form; `None` if they are not its first."""
     if [form.places.get(name, (None, 0))[:2] for name in _KERNELS_FOUR] != [(0, 8), (8, 8), (16, 8), (24, 8)]:
         return None
     unpack = struct.Struct("<4Q").unpack_from
@@ -293,7 +292,7 @@ def _four_reader(form: CountsForm) -> Callable[[bytes], Four] | None:
 
 
 def four_of(event: FlowEvent) -> Four:
-    """Bytes and packets of an event's counts, for whoever needs no more of many: without making `Counts` where that can be."""
+    """Bytes and packets of an event's counts, without making `Counts` if possible: for code that reads many events."""
     report = event._details  # noqa: SLF001  # of this module
     if event.__class__ is FlowUpdated and report.__class__ is tuple:
         reader, raw = report[0], report[_COUNTS]
@@ -308,7 +307,7 @@ def four_of(event: FlowEvent) -> Four:
 
 
 def coalesced(older: FlowUpdated, newer: FlowUpdated) -> FlowUpdated:
-    """The newer of two updates of a flow as it is for a consumer who never got the older one."""
+    """The newer of two updates of a flow, as a consumer needs it that did not get the older one."""
     report, earlier = newer.raw_details, older.raw_details
     if not isinstance(report, tuple):
         return FlowUpdated(newer.time, newer.flow, newer.counts, older.previous, report)
@@ -322,20 +321,19 @@ def coalesced(older: FlowUpdated, newer: FlowUpdated) -> FlowUpdated:
 
 @attrs.frozen
 class FlowRemoved(FlowEvent):
-    """A flow ended, or left the monitor's view."""
+    """A flow ended, or the monitor does not see it any more."""
 
     __match_args__ = ("time", "flow", "counts", "final", "reason", "details", "uncertainty")
 
     final: bool
-    """True only when `counts` are the flow's very last, to the byte."""
+    """True only if `counts` are the flow's very last, to the byte."""
     reason: RemovalReason
-    """Why."""
+    """Why the flow was removed."""
     _details: _Details = attrs.field(default=None, repr=False, eq=False)  # type: ignore[misc]  # as above
     uncertainty: int | None = None
-    """By how many bytes ``counts.rx_bytes`` may be off, up or down, where these are the kernel's last counts and not
-    quite `final`. Linux without eBPF: 1 where nothing says whether the other end's FIN, which the kernel counts as a
-    byte, is among them; what follows from that, the `outcome`, is then the likelier one. `None`: nothing is open, or
-    nothing is known."""
+    """By how many bytes ``counts.rx_bytes`` may be wrong, up or down, if these are the kernel's last counts and still not
+    `final`. Linux without eBPF: 1 if nothing tells whether the other end's FIN, which the kernel counts as a byte, is
+    among them; the `outcome` is then the likelier one. `None`: the counts are exact, or nothing is known."""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -350,22 +348,22 @@ class PollCompleted(_OfHost):
     flows: int
     """Flows known at this moment."""
     complete: bool
-    """False when something is known to be missing: of the answer, or of the flows that the kernel announced."""
+    """False if something is known to be missing: a part of the answer, or a flow that the kernel announced."""
     serial: int | None = None
-    """Number of the poll: `Monitor.poll_now` waits for that of a poll which began after it was called.
+    """Number of the poll: `Monitor.poll_now` waits for a poll that began after the call.
     `None` where polls are not numbered."""
 
 
 @attrs.frozen
 class EventsLost(_OfHost):
-    """A gap: something happened and is not in the stream."""
+    """A gap: something happened that the stream does not have."""
 
     cause: LossCause
     """What made the gap."""
     count: int | None
-    """How many flows or messages; `None` when that is unknown."""
+    """How many flows or messages were lost; `None` if that is unknown."""
     counts: Counts | None = None
-    """The bytes and packets concerned, where they are known."""
+    """The lost bytes and packets, if they are known."""
     detail: str | None = None
     """More about it, for a person."""
 
@@ -384,9 +382,9 @@ class ProviderRefused(_OfHost):
 
 @attrs.frozen
 class AuxiliaryFailed(_OfHost):
-    """Something beside the kernel's conversation failed; the monitor goes on without it.
+    """A helper of the monitor failed; the monitor goes on without it.
 
-    Reported once, and again only after it worked in between. `MonitorStatistics.feed`
+    It is reported once, and again only if it worked in between. `MonitorStatistics.feed`
     counts every failure (``failed_lookup``, ``failed_thread``, ``failed_recorder``).
     """
 
@@ -407,7 +405,7 @@ class InterfaceUpdated(_OfHost):
     description: str | None
     """The interface's long name."""
     threshold: int | None
-    """Bytes after which the kernel reports by itself."""
+    """Bytes after which the kernel reports without being asked."""
     link: tuple[tuple[str, int], ...] = ()
     """Link quality values that the kernel marked valid, by the kernel's names."""
 
@@ -444,7 +442,7 @@ class SystemInfo(_OfHost):
 
 @attrs.frozen
 class Unrecognized(_OfHost):
-    """Something a newer kernel said that this library has no word for."""
+    """A message of a newer kernel that this library does not know."""
 
     number: int
     """The message's type number."""
@@ -454,21 +452,21 @@ class Unrecognized(_OfHost):
 
 @attrs.frozen
 class HostUpdated(_OfHost):
-    """A machine of a fleet came, was not heard of, left, or says something new about itself."""
+    """A machine of a fleet came, became silent, left, or says something new about itself."""
 
     state: HostState
     """What is known of it."""
     machine_id: str | None = None
-    """The machine's own id: Linux ``/etc/machine-id``, macOS ``IOPlatformUUID``; `None` when it is not known."""
+    """The machine's own id: Linux ``/etc/machine-id``, macOS ``IOPlatformUUID``; `None` if it is not known."""
     boot_id: str | None = None
-    """Distinguishes this start of the machine from others; `None` when it is not known."""
+    """Distinguishes this boot of the machine from others; `None` if it is not known."""
     labels: tuple[tuple[str, str], ...] = ()
-    """What whoever runs the publisher says of the machine: names and values."""
+    """Names and values that the publisher was given for the machine."""
     clock_offset: float | None = None
-    """Seconds by which its clock is ahead of the server's, as its messages show; the time that they took on their way
-    is in it. The times of its events are set right by it where it is more than two seconds. `None` while it is not known."""
+    """Seconds by which its clock is ahead of the server's, by its messages; the time that these took is part of it. If it is
+    more than two seconds, the times of its events are corrected by it. `None` while it is not known."""
     last_heard: float | None = None
-    """When the last message came from it, on the server's clock, seconds since the epoch."""
+    """When its last message came, on the server's clock, seconds since the epoch."""
     detail: str | None = None
     """More about it, for a person."""
 
@@ -487,4 +485,4 @@ AnyEvent = Union[
     Unrecognized,
     HostUpdated,
 ]
-"""Every event there is; close a ``match`` over it with ``typing.assert_never``."""
+"""Every event that there is; end a ``match`` over it with ``typing.assert_never``."""

@@ -6,10 +6,10 @@ docstring: the reference takes the explanation from there) and add a row here.
 
 Rules for a row:
 
-- The order of the fields of a record is the order of the keys in JSON: new ones go to the end, and
-  are `later`: left out of a line where they are unknown. Fields of the first version are
-  always there, ``null`` when unknown. A key is never renamed.
-- A new column in SQL says in `since` with which schema it came; a file of an older schema gets it
+- The fields of a record have the order of the keys in JSON. A new one goes to the end, and is `later`:
+  a line leaves it out if it is unknown. Fields of the first version are always in a line,
+  as ``null`` if unknown. A key is never renamed.
+- A new column in SQL has in `since` the schema that it came with; a file of an older schema gets it
   when it is opened for writing.
 """
 
@@ -70,22 +70,22 @@ from ._rows import Row, RowKind
 
 @attrs.frozen
 class Kind:
-    """How the values of a field become plain JSON values, and how these become values again."""
+    """A type of fields: how its values become plain JSON values, and how these become values again."""
 
     name: str
-    """For the reference."""
+    """Name of the type, for the reference."""
     plain: Callable[[Any], Any]
-    """A value (never `None`) as a plain one."""
+    """Makes a plain value of a value (never `None`)."""
     read: Callable[[Any], Any]
-    """A plain value (never `None`) as a value; raises `ValueError` or `TypeError` for nonsense."""
+    """Makes a value of a plain value (never `None`); raises `ValueError` or `TypeError` for nonsense."""
     sql: str = "TEXT"
     """Type of a column."""
     text: Callable[[Any], str] | str | None = None
-    """A value as JSON text, where that is quicker than by the plain value: a function, or an expression of ``x``."""
+    """Makes JSON text of a value, if that is quicker than by the plain value: a function, or an expression of ``x``."""
     record: type | None = None
-    """The class, for values that are records themselves."""
+    """The class, if the values are records themselves."""
     empty: Any = None
-    """The value that says no more than `None`."""
+    """The value that means the same as `None`."""
 
 
 def _same(value: Any) -> Any:
@@ -220,12 +220,12 @@ ROW_KIND = attrs.evolve(_one_of(RowKind), plain=_plain_row_kind, read=_read_row_
 
 
 class SqlTable(enum.Enum):
-    """The tables of a history that have columns of fields."""
+    """The tables of a history whose columns are fields."""
 
     PROCESS = "process"
-    """What identifies a row."""
+    """Columns that identify a row."""
     TRAFFIC = "traffic"
-    """What is added up, for each row and bucket."""
+    """Counters of each row and bucket."""
 
 
 @attrs.frozen
@@ -239,47 +239,47 @@ class Field:
     unit: str = attrs.field(default="", kw_only=True)
     """Unit of a number."""
     platform: str = attrs.field(default="", kw_only=True)
-    """Where it is known; empty: everywhere."""
+    """Platform that has it; empty: every one."""
     key: str = attrs.field(kw_only=True)
     """Its key in JSON."""
     later: bool = attrs.field(default=False, kw_only=True)
-    """True: left out of JSON where it is unknown or empty."""
+    """True: JSON leaves it out if it is unknown or empty."""
     full: bool = attrs.field(default=False, kw_only=True)
-    """True: only in full lines, because it is long."""
+    """True: only full lines have it, because it is long."""
     derived: bool = attrs.field(default=False, kw_only=True)
-    """True: made from other fields, and no argument of the constructor."""
+    """True: it is made of other fields, and not an argument of the constructor."""
     sql: SqlTable | None = attrs.field(default=None, kw_only=True)
-    """Where it is a column."""
+    """The table that has a column for it; `None`: no table."""
     since: int = attrs.field(default=1, kw_only=True)
-    """The schema with which the column came."""
+    """The schema that brought the column."""
     heading: str = attrs.field(default="", kw_only=True)
-    """Heading of its column in ``processes``; empty: it has none."""
+    """Heading of its column in ``processes``; empty: no column."""
     group: str = attrs.field(default="", kw_only=True)
-    """Name of the grouping by this field (`GroupBy.field`); empty: nobody groups by it."""
+    """Name of the grouping by this field (`GroupBy.field`); empty: no grouping."""
     get: Callable[[Any], Any] | None = attrs.field(default=None, kw_only=True, repr=False)
-    """Reads the value; `None`: it is the attribute."""
+    """Reads the value; `None`: the value is the attribute of this name."""
 
     @key.default
     def _same_as_name(self) -> str:
         return self.name
 
     def value_of(self, value: Any) -> Any:
-        """The field of a value."""
+        """This field of a value."""
         return getattr(value, self.name) if self.get is None else self.get(value)
 
     def is_absent(self, value: Any) -> bool:
-        """True for what a line leaves out."""
+        """True if a line leaves this value out."""
         return self.later and (value is None or value == self.kind.empty)
 
 
 @attrs.frozen
 class Record:
-    """One class of values, with its fields in the order of the JSON keys."""
+    """A class of values, with its fields in the order of the JSON keys."""
 
     cls: type
     fields: tuple[Field, ...]
     event: str | None = None
-    """Name of the event in JSON; `None`: it is no event."""
+    """Name of the event in JSON; `None` if it is not an event."""
     nullable: frozenset[str] = attrs.field(init=False, repr=False, eq=False)
     """Names of the fields that may be `None`."""
 
@@ -292,18 +292,18 @@ class Record:
 
 @attrs.frozen
 class FieldTable:
-    """All records: the one table."""
+    """The table of all records."""
 
     records: tuple[Record, ...]
     _by_class: Mapping[type, Record] = attrs.field(init=False, repr=False, eq=False)
     events: Mapping[str, Record] = attrs.field(init=False, repr=False, eq=False)
-    """Those of events, by the event's name in JSON."""
+    """The records of events, by the event's name in JSON."""
 
     @_by_class.default
     def _index(self) -> Mapping[type, Record]:
         found = {record.cls: record for record in self.records}
         for record in self.records:
-            if record.event is None:  # a class made of another one stands for it, too
+            if record.event is None:  # a base without a record has that of its subclass
                 for base in record.cls.__mro__[:-1]:
                     found.setdefault(base, record)
         return found
@@ -313,10 +313,10 @@ class FieldTable:
         return {record.event: record for record in self.records if record.event is not None}
 
     def of(self, cls: type) -> Record:
-        """The record of a class, or of the nearest class that it is made of.
+        """The record of a class, or of its nearest base that has one.
 
         Raises:
-            LookupError: There is none.
+            LookupError: The table has no such record.
         """
         for each in cls.__mro__:
             found = self._by_class.get(each)
