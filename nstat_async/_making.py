@@ -1,4 +1,4 @@
-"""Objects of frozen classes made without their constructor, for whoever makes tens of thousands."""
+"""Objects of frozen classes made without their constructor, for code that makes tens of thousands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._compiled import speedups
 
 _OF_ADDED = ("time", "flow", "_kept_counts", "preexisting", "_details")
 flow_added = _events.flow_added if speedups is None else speedups.Maker(_events.FlowAdded, _OF_ADDED, ()).make
-"""What says that a flow was added; not looked at by the garbage collector either."""
+"""Makes a `FlowAdded`; with the C code the garbage collector does not look at it."""
 
 
 class Maker(Protocol):
@@ -22,14 +22,14 @@ class Maker(Protocol):
         """An object with these values in its first fields, and defaults in the others."""
 
     def fill(self, made: Any, *values: Any) -> None:
-        """Make of an object of a subclass without slots of its own an object of the class: the same with its fields.
+        """Turn an object of a subclass without slots of its own into an object of the class with these values.
 
-        Until then it is what it was, for other threads too; what was in the last of all fields is there to the end.
+        Other threads see the old object until it is complete: the last field is filled last.
         """
 
 
 class _Maker:
-    """The reference of the same in C."""
+    """The maker in Python, the reference for the C code."""
 
     def __init__(self, owner: type, names: tuple[str, ...], rest: tuple[Any, ...]) -> None:
         fields = {name: attrs.field() for name in names}
@@ -42,7 +42,7 @@ class _Maker:
 
     def make(self, *values: Any) -> Any:
         made = self._draft(*values, *self._rest)
-        made.__class__ = self._owner  # it can be written to until then
+        made.__class__ = self._owner  # from now on the object is frozen
         return made
 
     def fill(self, made: Any, *values: Any) -> None:
@@ -55,15 +55,15 @@ _set_class = object.__dict__["__class__"].__set__
 
 
 def maker_of(owner: type, first: tuple[str, ...], last: str | None = None) -> Maker:
-    """What makes objects of a frozen class of attrs: in a sixth of the time, and without a look at their values.
+    """A maker of objects of a frozen attrs class: it takes a sixth of the time, and does not check the values.
 
-    Made by the C code they are not looked at by the garbage collector, which else walks over all that lives again and
-    again: so they must hold values alone, and nothing that could refer to them.
+    The garbage collector does not look at objects that the C code makes, which saves its walks over all living objects.
+    So such an object must hold values only, and nothing that could refer to it.
 
     Args:
         owner: The class; it has slots.
         first: The fields that are given, in this order; the others have their defaults.
-        last: The last of these, for `Maker.fill`.
+        last: The field that `Maker.fill` sets last.
     """
     defaults = {field.name: field.default for field in attrs.fields(owner)}
     others = sorted((name for name in defaults if name not in first), key=lambda name: name == last)
@@ -73,7 +73,7 @@ def maker_of(owner: type, first: tuple[str, ...], last: str | None = None) -> Ma
 
 
 def unread_maker(owner: type, slot: str) -> Callable[..., Any]:
-    """What makes objects of this class that have nothing but a tuple of the values given, in this slot."""
+    """A function that makes objects of this class with a tuple of its arguments in this slot, and nothing else."""
     if speedups is not None:
         gather: Callable[..., Any] = speedups.Maker(owner, (slot,), ()).gather
         return gather

@@ -1,8 +1,8 @@
 """`Monitor`: the object between a kernel and ``async for``.
 
 The feed runs in a task of the event loop, from `Monitor.start` to `Monitor.aclose`,
-never in a task group of the caller. Its failure is kept and raised at the next read, in
-the reader's task. What happens between the feed and the readers is in ``_subscription``.
+never in a task group of the caller. If it fails, the next read raises the error, in
+the reader's task. ``_subscription`` has what is between the feed and the readers.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .filters import FilterLike, FlowGate, as_filter
 from .recording import Recording, Target
 
 SNAPSHOT_POLLS = 4
-"""Most polls that a snapshot makes until one is complete."""
+"""Most polls of a snapshot that waits for a complete one."""
 SNAPSHOT_SECONDS = 5.0
-"""After this time it makes no further one."""
+"""Seconds after which a snapshot begins no further poll."""
 NEVER_REPAIRED = frozenset({LossCause.ANNOUNCEMENT, LossCause.PROTOCOL, LossCause.RECORDING})
-"""Gaps that a later complete poll does not close: it asks for the flows that are known."""
+"""Gaps that a later complete poll does not close, because it asks for known flows only."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +50,7 @@ class MonitorStatistics:
 
     @property
     def coverage(self) -> Coverage | None:
-        """How much of the interfaces' traffic the flows explain; `None` where that is not known (yet)."""
+        """How much of the interfaces' traffic the flows explain; `None` if that is not known (yet)."""
         return Coverage.of(self.feed)
 
 
@@ -61,29 +61,29 @@ class Monitor:
             async for event in monitor:
                 print(event)
 
-    Works the same on asyncio and trio. Iterate it directly, or give each of several
-    consumers a `subscribe`. Opening happens in ``__aenter__``, or in `start` for whoever
-    calls `aclose` later, from whatever task.
+    It works the same on asyncio and trio. Iterate it, or, for several consumers, call `subscribe` for each.
+    ``async with`` opens and closes it; so do `start` and `aclose`, from any task.
 
-    A `flow_filter` that raises fails the reads of the subscriptions that it applies to,
-    each with that error; `poll_now`, `flows` and the kernel's side go on.
+    If a `flow_filter` raises, the subscriptions that it applies to raise that error at the next read;
+    `poll_now`, `flows` and the kernel's side go on.
 
     Args:
         backend: Where events come from: a value of `nstat_async.backends`, or a name as the command
             line takes it (``"sock_diag"``, ``"emulated"``, ``"replay:FILE"``); `None`: this machine's kernel.
         netns: Linux: network namespaces to watch, as `SockDiag.netns`, e.g. ``"all"``; with a backend by name only.
         providers: Kinds of flows to watch.
-        interval: Seconds between polls; `None`: only what the kernel volunteers.
+        interval: Seconds between polls; `None`: only what the kernel reports by itself.
         discovery: How a Darwin kernel's new flows are found: ``poll`` or ``announce``.
         ebpf: Linux: whether eBPF programs are used, for UDP bytes and the process of every flow: ``auto`` (where kernel and
             privileges allow it), ``require`` or ``off``. What they can tell is `Capabilities.ebpf`.
-        pulse: Linux: seconds between two looks at the kernel's counters of opened connections, by which the processes of
-            short flows are found where eBPF does not, at least 0.001; `None`: none.
+        pulse: Linux: seconds (at least 0.001) between two looks at the kernel's counters of opened connections. They lead to
+            the processes of short flows where eBPF programs do not; `None`: no such looks.
         every_update: An update for each report, changed or not.
-        extras: Also ask for what needs privilege or costs more. Linux: buffers of TCP, command lines, all holders of a socket; every poll
-            then dumps all sockets, also those that rest. macOS: domain names, Bluetooth and system information, which few may have.
+        extras: Also ask for what needs privilege or costs more. Linux: buffers of TCP, command lines, all holders of a socket;
+            every poll then dumps all sockets, also idle ones. macOS: domain names, Bluetooth and system information, which
+            few processes may read.
         flow_filter: A filter of `nstat_async.filters`, or a predicate on flows.
-        max_pending: Events that may wait for the consumer, 10,000; past it, `overflow` decides.
+        max_pending: Events that may wait for the consumer; beyond that, `overflow` decides.
         overflow: ``coalesce`` (the default for a kernel), ``block`` (for a recording) or ``all``.
         receive_buffer: Kernel receive buffer to ask for, bytes.
         record_to: Also write the conversation to this file; `nstat_async.recording.Recording` has limits and parts.
@@ -128,7 +128,7 @@ class Monitor:
             strict=strict,
             **chosen,
         )
-        # `None`: this machine's, which is looked for when the monitor starts.
+        # `None`: this machine's backend, which is chosen when the monitor starts.
         this = netns is None and (backend is None or backend == "auto")
         self._backend = None if this else checked(backend, netns)
         self._feed: Feed | None = None
@@ -144,15 +144,14 @@ class Monitor:
     async def start(self) -> Monitor:
         """Open the backend and subscribe: every flow that begins after this is seen.
 
-        What runs from now on runs in a task of the event loop, so a monitor may be
-        started in one task and closed in another, and two of them in any order.
-        ``async with`` calls this and `aclose`.
+        The feed runs in a task of the event loop, so one task may start a monitor and another close it, and
+        several monitors may be closed in any order. ``async with`` calls this and `aclose`.
 
         Returns:
             The monitor itself.
 
         Raises:
-            BackendUnavailableError: It cannot be had here; the error says why.
+            BackendUnavailableError: The backend cannot be opened here; the error says why.
             UsageError: The monitor was started before.
             MonitorClosedError: It was closed meanwhile.
         """
@@ -163,11 +162,11 @@ class Monitor:
         self._feed = feed
         try:
             self._own = self._subscribe(self.options.flow_filter, None, None)
-            # Neither the work nor its end refers to this object: see __del__.
+            # Neither the work nor what ends it refers to this object: see __del__.
             self._task = BackgroundTask(
                 lambda: feed.run(distributor), lambda error: _feed_ended(feed, distributor, error), "nstat_async feed"
             )
-            # What the caller opens and closes next is to be seen, however short it lives.
+            # What the caller opens next has to be seen, however short it lives.
             await feed.subscribed()
         except BaseException:
             await self.aclose()
@@ -187,11 +186,11 @@ class Monitor:
         return feed
 
     async def aclose(self) -> None:
-        """Stop watching; readers that wait see the end. From any task; idempotent.
+        """Stop watching; readers that wait see the end. May be called from any task; idempotent.
 
-        The ``async with`` block does this by itself. A pipe that is recorded to is read to its end first, for 10 s at most;
-        whoever is cancelled meanwhile leaves after 2 s. What its reader did not take then is an `AuxiliaryFailed` and counted
-        in the statistics (``failed_recorder``).
+        The end of an ``async with`` block calls this. A pipe that is recorded to is read to its end first, for at most 10 s;
+        after a cancellation for at most 2 s. What its reader did not take by then is reported as an `AuxiliaryFailed`, and
+        counted in the statistics (``failed_recorder``).
         """
         if not self._closed:
             self._closed = True
@@ -245,15 +244,15 @@ class Monitor:
         max_pending: int | None = None,
         overflow: Overflow | str | None = None,
     ) -> Subscription:
-        """A further consumer, with a buffer and a policy of its own.
+        """Make a further consumer, with a buffer and a policy of its own.
 
-        It first gets a `FlowAdded` (``preexisting=True``) for every open flow (of a fleet, a `HostUpdated`
-        for every machine before them), then what happens. A monitor that is only subscribed to keeps no events for itself.
+        It first gets a `FlowAdded` (``preexisting=True``) for every open flow, then everything that happens. In a fleet a
+        `HostUpdated` for every machine comes first. A monitor that nobody iterates keeps no events for itself.
 
         Args:
-            flow_filter: Which flows; `None`: all of the monitor's.
-            max_pending: Events that may wait; `None`: the monitor's own number.
-            overflow: What happens then; `None`: the monitor's own policy.
+            flow_filter: Which flows; `None`: all flows of the monitor.
+            max_pending: Events that may wait; `None`: as for the monitor.
+            overflow: What happens beyond that; `None`: as for the monitor.
 
         Raises:
             MonitorClosedError: The monitor is closed.
@@ -263,7 +262,7 @@ class Monitor:
         own = self._own
         subscription = self._subscribe(flow_filter, max_pending, overflow)
         if own is not None and not self._iterated and not own._failure:  # noqa: SLF001
-            # Nobody iterates the monitor itself: its place, with all that waits there, goes over.
+            # Nobody iterates the monitor itself: the first subscription takes over its place, and the events there.
             self._own = None
             waiting = own._buffer.pop_all()  # noqa: SLF001
             own.close()
@@ -273,7 +272,7 @@ class Monitor:
         return subscription
 
     def _catch_up(self, feed: Feed) -> list[AnyEvent]:
-        # The time of the stream, which in a replay is not that of the wall.
+        # The time of the stream, which in a replay is not the wall clock's.
         now = self._distributor.stream_time
         now = time.time() if now is None else now
         hosts = feed.hosts(now) if isinstance(feed, KnowsHosts) else ()
@@ -303,12 +302,12 @@ class Monitor:
     # --- the rest ----------------------------------------------------------------------
 
     async def poll_now(self) -> None:
-        """Ask the kernel now and wait until a poll that began after this call is over; a recording is not asked.
+        """Ask the kernel now, and wait until a poll that began after this call is over. A recording is not asked.
 
-        Whether that poll was complete is said by its `PollCompleted`.
+        The `PollCompleted` of that poll says whether it was complete.
 
         Raises:
-            MonitorClosedError: The monitor is closed, or was before the kernel had answered.
+            MonitorClosedError: The monitor is closed, or was closed before the kernel answered.
             NstatError: The kernel's side failed, or ended (`StreamEndedError`).
         """
         feed, distributor = self._opened(), self._distributor
@@ -346,7 +345,7 @@ class Monitor:
 
 def _feed_ended(feed: Feed, distributor: Distributor, error: BaseException | None) -> None:
     if error is not None and not isinstance(error, Exception):
-        # The loop ends, or somebody cancelled every task of it: nobody else closes the feed then.
+        # The loop ends, or all its tasks were cancelled: nothing else would close the feed.
         feed.close()
         distributor.closed = True
         error = MonitorClosedError("the event loop cancelled the monitor's task")
@@ -359,16 +358,16 @@ async def snapshot(
     providers: Iterable[Provider | str] | Provider | str | None = None,
     flow_filter: FilterLike | None = None,
 ) -> tuple[tuple[Flow, Counts | None], ...]:
-    """The flows of this moment, once, with their counts.
+    """The flows of this moment with their counts.
 
     Args:
-        backend: As for `Monitor`; of a recording, its end is the moment.
+        backend: As for `Monitor`; for a recording, the moment is its end.
         providers: Kinds of flows.
         flow_filter: Which flows.
 
     Raises:
-        BackendUnavailableError: The backend cannot be had here.
-        IncompleteSnapshotError: Something is known to be missing, also after further polls.
+        BackendUnavailableError: The backend cannot be opened here.
+        IncompleteSnapshotError: Something is known to be missing, even after further polls.
             The error has the flows that were seen.
         NstatError: The kernel refused.
     """
@@ -384,7 +383,7 @@ class Look:
 
     flows: tuple[tuple[Flow, Counts | None], ...]
     missing: str | None
-    """What is known to be missing of what can be seen; `None` if nothing is."""
+    """What is known to be missing, although it could be seen; `None` if nothing is."""
     capabilities: Capabilities
 
 
@@ -395,7 +394,7 @@ async def look_once(
     flow_filter: FilterLike | None,
     extras: bool = False,
 ) -> Look:
-    """The flows of this moment, and how much of them can be seen; see `snapshot`."""
+    """The flows of this moment, and what the backend can tell; see `snapshot`."""
     named = frozenset[Provider]() if providers is None else MonitorOptions(providers=providers).providers
     monitor = Monitor(
         backend=backend,
@@ -405,21 +404,21 @@ async def look_once(
         pulse=None,
         extras=extras,
         flow_filter=flow_filter,
-    )  # programs and pulses see what comes: they have nothing to say of a moment
+    )  # eBPF programs and pulses see what happens later: they add nothing to one moment
     async with monitor:
         missing = await _complete_poll(monitor, named)
         return Look(monitor.flows, missing, monitor.capabilities)
 
 
 class _NoFlows(FlowGate):
-    """Passes what is not about a flow: a snapshot takes these from the feed, all at once, and asks no filter."""
+    """Passes only events that are not about a flow: a snapshot takes its flows from the feed, not from events."""
 
     def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
         passed.extend(event for event in events if not isinstance(event, FlowEvent))
 
 
 async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | None:
-    """Read until a poll is complete, or a recording over; what is missing then, `None` if nothing."""
+    """Read until a poll is complete, or a recording over; returns what is missing then, or `None`."""
     feed, reader = monitor._opened(), monitor._own  # noqa: SLF001  # of this module
     assert reader is not None
     reader._gate = _NoFlows(bool)  # noqa: SLF001  # as above

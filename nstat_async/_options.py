@@ -16,21 +16,21 @@ from .recording import Recording, Target
 _E = TypeVar("_E", bound=enum.Enum)
 
 SHORTEST_PULSE = 0.001
-"""Seconds: whoever looks more often spends the time on looking."""
+"""Seconds: with a shorter pause, the looks would take most of the time."""
 _LARGEST_BUFFER = 2**31 - 1
 """``SO_RCVBUF`` is an int."""
 DEFAULT_PROVIDERS = frozenset({Provider.TCP, Provider.UDP, Provider.QUIC})
-"""Everything that carries traffic and needs no privilege."""
+"""All providers that carry traffic and need no privilege."""
 
 
 class Overflow(enum.Enum):
     """What happens when the consumer is slower than the kernel."""
 
     COALESCE = "coalesce"
-    """At most one pending update a flow; past the limit the oldest flows that came
-    and went are given up, with their sum in `EventsLost`. Totals stay right."""
+    """Keep at most one pending update per flow; beyond the limit give up the oldest flows that came
+    and went, with their sum in `EventsLost`. Totals stay right."""
     BLOCK = "block"
-    """Stop reading; the kernel will drop, and the stream will say so."""
+    """Stop reading; the kernel will drop reports, and the stream will say so."""
     ALL = "all"
     """Keep everything: unbounded, for recorders that must see each report."""
 
@@ -39,11 +39,11 @@ class Ebpf(enum.Enum):
     """Whether a Linux monitor uses eBPF programs of its own."""
 
     AUTO = "auto"
-    """Where the kernel and the process's privileges allow it; `Capabilities.ebpf` says how much of it."""
+    """Yes, as far as the kernel and the process's privileges allow; `Capabilities.ebpf` says how far."""
     REQUIRE = "require"
-    """Or fail with what is missing."""
+    """Yes; opening fails if it is not possible, and says what is missing."""
     OFF = "off"
-    """Never: sock_diag and ``/proc`` alone."""
+    """No: only sock_diag and ``/proc``."""
 
 
 class Discovery(enum.Enum):
@@ -56,10 +56,10 @@ class Discovery(enum.Enum):
 
 
 def providers_of(name: str, value: Any) -> frozenset[Provider]:
-    """The members that providers stand for, by themselves or by name.
+    """Providers, given as members or by name.
 
     Raises:
-        UsageError: One of them is none.
+        UsageError: One of them is not a provider.
     """
     members = set()
     for item in value if isinstance(value, Iterable) and not isinstance(value, str) else (value,):
@@ -113,33 +113,33 @@ class MonitorOptions:
     providers: frozenset[Provider] = attrs.field(default=DEFAULT_PROVIDERS, converter=_providers)
     """Which kinds of flows."""
     interval: float | None = attrs.field(default=1.0, validator=positive(optional=True, most=LONGEST_SECONDS))
-    """Seconds between polls; `None`: only what the kernel volunteers, and `Monitor.poll_now` (on macOS also one poll a minute, which
-    shows whether the kernel left anything out)."""
+    """Seconds between polls; `None`: only what the kernel reports by itself, and `Monitor.poll_now`. (On macOS there is
+    still one poll a minute, to see whether the kernel left anything out.)"""
     discovery: Discovery = attrs.field(default=Discovery.POLL, converter=_discovery)
     """How a Darwin kernel's new flows are found."""
     ebpf: Ebpf = attrs.field(default=Ebpf.AUTO, converter=_ebpf)
-    """Linux: whether eBPF programs are used: for UDP bytes, and for the process of every flow however short."""
+    """Linux: whether eBPF programs are used, for UDP bytes and for the process of every flow, however short it is."""
     pulse: float | None = attrs.field(
         default=0.02, validator=positive(optional=True, most=LONGEST_SECONDS, least=SHORTEST_PULSE)
     )
-    """Linux: seconds between two looks at the kernel's counters of opened connections, so that the processes of short
-    flows are found without privilege: 0.02 for those of 50 ms, 0.005 for those of 10 ms; `None`: none. They take at most
-    2 % of a CPU, and more only the shorter the pause is than 0.02, which may be 0.001 at least. Not where eBPF programs report flows by themselves."""
+    """Linux: seconds (at least 0.001) between two looks at the kernel's counters of opened connections, which find the
+    processes of short flows without privilege: 0.02 for flows of 50 ms, 0.005 for flows of 10 ms; `None`: no looks. They take
+    at most 2 % of a CPU with a pause of 0.02, and more with a shorter one. Not used where eBPF programs report the flows."""
     every_update: bool = attrs.field(default=False, validator=check_flag)
-    """True: an update for each report, changed or not. False: only for changes."""
+    """True: an update for each report, changed or not. False: updates for changes only."""
     extras: bool = attrs.field(default=False, validator=check_flag)
     """Also ask for what needs privilege or costs more: domain names, flow ids, Bluetooth
-    counters, system information, per-medium details. What is refused is left out."""
+    counters, system information, details per medium. What is refused is left out."""
     flow_filter: Any = attrs.field(default=None, validator=_filter)
     """A `nstat_async.filters.Filter` or a predicate on flows; `None` passes all."""
     max_pending: int = attrs.field(default=10_000, validator=positive(whole=True))
     """Events that may wait for the consumer before the overflow policy acts."""
     overflow: Overflow | None = attrs.field(default=None, converter=_overflow)
-    """What to do then; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
+    """What happens beyond that; `None`: ``coalesce`` for a kernel, ``block`` for a recording, which can wait."""
     receive_buffer: int | None = attrs.field(
         default=None, validator=positive(optional=True, whole=True, most=_LARGEST_BUFFER)
     )
-    """Receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
+    """Kernel receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
     record_to: Recording | None = attrs.field(default=None, converter=_recording)
     """Also write the kernel conversation to this file: JSON Lines if its name ends in
     ``.jsonl``, else the library's own format. `Recording` says more: limits, and parts."""
@@ -148,10 +148,10 @@ class MonitorOptions:
 
 
 def refuse_ebpf(options: MonitorOptions, backend: str) -> None:
-    """Called by a backend that has no eBPF programs.
+    """Check the options of a backend without eBPF programs.
 
     Raises:
-        UsageError: They are required.
+        UsageError: The options require eBPF programs.
     """
     if options.ebpf is Ebpf.REQUIRE:
         raise UsageError(
@@ -160,4 +160,4 @@ def refuse_ebpf(options: MonitorOptions, backend: str) -> None:
 
 
 STEERING = ("providers", "interval", "discovery", "pulse", "extras", "receive_buffer")
-"""The options that steer a core's conversation; the others only say what is made of its events."""
+"""The options that change a core's conversation with the kernel; the others only decide what becomes of its events."""

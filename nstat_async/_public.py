@@ -1,4 +1,4 @@
-"""What ``dir()`` of a public module shows, what ``help()`` says of its classes, and what it imports only when somebody asks."""
+"""For public modules: what ``dir()`` shows, what ``help()`` says about classes, and what is imported on demand."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def only(names: Iterable[str]) -> Callable[[], list[str]]:
-    """A module's ``__dir__`` that shows these names, and none of what the module uses itself."""
+    """A module's ``__dir__`` that shows these names only, not what the module imports for itself."""
     shown = sorted(names)
     return lambda: list(shown)
 
 
 def on_demand(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: what few need takes no time of everybody's import.
+    """A package's ``__getattr__`` that imports rarely used names on first use.
 
     Args:
-        package: Its name.
-        modules: Modules, relative to it, with the names that come from each; none for a module that is itself asked for.
+        package: Name of the package.
+        modules: Relative modules, with the names that come from each; without names the module itself is meant.
     """
     where = {name: module for module, names in modules.items() for name in names or (module.removeprefix("."),)}
 
@@ -36,7 +36,7 @@ def on_demand(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[s
 
 
 def explain(names: Iterable[str], module: Mapping[str, Any]) -> None:
-    """Let ``help()`` show what stands below the fields and members of a module's public classes."""
+    """Let ``help()`` of a module's public classes show the docstrings of their fields and members."""
     for name in names:
         value = module.get(name)
         if isinstance(value, type) and (hasattr(value, "__attrs_attrs__") or issubclass(value, enum.Enum)):
@@ -48,7 +48,7 @@ def explain(names: Iterable[str], module: Mapping[str, Any]) -> None:
 
 
 class _Explained(str):
-    """The docstring of a class, with those of its attributes, which are looked for when somebody reads it."""
+    """The docstring of a class; reading it adds those of the class's attributes."""
 
     __slots__ = ("owner",)
     owner: type
@@ -57,23 +57,23 @@ class _Explained(str):
         names = getattr(owner, "__members__", None) or [field.name for field in getattr(owner, "__attrs_attrs__", ())]
         try:
             texts = explanations(owner)
-        except (OSError, TypeError):  # there is no source, as in an executable
+        except (OSError, TypeError):  # there is no source, e.g. in an executable
             return str(self)
         lines = [f"    {name}: {texts[name]}" for name in names if name in texts and not name.startswith("_")]
         return "\n".join([self.rstrip(), "", "Attributes:", *lines, ""]) if lines else str(self)
 
     def expandtabs(self, *size: Any, **more: Any) -> str:
-        """What ``help()`` does first, which takes the docstring of an enum as it is, past `__get__`."""
+        """Called by ``help()``, which for an enum reads the docstring without `__get__`."""
         return self.__get__(None, self.owner).expandtabs(*size, **more)
 
 
 def explanations(cls: type) -> dict[str, str]:
-    """The docstring of each attribute of a class, the bases' included.
+    """The docstring of each attribute of a class and its bases.
 
     Raises:
         OSError: There is no source.
     """
-    import ast  # noqa: PLC0415  # as the next three: for whoever asks
+    import ast  # noqa: PLC0415  # as the next three: only help() needs it
     import inspect  # noqa: PLC0415
     import itertools  # noqa: PLC0415
     import textwrap  # noqa: PLC0415

@@ -1,7 +1,7 @@
-"""The values of tables: one row, and what kinds of rows there are.
+"""The values of tables: a row, and the kinds of rows.
 
-They stand beside the values of flows, because everything that shows, stores or writes a
-row (JSON, SQLite, the command line) is made from the same table of fields.
+They are next to the values of flows, because JSON, SQLite and the command line
+write both by the same table of fields.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class RowKind(enum.Enum):
     GROUP = "group"
     """One process, or one value of whatever the table groups by."""
     UNKNOWN = "unknown"
-    """Flows for which the platform did not report the key (e.g. no owner)."""
+    """Flows whose key the platform did not report (e.g. no owner)."""
     OTHER = "other"
-    """What was folded together to keep the table, or the list shown, short."""
+    """The sum of rows that were folded to keep the table, or the shown list, short."""
     LOST = "lost"
     """Closed flows that an overflowing buffer gave up: their sum is known, their owners are not."""
     TOTAL = "total"
     """The sum of a table."""
     UNATTRIBUTED = "unattributed"
-    """Wire bytes of interfaces that are no flow's payload (`unattributed_row`): in no sum of a table."""
+    """Wire bytes of interfaces that are not payload of a flow (`unattributed_row`); no sum of a table has them."""
 
 
 _LABELS = {
@@ -44,24 +44,24 @@ _LABELS = {
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One line of a table. `TrafficTable` says what its bytes and packets count."""
+    """One row of a table. `TrafficTable` says what bytes and packets count."""
 
     kind: RowKind
-    """What it stands for."""
+    """What the row stands for."""
     key: Hashable = None
     """What the table groups by; for a process ``(pid, unique_pid)``. `None` unless `kind` is ``GROUP``."""
     source: str | None = None
-    """Name of the machine or recording that the row came from: in a fleet, or after `TrafficTable.merge`."""
+    """Name of the machine or recording that the row is from, in a fleet or after `TrafficTable.merge`."""
     process: Process | None = None
     """The process, in a table of processes."""
     text: str | None = None
-    """What a person calls the key, where that is known and differs: the name of a user."""
+    """Name of the key for people, if there is one: the name of a user."""
     flows: int = 0
-    """Flows seen, each counted once: in the row where it was last."""
+    """Number of flows; each counts once, in its last row."""
     open_flows: int = 0
-    """Those that are still open."""
+    """How many of `flows` are still open."""
     uncounted_flows: int = 0
-    """Those of `flows` whose bytes the platform never reported (Linux UDP)."""
+    """How many of `flows` never had bytes reported by the platform (Linux UDP)."""
     rx_bytes: int = 0
     """Bytes received."""
     tx_bytes: int = 0
@@ -71,7 +71,7 @@ class Row:
     tx_packets: int = 0
     """Packets sent."""
     rx_rate: float | None = None
-    """Bytes received per second over the window; `None` until two moments were seen, and where nothing is counted."""
+    """Bytes received per second over the window; `None` until there are two moments, and if nothing is counted."""
     tx_rate: float | None = None
     """Bytes sent per second; `None` as for `rx_rate`."""
     first_seen: float | None = None
@@ -79,32 +79,32 @@ class Row:
     last_seen: float | None = None
     """Time of the last event, seconds since the epoch."""
     cgroup: str | None = None
-    """Linux: path of the process's cgroup, in a table of processes: that of its first socket of which it is known."""
+    """Linux, in a table of processes: path of the process's cgroup, taken from its first socket with a known cgroup."""
     container: str | None = None
-    """Linux: as `Flow.container`, of that cgroup."""
+    """Linux: `Flow.container` of that cgroup."""
     pod: str | None = None
-    """Linux: as `Flow.pod`, of that cgroup."""
+    """Linux: `Flow.pod` of that cgroup."""
     media: tuple[tuple[str, MediumCounts], ...] = ()
-    """macOS 26 with ``extras``: bytes and packets by medium, as `Counts.media` has them for flows. Of kernel sockets all media
-    and loopback together are the row's total; what flows in user space sent over loopback is in none."""
+    """macOS 26 with ``extras``: bytes and packets by medium, as in `Counts.media`. For kernel sockets all media and loopback
+    add up to the row's total; no medium has what flows in user space sent over loopback."""
     serial: int = attrs.field(default=0, repr=False, eq=False)
-    """Distinguishes a row from a later one with the same key."""
+    """Tells a row from a later one with the same key."""
 
     @property
     def pid(self) -> int | None:
-        """Process id; `None` in rows that are no process."""
+        """Process id; `None` if the row is not a process."""
         return None if self.process is None else self.process.pid
 
     @property
     def unique_pid(self) -> int | None:
-        """`Process.unique_pid`; `None` in rows that are no process, or where it is not known."""
+        """`Process.unique_pid`; `None` if the row is not a process, or the id is not known."""
         return None if self.process is None else self.process.unique_pid
 
     @property
     def name(self) -> str | None:
-        """Name of the process, what a person calls the key, or the key as text; `None` when neither is known.
+        """Name of the process, name of the key for people, or the key as text; `None` if none is known.
 
-        Names are chosen by the processes: escape before printing.
+        Processes choose their names: escape them before printing.
         """
         if self.process is not None:
             return self.process.name
@@ -115,12 +115,12 @@ class Row:
 
     @property
     def unit(self) -> str | None:
-        """Linux: as `Flow.unit`, of that cgroup."""
+        """Linux: `Flow.unit` of that cgroup."""
         return None if self.cgroup is None else workload_of(self.cgroup).unit
 
     @property
     def label(self) -> str:
-        """What to call the row: its name, ``"?"``, or in parentheses what it stands for. Escape before printing."""
+        """What to call the row: its name, ``"?"``, or its kind in parentheses. Escape before printing."""
         return _LABELS.get(self.kind) or self.name or "?"
 
     @property
@@ -135,15 +135,15 @@ class Row:
 
     @property
     def is_counted(self) -> bool:
-        """False when no flow of the row ever reported bytes: its zeros then mean "unknown"."""
+        """False if no flow of the row had bytes reported: its zeros then mean "unknown"."""
         return not self.flows or self.flows > self.uncounted_flows or bool(self.bytes)
 
 
 def unattributed_row(coverage: Coverage | None) -> Row | None:
-    """What no flow explains, as a row to show beneath a table; `None` while nothing is known of it.
+    """The traffic that no flow explains, as a row to show below a table; `None` while that is not known.
 
     Args:
-        coverage: That of `Monitor.statistics`. It counts from the monitor's start, wherever the table began.
+        coverage: From `Monitor.statistics`. It counts from the monitor's start, whenever the table began.
     """
     if coverage is None:
         return None
