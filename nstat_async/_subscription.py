@@ -1,12 +1,11 @@
 """Between the feed and the readers: one `Distributor` for each monitor, one `Subscription` for each consumer.
 
-- Delivery is synchronous: every subscription has a buffer that takes what comes and
-  bounds it by its own policy, so a slow consumer never holds up a quick one (unless
-  it chose the policy that does).
-- A consumer's filter that raises fails that consumer and nobody else.
-- A read that is cancelled took nothing: events leave a buffer, some at once, only when
-  the first of them is returned, with no wait in between.
-- Nothing here refers to the `Monitor`: a monitor that everybody forgot can be noticed.
+- Delivery is synchronous: every subscription has a buffer with a policy of its own,
+  so a slow consumer never holds up a quick one, unless it chose the policy that does.
+- If a consumer's filter raises, only that consumer fails.
+- A cancelled read took nothing: events leave a buffer, some at a time, only when
+  the first of them is returned, without a wait in between.
+- Nothing here refers to the `Monitor`, so a forgotten monitor is collected, and noticed.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ from ._options import Overflow
 from .filters import FlowGate
 
 CHECKPOINT_EVERY = 1_000
-"""Events handed out without waiting, after which other tasks get a turn."""
+"""Events handed out without a wait before other tasks get a turn."""
 TAKEN_AT_ONCE = 64
-"""Events that leave the buffer at once, and so wait for a slow reader without being coalesced any more."""
+"""Most events that leave the buffer together; they are not coalesced any more."""
 
 
 class Failure:
-    """An error that is raised at each read, as if for the first time."""
+    """An error that each read raises, as if for the first time."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
         self._traceback = error.__traceback__
 
     def throw(self) -> NoReturn:
-        """Raise it. Without the frames of earlier reads, which would pile up."""
+        """Raise the error, without the frames of earlier reads, which would pile up."""
         raise self.error.with_traceback(self._traceback)
 
 
 @attrs.define(eq=False)
 class _PollWaiter:
-    """Somebody who waits for a poll."""
+    """A task that waits for a poll."""
 
     serial: float = math.inf
     done: anyio.Event = attrs.field(factory=lambda: anyio.Event())  # noqa: PLW0108  # not looked up before: it takes 3 ms
@@ -59,11 +58,11 @@ class Distributor:
     def __init__(self) -> None:
         self.subscriptions: tuple[Subscription, ...] = ()
         self.over = False
-        """True once nothing will come any more."""
+        """True when no further event will come."""
         self.failure: Failure | None = None
-        """Why, if the feed failed."""
+        """The feed's error, if it failed."""
         self.stream_time: float | None = None
-        """Time of the last event, which in a replay is not that of the wall."""
+        """Time of the last event, which in a replay is not the wall clock's."""
         self.closed = False
         """True once the monitor is closed."""
         self._room: anyio.Event | None = None
@@ -88,7 +87,7 @@ class Distributor:
                         waiter.done.set()
 
     async def room(self) -> None:
-        """Wait until every subscription that blocks has room. Several tasks may."""
+        """Wait until every subscription that blocks has room. Several tasks may wait."""
         while not self.over and any(each._holds_up for each in self.subscriptions):  # noqa: SLF001
             if self._room is None or self._room.is_set():
                 self._room = anyio.Event()
@@ -97,11 +96,11 @@ class Distributor:
     # --- the monitor's side -------------------------------------------------------
 
     def add(self, subscription: Subscription) -> None:
-        """One more consumer."""
+        """Add a consumer."""
         self.subscriptions = (*self.subscriptions, subscription)
 
     def remove(self, subscription: Subscription) -> None:
-        """One less; whether it is there or not."""
+        """Remove a consumer, if it is there."""
         self.subscriptions = tuple(each for each in self.subscriptions if each is not subscription)
         self.made_room()
 
@@ -111,12 +110,12 @@ class Distributor:
             self._room.set()
 
     def close(self) -> None:
-        """End; what comes all the same waits for whoever looks."""
+        """End; a subscription can still be read, also for events that come after this."""
         self.closed = True
         self.end(None)
 
     def end(self, failure: BaseException | None) -> None:
-        """Nothing will come any more; readers see the end, or this failure, when they have read what waits."""
+        """No further event will come: readers see the end, or this failure, after the events that wait."""
         if not self.over:
             self.over = True
             self.failure = None if failure is None else Failure(failure)
@@ -127,10 +126,10 @@ class Distributor:
         self.made_room()
 
     async def polled(self, ask: Callable[[], int | None]) -> None:
-        """Ask for a poll and wait until it, or a later one, is complete; `raise_end` if none will be.
+        """Ask for a poll and wait until it, or a later one, is complete; call `raise_end` if none will be.
 
         Args:
-            ask: Gives the serial of the poll, which may be complete by then; `None`: there is none.
+            ask: Returns the serial of the poll, which may already be complete; `None`: there are no polls.
         """
         waiter = _PollWaiter()
         self._poll_waiters.append(waiter)
@@ -145,7 +144,7 @@ class Distributor:
             self.raise_end()
 
     def raise_end(self) -> NoReturn:
-        """Raise why nothing comes any more: it failed, or the monitor is closed, or the kernel's side ended."""
+        """Raise why no event comes any more: the feed failed, the monitor is closed, or the kernel's side ended."""
         if self.failure is not None:
             self.failure.throw()
         if self.closed:
@@ -156,10 +155,10 @@ class Distributor:
 class Subscription:
     """One consumer's view of a monitor: an async iterator of events.
 
-    Made by `Monitor.subscribe`. Leaving its ``async with`` block (or `close`) ends it
-    without touching the monitor.
+    `Monitor.subscribe` makes it. The end of its ``async with`` block, or `close`, ends it
+    and leaves the monitor alone.
 
-    If its filter raises, every read after the events before that raises the filter's own
+    If its filter raises, reads return the events before that, and then raise the filter's
     error; the monitor and its other consumers go on.
     """
 
@@ -171,9 +170,9 @@ class Subscription:
         self._failure: Failure | None = None
         self._reading = False
         self._closed = False
-        # Events out of the buffer: to take some at once costs less than one by one.
+        # Events taken from the buffer: taking some together costs less than one by one.
         self._batch: deque[AnyEvent] = deque()
-        # Events that may be handed out at once; 0: closed, being read, or other tasks are due.
+        # Events that may be returned without a wait; 0: closed, being read, or other tasks get a turn first.
         self._credit = CHECKPOINT_EVERY
         distributor.add(self)
 
@@ -220,18 +219,18 @@ class Subscription:
         return self._batch.popleft()
 
     def _take_all(self) -> list[AnyEvent]:
-        """What waits, oldest first."""
+        """The events that wait, oldest first."""
         events = [*self._batch, *self._buffer.pop_all()]
         self._batch.clear()
         return events
 
     def receive_nowait(self) -> list[AnyEvent]:
-        """All events that wait, oldest first; an empty list when there are none now.
+        """All events that wait, oldest first; an empty list if there are none now.
 
         Raises:
             StreamEndedError: Nothing waits, and nothing will come: a recording is over.
-            MonitorClosedError: The subscription is closed, or nothing waits and the monitor is.
-            NstatError: Nothing waits and the kernel's side failed.
+            MonitorClosedError: The subscription is closed; or nothing waits, and the monitor is closed.
+            NstatError: Nothing waits, and the kernel's side failed.
             ConcurrentReadError: Another task is reading this subscription.
         """
         self._check_reader()
@@ -273,7 +272,7 @@ class Subscription:
             self._wake()
 
     async def aclose(self) -> None:
-        """`close`, for ``contextlib.aclosing`` and whoever closes monitors and subscriptions alike."""
+        """`close`, for ``contextlib.aclosing`` and code that closes monitors and subscriptions alike."""
         self.close()
         await anyio.lowlevel.checkpoint()
 
@@ -302,7 +301,7 @@ class Subscription:
         """Wait until an event is there; False when none will ever come.
 
         Args:
-            turn: Also give other tasks a turn. Nothing was taken then, so a cancellation loses nothing.
+            turn: Give other tasks a turn in any case. Nothing is taken before it, so a cancellation loses nothing.
         """
         self._check_reader()
         self._reading, self._credit = True, 0

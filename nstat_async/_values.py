@@ -1,11 +1,10 @@
 """Values by name: frozen attrs classes as JSON objects, and back.
 
 Setups, purposes, look-up requests and answers are classes of simple fields. Their type
-hints are the whole description: nobody writes a pair of functions for each of them.
+hints are enough to write and read them, without a pair of functions for each class.
 
-What is read was written by somebody, perhaps by a later version, perhaps by nobody at all.
-A field that is not known is skipped, one that is missing takes its default, and anything of
-the wrong type or size is a `ProtocolError` about this one value.
+The JSON may be of a later version, or damaged. An unknown field is skipped, a missing one gets
+its default, and anything of the wrong type or size is a `ProtocolError` about this one value.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ _T = TypeVar("_T")
 _Reader = Callable[[Any], Any]
 
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
-"""What a kernel's number can be, signed or not."""
+"""Limits of a kernel's number, signed or unsigned."""
 _SHOWN = 60
 _PLAIN = (str, bool, int, float, type(None))
 
 
 def to_json(value: Any, *, only: Iterable[str] | None = None) -> Any:
-    """A value as JSON can hold it: bytes as hex, enumerations as their value, tuples and sets as lists.
+    """A value in the types of JSON: bytes as hex, enumerations as their value, tuples and sets as lists.
 
     Args:
-        value: An instance of an attrs class, or anything that a field of one may be.
+        value: An instance of an attrs class, or a value that a field of one may have.
         only: Names of the fields to write; `None`: all.
 
     Raises:
-        UsageError: It, or something in it, is no such value.
+        UsageError: The value, or something in it, has another type.
     """
     if isinstance(value, enum.Enum):
         return value.value
@@ -61,7 +60,7 @@ def to_json(value: Any, *, only: Iterable[str] | None = None) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """The text of what `to_json` makes, in half of the time: the encoder goes through what is plain by itself."""
+    """The JSON text of `to_json`, in half the time: the encoder handles plain values by itself."""
     return _encoder.encode(value)
 
 
@@ -84,10 +83,10 @@ def _names_of(kind: type) -> tuple[str, ...]:
 
 
 def from_json(kind: type[_T], data: Any) -> _T:
-    """The value of an attrs class that `to_json` wrote.
+    """The instance of an attrs class that `to_json` wrote.
 
     Raises:
-        ProtocolError: It is no such value; the text says which field is wrong.
+        ProtocolError: It is not one; the text says which field is wrong.
     """
     try:
         return typing.cast("_T", _reader(typing.cast("Any", kind))(data))
@@ -98,18 +97,18 @@ def from_json(kind: type[_T], data: Any) -> _T:
 
 
 class Vocabulary:
-    """Classes that are distinguished by their name, under the key ``"type"``. Any attrs class can be written."""
+    """Classes that are told apart by their name, under the key ``"type"``. Any attrs class can be written."""
 
     def __init__(self, *kinds: type) -> None:
         self._kinds = {kind.__name__: kind for kind in kinds}
 
     def write(self, value: Any) -> Any:
-        """A value with its class' name; what is no instance of an attrs class as it is."""
+        """A value with its class' name; a value that is not of an attrs class is written as it is."""
         data = to_json(value)
         return {"type": type(value).__name__, **data} if attrs.has(type(value)) else data
 
     def read(self, data: Any) -> Any:
-        """The value that `write` wrote; a ProtocolError if its class is unknown, or it is no value of that."""
+        """The value that `write` wrote; a ProtocolError if its class is unknown, or it is not a value of that class."""
         if data is None or isinstance(data, str):
             return data
         name = data.get("type") if isinstance(data, dict) else None
@@ -124,7 +123,7 @@ class Vocabulary:
 
 @functools.cache
 def _reader(hint: Any) -> _Reader:
-    """Turns JSON into a value of this type, or raises `ValueError`."""
+    """A function that makes a value of this type of JSON, or raises `ValueError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SIMPLE:
         return _SIMPLE[hint]
@@ -149,7 +148,7 @@ def _refuse(data: Any, what: str) -> ValueError:
 
 def _exactly(kind: type, what: str) -> _Reader:
     def read(data: Any) -> Any:
-        if type(data) is not kind:  # a truth value is no number here
+        if type(data) is not kind:  # `True` is not a number here
             raise _refuse(data, what)
         return data
 
@@ -184,7 +183,7 @@ def _one_of(readers: tuple[_Reader, ...]) -> _Reader:
     optional = _SIMPLE[type(None)] in readers
 
     def read(data: Any) -> Any:
-        if data is None and optional:  # the most frequent one, which the others would refuse by an exception each
+        if data is None and optional:  # the most frequent value: every other reader would raise an exception for it
             return None
         reasons = []
         for reader in readers:
@@ -241,6 +240,6 @@ def _record(kind: type) -> _Reader:
                     values[argument] = reader(data[name])
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from error
-        return kind(**values)  # a field without a default that is missing is a TypeError
+        return kind(**values)  # a TypeError if a field without a default is missing
 
     return read

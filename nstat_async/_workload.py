@@ -1,8 +1,8 @@
-"""What the path of a cgroup says about who runs there: a unit of systemd, a container, a pod.
+"""What the path of a cgroup tells about its processes: a unit of systemd, a container, a pod.
 
-The forms are those of systemd (``cg_path_get_unit``), of the container engines' two cgroup drivers (``systemd`` makes
-scopes, ``cgroupfs`` plain directories), of LXC, of systemd-nspawn, and of Kubernetes' kubelet. Where containers are nested, the
-innermost one counts; a unit is the outermost one, as for ``systemctl status PID`` on this machine.
+It knows the paths of systemd (``cg_path_get_unit``), of the two cgroup drivers of container engines (``systemd`` makes
+scopes, ``cgroupfs`` plain directories), of LXC, systemd-nspawn and Kubernetes' kubelet. Of nested containers the innermost
+counts; of nested units the outermost, as for ``systemctl status PID`` on this machine.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 REMEMBERED = 4096
-"""Paths whose meaning is kept."""
+"""Most paths whose meaning is kept."""
 
 _UNIT = r".+\.(?:service|scope|socket|mount|swap)"
 _USER_MANAGER = r"user@\d+\.service"
 _ENGINE = r"(?:(?P<engine>.*)[-:])?(?P<id>[0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})(?:\.scope)?"
 """``docker-ID.scope``, ``crio-ID``, ``….slice:cri-containerd:ID``, or the bare id; ECS has shorter ones."""
 _MONITORS = ("conmon",)
-"""What runs beside a container, under its id."""
+"""Helpers of an engine: their cgroup has the id of a container, but is not that of the container."""
 _MACHINE = r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service"
 _VIRTUAL_MACHINES = ("qemu-", "xen-")
 _LIBVIRT = r"lxc-\d+-"
@@ -34,19 +34,19 @@ _ESCAPED = rb"\\x([0-9a-f]{2})"
 
 
 class Workload(NamedTuple):
-    """Who runs in a cgroup; `None` where its path does not say."""
+    """What runs in a cgroup; `None` where its path does not tell."""
 
     unit: str | None
-    """Unit of systemd, as ``systemctl`` writes it; of a user's own manager that user's unit."""
+    """Unit of systemd, as ``systemctl`` writes it; under a user's own manager, the unit of that."""
     container: str | None
-    """Id of the container, as its engine has it; of LXC and systemd-nspawn its name."""
+    """Id of the container, as its engine has it; for LXC and systemd-nspawn, its name."""
     pod: str | None
-    """Uid of the Kubernetes pod; of Podman its id."""
+    """Uid of the Kubernetes pod; for Podman, the pod's id."""
 
 
 @functools.lru_cache(REMEMBERED)
 def workload_of(path: str) -> Workload:
-    """Who runs in the cgroup of this path; a path from outside a cgroup namespace begins with ``/..``."""
+    """What runs in the cgroup with this path; a path outside this cgroup namespace begins with ``/..``."""
     parts = [part for part in path.split("/") if part not in {"", ".."}]
     return Workload(_unit(parts), _container(parts), _pod(parts))
 
@@ -61,7 +61,7 @@ def _unit(parts: list[str]) -> str | None:
 
 
 def _first_unit(names: list[str]) -> tuple[str | None, list[str]]:
-    """What follows the slices, if it is a unit, and the names behind it."""
+    """The name after the slices, if it is a unit, and the names that follow it."""
     behind = next((at for at, name in enumerate(names) if not name.endswith(".slice")), len(names))
     if behind == len(names) or not re.fullmatch(_UNIT, names[behind]):
         return None, []
@@ -99,7 +99,7 @@ def _of_lxc(parent: str, part: str) -> str | None:
 
 
 def _unescaped(name: str) -> str:
-    """What ``systemd-escape`` made of a machine's name."""
+    """A machine's name as it was before ``systemd-escape``."""
     data = name.encode("utf-8", "surrogateescape")
     return re.sub(_ESCAPED, lambda match: bytes([int(match[1], 16)]), data).decode("utf-8", "replace")
 

@@ -1,8 +1,8 @@
-"""Functions that write values as JSON, made from the table of fields: as quick as those by hand.
+"""Functions that write values as JSON. They are made from the table of fields, and as quick as if written by hand.
 
-Most lines of a stream are updates of flows, and most of an update is as it was at the one before: the flow, and most
-counters. What stays is kept as text beside the flow (`Kept`). A kernel's own form of the counters says where each number
-is (`CountsForm`), so that a `Plan` writes the line without making counts of it. The C code follows the same plan.
+Most lines of a stream are updates of flows, and most of an update repeats the one before: the flow, and most
+counters. That text is kept for each flow (`Kept`). A kernel's own form of the counters tells where each number
+is (`CountsForm`), so a `Plan` writes the line without making `Counts`. The C code follows the same plan.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._fields import NUMBER, Field, FieldTable, number_text
 from ._model import COUNTS_FIELDS, Counts, CountsForm, Delta, Flow, Place
 
 VERSION = 1
-"""Of the format."""
+"""Version of the format."""
 Text = Callable[[Any], str]
 Numbers = tuple[Union[int, None], ...]
 """All counters in the order of `COUNTS_FIELDS`."""
@@ -45,18 +45,18 @@ def _function(arguments: str, body: Sequence[str], names: Mapping[str, Any]) -> 
 
 @functools.lru_cache(256)
 def _code(source: str) -> CodeType:
-    """Each formatter needs the same: to compile is what takes long."""
+    """Compiled code is kept: every formatter needs the same, and compiling takes most of the time."""
     return compile(source, "<table of fields>", "exec")
 
 
 def _compiled(fields: Sequence[Field], texts: Sequence[Text | str], head: str, given: Sequence[str] = ()) -> Any:
-    """A function that writes these fields of a value: one format, made once.
+    """A function that writes these fields of a value by one format.
 
     Args:
-        fields: What is written; those that are `Field.later` only where they are known.
-        texts: For each the function, or the expression of ``x``, that writes its value.
-        head: What stands before them; without it the first field needs no comma.
-        given: Names of fields whose values are handed in as one more argument.
+        fields: The fields; a `Field.later` is written only if it is known.
+        texts: For each field a function, or an expression of ``x``, that writes its value.
+        head: The text before the fields; without it the first field has no comma before it.
+        given: Names of fields whose values come as a second argument.
     """
     names: dict[str, Any] = {}
     body, members = [], []
@@ -75,12 +75,12 @@ def _compiled(fields: Sequence[Field], texts: Sequence[Text | str], head: str, g
         members.append(f"f'{{a{at}}}'")
     whole = f"{head!r} {' '.join(members)} '}}'"
     if not head and fields[0].later:
-        whole = f"'{{' + ({' '.join(members)})[1:] + '}}'"  # no member may be there: "{}"
+        whole = f"'{{' + ({' '.join(members)})[1:] + '}}'"  # "{}" if there is no member
     return _function("value, given" if given else "value", [*body, f"return {whole}"], names)
 
 
 class Writer:
-    """Makes for each class the function that writes its values as JSON objects."""
+    """Makes, for each class, a function that writes its values as JSON objects."""
 
     def __init__(self, table: FieldTable, *, full: bool) -> None:
         self._table = table
@@ -92,13 +92,13 @@ class Writer:
         self._any_counts: Callable[[Counts, Numbers], str] = self.made(Counts, dict.fromkeys(COUNTS_FIELDS, "x"))
         self._numbers = [(field, COUNTS_FIELDS.index(field.name)) for field in fields if field.name in COUNTS_FIELDS]
         self._is_own = any(field.name not in (*COUNTS_FIELDS, "media") and not field.derived for field in fields)
-        """True for fields of somebody's own."""
+        """True if a table of the user's own adds fields."""
         self._formats: dict[int, tuple[Any, Callable[..., str]]] = {}
-        """By how many numbers are unknown: which, and what writes the others."""
+        """By the number of unknown counters: which ones are unknown, and a function that writes the others."""
         self.known[Counts] = lambda counts: self.counts(counts, counts._translated())  # noqa: SLF001  # all at once, for speed
 
     def counts(self, counts: Counts, values: Numbers) -> str:
-        """Counts whose numbers were read already. Most of a line is this, so one format takes all numbers at once."""
+        """Counts whose numbers were read already: they are most of a line, so one format writes all numbers together."""
         if self._is_own or counts.media:
             return self._any_counts(counts, values)
         unknown = values.count(None)
@@ -108,7 +108,7 @@ class Writer:
         return write(*values)
 
     def _format_of(self, values: Numbers) -> tuple[Any, Callable[..., str]]:
-        """What picks the unknown ones of values, and what writes the others where the same are unknown."""
+        """Functions that pick the unknown counters of values, and that write the known ones if the same are unknown."""
         members = [
             f'"{field.key}":{"null" if values[place] is None else f"{{a{place}}}"}'
             for field, place in self._numbers
@@ -128,7 +128,7 @@ class Writer:
         return known
 
     def made(self, cls: type, given: Mapping[str, str]) -> Any:
-        """A function for a class; values of the fields in `given` are an argument, written by these expressions."""
+        """A function for a class; the values of fields in `given` are an argument, written by these expressions."""
         record = self._table.of(cls)
         head = "" if record.event is None else f'{{"v":{VERSION},"event":"{record.event}"'
         fields = [field for field in record.fields if self._full or not field.full]
@@ -143,7 +143,7 @@ class Writer:
         return kind.text or (lambda item: dump(kind.plain(item)))
 
     def number(self, value: float) -> str:
-        """A number; many events in turn have the same time."""
+        """The text of a number, which is kept: many events in a row have the same time."""
         known, text = self._last
         if known != value:
             text = number_text(value)
@@ -151,7 +151,7 @@ class Writer:
         return text
 
     def follow(self, kept: Kept, reader: ReportReader, raw: Any, four: Any) -> None:
-        """These counters of a flow were written; the next ones may go by a plan."""
+        """Keep the counters of a flow that were written, so that a plan may write the next ones."""
         form, plan = reader.form, None
         if form is not None and isinstance(raw, bytes) and len(raw) == form.size:
             if form not in self._plans:
@@ -168,40 +168,40 @@ class Writer:
 
 @attrs.define(eq=False, weakref_slot=False)
 class Kept:
-    """What a formatter keeps of a flow: how it was written last."""
+    """What a formatter keeps of a flow: the text and counters that it wrote last."""
 
     flow: Flow
     text: str
     reader: ReportReader | None = None
-    """Whose counters Python wrote last."""
+    """The reader of the counters that were written last."""
     raw: Any = None
-    """These counters."""
+    """The counters that were written last."""
     plan: Plan | None = None
-    """What writes the next ones; `None`: no plan does."""
+    """Writes the next counters; `None`: there is no plan."""
     program: bytes | None = None
-    """The plan's, for the C code."""
+    """`Plan.program`, for the C code."""
     totals: tuple[int, ...] = ()
-    """What they had that has a growth: in the plan's order, or of a delta."""
+    """The counters that were written last and have a delta, in the plan's order or that of a delta."""
     groups: list[bytes | None] = attrs.field(factory=list)
-    """The other counters, as the plan groups them."""
+    """The other counters, in the groups of the plan."""
     texts: list[tuple[str, ...]] = attrs.field(factory=list)
     """The text of each group."""
 
 
 @attrs.frozen(eq=False)
 class Plan:
-    """How updates of a form of counters are written, while nothing falls."""
+    """How to write updates whose counters have a known form, as long as no total falls."""
 
     size: int
-    """Bytes of the counters."""
+    """Size of the counters in bytes."""
     program: bytes
     """The pieces of the line, for the C code."""
     totals: Callable[[bytes], tuple[int, ...]]
-    """Reads what has a growth."""
+    """Reads the counters that have a delta."""
     groups: int
-    """Of the other counters, which are written anew together."""
+    """Number of groups of the other counters; a group is written together."""
     write: Callable[[str, bytes, Kept], str | None]
-    """(time, counters, flow) to the line; `None`: a total fell."""
+    """Makes the line of (time, counters, flow); `None` if a total fell."""
 
 
 _NOWHERE = Place(0, 0)
@@ -209,7 +209,7 @@ _NOWHERE = Place(0, 0)
 
 @attrs.frozen
 class _Piece:
-    """A part of a line: what stands before a value, and which value it is."""
+    """A part of a line: a fixed text and the value after it."""
 
     before: str
     kind: int
@@ -218,13 +218,13 @@ class _Piece:
 
 
 _END, _TIME, _FLOW, _LONG, _SHORT, _MILLISECONDS, _GROWN = range(7)
-"""Kinds of values: none, time, the flow's text, a number of 64 and of 32 bits, a scaled time, a growth."""
+"""Kinds of values: none, the time, the flow's text, a number of 64 bits, one of 32 bits, a scaled time, a delta."""
 _HEAD = struct.Struct("<H")
 _PIECE = struct.Struct("<5H")
 
 
 def _plan_of(table: FieldTable, form: CountsForm) -> Plan | None:
-    """The plan of a form; `None` where a line has other fields, or the totals lie elsewhere."""
+    """The plan for a form; `None` if lines have other fields, or the totals lie elsewhere."""
     shown = [field.name for field in table.of(FlowUpdated).fields if not field.full]
     fields = table.of(Counts).fields
     first = sorted(form.places[name].offset for name in _FOUR if name in form.places)
@@ -245,7 +245,7 @@ def _plan_of(table: FieldTable, form: CountsForm) -> Plan | None:
 
 
 def _pieces(table: FieldTable, form: CountsForm) -> Iterator[_Piece]:
-    """The line of an update, in order."""
+    """The pieces of an update's line, in order."""
     record = table.of(FlowUpdated)
     time, flow, counts, delta = [field.key for field in record.fields if not field.full]
     yield _Piece(f'{{"v":{VERSION},"event":"{record.event}","{time}":', _TIME)
@@ -272,7 +272,7 @@ def _encoded(piece: _Piece) -> bytes:
 
 
 def _update_writer(pieces: Sequence[_Piece]) -> tuple[int, Any]:
-    """`Plan.groups` and `Plan.write`: what is no total is written in groups, each only when its bytes changed."""
+    """`Plan.groups` and `Plan.write`: counters that are not totals are in groups; a group is written only if it changed."""
     line: list[str] = []
     groups: dict[str, list[list[_Piece]]] = {}
     for name, run in groupby(pieces, _group_of):
@@ -296,20 +296,20 @@ def _update_writer(pieces: Sequence[_Piece]) -> tuple[int, Any]:
 
 
 def _group_of(piece: _Piece) -> str:
-    """What a piece is kept with: what counts one medium, or all that is short."""
+    """The group of a piece: its medium, or that of all short counters."""
     if piece.kind in {_TIME, _FLOW, _GROWN, _END} or piece.name in _FOUR:
         return ""
     return piece.name.partition("_")[0] if piece.place.size == 8 else "short"
 
 
 def _bytes_of(runs: Sequence[Sequence[_Piece]]) -> tuple[int, int]:
-    """Where the bytes of a group begin and end."""
+    """Offsets where the bytes of a group begin and end."""
     places = [piece.place for run in runs for piece in run]
     return min(place.offset for place in places), max(place.offset + place.size for place in places)
 
 
 def _group_reader(groups: Sequence[Sequence[Sequence[_Piece]]]) -> tuple[Any, list[int]]:
-    """What cuts totals and groups out of counters, and the groups' order there."""
+    """A function that cuts totals and groups out of counters, and the order of the groups there."""
     pattern, at = "<4Q", 32
     places = sorted((*_bytes_of(runs), number) for number, runs in enumerate(groups))
     for begin, end, _ in places:
@@ -319,14 +319,14 @@ def _group_reader(groups: Sequence[Sequence[Sequence[_Piece]]]) -> tuple[Any, li
 
 
 def _total_source(piece: _Piece) -> str:
-    """Source of what is written each time."""
+    """Source code that writes a piece of every line."""
     values = {_TIME: "time", _FLOW: "kept.text", _GROWN: f"d{piece.place.offset}", _END: ""}
     value = values.get(piece.kind, f"n{piece.place.offset}")
     return f"{piece.before!r} f'{{{value}}}'" if value else repr(piece.before)
 
 
 def _group_writer(runs: Sequence[Sequence[_Piece]]) -> Any:
-    """What writes the bytes of a group, a text for each of its runs of pieces."""
+    """A function that writes a group: a text for each of its runs of pieces."""
     places = sorted({piece.place for run in runs for piece in run})
     pattern, at = "<", _bytes_of(runs)[0]
     for place in places:
