@@ -2,14 +2,14 @@
 
     Monitor(flow_filter=by_pid(42) & ~loopback())
 
-A filter looks at a `Flow`; any callable that takes a flow and returns a bool may
-stand for one. `parse` makes one of a text; the command line and the web server use the same keys.
-What a flow *is* may change while it lives (its address is bound, its owner changes), so `FlowGate`
-keeps count: a consumer sees a flow as added when it begins to match and as removed
+A filter looks at a `Flow`; any callable that takes a flow and returns a bool works as
+a filter too. `parse` makes one of a text; the command line and the web server use the same keys.
+A flow may change while it lives (its address is bound, its owner changes). So `FlowGate`
+tracks it: a consumer sees the flow as added when it begins to match, and as removed
 (``reason=FILTERED``) when it ceases to.
 
-Filtering happens here and not in the kernel: Darwin's kernel filters suppress
-reports, not sources, and make losses undetectable (see ``docs/ntstat.md``).
+Flows are filtered here and not in the kernel: Darwin's kernel filters suppress
+reports, not sources, and hide losses (see ``docs/ntstat.md``).
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ __dir__ = only(__all__)
 Predicate = Callable[[Flow], bool]
 
 SHORT_ID = 12
-"""Characters of a container's id that its engine shows."""
+"""Number of characters of a container's id that its engine shows."""
 
 
 @attrs.frozen(repr=False)
 class Filter:
-    """A condition on flows. Make one with the functions of this module: these can be pickled, and so can what is made of them."""
+    """A condition on flows. Filters made with the functions of this module, and combinations of them, can be pickled."""
 
     predicate: Predicate = attrs.field(eq=False)
     text: str
-    """What it says, for messages and `repr`."""
+    """The condition in words, for messages and `repr`."""
     remake: Callable[[], Any] | None = attrs.field(default=None, eq=False, kw_only=True)
-    """Makes it again: a pickle has this instead of the predicate. `None`: the predicate is pickled itself."""
+    """Makes the filter again: a pickle has this instead of the predicate. `None`: the predicate itself is pickled."""
     needs_extras: bool = attrs.field(default=False, eq=False, kw_only=True)
-    """It looks at what is known with ``extras`` only (on Linux)."""
+    """True if it looks at fields that are known with ``extras`` only (on Linux)."""
 
     def __call__(self, flow: Flow) -> bool:
         """True if the flow matches."""
@@ -113,7 +113,7 @@ FilterLike = Union[Filter, Predicate]
 
 
 def as_filter(value: FilterLike) -> Filter:
-    """A filter of a filter or a predicate.
+    """Make a filter of a filter or a predicate.
 
     Raises:
         UsageError: It is neither, or asynchronous.
@@ -128,7 +128,7 @@ def matching(predicate: Predicate) -> Filter:
     """Flows for which the function returns true.
 
     Raises:
-        UsageError: It is no plain function: what an ``async def`` returns is always true.
+        UsageError: It is not a plain function: what an ``async def`` returns is always true.
     """
     check_predicate("matching", predicate)
     return Filter(predicate, getattr(predicate, "__name__", "predicate"))
@@ -138,14 +138,14 @@ def matching(predicate: Predicate) -> Filter:
 
 _T = TypeVar("_T")
 _Check = Callable[[Any], Union[_T, None]]
-"""Gives the value of a filter that something stands for; `None`: it stands for none."""
+"""Converts an argument to a value of the filter; `None` if it cannot be one."""
 
 
 def _each(make: Callable[..., Filter], given: Iterable[Any], check: _Check[_T], right: str) -> tuple[_T, ...]:
-    """The values of a filter, each checked.
+    """The checked values of a filter.
 
     Raises:
-        UsageError: There are none, or one of them is wrong.
+        UsageError: There are no values, or one is wrong.
     """
     found = []
     for value in given:
@@ -159,7 +159,7 @@ def _each(make: Callable[..., Filter], given: Iterable[Any], check: _Check[_T], 
 
 
 def _filter(again: partial[Filter], wanted: Iterable[object], predicate: Predicate, **options: bool) -> Filter:
-    """A filter that knows how it was made, and says so."""
+    """A filter that can say, and pickle, how it was made."""
     shown = ", ".join(sorted(repr(getattr(value, "value", value)) for value in wanted))
     return Filter(predicate, f"{again.func.__name__}({shown})", remake=again, **options)
 
@@ -167,7 +167,7 @@ def _filter(again: partial[Filter], wanted: Iterable[object], predicate: Predica
 def _one_of(
     make: Callable[..., Filter], given: tuple[Any, ...], check: _Check[_T], right: str, read: Callable[[Flow], Any]
 ) -> Filter:
-    """Flows of which `read` gives one of these values."""
+    """Flows for which `read` returns one of these values."""
     wanted = frozenset(_each(make, given, check, right))
     return _filter(partial(make, *given), wanted, lambda flow: read(flow) in wanted)
 
@@ -181,7 +181,7 @@ def _text(value: Any) -> str | None:
 
 
 def _member_of(kind: type[enum.Enum]) -> tuple[_Check[enum.Enum], str]:
-    """The check of an enumeration's members, by themselves or by value, and what is right."""
+    """A check of an enumeration's members, given as members or values, and a text that lists the right ones."""
     known: dict[Any, enum.Enum] = {member.value: member for member in kind} | {member: member for member in kind}
     words = ", ".join(str(member.value) for member in kind)
     return lambda value: known.get(value) if isinstance(value, (str, kind)) else None, f"one of {words}"
@@ -201,7 +201,7 @@ def _user(value: Any) -> int | None:
 
 
 def _user_or_name(value: Any) -> int | str | None:
-    """A user id, or what can be a user's name: no number, which is an id that somebody forgot to make one."""
+    """A user id or name; a text of digits is refused, because it is probably meant as an id."""
     if isinstance(value, str):
         return value if value.isprintable() and value[:1] not in {"", "-"} and not value.isdecimal() else None
     return _user_id(value)
@@ -211,7 +211,7 @@ def _user_or_name(value: Any) -> int | str | None:
 
 
 def is_of(process: Process | None, pids: Container[int]) -> bool:
-    """True for a process with one of these ids, or one that works on behalf of such a process."""
+    """True for a process with one of these ids, or one that acts on behalf of such a process."""
     return process is not None and (process.pid in pids or process.effective_pid in pids)
 
 
@@ -219,7 +219,7 @@ def by_pid(*pids: int) -> Filter:
     """Flows of these processes, or on their behalf (effective pid).
 
     Raises:
-        UsageError: One is not the number of a process, or there are none; as for every filter here.
+        UsageError: A value is not a process id, or there are no values. Every filter here checks its values.
     """
     wanted = frozenset(_each(by_pid, pids, _whole(0, 2**31 - 1), "the number of a process, e.g. 501"))
     return _filter(partial(by_pid, *pids), wanted, lambda flow: is_of(flow.process, wanted))
@@ -239,9 +239,9 @@ def by_uid(*users: int | str) -> Filter:
 
 
 def by_user(*users: int | str) -> Filter:
-    """Flows of these users, by number, or by the name that the flow's machine gives them.
+    """Flows of these users, by number, or by the name on the flow's machine.
 
-    Where a flow does not say its user's name (`Process.user`), the names are those of this machine.
+    If a flow does not have its user's name (`Process.user`), the names are those of this machine.
     """
     wanted: tuple[int | str, ...] = _each(by_user, users, _user_or_name, "the number or the name of a user")
     here = frozenset(_user(user) for user in wanted if isinstance(user, str))
@@ -282,12 +282,12 @@ def by_state(*states: TcpState | str) -> Filter:
 
 
 def by_outcome(*outcomes: Outcome | str) -> Filter:
-    """Flows that ended in one of these ways: they are seen when they end, as added and removed at once."""
+    """Flows that ended in one of these ways: they appear when they end, as added and removed together."""
     return _one_of(by_outcome, outcomes, *_member_of(Outcome), attrgetter("outcome"))
 
 
 def by_interface(*names: str) -> Filter:
-    """Flows over the interfaces of these names."""
+    """Flows over interfaces with these names."""
     right = "the name of an interface, e.g. 'en0'"
     return _one_of(by_interface, names, _text, right, lambda flow: flow.interface and flow.interface.name)
 
@@ -299,7 +299,7 @@ def by_interface_kind(*kinds: InterfaceKind | str) -> Filter:
 
 
 def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
-    """Flows with one of these ports at either end (or at the end chosen)."""
+    """Flows with one of these ports at either end (or at the chosen end)."""
     wanted = frozenset(_each(by_port, ports, _whole(0, 65_535), "a port from 0 to 65535, e.g. 443"))
 
     def matches(flow: Flow) -> bool:
@@ -326,7 +326,7 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
         remote: Look at the remote address.
 
     Raises:
-        UsageError: One of them is no network.
+        UsageError: One of them is not a network.
     """
     wanted = _each(by_address, networks, _network, "an address or a network, e.g. '192.0.2.0/24'")
 
@@ -353,7 +353,7 @@ def by_host(*names: str) -> Filter:
 
 
 def by_cgroup(*paths: str) -> Filter:
-    """Flows of these cgroups (Linux, v2) and of those below them, e.g. ``"/system.slice"``."""
+    """Flows of these cgroups (Linux, v2) and the cgroups below them, e.g. ``"/system.slice"``."""
     wanted = frozenset(_each(by_cgroup, paths, _text, "the path of a cgroup, e.g. '/system.slice'"))
     prefixes = tuple(path.rstrip("/") + "/" for path in wanted)
 
@@ -364,14 +364,14 @@ def by_cgroup(*paths: str) -> Filter:
 
 
 def by_unit(*names: str) -> Filter:
-    """Flows of these units of systemd (Linux), e.g. ``"nginx.service"``; a name without a suffix is a service's."""
+    """Flows of these units of systemd (Linux), e.g. ``"nginx.service"``; a name without a suffix means a service."""
     wanted = frozenset(_each(by_unit, names, _text, "the name of a unit, e.g. 'nginx.service'"))
     units = wanted | {f"{name}.service" for name in wanted}
     return _filter(partial(by_unit, *names), wanted, lambda flow: flow.unit in units)
 
 
 def by_container(*names: str) -> Filter:
-    """Flows of these containers (Linux), by name, by id, or by the first characters of an id, 12 at least."""
+    """Flows of these containers (Linux), by name, by id, or by at least the first 12 characters of an id."""
     wanted = _each(by_container, names, _text, "the name or the id of a container")
     starts = tuple(name for name in wanted if len(name) >= SHORT_ID)
 
@@ -402,7 +402,7 @@ def loopback() -> Filter:
 
 
 def _split(texts: Iterable[str]) -> list[str]:
-    """The parts of lists with commas."""
+    """The items of comma-separated lists."""
     words = [word.strip() for text in texts for word in text.split(",")]
     if "" in words:
         raise UsageError(f"filter: {', '.join(map(repr, texts))} has nothing where a comma says that something comes")
@@ -410,7 +410,7 @@ def _split(texts: Iterable[str]) -> list[str]:
 
 
 def _numbers(texts: list[str]) -> list[int | str]:
-    """Texts as numbers; what is none stays, for the filter to refuse (or to know, as a user)."""
+    """Texts as numbers; other texts stay, and the filter refuses them, or takes them as names of users."""
     return [int(word) if len(word) < 20 and word.isascii() and word.isdigit() else word for word in _split(texts)]
 
 
@@ -448,11 +448,11 @@ _KEYS: dict[str, tuple[Callable[..., Filter], Callable[[list[str]], Sequence[Any
 """The filter of each key, and how its texts become the filter's values."""
 _EXAMPLE = "'port=443,80 & ~loopback'"
 MAX_ITEMS = 100
-"""Conditions that a text may have."""
+"""Most conditions in a text."""
 
 
 def _filter_of(key: str, texts: list[str]) -> Filter:
-    """The filter of a key. What is wrong with its values is said of the key: whoever wrote it knows no function."""
+    """The filter of a key. Its errors name the key, because the user of a text does not know the functions."""
     make, values = _KEYS[key]
     try:
         return make(*values(texts))
@@ -461,10 +461,10 @@ def _filter_of(key: str, texts: list[str]) -> Filter:
 
 
 def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
-    """A filter of keys and values, as a query string or a command line has them: one meaning for both.
+    """Make a filter of keys and values, as a query string or a command line has them.
 
-    Values of one key are alternatives; a flow must pass every key. A key with ``~`` before it must not
-    pass. Lists with commas (and spaces where you like) are taken apart, except names, which may have commas.
+    Values of one key are alternatives. A flow must match every key, and must not match a key with ``~`` before it.
+    Values may be comma-separated lists, with spaces; names are not split, because they may have commas.
 
     Args:
         items: Pairs of key and value: ``pid``, ``process``, ``user``, ``cmdline``, ``provider``, ``direction``, ``state``,
@@ -472,7 +472,7 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
             ``pod``, and ``loopback`` with an empty value.
 
     Returns:
-        The filter; `None` when there are no items.
+        The filter; `None` if there are no items.
 
     Raises:
         UsageError: A key is unknown, a value is wrong, or there are too many items.
@@ -503,12 +503,12 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
 
 
 def parse(text: str) -> Filter:
-    """A filter of a text such as ``"pid=1,2 & ~loopback"``: the form of a query string, with spaces where you like.
+    """Make a filter of a text such as ``"pid=1,2 & ~loopback"``: a query string, in which spaces are allowed.
 
-    See `from_items` for the keys. What would be taken apart in a name is written as in a URL (``%26`` for ``&``).
+    See `from_items` for the keys. Characters with a meaning are escaped in names as in a URL (``%26`` for ``&``).
 
     Raises:
-        UsageError: It says nothing, or something unknown.
+        UsageError: The text is empty, or has an unknown key or a wrong value.
     """
     if not isinstance(text, str):
         raise UsageError(f"filter: {text!r} is no text such as 'pid=1,2 & ~loopback'")
@@ -520,20 +520,19 @@ def parse(text: str) -> Filter:
 
 
 class FlowGate:
-    """Applies a filter to a stream of events, consistently per flow.
+    """Applies a filter to a stream of events, so that each flow is added, updated and removed in order.
 
-    What a flow counted while it was hidden is not the consumer's: one that was seen
-    before, or is older than the monitor, begins to match as ``preexisting``.
+    Traffic of a flow while it does not match is not the consumer's: a flow that was seen
+    before, or is older than the monitor, is ``preexisting`` when it begins to match.
 
-    Memory: one id for each open flow that matches, is older than the monitor, or
-    matched before.
+    Memory: one id for each open flow that matches, matched before, or is older than the monitor.
     """
 
     def __init__(self, flow_filter: FilterLike) -> None:
         self._matches = as_filter(flow_filter).predicate
         self._visible: set[str] = set()
         self._historic: set[str] = set()
-        """Hidden flows whose counters are not new."""
+        """Flows that do not match now, and will be ``preexisting`` if they do."""
 
     def __call__(self, events: Iterable[AnyEvent]) -> Sequence[AnyEvent]:
         """The events that pass."""
@@ -542,7 +541,7 @@ class FlowGate:
         return passed
 
     def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
-        """Append the events that pass; what passed before the filter raises stays appended."""
+        """Append the events that pass; if the filter raises, those before it stay appended."""
         for event in events:
             if isinstance(event, FlowRemoved):
                 self._removed(event, passed)
@@ -554,7 +553,7 @@ class FlowGate:
                 passed.append(event)
 
     def _removed(self, event: FlowRemoved, passed: list[AnyEvent]) -> None:
-        """A flow ended; how it ended may be what it is looked for by."""
+        """A flow ended, and may match only now, by its outcome."""
         flow = event.flow
         known, old = flow.id in self._visible, flow.id in self._historic
         self._visible.discard(flow.id)

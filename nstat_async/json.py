@@ -3,15 +3,15 @@
     line = json.dumps(event)
     event == json.loads(line)
 
-What a line has is the table of fields (`docs/fields.md` shows it): numbers are numbers,
-what is unknown is ``null`` or left out, nothing is ever NaN, and a line is plain ASCII that a
+The table of fields says what a line has (see `docs/fields.md`). Numbers are numbers,
+unknown values are ``null`` or left out, nothing is NaN, and a line is plain ASCII that a
 terminal cannot misread. The command line writes shorter lines than `dumps`: without `FlowUpdated.previous`
 and without the details of a report.
 
-What is no Unicode in a name (Python has a lone surrogate for such a byte) is U+FFFD, because most readers refuse a
-whole file for the other; in all else a line gives its event back.
+A byte of a name that is not UTF-8 (a lone surrogate in Python) becomes U+FFFD, because most readers would refuse the
+whole file for a surrogate. In everything else a line gives its event back.
 
-`to_dict` and `dumps` take any event, any row of a table, and any value of them (a flow, counts, …).
+`to_dict` and `dumps` take any event, any row of a table, and any value in them (a flow, counts, …).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ __all__ = ["JsonFormatter", "JsonReader", "dumps", "loads", "to_dict"]
 __dir__ = only(__all__)
 
 _REMEMBERED, _FORGOTTEN = 50_000, 1_000
-"""Flows that are remembered, and how many of the oldest are forgotten at a time to make room."""
+"""Most flows that are remembered, and how many of the oldest are forgotten together to make room."""
 _AT_ONCE = 8
-"""Events whose lines are one text: more would be memory that is taken from the system and given back each time."""
+"""Most events whose lines are one text: for a longer text the system would be asked for memory each time."""
 _MOST_SHOWN = 200
-"""Characters of a refused line that its error carries."""
+"""Most characters of a refused line in its error."""
 _MOST_SAID = 60
-"""Characters of a refused value that its error says."""
+"""Most characters of a refused value in its error."""
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError)
-"""What reading nonsense may raise."""
+"""Errors that reading nonsense may raise."""
 
 
 # --- values to plain values ---------------------------------------------------------------
@@ -72,12 +72,12 @@ def to_dict(value: Any, *, time: float | None = None, full: bool = True, table: 
 
     Args:
         value: The event, row or value.
-        time: For a row: the moment of the look, seconds since the epoch.
-        full: False: without what the command line leaves out.
+        time: For a row: when it was read, seconds since the epoch.
+        full: False: without the fields that the command line leaves out.
         table: The table of fields; another one for fields of your own.
 
     Raises:
-        TypeError: There is nothing about such a value in the table.
+        TypeError: The table has no such value.
     """
     try:
         record = table.of(type(value))
@@ -111,13 +111,13 @@ def _no_constant(text: str) -> Any:
 
 
 def loads(line: str | bytes, *, table: FieldTable = TABLE) -> AnyEvent | Row:
-    """The event or row that a line was made of; a line of ``snapshot`` is a flow that was there before.
+    """The event or row that a line was made of; a line of ``snapshot`` becomes a preexisting flow.
 
-    Unknown keys are skipped. Lines that are not full, as the command line prints them, give `FlowUpdated.previous`
-    from ``delta``: the four counters that it has.
+    Unknown keys are skipped. Lines of the command line are not full: they have `FlowUpdated.previous` only as the four
+    counters of ``delta``.
 
     Raises:
-        ProtocolError: The line is no JSON, or nothing that this version knows.
+        ProtocolError: The line is not JSON, or not known to this version.
     """
     return _loaded(line, lambda data: _event(data, table, None))
 
@@ -131,7 +131,7 @@ def _loaded(line: str | bytes, event_of: Callable[[dict[str, Any]], Any]) -> Any
         text = line if isinstance(line, str) else line.decode(json.detect_encoding(line), "surrogatepass")
         data = _decode(text)
         if not isinstance(data, dict):
-            raise TypeError("it is no object")  # one place says what is wrong
+            raise TypeError("it is no object")  # reported below, like everything else
         event: AnyEvent | Row = event_of(data)
     except (*_UNREADABLE, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
@@ -190,7 +190,7 @@ def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None
 
 
 def _wrong(field: Field, item: Any) -> str:
-    """What a field is, and what it would have to be."""
+    """The value of a field, and what it should be."""
     return f"{field.key} is {_shown(item)}, but must be: {field.kind.name.replace('` `', ', ').strip('`')}"
 
 
@@ -200,7 +200,7 @@ def _shown(item: Any) -> str:
 
 
 def _counts(record: Record, data: Mapping[str, Any]) -> Counts:
-    """Most of a line is counts, and most of them are plain numbers."""
+    """Read counts, quickly: they are most of a line, and most of them are plain numbers."""
     values = tuple(map(data.get, COUNTS_FIELDS))
     media = data.get("media")
     if media is None and {int, type(None)}.issuperset(map(type, values)):
@@ -217,7 +217,7 @@ def _counts(record: Record, data: Mapping[str, Any]) -> Counts:
 
 
 def _complete_flow(found: dict[str, Any], data: Mapping[str, Any]) -> None:
-    """Lines of earlier versions have the begin of a flow in seconds only."""
+    """Lines of earlier versions have the start of a flow in seconds only."""
     started = data.get("started")
     if started is not None and "started_ns" not in found:
         found["started_ns"] = MOMENT.read(round(NUMBER.read(started) * 1_000_000) * 1000)
@@ -248,7 +248,7 @@ _COMPLETE: dict[type, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
     FlowUpdated: _complete_update,
     Row: _complete_row,
 }
-"""What a class needs beside its own keys."""
+"""Functions that complete the values of a class after its keys were read."""
 
 
 # --- many lines a second ------------------------------------------------------------------
@@ -256,21 +256,21 @@ _COMPLETE: dict[type, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
 
 @attrs.define(eq=False)
 class JsonReader:
-    """Turns the lines of one stream into events, many a second: `loads` for streams.
+    """Turns the lines of one stream into events quickly: `loads` for streams.
 
-    While nothing about a flow changed, its events share one `Flow`, as those of a monitor do; at most `_REMEMBERED`
-    of them are kept.
+    The events of a flow share one `Flow` as long as it does not change, as those of a monitor do. At most `_REMEMBERED`
+    flows are kept.
     """
 
     change: Callable[[Flow], Flow] | None = None
-    """What is made of each new value of a flow; `None`: it stays as it is."""
+    """Applied to each new value of a flow; `None`: values stay as they are."""
     deltas: bool = True
-    """False: `FlowUpdated.previous` is `None` where the line has only the delta, for readers who know better."""
+    """False: `FlowUpdated.previous` is `None` if the line has only a delta, for callers who know the previous counters."""
     table: FieldTable = attrs.field(default=TABLE, repr=False)
     """The table of fields."""
     _flows: dict[str, tuple[Any, Flow]] = attrs.field(factory=dict, init=False, repr=False)
     _last: str = attrs.field(default="", init=False, repr=False)
-    """Id of the flow of the last line, as it stands there."""
+    """Id of the flow in the last line, as written there."""
 
     def __call__(self, line: str | bytes) -> AnyEvent | Row:
         """The event or row of a line.
@@ -305,14 +305,14 @@ class JsonReader:
 
 @attrs.define(eq=False)
 class JsonFormatter:
-    """Turns events into lines, many a second: `dumps` for streams.
+    """Turns events into lines quickly: `dumps` for streams.
 
-    Operations: one look-up and a few formats for each event. What stays as it is between two events of a flow is
-    written once and kept, of at most `_REMEMBERED` flows.
+    An event costs one look-up and a few formats. Text that does not change between two events of a flow is made once,
+    and kept for at most `_REMEMBERED` flows.
     """
 
     full: bool = False
-    """True: everything that `dumps` writes."""
+    """True: lines have everything that `dumps` writes."""
     table: FieldTable = attrs.field(default=TABLE, repr=False)
     """The table of fields."""
     _flows: dict[str, Kept] = attrs.field(factory=dict, init=False)
@@ -334,7 +334,7 @@ class JsonFormatter:
         """The line.
 
         Raises:
-            TypeError: It is no event.
+            TypeError: It is not an event.
         """
         write = self._writer.known.get(type(event))
         if write is None:
@@ -345,10 +345,10 @@ class JsonFormatter:
         return write(event)
 
     def lines(self, events: Sequence[Event]) -> Iterator[str]:
-        """The lines of many events, some of them in one text with line breaks in between.
+        """The lines of many events, several of them in one text with line breaks.
 
         Raises:
-            TypeError: One is no event.
+            TypeError: One of them is not an event.
         """
         if self._take is None:
             updated = self._updated
@@ -359,7 +359,7 @@ class JsonFormatter:
         at, end = 0, len(events)
         while at < end:
             at, text = self._take(events, at, self._flows)
-            if not text:  # that is no plain update
+            if not text:  # the event is not a plain update
                 text = self(events[at])
                 at += 1
             yield text
@@ -394,14 +394,14 @@ class JsonFormatter:
                 line = plan.write(self._writer.number(event.time), raw, kept)
                 if line is not None:
                     return line
-        counts = reader.counts(raw)  # the report's own: it need not be kept with the event
+        counts = reader.counts(raw)  # not `event.counts`, which the event would keep
         values = counts._translated()  # noqa: SLF001  # all at once, for speed
         line = self._write_update(event, self._counted(event, counts, values, last))
         self._writer.follow(self._keep(flow), reader, raw, pick_four(values))
         return line
 
     def _counted(self, event: FlowUpdated, counts: Counts, values: Numbers, last: Any = None) -> tuple[str, str]:
-        """Counters and their growth, as text; `last`: the four of the event before, where they are known."""
+        """The text of counters and of their delta; `last`: the four counters of the previous event, if they are known."""
         delta = four = pick_four(values)
         if last is None and event.previous is not None:
             last = pick_four(event.previous._translated())  # noqa: SLF001  # all at once, for speed

@@ -2,15 +2,15 @@
 
 Two rules for this package:
 
-- *Unknown is `None`.* A field that the platform cannot tell is `None`, on every
+- *Unknown is `None`.* A field that the platform does not tell is `None`, on every
   platform; ``0`` and ``""`` mean that the kernel said so.
-- *Values are immutable and hashable*, and say the unit in the name when it is
-  not bytes or packets.
+- *Values are immutable and hashable*. Their names have the unit, unless it is
+  bytes or packets.
 
-There may be half a million reports a second on a busy replay. An event therefore keeps
-what the kernel sent, makes `Counts` of it when they are read, and these translate a field
-when it is read; everything else is made once per flow and shared between its events. A machine has as many flows as sockets:
-they and their endpoints have no slot for weak references.
+A quick replay has half a million reports a second. So an event keeps what the kernel sent, makes
+`Counts` of it when they are read, and these translate a field when it is read. Everything else is made
+once per flow and shared by its events. A machine may have very many flows, so flows and endpoints
+have no slot for weak references.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ class Proof(enum.Enum):
     """How sure a backend is of the layout it decodes with."""
 
     VERIFIED = "verified"
-    """Checked on this machine against flows of known values."""
+    """Checked on this machine against flows with known values."""
     PROBED = "probed"
-    """Found on this machine: offsets had to be moved, evidence was unambiguous."""
+    """Found on this machine: fields had moved, and the evidence was unambiguous."""
     ASSUMED = "assumed"
-    """Taken from the kernel's version; lengths agree."""
+    """Chosen by the kernel's version; the lengths agree."""
     UNKNOWN = "unknown"
-    """A kernel newer than known, unchecked: parts may be missing."""
+    """Not checked, on a kernel newer than the known ones: some values may be missing."""
 
 
 class Visibility(enum.Enum):
@@ -29,7 +29,7 @@ class Visibility(enum.Enum):
     OWN = "own"
     """Only those of this user."""
     SOME = "some"
-    """Of several users, and not all: some may not be looked at, or are of another pid namespace."""
+    """Those of several users, but not all: some may not be looked at, or are in another pid namespace."""
     NONE = "none"
     UNKNOWN = "unknown"
 
@@ -50,7 +50,7 @@ _WHOSE = {
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """What an open backend can tell, so that programs test a fact, not a platform."""
+    """What an open backend can tell, so that programs can test for a fact instead of a platform."""
 
     backend: str
     """Name of the backend: ``kctl``, ``sock_diag``, ``emulated``, ``unix``, ``replay``, ``fleet``."""
@@ -59,33 +59,33 @@ class Capabilities:
     providers: frozenset[Provider] = frozenset()
     """Providers that answered the subscription."""
     tcp_counts: bool = True
-    """Byte counts for TCP."""
+    """TCP flows have byte counts."""
     udp_counts: bool = False
-    """Byte counts for UDP."""
+    """UDP flows have byte counts."""
     per_medium_bytes: bool = False
-    """Byte counts split by Wi-Fi, wired, cellular."""
+    """Byte counts are split by Wi-Fi, wired, cellular."""
     final_counts: bool = False
-    """A closing flow reports its last counts."""
+    """A flow that ends reports its last counts."""
     short_lived: bool = False
-    """Flows that live between two polls are reported."""
+    """Flows that begin and end between two polls are reported."""
     flows: Visibility = Visibility.UNKNOWN
     """Whose flows are visible."""
     processes: Visibility = Visibility.UNKNOWN
     """Whose processes can be named."""
     processes_limit: str | None = None
-    """Why not everybody's, and what would change that, for a person; it is one of the `notes`, too."""
+    """Why not everybody's, and what would change that, for a person; also one of the `notes`."""
     layout: str | None = None
     """Wire layout in use, e.g. ``W11``."""
     layout_proof: Proof | None = None
-    """How sure the layout is; `None` where the question does not arise."""
+    """How sure the layout is; `None` for backends without one."""
     receive_buffer: int | None = None
-    """Size of the kernel's receive buffer that was granted, bytes."""
+    """Size of the receive buffer that the kernel granted, bytes."""
     ebpf: str | None = None
     """Linux: how much eBPF programs tell: ``all``, ``calls``, ``packets``, ``tcp`` or ``none`` (docs/linux.md);
     `None` where they are not asked for."""
     ebpf_reason: str | None = None
-    """Linux: why eBPF programs do not tell everything, and what would help; `None` where they do, or are not asked for."""
+    """Linux: why eBPF programs do not tell everything, and what would help; `None` if they do, or are not asked for."""
     namespaces_limit: str | None = None
-    """Linux: of all network namespaces, where they are asked for, which are not watched, and what would help; `None`: all are."""
+    """Linux: which network namespaces are not watched although all were asked for, and what would help; `None` if all are."""
     notes: tuple[str, ...] = ()
-    """Remarks for a person: what is missing here, and what would give it."""
+    """Remarks for a person: what is missing here, and what would help."""

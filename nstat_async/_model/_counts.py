@@ -10,7 +10,7 @@ import attrs
 
 @attrs.frozen
 class MediumCounts:
-    """Traffic over one kind of medium (Darwin 26 details; Bluetooth item of 15)."""
+    """Traffic over one kind of medium (in details of Darwin 26, and for Bluetooth since Darwin 15)."""
 
     rx_bytes: int
     """Bytes received."""
@@ -57,11 +57,11 @@ COUNTS_FIELDS = (
 class Counts:
     """Cumulative totals of a flow since it began.
 
-    Every field is an `int` or, where the platform does not count it, `None`.
-    Construct it with keywords; absent ones are `None`. Instances are immutable,
-    hashable, and equal when all fields are, `media` included.
+    Every field is an `int`, or `None` if the platform does not count it.
+    The constructor takes keywords; absent ones are `None`. Instances are immutable,
+    hashable, and equal if all fields are equal, `media` included.
 
-    A subclass may keep a kernel's raw values and translate on reading; it
+    A subclass may keep a kernel's raw values and translate them on reading; it
     overrides `_translated` and the properties concerned.
 
     Args:
@@ -105,18 +105,18 @@ class Counts:
 
     @property
     def media(self) -> tuple[tuple[str, MediumCounts], ...]:
-        """Traffic by medium, with packets: only when a Darwin 26 kernel sent details (``extras``); else empty.
+        """Traffic by medium, with packets, if a Darwin 26 kernel sent details (``extras``); otherwise empty.
 
-        Of a kernel socket ``total`` is ``loopback`` and the six others together, to the byte. Of a flow in user space
-        ``total`` is what its process says, packets included (in other reports packets are the flow switch's), the others
-        are what the flow switch saw, with headers, and nobody says how much went over loopback. ``wifi_non_infra`` is
-        Wi-Fi between devices, and what a tunnel sends over Wi-Fi.
+        For a kernel socket, ``total`` is the exact sum of ``loopback`` and the six other media. For a flow in user space,
+        ``total`` is what its process reports, packets included (other reports have the flow switch's packets); the media
+        are what the flow switch saw, with headers, and the share of loopback is unknown. ``wifi_non_infra`` is Wi-Fi
+        between devices, and what a tunnel sends over Wi-Fi.
         """
         return self._values[len(COUNTS_FIELDS)] if len(self._values) > len(COUNTS_FIELDS) else ()
 
     @property
     def loopback_rx_bytes(self) -> int | None:
-        """Bytes received over loopback, as `media` has them; `None` for flows in user space, and where there are no media."""
+        """Bytes received over loopback, from `media`; `None` for flows in user space, and without media."""
         loopback = dict(self.media).get("loopback")
         return None if loopback is None else loopback.rx_bytes
 
@@ -139,12 +139,12 @@ class Counts:
         return ((name, value) for name, value in self.as_dict().items() if value is not None)
 
     def since(self, earlier: Counts | None) -> Delta:
-        """What was added since `earlier` (`None`: since the flow began)."""
+        """The traffic since `earlier` (`None`: since the flow began)."""
         return Delta.between(earlier, self)
 
     @property
     def is_zero(self) -> bool:
-        """True when no byte and no packet was counted in either direction."""
+        """True if no byte and no packet was counted in either direction."""
         return not (self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets)
 
     def __eq__(self, other: object) -> bool:
@@ -171,7 +171,7 @@ class Counts:
 
 
 def counts_of(values: tuple[int | None, ...], media: tuple[tuple[str, MediumCounts], ...] = ()) -> Counts:
-    """Counts of values in the order of `COUNTS_FIELDS`, for whoever makes many."""
+    """Counts of values in the order of `COUNTS_FIELDS`, made quickly."""
     counts = object.__new__(Counts)
     object.__setattr__(counts, "_values", (*values, media) if media else values)
     return counts
@@ -183,7 +183,7 @@ _WRAP = 2**32
 def packets_grown(new: int, old: int) -> int:
     """The growth of a packet counter.
 
-    One below 2**32 that falls by more than 2**31 wrapped: Linux counts segments in 32 bits.
+    Linux counts segments in 32 bits: a counter below 2**32 that falls by more than 2**31 has wrapped.
     """
     if new < old < _WRAP and old - new > _WRAP // 2:
         return new + _WRAP - old
@@ -191,25 +191,25 @@ def packets_grown(new: int, old: int) -> int:
 
 
 class Place(NamedTuple):
-    """Where a counter is among the bytes of a kernel's own form: little endian, without a sign."""
+    """Where a counter is in the kernel's own form, as an unsigned little-endian number."""
 
     offset: int
     size: int
-    """Bytes: 4 or 8."""
+    """Size in bytes: 4 or 8."""
     parts: int = 0
-    """Of a time, of 4 bytes: in how many parts of a millisecond it is; 0 is no sample."""
+    """For a time: the number of its units in a millisecond; such a time has 4 bytes, and 0 means that there is no sample."""
     sample: int = 0
-    """Of a time: offset of another one; without a sample there, there is none here either."""
+    """For a time: offset of another time; if that has no sample, this has none either."""
 
 
 @attrs.frozen(eq=False)
 class CountsForm:
-    """A kernel's own form of counters, for whoever writes many."""
+    """A kernel's own form of counters, for code that writes many."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     places: Mapping[str, Place]
-    """Of those of `COUNTS_FIELDS` that are counted, where each is."""
+    """Where each of the counted `COUNTS_FIELDS` is."""
 
 
 Four = tuple[Union[int, None], Union[int, None], Union[int, None], Union[int, None]]
@@ -217,20 +217,20 @@ Four = tuple[Union[int, None], Union[int, None], Union[int, None], Union[int, No
 
 
 def began_anew(new: Sequence[int | None], old: Sequence[int | None]) -> bool:
-    """True if these are counters of another flow behind an old id: all that had counted are lower, one by more than half."""
+    """True if the counters restarted, because another flow has the id: all that were not zero fell, one by more than half."""
     had = [(after, before) for after, before in zip(new, old, strict=True) if after is not None and before]
     fell = bool(had) and all(after < before for after, before in had)
     return fell and any(new) and any(2 * after < before for after, before in had)
 
 
 def growth(new: Four, old: Four) -> Four:
-    """What was added between two readings of four counters; each is judged by itself, unless they began anew.
+    """The traffic between two readings of four counters; each counts by itself, unless all restarted (`began_anew`).
 
-    A packet counter may wrap (`packets_grown`); any other that fell is an odd reading, and added nothing.
+    A packet counter may wrap (`packets_grown`); any other counter that fell is an odd reading, and adds nothing.
     """
     if None not in new and None not in old:
         grown: Any = (new[0] - old[0], new[1] - old[1], new[2] - old[2], new[3] - old[3])  # type: ignore[operator]  # no None
-        if min(grown) >= 0:  # nearly always, and then nothing began anew or wrapped
+        if min(grown) >= 0:  # nearly always: nothing restarted or wrapped
             return grown  # type: ignore[no-any-return]
     rx_bytes, tx_bytes, rx_packets, tx_packets = (
         None if after is None else max(0, after - (before or 0)) for after, before in zip(new, old, strict=True)
@@ -246,13 +246,14 @@ def growth(new: Four, old: Four) -> Four:
 
 @attrs.frozen
 class Delta:
-    """What two readings of a flow's counters differ by: never negative; a packet counter of 32 bits may wrap.
+    """The difference of two readings of a flow's counters, never negative.
 
-    Where all counters began anew it is what they counted since: as `TrafficTable` adds it up.
+    A packet counter of 32 bits may wrap. If all counters restarted, the difference is what they counted since then.
+    `TrafficTable` adds up the same differences.
     """
 
     rx_bytes: int | None
-    """Bytes received; `None` where they are not counted, as all the others."""
+    """Bytes received; `None` if they are not counted, like the other fields."""
     tx_bytes: int | None
     """Bytes sent."""
     rx_packets: int | None

@@ -1,4 +1,4 @@
-"""What a report says beside the counters."""
+"""What a report says besides the counters."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class DomainInfo:
     name: str | None = None
     """Domain name."""
     owner: str | None = None
-    """Owner of the domain, if it is a known tracker's."""
+    """Owner of the domain, if that is a known tracker."""
     tracker_context: str | None = None
-    """What the tracker is about, by the system's list."""
+    """Purpose of the tracker, by the system's list."""
     attributed_bundle_id: str | None = None
     """Bundle that the flow is attributed to."""
     remote: Endpoint | None = None
@@ -27,7 +27,7 @@ class DomainInfo:
     is_tracker: bool = False
     """True for a domain on the system's list of trackers."""
     is_non_app_initiated: bool = False
-    """True when something inside the app began it, such as a web page."""
+    """True if content in the app began it, such as a web page, not the app itself."""
     is_silent: bool = False
     """True for a flow that the system does not report to the user."""
 
@@ -36,7 +36,7 @@ class DomainInfo:
 class Details:
     """Samples that come with a report: windows, buffers, platform facts.
 
-    Unlike `Counts` nothing here is cumulative, and all of it is optional.
+    Unlike `Counts`, nothing here is cumulative, and everything is optional.
     """
 
     congestion_control: str | None = None
@@ -46,26 +46,26 @@ class Details:
     send_window: int | None = None
     """The peer's receive window in bytes."""
     unacked_bytes: int | None = None
-    """Bytes sent and not acknowledged."""
+    """Bytes that are sent and not acknowledged."""
     send_buffer_size: int | None = None
     """Limit of the send buffer in bytes."""
     send_buffer_used: int | None = None
-    """Bytes in it."""
+    """Bytes in the send buffer."""
     receive_buffer_size: int | None = None
     """Limit of the receive buffer in bytes."""
     receive_buffer_used: int | None = None
-    """Bytes in it that the program has not read."""
+    """Bytes in the receive buffer, which the program has not read."""
 
     traffic_mgt_flags: int | None = None
     """Darwin: 1 background socket, 2 background receive."""
     connection_status: int | None = None
     """Darwin: probe bits of ``tcp_conn_status``."""
     rx_transfer_size: int | None = None
-    """Darwin user-land flows: announced size of the transfer in bytes."""
+    """Darwin user-land flows: announced size of the transfer that is received, in bytes."""
     tx_transfer_size: int | None = None
-    """The same for what is sent."""
+    """Darwin user-land flows: announced size of the transfer that is sent, in bytes."""
     activity_started_s: int | None = None
-    """Darwin: begin of `activity`, seconds of uptime; `None` when there was none."""
+    """Darwin: start of `activity`, seconds of uptime; `None` if there was no activity."""
     activity: int | None = None
     """Darwin: 128 bits, bit *i* set when there was traffic in the *i*-th 8 seconds."""
     sampled_at_ns: int | None = None
@@ -108,7 +108,7 @@ class Details:
 
 
 class DetailsSource(Protocol):
-    """Something that can be decoded into `Details` when somebody asks."""
+    """Something that can be decoded into `Details` when needed."""
 
     def details(self) -> Details:
         """Decode."""

@@ -1,4 +1,4 @@
-"""A flow: who talks to whom, from where, and whose it is."""
+"""A flow: its two ends, where it is, and which process owns it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ADDRESS_SIZES = (4, 16)
 
 
 def _wrong(text: str) -> ValueError:
-    from .._errors import UsageError  # noqa: PLC0415  # errors carry flows, so they import this module
+    from .._errors import UsageError  # noqa: PLC0415  # errors have flows, so that module imports this one
 
     return UsageError(text)
 
@@ -40,7 +40,7 @@ class Endpoint:
     """An address and a port.
 
     Raises:
-        UsageError: It is no address of 4 or 16 bytes, or no port.
+        UsageError: The address does not have 4 or 16 bytes, or the port is not a port.
     """
 
     packed: bytes
@@ -62,8 +62,8 @@ class Endpoint:
         """Make an endpoint from text, e.g. ``"192.0.2.1"``, ``"fe80::1%4"`` or ``"fe80::1%eth0"``.
 
         Raises:
-            ValueError: `address` is not an IP address, or its zone is no interface of this machine.
-            UsageError: It is no text; a `ValueError`, too.
+            ValueError: `address` is not an IP address, or its zone is not an interface of this machine.
+            UsageError: `address` is not a text; also a `ValueError`.
         """
         if not isinstance(address, str):
             raise _wrong(f"Endpoint: {address!r} is no text such as '192.0.2.1'")
@@ -105,7 +105,7 @@ class Endpoint:
 
 @attrs.frozen(repr=False)
 class Process:
-    """The owner of a flow, as far as the kernel reports it."""
+    """The process that owns a flow, as far as the kernel reports it."""
 
     pid: int
     """Process id; 0 is the kernel itself."""
@@ -115,36 +115,36 @@ class Process:
     """An id that is never reused while the machine is up: on Darwin the kernel's
     unique process id, on Linux the process' start time in clock ticks since boot."""
     effective_pid: int | None = None
-    """The process on whose behalf the flow exists, when that differs or is reported."""
+    """The process on whose behalf the flow exists, if that differs or is reported."""
     effective_unique_pid: int | None = None
     """`unique_pid` of the effective process."""
     uuid: UUID | None = None
-    """UUID of the executable (Darwin: LC_UUID); equal for all runs of one build."""
+    """UUID of the executable (Darwin: LC_UUID), the same for all runs of one build."""
     effective_uuid: UUID | None = None
     """UUID of the effective process' executable."""
     uid: int | None = None
     """User id of the socket's credential."""
     persona_id: int | None = None
-    """Darwin persona; `None` where there is none, which the kernel calls -1."""
+    """Darwin persona; `None` if there is none, for which the kernel has -1."""
     path: str | None = None
     """Path of the executable."""
     responsible_uuid: UUID | None = None
-    """UUID of the executable of the process that is responsible for this one (Darwin, since macOS 14.4): of the
-    terminal or editor that it was started from. `None` when it answers for itself, or acts for an effective process."""
+    """Darwin, since macOS 14.4: UUID of the executable of the process that is responsible for this one, such as the
+    terminal or editor that started it. `None` if it is responsible for itself, or acts for an effective process."""
     title: str | None = None
-    """Linux: the name that the program gave itself (``comm``, 15 characters at most); of a script its own, where
-    `name` is that of the interpreter."""
+    """Linux: the name that the program gave itself (``comm``, at most 15 characters). A script has its own name here, and
+    that of the interpreter in `name`."""
     user: str | None = None
-    """Linux: what the system calls the user `uid`; `None` if it does not know it."""
+    """Linux: name of the user `uid`; `None` if the system does not know it."""
     parent_pid: int | None = None
-    """Linux: process id of the parent; 0 when that is of another pid namespace."""
+    """Linux: process id of the parent; 0 if that is in another pid namespace."""
     started_ns: int | None = None
-    """Linux: its start, wall clock, nanoseconds since the epoch."""
+    """Linux: start of the process, wall clock, nanoseconds since the epoch."""
     command_line: str | None = None
-    """Linux, with ``extras``: the command line as a shell would take it (4,096 bytes at most), or the title that the
-    program wrote over it. It may hold secrets."""
+    """Linux, with ``extras``: the command line as a shell would take it (at most 4,096 bytes), or the title that the
+    program wrote over it. It may contain secrets."""
     attribution: Attribution | None = None
-    """Linux: ``OBSERVED`` or ``INFERRED``: how it is known that the flow is this process's."""
+    """Linux: how it is known that the process owns the flow: ``OBSERVED`` or ``INFERRED``."""
 
     @property
     def started(self) -> float | None:
@@ -153,7 +153,7 @@ class Process:
 
     @property
     def key(self) -> tuple[int, int | None]:
-        """Distinguishes this process from a later one with the same pid."""
+        """Tells this process from a later one with the same pid."""
         return (self.pid, self.unique_pid)
 
     def __str__(self) -> str:
@@ -173,36 +173,36 @@ class Interface:
     name: str | None = None
     """Name, e.g. ``"en0"``; `None` where only the index is known."""
     kind: InterfaceKind | None = None
-    """What it is; `None` when the kernel did not say."""
+    """Kind of the interface; `None` if the kernel did not say."""
     properties: int | None = None
     """Darwin's raw property bits (``NSTAT_IFNET_*``), unknown bits included."""
 
 
 @attrs.frozen
 class Peer:
-    """The other end of a connection, as the machine that it is on reports it: known inside a fleet only."""
+    """The other end of a connection, as its machine reports it; known inside a fleet only."""
 
     host: str | None
-    """The machine, as `Flow.host`."""
+    """The machine of the other end, as `Flow.host`."""
     process: Process | None = None
-    """The process there; `None` while it is not known."""
+    """The process at the other end; `None` while it is not known."""
     flow: str | None = None
-    """`Flow.id` of the flow there."""
+    """`Flow.id` of the flow at the other end."""
 
 
 @attrs.frozen(repr=False, weakref_slot=False)
 class Flow:
-    """Who talks to whom: one source of traffic, without its counters.
+    """One source of traffic, without its counters: which two ends, which process.
 
-    A flow's value changes when the kernel learns more (an address is bound, a
-    connection is established); `id` stays. While nothing changed, successive
-    events carry the very same object.
+    The value of a flow changes when the kernel knows more (an address is bound, a
+    connection is established); `id` stays the same. As long as nothing changes, all
+    events have the same object.
     """
 
     id: str
     """Unique while the monitor lives, never reused."""
     provider: Provider
-    """What kind of flow it is."""
+    """Kind of the flow."""
     userland: bool | None = None
     """True if the transport runs in the process (Darwin user-land flows)."""
     local: Endpoint | None = None
@@ -210,13 +210,13 @@ class Flow:
     remote: Endpoint | None = None
     """Remote address; `None` while there is no peer, or it is unknown."""
     process: Process | None = None
-    """The owner; `None` when it may not be seen or is not known yet."""
+    """The process that owns it; `None` if it may not be seen, or is not known yet."""
     interface: Interface | None = None
-    """The interface of the last packet; `None` when there was none."""
+    """The interface of the last packet; `None` if there was no packet."""
     state: TcpState | None = None
-    """TCP state at the last report; `None` for what has no state."""
+    """TCP state at the last report; `None` for other flows."""
     direction: Direction | None = None
-    """Who began it; `None` for UDP and while it is open."""
+    """Which end began it; `None` for UDP, and while that is not known."""
     started_ns: int | None = None
     """Creation of the socket, wall clock, nanoseconds since the epoch."""
     uuid: UUID | None = None
@@ -232,33 +232,33 @@ class Flow:
     vpn_uuid: UUID | None = None
     """Darwin: policy (VPN) id of the socket."""
     namespace: str | None = None
-    """Linux: the network namespace, when it is not the monitor's own."""
+    """Linux: the network namespace, if it is not the monitor's own."""
     attribution: Attribution | None = None
-    """What else is known of the owner; `None` where `process` was seen to hold the flow, or is still looked for."""
+    """How `process` is known, or why there is none; `None` if it was seen to hold the flow, or the search goes on."""
     protocol: int | None = None
-    """Linux: the IP protocol of a raw socket (255: it writes whole packets), the EtherType of a packet socket (3: all);
+    """Linux: the IP protocol of a raw socket (255: it writes whole packets), or the EtherType of a packet socket (3: all);
     `None` for other flows, and while it is not known."""
     other_holders: int | None = None
-    """Linux: how many other processes hold it as well; `None` where none is known."""
+    """Linux: how many other processes hold the socket too; `None` if none is known."""
     holders: tuple[tuple[int, str | None], ...] = ()
-    """Linux, with ``extras``: process id and name of the oldest of them, 15 at most."""
+    """Linux, with ``extras``: process id and name of the oldest other holders, at most 15."""
     parent: str | None = None
-    """Linux: id of the socket's flow, of a ``udp_subflow``; one without a remote is what is left: all others together."""
+    """Linux, for a ``udp_subflow``: id of the socket's flow. A subflow without a remote has all traffic that is in no other."""
     host: str | None = None
     """The machine that the flow is on, in a fleet; `None` for this machine."""
     peer: Peer | None = None
-    """In a fleet: process and machine at the other end, where that is one of the fleet's and both agree on addresses
-    and ports; inferred from these. `None` where it is not."""
+    """In a fleet: machine and process at the other end, if that machine is in the fleet and both ends have the same addresses
+    and ports; otherwise `None`."""
     cgroup: str | None = None
-    """Linux: path of the cgroup (v2) in which the socket was made, seen from the monitor's own cgroup namespace; known
-    also where the process is not. `None` without cgroup v2, for a cgroup that was removed before anyone looked, and
-    for a flow that only its end reported."""
+    """Linux: path of the cgroup (v2) in which the socket was made, seen from the monitor's own cgroup namespace; it may be
+    known where the process is not. `None` without cgroup v2, if the cgroup was removed before the look-up, and
+    for a flow that is known only by its end."""
     container: str | None = None
-    """Linux: name of the container that the socket was made in, else its id."""
+    """Linux: name of the container in which the socket was made, or its id if the name is not known."""
     pod: str | None = None
-    """Linux: Kubernetes pod of that container as ``namespace/name``, else its uid (of Podman, its id)."""
+    """Linux: Kubernetes pod of that container as ``namespace/name``, or its uid if that is not known; for Podman, the pod's id."""
     outcome: Outcome | None = None
-    """How it ended; `None` while it is open, for what has no connection, and where it is not known."""
+    """How the connection ended; `None` while it is open, for flows without a connection, and if it is not known."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not isinstance(self.provider, Provider):
@@ -271,22 +271,22 @@ class Flow:
 
     @property
     def unit(self) -> str | None:
-        """Linux: unit of systemd that the socket was made in, by `cgroup`: a service, a scope, a socket. `None` for none."""
+        """Linux: unit of systemd in which the socket was made, by `cgroup`: a service, a scope, a socket; `None` outside of units."""
         return None if self.cgroup is None else workload_of(self.cgroup).unit
 
     @property
     def container_id(self) -> str | None:
-        """Linux: id of the container, by `cgroup`; of LXC and systemd-nspawn its name. `None` outside of containers."""
+        """Linux: id of the container, by `cgroup`; for LXC and systemd-nspawn, its name. `None` outside of containers."""
         return None if self.cgroup is None else workload_of(self.cgroup).container
 
     @property
     def pod_uid(self) -> str | None:
-        """Linux: uid of the Kubernetes pod (of Podman, its id), by `cgroup`; `None` outside of pods."""
+        """Linux: uid of the Kubernetes pod, by `cgroup`; for Podman, the pod's id. `None` outside of pods."""
         return None if self.cgroup is None else workload_of(self.cgroup).pod
 
     @property
     def is_loopback(self) -> bool:
-        """True when the flow stays on this machine, as far as its addresses or interface tell."""
+        """True if its addresses or interface tell that the flow stays on this machine."""
         if self.interface is not None and self.interface.kind is InterfaceKind.LOOPBACK:
             return True
         return any(e is not None and e.is_loopback for e in (self.remote, self.local))

@@ -1,4 +1,4 @@
-"""What a flow may be: its kind, state, direction, medium, owner and end."""
+"""Kinds of flows, their states, directions, interfaces, attributions and outcomes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import enum
 
 
 class Provider(enum.Enum):
-    """What kind of thing a flow is.
+    """The kind of a flow.
 
-    Kernel and user-land variants share a member; `Flow.userland` distinguishes them.
+    Kernel and user-land variants share a member; `Flow.userland` tells them apart.
     """
 
     TCP = "tcp"
     UDP = "udp"
     QUIC = "quic"
     CONNECTION = "connection"
-    """A connection attempt of the network framework (Darwin); it groups flows and carries no bytes."""
+    """A connection attempt of the network framework (Darwin); it groups flows and has no bytes of its own."""
     UDP_SUBFLOW = "udp_subflow"
     """One remote of an unconnected UDP socket; its bytes are also in the socket's own flow."""
     RAW = "raw"
-    """A raw IP socket (Linux); `Flow.protocol` says of which protocol."""
+    """A raw IP socket (Linux); `Flow.protocol` has its protocol."""
     ICMP = "icmp"
     """A socket that sends echo requests without privilege (Linux, ``icmp(7)``); its port is the identifier."""
     PACKET = "packet"
@@ -31,7 +31,7 @@ class Provider(enum.Enum):
 
 
 UNCOUNTED_PROVIDERS = frozenset({Provider.UDP_SUBFLOW, Provider.CONNECTION, Provider.ROUTE, Provider.INTERFACE})
-"""What is in no sum: its bytes are those of other flows, too."""
+"""Providers that no sum counts, because their bytes are also those of other flows."""
 
 
 class TcpState(enum.Enum):
@@ -51,7 +51,7 @@ class TcpState(enum.Enum):
 
 
 class Direction(enum.Enum):
-    """Who began a flow."""
+    """Which end began a flow."""
 
     OUTBOUND = "outbound"
     INBOUND = "inbound"
@@ -75,7 +75,7 @@ class InterfaceKind(enum.Enum):
     BRIDGE = "bridge"
     """A bridge or virtual Ethernet (Linux; Darwin counts these as wired)."""
     OTHER = "other"
-    """The kernel knows the interface and none of the words above fits."""
+    """A known interface of another kind."""
 
 
 class Attribution(enum.Enum):
@@ -84,32 +84,32 @@ class Attribution(enum.Enum):
     OBSERVED = "observed"
     """The process was seen to hold the flow, or to use it."""
     INFERRED = "inferred"
-    """It is the only process that listened where the flow was accepted, which ended before anyone could look."""
+    """The flow was accepted and ended before the look-up; the process is the only one that listened there."""
     KERNEL = "kernel"
-    """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard): all processes were looked at, and none
-    has it. `Flow.process` is the one with pid 0."""
+    """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard), because no process has it.
+    `Flow.process` is the one with pid 0."""
     HIDDEN = "hidden"
     """Linux: none of the processes that may be looked at has it."""
     GONE = "gone"
-    """Linux: it ended before anyone could look."""
+    """Linux: the flow ended before the look-up."""
 
 
 class Outcome(enum.Enum):
-    """How a connection ended, as far as the kernel's last words tell."""
+    """How a connection ended, as far as the kernel's last report tells."""
 
     CLOSED_HERE = "closed_here"
     """In order; this end closed first."""
     CLOSED_THERE = "closed_there"
     """In order; the other end closed first."""
     RESET_HERE = "reset_here"
-    """This end reset it: it was aborted, or closed with something unread."""
+    """This end reset it: it aborted the connection, or closed it with unread data."""
     RESET_THERE = "reset_there"
-    """The other end reset it, or something on the way in its name."""
+    """The other end reset it, or a device on the way did so in its name."""
     RESET = "reset"
-    """It was reset; by whom is not known."""
+    """It was reset; which end did so is not known."""
     TIMED_OUT = "timed_out"
-    """Nobody answered any more, or ever: what was sent was repeated in vain until it was given up."""
+    """The other end did not answer (any more): the kernel repeated segments until it gave up."""
     REFUSED = "refused"
-    """The attempt was answered with a refusal, and never established."""
+    """The other end refused the attempt; the connection was never established."""
     FAILED = "failed"
-    """It was never established; why is not known, or the program gave it up."""
+    """It was never established, for an unknown reason, or because the program gave up."""
