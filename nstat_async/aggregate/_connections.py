@@ -1,8 +1,8 @@
-"""Who talks to whom in a fleet: each byte once, though both ends of a connection report it.
+"""Who talks to whom in a fleet. Each byte counts once, although both ends of a connection report it.
 
-What one end sent the other received: of the two readings the larger one is nearer the truth, and is taken. The ends
-find each other by `Flow.peer`; a connection of which one end is outside of the fleet has that end's reading alone. An end
-that is over waits for the other one, whose report may come later.
+What one end sends the other receives: of the two readings the larger one is nearer the truth, and counts. `Flow.peer`
+names the other end. A connection with an end outside of the fleet has one reading. An end that is over waits for the
+other one, whose report may come later.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from nstat_async._model import Counts, Direction, Flow, Process, Provider
 _CARRYING = {Provider.TCP, Provider.UDP, Provider.QUIC}
 DEFAULT_MAX_TALKS = 10_000
 WAITING = 10_000
-"""Connections that are over, and whose other end may still be reported."""
+"""Most connections that are over and wait for the report of the other end."""
 
 
 @attrs.frozen
 class Party:
-    """One side: a program on a machine, or an address outside of the fleet."""
+    """One side of a connection: a program on a machine, or an address outside of the fleet."""
 
     host: str | None
-    """The machine; `None` for this one, and outside of the fleet."""
+    """The machine; `None` for this machine, and outside of the fleet."""
     name: str | None
-    """Name of the process; `None` where it is not known, and outside of the fleet."""
+    """Name of the process; `None` if it is not known, and outside of the fleet."""
     address: str | None = None
-    """The address, outside of the fleet; `None` inside."""
+    """The address, if it is outside of the fleet; otherwise `None`."""
 
 
 @attrs.frozen
@@ -38,17 +38,17 @@ class Talk:
     """All connections of one client with one port of one server."""
 
     client: Party
-    """Who began them; where nobody knows, the end with the higher port."""
+    """The side that began them; if that is not known, the side with the higher port."""
     server: Party
     """The other side."""
     port: int
     """The server's port."""
     connections: int
-    """How many there were."""
+    """Number of connections."""
     open: int
-    """Those that are still open."""
+    """How many of them are still open."""
     both_ends: int
-    """Those that both ends reported."""
+    """How many of them both ends reported."""
     to_server: int
     """Bytes from the client to the server."""
     to_client: int
@@ -56,7 +56,7 @@ class Talk:
 
     @property
     def bytes(self) -> int:
-        """Both ways together."""
+        """Bytes in both directions."""
         return self.to_server + self.to_client
 
 
@@ -66,26 +66,26 @@ class _End:
 
     flow: Flow
     base: tuple[int, int]
-    """Received and sent before it was watched."""
+    """Bytes received and sent before the end was watched."""
     now: tuple[int, int]
     link: _Link
     open: bool = True
 
     @property
     def moved(self) -> tuple[int, int]:
-        """Received and sent while it was watched."""
+        """Bytes received and sent while the end was watched."""
         return max(0, self.now[0] - self.base[0]), max(0, self.now[1] - self.base[1])
 
 
 @attrs.define(eq=False)
 class _Link:
-    """A connection: one end or two."""
+    """A connection with one known end, or two."""
 
     ends: list[_End] = attrs.field(factory=list)
 
     @property
     def first_is_client(self) -> bool:
-        """Whether the first end began it: as it says, else as the other one says; where they contradict, by the ports."""
+        """True if the first end began the connection, by what the ends say; if they contradict each other, by the ports."""
         said = [end.flow.direction for end in self.ends]
         known = [way is Direction.OUTBOUND if at == 0 else way is not Direction.OUTBOUND
                  for at, way in enumerate(said) if way is not None]  # fmt: skip
@@ -96,7 +96,7 @@ class _Link:
 
     @property
     def is_open(self) -> bool:
-        """True while one of its ends is."""
+        """True while one of its ends is open."""
         return any(end.open for end in self.ends)
 
     def moved(self) -> tuple[int, int]:
@@ -114,21 +114,21 @@ _Sums = list[int]
 class ConnectionTable:
     """Adds up who talked to whom, over all machines of a fleet (or on this machine alone).
 
-    Feed it every event of a monitor, in order. Flows that were there before count from their first report on.
+    Feed it every event of a monitor, in order. Flows that are older than the monitor count from their first report on.
 
     Args:
-        max_talks: Pairs without an open connection that are kept; when there are more, those with the fewest bytes
+        max_talks: Most pairs without an open connection that are kept; of further ones, those with the fewest bytes
             are counted in `rest`.
     """
 
     max_talks: int = attrs.field(default=DEFAULT_MAX_TALKS, validator=positive(whole=True))
     rest: tuple[int, int] = attrs.field(default=(0, 0), init=False)
-    """Bytes to servers and to clients of pairs that are not kept."""
+    """Bytes to servers, and to clients, of the pairs that are not kept."""
     _ends: dict[str, _End] = attrs.field(factory=dict, init=False)
     _over: dict[int, _Link] = attrs.field(factory=dict, init=False)
-    """Connections that are over, the first of them first."""
+    """Connections that are over and wait for the other end, the oldest first."""
     _done: dict[_Key, _Sums] = attrs.field(factory=dict, init=False)
-    """Of those that nothing more will be heard of: their number, those with both ends, bytes to server and client."""
+    """Sums of finished connections: their number, the number with both ends, bytes to the server and to the client."""
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
         """Take in events, in order."""
@@ -161,13 +161,13 @@ class ConnectionTable:
         return end
 
     def _meet(self, end: _End) -> None:
-        """Two ends that know of each other are one connection."""
+        """Join two ends that name each other into one connection."""
         peer = end.flow.peer
         other = None if peer is None or peer.flow is None else self._ends.get(peer.flow)
         if other is not None and other.link is not end.link and len(other.link.ends) == len(end.link.ends) == 1:
             other.link.ends.append(end)
             end.link = other.link
-            self._over.pop(id(other.link), None)  # until this end is over, too
+            self._over.pop(id(other.link), None)  # it waits for the end of this one now
 
     def _finish(self, link: _Link) -> None:
         for end in link.ends:

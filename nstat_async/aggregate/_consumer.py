@@ -1,4 +1,4 @@
-"""The asynchronous side: a table fed from a monitor, beside the monitor's other consumers."""
+"""A table that is fed from a monitor, next to the monitor's other consumers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ _Table = TypeVar("_Table", bound=TrafficTable)
 
 
 class TableStream(Generic[_Table]):
-    """A table that feeds itself from a monitor and is handed out at intervals.
+    """A table that is fed from a monitor, and returned at intervals.
 
-    Iterate it with ``async for``; it gives the same table again and again, and once
-    more when the monitor ends. It has a subscription of its own, so it neither takes
-    events from other consumers nor waits for them. Use it as a context manager to end
-    the subscription before the monitor ends.
+    Iterate it with ``async for``: it returns the same table at each interval, and once
+    more when the monitor ends. It has a subscription of its own, so other consumers neither miss
+    events nor delay it. Use it as a context manager to end the subscription before the monitor ends.
 
     Args:
         monitor: Where the events come from.
-        table: What to feed.
-        every: Seconds between two looks.
-        clock: ``"wall"``: seconds of this machine; rates do not notice when its date is set. ``"events"``: seconds
+        table: The table to feed.
+        every: Seconds between two returns.
+        clock: ``"wall"``: seconds of this machine; setting its date does not change rates. ``"events"``: seconds
             of the events' own clock, for recordings that are replayed faster than they happened.
 
     Raises:
@@ -92,7 +91,7 @@ class TableStream(Generic[_Table]):
                 self.table.feed_many(events, now=anyio.current_time())
                 self._fresh = True
         self.catch_up()
-        # Looks that were missed are skipped, not made up for.
+        # Missed looks are skipped, not made up for.
         self._next = max(self._next + self._every, anyio.current_time())
         return True
 
@@ -114,12 +113,12 @@ class TableStream(Generic[_Table]):
             self._waiting = list(reversed(events))
 
     def catch_up(self) -> None:
-        """Take in what waits now, e.g. after `Monitor.poll_now`, without a look being due."""
+        """Feed the events that wait now, e.g. after `Monitor.poll_now`, without waiting for the next interval."""
         self.table.feed_many(reversed(self._waiting))
         self._waiting.clear()
         now = None if self._by_events else anyio.current_time()
         if self._subscription is not None:
-            with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait sees the end, too
+            with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait will see the end
                 self.table.feed_many(self._subscription.receive_nowait(), now=now)
 
     async def aclose(self) -> None:
@@ -148,7 +147,7 @@ def by_process(
 
     Args:
         monitor: A `Monitor`.
-        every: Seconds between two looks.
+        every: Seconds between two returns.
         clock: See `TableStream`.
         options: Those of `ProcessTable`.
     """

@@ -1,7 +1,7 @@
 """What a table can group by.
 
-A `GroupBy` turns a flow into a key, or into `None` where the platform does not
-report it. It is asked once for each new value of a flow, not for each report.
+A `GroupBy` turns a flow into a key, or into `None` if the platform does not report
+the key. It is called once for each new value of a flow, not for each report.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ProcessKey = tuple[int, Union[int, None]]
 """Process id and `Process.unique_pid`."""
 
 _OF_ONE_MACHINE = frozenset({"cgroup", "network namespace"})
-"""Groupings by numbers and names that a machine gives for itself alone."""
+"""Groupings whose numbers and names are valid on one machine only."""
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -45,7 +45,7 @@ def _address(endpoint: Endpoint | None) -> ipaddress.IPv4Address | ipaddress.IPv
     if endpoint is None or endpoint.is_unspecified:
         return None
     packed = endpoint.packed
-    # A dual-stack socket names its IPv4 peer as ::ffff:a.b.c.d; it is the same peer.
+    # A dual-stack socket has the IPv4 peer a.b.c.d as ::ffff:a.b.c.d.
     return ipaddress.ip_address(packed[12:] if packed.startswith(_MAPPED) else packed)
 
 
@@ -72,7 +72,7 @@ def _prefix(name: str, value: int, bits: int) -> int:
 
 
 def _groupings(table: FieldTable) -> dict[str, tuple[str | None, Field]]:
-    """The groupings of the table by name: the part of the flow that has the field (`None`: itself), and the field."""
+    """The groupings of the table of fields, by name: the part of the flow that has the field (`None`: the flow), and the field."""
     found: dict[str, tuple[str | None, Field]] = {}
     parts = {field.kind.record: field.name for field in table.of(Flow).fields if field.kind.record is not Endpoint}
     parts |= {table.of(Details).cls: "details"}
@@ -90,18 +90,18 @@ class GroupBy:
     name: str
     """What the keys are, for a person: ``"process"``, ``"remote network"``."""
     key: Callable[[Flow, Details | None], Hashable]
-    """The key of a flow; `None` when it is not known."""
+    """The key of a flow; `None` if it is not known."""
     process: Callable[[Flow], Process | None] | None = None
-    """The process that a row stands for, when keys are processes."""
+    """The process that a row stands for, if keys are processes."""
     refines: Callable[[Hashable, Hashable], bool] = _never
-    """Whether a new key of a flow says the same as its old one, only better. The
-    flow's traffic so far then goes to the new key; otherwise it stays with the old."""
+    """Says whether a flow's new key means the same as its old one, only more exactly. The
+    flow's earlier traffic then moves to the new key; otherwise it stays with the old one."""
     needs_details: bool = False
     """True if the key is read from an event's details."""
     text: Callable[[Flow], str | None] | None = None
-    """What a person calls the key, by a flow that knows; `None`: as it is."""
+    """Reads the name of the key, for people, from a flow that has it; `None`: the key itself is shown."""
     per_host: bool = False
-    """True if equal keys of two machines of a fleet are different things, such as process ids: each
+    """True if equal keys on two machines of a fleet are different things, such as process ids: each
     machine then has rows of its own, and `Row.source` names it."""
 
     @classmethod
@@ -123,7 +123,7 @@ class GroupBy:
 
     @classmethod
     def function(cls, function: Callable[[Flow], Hashable], name: str = "key") -> GroupBy:
-        """By your own function of a flow; it returns a hashable key, or `None` for unknown."""
+        """By your own function of a flow, which returns a hashable key, or `None` if that is unknown."""
         return cls(name=name, key=lambda flow, _details: function(flow))
 
     @classmethod
@@ -131,10 +131,10 @@ class GroupBy:
         """By a field of the flow, its process, its interface or the details of its reports.
 
         Args:
-            name: What the table of fields calls the grouping, e.g. ``"user"``, ``"state"``, ``"network namespace"``.
+            name: Name of the grouping in the table of fields, e.g. ``"user"``, ``"state"``, ``"network namespace"``.
 
         Raises:
-            UsageError: Nobody groups by that.
+            UsageError: There is no such grouping.
         """
         found = _groupings(TABLE).get(name) if isinstance(name, str) else None
         if found is None:
@@ -159,10 +159,10 @@ class GroupBy:
 
     @classmethod
     def named(cls, name: str) -> GroupBy:
-        """By a name of `names`, as ``--by`` of the command and ``?group=`` of the web server have it.
+        """By a name in `names`, as for ``--by`` of the command and ``?group=`` of the web server.
 
         Args:
-            name: Words are separated by spaces, hyphens or underscores: ``"remote address"``, ``"remote-address"``.
+            name: The name; words may be separated by spaces, hyphens or underscores: ``"remote address"``, ``"remote-address"``.
 
         Raises:
             UsageError: There is no such name.
@@ -177,7 +177,7 @@ class GroupBy:
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """Everything that `named` knows: the usual views first, then the other fields that have a grouping."""
+        """All names that `named` takes: the usual ones first, then those of fields with a grouping."""
         return tuple(word.replace(" ", "-") for word in dict.fromkeys([*_MADE, *_groupings(TABLE)]))
 
     @classmethod
@@ -187,7 +187,7 @@ class GroupBy:
 
     @classmethod
     def user(cls) -> GroupBy:
-        """By user id; `Row.name` is the user's name, where the machine says it."""
+        """By user id; `Row.name` is the user's name, if the machine tells it."""
         return attrs.evolve(cls.field("user"), text=lambda flow: None if flow.process is None else flow.process.user)
 
     @classmethod
@@ -224,17 +224,17 @@ class GroupBy:
 
     @classmethod
     def connection(cls) -> GroupBy:
-        """By protocol, both ends and process, as text: what other tools call a connection."""
+        """By protocol, both ends and process, as text, like connections in other tools."""
         return cls(name="connection", key=lambda flow, _details: _connection_text(flow), refines=_always)
 
     @classmethod
     def interface_kind(cls) -> GroupBy:
-        """By `InterfaceKind`. A flow that moves leaves behind what it carried before."""
+        """By `InterfaceKind`. If a flow moves to another interface, its earlier traffic stays with the old one."""
         return cls.field("interface kind")
 
     @classmethod
     def interface(cls) -> GroupBy:
-        """By the interface's name, or its index where only that is known."""
+        """By the interface's name, or its index if only that is known."""
 
         def key(flow: Flow, _details: Details | None) -> Hashable:
             return (flow.interface.name or flow.interface.index) if flow.interface else None
@@ -258,22 +258,22 @@ class GroupBy:
 
     @classmethod
     def unit(cls) -> GroupBy:
-        """By unit of systemd (Linux), known also where the process is not."""
+        """By unit of systemd (Linux), which may be known where the process is not."""
         return cls.field("unit")
 
     @classmethod
     def container(cls) -> GroupBy:
-        """By container (Linux), by its name where that is known, else by its id; `None` outside of containers."""
+        """By container (Linux): its name, or its id if the name is not known; `None` outside of containers."""
         return cls.field("container")
 
     @classmethod
     def pod(cls) -> GroupBy:
-        """By Kubernetes pod (Linux), as ``namespace/name`` where that is known, else by its uid."""
+        """By Kubernetes pod (Linux): ``namespace/name``, or its uid if the name is not known."""
         return cls.field("pod")
 
     @classmethod
     def flow(cls) -> GroupBy:
-        """Each flow by itself: rates of single flows, e.g. to expand a process."""
+        """By flow: the rates of single flows, e.g. of one process."""
         return cls.field("flow")
 
 
@@ -287,4 +287,4 @@ _MADE: dict[str, Callable[[], GroupBy]] = {
     "interface": GroupBy.interface,
     "connection": GroupBy.connection,
 }
-"""Groupings by name that are more than one field of the table."""
+"""Groupings by name that are not just one field of the table."""

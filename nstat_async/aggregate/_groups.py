@@ -1,4 +1,4 @@
-"""The rows of a table while they grow: found by key, described, folded together when there are too many."""
+"""The growing rows of a table: found by key, described, and folded together if there are too many."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ Place = tuple[Union[str, None], Hashable]
 
 @attrs.define(eq=False)
 class Groups:
-    """All tallies of a table. Those with open flows are never folded; of the others `max_finished` are kept."""
+    """All tallies of a table. Tallies with open flows are never folded; of the others `max_finished` are kept."""
 
     group_by: GroupBy
     max_finished: int
     tallies: dict[Place, Tally] = attrs.field(factory=dict, init=False)
     """The groups, in the order in which they appeared."""
     _finished: dict[Place, Tally] = attrs.field(factory=dict, init=False)
-    """Those without open flows, in the order in which they finished, so that ageing looks at the first only."""
+    """Groups without open flows, in the order in which they finished, so that ageing looks at the first only."""
     _sums: dict[RowKind, Tally] = attrs.field(factory=dict, init=False)
-    """What was folded (``OTHER``) and what was given up (``LOST``)."""
+    """Sums of folded rows (``OTHER``), and of flows that a buffer gave up (``LOST``)."""
     _names: dict[Hashable, str] = attrs.field(factory=dict, init=False)
     _serial: int = attrs.field(default=0, init=False)
 
     def __iter__(self) -> Iterator[Tally]:
-        """Every tally: the groups, then what was folded or given up."""
+        """All tallies: the groups, then the sums of what was folded or given up."""
         yield from self.tallies.values()
         yield from self.sums()
 
     def sums(self) -> Iterator[Tally]:
-        """What was folded, and what was given up."""
+        """The sums of what was folded, and of what was given up."""
         return (self._sums[kind] for kind in (RowKind.OTHER, RowKind.LOST) if kind in self._sums)
 
     def _new(self, kind: RowKind, time: float, source: str | None = None, key: Hashable = None) -> Tally:
@@ -48,13 +48,13 @@ class Groups:
         return Tally(self._serial, kind, key, source, time, time)
 
     def of_kind(self, kind: RowKind, time: float) -> Tally:
-        """The tally of what was folded or given up."""
+        """The sum of this kind; it is made if need be."""
         if kind not in self._sums:
             self._sums[kind] = self._new(kind, time)
         return self._sums[kind]
 
     def of_key(self, source: str | None, key: Hashable, flow: Flow | None, time: float) -> Tally:
-        """The tally of a group; a new one when the group is new, or came back after it was folded."""
+        """The tally of a group; a new one if the group is new, or was folded."""
         place = (source, key)
         tally = self.tallies.get(place)
         if tally is None:
@@ -67,7 +67,7 @@ class Groups:
         return tally
 
     def describe(self, tally: Tally, flow: Flow) -> None:
-        """Learn what there is to learn about the process of a row, or what its key is called."""
+        """Learn from a flow about the process of a row, or the name of its key."""
         if tally.text is None and tally.key is not None and self.group_by.text is not None:
             tally.text = self.group_by.text(flow)
         find, owner = self.group_by.process, flow.process
@@ -77,7 +77,7 @@ class Groups:
             tally.home = flow
         process = find(flow)
         if process is not None and process is not owner:
-            # The effective process: its name is known only from flows of its own.
+            # Only the flows of the effective process itself have its name.
             process = attrs.evolve(process, name=self._names.get(process.key))
         elif owner.name is not None and self._names.get(owner.key) != owner.name:
             while len(self._names) >= _MAX_NAMES:
@@ -87,7 +87,7 @@ class Groups:
             tally.process = process
 
     def settle(self, tally: Tally) -> None:
-        """A row may have lost its last open flow."""
+        """A flow of a row ended: see whether it was the last open one."""
         if tally.open_flows:
             return
         place = (tally.source, tally.key)
@@ -117,7 +117,7 @@ class Groups:
         self.of_kind(RowKind.OTHER, tally.first_seen).absorb(tally)
 
     def clear(self) -> None:
-        """Forget every row; names stay."""
+        """Forget all rows; names stay."""
         self.tallies.clear()
         self._finished.clear()
         self._sums.clear()
@@ -126,7 +126,7 @@ class Groups:
         """Add the rows of another table.
 
         Returns:
-            Where each of its tallies went, by its serial. They are to be settled when their open flows are known.
+            The new tally of each of its tallies, by serial. Call `settle` when their open flows are known.
         """
         targets: dict[int, Tally] = {}
         for tally in other.tallies.values():

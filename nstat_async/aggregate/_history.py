@@ -1,4 +1,4 @@
-"""Reading a history back: who used how much, and when."""
+"""Reads a history: who used how much, and when."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class Usage:
     container: str | None = None
     pod: str | None = None
     remote: str | None = None
-    """Remote address, in an answer by remotes; `None` for what has none, and for all that were not among the largest."""
+    """Remote address, in an answer by remotes; `None` for flows without one, and for the sum of the smaller remotes."""
     outcome: Outcome | None = None
-    """In an answer by outcomes: how these flows ended. They count with all that they carried, and only where it is known."""
+    """How the flows ended, in an answer by outcomes. Such flows count with all their traffic, and only if the outcome is known."""
     flows: int
-    """Flows that began in the time asked for."""
+    """Flows that began in this time."""
     uncounted_flows: int
-    """Those of them whose bytes the platform did not report."""
+    """How many of them had no bytes reported by the platform."""
     rx_bytes: int
-    """So that sums are exact, a span of a timeline takes back what an earlier one had too much (the byte of a FIN): -1, seldom."""
+    """Bytes received. Rarely -1 in a timeline: a span takes back the byte of a FIN that an earlier span counted."""
     tx_bytes: int
     rx_packets: int
     tx_packets: int
@@ -73,7 +73,7 @@ class Usage:
 
 @attrs.frozen
 class Gap:
-    """Something was lost in a bucket."""
+    """A loss in a bucket."""
 
     start: float
     cause: str
@@ -95,11 +95,11 @@ class History:
     """A history that was written by `HistoryWriter`, opened for reading.
 
     It may be read while it is written. Times are seconds since the epoch or aware
-    `datetime` objects; a bucket belongs to a span of time when it begins in it. Use it
+    `datetime` objects; a bucket belongs to a span of time if it begins in it. Use it
     as a context manager.
 
     Raises:
-        HistoryError: The file is not there or is none.
+        HistoryError: The file does not exist, or is not a history.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -110,7 +110,7 @@ class History:
     def _select(
         self, columns: Iterable[str], table: str, since: Moment, until: Moment, rest: str, name: str | None = None
     ) -> list[tuple[Any, ...]]:
-        """Rows of the buckets that begin in a span of time; of processes of one name only, if one is given."""
+        """Rows of the buckets that begin in a span of time; with a name, only those of processes with that name."""
         values: list[Any] = [_seconds("since", since, -1e18), _seconds("until", until, 1e18)]
         values += [] if name is None else [name]
         named = "" if name is None else "AND name = ?"
@@ -134,15 +134,15 @@ class History:
 
         Args:
             since: First moment; `None`: from the beginning.
-            until: First moment that is not asked for; `None`: to the end.
+            until: First moment that is not included; `None`: to the end.
             name: Only processes of this name.
             by: ``"name"``: processes of one name together. ``"process"``: each by itself. ``"user"``, ``"unit"``,
-                ``"container"``, ``"pod"``: `Usage.uid` and so on; in a file of before they were kept, all is one
-                answer without. ``"remote"``: `Usage.remote`, where the writer kept addresses (``remotes=``).
+                ``"container"``, ``"pod"``: `Usage.uid` and so on; a file that is older than these has a single answer
+                without them. ``"remote"``: `Usage.remote`, if the writer kept addresses (``remotes=``).
                 ``"outcome"``: `Usage.outcome`, of flows that ended in this time.
 
         Raises:
-            UsageError: `by` is none of these, a `datetime` has no time zone, or remotes or outcomes and a name are asked for.
+            UsageError: `by` is not one of these, a `datetime` has no time zone, or a name is combined with remotes or outcomes.
         """
         if by == "remote":
             found = self._view(REMOTES, since, until, name)
@@ -161,11 +161,11 @@ class History:
 
     @property
     def _there(self) -> list[str]:
-        """The columns that the file has of a process."""
+        """The columns of a process in this file."""
         return list(SCHEMA.columns(SqlTable.PROCESS, self._version))
 
     def _columns(self, by: str) -> list[str]:
-        """What identifies an answer; columns that the file has not are left out."""
+        """The columns that identify an answer; those that the file lacks are left out."""
         there = self._there
         views = {"name": ["kind", "source", "name"], "process": there, "user": ["uid"]}
         views |= {name: [name] for name in ("unit", "container", "pod")}
@@ -174,7 +174,7 @@ class History:
         return [column for column in views[by] if column in there]
 
     def _view(self, view: View, since: Moment, until: Moment, name: str | None) -> list[tuple[Usage, str]]:
-        """The answers of a table that is not about processes; none in a file of before it came."""
+        """The answers of a table that is not about processes; none if the file is older than the table."""
         if name is not None:
             raise UsageError(f"name: {view.table}s are not kept for each process")
         if self._version < view.since:
@@ -198,7 +198,7 @@ class History:
             UsageError: `step` is not positive.
         """
         check_number("step", step)
-        # Starts are integers: without the cast a whole step would round, a fractional one not.
+        # Starts are integers: without the cast SQLite would round for whole steps, but not for fractional ones.
         rest = f"GROUP BY CAST(start / {float(step)!r} AS INTEGER) ORDER BY start"
         return [self._usage(row, []) for row in self._select(_SUMS, _PROCESSES, since, until, rest, name)]
 

@@ -1,7 +1,7 @@
-"""Keeps a history small: old buckets are deleted, older ones joined to hours, and the file gives back what it does not need.
+"""Keeps a history small: old buckets are joined into hours, older ones deleted, and unused pages returned to the disk.
 
-What counts as *now* is not the newest bucket, but one that many others agree about: a clock that is
-ahead, for a moment or for hours, deletes nothing.
+*Now* is not the newest bucket, but one that has many buckets after it: a clock that is wrong
+for a moment, or for hours, deletes nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _DAY = 86_400.0
 _FEWEST, _MOST = 3, 288
 _PAGES_AT_ONCE = 2_000
 _KEPT_WHEN_JOINED = ("kind", "source", "name", "uid", "user", "unit", "container", "pod")
-"""Of what identifies a process; the rest, its number above all, is given up."""
+"""Columns of a process that joined buckets keep; the others, above all the pid, are dropped."""
 
 
 def largest(rows: Sequence[Row], most: int) -> list[Row]:
-    """The rows with most traffic; those of all others as one, so that the sum stays what it was."""
+    """The rows with most traffic, and one row with the sum of all others."""
     groups = sorted((row for row in rows if row.kind is RowKind.GROUP), key=lambda row: row.bytes, reverse=True)
     if len(groups) <= most:
         return list(rows)
@@ -60,7 +60,7 @@ def remove_old(connection: sqlite3.Connection, before: float) -> None:
 
 
 def _tables(connection: sqlite3.Connection) -> list[str]:
-    """The tables that have buckets."""
+    """The tables with buckets."""
     names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return [
         name
@@ -70,7 +70,7 @@ def _tables(connection: sqlite3.Connection) -> list[str]:
 
 
 def join_old(connection: sqlite3.Connection, before: float) -> None:
-    """Make hours of the buckets that began before this time, and one of all processes that differ in their number only."""
+    """Join the buckets that began before this time into hours, and processes that differ only in dropped columns into one."""
     limit = before // HOUR * HOUR
     names = list(SCHEMA.columns(SqlTable.TRAFFIC, SCHEMA.version))
     old = "FROM traffic WHERE start < ? AND length < ?"
@@ -102,6 +102,6 @@ def _forget_processes(connection: sqlite3.Connection) -> None:
 
 
 def give_back(connection: sqlite3.Connection) -> None:
-    """Let the file shrink by some of the pages that it does not need, outside of a transaction."""
-    # A script: `execute` takes one step of it, which is one page.
+    """Shrink the file by some of its unused pages; call it outside of a transaction."""
+    # As a script, because `execute` would take a single step, which is one page.
     connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")

@@ -1,4 +1,4 @@
-"""Traffic by medium, where reports have it (macOS 26 with ``extras``): one more split of what a row counts."""
+"""Traffic of a row by medium, if reports have it (macOS 26 with ``extras``)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nstat_async._model import Counts, MediumCounts
 Four = tuple[int, int, int, int]
 """Bytes received and sent, packets received and sent."""
 Media = dict[str, Four]
-"""Medium to bytes received and sent, packets received and sent; without the total, which a row has."""
+"""The four counters of each medium, without the total, which a row has."""
 RowMedia = tuple[tuple[str, MediumCounts], ...]
-"""The same as a row has it."""
+"""The form of `Media` in a `Row`."""
 
 
 def _four(counts: MediumCounts) -> Four:
@@ -20,13 +20,13 @@ def _four(counts: MediumCounts) -> Four:
 
 
 def media_of(counts: Counts | None) -> Media:
-    """What a report says of each medium; empty where it says nothing."""
+    """The counters of each medium in a report; empty if it has none."""
     media = () if counts is None else counts.media
     return {name: _four(each) for name, each in media if name != "total"}
 
 
 def grown_media(now: Media, before: Media) -> Media:
-    """What was added; a medium's counters may fall when a flow in user space changes its interface."""
+    """The growth of each medium; counters may fall when a flow in user space changes its interface."""
     nothing = (0, 0, 0, 0)
     found = {}
     for name, four in now.items():
@@ -37,19 +37,19 @@ def grown_media(now: Media, before: Media) -> Media:
 
 
 def add_media(total: Media, more: Media, sign: int = 1) -> None:
-    """Add to a total, or take away from it."""
+    """Add to a total, or (with the sign -1) subtract from it."""
     for name, (a, b, c, d) in more.items():
         e, f, g, h = total.get(name, (0, 0, 0, 0))
         total[name] = (e + sign * a, f + sign * b, g + sign * c, h + sign * d)
 
 
 def row_media(total: Media) -> RowMedia:
-    """A total as a row has it; media without traffic are left out."""
+    """A total in the form of a row; media without traffic are left out."""
     return tuple((name, MediumCounts(*four)) for name, four in total.items() if any(four))
 
 
 def sum_media(rows: Iterable[Union[Media, RowMedia]]) -> Media:
-    """The media of several rows, or of what rows are made of, added up."""
+    """The sum of the media of several rows, or tallies."""
     total: Media = {}
     for media in rows:
         if media:

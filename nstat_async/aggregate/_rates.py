@@ -1,15 +1,14 @@
 """The sliding window behind rates, on the events' own clock.
 
-Operations wanted: one comparison per event while time passes inside a step;
-totals of any row at the window's start, when somebody asks for a rate; memory
-bounded by a constant per row, whatever the number of events.
+Operations wanted: one comparison per event within a step; the totals of a row at the
+window's start, when a rate is read; memory bounded by a constant per row, whatever
+the number of events.
 
-A table *marks* its clock each time an eighth of the window has passed. A mark
-stands at the time of the last event *before* it, because polls bring their
-reports in bursts: both ends of the window then lie at the end of a burst, and a
-steady flow gives its exact rate for any polling interval. A row that grows for
-the first time after a mark saves the totals it had at that mark; rows that rest
-save nothing.
+A table *marks* its clock each time an eighth of the window has passed. The time of a
+mark is that of the last event *before* it, because polls bring their reports in bursts:
+both ends of the window are then at the end of a burst, and a steady flow has its exact
+rate for any polling interval. A row that grows for the first time after a mark saves
+the totals that it had at the mark; idle rows save nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ import attrs
 
 _STEPS = 8
 _CLOCK_SLACK = 60.0
-"""Seconds that an event may be older than its predecessors: a coalescing buffer
-delivers the newest report of a flow in the place of its oldest one. Anything
-older means that the clock was set back."""
+"""Seconds by which an event may be older than those before it, because a coalescing buffer
+delivers the newest report of a flow in the place of its oldest one. An older event
+means that the clock was set back."""
 
 
 @attrs.define(eq=False)
@@ -31,13 +30,13 @@ class RateWindow:
     """The marks of one table's clock."""
 
     width: float
-    """Seconds over which rates are taken; at least one polling interval is used."""
+    """Seconds over which rates are taken; a rate spans at least one polling interval."""
     now: float = -math.inf
     """Time of the latest event."""
     low: float = math.inf
-    """Below this time the clock was set back."""
+    """An event before this time means that the clock was set back."""
     high: float = -math.inf
-    """From this time on a new mark is due."""
+    """An event from this time on makes a new mark."""
     mark: int = 0
     """Number of the latest mark; a row compares it with its own."""
     _marks: deque[tuple[int, float]] = attrs.field(factory=deque)
@@ -45,7 +44,7 @@ class RateWindow:
     def advance(self, time: float) -> None:
         """Set a mark: `time` is outside of ``low <= time < high``."""
         if time < self.low:
-            # The first event, or a clock that was set back: rates begin anew.
+            # The first event, or a clock that was set back: rates begin again.
             self._marks.clear()
             self.now = time
         self.mark += 1
@@ -56,7 +55,7 @@ class RateWindow:
         self.low = time - max(_CLOCK_SLACK, self.width)
 
     def shift(self, seconds: float) -> None:
-        """The clock was set by so many seconds: what was before moves along, so that spans stay what they were."""
+        """The clock was set by this many seconds: move the marks along, so that spans stay the same."""
         self._marks = deque((number, time + seconds) for number, time in self._marks)
         self.now += seconds
         self.low += seconds
@@ -70,7 +69,7 @@ class RateWindow:
     def span(self) -> tuple[int, float]:
         """Number of the mark where the window begins now, and its age in seconds.
 
-        The age is 0 before two moments were seen.
+        The age is 0 until there are two moments.
         """
         start, since = 0, self.now
         for number, time in self._marks:

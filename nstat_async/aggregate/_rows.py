@@ -1,4 +1,4 @@
-"""Rows added up, and the differences of two looks at a table."""
+"""Sums of rows, and differences of two snapshots of a table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nstat_async._rows import Row, RowKind
 from ._media import add_media, row_media, sum_media
 
 _ADDED_UP = tuple(field.name for _, field in TABLE.columns(SqlTable.TRAFFIC))
-"""The counters of a row that differences are made of."""
+"""The counters of a row that have differences."""
 
 
 _get_counters = [(name, attrgetter(name)) for name in (*_ADDED_UP, "open_flows")]
 
 
 def added_up(rows: Sequence[Any]) -> dict[str, Any]:
-    """Counters and times of rows, or of what has the same attributes, as those of one row."""
+    """The sums of the counters of rows (or of objects with the same attributes), and the first and last of their times."""
     first = [row.first_seen for row in rows if row.first_seen is not None]
     last = [row.last_seen for row in rows if row.last_seen is not None]
     return {
@@ -70,14 +70,14 @@ class Loss:
 
 @attrs.frozen
 class TableSnapshot:
-    """A table at one moment; it does not change any more."""
+    """A table as it was at one moment."""
 
     time: float | None
     """Time of the last event; `None` before the first."""
     rows: tuple[Row, ...]
-    """Every row: groups, unknown, other, lost."""
+    """All rows: groups, unknown, other, lost."""
     losses: tuple[Loss, ...] = ()
-    """What the stream reported as lost so far."""
+    """The losses that the stream reported so far."""
 
     @property
     def total(self) -> Row:
@@ -85,12 +85,12 @@ class TableSnapshot:
         return sum_rows(self.rows)
 
     def since(self, earlier: TableSnapshot) -> tuple[Row, ...]:
-        """What changed since an earlier look at the same table.
+        """The changes since an earlier snapshot of the same table.
 
         Counters of the rows are differences, `Row.open_flows` and rates are those of
-        this snapshot; rows without any growth are left out. The differences add up to
-        exactly the difference of the totals. Therefore one can be negative: in the row
-        ``UNKNOWN`` when the owner of a flow became known after its first bytes.
+        this snapshot; rows without any growth are left out. The sum of the differences is
+        exactly the difference of the totals. So a difference can be negative: that of
+        ``UNKNOWN``, if the owner of a flow became known after its first bytes.
         """
         before = {row.serial: row for row in earlier.rows}
         changed, folded = [], []
@@ -101,7 +101,7 @@ class TableSnapshot:
                 folded.append(grown)
             elif old is None or _has_grown(grown):
                 changed.append(grown)
-        # A row that is gone was folded into "other" with all it had, or was emptied.
+        # A row that is missing now was folded into "other" with all its traffic, or was emptied.
         other = sum_rows(folded, RowKind.OTHER)
         for old in before.values():
             other = _minus(other, old)

@@ -1,8 +1,8 @@
 """The SQLite file of a history: its tables, how it is opened, and what may go wrong.
 
-The file is in WAL mode, so that reading never waits for writing, and every
-transaction is flushed to the disk (``synchronous=FULL``): one per bucket is cheap, and a
-bucket that was written survives a crash of the machine as well as of the program.
+The file is in WAL mode, so that reading never waits for writing. Every transaction is flushed
+to the disk (``synchronous=FULL``): one per bucket is cheap, and a written bucket survives
+a crash of the program or the machine.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ CREATE TABLE {table} (
 
 @attrs.frozen
 class View:
-    """A table of traffic by something; it counts what ``traffic`` did when it came."""
+    """A further table of traffic, with the counters that ``traffic`` had when this table came."""
 
     table: str
     column: str
-    """What it is by."""
+    """The column that it groups by."""
     comment: str
     since: int
-    """The schema with which it came."""
+    """The schema that brought it."""
 
 
 REMOTES = View("remote", "address", "of the peer; empty: none is known, or it is not among the largest", 2)
@@ -77,7 +77,7 @@ _VIEWS = (REMOTES, OUTCOMES)
 
 @attrs.frozen
 class Schema:
-    """The schema that a table of fields asks for: the first version, and the steps from each version to the next."""
+    """The schema for a table of fields: its first version, and the steps from each version to the next."""
 
     fields: FieldTable
 
@@ -87,11 +87,11 @@ class Schema:
         return self.fields.schema_version
 
     def columns(self, table: SqlTable, version: int) -> dict[str, tuple[type, Field]]:
-        """The columns that a table has in a version, by name, each with its class and field."""
+        """The columns of a table in a version, by name, each with its class and field."""
         return {field.name: (cls, field) for cls, field in self.fields.columns(table) if field.since <= version}
 
     def step(self, version: int) -> str:
-        """The statements that make a file of this version from one of the version before (0: an empty file)."""
+        """The statements that bring a file of the previous version (0: an empty file) to this version."""
         new = {
             table: [(name, _type(table, field)) for name, (_, field) in self.columns(table, version).items()
                     if field.since == version]
@@ -115,23 +115,23 @@ class Schema:
         return _VIEW.format(table=view.table, column=view.column, comment=view.comment, traffic=traffic)
 
     def _counters(self, version: int) -> list[str]:
-        """The columns of what is added up, with their types."""
+        """The columns of counters, with their types."""
         found = self.columns(SqlTable.TRAFFIC, version).items()
         return [f"{name} {_type(SqlTable.TRAFFIC, field)}" for name, (_, field) in found]
 
     def process_values(self, row: Row) -> dict[str, Any]:
-        """What identifies a row, by column."""
+        """The values that identify a row, by column."""
         values = {}
         for name, (cls, field) in self.columns(SqlTable.PROCESS, self.version).items():
             owner: Any = row.process if cls is not Row else row
             value = None if owner is None else getattr(owner, name)
             value = None if value is None else field.kind.plain(value)
-            # Names come from the kernel as bytes: what is not UTF-8 cannot be stored as text.
+            # Names come from the kernel as bytes, and only UTF-8 can be stored as text.
             values[name] = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
         return values
 
     def process_of(self, values: Mapping[str, Any]) -> Process | None:
-        """The process that a row of the table ``process`` was made of; `None` when it was none."""
+        """The process that a row of the table ``process`` was made of; `None` if the row is not a process."""
         if values.get("pid") is None:
             return None
         record = self.fields.of(Process)
@@ -152,11 +152,11 @@ def _type(table: SqlTable, field: Field) -> str:
 SCHEMA = Schema(TABLE)
 TRAFFIC = View("traffic", "process", "the row of a process", SCHEMA.version)
 _IDENTITY = ("kind", "source", "pid", "unique_pid", "name", "path", "uid")
-"""Columns of the first schema, in the order of their values in ``identity``; later ones follow by name where known."""
+"""Columns of the first schema, in the order of their values in ``identity``; known values of later columns follow, with their names."""
 
 
 def addition(view: View, names: list[str]) -> str:
-    """The statement that adds a bucket's start, key, length and these counters to what the file has."""
+    """The statement that adds a bucket's counters to those in the file; its arguments are start, key, length and the counters."""
     added = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
     return (
         f"INSERT INTO {view.table} (start, {view.column}, length, {', '.join(names)}) VALUES (?, ?, ?{', ?' * len(names)})"  # noqa: S608  # our own names
@@ -165,7 +165,7 @@ def addition(view: View, names: list[str]) -> str:
 
 
 def process_id(connection: sqlite3.Connection, given: Mapping[str, Any]) -> int:
-    """The row of a process with these values; it is made if there is none."""
+    """Id of the row of a process with these values; the row is made if need be."""
     values = {name: given.get(name) for name in SCHEMA.columns(SqlTable.PROCESS, SCHEMA.version)}
     later = [[name, value] for name, value in values.items() if name not in _IDENTITY and value is not None]
     identity = json.dumps([values[name] for name in _IDENTITY] + later)
@@ -196,13 +196,13 @@ class HistoryError(NstatError):
 
 
 def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEMA) -> tuple[sqlite3.Connection, int]:
-    """Open a history; a writer makes it if it is not there, and brings an older one up to date.
+    """Open a history. A writer makes the file if it does not exist, and brings an older one up to date.
 
     Returns:
         The connection, and the version of the file.
 
     Raises:
-        HistoryError: It cannot be opened, or is something else.
+        HistoryError: It cannot be opened, or is another kind of file.
     """
     if _may_wait(path):
         raise HistoryError(path, "no history, but a pipe or a device")
@@ -217,10 +217,10 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
 
 
 def _ways(path: Path, *, write: bool) -> list[str]:
-    """How to open the file; each is tried after the one before.
+    """Ways to open the file, to be tried in order.
 
-    Who may write takes the files of the write-ahead log away again: a reader who may not leaves them behind. Where none can
-    be made, and none is there, nobody writes, and the file is read as it is.
+    A connection that may write removes the files of the write-ahead log at its end; one that may not leaves them behind. If
+    these files do not exist and cannot be made, nobody writes, and the file is read as it is.
     """
     if write:
         return ["mode=rwc"]
@@ -241,7 +241,7 @@ def _opened(path: str | os.PathLike[str], schema: Schema, way: str, *, write: bo
 
 
 def _may_wait(path: str | os.PathLike[str]) -> bool:
-    """True for what is no file: SQLite would wait for the other end of a pipe, and for no signal."""
+    """True for a path that is not a file: SQLite would wait for the other end of a pipe, and ignore signals."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
@@ -273,13 +273,13 @@ def _checked(connection: sqlite3.Connection, path: str | os.PathLike[str], schem
 
 
 def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
-    """What the file says that it is: (application, version)."""
+    """The ids in the file: (application, version)."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     return application, connection.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _migrate(connection: sqlite3.Connection, schema: Schema) -> int:
-    """Take the steps that are missing, in order, all or none."""
+    """Carry out the missing steps, in order, all or none."""
     connection.execute("BEGIN IMMEDIATE")  # another writer may be about to do the same
     try:
         _, version = _identity(connection)

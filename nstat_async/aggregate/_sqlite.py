@@ -1,12 +1,12 @@
 """A history of traffic per process: time buckets in an SQLite file.
 
-Events are counted in memory; when the events' clock leaves a bucket, its totals
-are put aside, and the next write stores them in one transaction. A crash loses at
-most what was not written: the open bucket. Counting never touches the disk, so the
-asynchronous form counts on the loop and writes in a worker thread.
+Events are counted in memory. When the events' clock leaves a bucket, its totals
+are set aside, and the next write stores them in one transaction. A crash loses
+only what is not written: the open bucket. Counting never touches the disk, so the
+asynchronous form counts in the loop, and writes in a worker thread.
 
-Bytes belong to the bucket in which they were *reported*: up to one polling
-interval later than they passed.
+Bytes belong to the bucket in which they were *reported*, up to one polling
+interval after they passed.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ logger = logging.getLogger("nstat_async")
 
 DEFAULT_BUCKET = 300.0
 _RETRY_SECONDS = 5.0
-"""A file that could not be written is tried again so much later."""
+"""Seconds until a file that could not be written is tried again."""
 MAX_PENDING_BUCKETS = 288
-"""Closed buckets that wait while the file cannot be written, a day of the default ones;
-beyond it the two oldest become one: bytes are kept, resolution is not."""
+"""Most closed buckets that wait while the file cannot be written, a day with the default length.
+Beyond that the two oldest become one: bytes are kept, resolution is not."""
 _LATE = 60.0
-"""An event may be this much older than its bucket and still count there (a coalesced update)."""
+"""Seconds by which an event may be older than the bucket that counts it (a coalesced update)."""
 _LAST_MOMENT = 2.0**40
-"""Of the events' clock, seconds since the epoch: a time beyond it is none."""
+"""Latest time of an event, seconds since the epoch: a later one is an error."""
 _LARGEST_NUMBER = 2**63 - 1
 _CARRIED = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
 _LARGEST = 2**48
-"""More than a bucket can carry (SQLite's integers end at 2**63, and are added up here)."""
+"""Limit for the counters of a bucket, so that their sums stay below SQLite's limit of 2**63."""
 
 
 @attrs.define
@@ -63,13 +63,13 @@ class _Bucket:
     rows: list[Row]
     losses: dict[str, tuple[int, int]]
     remotes: list[Row]
-    """By remote address; empty where that is not kept."""
+    """Traffic by remote address; empty if that is not kept."""
     outcomes: list[Row]
-    """Flows that ended, by how they did."""
+    """Flows that ended, by outcome."""
 
     def join(self, later: _Bucket, most: int) -> None:
-        """Take in what is later; it has so many rows at most, however much is joined."""
-        self.length = max(self.length, later.start + later.length - self.start)  # earlier: the clock was set back
+        """Add a later bucket; the result has at most `most` rows of each kind."""
+        self.length = max(self.length, later.start + later.length - self.start)  # it may end earlier: a clock set back
         self.rows = largest(_added(self.rows + later.rows, _stored_identity), most)
         self.remotes = largest(_added(self.remotes + later.remotes, _name), most)
         self.outcomes = _added(self.outcomes + later.outcomes, _name)
@@ -87,7 +87,7 @@ def _name(row: Row) -> str | None:
 
 
 def _added(rows: Iterable[Row], identity: Callable[[Row], Any]) -> list[Row]:
-    """The rows, those that are one in the file as one."""
+    """The rows, with those added up that are the same row in the file."""
     found: dict[Any, list[Row]] = {}
     for row in rows:
         found.setdefault(identity(row), []).append(row)
@@ -107,18 +107,19 @@ def _new_losses(now: tuple[Loss, ...], before: tuple[Loss, ...]) -> dict[str, tu
 class HistoryWriter:
     """Writes the traffic of each process, in buckets of time, to an SQLite file.
 
-    Plain and synchronous: `feed` counts, `write` stores the buckets that are complete,
-    `flush` stores everything. Several writers may share a file, and a bucket may be
-    written in several pieces: pieces add up. Use it as a context manager.
+    It is synchronous: `feed` counts, `write` stores the complete buckets, `flush` stores
+    everything. Several writers may share a file, and a bucket may be written in
+    several parts, which add up. Use it as a context manager.
 
     Args:
         path: The file; made if it is not there.
         bucket: Length of a bucket in seconds; buckets begin at multiples of it since the epoch.
-        keep: Seconds after which buckets are deleted (up to a day later, when the clock is sure); `None`: never.
-        detail: Seconds after which buckets become hours, and processes of one name, user, unit and container one; `None`: never.
-        max_rows: Processes of their own in each bucket, those with most traffic; all others are kept as one sum.
-        remotes: Remote addresses that are kept for each bucket, those with most traffic: ``History.usage(by="remote")``.
-            What all others carried is kept as one sum. 0: addresses are not kept at all.
+        keep: Seconds after which buckets are deleted (or up to a day later, to be sure of the clock); `None`: never.
+        detail: Seconds after which buckets are joined into hours, and processes with the same name, user, unit and container
+            into one; `None`: never.
+        max_rows: Most processes in each bucket, those with most traffic; all others are kept as one sum.
+        remotes: Most remote addresses in each bucket, those with most traffic, for ``History.usage(by="remote")``; all
+            others are kept as one sum. 0: addresses are not kept.
         options: Those of `ProcessTable`, e.g. ``effective=True``, ``source="laptop"``.
 
     Raises:
@@ -148,7 +149,7 @@ class HistoryWriter:
         self.keep = keep
         self._detail = detail
         self._max_rows = max_rows
-        # A row needs to be remembered only until its last bucket was put aside.
+        # A row has to be remembered only until its last bucket is set aside.
         self._table = ProcessTable(**{"max_age": bucket + _LATE, **options})
         self._remotes = None if not remotes else _RemoteCounter(remotes, bucket, options)
         self._outcomes = _OutcomeCounter()
@@ -162,7 +163,7 @@ class HistoryWriter:
         """Take in one event.
 
         Raises:
-            HistoryError: Its time is none; it is not counted.
+            HistoryError: Its time is impossible; it is not counted.
         """
         start = self._start
         if start is None or not start - _LATE <= event.time < start + self.bucket:
@@ -177,7 +178,7 @@ class HistoryWriter:
         """Take in events, in order.
 
         Raises:
-            HistoryError: The time of some of them is none; the others are counted.
+            HistoryError: The time of some of them is impossible; the others are counted.
         """
         failure = None
         for event in events:
@@ -209,7 +210,7 @@ class HistoryWriter:
 
     @property
     def pending(self) -> int:
-        """Complete buckets that are not written yet."""
+        """Number of complete buckets that are not written yet."""
         return len(self._pending)
 
     def statistics(self) -> dict[str, int]:
@@ -225,7 +226,7 @@ class HistoryWriter:
         """Store the complete buckets in one transaction.
 
         Raises:
-            HistoryError: It failed, e.g. the disk is full; the buckets stay for the next attempt.
+            HistoryError: It failed, e.g. the disk is full; the next attempt writes these buckets too.
             UsageError: The writer is closed.
         """
         if self._connection is None:
@@ -256,7 +257,7 @@ class HistoryWriter:
             raise HistoryError(self.path, text)
 
     def _refused_rows(self) -> list[Row]:
-        """Take out the rows whose process has numbers that no file can hold: a recording may say anything."""
+        """Take out rows whose process has numbers too large for the file: a recording may contain anything."""
         refused: list[Row] = []
         for bucket in self._pending:
             good = [row for row in bucket.rows if _can_be_kept(row)]
@@ -265,10 +266,10 @@ class HistoryWriter:
         return refused
 
     def flush(self) -> None:
-        """Store everything, the open bucket so far included.
+        """Store everything, including the open bucket so far.
 
         Raises:
-            HistoryError: It failed; nothing is forgotten.
+            HistoryError: It failed; everything is kept for the next attempt.
         """
         self._put_aside()
         self.write()
@@ -288,7 +289,7 @@ class HistoryWriter:
         return len(bucket.rows)
 
     def _keep_small(self, connection: sqlite3.Connection) -> None:
-        """Delete and join what is old, by a clock that a day of buckets agree about."""
+        """Delete and join old buckets; see `_keeping` for the clock."""
         if self._start is None or (self.keep is None and self._detail is None):
             return
         now = now_of(connection, self.bucket, min(self.keep or math.inf, self._detail or math.inf))
@@ -304,7 +305,7 @@ class HistoryWriter:
         """Store everything and close the file. Idempotent.
 
         Raises:
-            HistoryError: The last write failed; the file is closed nevertheless.
+            HistoryError: The last write failed; the file is closed anyway.
         """
         if self._connection is None:
             return
@@ -324,7 +325,7 @@ class HistoryWriter:
 
 
 class _RemoteCounter:
-    """Traffic by remote address, of which each bucket keeps the largest."""
+    """Counts traffic by remote address; each bucket keeps the largest."""
 
     def __init__(self, most: int, bucket: float, options: Mapping[str, Any]) -> None:
         options = {name: value for name, value in options.items() if name != "effective"}
@@ -333,7 +334,7 @@ class _RemoteCounter:
         self._before = self.table.snapshot()
 
     def take(self) -> list[Row]:
-        """What was counted since the last time: the largest addresses, and the sum of all others."""
+        """The traffic since the last call: the largest addresses, and the sum of all others."""
         now = self.table.snapshot()
         grown = now.since(self._before)
         self._before = now
@@ -343,7 +344,7 @@ class _RemoteCounter:
 
 
 class _OutcomeCounter:
-    """Flows that ended with a known outcome, and all that they carried."""
+    """Counts flows that ended with a known outcome, with all their traffic."""
 
     def __init__(self) -> None:
         self._rows: dict[Outcome, Row] = {}
@@ -361,7 +362,7 @@ class _OutcomeCounter:
         )
 
     def take(self) -> list[Row]:
-        """What was counted since the last time."""
+        """The flows since the last call."""
         rows, self._rows = list(self._rows.values()), {}
         return rows
 
@@ -390,9 +391,9 @@ async def keep_history(
 ) -> None:
     """Write the history of a monitor until it ends, or this is cancelled.
 
-    Run it in a task of its own. Files are touched in worker threads only. While the file cannot
-    be written, buckets wait (and a warning is logged); what is there at the end, or at
-    the cancellation, is written before this returns.
+    Run it in a task of its own. Only worker threads touch the file. While the file cannot
+    be written, buckets wait, and a warning is logged. At the end, or after a cancellation,
+    everything is written before this returns.
 
     Args:
         monitor: A `Monitor`.
@@ -402,13 +403,13 @@ async def keep_history(
         options: Those of `HistoryWriter`.
 
     Raises:
-        HistoryError: The file cannot be opened, or not be written at the very end.
+        HistoryError: The file cannot be opened, or cannot be written at the very end.
     """
 
     def open_writer() -> HistoryWriter:
         return HistoryWriter(path, bucket=bucket, keep=keep, **options)
 
-    again = 0.0  # when it is tried again, after it failed
+    again = 0.0  # time of the next attempt, after a failure
     async with monitor.subscribe() as subscription:
         writer = await anyio.to_thread.run_sync(open_writer)
         try:
@@ -421,7 +422,7 @@ async def keep_history(
                             logger.warning("history: %s: what waited is written", path)
                         again = 0.0
                 except HistoryError as error:
-                    if not again:  # once until it works
+                    if not again:  # warn once until it works again
                         logger.warning("history: %s; what is counted waits for it", error)
                     again = anyio.current_time() + _RETRY_SECONDS
         except anyio.get_cancelled_exc_class():
@@ -429,6 +430,6 @@ async def keep_history(
                 writer.feed_many(subscription.receive_nowait())
             raise
         finally:
-            # What was received is written, whatever ends this.
+            # Whatever ends this, received events are written.
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(writer.close)

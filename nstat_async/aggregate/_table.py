@@ -1,12 +1,12 @@
-"""Exact totals and rates of flows, grouped by anything: the pure, synchronous heart.
+"""Exact totals and rates of flows, grouped by anything, without I/O.
 
-Operations wanted, and what they cost (``benchmarks/aggregate.py`` measures):
-`TrafficTable.feed` of an update, the hot path, in about a microsecond and
-without making objects; a row of a process in about a kilobyte; a look at the
-ten largest of *n* rows in one pass.
+Operations wanted, and their costs (``benchmarks/aggregate.py`` measures them):
+`TrafficTable.feed` of an update, the hot path, takes about a microsecond and
+makes no objects; the row of a process takes about a kilobyte; reading the
+ten largest of *n* rows takes one pass.
 
-Three parts: `Groups` has the rows, an `OpenFlow` judges the counters of one flow, and the table
-here takes in events and is looked at.
+There are three parts: `Groups` has the rows, an `OpenFlow` has the counters of one flow, and the tables
+here take in events and return rows.
 """
 
 from __future__ import annotations
@@ -44,44 +44,44 @@ from ._tally import OpenFlow, Share, Tally, is_counted, known_or, sum_tallies
 
 DEFAULT_MAX_FINISHED = 10_000
 _CLOCK_STEP = 5.0
-"""Seconds by which the events' clock may differ from the monotonic one between two batches before it was stepped."""
+"""If the events' clock and the monotonic one differ by more seconds between two batches, the wall clock was set."""
 
 SortKey = Literal[
     "bytes", "rate", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "rx_rate", "tx_rate", "flows", "open_flows",
     "first_seen", "last_seen",
 ]  # fmt: skip
-"""What `TrafficTable.top` can sort by."""
+"""The keys that `TrafficTable.top` can sort by."""
 
 
 class TrafficTable:
     """Totals and rates of flows, grouped by a key.
 
-    Feed it every event of a monitor, a subscription or a recording, in order; it
-    keeps no clock, opens nothing and raises for nothing that a kernel did.
+    Feed it every event of a monitor, a subscription or a recording, in order. It
+    keeps no clock, opens nothing, and never raises because of what a kernel did.
 
-    - A flow that begins meanwhile counts from zero, one that was there before (``preexisting``) from its first
-      report on. Closed flows stay counted. Each counter is judged by itself: an odd reading adds nothing, a wrapped
-      counter what it wrapped by, and only where all of them begin anew there is a new flow behind the old id.
-    - Traffic belongs to the group that had the flow when it was reported; a flow whose group was unknown takes its
-      past along. The sums over the rows of any table are the sums over all flows.
-    - Flows without counts add nothing and are in ``flows`` and ``uncounted_flows``. Flows that an overflowing buffer
-      gave up come as one sum, their history included: the row ``LOST``.
+    - A new flow counts from zero, an older one (``preexisting``) from its first report on. Closed flows stay
+      counted. Each counter counts by itself: an odd reading adds nothing, a wrapped counter adds what passed. If all
+      counters restart, the id belongs to a new flow.
+    - Traffic belongs to the group that the flow had when it was reported. When a flow with an unknown group gets one,
+      its earlier traffic moves along. The sum over the rows of any table is the sum over all flows.
+    - Flows without counts add nothing, and count in ``flows`` and ``uncounted_flows``. Flows that an overflowing buffer
+      gave up, with all their traffic, are one sum: the row ``LOST``.
 
     Args:
         group_by: What the rows stand for.
-        include_history: Count what flows had carried before the table saw them.
-        exclude: Providers that are not counted; by default those that carry no traffic of their
-            own, and UDP subflows, whose bytes are in the flow of their socket too.
+        include_history: Count the traffic of flows before the table saw them.
+        exclude: Providers that are not counted; by default those without traffic of their
+            own, and UDP subflows, whose bytes the flow of their socket also has.
         rate_window: Seconds over which rates are taken; a rate spans at least one
             polling interval.
-        max_finished: Rows without open flows that are kept. When there are more, those
+        max_finished: Most rows without open flows. If there are more, those
             with the fewest bytes are folded into the row ``OTHER``.
         max_age: Seconds after which a row without open flows is folded; `None`: never.
-        source: Name of the machine or recording, shown in the rows. In a fleet the rows of processes, and of
-            whatever else means something on one machine only, have the flow's own (`GroupBy.per_host`).
+        source: Name of the machine or recording, shown in the rows. In a fleet, rows whose key is valid on one machine
+            only, such as processes, have the name of the flow's machine (`GroupBy.per_host`).
 
-    Rows with open flows are never folded, so the memory is bounded by the open flows and
-    `max_finished`. A group that comes back after it was folded begins a new row.
+    Rows with open flows are never folded, so the open flows and `max_finished` bound the
+    memory. A folded group that comes back begins a new row.
 
     Raises:
         UsageError: An argument is out of range.
@@ -122,7 +122,7 @@ class TrafficTable:
         """Take in one event.
 
         Raises:
-            UsageError: It is none.
+            UsageError: It is not an event.
         """
         window = self._window
         try:
@@ -145,7 +145,7 @@ class TrafficTable:
             if tally.mark != window.mark:
                 tally.save(window)
             counts = event.counts
-            # Written out, because this runs for every report of every flow.
+            # Without calls, because this runs for every report of every flow.
             try:
                 rx_bytes = counts.rx_bytes
                 tx_bytes = counts.tx_bytes
@@ -190,8 +190,8 @@ class TrafficTable:
 
         Args:
             events: The events.
-            now: Monotonic seconds at which they were received, if they come from a running kernel: rates then do
-                not notice when the wall clock, which events carry, is set. `None`: rates go by the events' clock.
+            now: Monotonic seconds at which they were received, if they come from a running kernel: setting the wall
+                clock, which events have, then does not change rates. `None`: rates go by the events' clock.
         """
         feed = self.feed
         if now is not None:
@@ -206,7 +206,7 @@ class TrafficTable:
             feed(event)
 
     def _clock_step(self, events: Sequence[AnyEvent], now: float) -> tuple[int, float] | None:
-        """Before which of these events the wall clock was set since the last batch, and by how much; `None`: it was not."""
+        """The index of the first event after the wall clock was set, and by how many seconds; `None` if it was not set."""
         last, self._clocks = self._clocks, (events[-1].time, now)
         if last is None:
             return None
@@ -218,7 +218,7 @@ class TrafficTable:
         return (jumps.index(max(jumps)) if step > 0 else jumps.index(min(jumps))), step
 
     def advance(self, time: float) -> None:
-        """Let the clock go on without an event, so that the rates of a silent stream fall.
+        """Move the clock on without an event, so that the rates of a silent stream fall.
 
         Args:
             time: Seconds since the epoch, on the events' clock; an earlier one is ignored.
@@ -234,7 +234,7 @@ class TrafficTable:
             self._groups.fold_older(time - self._max_age)
 
     def _feed_edge(self, event: FlowEvent) -> None:
-        """A flow comes or goes (or an update of a subclass of the event, off the hot path)."""
+        """Take in the begin or end of a flow, or an update that the hot path does not take."""
         entry = self._find(event, self._open.get(event.flow.id))
         if entry is None:
             return
@@ -251,7 +251,7 @@ class TrafficTable:
 
     def _feed_loss(self, event: EventsLost) -> None:
         self._add_loss(Loss(event.cause, 1, event.count or 0))
-        # Other gaps may concern flows that are open, or will be removed with the same counts.
+        # Other gaps may concern flows that are open, or that will be removed with the same counts.
         if event.cause is not LossCause.OVERFLOW:
             return
         tally = self._groups.of_kind(RowKind.LOST, event.time)
@@ -269,7 +269,7 @@ class TrafficTable:
     # -- flows ------------------------------------------------------------------------------
 
     def _find(self, event: FlowEvent, entry: OpenFlow | None) -> OpenFlow | None:
-        """The entry of the event's flow, its row brought up to date; `None` when it is not counted."""
+        """The entry of the event's flow, in the right row; `None` if the flow is not counted."""
         flow = event.flow
         if entry is not None:
             if entry.seen is flow:
@@ -283,11 +283,11 @@ class TrafficTable:
         key = self._key(event)
         source = flow.host if self.group_by.per_host and flow.host is not None else self.source
         tally = self._groups.of_key(source, key, flow, event.time)
-        # One that goes before it came was there before the table was.
+        # A flow that ends without having begun is older than the table.
         preexisting = event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
         entry = OpenFlow(flow, tally, preexisting, seen=None if key is None and self.group_by.needs_details else flow)
         if isinstance(event, FlowUpdated) and is_counted(event.previous):
-            # The table came in the middle of the stream: this event's own growth is its share.
+            # The table saw only a part of the stream: of this flow it counts the event's own growth.
             entry.counted = True
             entry.current = known_or(event.previous)
             entry.media = media_of(event.previous) or None
@@ -300,7 +300,7 @@ class TrafficTable:
         return self.group_by.key(event.flow, event.details if self.group_by.needs_details else None)
 
     def _follow(self, event: FlowEvent, entry: OpenFlow) -> OpenFlow:
-        """A flow has new facts: it may belong to another row now."""
+        """A flow changed: move it to another row if its key changed."""
         flow, old = event.flow, entry.tally
         key = self._key(event)
         if key is None and self.group_by.needs_details:
@@ -312,12 +312,12 @@ class TrafficTable:
             return entry
         new = self._groups.of_key(old.source, key, flow, event.time)
         if old.key is None or self.group_by.refines(old.key, key):
-            # Known better now: everything so far was the new row's.
+            # The new key is more exact: the new row gets all earlier traffic.
             old.move(entry.contribution(), new)
             entry.move_media(new)
         else:
             entry.rebase()
-            entry.parts = 1  # earlier flows behind the same id stay where they were
+            entry.parts = 1  # earlier flows with the same id stay in the old row
         old.count_flow(-1, entry)
         new.count_flow(1, entry)
         entry.tally = new
@@ -325,7 +325,7 @@ class TrafficTable:
         return entry
 
     def _account(self, entry: OpenFlow, counts: Counts) -> None:
-        """Count a report, whatever is special about it: the first, a partial one, one with a counter that fell."""
+        """Count a report that is special: the first one, one with unknown counters, or one with a counter that fell."""
         if not is_counted(counts):
             return
         entry.count_media(counts, from_begin=self._include_history or not entry.preexisting)
@@ -346,7 +346,7 @@ class TrafficTable:
     # -- looking ----------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Rows, without those of what was folded or lost."""
+        """Number of rows, without the sums of what was folded or lost."""
         return len(self._groups.tallies)
 
     @property
@@ -366,16 +366,16 @@ class TrafficTable:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        """What the stream reported as lost, by cause."""
+        """The losses that the stream reported, by cause."""
         return tuple(self._losses.values())
 
     def rows(self) -> list[Row]:
-        """Every row, in the order in which the groups appeared; folded and lost traffic at the end."""
+        """All rows, in the order in which the groups appeared; folded and lost traffic comes last."""
         span = self._window.span()
         return [tally.row(span) for tally in self._groups]
 
     def row(self, key: Hashable, source: str | None = None) -> Row | None:
-        """The row of one key; `None` when there is none."""
+        """The row of one key; `None` if there is none."""
         tally = self._groups.tallies.get((source or self.source, key))
         return None if tally is None else tally.row(self._window.span())
 
@@ -388,12 +388,12 @@ class TrafficTable:
 
         Args:
             count: How many.
-            by: What makes a row large: bytes and rates of one direction or both together, packets, flows, times.
-            other: Add, if there is anything in them, a row ``OTHER`` with the sum of all
-                rows not listed and a row ``LOST``, so that the list sums up to the total.
+            by: The value to sort by: bytes or rates, in one direction or both, packets, flows, times.
+            other: Add a row ``OTHER`` with the sum of all rows that are not listed, and a row ``LOST``, unless they
+                are empty, so that the sum of the list is the total.
 
         Raises:
-            UsageError: `by` is none of these, or `count` is no number.
+            UsageError: `by` is not one of these, or `count` is not a number.
         """
         check_number("count", count, whole=True, least=0)
         span = self._window.span()
@@ -413,13 +413,13 @@ class TrafficTable:
         return [] if tally is None else [entry.flow for entry in self._open.values() if entry.tally is tally]
 
     def shares(self, rows: Iterable[Row]) -> dict[int, list[Share]]:
-        """What the open flows of rows of this table have of them: with the flows that ended they add up to the row.
+        """The shares of open flows in rows of this table. With the flows that ended, they add up to the row.
 
         Args:
-            rows: Rows, as `rows` or `top` gave them.
+            rows: Rows that `rows` or `top` returned.
 
         Returns:
-            The shares by `Row.serial`; a list for each row. Costs one pass over the open flows.
+            A list of shares for each row, by `Row.serial`. It takes one pass over the open flows.
         """
         found: dict[int, list[Share]] = {row.serial: [] for row in rows}
         if found:
@@ -436,7 +436,7 @@ class TrafficTable:
     # -- the whole table ----------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Begin all totals and rates at zero; open flows stay known and count from here on."""
+        """Set all totals and rates to zero; open flows stay known, and count from now on."""
         self._groups.clear()
         self._losses.clear()
         self._polls = self._incomplete_polls = 0
@@ -449,10 +449,10 @@ class TrafficTable:
             tally.count_flow(1, entry)
 
     def merge(self, other: TrafficTable, source: str | None = None) -> None:
-        """Add everything of another table, e.g. of another machine or recording.
+        """Add another table, e.g. of another machine or recording.
 
-        Rates see only what is fed to this table. Open flows of `other` stay open here;
-        they are known by ``f"{source}/{id}"`` when there is a source.
+        Rates include only what is fed to this table. Open flows of `other` are open here too,
+        with the id ``f"{source}/{id}"`` if there is a source.
 
         Args:
             other: A table with the same grouping; it is not changed.
@@ -496,8 +496,8 @@ def _order(by: SortKey, start: int) -> Callable[[Tally], Any]:
 class ProcessTable(TrafficTable):
     """Totals and rates per process; the key of a row is ``(pid, unique_pid)``.
 
-    A process keeps its row when it exits; a successor with the same pid has another
-    `Process.unique_pid` and so a row of its own.
+    A process that ends keeps its row. A later process with the same pid has another
+    `Process.unique_pid`, and so another row.
 
     Args:
         effective: Attribute flows to the process on whose behalf they exist.

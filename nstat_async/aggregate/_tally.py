@@ -1,4 +1,4 @@
-"""The mutable state of a table: one tally for each row, one entry for each open flow."""
+"""The mutable state of a table: a `Tally` for each row, an `OpenFlow` for each open flow."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Tally:
     last_seen: float
     process: Process | None = None
     text: str | None = None
-    """What a person calls the key."""
+    """Name of the key, for people."""
     home: Flow | None = None
-    """A flow of the process of which the cgroup is known."""
+    """A flow of the process with a known cgroup."""
     flows: int = 0
     open_flows: int = 0
     uncounted_flows: int = 0
@@ -38,20 +38,20 @@ class Tally:
     rx_packets: int = 0
     tx_packets: int = 0
     media: Media = attrs.field(factory=dict)
-    """The same by medium, where reports say it."""
+    """Traffic by medium, if reports have it."""
     mark: int = 0
-    """The clock's mark when `samples` were last added to."""
+    """The clock's mark at the last of `samples`."""
     samples: list[tuple[int, int, int]] = attrs.field(factory=list)
     """Totals (mark, rx_bytes, tx_bytes) at marks after which the row grew."""
 
     def touch(self, time: float, window: RateWindow) -> None:
-        """An event concerns the row: it may be about to grow."""
+        """Note the time of an event of this row, which may be about to grow."""
         self.last_seen = time
         if self.mark != window.mark:
             self.save(window)
 
     def save(self, window: RateWindow) -> None:
-        """Keep the totals of the latest mark: the row is about to grow."""
+        """Save the totals at the latest mark, because the row is about to grow."""
         samples = self.samples
         oldest = window.oldest
         stale = 0
@@ -62,12 +62,12 @@ class Tally:
         samples.append((window.mark, self.rx_bytes, self.tx_bytes))
 
     def shift(self, rx_bytes: int, tx_bytes: int, rx_packets: int, tx_packets: int) -> None:
-        """Add traffic as if it had always been there: rates do not see it."""
+        """Add traffic without a change of rates, as if it had always been there."""
         self.add(rx_bytes, tx_bytes, rx_packets, tx_packets)
         self.samples = [(mark, rx + rx_bytes, tx + tx_bytes) for mark, rx, tx in self.samples]
 
     def move(self, four: Four, new: Tally) -> None:
-        """This traffic was another row's. What was added here lately goes along first: the sum of all rates stays what it was."""
+        """Move traffic to another row, the latest first, so that the sum of all rates stays the same."""
         rx_bytes, tx_bytes, rx_packets, tx_packets = four
         kept, got = [], []
         for mark in sorted({mark for mark, _, _ in (*self.samples, *new.samples)}):
@@ -80,19 +80,19 @@ class Tally:
         self.samples, new.samples = kept, got
 
     def add(self, rx_bytes: int, tx_bytes: int, rx_packets: int, tx_packets: int) -> None:
-        """Add traffic of now."""
+        """Add traffic that was just reported."""
         self.rx_bytes += rx_bytes
         self.tx_bytes += tx_bytes
         self.rx_packets += rx_packets
         self.tx_packets += tx_packets
 
     def take_back(self, rx_bytes: int) -> None:
-        """What was counted here was no payload: no rate falls below zero by it."""
+        """Subtract bytes that were not payload; rates do not fall below zero."""
         self.rx_bytes -= rx_bytes
         self.samples = [(mark, min(rx, self.rx_bytes), tx) for mark, rx, tx in self.samples]
 
     def count_flow(self, sign: int, entry: OpenFlow) -> None:
-        """An open flow comes to the row (1) or leaves it for another one (-1)."""
+        """Count an open flow that joins the row (1), or leaves it for another one (-1)."""
         self.flows += sign * entry.parts
         self.open_flows += sign
         self.uncounted_flows += sign * (not entry.counted)
@@ -109,7 +109,7 @@ class Tally:
         return self.rx_bytes, self.tx_bytes
 
     def row(self, span: tuple[int, float]) -> Row:
-        """The tally as a frozen value; `span` is that of the window."""
+        """The tally as a frozen row; `span` is `RateWindow.span`."""
         row = Row(
             kind=self.kind,
             key=self.key,
@@ -135,11 +135,11 @@ class Tally:
 
     @property
     def is_empty(self) -> bool:
-        """True when nothing is, or ever was, counted here."""
+        """True if nothing was ever counted here."""
         return not (self.flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets)
 
     def absorb(self, other: Tally) -> None:
-        """Take over everything of a tally that goes away; rates do not see it."""
+        """Add everything of a tally that is dropped, without a change of rates."""
         self.shift(other.rx_bytes, other.tx_bytes, other.rx_packets, other.tx_packets)
         add_media(self.media, other.media)
         self.flows += other.flows
@@ -154,7 +154,7 @@ _set_tx_rate = Row.__dict__["tx_rate"].__set__
 
 
 def _with_rates(row: Row, grown: tuple[int, int], seconds: float) -> Row:
-    """Fill in the rates of a row that nobody has seen yet; where nothing is counted there are none."""
+    """Set the rates of a new row, unless nothing is counted in it."""
     if seconds > 0 and row.is_counted:
         _set_rx_rate(row, grown[0] / seconds)
         _set_tx_rate(row, grown[1] / seconds)
@@ -162,7 +162,7 @@ def _with_rates(row: Row, grown: tuple[int, int], seconds: float) -> Row:
 
 
 def sum_tallies(tallies: Iterable[Tally], kind: RowKind, span: tuple[int, float]) -> Row:
-    """Many tallies as one row, without making a row of each."""
+    """The sum of many tallies as one row."""
     listed = list(tallies)
     grown = [tally.grown(span[0]) for tally in listed]
     row = Row(kind=kind, **added_up(listed))
@@ -170,7 +170,7 @@ def sum_tallies(tallies: Iterable[Tally], kind: RowKind, span: tuple[int, float]
 
 
 def is_counted(counts: Counts | None) -> TypeGuard[Counts]:
-    """True when these counts have any of the four counters."""
+    """True if these counts have any of the four counters."""
     return counts is not None and any(value is not None for value in _reported(counts))
 
 
@@ -188,34 +188,34 @@ def known_or(counts: Counts, default: Four = (0, 0, 0, 0)) -> Four:
 
 @attrs.define(eq=False)
 class OpenFlow:
-    """One open flow, and how much of it is in its tally.
+    """One open flow, and how much of its traffic is in its tally.
 
-    The tally has ``current - base`` of each counter. A base is above zero for what
-    was there before the table looked, below zero after a counter began anew or wrapped.
+    The tally has ``current - base`` of each counter. A base is above zero for traffic
+    before the table saw the flow, and below zero after a counter restarted or wrapped.
     """
 
     flow: Flow
     tally: Tally
     preexisting: bool
     counted: bool = False
-    """False until the first counts came."""
+    """True after the first counts."""
     seen: Flow | None = None
-    """The flow's value that the key was made of; `None` while the key waits for details."""
+    """The flow of which the key was made; `None` while the key waits for details."""
     parts: int = 1
-    """How many flows this one counts for: one more each time all its counters began anew."""
+    """How many flows this entry counts for: one more each time all its counters restarted."""
     rx_bytes: int = 0
     tx_bytes: int = 0
     rx_packets: int = 0
     tx_packets: int = 0
     base: Four = (0, 0, 0, 0)
     media: Media | None = None
-    """What the last report said of each medium; `None`: none said anything."""
+    """The counters of each medium in the last report; `None` if no report had any."""
     media_base: Media = attrs.field(factory=dict)
-    """As `base`, by medium."""
+    """The base of each medium."""
 
     @property
     def current(self) -> Four:
-        """The counters as last reported; where one fell by itself, what it was before."""
+        """The counters as last reported; one that fell alone keeps its earlier value."""
         return (self.rx_bytes, self.tx_bytes, self.rx_packets, self.tx_packets)
 
     @current.setter
@@ -223,26 +223,26 @@ class OpenFlow:
         self.rx_bytes, self.tx_bytes, self.rx_packets, self.tx_packets = values
 
     def contribution(self) -> Four:
-        """What the tally has of this flow."""
+        """This flow's part of the tally."""
         return _minus(self.current, self.base)
 
     def share(self) -> Share:
-        """The contribution as a value of its own."""
+        """The contribution as a frozen value."""
         return Share(self.flow, self.counted, self.parts, *self.contribution())
 
     def rebase(self) -> None:
-        """Forget the contribution: it stays where it is, or was moved away."""
+        """Begin a new contribution at zero; the old one stays in its tally, or was moved."""
         self.base = self.current
         if self.media is not None:
             self.media_base = self.media
 
     def end_with(self, counts: Counts) -> None:
-        """Give back the byte of a FIN that a report had as payload: the final counts, already taken in, have one less."""
+        """Give back the byte of a FIN that an earlier report counted as payload, and the final counts do not."""
         if self.rx_bytes - self.base[0] > 0 and self.rx_bytes - 1 == counts.rx_bytes:
             self.tally.take_back(1)
 
     def count_media(self, counts: Counts, *, from_begin: bool) -> None:
-        """Take in what a report says of each medium; of the first one all, or what comes after it."""
+        """Take in the media of a report; of the first report everything (`from_begin`) or nothing."""
         now = media_of(counts)
         if not now:
             return
@@ -252,21 +252,21 @@ class OpenFlow:
         self.media = now
 
     def move_media(self, new: Tally) -> None:
-        """What this flow contributed was another row's."""
+        """Move this flow's contribution, by medium, to another row."""
         if self.media is not None:
             share = grown_media(self.media, self.media_base)
             add_media(self.tally.media, share, -1)
             add_media(new.media, share)
 
     def grow(self, counts: Counts) -> Four:
-        """Take in a report in which a counter is unknown or lower than before; each is judged by itself.
+        """Take in a report in which a counter is unknown or lower than before; each counter counts by itself.
 
-        - All that had counted are lower, one of them by more than half: a new flow behind an old id. It counts from zero.
-        - A packet counter below 2**32 falls by more than 2**31: it wrapped (Linux counts segments in 32 bits).
-        - Any other fall is an odd reading: nothing was added until the counter is above what it was. (`end_with` has the one at an end.)
+        - If all counters that were not zero fell, one by more than half, a new flow has the id. It counts from zero.
+        - If a packet counter below 2**32 fell by more than 2**31, it wrapped (Linux counts segments in 32 bits).
+        - Any other fall is an odd reading: nothing is added until the counter is higher than before (but see `end_with`).
 
         Returns:
-            What was added.
+            The growth of each counter.
         """
         last, reported = self.current, _reported(counts)
         if began_anew(reported, last):
@@ -276,7 +276,7 @@ class OpenFlow:
         else:
             reading = known_or(counts, last)
             added = cast("Four", growth(reading, last)) if any(reported) else (0, 0, 0, 0)
-            # A packet counter that wrapped goes on from where it is; any other that fell, from where it was.
+            # A wrapped packet counter goes on from its new value, any other counter that fell from its old one.
             current = (
                 max(reading[0], last[0]),
                 max(reading[1], last[1]),
@@ -290,13 +290,13 @@ class OpenFlow:
 
 @attrs.frozen
 class Share:
-    """What an open flow has of its row: zero where it was never counted."""
+    """An open flow's part of its row; zeros if it was never counted."""
 
     flow: Flow
     is_counted: bool
-    """False when no report of it had bytes: its zeros then mean "unknown"."""
+    """False if no report of it had bytes: its zeros then mean "unknown"."""
     parts: int
-    """How many of the row's flows it counts for: more than one where its counters began anew."""
+    """How many of the row's flows it counts for: more than one if its counters restarted."""
     rx_bytes: int
     """Bytes received."""
     tx_bytes: int
