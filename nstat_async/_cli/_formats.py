@@ -15,7 +15,7 @@ from .._events import AnyEvent, FlowAdded, FlowEvent
 from .._model import Counts, Flow
 from .._rows import Row
 from ..json import JsonFormatter, dumps
-from ._cells import bytes_text, is_listener, place_text, process_text
+from ._cells import UNKNOWN, bytes_text, is_listener, name_text, place_text
 from ._columns import Column, picked
 from ._output import Output, is_terminal, use_colour
 from ._source import is_recorded
@@ -28,9 +28,10 @@ if TYPE_CHECKING:  # what only few commands need is imported there
 
 EventFormatter = Callable[[Sequence[AnyEvent]], Iterable[str]]
 """Makes lines of events; several may be one text with line breaks."""
-_HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PROCESS", "RX", "TX", "VIA")
-_RIGHT = frozenset({6, 7})
-_SPARE = (8, 4, 2, 1)
+_HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PID", "PROCESS", "RX", "TX", "VIA")
+_LOCAL, _REMOTE = 2, 3
+_RIGHT = frozenset({5, 7, 8})
+_SPARE = (9, 4, _LOCAL, 1)
 """What a narrow terminal does without: the interface, then the state, the local end, the protocol."""
 _MAIN = 6
 """Columns of a table of rows that are not left out, but for the number of all flows."""
@@ -118,9 +119,17 @@ def flow_form(arguments: argparse.Namespace, output: Output) -> Callable[[Found,
         return lambda found, moment: _table(
             columns, [[column.text(event) for column in columns] for event in _events(found, moment)], output
         )
-    return lambda found, _moment: render(
-        _HEADINGS, [_cells(flow, counts) for flow, counts in found], right=_RIGHT, columns=output.columns, spare=_SPARE
-    )
+    return lambda found, _moment: _flow_table([_cells(flow, counts) for flow, counts in found], output.columns)
+
+
+def _flow_table(rows: list[list[str]], columns: int | None) -> list[str]:
+    lines = render(_HEADINGS, rows, right=_RIGHT, columns=columns, spare=_SPARE)
+    if _HEADINGS[_LOCAL] in lines[0].split():
+        return lines
+    for row in rows:
+        if row[_REMOTE] == "*":  # it waits for somebody: say where
+            row[_REMOTE] = row[_LOCAL]
+    return render(_HEADINGS, rows, right=_RIGHT, columns=columns, spare=_SPARE)
 
 
 def _events(found: Found, moment: float) -> list[FlowAdded]:
@@ -128,18 +137,20 @@ def _events(found: Found, moment: float) -> list[FlowAdded]:
     return [FlowAdded(moment, flow, counts, preexisting=True) for flow, counts in found]
 
 
-def _cells(flow: Flow, counts: Counts | None) -> tuple[str, ...]:
-    return (
+def _cells(flow: Flow, counts: Counts | None) -> list[str]:
+    process = flow.process
+    return [
         "@" if is_listener(flow) else "",
         flow.provider.value,
         str(flow.local or "*"),
         str(flow.remote or "*"),
         "" if flow.state is None else flow.state.value,
-        process_text(flow.process),
+        UNKNOWN if process is None else str(process.pid),
+        UNKNOWN if process is None else name_text(process),
         bytes_text(None if counts is None else counts.rx_bytes),
         bytes_text(None if counts is None else counts.tx_bytes),
         place_text(flow),
-    )
+    ]
 
 
 def row_form(arguments: argparse.Namespace, view: View, output: Output) -> Callable[[Sequence[Row], float], list[str]]:

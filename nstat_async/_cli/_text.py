@@ -43,6 +43,7 @@ from ._cells import (
     host_text,
     is_listener,
     moment_text,
+    name_text,
     place_text,
     process_text,
     provider_text,
@@ -217,6 +218,9 @@ class TextFormatter:
         if room is None or self._longest <= room:
             return line
         kind, local, remote, process = known.cells
+        owner = known.flow.process
+        if owner is not None and owner.name:
+            process = f"{owner.pid} {name_text(owner)}"  # the name begins six columns earlier
         time = self._moment[1][:-4]
         cells = [time, kind, f"{local} >", remote, process, *(text.partition(" (")[0] for text in (known.rx, known.tx))]
         widths = [min(_WIDEST, cell_width(self.cell(f"narrow {at}", text))) for at, text in enumerate(cells)]

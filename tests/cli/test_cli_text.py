@@ -223,7 +223,7 @@ def test_lines_fit_a_terminal_and_stand_in_columns_there():
         ]
         assert max(map(cell_width, lines)) <= room
         assert len({cell_width(line[: line.index("rx 123 kB")]) for line in lines[:3]}) == 1
-        assert all("pid:" in line for line in lines)
+        assert all(shown in line for line, shown in zip(lines, ["1 a", "2 python", "3 日本語"] * 2, strict=True))
         assert all(line.endswith("[dropped]") for line in lines[3:]) or room < 40
     formatter = TextFormatter(utc=True, columns=lambda: max(whole))
     assert all("(1234)" in formatter(FlowAdded(0.0, flow, counts, preexisting=False)) for flow in flows)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
+import types
 
 import attrs
 import conversations
@@ -13,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import run, run_json
 
-from nstat_async import Counts, Endpoint, Flow, FlowAdded, FlowUpdated, Process, Provider, UsageError
+from nstat_async import Counts, Direction, Endpoint, Flow, FlowAdded, FlowUpdated, Process, Provider, UsageError
 from nstat_async._cli._columns import event_columns, picked, row_columns
+from nstat_async._cli._formats import flow_form
 from nstat_async._cli._names import NameResolver
 from nstat_async._cli._views import SORT_KEYS, View, user_text
 from nstat_async.aggregate import GroupBy, Row, RowKind, TrafficTable
@@ -115,6 +118,29 @@ def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
     status, out, _ = run(*command, "--backend", source)
     assert status == 0
     assert max(map(len, out.splitlines())) <= width
+
+
+def test_a_snapshot_has_pids_of_their_own_and_says_where_a_socket_waits_however_narrow_it_is():
+    owner = Process(4_194_303, "python3.11", title="mail-relay")
+    ends = {"local": Endpoint.parse("127.0.0.1", 8080), "remote": Endpoint.parse("192.0.2.1", 50_000)}
+    listener = Flow("1", Provider.TCP, None, ends["local"], process=owner, direction=Direction.LISTENER)
+    found = [(listener, Counts(rx_bytes=0, tx_bytes=0)), (Flow("2", Provider.UDP, None, **ends), None)]
+
+    def table(columns):
+        form = flow_form(argparse.Namespace(format="text", fields=None), types.SimpleNamespace(columns=columns))
+        return [line.split() for line in form(found, 0.0)]
+
+    pid, name = "4194303", ["python3.11:", "mail-relay"]
+    assert table(None)[1:] == [
+        ["@", "tcp", "127.0.0.1:8080", "*", pid, *name, "0", "B", "0", "B"],
+        ["udp", "127.0.0.1:8080", "192.0.2.1:50000", "?", "?", "?", "?"],
+    ]
+    narrow = table(62)
+    assert narrow[0] == ["PROTO", "REMOTE", "PID", "PROCESS", "RX", "TX"]
+    assert narrow[1:] == [
+        ["@", "tcp", "127.0.0.1:8080", pid, "python3.1…-relay", "0", "B", "0", "B"],
+        ["udp", "192.0.2.1:50000", "?", "?", "?", "?"],
+    ]
 
 
 @pytest.mark.parametrize(
