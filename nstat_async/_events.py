@@ -72,6 +72,8 @@ class LossCause(enum.Enum):
     TRANSPORT = "transport"
     """Messages of a machine of a fleet were lost or could not be read. Flows that came and went meanwhile are unknown;
     the machine's next complete state corrects all others."""
+    SILENCE = "silence"
+    """The kernel's side did not answer, and said nothing else for some seconds. What happens meanwhile is known when it does."""
 
 
 class Auxiliary(enum.Enum):

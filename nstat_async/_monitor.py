@@ -7,6 +7,7 @@ the reader's task. ``_subscription`` has what is between the feed and the reader
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Awaitable, Iterable, Sequence
@@ -34,7 +35,7 @@ from .recording import Recording, Target
 SNAPSHOT_POLLS = 4
 """Most polls of a snapshot that waits for a complete one."""
 SNAPSHOT_SECONDS = 5.0
-"""Seconds after which a snapshot begins no further poll."""
+"""Seconds after which a snapshot begins no further poll, and waits no longer for a kernel that is silent."""
 NEVER_REPAIRED = frozenset({LossCause.ANNOUNCEMENT, LossCause.PROTOCOL, LossCause.RECORDING})
 """Gaps that a later complete poll does not close, because it asks for known flows only."""
 
@@ -425,22 +426,27 @@ async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | 
     refused: dict[Provider, str] = {}
     lost: dict[LossCause, str] = {}
     polls, until = 0, time.monotonic() + SNAPSHOT_SECONDS
-    async for event in monitor:
-        if isinstance(event, ProviderRefused) and event.provider in named:
-            refused[event.provider] = f"provider {event.provider.value} was refused: {event.detail}"
-        elif isinstance(event, EventsLost):
-            lost[event.cause] = f"{event.cause.value}: {event.detail}" if event.detail else event.cause.value
-        elif isinstance(event, PollCompleted) and not feed.can_wait:
-            polls += 1
-            again = not event.complete or (polls == 1 and feed.statistics().get("undecided_owners"))
-            if again and polls < SNAPSHOT_POLLS and time.monotonic() < until and feed.request_poll() is not None:
-                continue
-            if not event.complete:
-                return "; ".join([f"no poll was answered in full, of {polls}", *lost.values(), *refused.values()])
-            break
-    else:
-        if not feed.can_wait:
-            return "the kernel's side ended before a poll was complete"
+    with anyio.CancelScope() as patience:
+        async for event in monitor:
+            if isinstance(event, ProviderRefused) and event.provider in named:
+                refused[event.provider] = f"provider {event.provider.value} was refused: {event.detail}"
+            elif isinstance(event, EventsLost):
+                lost[event.cause] = f"{event.cause.value}: {event.detail}" if event.detail else event.cause.value
+                if event.cause is LossCause.SILENCE:
+                    patience.deadline = anyio.current_time() + max(0.0, until - time.monotonic())
+            elif isinstance(event, PollCompleted) and not feed.can_wait:
+                polls, patience.deadline = polls + 1, math.inf
+                again = not event.complete or (polls == 1 and feed.statistics().get("undecided_owners"))
+                if again and polls < SNAPSHOT_POLLS and time.monotonic() < until and feed.request_poll() is not None:
+                    continue
+                if not event.complete:
+                    return "; ".join([f"no poll was answered in full, of {polls}", *lost.values(), *refused.values()])
+                break
+        else:
+            if not feed.can_wait:
+                return "the kernel's side ended before a poll was complete"
+    if patience.cancelled_caught:
+        return "; ".join([f"no poll was answered within {SNAPSHOT_SECONDS:g} s", *lost.values(), *refused.values()])
     missing = [text for cause, text in lost.items() if cause in NEVER_REPAIRED]
     if sought := feed.statistics().get("sought_owners"):
         missing.append(f"the processes of {sought} sockets were not found in time")

@@ -207,6 +207,31 @@ def test_a_kernel_that_never_answers_is_not_an_idle_machine(tmp_path, monkeypatc
             connection.close()
 
 
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET") or sys.platform == "darwin", reason="needs SOCK_SEQPACKET")
+def test_a_silent_kernel_is_not_asked_everything_before_the_snapshot_says_so(tmp_path, monkeypatch):
+    """Each question would be waited for: more than 20 s."""
+    path, kept = str(tmp_path / "silent"), []
+    monkeypatch.setattr("nstat_async._io.pump.SUBSCRIBE_SECONDS", 0.0)
+    monkeypatch.setattr("nstat_async._monitor.SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr("nstat_async.ntstat._subscription.REPLY_TIMEOUT", 0.02)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        threading.Thread(target=accept, args=(listener, kept), daemon=True).start()
+        with pytest.raises(
+            IncompleteSnapshotError, match=r"within 0 s; silence: the kernel has not answered"
+        ) as caught:
+            anyio.run(lambda: snapshot(backend=backends.UnixSocket(path, "xnu-11417.121.6")))
+        assert caught.value.flows == ()
+        listener.shutdown(socket.SHUT_RDWR)
+        (asked,) = kept
+        with asked:
+            requests = 0
+            while asked.recv(65536):
+                requests += 1
+            assert 0 < requests < 6, "all questions are more"
+
+
 def accept(listener, kept):
     """Take connections and say nothing."""
     with contextlib.suppress(OSError):

@@ -107,4 +107,4 @@ def view_of(arguments: argparse.Namespace) -> View:
 def _losses(table: TrafficTable, arguments: argparse.Namespace) -> list[str]:
     if arguments.format != "text":
         return []
-    return [f"! lost: {loss.count} ({loss.cause.value})" for loss in table.losses]
+    return [f"! lost: {loss.count or 'some'} ({loss.cause.value})" for loss in table.losses]

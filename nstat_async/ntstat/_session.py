@@ -162,7 +162,8 @@ class Session:
         """The channel would block."""
         subscription = self._sockets.find(channel)
         if subscription is not None:
-            subscription.drained(now)
+            subscription.begin(now, now + self.epoch_offset)
+            subscription.drained()
             self._sockets.settle(subscription, now)
 
     def channel_failed(self, channel: int, errno: int, now: float) -> None:

@@ -141,7 +141,8 @@ class Sockets:
             self.statistics["audits"] += 1
             self._open_second(audit=True)
         for subscription in self.all():
-            subscription.tick(now)
+            subscription.begin(now, now + self._host.epoch_offset)
+            subscription.tick()
             self.settle(subscription, now)
         second = self.second
         if second is not None and second.poll_at is not None and now >= second.poll_at:

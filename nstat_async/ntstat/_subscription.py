@@ -140,6 +140,8 @@ class Subscription(Client):
         """Sources whose description is to be asked for at the next occasion."""
         self._verification = Verification()
         self._unreadable = Unreadable()
+        self._unheard = -1
+        """Datagrams that had come when it was said that no more do."""
         self._poll_began = 0.0
         self._poll_trouble = False
         self._details = False
@@ -192,9 +194,8 @@ class Subscription(Client):
         super().settle()
         self.proceed()
 
-    def drained(self, now: float) -> None:
+    def drained(self) -> None:
         """The channel is empty: on an immediate one, what is not answered never will be."""
-        self.now = now
         waiting = list(self._in_flight.values())
         refused = [request for request in waiting if request.backoff]
         for request in refused:
@@ -216,11 +217,12 @@ class Subscription(Client):
             times.append(self._announced[0][0])
         return min(times, default=None)
 
-    def tick(self, now: float) -> None:
+    def tick(self) -> None:
         """A deadline passed."""
-        self.now = now
+        now = self.now
         for request in list(self._in_flight.values()):
             if now >= request.sent_at + REPLY_TIMEOUT:
+                self._note_silence(request)
                 self._reply_lost(request)
         while self._announced and self._announced[0][0] <= now:
             source = self.table.sources.get(self._announced.popleft()[1])
@@ -552,6 +554,14 @@ class Subscription(Client):
         """The kernel could not answer now: this says nothing about the source."""
         if self.state is State.VERIFYING:
             self._verification.unanswered += 1
+
+    def _note_silence(self, request: Request) -> None:
+        """Say, once for each time, that nothing at all came since a request: it may take long until a poll is given up."""
+        heard = self.decoder.datagrams
+        if heard == request.datagrams_before and heard != self._unheard and request.purpose is not Purpose.SYSTEM_INFO:
+            self._unheard = heard
+            detail = f"the kernel has not answered for {REPLY_TIMEOUT:g} s"
+            self.table.emit(EventsLost(self.table.time, LossCause.SILENCE, None, detail=detail))
 
     def _reply_lost(self, request: Request) -> None:
         self._people["replies_lost"] += 1

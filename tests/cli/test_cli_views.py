@@ -15,10 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import run, run_json
 
-from nstat_async import Counts, Direction, Endpoint, Flow, FlowAdded, FlowUpdated, Process, Provider, UsageError
+from nstat_async import (
+    Counts,
+    Direction,
+    Endpoint,
+    EventsLost,
+    Flow,
+    FlowAdded,
+    FlowUpdated,
+    LossCause,
+    Process,
+    Provider,
+    UsageError,
+)
 from nstat_async._cli._columns import event_columns, picked, row_columns
 from nstat_async._cli._formats import flow_form
 from nstat_async._cli._names import NameResolver
+from nstat_async._cli._processes import _losses
 from nstat_async._cli._views import SORT_KEYS, View, user_text
 from nstat_async.aggregate import GroupBy, Row, RowKind, TrafficTable
 from nstat_async.json import to_dict
@@ -38,6 +51,14 @@ def test_every_view_adds_up_to_the_same_total(source):
         totals.add((sum(row["rx_bytes"] or 0 for row in rows), sum(row["tx_bytes"] or 0 for row in rows)))
     assert len(totals) == 1
     assert max(totals) > (0, 0)
+
+
+def test_a_loss_of_unknown_size_is_some_and_not_none():
+    table = TrafficTable(GroupBy.processes())
+    for loss in (EventsLost(1.0, LossCause.SILENCE, None), EventsLost(1.0, LossCause.BATCH, 3)):
+        table.feed(loss)
+    lines = _losses(table, argparse.Namespace(format="text"))
+    assert lines == ["! lost: some (silence)", "! lost: 3 (batch)"]
 
 
 def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():

@@ -8,7 +8,7 @@ import pytest
 from ntstat_talk import Talk, subscribed
 from virtual import VirtualMonitor
 
-from nstat_async import FlowAdded, FlowRemoved, LossCause, PollCompleted
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, LossCause, PollCompleted
 from nstat_async.ntstat import DarwinErrno, GetUpdate, Session
 from nstat_async.ntstat._subscription import REPLY_TIMEOUT
 from nstat_async.testing import EmulatedKernel
@@ -101,6 +101,32 @@ def test_over_a_bridge_that_answers_nothing_polls_end_and_go_on():
         (2, False),
         (3, False),
     ]
+
+
+def test_over_a_bridge_that_fell_silent_this_is_said_once_long_before_the_poll_is_given_up():
+    talk = subscribed(immediate=False, interval=30.0)
+    talk.core.epoch_offset = 1e9
+    talk.answers_probes = False
+    began = talk.now
+    talk.later(REPLY_TIMEOUT)
+    (loss,) = talk.events()
+    assert (loss.cause, loss.count, loss.time) == (LossCause.SILENCE, None, 1e9 + began + REPLY_TIMEOUT)
+    assert "2 s" in loss.detail
+    while not (polls := talk.events()):
+        talk.due()
+    (poll,) = polls
+    assert (poll.complete, poll.time) == (False, 1e9 + talk.now)
+    talk.answer(talk.report(1))  # it speaks again
+    while not (losses := talk.events(EventsLost)):
+        talk.due()
+    assert [each.cause for each in losses] == [LossCause.SILENCE]
+
+
+def test_over_a_bridge_a_request_without_an_answer_is_no_silence_while_anything_comes():
+    talk = subscribed(immediate=False)
+    talk.answer(talk.report(1))
+    talk.later(REPLY_TIMEOUT)
+    assert talk.events(EventsLost) == []
 
 
 def test_polls_keep_their_interval_and_missed_turns_are_skipped():
