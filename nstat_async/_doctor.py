@@ -40,6 +40,8 @@ _OPTIONAL = {
     "starlette": "web server (extra: server)",
     "uvloop": "a quicker asyncio loop (extra: uvloop)",
 }
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
+"""Inode of the user namespace that is there from the start: ``PROC_USER_INIT_INO`` of Linux, include/linux/proc_ns.h."""
 _CAPABILITIES = {
     2: "CAP_DAC_READ_SEARCH", 12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF",
 }  # fmt: skip
@@ -118,9 +120,26 @@ def _privileges() -> Finding:
     uid = os.geteuid() if hasattr(os, "geteuid") else None
     effective = _effective_capabilities()
     held = [name for bit, name in sorted(_CAPABILITIES.items()) if effective is not None and effective >> bit & 1]
-    data = {"uid": uid, "root": uid == 0, "capabilities": held if effective is not None else None}
-    who = "no user ids on this system" if uid is None else "root" if uid == 0 else f"user {uid}"
-    return Finding("privileges", Status.INFO, f"{who}; {', '.join(held)}" if held else who, data)
+    within = _user_namespace() not in {None, _FIRST_USER_NAMESPACE}
+    data = {
+        "uid": uid,
+        "root": uid == 0,
+        "capabilities": held if effective is not None else None,
+        "user_namespace": within,
+    }
+    detail = "no user ids on this system" if uid is None else "root" if uid == 0 else f"user {uid}"
+    detail += f"; {', '.join(held)}" if held else ""
+    if within and (held or uid == 0):
+        detail += "; of a user namespace: nothing of it reaches processes and eBPF outside"
+    return Finding("privileges", Status.INFO, detail, data)
+
+
+def _user_namespace() -> int | None:
+    """The inode of this process's user namespace; `None` where there are none."""
+    try:
+        return os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116
+    except OSError:
+        return None
 
 
 def _effective_capabilities() -> int | None:

@@ -253,6 +253,21 @@ def test_capabilities_that_help_are_named(alone, monkeypatch):
     assert looked_at()[1]["privileges"].data["capabilities"] is None, "unknown is not the same as none"
 
 
+@pytest.mark.parametrize(("inode", "within"), [(0xEFFFFFFD, False), (4026532999, True), (None, False)])
+def test_privileges_that_end_with_a_user_namespace_are_said_to_do_so(inode, within, alone, monkeypatch):
+    """Root of a container has every capability, and eBPF is refused to it for want of them."""
+    monkeypatch.setattr(_doctor, "_user_namespace", lambda: inode)
+    monkeypatch.setattr(_doctor, "_effective_capabilities", lambda: 1 << 12)
+    finding = looked_at()[1]["privileges"]
+    assert finding.data["user_namespace"] is within
+    assert finding.detail.endswith("outside" if within else "CAP_NET_ADMIN")
+
+
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+def test_the_user_namespace_is_the_one_that_the_kernel_shows():
+    assert os.readlink("/proc/self/ns/user") == f"user:[{_doctor._user_namespace()}]"
+
+
 def test_a_system_without_user_ids_is_no_obstacle(alone, monkeypatch):
     monkeypatch.delattr("os.geteuid", raising=False)
     finding = looked_at()[1]["privileges"]
