@@ -8,6 +8,8 @@ SHARE = 0.014
 """Share of a CPU that a pulse may use at the usual pause, with what the core does with its reports; 2 % with what the loop and the events then cost."""
 SAVED = 12.0
 """Seconds for which a share that was not used is kept; a half of that is there at the beginning."""
+RESERVED = 0.3
+"""The part of what can be saved that is kept."""
 
 
 @attrs.define(eq=False)
@@ -33,6 +35,11 @@ class Budget:
     def eagerness(self) -> float:
         """From 0 to 1: how much of what can be saved is there."""
         return max(0.0, self.left / self.most)
+
+    @property
+    def surplus(self) -> float:
+        """From 0 to 1: how much there is beyond what is kept for what matters more."""
+        return max(0.0, (self.eagerness - RESERVED) / (1 - RESERVED))
 
     def spend(self, seconds: float, now: float) -> None:
         """So much was spent until `now`."""

@@ -37,7 +37,7 @@ class Counters:
             self._open(1, "sockstat")
             with contextlib.suppress(FileNotFoundError):  # without IPv6
                 self._open(2, "sockstat6")
-            _read(self.numbers, THOROUGH)
+            self.read()
             self.take_moved()
         except BaseException:
             self.close()
@@ -55,6 +55,15 @@ class Counters:
     def readings(self) -> int:
         """How often they were read."""
         return self.numbers[_READINGS]
+
+    def read(self) -> int:
+        """Read them now; as `connections`.
+
+        Raises:
+            OSError: There are no such counters.
+        """
+        _read(self.numbers, 1)
+        return self.connections
 
     def take_moved(self) -> int:
         """What moved since this was asked: `CONNECTIONS`, `DATAGRAMS`, both, or nothing."""

@@ -29,7 +29,9 @@ from .successors import PORTS_AT, TCP, Successors, cookie_of
 MOST_UNREAD = 16
 """Most reports that wait to be read: there is no look while there are more."""
 ONE_BY_ONE = 32
-"""Most sockets (new connections, or such that wait for their process) that are asked for one by one instead of by a dump."""
+"""Most look-ups at once, and most sockets that wait for their process and are asked for one by one instead of by a dump."""
+MOST_FOLLOWED = 256
+"""Most new connections that are looked for by their ports; beyond that a dump is cheaper."""
 LONGEST_WAIT = 1.0
 """Most seconds between two looks for the process of a connection that is not accepted yet."""
 SPARE_DESCRIPTORS = 16
@@ -80,6 +82,10 @@ class Glance:
         """When a dump may be for those; later while dumps have none of them."""
         self._opened = 0
         """Connections that were opened or accepted since the last look."""
+        self._ahead = 0
+        """Connections that the last look may have seen before they were counted."""
+        self.dumped = 0.0
+        """Seconds of CPU that the last look took to dump connections."""
         self._unheld: dict[int, bytes] = {}
         """Connections that no process has accepted yet, or whose process there was no time to find, by cookie."""
         self._successors = Successors(self._ask)
@@ -122,8 +128,12 @@ class Glance:
         return math.inf if self.unread >= MOST_UNREAD else max(self.look_at, min(self._due.values()))
 
     def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
-        """The sockets that were not there at the last look; if it is not to be a `whole` one, without those of `crowds`."""
-        found = []
+        """The sockets that were not there at the last look.
+
+        If it is not to be a `whole` one, connections are not dumped where their ports do not lead to them; or, where there
+        are `crowds`, without those.
+        """
+        found, self.dumped = [], 0.0
         for protocol, due in self._due.items():
             if due <= now:
                 found += self._look_for_connections(now, whole=whole) if protocol == TCP else self._look(protocol)
@@ -132,6 +142,10 @@ class Glance:
         if self._missing:
             self._due[TCP] = min(self._due[TCP], self._missing_at)
         return found
+
+    def expect(self, at: float) -> None:
+        """More connections will have come by then, most likely."""
+        self._due[TCP] = min(self._due[TCP], at)
 
     def look_again(self, sockets: list[tuple[int, bytes]], missed: set[int], now: float) -> None:
         """Take these for new once more: there was no time to find their processes."""
@@ -160,15 +174,16 @@ class Glance:
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
         """New connections: by their ports where those are known, and by a dump where some are missing."""
         opened, self._opened = self._opened, 0
-        if opened > ONE_BY_ONE or len(self._unheld) > ONE_BY_ONE:
+        if opened > MOST_FOLLOWED or len(self._unheld) > ONE_BY_ONE:
             return self._look(TCP, whole=whole)
         next_ones, counted = self._successors.find(opened, self._known[TCP]) if opened else ([], 0)
         again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
         self._unheld = {}
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
-        self._missing |= counted < opened
+        self._missing |= counted + self._ahead < opened
+        self._ahead = max(0, counted - opened)
         if self._missing and (now >= self._missing_at or (opened and not next_ones)):
-            rest = self._look(TCP, whole=whole)
+            rest = self._look(TCP, whole=whole) if whole or self.crowds else []
             self._missing_wait = self.purpose.pause if rest else min(LONGEST_WAIT, 2 * self._missing_wait)
             self._missing_at = now + self._missing_wait
             found += rest
@@ -195,6 +210,7 @@ class Glance:
     def _look(self, protocol: int, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """New sockets, by a dump."""
         crowds = () if whole or protocol != TCP else self.crowds
+        began, counted = time.thread_time(), self.counters.read() if protocol == TCP else 0
         try:
             new, present, ports = self._dump(protocol, crowds)
         except OSError:
@@ -207,7 +223,9 @@ class Glance:
         else:
             self._known[protocol] = present
         if protocol == TCP:
+            self._connections, self._ahead = counted, self.counters.read() - counted
             self._opened, self._missing = 0, False
+            self.dumped = time.thread_time() - began
             for _, message in new:
                 self._successors.learn(message)
             if self._filters and not crowds:

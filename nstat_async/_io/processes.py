@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import math
 import os
 import pwd
 import shlex
@@ -21,6 +21,10 @@ from .tables import Found, holds, is_held, links, other_threads
 
 LONGEST_COMMAND_LINE = 4096
 """Bytes of a command line that are read."""
+KEPT = 0.25
+"""Seconds for which facts may be taken for true: in so short a time no number is given to another process."""
+MOST_KEPT = 256
+"""Processes whose facts are kept."""
 MOST_GENERATIONS = 8
 """Parents, and theirs, that are asked for a socket of a child."""
 ASKED_ONE_BY_ONE = 16
@@ -157,10 +161,8 @@ class ProcessReader:
         stat = _stat(pid)
         if stat is None or stat.ended:
             return ProcessFacts(pid, None, None, None)
-        path = None
         running = pid if not stat.leaderless else next(other_threads(pid), pid)
-        with contextlib.suppress(OSError):
-            path = os.readlink(f"/proc/{running}/exe").removesuffix(_DELETED)
+        path = _path(running)
         name = os.path.basename(path) if path else stat.name or None
         return ProcessFacts(
             pid,
@@ -172,6 +174,38 @@ class ProcessReader:
             started_ns=self._boot_ns + stat.start_ticks * self._tick_ns,
             command_line=_command_line(running) if self._command_lines else None,
         )
+
+
+class RecentFacts:
+    """Facts for who asks for the same processes again and again, within `KEPT` seconds.
+
+    They stay while the process runs the same file. What it calls itself may have changed meanwhile: polls look at that.
+    """
+
+    def __init__(self, reader: ProcessReader) -> None:
+        self._reader = reader
+        self._kept: dict[int, tuple[float, ProcessFacts]] = {}
+
+    def facts(self, pid: int, now: float) -> ProcessFacts:
+        """As `ProcessReader.facts`."""
+        read_at, known = self._kept.get(pid, (-math.inf, None))
+        if known is not None and now - read_at < KEPT and _path(pid) == known.path:
+            return known
+        known = self._reader.facts(pid)
+        if known.path is not None:
+            self._kept.pop(pid, None)
+            self._kept[pid] = now, known
+            if len(self._kept) > MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return known
+
+
+def _path(pid: int) -> str | None:
+    """The file that a process runs; `None` where it cannot be read."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe").removesuffix(_DELETED)
+    except OSError:
+        return None
 
 
 def _command_line(pid: int) -> str | None:

@@ -28,7 +28,7 @@ from .budget import SHARE, Budget
 from .counters import THOROUGH, await_counters
 from .glance import COOKIE_AT, SOCKET, Glance
 from .likely import LikelyHolders
-from .processes import ProcessReader, eldest, user_names
+from .processes import ProcessReader, RecentFacts, eldest, user_names
 from .reach import Reach
 from .tables import Found
 
@@ -46,6 +46,8 @@ LONGEST_WAIT = 1.0
 EAGER_SECONDS = 0.25
 """How long something is taken to go on after a counter moved."""
 SHORTEST_PAUSE = 0.001
+SHORTEST_REST = 0.01
+"""Seconds between two looks where several connections come at once: each look costs as much again as what it finds."""
 MOST_NEW = 128
 """Sockets that one look reports: some 20 ms of work."""
 LONGEST_SEARCH = 0.005
@@ -65,7 +67,7 @@ class Pulse:
     """
 
     def __init__(self, recent: dict[int, None], reader: ProcessReader) -> None:
-        self._reader = reader
+        self._processes = RecentFacts(reader)
         self._likely = LikelyHolders(recent)
         self._reach = Reach()
         self._glances: list[Glance] = []
@@ -208,7 +210,7 @@ class Pulse:
         awake = [each for each in self._glances if each.look_at <= now + pause]
         next_look = min((each.next_look() for each in awake), default=math.inf)
         eager = [each for each in awake if now < each.active_until]
-        quick = pause / max(1.0, EAGER * self._budget.eagerness)
+        quick = pause / max(1.0, EAGER * self._budget.surplus)
         watched, times = awake, 1
         if not awake:
             watched, pause = self._glances, min((each.look_at - now for each in self._glances), default=LONGEST_WAIT)
@@ -253,23 +255,22 @@ class Pulse:
                     report, missed = self._report_of(glance, new)
                     glance.report(report)
                     glance.look_again(new, missed, now)
-                self._rest_after(glance, time.thread_time() - began)
+                several = len(new) > 1
+                self._rest_after(glance, time.thread_time() - began, several=several)
+                if several:
+                    glance.expect(glance.look_at)
 
-    def _rest_after(self, glance: Glance, spent: float) -> None:
-        """A look pays for itself: the next one of this namespace is the later, the less is left."""
+    def _rest_after(self, glance: Glance, spent: float, *, several: bool = False) -> None:
+        """A look pays for itself: the next one of this namespace is the later, the less is left, and never soon behind `several`."""
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        glance.look_at = now + spent / eagerness
+        glance.look_at = now + max(spent / eagerness, SHORTEST_REST if several else 0.0)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
-        """Where there are crowds, all sockets are looked at as rarely as all processes are."""
-        if not glance.crowds:
-            return glance.look(now)
-        whole, began = self._wide.left > 0, time.thread_time()
-        new = glance.look(now, whole=whole)
-        if whole:
-            self._wide.spend(time.thread_time() - began, time.monotonic())
+        """All sockets are looked at as rarely as all processes are: where others have thousands it takes as long."""
+        new = glance.look(now, whole=self._wide.left > 0)
+        self._wide.spend(glance.dumped, time.monotonic())
         return new
 
     def _fail(self, error: Exception) -> None:
@@ -302,10 +303,10 @@ class Pulse:
         return PulseReport(tuple(sockets), self._answer(places, users)), wanted if cut else set()
 
     def _answer(self, places: list[Found], users: set[int]) -> OwnersAnswer:
-        facts: dict[int, ProcessFacts] = {}
+        facts, now = dict[int, ProcessFacts](), time.monotonic()
 
         def facts_of(pid: int) -> ProcessFacts:
-            return facts.get(pid) or facts.setdefault(pid, self._reader.facts(pid))
+            return facts.get(pid) or facts.setdefault(pid, self._processes.facts(pid, now))
 
         found = eldest(places, lambda pid: facts_of(pid).parent_pid or 0)
         self._likely.add(places)

@@ -21,6 +21,8 @@ TCP = 6
 
 STEPS = range(2, 17, 2)
 """From a port to those that may be the next."""
+MOST_AT_ONCE = 32
+"""Ports that are asked for at once, where several connections are missing."""
 NEAR = 128
 """How far apart the last two ports were, at most, where the next one is looked for."""
 MOST_TRIED = 4
@@ -40,8 +42,6 @@ class _Last:
 
     port: int
     message: bytes
-    near: bool = False
-    """The one before was near."""
     lasting: bool = False
     """Some of them were seen in TIME_WAIT: the kernel knows those that are over."""
 
@@ -55,27 +55,30 @@ class Successors:
 
     def __init__(self, ask: Callable[[list[bytes]], list[bytes]]) -> None:
         self._ask = ask
-        self._last: dict[Key, _Last] = {}
-        """The newest is the last."""
+        self._steady: dict[Key, _Last] = {}
+        """Those whose last two ports were near, which others follow; the newest is the last."""
+        self._others: dict[Key, _Last] = {}
+        """The same of which there was one only, or whose ports jump; a client's end of each connection is among them."""
 
     def learn(self, message: bytes) -> None:
         """A connection is new: either port may be the client's."""
         over = message[_STATE_AT] == _TIME_WAIT
         for key, port in _keys(message):
-            before = self._last.pop(key, _NONE)
+            before = self._steady.pop(key, None) or self._others.pop(key, _NONE)
             near = abs(port - before.port) <= NEAR
-            self._last[key] = _Last(max(port, before.port) if near else port, message, near, before.lasting or over)
-        while len(self._last) > MOST_REMEMBERED:
-            del self._last[next(iter(self._last))]
+            table = self._steady if near else self._others
+            table[key] = _Last(max(port, before.port) if near else port, message, before.lasting or over)
+            if len(table) > MOST_REMEMBERED:
+                del table[next(iter(table))]
 
     def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
         """Connections that are not known (by their cookies), until the kernel has counted so many for them; and how many it has."""
         found: list[bytes] = []
         counted = 0
-        steady = [key for key, last in reversed(self._last.items()) if last.near]
-        steady.sort(key=lambda key: not self._last[key].lasting)  # the others have gaps
+        steady = list(reversed(self._steady))
+        steady.sort(key=lambda key: not self._steady[key].lasting)  # the others have gaps
         for key in steady[:MOST_TRIED]:
-            while counted < number and (rows := self._after(key)):
+            while counted < number and (rows := self._after(key, number - counted)):
                 new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
                 found += new
                 counted += sum(map(self._ends_of, new))
@@ -92,20 +95,25 @@ class Successors:
                 yield row
 
     def _has_other_end(self, row: bytes) -> bool:
-        return any(key in self._last for key, _ in _keys(row, mirrored=True))
+        return any(key in self._steady or key in self._others for key, _ in _keys(row, mirrored=True))
 
     def _ends_of(self, row: bytes) -> int:
         """How often a connection was counted: where both ends were here and one of them is in TIME_WAIT, the other one is gone."""
         return 2 if row[_STATE_AT] == _TIME_WAIT and self._has_other_end(row) else 1
 
-    def _after(self, key: Key) -> list[bytes]:
-        """The connections whose ports are the next of this pair."""
-        last = self._last.get(key)
+    def _after(self, key: Key, number: int) -> list[bytes]:
+        """The connections whose ports are the next of this pair, where so many are missing."""
+        last = self._steady.get(key)
         if last is None:  # those that were found before took its place
             return []
-        port, request = last.port, lookup_request(last.message, TCP, exact=False).encode()
-        rows = self._ask([_at_port(key, request, port + step) for step in STEPS if port + step < 1 << 16])
-        next_ones = [row for row in rows if key in dict(_keys(row))]  # a listener answers for those that are not there
+        request = lookup_request(last.message, TCP, exact=False).encode()
+        head, behind = request[: PORTS_AT + 4], request[PORTS_AT + 8 :]
+        _, local, remote, _ = key
+        first, most = last.port + STEPS.start, min(max(len(STEPS), 3 * number), MOST_AT_ONCE)
+        ports = range(first, min(first + most * STEPS.step, 1 << 16), STEPS.step)
+        rows = self._ask([head + _PORTS.pack(local or port, remote or port) + behind for port in ports])
+        # A listener answers for those that are not there, with its own ports.
+        next_ones = [row for row in rows if dict(_keys(row)).get(key, 0) > last.port]
         for row in next_ones:
             self.learn(row)
         return next_ones
@@ -127,10 +135,3 @@ def _keys(message: bytes, *, mirrored: bool = False) -> tuple[tuple[Key, int], t
     if mirrored:
         local, remote, addresses = remote, local, addresses[16:] + addresses[:16]
     return ((family, 0, remote, addresses), local), ((family, local, 0, addresses), remote)
-
-
-def _at_port(key: Key, request: bytes, port: int) -> bytes:
-    """A request with the port that the key leaves open."""
-    _, local, remote, _ = key
-    at = PORTS_AT + 4
-    return request[:at] + _PORTS.pack(local or port, remote or port) + request[at + 4 :]

@@ -14,7 +14,7 @@ from sockdiag_fakes import FakeSocket
 
 from nstat_async._io import glance as module
 from nstat_async._io.counters import CONNECTIONS, DATAGRAMS
-from nstat_async._io.glance import LONGEST_WAIT, MOST_UNREAD, ONE_BY_ONE, Glance
+from nstat_async._io.glance import LONGEST_WAIT, MOST_FOLLOWED, MOST_UNREAD, ONE_BY_ONE, Glance
 from nstat_async.sockdiag import DiagRequest, PulsePurpose, SocketState, iterate_messages
 from nstat_async.sockdiag._messages import encode_done, encode_error
 
@@ -44,6 +44,8 @@ class Kernel:
         """Look-ups so far, and at once."""
         self.refuses_filters = self.fails = self.cuts = self.trims = False
         self._answers: list[bytes] = []
+        self.meanwhile: list[int] = []
+        """Ports of connections that are opened while a dump goes on."""
         self.connections = self._moved = 0
         self.numbers, self.readings, self.open = None, 0, 2
         monkeypatch.setattr(module, "Counters", lambda: self)
@@ -63,14 +65,19 @@ class Kernel:
 
     # -- counters
 
+    def read(self) -> int:
+        return self.connections
+
     def take_moved(self) -> int:
         moved, self._moved = self._moved, 0
         return moved
 
-    def moved(self, look: Glance, now: float, connections: int = 0, datagrams: int = 0) -> None:
+    def moved(self, look: Glance | None, now: float, connections: int = 0, datagrams: int = 0) -> None:
+        """Something is opened; `None`: it is noticed later."""
         self.connections += connections
-        self._moved = CONNECTIONS * bool(connections) | DATAGRAMS * bool(datagrams)
-        look.notice(now)
+        self._moved |= CONNECTIONS * bool(connections) | DATAGRAMS * bool(datagrams)
+        if look:
+            look.notice(now)
 
     # -- a netlink socket
 
@@ -99,6 +106,10 @@ class Kernel:
             return
         filtered = len(data) > 72
         self.dumps.append((request.protocol, "filtered") if filtered else request.protocol)
+        for port in self.meanwhile:
+            found.append(self.add(port))
+            self.moved(None, 0.0, 1)
+        self.meanwhile = []
         if self.fails or (filtered and self.refuses_filters):
             self._answers.append(refusal(errno.EINVAL, data))
             return
@@ -336,28 +347,91 @@ def test_connections_that_are_counted_and_not_there_have_ever_fewer_dumps(kernel
     assert kernel.dumps == [6, 6, 6], "none was found by its port: another server, perhaps"
 
 
+def test_without_a_grant_nothing_is_dumped_and_later_it_is_tried_again(kernel):
+    """What its port leads to is found all the same."""
+    look = glance(kernel, udp=False)
+    for port in (1000, 1002):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=2)
+    assert look.look(5.0, whole=False) == []
+    assert (kernel.dumps, look.dumped, look.next_look()) == ([], 0.0, pytest.approx(5.0 + 2 * PAUSE))
+    assert len(look.look(5.0 + 2 * PAUSE)) == 2
+    assert look.dumped > 0
+    kernel.add(1004)
+    kernel.add(9, remote_port=81)
+    kernel.moved(look, 6.0, connections=2)
+    assert cookies(look.look(6.0, whole=False)) == [1004]
+    assert (look.dumped, look.next_look()) == (0.0, pytest.approx(6.0 + 2 * PAUSE))
+    assert cookies(look.look(6.0 + 2 * PAUSE)) == [9]
+
+
+def test_what_a_dump_saw_before_it_was_counted_is_not_missing_afterwards(kernel):
+    """Connections that were opened while it went on may be in it, or not: those that are not follow the others' ports."""
+    look = glance(kernel, udp=False)
+    kernel.meanwhile = [1004, 1006]
+    for port in (1000, 1002):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=2)
+    assert len(look.look(5.0)) == 4
+    kernel.dumps.clear()
+    kernel.add(1008)
+    kernel.moved(look, 6.0, connections=1)
+    assert cookies(look.look(6.0)) == [1008]
+    assert kernel.dumps == [], "all three were seen"
+    kernel.add(1010)
+    kernel.moved(look, 7.0, connections=2)
+    assert cookies(look.look(7.0)) == [1010]
+    assert kernel.dumps == [6], "that counts once"
+
+
+def test_what_was_found_before_it_was_counted_is_not_missing_afterwards(kernel):
+    look = glance(kernel, udp=False)
+    for port in (1000, 1002):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=2)
+    look.look(5.0)
+    kernel.dumps.clear()
+    kernel.add(1004)
+    kernel.add(1006)
+    kernel.moved(look, 6.0, connections=1)
+    assert len(look.look(6.0)) == 2
+    kernel.add(1008)
+    kernel.moved(look, 7.0, connections=2)
+    assert cookies(look.look(7.0)) == [1008]
+    assert kernel.dumps == []
+
+
+def test_a_look_that_is_expected_is_made_without_a_new_count(kernel):
+    look = glance(kernel)
+    look.expect(5.0)
+    look.expect(6.0)
+    assert look.next_look() == 5.0
+    assert look.look(5.0) == []
+    assert (kernel.dumps, kernel.asked, look.next_look()) == ([], 0, math.inf)
+
+
 def test_a_look_may_leave_out_crowds_where_the_kernel_can(kernel, monkeypatch):
     monkeypatch.setattr(module, "CROWD", 30)
     monkeypatch.setattr(module, "crowded_ports", lambda ports: (443,) if len(ports) >= 30 else ())
-    look = glance(kernel, udp=False)
+    look, many = glance(kernel, udp=False), MOST_FOLLOWED + 1
     for number in range(1, 31):
         kernel.add(number, remote_port=443)
-    kernel.moved(look, 5.0, connections=40)
+    kernel.moved(look, 5.0, connections=many)
     assert len(look.look(5.0)) == 30
     assert look.crowds == (443,)
     kernel.add(50, remote_port=443)
     kernel.add(51)
-    kernel.moved(look, 6.0, connections=40)
+    kernel.moved(look, 6.0, connections=many)
     assert cookies(look.look(6.0, whole=False)) == [51]
     assert kernel.dumps == [6, (6, "filtered")]
-    kernel.moved(look, 7.0, connections=40)
+    kernel.moved(look, 7.0, connections=many)
     assert cookies(look.look(7.0)) == [50], "what was seen before is not new"
     kernel.refuses_filters = True
     kernel.add(52, remote_port=443)
-    kernel.moved(look, 8.0, connections=40)
+    kernel.moved(look, 8.0, connections=many)
     assert cookies(look.look(8.0, whole=False)) == [52]
     assert (kernel.dumps[-2:], look.crowds) == ([(6, "filtered"), 6], ())
-    kernel.moved(look, 9.0, connections=40)
+    kernel.moved(look, 9.0, connections=many)
     look.look(9.0)
     assert look.crowds == (), "it cannot, and is not asked again"
 

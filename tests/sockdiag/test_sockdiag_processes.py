@@ -10,8 +10,10 @@ import sys
 import attrs
 import pytest
 
+from nstat_async._io import processes
+from nstat_async._io.processes import KEPT, MOST_KEPT, ProcessReader, RecentFacts
 from nstat_async._model import InterfaceKind
-from nstat_async.sockdiag import OwnersRequest
+from nstat_async.sockdiag import OwnersRequest, ProcessFacts
 
 linux = [pytest.mark.linux, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")]
 
@@ -110,3 +112,74 @@ class TestProcesses:
         assert namespace_path(42) == "/proc/42/ns/net"
         assert namespace_path("/some/where") == "/some/where"
         assert namespace_path("blue") == "/run/netns/blue"
+
+
+# -- facts for who asks again and again
+
+
+class Facts:
+    """It stands in for `ProcessReader`: the file that each process runs is the test's."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.paths: dict[int, str | None] = {}
+        self.read: list[int] = []
+        monkeypatch.setattr(processes, "_path", lambda pid: self.paths.get(pid, "/bin/sh"))
+
+    def facts(self, pid: int) -> ProcessFacts:
+        self.read.append(pid)
+        return ProcessFacts(pid, 1, "name", self.paths.get(pid, "/bin/sh"))
+
+
+def test_facts_stay_for_a_moment_while_the_same_file_runs(monkeypatch):
+    reader = Facts(monkeypatch)
+    recent = RecentFacts(reader)
+    first = recent.facts(7, 100.0)
+    assert recent.facts(7, 100.0 + KEPT / 2) is first
+    assert reader.read == [7]
+    reader.paths[7] = "/bin/other"
+    assert recent.facts(7, 100.0 + KEPT / 2).path == "/bin/other", "it runs another program"
+    recent.facts(7, 100.0 + 2 * KEPT)
+    assert reader.read == [7, 7, 7], "and after a while its number may be another process'"
+
+
+def test_of_a_process_that_is_gone_or_not_ours_to_see_nothing_is_kept(monkeypatch):
+    reader = Facts(monkeypatch)
+    recent = RecentFacts(reader)
+    reader.paths[7] = None
+    assert [recent.facts(7, 100.0).path for _ in range(2)] == [None, None]
+    assert reader.read == [7, 7]
+    reader.paths[7] = "/bin/sh"
+    assert recent.facts(7, 100.0).path == "/bin/sh"
+    reader.paths[7] = None
+    assert recent.facts(7, 100.0).path is None
+
+
+def test_facts_of_so_many_are_kept(monkeypatch):
+    reader = Facts(monkeypatch)
+    recent = RecentFacts(reader)
+    for pid in range(1, MOST_KEPT + 2):
+        recent.facts(pid, 100.0)
+    reader.read.clear()
+    for pid in (MOST_KEPT + 1, 2, 1):
+        recent.facts(pid, 100.0)
+    assert reader.read == [1]
+
+
+def test_a_process_that_changed_its_program_is_read_anew():
+    """On the living kernel; a script of another program is another file, too."""
+    recent = RecentFacts(ProcessReader())
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import os; os.read(0, 1); os.execv('/bin/cat', ['cat'])"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with child:
+        before = recent.facts(child.pid, 0.0)
+        assert recent.facts(child.pid, 0.0) is before
+        child.stdin.write(b"!hello\n")
+        child.stdin.flush()
+        assert child.stdout.read(6) == b"hello\n"
+        after = recent.facts(child.pid, 0.0)
+        assert (before.name.startswith("python"), after.name) == (True, os.path.basename(os.path.realpath("/bin/cat")))
+        assert after.start_ticks == before.start_ticks
+        child.stdin.close()
+    assert recent.facts(child.pid, 0.0).name is None

@@ -23,7 +23,7 @@ READING, LOOK, FLOW, REPORT = 40e-6, 350e-6, 50e-6, 200e-6
 class Machine:
     """A network namespace in which flows begin at these times; it stands in for `Glance`, the clocks, and the wait for counters."""
 
-    crowds = ()
+    dumped = 0.0
 
     def __init__(self, monkeypatch, *flows):
         """Each of the flows is its beginning and its life, seconds."""
@@ -69,7 +69,7 @@ class Machine:
     def next_look(self):
         return max(self.look_at, self._due)
 
-    def look(self, now):
+    def look(self, now, *, whole):
         self.looks.append(now)
         self._due = math.inf
         flows = range(self.begun())[-200:]
@@ -80,6 +80,9 @@ class Machine:
 
     def look_again(self, *_):
         pass
+
+    def expect(self, at):
+        self._due = min(self._due, at)
 
     def report(self, _report):
         self.cpu += REPORT
@@ -155,6 +158,31 @@ def test_a_burst_after_silence_is_seen_whole(monkeypatch):
     assert machine.share_seen(burst) >= 0.99
 
 
+def test_a_burst_behind_short_flows_that_came_one_by_one_is_seen(monkeypatch):
+    """To look out for these takes only what is saved beyond what a burst needs."""
+    single = [(begin + number * 0.0007, 0.02) for number, (begin, _) in enumerate(flows(12, 0.02, 1, 11))]
+    burst = flows(400, 0.02, 11.5, 12)
+    machine = Machine(monkeypatch, single, burst)
+    machine.run(11.5)
+    assert machine.share_seen(single) >= 0.95
+    assert machine.pulse._budget.left > budget.RESERVED * machine.pulse._budget.most
+    machine.run(13)
+    assert machine.share_seen(burst) >= 0.98
+
+
+def test_where_several_come_at_once_the_next_look_does_not_wait_for_a_count_and_not_before_a_rest(monkeypatch):
+    machine = Machine(monkeypatch, [(0.0, 9.0), (0.0, 9.0)])
+    beat = machine.pulse
+    beat._budget.left = machine.budget.left = machine.budget.most
+    machine._due = 0.0
+    beat._look_where_due()
+    assert machine.next_look() == machine.look_at == pytest.approx(machine.now + pulse.SHORTEST_REST)
+    machine.now = machine.look_at
+    beat._look_where_due()
+    assert len(machine.looks) == 2
+    assert (machine._due, machine.look_at < machine.now + pulse.SHORTEST_REST) == (math.inf, True), "no more came"
+
+
 def test_silence_costs_a_fifth_of_a_percent(monkeypatch):
     """The counters are read as often as it is wanted, and nothing else is done."""
     machine = Machine(monkeypatch)
@@ -174,6 +202,7 @@ def test_the_counters_of_busy_namespaces_are_read_more_often_and_all_others_as_b
     busy, quiet = machines = Machine(monkeypatch), Machine(monkeypatch)
     beat, read = quiet.pulse, []
     beat._glances = list(machines)
+    beat._budget.left = beat._budget.most
 
     def note(watched, pause, times):
         read.extend([tuple(watched)] * times)
@@ -231,6 +260,14 @@ def test_a_budget_earns_its_share_is_kept_for_a_while_and_rests_until_something_
     assert granted.left == pytest.approx(0.05 * budget.SAVED - 0.1), "no time passed"
     assert granted.rest() == 0.0
     granted.spend(0.0, 1000.0)
+    assert granted.surplus == pytest.approx(1.0)
+    granted.left = budget.RESERVED * granted.most
+    assert granted.surplus == pytest.approx(0.0)
+    granted.left = (1 + budget.RESERVED) / 2 * granted.most
+    assert granted.surplus == pytest.approx(0.5)
+    granted.left = 0.0
+    assert granted.surplus == 0.0
+    granted.left = granted.most
     granted.spend(0.1 * budget.SAVED + 0.05, 1000.0)
     assert (granted.left, granted.eagerness) == (pytest.approx(-0.05), 0.0)
     assert granted.rest() == pytest.approx(0.5)
@@ -280,7 +317,7 @@ def test_how_long_it_waits_for_what(monkeypatch):
     assert read.pop() == (1, 0.5, 1), "it rests: nothing is read"
     machine.look_at, machine.active_until = 0.0, now + 0.125
     beat._wait()
-    quick = 0.02 / (pulse.EAGER * beat._budget.eagerness)
+    quick = 0.02 / (pulse.EAGER * beat._budget.surplus)
     assert read.pop() == (1, round(quick, 6), int(0.125 / quick)), "something happens"
     beat._budget.left = 0.0
     beat._wait()
@@ -552,20 +589,18 @@ def test_a_rest_is_as_long_as_the_least_that_may_be_spent_allows(monkeypatch):
         assert machine.look_at == pytest.approx(0.001 * rest)
 
 
-def test_what_looks_at_crowds_take_is_taken_from_their_own_share(monkeypatch):
+def test_what_dumps_take_is_taken_from_their_own_share(monkeypatch):
     machine = Machine(monkeypatch)
     beat, looks = machine.pulse, []
 
     def look(_now, whole):
         looks.append(whole)
-        machine.cpu += 0.001
         return ["a row"]
 
-    machine.cpu = 7.0
-    crowd, left = types.SimpleNamespace(crowds=(443,), look=look), beat._wide.left
+    crowd, left = types.SimpleNamespace(dumped=0.001, look=look), beat._wide.left
     assert beat._look(crowd, 0.0) == ["a row"]
     assert left - beat._wide.left == pytest.approx(0.001)
-    beat._wide.left = 0.0
+    crowd.dumped = beat._wide.left = 0.0
     beat._look(crowd, 0.0)
     assert (looks, beat._wide.left) == ([True, False], 0.0)
 

@@ -609,18 +609,18 @@ def test_a_kernel_that_leaves_out_nothing_is_looked_at_whole(look, monkeypatch):
     look.crowds = (1,)
     monkeypatch.setattr(glance, "without_crowds", lambda request, _ports: crowds.without_crowds(request, [1])[:-4])
     with listen() as listener:
-        for _ in range(2):
+        for whole in (False, True):
             ends = pair(listener)
-            assert {inode_of(end) for end in ends} <= inodes(seen(look, whole=False))
+            assert {inode_of(end) for end in ends} <= inodes(seen(look, whole=whole))
             assert look.crowds == ()
             for end in ends:
                 end.close()
 
 
-def test_looks_at_crowds_take_their_own_share(monkeypatch):
-    """While it is spent, looks leave them out."""
+def test_dumps_take_their_own_share(monkeypatch):
+    """While it is spent there are none of all sockets."""
     beat, looks = pulse.Pulse({}, ProcessReader()), []
-    crowd = types.SimpleNamespace(crowds=(443,), look=lambda _now, whole: looks.append(whole) or [])
+    crowd = types.SimpleNamespace(dumped=0.0, look=lambda _now, whole: looks.append(whole) or [])
     beat._look(crowd, 0.0)
     beat._wide.left = -1.0
     beat._look(crowd, 0.0)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.linux
 class Room:
     """It stands in for `Glance`."""
 
-    crowds = ()
+    dumped = 0.0
 
     def __init__(self, purpose, report) -> None:
         self.purpose, self.report = purpose, report
@@ -44,7 +44,7 @@ class Room:
     def next_look(self) -> float:
         return 0.0 if self.new else math.inf
 
-    def look(self, _now):
+    def look(self, _now, *, whole):
         self.looks += 1
         if self.failure:
             raise self.failure
@@ -52,6 +52,9 @@ class Room:
         return new
 
     def look_again(self, *_) -> None:
+        pass
+
+    def expect(self, _at) -> None:
         pass
 
     def notice(self, _now) -> bool:
@@ -284,7 +287,7 @@ def test_one_that_succeeds_between_them_makes_them_begin_anew(beat, monkeypatch)
     _, room = opened(beat)
     outcomes = iter([*[ValueError()] * (pulse.MOST_FAILURES - 1), None] * 3)
 
-    def look(_now):
+    def look(_now, *, whole):
         failure = next(outcomes, None)
         if failure:
             raise failure

@@ -10,7 +10,7 @@ import pytest
 if not sys.platform.startswith("linux"):
     pytest.skip("asks a Linux kernel", allow_module_level=True)
 
-from nstat_async._io.successors import MOST_REMEMBERED, STEPS, Successors, cookie_of
+from nstat_async._io.successors import MOST_AT_ONCE, MOST_REMEMBERED, STEPS, Successors, cookie_of
 
 ESTABLISHED, TIME_WAIT, LISTEN = 1, 6, 10
 HERE, THERE = b"\x0a\0\0\x01", b"\x0a\0\0\x02"
@@ -127,6 +127,31 @@ def test_what_is_known_is_not_found_and_not_counted(kernel):
     learn(kernel, 2000, 2002)
     new = kernel.connect(2004)
     assert kernel.find(2, {cookie_of(message) for message in new}) == ([], 0)
+
+
+def test_where_many_are_missing_more_ports_are_asked_for_at_once(kernel):
+    learn(kernel, 2000, 2002, there=THERE)
+    new = [message for port in range(2010, 2180, 10) for message in kernel.connect(port, there=THERE)]
+    questions, ask = [], kernel.ask
+    kernel.successors._ask = lambda requests: questions.append(len(requests)) or ask(requests)
+    assert kernel.find(len(new)) == (new, len(new))
+    assert max(questions) == MOST_AT_ONCE
+    assert len(questions) <= 6
+    (last,) = kernel.connect(2172, there=THERE)
+    questions.clear()
+    assert kernel.find(1) == ([last], 1)
+    assert questions == [len(STEPS)]
+
+
+@pytest.mark.timeout(20)
+def test_who_answers_with_ports_that_were_passed_is_no_reason_to_go_on(kernel):
+    """A listener that was opened anew has an open end, as the port that is looked for: it would answer for ever."""
+    for port in (2000, 0):
+        kernel.sockets[HERE, SERVER, bytes(4), port] = LISTEN
+        kernel.successors.learn(kernel.message((HERE, SERVER, bytes(4), port)))
+        kernel.successors.learn(kernel.message((HERE, SERVER, bytes(4), port)))
+    kernel.successors._ask = lambda requests: [kernel.message((HERE, SERVER, bytes(4), 0))] * len(requests)
+    assert kernel.find(3) == ([], 0)
 
 
 def test_a_listener_is_no_connection(kernel):
