@@ -74,7 +74,8 @@ def find_hierarchy(mounts: bytes) -> Hierarchy | None:
     return min(found, key=lambda each: len(each.root), default=None)
 
 
-def _hierarchy() -> Hierarchy | None:
+def hierarchy_here() -> Hierarchy | None:
+    """Where it is mounted for this process; `None` when it is not."""
     try:
         with open(_MOUNTS, "rb") as file:
             return find_hierarchy(file.read())
@@ -84,8 +85,27 @@ def _hierarchy() -> Hierarchy | None:
 
 def mounted_at() -> str | None:
     """The directory where cgroup v2 is mounted; `None` when it is not."""
-    hierarchy = _hierarchy()
+    hierarchy = hierarchy_here()
     return None if hierarchy is None else hierarchy.directory
+
+
+def cgroup_of_process(pid: int, hierarchy: Hierarchy | None) -> int | None:
+    """Number of the cgroup (v2) that a process is in, which every user may read; `None` if the process is gone.
+
+    0 if it is unknown, and for the root: processes are there that nobody put into a cgroup, and with cgroup v1 all are.
+    """
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            path = next((os.fsdecode(line[3:-1]) for line in file if line.startswith(b"0::")), "")
+    except OSError:
+        return None
+    root = "" if hierarchy is None else hierarchy.root.rstrip("/")
+    if hierarchy is None or path == "/" or not path.startswith(f"{root}/"):
+        return 0
+    try:
+        return os.stat(hierarchy.directory + path.removeprefix(root)).st_ino
+    except OSError:
+        return 0
 
 
 class CgroupFinder:
@@ -106,7 +126,7 @@ class CgroupFinder:
 
     def answer(self, request: CgroupsRequest) -> CgroupsAnswer:
         """What can be found out within the budget."""
-        hierarchy = _hierarchy()
+        hierarchy = hierarchy_here()
         if hierarchy is None:
             return CgroupsAnswer(gone=request.numbers)
         until = time.thread_time() + self._budget

@@ -94,10 +94,11 @@ def network_of_this_thread() -> int | None:
     Of a process that may not be looked at ``/proc/PID/ns`` is closed, while a file in ``/proc/PID/net`` has
     the same inode in all processes of a namespace (``proc_create_net``).
     """
-    return _network_at(THREAD_NET)
+    return network_at(THREAD_NET)
 
 
-def _network_at(directory: str) -> int | None:
+def network_at(directory: str) -> int | None:
+    """The same by a directory of `/proc` that shows a namespace; `None` where it does not, or not to us."""
     try:
         return os.stat(f"{directory}/dev").st_ino
     except OSError:
@@ -124,7 +125,7 @@ class OwnNetwork:
         Raises:
             OSError: The thread that made this is in another one now, or ended.
         """
-        if _network_at(self._directory) != self.number:
+        if network_at(self._directory) != self.number:
             raise OSError(errno.ESTALE, "the monitor's thread went to another network namespace, or ended")
         return self._directory
 

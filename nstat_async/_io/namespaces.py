@@ -8,7 +8,7 @@ Who holds a descriptor of a namespace keeps it alive, and so its number is not u
 that was deleted and made anew is another inode.
 """
 
-# ruff: noqa: PTH115, PTH123
+# ruff: noqa: PTH112, PTH115, PTH116, PTH123
 # Paths of /proc are read thousands at a time: as strings.
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, Netw
 from .bpfload import namespace_cookie
 from .cgroups import unescaped
 from .linux import NAMED, OwnNetwork, in_namespace, namespace_path, namespaces_equal, network_of_this_thread
+from .outside import Outside
 from .tables import all_pids
 
 MOST = 256
@@ -52,6 +53,7 @@ _REASONS = {
     errno.EACCES: UnavailableReason.PERMISSION,
     errno.EPERM: UnavailableReason.PERMISSION,
 }
+_REFUSED = (errno.EACCES, errno.EPERM)
 _FULL = (errno.EMFILE, errno.ENFILE)
 
 Namespace = str | int | None
@@ -175,6 +177,11 @@ class NamespaceFinder:
     """
 
     def __init__(self, watched: Watched, most: int | None = None) -> None:
+        self.outside = Outside()
+        """The namespaces that are watched from outside."""
+        self._wants_outside = False
+        self._shown: set[int] = set()
+        """Inodes of namespaces with a process in the present round that shows their tables."""
         self._watched = watched
         self._most = room() if most is None else most
         self._numbers: dict[int, int] = {}
@@ -189,18 +196,16 @@ class NamespaceFinder:
         self.closed = False
         """True if no other can be entered."""
         self._hidden = 0
+        self._first = True
         self._round: Iterator[None] | None = None
         self._met: dict[int, str] = {}
         """Inodes that the round under way has met, with a file of each."""
 
-    def begin(self, *, programs: bool = False) -> None:
+    def begin(self) -> None:
         """Begin with this one; the others are the answer to the first question.
 
-        Args:
-            programs: eBPF programs may tell of those that cannot be entered.
-
         Raises:
-            BackendUnavailableError: No other can be entered, and nobody else tells of them; or ``/proc`` is not there.
+            BackendUnavailableError: ``/proc`` is not there, or no more files can be open.
         """
         try:
             own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
@@ -211,9 +216,8 @@ class NamespaceFinder:
                 os.close(own)
         except OSError as error:
             self.closed = error.errno == errno.EPERM
-            if not (self.closed and programs):
-                what = "netns all" if error.errno in _FULL else "netns all needs CAP_SYS_ADMIN, and /proc"
-                raise _unavailable(what, error) from error
+            if not self.closed:
+                raise _unavailable("netns all" if error.errno in _FULL else "netns all needs /proc", error) from error
         self._watched.add(0, None)
         self._next = 1
 
@@ -226,36 +230,48 @@ class NamespaceFinder:
                 del self._numbers[inode]
                 self._absences.pop(inode, None)
                 self._watched.release(number)
-        until = math.inf if self._next == 1 else time.thread_time() + BUDGET
+        for number in request.released:
+            self.outside.release(number)
+        if request.outside and not self._wants_outside:
+            self._wants_outside, self._first, self._round = True, True, None
+        until, self._first = math.inf if self._first else time.thread_time() + BUDGET, False
         return self._look(until)
 
     def _look(self, until: float) -> NamespacesAnswer:
         if self._round is None:
-            self._met, self._hidden, self._round = {}, 0, self._walk()
+            self._met, self._hidden, self._shown, self._round = {}, 0, set(), self._walk()
+            if self._wants_outside:
+                self.outside.begin_round()
         done = False
         for number, _ in enumerate(self._round):
             if not number % 64 and time.thread_time() >= until:
                 break
         else:
             done = True
-        found = tuple(self._open_new())
-        gone: tuple[int, ...] = ()
+        found, gone = list(self._open_new()), list[int]()
         if done:
             self._round = None
-            gone = tuple(self._missing())
+            gone = list(self._missing())
+            if self._wants_outside:
+                came, went = self.outside.end_round(self._watched.networks, self._next)
+                self._next += len(came)
+                found, gone = found + came, gone + went
         names = tuple(
             (inode, label_of(self._met[inode])) for inode in self._closed | self._beyond if inode in self._met
         )
         return NamespacesAnswer(
-            found,
-            gone,
-            len(self._closed),
-            len(self._beyond),
+            tuple(found),
+            tuple(gone),
+            len(self._closed - self._shown),
+            len(self._beyond - self._shown) + self.outside.beyond,
             self._hidden,
             most=len(self._numbers) if self._full else self._most,
             by_descriptors=self._full or self._most < MOST,
             names=names,
             whole=done,
+            outside=len(self.outside),
+            cgroups=self.outside.cgroups if done else (),
+            veiled=not os.path.isdir("/proc/1"),
         )
 
     def _walk(self) -> Iterator[None]:
@@ -267,13 +283,31 @@ class NamespaceFinder:
             try:
                 match = _LINK.fullmatch(os.readlink(path))
             except PermissionError:
-                self._hidden += 1
+                self._hidden += not (self._wants_outside and self._is_shown(pid, f"pid:{pid}"))
             except OSError:
                 pass
             else:
                 if match is not None:
-                    self._met.setdefault(int(match[1]), path)
+                    inode = int(match[1])
+                    label = label_of(self._met.setdefault(inode, path))
+                    if self._is_closed(inode) and self._is_shown(pid, label):
+                        self._shown.add(inode)
             yield
+
+    def _is_closed(self, inode: int) -> bool:
+        """True if a namespace cannot be entered, and may be watched from outside."""
+        known = inode in self._closed or inode in self._beyond or (self.closed and inode not in self._numbers)
+        return known and self._wants_outside
+
+    def _is_shown(self, pid: int, label: str) -> bool:
+        """False if the tables of a process's namespace may not be read; True if the process is gone."""
+        try:
+            network = os.stat(f"/proc/{pid}/net/dev").st_ino
+        except OSError as error:
+            return error.errno not in _REFUSED
+        if network != self._watched.own.number:
+            self.outside.meet(pid, network, label)
+        return True
 
     def _missing(self) -> Iterator[int]:
         """Numbers of those that are gone, after a round."""

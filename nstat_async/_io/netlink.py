@@ -34,7 +34,6 @@ from ..sockdiag import (
     Role,
     SocketTablesAnswer,
     SocketTablesRequest,
-    TableRow,
     TrafficAnswer,
     TrafficRequest,
 )
@@ -46,7 +45,7 @@ from .linux import THREAD_NET, device_kind, in_namespace, network_of_this_thread
 from .namespaces import NamespaceFinder, Watched
 from .processes import ProcessReader, user_names
 from .procfs import ProcessScanner
-from .proctables import read_table
+from .proctables import read_tables
 from .pulse import Pulse, PulseChannel
 from .ring import REST
 from .traffic import read_traffic
@@ -189,17 +188,22 @@ class NetlinkTransport:
         if self._finder is None:
             return NamespacesAnswer()
         answer = self._finder.answer(request)
-        if answer.found or request.released:
-            self.networks = self._scanner.networks = self._watched.networks
+        if answer.found or answer.gone or request.released:
+            self.networks = self._scanner.networks = self._watched.networks | self._finder.outside.networks
         return answer
 
     def _tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
-        if request.namespace not in self._watched.descriptors:  # it went meanwhile
-            return SocketTablesAnswer(request.namespace)
+        if request.namespace not in self._watched.descriptors:
+            # Without a descriptor it is watched from outside, or went meanwhile.
+            return (
+                SocketTablesAnswer(request.namespace, unread=True)
+                if self._finder is None
+                else self._finder.outside.tables(request)
+            )
         namespace = self._watched.descriptors[request.namespace]
         if namespace is None:
-            return _read_tables(self._watched.own.files(), request)
-        return in_namespace(namespace, lambda: _read_tables(THREAD_NET, request))
+            return read_tables(self._watched.own.files(), request)
+        return in_namespace(namespace, lambda: read_tables(THREAD_NET, request))
 
     def _traffic(self, request: TrafficRequest) -> TrafficAnswer:
         if request.namespace not in self._watched.descriptors:  # it went meanwhile
@@ -267,17 +271,6 @@ class NetlinkTransport:
         if programs is not None:
             programs.close()
         self._watched.close()
-
-
-def _read_tables(net: str, request: SocketTablesRequest) -> SocketTablesAnswer:
-    rows: list[TableRow] = []
-    missing = []
-    for name in request.names:
-        try:
-            rows += read_table(net, name)
-        except OSError:
-            missing.append(name)
-    return SocketTablesAnswer(request.namespace, tuple(rows), tuple(missing))
 
 
 _SOCK_CLOEXEC: int = getattr(socket, "SOCK_CLOEXEC", 0)

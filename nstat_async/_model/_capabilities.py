@@ -86,6 +86,7 @@ class Capabilities:
     ebpf_reason: str | None = None
     """Linux: why eBPF programs do not tell everything, and what would help; `None` if they do, or are not asked for."""
     namespaces_limit: str | None = None
-    """Linux: which network namespaces are not watched although all were asked for, and what would help; `None` if all are."""
+    """Linux: which network namespaces are not watched, or only from outside, although all were asked for, and what would help;
+    `None` if all are watched from inside."""
     notes: tuple[str, ...] = ()
     """Remarks for a person: what is missing here, and what would help."""

@@ -252,7 +252,8 @@ class Flow:
     cgroup: str | None = None
     """Linux: path of the cgroup (v2) in which the socket was made, seen from the monitor's own cgroup namespace; it may be
     known where the process is not. `None` without cgroup v2, if the cgroup was removed before the look-up, and
-    for a flow that is known only by its end."""
+    for a flow that is known only by its end. In a network namespace that is watched by ``/proc/PID/net``: the cgroup of
+    all visible processes of the namespace, if they are in the same one."""
     container: str | None = None
     """Linux: name of the container in which the socket was made, or its id if the name is not known."""
     pod: str | None = None

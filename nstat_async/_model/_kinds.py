@@ -84,7 +84,8 @@ class Attribution(enum.Enum):
     OBSERVED = "observed"
     """The process was seen to hold the flow, or to use it."""
     INFERRED = "inferred"
-    """The flow was accepted and ended before the look-up; the process is the only one that listened there."""
+    """The flow was accepted and ended before the look-up; the process is the only one that listened there. Linux,
+    without a process: cgroup, container and pod are those of all visible processes of the network namespace."""
     KERNEL = "kernel"
     """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard), because no process has it.
     `Flow.process` is the one with pid 0."""

@@ -10,7 +10,7 @@ import attrs
 from .._contract import Core, Feed, Transport
 from .._errors import UsageError
 from .._io.system import LINUX, require
-from .._options import Ebpf, MonitorOptions
+from .._options import MonitorOptions
 from ._loading import load
 
 Namespace = Union[str, int, None]
@@ -40,7 +40,8 @@ class SockDiag:
     netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
     """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for this
     one; several as a tuple. ``"all"``: every one that there is, this one's and those of containers and names, as they
-    come and go. Any but this one needs CAP_SYS_ADMIN; ``"all"`` without it shows what eBPF programs see of them."""
+    come and go. Any but this one needs CAP_SYS_ADMIN; ``"all"`` without it shows what eBPF programs see of them, or, where
+    there are none, what ``/proc/PID/net`` shows to everybody: which sockets there are, without their bytes."""
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.
@@ -77,7 +78,7 @@ class SockDiag:
         if self.netns == (ALL,):
             watched = Watched()
             finder = NamespaceFinder(watched)
-            finder.begin(programs=options.ebpf is not Ebpf.OFF)
+            finder.begin()
             namespaces = [NetworkNamespace()]
         else:
             namespaces, watched = open_namespaces(self.netns)

@@ -365,6 +365,8 @@ class Book:
         if entry.used_by is not None and isinstance(owner, Process) and owner.key != entry.used_by:
             return
         entry.place = place
+        if owner is Attribution.HIDDEN and entry.is_inferred:
+            owner = Attribution.INFERRED
         if before is not None and before == owner:
             return
         entry.owner = owner
@@ -384,6 +386,13 @@ class Book:
         """The names of the socket's cgroup became known."""
         if entry.flow is not None and not entry.over:
             self.update(entry, entry.report, rebuilt=True)
+
+    def infer_cgroup(self, entry: Entry, number: int) -> None:
+        """Assign a socket to the cgroup that all visible processes of its namespace are in; `Attribution.INFERRED` says so."""
+        self._cgroups.assign(entry, number)
+        if entry.owner is Attribution.HIDDEN:
+            entry.owner = Attribution.INFERRED
+        self.learn_cgroup(entry)
 
     def locate(self) -> None:
         """Update the flows whose interface changed, if interfaces or addresses changed."""
@@ -421,7 +430,9 @@ class Book:
         if accepted:
             owners |= self.listeners.owners_before(entry.identity, self._output.now)
         owner = owners.pop() if len(owners) == 1 else None
-        return Attribution.GONE if owner is None else attrs.evolve(owner, attribution=Attribution.INFERRED)
+        if owner is None:
+            return Attribution.INFERRED if entry.is_inferred else Attribution.GONE
+        return attrs.evolve(owner, attribution=Attribution.INFERRED)
 
     # -- outcomes
 

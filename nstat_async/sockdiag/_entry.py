@@ -15,6 +15,8 @@ from ._constants import SocketState
 from ._reports import SocketReport
 from ._rows import Pieces
 
+BY_INODE = 1 << 63
+"""Added to the inode it stands for an unknown cookie: the kernel counts cookies upward from 1."""
 Owner = Union[Process, Attribution]
 
 
@@ -152,6 +154,11 @@ class Entry:
         """The kernel's id of the socket, never reused."""
         cookie: int = self.last[2]
         return cookie
+
+    @property
+    def is_inferred(self) -> bool:
+        """True if its cgroup is inferred: the socket is known by a table of ``/proc/net``, which has no cgroups."""
+        return self.cgroup != 0 and self.cookie >= BY_INODE
 
     @property
     def identity(self) -> bytes:

@@ -24,6 +24,7 @@ from ._entry import Entry
 from ._links import LinkTable
 from ._lookups import NO_ANSWER, LookupSource, lookup_request
 from ._output import Output
+from ._outside import OutsideTables
 from ._owners import OwnerSource
 from ._pulse import PulseSource
 from ._removals import RemovalSource
@@ -56,11 +57,12 @@ class Namespace:
         *,
         vital: bool,
         entered: bool,
+        shown: bool = False,
     ) -> None:
         links, self._formats = LinkTable(), RowFormats()
         self.number = number
         self.entered = entered
-        """False: nobody can ask in it, and eBPF programs alone tell of it (`Glimpses`)."""
+        """False: nobody can ask in it, and eBPF programs alone tell of it (`Glimpses`), or tables alone (`OutsideTables`)."""
         self.polled = False
         """True once a poll began to look at it."""
         self.book = Book(
@@ -99,7 +101,9 @@ class Namespace:
             self._formats,
             allowed=allowed,
         )
-        self.tables = TableSource(output, self.book, sightings, self._formats, protocols)
+        tables = OutsideTables if shown else TableSource
+        read = protocols if entered or shown else frozenset[int]()
+        self.tables = tables(output, self.book, sightings, self._formats, read)
         sources = (self.removals, self.addresses, self.lookups, self.dumps)
         self.sources: tuple[Source, ...] = sources if entered else ()
         """In the order in which their channels are opened."""
@@ -138,6 +142,7 @@ class Namespace:
         """Dump everything."""
         self.polled = True
         if not self.entered:
+            self.tables.begin_poll()
             return
         self._judged, self._absent = False, []
         self.book.begin_poll()
@@ -163,12 +168,13 @@ class Namespace:
             self._absent = self._find_absences()
         if self._absent:
             self._judge(self._absent)
-        return self._judged and not self._absent and not self._asking and self.tables.done
+        tables = self.tables.gather()
+        return self._judged and not self._absent and not self._asking and tables
 
     @property
     def judging(self) -> bool:
         """True while absences are looked into: `gather` has more to do at once."""
-        return bool(self._absent)
+        return bool(self._absent) or self.tables.busy
 
     def end_poll(self) -> None:
         """Everything that this poll found is in the book."""

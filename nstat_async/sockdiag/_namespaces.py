@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -39,6 +39,7 @@ class NamespaceSource:
         output: Where questions go.
         add: Called with a namespace that was found.
         drop: Called with the number of one that is gone.
+        place: Called with the cgroups of those that are watched from outside, by number, as far as each has but one.
         glimpses: Those that cannot be found, or not be entered.
         asks: Whether namespaces are looked for.
         closed: Whether none of them may be entered: then nobody waits for a look.
@@ -49,6 +50,7 @@ class NamespaceSource:
         output: Output,
         add: Callable[[FoundNamespace], None],
         drop: Callable[[int], None],
+        place: Callable[[Mapping[int, int]], None],
         glimpses: Glimpses,
         *,
         asks: bool,
@@ -57,12 +59,14 @@ class NamespaceSource:
         self._output = output
         self._add = add
         self._drop = drop
+        self._place = place
         self._glimpses = glimpses
         self._asks = asks
         self._closed = closed
         self.settled = not asks
         """True when it is known which ones there are."""
         self._asking = self._again = False
+        self._outside = self._looked_outside = False
         self._strangers: dict[int, _Stranger] = {}
         """By cookie: of these a record came, and they are not watched."""
         self._released: list[int] = []
@@ -73,7 +77,14 @@ class NamespaceSource:
         if self._asks and not self._asking:
             self._asking = True
             released, self._released = tuple(self._released), []
-            self._output.ask(NamespacesRequest(released), self.take)
+            self._looked_outside = self._outside
+            self._output.ask(NamespacesRequest(released, self._outside), self.take)
+
+    def watch_outside(self) -> None:
+        """Watch namespaces that cannot be entered by their tables: no eBPF programs report their sockets."""
+        if self._asks:
+            self._outside, self.settled, self._again = True, False, self._asking
+            self.ask()
 
     def meet(self, cookie: int, inode: int) -> bool:
         """A record is of a namespace that is not watched: look at once, if it may be a new one.
@@ -96,9 +107,14 @@ class NamespaceSource:
 
     def take(self, answer: Any) -> None:
         """Take in what came and went."""
-        self._asking, self.settled = False, True
-        if not isinstance(answer, NamespacesAnswer):
-            return
+        self._asking, self.settled = False, self._looked_outside is self._outside
+        if isinstance(answer, NamespacesAnswer):
+            self._learn(answer)
+        if self._again:
+            self._again = False
+            self.ask()
+
+    def _learn(self, answer: NamespacesAnswer) -> None:
         self._last = answer
         for found in answer.found:
             if found.cookie is not None:
@@ -107,11 +123,10 @@ class NamespaceSource:
             self._add(found)
         for number in answer.gone:
             self.release(number)
+        if answer.whole:
+            self._place(dict(answer.cgroups))
         self._watch_from_outside(answer)
         self._glimpses.sweep()
-        if self._again:
-            self._again = False
-            self.ask()
 
     def _watch_from_outside(self, answer: NamespacesAnswer) -> None:
         """See to what records named and the look did not find, or could not enter."""
@@ -142,6 +157,13 @@ class NamespaceSource:
         """
         last, found = self._last, []
         only = ": what eBPF programs see of them is all there is, without interfaces and, until its end, the counts of a TCP flow"
+        if last.outside:
+            found.append(
+                f"{last.outside} network namespaces are watched from outside, by the tables in /proc/PID/net: these have neither bytes nor round trips,"
+                " nor flows that begin and end between two readings; entering needs CAP_SYS_ADMIN in their user namespace"
+            )
+        if last.veiled and not seen:
+            found.append("the network namespaces of other users' processes cannot be seen: /proc hides them (hidepid=)")
         if last.closed:
             needs = "that needs CAP_SYS_ADMIN in their user namespace"
             found.append(f"{last.closed} network namespaces cannot be entered" + (only if seen else f": {needs}"))

@@ -7,13 +7,13 @@ in polls (`_polls`).
 from __future__ import annotations
 
 import errno as errors
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import attrs
 
 from .._contract import Command, Mode
-from .._errors import BackendUnavailableError, NstatError, ProtocolError, UnavailableReason, UsageError
+from .._errors import NstatError, ProtocolError, UsageError
 from .._events import AnyEvent, ProviderRefused
 from .._model import Capabilities, Counts, Flow, Provider, Visibility
 from .._options import Ebpf, MonitorOptions
@@ -129,6 +129,7 @@ class Session:
             self._output,
             self._found_namespace,
             self._drop_namespace,
+            self._place_namespaces,
             self._glimpses,
             asks=setup.all_namespaces,
             closed=setup.closed,
@@ -184,7 +185,13 @@ class Session:
         return self._make_namespace(number, identity, entered=False)
 
     def _make_namespace(
-        self, number: int, identity: NetworkNamespace, *, vital: bool = False, entered: bool = True
+        self,
+        number: int,
+        identity: NetworkNamespace,
+        *,
+        vital: bool = False,
+        entered: bool = True,
+        shown: bool = False,
     ) -> Namespace:
         namespace = Namespace(
             self._output,
@@ -197,6 +204,7 @@ class Session:
             self._options,
             vital=vital,
             entered=entered,
+            shown=shown,
         )
         self._namespaces.append(namespace)
         return namespace
@@ -206,7 +214,11 @@ class Session:
 
     def _found_namespace(self, found: FoundNamespace) -> None:
         """A namespace came."""
-        if self._namespace(found.number) is not None or sum(1 for _ in self._entered()) >= MAX_NAMESPACES:
+        alike = sum(namespace.entered is found.entered for namespace in self._namespaces)
+        if self._namespace(found.number) is not None or alike >= MAX_NAMESPACES:
+            return
+        if not found.entered:
+            self._make_namespace(found.number, found.identity, entered=False, shown=True)
             return
         self._numbered = found.number
         namespace = self._add_namespace(found.identity, vital=False)
@@ -214,6 +226,11 @@ class Session:
             self._sightings.know(found.cookie, namespace.book)
         if not self._output.following and self._programs.settled:
             namespace.open()
+
+    def _place_namespaces(self, cgroups: Mapping[int, int]) -> None:
+        """Set the cgroup of each namespace whose visible processes are in one cgroup."""
+        for namespace in self._namespaces:
+            namespace.tables.cgroup = cgroups.get(namespace.number, 0)
 
     def _drop_namespace(self, number: int) -> None:
         """Nobody is in a namespace any more."""
@@ -367,11 +384,10 @@ class Session:
             self._spaces.ask()
 
     def _open_sources(self) -> None:
-        if self.setup.closed and self._programs.tier is Tier.NONE:
-            detail = f"netns all needs CAP_SYS_ADMIN, or eBPF programs: {self._programs.reason}"
-            self._output.failure = BackendUnavailableError("sock_diag", UnavailableReason.PERMISSION, detail)
         for namespace in self._namespaces:
             namespace.open()
+        if self._programs.tier is Tier.NONE:
+            self._spaces.watch_outside()
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
         """Take in datagrams of the kernel, in order."""

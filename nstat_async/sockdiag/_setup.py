@@ -17,6 +17,7 @@ from .._model import Visibility
 from .._options import Ebpf
 from .._values import Vocabulary, from_json, to_text
 from ..ebpf import MapsPurpose, RingPurpose, Tier
+from ._constants import SocketState
 
 
 class Role(enum.Enum):
@@ -228,7 +229,10 @@ class SocketTablesRequest:
     namespace: int
     """Its number in the session."""
     names: tuple[str, ...]
-    """``raw``, ``raw6``, ``icmp``, ``icmp6``, ``packet``."""
+    """``raw``, ``raw6``, ``icmp``, ``icmp6``, ``packet``; of a namespace that is watched from outside also ``tcp``, ``tcp6``,
+    ``udp`` and ``udp6``."""
+    rest: bool = False
+    """True to get the remaining rows of the last reading."""
 
 
 @attrs.frozen
@@ -246,6 +250,7 @@ class TableRow:
     remote_port: int = 0
     device: int = 0
     """Index of the interface that a packet socket is bound to."""
+    state: int = int(SocketState.CLOSE)
 
 
 @attrs.frozen
@@ -256,6 +261,14 @@ class SocketTablesAnswer:
     rows: tuple[TableRow, ...] = ()
     missing: tuple[str, ...] = ()
     """Tables that do not exist."""
+    unread: bool = False
+    """True if nothing was read: it is not this namespace's turn, or no process shows its tables any more."""
+    more: bool = False
+    """True if there are more rows to ask for."""
+    cut: bool = False
+    """True if a table was too long to be read whole."""
+    malformed: int = 0
+    """How many lines could not be parsed."""
 
 
 @attrs.frozen
@@ -300,6 +313,8 @@ class NamespacesRequest:
 
     released: tuple[int, ...] = ()
     """Numbers of namespaces that are not watched any more."""
+    outside: bool = False
+    """Find namespaces that cannot be entered, too: no eBPF programs report their sockets."""
 
 
 @attrs.frozen
@@ -311,6 +326,8 @@ class FoundNamespace:
     identity: NetworkNamespace
     cookie: int | None = None
     """As records of eBPF programs have it (``SO_NETNS_COOKIE``); `None` before Linux 5.14."""
+    entered: bool = True
+    """False if it cannot be entered, and is watched by the tables of ``/proc/PID/net``."""
 
 
 @attrs.frozen
@@ -334,6 +351,12 @@ class NamespacesAnswer:
     """Inode and label of namespaces that were found and are not watched."""
     whole: bool = False
     """True if this answer completes a round through all processes and mounts."""
+    outside: int = 0
+    """How many namespaces are watched from outside."""
+    cgroups: tuple[tuple[int, int], ...] = ()
+    """At the end of a round: the number of each of these namespaces whose visible processes are in one cgroup, and the cgroup's number."""
+    veiled: bool = False
+    """True if ``/proc`` hides the processes of other users (``hidepid=``)."""
 
 
 @attrs.frozen

@@ -12,27 +12,42 @@ from typing import Any
 from .._events import ProviderRefused, RemovalReason
 from ..ebpf import Ended
 from ._book import Book
-from ._constants import AF_INET, AF_INET6, AF_PACKET, IPPROTO_ICMP, IPPROTO_RAW, PACKET, PROVIDERS, SocketState
-from ._entry import Entry
+from ._constants import (
+    AF_INET,
+    AF_INET6,
+    AF_PACKET,
+    IPPROTO_ICMP,
+    IPPROTO_RAW,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    PACKET,
+    PROVIDERS,
+    SocketState,
+)
+from ._entry import BY_INODE, Entry
 from ._output import Output
 from ._rows import RowFormats, encode_row
 from ._setup import SocketTablesAnswer, SocketTablesRequest, TableRow
 from ._sightings import Sightings
 
-BY_INODE = 1 << 63
-"""Added to the inode it stands for an unknown cookie: the kernel counts cookies upward from 1."""
 WALKS = 2
 """Walks over all descriptors without a socket, after which it gets an entry without its cookie."""
 ABSENCES = 2
 """Readings without a socket, after which it is gone: a table is read in parts, and a socket may fall between two."""
-_TABLES = {
+TABLES = {
+    "tcp": (AF_INET, IPPROTO_TCP),
+    "tcp6": (AF_INET6, IPPROTO_TCP),
+    "udp": (AF_INET, IPPROTO_UDP),
+    "udp6": (AF_INET6, IPPROTO_UDP),
     "raw": (AF_INET, IPPROTO_RAW),
     "raw6": (AF_INET6, IPPROTO_RAW),
     "icmp": (AF_INET, IPPROTO_ICMP),
     "icmp6": (AF_INET6, IPPROTO_ICMP),
     "packet": (AF_PACKET, PACKET),
 }
-_MASK = 0xFFFFFFFF
+_DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
+MASK = 0xFFFFFFFF
+"""The bits of numbers of 32 bits: a recording may have larger ones."""
 
 
 class TableSource:
@@ -53,11 +68,13 @@ class TableSource:
         """True when the tables of this poll came, or will not come."""
         self.answered: set[int] = set()
         """Protocols whose tables exist."""
+        self.cgroup = 0
+        """Number of the cgroup that all visible processes of the namespace are in; 0 if there are several, or it is unknown."""
         self._output = output
         self._book = book
         self._sightings = sightings
         self._formats = formats
-        self._names = tuple(name for name, (_, protocol) in _TABLES.items() if protocol in protocols)
+        self._names = tuple(name for name, (_, protocol) in TABLES.items() if protocol in protocols - _DUMPED)
         self._answer: SocketTablesAnswer | None = None
         self._missing: dict[int, int] = {}
         """Inodes without an entry, with the number of walks before they were first read."""
@@ -69,11 +86,27 @@ class TableSource:
             self.done = self._output.following  # its recorded client may not have asked
             self._output.ask(SocketTablesRequest(self._book.number, self._names), self.take)
 
+    @property
+    def busy(self) -> bool:
+        """True while `gather` has rows left to take in."""
+        return False
+
+    def gather(self) -> bool:
+        """Take in some rows; True when nothing more is expected."""
+        return self.done
+
     def take(self, answer: Any) -> None:
         """Take in the tables; a failed look-up gives none."""
         self.done = True
         if isinstance(answer, SocketTablesAnswer):
             self._answer = answer
+            self._note(answer)
+
+    def _note(self, answer: SocketTablesAnswer) -> None:
+        if answer.malformed:
+            self._output.count("malformed_table_lines", answer.malformed)
+        if answer.cut:
+            self._output.note("a table of /proc/net is too long to be read whole: sockets in it are missing")
 
     def settle(self) -> None:
         """Compare the tables with the book, which has everything else that this poll found."""
@@ -83,14 +116,20 @@ class TableSource:
         known = {entry.user[1]: entry for entry in self._book.others.values()}
         missing, self._missing = self._missing, {}
         for row in answer.rows:
-            if row.table in _TABLES:
+            if row.table in self._names:
                 since = missing.get(row.inode, self._sightings.walks)
-                self._take_row(row, known.get(row.inode & _MASK), since)
+                self._take_row(row, known.get(row.inode & MASK), since)
         self._sightings.missing = self._sightings.missing or bool(self._missing)
-        there = {_TABLES[name] for name in self._names if name not in answer.missing}
+        there = self._there(answer.missing)
+        if not answer.cut:
+            self._judge_absences(there)
+
+    def _there(self, missing: tuple[str, ...]) -> set[tuple[int, int]]:
+        """Families and protocols whose tables were read."""
+        there = {TABLES[name] for name in self._names if name not in missing}
         self.answered |= {protocol for _, protocol in there}
-        self._judge_absences(there)
-        self._refuse(answer.missing)
+        self._refuse(missing)
+        return there
 
     def _take_row(self, row: TableRow, entry: Entry | None, since: int) -> None:
         if not row.inode:
@@ -98,19 +137,9 @@ class TableSource:
         if entry is None and self._sightings.walked and self._sightings.walks - since < WALKS:
             self._missing[row.inode] = since
             return
-        family, protocol = _TABLES[row.table]
-        message = encode_row(
-            family,
-            SocketState.CLOSE,
-            ((row.port & 0xFFFF).to_bytes(2, "big"), (row.remote_port & 0xFFFF).to_bytes(2, "big")),
-            (row.local, row.remote),
-            BY_INODE | (row.inode & _MASK) if entry is None else entry.cookie,
-            uid=row.uid & _MASK,
-            inode=row.inode & _MASK,
-            device=row.device & _MASK,
-        )
+        message = message_of(row, BY_INODE | (row.inode & MASK) if entry is None else entry.cookie)
         pieces, form = self._formats.cut(message)
-        self._book.apply_row(entry, protocol, pieces, message, form)
+        self._book.apply_row(entry, TABLES[row.table][1], pieces, message, form)
 
     def _judge_absences(self, there: set[tuple[int, int]]) -> None:
         for entry in list(self._book.others.values()):
@@ -136,7 +165,22 @@ class TableSource:
 
     def _refuse(self, names: tuple[str, ...]) -> None:
         """Report once which kinds of sockets this kernel has no table of."""
-        for protocol in {_TABLES[name][1] for name in names if name in _TABLES} - self.answered - self._refused:
+        for protocol in {TABLES[name][1] for name in names if name in TABLES} - self.answered - self._refused:
             self._refused.add(protocol)
             detail = "the kernel has no table of these sockets in /proc/net"
             self._output.events.append(ProviderRefused(self._output.time, PROVIDERS[protocol], 2, detail))
+
+
+def message_of(row: TableRow, cookie: int) -> bytes:
+    """The message that a dump would have for this socket."""
+    family, protocol = TABLES[row.table]
+    return encode_row(
+        family,
+        row.state & 0xFF if protocol in _DUMPED else SocketState.CLOSE,
+        ((row.port & 0xFFFF).to_bytes(2, "big"), (row.remote_port & 0xFFFF).to_bytes(2, "big")),
+        (row.local, row.remote),
+        cookie,
+        uid=row.uid & MASK,
+        inode=row.inode & MASK,
+        device=row.device & MASK,
+    )
