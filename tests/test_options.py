@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,10 @@ from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, O
         ({"providers": 5}, "providers: 5 is none of tcp"),
         ({"record_to": 5}, "record_to: 5 is no path"),
         ({"backend": 5}, "backend: 5 is no backend and none of auto, kctl"),
+        (
+            {"backend": Path("a.nstat")},
+            r"backend: (Posix|Windows)Path\('a.nstat'\) is a path; to play a recording: backends.Replay",
+        ),
         ({"providers": []}, "providers: at least one is needed"),
         ({"interval": 0}, "interval: 0 is not a positive number"),
         ({"pulse": 1e-9}, r"pulse: 1e-09 is not a positive number of at least 0\.001 and at most"),

@@ -5,6 +5,7 @@ A new backend is a module beside this one and a row here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,6 +162,8 @@ def checked(backend: Any, netns: Namespace | Sequence[Namespace] = None) -> Back
         return auto()
     if isinstance(backend, str):
         return named(backend)
+    if isinstance(backend, os.PathLike):  # which has a name and can be opened, too
+        raise UsageError(f"backend: {backend!r} is a path; to play a recording: backends.Replay(path)")
     if isinstance(backend, type) or not callable(getattr(backend, "open", None)) or not hasattr(backend, "name"):
         hint = f"; make one: {backend.__name__}()" if isinstance(backend, type) and hasattr(backend, "open") else ""
         raise UsageError(f"backend: {backend!r} is no backend and none of {choices()}{hint}")
