@@ -261,16 +261,24 @@ class Pulse:
                     glance.expect(glance.look_at)
 
     def _rest_after(self, glance: Glance, spent: float, *, several: bool = False) -> None:
-        """A look pays for itself: the next one of this namespace is the later, the less is left, and never soon behind `several`."""
+        """A look pays for itself: the next one of this namespace is the later, the less is left, and never soon behind `several`.
+
+        A dump is granted by itself, so looks that need none go on.
+        """
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        glance.look_at = now + max(spent / eagerness, SHORTEST_REST if several else 0.0)
+        glance.look_at = now + max((spent - glance.dumped) / eagerness, SHORTEST_REST if several else 0.0)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
-        """All sockets are looked at as rarely as all processes are: where others have thousands it takes as long."""
-        new = glance.look(now, whole=self._wide.left > 0)
-        self._wide.spend(glance.dumped, time.monotonic())
+        """All sockets are dumped as rarely as all processes are looked at, or while more is saved than looks need.
+
+        Where others have thousands of sockets it takes as long.
+        """
+        granted = self._wide.left > 0
+        new = glance.look(now, whole=granted or self._budget.surplus > 0)
+        if granted:
+            self._wide.spend(glance.dumped, time.monotonic())
         return new
 
     def _fail(self, error: Exception) -> None:

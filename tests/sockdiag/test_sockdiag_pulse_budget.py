@@ -128,6 +128,9 @@ def test_a_look_rests_for_what_it_cost_and_longer_the_less_is_saved(monkeypatch)
         machine.pulse._rest_after(machine, 0.001)
         rests.append(machine.look_at)
     assert rests == pytest.approx([0.001, 0.002, 0.001 / budget.SHARE], rel=0.02)
+    machine.pulse._budget.left, machine.dumped = machine.pulse._budget.most, 0.009
+    machine.pulse._rest_after(machine, 0.01)
+    assert machine.look_at == pytest.approx(0.001, rel=0.02), "looks that need no dump go on"
 
 
 @pytest.mark.parametrize("rate", [1000, 10_000])
@@ -600,9 +603,12 @@ def test_what_dumps_take_is_taken_from_their_own_share(monkeypatch):
     crowd, left = types.SimpleNamespace(dumped=0.001, look=look), beat._wide.left
     assert beat._look(crowd, 0.0) == ["a row"]
     assert left - beat._wide.left == pytest.approx(0.001)
-    crowd.dumped = beat._wide.left = 0.0
+    beat._wide.left = 0.0
+    beat._budget.left = beat._budget.most
     beat._look(crowd, 0.0)
-    assert (looks, beat._wide.left) == ([True, False], 0.0)
+    beat._budget.left = budget.RESERVED * beat._budget.most
+    beat._look(crowd, 0.0)
+    assert (looks, beat._wide.left) == ([True, True, False], 0.0), "so much is saved, and then it is not"
 
 
 # -- channels

@@ -622,7 +622,7 @@ def test_dumps_take_their_own_share(monkeypatch):
     beat, looks = pulse.Pulse({}, ProcessReader()), []
     crowd = types.SimpleNamespace(dumped=0.0, look=lambda _now, whole: looks.append(whole) or [])
     beat._look(crowd, 0.0)
-    beat._wide.left = -1.0
+    beat._wide.left = beat._budget.left = -1.0
     beat._look(crowd, 0.0)
     assert looks == [True, False]
 
