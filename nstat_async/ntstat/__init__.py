@@ -1,7 +1,7 @@
 """The Darwin protocol: layouts, messages, sessions.
 
-Public for those who bring their own I/O, write tools or study the protocol;
-`nstat_async.Monitor` needs none of it. ``docs/how-to/sans-io.md`` shows a whole
+It is public for programs with their own I/O, for tools, and for studying the protocol;
+users of `nstat_async.Monitor` do not need it. ``docs/how-to/sans-io.md`` shows a whole
 client in thirty lines.
 """
 

@@ -1,4 +1,4 @@
-"""What a session can tell, for `Capabilities`: whose flows are seen, and what a user should know of this kernel."""
+"""Makes the `Capabilities` of a session: whose flows it sees, and what a user should know about this kernel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ._subscription import Subscription
 def capabilities_of(
     setup: Setup, kernel: Kernel, client: Client | None, found: ProofResult, *, has_polled: bool
 ) -> Capabilities:
-    """What can be known.
+    """The capabilities of a session.
 
     Args:
-        setup: What the session was made of.
+        setup: The session's setup.
         kernel: The kernel.
-        client: Whose table has the flows; `None`: there is none yet.
+        client: The client whose table has the flows; `None`: there is none yet.
         found: What is known of the layout.
         has_polled: A poll was complete.
     """
@@ -44,7 +44,7 @@ def capabilities_of(
 
 
 def _visibility(setup: Setup, kernel: Kernel, client: Client | None, *, has_polled: bool) -> Visibility:
-    """Whose flows are seen: no public kernel through macOS 26 hides any, later ones show ordinary users their own."""
+    """Whose flows are seen: everybody's up to macOS 26; later kernels show ordinary users only their own."""
     if client is not None and not isinstance(client, Subscription):
         return Visibility.UNKNOWN
     own, flows = setup.own_uid, () if client is None else client.table.flows()

@@ -1,6 +1,6 @@
 """One client of the kernel: a control socket, its source table and its decoder.
 
-There are two kinds: a `Subscription` asks, a `Follower` watches what somebody else asked.
+There are two kinds: a `Subscription` sends requests, a `Follower` watches the requests of a recorded client.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._translate import Translator
 
 
 class Client(Listener):
-    """What both kinds have.
+    """The base of both kinds.
 
     Args:
         translator: Shared by the session.
@@ -44,14 +44,14 @@ class Client(Listener):
         self.providers: set[Provider] = set()
         """Providers that the kernel granted."""
         self.refused: dict[Provider, int] = {}
-        """Providers that it refused, with its error number."""
+        """Providers that the kernel refused, with its error number."""
         self.now = 0.0
-        """When what happens next happens; the table has the wall clock."""
+        """Monotonic time of the present input; the table has the wall clock's."""
         self.receive_buffer: int | None = None
         """Granted receive buffer of the channel in bytes, if known."""
 
     def begin(self, now: float, time: float) -> None:
-        """What comes next happens now; `time` is the wall clock's."""
+        """Set the time of the next input; `time` is the wall clock's."""
         self.now = now
         self.table.begin(time)
 
@@ -60,7 +60,7 @@ class Client(Listener):
         return {**self.decoder.statistics, **self.table.statistics, "sources": len(self.table.sources)}
 
     def settle(self) -> None:
-        """A datagram said more than how known flows fare: draw the conclusions."""
+        """Draw the conclusions of a datagram that said more than how known flows grew."""
         table = self.table
         if not table.terms.suppressed and (table.references.missing or table.references.forgotten):
             self.report_gap(table.references.take_lost())

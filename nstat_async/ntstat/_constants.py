@@ -1,8 +1,8 @@
 """Numbers of the protocol, grouped and named as in the kernel's ``ntstat.h``.
 
-Numbers that moved between releases are in ``_kernels.py``, where the release is
-known. Error numbers and address families here are *Darwin's*: a recording is read
-on any host, whose own ``errno`` and ``socket`` modules have other values.
+Numbers that changed between releases are in ``_kernels.py``. Error numbers and address families
+here are *Darwin's*: a host that reads a recording may have other values in its ``errno`` and
+``socket`` modules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_BATCH = 4096
 """Largest aggregated datagram (``NSTAT_MAX_MSG_SIZE``)."""
 
 POLL_CHUNK = 100
-"""Sources that one paced request reports at most."""
+"""Most sources that one paced request reports."""
 
 
 class MessageType(enum.IntEnum):
@@ -125,7 +125,7 @@ class FilterFlag(enum.IntFlag):
 
 
 class Extension(enum.IntEnum):
-    """Types of the items behind an extended update."""
+    """Types of the items after the descriptor of an extended update."""
 
     UNKNOWN = 0
     DOMAIN = 1
@@ -179,7 +179,7 @@ DARWIN_AF_INET6 = 30
 
 
 class DarwinErrno(enum.IntEnum):
-    """Error numbers that the control sends, or its opening has, as Darwin numbers them."""
+    """Darwin's numbers of the errors that the control sends, or that opening it raises."""
 
     EPERM = 1
     ENOENT = 2
@@ -199,7 +199,7 @@ class DarwinErrno(enum.IntEnum):
 
     @property
     def text(self) -> str:
-        """What it is called (``errno(2)``)."""
+        """Text of the error (``errno(2)``)."""
         return _ERROR_TEXTS[self.name]
 
 
@@ -223,9 +223,9 @@ _ERROR_TEXTS = {
 
 
 NO_ROOM = frozenset({DarwinErrno.ENOMEM, DarwinErrno.ENOBUFS, 105, 10055})
-"""Errors of a full buffer, ENOBUFS as Darwin, Linux and Windows number it: a recording is played anywhere."""
+"""Errors of a full buffer; ENOBUFS by Darwin's, Linux' and Windows' numbers, because a recording is played anywhere."""
 
 
 def error_text(number: int) -> str:
-    """What Darwin calls an error; its number where it is none that the control sends."""
+    """Darwin's text of an error; its number if the control does not send it."""
     return DarwinErrno(number).text if number in DarwinErrno.__members__.values() else f"error {number}"

@@ -1,19 +1,19 @@
 """The kernel's counters, kept as sent and translated when read.
 
-``nstat_counts`` is the same for all providers; what a provider does not count is
+``nstat_counts`` is the same for all providers; counters that a provider does not have are
 `None` for the user. Round-trip times are scaled integers: 1/32 ms for average and
-minimum, 1/16 ms for the variance; 0 is "no sample" (``nstat_tcp_counts``, ``tcp_timer.h``).
+minimum, 1/16 ms for the variance; 0 means "no sample" (``nstat_tcp_counts``, ``tcp_timer.h``).
 
-A session keeps the structure as bytes: a third of the memory of the numbers, and unchanged
-counters are found by one comparison. Since xnu-4570 it has one form, whose fields are read
-where they are; those of older releases are brought into the same order as numbers. The
-details of macOS 26 (``nstat_detailed_counts``) begin with the same four totals and are kept alike.
+A session keeps the structure as bytes: they take a third of the memory of the numbers, and one
+comparison finds unchanged counters. Since xnu-4570 the structure has one form, whose fields are read
+in place; counters of older releases become numbers in the same order. The details of
+macOS 26 (``nstat_detailed_counts``) begin with the same four totals, and are kept the same way.
 
-What a medium's counters mean there: of a kernel socket, each byte and packet is in the total
-and in one of six media, or went over loopback, which has no counter: loopback is the total
-without the six, exactly (``INP_ADD_STAT``). Of a flow in user space the total is what the process
-says, and the media are what the flow switch saw, headers included: they need not agree, and nothing
-says how much was loopback. Its packets are the flow switch's in updates, and the process' own in details.
+In these details, each byte and packet of a kernel socket is in the total and in one of six
+media, or went over loopback, which has no counter: loopback is exactly the total minus the
+six media (``INP_ADD_STAT``). For a flow in user space, the process reports the total, and the
+media are what the flow switch saw, headers included. So these need not agree, and the share of loopback is
+unknown. Its packets are the flow switch's in updates, and the process' own in details.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ._layouts import Field, Layout, Reader, compile_format, layout
 from ._tables import MEDIA, NEWEST, STRUCTS
 
 Values = tuple[Any, ...]
-"""Raw counters in the order of `COUNTS_FIELDS`; `None` where the release has no field."""
+"""Raw counters in the order of `COUNTS_FIELDS`; `None` if the release lacks the field."""
 Raw = Union[bytes, Values]
-"""Counters as a session keeps them: as sent; numbers where they had to be corrected."""
+"""Counters as a session keeps them: the bytes as sent, or numbers if they had to be corrected."""
 
 _OUR_NAMES = {row[0]: name for row, name in zip(STRUCTS["nstat_counts"][1], COUNTS_FIELDS, strict=True)}
-"""Names in the kernel's header to ours: its rows are in the order of `COUNTS_FIELDS`."""
+"""Names in the kernel's header to names in `COUNTS_FIELDS`, which has the same order."""
 _CODEC = layout(NEWEST)["nstat_counts"]
 _unpack = compile_format(_CODEC.fields).unpack
 _raw_values: Callable[[Counts], Any] = Counts.__dict__["_values"].__get__
@@ -42,14 +42,14 @@ _set_values: Callable[[Counts, Any], None] = Counts.__dict__["_values"].__set__
 
 
 COUNTED = {Provider.UDP: 10, Provider.UDP_SUBFLOW: 4, Provider.CONNECTION: 0}
-"""How many of `COUNTS_FIELDS` the kernel counts for a provider, from the first on: not for all TCP's eighteen."""
+"""How many of `COUNTS_FIELDS`, from the first on, the kernel counts for a provider; for TCP all eighteen."""
 _SCALES = {15: 32, 16: 32, 17: 16}
-"""Position of a round-trip time to its parts of a millisecond."""
+"""Position of a round-trip time to the number of its units in a millisecond."""
 Get = Callable[[Counts], Any]
 
 
 def _reader_of(position: int, counted: int, numbers: Get, at_once: int) -> Get:
-    """What reads one field: `None`, or from the numbers, or (of the first few) where it stands among the kernel's bytes."""
+    """A function that reads one field: from the kernel's bytes (one of the first), from the numbers, or always `None`."""
     if position >= counted:
         return lambda _: None
     if position < at_once:
@@ -61,13 +61,13 @@ def _reader_of(position: int, counted: int, numbers: Get, at_once: int) -> Get:
 
 
 def _scaled(values: Values, position: int) -> int | None:
-    """A round-trip time in microseconds; without a sample the average is 0, and the variance means nothing."""
+    """A round-trip time in microseconds; `None` if there is no sample (then the average is 0)."""
     raw = values[position]
     return raw * 1000 // _SCALES[position] if raw and values[16] else None
 
 
 def _make_class(counted: int, numbers: Get, media: Get, at_once: int) -> type[Counts]:
-    """A class of counters around their raw form, whose fields are translated when they are read."""
+    """A class of counts that keeps the raw counters, and translates a field when it is read."""
     members: dict[str, Any] = {"__slots__": (), "__doc__": Counts.__doc__, "__module__": __name__}
     members["media"] = property(media, doc=Counts.media.__doc__)
     unknown = (None,) * (len(COUNTS_FIELDS) - counted)
@@ -90,11 +90,11 @@ def _make_class(counted: int, numbers: Get, media: Get, at_once: int) -> type[Co
 
 @functools.cache
 def counts_classes(counted: int, *, is_socket: bool) -> dict[int, type[Counts]]:
-    """The classes of a provider's counters, by the length of the bytes that they keep; 0: numbers.
+    """The classes of a provider's counts, by the length of the raw bytes; 0 for numbers.
 
     Args:
-        counted: Fields that the kernel counts.
-        is_socket: It is a kernel socket: what is in no medium is loopback.
+        counted: Number of fields that the kernel counts.
+        is_socket: True for kernel sockets: traffic in no medium went over loopback.
     """
 
     def details(counts: Counts) -> Values:
@@ -109,7 +109,7 @@ def counts_classes(counted: int, *, is_socket: bool) -> dict[int, type[Counts]]:
 
 @functools.cache
 def counts_form(counted: int) -> CountsForm:
-    """Where the first so many counters are in ``nstat_counts`` since xnu-4570."""
+    """Where the first `counted` counters are in ``nstat_counts`` since xnu-4570."""
     average = _CODEC.fields[16].offset
     places = {
         name: Place(field.offset, field.size, *((_SCALES[place], average) if place in _SCALES else ()))
@@ -122,7 +122,7 @@ _new = object.__new__
 
 
 def make_counts(cls: type[Counts], raw: Raw) -> Counts:
-    """Counters of this class around their raw form, without the keyword constructor of `Counts`."""
+    """Counts of this class with these raw counters, made without the keyword constructor of `Counts`."""
     counts = _new(cls)
     _set_values(counts, raw)
     return counts
@@ -130,7 +130,7 @@ def make_counts(cls: type[Counts], raw: Raw) -> Counts:
 
 @functools.cache
 def counts_unpacker(layout: Layout) -> tuple[Callable[[bytes], Values], bool]:
-    """What makes `Values` of the bytes of ``nstat_counts`` in a layout; True if they have the form since xnu-4570."""
+    """A function that makes `Values` of ``nstat_counts`` in a layout, and True if that has the form since xnu-4570."""
     codec = layout["nstat_counts"]
     order = [COUNTS_FIELDS.index(_OUR_NAMES[field.name]) for field in codec.fields]
     if order == list(range(18)):
@@ -151,7 +151,7 @@ _TOTALS = ("rxpackets", "rxbytes", "txpackets", "txbytes")
 
 @functools.cache
 def growing_fields(layout: Layout) -> tuple[Field, ...]:
-    """What tells that counters have simply grown: packets and bytes, and the three that wrap as one piece."""
+    """The fields that tell whether counters have simply grown: packets, bytes, and the three that wrap, as one piece."""
     fields = layout["nstat_counts"].by_name
     wrapping = attrs.evolve(fields["nstat_rxduplicatebytes"], size=12, format="12s")
     return (*(fields[f"nstat_{name}"] for name in _TOTALS), wrapping)
@@ -159,13 +159,13 @@ def growing_fields(layout: Layout) -> tuple[Field, ...]:
 
 @functools.cache
 def growing_reader(layout: Layout) -> Reader:
-    """Reads `growing_fields`."""
+    """A reader of `growing_fields`."""
     return compile_format(growing_fields(layout)).unpack_from
 
 
 _DETAILS = layout(NEWEST)["nstat_detailed_counts"]
 DETAILS_SIZE = _DETAILS.size
-"""Bytes of the counters in details; longer than those of any update."""
+"""Size of the counters in details, in bytes; those of updates are shorter."""
 _details = compile_format(
     field for field in _DETAILS.plain if not field.name.endswith((".start", ".bitmap", "_flags", "_uuid"))
 ).unpack_from
@@ -173,7 +173,7 @@ _SIX = MEDIA[1:]
 
 
 def detailed_values(raw: bytes, *, is_socket: bool) -> Values:
-    """``nstat_detailed_counts`` as `Values`, with the media behind them; of a kernel socket with loopback, too."""
+    """``nstat_detailed_counts`` as `Values`, followed by the media, and for a kernel socket by loopback."""
     values = _details(raw)
     blocks = {name: values[4 * place : 4 * place + 4] for place, name in enumerate(MEDIA)}
     if is_socket:
@@ -189,7 +189,7 @@ def detailed_values(raw: bytes, *, is_socket: bool) -> Values:
 
 @functools.cache
 def growing_details() -> Reader:
-    """As `growing_reader`, for details."""
+    """`growing_reader` for details."""
     fields = _DETAILS.by_name
     totals = [fields[f"media_stats.total.{name}"] for name in _TOTALS]
     wrapping = attrs.evolve(fields["rxduplicatebytes"], size=24, format="24s")
@@ -197,7 +197,7 @@ def growing_details() -> Reader:
 
 
 QUIET = _DETAILS.by_name["rxduplicatebytes"].offset
-"""Details that are equal before and after the media differ in nothing but bits of activity, for a kernel socket."""
+"""If details of a kernel socket agree up to this offset, and after the media, only bits of activity differ."""
 
 
 def has_grown(new: Values, old: Values) -> bool:
@@ -206,20 +206,20 @@ def has_grown(new: Values, old: Values) -> bool:
 
 
 def has_grown_whole(new: Values, old: Values) -> bool:
-    """The same for numbers that a process wrote, which need not agree with each other."""
+    """`has_grown` for counters that a process wrote: all of them are compared, because they need not agree."""
     return new[10:13] == old[10:13] and all(
         a is not None and b is not None and a >= b for a, b in zip(new[:10], old[:10], strict=True)
     )
 
 
 def advance(reported: Values, old: Values, new: Values) -> Values:
-    """The counters to report when the raw ones do not simply grow.
+    """The counters to report if the raw ones do not simply grow.
 
-    - u32 byte counters of TCP (positions 10 to 12) wrap at 4 GiB: their growth is
-      taken modulo 2^32, unless it is so large, or the bytes fell with it, that the
-      counter must have fallen.
+    - The u32 byte counters of TCP (positions 10 to 12) wrap at 4 GiB: their growth is
+      taken modulo 2^32. If it is very large, or the bytes fell too, the counter must
+      have fallen, and keeps its value.
     - All others keep their highest value: xnu-1699 reports zero while a socket is
-      closed (``nstat_tcp_counts``), and user-land processes write what they like.
+      being closed (``nstat_tcp_counts``), and user-land processes may write anything.
     """
     values = list(new)
     fell = new[1] < old[1] or new[3] < old[3]

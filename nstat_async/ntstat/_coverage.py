@@ -1,7 +1,7 @@
-"""Evidence of what was not seen: the interfaces' own counters, beside the sum of what flows moved.
+"""Evidence of what was not seen: the interfaces' own counters, compared with the sum of the flows.
 
-Flows are looked at now and then after a poll, some thousands at a time, and then the interfaces: what a flow's
-counters grew by is added up here, not where its reports are decoded.
+Now and then, after a poll, the counters of all flows are read, a thousand at a time, and then those of the interfaces.
+So the growth of flows is added up here, and not where their reports are decoded.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ._kernels import Kernel
 from ._source import Source
 
 PAUSE = 2.0
-"""Seconds between two looks at least: a counter of 32 bits gets half way round in less only above 8 Gbit/s."""
+"""Least seconds between two looks: a 32-bit counter gets half way round in less time only above 8 Gbit/s."""
 SLICE = 1000
-"""Flows that are looked at together: some 2 ms."""
+"""Flows that are read in one step: some 2 ms."""
 _NARROW = 1 << 32
 
 
 class CoverageMeter:
-    """Adds up what flows moved, and compares it with what interfaces carried.
+    """Adds up the traffic of flows, and compares it with that of the interfaces.
 
     Args:
         kernel: The kernel.
@@ -34,38 +34,38 @@ class CoverageMeter:
     def __init__(self, kernel: Kernel, *, is_readable: bool) -> None:
         self.is_readable = is_readable
         self.deadline: float | None = None
-        """When `go_on` wants to be called: flows are left to look at."""
+        """When to call `go_on`; `None` if no flows are left to read."""
         self.statistics: dict[str, int] = {}
-        """The figures, as `Coverage.of` reads them; none while they are unknown."""
+        """The figures, as `Coverage.of` reads them; empty while nothing is known."""
         self._totals, self._details = growing_reader(kernel.layout), growing_details()
         self._left: Iterator[Source] = iter(())
         self._due = 0.0
         self._waits = False
-        """The interfaces were asked for."""
+        """The counters of the interfaces are asked for."""
         self._moved = (0, 0)
-        """Bytes that flows received and sent, up to now."""
+        """Bytes that flows received and sent until now."""
         self._measured = (0, 0)
-        """The same when all of them were looked at last."""
+        """Bytes that flows had received and sent when all were last read."""
         self._first: tuple[int, int] | None = None
-        """The same at the first look at the interfaces."""
+        """Bytes that flows had received and sent when the interfaces were first read."""
         self._carried = (0, 0)
-        """Bytes that interfaces received and sent since then."""
+        """Bytes that interfaces received and sent since they were first read."""
         self._before: dict[int, tuple[int, int]] = {}
 
-    # -- what flows moved
+    # -- the traffic of flows
 
     def begin(self, sources: Iterable[Source], now: float) -> None:
-        """A poll ended: look at all flows, if it is time."""
+        """A poll ended: begin to read all flows, if it is time."""
         if self.is_readable and self.deadline is None and not self._waits and now >= self._due:
             self._due = now + PAUSE
             self._left, self.deadline = iter(list(sources)), now
 
     def begin_again(self) -> None:
-        """Another control socket speaks for the session: its sources are the ones to look at."""
+        """Another control socket took over: its sources are to be read from now on."""
         self._left, self.deadline, self._due = iter(()), None, 0.0
 
     def go_on(self) -> bool:
-        """Look at some flows; True if those were the last."""
+        """Read some flows; True if these were the last."""
         if self.deadline is None:
             return False
         some = list(islice(self._left, SLICE))
@@ -77,7 +77,7 @@ class CoverageMeter:
         return True
 
     def measure(self, source: Source) -> None:
-        """Add up what a flow moved since it was looked at last; what it had moved before it was seen is no part of it."""
+        """Add the traffic of a flow since it was last read; traffic before the flow was seen does not count."""
         flow, now, before = source.flow, source.counters, source.measured
         if now is before or now is None or flow is None:
             return
@@ -96,10 +96,10 @@ class CoverageMeter:
         _, rx, _, tx, _ = read(raw)
         return rx, tx
 
-    # -- what interfaces carried
+    # -- the traffic of interfaces
 
     def take(self, answer: Any) -> None:
-        """The interfaces' counters; `None` where they cannot be read."""
+        """Take in the interfaces' counters; `None` if they cannot be read."""
         self.is_readable, self._waits = answer is not None, False
         if not isinstance(answer, InterfacesRead):
             return
@@ -120,9 +120,9 @@ class CoverageMeter:
 
 
 def _sum_with_growth(total: int, before: int, now: int) -> int:
-    """Kernels from macOS 13 on give all but Apple's programs the lower 32 bits, rounded to KiB: those wrap."""
+    """A total with the growth of a counter, which may wrap: since macOS 13, only Apple's programs get more than the lower 32 bits."""
     growth = now - before
     if growth < 0 and before < _NARROW:
         growth %= _NARROW
-        growth = growth if growth < _NARROW // 2 else 0  # so much less is a counter that began anew
+        growth = growth if growth < _NARROW // 2 else 0  # it fell by too much: the counter restarted
     return total + max(0, growth)

@@ -1,9 +1,9 @@
-"""Datagrams to table entries: the first station of everything that a kernel sends.
+"""From datagrams to table entries: the first step for everything that a kernel sends.
 
 A `Decoder` reads the datagrams of one control socket with readers compiled for the
-kernel's layout, puts what they report into the source table, and hands replies to the
-client that asked. A message shorter than its structure costs itself, a broken length
-costs the rest of its datagram, and both are reported.
+kernel's layout. It puts reports into the source table, and passes replies to the
+client that asked. A message shorter than its structure is skipped, a broken length
+ends its datagram, and both are reported.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from ._translate import decode_sysinfo
 _log = logging.getLogger("nstat_async.ntstat")
 
 _LONGEST_GROWTH = 256
-"""Bytes by which a descriptor may be longer than the newest known, for its items to be found."""
+"""Most bytes by which an unknown descriptor may be longer than the newest known one, so that its items are still found."""
 _UPDATE = int(MessageType.SRC_UPDATE)
 _COUNTS = int(MessageType.SRC_COUNTS)
 _DETAILED = int(MessageType.SRC_DETAILS)
 _PLAIN = {_UPDATE, _DETAILED}
-"""Types whose descriptor goes to the message's end; the others of their kind have items behind it."""
+"""Types whose descriptor goes to the message's end; in the extended types, items follow it."""
 
 Observer = Callable[[int, Union[int, None], Union[Values, None], bytes], None]
-"""(reference, provider number, counters, descriptor); `None` or empty is what the message does not have."""
+"""Called with (reference, provider number, counters, descriptor); parts that the message lacks are `None` or empty."""
 
 
 _totals_of_details: Any = growing_details()
 
 
 def _is_quiet(raw: bytes, before: bytes) -> bool:
-    """True if details of a kernel socket differ in nothing but bits of activity."""
+    """True if two details of a kernel socket differ only in bits of activity."""
     return raw[:32] == before[:32] and raw[QUIET:] == before[QUIET:]
 
 
 class Listener(Protocol):
-    """Whoever asked the kernel: hears the replies."""
+    """The client that sends requests: it gets the replies."""
 
     def succeeded(self, context: int, flags: int) -> None:
         """SUCCESS, with its header's flags."""
@@ -67,10 +67,10 @@ class Listener(Protocol):
         """ERROR, with Darwin's error number."""
 
     def answered(self, context: int, ref: int) -> None:
-        """A report about this source came as the answer to a request."""
+        """A report about this source answers a request."""
 
     def announced(self, ref: int) -> None:
-        """SRC_ADDED came for this reference and is about to be taken in."""
+        """SRC_ADDED came for this reference, and is not in the table yet."""
 
 
 class Decoder:
@@ -92,12 +92,12 @@ class Decoder:
         self.client = client
         self.strict = strict
         self.observer: Observer | None = None
-        """Also sees the raw bytes of each description, update and counts: the proof of a layout."""
+        """Gets the raw bytes of each description, update and counts too, to prove a layout."""
         self.bytes = 0
         """Received so far."""
         self.datagrams = 0
         self.to_settle = False
-        """The last datagram said more than how known flows fare: the client should draw its conclusions."""
+        """The last datagram said more than how known flows grew: the client should `settle`."""
         self._people = dict.fromkeys(("messages", "malformed", "unrecognized"), 0)
         self._has_lengths = self.kernel.layout.has_lengths
         self._compile()
@@ -149,11 +149,11 @@ class Decoder:
         growing: Any = growing_reader(layout)
         facts = codec.size, self._sizes.get(_UPDATE, 0), self.kernel.has_details
         self._hot = (compile_format(report).unpack_from, growing, *facts, sources, sources.get)
-        """What `decode` needs for reports: header, reference and counters lie alike in counts and in updates."""
+        """What `decode` needs for reports: counts and updates have header, reference and counters at the same places."""
         self._take = self._compiled(codec) if speedups is not None and self._has_lengths else None
 
     def _compiled(self, counts: StructCodec) -> Callable[..., tuple[int, int, int, int]]:
-        """The loop of `decode` in C: it takes what is plain, and says where it stopped."""
+        """The loop of `decode` in C: it takes plain reports, and returns where it stopped."""
         field = counts.by_name
         places = (field["srcref"].offset, field["counts"].offset, field["counts"].size, counts.size)
         offsets = tuple(each.offset for each in growing_fields(self.kernel.layout))
@@ -168,17 +168,17 @@ class Decoder:
         return {"datagrams": self.datagrams, "bytes": self.bytes, **self._people}
 
     def continue_statistics(self, earlier: Decoder) -> None:
-        """This socket replaces another one: count on from where that one was."""
+        """This socket replaces another one: continue its counters."""
         self.datagrams += earlier.datagrams
         self.bytes += earlier.bytes
         for name, value in earlier._people.items():
             self._people[name] += value
 
     def decode(self, datagrams: Sequence[bytes], begin: int = 0) -> int:
-        """Take in datagrams from `begin` on, up to and with the first that leaves something to `settle`.
+        """Take in datagrams from `begin` on, up to and including the first one after which the client has to `settle`.
 
-        Most datagrams are answers to polls: nothing but updates, or counts, of known sources that grew or did not.
-        They go by here without a call but that for the event; all other messages have their handlers.
+        Most datagrams answer polls, and have only updates or counts of known sources. These are handled here, without a
+        call except that for the event; all other messages have handlers.
 
         Returns:
             Where to go on.
@@ -284,7 +284,7 @@ class Decoder:
         return stop
 
     def _take_details(self, source: Any, data: bytes, at: int, end: int) -> bool:
-        """The same for details, which have counters of another form; False: there is more to say, `_on_update` does."""
+        """Take in plain details, whose counters have another form; False if they are not plain, and `_on_update` has to."""
         payload, counters = at + self._details_payload, at + self._details_at
         raw, before, table = data[counters : counters + DETAILS_SIZE], source.raw, self.table
         if (
@@ -308,10 +308,10 @@ class Decoder:
         return True
 
     def _decode_rest(self, data: bytes, begin: int) -> None:
-        """Everything else, message by message."""
+        """Take in the other messages of a datagram, one by one."""
         if self._has_lengths and len(data) - begin >= HEADER_SIZE:
             context, kind, length, flags = HEADER.unpack_from(data, begin)
-            if begin + length == len(data):  # the last one, and mostly the only one
+            if begin + length == len(data):  # the last message, and mostly the only one
                 self._handle(data, (kind, context, flags, begin, len(data)))
                 return
         frames, defect = split(data, has_lengths=self._has_lengths, begin=begin)
@@ -400,7 +400,7 @@ class Decoder:
             self.client.answered(context, ref)
 
     def _items_begin(self, provider_id: int, data: bytes, payload: int, end: int) -> int:
-        """Where the descriptor of an extended message ends."""
+        """Offset where the descriptor of an extended message ends."""
         name = self.kernel.descriptor_name(provider_id)
         codec = self.kernel.layout.find(name) if name is not None else None
         if codec is None:
@@ -408,7 +408,7 @@ class Decoder:
         stop = min(end, payload + codec.size)
         if self.kernel.known:
             return stop
-        # A newer kernel's descriptor may be longer: the items begin where all the rest is items.
+        # A newer kernel's descriptor may be longer: it ends where the rest of the message is nothing but items.
         longer = range(stop, min(end, stop + _LONGEST_GROWTH) + 1, 8)
         return next((at for at in longer if are_items(data, at, end)), stop)
 

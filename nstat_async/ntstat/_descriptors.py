@@ -1,8 +1,8 @@
-"""Descriptors: the bytes that say who and where a source is, as a `Flow` and its `Details`.
+"""Descriptors: the bytes that say who and where a source is, made into a `Flow` and its `Details`.
 
 `DescriptorReader` reads one descriptor structure of one provider. Its `identity` is the
-part of a descriptor that makes a `Flow`, as bytes: when it did not change, neither did
-the flow. The rest are samples, kept as bytes and decoded when somebody looks.
+part of a descriptor that makes a `Flow`, as bytes: while these do not change, the flow does not
+either. The rest are samples, kept as bytes and decoded when they are read.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _IDENTITY = frozenset({
 })  # fmt: skip
 """Fields that make a `Flow`."""
 _ADDRESS_BEGINNINGS = {bytes((16, DARWIN_AF_INET)), bytes((28, DARWIN_AF_INET6))}
-"""Length and family of the address slots that there are."""
+"""Length and family byte of valid address slots."""
 _LONGEST_AGE_NS = 100 * 365 * 86_400 * 1_000_000_000
-"""A flow that is said to be older has a creation time that means nothing."""
+"""Oldest credible age of a flow: an older creation time is ignored."""
 _INBOUND = int(InterfaceProperty.SOURCE_IS_INBOUND)
 _LISTENER = int(InterfaceProperty.SOURCE_IS_LISTENER)
 _OUTBOUND = int(InterfaceProperty.SOURCE_IS_OUTBOUND)
@@ -73,7 +73,7 @@ def _nothing(_data: bytes, _at: int) -> tuple[Any, ...]:
 
 @functools.lru_cache(64)
 def _identity(codec: StructCodec | None, trusted: int) -> tuple[Reader, bytes]:
-    """What cuts the identity's fields out, neighbours joined (the fewer pieces, the quicker), and where they are, for `_speedups`."""
+    """A reader of the identity's fields, with neighbours joined because fewer pieces are quicker, and their places for `_speedups`."""
     pieces: list[Field] = []
     for field in () if codec is None else codec.fields:
         if field.name not in _IDENTITY or field.end > trusted:
@@ -95,9 +95,9 @@ class DescriptorReader:
         provider: What it is.
         userland: True for user-land flows.
         codec: The structure, or `None` when the provider's descriptor is unknown.
-        trusted: Bytes of the descriptor that may be believed; fewer than the
-            structure has when a newer kernel moved what follows.
-        doubtful: Each descriptor is to be checked with `looks_sane` first.
+        trusted: Number of descriptor bytes that are read; less than the structure
+            if a newer kernel moved what follows.
+        doubtful: Check each descriptor with `looks_sane` first.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class DescriptorReader:
         size = 0 if codec is None else codec.size
         self.doubtful = doubtful
         self.trusted = size if trusted is None else min(trusted, size)
-        """Descriptor bytes that are read."""
+        """Number of descriptor bytes that are read."""
         self._is_socket = userland is False and provider in {Provider.TCP, Provider.UDP}
         counted = COUNTED.get(provider, 18)
         self._classes = counts_classes(counted, is_socket=self._is_socket)
@@ -128,7 +128,7 @@ class DescriptorReader:
         self.is_flow = provider not in NO_FLOWS
         """False for routes and interfaces, which have events of their own."""
         self.self_reported = bool(userland) or provider is Provider.UNKNOWN
-        """True if a process may write any numbers."""
+        """True if a process reports the counters itself, and so may write anything."""
         self._tells_interface = provider is Provider.CONNECTION or (codec is not None and "ifindex" in codec)
         self._has_roles = translator.kernel.tells_roles and provider is Provider.TCP and not userland
         has_start = codec is not None and "start_timestamp" in codec
@@ -138,11 +138,11 @@ class DescriptorReader:
         self._read = _nothing if codec is None else codec.reader(*self._names)
         cut, self.pieces = _identity(codec, self.trusted)
         self.identity: Callable[[bytes, int], Any] = cut if speedups is None else lambda *place: b"".join(cut(*place))
-        """(data, offset) to the bytes that make the flow's identity, and few others: in pieces, or joined as the C code
-        hashes them."""
+        """(data, offset) to the bytes of the flow's identity (and few others): in pieces, or joined, as the C code hashes
+        them."""
 
     def counts(self, raw: Raw) -> Counts:
-        """The counters of this provider."""
+        """The counts of this provider, made of raw counters."""
         if isinstance(raw, bytes) and self._packed:
             return make_counts(self._classes[len(raw)], raw)
         return make_counts(self._classes[0], self.unpack(raw))
@@ -161,16 +161,16 @@ class DescriptorReader:
         return self.codec.decode(data, at, limit)
 
     def start_ticks(self, data: bytes, at: int) -> int | None:
-        """Creation of the socket in ticks; `None` where the release does not tell (before xnu-4570)."""
+        """Creation of the socket in ticks; `None` before xnu-4570."""
         return (self._start(data, at)[0] or None) if self._start is not None else None
 
     def state_is_sane(self, data: bytes, at: int) -> bool:
-        """False when the TCP state is none: the descriptor is of another kind."""
+        """False if the TCP state is impossible: then the descriptor is of another kind."""
         assert self.codec is not None
         return bool(self.codec.read("state", data, at) < len(TCP_STATES))
 
     def looks_sane(self, data: bytes, at: int) -> bool:
-        """True if addresses, state and name look like addresses, a state and a name."""
+        """True if the addresses, the state and the name are possible values."""
         codec = self.codec
         assert codec is not None
         addresses = (codec.read(name, data, at) for name in ("local", "remote"))
@@ -196,12 +196,12 @@ class DescriptorReader:
 
         Args:
             flow_id: Its id.
-            data: Where the descriptor is.
-            at: Where it begins.
-            end: Where the bytes that belong to it end.
+            data: The datagram.
+            at: Offset where the descriptor begins.
+            end: Offset where it ends.
             time_ns: Wall clock of the report.
-            previous: The flow as it was, for what only earlier reports said.
-            listening: The local ports that are listened on.
+            previous: The flow as it was, for facts that only earlier reports had.
+            listening: Local ports with listeners.
         """
         whole = end - at >= self.trusted
         fields = dict(zip(self._names, self._read(data, at), strict=True)) if whole else self.fields(data, at, end)
@@ -223,7 +223,7 @@ class DescriptorReader:
             local,
             remote,
             self.translator.process(fields),
-            # A proven layout may lack the index; 0 would then be a claim.
+            # A proven layout may lack the index; 0 would then claim something.
             self.translator.interface(get("ifindex"), properties, loopback=_is_loopback(local, remote))
             if self._tells_interface
             else None,
@@ -261,8 +261,8 @@ class DescriptorReader:
                 return Direction.INBOUND
             if properties & _LISTENER:
                 return Direction.LISTENER
-            # A connection that lived between two reports may come without any bit;
-            # an inbound one would have said so (``nstat_inpcb_to_flags``).
+            # A connection that lived between two reports may have no bit at all;
+            # an inbound one would have its bit (``nstat_inpcb_to_flags``).
             outbound = connected or properties & _OUTBOUND
             return Direction.OUTBOUND if outbound else None
         if state is TcpState.LISTEN:
@@ -276,7 +276,7 @@ class DescriptorReader:
         return Direction.OUTBOUND
 
     def details(self, report: Report) -> Details | None:
-        """The samples of a report; `None` when there was none but of counters."""
+        """The samples of a report; `None` if it has only counters."""
         _, data, at, end, items_end, time_ns, _, _ = report
         if time_ns < 0:
             return None
@@ -329,7 +329,7 @@ def _stays(packed: bytes) -> bool:
 
 
 def _is_loopback(local: Endpoint | None, remote: Endpoint | None) -> bool | None:
-    """Whether the addresses say that a flow stays within the machine; `None`: they say nothing."""
+    """True if the addresses say that a flow stays within the machine; `None` if they do not tell."""
     here = b"" if local is None else local.packed
     there = b"" if remote is None else remote.packed
     if _stays(here) or _stays(there):
