@@ -1,11 +1,11 @@
 """Look-ups: what a session asks of its transport, and the answers.
 
-- Flows of known values, by which a layout is proven on a living kernel: the transport
+- Flows with known values, which prove a layout on a living kernel: the transport
   opens them (real sockets on loopback, or an emulated kernel's) and keeps them open
-  until it is asked to let go.
+  until it is told to close them.
 - Paths of executables, which ntstat does not have.
-- The kernel's own count of what it did not do.
-- What the interfaces carried.
+- The kernel's own counts of its failures.
+- The interfaces' counters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._model import Endpoint, Provider, TcpState
 
 @attrs.frozen(kw_only=True)
 class KnownFlow:
-    """One flow whose every value is known beforehand."""
+    """A flow all of whose values are known beforehand."""
 
     provider: Provider
     """`Provider.TCP` or `Provider.UDP`, in the kernel."""
@@ -32,27 +32,27 @@ class KnownFlow:
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """Flows that are open now, all of one process."""
+    """The known flows that are open now, all of one process."""
 
     flows: tuple[KnownFlow, ...]
     pid: int
     uid: int
     interface_index: int | None
-    """Index of the loopback interface, if it is known."""
+    """Index of the loopback interface; `None` if it is not known."""
     unique_pid: int | None = None
-    """The process' unique id, if it is known."""
+    """Unique id of the process; `None` if it is not known."""
     uuid: bytes | None = None
-    """UUID of its executable, if it is known."""
+    """UUID of the executable; `None` if it is not known."""
 
 
 @attrs.frozen
 class OpenEvidence:
-    """Look-up: open known flows; answered by `Evidence`, or `None` where that cannot be done."""
+    """Look-up: open known flows; answered by `Evidence`, or `None` if that is not possible."""
 
 
 @attrs.frozen
 class CloseEvidence:
-    """Look-up: close them again; answered by `None`."""
+    """Look-up: close the known flows; answered by `None`."""
 
 
 @attrs.frozen
@@ -68,44 +68,44 @@ class PathsFound:
 
     pids: tuple[int, ...]
     paths: tuple[str | None, ...]
-    """In the order of `pids`; `None` for a process that is gone or may not be seen."""
+    """Paths in the order of `pids`; `None` for a process that is gone, or may not be seen."""
 
 
 @attrs.frozen
 class ReadLedger:
-    """Look-up: the kernel's counts of what it did not do; answered by `Ledger`, or `None` where they may not be read."""
+    """Look-up: the kernel's counts of its failures; answered by `Ledger`, or `None` if they may not be read."""
 
 
 @attrs.frozen
 class LedgerRow:
-    """What the kernel counts for one control socket (``nstat_metrics``)."""
+    """The kernel's counts for one control socket (``nstat_metrics``)."""
 
     client: int
     """The kernel's number of the socket; later ones have higher numbers."""
     refused: int
-    """Sources that were not made: no memory, or the announcement found no room."""
+    """Sources that the kernel did not make, for lack of memory or of room for the announcement."""
     failed_goodbyes: int
-    """Ends of which the final report was refused."""
+    """Sources whose final report was refused."""
 
 
 @attrs.frozen
 class Ledger:
-    """The kernel's counts for the control sockets of one monitor, and for all of the machine."""
+    """The kernel's counts for the control sockets of one monitor, and for the whole machine."""
 
     clients: tuple[LedgerRow, ...]
-    """Empty where they are not counted (before macOS 26) or may not be read (only root may)."""
+    """Empty if they are not counted (before macOS 26), or may not be read (by anyone but root)."""
     announcements: int | None = None
-    """Announcements that found no room, whoever was to get them (``net.stats.stats``, since xnu-3247); `None`: not known."""
+    """Announcements to any client that found no room (``net.stats.stats``, since xnu-3247); `None`: not known."""
 
 
 @attrs.frozen
 class ReadInterfaces:
-    """Look-up: what the interfaces counted; answered by `InterfacesRead`, or `None` where it may not be read."""
+    """Look-up: the interfaces' counters; answered by `InterfacesRead`, or `None` if they may not be read."""
 
 
 @attrs.frozen
 class InterfacesRead:
-    """What interfaces carried since each of them is there."""
+    """The interfaces' counters."""
 
     interfaces: tuple[tuple[int, int, int], ...]
-    """Index, wire bytes received and sent, of each but loopback."""
+    """Index, wire bytes received and wire bytes sent of each interface except loopback."""

@@ -1,17 +1,16 @@
-"""A client that follows: what the requests of somebody else, in a recording, say about the answers.
+"""A client that follows the requests of a recorded client, and sends none of its own.
 
-From the requests a follower learns what the answers mean: a subscription (which flows
-existed before, whether announcements were suppressed, whether filters hide sources), a
-poll (when all of it is over, and what it left out), a question about one source (whose
-ENOENT proves that it is gone). It asks nothing.
+The requests tell what the answers mean: a subscription (which flows existed before, whether announcements
+were suppressed, whether filters hide sources), a poll (when it is over, and what it left out), a
+question about one source (ENOENT proves that it is gone).
 
-A recording without requests (the seed's ``.bin``) is followed as well; what only
-requests tell is then unknown.
+A recording without requests (the older format ``.bin``) is followed too; what only requests tell is then
+unknown.
 
-A client may close its control socket and open another within one recording. Nothing in
-the bytes says so, but references then begin anew: a provider is granted a second time
-(on one socket the kernel answers EALREADY), or a number is announced that is not higher
-than all before it (since xnu-3789 none is used twice).
+A client may close its control socket and open another one within a recording. No byte says so,
+but references then begin again: a provider is granted a second time (on one socket the kernel
+answers EALREADY), or a number is announced that is not higher than all earlier ones (since
+xnu-3789 no number is used twice).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ._source import Phase, Terms
 from ._translate import Translator
 
 MAX_CONTEXTS = 4096
-"""Requests remembered while their answers are awaited."""
+"""Most requests that are remembered while their answers are awaited."""
 
 _POLLS = frozenset({MessageType.QUERY_SRC, MessageType.GET_SRC_DESC, MessageType.GET_UPDATE, MessageType.GET_DETAILS})
 _MONITORING_BITS = int(FilterFlag.SUPPRESS_SRC_ADDED) | 0x200000
@@ -48,17 +47,17 @@ class _Asked:
     message: Message
     provider: Provider | None = None
     highest: int = 0
-    """Highest reference known when it was sent."""
+    """The highest known reference when it was sent."""
 
 
 class Follower(Client):
     """One client of a recorded conversation.
 
     Args:
-        translator: Of the session.
+        translator: The session's.
         emit: Where events go.
         options: Only ``every_update`` and ``strict`` matter.
-        client: Makes flow ids unlike those of other clients of the recording.
+        client: Number that makes flow ids differ from those of other clients of the recording.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Follower(Client):
         if message.context:
             before = self._asked.get(message.context)
             if before is not None and before.message == message:
-                return  # the continuation of a poll
+                return  # it continues a poll
             if len(self._asked) >= MAX_CONTEXTS:
                 self._asked.pop(next(iter(self._asked)))
             self._asked[message.context] = asked
@@ -120,7 +119,7 @@ class Follower(Client):
         if isinstance(message, (AddAllSources, AddSource)):
             asked.provider = self.kernel.provider(message.provider)[0]
             if not table.references.top and table.references.highest is None:
-                # References are counted from 1 only when the recording has the client's beginning.
+                # References count from 1 only if the recording has the beginning of the client.
                 self._agree(counts_references=True)
             if isinstance(message, AddAllSources):
                 self._subscribing(message)
@@ -154,7 +153,7 @@ class Follower(Client):
             self._agree(quiet=True)
 
     def _reopened(self) -> None:
-        """The recorded client has another control socket."""
+        """Note that the recorded client opened another control socket."""
         self._sockets += 1
         self.table.restart(f"{self._client + 1}r{self._sockets}.")
         self.table.terms = Terms(counts_references=self.table.terms.counts_references)
@@ -192,7 +191,7 @@ class Follower(Client):
                 self._poll_ended(asked)
 
     def _listed(self) -> None:
-        """A provider's list is over."""
+        """The list of a provider's sources is over."""
         begun = self.table.subscribed_ns is not None
         self.table.phase = Phase.BASELINE if begun and not self._polled else Phase.LIVE
 
@@ -214,27 +213,27 @@ class Follower(Client):
         if asked.provider is not None:
             self._listed()
             if errno in NO_ROOM and isinstance(message, AddAllSources) and not self.table.terms.suppressed:
-                self.report_gap(None)  # the list of flows is cut short, nobody knows by how many
+                self.report_gap(None)  # the list of flows is cut short, by an unknown number
         elif isinstance(message, RemoveSource):
             self.table.given_up.discard(message.srcref)
         elif self._is_poll(message):
             if errno == DarwinErrno.ENOBUFS:
-                self._asked[context] = asked  # the same request goes on where it stopped
+                self._asked[context] = asked  # the next request continues this one
         elif errno == DarwinErrno.ENOENT and not self.table.terms.filtered and isinstance(message, QuerySource):
             source = self.table.sources.get(message.srcref)
             if source is not None:
                 self.table.remove(source, RemovalReason.GONE)
 
     def _poll_ended(self, asked: _Asked) -> None:
-        """All that the kernel would say in this poll was said: is anything missing?"""
+        """A poll is over: see whether anything is missing."""
         table = self.table
         self._poll = None
         complete = True
         if not table.terms.filtered and not table.terms.quiet:
             absent = {source.ref for source in table.absent()}
             if table.terms.suppressed:
-                # Before the first poll no reference is known; what is below those it
-                # reported existed, since references are given in order.
+                # Before the first poll no reference is known. Those below the ones that it
+                # reported exist too, because the kernel gives references in order.
                 limit = asked.highest if self._polled else table.references.highest or 0
                 absent |= {ref for ref in table.references.missing if ref <= limit}
             complete = not absent
@@ -250,7 +249,7 @@ class Follower(Client):
 
 
 def _terms_of(kernel: Kernel, bits: int) -> Terms:
-    """What the filter bits of ADD_ALL_SRCS say."""
+    """The terms in the filter bits of ADD_ALL_SRCS."""
     hiding = bits & 0xFFFFFFFF & ~_MONITORING_BITS & ~(kernel.extension_bit(1) or 0)
     if kernel.explains_removal:
         hiding |= bits & _SPECIFIC_USERS

@@ -1,19 +1,19 @@
-"""Datagram to messages: where each begins and ends.
+"""Finds the messages of a datagram: where each begins and ends.
 
-The rules, from the kernel's side of the socket:
+The rules for what the kernel sends:
 
-- Since xnu-3247 every header carries the message's length; a datagram is one
-  message or several back to back (``nstat_accumulate_msg``).
-- Before, a datagram is one message, and the four bytes that later hold length and
-  flags are kernel stack (up to xnu-2422) or zero (xnu-2782): they are not read.
-- Up to 15 bytes may remain behind the last message: too few for a header, they
-  are reported and no error.
-- A length below a header's size or beyond the datagram ends *this* datagram; what
-  came before it stands.
+- Since xnu-3247 every header has the message's length; a datagram is one message, or
+  several back to back (``nstat_accumulate_msg``).
+- Before that, a datagram is one message. The four bytes that later hold length and flags
+  are kernel stack (up to xnu-2422) or zero (xnu-2782), and are not read.
+- Up to 15 bytes may follow the last message, too few for a header. They are reported, but
+  are no error.
+- A length below a header's size, or beyond the datagram, ends *this* datagram; the messages
+  before it are valid.
 
 Every turn of the loop consumes at least a header.
 
-A request, the other way, is one datagram whatever its header says (`request_frame`).
+A request to the kernel is one datagram, whatever its header says (`request_frame`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ HEADER = struct.Struct("<QIHH")
 
 @attrs.frozen
 class Defect:
-    """Bytes of a datagram that are no message."""
+    """Bytes of a datagram that are not a message."""
 
     reason: str
     begin: int
     """Offset of the first byte concerned."""
     end: int
     harmless: bool = False
-    """True for a tail shorter than a header."""
+    """True for a tail that is shorter than a header."""
 
 
 def split(data: bytes, *, has_lengths: bool, begin: int = 0) -> tuple[list[Frame], Defect | None]:
@@ -49,7 +49,7 @@ def split(data: bytes, *, has_lengths: bool, begin: int = 0) -> tuple[list[Frame
     Args:
         data: The datagram.
         has_lengths: `Layout.has_lengths` of the kernel that sent it.
-        begin: Where to begin: behind messages that the caller has found by the same rules.
+        begin: Offset to begin at, after messages that the caller has found by the same rules.
 
     Returns:
         The messages, and what is wrong with the rest (`None`: nothing).
@@ -70,7 +70,7 @@ def split(data: bytes, *, has_lengths: bool, begin: int = 0) -> tuple[list[Frame
         end = at + length
         if length < HEADER_SIZE or end > size:
             if length == 0 and at == 0:
-                # A client-side copy of an old kernel's datagram: its header has no length.
+                # A client's copy of an old kernel's datagram: its header has no length.
                 return [(kind, context, flags, 0, size)], None
             reason = f"message length {length}" + (" is less than a header" if length < HEADER_SIZE else "")
             if end > size:
@@ -84,9 +84,9 @@ def split(data: bytes, *, has_lengths: bool, begin: int = 0) -> tuple[list[Frame
 
 
 def request_frame(data: bytes, *, has_lengths: bool) -> Frame | None:
-    """A request datagram as the kernel takes it: one message, whole; `None` if it is too short for a header.
+    """A request datagram as the kernel takes it: one whole message; `None` if it is too short for a header.
 
-    The kernel ignores a wrong length and clears the flags then (``nstat_client_send``).
+    The kernel ignores a wrong length, and then clears the flags (``nstat_client_send``).
     """
     if len(data) < HEADER_SIZE:
         return None

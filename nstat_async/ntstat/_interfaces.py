@@ -1,8 +1,7 @@
-"""What Darwin's interfaces counted: the messages of ``sysctl`` ``CTL_NET, PF_ROUTE, 0, 0, NET_RT_IFLIST2, 0``.
+"""The counters of Darwin's interfaces, from ``sysctl`` ``CTL_NET, PF_ROUTE, 0, 0, NET_RT_IFLIST2, 0``.
 
-Layout: ``struct if_msghdr2`` (``bsd/net/if.h``), then ``struct if_data64`` (``bsd/net/if_var.h``, packed to 4 bytes), then
-socket addresses; among them are messages of other types, which are skipped by their length (``bsd/net/rtsock.c``,
-``sysctl_iflist2``).
+A message is a ``struct if_msghdr2`` (``bsd/net/if.h``), a ``struct if_data64`` (``bsd/net/if_var.h``, packed to 4 bytes) and
+socket addresses. Messages of other types are skipped by their length (``bsd/net/rtsock.c``, ``sysctl_iflist2``).
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ _SIZE = 160
 _RTM_IFINFO2 = 0x12
 _IFF_LOOPBACK = 0x8
 _MOST = 4096
-"""Interfaces that are looked at."""
+"""Most interfaces that are read."""
 
 
 def parse_interfaces(data: bytes) -> tuple[tuple[int, int, int], ...]:
-    """Index, bytes received and bytes sent of each interface but loopback.
+    """Index, bytes received and bytes sent of each interface except loopback.
 
     Raises:
         ProtocolError: A message is shorter than its structure, or goes beyond the end.
@@ -47,7 +46,7 @@ def parse_interfaces(data: bytes) -> tuple[tuple[int, int, int], ...]:
 
 
 def _head(data: bytes, at: int) -> tuple[int, int]:
-    """Length and type of a message that is whole."""
+    """Length and type of the message at an offset."""
     length, _, kind = _HEAD.unpack_from(data, at) if len(data) - at >= _HEAD.size else (0, 0, 0)
     if length < (_SIZE if kind == _RTM_IFINFO2 else _HEAD.size) or length > len(data) - at:
         raise ProtocolError(f"a message of {length} bytes in the list of interfaces", offset=at, raw=data)

@@ -1,13 +1,13 @@
 """Which kernel speaks: one table of releases, and what follows from its rows.
 
-A row is a release line: the first version of it, its wire layout, and the facts that are
-new with it; a fact holds until a later row says otherwise. A new kernel is one more row.
+A row is a release line: its first version, its wire layout, and the facts that are
+new with it; a fact holds until a later row changes it. A new kernel is one more row.
 
-The rule: parse ``xnu-A.B.C…`` (a build counter after ``~`` does not count); take the
-newest row whose version is not newer than the kernel's, comparing number by number. A
-kernel between two lines is therefore read like the older neighbour, one newer than all
-like the newest, and both are marked as not *known*. Where only Darwin's own release is
-there ("Darwin Kernel Version 24.5.0"), it decides.
+The rule: parse ``xnu-A.B.C…`` (a build counter after ``~`` does not count), and take the
+newest row whose version is not newer than the kernel's, comparing number by number. So a
+kernel between two lines is read like the older line, and one newer than all like the newest;
+both are marked as not *known*. If the text has only Darwin's release ("Darwin Kernel
+Version 24.5.0"), that decides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Providers = Mapping[int, "tuple[Provider, bool | None]"]
 
 @attrs.frozen(kw_only=True)
 class _Facts:
-    """What moved between releases; the defaults are those of xnu-1699."""
+    """The facts that changed between releases; the defaults are those of xnu-1699."""
 
     providers: Providers = attrs.field(
         default={1: (Provider.ROUTE, None), 2: (Provider.TCP, False), 3: (Provider.UDP, False)}, repr=False, eq=False
@@ -48,27 +48,27 @@ class _Facts:
     suppress_switches_updates: bool = False
     """True if suppressing also makes goodbyes come as updates."""
     references_are_unique: bool = False
-    """True if a source reference is never used twice: before, the 32-bit numbers begin anew after four billion."""
+    """True if a source reference is never used twice. The 32-bit numbers of earlier releases wrap after four billion."""
     explains_removal: bool = False
     """True if SRC_REMOVED says what became of the final report."""
     tells_roles: bool = False
-    """True if the interface properties of a kernel's TCP socket say who began the connection."""
+    """True if the interface properties of a kernel TCP socket tell the direction of the connection."""
     starves_older_clients: bool = True
-    """True if a client that does not read keeps new sockets from the clients that are older than it is."""
+    """True if older clients do not hear of new sockets while a younger client does not read."""
     resumes_polls: bool = False
-    """True if a paced poll whose answers are not batched stops where they find no room, says so, and can be gone on with."""
+    """True if a paced poll without batches stops when there is no room, says so, and can be resumed."""
     charges_mbufs: bool = True
-    """True if a record also takes an mbuf of 256 bytes from the receive buffer, of eight times its limit."""
+    """True if each record also takes an mbuf of 256 bytes; all mbufs may take eight times the receive buffer's limit."""
     misnames_userland_udp: bool = False
     """True if a user-land UDP source may be described under the number of user-land TCP."""
     no_zero_bytes_bit: int | None = None
-    """Filter bit that hides sources without traffic; `None` where there is none."""
+    """Filter bit that hides sources without traffic; `None` if there is none."""
     specific_user_shift: int | None = None
-    """Place of the four filter bits for one pid, epid, uuid, euuid; `None` where there are none."""
+    """Position of the four filter bits for one pid, epid, uuid, euuid; `None` if there are none."""
     extension_bits: Mapping[int, int] = attrs.field(default={}, repr=False, eq=False)
     """Extension number to the filter bit that asks for it."""
     extras: tuple[int, ...] = ()
-    """Extensions that fit into a poll together and are worth asking for."""
+    """Extensions that are worth asking for, and fit into a poll together."""
     has_details: bool = False
     """True if GET_DETAILS exists."""
 
@@ -81,11 +81,11 @@ class Release:
     """First version of the line."""
     layout: Layout
     darwin: Mapping[Version, Version] = attrs.field(default={}, kw_only=True)
-    """Darwin releases that carry it, each with the oldest of its versions."""
+    """Darwin releases of this line, each with its oldest version."""
     known: bool = attrs.field(default=True, kw_only=True)
-    """True if its layout was compiled from its headers."""
+    """True if the layout was compiled from the headers of this line."""
     facts: Mapping[str, Any] = attrs.field(default={}, kw_only=True)
-    """What is new with it."""
+    """The facts that are new with this line."""
 
 
 _WIDE_PROVIDERS: Providers = {
@@ -103,8 +103,8 @@ _WITH_CONNECTIONS: Providers = {
     10: (Provider.UDP_SUBFLOW, False),
 }
 _DOMAIN, _FUUID, _BLUETOOTH = 1, 5, 6
-"""`Extension` numbers. Two domain items would make an update too long for polls (2048 bytes,
-``nstat_client_append_update``); one, and the small items, fit."""
+"""`Extension` numbers. One domain item and the small items fit into an update of a poll (2048 bytes,
+``nstat_client_append_update``); two domain items do not."""
 
 RELEASES: list[Release] = [
     Release((1699,), layout(1), darwin={(11,): (1699, 22, 73)}),
@@ -207,14 +207,14 @@ _DESCRIPTORS = {
 
 @attrs.frozen(kw_only=True)
 class Kernel(_Facts):
-    """One XNU release, and what its ntstat can and cannot. Make it with `Kernel.parse`."""
+    """One XNU release, and what its ntstat can do. Make it with `Kernel.parse`."""
 
     text: str
-    """The string it was parsed from."""
+    """The text that was parsed."""
     version: Version
-    """The numbers behind ``xnu-``."""
+    """The numbers after ``xnu-``."""
     layout: Layout = attrs.field(repr=False)
-    """The wire layout assumed for it."""
+    """The wire layout that is assumed."""
     known: bool
     """True if a layout was compiled for this release line; False for newer ones and lines in between."""
     is_newer: bool
@@ -230,7 +230,7 @@ class Kernel(_Facts):
                 (``11417.121.6``).
 
         Raises:
-            UsageError: There is no version in it, or ntstat is not in that kernel.
+            UsageError: The text has no version, or that kernel has no ntstat.
         """
         if not isinstance(text, str):
             raise UsageError(f"kernel: {text!r} is no text such as 'xnu-11417.121.6'")
@@ -256,23 +256,23 @@ class Kernel(_Facts):
         return _UNKNOWN_PROVIDER if number is None else self.providers.get(number, _UNKNOWN_PROVIDER)
 
     def provider_numbers(self, provider: Provider) -> list[int]:
-        """The numbers that a provider has in this release: none, one, or kernel and user-land."""
+        """The numbers of a provider in this release: none, one, or one for the kernel and one for user land."""
         return [number for number, (known, _) in self.providers.items() if known is provider]
 
     def descriptor_name(self, provider_id: int) -> str | None:
-        """Name of the descriptor structure of a provider; `None` for an unknown provider."""
+        """Name of a provider's descriptor structure; `None` for an unknown provider."""
         return _DESCRIPTORS.get(self.provider(provider_id)[0])
 
     @property
     def specific_user_bits(self) -> dict[str, int] | None:
-        """Filter bits for one pid, epid, uuid, euuid; `None` where there are none."""
+        """Filter bits for one pid, epid, uuid, euuid; `None` if there are none."""
         shift = self.specific_user_shift
         if shift is None:
             return None
         return {name: 1 << (shift + i) for i, name in enumerate(("pid", "epid", "uuid", "euuid"))}
 
     def extension_bit(self, extension: int) -> int | None:
-        """Filter bit that asks for an extension item; `None` where it cannot be asked for."""
+        """Filter bit that asks for an extension item; `None` if it cannot be asked for."""
         return self.extension_bits.get(extension)
 
 

@@ -1,9 +1,9 @@
 """Structures of one kernel release, compiled from the table.
 
-`Layout` is a row number of ``_tables.py`` turned into `struct.Struct` objects, each
-made when first used and kept. A `StructCodec` decodes and encodes one structure,
-knows its exact size, and decodes a *prefix* when fewer bytes are there: a field
-that does not fit is left out, nothing is read past the end.
+A `Layout` has the structures of one layout number of ``_tables.py`` as `struct.Struct` objects,
+which are made on first use and kept. A `StructCodec` decodes and encodes one structure,
+knows its exact size, and decodes a *prefix* if there are fewer bytes: fields that do
+not fit are left out, and nothing is read past the end.
 
 `compile_format` is the only place that writes a format string: the messages, the
 decoder, the descriptors and the emulated kernel all read and write through it.
@@ -22,7 +22,7 @@ import attrs
 from ._tables import NEWEST, OLDEST, STRUCTS, Since
 
 FieldValue = Union[int, float, bytes, "tuple[int, ...]"]
-"""Integers and floats are numbers, strings, addresses and UUIDs raw bytes, arrays tuples."""
+"""The value of a field: numbers as `int` or `float`; strings, addresses and UUIDs as raw bytes; arrays as tuples."""
 Reader = Callable[[bytes, int], "tuple[Any, ...]"]
 """(data, where the structure begins) to the values of some of its fields."""
 
@@ -41,7 +41,7 @@ _FORMATS = {
 
 
 def _at(since: Since, number: int) -> Any:
-    """The value of a "since" mapping for one layout; `None` where it does not exist."""
+    """The value of a "since" mapping for one layout; `None` if the layout is older than all of it."""
     known = [n for n in since if n <= number]
     return since[max(known)] if known else None
 
@@ -65,7 +65,7 @@ class Field:
 
     @property
     def end(self) -> int:
-        """Offset of the first byte behind the field."""
+        """Offset of the first byte after the field."""
         return self.offset + self.size
 
 
@@ -83,12 +83,12 @@ def _field(name: str, kind: str, offset: int, number: int) -> Field:
 
 
 def compile_format(fields: Iterable[Field], *, begin: int = 0, size: int | None = None) -> struct.Struct:
-    """The format of these fields, ordered by offset and not overlapping; gaps are skipped (or zero, when packed).
+    """The format of these fields, which are ordered by offset and do not overlap; gaps are skipped (and packed as zeros).
 
     Args:
         fields: The fields.
-        begin: Offset in the structure at which the format begins.
-        size: Offset at which it ends; `None`: behind the last field.
+        begin: Offset in the structure where the format begins.
+        size: Offset where it ends; `None`: after the last field.
     """
     parts, at = ["<"], begin
     for field in fields:
@@ -108,7 +108,7 @@ class StructCodec:
         self.size = size
         """Exact size in bytes."""
         self.fields = fields
-        """The fields by offset; members of unions overlap."""
+        """The fields, ordered by offset; members of unions overlap."""
         self.by_name = {field.name: field for field in fields}
         """The fields by name."""
         self._structs = {field.name: compile_format([field], begin=field.offset) for field in fields}
@@ -118,7 +118,7 @@ class StructCodec:
             if not plain or field.offset >= plain[-1].end:
                 plain.append(field)
         self.plain = tuple(plain)
-        """The fields without those that share bytes with an earlier one."""
+        """The fields that share no bytes with an earlier one."""
         self._overlay = [field for field in fields if field not in plain]
         self._whole = compile_format(plain, size=size)
         self._names = tuple(field.name for field in plain for _ in range(field.count))
@@ -128,10 +128,10 @@ class StructCodec:
             for field in plain
             if field.count > 1
         ]
-        """Which values belong together."""
+        """Name of each array, and begin and end of its values."""
 
     def reader(self, *names: str) -> Reader:
-        """A compiled reader of these single-valued fields, which do not overlap; its values come in this order."""
+        """A compiled reader of these fields, in this order; they have single values, and do not overlap."""
         reader = self._readers.get(names)
         if reader is None:
             fields = sorted((self.by_name[name] for name in names), key=operator.attrgetter("offset"))
@@ -150,9 +150,9 @@ class StructCodec:
         """The fields of the structure at `at`, by name, in the order of their offsets.
 
         Args:
-            data: Where it is.
-            at: Where it begins.
-            end: Where the bytes that belong to it end; fields beyond are left out.
+            data: The bytes.
+            at: Offset where the structure begins.
+            end: Offset where it ends; fields beyond are left out.
         """
         limit = len(data) if end is None else end
         if limit - at < self.size:
@@ -166,13 +166,13 @@ class StructCodec:
         return result
 
     def read(self, name: str, data: bytes, at: int = 0) -> Any:
-        """One field. The caller has checked that it is there."""
+        """Read one field. The caller has checked that it is there."""
         field = self.by_name[name]
         values = self._structs[name].unpack_from(data, at + field.offset)
         return values[0] if field.count == 1 else values
 
     def write(self, buffer: bytearray, name: str, value: Any, at: int = 0) -> None:
-        """Put one field into `buffer`. Strings and blobs are padded with NULs or cut."""
+        """Write one field into `buffer`. Strings and blobs are padded with NULs, or cut."""
         field = self.by_name[name]
         values = value if field.count > 1 else (value,)
         self._structs[name].pack_into(buffer, at + field.offset, *values)
@@ -190,12 +190,12 @@ class StructCodec:
 
     @functools.cached_property
     def _zeros(self) -> list[tuple[str, Any]]:
-        """Name and zero of the fields that do not overlap an earlier one."""
+        """Name and zero value of each field that overlaps no earlier one."""
         zeros: list[Any] = [b"" if field.format.endswith("s") else 0 for field in self.plain]
         return [(f.name, z if f.count == 1 else (z,) * f.count) for f, z in zip(self.plain, zeros, strict=True)]
 
     def pack(self, values: Mapping[str, Any]) -> bytes:
-        """As `encode`, for values of every release: a field that this layout lacks is left out."""
+        """`encode` for values of any release: fields that this layout lacks are left out."""
         get = values.get
         flat = [get(name, zero) for name, zero in self._zeros]
         if self._arrays:
@@ -223,21 +223,21 @@ class Layout:
 
     Args:
         number: Its number.
-        grown: Bytes that a release inserted without a row of ``_tables.py`` for them:
-            structure name to (offset of the insertion, its size). Everything else is as in
-            the newest layout of the table.
+        grown: Bytes that a release inserted and ``_tables.py`` has no row for: structure name to
+            (offset of the insertion, its size). Everything else is as in the newest layout
+            of the table.
     """
 
     def __init__(self, number: int, grown: Mapping[str, tuple[int, int]] | None = None) -> None:
         self.number = number
-        """1 to `NEWEST`, or higher for a layout that only grew."""
+        """1 to `NEWEST`, or higher for a layout with `grown` structures."""
         self.name = f"W{number:02d}"
         """Short name, e.g. ``"W11"``."""
         self._grown = dict(grown or {})
         self._codecs: dict[str, StructCodec | None] = {}
 
     def find(self, name: str) -> StructCodec | None:
-        """The structure of this name, or `None` if this layout has none."""
+        """The structure with this name; `None` if this layout has none."""
         try:
             return self._codecs[name]
         except KeyError:
@@ -292,7 +292,7 @@ class Layout:
 
 @functools.cache
 def layout(number: int) -> Layout:
-    """The layout of this number (compiled once; layouts are immutable)."""
+    """The layout with this number, which is compiled once, and immutable."""
     if not OLDEST <= number <= NEWEST:
         raise KeyError(f"no layout {number}")
     return Layout(number)

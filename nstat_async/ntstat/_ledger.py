@@ -1,11 +1,11 @@
-"""The kernel's own count of what it did not do for a control socket, and what of it was reported.
+"""The kernel's own counts of its failures for a control socket, compared with the losses that were reported.
 
-Since macOS 26 root may read ``net.stats.metrics``: for each control socket how many sources were not
-made for want of memory or room, and how many goodbyes failed. What is not in it are batches of polls that did not fit.
+Since macOS 26 root may read ``net.stats.metrics``: for each control socket, how many sources were not
+made for lack of memory or room, and how many goodbyes failed. It does not count batches of polls that did not fit.
 
-Before, there is one count of the machine (``net.stats.stats``, since xnu-3247, for everybody): announcements that found no
-room, of whatever client. Where a younger client starves the older ones, each of them is at most one flow that these
-never hear of. It says nothing of whom it concerns, so it is a statistic and no loss.
+Earlier releases, since xnu-3247, have one count for the machine, which anybody may read (``net.stats.stats``): announcements
+to any client that found no room. If a younger client starves older ones, each such announcement is at most one flow that
+these do not hear of. It does not tell which client is concerned, so it is only a statistic, not a loss.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
 
 METRICS = "net.stats.metrics"
 READ_EVERY = 10.0
-"""Seconds between two readings, at the end of a poll."""
+"""Seconds between two readings, which follow a poll."""
 
 
 class LossLedger:
-    """Compares the count of one control socket at a time.
+    """Compares the kernel's counts for one control socket with the losses that were reported.
 
     Args:
         kernel: The kernel.
-        is_readable: The transport can read it.
+        is_readable: The transport can read the counts.
     """
 
     def __init__(self, kernel: Kernel, *, is_readable: bool) -> None:
         self._counts_of_all = kernel.has_updates and kernel.starves_older_clients
         self._readable = is_readable and (kernel.has_details or self._counts_of_all)
         self._first: int | None = None
-        """Refused announcements of the machine when they were first looked at."""
+        """The machine's refused announcements at the first reading."""
         self._client: int | None = None
         """The kernel's number of this session's control socket."""
         self._due = 0.0
         self._told: Counter[LossCause] = Counter()
-        """What was reported for this count alone."""
+        """Losses that were reported because of these counts alone."""
         self.statistics: dict[str, int] = {}
-        """What the kernel says, by name."""
+        """The kernel's counts, by name."""
 
     def begin_again(self) -> None:
-        """Another control socket speaks for the session."""
+        """Another control socket took over."""
         self._client = None
 
     def is_due(self, now: float) -> bool:
-        """True if it is to be read now."""
+        """True if it is time to read the counts."""
         if not self._readable or now < self._due:
             return False
         self._due = now + READ_EVERY
         return True
 
     def unreported(self, found: Ledger | None, current: Subscription) -> Iterator[tuple[LossCause, int]]:
-        """What the kernel counts as lost and no event reported: causes and numbers."""
+        """Causes and numbers of losses that the kernel counted and no event reported."""
         self._readable = found is not None and bool(found.clients or self._counts_of_all)
         if found is None:
             return
@@ -80,7 +80,7 @@ class LossLedger:
                 yield cause, int(more)
 
     def _own_row(self, clients: Iterable[LedgerRow]) -> LedgerRow:
-        """The row of the control socket that speaks: the newest, when first looked at."""
+        """The row of the session's control socket, which is the newest one at the first reading."""
         rows = {row.client: row for row in clients}
         if self._client not in rows:
             self._client = max(rows)
