@@ -1,10 +1,9 @@
-"""Messages of both directions: one class a type, encode beside decode.
+"""Messages of both directions: one class for each type, with encoding and decoding.
 
 A message class names its structure and its fields; offsets come from the layout.
-Counters, descriptors and parameters stay bytes here: `decode_fields` (or the codec
-of the layout) opens them. The session's hot path reads datagrams with its own
-readers of the same structures and never builds these; a session that follows recorded
-requests, the emulated kernel and the ``messages`` command do.
+Counters, descriptors and parameters stay bytes here: the codecs of the layout decode
+them. Sessions that follow recorded requests, the emulated kernel and the ``messages`` command
+use these classes; a session's hot path reads datagrams with its own readers of the same structures.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ ITEM = struct.Struct("<II")
 
 @attrs.frozen
 class ExtensionItem:
-    """One item behind an extended update."""
+    """One item after the descriptor of an extended update."""
 
     type: int
     """`Extension` number; 0 is filler after an item that the kernel could not make."""
     length: int
-    """As sent: exact in answers about one source, rounded up to 8 in answers about all."""
+    """Length as sent: exact in answers about one source, rounded up to 8 in answers about all."""
     data: bytes
-    """The content, `length` bytes (fewer if the message ended before)."""
+    """The content, `length` bytes, or fewer if the message ended earlier."""
 
 
 def split_items(data: bytes) -> tuple[tuple[ExtensionItem, ...], bytes]:
-    """Take apart what follows the descriptor of an extended update.
+    """Split what follows the descriptor of an extended update.
 
     Returns:
-        The items, and bytes too few for another one.
+        The items, and the rest, which is too short for another one.
     """
     items = []
     at, size = 0, len(data)
@@ -64,14 +63,14 @@ _ITEM_LENGTHS: dict[int, Callable[[int], bool]] = {
 
 
 def are_items(data: bytes, at: int, end: int) -> bool:
-    """True if these bytes are known items of their usual lengths, at least one, to the end."""
+    """True if these bytes are nothing but known items of their usual lengths, at least one."""
     if at == end:
         return False
     while end - at >= 8:
         kind, length = ITEM.unpack_from(data, at)
         at += 8
         if kind == Extension.UNKNOWN:
-            return bool(at + length == end)  # filler takes what remains
+            return bool(at + length == end)  # filler takes the rest
         fits = _ITEM_LENGTHS.get(kind)
         if fits is None or not fits(length) or at + length > end:
             return False
@@ -80,7 +79,7 @@ def are_items(data: bytes, at: int, end: int) -> bool:
 
 
 def encode_items(items: tuple[ExtensionItem, ...]) -> bytes:
-    """The inverse of `split_items`, items padded to 8 bytes."""
+    """The bytes of items, each padded to 8: the inverse of `split_items`."""
     parts = []
     for item in items:
         parts.append(ITEM.pack(item.type, item.length))
@@ -99,7 +98,7 @@ class Message:
     PAYLOAD: ClassVar[str | None] = None
 
     context: int = 0
-    """The request's number, echoed where the kernel answers a request."""
+    """The request's number, which the kernel repeats in its answers."""
     flags: int = 0
     """`HeaderFlag` bits; always 0 up to xnu-2782."""
     tail: bytes = attrs.field(default=b"", repr=False)
@@ -107,12 +106,12 @@ class Message:
 
     @property
     def name(self) -> str:
-        """The kernel's name of the type, without ``NSTAT_MSG_TYPE_``."""
+        """The type's name in the kernel, without ``NSTAT_MSG_TYPE_``."""
         return MESSAGE_NAMES[self.TYPE]
 
     @classmethod
     def present(cls, codec: StructCodec) -> tuple[str, ...]:
-        """Those of `FIELDS` that the structure has in this layout."""
+        """The names in `FIELDS` that the structure has in this layout."""
         return tuple(name for name in cls.FIELDS if name in codec)
 
     @classmethod
@@ -120,7 +119,7 @@ class Message:
         """Read a message that `split` found.
 
         Raises:
-            ProtocolError: It is shorter than its structure, or the kernel has no such message.
+            ProtocolError: The message is shorter than its structure, or this kernel does not have it.
         """
         _, context, flags, begin, end = frame
         codec = kernel.layout.find(cls.STRUCT)
@@ -152,7 +151,7 @@ class Message:
 
         Args:
             layout: The layout.
-            context: Stands in place of the message's own; `None`: does not.
+            context: Replaces the message's own; `None`: does not.
 
         Raises:
             KeyError: The layout has no such message.
@@ -181,14 +180,14 @@ class Message:
 
 @attrs.frozen(kw_only=True)
 class Success(Message):
-    """End of an answer; with `HeaderFlag.CONTINUATION` more is to be asked for."""
+    """End of an answer; with `HeaderFlag.CONTINUATION` the same request continues it."""
 
     TYPE = MessageType.SUCCESS
 
 
 @attrs.frozen(kw_only=True)
 class Error(Message):
-    """Refusal of a request, or end of a displaced poll."""
+    """Refusal of a request, or end of a poll that a newer one replaced."""
 
     TYPE = MessageType.ERROR
     STRUCT = "nstat_msg_error"
@@ -223,7 +222,7 @@ class SourceAdded(_SourceMessage):
 
 @attrs.frozen(kw_only=True)
 class SourceRemoved(_SourceMessage):
-    """A source is gone; the flags may say what became of its last report."""
+    """A source is gone; the flags may tell what became of its last report."""
 
     TYPE = MessageType.SRC_REMOVED
     STRUCT = "nstat_msg_src_removed"
@@ -275,7 +274,7 @@ class SourceUpdate(_SourceMessage):
 
 
 class _WithItems:
-    """How the items behind a descriptor are found: by the descriptor's known size."""
+    """Finds the items after a descriptor by the descriptor's known size."""
 
     @classmethod
     def _open_payload(cls, kernel: Kernel, values: dict[str, Any], rest: bytes) -> dict[str, Any]:
@@ -440,7 +439,7 @@ class UnknownMessage(Message):
     number: int = -1
     """The type's number."""
     body: bytes = attrs.field(default=b"", repr=False)
-    """Everything behind the header."""
+    """Everything after the header."""
 
     @property
     def name(self) -> str:
@@ -461,14 +460,14 @@ MESSAGE_CLASSES: dict[int, type[Message]] = {
     for each in list(globals().values())
     if isinstance(each, type) and issubclass(each, Message) and each.TYPE >= 0
 }
-"""Class of each known type."""
+"""The class of each known type."""
 
 
 def decode_message(kernel: Kernel, data: bytes, frame: Frame) -> Message:
     """Read any message; an unknown type becomes `UnknownMessage`.
 
     Raises:
-        ProtocolError: It is shorter than its structure, or not of this kernel's time.
+        ProtocolError: The message is shorter than its structure, or this kernel does not have it.
     """
     cls = MESSAGE_CLASSES.get(frame[0])
     if cls is None:

@@ -1,4 +1,4 @@
-"""Routes and interfaces: sources that are no flows, and their events."""
+"""Routes and interfaces: sources that are not flows, and their events."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ._translate import decode_endpoint, decode_text, interface_kind
 def other_event(
     time: float, identifier: str, reader: DescriptorReader, descriptor: bytes, counts: Counts, *, removed: bool
 ) -> RouteUpdated | InterfaceUpdated | None:
-    """The event of a report about a route or an interface; `None` where there is nothing to say.
+    """The event of a report about a route or an interface; `None` if there is nothing to report.
 
     Args:
-        time: When it was observed.
-        identifier: Of a route: unique while the monitor lives.
-        reader: Of the descriptor.
-        descriptor: Who it is.
-        counts: Its counters.
+        time: Time of the report.
+        identifier: Id of a route, which is unique while the monitor lives.
+        reader: Reader of the descriptor.
+        descriptor: The descriptor.
+        counts: The counters.
         removed: True for the last report.
     """
     if reader.codec is None:
@@ -51,7 +51,7 @@ def other_event(
 
 
 def _link_values(fields: dict[str, Any], names: list[str]) -> tuple[tuple[str, int], ...]:
-    """The values of the link's status that the kernel marked valid."""
+    """The values of a link's status that the kernel marked valid."""
     kind = fields.get("link_status.link_status_type", 0)
     block = {LinkStatus.CELLULAR: "cellular", LinkStatus.WIFI: "wifi"}.get(kind)
     if block is None:

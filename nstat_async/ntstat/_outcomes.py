@@ -1,6 +1,6 @@
 """How a TCP connection ended, as far as Darwin's last report tells: its state, and whether it was ever established.
 
-Whether an attempt was refused or timed out, and who reset a connection, the kernel does not report.
+The kernel does not report whether an attempt was refused or timed out, nor which end reset a connection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLACE = _FIELDS.index("outcome")
 
 
 def ended(flow: Flow, counts: Counts | None) -> Flow:
-    """The flow with its outcome, if that is known: each connection ends once, so this is quicker than `attrs.evolve`."""
+    """The flow with its outcome, if that is known; made in a quicker way than by `attrs.evolve`."""
     outcome = outcome_of(flow, counts)
     if outcome is None:
         return flow
@@ -38,11 +38,11 @@ def ended(flow: Flow, counts: Counts | None) -> Flow:
 
 
 def outcome_of(flow: Flow, counts: Counts | None) -> Outcome | None:
-    """How it ended; `None` where the last report does not tell.
+    """How a flow ended; `None` if the last report does not tell.
 
     Args:
-        flow: As last reported.
-        counts: Its last counters: attempts without a success never came to a connection (``nstat_connectattempts``).
+        flow: The flow as last reported.
+        counts: Its last counters: attempts without a success made no connection (``nstat_connectattempts``).
     """
     if flow.provider is not Provider.TCP or flow.state is None or flow.direction is Direction.LISTENER:
         return None

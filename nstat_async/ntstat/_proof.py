@@ -1,19 +1,19 @@
-"""Proof of a layout: what a living kernel says about flows of known values.
+"""Proof of a layout: what a living kernel says about flows with known values.
 
-A kernel newer than every published one may have moved fields. History says how:
-something was *inserted* in the middle of a descriptor, never reordered within one
-release line. So the probe asks which insertions explain what the kernel says:
+A kernel newer than every published one may have moved fields. History shows how:
+something was *inserted* in the middle of a descriptor; fields were never reordered within one
+release line. So the probe looks for the insertions that explain the kernel's reports:
 
 1. Find the descriptors of the known flows by their addresses and ports.
-2. The surplus in length over the known layout is the size of the insertion. Every
-   field boundary is a place where it may be; each place is a hypothesis.
-3. A hypothesis survives when every check holds in every descriptor: addresses,
+2. Their length minus that of the known layout is the size of the insertion. It may be at
+   every field boundary; each of these places is a hypothesis.
+3. A hypothesis survives if every check holds in every descriptor: addresses,
    ports, pid, unique pid, uid, state, interface, times in order, the executable's
-   UUID twice (or the responsible process' in the second place).
-4. A field is read where *all* survivors put it. Where they disagree it is not read: `None`. Where
-   none survives, what stands before the first check that fails is read, and nothing behind it.
+   UUID twice (or the responsible process' UUID as the second one).
+4. A field is read where *all* survivors have it. If they disagree, it is not read (`None`). If
+   no hypothesis survives, only the fields before the first failing check are read.
 
-Byte counters are checked beside it, exactly, for they do not depend on descriptors.
+Byte counters do not depend on descriptors; they are checked too, exactly.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MAX_SAMPLES = 64
 _NO_PERSONA = 0xFFFFFFFF
 """``PERSONA_ID_NONE``."""
 _MOST_POLLS = 3
-"""Polls in which the known flows are looked for."""
+"""Most polls in which the known flows are looked for."""
 _LONGEST = 4096
-"""Bytes of a descriptor; the longest known is a quarter of it."""
+"""Most bytes of a descriptor; the longest known one has a quarter of this."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,17 +49,17 @@ class ProofResult:
 
     proof: Proof
     codecs: dict[tuple[str, int], StructCodec]
-    """Structure name and length to the structure to read it with, where it differs from the known one."""
+    """The structures that differ from the known ones, by name and length."""
     notes: tuple[str, ...]
     """What was found, for a person."""
 
 
 class Proving:
-    """The course of a proof: known flows are opened after a poll, looked for in the next ones, and closed.
+    """The steps of a proof: known flows are opened after a poll, looked for in the next ones, and closed.
 
     Args:
         kernel: The kernel, with its assumed layout.
-        wanted: True if each control socket is to give a proof.
+        wanted: True if each control socket is to be proven.
     """
 
     def __init__(self, kernel: Kernel, *, wanted: bool) -> None:
@@ -71,17 +71,17 @@ class Proving:
         self.probe: LayoutProbe | None = None
         """Looks at reports while they are open."""
         self.result = ProofResult(proof=Proof.ASSUMED if kernel.known else Proof.UNKNOWN, codecs={}, notes=())
-        """What is known by now."""
+        """The result so far."""
 
     def begin_again(self) -> None:
-        """Another control socket: what it says has to be looked at, too."""
+        """Another control socket took over: prove its reports too."""
         if self.probe is not None:
             self.probe, self._polls = LayoutProbe(self._kernel, self.probe.evidence), 0
         else:
             self._due = self._wanted and not self.awaits_flows
 
     def flows_opened(self, evidence: Evidence | None, reason: str) -> None:
-        """The known flows are there, or why they are not."""
+        """Take in the known flows, or the reason why there are none."""
         self.awaits_flows = False
         if evidence is not None:
             self.probe, self._polls = LayoutProbe(self._kernel, evidence), 0
@@ -90,7 +90,7 @@ class Proving:
             self.result = attrs.evolve(self.result, notes=(note,))
 
     def poll_ended(self) -> OpenEvidence | CloseEvidence | None:
-        """Whether flows are to be opened now, or closed because `result` is new; `None`: neither."""
+        """The next request: to open known flows, or to close them because `result` is new; `None`: neither."""
         if self._due:
             self._due, self.awaits_flows = False, True
             return OpenEvidence()
@@ -102,13 +102,13 @@ class Proving:
 
 
 def proven_structs(codecs: dict[tuple[str, int], StructCodec]) -> tuple[ProvenStruct, ...]:
-    """What was found, as a recording holds it."""
+    """The structures that were found, in the form of a recording."""
     places = {key: tuple((field.name, field.offset) for field in codec.fields) for key, codec in codecs.items()}
     return tuple(ProvenStruct(name, length, offsets) for (name, length), offsets in places.items())
 
 
 def codecs_of(kernel: Kernel, proven: Iterable[ProvenStruct]) -> dict[tuple[str, int], StructCodec]:
-    """What a recording says was found; a structure or a place that cannot be is left out."""
+    """The structures in a recording; impossible structures and offsets are left out."""
     codecs = {}
     for found in proven:
         if found.name not in _STRUCTS.values() or found.length > _LONGEST:
@@ -133,7 +133,7 @@ Mapping = dict[str, int]
 
 
 class LayoutProbe:
-    """Collects the kernel's words about known flows and judges the layout.
+    """Collects the kernel's reports about known flows, and judges the layout.
 
     Args:
         kernel: The kernel, with its assumed layout.
@@ -145,13 +145,13 @@ class LayoutProbe:
         self.evidence = evidence
         self._samples: dict[Provider, list[_Sample]] = {Provider.TCP: [], Provider.UDP: []}
         self._lengths: dict[Provider, set[int]] = {provider: set() for provider in self._samples}
-        """Of all descriptors that were seen."""
+        """Lengths of all descriptors that were seen, by provider."""
         self._counts: dict[int, Values] = {}
-        """By reference: old kernels send counters and descriptions apart."""
+        """Counters by reference: old kernels send counters and descriptions separately."""
         self._patterns = [(flow, _wire(flow.local), _wire(flow.remote)) for flow in evidence.flows]
 
     def observe(self, ref: int, provider_id: int | None, raw: Values | None, descriptor: bytes) -> None:
-        """Look at a report: is it about one of the known flows?"""
+        """Collect a report if it is about one of the known flows."""
         if provider_id is None:
             if raw is not None:
                 self._counts[ref] = raw
@@ -165,7 +165,7 @@ class LayoutProbe:
         for flow, local, remote in self._patterns:
             if flow.provider is not provider:
                 continue
-            # The other end of the same connection has the same two addresses, the other way round.
+            # The other end of the same connection has the same two addresses, exchanged.
             first, second = descriptor.find(local), descriptor.find(remote)
             if 0 <= first < second:
                 samples.append(_Sample(flow, ref, raw, descriptor))
@@ -183,7 +183,7 @@ class LayoutProbe:
         return len(seen) == len(set(self.evidence.flows))
 
     def conclude(self) -> ProofResult:
-        """Judge by what was observed."""
+        """The result of all observations."""
         notes: list[str] = []
         codecs: dict[tuple[str, int], StructCodec] = {}
         proofs = [self._judge(provider, codecs, notes) for provider in self._samples]
@@ -193,7 +193,7 @@ class LayoutProbe:
         return ProofResult(proof=worst, codecs=codecs, notes=tuple(notes))
 
     def _counts_agree(self, notes: list[str]) -> bool:
-        """Byte counters of the known flows, exactly."""
+        """True if the byte counters of the known flows are exact."""
         counted = [
             (sample.flow, raw)
             for samples in self._samples.values()
@@ -212,7 +212,7 @@ class LayoutProbe:
         return bool(counted) and not wrong
 
     def _judge(self, provider: Provider, codecs: dict[tuple[str, int], StructCodec], notes: list[str]) -> Proof:
-        """What the descriptors of one provider say; what was found goes into `codecs` and `notes`."""
+        """Judge the descriptors of one provider; findings are added to `codecs` and `notes`."""
         known, samples = self.kernel.layout[_STRUCTS[provider]], self._samples[provider]
         wanted = sum(1 for flow in self.evidence.flows if flow.provider is provider)
         found = len({s.flow for s in samples})
@@ -250,14 +250,14 @@ class LayoutProbe:
         # One end of a loopback connection may lack the bit (seen on Darwin 27), but not all.
         if "ifnet_properties" in known:
             survivors = [h for h in survivors if any(_is_loopback(known, h, s) for s in samples)]
-        # Most processes have no persona, which the kernel says by a number that is nowhere by chance.
+        # Most processes have no persona, and the number for that appears nowhere by chance.
         telling = [h for h in survivors if all(_read(known, "persona_id", h, s) == _NO_PERSONA for s in samples)]
         return telling or survivors
 
     def _believe_beginning(
         self, provider: Provider, known: StructCodec, codecs: dict[tuple[str, int], StructCodec]
     ) -> None:
-        """Nothing explains these descriptors: read what stands before the first field that is not as it should be."""
+        """No hypothesis explains these descriptors: read only the fields before the first one with a wrong value."""
         (unmoved,), samples, end = _hypotheses(known, 0), self._samples[provider], 0
         lengths = {len(sample.descriptor) for sample in samples} or self._lengths[provider] - {known.size}
         checks = dict(self._checks(provider))
@@ -302,7 +302,7 @@ _EXACT = {
     "upid": "unique_pid", "ifindex": "interface_index", "uuid": "uuid",
     "pid": "", "local": "", "remote": "", "uid": "", "state": "",
 }  # fmt: skip
-"""Fields with one right value, and which evidence has it; empty: all evidence."""
+"""Fields with one right value, and the evidence that has it; empty: all evidence."""
 _OTHER_MEDIA = int(
     InterfaceProperty.CELLULAR | InterfaceProperty.WIFI | InterfaceProperty.WIRED | InterfaceProperty.AWDL
     | InterfaceProperty.VPN | InterfaceProperty.COMPANIONLINK
@@ -315,7 +315,7 @@ def _offset(field: Field) -> int:
 
 
 def _wire(endpoint: Endpoint) -> bytes:
-    """The bytes of an address slot that tell an endpoint (length byte included)."""
+    """The bytes of an address slot that identify an endpoint, including the length byte."""
     if len(endpoint.packed) == 4:
         return struct.pack(">BBH4s", 16, DARWIN_AF_INET, endpoint.port, endpoint.packed)
     return struct.pack(">BBHI16s", 28, DARWIN_AF_INET6, endpoint.port, 0, endpoint.packed)
@@ -333,7 +333,7 @@ def _hypotheses(known: StructCodec, surplus: int) -> list[Mapping]:
 
 
 def _read(known: StructCodec, name: str, mapping: Mapping, sample: _Sample) -> Any:
-    """A field under a hypothesis; `None` where it would not fit, or is in no descriptor."""
+    """A field under a hypothesis; `None` if it would not fit, or the descriptor lacks it."""
     field, data = known.by_name.get(name), sample.descriptor
     if field is None or mapping[name] + field.size > len(data):
         return None
@@ -364,7 +364,7 @@ def _holds(
         return False
     if "euuid" not in known:
         return True
-    # Nobody delegates a loopback socket, so the second UUID is the own one's, or without a pid the responsible process'.
+    # A loopback socket has no delegate, so the second UUID is its own, or, without a pid, the responsible process'.
     owner = read("euuid")
     responsible = bool(owner) and any(owner) and read("epid") == read("eupid") == 0
     return responsible or bool(owner == read("uuid"))

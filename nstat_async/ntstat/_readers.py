@@ -1,10 +1,10 @@
-"""Which reader a descriptor gets, by its provider, its length and what the kernel is known for.
+"""Chooses the reader of a descriptor, by its provider, its length and the facts about the kernel.
 
-A known kernel's descriptors are read by its own layout, or an older one whose length they
-have; never by a newer one. Bytes behind the structure are left alone, and a descriptor
-that is shorter than all is not read. On a kernel that nobody compiled, the length may tell
-any layout; where it fits none, the part that newer kernels kept in place is read, if it
-looks like what it should be, until a proof says more.
+Descriptors of a known kernel are read by its own layout, or by an older one with the same
+length, never by a newer one. Bytes after the structure are ignored, and a descriptor shorter
+than all structures is not read. On a kernel without a compiled layout, the length may select
+any layout. If it fits none, the part that newer kernels have kept in place is read, provided that
+its values are possible, until a proof tells more.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ._layouts import StructCodec
 from ._translate import Translator
 
 _STABLE = {"nstat_tcp_descriptor": "pname", "nstat_udp_descriptor": "pname"}
-"""Structure to the last field that kernels newer than known kept in place."""
+"""Structure to the last field that newer kernels have kept in place."""
 _FIRST_NATURAL = 7
-"""Layouts from this one on are naturally aligned; a kernel's descriptor has one of their lengths, or a new one."""
+"""The first naturally aligned layout; a new kernel's descriptor has the length of one from here on, or another one."""
 _MAX_READERS = 1024
 _MAX_SURPRISES = 256
 
@@ -30,9 +30,9 @@ class Readers:
         self.translator = translator
         self.kernel = translator.kernel
         self.proven: dict[tuple[str, int], StructCodec] = {}
-        """Structure name and length to the structure that a live check has proven."""
+        """Proven structures, by name and length."""
         self.silent = DescriptorReader(translator, -1, Provider.INTERFACE, None, None)
-        """Of sources of which nothing is to be reported."""
+        """The reader of sources that are not reported."""
         self._bare: dict[int | None, DescriptorReader] = {}
         self._readers: dict[tuple[int, int], DescriptorReader] = {}
         self._surprises: set[tuple[int, int]] = set()
@@ -43,11 +43,11 @@ class Readers:
         self._readers.clear()
 
     def is_proven(self, provider_id: int, length: int) -> bool:
-        """True if descriptors of this length are read as a live check has proven."""
+        """True if descriptors of this length are read by a proven structure."""
         return (self.kernel.descriptor_name(provider_id), length) in self.proven
 
     def bare(self, provider_id: int | None) -> DescriptorReader:
-        """The reader of a source that has no description yet; one for all unknown providers."""
+        """The reader of a source without a description; all unknown providers share one."""
         if provider_id not in self.kernel.providers:
             provider_id = None
         reader = self._bare.get(provider_id)
@@ -65,7 +65,7 @@ class Readers:
             reader = self._readers[key] = self._make_for(*key)
         if self.kernel.misnames_userland_udp and reader.provider is Provider.TCP and reader.userland:
             if reader.codec is not None and not reader.state_is_sane(data, at):
-                # xnu-3789 announces user-land UDP flows that appear later as user-land TCP,
+                # xnu-3789 describes late user-land UDP flows under the number of user-land TCP,
                 # with the UDP descriptor padded to TCP's length; UDP has no state there.
                 return self._misnamed_udp()
         elif reader.doubtful and not reader.looks_sane(data, at):
@@ -73,7 +73,10 @@ class Readers:
         return reader
 
     def surprise(self, provider_id: int, length: int) -> str | None:
-        """The first time that a length is not the layout's: what to say if it is not read, else ``""``; later `None`."""
+        """For the first descriptor of a length that is not the layout's: a text if it cannot be read, otherwise ``""``.
+
+        `None` for the usual length, and for later descriptors.
+        """
         name = self.kernel.descriptor_name(provider_id)
         codec = self.kernel.layout.find(name) if name is not None else None
         key = (provider_id, length)
@@ -118,7 +121,7 @@ class Readers:
         return self._make(provider_id, codec, trusted, doubtful=True)
 
     def _by_length(self, name: str, length: int) -> StructCodec | None:
-        """The structure of another release that has this length; for a known kernel, of an older one only."""
+        """The structure of another release with this length; for a known kernel, of an older release only."""
         own = self.kernel.layout.number
         if own < _FIRST_NATURAL:
             return None

@@ -1,8 +1,8 @@
-"""Reference numbers: which sources must exist though nothing was said about them.
+"""Reference numbers: which sources must exist although nothing was reported about them.
 
 The kernel gives each source of a control socket the next number, and since xnu-3789 never
-gives one twice. A number that was skipped is a source that was not reported: its
-announcement did not fit, or a poll has yet to report it.
+uses one twice. So a skipped number is a source that was not reported: its announcement
+did not fit, or a poll has yet to report it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 MAX_MISSING = 65_536
-"""Numbers remembered as skipped; more are only counted."""
+"""Most skipped numbers that are remembered; further ones are only counted."""
 _MAX_GAPS = 4096
-"""Ranges that they are kept in: to skip any number of them, or to find one, costs the same few steps."""
+"""Most ranges in which they are kept; adding a range and finding a number take few steps."""
 _CREDIBLE = 1 << 32
-"""More numbers than this are not skipped by a kernel: how many there were is then unknown."""
+"""A kernel does not skip more numbers than this: the true number is then unknown."""
 
 
 class Gaps:
@@ -41,14 +41,14 @@ class Gaps:
         return place if place >= 0 and number < self._ends[place] else None
 
     def add_above(self, begin: int, end: int) -> None:
-        """Put in a range that is above all others."""
+        """Add a range that is above all others."""
         if begin < end:
             self._begins.append(begin)
             self._ends.append(end)
             self._size += end - begin
 
     def discard(self, number: int) -> None:
-        """Take a number out, if it is in."""
+        """Take out a number, if it is in the set."""
         place = self._find(number)
         if place is None:
             return
@@ -66,7 +66,7 @@ class Gaps:
             del self._begins[place], self._ends[place]
 
     def shrink(self, most: int) -> int:
-        """Forget the lowest ranges beyond this many; how many numbers were in them."""
+        """Forget the lowest ranges, so that `most` are left; returns how many numbers they had."""
         surplus = len(self._begins) - most
         if surplus <= 0:
             return 0
@@ -81,16 +81,16 @@ class References:
 
     def __init__(self) -> None:
         self.top = 0
-        """Highest number that a source had."""
+        """The highest number of a source."""
         self.highest: int | None = None
-        """Highest number that was heard of, while numbers are counted."""
+        """The highest number in any message; `None` while numbers are not counted."""
         self.missing = Gaps()
-        """Numbers below `highest` of which nothing was heard."""
+        """Numbers below `highest` that no message had."""
         self.forgotten = 0
-        """Further ones, for which `missing` has no room."""
+        """How many further ones there are, for which `missing` has no room."""
 
     def note(self, ref: int) -> None:
-        """A message is about this number."""
+        """Note that a message is about this number."""
         highest = self.highest
         if highest is not None and ref <= highest:
             self.missing.discard(ref)
@@ -104,7 +104,7 @@ class References:
         self.forgotten += self.missing.shrink(_MAX_GAPS)
 
     def take_lost(self) -> int | None:
-        """How many were skipped so far, no longer to be waited for; `None`: nobody can tell."""
+        """How many numbers were skipped so far, which are then forgotten; `None` if the number is unknown."""
         lost = len(self.missing) + self.forgotten
         self.missing = Gaps()
         self.forgotten = 0

@@ -1,4 +1,4 @@
-"""The requests of a subscription: what is asked, and why."""
+"""The requests of a subscription, and their purposes."""
 
 from __future__ import annotations
 
@@ -29,57 +29,57 @@ _ORDER = (Provider.TCP, Provider.UDP, Provider.QUIC, Provider.CONNECTION, Provid
 
 
 class Purpose(enum.Enum):
-    """Why something is asked."""
+    """The purpose of a request."""
 
     __hash__ = object.__hash__  # members are one object each; `Enum` hashes their names, in Python
     SUBSCRIBE = enum.auto()
     """To watch a provider, or an interface."""
     SYSTEM_INFO = enum.auto()
-    """To have system-wide statistics: answered only when it is refused."""
+    """To get system-wide statistics; it has no answer unless it is refused."""
     POLL = enum.auto()
-    """To hear of all sources."""
+    """To get reports of all sources."""
     DESCRIBE = enum.auto()
-    """Who an announced source is."""
+    """To get the description of an announced source."""
     VERIFY = enum.auto()
-    """Whether a source that a poll did not report is still there."""
+    """To learn whether a source that a poll did not report still exists."""
     DISCOVER = enum.auto()
-    """Whether there is a source of a number that was skipped."""
+    """To learn whether a source has a number that was skipped."""
     PROBE = enum.auto()
-    """Whether there is a source above all that a poll reported."""
+    """To learn whether there are sources above all those that a poll reported."""
 
 
 SINGLE = frozenset({Purpose.DESCRIBE, Purpose.VERIFY, Purpose.DISCOVER, Purpose.PROBE})
-"""Purposes of a request about one source."""
+"""Purposes of requests about a single source."""
 UNSEEN = frozenset({Purpose.DISCOVER, Purpose.PROBE})
-"""Purposes of asking for a reference that is no known source."""
+"""Purposes of requests about a reference without a known source."""
 
 
 @attrs.define(eq=False)
 class Request:
-    """A request, waiting to be sent or to be answered."""
+    """A request that waits to be sent, or to be answered."""
 
     purpose: Purpose
     message: Message
     provider: Provider | None = None
-    """Of a subscription."""
+    """The provider that a subscription is for."""
     userland: bool | None = None
     ref: int = 0
-    """Of a single source."""
+    """The reference of a single source."""
     context: int = 0
-    """What its answers will have: each time that it is asked anew another one."""
+    """The context of its answers; another one each time that the request is repeated."""
     sent_at: float = 0.0
     retries: int = 0
     backoff: bool = False
-    """True when it is to be sent again once the channel is drained."""
+    """True if it is to be sent again when the channel is drained."""
     bytes_before: int = 0
-    """Received before it was sent."""
+    """Bytes received before it was sent."""
     datagrams_before: int = 0
 
 
 def subscribe_requests(
     kernel: Kernel, options: MonitorOptions, interfaces: Iterable[int], *, suppress: bool
 ) -> Iterator[Request]:
-    """What subscribes to the wanted providers, in order; absent ones are left out."""
+    """The requests that subscribe to the wanted providers, in order; providers that this kernel lacks are left out."""
     bits = int(FilterFlag.SUPPRESS_SRC_ADDED) if suppress else 0
     if options.extras:
         bits |= sum(kernel.extension_bit(extension) or 0 for extension in kernel.extras)
@@ -99,13 +99,13 @@ def subscribe_requests(
 
 
 def poll_requests(kernel: Kernel, *, details: bool, apart: bool, describe: bool) -> Iterator[Request]:
-    """What asks for all sources.
+    """The requests for all sources.
 
     Args:
         kernel: The kernel.
-        details: Counters by medium are wanted.
-        apart: Counters and descriptions are asked for apart.
-        describe: Descriptions are wanted too, if that is so; together with counters where a poll cannot be resumed.
+        details: Ask for counters by medium.
+        apart: Ask for counters and descriptions separately.
+        describe: With `apart`, ask for descriptions too; together with counters if polls cannot be resumed.
     """
     kinds: list[type[QuerySource | GetSourceDescription]]
     if not apart or (describe and kernel.has_updates and not kernel.resumes_polls):
@@ -118,7 +118,7 @@ def poll_requests(kernel: Kernel, *, details: bool, apart: bool, describe: bool)
 
 
 def single_request(kernel: Kernel, purpose: Purpose, ref: int, *, details: bool = False) -> Request:
-    """What asks for one source, as `poll_requests` for all."""
+    """The request for one source, like `poll_requests` for all."""
     kind: type[QuerySource | GetSourceDescription]
     if kernel.has_updates:
         kind = GetDetails if details else GetUpdate
