@@ -1,12 +1,12 @@
-"""The Darwin core: a monitor's whole conversation with a kernel, or a recorded one.
+"""The Darwin core: a monitor's whole conversation with a kernel, live or recorded.
 
-A datagram takes this way, top to bottom: `Session.receive_datagrams` here, `Decoder.decode`
-(bytes to fields), `SourceTable.update` (fields to events), and, when something about a
-flow's identity changed, `DescriptorReader.flow` (a descriptor to a `Flow`).
+A datagram passes `Session.receive_datagrams` here, `Decoder.decode` (bytes to fields),
+`SourceTable.update` (fields to events), and, if a flow's identity changed,
+`DescriptorReader.flow` (a descriptor to a `Flow`).
 
 A session that drives (`Mode.DRIVING`) has control sockets (`Sockets`), mostly one. One that
-follows (`Mode.FOLLOWING`) asks nothing and decides nothing: a `Follower` understands the
-requests of the client that was recorded.
+follows (`Mode.FOLLOWING`) sends nothing and decides nothing: a `Follower` reads the
+requests of the recorded client.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from ._subscription import Subscription
 from ._translate import Translator
 
 PROOF_PATIENCE = 5.0
-"""Seconds for which polls wait for the known flows of a proof: what reported them too early would count them."""
+"""Most seconds for which polls wait until the known flows of a proof are open: an earlier report would count them."""
 _OPEN_EVIDENCE, _CLOSE_EVIDENCE, _FIND_PATHS, _READ_LEDGER, _READ_INTERFACES = range(1, 6)
 
 
 class Session:
-    """The core for one Darwin kernel: sans-IO, sans-clock.
+    """The core for one Darwin kernel, without I/O and without a clock.
 
     Args:
         kernel: The kernel's version string, or a `Kernel`; or the whole `Setup`.
-        options: What to watch and how; a session that follows looks at ``every_update`` and ``strict`` only.
+        options: What to watch and how; a session that follows uses ``every_update`` and ``strict`` only.
         mode: Drive a subscription, or follow a recorded client.
-        client: Following: makes flow ids unlike those of other clients of the recording.
+        client: Following: number that makes flow ids differ from those of other clients of the recording.
         facts: The other fields of a `Setup`, e.g. ``timebase`` and ``interfaces``.
 
     Raises:
@@ -69,7 +69,7 @@ class Session:
         setup = kernel if isinstance(kernel, Setup) else Setup(**facts)
         driving = mode is Mode.DRIVING
         self.setup = attrs.evolve(setup, proven=()) if driving else setup
-        """What it was made of, beside the options."""
+        """What the session was made of, besides the options."""
         self.kernel = kernel if isinstance(kernel, Kernel) else Kernel.parse(setup.kernel)
         self.options = options if options is not None else MonitorOptions()
         self.mode = mode
@@ -145,7 +145,7 @@ class Session:
             self._follower.observe(data)
 
     def finish(self, now: float) -> None:
-        """Nothing follows: what was announced and never described is reported now."""
+        """The recording is at its end: report the flows that were announced and never described."""
         current = self._current
         if current is not None:
             current.begin(now, now + self.epoch_offset)
@@ -159,7 +159,7 @@ class Session:
             subscription.opened(immediate=immediate, receive_buffer=receive_buffer)
 
     def channel_drained(self, channel: int, now: float) -> None:
-        """The channel would block."""
+        """The channel was read until it would block."""
         subscription = self._sockets.find(channel)
         if subscription is not None:
             subscription.begin(now, now + self.epoch_offset)
@@ -181,7 +181,7 @@ class Session:
             self._sockets.lost(subscription, now)
 
     def lookup_done(self, token: int, answer: Any, now: float) -> None:
-        """The answer to a `Lookup`: known flows are open, or executables are found."""
+        """Take in the answer to a `Lookup`."""
         current = self._current
         if token == _FIND_PATHS:
             self._finding_paths = False
@@ -223,7 +223,7 @@ class Session:
         """The datagrams of `commands`, for a caller with exactly one socket.
 
         The first call also reports that socket as opened, so such a caller needs
-        no commands at all; it forgoes resynchronisation.
+        no commands at all, but has no resynchronisation.
         """
         data = []
         for command in self.commands():
@@ -248,12 +248,12 @@ class Session:
         return self._events.popleft() if self._events else None
 
     def next_deadline(self) -> float | None:
-        """When `handle_deadline` wants to be called."""
+        """When to call `handle_deadline`; `None`: never."""
         times = (self._sockets.deadline(), self._coverage.deadline)
         return min((time for time in times if time is not None), default=None)
 
     def handle_deadline(self, now: float) -> None:
-        """The time has come (or passed)."""
+        """The deadline has come or passed."""
         self._sockets.tick(now)
         self._measure()
 
@@ -293,13 +293,13 @@ class Session:
 
     @property
     def _current(self) -> Subscription | Follower | None:
-        """Whose table has the flows."""
+        """The client whose table has the flows."""
         return self._sockets.current if self._follower is None else self._follower
 
     # --- its sockets: see `Host` ---------------------------------------------------
 
     def poll_ended(self, subscription: Subscription, complete: bool, now: float) -> float:
-        """A poll is over: go on with the proof of the layout, and with what only now and then is looked at."""
+        """A poll is over: continue the proof of the layout, and read counters that are read now and then."""
         self._has_polled |= complete
         self._prove(subscription, now)
         if complete and self._sockets.second is None and self._ledger.is_due(now):
@@ -308,7 +308,7 @@ class Session:
         return now + PROOF_PATIENCE if self._proving.awaits_flows else now
 
     def taken_over(self, subscription: Subscription) -> None:
-        """Another control socket speaks for the session from now on."""
+        """Another control socket took over."""
         self._ledger.begin_again()
         self._coverage.begin_again()
         self._proving.begin_again()
@@ -317,7 +317,7 @@ class Session:
     # --- look-ups ------------------------------------------------------------------
 
     def _reconcile(self, current: Subscription, found: Ledger | None) -> None:
-        """Compare what was reported as lost with what the kernel says that it did not do."""
+        """Compare the reported losses with the kernel's counts of its failures."""
         for cause, count in self._ledger.unreported(found, current):
             detail = f"counted by the kernel ({METRICS}) and in no other report"
             self._events.append(EventsLost(current.table.time, cause, count, detail=detail))
@@ -326,12 +326,12 @@ class Session:
                 self._sockets.want_resync(current.now)
 
     def _measure(self) -> None:
-        """Look at some flows, and when all were looked at, at the interfaces."""
+        """Read the counters of some flows, and, after all flows, ask for the interfaces'."""
         if self._coverage.go_on():
             self._commands.append(Lookup(_READ_INTERFACES, ReadInterfaces()))
 
     def _find_paths(self) -> None:
-        """Ask for the executables of new processes, one question at a time."""
+        """Ask for the executables of new processes, one request at a time."""
         if not self._finding_paths:
             self._finding_paths = True
             pids = tuple(self.translator.unasked)
@@ -339,7 +339,7 @@ class Session:
             self._commands.append(Lookup(_FIND_PATHS, FindPaths(pids)))
 
     def _watch_known_flows(self, subscription: Subscription) -> None:
-        """Look at what this control socket reports of the known flows, and keep them from the user."""
+        """Collect this control socket's reports about the known flows, and hide them from the user."""
         probe = self._proving.probe
         if probe is not None:
             subscription.decoder.observer = probe.observe
@@ -347,7 +347,7 @@ class Session:
                 each.table.own = frozenset((probe.evidence.pid, flow.local) for flow in probe.evidence.flows)
 
     def _prove(self, subscription: Subscription, now: float) -> None:
-        """A poll is over: go on with the proof of the layout."""
+        """A poll is over: continue the proof of the layout."""
         request = self._proving.poll_ended()
         if isinstance(request, OpenEvidence):
             self._commands.append(Lookup(_OPEN_EVIDENCE, request))

@@ -1,4 +1,4 @@
-"""What a Darwin core is made of, as a value that a recording can hold."""
+"""The setup of a Darwin core, as a value that a recording can hold."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class ProvenStruct:
     name: str
     """Name in the kernel's header."""
     length: int
-    """Its size, bytes."""
+    """Its size in bytes."""
     offsets: tuple[tuple[str, int], ...]
-    """Each field that was told apart, with its place."""
+    """Each field that was found, with its offset."""
 
 
 @attrs.frozen(kw_only=True)
 class Setup:
-    """The facts beside the options from which a `Session` is made."""
+    """What a `Session` is made of, besides the options."""
 
     protocol: ClassVar[str] = "ntstat"
     kernel: str
     """The kernel's version string."""
     timebase: tuple[int, int] = attrs.field(default=(1, 1), validator=_check_timebase)
-    """Nanoseconds per tick of its clock, as a fraction."""
+    """Nanoseconds per tick of the kernel's clock, as a fraction."""
     interfaces: tuple[tuple[int, str], ...] = attrs.field(default=(), converter=_pairs)
     """Interface names by index."""
     backend: str = "kctl"
@@ -68,7 +68,7 @@ class Setup:
     coverage: bool = False
     """The transport can read the interfaces' own counters."""
     proven: tuple[ProvenStruct, ...] = ()
-    """What a proof found by now, for whoever follows from here on; one that drives makes its own proof."""
+    """The structures that a proof has found so far, for a session that follows; one that drives makes its own proof."""
 
 
 RECORDED = Vocabulary(

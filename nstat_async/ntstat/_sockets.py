@@ -1,9 +1,9 @@
-"""The control sockets of a session: the one that speaks for it, when it polls, and now and then one beside it.
+"""The control sockets of a session: the current one, the times of its polls, and now and then a second one.
 
-A second one is opened only where it repairs the view, or may have to: announcements were lost
-for good, the control went away, or (an *audit*) it is time to see whether anything was left out. It is
-subscribed with announcements suppressed and polled in silence. Then the first one is polled, so
-that all it got before is read; then the second again, and that one takes over.
+A second one is opened to repair the view: announcements were lost for good, the control went away, or
+(an *audit*) it is time to check whether anything is missing. It subscribes with announcements suppressed, and
+polls without reporting events. Then the first one polls, so that everything it got earlier is read; then the
+second one polls again, and takes over.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from ._takeover import SecondSocket, Stage, compare, continue_flows
 from ._translate import Translator
 
 REOPEN_DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0)
-"""Seconds to wait before each try to open a control that went away."""
+"""Seconds to wait before each attempt to open a control that went away."""
 RESYNC_PAUSE = 5.0
 """Seconds between two resynchronisations for lost announcements."""
 MOST_REJECTED = 11
-"""The pause grows with each second socket whose list was cut short, up to a minute."""
+"""Most second sockets, whose list was cut short, for which the pause grows: up to a minute."""
 AUDIT_EVERY = 15.0
-"""Seconds between two looks at a second control socket, where a newer client can starve this one."""
+"""Seconds between two audits, if a newer client can starve this one."""
 AUDIT_SELDOM = 60.0
-"""The same where only a kernel without memory leaves a flow out in silence, or where nobody wants polls at intervals."""
+"""Seconds between two audits, if only a kernel without memory omits a flow, or if there are no polls at intervals."""
 AUDIT_POLLS = 10
-"""Polls between two such looks at least: they cost one poll or two more."""
+"""Least number of polls between two audits, each of which costs one or two polls more."""
 AWAITED_FOR = 80.0
-"""Seconds for which flows are awaited that nothing was heard of since the control went away; then they are gone."""
+"""Seconds for which a flow without a report is awaited after the control went away; then it is gone."""
 PURPOSE = "ntstat"
 _TOO_LONG = "a list of all flows does not fit into the receive buffer: whether one was never announced is not known"
 
 
 class Host(Protocol):
-    """The session, as its sockets know it."""
+    """The session, as its control sockets know it."""
 
     epoch_offset: float
     failure: NstatError | None
 
     def poll_ended(self, subscription: Subscription, complete: bool, now: float) -> float:
-        """A poll of the socket that speaks for the session is over; returns when the next one may begin at the earliest."""
+        """A poll of the current socket is over; returns the earliest time of the next one."""
 
     def taken_over(self, subscription: Subscription) -> None:
-        """Another socket speaks for the session from now on."""
+        """Another socket took over."""
 
 
 class Sockets:
-    """Opens, polls, compares and replaces them.
+    """Opens, polls, compares and replaces control sockets.
 
     Args:
         host: The session.
-        backend: Its name, for errors.
-        translator: Shared by all.
+        backend: Name of the backend, for errors.
+        translator: The session's.
         options: The monitor's.
         events: Where events go.
-        commands: Where what is to be opened and closed goes.
+        commands: Where commands to open and close channels go.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Sockets:
         self._events = events
         self._commands = commands
         self.current: Subscription | None = None
-        """The one that speaks for the session."""
+        """The control socket whose flows are reported."""
         self.second: SecondSocket | None = None
-        """The one beside it."""
+        """The second control socket, if there is one now."""
         self.poll_started = 0.0
         self._generation = 0
         self._next_poll: float | None = None
@@ -95,7 +95,7 @@ class Sockets:
         self._last_resync = float("-inf")
         self._rejected = 0
         self._is_blind = False
-        """It was said that a list of all flows does not fit."""
+        """It was reported that a list of all flows does not fit."""
         self._awaiting_since: float | None = None
         self.statistics = dict.fromkeys(("resynchronisations", "audits"), 0)
         """Counters for people, by name."""
@@ -103,17 +103,17 @@ class Sockets:
     # --- what there is -----------------------------------------------------------
 
     def all(self) -> list[Subscription]:
-        """The control socket that speaks for the session, and the one beside it."""
+        """The current and the second control socket, if they exist."""
         second = None if self.second is None else self.second.subscription
         return [subscription for subscription in (self.current, second) if subscription is not None]
 
     def find(self, channel: int) -> Subscription | None:
-        """The one of this channel, while it is open."""
+        """The control socket of this channel, while it is open."""
         found = (each for each in self.all() if each.channel == channel and each.state is not State.CLOSED)
         return next(found, None)
 
     def deadline(self) -> float | None:
-        """When time alone makes something due."""
+        """When to call `tick`; `None`: never."""
         times = [self._next_poll, self._reopen_at, self._resync_at, self._audit_at]
         times.extend(each.deadline() for each in self.all())
         if self.second is not None:
@@ -123,7 +123,7 @@ class Sockets:
     # --- what happens to them ----------------------------------------------------
 
     def open_first(self, meter: CoverageMeter | None, now: float) -> None:
-        """Begin to subscribe; what flows move is added up by `meter`."""
+        """Begin to subscribe; `meter` adds up the traffic of flows."""
         self.current = self._open(self._options.discovery, silent=False)
         self.poll_started = self.current.now = now
         self.current.table.meter = meter
@@ -165,7 +165,7 @@ class Sockets:
         return current.wanted
 
     def settle(self, subscription: Subscription, now: float) -> None:
-        """Look what became of one: a poll that is over, a gap, a refusal."""
+        """See what became of a control socket: a poll that is over, a gap, a refusal."""
         while subscription.outcome is not None and subscription.state is not State.CLOSED:
             answered, subscription.outcome = subscription.outcome, None
             if subscription is self.current:
@@ -216,7 +216,7 @@ class Sockets:
                 self.second.subscription.want_poll(now)
 
     def want_resync(self, now: float) -> None:
-        """Only another control socket can see what this one missed."""
+        """Open a second control socket as soon as possible: only that can see what this one missed."""
         if self.second is not None:
             self.second.audit = False
         elif self._resync_at is None:
@@ -261,10 +261,10 @@ class Sockets:
             detail = f"the kernel refused every provider: {error_text(errno)}"
             self._host.failure = RequestError(f"subscription to {names}", errno, detail)
 
-    # --- inside: the socket that speaks ----------------------------------------------
+    # --- inside: the current socket ---------------------------------------------------
 
     def _polled(self, subscription: Subscription, complete: bool, now: float) -> None:
-        """A poll ended: the next one is due an interval after this one began; missed turns are skipped."""
+        """A poll ended: the next one is due an interval after its start; missed ones are skipped."""
         earliest = self._host.poll_ended(subscription, complete, now)
         second, interval = self.second, self._options.interval
         if second is not None and second.stage is Stage.WAITING and subscription.serial >= second.barrier:
@@ -276,7 +276,7 @@ class Sockets:
 
     @property
     def _audit_pause(self) -> float:
-        """Seconds until the next audit: a tenth more polls at most, and where nobody polls one each minute."""
+        """Seconds until the next audit: at most a tenth more polls, or one a minute without polls at intervals."""
         interval = self._options.interval
         every = AUDIT_EVERY if self._kernel.starves_older_clients and interval is not None else AUDIT_SELDOM
         return max(every, AUDIT_POLLS * (interval or 0.0))
@@ -300,7 +300,7 @@ class Sockets:
         """The second socket has polled: let the first one catch up, or decide."""
         assert self.current is not None
         if not answered:
-            # The kernel is short of room: what it could not answer must not count as gone.
+            # The kernel is short of room: flows that it could not report must not count as gone.
             second.poll_at = now + REOPEN_DELAYS[min(second.subscription.serial - 1, len(REOPEN_DELAYS) - 1)]
         elif self.current.state is State.CLOSED:
             self._take_over(second, now)
@@ -311,7 +311,7 @@ class Sockets:
             self._decide(second, now)
 
     def _barrier_passed(self, second: SecondSocket, complete: bool, now: float) -> None:
-        """All that the first socket got before its poll is read now: does it miss anything?"""
+        """Everything that the first socket got before its poll is read now: see whether it misses anything."""
         assert self.current is not None
         if second.audit:
             found = compare(self.current.table, second.subscription.table)
@@ -332,7 +332,7 @@ class Sockets:
         second.subscription.want_poll(now)
 
     def _looked(self, second: Subscription, *, whole: bool) -> None:
-        """An audit found nothing: because there is nothing, or because its own list did not fit."""
+        """An audit found nothing, because nothing is missing, or because its own list did not fit."""
         current = self.current
         assert current is not None
         if whole:
@@ -343,7 +343,7 @@ class Sockets:
                 self._events.append(EventsLost(current.table.time, LossCause.ANNOUNCEMENT, None, detail=_TOO_LONG))
 
     def _decide(self, second: SecondSocket, now: float) -> None:
-        """Both are complete: take over, unless the second socket's list of flows was cut short without a word."""
+        """Both sockets have polled: let the second one take over, unless its list of flows was cut short."""
         assert self.current is not None
         comparison = compare(self.current.table, second.subscription.table)
         if comparison.is_cut_short(self.current.table.poll_serial):
@@ -355,7 +355,7 @@ class Sockets:
             self._take_over(second, now)
 
     def _take_over(self, second: SecondSocket, now: float) -> None:
-        """The second socket knows everything: let it continue the flows of the first."""
+        """Let the second socket, which knows everything, continue the flows of the first one."""
         old, candidate = self.current, second.subscription
         assert old is not None
         was_open = old.state is not State.CLOSED
@@ -365,7 +365,7 @@ class Sockets:
         if was_open:
             self._commands.append(CloseChannel(old.channel))
         candidate.take_over(old)
-        unsure = [s for s in found.vanished if not was_open or s.seen != old.table.poll_serial]  # no word of it lately
+        unsure = [s for s in found.vanished if not was_open or s.seen != old.table.poll_serial]  # not in its last poll
         continue_flows(old.table, candidate.table, found, unsure)
         if was_open:
             detail = "resynchronised on a second control socket"
@@ -380,7 +380,7 @@ class Sockets:
         self._polled(candidate, True, now)
 
     def _judge_awaited(self, now: float, *, proven: bool) -> None:
-        """Another look at flows that nothing was heard of since the control went away: `proven` if a whole list lacks them, too."""
+        """Give up awaited flows after a time, or at once if they are `proven` to be gone: a complete list lacks them."""
         assert self.current is not None
         table, since = self.current.table, self._awaiting_since
         waited = 0.0 if since is None else now - since

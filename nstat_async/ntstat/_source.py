@@ -1,4 +1,4 @@
-"""One source, and what its client knows of all of them: how far its view has come, and what silence means."""
+"""One source, and what its client knows about all sources: how complete its view is, and what silence means."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from ._counters import Raw, Values
 from ._descriptors import DescriptorReader
 
 UNCHOSEN = -(1 << 16)
-"""The length of no descriptor, not even that of a message which ends before its descriptor begins."""
+"""A length that no descriptor has, not even the negative one of a message that ends before its descriptor begins."""
 
 AWAITED = -1
 """`Source.seen` of a flow that is awaited: see `SourceTable.awaited`."""
 
 
 class Phase(enum.Enum):
-    """How far the view of a control socket's sources has come: what one that is new to us is."""
+    """How complete the view of a control socket is: tells whether a newly reported source is new."""
 
     LISTING = "listing"
-    """The kernel lists what exists: what it announces now was there before."""
+    """The kernel lists the existing sources: those that it announces now are older than the subscription."""
     BASELINE = "baseline"
-    """Listed, and the first poll is not over: what only a poll reports was there before."""
+    """The list is over, the first poll is not: sources that only the poll reports are older than the subscription."""
     LIVE = "live"
-    """What is new to us is new."""
+    """A newly reported source is new."""
 
 
 @attrs.frozen
 class Terms:
-    """What a client asked the kernel for, as far as it says what silence means."""
+    """The terms of a subscription that tell what silence means."""
 
     suppressed: bool = False
-    """Announcements are suppressed: sources become known by polls alone."""
+    """Announcements are suppressed: only polls report new sources."""
     counts_references: bool = False
-    """Every reference number from the first on is known to mean a source."""
+    """Every reference number from the first one on belongs to a source."""
     filtered: bool | None = None
-    """A filter hides sources or holds reports back: absence proves nothing. `None`: not known."""
+    """A filter hides sources or holds back reports: absence proves nothing. `None`: not known."""
     quiet: bool = False
     """Sources without traffic are hidden: a removal without a report is no loss."""
 
@@ -56,20 +56,20 @@ class Source:
     provider_id: int | None
     preexisting: bool
     span: int = UNCHOSEN
-    """Length of the descriptor that `reader` was chosen for; `UNCHOSEN`: it is to be chosen at the next description."""
+    """Length of the descriptor that `reader` was chosen for; `UNCHOSEN`: choose one at the next description."""
     flow: Flow | None = None
     identity: int | bytes | None = None
-    """Hash of the descriptor's part that makes `flow`; the whole descriptor of routes and interfaces, which have none."""
+    """Hash of the descriptor's part that makes `flow`; for routes and interfaces, which have no flow, the whole descriptor."""
     raw: Raw | None = None
     """Counters as last sent."""
     totals: Values | None = None
-    """What tells whether they have grown, as the Python decoder last read it from `raw`; `None` when others set `raw`."""
+    """The growing fields, as the Python decoder last read them from `raw`; `None` if something else set `raw`."""
     corrected: Values | None = None
-    """Counters as last reported, where `raw` would be below earlier ones."""
+    """Counters as last reported, if `raw` would be below earlier ones."""
     is_plain: bool | None = False
-    """A report that has grown needs no more than an event: the decoder makes it by itself. `None`: only one that has not."""
+    """True if a report that grew needs only an event, which the decoder makes itself; `None`: only one that did not grow is plain."""
     report: tuple[DescriptorReader, bytes, int, int, int, int] | None = None
-    """A report whose details no event has had yet."""
+    """A report whose details are in no event yet."""
     reported: bool = False
     """FlowAdded was emitted."""
     closing: bool = False
@@ -83,28 +83,28 @@ class Source:
     announced_ns: int | None = None
     """When SRC_ADDED came."""
     start_ticks: int | None = None
-    """Creation of the socket on the kernel's clock: recognises the same socket on another control socket."""
+    """Creation of the socket on the kernel's clock, by which another control socket recognises it."""
     measured: Raw | None = None
-    """Counters when `CoverageMeter` looked at it last."""
+    """Counters when `CoverageMeter` last read them."""
 
     @property
     def counters(self) -> Raw | None:
-        """Counters as last reported: never below earlier ones."""
+        """Raw counters as last reported, never below earlier ones."""
         return self.raw if self.corrected is None else self.corrected
 
     @property
     def counts(self) -> Counts | None:
-        """The same for users."""
+        """`counters` as users see them."""
         counters = self.counters
         return None if counters is None else self.reader.counts(counters)
 
     def judge(self) -> None:
-        """Find out whether it is plain: to be called after whatever else changes it."""
+        """Update `is_plain`; call this after any other change."""
         is_plain = self.reported and not self.closing and self.corrected is None and self.reader.is_flow
         self.is_plain = None if is_plain and self.reader.self_reported else is_plain
 
     def take_report(self, previous: Raw | None) -> Report:
-        """What the next event is made of; `previous`: the counters of the event before."""
+        """The report of the next event; `previous`: the counters of the event before."""
         last, self.report = self.report, None
         if last is not None:
             return (*last, self.counters, previous)
@@ -119,4 +119,4 @@ class Source:
 new_source: Callable[[int, str, DescriptorReader, Union[int, None], bool], Source] = maker_of(
     Source, ("ref", "id", "reader", "provider_id", "preexisting")
 ).make
-"""Makes a source of its first fields. It holds values and a reader, and a reader knows of no source."""
+"""Makes a source of its first fields. It holds only values and a reader, and a reader refers to no source."""

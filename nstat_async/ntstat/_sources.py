@@ -1,22 +1,22 @@
-"""The source table: what the kernel said about each source, turned into events.
+"""The source table: turns what the kernel said about each source into events.
 
-Operations and their cost:
+Operations and their costs:
 
 - a report of a known source whose flow and counters did not change: one hash of
   the descriptor's identity and two comparisons (`Decoder.decode` makes them);
 - a report with new counters: one event, which keeps them as sent;
 - a report with a new description: a new `Flow` (ten microseconds);
 - memory: one `Source`, its `Flow` and its last counters as the kernel's bytes, about
-  1 KiB; owners and interfaces are shared. Sources leave with their removal or when
-  their absence is proven; there are never more than `MAX_SOURCES`.
+  1 KiB; owners and interfaces are shared. A source leaves with its removal, or when
+  its absence is proven; there are never more than `MAX_SOURCES`.
 
-The identity is kept as its hash alone (64 bits, keyed by the process' random seed):
-the bytes would be half of a flow's memory, and a collision would cost no more than
-one late change of a `Flow`.
+Only a hash of the identity is kept (64 bits, keyed by the process' random seed). The
+bytes would be half of a flow's memory, and a collision would only delay one
+change of a `Flow`.
 
-Promises to the user, kept here: a flow is added once, then updated, then removed
-once; counters never run backwards (`advance`); a flow that ended without its final
-counts is followed by `EventsLost`.
+Promises to the user that are kept here: a flow is added once, then updated, then removed
+once; counters never fall (`advance`); an `EventsLost` comes with a flow that ended
+without its final counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ._source import UNCHOSEN, Phase, Source, Terms, new_source
 from ._translate import Translator
 
 MAX_SOURCES = 262_144
-"""Open sources of one control socket that are kept; more than any Mac has file descriptors (``kern.maxfiles``)."""
+"""Most open sources of one control socket, more than any Mac's file descriptors (``kern.maxfiles``)."""
 
 _CLOSING = int(HeaderFlag.CLOSING)
 _DROPPED = int(HeaderFlag.CLOSED_AFTER_DROP)
@@ -51,21 +51,21 @@ _REASONS = (
     (_DROPPED, RemovalReason.DROPPED),
     (int(HeaderFlag.CLOSED_AFTER_GONE), RemovalReason.GONE),
 )
-"""What the flags of a removal say, the first of them."""
+"""The reason of a removal by its flags; the first one that is set counts."""
 _UNKNOWN_COUNTS = Counts()
 _UNKNOWN = (None,) * len(COUNTS_FIELDS)
 _MOST_DEPARTED = 65_536
-"""Ends remembered while two control sockets are compared."""
+"""Most ends that are remembered while two control sockets are compared."""
 
 
 class SourceTable:
     """The sources of one control socket.
 
     Args:
-        translator: Shared with the session.
+        translator: The session's.
         emit: Where events go.
-        prefix: Makes flow ids of this socket unlike those of another one.
-        terms: What the client asked for.
+        prefix: Makes flow ids differ from those of other sockets.
+        terms: The terms of the subscription.
         every_update: Emit an update for each report, changed or not.
     """
 
@@ -89,34 +89,34 @@ class SourceTable:
         self.references = References()
         self.readers = Readers(translator)
         self.time = 0.0
-        """Wall clock of the datagram at hand, seconds."""
+        """Wall clock of the present datagram, seconds."""
         self.time_ns = 0
         self.subscribed_ns: int | None = None
-        """Wall clock of the subscription: flows that began before are pre-existing."""
+        """Wall clock of the subscription: earlier flows are pre-existing."""
         self.poll_serial = 0
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
         self.own: frozenset[tuple[int, Endpoint]] = frozenset()
-        """Pid and local end of flows that are open for a proof: no user asked for them."""
+        """Pid and local end of the flows of a proof, which are not reported."""
         self.hidden: set[int] = set()
-        """References of those, as far as they were seen."""
+        """References of those flows, as far as they were seen."""
         self.lost_ends = 0
-        """Ends that were reported without final counts, or of flows that nothing else was heard of."""
+        """Number of ends without final counts, or of flows without any other report."""
         self.departed: deque[tuple[Source, RemovalReason]] | None = None
-        """Flows that ended while two control sockets are compared; `None`: they are not."""
+        """Flows that ended while two control sockets are compared; `None` if none are compared."""
         self.awaited: dict[str, Source] = {}
-        """By their ids, flows of an earlier control socket that may be alive, though this one has heard nothing of them."""
+        """By id, flows of an earlier control socket that may be alive, although this one has no report of them."""
         self.recognise: Callable[[Source], bool] = lambda source: False  # noqa: ARG005
-        """Whether a source that is to be reported is one of `awaited`, and carries it on."""
+        """Says whether a new source is one of `awaited`, which it then continues."""
         self.described: set[int] | None = None
-        """References whose description came in this poll; `None`: it asks for none of their own."""
+        """References whose description came in this poll; `None` if the poll does not ask for descriptions separately."""
         names = ("sources_seen", "flows_added", "flows_removed")
         more = ("unknown_lengths", "unknown_references", "counters_adjusted")
         self.statistics = dict.fromkeys((*names, *more), 0)
         self.listening: Counter[int] = Counter()
-        """Local ports to listeners there: kernels that do not tell the direction are understood by it."""
+        """Number of listeners by local port: it gives the direction on kernels that do not tell it."""
         self.meter: CoverageMeter | None = None
-        """Adds up what flows moved; `None`: nobody wants to know, or another control socket speaks for the session."""
+        """Adds up the traffic of flows; `None` if that is not wanted, or this is not the current control socket."""
         self._nobody = self.kernel.layout.all_sources
         self._serial = 0
         self._full = False
@@ -124,7 +124,7 @@ class SourceTable:
     # --- entry points: one per message ------------------------------------
 
     def begin(self, time: float) -> None:
-        """What is decoded next arrived at this wall-clock time."""
+        """Set the wall-clock time at which the next datagrams arrived."""
         self.time = time
         self.time_ns = int(time * 1e9)
 
@@ -134,7 +134,7 @@ class SourceTable:
         if source is not None:
             if not source.reported:
                 return
-            # Narrow references wrap around: the old bearer must have gone unheard.
+            # References of 32 bits wrap around: the old source must have ended without a report.
             self.remove(source, RemovalReason.GONE)
         source = self._create(ref, provider_id, preexisting=self.phase is Phase.LISTING and not requested)
         if source is not None:
@@ -160,8 +160,8 @@ class SourceTable:
         if source.reported:
             if changed or self.every_update:
                 self.announce_update(source, previous)
-        # The description usually follows; a second reading without one means
-        # that nobody asks for it, and then the flow is reported as it is.
+        # The description usually follows. If a second reading comes without one,
+        # nobody asks for it, and the flow is reported as it is.
         elif previous is not None and source.flow is None and not flags & _CLOSING:
             self._announce(source)
         source.judge()
@@ -192,7 +192,7 @@ class SourceTable:
     def update(
         self, ref: int, provider_id: int, raw: Raw | None, data: bytes, at: int, end: int, items_end: int, flags: int
     ) -> None:
-        """SRC_UPDATE and its variants; without counters, a report that a route or an interface is there."""
+        """SRC_UPDATE and its variants; a report without counters is about a route or an interface."""
         source = self._reported(ref, provider_id)
         if source is None:
             return
@@ -204,7 +204,7 @@ class SourceTable:
                 self._report_other(source, removed=False)
             return
         if raw is None:
-            return  # the provider's number says that it is a route, and its length that it is none
+            return  # the provider's number is that of a route, but the length is not
         identity = hash(reader.identity(data, at))
         previous, source.report = source.counters, (reader, data, at, end, items_end, self.time_ns)
         changed = raw != source.raw and self._merge_counts(source, raw)
@@ -251,21 +251,21 @@ class SourceTable:
         self.report_end(source, reason)
 
     def give_up_awaited(self) -> None:
-        """What was awaited is gone."""
+        """Report the awaited flows as gone."""
         for source in self.awaited.values():
             self.report_end(source, RemovalReason.GONE)
         self.awaited.clear()
 
     def finish(self) -> None:
-        """Nothing follows: report the flows that were announced and never described."""
+        """The recording is at its end: report the flows that were announced and never described."""
         for source in list(self.sources.values()):
             if not source.reported and source.reader.is_flow:
                 self._announce(source)
 
     def restart(self, prefix: str) -> None:
-        """The same client speaks over another control socket: references begin anew.
+        """The client opened another control socket: references begin again.
 
-        Open flows leave the table, since nobody observes them through the old socket any more.
+        Open flows leave the table, because the old socket does not report them any more.
         """
         for source in list(self.sources.values()):
             self.remove(source, RemovalReason.MONITOR)
@@ -275,7 +275,7 @@ class SourceTable:
         self.subscribed_ns = None
 
     def continue_from(self, old: SourceTable) -> None:
-        """This table takes the place of another one: report from now on, and count on."""
+        """Take over from another table: report from now on, and continue its counters."""
         self.emit, self.meter = old.emit, old.meter
         old.begin(self.time)
         self.statistics["flows_added"] = self.statistics["flows_removed"] = 0
@@ -284,21 +284,21 @@ class SourceTable:
         old.statistics = self.statistics
 
     def begin_poll(self) -> None:
-        """From now on reports belong to a new poll."""
+        """A new poll begins, to which reports belong from now on."""
         self.poll_serial += 1
         self._full = False
 
     def remember_ends(self, *, wanted: bool) -> None:
-        """Keep the flows that end from now on, to compare them with another control socket's; or forget them."""
+        """Begin to keep the flows that end, for a comparison with another control socket; or stop and forget them."""
         self.departed = deque(maxlen=_MOST_DEPARTED) if wanted else None
 
     def absent(self) -> list[Source]:
-        """Sources that the poll which just ended did not report, though they were there when it began."""
+        """Sources that existed when the last poll began, and that it did not report."""
         serial = self.poll_serial
         return [source for source in self.sources.values() if serial not in (source.seen, source.born)]
 
     def left_out(self, ref: int) -> bool:
-        """True if the poll which just ended should have reported this source, and did not."""
+        """True if the last poll should have reported this source, and did not."""
         source = self.sources.get(ref)
         return ref in self.references.missing if source is None else self.poll_serial not in {source.seen, source.born}
 
@@ -309,14 +309,14 @@ class SourceTable:
                 yield source.flow, source.counts
 
     def prove(self, codecs: dict[tuple[str, int], StructCodec]) -> None:
-        """From now on read these structures as proven; every flow is read anew at its next report."""
+        """Read these structures as proven from now on; every flow is made again at its next report."""
         self.readers.prove(codecs)
         for ref, source in self.sources.items():
             if ref not in self.hidden:
                 source.span = UNCHOSEN
 
     def merge_processes(self, changed: dict[Process, Process]) -> None:
-        """More is known about owners: update their flows."""
+        """Update the flows whose owners are known better now."""
         for source in self.sources.values():
             flow = source.flow
             if flow is not None and flow.process in changed:
@@ -327,7 +327,7 @@ class SourceTable:
     # --- making ------------------------------------------------------------
 
     def _reported(self, ref: int, provider_id: int | None) -> Source | None:
-        """The source that a report is about, which counts for the poll; `None` where it cannot be kept."""
+        """The source of a report, marked as seen by the poll; `None` if there are too many sources."""
         source = self.sources.get(ref)
         if source is None:
             source = self._create(ref, provider_id, preexisting=self.phase is not Phase.LIVE)
@@ -350,7 +350,7 @@ class SourceTable:
         self.statistics["sources_seen"] += 1
         identifier = f"{self.prefix}{ref}"
         if not is_new or not self.kernel.references_are_unique:
-            # The number may have had another bearer, whose id must not come back.
+            # Another source may have had the number: its id must not be used again.
             self._serial += 1
             identifier = f"{identifier}.{self._serial}"
         source = self.sources[ref] = new_source(
@@ -359,12 +359,12 @@ class SourceTable:
         return source
 
     def _report_nobody(self) -> None:
-        """A report is about the reference that means "all sources"."""
+        """Report a message about the reference that means "all sources"."""
         detail = f"a report about reference {self._nobody}, which is no source"
         self.emit(EventsLost(self.time, LossCause.PROTOCOL, 1, detail=detail))
 
     def _report_full(self) -> None:
-        """Once a poll: there are more sources than can be kept."""
+        """Report, once in a poll, that there are too many sources."""
         if not self._full:
             self._full = True
             detail = f"more than {MAX_SOURCES:,} sources are open: further ones are left out"
@@ -385,7 +385,7 @@ class SourceTable:
             self.emit(EventsLost(self.time, LossCause.GOODBYE, 1, detail="a flow came and went unreported"))
 
     def _choose(self, source: Source, provider_id: int, data: bytes, at: int, end: int) -> DescriptorReader:
-        """Pick the reader for a descriptor of this length and remember it with the source, unless that is hidden."""
+        """Choose the reader for a descriptor, and keep it with the source, unless the source is hidden."""
         if source.ref in self.hidden:
             return source.reader
         reader = self.readers.choose(provider_id, data, at, end)
@@ -401,18 +401,18 @@ class SourceTable:
         return reader
 
     def _retract(self, source: Source) -> None:
-        """What only its counters made known, and so was reported as a flow, is a route or an interface."""
+        """Take back a source that was reported as a flow by its counters alone, and is a route or an interface."""
         self._announce_removal(source, RemovalReason.MONITOR, final=False)
         self._forget_listener(source.flow)
         source.reported = False
         source.flow = None
         self._serial += 1
-        source.id = f"{self.prefix}{source.ref}.{self._serial}"  # should it be reported as a flow once more
+        source.id = f"{self.prefix}{source.ref}.{self._serial}"  # in case it is reported as a flow again
 
     # --- changing ----------------------------------------------------------
 
     def _merge_counts(self, source: Source, raw: Raw) -> bool:
-        """Remember counters that differ from the last; True if what the user sees changed."""
+        """Keep counters that differ from the last ones; True if the user sees a difference."""
         old, reader = source.raw, source.reader
         source.raw, source.totals = raw, None
         if old is None:
@@ -436,7 +436,7 @@ class SourceTable:
         at: int,
         end: int,
     ) -> bool:
-        """Make the flow anew; False if it turns out the same."""
+        """Make the flow again; False if it is the same as before."""
         source.identity = identity
         before = source.flow
         flow = reader.flow(source.id, data, at, end, time_ns=self.time_ns, previous=before, listening=self.listening)
@@ -477,7 +477,7 @@ class SourceTable:
             self.announce_added(source)
 
     def hide(self, source: Source) -> None:
-        """From now on nothing is reported of a source; `Decoder.observer` still sees it."""
+        """Report nothing more about a source; `Decoder.observer` still sees it."""
         self._forget_listener(source.flow)
         self.hidden.add(source.ref)
         source.reader, source.flow, source.identity = self.readers.silent, None, b""
@@ -491,7 +491,7 @@ class SourceTable:
         self.emit(flow_added(self.time, source.flow, None, source.preexisting, source.take_report(None)))
 
     def report_end(self, source: Source, reason: RemovalReason) -> None:
-        """Report a flow as removed, and that its final counts are not known where that is so."""
+        """Report a flow as removed, and its final counts as lost if they are not known."""
         if self.meter is not None:
             self.meter.measure(source)
         self._announce_removal(source, reason, final=source.is_final)
@@ -525,7 +525,7 @@ class SourceTable:
         if self.listening[port] > 1 or self.kernel.tells_roles:
             return
         for source in self.sources.values():
-            # Polls come newest first, so connections are often read before their listener.
+            # Polls report the newest sources first, so often a connection before its listener.
             other = source.flow
             if (
                 other is not None
@@ -547,7 +547,7 @@ class SourceTable:
 
 
 def _port_of_listener(flow: Flow | None) -> int:
-    """The port that a flow listens on; 0: it is no listener of the kernel's."""
+    """The port that a flow listens on; 0 if it is not a listening kernel socket."""
     if flow is None or flow.state is not TcpState.LISTEN or flow.userland or flow.local is None:
         return 0
     return flow.local.port

@@ -1,10 +1,10 @@
-"""The states of a subscription, as two dicts: they are the machine.
+"""The state machine of a subscription, as two dicts.
 
-A subscription sends requests and waits for their answers. `TRANSITIONS` says what a
-trigger from outside does; `WHEN_DONE` says where a state goes by itself once each of its
-requests is answered, refused or given up. What a state asks for is in `_subscription.py`.
+A subscription sends requests and waits for their answers. `TRANSITIONS` has the effect of
+each trigger from outside. `WHEN_DONE` has the next state after all requests of a state are
+answered, refused or given up. `_subscription.py` has the requests of each state.
 
-``docs/ntstat.md`` shows both as a picture; ``tests/ntstat/test_ntstat_states.py`` compares them.
+``docs/ntstat.md`` shows a diagram of both; ``tests/ntstat/test_ntstat_states.py`` compares it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import enum
 
 
 class State(enum.Enum):
-    """Where a subscription stands."""
+    """The state of a subscription."""
 
     __hash__ = object.__hash__  # see `Purpose`
     OPENING = "opening"
-    """Its channel is not there yet."""
+    """Its channel is not open yet."""
     SUBSCRIBING = "subscribing"
     """One request per provider, one after the other."""
     IDLE = "idle"
-    """Subscribed, and nothing is asked."""
+    """Subscribed, and no request is under way."""
     POLLING = "polling"
     """A request about all sources, in paced rounds since xnu-3247."""
     VERIFYING = "verifying"
     """A request for each source that the poll should have reported and did not."""
     DESCRIBING = "describing"
-    """A request for each announced source that is still unknown."""
+    """A request for each announced source without a description."""
     CLOSED = "closed"
-    """Its channel is gone."""
+    """Its channel is closed."""
 
 
 class Trigger(enum.Enum):
-    """What moves a subscription from outside."""
+    """An event outside a subscription that may change its state."""
 
     OPENED = "opened"
-    """The channel is there."""
+    """The channel was opened."""
     POLL_WANTED = "poll wanted"
-    """Its time has come, or somebody asked."""
+    """A poll is due, or was asked for."""
     DESCRIPTION_DUE = "description due"
-    """A source was announced some time ago, and nothing else was said of it."""
+    """A source was announced some time ago, and has no description yet."""
     CLOSED = "closed"
     """The channel went away, or was given up."""
 
@@ -58,7 +58,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
     State.DESCRIBING: {Trigger.CLOSED: State.CLOSED},
     State.CLOSED: {Trigger.CLOSED: State.CLOSED},
 }
-"""State to what each trigger does in it; a trigger that is not there waits until it is."""
+"""For each state, the next state for each trigger; a trigger without one waits for another state."""
 
 WHEN_DONE: dict[State, State] = {
     State.SUBSCRIBING: State.IDLE,
@@ -66,7 +66,7 @@ WHEN_DONE: dict[State, State] = {
     State.VERIFYING: State.IDLE,
     State.DESCRIBING: State.IDLE,
 }
-"""State to the one that follows when all its requests are over."""
+"""For each state, the next one when all its requests are over."""
 
 
 def picture() -> str:
