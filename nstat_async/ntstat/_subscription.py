@@ -1,19 +1,19 @@
-"""A client that asks: subscribe, poll, verify.
+"""A client that sends requests: it subscribes, polls and verifies.
 
 The states are in `_states.py`, and follow what the kernel does with each request (it
 answers inside the ``send``; ``nstat_client_send``):
 
-- SUBSCRIBING: one ADD_ALL_SRCS per provider, one after the other. A refusal of one
-  provider is reported and the others go on.
-- POLLING: all sources are asked for. Since xnu-3247 this is *paced*: the request
-  carries CONTINUATION and a fresh context; while SUCCESS carries the flag too, the
-  same request is sent again. Before, one or two unpaced requests do it.
-- VERIFYING: what the poll did not report and should have is asked for by itself.
+- SUBSCRIBING: one ADD_ALL_SRCS per provider, one after the other. If one provider is
+  refused, that is reported, and the others go on.
+- POLLING: requests for all sources. Since xnu-3247 they are *paced*: a request has
+  CONTINUATION and a new context, and is sent again while SUCCESS has the flag too.
+  For older kernels, one or two unpaced requests are enough.
+- VERIFYING: a request for each source that the poll should have reported and did not.
 
 Subscription and poll requests are sent one at a time, requests about single sources
-several. A request ends with its SUCCESS, ERROR or report; without one, on an *immediate*
-channel as soon as it is drained, since all answers exist when ``send`` returns; on any
-other after `REPLY_TIMEOUT`.
+several together. A request ends with its SUCCESS, ERROR or report. Without any of these, it ends
+as soon as an *immediate* channel is drained, because all answers exist when ``send`` returns; on
+any other channel it ends after `REPLY_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from ._verification import MAX_VERIFICATIONS, Question, Unreadable, Verification
 REPLY_TIMEOUT = 2.0
 """Seconds after which a reply over a bridge counts as lost."""
 POLL_TIMEOUT = 120.0
-"""Seconds after which a poll whose every round is continued is given up."""
+"""Seconds after which a poll that continues for ever is given up."""
 DESCRIBE_DELAY = 0.1
-"""Seconds between an announcement and the question who it is: before, nothing is known."""
+"""Seconds between an announcement and the request for the description, which the kernel does not know earlier."""
 MAX_RETRIES = 3
-"""Times that a refused or unanswered request is sent again."""
+"""How often a refused or unanswered request is sent again."""
 MAX_SINGLES = 32
-"""Requests about single sources that may be outstanding together; fewer where the receive buffer is small."""
+"""Most requests about single sources that are under way together; fewer if the receive buffer is small."""
 AMPLE_BUFFER = 65_536
-"""Receive buffer in which a hundred updates, all that one round of a poll reports, find room."""
+"""Size of a receive buffer with room for a hundred updates, the most that one round of a poll reports."""
 LOSSY = 4
-"""A poll that lost one flow of so many tells that the buffer is small, whatever is known of it."""
+"""If a poll lost one flow in this many, the buffer is small, whatever is known of its size."""
 DEFAULT_BUFFER = 8192
-"""Receive buffer that ``connect`` gives: reckoned with where the true size is not known (a bridge)."""
+"""Receive buffer after ``connect``, which is assumed if the true size is not known (a bridge)."""
 SINGLE_REPLY = 1024
-"""Bytes of buffer reckoned for the answer to one of them."""
+"""Bytes of the buffer that are assumed for the answer about a single source."""
 SUSPICIOUS_FILL = 0.7
-"""Part of the receive buffer after which the kernel may have refused messages (it does at 0.75)."""
+"""Part of the receive buffer above which the kernel may have refused messages (it does so at 0.75)."""
 REDESCRIBE_EVERY = 5
-"""Old kernels: every n-th poll asks for all descriptions again."""
+"""Old kernels: one poll in this many asks for all descriptions again."""
 
 _NO_ROOM = frozenset({DarwinErrno.ENOBUFS, DarwinErrno.ENOMEM})
 _REFUSALS: dict[int, str] = {
@@ -74,7 +74,7 @@ _REFUSALS: dict[int, str] = {
 
 
 def _discard(event: AnyEvent) -> None:
-    """Where the events of a table go that is only being filled."""
+    """Takes the events of a silent table, which is only being filled."""
 
 
 class Subscription(Client):
@@ -82,10 +82,10 @@ class Subscription(Client):
 
     Args:
         channel: Its number.
-        translator: Shared by the session.
+        translator: The session's.
         emit: Where events go.
         options: The monitor's.
-        generation: Makes flow ids of this socket unlike those of others.
+        generation: Number that makes flow ids differ from those of other sockets.
         discovery: How new flows are found.
         silent: Fill the table without events (a second socket, until it takes over).
     """
@@ -110,47 +110,47 @@ class Subscription(Client):
         self.immediate = False
         self.outbox: list[bytes] = []
         self.serial = 0
-        """Number of the poll under way, or of the last one."""
+        """Serial of the present poll, or of the last one."""
         self.wanted = 0
-        """Number of the newest poll that somebody wants."""
+        """Serial of the newest poll that is asked for."""
         self.outcome: bool | None = None
-        """A poll is over and the session should look at it: whether the kernel answered all that was asked."""
+        """Set after a poll, for the session: True if the kernel answered everything."""
         self.announcements_lost = 0.0
-        """How many were reported as lost; infinite where nobody can tell."""
+        """How many announcements were reported as lost; infinite if the number is unknown."""
         self.has_gap = False
-        """Flows may be there that were never announced; a whole list on another control socket tells."""
+        """Flows may exist that were never announced; a complete list on another control socket would tell."""
         self.needs_audit = False
-        """Whether this one missed anything, another control socket should tell soon."""
+        """Another control socket should check soon whether this one missed anything."""
         self.needs_resync = False
-        """Only another control socket can see what this one missed."""
+        """This control socket missed flows that only another one can see."""
         if silent:
             self.table.emit = _discard
         names = ("requests", "polls", "polls_incomplete", "verifications", "replies_lost", "requests_refused")
         self._people = dict.fromkeys(names, 0)
         self._context = 0
         self._queue: deque[Request] = deque()
-        """What the state is still to ask."""
+        """Requests that the state still has to send."""
         self._questions: deque[Iterator[Question]] = deque()
-        """About which single sources."""
+        """Single sources that the state still has to ask about."""
         self._in_flight: dict[int, Request] = {}
-        """What it asked, by context."""
+        """Requests without an answer, by context."""
         self._announced: deque[tuple[float, int]] = deque()
-        """When to ask who an announced source is."""
+        """Announced sources, with the time of the request for their description."""
         self._vague: deque[int] = deque()
-        """Sources whose description is to be asked for at the next occasion."""
+        """Sources whose description is to be requested at the next opportunity."""
         self._verification = Verification()
         self._unreadable = Unreadable()
         self._unheard = -1
-        """Datagrams that had come when it was said that no more do."""
+        """Number of datagrams so far when `drained` was last called."""
         self._poll_began = 0.0
         self._poll_trouble = False
         self._details = False
         """The poll asks for counters by medium."""
         self._singles_at_once = MAX_SINGLES
         self.has_small_buffer = False
-        """What the kernel reports in one round of a poll need not fit; polls then ask for counters, a third of the size."""
+        """One round of a poll may not fit; polls then ask for counters, which have a third of the size."""
         self._answered_whole = False
-        """True once the kernel answered all that a poll and its verification asked."""
+        """True after a poll and its verification that the kernel answered completely."""
 
     # --- what happens to it --------------------------------------------------
 
@@ -169,7 +169,7 @@ class Subscription(Client):
         return {**super().statistics(), **self._people}
 
     def opened(self, *, immediate: bool, receive_buffer: int | None) -> None:
-        """The channel is there."""
+        """The channel is open."""
         if self.state is not State.OPENING:
             return
         self.immediate = immediate
@@ -184,18 +184,18 @@ class Subscription(Client):
     def close(self) -> None:
         """The channel is gone, or no longer wanted."""
         if self.is_polling:
-            self.wanted = self.serial + 1  # whoever waits for that poll gets another one
+            self.wanted = self.serial + 1  # a task that waits for that poll gets another one
         self.state = TRANSITIONS[self.state][Trigger.CLOSED]
         for waiting in (self.outbox, self._queue, self._questions, self._in_flight, self._announced, self._vague):
             waiting.clear()
 
     def settle(self) -> None:
-        """A datagram said more than how known flows fare: draw the conclusions."""
+        """Draw the conclusions of a datagram that said more than how known flows grew."""
         super().settle()
         self.proceed()
 
     def drained(self) -> None:
-        """The channel is empty: on an immediate one, what is not answered never will be."""
+        """The channel is empty: on an immediate one, requests without an answer will never get one."""
         waiting = list(self._in_flight.values())
         refused = [request for request in waiting if request.backoff]
         for request in refused:
@@ -206,12 +206,12 @@ class Subscription(Client):
         self.proceed()
 
     def overloaded(self) -> None:
-        """A send was refused for lack of buffer: the answer is lost."""
+        """The kernel refused a request for lack of buffer: the answer is lost."""
         self.emit(EventsLost(self.table.time, LossCause.KERNEL_BUFFER, None, detail="the kernel could not answer"))
         self._poll_trouble = True
 
     def deadline(self) -> float | None:
-        """When time alone makes something due."""
+        """When to call `tick`; `None`: never."""
         times = [request.sent_at + REPLY_TIMEOUT for request in self._in_flight.values()]
         if self._announced and self.is_subscribed:
             times.append(self._announced[0][0])
@@ -231,14 +231,14 @@ class Subscription(Client):
         self.proceed()
 
     def want_poll(self, now: float) -> int:
-        """Poll as soon as nothing is in flight; the number of that poll."""
+        """Poll as soon as no request is under way; returns the serial of that poll."""
         self.now = now
         self.wanted = self.serial + 1
         self.proceed()
         return self.wanted
 
     def count_flows(self) -> int:
-        """How many flows there are for the user: routes and interfaces are none, nor are those of a proof."""
+        """Number of flows that the user sees: without routes, interfaces, and the flows of a proof."""
         sources = self.table.sources
         if self.options.providers & NO_FLOWS:
             known = sum(1 for source in sources.values() if source.reader.is_flow)
@@ -248,16 +248,16 @@ class Subscription(Client):
 
     @property
     def sees_all(self) -> bool:
-        """False if a flow may be there that is not in the table: there is none at all, or something cannot be read."""
+        """False if the table may lack a flow: it has no flow at all, or a source cannot be read."""
         return bool(self.table.sources) and not self._unreadable.number
 
     def take_over(self, old: Subscription) -> None:
-        """Speak for what an older socket spoke for."""
+        """Take over from an older socket."""
         self.table.continue_from(old.table)
         self.decoder.continue_statistics(old.decoder)
         for provider in self.refused:
             if provider not in old.refused:
-                self._say_refused(provider)  # until now it spoke to nobody
+                self._say_refused(provider)  # it had no events until now
         self.providers |= old.providers & (self.options.providers - self.refused.keys())
         self.serial, self.wanted = old.serial, old.wanted
         self.needs_resync = False
@@ -265,7 +265,7 @@ class Subscription(Client):
     # --- the machine -----------------------------------------------------------
 
     def proceed(self) -> None:
-        """Send what may be sent; enter the next state when this one is done."""
+        """Send the requests that may be sent; enter the next state if this one is done."""
         while self.outcome is None:
             self._send_queued()
             if self._in_flight or self._queue or self._questions:
@@ -304,7 +304,7 @@ class Subscription(Client):
                 self._send(request, renew=True)
 
     def _next_request(self) -> Request | None:
-        """What is to be asked now; questions become requests one by one, for there may be very many."""
+        """The next request; questions become requests one by one, because there may be very many."""
         if self._queue:
             return self._queue.popleft()
         while self._questions:
@@ -315,11 +315,11 @@ class Subscription(Client):
         return None
 
     def _is_open(self, request: Request) -> bool:
-        """True if a question about one source still is one."""
+        """True if a question about a single source is still open."""
         return (request.ref in self.table.sources) != (request.purpose in UNSEEN)
 
     def _send(self, request: Request, *, renew: bool = False) -> None:
-        """Send a request, for the first time or again; with `renew`, under a context of its own."""
+        """Send a request, for the first time or again; with `renew`, under a new context."""
         if renew:
             self._context += 1
             request.context = self._context
@@ -357,32 +357,32 @@ class Subscription(Client):
 
     @property
     def _asks_apart(self) -> bool:
-        """True if a poll asks for counters and descriptions apart."""
+        """True if a poll asks for counters and descriptions separately."""
         return not self.kernel.has_updates or (self.has_small_buffer and not self._details)
 
     def _is_undescribed(self, source: Source) -> bool:
-        """Where descriptions come apart from counters: True for a source whose description is wanted."""
+        """True for a source whose description is wanted, if descriptions come separately from counters."""
         every = self.decoder.observer is not None or self.serial % REDESCRIBE_EVERY == 1
         return every or source.identity is None or _is_vague(source)
 
     def _undescribed(self) -> Iterable[Source]:
-        """What the requests about all sources leave without a description, or without counters.
+        """Sources that have no description, or no counters, after the requests about all sources.
 
-        Of those that are there now: they are asked one by one, and others come meanwhile.
+        They are taken from the present sources, because requests about them take time, and new sources come meanwhile.
         """
         kernel, sources = self.kernel, list(self.table.sources.values())
-        if self._details:  # which routes and interfaces do not have
+        if self._details:  # routes and interfaces have none
             return (s for s in sources if not s.reader.is_flow)
         if not self._asks_apart:
             return ()
-        if kernel.can_describe_all:  # announced since then, or the description did not fit
+        if kernel.can_describe_all:  # it was announced since then, or the description did not fit
             serial, came = self.table.poll_serial, self.table.described
             return (s for s in sources if s.identity is None or not (came is None or s.born == serial or s.ref in came))
         return filter(self._is_undescribed, sources)
 
     def _begin_verification(self) -> None:
         verification = self._verification = Verification()
-        # A list: sources come and go while they are asked about.
+        # A list, because sources come and go while the requests are sent.
         self._ask([(source.ref, Purpose.DESCRIBE) for source in self._undescribed()])
         self._ask(verification.questions(self.table, self._unreadable))
         if self.table.terms.suppressed and (
@@ -394,7 +394,7 @@ class Subscription(Client):
         self._questions.append(iter(questions))
 
     def _newest_fit(self) -> bool:
-        """True if a poll's first batch finds room: it has the newest sources, and nothing else reports them."""
+        """True if the first batch of a poll has room: only that batch reports the newest sources."""
         return self.receive_buffer is None or self.receive_buffer * 3 // 4 >= MAX_BATCH
 
     def _report_poll(self) -> None:
@@ -418,7 +418,7 @@ class Subscription(Client):
     # --- replies -----------------------------------------------------------------
 
     def announced(self, ref: int) -> None:
-        """SRC_ADDED: ask for the description after a grace time."""
+        """SRC_ADDED: request the description after a delay."""
         if not self.table.terms.suppressed and ref not in self.table.sources:
             self._announced.append((self.now + DESCRIBE_DELAY, ref))
 
@@ -433,7 +433,7 @@ class Subscription(Client):
             return
         del self._in_flight[context]
         if request.purpose is Purpose.PROBE:
-            if ref in self.table.sources:  # not beyond what the table can hold
+            if ref in self.table.sources:  # the table may be full
                 self._ask(self._verification.probe_beyond(ref))
         elif request.purpose is not Purpose.DESCRIBE:
             self._verification.recovered += 1
@@ -455,7 +455,7 @@ class Subscription(Client):
         """ERROR."""
         request = self._in_flight.pop(context, None)
         if request is None:
-            return  # the end of a poll that a newer one displaced
+            return  # the end of a poll that a newer one replaced
         if request.purpose in SINGLE:
             self._single_refused(request, errno)
             return
@@ -463,7 +463,7 @@ class Subscription(Client):
         if request.purpose is Purpose.SUBSCRIBE:
             self._subscription_refused(request, errno)
         elif request.purpose is Purpose.POLL:
-            if self.decoder.datagrams - request.datagrams_before > 1:  # more than the refusal: it has come further
+            if self.decoder.datagrams - request.datagrams_before > 1:  # more than the refusal: the poll made progress
                 request.retries = 0
             if errno in _NO_ROOM and request.retries < MAX_RETRIES:
                 request.retries += 1
@@ -472,7 +472,7 @@ class Subscription(Client):
                 self._poll_trouble = True
 
     def _go_on(self, request: Request, *, drain: bool = False) -> None:
-        """Ask for a poll's next part, with `drain` when the channel is empty; not for ever, whatever the kernel says."""
+        """Request the next part of a poll (with `drain`, when the channel is empty), up to a time limit."""
         if self.now - self._poll_began >= POLL_TIMEOUT:
             self._poll_trouble = True
         elif drain:
@@ -489,7 +489,7 @@ class Subscription(Client):
         if not self.table.terms.suppressed and self._buffer_was_full(request):
             # The scan stops at the first announcement that does not fit, and still succeeds.
             if self.receive_buffer is None and self.kernel.can_suppress:
-                self.needs_audit = True  # over a bridge nobody knows the size: another socket can tell
+                self.needs_audit = True  # the buffer's size over a bridge is unknown: another socket can tell
             else:
                 self.report_gap(None)
 
@@ -506,7 +506,7 @@ class Subscription(Client):
         if errno == DarwinErrno.EALREADY:
             self.providers.add(provider)
         elif errno in _NO_ROOM and not self.table.terms.suppressed:
-            # The list is partial and cannot be asked for again on this socket.
+            # The list is incomplete, and cannot be requested again on this socket.
             self.providers.add(provider)
             self.report_gap(None)
         else:
@@ -521,7 +521,7 @@ class Subscription(Client):
     def _say_refused(self, provider: Provider) -> None:
         errno = self.refused[provider]
         if provider is Provider.QUIC and errno == DarwinErrno.ENOENT:
-            return  # part of the default wish, and simply younger than some kernels
+            return  # a default provider that older kernels do not have
         self.table.emit(ProviderRefused(self.table.time, provider, errno, _REFUSALS.get(errno) or error_text(errno)))
 
     def _single_refused(self, request: Request, errno: int) -> None:
@@ -529,7 +529,7 @@ class Subscription(Client):
         if errno == DarwinErrno.ENOENT:
             if source is not None:
                 self.table.remove(source, RemovalReason.GONE)
-            elif request.ref in self.table.references.missing:  # it may have said goodbye before the question came
+            elif request.ref in self.table.references.missing:  # otherwise its removal came before the answer
                 self.table.references.missing.discard(request.ref)
                 self._verification.never_seen += 1
         elif errno in _NO_ROOM:
@@ -538,7 +538,7 @@ class Subscription(Client):
             self._queue.append(single_request(self.kernel, request.purpose, request.ref))
         elif errno == DarwinErrno.EINVAL and source is not None and self._asks_apart and not source.reader.userland:
             self._let_go(request.ref)
-        else:  # the source is there, and has nothing to report or cannot be read
+        else:  # the source exists, and has nothing to report, or cannot be read
             self._unreadable.note(request.ref)
             if request.purpose is Purpose.PROBE and self._unreadable.number < MAX_VERIFICATIONS:
                 self._ask(self._verification.probe_beyond(request.ref))
@@ -546,12 +546,12 @@ class Subscription(Client):
                 self._single_unanswered()
 
     def _let_go(self, ref: int) -> None:
-        """A kernel socket without a description is dead; as long as all counters are asked for, the kernel does not look itself."""
+        """Remove a kernel socket without a description: it is dead, but the kernel does not notice while polls ask for counters."""
         self._context += 1
         self.outbox.append(RemoveSource(context=self._context, srcref=ref).encode(self.kernel.layout))
 
     def _single_unanswered(self) -> None:
-        """The kernel could not answer now: this says nothing about the source."""
+        """The kernel could not answer now, which tells nothing about the source."""
         if self.state is State.VERIFYING:
             self._verification.unanswered += 1
 
@@ -574,9 +574,9 @@ class Subscription(Client):
         if request.purpose in SINGLE:
             self._single_unanswered()
         elif request.purpose is Purpose.SYSTEM_INFO:
-            pass  # it has no answer when it is granted
+            pass  # a granted request has no answer
         elif not request.message.flags:
-            pass  # unpaced: whatever it left out is asked for by itself
+            pass  # not paced: sources that it omitted are verified
         elif request.retries < MAX_RETRIES:
             request.retries += 1
             self._send(request, renew=True)
@@ -584,13 +584,13 @@ class Subscription(Client):
             self._poll_trouble = True
 
     def report_gap(self, count: int | None, detail: str | None = None) -> None:
-        """Announcements were lost for good: only another control socket sees the rest."""
+        """Announcements were lost for good: only another control socket can see those sources."""
         super().report_gap(count, detail)
         self.announcements_lost += inf if count is None else count
         self.needs_resync = self.has_gap = True
 
 
 def _is_vague(source: Source) -> bool:
-    """True for a source whose description was taken before it had a peer."""
+    """True for a source whose description is from before it had a peer."""
     flow = source.flow
     return flow is not None and flow.provider is Provider.TCP and flow.remote is None and flow.direction is None

@@ -21,7 +21,7 @@ The layouts are numbered by the releases that changed a byte:
 12  xnu-12377                  26
 ==  =========================  ==============
 
-All layouts are what a compiler said of the public headers of all 85 tags, and of
+A compiler computed all layouts from the public headers of all 85 tags, and of
 xnu-12377.121.6. Up to layout 6 structures are packed to 4 bytes, from 7 on naturally aligned.
 Padding and reserved bytes have no rows.
 """

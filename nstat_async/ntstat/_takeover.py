@@ -1,15 +1,15 @@
-"""A second control socket: what it sees, compared with what the first one does, and when it takes over.
+"""A second control socket: compares what it sees with the first one, and takes over.
 
-Two sources are the same kernel socket if the kernel says the same of them: provider,
+Two sources are the same kernel socket if the kernel says the same about them: provider,
 creation time, owner, addresses. A socket may have been bound, connected or handed over
-in between, so weaker signs are tried for what stronger ones left, and only where they
-are not ambiguous. Before xnu-4570 no creation time tells sockets of the same owner and
-addresses apart: their counters do, which never fall. Counters are the kernel socket's,
-not the subscription's, so totals go on unbroken.
+in between. So weaker signs are used for the sources that stronger ones did not match, if they
+are not ambiguous. Before xnu-4570 there is no creation time to tell sockets of the same owner
+and addresses apart; their counters do, because these never fall. Counters belong to the kernel
+socket, not to the subscription, so totals continue.
 
-Both sockets go on hearing of ends while they are compared, each in its own time. What left
-either table meanwhile is therefore compared, too: a flow that one of them has heard the end
-of is ended once, with its final counts, whoever heard it first.
+Ends reach each control socket at its own time while they are compared. So sources that left
+a table meanwhile are compared too: a flow ends once, with its final counts, whichever socket
+heard of the end first.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from ._subscription import Subscription
 
 
 class Stage(enum.Enum):
-    """How far a second socket has come."""
+    """What a second control socket does."""
 
     LISTING = "listing"
     """It subscribes, and polls for the first time."""
     WAITING = "waiting"
-    """It waits for a poll of the first socket: what that one got before is then read."""
+    """It waits for a poll of the first socket, after which everything that one got earlier is read."""
     REPEATING = "repeating"
-    """It polls again, to know all that the first socket knows, and takes over then."""
+    """It polls again, so that it knows everything that the first socket knows, and then takes over."""
 
 
 @attrs.define(eq=False)
 class SecondSocket:
-    """A control socket beside the one that speaks for the session.
+    """A second control socket of the session.
 
-    An *audit* only looks whether the first one misses anything: it takes over when that is so, and is closed else.
+    An *audit* checks whether the first one misses anything: if so, it takes over; otherwise it is closed.
     """
 
     subscription: Subscription
     audit: bool
     stage: Stage = Stage.LISTING
     barrier: int = 0
-    """Serial of the first socket's poll that is waited for."""
+    """Serial of the first socket's poll that it waits for."""
     top: int = 0
-    """Highest reference that it had when that poll began: what is behind it may be younger than that poll."""
+    """Its highest reference when that poll began: sources above it may be younger than the poll."""
     poll_at: float | None = None
-    """When to poll again, after one that the kernel could not answer."""
+    """When to poll again, after a poll that the kernel could not answer."""
 
 
 @attrs.frozen
@@ -64,33 +64,33 @@ class Comparison:
     """The flows of two control sockets."""
 
     both: list[tuple[Source, Source]]
-    """(old, new): open for both."""
+    """(old, new): flows that are open for both."""
     ended: list[tuple[Source, Source, RemovalReason]]
-    """The same, and the new socket has heard its end already, in which case `new` has the final counts."""
+    """(old, new, reason): flows whose end the new socket has heard of; `new` has the final counts."""
     outlived: list[Source]
-    """Of the new socket: the old one has heard its end already."""
+    """Sources of the new socket whose end the old one has heard of."""
     fresh: list[Source]
-    """Only the new socket knows it."""
+    """Sources that only the new socket knows."""
     passed: list[tuple[Source, RemovalReason]]
-    """Only the new socket knew it, and it has ended."""
+    """Sources that only the new socket knew, and that have ended."""
     vanished: list[Source]
-    """Only the old socket knows it."""
+    """Sources that only the old socket knows."""
 
     def missed_up_to(self, top: int) -> int:
-        """Flows that the old socket never got to know, among those with references up to this one."""
+        """Number of flows with references up to this one that the old socket never knew."""
         missed = [*self.fresh, *(source for source, _ in self.passed)]
         known = [*self.both, *((old, new) for old, new, _ in self.ended)]
         missed.extend(new for old, new in known if old.seen == AWAITED)
         return sum(1 for source in missed if source.ref <= top and source.reported)
 
     def is_cut_short(self, serial: int) -> bool:
-        """True if the new socket lacks an open flow of which the old one heard in this poll of its table."""
+        """True if the new socket lacks an open flow that this poll of the old one reported."""
         states = [s.flow.state for s in self.vanished if s.seen == serial and s.flow is not None]
         return any(state is not TcpState.TIME_WAIT for state in states)
 
 
 def compare(old: SourceTable, new: SourceTable) -> Comparison:
-    """What two control sockets know of each other's flows."""
+    """Compare the flows of two control sockets."""
     ended, gone = dict(old.departed or ()), dict(new.departed or ())
     pairs, fresh, left = pair(
         [*old.sources.values(), *old.awaited.values(), *ended], [*new.sources.values(), *gone], {*ended, *gone}
@@ -108,15 +108,15 @@ def compare(old: SourceTable, new: SourceTable) -> Comparison:
 def pair(
     old: Iterable[Source], new: Iterable[Source], gone: Collection[Source] = ()
 ) -> tuple[list[tuple[Source, Source]], list[Source], list[Source]]:
-    """Which sources of two control sockets are the same kernel socket.
+    """Find the sources of two control sockets that are the same kernel socket.
 
     Args:
-        old: Of the first.
-        new: Of the second.
-        gone: Those of both that have ended: where several look alike, what is open is what is open.
+        old: Sources of the first one.
+        new: Sources of the second one.
+        gone: The sources of both that have ended: of several that look alike, open ones are paired with open ones.
 
     Returns:
-        The pairs (old, new), what only the new socket knows, what only the old one did.
+        The pairs (old, new), the sources that only the new socket has, and those that only the old one has.
     """
     pairs: list[tuple[Source, Source]] = []
     left = [s for s in old if s.reported and s.flow is not None and s.reader.is_flow]
@@ -145,14 +145,14 @@ def pair(
 def _partner(
     partners: list[Source], source: Source, gone: Collection[Source], *, rivals: int, ambiguous: bool
 ) -> Source | None:
-    """Which of those that have a sign in common with a source it is; `rivals` sources of its own socket have it, too."""
+    """The partner of a source among those with the same sign; `rivals` other sources of its own socket have that sign too."""
     if len(partners) == rivals == 1 and not _contradict(partners[0], source):
         return partners[0]
     return _nearest(partners, source, gone) if ambiguous else None
 
 
 def _contradict(one: Source, other: Source) -> bool:
-    """True if these are two sockets: a local port stays, and so does the peer of TCP."""
+    """True if two sources cannot be the same socket: a local port does not change, nor does the peer of TCP."""
     a, b = one.flow, other.flow
     assert a is not None
     assert b is not None
@@ -162,19 +162,19 @@ def _contradict(one: Source, other: Source) -> bool:
 
 
 def _traffic(source: Source) -> tuple[int, ...]:
-    """Packets and bytes; more of them come first."""
+    """Packets and bytes, to compare the traffic of sources."""
     return (0, 0, 0, 0) if source.raw is None else tuple(source.reader.unpack(source.raw)[:4])
 
 
 def _nearest(partners: list[Source], source: Source, gone: Collection[Source]) -> Source | None:
-    """Of several that look alike, the one with the highest counters that this one can have come from."""
+    """Of several partners that look alike, the one with the highest counters that do not exceed the source's."""
     now = _traffic(source)
     before = [p for p in partners if all(a <= b for a, b in zip(_traffic(p), now, strict=True))]
     return max(before, key=lambda partner: ((partner in gone) is (source in gone), _traffic(partner)), default=None)
 
 
 def _kind(source: Source) -> tuple[Any, ...]:
-    """What it is: by its description, for xnu-3789 announces late user-land UDP under another number than a list does."""
+    """The kind of a source by its description, because xnu-3789 announces late user-land UDP under another number."""
     return source.reader.provider, source.reader.userland
 
 
@@ -187,12 +187,12 @@ def _every_sign(source: Source) -> tuple[Any, ...] | None:
 
 
 def _creation(source: Source) -> tuple[Any, ...] | None:
-    """The moment of its creation, to the tick: it may have been bound, connected or handed over since."""
+    """The creation time to the tick: the socket may have been bound, connected or handed over since."""
     return None if source.start_ticks is None else (*_kind(source), source.start_ticks)
 
 
 def _local_port(source: Source) -> tuple[Any, ...] | None:
-    """Its owner's local port: it may have been connected since."""
+    """The owner and the local port: the socket may have been connected since."""
     flow = source.flow
     if flow is None or flow.local is None or flow.process is None:
         return None
@@ -200,7 +200,7 @@ def _local_port(source: Source) -> tuple[Any, ...] | None:
 
 
 def _addresses(source: Source) -> tuple[Any, ...] | None:
-    """Both ends of a connection, whoever has it now."""
+    """Both ends of a connection: another process may have it now."""
     flow = source.flow
     if flow is None or flow.remote is None:
         return None
@@ -208,17 +208,17 @@ def _addresses(source: Source) -> tuple[Any, ...] | None:
 
 
 _SIGNS = ((_every_sign, True), (_creation, False), (_local_port, False), (_addresses, False))
-"""What says that two sources are one kernel socket, the strongest first, and whether counters choose where several look alike."""
+"""Signs that two sources are one kernel socket, the strongest first; True if counters decide between several that look alike."""
 
 
 def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awaited: Iterable[Source] = ()) -> None:
-    """Report on the new control socket what differs from what was reported of the old one.
+    """Continue the flows of the old control socket on the new one, and report what differs.
 
     Args:
-        old: Of the old one.
-        table: Of the new one.
-        found: What they know of each other's flows.
-        awaited: Those that only the old one knew, and that may be alive.
+        old: Table of the old one.
+        table: Table of the new one.
+        found: The comparison of both.
+        awaited: Flows that only the old one knew, and that may be alive.
     """
     alike: dict[tuple[Any, ...] | None, list[Source]] = {}
     for source in awaited:
@@ -248,7 +248,7 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awai
 
 
 def _recognise(table: SourceTable, alike: dict[tuple[Any, ...] | None, list[Source]], source: Source) -> bool:
-    """Whether a source is a flow that was awaited, among those with a sign in common; then it carries that one on."""
+    """Continue an awaited flow by a new source, if one has a sign in common with it; True if so."""
     if source.identity is None:
         return False
     for sign, ambiguous in _SIGNS:
@@ -265,7 +265,7 @@ def _recognise(table: SourceTable, alike: dict[tuple[Any, ...] | None, list[Sour
 
 
 def _carry_on(old: Source, new: Source) -> bool:
-    """Make a source of the new socket carry on a flow of the old one; True if it looks different now."""
+    """Make a source of the new socket continue a flow of the old one; True if the flow changed."""
     new.id, new.preexisting, new.announced_ns = old.id, old.preexisting, old.announced_ns
     new.measured = old.measured
     flow, before = new.flow, old.flow
@@ -275,7 +275,7 @@ def _carry_on(old: Source, new: Source) -> bool:
         flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=flow.direction or before.direction
     )
     new.flow = before if merged == before else merged
-    if new.raw is None:  # the new socket got no counters yet: the flow has those that were reported
+    if new.raw is None:  # the new socket has no counters yet: the flow keeps those that were reported
         new.raw, new.corrected = old.raw, old.corrected
         return new.flow is not before
     if old.raw is None:

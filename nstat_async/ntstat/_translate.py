@@ -1,13 +1,13 @@
-"""Wire values to true values: units, addresses, owners, directions.
+"""Translates values on the wire: times, addresses, owners, interfaces.
 
-What misleads on the wire, and what is made of it:
+Values on the wire may mislead:
 
 - Times are ticks of the Mach *continuous* clock; the timebase (125/3 ns a tick on
-  Apple silicon) makes nanoseconds of them. The age (report minus start) needs no clock.
+  Apple silicon) converts them to nanoseconds. The age (report minus start) needs no clock.
 - Addresses are Darwin ``sockaddr``: the family byte decides (2, 30), never the
-  length byte; a scope embedded in a link-local address moves to `Endpoint.scope_id`;
-  IPv4-mapped addresses become IPv4; an all-zero peer is no peer.
-- The interface's properties tell its kind, and since xnu-10002 who began a TCP flow.
+  length byte. A scope inside a link-local address becomes `Endpoint.scope_id`, an
+  IPv4-mapped address becomes IPv4, and an all-zero peer becomes `None`.
+- The interface's properties tell its kind, and since xnu-10002 the direction of a TCP flow.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _make_end: Callable[[bytes, int, Union[int, None]], Endpoint] = maker_of(Endpoin
 
 
 def decode_text(raw: bytes) -> str | None:
-    """A NUL-terminated string; `None` when empty. Names may be cut inside a character."""
+    """A NUL-terminated string; `None` if it is empty. Names may be cut inside a character."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace") or None
 
 
 def decode_uuid(raw: bytes | None) -> UUID | None:
-    """A UUID; `None` when absent or zero."""
+    """A UUID; `None` if it is absent or zero."""
     return UUID(bytes=raw) if raw is not None and raw != _ZERO_UUID else None
 
 
 def decode_endpoint(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpoint | None:
-    """An address slot of 28 bytes; `None` for a family that is no IP address. Of the address `keep` makes what is kept."""
+    """The endpoint in an address slot of 28 bytes; `None` if it is not IP. `keep` is applied to the address."""
     family = raw[1]
     port = raw[2] << 8 | raw[3]
     if family == DARWIN_AF_INET:
@@ -61,7 +61,7 @@ def decode_endpoint(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpo
 
 
 def decode_peer(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpoint | None:
-    """An address slot where all zero means "none"."""
+    """The endpoint in an address slot, where all zeros mean that there is none."""
     endpoint = decode_endpoint(raw, keep)
     if endpoint is None or (endpoint.port == 0 and endpoint.is_unspecified):
         return None
@@ -82,7 +82,7 @@ _KIND_MASKS = tuple((int(mask), kind) for mask, kind in _KINDS)
 
 
 def interface_kind(properties: int | None) -> InterfaceKind | None:
-    """The kind that the property bits name (``nstat_ifnet_to_flags``); `None` when they name none."""
+    """The kind in the property bits (``nstat_ifnet_to_flags``); `None` if they have none."""
     if properties is not None:
         for mask, kind in _KIND_MASKS:
             if properties & mask:
@@ -91,11 +91,11 @@ def interface_kind(properties: int | None) -> InterfaceKind | None:
 
 
 def _true_kind(name: str | None, properties: int | None, loopback: bool | None) -> InterfaceKind | None:
-    """The kind, where the bits say too much or too little.
+    """The kind of an interface, also if the bits are wrong.
 
-    Since macOS 26 a UDP socket keeps the bits of interfaces that it had before it was disconnected; one end of a
-    loopback connection may lack the bit; and a tunnel's flow may have no bits but those of what carries the tunnel.
-    The address and the interface's name are not wrong.
+    Since macOS 26 a UDP socket keeps the bits of earlier interfaces after it was disconnected. One end of a
+    loopback connection may lack its bit. A tunnel's flow may have only the bits of the interface under the tunnel.
+    The addresses and the interface's name are reliable.
     """
     kind = interface_kind(properties)
     if kind is None or properties is None:
@@ -118,23 +118,23 @@ _NO_PERSONA = 0xFFFFFFFF
 
 @attrs.define(eq=False)
 class Translator:
-    """What all readers of one session share: kernel, timebase, interface names."""
+    """What all readers of a session share: kernel, timebase, interface names."""
 
     kernel: Kernel
     timebase: tuple[int, int] = (1, 1)
     """Nanoseconds a tick, as numerator and denominator."""
     interfaces: dict[int, str] = attrs.field(factory=dict)
-    """Interface names by index, where they are known."""
+    """The known interface names by index."""
     asks_paths: bool = False
-    """True if the paths of executables can be asked for: then `unasked` collects pids."""
+    """True if paths of executables can be looked up: then `unasked` collects pids."""
     unasked: dict[int, None] = attrs.field(factory=dict, init=False)
-    """Pids of new processes whose executables nobody asked for yet."""
+    """Pids of new processes whose executables are still to be looked up."""
     _processes: dict[tuple[Any, ...], Process] = attrs.field(factory=dict, init=False)
     _interfaces: dict[tuple[Any, ...], Interface] = attrs.field(factory=dict, init=False)
     _packed: dict[bytes, bytes] = attrs.field(factory=dict, init=False)
 
     def shared(self, packed: bytes) -> bytes:
-        """The same address, shared with other flows: they have the few local ones in common."""
+        """An equal address that flows share: they have few local addresses."""
         known = self._packed.get(packed)
         if known is None:
             if len(self._packed) >= _CACHED:
@@ -156,8 +156,8 @@ class Translator:
             name = decode_text(raw_name) if raw_name else None
             if pid is None or (pid == 0 and not upid and name is None):
                 return None
-            # Without a pid the second UUID is no effective process' (``nstat_tcp_copy_descriptor``: ``so_ruuid``); where
-            # a number is not known and the other is 0, nobody knows whose it is.
+            # Without a pid the second UUID is not the effective process' (``nstat_tcp_copy_descriptor``: ``so_ruuid``).
+            # If one number is unknown and the other one 0, it is not known whose UUID it is.
             second = decode_uuid(euuid)
             responsible = second if pid and epid == eupid == 0 else None
             effective = second if not pid or epid or eupid else None
@@ -176,11 +176,11 @@ class Translator:
     def merge_paths(self, found: PathsFound) -> dict[Process, Process]:
         """Give processes the paths of their executables.
 
-        A flow may be reported after its owner is gone and the pid was given away: a path is
-        believed only if its last part begins with the process' name, which may be cut.
+        A flow may be reported after its owner ended and another process got the pid. So a path is
+        used only if its last part begins with the process' name, which may be cut.
 
         Returns:
-            The processes as they were to what they are now, those that changed.
+            The processes that changed: old value to new value.
         """
         paths = dict(zip(found.pids, found.paths, strict=False))
         changed: dict[Process, Process] = {}
@@ -191,12 +191,12 @@ class Translator:
         return changed
 
     def interface(self, index: int | None, properties: int | None, *, loopback: bool | None = None) -> Interface | None:
-        """The interface; `None` when no packet was sent yet.
+        """The interface; `None` if no packet was sent yet.
 
         Args:
-            index: Its number.
-            properties: The kernel's bits for it.
-            loopback: What the addresses say; `None`: nothing.
+            index: Its index.
+            properties: The kernel's property bits.
+            loopback: Whether the addresses are loopback; `None`: they do not tell.
         """
         if not index:
             if interface_kind(properties) is None:
@@ -214,7 +214,7 @@ class Translator:
 
 
 def decode_sysinfo(fields: dict[str, Any]) -> int | float | str | None:
-    """The value of a ``nstat_sysinfo_keyval``; `None` for a kind that is unknown."""
+    """The value of a ``nstat_sysinfo_keyval``; `None` for an unknown kind."""
     flags = fields["nstat_sysinfo_flags"]
     if flags & SysinfoFlag.STRING:
         raw = fields.get("u.nstat_sysinfo_string")

@@ -1,8 +1,7 @@
-"""After a poll: what should have come and did not.
+"""After a poll: checks the sources that should have been reported and were not.
 
-Each source that should have been in the poll's answer and was not is asked for by itself.
-Data means that a batch was lost (the kernel drops one that does not fit and still says
-SUCCESS), ENOENT that the source's removal was.
+There is a request for each of them. If it is answered with data, a batch was lost (the kernel drops
+a batch that does not fit, and still says SUCCESS); if with ENOENT, the source's removal was lost.
 """
 
 from __future__ import annotations
@@ -17,94 +16,94 @@ from ._requests import Purpose
 from ._sources import SourceTable
 
 MAX_WAIT = 64
-"""Polls after which a source that cannot be read is asked for again at the latest: its end may have gone unheard."""
+"""Most polls between two requests for a source that cannot be read: its removal may have been lost."""
 
 MAX_VERIFICATIONS = 65_536
-"""Sources asked for by themselves after one poll; the rest waits for the next."""
+"""Most sources that are verified after one poll; the others wait for the next one."""
 PROBED_AHEAD = 4
-"""References above the highest that the poll reported, asked for by themselves."""
+"""Number of references above the highest reported one that are probed."""
 
 Question = tuple[int, Purpose]
-"""(reference, why it is asked for)"""
+"""(reference, purpose of the request)"""
 
 
 class Unreadable:
-    """Sources that are there and cannot be read (``EIO``): a poll has them as soon as they can, so that they are seldom asked for."""
+    """Sources that exist and cannot be read (``EIO``). They are rarely requested, because polls report them as soon as they can."""
 
     def __init__(self) -> None:
         self._waits: dict[int, list[int]] = {}
-        """Reference to polls that are let pass between two questions, and those still to pass."""
+        """By reference, the number of polls between two requests, and how many of these are still to pass."""
 
     def note(self, ref: int) -> None:
-        """The kernel answered that it cannot read this source."""
+        """Note that the kernel cannot read this source."""
         longest = self._waits.get(ref, [0])[0]
         longest = min(MAX_WAIT, longest * 2 or 1)
         self._waits[ref] = [longest, longest]
 
     @property
     def number(self) -> int:
-        """How many there are."""
+        """Number of these sources."""
         return len(self._waits)
 
     def pass_poll(self, table: SourceTable) -> None:
-        """Another poll is over; what it reported, or what is gone, is forgotten."""
+        """Another poll is over: forget the sources that it reported, and those that are gone."""
         self._waits = {ref: wait for ref, wait in self._waits.items() if table.left_out(ref)}
         for wait in self._waits.values():
             wait[1] -= 1
 
     @property
     def resting(self) -> int:
-        """How many are not to be asked for now."""
+        """Number of sources that are not due for a request now."""
         return sum(1 for _, left in self._waits.values() if left >= 0)
 
     def is_due(self, ref: int) -> bool:
-        """False for a source that is not to be asked for now."""
+        """False for a source that is not due for a request now."""
         wait = self._waits.get(ref)
         return wait is None or wait[1] < 0
 
 
 @attrs.define(eq=False)
 class Verification:
-    """One poll's: what is to be asked, and what came out of it."""
+    """The verification of one poll: its requests and results."""
 
     recovered: int = 0
-    """Sources that were there after all."""
+    """Number of sources that exist after all."""
     never_seen: int = 0
-    """Sources that came and went between two polls."""
+    """Number of sources that came and went between two polls."""
     is_needed: bool = False
-    """The poll left out what it should have had."""
+    """The poll omitted sources."""
     unanswered: int = 0
-    """Sources that the kernel could not answer for now, or was not asked about: the poll is incomplete."""
+    """Number of sources without an answer, because the kernel had none now, or was not asked: the poll is incomplete."""
     probed: int = 0
-    """Highest reference that was probed."""
+    """The highest probed reference."""
     last_reference: int = 0
-    """Highest reference that there can be."""
+    """The highest possible reference."""
 
     def questions(self, table: SourceTable, unreadable: Unreadable) -> Iterator[Question]:
-        """What to ask for, the most urgent first: what was never seen, then what the poll left out of the known."""
+        """The sources to ask about, the most urgent first: those that were never seen, then known ones that the poll omitted."""
         unreadable.pass_poll(table)
         unseen = table.references.missing if table.terms.suppressed else ()
         absent = table.absent()
         surplus = len(unseen) + len(absent) - MAX_VERIFICATIONS
         if surplus > 0:
             self.unanswered += surplus
-            absent.sort(key=operator.attrgetter("seen"))  # what was not heard of for longest
+            absent.sort(key=operator.attrgetter("seen"))  # the longest without a report first
         self.is_needed = len(unseen) + len(absent) > unreadable.resting
         wanted = chain(((ref, Purpose.DISCOVER) for ref in unseen), ((s.ref, Purpose.VERIFY) for s in absent))
         return (each for each in islice(wanted, MAX_VERIFICATIONS) if unreadable.is_due(each[0]))
 
     def begin_probing(self, table: SourceTable) -> Iterator[Question]:
-        """Ask for references above all that was heard of.
+        """Ask about references above all known ones.
 
-        A poll begins with the newest sources. If that batch was lost, no number above the
-        others says so: only asking does.
+        A poll begins with the newest sources. If that batch is lost, no higher number shows
+        the loss: only requests do.
         """
         self.probed = max(table.references.top, table.references.highest or 0)
         self.last_reference = table.kernel.layout.all_sources - 1
         return self.probe_beyond(self.probed)
 
     def probe_beyond(self, ref: int) -> Iterator[Question]:
-        """Ask for the references behind a source that were not asked for yet: goes on as long as sources are found."""
+        """Ask about the next references after a source that was found, and so on as long as sources are found."""
         first, last = self.probed + 1, min(ref + PROBED_AHEAD, self.last_reference)
         self.probed = max(self.probed, last)
         return ((probed, Purpose.PROBE) for probed in range(first, last + 1))
