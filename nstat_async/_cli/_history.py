@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from .._errors import UsageError
 from .._escape import dump, escape
 from ..aggregate import History, HistoryError, Usage, keep_history
 from ._cells import bytes_text, clock_text
-from ._output import Output, complain
+from ._output import Output, can_draw, complain
 from ._parser import did_you_mean
+from ._progress import Progress
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, monitor_options
 from ._table import render
@@ -45,13 +47,21 @@ def _record(arguments: argparse.Namespace) -> int:
                 await keep_history(monitor, arguments.file, **settings)
         return 0
 
-    status = run_until_stopped(work, duration=arguments.duration)
-    files = (Path(arguments.file), Path(f"{arguments.file}-wal"))  # the second one while somebody else has it open
-    size = sum(each.stat().st_size for each in files if each.exists())
+    def progress_text() -> str:
+        return f"{arguments.file}: {bytes_text(_size(arguments.file))}  (Ctrl-C ends it)"
+
+    progress = Progress(progress_text) if can_draw(sys.stderr) else None
+    status = run_until_stopped(work, duration=arguments.duration, progress=progress)
+    size = _size(arguments.file)
     complain(
         f"{arguments.file}: {bytes_text(size) if size else 'nothing was written: it ended before anything was seen'}"
     )
     return status
+
+
+def _size(path: str) -> int:
+    files = (Path(path), Path(f"{path}-wal"))  # the second one while somebody has it open
+    return sum(each.stat().st_size for each in files if each.exists())
 
 
 def _answer(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from time import time
 from typing import Literal
 
@@ -14,10 +15,12 @@ from .. import Monitor
 from .._checks import LONGEST_SECONDS
 from .._errors import StreamEndedError, UsageError
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
+from ._cells import bytes_text
 from ._formats import row_form
 from ._limits import Limits
 from ._names import NameResolver
-from ._output import Output, complain
+from ._output import Output, can_draw, complain
+from ._progress import Progress
 from ._run import Scope, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
@@ -43,6 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     table = TrafficTable(view.group_by, include_history=arguments.include_history or recorded)
     every: float | None = arguments.every
     limits = Limits(recorded=recorded)
+    counting = False
+
+    def progress_text() -> str:
+        if not counting:
+            return ""
+        total = table.total()
+        amounts = f"rx {bytes_text(total.rx_bytes)}  tx {bytes_text(total.tx_bytes)}"
+        return f"{total.flows} flows  {amounts}  (Ctrl-C prints the table)"
+
+    # Without it a terminal shows nothing until somebody ends it, as if it did nothing.
+    progress = Progress(progress_text, every=1.0) if every is None and can_draw(sys.stderr) else None
 
     def lines(monitor: Monitor) -> list[str]:
         limits.say(monitor)
@@ -54,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return [*found, ""] if every is not None and arguments.format == "text" else found
 
     async def work(scope: Scope) -> int:
+        nonlocal counting
         # A recording has its own time; on a running machine rates go by a clock that nobody sets.
         look: Literal["events", "wall"] = "events" if recorded else "wall"
         async with (
@@ -64,9 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
                 if not recorded:
                     await _begun(monitor)
                     limits.say(monitor)
+                counting = True
                 async for _ in looks:
                     if every is not None:
                         await output.send(lines(monitor))
+            counting = False
+            if progress is not None:
+                progress.clear()
             if scope.was_cancelled:  # stopped while flows live: ask how far they are
                 with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL) as last:
                     await monitor.poll_now()
@@ -80,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             await output.send(lines(monitor))
         return 0
 
-    return run_until_stopped(work, duration=arguments.duration, output=output)
+    return run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
 
 
 async def _begun(monitor: Monitor) -> None:

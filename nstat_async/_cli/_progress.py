@@ -18,13 +18,16 @@ class Progress:
     """What to say, and since when."""
 
     describe: Callable[[], str]
+    """What is said; where that is nothing, there is no line."""
     every: float = 0.5
     """Seconds between two looks."""
     started: float = attrs.field(factory=monotonic)
 
     def show(self) -> None:
         """Write the line over the last one."""
-        say(f"{_ERASE}{monotonic() - self.started:.0f} s  {self.describe()}")
+        text = self.describe()
+        if text:
+            say(f"{_ERASE}{monotonic() - self.started:.0f} s  {text}")
 
     def clear(self) -> None:
         """Take the line away."""

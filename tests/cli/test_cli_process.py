@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -282,6 +283,39 @@ def test_a_terminal_gets_colour(recording):
     os.close(near)
     assert process.wait(120) == 0
     assert b"\x1b[32m" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "ends"),
+    [
+        (
+            ["processes"],
+            rb"\r\x1b\[K\d+ s  \d+ flows  rx [^ ]+ [kM]?B  tx [^ ]+ [kM]?B  \(Ctrl-C prints the table\)",
+            rb" *PID  PROCESS",
+        ),
+        (
+            ["history", "h.db", "--record"],
+            rb"\r\x1b\[K\d+ s  h\.db: [^ ]+ [kM]?B  \(Ctrl-C ends it\)",
+            rb"nstat-async: h\.db: ",
+        ),
+    ],
+)
+def test_a_terminal_is_told_that_a_command_without_output_counts(words, says, ends, tmp_path):
+    near, far = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    command = [*_command(*words), "--backend", "emulated"]
+    process = subprocess.Popen(command, stdout=far, stderr=far, cwd=tmp_path, env=environment)
+    os.close(far)
+    said = b""
+    while not re.search(says, said):
+        said += os.read(near, 65536)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # Linux: the other side is closed
+        while data := os.read(near, 65536):
+            said += data
+    os.close(near)
+    assert process.wait(120) == 0
+    assert re.search(rb"\r\x1b\[K" + ends, said), "the line is taken away first"
 
 
 @pytest.mark.parametrize(
