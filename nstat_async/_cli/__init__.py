@@ -1,8 +1,8 @@
 """The command line: ``nstat-async``, or ``python -m nstat_async``.
 
-Results go to standard output, everything else to standard error, one line and no
-traceback: commands let every error out, and `main` says it. Exit status: 0 done (also when stopped, and when nobody reads any more), 1
-the work failed, 2 usage.
+Results go to standard output. Everything else goes to standard error, as one line without a
+traceback: commands raise their errors, and `main` prints them. Exit status: 0 done (also if
+stopped, and if nobody reads any more), 1 the work failed, 2 usage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Terminated(BaseException):
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What ends a command: the signals of this system that the caller does not ignore on purpose, as nohup does."""
+    """The signals that end a command, without those that the caller ignores on purpose, as nohup does."""
     known = [signal.Signals[name] for name in _ENDING if hasattr(signal, name)]
     return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
 
@@ -61,7 +61,7 @@ def _main(argv: Sequence[str] | None) -> int:
                 status: int = command.run(arguments)
             except UsageError as error:
                 arguments.parser.misused(str(error))
-        except SystemExit as end:  # help was printed, or why not
+        except SystemExit as end:  # help or a usage error was printed
             status = end.code if isinstance(end.code, int) else _USAGE
         _flush()
     except BrokenPipeError:
@@ -74,14 +74,14 @@ def _main(argv: Sequence[str] | None) -> int:
         return _leave(_FAILED)
     except OSError as error:
         what = str(error.strerror or error)
-        if error.errno == errno.EMFILE:  # which file was the next one is of no interest
+        if error.errno == errno.EMFILE:  # the name of the file does not matter
             what += f"; {MORE_FILES}"
         elif error.filename is not None:
             what = f"{error.filename}: {what}"
         complain(f"error: {what}")
         return _leave(_FAILED)
     except Exception as error:
-        if sys.flags.dev_mode:  # python -X dev: whoever looks for the bug wants to see it
+        if sys.flags.dev_mode:  # python -X dev: show the traceback
             raise
         complain(f"internal error: {type(error).__name__}: {error} (python -X dev -m nstat_async … shows where)")
         return _leave(_FAILED)
@@ -90,7 +90,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 @contextmanager
 def _signals_taken() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does; afterwards they mean again what they meant to the caller."""
+    """Let SIGTERM and SIGHUP end the command like Ctrl-C; afterwards the caller's handlers are back."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise _Terminated
@@ -114,7 +114,7 @@ def _flush() -> None:
 
 
 def _leave(status: int) -> int:
-    """Leave without a second complaint at exit when standard output is gone."""
+    """Exit without a second error message if standard output is gone."""
     from ._output import abandon  # noqa: PLC0415
 
     try:

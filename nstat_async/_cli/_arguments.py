@@ -1,6 +1,6 @@
 """The command line's grammar: one parser, one subparser per command.
 
-Only `argparse` and the library's own words are imported here, so ``--help`` and a
+Only `argparse` and a few of the library's own names are imported here, so ``--help`` and a
 usage error are quick and need no extra.
 """
 
@@ -30,7 +30,7 @@ _COLUMNS = 78
 _LAST_PORT = 65_535
 _LAST_PID = 2**31 - 1
 _EPOCH = 1e8
-"""Numbers from here on are seconds since the epoch."""
+"""Numbers from this one on are seconds since the epoch."""
 _SPANS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 SHELLS = ("bash", "zsh", "fish")
 SORT_KEYS = ("rate", "traffic", "rx", "tx", "flows", "name", "pid", "user", "unit", "rx-rate", "tx-rate")
@@ -117,7 +117,7 @@ def _backend(text: str) -> str:
 
 
 def _lazily(module: str, name: str) -> Callable[[str], Any]:
-    """What the library makes of a text; imported when there is one, which is not for ``--help``."""
+    """A function of the library that converts a text; it is imported on first use, so not for ``--help``."""
 
     def convert(text: str) -> Any:
         return _given(attrgetter(name)(importlib.import_module(module, __package__)), text)
@@ -126,7 +126,7 @@ def _lazily(module: str, name: str) -> Callable[[str], Any]:
 
 
 def _given(make: Callable[[str], Any], text: str) -> Any:
-    """What the library makes of a text, or its complaint in the words of `argparse`."""
+    """Convert a text by a function of the library; its errors become those of `argparse`."""
     try:
         return make(text)
     except UsageError as error:
@@ -134,7 +134,7 @@ def _given(make: Callable[[str], Any], text: str) -> Any:
 
 
 def _since(text: str) -> float:
-    """Seconds since the epoch: so long ago, a time of this machine's zone, or a number of them."""
+    """Seconds since the epoch, given as a time span until now, a time in this machine's zone, or a number."""
     unit = _SPANS.get(text[-1:])
     try:
         if unit is not None:
@@ -197,7 +197,7 @@ _LIVE = ("where from", "timing", "which flows")
 
 
 def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
-    """How results are written."""
+    """Options for the form of results."""
     return {
         "--format": {
             "choices": ("text", "json", "ocsf"), "default": "text",
@@ -240,7 +240,7 @@ def _sort(default: str, what: str) -> dict[str, dict[str, Any]]:
 
 @attrs.frozen
 class Command:
-    """What one command takes, and how it explains itself."""
+    """The options and the help of one command."""
 
     short: str
     description: str
@@ -248,16 +248,16 @@ class Command:
     options: Mapping[str, Mapping[str, Any]]
     """Its own options, with the keywords of `argparse`."""
     groups: tuple[str, ...] = ()
-    """Headings of the options that it shares with others."""
+    """Headings of the shared options that it takes."""
     without: tuple[str, ...] = ()
-    """Options of these groups that it does not take."""
+    """Options in these groups that it does not take."""
     needs: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
-    """As `Parser.needs`."""
+    """`Parser.needs` of the command."""
     apart: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
-    """As `Parser.apart`."""
+    """`Parser.apart` of the command."""
 
     def usage(self, name: str) -> str:
-        """How the command is called, in one line."""
+        """The usage of the command, in one line."""
         shown = [
             " ".join([*[option] * (option[0] == "-"), each.get("metavar", "FILE"), *["..."] * ("nargs" in each)])
             for option, each in self.options.items()
@@ -481,7 +481,7 @@ class _PrintCompletion(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,  # noqa: ARG002
     ) -> None:
-        from ._completion import completion  # noqa: PLC0415  # needed by nobody else
+        from ._completion import completion  # noqa: PLC0415  # only needed here
         from ._output import Output  # noqa: PLC0415  # as above
 
         Output().lines(completion(parser, str(values)).splitlines())
@@ -489,10 +489,10 @@ class _PrintCompletion(argparse.Action):
 
 
 def build_parser(first: str | None = None) -> argparse.ArgumentParser:
-    """The whole grammar; `command` of the result names the command.
+    """The parser of the whole command line; `command` of its result is the name of the command.
 
     Args:
-        first: The first argument. If that is a command, the options of the others need not be known.
+        first: The first argument. If it is a command, the options of the others are left out.
     """
     parser = Parser(
         prog="nstat-async",

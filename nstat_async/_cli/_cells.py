@@ -1,4 +1,4 @@
-"""Single values for people: amounts, times, processes, places. Texts from elsewhere are escaped."""
+"""Single values as text for people: amounts, times, processes, places. Names from outside are escaped."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..filters import SHORT_ID
 
 _UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 UNKNOWN = "?"
-"""What stands for an unknown value, everywhere; an empty cell is a value that does not apply."""
+"""The text of an unknown value; an empty cell means that a value does not apply."""
 _LONG_ID_LENGTH = 64
 _LONG_ID = re.compile(rf"[0-9a-f]{{{_LONG_ID_LENGTH}}}")
 
 
 def bytes_text(number: float | None) -> str:
-    """A number of bytes with a unit of the SI, as networks are measured: ``512 B``, ``1.5 kB``; ``?`` when unknown."""
+    """A number of bytes with an SI unit, as usual for networks: ``512 B``, ``1.5 kB``; ``?`` if unknown."""
     if number is None:
         return UNKNOWN
     if number < 999.5:
         return f"{number:.0f} B"
-    if number < 999_500:  # what most of them are, without the loop
+    if number < 999_500:  # the usual case, without the loop
         return f"{number / 1000:.1f} kB" if number < 99_950 else f"{number / 1000:.0f} kB"
     value = float(number)
     for unit in _UNITS:
@@ -39,26 +39,26 @@ def bytes_text(number: float | None) -> str:
 
 
 def rate_text(number: float | None) -> str:
-    """Bytes per second; ``?`` when unknown."""
+    """Bytes per second; ``?`` if unknown."""
     return UNKNOWN if number is None else f"{bytes_text(number)}/s"
 
 
 def process_text(process: Process | None) -> str:
-    """``pid:N (name)``, or ``pid:N (name: title)``, escaped; ``pid:?`` when the owner is unknown."""
+    """``pid:N (name)``, or ``pid:N (name: title)``, escaped; ``pid:?`` if the owner is unknown."""
     if process is None:
         return "pid:?"
     return f"pid:{process.pid} ({name_text(process)})" if process.name else f"pid:{process.pid}"
 
 
 def name_text(process: Process) -> str:
-    """The name of a process, escaped; of a script, or of a program that calls itself something else, with its title."""
+    """The name of a process, escaped; followed by its title if that differs, as for scripts."""
     name, title = process.name or UNKNOWN, process.title
     says_more = title is not None and not name.startswith(title)
     return escape(f"{name}: {title}" if says_more else name)
 
 
 def place_text(flow: Flow) -> str:
-    """Where a flow is: its interface, ``container:NAME`` or ``unit:NAME``; in a fleet its machine and other end. Escaped."""
+    """Where a flow is, escaped: its interface, ``container:NAME`` or ``unit:NAME``; in a fleet its machine and other end."""
     parts = [interface_text(flow.interface)]
     if flow.container is not None:
         parts.append(f"container:{escape(short_id(flow.container))}")
@@ -69,14 +69,14 @@ def place_text(flow: Flow) -> str:
 
 
 def short_id(text: str) -> str:
-    """A text with the ids of containers cut short, as their engines show them; within a name they end with an ellipsis."""
+    """A text with container ids shortened, as their engines show them; inside a name they end with an ellipsis."""
     if len(text) < _LONG_ID_LENGTH:
         return text
     return text[:SHORT_ID] if _LONG_ID.fullmatch(text) else _LONG_ID.sub(lambda match: f"{match[0][:SHORT_ID]}…", text)
 
 
 def interface_text(interface: Interface | None) -> str:
-    """Kind of an interface, else its name or number; empty for none."""
+    """Kind of an interface, or its name or number if the kind is unknown; empty without an interface."""
     if interface is None:
         return ""
     if interface.kind is not None:
@@ -97,7 +97,7 @@ def amount_text(direction: str, size: int | None, packets: int | None) -> str:
 
 
 def media_text(media: Iterable[tuple[str, MediumCounts]]) -> str:
-    """Bytes by medium, those with most first; empty where no report says so."""
+    """Bytes by medium, most first; empty if no report has them."""
     amounts = [(counts.rx_bytes + counts.tx_bytes, name) for name, counts in media if name != "total"]
     return "  ".join(f"{escape(name)} {bytes_text(amount)}" for amount, name in sorted(amounts, reverse=True) if amount)
 
@@ -108,7 +108,7 @@ def is_listener(flow: Flow) -> bool:
 
 
 def provider_text(flow: Flow) -> str:
-    """The protocol; with a star where it runs in the process."""
+    """The protocol, with a star if it runs in user space."""
     star = "*" if flow.userland and flow.provider in {Provider.TCP, Provider.UDP} else ""
     return f"{flow.provider.value}{star}"
 
@@ -119,13 +119,13 @@ def host_text(host: str | None) -> str:
 
 
 def peer_text(peer: Peer | None) -> str:
-    """Machine and process at the other end; empty where they are not known."""
+    """Machine and process at the other end; empty if they are not known."""
     return "" if peer is None else f"peer:{escape(peer.host or UNKNOWN)} {process_text(peer.process)}"
 
 
 @functools.lru_cache(64)
 def clock_text(seconds: float, form: str, *, utc: bool = False) -> str:
-    """A time as `time.strftime` writes it; the number itself beyond the C library's calendar."""
+    """A time in a format of `time.strftime`; the number itself if it is beyond the C library's calendar."""
     try:
         return time.strftime(form, time.gmtime(seconds) if utc else time.localtime(seconds))
     except (OverflowError, OSError, ValueError):
@@ -140,7 +140,7 @@ def moment_text(seconds: float, *, utc: bool = False) -> str:
 
 
 def cell_text(field: Field, value: Any) -> str:
-    """A value of a field for people, escaped."""
+    """The text of a field's value for people, escaped."""
     if value is None:
         return UNKNOWN
     if field.unit == "bytes":
@@ -161,7 +161,7 @@ def cell_text(field: Field, value: Any) -> str:
 
 
 def changes_of(before: Any, after: Any) -> list[str]:
-    """The fields of a record that have another value, by their names in JSON."""
+    """The names in JSON of the fields that differ between two records."""
     return [
         f"{field.key} {cell_text(field, value)}"
         for field in TABLE.of(type(after)).fields

@@ -1,7 +1,7 @@
-"""Columns that ``--fields`` chooses, by the table of fields: of the events of flows, and of rows.
+"""The columns that ``--fields`` chooses, for events of flows and for rows, made from the table of fields.
 
-A column is named by the keys of its JSON line, joined by dots: ``flow.process.name``. The beginnings ``flow.``,
-``counts.``, ``flow.process.`` and ``details.`` may be left away.
+The name of a column is its keys in a JSON line, joined by dots: ``flow.process.name``. The prefixes ``flow.``,
+``counts.``, ``flow.process.`` and ``details.`` may be left out.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ _EVENT_FIELDS = tuple(
     {field.key: field for kind in (FlowAdded, FlowUpdated, FlowRemoved) for field in TABLE.of(kind).fields}.values()
 )
 _ENDS = tuple(field for field in TABLE.of(Flow).fields if field.kind.record is Endpoint)
-"""What a socket need not have: a star stands for it, as in every line."""
+"""The ends of a flow: a star stands for a missing one, as in every line."""
 
 
 @attrs.frozen
 class Column:
-    """One value of a line."""
+    """A column: one value of each line."""
 
     heading: str
     steps: tuple[Field, ...]
-    """The fields that lead to it, from the event or row on."""
+    """The fields that lead from the event or row to the value."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Where it is in a JSON line."""
+        """The keys that lead to it in a JSON line."""
         return tuple(field.key for field in self.steps)
 
     @property
     def is_number(self) -> bool:
-        """True for what is aligned to the right."""
+        """True for a number, which is aligned to the right."""
         kind = self.steps[-1].kind
         return kind.sql != "TEXT" and kind.record is None and self.steps[-1].unit != "seconds since the epoch"
 
     def value(self, owner: Any) -> Any:
-        """The value; `None` where it is unknown, or where an event of this class has none."""
+        """The value; `None` if it is unknown, or events of this class do not have it."""
         for field in self.steps:
             try:
                 owner = None if owner is None else field.value_of(owner)
-            except AttributeError:  # `final` of an event that adds a flow
+            except AttributeError:  # e.g. `final` of a `FlowAdded`
                 return None
         return owner
 
     def text(self, owner: Any) -> str:
-        """The value for people."""
+        """The text of the value for people."""
         value, field = self.value(owner), self.steps[-1]
         return "*" if value is None and field in _ENDS else cell_text(field, value)
 
@@ -108,7 +108,7 @@ def _path(keys: tuple[str, ...], fields: Iterable[Field]) -> tuple[Field, ...] |
 
 
 def _names(fields: Iterable[Field], prefixes: tuple[tuple[str, ...], ...], before: str = "") -> Iterator[str]:
-    """All names, with and without the beginnings that may be left away."""
+    """All names, with and without the prefixes that may be left out."""
     short = {".".join(prefix) + "." for prefix in prefixes if prefix}
     for field in fields:
         name = f"{before}{field.key}"
@@ -120,7 +120,7 @@ def _names(fields: Iterable[Field], prefixes: tuple[tuple[str, ...], ...], befor
 
 
 def picked(value: Event | Row, columns: Iterable[Column], moment: float | None = None) -> dict[str, Any]:
-    """The chosen fields as a JSON object: the usual one without the others."""
+    """The usual JSON object with only the chosen fields."""
     chosen = tuple(columns)
     full = any(step.full for column in chosen for step in column.steps)
     line = to_dict(value, time=moment, full=full)

@@ -1,4 +1,4 @@
-"""Completion scripts for shells, made by shtab from the parser itself, so they never disagree with it."""
+"""Completion scripts for shells, which shtab makes from the parser itself."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def completion(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script to be sourced (bash), put into ``fpath`` (zsh) or into fish's ``completions``.
+    """The script, which is to be sourced (bash), or put into ``fpath`` (zsh) or into fish's ``completions``.
 
     Args:
-        parser: The whole grammar; it parses nothing any more afterwards.
+        parser: The parser of the whole command line; it cannot be used afterwards.
         shell: ``"bash"``, ``"zsh"`` or ``"fish"``.
     """
     try:

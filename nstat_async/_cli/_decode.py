@@ -1,9 +1,9 @@
 """Records of a Darwin recording as message lines.
 
-Keys, in this order, are those of the public format: ``i m c dir type type_number
+The keys, in this order, are those of the public format: ``i m c dir type type_number
 context length flags srcref provider event_flags counts descriptor extensions error
-request note``; then, only where there is something to say, ``sysinfo``, ``tail`` and
-``raw``. A datagram that breaks the rules costs itself and says why.
+request note``; then, if they have a value, ``sysinfo``, ``tail`` and ``raw``. A datagram that
+breaks the rules becomes one line with a note.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _KEYS = (
 
 
 def empty_line(record: Record, place: int, direction: str | None) -> Line:
-    """A line with all its keys, in order, and nothing known."""
+    """A line with all its keys, in order, and without values."""
     line = dict.fromkeys(_KEYS)
     return line | {
         "i": record.index, "m": place, "c": record.client, "dir": direction, "type": "MALFORMED", "extensions": [],
@@ -96,7 +96,7 @@ class MessageDecoder:
         }
 
     def lines(self, record: Record) -> list[Line]:
-        """The lines of one record; none for notes, answers and facts about the recording."""
+        """The lines of one record; none for notes, answers of look-ups and facts about the recording."""
         if record.kind is RecordKind.FROM_KERNEL:
             return self._replies(record)
         if record.kind is RecordKind.TO_KERNEL:
@@ -126,7 +126,7 @@ class MessageDecoder:
         return result
 
     def _request(self, record: Record) -> Line:
-        """The kernel takes one request a datagram, whatever its header says (``nstat_client_send``)."""
+        """A request: the kernel takes one per datagram, whatever the header says (``nstat_client_send``)."""
         data = record.data
         if len(data) < HEADER_SIZE:
             line = empty_line(record, 0, "to_kernel")
@@ -179,7 +179,7 @@ class MessageDecoder:
         return line
 
     def _present(self, message: Message) -> frozenset[str]:
-        """The fields that this kernel's structure has; others must stay unknown."""
+        """The fields that this kernel's structure has; all others stay unknown."""
         cls = type(message)
         known = self._shape.get(cls)
         if known is None:
@@ -211,7 +211,7 @@ class MessageDecoder:
         return fields
 
     def _echo(self, data: bytes) -> dict[str, Any]:
-        """The request that an error carries."""
+        """The request inside an error."""
         if len(data) < HEADER_SIZE:
             return {**dict.fromkeys(_HEADER), "raw": data.hex()}
         context, kind, length, flags = HEADER.unpack_from(data, 0)

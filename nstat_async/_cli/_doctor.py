@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Examine the machine; status 1 when nothing works."""
     output = Output()
     reports: list[DoctorReport] = []
-    # Without a choice every backend of this machine is examined, also the one that is not for it.
+    # Without a chosen backend all are examined, also the one of another system.
     backend = None if arguments.backend == "auto" and not arguments.netns else backend_of(arguments)
 
     async def work(scope: Scope) -> int:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def render_text(report: DoctorReport, *, colour: bool = False) -> list[str]:
-    """A line per finding; further lines of its detail are indented below it."""
+    """One line per finding; further lines of its detail are indented below it."""
     width = max((cell_width(escape(finding.name)) for finding in report.findings), default=0)
     lines = []
     for finding in report.findings:

@@ -1,4 +1,4 @@
-"""The forms of results: text, JSON Lines, OCSF, each whole or by chosen fields."""
+"""The forms of results: text, JSON Lines, OCSF, with all fields or with chosen ones."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ._source import is_recorded
 from ._table import render
 from ._text import TextFormatter
 
-if TYPE_CHECKING:  # what only few commands need is imported there
+if TYPE_CHECKING:  # modules that few commands need are imported when used
     from ._ocsf import OcsfFormatter
     from ._views import View
 
 EventFormatter = Callable[[Sequence[AnyEvent]], Iterable[str]]
-"""Makes lines of events; several may be one text with line breaks."""
+"""Makes lines of events; a text may have several lines."""
 _HEADINGS = ("", "PROTO", "LOCAL", "REMOTE", "STATE", "PID", "PROCESS", "RX", "TX", "VIA")
 _LOCAL, _REMOTE = 2, 3
 _RIGHT = frozenset({5, 7, 8})
 _SPARE = (9, 4, _LOCAL, 1)
-"""What a narrow terminal does without: the interface, then the state, the local end, the protocol."""
+"""Columns that a narrow terminal leaves out, in this order: the interface, the state, the local end, the protocol."""
 _MAIN = 6
-"""Columns of a table of rows that are not left out, but for the number of all flows."""
+"""Number of columns in a table of rows that are not left out, except the number of all flows."""
 
 
 def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
@@ -46,7 +46,7 @@ def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
 
 
 def event_formatter(arguments: argparse.Namespace, output: Output) -> EventFormatter:
-    """What makes lines of events, by ``--format``, ``--fields``, ``--details`` and ``--utc``.
+    """A function that makes lines of events, by ``--format``, ``--fields``, ``--details`` and ``--utc``.
 
     Raises:
         UsageError: A field is unknown, or options contradict each other.
@@ -78,7 +78,7 @@ def _one_by_one(formatter: Callable[[AnyEvent], str | None]) -> EventFormatter:
 
 @attrs.define(eq=False)
 class _ChosenText:
-    """Lines of chosen fields, each column as wide as its widest cell so far; gaps keep their own line."""
+    """Makes lines of chosen fields, each column as wide as its widest cell so far; losses keep their usual line."""
 
     columns: Sequence[Column]
     others: TextFormatter
@@ -99,7 +99,7 @@ Found = Sequence[tuple[Flow, Union[Counts, None]]]
 
 
 def flow_form(arguments: argparse.Namespace, output: Output) -> Callable[[Found, float], list[str]]:
-    """What makes lines of the flows of a moment.
+    """A function that makes lines of the flows of a moment.
 
     Raises:
         UsageError: As for `event_formatter`.
@@ -133,7 +133,7 @@ def _flow_table(rows: list[list[str]], columns: int | None) -> list[str]:
 
 
 def _events(found: Found, moment: float) -> list[FlowAdded]:
-    """A flow that is there, as the event that has the same fields."""
+    """Existing flows as events, which have the same fields."""
     return [FlowAdded(moment, flow, counts, preexisting=True) for flow, counts in found]
 
 
@@ -154,7 +154,7 @@ def _cells(flow: Flow, counts: Counts | None) -> list[str]:
 
 
 def row_form(arguments: argparse.Namespace, view: View, output: Output) -> Callable[[Sequence[Row], float], list[str]]:
-    """What makes lines of the rows of a table, in their order.
+    """A function that makes lines of the rows of a table, in their order.
 
     Raises:
         UsageError: As for `event_formatter`.

@@ -141,7 +141,7 @@ class Subscription(Client):
         self._verification = Verification()
         self._unreadable = Unreadable()
         self._unheard = -1
-        """Number of datagrams so far when `drained` was last called."""
+        """Number of datagrams so far when silence was last reported."""
         self._poll_began = 0.0
         self._poll_trouble = False
         self._details = False
@@ -556,7 +556,7 @@ class Subscription(Client):
             self._verification.unanswered += 1
 
     def _note_silence(self, request: Request) -> None:
-        """Say, once for each time, that nothing at all came since a request: it may take long until a poll is given up."""
+        """Report, once for each silence, that nothing came since a request: it may take long until a poll is given up."""
         heard = self.decoder.datagrams
         if heard == request.datagrams_before and heard != self._unheard and request.purpose is not Purpose.SYSTEM_INFO:
             self._unheard = heard
