@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import pytest
 import nstat_async
 
 ROOT = Path(nstat_async.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "modules.md"
 
 FLOORS = {
     "_errors": 0, "_checks": 0, "_model": 0, "_events": 0, "_coverage": 0, "_rows": 0, "_public": 0, "_workload": 0,
@@ -205,8 +208,8 @@ def test_every_module_stands_on_a_floor():
     assert not missing, f"the floors name modules that are gone: {sorted(missing)}"
 
 
-def test_the_table_of_the_architecture_names_every_module_on_its_floor():
-    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+def test_the_page_of_modules_names_every_module_on_its_floor():
+    text = PAGE.read_text(encoding="utf-8")
     named = {}
     for level, where in re.findall(r"^\| ([0-6]) \| (`[^|]+) \|", text, re.MULTILINE):
         folder = ""
@@ -216,3 +219,18 @@ def test_the_table_of_the_architecture_names_every_module_on_its_floor():
             named[folder + last] = int(level)
     files = {module for module, path in MODULES.items() if not path.name.startswith("__")}
     assert named == {module: floor(module) for module in files}
+
+
+def test_the_page_of_modules_is_made_from_their_docstrings():
+    spec = importlib.util.spec_from_file_location("make_modules", DOCS / "make_modules.py")
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert PAGE.read_text(encoding="utf-8") == maker.page(), "run: python docs/make_modules.py"
+
+
+def test_what_the_floors_of_the_architecture_name_is_there():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [0-6] \| [^|`]+ \| ([^|]+) \|", text, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([\w./]+)`", re.sub(r"\([^)]*\)", "", row))]
+    assert len(rows) > 10
+    assert [name for name in names if not (ROOT / name).exists()] == []
