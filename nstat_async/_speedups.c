@@ -371,6 +371,7 @@ typedef struct {
 typedef struct {
     uint64_t head, cookie;
     PyObject *entry, *last;
+    const PyTypeObject *type; /* of the entry, whose own head lies in memory that nothing else is read of */
     size_t at;
     uint32_t rest_size, counters_size;
 } Known;
@@ -391,6 +392,7 @@ typedef struct {
     uint8_t *bytes;
     size_t size, room; /* of `bytes` */
     size_t used;       /* by rows of `now` */
+    size_t moved;      /* rows of `before` that `now` has */
 } Memory;
 
 #define LOOK_AHEAD 8  /* rows that may be gone since, for the next one to be known */
@@ -469,8 +471,11 @@ static PyObject *Memory_begin(Memory *self, PyObject *Py_UNUSED(nothing))
     self->next = 0;
     if (self->size > 2 * self->used)
         compact(self);
-    self->used = 0;
-    forget_order(&before);
+    size_t moved = self->moved;
+    self->used = self->moved = 0;
+    if (moved < before.count) /* else nothing is left in it */
+        forget_order(&before);
+    before.count = 0;
     if (self->now.rows == NULL) /* nothing that was freed has used it meanwhile */
         self->now = before;
     else
@@ -495,14 +500,16 @@ static int make_room(Order *order)
 }
 
 /* The row of the dump before that has this cookie, if it is where it is expected. */
-static Known *find_known(Memory *self, uint64_t cookie, Py_ssize_t slot)
+static Known *find_known(const Rows *form, Memory *self, uint64_t cookie)
 {
     const Order *before = &self->before;
     for (size_t i = self->next; i < before->count && i < self->next + LOOK_AHEAD; i++)
         if (before->rows[i].cookie == cookie) {
             self->next = i + 1;
-            if (i + FETCH_AHEAD < before->count)
-                __builtin_prefetch((char *)before->rows[i + FETCH_AHEAD].entry + slot);
+            if (i + FETCH_AHEAD < before->count) { /* the slots of an entry lie apart: in the order of their names */
+                __builtin_prefetch((char *)before->rows[i + FETCH_AHEAD].entry + form->last);
+                __builtin_prefetch((char *)before->rows[i + FETCH_AHEAD].entry + form->seen, 1);
+            }
             return &before->rows[i];
         }
     return NULL;
@@ -578,7 +585,7 @@ static int is_unchanged(const Rows *self, PyObject *last, PyObject *cookie, cons
 static int is_known(const Rows *self, const uint8_t *bytes, const Known *known, const uint8_t *row)
 {
     if (known->head != read64(row) || known->rest_size != self->rest_size ||
-        known->counters_size != self->counters_size || Py_TYPE(known->entry) != self->entry ||
+        known->counters_size != self->counters_size || known->type != self->entry ||
         SLOT(known->entry, self->last) != known->last)
         return 0;
     const uint8_t *pieces = bytes + known->at;
@@ -595,6 +602,7 @@ static int keep(Memory *memory, Known *known)
     memory->now.rows[memory->now.count++] = *known;
     known->entry = known->last = NULL;
     memory->used += size_of(known);
+    memory->moved++;
     return 0;
 }
 
@@ -603,6 +611,7 @@ static int remember(const Rows *self, Memory *memory, PyObject *entry, const uin
 {
     Known known = {.head = read64(row),
                    .cookie = read64(row + COOKIE_AT),
+                   .type = Py_TYPE(entry),
                    .at = memory->size,
                    .rest_size = (uint32_t)self->rest_size,
                    .counters_size = (uint32_t)self->counters_size};
@@ -687,7 +696,7 @@ static int take_rows(Rows *self, PyObject *const *arguments, int every, Memory *
     uint64_t head = read64(data + *offset);
     for (; size - *offset >= self->stride && read64(data + *offset) == head; *offset += self->stride) {
         const uint8_t *row = data + *offset;
-        Known *known = memory == NULL ? NULL : find_known(memory, read64(row + COOKIE_AT), self->last);
+        Known *known = memory == NULL ? NULL : find_known(self, memory, read64(row + COOKIE_AT));
         int failed;
         if (known != NULL && is_known(self, memory->bytes, known, row)) {
             if (SLOT(known->entry, self->seen) != poll)

@@ -86,6 +86,17 @@ def test_what_is_broken_in_a_datagram_takes_nothing_from_those_that_were_read_wi
     assert (scan.dumps.done, scan.dumps.complete, len(scan.output.events)) == (True, False, 1)
 
 
+@pytest.mark.parametrize("others", [(), (3,), (3, 4)])
+def test_what_the_last_dumps_had_is_let_go_when_they_no_longer_have_it(others):
+    """Whether the one before had all, some or none of the rows of the one before that."""
+    scan = Scanned()
+    sockets = [FakeSocket(n) for n in (1, 2, 3)]
+    for dumped in (sockets, sockets, [FakeSocket(n) for n in others], []):
+        scan.dump(*dumped)
+    entry = scan.book.entries.pop(1)
+    assert sys.getrefcount(entry) <= 2, "its name here, and the call"
+
+
 def test_what_is_to_be_dumped_after_all_waits_for_the_dump_under_way():
     """A netlink socket serves one at a time."""
     scan = Scanned()
