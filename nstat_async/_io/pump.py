@@ -29,7 +29,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine, Hashable, Iterable
@@ -230,13 +229,15 @@ class KernelFeed:
             events = self._take_events()
             if events:
                 sink.deliver(events)
-            if core.subscribed:
+            if not self._subscribed.is_set() and core.subscribed:
                 self._subscribed.set()
             commands += core.commands()  # reading may have called for more
-            settled, due = due, self._is_due()
-            work = bool(commands) or read or due
             if core.failure is not None:
                 return
+            if commands and not (events or due or self._spent() >= SLICE):
+                continue  # the next question of many: what is due is asked for behind its answer
+            settled, due = due, self._is_due()
+            work = bool(commands) or read or due
             if work and (events or settled or self._spent() >= SLICE):  # else there is time for more of it
                 self._end_slice()
                 await self._checkpoint()
@@ -428,9 +429,11 @@ class KernelFeed:
     async def _wait(self, sink: Sink) -> None:
         await sink.room()
         # Whatever changed the deadline since the end of the turn has set the event, too.
-        timeout = math.inf if self._deadline is None else self._deadline - time.monotonic()
-        with anyio.move_on_after(timeout):
+        if self._deadline is None:
             await self._wake.wait()
+        else:
+            with anyio.move_on_after(self._deadline - time.monotonic()):
+                await self._wake.wait()
         self._wakes += 1
         self._wake = anyio.Event()
 

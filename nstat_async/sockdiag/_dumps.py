@@ -142,8 +142,6 @@ class DumpSource(Source):
         self._vital = vital
         self.lost = False
         """True when it failed for good, and is not vital."""
-        self.done = True
-        """The last dump of the poll arrived, or the poll was given up."""
         self.complete = True
         """Nothing of this poll is known to be missing."""
         self.partial = False
@@ -320,7 +318,7 @@ class DumpSource(Source):
         book.enter_new()
         book.reported += rows
         self.rows += rows
-        return index, offset
+        return (index, offset) if offset < len(datagrams[index]) else (index + 1, 0)
 
     def _broken(self, reason: str) -> None:
         self.complete = False

@@ -391,13 +391,19 @@ class Session:
 
     def receive_datagrams(self, datagrams: Sequence[bytes], now: float, channel: int) -> None:
         """Take in datagrams of the kernel, in order."""
-        self._turn(now)
-        source = self._source(channel)
+        output = self._output
+        if output.following:
+            self._turn(now)
+            source = self._source(channel)
+        else:  # the same in short: this is called for each batch
+            output.now = now
+            source = self._sources.get(channel)
         if source is None:
             self._output.count("stray_datagrams", len(datagrams))
             return
         source.receive_many(datagrams)
-        self._polls.proceed()
+        if source.done or output.following:
+            self._polls.proceed()
 
     def receive_datagram(self, data: bytes, now: float, channel: int = 0) -> None:
         """Take in one datagram of the kernel."""

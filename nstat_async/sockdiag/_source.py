@@ -22,6 +22,8 @@ class Source:
         self.purpose = purpose
         self.channel = purpose.channel
         self.is_open = output.following
+        self.done = True
+        """False while more is to come of an answer that every poll waits for: until then none goes on."""
 
     @property
     def settled(self) -> bool:

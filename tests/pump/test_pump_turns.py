@@ -12,7 +12,7 @@ import pytest
 from pump_parts import LIMIT, NoteBook
 
 from nstat_async import PollCompleted
-from nstat_async._contract import OpenChannel
+from nstat_async._contract import OpenChannel, Send
 from nstat_async._io import pump
 from nstat_async._io.channel import SocketChannel
 
@@ -97,6 +97,33 @@ async def test_of_a_deadline_that_is_still_due_other_tasks_have_turns(it):
             tasks.cancel_scope.cancel()
     assert len(set(turns)) > 2, "all deadlines in one turn"  # trio shuffles: two may come between
     assert it.feed.statistics()["slices"] >= deadlines
+
+
+async def test_of_questions_that_follow_one_another_the_deadline_is_asked_for_behind_the_last(it, monkeypatch):
+    """Each is one of thousands of things that a slice may have."""
+    monkeypatch.setattr(pump, "SLICE", LIMIT)
+    asked, questions = [], 5
+
+    def next_deadline():
+        asked.append(len(it.core.heard))
+
+    def take_in(_data, _channel):
+        if it.core.heard.count(("datagram", b"answer", 0)) < questions:
+            it.wires.far[0].send(b"answer")
+            it.core.next = [Send(0, b"question")]
+
+    @it.hearing
+    def hear(*heard):
+        if heard == ("opened", 0, True, 4096):
+            take_in(b"", 0)
+
+    it.core.next_deadline, it.core.on_datagram = next_deadline, take_in
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.feed.run, it.plate)
+        await anyio.wait_all_tasks_blocked()
+        it.feed.close()
+    assert it.core.heard.count(("datagram", b"answer", 0)) == questions
+    assert len(asked) <= 2
 
 
 async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_is_over(it, monkeypatch):

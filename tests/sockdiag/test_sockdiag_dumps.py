@@ -370,3 +370,16 @@ def test_a_recorded_dump_is_given_up_some_time_after_it_was_asked_for():
     assert client.session.take_events() == []
     client.session.handle_deadline(13.5)
     assert not poll_of(client.session.take_events()).complete
+
+
+def test_a_poll_goes_on_with_the_end_of_a_dump_and_not_with_each_datagram_of_it(monkeypatch):
+    """Thousands of them come, and nothing else can be known before the last."""
+    kernel = Dumping()
+    kernel.start()
+    steps = []
+    monkeypatch.setattr(kernel.session._polls, "proceed", lambda: steps.append(len(kernel.requests)))
+    kernel.feed(kernel.row(), 0)
+    kernel.feed(kernel.row(2), 0)
+    assert steps == []
+    kernel.finish()
+    assert steps[0] == len(kernel.requests), "behind the last dump"
