@@ -1,4 +1,4 @@
-"""``history FILE``: totals of traffic in an SQLite file, written and asked."""
+"""``history FILE``: writes and reads totals of traffic in an SQLite file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _record(arguments: argparse.Namespace) -> int:
 
     async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:
-            with scope:  # what was counted is written before it is left
+            with scope:  # everything counted is written at its end
                 await keep_history(monitor, arguments.file, **settings)
         return 0
 
@@ -100,7 +100,7 @@ def _nothing(history: History, arguments: argparse.Namespace) -> str:
 
 
 def _plain(usage: Usage, asked: str | None) -> dict[str, object]:
-    """What is known, and what was asked by, also where it is not known."""
+    """The known values of an answer, and the value that was asked for, even if it is unknown."""
     facts = attrs.asdict(usage, recurse=False)
     del facts["process"]
     facts["outcome"] = None if usage.outcome is None else usage.outcome.value
@@ -134,7 +134,7 @@ _LABELS: dict[str, tuple[str, _Cell]] = {
     "remote": ("REMOTE", lambda usage: "(others)" if usage.remote is None else escape(usage.remote)),
     "outcome": ("OUTCOME", lambda usage: "?" if usage.outcome is None else usage.outcome.value),
 }
-"""What an answer is of: the heading of its column, and what stands there."""
+"""For each kind of answer, the heading of its first column, and the text in it."""
 _NUMBERS: tuple[tuple[str, _Cell], ...] = (
     ("FLOWS", lambda usage: str(usage.flows)),
     ("RX", lambda usage: bytes_text(usage.rx_bytes if _is_counted(usage) else None)),
@@ -143,7 +143,7 @@ _NUMBERS: tuple[tuple[str, _Cell], ...] = (
 
 
 def _table(found: list[Usage], by: str, columns: int | None) -> list[str]:
-    """Who or when first, then the numbers, as in every table."""
+    """The lines of a table: first who or when, then the numbers."""
     if by == "step":
         shown = [_BEGIN, _END, *_NUMBERS]
     else:

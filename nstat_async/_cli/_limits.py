@@ -1,4 +1,4 @@
-"""What a command cannot see here, in one line on standard error: a monitor that sees little must not look idle."""
+"""Says on standard error, in one line, what a command cannot see here, so that a blind monitor does not look idle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._output import complain
 
 
 class _Able(Protocol):
-    """A monitor, or a look."""
+    """A monitor or a snapshot."""
 
     @property
     def capabilities(self) -> Capabilities: ...
@@ -23,7 +23,7 @@ _FEW = {
 
 
 def unseen(able: Capabilities) -> list[str]:
-    """What of this machine is seen in part only, as far as that is known."""
+    """What is seen of this machine only in part, as far as that is known."""
     seen = [(able.flows, "flows"), (able.processes, "processes")]
     parts = [_FEW[whose].format(what) for whose, what in seen if whose in _FEW]
     if able.backend == "sock_diag" and not able.final_counts:
@@ -34,7 +34,7 @@ def unseen(able: Capabilities) -> list[str]:
 
 
 def limits_text(able: Capabilities) -> str | None:
-    """What is not seen, and what would help; `None` if nothing is known to be missing."""
+    """What is not seen, and what would help; `None` if nothing is missing, as far as known."""
     parts = unseen(able)
     if not parts:
         return None
@@ -43,11 +43,11 @@ def limits_text(able: Capabilities) -> str | None:
 
 
 class Limits:
-    """Says once what is not seen, as soon as that is known: the first search for processes may find out."""
+    """Says once what is not seen, as soon as that is known, e.g. after the first search for processes."""
 
     def __init__(self, *, recorded: bool) -> None:
         self._due = not recorded
-        """Of a recording whoever made it knows."""
+        """False for a recording, and after it was said."""
 
     def say(self, watcher: _Able) -> None:
         """Say it, unless it was said, nothing is missing, or nothing was answered yet: that may be no kernel at all."""

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the messages of the file.
 
     Raises:
-        RecordingError: It is no recording, or its protocol or kernel is unknown.
+        RecordingError: It is not a recording, or its protocol or kernel is unknown.
         OSError: It cannot be read.
     """
     output = Output()
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _proven(info: RecordingInfo) -> tuple[ProvenStruct, ...]:
-    """What the recorder had proven of the layout when it began this file."""
+    """The structures that the recorder had proven when it began this file."""
     try:
         return from_json(Setup, from_json(steps.Run, info.run).setup).proven
     except NstatError:

@@ -1,7 +1,7 @@
-"""Names of remote addresses by reverse look-up: opt-in, never waited for on the loop, bounded.
+"""Names of remote addresses by reverse look-up, in threads and in limited number.
 
-A name server learns who is talked to, so nobody is asked without ``--names``. Whoever owns an address chooses its
-name: escape it before printing.
+A name server learns which addresses are looked up, so there are no look-ups without ``--names``. The owner of an address
+chooses its name: escape it before printing.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from collections.abc import Callable
 import attrs
 
 _THREADS = 4
-"""Look-ups at a time; one may take as long as the system's resolver likes."""
+"""Look-ups at a time; the system's resolver may take long for each."""
 _WAITING = 512
-"""Addresses that wait for one; more are asked for again when they are shown again."""
+"""Most addresses that wait for a look-up; further ones are requested when they are shown again."""
 _REMEMBERED = 4096
 
 
 def _look_up(address: str) -> str | None:
     try:
         return socket.gethostbyaddr(address)[0]
-    except (OSError, UnicodeError):  # there is none, or nobody who knows
+    except (OSError, UnicodeError):  # there is no name, or no server that knows it
         return None
 
 
 @attrs.define(eq=False)
 class NameResolver:
-    """Names by address, as far as they are known by now."""
+    """Names by address, as far as they are known."""
 
     look_up: Callable[[str], str | None] = _look_up
-    """Blocks; called in threads that do not keep the program from ending."""
+    """Looks up a name; it may block, and is called in daemon threads."""
     _known: OrderedDict[str, str | None] = attrs.field(factory=OrderedDict, init=False)
     _asked: set[str] = attrs.field(factory=set, init=False)
     _queue: queue.Queue[str] = attrs.field(factory=lambda: queue.Queue(_WAITING), init=False)
@@ -41,7 +41,7 @@ class NameResolver:
     _threads: int = attrs.field(default=0, init=False)
 
     def name(self, address: str) -> str | None:
-        """The name of an address; `None` while it is looked up, and where there is none."""
+        """The name of an address; `None` during the look-up, and if there is no name."""
         with self._lock:
             if address in self._known:
                 self._known.move_to_end(address)
@@ -55,7 +55,7 @@ class NameResolver:
         return None
 
     def wait(self, seconds: float) -> None:
-        """Wait until everything that was asked for is known, or so long."""
+        """Wait until all look-ups are done, or for this many seconds."""
         with self._lock:
             self._lock.wait_for(lambda: not self._asked, seconds)
 

@@ -1,4 +1,4 @@
-"""Lines of flows for terminals that whole lines do not fit."""
+"""Lines of flows for terminals that are too narrow for whole lines."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from ._table import cell_width, fit, shortened
 
 _TIME, _PROTOCOL, _LOCAL, _REMOTE, _PROCESS, _SENT = 0, 1, 2, 3, 4, 6
 _LEAST = {_LOCAL: 17, _REMOTE: 17, _PROCESS: 9}
-"""So much of a text is wanted before a column is left out. Other cells are never cut."""
+"""Least width of these texts: with less, another column is left out first. Other cells are never cut."""
 _SPARE = {_LOCAL: 13, _TIME: 13, _PROTOCOL: 0, _SENT: 0}
-"""What a narrow terminal does without, in this order, and how many columns are wanted behind the cells before:
-how a flow ended, or a part of where it is."""
+"""Cells that a narrow terminal leaves out, in this order, each with the width that must remain for the end of the line:
+how a flow ended, or where it is."""
 _END = 13
 
 
 def narrow_line(cells: Sequence[str], widths: Sequence[int], notes: str, place: str, room: int) -> str:
-    """A line whose cells stand below those of other lines, in so many columns.
+    """A line of this width, whose cells are aligned with those of other lines.
 
     Args:
         cells: The time, the protocol, both ends, the process, received, sent; escaped.
         widths: The widest cell of each column so far.
-        notes: What must be said besides; where there is no room for it, the last cells give way.
-        place: What stands at the end as far as there is room.
-        room: Columns that there are.
+        notes: Text that must be in the line; the last cells are left out if there is no room for it.
+        place: Text at the end, cut if there is no room.
+        room: Width of the line.
     """
     found = [min(width, _LEAST.get(at, width)) for at, width in enumerate(widths)]
     kept = list(range(len(found)))
@@ -37,9 +37,9 @@ def narrow_line(cells: Sequence[str], widths: Sequence[int], notes: str, place: 
     while notes and kept[-1] > _PROCESS and _taken(found, kept) + 1 + cell_width(notes) > room:
         del kept[-1]
     texts = list(cells)
-    if _LOCAL not in kept and texts[_REMOTE] == "*":  # it waits for somebody: say where
+    if _LOCAL not in kept and texts[_REMOTE] == "*":  # a listener: its local end is what matters
         texts[_REMOTE] = texts[_LOCAL]
-    # A name is known by its beginning, an address by its beginning and its port.
+    # The beginning of a name matters, and of an address the beginning and the port.
     parts = (fit(shortened(texts[at], found[at]) if at in {_LOCAL, _REMOTE} else texts[at], found[at]) for at in kept)
     line = f"{' '.join(parts)} {notes}".rstrip()
     left = room - cell_width(line) - 1 if notes else room - _taken(found, kept) - 1

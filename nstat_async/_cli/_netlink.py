@@ -1,4 +1,4 @@
-"""Records of a Linux recording as message lines: netlink in the same keys.
+"""Records of a Linux recording as message lines, with the same keys.
 
 ``context`` is the sequence number, ``descriptor`` an ``inet_diag_msg``, ``ifinfomsg`` or
 ``ifaddrmsg`` by the kernel's names, ``counts`` the known fields of ``tcp_info``,
@@ -60,9 +60,9 @@ class NetlinkDecoder:
 
     def __init__(self) -> None:
         self._roles: dict[int, str] = {}
-        """What a socket is for, where the recording says so; older ones have it in the number."""
+        """The role of a socket, if the recording has it; in older ones the channel's number tells."""
         self._others: dict[int, str] = {}
-        """Channels that are no netlink sockets, with the class of their purpose."""
+        """Channels that are not netlink sockets, with the class of their purpose."""
 
     def lines(self, record: Record) -> list[Line]:
         """The lines of one record; none for notes, answers of look-ups and facts about the recording."""
@@ -90,7 +90,7 @@ class NetlinkDecoder:
         return result
 
     def _parts(self, record: Record, result: list[Line]) -> list[Record]:
-        """What holds netlink messages; of a report of new sockets each of these, of eBPF programs nothing."""
+        """The netlink messages in a record: those of each socket in a report of a pulse, none in eBPF records."""
         purpose = self._others.get(record.client)
         if purpose == PulsePurpose.__name__:
             return [record._replace(data=message) for _, message in PulseReport.decode(record.data).sockets]
@@ -120,7 +120,7 @@ class NetlinkDecoder:
         line["length"] = frame.length
         line["flags"] = frame.flags
         raw = record.data[frame.offset : frame.end]
-        # The two families number their messages independently: 20 is a socket in one, an address in the other.
+        # The two families number their messages independently: 20 is a socket in one and an address in the other.
         names = _ROUTES if self._is_of_routes(record) else _SOCKETS
         name = names.get(frame.type, "UNKNOWN")
         try:
@@ -188,7 +188,7 @@ class NetlinkDecoder:
 
     @staticmethod
     def _tcp_info(data: bytes | None) -> dict[str, int] | None:
-        """The known fields that this kernel's ``tcp_info`` is long enough for."""
+        """The known fields in this kernel's ``tcp_info``."""
         if data is None:
             return None
         return {name: form.unpack_from(data, at)[0] for name, at, form in _TCP_INFO if at + form.size <= len(data)}

@@ -8,7 +8,7 @@
 - What was lost is *Other*, with ``traffic.bytes_missed`` as far as the bytes are known. So are polls without a full answer.
 - A row of a table is *Traffic* with its total.
 
-What the schema has no place for is in ``unmapped``. Unknown values are left out, as OCSF wants it.
+Values without a place in the schema are in ``unmapped``. Unknown values are left out, as OCSF requires.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _UNMAPPED = ("provider", "state", "namespace", "cgroup", "unit", "container", "p
 
 
 def _known(**values: Any) -> dict[str, Any]:
-    """The known ones; numbers as OCSF's ``long_t`` of 64 bits, which more than a kernel counts does not fit."""
+    """The known values; numbers are limited to OCSF's ``long_t`` of 64 bits."""
     return {
         name: max(-_LARGEST, min(value, _LARGEST)) if isinstance(value, int) else value
         for name, value in values.items()
@@ -79,10 +79,10 @@ class OcsfFormatter:
     """Turns events, flows and rows into lines."""
 
     host: str | None = None
-    """Name of this machine, which is watched; `None` for a recording. Flows of a fleet have their own."""
+    """Name of the watched machine; `None` for a recording. Flows of a fleet have the name of their own machine."""
 
     def __call__(self, event: AnyEvent) -> str | None:
-        """The line; `None` for what is neither traffic nor a gap."""
+        """The line; `None` for events that are neither traffic nor a loss."""
         if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
             return self._of_flow(event)
         if isinstance(event, PollCompleted) and event.complete:
@@ -193,7 +193,7 @@ class OcsfFormatter:
 
 
 def _activity(event: FlowAdded | FlowUpdated | FlowRemoved) -> tuple[_Activity, dict[str, Any]]:
-    """What happened, and what else is said of it."""
+    """The activity of an event, and further values."""
     if isinstance(event, FlowUpdated):
         return _Activity.TRAFFIC, {}
     if isinstance(event, FlowAdded):
@@ -298,4 +298,4 @@ _GAPS: dict[type, Callable[[Any], tuple[str, str]]] = {
     AuxiliaryFailed: lambda event: ("Auxiliary Failed", f"{event.auxiliary.value}: {event.detail}"),
     HostUpdated: lambda event: ("Machine Updated", f"a machine of the fleet is {event.state.value}"),
 }
-"""Events that say that something is missing: the name of the activity, and a sentence."""
+"""Events about something missing: the name of the activity, and a sentence."""

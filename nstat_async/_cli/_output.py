@@ -1,7 +1,7 @@
-"""Where results go: lines on standard output, and what happens when its reader is slow or goes away.
+"""Writes results to standard output, whose reader may be slow or go away.
 
-A batch of lines is written at once: while little happens each line appears as it comes, and a large replay
-costs few system calls. Commands with an event loop `send`: while the reader makes them wait, the loop goes on, the
+A batch of lines is written together: a single line appears as it comes, and a large replay
+needs few system calls. Commands with an event loop use `send`: while the reader is slow, the loop goes on, the
 kernel is polled, and the buffer of the subscription coalesces what piles up.
 """
 
@@ -31,19 +31,19 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def use_colour(stream: TextIO | None) -> bool:
-    """True for terminals that can; ``NO_COLOR`` (https://no-color.org) forbids, ``FORCE_COLOR`` demands it."""
+    """True for a terminal with colours; ``NO_COLOR`` (https://no-color.org) turns them off, ``FORCE_COLOR`` on."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or can_draw(stream)
 
 
 def can_draw(stream: TextIO | None) -> bool:
-    """True for a terminal that knows more than letters."""
+    """True for a terminal that can move the cursor."""
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 _AT_ONCE = 1 << 15
-"""Characters written at once. More would be memory that is taken from the system and given back each time."""
+"""Characters that are written together: for more, the system would be asked for memory each time."""
 
 
 @attrs.define(eq=False)
@@ -54,13 +54,13 @@ class Output:
     quiet: bool = False
     """True: print nothing."""
     events: int = 0
-    """How many were shown, or not, so far: for whoever says how far a command is."""
+    """Number of events so far, shown or not, to tell how far a command is."""
     _number: int | None = attrs.field(init=False)
-    """Descriptor of the stream; `None` where lines are written by the stream itself."""
+    """Descriptor of the stream; `None` if the stream itself writes lines."""
     _kind: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        # A name outside the terminal's character set must not end the program.
+        # A name outside the terminal's character set must not stop the program.
         reconfigure = getattr(self.stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
@@ -71,7 +71,7 @@ class Output:
             self._number = None
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Write these lines, however long the reader takes."""
+        """Write these lines, and wait for the reader."""
         for text in self._encoded(lines):
             self._write(text)
 
@@ -80,9 +80,9 @@ class Output:
         self.lines((line,))
 
     async def send(self, lines: Iterable[str]) -> None:
-        """Write these lines; the event loop goes on while the reader takes its time.
+        """Write these lines; the event loop goes on while the reader is slow.
 
-        Cancelled in a pipe that is full, what was written ends with a whole line.
+        If this is cancelled while a pipe is full, the written text ends with a whole line.
         """
         for text in self._encoded(lines):
             if self._number is not None and self._kind == stat.S_IFIFO:
@@ -96,7 +96,7 @@ class Output:
                 self._write(text)
 
     def _encoded(self, lines: Iterable[str]) -> Iterator[bytes]:
-        """Lines as bytes, some at once; none of a quiet output."""
+        """Lines as bytes, several together; nothing for a quiet output."""
         if self.quiet or self.stream is None:
             return
         encoding, some, size = self.stream.encoding or "utf-8", [], 0
@@ -119,7 +119,7 @@ class Output:
         while left:
             try:
                 left = left[os.write(self._number, left) :]
-            except BlockingIOError:  # somebody who shares it made it non-blocking
+            except BlockingIOError:  # another process that shares it made it non-blocking
                 select.select((), (self._number,), ())
             except OSError as error:
                 error.filename = "standard output"
@@ -127,7 +127,7 @@ class Output:
 
     @property
     def columns(self) -> int | None:
-        """How wide tables may be: ``COLUMNS``, else what the terminal has; `None` where nobody looks."""
+        """The width for tables: ``COLUMNS``, or the terminal's; `None` if it is not a terminal."""
         given = os.environ.get("COLUMNS", "")
         if given.isascii() and given.isdigit() and int(given):
             return int(given)
@@ -143,7 +143,7 @@ class Output:
 
 
 def _parts(data: bytes) -> Iterator[bytes]:
-    """Whole lines, as many at a time as a pipe that is ready takes at once; a longer line in pieces."""
+    """Parts that a ready pipe takes at once: as many whole lines as fit, or pieces of a longer line."""
     begin = 0
     while begin < len(data):
         end = begin + select.PIPE_BUF
@@ -154,7 +154,7 @@ def _parts(data: bytes) -> Iterator[bytes]:
 
 
 def abandon(stream: TextIO | None) -> None:
-    """Make sure that the interpreter's own flush at exit cannot fail once more."""
+    """Make sure that the interpreter's own flush at exit cannot fail again."""
     if stream is None:
         return
     with contextlib.suppress(AttributeError, OSError, ValueError):
@@ -165,22 +165,22 @@ def abandon(stream: TextIO | None) -> None:
 
 
 def events_text(number: int) -> str:
-    """So many events."""
+    """A number of events in words."""
     return f"{number} event" if number == 1 else f"{number} events"
 
 
 def complain(text: str) -> None:
-    """One line on standard error; what must not reach a terminal is escaped."""
+    """Write one line to standard error, escaped."""
     line = "".join(char if char.isprintable() else escape(char) for char in " ".join(text.splitlines()))
     say(f"nstat-async: {line}\n")
 
 
 def say(text: str) -> None:
-    """Write to standard error; who is not heard goes on, and leaves with the same exit status."""
+    """Write to standard error; if that fails, the command goes on, with the same exit status."""
     if sys.stderr is None:
         return
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
-    except OSError:  # nobody listens
+    except OSError:  # standard error is gone
         abandon(sys.stderr)

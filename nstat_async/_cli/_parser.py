@@ -1,4 +1,4 @@
-"""A parser that says a mistake in two lines: what is wrong, perhaps what was meant, and where help is."""
+"""A parser that reports a mistake in two lines: what is wrong (perhaps with a suggestion), and where to find help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PARAMETERS = {
 }
 """Parameters of the library whose options have other names."""
 _CHOICE = re.compile(r"'([^']*)' is (?:none|not one) of ([^;]+)$")
-"""How everybody says that a word is none of those that are known."""
+"""The form of all messages about an unknown word."""
 
 
 def did_you_mean(word: object, known: Collection[str]) -> str:
@@ -29,29 +29,29 @@ def did_you_mean(word: object, known: Collection[str]) -> str:
     text = str(word)
     bare = text.strip("-")
     close = [each for each in known if bare and each.startswith(text)]
-    # Few slips hit the first letter, and without that most words are near something that has nothing to do with them.
+    # Typing errors rarely change the first letter, and without this rule most words resemble an unrelated one.
     near = {each.strip("-"): each for each in known if each.strip("-")[:1] == bare[:1]}
     close += [near[each] for each in difflib.get_close_matches(bare, list(near), 1)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` with short answers."""
+    """`argparse` with short error messages."""
 
     needs: Mapping[str, tuple[str, ...]] = {}
-    """Options that mean something only beside one of others."""
+    """Options that need one of certain other options."""
     apart: Mapping[str, tuple[str, ...]] = {}
-    """Options that mean nothing beside one of others."""
+    """Options that do nothing together with certain other options."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and leave with status 2."""
+        """Print what is wrong, and exit with status 2."""
         choice = _CHOICE.search(message)
         hint = did_you_mean(choice[1], choice[2].split(", ")) if choice else ""
         usage = self.format_usage().strip()
         self.exit(_USAGE, f"{self.prog}: error: {message}{hint}\n{usage}     ({self.prog} --help says more)\n")
 
     def misused(self, text: str) -> NoReturn:
-        """Say what the library found wrong: it names a parameter, people know an option."""
+        """Report a mistake that the library found: its parameter becomes the name of an option."""
         name, colon, rest = text.partition(": ")
         wanted = [_PARAMETERS.get(name, name), "backend"] if name in _PARAMETERS else [name]
         options = {each.dest: each for each in self._actions}
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         self.error(text if action is None else str(argparse.ArgumentError(action, rest)))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As `argparse` does; a subcommand's unknown arguments are its own mistake, not that of the whole command."""
+        """As in `argparse`, but a subcommand reports its unknown arguments itself."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings if action.dest != "help"]
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def _check_company(self, found: argparse.Namespace) -> None:
-        """See that no option is given that would do nothing: whoever wrote it believes that it does something."""
+        """Refuse options that would do nothing, because their user expects an effect."""
 
         def given(option: str) -> bool:
             action = self._option_string_actions[option]
@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {option}: not with {other}")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Help goes out whole, also where standard output does not block."""
+        """Print help completely, even if standard output is non-blocking."""
         from ._output import Output, say  # noqa: PLC0415  # needed by help and mistakes alone
 
         if message and file is sys.stdout is not None:

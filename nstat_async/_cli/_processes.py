@@ -1,4 +1,4 @@
-"""``processes``: totals per process or whatever else, once at the end or at intervals."""
+"""``processes``: totals per process, or by another key, once at the end or at intervals."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
 
 _FIRST_EVENT = 1.0
-"""Seconds that the first event is waited for, before tables begin: a fleet may be silent."""
+"""Most seconds to wait for the first event before the first table: a fleet may be silent."""
 _LAST_POLL = 2.0
-"""Seconds that the last poll may take."""
+"""Most seconds for the last poll."""
 _NAMES = 3.0
-"""Seconds that names of the last table may take."""
+"""Most seconds for the names in the last table."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def work(scope: Scope) -> int:
         nonlocal counting
-        # A recording has its own time; on a running machine rates go by a clock that nobody sets.
+        # A recording has its own time; rates of a running machine use a clock that cannot be set.
         look: Literal["events", "wall"] = "events" if recorded else "wall"
         async with (
             Monitor(backend=backend, **options) as monitor,
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             counting = False
             if progress is not None:
                 progress.clear()
-            if scope.was_cancelled:  # stopped while flows live: ask how far they are
+            if scope.was_cancelled:  # stopped while flows are open: ask for their latest counters
                 with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL) as last:
                     await monitor.poll_now()
                 if last.cancelled_caught:

@@ -1,7 +1,7 @@
 """Records of the eBPF channels of a Linux recording as message lines, in the same keys.
 
-``type`` is what a record says happened, or the operation on the maps; ``descriptor`` has a socket by the names of
-``ebpf/programs.c``, ``counts`` its counters or the statistics, ``request`` the sockets that were asked for.
+``type`` is the kind of a record, or the operation on the maps; ``descriptor`` has a socket by the names of
+``ebpf/programs.c``, ``counts`` its counters or the statistics, ``request`` the requested sockets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KINDS = {int(kind): kind.name for kind in Kind}
 
 
 def program_lines(record: Record) -> list[Line]:
-    """The lines of one record; what is none has a note."""
+    """The lines of one record; one that cannot be decoded has a note."""
     try:
         if record.client == RingPurpose.channel:
             rows, _ = decode_records(record.data)

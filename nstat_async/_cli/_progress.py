@@ -1,4 +1,4 @@
-"""A line on standard error that says how far long work is; only for terminals."""
+"""A line on standard error that shows the progress of long work; only on terminals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ERASE = "\r\x1b[K"
 
 @attrs.define(eq=False)
 class Progress:
-    """What to say, and since when."""
+    """Shows the progress."""
 
     describe: Callable[[], str]
     """What is said; where that is nothing, there is no line."""

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Tape:
-    """Where the recording goes, and how far it is."""
+    """The recording's target and its progress."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.to_stdout = arguments.file == "-"
@@ -90,7 +90,7 @@ class _Tape:
         )
 
     def take(self, events: list[Any], monitor: Monitor) -> None:
-        """Count events, and notice the end of the recording."""
+        """Count events, and note the end of the recording."""
         self.size = monitor.statistics().feed["recorded_bytes"]
         self.events += len(events)
         for event in events:
@@ -104,7 +104,7 @@ class _Tape:
         return f"{bytes_text(self.size)}  {events_text(self.events)}"
 
     def summarise(self, *, as_json: bool) -> None:
-        """What was recorded, in a line that is not among the recording's bytes."""
+        """Print what was recorded, in a line outside of the recording."""
         if as_json and not self.to_stdout:
             facts = {"file": self.name, "bytes": self.size, "events": self.events, "losses": self.losses}
             Output().line(dump({"v": 1, **facts}))

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Stream the events of a recording.
 
     Raises:
-        NstatError: It is no recording, or names no kernel.
+        NstatError: It is not a recording, or does not name its kernel.
         OSError: It cannot be read.
     """
     output = Output(quiet=arguments.quiet)
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in arguments.file]
         backend = backends.Replay(files, kernel=arguments.kernel, speed=arguments.speed, timebase=arguments.timebase)
-        # Where the events scroll past on the same terminal, a progress line would only disturb.
+        # A progress line would disturb events that scroll on the same terminal.
         visible = can_draw(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
         progress = Progress(_describe(files, output)) if visible else None
         try:
@@ -55,7 +55,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 class _describe:  # noqa: N801  # a function with a memory
-    """Says how far a replay is."""
+    """Describes the progress of a replay."""
 
     def __init__(self, files: list[BinaryIO], output: Output) -> None:
         self._files = files

@@ -1,8 +1,8 @@
-"""Runs an asynchronous command until it ends or is asked to end.
+"""Runs an asynchronous command until it ends or is stopped.
 
-Ctrl-C, SIGTERM and SIGHUP, the end of ``--duration`` and a reader that closes the pipe behind
-standard output all cancel one scope; the command leaves its loop there and may still
-print what it owes. A second Ctrl-C ends it at once.
+Ctrl-C, SIGTERM and SIGHUP, the end of ``--duration``, and a reader that closes the pipe of
+standard output all cancel one scope. The command then leaves its loop, and may still
+print results. A second Ctrl-C ends it at once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ._output import Output
 from ._progress import Progress
 
 THRESHOLDS = (5_000, 100, 100)
-"""New objects between two looks at the young, such looks between two at the middle-aged, those between two at everything."""
+"""Thresholds of the garbage collector: new objects, young collections, middle-aged collections (``gc.set_threshold``)."""
 
 
 class Scope:
-    """What is cancelled when a command shall end.
+    """The scope that is cancelled to end a command.
 
     Args:
-        duration: Seconds after which it is, from when it is entered: what a command needs to begin does not count.
+        duration: Seconds until it is cancelled, from when it is entered: the time to begin does not count.
     """
 
     def __init__(self, duration: float | None) -> None:
@@ -40,7 +40,7 @@ class Scope:
         self._scope = anyio.CancelScope()
         self.cancel = self._scope.cancel
         self.entered = False
-        """Before it is, the command still begins."""
+        """False while the command still begins."""
 
     def __enter__(self) -> None:
         self.entered = True
@@ -55,17 +55,17 @@ class Scope:
 
     @property
     def was_cancelled(self) -> bool:
-        """True when that was what ended the block, or will."""
+        """True if the scope was cancelled."""
         return self._scope.cancel_called
 
     @property
     def timed_out(self) -> bool:
-        """True when it was the end of the duration."""
+        """True if the duration ended it."""
         return self.was_cancelled and anyio.current_time() >= self._scope.deadline
 
 
 Work = Callable[[Scope], Awaitable[int]]
-"""A command: enters the scope around its loop, returns the exit status."""
+"""A command: it enters the scope around its loop, and returns the exit status."""
 
 
 def run_until_stopped(
@@ -75,12 +75,12 @@ def run_until_stopped(
 
     Args:
         work: The command.
-        duration: Seconds after which the scope is cancelled, from when it is entered.
+        duration: See `Scope`.
         output: If it is a pipe, its reader is watched.
-        progress: What to show on standard error meanwhile.
+        progress: Shown on standard error meanwhile.
 
     Returns:
-        What `work` returned; 0 if it was ended.
+        The status that `work` returned; 0 if it was stopped.
     """
     _check_sockets()
     try:
@@ -96,7 +96,7 @@ def run_until_stopped(
 
 
 def _check_sockets() -> None:
-    """Fail in words where an event loop cannot work: it is woken through a pair of sockets, and only logs that it cannot be."""
+    """Raise a clear error if an event loop cannot be woken: it needs a pair of sockets, and would only log their failure."""
     try:
         one, other = socket.socketpair()
         with one, other, selectors.DefaultSelector() as selector:
@@ -112,14 +112,14 @@ def _check_sockets() -> None:
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Let the garbage collector look at young objects mostly, as a library must not decide for others.
+    """Let the garbage collector look mostly at young objects; only the command does so, because a library must not.
 
-    Flows are freed without it. A look at everything there is takes 0.1 s with 50,000 of them, in which no loop goes on;
-    by default the first poll has five.
+    Flows are freed without it. A complete collection takes 0.1 s with 50,000 flows, and stops the loop; by
+    default there would be five in the first poll.
     """
     before = gc.get_threshold()
     if IS_COMMAND:
-        gc.freeze()  # what there is stays to the end; elsewhere it is the caller's
+        gc.freeze()  # the present objects stay to the end; in another process they would be the caller's
     gc.set_threshold(*THRESHOLDS)
     try:
         yield
@@ -128,7 +128,7 @@ def collecting_rarely() -> Iterator[None]:
 
 
 def _of_group(error: Exception) -> Exception:
-    """What went wrong in a task group, without the group: a command says one thing."""
+    """The error inside a task group's exception group, because a command prints one error."""
     while (inner := getattr(error, "exceptions", ())) and isinstance(inner[0], Exception):
         error = inner[0]
     return error
@@ -173,9 +173,9 @@ async def _watch_signals(
 
 
 async def _watch_reader(pipe: int, scope: Scope) -> None:
-    """End when nobody reads: a quiet machine would otherwise never write, and so never notice.
+    """End when the last reader is gone. A quiet machine would never write, and so never notice it.
 
-    The write end of a pipe becomes "readable" only in error, which is when its last reader closed it.
+    The write end of a pipe becomes "readable" only with an error, after its last reader closed it.
     """
     try:
         await anyio.wait_readable(pipe)

@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         NstatError: It cannot listen, or the backend cannot be opened.
-        UsageError: It would be reachable by others without a token.
+        UsageError: Others could reach it without a token.
     """
     try:
         from ..integrations.server import serve_forever  # noqa: PLC0415  # an extra

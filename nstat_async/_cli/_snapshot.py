@@ -16,7 +16,7 @@ from ._source import backend_of, is_recorded, monitor_options
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the flows; status 1 when some are known to be missing. Whoever stops it before there are any gets none."""
+    """Print the flows; the status is 1 if some are known to be missing. If it is stopped early, it prints none."""
     output = Output()
     lines_of = flow_form(arguments, output)
     backend = backend_of(arguments)

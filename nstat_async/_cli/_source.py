@@ -31,14 +31,14 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
 
 
 def missing(command: str, error: ImportError) -> BackendUnavailableError:
-    """What has to be installed for a command."""
+    """The error about a missing package of a command."""
     text = str(error)
-    what = text.partition(" needs ")[2]  # before it stands the module, which is nothing to whoever typed a command
+    what = text.partition(" needs ")[2]  # without the module's name, which means nothing to users of the command
     return BackendUnavailableError(command, UnavailableReason.DEPENDENCY, f"{command} needs {what}" if what else text)
 
 
 def check_input(path: str | None) -> None:
-    """See that there is a standard input where ``-`` stands for it."""
+    """Check that there is a standard input, if ``-`` means it."""
     if path == "-" and sys.stdin is None:
         raise OSError(errno.EBADF, "standard input is closed")
 
@@ -64,7 +64,7 @@ def is_recorded(arguments: argparse.Namespace) -> bool:
 
 
 def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `Monitor` that the common options stand for; what was not given keeps its default."""
+    """The keywords of `Monitor` for the common options; options that are not given keep their default."""
     names = ("interval", "ebpf", "extras", "every_update")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name, None))}
     pulse = getattr(arguments, "pulse", None)
@@ -72,7 +72,7 @@ def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
         options["pulse"] = pulse or None  # 0 is off
     condition = filter_of(arguments)
     recorded = is_recorded(arguments)
-    if recorded and arguments.provider:  # whoever recorded asked for what there is; leave the rest out
+    if recorded and arguments.provider:  # a recording has all its flows: filter them
         chosen = by_provider(*arguments.provider)
         condition = chosen if condition is None else condition & chosen
     if recorded or arguments.provider:
@@ -80,5 +80,5 @@ def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if condition is not None:
         options["flow_filter"] = condition
         if condition.needs_extras:
-            options["extras"] = True  # nobody knows them otherwise, and a filter that never matches looks like silence
+            options["extras"] = True  # otherwise the filter would never match, which looks like silence
     return options

@@ -40,10 +40,9 @@ def show_events(
 
 
 async def stream(monitor: Monitor, output: Output, formatter: EventFormatter, limits: Limits) -> None:
-    """Print every event until the stream ends; whatever waits is one batch.
+    """Print every event until the stream ends; the events that wait are one batch.
 
-    With a quiet output nothing is formatted: that is the null sink by which the
-    library itself is measured. What is not seen is said behind the first batch: who can see nothing has an error instead.
+    A quiet output formats nothing, and so measures the library itself. Limits are printed after the first batch.
     """
     events = monitor.subscribe()
     while batch := await events.receive_many():

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 _GAP = 2
 _SHORT, _SHORTEST = 16, 9
-"""So much of a text is wanted before a column is left out, and so much is left of it at least."""
+"""Least width of a text before another column is left out, and least width in any case."""
 
 
 def cell_width(text: str) -> int:
@@ -16,14 +16,14 @@ def cell_width(text: str) -> int:
 
 
 def _char_width(char: str) -> int:
-    """As the C library's ``wcwidth`` has it; vowels and finals of conjoining Hangul stand on their consonant."""
+    """The width of a character as in the C library's ``wcwidth``; vowels and finals of conjoining Hangul have none."""
     if unicodedata.category(char) in {"Mn", "Me"} or "\u1160" <= char <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False) -> str:
-    """`text` in exactly `width` terminal columns, cut with ``…`` (or ``~``) if need be."""
+    """`text` in exactly `width` terminal columns, cut with ``…`` (or ``~``) if it is too long."""
     if width <= 0:
         return ""
     taken = cell_width(text)
@@ -35,7 +35,7 @@ def fit(text: str, width: int, *, right: bool = False, ascii_only: bool = False)
 
 
 def _beginning(text: str, width: int) -> tuple[str, int]:
-    """As much of a text as fits, and its width."""
+    """The beginning of a text that fits, and its width."""
     used = 0
     for at, char in enumerate(text):
         step = _char_width(char)
@@ -46,7 +46,7 @@ def _beginning(text: str, width: int) -> tuple[str, int]:
 
 
 def shortened(text: str, width: int, *, ascii_only: bool = False) -> str:
-    """A text without its middle: the port of an address and the end of a name stay."""
+    """A text shortened in the middle, so that the port of an address and the end of a name stay."""
     if cell_width(text) <= width or width < 1:
         return text
     end, taken = _beginning(text[::-1], (width - 1) * 2 // 5)
@@ -68,10 +68,10 @@ def render(
 
     Args:
         headings: One per column.
-        rows: Their cells, escaped already.
+        rows: The cells of each row, escaped.
         right: Columns that are aligned to the right.
-        columns: How wide the table may be; `None`: as wide as it gets.
-        spare: Columns that are left out where there is no room, in this order. What remains loses the middle of long texts.
+        columns: Greatest width of the table; `None`: any width.
+        spare: Columns that are left out if there is no room, in this order. Then long texts are shortened in the middle.
     """
     everything = [headings, *rows]
     widths = [max(map(cell_width, column)) for column in zip(*everything, strict=True)]
@@ -87,7 +87,7 @@ def render(
 
 
 def _kept(widths: Sequence[int], columns: int, right: Collection[int], spare: Sequence[int]) -> list[int]:
-    """The columns that have a place, if texts are short."""
+    """The columns that fit, if texts are shortened."""
     least = [width if at in right else min(width, _SHORT) for at, width in enumerate(widths)]
     kept = list(range(len(widths)))
     for column in spare:
@@ -97,7 +97,7 @@ def _kept(widths: Sequence[int], columns: int, right: Collection[int], spare: Se
 
 
 def _narrowed(widths: Sequence[int], room: int, right: Collection[int]) -> list[int]:
-    """The widths where the widest texts gave up what is more than `room`; numbers give nothing."""
+    """Widths that fit into `room`: the widest texts are shortened, numbers are not."""
     found = list(widths)
     texts = [at for at in range(len(found)) if at not in right]
     while sum(found) > room and texts:
