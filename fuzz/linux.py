@@ -24,6 +24,7 @@ from nstat_async.sockdiag import (
     OwnersAnswer,
     OwnersRequest,
     SocketState,
+    TableRow,
     TcpInfo,
     _rows,
     _scan,
@@ -232,11 +233,21 @@ def _step_of_programs(kernel: _OddPrograms, choices: Choices) -> None:
         kernel.cgroups[number] = CgroupFacts(number, choices.pick(("/", "/system.slice/a.service", "")))
     elif what == 14:
         kernel.namespaces += 1
-        found = FoundNamespace(kernel.namespaces, NetworkNamespace(choices.pick("ab")), 100 + kernel.namespaces)
+        entered = kernel.namespaces % 3 > 0
+        found = FoundNamespace(
+            kernel.namespaces, NetworkNamespace(choices.pick("ab")), 100 + kernel.namespaces, entered=entered
+        )
+        kernel.tables = [*map(_in_a_table, kernel.sockets.values())]
         gone = choices.byte() % (kernel.namespaces + 1)
         kernel.came_and_went.append(NamespacesAnswer((found,), (gone,) if gone else ()))
     else:
         kernel.census = choices.pick(((), None, ((choices.byte() % 4, 1000, (100, 101)),)))
+
+
+def _in_a_table(sock: FakeSocket) -> TableRow:
+    name = ("udp" if sock.protocol == 17 else "tcp") + ("6" if sock.family == 10 else "")
+    ends = sock.local, sock.remote, sock.local_port, sock.remote_port
+    return TableRow(name, sock.inode, 1000, *ends, state=sock.state)
 
 
 def _record(kernel: _OddPrograms, choices: Choices, cookie: int, kind: Kind) -> bytes:

@@ -53,8 +53,6 @@ class _Space:
     network: int
     pids: tuple[int, ...]
     absences: int = 0
-    not_before: float = 0.0
-    """Monotonic time before which it is not read again."""
     left: list[TableRow] = attrs.field(factory=list)
     """Rows that were read and are in no answer yet."""
 
@@ -137,16 +135,16 @@ class Outside:
     # -- tables
 
     def tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
-        """The tables of a namespace, or more rows of the last reading; `unread` if it is not its turn."""
-        space, number = self._spaces.get(request.namespace), request.namespace
-        if space is None or (not request.rest and time.monotonic() < space.not_before):
-            return SocketTablesAnswer(number, unread=True)
-        answer = SocketTablesAnswer(number)
+        """The tables of a namespace, or more rows of the last reading."""
+        space = self._spaces.get(request.namespace)
+        answer = SocketTablesAnswer(request.namespace, unread=space is None)
+        if space is None:
+            return answer
         if not request.rest:
             began = time.thread_time()
             answer = self._read(space, request)
             spent = time.thread_time() - began + len(space.left) * ROW_SECONDS
-            space.not_before = time.monotonic() + spent * len(self._spaces) / SHARE - spent
+            answer = attrs.evolve(answer, pause=spent * len(self._spaces) / SHARE)
         rows, space.left = tuple(space.left[:AT_ONCE]), space.left[AT_ONCE:]
         return attrs.evolve(answer, rows=rows, more=bool(space.left))
 

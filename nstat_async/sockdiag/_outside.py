@@ -27,7 +27,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 class OutsideTables(TableSource):
-    """Reads all tables of a namespace at each poll, if it is its turn (`SocketTablesAnswer.unread`); its arguments are those of `TableSource`."""
+    """Reads all tables of a namespace at each poll, if it is its turn (`SocketTablesAnswer.pause`); its arguments are those of `TableSource`."""
 
     def __init__(
         self, output: Output, book: Book, sightings: Sightings, formats: RowFormats, protocols: frozenset[int]
@@ -40,6 +40,8 @@ class OutsideTables(TableSource):
         """True if the next answer has more rows of the same reading."""
         self._met: set[int] = set()
         """Sockets of this reading so far."""
+        self._not_before = 0.0
+        """When it is its turn."""
         self._cut = False
         self._absent: tuple[str, ...] = ()
 
@@ -47,10 +49,16 @@ class OutsideTables(TableSource):
     def busy(self) -> bool:
         return bool(self._rows)
 
+    def begin_poll(self) -> None:
+        if self._output.now >= self._not_before:
+            self._not_before = self._output.now
+            super().begin_poll()
+
     def take(self, answer: Any) -> None:
         if not isinstance(answer, SocketTablesAnswer) or answer.unread:
             self._answer, self._continued, self.done = None, False, True
             return
+        self._not_before += answer.pause
         if not self._continued:
             self._met, self._cut, self._absent = set(), False, ()
         self._cut, self._absent = self._cut or answer.cut, self._absent + answer.missing
@@ -102,7 +110,7 @@ class OutsideTables(TableSource):
         for entry in gone:
             yield
             if not entry.over:
-                self._end(entry)
+                self._book.give_up(entry)  # if it listens again, or is bound again, it is another flow
 
 
 def _cookie_of(row: TableRow, protocol: int) -> int:

@@ -262,13 +262,15 @@ class SocketTablesAnswer:
     missing: tuple[str, ...] = ()
     """Tables that do not exist."""
     unread: bool = False
-    """True if nothing was read: it is not this namespace's turn, or no process shows its tables any more."""
+    """True if nothing was read: no process shows the tables any more."""
     more: bool = False
     """True if there are more rows to ask for."""
     cut: bool = False
     """True if a table was too long to be read whole."""
     malformed: int = 0
     """How many lines could not be parsed."""
+    pause: float = 0.0
+    """Seconds until the tables may be read again, because of what reading them costs."""
 
 
 @attrs.frozen

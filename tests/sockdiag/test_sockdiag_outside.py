@@ -283,6 +283,20 @@ def test_what_cannot_be_read_at_first_is_there_as_soon_as_it_can(box):
     assert [type(event) for event in box.told()] == [FlowAdded]
 
 
+def test_it_is_asked_again_when_that_is_paid_for(box):
+    box.answers = [SocketTablesAnswer(3, (ROW,), more=True, pause=2.5), SocketTablesAnswer(3, (LISTENER,))]
+    assert len(begun(box)) == 2
+    asked = len(box.table_requests)
+    for _ in range(2):
+        box.now += 1.0
+        assert "PollCompleted" in kinds(box.poll())
+    assert len(box.table_requests) == asked
+    assert not [event for event in box.events if isinstance(event, FlowRemoved)]
+    box.now += 0.6
+    box.poll()
+    assert len(box.table_requests) == asked + 1
+
+
 def test_many_rows_come_in_pieces_and_are_taken_in_by_turns(box):
     many = [attrs.evolve(ROW, inode=1000 + number, remote_port=number) for number in range(5 * TAKEN_AT_ONCE + 1)]
     third = len(many) // 3
@@ -307,6 +321,19 @@ def test_the_same_socket_with_another_peer_is_another_flow(box):
     assert added.flow.id != first.id
     (removed,) = box.told()
     assert removed.flow.id == first.id
+
+
+@pytest.mark.parametrize("row", [LISTENER, DATAGRAMS])
+def test_a_socket_that_was_gone_and_is_back_is_another_flow(box, row):
+    """It was shut down, or dissolved, and listens again, or is bound again, at the same port."""
+    ids = [event.flow.id for event in begun(box, row).values()]
+    for number in (2, 3):
+        box.there = []
+        assert [*map(type, (*box.told(), *box.told()))] == [FlowRemoved]
+        box.there = [row]
+        ids += [event.flow.id for event in box.told()]
+        assert ids[-1] == f"{ids[0]}.{number}"
+    box.assert_replays()
 
 
 def test_a_socket_that_changes_its_family_stays_the_same_flow(box):
@@ -515,30 +542,25 @@ def test_they_are_bounded(outside, monkeypatch):
     assert (len(found), outside.beyond) == (1, 1)
 
 
-def test_each_is_read_as_often_as_its_part_of_the_time_pays_for(outside, monkeypatch):
-    clock = {"now": 100.0, "cpu": 5.0}
-    monkeypatch.setattr(io_outside.time, "monotonic", lambda: clock["now"])
+def test_a_reading_is_told_in_pieces_with_the_pause_that_pays_for_it(outside, monkeypatch):
+    clock = {"cpu": 5.0}
     monkeypatch.setattr(io_outside.time, "thread_time", lambda: clock["cpu"])
     monkeypatch.setattr(io_outside, "network_at", {"/proc/1/net": 100, "/proc/7/net": 200}.get)
 
-    def read(net, request):
+    def read(_net, request):
         clock["cpu"] += 0.05
         return SocketTablesAnswer(request.namespace, (ROW,) * 5000)
 
     monkeypatch.setattr(io_outside, "read_tables", read)
     met(outside, (1, 100), (7, 200))
     request = SocketTablesRequest(10, ("tcp",))
-    assert len(outside.tables(request).rows) == io_outside.AT_ONCE
-    assert outside.tables(request).unread, (
-        "50 ms and 50 ms for the rows are two seconds of its part, with two of them four"
+    first = outside.tables(request)
+    assert (len(first.rows), first.more) == (io_outside.AT_ONCE, True)
+    assert first.pause == pytest.approx(4.0), (
+        "50 ms, and 50 ms for the rows, are 5 % of two seconds; there are two of them"
     )
     rest = [outside.tables(attrs.evolve(request, rest=True)) for _ in range(2)]
-    assert [(len(each.rows), each.more) for each in rest] == [(2048, True), (904, False)]
-    assert not outside.tables(attrs.evolve(request, namespace=11)).unread, "the other one has a part of its own"
-    clock["now"] += 3.8
-    assert outside.tables(request).unread
-    clock["now"] += 0.2
-    assert not outside.tables(request).unread
+    assert [(len(each.rows), each.more, each.pause) for each in rest] == [(2048, True, 0.0), (904, False, 0.0)]
     assert outside.tables(attrs.evolve(request, namespace=12)).unread, "nobody knows it"
 
 
@@ -558,7 +580,7 @@ def test_a_process_that_went_elsewhere_meanwhile_shows_nothing(outside, monkeypa
 def test_what_no_process_shows_is_not_read(outside, monkeypatch):
     monkeypatch.setattr(io_outside, "network_at", lambda _net: None)
     met(outside, (1, 100))
-    assert outside.tables(SocketTablesRequest(10, ("tcp",))) == SocketTablesAnswer(10, unread=True)
+    assert outside.tables(SocketTablesRequest(10, ("tcp",))).unread
 
 
 @pytest.mark.parametrize(
