@@ -119,7 +119,8 @@ class Successors:
         return next_ones
 
 
-_NONE = _Last(0, b"")
+_NONE = _Last(-0xFFFF, b"")
+"""Before the first one: no port is near to it."""
 
 
 def cookie_of(message: bytes) -> int:

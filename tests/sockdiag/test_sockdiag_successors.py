@@ -10,7 +10,7 @@ import pytest
 if not sys.platform.startswith("linux"):
     pytest.skip("asks a Linux kernel", allow_module_level=True)
 
-from nstat_async._io.successors import MOST_AT_ONCE, MOST_REMEMBERED, STEPS, Successors, cookie_of
+from nstat_async._io.successors import MOST_AT_ONCE, MOST_REMEMBERED, MOST_TRIED, NEAR, STEPS, Successors, cookie_of
 
 ESTABLISHED, TIME_WAIT, LISTEN = 1, 6, 10
 HERE, THERE = b"\x0a\0\0\x01", b"\x0a\0\0\x02"
@@ -36,7 +36,7 @@ class Kernel:
     def message(self, end):
         local, port, remote, remote_port = end
         ports = port.to_bytes(2, "big") + remote_port.to_bytes(2, "big")
-        state, cookie = self.sockets[end], abs(hash(end)) % (1 << 64)
+        state, cookie = self.sockets[end], self.cookie(end)
         head = bytes(16) + bytes([socket.AF_INET, state, 0, 0])
         return (
             head
@@ -47,13 +47,21 @@ class Kernel:
             + cookie.to_bytes(8, sys.byteorder)
         )
 
+    @staticmethod
+    def cookie(end):
+        return abs(hash(end)) % (1 << 64)
+
     def ask(self, requests):
         self.asked += len(requests)
-        ends = [
-            (each[28:32], int.from_bytes(each[24:26], "big"), each[44:48], int.from_bytes(each[26:28], "big"))
-            for each in requests
-        ]
-        return [self.message(end) for end in ends if end in self.sockets]
+        answers = []
+        for each in requests:
+            assert each[17] == socket.IPPROTO_TCP
+            ports = int.from_bytes(each[24:26], "big"), int.from_bytes(each[26:28], "big")
+            end = each[28:32], ports[0], each[44:48], ports[1]
+            cookies = (self.cookie(end).to_bytes(8, sys.byteorder), b"\xff" * 8)
+            if end in self.sockets and each[64:72] in cookies:  # ``sock_diag_check_cookie``
+                answers.append(self.message(end))
+        return answers
 
     def find(self, number, known=()):
         return self.successors.find(number, known)
@@ -127,6 +135,72 @@ def test_what_is_known_is_not_found_and_not_counted(kernel):
     learn(kernel, 2000, 2002)
     new = kernel.connect(2004)
     assert kernel.find(2, {cookie_of(message) for message in new}) == ([], 0)
+    one, other = kernel.connect(2006)
+    assert kernel.find(2, {cookie_of(one)}) == ([other], 1)
+
+
+def test_the_highest_port_leads_on_in_whatever_order_a_dump_has_them(kernel):
+    learn(kernel, 2000, 2020, 2002, there=THERE)
+    (new,) = kernel.connect(2034, there=THERE)
+    assert kernel.find(1) == ([new], 1)
+
+
+def test_ports_that_begin_anew_lead_on_from_there(kernel):
+    """The range of ports has an end, and the kernel leaps now and then."""
+    learn(kernel, 2000, 2002, 50_000, 50_002, 2100, 2102, there=THERE)
+    (new,) = kernel.connect(2104, there=THERE)
+    assert kernel.find(1) == ([new], 1)
+
+
+@pytest.mark.parametrize(("gap", "found"), [(NEAR, 1), (NEAR + 1, 0)])
+def test_ports_lead_on_that_are_so_near_to_each_other(kernel, gap, found):
+    learn(kernel, 2000, 2000 + gap, there=THERE)
+    kernel.connect(2002 + gap, there=THERE)
+    assert kernel.find(1)[1] == found
+
+
+@pytest.mark.parametrize("server", [1, 80, 443])
+def test_one_connection_leads_nowhere_whatever_number_the_port_of_its_server_has(kernel, server):
+    """Whose ports are small would otherwise be near to none, and take the place of servers with many connections."""
+    learn(kernel, 2000, there=THERE, server=server)
+    assert (kernel.find(1), kernel.asked) == (([], 0), 0)
+
+
+def test_behind_the_last_port_nothing_is_looked_for(kernel):
+    learn(kernel, 65_530, 65_532, there=THERE)
+    (last,) = kernel.connect(65_534, there=THERE)
+    assert kernel.find(1) == ([last], 1)
+    assert kernel.find(1) == ([], 0)
+
+
+def test_the_servers_of_the_last_connections_are_looked_for_and_no_others(kernel):
+    servers = range(8000, 8001 + MOST_TRIED)
+    for number, server in enumerate(servers):
+        port = 2000 + 200 * number
+        learn(kernel, port, port + 2, there=THERE, server=server)
+        kernel.connect(port + 4, there=THERE, server=server)
+    found, _ = kernel.find(100)
+    assert {int.from_bytes(row[22:24], "big") for row in found} == set(servers[1:])
+
+
+@pytest.mark.parametrize(("others", "remembered"), [(MOST_REMEMBERED // 2 - 1, True), (MOST_REMEMBERED // 2, False)])
+def test_so_many_connections_are_remembered(kernel, others, remembered):
+    """Each has two ends that may be followed by others."""
+    for number in range(1 + others):
+        learn(kernel, 2000 + 200 * number, there=THERE, server=8000 + number)
+    learn(kernel, 2002, there=THERE, server=8000)
+    (new,) = kernel.connect(2004, there=THERE, server=8000)
+    assert kernel.find(1) == (([new], 1) if remembered else ([], 0))
+
+
+def test_the_other_ends_that_were_found_are_not_looked_for_again(kernel):
+    learn(kernel, 2000, 2002)
+    for port in range(2004, 2100, 2):
+        kernel.connect(port)
+        assert kernel.find(2)[1] == 2
+    kernel.asked = 0
+    assert kernel.find(1) == ([], 0)
+    assert kernel.asked == 2 * len(STEPS), "from each end once"
 
 
 def test_where_many_are_missing_more_ports_are_asked_for_at_once(kernel):
@@ -141,16 +215,23 @@ def test_where_many_are_missing_more_ports_are_asked_for_at_once(kernel):
     questions.clear()
     assert kernel.find(1) == ([last], 1)
     assert questions == [len(STEPS)]
+    questions.clear()
+    for port in range(2174, 2192, 2):
+        kernel.connect(port, there=THERE)
+    assert kernel.find(10)[1] == 9
+    assert questions == [30, len(STEPS)], "fewer, once most are found"
 
 
 @pytest.mark.timeout(20)
-def test_who_answers_with_ports_that_were_passed_is_no_reason_to_go_on(kernel):
+@pytest.mark.parametrize("listens", [HERE, bytes(4)])
+def test_who_answers_with_ports_that_were_passed_is_no_reason_to_go_on(kernel, listens):
     """A listener that was opened anew has an open end, as the port that is looked for: it would answer for ever."""
     for port in (2000, 0):
         kernel.sockets[HERE, SERVER, bytes(4), port] = LISTEN
         kernel.successors.learn(kernel.message((HERE, SERVER, bytes(4), port)))
         kernel.successors.learn(kernel.message((HERE, SERVER, bytes(4), port)))
-    kernel.successors._ask = lambda requests: [kernel.message((HERE, SERVER, bytes(4), 0))] * len(requests)
+    kernel.sockets[listens, SERVER, bytes(4), 0] = LISTEN
+    kernel.successors._ask = lambda requests: [kernel.message((listens, SERVER, bytes(4), 0))] * len(requests)
     assert kernel.find(3) == ([], 0)
 
 
