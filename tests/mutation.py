@@ -74,6 +74,7 @@ TESTS = {
         "tests/sockdiag/test_sockdiag_pulse_budget.py",
         "tests/sockdiag/test_sockdiag_pulse_thread.py",
     ),
+    "nstat_async/_io/processes.py": ("tests/sockdiag/test_sockdiag_processes.py",),
     "nstat_async/_io/reach.py": ("tests/sockdiag/test_sockdiag_pulse_budget.py",),
     "nstat_async/_io/successors.py": ("tests/sockdiag/test_sockdiag_successors.py",),
     "nstat_async/_io/pump.py": ("tests/pump", "tests/test_life.py", "tests/test_unix_bridge.py"),

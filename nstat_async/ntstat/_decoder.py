@@ -84,7 +84,7 @@ class Decoder:
     """
 
     def __init__(
-        self, table: SourceTable, emit: Callable[[AnyEvent], object], client: Listener, *, strict: bool = False
+        self, table: SourceTable, emit: Callable[[AnyEvent], object], client: Listener, *, strict: bool
     ) -> None:
         self.kernel: Kernel = table.kernel
         self.table = table

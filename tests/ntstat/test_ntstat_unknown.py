@@ -22,6 +22,7 @@ from nstat_async import (
     Unrecognized,
 )
 from nstat_async.ntstat import ExtensionItem, Mode, RemoveSource, Session, UnknownMessage
+from nstat_async.ntstat._decoder import _LONGEST_GROWTH
 from nstat_async.ntstat._references import MAX_MISSING
 
 
@@ -67,7 +68,7 @@ def test_of_darwin_27_s_longer_tcp_descriptor_the_part_through_the_name_is_belie
     assert flow.process.uid == 501
 
 
-@pytest.mark.parametrize("extra", [0, 16, 24])
+@pytest.mark.parametrize("extra", [0, 16, 24, _LONGEST_GROWTH])
 def test_items_behind_a_longer_descriptor_of_a_newer_kernel_are_found(extra):
     wire, play = Wire(NEWER), Play(Wire(NEWER))
     known = wire.descriptor(2, remote=address("192.0.2.9", 443), uid=0, connstatus=0, ifnet_properties=2)

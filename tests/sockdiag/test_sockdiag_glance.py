@@ -279,6 +279,39 @@ def test_a_few_new_connections_are_asked_for_and_many_are_dumped(kernel):
     assert (kernel.dumps, kernel.asked, kernel.most_asked) == ([6, 6, 6], ONE_BY_ONE, ONE_BY_ONE)
 
 
+def test_so_many_are_asked_for_by_their_ports(kernel, monkeypatch):
+    monkeypatch.setattr(module, "MOST_FOLLOWED", 4)
+    look = glance(kernel, udp=False)
+    for port in (1000, 1002):
+        kernel.add(port)
+    kernel.moved(look, 5.0, connections=2)
+    look.look(5.0)
+    kernel.dumps.clear()
+    for now, begin, number, dumps in ((6.0, 1004, 4, []), (7.0, 1012, 5, [6])):
+        for port in range(begin, begin + 2 * number, 2):
+            kernel.add(port)
+        kernel.moved(look, now, connections=number)
+        assert len(look.look(now)) == number
+        assert kernel.dumps == dumps
+
+
+def test_what_dumps_of_connections_take_is_measured(kernel, monkeypatch):
+    look, cpu, send = glance(kernel), [100.0], kernel.send
+
+    def send_for_a_second(data):
+        cpu[0] += 1.0
+        send(data)
+
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(thread_time=lambda: cpu[0]))
+    monkeypatch.setattr(kernel, "send", send_for_a_second)
+    kernel.moved(look, 5.0, connections=1, datagrams=1)
+    look.look(5.0)
+    assert look.dumped == 1.0
+    kernel.moved(look, 6.0, datagrams=1)
+    look.look(6.0)
+    assert look.dumped == 0.0
+
+
 def test_many_are_asked_for_in_parts(kernel):
     look = glance(kernel)
     rows = [(6, kernel.add(number).message()) for number in range(1, 2 * ONE_BY_ONE + 2)]

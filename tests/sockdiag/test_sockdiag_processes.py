@@ -138,7 +138,7 @@ def test_facts_stay_for_a_moment_while_the_same_file_runs(monkeypatch):
     assert reader.read == [7]
     reader.paths[7] = "/bin/other"
     assert recent.facts(7, 100.0 + KEPT / 2).path == "/bin/other", "it runs another program"
-    recent.facts(7, 100.0 + 2 * KEPT)
+    recent.facts(7, 100.0 + 1.5 * KEPT)
     assert reader.read == [7, 7, 7], "and after a while its number may be another process'"
 
 
@@ -163,6 +163,18 @@ def test_facts_of_so_many_are_kept(monkeypatch):
     for pid in (MOST_KEPT + 1, 2, 1):
         recent.facts(pid, 100.0)
     assert reader.read == [1]
+
+
+def test_of_many_those_are_kept_that_were_read_last(monkeypatch):
+    reader = Facts(monkeypatch)
+    recent = RecentFacts(reader)
+    for pid in range(1, MOST_KEPT + 1):
+        recent.facts(pid, 100.0)
+    recent.facts(1, 100.0 + KEPT)
+    recent.facts(MOST_KEPT + 1, 100.0 + KEPT)
+    reader.read.clear()
+    recent.facts(1, 100.0 + KEPT)
+    assert reader.read == []
 
 
 def test_a_process_that_changed_its_program_is_read_anew():
