@@ -200,8 +200,8 @@ def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
     """Options for the form of results."""
     return {
         "--format": {
-            "choices": ("text", "json", "ocsf"), "default": "text",
-            "help": "text (default), JSON Lines, or OCSF 1.8 network activity",
+            "choices": ("text", "json", "csv", "ocsf"), "default": "text",
+            "help": "text (default), JSON Lines, CSV, or OCSF 1.8 network activity",
         },
         "--json": {"action": "store_const", "dest": "format", "const": "json", "help": "as --format json"},
         "--fields": {

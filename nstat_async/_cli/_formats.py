@@ -1,4 +1,4 @@
-"""The forms of results: text, JSON Lines, OCSF, with all fields or with chosen ones."""
+"""The forms of results: text, JSON Lines, CSV, OCSF, with all fields or with chosen ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
     from ._ocsf import OcsfFormatter  # noqa: PLC0415  # see above
 
     if arguments.fields:
-        raise UsageError("fields: OCSF has its own; choose --format json or text")
+        raise UsageError("fields: OCSF has its own; choose --format json, csv or text")
     return OcsfFormatter(None if is_recorded(arguments) else socket.gethostname())
 
 
@@ -55,6 +55,10 @@ def event_formatter(arguments: argparse.Namespace, output: Output) -> EventForma
         raise UsageError("details: only with --format json")
     if arguments.format == "ocsf":
         return _one_by_one(_ocsf(arguments))
+    if arguments.format == "csv":
+        from ._csv import csv_of_events  # noqa: PLC0415  # as OCSF
+
+        return csv_of_events(arguments.fields or ()).of_events
     if arguments.format == "json" and not arguments.fields:
         return JsonFormatter(full=arguments.details).lines
     text = TextFormatter(
@@ -108,6 +112,11 @@ def flow_form(arguments: argparse.Namespace, output: Output) -> Callable[[Found,
     if arguments.format == "ocsf":
         ocsf = _ocsf(arguments)
         return lambda found, moment: [ocsf.flow_line(flow, counts, moment) for flow, counts in found]
+    if arguments.format == "csv":
+        from ._csv import csv_of_flows  # noqa: PLC0415  # as OCSF
+
+        of_flows = csv_of_flows(columns)
+        return lambda found, moment: of_flows(_events(found, moment))
     if arguments.format == "json":
         if columns:
             return lambda found, moment: [
@@ -163,6 +172,11 @@ def row_form(arguments: argparse.Namespace, view: View, output: Output) -> Calla
     if arguments.format == "ocsf":
         ocsf = _ocsf(arguments)
         return lambda rows, moment: [ocsf.row_line(row, view.group_by.name, moment) for row in rows]
+    if arguments.format == "csv":
+        from ._csv import csv_of_rows  # noqa: PLC0415  # as OCSF
+
+        of_rows = csv_of_rows(chosen)
+        return lambda rows, moment: of_rows(map(view.named, rows), moment)
     if arguments.format == "json":
         return lambda rows, moment: [
             dump(picked(row, chosen, moment)) if chosen else dumps(row, time=moment) for row in map(view.named, rows)
