@@ -294,6 +294,19 @@ def test_an_open_pipe_that_blocks_is_written_by_a_thread_and_stays_open(tmp_path
         assert pipes.writable(plain) is plain
 
 
+def test_a_pipe_that_nobody_looks_after_any_more_is_left_by_its_thread(monkeypatch):
+    """As that of a monitor that everybody forgot."""
+    monkeypatch.setattr(pipes, "PIPE_SECONDS", 0.0)
+    reading, writing = os.pipe()
+    with open(writing, "wb", buffering=0) as file, open(reading, "rb"):
+        late = pipes.writable(file)
+        late.write(bytes(300_000))
+        late.close()
+        late._thread.join()
+        with pytest.raises(OSError, match="bytes behind"):
+            late.check()
+
+
 def test_what_waits_for_a_reader_that_is_gone_is_an_error(tmp_path):
     reading, writing = os.pipe()
     with open(writing, "wb", buffering=0) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import stat
@@ -95,6 +96,8 @@ class PipeWriter:
         self._error: OSError | None = None
         self._thread: threading.Thread | None = None
         self._ending = self._given_up = False
+        self._until = math.inf
+        """Monotonic time after which the thread leaves a reader, whether anybody looks or not."""
 
     @property
     def is_writing(self) -> bool:
@@ -128,9 +131,9 @@ class PipeWriter:
         """Nothing is held back longer than its reader takes."""
 
     def close(self) -> None:
-        """Nothing more comes: the thread ends when its reader has everything. Waits for nobody. Idempotent."""
+        """Nothing more comes: the thread ends when its reader has everything, or `PIPE_SECONDS` later. Waits for nobody. Idempotent."""
         with self._changed:
-            self._ending = True
+            self._ending, self._until = True, min(self._until, time.monotonic() + PIPE_SECONDS)
             self._changed.notify_all()
             if self._thread is None and self._owned:
                 self._file.close()
@@ -155,7 +158,7 @@ class PipeWriter:
         try:
             ready = select.poll()
             ready.register(self._file.fileno(), select.POLLOUT)
-            while (data := self._next()) and not self._given_up:
+            while (data := self._next()) and not self._given_up and time.monotonic() < self._until:
                 if ready.poll(TICK * 1000):
                     written = self._file.write(data)
                     self._file.flush()
