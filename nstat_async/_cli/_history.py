@@ -66,6 +66,8 @@ def _size(path: str) -> int:
 
 def _answer(arguments: argparse.Namespace) -> int:
     since, until = arguments.since, arguments.until
+    if since is not None and until is not None and since >= until:
+        raise UsageError("since: it is not before --until")
     if not Path(arguments.file).exists():
         raise HistoryError(arguments.file, "there is no such file; --record makes it")
     with History(arguments.file) as history:

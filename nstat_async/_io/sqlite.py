@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
+_LEAST_SPACE = 64 << 10
+"""Bytes that SQLite needs to begin: a page of the file, and 32 KiB for what lists the log's pages."""
 _DESCRIPTORS = 4
 """That SQLite needs: for the file, its log, what lists the log's pages, and the folder."""
 
@@ -37,7 +40,17 @@ def why_not_opened(path: str | os.PathLike[str], error: Exception, *, write: boo
     finally:
         for descriptor in opened:
             os.close(descriptor)
+    if write and _space(folder) < _LEAST_SPACE:  # to SQLite that is "disk I/O error"
+        return os.strerror(errno.ENOSPC)
     return str(error) if not write or may_make_files(folder) else _why_none_is_made(folder)
+
+
+def _space(folder: Path) -> int:
+    """Bytes that may still be written there; very many where the system does not tell."""
+    if not hasattr(os, "statvfs"):
+        return sys.maxsize
+    facts = os.statvfs(folder)
+    return facts.f_bavail * facts.f_frsize
 
 
 def _why_none_is_made(folder: Path) -> str:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import types
 import zlib
 from datetime import datetime, timezone
 
@@ -300,6 +301,22 @@ def test_whoever_wants_to_read_a_file_that_is_not_there_does_not_hear_of_writing
         History(tmp_path / "absent.db")
     with pytest.raises(HistoryError, match=r"cannot be opened: no file may be made in"):
         HistoryWriter(tmp_path / "absent.db")
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="this system does not tell")
+@pytest.mark.parametrize(("free", "says"), [(15, "No space left on device"), (16, "disk I/O error")])
+def test_a_full_disk_is_called_that(free, says, tmp_path, monkeypatch):
+    """SQLite says "disk I/O error" where it cannot make the list of its log's pages."""
+
+    def fails(*_args, **_options):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    (tmp_path / "h.db").touch()
+    facts = types.SimpleNamespace(f_bavail=free, f_frsize=4096, f_flag=0)
+    monkeypatch.setattr(_schema.sqlite3, "connect", fails)
+    monkeypatch.setattr("nstat_async._io.sqlite.os.statvfs", lambda _: facts)
+    with pytest.raises(HistoryError, match=f"cannot be opened: {says}"):
+        HistoryWriter(tmp_path / "h.db")
 
 
 def test_reading_changes_nothing_and_leaves_no_file_behind(path):

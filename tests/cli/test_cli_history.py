@@ -100,6 +100,7 @@ def test_the_same_file_written_twice_adds_up(written, recording):
             2,
             "is not a positive number of at least 300",
         ),
+        (["{written}", "--since", "1h", "--until", "2h"], 2, "argument --since: it is not before --until"),
     ],
 )
 def test_what_cannot_be_is_one_error_with_its_status(arguments, status, says, written, capfd):
