@@ -1,4 +1,4 @@
-"""``publish URL``: the events of this machine to a NATS server, for a fleet."""
+"""``publish URL``: sends the events of this machine to a NATS server, for a fleet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Publish until stopped.
 
     Raises:
-        NstatError: The backend cannot be opened, or failed, or the server does not let us in.
+        NstatError: The backend cannot be opened, or failed, or the server refuses the login.
     """
     try:
         from ..integrations.nats import Publisher  # noqa: PLC0415  # an extra

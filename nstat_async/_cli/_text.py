@@ -6,8 +6,8 @@ then bytes and packets and the kind of the interface::
 
     + 12:03:59.123   tcp    10.0.0.5:50312 > 192.0.2.1:443    pid:811 (curl)  rx 0 B (0)  tx 0 B (0)  wifi
 
-Columns are as wide as the widest cell so far, so that lines stand below each other without knowing what comes. An update
-that shows nothing else says what changed.
+A column is as wide as its widest cell so far: the lines align, though nobody knows the next cell. An update whose line
+looks like the one before says what changed.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ from ._table import cell_width
 
 _REMEMBERED = 50_000
 _WIDTHS = {"local": 15, "remote": 15, "process": 14}
-"""Columns of a flow's line, and how wide they are at first."""
+"""Columns of a flow's line, and their widths at the start."""
 _WIDEST = 47
-"""No column becomes wider: an IPv6 address with its port fits."""
+"""No column becomes wider than this: an IPv6 address with its port fits."""
 _GREEN, _RED, _YELLOW, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 _NOTHING = "unchanged"
 _COLOURS = {"+": _GREEN, "-": _RED, "!": _YELLOW, "#": ""}
 
 
 def failed(event: FlowRemoved) -> bool:
-    """True for a TCP connection that is known to have ended without receiving anything, unless in order, or not to have been established."""
+    """True for a TCP connection that was not established, or received nothing and is not known to have ended in order."""
     if event.flow.provider is not Provider.TCP or is_listener(event.flow) or event.flow.remote is None:
         return False
     if event.outcome in {Outcome.REFUSED, Outcome.FAILED}:
@@ -88,14 +88,14 @@ class _Known:
     text: str
     """The cells, as wide as their columns."""
     widened: int
-    """How often columns had become wider then."""
+    """How often columns had become wider when the cells were made."""
     rx: str = ""
     tx: str = ""
 
 
 @attrs.define(eq=False)
 class TextFormatter:
-    """Turns events into lines; see the module."""
+    """Turns events into lines; the module's docstring says which."""
 
     colour: bool = False
     """True: signs are coloured."""
@@ -104,12 +104,12 @@ class TextFormatter:
     every: bool = False
     """True: an update that changes nothing has a line, too."""
     columns: Callable[[], int | None] | None = None
-    """How wide the line of a flow may be now; `None`: as wide as it gets."""
+    """How wide the line of a flow may be now; `None`: any width."""
     _flows: dict[str, _Known] = attrs.field(factory=dict, init=False)
     _widths: dict[str, int] = attrs.field(factory=lambda: dict(_WIDTHS), init=False)
     """The widest cell of each column so far."""
     _widened: int = attrs.field(default=0, init=False)
-    """How often one became wider."""
+    """How often a column became wider."""
     _rx_width: int = attrs.field(default=10, init=False)
     _tx_width: int = attrs.field(default=10, init=False)
     _longest: int = attrs.field(default=0, init=False)
@@ -118,7 +118,7 @@ class TextFormatter:
     """The time of the last line: all reports of a poll have the same."""
 
     def __call__(self, event: AnyEvent) -> str | None:
-        """The line; `None` for what says nothing new: polls without trouble, updates that change nothing that is shown."""
+        """The line; `None` where there is nothing new: for a poll without trouble, or an update whose line would be the same."""
         if isinstance(event, (FlowAdded, FlowUpdated, FlowRemoved)):
             return self._of_flow(event)
         if isinstance(event, PollCompleted) and event.complete:
@@ -134,7 +134,7 @@ class TextFormatter:
         return self._moment[1]
 
     def cell(self, column: str, text: str) -> str:
-        """`text`, as wide as its column is by now."""
+        """`text`, padded to the width that its column has now."""
         width = cell_width(text)
         if width > self._widths.get(column, 0) and width <= _WIDEST:
             self._widths[column] = width
@@ -188,7 +188,7 @@ class TextFormatter:
 
     @staticmethod
     def _news(event: FlowUpdated, before: _Known, known: _Known, *, is_same: bool) -> str:
-        """What the line does not show besides; `_NOTHING` when there is no news at all."""
+        """The changes that the other cells do not show; `_NOTHING` when nothing changed."""
         old, new = before.flow.state, event.flow.state
         if new is not None and new is not old:
             return new.value
@@ -280,4 +280,4 @@ _OTHERS: dict[type, Callable[[Any], _Shown]] = {
     HostUpdated: _host,
     Unrecognized: lambda event: ("!", (f"unrecognized message {event.number} of {len(event.data)} bytes",)),
 }
-"""Events that are not of a flow."""
+"""How each event that is not about a flow is shown."""

@@ -1,4 +1,4 @@
-"""Rows of a table as people see them: what each is called, in which order they stand, which columns they have."""
+"""Rows of a table as people see them: the name of each, their order, their columns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SORT_KEYS: dict[str, _Key] = {
     "rx-rate": lambda _, row: (-(row.rx_rate or 0.0), -row.rx_bytes),
     "tx-rate": lambda _, row: (-(row.tx_rate or 0.0), -row.tx_bytes),
 }
-"""What ``--sort`` takes, and what it compares: numbers fall, names rise."""
+"""What ``--sort`` takes, and the key of each order: the most traffic comes first, names and pids rise."""
 
 
 @functools.lru_cache(256)
@@ -50,9 +50,9 @@ class View:
 
     group_by: GroupBy = attrs.field(factory=GroupBy.processes)
     names: NameResolver | None = None
-    """Knows names of remote addresses; `None`: they are not asked for."""
+    """Finds the names of remote addresses; `None`: nobody asked for names."""
     users: bool = True
-    """True: users are those of this machine, and so have names."""
+    """True: the users are those of this machine, which can name them."""
 
     @property
     def is_of_processes(self) -> bool:
@@ -61,7 +61,7 @@ class View:
 
     @property
     def shows_names(self) -> bool:
-        """True when a row is what may have a name to be looked up."""
+        """True when a row is something whose name can be looked up."""
         return self.group_by.name == "remote address"
 
     @property
@@ -70,13 +70,13 @@ class View:
         return "PROCESS" if self.is_of_processes else self.group_by.name.upper()
 
     def named(self, row: Row) -> Row:
-        """The row of a user with the name that this machine knows, if nobody else said one."""
+        """The row of a user, with this machine's name for the user unless the row has one."""
         if self.users and self.group_by.name == "user" and row.text is None and isinstance(row.key, int):
             return attrs.evolve(row, text=user_text(row.key))
         return row
 
     def label(self, row: Row) -> str:
-        """What to call a row, escaped."""
+        """The name of a row, escaped."""
         row = self.named(row)
         if row.kind is RowKind.UNKNOWN and not self.is_of_processes:
             return "(unknown)"
@@ -110,7 +110,7 @@ class View:
         return sorted(rows, key=functools.partial(SORT_KEYS[key], self))
 
     def columns(self, rows: Sequence[Row]) -> list[Column]:
-        """The fields of a row and its process that have a heading; without those of which nothing is known."""
+        """The fields of a row and its process that have a heading and a value in at least one row."""
         record = TABLE.of(Row)
         inner = next(field for field in record.fields if field.name == "process")
         found = [Column(field.heading, (field,)) for field in record.fields if field.heading]
@@ -128,9 +128,9 @@ class View:
         if field.name == "name" and len(column.steps) == 1:
             return self.label(row)
         value = column.value(row)
-        # A row that is no process has no pid: that is not unknown.
+        # A row that is not a process has no pid, which differs from a pid that is unknown.
         return "" if value is None and not field.unit else cell_text(field, value)
 
     def heading_of(self, column: Column) -> str:
-        """The heading of a column; that of the name says what a row is."""
+        """The heading of a column; the heading of the name says what a row is."""
         return self.heading if column.heading == "PROCESS" else column.heading

@@ -1,7 +1,7 @@
-"""Structures of the Darwin wire as JSON values, by the kernel's own names.
+"""Structures of the Darwin wire as JSON values, with the kernel's own names.
 
-Everything here is a plain reading of bytes: no unit is converted, no scope taken out
-of an address. Names lose a leading ``nstat_``, also behind a dot.
+The bytes are read as they are: no unit is converted, and a scope stays in its address.
+Names lose a leading ``nstat_``, also behind a dot.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _converter(field: Field) -> Callable[[Any], Any] | None:
-    """What makes JSON of a field's value; `None`: it is a plain number."""
+    """The function that makes a JSON value of a field; `None`: the field is a plain number."""
     return list if field.count > 1 else _CONVERTERS.get(field.kind)
 
 
@@ -90,7 +90,7 @@ class WireReader:
         self._plans: dict[str, list[tuple[str, str, Callable[[Any], Any] | None]]] = {}
 
     def codec(self, name: str | None) -> StructCodec | None:
-        """The structure of this name in this kernel, if it has it."""
+        """The structure of this name in this kernel; `None` if the kernel has none."""
         return None if name is None else self.kernel.layout.find(name)
 
     def fields(self, codec: StructCodec, data: bytes, at: int = 0) -> dict[str, Any]:
@@ -117,7 +117,8 @@ class WireReader:
         """A provider's descriptor.
 
         Returns:
-            Its fields (`None`: the provider is unknown; a field: it is not proven), bytes beyond what is read, a remark.
+            The fields (`None` if the provider is unknown; a field is `None` if its place is not proven), the bytes after
+            them, and a remark.
 
         Raises:
             ProtocolError: `data` is shorter than the layout says.
@@ -138,7 +139,7 @@ class WireReader:
     def _doubtful(
         self, provider: int, codec: StructCodec, data: bytes
     ) -> tuple[dict[str, Any] | None, bytes, str | None]:
-        """A descriptor of a kernel that nobody compiled: what was proven, or what newer kernels kept in place."""
+        """A descriptor of a kernel whose layout nobody compiled: the proven fields, or those that newer kernels did not move."""
         reader = self._readers.choose(provider, data, 0, len(data))
         shown = dict.fromkeys(kernel_name(field.name) for field in codec.fields)
         for name, value in reader.fields(data, 0, len(data)).items():
@@ -152,7 +153,7 @@ class WireReader:
         return shown, tail, f"the layout of {self.kernel.name} is not proven: {self.kernel.layout.name} is assumed"
 
     def extension(self, item: ExtensionItem) -> dict[str, Any]:
-        """One extension item: its fields where its structure is known, else its bytes."""
+        """One extension item: its fields if its structure is known, else its bytes."""
         line: dict[str, Any] = {"type": item.type, "name": EXTENSION_NAMES.get(item.type), "length": item.length}
         if item.type == Extension.FUUID and len(item.data) == 16:
             line["fuuid"] = _uuid(item.data)
@@ -167,13 +168,13 @@ class WireReader:
         return line
 
     def system_information(self, data: bytes) -> tuple[list[dict[str, Any]], bytes]:
-        """The list of keys and values, and bytes too few for another one."""
+        """The list of keys and values, and the bytes left over, too few for another pair."""
         codec = self.kernel.layout["nstat_sysinfo_keyval"]
         whole = len(data) - len(data) % codec.size
         return [self.fields(codec, data, at) for at in range(0, whole, codec.size)], data[whole:]
 
     def add_parameter(self, provider: int, data: bytes) -> dict[str, Any]:
-        """The parameter of a request for one named source: ``param`` as hex, and its fields where it has known ones."""
+        """The parameter of a request for one named source: ``param`` as hex, and its fields if they are known."""
         shown: dict[str, Any] = {"param": data.hex()}
         name = self.kernel.descriptor_name(provider)
         codec = self.codec(_PARAMETERS.get(name)) if name is not None else None
@@ -184,7 +185,7 @@ class WireReader:
 
 
 _SYSINFO_PROVIDER_2782 = 5
-"""System information was a provider of its own in xnu-2782 and before 3247 only."""
+"""System information was a provider of its own only from xnu-2782 until before xnu-3247."""
 
 _EXTENSION_STRUCTS = {
     int(Extension.DOMAIN): "nstat_domain_info",

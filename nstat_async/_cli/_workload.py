@@ -39,12 +39,12 @@ class Step:
 
 @attrs.define(eq=False)
 class Script:
-    """Steps to be carried out on a kernel by its timers."""
+    """Steps that a kernel's timers carry out on it."""
 
     kernel: EmulatedKernel
     steps: tuple[Step, ...]
     complain: Callable[[str], None]
-    """Gets a line about a step that cannot be done; the next ones go on."""
+    """Is called with a line about a step that cannot be done; the steps after it are still done."""
     _flows: dict[str, EmulatedFlow] = attrs.field(factory=dict, init=False)
 
     def start(self) -> None:

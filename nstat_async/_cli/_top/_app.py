@@ -32,7 +32,7 @@ from ._view import Heading, TrafficView
 _SLICE = 1000
 """Events that are taken in before keys and timers get a turn."""
 _TALL = 34
-"""Screens with as many lines have a chart, unless it is taken away."""
+"""Screens with at least as many lines have a chart, unless the user hides it."""
 _VIEWS = ("process", "user", "unit", "container", "remote-address", "remote-port", "interface", "connection")
 """What ``v`` goes through."""
 _OF_PROCESSES = ("process", "effective-process")

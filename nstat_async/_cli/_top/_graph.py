@@ -1,4 +1,4 @@
-"""Rates as pictures of letters: a curve for each row, a chart for the total."""
+"""Rates drawn with characters: a curve for each row, a chart for the total."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ASCII_BLOCKS = " .:-=+*#@"
 _FLOOR = 128.0
 """Bytes per second below which a curve shows its lowest mark."""
 _STEP = 2.2
-"""Powers of two to a mark: 8 marks reach from 128 B/s to some 25 MB/s."""
+"""Powers of two per mark: 8 marks reach from 128 B/s to some 25 MB/s."""
 
 
 def curve_text(rates: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
@@ -24,7 +24,7 @@ def curve_text(rates: Sequence[float], width: int, *, ascii_only: bool = False) 
 
 
 def chart_lines(rates: Sequence[float], width: int, height: int, top: float, *, ascii_only: bool = False) -> list[str]:
-    """Rates as columns of blocks from a common ground, newest on the right, on a linear scale from 0 to `top`."""
+    """Rates as columns of blocks, newest on the right, on a linear scale from 0 to `top`."""
     blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
     shown = list(rates[-width:])
     eighths = [0 if top <= 0 else max(rate > 0, round(8 * height * min(1.0, rate / top))) for rate in shown]

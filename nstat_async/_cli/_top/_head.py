@@ -25,7 +25,7 @@ _SCALE = 17
 
 @attrs.define
 class State:
-    """What is true of the whole screen."""
+    """Facts about the whole screen."""
 
     source: str
     """Name of the backend."""
@@ -40,7 +40,7 @@ class State:
 
 
 def state_text(state: State, model: TopModel) -> str:
-    """Where the numbers come from, how much may be seen, and what was lost."""
+    """Where the numbers come from, how much the monitor may see, and what was lost."""
     able = state.capabilities
     parts = [
         "END" if state.ended else "",
@@ -89,7 +89,7 @@ def totals_text(model: TopModel, width: int, *, alarm: str = "") -> str:
 
 
 def small_chart(model: TopModel, room: int, *, ascii_only: bool) -> str:
-    """The chart of the total in what is left of a line, with its scale; empty where that is little."""
+    """The chart of the total in `room` columns of a line, with its scale; empty if the room is too small."""
     rates = [rx + tx for rx, tx in model.history][-max(1, room - _SCALE) :]
     top = _nice(max(rates, default=0.0))
     if room < _SCALE + 8 or not any(rates):
@@ -99,7 +99,7 @@ def small_chart(model: TopModel, room: int, *, ascii_only: bool) -> str:
 
 
 def chart(model: TopModel, width: int, *, ascii_only: bool) -> list[tuple[str, str]]:
-    """Lines of the chart of the total: label, and blocks; the scale is linear and the same for what is shown."""
+    """Lines of the chart of the total, each a label and blocks; the scale is linear."""
     room = max(1, width - _LABEL)
     rates = [rx + tx for rx, tx in model.history]
     top = _nice(max(rates[-room:], default=0.0))
@@ -109,7 +109,7 @@ def chart(model: TopModel, width: int, *, ascii_only: bool) -> list[tuple[str, s
 
 
 def _nice(rate: float) -> float:
-    """A round number that is not below the rate: the scale does not move with each look."""
+    """A round number that is not below the rate, so that the scale does not change with each look."""
     step = 1000.0
     while True:
         for factor in (1, 2, 5):

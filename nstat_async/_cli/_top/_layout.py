@@ -1,7 +1,7 @@
-"""The columns of `top`: which there are for a width, and what each line shows in them.
+"""The columns of `top`: which columns fit into a width, and what each line shows in them.
 
-Texts stand on the left, numbers on the right, so that the numbers of flows stand below those of their row. What is worth
-most gets its place first; where there is room, flows show more of themselves below the curves.
+Texts are on the left and numbers on the right, so that the numbers of flows are below those of their row. The most
+important columns get their place first; if there is room, flows show more fields below the curves.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _MARKER, _NAME, _RATE, _PID, _FLOWS, _TOTAL = 2, 16, 9, 8, 7, 9
 _CURVE, _USER, _UNIT, _COMMAND, _MEDIA = 15, 11, 21, 20, 38
 _MOST_NAME, _WIDE_NAME, _MOST_COMMAND, _USUAL_CURVE = 26, 44, 60, 43
 _LONG_NAMES = {"connection": 52, "remote address": 40, "remote network": 40, "container": 29, "unit": 29}
-"""Rows whose names are worth more than a curve, and how much of them."""
+"""Kinds of rows whose names matter more than a curve, and how many columns the name gets."""
 _STATES = {
     TcpState.CLOSED: "closed", TcpState.LISTEN: "listen", TcpState.SYN_SENT: "syn-sent", TcpState.SYN_RECEIVED: "syn-recv",
     TcpState.ESTABLISHED: "estab", TcpState.CLOSE_WAIT: "closewait", TcpState.FIN_WAIT_1: "finwait1",
     TcpState.CLOSING: "closing", TcpState.LAST_ACK: "last-ack", TcpState.FIN_WAIT_2: "finwait2",
     TcpState.TIME_WAIT: "timewait",
 }  # fmt: skip
-"""Short enough that none is ever cut."""
+"""Each is short enough that it is never cut."""
 
 
 @attrs.frozen
 class _Extra:
-    """Something more about a flow, where there is room."""
+    """One more field of a flow, shown if there is room."""
 
     heading: str
     width: int
     text: Callable[[FlowLine, float | None], str]
     needs: str = ""
-    """What must be known of any row."""
+    """The field that at least one row must have."""
 
 
 def _state(line: FlowLine, _now: float | None) -> str:
@@ -52,7 +52,7 @@ def _state(line: FlowLine, _now: float | None) -> str:
 
 
 def _age(line: FlowLine, now: float | None) -> str:
-    """How long it has been there; ``>`` where only the moment is known since which it was seen."""
+    """The age of the flow; with ``>`` if only the time of its first report is known."""
     started = line.flow.started
     if now is None:
         return UNKNOWN
@@ -81,7 +81,7 @@ def _media(line: FlowLine, _now: float | None) -> str:
 
 
 def _is_connection(flow: Flow) -> bool:
-    """True for what has round trips and sends again."""
+    """True for a flow that can have round trips and retransmissions."""
     return flow.state is not None and not is_listener(flow)
 
 
@@ -113,11 +113,11 @@ class Layout:
     view: View = attrs.field(factory=View)
     ascii_only: bool = False
     commands: bool = False
-    """True: the command line stands where the name would."""
+    """True: the command line is shown instead of the name."""
     known: frozenset[str] = frozenset({"user", "unit", "command"})
-    """What is known of any row: a column without a value has no place."""
+    """The fields that at least one row has: a column without a value is not shown."""
     left: list[_Column] = attrs.field(factory=list, init=False)
-    """Texts of a row, and its number of flows; the place where flows say who they are."""
+    """The texts of a row and its number of flows; flows show their ends in this place."""
     numbers: int = attrs.field(default=2, init=False)
     """Columns of numbers: two rates, and perhaps one or two totals."""
     curve: int = attrs.field(default=0, init=False)
@@ -168,7 +168,7 @@ class Layout:
     # -- headings ---------------------------------------------------------------------------
 
     def headings(self) -> list[tuple[str, int, str, bool]]:
-        """Text, width, key to sort by, and whether it is aligned to the right, of each column."""
+        """Of each column: text, width, key to sort by, and True if it is aligned to the right."""
         found = [("", _MARKER, "", False)]
         found += [(each.heading, each.width, each.sort, each.right) for each in self.left]
         found += [("RX/S", _RATE, "rx-rate", True), ("TX/S", _RATE, "tx-rate", True)]
@@ -177,7 +177,7 @@ class Layout:
         return [*found, ("HISTORY (log)", self.curve, "rate", False)] if self.curve else found
 
     def heading(self, sort: str, *, reverse: bool) -> str:
-        """The line of headings; an arrow marks what is sorted by."""
+        """The line of headings; an arrow marks the column of the order."""
         arrow = ("^" if reverse else "v") if self.ascii_only else ("▴" if reverse else "▾")
         marked = {"rate": {"rx-rate", "tx-rate"}, "traffic": {"rx", "tx", "traffic"}}.get(sort, {sort})
         parts: list[str] = []
@@ -197,7 +197,7 @@ class Layout:
     # -- lines ------------------------------------------------------------------------------
 
     def cells(self, line: Line, now: float | None) -> list[Cell]:
-        """What a line shows; `now` is the moment of the look, for ages."""
+        """The cells of a line; `now` is the time of the look, for ages."""
         if isinstance(line, RowLine):
             return self._row(line)
         if isinstance(line, FlowLine):
@@ -252,7 +252,7 @@ class Layout:
         return cells
 
     def _extras(self) -> list[_Extra]:
-        """As much more about a flow as there is room for below the curve."""
+        """The additional fields of a flow that fit below the curve."""
         found, left = [], self.curve
         for extra in _EXTRAS:
             if extra.needs and extra.needs not in self.known:
@@ -286,7 +286,7 @@ class Layout:
         return [("    ", ""), (self._fit(text, width - 2), "dim"), *self._amounts(line.row), (" " * self.curve, "")]
 
     def _ends(self, flow: Flow, width: int) -> str:
-        """Who talks to whom, as much of it as fits; the remote end goes last."""
+        """Both ends of a flow, as much as fits; the remote end is kept longest."""
         kind = f"{flow.provider.value} "
         if is_listener(flow):
             return f"{kind}@ {_end(flow.local)}"

@@ -1,10 +1,10 @@
 """What `top` shows, without a screen.
 
-Operations wanted: feed thousands of events a second; once a second put all rows in order; hand out any line by its
-number at once. A look costs one sort of the rows, plus the flows of those that are expanded; nothing is formatted here.
+The model takes thousands of events a second, sorts all rows once a second, and returns any line by its number at once.
+A look costs one sort of the rows, plus the flows of the expanded rows; nothing is formatted here.
 
-Two tables are fed: one of the rows, one of the flows, which has their rates. What a flow has of its row is the row's
-own book-keeping (`TrafficTable.shares`), so that the flows of a row, with those that ended, add up to it.
+Two tables are fed: one of the rows, and one of the flows for their rates. The share of a flow in its row comes from the
+row's own table (`TrafficTable.shares`), so that the flows of a row, with those that ended, add up to the row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...filters import is_of
 from .._views import SORT_KEYS, View
 
 HISTORY = 240
-"""Looks that curves and the chart remember."""
+"""How many looks the curves and the chart show at most."""
 
 
 @attrs.frozen(eq=False)
@@ -52,15 +52,15 @@ class FlowLine:
     """A flow below its row."""
 
     event: FlowEvent
-    """The last one of it."""
+    """The last event of the flow."""
     share: Share
-    """What it has of the row."""
+    """The part of the row's traffic that is the flow's."""
     rx_rate: float | None
     tx_rate: float | None
     seen_since: float
-    """When it was reported first, seconds since the epoch."""
+    """When the flow was reported first, seconds since the epoch."""
     was_there: bool
-    """True: it was there before that."""
+    """True: the flow existed before its first report."""
 
     @property
     def flow(self) -> Flow:
@@ -75,7 +75,7 @@ class FlowLine:
 
 @attrs.frozen(eq=False)
 class RestLine:
-    """What a row has beside its open flows: of those that ended."""
+    """The part of a row's traffic that is not of its open flows: of those that ended."""
 
     key: object
     row: Row
@@ -95,7 +95,7 @@ class TopModel:
 
     view: View = attrs.field(factory=View)
     include_history: bool = False
-    """True: open flows count with what they had carried before."""
+    """True: the traffic of open flows before the start counts, too."""
     sort: str = "rate"
     reverse: bool = False
     wanted: str = ""
@@ -107,9 +107,9 @@ class TopModel:
     shown: int = attrs.field(default=0, init=False)
     """Rows that pass the filter."""
     hidden: int = attrs.field(default=0, init=False)
-    """Rows that do not."""
+    """Rows that do not pass the filter."""
     known: frozenset[str] = attrs.field(default=frozenset(), init=False)
-    """What is known of any row: ``"user"``, ``"unit"``, ``"command"``, ``"media"``."""
+    """The fields that at least one row has: ``"user"``, ``"unit"``, ``"command"``, ``"media"``."""
     history: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), init=False)
     """Rates of the total at the last looks: received, sent."""
     expanded: set[int] = attrs.field(factory=set, init=False)
@@ -141,7 +141,7 @@ class TopModel:
                     self._first[event.flow.id] = (event.time, not began)
 
     def look(self) -> None:
-        """A new look at the table: order, curves, sums."""
+        """Take a new look at the table: order, curves, sums."""
         rows = self.table.rows()
         curves = {}
         for row in rows:
@@ -156,7 +156,7 @@ class TopModel:
         self.history.append((self.total.rx_rate or 0.0, self.total.tx_rate or 0.0))
 
     def rearrange(self) -> None:
-        """The same moment in another order or with other rows expanded."""
+        """Arrange the last look again, in another order or with other rows expanded."""
         self._arrange(self.table.rows())
 
     def _arrange(self, rows: list[Row]) -> None:
@@ -191,7 +191,7 @@ class TopModel:
         return [row for row in rows if wanted in self.view.label(row).lower() or is_of(row.process, pids)]
 
     def _below(self, row: Row, shares: list[Share]) -> list[Line]:
-        """The flows of a row, under their headings, and the rest of it."""
+        """The lines below a row: headings, its flows, and the rest."""
         flows = [self._flow_line(share) for share in shares if share.flow.id in self._events]
         flows.sort(key=self._flow_order, reverse=self.reverse)
         lines: list[Line] = [HeadingLine(("heading", row.serial)), *flows]
@@ -224,26 +224,26 @@ class TopModel:
         self.rearrange()
 
     def sort_by(self, key: str) -> None:
-        """Sort by a column; by the same one again: the other way round."""
+        """Sort by a column; a second call with the same column reverses the order."""
         self.reverse = not self.reverse if key == self.sort else False
         self.sort = key
         self.rearrange()
 
     def sort_next(self, by: int) -> None:
-        """Sort by the next column, or the one before."""
+        """Sort by the column `by` places further: 1 is the next one, -1 the one before."""
         keys = list(SORT_KEYS)
         self.sort = keys[(keys.index(self.sort) + by) % len(keys)]
         self.rearrange()
 
     def choose(self, wanted: str) -> None:
-        """Only rows with this in their name, or of this pid."""
+        """Show only rows with this in their name, or of this pid."""
         if wanted != self.wanted:
             self.wanted = wanted
             self.history.clear()
         self.rearrange()
 
     def change_view(self, view: View) -> None:
-        """Rows of something else; what they count begins now."""
+        """Show rows of another kind; they count from now on."""
         self.view = view
         self.table = TrafficTable(view.group_by, include_history=self.include_history)
         self.table.feed_many(
@@ -254,7 +254,7 @@ class TopModel:
         self.look()
 
     def reset(self) -> None:
-        """Begin all totals at zero."""
+        """Set all totals to zero."""
         self.table.reset()
         self._flows.reset()
         self._curves.clear()

@@ -1,4 +1,4 @@
-"""The scrolling part of `top`: only lines that are visible are formatted, so that ten thousand cost a screenful."""
+"""The scrolling part of `top`: it formats only the lines that are visible, so that many lines cost no more than a screen."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Heading(Static):
 
 
 class TrafficView(ScrollView, can_focus=True):
-    """The lines of a model, of which one is under the cursor."""
+    """The lines of a model; one of them is under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", show=False),
@@ -80,7 +80,7 @@ class TrafficView(ScrollView, can_focus=True):
 
     @property
     def columns(self) -> Layout:
-        """The columns for the width of now."""
+        """The columns for the present width."""
         width = self.scrollable_content_region.width or self.size.width
         wanted = (width, self.model.view, self.ascii_only, self.commands, self.model.known)
         if self._layout is None or self._wanted != wanted:
@@ -88,7 +88,7 @@ class TrafficView(ScrollView, can_focus=True):
         return self._layout
 
     def update_lines(self) -> None:
-        """The model has changed: keep the cursor on its line, and show what is visible of it."""
+        """Show the changed model, and keep the cursor on its line."""
         lines = self.model.lines
         if self.cursor >= len(lines) or lines[self.cursor].key != self._key:
             self.cursor = next((at for at, line in enumerate(lines) if line.key == self._key), self.cursor)
@@ -106,7 +106,7 @@ class TrafficView(ScrollView, can_focus=True):
             text = self._explained(y, columns.width) if not lines else ""
             return Strip([Segment(text, base)]).adjust_cell_length(columns.width, base)
         cells: list[Cell] = columns.cells(lines[at], self.model.table.time)
-        if at == self.cursor:  # one plain bar: colours would make a patchwork of it
+        if at == self.cursor:  # the bar of the cursor has one colour
             base += _CURSOR
             segments = [Segment("".join(text for text, _ in cells), base)]
         else:
@@ -114,7 +114,7 @@ class TrafficView(ScrollView, can_focus=True):
         return Strip(segments).adjust_cell_length(columns.width, base)
 
     def _explained(self, y: int, width: int) -> str:
-        """A line of why there is nothing."""
+        """A line of the text that says why there is nothing to show."""
         reasons = self._explain()
         return fit(f" {reasons[y - 1]}", width) if 1 <= y <= len(reasons) else ""
 
