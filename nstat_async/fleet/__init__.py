@@ -1,10 +1,10 @@
-"""The two halves of a fleet, without I/O: what a machine publishes, and what is made of many machines' messages.
+"""The two halves of a fleet, without I/O: one makes a machine's messages, the other makes events of many machines' messages.
 
 - `Outgoing` takes the events of one monitor and makes `Message`s of them.
-- `Incoming` takes `Delivery`s, in the order in which the stream has them, and makes events.
-- `encode` and `decode` are the form of one message.
+- `Incoming` takes `Delivery`s in the order of the stream, and makes events of them.
+- `encode` and `decode` write and read one message.
 
-Neither reads a clock nor knows NATS: `nstat_async.integrations.nats.publish` and `nstat_async.backends.Fleet` bring
+None of them reads a clock or knows NATS: `nstat_async.integrations.nats.publish` and `nstat_async.backends.Fleet` add
 these. ``docs/architecture.md`` says what a message is and why.
 """
 

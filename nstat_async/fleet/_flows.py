@@ -1,4 +1,4 @@
-"""The open flows of all machines of a fleet: what an event of one makes of them, and both ends of a connection."""
+"""The open flows of all machines of a fleet: changes them by events, and joins both ends of a connection."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ._host import HostView, Open
 from ._peers import Ends, peer_of
 
 MOST_FLOWS = 262_144
-"""Open flows of one machine that are kept."""
+"""How many open flows of one machine are kept."""
 
 
 @attrs.define(eq=False)
 class FleetFlows:
-    """Keeps the flows of the views, and reports what happens to them.
+    """Keeps the flows of the views, and reports their changes.
 
     Args:
         views: The machines by name.
@@ -29,7 +29,7 @@ class FleetFlows:
     _ends: Ends = attrs.field(factory=Ends, init=False)
 
     def add(self, view: HostView, event: FlowAdded, time: float, *, preexisting: bool) -> bool:
-        """A flow is there; False if the machine has too many."""
+        """Add a flow; False if the machine has too many."""
         if len(view.flows) >= MOST_FLOWS:
             return False
         known = view.flows[event.flow.id] = Open(event.flow, event.flow, event.counts)
@@ -38,7 +38,7 @@ class FleetFlows:
         return True
 
     def update(self, known: Open, event: FlowAdded | FlowUpdated, time: float) -> None:
-        """A flow has other counters, or other facts."""
+        """Give a flow its new counters and facts."""
         previous, counts = known.counts, known.counts if event.counts is None else event.counts
         self._change(known, event.flow, time)
         known.counts = counts
@@ -46,14 +46,14 @@ class FleetFlows:
             self.report(FlowUpdated(time, known.flow, counts, previous, event.raw_details))
 
     def remove(self, view: HostView, known: Open, event: FlowRemoved, time: float) -> None:
-        """A flow ended, as its machine says."""
+        """Remove a flow that ended, as its machine says."""
         self._change(known, event.flow, time)
         self._ends.end(known.raw, time)
         self._close(view, known)
         self.report(attrs.evolve(event, time=time, flow=known.flow))
 
     def give_up(self, view: HostView, known: Open, time: float, reason: RemovalReason) -> None:
-        """A flow is no longer known: its last counts are what was last heard."""
+        """Remove a flow that is no longer known, with the counts that were heard last."""
         self._close(view, known)
         self.report(FlowRemoved(time, known.flow, known.counts, final=False, reason=reason))
 
@@ -64,7 +64,7 @@ class FleetFlows:
     # --- both ends ------------------------------------------------------------------------
 
     def _change(self, known: Open, raw: Flow, time: float) -> None:
-        """A flow may have new facts."""
+        """Take over the facts of a flow, which may be new."""
         if raw is known.raw:
             return
         before, known.raw = known.raw, raw
@@ -74,7 +74,7 @@ class FleetFlows:
             self._join(known, time)
 
     def _join(self, known: Open, time: float) -> None:
-        """Find the other end of a flow that is new or changed, and let both know."""
+        """Find the other end of a flow that is new or changed, and give each the other as its peer."""
         raw = known.raw
         self._ends.put(raw)
         other = self._open(self._ends.other(raw.id))

@@ -1,10 +1,10 @@
-"""What is made of the messages of a fleet: events of all machines in one stream. No I/O, no clock.
+"""Makes one stream of events of the messages of all machines of a fleet. No I/O, no clock.
 
-Each machine numbers its messages. What was there before is dropped, a hole is reported and set right by the next
-complete state. So a message may come twice, late, or not at all, publisher, server and this side may begin anew: what is
-lost is said, and nothing counts twice.
+Each machine numbers its messages. A message that was here before is dropped; a missing one is reported, and the next
+complete state corrects what it would have changed. So a message may come twice, late, or not at all, and the publisher,
+the server and this side may start again: each loss is reported, and nothing counts twice.
 
-Until `begin` nothing is reported: what came before somebody subscribed makes only the state in which the stream begins.
+Nothing is reported before `begin`: earlier messages only make the state that the stream starts with.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Delivery:
     subject: str
     data: bytes
     position: int
-    """Its number in the stream."""
+    """The message's number in the stream."""
     stored: float
-    """When the server got it, on its clock, seconds since the epoch."""
+    """When the server got it, on the server's clock, seconds since the epoch."""
     sent: float | None = None
-    """When it was sent, on the clock of who sent it."""
+    """When the publisher sent it, on the publisher's clock."""
 
 
 @attrs.define(eq=False)
 class Incoming:
-    """Makes events of messages. What it is given waits until `take_events` does the work.
+    """Makes events of messages. A message waits until `take_events` works on it.
 
     Args:
         prefix: First word of the subjects.
-        hosts: The machines to look at; `None`: all.
+        hosts: The machines to report; `None`: all.
         forget: Seconds of silence after which a machine is forgotten.
     """
 
@@ -60,16 +60,16 @@ class Incoming:
     begun: bool = attrs.field(default=False, init=False)
     """True once events are to be reported."""
     connection: str | None = attrs.field(default=None, init=False)
-    """Why nothing can come; `None` while the server is there."""
+    """Why no message can come; `None` while the server is connected."""
     caught_up: bool = attrs.field(default=False, init=False)
-    """True while everything that the stream has was taken in: only then silence means something."""
+    """True while all messages of the stream were taken in: only then silence means something."""
     _views: dict[str, HostView] = attrs.field(factory=dict, init=False)
     _report: Report = attrs.field(factory=Report, init=False)
     _intake: Intake = attrs.field(init=False)
     _work: deque[Iterator[None]] = attrs.field(factory=deque, init=False)
-    """What is to be done, in order; each pauses after a slice."""
+    """The work to do, in order; each item pauses after a slice."""
     _shown: int | None = attrs.field(default=0, init=False)
-    """So much of what is known was reported: machines and flows; `None`: all."""
+    """How many machines and flows of the first state were reported so far; `None`: all."""
     _names: dict[str, str] = attrs.field(factory=dict, init=False)
     """The machine that last had a machine id."""
     _refused_hosts: set[str] = attrs.field(factory=set, init=False)
@@ -90,7 +90,7 @@ class Incoming:
         self._work.append(self._receive(delivery, now))
 
     def remember(self, delivery: Delivery, now: float) -> None:
-        """The last state of a machine that was not heard of for long: it is known, its flows are not."""
+        """Take in the last state of a machine that was silent for long: the machine is known, its flows are not."""
         found = parse_subject(self.prefix, delivery.subject)
         try:
             header, _ = decode(delivery.data)
@@ -105,7 +105,7 @@ class Incoming:
         self._next_look = now + _LOOK_SECONDS
 
     def begin(self, time: float) -> None:
-        """From now on report: first what is known of each machine, then what happens.
+        """Report from now on: first the known machines and flows, then what happens.
 
         Args:
             time: Wall clock, seconds since the epoch.
@@ -134,11 +134,11 @@ class Incoming:
     # --- time ---------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """When `handle_deadline` wants to be called; `None`: not at all."""
+        """When `handle_deadline` is to be called; `None`: not at all."""
         return self._next_look
 
     def handle_deadline(self, now: float, time: float) -> None:
-        """See which machines were not heard of for too long.
+        """Find the machines that were silent for too long.
 
         Args:
             now: Monotonic seconds.
@@ -164,7 +164,7 @@ class Incoming:
     # --- out ----------------------------------------------------------------------------
 
     def take_events(self) -> Iterator[list[AnyEvent]]:
-        """The events, a slice of work at a time: between two of them others may have their turn, or call this, too."""
+        """The events, a slice of work at a time: between two slices other tasks may run, or call this, too."""
         while self._work:
             if next(self._work[0], self) is self:
                 self._work.popleft()
@@ -174,7 +174,7 @@ class Incoming:
         return [view for view in self._views.values() if view.state is not HostState.LEFT]
 
     def _known(self, time: float) -> Iterator[HostUpdated | FlowAdded]:
-        """What one has to know first, as events: each machine, and its open flows."""
+        """The state that the stream starts with, as events: each machine, and its open flows."""
         for view in self._present():
             yield view.event(time)
             for each in view.flows.values():
@@ -238,7 +238,7 @@ class Incoming:
     def _view(
         self, host: str, header: Header, delivery: Delivery, now: float
     ) -> Generator[None, None, HostView | None]:
-        """The machine's view, of this run of its publisher; `None` for a message that is not to be taken in."""
+        """The machine's view for this run of its publisher; `None` for a message that is not taken in."""
         view = self._views.get(host)
         if view is None:
             return self._meet(host, header, delivery, now) if self._has_room(host, delivery) else None
@@ -250,7 +250,7 @@ class Incoming:
         return view
 
     def _meet(self, host: str, header: Header, delivery: Delivery, now: float) -> HostView:
-        """A machine that was not known."""
+        """Make the view of a machine that was not known."""
         view = self._views[host] = HostView(host, header.incarnation)
         if header.seq:
             view.seq, view.exact = header.seq, False
@@ -279,7 +279,7 @@ class Incoming:
         self._report.host(view, delivery.stored, self._namesake(view))
 
     def _namesake(self, view: HostView) -> str | None:
-        """Whether its machine id was another machine's before: it was renamed, or one is a copy of the other."""
+        """A remark if another machine had the machine id before: it was renamed, or one is a copy of the other."""
         identity = view.facts.machine_id
         if identity is None:
             return None
@@ -297,7 +297,7 @@ class Incoming:
             self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, 1, detail)
 
     def _next_run(self, view: HostView, header: Header, delivery: Delivery, now: float) -> Iterator[None]:
-        """The publisher began anew: what the machine did in between is unknown."""
+        """Start with the publisher's next run: what the machine did in between is unknown."""
         left = view.state is HostState.LEFT
         yield from self._intake.drop_flows(view, delivery.stored)
         view.begin(header.incarnation)
@@ -331,7 +331,7 @@ class Incoming:
             yield from self._intake.state(view, header, lines, delivery.stored)
 
     def _heard(self, view: HostView, header: Header, time: float) -> None:
-        """Report what a message says by having come."""
+        """Report the machine if it was silent or had left before this message, or if its clock changed."""
         if view.state is not HostState.PRESENT and not header.last:
             if view.state is HostState.LEFT:
                 detail = "it goes on after it said that it stops: its flows are unknown until its next complete state"

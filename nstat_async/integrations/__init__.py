@@ -4,7 +4,7 @@
 - `nstat_async.integrations.otel`: OpenTelemetry metrics (``nstat-async[otel]``)
 - `nstat_async.integrations.server`: HTTP, server-sent events, a live page (``nstat-async[server]``)
 
-Nothing is imported from here, so that a missing package concerns only who asks for it.
+This module imports none of them, so that a missing package matters only to those who use it.
 """
 
 __all__: list[str] = []

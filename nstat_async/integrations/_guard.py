@@ -1,15 +1,15 @@
-"""Keeps strangers away: other web sites, other machines, and who has no token.
+"""Refuses requests of other web sites, of other machines, and without the token.
 
 A page of any web site can make its visitor's browser send requests to
-``http://127.0.0.1``, and a service that listens beyond loopback can be asked by anybody. These
-rules keep both from learning anything:
+``http://127.0.0.1``, and anybody can send requests to a service that listens beyond loopback.
+These rules keep both from learning anything:
 
-- *Host*: a name that is not ours is refused. A site whose name was pointed at 127.0.0.1 after
+- *Host*: a request for a name that is not ours is refused. A site whose name was pointed at 127.0.0.1 after
   it was loaded (DNS rebinding) is of the same origin in the browser's eyes, but its
   requests still carry its own name. ``localhost`` is a name of ours for requests from loopback only.
 - *Token*: with one, every request must carry it. Without one, only this machine is answered.
-- *Origin and Sec-Fetch-Site*: what the browser says another site asked for is refused, but
-  for a link that a person followed to the page itself.
+- *Origin and Sec-Fetch-Site*: a request that another site made, as the browser says, is refused,
+  unless a person followed a link to the page itself.
 - *No answer for others*: no CORS header is ever sent, and the headers below forbid to embed
   the page, to load anything from elsewhere, and to guess types.
 """
@@ -32,7 +32,7 @@ from nstat_async._errors import UsageError
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 HEALTH = "/healthz"
-"""Whoever watches over the service asks without a token: it is answered in a word."""
+"""The path that a supervisor may ask without a token; the answer is one word."""
 COOKIE = "nstat_token"
 _SHORTEST_TOKEN = 16
 
@@ -53,11 +53,11 @@ logger = logging.getLogger("nstat_async")
 
 
 class _UnsentError(Exception):
-    """The server cannot send this answer: the client broke the rules of HTTP meanwhile, and has its answer."""
+    """The server cannot send this answer: the client broke the rules of HTTP meanwhile, and already got an error."""
 
 
 def check_token(token: str | None) -> str | None:
-    """The token, if it can be one.
+    """Return the token if it is valid.
 
     Raises:
         UsageError: It is short, or has characters that a header or a cookie cannot carry.
@@ -99,7 +99,7 @@ def _is_on_unix_socket(scope: Scope) -> bool:
 
 
 def _is_local(scope: Scope) -> bool:
-    """True for a request of this machine, as far as its address says."""
+    """True for a request from this machine, judged by its address."""
     if _is_on_unix_socket(scope):
         return True
     address = _address(scope["client"][0]) if scope.get("client") else None
@@ -110,10 +110,10 @@ class Guard:
     """ASGI middleware with the rules above.
 
     Args:
-        app: What to guard.
+        app: The application to guard.
         allowed_hosts: Names and addresses that requests may be for, without ports; ``"*"`` allows any. `None`: those
             of loopback, and the address that the request came to.
-        token: What every request must carry, if anything.
+        token: The token that every request must carry; `None`: none.
         trust_peers: Answer other machines without a token.
     """
 
@@ -188,7 +188,7 @@ class Guard:
             return host in self._allowed and _is_local(scope)
         if host in self._allowed:
             return True
-        # A browser that was led here by a name says that name: an address is nobody else's.
+        # A browser that came here by another site's name sends that name; no site can claim an address as its name.
         server, address = scope.get("server"), _address(host)
         asked_for_us = server is not None and address is not None and address == _address(server[0])
         return self._own_address and (asked_for_us or _is_on_unix_socket(scope))
@@ -205,7 +205,7 @@ class Guard:
         return self._entrance(scope) or _said(401, "A token is needed.", {"WWW-Authenticate": "Bearer"})
 
     def _entrance(self, scope: Scope) -> Response | None:
-        """The front page with the token in its address gives it to the browser, and takes it out of the address."""
+        """Answer the front page with the token in its address: set a cookie, and redirect to the address without the token."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         tokens = [value for name, value in query if name == "token"]
         if not _is_front(scope) or len(tokens) != 1 or not self._is_token(tokens[0]):
@@ -214,7 +214,7 @@ class Guard:
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
         secure = scope["scheme"] == "https"
-        # Lax: a link that somebody sent leads to the page; what other sites ask for is refused above.
+        # Lax: a link that somebody sent leads to the page; requests of other sites are refused above.
         answer.set_cookie(COOKIE, tokens[0], path=path, httponly=True, samesite="lax", secure=secure)
         return answer
 
@@ -228,7 +228,7 @@ def _is_front(scope: Scope) -> bool:
 
 
 def _path(scope: Scope) -> str:
-    """Within the application, wherever it is mounted."""
+    """The path within the application, wherever it is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 

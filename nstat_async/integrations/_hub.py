@@ -1,4 +1,4 @@
-"""One monitor for all clients of a server: its tables, its log, its end."""
+"""One monitor for all clients of a server, with its tables and its log of events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ._views import View, Views
 logger = logging.getLogger("nstat_async")
 
 _KEPT = 8
-"""The log keeps so many times what a client may be behind."""
+"""The log keeps this many times the events that a client may be behind."""
 _LINES = 200
 _FLOWS = 200
 
@@ -40,8 +40,8 @@ class Hub:
 
     Args:
         open_monitor: Makes the monitor, a context manager; called once for each start of the server.
-        max_clients: Event streams at a time.
-        max_pending: Events that may wait for one of them.
+        max_clients: How many event streams may be open at a time.
+        max_pending: How many events may wait for one of them.
         table_options: Those of `ProcessTable`.
     """
 
@@ -62,7 +62,7 @@ class Hub:
         self.failure: Exception | None
         """Why the monitor failed, if it did."""
         self.on_failure: Callable[[], object] = lambda: None
-        """Called then."""
+        """Called when the monitor failed."""
         self.max_clients = max_clients
         self.max_pending = max_pending
         self._open_monitor = open_monitor
@@ -71,12 +71,12 @@ class Hub:
         self._begin()
 
     def _begin(self) -> None:
-        """Empty tables: a server may be started again, and totals begin anew, as the monitor's flow ids do."""
+        """Make empty tables: when a server is started again, totals and the monitor's flow ids start again, too."""
         self.failure = None
         self.views = Views(ProcessTable(**self._table_options), self._table_options)
         self.keepers = keepers(("unit", "container", "pod"))
         self.run = secrets.token_hex(8)
-        """Which start of the server this is: flows and rows of another one are others."""
+        """Identifies this start of the server: the same id of a flow or row means another one in another start."""
         self.log = EventLog(_KEPT * self.max_pending)
         self._format = JsonFormatter()
 
@@ -101,7 +101,7 @@ class Hub:
         await self._stack.aclose()
 
     def end_streams(self) -> None:
-        """The server is about to stop: every event stream says so, and ends."""
+        """End every event stream with a message that says so: the server is about to stop."""
         for reader in tuple(self.log.readers):
             reader.end()
 
@@ -128,7 +128,7 @@ class Hub:
             self._fail(error, f"internal error ({type(error).__name__}); the server's log has more")
 
     def _fail(self, error: Exception, why: str) -> None:
-        """Page, streams and health say so from now on."""
+        """Keep the error: page, streams and health show it from now on."""
         self.state, self.failure = f"failed: {why}", error
         self.log.end(why)
         self.on_failure()
@@ -141,7 +141,7 @@ class Hub:
         return Reader(self.log, message("hello", dump(hello)), chosen, self.max_pending)
 
     def view(self, group: str, items: Iterable[tuple[str, str]]) -> View:
-        """The table that somebody asks for; see `Views.find`."""
+        """The table of a request; see `Views.find`."""
         return self.views.find(group, items, self.log.opened, anyio.current_time())
 
     def processes(self, view: View, count: int, by: SortKey) -> dict[str, Any]:
@@ -154,13 +154,13 @@ class Hub:
         }
 
     def live(self, view: View, count: int, by: SortKey, *, since: int, expanded: int | None) -> str:
-        """The answer of ``/live``, as JSON: what the page shows.
+        """The answer of ``/live`` as JSON, which the page shows.
 
         Args:
-            view: Which table.
-            count: How many of its rows.
-            by: What they are sorted by.
-            since: Events up to which the page knows them.
+            view: The table.
+            count: The greatest number of rows.
+            by: The key that they are sorted by.
+            since: How many events the page has already.
             expanded: Serial of a row whose flows are shown.
         """
         table, coverage = view.table, self.coverage()
@@ -183,7 +183,7 @@ class Hub:
         return f"{dump(answer)[:-1]}{lines}}}"
 
     def coverage(self) -> Coverage | None:
-        """How much of what the interfaces carried the flows explain; `None` while that is not known."""
+        """How much of the interfaces' traffic the flows explain; `None` while that is not known."""
         return None if self.monitor is None else self.monitor.statistics().coverage
 
     def _head(self, view: View) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Hub:
         }
 
     def _flows(self, view: View, rows: list[Row]) -> list[str]:
-        """The open flows of rows, those with most bytes, as lines of JSON."""
+        """The open flows of rows with the most bytes, as lines of JSON."""
         found = [
             self.log.open_flows[flow.id]
             for row in rows

@@ -1,11 +1,11 @@
 """The latest events of a monitor, for any number of readers: each is formatted once, for all of them.
 
-Operations wanted: take in a batch, at a cost that does not grow with readers that do not
-read; hand the text of a batch to a reader by reference; tell a new reader what is open.
+To take in a batch costs the same for any number of readers that do not read; a reader gets the
+text of a batch by reference, and a new reader gets the open flows first.
 
-A reader has a place in the log. One that falls behind takes what is about to be dropped into a coalescing
-buffer of its own, so that it gets fewer updates and the same totals; only so many may
-(`MAX_BEHIND`), those that read least are ended. A reader that waits for its client costs nothing.
+A reader has a place in the log. A reader that falls behind moves events that are about to be dropped into a
+coalescing buffer of its own, so that it gets fewer updates and the same totals. At most `MAX_BEHIND` readers may do
+so; of more, the one that has not read for longest is ended. A reader that waits for its client costs nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from nstat_async.filters import Filter, FlowGate
 from nstat_async.json import JsonFormatter
 
 MAX_BEHIND = 16
-"""Readers that may coalesce events of their own; each costs as much per event as the log itself."""
+"""How many readers may have a buffer of their own; each costs as much per event as the log itself."""
 _LISTING_SECONDS = 1.0
 EVENTS_AT_ONCE = 500
-"""Of a poll of 10,000 flows; between parts the loop serves others."""
+"""Events that are taken in at once: a poll may have 10,000, and between the parts the loop serves others."""
 
 
 def message(name: str, line: str) -> bytes:
@@ -38,11 +38,11 @@ def message(name: str, line: str) -> bytes:
 
 @attrs.define(eq=False)
 class _Batch:
-    """Some events in a row, and their text once somebody asked for it."""
+    """Some consecutive events, and their text once a reader asked for it."""
 
     number: int
     start: int
-    """Events before it, ever."""
+    """How many events came before it."""
     events: Sequence[AnyEvent]
     lines: list[str | None] = attrs.field(init=False)
     text: bytes | None = None
@@ -52,15 +52,15 @@ class _Batch:
 
 
 class EventLog:
-    """See above.
+    """The latest events; the module's docstring says how it works.
 
     Args:
-        capacity: Events that are kept.
+        capacity: How many events are kept.
     """
 
     def __init__(self, capacity: int) -> None:
         self.count = 0
-        """Events so far."""
+        """How many events came so far."""
         self.open_flows: dict[str, FlowEvent] = {}
         """The newest event of each open flow."""
         self.readers: set[Reader] = set()
@@ -76,7 +76,7 @@ class EventLog:
     # -- writing ----------------------------------------------------------------------------
 
     def feed(self, events: Sequence[AnyEvent]) -> None:
-        """Take in events, in order, and wake who waits for them."""
+        """Take in events, in order, and wake the readers that wait."""
         for event in events:
             if isinstance(event, FlowRemoved):
                 self.open_flows.pop(event.flow.id, None)
@@ -99,7 +99,7 @@ class EventLog:
             self._listing = None
 
     def end(self, detail: str | None = None) -> None:
-        """Nothing will come any more: readers get what there is, and then the end, or why it failed."""
+        """End the log: readers get the events that are left, then the end or the reason of the failure."""
         if self._last_words is None:
             self._last_words = last_words(detail)
             self._wake()
@@ -110,7 +110,7 @@ class EventLog:
 
     @property
     def last_words(self) -> bytes | None:
-        """What ends a stream; `None` while it goes on."""
+        """The message that ends a stream; `None` while the log goes on."""
         return self._last_words
 
     @property
@@ -121,11 +121,11 @@ class EventLog:
     # -- reading ----------------------------------------------------------------------------
 
     def batch(self, number: int) -> _Batch:
-        """A batch that is still there."""
+        """A batch that was not dropped yet."""
         return self._batches[number - self._next_number]
 
     def make_place(self, reader: Reader) -> None:
-        """One more begins to coalesce: of too many, the one that has not read for longest is ended."""
+        """Let one more reader coalesce; of too many, end the one that has not read for longest."""
         behind = [each for each in self.readers if each.coalesces and each is not reader]
         if len(behind) >= MAX_BEHIND:
             min([*behind, reader], key=lambda each: each.served).end("too many clients read too slowly")
@@ -147,13 +147,13 @@ class EventLog:
         return line
 
     def format(self, event: AnyEvent) -> bytes:
-        """An event that is in no batch, as a server-sent event."""
+        """An event outside of the batches as a server-sent event."""
         return as_message(self._format(event))
 
     def listing(self) -> tuple[int, list[_Batch]]:
         """All open flows as `FlowAdded`, and the number of the batch that comes after them.
 
-        One listing serves all that begin shortly after each other.
+        Readers that start shortly after each other get the same listing.
         """
         if self._listing is None or abs(self._time - self._listing_time) >= _LISTING_SECONDS:
             self._listing_time = self._time
@@ -161,7 +161,7 @@ class EventLog:
         return self._listing
 
     def opened(self) -> list[AnyEvent]:
-        """All open flows, as whoever begins to listen gets them."""
+        """All open flows, as a new reader gets them."""
         newest = self.open_flows.values()
         return [FlowAdded(self._time, event.flow, event.counts, preexisting=True) for event in newest]
 
@@ -170,8 +170,8 @@ class EventLog:
 
         Args:
             since: `count` at the last look.
-            most: How many at most.
-            chosen: Which flows.
+            most: The greatest number of lines.
+            chosen: Selects flows; `None`: all.
         """
         found: list[str] = []
         for batch in reversed(self._batches):
@@ -190,12 +190,12 @@ class EventLog:
 
 def as_message(line: str) -> bytes:
     """A line of JSON as a server-sent event."""
-    # Every line begins {"v":1,"event":"NAME": the name of the server-sent event is that.
+    # Every line starts with {"v":1,"event":"NAME": the server-sent event gets this name.
     return message(line.split('"', 6)[5], line)
 
 
 def last_words(detail: str | None) -> bytes:
-    """The last event of a stream: it ended, or failed."""
+    """The last event of a stream, which says that it ended or failed."""
     if detail is None:
         return message("ended", '{"v":1,"event":"ended"}')
     return message("failed", dump({"v": 1, "event": "failed", "detail": detail}))
@@ -210,9 +210,9 @@ class Reader:
 
     Args:
         log: The log.
-        first: What comes before everything.
-        chosen: Which flows; `None`: all.
-        max_pending: Events that it may be behind before it coalesces.
+        first: The bytes that it gets first.
+        chosen: Selects flows; `None`: all.
+        max_pending: How many events it may be behind before it coalesces.
     """
 
     def __init__(self, log: EventLog, first: bytes, chosen: Filter | None, max_pending: int) -> None:
@@ -220,7 +220,7 @@ class Reader:
         self._gate = None if chosen is None else FlowGate(chosen)
         self._max_pending = max_pending
         self.served = log.count
-        """Events of the log when it last asked for something."""
+        """`EventLog.count` when the reader last asked for something."""
         self._own: EventBuffer | None = None
         self._news: anyio.Event | None = None
         self._end: bytes | None = None
@@ -242,12 +242,12 @@ class Reader:
         return self._own is not None
 
     def wake(self) -> None:
-        """There is something new."""
+        """Say that there is something new."""
         if self._news is not None:
             self._news.set()
 
     def end(self, detail: str | None = None) -> None:
-        """Give it no more than it has."""
+        """Give the reader no further events."""
         self._end = self._end or last_words(detail)
         self._own = None if detail else self._own
         self.close()
@@ -256,7 +256,7 @@ class Reader:
     set = end  # what sse-starlette calls when the server shall stop
 
     def fall_behind(self, batch: _Batch) -> None:
-        """Take the batch over: it is about to leave the log."""
+        """Take over a batch that is about to leave the log."""
         if self._own is None:
             self._log.make_place(self)
             if self._end is not None:
@@ -287,7 +287,7 @@ class Reader:
         return self._ready.popleft()
 
     def _step(self) -> bool:
-        """One step nearer to what is to be sent next; False when it has everything."""
+        """Do one step of preparing the next bytes; False when the reader has everything."""
         if self._waiting:
             self._ready_text(self._log.text_of(self._waiting.popleft()))
         elif self._end is None and self.number < self._log.next_number:

@@ -1,12 +1,10 @@
 """Counters per process name (unit, container, pod) for metric systems: bounded in number, never falling.
 
-A metric system keeps every label value for ever, so the label is a process'
-*name*, never a pid or an address, and only so many names get a series of their
-own; the rest is one series. Both rules meet in a third: a counter may not fall, or
-the system takes it for a restart. So what was once counted in "other" stays there:
-a name that gets a series begins it at zero, and one that loses its series simply
-ends it. ``sum(rate(...))`` over all series is right at any time, and the totals
-without a label are exact.
+A metric system keeps every label value for ever. So the label is a process' *name*, never a pid or an
+address, and a limited number of names get a series of their own; all others share one series. A counter may
+not fall either, or the system takes it for a restart. So traffic that was counted in "other" stays there: a
+name that gets a series starts at zero, and the series of a name that loses it ends.
+``sum(rate(...))`` over all series is right at any time, and the totals without a label are exact.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from nstat_async._monitor import Monitor
 from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
 LABELS = {"process": "process name", "unit": "unit", "container": "container", "pod": "pod"}
-"""Labels that series may have, with the groupings behind them."""
+"""Labels that series may have, and the groupings that they are made of."""
 
 OTHER, UNKNOWN, LOST = "(other)", "(unknown)", "(lost)"
 _RESERVED = {RowKind.OTHER: OTHER, RowKind.UNKNOWN: UNKNOWN, RowKind.LOST: LOST}
@@ -61,11 +59,11 @@ class Series:
 
     @property
     def is_reserved(self) -> bool:
-        """True for what stands for no name."""
+        """True for a series that does not stand for a name."""
         return self.label in _RESERVED.values()
 
     def add(self, row: Row) -> None:
-        """Add a difference. One below zero (an owner became known late) is set off against later ones."""
+        """Add a difference. A negative one (an owner became known late) is subtracted from later ones."""
         for name in _COUNTERS:
             amount = getattr(row, name) + self.debt.pop(name, 0)
             if amount < 0:
@@ -78,7 +76,7 @@ class Series:
 
 @attrs.frozen
 class Observation:
-    """Everything there is to export at one moment."""
+    """Everything that is exported at one moment."""
 
     time: float | None
     """Time of the last event, seconds since the epoch."""
@@ -90,13 +88,13 @@ class Observation:
 
 
 class SeriesKeeper:
-    """Feeds a table by process name and keeps the choice of names.
+    """Feeds a table by process name, and chooses the names that have a series.
 
     `feed_many` and `observe` may be called from different threads.
 
     Args:
-        label: What the series stand for: one of `LABELS`.
-        limit: Names with a series of their own. Free places go to the first who come; each
+        label: The label of the series: one of `LABELS`.
+        limit: How many names have a series of their own. Free places go to the first names that come; every
             `review` seconds names with at least twice the recent traffic replace those with the least.
         review: Seconds between reviews, on the events' clock.
         include_history: Count what flows had carried before they were seen.
@@ -120,7 +118,7 @@ class SeriesKeeper:
         self._lock = threading.Lock()
         self._before = self._table.snapshot()
         self._highest: dict[str, Any] = dict.fromkeys(_COUNTERS, 0)
-        """What the total had at most: the last counts of a flow may take back the byte of a FIN, and no counter may fall."""
+        """The highest totals so far: the last counts of a flow may take back the byte of a FIN, and no counter may fall."""
         self._series: dict[str, Series] = {}
         self._candidates: dict[str, int] = {}
         self._next_review: float | None = None
@@ -133,7 +131,7 @@ class SeriesKeeper:
             self._observed = None
 
     def observe(self) -> Observation:
-        """The counters of now. Two calls without an event between them give the same object."""
+        """The present counters. Two calls without an event between them return the same object."""
         with self._lock:
             if self._observed is None:
                 self._observed = self._look()
@@ -141,7 +139,7 @@ class SeriesKeeper:
 
     def _look(self) -> Observation:
         now = self._table.snapshot()
-        # Before the growth is placed: what is added to a series must be seen once before it ends.
+        # Before the growth is placed: the bytes of a series must be exported once before it ends.
         if now.time is not None and (self._next_review is None or now.time >= self._next_review):
             if self._next_review is not None:
                 self._replace()
@@ -164,7 +162,7 @@ class SeriesKeeper:
         return Observation(now.time, copies, total, now.losses, self._table.polls)
 
     def _place(self, label: str) -> Series:
-        """The series of a label: its own, a free one, or that of all others."""
+        """The series of a label: its own, a new one while there is room, or that of all others."""
         series = self._series.get(label)
         if series is None:
             own = sum(name not in _RESERVED.values() for name in self._series)
@@ -178,7 +176,7 @@ class SeriesKeeper:
             self._candidates[label] = self._candidates.get(label, 0) + amount
 
     def _replace(self) -> None:
-        """Give the places of the quietest names to much busier ones."""
+        """Replace the quietest names by much busier ones."""
         own = sorted(
             (each for each in self._series.values() if not each.is_reserved),
             key=lambda each: each.recent,
@@ -198,13 +196,13 @@ def keepers(by: Sequence[str], **options: Any) -> dict[str, SeriesKeeper]:
     """A keeper for each label.
 
     Raises:
-        UsageError: A label is none, or an option of `SeriesKeeper` is out of range.
+        UsageError: A label does not exist, or an option of `SeriesKeeper` is out of range.
     """
     return {label: SeriesKeeper(label=label, **options) for label in dict.fromkeys(("process", *by))}
 
 
 class KeeperFeed:
-    """Feeds a keeper from a monitor: what the exporters share.
+    """Feeds keepers from a monitor: the common base of the exporters.
 
     Args:
         keepers: The counters, by label.

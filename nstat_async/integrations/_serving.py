@@ -1,7 +1,7 @@
-"""Runs the web service: where it listens, and how it ends.
+"""Runs the web service: opens its sockets, serves, and ends it.
 
-uvicorn waits for open responses before it tells the application to stop, and an event stream
-stays open for ever: so the streams are ended first, then uvicorn.
+uvicorn waits for open responses before it tells the application to stop, but an event stream
+stays open for ever. So the streams are ended first, then uvicorn.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from nstat_async._errors import NstatError, UsageError
 _BACKLOG = 2048
 _GRACE_SECONDS = 3
 PATIENCE_TICKS = 200
-"""Between two looks for clients that do not come to the point, in ticks of uvicorn's, ten a second."""
+"""Time between two checks for clients that never complete a request, in uvicorn's ticks, ten a second."""
 _LAST_PORT = 65_535
 
 
 class ListenError(NstatError):
-    """A server cannot listen where it was asked to; ``__cause__`` has the system's error.
+    """A server cannot listen at an address or path; ``__cause__`` has the system's error.
 
     Args:
         where: The address or path.
@@ -50,16 +50,16 @@ class ListenError(NstatError):
 def sockets_for(
     host: str, port: int, unix_socket: str | os.PathLike[str] | None, *, beyond_loopback: bool
 ) -> list[socket.socket]:
-    """Listening sockets: one for each address of the host, or that of a path.
+    """Open listening sockets: one for each address of the host, or one for a path.
 
     Args:
         host: Name or address.
         port: TCP port; 0: any.
         unix_socket: A path instead; only the user who runs this may connect.
-        beyond_loopback: Whether other machines may reach it.
+        beyond_loopback: True: other machines may reach it.
 
     Raises:
-        ListenError: It cannot be listened on.
+        ListenError: The address or path cannot be listened on.
         UsageError: Other machines could reach it, and must not.
     """
     if unix_socket is not None:
@@ -76,7 +76,7 @@ def sockets_for(
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []
         for family, address in addresses:
-            # One port for all of them, also where the system chose it.
+            # All have the same port, even if the system chose it.
             number = sockets[0].getsockname()[1] if sockets and not port else address[1]
             sockets.append(stack.enter_context(_tcp_socket(family, (address[0], number, *address[2:]))))
         stack.pop_all()
@@ -109,7 +109,7 @@ def _unix_socket(path: str) -> socket.socket:
 
 
 def _remove_dead_socket(path: str) -> None:
-    """Remove a socket that a server left behind; one with a server stays, and anything that is no socket."""
+    """Remove a socket that a server left behind; a socket with a server stays, and so does any other file."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
             raise OSError(errno.EADDRINUSE, "it exists and is no socket")
@@ -121,7 +121,7 @@ def _remove_dead_socket(path: str) -> None:
 
 
 def _url(sock: socket.socket) -> str:
-    """Where a client finds it: a URL, or ``unix:PATH``."""
+    """The address for clients: a URL, or ``unix:PATH``."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -139,11 +139,11 @@ async def run_application(
     """Serve an application until this is cancelled, or something else ends it.
 
     Args:
-        app: The application; its lifespan is entered, and what that raises is raised here.
-        sockets: Where; they are closed.
+        app: The application; its lifespan is entered, and an error of the lifespan is raised here.
+        sockets: The sockets to serve; they are closed at the end.
         end_streams: Called before anything is closed.
         ready: Called with the addresses, once they are served.
-        until: Returns when it shall end.
+        until: Returns when the server shall end.
     """
     try:
         import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
@@ -152,7 +152,7 @@ async def run_application(
         raise ImportError(text) from error
 
     class Server(uvicorn.Server):
-        """uvicorn without its signal handlers: whoever runs this decides when it ends."""
+        """uvicorn without its signal handlers: the caller decides when it ends."""
 
         def __init__(self, config: uvicorn.Config) -> None:
             super().__init__(config)
@@ -168,7 +168,7 @@ async def run_application(
             return await super().on_tick(counter)
 
         def _let_go(self) -> None:
-            """Close connections without a whole request since the last look: uvicorn waits for one for ever."""
+            """Close connections without a complete request since the last check: uvicorn would wait for ever."""
             before, self._waiting = self._waiting, {}
             for connection in list(self.server_state.connections):
                 cycle: Any = getattr(connection, "cycle", None)  # the last request
@@ -198,7 +198,7 @@ async def run_application(
         log_config=None,
         log_level="critical",  # the application logs its errors itself
         access_log=False,
-        proxy_headers=False,  # who asks is who connected: a header can say anything
+        proxy_headers=False,  # the client is who connected: a header can claim anything
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     server = Server(config)
@@ -220,7 +220,7 @@ async def run_application(
 
 
 async def until_signalled(work: Callable[[], Awaitable[None]]) -> None:
-    """Run until SIGINT or SIGTERM; a second one does what it does by default."""
+    """Run until SIGINT or SIGTERM; a second signal has its default effect."""
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:

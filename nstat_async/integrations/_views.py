@@ -1,7 +1,7 @@
-"""Tables for whoever looks at the page in another way: by another key, or of some flows only.
+"""Further tables for the live page: with rows of another kind, or of some flows only.
 
-A view begins when somebody asks for it and is forgotten when nobody does any more, so it counts from then on;
-`View.since` says so. The table by process of all flows is there from the beginning.
+A view is made at its first request, counts from then on (`View.since`), and is forgotten when no request
+comes any more. Only the table of all flows by process exists from the start.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _Items = tuple[tuple[str, str], ...]
 
 
 class TooManyViewsError(NstatError):
-    """Others look at as many different tables as there may be."""
+    """Other clients already look at the greatest allowed number of different tables."""
 
 
 @attrs.define(eq=False)
 class View:
-    """One table, and what passes into it."""
+    """One table, and the flows that it counts."""
 
     table: TrafficTable
     chosen: Filter | None = None
-    """Which flows; `None`: all."""
+    """Selects the flows; `None`: all."""
     since: float | None = None
-    """Time at which it began, seconds since the epoch; `None`: with the server."""
+    """Time at which it was made, seconds since the epoch; `None`: when the server started."""
     asked: float = 0.0
-    """Monotonic seconds at which somebody last looked."""
+    """Monotonic seconds of the last request."""
     _gate: FlowGate | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -47,11 +47,11 @@ class View:
 
 
 class Views:
-    """The table that is always there, and those that somebody looks at.
+    """The main table, and the tables that clients asked for lately.
 
     Args:
-        main: All flows, by process.
-        options: Those of the other tables.
+        main: The table of all flows by process, which always exists.
+        options: The options of the other tables.
     """
 
     def __init__(self, main: TrafficTable, options: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Views:
         self._others: dict[tuple[str, _Items], View] = {}
 
     def feed(self, events: Sequence[AnyEvent], now: float | None, monotonic: float) -> None:
-        """Feed all of them; forget those that nobody looks at.
+        """Feed all tables; forget those that no client asked for lately.
 
         Args:
             events: The events.
@@ -78,17 +78,17 @@ class Views:
     def find(
         self, group: str, items: Iterable[tuple[str, str]], opened: Callable[[], Sequence[AnyEvent]], monotonic: float
     ) -> View:
-        """The view that somebody asks for.
+        """Find or make the view for a request.
 
         Args:
             group: A name of `GroupBy.named`.
-            items: Which flows, as for `from_items`.
-            opened: Gives the flows that are open, for a new one.
+            items: Conditions of the flows, as for `from_items`.
+            opened: Returns the open flows, for a new view.
             monotonic: Seconds of a clock that nobody sets.
 
         Raises:
             UsageError: There is no such group, or a condition is wrong.
-            TooManyViewsError: There are too many others.
+            TooManyViewsError: There are too many other views.
         """
         key = (group, tuple(sorted(items)))
         if key == ("process", ()):

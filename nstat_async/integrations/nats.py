@@ -3,10 +3,10 @@
     async with Monitor() as monitor:
         await publish(monitor, "nats://127.0.0.1:4222")
 
-A message has many events of one machine, as JSON Lines, compressed where it pays. It is published again until the server
-has said that it has it, under an id by which the server drops what it has already. Meanwhile events wait in a buffer that
-coalesces: a server that is slow or absent costs resolution, not bytes, and what is lost all the same is said. With a *spool*
-messages wait in a file: resolution is kept, too, and what was not published when a publisher ends or is killed its next run publishes.
+A message has many events of one machine as JSON Lines, compressed if that saves space. It is published again until the
+server confirms it; each message has an id, by which the server drops a copy. Meanwhile events wait in a buffer that
+coalesces: a slow or absent server costs resolution, not bytes, and any loss is reported. With a *spool* messages wait in
+a file: resolution is kept, too, and the next run publishes what an ended or killed publisher left there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FIGURES = ("messages", "events", "bytes", "duplicates", "retries", "connections
 _GOODBYE_SECONDS = 3.0
 _MOST_LABELS = 2000
 _ROOM = 4096
-"""Bytes of a message that are not its lines."""
+"""Bytes of a message that its lines may not use."""
 
 
 def _host(value: str | None) -> str:
@@ -71,17 +71,17 @@ class Publisher:
         servers: URL, or several of one cluster.
         host: Name of this machine in the fleet: 1 to 63 letters, digits, ``-`` and ``_``; `None`: its host name up to
             the first dot. No two machines may have the same.
-        labels: What else is to be said of it: names and texts.
-        access: How to be let in; `None`: by the environment (`NatsAccess.from_environment`).
-        stream: The stream that has the messages; it is made if it is not there, and may be made.
-        linger: Seconds that events wait for others, to go with them.
-        heartbeat: Longest time without a message, seconds: after three times that the machine is taken for vanished.
-        compress: Compress where it pays. False: messages can be read without this library.
-        details: Also the samples that come with reports.
-        max_pending: Events that may wait while the server is slow or absent.
-        spool: File in which messages wait for the server, of this publisher alone; `None`: one waits, in memory.
-        spool_bytes: Bytes that the file may have. When it is full events wait in memory, as without it.
-        report: Gets a line for a person when the connection is made or lost, or the spool is full.
+        labels: Further facts about this machine: names and texts.
+        access: How to log in; `None`: as the environment says (`NatsAccess.from_environment`).
+        stream: The stream that has the messages; it is made if it does not exist and the server allows that.
+        linger: Seconds that an event waits for others, to be sent in one message with them.
+        heartbeat: Longest time without a message, seconds: after three times that the machine counts as vanished.
+        compress: Compress messages if that saves space. False: messages can be read without this library.
+        details: Also publish the samples that come with reports.
+        max_pending: How many events may wait while the server is slow or absent.
+        spool: File in which messages wait for the server, of this publisher alone; `None`: one message waits in memory.
+        spool_bytes: Greatest size of the file. When it is full events wait in memory, as without it.
+        report: Called with a line for a person when the connection is made or lost, or the spool is full.
 
     Raises:
         UsageError: An argument cannot work.
@@ -116,26 +116,26 @@ class Publisher:
         self._sender = Sender(self.servers, self.access, self.stream, self.host, self._say, self._counts)
 
     def statistics(self) -> dict[str, int]:
-        """What was published so far: ``messages``, ``events``, ``bytes``; ``duplicates`` that the server had already,
+        """Counters of what was published: ``messages``, ``events``, ``bytes``; ``duplicates`` that the server had already,
         ``retries``, ``connections``; ``waiting``, messages that the server does not have yet.
         """  # noqa: D205  # one sentence of two lines
         figures = {name: self._counts[name] for name in _FIGURES}
         return {**figures, "waiting": 0 if self._outbox is None else self._outbox.waiting}
 
     async def run(self, monitor: Monitor) -> None:
-        """Publish, beside the monitor's other consumers, until it ends.
+        """Publish, beside the monitor's other consumers, until the monitor ends.
 
-        Cancelled, it takes its leave: the fleet hears that this machine stops.
+        When this is cancelled, it tells the fleet that this machine stops.
 
         Raises:
-            BackendUnavailableError: The first connection is refused for good: the server does not let us in.
+            BackendUnavailableError: The server refused the login at the first connection.
             UsageError: The loop is not asyncio's, the monitor is itself of a fleet, or the spool cannot be used.
         """
         require_nats("publish")
         if monitor.capabilities.backend == "fleet":
             raise UsageError("publish: these are events of a fleet already")
         core = self._new_run(monitor)
-        # A kernel does not wait, whatever its monitor's own policy is; a recording does.
+        # A kernel does not wait, even if the monitor's policy is to block; a recording does.
         overflow = None if monitor.capabilities.backend == "replay" else "coalesce"
         outbox = self._outbox = self._new_outbox()
         try:
@@ -178,7 +178,7 @@ class Publisher:
 
 @attrs.define(eq=False)
 class _Run:
-    """One run of a publisher: events become messages at one side, which are sent at the other."""
+    """One run of a publisher: one task makes messages of events, another sends them."""
 
     core: Outgoing
     events: Subscription
@@ -189,7 +189,7 @@ class _Run:
     """A message that the outbox does not have yet."""
 
     async def collect(self) -> None:
-        """Make messages of events until there are no more of them, and the server has everything."""
+        """Make messages of events until the events end and the server has all messages."""
         more = True
         while more:
             await self._make_messages()
@@ -201,14 +201,14 @@ class _Run:
         await self.outbox.emptied()
 
     async def send(self) -> None:
-        """Publish what waits, oldest first, for ever."""
+        """Publish the messages that wait, oldest first, for ever."""
         while True:
             message = await self.outbox.first()
             await self.sender.deliver(message)
             await self.outbox.drop(message)
 
     async def take_leave(self) -> None:
-        """Say that this machine stops, after all that waits: to a server that is there, or to a file."""
+        """Send the rest and a last message that this machine stops: to a connected server, or into the file."""
         with anyio.move_on_after(_GOODBYE_SECONDS, shield=True):
             if self.sender.connected:
                 await side_by_side(self.send, self._end)
@@ -223,7 +223,7 @@ class _Run:
             await self.outbox.emptied()
 
     async def _take(self) -> bool:
-        """Wait for events, and a little longer for more of them; False when none will ever come."""
+        """Wait for events, and a little longer for more of them; False when the events have ended."""
         batch = await self.events.receive_many()
         self.core.feed(batch)
         if not batch:
@@ -233,7 +233,7 @@ class _Run:
         return True
 
     async def _make_messages(self) -> None:
-        """Put all that is due into the outbox."""
+        """Put all messages that are due into the outbox."""
         while True:
             if self._made is None:
                 await self.outbox.room()
@@ -250,7 +250,7 @@ class _Run:
 
 
 def _waiting(events: Subscription) -> list[AnyEvent]:
-    """What waits; at the end of the stream nothing: the next wait sees it, too."""
+    """The events that wait; none at the end of the stream, which the next wait notices, too."""
     try:
         return events.receive_nowait()
     except NstatError:

@@ -1,7 +1,7 @@
 """OpenTelemetry metrics: traffic per process name, through the API only.
 
-Instruments (asynchronous, read when the SDK exports): one has a name in the semantic conventions, the others are
-under ``nstat.``.
+The instruments are asynchronous: they are read when the SDK exports. One has a name in the semantic conventions, the
+names of the others start with ``nstat.``.
 
 ============================  ==================  ============  ====================================
 ``process.network.io``        observable counter  ``By``        attribute ``network.io.direction``
@@ -13,9 +13,9 @@ under ``nstat.``.
 ``nstat.attributed.io``       observable counter  ``By``        attribute ``network.io.direction``
 ============================  ==================  ============  ====================================
 
-Those of processes have the attribute ``process.executable.name``. Its values are bounded in
+The instruments of processes have the attribute ``process.executable.name``. Its values are bounded in
 number; ``(other)``, ``(unknown)`` and ``(lost)`` are as in `nstat_async.integrations.prometheus`.
-The last two compare wire bytes of interfaces with the payload of flows among them (`nstat_async.Coverage`); they are
+The last two compare the wire bytes of interfaces with the payload of the flows (`nstat_async.Coverage`); they are
 absent while that is not known.
 """
 
@@ -45,7 +45,7 @@ class TrafficMetrics(KeeperFeed):
     The instruments are made with the object; feed it with `run` in a task, or with `feed_many`.
 
     Args:
-        meter: Where to make them; `None`: the global meter provider's.
+        meter: Makes the instruments; `None`: the meter of the global provider.
         limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.

@@ -1,6 +1,6 @@
 """OpenTelemetry logs: one record for each flow that ended, through the API only.
 
-The attributes are those of the semantic conventions where these have a name; all others begin with ``nstat.``:
+The attributes have the names of the semantic conventions; the names of all others start with ``nstat.``:
 
 =======================================  ==============================================================
 ``network.transport``, ``network.type``  ``tcp``, ``udp``, ``quic``; ``ipv4``, ``ipv6``
@@ -18,8 +18,8 @@ The attributes are those of the semantic conventions where these have a name; al
 ``nstat.peer.host``, ``.pid``, ``.name``  in a fleet: the other end
 =======================================  ==============================================================
 
-What is not known has no attribute. The event's name is ``nstat.flow.end`` (``nstat.flow.update`` for updates, where they are
-asked for), and ``nstat.loss`` with severity WARN for what was lost.
+A fact that is not known has no attribute. The event's name is ``nstat.flow.end`` (``nstat.flow.update`` for updates, which
+are optional); a loss is ``nstat.loss`` with severity WARN.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class FlowLogs:
     Feed it with `run` in a task, or with `feed_many`. Records are batched by the SDK's own processor.
 
     Args:
-        logger: Where to; `None`: the global logger provider's.
-        updates: Also a record for each update.
+        logger: Gets the records; `None`: the logger of the global provider.
+        updates: Also write a record for each update.
         host_id: ``host.id`` of flows of this machine; `None`: the machine's own id.
     """
 
@@ -95,7 +95,7 @@ class FlowLogs:
         body: str | None = None,
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:
-        # A name may have bytes that are no UTF-8, which an exporter cannot encode.
+        # A name may have bytes that are not UTF-8, which an exporter cannot encode.
         known: Any = {
             key: unicode(value) if isinstance(value, str) else value
             for key, value in values.items()

@@ -24,8 +24,8 @@ Metrics (all with the prefix ``nstat_``):
 ``build_info``                        gauge     1, labels ``version`` and ``python_version``
 ====================================  ========  ==============================================
 
-Labels ``(other)``, ``(unknown)`` and ``(lost)`` are no names: they have what got no series of its
-own, what has no known owner, and what an overflowing buffer gave up.
+The labels ``(other)``, ``(unknown)`` and ``(lost)`` are not names: they have the traffic of names without a
+series, the traffic without a known owner, and the traffic that an overflowing buffer dropped.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class TrafficCollector(KeeperFeed, Collector):
         limit: Process names with series of their own; the rest is ``(other)``.
         review: Seconds after which busier names may take the places of quiet ones.
         include_history: Count what flows had carried before they were seen.
-        fed: Counters that are fed elsewhere, by label, instead of new ones.
-        is_running: Says whether these are fed.
-        coverage: Says how much of the interfaces' traffic the flows of these explain.
+        fed: Counters by label that something else feeds, instead of new ones.
+        is_running: Returns True while they are fed.
+        coverage: Returns how much of the interfaces' traffic their flows explain.
 
     Raises:
         UsageError: An argument is out of range.
@@ -93,14 +93,14 @@ class TrafficCollector(KeeperFeed, Collector):
         self._coverage_now = coverage or (lambda: self.coverage)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is promised at registration: `collect` names them."""
+        """Describe nothing at registration: `collect` names the metrics."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now; called by the registry, in any thread."""
+        """The present metrics; the registry calls this, in any thread."""
         for label, keeper in self._keepers.items():
             series = keeper.observe().series
-            # A system without units has no series of them, rather than one that is all unknown.
+            # A system without units has no series of units, rather than a single "(unknown)".
             if label == "process" or any(not each.is_reserved for each in series):
                 yield from _families(label, series)
         seen = self._keepers["process"].observe()
@@ -145,7 +145,7 @@ def _families(label: str, series: Sequence[Series]) -> Iterator[Metric]:
 
 
 def _media(media: Sequence[tuple[str, MediumCounts]]) -> Iterator[Metric]:
-    """Nothing where no report says by which medium."""
+    """The metrics by medium; none if no report tells media apart."""
     for name, field, text, kind in _METRICS if media else ():
         if hasattr(MediumCounts, field):
             family = kind(f"nstat_medium_{name}", f"{text}, by medium", labels=["medium"])

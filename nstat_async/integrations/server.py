@@ -5,17 +5,17 @@
 ``GET /events``           every event as a server-sent event: its name, and a line of JSON
                           (``?pid=1&process=curl&~loopback``: only flows that pass, as
                           `nstat_async.filters.from_items` says)
-``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``), or of what else
-                          `GroupBy.named` knows (``?group=remote+address``), of flows that pass (``?pid=1``)
+``GET /processes``        totals and rates of the processes as JSON (``?n=100&by=rate``), or of another group of
+                          `GroupBy.named` (``?group=remote+address``), of flows that pass (``?pid=1``)
 ``GET /metrics``          for Prometheus (needs the extra ``prometheus``)
 ``GET /healthz``          200 while the monitor runs, 503 when it ended or failed; needs no token, and says no more
 ========================  =======================================================================
 
 When the monitor fails, page, streams and ``/healthz`` say so; `serve_forever` then ends with its error.
 
-All clients share one monitor; each has a buffer of its own that coalesces when it reads too
-slowly, so that none delays another. The service shows who talks to whom: it listens on
-loopback unless you choose another address, and refuses what other web sites ask for.
+All clients share one monitor; a client that reads too slowly gets a coalescing buffer of its own, so that
+none delays another. The service shows who talks to whom: it listens on loopback unless you choose
+another address, and refuses requests of other web sites.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ __all__ = ["LOOPBACK_HOSTS", "ListenError", "create_app", "serve", "serve_foreve
 
 _MAX_ROWS = 1000
 _MOST_SAID = 40
-"""Characters of a refused value that its error says."""
+"""How many characters of a refused value its error shows."""
 _PING_SECONDS = 15
 _SEND_SECONDS = 60
 _GRACE_SECONDS = 2.0
 LAST_WORDS_SECONDS = 3.0
-"""So long a server whose monitor failed goes on: a page asks once a second, and then knows why."""
+"""How long a server goes on after its monitor failed: a page asks once a second, and so gets the reason."""
 _PAGES = {
     "/": ("index.html", "text/html"),
     "/live.js": ("live.js", "text/javascript"),
@@ -78,7 +78,7 @@ def _page(name: str) -> bytes:
 
 
 class _EventStream:
-    """The response of ``/events``: it has a place in the log for as long as the client listens."""
+    """The response of ``/events``: it has a place in the log while the client listens."""
 
     def __init__(self, hub: Hub, chosen: filters.Filter | None) -> None:
         self._hub = hub
@@ -103,13 +103,13 @@ class _EventStream:
         try:
             await response(scope, receive, send)
         except SendTimeoutError:
-            pass  # it does not read: it held a socket and a place long enough
+            pass  # the client does not read, and held a socket and a place long enough
         finally:
             reader.close()
 
 
 def _answered(make: Callable[[], str]) -> Response:
-    """JSON, or what was wrong with the question."""
+    """The answer as JSON, or an error that says what was wrong with the request."""
     try:
         return Response(make(), media_type="application/json")
     except ValueError as error:  # UsageError is one too
@@ -127,7 +127,7 @@ def _number(request: Request, name: str, otherwise: int) -> int:
 
 
 def _asked_for(hub: Hub, request: Request) -> tuple[View, int, Any]:
-    """The table, how many of its rows, and by what they are sorted."""
+    """The table of a request, the number of its rows, and the key that sorts them."""
     query = request.query_params
     items = [item for item in query.multi_items() if item[0] not in _QUESTIONS]
     view = hub.view(query.get("group", "process"), items)
@@ -159,8 +159,8 @@ def create_app(
             loopback, and the address that a request came to.
         trust_peers: Answer other machines without a token, because something before this one authenticates.
         metrics: Serve ``/metrics``.
-        max_clients: Event streams at a time; one more is answered 503.
-        max_pending: Events that may wait for one of them before it is coalesced further.
+        max_clients: How many event streams may be open at a time; one more is answered 503.
+        max_pending: How many events may wait for one of them before they are coalesced further.
         table_options: Those of `nstat_async.aggregate.ProcessTable`.
 
     Raises:
