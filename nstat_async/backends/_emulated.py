@@ -22,10 +22,10 @@ class Emulated:
 
     name: ClassVar[str] = "emulated"
     kernel: str = attrs.field(default="xnu-11417.121.6", validator=check_kernel)
-    """Which kernel to be."""
+    """The version of the kernel to emulate."""
 
     def open(self, options: MonitorOptions) -> Feed:
-        """Make it.
+        """Make the emulated kernel.
 
         Raises:
             UsageError: There is no such kernel.

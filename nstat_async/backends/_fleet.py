@@ -48,9 +48,9 @@ def _moment(value: Any) -> float | None:
 class Fleet:
     """All machines that publish to a NATS server with JetStream (`nstat_async.integrations.nats.publish`).
 
-    A monitor of it has the events of all of them; `Flow.host` says of which. First comes what is known of each machine
-    now (or at `since`): `HostUpdated`, and its open flows as `FlowAdded` (``preexisting=True``); one `PollCompleted` without a
-    host ends that. Works on asyncio, because nats-py does.
+    A monitor of a fleet has the events of all machines; `Flow.host` names the machine. First comes the state of each
+    machine now (or at `since`): `HostUpdated`, and its open flows as `FlowAdded` (``preexisting=True``); one
+    `PollCompleted` without a host ends that state. A fleet needs asyncio, because nats-py does.
 
     Raises:
         UsageError: An argument cannot work.
@@ -60,18 +60,18 @@ class Fleet:
     servers: tuple[str, ...] = attrs.field(converter=server_urls)
     """URL, such as ``"nats://127.0.0.1:4222"``, or several of one cluster."""
     hosts: frozenset[str] | None = attrs.field(default=None, converter=_hosts, kw_only=True)
-    """Names of the machines to look at; `None`: all."""
+    """Names of the machines to watch; `None`: all."""
     since: float | None = attrs.field(default=None, converter=_moment, kw_only=True)
-    """Where to begin, seconds since the epoch on the server's clock or a `datetime`: what is still in the stream from then on is
-    played first. `None`, or a time that is still to come: now."""
+    """Where to start, seconds since the epoch on the server's clock or a `datetime`: the messages that the stream still has
+    from then on are played first. `None`, or a time in the future: now."""
     until: float | None = attrs.field(default=None, converter=_moment, kw_only=True)
     """Where to end; `None`: never."""
     access: NatsAccess | None = attrs.field(default=None, kw_only=True)
-    """How to be let in; `None`: by the environment (`NatsAccess.from_environment`)."""
+    """How to log in; `None`: as the environment says (`NatsAccess.from_environment`)."""
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
     """The stream that has the messages."""
     forget: float = attrs.field(default=3600.0, validator=positive(), kw_only=True)
-    """Seconds of silence after which a machine, and what was known of its flows, is forgotten."""
+    """Seconds of silence after which a machine and its flows are forgotten."""
 
     def __attrs_post_init__(self) -> None:
         if self.since is not None and self.until is not None and self.until < self.since:

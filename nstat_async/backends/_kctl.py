@@ -46,7 +46,7 @@ class Kctl:
         return KernelFeed(session, transport, options=options)
 
     async def open_outside(self, options: MonitorOptions) -> Feed:
-        """As `open`, but what it is made of is imported outside the event loop."""
+        """As `open`, but the modules are imported outside the event loop."""
         require(DARWIN, self.name, "the kernel control exists on macOS only")
         await load("_io.pump", "_io.kctl")
         return self.open(options)

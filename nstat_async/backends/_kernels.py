@@ -8,7 +8,7 @@ from .._errors import UsageError
 
 
 def check_kernel(_instance: object, attribute: Any, value: Any) -> None:
-    """A validator for a kernel's version string; `None` where it is the default."""
+    """A validator for a kernel's version string; it takes `None` if that is the default."""
     if value is None and attribute.default is None:
         return
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The one table of backends: name, how to make it, where it works, what the doctor asks.
+"""The one table of backends: the name of each, how to make it, where it works, and what the doctor examines.
 
 A new backend is a module beside this one and a row here.
 """
@@ -22,7 +22,7 @@ from ._sock_diag import Namespace, SockDiag
 
 @attrs.frozen(kw_only=True)
 class Given:
-    """What a name is given with, on the command line or to `named`."""
+    """The arguments that come with a name, on the command line or of `named`."""
 
     rest: str
     """What follows the colon."""
@@ -38,19 +38,19 @@ class Row:
     """As the command line and `Monitor` take it."""
     make: Callable[[Given], Backend]
     takes: str | None = None
-    """What has to follow the name and a colon, in a word; `None`: nothing may."""
+    """A word for the text that has to follow the name and a colon; `None`: nothing may follow."""
     namespaces: bool = False
     """True if network namespaces can be checked."""
     platform: str | None = None
     """The operating system whose kernel it is; `None`: not this machine's kernel."""
     examine: Callable[[], Backend] | None = None
-    """What the doctor opens; `None`: nothing."""
+    """Makes the backend that the doctor opens; `None`: it opens none."""
     receive_limit: Callable[[], tuple[str, int | None]] | None = None
     """Name and value of the system's limit for receive buffers."""
 
     @property
     def text(self) -> str:
-        """How it is written: ``kctl``, ``unix:PATH``."""
+        """The form of its name: ``kctl``, ``unix:PATH``."""
         return self.name if self.takes is None else f"{self.name}:{self.takes}"
 
 
@@ -121,7 +121,7 @@ def choices() -> str:
 
 
 def parse(text: str) -> tuple[Row, str]:
-    """The row of a name, and what follows the colon; a UsageError lists the names that are."""
+    """The row of a name, and the text after the colon; a UsageError lists the names that exist."""
     name, colon, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     for row in ROWS:
         if row.name == name and (bool(rest) if row.takes else not colon):
@@ -134,11 +134,11 @@ def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[N
 
     Args:
         text: ``auto``, ``kctl``, ``sock_diag``, ``emulated``, ``unix:PATH``, ``replay:FILE`` or ``fleet:URL``.
-        kernel: Version of a Darwin kernel, where it is not known otherwise, e.g. ``xnu-11417.121.6``.
+        kernel: Version of a Darwin kernel, if it is not known otherwise, e.g. ``xnu-11417.121.6``.
         netns: Linux: network namespaces to watch, as `SockDiag.netns`.
 
     Raises:
-        UsageError: There is no such backend, or it cannot be had with these arguments.
+        UsageError: There is no such backend, or it does not take these arguments.
         BackendUnavailableError: ``auto``, and there is none for this operating system.
     """
     row, rest = parse(text)
@@ -153,7 +153,7 @@ def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[N
 
 
 def checked(backend: Any, netns: Namespace | Sequence[Namespace] = None) -> Backend:
-    """What `Monitor` was given as a backend, as a value; a UsageError if it is neither one nor the name of one."""
+    """The backend for an argument of `Monitor`; a UsageError if it is neither a backend nor the name of one."""
     if netns is not None and (backend is None or isinstance(backend, str)):
         return named(backend or "auto", netns=netns)
     if netns is not None:

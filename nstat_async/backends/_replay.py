@@ -43,8 +43,8 @@ class Replay:
         """Open it.
 
         Raises:
-            RecordingError: It cannot be opened, is no recording, or its kernel is not known.
-            UsageError: It is to be recorded, or eBPF is required: a recording has what was recorded.
+            RecordingError: The file cannot be opened, is not a recording, or its kernel is not known.
+            UsageError: The replay is to be recorded, or eBPF is required, which a recording cannot add.
         """
         self._check(options)
         from .._io.replay import ReplayFeed  # noqa: PLC0415  # with both protocols, which others do without
@@ -52,7 +52,7 @@ class Replay:
         return ReplayFeed(self.source, options, kernel=self.kernel, speed=self.speed, timebase=self.timebase)
 
     async def open_outside(self, options: MonitorOptions) -> Feed:
-        """As `open`, but the beginning of a pipe is waited for outside the event loop."""
+        """As `open`, but it waits for the start of a pipe outside the event loop."""
         self._check(options)
         from .._io.replay import open_outside  # noqa: PLC0415  # as above
 

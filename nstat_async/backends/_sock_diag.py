@@ -39,9 +39,9 @@ class SockDiag:
     name: ClassVar[str] = "sock_diag"
     netns: tuple[Namespace, ...] = attrs.field(default=(None,), converter=_namespaces)
     """Network namespaces to watch: a pid, a path, a name given by ``ip netns``, or `None` for this
-    one; several as a tuple. ``"all"``: every one that there is, this one's and those of containers and names, as they
-    come and go. Any but this one needs CAP_SYS_ADMIN; ``"all"`` without it shows what eBPF programs see of them, or, where
-    there are none, what ``/proc/PID/net`` shows to everybody: which sockets there are, without their bytes."""
+    one; several as a tuple. ``"all"``: all that exist, also those of containers and those with names, as they come and
+    go. Any but this one needs CAP_SYS_ADMIN. Without it, ``"all"`` shows what eBPF programs see of the others, or, without
+    the programs, what ``/proc/PID/net`` shows to everybody: the sockets, without their bytes."""
 
     def open(self, options: MonitorOptions) -> Feed:
         """Open it.
@@ -56,7 +56,7 @@ class SockDiag:
         return KernelFeed(core, transport, options=options)
 
     async def open_outside(self, options: MonitorOptions) -> Feed:
-        """As `open`, but what it is made of is imported outside the event loop."""
+        """As `open`, but the modules are imported outside the event loop."""
         require(LINUX, self.name, "netlink exists on Linux only")
         await load("_io.pump", "_io.netlink")
         return self.open(options)

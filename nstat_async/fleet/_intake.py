@@ -1,6 +1,6 @@
-"""Taking in the messages of a machine: its events, its complete states, its end.
+"""Takes in the messages of a machine: its events, its complete states, its end.
 
-All that may take long is done in slices: a generator pauses after each `SLICE` lines or flows.
+Work that may take long is done in slices: a generator pauses after each `SLICE` lines or flows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ._messages import LONGEST_LINE, Header
 from ._report import Report
 
 SLICE = 32
-"""Lines or flows that are worked on without a pause."""
+"""How many lines or flows are worked on without a pause."""
 _LARGEST = 1 << 64
 _LONG = re.compile(rb"[0-9]{20}")
 """A number that may have more than 64 bits."""
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 
 def sliced(items: Iterable[_T]) -> Iterator[_T | None]:
-    """The items, and a `None` after each `SLICE` of them: a pause is due."""
+    """The items, and a `None` after each `SLICE` of them, which means that a pause is due."""
     for number, item in enumerate(items, 1):
         yield item
         if not number % SLICE:
@@ -50,7 +50,7 @@ def sliced(items: Iterable[_T]) -> Iterator[_T | None]:
 
 @attrs.frozen(eq=False)
 class Intake:
-    """Takes in what machines say, one message at a time.
+    """Takes in the messages of machines, one at a time.
 
     Args:
         flows: The open flows of all machines.
@@ -61,7 +61,7 @@ class Intake:
     report: Report
 
     def events(self, view: HostView, lines: list[bytes], stored: float) -> Iterator[None]:
-        """The lines of a message are events; they mean something once the machine's flows are known."""
+        """Take in a message whose lines are events; they mean something once the machine's flows are known."""
         for line in sliced(lines if view.live else ()):
             event = None if line is None else self._read(view, line, stored)
             if line is None:
@@ -73,12 +73,12 @@ class Intake:
                 self.report(attrs.evolve(event, time=view.right_time(event.time, stored), host=view.host, **more))
 
     def state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> Iterator[None]:
-        """The lines are a part of a complete state. Parts follow each other; one that begins in the middle is no use."""
+        """Take in a part of a complete state. Parts follow each other; a state without its first part is useless."""
         if header.part == 0:
             view.gathered = {}
             self._facts(view, header, stored)
         if view.gathered is None or (view.live and view.exact):
-            return  # nothing of it would be news
+            return  # nothing in it would be new
         for line in sliced(lines):
             event = None if line is None else self._read(view, line, stored)
             if line is None:
@@ -90,13 +90,13 @@ class Intake:
             yield from self._set_right(view, gathered, stored)
 
     def leave(self, view: HostView, time: float, detail: str) -> Iterator[None]:
-        """The machine is not there any more."""
+        """The machine has left: drop its flows, and report it."""
         yield from self.drop_flows(view, time)
         view.live, view.state = False, HostState.LEFT
         self.report.host(view, time, detail)
 
     def drop_flows(self, view: HostView, time: float) -> Iterator[None]:
-        """Nothing is known of its flows any more."""
+        """Remove all flows of the machine: nothing is known of them any more."""
         yield from self._give_up(view, list(view.flows), time, RemovalReason.MONITOR)
 
     def _give_up(self, view: HostView, identities: Iterable[str], time: float, reason: RemovalReason) -> Iterator[None]:
@@ -109,7 +109,7 @@ class Intake:
     # --- lines ------------------------------------------------------------------------------
 
     def _read(self, view: HostView, line: bytes, time: float) -> AnyEvent | None:
-        """The event of a line; what is none, or has numbers that cannot be, is reported."""
+        """The event of a line; a line that is not an event, or has impossible numbers, is reported as lost."""
         try:
             if len(line) > LONGEST_LINE:
                 raise ProtocolError(f"it has more than {LONGEST_LINE} bytes")  # noqa: TRY301  # said in one place
@@ -151,7 +151,7 @@ class Intake:
             self.report.host(view, stored, "it says something new of itself")
 
     def _set_right(self, view: HostView, state: dict[str, FlowAdded], time: float) -> Iterator[None]:
-        """What is open, and how far it is, is what the state says."""
+        """Make the open flows and their counts those of a complete state."""
         followed, view.live, view.exact = view.live, True, True
         gone = [identity for identity in view.flows if identity not in state]
         yield from self._give_up(view, gone, time, RemovalReason.GONE)
@@ -160,14 +160,14 @@ class Intake:
             if event is None:
                 yield
             elif known is None:
-                # One that began in a hole is new in full; one of before anybody looked is not.
+                # A flow that started while messages were lost is new; one from before the first state is not.
                 self._add(view, event, time, preexisting=event.preexisting or not followed)
             elif known.counts != event.counts or known.raw != event.flow:
                 self.flows.update(known, event, time)
 
 
 def _check_numbers(value: Any) -> None:
-    """Refuse what no kernel has, and no database takes.
+    """Refuse numbers that no kernel has and no database takes.
 
     Raises:
         ProtocolError: A number has more than 64 bits.
@@ -179,10 +179,10 @@ def _check_numbers(value: Any) -> None:
 
 
 def _check(event: AnyEvent | Row) -> None:
-    """Refuse what no machine says.
+    """Refuse a line that no machine sends.
 
     Raises:
-        ProtocolError: It is no event of a machine, or has counters that are no numbers of 64 bits.
+        ProtocolError: It is not an event of a machine, or its counters are not numbers of 64 bits.
     """
     if isinstance(event, Row):
         raise ProtocolError("it is a row of a table, no event")

@@ -4,9 +4,9 @@
     {"v":1,"event":"flow_updated",…}
     {"v":1,"event":"flow_removed",…}
 
-Compressed (zlib) where it pays: the first byte tells. Who sent it is the subject's word, ``nstat.HOST.events`` or
-``nstat.HOST.state``, because a server can see to it that a machine writes to its own subjects only; nothing in the
-message says it once more. What others wrote is read with limits, and whatever is wrong with it is a `ProtocolError`.
+A message is compressed (zlib) if that saves space; its first byte tells. Only the subject names the machine,
+``nstat.HOST.events`` or ``nstat.HOST.state``, because a server can make sure that a machine writes to its own subjects
+only. A message is read with limits, because anybody may have written it, and any fault in it is a `ProtocolError`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .._values import from_json, to_json
 
 VERSION = 1
 EVENTS, STATE = "events", "state"
-"""Kinds of subjects: what happened, and the beginning of a complete state."""
+"""Kinds of subjects: events, and parts of a complete state."""
 LARGEST = 1 << 20
-"""Bytes of a message that is not compressed; one that claims more is refused before they are made."""
+"""Most bytes of a message before compression; a message that claims more is refused before it is decompressed."""
 LONGEST_LINE = 16 << 10
-"""Bytes of a line, the header included: the flows of a machine are kept as they come."""
+"""Most bytes of a line, also of the header: the flows of a machine are kept as they come."""
 MOST_LINES = 8192
-"""Lines of a message: each may become an event."""
+"""Most lines of a message: each may become an event."""
 _PAYS_FROM = 512
 """Bytes below which compressing costs more than it saves."""
 _LEVEL = 1
@@ -43,7 +43,7 @@ _SHOWN = 200
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What a machine says of itself, at the beginning of each complete state."""
+    """Facts about a machine, which each complete state starts with."""
 
     machine_id: str | None = None
     """See `HostUpdated.machine_id`."""
@@ -60,7 +60,7 @@ class Header:
     """The first line of a message."""
 
     v: int = VERSION
-    """Version of this form."""
+    """Version of the format."""
     incarnation: str
     """Distinguishes this run of the publisher from all others of the same machine."""
     seq: int
@@ -74,28 +74,28 @@ class Header:
     last: bool = False
     """True: the publisher stops."""
     facts: Facts | None = None
-    """In the first part of a state."""
+    """The machine's facts, in the first part of a state only."""
 
 
 @attrs.frozen
 class Message:
-    """What is to be published."""
+    """A message to publish."""
 
     subject: str
-    """Where."""
+    """The subject to publish it to."""
     id: str
-    """Distinguishes it from all others: the server drops what it has already."""
+    """Distinguishes it from all others: the server drops a message that it has already."""
     data: bytes
-    """The message."""
+    """The message's bytes."""
     events: int
     """Lines in it."""
 
 
 def host_name(text: str) -> str:
-    """A name that a machine can have: it is one word of a subject.
+    """Check a machine's name: it is one word of a subject.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The name is not valid.
     """
     if not isinstance(text, str) or not _HOST.fullmatch(text):
         raise UsageError(f"host: {text!r} is no name of 1 to 63 letters, digits, '-' and '_', such as 'web1'")
@@ -103,12 +103,12 @@ def host_name(text: str) -> str:
 
 
 def subject_of(prefix: str, host: str, kind: str) -> str:
-    """Where a machine publishes."""
+    """The subject to which a machine publishes."""
     return f"{prefix}.{host}.{kind}"
 
 
 def parse_subject(prefix: str, subject: str) -> tuple[str, str] | None:
-    """Machine and kind; `None` for a subject that is none of ours."""
+    """Machine and kind; `None` for another kind of subject."""
     words = subject.removeprefix(prefix + ".").split(".")
     if len(words) != 2 or words[1] not in {EVENTS, STATE} or not _HOST.fullmatch(words[0]):
         return None
@@ -121,7 +121,7 @@ def encode(header: Header, lines: Iterable[str], *, compress: bool = True) -> by
     Args:
         header: Its first line.
         lines: Events as `nstat_async.json` writes them.
-        compress: False: as text, for consumers that read it without this library.
+        compress: False: plain text, for consumers that read it without this library.
     """
     first = {name: value for name, value in to_json(header).items() if value is not None and value is not False}
     data = "\n".join([dump(first), *lines]).encode("ascii")
@@ -135,7 +135,7 @@ def decode(data: bytes) -> tuple[Header, list[bytes]]:
     """Header and lines of a message.
 
     Raises:
-        ProtocolError: It is none, or too large.
+        ProtocolError: The data is not a message, or too large.
     """
     plain = _plain(data)
     if plain.count(b"\n") > MOST_LINES:

@@ -1,9 +1,9 @@
-"""What a machine publishes: events in, numbered messages out. No I/O, no clock.
+"""Makes a machine's numbered messages of its events. No I/O, no clock.
 
 Messages go out one after the other: the next one is made when the server has the one before. Until then events wait in
-the subscription's buffer, which coalesces and is bounded; only what `feed` got waits here. From time to time a message
-is the beginning of a *complete state*: every open flow with its counters, as of this place in the stream. Who joins
-late begins there, and whoever missed messages is set right by it.
+the subscription's buffer, which coalesces and is bounded; only the events of `feed` wait here. From time to time
+messages have a *complete state*: every open flow with its counters, as of this place in the stream. A reader that
+joins late starts there, and one that missed messages is correct again after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..json import JsonFormatter
 from ._messages import EVENTS, LONGEST_LINE, STATE, Facts, Header, Message, encode, host_name, subject_of
 
 MOST_BYTES = 1 << 18
-"""Bytes of a message before it is compressed."""
+"""Most bytes of a message before it is compressed."""
 STATE_SECONDS = 60.0
 """Seconds after which a state is due, if as many events were published meanwhile as there are flows."""
 IDLE_STATE_SECONDS = 600.0
@@ -35,15 +35,15 @@ class Outgoing:
     Args:
         host: Its name in the fleet; see `host_name`.
         incarnation: 8 to 32 hexadecimal digits that no other run of a publisher has.
-        facts: What it says of itself.
+        facts: Facts about the machine.
         prefix: First word of the subjects.
         heartbeat: Longest time without a message, seconds.
         most_bytes: Largest message, before it is compressed.
-        compress: Compress where it pays.
-        details: Also the samples that come with reports, and the counters before each update.
+        compress: Compress messages if that saves space.
+        details: Also publish the samples that come with reports, and the counters before each update.
 
     Raises:
-        UsageError: The name is none.
+        UsageError: The name is not valid.
     """
 
     host: str = attrs.field(converter=host_name)
@@ -56,11 +56,11 @@ class Outgoing:
     details: bool = attrs.field(default=False, kw_only=True)
     _lines: deque[str] = attrs.field(factory=deque, init=False)
     _poll: PollCompleted | None = attrs.field(default=None, init=False)
-    """The newest complete poll: it is no news by itself, and goes along with what is."""
+    """The newest complete poll: it is not published by itself, but after the events that it completed."""
     _flows: dict[str, _Known] = attrs.field(factory=dict, init=False)
     """The open flows as of the last line."""
     _state: Iterator[str] | None = attrs.field(default=None, init=False)
-    """What is left of the state that is being published."""
+    """The lines left of the state that is being published."""
     _part: int = attrs.field(default=0, init=False)
     _held: str | None = attrs.field(default=None, init=False)
     """A line of the state that did not fit into the message before."""
@@ -107,11 +107,11 @@ class Outgoing:
 
     @property
     def waiting(self) -> bool:
-        """True while there are lines that no message has."""
+        """True while there are lines that are in no message yet."""
         return bool(self._lines) or self._state is not None
 
     def next_deadline(self) -> float | None:
-        """When `next_message` has one without new events; `None`: now."""
+        """When `next_message` has a message even without new events; `None`: now."""
         if self._sent_at is None or self._state_at is None or self.waiting:
             return None
         return min(self._sent_at + self.heartbeat, self._state_due(self._state_at))
@@ -134,7 +134,7 @@ class Outgoing:
         return self._message(now, [])
 
     def last_message(self, now: float) -> Message:
-        """The last message: the publisher stops, and nothing is known of its flows. Call it when nothing is `waiting`."""
+        """The last message, which says that the publisher stops. Call it when nothing is `waiting`."""
         return self._message(now, [], part=0, last=True)
 
     def _taken(self) -> list[str]:

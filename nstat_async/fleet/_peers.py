@@ -1,9 +1,9 @@
-"""Both ends of a connection: two flows that name each other's addresses and ports.
+"""Finds both ends of a connection: two flows that name each other's addresses and ports.
 
-Known by addresses, hence inferred: where something between two machines rewrites them (NAT) the ends do not
-meet, and where more than one flow could be the other end none is taken. Loopback addresses mean something on one
-machine only, and in one network namespace. A short connection may be over at one end before the other is
-reported: ends are remembered for a moment.
+The result is inferred from addresses: if something between two machines rewrites them (NAT) the ends are not found, and
+if more than one flow could be the other end, none is taken. Loopback addresses mean something on one machine only, and
+in one network namespace. A short connection may be over at one end before the other end is reported, so ends are
+remembered for a moment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .._model import Endpoint, Flow, Peer, Provider
 _TRANSPORTS = {Provider.TCP: 6, Provider.UDP: 17, Provider.QUIC: 17}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _MOST_AT_ONE_END = 64
-"""Flows with the same addresses and ports that are kept apart: a hostile machine may report any number."""
+"""How many flows with the same addresses and ports are kept: a hostile machine may report any number."""
 
 _REMEMBERED = 10_000
-"""Flows that ended, whose other end may still be reported."""
+"""How many ended flows are remembered, because their other end may still be reported."""
 _REMEMBERED_SECONDS = 30.0
 
 
@@ -30,7 +30,7 @@ def _end(endpoint: Endpoint) -> tuple[bytes, int]:
 
 
 def _keys(flow: Flow) -> tuple[Hashable, Hashable] | None:
-    """This end and the other one; `None` for a flow that has no other end."""
+    """The keys of this end and of the other one; `None` for a flow that has no other end."""
     local, remote, transport = flow.local, flow.remote, _TRANSPORTS.get(flow.provider)
     if local is None or remote is None or transport is None or not remote.port or remote.is_unspecified:
         return None
@@ -46,10 +46,10 @@ class Ends:
     _by_key: dict[Hashable, list[str]] = attrs.field(factory=dict, init=False)
     _keys: dict[str, tuple[Hashable, Hashable]] = attrs.field(factory=dict, init=False)
     _ended: dict[Hashable, tuple[float, Peer]] = attrs.field(factory=dict, init=False)
-    """Flows that ended, by this end, the first of them first."""
+    """Flows that ended, by this end, the oldest first."""
 
     def put(self, flow: Flow) -> None:
-        """A flow is there, or has changed."""
+        """Add a flow, or take over its changes."""
         keys = _keys(flow)
         if self._keys.get(flow.id) == keys:
             return
@@ -61,7 +61,7 @@ class Ends:
                 self._keys[flow.id] = keys
 
     def remove(self, identity: str) -> None:
-        """A flow is gone."""
+        """Remove a flow."""
         keys = self._keys.pop(identity, None)
         if keys is not None:
             here = self._by_key[keys[0]]
@@ -70,7 +70,7 @@ class Ends:
                 del self._by_key[keys[0]]
 
     def other(self, identity: str) -> str | None:
-        """The flow at the other end; `None` where there is none, or no single one."""
+        """The flow at the other end; `None` if there is none, or more than one."""
         keys = self._keys.get(identity)
         if keys is None or len(self._by_key[keys[0]]) != 1:
             return None
@@ -78,7 +78,7 @@ class Ends:
         return found[0] if len(found) == 1 and found[0] != identity else None
 
     def end(self, flow: Flow, time: float) -> None:
-        """A flow ended: it is gone, and still known as the other end of one that is reported late."""
+        """Remove a flow that ended, but remember it as the other end of a flow that may be reported late."""
         keys = self._keys.get(flow.id)
         self.remove(flow.id)
         if keys is not None:
@@ -87,7 +87,7 @@ class Ends:
                 del self._ended[next(iter(self._ended))]
 
     def ended(self, identity: str, time: float) -> Peer | None:
-        """The other end of a flow, where it ended a moment ago; it is the end of this one only."""
+        """The other end of a flow, if it ended a moment ago; no further flow gets it."""
         keys = self._keys.get(identity)
         found = None if keys is None else self._ended.get(keys[1])
         if keys is None or found is None:
@@ -97,5 +97,5 @@ class Ends:
 
 
 def peer_of(flow: Flow) -> Peer:
-    """What a flow is to its other end."""
+    """A flow as the peer of its other end."""
     return Peer(flow.host, flow.process, flow.id)

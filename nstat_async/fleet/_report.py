@@ -1,4 +1,4 @@
-"""What is reported of a fleet: the events that wait to be taken, and what was counted."""
+"""The events of a fleet that wait to be taken, and the counters of `Incoming.statistics`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Report:
     """Keeps events until they are taken."""
 
     begun: bool = False
-    """False while what comes makes only the state in which the stream of events begins: nothing is reported."""
+    """False while messages only make the state that the stream of events starts with: nothing is reported."""
     counts: Counter[str] = attrs.field(factory=Counter)
     """Figures of `Incoming.statistics`."""
     _events: list[AnyEvent] = attrs.field(factory=list)
@@ -31,7 +31,7 @@ class Report:
         self(view.event(time, detail))
 
     def lost(self, host: str | None, cause: LossCause, time: float, count: int | None, detail: str) -> None:
-        """Report a loss of a machine."""
+        """Report a loss of a machine's events."""
         self(EventsLost(time, cause, count, detail=detail, host=host))
 
     def take(self) -> list[AnyEvent]:
