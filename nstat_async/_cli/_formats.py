@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
 import attrs
@@ -73,7 +73,7 @@ def event_formatter(arguments: argparse.Namespace, output: Output) -> EventForma
     if arguments.format == "json":
         whole = JsonFormatter(full=arguments.details)
         return _one_by_one(lambda event: dump(picked(event, columns)) if isinstance(event, FlowEvent) else whole(event))
-    return _one_by_one(_ChosenText(columns, text))
+    return _ChosenText(columns, text)
 
 
 def _one_by_one(formatter: Callable[[AnyEvent], str | None]) -> EventFormatter:
@@ -88,12 +88,21 @@ class _ChosenText:
     others: TextFormatter
     _begun: bool = attrs.field(default=False, init=False)
 
-    def __call__(self, event: AnyEvent) -> str | None:
-        if not isinstance(event, FlowEvent):
-            return self.others(event)
-        headings = "" if self._begun else self._line([column.heading for column in self.columns]) + "\n"
-        self._begun = True
-        return headings + self._line([column.text(event) for column in self.columns])
+    def __call__(self, events: Sequence[AnyEvent]) -> Iterator[str]:
+        """The lines; before the first ones the headings, all as wide as the first events need it."""
+        if not self._begun and (first := [self._cells(event) for event in events if isinstance(event, FlowEvent)]):
+            self._begun = True
+            headings = [column.heading for column in self.columns]
+            for cells in (headings, *first):
+                self._line(cells)  # makes the columns wider
+            yield self._line(headings)
+        for event in events:
+            line = self._line(self._cells(event)) if isinstance(event, FlowEvent) else self.others(event)
+            if line is not None:
+                yield line
+
+    def _cells(self, event: AnyEvent) -> list[str]:
+        return [column.text(event) for column in self.columns]
 
     def _line(self, cells: list[str]) -> str:
         return "  ".join(self.others.cell(f"chosen {at}", cell) for at, cell in enumerate(cells)).rstrip()

@@ -141,6 +141,13 @@ def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
     assert max(map(len, out.splitlines())) <= width
 
 
+def test_headings_of_chosen_fields_stand_above_their_columns(source):
+    _, out, _ = run("replay", source.removeprefix("replay:"), "--fields", "pid,name,event,remote,rx_bytes")
+    headings, *lines = out.splitlines()
+    assert headings.split() == ["PID", "NAME", "EVENT", "REMOTE", "RX_BYTES"]
+    assert all(line.index(" flow_") == headings.index(" EVENT") for line in lines)
+
+
 def test_a_snapshot_has_pids_of_their_own_and_says_where_a_socket_waits_however_narrow_it_is():
     owner = Process(4_194_303, "python3.11", title="mail-relay")
     ends = {"local": Endpoint.parse("127.0.0.1", 8080), "remote": Endpoint.parse("192.0.2.1", 50_000)}
