@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from types import SimpleNamespace
 
 import pytest
 from ntstat_wire import Wire
@@ -23,7 +24,7 @@ from nstat_async import (
 )
 from nstat_async._events import four_of
 from nstat_async._model import COUNTS_FIELDS
-from nstat_async.ntstat import HeaderFlag, Mode, Session, SourceDetails, SystemInfoCounts, _sources
+from nstat_async.ntstat import ExtensionItem, HeaderFlag, Mode, Session, SourceDetails, SystemInfoCounts, _sources
 from nstat_async.ntstat._source import Source
 from nstat_async.ntstat._takeover import _carry_on
 
@@ -224,11 +225,14 @@ def test_a_flow_that_is_known_twice_is_added_once():
     assert [type(event) for event in events] == [FlowAdded]
 
 
-def details(wire, ref=1, *, rx=0, wifi=0, activity=0, resent=0, provider=2, flags=0, context=0, state=4):
+def details(
+    wire, ref=1, *, rx=0, packets=0, wifi=0, activity=0, resent=0, rtt=0, provider=2, flags=0, context=0, state=4
+):
     """SRC_DETAILS of macOS 26."""
-    fields = {"total.rxbytes": rx, "wifi_infra.rxbytes": wifi, "wifi_infra.activity_bitmap.start": activity}
+    fields = {"total.rxbytes": rx, "total.rxpackets": packets, "wifi_infra.rxbytes": wifi}
+    fields["wifi_infra.activity_bitmap.start"] = activity
     values = {f"media_stats.{name}": value for name, value in fields.items()}
-    counts = wire.layout["nstat_detailed_counts"].encode({**values, "txretransmit": resent})
+    counts = wire.layout["nstat_detailed_counts"].encode({**values, "txretransmit": resent, "avg_rtt": rtt})
     descriptor = wire.descriptor(provider, state=state)
     message = SourceDetails(
         srcref=ref, detailed_counts=counts, provider=provider, descriptor=descriptor, flags=flags, context=context
@@ -262,9 +266,45 @@ def test_details_that_differ_in_bits_of_activity_alone_are_no_news():
     assert [len(found) for found in events] == [1, 0, 0, 1, 1, 0]
     assert [found[0].counts.tx_retransmitted_bytes for found in events if found] == [0, 0, 3]
     assert dict(events[3][0].previous.media)["wifi_infra"].rx_bytes == 5
+    for news in ({"packets": 1}, {"packets": 1, "rtt": 32}):
+        assert len(play(details(play.wire, rx=20, wifi=15, activity=13, resent=3, **news))) == 1
     every = Play(12)
     every.table.every_update = True
     assert [len(every(details(play.wire, rx=10, activity=a))) for a in (1, 2)] == [1, 1]
+
+
+def test_an_update_behind_details_takes_back_no_counter():
+    """Its counters lie elsewhere, so that it is looked at."""
+    play = Play(12)
+    play(details(play.wire, rx=10, resent=5))
+    (event,) = play.update(20)
+    assert (event.counts.rx_bytes, event.counts.tx_retransmitted_bytes) == (20, 5)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("kind", ["added", "counts", "description", "update", "extended update", "details"])
+def test_whatever_answers_a_question_is_an_answer(kind, known):
+    """And what was asked for by nobody is none."""
+    play = Play(12)
+    if known:
+        play.update(1)
+    heard = []
+    play.session._follower.decoder.client = SimpleNamespace(
+        answered=lambda *what: heard.append(what), announced=lambda _: None
+    )
+    wire, counts = play.wire, play.wire.counts(10)
+    make = {
+        "added": lambda context: wire.added(1, context=context),
+        "counts": lambda context: wire.counted(1, counts, context=context),
+        "description": lambda context: wire.described(1, play.described, context=context),
+        "update": lambda context: wire.updated(1, counts, play.described, context=context),
+        "extended update": lambda context: wire.updated(
+            1, counts, play.described, context=context, items=(ExtensionItem(5, 16, bytes(16)),)
+        ),
+        "details": lambda context: details(wire, context=context),
+    }[kind]
+    play(make(0)), play(make(7)), play(wire.removed(99) + make(8))
+    assert heard == [(7, 1), (8, 1)]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,9 @@ def test_an_unknown_provider_keeps_its_counters_and_its_number():
     flow = one(play(wire.updated(1, wire.counts(5, 6), b"opaque", provider=77)), FlowAdded)
     assert (flow.flow.provider, flow.flow.provider_id, flow.counts.tx_bytes) == (Provider.UNKNOWN, 77, 6)
     assert flow.details.undecoded == b"opaque"
+    items = (ExtensionItem(5, 16, b"f" * 16),)
+    extended = wire.updated(2, wire.counts(5, 6), b"opaque", provider=77, items=items)
+    assert one(play(extended + wire.success(3)), FlowAdded).details.undecoded == b"opaque" + extended[-24:]
     assert one(play(wire.removed(1)), FlowRemoved).flow.id == "1.1"
 
 
