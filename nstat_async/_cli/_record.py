@@ -109,5 +109,5 @@ class _Tape:
             facts = {"file": self.name, "bytes": self.size, "events": self.events, "losses": self.losses}
             Output().line(dump({"v": 1, **facts}))
             return
-        gaps = f", {self.losses} gaps" if self.losses else ""
+        gaps = f", {self.losses} gap{'' if self.losses == 1 else 's'}" if self.losses else ""
         complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events)}{gaps}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from support import PYTHON, run, run_json
 
+from nstat_async._cli._record import _Tape
 from nstat_async.testing import EmulatedKernel
 
 KERNEL = "xnu-11417.121.6"
@@ -163,3 +165,12 @@ def test_a_full_disk_is_one_line_and_status_1(options, tmp_path):
     assert done.stderr.count(b"\n") == 1
     assert b"File too large" in done.stderr
     assert run_json("replay", tmp_path / "x.nstat", "--json")
+
+
+@pytest.mark.parametrize(("losses", "end"), [(0, "0 events"), (1, "0 events, 1 gap"), (2, "0 events, 2 gaps")])
+def test_the_summary_counts_gaps_in_words(losses, end, tmp_path, capsys):
+    options = {"rotate_size": None, "rotate_every": None, "keep": None, "force": False}
+    tape = _Tape(argparse.Namespace(file=str(tmp_path / "x"), **options))
+    tape.losses = losses
+    tape.summarise(as_json=False)
+    assert capsys.readouterr().err == f"nstat-async: {tmp_path}/x: 0 B, {end}\n"
