@@ -231,6 +231,7 @@ def test_a_reader_that_stalls_at_the_end_holds_no_loop_and_what_it_did_not_take_
     loop, is_path, is_cancelled, tmp_path, monkeypatch
 ):
     """It is waited for in the loop, for so long at most, and not beyond a cancellation for long."""
+    monkeypatch.setattr(pipes, "PIPE_SECONDS", 600.0)  # the thread is told to leave
     monkeypatch.setattr(pump, "STOP_SECONDS", 0.01)
     monkeypatch.setattr(pump, "PIPE_SECONDS", 600.0 if is_cancelled else 0.02)
     path = tmp_path / "pipe"
