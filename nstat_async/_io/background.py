@@ -1,7 +1,7 @@
-"""A task that belongs to the event loop, not to whoever starts it.
+"""A task that belongs to the event loop, not to the task that starts it.
 
 A task group lives in the task that entered it: it has to be left there, in order, and it
-cancels that task when something fails. What is started here has no such host. It may be
+cancels that task when something fails. A `BackgroundTask` has no such host. It may be
 started in one task and stopped in another, in any order, and no cancel scope is open
 while the caller's code runs.
 """
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     import asyncio
 
 STOP_SECONDS = 2.0
-"""Longest that `BackgroundTask.stop` waits for the work to end; it is cancelled, so that takes a few turns of the loop."""
+"""How long `BackgroundTask.stop` waits at most; cancelled work normally ends within a few turns of the loop."""
 
 _running: set[BackgroundTask] = set()
-"""asyncio keeps tasks by weak references only: somebody has to hold them."""
+"""The tasks that run: asyncio has only weak references to them, so something else has to hold them."""
 
 
 class BackgroundTask:
     """Runs some work in a task of the running event loop: asyncio's `create_task`, trio's `spawn_system_task`.
 
     Args:
-        work: What to run, once.
-        ended: Called when the work is over, in any way and exactly once: with its error, with
+        work: The work to run, once.
+        ended: Called exactly once when the work is over for any reason: with its error, with
             the cancellation if the loop ended it, else with `None`.
         name: Name of the task, for debuggers.
     """
@@ -94,15 +94,15 @@ class BackgroundTask:
         self._ended(error)
 
     async def stop(self) -> None:
-        """Cancel the work and wait until it is over. From any task of the loop, as often as one likes."""
+        """Cancel the work and wait until it is over. Any task of the loop may call this, more than once, too."""
         if not self.done:
             self._scope.cancel()
-            # Shielded: whoever is cancelled while leaving a block leaves nothing open behind it.
+            # Shielded: a task that is cancelled while it leaves a block still closes everything.
             with anyio.move_on_after(STOP_SECONDS, shield=True):
                 await self._done.wait()
 
     def stop_soon(self, release: Callable[[], None]) -> None:
-        """Cancel the work without waiting, from any thread, also when the loop is no more (for ``__del__``).
+        """Cancel the work without waiting, from any thread, also after the loop is closed (for ``__del__``).
 
         Args:
             release: Called as well: in the loop while it runs, else at once.
@@ -122,7 +122,7 @@ class BackgroundTask:
 
 
 def _cancelled(task: asyncio.Task[None]) -> BaseException | None:
-    """What a task that never ran ended with."""
+    """The cancellation of a task that never ran."""
     try:
         task.result()
     except BaseException as error:  # noqa: BLE001  # it is handed on
@@ -134,7 +134,7 @@ async def side_by_side(*works: Callable[[], Awaitable[None]]) -> None:
     """Run these until the first of them ends, and cancel the others.
 
     Raises:
-        Exception: What the first of them raised, as it is: in no exception group.
+        Exception: The error of the first of them, not in an exception group.
     """
     failures: list[Exception] = []
 
@@ -153,13 +153,13 @@ async def side_by_side(*works: Callable[[], Awaitable[None]]) -> None:
 
 
 def set_event(event: anyio.Event) -> None:
-    """Set an event, also one whose loop is closed: nobody waits for it any more."""
+    """Set an event, and ignore that its loop may be closed, since no task waits for it then."""
     with contextlib.suppress(RuntimeError):
         event.set()
 
 
 def checkpoint_here() -> Callable[[], Awaitable[None]]:
-    """What gives other tasks of the running loop a turn; `anyio.lowlevel.checkpoint` finds out each time which loop it is."""
+    """The running loop's function that lets other tasks run; `anyio.lowlevel.checkpoint` looks for the loop at each call."""
     trio = _trio()
     if trio is not None:
         checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -170,7 +170,7 @@ def checkpoint_here() -> Callable[[], Awaitable[None]]:
 
 
 def _trio() -> Any:
-    """The module `trio`, if its task is what runs now."""
+    """The module `trio`, if one of its tasks is running now."""
     trio = sys.modules.get("trio")
     if trio is None:
         return None

@@ -24,11 +24,11 @@ from .nats import Connection, LostError, WrongStreamError, connect, trouble, una
 from .nats_access import NatsAccess
 
 STATE_AGE = 660.0
-"""Seconds after which a machine that still publishes has published a complete state."""
+"""Seconds within which every machine that still publishes has published a complete state."""
 _RETRY_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 _JOIN_SECONDS = 10.0
-"""Longest that opening waits until the first look is complete."""
+"""How long opening waits at most for the first look."""
 
 
 class FleetFeed:
@@ -36,13 +36,13 @@ class FleetFeed:
 
     Args:
         servers: URLs of one cluster.
-        access: How to be let in.
+        access: How to log in.
         settings: The stream.
-        hosts: The machines to look at; `None`: all.
-        since: Where to begin, seconds since the epoch; `None`: now.
+        hosts: The machines to watch; `None`: all.
+        since: Where to start, seconds since the epoch; `None`: now.
         until: Where to end; `None`: never.
         forget: Seconds of silence after which a machine is forgotten.
-        options: The monitor's. What steers a kernel's conversation is each machine's own.
+        options: The monitor's options. Those of a kernel's conversation have no effect: each machine has its own.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FleetFeed:
         self._since = None if since is None or since > time.time() else since
         self._until = until
         self._join_at = 0
-        """Place in the stream where the present begins."""
+        """Place in the stream from which messages are new."""
         self._position: int | None = None
         """The last place that was read; `None` before the first connection."""
         self._created: Any = None
@@ -95,7 +95,7 @@ class FleetFeed:
             await self._joined.wait()
 
     def request_poll(self) -> None:
-        """The machines cannot be asked: `None`."""
+        """Do nothing and return `None`: a fleet's machines cannot be asked."""
 
     def close(self) -> None:
         """Stop reading; `run` ends soon."""
@@ -104,14 +104,14 @@ class FleetFeed:
         set_event(self._joined)
 
     def statistics(self) -> dict[str, int]:
-        """Counters of the core, and connections that were made anew."""
+        """The core's counters, and the number of reconnections."""
         return {**self._core.statistics(), "reconnections": self._reconnections}
 
     async def run(self, sink: Sink) -> None:
-        """Read until closed, or until the time where it is to end.
+        """Read until closed, or up to the time `until`.
 
         Raises:
-            BackendUnavailableError: There is no server, or no stream, at the beginning.
+            BackendUnavailableError: There is no server, or no stream, at the start.
         """
         try:
             with self._scope:
@@ -122,7 +122,7 @@ class FleetFeed:
     # --- reading ------------------------------------------------------------------------
 
     async def _follow(self, sink: Sink) -> None:
-        """Read on where it was, over one connection after the other."""
+        """Read over one connection after the other, and continue at the last place."""
         give_up = time.monotonic() + _JOIN_SECONDS
         while not self._over:
             try:
@@ -165,7 +165,7 @@ class FleetFeed:
         return [subject_of(self._settings.prefix, host, kind) for host in sorted(self._core.hosts or "*")]
 
     async def _place(self, connection: Connection, info: Any) -> dict[str, Any]:
-        """Where to begin, as fields of a consumer."""
+        """Where to start, as fields of a consumer."""
         from nats.js.api import DeliverPolicy  # noqa: PLC0415  # an extra
 
         anew = self._created is not None and info.created != self._created
@@ -179,11 +179,11 @@ class FleetFeed:
             self._join_at = info.state.last_seq
             self._position = await self._last_states(connection) - 1
         elif anew or info.state.last_seq < self._position:
-            self._position = 0  # another stream: the server began anew
+            self._position = 0  # another stream: the server lost the old one
         return {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": self._position + 1}
 
     async def _last_states(self, connection: Connection) -> int:
-        """The first place from which each machine that still publishes has its complete state."""
+        """The place to read from, so that each machine that still publishes has a complete state."""
         from nats.js.api import DeliverPolicy  # noqa: PLC0415  # an extra
 
         begin, stream = self._join_at + 1, self._settings.name
@@ -218,23 +218,23 @@ class FleetFeed:
             self._over = self._over or (self._until is not None and time.time() > self._until)
 
     async def _caught_up(self, sink: Sink) -> None:
-        """Everything that was there was read."""
+        """Tell the core that the whole stream was read."""
         self._core.caught_up = True
         self._core.begin(time.time())
         await self._work(sink)
 
     async def _work(self, sink: Sink) -> None:
-        """Let the core work, deliver what comes of it, and let others have their turn in between."""
+        """Let the core work and deliver its events, and let other tasks run in between."""
         for events in self._core.take_events():
             self._deliver(events, sink)
             await anyio.lowlevel.checkpoint()
-            if self._joined.is_set():  # else there is nobody yet who could read, and make room
+            if self._joined.is_set():  # before that there is no reader yet that could make room
                 await sink.room()
         if self._core.begun:
             self._joined.set()
 
     def _deliver(self, events: list[AnyEvent], sink: Sink) -> None:
-        """Hand over what the core made of messages, as far as it was asked for.
+        """Hand over the core's events that pass the monitor's options.
 
         Raises:
             ProtocolError: A message could not be read, and the option ``strict`` is set.
@@ -247,7 +247,7 @@ class FleetFeed:
                     raise ProtocolError(f"{event.host}: {event.detail}")
 
     async def _keep_looking(self, sink: Sink) -> None:
-        """See, from time to time, who was not heard of for long."""
+        """Look for silent machines from time to time."""
         while True:
             await anyio.sleep(_LOOK_SECONDS)
             self._core.handle_deadline(time.monotonic(), time.time())
@@ -255,10 +255,10 @@ class FleetFeed:
 
 
 def _delivery(message: Any) -> tuple[Delivery, int]:
-    """A message as the core takes it, and how many are waiting behind it.
+    """A message as the core takes it, and the number of messages behind it.
 
     Raises:
-        LostError: It is none of a stream.
+        LostError: It is not a message of a stream.
     """
     try:
         facts = message.metadata

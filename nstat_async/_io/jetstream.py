@@ -1,4 +1,4 @@
-"""A stream of NATS JetStream: making it, and reading it from a place on."""
+"""Makes a stream of NATS JetStream, and reads it from a given place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .._errors import UsageError
 from .nats import Connection, LostError, WrongStreamError, trouble
 
 BATCH = 32
-"""Messages asked for at a time: that many may wait here."""
+"""How many messages are requested at a time, and so may wait here."""
 _EXPIRES, _HEARTBEAT = 20.0, 2.0
 _NO_MESSAGES, _BEAT, _EXPIRED, _ENDED = "404", "100", "408", "409"
 _STREAM_NOT_FOUND = 10059
@@ -30,7 +30,7 @@ def _word(_instance: object, attribute: Any, value: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class StreamSettings:
-    """The stream that the messages of a fleet are kept in, made where it is not there and may be made.
+    """The stream that keeps the messages of a fleet; it is made if it does not exist and the server allows that.
 
     Raises:
         UsageError: A value cannot work.
@@ -43,14 +43,14 @@ class StreamSettings:
     max_age: float = attrs.field(default=86_400.0, validator=positive(most=LONGEST_SECONDS))
     """Seconds that messages are kept."""
     max_bytes: int = attrs.field(default=1 << 30, validator=positive(whole=True, most=1 << 62))
-    """Bytes that are kept."""
+    """Most bytes that are kept."""
 
 
 async def stream_of(connection: Connection, settings: StreamSettings) -> Any:
-    """What the server says of the stream; it is made if there is none.
+    """The server's description of the stream, which is made if it does not exist.
 
     Raises:
-        LostError: There is none, and it cannot be made, or it is for something else.
+        LostError: The stream does not exist and cannot be made, or it is for something else.
     """
     from nats.js import api, errors  # noqa: PLC0415  # an extra
 
@@ -83,13 +83,13 @@ def _of_a_fleet(info: Any, settings: StreamSettings) -> Any:
 
 @contextlib.asynccontextmanager
 async def reading(connection: Connection, stream: str, subjects: Sequence[str], **start: Any) -> AsyncIterator[Reading]:
-    """Read the messages of a stream from a place on.
+    """Read the messages of a stream from a given place.
 
     Args:
-        connection: To the server.
-        stream: Its name.
-        subjects: Of what subjects.
-        start: Where to begin: fields of nats-py's ``ConsumerConfig``.
+        connection: The connection to the server.
+        stream: The stream's name.
+        subjects: The subjects to read.
+        start: Where to start: fields of nats-py's ``ConsumerConfig``.
     """
     from nats.js import api  # noqa: PLC0415  # an extra
 
@@ -112,13 +112,13 @@ async def reading(connection: Connection, stream: str, subjects: Sequence[str], 
 
 
 class Reading:
-    """A stream that is being read: asks for a number of messages, and for more when they came.
+    """Reads a stream: requests a number of messages, and more when they came.
 
     Args:
-        connection: To the server.
-        ask: The subject to ask at.
-        pending: Messages that were there when it began.
-        server_time: The server's clock then, seconds since the epoch.
+        connection: The connection to the server.
+        ask: The subject of the requests.
+        pending: How many messages the stream had at the start.
+        server_time: The server's clock at the start, seconds since the epoch.
     """
 
     def __init__(self, connection: Connection, ask: str, pending: int, server_time: float) -> None:
@@ -135,10 +135,10 @@ class Reading:
         self._news.set()
 
     async def next(self) -> list[Any]:
-        """Messages that came; an empty list after a sign of life only.
+        """The next messages; an empty list if there was only a sign of life.
 
         Raises:
-            LostError: It cannot be read on.
+            LostError: Reading cannot go on.
         """
         if not self._wanted and not self._arrived:
             await self._request()
@@ -156,7 +156,7 @@ class Reading:
         await self._connection.client.publish(self._ask, json.dumps(wish).encode(), self.inbox)
 
     def _is_one(self, message: Any) -> bool:
-        """True for a message of the stream; others say how the request stands."""
+        """True for a message of the stream; others report the state of the request."""
         headers = message.headers or {}
         status = headers.get("Status")
         if status is None:

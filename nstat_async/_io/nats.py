@@ -1,7 +1,7 @@
-"""A connection to NATS. By nats-py, which is asyncio's alone.
+"""A connection to NATS, by nats-py, which needs asyncio.
 
-nats-py's own reconnecting is not used: whoever loses a connection makes another one, and goes on where it was. So
-there is one way in which trouble ends, whatever it was.
+nats-py's own reconnecting is not used: the user of a lost connection makes another one, and continues where it was. So
+all trouble is handled in one way.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .nats_access import NatsAccess, without_password
 CONNECT_SECONDS = 5.0
 ASK_SECONDS = 5.0
 PING_SECONDS = 5
-"""Two pings without an answer are a connection that is lost."""
+"""Seconds between pings; two pings without an answer mean that the connection is lost."""
 _CLOSE_SECONDS = 2.0
 
 
 class LostError(Exception):
-    """What was being read cannot be read on: another attempt is due."""
+    """Reading or writing cannot go on over this connection: another attempt is due."""
 
 
 class WrongStreamError(LostError):
-    """It is not a stream of a fleet: another attempt helps only if somebody changes it."""
+    """The stream is not one of a fleet: another attempt helps only after somebody changes it."""
 
 
 def require_nats(what: str) -> None:
-    """See that nats-py is there and that asyncio runs.
+    """Check that nats-py is installed and that asyncio runs.
 
     Raises:
         BackendUnavailableError: nats-py is not installed.
-        UsageError: This is trio's loop, or none.
+        UsageError: The loop is trio's, or there is none.
     """
     try:
         import nats  # noqa: F401, PLC0415
@@ -54,7 +54,7 @@ def require_nats(what: str) -> None:
 
 
 def trouble() -> tuple[type[BaseException], ...]:
-    """What nats-py raises where the server or the way to it is in trouble."""
+    """The errors that nats-py raises when the server or the network is in trouble."""
     import nats.errors  # noqa: PLC0415  # an extra
 
     return nats.errors.Error, asyncio.TimeoutError, TimeoutError, OSError, LostError, json.JSONDecodeError
@@ -65,32 +65,32 @@ class Connection:
     """An open connection."""
 
     client: Any
-    """nats-py's."""
+    """nats-py's client."""
     reason: str = "the connection is lost"
-    """Why, once it is over."""
+    """Why the connection ended, once it has."""
     _ended: bool = False
     _scopes: set[anyio.CancelScope] = attrs.field(factory=set)
 
     @property
     def lost(self) -> bool:
-        """True once it is over; nats-py does not always call who wants to know."""
+        """True once the connection has ended, also if nats-py did not call `ended`."""
         return self._ended or bool(self.client.is_closed)
 
     def note(self, reason: str) -> None:
-        """The server, or nats-py, says that something is wrong."""
+        """Keep an error of the server or of nats-py as the reason."""
         self.reason = reason
         if _is_refusal(reason):
-            self.end()  # what was asked for is not answered: nobody need wait
+            self.end()  # the request is not answered: nobody need wait
 
     def end(self) -> None:
-        """It is over: whoever waits for an answer need not."""
+        """Note the end, and release everyone who waits for an answer."""
         self._ended = True
         for scope in self._scopes:
             scope.cancel()
 
     @contextlib.contextmanager
     def needed(self) -> Iterator[None]:
-        """Around what waits for the server.
+        """A context for code that waits for the server.
 
         Raises:
             LostError: The connection was lost meanwhile.
@@ -103,7 +103,7 @@ class Connection:
                 yield
             except trouble():
                 raise
-            except Exception as error:  # what nats-py says to a server that speaks otherwise
+            except Exception as error:  # nats-py's error when a server speaks another protocol
                 raise LostError(f"the server is not understood: {error!r}") from error
             finally:
                 self._scopes.discard(scope)
@@ -122,8 +122,8 @@ class Connection:
         return self.client.jetstream(timeout=ASK_SECONDS)
 
     async def close(self) -> None:
-        """Close it, also while everything is cancelled, and without waiting for a server that says nothing."""
-        # Whatever a client says that has lost its server, or never had one: it is not used any more.
+        """Close the connection, also while the task is cancelled, and without waiting for a silent server."""
+        # Errors of a client that has lost its server, or never had one, do not matter: it is not used any more.
         with contextlib.suppress(Exception), anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self.client.close()
         transport = getattr(self.client, "_transport", None)
@@ -136,12 +136,12 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
 
     Args:
         servers: URLs of one cluster.
-        access: How to be let in.
-        name: What the server calls it.
-        inbox: First word of the subjects that answers come to.
+        access: How to log in.
+        name: The connection's name at the server.
+        inbox: First word of the subjects of answers.
 
     Raises:
-        BackendUnavailableError: There is none.
+        BackendUnavailableError: No connection can be made.
         UsageError: A file of `access` cannot be used.
     """
     from nats.aio.client import Client  # noqa: PLC0415  # an extra
@@ -175,7 +175,7 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
 
 
 def _said(error: BaseException) -> str:
-    """What the system or the server says, without the calls and addresses of asyncio (which joins several attempts)."""
+    """The message of the system or the server, without the calls and addresses that asyncio adds."""
     text = str(error) or type(error).__name__
     reasons = dict.fromkeys(os.strerror(int(number)) for number in re.findall(r"\[Errno (\d+)\]", text))
     return ", ".join(reasons) or re.sub(r"\[Errno -\d+\] ", "", text)
@@ -186,6 +186,6 @@ def _is_refusal(text: str) -> bool:
 
 
 def unavailable(servers: tuple[str, ...], text: str) -> BackendUnavailableError:
-    """The error that says which servers, and why."""
+    """The error that names the servers and the reason."""
     reason = UnavailableReason.PERMISSION if _is_refusal(text) else UnavailableReason.MISSING
     return BackendUnavailableError("fleet", reason, f"{', '.join(map(without_password, servers))}: {text}")

@@ -1,4 +1,4 @@
-"""How to be let in by a NATS server, and where servers are."""
+"""The login and the URLs of NATS servers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _EXAMPLE = "'nats://127.0.0.1:4222'"
 
 
 def server_urls(value: Any) -> tuple[str, ...]:
-    """URLs of the servers of one cluster: one text, several with commas in between, or several texts.
+    """URLs of the servers of one cluster: one text, one with commas between several, or several texts.
 
     Raises:
-        UsageError: One is no URL of a server; the text names it, but for its password.
+        UsageError: One is not the URL of a server; the message has it without its password.
     """
     given = value.split(",") if isinstance(value, str) else value
     if not isinstance(given, (list, tuple)) or not given:
@@ -40,14 +40,14 @@ def _server_url(value: Any) -> str:
 
 
 def _what_is_wrong(url: str) -> str | None:
-    """Why this is no URL of a server; `None` if it is one. `urlsplit` drops line ends without a word."""
+    """Why this is not the URL of a server; `None` if it is one. (`urlsplit` alone would silently drop line ends.)"""
     odd = next((character for character in url if not "!" <= character <= "~"), None)
     if odd is not None:
         return f"{odd!r} is no character of one"
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # whose text may have a part of a password
+    except ValueError:  # its message may have a part of a password
         return f"what follows the host is no port of 1 to 65535 ({_ENCODED})"
     if parts.scheme not in _SCHEMES:
         return f"it begins with none of {', '.join(sorted(_SCHEMES))}"
@@ -57,7 +57,7 @@ def _what_is_wrong(url: str) -> str | None:
 
 
 def _what_is_too_much(parts: SplitResult) -> str | None:
-    """A path means something to a web server in between only; the rest means nothing."""
+    """What a URL has beyond host and login: a path only concerns a web server in between; anything else is meaningless."""
     path = "" if parts.scheme in {"ws", "wss"} else parts.path.strip("/")
     if path or parts.query or parts.fragment:
         return f"nothing may follow the port ({_ENCODED})"
@@ -71,7 +71,7 @@ def without_password(url: str) -> str:
 
 
 def login_of(urls: tuple[str, ...]) -> dict[str, str]:
-    """What URLs say of who asks, as keywords of nats-py's ``connect``, which does not decode it."""
+    """The login in the URLs, as keywords of nats-py's ``connect``, which would not decode it."""
     for parts in map(urlsplit, urls):
         if parts.username is not None and parts.password is not None:
             return {"user": unquote(parts.username), "password": unquote(parts.password)}
@@ -82,10 +82,10 @@ def login_of(urls: tuple[str, ...]) -> dict[str, str]:
 
 @attrs.frozen(kw_only=True)
 class NatsAccess:
-    """How to be let in by a NATS server, as NATS has it. What is in a URL (``nats://user:password@…``) needs nothing here.
+    """How to log in to a NATS server. A login in the URL (``nats://user:password@…``) need not be repeated here.
 
     Raises:
-        UsageError: A file cannot be read, or is no certificate.
+        UsageError: A file cannot be read, or is not a certificate.
     """
 
     credentials: str | None = None
@@ -97,7 +97,7 @@ class NatsAccess:
     token: str | None = attrs.field(default=None, repr=False)
     """A token."""
     ca: str | None = None
-    """Path of the certificates that a server is checked by; `None`: the system's."""
+    """Path of the certificates that verify a server; `None`: the system's."""
     certificate: str | None = None
     """Path of this side's certificate."""
     key: str | None = None
@@ -105,7 +105,7 @@ class NatsAccess:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> NatsAccess:
-        """What the variables say that NATS' own tool reads: ``NATS_CREDS``, ``NATS_USER``, ``NATS_PASSWORD``,
+        """The login in the variables that NATS' own tool reads: ``NATS_CREDS``, ``NATS_USER``, ``NATS_PASSWORD``,
         ``NATS_TOKEN``, ``NATS_CA``, ``NATS_CERT``, ``NATS_KEY``.
         """  # noqa: D205  # one sentence of two lines
         names = {"credentials": "CREDS", "certificate": "CERT"}

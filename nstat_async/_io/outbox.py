@@ -1,4 +1,4 @@
-"""Where the messages of a machine wait until the server has them: in memory, or in a file that outlives the process."""
+"""Keeps the messages of a machine until the server has them: in memory, or in a file that outlives the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sqlite import why_not_opened
 _APPLICATION_ID = 0x6E73706F  # "nspo", in the file's header
 _PAGE = 4096
 _FREE_PAGES = 256
-"""Free pages, a MiB, from which on an empty file is made smaller."""
+"""How many free pages (a MiB) an empty file may have before it is made smaller."""
 _SCHEMA = f"""
 PRAGMA auto_vacuum = INCREMENTAL;
 PRAGMA application_id = {_APPLICATION_ID};
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class Outbox:
-    """One message in memory, which is on its way: the next one is made when the server has it."""
+    """Keeps one message in memory, which is being sent: the next one is made when the server has it."""
 
     def __init__(self) -> None:
         self._message: Message | None = None
@@ -35,7 +35,7 @@ class Outbox:
 
     @property
     def lasts(self) -> bool:
-        """True if what waits here outlives the process."""
+        """True if the messages here outlive the process."""
         return False
 
     async def room(self) -> None:
@@ -69,7 +69,7 @@ class Outbox:
         return int(self._message is not None)
 
     def close(self) -> None:
-        """Nothing will be put or read any more."""
+        """Close it: nothing is put or read any more."""
 
     async def _until(self, true: Callable[[], bool]) -> None:
         while not true():
@@ -81,18 +81,18 @@ class Outbox:
 
 
 class Spool(Outbox):
-    """Messages in an SQLite file of bounded size, oldest first. A publisher that is killed finds them when it begins anew.
+    """Keeps messages in an SQLite file of bounded size, oldest first. After a kill the publisher's next run finds them.
 
-    Where the file cannot be written any more, messages wait in memory, as without it.
+    When the file cannot be written any more, messages wait in memory, as without it.
 
     Args:
-        path: The file; made if it is not there. It has one publisher at a time.
-        most_bytes: Bytes that it may have.
-        subject: First words of what is published here, ``nstat.HOST.``: a file of another machine is refused.
-        report: Gets a line for a person when the file is full, or fails.
+        path: The file; made if it does not exist. It has one publisher at a time.
+        most_bytes: Greatest size of the file.
+        subject: First words of the subjects, ``nstat.HOST.``: a file of another machine is refused.
+        report: Called with a line for a person when the file is full, or fails.
 
     Raises:
-        UsageError: It cannot be opened, belongs to another running publisher, or is something else.
+        UsageError: The file cannot be opened, belongs to another running publisher, or is not a spool.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Spool(Outbox):
         self._stored = 0
         """Messages in the file that the server does not have."""
         self._sent = self._first = 0
-        """Numbers in the file of the newest that the server has, and of the oldest that it has not."""
+        """Numbers in the file: of the newest message that the server has, and of the oldest that it does not have."""
         try:
             self._file = sqlite3.connect(self._path, timeout=0.0, isolation_level=None, check_same_thread=False)
             self._prepare(self._file, subject)
@@ -152,7 +152,7 @@ class Spool(Outbox):
         """Keep a message; waits while the file is full of others."""
         changed = self._changed
         while not await self._ask(_insert, (message.subject, message.id, message.data, message.events)):
-            if not self._stored:  # no file, or one that others left no room for
+            if not self._stored:  # no file, or no room although it is empty
                 await super().put(message)
                 return
             self._say_full()
@@ -185,13 +185,13 @@ class Spool(Outbox):
             self._change()
 
     def close(self) -> None:
-        """Close the file; what waits in it stays."""
+        """Close the file; the messages stay in it."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     async def _ask(self, work: Callable[..., _T], *values: Any) -> _T | None:
-        """Do something with the file, in a worker thread; `None` where it is full, or cannot be used any more."""
+        """Do some work on the file in a worker thread; `None` if the file is full, or cannot be used any more."""
         async with self._turn:
             if self._file is None:
                 return None
