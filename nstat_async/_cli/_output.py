@@ -7,6 +7,7 @@ kernel is polled, and the buffer of the subscription coalesces what piles up.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import select
@@ -42,6 +43,17 @@ def can_draw(stream: TextIO | None) -> bool:
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that the terminal does not have: ``~`` where a text was cut, else their numbers."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end].replace("…", "~")
+    return missing.encode("ascii", "backslashreplace").decode(), error.end
+
+
+_READABLE = "nstat_async.readable"
+codecs.register_error(_READABLE, _readable)
+
 _AT_ONCE = 1 << 15
 """Characters that are written together: for more, the system would be asked for memory each time."""
 
@@ -63,7 +75,7 @@ class Output:
         # A name outside the terminal's character set must not stop the program.
         reconfigure = getattr(self.stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors=_READABLE)
         try:
             self._number = self.stream.fileno() if self.stream is not None and os.name == "posix" else None
             self._kind = 0 if self._number is None else stat.S_IFMT(os.fstat(self._number).st_mode)
@@ -104,10 +116,10 @@ class Output:
             some.append(line)
             size += len(line)
             if size >= _AT_ONCE:
-                yield "\n".join([*some, ""]).encode(encoding, "backslashreplace")
+                yield "\n".join([*some, ""]).encode(encoding, _READABLE)
                 some, size = [], 0
         if some:
-            yield "\n".join([*some, ""]).encode(encoding, "backslashreplace")
+            yield "\n".join([*some, ""]).encode(encoding, _READABLE)
 
     def _write(self, data: bytes) -> None:
         if self._number is None:

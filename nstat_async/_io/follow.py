@@ -137,7 +137,10 @@ class Follower(Player):
 def _darwin_setup(info: RecordingInfo, setup: Any, protocol: Any, timebase: tuple[int, int] | None) -> Any:
     """The setup of the recorded core with the facts of the recording, which may be given by hand."""
     if info.kernel is None:
-        raise RecordingError("the recording does not say which kernel it is from; give the kernel")
+        raise RecordingError(
+            "the recording does not say which kernel it is from: it ends within its first record, or that is damaged; "
+            "if other records are whole, give the kernel (command line: --kernel)"
+        )
     text = info.extra.get("xnu", info.kernel)
     kernel = text if isinstance(text, str) and info.kernel in text else info.kernel
     # Apple silicon counts 24 MHz ticks; its kernels say so in their name.

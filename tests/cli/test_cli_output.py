@@ -170,3 +170,13 @@ def test_the_duration_counts_from_when_a_command_has_begun():
 
     assert run_until_stopped(work, duration=0.01) == 7
     assert looks == ["begun"]
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf\\xe9~"), ("latin-1", "café~"), ("utf-8", "café…")])
+def test_what_a_terminal_cannot_show_is_readable_and_as_wide_where_a_text_was_cut(encoding, shown):
+    """As without a UTF-8 locale: the mark of a cut text is one column there, too, or tables would be askew."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w", encoding=encoding) as file:
+        Output(file).line("café…")
+    with os.fdopen(reading, encoding=encoding) as file:
+        assert file.read() == f"{shown}\n"
