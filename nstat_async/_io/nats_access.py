@@ -40,7 +40,7 @@ def _server_url(value: Any) -> str:
 
 
 def _what_is_wrong(url: str) -> str | None:
-    """Why this is not the URL of a server; `None` if it is one. (`urlsplit` alone would silently drop line ends.)"""
+    """Why this is not the URL of a server; `None` if it is one. `urlsplit` alone would silently drop line ends."""
     odd = next((character for character in url if not "!" <= character <= "~"), None)
     if odd is not None:
         return f"{odd!r} is no character of one"
