@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from sockdiag_fakes import LOOPBACK, FakeSocket, info_position
 
+from nstat_async import Direction
 from nstat_async.sockdiag import SocketState, TcpInfo
-from nstat_async.sockdiag._entry import Entry
+from nstat_async.sockdiag._entry import Entry, Weight
 from nstat_async.sockdiag._finals import (
     Remains,
     fin_by_dump,
@@ -16,8 +17,10 @@ from nstat_async.sockdiag._finals import (
     is_unused,
     last_words,
     remains_of,
+    sent_fin,
     was_disconnected,
 )
+from nstat_async.sockdiag._messages import HEADER
 from nstat_async.sockdiag._reports import socket_report
 
 
@@ -55,6 +58,7 @@ def ended(
     ("facts", "expected"),
     [
         ({"segments": 0, "rx": 1}, (1, True)),
+        ({"segments": 0, "rx": 2}, (1, True)),  # there is one FIN
         ({"rx": 0}, (0, True)),
         ({"entry_state": SocketState.CLOSE_WAIT}, (1, True)),
         ({"entry_state": SocketState.LAST_ACK}, (1, True)),
@@ -66,6 +70,8 @@ def ended(
         ({"before": {}, "repeated": True}, (0, True)),
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}}, (0, True)),
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.47}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.4799}, (0, True)),
+        ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.48}, None),
         ({"before": {TcpInfo.LAST_ACK_RECV: 500}, "reading": 0.6}, None),  # it may have come while that row was written
         (
             {"before": {TcpInfo.STATE: SocketState.CLOSE_WAIT}},
@@ -139,3 +145,68 @@ def test_unused_and_disconnected():
     refused = FakeSocket(1, remote_port=0, unacked=3).message(final=True)
     assert was_disconnected(aborted, *info_position(aborted))
     assert not was_disconnected(refused, *info_position(refused))
+
+
+@pytest.mark.parametrize("at", [*range(4, 8), *range(24, 40)])
+def test_one_byte_of_a_port_or_of_the_peer_s_address_is_enough_for_a_socket_that_was_used(at):
+    message = bytearray(FakeSocket(1, b"\0" * 4, 0, b"\0" * 4, 0).message(final=True))
+    assert is_unused(message)
+    message[HEADER.size + at] = 1
+    assert not is_unused(message)
+
+
+@pytest.mark.parametrize("at", [8, 23, 40, 43])
+def test_an_address_or_a_device_of_its_own_is_no_use_of_a_socket(at):
+    message = bytearray(FakeSocket(1, b"\0" * 4, 0, b"\0" * 4, 0).message(final=True))
+    message[HEADER.size + at] = 1
+    assert is_unused(message)
+
+
+def test_a_row_is_behind_the_fin_by_either_of_its_two_states():
+    first, second = SocketState.CLOSE_WAIT, SocketState.ESTABLISHED
+    for state, state_of_counters, behind in ((first, second, True), (second, first, True), (second, second, False)):
+        row = FakeSocket(1, state=state, info={TcpInfo.STATE: state_of_counters}).message()
+        assert is_behind_fin(row, *info_position(row)) is behind
+    assert is_behind_fin(bytes([first]) + row[1:], 0, 0) is False, "without counters there is one state"
+
+
+def test_what_was_sent_again_and_what_nobody_answered_are_counted():
+    _, words = ended(tx=50, BYTES_RETRANS=20, RETRANSMITS=2, PROBES=1)
+    assert (words.payload_sent, words.unanswered) == (30, 3)
+
+
+@pytest.mark.parametrize(
+    ("direction", "weight", "sent"),
+    [
+        (Direction.INBOUND, Weight.SEQUENCE, True),
+        (Direction.OUTBOUND, Weight.SEQUENCE, False),
+        (Direction.INBOUND, Weight.DOUBTED, False),
+        (None, Weight.SEQUENCE, False),
+    ],
+)
+def test_one_sequence_number_beyond_the_bytes_is_a_syn_or_a_fin_as_the_direction_says(direction, weight, sent):
+    """Where it does not say, the one segment that was acknowledged is the SYN."""
+    entry, words = ended(tx=50, BYTES_ACKED=51)
+    entry.direction, entry.weight = direction, weight
+    assert words.extra == 1
+    assert sent_fin(entry, words) is sent
+
+
+@pytest.mark.parametrize(("left", "disconnected"), [(3, False), (4, True)])
+def test_a_failed_attempt_leaves_its_syn_and_two_and_a_connection_more(left, disconnected):
+    message = FakeSocket(1, remote_port=0, unacked=left).message(final=True)
+    assert was_disconnected(message, *info_position(message)) is disconnected
+
+
+def test_what_a_kernel_does_not_tell_is_unknown_and_not_cleared():
+    """Older ones have shorter counters."""
+    for length, segments, disconnected in (
+        (TcpInfo.SEGS_IN, None, False),
+        (TcpInfo.SEGS_IN + 4, None, True),
+        (TcpInfo.DATA_SEGS_IN, None, True),
+        (TcpInfo.DATA_SEGS_IN + 4, 7, True),
+    ):
+        info = {TcpInfo.DATA_SEGS_IN: 7} if segments else {}
+        message = FakeSocket(1, remote_port=0, unacked=4, info=info, info_length=length).message(final=True)
+        assert last_words(message, *info_position(message)).data_segments == segments
+        assert was_disconnected(message, *info_position(message)) is disconnected

@@ -15,9 +15,11 @@ from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket
 from nstat_async import Flow, FlowAdded
 from nstat_async.json import dumps
 from nstat_async.sockdiag import ProcessFacts, _rows, _scan, _sight
+from nstat_async.sockdiag._messages import AddressMessage
 from nstat_async.sockdiag._unread import read
 
 LINK_LOCAL = bytes.fromhex("fe80") + bytes(13) + b"\1"
+GLOBAL = bytes.fromhex("20010db8") + bytes(11) + b"\1"
 MAPPED = bytes(10) + b"\xff\xff" + LOOPBACK
 
 
@@ -50,6 +52,7 @@ def plain():
         lambda made: plain() == made,
         lambda made: not made != plain(),  # noqa: SIM202  # the other operator
         lambda made: not plain() != made,  # noqa: SIM202  # as above
+        lambda made: made != attrs.evolve(plain(), host="a"),
         lambda made: made == flow(),
         lambda made: hash(made) == hash(plain()),
         lambda made: pickle.loads(pickle.dumps(made)) == plain(),
@@ -72,6 +75,27 @@ def test_whatever_is_done_with_it_first_it_is_the_flow(use):
     assert use(made)
     read(made)
     assert type(made) is Flow
+
+
+@pytest.mark.parametrize(("local", "remote"), [(LINK_LOCAL, GLOBAL), (GLOBAL, LINK_LOCAL)])
+def test_of_two_ends_that_has_the_number_of_its_link_which_is_of_that_link_alone(local, remote):
+    kernel = FakeKernel(interval=None)
+    kernel.addresses.append(AddressMessage(10, 2, local))
+    kernel.sockets = {1: FakeSocket(1, local, remote=remote, family=10)}
+    kernel.start()
+    ((made, _),) = kernel.session.flows()
+    assert [end.scope_id for end in (made.local, made.remote)] == [
+        2 if end == LINK_LOCAL else None for end in (local, remote)
+    ]
+
+
+def test_a_remote_without_port_is_one_by_any_byte_of_its_address():
+    for at in range(4):
+        remote = bytes(at) + b"\x0a" + bytes(3 - at)
+        ((made, _),) = first_poll(FakeSocket(1, remote=remote, remote_port=0)).session.flows()
+        assert made.remote.packed == remote
+    ((made, _),) = first_poll(FakeSocket(1, remote=bytes(4), remote_port=0)).session.flows()
+    assert made.remote is None
 
 
 @pytest.mark.parametrize("field", [field.name for field in attrs.fields(Flow)])
