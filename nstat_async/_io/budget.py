@@ -1,15 +1,15 @@
-"""A budget of processor time: what helps beside the main thing may not cost more than it was granted."""
+"""A budget of CPU time: it limits what a helper may cost."""
 
 from __future__ import annotations
 
 import attrs
 
 SHARE = 0.014
-"""Share of a CPU that a pulse may use at the usual pause, with what the core does with its reports; 2 % with what the loop and the events then cost."""
+"""Share of a CPU for a pulse at the usual pause, and for the core's work on its reports; 2 % with the loop and the events."""
 SAVED = 12.0
-"""Seconds for which a share that was not used is kept; a half of that is there at the beginning."""
+"""Seconds for which an unused share is saved; half of that is there at the start."""
 RESERVED = 0.3
-"""The part of what can be saved that is kept."""
+"""The part of the greatest savings that is kept in reserve."""
 
 
 @attrs.define(eq=False)
@@ -17,35 +17,35 @@ class Budget:
     """CPU time that may be spent: a share of the time that passes, saved for a while."""
 
     share: float
-    """Seconds of CPU a second."""
+    """Seconds of CPU per second."""
     at: float
-    """The time, seconds, up to which the share is reckoned."""
+    """The time, seconds, up to which the share was added."""
     left: float = attrs.field(init=False)
-    """What may be spent now, seconds; below 0 it was spent in advance."""
+    """Seconds of CPU that may be spent now; below 0: they were spent in advance."""
 
     def __attrs_post_init__(self) -> None:
         self.left = self.most / 2
 
     @property
     def most(self) -> float:
-        """What can be saved."""
+        """The most that can be saved, seconds of CPU."""
         return self.share * SAVED
 
     @property
     def eagerness(self) -> float:
-        """From 0 to 1: how much of what can be saved is there."""
+        """How full the budget is, from 0 to 1."""
         return max(0.0, self.left / self.most)
 
     @property
     def surplus(self) -> float:
-        """From 0 to 1: how much there is beyond what is kept for what matters more."""
+        """How much there is beyond the reserve, from 0 to 1."""
         return max(0.0, (self.eagerness - RESERVED) / (1 - RESERVED))
 
     def spend(self, seconds: float, now: float) -> None:
-        """So much was spent until `now`."""
+        """Take these seconds of CPU from the budget, and add the share of the time until `now`."""
         self.left = min(self.left + (now - self.at) * self.share, self.most) - seconds
         self.at = now
 
     def rest(self) -> float:
-        """Seconds until something is left."""
+        """Seconds until something may be spent."""
         return max(0.0, -self.left / self.share)

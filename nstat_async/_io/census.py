@@ -1,9 +1,9 @@
-"""Who else holds a socket: all tables of descriptors, counted a few at a time.
+"""Finds all holders of sockets: it reads all tables of descriptors, a few at a time.
 
 A search for an owner ends with the first process that has the socket. Others may have it, too: forked children, workers
-of one listener, whoever got it over a Unix socket. Only a look at all tables finds them, so it is taken in rounds, within
-the CPU time that a caller grants. A process whose number of descriptors did not change is not read again (since Linux
-6.2), unless a while has passed: a round over thousands of idle processes costs little.
+of one listener, a process that got it over a Unix socket. Only a look at all tables finds them. It is done in rounds,
+within the CPU time that a caller grants. If a process's number of descriptors did not change, its table is not read
+again for some rounds (since Linux 6.2): a round over thousands of idle processes costs little.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from .processes import start_ticks
 from .tables import all_pids, holds, links, size_of
 
 MOST_SOCKETS = 100_000
-"""Descriptors of sockets that are remembered; where there are more nothing is counted."""
+"""Most descriptors of sockets that are remembered; if there are more, nothing is counted."""
 MOST_SHARED = 4096
-"""Sockets with several holders that were reported, and of each:"""
+"""Most sockets with several holders that are reported."""
 MOST_HOLDERS = 16
 READ_AGAIN = 16
-"""Rounds after which a table is read again that seems not to have changed."""
+"""Rounds after which a table that seems unchanged is read again."""
 GLANCE = 16
-"""Descriptors between two looks at the clock."""
+"""Descriptors between two readings of the clock."""
 
 Shared = tuple[tuple[int, int, tuple[int, ...]], ...]
-"""Inodes, how many processes hold each, and the oldest of them."""
+"""Inodes, the number of processes that hold each, and the oldest of these."""
 
 
 @attrs.define(eq=False)
 class _Table:
     size: int
     sockets: dict[int, int]
-    """Inodes, and a descriptor of each."""
+    """Inodes with a descriptor of each."""
     rounds: int = 0
-    """Since it was read."""
+    """Rounds since the table was read."""
 
 
 class Census:
-    """Counts the holders of all sockets; one thread at a time."""
+    """Counts the holders of all sockets; only one thread at a time may use it."""
 
     def __init__(self) -> None:
         self._tables: dict[int, _Table] = {}
         self._round: Iterator[None] = iter(())
         self._shared: Shared | None = None
         self._sizes = bool(size_of(os.getpid()))
-        """The kernel says how many descriptors a process has: threads of its own have none."""
+        """True if the kernel tells how many descriptors a process has (kernel threads have none)."""
 
     def go_on(self, until: float) -> Shared | None:
-        """Count until this time of the thread's own clock; the sockets with several holders when a round is complete."""
+        """Count until this time of the thread's CPU clock; the sockets with several holders if a round is complete."""
         while time.thread_time() < until:
             for _ in self._round:
                 if time.thread_time() >= until:
@@ -63,12 +63,12 @@ class Census:
         return None
 
     def place_of(self, inode: int, pid: int) -> int | None:
-        """By which descriptor a process had a socket, in the last complete round; `None` when it had it not."""
+        """The descriptor of a process's socket in the last complete round; `None` if it did not have the socket."""
         table = self._tables.get(pid)
         return None if table is None else table.sockets.get(inode)
 
     def _count(self) -> Iterator[None]:
-        """A round; it yields where it may be interrupted."""
+        """Do a round; each `yield` is a place where it may be interrupted."""
         first: dict[int, int] = {}
         several: dict[int, list[int]] = {}
         tables: dict[int, _Table] = {}
@@ -90,7 +90,7 @@ class Census:
         self._shared = tuple(shared)
 
     def _still_holds(self, inode: int, pid: int) -> bool:
-        """False if another descriptor came as this one went: the number was the same."""
+        """False if the descriptor is another file now: one was closed and one opened, so the count did not change."""
         table = self._tables.get(pid)
         if table is None or (table.rounds and not holds(inode, pid, table.sockets[inode])):
             self._tables.pop(pid, None)
@@ -119,6 +119,6 @@ class Census:
 
 
 def _oldest(pids: list[int]) -> tuple[int, ...]:
-    """Processes in the order of their start; the first one of all (``init``), which holds sockets for others, is the last."""
+    """Processes in the order of their start, but ``init``, which holds sockets for others, comes last."""
     started = sorted((pid == 1, start_ticks(pid) or 0, pid) for pid in pids)
     return tuple(pid for _, _, pid in started[:MOST_HOLDERS])

@@ -1,4 +1,4 @@
-"""What the kernel counts in a network namespace: connections and sockets."""
+"""The kernel's counters of connections and sockets in a network namespace."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 from .._compiled import speedups
 
 THOROUGH = 8
-"""Of so many readings one asks for connections in any case. The kernel adds up what it counts in ``snmp`` over all CPUs: that
-costs four times as much with two of them, and more with more. So the others take it that none came where the numbers of
-sockets are as before."""
+"""One of this many readings always reads the counters of connections. The kernel adds up ``snmp`` over all CPUs: with two
+CPUs that costs four times as much, with more CPUs more. So the other readings assume that no connection came if the
+numbers of sockets did not change."""
 CONNECTIONS, DATAGRAMS = 1, 2
-"""What moved: connections were opened or accepted, there are more datagram sockets."""
+"""What changed: connections were opened or accepted; there are more datagram sockets."""
 _CONNECTIONS, _DATAGRAMS, _SOCKETS, _READINGS, _MOVED = 3, 4, slice(5, 10), 10, 11
 _FOUR, _SIX, _OPENED = (5, 9, 16), (2, 5), (4, 5)
 """Places of numbers: TCP sockets, those in ``TIME_WAIT``, and UDP sockets; both kinds over IPv6; connections opened and accepted."""
 
 
 class Counters:
-    """What the kernel counts in the network namespace of the calling thread.
+    """The counters of the calling thread's network namespace.
 
     Raises:
         OSError: A file cannot be opened, or has no such counters.
@@ -31,7 +31,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.numbers: array[int] = array("q", [-1, -1, -1, *bytes(9)])
-        """What `await_counters` keeps here: descriptors, and what was read last."""
+        """The state of `await_counters`: descriptors, and the last values."""
         try:
             self._open(0, "snmp")
             self._open(1, "sockstat")
@@ -53,11 +53,11 @@ class Counters:
 
     @property
     def readings(self) -> int:
-        """How often they were read."""
+        """How often the counters were read."""
         return self.numbers[_READINGS]
 
     def read(self) -> int:
-        """Read them now; as `connections`.
+        """Read the counters now; returns as `connections`.
 
         Raises:
             OSError: There are no such counters.
@@ -66,7 +66,7 @@ class Counters:
         return self.connections
 
     def take_moved(self) -> int:
-        """What moved since this was asked: `CONNECTIONS`, `DATAGRAMS`, both, or nothing."""
+        """What changed since the last call: `CONNECTIONS`, `DATAGRAMS`, both, or nothing."""
         moved, self.numbers[_MOVED] = self.numbers[_MOVED], 0
         return moved
 
@@ -93,7 +93,7 @@ def _read(numbers: array[int], thorough: int) -> None:
 
 
 def _words(file: int, places: Sequence[int], behind: bytes | None = None) -> list[int]:
-    """Numbers among the words of a file, or among those behind the second time that something is there: the first has the names."""
+    """Numbers at these places among the words of a file, or after the second `behind`: the first precedes the names."""
     text = os.pread(file, 8191, 0)
     try:
         words = (text if behind is None else text.split(behind, 2)[2]).split(None, places[-1] + 1)
@@ -103,7 +103,7 @@ def _words(file: int, places: Sequence[int], behind: bytes | None = None) -> lis
 
 
 def _await_counters(stop: int, watched: tuple[array[int], ...], pause: float, times: int, thorough: int) -> None:
-    """Read the `numbers` of counters after each pause, until some moved: so often at most, or until something can be read from `stop`.
+    """Read the `numbers` of counters after each pause, until one changed, until `stop` is readable, or `times` times.
 
     Raises:
         OSError: There are no such counters.

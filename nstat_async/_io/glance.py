@@ -1,7 +1,7 @@
-"""One network namespace at a glance: what the kernel counts there, and which of its sockets were not there before.
+"""Reads the kernel's counters of one network namespace, and finds the sockets that are new since the last look.
 
-A dump of TCP sockets costs the kernel a walk over its whole table, half a millisecond where there is hardly any. So the
-ports that come next are asked for first (`Successors`), and sockets that have no process yet are asked for one by one.
+For a dump of TCP sockets the kernel walks over its whole table, which takes half a millisecond even if it is almost empty.
+So the ports that come next are asked for first (`Successors`), and sockets without a process are asked for one by one.
 """
 
 from __future__ import annotations
@@ -27,67 +27,67 @@ from .crowds import CROWD, crowded_ports, without_crowds
 from .successors import PORTS_AT, TCP, Successors, cookie_of
 
 MOST_UNREAD = 16
-"""Most reports that wait to be read: there is no look while there are more."""
+"""Most reports that may wait to be read; there is no look while there are more."""
 ONE_BY_ONE = 32
-"""Most look-ups at once, and most sockets that wait for their process and are asked for one by one instead of by a dump."""
+"""Most look-ups at once. If more sockets wait for their process, a dump is made instead."""
 MOST_FOLLOWED = 256
-"""Most new connections that are looked for by their ports; beyond that a dump is cheaper."""
+"""Most new connections that are searched for by their ports; for more, a dump is cheaper."""
 LONGEST_WAIT = 1.0
-"""Most seconds between two looks for the process of a connection that is not accepted yet."""
+"""Most seconds between two looks at whether a connection was accepted by a process."""
 SPARE_DESCRIPTORS = 16
-"""Fewest descriptors that the process can still open beside the pulse: without them there is none."""
+"""The pulse is not started unless this many descriptors remain for the rest of the process."""
 
 _RECEIVE_SIZE, _LONGEST_ANSWER = 65_536, 8192
 _HEAD = struct.Struct("=IH")
 SOCKET = struct.Struct("=Q12xII")
-"""From a message's cookie: it, the user and the inode."""
+"""Cookie, user and inode, from the place of the cookie in a message."""
 COOKIE_AT = 60
 _INODE_AT, _STATE_AT, _LEAST = COOKIE_AT + 24, 17, 88
 _ERROR, _DONE = 2, 3
 """``NLMSG_ERROR``, ``NLMSG_DONE``."""
 _HEADER_SIZE, _ERROR_SIZE = 16, 20
 _TO_BE_ACCEPTED = frozenset({1, 8})
-"""States of a connection without an inode: established, and closed by the peer meanwhile."""
+"""States of a connection that waits to be accepted: established, or closed by the peer since then."""
 _UDP = 17
 
 
 class Glance:
-    """The counters of a network namespace, a socket for dumps, and what was seen."""
+    """The counters of a network namespace, a socket for dumps, and the sockets that were seen."""
 
     def __init__(self, purpose: PulsePurpose, report: Callable[[PulseReport | OSError], None]) -> None:
         self.purpose = purpose
         self.report = report
         self.begun = False
-        """It is known what was there before."""
+        """True if the sockets of the beginning are known."""
         self.unread = 0
-        """Reports that nobody took in yet."""
+        """Reports that were not read yet."""
         self._requests = {TCP: purpose.tcp, _UDP: purpose.udp}
         self._known: dict[int, set[int]] = {TCP: set(), _UDP: set()}
-        """Cookies of the last look, by protocol."""
+        """Cookies that the last look found, by protocol."""
         self.crowds: tuple[int, ...] = ()
-        """Ports that so many TCP sockets have that a look at all of them takes long."""
+        """Ports of very many TCP sockets each, so that a look at all of them takes long."""
         self._filters = True
-        """The kernel can leave out crowds."""
+        """True if the kernel can leave out crowds."""
         self._due = {TCP: math.inf, _UDP: math.inf}
         """When to look again, by protocol."""
         self._wait = dict.fromkeys(self._due, purpose.pause)
-        """Seconds between looks while a connection is not accepted by its process yet; they grow."""
+        """Seconds between looks while a connection waits to be accepted; they grow."""
         self.budget = Budget(SHARE, time.monotonic())
-        """The part of what may be spent that is this namespace's own."""
+        """This namespace's own part of the CPU time."""
         self.look_at = self.active_until = 0.0
-        """When to look at the earliest; until when something is taken to go on."""
+        """The earliest time of the next look; the time at which the burst is assumed to end."""
         self._missing = False
-        """Connections were counted that are not found by their ports: over already, or the first ones of their kind."""
+        """True if counted connections were not found by their ports: they are over, or the first ones of their kind."""
         self._missing_at, self._missing_wait = 0.0, purpose.pause
-        """When a dump may be for those; later while dumps have none of them."""
+        """When a dump may look for those; later each time that a dump did not find any."""
         self._opened = 0
-        """Connections that were opened or accepted since the last look."""
+        """How many connections were opened or accepted since the last look."""
         self._ahead = 0
-        """Connections that the last look may have seen before they were counted."""
+        """How many connections the last look may have seen before they were counted."""
         self.dumped = 0.0
-        """Seconds of CPU that the last look took to dump connections."""
+        """Seconds of CPU that the last look spent on a dump of connections."""
         self._unheld: dict[int, bytes] = {}
-        """Connections that no process has accepted yet, or whose process there was no time to find, by cookie."""
+        """Connections without a known process, by cookie: not accepted yet, or there was no time for a search."""
         self._successors = Successors(self._ask)
         self.counters = Counters()
         self._connections = self.counters.connections
@@ -100,7 +100,7 @@ class Glance:
             raise
 
     def begin(self) -> None:
-        """Learn what is there now, which is not new: not by the loop's thread, for a dump of many sockets takes long."""
+        """Learn the present sockets, which are not new. Not in the loop's thread: a dump of many sockets takes long."""
         for protocol in self._requests:
             self._look(protocol)
         self.begun = True
@@ -112,7 +112,7 @@ class Glance:
             self._socket.close()
 
     def notice(self, now: float) -> bool:
-        """True if a counter moved: there is something new."""
+        """Read the counters; true if one changed, so there is something new."""
         moved = self.counters.take_moved()
         if moved & CONNECTIONS:
             connections = self.counters.connections
@@ -124,14 +124,14 @@ class Glance:
         return bool(moved)
 
     def next_look(self) -> float:
-        """When a look is due, and wanted."""
+        """When the next look is due."""
         return math.inf if self.unread >= MOST_UNREAD else max(self.look_at, min(self._due.values()))
 
     def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
-        """The sockets that were not there at the last look.
+        """The sockets that did not exist at the last look.
 
-        If it is not to be a `whole` one, connections are not dumped where their ports do not lead to them; or, where there
-        are `crowds`, without those.
+        If the look is not to be a `whole` one, connections that are not found by their ports are not dumped; or, if there
+        are `crowds`, the dump leaves those out.
         """
         found, self.dumped = [], 0.0
         for protocol, due in self._due.items():
@@ -144,11 +144,11 @@ class Glance:
         return found
 
     def expect(self, at: float) -> None:
-        """More connections will have come by then, most likely."""
+        """Schedule a look for connections at this time: more of them have probably come by then."""
         self._due[TCP] = min(self._due[TCP], at)
 
     def look_again(self, sockets: list[tuple[int, bytes]], missed: set[int], now: float) -> None:
-        """Take these for new once more: there was no time to find their processes."""
+        """Report these as new once more: there was no time to find their processes."""
         for protocol, message in sockets:
             cookie, _, inode = SOCKET.unpack_from(message, COOKIE_AT)
             if inode in missed:
@@ -158,21 +158,21 @@ class Glance:
                     self._unheld[cookie] = message
 
     def still_held(self, sockets: list[tuple[int, bytes]], inodes: set[int]) -> set[int]:
-        """Those of the inodes whose sockets are there yet: one that is closed meanwhile is in no process any more."""
+        """The inodes whose sockets still exist: a socket that was closed since then is in no process."""
         asked = [each for each in sockets if SOCKET.unpack_from(each[1], COOKIE_AT)[2] in inodes]
         rows = self._ask([lookup_request(message, protocol).encode() for protocol, message in asked])
         return {SOCKET.unpack_from(row, COOKIE_AT)[2] for row in rows} & inodes
 
     def _ask(self, requests: list[bytes]) -> list[bytes]:
-        """Look sockets up; those that are there."""
+        """Look sockets up, and return those that exist."""
         answers = []
-        for begin in range(0, len(requests), ONE_BY_ONE):  # an answer each is in the socket's buffer
+        for begin in range(0, len(requests), ONE_BY_ONE):  # the socket's buffer has room for an answer to each
             part = requests[begin : begin + ONE_BY_ONE]
             answers += exchange(self._socket.fileno(), b"".join(part), len(part))
         return [answer for answer in answers if len(answer) >= _LEAST and _HEAD.unpack_from(answer)[1] != _ERROR]
 
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
-        """New connections: by their ports where those are known, and by a dump where some are missing."""
+        """Find new connections: by their ports if those are known, and by a dump if some are missing."""
         opened, self._opened = self._opened, 0
         if opened > MOST_FOLLOWED or len(self._unheld) > ONE_BY_ONE:
             return self._look(TCP, whole=whole)
@@ -190,7 +190,7 @@ class Glance:
         return found
 
     def _take_in(self, rows: Iterable[bytes]) -> list[tuple[int, bytes]]:
-        """Those that are new, and whose process is to be found."""
+        """The new sockets among these rows, of which the process is to be found."""
         known, found = self._known[TCP], []
         for row in rows:
             cookie = cookie_of(row)
@@ -200,7 +200,7 @@ class Glance:
         return found
 
     def _is_held(self, message: bytes, cookie: int) -> bool:
-        """True if a process has a connection; false if it is over, or waits to be accepted."""
+        """True if a process has this connection; false if it is over, or waits to be accepted."""
         if any(message[_INODE_AT : _INODE_AT + 4]):
             return True
         if message[_STATE_AT] in _TO_BE_ACCEPTED:
@@ -208,7 +208,7 @@ class Glance:
         return False
 
     def _look(self, protocol: int, *, whole: bool = True) -> list[tuple[int, bytes]]:
-        """New sockets, by a dump."""
+        """Find new sockets by a dump."""
         crowds = () if whole or protocol != TCP else self.crowds
         began, counted = time.thread_time(), self.counters.read() if protocol == TCP else 0
         try:
@@ -233,7 +233,7 @@ class Glance:
         return new
 
     def _dump(self, protocol: int, crowds: tuple[int, ...]) -> tuple[list[tuple[int, bytes]], set[int], list[int]]:
-        """As `_look`, and the cookies and ports of all."""
+        """As `_look`, and with the cookies and ports of all."""
         known, present, ports, new = self._known[protocol], set[int](), list[int](), []
         if protocol == TCP:
             self._unheld = {}
@@ -248,11 +248,11 @@ class Glance:
         return new, present, ports
 
     def _strangers(self, known: set[int], present: set[int], ports: list[int]) -> Iterator[bytes]:
-        """The messages of a dump that are of no known socket; the cookies and ports of all are added."""
+        """The messages of a dump about unknown sockets; the cookies and ports of all are added."""
         while True:
             data = self._socket.recv(_RECEIVE_SIZE)
             at, size = 0, len(data)
-            data = data.ljust(size + 3 & ~3, b"\0")  # the last message may come without its padding
+            data = data.ljust(size + 3 & ~3, b"\0")  # the last message may lack its padding
             while at + _HEAD.size <= size:
                 length, kind = _HEAD.unpack_from(data, at)
                 if kind == _ERROR and size - at >= _ERROR_SIZE:
@@ -263,7 +263,7 @@ class Glance:
                 row = _row(length + 3 & ~3)
                 first, end = data[at : at + _HEAD.size], len(data) - (len(data) - at) % row.size
                 for head, pair, cookie in row.iter_unpack(memoryview(data)[at:end]):
-                    if head != first:  # most have the length of those before them, not all
+                    if head != first:  # most messages have the length of the one before, but not all
                         break
                     present.add(cookie)
                     ports.append(pair)
@@ -273,10 +273,10 @@ class Glance:
 
 
 def _exchange(file: int, requests: bytes, count: int) -> list[bytes]:
-    """Send to a socket and receive so many answers.
+    """Send requests to a socket and receive `count` answers.
 
     Raises:
-        OSError: It failed; there are fewer.
+        OSError: The exchange failed, or there were fewer answers.
     """
     os.write(file, requests)
     return [os.read(file, _LONGEST_ANSWER) for _ in range(count)]
@@ -287,16 +287,16 @@ exchange: Callable[[int, bytes, int], list[bytes]] = getattr(speedups, "exchange
 
 @functools.lru_cache(maxsize=64)
 def _row(size: int) -> struct.Struct:
-    """Cuts messages of this size: length and kind, both ports, and the cookie."""
+    """A format for messages of this size: length and kind, both ports, and the cookie."""
     between = f"{PORTS_AT - _HEAD.size}xI{COOKIE_AT - PORTS_AT - 4}x"
     return struct.Struct(f"={_HEAD.size}s{between}Q{size - COOKIE_AT - 8}x")
 
 
 def _spare_descriptors(newest: int) -> None:
-    """See that others can still open descriptors.
+    """Check that the rest of the process can still open descriptors.
 
     Raises:
-        OSError: There are few left.
+        OSError: Too few are left.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and newest + SPARE_DESCRIPTORS > limit:

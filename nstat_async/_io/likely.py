@@ -1,4 +1,4 @@
-"""A search for new sockets, in few milliseconds: it begins where they are, most likely."""
+"""Searches for the processes of new sockets within a few milliseconds: the likeliest ones first."""
 
 # ruff: noqa: PTH123
 # Files of /proc are opened as they are.
@@ -17,55 +17,55 @@ from .tables import AT_ONCE, Found, all_pids, inode_at, links, size_of
 from .walk import TURN, Walk
 
 NEWEST = 128
-"""Numbers of processes, the last ones given away, among which a new socket's is most likely."""
+"""How many of the last pids that the kernel gave are examined: a new socket's process is probably among them."""
 MOST_RECENT = 256
-"""Processes that held the last sockets."""
+"""Most processes that are remembered because they held the last sockets."""
 HOT = 8
-"""Those of them that are looked at in any case."""
+"""How many of those are always examined."""
 WAITING = 16
-"""Those among them that may be given away and not be there yet."""
+"""How many of the newest pids may be given but not visible yet."""
 FIRST = 8
-"""Descriptors of a likely process that are looked at before those of others."""
+"""How many descriptors of a likely process are examined before those of others."""
 YOUTH = 1.0
-"""Seconds for which a process is young: many open a socket when they begin."""
+"""Seconds for which a process is young: many open a socket when they start."""
 MOST_PLACES = 4
-"""Descriptors that are remembered of each: a server has some connections at once."""
+"""Most descriptors that are remembered of each process: a server has some connections at once."""
 MAX_REMEMBERED = 16384
-"""Processes of which is known how many descriptors they had."""
+"""Most processes whose number of descriptors is remembered."""
 
 
 class LikelyHolders:
-    """A search that begins where new sockets are, most likely: in the newest processes, and in those that had the last ones.
+    """Searches for new sockets first in the newest processes, and in those that had the last sockets.
 
-    The newest ones are known without a list of all: the last number that was given away is in ``/proc/loadavg``. One
-    thread at a time.
+    The newest processes are known without a list of all: the last pid that the kernel gave is in ``/proc/loadavg``. Only
+    one thread at a time may use it.
 
     Args:
-        recent: Processes that held the last sockets, the last one last; shared with others, who add to it as well.
+        recent: Processes that held the last sockets, the last one last; others share it and add to it as well.
     """
 
     def __init__(self, recent: dict[int, None]) -> None:
         self._recent = recent
         self._last = 0
         self._numbers: dict[int, bool | None] = {}
-        """Whether a number is that of a process; false for those of its other threads, and for those that are gone. `None`: nobody had it."""
+        """Whether a pid is that of a process; false for a thread's, and for one that is gone. `None`: none had it yet."""
         self._young: dict[int, float] = {}
-        """Processes with the time at which they were seen first, the newest last."""
+        """Young processes with the time at which they were first seen, the newest last."""
         self._begun: list[Iterator[Found]] = []
-        """Tables of which the first descriptors were given."""
+        """Iterators over tables; they gave the first descriptors."""
         self._changed: list[int] = []
-        """Young processes with another number of descriptors than before."""
+        """Young processes whose number of descriptors changed."""
         self._sized = bool(size_of(os.getpid()))
-        """The kernel says how many descriptors a process has."""
+        """True if the kernel tells how many descriptors a process has."""
         self._places: dict[int, dict[int, None]] = {}
-        """By which descriptors each of the recent holders had its last sockets, the last one last."""
+        """The descriptors of the last sockets of each recent holder, the last one last."""
         self._usual = 0
-        """By which descriptor a young process had its last one: the next one runs the same program, most likely."""
+        """The descriptor of a socket in the last young process: the next young process probably runs the same program."""
         self._sizes: dict[int, tuple[int | None, int | None]] = {}
-        """How many descriptors each process had at the last two looks."""
+        """The number of descriptors of each process at the last two looks."""
 
     def add(self, places: Iterable[Found]) -> None:
-        """New sockets were found here."""
+        """Remember that new sockets were found here."""
         for _, pid, thread, descriptor in places:
             if pid == thread:
                 remember(self._places.setdefault(pid, {}), descriptor, MOST_PLACES)
@@ -75,11 +75,11 @@ class LikelyHolders:
             del self._places[pid]
 
     def ends(self) -> Iterator[Found]:
-        """Single links, which cost a tenth of a table each: what the likeliest processes opened last, most likely.
+        """Single links, each a tenth of the cost of a table: probably what the likeliest processes opened last.
 
-        Of the last holders that is what they have at the descriptors of their last sockets, for whoever opens one after another
-        has each at the lowest that is free; of young processes what they have where the one before had its socket, or at their
-        last descriptor.
+        For the last holders these are the descriptors of their last sockets: a process that opens one socket after another
+        gets the lowest free descriptor each time. For young processes it is the descriptor that the young process before had
+        for its socket, or the last descriptor.
         """
         self._begun, self._changed = [], []
         for pid in self._hottest():
@@ -94,7 +94,7 @@ class LikelyHolders:
                     yield inode_at(pid, descriptor) or 0, pid, pid, descriptor
 
     def hot(self) -> Iterator[Found]:
-        """The tables of the same, behind `ends`: `FIRST` descriptors of each, its newest mostly."""
+        """The tables of the same processes, after `ends`: `FIRST` descriptors of each, usually its newest."""
         for pid in self._hottest():
             yield from self._first_of(pid, always=True)
         for pid in self._changed:
@@ -104,10 +104,10 @@ class LikelyHolders:
         return list(reversed(self._recent))[:HOT]
 
     def near(self) -> Iterator[Found]:
-        """The sockets of likely processes with no more than `TURN` descriptors, behind what `hot` gave.
+        """The sockets of likely processes with at most `TURN` descriptors, after those of `hot`.
 
-        Those are the other recent holders, and of the newest processes those that have another number of descriptors than at
-        the last look, as far as the kernel says it. Each gives `FIRST` descriptors before any gives more.
+        These are the other recent holders, and the newest processes whose number of descriptors changed since the last look
+        (if the kernel tells it). Each gives `FIRST` descriptors before any gives more.
         """
         recent = list(reversed(self._recent))[HOT:]
         for pid in recent:
@@ -125,7 +125,7 @@ class LikelyHolders:
             yield from self._table_of(pid)
 
     def _size_to_look_at(self, pid: int, *, always: bool = False) -> int | None:
-        """How many descriptors a process has; `None` if they are too many, or, unless it is `always` looked at, as many as before."""
+        """How many descriptors a process has; `None` if too many, or, unless it is `always` examined, if as many as before."""
         size = size_of(pid)
         if size is None or (self._sized and not size):  # gone, or a zombie
             self._forget(pid)
@@ -154,9 +154,9 @@ class LikelyHolders:
         self._places.pop(pid, None)
 
     def far(self) -> Iterator[Found]:
-        """The sockets of all that have another number of descriptors than at the last look; of all where the kernel does not say it.
+        """The sockets of all processes whose number of descriptors changed; of all processes if the kernel does not tell it.
 
-        No process gives more than `TURN` descriptors before all others had their turn.
+        No process gives more than `TURN` descriptors before all others had a turn.
         """
         for pid in all_pids():
             yield 0, pid, pid, 0
@@ -167,9 +167,9 @@ class LikelyHolders:
             yield from Walk((), None, frozenset())
 
     def _has_changed(self, pid: int, size: int) -> bool:
-        """True if a process has more or fewer descriptors than at one of the last two looks (since Linux 6.2).
+        """True if a process's number of descriptors differs from one of the last two looks (since Linux 6.2).
 
-        What it opened behind a dump and before the look at it is in the next dump only.
+        A socket that it opened after a dump, but before it was examined, is only in the next dump.
         """
         before, last = self._sizes.get(pid, (None, None))
         if len(self._sizes) > MAX_REMEMBERED:
@@ -178,12 +178,12 @@ class LikelyHolders:
         return not before == last == size
 
     def _see_newest(self) -> None:
-        """Learn which of the last numbers that were given away are processes; those that are new wait to be looked at."""
+        """Learn which of the last pids are processes; new ones wait to be examined."""
         try:
             last = int(read_file("/proc/loadavg").split()[-1])
         except (OSError, IndexError, ValueError):
             return
-        if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # numbers begin anew
+        if last < self._last or len(self._numbers) > MAX_REMEMBERED:  # pids started over
             self._numbers.clear()
             self._last = 0
         first = max(0, last - NEWEST) + 1
@@ -195,14 +195,14 @@ class LikelyHolders:
             del self._young[number]
         for number in waiting:
             is_process = _is_process(number)
-            # One that nobody has may be given away and not be there yet: it is asked for once more.
+            # A pid without a process may be given but not visible yet: ask once more.
             self._numbers[number] = is_process or (False if number in self._numbers else is_process)
             if is_process:
                 self._young[number] = now
 
 
 def _is_process(number: int) -> bool | None:
-    """False for the number of a thread that is not the first of its process; `None` for one that nobody has."""
+    """False for the number of a thread that is not the first of its process; `None` if there is no such thread."""
     try:
         os.close(os.pidfd_open(number))  # a quarter of the price of reading its status
     except ProcessLookupError:
@@ -236,7 +236,7 @@ def remember_holders(recent: dict[int, None], pids: Iterable[int]) -> None:
 
 
 def remember(recent: dict[int, None], number: int, most: int) -> None:
-    """Put a number at the end of those that are remembered, of which there are so many at most."""
+    """Put a number at the end of the remembered ones, and forget the oldest if there are more than `most`."""
     recent.pop(number, None)
     recent[number] = None
     while len(recent) > most:

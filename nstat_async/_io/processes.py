@@ -1,4 +1,4 @@
-"""What ``/proc`` knows of a process: name, path, parent, start, command line; and the names of users."""
+"""Facts of processes from ``/proc``: name, path, parent, start, command line; and the names of users."""
 
 # ruff: noqa: PTH115, PTH119
 # Paths of /proc are read thousands at a time: as strings.
@@ -20,34 +20,34 @@ from ..sockdiag import ProcessFacts
 from .tables import Found, holds, is_held, links, other_threads
 
 LONGEST_COMMAND_LINE = 4096
-"""Bytes of a command line that are read."""
+"""Most bytes of a command line that are read."""
 KEPT = 0.25
-"""Seconds for which facts may be taken for true: in so short a time no number is given to another process."""
+"""Seconds for which facts stay true: in so short a time no pid is given to another process."""
 MOST_KEPT = 256
-"""Processes whose facts are kept."""
+"""Most processes whose facts are kept."""
 MOST_GENERATIONS = 8
-"""Parents, and theirs, that are asked for a socket of a child."""
+"""Most generations of parents that are examined for a socket of a child."""
 ASKED_ONE_BY_ONE = 16
-"""Descriptors of a parent that are asked for one by one."""
+"""Most descriptors of a parent that are examined one by one."""
 _DELETED = " (deleted)"
 _NANOSECONDS = 1_000_000_000
 
 
 @attrs.frozen
 class _Stat:
-    """What is wanted of ``/proc/PID/stat``."""
+    """The wanted fields of ``/proc/PID/stat``."""
 
     name: str
     ended: bool
-    """A zombie: nothing of it runs any more."""
+    """True for a zombie: none of its threads runs."""
     leaderless: bool
-    """Its first thread ended, others run."""
+    """True if its first thread ended and others run."""
     parent: int
     start_ticks: int
 
 
 def read_file(path: str, most: int = 1024) -> bytes:
-    """The beginning of a file, in half of the time that a file object takes."""
+    """Read the beginning of a file, in half of the time that a file object takes."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(file, most)
@@ -58,7 +58,7 @@ def read_file(path: str, most: int = 1024) -> bytes:
 def _stat(pid: int) -> _Stat | None:
     try:
         data = read_file(f"/proc/{pid}/stat")
-        # The name in parentheses may hold anything, parentheses included: count from the last one.
+        # The name in parentheses may contain anything, even parentheses: count from the last one.
         end = data.rindex(b")")
         fields = data[end + 2 :].split()
         dead = fields[0] in {b"Z", b"X"}
@@ -70,16 +70,16 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started, clock ticks since boot (field 22 of ``stat``); `None` when it is gone, or a zombie."""
+    """The start of a process, clock ticks since boot (field 22 of ``stat``); `None` if it is gone, or a zombie."""
     stat = _stat(pid)
     return None if stat is None or stat.ended else stat.start_ticks
 
 
 class Elders:
-    """Parents that hold the sockets of their children: a child has what was open at its ``fork``. For one answer.
+    """Finds parents that hold the sockets of their children, which a child inherits at ``fork``. Used for one answer.
 
     Args:
-        parent_of: The parent of a process, 0 where there is none; `None`: it is read.
+        parent_of: Returns the parent of a process, 0 if there is none; `None`: read it from ``/proc``.
     """
 
     def __init__(self, parent_of: Callable[[int], int] | None = None) -> None:
@@ -88,7 +88,7 @@ class Elders:
         self._tables: dict[int, dict[int, int]] = {}
 
     def eldest(self, place: Found) -> Found:
-        """The same place in the parent, and its parent, as far up as one holds it."""
+        """The same place in the eldest ancestor that holds it, without a gap between them."""
         inode, pid, thread, descriptor = place
         if pid != thread:
             return place
@@ -100,7 +100,7 @@ class Elders:
         return place if pid == thread else (inode, pid, pid, descriptor)
 
     def has_none(self, pid: int, descriptors: Collection[int]) -> bool:
-        """True if nobody above a process has any of these, as is mostly so: its parent's table says it of all at once."""
+        """True if no parent has any of these, which is the usual case: the parent's table tells it for all at once."""
         parent = self._parent_of(pid)
         if parent <= 1:
             return True
@@ -111,7 +111,7 @@ class Elders:
         return self._tables[parent].keys().isdisjoint(descriptors)
 
     def _holds(self, inode: int, parent: int, descriptor: int) -> bool:
-        """Of a parent that is asked often the whole table is read: it mostly has few descriptors, and its child many."""
+        """Read the whole table of a parent that is asked for often: it usually has few descriptors, and its child many."""
         table = self._tables.get(parent)
         if table is None:
             self._asked[parent] += 1
@@ -122,7 +122,7 @@ class Elders:
 
 
 def eldest(places: Iterable[Found], parent_of: Callable[[int], int] | None = None) -> list[Found]:
-    """Where the eldest hold these sockets, of the processes that were found and their parents (as for `Elders`)."""
+    """The places of the eldest holders of these sockets, among the found processes and their parents (as for `Elders`)."""
     elders = Elders(parent_of)
     return [elders.eldest(place) for place in places]
 
@@ -133,7 +133,7 @@ def _parent(pid: int) -> int:
 
 
 def _table(pid: int) -> dict[int, int]:
-    """What the descriptors of a process lead to; nothing when that may not be seen."""
+    """The inodes by the descriptors of a process; nothing if we may not see them."""
     try:
         return {number: inode for inode, number in links(pid)}
     except PermissionError:
@@ -141,20 +141,20 @@ def _table(pid: int) -> dict[int, int]:
 
 
 class ProcessReader:
-    """Facts of processes, the same whoever asks for them.
+    """Reads the facts of processes.
 
     Args:
-        command_lines: Read the command line as well, which may hold secrets.
+        command_lines: Read the command line as well, which may contain secrets.
     """
 
     def __init__(self, *, command_lines: bool = False) -> None:
         self._command_lines = command_lines
-        # Once: the wall clock may be set, and a process that started at another time is another one.
+        # Read once: the wall clock may be set, and a process with another start would be another process.
         self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._tick_ns = _NANOSECONDS // os.sysconf("SC_CLK_TCK")
 
     def facts(self, pid: int) -> ProcessFacts:
-        """Name, path, title, parent and start of a process; what cannot be read is `None`.
+        """Read name, path, title, parent and start of a process; a fact that cannot be read is `None`.
 
         The name is the executable's base name, because ``comm``, the title, ends after 15 characters.
         """
@@ -177,9 +177,9 @@ class ProcessReader:
 
 
 class RecentFacts:
-    """Facts for who asks for the same processes again and again, within `KEPT` seconds.
+    """Keeps facts for `KEPT` seconds, for a caller that asks for the same processes again and again.
 
-    They stay while the process runs the same file. What it calls itself may have changed meanwhile: polls look at that.
+    Facts stay while the process runs the same file. It may have changed its title since then: polls look at that.
     """
 
     def __init__(self, reader: ProcessReader) -> None:
@@ -201,7 +201,7 @@ class RecentFacts:
 
 
 def _path(pid: int) -> str | None:
-    """The file that a process runs; `None` where it cannot be read."""
+    """The file that a process runs; `None` if it cannot be read."""
     try:
         return os.readlink(f"/proc/{pid}/exe").removesuffix(_DELETED)
     except OSError:
@@ -209,7 +209,7 @@ def _path(pid: int) -> str | None:
 
 
 def _command_line(pid: int) -> str | None:
-    """The command line as a shell would take it; of a program that wrote a title over it that title."""
+    """The command line as a shell would take it; the title, if the program wrote one over it."""
     try:
         data = read_file(f"/proc/{pid}/cmdline", LONGEST_COMMAND_LINE)
     except OSError:
@@ -227,5 +227,5 @@ def _user_name(uid: int) -> str | None:
 
 
 def user_names(uids: Iterable[int]) -> tuple[tuple[int, str], ...]:
-    """Users with their names, as far as the system knows them; may ask a server for one that it was not asked for yet."""
+    """Users with their names, as far as the system knows them; this may ask a server for a new one."""
     return tuple((uid, name) for uid in uids if (name := _user_name(uid)) is not None)

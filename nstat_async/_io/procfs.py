@@ -1,7 +1,7 @@
-"""Who owns a socket, from ``/proc``.
+"""Finds the owners of sockets in ``/proc``.
 
-A search (`Walk`) is cut into pieces of bounded time; between two pieces the caller may do what it likes. Of several
-processes that hold a socket the oldest is its owner: the parent of the one that was found, if that has it, too, or what
+A search (`Walk`) is cut into pieces of bounded time, so that the caller can do other work in between. If several
+processes hold a socket, the oldest is its owner: a parent of the found one, if it holds the socket, too, or one that
 the `Census` finds.
 """
 
@@ -24,27 +24,27 @@ from .walk import Part, Walk
 BUDGET = 0.02
 """Seconds of CPU for one answer."""
 COUNT, COUNT_ALONE = 0.002, 0.1
-"""Seconds of CPU for the census in one answer: beside something else, and where nobody waits for it."""
+"""Seconds of CPU for the census in one answer: beside other work, and in an answer of its own."""
 SHARE = 0.02
-"""Of the time, what the census may take."""
+"""Share of the time that the census may take."""
 ROUND_PAUSE = 0.9
-"""Seconds between two of its rounds, unless one is asked for: polls may follow closely on each other."""
+"""Seconds between two of its rounds, unless one is asked for: polls may follow each other quickly."""
 MAX_FOUND = 2048
-"""Owners in one answer, and a few more: what the event loop takes in by four steps."""
+"""Owners in one answer, and a few more: the event loop takes them in by four steps."""
 MAX_REMEMBERED = 16384
-"""Processes whose facts are kept, so that only changes are reported."""
+"""Most processes whose facts are kept, so that only changes are reported."""
 
 _Held = tuple[int, int, dict[int, int]]
-"""A process, a thread of it, and the inodes in its table that were looked for, with their descriptors: no object for each."""
+"""A process, one of its threads, and the wanted inodes in its table with their descriptors: no object for each socket."""
 
 
 class ProcessScanner:
-    """Answers `OwnersRequest`; one thread at a time.
+    """Answers `OwnersRequest`; only one thread at a time may use it.
 
     Args:
         reader: Reads the facts of processes.
         budget: Seconds of CPU for one answer.
-        networks: The network namespaces that are watched, as `network_of_this_thread` has them.
+        networks: The watched network namespaces, as `network_of_this_thread` numbers them.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ProcessScanner:
         self._reader = reader or ProcessReader()
         self._budget = budget
         self.networks = networks
-        """The network namespaces that are watched, as `network_of_this_thread` has them."""
+        """The watched network namespaces, as `network_of_this_thread` numbers them."""
         self._missing: set[int] = set()
         self._walk: Walk | None = None
         self._parts: Iterator[Part] = iter(())
@@ -67,19 +67,19 @@ class ProcessScanner:
         self._census = Census()
         self._census_budget = Budget(SHARE, time.monotonic())
         self._counted = -ROUND_PAUSE
-        """When the last round of the census was over."""
+        """When the last round of the census ended."""
 
     def answer(self, request: OwnersRequest) -> OwnersAnswer:
-        """Search for at most the budget; a request with ``below`` goes on where the last answer stopped.
+        """Search within the budget; a request with ``below`` continues where the last answer stopped.
 
-        What it has in addition is looked for at once where it is likely, and then with the rest.
+        Its additional sockets are searched for at once in likely places, and then with the rest.
 
         Raises:
-            OSError: ``/proc`` is not there (any more), which proves nothing of any process.
+            OSError: ``/proc`` is not mounted, or no longer; this proves nothing about any process.
         """
         if not os.path.lexists("/proc/self"):
             raise FileNotFoundError(errno.ENOENT, "there is no /proc")
-        until = time.thread_time() + self._budget  # on a busy machine the clock on the wall runs without us
+        until = time.thread_time() + self._budget  # on a busy machine wall time passes while we do not run
         lost, met = self._check(request.held, until)
         gone, changed = self._verify(request.verify)
         if request.below is None:
@@ -115,7 +115,7 @@ class ProcessScanner:
     def _check(
         self, held: Iterable[tuple[int, int, int]], until: float
     ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Inodes of the sockets that are not where they were; and where those are of which the process alone was known."""
+        """Inodes of the sockets that are not where they were; and the places of those whose process alone was known."""
         lost, met = [], []
         tables: dict[int, dict[int, int] | None] = {}
         for inode, thread, descriptor in held:
@@ -124,7 +124,7 @@ class ProcessScanner:
                 if counted is not None and holds(inode, thread, counted):
                     met.append((inode, counted))
                     continue
-                if thread not in tables:  # one of many descriptors takes a while, and another poll may ask again
+                if thread not in tables:  # a table of many descriptors takes a while, and a later poll may ask again
                     tables[thread] = sockets_of(thread) if time.thread_time() < until else None
                 table = tables[thread]
                 if table is None:
@@ -149,7 +149,7 @@ class ProcessScanner:
         return shared
 
     def _search(self, until: float) -> tuple[list[_Held], int | None]:
-        """What was found, and the pid where time or room ended; `None` when the search is complete."""
+        """The found sockets, and the pid where time or room ended; `None` if the search is complete."""
         found: list[_Held] = []
         missing, left = self._missing, MAX_FOUND
         for pid, thread, links in self._parts if missing else ():
@@ -167,7 +167,7 @@ class ProcessScanner:
     def _verify(
         self, processes: Iterable[tuple[int, int | None]]
     ) -> tuple[tuple[tuple[int, int | None], ...], list[ProcessFacts]]:
-        """Those that are no more, and the facts of those that are not what they were."""
+        """The processes that are gone, and the facts of those that changed."""
         gone, changed = [], []
         for pid, started in processes:
             known, now = self._facts.get(pid), self._look(pid)
@@ -178,7 +178,7 @@ class ProcessScanner:
         return tuple(gone), changed
 
     def _look(self, pid: int) -> ProcessFacts:
-        """The facts of a process as they are: a pid is reused, a program replaced (``execve(2)``)."""
+        """Read the present facts of a process: its pid may be reused, its program replaced (``execve(2)``)."""
         facts = self._reader.facts(pid)
         self._facts.pop(pid, None)
         if facts.start_ticks is not None:
@@ -189,7 +189,7 @@ class ProcessScanner:
 
 
 def _owners_of(found: Iterable[_Held]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Inodes with the eldest that hold them, and thread and descriptor of each."""
+    """Inodes with their eldest holders, and thread and descriptor of each."""
     elders, owners, places = Elders(), list[tuple[int, int]](), list[tuple[int, int]]()
     for pid, thread, hits in found:
         if elders.has_none(pid, hits.values()):

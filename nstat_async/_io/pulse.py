@@ -1,14 +1,14 @@
-"""A pulse: the kernel's counters, read every few milliseconds, say when to look for new sockets.
+"""Finds new sockets within milliseconds: the kernel's counters, read every few milliseconds, tell when to look.
 
 ``/proc/net/snmp`` counts the connections that a network namespace opened and accepted, ``/proc/net/sockstat`` its
-datagram sockets. When a number moved, a thread of our own finds all sockets that are new (`Glance`), looks for their
-processes where they are most likely (`LikelyHolders`), and reports both. It needs no event loop, so that one which is
-busy costs no owner.
+datagram sockets. When a number changes, a thread of its own finds all new sockets (`Glance`), looks for their
+processes in the likeliest places (`LikelyHolders`), and reports both. It does not need the event loop, so owners are
+found while the loop is busy, too.
 
-Whatever it does is paid from a `Budget` of CPU time, which is measured and not estimated. A look is followed by a rest in
-proportion to what it cost, and the longer, the less is saved: where many connections are opened, one look has the new
-sockets of its whole rest, and whatever lives for longer than that is seen. What was saved pays for bursts: while something
-happens the counters are read more often.
+All its work is paid from a `Budget` of CPU time, which is measured and not estimated. After each look it rests, in
+proportion to the cost of the look, and longer if little is saved. If many connections are opened, one look finds the
+new sockets of a whole rest, and each socket that lives longer than a rest is seen. Saved time pays for bursts: during
+a burst the counters are read more often.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ from .tables import Found
 _log = logging.getLogger("nstat_async.pulse")
 
 WIDE_SHARE = 0.3
-"""The part of it that searches through all processes, and looks at crowds of sockets, may take: they would take all."""
+"""The part of the budget for searches through all processes and looks at crowds, which would take all of it otherwise."""
 USUAL_PAUSE = 0.02
-"""Seconds between two looks for which that share is meant: who wants shorter ones grants more."""
+"""Seconds between two looks for which that share is meant; a user who wants shorter pauses grants more CPU time."""
 MOST_SHARE = 0.2
 EAGER = 16
-"""Looks at the counters in the time of one, while something happens and all that can be saved is there; with less, fewer."""
+"""During a burst the counters are read up to this many times as often: with a full budget; less often with less."""
 LONGEST_WAIT = 1.0
-"""Seconds until it is reckoned anew how often to read."""
+"""Seconds until the thread computes again how often to read."""
 EAGER_SECONDS = 0.25
-"""How long something is taken to go on after a counter moved."""
+"""A burst is assumed to last this long after the last change of a counter."""
 SHORTEST_PAUSE = 0.001
 SHORTEST_REST = 0.01
-"""Seconds between two looks where several connections come at once: each look costs as much again as what it finds."""
+"""Seconds between two looks when several connections come at once: the look itself costs as much as handling its finds."""
 MOST_NEW = 128
-"""Sockets that one look reports: some 20 ms of work."""
+"""Most sockets that one look reports: some 20 ms of work."""
 LONGEST_SEARCH = 0.005
 """Seconds of CPU for the processes of one look."""
 GLANCE = 16
-"""Places between two looks at the clock."""
+"""Places that are examined between two readings of the clock."""
 MOST_FAILURES = 10
-"""Looks in a row that may fail."""
+"""The pulse gives up after this many failed looks in a row."""
 
 
 class Pulse:
-    """A thread that looks, for all network namespaces of a monitor.
+    """A thread that looks for new sockets in all network namespaces of a monitor.
 
     Args:
-        recent: Processes that held the last sockets, the last one last; what is found here is added.
+        recent: Processes that held the last sockets, the last one last; those that are found here are added.
         reader: Reads the facts of processes.
     """
 
@@ -73,25 +73,25 @@ class Pulse:
         self._glances: list[Glance] = []
         self._budget = Budget(SHARE, time.monotonic())
         self._wide = Budget(SHARE * WIDE_SHARE, self._budget.at)
-        """For searches through all processes, and looks at crowds; what they take is taken from the whole, too."""
+        """For searches through all processes and looks at crowds; their cost is taken from the whole budget, too."""
         self._thread: threading.Thread | None = None
         self._bell = -1
-        """An event descriptor: there is something else to do than to read counters."""
+        """An event descriptor that interrupts the reading of counters: there is other work."""
         self._ended = False
         self._left: list[Glance] = []
-        """Those that nobody wants any more: the thread closes them, which may be using one."""
+        """Those that are given up. The thread closes them itself, because it may be using one."""
         self._charged: deque[tuple[Glance, float]] = deque()
-        """CPU seconds that others spent on reports."""
+        """CPU seconds that the readers spent on reports."""
         self._reading = 0.0
-        """CPU seconds that reading the counters of a namespace takes."""
+        """CPU seconds that one reading of a namespace's counters takes."""
         self._all_at = 0.0
-        """When to read those of all namespaces again, of which some are quiet."""
+        """When to read the counters of all namespaces again, those of quiet ones included."""
 
     def open(self, purpose: PulsePurpose) -> PulseChannel:
-        """The channel of the network namespace of the calling thread.
+        """Make the channel of the calling thread's network namespace.
 
         Raises:
-            OSError: There are no counters, no descriptors or no thread.
+            OSError: There are no counters, too few descriptors, or no thread could be started.
         """
         channel = PulseChannel(purpose, self._leave, self._charged.append)
         self._glances = [*self._glances, channel.glance]
@@ -106,9 +106,9 @@ class Pulse:
         return channel
 
     def _divide(self) -> None:
-        """What may be spent, and of it what is each namespace's own."""
+        """Set how much may be spent, and each namespace's own part of it."""
         pause = min((each.purpose.pause for each in self._glances), default=USUAL_PAUSE)
-        several = 2 if len(self._glances) > 1 else 1  # they talk with each other: each connection has two ends
+        several = 2 if len(self._glances) > 1 else 1  # they may talk with each other: then each connection has two ends
         self._budget.share = min(MOST_SHARE, several * SHARE * max(1.0, USUAL_PAUSE / pause))
         self._wide.share = self._budget.share * WIDE_SHARE
         for glance in self._glances:
@@ -187,7 +187,7 @@ class Pulse:
             self._pay(time.thread_time() - began)
 
     def _begin(self, glance: Glance) -> None:
-        """Say with an empty report that from now on everything new is found; it is paid once, from no budget."""
+        """Send an empty report: all new sockets are found from now on. This costs once, and is paid from no budget."""
         try:
             glance.begin()
             glance.report(PulseReport((), OwnersAnswer()))
@@ -202,10 +202,10 @@ class Pulse:
             glance.budget.spend(seconds, now)
             spent += seconds
         self._budget.spend(spent, now)
-        self._wide.spend(0.0, now)  # its time passes, too
+        self._wide.spend(0.0, now)  # lets its clock go on, too
 
     def _wait(self) -> None:
-        """Until a counter moved, or a look is due; longer where nothing is left to spend. Where a look rests nothing is read."""
+        """Wait until a counter changed or a look is due, and longer if the budget is empty. Resting namespaces are not read."""
         now, pause = time.monotonic(), self._pause()
         awake = [each for each in self._glances if each.look_at <= now + pause]
         next_look = min((each.next_look() for each in awake), default=math.inf)
@@ -215,7 +215,7 @@ class Pulse:
         if not awake:
             watched, pause = self._glances, min((each.look_at - now for each in self._glances), default=LONGEST_WAIT)
         elif next_look < math.inf:
-            pause = min(pause, next_look - now)  # the look counts what came until then
+            pause = min(pause, next_look - now)  # the look sees what came until then
         elif not eager:
             times = int(LONGEST_WAIT / pause)
         elif len(eager) < len(awake) and now >= self._all_at:
@@ -226,7 +226,7 @@ class Pulse:
         self._read(watched, max(SHORTEST_PAUSE, pause, self._budget.rest()), max(1, times))
 
     def _read(self, watched: list[Glance], pause: float, times: int) -> None:
-        """Read their counters after each pause, until some moved."""
+        """Read their counters after each pause, until one changed."""
         read = sum(each.counters.readings for each in watched)
         began = time.thread_time()
         await_counters(self._bell, tuple(each.counters.numbers for each in watched), pause, times, THOROUGH)
@@ -242,7 +242,7 @@ class Pulse:
                 glance.active_until = now + EAGER_SECONDS
 
     def _pause(self) -> float:
-        """Seconds between two readings of all counters: as it is wanted, longer where they take a quarter of what may be spent."""
+        """Seconds between two readings of all counters: longer than wanted if they took over a quarter of the budget."""
         wanted = min((each.purpose.pause for each in self._glances), default=USUAL_PAUSE)
         return max(wanted, 4 * self._reading * len(self._glances) / self._budget.share)
 
@@ -261,9 +261,9 @@ class Pulse:
                     glance.expect(glance.look_at)
 
     def _rest_after(self, glance: Glance, spent: float, *, several: bool = False) -> None:
-        """A look pays for itself: the next one of this namespace is the later, the less is left, and never soon behind `several`.
+        """Delay the namespace's next look by the cost of this one: longer if little is left, or if `several` sockets came.
 
-        A dump is granted by itself, so looks that need none go on.
+        Dumps are granted separately, so looks without a dump go on.
         """
         now = time.monotonic()
         glance.budget.spend(spent, now)
@@ -271,9 +271,9 @@ class Pulse:
         glance.look_at = now + max((spent - glance.dumped) / eagerness, SHORTEST_REST if several else 0.0)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
-        """All sockets are dumped as rarely as all processes are looked at, or while more is saved than looks need.
+        """The new sockets. A dump of all sockets is as rare as a search of all processes, unless more is saved than looks need.
 
-        Where others have thousands of sockets it takes as long.
+        It takes as long as such a search if there are thousands of sockets.
         """
         granted = self._wide.left > 0
         new = glance.look(now, whole=granted or self._budget.surplus > 0)
@@ -287,7 +287,7 @@ class Pulse:
             glance.report(failure)
 
     def _report_of(self, glance: Glance, sockets: list[tuple[int, bytes]]) -> tuple[PulseReport, set[int]]:
-        """New sockets with their processes, as far as a short search finds them; and the inodes that it had no time for."""
+        """A report of new sockets with the processes that a short search finds; and the inodes for which there was no time."""
         rows = [SOCKET.unpack_from(message, COOKIE_AT) for _, message in sockets]
         now, users = time.monotonic(), {uid for _, uid, _ in rows}
         reached = {uid for uid in users if self._reach.covers(uid, now)}
@@ -327,7 +327,7 @@ class Pulse:
         )
 
     def _search_far(self, wanted: set[int], places: list[Found]) -> bool:
-        """Search all processes, as far as its own budget goes; as `_take`."""
+        """Search all processes within the budget for that; returns as `_take`."""
         if not wanted or self._wide.left <= 0:
             return bool(wanted)
         began = time.thread_time()
@@ -337,7 +337,7 @@ class Pulse:
 
 
 def _take(wanted: set[int], places: Iterable[Found], found: list[Found], seconds: float | None = None) -> bool:
-    """Move what is wanted to `found`; True if the time, seconds of CPU, was over before the places were."""
+    """Move wanted places to `found`; true if the time (seconds of CPU) ended before the places did."""
     until = time.thread_time() + (LONGEST_SEARCH if seconds is None else seconds)
     for number, place in enumerate(places if wanted else ()):
         if place[0] in wanted:
@@ -351,12 +351,12 @@ def _take(wanted: set[int], places: Iterable[Found], found: list[Found], seconds
 
 
 def _most_urgent(sockets: list[tuple[int, bytes]], found: set[int]) -> list[tuple[int, bytes]]:
-    """Where thousands come at once, those of the most likely processes; what stays is there at the next poll."""
+    """Of thousands of sockets those of the likeliest processes; the next poll finds the others."""
     return sorted(sockets, key=lambda each: SOCKET.unpack_from(each[1], COOKIE_AT)[2] not in found)[:MOST_NEW]
 
 
 class PulseChannel:
-    """The reports about one network namespace; an event descriptor (``eventfd(2)``) is readable while there are some."""
+    """The reports about one network namespace; its event descriptor (``eventfd(2)``) is readable while reports wait."""
 
     immediate = False
     receive_buffer: int | None = None
@@ -367,7 +367,7 @@ class PulseChannel:
         self._leave = leave
         self._charge = charge
         self._handed: float | None = None
-        """Processor time of the reader's thread when it got reports."""
+        """CPU time of the reader's thread when it got the last reports; `None`: nothing is to be charged."""
         self._reports: deque[PulseReport | OSError] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
@@ -379,7 +379,7 @@ class PulseChannel:
             raise
 
     def _put(self, report: PulseReport | OSError) -> None:
-        """The pulse's thread: have this read."""
+        """Put a report for the reader; called by the pulse's thread."""
         with self._lock:
             if not self._closed:
                 self._reports.append(report)
@@ -391,7 +391,7 @@ class PulseChannel:
         return self._event
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
-        """Append reports; see `Channel`. What is done with them until the next call is charged to the budget."""
+        """Append reports; see `Channel`. The reader's CPU time until its next call is charged to the budget."""
         if self._handed is not None:
             self._charge((self.glance, time.thread_time() - self._handed))
             self._handed = None

@@ -1,4 +1,4 @@
-"""Tables of descriptors, as ``/proc/PID/fd`` shows them (``proc(5)``): which of them are sockets."""
+"""Finds the sockets in tables of descriptors, as ``/proc/PID/fd`` shows them (``proc(5)``)."""
 
 # ruff: noqa: PTH115, PTH116, PTH123, PTH208
 # Paths of /proc are read thousands at a time: as strings.
@@ -14,7 +14,7 @@ from typing import Any
 from .._compiled import speedups
 
 RING = -1
-"""In an inode's place: an io_uring, which may have sockets of its own."""
+"""Stands for an inode: the descriptor is an io_uring, which may have sockets of its own."""
 AT_ONCE = 64
 """Descriptors that are read at once, in 0.2 ms."""
 _PREFIX = "socket:["
@@ -23,18 +23,18 @@ _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
 _RING_FILE = re.compile(rb"^\s*\d+: socket:\[(\d+)\]", re.MULTILINE)
 
 Found = tuple[int, int, int, int]
-"""Inode, process, thread and descriptor: where a socket is held. Inode 0 is something else."""
+"""Inode, process, thread and descriptor of a held socket. Inode 0: the descriptor is no socket."""
 Links = list[tuple[int, int]]
 """Inodes and descriptors."""
 
 
 def all_pids() -> list[int]:
-    """All processes that can be seen, newest first."""
+    """All visible processes, the newest first."""
     return sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
 
 
 def other_threads(pid: int) -> Iterator[int]:
-    """The threads of a process but the first."""
+    """The threads of a process except the first."""
     try:
         names = os.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -43,10 +43,10 @@ def other_threads(pid: int) -> Iterator[int]:
 
 
 def parts(thread: int, first: int = AT_ONCE, most: int = AT_ONCE) -> Iterator[Links]:
-    """The inodes (see `inode_of`) and descriptors of a table, the highest first, which is the newest mostly; nothing when it is gone.
+    """The inodes (see `inode_of`) and descriptors of a table, the highest, usually the newest, first; nothing if it is gone.
 
     Raises:
-        PermissionError: It is not ours to see.
+        PermissionError: We may not see it.
     """
     waiting: Any = None
     while waiting is None or waiting:
@@ -58,12 +58,12 @@ def parts(thread: int, first: int = AT_ONCE, most: int = AT_ONCE) -> Iterator[Li
 
 
 def links(thread: int, first: int = AT_ONCE) -> Iterator[tuple[int, int]]:
-    """The same one by one."""
+    """As `parts`, one by one."""
     return chain.from_iterable(parts(thread, first))
 
 
 def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[Links, list[str]] | None:
-    """The last of the descriptors that wait (`None`: all that there are), and those that wait still; `None`: the table is gone."""
+    """Read the last of the waiting descriptors (`None`: of all), and return those that still wait; `None` if the table is gone."""
     try:
         directory = os.open(f"/proc/{thread}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except _GONE:
@@ -78,21 +78,21 @@ def _take_links(thread: int, waiting: list[str] | None, most: int) -> tuple[Link
 
 
 def _numbers(directory: int) -> list[str]:
-    """The descriptors of a table, and some that are not there: to list one takes half as long as to read it.
+    """The descriptors of a table, and some that do not exist: listing a descriptor takes half as long as reading it.
 
-    Since Linux 6.2 it is known how many there are. So all numbers below that are taken, and those from there on are
-    listed: where a listing stands is the number and two (``proc_readfd_common``).
+    Since Linux 6.2 the kernel tells how many there are. So all numbers below that count are taken without a listing, and
+    only higher ones are listed: the position in a listing is the number plus two (``proc_readfd_common``).
     """
     size = os.fstat(directory).st_size
     os.lseek(directory, size + 2 if size else 0, os.SEEK_SET)
     listed = os.listdir(directory)
-    if any(int(number) < size for number in listed):  # it did not begin there
+    if any(int(number) < size for number in listed):  # the listing did not start there
         return os.listdir(directory)
     return [*map(str, range(size)), *listed]
 
 
 def _read(directory: int, numbers: list[str]) -> Links:
-    """What these descriptors lead to, the last one first; relative to the directory, which saves a fifth."""
+    """Inodes and numbers of these descriptors, the last one first. Paths relative to the directory save a fifth of the time."""
     found: Links = []
     take, read = found.append, os.readlink
     while numbers:
@@ -102,7 +102,7 @@ def _read(directory: int, numbers: list[str]) -> Links:
                 target = read(number, dir_fd=directory)
                 inode = int(target[_NUMBER_AT:-1]) if target.startswith(_PREFIX) else inode_of(target)
                 take((inode, int(number)))
-        except _GONE:  # one that is closed meanwhile is left out
+        except _GONE:  # it was closed since then
             continue
     return found
 
@@ -118,7 +118,7 @@ def inode_of(target: str) -> int:
 
 
 def _size_of(pid: int) -> int | None:
-    """How many descriptors a process has, since Linux 6.2; else 0 (``proc_fd_getattr``). `None`: it is gone."""
+    """How many descriptors a process has (``proc_fd_getattr``); 0 before Linux 6.2. `None`: the process is gone."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size
     except OSError:
@@ -129,7 +129,7 @@ size_of: Callable[[int], int | None] = getattr(speedups, "size_of", _size_of)
 
 
 def sockets_of(pid: int) -> dict[int, int] | None:
-    """The sockets of a process with their descriptors; `None` when it may not be looked at."""
+    """The sockets of a process with their descriptors; `None` if we may not see them."""
     try:
         return {inode: number for inode, number in links(pid) if inode > 0}
     except PermissionError:
@@ -137,12 +137,12 @@ def sockets_of(pid: int) -> dict[int, int] | None:
 
 
 def holds(inode: int, thread: int, descriptor: int) -> bool:
-    """True if a thread's descriptor is still this socket; one of io_uring is taken for it as long as the ring is there."""
+    """True if a thread's descriptor is still this socket, or an io_uring, of which that is assumed."""
     return is_held(inode, inode_at(thread, descriptor), thread, descriptor)
 
 
 def _inode_at(thread: int, descriptor: int) -> int | None:
-    """The inode (see `inode_of`) of what a descriptor leads to; `None` if it is not there, or not ours to see."""
+    """The inode (see `inode_of`) of a descriptor; `None` if it does not exist, or we may not see it."""
     try:
         return inode_of(os.readlink(f"/proc/{thread}/fd/{descriptor}"))
     except OSError:
@@ -153,12 +153,12 @@ inode_at: Callable[[int, int], int | None] = getattr(speedups, "inode_at", _inod
 
 
 def is_held(inode: int, link: int | None, thread: int, descriptor: int) -> bool:
-    """True if what a thread's descriptor leads to is the socket, or an io_uring that has it."""
+    """True if a thread's descriptor is the socket, or an io_uring that has it."""
     return link == inode or (link == RING and inode in registered(thread, descriptor))
 
 
 def registered(thread: int, descriptor: int) -> set[int]:
-    """Inodes of the sockets among the registered files of an io_uring, which need no descriptor of their own."""
+    """Inodes of the sockets that are registered in an io_uring; such sockets need no descriptor of their own."""
     try:
         with open(f"/proc/{thread}/fdinfo/{descriptor}", "rb") as file:
             return {int(inode) for inode in _RING_FILE.findall(file.read())}

@@ -1,9 +1,9 @@
-"""The walk over all tables of descriptors, in an order that lets nobody starve.
+"""The walk over all tables of descriptors, in an order in which each process gets its turn.
 
-Processes that are new come first, then recent owners, then the rest from the newest down, and
-each gives `TURN` descriptors at most before any gives more. Processes in other network namespaces than those
-watched come behind all these: a socket that was handed to one is rare. What none of them has is looked for where
-it is rarer still: in the tables of threads that have their own, and among the registered files of io_uring.
+New processes come first, then recent owners, then the others from the newest to the oldest, and
+each gives at most `TURN` descriptors before any gives more. Processes in network namespaces that are not watched
+come after these: they rarely have such a socket. The last places are the rarest:
+tables of threads that have their own, and the registered files of io_uring.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from .tables import RING, Found, Links, all_pids, other_threads, parts, register
 AT_ONCE = 256
 """Descriptors that are read at once, in 1 ms."""
 PARTS = 4
-"""Parts of a process's table that are looked at before another one's turn."""
+"""Parts of a process's table that are read before the next process has its turn."""
 TURN = PARTS * AT_ONCE
-"""Descriptors in as many parts."""
+"""Descriptors in that many parts."""
 
 Part = tuple[int, int, Links]
 """A process, a thread, and some of the descriptors in its table."""
 
 
 class Walk:
-    """Every socket that a process holds, in the order of the search."""
+    """Gives every held socket, in the order of the search."""
 
     def __init__(self, recent: Iterable[int], before: Walk | None, networks: frozenset[int | None]) -> None:
         pids = all_pids()
         new = set(pids).difference(before.pids if before else ())
         self.pids: list[int] = list(dict.fromkeys([*(pid for pid in pids if pid in new), *recent, *pids]))
         self.refused: set[int] = set()
-        """Processes in the watched namespaces whose descriptors may not be looked at."""
+        """Processes in the watched namespaces whose descriptors we may not see."""
         self.networks = networks
         known = before.near if before and before.networks == networks else {}
         self.near: dict[int, bool] = {pid: known[pid] for pid in self.pids if pid in known}
-        """Which processes are in the watched namespaces, as they were first met; a pid that is used again changes the order alone."""
+        """Whether a process was in a watched namespace when it was first met; if its pid is reused, only the order suffers."""
         self._rings: list[tuple[int, int, int]] = []
 
     def __iter__(self) -> Iterator[Found]:
-        """All of them one by one."""
+        """All sockets one by one."""
         for pid, thread, links in self.parts():
             yield 0, pid, thread, 0
             for inode, number in links:
                 yield inode, pid, thread, number
 
     def parts(self) -> Iterator[Part]:
-        """All of them, a few at a time, so that a caller's clock is looked at; each process gives something."""
+        """All sockets, some at a time, so that a caller can look at its clock; each process gives at least one part."""
         far: list[int] = []
         yield from self._in_turn(self.pids, far)
         yield from self._in_turn(far, None)
@@ -57,7 +57,7 @@ class Walk:
             yield pid, thread, [(inode, descriptor) for inode in registered(thread, descriptor)]
 
     def _in_turn(self, pids: list[int], far: list[int] | None) -> Iterator[Part]:
-        """The tables of processes; those that are in no watched namespace are put into `far` instead."""
+        """The tables of processes; those in no watched namespace are put into `far` instead."""
         rest = []
         for pid in pids:
             yield pid, pid, []
@@ -82,7 +82,7 @@ class Walk:
         return self.near[pid]
 
     def arrivals(self, recent: Iterable[int]) -> Iterator[Part]:
-        """Processes that began since the walk did, and recent owners: where new sockets are, most likely."""
+        """The tables of processes that started after the walk, and of recent owners: they probably have new sockets."""
         known = set(self.pids)
         new = [pid for pid in all_pids() if pid not in known]
         self.pids = new + self.pids
@@ -90,7 +90,7 @@ class Walk:
             yield from islice(self._table(pid, pid), PARTS)
 
     def _table(self, pid: int, thread: int) -> Iterator[Part]:
-        """What a table of descriptors has; nothing when it is gone or not ours to see."""
+        """The parts of a table of descriptors; nothing if it is gone or we may not see it."""
         try:
             for links in parts(thread, AT_ONCE, AT_ONCE):
                 self._rings += [(pid, thread, number) for inode, number in links if inode == RING]
@@ -100,7 +100,7 @@ class Walk:
                 self.refused.add(pid)
 
     def _of_threads(self) -> Iterator[Part]:
-        """Tables of threads that share none with their process (``unshare(2)``), or whose process has none any more."""
+        """Tables of threads that do not share their process's (``unshare(2)``), or whose process has lost its own."""
         for pid in self.pids:
             tables = [pid]
             for thread in other_threads(pid):
