@@ -1,4 +1,4 @@
-"""Sockets as channels, and what the transports of Darwin kernels have in common."""
+"""Sockets as channels, and the common base of the transports of Darwin kernels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from .._contract import Channel
 
 RECEIVE_SIZE = 65_536
-"""Offered to each receive: no record is larger, and a shorter offer would cut one."""
+"""Bytes of each receive: no record is larger, and a shorter receive would cut one."""
 RECEIVE_BUFFERS = (4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10)
-"""Sizes tried, largest first; with 256 KiB a paced poll of anything fits."""
+"""Sizes that are tried, the largest first; 256 KiB are enough for any paced poll."""
 
 
 def set_receive_buffer(sock: socket.socket, wanted: int | None) -> int | None:
-    """Ask for the largest receive buffer that is granted; returns what was."""
+    """Ask for the largest receive buffer that the kernel grants; returns its size, `None` if it is unknown."""
     for size in (wanted,) if wanted is not None else RECEIVE_BUFFERS:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
@@ -36,8 +36,8 @@ class SocketChannel:
         immediate: True if answers are readable when a send returns.
         receive_buffer: Granted size in bytes.
         ends: True if an empty read is the end (SOCK_SEQPACKET).
-        rest: Seconds that nobody waits for it after it was found empty.
-        answers_only: True if nothing comes but answers to what was sent, with the send or with a receive: nobody need wait.
+        rest: Seconds for which no task waits for data after it was found empty.
+        answers_only: True if only answers to requests come, with the send or with a receive: no task needs to wait.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SocketChannel:
         return self._socket.fileno()
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
-        """Append the datagrams that are there, at most this many; False if there are no more."""
+        """Append the datagrams that have come, at most this many; false if there are no more."""
         receive, append = self._receive, batch.append
         try:
             for _ in range(most):
@@ -86,7 +86,7 @@ class SocketChannel:
 
 
 class PreparedTransport(abc.ABC):
-    """A transport whose channels are all alike, and whose first one may be opened ahead."""
+    """A transport whose channels are all alike; the first one may be opened in advance."""
 
     _ready: Channel | None = None
 
@@ -95,11 +95,11 @@ class PreparedTransport(abc.ABC):
         """Open one more channel.
 
         Raises:
-            BackendUnavailableError: It cannot be had; the text says why.
+            BackendUnavailableError: It cannot be opened; the text says why.
         """
 
     def prepare(self) -> None:
-        """Open the first channel now, so that failure shows at opening."""
+        """Open the first channel now, so that a failure is raised when the monitor starts."""
         self._ready = self.connect()
 
     def open(self, purpose: Any) -> Channel:  # noqa: ARG002  # all are alike
@@ -108,11 +108,11 @@ class PreparedTransport(abc.ABC):
         return ready if ready is not None else self.connect()
 
     def lookup(self, request: Any) -> Any:  # noqa: ARG002
-        """Nothing can be looked up behind these channels."""
+        """Do nothing and return `None`: these channels have no look-ups."""
         return None
 
     def close(self) -> None:
-        """Close a channel that nobody took. Idempotent."""
+        """Close the prepared channel if it was not used. Idempotent."""
         ready, self._ready = self._ready, None
         if ready is not None:
             ready.close()

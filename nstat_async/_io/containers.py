@@ -1,4 +1,4 @@
-"""Names of containers and pods by the containers' ids, where their engines wrote them down.
+"""Finds the names of containers and pods by the containers' ids, in files that their engines write.
 
 | engine | file | readable for |
 |---|---|---|
@@ -6,7 +6,7 @@
 | CRI-O, Podman | ``/run/containers/storage/overlay-containers/ID/userdata/config.json`` | root |
 | Docker | ``/var/lib/docker/containers/ID/config.v2.json`` | root |
 
-LXC and systemd-nspawn have the name in the path of the cgroup. What cannot be read is not known.
+LXC and systemd-nspawn have the name in the path of the cgroup. If a file cannot be read, the name is not known.
 """
 
 # ruff: noqa: PTH118, PTH123, PTH208
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 LARGEST = 1 << 20
-"""Bytes of a file that are read."""
+"""Most bytes of a file that are read."""
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _TASKS = ("run/containerd/io.containerd.runtime.v2.task", "run/docker/containerd/daemon/io.containerd.runtime.v2.task")
@@ -35,7 +35,7 @@ _POD_KEYS = (
 
 
 def names_of(container: str, root: str = "/") -> tuple[str | None, str | None]:
-    """Name of a container, and of its pod as ``namespace/name``; `None` where nobody says.
+    """Name of a container, and of its pod as ``namespace/name``; `None` if no file has it.
 
     Args:
         container: Its id.

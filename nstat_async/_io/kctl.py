@@ -1,9 +1,9 @@
-"""The kernel control socket of Darwin, and sessions on it.
+"""Opens the kernel control socket of Darwin, and makes sessions for it.
 
-``PF_SYSTEM``/``SYSPROTO_CONTROL`` through Python's own `socket`; the id of the control
+Python's own `socket` has ``PF_SYSTEM``/``SYSPROTO_CONTROL``. The id of the control
 is looked up by name each time (it differs between boots). ``SO_RCVBUF`` is set *after*
 connect, which would reset it (``ctl_setup_kctl``), and read back, because the kernel
-clamps it to ``kern.ipc.maxsockbuf`` in silence.
+silently limits it to ``kern.ipc.maxsockbuf``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SYSPROTO_CONTROL = 2
 _CTLIOCGINFO = 0xC0644E03
 _CTL_INFO_SIZE = 100
 _OPENING = threading.Lock()
-"""The newest control socket of this process is then the one that is just opened."""
+"""Held while a control socket is opened: so the newest one of this process is the one that was just opened."""
 
 
 def make_session(
@@ -60,7 +60,7 @@ def make_session(
     ledger: bool = False,
     coverage: bool = False,
 ) -> Session:
-    """The core for a Darwin kernel behind any channel; a BackendUnavailableError if its version is not understood."""
+    """Make the core for a Darwin kernel behind any channel; BackendUnavailableError if its version is not understood."""
     refuse_ebpf(options, backend)
     try:
         kernel = Kernel.parse(kernel) if isinstance(kernel, str) else kernel
@@ -87,7 +87,7 @@ class KctlTransport(PreparedTransport):
         self._options = options
         self._evidence = LoopbackEvidence()
         self._own: set[int] = set()
-        """The kernel's numbers of the control sockets opened here, where it tells them."""
+        """The kernel's numbers of the control sockets that were opened here, if it tells them."""
 
     def connect(self) -> Channel:
         with _OPENING:
@@ -112,7 +112,7 @@ class KctlTransport(PreparedTransport):
         return None
 
     def _read_ledger(self) -> Ledger | None:
-        """What the kernel counts for the control sockets opened here, not for those of others in this process."""
+        """The kernel's counters of the control sockets that were opened here, without others of this process."""
         found = {number: client_metrics(number) for number in self._own}
         rows = tuple(LedgerRow(row[0], *row[2:]) for number, row in sorted(found.items()) if row and row[0] == number)
         self._own = {row.client for row in rows}
@@ -120,7 +120,7 @@ class KctlTransport(PreparedTransport):
         return Ledger(rows, announcements) if rows or announcements is not None else None
 
     def close(self) -> None:
-        """Close a channel that nobody took, and known flows that are still open."""
+        """Close the prepared channel if it was not used, and the evidence's flows if they are still open."""
         self._evidence.close()
         super().close()
 
@@ -170,7 +170,7 @@ def _control_id(sock: socket.socket) -> int:
 
 
 def _explain(error: OSError, what: str) -> BackendUnavailableError:
-    """What a failed call means and what to do."""
+    """Explain what a failed call means and what to do."""
     number = error.errno or 0
     text = os.strerror(number)
     if number in {errno.EPERM, errno.EACCES}:

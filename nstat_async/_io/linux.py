@@ -21,9 +21,9 @@ from ..sockdiag._setup import UNNAMED
 from .tables import all_pids
 
 SAMPLE = 16
-"""Processes of all ages that are tried out; a search for owners tries all (`OwnersAnswer.refused`)."""
+"""How many processes of all ages are tried; a search for owners tries all (`OwnersAnswer.refused`)."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
-"""``PROC_PID_INIT_INO``: a number that every kernel has."""
+"""``PROC_PID_INIT_INO``: the same in every kernel."""
 _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
 """The number of the system call, by machine."""
 _KCMP_FILES = 2
@@ -31,22 +31,22 @@ _CLONE_NEWNET = 0x40000000
 _DEVICES = "/sys/class/net"
 _OWN_NAMESPACE = "/proc/thread-self/ns/net"
 THREAD_NET = "/proc/thread-self/net"
-"""What a thread sees of its network namespace."""
+"""The directory that shows a thread its network namespace."""
 NAMED = ("/run/netns", "/var/run/netns")
-"""Where ``ip netns`` has its names."""
+"""Directories in which ``ip netns`` has its names."""
 
 _T = TypeVar("_T")
 
 
 def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str | None, Visibility]:
-    """Whose descriptors can be read, why not everybody's, and whose if one refuses later: tried out, because capabilities do not say it.
+    """Find out whose descriptors we may read, why not everybody's, and whose if a process refuses later.
 
-    Of the same capability bits those of a user namespace reach fewer processes, a pid namespace and a
-    mount option of ``/proc`` (``hidepid=``) hide the others, and a process may have more rights than we
+    This is tried, because capabilities do not tell it: in a user namespace they reach fewer processes, a pid namespace and a
+    mount option of ``/proc`` (``hidepid=``) hide others, and a process may have more rights than we have
     (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS).
 
     Args:
-        networks: The network namespaces that matter, as `network_of_this_thread` has them.
+        networks: The watched network namespaces, as `network_of_this_thread` numbers them.
     """
     if not os.path.isdir("/proc/self/fd"):
         return Visibility.NONE, "processes cannot be named: there is no /proc", Visibility.NONE
@@ -67,7 +67,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
 
 
 def may_look_at(pid: int) -> bool:
-    """False if a process keeps its descriptors to itself; one that is gone does not."""
+    """False if we may not see a process's descriptors; true if the process is gone."""
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in descriptors:
@@ -89,16 +89,16 @@ def user_of(pid: int) -> int | None:
 
 
 def network_of_this_thread() -> int | None:
-    """A number for its network namespace; `None` without ``/proc``.
+    """A number for the thread's network namespace; `None` without ``/proc``.
 
-    Of a process that may not be looked at ``/proc/PID/ns`` is closed, while a file in ``/proc/PID/net`` has
-    the same inode in all processes of a namespace (``proc_create_net``).
+    We may not see ``/proc/PID/ns`` of every process, but a file in ``/proc/PID/net`` has
+    the same inode for all processes of a namespace (``proc_create_net``).
     """
     return network_at(THREAD_NET)
 
 
 def network_at(directory: str) -> int | None:
-    """The same by a directory of `/proc` that shows a namespace; `None` where it does not, or not to us."""
+    """As `network_of_this_thread`, for a directory of `/proc` that shows a namespace; `None` if it does not show one to us."""
     try:
         return os.stat(f"{directory}/dev").st_ino
     except OSError:
@@ -114,16 +114,16 @@ def _net_of_this_thread() -> str:
 
 @attrs.frozen
 class OwnNetwork:
-    """The network namespace of the thread that made it, for worker threads: such a one may have stayed in another, or gone there (``setns(2)``)."""
+    """The network namespace of the thread that made this object. A worker thread may be in another one (``setns(2)``)."""
 
     number: int | None = attrs.field(factory=network_of_this_thread)
     _directory: str = attrs.field(factory=_net_of_this_thread)
 
     def files(self) -> str:
-        """The directory in ``/proc`` that shows it to all threads.
+        """The directory in ``/proc`` that shows the namespace to all threads.
 
         Raises:
-            OSError: The thread that made this is in another one now, or ended.
+            OSError: The thread that made this object is in another namespace now, or has ended.
         """
         if network_at(self._directory) != self.number:
             raise OSError(errno.ESTALE, "the monitor's thread went to another network namespace, or ended")
@@ -131,7 +131,7 @@ class OwnNetwork:
 
 
 def may_be_in(pid: int, networks: frozenset[int | None]) -> bool:
-    """False if a process is gone, or known to be in none of these network namespaces; ``hidepid=1`` hides which it is in."""
+    """False if a process is gone, or known to be in none of these network namespaces, which ``hidepid=1`` hides."""
     try:
         return os.stat(f"/proc/{pid}/net/dev").st_ino in networks
     except PermissionError:
@@ -141,7 +141,7 @@ def may_be_in(pid: int, networks: frozenset[int | None]) -> bool:
 
 
 def share_descriptors(one: int, other: int) -> bool:
-    """True if two threads are known to have one table of descriptors (``kcmp(2)``, KCMP_FILES)."""
+    """True if two threads are known to share a table of descriptors (``kcmp(2)``, KCMP_FILES)."""
     number = _KCMP.get(platform.machine())
     return number is not None and libc().syscall(number, one, other, _KCMP_FILES, 0, 0) == 0
 
@@ -153,7 +153,7 @@ def libc() -> ctypes.CDLL:
 
 
 def namespace_path(namespace: str | int) -> str:
-    """The file of a network namespace: of a process by its pid, by path, or by the name ``ip netns`` gave it."""
+    """The file of a network namespace, which is given by a pid, a path, or its name in ``ip netns``."""
     if isinstance(namespace, int):
         return f"/proc/{namespace}/ns/net"
     if "/" in namespace:
@@ -166,7 +166,7 @@ def namespace_path(namespace: str | int) -> str:
 
 
 def namespaces_equal(path: str) -> bool:
-    """True if `path` is the network namespace that this thread is in.
+    """True if `path` is the network namespace of this thread.
 
     Raises:
         OSError: There is no such file.
@@ -177,15 +177,15 @@ def namespaces_equal(path: str) -> bool:
 def in_namespace(descriptor: int, work: Callable[[], _T]) -> _T:
     """Run `work` in another network namespace.
 
-    A namespace belongs to a thread, and a socket stays where it was made: so a thread
-    of its own enters, works and ends, and nobody else notices (``setns(2)``).
+    A namespace belongs to a thread, and a socket stays in the namespace in which it was made. So a new
+    thread enters, works and ends, and no other thread is affected (``setns(2)``).
 
     Args:
         descriptor: An open descriptor of the namespace.
-        work: What to do there.
+        work: The work to do there.
 
     Raises:
-        OSError: Entering was refused (it needs CAP_SYS_ADMIN), or `work` raised it.
+        OSError: Entering was refused (it needs CAP_SYS_ADMIN), or `work` raised this.
     """
     outcome: list[Any] = []
     failure: list[BaseException] = []
@@ -209,10 +209,10 @@ def in_namespace(descriptor: int, work: Callable[[], _T]) -> _T:
 
 
 def device_kind(name: str) -> InterfaceKind | None:
-    """What an Ethernet-like interface of the own namespace is, by its device directory.
+    """The kind of an Ethernet-like interface of our own namespace, by its device directory.
 
     Returns:
-        Wi-Fi, cellular, Bluetooth, wired; `None` when there is no such device.
+        Wi-Fi, cellular, Bluetooth or wired; `None` if there is no such device.
     """
     directory = f"{_DEVICES}/{name}"
     if "/" in name or not os.path.isdir(directory):
@@ -223,7 +223,7 @@ def device_kind(name: str) -> InterfaceKind | None:
     known = {"wlan": InterfaceKind.WIFI, "wwan": InterfaceKind.CELLULAR, "bluetooth": InterfaceKind.BLUETOOTH}
     if kind in known:
         return known[kind]
-    # Software devices name themselves to rtnetlink; what has a bus behind it, or nothing to say, is a network card.
+    # Software devices tell rtnetlink their kind; a device on a bus, or without a kind, is a network card.
     return InterfaceKind.WIRED
 
 

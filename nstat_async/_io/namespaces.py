@@ -1,11 +1,11 @@
-"""Network namespaces: those that are named, and all that there are, as they come and go.
+"""Opens the network namespaces that are named, or finds all of them as they come and go.
 
-A namespace is what its file's device and inode are (``nsfs``), under whatever name. Nobody lists all of them: they are
-found by their processes (``/proc/PID/ns/net``) and by what is mounted (``ip netns`` and the engines of containers mount
-them to keep them). One that only a descriptor, a socket or a single thread holds is not found.
+A namespace is identified by device and inode of its file (``nsfs``), not by a name. The kernel has no list of all
+namespaces: they are found by their processes (``/proc/PID/ns/net``) and by mounts (``ip netns`` and container engines
+mount them to keep them). One that only a descriptor, a socket or a single thread holds is not found.
 
-Who holds a descriptor of a namespace keeps it alive, and so its number is not used again while it is watched: a name
-that was deleted and made anew is another inode.
+An open descriptor keeps a namespace alive, so its inode is not used again while it is watched: if a name is deleted
+and made again, it has another inode.
 """
 
 # ruff: noqa: PTH112, PTH115, PTH116, PTH123
@@ -35,15 +35,15 @@ from .outside import Outside
 from .tables import all_pids
 
 MOST = 256
-"""Namespaces that are watched at once."""
+"""Most namespaces that are watched at once."""
 DESCRIPTORS = 10
-"""Descriptors that a watched namespace costs."""
+"""Descriptors that a watched namespace needs."""
 SPARE = 128
-"""Descriptors that are left to others."""
+"""Descriptors that are left for the rest of the process."""
 BUDGET = 0.02
-"""Seconds of CPU for one look; the first one takes what it takes."""
+"""Seconds of CPU for one answer; the first one is not limited."""
 ROUNDS = 2
-"""Rounds in a row that do not meet a namespace until it is gone: its processes may change while they are listed."""
+"""Rounds in a row without a namespace, after which it is gone: its processes may change while they are listed."""
 
 _LINK = re.compile(r"net:\[(\d+)\]")
 _OWN = "/proc/thread-self/ns/net"
@@ -61,7 +61,7 @@ Namespace = str | int | None
 
 @attrs.define(eq=False)
 class Watched:
-    """The namespaces of a session by their numbers, with their descriptors (`None`: this one); these are owned."""
+    """The namespaces of a session by their numbers, with their descriptors (`None`: our own namespace), which it owns."""
 
     descriptors: dict[int, int | None] = attrs.field(factory=dict)
     own: OwnNetwork = attrs.field(factory=OwnNetwork)
@@ -69,7 +69,7 @@ class Watched:
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     def add(self, number: int, descriptor: int | None) -> bool:
-        """Take over a descriptor; false, and closed, when nobody wants it any more."""
+        """Take over a descriptor; if the session has ended, close it and return false."""
         with self._lock:
             if not self._closed:
                 self.descriptors[number] = descriptor
@@ -79,7 +79,7 @@ class Watched:
         return False
 
     def release(self, number: int) -> None:
-        """A namespace is not watched any more."""
+        """Stop watching a namespace, and close its descriptor."""
         with self._lock:
             descriptor = self.descriptors.pop(number, None)
         if descriptor is not None:
@@ -94,7 +94,7 @@ class Watched:
 
     @property
     def networks(self) -> frozenset[int | None]:
-        """The namespaces as `network_of_this_thread` has them."""
+        """The namespaces, as `network_of_this_thread` numbers them."""
         return frozenset(
             self.own.number if descriptor is None else in_namespace(descriptor, network_of_this_thread)
             for descriptor in self.descriptors.values()
@@ -105,10 +105,10 @@ class Watched:
 
 
 def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[list[NetworkNamespace], Watched]:
-    """Network namespaces with their descriptors, each once; this one has neither label nor descriptor, by whatever name.
+    """Open network namespaces, each once. Our own namespace has neither label nor descriptor, even if it is named.
 
     Raises:
-        BackendUnavailableError: One of them is not there, or cannot be entered.
+        BackendUnavailableError: One of them does not exist, or cannot be entered.
     """
     entered: dict[tuple[int | None, int | None], NetworkNamespace] = {}
     watched = Watched()
@@ -132,7 +132,7 @@ def _label(namespace: Namespace) -> str:
 
 
 def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
-    """A namespace in which sockets can be made, and a descriptor of it; `None` when it is our own."""
+    """A namespace in which sockets can be made, and its descriptor; `None` if it is our own."""
     path = namespace_path(namespace)
     descriptor = -1
     try:
@@ -163,17 +163,17 @@ def _unavailable(what: str, error: OSError) -> BackendUnavailableError:
 
 
 def room() -> int:
-    """Namespaces that may be watched at once."""
+    """How many namespaces may be watched at once."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if limit == resource.RLIM_INFINITY else max(1, min(MOST, (limit - SPARE) // DESCRIPTORS))
 
 
 class NamespaceFinder:
-    """Answers `NamespacesRequest`; one thread at a time.
+    """Answers `NamespacesRequest`; only one thread at a time may use it.
 
     Args:
-        watched: Where descriptors go.
-        most: Namespaces that are watched at once.
+        watched: Takes the descriptors.
+        most: Most namespaces that are watched at once.
     """
 
     def __init__(self, watched: Watched, most: int | None = None) -> None:
@@ -181,31 +181,31 @@ class NamespaceFinder:
         """The namespaces that are watched from outside."""
         self._wants_outside = False
         self._shown: set[int] = set()
-        """Inodes of namespaces with a process in the present round that shows their tables."""
+        """Inodes of namespaces for which the present round met a process that shows their tables."""
         self._watched = watched
         self._most = room() if most is None else most
         self._numbers: dict[int, int] = {}
-        """Of those that are watched, by inode."""
+        """Numbers of the watched namespaces, by inode."""
         self._next = 0
         self._absences: dict[int, int] = {}
         self._closed: set[int] = set()
-        """Inodes of those that cannot be entered."""
+        """Inodes of namespaces that cannot be entered."""
         self._beyond: set[int] = set()
         self._full = False
-        """No more files could be open, though the limit has room: others have them."""
+        """True if no more files could be opened although fewer than `most` are watched."""
         self.closed = False
-        """True if no other can be entered."""
+        """True if no other namespace can be entered."""
         self._hidden = 0
         self._first = True
         self._round: Iterator[None] | None = None
         self._met: dict[int, str] = {}
-        """Inodes that the round under way has met, with a file of each."""
+        """Inodes that the present round has met, with a file of each."""
 
     def begin(self) -> None:
-        """Begin with this one; the others are the answer to the first question.
+        """Start with our own namespace; the answer to the first request has the others.
 
         Raises:
-            BackendUnavailableError: ``/proc`` is not there, or no more files can be open.
+            BackendUnavailableError: ``/proc`` is not mounted, or no more files can be opened.
         """
         try:
             own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
@@ -222,10 +222,10 @@ class NamespaceFinder:
         self._next = 1
 
     def answer(self, request: NamespacesRequest) -> NamespacesAnswer:
-        """What came and went, as far as the budget goes."""
+        """The namespaces that came and went, as far as the budget allows."""
         for inode, number in list(self._numbers.items()):
             if number in request.released:
-                if inode not in self._absences:  # it is still there, and could not be watched
+                if inode not in self._absences:  # it still exists, and could not be watched
                     self._closed.add(inode)
                 del self._numbers[inode]
                 self._absences.pop(inode, None)
@@ -275,7 +275,7 @@ class NamespaceFinder:
         )
 
     def _walk(self) -> Iterator[None]:
-        """One round: meet every namespace that can be found."""
+        """Do one round, which meets every namespace that can be found."""
         for inode, path in _mounted():
             self._met.setdefault(inode, path)
         for pid in reversed(all_pids()):
@@ -310,7 +310,7 @@ class NamespaceFinder:
         return True
 
     def _missing(self) -> Iterator[int]:
-        """Numbers of those that are gone, after a round."""
+        """Numbers of the namespaces that are gone, after a round."""
         self._closed &= self._met.keys()
         self._beyond &= self._met.keys()
         for inode, number in self._numbers.items():
@@ -347,7 +347,7 @@ class NamespaceFinder:
             os.close(descriptor)
             return None
         facts, number = os.fstat(descriptor), self._next
-        if facts.st_ino != inode:  # the process went elsewhere meanwhile
+        if facts.st_ino != inode:  # the process entered another namespace
             os.close(descriptor)
             return None
         if not self._watched.add(number, descriptor):
@@ -356,7 +356,7 @@ class NamespaceFinder:
         return FoundNamespace(number, NetworkNamespace(label_of(path), device=facts.st_dev, inode=inode), cookie)
 
     def _leave(self, inode: int, error: OSError) -> None:
-        """Note why one is not watched; else it is gone meanwhile."""
+        """Note why a namespace is not watched, unless it is gone."""
         if error.errno == errno.EPERM:
             self._closed.add(inode)
         elif error.errno in _FULL:
@@ -365,7 +365,7 @@ class NamespaceFinder:
 
 
 def label_of(path: str) -> str:
-    """What ``netns=`` takes for the namespace of this file, as short as it can be."""
+    """The shortest text by which ``netns=`` takes the namespace of this file."""
     parts = path.split("/")
     if parts[1] == "proc":
         return f"pid:{parts[2]}"
@@ -374,7 +374,7 @@ def label_of(path: str) -> str:
 
 
 def _mounted() -> Iterator[tuple[int, str]]:
-    """Namespaces that are mounted somewhere, with the path."""
+    """Mounted namespaces with their paths."""
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields, _, source = line.partition(b" - ")

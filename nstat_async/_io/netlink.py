@@ -1,8 +1,8 @@
-"""Netlink sockets for the sock_diag core, and the namespaces that they are opened in.
+"""Opens netlink sockets for the sock_diag core in the watched network namespaces, and answers its look-ups.
 
-A socket of ours always receives with the same large buffer: the kernel fits the
-pieces of a dump to the largest receive it ever saw on a socket, and would cut them
-without a word for a smaller one (``netlink_recvmsg``).
+Each socket always receives with the same large buffer: the kernel makes the
+pieces of a dump as large as the largest receive so far, and silently cuts them
+for a smaller one (``netlink_recvmsg``).
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ from .ring import REST
 from .traffic import read_traffic
 
 GOODBYE_BUFFER = 64 << 20
-"""Asked for destroy notifications, 1,280 bytes each: 50,000 of them."""
+"""Receive buffer that is requested for destroy notifications: 50,000 of 1,280 bytes each."""
 OTHER_BUFFER = 1 << 20
-"""Asked for the other sockets, whose answers come only when asked for."""
+"""Receive buffer that is requested for the other sockets, which get only answers to requests."""
 
 _NETLINK_ROUTE = 0
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
 _SO_RCVBUFFORCE = 33
 _ROUTE_GROUPS = 0x1 | 0x10 | 0x100
-"""Changes of links, IPv4 and IPv6 addresses (``RTMGRP_*``)."""
+"""Groups for changes of links, IPv4 and IPv6 addresses (``RTMGRP_*``)."""
 _AF_NETLINK = 16
 
 
@@ -68,8 +68,8 @@ def set_receive_buffer(channel: socket.socket, size: int) -> int:
     """Give a socket the largest receive buffer up to `size` that our privileges allow.
 
     ``SO_RCVBUFFORCE`` needs CAP_NET_ADMIN; ``SO_RCVBUF`` is capped by
-    ``net.core.rmem_max`` without an error. Both are doubled by the kernel for its
-    bookkeeping, and so counted here.
+    ``net.core.rmem_max`` without an error. The kernel doubles both for its
+    bookkeeping, and the result is the doubled size.
 
     Returns:
         Bytes granted, as the kernel counts them.
@@ -86,10 +86,10 @@ class NetlinkTransport:
     """Opens the channels of a sock_diag session and answers its look-ups.
 
     Args:
-        watched: The network namespaces by their number in the session. They are owned from here on.
-        receive_buffer: Bytes to ask for, for destroy notifications; `None`: a sensible size.
-        command_lines: Read those of processes, too.
-        finder: Looks for other namespaces; `None`: nothing does.
+        watched: The network namespaces by their number in the session. The transport owns them.
+        receive_buffer: Bytes to ask for, for destroy notifications; `None`: `GOODBYE_BUFFER`.
+        command_lines: Read the command lines of processes, too.
+        finder: Searches for other namespaces; `None`: they are not searched for.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class NetlinkTransport:
         self._finder = finder
         self._receive_buffer = receive_buffer or GOODBYE_BUFFER
         self.networks = self._watched.networks
-        """The namespaces as `network_of_this_thread` has them."""
+        """The namespaces, as `network_of_this_thread` numbers them."""
         self._processes = ProcessReader(command_lines=command_lines)
         self._scanner = ProcessScanner(self._processes, networks=self.networks)
         self._pulse = Pulse(self._scanner.recent, self._processes)
@@ -144,7 +144,7 @@ class NetlinkTransport:
         except BaseException:
             sock.close()
             raise
-        # Records tell first what ended: to be woken for each notification as well would cost as much as all the rest.
+        # eBPF records tell first that a socket ended: waking for each notification, too, would cost as much as all the rest.
         rest = REST if removals and self._programs is not None else 0.0
         asked = purpose.role in {Role.DUMPS, Role.LOOKUPS}
         return SocketChannel(sock, immediate=True, receive_buffer=granted, rest=rest, answers_only=asked)
@@ -194,7 +194,7 @@ class NetlinkTransport:
 
     def _tables(self, request: SocketTablesRequest) -> SocketTablesAnswer:
         if request.namespace not in self._watched.descriptors:
-            # Without a descriptor it is watched from outside, or went meanwhile.
+            # Without a descriptor it is watched from outside, or is gone.
             return (
                 SocketTablesAnswer(request.namespace, unread=True)
                 if self._finder is None
@@ -206,7 +206,7 @@ class NetlinkTransport:
         return in_namespace(namespace, lambda: read_tables(THREAD_NET, request))
 
     def _traffic(self, request: TrafficRequest) -> TrafficAnswer:
-        if request.namespace not in self._watched.descriptors:  # it went meanwhile
+        if request.namespace not in self._watched.descriptors:  # it is gone
             return TrafficAnswer(request.namespace)
         descriptor = self._watched.descriptors[request.namespace]
         own = self._watched.own
@@ -217,7 +217,7 @@ class NetlinkTransport:
         """Attach the eBPF programs."""
         descriptors = self._watched.descriptors
         if None in descriptors.values() and network_of_this_thread() != self._watched.own.number:
-            # A thread stays where it began, when its process enters another namespace.
+            # A thread stays in its namespace when its process enters another one.
             detail = "the thread that looks things up is in another network namespace than the monitor"
             return AttachAnswer(reason=UnavailableReason.MISSING, detail=detail)
         cookies = tuple(map(self._cookie_of, descriptors.values()))
@@ -256,7 +256,7 @@ class NetlinkTransport:
 
     def _link_kinds(self, request: LinkKindsRequest) -> LinkKindsAnswer:
         if self._watched.descriptors.get(request.namespace, -1) is not None:
-            return LinkKindsAnswer(request.namespace)  # /sys shows the devices of the own namespace only
+            return LinkKindsAnswer(request.namespace)  # /sys shows only the devices of our own namespace
         kinds = ((name, device_kind(name)) for name in request.names)
         return LinkKindsAnswer(request.namespace, tuple((name, kind.value) for name, kind in kinds if kind is not None))
 

@@ -1,4 +1,4 @@
-"""Tables of sockets in ``/proc/net``: of raw, ICMP and packet sockets, which sock_diag does not have, or not everywhere.
+"""Reads the tables of sockets in ``/proc/net``: raw, ICMP and packet sockets, which sock_diag lacks on some kernels.
 
 For a network namespace that cannot be entered the tables of TCP and UDP are read, too (`Outside`).
 """
@@ -16,7 +16,7 @@ import attrs
 from ..sockdiag import SocketTablesAnswer, SocketTablesRequest, TableRow
 
 MOST_BYTES = 8 << 20
-"""Bytes of a table that are read at most: about 50,000 lines."""
+"""Most bytes of a table that are read: about 50,000 lines."""
 _COUNTED = {
     "tcp": ("sockstat", "TCP:"), "tcp6": ("sockstat6", "TCP6:"), "udp": ("sockstat", "UDP:"), "udp6": ("sockstat6", "UDP6:"),
 }  # fmt: skip

@@ -7,21 +7,21 @@ deadline, a request from outside, or room at the consumer (policy ``block``).
 
 - *Drain first.* The kernel answers inside ``send``, so after a send the channel is
   read at once, without waiting for readiness.
-- *Bounded turns.* After `SLICE` seconds of work the loop gets a turn, so neither a
-  busy kernel nor a dump of 50,000 sockets holds it; what the kernel takes to write answers with little news counts less
-  (`ANSWERING`). A slice is shared: each channel has its part,
-  so that news keep no answers waiting. Of a core's deadline a slice takes a part, too: what is
-  still due is asked for in the next one. What is due, and its events, wait for another slice where this one is over.
-- *What came before a deadline, or a request for a poll, counts before it.* Channels are read first, also by a loop that
-  was held.
-- *Nothing is lost to cancellation.* What was read was fed before the next await, and what came of it is delivered when
-  the feed is closed.
+- *Bounded turns.* After `SLICE` seconds of work other tasks get a turn, so neither a
+  busy kernel nor a dump of 50,000 sockets holds the loop. The time in which the kernel writes answers with little news
+  counts less (`ANSWERING`). The channels share a slice, so that reports do not delay answers. Work at a deadline is
+  divided, too: the core does a part of it in each slice. If a slice is over, due work and its events wait for the
+  next one.
+- *Data that came before a deadline, or before a request for a poll, is handled first.* So channels are read first,
+  also after the loop was held up.
+- *Cancellation loses nothing.* Data is fed to the core before the next await, and its events are delivered at the
+  latest when the feed is closed.
 - A channel with a ``rest`` (seconds; a ring buffer in memory) is read in each turn, before
-  the others, and for so long after it was found empty nobody waits for it.
-- Channels are waited on by one task each, which only sets an event, but for those that have answers only:
-  these are read when something was sent, and the core knows by itself when it has all of an answer. Look-ups that may block run in worker threads.
-- *What is auxiliary may fail.* A look-up or its thread end nothing but
-  themselves: the core hears `LookupFailed`, the consumer `AuxiliaryFailed`.
+  the others. After it was found empty, no task waits for it during its rest.
+- For each channel a task waits, which only sets an event. Channels with answers only have no such task: they are
+  read after a send, and the core knows when an answer is complete. Look-ups that may block run in worker threads.
+- *An auxiliary may fail.* The failure of a look-up or its thread ends nothing
+  else: the core gets `LookupFailed`, the consumer `AuxiliaryFailed`.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ _log = logging.getLogger("nstat_async.pump")
 SLICE = 0.0015
 """Seconds of work after which other tasks get a turn."""
 ANSWERING = 0.4
-"""What a second counts in which the kernel writes answers that the core takes in twice as quickly: little is new in them, nothing
-else follows from that, and a turn of the loop costs as much as hundreds of rows that did not change."""
+"""A second counts as this much if the kernel takes it to write answers that the core handles twice as fast. Such answers have
+little news and cause no further work, and a turn of the loop costs as much as hundreds of unchanged rows."""
 SUBSCRIBE_SECONDS = 2.0
-"""Longest that opening waits for the kernel's answers; a real one answers within milliseconds."""
+"""How long opening waits at most for the kernel's answers; a real kernel answers within milliseconds."""
 BATCH = 16
-"""Datagrams read at once at most; between two batches the clock is looked at."""
+"""Most datagrams that are read at once; the clock is read between two batches."""
 BATCH_SECONDS = 0.0005
-"""What a batch should take, counted as in a slice: where datagrams take longer, fewer are read at once. The clock on the wall
-runs without us on a busy machine; a batch that is halved for that costs less than to ask for processor time."""
+"""Seconds that a batch should take, counted as in a slice: if datagrams take longer, fewer are read at once. On a busy machine
+this clock includes other processes' time; a batch that is halved for that costs less than reading the CPU clock."""
 BATCH_BYTES = 262_144
-"""What a batch should have: memory for much more is taken from the system anew each time, which costs more than a call."""
+"""Bytes that a batch should have: memory for much more is requested from the system each time, which costs more than a call."""
 
 
 class KernelFeed:
@@ -74,7 +74,7 @@ class KernelFeed:
     Args:
         core: The protocol's logic.
         transport: Opens its channels.
-        options: The monitor's.
+        options: The monitor's options.
 
     Raises:
         UsageError: ``record_to`` cannot be written.
@@ -96,16 +96,16 @@ class KernelFeed:
         self._subscribed = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
-        """Look-ups, by their token, whose tasks had no first step yet: where the loop ends now, they never have one."""
+        """Look-ups, by token, whose tasks have not started: if the loop ends now, they never start."""
         self._closed = False
         self._sink: Sink | None = None
         self._deadline: float | None = None
-        """When the core was last found to want something."""
+        """The core's deadline when it was last read."""
         self._slices = 0
         self._longest_slice = 0.0
         self._slice_began = 0.0
         self._waived = 0.0
-        """Seconds of the slice that do not count."""
+        """Seconds of the slice that are not counted."""
         self._wakes = 0
         self._open_error: NstatError | None = None
         self._failures: Counter[Auxiliary] = Counter()
@@ -116,45 +116,45 @@ class KernelFeed:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the core knows by now."""
+        """The capabilities, as far as the core knows them by now."""
         return self.core.capabilities
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
-        """The flows of this moment."""
+        """The flows that are open now."""
         return self.core.flows()
 
     async def subscribed(self) -> None:
-        """Wait for the kernel's answers to the subscription, but not for one that stays away."""
+        """Wait for the kernel's answers to the subscription, at most `SUBSCRIBE_SECONDS`."""
         with anyio.move_on_after(SUBSCRIBE_SECONDS):
             await self._subscribed.wait()
 
     def request_poll(self) -> int:
-        """Ask the kernel for a poll; its serial."""
+        """Ask the kernel for a poll; returns its serial."""
         serial = self.core.request_poll(self._now())
         for waiter in self._channels.values():
-            waiter.maybe_readable = True  # what came before counts before it, also in a loop that was held
+            waiter.maybe_readable = True  # earlier data is handled first, also after the loop was held up
         self.wake()
         return serial
 
     def close(self) -> None:
-        """Release the sockets, and deliver what came of what was read; `run` ends soon."""
+        """Release the sockets, and deliver the events of the data that was read; `run` ends soon."""
         self._closed = True
         for waiter in list(self._channels.values()):
             waiter.close()
         self._transport.close()
         set_event(self._subscribed)
         set_event(self._wake)
-        if self._sink is not None:  # a turn may be interrupted between what was fed and its events
+        if self._sink is not None:  # a turn may be interrupted between feeding data and delivering its events
             with contextlib.suppress(RuntimeError):  # as `set_event`
                 self._sink.deliver(self._take_events())
 
     async def finish(self) -> None:
-        """Wait, once it is closed, until a pipe's reader has what was recorded; what it leaves is given up, and reported."""
+        """After `close`, wait until a pipe's reader has the recording; what it does not read is given up, and reported."""
         recording = self._recording
         if recording is None:
             return
         try:
-            with anyio.CancelScope(shield=True):  # what a reader takes at once is lost to no cancellation
+            with anyio.CancelScope(shield=True):  # cancellation loses nothing that the reader takes at once
                 await _until_written(recording, STOP_SECONDS)
             await _until_written(recording, PIPE_SECONDS - STOP_SECONDS)
         finally:
@@ -207,7 +207,7 @@ class KernelFeed:
     # --- a turn ----------------------------------------------------------------
 
     def _now(self) -> float:
-        """The time; the core gets to know the wall clock's beside it."""
+        """The monotonic time; tells the core its difference to the wall clock."""
         now = time.monotonic()
         self.core.epoch_offset = time.time() - now
         return now
@@ -231,14 +231,14 @@ class KernelFeed:
                 sink.deliver(events)
             if not self._subscribed.is_set() and core.subscribed:
                 self._subscribed.set()
-            commands += core.commands()  # reading may have called for more
+            commands += core.commands()  # reading may have caused more
             if core.failure is not None:
                 return
             if commands and not (events or due or self._spent() >= SLICE):
-                continue  # the next question of many: what is due is asked for behind its answer
+                continue  # the next of many requests: due work waits until it is answered
             settled, due = due, self._is_due()
             work = bool(commands) or read or due
-            if work and (events or settled or self._spent() >= SLICE):  # else there is time for more of it
+            if work and (events or settled or self._spent() >= SLICE):  # otherwise the slice has time for more
                 self._end_slice()
                 await self._checkpoint()
                 await sink.room()
@@ -246,14 +246,14 @@ class KernelFeed:
         self._end_slice()
 
     def _take_events(self) -> list[AnyEvent]:
-        """The core's events since the last call, and what became of auxiliaries."""
+        """The core's events since the last call, and the reports about auxiliaries."""
         events = self.core.take_events()
         if self._reports:
             events, self._reports = [*events, *self._reports], []
         return events
 
     async def _rest(self) -> None:
-        """Let other tasks have a turn if the slice is over."""
+        """Give other tasks a turn if the slice is over."""
         if self._spent() >= SLICE:
             self._end_slice()
             await self._checkpoint()
@@ -263,7 +263,7 @@ class KernelFeed:
         self._slice_began, self._waived = time.perf_counter(), 0.0
 
     def _spent(self) -> float:
-        """What counts of the slice so far."""
+        """The counted seconds of the slice so far."""
         return time.perf_counter() - self._slice_began - self._waived
 
     def _end_slice(self) -> None:
@@ -276,8 +276,8 @@ class KernelFeed:
 
     def _read(self, *, everything: bool) -> bool:
         """Read channels that may have data, or all of them; True if one of them has more."""
-        # What rests is read in every turn, before the others: the first may take all of the time, for it is a ring of
-        # little memory. Whoever comes too late has one batch at least.
+        # Channels with a rest are read in every turn, before the others. The first may take all of the time, because it is
+        # a ring with little memory. Each channel is read at least once, also if no time is left.
         resting = [w for w in self._channels.values() if w.rest]
         others = [w for w in self._channels.values() if (w.maybe_readable or everything) and not w.rest]
         parts = [1 if waiter is resting[0] else 2 for waiter in resting]
@@ -327,7 +327,7 @@ class KernelFeed:
                 return True
 
     def _read_failed(self, waiter: _Waiter, error: OSError | EOFError) -> bool:
-        """A channel ended or failed; True if it may have more."""
+        """Handle the end or failure of a channel; true if it may have more data."""
         core, number = self.core, waiter.number
         if isinstance(error, EOFError):
             waiter.close()
@@ -336,7 +336,7 @@ class KernelFeed:
             return False
         if not self._closed:
             core.channel_failed(number, error.errno or 0, self._now())
-        return True  # the error was reported and taken off the socket; what else is queued is still there
+        return True  # reading the error removed it from the socket; the other data is still there
 
     # --- commands ----------------------------------------------------------------
 
@@ -403,7 +403,7 @@ class KernelFeed:
         self.wake()
 
     def _ask(self, request: Any) -> Any:
-        """Worker thread: the answer to a look-up, or why there is none."""
+        """The answer to a look-up, or its failure; called in a worker thread."""
         try:
             return self._transport.lookup(request)
         except Exception as error:  # noqa: BLE001  # whatever it is, the kernel's conversation goes on
@@ -423,12 +423,12 @@ class KernelFeed:
     # --- waiting -------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something happened that the loop should look at."""
+        """Wake the loop: something happened."""
         self._wake.set()
 
     async def _wait(self, sink: Sink) -> None:
         await sink.room()
-        # Whatever changed the deadline since the end of the turn has set the event, too.
+        # If the deadline changed since the end of the turn, the event is set, too.
         if self._deadline is None:
             await self._wake.wait()
         else:
@@ -450,13 +450,13 @@ def _reason(error: Exception) -> str:
     """An error in words, for a person."""
     if isinstance(error, OSError) and error.strerror:
         if error.errno == errno.EMFILE:
-            return f"{error.strerror}; {MORE_FILES}"  # which file was one too many is of no interest
+            return f"{error.strerror}; {MORE_FILES}"  # it does not matter which file was one too many
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return str(error) or type(error).__name__
 
 
 class _Waiter:
-    """Waits for one channel to become readable, as often as it is rearmed."""
+    """Waits until one channel is readable, each time that it is rearmed."""
 
     def __init__(self, number: int, channel: Channel, feed: KernelFeed) -> None:
         self.number = number
@@ -471,18 +471,18 @@ class _Waiter:
         self._armed = anyio.Event()
 
     def adapt(self, spent: float, size: int) -> None:
-        """A full batch took so much processor time and had so many bytes: read more, or fewer, datagrams at once."""
+        """Read more, or fewer, datagrams at once: a full batch took `spent` seconds and had `size` bytes."""
         if spent > BATCH_SECONDS or size > BATCH_BYTES:
             self.batch = max(1, self.batch // 2)
         elif spent < BATCH_SECONDS / 2 and size <= BATCH_BYTES / 2:
             self.batch = min(BATCH, self.batch * 2)
 
     def rearm(self) -> None:
-        """The channel is empty: tell when it no longer is."""
+        """Wait for data again: the channel is empty."""
         self._armed.set()
 
     def close(self) -> None:
-        """Close the channel; whoever waits for it is woken first."""
+        """Close the channel; the task that waits for it is woken first."""
         if self.channel_closed:
             return
         self.channel_closed = True

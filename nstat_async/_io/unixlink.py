@@ -1,7 +1,7 @@
-"""A kernel behind an AF_UNIX socket: the emulated one, or a bridge to another machine's.
+"""Connects to a kernel behind an AF_UNIX socket: the emulated one, or a bridge to another machine's.
 
-SOCK_SEQPACKET; one packet is one datagram of the control socket, both ways; end of
-file is the control going away. Answers may come a moment after a request.
+The socket is SOCK_SEQPACKET. One packet is one datagram of the control socket, in both
+directions; end of file means that the control is gone. Answers may come a moment after a request.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ class UnixTransport(PreparedTransport):
             denied = isinstance(error, PermissionError)
             reason = UnavailableReason.PERMISSION if denied else UnavailableReason.MISSING
             raise BackendUnavailableError("unix", reason, detail) from error
-        # This socket's own buffer; what the kernel behind it has is not known here.
+        # This is the size of this socket's own buffer; that of the kernel behind it is not known here.
         set_receive_buffer(sock, self._options.receive_buffer)
         return SocketChannel(sock, immediate=False, receive_buffer=None, ends=True)
