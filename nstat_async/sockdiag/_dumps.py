@@ -1,7 +1,7 @@
-"""Evidence of presence: the dumps of one namespace, one after another, because a netlink socket serves one at a time.
+"""Evidence of presence: dumps one namespace's sockets, one dump after another, because a netlink socket serves one at a time.
 
-A request's sequence number says which poll and which dump it belongs to, and whether
-it is the poll's last: a recording explains itself.
+A request's sequence number tells its poll and its kind of dump, and whether it is the
+poll's last, so that a recording can be read without more information.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 PATIENCE = 2.0
-"""Seconds without a datagram until a dump is given up."""
+"""Seconds without a datagram after which a dump is given up."""
 MAX_FAILURES = 5
-"""Failures in a row after which the session gives up."""
+"""Failures in a row after which the source gives up."""
 
 _LISTENING = 1 << SocketState.LISTEN
 _COUNTERS = extension_bits(DiagAttribute.INFO, DiagAttribute.CONG)
@@ -64,7 +64,7 @@ _TRANSIENT = frozenset({errors.EBUSY, errors.EINTR, errors.ENOBUFS, errors.ENOME
 
 @attrs.frozen
 class Kind:
-    """What one dump is about."""
+    """A kind of dump: the sockets that it asks for."""
 
     index: int
     family: int
@@ -78,53 +78,53 @@ class Kind:
         return frozenset((each, self.protocol) for each in (AF_INET, AF_INET6) if self.family in {each, AF_UNSPEC})
 
     def extensions(self, *, extras: bool) -> int:
-        """The attributes to ask for. Buffer sizes cost a sixth of a TCP dump, so they are an extra there; UDP has little else."""
+        """The attributes to ask for. Buffer sizes take a sixth of a TCP dump, so they are an extra there; UDP has few others."""
         if self.protocol != IPPROTO_TCP:
             return _MEMORY
         return _COUNTERS | _MEMORY if extras else _COUNTERS
 
     def of_listeners(self) -> Kind:
-        """The same of TCP, about listeners alone."""
+        """This kind, but of TCP listeners only."""
         return attrs.evolve(self, states=_LISTENING) if self.protocol == IPPROTO_TCP else self
 
     @property
     def listeners_only(self) -> bool:
-        """True if it leaves all TCP sockets out but listeners."""
+        """True if it leaves out all TCP sockets but listeners."""
         return self.states == _LISTENING
 
 
 TOGETHER = Kind(0, AF_UNSPEC, IPPROTO_TCP, TCP_DUMP_STATES)
-"""Both families of TCP in one walk over the kernel's table, where it still has this; else the first two of `KINDS`."""
+"""Both families of TCP in one walk over the kernel's table; kernels without this get the first two of `KINDS`."""
 KINDS = (
     Kind(0, AF_INET, IPPROTO_TCP, TCP_DUMP_STATES),
     Kind(1, AF_INET6, IPPROTO_TCP, TCP_DUMP_STATES),
     Kind(2, AF_INET, IPPROTO_UDP, 0xFFFFFFFF),
     Kind(3, AF_INET6, IPPROTO_UDP, 0xFFFFFFFF),
 )
-"""The dumps of a poll, in their order; v4-mapped sockets are in those of AF_INET6."""
+"""The dumps of a poll, in order; v4-mapped sockets are in those of AF_INET6."""
 
 
 def sequence_of(poll: int, kind: int, *, last: bool) -> int:
-    """The sequence number of a dump request; never 0, which is the kernel's own."""
+    """The sequence number of a dump request; never 0, which the kernel uses itself."""
     return ((poll & _POLL_MASK) or 1) << 3 | kind << 1 | last
 
 
 def split_sequence(sequence: int) -> tuple[int, int, bool]:
-    """Poll, kind and "last of the poll" of a sequence number."""
+    """Poll and kind of a sequence number, and whether the dump is the poll's last."""
     return sequence >> 3, sequence >> 1 & 3, bool(sequence & 1)
 
 
 class DumpSource(Source):
-    """Asks for the dumps of a poll and takes them in.
+    """Requests the dumps of a poll and takes them in.
 
     Args:
-        output: Where requests go.
-        book: Where rows go.
+        output: Takes the requests.
+        book: Takes the rows.
         formats: How messages are cut.
-        protocols: What is dumped.
+        protocols: The protocols to dump.
         extras: Ask for the buffer sizes of TCP sockets, too.
-        every: Apply rows that did not change, too.
-        vital: A failure costs the session, and not the namespace alone.
+        every: Apply unchanged rows, too.
+        vital: A permanent failure ends the session, and not only the watching of this namespace.
     """
 
     def __init__(
@@ -141,19 +141,19 @@ class DumpSource(Source):
         super().__init__(output, ChannelPurpose(book.number, Role.DUMPS))
         self._vital = vital
         self.lost = False
-        """True when it failed for good, and is not vital."""
+        """True if it failed permanently, and is not vital."""
         self.complete = True
-        """Nothing of this poll is known to be missing."""
+        """False if it is known that something of this poll is missing."""
         self.partial = False
-        """TCP sockets are not dumped in this poll, but for listeners: `Walks` has them."""
+        """True if this poll dumps no TCP sockets but listeners: `Walks` has the others."""
         self.rows = 0
-        """Sockets reported so far."""
+        """How many sockets were reported so far."""
         self.answered: set[int] = set()
-        """Kinds that the kernel gave, ever."""
+        """Kinds that the kernel ever answered."""
         self.judged: set[tuple[int, int]] = set()
-        """Families and protocols that it gave in this poll."""
+        """Families and protocols that were dumped in this poll."""
         self.refused: dict[int, int] = {}
-        """Kinds that it refused, with its error."""
+        """Kinds that the kernel refused, with its error."""
         self._book = book
         self._formats = formats
         self._extras = extras
@@ -162,22 +162,22 @@ class DumpSource(Source):
         self._kinds = self._kinds_of(TOGETHER, *KINDS[2:])
         self._queue: list[Kind] = []
         self._kind: Kind
-        """What the dump under way is about."""
+        """The kind of the present dump."""
         self._sequence = 0
         self._progress = 0.0
         self._failures = 0
         self._requests: dict[Kind, bytes] = {}
-        """As they were sent."""
+        """The requests as they are sent, by kind."""
         self._memories: dict[tuple[int, bool], Memory] = {}
-        """By kind what its last dump had."""
+        """The memories of the last dumps, by kind."""
         self._memory: Memory
-        """Of the dump under way."""
+        """The memory of the present dump."""
 
     def _kinds_of(self, *kinds: Kind) -> list[Kind]:
         return [kind for kind in kinds if kind.protocol in self._protocols]
 
     def requests_for_new(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """The requests that dump what can be new without a listener: of TCP and of UDP, as this kernel answers them."""
+        """The requests that dump sockets which can be new, without listeners: of TCP and of UDP, as this kernel answers them."""
         requests: dict[int, list[bytes]] = {IPPROTO_TCP: [], IPPROTO_UDP: []}
         for kind in self._kinds:
             if kind.index not in self.refused:
@@ -203,7 +203,7 @@ class DumpSource(Source):
         self._next()
 
     def dump_all(self) -> None:
-        """All TCP sockets are to be dumped in this poll after all."""
+        """Dump all TCP sockets in this poll after all."""
         self.partial = False
         self._queue += [kind for kind in self._kinds if kind.protocol == IPPROTO_TCP and kind.index not in self.refused]
         if self.done and not self.output.following:
@@ -250,7 +250,7 @@ class DumpSource(Source):
         self._memory.begin()
 
     def failed(self, errno: int) -> None:
-        """A failure costs the poll; many in a row, a refusal, or a channel that cannot be opened, the session."""
+        """Handle a failure: it ends the poll. Several in a row, a refusal, or a channel that cannot be opened end the source."""
         self._failures += 1
         if self.is_open and self._failures <= MAX_FAILURES and not is_refusal(errno):
             self.expire()
@@ -265,7 +265,7 @@ class DumpSource(Source):
         return None if self.done else self._progress + PATIENCE
 
     def expire(self) -> None:
-        """Give up the poll; what is still to come of it is not wanted on the next one's channel."""
+        """Give up the poll, and open another channel: the rest of its answers must not mix with the next poll's."""
         self.abort()
         if not self.output.following:
             self.reopen()
@@ -282,7 +282,7 @@ class DumpSource(Source):
             index, offset = self._take(datagrams, index, offset)
 
     def _take(self, datagrams: tuple[bytes, ...], index: int, offset: int) -> tuple[int, int]:
-        """Take in the message at `offset` of a datagram, and those that are like it; index and offset behind them."""
+        """Take in the message at `offset`, and those after it that begin alike; returns index and offset after them."""
         data, behind = datagrams[index], (index + 1, 0)
         size = len(data) - offset
         if size < HEADER.size:
@@ -301,7 +301,7 @@ class DumpSource(Source):
                 self._broken("inet_diag message is too short")
             elif stride <= size:
                 return self._scan(datagrams, index, offset, length)
-            else:  # the last message of a datagram may come without its padding
+            else:  # the last message of a datagram may lack its padding
                 self._scan((data[offset:].ljust(stride, b"\0"),), 0, 0, length)
         elif type_ in _ENDS:
             self._end(Frame(offset, length, type_, flags, sequence), data, self._kind)
@@ -309,7 +309,7 @@ class DumpSource(Source):
         return index, offset + stride
 
     def _scan(self, datagrams: tuple[bytes, ...], index: int, offset: int, length: int) -> tuple[int, int]:
-        """Take in the row at `offset` and those behind it that begin alike; index and offset behind them."""
+        """Take in the row at `offset` and those after it that begin alike; returns index and offset after them."""
         form, book, protocol = self._formats.of(datagrams[index], offset, length), self._book, self._kind.protocol
         take, poll = form.scan or scan, self.output.poll
         index, offset, rows = take(
@@ -360,12 +360,12 @@ class DumpSource(Source):
 
     @property
     def all_refused(self) -> bool:
-        """True when nothing of what was asked for exists here."""
+        """True if the kernel refused all kinds."""
         return bool(self._kinds) and len(self.refused) == len(self._kinds)
 
 
 def first_request(data: bytes) -> DiagRequest | None:
-    """The first sock_diag request of a datagram; `None` when there is none."""
+    """The first sock_diag request of a datagram; `None` if there is none."""
     try:
         for frame in iterate_messages(data):
             if frame.type in _ROWS:

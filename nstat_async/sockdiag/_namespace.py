@@ -1,11 +1,10 @@
-"""One network namespace: its book, the sources that speak of it, and what a poll looks at in it.
+"""One network namespace: its book, the sources of evidence about it, and its part of a poll.
 
-Four channels, opened in this order so that nothing falls between them: removals
-first, then addresses, look-ups and dumps.
+It has four channels: removals, addresses, look-ups and dumps. They are opened in this order, so that no
+change is missed between them.
 
-Absence is proven, not assumed. Closed while its descriptor is open, a socket is in no
-dump, and its removal comes later; only when removals were lost, or the absence
-lasts, is it worth a question.
+Absence is proven, not assumed. A socket in the state CLOSE whose descriptor is still open is in no dump, and its
+removal comes later. So the kernel is asked only if removals were lost, or if the absence lasts.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from ._tables import TableSource
 from ._walks import Walks
 
 JUDGED_AT_ONCE = 256
-"""Absent sockets that are looked into in one step, about 1 ms."""
+"""Absent sockets that are examined in one step, which takes about 1 ms."""
 PATIENCE = 3
-"""Polls without a socket after which it is taken for gone where removals are lost and nobody answers."""
+"""Polls without a socket after which it is assumed to be gone, if removals were lost and look-ups get no answer."""
 
 
 class Namespace:
-    """A network namespace under observation."""
+    """A network namespace that is watched."""
 
     def __init__(
         self,
@@ -62,9 +61,9 @@ class Namespace:
         links, self._formats = LinkTable(), RowFormats()
         self.number = number
         self.entered = entered
-        """False: nobody can ask in it, and eBPF programs alone tell of it (`Glimpses`), or tables alone (`OutsideTables`)."""
+        """False: nothing can be requested in it; only eBPF programs (`Glimpses`) or only tables (`OutsideTables`) report it."""
         self.polled = False
-        """True once a poll began to look at it."""
+        """True once a poll of it began."""
         self.book = Book(
             output,
             number,
@@ -106,7 +105,7 @@ class Namespace:
         self.tables = tables(output, self.book, sightings, self._formats, read)
         sources = (self.removals, self.addresses, self.lookups, self.dumps)
         self.sources: tuple[Source, ...] = sources if entered else ()
-        """In the order in which their channels are opened."""
+        """The sources, in the order in which their channels are opened."""
         self.pulse = PulseSource(
             output,
             self.book,
@@ -117,16 +116,16 @@ class Namespace:
             options.pulse,
             polled=options.interval is not None,
         )
-        """Opens its channel by itself, behind the first poll."""
+        """The pulse, which opens its channel itself after the first poll."""
         self._output = output
         self._judged = True
         self._absent: list[Entry] = []
-        """What no dump of this poll had, and is still to be looked into."""
+        """Sockets that no dump of this poll had, and that are still to be examined."""
         self._asking = 0
-        """Questions about absences without an answer."""
+        """Number of look-ups of absent sockets that are not answered yet."""
 
     def open(self) -> None:
-        """Ask for the channels."""
+        """Request the channels."""
         for source in self.sources:
             source.open()
 
@@ -139,7 +138,7 @@ class Namespace:
         return not self.entered or self.addresses.settled
 
     def begin_poll(self) -> None:
-        """Dump everything."""
+        """Request all dumps."""
         self.polled = True
         if not self.entered:
             self.tables.begin_poll()
@@ -151,7 +150,7 @@ class Namespace:
         self.tables.begin_poll()
 
     def end(self) -> None:
-        """Nobody is there any more: what is left of its flows ends."""
+        """End all flows: the namespace is gone."""
         book = self.book
         self._sightings.leave(book)
         self.lookups.give_up_all()
@@ -161,7 +160,7 @@ class Namespace:
             source.close()
 
     def gather(self) -> bool:
-        """Look into absences once all dumps are in; True when each was."""
+        """Examine absences once all dumps are complete; true when all were examined."""
         if not self._judged and self.dumps.done and self.walks.done:
             self._judged = True
             self.book.end_dumps()
@@ -173,11 +172,11 @@ class Namespace:
 
     @property
     def judging(self) -> bool:
-        """True while absences are looked into: `gather` has more to do at once."""
+        """True while absences are examined: `gather` has more to do at once."""
         return bool(self._absent) or self.tables.busy
 
     def end_poll(self) -> None:
-        """Everything that this poll found is in the book."""
+        """End the poll: the book has all that it found."""
         if not self.entered:
             return
         self.walks.end_poll()
@@ -190,10 +189,10 @@ class Namespace:
     # -- evidence of absence
 
     def _find_absences(self) -> list[Entry]:
-        """All dumps of a poll are in: what none of them had."""
+        """The sockets that none of this poll's dumps had."""
         entries, poll, reliable = self.book.entries, self._output.poll, self.removals.reliable
-        # A poll that had as many sockets as are known is taken to have had those: one that was reported twice could
-        # hide an absence until the next poll.
+        # If the dumps had as many rows as there are known sockets, it is assumed that they had exactly these: a socket
+        # that was reported twice could hide an absence until the next poll.
         if self.dumps.partial or (reliable and self.book.reported == len(entries)):
             return []
         return [entry for entry in entries.values() if entry.seen != poll]
@@ -213,7 +212,7 @@ class Namespace:
         self.lookups.ask(lookup_request(message, entry.protocol), lambda found: self._answered(entry, found))
 
     def _answered(self, entry: Entry, found: bytes | None) -> None:
-        """See what an exact look-up found of a socket that no dump had."""
+        """Judge the result of an exact look-up of a socket that no dump had."""
         self._asking -= 1
         book = self.book
         if entry.over:

@@ -1,4 +1,4 @@
-"""Evidence of network namespaces: which ones came, and which ones nobody is in any more."""
+"""Evidence of network namespaces: which ones came, and which ones are gone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ._output import Output
 from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest, needed_to_look
 
 REMEMBERED = 1024
-"""Namespaces that records named, and that were not found."""
+"""Most namespaces that are remembered because records named them and no search found them."""
 ROUNDS = 2
-"""Whole rounds that do not find a namespace until it is watched from outside: the first may have begun before it was met."""
+"""Whole rounds without a namespace after which it is watched from outside: the first may have begun before its record."""
 
 
 MOST_LOOKS = 32
-"""Looks right after each other for one of them: a round of a machine with many processes is several."""
+"""Most immediate searches for one of them: with many processes a round takes several."""
 
 
 @attrs.define
@@ -27,22 +27,22 @@ class _Stranger:
 
     inode: int
     looks: int = 0
-    """Looks since."""
+    """Searches since then."""
     rounds: int = 0
-    """Whole rounds since."""
+    """Whole rounds since then."""
 
 
 class NamespaceSource:
-    """Looks for namespaces at each poll.
+    """Searches for namespaces at each poll.
 
     Args:
-        output: Where questions go.
-        add: Called with a namespace that was found.
-        drop: Called with the number of one that is gone.
-        place: Called with the cgroups of those that are watched from outside, by number, as far as each has but one.
-        glimpses: Those that cannot be found, or not be entered.
-        asks: Whether namespaces are looked for.
-        closed: Whether none of them may be entered: then nobody waits for a look.
+        output: Takes the requests.
+        add: Called with each namespace that was found.
+        drop: Called with the number of each one that is gone.
+        place: Called with the cgroups of namespaces that are watched from outside, by number, if all processes are in one.
+        glimpses: The namespaces that cannot be found or entered.
+        asks: Search for namespaces.
+        closed: None of them can be entered, so nothing waits for a search.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class NamespaceSource:
         self._asks = asks
         self._closed = closed
         self.settled = not asks
-        """True when it is known which ones there are."""
+        """True when it is known which namespaces exist."""
         self._asking = self._again = False
         self._outside = self._looked_outside = False
         self._strangers: dict[int, _Stranger] = {}
-        """By cookie: of these a record came, and they are not watched."""
+        """Namespaces that a record named and that are not watched, by cookie."""
         self._released: list[int] = []
         self._last = NamespacesAnswer()
 
     def ask(self) -> None:
-        """Have a look, unless one is under way."""
+        """Begin a search, unless one is running."""
         if self._asks and not self._asking:
             self._asking = True
             released, self._released = tuple(self._released), []
@@ -87,10 +87,10 @@ class NamespaceSource:
             self.ask()
 
     def meet(self, cookie: int, inode: int) -> bool:
-        """A record is of a namespace that is not watched: look at once, if it may be a new one.
+        """A record named a namespace that is not watched: search at once, if it may be a new one.
 
         Returns:
-            Whether it may be watched soon, and is not by now.
+            True if it may be watched soon, but is not yet.
         """
         if self._closed and inode:
             self._glimpses.meet(cookie, self._label(cookie, inode))
@@ -106,7 +106,7 @@ class NamespaceSource:
         return self._asks
 
     def take(self, answer: Any) -> None:
-        """Take in what came and went."""
+        """Take in the namespaces that came and went."""
         self._asking, self.settled = False, self._looked_outside is self._outside
         if isinstance(answer, NamespacesAnswer):
             self._learn(answer)
@@ -129,7 +129,7 @@ class NamespaceSource:
         self._glimpses.sweep()
 
     def _watch_from_outside(self, answer: NamespacesAnswer) -> None:
-        """See to what records named and the look did not find, or could not enter."""
+        """Watch from outside the namespaces that records named and the search did not find, or could not enter."""
         labels = {inode for inode, _ in answer.names}
         for cookie, stranger in list(self._strangers.items()):
             stranger.looks += 1
@@ -141,19 +141,19 @@ class NamespaceSource:
                 self._again = True
 
     def _label(self, cookie: int, inode: int) -> str:
-        """What a namespace is called where it is known, else by its number as ``/proc/PID/ns`` shows it."""
+        """The label of a namespace if it has one, else its inode as ``/proc/PID/ns`` shows it."""
         return dict(self._last.names).get(inode) or (f"net:[{inode}]" if inode else f"net:{cookie}")
 
     def release(self, number: int) -> None:
-        """A namespace is not watched any more."""
+        """Forget a namespace that is no longer watched."""
         self._drop(number)
         self._released.append(number)
 
     def remarks(self, *, seen: bool) -> list[str]:
-        """What is not watched, for a person.
+        """Tell a person which namespaces are not watched.
 
         Args:
-            seen: eBPF programs tell of all namespaces.
+            seen: True if eBPF programs report all namespaces.
         """
         last, found = self._last, []
         only = ": what eBPF programs see of them is all there is, without interfaces and, until its end, the counts of a TCP flow"

@@ -1,12 +1,12 @@
-"""Polls: when one begins, and what it goes through.
+"""The polls of a session: when one begins, and its stages.
 
-A poll gathers (every namespace dumps its sockets, absences are looked into), searches for the
-processes of new sockets and announces them, and is complete:
+A poll gathers (every namespace dumps its sockets and examines absences), searches for the
+processes of new sockets, announces these, and is complete:
 
     SETUP ──▶ GATHERING ──▶ ANNOUNCING ──▶ IDLE ──▶ GATHERING …
 
-Whatever waits ends by itself or by its deadline. A new flow is announced when its process is found,
-or known not to be found soon, so that `FlowAdded` has it; one that ends before is announced then.
+Each stage ends on its own or by its deadline. A new flow is announced when its process is found, so that
+`FlowAdded` has it, or when it will not be found soon; a flow that ends before is announced at its end.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ._owners import OwnerSource
 from ._programs import Programs
 
 REPAIR_PAUSE = 0.2
-"""Smallest time in seconds between the begin of two polls that nobody's interval asked for."""
+"""Least seconds between the starts of two polls outside the interval."""
 OWNERS_PATIENCE = 0.25
 """Seconds that new flows wait for their process."""
 FIRST_OWNERS_PATIENCE = 3.0
-"""The same in the first poll, which finds all sockets of the machine."""
+"""As `OWNERS_PATIENCE`, in the first poll, which finds all sockets of the machine."""
 ASKED_OWNERS_PATIENCE = 30.0
-"""The same where every poll is one that was asked for: no later one may have the processes."""
+"""As `OWNERS_PATIENCE`, without an interval: maybe no later poll comes that could tell the processes."""
 ANNOUNCED_AT_ONCE = 240
-"""Flows announced in one step, about 1 ms, and delivered, which takes 2 to 3; as many owners are learned before it in the same turn."""
+"""Flows that are announced in one step: about 1 ms, and 2 or 3 for the delivery. As many owners are learned before it."""
 
 
 class _Stage(enum.Enum):
@@ -43,15 +43,15 @@ class _Stage(enum.Enum):
 
 
 class Polls:
-    """The polls of a session, one after the other.
+    """Does the polls of a session, one after the other.
 
     Args:
-        output: The time, and where what is said goes.
-        namespaces: What is polled.
-        searches: What is searched for at the end of each.
-        spaces: Looks for other namespaces, beside each.
-        programs: Asked for counts in each.
-        interval: Seconds between the begin of two polls; `None`: only when wanted.
+        output: Has the time; takes events and requests.
+        namespaces: The namespaces to poll.
+        searches: The searches at the end of each poll.
+        spaces: Searches for other namespaces during each poll.
+        programs: Is asked for counts in each poll.
+        interval: Seconds between the starts of two polls; `None`: only when requested.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Polls:
         self._interval = None if output.following else interval
         self._stage = _Stage.IDLE if output.following else _Stage.SETUP
         self._due: float | None = None
-        """When the next poll begins, unless one is under way then."""
+        """When the next poll begins, unless the present one still runs then."""
         self._wanted = False
-        """Another poll is wanted as soon as the one under way is over."""
+        """True if another poll is wanted after the present one."""
         self._patience_ends = 0.0
         self._fresh = True
-        """A namespace is looked at for the first time."""
+        """True if the present poll is the first one of a namespace."""
 
     # -- when
 
     def request(self) -> int:
-        """Have a poll begin as soon as possible; its serial."""
+        """Have a poll begin as soon as possible; returns its serial."""
         serial = self._output.poll + 1
         if self._stage is not _Stage.IDLE:
             self._wanted = True
@@ -90,7 +90,7 @@ class Polls:
         return serial
 
     def _repair(self) -> None:
-        """Something was lost: a poll is wanted soon. A recorded client asked for its repair itself."""
+        """Schedule a poll soon, because something was lost. A recorded client requested it itself."""
         self._output.repair_wanted = False
         if self._output.following:
             return
@@ -113,14 +113,14 @@ class Polls:
         return None
 
     def expire(self) -> None:
-        """The time may have come."""
+        """Do what is due, if the deadline has come."""
         if self._stage is _Stage.IDLE and self._due is not None and self._due <= self._output.now:
             self._begin(self._output.poll + 1)
 
     # -- what
 
     def proceed(self) -> None:
-        """Go on as far as possible without waiting."""
+        """Continue as far as possible without waiting."""
         if self._output.repair_wanted:
             self._repair()
         if self._stage is _Stage.SETUP and self.settled:
@@ -136,12 +136,12 @@ class Polls:
 
     @property
     def _news(self) -> bool:
-        """True if a namespace came that no poll has looked at yet."""
+        """True if there is a namespace that no poll has looked at yet."""
         return any(not namespace.polled and namespace.settled for namespace in self._namespaces)
 
     @property
     def settled(self) -> bool:
-        """True when it is known what is watched, and its channels are open or given up."""
+        """True when it is known which namespaces are watched, and their channels are open or given up."""
         known = self._programs.settled and self._spaces.settled
         return known and all(namespace.settled or namespace.dumps.lost for namespace in self._namespaces)
 
@@ -149,7 +149,7 @@ class Polls:
     def _gathered(self) -> bool:
         gathered = True
         for namespace in self._namespaces:
-            gathered &= namespace.gather()  # each must look into its absences
+            gathered &= namespace.gather()  # not `all`: each must examine its absences
         return gathered and self._programs.gathered
 
     def _begin(self, serial: int) -> None:
@@ -171,7 +171,7 @@ class Polls:
             output.failure = BackendUnavailableError("sock_diag", UnavailableReason.MISSING, detail)
 
     def _search(self) -> None:
-        """The book is up to date but for the owners of new sockets."""
+        """Begin the searches: the books are up to date except for the owners of new sockets."""
         for namespace in self._namespaces:
             namespace.end_poll()
         self._programs.settle()
@@ -185,13 +185,13 @@ class Polls:
 
     @property
     def _placed(self) -> bool:
-        """True when new flows need not wait for their cgroup any longer, nor what was there before for names."""
+        """True when new flows need not wait longer for their cgroups, nor the flows of the first poll for names."""
         named = not (self._fresh and self._owners.naming)
         return (named and not self._cgroups.searching) or self._output.now >= self._patience_ends
 
     @property
     def _searched(self) -> bool:
-        """True when new flows need not wait for their process any longer."""
+        """True when new flows need not wait longer for their processes."""
         return not self._owners.searching or self._output.now >= self._patience_ends
 
     @property
@@ -213,14 +213,14 @@ class Polls:
         complete = all(namespace.dumps.complete for namespace in self._namespaces)
         flows = sum(len(namespace.book.entries) for namespace in self._namespaces)
         output.events.append(PollCompleted(output.time, flows, complete, output.poll))
-        if self._interval is not None or not output.first_poll:  # whoever takes a single look sees no connection end
+        if self._interval is not None or not output.first_poll:  # a single snapshot sees no connection end
             self._owners.count()
         output.first_poll = False
         self._stage = _Stage.IDLE
         if self._wanted:
             self._due = self._soon()
         elif self._due is not None and self._due <= output.now and self._interval is not None:
-            self._due += ((output.now - self._due) // self._interval + 1) * self._interval  # begins that were missed
+            self._due += ((output.now - self._due) // self._interval + 1) * self._interval  # skips missed starts
 
     # -- following a recording
 
@@ -231,7 +231,7 @@ class Polls:
             self._begin(serial)
 
     def finish(self) -> None:
-        """What the poll under way still expects, or asks for while it ends, will not come."""
+        """End the present poll: nothing that it expects, or requests while it ends, will come."""
         while self._stage is not _Stage.IDLE:
             self._owners.give_up()
             self._cgroups.give_up()

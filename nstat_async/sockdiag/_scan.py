@@ -1,4 +1,4 @@
-"""Rows of a dump, compared with what is known of their sockets. The reference of the same in C (``_speedups.c``)."""
+"""Compares the rows of a dump with the dump before. The C code (``_speedups.c``) does the same; this is its reference."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from ._entry import Entry
 from ._rows import Columns, Pieces, RowFormat
 
 FEW = 8
-"""Rows that are looked at one by one where a comparison of so many found a difference."""
+"""If a comparison of this many rows finds a difference, they are compared one by one."""
 MANY = 1024
-"""Rows that are compared at once at most."""
+"""Most rows that are compared at once."""
 LOOK_AHEAD = 64
-"""Sockets that may be gone since, for the next one to be where it is expected."""
+"""Most expected sockets that are skipped as gone to find the one of a row."""
 
 Apply = Callable[[Entry | None, int, Pieces, bytes, RowFormat], None]
 
 
 @attrs.define
 class _Run:
-    """Rows that lie side by side in one datagram, each with its socket."""
+    """Consecutive rows of one datagram, each with its socket."""
 
     entries: list[Entry]
     pieces: list[Pieces]
-    """What the last one of each was, cut: another object, if something else told of the socket since."""
+    """The pieces of the last row of each socket; `Entry.last` is another object if another source reported the socket since."""
     data: bytes
     end: int
-    """Offset behind them."""
+    """Offset after the rows."""
     form: RowFormat
 
 
 class Memory:
-    """The last dump of a kind. A kernel lists its sockets by its own tables, so most rows are where they were in the one before."""
+    """The last dump of a kind. The kernel lists sockets in the order of its tables, so most rows are where they were before."""
 
     def __init__(self) -> None:
         self._now: list[_Run] = []
         self._most = MANY
 
     def begin(self) -> None:
-        """Another dump begins: what the one under way had is what the next one is compared with, from its first place on."""
+        """Begin a dump, and compare it with the one before from the first row on."""
         self._before, self._now = self._now, []
         self._run = self._place = 0
 
@@ -53,7 +53,7 @@ class Memory:
         return self._run >= len(self._before)
 
     def pass_over(self, data: bytes, offset: int, end: int, form: RowFormat, poll: int) -> int:
-        """Mark the sockets of the rows that are those expected, and as they were; the offset behind them."""
+        """Mark the sockets of rows that are as expected and unchanged; returns the offset after these rows."""
         rows, stride = memoryview(data), form.stride
         while offset < end and self._run < len(self._before):
             run = self._before[self._run]
@@ -82,7 +82,7 @@ class Memory:
         return offset
 
     def keep(self, entries: list[Entry], pieces: list[Pieces], data: bytes, end: int, form: RowFormat) -> None:
-        """The dump under way has these rows side by side; the last one ends at this offset."""
+        """Remember consecutive rows of the present dump; the last one ends at this offset."""
         last = self._now[-1] if self._now else None
         if (
             last is not None
@@ -95,7 +95,7 @@ class Memory:
         self._now.append(_Run(entries, pieces, data, end, form))
 
     def go_behind(self, entry: Entry | None, number: int) -> None:
-        """So many rows were looked at one by one, this socket's the last."""
+        """Skip `number` rows that were compared one by one; the last one is this socket's."""
         if self.over:
             return
         place, many = self._place, number + LOOK_AHEAD
@@ -111,7 +111,7 @@ class Memory:
         self._move(number)
 
     def _move(self, number: int) -> None:
-        """So many sockets are expected no more."""
+        """Stop expecting the next `number` sockets."""
         self._place += number
         while self._run < len(self._before) and self._place >= len(self._before[self._run].entries):
             self._place -= len(self._before[self._run].entries)
@@ -119,7 +119,7 @@ class Memory:
 
 
 def are_alike(rows: memoryview, others: memoryview, columns: Columns) -> bool:
-    """True if so many rows have the same in all columns."""
+    """True if the rows are equal in all columns."""
     for code, places in columns:
         here, there = rows.cast(code), others.cast(code)  # type: ignore[call-overload]  # one of its letters
         for place in places:
@@ -129,7 +129,7 @@ def are_alike(rows: memoryview, others: memoryview, columns: Columns) -> bool:
 
 
 def new_memory() -> Memory:
-    """A memory for whatever scans: the Python code, or the C code."""
+    """A memory for the scan that is used: the Python code's, or the C code's."""
     made: Memory = Memory() if speedups is None else speedups.Memory()
     return made
 
@@ -140,28 +140,28 @@ def scan(
     offset: int,
     entries: dict[int, Entry],
     poll: int,
-    every: bool,  # as the C code has it
+    every: bool,  # in the place where the C code has it
     apply: Apply,
     protocol: int,
     form: RowFormat,
     memory: Memory,
 ) -> tuple[int, int, int]:
-    """Take in the row at `offset` of a datagram and those behind it that begin alike, also in the datagrams behind.
+    """Take in the row at `offset` and the rows after it that begin alike, also in the next datagrams.
 
     Args:
-        datagrams: What came.
-        index: Of the datagram.
-        offset: Where its first row is.
-        entries: What is known, by cookie.
-        poll: Marks the sockets whose rows are as they were.
-        every: Apply these rows, too.
-        apply: Called with all others: the socket if it is known, its protocol, the pieces of the row, it and its form.
+        datagrams: The datagrams.
+        index: Index of the datagram.
+        offset: Offset of its first row.
+        entries: The known sockets, by cookie.
+        poll: Serial of the poll, which marks the sockets of unchanged rows.
+        every: Apply unchanged rows, too.
+        apply: Called for each other row with the socket if it is known, protocol, the pieces of the row, the row and its form.
         protocol: For `apply`.
         form: How to cut the rows.
-        memory: Of this dump.
+        memory: The memory of this kind of dump.
 
     Returns:
-        Index and offset behind them, and their number.
+        Index and offset after these rows, and their number.
     """
     number = 0
     while True:
@@ -185,7 +185,7 @@ def _scan_one(
     form: RowFormat,
     memory: Memory,
 ) -> int:
-    """The same in one datagram; the offset behind them."""
+    """As `scan`, in one datagram; returns the offset after the rows."""
     length, stride, get = form.length, form.stride, entries.get
     head = int.from_bytes(data[offset : offset + 8], sys.byteorder)
     end = offset + (len(data) - offset) // stride * stride

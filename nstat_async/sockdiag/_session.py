@@ -1,7 +1,7 @@
-"""The Linux core: evidence of sockets in, events and commands out.
+"""The Linux core: it takes evidence of sockets, and gives events and commands.
 
-Removals, changes of addresses and owners are taken in at any time, presence and absence
-in polls (`_polls`).
+It takes removals, changes of addresses and owners at any time, and the presence and absence
+of sockets in polls (`_polls`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ._sightings import Sightings
 from ._source import Source
 
 MAX_NAMESPACES = 256
-"""Namespaces that are watched at once."""
+"""Most namespaces that are watched at once."""
 
 _PROTOCOLS = {provider: number for number, provider in PROVIDERS.items()}
 
@@ -63,20 +63,20 @@ class Session:
     """The logic of one sock_diag subscription: no sockets, no clock.
 
     Args:
-        options: What to watch and how; `None` for the defaults.
-        namespaces: The network namespaces. The transport knows them by their place here.
+        options: The monitor's options; `None`: the defaults.
+        namespaces: The network namespaces. The transport knows each by its index here.
         kernel: The kernel's release, for `capabilities`.
         processes: Whose processes the transport can name.
-        limit: Why not everybody's, for a person.
-        refused: Whose, if a search meets a process that may not be looked at.
-        ebpf: Whether eBPF programs are asked for.
-        all_namespaces: Whether the transport looks for other network namespaces.
-        closed: Whether none of them may be entered.
-        cgroups: Whether the transport looks up cgroups.
-        mode: `Mode.FOLLOWING`: nothing is sent, a recorded client's requests are observed.
+        limit: Why it cannot name everybody's, for a person.
+        refused: Whose processes it can name if a search meets one whose descriptors we may not see.
+        ebpf: Ask for eBPF programs.
+        all_namespaces: The transport searches for other network namespaces.
+        closed: None of them can be entered.
+        cgroups: The transport looks up cgroups.
+        mode: `Mode.FOLLOWING`: send nothing, and observe the requests of a recorded client.
 
     Raises:
-        UsageError: None of the providers asked for exists on Linux.
+        UsageError: None of the wanted providers exists on Linux.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Session:
             closed=closed,
             cgroups=cgroups,
         )
-        """What it was made of, beside the options."""
+        """The arguments that it was made with, except the options."""
         self._output = Output(mode)
         wanted = _PROTOCOLS if self._output.following else self._options.providers
         self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
@@ -117,12 +117,12 @@ class Session:
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
         self._gone = CoverageSum()
-        """What those namespaces carried that are gone."""
+        """The traffic of namespaces that are gone."""
         self._books: list[Book] = []
-        """Those of the namespaces from the beginning, by number."""
+        """The books of the first namespaces, by number."""
         self._numbered = 0
         self._rows = 0
-        """Reports of namespaces that are gone."""
+        """How many sockets the dumps of namespaces that are gone have reported."""
         self._sightings = Sightings(self._output, self._owners, self._cgroups, self._protocols)
         self._glimpses = Glimpses(self._glimpse_namespace, self._drop_namespace, self._sightings)
         self._spaces = NamespaceSource(
@@ -157,10 +157,10 @@ class Session:
         mode: Mode = Mode.DRIVING,
         client: int = 0,  # noqa: ARG003  # channels of one recording are one subscription
     ) -> Session:
-        """The session that has this `setup`.
+        """Make the session that has this `setup`.
 
         Raises:
-            UsageError: None of the providers asked for exists on Linux.
+            UsageError: None of the wanted providers exists on Linux.
         """
         return cls(options, mode=mode, **attrs.asdict(setup, recurse=False))
 
@@ -175,13 +175,13 @@ class Session:
         self._sort_sources()
 
     def _sort_sources(self) -> None:
-        """Note which ones ask for something by themselves, and which have a deadline: that is looked at many times a turn."""
+        """Note which sources send requests on their own, and which have a deadline: both are read many times in each turn."""
         sources = self._sources.values()
         self._asking = [source for source in sources if type(source).flush is not Source.flush]
         self._timed = [source for source in sources if type(source).deadline is not Source.deadline]
 
     def _glimpse_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
-        """A namespace is watched from outside."""
+        """Make a namespace that is watched from outside."""
         return self._make_namespace(number, identity, entered=False)
 
     def _make_namespace(
@@ -213,7 +213,7 @@ class Session:
         return (namespace for namespace in self._namespaces if namespace.entered)
 
     def _found_namespace(self, found: FoundNamespace) -> None:
-        """A namespace came."""
+        """Make the namespace that was found."""
         alike = sum(namespace.entered is found.entered for namespace in self._namespaces)
         if self._namespace(found.number) is not None or alike >= MAX_NAMESPACES:
             return
@@ -233,7 +233,7 @@ class Session:
             namespace.tables.cgroup = cgroups.get(namespace.number, 0)
 
     def _drop_namespace(self, number: int) -> None:
-        """Nobody is in a namespace any more."""
+        """Stop watching a namespace: it is gone."""
         namespace = self._namespace(number)
         if namespace is None:
             return
@@ -273,15 +273,15 @@ class Session:
 
     @property
     def subscribed(self) -> bool:
-        """True as soon as it is known whether there are eBPF programs: netlink subscribes when its channels are opened.
+        """True once it is known whether there are eBPF programs; netlink subscribes when its channels are opened.
 
-        Where all network namespaces are asked for, they are to be known by then, and their channels open.
+        If all network namespaces are wanted, they must be known as well, and their channels open.
         """
         return self._programs.settled and (not self.setup.all_namespaces or self._polls.settled)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is known by now about what this subscription can tell."""
+        """The capabilities of this subscription, as far as they are known by now."""
         removals = [namespace.removals for namespace in self._entered()]
         reported = not any(source.missing for source in removals)
         answered = {KINDS[index].protocol for ns in self._namespaces for index in ns.dumps.answered}
@@ -307,14 +307,14 @@ class Session:
 
     @property
     def _visibility(self) -> Visibility:
-        """Whose processes can be named: what was found out at first, unless a search met others."""
+        """Whose processes can be named, by the test at the start and the searches since then."""
         if self._owners.failure is not None:
             return Visibility.NONE
         processes = Visibility.ALL if self._names_all else self.setup.processes
         return self.setup.refused if processes is Visibility.ALL and self._hidden() else processes
 
     def _hidden(self) -> str | None:
-        """Why not everybody's processes can be named."""
+        """Why not everybody's processes can be named, for a person."""
         if self._owners.failure is not None and self.setup.processes is not Visibility.NONE:
             return f"processes are unknown: {self._owners.failure}"
         if self._names_all:
@@ -326,7 +326,7 @@ class Session:
         hidden = self._hidden()
         if hidden is not None:
             yield hidden
-        elif self._sightings.walks and self._owners.unresolved:  # programs name everybody's processes, and found none
+        elif self._sightings.walks and self._owners.unresolved:  # programs name everybody's processes, but found none
             yield f"sockets of no process that can be found: {self._owners.unresolved} (the kernel's own, those of io_uring, or on their way between processes)"
         programs = self._programs
         abilities = tells(programs.tier)
@@ -342,12 +342,12 @@ class Session:
         yield from self._unentered()
 
     def _unentered(self) -> list[str]:
-        """Which network namespaces are not watched, or from outside only."""
+        """The network namespaces that are not watched, or only from outside, for a person."""
         return self._spaces.remarks(seen=self._programs.tier is not Tier.NONE)
 
     @property
     def _names_all(self) -> bool:
-        """True if the processes of all users are known by eBPF."""
+        """True if eBPF programs name the processes of all users."""
         attached = self._programs.attached
         return self._programs.tier is not Tier.NONE and attached.processes_trusted and attached.owners
 
@@ -373,7 +373,7 @@ class Session:
     # -- the contract: input
 
     def start(self, now: float) -> None:
-        """Begin to subscribe."""
+        """Start the subscription."""
         self._output.now = now
         if not self._output.following:
             if Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP not in self._protocols:
@@ -395,7 +395,7 @@ class Session:
         if output.following:
             self._turn(now)
             source = self._source(channel)
-        else:  # the same in short: this is called for each batch
+        else:  # the same in short, because this is called for each batch
             output.now = now
             source = self._sources.get(channel)
         if source is None:
@@ -415,7 +415,7 @@ class Session:
         self._tell(channel, now, lambda source: source.opened(receive_buffer))
 
     def channel_drained(self, channel: int, now: float) -> None:
-        """Nothing is readable now."""
+        """A channel was read until it was empty."""
         self._turn(now)
         source = self._source(channel)
         if source is not None:
@@ -427,7 +427,7 @@ class Session:
         self._tell(channel, now, lambda source: source.failed(errno))
 
     def channel_closed(self, channel: int, now: float) -> None:
-        """A netlink socket has no other side that could close it: taken as a failure."""
+        """A channel was closed. No one can close a netlink socket from the other end, so this is a failure."""
         self.channel_failed(channel, errors.EBADF, now)
 
     def _tell(self, channel: int, now: float, what: Callable[[Source], None]) -> None:
@@ -438,7 +438,7 @@ class Session:
         self._polls.proceed()
 
     def lookup_done(self, token: int, answer: object, now: float) -> None:
-        """The answer to a look-up, or what says that there is none."""
+        """Take in the answer to a look-up, or its failure."""
         self._turn(now)
         if not self._output.following:
             self._output.take_answer(token, answer)
@@ -471,7 +471,7 @@ class Session:
             namespace.tables.take(answer)
 
     def request_poll(self, now: float) -> int:
-        """Ask for one poll of everything as soon as possible; the serial of the first that begins after this call."""
+        """Ask for one poll of everything as soon as possible; returns the serial of the first that begins after this call."""
         self._turn(now)
         return self._polls.request()
 
@@ -483,7 +483,7 @@ class Session:
         return self._sources.get(channel)
 
     def _turn(self, now: float) -> None:
-        """It is `now`; when a recording decides, its times are the only ones that deadlines see."""
+        """Set the time to `now`. When following, deadlines see only the times of the recording."""
         self._output.now = now
         if self._output.following:
             while (due := self.next_deadline()) is not None and due <= now:
@@ -515,7 +515,7 @@ class Session:
                 self._output.reject(error.reason)
 
     def finish(self, now: float) -> None:
-        """Following: the recording is at its end; what was still expected will not come."""
+        """Following: the recording has ended, so nothing that is still expected will come."""
         self._turn(now)
         self._sightings.give_up_all()
         self._polls.finish()
@@ -523,7 +523,7 @@ class Session:
     # -- the contract: output
 
     def commands(self) -> list[Command]:
-        """What to do now, in this order."""
+        """The commands to carry out now, in this order."""
         for source in self._asking:
             source.flush()
         self._programs.flush()
@@ -536,7 +536,7 @@ class Session:
         return taken
 
     def next_deadline(self) -> float | None:
-        """When `handle_deadline` wants to be called."""
+        """When to call `handle_deadline`; `None`: never."""
         if self._output.busy:
             return self._output.now
         earliest = self._polls.deadline()
@@ -548,10 +548,10 @@ class Session:
         return earliest
 
     def handle_deadline(self, now: float) -> None:
-        """The time has come (or passed)."""
+        """Do what is due: the deadline has come or passed."""
         self._output.now = now
         self._output.work()
-        self._sightings.expire()  # an end that waited there may be the one that another one waits for
+        self._sightings.expire()  # another end may wait for one that waited there
         for source in self._timed:
             due = source.deadline()
             if due is not None and due <= now:
